@@ -1,0 +1,43 @@
+"""svertka: convolutional networks on the machine you have.
+
+    import svertka
+    run = svertka.train("photos/")
+    svertka.predict(run, "holiday.jpg")
+
+Each name is imported when it is first used, so that `import svertka` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from svertka.classifier import Classifier as Classifier
+    from svertka.classifier import predict as predict
+    from svertka.data.check import check as check
+    from svertka.errors import SvertkaError as SvertkaError
+    from svertka.evaluation.scoring import evaluate as evaluate
+    from svertka.run import Run as Run
+    from svertka.training.job import resume as resume
+    from svertka.training.job import train as train
+
+_HOMES = {
+    "Classifier": "svertka.classifier",
+    "predict": "svertka.classifier",
+    "check": "svertka.data.check",
+    "SvertkaError": "svertka.errors",
+    "evaluate": "svertka.evaluation.scoring",
+    "Run": "svertka.run",
+    "resume": "svertka.training.job",
+    "train": "svertka.training.job",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'svertka' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,56 @@
+"""Everything that can go wrong and be mended by the one who asked.
+
+    SvertkaError          the message is one sentence: what, which value, what was needed, what to do
+    ├── UsageError        what was asked for cannot be: an option, a name, a path, a combination
+    ├── DataError         the pictures do not allow it
+    │   └── PictureError  one picture cannot be read
+    ├── RunError          a run folder or a file in it: there already, damaged, made by a newer version
+    ├── TrainingError     training cannot go on: it diverged, or a worker was lost
+    │   └── Interrupted   it was asked to stop, and what it did is saved
+    ├── StorageError      the disk is full, or a folder cannot be written
+    └── FetchError        something has to be downloaded and cannot be
+
+The command line prints the message and exits with `exit_code`.
+"""
+
+
+class SvertkaError(Exception):
+    """The root of the tree; catch it to catch everything that svertka raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(SvertkaError, ValueError):
+    """What was asked for cannot be: an option, a name, a path, or a combination of them."""
+
+    exit_code = 2
+
+
+class DataError(SvertkaError):
+    """The pictures do not allow what was asked: one class only, none readable, too many bad ones."""
+
+
+class PictureError(DataError):
+    """One picture cannot be read; the message is the reason alone, since the caller knows the path."""
+
+
+class RunError(SvertkaError):
+    """A run folder, or a file in it, is there already, damaged, or made by a newer version."""
+
+
+class TrainingError(SvertkaError):
+    """Training cannot go on: it diverged, or a worker process was lost."""
+
+
+class Interrupted(TrainingError):  # noqa: N818 - nothing went wrong
+    """Training was asked to stop; the message names the command that continues it."""
+
+    exit_code = 130
+
+
+class StorageError(SvertkaError):
+    """The disk is full, or a folder cannot be read or written."""
+
+
+class FetchError(SvertkaError):
+    """A file has to be downloaded and cannot be; the message says which file to put where."""

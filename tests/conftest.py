@@ -1,0 +1,79 @@
+"""What all tests share: a cache of their own, the real data, and how many cases to run."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--large", action="store_true", help="run the large counts whole, not a seeded slice of them")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    # Not monkeypatch, which lasts one test: what is timed and remembered must serve the whole session.
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data, $SVERTKA_DATA."""
+    folder = os.environ.get("SVERTKA_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("needs real data: set SVERTKA_DATA to the folder that holds mnist/, cats-dogs/ and the rest")
+    return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def large_count(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """The first number, or the second under --large."""
+    whole = request.config.getoption("--large")
+    return lambda some, every: every if whole else some
+
+
+@pytest.fixture(scope="session")
+def digit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 real digits as 8×8 PNG files, in folders "one", "two", "three" and "four"."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    root = tmp_path_factory.mktemp("digits")
+    for digit, name in enumerate(("one", "two", "three", "four"), start=1):
+        (root / name).mkdir()
+        for number, pixels in enumerate(digits.images[digits.target == digit][:60]):
+            Image.fromarray((pixels * 15.9).astype(np.uint8)).save(root / name / f"{number:02}.png")
+    return root
+
+
+@pytest.fixture
+def small_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """In `small_disk(size)` no file can grow beyond `size` bytes: writing fails half-way, as on a full disk."""
+    import resource
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, so that numbers repeat whatever else the machine does."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    torch.set_num_threads(threads)
