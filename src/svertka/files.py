@@ -1,0 +1,121 @@
+"""Files that are whole or absent: atomic writes, the cache folder, locks, and the space that is left."""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from svertka.errors import StorageError
+
+
+def cache_folder(*parts: str) -> Path:
+    """The folder `$XDG_CACHE_HOME/svertka/PARTS`, made if absent.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root.joinpath("svertka", *parts)
+    with storage(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+    """Write `content` (bytes, or a function that writes to an open file) so that `path` is old or new, never half.
+
+    A temporary file beside `path` is written, synced and renamed. After a failure `path` is as it was.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    with storage(path):
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            with suppress(OSError):
+                Path(temporary).unlink()
+            raise
+        sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON, atomically; non-ASCII names stay as they are where UTF-8 can hold them."""
+    try:
+        content = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8: Python holds it in lone surrogates
+        content = json.dumps(value, indent=2, allow_nan=False).encode()
+    write_atomic(path, content + b"\n")
+
+
+def read_json(path: Path, limit: int = 1 << 24) -> Any:
+    """The JSON value in `path`, at most `limit` bytes.
+
+    Raises:
+        ValueError: it is larger, not UTF-8, or not JSON; the message is the reason.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"larger than {limit} bytes")
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock file `path` (made if absent), waiting for other processes; `shared` lets other sharers in.
+
+    The lock goes with the process, so that a killed one never blocks the next.
+    """
+    with storage(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Turn an OSError of the body into one sentence about `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        place = error.filename or path
+        raise StorageError(f"cannot write {place}: {reason}; free space or choose another folder") from error
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that this user can still write where `folder` (or its nearest existing parent) is."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

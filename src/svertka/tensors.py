@@ -1,0 +1,75 @@
+"""Tensors in files: safetensors (no pickle, nothing runs), with a digest of the bytes and a JSON header of ours."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from svertka.errors import RunError
+from svertka.files import write_atomic
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any] | None = None) -> None:
+    """Write `tensors` and the JSON values of `header` to one file, atomically.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    # Cloned where strides or sharing would not survive: safetensors stores contiguous, separate tensors.
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # JSON keeps every float exactly (repr round-trips) and NaN as the bare word, which Python reads back.
+    metadata = {"svertka": json.dumps(header or {}), "blake2b": _digest(whole)}
+    write_atomic(path, save(whole, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors of a file and the header that `write_tensors` put in it ({} for files of others).
+
+    Raises:
+        RunError: the file is missing, damaged, or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        header = json.loads(metadata.get("svertka", "{}"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing; copy it back or train again") from error
+    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{path} is damaged ({reason}); copy it again or train again") from error
+    if "blake2b" in metadata and metadata["blake2b"] != _digest(tensors):
+        raise RunError(f"{path} is damaged (its digest does not match its content); copy it again or train again")
+    if not isinstance(header, dict):
+        raise RunError(f"{path} is damaged (its header is not a JSON object); copy it again or train again")
+    return tensors, header
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name → shape of the tensors in a file, from its header alone.
+
+    Raises:
+        RunError: as for `read_tensors`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing; copy it back or train again") from error
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{path} is damaged ({reason}); copy it again or train again") from error
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

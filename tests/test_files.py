@@ -1,0 +1,96 @@
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from svertka.errors import StorageError
+from svertka.files import cache_folder, free_bytes, locked, read_json, write_atomic, write_json
+
+
+def test_write_atomic_replaces_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    write_atomic(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, small_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    with (
+        small_disk(1000),
+        pytest.raises(StorageError, match=r"cannot write .*: .*; free space or choose another folder"),
+    ):
+        write_atomic(path, bytes(100_000))
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+
+    def fail(_file: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, fail)
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence() -> None:
+    with pytest.raises(StorageError, match="/proc/"):
+        write_atomic(Path("/proc/file"), b"x")
+
+
+@pytest.mark.parametrize("value", [{"naïve ☃": [1, 2.5, None]}, {"\udcff": "not UTF-8"}, []])
+def test_json_survives(tmp_path: Path, value: object) -> None:
+    write_json(tmp_path / "file.json", value)
+    assert read_json(tmp_path / "file.json") == value
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"{", "Expecting"), (b"\xff", "decode"), (b"[" * 200_000, "deeply"), (b" " * 99, "larger")]
+)
+def test_bad_json_is_a_value_error(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "file.json").write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        read_json(tmp_path / "file.json", limit=50 if reason == "larger" else 1 << 24)
+
+
+def _add_one(path: Path) -> None:
+    for _ in range(20):
+        with locked(path.with_suffix(".lock")):
+            value = json.loads(path.read_text())
+            time.sleep(0.001)
+            path.write_text(json.dumps(value + 1))
+
+
+def test_a_lock_keeps_processes_apart(tmp_path: Path) -> None:
+    path = tmp_path / "counter"
+    path.write_text("0")
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=_add_one, args=(path,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert path.read_text() == "60"
+
+
+def test_cache_folder_is_where_xdg_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder("a", "b") == tmp_path / "svertka" / "a" / "b"
+    assert cache_folder().is_dir()
+
+
+def test_free_bytes_of_a_folder_to_be() -> None:
+    assert free_bytes(Path("/tmp/not/yet/there")) > 0
