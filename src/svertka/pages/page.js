@@ -1,0 +1,129 @@
+// Colour scheme, readings of curves and matrices, sortable tables. Without it a page shows the same pictures and numbers.
+"use strict";
+(() => {
+  const root = document.documentElement;
+  root.classList.add("scripted");
+
+  // A page opened from a file may be refused storage; the choice then lasts as long as the page.
+  const remembered = {
+    read() { try { return localStorage.getItem("svertka-scheme"); } catch { return null; } },
+    write(scheme) { try { localStorage.setItem("svertka-scheme", scheme); } catch { /* see above */ } },
+  };
+  const systemDark = matchMedia("(prefers-color-scheme: dark)");
+  const chosen = remembered.read();
+  if (chosen === "light" || chosen === "dark") root.dataset.scheme = chosen;
+
+  function schemeSwitch(button) {
+    const isDark = () => (root.dataset.scheme || (systemDark.matches ? "dark" : "light")) === "dark";
+    const label = () => {
+      button.textContent = isDark() ? "Light" : "Dark";
+      button.setAttribute("aria-label", `Switch to ${isDark() ? "light" : "dark"} colours`);
+    };
+    button.addEventListener("click", () => {
+      root.dataset.scheme = isDark() ? "light" : "dark";
+      remembered.write(root.dataset.scheme);
+      label();
+    });
+    systemDark.addEventListener("change", label);
+    label();
+  }
+
+  // A figure whose `length` values are read out one at a time, by pointer (`nearest(event)`) and by arrow keys.
+  function readable(figure, length, rest, label, nearest, show) {
+    if (!length) return;
+    let at = rest;
+    const go = (index) => {
+      at = Math.max(0, Math.min(length - 1, index));
+      const text = show(at);
+      figure.setAttribute("aria-valuenow", at);
+      figure.setAttribute("aria-valuetext", text);
+    };
+    figure.tabIndex = 0;
+    figure.setAttribute("role", "slider");
+    figure.setAttribute("aria-label", label);
+    figure.setAttribute("aria-valuemin", 0);
+    figure.setAttribute("aria-valuemax", length - 1);
+    const leave = () => { go(rest); figure.classList.remove("reading"); };
+    const enter = (index) => { go(index); figure.classList.add("reading"); };
+    const follow = (event) => { const index = nearest(event); if (index >= 0) enter(index); };
+    figure.addEventListener("pointermove", follow);
+    figure.addEventListener("pointerdown", follow);
+    figure.addEventListener("pointerleave", leave);
+    figure.addEventListener("blur", leave);
+    figure.addEventListener("keydown", (event) => {
+      const page = Math.max(1, Math.round(length / 10));
+      const target = {
+        ArrowLeft: at - 1, ArrowDown: at - 1, ArrowRight: at + 1, ArrowUp: at + 1,
+        PageDown: at - page, PageUp: at + page, Home: 0, End: length - 1,
+      }[event.key];
+      if (target === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault();
+      enter(target);
+    });
+    go(rest);
+  }
+
+  function curves(figure) {
+    const { places, names, texts, rest } = JSON.parse(figure.dataset.readings);
+    const outputs = [...figure.querySelectorAll("output")];
+    const cursors = [...figure.querySelectorAll("line.cursor")];
+    const titles = [...figure.querySelectorAll("h3")].map((title) => title.textContent);
+    const plot = figure.querySelector("svg");
+    readable(figure, places.length, rest, "Curves; arrow keys read them out", (event) => {
+      const box = plot.getBoundingClientRect();
+      const place = (event.clientX - box.left) / box.width;
+      let best = 0;
+      places.forEach((x, k) => { if (Math.abs(x - place) < Math.abs(places[best] - place)) best = k; });
+      return best;
+    }, (at) => {
+      outputs.forEach((output, k) => { output.textContent = (k ? "" : `${names[at]} · `) + texts[at][k]; });
+      for (const cursor of cursors) for (const end of ["x1", "x2"]) cursor.setAttribute(end, `${100 * places[at]}%`);
+      return `${names[at]}. ${titles.map((title, k) => `${title}: ${texts[at][k]}`).join(". ")}`;
+    });
+  }
+
+  function matrix(figure) {
+    const { names, images, cells } = JSON.parse(figure.dataset.matrix);
+    const [svg, output, cursor] = ["svg", "output", ".cursor"].map((part) => figure.querySelector(part));
+    const at = new Map(cells.map(([row, column], k) => [row * names.length + column, k]));
+    readable(figure, cells.length, 0, "Confusion matrix; arrow keys read out its cells, the darkest first", (event) => {
+      const box = svg.getBoundingClientRect();
+      const [column, row] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height]
+        .map((share) => Math.floor(share * names.length));
+      return at.get(row * names.length + column) ?? -1;
+    }, (index) => {
+      const [row, column, count] = cells[index];
+      cursor.setAttribute("x", column);
+      cursor.setAttribute("y", row);
+      output.textContent = `${names[row]} taken for ${names[column]}: ${count} of ${images[row]}`;
+      return output.textContent;
+    });
+  }
+
+  function sortable(table) {
+    const body = table.tBodies[0];
+    const heads = [...table.tHead.rows[0].cells];
+    const order = new Intl.Collator(undefined, { numeric: true });
+    heads.forEach((head, column) => {
+      const button = document.createElement("button");
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        const falling = head.getAttribute("aria-sort") !== "descending";
+        for (const other of heads) other.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", falling ? "descending" : "ascending");
+        const value = (row) => row.cells[column].dataset.value;
+        const compare = (a, b) => (isFinite(a) && isFinite(b) ? a - b : order.compare(a, b));
+        const rows = [...body.rows].sort((a, b) => compare(value(a), value(b)) * (falling ? -1 : 1));
+        body.append(...rows);
+      });
+    });
+  }
+
+  document.addEventListener("DOMContentLoaded", () => {
+    schemeSwitch(document.getElementById("scheme"));
+    document.querySelectorAll("figure.curves").forEach(curves);
+    document.querySelectorAll("figure.matrix").forEach(matrix);
+    document.querySelectorAll("table.sortable").forEach(sortable);
+  });
+})();

@@ -1,0 +1,90 @@
+"""One HTML file with everything inside: escaping, numbers as people read them, and the shell of a page."""
+
+import base64
+import hashlib
+import html
+import math
+from functools import cache
+from importlib.resources import files
+from unicodedata import category
+
+SPACE = "\u00a0"  # between a number and its unit, so that no line ends there
+NOTHING = "–"  # where a number is missing
+
+
+def escape(text: str) -> str:
+    """`text` for HTML, inside elements and quoted attributes; what HTML or UTF-8 forbids becomes �."""
+    return html.escape("".join("\ufffd" if category(letter) in ("Cc", "Cs") else letter for letter in text))
+
+
+def isolated(text: str) -> str:
+    """`text` as HTML that cannot turn its surroundings around, whichever way its script is written."""
+    return f"<bdi>{escape(text)}</bdi>"
+
+
+def percent(share: float | None) -> str:
+    """`share` (0 to 1) with one decimal, "1.1 %"; a dash for None and NaN."""
+    return f"{100 * share:.1f}{SPACE}%" if share is not None and math.isfinite(share) else NOTHING
+
+
+def number(value: float) -> str:
+    """`value` with three significant digits, which is how a loss is compared: "0.0123", "1.70"; a dash for NaN."""
+    if not (math.isfinite(value) and 1e-3 <= abs(value) < 1e5):
+        return plain(value)
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def plain(value: float) -> str:
+    """`value` as briefly as three significant digits allow: "0.5", "0.00249", "10⁻⁶", "3.2·10⁻⁵"; a dash for NaN."""
+    if not math.isfinite(value):
+        return NOTHING
+    if value == 0 or 1e-4 <= abs(value) < 1e5:
+        return f"{float(f'{value:.3g}'):g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return power if float(mantissa) == 1 else f"{float(mantissa):g}·{power}"
+
+
+def count(value: int, noun: str) -> str:
+    """ "1 epoch", "20 epochs", "10,000 pictures": thousands apart, and the noun in its number."""
+    return f"{value:,}{SPACE}{noun}{'' if value == 1 else 's'}"
+
+
+def page(title: str, body: str) -> str:
+    """A whole HTML document, style and script inside; `title` is text, `body` is HTML.
+
+    Its policy lets it load nothing and run nothing but what is in it, whatever a class name may try.
+    """
+    style, script = _read("style.css"), _read("page.js")
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    # The script comes before the body: a chosen colour scheme must be there before anything is painted.
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{escape(title)}</title>
+<style>{style}</style>
+<script>{script}</script>
+</head>
+<body>
+<button type="button" id="scheme" aria-label="Colour scheme"></button>
+{body}
+</body>
+</html>
+"""
+
+
+@cache
+def _read(name: str) -> str:
+    return files("svertka.pages").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
