@@ -1,0 +1,211 @@
+"""Counts and sums over scored pictures: errors, loss, confusion, the worst mistakes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from svertka import distributed
+from svertka.errors import UsageError
+
+WORST = 24  # most confident mistakes of all that are kept
+PER_PAIR = 8  # most confident mistakes that are kept of each (true, predicted) pair
+PER_CLASS = 8  # pictures that are kept of each class, as examples
+TOP5_FROM = 6  # classes below which a top-5 error says nothing
+PRUNE_AT = 8192  # mistakes that may gather before those that nobody will ask for are dropped
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One picture, and the wrong class that got the highest `probability` (0 to 1)."""
+
+    probability: float
+    index: int
+    label: int
+    predicted: int
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """How one class fared: pictures of it, the share of them that were missed, and how far its name can be trusted.
+
+    `error`: share of the class's pictures that were given another class (1 − recall); None without pictures.
+    `precision`: share of the pictures given this class that are of it; None where none was given it.
+    `examples`: indices of a few of its pictures.
+    """
+
+    name: str
+    images: int
+    error: float | None
+    precision: float | None
+    examples: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a classifier did on labelled pictures; errors are shares, 0 to 1, NaN where there was no picture.
+
+    `top5_error`: None below 6 classes. `loss`: mean cross-entropy, nats. `confusion`: (K, K) int64, row true, column
+    predicted; its diagonal holds exactly the pictures that count as right. `mistakes`: most confident first; the 24
+    most confident of all and the 8 most confident of each pair of classes are among them.
+    """
+
+    images: int
+    top1_error: float
+    top5_error: float | None
+    loss: float
+    per_class: tuple[ClassResult, ...]
+    confusion: npt.NDArray[np.int64]
+    mistakes: tuple[Mistake, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """What `svertka evaluate --json` prints; null for what has no finite value."""
+        return {
+            "images": self.images,
+            "top1_error": _finite(self.top1_error),
+            "top5_error": _finite(self.top5_error),
+            "loss": _finite(self.loss),
+            "per_class": [
+                {"name": one.name, "images": one.images, "error": one.error, "precision": one.precision}
+                for one in self.per_class
+            ],
+        }
+
+
+class Tally:
+    """Counts and sums over batches, in memory that does not grow with the number of pictures.
+
+    A picture is right among k guesses if fewer than k other classes score at least as high as its own: a tie counts
+    as wrong, so that a network which scores all classes alike is wrong about everything rather than right by the
+    order of the classes. A picture with a NaN among its logits is wrong.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self._loss = torch.zeros(1, dtype=torch.float64)
+        self._wrong5 = torch.zeros(1, dtype=torch.int64)
+        self._confusion = torch.zeros(classes, classes, dtype=torch.int64)
+        # Columns: the probability's bits, index, label, predicted. One integer table is what processes exchange.
+        self._mistakes = torch.zeros(0, 4, dtype=torch.int64)
+        self._prune_at = PRUNE_AT
+        self._examples = torch.zeros(0, 2, dtype=torch.int64)  # columns: label, index
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, labels: Tensor, indices: Tensor) -> None:
+        """Count a batch: `logits` (B, K) floating, `labels` (B,) int64 in 0 to K − 1, `indices` (B,) int64.
+
+        Raises:
+            UsageError: `logits` are of another number of classes.
+        """
+        if logits.shape[1] != self.classes:
+            raise UsageError(
+                f"the network gives {logits.shape[1]} scores a picture and the data have {self.classes} classes; "
+                f"use the data set it was trained on"
+            )
+        logits, labels, indices = logits.float().cpu(), labels.cpu(), indices.cpu()
+        rows = torch.arange(len(labels))
+        own = logits[rows, labels][:, None]
+        # Not `logits >= own`: negated, a NaN is a rival that was not beaten.
+        rivals = (~(logits < own)).sum(1) - 1
+        wrong = (rivals >= 1) | logits.isnan().any(1)
+        others = logits.nan_to_num(nan=torch.finfo(torch.float32).min, neginf=torch.finfo(torch.float32).min)
+        others[rows, labels] = -math.inf
+        rival = others.argmax(1)
+        predicted = torch.where(wrong, rival, labels)
+
+        self._loss += cross_entropy(logits, labels, reduction="none").double().sum()
+        self._wrong5 += ((rivals >= 5) | logits.isnan().any(1)).sum()
+        self._confusion.view(-1).index_add_(0, labels * self.classes + predicted, torch.ones_like(labels))
+        # + 0.0: bits order as the numbers do from +0 upwards, and −0 would come last
+        probability = logits.softmax(1)[rows, rival].nan_to_num(nan=0.0).double() + 0.0
+        mistakes = torch.stack([probability.view(torch.int64), indices, labels, predicted], 1)[wrong]
+        self._mistakes = torch.cat([self._mistakes, mistakes])
+        self._examples = _first_of_each(torch.cat([self._examples, torch.stack([labels, indices], 1)]), PER_CLASS)
+        if len(self._mistakes) > self._prune_at:
+            self._mistakes = _worst(self._mistakes)
+            self._prune_at = max(PRUNE_AT, 2 * len(self._mistakes))
+
+    def total(self) -> "Tally":
+        """A tally of all processes' pictures, each counted as often as the processes counted it; this one stays."""
+        whole = Tally(self.classes)
+        whole._loss = distributed.total(self._loss.clone())
+        whole._wrong5 = distributed.total(self._wrong5.clone())
+        whole._confusion = distributed.total(self._confusion.clone())
+        whole._mistakes = _gather(_worst(self._mistakes))
+        whole._examples = _first_of_each(_gather(self._examples), PER_CLASS)
+        return whole
+
+    def result(self, names: Sequence[str]) -> Evaluation:
+        """The figures; `names` are the classes', in the order of the logits."""
+        confusion = self._confusion.numpy().copy()
+        right, images, given = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+        count = int(images.sum())
+        examples = self._examples.tolist()
+        per_class = tuple(
+            ClassResult(
+                name,
+                int(images[k]),
+                float(1 - right[k] / images[k]) if images[k] else None,
+                float(right[k] / given[k]) if given[k] else None,
+                tuple(index for label, index in examples if label == k),
+            )
+            for k, name in enumerate(names)
+        )
+        worst = _worst(self._mistakes)
+        probabilities = worst[:, 0].contiguous().view(torch.float64).tolist()
+        return Evaluation(
+            images=count,
+            top1_error=float((count - right.sum()) / count) if count else math.nan,
+            top5_error=(self._wrong5.item() / count if count else math.nan) if self.classes >= TOP5_FROM else None,
+            loss=self._loss.item() / count if count else math.nan,
+            per_class=per_class,
+            confusion=confusion,
+            mistakes=tuple(Mistake(p, *row) for p, row in zip(probabilities, worst[:, 1:].tolist(), strict=True)),
+        )
+
+
+def _worst(mistakes: Tensor) -> Tensor:
+    """The mistakes that `Evaluation` promises, most confident first and of equals the lowest index."""
+    # Two stable sorts, the second key first.
+    mistakes = mistakes[mistakes[:, 1].argsort(stable=True)]
+    mistakes = mistakes[mistakes[:, 0].argsort(descending=True, stable=True)]
+    _, pair = torch.unique(mistakes[:, 2:], dim=0, return_inverse=True)
+    keep = _place_in_group(pair) < PER_PAIR
+    keep[:WORST] = True
+    return mistakes[keep]
+
+
+def _first_of_each(rows: Tensor, count: int) -> Tensor:
+    """Of (label, index) rows the `count` lowest indices of each label, ordered."""
+    rows = torch.unique(rows, dim=0)
+    return rows[_place_in_group(rows[:, 0]) < count]
+
+
+def _place_in_group(group: Tensor) -> Tensor:
+    """For each element, how many equal ones stand before it."""
+    order = group.argsort(stable=True)
+    ordered = group[order]
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(group)) - torch.searchsorted(ordered, ordered)
+    return places
+
+
+def _gather(rows: Tensor) -> Tensor:
+    """The rows (N, C) int64 of all processes; N may differ between them."""
+    counts = torch.zeros(distributed.world(), dtype=torch.int64)
+    counts[distributed.rank()] = len(rows)
+    counts = distributed.total(counts)
+    start = int(counts[: distributed.rank()].sum())
+    everyone = torch.zeros(int(counts.sum()), rows.shape[1], dtype=torch.int64)
+    everyone[start : start + len(rows)] = rows
+    return distributed.total(everyone)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

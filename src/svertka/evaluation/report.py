@@ -1,0 +1,221 @@
+"""report.html: what a training came to, as one file that opens anywhere and loads nothing."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from svertka.errors import PictureError
+from svertka.evaluation.confusion import called, confusion
+from svertka.evaluation.history import History
+from svertka.evaluation.metrics import WORST, ClassResult, Evaluation, Mistake
+from svertka.files import write_atomic
+from svertka.pages.page import count, escape, isolated, number, page, percent
+from svertka.pages.pictures import image, strip
+from svertka.progress import duration
+
+Pixels = npt.NDArray[np.uint8]
+
+SIDE = 128  # CSS pixels of a worst mistake
+THUMBNAIL = 32  # CSS pixels of an example
+EXAMPLES = 240  # pictures shown as examples of classes, all together: the file must stay small
+PARTS = {"test": "test", "val": "validation", "train": "training"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that report.html is drawn from.
+
+    `name`: the run's. `network`, `source`: what was trained on what. `facts`: (label, value) pairs about how it was
+    made. `history`: the lines of metrics.jsonl. `part`: the part of the data that `evaluation` is of ("test", "val");
+    without an evaluation the page shows the curves alone. `picture`: index -> (H, W, 1 | 3) uint8; it may raise
+    PictureError. `picture_name`: index -> what to call that picture, a path or the source and a number.
+    """
+
+    name: str
+    network: str
+    source: str
+    facts: Sequence[tuple[str, str]]
+    history: Sequence[Mapping[str, Any]]
+    part: str
+    evaluation: Evaluation | None
+    picture: Callable[[int], Pixels]
+    picture_name: Callable[[int], str]
+
+    @cached_property
+    def curves(self) -> History:
+        """The history, read."""
+        return History(self.history)
+
+    @property
+    def sentence(self) -> str:
+        """What is seen: "lenet5 on digits: 1.1 % of 361 test pictures wrong after 20 epochs, 12 s." """
+        epochs = len(self.curves.epochs)
+        spent = f" after {count(epochs, 'epoch')}" if epochs else " before the end of the first epoch"
+        if self.curves.seconds:
+            spent += f", {duration(self.curves.seconds)}"
+        if self.evaluation is None or not self.evaluation.images:
+            return f"{self.network} on {self.source}: not judged yet{spent}."
+        judged = count(self.evaluation.images, f"{PARTS.get(self.part, self.part)} picture")
+        return f"{self.network} on {self.source}: {percent(self.evaluation.top1_error)} of {judged} wrong{spent}."
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write `report` to `path` as one HTML file, whole or not at all.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    write_atomic(path, page(f"{report.name} – svertka", _body(report)).encode())
+
+
+def _body(report: Report) -> str:
+    parts = [
+        f"<header><p><b>{isolated(report.name)}</b></p><h1>{escape(report.sentence)}</h1>{_second(report)}"
+        f"{_findings(report.curves)}</header>",
+        _section("curves", "Learning curves", _curves(report.curves)),
+        _section("range", "Learning-rate finder", _range_test(report.curves)),
+    ]
+    if report.evaluation is not None and report.evaluation.images:
+        parts += [
+            _section("mistakes", "Worst mistakes", _mistakes(report, report.evaluation)),
+            _section("confusion", "Confusion", confusion(report.evaluation, lambda i, alt: _strip(report, i, alt))),
+            _section("classes", "Classes", _classes(report, report.evaluation)),
+        ]
+    facts = "".join(f"<div><dt>{escape(label)}</dt><dd>{isolated(text)}</dd></div>" for label, text in report.facts)
+    parts.append(_section("made", "How it was made", f"<dl>{facts}</dl>" if facts else ""))
+    return f"<main>{''.join(parts)}</main>"
+
+
+def _section(name: str, title: str, body: str) -> str:
+    return f'<section id="{name}"><h2>{title}</h2>{body}</section>' if body else ""
+
+
+def _second(report: Report) -> str:
+    """The figures that the first sentence leaves out."""
+    evaluation = report.evaluation
+    if evaluation is None or not evaluation.images:
+        return ""
+    said = [f"Mean loss {number(evaluation.loss)} nats."]
+    if evaluation.top5_error is not None:
+        said.append(f"With five guesses instead of one, {percent(evaluation.top5_error)} are wrong.")
+    if report.curves.best is not None:
+        said.append(
+            f"These are the weights of epoch {report.curves.best['epoch']:g}, the best on the validation pictures."
+        )
+    return f"<p>{escape(' '.join(said))}</p>"
+
+
+def _findings(history: History) -> str:
+    rows = "".join(f"<li><b>{escape(when)}</b> {escape(sentence)}</li>" for when, sentence in history.findings())
+    return f'<ul class="findings">{rows}</ul>' if rows else ""
+
+
+def _curves(history: History) -> str:
+    drawn = history.figure()
+    if not drawn:
+        return ""
+    how = (
+        "Solid is the mean over an epoch of training, dashed is the validation part after it, grey the single steps: "
+        "where the dashed line turns up while the solid one falls, the network learns by heart "
+        '(<a href="https://www.deeplearningbook.org/contents/ml.html">Goodfellow et al. 2016, §5.2</a>).'
+    )
+    return f'<p class="how">{how}</p>{drawn}{history.table()}'
+
+
+def _range_test(history: History) -> str:
+    drawn = history.range_test()
+    how = (
+        "The loss while the learning rate rises from step to step; chosen is the rate at which it falls most steeply "
+        '(<a href="https://arxiv.org/abs/1506.01186">Smith 2017, §3.3</a>).'
+    )
+    return f'<p class="how">{how}</p>{drawn}' if drawn else ""
+
+
+def _mistakes(report: Report, evaluation: Evaluation) -> str:
+    worst = evaluation.mistakes[:WORST]
+    if not worst:
+        return '<p class="how">There are none.</p>'
+    how = (
+        "The pictures for which a wrong class got the highest probability: look for wrong labels among them "
+        '(as in <a href="https://doi.org/10.1109/5.726791">LeCun et al. 1998, fig. 8</a>).'
+    )
+    return (
+        f'<p class="how">{how}</p><div class="wall">{"".join(_mistake(report, evaluation, one) for one in worst)}</div>'
+    )
+
+
+def _mistake(report: Report, evaluation: Evaluation, mistake: Mistake) -> str:
+    true, guess = (evaluation.per_class[k].name for k in (mistake.label, mistake.predicted))
+    sure, called = percent(mistake.probability), report.picture_name(mistake.index)
+    alt = f"{called}: {true}, taken for {guess} with {sure}"
+    pixels = _picture(report, mistake.index)
+    drawn = image(pixels, SIDE, alt) if pixels is not None else _unreadable(alt)
+    return (
+        f'<figure><div class="frame">{drawn}</div><figcaption><span title="{escape(true)}">is {isolated(true)}</span>'
+        f'<span title="{escape(guess)}">taken for <b>{isolated(guess)}</b></span><span>{sure}</span>'
+        f'<span class="quiet" title="{escape(called)}">{isolated(PurePath(called).name)}</span></figcaption></figure>'
+    )
+
+
+def _classes(report: Report, evaluation: Evaluation) -> str:
+    each = min(8, EXAMPLES // len(evaluation.per_class))
+    order = sorted(evaluation.per_class, key=lambda one: -1.0 if one.error is None else one.error, reverse=True)
+    numbers = {id(one): k for k, one in enumerate(evaluation.per_class)}
+    rows = "".join(_class_row(report, evaluation, one, numbers[id(one)], each) for one in order)
+    how = "Error is the share of a class that was missed; precision the share of what was given its name that is of it."
+    return (
+        f'<p class="how">{how}</p><div class="scroll" tabindex="0" role="region" aria-label="Classes">'
+        '<table class="rows sortable"><thead><tr><th scope="col">class</th><th scope="col">pictures</th>'
+        '<th scope="col" aria-sort="descending">error</th><th scope="col">precision</th>'
+        f'<th scope="col">most often taken for</th></tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _class_row(report: Report, evaluation: Evaluation, one: ClassResult, k: int, each: int) -> str:
+    examples = _strip(report, list(one.examples[:each]), f"Pictures of {one.name}") if each and one.examples else ""
+    others = evaluation.confusion[k].copy()
+    others[k] = 0
+    most = int(others.argmax())
+    taken = called(evaluation.per_class[most].name, f"{others[most]:,} × ") if others[most] else ""
+    return (
+        f'<tr><th scope="row" data-value="{escape(one.name)}"><div class="who">'
+        f'{called(one.name)}<div class="strip">{examples}</div>'
+        f"</div></th>"
+        f'<td data-value="{one.images}">{one.images:,}</td>'
+        f'<td data-value="{_order(one.error)}">{percent(one.error)}{_bar(one.error)}</td>'
+        f'<td data-value="{_order(one.precision)}">{percent(one.precision)}</td>'
+        f'<td data-value="{others[most]}">{taken}</td></tr>'
+    )
+
+
+def _bar(share: float | None) -> str:
+    """As wide as its ground where the share is 1."""
+    filled = f'<rect width="{share or 0:.4f}" height="1"/>'
+    return f'<svg class="bar" viewBox="0 0 1 1" preserveAspectRatio="none" aria-hidden="true">{filled}</svg>'
+
+
+def _order(share: float | None) -> str:
+    return f"{-1.0 if share is None or math.isnan(share) else share:.6f}"
+
+
+def _strip(report: Report, indices: Sequence[int], alt: str) -> str:
+    pictures = [pixels for index in indices if (pixels := _picture(report, index)) is not None]
+    return strip(pictures, THUMBNAIL, alt) if pictures else ""
+
+
+def _picture(report: Report, index: int) -> Pixels | None:
+    """The pixels; None where the file has gone since it was counted."""
+    try:
+        return report.picture(index)
+    except PictureError:
+        return None
+
+
+def _unreadable(alt: str) -> str:
+    return f'<span class="unreadable" role="img" aria-label="{escape(alt)}">cannot be read</span>'
