@@ -1,0 +1,217 @@
+"""A trained network with its class names and its preprocessing: what every verb after training takes."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from svertka.data.images import SUFFIXES
+from svertka.data.preprocess import Picture, Preprocess
+from svertka.device import choose_device, set_threads
+from svertka.errors import PictureError, RunError, UsageError
+from svertka.files import read_json, write_json
+from svertka.models import zoo
+from svertka.tensors import read_tensors, tensor_shapes, write_tensors
+
+FORMAT = 1  # of config.json; a reader refuses what is newer
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class Config(BaseModel):
+    """The content of config.json; it alone rebuilds the network, since all it names lives in `models/`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    model: str
+    names: tuple[str, ...] = Field(min_length=1, max_length=1_000_000)
+    preprocess: Preprocess
+
+    def build(self) -> torch.nn.Module:
+        """The network with fresh weights."""
+        size, channels = self.preprocess.size, self.preprocess.channels
+        return zoo.find(self.model).build(classes=len(self.names), channels=channels, size=size)
+
+
+class Classifier:
+    """`network` gives logits (B, K) for what `preprocess` gives; `names` are the K classes in order."""
+
+    def __init__(self, network: torch.nn.Module, config: Config) -> None:
+        self.network, self.config = network, config
+        self.names, self.preprocess = config.names, config.preprocess
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], device: torch.device | str = "cpu") -> Self:
+        """The classifier in a folder, ready to predict.
+
+        Raises:
+            RunError: no such folder, or a file in it is missing, damaged or made by a newer version.
+        """
+        folder = Path(path)
+        config = read_config(folder)
+        weights = folder / WEIGHTS
+        # Shapes first, on a network without memory: a damaged config must not ask for terabytes.
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in config.build().state_dict().items()}
+        found = tensor_shapes(weights)
+        if expected != found:
+            odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+            few = ", ".join(f"{name} {found.get(name, 'missing')}" for name in odd[:3])
+            raise RunError(
+                f"{weights} does not fit {config.model} with {len(config.names)} classes ({len(odd)} tensors differ: "
+                f"{few}); copy both files from the same run"
+            )
+        network = config.build()
+        network.load_state_dict(read_tensors(weights)[0])
+        return cls(network.to(device).eval(), config)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write config.json and model.safetensors into the folder `path`, made if absent.
+
+        Raises:
+            StorageError: the disk is full or the folder cannot be written.
+        """
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / WEIGHTS, self.network.state_dict())
+        write_json(folder / CONFIG, self.config.model_dump())
+
+    def predict(self, picture: Picture, top: int = 5) -> list[tuple[str, float]]:
+        """The `top` most probable classes of one picture, best first, as (name, probability in 0 to 1).
+
+        `picture`: a path, a PIL image, or an array (H, W), (H, W, 3) uint8.
+
+        Raises:
+            PictureError: it cannot be read.
+        """
+        return self.rank(self.probabilities([self.preprocess(picture)])[0], top)
+
+    def rank(self, probabilities: torch.Tensor, top: int = 5) -> list[tuple[str, float]]:
+        """The `top` best of `probabilities` (K,), with their names."""
+        best = probabilities.topk(min(top, len(self.names)))
+        return [(self.names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+    @torch.inference_mode()
+    def probabilities(self, pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Class probabilities (N, K) float32 of what `preprocess` gave for N pictures."""
+        if not pictures:
+            return torch.empty(0, len(self.names))
+        images = torch.stack(list(pictures)).to(next(self.network.parameters()).device)
+        logits: torch.Tensor = self.network(images)
+        return logits.float().softmax(1).cpu()
+
+
+def predict(
+    run: str | PathLike[str] | Classifier,
+    *pictures: Picture,
+    top: int = 5,
+    device: str = "auto",
+    threads: int | None = None,
+) -> list[dict[str, Any]]:
+    """For each picture `path` and `labels`, the `top` most probable names, best first, with their probabilities.
+
+    `pictures`: paths of pictures, of folders (all pictures in them, at any depth) or of .npy files, (N, H, W[, 3])
+    uint8; PIL images; arrays (H, W[, 3]) uint8. A picture that cannot be read has no labels, and its reason as `error`.
+
+    Raises:
+        UsageError: no picture is there.
+        RunError: the run is missing or damaged.
+    """
+    place, workers = choose_device(device), set_threads(threads)
+    classifier = run if isinstance(run, Classifier) else Classifier.load(run, place)
+    results: list[dict[str, Any]] = []
+    everything = _expanded(pictures)
+    with ThreadPoolExecutor(workers) as pool:
+        while some := list(islice(everything, 64)):
+            tensors = list(pool.map(partial(_prepared, classifier.preprocess), (picture for _, picture in some)))
+            good = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
+            ranked = iter(classifier.rank(row, top) for row in classifier.probabilities(good))
+            for (path, _), tensor in zip(some, tensors, strict=True):
+                if isinstance(tensor, str):
+                    results.append({"path": path, "labels": [], "error": tensor})
+                else:
+                    labels = [{"name": name, "probability": probability} for name, probability in next(ranked)]
+                    results.append({"path": path, "labels": labels})
+    if not results:
+        raise UsageError(f"there is no picture in {', '.join(map(str, pictures))}; it may hold {', '.join(SUFFIXES)}")
+    return results
+
+
+def _prepared(preprocess: Preprocess, picture: Picture) -> torch.Tensor | str:
+    try:
+        return preprocess(picture)
+    except PictureError as error:
+        return str(error)
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+
+
+def _expanded(pictures: Iterable[Picture]) -> Iterator[tuple[str, Picture]]:
+    for number, picture in enumerate(pictures):
+        if not isinstance(picture, str | PathLike):
+            yield f"#{number}", picture
+            continue
+        path = Path(picture)
+        if path.is_dir():
+            for inside in sorted(path.rglob("*")):
+                hidden = any(part.startswith(".") for part in inside.relative_to(path).parts)
+                if inside.suffix.lower() in SUFFIXES and not hidden and inside.is_file():
+                    yield str(inside), inside
+        elif path.suffix.lower() == ".npy":
+            yield from ((f"{path}[{row}]", array) for row, array in enumerate(_read_array(path)))
+        else:
+            yield str(path), path
+
+
+def _read_array(path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        array: npt.NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as an array ({error}); save one of uint8 with numpy.save") from error
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
+        raise UsageError(f"{path} holds {array.dtype} {array.shape}; it needs uint8 (N, H, W) or (N, H, W, 3)")
+    return array
+
+
+def read_config(folder: Path) -> Config:
+    """The Config of a folder.
+
+    Raises:
+        RunError: no such folder, or config.json is missing, damaged or made by a newer version.
+    """
+    path = folder / CONFIG
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not a run folder; name one that `svertka train` made, such as runs/digits-lenet5")
+    try:
+        content: Any = read_json(path)
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{folder} holds no {CONFIG}, so it is not a run; name a folder that `svertka train` made"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise RunError(f"{path} is damaged ({error}); copy it back or train again") from error
+    refuse_newer(path, content, FORMAT)
+    try:
+        config = Config.model_validate_json(path.read_bytes())
+        zoo.find(config.model)
+    except (ValidationError, ValueError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise RunError(f"{path} is damaged ({reason}); copy it back or train again") from error
+    return config
+
+
+def refuse_newer(path: Path, content: Any, newest: int) -> None:
+    """Raise RunError if `content`, read from `path`, says that its format is newer than `newest`."""
+    version = content.get("format") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > newest:
+        raise RunError(
+            f"{path} was made by a newer svertka (format {version}, this one reads {newest}); upgrade svertka"
+        )

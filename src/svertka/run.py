@@ -1,0 +1,104 @@
+"""The run folder: where its files are, and what is in them. Training writes it, every other verb reads it."""
+
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from svertka.classifier import CONFIG, WEIGHTS, Classifier, refuse_newer
+from svertka.errors import RunError, UsageError
+from svertka.files import read_json
+
+FORMAT = 1  # of training.json
+
+
+class Run:
+    """A run folder and its paths, a path itself; making one of these touches no file."""
+
+    def __init__(self, folder: str | PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.config = self.folder / CONFIG
+        self.weights = self.folder / WEIGHTS
+        self.training = self.folder / "training.json"
+        self.checkpoint = self.folder / "checkpoint" / "state.safetensors"
+        self.metrics = self.folder / "metrics.jsonl"
+        self.report = self.folder / "report.html"
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.resolve().name
+
+    def classifier(self) -> Classifier:
+        """The best network of the run, with its names and preprocessing."""
+        return Classifier.load(self.folder)
+
+    def settings(self) -> dict[str, Any]:
+        """What training.json says: source, recipe, parts, versions.
+
+        Raises:
+            RunError: it is missing, damaged or made by a newer version.
+        """
+        try:
+            content = read_json(self.training)
+        except FileNotFoundError as error:
+            raise RunError(f"{self.folder} holds no training.json, so it is not a run of `svertka train`") from error
+        except (ValueError, OSError) as error:
+            raise RunError(f"{self.training} is damaged ({error}); copy it back or train again") from error
+        refuse_newer(self.training, content, FORMAT)
+        if not isinstance(content, dict):
+            raise RunError(f"{self.training} is damaged (not a JSON object); copy it back or train again")
+        return content
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, oldest first; a last line cut short by a crash is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = []
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict):
+                lines.append(entry)
+        return lines
+
+    def result(self) -> dict[str, Any]:
+        """What training came to: `run`, `val_error`, `test_error`, `epochs`, `seconds`, `images_per_second`.
+
+        Raises:
+            RunError: training has not finished.
+        """
+        for entry in reversed(self.history()):
+            if entry.get("kind") == "result":
+                return {"run": str(self.folder)} | {key: entry[key] for key in entry if key != "kind"}
+        raise RunError(f"{self.folder} has not finished; continue it with `svertka train --resume {self.folder}`")
+
+
+def new_folder(source: str, model: str, output: str | PathLike[str] | None) -> Path:
+    """Where a new run goes: `output`, or the first of runs/SOURCE-MODEL, …-2, …-3 that is free.
+
+    Raises:
+        UsageError: `output` is there already.
+    """
+    if output is not None:
+        folder = Path(output)
+        if folder.exists():
+            raise UsageError(
+                f"{folder} exists already; continue it (svertka train --resume {folder}) or choose another --output"
+            )
+        return folder
+    path = Path(source).resolve()
+    stem = Path("runs") / f"{path.stem if path.is_file() else path.name}-{model}"
+    folder, number = stem, 1
+    while folder.exists():
+        number += 1
+        folder = stem.with_name(f"{stem.name}-{number}")
+    return folder

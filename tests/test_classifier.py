@@ -1,0 +1,179 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import svertka
+from svertka.classifier import Classifier, Config, predict, read_config
+from svertka.data.preprocess import Preprocess
+from svertka.errors import RunError, SvertkaError, UsageError
+
+
+def classifier(names: tuple[str, ...] = ("a", "b", "c"), model: str = "mlp", channels: int = 1) -> Classifier:
+    torch.manual_seed(0)
+    preprocess = Preprocess(size=16, resize=16, mean=(0.5,) * channels, std=(0.25,) * channels)
+    config = Config(model=model, names=names, preprocess=preprocess)
+    return Classifier(config.build().eval(), config)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "run"
+    classifier().save(folder)
+    return folder
+
+
+def test_what_is_loaded_is_what_was_saved(saved: Path) -> None:
+    before, after = classifier(), Classifier.load(saved)
+    assert after.config == before.config
+    picture = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    assert after.predict(picture) == before.predict(picture)
+    assert not after.network.training
+
+
+def test_predictions_are_ranked_probabilities(saved: Path) -> None:
+    picture = Image.effect_noise((20, 20), 90)
+    named = Classifier.load(saved).predict(picture)
+    assert {name for name, _ in named} == {"a", "b", "c"}
+    assert sum(probability for _, probability in named) == pytest.approx(1, abs=1e-6)
+    assert [probability for _, probability in named] == sorted((p for _, p in named), reverse=True)
+    assert Classifier.load(saved).predict(picture, top=1) == named[:1]
+
+
+@given(st.lists(st.text(max_size=30), min_size=1, max_size=5, unique=True))
+def test_class_names_survive_whatever_they_hold(names: list[str]) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        classifier(tuple(names)).save(folder)
+        assert Classifier.load(folder).names == tuple(names)
+
+
+@pytest.mark.parametrize("target", ["config.json", "model.safetensors"])
+def test_a_mutated_run_is_refused_or_right(
+    saved: Path, tmp_path: Path, target: str, large_count: Callable[[int, int], int]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(saved, copy)
+    whole = (saved / target).read_bytes()
+    random = np.random.default_rng(1)
+    right = Classifier.load(saved)
+    picture = random.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    refused = 0
+    for _ in range(large_count(150, 5_000)):
+        mutant = bytearray(whole)
+        match random.integers(4):
+            case 0:
+                mutant[random.integers(len(mutant))] = random.integers(256)
+            case 1:
+                del mutant[random.integers(len(mutant)) :]
+            case 2:
+                start = random.integers(len(mutant))
+                mutant[start:start] = mutant[start : start + 40]
+            case 3:
+                digits = [place for place, byte in enumerate(mutant) if 48 <= byte < 58] or [0]
+                place = random.choice(digits)
+                mutant[place : place + 1] = b"999999999"
+        (copy / target).write_bytes(mutant)
+        try:
+            loaded = Classifier.load(copy)
+        except RunError as error:
+            refused += "\n" not in str(error)
+            continue
+        if loaded.config == right.config:
+            assert loaded.predict(picture) == right.predict(picture)
+    assert refused > 50
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"format": 2}, "made by a newer svertka .format 2, this one reads 1.; upgrade svertka"),
+        ({"model": "resnet21"}, "is damaged .model=resnet21 is not known"),
+        ({"names": []}, "is damaged"),
+        ({"names": ["a", "b"]}, r"does not fit mlp with 2 classes \(2 tensors differ: output.bias \(3,\)"),
+        ({"extra": 1}, "is damaged"),
+        # Asks for 2 million weights where there are 76 thousand: refused before they are made.
+        ({"preprocess": {"size": 4096, "resize": 4096, "mean": [0.5], "std": [0.5]}}, "does not fit mlp"),
+        ({"preprocess": {"size": 16, "resize": 16, "mean": [0.5], "std": [0.0]}}, "is damaged .*std=0.0"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_one_sentence(
+    saved: Path, tmp_path: Path, change: dict[str, object], sentence: str
+) -> None:
+    shutil.copytree(saved, tmp_path / "run")
+    config = json.loads((saved / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(RunError, match=sentence):
+        Classifier.load(tmp_path / "run")
+
+
+def test_weights_of_another_network_are_one_sentence(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "run")
+    tensors = load_file(saved / "model.safetensors")
+    del tensors["output.bias"]
+    save_file(tensors, tmp_path / "run" / "model.safetensors")
+    with pytest.raises(RunError, match=r"\(1 tensors differ: output.bias missing\); copy both files from the same run"):
+        Classifier.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("name", "sentence"), [("nowhere", "is not a run folder; name one"), (".", "holds no config")])
+def test_no_run_there_is_one_sentence(tmp_path: Path, name: str, sentence: str) -> None:
+    with pytest.raises(RunError, match=sentence):
+        read_config(tmp_path / name)
+
+
+def test_predict_takes_pictures_folders_and_arrays(saved: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    (tmp_path / "album" / "deep").mkdir(parents=True)
+    (tmp_path / "album" / ".hidden").mkdir()
+    for name in ("a.png", "deep/b.jpg", ".hidden/c.png"):
+        Image.fromarray(random.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(tmp_path / "album" / name)
+    (tmp_path / "album" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "album" / "notes.txt").write_text("ignored")
+    arrays = random.integers(0, 256, (2, 9, 9), dtype=np.uint8)
+    np.save(tmp_path / "arrays.npy", arrays)
+
+    found = predict(saved, str(tmp_path / "album"), tmp_path / "arrays.npy", arrays[0], tmp_path / "gone.png", top=2)
+
+    assert [one["path"].removeprefix(str(tmp_path) + "/") for one in found] == [
+        *("album/a.png", "album/bad.png", "album/deep/b.jpg", "arrays.npy[0]", "arrays.npy[1]", "#2", "gone.png")
+    ]
+    errors = {one["path"].rpartition("/")[2]: one["error"] for one in found if "error" in one}
+    assert errors == {
+        "bad.png": "not a picture (JPEG, PNG, WebP, BMP, TIFF, GIF)",
+        "gone.png": "no such file or directory",
+    }
+    assert all(len(one["labels"]) == (0 if "error" in one else 2) for one in found)
+    assert found[3]["labels"] == found[5]["labels"]
+    # Batches round otherwise than one picture does: float32.
+    alone = Classifier.load(saved).predict(tmp_path / "album" / "a.png", top=2)
+    assert [label["name"] for label in found[0]["labels"]] == [name for name, _ in alone]
+    assert [label["probability"] for label in found[0]["labels"]] == pytest.approx([p for _, p in alone], abs=1e-6)
+
+
+def test_predict_names_what_it_cannot_use(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no picture in"):
+        predict(saved, tmp_path)
+    np.save(tmp_path / "x.npy", np.zeros((2, 3)))
+    with pytest.raises(UsageError, match=r"holds float64 \(2, 3\); it needs uint8 \(N, H, W\)"):
+        predict(saved, tmp_path / "x.npy")
+    np.save(tmp_path / "x.npy", np.array([{}], dtype=object))
+    with pytest.raises(UsageError, match="cannot be read as an array"):
+        predict(saved, tmp_path / "x.npy")
+    with pytest.raises(SvertkaError, match="device=tpu"):
+        predict(saved, tmp_path / "x.npy", device="tpu")
+
+
+def test_predict_takes_what_train_returns(digit_folder: Path, tmp_path: Path) -> None:
+    run = svertka.train(digit_folder, model="mlp", size=8, epochs=30, output=tmp_path / "run", threads=1)
+    (one,) = svertka.predict(run, digit_folder / "one" / "05.png", top=1)
+    assert one["labels"][0]["name"] == "one"
