@@ -1,0 +1,1 @@
+"""Training: from a plan to a run folder."""

@@ -1,0 +1,193 @@
+"""(network, batches) → weights. Everything else about a training happens around this file."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from svertka import distributed
+from svertka.data.batches import Batch, Batches
+from svertka.device import autocast
+from svertka.errors import TrainingError
+from svertka.training.recipe import Recipe
+from svertka.training.schedule import learning_rate
+
+LOG_EVERY = 20  # steps between two looks at the loss; each look waits for the device
+DIVERGED = 10.0  # times the loss of the first look
+
+
+@dataclass
+class State:
+    """How far a training is; with the network and the optimizer, all that a resume needs.
+
+    `sums` and `recent` are (loss, wrong, pictures) summed over this epoch up to the last look, and since then.
+    `looked`: the step of that look. `seconds` count validation too, `learning_seconds` do not; `pictures` were learnt
+    from in the latter.
+    """
+
+    step: int = 0
+    looked: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    recent: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    first_loss: float | None = None
+    val_errors: list[float] = field(default_factory=list)
+    best_epoch: int = 0
+    seconds: float = 0.0
+    learning_seconds: float = 0.0
+    pictures: int = 0
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen at step `step`: mean loss (nats) and error (0 to 1) of the pictures of the last `steps` steps."""
+
+    step: int
+    steps: int
+    loss: float
+    error: float
+    learning_rate: float
+    pictures: int
+
+
+class Observer:
+    """Told what happens, and asked what else to do; the methods of this one do nothing."""
+
+    def looked(self, look: Look) -> None:
+        """Every LOG_EVERY steps and at the end of an epoch."""
+
+    def epoch_ended(self, epoch: int, loss: float, error: float, gradients: dict[str, float]) -> bool:
+        """After each pass (or the part of one that ends the training); True ends the training here.
+
+        `loss`, `error`: means over the pass, while the network was learning. `gradients`: root mean square of the last
+        step's gradient over that of the weights, for each weight tensor.
+        """
+        return False
+
+    def between_steps(self, agreed_stop: bool) -> None:
+        """After every step that all processes know to be over; may save, may raise Interrupted."""
+
+    def wants_stop(self) -> bool:
+        """Whether this process was asked to stop."""
+        return False
+
+
+def fit(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Batches,
+    recipe: Recipe,
+    state: State,
+    observer: Observer,
+    *,
+    class_weights: torch.Tensor | None = None,
+) -> None:
+    """Train `network` in place from `state.step` to the end of `recipe`.
+
+    `network` may be wrapped for several processes; its gradients are then means over them.
+
+    Raises:
+        TrainingError: the loss diverged; the message names the steps between which it happened.
+    """
+    loss_of = nn.CrossEntropyLoss(weight=class_weights, label_smoothing=recipe.label_smoothing, reduction="sum")
+    total, warmup = steps_of(recipe, batches.steps)
+    recent = torch.tensor(state.recent, dtype=torch.float32 if batches.device.type == "mps" else torch.float64)
+    recent = recent.to(batches.device)
+    network.train()
+    while state.step < total:
+        epoch, first = divmod(state.step, batches.steps)
+        for batch in batches.epoch(epoch, first):
+            rate = learning_rate(
+                recipe.schedule, recipe.lr, step=state.step, total=total, warmup=warmup, val_errors=state.val_errors
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            recent += take_step(network, optimizer, batch, loss_of, recipe)
+            state.step += 1
+            epoch_over = state.step % batches.steps == 0 or state.step == total
+            look_due = epoch_over or state.step % LOG_EVERY == 0
+            stop = observer.wants_stop()
+            if look_due:
+                *seen, stops = distributed.total(torch.cat([recent, recent.new_tensor([stop])])).tolist()
+                recent.zero_()
+                stop = stops > 0
+                _look(state, seen, rate, observer)
+            state.recent = recent.tolist() if stop else [0.0, 0.0, 0.0]
+            if epoch_over:
+                loss, wrong, count = state.sums
+                state.sums = [0.0, 0.0, 0.0]
+                if observer.epoch_ended(epoch + 1, loss / count, wrong / count, gradient_ratios(network)):
+                    return
+                network.train()
+            if look_due or distributed.world() == 1:
+                observer.between_steps(stop)
+            if state.step == total:
+                return
+
+
+def steps_of(recipe: Recipe, steps_per_epoch: int) -> tuple[int, int]:
+    """Steps of the whole training, and of its warm-up."""
+    return max(1, round(recipe.epochs * steps_per_epoch)), round(recipe.warmup * steps_per_epoch)
+
+
+def take_step(
+    network: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, loss_of: nn.Module, recipe: Recipe
+) -> torch.Tensor:
+    """One step of the optimizer on `batch`; returns (summed loss, wrong, pictures) of this process, (3,) float64."""
+    optimizer.zero_grad(set_to_none=True)
+    images, labels = batch.images, batch.labels
+    weight = distributed.world() / batch.count
+    if not len(labels):  # this process has no picture left, but the others wait for its gradient
+        images, labels, weight = images.new_zeros(2, *images.shape[1:]), labels.new_zeros(2), 0.0
+    seen = []
+    for some_images, some_labels in zip(
+        images.tensor_split(min(recipe.accumulate, len(images))),
+        labels.tensor_split(min(recipe.accumulate, len(images))),
+        strict=True,
+    ):
+        with autocast(images.device):
+            logits = network(some_images)
+            loss = loss_of(logits, some_labels)
+        (loss * weight).backward()
+        wrong = (logits.detach().argmax(1) != some_labels).sum()
+        seen.append(torch.stack([loss.detach().double(), wrong.double(), wrong.new_tensor(len(some_labels)).double()]))
+    if recipe.clip is not None:
+        nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
+    optimizer.step()
+    return torch.stack(seen).sum(0) * (weight > 0)
+
+
+def gradient_ratios(network: nn.Module) -> dict[str, float]:
+    """Root mean square of the gradient over that of the weight, for each weight tensor with a gradient, in order."""
+    return {
+        name.removeprefix("module."): float(weight.grad.norm() / weight.detach().norm().clamp_min(1e-12))
+        for name, weight in network.named_parameters()
+        if weight.grad is not None and weight.dim() > 1
+    }
+
+
+def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the parameters that learn."""
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if recipe.optimizer == "adamw":
+        betas = (recipe.momentum, 0.999)
+        return torch.optim.AdamW(learning, recipe.lr, betas, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        learning, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
+    )
+
+
+def _look(state: State, seen: list[float], rate: float, observer: Observer) -> None:
+    loss, wrong, count = seen
+    mean = loss / count
+    if state.first_loss is None:
+        state.first_loss = mean
+    if not math.isfinite(mean) or mean > DIVERGED * max(state.first_loss, 1.0):
+        what = f"rose to {mean:.3g}" if math.isfinite(mean) else "became infinite or NaN"
+        raise TrainingError(
+            f"the loss {what} between steps {state.looked} and {state.step}, at learning rate {rate:.3g}"
+        )
+    state.sums = [a + b for a, b in zip(state.sums, seen, strict=True)]
+    state.pictures += round(count)
+    steps, state.looked = state.step - state.looked, state.step
+    observer.looked(Look(state.step, steps, mean, wrong / count, rate, round(count)))

@@ -1,0 +1,137 @@
+"""The pictures of a training: opened, decoded once, cleaned of bad ones and divided into train, val and test."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from svertka import distributed
+from svertka.data.augment import Augmentation
+from svertka.data.batches import Batches
+from svertka.data.dataset import ArrayPictures, Dataset, Ints
+from svertka.data.pictures import Rows, prepare
+from svertka.data.preprocess import Preprocess
+from svertka.data.split import split
+from svertka.errors import DataError
+from svertka.models.zoo import Model
+
+BAD_SHARE = 0.1  # of the pictures; more than that stops
+LISTED = 20  # bad pictures that a message names
+SCORED_AT_ONCE = 256  # pictures a batch where nothing is learnt
+FOLDER_SIZE = 64  # pixels, on a folder of photographs, of networks that take any size
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Which pictures serve what, and their squares.
+
+    `indices`: of the pictures in "train", "val" and "test". `drawn`: squares that training takes its crops from;
+    `shown`: squares as the finished classifier sees them. `bad`: what was left out, as path and reason.
+    """
+
+    dataset: Dataset
+    indices: dict[str, Ints]
+    drawn: Rows
+    shown: Rows
+    bad: list[dict[str, str]]
+    fingerprint: str
+
+    def sizes(self) -> dict[str, int]:
+        """Pictures in each part."""
+        return {part: len(indices) for part, indices in self.indices.items()}
+
+    def counts(self, part: str) -> Ints:
+        """Pictures of each class in `part`, (classes,)."""
+        return np.bincount(self.dataset.labels[self.indices[part]], minlength=len(self.dataset.names))
+
+    def batches(self, part: str, preprocess: Preprocess, place: torch.device, layout: torch.memory_format) -> Batches:
+        """The pictures of `part` as the finished classifier sees them, in order."""
+        return Batches(
+            self.shown,
+            self.dataset.labels,
+            self.indices[part],
+            preprocess,
+            batch_size=SCORED_AT_ONCE,
+            device=place,
+            memory_format=layout,
+            rank=distributed.rank(),
+            world=distributed.world(),
+        )
+
+
+def divide(
+    dataset: Dataset,
+    preprocess: Preprocess,
+    stored_side: int,
+    val: float,
+    test: float,
+    *,
+    threads: int,
+    limit: int | None,
+) -> Parts:
+    """Decode every picture of `dataset` once and divide them; `val`, `test`: shares where the source has no such part.
+
+    `stored_side`: pixels of the squares that training draws its crops from. `limit`: bytes of the cache on disk.
+
+    Raises:
+        DataError: one class only, a class without pictures, or more than a tenth of the pictures bad.
+    """
+    seen = prepare(
+        dataset, preprocess.resize, preprocess.channels, pad_to=preprocess.size, threads=threads, cache_limit=limit
+    )
+    bad = [{"path": dataset.pictures.name(i), "reason": reason} for i, reason in sorted(seen.bad.items())]
+    if len(bad) > BAD_SHARE * len(dataset):
+        listed = "; ".join(f"{one['path']}: {one['reason']}" for one in bad[:LISTED])
+        rest = f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
+        raise DataError(
+            f"{len(bad)} of {len(dataset)} pictures in {dataset.source} are bad, more than a tenth: {listed}{rest}"
+        )
+    good = np.array([i for i in range(len(dataset)) if i not in seen.bad], dtype=np.int64)
+    digests = [seen.digests[i] for i in good]
+    chosen = split(digests, dataset.labels[good], dataset.parts[good], val, test)
+    indices = {part: good[places] for part, places in chosen.items()}
+    drawn = seen.rows
+    if stored_side != preprocess.side:
+        drawn = prepare(dataset, stored_side, preprocess.channels, threads=threads, cache_limit=limit).rows
+    parts = Parts(dataset, indices, drawn, seen.rows, bad, _fingerprint(dataset, digests, good, indices))
+    _need_classes(parts)
+    return parts
+
+
+def natural_input(dataset: Dataset, model: Model, size: int | None) -> tuple[int, int, int]:
+    """(size, resize, channels) of the input of `model` on these pictures; `size`: the one asked for, if any."""
+    array = dataset.pictures.array if isinstance(dataset.pictures, ArrayPictures) else None
+    if model.mean is not None:  # its own normalisation goes with its own channels and size
+        channels, native = model.channels, model.size
+    else:
+        channels = 3 if array is None else array.shape[3]
+        native = FOLDER_SIZE if array is None else max(array.shape[1], model.smallest)
+    size = size or native
+    return size, model.resize_for(size), channels
+
+
+def stored_side(preprocess: Preprocess, augmentations: tuple[Augmentation, ...]) -> int:
+    """Side of the squares from which the augmentations take what they want, pixels."""
+    return max([preprocess.side, *(one.stored_side(preprocess) for one in augmentations)])
+
+
+def _need_classes(parts: Parts) -> None:
+    dataset = parts.dataset
+    if len(dataset.names) < 2:
+        raise DataError(f"{dataset.source} holds one class only, {dataset.names[0]}; a classifier needs two or more")
+    counts = parts.counts("train")
+    empty = [name for name, count in zip(dataset.names, counts, strict=True) if not count]
+    if empty:
+        raise DataError(
+            f"{dataset.source}: no usable training picture of {', '.join(empty[:5])}; add some or remove the folder"
+        )
+
+
+def _fingerprint(dataset: Dataset, digests: list[bytes], good: Ints, indices: dict[str, Ints]) -> str:
+    part_of = {int(index): part for part, some in indices.items() for index in some}
+    lines = sorted(
+        f"{digest.hex()} {dataset.names[dataset.labels[index]]} {part_of[int(index)]}"
+        for digest, index in zip(digests, good, strict=True)
+    )
+    return hashlib.blake2b("\n".join(lines).encode(errors="surrogatepass"), digest_size=16).hexdigest()

@@ -1,0 +1,117 @@
+"""What will be trained on what, where and how long: timed on the real network, and said before it starts."""
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from svertka import distributed
+from svertka.data.batches import Batch
+from svertka.device import in_layout, processor
+from svertka.errors import UsageError
+from svertka.files import cache_folder, locked, read_json, write_json
+from svertka.progress import duration
+from svertka.training.loop import make_optimizer, take_step
+from svertka.training.recipe import Recipe
+
+TIMED_STEPS = 4
+EPOCH_END = 0.04  # seconds, for the weights that are written and synced
+VAL_COST = 0.4  # of a training step's time, a picture: a forward pass without gradients
+
+
+@dataclass(frozen=True)
+class Timing:
+    """`step`: seconds of one training step. `memory_format`: "channels_last" or "contiguous_format"."""
+
+    step: float
+    memory_format: str
+
+
+def time_steps(network: nn.Module, batch: Batch, recipe: Recipe, label: str) -> Timing:
+    """How long a step takes, in the memory format that suits the network: timed on copies, so that nothing changes.
+
+    On the CPU both formats are timed once and the better one is remembered under `label`, so that the same training
+    started twice computes the same numbers; graphics cards get channels-last. All processes get the first one's answer.
+    """
+    formats = ["contiguous_format", "channels_last"] if batch.images.device.type == "cpu" else ["channels_last"]
+    key = f"{label}, {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    path = cache_folder() / "memory_formats.json"
+    known = _remembered(path).get(key)
+    if known in formats:
+        formats = [known]
+    seconds = {layout: _time(network, batch, recipe, getattr(torch, layout)) for layout in formats}
+    best = min(seconds, key=seconds.__getitem__)
+    best = ("contiguous_format", "channels_last")[round(distributed.of_first(float(best == "channels_last")))]
+    if len(formats) > 1:
+        with locked(path.with_suffix(".lock")):
+            write_json(path, _remembered(path) | {key: best})
+    return Timing(distributed.of_first(seconds.get(best, min(seconds.values()))), best)
+
+
+def _remembered(path: object) -> dict[str, str]:
+    try:
+        known = read_json(path)  # type: ignore[arg-type]
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _time(network: nn.Module, batch: Batch, recipe: Recipe, layout: torch.memory_format) -> float:
+    with torch.random.fork_rng(devices=[batch.images.device] if batch.images.device.type == "cuda" else []):
+        scout = in_layout(copy.deepcopy(network).train(), layout)
+        images = batch.images.contiguous(memory_format=layout)
+        optimizer = make_optimizer(scout, recipe)
+        loss_of = nn.CrossEntropyLoss(reduction="sum")
+        alone = Batch(images, batch.labels, batch.indices, len(batch.labels))
+        times = []
+        for _ in range(TIMED_STEPS + 1):
+            began = time.perf_counter()
+            take_step(scout, optimizer, alone, loss_of, recipe).tolist()
+            times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def epoch_seconds(timing: Timing, steps: int, batch_size: int, val_pictures: int) -> float:
+    """How long an epoch with its validation will take."""
+    return timing.step * (steps + VAL_COST * val_pictures / batch_size) + EPOCH_END
+
+
+def fit_epochs(seconds: float, one_epoch: float) -> float:
+    """How many epochs go into `seconds`, with a tenth kept back for what was not timed.
+
+    Raises:
+        UsageError: less than a twentieth of an epoch.
+    """
+    epochs = 0.9 * seconds / one_epoch
+    if epochs < 0.05:
+        raise UsageError(
+            f"time={duration(seconds)} is too short, one epoch takes {duration(one_epoch)}; "
+            "allow more time or choose a smaller --model"
+        )
+    return round(epochs, 2)
+
+
+def parse_time(text: str) -> float:
+    """Seconds in "90", "90s", "10m" or "1.5h".
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1]) if text and text[-1] in units else (text, "s")
+    try:
+        seconds = float(number) * units[unit]
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e9:
+        raise UsageError(f"time={text} is not a length of time; write 90s, 10m or 1.5h")
+    return seconds
+
+
+def table(lines: Sequence[tuple[str, str]]) -> str:
+    """Labels and values as text, a line each."""
+    width = max(len(label) for label, _ in lines)
+    return "\n".join(f"{label:<{width}}  {value}" for label, value in lines)

@@ -1,0 +1,58 @@
+"""How a network is trained, apart from the data: one value that can be named, written down and repeated."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from svertka.data.augment import Augmentation
+from svertka.errors import UsageError
+from svertka.training.schedule import Cosine, Schedule
+
+
+class Recipe(BaseModel):
+    """Settings of stochastic gradient descent, in the order in which one would explain them.
+
+    The loss is cross-entropy, the mean over a batch, in nats.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    source: str = Field(default="", description="paper and section, or who chose it and why")
+    batch_size: int = Field(default=128, ge=1, description="pictures a step, over all processes")
+    epochs: float = Field(default=30, gt=0, description="passes over the training part; may end within one")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(default=0.1, gt=0, description="the highest learning rate")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="adamw: its β₁")
+    nesterov: bool = False
+    weight_decay: float = Field(default=0.0, ge=0, description="as PyTorch's optimizers define it")
+    schedule: Schedule = Cosine()
+    warmup: float = Field(default=0.0, ge=0, description="epochs")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    clip: float | None = Field(default=None, gt=0, description="largest norm of the whole gradient")
+    accumulate: int = Field(default=1, ge=1, description="parts in which a batch is computed, to save memory")
+    class_weights: bool = Field(default=False, description="weigh classes by the inverse of their frequency")
+    early_stop: int | None = Field(default=None, ge=1, description="epochs without a better val error before stopping")
+    augmentations: tuple[Augmentation, ...] = ()
+    normalise: Literal["mean", "mean-std"] = Field(default="mean-std", description="where the network names no own way")
+
+    def with_changes(self, **changes: Any) -> "Recipe":
+        """This recipe with the settings that are not None changed; a schedule may be given by its kind alone.
+
+        Raises:
+            UsageError: a value that a setting does not take.
+        """
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if isinstance(changes.get("schedule"), str):
+            changes["schedule"] = {"kind": changes["schedule"]}
+        try:
+            return Recipe.model_validate(self.model_dump() | changes)
+        except ValidationError as error:
+            raise UsageError(first_fault(error)) from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing wrong, as "name=value: what was needed"."""
+    fault = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in fault["loc"]) or "value"
+    needed = fault["msg"][0].lower() + fault["msg"][1:]
+    return f"{name}={fault['input']!r}: {needed}" if not isinstance(fault["input"], dict) else f"{name}: {needed}"

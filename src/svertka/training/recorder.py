@@ -1,0 +1,186 @@
+"""What happens around the loop: validation, the log, the best weights, checkpoints, and stopping when asked to."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+from torch import nn
+
+from svertka.classifier import Classifier
+from svertka.data.batches import Batches
+from svertka.errors import Interrupted
+from svertka.evaluation.scoring import score
+from svertka.progress import Progress
+from svertka.run import Run
+from svertka.tensors import write_tensors
+from svertka.training import checkpoint, health
+from svertka.training.log import Log
+from svertka.training.loop import Look, Observer, State
+from svertka.training.recipe import Recipe
+
+CHECKPOINT_EVERY = 30.0  # seconds between checkpoints, or
+CHECKPOINT_COST = 20.0  # times what the last one took, if that is more
+PROBED = 256  # pictures on which units are looked at
+
+
+class Recorder(Observer):
+    """Keeps `run` up to date while the loop runs; all processes have one, the first writes."""
+
+    def __init__(
+        self,
+        run: Run,
+        classifier: Classifier,
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe,
+        state: State,
+        log: Log | None,
+        batches: Batches,
+        val: Batches | None,
+        progress: Progress,
+    ) -> None:
+        self.run, self.classifier, self.optimizer, self.recipe = run, classifier, optimizer, recipe
+        self.state, self.log, self.val, self.progress = state, log, val, progress
+        self._steps_per_epoch = batches.steps
+        self._signal: int | None = None
+        self._epochs = [entry for entry in run.history() if entry["kind"] == "epoch"] if log else []
+        self._told = {entry["finding"] for entry in run.history() if entry["kind"] == "health"} if log else set()
+        self._marked = self._saved = time.monotonic()
+        self._save_time = 0.0
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that learns."""
+        return self.classifier.network
+
+    def looked(self, look: Look) -> None:
+        """Write a line and move the bar."""
+        elapsed = self._lap()
+        self.state.learning_seconds += elapsed
+        rate = look.pictures / elapsed
+        self.progress.advance(look.steps, f"loss {look.loss:.3f}, error {look.error:.1%}, {rate:,.0f} images/s")
+        if self.log:
+            self.log.write(
+                "step",
+                step=look.step,
+                epoch=look.step / self._steps_per_epoch,
+                loss=look.loss,
+                error=look.error,
+                learning_rate=look.learning_rate,
+                images_per_second=rate,
+                seconds=self.state.seconds,
+            )
+
+    def epoch_ended(self, epoch: int, loss: float, error: float, gradients: dict[str, float]) -> bool:
+        """Validate, keep the weights if they are the best, and say what can be said."""
+        validation = score(self.network, self.val, self.classifier.names) if self.val else None
+        val_error = validation.top1_error if validation else None
+        errors = self.state.val_errors
+        better = val_error is None or not errors or val_error < min(errors)
+        if val_error is not None:
+            errors.append(val_error)
+        if better:
+            self.state.best_epoch = epoch
+        if self.log:
+            if better:
+                write_tensors(self.run.weights, self.network.state_dict())
+            self._write_epoch(epoch, loss, error, validation.loss if validation else None, val_error, gradients)
+        self._lap()
+        patience = self.recipe.early_stop
+        return patience is not None and val_error is not None and epoch - self.state.best_epoch >= patience
+
+    def between_steps(self, agreed_stop: bool) -> None:
+        """Save from time to time; save and raise Interrupted when asked to stop."""
+        due = time.monotonic() - self._saved > max(CHECKPOINT_EVERY, CHECKPOINT_COST * self._save_time)
+        if agreed_stop or (due and self.state.recent == [0.0, 0.0, 0.0]):
+            self.save()
+        if agreed_stop:
+            epoch = self.state.step / self._steps_per_epoch
+            raise Interrupted(
+                f"stopped after step {self.state.step} (epoch {epoch:.2f}) and saved; "
+                f"continue with: svertka train --resume {self.run.folder}"
+            )
+
+    def wants_stop(self) -> bool:
+        """Whether Ctrl-C or SIGTERM came."""
+        return self._signal is not None
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        if self.log:
+            began = time.monotonic()
+            checkpoint.save(self.run.checkpoint, self.network, self.optimizer, self.state, log=self.log.offset)
+            self._save_time = time.monotonic() - began
+        self._saved = time.monotonic()
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM ask for a stop during the body; a second Ctrl-C stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def asked(number: int, _frame: FrameType | None) -> None:
+            self._signal = number
+            signal.signal(number, before[number])
+
+        before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in before:
+            signal.signal(number, asked)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _write_epoch(
+        self,
+        epoch: int,
+        loss: float,
+        error: float,
+        val_loss: float | None,
+        val_error: float | None,
+        gradients: dict[str, float],
+    ) -> None:
+        assert self.log is not None
+        entry = {
+            "epoch": epoch,
+            "step": self.state.step,
+            "train_loss": loss,
+            "train_error": error,
+            "val_loss": val_loss,
+            "val_error": val_error,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "images_per_second": self.state.pictures / max(self.state.learning_seconds, 1e-9),
+            "seconds": self.state.seconds,
+            "gradients": {name: ratio for name, ratio in gradients.items() if math.isfinite(ratio)},
+            "dead": self._dead_units(),
+        }
+        self.log.write("epoch", **entry)
+        self._epochs.append(entry)
+        seen = "" if val_error is None else f", val loss {val_loss:.4f}, val error {val_error:.2%}"
+        self.progress.say(f"epoch {epoch}: loss {loss:.4f}, error {error:.2%}{seen}")
+        for finding in health.findings(self._epochs, len(self.classifier.names), self.recipe.epochs):
+            if finding.kind not in self._told:
+                self._told.add(finding.kind)
+                self.log.write(
+                    "health", epoch=epoch, step=self.state.step, finding=finding.kind, sentence=finding.sentence
+                )
+                self.progress.say(finding.sentence)
+
+    def _dead_units(self) -> dict[str, float]:
+        if self.val is None:
+            return {}
+        batch = next(iter(self.val.epoch(0)))
+        return health.dead_units(self.network, batch.images[:PROBED])
+
+    def _lap(self) -> float:
+        """Seconds since the last call, which also count towards the whole."""
+        now = time.monotonic()
+        elapsed, self._marked = now - self._marked, now
+        self.state.seconds += elapsed
+        return elapsed

@@ -1,0 +1,60 @@
+"""What a training was asked to do, and on what: the content of training.json."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from svertka.errors import RunError
+from svertka.run import FORMAT, Run
+from svertka.training.recipe import Recipe, first_fault
+
+
+def versions() -> dict[str, str]:
+    """The versions that results depend on."""
+    return {"svertka": version("svertka"), "torch": torch.__version__, "python": platform.python_version()}
+
+
+class Settings(BaseModel):
+    """All that a resume needs to know apart from the checkpoint; written once, before the first step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format: int = FORMAT
+    source: str
+    fingerprint: str = Field(description="of the contents, labels and parts of the pictures used")
+    parts: dict[str, int] = Field(description="pictures in each part")
+    bad: list[dict[str, str]] = Field(description="pictures left out, as path and reason")
+    val: float
+    test: float
+    model: str
+    recipe_name: str
+    recipe: Recipe
+    stored_side: int = Field(description="side of the squares that training draws its crops from, pixels")
+    seed: int
+    device: str
+    threads: int
+    memory_format: str = Field(pattern="^(contiguous_format|channels_last)$")
+    prefetch: bool
+    cache_limit: int | None
+    versions: dict[str, str] = Field(default_factory=versions)
+
+    @classmethod
+    def of(cls, run: Run) -> "Settings":
+        """The settings of an existing run.
+
+        Raises:
+            RunError: training.json is missing, damaged or made by a newer version.
+        """
+        content: dict[str, Any] = run.settings()
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise RunError(f"{run.training} is damaged ({first_fault(error)}); copy it back or train again") from error
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """`memory_format` as PyTorch's."""
+        return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format

@@ -1,0 +1,68 @@
+"""What a finished training leaves for people: report.html, from the run folder and the pictures."""
+
+import torch
+
+from svertka.classifier import Classifier
+from svertka.data.dataset import Pixels
+from svertka.device import describe
+from svertka.evaluation.metrics import Evaluation
+from svertka.evaluation.report import Report, write_report
+from svertka.graph.trace import count
+from svertka.progress import duration
+from svertka.run import Run
+from svertka.training.parts import Parts
+from svertka.training.settings import Settings
+
+SHOWN_SIDE = 256  # pixels of the shorter side at least, where the picture has so many
+
+
+def write(run: Run, settings: Settings, parts: Parts, judged: Evaluation | None, part: str) -> None:
+    """Write report.html into `run`; `judged`: what its network does on `part` of the data.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    pictures = parts.dataset.pictures
+
+    def picture(index: int) -> Pixels:
+        return pictures.read(index, SHOWN_SIDE)
+
+    report = Report(
+        name=run.name,
+        network=settings.model,
+        source=settings.source,
+        facts=facts(run.classifier(), settings),
+        history=run.history(),
+        part=part,
+        evaluation=judged,
+        picture=picture,
+        picture_name=pictures.name,
+    )
+    write_report(run.report, report)
+
+
+def facts(classifier: Classifier, settings: Settings, seconds: float | None = None) -> list[tuple[str, str]]:
+    """What is trained on what, how and where, as (label, value); `seconds`: how long it may take."""
+    recipe, preprocess = settings.recipe, classifier.preprocess
+    size = count(classifier.network, (1, preprocess.channels, preprocess.size, preprocess.size))
+    colour = "grey" if preprocess.channels == 1 else "RGB"
+    sizes = ", ".join(f"{number:,} {part}" for part, number in settings.parts.items() if number)
+    left_out = f"; {len(settings.bad)} bad left out" if settings.bad else ""
+    changes = ", ".join(one.kind.replace("_", " ") for one in recipe.augmentations) or "no augmentation"
+    lines = [
+        ("data", f"{settings.source}: {sizes}; {len(classifier.names)} classes{left_out}"),
+        (
+            "network",
+            f"{settings.model}, {preprocess.size}×{preprocess.size} {colour}, {size.trainable:,} parameters, "
+            f"{size.multiply_adds:,} multiply-adds",
+        ),
+        (
+            "recipe",
+            f"{settings.recipe_name}: {recipe.optimizer}, lr {recipe.lr:g}, {recipe.schedule.kind}, "
+            f"batch {recipe.batch_size}, {recipe.epochs:g} epochs, {changes}",
+        ),
+        ("device", describe(torch.device(settings.device))),
+    ]
+    if seconds is not None:
+        lines.append(("time", f"about {duration(seconds)}"))
+    return lines

@@ -1,0 +1,95 @@
+"""Two processes on one machine, as torchrun starts them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import svertka
+from svertka import distributed
+from svertka.run import Run
+from svertka.tensors import read_tensors
+
+OPTIONS = ["--model", "mlp", "--size", "8", "--batch-size", "32", "--lr", "0.05", "--threads", "1"]
+
+
+def torchrun(*arguments: str, **more: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    return subprocess.Popen(
+        [*command, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "svertka", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        **more,
+    )
+
+
+def losses(run: Run) -> list[float]:
+    return [entry["loss"] for entry in run.history() if entry["kind"] == "step"]
+
+
+@pytest.fixture(scope="module")
+def alone(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    changes = {"epochs": 3, "batch_size": 32, "lr": 0.05}
+    return svertka.train(digit_folder, output=folder, model="mlp", size=8, threads=1, test=0.13, **changes)
+
+
+def test_two_processes_compute_what_one_does(digit_folder: Path, tmp_path: Path, alone: Run) -> None:
+    run = Run(tmp_path / "run")
+    process = torchrun(
+        "train", str(digit_folder), "--output", str(run.folder), *OPTIONS, "--epochs", "3", "--test", "0.13", "--json"
+    )
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    result = json.loads(stdout)  # printed once, not by each process
+    # Float32 sums in another order: 1e-5 relative after 21 steps.
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
+    # 32 pictures a step over two processes is even; the last batch, val and test are not.
+    sizes = run.settings()["parts"]
+    assert sizes == alone.settings()["parts"]
+    assert any(size % 2 for size in sizes.values())
+    for part in ("val_error", "test_error"):
+        assert result[part] == alone.result()[part]
+    mine, theirs = (read_tensors(one.weights)[0] for one in (run, alone))
+    assert all(torch.allclose(mine[name], theirs[name], rtol=1e-4, atol=1e-6) for name in mine)
+
+
+def test_a_killed_worker_ends_the_job_and_one_process_continues_it(digit_folder: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    process = torchrun("train", str(digit_folder), "--output", str(run.folder), *OPTIONS, "--epochs", "100000")
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if line.startswith("epoch 2"):
+            break
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = {re.search(r"\0RANK=(\d)", Path(f"/proc/{c}/environ").read_text())[1]: int(c) for c in children}  # type: ignore[index]
+    os.kill(ranks["1"], signal.SIGKILL)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "a worker process was lost" in stderr or f"svertka train --resume {run.folder}" in stderr, seen + stderr
+    # As if the plan had been shorter, so that the rest does not take long.
+    settings = run.settings()
+    settings["recipe"]["epochs"] = 20
+    run.training.write_text(json.dumps(settings))
+    assert svertka.resume(run).result()["epochs"] >= 20
+
+
+def test_alone_everything_is_a_no_op() -> None:
+    values = torch.tensor([1.0, 2.0])
+    assert distributed.total(values) is values
+    assert distributed.of_first(3.5) == 3.5
+    assert distributed.gathered("x") == ["x"]
+    assert (distributed.rank(), distributed.world(), distributed.is_first()) == (0, 1, True)
+    with distributed.group(torch.device("cpu")):
+        distributed.barrier()

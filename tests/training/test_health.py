@@ -1,0 +1,105 @@
+"""Real trainings that go wrong in known ways, and what is said of them; and histories made by hand."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from svertka.training.health import dead_units, findings
+
+
+def epochs(val_errors: list[float], **changes: Any) -> list[dict[str, Any]]:
+    """A history with these val errors; `changes`: lists, or one value for all epochs."""
+    lines = []
+    for number, error in enumerate(val_errors):
+        line = {
+            "train_loss": 0.5,
+            "train_error": 0.2,
+            "val_loss": 0.5,
+            "val_error": error,
+            "learning_rate": 0.1,
+            "gradients": {"first": 0.1, "last": 0.1},
+            "dead": {},
+        }
+        lines.append(line | {k: v[number] if isinstance(v, list) else v for k, v in changes.items()})
+    return lines
+
+
+def kinds(history: list[dict[str, Any]], planned: float = 20) -> list[str]:
+    found = findings(history, classes=10, planned=planned)
+    assert all(finding.sentence.endswith(".") and "\n" not in finding.sentence for finding in found)
+    return [finding.kind for finding in found]
+
+
+def test_a_training_that_goes_well_is_left_in_peace() -> None:
+    falling = [0.5 * 0.8**epoch for epoch in range(20)]
+    assert kinds(epochs(falling, train_loss=falling, train_error=falling, val_loss=falling)) == []
+
+
+def test_guessing() -> None:
+    assert kinds(epochs([0.9, 0.9, 0.9], train_error=0.9)) == ["guessing"]
+    assert kinds(epochs([0.9, 0.9], train_error=0.9)) == []
+
+
+def test_plateau() -> None:
+    assert kinds(epochs([0.3] + [0.31] * 6)) == ["plateau"]
+    assert kinds(epochs([0.3] + [0.31] * 5)) == []
+    assert kinds(epochs([0.3] + [0.31] * 6), planned=100) == []
+    falling_rate = [0.1 * 0.5**epoch for epoch in range(7)]
+    assert kinds(epochs([0.3] + [0.31] * 6, learning_rate=falling_rate)) == []
+
+
+def test_overfit() -> None:
+    losses = [0.5, 0.4, 0.5, 0.55, 0.6]
+    assert kinds(epochs([0.2] * 5, val_loss=losses, train_loss=0.01)) == ["overfit"]
+    assert kinds(epochs([0.2] * 5, val_loss=losses, train_loss=0.5)) == []
+
+
+def test_dead() -> None:
+    assert kinds(epochs([0.2], dead={"relu1": 0.1, "relu2": 0.3})) == ["dead"]
+
+
+def test_exploding_and_vanishing() -> None:
+    sizes = [{"first": 0.1, "last": 0.1}] * 3 + [{"first": 9.0, "last": 0.1}]
+    assert kinds(epochs([0.2] * 4, gradients=sizes)) == ["exploding"]
+    assert kinds(epochs([0.2], gradients={"first": 1e-7, "last": 0.1})) == ["vanishing"]
+
+
+def test_without_val_nothing_is_said_of_it() -> None:
+    assert kinds(epochs([0.3] * 9, val_error=None, val_loss=None)) == []
+
+
+def test_a_deep_sigmoid_network_is_seen_to_vanish() -> None:
+    from svertka.training.loop import gradient_ratios
+
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(12):
+        layers += [nn.Linear(16, 16), nn.Sigmoid()]
+    network = nn.Sequential(*layers, nn.Linear(16, 10))
+    nn.functional.cross_entropy(network(torch.randn(8, 16)), torch.arange(8)).backward()
+    assert kinds(epochs([0.5], gradients=gradient_ratios(network))) == ["vanishing"]
+
+
+def test_dead_units_counts_channels_and_leaves_the_network_as_it_was() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4), nn.ReLU()
+    )
+    with torch.no_grad():
+        network[1].bias[:2] = -100
+        network[4].bias[:] = torch.tensor([-1000.0, 10, 10, 10])
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network.train()
+    assert dead_units(network, torch.randn(16, 1, 8, 8)) == {"2": 0.25, "5": 0.25}
+    assert network.training
+    assert network[1].training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("error", [0.0, math.nan])
+def test_extreme_values_say_nothing_false(error: float) -> None:
+    assert kinds(epochs([error] * 8, train_error=0.0, learning_rate=0.0)) in ([], ["plateau"])

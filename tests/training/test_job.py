@@ -1,0 +1,254 @@
+"""Whole trainings on real digits: what they leave, and that stopping and going on changes nothing."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import svertka
+from svertka.errors import DataError, Interrupted, RunError, StorageError, SvertkaError, TrainingError, UsageError
+from svertka.run import Run
+from svertka.training.recorder import Recorder
+
+SMALL: dict[str, Any] = {"model": "resnet20", "size": 8, "epochs": 2, "batch_size": 32, "threads": 1}
+STEPS = 7  # an epoch of 221 pictures in batches of 32
+
+
+def digest(run: Run) -> str:
+    """Of the weights that were reached: the last ones, not the best."""
+    from svertka.tensors import read_tensors
+
+    tensors, header = read_tensors(run.checkpoint)
+    content = b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors) if name.startswith("network."))
+    return hashlib.sha256(content + json.dumps(header["state"]["val_errors"]).encode()).hexdigest()
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Ask for a stop after `step`, by the signal that Ctrl-C sends."""
+    wants_stop = Recorder.wants_stop
+
+    def asked(self: Recorder) -> bool:
+        if self.state.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return wants_stop(self)
+
+    monkeypatch.setattr(Recorder, "wants_stop", asked)
+
+
+@pytest.fixture(scope="module")
+def finished(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return svertka.train(digit_folder, output=tmp_path_factory.mktemp("runs") / "run", test=0.2, **SMALL)
+
+
+def test_a_run_holds_what_the_design_says(finished: Run) -> None:
+    assert {path.name for path in finished.folder.iterdir()} == {
+        *("config.json", "training.json", "model.safetensors", "checkpoint", "metrics.jsonl", "report.html")
+    }
+    result = finished.result()
+    assert set(result) == {"run", "val_error", "test_error", "epochs", "seconds", "images_per_second"}
+    assert 0 <= result["val_error"] <= 1
+    assert 0 <= result["test_error"] <= 1
+    assert result["epochs"] == 2
+    kinds = [entry["kind"] for entry in finished.history()]
+    assert kinds.count("epoch") == 2
+    assert "step" in kinds
+    assert kinds[-1] == "result"
+
+
+def test_the_result_is_what_evaluate_says(finished: Run, digit_folder: Path) -> None:
+    for part, key in (("val", "val_error"), ("test", "test_error"), (None, "test_error")):
+        judged = svertka.evaluate(finished, digit_folder, part=part)
+        assert judged.top1_error == finished.result()[key]
+    everything = svertka.evaluate(finished, digit_folder, part="all")
+    assert everything.images == 240
+
+
+def test_val_is_never_trained_on_and_test_is_scored_once(finished: Run) -> None:
+    settings = finished.settings()
+    assert sum(settings["parts"].values()) == 240
+    assert 10 < settings["parts"]["val"] < 45
+    assert 25 < settings["parts"]["test"] < 75
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("prefetch", [True, False])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_resume_is_bit_for_bit(
+    digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, prefetch: bool, augment: bool
+) -> None:
+    rate = 0.05 if optimizer == "sgd" else 0.001
+    options = SMALL | {"optimizer": optimizer, "prefetch": prefetch, "augment": augment, "lr": rate}
+    whole = digest(svertka.train(digit_folder, output=tmp_path / "whole", **options))
+    for step in (3, STEPS, STEPS + 2):  # in the middle of an epoch, at its end, in the middle of the last
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            with pytest.raises(Interrupted, match=rf"step {step} .*svertka train --resume {tmp_path}/{step}"):
+                svertka.train(digit_folder, output=tmp_path / str(step), **options)
+        resumed = svertka.resume(tmp_path / str(step))
+        assert digest(resumed) == whole
+        lines = [entry for entry in resumed.history() if entry["kind"] == "epoch"]
+        assert [line["epoch"] for line in lines] == [1, 2]
+
+
+@pytest.mark.usefixtures("quiet")
+def test_accumulation_changes_only_the_rounding(digit_folder: Path, tmp_path: Path) -> None:
+    options = SMALL | {"model": "mlp", "epochs": 1}
+    errors = []
+    for parts in (1, 4):
+        run = svertka.train(digit_folder, output=tmp_path / str(parts), accumulate=parts, **options)
+        errors.append(next(entry["train_loss"] for entry in run.history() if entry["kind"] == "epoch"))
+    assert errors[0] == pytest.approx(errors[1], rel=1e-5)
+
+
+def test_a_resume_of_a_finished_run_changes_nothing(finished: Run) -> None:
+    before = digest(finished)
+    result = finished.result()
+    assert digest(svertka.resume(finished)) == before
+    assert finished.result() == result
+
+
+def test_divergence_names_the_steps_and_keeps_weights(digit_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"diverged: the loss .* between steps 0 and 7.*--lr 1e\+04") as caught:
+        svertka.train(digit_folder, output=tmp_path / "run", lr=1e5, **(SMALL | {"model": "mlp", "warmup": 0}))
+    assert "\n" not in str(caught.value)
+    assert svertka.Classifier.load(tmp_path / "run").names == ("four", "one", "three", "two")
+    assert Run(tmp_path / "run").history()[-1]["finding"] == "diverged"
+
+
+def test_lr_find_and_time_end_up_in_the_settings(digit_folder: Path, tmp_path: Path) -> None:
+    options = SMALL | {"model": "mlp", "lr": "find", "time_budget": "3s"}
+    del options["epochs"]
+    run = svertka.train(digit_folder, output=tmp_path / "run", **options)
+    recipe = run.settings()["recipe"]
+    assert 1e-4 < recipe["lr"] < 5
+    assert run.history()[0]["kind"] == "range_test"
+    assert run.result()["seconds"] < 6
+    assert recipe["epochs"] > 1
+
+
+def test_early_stop_and_class_weights(digit_folder: Path, tmp_path: Path) -> None:
+    options = SMALL | {"model": "mlp", "epochs": 60, "lr": 1e-6, "early_stop": 2, "class_weights": True}
+    run = svertka.train(digit_folder, output=tmp_path / "run", **options)
+    assert run.result()["epochs"] < 60
+
+
+def test_without_val_the_last_weights_are_kept(digit_folder: Path, tmp_path: Path) -> None:
+    run = svertka.train(digit_folder, output=tmp_path / "run", val=0, **SMALL)
+    assert run.result()["val_error"] is None
+    assert run.settings()["parts"]["val"] == 0
+
+
+def test_bad_pictures_are_left_out_by_name_and_too_many_stop(digit_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(digit_folder, folder)
+    (folder / "one" / "00.png").write_bytes((folder / "one" / "00.png").read_bytes()[:60])
+    (folder / "two" / "01.png").write_bytes(b"")
+    run = svertka.train(folder, output=tmp_path / "run", **SMALL)
+    bad = {Path(one["path"]).name: one["reason"] for one in run.settings()["bad"]}
+    assert set(bad) == {"00.png", "01.png"}
+    assert sum(run.settings()["parts"].values()) == 238
+
+    for number in range(30):
+        (folder / "three" / f"{number:02}.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"32 of 240 pictures in .* are bad, more than a tenth: .*three/00.png"):
+        svertka.train(folder, output=tmp_path / "other", **SMALL)
+    assert not (tmp_path / "other").exists()
+
+
+def test_changed_pictures_stop_a_resume(digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(digit_folder, folder)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(Interrupted):
+            svertka.train(folder, output=tmp_path / "run", **SMALL)
+    (folder / "one" / "00.png").unlink()
+    with pytest.raises(RunError, match=r"are not those that .* was begun with \(239 now, 240 then\)"):
+        svertka.resume(tmp_path / "run")
+
+
+def test_a_disk_that_fills_keeps_the_run(
+    digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    small_disk: Callable[[int], AbstractContextManager[None]],
+) -> None:  # fmt: skip
+    options = SMALL | {"model": "mlp"}
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(Interrupted):
+            svertka.train(digit_folder, output=tmp_path / "run", **options)
+    with small_disk(20_000), pytest.raises(StorageError, match="free space or choose another folder"):
+        svertka.resume(tmp_path / "run")
+    assert svertka.resume(tmp_path / "run").result()["epochs"] == 2
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        ({"model": "resnet21"}, UsageError, "model=resnet21 is not known; use resnet20"),
+        ({"recipe": "fast"}, UsageError, "recipe=fast is not known; use one of"),
+        ({"lr": "high"}, UsageError, "lr=high is neither a number nor find"),
+        ({"time_budget": "soon"}, UsageError, "time=soon is not a length of time; write 90s, 10m or 1.5h"),
+        ({"time_budget": "0.01s"}, UsageError, "is too short"),
+        ({"size": 4}, UsageError, "size=4 is too small for resnet20; use at least 8 pixels"),
+        ({"batch_size": 1000}, UsageError, "batch_size=1000 is more than the 221 pictures"),
+        ({"device": "tpu"}, UsageError, "device=tpu is not on this machine; use auto or one of: cpu"),
+        ({"threads": 0}, UsageError, "threads=0 must be at least 1"),
+        ({"val": 0.7, "test": 0.5}, UsageError, "val=0.7 and test=0.5"),
+        ({"output": "/proc/nowhere/run"}, StorageError, "free space or choose another folder"),
+        ({"output": "/tmp"}, UsageError, r"/tmp exists already; continue it \(svertka train --resume /tmp\) or choose"),
+        ({"early_stop": 0}, UsageError, "early_stop=0"),
+        ({"colour": "red"}, UsageError, "colour"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    digit_folder: Path, tmp_path: Path, options: dict[str, Any], error: type[SvertkaError], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence) as caught:
+        svertka.train(digit_folder, **({"output": tmp_path / "run"} | SMALL | options))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_default_batch_shrinks_to_the_data(digit_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "few"
+    for name in ("one", "two"):
+        (folder / name).mkdir(parents=True)
+        for number in range(6):
+            shutil.copy(digit_folder / name / f"{number:02}.png", folder / name)
+    run = svertka.train(folder, output=tmp_path / "run", model="mlp", size=8, epochs=1)
+    assert run.settings()["recipe"]["batch_size"] == run.settings()["parts"]["train"] < 12
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"format": 99}', b'{"format": 1}'])
+@pytest.mark.parametrize("name", ["training.json", "config.json"])
+def test_a_damaged_run_is_one_sentence(finished: Run, tmp_path: Path, name: str, damage: bytes) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished.folder, copy)
+    (copy / name).write_bytes(damage)
+    sentence = "made by a newer svertka .format 99, this one reads 1.; upgrade" if b"99" in damage else "is damaged"
+    with pytest.raises(RunError, match=sentence) as caught:
+        svertka.resume(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_class_weights_are_one_on_average() -> None:
+    from svertka.training.job import _class_weights
+
+    class Counts:
+        def counts(self, part: str) -> np.ndarray:
+            return np.array([10, 30, 60])
+
+    weights = _class_weights(Counts()).numpy()  # type: ignore[arg-type]
+    assert np.dot(weights, [10, 30, 60]) == pytest.approx(100)
+    assert weights[0] == pytest.approx(3 * weights[1])

@@ -1,0 +1,98 @@
+"""SIGKILL at random moments, saving included: what lies there is always a run, and goes on to the same weights."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# One process imports everything once and forks a child for each attempt. One thread: a pool would not survive a fork.
+SCRIPT = """
+import os, random, shutil, signal, sys, time
+from pathlib import Path
+import torch
+import svertka
+from svertka import progress
+from svertka.errors import SvertkaError
+from svertka.run import Run
+from svertka.tensors import read_tensors
+from svertka.training import checkpoint, job, recorder
+
+source, folder, attempts = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+recorder.CHECKPOINT_EVERY = recorder.CHECKPOINT_COST = 0  # save after every step
+progress.say = job.say = lambda *text: None
+progress.Progress.say = lambda *text: None
+torch.set_num_threads(1)
+options = dict(model="mlp", size=8, epochs=4, batch_size=32, lr=0.05, threads=1)
+
+def weights(run):
+    tensors, _ = read_tensors(run.checkpoint)
+    return {name: value for name, value in tensors.items() if name.startswith("network.")}
+
+whole = svertka.train(source, output=folder / "whole", **options)
+began = time.monotonic()  # of the second, which finds everything warm
+svertka.train(source, output=folder / "again", **options)
+seconds = time.monotonic() - began
+expected = weights(whole)
+random.seed(0)
+begun = finished = 0
+for attempt in range(attempts):
+    run = Run(folder / "run")
+    shutil.rmtree(run.folder, ignore_errors=True)
+    child = os.fork()
+    if not child:
+        try:
+            svertka.train(source, output=run.folder, **options)
+        finally:
+            os._exit(0)
+    time.sleep(random.uniform(0, 1.1 * seconds))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    if not run.folder.exists():
+        continue  # killed before the run was there
+    begun += 1
+    svertka.Classifier.load(run.folder)
+    finished += any(entry["kind"] == "result" for entry in run.history())
+    run = svertka.resume(run.folder)
+    reached = weights(run)
+    assert all(torch.equal(expected[name], reached[name]) for name in expected), attempt
+    assert run.result()["epochs"] == 4
+    svertka.Classifier.load(run.folder)
+print("begun", begun, "finished", finished)
+"""
+
+
+def test_a_killed_training_can_always_be_continued(
+    digit_folder: Path, tmp_path: Path, large_count: Callable[[int, int], int]
+) -> None:
+    attempts = large_count(12, 100)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(digit_folder), str(tmp_path), str(attempts)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    _, begun, _, finished = done.stdout.split()
+    assert int(begun) > attempts / 3  # else the test would have tested nothing
+    assert int(finished) < attempts / 2
+
+
+def test_sigterm_saves_and_prints_the_command_that_continues(digit_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "svertka", "train", str(digit_folder), "--model", "mlp", "--size", "8"]
+    command += ["--epochs", "10000", "--output", str(run), "--threads", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 3"):
+                process.terminate()
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert f"continue with: svertka train --resume {run}" in rest
+    assert "Traceback" not in rest
+    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line["kind"] == "epoch" for line in history) >= 3

@@ -1,0 +1,145 @@
+"""The loop against a plain PyTorch one, and its edges."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from svertka.data.batches import Batches
+from svertka.data.preprocess import Preprocess
+from svertka.errors import TrainingError
+from svertka.models.zoo import MODELS
+from svertka.training.loop import LOG_EVERY, Look, Observer, State, fit, gradient_ratios, make_optimizer, steps_of
+from svertka.training.recipe import Recipe
+from svertka.training.schedule import Constant
+
+
+class Digits:
+    """Rows of scikit-learn's digits."""
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        self.labels = digits.target.astype(np.int64)
+        self.pixels = (digits.images * 15.9).astype(np.uint8)[..., None]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        return self.pixels[indices]
+
+
+class Watcher(Observer):
+    def __init__(self) -> None:
+        self.looks: list[Look] = []
+        self.epochs: list[tuple[int, float, float]] = []
+
+    def looked(self, look: Look) -> None:
+        self.looks.append(look)
+
+    def epoch_ended(self, epoch: int, loss: float, error: float, gradients: dict[str, float]) -> bool:
+        self.epochs.append((epoch, loss, error))
+        return False
+
+
+def digits_in_batches(pictures: int = 1000, batch_size: int = 64) -> Batches:
+    rows = Digits()
+    preprocess = Preprocess(size=8, resize=8, mean=(0.3,), std=(0.4,))
+    return Batches(rows, rows.labels, np.arange(pictures), preprocess, batch_size=batch_size, shuffle=True)
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS["mlp"].build(size=8)
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("recipe", [
+    Recipe(epochs=1.5, lr=0.1, schedule=Constant(), weight_decay=1e-3, label_smoothing=0.1),
+    Recipe(epochs=1.5, lr=0.1, schedule=Constant(), nesterov=True, clip=0.5),
+    Recipe(epochs=1.5, lr=0.001, schedule=Constant(), optimizer="adamw", weight_decay=0.1),
+])  # fmt: skip
+def test_it_computes_what_the_textbook_loop_computes(recipe: Recipe) -> None:
+    batches, network, watcher = digits_in_batches(), mlp(), Watcher()
+    fit(network, make_optimizer(network, recipe), batches, recipe, State(), watcher)
+
+    theirs = mlp()
+    if recipe.optimizer == "sgd":
+        options = {"momentum": 0.9, "weight_decay": recipe.weight_decay, "nesterov": recipe.nesterov}
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(theirs.parameters(), recipe.lr, **options)
+    else:
+        optimizer = torch.optim.AdamW(theirs.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+    batch_list = [*batches.epoch(0), *batches.epoch(1)][: round(1.5 * batches.steps)]
+    for batch in batch_list:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(theirs(batch.images), batch.labels, label_smoothing=recipe.label_smoothing)
+        loss.backward()
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(theirs.parameters(), recipe.clip)
+        optimizer.step()
+    # The mean of a batch is a sum times 1/64 here: float32 rounding, over 24 steps.
+    for mine, yours in zip(network.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, yours, rtol=1e-4, atol=1e-6)
+    assert [epoch for epoch, _, _ in watcher.epochs] == [1, 2]
+
+
+def test_every_picture_is_counted_once_and_looks_come_when_promised() -> None:
+    batches, network, watcher = digits_in_batches(pictures=1600), mlp(), Watcher()
+    recipe, state = Recipe(epochs=2, lr=0.0001), State()
+    fit(network, make_optimizer(network, recipe), batches, recipe, state, watcher)
+    assert [look.step for look in watcher.looks] == [20, 25, 40, 50]
+    assert [look.steps for look in watcher.looks] == [20, 5, 15, 10]
+    assert sum(look.pictures for look in watcher.looks) == state.pictures == 3200
+    assert LOG_EVERY == 20
+
+
+def test_the_epochs_means_are_those_of_its_batches() -> None:
+    batches, network, watcher = digits_in_batches(), mlp(), Watcher()
+    recipe = Recipe(epochs=1, lr=1e-30, schedule=Constant())
+    fit(network, make_optimizer(network, recipe), batches, recipe, State(), watcher)
+    logits = torch.cat([network(batch.images) for batch in batches.epoch(0)])
+    labels = torch.cat([batch.labels for batch in batches.epoch(0)])
+    (_, loss, error) = watcher.epochs[0]
+    assert loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert error == pytest.approx((logits.argmax(1) != labels).float().mean().item())
+
+
+def test_class_weights_weigh() -> None:
+    batches, network = digits_in_batches(batch_size=1000), mlp()
+    recipe = Recipe(epochs=1, lr=0.1, schedule=Constant(), momentum=0)
+    only_zeros = torch.zeros(10).index_fill(0, torch.tensor([0]), 1.0)
+    before = network.output.bias.detach().clone()
+    fit(network, make_optimizer(network, recipe), batches, recipe, State(), Observer(), class_weights=only_zeros)
+    change = network.output.bias.detach() - before
+    assert change[0] > 0
+    assert (change[1:] < 0).all()
+
+
+def test_divergence_names_the_steps() -> None:
+    network = mlp()
+    recipe = Recipe(epochs=9, lr=0.05, schedule=Constant())
+    state, batches = State(), digits_in_batches(pictures=1600)
+
+    class Saboteur(Observer):
+        def looked(self, look: Look) -> None:
+            if look.step == 40:
+                next(network.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(
+        TrainingError, match="the loss became infinite or NaN between steps 40 and 50, at learning rate"
+    ):
+        fit(network, make_optimizer(network, recipe), batches, recipe, state, Saboteur())
+
+
+def test_steps_round_but_are_never_none() -> None:
+    assert steps_of(Recipe(epochs=1.5, warmup=1), 20) == (30, 20)
+    assert steps_of(Recipe(epochs=0.001), 20) == (1, 0)
+
+
+def test_gradient_ratios_are_root_mean_squares() -> None:
+    layer = nn.Linear(3, 2)
+    layer(torch.ones(1, 3)).sum().backward()
+    expected = (layer.weight.grad**2).mean().sqrt() / (layer.weight.detach() ** 2).mean().sqrt()
+    assert gradient_ratios(layer) == {"weight": pytest.approx(expected.item())}

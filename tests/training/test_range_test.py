@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+
+from svertka.data.batches import Batches
+from svertka.data.preprocess import Preprocess
+from svertka.errors import TrainingError
+from svertka.models.zoo import MODELS
+from svertka.training.loop import make_optimizer
+from svertka.training.range_test import find_learning_rate, steepest
+from svertka.training.recipe import Recipe
+
+
+class DigitRows:
+    """Scikit-learn's digits as rows."""
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        self.labels = digits.target.astype(np.int64)
+        self.pixels = (digits.images * 15.9).astype(np.uint8)[..., None]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        return self.pixels[indices]
+
+
+def test_the_rate_found_learns_and_everything_is_left_bit_for_bit(quiet: None) -> None:
+    rows = DigitRows()
+    preprocess = Preprocess(size=8, resize=8, mean=(0.3,), std=(0.4,))
+    batches = Batches(rows, rows.labels, np.arange(len(rows)), preprocess, batch_size=64, shuffle=True)
+    torch.manual_seed(0)
+    network = MODELS["mlp"].build(size=8)
+    optimizer = make_optimizer(network, Recipe())
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    random, groups = torch.get_rng_state(), str(optimizer.state_dict())
+
+    found = find_learning_rate(network, batches, Recipe())
+
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    assert str(optimizer.state_dict()) == groups
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert 0.003 < found.chosen < 2
+    assert len(found.rates) == len(found.losses)
+
+
+def test_steepest_is_in_the_middle_of_the_steepest_fall() -> None:
+    losses = [2.3, 2.3, 2.3, 2.2, 1.8, 1.4, 1.2, 1.15, 1.1, 3.0, 9.0]
+    rates = [10.0**power for power in range(-8, 3)]
+    assert steepest(rates, losses) == rates[4]
+
+
+@pytest.mark.parametrize("losses", [[], [1.0], [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6]])
+def test_no_fall_is_one_sentence(losses: list[float]) -> None:
+    with pytest.raises(TrainingError, match=r"saw the loss fall at no rate.*give one \(--lr 0.01\)"):
+        steepest([0.1] * len(losses), losses)

@@ -1,0 +1,38 @@
+import json
+
+import pytest
+
+from svertka.errors import UsageError
+from svertka.training.published import RECIPES
+from svertka.training.recipe import Recipe
+from svertka.training.schedule import Step
+
+
+def test_a_recipe_survives_json() -> None:
+    for recipe in RECIPES.values():
+        assert Recipe.model_validate(json.loads(recipe.model_dump_json())) == recipe
+
+
+def test_changes_leave_the_rest() -> None:
+    changed = RECIPES["resnet-cifar"].with_changes(lr=0.05, epochs=None, schedule="step")
+    assert changed.lr == 0.05
+    assert changed.epochs == RECIPES["resnet-cifar"].epochs
+    assert changed.schedule == Step()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"lr": -1}, "lr=-1: input should be greater than 0"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"batch_size": 0}, "batch_size=0: input should be greater than or equal to 1"),
+        ({"optimizer": "adam"}, "optimizer='adam': input should be 'sgd' or 'adamw'"),
+        ({"schedule": "linear"}, "schedule.*'constant', 'step', 'plateau', 'cosine'"),
+        ({"momentum": 1}, "momentum=1"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_value_that_cannot_be_is_one_sentence(change: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence) as caught:
+        Recipe().with_changes(**change)
+    assert "\n" not in str(caught.value)
