@@ -1,0 +1,24 @@
+"""`svertka check`."""
+
+from typing import Annotated
+
+import typer
+
+from svertka.cli.output import print_json
+
+
+def check(
+    source: Annotated[str, typer.Argument(help="labelled pictures, as for svertka train")],
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+) -> None:
+    """Say what is in a data set and what is wrong with it; nothing is changed.
+
+    Example: svertka check photos/
+    """
+    from svertka.data import check as checking
+
+    findings = checking.check(source)
+    if as_json:
+        print_json(findings.as_json())
+    else:
+        print("\n".join(checking.describe(findings)))

@@ -1,0 +1,106 @@
+"""`svertka train`."""
+
+from typing import Annotated
+
+import typer
+
+from svertka.cli.output import print_json
+from svertka.errors import UsageError
+
+
+def train(
+    source: Annotated[
+        str | None,
+        typer.Argument(help="digits, mnist, fashion-mnist, cifar10, cifar100, a folder of pictures, or a CSV file"),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="a network; see: svertka models")] = None,
+    recipe: Annotated[str | None, typer.Option(help="a named recipe; unset: what suits the source")] = None,
+    output: Annotated[str | None, typer.Option(help="the run folder; unset: a free name under runs/")] = None,
+    resume: Annotated[str | None, typer.Option(help="a run folder to continue, instead of SOURCE")] = None,
+    epochs: Annotated[float | None, typer.Option(help="passes over the training pictures")] = None,
+    time: Annotated[str | None, typer.Option(help="as many epochs as fit into 90s, 10m or 1.5h")] = None,
+    lr: Annotated[str | None, typer.Option(help="the highest learning rate, or: find")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="pictures a step")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd or adamw")] = None,
+    schedule: Annotated[str | None, typer.Option(help="constant, step, plateau or cosine")] = None,
+    warmup: Annotated[float | None, typer.Option(help="epochs over which the rate rises")] = None,
+    momentum: Annotated[float | None, typer.Option(help="0 to below 1")] = None,
+    nesterov: Annotated[bool | None, typer.Option(help="Nesterov's momentum")] = None,
+    weight_decay: Annotated[float | None, typer.Option()] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="0 to below 1")] = None,
+    clip: Annotated[float | None, typer.Option(help="largest norm of the gradient")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="parts in which a batch is computed, to save memory")] = None,
+    class_weights: Annotated[bool | None, typer.Option(help="weigh rare classes more")] = None,
+    early_stop: Annotated[int | None, typer.Option(help="stop after so many epochs without a better val error")] = None,
+    augment: Annotated[bool, typer.Option(help="change the training pictures at random, as the recipe says")] = True,
+    size: Annotated[int | None, typer.Option(help="side of the network's input, pixels")] = None,
+    val: Annotated[float, typer.Option(help="share taken for val where the source has no val part")] = 0.1,
+    test: Annotated[float, typer.Option(help="share taken for test where the source has no test part")] = 0.0,
+    seed: Annotated[int, typer.Option(help="of weights, order and augmentation")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
+    prefetch: Annotated[bool, typer.Option(help="prepare batches ahead in a thread")] = True,
+    cache_limit: Annotated[float | None, typer.Option(help="decoded pictures kept on disk, GB")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write for TensorBoard too")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+) -> None:
+    """Train a network on pictures and leave a run folder with its report.
+
+    Example: svertka train photos/ --time 10m
+    """
+    from svertka.training import job
+
+    if (source is None) == (resume is None):
+        raise UsageError("name a SOURCE to train on, or --resume RUN to continue a run; see svertka train --help")
+    if resume is not None:
+        run = job.resume(resume, tensorboard=tensorboard)
+    else:
+        changes = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "optimizer": optimizer,
+            "schedule": schedule,
+            "warmup": warmup,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "label_smoothing": label_smoothing,
+            "clip": clip,
+            "accumulate": accumulate,
+            "class_weights": class_weights,
+            "early_stop": early_stop,
+        }
+        run = job.train(
+            str(source),
+            model=model,
+            recipe=recipe,
+            output=output,
+            time_budget=time,
+            lr=lr,
+            augment=augment,
+            size=size,
+            val=val,
+            test=test,
+            seed=seed,
+            device=device,
+            threads=threads,
+            prefetch=prefetch,
+            cache_limit=None if cache_limit is None else round(cache_limit * 1e9),
+            tensorboard=tensorboard,
+            **{name: value for name, value in changes.items() if value is not None},
+        )
+    from svertka import distributed
+
+    if not distributed.is_first():
+        return
+    result = run.result()
+    if as_json:
+        print_json(result)
+        return
+    errors = [f"{part} error {result[key]:.2%}" for part, key in PARTS.items() if result[key] is not None]
+    speed = f"{result['images_per_second']:,.0f} images/s"
+    print(f"{', '.join(errors) or 'trained'} after {result['epochs']:g} epochs, {speed}")
+    print(f"the run is in {run.folder}; open {run.report}")
+
+
+PARTS = {"val": "val_error", "test": "test_error"}

@@ -1,0 +1,135 @@
+"""The command line as a user meets it: results on stdout, everything else on stderr, never a traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from svertka.cli.app import app, main
+
+VERBS = ("check", "train", "evaluate", "predict", "models")
+
+
+def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in VERBS)
+    assert main([]) == 0
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_an_example_and_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"Example: svertka {verb}" in shown
+    assert "--json" in shown
+
+
+def test_the_verbs_tested_are_all_there_are() -> None:
+    assert {command.callback.__name__ for command in app.registered_commands if command.callback} == set(VERBS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["fly"], 2, "svertka: No such command 'fly'"),
+        (["train"], 2, "svertka: name a SOURCE to train on, or --resume RUN to continue a run"),
+        (["train", "digits", "--resume", "runs/x"], 2, "svertka: name a SOURCE to train on, or --resume RUN"),
+        (["train", "/nowhere"], 2, "svertka: there is no folder /nowhere; give a folder"),
+        (["train", "digist"], 2, "svertka: there is no folder digist; did you mean digits?"),
+        (["train", __file__], 2, "svertka: "),
+        (["train", "digits", "--epochs", "many"], 2, "svertka: Invalid value for '--epochs'"),
+        (["train", "digits", "--epochs", "0"], 2, "svertka: epochs=0.0: input should be greater than 0"),
+        (["train", "digits", "--wings", "2"], 2, "svertka: No such option: --wings"),
+        (["train", "digits", "--model", "vgg"], 2, "svertka: model=vgg is not known"),
+        (["train", "--resume", "/nowhere"], 1, "svertka: /nowhere holds no training.json"),
+        (["evaluate", "/nowhere", "digits"], 1, "svertka: /nowhere is not a run folder"),
+        (["predict", "/nowhere", "x.jpg"], 1, "svertka: /nowhere is not a run folder"),
+        (["predict", "/nowhere"], 2, "svertka: Missing argument 'images'"),
+        (["models", "resnet21"], 2, "svertka: model=resnet21 is not known; use resnet20"),
+        (["check", "/nowhere"], 2, "svertka: there is no folder /nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: list[str], code: int, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(sentence)
+    assert err.count("\n") == 1
+
+
+def test_the_whole_way_in_json(
+    digit_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def ask(*arguments: str) -> object:
+        assert main([*arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    source = str(digit_folder)
+    settings = ["--model", "mlp", "--size", "8", "--epochs", "20", "--threads", "1", "--output", "runs/x"]
+    trained = ask("train", source, *settings)
+    assert isinstance(trained, dict)
+    assert set(trained) == {"run", "val_error", "test_error", "epochs", "seconds", "images_per_second"}
+    assert trained["run"] == "runs/x"
+    assert trained["test_error"] is None
+
+    judged = ask("evaluate", "runs/x", source)
+    assert isinstance(judged, dict)
+    assert set(judged) == {"images", "top1_error", "top5_error", "loss", "per_class"}
+    assert judged["top1_error"] == trained["val_error"]
+    assert judged["top5_error"] is None
+
+    named = ask("predict", "runs/x", f"{source}/one/05.png", f"{source}/two")
+    assert isinstance(named, list)
+    assert len(named) == 61
+    assert set(named[0]) == {"path", "labels"}
+    assert set(named[0]["labels"][0]) == {"name", "probability"}
+
+    listed = ask("models")
+    assert isinstance(listed, list)
+    assert all(set(one) == {"name", "parameters", "multiply_adds", "input", "source", "published"} for one in listed)
+    assert ask("models", "lenet5") == [one for one in listed if one["name"] == "lenet5"]
+
+    checked = ask("check", source)
+    assert isinstance(checked, dict)
+    assert {"classes", "bad", "duplicates", "near_duplicates", "split"} <= set(checked)
+
+
+def test_tables_and_csv(digit_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    settings = ["--model", "mlp", "--size", "8", "--epochs", "5", "--threads", "1", "--output", run]
+    assert main(["train", str(digit_folder), *settings]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1] == f"the run is in {run}; open {run}/report.html"
+    assert err.splitlines()[0].startswith("data     ")
+    assert main(["evaluate", run, str(digit_folder)]) == 0
+    assert "top-1 error" in capsys.readouterr().out
+    picture = str(digit_folder / "one" / "05.png")
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"")
+    assert main(["predict", run, picture, str(bad), "--csv", "--top", "2"]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == "path,rank,name,probability"
+    assert len(out.splitlines()) == 3
+    assert err == f"svertka: {bad}: empty file\n"
+    assert main(["predict", run, picture]) == 0
+    assert capsys.readouterr().out.startswith(picture)
+    assert main(["models"]) == 0
+    assert "lenet5" in capsys.readouterr().out
+    assert main(["check", str(digit_folder)]) == 0
+    assert "240" in capsys.readouterr().out
+    assert main(["train", str(digit_folder), *settings]) == 2
+    assert "exists already; continue it (svertka train --resume" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m svertka models --json | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout == "["
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,43 @@
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import svertka
+
+
+def test_the_public_names() -> None:
+    assert svertka.__all__ == ["Classifier", "Run", "SvertkaError", "check", "evaluate", "predict", "resume", "train"]
+    assert dir(svertka) == svertka.__all__
+    assert all(callable(getattr(svertka, name)) for name in svertka.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'fly'"):
+        svertka.fly  # noqa: B018
+
+
+def test_no_public_name_is_borne_by_a_submodule() -> None:
+    folder = Path(svertka.__file__).parent
+    modules = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert not modules & set(svertka.__all__)
+
+
+@pytest.mark.parametrize("code", ["import svertka", "from svertka.cli.app import main; main(['--help'])"])
+def test_torch_waits_for_the_verb_that_needs_it(code: str) -> None:
+    heavy = "torch numpy PIL sklearn pydantic"
+    probe = f"{code}\nimport sys; print([name for name in {heavy.split()} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_every_module_imports_by_itself() -> None:
+    folder = Path(svertka.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        name = ".".join(path.relative_to(folder.parent).with_suffix("").parts)
+        if not name.endswith("__main__"):
+            importlib.import_module(name)
+
+
+def test_every_file_is_short_enough_to_read() -> None:
+    lengths = {p: len(p.read_text().splitlines()) for p in Path(svertka.__file__).parent.rglob("*.py")}
+    assert {str(path): length for path, length in lengths.items() if length > 330} == {}
