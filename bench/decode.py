@@ -1,0 +1,159 @@
+"""Decoding and resizing photographs: svertka against Pillow, the same threads, in one run.
+
+Three ways from a JPEG file's bytes to a square of `--side` pixels:
+
+    plain    Pillow: open, convert to RGB, resize the central square with its BILINEAR, a triangle as wide as needed
+    draft    the same after Image.draft, which lets the decoder reduce the picture
+    svertka  read_picture and central_square, as training and prediction do it
+
+Each round runs all three, in changing order. Quality is the PSNR against the picture decoded whole and resized with
+Lanczos's filter in floating point. Needs SVERTKA_DATA, or `--pictures FOLDER`.
+
+    python bench/decode.py --rounds 20 --threads 2
+"""
+
+import argparse
+import io
+import json
+import os
+import statistics
+import sys
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from svertka.data.images import read_picture
+from svertka.data.preprocess import central_square
+
+Pixels = npt.NDArray[np.uint8]
+Rounds = dict[str, list[float]]
+
+
+class Way(Protocol):
+    """One of the ways."""
+
+    def __call__(self, data: bytes, side: int) -> Pixels:
+        """From a file's bytes to the square, (side, side, 3)."""
+        ...
+
+
+def plain(data: bytes, side: int) -> Pixels:
+    """Pillow, the picture decoded whole."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=centre(image.size)))
+
+
+def draft(data: bytes, side: int) -> Pixels:
+    """Pillow, the picture reduced by the decoder."""
+    file = Image.open(io.BytesIO(data))
+    file.draft("RGB", (side, side))
+    image = file.convert("RGB")
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=centre(image.size)))
+
+
+def svertka(data: bytes, side: int) -> Pixels:
+    """What svertka does."""
+    return central_square(read_picture(data, min_side=side), side, 3)
+
+
+WAYS: dict[str, Way] = {"plain": plain, "draft": draft, "svertka": svertka}
+
+
+def centre(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The central square of a picture of `size` (width, height), as Pillow wants it."""
+    width, height = size
+    side = min(size)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def reference(data: bytes, side: int) -> npt.NDArray[np.float64]:
+    """The central square resized with Lanczos's filter, unrounded, (side, side, 3)."""
+    rgb = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float32)
+    planes = [
+        Image.fromarray(rgb[:, :, c]).resize((side, side), Image.Resampling.LANCZOS, box=centre(rgb.shape[1::-1]))
+        for c in range(3)
+    ]
+    return np.stack([np.asarray(plane, np.float64) for plane in planes], axis=2).clip(0, 255)
+
+
+def psnr(square: Pixels, truth: npt.NDArray[np.float64]) -> float:
+    """Decibels, higher is closer."""
+    return float(10 * np.log10(255**2 / np.mean((square - truth) ** 2)))
+
+
+def measure(pictures: list[bytes], side: int, threads: int, rounds: int) -> tuple[Rounds, Rounds]:
+    """Images per second, and processor milliseconds an image, of each way: one number a round."""
+    speeds: Rounds = {name: [] for name in WAYS}
+    loads: Rounds = {name: [] for name in WAYS}
+    names = list(WAYS)
+    with ThreadPoolExecutor(threads) as pool:
+        for number in range(rounds + 1):
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                began, worked = time.perf_counter(), time.process_time()
+                deque(pool.map(partial(WAYS[name], side=side), pictures), maxlen=0)
+                if number:  # the first round warms up
+                    speeds[name].append(len(pictures) / (time.perf_counter() - began))
+                    loads[name].append((time.process_time() - worked) / len(pictures) * 1000)
+    return speeds, loads
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--pictures", type=Path, help="folder of JPEG files (default: imagenet-samples of SVERTKA_DATA)"
+    )
+    parser.add_argument("--side", type=int, default=224, help="pixels (default 224)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each way (default 2)")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds (default 10)")
+    parser.add_argument("--json", action="store_true", help="one JSON value on stdout")
+    options = parser.parse_args()
+    folder = options.pictures or Path(os.environ.get("SVERTKA_DATA", "")) / "imagenet-samples"
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not files:
+        sys.exit(f"no JPEG files in {folder}; set SVERTKA_DATA or give --pictures FOLDER")
+    torch.set_num_threads(1)  # every way runs in `--threads` threads of its own
+    pictures = [path.read_bytes() for path in files]
+    truths = [reference(data, options.side) for data in pictures]
+    speeds, loads = measure(pictures, options.side, options.threads, options.rounds)
+    slowest = {name: min(values) for name, values in speeds.items()}
+    middle = {name: statistics.median(values) for name, values in speeds.items()}
+    against = [ours / theirs for ours, theirs in zip(speeds["svertka"], speeds["plain"], strict=True)]
+    quality = {
+        name: [psnr(way(data, options.side), truth) for data, truth in zip(pictures, truths, strict=True)]
+        for name, way in WAYS.items()
+    }
+    result = {
+        "pictures": len(pictures),
+        "side": options.side,
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "images_per_second": {name: {"min": slowest[name], "median": middle[name]} for name in WAYS},
+        "processor_ms_per_image": {name: statistics.median(loads[name]) for name in WAYS},
+        "ratio_to_plain": {"min": min(against), "median": statistics.median(against)},
+        "psnr": {name: {"mean": statistics.mean(values), "min": min(values)} for name, values in quality.items()},
+    }
+    if options.json:
+        print(json.dumps(result))
+        return
+    print(f"{len(pictures)} pictures to {options.side} pixels, {options.threads} threads, {options.rounds} rounds")
+    print(f"{'':10}{'images/s, min':>16}{'median':>10}{'× plain':>10}{'CPU ms':>10}{'PSNR mean':>12}{'min':>10}")
+    for name in WAYS:
+        ratio = statistics.median(mine / theirs for mine, theirs in zip(speeds[name], speeds["plain"], strict=True))
+        print(
+            f"{name:10}{slowest[name]:16.0f}{middle[name]:10.0f}{ratio:10.2f}{statistics.median(loads[name]):10.2f}"
+            f"{statistics.mean(quality[name]):9.2f} dB{min(quality[name]):7.2f} dB"
+        )
+
+
+if __name__ == "__main__":
+    main()

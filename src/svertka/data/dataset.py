@@ -1,0 +1,146 @@
+"""Labelled pictures, wherever they come from."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from svertka.data.images import read_picture
+from svertka.errors import PictureError
+
+Ints = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+
+PARTS = ("train", "val", "test")
+BAD_SHARE = 0.1  # of the pictures; if more cannot be read, nothing is trained
+
+
+class Pictures(Protocol):
+    """A sequence of pictures, each with a name for people and a digest of its content."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What to call picture `index` in a message: its path, or the source and its number."""
+        ...
+
+    def digest(self, index: int) -> bytes:
+        """16 bytes that are equal exactly for pictures of equal content.
+
+        Raises:
+            PictureError: it cannot be read from disk.
+        """
+        ...
+
+    def read(self, index: int, min_side: int | None = None) -> Pixels:
+        """Picture `index` as (H, W, 3) uint8, RGB; `min_side` as for `images.read_picture`.
+
+        Raises:
+            PictureError: it cannot be read; the message is the reason.
+        """
+        ...
+
+
+class ArrayPictures:
+    """Pictures of one size, held in memory: `array` is (N, H, W, 1 or 3) uint8."""
+
+    def __init__(self, array: Pixels, label: str) -> None:
+        self.array, self.label = array, label
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def name(self, index: int) -> str:
+        """`label` and the number."""
+        return f"{self.label} #{index}"
+
+    def digest(self, index: int) -> bytes:
+        """BLAKE2b of the pixels."""
+        return hashlib.blake2b(self.array[index].data, digest_size=16).digest()
+
+    def read(self, index: int, min_side: int | None = None) -> Pixels:
+        """The pixels as RGB; grey ones three times."""
+        return np.broadcast_to(self.array[index], (*self.array.shape[1:3], 3))
+
+
+class FilePictures:
+    """Pictures in files; `paths` are relative to `root`."""
+
+    def __init__(self, root: Path, paths: Sequence[str]) -> None:
+        self.root, self.paths = root, paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The path."""
+        return str(self.root / self.paths[index])
+
+    def digest(self, index: int) -> bytes:
+        """BLAKE2b of the file."""
+        return hashlib.blake2b(self.content(index), digest_size=16).digest()
+
+    def read(self, index: int, min_side: int | None = None) -> Pixels:
+        """The decoded file; one whose ending names another format than its content is refused as mislabelled."""
+        return read_picture(self.content(index), min_side=min_side, suffix=Path(self.paths[index]).suffix)
+
+    def content(self, index: int) -> bytes:
+        """The bytes of the file."""
+        try:
+            return (self.root / self.paths[index]).read_bytes()
+        except OSError as error:
+            raise PictureError((error.strerror or str(error)).lower()) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Pictures with labels, class names and the parts that the source itself names.
+
+    `labels`: (N,) int64, index into `names`. `parts`: (N,) of "train", "val", "test", or "" where the source says
+    nothing. `source` is what `open_source` takes to open it again.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    pictures: Pictures
+    labels: Ints
+    parts: npt.NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def counts(self) -> Ints:
+        """Pictures of each class, (classes,)."""
+        return np.bincount(self.labels, minlength=len(self.names)).astype(np.int64)
+
+    def take(self, indices: Ints) -> "Dataset":
+        """The pictures at `indices`, in that order."""
+        return replace(
+            self, pictures=Subset(self.pictures, indices), labels=self.labels[indices], parts=self.parts[indices]
+        )
+
+
+class Subset:
+    """Some of `pictures`."""
+
+    def __init__(self, pictures: Pictures, indices: Ints) -> None:
+        self.pictures, self.indices = pictures, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        """As the whole calls it."""
+        return self.pictures.name(int(self.indices[index]))
+
+    def digest(self, index: int) -> bytes:
+        """As in the whole."""
+        return self.pictures.digest(int(self.indices[index]))
+
+    def read(self, index: int, min_side: int | None = None) -> Pixels:
+        """As in the whole."""
+        return self.pictures.read(int(self.indices[index]), min_side)

@@ -1,0 +1,163 @@
+"""Squares against a filter written down in NumPy; a path, a PIL image and an array give a network the same."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from svertka.data.preprocess import Preprocess, central_square
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def triangle(before: int, after: int) -> np.ndarray:
+    """Weights (after, before) of a resize with a triangle as wide as the reduction, at least one pixel to each side."""
+    scale = max(before / after, 1.0)
+    centres = (np.arange(after) + 0.5) * before / after
+    distance = np.abs(centres[:, None] - (np.arange(before) + 0.5)) / scale
+    weights = np.clip(1 - distance, 0, None)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("resize", [1, 7, 24, 64, 224])
+@pytest.mark.parametrize("shape", [(60, 48), (31, 90), (300, 200), (25, 25), (1, 5)], ids=str)
+def test_square_is_the_triangle_filter_of_the_central_square(shape, resize):
+    rgb = picture(*shape)
+    side = min(shape)
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    centre = rgb[top : top + side, left : left + side].astype(np.float64)
+    weights = triangle(side, resize)
+    expected = np.einsum(
+        "ah,hbc->abc", weights, np.einsum("hwc,bw->hbc", centre, weights, optimize=True), optimize=True
+    )
+    square = central_square(rgb, resize, 3)
+    assert square.shape == (resize, resize, 3)
+    assert square.dtype == np.uint8
+    assert np.abs(square - expected).max() <= 1 + 1e-9  # two passes round to a whole level each
+    if resize > 1:
+        assert abs((square - expected).mean()) < 0.15  # halves are rounded up
+
+
+def test_without_resizing_every_pixel_is_itself():
+    rgb = picture(40, 41)
+    np.testing.assert_array_equal(central_square(rgb, 40, 3), rgb[:, :40])
+    grey = np.broadcast_to(picture(28, 28)[:, :, :1], (28, 28, 3))
+    np.testing.assert_array_equal(central_square(grey, 28, 1), grey[:, :, :1])
+
+
+@pytest.mark.parametrize("resize", [20, 32])
+def test_grey_is_luma(resize):
+    rgb = picture(32, 32)
+    square = central_square(rgb, resize, 3)
+    luma = central_square(rgb, resize, 1)
+    assert luma.shape == (resize, resize, 1)
+    assert np.abs(luma[..., 0] - square @ [0.299, 0.587, 0.114]).max() < 0.51
+
+
+def test_zeros_surround_a_padded_square():
+    rgb = picture(28, 28)
+    for side, before in ((32, 2), (33, 2), (29, 0)):
+        square = central_square(rgb, 28, 3, pad_to=side)
+        assert square.shape == (side, side, 3)
+        np.testing.assert_array_equal(square[before : before + 28, before : before + 28], rgb)
+        square[before : before + 28, before : before + 28] = 0
+        assert not square.any()
+    np.testing.assert_array_equal(central_square(rgb, 28, 3, pad_to=20), rgb)
+
+
+def test_what_lies_outside_the_square_does_not_matter():
+    rgb = picture(40, 60)
+    other = rgb.copy()
+    other[:, :10] = other[:, 50:] = 255
+    np.testing.assert_array_equal(central_square(rgb, 24, 3), central_square(other, 24, 3))
+
+
+def test_any_memory_layout_and_any_thread_give_the_same_and_leave_the_picture():
+    rgb = picture(50, 70)
+    right = central_square(rgb, 32, 3)
+    fixed = rgb.copy()
+    fixed.flags.writeable = False
+    turned = np.ascontiguousarray(rgb.swapaxes(0, 1)).swapaxes(0, 1)
+    wide = np.repeat(rgb, 2, axis=1)[:, ::2]
+    backwards = np.ascontiguousarray(rgb[::-1, ::-1])[::-1, ::-1]
+    for layout in (fixed, turned, wide, backwards):
+        np.testing.assert_array_equal(central_square(layout, 32, 3), right)
+        np.testing.assert_array_equal(central_square(layout, 50, 3), rgb[:, 10:60])
+    with ThreadPoolExecutor(4) as pool:
+        for square in pool.map(lambda _: central_square(rgb, 32, 3), range(50)):
+            np.testing.assert_array_equal(square, right)
+    np.testing.assert_array_equal(rgb, picture(50, 70))
+
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize(("size", "stored"), [(24, 24), (24, 32), (24, 27)])
+def test_normalise_takes_the_centre_and_units_of_full_scale(size, stored):
+    preprocess = Preprocess(size=size, resize=stored, mean=MEAN, std=STD)
+    squares = torch.from_numpy(np.stack([picture(stored, stored) for _ in range(3)])).permute(0, 3, 1, 2)
+    offset = (stored - size) // 2
+    centre = squares[:, :, offset : offset + size, offset : offset + size].double()
+    expected = (centre / 255 - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+    before = squares.clone()
+    for given in (squares, squares.float()):
+        got = preprocess.normalise(given)
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), expected.double(), rtol=0, atol=2e-6)  # float32 of values up to 2.7
+    torch.testing.assert_close(squares, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("size", "resize"), [(32, 32), (24, 30), (40, 30)])
+def test_path_image_and_array_give_the_same(tmp_path, channels, size, resize):
+    preprocess = Preprocess(size=size, resize=resize, mean=MEAN[:channels], std=STD[:channels])
+    rgb = picture(50, 60)
+    path = tmp_path / "one.png"
+    Image.fromarray(rgb).save(path)
+    got = preprocess(path)
+    assert got.shape == (channels, size, size)
+    assert got.dtype == torch.float32
+    for same in (str(path), Image.open(path), rgb, np.dstack([rgb, np.full((50, 60), 255, np.uint8)])):
+        torch.testing.assert_close(preprocess(same), got, rtol=0, atol=0)
+    square = torch.from_numpy(preprocess.square(rgb)).permute(2, 0, 1)[None]
+    assert square.shape[-1] == preprocess.side == max(size, resize)
+    torch.testing.assert_close(preprocess.normalise(square)[0], got, rtol=0, atol=0)
+
+
+def test_orientation_is_applied(tmp_path):
+    rgb = np.asarray(Image.fromarray(picture(4, 4)).resize((48, 40)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, "JPEG", quality=95, exif=exif)
+    path = tmp_path / "turned.jpg"
+    path.write_bytes(file.getvalue())
+    preprocess = Preprocess(size=40, resize=40, mean=(0.0,), std=(1.0,))
+    upright = preprocess(np.rot90(np.asarray(Image.open(path).convert("RGB")), -1))
+    torch.testing.assert_close(preprocess(path), upright, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"size": 0},
+        {"resize": 5000},
+        {"mean": (0.5, 0.5)},
+        {"std": (0.5,)},
+        {"std": (0.5, 0.0, 0.5)},
+        {"mean": (0.5, float("nan"), 0.5)},
+        {"colour": "bgr"},
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_refused(wrong):
+    right = {"size": 32, "resize": 32, "mean": MEAN, "std": STD}
+    Preprocess(**right)
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        Preprocess(**(right | wrong))
