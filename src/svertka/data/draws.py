@@ -1,0 +1,66 @@
+"""Random numbers that depend on the picture, not on who asks, nor when."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from svertka.data.dataset import Ints
+
+WORD = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Random numbers for the pictures at `indices` (B,) in one epoch.
+
+    Each is a hash of seed, epoch, place (which of several augmentations asks), stream (which of its numbers) and the
+    picture's index. So they are the same in any batch, order or process, and after a resume.
+    """
+
+    seed: int
+    epoch: int
+    indices: Ints
+    place: int = 0
+
+    def at(self, place: int) -> Self:
+        """Other numbers for the same pictures: those of the augmentation that stands at `place`."""
+        return replace(self, place=place)
+
+    def uniform(self, stream: int) -> torch.Tensor:
+        """One number a picture from 0 up to but not 1, (B,) float64: the multiples of 2⁻⁵³."""
+        key = 0
+        for word in (self.seed, self.epoch, self.place, stream):
+            key = _mixed((key ^ word & WORD) + GOLDEN & WORD)
+        counters = self.indices.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(key)
+        return torch.from_numpy((_mixed_array(counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+    def below(self, stream: int, bound: int) -> torch.Tensor:
+        """One whole number a picture from 0 up to but not `bound`, (B,) int64."""
+        return (self.uniform(stream) * bound).long()
+
+    def normal(self, stream: int) -> torch.Tensor:
+        """One number a picture from the standard normal distribution, (B,) float64."""
+        numbers: torch.Tensor = torch.special.ndtri(self.uniform(stream).clamp(min=2.0**-54))  # 0 would give −∞
+        return numbers
+
+
+# The finalizer of SplitMix64: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", figure 9,
+# with Stafford's thirteenth set of constants. Twice, since these counters are far less random than a running sum.
+
+
+def _mixed(word: int) -> int:
+    word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 & WORD
+    word = (word ^ word >> 27) * 0x94D049BB133111EB & WORD
+    return word ^ word >> 31
+
+
+def _mixed_array(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    for _ in range(2):
+        words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+        words = words ^ words >> np.uint64(31)
+    return words
