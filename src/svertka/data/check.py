@@ -1,0 +1,297 @@
+"""What is in a data set and what is wrong with it, by path, before anything is trained."""
+
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags
+
+from svertka.data.dataset import BAD_SHARE, PARTS, ArrayPictures, Dataset, FilePictures, Ints, Pictures, Pixels
+from svertka.data.folder import Listing, list_folder
+from svertka.data.images import DECODERS
+from svertka.data.likeness import SIDE, look_alikes, thumbnail
+from svertka.data.published import NAMES, open_published
+from svertka.data.sources import refuse_misspelt
+from svertka.data.split import VAL_SHARE, split
+from svertka.errors import PictureError
+from svertka.progress import progress
+
+AT_ONCE = 64  # pictures a thread looks at before it tells how far it is
+SHOWN = 10  # of a kind, in `describe`
+UNEVEN = 1.5  # largest class by smallest; below this nobody need hear of it
+ARRAY_MODES = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Pictures of one content, or that look the same: their paths, classes and parts, one each."""
+
+    paths: tuple[str, ...]
+    classes: tuple[str, ...]
+    parts: tuple[str, ...]
+
+    @property
+    def across_classes(self) -> bool:
+        """Whether they were given different labels, so that at least one is wrong."""
+        return len(set(self.classes)) > 1
+
+    @property
+    def across_parts(self) -> bool:
+        """Whether a picture that judges the network was also learnt from, or chosen by."""
+        return len(set(self.parts)) > 1
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return {
+            "paths": list(self.paths),
+            "classes": list(self.classes),
+            "parts": list(self.parts),
+            "across_classes": self.across_classes,
+            "across_parts": self.across_parts,
+        }
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that `check` found.
+
+    `classes`: name -> pictures, the bad ones too. `bad`: path and reason. `duplicates`: exact copies;
+    `near_duplicates`: look-alikes that are not. `split`: part -> class -> readable pictures, as training would divide
+    them. `modes`: Pillow's names for how pixels are stored ("RGB", "L", "CMYK") -> pictures. `sizes`: width and height
+    in pixels of the smallest, the median and the largest picture by area. `turned`: how many EXIF turns. `ignored`:
+    empty folders and folders in no part, `hidden`, `others` (files that are no pictures): paths. `problems`: why
+    training would refuse, a sentence each.
+    """
+
+    source: str
+    classes: dict[str, int]
+    bad: tuple[tuple[str, str], ...]
+    duplicates: tuple[Copies, ...]
+    near_duplicates: tuple[Copies, ...]
+    split: dict[str, dict[str, int]]
+    modes: dict[str, int]
+    sizes: tuple[tuple[int, int], ...]
+    turned: int
+    ignored: tuple[str, ...]
+    hidden: tuple[str, ...]
+    others: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def imbalance(self) -> float | None:
+        """How many times more pictures the largest class has than the smallest; None without pictures."""
+        return max(self.classes.values()) / min(self.classes.values()) if self.classes else None
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values; `split` as sizes, `split_classes` by class."""
+        return {
+            "source": self.source,
+            "pictures": sum(self.classes.values()),
+            "classes": self.classes,
+            "imbalance": self.imbalance,
+            "bad": [{"path": path, "reason": reason} for path, reason in self.bad],
+            "duplicates": [copies.as_json() for copies in self.duplicates],
+            "near_duplicates": [copies.as_json() for copies in self.near_duplicates],
+            "modes": self.modes,
+            "sizes": dict(zip(("smallest", "median", "largest"), map(list, self.sizes), strict=False)),
+            "exif_rotated": self.turned,
+            "ignored": list(self.ignored),
+            "hidden": list(self.hidden),
+            "others": list(self.others),
+            "split": {part: sum(counts.values()) for part, counts in self.split.items()},
+            "split_classes": self.split,
+            "problems": list(self.problems),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What one look at a picture tells."""
+
+    digest: bytes
+    mode: str
+    size: tuple[int, int]
+    turned: bool
+    thumbnail: Pixels
+
+
+def check(source: str | Path, val: float = VAL_SHARE, test: float = 0.0) -> Findings:
+    """What the data set, folder or CSV `source` holds, whatever is wrong with it.
+
+    `val`, `test`: shares that training would take, as for `split`.
+
+    Raises:
+        UsageError: there is no such source.
+        DataError: it cannot be listed: a damaged published file or CSV.
+    """
+    if str(source) in NAMES:
+        dataset, listing = open_published(str(source)), Listing(Path(), Path(), ())
+        problems: list[str] = []
+    else:
+        refuse_misspelt(source)
+        listing = list_folder(source)
+        dataset, problems = listing.dataset(), listing.problems()
+    seen, bad = _look_at_all(dataset)
+    good = np.array(sorted(seen), dtype=np.int64)
+    digests = [seen[index].digest for index in good.tolist()]
+    chosen = split(digests, dataset.labels[good], dataset.parts[good], val, test)
+    parts = {part: good[places] for part, places in chosen.items()}
+    per_class = {part: _per_class(dataset, parts[part]) for part in PARTS}
+    if len(bad) > BAD_SHARE * len(dataset):
+        problems.append(f"{len(bad)} of {len(dataset)} pictures are bad, more than a tenth; mend or remove them")
+    problems += [
+        f"no picture of {name} is left to train on; add some" for name, n in per_class["train"].items() if not n
+    ]
+    groups = _same_content(good.tolist(), digests)
+    areas = sorted((one.size for one in seen.values()), key=lambda size: (size[0] * size[1], size))
+    return Findings(
+        source=_text(dataset.source),
+        classes=dict(zip(dataset.names, dataset.counts().tolist(), strict=True)),
+        bad=tuple((_text(dataset.pictures.name(index)), reason) for index, reason in sorted(bad.items())),
+        duplicates=_copies(dataset, parts, (group for group in groups if len(group) > 1)),
+        near_duplicates=_copies(dataset, parts, _same_look(seen, [group[0] for group in groups])),
+        split=per_class,
+        modes=dict(Counter(one.mode for one in seen.values()).most_common()),
+        sizes=(areas[0], areas[len(areas) // 2], areas[-1]) if areas else (),
+        turned=sum(one.turned for one in seen.values()),
+        ignored=tuple(map(_text, listing.empty_classes + listing.ignored)),
+        hidden=tuple(map(_text, listing.hidden)),
+        others=tuple(map(_text, listing.others)),
+        problems=tuple(map(_text, problems)),
+    )
+
+
+def describe(findings: Findings) -> list[str]:
+    """The findings in plain words, a line each."""
+    pictures, classes = sum(findings.classes.values()), len(findings.classes)
+    lines = [f"{findings.source}: {_count(pictures, 'picture', 'pictures')}, {_count(classes, 'class', 'classes')}"]
+    widest = max(map(len, findings.classes), default=0)
+    lines += [f"  {name:{widest}}  {count}" for name, count in findings.classes.items()]
+    if findings.imbalance is not None and findings.imbalance >= UNEVEN:
+        lines.append(f"the largest class has {findings.imbalance:.1f} times the pictures of the smallest")
+    sizes = " / ".join(f"{width}×{height}" for width, height in findings.sizes)
+    if sizes:
+        modes = ", ".join(f"{mode} {count}" for mode, count in findings.modes.items())
+        lines.append(f"pixels, smallest / median / largest: {sizes}; modes: {modes}; turned by EXIF: {findings.turned}")
+    lines += _listed("bad", [f"{path}: {reason}" for path, reason in findings.bad])
+    lines += _listed("exact duplicates, groups", map(_one_line, _worst_first(findings.duplicates)))
+    lines += _listed("near-duplicates, groups", map(_one_line, _worst_first(findings.near_duplicates)))
+    lines += _listed("ignored, empty or in no part", findings.ignored)
+    lines += _listed("ignored, hidden", findings.hidden)
+    lines += _listed("ignored, not a picture in a class folder", findings.others)
+    lines.append("split: " + ", ".join(f"{part} {sum(counts.values())}" for part, counts in findings.split.items()))
+    return lines + [f"training would refuse: {problem}" for problem in findings.problems]
+
+
+def _look_at_all(dataset: Dataset) -> tuple[dict[int, _Seen], dict[int, str]]:
+    """What each readable picture shows, and why the others are bad, by index."""
+    seen: dict[int, _Seen] = {}
+    bad: dict[int, str] = {}
+
+    def look(indices: range) -> None:
+        for index in indices:
+            try:
+                seen[index] = _look(dataset.pictures, index)
+            except PictureError as error:
+                bad[index] = str(error)
+
+    blocks = [range(start, min(start + AT_ONCE, len(dataset))) for start in range(0, len(dataset), AT_ONCE)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("checking pictures", len(dataset)) as bar:
+        for block, _ in zip(blocks, pool.map(look, blocks), strict=True):
+            bar.advance(len(block))
+    return seen, bad
+
+
+def _look(pictures: Pictures, index: int) -> _Seen:
+    digest = pictures.digest(index)
+    if isinstance(pictures, ArrayPictures):
+        height, width, channels = pictures.array.shape[1:]
+        return _Seen(digest, ARRAY_MODES[channels], (width, height), False, thumbnail(pictures.array[index]))
+    assert isinstance(pictures, FilePictures)  # the two kinds that sources give
+    small = thumbnail(pictures.read(index, min_side=SIDE))
+    mode, size, orientation = _header(pictures.content(index))
+    return _Seen(digest, mode, size, orientation != 1, small)
+
+
+def _header(content: bytes) -> tuple[str, tuple[int, int], int]:
+    """Pillow's mode, (width, height) and EXIF orientation of a picture that can be read."""
+    decoder = next(decoder for start, decoder in DECODERS.values() if start.match(content))
+    with decoder(io.BytesIO(content)) as image:
+        try:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception:  # damaged EXIF spoils no picture
+            orientation = 1
+        return image.mode, image.size, orientation if orientation in range(1, 9) else 1
+
+
+def _same_content(indices: list[int], digests: list[bytes]) -> list[list[int]]:
+    """Every index once, together with those of the same content."""
+    groups: dict[bytes, list[int]] = {}
+    for index, digest in zip(indices, digests, strict=True):
+        groups.setdefault(digest, []).append(index)
+    return list(groups.values())
+
+
+def _same_look(seen: dict[int, _Seen], indices: list[int]) -> list[list[int]]:
+    """Groups of those `indices` whose pictures look the same."""
+    if not indices:
+        return []
+    thumbnails = np.stack([seen[index].thumbnail for index in indices])
+    small = np.array([min(seen[index].size) < SIDE for index in indices])
+    return [[indices[place] for place in group] for group in look_alikes(thumbnails, small)]
+
+
+def _copies(dataset: Dataset, parts: dict[str, Ints], groups: Iterable[list[int]]) -> tuple[Copies, ...]:
+    part_of = {index: part for part, indices in parts.items() for index in indices.tolist()}
+    return tuple(
+        Copies(
+            paths=tuple(_text(dataset.pictures.name(index)) for index in group),
+            classes=tuple(dataset.names[dataset.labels[index]] for index in group),
+            parts=tuple(part_of[index] for index in group),
+        )
+        for group in groups
+    )
+
+
+def _per_class(dataset: Dataset, indices: Ints) -> dict[str, int]:
+    return dict(zip(dataset.names, dataset.take(indices).counts().tolist(), strict=True))
+
+
+def _text(path: str) -> str:
+    """`path` as text that can be printed; bytes that are no UTF-8 become escapes."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _listed(what: str, items: Iterable[str]) -> list[str]:
+    """A heading with the number of `items` and the first of them; nothing if there are none."""
+    items = list(items)
+    rest = [f"  and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
+    return [f"{what}: {len(items)}", *(f"  {item}" for item in items[:SHOWN]), *rest] if items else []
+
+
+def _worst_first(copies: Iterable[Copies]) -> list[Copies]:
+    return sorted(copies, key=lambda group: (not group.across_classes, not group.across_parts))
+
+
+def _one_line(copies: Copies) -> str:
+    across = [
+        f"across {what} ({', '.join(sorted(set(values)))})"
+        for what, values, apart in (
+            ("classes", copies.classes, copies.across_classes),
+            ("parts", copies.parts, copies.across_parts),
+        )
+        if apart
+    ]
+    named = copies.paths[:SHOWN]
+    more = [f"{len(copies.paths) - SHOWN} more"] if len(copies.paths) > SHOWN else []
+    return " = ".join([*named, *more]) + "".join(f", {one}" for one in across)

@@ -1,0 +1,80 @@
+"""Which pictures a network learns from, which choose between networks, and which judge once, at the end."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from svertka.data.dataset import PARTS, Ints
+from svertka.errors import UsageError
+
+VAL_SHARE = 0.1  # taken for val where a source has no val part
+
+
+def split(
+    digests: Sequence[bytes], labels: Ints, parts: npt.NDArray[np.str_], val: float = VAL_SHARE, test: float = 0.0
+) -> dict[str, Ints]:
+    """Indices of the pictures in "train", "val" and "test", each (n,) int64, ascending.
+
+    `digests`: one a picture, equal for equal content. `labels`: (N,) int64. `parts`: (N,) as in `Dataset`. `val` and
+    `test`: shares, 0 to 1, of the pictures that the source calls "train" or nothing; a part that the source has itself
+    is kept, and its share is not taken.
+
+    A content's hash is a number u in [0, 1): val is u < val, test is u ≥ 1 − test, the rest is train. So copies of a
+    picture stay together, a picture's part does not depend on the others, and changing one share moves nothing
+    between the other two. Exceptions, the only cases in which pictures that come later may move one: a class that
+    would be left without train keeps its middle content there, one that would be left without val takes its lowest
+    (unless it has no second content).
+
+    Raises:
+        UsageError: the shares leave nothing to learn from.
+    """
+    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
+        raise UsageError(
+            f"shares val={val} and test={test} must each be 0 or more and together below 1; use 0.1 and 0.1"
+        )
+    val = 0.0 if (parts == "val").any() else val
+    test = 0.0 if (parts == "test").any() else test
+
+    chosen = np.where(parts == "", "train", parts).astype("<U5")
+    contents: dict[bytes, list[int]] = {}
+    for index in np.flatnonzero(chosen == "train"):
+        contents.setdefault(digests[int(index)], []).append(int(index))
+    order = sorted(contents, key=lambda digest: (position(digest), digest))
+    place = {digest: _place(position(digest), val, test) for digest in order}
+    # A content that was given several labels belongs to several classes.
+    holders = {digest: {int(labels[index]) for index in contents[digest]} for digest in order}
+    members: dict[int, list[bytes]] = {label: [] for label in sorted(set().union(*holders.values()))}
+    for digest in order:
+        for label in holders[digest]:
+            members[label].append(digest)
+
+    for mine in members.values():
+        if "train" not in (place[digest] for digest in mine):
+            place[mine[len(mine) // 2]] = "train"
+    for mine in members.values() if val else ():
+        if "val" not in (place[digest] for digest in mine):
+            for digest in mine:
+                if all(_other_train(digest, members[label], place) for label in holders[digest]):
+                    place[digest] = "val"
+                    break
+
+    for digest, indices in contents.items():
+        chosen[indices] = place[digest]
+    return {part: np.flatnonzero(chosen == part).astype(np.int64) for part in PARTS}
+
+
+def position(digest: bytes) -> float:
+    """Where a content lies, from 0 to below 1: evenly spread, and forever the same."""
+    # The upper 53 of 64 bits, which a float holds exactly; all 64 could round to 1.
+    return (int.from_bytes(hashlib.blake2b(b"svertka split" + digest, digest_size=8).digest()) >> 11) / 2**53
+
+
+def _place(u: float, val: float, test: float) -> str:
+    return "val" if u < val else "test" if u >= 1 - test else "train"
+
+
+def _other_train(digest: bytes, members: list[bytes], place: dict[bytes, str]) -> bool:
+    """Whether a class with these `members` still has something to learn from without `digest`."""
+    return any(place[other] == "train" and other != digest for other in members)
