@@ -150,8 +150,6 @@ def _prepared(preprocess: Preprocess, picture: Picture) -> torch.Tensor | str:
         return preprocess(picture)
     except PictureError as error:
         return str(error)
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
 
 
 def _expanded(pictures: Iterable[Picture]) -> Iterator[tuple[str, Picture]]:

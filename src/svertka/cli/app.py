@@ -5,6 +5,7 @@
 
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 import typer
 
@@ -31,6 +32,8 @@ for verb in (check, train, evaluate, predict, models):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (None: this process's) and return its exit code."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         code = app(args=arguments, prog_name="svertka", standalone_mode=False)

@@ -61,7 +61,7 @@ def evaluate(
     place = choose_device(device)
     count = set_threads(threads)
     classifier = Classifier.load(run.folder, place)
-    dataset = with_names_of(classifier.names, open_source(fspath(source)))
+    dataset = with_names_of(classifier.names, open_source(fspath(source), to_train=False))
     preprocess = classifier.preprocess
     prepared = prepare(
         dataset,

@@ -132,6 +132,8 @@ def train(
             cache_limit=cache_limit,
         )
         say(plan.table(summary.facts(classifier, settings, one_epoch * planned.epochs)))
+        if parts.unstored:
+            say(parts.unstored)
         run = Run(folder)
         if distributed.is_first():
             _create(run, classifier, settings, found)

@@ -9,14 +9,13 @@ import torch
 from svertka import distributed
 from svertka.data.augment import Augmentation
 from svertka.data.batches import Batches
-from svertka.data.dataset import ArrayPictures, Dataset, Ints
+from svertka.data.dataset import BAD_SHARE, ArrayPictures, Dataset, Ints
 from svertka.data.pictures import Rows, prepare
 from svertka.data.preprocess import Preprocess
 from svertka.data.split import split
 from svertka.errors import DataError
 from svertka.models.zoo import Model
 
-BAD_SHARE = 0.1  # of the pictures; more than that stops
 LISTED = 20  # bad pictures that a message names
 SCORED_AT_ONCE = 256  # pictures a batch where nothing is learnt
 FOLDER_SIZE = 64  # pixels, on a folder of photographs, of networks that take any size
@@ -27,7 +26,8 @@ class Parts:
     """Which pictures serve what, and their squares.
 
     `indices`: of the pictures in "train", "val" and "test". `drawn`: squares that training takes its crops from;
-    `shown`: squares as the finished classifier sees them. `bad`: what was left out, as path and reason.
+    `shown`: squares as the finished classifier sees them. `bad`: what was left out, as path and reason. `unstored`: why
+    some squares are not on disk, a sentence, if so.
     """
 
     dataset: Dataset
@@ -35,6 +35,7 @@ class Parts:
     drawn: Rows
     shown: Rows
     bad: list[dict[str, str]]
+    unstored: str | None
     fingerprint: str
 
     def sizes(self) -> dict[str, int]:
@@ -91,10 +92,12 @@ def divide(
     digests = [seen.digests[i] for i in good]
     chosen = split(digests, dataset.labels[good], dataset.parts[good], val, test)
     indices = {part: good[places] for part, places in chosen.items()}
-    drawn = seen.rows
+    drawn = seen
     if stored_side != preprocess.side:
-        drawn = prepare(dataset, stored_side, preprocess.channels, threads=threads, cache_limit=limit).rows
-    parts = Parts(dataset, indices, drawn, seen.rows, bad, _fingerprint(dataset, digests, good, indices))
+        drawn = prepare(dataset, stored_side, preprocess.channels, threads=threads, cache_limit=limit)
+    parts = Parts(
+        dataset, indices, drawn.rows, seen.rows, bad, drawn.unstored, _fingerprint(dataset, digests, good, indices)
+    )
     _need_classes(parts)
     return parts
 

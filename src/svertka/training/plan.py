@@ -3,7 +3,9 @@
 import copy
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import nn
@@ -11,13 +13,15 @@ from torch import nn
 from svertka import distributed
 from svertka.data.batches import Batch
 from svertka.device import in_layout, processor
-from svertka.errors import UsageError
+from svertka.errors import StorageError, UsageError
 from svertka.files import cache_folder, locked, read_json, write_json
 from svertka.progress import duration
 from svertka.training.loop import make_optimizer, take_step
 from svertka.training.recipe import Recipe
 
-TIMED_STEPS = 4
+REMEMBERED = "memory_formats.json"  # in the cache folder
+TIMED_FOR = 0.4  # seconds at least, and
+TIMED_STEPS = 4  # steps at least, after one that warms up
 EPOCH_END = 0.04  # seconds, for the weights that are written and synced
 VAL_COST = 0.4  # of a training step's time, a picture: a forward pass without gradients
 
@@ -37,26 +41,32 @@ def time_steps(network: nn.Module, batch: Batch, recipe: Recipe, label: str) -> 
     started twice computes the same numbers; graphics cards get channels-last. All processes get the first one's answer.
     """
     formats = ["contiguous_format", "channels_last"] if batch.images.device.type == "cpu" else ["channels_last"]
-    key = f"{label}, {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    path = cache_folder() / "memory_formats.json"
-    known = _remembered(path).get(key)
+    shape = tuple(batch.images.shape)
+    key = f"{label} {shape}, {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    known = _remembered().get(key)
     if known in formats:
         formats = [known]
     seconds = {layout: _time(network, batch, recipe, getattr(torch, layout)) for layout in formats}
     best = min(seconds, key=seconds.__getitem__)
     best = ("contiguous_format", "channels_last")[round(distributed.of_first(float(best == "channels_last")))]
     if len(formats) > 1:
-        with locked(path.with_suffix(".lock")):
-            write_json(path, _remembered(path) | {key: best})
+        _remember(key, best)
     return Timing(distributed.of_first(seconds.get(best, min(seconds.values()))), best)
 
 
-def _remembered(path: object) -> dict[str, str]:
+def _remembered() -> dict[str, str]:
     try:
-        known = read_json(path)  # type: ignore[arg-type]
-    except (OSError, ValueError):
+        known = read_json(cache_folder() / REMEMBERED)
+    except (OSError, ValueError, StorageError):
         return {}
     return known if isinstance(known, dict) else {}
+
+
+def _remember(key: str, layout: str) -> None:
+    with suppress(StorageError):  # then it is timed again
+        path = cache_folder() / REMEMBERED
+        with locked(path.with_suffix(".lock")):
+            write_json(path, _remembered() | {key: layout})
 
 
 def _time(network: nn.Module, batch: Batch, recipe: Recipe, layout: torch.memory_format) -> float:
@@ -66,12 +76,12 @@ def _time(network: nn.Module, batch: Batch, recipe: Recipe, layout: torch.memory
         optimizer = make_optimizer(scout, recipe)
         loss_of = nn.CrossEntropyLoss(reduction="sum")
         alone = Batch(images, batch.labels, batch.indices, len(batch.labels))
-        times = []
-        for _ in range(TIMED_STEPS + 1):
+        times: list[float] = []
+        while len(times) <= TIMED_STEPS or sum(times[1:]) < TIMED_FOR:
             began = time.perf_counter()
             take_step(scout, optimizer, alone, loss_of, recipe).tolist()
             times.append(time.perf_counter() - began)
-    return min(times[1:])
+    return median(times[1:])
 
 
 def epoch_seconds(timing: Timing, steps: int, batch_size: int, val_pictures: int) -> float:

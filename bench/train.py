@@ -1,0 +1,184 @@
+"""Training throughput against the loop that everybody copies: Dataset + DataLoader, per-image transforms, 2 workers.
+
+    python bench/train.py [mnist] [photos] [--rounds 3] [--json]
+
+Same network, batch size, optimizer and threads; the two sides take turns. `mnist`: the plain LeNet of tutorials, batch
+64, an epoch of 60,000. `photos`: cats-dogs at 64 pixels through the first stage of resnet20, batch 64; the first epoch
+decodes, the later ones do not. Real data: SVERTKA_DATA.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from svertka.data.batches import Batches
+from svertka.data.dataset import ArrayPictures, Dataset
+from svertka.data.folder import open_folder
+from svertka.data.pictures import prepare
+from svertka.data.preprocess import Preprocess
+from svertka.data.published import open_published
+from svertka.models.resnet import stage
+from svertka.training.loop import Observer, State, fit, make_optimizer
+from svertka.training.recipe import Recipe
+from svertka.training.schedule import Constant
+
+BATCH, WORKERS = 64, 2
+Net = Callable[[], nn.Module]
+
+
+def lenet() -> nn.Module:
+    """What tutorials call LeNet: ReLU, max-pooling, 28×28."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)),
+    )
+
+
+def first_stage() -> nn.Module:
+    """resnet20 up to its first stage, with a linear layer on top."""
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)
+    stem = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+    return nn.Sequential(*stem, stage(16, 16, stride=1, blocks=3), *head)
+
+
+class Images(TorchDataset[tuple[torch.Tensor, int]]):
+    """A map-style data set with the usual per-image transforms."""
+
+    def __init__(self, dataset: Dataset, preprocess: Preprocess) -> None:
+        self.labels, self.preprocess = dataset.labels, preprocess
+        pictures = dataset.pictures
+        self.array = pictures.array if isinstance(pictures, ArrayPictures) else None
+        self.paths = None if self.array is not None else [pictures.name(i) for i in range(len(pictures))]
+        shape = (preprocess.channels, 1, 1)
+        self.mean, self.std = (torch.tensor(values).view(shape) for values in (preprocess.mean, preprocess.std))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        size = self.preprocess.size
+        if self.array is not None:
+            image = Image.fromarray(self.array[index, ..., 0])
+        else:
+            assert self.paths is not None
+            with Image.open(self.paths[index]) as file:
+                image = file.convert("RGB")
+            scale = size / min(image.size)
+            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+            left, top = (image.width - size) // 2, (image.height - size) // 2
+            image = image.crop((left, top, left + size, top + size))
+        pixels = torch.from_numpy(np.array(image)).view(size, size, -1).permute(2, 0, 1).contiguous()
+        return (pixels.float().div(255) - self.mean) / self.std, int(self.labels[index])
+
+
+def theirs(network: nn.Module, images: Images) -> Iterator[float]:
+    """Images a second of each epoch of the usual loop."""
+    loader = DataLoader(images, BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    criterion = nn.CrossEntropyLoss()
+    while True:
+        began = time.perf_counter()
+        network.train()
+        for inputs, labels in loader:
+            optimizer.zero_grad()
+            loss = criterion(network(inputs), labels)
+            loss.backward()
+            optimizer.step()
+        yield len(images) / (time.perf_counter() - began)
+
+
+def ours(network: nn.Module, dataset: Dataset, preprocess: Preprocess, layout: torch.memory_format) -> Iterator[float]:
+    """Images a second of each epoch of svertka's; the first one includes decoding."""
+    began = time.perf_counter()
+    threads = torch.get_num_threads()
+    rows = prepare(dataset, preprocess.resize, preprocess.channels, threads=threads).rows
+    everything = np.arange(len(dataset))
+    options: dict[str, Any] = {"batch_size": BATCH, "shuffle": True, "memory_format": layout, "prefetch": True}
+    batches = Batches(rows, dataset.labels, everything, preprocess, **options)
+    network = network.to(memory_format=layout)  # type: ignore[call-overload]
+    state, epoch = State(), 0
+    optimizer = make_optimizer(network, Recipe(lr=0.01))
+    while True:
+        epoch += 1
+        recipe = Recipe(lr=0.01, schedule=Constant(), epochs=epoch)
+        fit(network, optimizer, batches, recipe, state, Observer())
+        yield len(dataset) / (time.perf_counter() - began)
+        began = time.perf_counter()
+
+
+def compare(dataset: Dataset, preprocess: Preprocess, net: Net, rounds: int) -> dict[str, Any]:
+    """Both sides in turn, first epochs and later ones, in images a second."""
+    speeds: dict[str, list[float]] = {
+        "dataloader first": [],
+        "dataloader later": [],
+        "ours first": [],
+        "ours later": [],
+    }
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as cache:  # so that the first epoch is one
+            os.environ["XDG_CACHE_HOME"] = cache
+            peer, mine = (
+                theirs(net(), Images(dataset, preprocess)),
+                ours(net(), dataset, preprocess, torch.channels_last),
+            )
+            for name in ("first", "later"):
+                speeds[f"dataloader {name}"].append(next(peer))
+                speeds[f"ours {name}"].append(next(mine))
+            peer.close()  # type: ignore[attr-defined]
+            mine.close()  # type: ignore[attr-defined]
+    ratios = {
+        name: [a / b for a, b in zip(speeds[f"ours {name}"], speeds[f"dataloader {name}"], strict=True)]
+        for name in ("first", "later")
+    }
+    return {
+        "images_per_second": {name: {"median": statistics.median(v), "best": max(v)} for name, v in speeds.items()},
+        "ratio": {name: {"median": statistics.median(v), "min": min(v)} for name, v in ratios.items()},
+    }
+
+
+def main() -> None:
+    """Run what is asked for and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", default=["mnist", "photos"], help="mnist, photos")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    results: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    if "mnist" in options.what:
+        mnist = open_published("mnist")
+        train = np.flatnonzero(mnist.parts == "train")
+        assert isinstance(mnist.pictures, ArrayPictures)
+        pictures = ArrayPictures(mnist.pictures.array[train], "mnist")
+        mnist = Dataset(mnist.source, mnist.names, pictures, mnist.labels[train], mnist.parts[train])
+        preprocess = Preprocess(size=28, resize=28, mean=(0.1307,), std=(0.3081,))
+        results["mnist"] = compare(mnist, preprocess, lenet, options.rounds)
+    if "photos" in options.what:
+        photos = open_folder(Path(os.environ["SVERTKA_DATA"]) / "cats-dogs")
+        preprocess = Preprocess(size=64, resize=64, mean=(0.48, 0.45, 0.41), std=(0.25, 0.25, 0.25))
+        results["photos"] = compare(photos, preprocess, first_stage, options.rounds)
+    if options.json:
+        print(json.dumps(results, indent=2))
+        return
+    for name in ("mnist", "photos"):
+        for side, speed in results.get(name, {}).get("images_per_second", {}).items():
+            print(f"{name:<7} {side:<17} {speed['median']:>9,.0f} images/s median {speed['best']:>9,.0f} best")
+        for epoch, ratio in results.get(name, {}).get("ratio", {}).items():
+            print(f"{name:<7} ratio {epoch:<11} {ratio['median']:>9.2f} median {ratio['min']:>9.2f} least")
+
+
+if __name__ == "__main__":
+    main()
