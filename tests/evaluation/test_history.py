@@ -42,14 +42,12 @@ def readings(drawn: str) -> dict[str, Any]:
     return found
 
 
-def test_the_best_epoch_is_the_first_with_the_lowest_val_error() -> None:
-    history = History(
-        [epoch(1, val_error=0.3), epoch(2, val_error=0.1), epoch(3, val_error=0.1), epoch(4, val_error=None)]
-    )
-    assert history.best["epoch"] == 2
-    assert "best epoch\u00a02" in history.figure()
+def test_the_marked_epoch_is_the_last_that_was_kept() -> None:
+    history = History([epoch(1, kept=True), epoch(2, kept=True), epoch(3, kept=False), epoch(4, val_error=None)])
+    assert history.kept["epoch"] == 2
+    assert "kept: epoch\u00a02" in history.figure()
     assert readings(history.figure())["rest"] == 1
-    assert History([epoch(1, val_error=None)]).best is None
+    assert History([epoch(1, val_error=None, kept=True)]).kept is None
 
 
 def test_without_a_val_part_nothing_is_marked_and_nothing_is_called_val() -> None:

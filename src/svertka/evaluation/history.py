@@ -33,10 +33,10 @@ class History:
         return max((time for time in times if math.isfinite(time)), default=0.0)
 
     @property
-    def best(self) -> Entry | None:
-        """The first epoch with the lowest val error, whose weights are kept; None without val errors."""
-        judged = [line for line in self.epochs if math.isfinite(value(line, "val_error"))]
-        return min(judged, key=lambda line: value(line, "val_error"), default=None)
+    def kept(self) -> Entry | None:
+        """The epoch whose weights the run holds; None before the first, and without a val part to choose by."""
+        chosen = [line for line in self.epochs if line.get("kept") and math.isfinite(value(line, "val_error"))]
+        return chosen[-1] if chosen else None
 
     def findings(self) -> list[tuple[str, str]]:
         """What health.py said: ("epoch 12", sentence), each sentence once."""
@@ -47,7 +47,7 @@ class History:
 
     def figure(self) -> str:
         """Loss, top-1 error and learning rate against epochs, as HTML; empty before the first step."""
-        epochs = thinned(self.epochs, keep=self.best)
+        epochs = thinned(self.epochs, keep=self.kept)
         marks = epochs or thinned(self.steps)
         if not marks:
             return ""
@@ -62,13 +62,13 @@ class History:
         scale = Scale("linear", 0.0, last or 1.0)
         axis = Axis("epoch", scale, scale.ticks(5, whole=scale.high >= 2))
         readings = [self._reading(line) for line in marks]
-        best = marks.index(self.best) if self.best is not None else None
-        label = f"best {epoch_name(value(self.best, 'epoch'))}" if self.best is not None else ""
-        return curves(panels, axis, readings, best, label)
+        mark = marks.index(self.kept) if self.kept is not None else None
+        label = f"kept: {epoch_name(value(self.kept, 'epoch'))}" if self.kept is not None else ""
+        return curves(panels, axis, readings, mark, label)
 
     def table(self) -> str:
         """The same numbers as rows, as HTML; empty before the first epoch."""
-        shown = thinned(self.epochs, keep=self.best)
+        shown = thinned(self.epochs, keep=self.kept)
         if not shown:
             return ""
         rows = "".join(

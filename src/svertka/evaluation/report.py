@@ -104,9 +104,10 @@ def _second(report: Report) -> str:
     said = [f"Mean loss {number(evaluation.loss)} nats."]
     if evaluation.top5_error is not None:
         said.append(f"With five guesses instead of one, {percent(evaluation.top5_error)} are wrong.")
-    if report.curves.best is not None:
+    if report.curves.kept is not None:
         said.append(
-            f"These are the weights of epoch {report.curves.best['epoch']:g}, the best on the validation pictures."
+            f"These are the weights of epoch {report.curves.kept['epoch']:g}: of those with the lowest error on the "
+            "validation pictures, give or take its standard error, the latest."
         )
     return f"<p>{escape(' '.join(said))}</p>"
 

@@ -84,8 +84,7 @@ def _overfit(epochs: Sequence[Mapping[str, Any]]) -> Finding | None:
         "overfit",
         f"It learns the training pictures by heart: the val loss has risen from {min(losses):.3g} to {losses[-1]:.3g} "
         f"while the train loss is {last['train_loss']:.3g} (errors {last['val_error']:.1%} and "
-        f"{last['train_error']:.1%}): more pictures, augmentation, weight decay or fewer epochs would help; the best "
-        "epoch's weights are kept.",
+        f"{last['train_error']:.1%}): more pictures, augmentation, weight decay or fewer epochs would help.",
     )
 
 

@@ -200,12 +200,12 @@ def _carry_out(run: Run, settings: Settings, parts: Parts, place: torch.device, 
         recorder.save()
 
     part = next(name for name in ("test", "val", "train") if len(parts.indices[name]))
-    best = Classifier.load(run.folder, place)
-    judged = score(in_layout(best.network, settings.layout), parts.batches(part, *shown_as), best.names, part)
+    kept = Classifier.load(run.folder, place)
+    judged = score(in_layout(kept.network, settings.layout), parts.batches(part, *shown_as), kept.names, part)
     if log:
         log.write(
             "result",
-            val_error=min(state.val_errors, default=None),
+            val_error=state.val_errors[state.kept_epoch - 1] if state.val_errors else None,
             test_error=judged.top1_error if part == "test" else None,
             epochs=state.step / batches.steps,
             seconds=state.seconds,
@@ -279,7 +279,7 @@ def _explained(run: Run, settings: Settings, state: State, log: Log | None) -> I
     except Interrupted:
         raise
     except TrainingError as error:
-        kept = f"the weights of epoch {state.best_epoch}" if state.best_epoch else "the weights that it began with"
+        kept = f"the weights of epoch {state.kept_epoch}" if state.kept_epoch else "the weights that it began with"
         advice = f"try a lower learning rate (--lr {settings.recipe.lr / 10:.2g}), --warmup 1 or --clip 1"
         sentence = f"training diverged: {error}; {kept} are in {run.folder}; {advice}"
         if log:

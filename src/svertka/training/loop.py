@@ -23,7 +23,7 @@ class State:
 
     `sums` and `recent` are (loss, wrong, pictures) summed over this epoch up to the last look, and since then.
     `looked`: the step of that look. `seconds` count validation too, `learning_seconds` do not; `pictures` were learnt
-    from in the latter.
+    from in the latter. `kept_epoch`: whose weights the run holds, from 1; 0 are those that it began with.
     """
 
     step: int = 0
@@ -32,7 +32,7 @@ class State:
     recent: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     first_loss: float | None = None
     val_errors: list[float] = field(default_factory=list)
-    best_epoch: int = 0
+    kept_epoch: int = 0
     seconds: float = 0.0
     learning_seconds: float = 0.0
     pictures: int = 0

@@ -1,10 +1,10 @@
-"""What happens around the loop: validation, the log, the best weights, checkpoints, and stopping when asked to."""
+"""What happens around the loop: validation, the log, the weights kept, checkpoints, and stopping when asked to."""
 
 import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -76,22 +76,23 @@ class Recorder(Observer):
             )
 
     def epoch_ended(self, epoch: int, loss: float, error: float, gradients: dict[str, float]) -> bool:
-        """Validate, keep the weights if they are the best, and say what can be said."""
+        """Validate, keep the weights if none are surely better, and say what can be said."""
         validation = score(self.network, self.val, self.classifier.names) if self.val else None
         val_error = validation.top1_error if validation else None
         errors = self.state.val_errors
-        better = val_error is None or not errors or val_error < min(errors)
         if val_error is not None:
             errors.append(val_error)
-        if better:
-            self.state.best_epoch = epoch
+        kept = validation is None or is_as_good(errors, validation.images)
+        if kept:
+            self.state.kept_epoch = epoch
         if self.log:
-            if better:
+            if kept:
                 write_tensors(self.run.weights, self.network.state_dict())
-            self._write_epoch(epoch, loss, error, validation.loss if validation else None, val_error, gradients)
+            val_loss = validation.loss if validation else None
+            self._write_epoch(epoch, loss, error, val_loss, val_error, kept, gradients)
         self._lap()
         patience = self.recipe.early_stop
-        return patience is not None and val_error is not None and epoch - self.state.best_epoch >= patience
+        return patience is not None and bool(errors) and len(errors) - 1 - errors.index(min(errors)) >= patience
 
     def between_steps(self, agreed_stop: bool) -> None:
         """Save from time to time; save and raise Interrupted when asked to stop."""
@@ -144,6 +145,7 @@ class Recorder(Observer):
         error: float,
         val_loss: float | None,
         val_error: float | None,
+        kept: bool,
         gradients: dict[str, float],
     ) -> None:
         assert self.log is not None
@@ -154,6 +156,7 @@ class Recorder(Observer):
             "train_error": error,
             "val_loss": val_loss,
             "val_error": val_error,
+            "kept": kept,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "images_per_second": self.state.pictures / max(self.state.learning_seconds, 1e-9),
             "seconds": self.state.seconds,
@@ -184,3 +187,16 @@ class Recorder(Observer):
         elapsed, self._marked = now - self._marked, now
         self.state.seconds += elapsed
         return elapsed
+
+
+def is_as_good(val_errors: Sequence[float], pictures: int) -> bool:
+    """Whether the last of `val_errors` is at most one standard error of the lowest above it.
+
+    The lowest of many noisy errors is low by luck, above all where the rate is still high; of epochs that cannot be told
+    apart the later is taken, whose rate has fallen further. The standard error is that of a count of wrong pictures,
+    √count, and one picture at least.
+
+    Source: the one-standard-error rule of Breiman et al. 1984, "Classification and regression trees", §3.4.3.
+    """
+    lowest = min(val_errors) * pictures
+    return val_errors[-1] * pictures <= lowest + math.sqrt(max(lowest, 1.0)) + 1e-9
