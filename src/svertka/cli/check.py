@@ -8,7 +8,7 @@ from svertka.cli.output import print_json
 
 
 def check(
-    source: Annotated[str, typer.Argument(help="labelled pictures, as for svertka train")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="labelled pictures, as for svertka train")],
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
     """Say what is in a data set and what is wrong with it; nothing is changed.

@@ -8,8 +8,8 @@ from svertka.cli.output import print_json, print_table
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(help="a run folder")],
-    source: Annotated[str, typer.Argument(help="labelled pictures, as for svertka train")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run folder")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="labelled pictures, as for svertka train")],
     part: Annotated[
         str | None, typer.Option(help="train, val, test or all; unset: test where there is one, then val, then all")
     ] = None,

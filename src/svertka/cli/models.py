@@ -8,7 +8,7 @@ from svertka.cli.output import print_json, print_table
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="one network; unset: all")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="one network; unset: all")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
     """List the networks that can be trained, with their size and source.

@@ -10,8 +10,10 @@ from svertka.cli.output import print_json, print_table
 
 
 def predict(
-    run: Annotated[str, typer.Argument(help="a run folder")],
-    images: Annotated[list[str], typer.Argument(help="pictures, folders of them, or .npy arrays of uint8")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run folder")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="pictures, folders of them, or .npy arrays of uint8")
+    ],
     top: Annotated[int, typer.Option(min=1, help="names for each picture")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,

@@ -1,5 +1,6 @@
 """`svertka train`."""
 
+import inspect
 from typing import Annotated
 
 import typer
@@ -11,7 +12,10 @@ from svertka.errors import UsageError
 def train(
     source: Annotated[
         str | None,
-        typer.Argument(help="digits, mnist, fashion-mnist, cifar10, cifar100, a folder of pictures, or a CSV file"),
+        typer.Argument(
+            metavar="SOURCE",
+            help="digits, mnist, fashion-mnist, cifar10, cifar100, a folder of pictures, or a CSV file",
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="a network; see: svertka models")] = None,
     recipe: Annotated[str | None, typer.Option(help="a named recipe; unset: what suits the source")] = None,
@@ -48,11 +52,18 @@ def train(
 
     Example: svertka train photos/ --time 10m
     """
-    from svertka.training import job
-
+    given = locals()
     if (source is None) == (resume is None):
         raise UsageError("name a SOURCE to train on, or --resume RUN to continue a run; see svertka train --help")
+    from svertka.training import job
+
     if resume is not None:
+        changed = [name for name, value in given.items() if name not in RESUMABLE and value != DEFAULTS[name]]
+        if changed:
+            option = "--" + changed[0].replace("_", "-")
+            raise UsageError(
+                f"{option} cannot be given with --resume: the run goes on with its own settings; leave it out"
+            )
         run = job.resume(resume, tensorboard=tensorboard)
     else:
         changes = {
@@ -104,3 +115,5 @@ def train(
 
 
 PARTS = {"val": "val_error", "test": "test_error"}
+RESUMABLE = ("source", "resume", "tensorboard", "as_json")
+DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}

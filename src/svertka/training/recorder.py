@@ -192,9 +192,9 @@ class Recorder(Observer):
 def is_as_good(val_errors: Sequence[float], pictures: int) -> bool:
     """Whether the last of `val_errors` is at most one standard error of the lowest above it.
 
-    The lowest of many noisy errors is low by luck, above all where the rate is still high; of epochs that cannot be told
-    apart the later is taken, whose rate has fallen further. The standard error is that of a count of wrong pictures,
-    √count, and one picture at least.
+    The lowest of many noisy errors is low by luck, above all where the rate is still high; of epochs that cannot be
+    told apart the later is taken, whose rate has fallen further. The standard error is that of a count of wrong
+    pictures, √count, and one picture at least.
 
     Source: the one-standard-error rule of Breiman et al. 1984, "Classification and regression trees", §3.4.3.
     """
