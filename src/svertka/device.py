@@ -21,8 +21,8 @@ def choose_device(name: str = "auto") -> torch.device:
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, present in here.items() if present)
-        if name == "cuda" and "LOCAL_RANK" in os.environ:
-            name = f"cuda:{os.environ['LOCAL_RANK']}"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: a graphics card for each process
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     kind, _, index = name.partition(":")
     if not here.get(kind) or (index and not (index.isdigit() and int(index) < torch.cuda.device_count())):
         present = ", ".join(kind for kind, present in here.items() if present)

@@ -121,7 +121,9 @@ def test_divergence_names_the_steps_and_keeps_weights(digit_folder: Path, tmp_pa
         svertka.train(digit_folder, output=tmp_path / "run", lr=1e5, **(SMALL | {"model": "mlp", "warmup": 0}))
     assert "\n" not in str(caught.value)
     assert svertka.Classifier.load(tmp_path / "run").names == ("four", "one", "three", "two")
-    assert Run(tmp_path / "run").history()[-1]["finding"] == "diverged"
+    run = Run(tmp_path / "run")
+    assert run.history()[-1]["finding"] == "diverged"
+    assert "training diverged" in run.report.read_text()
 
 
 def test_lr_find_and_time_end_up_in_the_settings(digit_folder: Path, tmp_path: Path) -> None:
@@ -240,6 +242,16 @@ def test_a_damaged_run_is_one_sentence(finished: Run, tmp_path: Path, name: str,
     with pytest.raises(RunError, match=sentence) as caught:
         svertka.resume(copy)
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_says_how_it_wants_its_input_gets_it(digit_folder: Path, tmp_path: Path) -> None:
+    options = SMALL | {"model": "lenet5", "size": None, "lr": 0.001, "epochs": 0.1}
+    run = svertka.train(digit_folder, output=tmp_path / "run", **options)
+    blank = np.zeros((9, 9), np.uint8)
+    values = run.classifier().preprocess(blank)
+    assert values.shape == (1, 32, 32)
+    assert values.numpy() == pytest.approx(-0.1, abs=1e-6)
+    assert run.classifier().preprocess(blank + 255).amax().item() == pytest.approx(1.175, abs=1e-6)
 
 
 def test_class_weights_are_one_on_average() -> None:

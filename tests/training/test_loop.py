@@ -1,34 +1,17 @@
 """The loop against a plain PyTorch one, and its edges."""
 
-import numpy as np
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
 from svertka.data.batches import Batches
-from svertka.data.preprocess import Preprocess
 from svertka.errors import TrainingError
 from svertka.models.zoo import MODELS
 from svertka.training.loop import LOG_EVERY, Look, Observer, State, fit, gradient_ratios, make_optimizer, steps_of
 from svertka.training.recipe import Recipe
 from svertka.training.schedule import Constant
-
-
-class Digits:
-    """Rows of scikit-learn's digits."""
-
-    def __init__(self) -> None:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        self.labels = digits.target.astype(np.int64)
-        self.pixels = (digits.images * 15.9).astype(np.uint8)[..., None]
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        return self.pixels[indices]
 
 
 class Watcher(Observer):
@@ -44,12 +27,6 @@ class Watcher(Observer):
         return False
 
 
-def digits_in_batches(pictures: int = 1000, batch_size: int = 64) -> Batches:
-    rows = Digits()
-    preprocess = Preprocess(size=8, resize=8, mean=(0.3,), std=(0.4,))
-    return Batches(rows, rows.labels, np.arange(pictures), preprocess, batch_size=batch_size, shuffle=True)
-
-
 def mlp() -> nn.Module:
     torch.manual_seed(0)
     return MODELS["mlp"].build(size=8)
@@ -61,8 +38,8 @@ def mlp() -> nn.Module:
     Recipe(epochs=1.5, lr=0.1, schedule=Constant(), nesterov=True, clip=0.5),
     Recipe(epochs=1.5, lr=0.001, schedule=Constant(), optimizer="adamw", weight_decay=0.1),
 ])  # fmt: skip
-def test_it_computes_what_the_textbook_loop_computes(recipe: Recipe) -> None:
-    batches, network, watcher = digits_in_batches(), mlp(), Watcher()
+def test_it_computes_what_the_textbook_loop_computes(digit_batches: Callable[..., Batches], recipe: Recipe) -> None:
+    batches, network, watcher = digit_batches(), mlp(), Watcher()
     fit(network, make_optimizer(network, recipe), batches, recipe, State(), watcher)
 
     theirs = mlp()
@@ -85,8 +62,8 @@ def test_it_computes_what_the_textbook_loop_computes(recipe: Recipe) -> None:
     assert [epoch for epoch, _, _ in watcher.epochs] == [1, 2]
 
 
-def test_every_picture_is_counted_once_and_looks_come_when_promised() -> None:
-    batches, network, watcher = digits_in_batches(pictures=1600), mlp(), Watcher()
+def test_every_picture_is_counted_once_and_looks_come_when_promised(digit_batches: Callable[..., Batches]) -> None:
+    batches, network, watcher = digit_batches(pictures=1600), mlp(), Watcher()
     recipe, state = Recipe(epochs=2, lr=0.0001), State()
     fit(network, make_optimizer(network, recipe), batches, recipe, state, watcher)
     assert [look.step for look in watcher.looks] == [20, 25, 40, 50]
@@ -95,8 +72,8 @@ def test_every_picture_is_counted_once_and_looks_come_when_promised() -> None:
     assert LOG_EVERY == 20
 
 
-def test_the_epochs_means_are_those_of_its_batches() -> None:
-    batches, network, watcher = digits_in_batches(), mlp(), Watcher()
+def test_the_epochs_means_are_those_of_its_batches(digit_batches: Callable[..., Batches]) -> None:
+    batches, network, watcher = digit_batches(), mlp(), Watcher()
     recipe = Recipe(epochs=1, lr=1e-30, schedule=Constant())
     fit(network, make_optimizer(network, recipe), batches, recipe, State(), watcher)
     logits = torch.cat([network(batch.images) for batch in batches.epoch(0)])
@@ -106,8 +83,8 @@ def test_the_epochs_means_are_those_of_its_batches() -> None:
     assert error == pytest.approx((logits.argmax(1) != labels).float().mean().item())
 
 
-def test_class_weights_weigh() -> None:
-    batches, network = digits_in_batches(batch_size=1000), mlp()
+def test_class_weights_weigh(digit_batches: Callable[..., Batches]) -> None:
+    batches, network = digit_batches(batch_size=1000), mlp()
     recipe = Recipe(epochs=1, lr=0.1, schedule=Constant(), momentum=0)
     only_zeros = torch.zeros(10).index_fill(0, torch.tensor([0]), 1.0)
     before = network.output.bias.detach().clone()
@@ -117,10 +94,10 @@ def test_class_weights_weigh() -> None:
     assert (change[1:] < 0).all()
 
 
-def test_divergence_names_the_steps() -> None:
+def test_divergence_names_the_steps(digit_batches: Callable[..., Batches]) -> None:
     network = mlp()
     recipe = Recipe(epochs=9, lr=0.05, schedule=Constant())
-    state, batches = State(), digits_in_batches(pictures=1600)
+    state, batches = State(), digit_batches(pictures=1600)
 
     class Saboteur(Observer):
         def looked(self, look: Look) -> None:

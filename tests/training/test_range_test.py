@@ -1,9 +1,9 @@
-import numpy as np
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from svertka.data.batches import Batches
-from svertka.data.preprocess import Preprocess
 from svertka.errors import TrainingError
 from svertka.models.zoo import MODELS
 from svertka.training.loop import make_optimizer
@@ -11,27 +11,9 @@ from svertka.training.range_test import find_learning_rate, steepest
 from svertka.training.recipe import Recipe
 
 
-class DigitRows:
-    """Scikit-learn's digits as rows."""
-
-    def __init__(self) -> None:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        self.labels = digits.target.astype(np.int64)
-        self.pixels = (digits.images * 15.9).astype(np.uint8)[..., None]
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        return self.pixels[indices]
-
-
-def test_the_rate_found_learns_and_everything_is_left_bit_for_bit(quiet: None) -> None:
-    rows = DigitRows()
-    preprocess = Preprocess(size=8, resize=8, mean=(0.3,), std=(0.4,))
-    batches = Batches(rows, rows.labels, np.arange(len(rows)), preprocess, batch_size=64, shuffle=True)
+@pytest.mark.usefixtures("quiet")
+def test_the_rate_found_learns_and_everything_is_left_bit_for_bit(digit_batches: Callable[..., Batches]) -> None:
+    batches = digit_batches(pictures=1797)
     torch.manual_seed(0)
     network = MODELS["mlp"].build(size=8)
     optimizer = make_optimizer(network, Recipe())

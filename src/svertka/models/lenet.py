@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from svertka.geometry import output_size
 from svertka.layers import ScaledTanh, Subsampling
 
 # Table I: the maps of S2 that each map of C3 sees.
@@ -108,6 +109,8 @@ class LeNet5(nn.Sequential):
     """
 
     def __init__(self, classes: int = 10, channels: int = 1, size: int = 32) -> None:
+        side = output_size(output_size(size, kernel=5), kernel=2, stride=2)  # of S2
+        side = output_size(output_size(side, kernel=5), kernel=2, stride=2)  # of S4
         super().__init__(
             OrderedDict(
                 c1=nn.Conv2d(channels, 6, kernel_size=5),
@@ -118,7 +121,7 @@ class LeNet5(nn.Sequential):
                 squash3=ScaledTanh(),
                 s4=Subsampling(16),
                 squash4=ScaledTanh(),
-                c5=nn.Conv2d(16, 120, kernel_size=((size - 4) // 2 - 4) // 2),
+                c5=nn.Conv2d(16, 120, kernel_size=side),
                 squash5=ScaledTanh(),
                 flatten=nn.Flatten(),
                 f6=nn.Linear(120, CODE_LENGTH),

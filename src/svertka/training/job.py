@@ -13,7 +13,6 @@ from torch import nn
 
 from svertka import distributed
 from svertka.classifier import Classifier, Config, read_config
-from svertka.data.batches import Batches
 from svertka.data.preprocess import Preprocess
 from svertka.data.sources import open_source
 from svertka.data.split import VAL_SHARE
@@ -94,25 +93,15 @@ def train(
         torch.manual_seed(seed)
         config = Config(model=facts.name, names=dataset.names, preprocess=preprocess)
         classifier = Classifier(config.build().to(place), config)
-        batches = Batches(
-            parts.drawn,
-            dataset.labels,
-            parts.indices["train"],
-            preprocess,
-            batch_size=planned.batch_size,
-            seed=seed,
-            shuffle=True,
-            augmentations=planned.augmentations,
-            device=place,
-        )
+        batches = parts.training_batches(preprocess, planned, seed, place)
         timing = plan.time_steps(classifier.network, next(batches.epoch(0)), planned, facts.name)
         one_epoch = plan.epoch_seconds(timing, batches.steps, planned.batch_size, len(parts.indices["val"]))
-        if budget is not None:
-            epochs = plan.fit_epochs(budget - (time.monotonic() - began), one_epoch)
-            planned = planned.with_changes(epochs=distributed.of_first(epochs))
         found = find_learning_rate(classifier.network, batches, planned) if lr == "find" else None
         if found is not None:
             planned = planned.with_changes(lr=distributed.of_first(found.chosen))
+        if budget is not None:
+            epochs = plan.fit_epochs(budget - (time.monotonic() - began), one_epoch)
+            planned = planned.with_changes(epochs=distributed.of_first(epochs))
         settings = Settings(
             source=dataset.source,
             fingerprint=parts.fingerprint,
@@ -125,7 +114,7 @@ def train(
             recipe=planned,
             stored_side=stored,
             seed=seed,
-            device=str(place),
+            device=place.type if distributed.world() > 1 else str(place),
             threads=thread_count,
             memory_format=timing.memory_format,
             prefetch=prefetch,
@@ -172,20 +161,8 @@ def _carry_out(run: Run, settings: Settings, parts: Parts, place: torch.device, 
     network = in_layout(classifier.network, settings.layout)
     optimizer = make_optimizer(network, settings.recipe)
     state, extra = checkpoint.load(run.checkpoint, network, optimizer)
-    batches = Batches(
-        parts.drawn,
-        parts.dataset.labels,
-        parts.indices["train"],
-        classifier.preprocess,
-        batch_size=settings.recipe.batch_size,
-        seed=settings.seed,
-        shuffle=True,
-        augmentations=settings.recipe.augmentations,
-        device=place,
-        memory_format=settings.layout,
-        prefetch=settings.prefetch,
-        rank=distributed.rank(),
-        world=distributed.world(),
+    batches = parts.training_batches(
+        classifier.preprocess, settings.recipe, settings.seed, place, settings.layout, prefetch=settings.prefetch
     )
     shown_as = classifier.preprocess, place, settings.layout
     val = parts.batches("val", *shown_as) if len(parts.indices["val"]) else None
@@ -195,13 +172,14 @@ def _carry_out(run: Run, settings: Settings, parts: Parts, place: torch.device, 
     with progress(f"training {run.folder}", steps_of(settings.recipe, batches.steps)[0]) as shown:
         shown.advance(state.step)
         recorder = Recorder(run, classifier, optimizer, settings.recipe, state, log, batches, val, shown)
-        with recorder.stoppable(), _explained(run, settings, state, log):
+        with recorder.stoppable(), _explained(run, settings, parts, state, log):
             fit(parallel, optimizer, batches, settings.recipe, state, recorder, class_weights=weights)
         recorder.save()
 
     part = next(name for name in ("test", "val", "train") if len(parts.indices[name]))
     kept = Classifier.load(run.folder, place)
-    judged = score(in_layout(kept.network, settings.layout), parts.batches(part, *shown_as), kept.names, part)
+    network = in_layout(kept.network, settings.layout)
+    judged = score(network, parts.batches(part, *shown_as), kept.names, f"scoring {part}")
     if log:
         log.write(
             "result",
@@ -242,13 +220,14 @@ def _create(run: Run, classifier: Classifier, settings: Settings, found: RangeTe
 
 def _measured(parts: Parts, preprocess: Preprocess, facts: zoo.Model, recipe: Recipe) -> tuple[Preprocess, Recipe]:
     """The preprocessing and the augmentations with what they have to know of the training pictures."""
-    if facts.mean is not None and facts.std is not None and not recipe.augmentations:
-        ways = {"mean": (facts.mean,) * preprocess.channels, "std": (facts.std,) * preprocess.channels}
-        return preprocess.model_copy(update=ways), recipe
     statistics = measure(parts.drawn, parts.indices["train"])
-    ways = {"mean": statistics.mean, "std": statistics.std if recipe.normalise == "mean-std" else (1 / 255,) * 3}
+    mean, std = statistics.mean, statistics.std
+    if facts.mean is not None and facts.std is not None:
+        mean, std = (facts.mean,) * preprocess.channels, (facts.std,) * preprocess.channels
+    elif recipe.normalise == "mean":
+        std = (1 / 255,) * preprocess.channels
     fitted = tuple(one.fitted(statistics) for one in recipe.augmentations)
-    return preprocess.model_copy(update=ways), recipe.model_copy(update={"augmentations": fitted})
+    return preprocess.model_copy(update={"mean": mean, "std": std}), recipe.with_changes(augmentations=fitted)
 
 
 def _class_weights(parts: Parts) -> torch.Tensor:
@@ -272,8 +251,8 @@ def _number(lr: float | str | None) -> float | None:
 
 
 @contextmanager
-def _explained(run: Run, settings: Settings, state: State, log: Log | None) -> Iterator[None]:
-    """Say of a training that broke off what is kept and what to try."""
+def _explained(run: Run, settings: Settings, parts: Parts, state: State, log: Log | None) -> Iterator[None]:
+    """Say of a training that broke off what is kept and what to try, here and in the report."""
     try:
         yield
     except Interrupted:
@@ -284,6 +263,7 @@ def _explained(run: Run, settings: Settings, state: State, log: Log | None) -> I
         sentence = f"training diverged: {error}; {kept} are in {run.folder}; {advice}"
         if log:
             log.write("health", epoch=None, step=state.step, finding="diverged", sentence=sentence)
+            summary.write(run, settings, parts, None, "val")
         raise TrainingError(sentence) from error
     except RuntimeError as error:
         if distributed.world() == 1:

@@ -15,6 +15,7 @@ from svertka.data.preprocess import Preprocess
 from svertka.data.split import split
 from svertka.errors import DataError
 from svertka.models.zoo import Model
+from svertka.training.recipe import Recipe
 
 LISTED = 20  # bad pictures that a message names
 SCORED_AT_ONCE = 256  # pictures a batch where nothing is learnt
@@ -45,6 +46,33 @@ class Parts:
     def counts(self, part: str) -> Ints:
         """Pictures of each class in `part`, (classes,)."""
         return np.bincount(self.dataset.labels[self.indices[part]], minlength=len(self.dataset.names))
+
+    def training_batches(
+        self,
+        preprocess: Preprocess,
+        recipe: Recipe,
+        seed: int,
+        place: torch.device,
+        layout: torch.memory_format = torch.contiguous_format,
+        *,
+        prefetch: bool = False,
+    ) -> Batches:
+        """The training pictures, shuffled and augmented as `recipe` says."""
+        return Batches(
+            self.drawn,
+            self.dataset.labels,
+            self.indices["train"],
+            preprocess,
+            batch_size=recipe.batch_size,
+            seed=seed,
+            shuffle=True,
+            augmentations=recipe.augmentations,
+            device=place,
+            memory_format=layout,
+            prefetch=prefetch,
+            rank=distributed.rank(),
+            world=distributed.world(),
+        )
 
     def batches(self, part: str, preprocess: Preprocess, place: torch.device, layout: torch.memory_format) -> Batches:
         """The pictures of `part` as the finished classifier sees them, in order."""

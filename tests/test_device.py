@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from svertka.device import autocast, choose_device, describe, in_layout, processor, set_threads
+from svertka.errors import UsageError
+
+
+def test_auto_is_the_first_that_is_here() -> None:
+    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert choose_device().type == expected
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", "cuda:x", ""])
+def test_a_device_that_is_not_here_is_one_sentence(name: str) -> None:
+    with pytest.raises(UsageError, match=f"device={name} is not on this machine; use auto or one of: .*cpu"):
+        choose_device(name)
+
+
+def test_each_process_of_torchrun_takes_its_own_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:1")
+    assert choose_device("cuda:0") == torch.device("cuda:0")
+
+
+def test_threads_are_set_and_returned() -> None:
+    before = torch.get_num_threads()
+    try:
+        assert set_threads(1) == torch.get_num_threads() == 1
+        assert set_threads(None) == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_cpu_computes_in_float32() -> None:
+    with autocast(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_layout_changes_strides_and_nothing_else() -> None:
+    layer = torch.nn.Conv2d(3, 4, 3)
+    before = layer.weight.detach().clone()
+    in_layout(layer, torch.channels_last)
+    assert layer.weight.stride(1) == 1
+    assert torch.equal(layer.weight, before)
+
+
+def test_descriptions_are_for_people() -> None:
+    assert describe(torch.device("cpu")) == f"cpu, {torch.get_num_threads()} threads"
+    assert processor()

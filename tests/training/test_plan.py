@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+import torch
+
+from svertka.data.batches import Batch
+from svertka.errors import UsageError
+from svertka.models.zoo import MODELS
+from svertka.training.plan import epoch_seconds, fit_epochs, parse_time, table, time_steps
+from svertka.training.recipe import Recipe
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400)])
+def test_times_are_read(text: str, seconds: float) -> None:
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "soon", "-1m", "0", "nan", "1d", "1e99h"])
+def test_what_is_no_time_is_one_sentence(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a length of time; write 90s, 10m or 1.5h"):
+        parse_time(text)
+
+
+def test_timing_changes_nothing_and_is_remembered() -> None:
+    torch.manual_seed(0)
+    network = MODELS["resnet20"].build(size=8)
+    batch = Batch(torch.randn(8, 3, 8, 8), torch.arange(8), np.arange(8), 8)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    random = torch.get_rng_state()
+    first = time_steps(network, batch, Recipe(), "resnet20 of this test")
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(parameter.grad is None for parameter in network.parameters())
+    again = [time_steps(network, batch, Recipe(), "resnet20 of this test") for _ in range(3)]
+    assert {timing.memory_format for timing in again} == {first.memory_format}
+    assert first.step > 0
+
+
+def test_a_budget_becomes_epochs() -> None:
+    timing = time_steps(
+        MODELS["mlp"].build(size=8),
+        Batch(torch.randn(8, 1, 8, 8), torch.arange(8), np.arange(8), 8),
+        Recipe(),
+        "mlp of this test",
+    )
+    one = epoch_seconds(timing, steps=100, batch_size=8, val_pictures=80)
+    assert one > 100 * timing.step
+    assert fit_epochs(10 * one, one) == 9
+    with pytest.raises(
+        UsageError, match="is too short, one epoch takes .*; allow more time or choose a smaller --model"
+    ):
+        fit_epochs(0.01 * one, one)
+
+
+def test_tables_line_up() -> None:
+    assert table([("data", "x"), ("network", "y")]) == "data     x\nnetwork  y"
