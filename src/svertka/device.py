@@ -27,6 +27,8 @@ def choose_device(name: str = "auto") -> torch.device:
     if not here.get(kind) or (index and not (index.isdigit() and int(index) < torch.cuda.device_count())):
         present = ", ".join(kind for kind, present in here.items() if present)
         raise UsageError(f"device={name} is not on this machine; use auto or one of: {present}")
+    if kind == "cuda":
+        torch.backends.cudnn.benchmark = True  # it times its algorithms too; two runs may then differ in the last bits
     return torch.device(name)
 
 

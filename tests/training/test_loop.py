@@ -9,7 +9,7 @@ from torch import nn
 from svertka.data.batches import Batches
 from svertka.errors import TrainingError
 from svertka.models.zoo import MODELS
-from svertka.training.loop import LOG_EVERY, Look, Observer, State, fit, gradient_ratios, make_optimizer, steps_of
+from svertka.training.loop import LOG_EVERY, Look, Loss, Observer, State, fit, gradient_ratios, make_optimizer, steps_of
 from svertka.training.recipe import Recipe
 from svertka.training.schedule import Constant
 
@@ -92,6 +92,18 @@ def test_class_weights_weigh(digit_batches: Callable[..., Batches]) -> None:
     change = network.output.bias.detach() - before
     assert change[0] > 0
     assert (change[1:] < 0).all()
+
+
+def test_the_loss_with_a_rubbish_class_is_equation_9_of_the_paper() -> None:
+    torch.manual_seed(0)
+    distances, labels, j = 20 * torch.rand(6, 10), torch.arange(6), 5.0
+    loss = Loss(Recipe(rubbish=j))(-distances, labels)
+    right = distances[torch.arange(6), labels]
+    expected = right + torch.log(torch.exp(torch.tensor(-j)) + torch.exp(-distances).sum(1))
+    assert loss.item() == pytest.approx(expected.sum().item(), rel=1e-5)
+    weights = torch.arange(1.0, 11.0)
+    weighed = Loss(Recipe(rubbish=j), weights)(-distances, labels)
+    assert weighed.item() == pytest.approx((expected * weights[:6]).sum().item(), rel=1e-5)
 
 
 def test_divergence_names_the_steps(digit_batches: Callable[..., Batches]) -> None:

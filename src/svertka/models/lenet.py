@@ -86,7 +86,7 @@ class RadialBasis(nn.Module):
     """Minus the squared distances of its input (B, N) to each class's code, (B, classes); nothing learns.
 
     Source: eq. 7, with the sign that makes the largest output the best class. Cross-entropy on these is the criterion
-    of eq. 9 without its constant e^{−j}, which stands there for pictures of no class at all.
+    of eq. 9 without its constant e^{−j}, which stands there for pictures of no class at all; `Recipe.rubbish` adds it.
     """
 
     codes: torch.Tensor

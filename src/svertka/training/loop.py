@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from svertka import distributed
@@ -89,7 +90,7 @@ def fit(
     Raises:
         TrainingError: the loss diverged; the message names the steps between which it happened.
     """
-    loss_of = nn.CrossEntropyLoss(weight=class_weights, label_smoothing=recipe.label_smoothing, reduction="sum")
+    loss_of = Loss(recipe, class_weights)
     total, warmup = steps_of(recipe, batches.steps)
     recent = torch.tensor(state.recent, dtype=torch.float32 if batches.device.type == "mps" else torch.float64)
     recent = recent.to(batches.device)
@@ -123,6 +124,31 @@ def fit(
                 observer.between_steps(stop)
             if state.step == total:
                 return
+
+
+class Loss(nn.Module):
+    """The sum over a batch of the cross-entropy that `recipe` asks for, nats; `class_weights`: (K,) or None.
+
+    With `recipe.rubbish` = j the classes have one more beside them, of constant logit −j, which no picture is of:
+    logits that are distances then have to be small, not only smaller than the others.
+
+    Source: LeCun et al. 1998, eq. 9, for the latter.
+    """
+
+    def __init__(self, recipe: Recipe, class_weights: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.rubbish = recipe.rubbish
+        if class_weights is not None and self.rubbish is not None:
+            class_weights = F.pad(class_weights, (0, 1))
+        smoothing = recipe.label_smoothing
+        self.cross_entropy = nn.CrossEntropyLoss(class_weights, label_smoothing=smoothing, reduction="sum")
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """A scalar, for `logits` (B, K) and `labels` (B,)."""
+        if self.rubbish is not None:
+            logits = F.pad(logits, (0, 1), value=-self.rubbish)
+        loss: torch.Tensor = self.cross_entropy(logits, labels)
+        return loss
 
 
 def steps_of(recipe: Recipe, steps_per_epoch: int) -> tuple[int, int]:

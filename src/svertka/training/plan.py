@@ -16,7 +16,7 @@ from svertka.device import in_layout, processor
 from svertka.errors import StorageError, UsageError
 from svertka.files import cache_folder, locked, read_json, write_json
 from svertka.progress import duration
-from svertka.training.loop import make_optimizer, take_step
+from svertka.training.loop import Loss, make_optimizer, take_step
 from svertka.training.recipe import Recipe
 
 REMEMBERED = "memory_formats.json"  # in the cache folder
@@ -74,7 +74,7 @@ def _time(network: nn.Module, batch: Batch, recipe: Recipe, layout: torch.memory
         scout = in_layout(copy.deepcopy(network).train(), layout)
         images = batch.images.contiguous(memory_format=layout)
         optimizer = make_optimizer(scout, recipe)
-        loss_of = nn.CrossEntropyLoss(reduction="sum")
+        loss_of = Loss(recipe)
         alone = Batch(images, batch.labels, batch.indices, len(batch.labels))
         times: list[float] = []
         while len(times) <= TIMED_STEPS or sum(times[1:]) < TIMED_FOR:

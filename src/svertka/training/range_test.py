@@ -11,7 +11,7 @@ from torch import nn
 
 from svertka.data.batches import Batch, Batches
 from svertka.errors import TrainingError
-from svertka.training.loop import make_optimizer, take_step
+from svertka.training.loop import Loss, make_optimizer, take_step
 from svertka.training.recipe import Recipe
 
 LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 120
@@ -42,7 +42,7 @@ def find_learning_rate(network: nn.Module, batches: Batches, recipe: Recipe) -> 
     with _random_state_kept(batches.device):
         scout = copy.deepcopy(network).train()
         optimizer = make_optimizer(scout, recipe)
-        loss_of = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing, reduction="sum")
+        loss_of = Loss(recipe)
         average, lowest = 0.0, math.inf
         for step, batch in zip(range(STEPS), _endless(batches), strict=False):
             rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))

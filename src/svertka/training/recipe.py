@@ -28,6 +28,7 @@ class Recipe(BaseModel):
     schedule: Schedule = Cosine()
     warmup: float = Field(default=0.0, ge=0, description="epochs")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    rubbish: float | None = Field(default=None, gt=0, description="the constant j of LeCun et al. 1998, eq. 9")
     clip: float | None = Field(default=None, gt=0, description="largest norm of the whole gradient")
     accumulate: int = Field(default=1, ge=1, description="parts in which a batch is computed, to save memory")
     class_weights: bool = Field(default=False, description="weigh classes by the inverse of their frequency")
