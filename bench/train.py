@@ -30,8 +30,10 @@ from svertka.data.folder import open_folder
 from svertka.data.pictures import prepare
 from svertka.data.preprocess import Preprocess
 from svertka.data.published import open_published
+from svertka.device import in_layout
 from svertka.models.resnet import stage
 from svertka.training.loop import Observer, State, fit, make_optimizer
+from svertka.training.plan import time_steps
 from svertka.training.recipe import Recipe
 from svertka.training.schedule import Constant
 
@@ -101,15 +103,21 @@ def theirs(network: nn.Module, images: Images) -> Iterator[float]:
         yield len(images) / (time.perf_counter() - began)
 
 
-def ours(network: nn.Module, dataset: Dataset, preprocess: Preprocess, layout: torch.memory_format) -> Iterator[float]:
-    """Images a second of each epoch of svertka's; the first one includes decoding."""
+def ours(network: nn.Module, dataset: Dataset, preprocess: Preprocess) -> Iterator[float]:
+    """Images a second of each epoch of svertka's; the first one includes decoding.
+
+    As in a training: the memory format that was timed, and no thread that prepares ahead on the CPU.
+    """
     began = time.perf_counter()
     threads = torch.get_num_threads()
     rows = prepare(dataset, preprocess.resize, preprocess.channels, threads=threads).rows
     everything = np.arange(len(dataset))
-    options: dict[str, Any] = {"batch_size": BATCH, "shuffle": True, "memory_format": layout, "prefetch": True}
+    options: dict[str, Any] = {"batch_size": BATCH, "shuffle": True}
     batches = Batches(rows, dataset.labels, everything, preprocess, **options)
-    network = network.to(memory_format=layout)  # type: ignore[call-overload]
+    timing = time_steps(network, next(batches.epoch(0)), Recipe(), type(network).__name__)
+    layout = getattr(torch, timing.memory_format)
+    network = in_layout(network, layout)
+    batches = Batches(rows, dataset.labels, everything, preprocess, memory_format=layout, **options)
     state, epoch = State(), 0
     optimizer = make_optimizer(network, Recipe(lr=0.01))
     while True:
@@ -133,7 +141,7 @@ def compare(dataset: Dataset, preprocess: Preprocess, net: Net, rounds: int) -> 
             os.environ["XDG_CACHE_HOME"] = cache
             peer, mine = (
                 theirs(net(), Images(dataset, preprocess)),
-                ours(net(), dataset, preprocess, torch.channels_last),
+                ours(net(), dataset, preprocess),
             )
             for name in ("first", "later"):
                 speeds[f"dataloader {name}"].append(next(peer))

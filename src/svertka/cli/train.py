@@ -43,7 +43,9 @@ def train(
     seed: Annotated[int, typer.Option(help="of weights, order and augmentation")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
-    prefetch: Annotated[bool, typer.Option(help="prepare batches ahead in a thread")] = True,
+    prefetch: Annotated[
+        bool | None, typer.Option(help="prepare batches ahead in a thread; unset: where it pays")
+    ] = None,
     cache_limit: Annotated[float | None, typer.Option(help="decoded pictures kept on disk, GB")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write for TensorBoard too")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,

@@ -50,7 +50,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     threads: int | None = None,
-    prefetch: bool = True,
+    prefetch: bool | None = None,
     cache_limit: int | None = None,
     tensorboard: bool = False,
     **changes: Any,
@@ -61,7 +61,8 @@ def train(
     source. `output`: the run folder; None: a free name under runs/. `time_budget`: "10m"; the epochs are then those
     that fit. `lr`: the highest learning rate, or "find". `augment`: False leaves the recipe's augmentations out.
     `size`: side of the input, pixels. `val`, `test`: shares taken from the training pictures where the source has
-    no such part. `cache_limit`: bytes of decoded pictures on disk. `changes`: settings of the recipe, such as epochs=5.
+    no such part. `prefetch`: prepare batches ahead in a thread; None: where it pays. `cache_limit`: bytes of decoded
+    pictures on disk. `changes`: settings of the recipe, such as epochs=5.
 
     Raises:
         UsageError: a value that cannot be; the run folder exists.
@@ -117,7 +118,7 @@ def train(
             device=place.type if distributed.world() > 1 else str(place),
             threads=thread_count,
             memory_format=timing.memory_format,
-            prefetch=prefetch,
+            prefetch=_pays(parts, place) if prefetch is None else prefetch,
             cache_limit=cache_limit,
         )
         say(plan.table(summary.facts(classifier, settings, one_epoch * planned.epochs)))
@@ -234,6 +235,11 @@ def _class_weights(parts: Parts) -> torch.Tensor:
     """Each class's weight, inverse to its frequency; 1 on average over the training pictures. (classes,) float32."""
     counts = torch.from_numpy(parts.counts("train")).float()
     return counts.sum() / (len(counts) * counts)
+
+
+def _pays(parts: Parts, place: torch.device) -> bool:
+    """Whether preparing batches ahead pays: not where the thread that does it takes a core from the network."""
+    return place.type != "cpu" or parts.unstored is not None
 
 
 def _number(lr: float | str | None) -> float | None:

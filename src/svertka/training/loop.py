@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -195,12 +196,10 @@ def gradient_ratios(network: nn.Module) -> dict[str, float]:
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer over the parameters that learn."""
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    options: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": True}
     if recipe.optimizer == "adamw":
-        betas = (recipe.momentum, 0.999)
-        return torch.optim.AdamW(learning, recipe.lr, betas, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        learning, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
-    )
+        return torch.optim.AdamW(learning, betas=(recipe.momentum, 0.999), **options)
+    return torch.optim.SGD(learning, momentum=recipe.momentum, nesterov=recipe.nesterov, **options)
 
 
 def _look(state: State, seen: list[float], rate: float, observer: Observer) -> None:
