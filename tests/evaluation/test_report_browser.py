@@ -28,7 +28,7 @@ def history() -> list[dict[str, Any]]:
     for k in range(1, 21):
         common = {"step": 10 * k, "learning_rate": 0.1 * 0.5 ** (k // 7), "images_per_second": 4e3, "seconds": 0.6 * k}
         lines.append({"kind": "step", "epoch": float(k), "loss": 2.2 / k, "error": 0.8 / k} | common)
-        validated = {"val_loss": 2 / k + 0.02 * k, "val_error": abs(k - 14) / 100 + 0.01}
+        validated = {"val_loss": 2 / k + 0.02 * k, "val_error": abs(k - 14) / 100 + 0.01, "kept": k <= 14}
         lines.append({"kind": "epoch", "epoch": k, "train_loss": 2.3 / k, "train_error": 0.9 / k} | validated | common)
     lines.append({"kind": "health", "epoch": 9, "step": 90, "finding": "dead", "sentence": "A third of conv1 is dead."})
     return lines
