@@ -32,14 +32,14 @@ RECIPES = {
         source="svertka: as for MNIST, with shifts and more passes over fewer pictures. Values chosen by "
         "cross-validation on train and val",
         batch_size=32,
-        epochs=80,
+        epochs=100,
         lr=0.03,
         weight_decay=3e-4,
         schedule=Cosine(),
         warmup=1,
         label_smoothing=0.02,
         clip=1,
-        augmentations=(PadCrop(pixels=3),),
+        augmentations=(PadCrop(pixels=2),),
     ),
     "resnet-cifar": Recipe(
         source="He et al. 2015 §4.2: rate 0.1, ÷10 at 32k and 48k of 64k steps, pad-4 crops and flips",
