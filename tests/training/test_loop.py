@@ -83,6 +83,15 @@ def test_the_epochs_means_are_those_of_its_batches(digit_batches: Callable[..., 
     assert error == pytest.approx((logits.argmax(1) != labels).float().mean().item())
 
 
+def test_what_is_shown_is_plain_cross_entropy_whatever_is_minimised(digit_batches: Callable[..., Batches]) -> None:
+    shown = []
+    for recipe in (Recipe(lr=1e-30), Recipe(lr=1e-30, label_smoothing=0.2, rubbish=3.0)):
+        watcher, network = Watcher(), mlp()
+        fit(network, make_optimizer(network, recipe), digit_batches(), recipe.with_changes(epochs=1), State(), watcher)
+        shown.append(watcher.epochs[0][1])
+    assert shown[0] == pytest.approx(shown[1], rel=1e-6)
+
+
 def test_class_weights_weigh(digit_batches: Callable[..., Batches]) -> None:
     batches, network = digit_batches(batch_size=1000), mlp()
     recipe = Recipe(epochs=1, lr=0.1, schedule=Constant(), momentum=0)

@@ -42,7 +42,7 @@ def evaluate(
     source: str | PathLike[str],
     *,
     part: str | None = None,
-    batch_size: int = 256,
+    batch_size: int = 128,
     device: str = "auto",
     threads: int | None = None,
     cache_limit: int | None = None,

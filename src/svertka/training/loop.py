@@ -139,6 +139,7 @@ class Loss(nn.Module):
     def __init__(self, recipe: Recipe, class_weights: torch.Tensor | None = None) -> None:
         super().__init__()
         self.rubbish = recipe.rubbish
+        self.plain = class_weights is None and self.rubbish is None and not recipe.label_smoothing
         if class_weights is not None and self.rubbish is not None:
             class_weights = F.pad(class_weights, (0, 1))
         smoothing = recipe.label_smoothing
@@ -151,6 +152,10 @@ class Loss(nn.Module):
         loss: torch.Tensor = self.cross_entropy(logits, labels)
         return loss
 
+    def shown(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """What to show of a batch with this `loss`: the plain cross-entropy, which val's can be held against."""
+        return loss.detach() if self.plain else F.cross_entropy(logits.detach().float(), labels, reduction="sum")
+
 
 def steps_of(recipe: Recipe, steps_per_epoch: int) -> tuple[int, int]:
     """Steps of the whole training, and of its warm-up."""
@@ -158,9 +163,9 @@ def steps_of(recipe: Recipe, steps_per_epoch: int) -> tuple[int, int]:
 
 
 def take_step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, loss_of: nn.Module, recipe: Recipe
+    network: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, loss_of: Loss, recipe: Recipe
 ) -> torch.Tensor:
-    """One step of the optimizer on `batch`; returns (summed loss, wrong, pictures) of this process, (3,) float64."""
+    """One step of the optimizer on `batch`; returns (cross-entropy, wrong, pictures) of this process, (3,) float64."""
     optimizer.zero_grad(set_to_none=True)
     images, labels = batch.images, batch.labels
     weight = distributed.world() / batch.count
@@ -177,7 +182,8 @@ def take_step(
             loss = loss_of(logits, some_labels)
         (loss * weight).backward()
         wrong = (logits.detach().argmax(1) != some_labels).sum()
-        seen.append(torch.stack([loss.detach().double(), wrong.double(), wrong.new_tensor(len(some_labels)).double()]))
+        shown = loss_of.shown(loss, logits, some_labels)
+        seen.append(torch.stack([shown.double(), wrong.double(), wrong.new_tensor(len(some_labels)).double()]))
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
     optimizer.step()

@@ -18,7 +18,7 @@ from svertka.models.zoo import Model
 from svertka.training.recipe import Recipe
 
 LISTED = 20  # bad pictures that a message names
-SCORED_AT_ONCE = 256  # pictures a batch where nothing is learnt
+SCORED_AT_ONCE = 128  # pictures a batch where nothing is learnt; more would set the peak of memory
 FOLDER_SIZE = 64  # pixels, on a folder of photographs, of networks that take any size
 
 
