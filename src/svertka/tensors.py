@@ -23,7 +23,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappi
     # Cloned where strides or sharing would not survive: safetensors stores contiguous, separate tensors.
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # JSON keeps every float exactly (repr round-trips) and NaN as the bare word, which Python reads back.
-    metadata = {"svertka": json.dumps(header or {}), "blake2b": _digest(whole)}
+    text = json.dumps(header or {})
+    metadata = {"svertka": text, "blake2b": _digest(whole, text)}
     write_atomic(path, save(whole, metadata))
 
 
@@ -43,7 +44,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{path} is damaged ({reason}); copy it again or train again") from error
-    if "blake2b" in metadata and metadata["blake2b"] != _digest(tensors):
+    if metadata.get("blake2b") != (_digest(tensors, metadata["svertka"]) if "svertka" in metadata else None):
         raise RunError(f"{path} is damaged (its digest does not match its content); copy it again or train again")
     if not isinstance(header, dict):
         raise RunError(f"{path} is damaged (its header is not a JSON object); copy it again or train again")
@@ -66,8 +67,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise RunError(f"{path} is damaged ({reason}); copy it again or train again") from error
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _digest(tensors: Mapping[str, torch.Tensor], header: str) -> str:
+    digest = hashlib.blake2b(header.encode(errors="surrogatepass"), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

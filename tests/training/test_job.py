@@ -87,7 +87,8 @@ def test_a_resume_is_bit_for_bit(
 ) -> None:
     rate = 0.05 if optimizer == "sgd" else 0.001
     options = SMALL | {"optimizer": optimizer, "prefetch": prefetch, "augment": augment, "lr": rate}
-    whole = digest(svertka.train(digit_folder, output=tmp_path / "whole", **options))
+    uninterrupted = svertka.train(digit_folder, output=tmp_path / "whole", **options)
+    whole = digest(uninterrupted)
     for step in (3, STEPS, STEPS + 2):  # in the middle of an epoch, at its end, in the middle of the last
         with monkeypatch.context() as patch:
             stop_at(patch, step)
@@ -97,6 +98,9 @@ def test_a_resume_is_bit_for_bit(
         assert digest(resumed) == whole
         lines = [entry for entry in resumed.history() if entry["kind"] == "epoch"]
         assert [line["epoch"] for line in lines] == [1, 2]
+        for key in ("train_loss", "train_error", "val_loss", "val_error"):
+            expected = [entry[key] for entry in uninterrupted.history() if entry["kind"] == "epoch"]
+            assert [line[key] for line in lines] == expected
 
 
 @pytest.mark.usefixtures("quiet")

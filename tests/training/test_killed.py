@@ -17,10 +17,11 @@ from svertka import progress
 from svertka.errors import SvertkaError
 from svertka.run import Run
 from svertka.tensors import read_tensors
-from svertka.training import checkpoint, job, recorder
+from svertka.training import job, loop, recorder
 
 source, folder, attempts = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-recorder.CHECKPOINT_EVERY = recorder.CHECKPOINT_COST = 0  # save after every step
+loop.LOG_EVERY = 1
+recorder.CHECKPOINT_EVERY = recorder.CHECKPOINT_COST = 0  # look, and save, after every step
 progress.say = job.say = lambda *text: None
 progress.Progress.say = lambda *text: None
 torch.set_num_threads(1)

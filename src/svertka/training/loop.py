@@ -67,7 +67,7 @@ class Observer:
         return False
 
     def between_steps(self, agreed_stop: bool) -> None:
-        """After every step that all processes know to be over; may save, may raise Interrupted."""
+        """After each look, and when asked to stop, which all processes agree on; may save, may raise Interrupted."""
 
     def wants_stop(self) -> bool:
         """Whether this process was asked to stop."""
@@ -114,14 +114,16 @@ def fit(
                 recent.zero_()
                 stop = stops > 0
                 _look(state, seen, rate, observer)
-            state.recent = recent.tolist() if stop else [0.0, 0.0, 0.0]
+            elif distributed.world() > 1:
+                stop = False  # the other processes do not know of it before the next look
             if epoch_over:
                 loss, wrong, count = state.sums
                 state.sums = [0.0, 0.0, 0.0]
                 if observer.epoch_ended(epoch + 1, loss / count, wrong / count, gradient_ratios(network)):
                     return
                 network.train()
-            if look_due or distributed.world() == 1:
+            if look_due or stop:
+                state.recent = recent.tolist()
                 observer.between_steps(stop)
             if state.step == total:
                 return

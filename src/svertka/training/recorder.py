@@ -97,7 +97,7 @@ class Recorder(Observer):
     def between_steps(self, agreed_stop: bool) -> None:
         """Save from time to time; save and raise Interrupted when asked to stop."""
         due = time.monotonic() - self._saved > max(CHECKPOINT_EVERY, CHECKPOINT_COST * self._save_time)
-        if agreed_stop or (due and self.state.recent == [0.0, 0.0, 0.0]):
+        if agreed_stop or due:
             self.save()
         if agreed_stop:
             epoch = self.state.step / self._steps_per_epoch
