@@ -59,7 +59,7 @@ RECIPES = {
         augmentations=(PadCrop(pixels=8), Flip()),
     ),
     "alexnet": Recipe(
-        source="Krizhevsky et al. 2012 §4.1, §5: crops, flips and PCA colour; rate 0.01, ÷10 whenever the val error stalls",
+        source="Krizhevsky et al. 2012 §4.1, §5: crops, flips, PCA colour; 0.01, ÷10 whenever the val error stalls",
         batch_size=128,
         epochs=90,
         lr=0.01,
