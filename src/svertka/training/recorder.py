@@ -47,8 +47,9 @@ class Recorder(Observer):
         self.state, self.log, self.val, self.progress = state, log, val, progress
         self._steps_per_epoch = batches.steps
         self._signal: int | None = None
-        self._epochs = [entry for entry in run.history() if entry["kind"] == "epoch"] if log else []
-        self._told = {entry["finding"] for entry in run.history() if entry["kind"] == "health"} if log else set()
+        before = run.history() if log else []
+        self._epochs = [entry for entry in before if entry["kind"] == "epoch"]
+        self._told = {entry["finding"] for entry in before if entry["kind"] == "health"}
         self._marked = self._saved = time.monotonic()
         self._save_time = 0.0
 
