@@ -31,7 +31,7 @@ from svertka.data.pictures import prepare
 from svertka.data.preprocess import Preprocess
 from svertka.data.published import open_published
 from svertka.device import in_layout
-from svertka.models.resnet import stage
+from svertka.models.resnet import SmallResNet
 from svertka.training.loop import Observer, State, fit, make_optimizer
 from svertka.training.plan import time_steps
 from svertka.training.recipe import Recipe
@@ -52,9 +52,8 @@ def lenet() -> nn.Module:
 
 def first_stage() -> nn.Module:
     """resnet20 up to its first stage, with a linear layer on top."""
-    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)
-    stem = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
-    return nn.Sequential(*stem, stage(16, 16, stride=1, blocks=3), *head)
+    begin = list(SmallResNet(3).children())[:4]  # to the end of layer1
+    return nn.Sequential(*begin, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
 
 
 class Images(TorchDataset[tuple[torch.Tensor, int]]):

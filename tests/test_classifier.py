@@ -15,6 +15,8 @@ import svertka
 from svertka.classifier import Classifier, Config, predict, read_config
 from svertka.data.preprocess import Preprocess
 from svertka.errors import RunError, SvertkaError, UsageError
+from svertka.models.published import CIFAR10
+from svertka.models.zoo import MODELS
 
 
 def classifier(names: tuple[str, ...] = ("a", "b", "c"), model: str = "mlp", channels: int = 1) -> Classifier:
@@ -172,6 +174,62 @@ def test_predict_names_what_it_cannot_use(saved: Path, tmp_path: Path) -> None:
         predict(saved, tmp_path / "x.npy")
     with pytest.raises(SvertkaError, match="device=tpu"):
         predict(saved, tmp_path / "x.npy", device="tpu")
+
+
+def test_a_network_with_weights_stands_where_a_run_does(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = MODELS["resnet20"].build().eval()
+    save_file(network.state_dict(), tmp_path / "x.safetensors")
+    loaded = Classifier.load(f"resnet20:{tmp_path}/x.safetensors")
+    assert loaded.names == CIFAR10
+    assert not loaded.network.training
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    given = ((torch.from_numpy(picture) / 255 - mean) / std).permute(2, 0, 1)[None]
+    expected = network(given).detach().softmax(1)[0]
+    assert dict(loaded.predict(picture, top=10)) == pytest.approx(
+        dict(zip(CIFAR10, expected.tolist(), strict=True)), abs=1e-5
+    )
+    (found,) = predict(f"resnet20:{tmp_path}/x.safetensors", picture, top=1)
+    assert found["labels"][0]["name"] == CIFAR10[int(expected.argmax())]
+
+    loaded.save(tmp_path / "run")
+    assert Classifier.load(tmp_path / "run").config == loaded.config
+
+
+def test_classes_that_nothing_names_are_numbered(tmp_path: Path) -> None:
+    save_file(MODELS["resnet20"].build(3).state_dict(), tmp_path / "x.safetensors")
+    assert Classifier.load(f"resnet20:{tmp_path}/x.safetensors").names == ("0", "1", "2")
+
+
+def test_the_bundled_network_names_what_is_in_a_photograph(shared_data: Path) -> None:
+    picture = shared_data / "imagenet-samples" / "n01560419_bulbul.JPEG"
+    (best, *_) = Classifier.load("efficientnet_lite0:bundled").predict(picture)
+    assert best[0] == "bulbul"
+    assert best[1] > 0.3
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("resnet51:imagenet", r"model=resnet51 is not known; use .*resnet50"),
+        ("resnet50:imagnet", "weights=imagnet are not among those published for resnet50, imagenet"),
+        ("resnet50", "resnet50 is a network without weights; name some as in resnet50:imagenet or resnet50:FILE"),
+        ("resnet20:/nowhere.pth", "weights=/nowhere.pth are not among those published for resnet20, none"),
+    ],
+)
+def test_unknown_networks_and_weights_are_one_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence) as caught:
+        Classifier.load(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_may_be_called_as_a_network_with_weights(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(saved, "resnet50:imagenet")
+    assert Classifier.load("resnet50:imagenet").config.model == "mlp"
 
 
 def test_predict_takes_what_train_returns(digit_folder: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +18,8 @@ from svertka.data.preprocess import Picture, Preprocess
 from svertka.device import choose_device, set_threads
 from svertka.errors import PictureError, RunError, UsageError
 from svertka.files import read_json, write_json
-from svertka.models import zoo
+from svertka.models import published, weights, zoo
+from svertka.models.weights import Weights
 from svertka.tensors import read_tensors, tensor_shapes, write_tensors
 
 FORMAT = 1  # of config.json; a reader refuses what is newer
@@ -50,12 +51,22 @@ class Classifier:
 
     @classmethod
     def load(cls, path: str | PathLike[str], device: torch.device | str = "cpu") -> Self:
-        """The classifier in a folder, ready to predict.
+        """The classifier in a folder, or a network of the zoo with weights that fit it, ready to predict.
+
+        `path`: a run folder, or "resnet50:imagenet", "efficientnet_lite0:bundled", "resnet20:file.safetensors": a name
+        of `zoo.MODELS`, a colon, and what `models.weights.find` takes.
 
         Raises:
             RunError: no such folder, or a file in it is missing, damaged or made by a newer version.
+            UsageError: no such network or weights. FetchError: they have to be fetched and cannot be.
         """
         folder = Path(path)
+        name, colon, text = fspath(path).partition(":")
+        if not folder.is_dir():
+            if colon and "/" not in name:
+                return cls._of_zoo(zoo.find(name), text, device)
+            if name in zoo.MODELS:
+                raise UsageError(f"{name} is a network without weights; name some as in {_with_weights(name)}")
         config = read_config(folder)
         weights = folder / WEIGHTS
         # Shapes first, on a network without memory: a damaged config must not ask for terabytes.
@@ -71,6 +82,14 @@ class Classifier:
             )
         network = config.build()
         network.load_state_dict(read_tensors(weights)[0])
+        return cls(network.to(device).eval(), config)
+
+    @classmethod
+    def _of_zoo(cls, model: zoo.Model, text: str, device: torch.device | str) -> Self:
+        trained = weights.find(model, text)
+        config = Config(model=model.name, names=trained.all_names, preprocess=trained.preprocess)
+        network = config.build()
+        trained.put_into(network, config.names)
         return cls(network.to(device).eval(), config)
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -118,11 +137,12 @@ def predict(
 ) -> list[dict[str, Any]]:
     """For each picture `path` and `labels`, the `top` most probable names, best first, with their probabilities.
 
+    `run`: a run folder, or a network with its weights, as for `Classifier.load`.
     `pictures`: paths of pictures, of folders (all pictures in them, at any depth) or of .npy files, (N, H, W[, 3])
     uint8; PIL images; arrays (H, W[, 3]) uint8. A picture that cannot be read has no labels, and its reason as `error`.
 
     Raises:
-        UsageError: no picture is there.
+        UsageError: no picture is there, or no such weights.
         RunError: the run is missing or damaged.
     """
     place, workers = choose_device(device), set_threads(threads)
@@ -177,6 +197,48 @@ def _read_array(path: Path) -> npt.NDArray[np.uint8]:
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
         raise UsageError(f"{path} holds {array.dtype} {array.shape}; it needs uint8 (N, H, W) or (N, H, W, 3)")
     return array
+
+
+def find_weights(model: zoo.Model, text: str) -> Weights:
+    """The weights for `model` that `text` names: a published name, a run folder or a file, looked for in this order.
+
+    Raises:
+        RunError: the run is damaged.
+        UsageError, FetchError: as `models.weights.find`; or the run is of another network.
+    """
+    if not _is_run(text):
+        return weights.find(model, text)
+    folder = Path(text)
+    config = read_config(folder)
+    tensors = read_tensors(folder / WEIGHTS)[0]
+    if config.model == model.name:
+        return Weights(model, tensors, config.preprocess, config.names, text)
+    other = zoo.find(config.model)
+    if model.take_over is None or other.take_over is not model.take_over:
+        raise UsageError(f"weights={text} are of {config.model}, not {model.name}; give --model {config.model}")
+    shape = len(config.names), config.preprocess.channels, config.preprocess.size
+    with torch.device("meta"):
+        theirs, ours = other.build(*shape), model.build(*shape)
+    theirs.load_state_dict(tensors, assign=True)
+    note = f"{model.name} starts from some layers of {config.model}, as its paper says"
+    return Weights(model, model.take_over(theirs, ours), config.preprocess, config.names, text, note, partial=True)
+
+
+def model_of_weights(text: str) -> str | None:
+    """The name of the network that the weights `text` are of, if they are a run's.
+
+    Raises:
+        RunError: the run is damaged.
+    """
+    return read_config(Path(text)).model if _is_run(text) else None
+
+
+def _is_run(text: str) -> bool:
+    return text not in published.NAMES and Path(text).is_dir()
+
+
+def _with_weights(model: str) -> str:
+    return " or ".join(f"{model}:{text}" for text in [*published.PUBLISHED.get(model, {}), "FILE"])
 
 
 def read_config(folder: Path) -> Config:

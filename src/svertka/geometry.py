@@ -1,6 +1,12 @@
-"""Sizes that convolution and pooling give."""
+"""Sizes that convolution and pooling give, and what they see."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from svertka.errors import UsageError
+
+SMALL = 64  # pixels: below this side, networks for photographs are built in their form for 32×32
 
 
 def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> int:
@@ -23,3 +29,110 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0, dilat
             f"of an input of {size} with padding {padding}; use a larger input"
         )
     return (size + 2 * padding - span) // stride + 1
+
+
+class Grid(NamedTuple):
+    """In a picture without borders, position i sees pixels start + i·jump to start + i·jump + extent − 1."""
+
+    start: int
+    jump: int
+    extent: int
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """What each position of a layer sees of the picture, along one axis.
+
+    `size`: of the picture, pixels. `intervals`: the first and the last pixel that each position sees, exactly: inside
+    the picture, and with what strides and borders skip left out; pixels between them may still be skipped. A position
+    that sees nothing but padding has a last pixel before its first. `grid`: the same without borders, as papers state
+    it; None where positions are not evenly spaced, as behind a dense layer.
+
+    Source: the grid is that of Araujo, Norris & Sim 2019, "Computing receptive fields of convolutional neural
+    networks", eq. 2 and 4.
+
+    >>> field = ReceptiveField.of_pixels(224).through(kernel=7, stride=2, padding=3)
+    >>> field = field.through(kernel=3, stride=2, padding=1)
+    >>> field.grid
+    Grid(start=-5, jump=4, extent=11)
+    >>> field.of(0), field.of(1), len(field.intervals)
+    ((0, 5), (0, 9), 56)
+    """
+
+    size: int
+    intervals: tuple[tuple[int, int], ...]
+    grid: Grid | None
+
+    @classmethod
+    def of_pixels(cls, size: int) -> "ReceptiveField":
+        """That of the picture itself: pixel i sees pixel i."""
+        return cls(size, tuple((pixel, pixel) for pixel in range(size)), Grid(start=0, jump=1, extent=1))
+
+    def of(self, position: int) -> tuple[int, int]:
+        """The first and the last pixel that `position` sees."""
+        return self.intervals[position]
+
+    @property
+    def extent(self) -> int:
+        """Pixels that a position sees: the grid's, or without one those of the position that sees most."""
+        return self.grid.extent if self.grid else max(last - first + 1 for first, last in self.intervals)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every position sees the picture from its first pixel to its last."""
+        return all(interval == (0, self.size - 1) for interval in self.intervals)
+
+    def through(
+        self, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1, positions: int | None = None
+    ) -> "ReceptiveField":
+        """That of a convolution or pooling over this one; `positions`: of its output, None: as many as fit.
+
+        `padding`: before the first position. Behind the last one there is as much as `positions` need.
+        """
+        if positions is None:
+            positions = output_size(len(self.intervals), kernel, stride, padding, dilation)
+        starts = range(-padding, -padding + positions * stride, stride)
+        grid = None
+        if self.grid:
+            start, jump, extent = self.grid
+            grid = Grid(start - padding * jump, stride * jump, extent + dilation * (kernel - 1) * jump)
+        return self.reading([range(start, start + dilation * kernel, dilation) for start in starts], grid)
+
+    def reading(self, taps: Sequence[Sequence[int]], grid: Grid | None = None) -> "ReceptiveField":
+        """That of a layer whose position i reads the positions `taps[i]` of this one; those that are none are padding.
+
+        >>> ReceptiveField.of_pixels(4).through(kernel=2).reading([[0, 1], [2], [3]]).intervals
+        ((0, 2), (2, 3), (4, -1))
+        """
+        count = len(self.intervals)
+        seen = [[self.intervals[tap] for tap in window if 0 <= tap < count] for window in taps]
+        return ReceptiveField(self.size, tuple(self._hull(intervals) for intervals in seen), grid)
+
+    def united(self, other: "ReceptiveField") -> "ReceptiveField":
+        """That of a layer whose position i reads position i of both, which have equally many.
+
+        >>> short, long = ReceptiveField.of_pixels(5), ReceptiveField.of_pixels(5).through(kernel=3, padding=1)
+        >>> short.united(long) == long
+        True
+        """
+        if self is other or self == other:
+            return self
+        grid = None
+        if self.grid and other.grid and self.grid.jump == other.grid.jump:
+            start = min(self.grid.start, other.grid.start)
+            end = max(self.grid.start + self.grid.extent, other.grid.start + other.grid.extent)
+            grid = Grid(start, self.grid.jump, end - start)
+        pairs = zip(self.intervals, other.intervals, strict=True)
+        return ReceptiveField(self.size, tuple(self._hull(pair) for pair in pairs), grid)
+
+    def gathered(self) -> "ReceptiveField":
+        """That of one position which reads all of this one: a dense layer, a mean.
+
+        >>> ReceptiveField.of_pixels(6).through(kernel=1, stride=2).gathered().intervals
+        ((0, 4),)
+        """
+        return ReceptiveField(self.size, (self._hull(self.intervals),), grid=None)
+
+    def _hull(self, intervals: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        firsts, lasts = [first for first, _ in intervals], [last for _, last in intervals]
+        return min(firsts, default=self.size), max(lasts, default=-1)

@@ -8,7 +8,9 @@ from svertka.cli.output import print_json, print_table
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="a run folder")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="a run folder, or a network with weights: resnet50:imagenet")
+    ],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="labelled pictures, as for svertka train")],
     part: Annotated[
         str | None, typer.Option(help="train, val, test or all; unset: test where there is one, then val, then all")
@@ -31,6 +33,8 @@ def evaluate(
     print(f"{result.images:,} images: top-1 error {result.top1_error:.2%}{top5}, loss {result.loss:.4f}")
     shown = [("class", "images", "error", "precision")]
     for one in result.per_class:
+        if not one.images:  # of ImageNet's thousand classes a folder may hold a few
+            continue
         error, precision = (f"{v:.1%}" if v is not None else "–" for v in (one.error, one.precision))
         shown.append((one.name, f"{one.images:,}", error, precision))
     print_table(shown, right="123")

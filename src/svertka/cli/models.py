@@ -1,28 +1,71 @@
 """`svertka models`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from svertka.cli.output import print_json, print_table
 
+if TYPE_CHECKING:
+    from svertka.graph.trace import Layer, Trace
+
 
 def models(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="one network; unset: all")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="one network, layer by layer; unset: all")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """List the networks that can be trained, with their size and source.
+    """List the networks that can be trained, with their size and source, or the layers of one.
 
-    Example: svertka models lenet5
+    Example: svertka models vgg16
     """
     from svertka.models import zoo
 
-    facts = [zoo.facts(model) for model in ([zoo.find(name)] if name else zoo.MODELS.values())]
-    if as_json:
-        print_json(facts)
+    if name is None:
+        facts = [zoo.facts(model) for model in zoo.MODELS.values()]
+        if as_json:
+            print_json(facts)
+            return
+        rows = [("name", "parameters", "multiply-adds", "input", "source", "published")]
+        for one in facts:
+            counts = f"{one['parameters']:,}", f"{one['multiply_adds']:,}"
+            rows.append((one["name"], *counts, "×".join(map(str, one["input"])), one["source"], one["published"] or ""))
+        print_table(rows, right="12")
         return
-    rows = [("name", "parameters", "multiply-adds", "input", "source", "published")]
-    for one in facts:
-        counts = f"{one['parameters']:,}", f"{one['multiply_adds']:,}"
-        rows.append((one["name"], *counts, "×".join(map(str, one["input"])), one["source"], one["published"] or ""))
-    print_table(rows, right="12")
+    model = zoo.find(name)
+    trace = zoo.traced(model)
+    if as_json:
+        print_json(zoo.facts(model) | {"layers": [layer.as_json() for layer in trace.layers]})
+        return
+    print(f"{name} on {'×'.join(map(str, model.input))} pixels: {model.source}")
+    print_table(_layer_table(trace), right="3456")
+
+
+def _layer_table(trace: "Trace") -> list[tuple[str, ...]]:
+    """A row for each layer, for each kind that has any parameters or multiply-adds, and for the whole."""
+    header = ("layer", "kind", "output", "parameters", "%", "multiply-adds", "%", "receptive field")
+
+    def sums(parameters: int, multiply_adds: int) -> tuple[str, str, str, str]:
+        return *share(parameters, trace.parameters), *share(multiply_adds, trace.multiply_adds)
+
+    def share(number: int, of: int) -> tuple[str, str]:
+        return (f"{number:,}", f"{100 * number / of:.1f}") if number else ("", "")
+
+    rows: list[tuple[str, ...]] = [header]
+    for layer in trace.layers:
+        size = "×".join(map(str, layer.shape[1:]))
+        rows.append((layer.name, layer.kind, size, *sums(layer.parameters, layer.multiply_adds), _seen(layer)))
+    for kind in dict.fromkeys(layer.kind for layer in trace.layers):
+        alike = [layer for layer in trace.layers if layer.kind == kind]
+        parameters, multiply_adds = sum(one.parameters for one in alike), sum(one.multiply_adds for one in alike)
+        if parameters or multiply_adds:
+            rows.append((f"all {len(alike)}", kind, "", *sums(parameters, multiply_adds), ""))
+    rows.append((f"all {len(trace.layers)}", "", "", *sums(trace.parameters, trace.multiply_adds), ""))
+    return rows
+
+
+def _seen(layer: "Layer") -> str:
+    """Pixels a side, or "all" where a unit sees every pixel and no number would say more."""
+    if all(field.whole and field.grid is None for field in layer.fields):
+        return "all"
+    extents = [str(field.extent) for field in layer.fields]
+    return extents[0] if len(set(extents)) == 1 else "×".join(extents)

@@ -10,7 +10,9 @@ from svertka.cli.output import print_json, print_table
 
 
 def predict(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="a run folder")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="a run folder, or a network with weights: resnet50:imagenet")
+    ],
     images: Annotated[
         list[str], typer.Argument(metavar="IMAGE...", help="pictures, folders of them, or .npy arrays of uint8")
     ],

@@ -16,6 +16,7 @@ from svertka.data.split import split
 from svertka.device import autocast, choose_device, set_threads
 from svertka.errors import DataError, RunError, UsageError
 from svertka.evaluation.metrics import Evaluation, Tally
+from svertka.models.imagenet import name_of
 from svertka.progress import progress
 from svertka.run import Run
 
@@ -49,18 +50,18 @@ def evaluate(
 ) -> Evaluation:
     """How the classifier of `run` does on the pictures of `source`.
 
+    `run`: a run folder, or a network with its weights, as for `Classifier.load`.
     `part`: "train", "val", "test" or "all"; None is the test part where there is one, then the val part, then all.
     The parts of the source that the run was trained on are those of that training.
 
     Raises:
         DataError: the source holds classes that the run does not know.
         RunError: the run is missing or damaged.
-        UsageError: the source has no such part.
+        UsageError: the source has no such part, or there are no such weights.
     """
-    run = Run(run)
     place = choose_device(device)
     count = set_threads(threads)
-    classifier = Classifier.load(run.folder, place)
+    classifier = Classifier.load(run, place)
     dataset = with_names_of(classifier.names, open_source(fspath(source), to_train=False))
     preprocess = classifier.preprocess
     prepared = prepare(
@@ -74,7 +75,7 @@ def evaluate(
     good = np.array([i for i in range(len(dataset)) if i not in prepared.bad], dtype=np.int64)
     if not len(good):
         raise DataError(f"{source}: no picture can be read; see `svertka check {source}`")
-    chosen = good[_chosen(run, dataset.take(good), [prepared.digests[i] for i in good], part)]
+    chosen = good[_chosen(Run(run), dataset.take(good), [prepared.digests[i] for i in good], part)]
     batches = Batches(
         prepared.rows,
         dataset.labels,
@@ -91,10 +92,14 @@ def evaluate(
 def with_names_of(names: tuple[str, ...], dataset: Dataset) -> Dataset:
     """`dataset` with its labels counted in `names`; the pictures stay where they are.
 
+    A class of ImageNet may be called by its name or, as in ImageNet's own folders, by its WordNet id.
+
     Raises:
         DataError: a class that has pictures is not among `names`.
     """
-    place = {name: index for index, name in enumerate(names)}
+    place = {name_of(name): index for index, name in enumerate(names)}
+    place |= {name: index for index, name in enumerate(names)}
+    place |= {name: place[name_of(name)] for name in dataset.names if name not in place and name_of(name) in place}
     counts = dataset.counts()
     unknown = [name for name, count in zip(dataset.names, counts, strict=True) if count and name not in place]
     if unknown:

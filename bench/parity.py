@@ -1,0 +1,218 @@
+"""Our networks against torchvision's and timm's: the same weights, the same outputs, and how fast each of the two is.
+
+    python -m venv parity && parity/bin/pip install torch==2.14.1 torchvision==0.29.1 timm==1.0.31 .
+    parity/bin/python bench/parity.py [--only NAME…] [--no-speed] [--threads 2] [--rounds 5] [--json]
+
+An environment of its own, since torchvision pins its torch. Nothing is downloaded: both networks get the same random
+weights and batch-norm statistics, by strict loading. The difference is that of the outputs in inference, relative to
+the largest of theirs. Speeds are theirs divided by ours in seconds, so that 1.03 is 3 % faster than theirs: the two
+take turns, and each goes first every other time. On a busy machine look at the ratio of the best times. Exit code 1
+if a difference is above 1e-5.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import timm  # type: ignore[import-not-found, unused-ignore]
+import torch
+import torchvision  # type: ignore[import-not-found, unused-ignore]
+from torch import Tensor, nn
+
+from svertka.models.inception_v4 import from_timm
+from svertka.models.zoo import find
+
+TOLERANCE = 1e-5
+LEAST, MOST = 0.1, 2.0  # seconds that a step should take, for its time to mean something
+FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+
+# ours → torchvision's
+TORCHVISION = {
+    "alexnet_owt": "alexnet",
+    **{f"vgg{layers}{end}": f"vgg{layers}{end}" for layers in (11, 13, 16, 19) for end in ("", "_bn")},
+    "googlenet_bn": "googlenet",
+    "inception_v3": "inception_v3",
+    **{f"resnet{layers}": f"resnet{layers}" for layers in (18, 34, 50, 101, 152)},
+    "squeezenet1_1": "squeezenet1_1",
+}
+TIMM = ("inception_v4", "inception_resnet_v2")
+SLOW_FIRST_VALUES = ("googlenet", "inception_v3")  # torchvision's draw them with SciPy
+
+
+def theirs(name: str) -> nn.Module:
+    """The peer of our network of that `name`."""
+    network: nn.Module
+    if name in TIMM:
+        network = timm.create_model(name)
+    else:
+        options = {"init_weights": False} if TORCHVISION[name] in SLOW_FIRST_VALUES else {}
+        network = torchvision.models.get_model(TORCHVISION[name], weights=None, **options)
+    return network
+
+
+def random_values(expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state_dict of the same names and shapes: scales of He et al., batch-norm statistics around 0 and 1."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(name: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        if name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1):
+            return torch.rand(tensor.shape, generator=generator) + 0.5
+        scale = (2 / tensor[0].numel()) ** 0.5 if tensor.ndim > 1 else 0.1
+        return torch.randn(tensor.shape, generator=generator) * scale
+
+    return {name: draw(name, tensor) for name, tensor in expected.items()}
+
+
+def pair(name: str) -> tuple[nn.Module, nn.Module]:
+    """Our network and theirs, with the same values."""
+    our, their = find(name).build(), theirs(name)
+    values = random_values(their.state_dict())
+    their.load_state_dict(values, strict=True)
+    renamed = {from_timm(key): value for key, value in values.items()} if name in TIMM else values
+    our.load_state_dict(renamed, strict=True)
+    return our, their
+
+
+@torch.inference_mode()
+def difference(our: nn.Module, their: nn.Module, pictures: Tensor) -> float:
+    """The largest between outputs in inference, relative to the largest of theirs."""
+    expected = their.eval()(pictures)
+    return float((our.eval()(pictures) - expected).abs().max() / expected.abs().max())
+
+
+def forward(network: nn.Module, pictures: Tensor) -> Callable[[], None]:
+    """One pass in inference."""
+    network.eval()
+
+    def step() -> None:
+        with torch.inference_mode():
+            network(pictures)
+
+    return step
+
+
+def training(network: nn.Module, pictures: Tensor) -> Callable[[], None]:
+    """One step of training, auxiliary classifiers included."""
+    network.train()
+    labels = torch.arange(len(pictures)) % 1000
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-9, momentum=0.9)  # so small that no value runs away
+
+    def step() -> None:
+        optimizer.zero_grad()
+        outputs = network(pictures)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        loss: Any = sum(nn.functional.cross_entropy(one, labels) for one in outputs)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def seconds(step: Callable[[], None]) -> float:
+    """Of one step."""
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def speeds(
+    make: Callable[[nn.Module, Tensor], Callable[[], None]],
+    networks: tuple[nn.Module, nn.Module],
+    size: int,
+    rounds: int,
+) -> dict[str, dict[str, float]]:
+    """How fast our network is for each memory format: images a second, and the ratios to theirs."""
+    result = {}
+    for name, layout in FORMATS.items():
+        our, their = (network.to(memory_format=layout) for network in networks)  # type: ignore[call-overload]
+        batch = 8
+        while True:
+            pictures = torch.randn(batch, 3, size, size).contiguous(memory_format=layout)
+            steps = make(our, pictures), make(their, pictures)
+            for step in steps:
+                step()
+            took = seconds(steps[0])
+            if took > MOST and batch > 2:  # batch norm over a single value cannot train
+                batch //= 2
+            elif took < LEAST:
+                batch *= 2
+            else:
+                break
+        times: list[tuple[float, float]] = []
+        for number in range(rounds):
+            if number % 2:
+                their_time, our_time = seconds(steps[1]), seconds(steps[0])
+            else:
+                our_time, their_time = seconds(steps[0]), seconds(steps[1])
+            times.append((our_time, their_time))
+        ratios = [their_time / our_time for our_time, their_time in times]
+        result[name] = {
+            "batch": batch,
+            "images_per_second": batch / statistics.median(our_time for our_time, _ in times),
+            "median": statistics.median(ratios),
+            "least": min(ratios),
+            "best": min(their_time for _, their_time in times) / min(our_time for our_time, _ in times),
+        }
+    return result
+
+
+def compare(name: str, rounds: int) -> dict[str, Any]:
+    """All that is said of one network; without `rounds`, nothing of its speed."""
+    size = find(name).size
+    networks = pair(name)
+    found: dict[str, Any] = {"difference": difference(*networks, torch.randn(2, 3, size, size))}
+    if rounds:
+        found["forward"] = speeds(forward, networks, size, rounds)
+        found["training"] = speeds(training, networks, size, rounds)
+    return found
+
+
+def line(name: str, found: dict[str, Any]) -> str:
+    """One row of the table."""
+    cells = [f"{name:<20} {found['difference']:>10.1e}"]
+    for what in ("forward", "training"):
+        for layout in FORMATS:
+            if what in found:
+                speed = found[what][layout]
+                ratios = (f"{speed[ratio]:>5.2f}" for ratio in ("median", "least", "best"))
+                cells.append(f"{speed['images_per_second']:>7.1f} {' '.join(ratios)}")
+    return "  ".join(cells)
+
+
+def main() -> int:
+    """Compare what is asked for and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    everything = (*TORCHVISION, *TIMM)
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=everything, default=everything)
+    parser.add_argument("--no-speed", action="store_true", help="the outputs alone")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each network")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results = {}
+    if not options.json:
+        print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}, ", end="")
+        print(
+            f"{options.threads} threads; {', '.join(FORMATS)}: images/s, the ratio's median, least, of the best times"
+        )
+        print(f"{'network':<20} {'difference':>10}" + ("" if options.no_speed else f"{'forward':^56}{'training':^56}"))
+    for name in options.only:
+        torch.manual_seed(1)
+        results[name] = compare(name, rounds=0 if options.no_speed else options.rounds)
+        if not options.json:
+            print(line(name, results[name]), flush=True)
+    if options.json:
+        versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__}
+        print(json.dumps({**versions, "threads": options.threads, "networks": results}, indent=2))
+    return int(not all(found["difference"] <= TOLERANCE for found in results.values()))  # NaN is not
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""SqueezeNet 1.1: AlexNet's accuracy from fifty times fewer parameters.
+
+Source: Iandola, Han, Moskewicz, Ashraf, Dally & Keutzer 2016, "SqueezeNet: AlexNet-level accuracy with 50x fewer
+parameters", and version 1.1 in the authors' repository: 2.4 times fewer multiply-adds by a first layer of 3×3 instead
+of 7×7 and earlier max-pools.
+"""
+
+import torch
+from torch import nn
+
+from svertka.layers import Conv2d
+
+# The authors' Caffe names, up to the dot or slash, and ours.
+PREFIXES = {
+    "conv1.": "features.0.",
+    "fire2/": "features.3.",
+    "fire3/": "features.4.",
+    "fire4/": "features.6.",
+    "fire5/": "features.7.",
+    "fire6/": "features.9.",
+    "fire7/": "features.10.",
+    "fire8/": "features.11.",
+    "fire9/": "features.12.",
+    "conv10.": "classifier.1.",
+}
+
+
+class Fire(nn.Module):
+    """Few maps by 1×1, from which 1×1 and 3×3 each make `expand` maps (§3.2, figure 1)."""
+
+    def __init__(self, in_channels: int, squeeze: int, expand: int) -> None:
+        super().__init__()
+        self.squeeze = Conv2d(in_channels, squeeze, 1)
+        self.squeeze_relu = nn.ReLU()
+        self.expand1x1 = Conv2d(squeeze, expand, 1)
+        self.expand1x1_relu = nn.ReLU()
+        self.expand3x3 = Conv2d(squeeze, expand, 3, padding=1)
+        self.expand3x3_relu = nn.ReLU()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels, H, W) to (B, 2 · expand, H, W)."""
+        squeezed = self.squeeze_relu(self.squeeze(inputs))
+        point = self.expand1x1_relu(self.expand1x1(squeezed))
+        square = self.expand3x3_relu(self.expand3x3(squeezed))
+        return torch.cat((point, square), dim=1)
+
+
+class SqueezeNet(nn.Module):
+    """Class scores (B, classes), none below 0, for pictures (B, channels, H, W); `size` changes nothing.
+
+    1,235,496 parameters. Max-pools round up. Parameter names are those of the published PyTorch weights.
+    """
+
+    def __init__(self, classes: int = 1000, channels: int = 3, size: int = 224) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            Conv2d(channels, 64, 3, stride=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2, ceil_mode=True),
+            Fire(64, 16, 64),
+            Fire(128, 16, 64),
+            nn.MaxPool2d(3, stride=2, ceil_mode=True),
+            Fire(128, 32, 128),
+            Fire(256, 32, 128),
+            nn.MaxPool2d(3, stride=2, ceil_mode=True),
+            Fire(256, 48, 192),
+            Fire(384, 48, 192),
+            Fire(384, 64, 256),
+            Fire(512, 64, 256),
+        )
+        self.classifier = nn.Sequential(
+            nn.Dropout(0.5),
+            Conv2d(512, classes, 1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                # The paper does not say; this is what the authors' published Caffe definition says.
+                bound = (3 / layer.weight[0].numel()) ** 0.5
+                nn.init.uniform_(layer.weight, -bound, bound)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.classifier.get_parameter("1.weight"), std=0.01)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        logits: torch.Tensor = self.classifier(self.features(inputs))
+        return logits
+
+
+def from_caffe(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state_dict of the authors' weights, for pictures in RGB; a name that is not theirs stays as it is.
+
+    `tensors`: by Caffe's names ("fire2/squeeze1x1.weight"), for pictures in BGR, 0 to 255 minus (104, 117, 123). The
+    network then wants `Preprocess(mean=(123/255, 117/255, 104/255), std=(1/255,) * 3)`.
+    """
+    named = {}
+    for name, tensor in tensors.items():
+        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
+        ours = PREFIXES.get(prefix, "") + name.removeprefix(prefix).replace("squeeze1x1", "squeeze")
+        named[ours] = tensor.flip(1) if ours == "features.0.weight" else tensor
+    return named

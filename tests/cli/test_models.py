@@ -1,0 +1,59 @@
+"""`svertka models`: the list of all networks, and the layers of one."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from svertka.cli.app import main
+from svertka.models.zoo import MODELS, facts, traced
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sizes_that_are_listed_are_those_of_the_networks(name: str) -> None:
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in MODELS[name].build().parameters())
+    trace, listed = traced(MODELS[name]), facts(MODELS[name])
+    assert (listed["parameters"], listed["multiply_adds"]) == (trace.parameters, trace.multiply_adds)
+    assert listed["training_parameters"] == parameters
+
+
+def test_listing_all_is_quick() -> None:
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "svertka", "models", "--json"], capture_output=True, check=True)
+    assert [one["name"] for one in json.loads(done.stdout)] == list(MODELS)
+    assert time.perf_counter() - began < 15  # 2 seconds on an idle machine
+
+
+def test_the_balance_of_vgg_is_seen_at_a_glance(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "vgg16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("vgg16 on 3×224×224 pixels: Simonyan")
+    cells = {tuple(line.split()[:2]): line.split() for line in lines}
+    assert cells["features.30", "MaxPool2d"][2:] == ["512×7×7", "212"]
+    assert cells["classifier.0", "Linear"][2:] == ["4096", "102,764,544", "74.3", "102,760,448", "0.7", "all"]
+    assert [line.split() for line in lines[-3:]] == [
+        ["all", "13", "Conv2d", "14,714,688", "10.6", "15,346,630,656", "99.2"],
+        ["all", "3", "Linear", "123,642,856", "89.4", "123,633,664", "0.8"],
+        ["all", str(len(lines) - 5), "138,357,544", "100.0", "15,470,264,320", "100.0"],
+    ]
+
+
+def test_layers_in_json_are_a_graph(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "googlenet", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    layers = {layer["name"]: layer for layer in told["layers"]}
+    assert len(layers) == len(told["layers"])
+    assert sum(layer["parameters"] for layer in layers.values()) == told["parameters"] == 6_998_552
+    assert sum(layer["multiply_adds"] for layer in layers.values()) == told["multiply_adds"]
+    known = {"input"}
+    for name, layer in layers.items():
+        assert known.issuperset(layer["inputs"]), name
+        known.add(name)
+    joins = [layer for layer in layers.values() if layer["kind"] == "cat"]
+    assert [len(layer["inputs"]) for layer in joins] == [4] * 9
+    assert joins[0]["receptive_field"] == [59, 59]
+    assert joins[0]["grid"] == [{"start": -23, "jump": 8, "extent": 59}] * 2

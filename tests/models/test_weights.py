@@ -1,0 +1,324 @@
+"""Weights found, fetched and put into networks; what is computed with them is checked with plain PyTorch."""
+
+import dataclasses
+import hashlib
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from svertka.errors import FetchError, UsageError
+from svertka.models import imagenet
+from svertka.models.published import CIFAR10, PUBLISHED, Published
+from svertka.models.weights import Weights, find, head_of
+from svertka.models.zoo import MODELS
+
+RESNET20 = MODELS["resnet20"]
+
+
+def state_of(model: str, classes: int | None = None) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return dict(MODELS[model].build(classes).state_dict())
+
+
+def weights_of(classes: tuple[str, ...] | None, count: int = 3) -> Weights:
+    state = state_of("resnet20", len(classes) if classes else count)
+    preprocess = PUBLISHED["resnet18"]["imagenet"].preprocess
+    return Weights(RESNET20, state, preprocess, classes, "old")
+
+
+@pytest.fixture
+def cifar_file(tmp_path: Path) -> Path:
+    save_file(state_of("resnet20"), tmp_path / "x.safetensors")
+    return tmp_path / "x.safetensors"
+
+
+# ---- found
+
+
+def test_a_file_has_the_preprocessing_and_names_of_what_is_published(cifar_file: Path, tmp_path: Path) -> None:
+    found = find(RESNET20, str(cifar_file))
+    assert (found.preprocess.size, found.preprocess.resize) == (32, 32)
+    assert found.preprocess.mean == (0.485, 0.456, 0.406)
+    assert found.preprocess.std == (0.229, 0.224, 0.225)
+    assert found.names == CIFAR10
+
+    torch.save(state_of("resnet18"), tmp_path / "x.pth")
+    found = find(MODELS["resnet18"], str(tmp_path / "x.pth"))
+    assert found.preprocess == PUBLISHED["resnet18"]["imagenet"].preprocess
+    assert found.names == imagenet.NAMES
+
+    torch.save(state_of("resnet18", 7), tmp_path / "x.pth")
+    found = find(MODELS["resnet18"], str(tmp_path / "x.pth"))
+    assert found.names is None
+    assert found.all_names == ("0", "1", "2", "3", "4", "5", "6")
+
+
+def test_where_nothing_is_known_it_is_said_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(state_of("plain20"), tmp_path / "x.pth")
+    assert find(MODELS["plain20"], str(tmp_path / "x.pth")).preprocess.mean == (0.485, 0.456, 0.406)
+    assert "nothing says how" in capsys.readouterr().err
+    torch.save(state_of("lenet5"), tmp_path / "x.pth")
+    assert find(MODELS["lenet5"], str(tmp_path / "x.pth")).preprocess.std == (1 / 1.275,)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_background_class_before_imagenet_s_is_left_out(tmp_path: Path) -> None:
+    state = state_of("squeezenet1_1", 1001)
+    torch.save(state, tmp_path / "x.pth")
+    found = find(MODELS["squeezenet1_1"], str(tmp_path / "x.pth"))
+    assert found.names == imagenet.NAMES
+    assert found.tensors["classifier.1.weight"].equal(state["classifier.1.weight"][1:])
+
+
+def test_caffe_s_names_are_ours_and_bring_their_preprocessing(shared_data: Path) -> None:
+    path = shared_data / "weights" / "squeezenet1_1-imagenet.safetensors"
+    found = find(MODELS["squeezenet1_1"], str(path))
+    network = MODELS["squeezenet1_1"].build()
+    assert found.put_into(network, imagenet.NAMES) == ""
+    assert (found.preprocess.size, found.preprocess.resize) == (227, 256)
+    assert found.preprocess.mean == pytest.approx((123 / 255, 117 / 255, 104 / 255))
+    published = load_file(path)
+    # The network with RGB in 0 to 1 is the published one with BGR in 0 to 255, minus Caffe's mean.
+    pixels = torch.randint(0, 256, (1, 3, 227, 227), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    bgr = pixels.flip(1).float() - torch.tensor([104.0, 117.0, 123.0])[:, None, None]
+    first = F.conv2d(bgr, published["conv1.weight"], published["conv1.bias"], stride=2)
+    ours = network.get_submodule("features.0")(found.preprocess.normalise(pixels))
+    assert torch.allclose(ours, first, rtol=1e-4, atol=1e-3)  # values up to several hundred
+
+
+def test_names_that_timm_gives_are_ours(tmp_path: Path) -> None:
+    from svertka.models.inception_v4 import TIMM_NAMES
+
+    theirs = {ours: timm for timm, ours in TIMM_NAMES.items() if timm.startswith("features") or timm == "last_linear"}
+    with torch.device("meta"):
+        ours_of = MODELS["inception_v4"].build(1001).state_dict()
+    state = {}
+    for name, tensor in ours_of.items():
+        stage = max((ours for ours in theirs if name.startswith(f"{ours}.")), key=len)
+        state[theirs[stage] + name.removeprefix(stage)] = torch.zeros_like(tensor, device="cpu")
+    assert {"features.0.conv.weight", "last_linear.weight"} <= state.keys()
+    torch.save(state, tmp_path / "x.pth")
+    found = find(MODELS["inception_v4"], str(tmp_path / "x.pth"))
+    assert found.names == imagenet.NAMES
+    with torch.device("meta"):
+        found.check(MODELS["inception_v4"].build(5))
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "sentence"),
+    [
+        (
+            "resnet50",
+            "imagnet",
+            "weights=imagnet are not among those published for resnet50, imagenet, and there is no",
+        ),
+        (
+            "resnet50",
+            "bundled",
+            r"\(bundled is there for efficientnet_lite0\), and there is no such file; give imagenet",
+        ),
+        (
+            "resnet20",
+            "imagenet",
+            r"resnet20, none \(imagenet is there for alexnet_owt, vgg11, .*; give a run folder, or",
+        ),
+    ],
+)
+def test_unknown_weights_are_answered_with_what_there_is(model: str, text: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence) as caught:
+        find(MODELS[model], text)
+    assert "\n" not in str(caught.value)
+
+
+# ---- fetched
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    asked: list[str]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        Quiet.asked.append(self.path)
+        super().do_GET()
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server on this machine, of the files in tmp_path/site; nothing is in the cache."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "site").mkdir()
+    Quiet.asked = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "site"))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+def publish(site: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
+    """As somebody publishes a network: a .pth file whose name ends in the first digits of its SHA-256."""
+    torch.save(state_of("resnet18"), folder / "x")
+    digest = hashlib.sha256((folder / "x").read_bytes()).hexdigest()[:8]
+    file = (folder / "x").rename(folder / f"resnet18-{digest}.pth")
+    its = dataclasses.replace(PUBLISHED["resnet18"]["imagenet"], urls=(site + file.name,))
+    monkeypatch.setitem(PUBLISHED, "resnet18", {"imagenet": its})
+    return its
+
+
+def test_what_is_published_is_fetched_once(site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    its = publish(site, tmp_path / "site", monkeypatch)
+    for _ in range(2):
+        found = find(MODELS["resnet18"], "imagenet")
+        assert found.tensors["fc.weight"].equal(state_of("resnet18")["fc.weight"])
+    assert Quiet.asked == [f"/{its.file}"]
+    assert found.title == f"imagenet ({its.file})"
+    assert (tmp_path / "cache" / "svertka" / "weights" / its.file).exists()
+
+
+def test_another_content_than_the_name_says_is_refused(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    its = publish(site, tmp_path / "site", monkeypatch)
+    with (tmp_path / "site" / its.file).open("ab") as file:
+        file.write(b"!")
+    with pytest.raises(FetchError, match=rf"gave a file with checksum sha256:\w{{8}}, not {its.checksum}"):
+        find(MODELS["resnet18"], "imagenet")
+
+
+def test_without_a_network_it_is_said_where_the_file_goes(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    its = publish(site, tmp_path / "site", monkeypatch)
+    away = (tmp_path / "site" / its.file).rename(tmp_path / its.file)
+    cached = tmp_path / "cache" / "svertka" / "weights" / its.file
+    with pytest.raises(FetchError, match=f"and put it at {cached}, or give its path as the weights$"):
+        find(MODELS["resnet18"], "imagenet")
+    away.rename(cached)
+    asked = list(Quiet.asked)
+    assert find(MODELS["resnet18"], "imagenet").names == imagenet.NAMES
+    assert Quiet.asked == asked
+
+
+# ---- put into a network
+
+
+def test_the_same_classes_take_everything() -> None:
+    old = weights_of(("a", "b", "c"))
+    network = RESNET20.build(3)
+    assert old.put_into(network, ("a", "b", "c")) == ""
+    assert all(tensor.equal(old.tensors[name]) for name, tensor in network.state_dict().items())
+
+
+def test_rows_of_the_head_go_by_name() -> None:
+    old = weights_of(("a", "b", "c"))
+    network = RESNET20.build(4)
+    fresh = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    said = old.put_into(network, ("c", "x", "a", "y"))
+    assert said == (
+        "the head of 3 classes is replaced by one of 4; 2 of them go on from the weights of the same name (c, a)"
+    )
+    for name in ("linear.weight", "linear.bias"):
+        expected = torch.stack([old.tensors[name][2], fresh[name][1], old.tensors[name][0], fresh[name][3]])
+        assert network.state_dict()[name].equal(expected)
+    assert network.state_dict()["conv1.weight"].equal(old.tensors["conv1.weight"])
+
+
+def test_other_classes_start_from_a_fresh_head() -> None:
+    network = RESNET20.build(2)
+    fresh = network.state_dict()["linear.weight"].clone()
+    said = weights_of(("a", "b", "c")).put_into(network, ("x", "y"))
+    assert said == "the head of 3 classes is replaced by one of 2, which starts from fresh weights"
+    assert network.state_dict()["linear.weight"].equal(fresh)
+
+
+def test_classes_without_names_go_by_place_if_they_are_as_many() -> None:
+    network = RESNET20.build(3)
+    assert "names no classes; its head is taken as it is" in weights_of(None).put_into(network, ("x", "y", "z"))
+    assert network.state_dict()["linear.bias"].equal(weights_of(None).tensors["linear.bias"])
+    network = RESNET20.build(2)
+    assert "starts from fresh weights" in weights_of(None).put_into(network, ("0", "1"))
+
+
+def test_a_class_of_imagenet_has_two_names() -> None:
+    network = RESNET20.build(2)
+    old = weights_of(("tench", "tabby"))
+    assert old.put_into(network, ("n02123045", "n01440764")) == ""
+    assert network.state_dict()["linear.weight"].equal(old.tensors["linear.weight"].flip(0))
+
+
+def test_counters_and_auxiliaries_may_be_missing() -> None:
+    state = state_of("googlenet_bn")
+    short = {
+        name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked") and "aux" not in name
+    }
+    preprocess = PUBLISHED["googlenet_bn"]["imagenet"].preprocess
+    old = Weights(MODELS["googlenet_bn"], short, preprocess, imagenet.NAMES, "old")
+    network = MODELS["googlenet_bn"].build()
+    assert old.put_into(network, imagenet.NAMES) == "the auxiliary classifiers start from fresh weights"
+    assert network.state_dict()["fc.weight"].equal(state["fc.weight"])
+
+
+def test_the_heads_of_auxiliaries_follow_the_classes() -> None:
+    model = MODELS["googlenet"]
+    assert {name.partition(".")[0] for name in head_of(model)} == {"fc", "aux1", "aux2"}
+    old = Weights(
+        model, state_of("googlenet", 3), PUBLISHED["googlenet_bn"]["imagenet"].preprocess, tuple("abc"), "old"
+    )
+    network = model.build(2)
+    old.put_into(network, ("b", "x"))
+    for name in head_of(model):
+        assert network.state_dict()[name][0].equal(old.tensors[name][1])
+
+
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"resnet1202"}))  # as the others, and slow to name
+def test_every_network_says_which_tensors_are_its_head(name: str) -> None:
+    model = MODELS[name]
+    with torch.device("meta"):
+        expected = model.build(5).state_dict()
+    heads = head_of(model)
+    assert heads
+    assert all(len(expected[head]) == 5 for head in heads)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"conv1.weight": None}, r"weights=old do not fit resnet20 \(1 missing: conv1.weight\); give weights of"),
+        ({"extra.a": torch.zeros(2)}, r"\(1 unexpected: extra.a\)"),
+        ({"bn1.bias": torch.zeros(5)}, r"\(1 of another shape: bn1.bias \(5,\) in place of \(16,\)\)"),
+        ({"linear.weight": torch.zeros(3, 9)}, r"linear.weight \(3, 9\) in place of \(3, 64\)"),
+        (
+            {"linear.weight": torch.zeros(4, 64)},
+            "linear.bias, linear.weight: these disagree about the number of classes",
+        ),
+        ({"linear.bias": torch.zeros(())}, "disagree about the number of classes"),
+        ({"linear.bias": None, "linear.weight": None}, "2 missing: linear.weight, linear.bias"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(change: dict[str, torch.Tensor | None], sentence: str) -> None:
+    old = weights_of(("a", "b", "c"))
+    changed = {name: tensor for name, tensor in (old.tensors | change).items() if tensor is not None}
+    network = RESNET20.build(3)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(UsageError, match=sentence) as caught:
+        dataclasses.replace(old, tensors=changed).put_into(network, ("a", "b", "c"))
+    assert "\n" not in str(caught.value)
+    assert all(tensor.equal(before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_file_of_another_network_is_one_sentence(cifar_file: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"do not fit resnet18, whose scores come from fc.bias, fc.weight: they hold none"
+    ):
+        find(MODELS["resnet18"], str(cifar_file))
