@@ -50,3 +50,12 @@ def test_layout_changes_strides_and_nothing_else() -> None:
 def test_descriptions_are_for_people() -> None:
     assert describe(torch.device("cpu")) == f"cpu, {torch.get_num_threads()} threads"
     assert processor()
+
+
+def test_bfloat16_is_for_processors_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for here, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr("svertka.device.has_bfloat16", lambda here=here: here)
+        with autocast(torch.device("cpu"), bfloat16=True):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+        said = describe(torch.device("cpu"), bfloat16=True)
+        assert said.endswith(", bfloat16" if here else ", float32 for want of bfloat16")

@@ -45,9 +45,19 @@ def set_threads(count: int | None) -> int:
     return torch.get_num_threads()
 
 
-def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """The precision that suits `device`: bfloat16 products on cuda, float32 elsewhere."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+def autocast(device: torch.device, *, bfloat16: bool = False) -> AbstractContextManager[Any]:
+    """The precision that suits `device`: bfloat16 products on cuda, on the CPU if `bfloat16`; float32 elsewhere.
+
+    `bfloat16` has no effect on a processor that would only imitate it.
+    """
+    if device.type == "cuda" or (bfloat16 and device.type == "cpu" and has_bfloat16()):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 numbers itself (AVX512-BF16 or AMX)."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def in_layout(network: nn.Module, layout: torch.memory_format) -> nn.Module:
@@ -55,11 +65,14 @@ def in_layout(network: nn.Module, layout: torch.memory_format) -> nn.Module:
     return network.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
-def describe(device: torch.device) -> str:
-    """One phrase for people: "cpu, 2 threads" or the graphics card's name."""
+def describe(device: torch.device, *, bfloat16: bool = False) -> str:
+    """One phrase for people: "cpu, 2 threads" or the graphics card's name, and whether it computes in bfloat16."""
     if device.type == "cuda":
         return f"{device}, {torch.cuda.get_device_name(device)}, bfloat16"
-    return f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    if device.type != "cpu":
+        return str(device)
+    products = "" if not bfloat16 else ", bfloat16" if has_bfloat16() else ", float32 for want of bfloat16"
+    return f"{device}, {torch.get_num_threads()} threads{products}"
 
 
 def processor() -> str:

@@ -49,8 +49,17 @@ def test_the_verbs_tested_are_all_there_are() -> None:
         (["train", "--resume", "/nowhere"], 1, "svertka: /nowhere holds no training.json"),
         (["evaluate", "/nowhere", "digits"], 1, "svertka: /nowhere is not a run folder"),
         (["predict", "/nowhere", "x.jpg"], 1, "svertka: /nowhere is not a run folder"),
+        (["predict", "resnet50:imagnet", "x.jpg"], 2, "svertka: weights=imagnet are not among those published for"),
+        (
+            ["predict", "resnet50", "x.jpg"],
+            2,
+            "svertka: resnet50 is a network without weights; name some as in resnet50:",
+        ),
+        (["evaluate", "resnet51:imagenet", "digits"], 2, "svertka: model=resnet51 is not known; use "),
+        (["train", "digits", "--weights", "bundled"], 2, "svertka: weights=bundled are not among those published for"),
+        (["train", "--resume", "x", "--weights", "y"], 2, "svertka: --weights cannot be given with --resume"),
         (["predict", "/nowhere"], 2, "svertka: Missing argument 'IMAGE...'"),
-        (["models", "resnet21"], 2, "svertka: model=resnet21 is not known; use resnet20"),
+        (["models", "resnet21"], 2, "svertka: model=resnet21 is not known; use resnet"),
         (["check", "/nowhere"], 2, "svertka: there is no folder /nowhere"),
     ],
 )
@@ -95,8 +104,12 @@ def test_the_whole_way_in_json(
 
     listed = ask("models")
     assert isinstance(listed, list)
-    assert all(set(one) == {"name", "parameters", "multiply_adds", "input", "source", "published"} for one in listed)
-    assert ask("models", "lenet5") == [one for one in listed if one["name"] == "lenet5"]
+    keys = {"name", "parameters", "training_parameters", "multiply_adds", "input", "source", "published"}
+    assert all(set(one) == keys for one in listed)
+    one = ask("models", "lenet5")
+    assert isinstance(one, dict)
+    assert {key: one[key] for key in keys} in listed
+    assert set(one) == keys | {"layers"}
 
     checked = ask("check", source)
     assert isinstance(checked, dict)

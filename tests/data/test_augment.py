@@ -54,12 +54,18 @@ def test_shapes_and_dtypes(augmentation, channels, count):
     assert augmentation(images.float(), draws(count), 32).dtype == torch.float32
 
 
-@pytest.mark.parametrize(("augmentation", "side", "size"), [(PadCrop(pixels=3), 12, 12), (RandomCrop(), 18, 12)])
+@pytest.mark.parametrize(
+    ("augmentation", "side", "size"),
+    [(PadCrop(pixels=3), 12, 12), (PadCrop(pixels=3, outside="reflection"), 12, 12), (RandomCrop(), 18, 12)],
+)
 def test_crops_come_from_everywhere_equally_often(augmentation, side, size):
     count, room = 3000, 7
     images = pictures(1, side).expand(count, -1, -1, -1)
     results = augmentation(images, draws(count), size).numpy()
-    source = np.pad(images[0].numpy(), ((0, 0), (3, 3), (3, 3))) if side == size else images[0].numpy()
+    source = images[0].numpy()
+    if augmentation.kind == "pad_crop":
+        mode = "reflect" if augmentation.outside == "reflection" else "constant"
+        source = np.pad(source, ((0, 0), (3, 3), (3, 3)), mode=mode)
     found = np.zeros((room, room), int)
     for top, left in np.ndindex(room, room):
         window = source[:, top : top + size, left : left + size]
@@ -179,3 +185,12 @@ def test_they_are_written_and_read_as_json():
     for wrong in ({"kind": "rotate"}, {"kind": "flip", "degrees": 3}, {"kind": "pad_crop", "pixels": 0}):
         with pytest.raises(ValidationError):
             adapter.validate_python([wrong])
+
+
+def test_flips_in_turns_show_every_picture_both_ways():
+    images, flip = pictures(400, 8), Flip(in_turns=True)
+    first, second, third = (flip(images, draws(400, epoch), 8) for epoch in range(3))
+    assert torch.equal(second, first.flip(3))
+    assert torch.equal(third, first)
+    mirrored = int((first == images.flip(3)).all(dim=(1, 2, 3)).sum())
+    assert abs(mirrored - 200) < 4 * 10  # four standard deviations of 400 coins

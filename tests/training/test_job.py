@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import svertka
 from svertka.errors import DataError, Interrupted, RunError, StorageError, SvertkaError, TrainingError, UsageError
+from svertka.models.zoo import MODELS
 from svertka.run import Run
 from svertka.training.recorder import Recorder
 
@@ -200,7 +203,7 @@ def test_a_disk_that_fills_keeps_the_run(
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
-        ({"model": "resnet21"}, UsageError, "model=resnet21 is not known; use resnet20"),
+        ({"model": "resnet21"}, UsageError, "model=resnet21 is not known; use .*resnet20"),
         ({"recipe": "fast"}, UsageError, "recipe=fast is not known; use one of"),
         ({"lr": "high"}, UsageError, "lr=high is neither a number nor find"),
         ({"time_budget": "soon"}, UsageError, "time=soon is not a length of time; write 90s, 10m or 1.5h"),
@@ -268,3 +271,165 @@ def test_class_weights_are_one_on_average() -> None:
     weights = _class_weights(Counts()).numpy()  # type: ignore[arg-type]
     assert np.dot(weights, [10, 30, 60]) == pytest.approx(100)
     assert weights[0] == pytest.approx(3 * weights[1])
+
+
+# ---- started from weights
+
+
+STILL: dict[str, Any] = SMALL | {"lr": 1e-12, "weight_decay": 1e-12, "epochs": 0.3}  # learns nothing that shows
+
+
+def test_a_run_goes_on_in_another_with_more_classes(
+    finished: Run, digit_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(digit_folder, folder)
+    (folder / "two").rename(folder / "zero")
+    shutil.copytree(digit_folder / "two", folder / "five")
+    options = {name: value for name, value in STILL.items() if name not in ("model", "size")}
+    run = svertka.train(folder, weights=finished, output=tmp_path / "run", **options)
+    said = capsys.readouterr().err
+    assert f"weights  start from {finished.folder}" in said
+    assert "the head of 4 classes is replaced by one of 5; 3 of them go on from the weights of the same name" in said
+    assert run.settings()["weights"] == str(finished.folder)
+    assert run.settings()["model"] == "resnet20"
+
+    old, new = finished.classifier(), run.classifier()
+    assert new.names == ("five", "four", "one", "three", "zero")
+    assert new.preprocess == old.preprocess
+    before, after = old.network.state_dict(), new.network.state_dict()
+    for name, tensor in before.items():
+        if "conv" in name:
+            assert after[name].numpy() == pytest.approx(tensor.numpy(), abs=1e-6)
+    for name in ("four", "one", "three"):
+        row = after["linear.weight"][new.names.index(name)].numpy()
+        assert row == pytest.approx(before["linear.weight"][old.names.index(name)].numpy(), abs=1e-6)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_resume_does_not_need_the_weights_again(
+    digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(7)
+    file = tmp_path / "x.pth"
+    torch.save(MODELS["resnet20"].build().state_dict(), file)
+    whole = svertka.train(digit_folder, output=tmp_path / "whole", weights=file, **SMALL)
+    assert whole.classifier().preprocess.size == 8  # as asked for
+    assert whole.classifier().preprocess.mean == (0.485, 0.456, 0.406)  # as the weights want
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(Interrupted):
+            svertka.train(digit_folder, output=tmp_path / "run", weights=file, **SMALL)
+    file.unlink()
+    assert digest(svertka.resume(tmp_path / "run")) == digest(whole)
+
+
+def test_the_preprocessing_is_that_of_the_weights(digit_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "few"
+    for name in ("one", "two"):
+        (folder / name).mkdir(parents=True)
+        for number in range(6):
+            shutil.copy(digit_folder / name / f"{number:02}.png", folder / name)
+    weights = tmp_path / "x.safetensors"
+    save_file(MODELS["resnet20"].build().state_dict(), weights)
+    options = STILL | {"size": None, "batch_size": 8}
+    run = svertka.train(folder, weights=weights, output=tmp_path / "run", **options)
+    assert run.classifier().preprocess.size == 32  # not 64, as for photographs and fresh weights
+    options |= {"model": "efficientnet_lite0", "size": 64}
+    run = svertka.train(folder, weights="bundled", output=tmp_path / "small", **options)
+    preprocess = run.classifier().preprocess
+    assert (preprocess.size, preprocess.resize) == (64, 73)  # in the proportion of 224 to 256
+    assert preprocess.mean == (127 / 255,) * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"weights": "imagenet"}, r"published for resnet20, none \(imagenet is there for alexnet_owt"),
+        ({"weights": "imagenet", "model": "mlp"}, r"published for mlp, none \(imagenet is there for alexnet_owt"),
+        ({"weights": "nowhere.pth"}, "weights=nowhere.pth are not among those published for resnet20, none, and there"),
+        ({"weights": "RUN", "model": "mlp"}, "are of resnet20, not mlp; give --model resnet20"),
+        ({"weights": "bundled", "model": "efficientnet_lite0", "size": 1}, "size=1 is too small"),
+    ],
+)
+def test_weights_that_cannot_be_are_one_sentence(
+    finished: Run, digit_folder: Path, tmp_path: Path, options: dict[str, Any], sentence: str
+) -> None:
+    if options["weights"] == "RUN":
+        options = options | {"weights": finished}
+    with pytest.raises(UsageError, match=sentence) as caught:
+        svertka.train(digit_folder, **({"output": tmp_path / "run"} | SMALL | options))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_published_name_is_no_folder_of_that_name(
+    digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imagenet").mkdir()
+    with pytest.raises(UsageError, match="weights=imagenet are not among those published for resnet20"):
+        svertka.train(digit_folder, weights="imagenet", **SMALL)
+
+
+# ---- recipes in stages
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_recipe_trains_its_first_stage_once_and_goes_on_where_it_stopped(
+    digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged: dict[str, Any] = {
+        "model": "vgg13", "recipe": "vgg", "size": 8, "epochs": 0.5, "batch_size": 32, "lr": 1e-12, "threads": 1,
+    }  # fmt: skip
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(Interrupted):
+            svertka.train(digit_folder, output=tmp_path / "run", **staged)
+    assert not (tmp_path / "run").exists()
+    run = svertka.train(digit_folder, output=tmp_path / "run", **staged)
+    first = Run(tmp_path / "run.vgg11")
+    assert first.settings()["model"] == "vgg11"
+    assert run.settings()["weights"] == str(first.folder)
+    finished_at = first.metrics.stat().st_mtime_ns
+
+    # The first four convolutions of A at the same places of the same blocks, and the dense layers (§3.1).
+    places = {"features.0": "features.0", "features.3": "features.5", "features.6": "features.10",
+              "features.8": "features.12", "classifier.0": "classifier.0", "classifier.6": "classifier.6"}  # fmt: skip
+    shallow, deep = first.classifier().network.state_dict(), run.classifier().network.state_dict()
+    for old, new in places.items():
+        assert deep[f"{new}.weight"].numpy() == pytest.approx(shallow[f"{old}.weight"].numpy(), abs=1e-6)
+    shutil.rmtree(run)
+    svertka.train(digit_folder, output=tmp_path / "run", **staged)
+    assert first.metrics.stat().st_mtime_ns == finished_at
+    shutil.rmtree(run)
+    with pytest.raises(UsageError, match="is of another training; remove it"):
+        svertka.train(digit_folder, output=tmp_path / "run", **(staged | {"seed": 1}))
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_network_starts_from_another_only_where_its_paper_says_so(
+    finished: Run, digit_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="are of resnet20, not vgg13; give --model resnet20"):
+        svertka.train(digit_folder, model="vgg13", size=8, weights=finished, output=tmp_path / "run")
+
+
+@pytest.mark.usefixtures("quiet")
+def test_first_weights_are_as_asked(digit_folder: Path, tmp_path: Path) -> None:
+    still = STILL | {"model": "mlp", "initial": "gaussian"}
+    run = svertka.train(digit_folder, output=tmp_path / "run", **still)
+    assert float(run.classifier().network.state_dict()["hidden.weight"].std()) == pytest.approx(0.01, rel=0.02)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_network_that_wants_to_see_pictures_first_does(digit_folder: Path, tmp_path: Path) -> None:
+    still = STILL | {"model": "airbench", "size": 16}
+    run = svertka.train(digit_folder, output=tmp_path / "run", **still)
+    classifier = run.classifier()
+    images = torch.stack([classifier.preprocess(path) for path in sorted(digit_folder.rglob("*.png"))])
+    with torch.inference_mode():
+        values = classifier.network.get_submodule("whitening")(images)
+    strong = values[:, :3].transpose(0, 1).flatten(1).double()  # grey pictures vary in four directions only
+    # Uncorrelated, of second moment 1; val's pictures are among these, the filters know the training ones only.
+    assert (strong @ strong.T / strong.shape[1]).numpy() == pytest.approx(np.eye(3), abs=0.15)

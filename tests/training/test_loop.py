@@ -1,6 +1,7 @@
 """The loop against a plain PyTorch one, and its edges."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,21 @@ from torch import nn
 from svertka.data.batches import Batches
 from svertka.errors import TrainingError
 from svertka.models.zoo import MODELS
-from svertka.training.loop import LOG_EVERY, Look, Loss, Observer, State, fit, gradient_ratios, make_optimizer, steps_of
+from svertka.training import checkpoint
+from svertka.training.loop import (
+    LOG_EVERY,
+    Look,
+    Loss,
+    Observer,
+    State,
+    fit,
+    gradient_ratios,
+    look_ahead,
+    make_optimizer,
+    set_rate,
+    steps_of,
+    take_step,
+)
 from svertka.training.recipe import Recipe
 from svertka.training.schedule import Constant
 
@@ -141,3 +156,85 @@ def test_gradient_ratios_are_root_mean_squares() -> None:
     layer(torch.ones(1, 3)).sum().backward()
     expected = (layer.weight.grad**2).mean().sqrt() / (layer.weight.detach() ** 2).mean().sqrt()
     assert gradient_ratios(layer) == {"weight": pytest.approx(expected.item())}
+
+
+class WithAuxiliary(nn.Module):
+    """Two classifiers on the same pictures; the second is seen in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.aux = mlp(), mlp()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        return (self.main(images), self.aux(images)) if self.training else self.main(images)
+
+
+def test_auxiliary_losses_count_three_tenths_and_are_not_shown(digit_batches: Callable[..., Batches]) -> None:
+    batch, recipe = next(digit_batches().epoch(0)), Recipe(lr=1e-30)
+    network, alone = WithAuxiliary().train(), mlp()
+    optimizer = make_optimizer(network, recipe)
+    seen = take_step(network, optimizer, batch, Loss(recipe), recipe)
+    loss = nn.functional.cross_entropy(alone(batch.images), batch.labels)
+    loss.backward()
+    assert float(seen[0] / seen[2]) == pytest.approx(float(loss.detach()), rel=1e-5)
+    for main, aux, own in zip(network.main.parameters(), network.aux.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(main.grad, own.grad)
+        torch.testing.assert_close(aux.grad, 0.3 * own.grad)
+
+
+def test_biases_of_batch_norm_learn_faster_but_decay_alike() -> None:
+    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    nn.init.ones_(network[1].bias)
+    recipe = Recipe(lr=0.1, momentum=0.0, weight_decay=0.01, bias_rate=64)
+    optimizer = make_optimizer(network, recipe)
+    set_rate(optimizer, 0.05)
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    for parameter in network.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    optimizer.step()
+    for name, parameter in network.named_parameters():
+        factor = 64 if name == "1.bias" else 1
+        expected = before[name] * (1 - 0.05 * 0.01) - 0.05 * factor * 0.5
+        torch.testing.assert_close(parameter.detach(), expected)
+
+
+def test_lookahead_ends_on_the_slow_weights() -> None:
+    weights = nn.Parameter(torch.tensor([1.0]))
+    optimizer = torch.optim.SGD([weights], lr=0.1)
+    slow = 1.0
+    for step, value in enumerate([1.0, 2.0, 3.0], start=1):
+        with torch.no_grad():
+            weights.fill_(value)
+        look_ahead(optimizer, progress=step / 3, steps=5)
+        share = 0.95**5 * (step / 3) ** 3
+        slow = share * slow + (1 - share) * value
+        assert float(weights.detach()) == pytest.approx(slow)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_training_that_looks_ahead_resumes_exactly(digit_batches: Callable[..., Batches], tmp_path: Path) -> None:
+    recipe = Recipe(epochs=1, lr=0.1, lookahead=3, bias_rate=4)
+    batches = digit_batches()
+
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return MODELS["resnet20"].build(size=8, channels=1)
+
+    class Saver(Observer):
+        def wants_stop(self) -> bool:
+            return state.step == 7
+
+        def between_steps(self, agreed_stop: bool) -> None:
+            if agreed_stop and state.step == 7:
+                checkpoint.save(tmp_path / "checkpoint" / "at", whole, optimizer, state)
+
+    state, whole = State(), network()
+    optimizer = make_optimizer(whole, recipe)
+    fit(whole, optimizer, batches, recipe, state, Saver())
+    resumed = network()
+    optimizer = make_optimizer(resumed, recipe)
+    state, _ = checkpoint.load(tmp_path / "checkpoint" / "at", resumed, optimizer)
+    assert state.step == 7
+    fit(resumed, optimizer, batches, recipe, state, Observer())
+    for one, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other)

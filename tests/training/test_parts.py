@@ -64,3 +64,10 @@ def test_inputs_suit_network_and_pictures(digit_folder: Path) -> None:
     assert natural_input(digits, MODELS["resnet20"], 16) == (16, 16, 1)
     assert natural_input(photos, MODELS["resnet20"], None) == (64, 64, 3)
     assert natural_input(photos, MODELS["lenet5"], None) == (32, 28, 1)
+
+
+def test_inputs_suit_the_weights_that_training_starts_from() -> None:
+    digits = open_published("digits")
+    expected = Preprocess(size=224, resize=256, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert natural_input(digits, MODELS["resnet20"], None, expected) == (224, 256, 3)
+    assert natural_input(digits, MODELS["resnet20"], 112, expected) == (112, 128, 3)

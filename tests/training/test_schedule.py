@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svertka.training.schedule import Constant, Cosine, Plateau, Step, drops, learning_rate
+from svertka.training.schedule import Constant, Cosine, Plateau, Polynomial, Step, drops, learning_rate
 
 
 @given(step=st.integers(0, 999), warmup=st.integers(0, 300), schedule=st.sampled_from([Constant(), Cosine(), Step()]))
@@ -48,3 +48,23 @@ def test_drops_are_those_of_pytorchs_plateau(errors: list[float], patience: int)
 def test_plateau_uses_the_drops() -> None:
     rate = learning_rate(Plateau(patience=2), 0.1, step=9, total=10, warmup=0, val_errors=[0.5, 0.6, 0.7])
     assert rate == pytest.approx(0.01)
+
+
+def test_polynomials_are_those_of_pytorch() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    theirs = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=50, power=0.5)
+    for step in range(50):
+        ours = learning_rate(Polynomial(power=0.5), 0.3, step=step, total=50, warmup=0)
+        assert math.isclose(ours, optimizer.param_groups[0]["lr"], rel_tol=1e-9)
+        optimizer.step()
+        theirs.step()
+
+
+def test_a_straight_line_from_the_end_of_the_warm_up_to_its_end() -> None:
+    rates = [learning_rate(Polynomial(end=0.2), 1.0, step=step, total=8, warmup=4) for step in (3, 4, 6, 8)]
+    assert rates == pytest.approx([1.0, 1.0, 0.6, 0.2])
+
+
+def test_a_warm_up_at_one_rate() -> None:
+    rates = [learning_rate(Step(), 0.1, step=step, total=1000, warmup=4, warmup_rate=0.01) for step in (0, 3, 4)]
+    assert rates == [0.01, 0.01, 0.1]

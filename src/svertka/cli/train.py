@@ -18,6 +18,9 @@ def train(
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="a network; see: svertka models")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="to start from: imagenet, bundled, a run folder, or a .safetensors or .pth file")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="a named recipe; unset: what suits the source")] = None,
     output: Annotated[str | None, typer.Option(help="the run folder; unset: a free name under runs/")] = None,
     resume: Annotated[str | None, typer.Option(help="a run folder to continue, instead of SOURCE")] = None,
@@ -26,7 +29,7 @@ def train(
     lr: Annotated[str | None, typer.Option(help="the highest learning rate, or: find")] = None,
     batch_size: Annotated[int | None, typer.Option(help="pictures a step")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd or adamw")] = None,
-    schedule: Annotated[str | None, typer.Option(help="constant, step, plateau or cosine")] = None,
+    schedule: Annotated[str | None, typer.Option(help="constant, step, plateau, cosine or polynomial")] = None,
     warmup: Annotated[float | None, typer.Option(help="epochs over which the rate rises")] = None,
     momentum: Annotated[float | None, typer.Option(help="0 to below 1")] = None,
     nesterov: Annotated[bool | None, typer.Option(help="Nesterov's momentum")] = None,
@@ -37,6 +40,12 @@ def train(
     class_weights: Annotated[bool | None, typer.Option(help="weigh rare classes more")] = None,
     early_stop: Annotated[int | None, typer.Option(help="stop after so many epochs without a better val error")] = None,
     augment: Annotated[bool, typer.Option(help="change the training pictures at random, as the recipe says")] = True,
+    initial: Annotated[
+        str | None, typer.Option(help="first weights: gaussian, glorot or he; unset: the network's own")
+    ] = None,
+    bfloat16: Annotated[
+        bool | None, typer.Option(help="on the processor, if it multiplies bfloat16 itself: faster, less exact")
+    ] = None,
     size: Annotated[int | None, typer.Option(help="side of the network's input, pixels")] = None,
     val: Annotated[float, typer.Option(help="share taken for val where the source has no val part")] = 0.1,
     test: Annotated[float, typer.Option(help="share taken for test where the source has no test part")] = 0.0,
@@ -82,10 +91,13 @@ def train(
             "accumulate": accumulate,
             "class_weights": class_weights,
             "early_stop": early_stop,
+            "initial": initial,
+            "bfloat16": bfloat16,
         }
         run = job.train(
             str(source),
             model=model,
+            weights=weights,
             recipe=recipe,
             output=output,
             time_budget=time,

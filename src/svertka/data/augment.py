@@ -37,18 +37,24 @@ class _Augmentation(BaseModel, ABC):
 
 
 class PadCrop(_Augmentation):
-    """Moved by up to `pixels` in each direction; black comes in from outside.
+    """Moved by up to `pixels` in each direction; black, or the picture's own reflection, comes in from outside.
 
     Source: He et al. 2015, §4.2 (there the mean comes in: black is what is widely done, before the mean is known).
     """
 
     kind: Literal["pad_crop"] = "pad_crop"
     pixels: int = Field(default=4, ge=1, le=64)
+    outside: Literal["black", "reflection"] = "black"
 
     def __call__(self, images: torch.Tensor, draws: Draws, size: int) -> torch.Tensor:
         """S' is S."""
-        padded = F.pad(images, (self.pixels,) * 4)
-        return _windows(padded, images.shape[-1], draws)
+        side = images.shape[-1]
+        if self.outside == "black":
+            return _windows(F.pad(images, (self.pixels,) * 4), side, draws)
+        # By index, since PyTorch reflects no uint8: −1 becomes 1, and S becomes S − 2.
+        places = torch.arange(-self.pixels, side + self.pixels, device=images.device).abs()
+        places = side - 1 - (side - 1 - places).abs()
+        return _windows(images[:, :, places][:, :, :, places], side, draws)
 
 
 class RandomCrop(_Augmentation):
@@ -65,16 +71,21 @@ class RandomCrop(_Augmentation):
 
 
 class Flip(_Augmentation):
-    """Mirrored, left for right, every second time.
+    """Mirrored, left for right, every second time: by chance, or in turns that begin by chance.
 
-    Source: Krizhevsky et al. 2012 (AlexNet), §4.1.
+    Source: Krizhevsky et al. 2012 (AlexNet), §4.1; Jordan 2024, §3.6, for the turns.
     """
 
     kind: Literal["flip"] = "flip"
+    in_turns: bool = False
 
     def __call__(self, images: torch.Tensor, draws: Draws, size: int) -> torch.Tensor:
         """S' is S."""
-        mirrored = (draws.uniform(0) < 0.5).to(images.device)
+        if self.in_turns:
+            mirrored = (draws.in_epoch(0).uniform(0) < 0.5) ^ (draws.epoch % 2 == 1)
+        else:
+            mirrored = draws.uniform(0) < 0.5
+        mirrored = mirrored.to(images.device)
         return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 

@@ -30,6 +30,10 @@ class Draws:
         """Other numbers for the same pictures: those of the augmentation that stands at `place`."""
         return replace(self, place=place)
 
+    def in_epoch(self, epoch: int) -> Self:
+        """The numbers that the same pictures have in another epoch."""
+        return replace(self, epoch=epoch)
+
     def uniform(self, stream: int) -> torch.Tensor:
         """One number a picture from 0 up to but not 1, (B,) float64: the multiples of 2⁻⁵³."""
         key = 0

@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from svertka import distributed
-from svertka.classifier import Classifier, Config, read_config
+from svertka.classifier import Classifier, Config, find_weights, model_of_weights, read_config
 from svertka.data.preprocess import Preprocess
 from svertka.data.sources import open_source
 from svertka.data.split import VAL_SHARE
@@ -25,6 +26,7 @@ from svertka.models import zoo
 from svertka.progress import progress, say
 from svertka.run import Run, new_folder
 from svertka.training import checkpoint, plan, summary
+from svertka.training.initial import initialise
 from svertka.training.log import Log
 from svertka.training.loop import State, fit, make_optimizer, steps_of
 from svertka.training.parts import Parts, divide, natural_input, stored_side
@@ -34,11 +36,14 @@ from svertka.training.recipe import Recipe
 from svertka.training.recorder import Recorder
 from svertka.training.settings import Settings
 
+PREPARED_WITH = 5000  # training pictures, for networks that want to see some before their first step
+
 
 def train(
     source: str | PathLike[str],
     *,
     model: str | None = None,
+    weights: str | PathLike[str] | None = None,
     recipe: str | None = None,
     output: str | PathLike[str] | None = None,
     time_budget: str | None = None,
@@ -58,7 +63,9 @@ def train(
     """The finished run of a network trained on `source`: a published data set's name, a folder, or a CSV file.
 
     `model`: a name from `models.zoo.MODELS`; `recipe`: one from `training.published.RECIPES`; None: what suits the
-    source. `output`: the run folder; None: a free name under runs/. `time_budget`: "10m"; the epochs are then those
+    source. `weights`: what to start from, with the preprocessing that goes with it: "imagenet" or "bundled" where
+    `models.published.PUBLISHED` has them, a run (whose network is then the model), or a file; None: fresh weights.
+    `output`: the run folder; None: a free name under runs/. `time_budget`: "10m"; the epochs are then those
     that fit. `lr`: the highest learning rate, or "find". `augment`: False leaves the recipe's augmentations out.
     `size`: side of the input, pixels. `val`, `test`: shares taken from the training pictures where the source has
     no such part. `prefetch`: prepare batches ahead in a thread; None: where it pays. `cache_limit`: bytes of decoded
@@ -69,19 +76,28 @@ def train(
         DataError: the pictures do not allow it.
         TrainingError: the loss diverged, or a worker was lost. Interrupted: Ctrl-C or SIGTERM; the run is saved.
     """
+    asked = {name: value for name, value in locals().items() if name not in ("source", "changes")} | changes
     began = time.monotonic()
     place, thread_count = choose_device(device), set_threads(threads)
     dataset = open_source(fspath(source))
-    facts = zoo.find(model or DEFAULTS.get(dataset.source, DEFAULTS[""])[0])
+    start_from = None if weights is None else fspath(weights)
+    known = None if start_from is None else model_of_weights(start_from)
+    facts = zoo.find(model or known or DEFAULTS.get(dataset.source, DEFAULTS[""])[0])
     recipe_name = recipe or recipe_for(dataset.source, facts.name)
     if not augment:
         changes["augmentations"] = ()
     planned = find_recipe(recipe_name).with_changes(lr=_number(lr), **changes)
     budget = None if time_budget is None else plan.parse_time(time_budget)
     folder = new_folder(dataset.source, facts.name, output)
-    side, resize, channels = natural_input(dataset, facts, size)
-    with torch.device("meta"):  # says at once where the size is too small
-        facts.build(len(dataset.names), channels, side)
+    if planned.start not in (None, facts.name) and start_from is None:
+        start_from = str(_first_stage(source, planned.start, recipe_name, folder, asked).folder)
+    start = None if start_from is None else find_weights(facts, start_from)
+    given = None if start is None else start.preprocess
+    side, resize, channels = natural_input(dataset, facts, size, given)
+    with torch.device("meta"):  # says at once where the size is too small, or the weights are another network's
+        unmade = facts.build(len(dataset.names), channels, side)
+    if start is not None:
+        start.check(unmade)
 
     with distributed.group(place):
         unmeasured = Preprocess(size=side, resize=resize, mean=(0.0,) * channels, std=(1.0,) * channels)
@@ -89,11 +105,19 @@ def train(
         parts = divide(dataset, unmeasured, stored, val, test, threads=thread_count, limit=cache_limit)
         if "batch_size" not in changes:
             planned = planned.with_changes(batch_size=min(planned.batch_size, len(parts.indices["train"])))
-        preprocess, planned = _measured(parts, unmeasured, facts, planned)
+        preprocess, planned = _measured(parts, unmeasured, facts, planned, given)
 
         torch.manual_seed(seed)
         config = Config(model=facts.name, names=dataset.names, preprocess=preprocess)
         classifier = Classifier(config.build().to(place), config)
+        if planned.initial is not None:
+            initialise(classifier.network, planned.initial)
+        if facts.prepare is not None:
+            facts.prepare(classifier.network, parts.sample(preprocess, PREPARED_WITH).to(place))
+        started = []
+        if start is not None:
+            started = [start.note, start.put_into(classifier.network, dataset.names)]
+            del start  # the network holds its own tensors now
         batches = parts.training_batches(preprocess, planned, seed, place)
         timing = plan.time_steps(classifier.network, next(batches.epoch(0)), planned, facts.name)
         one_epoch = plan.epoch_seconds(timing, batches.steps, planned.batch_size, len(parts.indices["val"]))
@@ -111,6 +135,7 @@ def train(
             val=val,
             test=test,
             model=facts.name,
+            weights=start_from,
             recipe_name=recipe_name,
             recipe=planned,
             stored_side=stored,
@@ -122,8 +147,8 @@ def train(
             cache_limit=cache_limit,
         )
         say(plan.table(summary.facts(classifier, settings, one_epoch * planned.epochs)))
-        if parts.unstored:
-            say(parts.unstored)
+        for sentence in filter(None, (*started, parts.unstored)):
+            say(sentence)
         run = Run(folder)
         if distributed.is_first():
             _create(run, classifier, settings, found)
@@ -154,6 +179,21 @@ def resume(folder: str | PathLike[str], *, tensorboard: bool = False) -> Run:
                 f"({sum(parts.sizes().values())} now, {sum(settings.parts.values())} then); put them back or train anew"
             )
         return _carry_out(run, settings, parts, place, tensorboard=tensorboard)
+
+
+def _first_stage(source: str | PathLike[str], model: str, recipe: str, folder: Path, asked: dict[str, Any]) -> Run:
+    """The finished run of `model`, from which that in `folder` starts: trained as `asked`, gone on with, or found."""
+    if asked["time_budget"] is not None:
+        raise UsageError(f"recipe={recipe} trains {model} first, so that --time is not known; give --epochs instead")
+    run = Run(folder.with_name(f"{folder.name}.{model}"))
+    say(f"first {model}, in {run.folder}")
+    if not run.folder.exists():
+        return train(source, **(asked | {"model": model, "recipe": recipe, "output": run.folder}))
+    settings = Settings.of(run)
+    if (settings.source, settings.recipe_name, settings.seed) != (fspath(source), recipe, asked["seed"]):
+        raise UsageError(f"{run.folder} is of another training; remove it, or choose another --output")
+    finished = any(line["kind"] == "result" for line in run.history())
+    return run if finished else resume(run)
 
 
 def _carry_out(run: Run, settings: Settings, parts: Parts, place: torch.device, *, tensorboard: bool) -> Run:
@@ -219,11 +259,18 @@ def _create(run: Run, classifier: Classifier, settings: Settings, found: RangeTe
         raise
 
 
-def _measured(parts: Parts, preprocess: Preprocess, facts: zoo.Model, recipe: Recipe) -> tuple[Preprocess, Recipe]:
-    """The preprocessing and the augmentations with what they have to know of the training pictures."""
+def _measured(
+    parts: Parts, preprocess: Preprocess, facts: zoo.Model, recipe: Recipe, given: Preprocess | None
+) -> tuple[Preprocess, Recipe]:
+    """The preprocessing and the augmentations with what they have to know of the training pictures.
+
+    `given`: the preprocessing that the weights expect from which training starts, if it starts from any.
+    """
     statistics = measure(parts.drawn, parts.indices["train"])
     mean, std = statistics.mean, statistics.std
-    if facts.mean is not None and facts.std is not None:
+    if given is not None:
+        mean, std = given.mean, given.std
+    elif facts.mean is not None and facts.std is not None:
         mean, std = (facts.mean,) * preprocess.channels, (facts.std,) * preprocess.channels
     elif recipe.normalise == "mean":
         std = (1 / 255,) * preprocess.channels

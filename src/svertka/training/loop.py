@@ -100,12 +100,19 @@ def fit(
         epoch, first = divmod(state.step, batches.steps)
         for batch in batches.epoch(epoch, first):
             rate = learning_rate(
-                recipe.schedule, recipe.lr, step=state.step, total=total, warmup=warmup, val_errors=state.val_errors
+                recipe.schedule,
+                recipe.lr,
+                step=state.step,
+                total=total,
+                warmup=warmup,
+                warmup_rate=recipe.warmup_rate,
+                val_errors=state.val_errors,
             )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(optimizer, rate)
             recent += take_step(network, optimizer, batch, loss_of, recipe)
             state.step += 1
+            if recipe.lookahead and (state.step % recipe.lookahead == 0 or state.step == total):
+                look_ahead(optimizer, state.step / total, recipe.lookahead)
             epoch_over = state.step % batches.steps == 0 or state.step == total
             look_due = epoch_over or state.step % LOG_EVERY == 0
             stop = observer.wants_stop()
@@ -179,12 +186,14 @@ def take_step(
         labels.tensor_split(min(recipe.accumulate, len(images))),
         strict=True,
     ):
-        with autocast(images.device):
-            logits = network(some_images)
-            loss = loss_of(logits, some_labels)
+        with autocast(images.device, bfloat16=recipe.bfloat16):
+            outputs = network(some_images)
+            logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+            main_loss = loss_of(logits, some_labels)
+            loss = main_loss + recipe.auxiliary * sum(loss_of(others, some_labels) for others in auxiliary)
         (loss * weight).backward()
         wrong = (logits.detach().argmax(1) != some_labels).sum()
-        shown = loss_of.shown(loss, logits, some_labels)
+        shown = loss_of.shown(main_loss, logits, some_labels)
         seen.append(torch.stack([shown.double(), wrong.double(), wrong.new_tensor(len(some_labels)).double()]))
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
@@ -202,12 +211,53 @@ def gradient_ratios(network: nn.Module) -> dict[str, float]:
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the parameters that learn."""
+    """The recipe's optimizer over the parameters that learn.
+
+    The biases of batch norm, a group of their own where `recipe.bias_rate` is not 1, learn so much faster, but are
+    not pulled towards zero faster: their weight decay is as much smaller (Jordan 2024 §3.4).
+    """
+    biases = {
+        id(layer.bias)
+        for layer in network.modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and recipe.bias_rate != 1
+    }
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": [one for one in learning if id(one) not in biases], "rate_factor": 1.0}]
+    if biases:
+        groups.append(
+            {
+                "params": [one for one in learning if id(one) in biases],
+                "rate_factor": recipe.bias_rate,
+                "weight_decay": recipe.weight_decay / recipe.bias_rate,
+            }
+        )
     options: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": True}
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(learning, betas=(recipe.momentum, 0.999), **options)
-    return torch.optim.SGD(learning, momentum=recipe.momentum, nesterov=recipe.nesterov, **options)
+        return torch.optim.AdamW(groups, betas=(recipe.momentum, 0.999), **options)
+    return torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.nesterov, **options)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let the next steps be taken at the learning rate `rate`, times each group's own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["rate_factor"]
+
+
+@torch.no_grad()
+def look_ahead(optimizer: torch.optim.Optimizer, progress: float, steps: int) -> None:
+    """Draw the weights and their slow copies together, in place; at progress 1 the weights become the slow ones.
+
+    The slow ones keep a share of 0.95^`steps` · `progress`³ of themselves and take the rest from the weights, which go
+    on from there. They lie with the optimizer's state.
+
+    Source: Zhang et al. 2019, "Lookahead optimizer", algorithm 1; the share is Jordan's (2024, §3.4).
+    """
+    share = 0.95**steps * progress**3
+    for group in optimizer.param_groups:
+        for weights in group["params"]:
+            slow = optimizer.state[weights].setdefault("slow", weights.detach().clone())
+            slow.lerp_(weights, 1 - share)
+            weights.copy_(slow)
 
 
 def _look(state: State, seen: list[float], rate: float, observer: Observer) -> None:

@@ -74,6 +74,11 @@ class Parts:
             world=distributed.world(),
         )
 
+    def sample(self, preprocess: Preprocess, count: int) -> torch.Tensor:
+        """The first `count` training pictures as the finished classifier sees them, (N, C, size, size) float32."""
+        squares = torch.from_numpy(self.shown[self.indices["train"][:count]])
+        return preprocess.normalise(squares.permute(0, 3, 1, 2))
+
     def batches(self, part: str, preprocess: Preprocess, place: torch.device, layout: torch.memory_format) -> Batches:
         """The pictures of `part` as the finished classifier sees them, in order."""
         return Batches(
@@ -130,8 +135,16 @@ def divide(
     return parts
 
 
-def natural_input(dataset: Dataset, model: Model, size: int | None) -> tuple[int, int, int]:
-    """(size, resize, channels) of the input of `model` on these pictures; `size`: the one asked for, if any."""
+def natural_input(
+    dataset: Dataset, model: Model, size: int | None, weights: Preprocess | None = None
+) -> tuple[int, int, int]:
+    """(size, resize, channels) of the input of `model` on these pictures; `size`: the one asked for, if any.
+
+    `weights`: what the weights that it starts from expect, if it does.
+    """
+    if weights is not None:
+        resize = weights.resize if size is None else round(size * weights.resize / weights.size)
+        return size or weights.size, resize, weights.channels
     array = dataset.pictures.array if isinstance(dataset.pictures, ArrayPictures) else None
     if model.mean is not None:  # its own normalisation goes with its own channels and size
         channels, native = model.channels, model.size

@@ -42,7 +42,8 @@ def time_steps(network: nn.Module, batch: Batch, recipe: Recipe, label: str) -> 
     """
     formats = ["contiguous_format", "channels_last"] if batch.images.device.type == "cpu" else ["channels_last"]
     shape = tuple(batch.images.shape)
-    key = f"{label} {shape}, {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    products = "bfloat16, " if recipe.bfloat16 else ""
+    key = f"{label} {shape}, {products}{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     known = _remembered().get(key)
     if known in formats:
         formats = [known]

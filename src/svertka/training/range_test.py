@@ -11,7 +11,7 @@ from torch import nn
 
 from svertka.data.batches import Batch, Batches
 from svertka.errors import TrainingError
-from svertka.training.loop import Loss, make_optimizer, take_step
+from svertka.training.loop import Loss, make_optimizer, set_rate, take_step
 from svertka.training.recipe import Recipe
 
 LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 120
@@ -46,8 +46,7 @@ def find_learning_rate(network: nn.Module, batches: Batches, recipe: Recipe) -> 
         average, lowest = 0.0, math.inf
         for step, batch in zip(range(STEPS), _endless(batches), strict=False):
             rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(optimizer, rate)
             loss, _, count = take_step(scout, optimizer, batch, loss_of, recipe).tolist()
             average = SMOOTHING * average + (1 - SMOOTHING) * loss / max(count, 1)
             smoothed = average / (1 - SMOOTHING ** (step + 1))

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from svertka.data.augment import Augmentation
 from svertka.errors import UsageError
+from svertka.training.initial import Initial
 from svertka.training.schedule import Cosine, Schedule
 
 
@@ -18,6 +19,8 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: str = Field(default="", description="paper and section, or who chose it and why")
+    start: str | None = Field(default=None, description="the network that is trained first, to start this one from")
+    initial: Initial | None = Field(default=None, description="first weights; unset: the network's own")
     batch_size: int = Field(default=128, ge=1, description="pictures a step, over all processes")
     epochs: float = Field(default=30, gt=0, description="passes over the training part; may end within one")
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -27,8 +30,13 @@ class Recipe(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0, description="as PyTorch's optimizers define it")
     schedule: Schedule = Cosine()
     warmup: float = Field(default=0.0, ge=0, description="epochs")
+    warmup_rate: float | None = Field(default=None, gt=0, description="held during warm-up; unset: it rises to lr")
+    bias_rate: float = Field(default=1.0, gt=0, description="times lr, for the biases of batch norm")
+    lookahead: int | None = Field(default=None, ge=1, description="steps between two averages of the weights")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    auxiliary: float = Field(default=0.3, ge=0, description="weight of each auxiliary classifier's loss")
     rubbish: float | None = Field(default=None, gt=0, description="the constant j of LeCun et al. 1998, eq. 9")
+    bfloat16: bool = Field(default=False, description="products in bfloat16 on a CPU that has it; cuda: always")
     clip: float | None = Field(default=None, gt=0, description="largest norm of the whole gradient")
     accumulate: int = Field(default=1, ge=1, description="parts in which a batch is computed, to save memory")
     class_weights: bool = Field(default=False, description="weigh classes by the inverse of their frequency")

@@ -30,6 +30,7 @@ class Settings(BaseModel):
     val: float
     test: float
     model: str
+    weights: str | None = Field(default=None, description="what it started from, as it was asked for; None: fresh")
     recipe_name: str
     recipe: Recipe
     stored_side: int = Field(description="side of the squares that training draws its crops from, pixels")

@@ -61,8 +61,12 @@ def facts(classifier: Classifier, settings: Settings, seconds: float | None = No
             f"{settings.recipe_name}: {recipe.optimizer}, lr {recipe.lr:g}, {recipe.schedule.kind}, "
             f"batch {recipe.batch_size}, {recipe.epochs:g} epochs, {changes}",
         ),
-        ("device", describe(torch.device(settings.device))),
+        ("device", describe(torch.device(settings.device), bfloat16=recipe.bfloat16)),
     ]
+    if settings.weights is not None:
+        lines.insert(2, ("weights", f"start from {settings.weights}"))
+    elif recipe.initial is not None:
+        lines.insert(2, ("weights", f"start as {recipe.initial} draws them"))
     if seconds is not None:
         lines.append(("time", f"about {duration(seconds)}"))
     return lines
