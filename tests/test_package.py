@@ -9,7 +9,11 @@ import svertka
 
 
 def test_the_public_names() -> None:
-    assert svertka.__all__ == ["Classifier", "Run", "SvertkaError", "check", "evaluate", "predict", "resume", "train"]
+    assert svertka.__all__ == [
+        "Classifier", "Run", "SvertkaError",
+        "accelerate", "check", "evaluate", "predict", "restore", "resume", "train",
+    ]  # fmt: skip
+    assert svertka.conv.conv2d is importlib.import_module("svertka.conv.functions").conv2d
     assert dir(svertka) == svertka.__all__
     assert all(callable(getattr(svertka, name)) for name in svertka.__all__)
     with pytest.raises(AttributeError, match="no attribute 'fly'"):

@@ -11,8 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from svertka import conv as conv
     from svertka.classifier import Classifier as Classifier
     from svertka.classifier import predict as predict
+    from svertka.conv.accelerate import accelerate as accelerate
+    from svertka.conv.accelerate import restore as restore
     from svertka.data.check import check as check
     from svertka.errors import SvertkaError as SvertkaError
     from svertka.evaluation.scoring import evaluate as evaluate
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Classifier": "svertka.classifier",
     "predict": "svertka.classifier",
+    "accelerate": "svertka.conv.accelerate",
+    "restore": "svertka.conv.accelerate",
     "check": "svertka.data.check",
     "SvertkaError": "svertka.errors",
     "evaluate": "svertka.evaluation.scoring",
@@ -30,10 +35,13 @@ _HOMES = {
     "resume": "svertka.training.job",
     "train": "svertka.training.job",
 }
+_PACKAGES = ("conv",)
 __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"svertka.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'svertka' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from svertka.errors import UsageError
@@ -29,6 +30,136 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0, dilat
             f"of an input of {size} with padding {padding}; use a larger input"
         )
     return (size + 2 * padding - span) // stride + 1
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """All sizes of one 2-D convolution: what an algorithm is asked for, and what a choice of algorithm is kept under.
+
+    Pairs are (vertical, horizontal), in pixels. `padding`: zeros on each side. `kernel`: taps, so with `dilation` d one
+    of k taps spans d·(k − 1) + 1 pixels. Group g of `groups` makes its share of the output channels from its share of
+    the input's, in order. `batch` may be 0. The constructor trusts its caller; `of` checks.
+    """
+
+    batch: int
+    in_channels: int
+    out_channels: int
+    height: int
+    width: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @classmethod
+    def of(
+        cls,
+        inputs: Sequence[int],
+        weight: Sequence[int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+    ) -> "ConvShape":
+        """That of pictures of shape `inputs`, (N, C, H, W), and weights of shape `weight`, (O, C / groups, kh, kw).
+
+        One number for `stride`, `padding` or `dilation` holds for both axes.
+
+        Raises:
+            UsageError: they do not fit together; the message has both shapes.
+
+        >>> shape = ConvShape.of((16, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3)
+        >>> shape.output
+        (16, 64, 112, 112)
+        >>> shape.multiply_adds
+        1888223232
+        """
+        stride, padding, dilation = _pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation)
+        problem = _misfit(inputs, weight, stride, padding, dilation, groups)
+        if problem:
+            raise UsageError(
+                f"an input of shape {tuple(inputs)} and weights of shape {tuple(weight)} do not fit: {problem}"
+            )
+        batch, in_channels, height, width = inputs
+        out_channels, _, *kernel = weight
+        taps = kernel[0], kernel[1]
+        return cls(batch, in_channels, out_channels, height, width, taps, stride, padding, dilation, groups)
+
+    @property
+    def input(self) -> tuple[int, int, int, int]:
+        """Shape of the pictures, (N, C, H, W)."""
+        return self.batch, self.in_channels, self.height, self.width
+
+    @property
+    def weight(self) -> tuple[int, int, int, int]:
+        """Shape of the weights, (O, C / groups, kh, kw)."""
+        return self.out_channels, self.in_channels // self.groups, *self.kernel
+
+    @property
+    def output(self) -> tuple[int, int, int, int]:
+        """Shape of the result, (N, O, H', W')."""
+        return self.batch, self.out_channels, self.out_height, self.out_width
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Pixels from a kernel's first tap to its last, both included."""
+        return self.dilation[0] * (self.kernel[0] - 1) + 1, self.dilation[1] * (self.kernel[1] - 1) + 1
+
+    @cached_property
+    def out_height(self) -> int:
+        """Rows of the result."""
+        return output_size(self.height, self.kernel[0], self.stride[0], self.padding[0], self.dilation[0])
+
+    @cached_property
+    def out_width(self) -> int:
+        """Columns of the result."""
+        return output_size(self.width, self.kernel[1], self.stride[1], self.padding[1], self.dilation[1])
+
+    @property
+    def multiply_adds(self) -> int:
+        """Products that the definition asks for, those with padding included; each of the three passes has as many."""
+        each = self.in_channels // self.groups * self.kernel[0] * self.kernel[1]
+        return self.batch * self.out_channels * self.out_height * self.out_width * each
+
+
+def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    if not isinstance(value, Sequence) or [type(number) for number in value] != [int, int]:
+        raise UsageError(f"{name}={value} must be a whole number or two of them, vertical and horizontal")
+    return value[0], value[1]
+
+
+def _misfit(
+    inputs: Sequence[int],
+    weight: Sequence[int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> str | None:
+    """What keeps pictures and weights of these shapes from being convolved, and what would mend it."""
+    if len(inputs) != 4:
+        return f"the input has {len(inputs)} axes; give it 4: pictures, channels, rows, columns"
+    if len(weight) != 4:
+        return f"the weights have {len(weight)} axes; give them 4: output channels, input channels, rows, columns"
+    if min(inputs[1:]) < 1 or min(weight) < 1:
+        return "an axis other than the batch is empty; make it at least 1 long"
+    if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0:
+        return f"{stride=}, {dilation=}, {padding=}; strides and dilations are at least 1, padding is at least 0"
+    if groups < 1 or inputs[1] % groups or weight[0] % groups:
+        return f"{groups=} must divide {inputs[1]} input and {weight[0]} output channels; use a common divisor of them"
+    if weight[1] * groups != inputs[1]:
+        of_groups = f" in each of {groups} groups" if groups > 1 else ""
+        return (
+            f"the weights read {weight[1]} channels{of_groups}, the input has {inputs[1]}; give it {weight[1] * groups}"
+        )
+    for axis, size, taps, pad, step in zip(("high", "wide"), inputs[2:], weight[2:], padding, dilation, strict=True):
+        span = step * (taps - 1) + 1
+        if span > size + 2 * pad:
+            return f"the kernel spans {span} pixels, the padded input is {size + 2 * pad} {axis}; use a larger input"
+    return None
 
 
 class Grid(NamedTuple):

@@ -14,6 +14,7 @@ from svertka.cli.evaluate import evaluate
 from svertka.cli.models import models
 from svertka.cli.predict import predict
 from svertka.cli.train import train
+from svertka.cli.tune import tune
 from svertka.errors import SvertkaError, UsageError
 
 INTERRUPTED = 130
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (check, train, evaluate, predict, models):
+for verb in (check, train, evaluate, predict, models, tune):
     app.command()(verb)
 
 

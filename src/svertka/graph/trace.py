@@ -96,7 +96,7 @@ def trace(network: nn.Module, shape: tuple[int, ...]) -> Trace:
     Raises:
         UsageError: it cannot run on such an input, or needs values to decide what to do.
     """
-    twin = _without_values(network).eval()
+    twin = without_values(network).eval()
     floating = (tensor.dtype for tensor in twin.parameters() if tensor.is_floating_point())
     picture = torch.empty(shape, device="meta", dtype=next(floating, None))
     recorder = Recorder(twin, picture)
@@ -127,7 +127,7 @@ def _finished(draft: Draft) -> Layer:
     )
 
 
-def _without_values(network: nn.Module) -> nn.Module:
+def without_values(network: nn.Module) -> nn.Module:
     """A copy on the meta device, where tensors have shapes but no values."""
     tensors: list[Tensor] = [*network.parameters(), *network.buffers()]
     tensors += [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]

@@ -1,0 +1,259 @@
+"""Which algorithm is fastest for a convolution here: asked, timed once, remembered, explained.
+
+The answer depends on the shape, the pass, the memory order, the number of threads and the processor, and nobody knows
+it beforehand; so all that can do it are timed when a shape is first met, and the winner is kept on disk.
+"""
+
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from svertka.conv import direct, fft, gemm, winograd
+from svertka.device import processor
+from svertka.errors import StorageError, UsageError
+from svertka.files import cache_folder, locked, read_json, write_json
+from svertka.geometry import ConvShape
+from svertka.progress import say
+
+Pass = Literal["forward", "input_gradient", "weight_gradient"]
+PASSES: tuple[Pass, ...] = ("forward", "input_gradient", "weight_gradient")
+
+FORMAT = 1  # of the file; what another version wrote is timed anew
+FILE = "convolutions.json"  # in the cache folder
+GAIN = 0.97  # of PyTorch's own time: what is not faster by so much is within the noise, and not taken
+HOPELESS = 1.5  # times PyTorch's own time at the first try: not tried again
+ROUNDS = 5  # at most, and
+LONG_ENOUGH = 0.05  # seconds for all rounds of one candidate
+MEMORY = 1 << 30  # bytes that a candidate may need beside input and output to be timed at all
+
+
+class Algorithm(Protocol):
+    """A way to convolve: the three passes, as plain functions of tensors that trust their caller."""
+
+    def why_not(self, shape: ConvShape, dtype: torch.dtype) -> str | None:
+        """Why it cannot do `shape`, as a phrase, or None."""
+
+    def forward(self, x: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
+        """(N, O, H', W') of x (N, C, H, W) and weight (O, C / groups, kh, kw)."""
+
+    def input_gradient(self, gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
+        """(N, C, H, W)."""
+
+    def weight_gradient(self, gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
+        """(O, C / groups, kh, kw)."""
+
+
+ALGORITHMS: dict[str, Algorithm] = {"direct": direct, "gemm": gemm, "winograd": winograd, "fft": fft}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How one candidate did: `seconds`, the least of its runs, or why it was not timed; `error`: against float64.
+
+    `error`: the largest difference over the root mean square of the exact result.
+    """
+
+    seconds: float | None
+    why_not: str | None = None
+    error: float | None = None
+
+
+Key = tuple[Pass, ConvShape, torch.memory_format, int]
+_chosen: dict[Key, str] = {}  # by this process
+_repeated: dict[str, str] = {}  # asked for, by description
+
+
+def need(name: str, shape: ConvShape, dtype: torch.dtype) -> None:
+    """Nothing, if `name` is "auto" or an algorithm that can do `shape`.
+
+    Raises:
+        UsageError: there is no such algorithm, or it cannot.
+    """
+    if name == "auto":
+        return
+    if name not in ALGORITHMS:
+        raise UsageError(f"algorithm={name} is not known; use auto or one of: {', '.join(ALGORITHMS)}")
+    reason = ALGORITHMS[name].why_not(shape, dtype)
+    if reason:
+        raise UsageError(f"algorithm={name} cannot do this convolution: {reason}; use auto")
+
+
+def algorithm(name: str, one_pass: Pass, shape: ConvShape, like: Tensor) -> Algorithm:
+    """The algorithm called `name`; of "auto" the fastest for this pass over tensors `like` this one."""
+    if name != "auto":
+        return ALGORITHMS[name]
+    if like.device.type != "cpu" or like.dtype != torch.float32:
+        return direct  # second derivatives may come here in other dtypes, for which nothing here is faster
+    layout = torch.channels_last if like.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    key = one_pass, shape, layout, torch.get_num_threads()
+    if key not in _chosen:
+        _chosen[key] = _known(key) or _measured(key)
+    return ALGORITHMS[_chosen[key]]
+
+
+def choices() -> dict[str, str]:
+    """What was chosen in this process so far, by description; for `repeat`."""
+    return {_written(key): name for key, name in _chosen.items()}
+
+
+def repeat(choices: dict[str, str]) -> None:
+    """From now on choose as when `choices()` was called, however fast the algorithms are here and now."""
+    _repeated.update(choices)
+    _chosen.clear()
+
+
+def trials(one_pass: Pass, shape: ConvShape, layout: torch.memory_format, *, errors: bool = False) -> dict[str, Trial]:
+    """Every algorithm's time for one pass over float32 tensors of `shape`, in turns; and its error, if asked for."""
+    tensors = _tensors(one_pass, shape, layout)
+    found: dict[str, Trial] = {}
+    candidates: list[str] = []
+    for name, candidate in ALGORITHMS.items():
+        reason = candidate.why_not(shape, torch.float32) or _too_large(name, shape)
+        if reason:
+            found[name] = Trial(None, reason)
+        else:
+            candidates.append(name)
+    best = dict.fromkeys(candidates, float("inf"))
+    for name in candidates:
+        _run(name, one_pass, tensors, shape)  # threads, memory and libraries warm
+    with torch.inference_mode():
+        for rounds in range(ROUNDS):
+            for name in candidates:
+                best[name] = min(best[name], _run(name, one_pass, tensors, shape))
+            candidates = [name for name in candidates if best[name] <= HOPELESS * best["direct"]]
+            if (rounds + 1) * best["direct"] > LONG_ENOUGH and rounds:
+                break
+    exact = _exact(one_pass, tensors, shape) if errors else None
+    for name, seconds in best.items():
+        error = None
+        if exact is not None:
+            result = getattr(ALGORITHMS[name], one_pass)(*tensors, shape)
+            error = float((result.double() - exact).abs().max() / exact.square().mean().sqrt())
+        found[name] = Trial(seconds, error=error)
+    return {name: found[name] for name in ALGORITHMS}
+
+
+def winner(tried: dict[str, Trial]) -> str:
+    """The fastest of them, or PyTorch's own where none is clearly faster."""
+    seconds = {name: trial.seconds for name, trial in tried.items() if trial.seconds is not None}
+    fastest = min(seconds, key=seconds.__getitem__)
+    return fastest if seconds[fastest] < GAIN * seconds["direct"] else "direct"
+
+
+def explained(layer: str, shape: ConvShape) -> list[dict[str, Any]]:
+    """For each pass and algorithm `layer`, `pass`, `algorithm`, and what came of timing it now, in channels-last order.
+
+    `seconds`, `gflops` (of the multiplications in the definition), `error` (largest, over the root mean square of the
+    exact result) or else `why_not`; `taken`: whether it is what "auto" takes.
+    """
+    rows = []
+    for one_pass in PASSES:
+        tried = trials(one_pass, shape, torch.channels_last, errors=True)
+        best = winner(tried)
+        for name, trial in tried.items():
+            gflops = None if trial.seconds is None else 2e-9 * shape.multiply_adds / trial.seconds
+            rows.append(
+                {"layer": layer, "pass": one_pass, "algorithm": name, "gflops": gflops, "taken": name == best}
+                | asdict(trial)
+            )
+    return rows
+
+
+def _too_large(name: str, shape: ConvShape) -> str | None:
+    """Why a candidate would take too much memory to be worth timing."""
+    taps = shape.kernel[0] * shape.kernel[1]
+    needed = 4 * shape.batch * shape.in_channels * taps * shape.out_height * shape.out_width
+    if name == "gemm" and needed > MEMORY:
+        return f"its patches would take {needed / (1 << 30):.1f} GiB"
+    return None
+
+
+def _measured(key: Key) -> str:
+    one_pass, shape, layout, _ = key
+    with torch.random.fork_rng(devices=[]):
+        name = winner(trials(one_pass, shape, layout))
+    _remember(_written(key), name)
+    return name
+
+
+def _tensors(one_pass: Pass, shape: ConvShape, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
+    sizes = {
+        "forward": (shape.input, shape.weight),
+        "input_gradient": (shape.output, shape.weight),
+        "weight_gradient": (shape.output, shape.input),
+    }
+    first, second = (torch.randn(size).contiguous(memory_format=layout) for size in sizes[one_pass])
+    return first, second
+
+
+def _run(name: str, one_pass: Pass, tensors: tuple[Tensor, Tensor], shape: ConvShape) -> float:
+    began = time.perf_counter()
+    getattr(ALGORITHMS[name], one_pass)(*tensors, shape)
+    return time.perf_counter() - began
+
+
+def _exact(one_pass: Pass, tensors: tuple[Tensor, Tensor], shape: ConvShape) -> Tensor:
+    result: Tensor = getattr(direct, one_pass)(*(tensor.double() for tensor in tensors), shape)
+    return result
+
+
+def _written(key: Key) -> str:
+    one_pass, shape, layout, threads = key
+    sizes = "×".join(map(str, shape.input)), "×".join(map(str, shape.weight))
+    settings = f"stride {shape.stride} padding {shape.padding} dilation {shape.dilation} groups {shape.groups}"
+    order = "channels last" if layout == torch.channels_last else "contiguous"
+    return f"{one_pass} {sizes[0]} by {sizes[1]} {settings}, {order}, {threads} threads"
+
+
+def _here() -> str:
+    """What all times depend on beside the shape."""
+    return f"{processor()}, torch {torch.__version__}, algorithms {', '.join(ALGORITHMS)}"
+
+
+def _known(key: Key) -> str | None:
+    written = _written(key)
+    name = _repeated.get(written) or _remembered().get(written)
+    return name if name in ALGORITHMS else None
+
+
+@cache
+def _remembered() -> dict[str, str]:
+    """The choices on disk that hold here, as they were when this process first asked; it adds its own."""
+    return _of_here(_read())
+
+
+def _remember(written: str, name: str) -> None:
+    """Keep one choice in memory and, if it can be written, on disk, beside those of other processes."""
+    _remembered()[written] = name
+    with suppress(StorageError):  # then the next process times it again
+        path = cache_folder() / FILE
+        with locked(path.with_suffix(".lock")):
+            everything = _read()
+            everything[_here()] = _of_here(everything) | {written: name}
+            write_json(path, {"format": FORMAT, "choices": everything})
+
+
+def _of_here(everything: dict[str, Any]) -> dict[str, str]:
+    mine = everything.get(_here())
+    return {str(key): str(value) for key, value in mine.items()} if isinstance(mine, dict) else {}
+
+
+def _read() -> dict[str, Any]:
+    """All choices on disk, by what they depend on; none, and said, if the file is damaged."""
+    try:
+        path = cache_folder() / FILE
+        content: Any = read_json(path)
+    except (FileNotFoundError, StorageError):
+        return {}
+    except (OSError, ValueError):
+        content = None
+    choices = content.get("choices") if isinstance(content, dict) else None
+    if not isinstance(choices, dict):
+        say(f"{path} is damaged; convolutions are timed anew")
+        return {}
+    return choices if content.get("format") == FORMAT else {}

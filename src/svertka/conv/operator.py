@@ -1,0 +1,200 @@
+"""Convolution as an operator of PyTorch, computed by whichever algorithm is fastest here.
+
+A convolution is linear in its input and in its weights, and so are its two gradients. Hence three operators,
+`convolution`, `input_gradient` and `weight_gradient`, each of which has the two others as its derivatives; derived as
+often as one likes, they never leave this file. They trust their caller, `svertka.conv.functions`.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svertka.conv import choose
+from svertka.geometry import ConvShape, output_size
+
+_library: Any = torch.library  # which PyTorch leaves without types
+LIBRARY = _library.Library("svertka", "DEF")
+SETTINGS = "int[2] stride, int[2] padding, int[2] dilation, int groups, str algorithm"
+LIBRARY.define(f"convolution(Tensor x, Tensor weight, Tensor? bias, {SETTINGS}) -> Tensor")
+LIBRARY.define(f"input_gradient(Tensor gradient, Tensor weight, SymInt[2] size, {SETTINGS}) -> Tensor")
+LIBRARY.define(f"weight_gradient(Tensor gradient, Tensor x, SymInt[2] kernel, {SETTINGS}) -> Tensor")
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, ...]) -> Tensor:
+    """What the operator `convolution` gives; without it where nobody looks on, since it takes long to call."""
+    if not _is_eager(x, weight, bias):
+        result: Tensor = torch.ops.svertka.convolution(x, weight, bias, *settings)
+    elif torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, weight, bias)):
+        result = _Convolution.apply(x, weight, bias, settings)  # type: ignore[no-untyped-call]
+    else:
+        result = _convolution(x, weight, bias, *settings)
+    return result
+
+
+def _is_eager(*tensors: Tensor | None) -> bool:
+    """Whether nobody looks on: no tracing, no autocast."""
+    return (
+        all(tensor is None or type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def _layout(tensor: Tensor) -> torch.memory_format:
+    """The memory order of what is made of `tensor`: channels-last where it is so itself, and not both."""
+    last = tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+Pair = list[int] | tuple[int, int]
+
+
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int, name: str
+) -> Tensor:
+    shape = _shape(x.shape, weight.shape, *map(tuple, (stride, padding, dilation)), groups)
+    if not x.numel():
+        return x.new_zeros(shape.output)
+    result = choose.algorithm(name, "forward", shape, x).forward(x, weight, shape)
+    if bias is not None:
+        result = result + bias[:, None, None]
+    return result.contiguous(memory_format=_layout(x))
+
+
+def _input_gradient(
+    gradient: Tensor, weight: Tensor, size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int, name: str
+) -> Tensor:
+    inputs = gradient.shape[0], weight.shape[1] * groups, *size
+    shape = _shape(inputs, weight.shape, *map(tuple, (stride, padding, dilation)), groups)
+    if not gradient.numel():
+        return gradient.new_zeros(inputs)
+    result = choose.algorithm(name, "input_gradient", shape, gradient).input_gradient(gradient, weight, shape)
+    return result.contiguous(memory_format=_layout(gradient))
+
+
+def _weight_gradient(
+    gradient: Tensor, x: Tensor, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int, name: str
+) -> Tensor:
+    weight = gradient.shape[1], x.shape[1] // groups, *kernel
+    shape = _shape(x.shape, weight, *map(tuple, (stride, padding, dilation)), groups)
+    if not x.numel():
+        return x.new_zeros(weight)
+    result = choose.algorithm(name, "weight_gradient", shape, x).weight_gradient(gradient, x, shape)
+    return result.contiguous(memory_format=_layout(x))
+
+
+@lru_cache(4096)  # a shape is met again and again, and to look it up takes a tenth of the time
+def _shape(inputs: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> ConvShape:
+    """Without a check, which took place at the door."""
+    (batch, channels, height, width), (out_channels, _, *kernel) = inputs, weight
+    sizes: Any = (batch, channels, out_channels, height, width, tuple(kernel), stride, padding, dilation, groups)
+    return ConvShape(*sizes)
+
+
+def _fake_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int, name: str
+) -> Tensor:
+    size = [
+        output_size(side, taps, step, pad, apart)
+        for side, taps, step, pad, apart in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    ]
+    return x.new_empty(x.shape[0], weight.shape[0], *size).contiguous(memory_format=_layout(x))
+
+
+def _fake_input_gradient(gradient: Tensor, weight: Tensor, size: Pair, *settings: Any) -> Tensor:
+    groups = settings[3]
+    empty = gradient.new_empty(gradient.shape[0], weight.shape[1] * groups, *size)
+    return empty.contiguous(memory_format=_layout(gradient))
+
+
+def _fake_weight_gradient(gradient: Tensor, x: Tensor, kernel: Pair, *settings: Any) -> Tensor:
+    groups = settings[3]
+    empty = x.new_empty(gradient.shape[1], x.shape[1] // groups, *kernel)
+    return empty.contiguous(memory_format=_layout(x))
+
+
+class _Convolution(torch.autograd.Function):
+    """The operator without its detours, a fifth of the time for small tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, ...]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.settings = settings
+        return _convolution(x, weight, bias, *settings)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+        return _convolution_backward(ctx, upstream[0])[:4]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keep the two tensors that the result is linear in, and the settings behind the third argument."""
+    ctx.save_for_backward(*inputs[:2])
+    ctx.settings = inputs[3:]
+
+
+def _convolution_backward(context: Any, upstream: Tensor) -> tuple[Any, ...]:
+    (x, weight), settings = context.saved_tensors, context.settings
+    wants_x, wants_weight, wants_bias, *_ = context.needs_input_grad
+    input_gradient: Any = torch.ops.svertka.input_gradient
+    weight_gradient: Any = torch.ops.svertka.weight_gradient
+    if not torch.is_grad_enabled() and _is_eager(upstream, x, weight):  # nobody will derive this again
+        input_gradient, weight_gradient = _input_gradient, _weight_gradient
+    return (
+        input_gradient(upstream, weight, x.shape[2:], *settings) if wants_x else None,
+        weight_gradient(upstream, x, weight.shape[2:], *settings) if wants_weight else None,
+        upstream.sum((0, 2, 3)) if wants_bias else None,
+        *[None] * len(settings),
+    )
+
+
+def _input_gradient_backward(context: Any, upstream: Tensor) -> tuple[Any, ...]:
+    (gradient, weight), settings = context.saved_tensors, context.settings
+    wants_gradient, wants_weight, *_ = context.needs_input_grad
+    return (
+        torch.ops.svertka.convolution(upstream, weight, None, *settings) if wants_gradient else None,
+        torch.ops.svertka.weight_gradient(gradient, upstream, weight.shape[2:], *settings) if wants_weight else None,
+        *[None] * (1 + len(settings)),
+    )
+
+
+def _weight_gradient_backward(context: Any, upstream: Tensor) -> tuple[Any, ...]:
+    (gradient, x), settings = context.saved_tensors, context.settings
+    wants_gradient, wants_x, *_ = context.needs_input_grad
+    return (
+        torch.ops.svertka.convolution(x, upstream, None, *settings) if wants_gradient else None,
+        torch.ops.svertka.input_gradient(gradient, upstream, x.shape[2:], *settings) if wants_x else None,
+        *[None] * (1 + len(settings)),
+    )
+
+
+def _under_autocast(name: str, device: str) -> None:
+    """Let the operator compute in autocast's dtype, as PyTorch's convolution does."""
+    operator = getattr(torch.ops.svertka, name)
+
+    def cast(*arguments: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device)
+        cast_arguments = [one.to(dtype) if _is_cast(one, device) else one for one in arguments]
+        with torch.autocast(device, enabled=False):
+            return operator(*cast_arguments)
+
+    LIBRARY.impl(name, cast, f"Autocast{device.upper()}")
+
+
+def _is_cast(value: Any, device: str) -> bool:
+    return isinstance(value, Tensor) and value.device.type == device and value.dtype == torch.float32
+
+
+for _name, _compute, _fake, _backward in (
+    ("convolution", _convolution, _fake_convolution, _convolution_backward),
+    ("input_gradient", _input_gradient, _fake_input_gradient, _input_gradient_backward),
+    ("weight_gradient", _weight_gradient, _fake_weight_gradient, _weight_gradient_backward),
+):
+    LIBRARY.impl(_name, _compute, "CompositeExplicitAutograd")
+    _library.register_fake(f"svertka::{_name}", _fake, lib=LIBRARY)
+    _library.register_autograd(f"svertka::{_name}", _backward, setup_context=_save, lib=LIBRARY)
+    for _device in ("cpu", "cuda"):
+        _under_autocast(_name, _device)

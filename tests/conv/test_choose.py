@@ -1,0 +1,132 @@
+import json
+
+import pytest
+import torch
+
+from svertka.conv import choose
+from svertka.conv.choose import FILE, Trial, winner
+from svertka.conv.functions import conv2d
+from svertka.geometry import ConvShape
+
+SHAPE = ConvShape.of((2, 3, 9, 9), (4, 3, 3, 3), padding=1)
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """A process that has chosen nothing yet, with a cache of its own; calling it makes another such process."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def forget():
+        choose._remembered.cache_clear()
+        choose._chosen.clear()
+        choose._repeated.clear()
+        return tmp_path / "svertka" / FILE
+
+    yield forget
+    forget()
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """The shapes that were timed, in order; gemm always wins."""
+    shapes = []
+
+    def trials(one_pass, shape, layout, **_):
+        shapes.append((one_pass, shape))
+        return {"direct": Trial(1.0), "gemm": Trial(0.5), "winograd": Trial(None, "no"), "fft": Trial(2.0)}
+
+    monkeypatch.setattr(choose, "trials", trials)
+    return shapes
+
+
+def test_a_shape_is_timed_once_and_remembered_by_later_processes(fresh, timed):
+    x = torch.zeros(SHAPE.input)
+    fresh()
+    for _ in range(2):
+        assert choose.algorithm("auto", "forward", SHAPE, x) is choose.ALGORITHMS["gemm"]
+    choose.algorithm("auto", "weight_gradient", SHAPE, x)
+    assert timed == [("forward", SHAPE), ("weight_gradient", SHAPE)]
+    fresh()
+    assert choose.algorithm("auto", "forward", SHAPE, x) is choose.ALGORITHMS["gemm"]
+    assert len(timed) == 2
+
+
+def test_what_it_does_not_know_is_pytorchs(fresh, timed):
+    fresh()
+    for x in (torch.zeros(SHAPE.input, dtype=torch.float64), torch.zeros(SHAPE.input, device="meta")):
+        assert choose.algorithm("auto", "forward", SHAPE, x) is choose.ALGORITHMS["direct"]
+    assert not timed
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b'{"format": 1, "choices": 7}', b"\xff\x00"])
+def test_a_damaged_file_is_measured_again_and_said_once(fresh, timed, capsys, content):
+    path = fresh()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
+    assert capsys.readouterr().err.count("is damaged; convolutions are timed anew") >= 1
+    assert json.loads(path.read_text())["format"] == choose.FORMAT
+    fresh()
+    choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
+    assert len(timed) == 1
+
+
+def test_another_version_s_file_and_unknown_algorithms_are_measured_anew(fresh, timed):
+    path = fresh()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"format": 99, "choices": {choose._here(): {"x": "y"}}}))
+    choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
+    content = json.loads(path.read_text())
+    (written,) = content["choices"][choose._here()]
+    content["choices"][choose._here()][written] = "strassen"
+    path.write_text(json.dumps(content))
+    fresh()
+    choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
+    assert len(timed) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(fresh, timed, monkeypatch, tmp_path):
+    fresh()
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    for _ in range(2):
+        choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
+    assert len(timed) == 1
+
+
+def test_choices_can_be_repeated(fresh, timed, monkeypatch):
+    fresh()
+    choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
+    taken = choose.choices()
+    assert list(taken.values()) == ["gemm"]
+    path = fresh()
+    path.unlink()
+    choose.repeat(dict.fromkeys(taken, "fft"))
+    assert choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input)) is choose.ALGORITHMS["fft"]
+    assert len(timed) == 1
+
+
+def test_the_winner_has_to_be_clearly_faster():
+    assert winner({"direct": Trial(1.0), "gemm": Trial(0.98)}) == "direct"
+    assert winner({"direct": Trial(1.0), "gemm": Trial(0.9), "fft": Trial(0.8)}) == "fft"
+    assert winner({"direct": Trial(1.0), "gemm": Trial(None, "no")}) == "direct"
+
+
+def test_trials_are_real():
+    tried = choose.trials("forward", SHAPE, torch.channels_last, errors=True)
+    assert list(tried) == list(choose.ALGORITHMS)
+    for trial in tried.values():
+        assert trial.why_not or (trial.seconds > 0 and trial.error < 1e-5)
+    strided = ConvShape.of((1, 3, 9, 9), (4, 3, 3, 3), stride=2)
+    assert "stride" in choose.trials("forward", strided, torch.contiguous_format)["winograd"].why_not
+    huge = ConvShape.of((64, 256, 56, 56), (256, 256, 3, 3), padding=1)
+    assert choose._too_large("gemm", huge) == "its patches would take 1.7 GiB"
+
+
+def test_random_numbers_are_not_touched(fresh):
+    fresh()
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    conv2d(torch.zeros(SHAPE.input), torch.zeros(SHAPE.weight), padding=1)
+    assert torch.equal(torch.rand(1), expected)

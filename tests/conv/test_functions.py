@@ -1,0 +1,110 @@
+"""The functions against PyTorch's own in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from svertka.conv.functions import PADDING_MODES, conv2d, conv_transpose2d
+from svertka.errors import UsageError
+
+pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@st.composite
+def convolutions(draw):
+    """Pictures, weights and settings that fit."""
+    groups = draw(st.integers(1, 3))
+    kernel, stride, dilation = (draw(pairs) for _ in range(3))
+    padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    size = [
+        max(1, apart * (taps - 1) + 1 - 2 * pad) + draw(st.integers(0, 5))
+        for taps, apart, pad in zip(kernel, dilation, padding, strict=True)
+    ]
+    channels, out_channels = (groups * draw(st.integers(1, 3)) for _ in range(2))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1 << 20)))
+    shapes = (draw(st.integers(0, 2)), channels, *size), (out_channels, channels // groups, *kernel), (out_channels,)
+    x, weight, bias = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    if draw(st.booleans()):
+        x = x.contiguous(memory_format=torch.channels_last)
+    if draw(st.booleans()):
+        x = x.transpose(2, 3).contiguous().transpose(2, 3)  # dense, but in no order that has a name
+    return x, weight, bias if draw(st.booleans()) else None, stride, padding, dilation, groups
+
+
+@given(convolutions())
+@settings(max_examples=150, deadline=None)
+def test_it_and_its_gradients_are_pytorchs(case):
+    x, weight, bias, *rest = case
+    stride, padding, dilation, groups = rest
+    ours = [one if one is None else one.clone().requires_grad_() for one in (x, weight, bias)]
+    theirs = [one if one is None else one.clone().requires_grad_() for one in (x, weight, bias)]
+    result = conv2d(*ours, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    expected = F.conv2d(*theirs, *rest)
+    torch.testing.assert_close(result, expected)
+    upstream = torch.randn_like(expected)
+    result.backward(upstream)
+    expected.backward(upstream)
+    for one, other in zip(ours, theirs, strict=True):
+        if one is not None:
+            torch.testing.assert_close(one.grad, other.grad)
+
+
+@given(convolutions(), st.tuples(st.integers(0, 2), st.integers(0, 2)))
+@settings(max_examples=100, deadline=None)
+def test_the_transposed_one_is_pytorchs(case, extra):
+    gradient, weight, _, stride, padding, dilation, groups = case
+    extra = tuple(min(more, max(step, apart) - 1) for more, step, apart in zip(extra, stride, dilation, strict=True))
+    x = torch.randn(gradient.shape[0], weight.shape[0], 4, 5, dtype=torch.float64)
+    bias = torch.randn(weight.shape[1] * groups, dtype=torch.float64)
+    spans = [apart * (taps - 1) for apart, taps in zip(dilation, weight.shape[2:], strict=True)]
+    assume(all(3 * step - 2 * pad + span >= 0 for step, pad, span in zip(stride, padding, spans, strict=True)))
+    result = conv_transpose2d(x, weight, bias, stride, padding, extra, dilation, groups)
+    torch.testing.assert_close(result, F.conv_transpose2d(x, weight, bias, stride, padding, extra, groups, dilation))
+
+
+@pytest.mark.parametrize("mode", PADDING_MODES)
+@pytest.mark.parametrize("padding", [1, (2, 0), "same", "valid"])
+def test_padding_is_that_of_pytorchs_layer(mode, padding):
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(3, 4, (3, 4), padding=padding, padding_mode=mode, dilation=(1, 2)).double()
+    for size in ((7, 9), (5, 8)):
+        x = torch.randn(2, 3, *size, dtype=torch.float64)
+        result = conv2d(x, layer.weight, layer.bias, padding=padding, padding_mode=mode, dilation=(1, 2))
+        torch.testing.assert_close(result, layer(x))
+        torch.testing.assert_close(conv2d(x[0], layer.weight, padding=padding, padding_mode=mode, dilation=(1, 2)),
+                                   (layer(x) - layer.bias[:, None, None])[0])  # fmt: skip
+
+
+X, W = torch.zeros(1, 4, 5, 5), torch.zeros(6, 4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"weight": torch.zeros(6, 3, 3, 3)}, r"\(1, 4, 5, 5\) and weights of shape \(6, 3, 3, 3\) do not fit"),
+        ({"weight": torch.zeros(6, 4, 7, 7)}, r"spans 7 pixels, the padded input is 5 high; use a larger input"),
+        ({"groups": 3}, "groups=3 must divide 4 input and 6 output channels"),
+        ({"stride": 0}, "strides and dilations are at least 1"),
+        ({"algorithm": "strassen"}, "algorithm=strassen is not known; use auto or one of: direct, "),
+        ({"algorithm": "winograd", "stride": 2}, "algorithm=winograd cannot do this convolution: .*; use auto"),
+        ({"bias": torch.zeros(4)}, r"bias of shape \(4,\) must be \(6,\)"),
+        ({"padding": "half"}, "padding=half is not known; use pixels, same or valid"),
+        ({"padding": "same", "stride": 2}, "padding=same needs stride=1"),
+        ({"padding": 5, "padding_mode": "reflect"}, "is too small for padding=5 by reflect"),
+        ({"padding_mode": "mirror"}, "padding_mode=mirror is not known; use zeros, "),
+        ({"x": X.long()}, "an input of torch.int64 cannot be convolved"),
+        ({"weight": W.to("meta")}, "the input is on cpu, weight on meta; move both to one device"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(arguments, said):
+    with pytest.raises(UsageError, match=said):
+        conv2d(**({"x": X, "weight": W} | arguments))
+
+
+def test_a_transposed_one_that_cannot_be_is_one_sentence():
+    with pytest.raises(UsageError, match=r"\(1, 4, 5, 5\) and weights of shape \(6, 4, 3, 3\) do not fit"):
+        conv_transpose2d(X, W)
+    with pytest.raises(UsageError, match="output_padding=2 must be at least 0 and smaller than stride or dilation"):
+        conv_transpose2d(X, W.transpose(0, 1), stride=2, output_padding=2)

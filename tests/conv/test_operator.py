@@ -1,0 +1,93 @@
+"""Derivatives of the operator, and what tracing makes of it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from svertka.conv.choose import ALGORITHMS
+from svertka.conv.functions import conv2d, conv_transpose2d
+
+
+@pytest.mark.parametrize("name", [*ALGORITHMS, "auto"])
+def test_first_and_second_derivatives(name):
+    torch.manual_seed(1)
+    options = {"padding": 1, "algorithm": name} | ({} if name == "winograd" else {"stride": (2, 1), "groups": 2})
+    groups = options.get("groups", 1)
+    shapes = (2, 4, 5, 6), (4, 4 // groups, 3, 3), (4,)
+    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    torch.autograd.gradcheck(lambda *given: conv2d(*given, **options), tensors)
+    torch.autograd.gradgradcheck(lambda *given: conv2d(*given, **options), tensors)
+    transposed = [tensors[0], torch.randn(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)]
+    torch.autograd.gradgradcheck(lambda *given: conv_transpose2d(*given, None, 2, 1, 1), transposed)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pytorch_takes_it_for_an_operator_of_its_own(layout):
+    torch.manual_seed(2)
+    x, weight = torch.randn(2, 3, 8, 9).contiguous(memory_format=layout), torch.randn(4, 3, 3, 3)
+    gradient = torch.randn(2, 4, 8, 9).contiguous(memory_format=layout)
+    rest = ([1, 1], [1, 1], [1, 1], 1, "direct")
+    for one in (x, weight, gradient):
+        one.requires_grad_()
+    bias = torch.randn(4, requires_grad=True)
+    torch.library.opcheck(torch.ops.svertka.convolution, (x, weight, None, *rest))
+    torch.library.opcheck(torch.ops.svertka.convolution, (x, weight, bias, *rest))
+    torch.library.opcheck(torch.ops.svertka.input_gradient, (gradient, weight, [8, 9], *rest))
+    torch.library.opcheck(torch.ops.svertka.weight_gradient, (gradient, x, [3, 3], *rest))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_memory_order_is_that_of_the_input(layout):
+    x = torch.randn(2, 3, 8, 9).contiguous(memory_format=layout).requires_grad_()
+    for name in ("direct", "gemm", "fft", "auto"):
+        result = conv2d(x, torch.randn(4, 3, 3, 3), algorithm=name)
+        assert result.is_contiguous(memory_format=layout)
+        upstream = torch.randn_like(result)
+        assert torch.autograd.grad(result, x, upstream)[0].is_contiguous(memory_format=layout)
+
+
+class Layer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(4, 3, 3, 3))
+
+    def forward(self, x):
+        return conv2d(x, self.weight, padding=1).relu()
+
+
+def test_it_is_compiled_and_exported_whole():
+    torch.manual_seed(3)
+    layer, x = Layer(), torch.randn(2, 3, 8, 8)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+    compiled(x).sum().backward()
+    traced = layer.weight.grad.clone()
+    layer.weight.grad = None
+    layer(x).sum().backward()
+    torch.testing.assert_close(traced, layer.weight.grad)
+    program = torch.export.export(layer, (x,))
+    assert any("svertka.convolution" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # PyTorch's own use of it
+def test_forward_mode_derivatives_are_pytorchs():
+    torch.manual_seed(4)
+    x, tangent, weight = (torch.randn(*shape, dtype=torch.float64) for shape in 2 * [(1, 2, 5, 5)] + [(3, 2, 3, 3)])
+    found = torch.func.jvp(lambda image: conv2d(image, weight, padding=1), (x,), (tangent,))[1]
+    torch.testing.assert_close(found, F.conv2d(tangent, weight, padding=1))  # it is linear
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        result = torch.autograd.forward_ad.unpack_dual(conv2d(dual, weight, padding=1))
+        torch.testing.assert_close(result.tangent, F.conv2d(tangent, weight, padding=1))
+
+
+def test_autocast_computes_in_its_dtype():
+    x, weight = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = conv2d(x, weight, padding=1)
+        expected = F.conv2d(x, weight, padding=1)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result, expected)
+    result.float().sum().backward()
+    assert weight.grad.dtype == torch.float32
