@@ -52,6 +52,9 @@ def train(
     seed: Annotated[int, typer.Option(help="of weights, order and augmentation")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
+    accelerate: Annotated[
+        bool, typer.Option(help="compute convolutions with the fastest algorithm for each, on the processor")
+    ] = True,
     prefetch: Annotated[
         bool | None, typer.Option(help="prepare batches ahead in a thread; unset: where it pays")
     ] = None,
@@ -109,6 +112,7 @@ def train(
             seed=seed,
             device=device,
             threads=threads,
+            accelerate=accelerate,
             prefetch=prefetch,
             cache_limit=None if cache_limit is None else round(cache_limit * 1e9),
             tensorboard=tensorboard,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from svertka import distributed
+from svertka.conv import choose
 from svertka.errors import RunError
 from svertka.tensors import read_tensors, write_tensors
 from svertka.training.loop import State
@@ -32,7 +33,8 @@ def save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     path.parent.mkdir(exist_ok=True)
-    write_tensors(path, tensors, {"state": asdict(state), "optimizer": numbers, **extra})
+    header = {"state": asdict(state), "optimizer": numbers, "convolutions": choose.choices()}
+    write_tensors(path, tensors, header | extra)
 
 
 def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, Any]]:
@@ -45,6 +47,7 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tu
     try:
         state = State(**header.pop("state"))
         numbers: Mapping[str, Any] = header.pop("optimizer")
+        choose.repeat(header.pop("convolutions"))  # another algorithm would round otherwise
         network.load_state_dict(_under("network.", tensors))
         _restore_optimizer(optimizer, _under("optimizer.", tensors) | dict(numbers))
         if distributed.is_first():

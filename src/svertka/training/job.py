@@ -14,10 +14,10 @@ from torch import nn
 
 from svertka import distributed
 from svertka.classifier import Classifier, Config, find_weights, model_of_weights, read_config
+from svertka.conv.accelerate import accelerate as accelerated
 from svertka.data.preprocess import Preprocess
 from svertka.data.sources import open_source
 from svertka.data.split import VAL_SHARE
-from svertka.data.statistics import measure
 from svertka.device import choose_device, in_layout, set_threads
 from svertka.errors import Interrupted, RunError, TrainingError, UsageError
 from svertka.evaluation.scoring import score
@@ -29,10 +29,9 @@ from svertka.training import checkpoint, plan, summary
 from svertka.training.initial import initialise
 from svertka.training.log import Log
 from svertka.training.loop import State, fit, make_optimizer, steps_of
-from svertka.training.parts import Parts, divide, natural_input, stored_side
+from svertka.training.parts import Parts, divide, measured, natural_input, stored_side
 from svertka.training.published import DEFAULTS, find_recipe, recipe_for
 from svertka.training.range_test import RangeTest, find_learning_rate
-from svertka.training.recipe import Recipe
 from svertka.training.recorder import Recorder
 from svertka.training.settings import Settings
 
@@ -55,6 +54,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     threads: int | None = None,
+    accelerate: bool = True,
     prefetch: bool | None = None,
     cache_limit: int | None = None,
     tensorboard: bool = False,
@@ -68,8 +68,9 @@ def train(
     `output`: the run folder; None: a free name under runs/. `time_budget`: "10m"; the epochs are then those
     that fit. `lr`: the highest learning rate, or "find". `augment`: False leaves the recipe's augmentations out.
     `size`: side of the input, pixels. `val`, `test`: shares taken from the training pictures where the source has
-    no such part. `prefetch`: prepare batches ahead in a thread; None: where it pays. `cache_limit`: bytes of decoded
-    pictures on disk. `changes`: settings of the recipe, such as epochs=5.
+    no such part. `accelerate`: on the CPU, let `svertka.conv` compute the convolutions. `prefetch`: prepare batches
+    ahead in a thread; None: where it pays. `cache_limit`: bytes of decoded pictures on disk. `changes`: settings of the
+    recipe, such as epochs=5.
 
     Raises:
         UsageError: a value that cannot be; the run folder exists.
@@ -105,7 +106,7 @@ def train(
         parts = divide(dataset, unmeasured, stored, val, test, threads=thread_count, limit=cache_limit)
         if "batch_size" not in changes:
             planned = planned.with_changes(batch_size=min(planned.batch_size, len(parts.indices["train"])))
-        preprocess, planned = _measured(parts, unmeasured, facts, planned, given)
+        preprocess, planned = measured(parts, unmeasured, facts, planned, given)
 
         torch.manual_seed(seed)
         config = Config(model=facts.name, names=dataset.names, preprocess=preprocess)
@@ -118,6 +119,9 @@ def train(
         if start is not None:
             started = [start.note, start.put_into(classifier.network, dataset.names)]
             del start  # the network holds its own tensors now
+        accelerate = accelerate and place.type == "cpu"
+        if accelerate:
+            accelerated(classifier.network)
         batches = parts.training_batches(preprocess, planned, seed, place)
         timing = plan.time_steps(classifier.network, next(batches.epoch(0)), planned, facts.name)
         one_epoch = plan.epoch_seconds(timing, batches.steps, planned.batch_size, len(parts.indices["val"]))
@@ -143,6 +147,7 @@ def train(
             device=place.type if distributed.world() > 1 else str(place),
             threads=thread_count,
             memory_format=timing.memory_format,
+            accelerate=accelerate,
             prefetch=_pays(parts, place) if prefetch is None else prefetch,
             cache_limit=cache_limit,
         )
@@ -200,6 +205,8 @@ def _carry_out(run: Run, settings: Settings, parts: Parts, place: torch.device, 
     """From the checkpoint in `run`, be it of step 0, to the end."""
     classifier = Classifier.load(run.folder, place)
     network = in_layout(classifier.network, settings.layout)
+    if settings.accelerate:
+        accelerated(network)
     optimizer = make_optimizer(network, settings.recipe)
     state, extra = checkpoint.load(run.checkpoint, network, optimizer)
     batches = parts.training_batches(
@@ -257,25 +264,6 @@ def _create(run: Run, classifier: Classifier, settings: Settings, found: RangeTe
     except BaseException:
         shutil.rmtree(draft.folder, ignore_errors=True)
         raise
-
-
-def _measured(
-    parts: Parts, preprocess: Preprocess, facts: zoo.Model, recipe: Recipe, given: Preprocess | None
-) -> tuple[Preprocess, Recipe]:
-    """The preprocessing and the augmentations with what they have to know of the training pictures.
-
-    `given`: the preprocessing that the weights expect from which training starts, if it starts from any.
-    """
-    statistics = measure(parts.drawn, parts.indices["train"])
-    mean, std = statistics.mean, statistics.std
-    if given is not None:
-        mean, std = given.mean, given.std
-    elif facts.mean is not None and facts.std is not None:
-        mean, std = (facts.mean,) * preprocess.channels, (facts.std,) * preprocess.channels
-    elif recipe.normalise == "mean":
-        std = (1 / 255,) * preprocess.channels
-    fitted = tuple(one.fitted(statistics) for one in recipe.augmentations)
-    return preprocess.model_copy(update={"mean": mean, "std": std}), recipe.with_changes(augmentations=fitted)
 
 
 def _class_weights(parts: Parts) -> torch.Tensor:

@@ -13,6 +13,7 @@ from svertka.data.dataset import BAD_SHARE, ArrayPictures, Dataset, Ints
 from svertka.data.pictures import Rows, prepare
 from svertka.data.preprocess import Preprocess
 from svertka.data.split import split
+from svertka.data.statistics import measure
 from svertka.errors import DataError
 from svertka.models.zoo import Model
 from svertka.training.recipe import Recipe
@@ -153,6 +154,25 @@ def natural_input(
         native = FOLDER_SIZE if array is None else max(array.shape[1], model.smallest)
     size = size or native
     return size, model.resize_for(size), channels
+
+
+def measured(
+    parts: Parts, preprocess: Preprocess, facts: Model, recipe: Recipe, given: Preprocess | None
+) -> tuple[Preprocess, Recipe]:
+    """The preprocessing and the augmentations with what they have to know of the training pictures.
+
+    `given`: the preprocessing that the weights expect from which training starts, if it starts from any.
+    """
+    statistics = measure(parts.drawn, parts.indices["train"])
+    mean, std = statistics.mean, statistics.std
+    if given is not None:
+        mean, std = given.mean, given.std
+    elif facts.mean is not None and facts.std is not None:
+        mean, std = (facts.mean,) * preprocess.channels, (facts.std,) * preprocess.channels
+    elif recipe.normalise == "mean":
+        std = (1 / 255,) * preprocess.channels
+    fitted = tuple(one.fitted(statistics) for one in recipe.augmentations)
+    return preprocess.model_copy(update={"mean": mean, "std": std}), recipe.with_changes(augmentations=fitted)
 
 
 def stored_side(preprocess: Preprocess, augmentations: tuple[Augmentation, ...]) -> int:

@@ -38,6 +38,7 @@ class Settings(BaseModel):
     device: str
     threads: int
     memory_format: str = Field(pattern="^(contiguous_format|channels_last)$")
+    accelerate: bool = Field(default=False, description="whether svertka.conv computes the convolutions")
     prefetch: bool
     cache_limit: int | None
     versions: dict[str, str] = Field(default_factory=versions)
