@@ -109,7 +109,7 @@ def repeat(choices: dict[str, str]) -> None:
 
 def trials(one_pass: Pass, shape: ConvShape, layout: torch.memory_format, *, errors: bool = False) -> dict[str, Trial]:
     """Every algorithm's time for one pass over float32 tensors of `shape`, in turns; and its error, if asked for."""
-    tensors = _tensors(one_pass, shape, layout)
+    tensors = random_tensors(one_pass, shape, layout)
     found: dict[str, Trial] = {}
     candidates: list[str] = []
     for name, candidate in ALGORITHMS.items():
@@ -181,7 +181,8 @@ def _measured(key: Key) -> str:
     return name
 
 
-def _tensors(one_pass: Pass, shape: ConvShape, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
+def random_tensors(one_pass: Pass, shape: ConvShape, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
+    """The two tensors that a pass takes, float32, normally distributed, in the memory order `layout`."""
     sizes = {
         "forward": (shape.input, shape.weight),
         "input_gradient": (shape.output, shape.weight),

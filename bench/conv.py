@@ -1,0 +1,98 @@
+"""Convolutions: ours against PyTorch's own, channels-last, all three passes, in turns.
+
+    python bench/conv.py [--batch 16] [--threads 2] [--rounds 7] [--only vgg resnet large] [--json]
+
+Speeds are ratios, PyTorch's seconds over ours: above 1 is faster than PyTorch. What ours does with the weights is
+counted. Which algorithm is ours is chosen once, before the clock runs, as in any program (`svertka tune` explains it).
+"""
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from svertka.conv import choose, direct
+from svertka.conv.choose import PASSES, Pass
+from svertka.device import processor, set_threads
+from svertka.geometry import ConvShape
+
+# (channels, side of the maps, side of the kernel)
+LAYERS = {
+    "vgg": [(64, 224, 3), (128, 112, 3), (256, 56, 3), (512, 28, 3), (512, 14, 3)],
+    "resnet": [(64, 56, 3), (128, 28, 3), (256, 14, 3), (512, 7, 3)],
+    "large": [(64, 56, 11), (64, 56, 15), (64, 56, 31)],
+}
+LARGE_BATCH = 8
+
+
+def compare(one_pass: Pass, shape: ConvShape, rounds: int) -> dict[str, Any]:
+    """Both ways in turns, each first every other time; their best seconds, and the ratios."""
+    first, second = choose.random_tensors(one_pass, shape, torch.channels_last)
+    chosen = choose.algorithm("auto", one_pass, shape, first)
+    ways = {"ours": chosen, "pytorch": direct}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    with torch.inference_mode():
+        for number in range(rounds + 1):
+            order = list(ways.items())[:: 1 if number % 2 else -1]
+            for name, way in order:
+                began = time.perf_counter()
+                getattr(way, one_pass)(first, second, shape)
+                if number:  # the first warms up
+                    seconds[name].append(time.perf_counter() - began)
+    ratios = [theirs / ours for theirs, ours in zip(seconds["pytorch"], seconds["ours"], strict=True)]
+    best = {name: min(times) for name, times in seconds.items()}
+    return {
+        "pass": one_pass,
+        "algorithm": next(name for name, known in choose.ALGORITHMS.items() if known is chosen),
+        "ms": 1e3 * best["ours"],
+        "pytorch_ms": 1e3 * best["pytorch"],
+        "gflops": 2e-9 * shape.multiply_adds / best["ours"],
+        "ratio_of_best": best["pytorch"] / best["ours"],
+        "ratio_median": statistics.median(ratios),
+        "ratio_least": min(ratios),
+    }
+
+
+def main() -> None:
+    """Compare, print a table or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16, help=f"pictures at once; for large kernels {LARGE_BATCH}")
+    parser.add_argument("--threads", type=int, help="of the processor; unset: all cores")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", nargs="+", choices=list(LAYERS), default=list(LAYERS))
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    threads = set_threads(options.threads)
+    rows = []
+    for group in options.only:
+        batch = LARGE_BATCH if group == "large" else options.batch
+        for channels, side, kernel in LAYERS[group]:
+            sizes = (batch, channels, side, side), (channels, channels, kernel, kernel)
+            shape = ConvShape.of(*sizes, padding=kernel // 2)
+            for one_pass in PASSES:
+                rows.append(
+                    {"layer": f"{channels}@{side}, {kernel}×{kernel}"} | compare(one_pass, shape, options.rounds)
+                )
+                if not options.json:
+                    print("{layer:16} {pass:16} {algorithm:10} {ms:9.2f} ms {gflops:6.0f} GFLOP/s  "
+                          "PyTorch {pytorch_ms:9.2f} ms  {ratio_of_best:6.2f}× (median {ratio_median:.2f}, "
+                          "least {ratio_least:.2f})".format(**rows[-1]), flush=True)  # fmt: skip
+    means = {
+        one_pass: statistics.geometric_mean(
+            row["ratio_of_best"] for row in rows if row["pass"] == one_pass and row["layer"].endswith("3×3")
+        )
+        for one_pass in PASSES
+        if any(row["layer"].endswith("3×3") for row in rows)
+    }
+    if options.json:
+        print(json.dumps({"processor": processor(), "threads": threads, "rows": rows, "3×3, geometric means": means}))
+        return
+    for one_pass, ratio in means.items():
+        print(f"{one_pass}: 3×3 layers, geometric mean {ratio:.2f}×")
+
+
+if __name__ == "__main__":
+    main()

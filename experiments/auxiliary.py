@@ -1,0 +1,133 @@
+"""Auxiliary classifiers push the gradient into the network (Szegedy et al. 2014, §5).
+
+GoogLeNet in its 32×32 form on CIFAR-10; the size of the gradient of every part, from the picture to the classifier, of
+the main loss alone and of the main loss with 0.3 times each auxiliary loss, on the same 32 pictures and in the same
+forward pass. At the start: with the first weights of the network here (Glorot & Bengio's, as in Caffe's reproduction)
+and from the normal numbers of deviation 0.01 of the time. And after 20 steps of 16 pictures with recipe `googlenet`
+(rate 0.01, no augmentation, products in bfloat16): one network trained with the auxiliary losses, one without. 3 seeds,
+one thread: about three minutes.
+
+    SVERTKA_DATA=… python experiments/auxiliary.py [--seeds 0 1 2]
+    python experiments/auxiliary.py --draw      # the figure and the table from what is there
+"""
+
+from statistics import mean
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from learning import batches, learn, normalised, pictures
+from record import COLOURS, figure, print_table, run
+from torch import nn
+
+from svertka.models.zoo import find
+from svertka.training.initial import initialise
+from svertka.training.published import find_recipe
+
+SEEDS = (0, 1, 2)
+STEPS, BATCH, PROBED = 20, 16, 32
+RECIPE = find_recipe("googlenet").with_changes(epochs=1, batch_size=BATCH, bfloat16=True, schedule="constant")
+WEIGHT = RECIPE.auxiliary
+MOMENTS = {
+    "start": "at the start, Glorot's numbers",
+    "start, gaussian": "at the start, N(0, 0.01²)",
+    "after": f"after {STEPS} steps",
+}
+# After the steps, each network is judged by the loss that it was trained with.
+LOSSES = (
+    ("with", "with", COLOURS[1], "main and auxiliary losses"),
+    ("main", "without", COLOURS[0], "main loss alone"),
+)
+FIRST = ("conv1", "conv2", "conv3", "inception3a", "inception3b")
+
+
+def gradients(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> dict[str, dict[str, float]]:
+    """The norm of the gradient of each part's weights: of the "main" loss, and "with" the auxiliary ones."""
+    weights: dict[str, list[nn.Parameter]] = {}
+    for name, weight in network.named_parameters():
+        if weight.dim() > 1 and not name.startswith("aux"):
+            weights.setdefault(name.partition(".")[0], []).append(weight)
+    every = [one for some in weights.values() for one in some]
+    network.train()
+    torch.manual_seed(0)  # of dropout
+    logits, *others = network(images)
+    main_loss = F.cross_entropy(logits, labels)
+    loss = main_loss + WEIGHT * sum(F.cross_entropy(some, labels) for some in others)
+    norms = {}
+    for kind, of in (("main", main_loss), ("with", loss)):
+        found = iter(torch.autograd.grad(of, every, retain_graph=True))
+        norms[kind] = {
+            name: float(torch.stack([next(found).square().sum() for _ in some]).sum().sqrt())
+            for name, some in weights.items()
+        }
+    return norms
+
+
+def measure(seed: int) -> list[dict[str, Any]]:
+    """At the start and after some steps."""
+    images, labels = pictures("cifar10", "train", PROBED + STEPS * BATCH)
+    preprocess = normalised(images)
+    probe = next(batches(images[:PROBED], labels[:PROBED], preprocess, batch_size=PROBED).epoch(0))
+    rows = []
+
+    def note(network: nn.Module, when: str, trained: str | None, loss: float | None = None) -> None:
+        norms = gradients(network, probe.images, probe.labels)
+        rows.append({"seed": seed, "when": when, "trained": trained, "loss": loss, **norms})
+        print(
+            seed,
+            when,
+            trained,
+            {name: f"{norms['with'][name] / norms['main'][name]:.3g}" for name in FIRST},
+            flush=True,
+        )
+
+    def fresh() -> nn.Module:
+        torch.manual_seed(seed)
+        return find("googlenet").build(classes=10, channels=3, size=32)
+
+    network = fresh()
+    note(network, "start", None)
+    torch.manual_seed(seed)
+    initialise(network, "gaussian")
+    note(network, "start, gaussian", None)
+    for trained, weight in (("with", WEIGHT), ("without", 0.0)):
+        network = fresh()
+        learnt = batches(images[PROBED:], labels[PROBED:], preprocess, batch_size=BATCH, seed=seed)
+        looks = learn(network, learnt, RECIPE.with_changes(auxiliary=weight, augmentations=()))
+        note(network, "after", trained, looks[-1].loss)
+    return rows
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """The figure and the table."""
+    table = []
+    with figure("auxiliary", panels=3, height=3.8) as (drawn, panels):
+        drawn.set_size_inches(12, 3.8)
+        for axes, (when, title) in zip(panels, MOMENTS.items(), strict=True):
+            firsts = {}
+            for kind, trained, colour, label in LOSSES:
+                own = [row for row in rows if row["when"] == when and row["trained"] in (None, trained)]
+                for number, row in enumerate(own):
+                    axes.semilogy(
+                        list(row[kind].values()), "o-", color=colour, ms=3, lw=1, label=None if number else label
+                    )
+                firsts[kind] = [mean(row[kind][part] for part in FIRST) for row in own]
+                means = [f"{mean(row[kind][part] for row in own):.2g}" for part in FIRST]
+                table.append([title, label, *means, ", ".join(f"{first:.2g}" for first in firsts[kind])])
+            ratios = [one / other for one, other in zip(firsts["with"], firsts["main"], strict=True)]
+            table[-1].append("")
+            table[-2].append(", ".join(f"{ratio:.3g}" for ratio in ratios))
+            parts = list(own[0]["main"])
+            axes.set_xticks(range(len(parts)), [part.replace("inception", "") for part in parts], rotation=90)
+            axes.set(title=title, xlabel="part, from the picture")
+            axes.title.set_fontsize(9)
+        panels[0].set(ylabel="norm of the gradient (a line a seed)")
+        panels[0].legend(loc="best", fontsize=8)
+    print_table(["when", "loss", *FIRST, "mean of the five, each seed", "times the main loss's"], table)
+    for trained in ("with", "without"):
+        losses = [row["loss"] for row in rows if row["trained"] == trained]
+        print(f"\nmain training loss at the end, trained {trained}: {', '.join(f'{loss:.3f}' for loss in losses)}")
+
+
+if __name__ == "__main__":
+    run(__doc__, "auxiliary", SEEDS, measure, draw)

@@ -1,0 +1,89 @@
+"""Adding layers does not simply work; with shortcuts it does (He et al. 2015, figures 1 and 6).
+
+Plain and residual networks of 20 and 56 layers on CIFAR-10, 3 seeds each: training error over the steps, val and test
+error at the end, and the size of the gradient layer by layer. Settings are those of the paper's §4.2 (45,000 pictures,
+5,000 for val, batches of 128, rate 0.1 divided by ten at 1/2 and 3/4, shifts and flips), shortened from 64,000 steps to
+two passes, with products in bfloat16: about 75 minutes on one core.
+
+    python experiments/depth.py [--seeds 0 1 2]
+    python experiments/depth.py --draw      # the figure and the table from what is there
+"""
+
+import shutil
+from statistics import mean
+from typing import Any
+
+from record import COLOURS, RUNS, figure, print_table, run
+
+import svertka
+from svertka.run import Run
+
+NETWORKS = ("plain20", "plain56", "resnet20", "resnet56")
+SEEDS = (0, 1, 2)
+SETTINGS: dict[str, Any] = {"recipe": "resnet-cifar", "epochs": 2, "bfloat16": True, "threads": 1}
+
+
+def learn(network: str, seed: int) -> list[dict[str, Any]]:
+    """The steps, epochs and result of one training, each with its network and seed."""
+    folder = RUNS / f"depth-{network}-{seed}"
+    if not (folder / "report.html").exists():  # else it is there from an earlier call
+        shutil.rmtree(folder, ignore_errors=True)
+        svertka.train("cifar10", model=network, seed=seed, output=folder, **SETTINGS)
+    return [
+        {"network": network, "seed": seed, **line}
+        for line in Run(folder).history()
+        if line["kind"] in ("step", "epoch", "result")
+    ]
+
+
+def measure(seed: int) -> list[dict[str, Any]]:
+    """Those of all networks."""
+    return [line for network in NETWORKS for line in learn(network, seed)]
+
+
+def draw(lines: list[dict[str, Any]]) -> None:
+    """The figure and the table."""
+    seeds = sorted({line["seed"] for line in lines})
+    with figure("depth", panels=2) as (_, (curves, gradients)):
+        for network in NETWORKS:
+            colour, dashes = COLOURS["56" in network], "--" if network.startswith("plain") else "-"
+            for seed in seeds:
+                own = [line for line in lines if (line["network"], line["seed"]) == (network, seed)]
+                steps = [line for line in own if line["kind"] == "step"]
+                label = network if seed == seeds[0] else None
+                curves.plot(
+                    [line["step"] for line in steps],
+                    smoothed([100 * line["error"] for line in steps]),
+                    color=colour,
+                    linestyle=dashes,
+                    linewidth=1,
+                    label=label,
+                )
+                first = next((line for line in own if line["kind"] == "epoch"), None)
+                if first:
+                    sizes = [ratio for name, ratio in first["gradients"].items() if "conv" in name]
+                    gradients.semilogy(sizes, color=colour, linestyle=dashes, linewidth=1, label=label)
+        curves.set(xlabel="step", ylabel="training error, %")
+        curves.legend()
+        gradients.set(xlabel="convolution, from the picture", ylabel="gradient / weight, RMS, after one pass")
+    rows = []
+    for network in NETWORKS:
+        results = [line for line in lines if line["kind"] == "result" and line["network"] == network]
+        last = {line["seed"]: line for line in lines if line["kind"] == "epoch" and line["network"] == network}
+        columns = (
+            [line["train_error"] for line in last.values()],
+            [line["val_error"] for line in results],
+            [line["test_error"] for line in results],
+        )
+        if results:
+            rows.append([network, *(f"{mean(c):.1%} ({', '.join(f'{100 * v:.1f}' for v in c)})" for c in columns)])
+    print_table(["network", "training error, last pass", "val error", "test error"], rows)
+
+
+def smoothed(values: list[float], width: int = 5) -> list[float]:
+    """Means over `width` neighbours."""
+    return [mean(values[max(0, i - width // 2) : i + width // 2 + 1]) for i in range(len(values))]
+
+
+if __name__ == "__main__":
+    run(__doc__, "depth", SEEDS, measure, draw)

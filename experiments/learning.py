@@ -1,0 +1,84 @@
+"""What several experiments share: a part of a published data set in batches, and any network trained on it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from svertka.data.augment import Augmentation
+from svertka.data.batches import Batches
+from svertka.data.dataset import ArrayPictures, Ints, Pixels
+from svertka.data.preprocess import Preprocess
+from svertka.data.sources import open_source
+from svertka.data.statistics import measure
+from svertka.evaluation.scoring import score
+from svertka.training.loop import Look, Observer, State, fit, make_optimizer
+from svertka.training.recipe import Recipe
+
+
+def pictures(source: str, part: str, count: int) -> tuple[Pixels, Ints]:
+    """The first `count` pictures of a part of a published data set, (N, H, W, C) uint8, and their labels."""
+    dataset = open_source(source)
+    assert isinstance(dataset.pictures, ArrayPictures)
+    chosen = np.flatnonzero(dataset.parts == part)[:count]
+    return dataset.pictures.array[chosen], dataset.labels[chosen]
+
+
+def normalised(images: Pixels) -> Preprocess:
+    """As they are, each channel with the mean and the deviation of `images`."""
+    side, statistics = images.shape[1], measure(images, np.arange(len(images)))
+    return Preprocess(size=side, resize=side, mean=statistics.mean, std=statistics.std)
+
+
+def batches(
+    images: Pixels,
+    labels: Ints,
+    preprocess: Preprocess,
+    *,
+    batch_size: int = 500,
+    seed: int | None = None,
+    augmentations: Sequence[Augmentation] = (),
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Batches:
+    """All of them; shuffled if there is a `seed`."""
+    return Batches(
+        images,
+        labels,
+        np.arange(len(images)),
+        preprocess,
+        batch_size=batch_size,
+        seed=seed or 0,
+        shuffle=seed is not None,
+        augmentations=augmentations,
+        memory_format=memory_format,
+    )
+
+
+class Looks(Observer):
+    """Remembers every look."""
+
+    def __init__(self) -> None:
+        self.seen: list[Look] = []
+
+    def looked(self, look: Look) -> None:
+        """Remember it."""
+        self.seen.append(look)
+
+
+def learn(network: nn.Module, learnt: Batches, recipe: Recipe) -> list[Look]:
+    """Train `network` in place; returns the looks at it, one every 20 steps."""
+    looks = Looks()
+    fit(network, make_optimizer(network, recipe), learnt, recipe, State(), looks)
+    return looks.seen
+
+
+def error(network: nn.Module, judged: Batches, classes: int) -> float:
+    """The share of `judged` that `network` gets wrong, 0 to 1."""
+    return score(network, judged, tuple(map(str, range(classes)))).top1_error
+
+
+def per_cent(values: Sequence[float], digits: int = 1) -> str:
+    """The mean of shares, and each of them: "12.3 % (12.1, 12.5)"."""
+    each = ", ".join(f"{100 * value:.{digits}f}" for value in values)
+    return f"{100 * sum(values) / len(values):.{digits}f} % ({each})"

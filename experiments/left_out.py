@@ -1,0 +1,108 @@
+"""Dropout and augmentation: the test error with each left out, and with both.
+
+AlexNet in small: three 3×3 convolutions (16, 32, 32 channels) with max-pooling behind the first two, then 256 hidden
+units and the classes, dropout of a half before both dense layers. Fashion-MNIST, 2,000 pictures to learn from, all
+10,000 test pictures, scored once at the end; 20 passes of recipe `plain` with products in bfloat16; augmentation is
+what AlexNet had for its size: shifts of up to 2 pixels, and mirroring. 3 seeds, one thread: about two minutes.
+
+    SVERTKA_DATA=… python experiments/left_out.py [--seeds 0 1 2]
+    python experiments/left_out.py --draw      # the figure and the table from what is there
+"""
+
+from itertools import product
+from typing import Any
+
+import torch
+from learning import batches, error, learn, normalised, per_cent, pictures
+from record import COLOURS, figure, print_table, run
+from torch import nn
+
+from svertka.data.augment import Flip, PadCrop
+from svertka.device import in_layout
+from svertka.training.published import find_recipe
+
+SEEDS = (0, 1, 2)
+LEARNT, JUDGED = 2_000, 10_000
+RECIPE = find_recipe("plain").with_changes(epochs=20, bfloat16=True)
+AUGMENTATIONS = (PadCrop(pixels=2), Flip())
+WAYS = tuple(product((True, False), repeat=2))  # with dropout, with augmentation
+
+
+def build(*, dropout: bool) -> nn.Sequential:
+    """The network, for (B, 1, 28, 28)."""
+    share = 0.5 if dropout else 0.0
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Flatten()),
+        *(nn.Dropout(share), nn.Linear(32 * 7 * 7, 256), nn.ReLU()),
+        *(nn.Dropout(share), nn.Linear(256, 10)),
+    )
+
+
+def measure(seed: int) -> list[dict[str, Any]]:
+    """All four ways."""
+    images, labels = pictures("fashion-mnist", "train", LEARNT)
+    others, other_labels = pictures("fashion-mnist", "test", JUDGED)
+    preprocess = normalised(images)
+    rows = []
+    for dropout, augmentation in WAYS:
+        torch.manual_seed(seed)
+        network = in_layout(build(dropout=dropout), torch.channels_last)
+        augmentations = AUGMENTATIONS if augmentation else ()
+        learnt = batches(
+            images,
+            labels,
+            preprocess,
+            batch_size=RECIPE.batch_size,
+            seed=seed,
+            augmentations=augmentations,
+            memory_format=torch.channels_last,
+        )
+        learn(network, learnt, RECIPE)
+        row = {
+            "dropout": dropout,
+            "augmentation": augmentation,
+            "seed": seed,
+            "train_error": error(network, batches(images, labels, preprocess), 10),
+            "test_error": error(network, batches(others, other_labels, preprocess), 10),
+        }
+        print(row, flush=True)
+        rows.append(row)
+    return rows
+
+
+def title(dropout: bool, augmentation: bool) -> str:
+    """What to call one of WAYS."""
+    return {
+        (True, True): "with both",
+        (False, True): "without dropout",
+        (True, False): "without augmentation",
+        (False, False): "without both",
+    }[dropout, augmentation]
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """The figure and the table."""
+    table = []
+    with figure("left_out") as (_, axes):
+        for place, way in enumerate(WAYS):
+            own = [row for row in rows if (row["dropout"], row["augmentation"]) == way]
+            columns = [[row[key] for row in own] for key in ("train_error", "test_error")]
+            for offset, values, colour, label in zip(
+                (-0.19, 0.19), columns, COLOURS, ("pictures learnt from", "test pictures"), strict=False
+            ):
+                heights = [100 * value for value in values]
+                mean = sum(heights) / len(heights)
+                axes.bar(place + offset, mean, 0.38, color=colour, label=None if place else label)
+                axes.plot([place + offset] * len(heights), heights, "o", color="black", markersize=3)
+            table.append([title(*way), *(per_cent(values) for values in columns)])
+        axes.set_xticks(range(len(WAYS)), [title(*way).replace(" ", "\n", 1) for way in WAYS])
+        axes.set(ylabel="error, % (dots: the seeds)", ylim=(0, 27))
+        axes.grid(axis="x", visible=False)
+        axes.legend(loc="upper center", ncols=2, frameon=False)
+    print_table(["", "error on the pictures learnt from", "test error"], table)
+
+
+if __name__ == "__main__":
+    run(__doc__, "left_out", SEEDS, measure, draw)

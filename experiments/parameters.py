@@ -1,0 +1,112 @@
+"""Too many parameters, overfits quickly: a multilayer perceptron against a convnet on photographs of 100×100×3.
+
+cats-dogs, 1,399 photographs, 30 % held out (the split depends on the pictures, not on the seed). `mlp` (300 hidden
+units) and `resnet20`, recipe `plain` without augmentation: batches of 32, a constant rate of 0.02 after one pass of
+warm-up, gradients clipped to 1, products in bfloat16, 3 seeds, one thread. 20 passes for the perceptron and 4 for the
+convnet, whose passes take forty times as long; since the rate is constant, the curves can be compared pass by pass.
+Errors on the pictures learnt from are those while they are learnt from; the held-out ones choose nothing. About six
+minutes. The second table needs no training.
+
+    SVERTKA_DATA=… python experiments/parameters.py [--seeds 0 1 2]
+    python experiments/parameters.py --draw      # the figure and the tables from what is there
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from learning import per_cent
+from record import COLOURS, RUNS, figure, print_table, run
+
+import svertka
+from svertka.models.zoo import MODELS, traced
+from svertka.run import Run
+
+PASSES = {"mlp": 20, "resnet20": 4}
+SIZE = 100
+SEEDS = (0, 1, 2)
+SETTINGS: dict[str, Any] = {
+    "recipe": "plain",
+    "batch_size": 32,
+    "schedule": "constant",
+    "clip": 1,
+    "bfloat16": True,
+    "val": 0.3,
+    "size": SIZE,
+    "threads": 1,
+}
+PUBLISHED = ("alexnet", "zfnet", "vgg16", "vgg19", "googlenet", "resnet50", "resnet152")
+
+
+def learn(network: str, seed: int) -> list[dict[str, Any]]:
+    """The errors after each pass."""
+    folder = RUNS / f"parameters-{network}-{seed}"
+    if not (folder / "report.html").exists():  # else it is there from an earlier call
+        shutil.rmtree(folder, ignore_errors=True)
+        source = Path(os.environ["SVERTKA_DATA"]) / "cats-dogs"
+        svertka.train(source, model=network, seed=seed, epochs=PASSES[network], output=folder, **SETTINGS)
+    return [
+        {"network": network, "seed": seed} | {key: line[key] for key in ("epoch", "train_error", "val_error")}
+        for line in Run(folder).history()
+        if line["kind"] == "epoch"
+    ]
+
+
+def count(network: str) -> int:
+    """Parameters for two classes of photographs."""
+    with torch.device("meta"):
+        return sum(one.numel() for one in MODELS[network].build(classes=2, channels=3, size=SIZE).parameters())
+
+
+def measure(seed: int) -> list[dict[str, Any]]:
+    """Those of all networks."""
+    return [line for network in PASSES for line in learn(network, seed)]
+
+
+def draw(lines: list[dict[str, Any]]) -> None:
+    """The figure and the tables."""
+    rows = []
+    with figure("parameters", panels=2) as (_, panels):
+        for axes, network in zip(panels, PASSES, strict=True):
+            own = [line for line in lines if line["network"] == network]
+            seeds = sorted({line["seed"] for line in own})
+            for key, colour, label in (
+                ("train_error", COLOURS[0], "pictures learnt from"),
+                ("val_error", COLOURS[1], "held-out pictures"),
+            ):
+                for seed in seeds:
+                    curve = [line for line in own if line["seed"] == seed]
+                    axes.plot(
+                        [line["epoch"] for line in curve],
+                        [100 * line[key] for line in curve],
+                        color=colour,
+                        linewidth=1,
+                        label=label if seed == seeds[0] else None,
+                    )
+            axes.set(title=f"{network}: {count(network):,} parameters", xlabel="pass", ylabel="error, %", ylim=(0, 62))
+            axes.set_xticks(range(1, PASSES[network] + 1, 1 + PASSES[network] // 10))
+            axes.legend(loc=(0.4, 0.28))
+            for passed in sorted({PASSES["resnet20"], PASSES[network]}):
+                at = [line for line in own if line["epoch"] == passed]
+                learnt, held = ([line[key] for line in at] for key in ("train_error", "val_error"))
+                gaps = [one - other for one, other in zip(held, learnt, strict=True)]
+                rows.append([network, f"{count(network):,}", passed, *map(per_cent, (learnt, held, gaps))])
+    print_table(["network", "parameters", "passes", "error, learnt from", "held out", "gap"], rows)
+    print()
+    first = None
+    rows = []
+    for name in PUBLISHED:
+        layers = traced(MODELS[name]).layers
+        whole = sum(layer.parameters for layer in layers)
+        dense = sum(layer.parameters for layer in layers if layer.kind == "Linear")
+        first = first or whole
+        rows.append(
+            [name, f"{whole:,}", f"{dense:,} ({dense / whole:.0%})", f"{whole - dense:,}", f"{first / whole:.2f}"]
+        )
+    print_table(["network", "parameters", "in dense layers", "elsewhere", "AlexNet has so many times as many"], rows)
+
+
+if __name__ == "__main__":
+    run(__doc__, "parameters", SEEDS, measure, draw)

@@ -1,0 +1,100 @@
+"""Filters do not depend on the size of the picture: one trained network, pictures of many sizes.
+
+The same weights, not touched, on the 63 photographs of imagenet-samples (one a class, 1000 classes to choose from) at
+each size: the central square is resized to 256/227 (SqueezeNet) or 256/224 (EfficientNet-Lite0) of it and cropped.
+SqueezeNet 1.1 and EfficientNet-Lite0 end in an average over all positions, so that nothing in them knows the size.
+Times: of the processor, one picture a batch, float32, one thread, min and median over the photographs. A minute.
+
+    SVERTKA_DATA=… python experiments/picture_size.py
+    python experiments/picture_size.py --draw      # the figure and the table from what is there
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from record import COLOURS, figure, print_table, read_metrics, write_metrics
+
+from svertka.classifier import Classifier
+from svertka.models import imagenet
+
+SIZES = (64, 96, 128, 160, 224, 288, 352, 448)
+NETWORKS = {
+    "squeezenet1_1": "squeezenet1_1:{data}/weights/squeezenet1_1-imagenet.safetensors",
+    "efficientnet_lite0": "efficientnet_lite0:bundled",
+}
+
+
+@torch.inference_mode()
+def measure(name: str, data: Path) -> list[dict[str, Any]]:
+    """What `name` achieves at each size."""
+    classifier = Classifier.load(NETWORKS[name].format(data=data))
+    own = classifier.preprocess
+    photographs = sorted((data / "imagenet-samples").glob("*.JPEG"))
+    numbers = {one.wordnet: number for number, one in enumerate(imagenet.CLASSES)}
+    labels = [numbers[path.name.partition("_")[0]] for path in photographs]
+    rows = []
+    for size in SIZES:
+        preprocess = own.model_copy(update={"size": size, "resize": round(size * own.resize / own.size)})
+        places, seconds = [], []
+        for path, label in zip(photographs, labels, strict=True):
+            images = preprocess(path)[None]
+            began = time.process_time()
+            logits = classifier.network(images)[0]
+            seconds.append(time.process_time() - began)
+            places.append(int((logits > logits[label]).sum()))
+        rows.append(
+            {
+                "network": name,
+                "size": size,
+                "photographs": len(places),
+                "top1": sum(place < 1 for place in places) / len(places),
+                "top5": sum(place < 5 for place in places) / len(places),
+                "seconds": {"min": min(seconds), "median": median(seconds)},
+            }
+        )
+    return rows
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """The figure and the table."""
+    with figure("picture_size", panels=2) as (_, (right, times)):
+        for network, colour in zip(NETWORKS, COLOURS, strict=False):
+            own = [row for row in rows if row["network"] == network]
+            sizes = [row["size"] for row in own]
+            right.plot(sizes, [100 * row["top5"] for row in own], "o--", ms=4, color=colour, label=f"{network}, top-5")
+            right.plot(sizes, [100 * row["top1"] for row in own], "o-", ms=4, color=colour, label=f"{network}, top-1")
+            milliseconds = [1000 * row["seconds"]["median"] for row in own]
+            times.plot(sizes, milliseconds, "o-", ms=4, color=colour, label=network)
+        for axes in (right, times):
+            axes.axvline(224, color="black", linewidth=0.8, linestyle=":")
+            axes.set(xlabel="side of the picture, pixels (dotted: as in training)", xticks=SIZES)
+        right.set(ylabel="of 63 photographs recognised, %", ylim=(0, 102))
+        right.legend(loc="lower right")
+        times.set(ylabel="median processor time a picture, ms", ylim=(0, None))
+        times.legend(loc="upper left")
+    table = [
+        [
+            row["network"],
+            row["size"],
+            *(f"{round(row[key] * row['photographs'])} ({row[key]:.1%})" for key in ("top1", "top5")),
+            f"{1000 * row['seconds']['min']:.1f} / {1000 * row['seconds']['median']:.1f}",
+        ]
+        for row in rows
+    ]
+    print_table(["network", "size", "right, of 63", "among five", "ms a picture, min / median"], table)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draw", action="store_true", help="run no network")
+    options = parser.parse_args()
+    if not options.draw:
+        torch.set_num_threads(1)
+        data = Path(os.environ["SVERTKA_DATA"])
+        write_metrics("picture_size", [row for name in NETWORKS for row in measure(name, data)])
+    draw(read_metrics("picture_size"))

@@ -1,0 +1,87 @@
+"""What an experiment leaves behind: a table on the screen, numbers and a figure beside the documentation."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parent
+FIGURES = ROOT.parent / "docs" / "figures"
+METRICS = ROOT / "metrics"
+RUNS = ROOT.parent / "runs"
+
+# Told apart by everybody, also in print: Okabe & Ito 2008.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+@contextmanager
+def figure(name: str, panels: int = 1, height: float = 3.4) -> Iterator[tuple[Figure, Any]]:
+    """A figure with so many axes beside one another, written to docs/figures/NAME.png when the body ends."""
+    style = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "axes.axisbelow": True,
+        "axes.prop_cycle": plt.cycler(color=COLOURS),
+        "figure.constrained_layout.use": True,
+    }
+    with plt.rc_context(style):
+        drawn, axes = plt.subplots(1, panels, figsize=(4.6 * panels, height))
+        yield drawn, axes
+        FIGURES.mkdir(parents=True, exist_ok=True)
+        drawn.savefig(FIGURES / f"{name}.png", dpi=150)
+        plt.close(drawn)
+
+
+def write_metrics(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `rows`, the numbers behind a figure, to experiments/metrics/NAME.jsonl, a line each."""
+    METRICS.mkdir(exist_ok=True)
+    (METRICS / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_metrics(name: str) -> list[dict[str, Any]]:
+    """What `write_metrics` wrote."""
+    return [json.loads(line) for line in (METRICS / f"{name}.jsonl").read_text().splitlines()]
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table as documentation takes it."""
+    print("| " + " | ".join(header) + " |")
+    print("|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(map(str, row)) + " |")
+
+
+def run(
+    text: str | None,
+    name: str,
+    seeds: Sequence[int],
+    measure: Callable[[int], list[dict[str, Any]]],
+    draw: Callable[[list[dict[str, Any]]], None],
+) -> None:
+    """The command line of an experiment called `name`: `measure` each seed, keep the rows, `draw` them.
+
+    `text`: what --help says. With --draw nothing is measured: the rows are those that are kept.
+    """
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    parser.add_argument("--draw", action="store_true", help="train nothing")
+    options = parser.parse_args()
+    if not options.draw:
+        torch.set_num_threads(1)
+        rows: list[dict[str, Any]] = []
+        for seed in options.seeds:
+            rows += measure(seed)
+            write_metrics(name, rows)
+    draw(read_metrics(name))

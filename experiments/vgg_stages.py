@@ -1,0 +1,123 @@
+"""VGG does not train as a whole, stages do (Simonyan & Zisserman 2014, §3.1).
+
+VGG A (11 layers) and D (16) in the form for small pictures, on CIFAR-10 reduced to 16×16 pixels, so that it takes
+minutes (the last block then sees one pixel); 160 steps of 64 pictures, 3 seeds:
+
+    D, He              the deep one as a whole from He et al. 2015's N(0, 2 / fan-in)
+    A, He              the shallow one from the same: the first stage that learns here
+    D after A          the second stage: A's first four convolutions and dense layers, the rest from N(0, 0.01²)
+    A, Gaussian        the shallow one from N(0, 0.01²), the paper's first stage
+    D, Gaussian        the deep one as a whole from the same
+
+The rest is the same for all: normalised pictures, rate 0.01, momentum 0.9, weight decay 0.0005, gradients clipped to 1,
+products in bfloat16, no augmentation, one thread. About nine minutes.
+
+    SVERTKA_DATA=… python experiments/vgg_stages.py [--seeds 0 1 2]
+    python experiments/vgg_stages.py --draw      # the figure and the table from what is there
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from learning import batches, learn, normalised, pictures
+from record import COLOURS, figure, print_table, run
+
+from svertka.data.batches import Batch
+from svertka.data.preprocess import central_square
+from svertka.device import in_layout
+from svertka.models.vgg import VGG, starting_tensors
+from svertka.training.initial import initialise
+from svertka.training.recipe import Recipe
+from svertka.training.schedule import Constant
+
+WAYS = ("D, He", "A, He", "D after A", "A, Gaussian", "D, Gaussian")
+SEEDS = (0, 1, 2)
+STEPS, BATCH, SIDE = 160, 64, 16
+RECIPE = Recipe(
+    batch_size=BATCH,
+    epochs=1,
+    lr=0.01,
+    weight_decay=5e-4,
+    schedule=Constant(),
+    clip=1,
+    bfloat16=True,
+)
+
+
+def gradient(network: VGG, batch: Batch) -> float:
+    """The norm of the loss's gradient in the first convolution's weights, without dropout."""
+    weight = network.get_parameter("features.0.weight")
+    (found,) = torch.autograd.grad(F.cross_entropy(network.eval()(batch.images), batch.labels), weight)
+    return float(found.norm())
+
+
+def measure(seed: int) -> list[dict[str, Any]]:
+    """All ways, in an order in which the second stage finds the first."""
+    images, labels = pictures("cifar10", "train", STEPS * BATCH)
+    images = np.stack([central_square(image, SIDE, channels=3) for image in images])
+    preprocess = normalised(images)
+    probe = next(batches(images, labels, preprocess, batch_size=BATCH).epoch(0))
+    trained: dict[str, VGG] = {}
+    rows = []
+    for way in WAYS:
+        torch.manual_seed(seed)
+        network = VGG(way[0], classes=10, size=SIDE)
+        if not way.endswith("He"):
+            initialise(network, "gaussian")
+        if way == "D after A":
+            network.load_state_dict(starting_tensors(trained["A, He"], network), strict=False)
+        in_layout(network, torch.channels_last)
+        before = gradient(network, probe)
+        shuffled = batches(images, labels, preprocess, batch_size=BATCH, seed=seed, memory_format=torch.channels_last)
+        looks = learn(network, shuffled, RECIPE)
+        trained[way] = network
+        rows.append(
+            {
+                "way": way,
+                "seed": seed,
+                "steps": [look.step for look in looks],
+                "losses": [round(look.loss, 4) for look in looks],
+                "gradient_before": before,
+                "gradient_after": gradient(network, probe),
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """The figure and the table."""
+    table = []
+    with figure("vgg_stages", panels=2) as (_, (curves, norms)):
+        for place, way in enumerate(WAYS):
+            own = [row for row in rows if row["way"] == way]
+            dashes = "--" if way.startswith("A") else "-"
+            for number, row in enumerate(own):
+                label = None if number else way
+                curves.plot(row["steps"], row["losses"], color=COLOURS[place], linestyle=dashes, lw=1.2, label=label)
+                ends = [row["gradient_before"], row["gradient_after"]]
+                norms.semilogy([place - 0.15, place + 0.15], ends, "o-", color=COLOURS[place], ms=4, lw=1)
+            table.append(
+                [
+                    way,
+                    ", ".join(f"{row['losses'][-1]:.3f}" for row in own),
+                    *(", ".join(f"{row[key]:.1e}" for row in own) for key in ("gradient_before", "gradient_after")),
+                ]
+            )
+        curves.axhline(math.log(10), color="black", linewidth=0.8, linestyle=":")
+        curves.annotate("guessing", (STEPS, math.log(10)), xytext=(0, 3), textcoords="offset points", ha="right")
+        curves.set(xlabel=f"step of {BATCH} pictures", ylabel="training loss, nats")
+        curves.legend(loc="lower left")
+        norms.set_xticks(range(len(WAYS)), [way.replace(", ", ",\n").replace(" after", "\nafter") for way in WAYS])
+        norms.set(
+            ylabel="gradient of the first convolution,\nat the start and at the end", xlim=(-0.5, len(WAYS) - 0.5)
+        )
+        norms.grid(axis="x", visible=False)
+    print_table(["", "loss over the last 20 steps", "gradient at the start", "at the end"], table)
+
+
+if __name__ == "__main__":
+    run(__doc__, "vgg_stages", SEEDS, measure, draw)
