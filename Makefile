@@ -1,9 +1,16 @@
-# Every target sets up what it needs: a virtual environment in .venv, kept until pyproject.toml or constraints.txt change.
+# Every target sets up what it needs: a virtual environment in .venv, kept until what it is made from changes.
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
+NATIVE := $(wildcard native/*.* native/*/*.*)
+BUILD_TOOLS := "scikit-build-core>=0.11" "nanobind>=2.9" $(if $(shell command -v cmake),,cmake) $(if $(shell command -v ninja),,ninja)
 
-.PHONY: demo test test-full lint clean
+# Where a C++ compiler is, a kernel that does not build is an error, and so is a test that does not find the kernels.
+ifneq ($(shell command -v $${CXX:-c++}),)
+export SVERTKA_REQUIRE_NATIVE := 1
+endif
+
+.PHONY: demo test test-full lint sanitize clean
 
 demo: $(INSTALLED)
 	rm -rf runs/demo
@@ -21,9 +28,16 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-$(INSTALLED): pyproject.toml constraints.txt
+# The kernels' tests with a build that finds accesses out of bounds and undefined behaviour.
+sanitize: $(INSTALLED)
+	cmake -S native -B build/sanitize -DSVERTKA_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake --build build/sanitize --parallel
+	LD_PRELOAD="$(foreach name,libasan.so libubsan.so libstdc++.so.6,$(shell $${CXX:-c++} -print-file-name=$(name)))" \
+		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python native/sanitized.py build/sanitize
+
+$(INSTALLED): pyproject.toml constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt "scikit-build-core>=0.11"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(BUILD_TOOLS)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
 	touch $@
 

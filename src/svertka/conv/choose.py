@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from svertka.conv import direct, fft, gemm, winograd
+from svertka.conv import direct, fft, gemm, native, winograd
 from svertka.device import processor
 from svertka.errors import StorageError, UsageError
 from svertka.files import cache_folder, locked, read_json, write_json
@@ -48,7 +48,13 @@ class Algorithm(Protocol):
         """(O, C / groups, kh, kw)."""
 
 
-ALGORITHMS: dict[str, Algorithm] = {"direct": direct, "gemm": gemm, "winograd": winograd, "fft": fft}
+ALGORITHMS: dict[str, Algorithm] = {
+    "direct": direct,
+    "native": native,
+    "winograd": winograd,
+    "fft": fft,
+    "gemm": gemm,
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,52 @@
+#include "scratch.h"
+
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace svertka {
+namespace {
+
+constexpr std::size_t huge = std::size_t{2} << 20;  // bytes of a large page
+
+class Memory {
+  public:
+    Memory() = default;
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+    ~Memory() { release(); }
+
+    float* take(std::size_t count) {
+        if (count > count_) {
+            release();
+            const std::size_t bytes = (count * sizeof(float) + huge - 1) / huge * huge;
+            numbers_ = static_cast<float*>(::operator new(bytes, std::align_val_t{huge}));
+            count_ = bytes / sizeof(float);
+#if defined(__linux__)
+            madvise(numbers_, bytes, MADV_HUGEPAGE);  // a hint; tiles lie on many pages at a time
+#endif
+        }
+        return numbers_;
+    }
+
+  private:
+    void release() {
+        ::operator delete(numbers_, std::align_val_t{huge});
+        numbers_ = nullptr;
+        count_ = 0;
+    }
+
+    float* numbers_ = nullptr;
+    std::size_t count_ = 0;
+};
+
+}  // namespace
+
+float* scratch(std::size_t count) {
+    thread_local Memory own;
+    return own.take(count);
+}
+
+}  // namespace svertka

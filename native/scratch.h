@@ -1,0 +1,12 @@
+// Working memory of the calling thread, kept between calls: fresh pages cost more than the arithmetic of a small layer.
+#pragma once
+
+#include <cstddef>
+
+namespace svertka {
+
+// At least `count` floats, aligned to a page, with whatever was in them; the thread's next call gives the same ones.
+// Throws std::bad_alloc. Compiled once and not for each instruction set: see simd.h.
+float* scratch(std::size_t count);
+
+}  // namespace svertka

@@ -1,0 +1,100 @@
+// One vector of floats, as wide as the instruction set that this file is compiled for. Every .cpp file that includes it
+// is compiled once for each set (CMakeLists.txt), with INSTRUCTIONS naming the set; all that it defines lies in a
+// namespace of that name, so that the linker cannot mix code of different sets.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+
+#define ALWAYS_INLINE [[gnu::always_inline]] inline
+
+namespace svertka::INSTRUCTIONS {
+
+using Index = std::ptrdiff_t;
+
+// `lanes`: floats in a vector. `rows`: of the register block of a product, two vectors wide; 14 · 2 sums leave four of
+// the 32 registers of AVX-512 for operands, 6 · 2 four of the 16 elsewhere.
+#if defined(__AVX512F__)
+constexpr Index lanes = 16, rows = 14;
+#elif defined(__AVX__)
+constexpr Index lanes = 8, rows = 6;
+#else
+constexpr Index lanes = 4, rows = 6;
+#endif
+
+using Vector = float __attribute__((vector_size(lanes * sizeof(float))));
+
+ALWAYS_INLINE Vector load(const float* from) {
+    Vector vector;
+    __builtin_memcpy(&vector, from, sizeof vector);
+    return vector;
+}
+
+ALWAYS_INLINE void store(float* to, Vector vector) { __builtin_memcpy(to, &vector, sizeof vector); }
+
+// The first `count` < lanes numbers, and zeros behind them.
+ALWAYS_INLINE Vector load_some(const float* from, Index count) {
+    Vector vector{};
+    __builtin_memcpy(&vector, from, count * sizeof(float));
+    return vector;
+}
+
+ALWAYS_INLINE void store_some(float* to, Vector vector, Index count) {
+    __builtin_memcpy(to, &vector, count * sizeof(float));
+}
+
+// To memory past the caches, where there is a way; `to` is aligned to a vector. `settle` before other threads read it.
+ALWAYS_INLINE void store_away(float* to, Vector vector) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(to, vector);
+#elif defined(__AVX__)
+    _mm256_stream_ps(to, vector);
+#elif defined(__SSE__)
+    _mm_stream_ps(to, vector);
+#else
+    store(to, vector);
+#endif
+}
+
+ALWAYS_INLINE void settle() {
+#if defined(__SSE__)
+    _mm_sfence();
+#endif
+}
+
+ALWAYS_INLINE bool is_aligned(const float* place) {
+    return reinterpret_cast<std::uintptr_t>(place) % sizeof(Vector) == 0;
+}
+
+// Of every 2 · step numbers the first `step` of `low` and of `high`, or with `upper` the last.
+template <Index step, bool upper, Index... place>
+ALWAYS_INLINE Vector interleave(Vector low, Vector high, std::integer_sequence<Index, place...>) {
+    constexpr Index own = upper ? step : 0;  // from the place that is filled to the number that fills it, in the same vector
+    return __builtin_shufflevector(low, high, (place & step ? lanes + own - step : own) + place...);
+}
+
+// Rows become columns: number j of vector i and number i of vector j change places.
+template <Index step = 1>
+ALWAYS_INLINE void transpose(Vector (&square)[lanes]) {
+    if constexpr (step < lanes) {
+        constexpr std::make_integer_sequence<Index, lanes> places;
+#pragma GCC unroll 16
+        for (Index i = 0; i < lanes; ++i)
+            if (!(i & step)) {
+                const Vector low = square[i], high = square[i + step];
+                square[i] = interleave<step, false>(low, high, places);
+                square[i + step] = interleave<step, true>(low, high, places);
+            }
+        transpose<2 * step>(square);
+    }
+}
+
+constexpr Index least(Index a, Index b) { return a < b ? a : b; }
+constexpr Index most(Index a, Index b) { return a < b ? b : a; }
+constexpr Index parts(Index size, Index part) { return (size + part - 1) / part; }  // that cover `size`
+
+}  // namespace svertka::INSTRUCTIONS

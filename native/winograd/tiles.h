@@ -1,0 +1,82 @@
+// How a picture's outputs are cut into tiles, and in which order they are taken.
+#pragma once
+
+#include "../simd.h"
+#include "points.h"
+
+namespace svertka::INSTRUCTIONS {
+
+constexpr Index outputs = 4;  // of a whole tile, along one axis
+constexpr Index frequencies = winograd::points * winograd::points;  // pairs of points: the products of a tile
+
+// One axis: `whole` tiles of four outputs, then short ones of three. For them the point ∞ is not needed, five products
+// instead of six, so that 7 = 4 + 3 costs 11 and 14 = 4 + 4 + 3 + 3 costs 22. The last may be shorter still.
+struct Axis {
+    Index size, count, whole;
+
+    explicit Axis(Index size) : size(size), count(parts(size, outputs)), whole(most(size - 3 * count, 0)) {}
+    Index start(Index tile) const { return outputs * tile - most(tile - whole, 0); }
+    Index length(Index tile) const { return least(tile < whole ? outputs : outputs - 1, size - start(tile)); }
+};
+
+struct Tile {
+    Index picture, y, x;    // of its first output
+    Index height, width;    // outputs
+};
+
+struct Range {
+    Index first, last;  // without `last`
+};
+
+// The tiles of all pictures in one sequence of four kinds: whole in y and short in x; whole; short in y; short in both.
+// In this order those that need a given pair of points lie side by side.
+class Tiles {
+  public:
+    Tiles(Index batch, Index height, Index width) : y_(height), x_(width), batch_(batch) {
+        for (int kind = 0; kind < 4; ++kind) {
+            const auto [rows, columns] = extent(kind);
+            bounds_[kind + 1] = bounds_[kind] + batch * rows.count() * columns.count();
+        }
+    }
+
+    Index count() const { return bounds_[4]; }
+
+    // The part of `block` that needs the product of points (frequency / 6, frequency % 6), counted from its start.
+    Range needing(Index frequency, Range block) const {
+        const bool y = frequency / winograd::points == winograd::infinity;
+        const bool x = frequency % winograd::points == winograd::infinity;
+        const Index first = most(bounds_[x ? 1 : 0], block.first), last = bounds_[y ? 2 : x ? 3 : 4];
+        return {first - block.first, most(least(last, block.last), first) - block.first};
+    }
+
+    Tile operator[](Index index) const {
+        int kind = 0;
+        while (index >= bounds_[kind + 1]) ++kind;
+        const auto [rows, columns] = extent(kind);
+        const Index place = index - bounds_[kind];
+        const Index x = columns.first + place % columns.count(), line = place / columns.count();
+        const Index y = rows.first + line % rows.count();
+        return {line / rows.count(), y_.start(y), x_.start(x), y_.length(y), x_.length(x)};
+    }
+
+  private:
+    struct Span {
+        Index first, last;
+        Index count() const { return last - first; }
+    };
+    struct Extent {
+        Span rows, columns;
+    };
+
+    Extent extent(int kind) const {
+        const Span whole_rows{0, y_.whole}, short_rows{y_.whole, y_.count};
+        const Span whole_columns{0, x_.whole}, short_columns{x_.whole, x_.count};
+        return {kind < 2 ? whole_rows : short_rows, kind == 1 || kind == 2 ? whole_columns : short_columns};
+    }
+
+    Axis y_, x_;
+    Index batch_;
+    Index bounds_[5] = {};
+};
+
+}  // namespace svertka::INSTRUCTIONS

@@ -1,0 +1,87 @@
+// Winograd's matrices applied to tiles of vectors.
+#pragma once
+
+#include <type_traits>
+#include <utility>
+
+#include "../simd.h"
+#include "points.h"
+
+namespace svertka::INSTRUCTIONS {
+
+// body(0), body(1), … body(count − 1), each index a compile-time constant.
+template <int count, class Body>
+ALWAYS_INLINE void unrolled(Body body) {
+    [&]<int... index>(std::integer_sequence<int, index...>) __attribute__((always_inline)) {
+        (body(std::integral_constant<int, index>{}), ...);
+    }
+    (std::make_integer_sequence<int, count>{});
+}
+
+// Row `row` of `matrix` times `from`, over the columns first, first + step, …; zeros cost nothing, ones no product.
+template <const auto& matrix, int row, int first, int step>
+ALWAYS_INLINE Vector dot(const Vector* from) {
+    Vector sum{};
+    bool begun = false;
+    unrolled<(matrix.columns - first + step - 1) / step>([&](auto index) __attribute__((always_inline)) {
+        constexpr int column = first + index * step;
+        constexpr float factor{matrix.at[row][column]};
+        if constexpr (factor != 0) {
+            const Vector term = factor == 1 ? from[column] : factor * from[column];
+            sum = begun ? sum + term : term;
+            begun = true;
+        }
+    });
+    return sum;
+}
+
+// `matrix` (points × anything) times `from`. The rows of opposite points differ only in the sign of their odd columns.
+template <const auto& matrix>
+ALWAYS_INLINE void to_points(const Vector* from, Vector* to) {
+    to[0] = dot<matrix, 0, 0, 1>(from);
+    unrolled<2>([&](auto pair) __attribute__((always_inline)) {
+        constexpr int row = 1 + 2 * pair;
+        const Vector even = dot<matrix, row, 0, 2>(from), odd = dot<matrix, row, 1, 2>(from);
+        to[row] = even + odd;
+        to[row + 1] = even - odd;
+    });
+    to[winograd::infinity] = dot<matrix, winograd::infinity, 0, 1>(from);
+}
+
+// `matrix` (anything × points) times `from`. The columns of opposite points differ only in the sign of their odd rows.
+template <const auto& matrix>
+ALWAYS_INLINE void from_points(const Vector* from, Vector* to) {
+    const Vector even[] = {{}, from[1] + from[2], {}, from[3] + from[4], {}, from[winograd::infinity]};
+    const Vector odd[] = {{}, from[1] - from[2], {}, from[3] - from[4], {}, from[winograd::infinity]};
+    unrolled<matrix.rows>([&](auto row) __attribute__((always_inline)) {
+        Vector sum = dot<matrix, row, 1, 2>(row % 2 ? odd : even);
+        if constexpr (row == 0) sum += from[0];  // 0⁰ = 1, and higher powers of 0 vanish
+        to[row] = sum;
+    });
+}
+
+// M X Mᵀ for a tile X of vectors: load(i, j) gives one, store(i, j, vector) takes one.
+template <const auto& matrix, class Load, class Store>
+ALWAYS_INLINE void transform(Load load, Store store) {
+    constexpr int width = matrix.columns, height = matrix.rows;
+    const auto apply = [](const Vector* from, Vector* to) __attribute__((always_inline)) {
+        if constexpr (height == winograd::points)
+            to_points<matrix>(from, to);
+        else
+            from_points<matrix>(from, to);
+    };
+    Vector middle[height][width];
+    unrolled<width>([&](auto column) __attribute__((always_inline)) {
+        Vector from[width], to[height];
+        unrolled<width>([&](auto i) __attribute__((always_inline)) { from[i] = load(i, column); });
+        apply(from, to);
+        unrolled<height>([&](auto i) __attribute__((always_inline)) { middle[i][column] = to[i]; });
+    });
+    unrolled<height>([&](auto row) __attribute__((always_inline)) {
+        Vector to[height];
+        apply(middle[row], to);
+        unrolled<height>([&](auto j) __attribute__((always_inline)) { store(row, j, to[j]); });
+    });
+}
+
+}  // namespace svertka::INSTRUCTIONS

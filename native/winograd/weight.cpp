@@ -1,0 +1,158 @@
+// The weight gradient: F(3×3, 4×4), tiles of the gradient in the part of the kernel.
+//
+// A block's tiles of the input and of the gradient are transformed; then, for one piece of the result after another, some
+// outputs by a panel of inputs, come the 36 products over the block's tiles and the inverse transform, which adds 9
+// numbers to the result where the products are 36.
+#include <omp.h>
+
+#include "../gemm.h"
+#include "../scratch.h"
+#include "spread.h"
+#include "weights.h"
+#include "winograd.h"
+
+namespace svertka::INSTRUCTIONS {
+namespace {
+
+constexpr int height = lanes < 16 ? 4 : 8;  // of the register block: a divisor of `lanes`
+
+struct Pass {
+    Tiles tiles;
+    Pictures input, gradient;
+    Index pad_y, pad_x;
+    Index block;    // tiles
+    Index some;     // outputs, of one piece of the result: a multiple of `lanes`
+    Index panels = parts(input.channels, panel), groups = parts(gradient.channels, lanes);
+    // Floats from one frequency to the next.
+    Index input_stride = panels * block * panel + lanes, gradient_stride = groups * block * lanes + lanes;
+    Index product_stride = some * panel + lanes;
+
+    Range range(Index number) const {
+        return {least(number * block, tiles.count()), least((number + 1) * block, tiles.count())};
+    }
+
+    // Tile `index` of a block: the input's to (frequency, panel, tile, input in its panel), the gradient's to
+    // (frequency, group of outputs, tile, output in its group).
+    void spread(const Tile& tile, Index index, float* inputs, float* gradients) const {
+        spread_tile<winograd::data_matrix>(
+            input, tile.picture, tile.y - pad_y, tile.x - pad_x, winograd::points, winograd::points, input_stride,
+            [=, this](Index group) { return inputs + (group / 2 * block + index) * panel + group % 2 * lanes; });
+        spread_tile<winograd::gradient_matrix>(
+            gradient, tile.picture, tile.y, tile.x, tile.height, tile.width, gradient_stride,
+            [=, this](Index group) { return gradients + (group * block + index) * lanes; });
+    }
+
+    // What the tiles `here` contribute to one piece, some outputs by one panel of inputs; the first sets, others add.
+    void add(Range here, Index piece, bool onto, const float* inputs, const float* gradients, float* products,
+             float* result) const {
+        const Index first = piece / panels * some, number = piece % panels;
+        multiply(here, inputs, gradients, first, number, products);
+        finish(products, first, number, onto, result);
+    }
+
+  private:
+    // The 36 products over the tiles `here` for some outputs from `first` on and one panel of inputs.
+    void multiply(Range here, const float* inputs, const float* gradients, Index first, Index number,
+                  float* products) const {
+        const Index last = least(first + some, groups * lanes);
+        for (Index frequency = 0; frequency < frequencies; ++frequency) {
+            const Range needed = tiles.needing(frequency, here);
+            const float* b = inputs + frequency * input_stride + (number * block + needed.first) * panel;
+            for (Index output = first; output < last; output += height) {
+                const float* a = gradients + frequency * gradient_stride +
+                                 (output / lanes * block + needed.first) * lanes + output % lanes;
+                block_product<height, 1, lanes>(a, lanes * lanes, b, panel, lanes,
+                                                products + frequency * product_stride + (output - first) * panel,
+                                                needed.last - needed.first, false);
+            }
+        }
+    }
+
+    // To (output, tap, input), `onto`: added to what is there.
+    void finish(const float* products, Index first, Index number, bool onto, float* result) const {
+        const Index last = least(first + some, gradient.channels);
+        for (Index output = first; output < last; ++output)
+            for (Index half = 0; half < panel; half += lanes) {
+                const Index channel = number * panel + half, count = least(lanes, input.channels - channel);
+                if (count <= 0) break;
+                transform<winograd::weight_gradient_matrix>(
+                    [&](auto i, auto j) __attribute__((always_inline)) {
+                        return load(products + (i * winograd::points + j) * product_stride + (output - first) * panel +
+                                    half);
+                    },
+                    [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
+                        float* to = result + (output * taps + 3 * i + j) * input.channels + channel;
+                        if (count == lanes)
+                            store(to, onto ? load(to) + vector : vector);
+                        else
+                            store_some(to, onto ? load_some(to, count) + vector : vector, count);
+                    });
+            }
+    }
+};
+
+}  // namespace
+
+void weight_gradient(const Convolution& shape, const float* gradient, const float* input, float* result, int threads) {
+    const Tiles tiles(shape.batch, shape.out_height, shape.out_width);
+    const Index blocks = most(parts(tiles.count(), 112), 1);
+    Pass pass{.tiles = tiles,
+              .input = {input, shape.height, shape.width, shape.in_channels, nullptr},
+              .gradient = {gradient, shape.out_height, shape.out_width, shape.out_channels, nullptr},
+              .pad_y = shape.pad_y,
+              .pad_x = shape.pad_x,
+              .block = parts(tiles.count(), blocks),
+              .some = least(parts(shape.out_channels, lanes) * lanes, 64)};
+    const Index pieces = parts(shape.out_channels, pass.some) * pass.panels;
+    // One block of tiles at a time, of which each thread takes pieces of the result. Where these are too few, each takes
+    // blocks and has a result of its own, and the results are added in the order of the threads.
+    const bool shared = threads == 1 || pieces >= 4 * threads;
+
+    // Floats of each part of the scratch memory; what threads share lies before what each has of its own.
+    const Index of_zeros = most(pass.panels * panel, pass.groups * lanes);
+    const Index of_inputs = frequencies * pass.input_stride, of_gradients = frequencies * pass.gradient_stride;
+    const Index of_products = frequencies * pass.product_stride, of_tiles = of_inputs + of_gradients;
+    const Index of_result = shape.out_channels * taps * shape.in_channels;
+    const Index common = of_zeros + (shared ? of_tiles : 0), own = of_products + (shared ? 0 : of_tiles + of_result);
+    float* const memory = scratch(common + threads * own);
+    pass.input.zeros = pass.gradient.zeros = memory;
+    __builtin_memset(memory, 0, of_zeros * sizeof(float));
+
+#pragma omp parallel num_threads(threads)
+    {
+        float* const products = memory + common + omp_get_thread_num() * own;
+        float* const inputs = shared ? memory + of_zeros : products + of_products;
+        float* const gradients = inputs + of_inputs;
+        if (shared) {
+            for (Index number = 0; number < blocks; ++number) {
+                const Range here = pass.range(number);
+#pragma omp for schedule(static)
+                for (Index index = here.first; index < here.last; ++index)
+                    pass.spread(tiles[index], index - here.first, inputs, gradients);
+#pragma omp for schedule(dynamic)
+                for (Index piece = 0; piece < pieces; ++piece)
+                    pass.add(here, piece, number > 0, inputs, gradients, products, result);
+            }
+        } else {
+            float* const sums = gradients + of_gradients;
+            __builtin_memset(sums, 0, of_result * sizeof(float));
+#pragma omp for schedule(static)
+            for (Index number = 0; number < blocks; ++number) {
+                const Range here = pass.range(number);
+                for (Index index = here.first; index < here.last; ++index)
+                    pass.spread(tiles[index], index - here.first, inputs, gradients);
+                for (Index piece = 0; piece < pieces; ++piece)
+                    pass.add(here, piece, true, inputs, gradients, products, sums);
+            }
+#pragma omp for schedule(static)
+            for (Index place = 0; place < of_result; ++place) {
+                float sum = 0;
+                for (int thread = 0; thread < omp_get_num_threads(); ++thread)
+                    sum += memory[common + thread * own + of_products + of_tiles + place];
+                result[place] = sum;
+            }
+        }
+    }
+}
+
+}  // namespace svertka::INSTRUCTIONS

@@ -1,0 +1,60 @@
+// The weights of one pass, in the order in which their transform reads them.
+#pragma once
+
+#include "../gemm.h"
+#include "winograd.h"
+
+namespace svertka::INSTRUCTIONS {
+
+constexpr Index taps = 9;
+
+// Packed: (panel of outputs, input, tap, output in its panel), outputs that are not there zero.
+struct Weights {
+    const float* numbers;
+    Order order;
+    Index depth, width;  // input and output channels of the pass
+
+    // Inputs first to last of panel `number`, packed: where they are, or put into `room`.
+    const float* packed(Index number, Index first, Index last, float* room) const {
+        if (order == Order::packed) return numbers + (number * depth + first) * taps * panel;
+        const Index output = number * panel, here = least(panel, width - output);
+        for (Index tap = 0; tap < taps; ++tap) {
+            float* to = room + tap * panel;
+            if (order == Order::adjoint)
+                copy(numbers + (taps - 1 - tap) * width + output, here, first, last, to);
+            else
+                for (Index half = 0; half < panel; half += lanes)
+                    turn(numbers + ((output + half) * taps + tap) * depth, most(least(here - half, lanes), 0), first,
+                         last, to + half);
+        }
+        return room;
+    }
+
+  private:
+    // The outputs of each input lie side by side already.
+    void copy(const float* from, Index outputs, Index first, Index last, float* to) const {
+        for (Index input = first; input < last; ++input, to += taps * panel)
+            for (Index half = 0; half < panel; half += lanes) {
+                const float* some = from + input * taps * width + half;
+                store(to + half, outputs >= half + lanes ? load(some) : load_some(some, most(outputs - half, 0)));
+            }
+    }
+
+    // The inputs of each output lie side by side: a square at a time is transposed.
+    void turn(const float* from, Index outputs, Index first, Index last, float* to) const {
+        for (Index input = first; input < last; input += lanes) {
+            const Index inputs = least(lanes, last - input);
+            Vector square[lanes] = {};
+#pragma GCC unroll 16
+            for (Index output = 0; output < lanes; ++output) {
+                if (output >= outputs) break;
+                const float* row = from + output * taps * depth + input;
+                square[output] = inputs == lanes ? load(row) : load_some(row, inputs);
+            }
+            transpose(square);
+            for (Index i = 0; i < inputs; ++i) store(to + (input - first + i) * taps * panel, square[i]);
+        }
+    }
+};
+
+}  // namespace svertka::INSTRUCTIONS

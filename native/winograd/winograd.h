@@ -1,0 +1,58 @@
+// What Winograd's convolution offers: 3×3, stride 1, float32, pictures and weights channels-last. Sizes are trusted.
+#pragma once
+
+#include <cstddef>
+
+namespace svertka {
+
+// Pictures (batch, height, width, in_channels), zeros around them, to (batch, out_height, out_width, out_channels).
+// `pad_y`, `pad_x`: rows and columns of zeros before the first; fewer than none leaves some out.
+struct Convolution {
+    std::ptrdiff_t batch, in_channels, out_channels, height, width, out_height, out_width, pad_y, pad_x;
+};
+
+// What is done to each output before it is stored; a null pointer is left out.
+struct Finish {
+    const float* bias;      // (out_channels)
+    const float* residual;  // of the output's shape, added
+    bool relu;              // last: negative ones to zero
+};
+
+enum class Order {
+    plain,    // (out_channels, 3, 3, in_channels)
+    adjoint,  // for the input gradient: (in_channels, 3, 3, out_channels), read rotated
+    packed,   // as `pack` writes
+};
+
+// The functions of one instruction set; each uses at most `threads` threads of the caller's OpenMP pool.
+struct Winograd {
+    // Floats that `pack` writes.
+    std::ptrdiff_t (*packed_size)(std::ptrdiff_t in_channels, std::ptrdiff_t out_channels);
+
+    // Plain weights, in the order in which this instruction set's `forward` uses them.
+    void (*pack)(const float* weights, std::ptrdiff_t in_channels, std::ptrdiff_t out_channels, float* packed,
+                 int threads);
+
+    // With adjoint weights it is the input gradient of a convolution with the channels exchanged, padded by 2 − pad.
+    void (*forward)(const Convolution&, const float* input, const float* weights, Order, const Finish&, float* output,
+                    int threads);
+
+    // (out_channels, 3, 3, in_channels), each sum in an order that depends on the sizes and on `threads` alone.
+    void (*weight_gradient)(const Convolution&, const float* gradient, const float* input, float* result, int threads);
+};
+
+// Of each instruction set that is built; they are defined in forward.cpp and weight.cpp.
+#define SVERTKA_WINOGRAD(instructions)                                                                                 \
+    namespace instructions {                                                                                           \
+    std::ptrdiff_t packed_size(std::ptrdiff_t, std::ptrdiff_t);                                                        \
+    void pack(const float*, std::ptrdiff_t, std::ptrdiff_t, float*, int);                                              \
+    void forward(const Convolution&, const float*, const float*, Order, const Finish&, float*, int);                   \
+    void weight_gradient(const Convolution&, const float*, const float*, float*, int);                                 \
+    constexpr Winograd winograd_functions{packed_size, pack, forward, weight_gradient};                                \
+    }
+
+SVERTKA_WINOGRAD(avx512)
+SVERTKA_WINOGRAD(avx2)
+SVERTKA_WINOGRAD(baseline)
+
+}  // namespace svertka
