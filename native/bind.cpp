@@ -1,4 +1,4 @@
-// The kernels as Python sees them: addresses and sizes, since handing over a tensor takes longer than a small layer does.
+// The kernels as Python sees them: addresses and sizes, since handing over a tensor takes longer than a small layer.
 // Here the instruction set is picked, once, at import.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>

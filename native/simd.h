@@ -73,7 +73,7 @@ ALWAYS_INLINE bool is_aligned(const float* place) {
 // Of every 2 · step numbers the first `step` of `low` and of `high`, or with `upper` the last.
 template <Index step, bool upper, Index... place>
 ALWAYS_INLINE Vector interleave(Vector low, Vector high, std::integer_sequence<Index, place...>) {
-    constexpr Index own = upper ? step : 0;  // from the place that is filled to the number that fills it, in the same vector
+    constexpr Index own = upper ? step : 0;  // from a place to the number that fills it, if in the same vector
     return __builtin_shufflevector(low, high, (place & step ? lanes + own - step : own) + place...);
 }
 

@@ -1,7 +1,7 @@
 // The weight gradient: F(3×3, 4×4), tiles of the gradient in the part of the kernel.
 //
-// A block's tiles of the input and of the gradient are transformed; then, for one piece of the result after another, some
-// outputs by a panel of inputs, come the 36 products over the block's tiles and the inverse transform, which adds 9
+// A block's tiles of the input and of the gradient are transformed; then, for one piece of the result after another, a
+// few outputs by a panel of inputs, come the 36 products over the block's tiles and the inverse transform, which adds 9
 // numbers to the result where the products are 36.
 #include <omp.h>
 
@@ -104,7 +104,7 @@ void weight_gradient(const Convolution& shape, const float* gradient, const floa
               .block = parts(tiles.count(), blocks),
               .some = least(parts(shape.out_channels, lanes) * lanes, 64)};
     const Index pieces = parts(shape.out_channels, pass.some) * pass.panels;
-    // One block of tiles at a time, of which each thread takes pieces of the result. Where these are too few, each takes
+    // One block of tiles at a time, of which each thread takes pieces of the result. Where those are few, each takes
     // blocks and has a result of its own, and the results are added in the order of the threads.
     const bool shared = threads == 1 || pieces >= 4 * threads;
 
