@@ -20,4 +20,4 @@ if __name__ == "__main__":
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules[NAME] = module  # where svertka.conv.native looks first
-    sys.exit(pytest.main(["tests/conv/test_native.py", "-p", "no:cacheprovider", "-x"]))
+    sys.exit(pytest.main(["tests/conv", "-k", "native", "-p", "no:cacheprovider", "-x"]))

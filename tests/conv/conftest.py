@@ -1,6 +1,6 @@
 """Random convolutions, and what every algorithm is held to: the explicit matrix, in float64."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svertka.conv import matrix
+from svertka.conv import matrix, native
 from svertka.geometry import ConvShape
 
 
@@ -155,3 +155,21 @@ def error() -> Callable[[torch.Tensor, torch.Tensor], tuple[float, float]]:
         return float(difference.square().mean().sqrt() / scale), float(difference.abs().max() / scale)
 
     return measure
+
+
+@pytest.fixture(params=["avx512", "avx2", "baseline"])
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that the kernels are built for and that the processor has, in use meanwhile."""
+    if request.param not in native.instruction_sets():
+        pytest.skip(f"this processor has no {request.param}")
+    native.use(request.param)
+    yield request.param
+    native.use(native.instruction_sets()[0])
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """What a test sets PyTorch's threads to holds for that test alone."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

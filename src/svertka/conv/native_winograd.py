@@ -1,0 +1,125 @@
+"""Winograd's convolution in compiled kernels (`native/`): 3×3, stride 1, float32, on the CPU.
+
+The same F(4×4, 3×3) as in `winograd`, channels-last, its steps fused so that they stay in a cache; the weight gradient
+is F(3×3, 4×4). Results and gradients are channels-last, and so should be what is given: all else is copied first.
+
+Measured against float64, 256 channels of 28×28 pixels, normal input and weights, the error relative to the root mean
+square of the results is 8.1e-7, of the weight gradient 9.3e-7, and 1e-5 at most. A value that is not finite can make
+all results of the tiles that read it, 4×4 each, not finite, where the definition leaves some of them finite.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from svertka.conv import native
+from svertka.conv.native import channels_last, empty
+from svertka.geometry import ConvShape
+
+
+def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
+    """Why these kernels cannot do it, as a phrase, or None: they can."""
+    reason = native.why_not(dtype)
+    if reason:
+        return reason
+    if shape.kernel != (3, 3) or shape.stride != (1, 1) or shape.dilation != (1, 1):
+        return "the kernels are for 3×3 taps side by side, with stride 1"
+    if shape.groups != 1:
+        return "the kernels have no groups"
+    return None
+
+
+def forward(x: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
+    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C, 3, 3): (N, O, H', W')."""
+    return _forward(x, channels_last(weight), native.kernels.Order.PLAIN, _sizes(shape), shape.output)
+
+
+def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
+    """The gradient with respect to the input, (N, C, H, W); `gradient`: that of the result, (N, O, H', W')."""
+    return _forward(gradient, channels_last(weight), native.kernels.Order.ADJOINT, _adjoint_sizes(shape), shape.input)
+
+
+def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
+    """The gradient with respect to the weights, (O, C, 3, 3); `gradient`: of the result; `x`: the input.
+
+    The same numbers again with as many threads.
+    """
+    gradient, x, result = channels_last(gradient), channels_last(x), empty(shape.weight)
+    threads = torch.get_num_threads()
+    native.kernels.winograd_weight_gradient(
+        _sizes(shape), gradient.data_ptr(), x.data_ptr(), result.data_ptr(), threads
+    )
+    return result
+
+
+def pack(weight: Tensor) -> Tensor:
+    """`weight`, (O, C, 3, 3), in the order that `finished` reads: as many numbers, O rounded up to full vectors."""
+    out_channels, in_channels = weight.shape[:2]
+    packed, weight = (
+        empty((native.kernels.winograd_packed_size(in_channels, out_channels), 1, 1, 1)),
+        channels_last(weight),
+    )
+    threads = torch.get_num_threads()
+    native.kernels.winograd_pack(weight.data_ptr(), in_channels, out_channels, packed.data_ptr(), threads)
+    return packed
+
+
+def finished(
+    x: Tensor,
+    packed: Tensor,
+    shape: ConvShape,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """For inference: the convolution of `x` with the weights `packed`, plus `bias`, (O), plus `residual`, rectified.
+
+    `residual`: of the result's shape, (N, O, H', W'). `relu`: whether negative results become zero, last of all.
+    """
+    return _forward(x, packed, native.kernels.Order.PACKED, _sizes(shape), shape.output, bias, residual, relu)
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    order: "native.kernels.Order",
+    sizes: "native.kernels.Convolution",
+    shape: tuple[int, int, int, int],
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    x, output = channels_last(x), empty(shape)
+    bias = None if bias is None else bias.contiguous()
+    residual = None if residual is None else channels_last(residual)
+    native.kernels.winograd_forward(
+        sizes,
+        x.data_ptr(),
+        weight.data_ptr(),
+        order,
+        0 if bias is None else bias.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        relu,
+        output.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return output
+
+
+@lru_cache(4096)
+def _sizes(shape: ConvShape) -> "native.kernels.Convolution":
+    channels = shape.in_channels, shape.out_channels
+    return native.kernels.Convolution(
+        shape.batch, *channels, shape.height, shape.width, shape.out_height, shape.out_width, *shape.padding
+    )
+
+
+@lru_cache(4096)
+def _adjoint_sizes(shape: ConvShape) -> "native.kernels.Convolution":
+    """Of the input gradient as a convolution: with 2 − padding, so that each tap goes back to where it read."""
+    channels, (pad_y, pad_x) = (shape.out_channels, shape.in_channels), shape.padding
+    return native.kernels.Convolution(
+        shape.batch, *channels, shape.out_height, shape.out_width, shape.height, shape.width, 2 - pad_y, 2 - pad_x
+    )
