@@ -17,11 +17,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from learning import batches, learn, normalised, pictures
-from record import COLOURS, figure, print_table, run
+from record import COLOURS, figure, main, print_table
 from torch import nn
 
+from svertka.models.initial import initialise
 from svertka.models.zoo import find
-from svertka.training.initial import initialise
 from svertka.training.published import find_recipe
 
 SEEDS = (0, 1, 2)
@@ -130,4 +130,4 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    run(__doc__, "auxiliary", SEEDS, measure, draw)
+    main(__doc__, "auxiliary", measure, draw, SEEDS)

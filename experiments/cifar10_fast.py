@@ -13,12 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from record import RUNS, print_table, write_metrics
+from record import print_table, trained, write_metrics
 
-import svertka
 from svertka.classifier import Classifier
 from svertka.data.published import open_published
-from svertka.run import Run
 
 MOVES = (((0, 0), 2), ((-1, -1), 1), ((1, 1), 1))  # (down, right) in pixels, and how often it counts
 
@@ -51,9 +49,7 @@ def error_over_views(classifier: Classifier) -> float:
 
 def learn(seed: int, threads: int | None) -> dict[str, Any]:
     """What one training came to."""
-    run = Run(RUNS / f"cifar10-fast-{seed}")
-    if not run.report.exists():  # else it is there from an earlier call
-        svertka.train("cifar10", model="airbench", val=0.02, seed=seed, threads=threads, output=run)
+    run = trained(f"cifar10-fast-{seed}", "cifar10", model="airbench", val=0.02, seed=seed, threads=threads)
     result = run.result()
     return {
         "seed": seed,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from learning import batches, error, learn, normalised, per_cent, pictures
-from record import COLOURS, figure, print_table, run
+from record import COLOURS, figure, main, print_table
 from torch import nn
 
 from svertka.data.augment import Flip, PadCrop
@@ -105,4 +105,4 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    run(__doc__, "left_out", SEEDS, measure, draw)
+    main(__doc__, "left_out", measure, draw, SEEDS)

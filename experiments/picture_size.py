@@ -9,7 +9,6 @@ Times: of the processor, one picture a batch, float32, one thread, min and media
     python experiments/picture_size.py --draw      # the figure and the table from what is there
 """
 
-import argparse
 import os
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from record import COLOURS, figure, print_table, read_metrics, write_metrics
+from record import COLOURS, figure, main, print_table
 
 from svertka.classifier import Classifier
 from svertka.models import imagenet
@@ -30,8 +29,9 @@ NETWORKS = {
 
 
 @torch.inference_mode()
-def measure(name: str, data: Path) -> list[dict[str, Any]]:
+def achieved(name: str) -> list[dict[str, Any]]:
     """What `name` achieves at each size."""
+    data = Path(os.environ["SVERTKA_DATA"])
     classifier = Classifier.load(NETWORKS[name].format(data=data))
     own = classifier.preprocess
     photographs = sorted((data / "imagenet-samples").glob("*.JPEG"))
@@ -58,6 +58,11 @@ def measure(name: str, data: Path) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def measure() -> list[dict[str, Any]]:
+    """What all networks achieve."""
+    return [row for name in NETWORKS for row in achieved(name)]
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
@@ -90,11 +95,4 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draw", action="store_true", help="run no network")
-    options = parser.parse_args()
-    if not options.draw:
-        torch.set_num_threads(1)
-        data = Path(os.environ["SVERTKA_DATA"])
-        write_metrics("picture_size", [row for name in NETWORKS for row in measure(name, data)])
-    draw(read_metrics("picture_size"))
+    main(__doc__, "picture_size", measure, draw)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+
+import svertka
+from svertka.run import Run
 
 ROOT = Path(__file__).parent
 FIGURES = ROOT.parent / "docs" / "figures"
@@ -63,25 +67,36 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         print("| " + " | ".join(map(str, row)) + " |")
 
 
-def run(
+def trained(name: str, source: Path | str, **settings: Any) -> Run:
+    """The run runs/NAME, trained by `svertka.train(source, **settings)` unless it is there from an earlier call."""
+    run = Run(RUNS / name)
+    if not run.report.exists():
+        shutil.rmtree(run.folder, ignore_errors=True)
+        svertka.train(source, output=run.folder, **settings)
+    return run
+
+
+def main(
     text: str | None,
     name: str,
-    seeds: Sequence[int],
-    measure: Callable[[int], list[dict[str, Any]]],
+    measure: Callable[..., list[dict[str, Any]]],
     draw: Callable[[list[dict[str, Any]]], None],
+    seeds: Sequence[int] = (),
 ) -> None:
-    """The command line of an experiment called `name`: `measure` each seed, keep the rows, `draw` them.
+    """The command line of an experiment called `name`: `measure` on one thread, keep the rows, `draw` them.
 
-    `text`: what --help says. With --draw nothing is measured: the rows are those that are kept.
+    `text`: what --help says. `measure` is called with one of `seeds` after another, or once if there are none. With
+    --draw nothing is measured: the rows are those that are kept.
     """
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
-    parser.add_argument("--draw", action="store_true", help="train nothing")
+    if seeds:
+        parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    parser.add_argument("--draw", action="store_true", help="measure nothing")
     options = parser.parse_args()
     if not options.draw:
         torch.set_num_threads(1)
         rows: list[dict[str, Any]] = []
-        for seed in options.seeds:
-            rows += measure(seed)
+        for arguments in [(seed,) for seed in options.seeds] if seeds else [()]:
+            rows += measure(*arguments)
             write_metrics(name, rows)
     draw(read_metrics(name))

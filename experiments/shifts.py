@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from learning import batches, error, learn, normalised, per_cent, pictures
-from record import COLOURS, figure, print_table, run
+from record import COLOURS, figure, main, print_table
 from torch import nn
 
 from svertka.data.dataset import Ints, Pixels
@@ -162,4 +162,4 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    run(__doc__, "shifts", SEEDS, measure, draw)
+    main(__doc__, "shifts", measure, draw, SEEDS)

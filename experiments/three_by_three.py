@@ -9,13 +9,12 @@ processor, which other programs on the machine disturb least.
     python experiments/three_by_three.py --draw      # the figure and the table from what is there
 """
 
-import argparse
 import time
 from statistics import median
 from typing import Any
 
 import torch
-from record import COLOURS, figure, print_table, read_metrics, write_metrics
+from record import COLOURS, figure, main, print_table
 from torch import nn
 
 from svertka.graph.trace import trace
@@ -42,7 +41,7 @@ def seconds(network: nn.Sequential, images: torch.Tensor) -> tuple[float, float]
     return between - began, time.process_time() - between
 
 
-def measure(channels: int, side: int) -> list[dict[str, Any]]:
+def costs(channels: int, side: int) -> list[dict[str, Any]]:
     """What both cost at this shape."""
     torch.manual_seed(0)
     networks = {"one 7×7": stack(7, 1, channels), "three 3×3": stack(3, 3, channels)}
@@ -70,6 +69,11 @@ def measure(channels: int, side: int) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def measure() -> list[dict[str, Any]]:
+    """What they cost at all shapes."""
+    return [row for shape in SHAPES for row in costs(*shape)]
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
@@ -114,10 +118,4 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draw", action="store_true", help="time nothing")
-    options = parser.parse_args()
-    if not options.draw:
-        torch.set_num_threads(1)
-        write_metrics("three_by_three", [row for shape in SHAPES for row in measure(*shape)])
-    draw(read_metrics("three_by_three"))
+    main(__doc__, "three_by_three", measure, draw)

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from learning import batches, learn, normalised, pictures
-from record import COLOURS, figure, print_table, run
+from record import COLOURS, figure, main, print_table
 
 from svertka.data.batches import Batch
 from svertka.data.preprocess import central_square
 from svertka.device import in_layout
+from svertka.models.initial import initialise
 from svertka.models.vgg import VGG, starting_tensors
-from svertka.training.initial import initialise
 from svertka.training.recipe import Recipe
 from svertka.training.schedule import Constant
 
@@ -120,4 +120,4 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    run(__doc__, "vgg_stages", SEEDS, measure, draw)
+    main(__doc__, "vgg_stages", measure, draw, SEEDS)

@@ -10,6 +10,7 @@ from svertka.data.batches import Batches
 from svertka.data.preprocess import Preprocess
 from svertka.data.published import open_published
 from svertka.graph.trace import count
+from svertka.models.initial import initialise
 from svertka.models.resnet import (
     BasicBlock,
     Bottleneck,
@@ -17,7 +18,6 @@ from svertka.models.resnet import (
     ResNet,
     SmallResNet,
     absent,
-    initialise,
     padded,
     projected,
 )
@@ -137,7 +137,7 @@ def test_a_block_that_adds_nothing_is_a_relu_and_without_shortcut_nothing(block,
     inputs = torch.randn(2, 16, 5, 5)
     for made, expected in ((shortcut, inputs.clamp(min=0)), (absent, torch.zeros_like(inputs))):
         network = block(16, width, 1, made).eval()
-        initialise(network)
+        initialise(network, "he")
         nn.init.zeros_((network.bn2 if block is BasicBlock else network.bn3).weight)
         assert torch.equal(network(inputs), expected)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from svertka.geometry import SMALL
 from svertka.layers import Conv2d, Linear, LocalResponseNorm
+from svertka.models.initial import initialise
 
 
 class AlexNet(nn.Sequential):
@@ -60,16 +61,10 @@ class AlexNet(nn.Sequential):
                 fc8=Linear(width, classes),
             )
         )
-        # §5: ones give the ReLUs positive inputs, which speeds up the first steps at full size.
-        ones = () if small else ("conv2", "conv4", "conv5", "fc6", "fc7")
-        for name, values in self.named_parameters():
-            layer, kind = name.split(".")
-            if kind == "bias":
-                nn.init.constant_(values, float(layer in ones))
-            elif small:
-                nn.init.kaiming_normal_(values, nonlinearity="relu")
-            else:
-                nn.init.normal_(values, std=0.01)
+        initialise(self, "he" if small else "gaussian")
+        if not small:  # §5: they give the ReLUs positive inputs, which speeds up the first steps
+            for name in ("conv2", "conv4", "conv5", "fc6", "fc7"):
+                nn.init.ones_(self.get_parameter(f"{name}.bias"))
 
 
 class AlexNetOWT(nn.Sequential):

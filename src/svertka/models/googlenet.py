@@ -13,6 +13,7 @@ from torch import nn
 
 from svertka.geometry import SMALL
 from svertka.layers import Conv2d, Linear, LocalResponseNorm
+from svertka.models.initial import initialise
 
 # Table 1, in its order: 1×1, 3×3 reduce, 3×3, 5×5 reduce, 5×5, pool projection.
 WIDTHS = {
@@ -182,16 +183,6 @@ class Inception(Branches):
         )
 
 
-def initialise(network: nn.Module) -> None:
-    """Draw all weights; biases are 0, and batch norms start as the identity."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            # The paper does not say how; Caffe's reproduction of it draws Glorot & Bengio 2010, eq. 16.
-            nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-
-
 class GoogLeNet(SideExits):
     """Class scores (B, classes) for pictures (B, channels, H, W); in training (logits, those of aux1, those of aux2).
 
@@ -237,7 +228,7 @@ class GoogLeNet(SideExits):
         layers["dropout"] = nn.Dropout(0.2 if batch_norm else 0.4)
         layers["fc"] = Linear(features, classes)
         super().__init__(layers)
-        initialise(self)
+        initialise(self, "glorot")  # the paper does not say how; so does Caffe's reproduction of it
 
 
 class GoogLeNetBN(GoogLeNet):

@@ -10,6 +10,12 @@ from torch import nn
 from svertka.layers import Linear
 from svertka.models.googlenet import AuxiliaryPool, Branches, SideExits
 from svertka.models.googlenet import NormedConvolution as Convolution
+from svertka.models.initial import Initial, initialise
+
+# The papers do not say. The authors' code (TF-Slim, `inception_arg_scope`) has He's variance, of numbers within two
+# standard deviations. Here none is drawn again: cutting them off takes longer than drawing them, and the batch norm
+# behind each convolution undoes any scale.
+FIRST_WEIGHTS: Initial = "he"
 
 
 def inception_a(in_channels: int, projected: int) -> Branches:
@@ -98,20 +104,6 @@ def averaged() -> nn.AvgPool2d:
     return nn.AvgPool2d(3, stride=1, padding=1)
 
 
-def initialise(network: nn.Module) -> None:
-    """Draw all weights; biases are 0, and batch norms start as the identity.
-
-    The papers do not say how. The authors' code (TF-Slim, `inception_arg_scope`) has He's variance, of numbers within
-    two standard deviations. Here none is drawn again: cutting them off takes longer than drawing them, and the batch
-    norm behind each convolution undoes any scale.
-    """
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # He et al. 2015, "Delving deep", eq. 10
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-
-
 class Auxiliary(nn.Sequential):
     """A batch-normed classifier for 17×17 maps, used in training alone: to class scores (B, classes) (figure 8)."""
 
@@ -167,7 +159,7 @@ class InceptionV3(SideExits):
                 "fc": Linear(2048, classes),
             }
         )
-        initialise(self)
+        initialise(self, FIRST_WEIGHTS)
         # The auxiliary classifier starts nearly silent, as in the authors' code.
         nn.init.normal_(self.get_parameter("AuxLogits.conv1.conv.weight"), std=0.01)
         nn.init.normal_(self.get_parameter("AuxLogits.fc.weight"), std=0.001)

@@ -13,7 +13,8 @@ from torch import nn
 from svertka.layers import Conv2d, Linear
 from svertka.models.googlenet import Branches
 from svertka.models.googlenet import NormedConvolution as Convolution
-from svertka.models.inception import initialise
+from svertka.models.inception import FIRST_WEIGHTS
+from svertka.models.initial import initialise
 
 # The published PyTorch weights (timm's) by stage, as named there: as named here. Within a stage names are the same.
 TIMM_NAMES = {
@@ -161,7 +162,7 @@ class InceptionV4(nn.Sequential):
                 fc=Linear(1536, classes),
             )
         )
-        initialise(self)
+        initialise(self, FIRST_WEIGHTS)
 
 
 class ResidualBranches(Branches):
@@ -261,4 +262,4 @@ class InceptionResNetV2(nn.Sequential):
                 fc=Linear(1536, classes),
             )
         )
-        initialise(self)
+        initialise(self, FIRST_WEIGHTS)

@@ -12,6 +12,7 @@ from torch import nn
 
 from svertka.geometry import SMALL
 from svertka.layers import Conv2d, Linear
+from svertka.models.initial import initialise
 
 # (in_channels, out_channels, stride) to what is added to a block's residual; None: nothing is.
 Shortcut = Callable[[int, int, int], nn.Module | None]
@@ -143,15 +144,6 @@ RESNETS: dict[int, tuple[Block, tuple[int, ...]]] = {
 }
 
 
-def initialise(network: nn.Module) -> None:
-    """Draw all weights as §3.4 says; biases are 0, and batch norms start as the identity."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # He et al. 2015, "Delving deep", eq. 10
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-
-
 class ResNet(nn.Sequential):
     """Class scores (B, classes) for pictures (B, channels, H, W) of at least 64 pixels a side (§4.1, table 1).
 
@@ -186,7 +178,7 @@ class ResNet(nn.Sequential):
         layers["flatten"] = nn.Flatten()
         layers["fc"] = Linear(features, classes)
         super().__init__(OrderedDict(layers))
-        initialise(self)
+        initialise(self, "he")  # §3.4
 
 
 class SmallResNet(nn.Sequential):
@@ -210,4 +202,4 @@ class SmallResNet(nn.Sequential):
             "linear": Linear(features, classes),
         }
         super().__init__(OrderedDict(layers))
-        initialise(self)
+        initialise(self, "he")  # §3.4

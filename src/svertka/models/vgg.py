@@ -14,6 +14,7 @@ from torch import nn
 from svertka.errors import UsageError
 from svertka.geometry import SMALL
 from svertka.layers import Conv2d, Linear, LocalResponseNorm
+from svertka.models.initial import initialise
 
 # Table 1: the kernels of the convolutions in each of the five blocks, and the channels of a block.
 CHANNELS = (64, 128, 256, 512, 512)
@@ -89,11 +90,7 @@ class VGG(nn.Sequential):
             )
         )
         self.configuration = configuration
-        for name, values in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(values)
-            elif values.ndim > 1:  # a batch norm's weights stay ones
-                nn.init.kaiming_normal_(values, nonlinearity="relu")
+        initialise(self, "he")
 
 
 def starting_tensors(shallow: VGG, deep: VGG) -> dict[str, torch.Tensor]:

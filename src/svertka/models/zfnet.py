@@ -9,6 +9,7 @@ from functools import partial
 from torch import nn
 
 from svertka.layers import Conv2d, Linear, LocalResponseNorm
+from svertka.models.initial import initialise
 
 
 class ZFNet(nn.Sequential):
@@ -55,8 +56,4 @@ class ZFNet(nn.Sequential):
         )
         # §3: "all weights are initialized to 10⁻²": the deviation of a Gaussian, as in AlexNet, since equal
         # weights would stay equal. Biases are zero.
-        for name, values in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(values)
-            else:
-                nn.init.normal_(values, std=0.01)
+        initialise(self, "gaussian")

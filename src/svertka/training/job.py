@@ -23,10 +23,10 @@ from svertka.errors import Interrupted, RunError, TrainingError, UsageError
 from svertka.evaluation.scoring import score
 from svertka.files import storage, sync_folder, write_json
 from svertka.models import zoo
+from svertka.models.initial import initialise
 from svertka.progress import progress, say
 from svertka.run import Run, new_folder
 from svertka.training import checkpoint, plan, summary
-from svertka.training.initial import initialise
 from svertka.training.log import Log
 from svertka.training.loop import State, fit, make_optimizer, steps_of
 from svertka.training.parts import Parts, divide, measured, natural_input, stored_side

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from svertka.data.augment import Augmentation
 from svertka.errors import UsageError
-from svertka.training.initial import Initial
+from svertka.models.initial import Initial
 from svertka.training.schedule import Cosine, Schedule
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.training.initial import Initial, initialise
+from svertka.models.initial import Initial, initialise
 
 
 @pytest.mark.parametrize(("initial", "deviation"), [

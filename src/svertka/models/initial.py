@@ -1,4 +1,4 @@
-"""First weights other than a network's own, to see what they do."""
+"""First weights, as the papers draw them."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ Initial = Literal["gaussian", "glorot", "he"]
 
 
 def initialise(network: nn.Module, initial: Initial) -> None:
-    """Draw the weights of every convolution and dense layer anew, in place; their biases become zero.
+    """Draw the weights of every convolution and dense layer anew, in place; biases become 0, batch norms stay.
 
     gaussian: normal, deviation 0.01 (Krizhevsky et al. 2012 §5; Simonyan & Zisserman 2014 §3.1, who call it variance).
     glorot: uniform, of variance 2 / (fan-in + fan-out) (Glorot & Bengio 2010, eq. 16). he: normal, of variance
