@@ -47,7 +47,7 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tu
     try:
         state = State(**header.pop("state"))
         numbers: Mapping[str, Any] = header.pop("optimizer")
-        choose.repeat(header.pop("convolutions"))  # another algorithm would round otherwise
+        choose.repeat(header.pop("convolutions", {}))  # another algorithm would round otherwise
         network.load_state_dict(_under("network.", tensors))
         _restore_optimizer(optimizer, _under("optimizer.", tensors) | dict(numbers))
         if distributed.is_first():
