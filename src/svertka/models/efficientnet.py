@@ -89,13 +89,13 @@ class InvertedResidual(nn.Sequential):
             layers |= {
                 "expand_conv": Conv2d(in_channels, width, 1, bias=False),
                 "bn0": norm(width),
-                "relu0": nn.ReLU6(),
+                "relu0": nn.ReLU6(inplace=True),
             }
         layers |= {
             "pad": SamePadding(kernel, stride),
             "depthwise_conv": Conv2d(width, width, kernel, stride, groups=width, bias=False),
             "bn1": norm(width),
-            "relu1": nn.ReLU6(),
+            "relu1": nn.ReLU6(inplace=True),
             "project_conv": Conv2d(width, out_channels, 1, bias=False),
             "bn2": norm(out_channels),
         }
@@ -133,11 +133,11 @@ class EfficientNetLite0(nn.Sequential):
                 pad=SamePadding(3, stride=2),
                 conv_stem=Conv2d(channels, 32, 3, stride=2, bias=False),
                 bn0=norm(32),
-                relu0=nn.ReLU6(),
+                relu0=nn.ReLU6(inplace=True),
                 blocks=nn.Sequential(*blocks),
                 conv_head=Conv2d(in_channels, 1280, 1, bias=False),
                 bn1=norm(1280),
-                relu1=nn.ReLU6(),
+                relu1=nn.ReLU6(inplace=True),
                 pool=nn.AdaptiveAvgPool2d(1),
                 flatten=nn.Flatten(),
                 dropout=nn.Dropout(0.2),

@@ -34,7 +34,7 @@ class Convolution(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         conv = Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2)
-        super().__init__(OrderedDict(conv=conv, relu=nn.ReLU()))
+        super().__init__(OrderedDict(conv=conv, relu=nn.ReLU(inplace=True)))
 
 
 class NormedConvolution(nn.Sequential):
@@ -56,7 +56,7 @@ class NormedConvolution(nn.Sequential):
         padding = (height // 2, width // 2) if padded else 0
         conv = Conv2d(in_channels, out_channels, (height, width), stride, padding, bias=False)
         # 0.001 as in the published weights of all Inception networks, in PyTorch and before
-        super().__init__(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels, eps=1e-3), relu=nn.ReLU()))
+        super().__init__(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels, eps=1e-3), relu=nn.ReLU(inplace=True)))
 
 
 class Branches(nn.Module):
@@ -148,7 +148,7 @@ class Auxiliary(nn.Sequential):
                 conv=convolution(in_channels, 128, 1),
                 flatten=nn.Flatten(),
                 fc1=Linear(128 * 4 * 4, 1024),
-                relu=nn.ReLU(),
+                relu=nn.ReLU(inplace=True),
                 dropout=nn.Dropout(0.7),
                 fc2=Linear(1024, classes),
             )

@@ -177,7 +177,7 @@ class ResidualBranches(Branches):
         super().__init__(*branches)
         self.scale = scale
         self.conv2d = Conv2d(width, channels, 1)
-        self.relu = nn.ReLU() if rectified else nn.Identity()
+        self.relu = nn.ReLU(inplace=True) if rectified else nn.Identity()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """The input with what was found added."""

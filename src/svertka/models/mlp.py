@@ -16,7 +16,7 @@ class MLP(nn.Sequential):
             OrderedDict(
                 flatten=nn.Flatten(),
                 hidden=nn.Linear(channels * size * size, hidden),
-                relu=nn.ReLU(),
+                relu=nn.ReLU(inplace=True),
                 output=nn.Linear(hidden, classes),
             )
         )

@@ -61,18 +61,18 @@ class BasicBlock(nn.Module):
         self.out_channels = width
         self.conv1 = Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.relu1 = nn.ReLU()
+        self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = shortcut(in_channels, width, stride)
-        self.relu2 = nn.ReLU()
+        self.relu2 = nn.ReLU(inplace=True)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, H, W) to (B, width, ⌈H / stride⌉, ⌈W / stride⌉)."""
         outputs = self.relu1(self.bn1(self.conv1(inputs)))
         outputs = self.bn2(self.conv2(outputs))
         if self.downsample is not None:
-            outputs = outputs + self.downsample(inputs)
+            outputs += self.downsample(inputs)
         result: torch.Tensor = self.relu2(outputs)
         return result
 
@@ -92,14 +92,14 @@ class Bottleneck(nn.Module):
         first, second = (stride, 1) if stride_first else (1, stride)
         self.conv1 = Conv2d(in_channels, width, 1, first, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.relu1 = nn.ReLU()
+        self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = Conv2d(width, width, 3, second, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.relu2 = nn.ReLU()
+        self.relu2 = nn.ReLU(inplace=True)
         self.conv3 = Conv2d(width, self.out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(self.out_channels)
         self.downsample = shortcut(in_channels, self.out_channels, stride)
-        self.relu3 = nn.ReLU()
+        self.relu3 = nn.ReLU(inplace=True)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, H, W) to (B, 4 · width, ⌈H / stride⌉, ⌈W / stride⌉)."""
@@ -107,7 +107,7 @@ class Bottleneck(nn.Module):
         outputs = self.relu2(self.bn2(self.conv2(outputs)))
         outputs = self.bn3(self.conv3(outputs))
         if self.downsample is not None:
-            outputs = outputs + self.downsample(inputs)
+            outputs += self.downsample(inputs)
         result: torch.Tensor = self.relu3(outputs)
         return result
 
@@ -168,7 +168,7 @@ class ResNet(nn.Sequential):
         layers: dict[str, nn.Module] = {
             "conv1": Conv2d(channels, 64, kernel, stride, padding, bias=False),
             "bn1": nn.BatchNorm2d(64),
-            "relu": nn.ReLU(),
+            "relu": nn.ReLU(inplace=True),
         }
         if not small:
             layers["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)
@@ -195,7 +195,7 @@ class SmallResNet(nn.Sequential):
         layers: dict[str, nn.Module] = {
             "conv1": Conv2d(channels, 16, 3, padding=1, bias=False),
             "bn1": nn.BatchNorm2d(16),
-            "relu": nn.ReLU(),
+            "relu": nn.ReLU(inplace=True),
             **named,
             "pool": nn.AdaptiveAvgPool2d(1),
             "flatten": nn.Flatten(),

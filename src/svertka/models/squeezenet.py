@@ -31,11 +31,11 @@ class Fire(nn.Module):
     def __init__(self, in_channels: int, squeeze: int, expand: int) -> None:
         super().__init__()
         self.squeeze = Conv2d(in_channels, squeeze, 1)
-        self.squeeze_relu = nn.ReLU()
+        self.squeeze_relu = nn.ReLU(inplace=True)
         self.expand1x1 = Conv2d(squeeze, expand, 1)
-        self.expand1x1_relu = nn.ReLU()
+        self.expand1x1_relu = nn.ReLU(inplace=True)
         self.expand3x3 = Conv2d(squeeze, expand, 3, padding=1)
-        self.expand3x3_relu = nn.ReLU()
+        self.expand3x3_relu = nn.ReLU(inplace=True)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, H, W) to (B, 2 · expand, H, W)."""
@@ -55,7 +55,7 @@ class SqueezeNet(nn.Module):
         super().__init__()
         self.features = nn.Sequential(
             Conv2d(channels, 64, 3, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.MaxPool2d(3, stride=2, ceil_mode=True),
             Fire(64, 16, 64),
             Fire(128, 16, 64),
@@ -71,7 +71,7 @@ class SqueezeNet(nn.Module):
         self.classifier = nn.Sequential(
             nn.Dropout(0.5),
             Conv2d(512, classes, 1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )

@@ -69,15 +69,17 @@ class VGG(nn.Sequential):
                     features += [LocalResponseNorm()]
                     continue
                 features += [Conv2d(channels, out_channels, kernel, padding=kernel // 2)]
-                features += [nn.BatchNorm2d(out_channels), nn.ReLU()] if batch_norm else [nn.ReLU()]
+                features += (
+                    [nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)] if batch_norm else [nn.ReLU(inplace=True)]
+                )
                 channels = out_channels
             features += [nn.MaxPool2d(2, ceil_mode=small)]
         classifier = nn.Sequential(
             Linear(channels * grid * grid, width),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Dropout(0.5),
             Linear(width, width),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Dropout(0.5),
             Linear(width, classes),
         )
