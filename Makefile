@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 NATIVE := $(wildcard native/*.* native/*/*.*)
+# A process a core, each with one thread: two with two each would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 BUILD_TOOLS := "scikit-build-core>=0.11" "nanobind>=2.9" $(if $(shell command -v cmake),,cmake) $(if $(shell command -v ninja),,ninja)
 
 # Where a C++ compiler is, a kernel that does not build is an error, and so is a test that does not find the kernels.
@@ -17,10 +19,10 @@ demo: $(INSTALLED)
 	$(BIN)/svertka train digits --output runs/demo
 
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-full: $(INSTALLED) lint
-	$(BIN)/python -m pytest --large
+	$(PYTEST) --large
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check --quiet
