@@ -4,20 +4,22 @@
 
 Speeds are ratios, PyTorch's seconds over ours: above 1 is faster than PyTorch. What ours does with the weights is
 counted. Which algorithm is ours is chosen once, before the clock runs, as in any program (`svertka tune` explains it).
+Both keep the memory of freed tensors, as in a network that is accelerated; without it PyTorch is slower still.
 """
 
 import argparse
 import json
 import statistics
-import time
+from functools import partial
 from typing import Any
 
 import torch
 
 from svertka.conv import choose, direct
 from svertka.conv.choose import PASSES, Pass
-from svertka.device import processor, set_threads
+from svertka.device import keep_memory, processor, set_threads
 from svertka.geometry import ConvShape
+from turns import Way, in_turns, ratios
 
 # (channels, side of the maps, side of the kernel)
 LAYERS = {
@@ -32,17 +34,12 @@ def compare(one_pass: Pass, shape: ConvShape, rounds: int) -> dict[str, Any]:
     """Both ways in turns, each first every other time; their best seconds, and the ratios."""
     first, second = choose.random_tensors(one_pass, shape, torch.channels_last)
     chosen = choose.algorithm("auto", one_pass, shape, first)
-    ways = {"ours": chosen, "pytorch": direct}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    ways: dict[str, Way] = {
+        name: partial(getattr(way, one_pass), first, second, shape)
+        for name, way in (("ours", chosen), ("pytorch", direct))
+    }
     with torch.inference_mode():
-        for number in range(rounds + 1):
-            order = list(ways.items())[:: 1 if number % 2 else -1]
-            for name, way in order:
-                began = time.perf_counter()
-                getattr(way, one_pass)(first, second, shape)
-                if number:  # the first warms up
-                    seconds[name].append(time.perf_counter() - began)
-    ratios = [theirs / ours for theirs, ours in zip(seconds["pytorch"], seconds["ours"], strict=True)]
+        seconds = in_turns(ways, rounds)
     best = {name: min(times) for name, times in seconds.items()}
     return {
         "pass": one_pass,
@@ -50,10 +47,7 @@ def compare(one_pass: Pass, shape: ConvShape, rounds: int) -> dict[str, Any]:
         "ms": 1e3 * best["ours"],
         "pytorch_ms": 1e3 * best["pytorch"],
         "gflops": 2e-9 * shape.multiply_adds / best["ours"],
-        "ratio_of_best": best["pytorch"] / best["ours"],
-        "ratio_median": statistics.median(ratios),
-        "ratio_least": min(ratios),
-    }
+    } | ratios(seconds["pytorch"], seconds["ours"])
 
 
 def main() -> None:
@@ -66,6 +60,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     threads = set_threads(options.threads)
+    keep_memory()
     rows = []
     for group in options.only:
         batch = LARGE_BATCH if group == "large" else options.batch

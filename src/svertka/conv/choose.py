@@ -38,8 +38,8 @@ class Algorithm(Protocol):
     def why_not(self, shape: ConvShape, dtype: torch.dtype) -> str | None:
         """Why it cannot do `shape`, as a phrase, or None."""
 
-    def forward(self, x: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
-        """(N, O, H', W') of x (N, C, H, W) and weight (O, C / groups, kh, kw)."""
+    def forward(self, x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
+        """(N, O, H', W') of x (N, C, H, W), weight (O, C / groups, kh, kw) and bias (O)."""
 
     def input_gradient(self, gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
         """(N, C, H, W)."""

@@ -9,9 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from svertka.conv import choose
+from svertka.conv import choose, direct
 from svertka.geometry import ConvShape, output_size
 
 _library: Any = torch.library  # which PyTorch leaves without types
@@ -22,15 +23,54 @@ LIBRARY.define(f"input_gradient(Tensor gradient, Tensor weight, SymInt[2] size, 
 LIBRARY.define(f"weight_gradient(Tensor gradient, Tensor x, SymInt[2] kernel, {SETTINGS}) -> Tensor")
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, ...]) -> Tensor:
-    """What the operator `convolution` gives; without it where nobody looks on, since it takes long to call."""
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, name: str) -> Tensor:
+    """What the operator `convolution` gives, by the algorithm of that `name`; without it where nobody looks on."""
+    layout = shape.stride, shape.padding, shape.dilation, shape.groups
     if not _is_eager(x, weight, bias):
-        result: Tensor = torch.ops.svertka.convolution(x, weight, bias, *settings)
+        result: Tensor = torch.ops.svertka.convolution(x, weight, bias, *layout, name)
+    elif _is_direct(("forward", "input_gradient"), shape, x, weight, name):
+        result = torch.conv2d(x, weight, bias, *layout).contiguous(memory_format=_layout(x))
     elif torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, weight, bias)):
-        result = _Convolution.apply(x, weight, bias, settings)  # type: ignore[no-untyped-call]
+        result = _Convolution.apply(x, weight, bias, (*layout, name))  # type: ignore[no-untyped-call]
     else:
-        result = _convolution(x, weight, bias, *settings)
+        result = _convolution(x, weight, bias, *layout, name)
     return result
+
+
+def transpose(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, extra: tuple[int, int], name: str
+) -> Tensor:
+    """What the operator `input_gradient` gives, plus `bias`, for results `x` of a convolution of that `shape`.
+
+    `extra`: rows and columns that the convolution's input has beyond the smallest with so many results.
+    """
+    layout = shape.stride, shape.padding, shape.dilation, shape.groups
+    eager = _is_eager(x, weight, bias)
+    if eager and _is_direct(("input_gradient", "forward"), shape, x, weight, name):
+        result = torch.conv_transpose2d(x, weight, bias, *layout[:2], extra, shape.groups, shape.dilation)
+        return result.contiguous(memory_format=_layout(x))
+    # More output than a stride: the convolution back has a position more, at which nothing comes in.
+    x = F.pad(x, (0, shape.out_width - x.shape[3], 0, shape.out_height - x.shape[2]))
+    size, settings = (shape.height, shape.width), (*layout, name)
+    if not eager:
+        result = torch.ops.svertka.input_gradient(x, weight, size, *settings)
+    elif torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        result = _InputGradient.apply(x, weight, size, settings)  # type: ignore[no-untyped-call]
+    else:
+        result = _input_gradient(x, weight, size, *settings)
+    return result if bias is None else result + bias[:, None, None]
+
+
+def _is_direct(passes: tuple[choose.Pass, choose.Pass], shape: ConvShape, x: Tensor, weight: Tensor, name: str) -> bool:
+    """Whether PyTorch's own is fastest for the first of `passes` and all derivatives, of which the second is that of x.
+
+    Then it is called as if we were not there: its own derivatives take less time to get at than ours.
+    """
+    own, of_x = passes
+    wanted = [own]
+    if torch.is_grad_enabled():
+        wanted += [of_x] * x.requires_grad + ["weight_gradient"] * weight.requires_grad
+    return bool(x.numel()) and all(choose.algorithm(name, one, shape, x) is direct for one in wanted)
 
 
 def _is_eager(*tensors: Tensor | None) -> bool:
@@ -58,9 +98,7 @@ def _convolution(
     shape = _shape(x.shape, weight.shape, *map(tuple, (stride, padding, dilation)), groups)
     if not x.numel():
         return x.new_zeros(shape.output)
-    result = choose.algorithm(name, "forward", shape, x).forward(x, weight, shape)
-    if bias is not None:
-        result = result + bias[:, None, None]
+    result = choose.algorithm(name, "forward", shape, x).forward(x, weight, shape, bias)
     return result.contiguous(memory_format=_layout(x))
 
 
@@ -130,19 +168,37 @@ class _Convolution(torch.autograd.Function):
         return _convolution_backward(ctx, upstream[0])[:4]
 
 
+class _InputGradient(torch.autograd.Function):
+    """The same for a transposed convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, weight: Tensor, size: Pair, settings: tuple[Any, ...]) -> Tensor:
+        ctx.save_for_backward(gradient, weight)
+        ctx.settings = settings
+        return _input_gradient(gradient, weight, size, *settings)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+        return _input_gradient_backward(ctx, upstream[0])[:4]
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Keep the two tensors that the result is linear in, and the settings behind the third argument."""
     ctx.save_for_backward(*inputs[:2])
     ctx.settings = inputs[3:]
 
 
+def _passes(*tensors: Tensor) -> tuple[Any, Any, Any]:
+    """The three passes of `tensors`: as operators, or as what these call, where nobody looks on or will derive them."""
+    if not torch.is_grad_enabled() and _is_eager(*tensors):
+        return _convolution, _input_gradient, _weight_gradient
+    return torch.ops.svertka.convolution, torch.ops.svertka.input_gradient, torch.ops.svertka.weight_gradient
+
+
 def _convolution_backward(context: Any, upstream: Tensor) -> tuple[Any, ...]:
     (x, weight), settings = context.saved_tensors, context.settings
     wants_x, wants_weight, wants_bias, *_ = context.needs_input_grad
-    input_gradient: Any = torch.ops.svertka.input_gradient
-    weight_gradient: Any = torch.ops.svertka.weight_gradient
-    if not torch.is_grad_enabled() and _is_eager(upstream, x, weight):  # nobody will derive this again
-        input_gradient, weight_gradient = _input_gradient, _weight_gradient
+    _, input_gradient, weight_gradient = _passes(upstream, x, weight)
     return (
         input_gradient(upstream, weight, x.shape[2:], *settings) if wants_x else None,
         weight_gradient(upstream, x, weight.shape[2:], *settings) if wants_weight else None,
@@ -154,9 +210,10 @@ def _convolution_backward(context: Any, upstream: Tensor) -> tuple[Any, ...]:
 def _input_gradient_backward(context: Any, upstream: Tensor) -> tuple[Any, ...]:
     (gradient, weight), settings = context.saved_tensors, context.settings
     wants_gradient, wants_weight, *_ = context.needs_input_grad
+    convolution, _, weight_gradient = _passes(upstream, gradient, weight)
     return (
-        torch.ops.svertka.convolution(upstream, weight, None, *settings) if wants_gradient else None,
-        torch.ops.svertka.weight_gradient(gradient, upstream, weight.shape[2:], *settings) if wants_weight else None,
+        convolution(upstream, weight, None, *settings) if wants_gradient else None,
+        weight_gradient(gradient, upstream, weight.shape[2:], *settings) if wants_weight else None,
         *[None] * (1 + len(settings)),
     )
 
@@ -164,9 +221,10 @@ def _input_gradient_backward(context: Any, upstream: Tensor) -> tuple[Any, ...]:
 def _weight_gradient_backward(context: Any, upstream: Tensor) -> tuple[Any, ...]:
     (gradient, x), settings = context.saved_tensors, context.settings
     wants_gradient, wants_x, *_ = context.needs_input_grad
+    convolution, input_gradient, _ = _passes(upstream, gradient, x)
     return (
-        torch.ops.svertka.convolution(x, upstream, None, *settings) if wants_gradient else None,
-        torch.ops.svertka.input_gradient(gradient, upstream, x.shape[2:], *settings) if wants_x else None,
+        convolution(x, upstream, None, *settings) if wants_gradient else None,
+        input_gradient(gradient, upstream, x.shape[2:], *settings) if wants_x else None,
         *[None] * (1 + len(settings)),
     )
 
