@@ -29,11 +29,11 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, n
     if not _is_eager(x, weight, bias):
         result: Tensor = torch.ops.svertka.convolution(x, weight, bias, *layout, name)
     elif _is_direct(("forward", "input_gradient"), shape, x, weight, name):
-        result = torch.conv2d(x, weight, bias, *layout).contiguous(memory_format=_layout(x))
+        result = torch.conv2d(x, weight, bias, *layout).contiguous(memory_format=_layout(x, weight))
     elif torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, weight, bias)):
         result = _Convolution.apply(x, weight, bias, (*layout, name))  # type: ignore[no-untyped-call]
     elif (packed := _kept(x, weight, shape, name)) is not None:
-        result = native_winograd.finished(x, packed, shape, bias=bias).contiguous(memory_format=_layout(x))
+        result = native_winograd.finished(x, packed, shape, bias=bias).contiguous(memory_format=_layout(x, weight))
     else:
         result = _convolution(x, weight, bias, *layout, name)
     return result
@@ -50,7 +50,7 @@ def transpose(
     eager = _is_eager(x, weight, bias)
     if eager and _is_direct(("input_gradient", "forward"), shape, x, weight, name):
         result = torch.conv_transpose2d(x, weight, bias, *layout[:2], extra, shape.groups, shape.dilation)
-        return result.contiguous(memory_format=_layout(x))
+        return result.contiguous(memory_format=_layout(x, weight))
     # More output than a stride: the convolution back has a position more, at which nothing comes in.
     x = F.pad(x, (0, shape.out_width - x.shape[3], 0, shape.out_height - x.shape[2]))
     size, settings = (shape.height, shape.width), (*layout, name)
@@ -92,10 +92,18 @@ def _is_eager(*tensors: Tensor | None) -> bool:
     )
 
 
-def _layout(tensor: Tensor) -> torch.memory_format:
-    """The memory order of what is made of `tensor`: channels-last where it is so itself, and not both."""
-    last = tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+def _layout(x: Tensor, other: Tensor) -> torch.memory_format:
+    """The memory order of what is made of both: that of `x`, or where its channel makes it both orders, of `other`."""
+    both = x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    last = _is_channels_last(x) or (both and _is_channels_last(other))
     return torch.channels_last if last else torch.contiguous_format
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    """Whether it is so and not both, or by its strides meant to be, as PyTorch sees it too."""
+    if not tensor.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return not tensor.is_contiguous() or (tensor.stride(1) == 1 and tensor.stride(3) == tensor.shape[1])
 
 
 Pair = list[int] | tuple[int, int]
@@ -108,7 +116,7 @@ def _convolution(
     if not x.numel():
         return x.new_zeros(shape.output)
     result = choose.algorithm(name, "forward", shape, x).forward(x, weight, shape, bias)
-    return result.contiguous(memory_format=_layout(x))
+    return result.contiguous(memory_format=_layout(x, weight))
 
 
 def _input_gradient(
@@ -119,7 +127,7 @@ def _input_gradient(
     if not gradient.numel():
         return gradient.new_zeros(inputs)
     result = choose.algorithm(name, "input_gradient", shape, gradient).input_gradient(gradient, weight, shape)
-    return result.contiguous(memory_format=_layout(gradient))
+    return result.contiguous(memory_format=_layout(gradient, weight))
 
 
 def _weight_gradient(
@@ -130,7 +138,7 @@ def _weight_gradient(
     if not x.numel():
         return x.new_zeros(weight)
     result = choose.algorithm(name, "weight_gradient", shape, x).weight_gradient(gradient, x, shape)
-    return result.contiguous(memory_format=_layout(x))
+    return result.contiguous(memory_format=_layout(x, gradient))
 
 
 @lru_cache(4096)  # a shape is met again and again, and to look it up takes a tenth of the time
@@ -148,19 +156,19 @@ def _fake_convolution(
         output_size(side, taps, step, pad, apart)
         for side, taps, step, pad, apart in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     ]
-    return x.new_empty(x.shape[0], weight.shape[0], *size).contiguous(memory_format=_layout(x))
+    return x.new_empty(x.shape[0], weight.shape[0], *size).contiguous(memory_format=_layout(x, weight))
 
 
 def _fake_input_gradient(gradient: Tensor, weight: Tensor, size: Pair, *settings: Any) -> Tensor:
     groups = settings[3]
     empty = gradient.new_empty(gradient.shape[0], weight.shape[1] * groups, *size)
-    return empty.contiguous(memory_format=_layout(gradient))
+    return empty.contiguous(memory_format=_layout(gradient, weight))
 
 
 def _fake_weight_gradient(gradient: Tensor, x: Tensor, kernel: Pair, *settings: Any) -> Tensor:
     groups = settings[3]
     empty = x.new_empty(gradient.shape[1], x.shape[1] // groups, *kernel)
-    return empty.contiguous(memory_format=_layout(x))
+    return empty.contiguous(memory_format=_layout(x, gradient))
 
 
 class _Convolution(torch.autograd.Function):
