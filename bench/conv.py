@@ -3,21 +3,24 @@
     python bench/conv.py [--batch 16] [--threads 2] [--rounds 7] [--only vgg resnet large] [--json]
 
 Speeds are ratios, PyTorch's seconds over ours: above 1 is faster than PyTorch. What ours does with the weights is
-counted. Which algorithm is ours is chosen once, before the clock runs, as in any program (`svertka tune` explains it).
+counted; "forward, packed" is with weights that lie as the kernels read them, as in inference from the second call on.
+Which algorithm is ours is chosen once, before the clock runs, as in any program (`svertka tune` explains it).
+Both keep the memory of freed tensors, as in a network that is accelerated; without it PyTorch is slower still.
 """
 
 import argparse
 import json
 import statistics
-import time
+from functools import partial
 from typing import Any
 
 import torch
 
-from svertka.conv import choose, direct
+from svertka.conv import choose, direct, native, native_winograd
 from svertka.conv.choose import PASSES, Pass
-from svertka.device import processor, set_threads
+from svertka.device import keep_memory, processor, set_threads
 from svertka.geometry import ConvShape
+from turns import Way, in_turns, ratios
 
 # (channels, side of the maps, side of the kernel)
 LAYERS = {
@@ -28,32 +31,26 @@ LAYERS = {
 LARGE_BATCH = 8
 
 
-def compare(one_pass: Pass, shape: ConvShape, rounds: int) -> dict[str, Any]:
-    """Both ways in turns, each first every other time; their best seconds, and the ratios."""
+def compare(one_pass: Pass, shape: ConvShape, rounds: int, *, packed: bool = False) -> dict[str, Any]:
+    """Both ways in turns; their best seconds, and the ratios. `packed`: ours with weights packed beforehand."""
     first, second = choose.random_tensors(one_pass, shape, torch.channels_last)
-    chosen = choose.algorithm("auto", one_pass, shape, first)
-    ways = {"ours": chosen, "pytorch": direct}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    chosen = native_winograd if packed else choose.algorithm("auto", one_pass, shape, first)
+    ways: dict[str, Way] = {
+        "ours": partial(native_winograd.finished, first, native_winograd.pack(second), shape)
+        if packed
+        else partial(getattr(chosen, one_pass), first, second, shape),
+        "pytorch": partial(getattr(direct, one_pass), first, second, shape),
+    }
     with torch.inference_mode():
-        for number in range(rounds + 1):
-            order = list(ways.items())[:: 1 if number % 2 else -1]
-            for name, way in order:
-                began = time.perf_counter()
-                getattr(way, one_pass)(first, second, shape)
-                if number:  # the first warms up
-                    seconds[name].append(time.perf_counter() - began)
-    ratios = [theirs / ours for theirs, ours in zip(seconds["pytorch"], seconds["ours"], strict=True)]
+        seconds = in_turns(ways, rounds)
     best = {name: min(times) for name, times in seconds.items()}
     return {
-        "pass": one_pass,
+        "pass": f"{one_pass}, packed" if packed else one_pass,
         "algorithm": next(name for name, known in choose.ALGORITHMS.items() if known is chosen),
         "ms": 1e3 * best["ours"],
         "pytorch_ms": 1e3 * best["pytorch"],
         "gflops": 2e-9 * shape.multiply_adds / best["ours"],
-        "ratio_of_best": best["pytorch"] / best["ours"],
-        "ratio_median": statistics.median(ratios),
-        "ratio_least": min(ratios),
-    }
+    } | ratios(seconds["pytorch"], seconds["ours"])
 
 
 def main() -> None:
@@ -66,26 +63,26 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     threads = set_threads(options.threads)
+    keep_memory()
     rows = []
     for group in options.only:
         batch = LARGE_BATCH if group == "large" else options.batch
         for channels, side, kernel in LAYERS[group]:
             sizes = (batch, channels, side, side), (channels, channels, kernel, kernel)
             shape = ConvShape.of(*sizes, padding=kernel // 2)
-            for one_pass in PASSES:
-                rows.append(
-                    {"layer": f"{channels}@{side}, {kernel}×{kernel}"} | compare(one_pass, shape, options.rounds)
-                )
+            comparisons = [partial(compare, one_pass, shape, options.rounds) for one_pass in PASSES]
+            if kernel == 3 and not native.why_not():
+                comparisons.append(partial(compare, "forward", shape, options.rounds, packed=True))
+            for comparison in comparisons:
+                rows.append({"layer": f"{channels}@{side}, {kernel}×{kernel}"} | comparison())
                 if not options.json:
-                    print("{layer:16} {pass:16} {algorithm:10} {ms:9.2f} ms {gflops:6.0f} GFLOP/s  "
+                    print("{layer:16} {pass:16} {algorithm:15} {ms:9.2f} ms {gflops:6.0f} GFLOP/s  "
                           "PyTorch {pytorch_ms:9.2f} ms  {ratio_of_best:6.2f}× (median {ratio_median:.2f}, "
                           "least {ratio_least:.2f})".format(**rows[-1]), flush=True)  # fmt: skip
+    small = [row for row in rows if row["layer"].endswith("3×3")]
     means = {
-        one_pass: statistics.geometric_mean(
-            row["ratio_of_best"] for row in rows if row["pass"] == one_pass and row["layer"].endswith("3×3")
-        )
-        for one_pass in PASSES
-        if any(row["layer"].endswith("3×3") for row in rows)
+        name: statistics.geometric_mean(row["ratio_of_best"] for row in small if row["pass"] == name)
+        for name in dict.fromkeys(row["pass"] for row in small)
     }
     if options.json:
         print(json.dumps({"processor": processor(), "threads": threads, "rows": rows, "3×3, geometric means": means}))

@@ -14,7 +14,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +24,8 @@ from torch import Tensor, nn
 
 from svertka.models.inception_v4 import from_timm
 from svertka.models.zoo import find
+from train_step import training
+from turns import in_turns, ratios, seconds
 
 TOLERANCE = 1e-5
 LEAST, MOST = 0.1, 2.0  # seconds that a step should take, for its time to mean something
@@ -97,30 +98,6 @@ def forward(network: nn.Module, pictures: Tensor) -> Callable[[], None]:
     return step
 
 
-def training(network: nn.Module, pictures: Tensor) -> Callable[[], None]:
-    """One step of training, auxiliary classifiers included."""
-    network.train()
-    labels = torch.arange(len(pictures)) % 1000
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-9, momentum=0.9)  # so small that no value runs away
-
-    def step() -> None:
-        optimizer.zero_grad()
-        outputs = network(pictures)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        loss: Any = sum(nn.functional.cross_entropy(one, labels) for one in outputs)
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def seconds(step: Callable[[], None]) -> float:
-    """Of one step."""
-    began = time.perf_counter()
-    step()
-    return time.perf_counter() - began
-
-
 def speeds(
     make: Callable[[nn.Module, Tensor], Callable[[], None]],
     networks: tuple[nn.Module, nn.Module],
@@ -144,20 +121,14 @@ def speeds(
                 batch *= 2
             else:
                 break
-        times: list[tuple[float, float]] = []
-        for number in range(rounds):
-            if number % 2:
-                their_time, our_time = seconds(steps[1]), seconds(steps[0])
-            else:
-                our_time, their_time = seconds(steps[0]), seconds(steps[1])
-            times.append((our_time, their_time))
-        ratios = [their_time / our_time for our_time, their_time in times]
+        times = in_turns({"our": steps[0], "their": steps[1]}, rounds)
+        ratio = ratios(times["their"], times["our"])
         result[name] = {
             "batch": batch,
-            "images_per_second": batch / statistics.median(our_time for our_time, _ in times),
-            "median": statistics.median(ratios),
-            "least": min(ratios),
-            "best": min(their_time for _, their_time in times) / min(our_time for our_time, _ in times),
+            "images_per_second": batch / statistics.median(times["our"]),
+            "median": ratio["ratio_median"],
+            "least": ratio["ratio_least"],
+            "best": ratio["ratio_of_best"],
         }
     return result
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from svertka.conv.accelerate import accelerate, restore
+from svertka.data.published import open_published
 from svertka.models.zoo import MODELS
 
 
@@ -75,6 +76,48 @@ def test_every_kind_of_layer():
         torch.testing.assert_close(layer(x[0]), expected[0], rtol=1e-4, atol=1e-5)
     size = [24, 26]
     torch.testing.assert_close(layers[3](x, output_size=size), restore(layers[3])(x, output_size=size))
+
+
+def losses(seed, steps, batch, pictures, labels, *, with_engine):
+    """Cross-entropies of the steps of training ResNet-20 from `seed`, which draws first weights and batches."""
+    torch.manual_seed(seed)
+    network = MODELS["resnet20"].build().to(memory_format=torch.channels_last)
+    if with_engine:
+        accelerate(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    found = []
+    for _ in range(steps):
+        chosen = torch.randint(len(labels), (batch,))
+        images = (pictures[chosen].float() / 255 - 0.47) / 0.25
+        loss = nn.functional.cross_entropy(network(images), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return torch.tensor(found)
+
+
+@pytest.mark.large
+def test_it_trains_as_well_within_the_spread_of_two_seeds(shared_data, large_count):
+    steps, batch, window = large_count(8, 200), large_count(32, 128), large_count(1, 20)
+    cifar = open_published("cifar10")
+    some = slice(0, 20_000)
+    pictures = torch.from_numpy(cifar.pictures.array[some]).permute(0, 3, 1, 2)  # channels-last as they lie
+    data = pictures, torch.from_numpy(cifar.labels[some]).long()
+    plain, engine = (losses(1, steps, batch, *data, with_engine=way) for way in (False, True))
+    other = losses(2, steps, batch, *data, with_engine=False)
+
+    def apart(one, another):
+        """The mean distance of two curves, each smoothed over a window."""
+        return float((one - another).unfold(0, window, window).mean(1).abs().mean())
+
+    print(
+        f"engine {apart(engine, plain):.4f}, another seed {apart(other, plain):.4f}",
+        engine[-20:].mean(),
+        plain[-20:].mean(),
+    )
+    torch.testing.assert_close(engine[:2], plain[:2], rtol=1e-4, atol=1e-4)  # later rounding has grown
+    assert apart(engine, plain) <= apart(other, plain)
 
 
 class Doubled(nn.Conv2d):

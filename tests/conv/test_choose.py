@@ -110,6 +110,7 @@ def test_the_winner_has_to_be_clearly_faster():
     assert winner({"direct": Trial(1.0), "gemm": Trial(0.98)}) == "direct"
     assert winner({"direct": Trial(1.0), "gemm": Trial(0.9), "fft": Trial(0.8)}) == "fft"
     assert winner({"direct": Trial(1.0), "gemm": Trial(None, "no")}) == "direct"
+    assert winner({"direct": Trial(1e-4), "gemm": Trial(9e-5)}) == "direct"  # to get there takes longer than is won
 
 
 def test_trials_are_real():

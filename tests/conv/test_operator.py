@@ -4,12 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from svertka.conv import native
 from svertka.conv.choose import ALGORITHMS
 from svertka.conv.functions import conv2d, conv_transpose2d
+from svertka.conv.operator import transpose
+from svertka.geometry import ConvShape
+
+OF_3_BY_3 = [name for name in ALGORITHMS if name != "pointwise"]
 
 
 @pytest.mark.parametrize(
-    "name", ["auto", *(name for name in ALGORITHMS if not name.startswith("native"))]
+    "name", ["auto", *(name for name in OF_3_BY_3 if not name.startswith("native"))]
 )  # float32 only
 def test_first_and_second_derivatives(name):
     torch.manual_seed(1)
@@ -21,6 +26,52 @@ def test_first_and_second_derivatives(name):
     torch.autograd.gradgradcheck(lambda *given: conv2d(*given, **options), tensors)
     transposed = [tensors[0], torch.randn(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)]
     torch.autograd.gradgradcheck(lambda *given: conv_transpose2d(*given, None, 2, 1, 1), transposed)
+
+
+@pytest.mark.parametrize("name", ["direct", "gemm"])
+def test_derivatives_of_the_transposed_one(name):
+    torch.manual_seed(5)
+    shape = ConvShape.of((2, 3, 8, 7), (4, 3, 3, 3), stride=2, padding=1)  # 4×4: a row beyond the smallest, 7×7
+    sizes = shape.output, shape.weight, (3,)
+    x, weight, bias = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes)
+
+    def transposed(*tensors):
+        return transpose(*tensors, shape, (1, 0), name)
+
+    expected = F.conv_transpose2d(x, weight, bias, 2, 1, (1, 0))
+    torch.testing.assert_close(transposed(x, weight, bias), expected)
+    torch.testing.assert_close(transposed(x.detach(), weight.detach(), None), expected - bias[:, None, None])
+    torch.autograd.gradcheck(transposed, (x, weight, bias))
+    torch.autograd.gradgradcheck(transposed, (x, weight, bias))
+
+
+@pytest.mark.parametrize("name", [name for name in OF_3_BY_3 if not native.why_not() or not name.startswith("native")])
+def test_every_algorithm_adds_the_bias(name):
+    torch.manual_seed(6)
+    x, weight, bias = torch.randn(2, 4, 9, 8), torch.randn(5, 4, 3, 3), torch.randn(5, requires_grad=True)
+    expected = F.conv2d(x, weight, bias, padding=1)
+    found = conv2d(x, weight, bias, padding=1, algorithm=name)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    upstream = torch.randn_like(found)
+    torch.testing.assert_close(torch.autograd.grad(found, bias, upstream)[0], upstream.sum((0, 2, 3)))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["direct", "gemm"])
+def test_with_one_channel_the_weights_tell_the_memory_order_as_in_pytorch(layout, name):
+    x = torch.randn(2, 1, 8, 9)  # in both orders at once
+    weight = torch.nn.Conv2d(1, 4, 3).to(memory_format=layout).weight
+    assert weight.is_contiguous()
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    found, expected = conv2d(x, weight, algorithm=name), F.conv2d(x, weight)
+    assert found.stride() == expected.stride()
+
+
+def test_where_pytorchs_own_is_fastest_its_own_derivatives_are_used():
+    x, weight = torch.randn(2, 4, 9, 8), torch.randn(5, 4, 3, 3, requires_grad=True)
+    assert type(conv2d(x, weight, algorithm="direct").grad_fn) is type(F.conv2d(x, weight).grad_fn)
+    last = weight.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert conv2d(x, last, algorithm="direct").is_contiguous()  # as the input, where PyTorch's is as the weights
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

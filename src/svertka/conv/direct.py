@@ -9,9 +9,12 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> None:
     """None: it can do whatever PyTorch can."""
 
 
-def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
-    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W')."""
-    return torch.conv2d(x, weight, None, shape.stride, shape.padding, shape.dilation, shape.groups)
+def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W').
+
+    `bias`: (O), added.
+    """
+    return torch.conv2d(x, weight, bias, shape.stride, shape.padding, shape.dilation, shape.groups)
 
 
 def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:

@@ -39,12 +39,16 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     return None
 
 
-def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
-    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W')."""
+def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W').
+
+    `bias`: (O), added.
+    """
     circles = _circles(shape)
     products = torch.einsum("gocuv,ngcuv->ngouv", _of_taps(weight, shape).conj(), _of_pixels(x, shape))
     rows, columns = _places(shape, x.device)
-    return _back(products, circles).flatten(1, 2).index_select(2, rows).index_select(3, columns)
+    result = _back(products, circles).flatten(1, 2).index_select(2, rows).index_select(3, columns)
+    return result if bias is None else result + bias[:, None, None]
 
 
 def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:

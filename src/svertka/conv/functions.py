@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from svertka.conv import choose
-from svertka.conv.operator import convolve
+from svertka.conv.operator import convolve, transpose
 from svertka.errors import UsageError
 from svertka.geometry import ConvShape
 
@@ -49,7 +49,7 @@ def conv2d(
         choose.need(algorithm, shape, x.dtype)
     if _is_transformed() or (algorithm == "auto" and not _is_ours(x)):
         return torch.conv2d(x, weight, bias, shape.stride, shape.padding, shape.dilation, groups)
-    return convolve(x, weight, bias, (shape.stride, shape.padding, shape.dilation, groups, algorithm))
+    return convolve(x, weight, bias, shape, algorithm)
 
 
 def conv_transpose2d(
@@ -91,11 +91,7 @@ def conv_transpose2d(
     shape = _checked((x.shape[0], weight.shape[1] * groups, *size), weight.shape, *pairs, groups)
     if _is_transformed() or not _is_ours(x):
         return torch.conv_transpose2d(x, weight, bias, shape.stride, shape.padding, extra, groups, shape.dilation)
-    # More output than a stride: the convolution back has a position more, at which nothing comes in.
-    x = F.pad(x, (0, shape.out_width - x.shape[3], 0, shape.out_height - x.shape[2]))
-    settings = shape.stride, shape.padding, shape.dilation, groups, "auto"
-    result: Tensor = torch.ops.svertka.input_gradient(x, weight, size, *settings)
-    return result if bias is None else result + bias[:, None, None]
+    return transpose(x, weight, bias, shape, extra, "auto")
 
 
 def _need_alike(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

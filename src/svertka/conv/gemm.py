@@ -28,9 +28,13 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     return None
 
 
-def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
-    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W')."""
-    return (_rows(weight, shape) @ _patches(x, shape)).reshape(shape.output)
+def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W').
+
+    `bias`: (O), added.
+    """
+    result = (_rows(weight, shape) @ _patches(x, shape)).reshape(shape.output)
+    return result if bias is None else result + bias[:, None, None]
 
 
 def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:

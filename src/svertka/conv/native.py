@@ -8,7 +8,7 @@ from torch import Tensor
 
 from svertka.errors import UsageError
 
-__all__ = ["channels_last", "empty", "instruction_sets", "kernels", "use", "why_not"]
+__all__ = ["channels_last", "empty", "instruction_sets", "kernels", "use", "used", "why_not"]
 
 MISSING: str | None = None
 try:
@@ -36,6 +36,16 @@ def instruction_sets() -> tuple[str, ...]:
 def use(instructions: str) -> None:
     """From now on compute with this one of `instruction_sets()` in place of the first; what was packed is void."""
     kernels.use(instructions)
+    global _used
+    _used = instructions
+
+
+def used() -> str:
+    """The one of `instruction_sets()` that is computed with."""
+    return _used
+
+
+_used = "" if MISSING else instruction_sets()[0]
 
 
 def channels_last(tensor: Tensor) -> Tensor:

@@ -30,9 +30,9 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     return None
 
 
-def forward(x: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
-    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C, 3, 3): (N, O, H', W')."""
-    return _forward(x, channels_last(weight), native.kernels.Order.PLAIN, _sizes(shape), shape.output)
+def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
+    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C, 3, 3), plus `bias`, (O): (N, O, H', W')."""
+    return _forward(x, channels_last(weight), native.kernels.Order.PLAIN, _sizes(shape), shape.output, bias)
 
 
 def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:

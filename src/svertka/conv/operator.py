@@ -9,9 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from svertka.conv import choose
+from svertka.conv import choose, direct, kept, native_winograd
 from svertka.geometry import ConvShape, output_size
 
 _library: Any = torch.library  # which PyTorch leaves without types
@@ -22,15 +23,63 @@ LIBRARY.define(f"input_gradient(Tensor gradient, Tensor weight, SymInt[2] size, 
 LIBRARY.define(f"weight_gradient(Tensor gradient, Tensor x, SymInt[2] kernel, {SETTINGS}) -> Tensor")
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, ...]) -> Tensor:
-    """What the operator `convolution` gives; without it where nobody looks on, since it takes long to call."""
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, name: str) -> Tensor:
+    """What the operator `convolution` gives, by the algorithm of that `name`; without it where nobody looks on."""
+    layout = shape.stride, shape.padding, shape.dilation, shape.groups
     if not _is_eager(x, weight, bias):
-        result: Tensor = torch.ops.svertka.convolution(x, weight, bias, *settings)
+        result: Tensor = torch.ops.svertka.convolution(x, weight, bias, *layout, name)
+    elif _is_direct(("forward", "input_gradient"), shape, x, weight, name):
+        result = torch.conv2d(x, weight, bias, *layout).contiguous(memory_format=_layout(x, weight))
     elif torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, weight, bias)):
-        result = _Convolution.apply(x, weight, bias, settings)  # type: ignore[no-untyped-call]
+        result = _Convolution.apply(x, weight, bias, (*layout, name))  # type: ignore[no-untyped-call]
+    elif (packed := _kept(x, weight, shape, name)) is not None:
+        result = native_winograd.finished(x, packed, shape, bias=bias).contiguous(memory_format=_layout(x, weight))
     else:
-        result = _convolution(x, weight, bias, *settings)
+        result = _convolution(x, weight, bias, *layout, name)
     return result
+
+
+def transpose(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, extra: tuple[int, int], name: str
+) -> Tensor:
+    """What the operator `input_gradient` gives, plus `bias`, for results `x` of a convolution of that `shape`.
+
+    `extra`: rows and columns that the convolution's input has beyond the smallest with so many results.
+    """
+    layout = shape.stride, shape.padding, shape.dilation, shape.groups
+    eager = _is_eager(x, weight, bias)
+    if eager and _is_direct(("input_gradient", "forward"), shape, x, weight, name):
+        result = torch.conv_transpose2d(x, weight, bias, *layout[:2], extra, shape.groups, shape.dilation)
+        return result.contiguous(memory_format=_layout(x, weight))
+    # More output than a stride: the convolution back has a position more, at which nothing comes in.
+    x = F.pad(x, (0, shape.out_width - x.shape[3], 0, shape.out_height - x.shape[2]))
+    size, settings = (shape.height, shape.width), (*layout, name)
+    if not eager:
+        result = torch.ops.svertka.input_gradient(x, weight, size, *settings)
+    elif torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        result = _InputGradient.apply(x, weight, size, settings)  # type: ignore[no-untyped-call]
+    else:
+        result = _input_gradient(x, weight, size, *settings)
+    return result if bias is None else result + bias[:, None, None]
+
+
+def _kept(x: Tensor, weight: Tensor, shape: ConvShape, name: str) -> Tensor | None:
+    """The weights packed, where what reads them so is fastest and they have been kept."""
+    if not x.numel() or choose.algorithm(name, "forward", shape, x) is not native_winograd:
+        return None
+    return kept.packed(weight, shape)
+
+
+def _is_direct(passes: tuple[choose.Pass, choose.Pass], shape: ConvShape, x: Tensor, weight: Tensor, name: str) -> bool:
+    """Whether PyTorch's own is fastest for the first of `passes` and all derivatives, of which the second is that of x.
+
+    Then it is called as if we were not there: its own derivatives take less time to get at than ours.
+    """
+    own, of_x = passes
+    wanted = [own]
+    if torch.is_grad_enabled():
+        wanted += [of_x] * x.requires_grad + ["weight_gradient"] * weight.requires_grad
+    return bool(x.numel()) and all(choose.algorithm(name, one, shape, x) is direct for one in wanted)
 
 
 def _is_eager(*tensors: Tensor | None) -> bool:
@@ -43,10 +92,18 @@ def _is_eager(*tensors: Tensor | None) -> bool:
     )
 
 
-def _layout(tensor: Tensor) -> torch.memory_format:
-    """The memory order of what is made of `tensor`: channels-last where it is so itself, and not both."""
-    last = tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+def _layout(x: Tensor, other: Tensor) -> torch.memory_format:
+    """The memory order of what is made of both: that of `x`, or where its channel makes it both orders, of `other`."""
+    both = x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    last = _is_channels_last(x) or (both and _is_channels_last(other))
     return torch.channels_last if last else torch.contiguous_format
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    """Whether it is so and not both, or by its strides meant to be, as PyTorch sees it too."""
+    if not tensor.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return not tensor.is_contiguous() or (tensor.stride(1) == 1 and tensor.stride(3) == tensor.shape[1])
 
 
 Pair = list[int] | tuple[int, int]
@@ -58,10 +115,8 @@ def _convolution(
     shape = _shape(x.shape, weight.shape, *map(tuple, (stride, padding, dilation)), groups)
     if not x.numel():
         return x.new_zeros(shape.output)
-    result = choose.algorithm(name, "forward", shape, x).forward(x, weight, shape)
-    if bias is not None:
-        result = result + bias[:, None, None]
-    return result.contiguous(memory_format=_layout(x))
+    result = choose.algorithm(name, "forward", shape, x).forward(x, weight, shape, bias)
+    return result.contiguous(memory_format=_layout(x, weight))
 
 
 def _input_gradient(
@@ -72,7 +127,7 @@ def _input_gradient(
     if not gradient.numel():
         return gradient.new_zeros(inputs)
     result = choose.algorithm(name, "input_gradient", shape, gradient).input_gradient(gradient, weight, shape)
-    return result.contiguous(memory_format=_layout(gradient))
+    return result.contiguous(memory_format=_layout(gradient, weight))
 
 
 def _weight_gradient(
@@ -83,7 +138,7 @@ def _weight_gradient(
     if not x.numel():
         return x.new_zeros(weight)
     result = choose.algorithm(name, "weight_gradient", shape, x).weight_gradient(gradient, x, shape)
-    return result.contiguous(memory_format=_layout(x))
+    return result.contiguous(memory_format=_layout(x, gradient))
 
 
 @lru_cache(4096)  # a shape is met again and again, and to look it up takes a tenth of the time
@@ -101,19 +156,19 @@ def _fake_convolution(
         output_size(side, taps, step, pad, apart)
         for side, taps, step, pad, apart in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     ]
-    return x.new_empty(x.shape[0], weight.shape[0], *size).contiguous(memory_format=_layout(x))
+    return x.new_empty(x.shape[0], weight.shape[0], *size).contiguous(memory_format=_layout(x, weight))
 
 
 def _fake_input_gradient(gradient: Tensor, weight: Tensor, size: Pair, *settings: Any) -> Tensor:
     groups = settings[3]
     empty = gradient.new_empty(gradient.shape[0], weight.shape[1] * groups, *size)
-    return empty.contiguous(memory_format=_layout(gradient))
+    return empty.contiguous(memory_format=_layout(gradient, weight))
 
 
 def _fake_weight_gradient(gradient: Tensor, x: Tensor, kernel: Pair, *settings: Any) -> Tensor:
     groups = settings[3]
     empty = x.new_empty(gradient.shape[1], x.shape[1] // groups, *kernel)
-    return empty.contiguous(memory_format=_layout(x))
+    return empty.contiguous(memory_format=_layout(x, gradient))
 
 
 class _Convolution(torch.autograd.Function):
@@ -130,19 +185,37 @@ class _Convolution(torch.autograd.Function):
         return _convolution_backward(ctx, upstream[0])[:4]
 
 
+class _InputGradient(torch.autograd.Function):
+    """The same for a transposed convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, weight: Tensor, size: Pair, settings: tuple[Any, ...]) -> Tensor:
+        ctx.save_for_backward(gradient, weight)
+        ctx.settings = settings
+        return _input_gradient(gradient, weight, size, *settings)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+        return _input_gradient_backward(ctx, upstream[0])[:4]
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Keep the two tensors that the result is linear in, and the settings behind the third argument."""
     ctx.save_for_backward(*inputs[:2])
     ctx.settings = inputs[3:]
 
 
+def _passes(*tensors: Tensor) -> tuple[Any, Any, Any]:
+    """The three passes of `tensors`: as operators, or as what these call, where nobody looks on or will derive them."""
+    if not torch.is_grad_enabled() and _is_eager(*tensors):
+        return _convolution, _input_gradient, _weight_gradient
+    return torch.ops.svertka.convolution, torch.ops.svertka.input_gradient, torch.ops.svertka.weight_gradient
+
+
 def _convolution_backward(context: Any, upstream: Tensor) -> tuple[Any, ...]:
     (x, weight), settings = context.saved_tensors, context.settings
     wants_x, wants_weight, wants_bias, *_ = context.needs_input_grad
-    input_gradient: Any = torch.ops.svertka.input_gradient
-    weight_gradient: Any = torch.ops.svertka.weight_gradient
-    if not torch.is_grad_enabled() and _is_eager(upstream, x, weight):  # nobody will derive this again
-        input_gradient, weight_gradient = _input_gradient, _weight_gradient
+    _, input_gradient, weight_gradient = _passes(upstream, x, weight)
     return (
         input_gradient(upstream, weight, x.shape[2:], *settings) if wants_x else None,
         weight_gradient(upstream, x, weight.shape[2:], *settings) if wants_weight else None,
@@ -154,9 +227,10 @@ def _convolution_backward(context: Any, upstream: Tensor) -> tuple[Any, ...]:
 def _input_gradient_backward(context: Any, upstream: Tensor) -> tuple[Any, ...]:
     (gradient, weight), settings = context.saved_tensors, context.settings
     wants_gradient, wants_weight, *_ = context.needs_input_grad
+    convolution, _, weight_gradient = _passes(upstream, gradient, weight)
     return (
-        torch.ops.svertka.convolution(upstream, weight, None, *settings) if wants_gradient else None,
-        torch.ops.svertka.weight_gradient(gradient, upstream, weight.shape[2:], *settings) if wants_weight else None,
+        convolution(upstream, weight, None, *settings) if wants_gradient else None,
+        weight_gradient(gradient, upstream, weight.shape[2:], *settings) if wants_weight else None,
         *[None] * (1 + len(settings)),
     )
 
@@ -164,9 +238,10 @@ def _input_gradient_backward(context: Any, upstream: Tensor) -> tuple[Any, ...]:
 def _weight_gradient_backward(context: Any, upstream: Tensor) -> tuple[Any, ...]:
     (gradient, x), settings = context.saved_tensors, context.settings
     wants_gradient, wants_x, *_ = context.needs_input_grad
+    convolution, input_gradient, _ = _passes(upstream, gradient, x)
     return (
-        torch.ops.svertka.convolution(x, upstream, None, *settings) if wants_gradient else None,
-        torch.ops.svertka.input_gradient(gradient, upstream, x.shape[2:], *settings) if wants_x else None,
+        convolution(x, upstream, None, *settings) if wants_gradient else None,
+        input_gradient(gradient, upstream, x.shape[2:], *settings) if wants_x else None,
         *[None] * (1 + len(settings)),
     )
 

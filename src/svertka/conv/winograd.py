@@ -162,9 +162,13 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     return None
 
 
-def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
-    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W')."""
-    return correlate(x, weight, shape.padding, shape.output[2:], _axes(shape, shape.output[2:]), shape.groups)
+def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W').
+
+    `bias`: (O), added.
+    """
+    result = correlate(x, weight, shape.padding, shape.output[2:], _axes(shape, shape.output[2:]), shape.groups)
+    return result if bias is None else result + bias[:, None, None]
 
 
 def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:

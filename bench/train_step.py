@@ -1,0 +1,132 @@
+"""Whole training steps: with our convolutions against the same network with PyTorch's own, channels-last, in turns.
+
+    python bench/train_step.py [--only resnet18 vgg16 airbench lenet] [--threads 2] [--rounds 7] [--json]
+
+A step is forward, cross-entropy, backward and SGD with momentum, float32, on random pictures. Speeds are ratios,
+PyTorch's seconds over ours: above 1 is faster than PyTorch. Algorithms are chosen before the clock runs. All sides keep
+the memory of freed tensors, as `accelerate` makes the whole process do; without it PyTorch is slower still. `airbench`,
+whose recipe computes in bfloat16, is compared with that as well; `lenet`: the network of bench/train.py on MNIST.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import svertka
+from svertka.device import autocast, has_bfloat16, in_layout, processor, set_threads
+from svertka.models.zoo import find
+from train import lenet
+from turns import Way, in_turns, ratios
+
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and what it is trained on: `picture`, (channels, height, width); `steps`: as many are timed at once."""
+
+    build: Callable[[], nn.Module]
+    batch: int
+    picture: tuple[int, int, int]
+    classes: int
+    steps: int = 1
+    bfloat16: bool = False
+
+
+def published(name: str, batch: int, *, bfloat16: bool = False) -> Case:
+    """The network of that `name` as its paper has it."""
+    model = find(name)
+    return Case(model.build, batch, model.input, model.classes, bfloat16=bfloat16)
+
+
+CASES = {
+    "resnet18": published("resnet18", 16),
+    "vgg16": published("vgg16", 8),
+    "airbench": published("airbench", 512, bfloat16=True),
+    "lenet": Case(lenet, 64, (1, 28, 28), 10, steps=50),
+}
+
+
+def training(network: nn.Module, pictures: Tensor, classes: int = 1000, *, bfloat16: bool = False) -> Step:
+    """One step of training, auxiliary classifiers included."""
+    network.train()
+    labels = torch.arange(len(pictures)) % classes
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(learning, lr=1e-9, momentum=0.9)  # so small that no value runs away
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with autocast(pictures.device, bfloat16=bfloat16):
+            outputs = network(pictures)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            loss: Any = sum(nn.functional.cross_entropy(one, labels) for one in outputs)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def compare(case: Case, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a step, and for each of PyTorch's sides its ratios to ours."""
+    torch.manual_seed(1)
+    network = in_layout(case.build(), torch.channels_last)
+    pictures = torch.randn(case.batch, *case.picture).contiguous(memory_format=torch.channels_last)
+    accelerated = svertka.accelerate(copy.deepcopy(network))
+    once = {
+        "ours": training(accelerated, pictures, case.classes),
+        "pytorch": training(network, pictures, case.classes),
+    }
+    if case.bfloat16 and has_bfloat16():
+        once["pytorch, bfloat16"] = training(copy.deepcopy(network), pictures, case.classes, bfloat16=True)
+    times = in_turns({side: repeated(step, case.steps) for side, step in once.items()}, rounds)
+    found: dict[str, Any] = {}
+    for side, seconds in times.items():
+        a_step = 1e3 / case.steps
+        found[side] = {"ms": a_step * min(seconds), "ms_median": a_step * statistics.median(seconds)}
+        if side != "ours":
+            found[side] |= ratios(seconds, times["ours"])
+    return found
+
+
+def repeated(step: Step, count: int) -> Way:
+    """`count` steps."""
+
+    def run() -> None:
+        for _ in range(count):
+            step()
+
+    return run
+
+
+def main() -> None:
+    """Compare, print a table or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--threads", type=int, help="of the processor; unset: all cores")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    threads = set_threads(options.threads)
+    rows = []
+    for name in options.only:
+        found = compare(CASES[name], options.rounds)
+        rows.append({"network": name, "batch": CASES[name].batch} | found)
+        for side, one in found.items():
+            if not options.json:
+                line = f"{name:9} {side:18} {one['ms']:8.1f} ms (median {one['ms_median']:.1f})"
+                if side != "ours":
+                    line += "  {ratio_of_best:5.2f}× (median {ratio_median:.2f}, least {ratio_least:.2f})".format(**one)
+                print(line, flush=True)
+    if options.json:
+        print(json.dumps({"processor": processor(), "threads": threads, "torch": torch.__version__, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

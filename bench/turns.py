@@ -1,0 +1,35 @@
+"""Several ways to do the same, timed in turns; for the benchmarks beside it."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+Way = Callable[[], object]
+
+
+def seconds(way: Way) -> float:
+    """Of one run."""
+    began = time.perf_counter()
+    way()
+    return time.perf_counter() - began
+
+
+def in_turns(ways: dict[str, Way], rounds: int) -> dict[str, list[float]]:
+    """Seconds of `rounds` runs of each, after one that warms up; each goes first every other time."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name in list(ways)[:: 1 if number % 2 else -1]:
+            took = seconds(ways[name])
+            if number:
+                times[name].append(took)
+    return times
+
+
+def ratios(theirs: list[float], ours: list[float]) -> dict[str, float]:
+    """Their seconds over ours: `ratio_of_best` runs, and of runs of the same turn `ratio_median` and `ratio_least`."""
+    of_turns = [their / our for their, our in zip(theirs, ours, strict=True)]
+    return {
+        "ratio_of_best": min(theirs) / min(ours),
+        "ratio_median": statistics.median(of_turns),
+        "ratio_least": min(of_turns),
+    }
