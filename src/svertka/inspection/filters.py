@@ -49,7 +49,7 @@ class Filters:
         spectra = np.abs(np.fft.rfft2(axes, s=sides, axes=(1, 2))).reshape(len(axes), -1)
         lengths = np.linalg.norm(spectra, axis=1, keepdims=True)
         spectra /= np.where(lengths > 0, lengths, 1)
-        # The power: what is only somewhat alike should pull little. The sum: what is like nothing hangs on all the rest.
+        # The power: what is only somewhat alike pulls little. The sum: what is like nothing hangs on all the rest.
         likeness = np.maximum(spectra @ spectra.T, 0) ** 8 + 1e-6
         laplacian = np.diag(likeness.sum(axis=1)) - likeness
         vectors = np.linalg.eigh(laplacian)[1]
@@ -85,4 +85,5 @@ def between(before: nn.Module, after: nn.Module) -> tuple[Filters, Filters]:
             f"first layers of {one.weights.shape} and {other.weights.shape} weights cannot be compared; "
             "give two states of one network"
         )
-    return Filters(one.layer, (one.weights + other.weights) / 2), Filters(one.layer, other.weights - one.weights)
+    average = ((one.weights + other.weights) / 2).astype(np.float32)
+    return Filters(one.layer, average), Filters(one.layer, other.weights - one.weights)
