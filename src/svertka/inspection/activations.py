@@ -74,11 +74,12 @@ def rectified(known: Sequence[Layer], name: str) -> Layer:
 
 
 def convolutions(known: Sequence[Layer]) -> list[str]:
-    """The names of those among `known` that multiply and give maps, whatever their class is called.
-
-    Dense layers, and products inside attention, are not among them.
-    """
-    return [layer.name for layer in known if layer.multiply_adds and _positions(layer) == layer.shape[2:]]
+    """The names of those among `known` that multiply and give maps, whatever their class: not dense, not attention."""
+    return [
+        layer.name
+        for layer in known
+        if layer.multiply_adds and _has_maps(layer) and ("conv" in layer.kind.lower() or _positions(layer) != (1, 1))
+    ]
 
 
 def maps(layer: Layer) -> tuple[int, int]:
@@ -87,13 +88,19 @@ def maps(layer: Layer) -> tuple[int, int]:
     Raises:
         UsageError: its output is not (N, C, H, W), H and W along the axes of the picture.
     """
-    places = layer.shape[2:]
-    if len(places) != 2 or any(seen not in (1, there) for seen, there in zip(_positions(layer), places, strict=True)):
+    if not _has_maps(layer):
         raise UsageError(
             f"layer={layer.name} gives {'×'.join(map(str, layer.shape[1:]))} for a picture, not maps with places; "
             "use a layer before the maps are gathered, such as a convolution"
         )
-    return places[0], places[1]
+    return layer.shape[2], layer.shape[3]
+
+
+def _has_maps(layer: Layer) -> bool:
+    # One position for many places: behind an operation of which is not known what it sees, so that all see everything.
+    return len(layer.shape) == 4 and all(
+        seen in (1, there) for seen, there in zip(_positions(layer), layer.shape[2:], strict=True)
+    )
 
 
 def _positions(layer: Layer) -> tuple[int, ...]:
@@ -186,9 +193,7 @@ class _Watch(TorchFunctionMode):
         self._ran(left if isinstance(left, tuple) else None, output)
         if module is self._network and self._unseen:
             names = ", ".join(sorted(name for name, _ in self._unseen))
-            raise UsageError(
-                f"layer {names} does not run with these pictures, though it did when the network was traced"
-            )
+            raise UsageError(f"layer={names} does not run with these pictures, though it did when it was traced")
 
     def _counted(self, name: str) -> Call:
         self._calls[name] += 1
