@@ -38,10 +38,12 @@ class Filters:
         """(units,): the units, so that neighbours look alike whatever their contrast, phase and sign.
 
         Two filters are alike as their amplitude spectra are (cosine): an edge stays the same when it moves or changes
-        its sides, while its direction, width and colours count. The order is that of the second eigenvector of the
-        graph Laplacian of these likenesses, the ordering that puts the most alike closest.
+        its sides, while its direction, width and colours count. Ordered along the second eigenvector of the graph
+        Laplacian of the likenesses, the most alike are close; then stretches are turned round as long as that makes
+        the way through all filters shorter.
 
-        Source: Atkins, Boman & Hendrickson 1998, "A spectral algorithm for seriation and the consecutive ones problem".
+        Source: Atkins, Boman & Hendrickson 1998, "A spectral algorithm for seriation and the consecutive ones problem";
+        Croes 1958, "A method for solving traveling-salesman problems".
         """
         axes = self.weights @ OPPONENT.T if self.weights.shape[-1] == 3 else self.weights
         # Twice the side: between the frequencies of so few pixels lie directions that they would not tell apart.
@@ -49,11 +51,30 @@ class Filters:
         spectra = np.abs(np.fft.rfft2(axes, s=sides, axes=(1, 2))).reshape(len(axes), -1)
         lengths = np.linalg.norm(spectra, axis=1, keepdims=True)
         spectra /= np.where(lengths > 0, lengths, 1)
+        likeness = spectra @ spectra.T
         # The power: what is only somewhat alike pulls little. The sum: what is like nothing hangs on all the rest.
-        likeness = np.maximum(spectra @ spectra.T, 0) ** 8 + 1e-6
-        laplacian = np.diag(likeness.sum(axis=1)) - likeness
-        vectors = np.linalg.eigh(laplacian)[1]
-        return np.argsort(vectors[:, min(1, len(vectors) - 1)], kind="stable")
+        pulls = likeness**8 + 1e-6
+        vectors = np.linalg.eigh(np.diag(pulls.sum(axis=1)) - pulls)[1]
+        return _shortened(np.argsort(vectors[:, min(1, len(vectors) - 1)], kind="stable"), 1 - likeness)
+
+
+def _shortened(order: Ints, distances: npt.NDArray[np.float64]) -> Ints:
+    """`order` with stretches turned round until none makes the way along it shorter."""
+    # A place before the first and behind the last, equally far from all, so that both ends are free.
+    way = np.pad(order, 1, constant_values=len(order))
+    distances = np.pad(distances, (0, 1))
+    shorter = True
+    while shorter:
+        shorter = False
+        for start in range(1, len(order)):
+            before, first, lasts, behind = way[start - 1], way[start], way[start:-1], way[start + 1 :]
+            old = distances[before, first] + distances[lasts, behind]
+            gains = old - distances[before, lasts] - distances[first, behind]
+            best = int(gains.argmax())
+            if gains[best] > 1e-9:
+                way[start : start + best + 1] = way[start : start + best + 1][::-1].copy()
+                shorter = True
+    return way[1:-1]
 
 
 def first_layer(network: nn.Module) -> Filters:

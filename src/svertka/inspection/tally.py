@@ -42,6 +42,7 @@ class Tally:
     def take(self, pictures: Tensor, labels: Tensor | None) -> None:
         """Count what was seen since the last time: of the `pictures` (n,) int64, which have `labels` (n,) int64."""
         values = torch.cat([values for values, _ in self._seen]).float().cpu().clamp_(min=0)
+        values[values.isnan()] = 0
         places = torch.cat([places for _, places in self._seen]).cpu()
         self._seen.clear()
         self._keep_strongest(values.T, places.T, pictures)
