@@ -107,6 +107,10 @@ def top_patches(
     first = next(batches, None)
     if first is None:
         raise DataError("there are no pictures to look at; give at least one")
+    if first.images.ndim != 4:
+        raise UsageError(
+            f"data gives pictures of {_text(first.images.shape)}; it needs four axes: pictures, channels, rows, columns"
+        )
     known = layers_of(network, tuple(first.images.shape))
     names = convolutions(known) if layers is None else [layers] if isinstance(layers, str) else layers
     seen = {name: rectified(known, name) for name in names}
@@ -155,8 +159,8 @@ def _look(network: nn.Module, known: Sequence[Layer], tallies: Mapping[str, Tall
         for some in batches:
             shape = shape or some.images.shape[1:]
             if some.images.shape[1:] != shape:
-                both = " and ".join("×".join(map(str, one)) for one in (shape, some.images.shape[1:]))
-                raise DataError(f"the data has pictures of {both}; give pictures of one shape")
+                both = f"{_text(shape)} and {_text(some.images.shape[1:])}"
+                raise DataError(f"data has pictures of {both}; give pictures of one shape")
             with suppress(_Enough):
                 network(some.images.to(device).contiguous(memory_format=torch.channels_last))
             waiting.append(some)
@@ -200,3 +204,7 @@ def _result(name: str, layer: Layer, tally: Tally) -> LayerPatches:
 def _intervals(field: ReceptiveField, positions: int) -> Ints:
     """First and last pixel that each of `positions` sees, (positions, 2)."""
     return np.broadcast_to(np.array(field.intervals, np.int64), (positions, 2))
+
+
+def _text(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
