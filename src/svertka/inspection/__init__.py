@@ -5,6 +5,7 @@
     inspection.outputs(network, images, ["conv1"])     # the maps of a layer
     inspection.top_patches(network, data, "conv1")      # what excites each of its units most
     inspection.project(network, images, "conv1", 42)    # the same back in pixels (Zeiler & Fergus 2014)
+    inspection.grad_cam(network, images, 3)             # where the score of a class comes from
     inspection.first_layer(network)                     # its filters
 
 Each name is imported when it is first used. The functions live in submodules that are called after what they are
@@ -17,14 +18,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from svertka.inspection.activations import layers as layers
     from svertka.inspection.activations import outputs as outputs
+    from svertka.inspection.deconvnet import as_pictures as as_pictures
+    from svertka.inspection.deconvnet import project as project
     from svertka.inspection.filters import first_layer as first_layer
     from svertka.inspection.patches import top_patches as top_patches
+    from svertka.inspection.saliency import grad_cam as grad_cam
+    from svertka.inspection.saliency import guided_backpropagation as guided_backpropagation
+    from svertka.inspection.saliency import occlusion as occlusion
 
 _HOMES = {
     "layers": "svertka.inspection.activations",
     "outputs": "svertka.inspection.activations",
+    "project": "svertka.inspection.deconvnet",
+    "as_pictures": "svertka.inspection.deconvnet",
     "first_layer": "svertka.inspection.filters",
     "top_patches": "svertka.inspection.patches",
+    "guided_backpropagation": "svertka.inspection.saliency",
+    "grad_cam": "svertka.inspection.saliency",
+    "occlusion": "svertka.inspection.saliency",
 }
 __all__ = sorted(_HOMES)
 
