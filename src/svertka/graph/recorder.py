@@ -69,9 +69,12 @@ class Functions(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         with self._recorder.calling(function.__name__) as layer:
+            inside = layer.call is not None
             layer.call = layer.call or self._recorder.counted(layer.name)
             result = function(*args, **(kwargs or {}))
             self._recorder.ending(layer, result)
+            if result is None and not inside:
+                layer.call = None  # it wrote into a tensor, such as `maps[0] = 1`
             return result
 
 

@@ -23,7 +23,7 @@ class Layer:
     see along each axis of the picture; one interval where all of them see the same. `inputs`: the names of the layers
     whose outputs it reads, two and more where branches join; `recorder.INPUT` is the picture. `call`: how to know it
     again when the network runs: its name without the number, and which call of that name it is, from 1, calls that make
-    no layer included; None for an operation that no call in Python makes.
+    no layer included; None for what gives no tensor, and for an operation that no call in Python makes.
     """
 
     name: str

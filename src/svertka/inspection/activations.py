@@ -97,9 +97,11 @@ def maps(layer: Layer) -> tuple[int, int]:
 
 
 def _has_maps(layer: Layer) -> bool:
+    positions, places = _positions(layer), layer.shape[2:]
     # One position for many places: behind an operation of which is not known what it sees, so that all see everything.
-    return len(layer.shape) == 4 and all(
-        seen in (1, there) for seen, there in zip(_positions(layer), layer.shape[2:], strict=True)
+    # No position: it does not depend on the picture.
+    return len(places) == len(positions) == 2 and all(
+        seen in (1, there) for seen, there in zip(positions, places, strict=True)
     )
 
 
@@ -113,7 +115,8 @@ def watching(network: nn.Module, known: Sequence[Layer], see: Mapping[str, See])
 
     It is handed the very tensor, before any later layer can write into it; what the function returns is ignored, what
     it raises ends the run. Where a layer gives several tensors, it is the first. The network is in evaluation mode
-    meanwhile; afterwards it is bit for bit as it was, however the body ends. `known`: its `layers`.
+    meanwhile, and nn.MultiheadAttention off its fused path, which rounds otherwise. Afterwards it is bit for bit as it
+    was, however the body ends. `known`: its `layers`.
 
     Raises:
         UsageError: there is no such layer; in the body: one of them did not run.
