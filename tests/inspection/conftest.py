@@ -3,12 +3,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
 from torch import nn
 
+from svertka.classifier import Classifier, Config
+from svertka.data.preprocess import Preprocess
 from svertka.models.zoo import find
 
 
@@ -75,3 +80,31 @@ def captum() -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield captum.attr
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 parts of two real photographs, 120×160 pixels, in folders "china" and "flower"."""
+    root = tmp_path_factory.mktemp("photographs")
+    for name in ("china", "flower"):
+        (root / name).mkdir()
+        whole = load_sample_image(f"{name}.jpg")
+        for number in range(12):
+            top, left = 100 * (number // 4), 160 * (number % 4)
+            Image.fromarray(whole[top : top + 120, left : left + 160]).save(root / name / f"{number:02}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def squeezed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier in a folder: SqueezeNet with fresh weights for 96×96 pixels; of its first layer unit 3 is dead."""
+    torch.manual_seed(1)
+    preprocess = Preprocess(size=96, resize=96, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    config = Config(model="squeezenet1_1", names=("china", "flower"), preprocess=preprocess)
+    network = config.build().eval()
+    with torch.no_grad():
+        network.get_submodule("features.0").get_parameter("weight")[3] = 0
+        network.get_submodule("features.0").get_parameter("bias")[3] = -1
+    folder = tmp_path_factory.mktemp("squeezed")
+    Classifier(network, config).save(folder)
+    return folder
