@@ -15,6 +15,7 @@ endif
 demo: $(INSTALLED)
 	rm -rf runs/demo
 	$(BIN)/svertka train digits --output runs/demo
+	$(BIN)/svertka look runs/demo
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest

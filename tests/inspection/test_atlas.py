@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import svertka
 from svertka.cli.app import main
-from svertka.errors import DataError, RunError, StorageError, UsageError
+from svertka.errors import DataError, Interrupted, RunError, StorageError, UsageError
 from svertka.inspection import portraits, top_patches
 from svertka.inspection.atlas import Atlas, look
 from svertka.inspection.parts import Parts
-from svertka.inspection.portraits import spread
 from svertka.run import Run
 
 
@@ -140,7 +138,8 @@ def test_interrupted_it_goes_on_where_it_was(run: Run, tmp_path: Path, monkeypat
         try:
             again = look(run, layers=["c1", "c5"], output=tmp_path / "atlas", threads=1)
             break
-        except KeyboardInterrupt:
+        except Interrupted as error:
+            assert "the same command goes on with it" in str(error)
             assert not (tmp_path / "atlas" / "index.html").exists()
     assert times > 2
     assert made.count("layers/1/patches-0.webp") == 1
@@ -213,12 +212,6 @@ def test_a_full_disk_is_said_and_what_is_there_serves_the_next_time(
             look(run, layers=["c1"], output=tmp_path / "atlas", threads=1)
     monkeypatch.setattr("svertka.inspection.walk.top_patches", lambda *_: pytest.fail("it was looked again"))
     assert look(run, layers=["c1"], output=tmp_path / "atlas", threads=1).units == 6
-
-
-def test_where_squares_cover_a_pixel_their_mean_is_told() -> None:
-    values = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    expected = torch.tensor([[1, 1.5, 2], [2, 2.5, 3], [3, 3.5, 4]])
-    assert torch.equal(spread(values, side=2, stride=1, size=3), expected)
 
 
 def test_photographs_and_a_dead_unit(photographs: Path, squeezed: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from svertka.device import choose_device, set_threads
-from svertka.errors import UsageError
+from svertka.errors import Interrupted, UsageError
 from svertka.graph.trace import Trace, trace
 from svertka.inspection import activations
 from svertka.inspection.deconvnet import Deconvnet, needs
@@ -72,6 +72,7 @@ def look(
     None: RUN/atlas, or atlas-NAME for a network of the zoo. `cache_limit`: bytes of decoded pictures kept on disk.
 
     Raises:
+        Interrupted: Ctrl-C; what is done is kept.
         UsageError: no such layer, or it has no maps; no such source; the folder exists and is not this atlas.
         DataError: there are no pictures, or the run's own are gone. RunError: the run is missing or damaged.
         StorageError: the disk is full or the folder cannot be written.
@@ -86,7 +87,12 @@ def look(
     folder = _folder(run, output)
     parts = Parts(folder, subject.identity(VERSION, names, units))
     if parts.summary is None:
-        _make(subject, parts, traced, names, units)
+        try:
+            _make(subject, parts, traced, names, units)
+        except KeyboardInterrupt as error:
+            raise Interrupted(
+                f"stopped; what is done stays in {folder}, and the same command goes on with it"
+            ) from error
     return Atlas(page=folder / PAGE, seconds=time.monotonic() - began, **parts.summary or {})
 
 

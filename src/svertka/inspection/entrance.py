@@ -17,6 +17,7 @@ from svertka.pages.page import count, escape, isolated, page
 
 PAPER = "https://arxiv.org/abs/1311.2901"
 EXAMPLE = "pictures/example.webp"
+READ_SHEETS = '<p class="how">Patches, then projections: a unit a row, the strongest at the left.</p>'
 KEYS = (
     ("← → ↑ ↓", "move"),
     ("Enter", "open"),
@@ -78,7 +79,7 @@ class Entrance:
             f"{navigation(self.rail, links, size, EXAMPLE)}</nav>"
             f'<main><div id="network">{self._network()}</div><div id="stage"></div>'
             f'<footer class="keys quiet">{keys}</footer>'
-            f"<noscript>{''.join(self._without_scripts(room) for room in self.rooms)}</noscript></main>"
+            f"<noscript>{READ_SHEETS}{''.join(self._without_scripts(room) for room in self.rooms)}</noscript></main>"
             f'<script type="application/json" id="facts">{self._facts()}</script>'
         )
         return page(f"{self.name} – svertka", body, chapter="atlas", beside=True)

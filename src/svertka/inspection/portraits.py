@@ -51,6 +51,8 @@ def choose(found: Sequence[LayerPatches], labels: Ints) -> Portraits:
     """The pictures among the strongest of any unit; those with maps are of all classes by turns."""
     shown = np.unique(np.concatenate([one.pictures.ravel() for one in found]))
     shown = shown[shown >= 0]
+    if not len(shown):  # all units are dead; a picture is still needed to show what they see
+        shown = np.zeros(1, np.int64)
     slots = np.full(len(labels), -1, np.int64)
     slots[shown] = np.arange(len(shown))
     # By turns: first the first of each class, then the second.
@@ -93,9 +95,8 @@ def _write_sheets(portraits: Portraits, subject: Subject, parts: Parts) -> None:
         if name not in parts:
             pictures = _rgb(subject.pictures(portraits.shown[first : first + columns**2]))
             parts.put(name, written(list(pictures), columns, crisp=subject.size <= SMALL, quality=QUALITY))
-    if len(portraits.shown):
-        example = _rgb(subject.pictures(portraits.shown[portraits.featured[:1]]))[0]
-        parts.put("pictures/example.webp", encoded(example, exact=subject.size <= SMALL))
+    example = _rgb(subject.pictures(portraits.shown[portraits.featured[:1]]))[0]
+    parts.put("pictures/example.webp", encoded(example, exact=subject.size <= SMALL))
 
 
 def _read(portraits: Portraits, here: range, rooms: Sequence[Room], subject: Subject) -> list[dict[str, Any]]:
