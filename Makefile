@@ -17,6 +17,7 @@ endif
 demo: $(INSTALLED)
 	rm -rf runs/demo
 	$(BIN)/svertka train digits --output runs/demo
+	$(BIN)/svertka look runs/demo
 
 test: $(INSTALLED) lint
 	$(PYTEST)

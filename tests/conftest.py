@@ -4,8 +4,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -77,3 +81,24 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def positive() -> "Callable[[nn.Module], nn.Module]":
+    """Makes of a network one in float64 with positive weights, and means where it takes maxima: nothing cancels."""
+    from torch import nn
+
+    def positive(network: nn.Module) -> nn.Module:
+        for name, module in list(network.named_modules()):
+            if isinstance(module, nn.MaxPool2d):
+                mean = nn.AvgPool2d(module.kernel_size, module.stride, module.padding, module.ceil_mode)
+                network.set_submodule(name, mean)
+            elif isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+        for parameter in network.parameters():
+            nn.init.uniform_(parameter, 0.5, 1)
+            if parameter.ndim > 1:  # so that values neither vanish nor grow with depth
+                parameter.data /= parameter[0].numel()
+        return network.double().eval().requires_grad_(False)
+
+    return positive

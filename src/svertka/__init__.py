@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from svertka.data.check import check as check
     from svertka.errors import SvertkaError as SvertkaError
     from svertka.evaluation.scoring import evaluate as evaluate
+    from svertka.inspection.atlas import look as look
     from svertka.run import Run as Run
     from svertka.training.job import resume as resume
     from svertka.training.job import train as train
@@ -31,6 +32,7 @@ _HOMES = {
     "check": "svertka.data.check",
     "SvertkaError": "svertka.errors",
     "evaluate": "svertka.evaluation.scoring",
+    "look": "svertka.inspection.atlas",
     "Run": "svertka.run",
     "resume": "svertka.training.job",
     "train": "svertka.training.job",

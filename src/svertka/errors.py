@@ -43,7 +43,7 @@ class TrainingError(SvertkaError):
 
 
 class Interrupted(TrainingError):  # noqa: N818 - nothing went wrong
-    """Training was asked to stop; the message names the command that continues it."""
+    """Training, or the making of an atlas, was asked to stop; the message says how it goes on."""
 
     exit_code = 130
 

@@ -13,20 +13,7 @@ from torch import Tensor, nn
 from svertka.graph.trace import trace
 from svertka.models.zoo import find
 
-
-def positive(network: nn.Module) -> nn.Module:
-    """The network in float64 with positive weights, and means where it takes maxima."""
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.MaxPool2d):
-            mean = nn.AvgPool2d(module.kernel_size, module.stride, module.padding, module.ceil_mode)
-            network.set_submodule(name, mean)
-        elif isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-    for parameter in network.parameters():
-        nn.init.uniform_(parameter, 0.5, 1)
-        if parameter.ndim > 1:  # so that values neither vanish nor grow with depth
-            parameter.data /= parameter[0].numel()
-    return network.double().eval().requires_grad_(False)
+Positive = Callable[[nn.Module], nn.Module]
 
 
 def seen(gradient: Tensor, axis: int) -> tuple[int, int] | None:
@@ -36,9 +23,9 @@ def seen(gradient: Tensor, axis: int) -> tuple[int, int] | None:
 
 
 def check_every_position(network: nn.Module, shape: Sequence[int]) -> None:
-    """All intervals of the last layer against the gradients of its rows and columns."""
+    """All intervals of the last layer of a positive network against the gradients of its rows and columns."""
     picture = torch.rand(1, *shape, dtype=torch.float64, requires_grad=True)
-    output = positive(network)(picture)
+    output = network(picture)
     layer = trace(network, (1, *shape)).layers[-1]
     assert layer.shape == output.shape
     for axis, field in enumerate(layer.fields):
@@ -95,7 +82,9 @@ def networks(draw: st.DrawFn) -> nn.Module:
     return nn.Sequential(*chain)
 
 
-def test_fields_of_random_networks_are_where_gradients_are(large_count: Callable[[int, int], int], quiet: None) -> None:
+def test_fields_of_random_networks_are_where_gradients_are(
+    positive: Positive, large_count: Callable[[int, int], int], quiet: None
+) -> None:
     @settings(max_examples=large_count(60, 3000), deadline=None)
     @given(network=networks(), size=st.tuples(st.integers(4, 17), st.integers(4, 17)))
     def check(network: nn.Module, size: tuple[int, int]) -> None:
@@ -117,7 +106,7 @@ def test_fields_of_random_networks_are_where_gradients_are(large_count: Callable
     ],
 )
 def test_fields_in_real_networks_are_where_gradients_are(
-    name: str, size: int, large_count: Callable[[int, int], int], quiet: None
+    name: str, size: int, positive: Positive, large_count: Callable[[int, int], int], quiet: None
 ) -> None:
     model = find(name)
     network = positive(model.build(size=size))

@@ -1,5 +1,6 @@
 """Run a classifier over labelled pictures and count."""
 
+from dataclasses import dataclass
 from os import PathLike, fspath
 
 import numpy as np
@@ -10,7 +11,8 @@ from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.data.batches import Batches
 from svertka.data.dataset import PARTS, Dataset, Ints
-from svertka.data.pictures import prepare
+from svertka.data.pictures import Rows, prepare
+from svertka.data.preprocess import Preprocess
 from svertka.data.sources import open_source
 from svertka.data.split import split
 from svertka.device import autocast, choose_device, set_threads
@@ -63,30 +65,60 @@ def evaluate(
     count = set_threads(threads)
     classifier = Classifier.load(run, place)
     dataset = with_names_of(classifier.names, open_source(fspath(source), to_train=False))
-    preprocess = classifier.preprocess
-    prepared = prepare(
-        dataset,
-        preprocess.resize,
-        preprocess.channels,
-        pad_to=preprocess.size,
-        threads=count,
-        cache_limit=cache_limit,
-    )
-    good = np.array([i for i in range(len(dataset)) if i not in prepared.bad], dtype=np.int64)
-    if not len(good):
-        raise DataError(f"{source}: no picture can be read; see `svertka check {source}`")
-    chosen = good[_chosen(Run(run), dataset.take(good), [prepared.digests[i] for i in good], part)]
+    chosen = select(run, dataset, classifier.preprocess, part, threads=count, cache_limit=cache_limit)
     batches = Batches(
-        prepared.rows,
+        chosen.rows,
         dataset.labels,
-        chosen,
-        preprocess,
+        chosen.indices,
+        classifier.preprocess,
         batch_size=batch_size,
         device=place,
         rank=distributed.rank(),
         world=distributed.world(),
     )
     return score(classifier.network, batches, classifier.names, "evaluating")
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The pictures of a data set that are looked at: the readable ones of one part.
+
+    `rows`: the squares of the whole data set. `indices`: (N,) of the pictures chosen, and `digests`: of their contents.
+    """
+
+    rows: Rows
+    indices: Ints
+    digests: list[bytes]
+
+
+def select(
+    run: str | PathLike[str],
+    dataset: Dataset,
+    preprocess: Preprocess,
+    part: str | None,
+    *,
+    threads: int,
+    cache_limit: int | None = None,
+) -> Selection:
+    """The pictures of `part` of `dataset`, as for `evaluate`; each is decoded, the unreadable are left out.
+
+    Raises:
+        DataError: none can be read.
+        UsageError: there is no such part.
+    """
+    prepared = prepare(
+        dataset,
+        preprocess.resize,
+        preprocess.channels,
+        pad_to=preprocess.size,
+        threads=threads,
+        cache_limit=cache_limit,
+    )
+    good = np.array([i for i in range(len(dataset)) if i not in prepared.bad], dtype=np.int64)
+    if not len(good):
+        raise DataError(f"{dataset.source}: no picture can be read; see `svertka check {dataset.source}`")
+    chosen = good[_chosen(Run(run), dataset.take(good), [prepared.digests[i] for i in good], part)]
+    return Selection(prepared.rows, chosen, [prepared.digests[i] for i in chosen])
 
 
 def with_names_of(names: tuple[str, ...], dataset: Dataset) -> Dataset:

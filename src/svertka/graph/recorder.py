@@ -1,5 +1,6 @@
 """Watches a network while it runs: which operations on tensors belong to which layer, and what they do."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Draft:
 
     name: str
     kind: str
+    call: tuple[str, int] | None = None
     shape: tuple[int, ...] = ()
     parameters: int = 0
     multiply_adds: int = 0
@@ -53,6 +55,11 @@ class Origin:
         return Origin(makers, axes, self.parameters | other.parameters)
 
 
+def function_name(function: str, around: str) -> str:
+    """What a function is called that the module at the path `around` calls; in place or not, it is the same one."""
+    return f"{around}.{function.strip('_')}" if around else function.strip("_")
+
+
 class Functions(TorchFunctionMode):
     """Tells the recorder which function of PyTorch is called; those that it calls in turn do not come here."""
 
@@ -62,8 +69,12 @@ class Functions(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         with self._recorder.calling(function.__name__) as layer:
+            inside = layer.call is not None
+            layer.call = layer.call or self._recorder.counted(layer.name)
             result = function(*args, **(kwargs or {}))
             self._recorder.ending(layer, result)
+            if result is None and not inside:
+                layer.call = None  # it wrote into a tensor, such as `maps[0] = 1`
             return result
 
 
@@ -78,6 +89,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.drafts: list[Draft] = []
         self._running: list[Draft | str] = []  # the layer that runs, after the paths of the modules around it
         self._uses = {INPUT: 1}  # of names
+        self._calls: Counter[str] = Counter()
         self._unread = {id(tensor): tensor.numel() for tensor in network.parameters()}
         self._origins: dict[int, Origin] = {}
         self._memory: dict[int, list[Tensor]] = {}  # tensors by where they lie; kept, so that no other gets their id
@@ -111,11 +123,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(around, Draft):
             yield around
             return
-        kind = function.strip("_")
-        layer = Draft(f"{around}.{kind}" if around else kind, kind)
+        layer = Draft(function_name(function, around), function.strip("_"))
         self._running.append(layer)
         yield layer  # what is raised ends the run, and with it this recorder
         self._running.pop()
+
+    def counted(self, name: str) -> tuple[str, int]:
+        """`name` and how often it was called, this time included, whether or not that made it a layer."""
+        self._calls[name] += 1
+        return name, self._calls[name]
 
     def ending(self, layer: Draft, output: Any) -> None:
         """What a layer gives is what it gave last; of several tensors the first."""
@@ -130,7 +146,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._running.append(around)  # a module that a layer runs
             elif next(module.children(), None) is None:
                 kind = type(module).__name__
-                self._running.append(self._listed(Draft(path or kind, kind)))
+                name = path or kind
+                self._running.append(self._listed(Draft(name, kind, self.counted(name))))
             else:
                 self._running.append(path)
 

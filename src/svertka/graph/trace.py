@@ -21,7 +21,9 @@ class Layer:
     `kind`: the class, or the function. `shape`: of the output. `parameters`: of those it reads, the ones that no layer
     before it has read. `multiply_adds`: of convolutions and matrix products, without biases. `fields`: what its units
     see along each axis of the picture; one interval where all of them see the same. `inputs`: the names of the layers
-    whose outputs it reads, two and more where branches join; `recorder.INPUT` is the picture.
+    whose outputs it reads, two and more where branches join; `recorder.INPUT` is the picture. `call`: how to know it
+    again when the network runs: its name without the number, and which call of that name it is, from 1, calls that make
+    no layer included; None for what gives no tensor, and for an operation that no call in Python makes.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Layer:
     multiply_adds: int
     fields: tuple[ReceptiveField, ...]
     inputs: tuple[str, ...]
+    call: tuple[str, int] | None
 
     def as_json(self) -> dict[str, Any]:
         """The same for a JSON file; of the fields their extents, and their grids or null."""
@@ -124,6 +127,7 @@ def _finished(draft: Draft) -> Layer:
         multiply_adds=draft.multiply_adds,
         fields=tuple(axis.field for axis in draft.axes),
         inputs=tuple(draft.inputs),
+        call=draft.call,
     )
 
 

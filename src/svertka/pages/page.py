@@ -50,14 +50,22 @@ def count(value: int, noun: str) -> str:
     return f"{value:,}{SPACE}{noun}{'' if value == 1 else 's'}"
 
 
-def page(title: str, body: str) -> str:
+def page(title: str, body: str, *, chapter: str = "", beside: bool = False) -> str:
     """A whole HTML document, style and script inside; `title` is text, `body` is HTML.
 
-    Its policy lets it load nothing and run nothing but what is in it, whatever a class name may try.
+    `chapter`: of the files chapter.css and chapter*.js, which follow the ones that all pages share. `beside`: whether
+    it loads pictures and data from its own folder. Its policy lets it load nothing else and run nothing else, whatever
+    a class name may try.
     """
-    style, script = _read("style.css"), _read("page.js")
+    style, scripts = _read("style.css"), [_read("page.js")]
+    if chapter:
+        style += _read(f"{chapter}.css")
+        scripts += [_read(name) for name in _scripts(chapter)]
+    script = "\n".join(scripts)
+    # A page that was opened from a file has no origin: what lies beside it is named by the scheme, too.
+    own = " 'self' file:" if beside else ""
     policy = (
-        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        f"default-src 'none'; img-src data:{own}; style-src '{_digest(style)}'; script-src '{_digest(script)}'{own}; "
         "base-uri 'none'; form-action 'none'"
     )
     # The script comes before the body: a chosen colour scheme must be there before anything is painted.
@@ -79,6 +87,13 @@ def page(title: str, body: str) -> str:
 </body>
 </html>
 """
+
+
+@cache
+def _scripts(chapter: str) -> list[str]:
+    """The chapter's scripts in the order of their names."""
+    names = (file.name for file in files("svertka.pages").iterdir())
+    return sorted(name for name in names if name.startswith(chapter) and name.endswith(".js"))
 
 
 @cache

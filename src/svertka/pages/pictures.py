@@ -17,15 +17,20 @@ DENSITY = 2  # pixels kept for each that CSS counts, for screens that have them
 QUALITY = 82  # of photographs, on the scale of WebP encoders to 100
 
 
-def data_uri(picture: Pixels, *, exact: bool) -> str:
-    """`picture` (H, W, 1 | 3 | 4) uint8 as a WebP `data:` address; `exact` keeps every pixel, as a photograph need not.
+def encoded(picture: Pixels, *, exact: bool, quality: int = QUALITY) -> bytes:
+    """`picture` (H, W, 1 | 3 | 4) uint8 as a WebP file; `exact` keeps every pixel, as a photograph need not.
 
     WebP because it is the one format of all browsers that has alpha, both kinds of compression and small headers.
     """
     buffer = io.BytesIO()
     # Lossless, `quality` is the effort.
-    _image(picture).save(buffer, "WEBP", lossless=exact, quality=100 if exact else QUALITY)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    _image(picture).save(buffer, "WEBP", lossless=exact, quality=100 if exact else quality)
+    return buffer.getvalue()
+
+
+def data_uri(picture: Pixels, *, exact: bool) -> str:
+    """`picture` as `encoded` makes it, as a `data:` address."""
+    return "data:image/webp;base64," + base64.b64encode(encoded(picture, exact=exact)).decode()
 
 
 def image(picture: Pixels, side: int, alt: str) -> str:
@@ -81,7 +86,7 @@ def central_square(picture: Pixels) -> Pixels:
 def mosaic(pictures: Sequence[Pixels], columns: int, *, gap: int) -> Pixels:
     """A contact sheet, (H, W, 4) uint8, of squares as large as the largest picture, clear where there is none.
 
-    `pictures`: (h, w, 1 | 3) uint8; `gap`: pixels between the squares.
+    `pictures`: (h, w, 1 | 3 | 4) uint8; `gap`: pixels between the squares.
     """
     side = max(max(picture.shape[:2]) for picture in pictures)
     rows = math.ceil(len(pictures) / columns)
@@ -90,8 +95,8 @@ def mosaic(pictures: Sequence[Pixels], columns: int, *, gap: int) -> Pixels:
         height, width = picture.shape[:2]
         top = number // columns * (side + gap) + (side - height) // 2
         left = number % columns * (side + gap) + (side - width) // 2
-        sheet[top : top + height, left : left + width, :3] = picture
-        sheet[top : top + height, left : left + width, 3] = 255
+        sheet[top : top + height, left : left + width, :3] = picture[..., :3]
+        sheet[top : top + height, left : left + width, 3] = picture[..., 3] if picture.shape[2] == 4 else 255
     return sheet
 
 

@@ -1,0 +1,180 @@
+"""The nine strongest patches of every unit of SqueezeNet 1.1, against a plain forward pass and the usual scripts.
+
+    python bench/atlas.py [--pictures 1400] [--threads 2] [--rounds 5] [--no-usual] [--json]
+
+All 26 convolutions over photographs of `imagenet-samples` and `cats-dogs`, which are decoded and normalised before
+anything is timed. What is timed takes turns; ratios are medians of those of a round. Memory is what the process grows
+by at its peak, beyond pictures and network.
+
+- `plain`: the network alone, in batches of 32 with channels last.
+- `ours`: `inspection.top_patches`, in the same batches.
+- `hooks`: the same batches, a hook on each of the 26 layers at once, which keeps every picture's maxima and places;
+  they are sorted afterwards.
+- `usual`: as such scripts are mostly written: a hook on one layer, one picture at a time, the maps kept, and sorted
+  afterwards. One of the 26 layers (`features.3.expand3x3`) is timed, over a tenth of the pictures; the time is told for
+  all layers and pictures at that rate, the memory for all pictures and this one layer.
+
+Real data: SVERTKA_DATA. Linux, for the peak of memory.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svertka.classifier import Classifier
+from svertka.device import describe, in_layout, processor
+from svertka.inspection import top_patches
+
+BATCH, COUNT = 32, 9
+USUAL = "features.3.expand3x3"
+SHARE = 10  # of the pictures one in so many is run by the usual script
+
+
+def photographs(classifier: Classifier, count: int) -> list[Tensor]:
+    """The first `count` as the network takes them, in batches with channels last."""
+    data = Path(os.environ["SVERTKA_DATA"])
+    paths = [path for folder in ("imagenet-samples", "cats-dogs") for path in sorted((data / folder).rglob("*.*"))]
+    paths = [path for path in paths if path.suffix.lower() in (".jpeg", ".jpg")][:count]
+    with ThreadPoolExecutor() as pool:
+        pictures = torch.stack(list(pool.map(classifier.preprocess, paths)))
+    return [some.contiguous(memory_format=torch.channels_last) for some in torch.split(pictures, BATCH)]
+
+
+def plain(network: nn.Module, batches: list[Tensor]) -> None:
+    """The network alone."""
+    with torch.inference_mode():
+        for batch in batches:
+            network(batch)
+
+
+def hooks(network: nn.Module, batches: list[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """A hook on every rectified convolution; what they keep is sorted afterwards."""
+    kept: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            values, places = output.flatten(2).max(dim=2)
+            kept.setdefault(name, []).append((values, places))
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(keep(name))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.ReLU)
+    ]
+    with torch.inference_mode():
+        for batch in batches:
+            network(batch)
+    for handle in handles:
+        handle.remove()
+    return {
+        name: strongest(torch.cat([v for v, _ in some]), torch.cat([p for _, p in some])) for name, some in kept.items()
+    }
+
+
+def usual(network: nn.Module, pictures: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """A hook on one layer, a picture at a time; the maps are kept and sorted afterwards."""
+    kept: list[Tensor] = []
+    handle = network.get_submodule(USUAL + "_relu").register_forward_hook(lambda _, __, output: kept.append(output))
+    with torch.inference_mode():
+        for picture in pictures:
+            network(picture)
+    handle.remove()
+    return strongest(*torch.cat(kept).flatten(2).max(dim=2))
+
+
+def strongest(values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """The pictures and places of the nine largest `values` (pictures, units) of each unit."""
+    order = values.topk(COUNT, dim=0).indices
+    return order, places.gather(0, order)
+
+
+@contextmanager
+def measured(into: dict[str, list[float]]) -> Iterator[None]:
+    """Adds the seconds of the body, and the bytes that the process grows by at its peak."""
+    ctypes.CDLL(None).malloc_trim(0)  # gives back what the last one freed
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    before, began = memory("VmRSS"), time.perf_counter()
+    yield
+    into["seconds"].append(time.perf_counter() - began)
+    into["bytes"].append(memory("VmHWM") - before)
+
+
+def memory(name: str) -> int:
+    """Bytes of this process by the name that Linux has for them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds, bytes and ratios."""
+    weights = Path(os.environ["SVERTKA_DATA"]) / "weights" / "squeezenet1_1-imagenet.safetensors"
+    classifier = Classifier.load(f"squeezenet1_1:{weights}")
+    network = in_layout(classifier.network, torch.channels_last)
+    batches = photographs(classifier, options.pictures)
+    ways: dict[str, Callable[[], object]] = {
+        "plain": lambda: plain(network, batches),
+        "ours": lambda: top_patches(network, batches, count=COUNT),
+        "hooks": lambda: hooks(network, batches),
+    }
+    found: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "bytes": []} for name in [*ways, "usual"]}
+    plain(network, batches[:4])
+    for number in range(options.rounds):
+        for name, run in list(ways.items())[:: -1 if number % 2 else 1]:
+            with measured(found[name]):
+                run()
+    pictures = sum(len(batch) for batch in batches)
+    result: dict[str, Any] = {"pictures": pictures, "device": describe(torch.device("cpu")), "processor": processor()}
+    if options.usual:
+        some = [picture[None] for batch in batches for picture in batch][::SHARE]
+        with measured(found["usual"]):
+            usual(network, some)
+        found["usual"]["seconds"] = [26 * pictures / len(some) * seconds for seconds in found["usual"]["seconds"]]
+        found["usual"]["bytes"] = [pictures / len(some) * bytes_ for bytes_ in found["usual"]["bytes"]]
+    for name, numbers in found.items():
+        if numbers["seconds"]:
+            turns = zip(numbers["seconds"], found["plain"]["seconds"], strict=name != "usual")
+            result[name] = {
+                "seconds": statistics.median(numbers["seconds"]),
+                "bytes": max(numbers["bytes"]),
+                "ratio": statistics.median(seconds / plainly for seconds, plainly in turns),
+            }
+    return result
+
+
+def main() -> None:
+    """Compare and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=1400)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-usual", dest="usual", action="store_false", help="leave out the slowest")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    result = compare(options)
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    print(f"{result['pictures']} pictures, {result['processor']}, {result['device']}")
+    print(f"{'':<8}{'seconds':>10}{'of plain':>10}{'memory':>10}")
+    for name in ("plain", "ours", "hooks", "usual"):
+        if name in result:
+            row = result[name]
+            print(f"{name:<8}{row['seconds']:>10.2f}{row['ratio']:>10.2f}{row['bytes'] / 2**20:>6,.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Projections to pixels against captum's NeuronDeconvolution, on SqueezeNet 1.1 with ImageNet weights.
+
+    python bench/projections.py [--units 16] [--rounds 3] [--threads 2] [--json]
+
+For every convolution some units, drawn by a seed, each with the nine places of `imagenet-samples` that excite it most:
+what one sheet of an atlas holds. The three ways take turns at every layer: captum one patch a call, as its users do;
+captum with a batch of patches, each with its own unit, which it allows by a function that selects them; and ours. The
+best of the rounds counts for each. The last line is for all units of all layers, each layer counted by its units. Both
+run the same network as it is; ours is checked against captum's in float64 first, and the exit code is 1 if they differ
+by more than 1e-5 of the largest. Real data: SVERTKA_DATA.
+"""
+
+import argparse
+import copy
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from captum.attr import NeuronDeconvolution
+from torch import Tensor, nn
+
+from svertka.classifier import Classifier
+from svertka.inspection.deconvnet import Deconvnet
+from svertka.inspection.patches import LayerPatches, top_patches
+
+SINGLE, BATCH = 8, 8  # patches for captum in a round; 8 in a batch is what it is fastest with
+TOLERANCE = 1e-5
+CHECKED = 3  # patches a layer
+
+
+class Patches:
+    """Some units of one layer, each with all of its places."""
+
+    def __init__(self, network: nn.Module, images: Tensor, found: LayerPatches, units: int) -> None:
+        chosen = np.random.default_rng(1).permutation(len(found.values))[:units]
+        which, rank = np.nonzero(found.pictures[chosen] >= 0)
+        self.layer, self.of_layer = found.layer, len(found.values)
+        self.images, self.units = images, chosen[which]
+        self.pictures, self.places = found.pictures[chosen][which, rank], found.places[chosen][which, rank]
+        self._captum = NeuronDeconvolution(network, network.get_submodule(found.seen_in))
+
+    def single(self, number: int) -> Tensor:
+        """Of one patch, by captum, (1, C, H, W)."""
+        where = (int(self.units[number]), *self.places[number].tolist())
+        result: Tensor = self._captum.attribute(self.images[self.pictures[number], None].clone(), where)
+        return result
+
+    def batch(self, numbers: range) -> Tensor:
+        """Of some patches at once, by captum."""
+        where = (np.arange(len(numbers)), self.units[numbers], *self.places[numbers].T)
+        result: Tensor = self._captum.attribute(self.images[self.pictures[numbers]], lambda maps: maps[where])
+        return result
+
+    def ways(self, ours: Deconvnet) -> dict[str, tuple[Callable[[], object], int]]:
+        """Each way by name, and for how many patches."""
+        count = len(self.units)
+        some = np.random.default_rng(2).permutation(count)[:SINGLE].tolist()
+        return {
+            "captum": (lambda: [self.single(number) for number in some], len(some)),
+            "captum, batched": (lambda: self.batch(range(min(BATCH, count))), min(BATCH, count)),
+            "svertka": (lambda: ours.project(self.images, self.layer, self.units, self.places, self.pictures), count),
+        }
+
+    def difference(self, ours: Deconvnet) -> float:
+        """The largest between captum's and ours, relative to captum's largest."""
+        some = slice(CHECKED)
+        found = ours.project(self.images, self.layer, self.units[some], self.places[some], self.pictures[some])
+        worst = 0.0
+        for number, (pixels, top, left) in enumerate(found):
+            theirs = self.single(number)[0]
+            largest = theirs.abs().max()
+            theirs[:, top : top + pixels.shape[1], left : left + pixels.shape[2]] -= pixels
+            worst = max(worst, float(theirs.abs().max() / largest))
+        return worst
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def measure(network: nn.Module, images: Tensor, units: int, rounds: int) -> list[dict[str, Any]]:
+    """A row for each layer: milliseconds a patch for each way."""
+    exact = copy.deepcopy(network).double()
+    ours, ours_exact = (Deconvnet(one, tuple(images.shape)) for one in (network, exact))
+    rows = []
+    for found in top_patches(network, images).values():
+        patches = Patches(network, images, found, units)
+        difference = Patches(exact, images.double(), found, units).difference(ours_exact)
+        ways = patches.ways(ours)
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for turn in range(rounds + 1):
+            for name, (work, count) in ways.items():
+                took = seconds(work) / count
+                if turn:  # the first is to warm up
+                    times[name].append(took * 1e3)
+        best = {name: min(some) for name, some in times.items()}
+        rows.append({"layer": found.layer, "units": patches.of_layer, "difference": difference, "milliseconds": best})
+    return rows
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--units", type=int, default=16, help="of each layer")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", module="captum")
+    data = Path(os.environ["SVERTKA_DATA"])
+    classifier = Classifier.load(f"squeezenet1_1:{data / 'weights' / 'squeezenet1_1-imagenet.safetensors'}")
+    images = torch.stack([classifier.preprocess(path) for path in sorted((data / "imagenet-samples").iterdir())])
+    rows = measure(classifier.network, images, options.units, options.rounds)
+    units = sum(row["units"] for row in rows)
+    total = {
+        name: sum(row["units"] * row["milliseconds"][name] for row in rows) / units for name in rows[0]["milliseconds"]
+    }
+    speed = {f"against {name}": total[name] / total["svertka"] for name in total if name != "svertka"}
+    if options.json:
+        print(json.dumps({"threads": options.threads, "layers": rows, "milliseconds": total, **speed}, indent=2))
+    else:
+        print(f"milliseconds a patch; torch {torch.__version__}, {options.threads} threads")
+        print(f"{'layer':<24}{'units':>6}{'difference':>12}" + "".join(f"{name:>17}" for name in total))
+        for row in rows:
+            cells = "".join(f"{value:>17.2f}" for value in row["milliseconds"].values())
+            print(f"{row['layer']:<24}{row['units']:>6}{row['difference']:>12.1e}{cells}")
+        print(f"{'all units':<24}{units:>6}{'':>12}" + "".join(f"{value:>17.2f}" for value in total.values()))
+        print(", ".join(f"{ratio:.1f} times as fast {name}" for name, ratio in speed.items()))
+    return int(not all(row["difference"] <= TOLERANCE for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

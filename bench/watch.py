@@ -1,0 +1,163 @@
+"""Every layer of other people's networks: found, watched, and the network left bit for bit as it was.
+
+    python -m venv parity && parity/bin/pip install torch==2.14.1 torchvision==0.29.1 timm==1.0.31 .
+    parity/bin/python bench/watch.py [--only NAME…]
+
+An environment of its own, since torchvision pins its torch. Nothing is downloaded: the smallest network of each of
+torchvision's classification families, and 20 of timm, with random weights. Of each, in training mode with one module in
+evaluation mode, one parameter frozen, a hook and a gradient, all layers are watched: what modules give has to be what
+plain hooks see, shapes those of the trace. Then one of them raises an exception. After both runs the parameters,
+buffers, gradients, flags, hooks, attributes of all modules and PyTorch's random numbers have to be what they were. Exit
+code 1 if one is not.
+"""
+
+import argparse
+import hashlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import timm  # type: ignore[import-not-found, unused-ignore]
+import torch
+import torchvision  # type: ignore[import-not-found, unused-ignore]
+from torch import Tensor, nn
+
+from svertka.inspection.activations import convolutions, layers, outputs, watching
+
+TORCHVISION = (
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
+    *("maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18"),
+    *("resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11_bn"),
+    *("vit_b_32", "wide_resnet50_2"),
+)
+TIMM = (
+    *("convnextv2_atto", "coatnet_nano_rw_224", "cspresnet50", "deit_tiny_patch16_224", "dpn48b", "edgenext_xx_small"),
+    *("efficientformer_l1", "ghostnet_050", "hrnet_w18_small", "inception_next_tiny", "lcnet_035", "levit_128s"),
+    *("mixer_s32_224", "mobilevit_xxs", "nf_regnet_b0", "poolformer_s12", "rexnet_100", "seresnet50", "skresnet18"),
+    *("tf_efficientnet_b0", "vgg11", "xception41"),
+)
+SIZES = {"inception_v3": 299, "swin_v2_t": 256, "mobilevit_xxs": 256}
+
+
+def built(name: str) -> nn.Module:
+    """The network called `name`, of torchvision if it has one."""
+    network: nn.Module
+    if name in TORCHVISION:
+        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # SciPy draws them slowly
+        network = torchvision.models.get_model(name, weights=None, **options)
+    else:
+        network = timm.create_model(name)
+    return network
+
+
+def used(network: nn.Module) -> nn.Module:
+    """The network as somebody may be using it, in the middle of a training."""
+    network.train()
+    modules, parameters = list(network.modules()), list(network.parameters())
+    modules[len(modules) // 2].eval()
+    modules[-1].register_forward_hook(lambda *_: None)
+    parameters[0].requires_grad_(False)
+    parameters[-1].grad = torch.ones_like(parameters[-1])
+    return network
+
+
+def state(network: nn.Module) -> dict[str, Any]:
+    """All that a run could leave behind."""
+    modules = dict(network.named_modules())
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return {
+        "attributes": {path: {key: id(value) for key, value in vars(one).items()} for path, one in modules.items()},
+        "hooks": {
+            path: {key: dict(value) for key, value in vars(one).items() if key.endswith("hooks")}
+            for path, one in modules.items()
+        },
+        "training": {path: one.training for path, one in modules.items()},
+        "values": {name: digest(tensor) for name, tensor in tensors.items()},
+        "writes": {name: tensor._version for name, tensor in tensors.items()},
+        "frozen": {name: tensor.requires_grad for name, tensor in tensors.items()},
+        "gradients": {name: tensor.grad is not None and digest(tensor.grad) for name, tensor in tensors.items()},
+        "random": digest(torch.get_rng_state()),
+    }
+
+
+def digest(tensor: Tensor) -> bytes:
+    """Of the values, bit for bit."""
+    return hashlib.blake2b(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data).digest()
+
+
+def plainly(network: nn.Module, picture: Tensor) -> dict[str, Tensor]:
+    """What the modules without others inside give, by path: of those that run again the first; tensors only."""
+    torch.backends.mha.set_fastpath_enabled(False)  # it takes another way, and so rounds otherwise, when watched
+    found: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                found.setdefault(path, output.clone())
+
+        return hook
+
+    own = {path: one for path, one in network.named_modules() if next(one.children(), None) is None}
+    handles = [module.register_forward_hook(keep(path)) for path, module in own.items()]
+    network(picture)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def problems(name: str) -> tuple[int, int, list[str]]:
+    """How many layers and convolutions a network has, and what went wrong with it."""
+    network = used(built(name))
+    picture = torch.randn(2, 3, *[SIZES.get(name, 224)] * 2)
+    wrong: list[str] = []
+    before = state(network)
+    known = layers(network, tuple(picture.shape))
+    with torch.no_grad():
+        found = outputs(network, picture, [layer.name for layer in known])
+    wrong += [f"{what} changed" for what, value in state(network).items() if value != before[what]]
+
+    def fail(_: Tensor) -> None:
+        raise KeyError(name)
+
+    try:
+        with torch.no_grad(), watching(network, known, {known[len(known) // 2].name: fail}):
+            network(picture)
+        wrong.append("no exception came through")
+    except KeyError:
+        after = state(network)
+        wrong += [f"{what} changed by an exception" for what, value in after.items() if value != before[what]]
+
+    wrong += [f"{layer.name} has the shape of another" for layer in known if found[layer.name].shape != layer.shape]
+    with torch.no_grad():
+        expected = plainly(network.eval(), picture)
+    for path in sorted(expected.keys() & found.keys()):
+        if not torch.equal(found[path], expected[path]):
+            wrong.append(f"{path} gives something else")
+    missing = expected.keys() - found.keys()
+    if missing:
+        wrong.append(f"{len(missing)} modules are not among the layers: {', '.join(sorted(missing)[:3])}")
+    return len(known), len(convolutions(known)), wrong
+
+
+def main() -> int:
+    """Look at each and tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=(*TORCHVISION, *TIMM))
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}")
+    failed = 0
+    for name in options.only:
+        torch.manual_seed(1)
+        began = time.perf_counter()
+        count, multiplying, wrong = problems(name)
+        failed += bool(wrong)
+        took = time.perf_counter() - began
+        told = f"{count:>5} layers {multiplying:>4} convolutions {took:>6.1f} s"
+        print(f"{name:<24}{told}  {'; '.join(wrong[:4]) or 'as it was'}", flush=True)
+    print(f"{len(options.only) - failed} of {len(options.only)} as they were")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""The atlas of a network: a folder with a page in which one walks through its layers and sees what each unit looks for.
+
+atlas/index.html      the entrance: opens from the disk, asks for nothing beyond its folder
+atlas/data/*.js       what is said about each layer's units and about each picture
+atlas/layers/K/       the patches and projections of a layer, 32 units a file
+atlas/pictures/       whole pictures, as the network sees them;  overlays/  maps over some of them
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from svertka.device import choose_device, set_threads
+from svertka.errors import Interrupted, UsageError
+from svertka.graph.trace import Trace, trace
+from svertka.inspection import activations
+from svertka.inspection.deconvnet import Deconvnet, needs
+from svertka.inspection.entrance import Entrance
+from svertka.inspection.filters import Filters, first_layer
+from svertka.inspection.gallery import Room, first_units, hang
+from svertka.inspection.parts import Parts
+from svertka.inspection.portraits import choose, show
+from svertka.inspection.rail import rail
+from svertka.inspection.schedule import Schedule
+from svertka.inspection.subject import Subject, open_subject
+from svertka.inspection.walk import FILE, walk
+from svertka.progress import duration, progress, say
+from svertka.run import Run
+
+VERSION = 1  # of what an atlas is made of; an unfinished one of another is not gone on with
+PAGE = "index.html"
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """A finished atlas: `page`, the file to open, and what is in it; `bytes` of its folder; `seconds` it took now."""
+
+    page: Path
+    network: str
+    layers: int
+    units: int
+    dead: int
+    pictures: int
+    bytes: int
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for a JSON file."""
+        return asdict(self) | {"page": str(self.page)}
+
+
+def look(
+    run: str | PathLike[str],
+    source: str | PathLike[str] | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+    units: int | None = None,
+    pictures: int | None = None,
+    output: str | PathLike[str] | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    cache_limit: int | None = None,
+) -> Atlas:
+    """The atlas of the network of `run`, made; interrupted and called again, it goes on where it was.
+
+    `run`: a run folder, or a network with its weights, as for `Classifier.load`. `source`: the pictures that it is
+    shown, as for `train`; None: those that the run was tested on. `layers`: their names; None: every convolution.
+    `units`: how many of each layer, the first; `pictures`: how many, drawn at random; None: all. `output`: the folder;
+    None: RUN/atlas, or atlas-NAME for a network of the zoo. `cache_limit`: bytes of decoded pictures kept on disk.
+
+    Raises:
+        Interrupted: Ctrl-C; what is done is kept.
+        UsageError: no such layer, or it has no maps; no such source; the folder exists and is not this atlas.
+        DataError: there are no pictures, or the run's own are gone. RunError: the run is missing or damaged.
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    if units is not None and units < 1:
+        raise UsageError(f"units={units} must be at least 1")
+    began = time.monotonic()
+    place, workers = choose_device(device), set_threads(threads)
+    subject = open_subject(run, source, pictures=pictures, place=place, threads=workers, cache_limit=cache_limit)
+    traced = trace(subject.classifier.network, subject.shape)
+    names = _asked(traced, layers)
+    folder = _folder(run, output)
+    parts = Parts(folder, subject.identity(VERSION, names, units))
+    if parts.summary is None:
+        try:
+            _make(subject, parts, traced, names, units)
+        except KeyboardInterrupt as error:
+            raise Interrupted(
+                f"stopped; what is done stays in {folder}, and the same command goes on with it"
+            ) from error
+    return Atlas(page=folder / PAGE, seconds=time.monotonic() - began, **parts.summary or {})
+
+
+def _make(subject: Subject, parts: Parts, traced: Trace, names: Sequence[str], units: int | None) -> None:
+    """Make what is missing in `parts`, the page last: as long as there is none, the atlas is not done."""
+    walked = walk(subject, parts, names)
+    by_name = {layer.name: layer for layer in traced.layers}
+    filters = _filters(subject)
+    rooms = [
+        Room(
+            number=number,
+            layer=by_name[name],
+            found=first_units(walked.found[name], units),
+            filters=filters if filters is not None and filters.layer == name else None,
+            picture=subject.size,
+        )
+        for number, name in enumerate(names)
+    ]
+    portraits = choose([room.found for room in rooms], subject.dataset.labels)
+    entrance = Entrance(
+        subject=subject,
+        rail=rail(traced),
+        rooms=rooms,
+        all_units=[len(walked.found[name].values) for name in names],
+        portraits=portraits,
+        note=needs(subject.classifier.network, subject.shape) or "",
+    )
+    schedule = Schedule(traced, rooms, portraits, walked.per_picture, subject.size)
+    say(f"{entrance.sentence} The rest takes about {duration(schedule.left(parts))}.")
+    back = Deconvnet(subject.classifier.network, subject.shape)
+    with progress("drawing, per cent", 100) as shown:
+        for room in rooms:
+            if room.script not in parts:
+                hang(room, subject, back, parts, portraits.slots, schedule.units(shown, room))
+        show(portraits, rooms, subject, parts, schedule.pictures(shown))
+    parts.put(PAGE, entrance.html().encode())
+    summary = {
+        "network": entrance.name,
+        "layers": len(rooms),
+        "units": entrance.units,
+        "dead": entrance.dead,
+        "pictures": len(subject),
+        "bytes": parts.bytes(without=FILE),
+    }
+    parts.finish(summary, FILE)
+
+
+def _asked(traced: Trace, layers: Sequence[str] | None) -> list[str]:
+    """The layers asked for, in the order in which they run."""
+    known = list(traced.layers)
+    if layers is None:
+        names = activations.convolutions(known)
+        if not names:
+            raise UsageError("the network has no convolution; name the layers to look at with --layers")
+        return names
+    wanted = {activations.find(known, name).name for name in layers}
+    return [layer.name for layer in known if layer.name in wanted]
+
+
+def _filters(subject: Subject) -> Filters | None:
+    try:
+        return first_layer(subject.classifier.network)
+    except UsageError:  # its first layer is of another kind: there are none to be seen
+        return None
+
+
+def _folder(run: str | PathLike[str], output: str | PathLike[str] | None) -> Path:
+    if output is not None:
+        return Path(output)
+    if Path(run).is_dir():
+        return Run(run).folder / "atlas"
+    return Path(f"atlas-{fspath(run).partition(':')[0]}")

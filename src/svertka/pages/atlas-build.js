@@ -1,0 +1,141 @@
+// What the views of the atlas are built with: elements, numbers, data that come as scripts, pieces of sprites.
+"use strict";
+(() => {
+  const atlas = self.atlas ??= {};
+  const SPACE = "\u00a0";
+
+  // Children are elements or text, never HTML: a class may be called anything.
+  atlas.make = (tag, properties = {}, ...children) => {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(properties)) {
+      if (name === "style") for (const [key, text] of Object.entries(value)) element.style.setProperty(key, text);
+      else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+      else if (value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+    }
+    element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+    return element;
+  };
+  atlas.svg = (tag, attributes = {}, ...children) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.append(...children);
+    return element;
+  };
+  atlas.named = (text) => atlas.make("bdi", {}, text);
+
+  // Browsers refuse fetch from a file; a script beside the page assigns its value to atlasData.
+  const promised = new Map();
+  atlas.load = (name) => {
+    if (!promised.has(name)) {
+      promised.set(name, new Promise((resolve, reject) => {
+        const script = atlas.make("script", { src: `data/${name}.js` });
+        script.addEventListener("load", () => { resolve(self.atlasData[name]); script.remove(); });
+        script.addEventListener("error", () => {
+          promised.delete(name);
+          reject(new Error(`data/${name}.js is missing: copy the whole folder of the atlas, not only index.html`));
+        });
+        document.head.append(script);
+      }));
+    }
+    return promised.get(name);
+  };
+
+  atlas.percent = (share) => `${(100 * share).toFixed(1)}${SPACE}%`;
+  atlas.count = (value, noun) => `${value.toLocaleString("en")}${SPACE}${noun}${value === 1 ? "" : "s"}`;
+  atlas.number = (value) => {
+    const size = Math.abs(value);
+    if (value === 0 || (size >= 1e-3 && size < 1e5)) return String(Number(value.toPrecision(3)));
+    const [mantissa, exponent] = value.toExponential(2).split("e");
+    const power = String(Number(exponent)).replace(/[-\d]/g, (sign) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(sign)]);
+    return `${Number(mantissa)}·10${power}`;
+  };
+  atlas.address = (...parts) => `#/${parts.map(encodeURIComponent).join("/")}`;
+
+  // The pixels that a position of a layer sees, [top, left, bottom, right], the last two excluded.
+  atlas.box = (layer, row, column) => {
+    const [top, bottom] = layer.rows[Math.min(row, layer.rows.length - 1)];
+    const [left, right] = layer.columns[Math.min(column, layer.columns.length - 1)];
+    return [top, left, bottom + 1, right + 1];
+  };
+
+  const sheetOf = (unit) => Math.floor(unit / atlas.facts.sheet_rows);
+
+  // Nine tiles of a unit, `side` CSS pixels each, out of the layer's sheet of `kind`.
+  atlas.mosaic = (layer, unit, kind, side) => {
+    const rows = Math.min(atlas.facts.sheet_rows, layer.units - sheetOf(unit) * atlas.facts.sheet_rows);
+    const tiles = layer.dead.includes(unit) ? [] : Array.from({ length: 9 }, () => atlas.make("i"));
+    return atlas.make("span", {
+      class: `mosaic ${kind} ${layer.tile.crisp ? "crisp" : "smooth"}`,
+      style: {
+        "--sheet": `url("${layer.folder}/${kind}-${sheetOf(unit)}.webp")`, "--side": `${side}px`,
+        "--rows": rows, "--row": unit % atlas.facts.sheet_rows,
+      },
+    }, ...tiles);
+  };
+  // One tile alone.
+  atlas.piece = (layer, unit, place, kind, side) => {
+    const one = atlas.mosaic(layer, unit, kind, side);
+    one.className += " piece";
+    one.replaceChildren(atlas.make("i", { style: { "--column": place } }));
+    return one;
+  };
+
+  // A part of a picture as large as `side` allows; where the part ends at the border, the rest stays empty.
+  atlas.crop = (picture, box, window, side, crisp = atlas.facts.pictures.crisp) => {
+    const { size, columns } = atlas.facts.pictures;
+    const scale = side / window;
+    const [top, left, bottom, right] = box;
+    const place = picture % (columns * columns);
+    const x = (place % columns) * size + left;
+    const y = Math.floor(place / columns) * size + top;
+    const part = atlas.make("i", { style: {
+      top: `${top === 0 ? (window - (bottom - top)) * scale : 0}px`,
+      left: `${left === 0 ? (window - (right - left)) * scale : 0}px`,
+      width: `${(right - left) * scale}px`, height: `${(bottom - top) * scale}px`,
+      "background-image": `url("pictures/${Math.floor(picture / (columns * columns))}.webp")`,
+      "background-size": `${columns * size * scale}px auto`,
+      "background-position": `${-x * scale}px ${-y * scale}px`,
+    } });
+    return atlas.make("span", {
+      class: `crop ${crisp ? "crisp" : "smooth"}`, style: { width: `${side}px`, height: `${side}px` },
+    }, part);
+  };
+  // `side` pixels, or what the window has room for.
+  atlas.room = (side) => Math.min(side, document.documentElement.clientWidth - 32);
+  // The whole picture, about `side` CSS pixels a side; its `frame(box)` shows and null hides a part of it.
+  atlas.whole = (picture, side) => {
+    const { size, crisp } = atlas.facts.pictures;
+    const scale = crisp ? Math.max(1, Math.floor(side / size)) : side / size;
+    const element = atlas.crop(picture, [0, 0, size, size], size, size * scale);
+    const frame = atlas.make("b", { class: "frame-line", hidden: true });
+    element.classList.add("whole");
+    element.append(frame);
+    element.frame = (box) => {
+      frame.hidden = !box;
+      if (!box) return;
+      const [top, left, bottom, right] = box.map((pixel) => `${pixel * scale}px`);
+      Object.assign(frame.style, {
+        top, left, width: `calc(${right} - ${left})`, height: `calc(${bottom} - ${top})`,
+      });
+    };
+    return element;
+  };
+
+  // Shares as bars, [name, share, base share or undefined], each labelled with its number; `full` is a whole bar.
+  atlas.bars = (rows, label, full = 1) => atlas.make("ul", { class: "bars", "aria-label": label }, rows.map(([name, share, base]) => {
+    const bar = atlas.svg("svg", { viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },
+      atlas.svg("rect", { class: "bar-ground", width: 100, height: 8 }),
+      atlas.svg("rect", { class: "bar-share", width: 100 * Math.min(1, share / full), height: 8 }));
+    if (base !== undefined) {
+      const x = 100 * Math.min(1, base / full);
+      bar.append(atlas.svg("line", { class: "bar-base", x1: x, x2: x, y1: 0, y2: 8 }));
+    }
+    const said = base === undefined ? "" : `, ${atlas.percent(base)} of all pictures`;
+    return atlas.make("li", {}, atlas.make("span", { class: "called", title: name }, atlas.named(name)), bar,
+      atlas.make("span", { class: "figure" }, atlas.percent(share), atlas.make("span", { class: "unseen" }, said)));
+  }));
+
+  atlas.how = (text, link, title) => atlas.make("p", { class: "how" }, `${text} (`,
+    atlas.make("a", { href: link }, title), ").");
+  atlas.PAPER = "https://arxiv.org/abs/1311.2901";
+})();

@@ -1,0 +1,141 @@
+// The wall of a layer: a card for each of its units, sorted and filtered.
+"use strict";
+(() => {
+  const atlas = self.atlas ??= {};
+  const { make } = atlas;
+  const KINDS = { patches: "Patches", projections: "Projections", both: "Both", filters: "Filters" };
+  const ORDERS = { number: "number", class: "preferred class", sparsity: "sparsity", similarity: "similarity" };
+  const scale = (low, high) => make("span", { class: "scale" }, `${low} `, make("i"), ` ${high}`);
+  const LEGENDS = {
+    patches: () => ["The parts of nine different pictures that excite the unit most, the strongest first."],
+    projections: ({ note }) => ["What in each patch does, back in pixels: ", scale("−", "+"), `, grey is 0. ${note}`],
+    both: ({ note }) => ["The patches, and what in each excites the unit, back in pixels: ", scale("−", "+"), `, grey is 0. ${note}`],
+    filters: () => ["The unit's weights, of which the largest is as strong as bytes allow: ", scale("−", "+"), ", grey is 0."],
+  };
+  // As long as the page: a wall that one comes back to is as one left it.
+  const chosen = { shown: "patches", order: "number", filter: {} };
+
+  atlas.said = (layer, data, unit) => {
+    if (layer.dead.includes(unit)) return `Unit ${unit}, dead: nothing excites it`;
+    const favourites = data.classes[unit].slice(0, 2).map(([name]) => atlas.facts.classes[name]);
+    return `Unit ${unit}, active in ${atlas.percent(data.active[unit])} of the pictures` +
+      (favourites.length ? `; prefers ${favourites.join(", ")}` : "");
+  };
+
+  // A link to a unit, with its mosaics once it is near the window (`fill`).
+  atlas.card = (layer, data, unit) => {
+    const side = layer.tile.shown;
+    const dead = layer.dead.includes(unit);
+    const [first, second] = dead ? [] : data.classes[unit].map(([name]) => atlas.facts.classes[name]);
+    const card = make("a", {
+      class: "card", href: atlas.address("unit", layer.name, unit), "data-unit": unit, "aria-label": atlas.said(layer, data, unit),
+    }, make("span", { class: "mosaics" }, dead ? make("span", { class: "dead" }, "dead") : null),
+    make("span", { class: "caption", "aria-hidden": "true" },
+      make("span", {}, make("b", {}, String(unit)), dead ? "" : ` · ${atlas.percent(data.active[unit])}`),
+      make("span", { class: "quiet", title: [first, second].filter(Boolean).join(", ") },
+        ...(first === undefined ? ["\u00a0"] : ["prefers ", atlas.named(first), ...(second === undefined ? [] : [", ", atlas.named(second)])]))));
+    card.fill = () => {
+      if (dead || card.filled) return;
+      card.filled = true;
+      const kinds = ["patches", "projections", ...(layer.filters ? ["filters"] : [])];
+      card.firstChild.append(...kinds.map((kind) => (kind === "filters" ? filter(layer, unit) : atlas.mosaic(layer, unit, kind, side))));
+    };
+    return card;
+  };
+
+  function filter(layer, unit) {
+    const side = 3 * layer.tile.shown + 2;
+    return make("span", { class: "mosaic filters crisp", style: {
+      "--sheet": `url("${layer.folder}/filters.webp")`, "--side": `${side}px`, "--units": layer.units, "--row": unit,
+    } }, make("i"));
+  }
+
+  const lazily = () => new IntersectionObserver((entries, observer) => {
+    for (const { isIntersecting, target } of entries) if (isIntersecting) { target.fill(); observer.unobserve(target); }
+  }, { rootMargin: "600px" });
+
+  function inOrder(layer, data, order) {
+    const units = Array.from({ length: layer.units }, (_, unit) => unit);
+    const last = (unit) => (layer.dead.includes(unit) ? 1 : 0);
+    const by = (value) => units.sort((a, b) => last(a) - last(b) || value(a) - value(b) || a - b);
+    if (order === "sparsity") return by((unit) => data.active[unit]);
+    if (order === "class") return by((unit) => (data.classes[unit][0] ?? [Infinity])[0] * 2 - (data.classes[unit][0]?.[1] ?? 0));
+    if (order === "similarity") {
+      const place = new Map(data.order.map((unit, k) => [unit, k]));
+      return by((unit) => place.get(unit) ?? Infinity);
+    }
+    return units;
+  }
+  atlas.inChosenOrder = (layer, data) => inOrder(layer, data, chosen.order);
+
+  atlas.layerView = async (layer) => {
+    const data = await atlas.load(layer.data);
+    const wall = make("div", {
+      class: "units", role: "list", "aria-label": `Units of ${layer.name}`, style: { "--side": `${layer.tile.shown}px` },
+    });
+    const cards = new Map(inOrder(layer, data, "number").map((unit) => [unit, atlas.card(layer, data, unit)]));
+    const lists = new Map([...cards].map(([unit, card]) => [unit, make("div", { role: "listitem" }, card)]));
+    const observer = lazily();
+    cards.forEach((card) => observer.observe(card));
+    addEventListener("beforeprint", () => { if (wall.isConnected) cards.forEach((card) => card.fill()); });
+    const output = make("output", { class: "quiet" });
+    const search = make("input", {
+      type: "search", placeholder: "number, class or dead", "aria-label": "Filter the units by number, class or dead",
+      value: chosen.filter[layer.name] ?? "", autocomplete: "off", spellcheck: "false",
+    });
+    const arrange = () => {
+      const words = search.value.trim().toLowerCase();
+      chosen.filter[layer.name] = search.value;
+      const fits = (unit) => !words || (/^\d+$/.test(words) ? String(unit).startsWith(words)
+        : cards.get(unit).getAttribute("aria-label").toLowerCase().includes(words));
+      const units = inOrder(layer, data, chosen.order).filter(fits);
+      wall.replaceChildren(...units.map((unit) => lists.get(unit)));
+      output.textContent = units.length === layer.units ? "" : `${units.length} of ${atlas.count(layer.units, "unit")}`;
+    };
+    search.addEventListener("input", arrange);
+    const order = make("select", { "aria-label": "Order of the units" }, Object.entries(ORDERS).map(([value, text]) =>
+      make("option", { value, selected: value === chosen.order }, `by ${text}`)));
+    order.addEventListener("change", () => { chosen.order = order.value; arrange(); });
+
+    const kinds = Object.keys(KINDS).filter((kind) => kind !== "filters" || layer.filters);
+    const buttons = kinds.map((kind) => make("button", { type: "button", "data-kind": kind, onclick: () => show(kind) }, KINDS[kind]));
+    // As high for all kinds: the wall must not move when one compares them by blinking.
+    const legend = make("p", { class: `legend quiet${layer.note ? " long" : ""}` });
+    const show = (kind) => {
+      chosen.shown = kind;
+      wall.dataset.shown = kinds.includes(kind) ? kind : "patches";
+      legend.replaceChildren(...LEGENDS[wall.dataset.shown](layer));
+      for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.kind === wall.dataset.shown));
+    };
+    show(chosen.shown);
+    arrange();
+    return {
+      title: layer.name,
+      search,
+      keys: {
+        p: () => show(wall.dataset.shown === "patches" ? "projections" : "patches"),
+        b: () => show(wall.dataset.shown === "both" ? "patches" : "both"),
+        f: () => { if (layer.filters) show(wall.dataset.shown === "filters" ? "patches" : "filters"); },
+      },
+      up: "#/",
+      content: [
+        make("h1", { tabindex: -1 }, ...sentence(layer)),
+        atlas.how("Each card is a unit, with its number, the share of pictures in which it is active, and the classes that it prefers",
+          atlas.PAPER, "Zeiler & Fergus 2014, §4"),
+        make("div", { class: "controls" }, make("div", { class: "switch", role: "group", "aria-label": "What the cards show" }, buttons),
+          order, search, output),
+        legend,
+        wall,
+      ],
+    };
+  };
+
+  function sentence(layer) {
+    const [rows, columns] = layer.extent;
+    const dead = layer.dead.length ? `, ${layer.dead.length} dead` : "";
+    const shown = layer.units < layer.all ? ` (of ${layer.all.toLocaleString("en")})` : "";
+    const seen = layer.sees_all ? "the whole picture" : `${rows}×${columns} pixels`;
+    return ["Layer ", atlas.named(layer.name), ` of `, atlas.named(atlas.facts.name),
+      `: ${atlas.count(layer.units, "unit")}${shown}${dead}. Each looks at ${seen}.`];
+  }
+})();

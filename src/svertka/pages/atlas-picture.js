@@ -1,0 +1,145 @@
+// The pictures, and one of them: what the network takes it for, and which units of each layer it excites.
+"use strict";
+(() => {
+  const atlas = self.atlas ??= {};
+  const { make } = atlas;
+  const THUMBNAIL = 96;
+  const WHOLE = 384;
+  const PART = 64;
+  // As long as the page.
+  let filter = "";
+  let overlay = "picture";
+
+  const wrong = (pictures, picture) => {
+    const [, label, guess] = pictures.names[picture];
+    return label !== null && atlas.facts.knows && guess !== atlas.facts.class_numbers[label];
+  };
+  const truth = (label) => (label === null ? null : atlas.facts.classes[label]);
+
+  atlas.picturesView = async () => {
+    const pictures = await atlas.load("pictures");
+    const wall = make("div", { class: "pictures", role: "list", "aria-label": "Pictures" });
+    const observer = new IntersectionObserver((entries) => {
+      for (const { isIntersecting, target } of entries) {
+        if (!isIntersecting || target.firstChild.hasChildNodes()) continue;
+        target.firstChild.append(atlas.whole(Number(target.dataset.picture), THUMBNAIL));
+      }
+    }, { rootMargin: "400px" });
+    // Those that have overlays first.
+    const featured = new Set(atlas.facts.featured);
+    const order = pictures.names.map((_, k) => k).sort((a, b) => featured.has(b) - featured.has(a) || a - b);
+    const cards = order.map((picture) => {
+      const [name, label, guess] = pictures.names[picture];
+      const taken = atlas.facts.predicted[guess];
+      const said = `${name}${label === null ? "" : `, ${truth(label)}`}, taken for ${taken}`;
+      const card = make("a", { class: "card", href: atlas.address("picture", picture), "data-picture": picture, "aria-label": said },
+        make("span", { class: "thumbnail" }), make("span", { class: "caption", "aria-hidden": "true" },
+          make("span", {}, atlas.named(truth(label) ?? name)),
+          make("span", { class: "quiet" }, wrong(pictures, picture) || !atlas.facts.knows ? atlas.named(`→ ${taken}`) : "\u00a0")));
+      observer.observe(card);
+      return make("div", { role: "listitem" }, card);
+    });
+    const output = make("output", { class: "quiet" });
+    const search = make("input", { type: "search", placeholder: "name or class", value: filter, autocomplete: "off",
+      spellcheck: "false", "aria-label": "Filter the pictures by name or class" });
+    const arrange = () => {
+      filter = search.value;
+      const words = filter.trim().toLowerCase();
+      const fitting = cards.filter((card) => card.firstChild.getAttribute("aria-label").toLowerCase().includes(words));
+      wall.replaceChildren(...fitting);
+      output.textContent = words ? `${fitting.length} of ${atlas.count(cards.length, "picture")}` : "";
+    };
+    search.addEventListener("input", arrange);
+    arrange();
+    const { looked_at: all } = atlas.facts;
+    return {
+      title: "Pictures", search, keys: {}, up: "#/",
+      content: [
+        make("h1", { tabindex: -1 }, `${atlas.count(all, "picture")} were looked at; ${cards.length.toLocaleString("en")} of them excite a unit most.`),
+        make("p", { class: "how" }, featured.size === cards.length ? "Choose one to see what the network sees in it."
+          : `Choose one to see what the network sees in it; the first ${featured.size} come with maps of what counts.`),
+        make("div", { class: "controls" }, search, output), wall,
+      ],
+    };
+  };
+
+  atlas.pictureView = async (picture) => {
+    const [pictures, some] = await Promise.all([atlas.load("pictures"), atlas.load(`pictures-${Math.floor(picture / atlas.facts.pictures.chunk)}`)]);
+    const { best, strongest, scales } = some[picture % atlas.facts.pictures.chunk];
+    const [name, label] = pictures.names[picture];
+    const step = (by) => { if (pictures.names[picture + by]) location.hash = atlas.address("picture", picture + by); };
+    const whole = atlas.whole(picture, atlas.room(WHOLE));
+    const stage = make("div", { class: "stage" }, whole);
+    const explained = make("p", { class: "quiet explained" });
+    const kinds = scales ? Object.keys(MAPS) : [];
+    const buttons = kinds.map((kind) => make("button", { type: "button", "data-kind": kind, onclick: () => show(kind) }, MAPS[kind].name));
+    const show = (kind) => {
+      overlay = kind;
+      const here = kinds.includes(kind) ? kind : "picture";
+      whole.querySelector(".overlay")?.remove();
+      if (here !== "picture") {
+        whole.insertBefore(make("img", { class: `overlay ${atlas.facts.pictures.crisp && here === "saliency" ? "crisp" : "smooth"}`,
+          src: `overlays/${picture}-${here}.webp`, alt: MAPS[here].name }), whole.lastChild);
+      }
+      for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.kind === here));
+      explained.textContent = scales ? MAPS[here].said(atlas.facts.predicted[best[0][0]], scales) : "";
+    };
+    show(overlay);
+    const cycle = () => { if (kinds.length) show(kinds[(kinds.indexOf(overlay) + 1) % kinds.length]); };
+    const guesses = best.map(([k, probability]) => [atlas.facts.predicted[k], probability]);
+    return {
+      title: name, up: "#/pictures",
+      keys: { ArrowLeft: () => step(-1), ArrowRight: () => step(1), p: cycle },
+      content: [
+        make("p", { class: "trail" }, make("a", { href: "#/pictures" }, "Pictures"),
+          make("span", {}, neighbour(pictures, picture, -1, "← previous"), " ", neighbour(pictures, picture, 1, "next →"))),
+        make("h1", { tabindex: -1 }, ...sentence(name, label, best)),
+        make("div", { class: "portrait" },
+          make("figure", { class: "source" }, stage,
+            kinds.length ? make("div", { class: "switch", role: "group", "aria-label": "What is shown over the picture" }, buttons) : null, explained),
+          make("section", {}, make("h2", {}, "What it is taken for"), atlas.bars(guesses, "The most probable classes"))),
+        make("section", {}, make("h2", {}, "What in it excites which unit"),
+          atlas.how("For each layer the units that come closest to their own strongest activation, in per cent of it, and the part of the picture that they see", atlas.PAPER, "Zeiler & Fergus 2014, §4"),
+          make("div", { class: "layers" }, atlas.facts.layers.map((layer, k) => row(layer, strongest[k], picture, whole)))),
+      ],
+    };
+  };
+
+  const MAPS = {
+    picture: { name: "Picture", said: () => "" },
+    saliency: { name: "Saliency", said: (guess) => `The pixels that speak for ${guess}, by guided backpropagation (Springenberg et al. 2014); grey does not count.` },
+    occlusion: { name: "Occlusion", said: (guess, { occlusion }) => occlusion ?
+      `Clear where covering it costs ${guess} most, up to ${atlas.percent(occlusion)} of probability; under the veil it costs nothing (Zeiler & Fergus 2014, §4.2).`
+      : `Whatever is covered, it costs ${guess} nothing (Zeiler & Fergus 2014, §4.2).` },
+    "grad-cam": { name: "Grad-CAM", said: (guess) => `Clear where the last maps speak for ${guess}; under the veil they do not (Selvaraju et al. 2017).` },
+  };
+
+  function neighbour(pictures, picture, by, text) {
+    return pictures.names[picture + by]
+      ? make("a", { href: atlas.address("picture", picture + by), "aria-label": `${by < 0 ? "Previous" : "Next"} picture` }, text)
+      : make("span", { class: "quiet" }, text);
+  }
+
+  function sentence(name, label, best) {
+    const [guess, probability] = best[0];
+    const of = label === null ? [] : [": ", atlas.named(truth(label))];
+    return [atlas.named(name), ...of, ", taken for ", atlas.named(atlas.facts.predicted[guess]), ` with ${atlas.percent(probability)}.`];
+  }
+
+  function row(layer, strongest, picture, whole) {
+    const parts = strongest.map(([unit, share, place, column]) => {
+      const box = atlas.box(layer, place, column);
+      const link = make("a", { class: "part", href: atlas.address("unit", layer.name, unit),
+        "aria-label": `Unit ${unit} of ${layer.name}, ${atlas.percent(share)} of its strongest activation` },
+      atlas.crop(picture, box, layer.tile.window, PART, layer.tile.crisp), make("span", { class: "caption", "aria-hidden": "true" }, make("b", {}, String(unit)), ` ${Math.round(100 * share)}\u00a0%`));
+      const frame = () => whole.frame(box);
+      link.addEventListener("pointerenter", frame);
+      link.addEventListener("focus", frame);
+      link.addEventListener("pointerleave", () => whole.frame(null));
+      link.addEventListener("blur", () => whole.frame(null));
+      return link;
+    });
+    return make("div", { class: "layer-row" }, make("a", { class: "name", href: atlas.address("layer", layer.name), title: layer.name }, atlas.named(layer.name)),
+      make("div", { class: "parts" }, parts.length ? parts : make("span", { class: "quiet" }, "nothing")));
+  }
+})();

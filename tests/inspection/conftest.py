@@ -1,0 +1,110 @@
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
+from torch import nn
+
+from svertka.classifier import Classifier, Config
+from svertka.data.preprocess import Preprocess
+from svertka.models.zoo import find
+
+
+@pytest.fixture(scope="session")
+def exact_network() -> Callable[[str, int], nn.Module]:
+    """A network of the zoo by name and side of its input, in float64, with statistics and biases as trained ones have.
+
+    In float64 no max-pool decides differently for rounding, nor is a small difference hidden by it.
+    """
+
+    @cache
+    def make(name: str, size: int) -> nn.Module:
+        torch.manual_seed(1)
+        network = find(name).build(classes=10, size=size).double().eval()
+        for key, values in network.state_dict().items():
+            if key.endswith("running_var") or (key.endswith("weight") and values.ndim == 1):
+                values.uniform_(0.5, 1.5)
+            elif key.endswith(("bias", "running_mean")):
+                values.normal_(0, 0.1)
+        return network
+
+    return make
+
+
+@pytest.fixture
+def left_as_it_was() -> Callable[[nn.Module], AbstractContextManager[None]]:
+    """In `left_as_it_was(network)` what happens must not change it, not in a single bit, however it ends."""
+
+    @contextmanager
+    def watched(network: nn.Module) -> Iterator[None]:
+        before = _state(network)
+        try:
+            yield
+        finally:
+            after = _state(network)
+            assert before.keys() == after.keys()
+            for name, value in before.items():
+                same = torch.equal(value, after[name]) if isinstance(value, torch.Tensor) else value == after[name]
+                assert same, name
+
+    return watched
+
+
+def _state(network: nn.Module) -> dict[str, Any]:
+    found: dict[str, Any] = {"rng": torch.get_rng_state(), "grad enabled": torch.is_grad_enabled()}
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        found[name] = tensor.detach().clone()
+        found[f"{name}'s"] = (id(tensor), tensor._version, tensor.grad, tensor.requires_grad, tensor._backward_hooks)
+    for name, module in network.named_modules():
+        found[f"{name}:"] = copy.copy({key: value for key, value in vars(module).items() if "_modules" not in key})
+        found[f"{name} hooks"] = (
+            len(module._forward_hooks),
+            len(module._forward_pre_hooks),
+            len(module._backward_hooks),
+        )
+    return found
+
+
+@pytest.fixture
+def captum() -> Iterator[Any]:
+    """captum's `attr`, which warns that it sets hooks, and that it asks inputs for gradients."""
+    import captum.attr
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield captum.attr
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 parts of two real photographs, 120×160 pixels, in folders "china" and "flower"."""
+    root = tmp_path_factory.mktemp("photographs")
+    for name in ("china", "flower"):
+        (root / name).mkdir()
+        whole = load_sample_image(f"{name}.jpg")
+        for number in range(12):
+            top, left = 100 * (number // 4), 160 * (number % 4)
+            Image.fromarray(whole[top : top + 120, left : left + 160]).save(root / name / f"{number:02}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def squeezed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier in a folder: SqueezeNet with fresh weights for 96×96 pixels; of its first layer unit 3 is dead."""
+    torch.manual_seed(1)
+    preprocess = Preprocess(size=96, resize=96, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    config = Config(model="squeezenet1_1", names=("china", "flower"), preprocess=preprocess)
+    network = config.build().eval()
+    with torch.no_grad():
+        network.get_submodule("features.0").get_parameter("weight")[3] = 0
+        network.get_submodule("features.0").get_parameter("bias")[3] = -1
+    folder = tmp_path_factory.mktemp("squeezed")
+    Classifier(network, config).save(folder)
+    return folder

@@ -1,0 +1,247 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from svertka.errors import UsageError
+from svertka.inspection.activations import convolutions, find, layers, maps, outputs, rectified, watching
+from svertka.models.zoo import MODELS
+from svertka.models.zoo import find as find_model
+
+
+class Toy(nn.Module):
+    """What people write: functions between modules, in place, again, on branches; a function named as a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, kernel_size=3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.again = nn.Conv2d(4, 4, kernel_size=3, padding=1)
+        self.scale = nn.Parameter(torch.ones(4, 1, 1))
+        self.drop = nn.Dropout()
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        maps = self.relu(self.conv(inputs))
+        carried = maps
+        scale = F.relu(self.scale)  # no layer: it does not depend on the picture
+        maps = F.relu(self.again(maps), inplace=True)
+        maps = self.again(maps)
+        maps += carried * scale
+        maps = self.relu(maps)
+        maps[:, 3] = 0.5
+        joined = torch.cat([maps, F.avg_pool2d(maps, 3, stride=1, padding=1), maps.neg_()], dim=1)
+        return self.head(self.drop(joined.amax((2, 3)).relu_()))
+
+
+def by_hand(toy: Toy, pictures: Tensor) -> dict[str, Tensor]:
+    """The outputs of its layers, with nothing in place."""
+    found = {"conv": toy.conv(pictures)}
+    found["relu"] = found["conv"].clamp(min=0)
+    found["again"] = toy.again(found["relu"])
+    found["relu:2"] = found["again"].clamp(min=0)
+    found["again:2"] = toy.again(found["relu:2"])
+    found["mul"] = found["relu"] * toy.scale.clamp(min=0)
+    found["add"] = found["again:2"] + found["mul"]
+    found["relu:3"] = found["add"].clamp(min=0)
+    written = found["relu:3"].clone()
+    written[:, 3] = 0.5
+    found["avg_pool2d"] = F.avg_pool2d(written, 3, stride=1, padding=1)
+    found["neg"] = -written
+    found["cat"] = torch.cat([found["neg"], found["avg_pool2d"], found["neg"]], dim=1)
+    found["amax"] = found["cat"].amax((2, 3))
+    found["relu:4"] = found["drop"] = found["amax"].clamp(min=0)
+    found["head"] = toy.head(found["relu:4"])
+    return found
+
+
+def test_every_layer_gives_what_it_had_before_later_ones_wrote_into_it():
+    torch.manual_seed(1)
+    toy, pictures = Toy().train(), torch.randn(5, 3, 6, 7)
+    expected = by_hand(toy, pictures)
+    names = [layer.name for layer in layers(toy, (1, 3, 6, 7))]
+    assert set(names) == set(expected)
+    for name, output in outputs(toy, pictures, names).items():
+        torch.testing.assert_close(output, expected[name], msg=name)
+
+
+def test_outputs_are_parts_of_the_graph():
+    toy, pictures = Toy(), torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        assert not outputs(toy, pictures, ["conv"])["conv"].requires_grad
+    outputs(toy, pictures, ["conv"])["conv"].sum().backward()
+    assert toy.conv.bias.grad.tolist() == [72] * 4
+
+
+def test_runs_of_other_sizes_and_several_runs_are_seen():
+    toy, shapes = Toy(), []
+    with watching(toy, layers(toy, (1, 3, 6, 6)), {"relu:3": lambda output: shapes.append(tuple(output.shape))}):
+        for size in (6, 9):
+            toy(torch.zeros(size, 3, size, size))
+    assert shapes == [(6, 4, 6, 6), (9, 4, 9, 9)]
+
+
+def state(network: nn.Module) -> list[Any]:
+    """All that a run could leave behind in a network, and in the random numbers."""
+    own = [{key: id(value) for key, value in vars(module).items()} for module in network.modules()]
+    hooks = [
+        [dict(value) for key, value in vars(module).items() if key.endswith("hooks")] for module in network.modules()
+    ]
+    tensors = [*network.parameters(), *network.buffers()]
+    values = [
+        tensor.detach().view(torch.uint8).flatten().tolist() if tensor.ndim else tensor.item() for tensor in tensors
+    ]
+    facts = [(tensor.requires_grad, tensor.grad, tensor._version) for tensor in tensors]
+    training = [module.training for module in network.modules()]
+    return [own, hooks, values, facts, training, torch.get_rng_state().tolist()]
+
+
+def test_the_network_is_left_as_it_was():
+    network = find_model("resnet20").build().train()
+    network.layer2.eval()
+    network.conv1.requires_grad_(False)
+    network.linear.register_forward_hook(lambda *_: None)
+    before = state(network)
+    known = layers(network, (1, 3, 32, 32))
+    assert state(network) == before
+    outputs(network, torch.randn(2, 3, 32, 32, generator=torch.Generator()), [layer.name for layer in known])
+    assert state(network) == before
+
+
+@pytest.mark.parametrize("fails", ["conv", "relu:2", "add", "head"])
+def test_the_network_is_left_as_it_was_after_an_exception(fails):
+    def fail(_: Tensor) -> None:
+        raise KeyError("stop")
+
+    toy = Toy()
+    before = state(toy)
+    known, seen = layers(toy, (1, 3, 6, 6)), []
+    pictures = torch.zeros(2, 3, 6, 6)
+    with watching(toy, known, {"again:2": seen.append}):
+        with pytest.raises(KeyError, match="stop"), watching(toy, known, {fails: fail}):
+            toy(pictures)
+        toy(pictures)  # begins anew, though the last run was broken off
+    assert len(seen) == 1 + (fails in ("add", "head"))
+    assert state(toy) == before
+    with pytest.raises(RuntimeError), watching(toy, known, {}):
+        toy(torch.zeros(2, 5, 6, 6))
+    assert state(toy) == before
+
+
+def leaves(network: nn.Module, picture: Tensor) -> dict[str, Tensor]:
+    """What the modules without others inside give, by path; of those that run again the first output."""
+    found: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Callable[..., None]:
+        return lambda _, __, output: found.setdefault(path, output.clone())
+
+    own = {path: module for path, module in network.named_modules() if next(module.children(), None) is None}
+    handles = [module.register_forward_hook(keep(path)) for path, module in own.items()]
+    network(picture)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+SMALL = {"lenet5": 32, "alexnet": 99, "vgg11_bn": 40, "googlenet": 64, "resnet18": 40, "resnet20": 32}
+LARGE = {"inception_v3": 96, "inception_resnet_v2": 96, "efficientnet_lite0": 64, "squeezenet1_1": 64, "airbench": 32}
+
+
+def test_all_layers_of_all_networks_are_found_again(large_count: Callable[[int, int], int], quiet: None):
+    every = SMALL | LARGE
+    for name in [*SMALL, *LARGE][:: large_count(2, 1)]:
+        model = MODELS[name]
+        network = model.build(size=every[name]).eval()
+        picture = torch.randn(1, model.channels, every[name], every[name])
+        known = layers(network, tuple(picture.shape))
+        with torch.no_grad():
+            expected = leaves(network, picture)
+            found = outputs(network, picture, [layer.name for layer in known])
+        assert expected.keys() <= found.keys()
+        for layer in known:
+            assert tuple(found[layer.name].shape) == layer.shape
+            if layer.name in expected:
+                assert torch.equal(found[layer.name], expected[layer.name]), (name, layer.name)
+
+
+def test_an_unknown_layer_is_refused_with_the_nearest_names():
+    known = layers(find_model("squeezenet1_1").build(), (1, 3, 64, 64))
+    with pytest.raises(UsageError, match="layer=features.3.sqeeze is not in the network; use features.3.squeeze or"):
+        find(known, "features.3.sqeeze")
+    with pytest.raises(UsageError, match="layer=features.3 .* use .* or features.3.cat$"):
+        find(known, "features.3")
+    with pytest.raises(UsageError, match="use features.0 or features.1 or features.2$"):
+        find(known, "§")
+
+
+class Moody(nn.Module):
+    """Runs a layer for one picture that it does not run for more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.rare = nn.Conv2d(3, 2, 1), nn.ReLU()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        maps = self.conv(inputs)
+        return self.rare(maps) if len(inputs) == 1 else maps
+
+
+def test_a_layer_that_does_not_run_is_told():
+    network = Moody()
+    known = layers(network, (1, 3, 4, 4))
+    message = "layer=rare does not run with these pictures"
+    with pytest.raises(UsageError, match=message), watching(network, known, {"rare": lambda _: None}):
+        network(torch.zeros(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "expected"),
+    [
+        ("squeezenet1_1", "features.3.expand3x3", "features.3.expand3x3_relu"),
+        ("squeezenet1_1", "features.1", "features.1"),
+        ("squeezenet1_1", "features.3.cat", "features.3.cat"),  # read by a pooling
+        ("resnet18", "layer1.0.conv1", "layer1.0.relu1"),  # behind its batch norm
+        ("resnet18", "layer1.0.conv2", "layer1.0.bn2"),  # then comes a sum
+        ("resnet18", "layer2.0.downsample.0", "layer2.0.downsample.1"),
+        ("plain18", "layer1.0.conv2", "layer1.0.relu2"),
+        ("efficientnet_lite0", "conv_stem", "relu0"),  # ReLU6
+    ],
+)
+def test_units_are_looked_at_behind_their_relu(model, layer, expected):
+    with torch.device("meta"):
+        network = find_model(model).build()
+    known = layers(network, (1, 3, 64, 64))
+    assert rectified(known, layer).name == expected
+
+
+class Tokens(nn.Module):
+    """Convolutions of several spellings, then a dense layer and attention over positions, as transformers have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.weight = nn.Parameter(torch.randn(8, 8, 1, 1))
+        self.back = nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.dense = nn.Linear(8, 8)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        maps = self.back(F.conv2d(self.patches(inputs), self.weight - self.weight.mean()))
+        tokens = self.dense(maps.permute(0, 2, 3, 1)).flatten(1, 2)
+        return F.scaled_dot_product_attention(tokens[:, None], tokens[:, None], tokens[:, None])
+
+
+def test_convolutions_are_what_multiplies_and_gives_maps():
+    known = layers(Tokens(), (1, 3, 16, 24))
+    assert convolutions(known) == ["patches", "conv2d", "back"]
+    assert maps(find(known, "back")) == (8, 12)
+    with pytest.raises(UsageError, match="layer=dense gives 8×12×8 for a picture, not maps"):
+        maps(find(known, "dense"))
+
+
+def test_behind_what_sees_everything_there_are_maps_still():
+    known = layers(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReflectionPad2d(1), nn.Conv2d(4, 4, 3)), (1, 3, 6, 8))
+    assert convolutions(known) == ["0", "2"]
+    assert maps(known[2]) == (6, 8)

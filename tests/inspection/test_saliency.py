@@ -1,0 +1,143 @@
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from svertka.errors import UsageError
+from svertka.inspection.activations import layers
+from svertka.inspection.saliency import grad_cam, guided_backpropagation, last_maps, occlusion
+
+Make = Callable[[str, int], nn.Module]
+Unchanged = Callable[[nn.Module], AbstractContextManager[None]]
+
+# Where the last convolutional stage of each ends.
+STAGES = {
+    "squeezenet1_1": (95, "classifier.2"),
+    "vgg11_bn": (32, "features.27"),
+    "alexnet_owt": (95, "features.11"),
+    "googlenet": (96, "inception5b.cat"),
+    "resnet18": (64, "layer4.1.relu2"),
+}
+
+
+def pictures(size: int, count: int = 3) -> Tensor:
+    torch.manual_seed(2)
+    return torch.randn(count, 3, size, size, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_guided_backpropagation_is_captums(exact_network: Make, captum: Any, name: str):
+    network, images = exact_network(name, STAGES[name][0]), pictures(STAGES[name][0])
+    classes = network(images).argmax(1)
+    expected = captum.GuidedBackprop(network).attribute(images.clone(), classes)
+    found = guided_backpropagation(network, images, classes)
+    assert expected.abs().max() > 0
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_grad_cam_is_captums_at_the_last_stage(exact_network: Make, captum: Any, name: str):
+    size, stage = STAGES[name]
+    network, images = exact_network(name, size), pictures(size)
+    assert last_maps(layers(network, tuple(images.shape))).name == stage
+    module, classes = network.get_submodule(stage.removesuffix(".cat")), network(images).argmax(1)
+    expected = captum.LayerGradCam(network, module).attribute(images, classes, relu_attributions=True)[:, 0]
+    found = grad_cam(network, images, classes)
+    assert expected.abs().max() > 0
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("side", "stride"), [(16, 16), (24, 10), (20, 17), (64, 3)])
+def test_occlusion_is_captums(exact_network: Make, captum: Any, side: int, stride: int):
+    network, images, classes = copy.deepcopy(exact_network("resnet18", 64)), pictures(64, count=2), torch.tensor([3, 0])
+    with torch.no_grad():
+        network.fc.weight *= 0.1  # so that it is not sure of anything
+    found = occlusion(network, images, classes, side, stride)
+
+    def probabilities(batch: Tensor) -> Tensor:
+        return network(batch).softmax(1)
+
+    theirs = captum.Occlusion(probabilities).attribute(
+        images, (3, side, side), target=classes, strides=(3, stride, stride), perturbations_per_eval=8
+    )
+    # Theirs says for each pixel by how much the squares over it lower the probability, on average.
+    whole = probabilities(images).detach().gather(1, classes[:, None])
+    falls, counts = torch.zeros_like(images), torch.zeros_like(images)
+    for row in range(found.shape[1]):
+        for column in range(found.shape[2]):
+            square = (..., slice(row * stride, row * stride + side), slice(column * stride, column * stride + side))
+            falls[square] += (whole - found[:, row, column, None])[:, :, None, None]
+            counts[square] += 1
+    assert counts.min() == 1
+    assert theirs.abs().max() > 0.01
+    # captum adds up in float32.
+    assert (falls / counts - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+class Functions(nn.Module):
+    """A classifier without a module that rectifies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv, self.head = nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        maps = F.relu(self.conv(F.relu_(self.norm(inputs))), inplace=True)
+        return self.head(F.dropout(maps.mean((2, 3)), training=self.training))
+
+
+def test_any_network_is_left_as_it_was(left_as_it_was: Unchanged):
+    network, images = Functions().train(), torch.randn(20, 3, 12, 12)
+    before = images.clone()
+    with left_as_it_was(network):
+        guided = guided_backpropagation(network, images, 3)
+        cam = grad_cam(network, images, [3] * 20)
+        covered = occlusion(network, images, 3, side=4, stride=4)
+    assert torch.equal(images, before)
+    assert [tuple(found.shape) for found in (guided, cam, covered)] == [(20, 3, 12, 12), (20, 10, 10), (20, 3, 3)]
+    assert not any(found.requires_grad for found in (guided, cam, covered))
+    network.eval()
+    maps = network.conv(network.norm(images).relu()).relu()
+    expected = (maps * network.head.weight[3][:, None, None] / 100).sum(1).relu()
+    assert torch.allclose(cam, expected, atol=1e-6)
+    with torch.inference_mode():
+        assert torch.allclose(guided_backpropagation(network, images[0], 3), guided[:1], atol=1e-6)
+        assert torch.allclose(grad_cam(network, images[0], 3), cam[:1], atol=1e-6)
+        assert torch.allclose(occlusion(network, images[0], 3, side=4, stride=4), covered[:1], atol=1e-6)
+
+
+def test_a_square_over_everything_leaves_what_nothing_has():
+    network = Functions().eval()
+    found = occlusion(network, torch.randn(2, 3, 12, 12), [0, 1], side=12, stride=1)
+    expected = network(torch.zeros(1, 3, 12, 12)).softmax(1)[0, :2]
+    assert torch.allclose(found.flatten(), expected)
+
+
+@pytest.mark.parametrize("method", [guided_backpropagation, grad_cam, lambda *asked: occlusion(*asked, 4, 4)])
+def test_what_cannot_be(method: Callable[..., Tensor], left_as_it_was: Unchanged):
+    network, images = Functions(), torch.randn(2, 3, 12, 12)
+    with left_as_it_was(network):
+        with pytest.raises(UsageError, match="class=4 is not among the 4 of the network; use 0 to 3"):
+            method(network, images, [0, 4])
+        with pytest.raises(UsageError, match="3 classes for 2 pictures; give one for each, or one for all"):
+            method(network, images, [0, 1, 2])
+    with pytest.raises(UsageError, match="Conv2d gives 4×10×10 for a picture, not one score for each class"):
+        method(nn.Conv2d(3, 4, 3), images, 0)
+
+
+@pytest.mark.parametrize(("side", "stride"), [(13, 1), (0, 1), (4, 0)])
+def test_squares_that_do_not_fit(side: int, stride: int):
+    with pytest.raises(UsageError, match=f"a square of {side} pixels every {stride} does not fit pictures of 12×14"):
+        occlusion(Functions(), torch.zeros(1, 3, 12, 14), 0, side, stride)
+
+
+def test_without_maps_there_is_no_place():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(27, 4))
+    with pytest.raises(UsageError, match="no convolution with maps"):
+        grad_cam(network, torch.zeros(1, 3, 3, 3), 0)
