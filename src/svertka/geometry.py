@@ -75,7 +75,7 @@ class ConvShape:
         >>> shape.multiply_adds
         1888223232
         """
-        stride, padding, dilation = _pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation)
+        stride, padding, dilation = pair("stride", stride), pair("padding", padding), pair("dilation", dilation)
         problem = _misfit(inputs, weight, stride, padding, dilation, groups)
         if problem:
             raise UsageError(
@@ -123,7 +123,12 @@ class ConvShape:
         return self.batch * self.out_channels * self.out_height * self.out_width * each
 
 
-def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+def pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    """`value` for both axes, (vertical, horizontal); `name`: of the argument.
+
+    Raises:
+        UsageError: it is neither a whole number nor two of them.
+    """
     if isinstance(value, int):
         return value, value
     if not isinstance(value, Sequence) or [type(number) for number in value] != [int, int]:

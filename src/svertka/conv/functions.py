@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from svertka.conv import choose
 from svertka.conv.operator import convolve, transpose
 from svertka.errors import UsageError
-from svertka.geometry import ConvShape
+from svertka.geometry import ConvShape, pair
 
 # The ways to pad, by their names in layers and in torch.nn.functional.pad.
 PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
@@ -78,8 +78,8 @@ def conv_transpose2d(
             f"an input of shape {tuple(x.shape)} and weights of shape {tuple(weight.shape)} do not fit: a transposed "
             "convolution takes (N, C, H, W) and (C, O / groups, kh, kw)"
         )
-    pairs: Any = [(value, value) if isinstance(value, int) else value for value in (stride, padding, dilation)]
-    extra = (output_padding, output_padding) if isinstance(output_padding, int) else output_padding
+    pairs = pair("stride", stride), pair("padding", padding), pair("dilation", dilation)
+    extra = pair("output_padding", output_padding)
     if any(more < 0 or more >= max(step, apart) for more, step, apart in zip(extra, pairs[0], pairs[2], strict=True)):
         raise UsageError(
             f"{output_padding=} must be at least 0 and smaller than stride or dilation, {stride}, {dilation}"
@@ -118,15 +118,14 @@ def _padded(
     if padding == "same":
         if stride not in (1, (1, 1)):
             raise UsageError(f"padding=same needs stride=1, not {stride}; give the padding in pixels")
-        apart = (dilation, dilation) if isinstance(dilation, int) else dilation
-        missing = [step * (taps - 1) for step, taps in zip(apart, weight.shape[2:], strict=True)]
+        missing = [step * (taps - 1) for step, taps in zip(pair("dilation", dilation), weight.shape[2:], strict=True)]
         around = [missing[1] // 2, missing[1] - missing[1] // 2, missing[0] // 2, missing[0] - missing[0] // 2]
     elif isinstance(padding, str):
         raise UsageError(f"padding={padding} is not known; use pixels, same or valid")
     elif mode == "zeros":
         return x, padding
     else:
-        vertical, horizontal = (padding, padding) if isinstance(padding, int) else padding
+        vertical, horizontal = pair("padding", padding)
         around = [horizontal, horizontal, vertical, vertical]
     try:
         return F.pad(x, around, PADDING_MODES[mode]), 0
