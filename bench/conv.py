@@ -3,9 +3,8 @@
     python bench/conv.py [--batch 16] [--threads 2] [--rounds 7] [--only vgg resnet large] [--json]
 
 Speeds are ratios, PyTorch's seconds over ours: above 1 is faster than PyTorch. What ours does with the weights is
-counted; "forward, packed" is with weights that lie as the kernels read them, as in inference from the second call on.
+counted; "forward, packed" is with weights that already lie as the kernels read them.
 Which algorithm is ours is chosen once, before the clock runs, as in any program (`svertka tune` explains it).
-Both keep the memory of freed tensors, as in a network that is accelerated; without it PyTorch is slower still.
 """
 
 import argparse
@@ -18,7 +17,7 @@ import torch
 
 from svertka.conv import choose, direct, native, native_winograd
 from svertka.conv.choose import PASSES, Pass
-from svertka.device import keep_memory, processor, set_threads
+from svertka.device import processor, set_threads
 from svertka.geometry import ConvShape
 from turns import Way, in_turns, ratios
 
@@ -63,7 +62,6 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     threads = set_threads(options.threads)
-    keep_memory()
     rows = []
     for group in options.only:
         batch = LARGE_BATCH if group == "large" else options.batch

@@ -3,9 +3,8 @@
     python bench/train_step.py [--only resnet18 vgg16 airbench lenet] [--threads 2] [--rounds 7] [--json]
 
 A step is forward, cross-entropy, backward and SGD with momentum, float32, on random pictures. Speeds are ratios,
-PyTorch's seconds over ours: above 1 is faster than PyTorch. Algorithms are chosen before the clock runs. All sides keep
-the memory of freed tensors, as `accelerate` makes the whole process do; without it PyTorch is slower still. `airbench`,
-whose recipe computes in bfloat16, is compared with that as well; `lenet`: the network of bench/train.py on MNIST.
+PyTorch's seconds over ours: above 1 is faster than PyTorch. Algorithms are chosen before the clock runs.
+`airbench`, whose recipe computes in bfloat16, is compared with that as well; `lenet`: that of bench/train.py on MNIST.
 """
 
 import argparse

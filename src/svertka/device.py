@@ -1,6 +1,5 @@
-"""Where the arithmetic happens: device, threads, precision, memory."""
+"""Where the arithmetic happens: device, threads, precision."""
 
-import ctypes
 import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
@@ -11,8 +10,6 @@ import torch
 from torch import nn
 
 from svertka.errors import UsageError
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -46,19 +43,6 @@ def set_threads(count: int | None) -> int:
             raise UsageError(f"threads={count} must be at least 1; leave it out to use every core")
         torch.set_num_threads(count)
     return torch.get_num_threads()
-
-
-def keep_memory() -> None:
-    """From now on this process keeps the memory of freed tensors for the next ones; with GNU's C library, else as is.
-
-    That library gives the memory of each tensor above 32 MiB, and often of smaller ones, back to the system, which then
-    clears the next one's page by page: 420 ms for 1 GB, as long as a fast convolution takes to compute it. The process
-    stays as large as it once was.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        adjust = ctypes.CDLL(None).mallopt
-        adjust(M_MMAP_MAX, 0)
-        adjust(M_TRIM_THRESHOLD, -1)  # never
 
 
 def autocast(device: torch.device, *, bfloat16: bool = False) -> AbstractContextManager[Any]:

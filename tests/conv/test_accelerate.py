@@ -100,7 +100,7 @@ def losses(seed, steps, batch, pictures, labels, *, with_engine):
 @pytest.mark.large
 @pytest.mark.timeout(900)
 def test_it_trains_as_well_within_the_spread_of_two_seeds(shared_data, large_count):
-    steps, batch, window = large_count(8, 200), large_count(32, 64), large_count(1, 20)
+    steps, batch, window = large_count(4, 200), large_count(16, 64), large_count(1, 20)
     cifar = open_published("cifar10")
     some = slice(0, 20_000)
     pictures = torch.from_numpy(cifar.pictures.array[some]).permute(0, 3, 1, 2)  # channels-last as they lie
@@ -112,11 +112,6 @@ def test_it_trains_as_well_within_the_spread_of_two_seeds(shared_data, large_cou
         """The mean distance of two curves, each smoothed over a window."""
         return float((one - another).unfold(0, window, window).mean(1).abs().mean())
 
-    print(
-        f"engine {apart(engine, plain):.4f}, another seed {apart(other, plain):.4f}",
-        engine[-20:].mean(),
-        plain[-20:].mean(),
-    )
     torch.testing.assert_close(engine[:2], plain[:2], rtol=1e-4, atol=1e-4)  # later rounding has grown
     assert apart(engine, plain) <= apart(other, plain)
 

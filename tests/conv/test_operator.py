@@ -10,11 +10,9 @@ from svertka.conv.functions import conv2d, conv_transpose2d
 from svertka.conv.operator import transpose
 from svertka.geometry import ConvShape
 
-OF_3_BY_3 = [name for name in ALGORITHMS if name != "pointwise"]
-
 
 @pytest.mark.parametrize(
-    "name", ["auto", *(name for name in OF_3_BY_3 if not name.startswith("native"))]
+    "name", ["auto", *(name for name in ALGORITHMS if not name.startswith("native"))]
 )  # float32 only
 def test_first_and_second_derivatives(name):
     torch.manual_seed(1)
@@ -45,7 +43,7 @@ def test_derivatives_of_the_transposed_one(name):
     torch.autograd.gradgradcheck(transposed, (x, weight, bias))
 
 
-@pytest.mark.parametrize("name", [name for name in OF_3_BY_3 if not native.why_not() or not name.startswith("native")])
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if not native.why_not() or not name.startswith("native")])
 def test_every_algorithm_adds_the_bias(name):
     torch.manual_seed(6)
     x, weight, bias = torch.randn(2, 4, 9, 8), torch.randn(5, 4, 3, 3), torch.randn(5, requires_grad=True)

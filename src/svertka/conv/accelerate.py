@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from svertka.conv.functions import conv2d, conv_transpose2d
-from svertka.device import keep_memory
 
 Network = TypeVar("Network", bound=nn.Module)
 # What a layer calls for its convolution, as PyTorch names it: on each layer that is accelerated it is another function.
@@ -17,10 +16,8 @@ def accelerate(model: Network) -> Network:
     """`model` itself, its convolutions now computed by `svertka.conv`, each with the algorithm fastest for it here.
 
     Any nn.Module, in training and inference. Parameters, state_dict, hooks, classes of layers, pickling and copies stay
-    as they were; only rounding changes. Layers whose class computes a convolution in its own way are left alone. The
-    process keeps the memory that tensors free from now on (`svertka.device.keep_memory`), also after `restore`.
+    as they were; only rounding changes. Layers whose class computes a convolution in its own way are left alone.
     """
-    keep_memory()
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d) and type(layer).forward is nn.Conv2d.forward:
             setattr(layer, CONVOLVES, partial(_convolve, layer))

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from svertka.conv import direct, fft, gemm, native_winograd, pointwise, winograd
+from svertka.conv import direct, fft, gemm, native_winograd, winograd
 from svertka.device import processor
 from svertka.errors import StorageError, UsageError
 from svertka.files import cache_folder, locked, read_json, write_json
@@ -51,7 +51,6 @@ class Algorithm(Protocol):
 
 ALGORITHMS: dict[str, Algorithm] = {
     "direct": direct,
-    "pointwise": pointwise,
     "native_winograd": native_winograd,
     "winograd": winograd,
     "fft": fft,
