@@ -8,9 +8,9 @@
   const scale = (low, high) => make("span", { class: "scale" }, `${low} `, make("i"), ` ${high}`);
   const LEGENDS = {
     patches: () => ["The parts of nine different pictures that excite the unit most, the strongest first."],
-    projections: ({ note }) => ["What in each patch does, back in pixels: ", scale("−", "+"), `, grey is 0. ${note}`],
-    both: ({ note }) => ["The patches, and what in each excites the unit, back in pixels: ", scale("−", "+"), `, grey is 0. ${note}`],
-    filters: () => ["The unit's weights, of which the largest is as strong as bytes allow: ", scale("−", "+"), ", grey is 0."],
+    projections: () => ["What in each of them does, back in pixels: ", scale("−", "+"), ", grey is 0."],
+    both: () => ["Beside each patch what in it excites the unit, back in pixels: ", scale("−", "+"), ", grey is 0."],
+    filters: () => ["The unit's weights: ", scale("−", "+"), ", grey is 0."],
   };
   // As long as the page: a wall that one comes back to is as one left it.
   const chosen = { shown: "patches", order: "number", filter: {} };
@@ -100,11 +100,11 @@
     const kinds = Object.keys(KINDS).filter((kind) => kind !== "filters" || layer.filters);
     const buttons = kinds.map((kind) => make("button", { type: "button", "data-kind": kind, onclick: () => show(kind) }, KINDS[kind]));
     // As high for all kinds: the wall must not move when one compares them by blinking.
-    const legend = make("p", { class: `legend quiet${layer.note ? " long" : ""}` });
+    const legend = make("p", { class: "legend quiet" });
     const show = (kind) => {
       chosen.shown = kind;
       wall.dataset.shown = kinds.includes(kind) ? kind : "patches";
-      legend.replaceChildren(...LEGENDS[wall.dataset.shown](layer));
+      legend.replaceChildren(...LEGENDS[wall.dataset.shown]());
       for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.kind === wall.dataset.shown));
     };
     show(chosen.shown);
@@ -125,17 +125,16 @@
         make("div", { class: "controls" }, make("div", { class: "switch", role: "group", "aria-label": "What the cards show" }, buttons),
           order, search, output),
         legend,
+        layer.note ? make("p", { class: "quiet note" }, layer.note) : null,
         wall,
       ],
     };
   };
 
   function sentence(layer) {
-    const [rows, columns] = layer.extent;
     const dead = layer.dead.length ? `, ${layer.dead.length} dead` : "";
     const shown = layer.units < layer.all ? ` (of ${layer.all.toLocaleString("en")})` : "";
-    const seen = layer.sees_all ? "the whole picture" : `${rows}×${columns} pixels`;
     return ["Layer ", atlas.named(layer.name), ` of `, atlas.named(atlas.facts.name),
-      `: ${atlas.count(layer.units, "unit")}${shown}${dead}. Each looks at ${seen}.`];
+      `: ${atlas.count(layer.units, "unit")}${shown}${dead}. Each looks at ${layer.sees}.`];
   }
 })();
