@@ -15,9 +15,17 @@
   // As long as the page: a wall that one comes back to is as one left it.
   const chosen = { shown: "patches", order: "number", filter: {} };
 
+  // The names of the two classes it prefers, if their shares of what excites it are plainly above those of all pictures.
+  const PLAINLY = 0.02;
+  atlas.favourites = (data, unit) => {
+    const total = atlas.facts.class_counts.reduce((sum, count) => sum + count, 0);
+    return data.classes[unit].filter(([name, share]) => share - atlas.facts.class_counts[name] / total >= PLAINLY)
+      .slice(0, 2).map(([name]) => name);
+  };
+
   atlas.said = (layer, data, unit) => {
     if (layer.dead.includes(unit)) return `Unit ${unit}, dead: nothing excites it`;
-    const favourites = data.classes[unit].slice(0, 2).map(([name]) => atlas.facts.classes[name]);
+    const favourites = atlas.favourites(data, unit).map((name) => atlas.facts.classes[name]);
     return `Unit ${unit}, active in ${atlas.percent(data.active[unit])} of the pictures` +
       (favourites.length ? `; prefers ${favourites.join(", ")}` : "");
   };
@@ -26,7 +34,7 @@
   atlas.card = (layer, data, unit) => {
     const side = layer.tile.shown;
     const dead = layer.dead.includes(unit);
-    const [first, second] = dead ? [] : data.classes[unit].map(([name]) => atlas.facts.classes[name]);
+    const [first, second] = dead ? [] : atlas.favourites(data, unit).map((name) => atlas.facts.classes[name]);
     const card = make("a", {
       class: "card", href: atlas.address("unit", layer.name, unit), "data-unit": unit, "aria-label": atlas.said(layer, data, unit),
     }, make("span", { class: "mosaics" }, dead ? make("span", { class: "dead" }, "dead") : null),
@@ -59,7 +67,9 @@
     const last = (unit) => (layer.dead.includes(unit) ? 1 : 0);
     const by = (value) => units.sort((a, b) => last(a) - last(b) || value(a) - value(b) || a - b);
     if (order === "sparsity") return by((unit) => data.active[unit]);
-    if (order === "class") return by((unit) => (data.classes[unit][0] ?? [Infinity])[0] * 2 - (data.classes[unit][0]?.[1] ?? 0));
+    if (order === "class") {
+      return by((unit) => (atlas.favourites(data, unit)[0] ?? Infinity) - (data.classes[unit][0]?.[1] ?? 0));
+    }
     if (order === "similarity") {
       const place = new Map(data.order.map((unit, k) => [unit, k]));
       return by((unit) => place.get(unit) ?? Infinity);
