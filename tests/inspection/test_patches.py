@@ -14,9 +14,9 @@ from svertka.models.zoo import MODELS, find
 
 # fmt: off
 SIZES = {
-    "lenet5": 32, "squeezenet1_1": 83, "resnet18": 71, "googlenet": 65, "efficientnet_lite0": 79, "alexnet": 131,
-    "zfnet": 129, "vgg16": 63, "googlenet_bn": 64, "inception_v3": 113, "inception_v4": 99, "inception_resnet_v2": 95,
-    "resnet50": 97, "resnet20": 33, "airbench": 32,
+    "lenet5": 32, "squeezenet1_1": 83, "resnet18": 71, "resnet20": 33, "airbench": 32, "googlenet": 65,
+    "efficientnet_lite0": 79, "alexnet": 131, "zfnet": 129, "vgg16": 63, "googlenet_bn": 64, "inception_v3": 113,
+    "inception_v4": 99, "inception_resnet_v2": 95, "resnet50": 97,
 }
 # fmt: on
 

@@ -163,8 +163,7 @@ class Entrance:
             "tile": room.tile.as_json(),
             "rows": rows,
             "columns": columns,
-            "extent": list(room.extent),
-            "sees_all": min(room.extent) >= self.subject.size,
+            "sees": _seen(room),
             "filters": room.filters is not None,
             "note": self.note,
         }
@@ -192,8 +191,11 @@ def _address(room: Room) -> str:
 
 
 def _seen(room: Room) -> str:
+    """What of a picture a unit looks at, in words."""
+    if all(axis.whole for axis in room.layer.fields):
+        return "the whole picture"
     rows, columns = room.extent
-    return f"{rows}×{columns} pixels"
+    return "up to the whole picture" if min(rows, columns) >= room.picture else f"{rows}×{columns} pixels"
 
 
 def _short(source: str) -> str:

@@ -6,6 +6,8 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 
 from svertka.graph.trace import Layer
 from svertka.inspection.deconvnet import Deconvnet, Projection, as_pictures
@@ -20,8 +22,9 @@ Pixels = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
 PATCH_QUALITY = 55
-PROJECTION_SIDE = 96  # pixels in the file: the only place where it is kept, so more than the wall shows
-PROJECTION_QUALITY = 60
+PROJECTION_SIDE = 72  # pixels in the file: the only place where it is kept, so more than the wall shows
+PROJECTION_QUALITY = 45
+STRONGEST = 0.995  # quantile of a projection's values that is drawn as strongly as bytes allow; few stand far above it
 CLASSES = 6  # told for each unit
 STRIP = 12  # units that stand for a layer beside others
 STRIP_SIDE = 64  # CSS pixels of each
@@ -129,10 +132,11 @@ def _tiles(room: Room, subject: Subject, back: Deconvnet, units: range) -> tuple
     boxes = found.boxes[units.start : units.stop].reshape(-1, 4)[there]
     places = found.places[units.start : units.stop].reshape(-1, 2)[there]
     numbers = there // found.pictures.shape[1] + units.start
+    tiles = room.projection_tile
     drawn = back.project(subject.images(which), found.layer, numbers, places, slots)
     for place, slot, box, projection in zip(there, slots, boxes, drawn, strict=True):
         patches[place] = placed(_part(seen[slot], box), box, room.tile)
-        projections[place] = placed(_in_box(projection, box), box, room.projection_tile)
+        projections[place] = placed(_drawn(projection, box, tiles), box, tiles.reduced)
     return patches, projections
 
 
@@ -141,8 +145,8 @@ def _part(picture: Pixels, box: Ints) -> Pixels:
     return picture[top:bottom, left:right]
 
 
-def _in_box(projection: Projection, box: Ints) -> Pixels:
-    """What of `projection` lies in `box`, as a picture; beyond its pixels it is 0."""
+def _drawn(projection: Projection, box: Ints, tile: Tile) -> Pixels:
+    """What of `projection` lies in `box`, as a picture at the scale of `tile`; beyond its pixels it is 0."""
     top, left, bottom, right = (int(edge) for edge in box)
     pixels, above, before = projection
     inside = pixels.new_zeros((1, len(pixels), bottom - top, right - left))
@@ -151,6 +155,12 @@ def _in_box(projection: Projection, box: Ints) -> Pixels:
     inside[0, :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = pixels[
         :, rows.start - above : rows.stop - above, columns.start - before : columns.stop - before
     ]
+    if tile.kept < tile.window:  # before it is drawn, since opposite signs side by side become a weak grey
+        size = [max(1, round(length * tile.kept / tile.window)) for length in inside.shape[2:]]
+        inside = F.interpolate(inside, size, mode="bilinear", antialias=True)
+    largest = torch.quantile(inside.abs().flatten().float(), STRONGEST)
+    if largest > 0:
+        inside = inside.clamp(-largest, largest)
     picture: Pixels = as_pictures(inside)[0]
     return picture
 

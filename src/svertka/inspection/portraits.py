@@ -31,7 +31,7 @@ FEATURED = 40  # pictures with maps, which take a few hundred runs of the networ
 QUALITY = 68  # of whole pictures
 PLACES = 14  # along each side, of the square that covers a part of a picture, about
 COVERED = 6  # times the square's side is that of the picture
-VEIL = 0.9  # how much of a picture is hidden where a map is 0
+VEIL = 0.85  # how much of a picture is hidden where a map is 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """Many small pictures in a file: what a page loads instead of thousands of files."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,11 @@ class Tile:
     kept: int
     shown: int
     crisp: bool
+
+    @property
+    def reduced(self) -> "Tile":
+        """The same for parts that have the scale of the file already."""
+        return replace(self, window=self.kept)
 
     def as_json(self) -> dict[str, Any]:
         """The same for a JSON file."""

@@ -8,16 +8,24 @@
   const scale = (low, high) => make("span", { class: "scale" }, `${low} `, make("i"), ` ${high}`);
   const LEGENDS = {
     patches: () => ["The parts of nine different pictures that excite the unit most, the strongest first."],
-    projections: ({ note }) => ["What in each patch does, back in pixels: ", scale("−", "+"), `, grey is 0. ${note}`],
-    both: ({ note }) => ["The patches, and what in each excites the unit, back in pixels: ", scale("−", "+"), `, grey is 0. ${note}`],
-    filters: () => ["The unit's weights, of which the largest is as strong as bytes allow: ", scale("−", "+"), ", grey is 0."],
+    projections: () => ["What in each of them does, back in pixels: ", scale("−", "+"), ", grey is 0."],
+    both: () => ["Beside each patch what in it excites the unit, back in pixels: ", scale("−", "+"), ", grey is 0."],
+    filters: () => ["The unit's weights: ", scale("−", "+"), ", grey is 0."],
   };
   // As long as the page: a wall that one comes back to is as one left it.
   const chosen = { shown: "patches", order: "number", filter: {} };
 
+  // The names of the two classes it prefers, if their shares of what excites it are plainly above those of all pictures.
+  const PLAINLY = 0.02;
+  atlas.favourites = (data, unit) => {
+    const total = atlas.facts.class_counts.reduce((sum, count) => sum + count, 0);
+    return data.classes[unit].filter(([name, share]) => share - atlas.facts.class_counts[name] / total >= PLAINLY)
+      .slice(0, 2).map(([name]) => name);
+  };
+
   atlas.said = (layer, data, unit) => {
     if (layer.dead.includes(unit)) return `Unit ${unit}, dead: nothing excites it`;
-    const favourites = data.classes[unit].slice(0, 2).map(([name]) => atlas.facts.classes[name]);
+    const favourites = atlas.favourites(data, unit).map((name) => atlas.facts.classes[name]);
     return `Unit ${unit}, active in ${atlas.percent(data.active[unit])} of the pictures` +
       (favourites.length ? `; prefers ${favourites.join(", ")}` : "");
   };
@@ -26,7 +34,7 @@
   atlas.card = (layer, data, unit) => {
     const side = layer.tile.shown;
     const dead = layer.dead.includes(unit);
-    const [first, second] = dead ? [] : data.classes[unit].map(([name]) => atlas.facts.classes[name]);
+    const [first, second] = dead ? [] : atlas.favourites(data, unit).map((name) => atlas.facts.classes[name]);
     const card = make("a", {
       class: "card", href: atlas.address("unit", layer.name, unit), "data-unit": unit, "aria-label": atlas.said(layer, data, unit),
     }, make("span", { class: "mosaics" }, dead ? make("span", { class: "dead" }, "dead") : null),
@@ -59,7 +67,9 @@
     const last = (unit) => (layer.dead.includes(unit) ? 1 : 0);
     const by = (value) => units.sort((a, b) => last(a) - last(b) || value(a) - value(b) || a - b);
     if (order === "sparsity") return by((unit) => data.active[unit]);
-    if (order === "class") return by((unit) => (data.classes[unit][0] ?? [Infinity])[0] * 2 - (data.classes[unit][0]?.[1] ?? 0));
+    if (order === "class") {
+      return by((unit) => (atlas.favourites(data, unit)[0] ?? Infinity) - (data.classes[unit][0]?.[1] ?? 0));
+    }
     if (order === "similarity") {
       const place = new Map(data.order.map((unit, k) => [unit, k]));
       return by((unit) => place.get(unit) ?? Infinity);
@@ -100,11 +110,11 @@
     const kinds = Object.keys(KINDS).filter((kind) => kind !== "filters" || layer.filters);
     const buttons = kinds.map((kind) => make("button", { type: "button", "data-kind": kind, onclick: () => show(kind) }, KINDS[kind]));
     // As high for all kinds: the wall must not move when one compares them by blinking.
-    const legend = make("p", { class: `legend quiet${layer.note ? " long" : ""}` });
+    const legend = make("p", { class: "legend quiet" });
     const show = (kind) => {
       chosen.shown = kind;
       wall.dataset.shown = kinds.includes(kind) ? kind : "patches";
-      legend.replaceChildren(...LEGENDS[wall.dataset.shown](layer));
+      legend.replaceChildren(...LEGENDS[wall.dataset.shown]());
       for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.kind === wall.dataset.shown));
     };
     show(chosen.shown);
@@ -125,17 +135,16 @@
         make("div", { class: "controls" }, make("div", { class: "switch", role: "group", "aria-label": "What the cards show" }, buttons),
           order, search, output),
         legend,
+        layer.note ? make("p", { class: "quiet note" }, layer.note) : null,
         wall,
       ],
     };
   };
 
   function sentence(layer) {
-    const [rows, columns] = layer.extent;
     const dead = layer.dead.length ? `, ${layer.dead.length} dead` : "";
     const shown = layer.units < layer.all ? ` (of ${layer.all.toLocaleString("en")})` : "";
-    const seen = layer.sees_all ? "the whole picture" : `${rows}×${columns} pixels`;
     return ["Layer ", atlas.named(layer.name), ` of `, atlas.named(atlas.facts.name),
-      `: ${atlas.count(layer.units, "unit")}${shown}${dead}. Each looks at ${seen}.`];
+      `: ${atlas.count(layer.units, "unit")}${shown}${dead}. Each looks at ${layer.sees}.`];
   }
 })();

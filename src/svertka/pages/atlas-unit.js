@@ -40,7 +40,7 @@
 
   function sentence(layer, data, unit) {
     if (layer.dead.includes(unit)) return [`Unit ${unit} of `, atlas.named(layer.name), ": dead."];
-    const favourites = data.classes[unit].slice(0, 2).flatMap(([name], k) => [k ? " and " : ", prefers ", atlas.named(atlas.facts.classes[name])]);
+    const favourites = atlas.favourites(data, unit).flatMap((name, k) => [k ? " and " : ", prefers ", atlas.named(atlas.facts.classes[name])]);
     return [`Unit ${unit} of `, atlas.named(layer.name), `: active in ${atlas.percent(data.active[unit])} of the pictures`, ...favourites, "."];
   }
 
