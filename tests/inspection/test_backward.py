@@ -15,7 +15,7 @@ RECTIFIERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("rectify", RECTIFIERS, ids=str)
+@pytest.mark.parametrize("rectify", RECTIFIERS)
 def test_both_rules_at_whatever_rectifies(rectify: Callable[[Tensor], Tensor]):
     inputs = INPUTS.clone().requires_grad_()
     outputs = rectify(inputs * 1)
@@ -24,7 +24,11 @@ def test_both_rules_at_whatever_rectifies(rectify: Callable[[Tensor], Tensor]):
     assert back(outputs, inputs, SEED, Rule.GUIDED).tolist() == [0, 0, 3, 0, 0 if cut_above else 5]
 
 
-@pytest.mark.parametrize("squash", [torch.tanh, F.silu, F.leaky_relu, F.hardtanh, F.gelu, F.elu, torch.abs], ids=str)
+@pytest.mark.parametrize(
+    "squash",
+    [torch.tanh, F.silu, F.leaky_relu, F.hardtanh, F.gelu, F.elu, torch.abs],
+    ids=lambda squash: squash.__name__,
+)
 @pytest.mark.parametrize("rule", Rule)
 def test_anything_else_is_derived(squash: Callable[[Tensor], Tensor], rule: Rule):
     inputs = INPUTS.clone().requires_grad_()
