@@ -5,9 +5,9 @@
 For every convolution some units, drawn by a seed, each with the nine places of `imagenet-samples` that excite it most:
 what one sheet of an atlas holds. The three ways take turns at every layer: captum one patch a call, as its users do;
 captum with a batch of patches, each with its own unit, which it allows by a function that selects them; and ours. The
-best of the rounds counts for each. The last line is for all units of all layers, each layer counted by its units. Both
-run the same network as it is; ours is checked against captum's in float64 first, and the exit code is 1 if they differ
-by more than 1e-5 of the largest. Real data: SVERTKA_DATA.
+best of the rounds counts for each. The last lines are for as many units of every layer, and for all units of all
+layers, most of which are in the last ones. Both run the same network as it is; ours is checked against captum's in
+float64 first, and the exit code is 1 if they differ by more than 1e-5 of the largest. Real data: SVERTKA_DATA.
 """
 
 import argparse
@@ -108,6 +108,10 @@ def measure(network: nn.Module, images: Tensor, units: int, rounds: int) -> list
     return rows
 
 
+def _cells(numbers: dict[str, float], digits: int = 2) -> str:
+    return "".join(f"{number:>17.{digits}f}" for number in numbers.values())
+
+
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,21 +126,25 @@ def main() -> int:
     classifier = Classifier.load(f"squeezenet1_1:{data / 'weights' / 'squeezenet1_1-imagenet.safetensors'}")
     images = torch.stack([classifier.preprocess(path) for path in sorted((data / "imagenet-samples").iterdir())])
     rows = measure(classifier.network, images, options.units, options.rounds)
-    units = sum(row["units"] for row in rows)
-    total = {
-        name: sum(row["units"] * row["milliseconds"][name] for row in rows) / units for name in rows[0]["milliseconds"]
+    names = list(rows[0]["milliseconds"])
+    weights = {"every layer": [1] * len(rows), "all units": [row["units"] for row in rows]}
+    means = {
+        what: {
+            name: sum(count * row["milliseconds"][name] for count, row in zip(counts, rows, strict=True)) / sum(counts)
+            for name in names
+        }
+        for what, counts in weights.items()
     }
-    speed = {f"against {name}": total[name] / total["svertka"] for name in total if name != "svertka"}
+    ratios = {what: {name: mean[name] / mean["svertka"] for name in names} for what, mean in means.items()}
     if options.json:
-        print(json.dumps({"threads": options.threads, "layers": rows, "milliseconds": total, **speed}, indent=2))
+        print(json.dumps({"threads": options.threads, "layers": rows, "means": means, "ratios": ratios}, indent=2))
     else:
         print(f"milliseconds a patch; torch {torch.__version__}, {options.threads} threads")
-        print(f"{'layer':<24}{'units':>6}{'difference':>12}" + "".join(f"{name:>17}" for name in total))
+        print(f"{'layer':<24}{'units':>6}{'difference':>12}" + "".join(f"{name:>17}" for name in names))
         for row in rows:
-            cells = "".join(f"{value:>17.2f}" for value in row["milliseconds"].values())
-            print(f"{row['layer']:<24}{row['units']:>6}{row['difference']:>12.1e}{cells}")
-        print(f"{'all units':<24}{units:>6}{'':>12}" + "".join(f"{value:>17.2f}" for value in total.values()))
-        print(", ".join(f"{ratio:.1f} times as fast {name}" for name, ratio in speed.items()))
+            print(f"{row['layer']:<24}{row['units']:>6}{row['difference']:>12.1e}" + _cells(row["milliseconds"]))
+        for what, mean in means.items():
+            print(f"{what:<42}{_cells(mean)}\n{'times ours':<42}{_cells(ratios[what], digits=1)}")
     return int(not all(row["difference"] <= TOLERANCE for row in rows))
 
 

@@ -1,4 +1,3 @@
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -53,11 +52,24 @@ def test_grad_cam_is_captums_at_the_last_stage(exact_network: Make, captum: Any,
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+class Functions(nn.Module):
+    """A classifier without a module that rectifies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv, self.head = nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        maps = F.relu(self.conv(F.relu_(self.norm(inputs))), inplace=True)
+        return self.head(F.dropout(maps.mean((2, 3)), training=self.training))
+
+
 @pytest.mark.parametrize(("side", "stride"), [(16, 16), (24, 10), (20, 17), (64, 3)])
-def test_occlusion_is_captums(exact_network: Make, captum: Any, side: int, stride: int):
-    network, images, classes = copy.deepcopy(exact_network("resnet18", 64)), pictures(64, count=2), torch.tensor([3, 0])
+def test_occlusion_is_captums(captum: Any, side: int, stride: int):
+    torch.manual_seed(1)
+    network, images, classes = Functions().double().eval(), pictures(64, count=2), torch.tensor([3, 0])
     with torch.no_grad():
-        network.fc.weight *= 0.1  # so that it is not sure of anything
+        network.head.weight *= 20  # a mean depends little on any part
     found = occlusion(network, images, classes, side, stride)
 
     def probabilities(batch: Tensor) -> Tensor:
@@ -75,21 +87,9 @@ def test_occlusion_is_captums(exact_network: Make, captum: Any, side: int, strid
             falls[square] += (whole - found[:, row, column, None])[:, :, None, None]
             counts[square] += 1
     assert counts.min() == 1
-    assert theirs.abs().max() > 0.01
+    assert theirs.abs().max() > 0.001
     # captum adds up in float32.
     assert (falls / counts - theirs).abs().max() <= 1e-5 * theirs.abs().max()
-
-
-class Functions(nn.Module):
-    """A classifier without a module that rectifies."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.conv, self.head = nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        maps = F.relu(self.conv(F.relu_(self.norm(inputs))), inplace=True)
-        return self.head(F.dropout(maps.mean((2, 3)), training=self.training))
 
 
 def test_any_network_is_left_as_it_was(left_as_it_was: Unchanged):

@@ -39,6 +39,7 @@ Numbers = int | Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer
 Run = Callable[[Tensor], Tensor]
 
 PIXELS = 200_000  # in a batch, all windows together; twice as many leave the caches and the heap and take longer
+CONTRAST = 4  # a projection's values are as strong as bytes allow from as many times their spread on
 SAME = 1e-3  # of the largest: the values of a place in a window and in the picture differ by rounding, far less
 
 
@@ -164,14 +165,19 @@ def project(
 
 
 def as_pictures(projections: Tensor) -> npt.NDArray[np.uint8]:
-    """Projections (N, C, H, W) to look at, (N, H, W, 3) uint8: 0 is grey, and each is as strong as bytes allow.
+    """Projections (N, C, H, W) to look at, (N, H, W, 3) uint8: 0 is grey, and each has the contrast that shows it best.
 
-    One channel becomes grey; of more than three the mean does.
+    The few values beyond four times the root of the mean square of those that are not 0, about one in a hundred, are
+    cut: in deep layers the largest is ten times as large, and all else would be grey. One channel becomes grey; of
+    more than three the mean does.
     """
     if projections.shape[1] != 3:
         projections = projections.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    largest = projections.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(projections.dtype).tiny)
-    bytes_ = (projections / largest).mul_(127).add_(128).round_().to(torch.uint8)
+    sizes = projections.abs().flatten(1)
+    shares = sizes / sizes.amax(1, keepdim=True).clamp_min(torch.finfo(sizes.dtype).tiny)  # their squares are numbers
+    spread = (shares.square().sum(1) / shares.ne(0).sum(1).clamp_min(1)).sqrt()
+    full = (sizes.amax(1) * (CONTRAST * spread).clamp_max(1)).clamp_min(torch.finfo(sizes.dtype).tiny)
+    bytes_ = (projections / full[:, None, None, None]).clamp_(-1, 1).mul_(127).add_(128).round_().to(torch.uint8)
     return bytes_.permute(0, 2, 3, 1).cpu().numpy()
 
 

@@ -18,8 +18,8 @@ from svertka.graph.trace import Layer
 
 Ints = npt.NDArray[np.int64]
 
-WHOLE = 0.7  # of a picture: larger windows are not worth it, since whole pictures can serve several places
-SIZES = 5  # about as many different lengths for windows of a layer, so that many can go in one batch
+WHOLE = 0.85  # of a picture: larger windows are not worth it, since whole pictures can serve several places
+STEPS = 2  # lengths of windows differ by the receptive field over this: with more of them batches are small
 
 
 def windows(layer: Layer, places: Ints) -> tuple[Ints, Ints]:
@@ -54,7 +54,7 @@ def _along(field: ReceptiveField, at: Ints) -> tuple[Ints, Ints, Ints]:
     first = at * grid.jump + grid.start
     last = np.minimum(first + grid.extent, size)
     begin = np.maximum(first, 0) // grid.jump * grid.jump
-    step = grid.jump * max(1, round(min(grid.extent, size) / grid.jump / SIZES))
+    step = grid.jump * max(1, round(min(grid.extent, size) / grid.jump / STEPS))
     length = size - (size - np.maximum(last - begin, 1)) // step * step
     begin = np.minimum(begin, size - length)  # a window may be longer than it need be, but not leave the picture
     return begin, length, at - begin // grid.jump
