@@ -136,7 +136,10 @@ def leaves(network: nn.Module, picture: Tensor) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
     def keep(path: str) -> Callable[..., None]:
-        return lambda _, __, output: found.setdefault(path, output.clone())
+        def kept(_: nn.Module, __: object, output: Tensor) -> None:  # what a hook returns would take the output's place
+            found.setdefault(path, output.clone())
+
+        return kept
 
     own = {path: module for path, module in network.named_modules() if next(module.children(), None) is None}
     handles = [module.register_forward_hook(keep(path)) for path, module in own.items()]
