@@ -6,7 +6,6 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import torch.nn.functional as F
 
 from svertka.graph.trace import Layer
@@ -22,9 +21,8 @@ Pixels = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
 PATCH_QUALITY = 55
-PROJECTION_SIDE = 72  # pixels in the file: the only place where it is kept, so more than the wall shows
-PROJECTION_QUALITY = 45
-STRONGEST = 0.995  # quantile of a projection's values that is drawn as strongly as bytes allow; few stand far above it
+PROJECTION_SIDE = 56  # pixels in the file: half of what the page of a unit shows, and more than the wall does
+PROJECTION_QUALITY = 35
 CLASSES = 6  # told for each unit
 STRIP = 12  # units that stand for a layer beside others
 STRIP_SIDE = 64  # CSS pixels of each
@@ -158,9 +156,6 @@ def _drawn(projection: Projection, box: Ints, tile: Tile) -> Pixels:
     if tile.kept < tile.window:  # before it is drawn, since opposite signs side by side become a weak grey
         size = [max(1, round(length * tile.kept / tile.window)) for length in inside.shape[2:]]
         inside = F.interpolate(inside, size, mode="bilinear", antialias=True)
-    largest = torch.quantile(inside.abs().flatten().float(), STRONGEST)
-    if largest > 0:
-        inside = inside.clamp(-largest, largest)
     picture: Pixels = as_pictures(inside)[0]
     return picture
 
