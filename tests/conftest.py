@@ -1,10 +1,11 @@
 """What all tests share: a cache of their own, the real data, and how many cases to run."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -102,3 +103,79 @@ def positive() -> "Callable[[nn.Module], nn.Module]":
         return network.double().eval().requires_grad_(False)
 
     return positive
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The system's chromium, which asks nobody for anything by itself."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'svertka[dev]'")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("needs a browser: install chromium")
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=chromium, args=arguments)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser: Any) -> Callable[..., AbstractContextManager[Any]]:
+    """`opened(page, address, **settings)`: a tab with the file `page`, at a place in it.
+
+    While the body runs, the page must neither complain nor ask for anything outside its folder.
+    """
+
+    @contextmanager
+    def tab_of(page: Path, address: str = "", **settings: Any) -> Iterator[Any]:
+        context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}} | settings)
+        tab = context.new_page()
+        complaints: list[str] = []
+        inside = page.parent.as_uri()
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+        tab.on("request", lambda one: None if one.url.startswith((inside, "data:")) else complaints.append(one.url))
+        tab.goto(page.as_uri() + address)
+        yield tab
+        assert complaints == []
+        context.close()
+
+    return tab_of
+
+
+@pytest.fixture
+def first_paint() -> Callable[[Any], float]:
+    """When the page in a tab was first painted, milliseconds after it was asked for."""
+    # Not wait_for_function, which a page's policy forbids: it evaluates text.
+    script = """new Promise(done => { new PerformanceObserver(list => list.getEntries()
+        .filter(entry => entry.name === 'first-contentful-paint').forEach(entry => done(entry.startTime)))
+        .observe({type: 'paint', buffered: true}) })"""
+    return lambda tab: float(tab.evaluate(script))
+
+
+@pytest.fixture
+def contrasts() -> Callable[[Any, str], list[tuple[float, bool, str]]]:
+    """Of the elements with text that a selector finds, outside drawings: the contrast to their ground (WCAG 2.2).
+
+    `contrasts(tab, selector)`: from 1 to 21, whether the element can be seen, and how its HTML begins.
+    """
+    script = """selector => {
+        const parse = colour => colour.match(/[\\d.]+/g).map(Number);
+        const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
+            .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+            .reduce((sum, c, k) => sum + c * [0.2126, 0.7152, 0.0722][k], 0);
+        const ground = element => {
+            for (; element; element = element.parentElement) {
+                const colour = parse(getComputedStyle(element).backgroundColor);
+                if (colour.length < 4 || colour[3] > 0) return colour;
+            }
+        };
+        return [...document.querySelectorAll(selector)].filter(element => !element.closest('svg')
+            && [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim())).map(element => {
+            const [a, b] = [parse(getComputedStyle(element).color), ground(element)].map(light);
+            const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+            return [contrast, element.checkVisibility(), element.outerHTML.slice(0, 80)];
+        });
+    }"""
+    return lambda tab, selector: [tuple(one) for one in tab.evaluate(script, selector)]

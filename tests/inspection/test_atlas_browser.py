@@ -3,8 +3,8 @@
 import io
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,8 @@ from PIL import Image
 from svertka.inspection import portraits
 from svertka.inspection.atlas import look
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'svertka[dev]'")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM is None:
-    pytest.skip("needs a browser: install chromium", allow_module_level=True)
+Opened = Callable[..., AbstractContextManager[Any]]
+Contrasts = Callable[[Any, str], list[tuple[float, bool, str]]]
 
 LAYERS = ("features.0", "features.3.expand3x3", "features.6.expand3x3")
 VIEWS = {
@@ -44,31 +42,17 @@ def atlas(photographs: Path, squeezed: Path, tmp_path_factory: pytest.TempPathFa
         return look(squeezed, source, layers=LAYERS, units=40, output=source.parent / "an atlas #1", threads=1).page
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield opened
-        opened.close()
+@pytest.fixture
+def opened(opened: Opened) -> Opened:
+    """The same, at the entrance unless an address is given, and once the view is there."""
 
+    @contextmanager
+    def settled_tab(page: Path, address: str = "#/", **settings: Any) -> Iterator[Any]:
+        with opened(page, address, **settings) as tab:
+            settled(tab)
+            yield tab
 
-@contextmanager
-def opened(browser: Any, page: Path, address: str = "#/", **settings: Any) -> Iterator[Any]:
-    """The page at an address; it must neither complain nor ask for anything outside its folder while the body runs."""
-    context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}} | settings)
-    tab = context.new_page()
-    complaints: list[str] = []
-    inside = page.parent.as_uri()
-    tab.on("console", lambda message: complaints.append(message.text))
-    tab.on("pageerror", lambda error: complaints.append(str(error)))
-    tab.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
-    tab.on("request", lambda one: None if one.url.startswith((inside, "data:")) else complaints.append(one.url))
-    tab.goto(page.as_uri() + address)
-    settled(tab)
-    yield tab
-    assert complaints == []
-    context.close()
+    return settled_tab
 
 
 def settled(tab: Any) -> None:
@@ -89,8 +73,8 @@ def headline(tab: Any) -> str:
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("width", [360, 1200])
-def test_every_view_opens_without_complaint_and_fits(browser: Any, atlas: Path, view: str, width: int) -> None:
-    with opened(browser, atlas, VIEWS[view], viewport={"width": width, "height": 800}) as tab:
+def test_every_view_opens_without_complaint_and_fits(opened: Opened, atlas: Path, view: str, width: int) -> None:
+    with opened(atlas, VIEWS[view], viewport={"width": width, "height": 800}) as tab:
         tab.wait_for_load_state("networkidle")  # so that what it asks for in vain is known
         assert tab.evaluate("document.documentElement.scrollWidth") == width
         assert tab.evaluate("window.broken") is None
@@ -98,24 +82,23 @@ def test_every_view_opens_without_complaint_and_fits(browser: Any, atlas: Path, 
         assert "undefined" not in tab.locator("main").text_content()
 
 
-def test_the_first_paint_comes_within_a_second(browser: Any, atlas: Path) -> None:
-    painted = """new Promise(done => { new PerformanceObserver(list => list.getEntries()
-        .filter(entry => entry.name === 'first-contentful-paint').forEach(entry => done(entry.startTime)))
-        .observe({type: 'paint', buffered: true}) })"""
-    with opened(browser, atlas) as tab:
-        assert tab.evaluate(painted) < 1000
+def test_the_first_paint_comes_within_a_second(
+    opened: Opened, first_paint: Callable[[Any], float], atlas: Path
+) -> None:
+    with opened(atlas) as tab:
+        assert first_paint(tab) < 1000
 
 
 @pytest.mark.parametrize("view", ["layer", "unit", "pictures", "picture"])
-def test_pictures_are_not_blank(browser: Any, atlas: Path, view: str) -> None:
+def test_pictures_are_not_blank(opened: Opened, atlas: Path, view: str) -> None:
     """The pixels on the screen, where the view's first pictures are."""
-    with opened(browser, atlas, VIEWS[view]) as tab:
+    with opened(atlas, VIEWS[view]) as tab:
         shown = tab.locator("#stage .mosaic:visible, #stage .crop:visible, #stage .whole:visible").first
         assert seen(tab, shown).std() > 5
 
 
-def test_one_walks_from_the_network_to_a_unit_and_back(browser: Any, atlas: Path) -> None:
-    with opened(browser, atlas) as tab:
+def test_one_walks_from_the_network_to_a_unit_and_back(opened: Opened, atlas: Path) -> None:
+    with opened(atlas) as tab:
         assert headline(tab).startswith("squeezenet1_1 looks at 24\u00a0pictures: 3\u00a0layers of 120\u00a0units, ")
         tab.locator(".storeys a").nth(2).click()
         tab.get_by_text("Layer features.6.expand3x3").wait_for()
@@ -138,8 +121,8 @@ def test_one_walks_from_the_network_to_a_unit_and_back(browser: Any, atlas: Path
         tab.locator("#network h1:visible").wait_for()
 
 
-def test_the_wall_is_walked_by_arrows_and_opened_by_enter(browser: Any, atlas: Path) -> None:
-    with opened(browser, atlas, VIEWS["layer"]) as tab:
+def test_the_wall_is_walked_by_arrows_and_opened_by_enter(opened: Opened, atlas: Path) -> None:
+    with opened(atlas, VIEWS["layer"]) as tab:
         tab.locator("h1:visible").focus()
         tab.keyboard.press("ArrowDown")
         at = "Number(document.activeElement.dataset.unit)"
@@ -159,10 +142,10 @@ def test_the_wall_is_walked_by_arrows_and_opened_by_enter(browser: Any, atlas: P
         tab.get_by_text("Unit 1 of").wait_for()
 
 
-def test_one_key_turns_the_whole_wall_and_nothing_moves(browser: Any, atlas: Path) -> None:
+def test_one_key_turns_the_whole_wall_and_nothing_moves(opened: Opened, atlas: Path) -> None:
     boxes = """[...document.querySelectorAll('.card')].map(card => card.getBoundingClientRect())
         .map(box => [box.x, box.y + scrollY])"""
-    with opened(browser, atlas, VIEWS["layer"]) as tab:
+    with opened(atlas, VIEWS["layer"]) as tab:
         before = tab.evaluate(boxes)
         patches = seen(tab, tab.locator(".card").first)
         tab.keyboard.press("p")
@@ -176,16 +159,16 @@ def test_one_key_turns_the_whole_wall_and_nothing_moves(browser: Any, atlas: Pat
         assert tab.locator(".mosaic.projections:visible").count() == 0
 
 
-def test_the_first_layer_shows_its_filters(browser: Any, atlas: Path) -> None:
-    with opened(browser, atlas, "#/layer/features.0") as tab:
+def test_the_first_layer_shows_its_filters(opened: Opened, atlas: Path) -> None:
+    with opened(atlas, "#/layer/features.0") as tab:
         tab.keyboard.press("f")
         assert tab.locator(".mosaic.filters:visible").count() > 5
         assert tab.get_by_role("button", name="Filters").get_attribute("aria-pressed") == "true"
 
 
-def test_units_are_filtered_and_sorted(browser: Any, atlas: Path) -> None:
+def test_units_are_filtered_and_sorted(opened: Opened, atlas: Path) -> None:
     units = "[...document.querySelectorAll('.units .card')].map(card => Number(card.dataset.unit))"
-    with opened(browser, atlas, "#/layer/features.0") as tab:
+    with opened(atlas, "#/layer/features.0") as tab:
         tab.keyboard.press("/")
         tab.keyboard.type("dead")
         assert tab.evaluate(units) == [3]
@@ -209,8 +192,8 @@ def test_units_are_filtered_and_sorted(browser: Any, atlas: Path) -> None:
             assert tab.evaluate(units)[-1] == (3 if order != "number" else 39)
 
 
-def test_search_finds_a_layer_and_a_unit(browser: Any, atlas: Path) -> None:
-    with opened(browser, atlas) as tab:
+def test_search_finds_a_layer_and_a_unit(opened: Opened, atlas: Path) -> None:
+    with opened(atlas) as tab:
         tab.keyboard.press("/")
         tab.keyboard.type("expand3x3")
         assert tab.locator("#found a").all_text_contents() == ["features.3.expand3x3", "features.6.expand3x3"]
@@ -220,8 +203,8 @@ def test_search_finds_a_layer_and_a_unit(browser: Any, atlas: Path) -> None:
         tab.get_by_text("Unit 12 of").wait_for()
 
 
-def test_a_patch_is_framed_in_its_whole_picture(browser: Any, atlas: Path) -> None:
-    with opened(browser, atlas, VIEWS["unit"]) as tab:
+def test_a_patch_is_framed_in_its_whole_picture(opened: Opened, atlas: Path) -> None:
+    with opened(atlas, VIEWS["unit"]) as tab:
         pairs = tab.locator(".pair")
         pairs.nth(4).focus()
         assert tab.locator(".source .caption b").text_content() == "5"
@@ -235,8 +218,8 @@ def test_a_patch_is_framed_in_its_whole_picture(browser: Any, atlas: Path) -> No
         tab.get_by_text("What it is taken for").wait_for()
 
 
-def test_a_picture_tells_what_counts_in_it(browser: Any, atlas: Path) -> None:
-    with opened(browser, atlas, "#/pictures") as tab:
+def test_a_picture_tells_what_counts_in_it(opened: Opened, atlas: Path) -> None:
+    with opened(atlas, "#/pictures") as tab:
         tab.locator(".pictures a.card").first.click()
         tab.get_by_text("What it is taken for").wait_for()
         for kind in ("Saliency", "Occlusion", "Grad-CAM"):
@@ -250,8 +233,8 @@ def test_a_picture_tells_what_counts_in_it(browser: Any, atlas: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["#/layer/nothing", "#/unit/features.0/99", "#/unit/features.0/x", "#/picture/-1"])
-def test_what_is_not_there_is_said(browser: Any, atlas: Path, address: str) -> None:
-    with opened(browser, atlas, address) as tab:
+def test_what_is_not_there_is_said(opened: Opened, atlas: Path, address: str) -> None:
+    with opened(atlas, address) as tab:
         assert headline(tab).startswith("there is no ")
         tab.keyboard.press("Escape")
         tab.locator("#network h1:visible").wait_for()
@@ -259,38 +242,21 @@ def test_what_is_not_there_is_said(browser: Any, atlas: Path, address: str) -> N
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("view", ["network", "layer", "unit", "picture"])
-def test_text_can_be_read_on_its_ground(browser: Any, atlas: Path, scheme: str, view: str) -> None:
+def test_text_can_be_read_on_its_ground(
+    opened: Opened, contrasts: Contrasts, atlas: Path, scheme: str, view: str
+) -> None:
     """WCAG 2.2, 1.4.3: a contrast of 4.5 to 1."""
-    contrasts = """() => {
-        const parse = colour => colour.match(/[\\d.]+/g).map(Number);
-        const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
-            .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-            .reduce((sum, c, k) => sum + c * [0.2126, 0.7152, 0.0722][k], 0);
-        const ground = element => {
-            for (; element; element = element.parentElement) {
-                const colour = parse(getComputedStyle(element).backgroundColor);
-                if (colour.length < 4 || colour[3] > 0) return colour;
-            }
-        };
-        const texts = element => [...element.childNodes].filter(node => node.nodeType === 3 && node.data.trim());
-        return [...document.querySelectorAll('main *, nav *')]
-            .filter(element => !element.closest('svg') && element.checkVisibility() && texts(element).length)
-            .map(element => {
-            const [a, b] = [parse(getComputedStyle(element).color), ground(element)].map(light);
-            return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), element.outerHTML.slice(0, 80)];
-        });
-    }"""
-    with opened(browser, atlas, VIEWS[view], color_scheme=scheme) as tab:
-        found = tab.evaluate(contrasts)
+    with opened(atlas, VIEWS[view], color_scheme=scheme) as tab:
+        found = [one for one in contrasts(tab, "main *, nav *") if one[1]]
         assert len(found) > 30
-        assert [text for contrast, text in found if contrast < 4.5] == []
+        assert [text for contrast, _, text in found if contrast < 4.5] == []
 
 
-def test_everything_that_can_be_reached_has_a_name(browser: Any, atlas: Path) -> None:
+def test_everything_that_can_be_reached_has_a_name(opened: Opened, atlas: Path) -> None:
     unnamed = """[...document.querySelectorAll('a, button, input, select, [role=img]')]
         .filter(one => one.checkVisibility() && !(one.getAttribute('aria-label') || one.textContent.trim()))
         .map(one => one.outerHTML.slice(0, 80))"""
-    with opened(browser, atlas) as tab:
+    with opened(atlas) as tab:
         for view in VIEWS.values():
             tab.goto(atlas.as_uri() + view)
             settled(tab)
@@ -299,8 +265,8 @@ def test_everything_that_can_be_reached_has_a_name(browser: Any, atlas: Path) ->
             assert tab.title().endswith("squeezenet1_1 – svertka")
 
 
-def test_without_scripts_the_layers_and_their_sheets_are_there(browser: Any, atlas: Path) -> None:
-    with opened(browser, atlas, java_script_enabled=False) as tab:
+def test_without_scripts_the_layers_and_their_sheets_are_there(opened: Opened, atlas: Path) -> None:
+    with opened(atlas, java_script_enabled=False) as tab:
         assert tab.locator(".rail .node").count() > 30
         assert tab.locator(".storeys img").count() == 3
         sheets = tab.locator("noscript section img")
@@ -310,8 +276,8 @@ def test_without_scripts_the_layers_and_their_sheets_are_there(browser: Any, atl
         assert tab.evaluate("document.querySelector(':target h2').textContent") == "features.3.expand3x3"
 
 
-def test_the_rail_is_a_drawer_on_a_phone(browser: Any, atlas: Path) -> None:
-    with opened(browser, atlas, VIEWS["layer"], viewport={"width": 360, "height": 740}) as tab:
+def test_the_rail_is_a_drawer_on_a_phone(opened: Opened, atlas: Path) -> None:
+    with opened(atlas, VIEWS["layer"], viewport={"width": 360, "height": 740}) as tab:
         assert not tab.locator("#side").is_visible()
         tab.get_by_role("button", name="Layers").click()
         tab.locator(".rail a", has_text="features.3.expand3x3").click()
@@ -319,8 +285,8 @@ def test_the_rail_is_a_drawer_on_a_phone(browser: Any, atlas: Path) -> None:
         assert not tab.locator("#side").is_visible()
 
 
-def test_it_prints_what_it_shows(browser: Any, atlas: Path) -> None:
-    with opened(browser, atlas, VIEWS["layer"], viewport={"width": 680, "height": 900}, color_scheme="dark") as tab:
+def test_it_prints_what_it_shows(opened: Opened, atlas: Path) -> None:
+    with opened(atlas, VIEWS["layer"], viewport={"width": 680, "height": 900}, color_scheme="dark") as tab:
         tab.emulate_media(media="print", color_scheme="dark")
         assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         tab.evaluate("dispatchEvent(new Event('beforeprint'))")
