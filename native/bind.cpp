@@ -69,6 +69,7 @@ NB_MODULE(_kernels, module) {
         return names;
     });
     module.def("use", use, "name"_a);
+    module.def("used", [] { return used->name; });
 
     nb::enum_<Order>(module, "Order")
         .value("PLAIN", Order::plain)

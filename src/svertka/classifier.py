@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from svertka.data.images import SUFFIXES
 from svertka.data.preprocess import Picture, Preprocess
-from svertka.device import choose_device, set_threads
+from svertka.device import choose_device, device_of, set_threads
 from svertka.errors import PictureError, RunError, UsageError
 from svertka.files import read_json, write_json
 from svertka.models import published, weights, zoo
@@ -123,7 +123,7 @@ class Classifier:
         """Class probabilities (N, K) float32 of what `preprocess` gave for N pictures."""
         if not pictures:
             return torch.empty(0, len(self.names))
-        images = torch.stack(list(pictures)).to(next(self.network.parameters()).device)
+        images = torch.stack(list(pictures)).to(device_of(self.network))
         logits: torch.Tensor = self.network(images)
         return logits.float().softmax(1).cpu()
 

@@ -32,6 +32,11 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def device_of(network: nn.Module) -> torch.device | None:
+    """Where the parameters of `network` are; None if it has none."""
+    return next((parameter.device for parameter in network.parameters()), None)
+
+
 def set_threads(count: int | None) -> int:
     """Let PyTorch compute with `count` threads (None: as it chose itself); returns the number in force.
 

@@ -36,16 +36,11 @@ def instruction_sets() -> tuple[str, ...]:
 def use(instructions: str) -> None:
     """From now on compute with this one of `instruction_sets()` in place of the first; what was packed is void."""
     kernels.use(instructions)
-    global _used
-    _used = instructions
 
 
 def used() -> str:
     """The one of `instruction_sets()` that is computed with."""
-    return _used
-
-
-_used = "" if MISSING else instruction_sets()[0]
+    return kernels.used()
 
 
 def channels_last(tensor: Tensor) -> Tensor:

@@ -28,13 +28,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from svertka.data.dataset import Ints
+from svertka.device import device_of
 from svertka.errors import UsageError
 from svertka.graph.trace import Layer, without_values
 from svertka.inspection.activations import layers, maps, rectified, watching
 from svertka.inspection.backward import Rule, back
 from svertka.inspection.windows import Jobs, maps_in, windows
 
-Ints = npt.NDArray[np.int64]
 Numbers = int | Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer] | Tensor
 Run = Callable[[Tensor], Tensor]
 
@@ -82,7 +83,7 @@ class Deconvnet:
         if tuple(images.shape[1:]) != self._shape:
             both = " and ".join("×".join(map(str, shape)) for shape in (tuple(images.shape[1:]), self._shape))
             raise UsageError(f"pictures of {both} do not go together; give pictures of one shape")
-        device = next((tensor.device for tensor in self._network.parameters()), images.device)
+        device = device_of(self._network) or images.device
         # Of what is made in inference mode, nothing can be derived.
         with torch.inference_mode(False), torch.enable_grad(), self._up_to(seen) as run:
             images = images.detach().to(device)

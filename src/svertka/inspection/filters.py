@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from svertka.data.dataset import Ints
 from svertka.errors import UsageError
 
 Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 
 # Brightness, red against green, blue against yellow.
 OPPONENT = np.array([[1, 1, 1], [1, -1, 0], [-0.5, -0.5, 1]])

@@ -5,20 +5,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch.nn.functional as F
 
+from svertka.data.dataset import Ints, Pixels
 from svertka.graph.trace import Layer
 from svertka.inspection.deconvnet import Deconvnet, Projection, as_pictures
 from svertka.inspection.filters import Filters
 from svertka.inspection.parts import Parts
 from svertka.inspection.patches import LayerPatches
-from svertka.inspection.sprites import ROWS, Tile, placed, tile, written
+from svertka.inspection.sprites import ROWS, Tile, in_rgb, placed, tile, written
 from svertka.inspection.subject import Subject
 from svertka.pages.pictures import DENSITY, encoded, enlarged, mosaic
-
-Pixels = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int64]
 
 PATCH_QUALITY = 55
 PROJECTION_SIDE = 56  # pixels in the file: half of what the page of a unit shows, and more than the wall does
@@ -98,7 +95,7 @@ def hang(
         StorageError: the disk is full or the folder cannot be written.
     """
     if room.filters is not None:
-        tiles = list(_rgb(room.filters.pictures()[: room.units]))
+        tiles = list(in_rgb(room.filters.pictures()[: room.units]))
         parts.put(f"{room.folder}/filters.webp", written(tiles, 1, crisp=True, quality=100))
     for number, units in enumerate(_sheets(room)):
         names = [f"{room.folder}/{kind}-{number}.webp" for kind in ("patches", "projections")]
@@ -172,10 +169,6 @@ def _strip(room: Room, subject: Subject) -> bytes:
     if large.crisp:
         return encoded(mosaic([enlarged(one, STRIP_SIDE) for one in tiles], len(tiles), gap=1), exact=True)
     return encoded(mosaic(tiles, len(tiles), gap=DENSITY), exact=False)
-
-
-def _rgb(pictures: Pixels) -> Pixels:
-    return np.repeat(pictures, 3, axis=-1) if pictures.shape[-1] == 1 else pictures
 
 
 def data(room: Room, slots: Ints) -> dict[str, object]:

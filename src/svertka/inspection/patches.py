@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from svertka.data.batches import Batch, Batches
+from svertka.data.dataset import Ints
+from svertka.device import device_of
 from svertka.errors import DataError, UsageError
 from svertka.geometry import ReceptiveField
 from svertka.graph.trace import Layer
@@ -20,7 +22,6 @@ from svertka.inspection.activations import layers as layers_of
 from svertka.inspection.tally import Tally
 
 Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 Data = Tensor | Batches | Iterable[Tensor | Batch | tuple[Tensor, Tensor]]
 
 BATCH = 32  # pictures that run at once, where they come in one tensor
@@ -152,7 +153,7 @@ def _look(network: nn.Module, known: Sequence[Layer], tallies: Mapping[str, Tall
             tally.take(torch.cat([some.numbers for some in waiting]), torch.cat(labels) if labels else None)
         waiting.clear()
 
-    device = next((tensor.device for tensor in network.parameters()), None)
+    device = device_of(network)
     waiting: list[_Some] = []
     shape: torch.Size | None = None
     with watching(network, known, {name: tally.see for name, tally in tallies.items()} | {last: see_last}):

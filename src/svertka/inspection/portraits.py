@@ -5,24 +5,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from svertka.data.dataset import Ints
+from svertka.graph.trace import Layer
 from svertka.inspection.activations import layers, watching
 from svertka.inspection.deconvnet import as_pictures
 from svertka.inspection.gallery import Room
 from svertka.inspection.parts import Parts
 from svertka.inspection.patches import LayerPatches
 from svertka.inspection.saliency import grad_cam, guided_backpropagation, occlusion
-from svertka.inspection.sprites import SMALL, columns_of, written
+from svertka.inspection.sprites import SMALL, columns_of, in_rgb, written
 from svertka.inspection.subject import Subject
 from svertka.pages.pictures import encoded
-
-Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 
 CHUNK = 32  # pictures in a script
 GUESSES = 5  # classes told for a picture
@@ -73,11 +70,12 @@ def show(
         StorageError: the disk is full or the folder cannot be written.
     """
     _write_sheets(portraits, subject, parts)
+    known = layers(subject.classifier.network, subject.shape)
     guesses: list[int] = []
     for number, first in enumerate(range(0, len(portraits.shown), CHUNK)):
         name = f"pictures-{number}"
         here = range(first, min(first + CHUNK, len(portraits.shown)))
-        rows = _read(portraits, here, rooms, subject)
+        rows = _read(portraits, here, rooms, subject, known)
         guesses += [row["best"][0][0] for row in rows]
         if f"data/{name}.js" not in parts:
             _write_maps(portraits, here, rows, subject, parts)
@@ -93,19 +91,21 @@ def _write_sheets(portraits: Portraits, subject: Subject, parts: Parts) -> None:
     for number, first in enumerate(range(0, len(portraits.shown), columns**2)):
         name = f"pictures/{number}.webp"
         if name not in parts:
-            pictures = _rgb(subject.pictures(portraits.shown[first : first + columns**2]))
+            pictures = in_rgb(subject.pictures(portraits.shown[first : first + columns**2]))
             parts.put(name, written(list(pictures), columns, crisp=subject.size <= SMALL, quality=QUALITY))
-    example = _rgb(subject.pictures(portraits.shown[portraits.featured[:1]]))[0]
+    example = in_rgb(subject.pictures(portraits.shown[portraits.featured[:1]]))[0]
     parts.put("pictures/example.webp", encoded(example, exact=subject.size <= SMALL))
 
 
-def _read(portraits: Portraits, here: range, rooms: Sequence[Room], subject: Subject) -> list[dict[str, Any]]:
+def _read(
+    portraits: Portraits, here: range, rooms: Sequence[Room], subject: Subject, known: Sequence[Layer]
+) -> list[dict[str, Any]]:
     """What the network says of the pictures `here`: its guesses, and the strongest units of each layer."""
     rows: list[dict[str, Any]] = []
     pending: dict[str, Tensor] = {}
     see = {room.found.seen_in: _keeper(pending, room.found.seen_in) for room in rooms}
     network = subject.classifier.network
-    with torch.inference_mode(), watching(network, layers(network, subject.shape), see):
+    with torch.inference_mode(), watching(network, known, see):
         for batch in subject.batches(portraits.shown[here.start : here.stop]).epoch(0):
             probabilities = network(batch.images).float().softmax(1).cpu()
             best = probabilities.topk(min(GUESSES, probabilities.shape[1]))
@@ -193,7 +193,3 @@ def _veil(values: Tensor) -> bytes:
     grey = np.full((*shares.shape, 4), 128, np.uint8)
     grey[..., 3] = np.rint(255 * VEIL * (1 - shares))
     return encoded(grey, exact=False)
-
-
-def _rgb(pictures: Pixels) -> Pixels:
-    return np.repeat(pictures, 3, axis=-1) if pictures.shape[-1] == 1 else pictures

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from svertka.device import device_of
 from svertka.errors import UsageError
 from svertka.graph.trace import Layer
 from svertka.inspection.activations import convolutions, layers, watching
@@ -137,8 +138,7 @@ def _asked(images: Tensor, classes: Classes) -> tuple[Tensor, Tensor]:
 
 
 def _to(network: nn.Module, images: Tensor) -> Tensor:
-    device = next((tensor.device for tensor in network.parameters()), images.device)
-    return images.to(device)
+    return images.to(device_of(network) or images.device)
 
 
 def _scores(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:

@@ -5,11 +5,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from svertka.data.dataset import Pixels
 from svertka.pages.pictures import encoded, reduced
-
-Pixels = npt.NDArray[np.uint8]
 
 SIDE = 48  # CSS pixels of a tile, about
 SMALL = 64  # pixels: pictures up to this side are enlarged by whole factors and keep every pixel
@@ -62,6 +60,11 @@ def placed(part: Pixels, box: Sequence[int], tile: Tile) -> Pixels:
     window[y : y + height, x : x + width, :3] = part
     window[y : y + height, x : x + width, 3] = 255
     return reduced(window, tile.kept)
+
+
+def in_rgb(pictures: Pixels) -> Pixels:
+    """`pictures` (…, 1 | 3) with three channels: what is grey has all of them alike."""
+    return np.repeat(pictures, 3, axis=-1) if pictures.shape[-1] == 1 else pictures
 
 
 def sheet(tiles: Sequence[Pixels], columns: int) -> Pixels:

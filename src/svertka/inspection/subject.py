@@ -6,20 +6,17 @@ from os import PathLike, fspath
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from svertka.classifier import Classifier
 from svertka.data.batches import Batches
-from svertka.data.dataset import Dataset, Ints
+from svertka.data.dataset import Dataset, Ints, Pixels
 from svertka.data.pictures import Rows
 from svertka.data.sources import open_source
 from svertka.errors import DataError, FetchError, RunError, UsageError
 from svertka.evaluation.scoring import select
 from svertka.models.imagenet import name_of
 from svertka.run import Run
-
-Pixels = npt.NDArray[np.uint8]
 
 AT_ONCE = 32  # pictures a batch; more would set the peak of memory
 

@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
+from svertka.data.dataset import Ints
 from svertka.geometry import ReceptiveField
 from svertka.graph.trace import Layer
-
-Ints = npt.NDArray[np.int64]
 
 WHOLE = 0.85  # of a picture: larger windows are not worth it, since whole pictures can serve several places
 STEPS = 2  # lengths of windows differ by the receptive field over this: with more of them batches are small

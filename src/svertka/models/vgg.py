@@ -69,9 +69,9 @@ class VGG(nn.Sequential):
                     features += [LocalResponseNorm()]
                     continue
                 features += [Conv2d(channels, out_channels, kernel, padding=kernel // 2)]
-                features += (
-                    [nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)] if batch_norm else [nn.ReLU(inplace=True)]
-                )
+                if batch_norm:
+                    features += [nn.BatchNorm2d(out_channels)]
+                features += [nn.ReLU(inplace=True)]
                 channels = out_channels
             features += [nn.MaxPool2d(2, ceil_mode=small)]
         classifier = nn.Sequential(
