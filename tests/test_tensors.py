@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +30,27 @@ def test_tensors_and_header_come_back_exactly(tmp_path: Path) -> None:
 def test_files_of_others_are_read(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "file")
     assert read_tensors(tmp_path / "file")[1] == {}
+
+
+def test_a_file_that_is_replaced_meanwhile_is_the_old_or_the_new(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for step in range(2):
+        write_tensors(tmp_path / str(step), {"a": torch.full((1000,), float(step))}, {"step": step})
+    replacing = """
+import itertools, os
+for step in itertools.cycle("01"):
+    os.link(step, "next")
+    os.replace("next", "file")
+"""
+    with subprocess.Popen([sys.executable, "-c", replacing], cwd=tmp_path) as process:
+        try:
+            while not path.exists():
+                assert process.poll() is None
+            seen = [read_tensors(path) for _ in range(2000)]
+        finally:
+            process.kill()
+    assert {header["step"] for _, header in seen} == {0, 1}
+    assert all((tensors["a"] == header["step"]).all() for tensors, header in seen)
 
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:

@@ -223,6 +223,7 @@ def _carry_out(run: Run, settings: Settings, parts: Parts, place: torch.device, 
         with recorder.stoppable(), _explained(run, settings, parts, state, log):
             fit(parallel, optimizer, batches, settings.recipe, state, recorder, class_weights=weights)
         recorder.save()
+    distributed.barrier()  # the first process has now written the weights that all load
 
     part = next(name for name in ("test", "val", "train") if len(parts.indices[name]))
     kept = Classifier.load(run.folder, place)
