@@ -16,7 +16,7 @@ using svertka::fft::longest;
 
 // Where on a circle some of an axis lie: number `index`[m] at `place`[m].
 struct Places {
-    Index count = 0, index[longest], place[longest];
+    Index count = 0, end = 0, index[longest], place[longest];  // `end`: behind the last place
 
     // For each place of a circle of `size` where its number is, m · stride or index · stride, or −1.
     void by_order(Index size, Index stride, Index* to) const { fill(size, to, [=](Index m) { return m * stride; }); }
@@ -35,8 +35,8 @@ struct Places {
 class Circle {
   public:
     Circle(const Axis& axis, Length length) : axis_(axis), size_(length.size()) {
-        const Index last = least(axis.spacing * (axis.size - 1) + axis.pad + 1, axis.outputs() + axis.span() - 1);
-        const bool whole = last <= size_ && axis.outputs() + axis.span() - 1 - most(axis.pad, 0) <= size_;
+        const Index all = axis.outputs() + axis.span() - 1, last = axis.spacing * (axis.size - 1) + axis.pad + 1;
+        const bool whole = axis.outputs() <= size_ && least(last, all) <= size_ && all - most(axis.pad, 0) <= size_;
         step_ = whole ? axis.outputs() : size_ - axis.span() + 1;
         tiles_ = step_ > 0 ? parts(axis.outputs(), step_) : 0;
     }
@@ -57,6 +57,7 @@ class Circle {
         for (Index place = first + index * step; place < size && index < count; place += step, ++index) {
             found.index[found.count] = index;
             found.place[found.count++] = place;
+            found.end = place + 1;
         }
         return found;
     }

@@ -38,7 +38,7 @@ struct Pass {
             weights.read(number, first, last, row, scale, upper);
             weights.read(number, first, last, next, scale, lower);
             for (Index input = first; input < last; ++input)
-                grid.rows.transform_two({upper + (input - first) * size, lower + (input - first) * size, place},
+                grid.rows.transform_two({upper + (input - first) * size, lower + (input - first) * size, place, taps_x.end},
                                         rows.at(local, 0, input, row), rows.at(local, 0, input, next), rows.stride,
                                         room.lines);
         }
@@ -53,8 +53,10 @@ struct Pass {
             const Index depth = least(portion, weights.depth - first);
             for (Index input = 0; input < depth; ++input) {
                 const float* from = rows.at(local, v, first + input, 0);
+                for (Index line = 0; line < weights.taps_y * pair; line += 16)  // of the one after the next
+                    __builtin_prefetch(from + 2 * weights.taps_y * pair + line);
                 float* const to = columns + input * pair;
-                grid.columns.transform({from, from + lanes, down}, {to, to + lanes, frequency}, room.lines);
+                grid.columns.transform({from, from + lanes, down, taps_y.end}, {to, to + lanes, frequency, grid.columns.size()}, room.lines);
             }
             for (Index u = 0; u < grid.columns.size(); ++u)
                 for (Index tile = 0; tile < tiles; tile += inputs.height)
@@ -71,11 +73,11 @@ struct Pass {
 void forward(const Correlation& shape, const float* input, const float* weights, bool adjoint, float* output,
              int threads) {
     const Grid grid(shape);
+    if (grid.count() == 0) return;
     const Index groups = parts(shape.in_channels, lanes), panels = parts(shape.out_channels, lanes);
     // Tiles at a time: as many as may lie transformed in 64 MiB, or one register block.
     const Index wanted = most((Index{1} << 24) / (grid.frequencies() * (groups + panels) * pair), rows);
-    const Index block = parts(grid.count(), most(parts(grid.count(), wanted), 1));
-    const Index height = parts(block, most(parts(block, rows), 1));
+    const Index block = parts(grid.count(), parts(grid.count(), wanted)), height = parts(block, parts(block, rows));
     // Panels at a time: as many as have their kernels' rows in 16 MiB, or one.
     Pass pass{.shape = shape,
               .grid = grid,

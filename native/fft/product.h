@@ -5,14 +5,14 @@
 
 namespace svertka::INSTRUCTIONS::fft {
 
-// C[row] = Σ_k A[row][k] · conj(B[k]), for `count` ≤ `rows` rows and a complex vector of columns. Element k of a row of
+// C[row] = Σ_k A[row][k] · conj(B[k]), or `conjugate` that, for `count` ≤ `rows` rows and a complex vector of columns. Element k of a row of
 // A is at row · row_stride + k · step_stride in a chunk of `lanes` steps, `chunk` floats apart, its imaginary part
 // `lanes` floats behind; B at k · b_stride; C at row · pair, `add`: to what is there.
 //
 // As many registers as for two real vectors of columns, and each element of A and B that is read is used twice. Three
 // multiplications (Gauss) would need sums of real and imaginary parts, half as much memory again for A and for B, of
 // which the latter is what is read from the second-level cache.
-template <int count, Index row_stride, Index step_stride>
+template <int count, Index row_stride, Index step_stride, bool conjugate = false>
 void complex_block(const float* a, Index chunk, const float* b, Index b_stride, float* c, Index depth, bool add) {
     Complex sums[count] = {};
     const auto step = [&](const float* column) __attribute__((always_inline)) {
@@ -22,9 +22,9 @@ void complex_block(const float* a, Index chunk, const float* b, Index b_stride, 
         for (int row = 0; row < count; ++row) {
             const float *real = column + row * row_stride, *imaginary = real + lanes;
             sums[row].re += *real * re;
-            sums[row].im -= *real * im;
+            sums[row].im += conjugate ? *real * im : -*real * im;
             sums[row].re += *imaginary * im;
-            sums[row].im += *imaginary * re;
+            sums[row].im += conjugate ? -*imaginary * re : *imaginary * re;
         }
     };
     for (; depth >= lanes; depth -= lanes, a += chunk) {

@@ -44,16 +44,18 @@ ALWAYS_INLINE Complex turned(Complex z) {
     return {re * z.re - im * z.im, re * z.im + im * z.re};
 }
 
-// x(0), x(1), … x(n − 1) become their transform.
-template <int n>
+// x(0), x(1), … x(n − 1) become their transform; those from x(used) on are taken for zeros.
+template <int n, int used = n>
 ALWAYS_INLINE void transform(Complex* x) {
-    if constexpr (n == 2) {
+    if constexpr (used == 1) {
+        unrolled<n - 1>([&](auto j) __attribute__((always_inline)) { x[j + 1] = x[0]; });
+    } else if constexpr (n == 2) {
         const Complex a = x[0], b = x[1];
         x[0] = {a.re + b.re, a.im + b.im};
         x[1] = {a.re - b.re, a.im - b.im};
     } else if constexpr (n % 2 == 1) {  // 3 or 5: what opposite roots share is computed once
-        Complex sums[n / 2], differences[n / 2];
-        Complex total = x[0];
+        unrolled<n - used>([&](auto j) __attribute__((always_inline)) { x[used + j] = Complex{}; });
+        Complex sums[n / 2], differences[n / 2], total = x[0];
         unrolled<n / 2>([&](auto j) __attribute__((always_inline)) {
             const Complex a = x[j + 1], b = x[n - 1 - j];
             sums[j] = {a.re + b.re, a.im + b.im};
@@ -73,42 +75,46 @@ ALWAYS_INLINE void transform(Complex* x) {
         });
         x[0] = total;
     } else {
-        constexpr int a = n == 4 || n % 4 ? 2 : 4, b = n / a;
+        constexpr int a = n == 4 || n % 4 ? 2 : 4, b = n / a, columns = used < b ? used : b;
         Complex middle[n];
-        unrolled<b>([&](auto j) __attribute__((always_inline)) {
+        unrolled<columns>([&](auto j) __attribute__((always_inline)) {
+            constexpr int rows = (used - j + b - 1) / b;
             Complex column[a];
-            unrolled<a>([&](auto i) __attribute__((always_inline)) { column[i] = x[b * i + j]; });
-            transform<a>(column);
+            unrolled<rows>([&](auto i) __attribute__((always_inline)) { column[i] = x[b * i + j]; });
+            transform<a, rows>(column);
             unrolled<a>([&](auto k) __attribute__((always_inline)) { middle[b * k + j] = turned<j * k, n>(column[k]); });
         });
         unrolled<a>([&](auto k) __attribute__((always_inline)) {
-            transform<b>(middle + b * k);
+            transform<b, columns>(middle + b * k);
             unrolled<b>([&](auto l) __attribute__((always_inline)) { x[k + a * l] = middle[b * k + l]; });
         });
     }
 }
 
 // Where a line's numbers are: that at place t is at re + place[t] and im + place[t]. One with place[t] < 0 is a zero
-// where it is read, and where it is written left out.
+// where it is read, and where it is written left out; so are all from place `end` on, at less cost.
 struct Source {
     const float *re, *im;
     const Index* place;
+    Index end;
 };
 struct Target {
     float *re, *im;
     const Index* place;
+    Index end;
 };
 
-// The first step: `count` = n / radix transforms of `radix` numbers, to (k, j) of `room`. `roots`: a row for each j.
-template <int radix>
-void first_step(Index count, Source from, const float* roots, float* room) {
+// The first step: `count` = n / radix transforms of `radix` numbers, of which the first `used` are not all zero, to
+// (k, j) of `room`. `roots`: a row for each j.
+template <int radix, int used>
+void first_step(Index count, const Source& from, const float* roots, float* room) {
     for (Index j = 0; j < count; ++j, roots += 2 * radix) {
         Complex x[radix];
-        unrolled<radix>([&](auto i) __attribute__((always_inline)) {
+        unrolled<used>([&](auto i) __attribute__((always_inline)) {
             const Index place = from.place[count * i + j];
             x[i] = place < 0 ? Complex{} : Complex{load(from.re + place), load(from.im + place)};
         });
-        transform<radix>(x);
+        transform<radix, used>(x);
         unrolled<radix>([&](auto k) __attribute__((always_inline)) {
             const float re = roots[2 * k], im = roots[2 * k + 1];
             float* to = room + (count * k + j) * pair;
@@ -118,16 +124,16 @@ void first_step(Index count, Source from, const float* roots, float* room) {
     }
 }
 
-// The second: `count` = n / radix transforms of `radix` numbers.
-template <int radix>
-void second_step(Index count, const float* room, Target to) {
+// The second: `count` = n / radix transforms of `radix` numbers, of which the first `used` are kept.
+template <int radix, int used>
+void second_step(Index count, const float* room, const Target& to) {
     for (Index k = 0; k < count; ++k, room += radix * pair) {
         Complex x[radix];
         unrolled<radix>([&](auto j) __attribute__((always_inline)) {
             x[j] = {load(room + j * pair), load(room + j * pair + lanes)};
         });
         transform<radix>(x);
-        unrolled<radix>([&](auto l) __attribute__((always_inline)) {
+        unrolled<used>([&](auto l) __attribute__((always_inline)) {
             const Index place = to.place[k + count * l];
             if (place < 0) return;
             store(to.re + place, x[l].re);
@@ -135,6 +141,20 @@ void second_step(Index count, const float* room, Target to) {
         });
     }
 }
+
+// Both for one radix, by how many numbers are used.
+template <int radix>
+struct Steps {
+    void (*first[radix + 1])(Index, const Source&, const float*, float*);
+    void (*second[radix + 1])(Index, const float*, const Target&);
+
+    template <int... used>
+    static constexpr Steps all(std::integer_sequence<int, used...>) {
+        return {{first_step<radix, used ? used : 1>...}, {second_step<radix, used ? used : 1>...}};
+    }
+};
+template <int radix>
+constexpr Steps<radix> steps = Steps<radix>::all(std::make_integer_sequence<int, radix + 1>{});
 
 // Numbers of lines that can be transformed, each a · b, two radices that are compiled.
 struct Length {
@@ -162,21 +182,21 @@ class Line {
     Index frequencies() const { return size_ / 2 + 1; }  // that a line of real numbers has
 
     // `room`, here and below: for 2 · size complex vectors.
-    void transform(Source from, Target to, float* room) const {
-        first_(b_, from, roots_, room);
-        second_(a_, room, to);
+    void transform(const Source& from, const Target& to, float* room) const {
+        first_[parts(from.end, b_)](b_, from, roots_, room);
+        second_[parts(to.end, a_)](a_, room, to);
     }
 
     // The inverse, times the length.
-    void back(Source from, Target to, float* room) const {
-        transform({from.im, from.re, from.place}, {to.im, to.re, to.place}, room);
+    void back(const Source& from, const Target& to, float* room) const {
+        transform({from.im, from.re, from.place, from.end}, {to.im, to.re, to.place, to.end}, room);
     }
 
     // Two lines a and b of real numbers at once, from.re and from.im: of z = a + ib the transform is ẑ = â + ib̂, and
     // the conjugate of ẑ(−v) is â(v) − ib̂(v). Half of each line is kept, times 2, number v at v · stride.
-    void transform_two(Source from, float* a, float* b, Index stride, float* room) const {
+    void transform_two(const Source& from, float* a, float* b, Index stride, float* room) const {
         float* const line = room + size_ * pair;
-        transform(from, {line, line + lanes, natural_}, room);
+        transform(from, {line, line + lanes, natural_, size_}, room);
         for (Index v = 0; v < frequencies(); ++v) {
             const float *z = line + v * pair, *y = line + (v ? size_ - v : 0) * pair;
             const Complex plus{load(z), load(z + lanes)}, minus{load(y), load(y + lanes)};
@@ -186,7 +206,7 @@ class Line {
     }
 
     // Two lines of real numbers from the halves of their transforms, times the length, to to.re and to.im.
-    void back_two(const float* a, const float* b, Index stride, Target to, float* room) const {
+    void back_two(const float* a, const float* b, Index stride, const Target& to, float* room) const {
         float* const line = room + size_ * pair;
         for (Index v = 0; v < frequencies(); ++v) {
             const float *first = a + v * stride, *second = b + v * stride;
@@ -194,7 +214,7 @@ class Line {
             if (v) put(line + (size_ - v) * pair, {x.re + y.im, y.re - x.im});
             put(line + v * pair, {x.re - y.im, x.im + y.re});
         }
-        back({line, line + lanes, natural_}, to, room);
+        back({line, line + lanes, natural_, size_}, to, room);
     }
 
   private:
@@ -205,13 +225,13 @@ class Line {
 
     template <int... radices>
     void choose() {
-        ((a_ == radices ? void(first_ = first_step<radices>) : void()), ...);
-        ((b_ == radices ? void(second_ = second_step<radices>) : void()), ...);
+        ((a_ == radices ? void(first_ = steps<radices>.first) : void()), ...);
+        ((b_ == radices ? void(second_ = steps<radices>.second) : void()), ...);
     }
 
     Index size_, a_, b_;
-    void (*first_)(Index, Source, const float*, float*) = nullptr;
-    void (*second_)(Index, const float*, Target) = nullptr;
+    void (*const* first_)(Index, const Source&, const float*, float*) = nullptr;
+    void (*const* second_)(Index, const float*, const Target&) = nullptr;
     float roots_[2 * svertka::fft::longest];
     Index natural_[svertka::fft::longest];
 };

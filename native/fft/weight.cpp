@@ -22,17 +22,14 @@ struct Pass {
     Index column_stride = lanes * pair + pair;
 
     // The columns at the frequencies v along x, for one group of outputs and the inputs of panel `number`.
-    //
-    // The product is conj(x̂) · ŷ where conj(ŷ) · x̂ is wanted: its transform back is the wanted one read backwards.
     void multiply(Index number, Index local, Index group, Index v, Index tiles, float* columns,
                   const Room& room) const {
-        Index up[longest], frequency[longest];
-        taps_y.by_order(grid.columns.size(), pair, up);
-        for (Index u = 1; 2 * u < grid.columns.size(); ++u) std::swap(up[u], up[grid.columns.size() - u]);
+        Index down[longest], frequency[longest];
+        taps_y.by_order(grid.columns.size(), pair, down);
         for (Index u = 0; u < grid.columns.size(); ++u) {
             frequency[u] = u * column_stride;
             for (Index output = 0; output < lanes; output += height)
-                complex_block<height, 1, pair>(gradients.at(v, u, 0, group) + output, lanes * pair,
+                complex_block<height, 1, pair, true>(gradients.at(v, u, 0, group) + output, lanes * pair,
                                                inputs.at(v, u, 0, number), pair,
                                                columns + frequency[u] + output * pair, tiles, false);
         }
@@ -40,21 +37,20 @@ struct Pass {
         for (Index output = first; output < last; ++output) {
             const float* from = columns + (output - first) * pair;
             float* const to = rows.at(local, v, output, 0);
-            grid.columns.back({from, from + lanes, frequency}, {to, to + lanes, up}, room.lines);
+            grid.columns.back({from, from + lanes, frequency, grid.columns.size()}, {to, to + lanes, down, taps_y.end}, room.lines);
         }
     }
 
     // The weights that join the inputs of panel `number` to one output, `onto`: added to what is there.
     void finish(Index number, Index local, Index output, bool onto, const Room& room) const {
-        const Index count = least(lanes, shape.in_channels - number * lanes), size = grid.rows.size();
-        Index back[longest];
-        taps_x.by_order(size, lanes, back);
-        for (Index t = 1; 2 * t < size; ++t) std::swap(back[t], back[size - t]);
+        const Index count = least(lanes, shape.in_channels - number * lanes);
+        Index place[longest];
+        taps_x.by_order(grid.rows.size(), lanes, place);
         for (Index row = 0; row < shape.y.taps; row += 2) {
             const Index both[] = {row, least(row + 1, shape.y.taps - 1)};
             float* const strips[] = {room.strips, room.strips + Room::of_strip};
             grid.rows.back_two(rows.at(local, 0, output, both[0]), rows.at(local, 0, output, both[1]), rows.stride,
-                               {strips[0], strips[1], back}, room.lines);
+                               {strips[0], strips[1], place, taps_x.end}, room.lines);
             for (Index i = 0; i < 1 + (both[1] > row); ++i)
                 for (Index tap = 0; tap < shape.x.taps; ++tap) {
                     const Vector sum = scale * load(strips[i] + tap * lanes);
