@@ -8,7 +8,7 @@
 
 #include <cmath>
 
-#include "transform.h"
+#include "line.h"
 
 namespace svertka::INSTRUCTIONS::fft {
 
@@ -16,7 +16,7 @@ using svertka::fft::longest;
 
 // Where on a circle some of an axis lie: number `index`[m] at `place`[m].
 struct Places {
-    Index count = 0, end = 0, index[longest], place[longest];  // `end`: behind the last place
+    Index count = 0, index[longest], place[longest];
 
     // For each place of a circle of `size` where its number is, m · stride or index · stride, or −1.
     void by_order(Index size, Index stride, Index* to) const { fill(size, to, [=](Index m) { return m * stride; }); }
@@ -57,7 +57,6 @@ class Circle {
         for (Index place = first + index * step; place < size && index < count; place += step, ++index) {
             found.index[found.count] = index;
             found.place[found.count++] = place;
-            found.end = place + 1;
         }
         return found;
     }

@@ -38,7 +38,7 @@ struct Pass {
             weights.read(number, first, last, row, scale, upper);
             weights.read(number, first, last, next, scale, lower);
             for (Index input = first; input < last; ++input)
-                grid.rows.transform_two({upper + (input - first) * size, lower + (input - first) * size, place, taps_x.end},
+                grid.rows.transform_two({upper + (input - first) * size, lower + (input - first) * size, place},
                                         rows.at(local, 0, input, row), rows.at(local, 0, input, next), rows.stride,
                                         room.lines);
         }
@@ -56,7 +56,7 @@ struct Pass {
                 for (Index line = 0; line < weights.taps_y * pair; line += 16)  // of the one after the next
                     __builtin_prefetch(from + 2 * weights.taps_y * pair + line);
                 float* const to = columns + input * pair;
-                grid.columns.transform({from, from + lanes, down, taps_y.end}, {to, to + lanes, frequency, grid.columns.size()}, room.lines);
+                grid.columns.transform({from, from + lanes, down}, {to, to + lanes, frequency}, room.lines);
             }
             for (Index u = 0; u < grid.columns.size(); ++u)
                 for (Index tile = 0; tile < tiles; tile += inputs.height)

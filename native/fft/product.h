@@ -1,7 +1,7 @@
 // The product of complex matrices at one frequency, in four real multiplications an element.
 #pragma once
 
-#include "transform.h"
+#include "line.h"
 
 namespace svertka::INSTRUCTIONS::fft {
 

@@ -66,7 +66,7 @@ inline void spread(const Grid& grid, const Pictures<const float>& from, Index pi
                 store(strip + k * lanes, load_some(row[i] + columns.index[k] * from.channels, count));
             row[i] = strip;
         }
-        grid.rows.transform_two({row[0], row[1], place, columns.end}, room.middle + both[0] * pair, room.middle + both[1] * pair,
+        grid.rows.transform_two({row[0], row[1], place}, room.middle + both[0] * pair, room.middle + both[1] * pair,
                                 room.stride, room.lines);
     }
     Index down[longest], frequency[longest];
@@ -75,7 +75,7 @@ inline void spread(const Grid& grid, const Pictures<const float>& from, Index pi
     for (Index v = 0; v < grid.rows.frequencies(); ++v) {
         const float* line = room.middle + v * room.stride;
         float* const place_of = to.at(v, 0, index, group);
-        grid.columns.transform({line, line + lanes, down, rows.end}, {place_of, place_of + lanes, frequency, grid.columns.size()}, room.lines);
+        grid.columns.transform({line, line + lanes, down}, {place_of, place_of + lanes, frequency}, room.lines);
     }
 }
 
@@ -92,7 +92,7 @@ inline void gather(const Grid& grid, const Spectra& from, Index index, Tile tile
         for (Index u = 0; u < grid.columns.size(); ++u)  // the next one
             for (Index part = 0; part < pair; part += 16)
                 __builtin_prefetch(place_of + (grid.columns.size() + u) * from.stride + part);
-        grid.columns.back({place_of, place_of + lanes, frequency, grid.columns.size()}, {line, line + lanes, down, rows.end}, room.lines);
+        grid.columns.back({place_of, place_of + lanes, frequency}, {line, line + lanes, down}, room.lines);
     }
     const Index count = to.channels - group * lanes;
     Index place[longest];
@@ -108,7 +108,7 @@ inline void gather(const Grid& grid, const Spectra& from, Index index, Tile tile
             target[i] = count < lanes ? room.strips + i * Room::of_strip : row[i];
         }
         grid.rows.back_two(room.middle + both[0] * pair, room.middle + both[1] * pair, room.stride,
-                           {target[0], target[1], place, columns.end}, room.lines);
+                           {target[0], target[1], place}, room.lines);
         if (count >= lanes) continue;
         for (int i = 0; i < 2; ++i)
             for (Index k = 0; k < columns.count; ++k)

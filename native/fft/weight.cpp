@@ -37,7 +37,7 @@ struct Pass {
         for (Index output = first; output < last; ++output) {
             const float* from = columns + (output - first) * pair;
             float* const to = rows.at(local, v, output, 0);
-            grid.columns.back({from, from + lanes, frequency, grid.columns.size()}, {to, to + lanes, down, taps_y.end}, room.lines);
+            grid.columns.back({from, from + lanes, frequency}, {to, to + lanes, down}, room.lines);
         }
     }
 
@@ -50,7 +50,7 @@ struct Pass {
             const Index both[] = {row, least(row + 1, shape.y.taps - 1)};
             float* const strips[] = {room.strips, room.strips + Room::of_strip};
             grid.rows.back_two(rows.at(local, 0, output, both[0]), rows.at(local, 0, output, both[1]), rows.stride,
-                               {strips[0], strips[1], place, taps_x.end}, room.lines);
+                               {strips[0], strips[1], place}, room.lines);
             for (Index i = 0; i < 1 + (both[1] > row); ++i)
                 for (Index tap = 0; tap < shape.x.taps; ++tap) {
                     const Vector sum = scale * load(strips[i] + tap * lanes);
