@@ -75,9 +75,7 @@ void forward(const Correlation& shape, const float* input, const float* weights,
     const Grid grid(shape);
     if (grid.count() == 0) return;
     const Index groups = parts(shape.in_channels, lanes), panels = parts(shape.out_channels, lanes);
-    // Tiles at a time: as many as may lie transformed in 64 MiB, or one register block.
-    const Index wanted = most((Index{1} << 24) / (grid.frequencies() * (groups + panels) * pair), rows);
-    const Index block = parts(grid.count(), parts(grid.count(), wanted)), height = parts(block, parts(block, rows));
+    const Index block = grid.block, height = parts(block, parts(block, rows));
     // Panels at a time: as many as have their kernels' rows in 16 MiB, or one.
     Pass pass{.shape = shape,
               .grid = grid,

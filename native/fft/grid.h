@@ -17,6 +17,8 @@ class Grid {
     Circle y, x;
     Line columns, rows;  // the transforms along y and along x
 
+    Index block;  // tiles at a time
+
     Index count() const { return batch_ * y.tiles() * x.tiles(); }
     Index frequencies() const { return columns.size() * rows.frequencies(); }
 
@@ -31,7 +33,15 @@ class Grid {
     };
 
     Grid(const Correlation& shape, Lengths chosen)
-        : y(shape.y, chosen.y), x(shape.x, chosen.x), columns(chosen.y), rows(chosen.x), batch_(shape.batch) {}
+        : y(shape.y, chosen.y), x(shape.x, chosen.x), columns(chosen.y), rows(chosen.x), batch_(shape.batch) {
+        block = parts(count(), most(blocks(shape, count(), frequencies()), 1));
+    }
+
+    // As many blocks of tiles as it takes for each to lie transformed in 64 MiB, but none below a register block.
+    static Index blocks(const Correlation& shape, Index tiles, Index frequencies) {
+        const Index channels = parts(shape.in_channels, lanes) + parts(shape.out_channels, lanes);
+        return parts(tiles, most((Index{1} << 24) / (frequencies * channels * pair), svertka::INSTRUCTIONS::rows));
+    }
 
     static Lengths best(const Correlation& shape) {
         Lengths found{};
@@ -50,12 +60,13 @@ class Grid {
         const Circle rows(shape.y, y), columns(shape.x, x);
         if (!rows.fits() || !columns.fits()) return INFINITY;
         const auto line = [](Length length) { return length.size() * (2 * std::log2(length.size()) + 2); };
-        const double across = x.size() / 2 + 1, frequencies = across * y.size();
+        const double across = x.size() / 2 + 1;
         const auto both = [&](Index lines) { return (lines + 1) / 2 * line(x) + across * line(y); };
-        const double tiles = shape.batch * rows.tiles() * columns.tiles();
+        const Index tiles = shape.batch * rows.tiles() * columns.tiles(), frequencies = (x.size() / 2 + 1) * y.size();
         const Index in_groups = parts(shape.in_channels, lanes), out_groups = parts(shape.out_channels, lanes);
-        return tiles * (in_groups + out_groups) * both(rows.reach()) +
-               out_groups * shape.in_channels * (both(shape.y.taps) + tiles * frequencies * 4);
+        const double pictures = tiles * (in_groups + out_groups) * both(rows.reach());
+        const double kernels = blocks(shape, tiles, frequencies) * both(shape.y.taps), products = 4.0 * tiles * frequencies;
+        return pictures + out_groups * shape.in_channels * (kernels + products);
     }
 
     Index batch_;

@@ -76,8 +76,7 @@ void weight_gradient(const Correlation& shape, const float* gradient, const floa
                          shape.out_channels * shape.y.taps * shape.x.taps * shape.in_channels * sizeof(float));
         return;
     }
-    const Index wanted = most((Index{1} << 24) / (grid.frequencies() * (groups + panels) * pair), lanes);
-    const Index block = parts(grid.count(), parts(grid.count(), wanted));
+    const Index block = grid.block;
     Pass pass{.shape = shape,
               .grid = grid,
               .inputs = {nullptr, panels, block, grid.columns.size(), Spectra::size(block, panels, block)},

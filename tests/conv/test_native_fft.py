@@ -1,13 +1,14 @@
 import threading
 from collections.abc import Callable
 from functools import lru_cache
+from types import ModuleType
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svertka.conv import direct, native, native_fft
+from svertka.conv import direct, fft, native, native_fft
 from svertka.geometry import ConvShape
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
@@ -31,13 +32,15 @@ def passes(x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor, shape:
     )
 
 
-def exactly(x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor, shape: ConvShape) -> Tensors:
-    """The same three in float64 by PyTorch."""
+def exactly(
+    x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor, shape: ConvShape, algorithm: ModuleType = direct
+) -> Tensors:
+    """The same three in float64, by PyTorch's own algorithm if nothing else is asked for."""
     x, weight, gradient = x.double(), weight.double(), gradient.double()
     return (
-        direct.forward(x, weight, shape),
-        direct.input_gradient(gradient, weight, shape),
-        direct.weight_gradient(gradient, x, shape),
+        algorithm.forward(x, weight, shape),
+        algorithm.input_gradient(gradient, weight, shape),
+        algorithm.weight_gradient(gradient, x, shape),
     )
 
 
@@ -90,13 +93,16 @@ def test_random_convolutions_agree_with_float64(instructions: str, large_count: 
 
 @lru_cache
 def example(shape: ConvShape) -> tuple[Tensors, Tensors]:
+    """Operands, and what becomes of them in float64."""
     operands = tensors(shape)
-    return operands, exactly(*operands, shape)
+    # With many taps PyTorch's own would copy each pixel as many times: gigabytes.
+    algorithm = fft if shape.kernel[0] * shape.kernel[1] > 200 else direct
+    return operands, exactly(*operands, shape, algorithm=algorithm)
 
 
 # Each takes another way through the plans.
 PLANS = {
-    "pictures in tiles, tiles in blocks": ConvShape(1, 8, 500, 150, 130, (5, 5), padding=(2, 0)),
+    "pictures in tiles, tiles in blocks": ConvShape(1, 4, 700, 150, 130, (5, 5), padding=(2, 0)),
     "kernels in portions": ConvShape(1, 128, 32, 20, 20, (31, 31), padding=(15, 15)),
     "both": ConvShape(47, 1200, 40, 6, 6, (5, 5), padding=(2, 2)),
     "many products a frequency": ConvShape(30, 40, 24, 11, 9, (7, 6), padding=(3, 3)),
