@@ -6,8 +6,6 @@
 // zeros before the first input may be the same as those behind the last.
 #pragma once
 
-#include <cmath>
-
 #include "line.h"
 
 namespace svertka::INSTRUCTIONS::fft {
@@ -32,18 +30,22 @@ struct Places {
     }
 };
 
+// Places that the taps span, and the outputs if none were left out by the stride.
+inline Index span(const Axis& axis) { return axis.dilation * (axis.taps - 1) + 1; }
+inline Index outputs(const Axis& axis) { return axis.stride * (axis.out_size - 1) + 1; }
+
 class Circle {
   public:
     Circle(const Axis& axis, Length length) : axis_(axis), size_(length.size()) {
-        const Index all = axis.outputs() + axis.span() - 1, last = axis.spacing * (axis.size - 1) + axis.pad + 1;
-        const bool whole = axis.outputs() <= size_ && least(last, all) <= size_ && all - most(axis.pad, 0) <= size_;
-        step_ = whole ? axis.outputs() : size_ - axis.span() + 1;
-        tiles_ = step_ > 0 ? parts(axis.outputs(), step_) : 0;
+        const Index all = fft::outputs(axis) + span(axis) - 1, last = axis.spacing * (axis.size - 1) + axis.pad + 1;
+        const bool whole = fft::outputs(axis) <= size_ && least(last, all) <= size_ && all - most(axis.pad, 0) <= size_;
+        step_ = whole ? fft::outputs(axis) : size_ - span(axis) + 1;
+        tiles_ = step_ > 0 ? parts(fft::outputs(axis), step_) : 0;
     }
 
-    bool fits() const { return axis_.span() <= size_; }
+    bool fits() const { return span(axis_) <= size_; }
     Index tiles() const { return tiles_; }
-    Index reach() const { return least(size_, step_ + axis_.span() - 1); }  // places that a tile reads
+    Index reach() const { return least(size_, step_ + span(axis_) - 1); }  // places that a tile reads
 
     Places inputs(Index tile) const { return some(axis_.size, axis_.spacing, axis_.pad - tile * step_, reach()); }
     Places outputs(Index tile) const { return some(axis_.out_size, axis_.stride, -tile * step_, step_); }

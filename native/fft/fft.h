@@ -14,10 +14,6 @@ constexpr std::ptrdiff_t longest = 128;  // places of a circle, and hence that t
 // spacing · k + pad and zeros elsewhere. `pad` may be negative: then the first inputs are not read.
 struct Axis {
     std::ptrdiff_t size, out_size, taps, pad, dilation, spacing, stride;
-
-    // Places that the taps span, and the outputs if none were left out by the stride.
-    std::ptrdiff_t span() const { return dilation * (taps - 1) + 1; }
-    std::ptrdiff_t outputs() const { return stride * (out_size - 1) + 1; }
 };
 
 // Pictures (batch, y.size, x.size, in_channels) to (batch, y.out_size, x.out_size, out_channels).

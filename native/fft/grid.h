@@ -1,6 +1,8 @@
 // Both axes: their circles, and all tiles of all pictures.
 #pragma once
 
+#include <cmath>
+
 #include "circle.h"
 
 namespace svertka::INSTRUCTIONS::fft {
@@ -59,13 +61,17 @@ class Grid {
     static double cost(const Correlation& shape, Length y, Length x) {
         const Circle rows(shape.y, y), columns(shape.x, x);
         if (!rows.fits() || !columns.fits()) return INFINITY;
-        const auto line = [](Length length) { return length.size() * (2 * std::log2(length.size()) + 2); };
-        const double across = x.size() / 2 + 1;
+        const auto line = [](Length length) {
+            const double size = length.size();
+            return size * (2 * std::log2(size) + 2);
+        };
+        const Index tiles = shape.batch * rows.tiles() * columns.tiles();
+        const Index across = x.size() / 2 + 1, frequencies = across * y.size();
         const auto both = [&](Index lines) { return (lines + 1) / 2 * line(x) + across * line(y); };
-        const Index tiles = shape.batch * rows.tiles() * columns.tiles(), frequencies = (x.size() / 2 + 1) * y.size();
         const Index in_groups = parts(shape.in_channels, lanes), out_groups = parts(shape.out_channels, lanes);
         const double pictures = tiles * (in_groups + out_groups) * both(rows.reach());
-        const double kernels = blocks(shape, tiles, frequencies) * both(shape.y.taps), products = 4.0 * tiles * frequencies;
+        const double kernels = blocks(shape, tiles, frequencies) * both(shape.y.taps);
+        const double products = 4.0 * tiles * frequencies;
         return pictures + out_groups * shape.in_channels * (kernels + products);
     }
 

@@ -28,9 +28,9 @@ Line::Line(Length length)
       second_(second<4, 5, 6, 8, 10, 12, 16>(length.b)) {
     for (Index j = 0; j < b_; ++j)
         for (Index k = 0; k < a_; ++k) {
-            const svertka::fft::Root root = svertka::fft::root(j * k, size_);
-            roots_[2 * (j * a_ + k)] = static_cast<float>(root.re);
-            roots_[2 * (j * a_ + k) + 1] = static_cast<float>(root.im);
+            const Root here = root(j * k, size_);
+            roots_[2 * (j * a_ + k)] = static_cast<float>(here.re);
+            roots_[2 * (j * a_ + k) + 1] = static_cast<float>(here.im);
         }
     for (Index t = 0; t < size_; ++t) natural_[t] = t * pair;
 }

@@ -1,7 +1,7 @@
-// Roots of unity, at compile time as well as at run time.
+// Roots of unity, at compile time as well as at run time: hence in the namespace of the instruction set (simd.h).
 #pragma once
 
-namespace svertka::fft {
+namespace svertka::INSTRUCTIONS::fft {
 
 struct Root {
     double re, im;
@@ -28,4 +28,4 @@ constexpr Root root(long k, long n) {
     }
 }
 
-}  // namespace svertka::fft
+}  // namespace svertka::INSTRUCTIONS::fft

@@ -30,8 +30,8 @@ ALWAYS_INLINE Complex turned(Complex z) {
         if constexpr (quarter == 2) return {-z.re, -z.im};
         if constexpr (quarter == 3) return {-z.im, z.re};
     }
-    constexpr svertka::fft::Root root = svertka::fft::root(k, n);
-    constexpr float re = root.re, im = root.im;
+    constexpr Root here = root(k, n);
+    constexpr float re = here.re, im = here.im;
     return {re * z.re - im * z.im, re * z.im + im * z.re};
 }
 
@@ -53,8 +53,8 @@ ALWAYS_INLINE void transform(Complex* x) {
         unrolled<n / 2>([&](auto k) __attribute__((always_inline)) {
             Complex even = x[0], odd{};
             unrolled<n / 2>([&](auto j) __attribute__((always_inline)) {
-                constexpr svertka::fft::Root root = svertka::fft::root((k + 1) * (j + 1), n);
-                constexpr float re = root.re, im = root.im;
+                constexpr Root here = root((k + 1) * (j + 1), n);
+                constexpr float re = here.re, im = here.im;
                 even = {even.re + re * sums[j].re, even.im + re * sums[j].im};
                 odd = {odd.re - im * differences[j].im, odd.im + im * differences[j].re};
             });
