@@ -3,7 +3,14 @@
 The mathematics of `fft`, for channels-last pictures: a vector holds one place of as many channels, so that transforms
 need no shuffling, and at each frequency there is a product of complex matrices over the channels. Pictures that are
 large compared with the kernel are cut into tiles. Results and gradients are channels-last, and so should be what is
-given: all else is copied first.
+given: all else is copied first. They are the same numbers for any number of threads.
+
+Against float64, 256 channels of 28×28 pixels, 11×11 and 27×27 taps, normal input and weights, the error of each pass
+relative to the root mean square of its results is below 4e-7, and below 4e-6 at most (`tests/conv/test_native_fft.py`
+holds it to that). A value that is not finite can make all results of the tiles that read it not finite: of a picture no
+larger than a circle, all.
+
+Source: Mathieu, Henaff & LeCun 2014, "Fast training of convolutional networks through FFTs", §2.
 """
 
 from functools import lru_cache
