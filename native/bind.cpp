@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "fft/fft.h"
 #include "winograd/winograd.h"
 
 namespace nb = nanobind;
@@ -22,6 +23,7 @@ float* numbers(Address address) { return reinterpret_cast<float*>(address); }
 struct InstructionSet {
     std::string name;
     Winograd winograd;
+    Fourier fourier;
 };
 
 // Those that were built and that this processor has, the fastest first.
@@ -31,10 +33,10 @@ std::vector<InstructionSet> available() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        sets.push_back({"avx512", avx512::winograd_functions});
-    if (avx2) sets.push_back({"avx2", avx2::winograd_functions});
+        sets.push_back({"avx512", avx512::winograd_functions, avx512::fourier_functions});
+    if (avx2) sets.push_back({"avx2", avx2::winograd_functions, avx2::fourier_functions});
 #endif
-    sets.push_back({"baseline", baseline::winograd_functions});
+    sets.push_back({"baseline", baseline::winograd_functions, baseline::fourier_functions});
     return sets;
 }
 
@@ -102,6 +104,26 @@ NB_MODULE(_kernels, module) {
         "winograd_weight_gradient",
         [](const Convolution& shape, Address gradient, Address input, Address result, int threads) {
             used->winograd.weight_gradient(shape, numbers(gradient), numbers(input), numbers(result), threads);
+        },
+        "shape"_a, "gradient"_a, "input"_a, "result"_a, "threads"_a, Unlocked());
+
+    nb::class_<Axis>(module, "Axis")
+        .def(nb::init<Size, Size, Size, Size, Size, Size, Size>(), "size"_a, "out_size"_a, "taps"_a, "pad"_a,
+             "dilation"_a, "spacing"_a, "stride"_a);
+    nb::class_<Correlation>(module, "Correlation")
+        .def(nb::init<Size, Size, Size, Axis, Axis>(), "batch"_a, "in_channels"_a, "out_channels"_a, "y"_a, "x"_a);
+
+    module.attr("FFT_LONGEST") = fft::longest;
+    module.def(
+        "fft_forward",
+        [](const Correlation& shape, Address input, Address weights, bool adjoint, Address output, int threads) {
+            used->fourier.forward(shape, numbers(input), numbers(weights), adjoint, numbers(output), threads);
+        },
+        "shape"_a, "input"_a, "weights"_a, "adjoint"_a, "output"_a, "threads"_a, Unlocked());
+    module.def(
+        "fft_weight_gradient",
+        [](const Correlation& shape, Address gradient, Address input, Address result, int threads) {
+            used->fourier.weight_gradient(shape, numbers(gradient), numbers(input), numbers(result), threads);
         },
         "shape"_a, "gradient"_a, "input"_a, "result"_a, "threads"_a, Unlocked());
 }

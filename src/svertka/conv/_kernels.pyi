@@ -25,6 +25,20 @@ class Convolution:
         pad_x: int,
     ) -> None: ...
 
+class Axis:
+    """One axis of a correlation: sizes of input and output, and how taps, inputs and outputs lie."""
+
+    def __init__(
+        self, size: int, out_size: int, taps: int, pad: int, dilation: int, spacing: int, stride: int
+    ) -> None: ...
+
+class Correlation:
+    """Sizes of a correlation with any kernel."""
+
+    def __init__(self, batch: int, in_channels: int, out_channels: int, y: Axis, x: Axis) -> None: ...
+
+FFT_LONGEST: int  # pixels that the taps may span
+
 def instruction_sets() -> list[str]: ...
 def use(name: str) -> None: ...
 def used() -> str: ...
@@ -43,6 +57,21 @@ def winograd_forward(
 ) -> None: ...
 def winograd_weight_gradient(
     shape: Convolution,
+    gradient: int,
+    input: int,  # noqa: A002 - the kernels' own name
+    result: int,
+    threads: int,
+) -> None: ...
+def fft_forward(
+    shape: Correlation,
+    input: int,  # noqa: A002 - the kernels' own name
+    weights: int,
+    adjoint: bool,
+    output: int,
+    threads: int,
+) -> None: ...
+def fft_weight_gradient(
+    shape: Correlation,
     gradient: int,
     input: int,  # noqa: A002 - the kernels' own name
     result: int,

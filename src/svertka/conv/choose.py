@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from svertka.conv import direct, fft, gemm, native_winograd, winograd
+from svertka.conv import direct, fft, gemm, native_fft, native_winograd, winograd
 from svertka.device import processor
 from svertka.errors import StorageError, UsageError
 from svertka.files import cache_folder, locked, read_json, write_json
@@ -52,6 +52,7 @@ class Algorithm(Protocol):
 ALGORITHMS: dict[str, Algorithm] = {
     "direct": direct,
     "native_winograd": native_winograd,
+    "native_fft": native_fft,
     "winograd": winograd,
     "fft": fft,
     "gemm": gemm,

@@ -1,0 +1,70 @@
+// The circle on which an axis is correlated, and the tiles that fit on it.
+//
+// A tile is `step` outputs side by side, not yet thinned by the stride. They read `step` + span − 1 places, which lie on
+// a circle of as many: then what a transform of the circle's length computes for these outputs is right, and what it
+// computes for others is not used (overlap-save). If one tile is all there is, a smaller circle will do, since the
+// zeros before the first input may be the same as those behind the last.
+#pragma once
+
+#include "line.h"
+
+namespace svertka::INSTRUCTIONS::fft {
+
+using svertka::fft::longest;
+
+// Where on a circle some of an axis lie: number `index`[m] at `place`[m].
+struct Places {
+    Index count = 0, index[longest], place[longest];
+
+    // For each place of a circle of `size` where its number is, m · stride or index · stride, or −1.
+    void by_order(Index size, Index stride, Index* to) const { fill(size, to, [=](Index m) { return m * stride; }); }
+    void by_index(Index size, Index stride, Index* to) const {
+        fill(size, to, [=, this](Index m) { return index[m] * stride; });
+    }
+
+  private:
+    template <class Where>
+    void fill(Index size, Index* to, Where where) const {
+        for (Index t = 0; t < size; ++t) to[t] = -1;
+        for (Index m = 0; m < count; ++m) to[place[m]] = where(m);
+    }
+};
+
+// Places that the taps span, and the outputs if none were left out by the stride.
+inline Index span(const Axis& axis) { return axis.dilation * (axis.taps - 1) + 1; }
+inline Index outputs(const Axis& axis) { return axis.stride * (axis.out_size - 1) + 1; }
+
+class Circle {
+  public:
+    Circle(const Axis& axis, Length length) : axis_(axis), size_(length.size()) {
+        const Index all = fft::outputs(axis) + span(axis) - 1, last = axis.spacing * (axis.size - 1) + axis.pad + 1;
+        const bool whole = fft::outputs(axis) <= size_ && least(last, all) <= size_ && all - most(axis.pad, 0) <= size_;
+        step_ = whole ? fft::outputs(axis) : size_ - span(axis) + 1;
+        tiles_ = step_ > 0 ? parts(fft::outputs(axis), step_) : 0;
+    }
+
+    bool fits() const { return span(axis_) <= size_; }
+    Index tiles() const { return tiles_; }
+    Index reach() const { return least(size_, step_ + span(axis_) - 1); }  // places that a tile reads
+
+    Places inputs(Index tile) const { return some(axis_.size, axis_.spacing, axis_.pad - tile * step_, reach()); }
+    Places outputs(Index tile) const { return some(axis_.out_size, axis_.stride, -tile * step_, step_); }
+    Places taps() const { return some(axis_.taps, axis_.dilation, 0, size_); }
+
+  private:
+    // The numbers 0 to count − 1, number k at first + k · step, as far as that is from 0 to below `size`.
+    static Places some(Index count, Index step, Index first, Index size) {
+        Places found;
+        Index index = first < 0 ? parts(-first, step) : 0;
+        for (Index place = first + index * step; place < size && index < count; place += step, ++index) {
+            found.index[found.count] = index;
+            found.place[found.count++] = place;
+        }
+        return found;
+    }
+
+    Axis axis_;
+    Index size_, step_, tiles_;
+};
+
+}  // namespace svertka::INSTRUCTIONS::fft
