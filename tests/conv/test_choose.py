@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from svertka.conv import choose
+from svertka.conv import choose, native
 from svertka.conv.choose import FILE, Trial, winner
 from svertka.conv.functions import conv2d
 from svertka.geometry import ConvShape
@@ -114,7 +114,7 @@ def test_the_winner_has_to_be_clearly_faster():
 
 
 def test_trials_are_real():
-    tried = choose.trials("forward", SHAPE, torch.channels_last, errors=True)
+    tried = choose.trials("forward", SHAPE, torch.channels_last, thorough=True)
     assert list(tried) == list(choose.ALGORITHMS)
     for trial in tried.values():
         assert trial.why_not or (trial.seconds > 0 and trial.error < 1e-5)
@@ -122,6 +122,16 @@ def test_trials_are_real():
     assert "stride" in choose.trials("forward", strided, torch.contiguous_format)["winograd"].why_not
     huge = ConvShape.of((64, 256, 56, 56), (256, 256, 3, 3), padding=1)
     assert choose._too_large("gemm", huge) == "its patches would take 1.7 GiB"
+
+
+def test_what_hardly_ever_wins_is_timed_only_when_all_is_asked_for():
+    one_by_one = ConvShape.of((2, 3, 9, 9), (4, 3, 1, 1))
+    tried = choose.trials("forward", one_by_one, torch.channels_last)
+    assert tried["fft"].why_not == "with fewer than 25 taps transforms cost more than they save"
+    assert tried["gemm"].seconds > 0
+    assert choose.trials("forward", one_by_one, torch.channels_last, thorough=True)["fft"].seconds > 0
+    if not native.why_not():
+        assert choose.trials("forward", SHAPE, torch.channels_last)["gemm"].why_not == "compiled kernels can do it"
 
 
 def test_random_numbers_are_not_touched(fresh):

@@ -26,10 +26,10 @@ PASSES: tuple[Pass, ...] = ("forward", "input_gradient", "weight_gradient")
 FORMAT = 2  # of the file; what another version wrote is timed anew
 FILE = "convolutions.json"  # in the cache folder
 GAIN = 0.97  # of PyTorch's own time: what is not faster by so much is within the noise, and not taken
-HOPELESS = 1.5  # times PyTorch's own time at the first try: not tried again
+HOPELESS = 2.0  # times the least time so far: not tried again
 OVERHEAD = 3e-5  # seconds that a pass takes longer to reach through a function of ours than through PyTorch's own
 ROUNDS = 25  # at most, and
-LONG_ENOUGH = 0.05  # seconds for all rounds of one candidate
+LONG_ENOUGH = 0.05  # seconds for all rounds of the fastest
 MEMORY = 1 << 30  # bytes that a candidate may need beside input and output to be timed at all
 
 
@@ -57,6 +57,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "fft": fft,
     "gemm": gemm,
 }
+COMPILED, IN_TENSORS = ("native_winograd", "native_fft"), ("winograd", "fft", "gemm")
 
 
 @dataclass(frozen=True)
@@ -115,28 +116,35 @@ def repeat(choices: dict[str, str]) -> None:
     _chosen.clear()
 
 
-def trials(one_pass: Pass, shape: ConvShape, layout: torch.memory_format, *, errors: bool = False) -> dict[str, Trial]:
-    """Every algorithm's time for one pass over float32 tensors of `shape`, in turns; and its error, if asked for."""
+def trials(
+    one_pass: Pass, shape: ConvShape, layout: torch.memory_format, *, thorough: bool = False
+) -> dict[str, Trial]:
+    """The time of each algorithm for one pass over float32 tensors of `shape`, in turns.
+
+    `thorough`: also of those that hardly ever win, and each one's error.
+    """
     tensors = random_tensors(one_pass, shape, layout)
     found: dict[str, Trial] = {}
     candidates: list[str] = []
     for name, candidate in ALGORITHMS.items():
         reason = candidate.why_not(shape, torch.float32) or _too_large(name, shape)
+        if not reason and not thorough:
+            reason = _too_slow(name, shape)
         if reason:
             found[name] = Trial(None, reason)
         else:
             candidates.append(name)
     best = dict.fromkeys(candidates, float("inf"))
-    for name in candidates:
-        _run(name, one_pass, tensors, shape)  # threads, memory and libraries warm
     with torch.inference_mode():
-        for rounds in range(ROUNDS):
+        for rounds in range(1 + ROUNDS):
             for name in candidates:
                 best[name] = min(best[name], _run(name, one_pass, tensors, shape))
-            candidates = [name for name in candidates if best[name] <= HOPELESS * best["direct"]]
-            if (rounds + 1) * best["direct"] > LONG_ENOUGH and rounds:
+            # The first round also warms threads, memory and libraries, which takes some milliseconds.
+            limit = max(HOPELESS * min(best.values()), 0 if rounds else LONG_ENOUGH)
+            candidates = [name for name in candidates if best[name] <= limit]
+            if rounds > 1 and rounds * min(best.values()) > LONG_ENOUGH:
                 break
-    exact = _exact(one_pass, tensors, shape) if errors else None
+    exact = _exact(one_pass, tensors, shape) if thorough else None
     for name, seconds in best.items():
         error = None
         if exact is not None:
@@ -161,7 +169,7 @@ def explained(layer: str, shape: ConvShape) -> list[dict[str, Any]]:
     """
     rows = []
     for one_pass in PASSES:
-        tried = trials(one_pass, shape, torch.channels_last, errors=True)
+        tried = trials(one_pass, shape, torch.channels_last, thorough=True)
         best = winner(tried)
         for name, trial in tried.items():
             gflops = None if trial.seconds is None else 2e-9 * shape.multiply_adds / trial.seconds
@@ -178,6 +186,15 @@ def _too_large(name: str, shape: ConvShape) -> str | None:
     needed = 4 * shape.batch * shape.in_channels * taps * shape.out_height * shape.out_width
     if name == "gemm" and needed > MEMORY:
         return f"its patches would take {needed / (1 << 30):.1f} GiB"
+    return None
+
+
+def _too_slow(name: str, shape: ConvShape) -> str | None:
+    """Why a candidate is not expected to win: to time it would take longer than all others together."""
+    if name == "fft" and shape.kernel[0] * shape.kernel[1] < native_fft.LEAST_TAPS:
+        return f"with fewer than {native_fft.LEAST_TAPS} taps transforms cost more than they save"
+    if name in IN_TENSORS and any(ALGORITHMS[kernel].why_not(shape, torch.float32) is None for kernel in COMPILED):
+        return "compiled kernels can do it"
     return None
 
 

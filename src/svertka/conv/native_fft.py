@@ -39,13 +39,13 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     return None
 
 
-def forward(x: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
-    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C, kh, kw): (N, O, H', W')."""
+def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
+    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C, kh, kw), plus `bias`, (O): (N, O, H', W')."""
     x, weight, result = channels_last(x), channels_last(weight), empty(shape.output)
     native.kernels.fft_forward(
         _sizes(shape), x.data_ptr(), weight.data_ptr(), False, result.data_ptr(), torch.get_num_threads()
     )
-    return result
+    return result if bias is None else result.add_(bias[:, None, None])
 
 
 def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
