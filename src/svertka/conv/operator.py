@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from svertka.conv import choose, direct, kept, native_winograd
+from svertka.conv import choose, direct
 from svertka.geometry import ConvShape, output_size
 
 _library: Any = torch.library  # which PyTorch leaves without types
@@ -32,8 +32,6 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, n
         result = torch.conv2d(x, weight, bias, *layout).contiguous(memory_format=_layout(x, weight))
     elif torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, weight, bias)):
         result = _Convolution.apply(x, weight, bias, (*layout, name))  # type: ignore[no-untyped-call]
-    elif (packed := _kept(x, weight, shape, name)) is not None:
-        result = native_winograd.finished(x, packed, shape, bias=bias).contiguous(memory_format=_layout(x, weight))
     else:
         result = _convolution(x, weight, bias, *layout, name)
     return result
@@ -61,13 +59,6 @@ def transpose(
     else:
         result = _input_gradient(x, weight, size, *settings)
     return result if bias is None else result + bias[:, None, None]
-
-
-def _kept(x: Tensor, weight: Tensor, shape: ConvShape, name: str) -> Tensor | None:
-    """The weights packed, where what reads them so is fastest and they have been kept."""
-    if not x.numel() or choose.algorithm(name, "forward", shape, x) is not native_winograd:
-        return None
-    return kept.packed(weight, shape)
 
 
 def _is_direct(passes: tuple[choose.Pass, choose.Pass], shape: ConvShape, x: Tensor, weight: Tensor, name: str) -> bool:

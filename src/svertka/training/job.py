@@ -123,7 +123,8 @@ def train(
         if accelerate:
             accelerated(classifier.network)
         batches = parts.training_batches(preprocess, planned, seed, place)
-        timing = plan.time_steps(classifier.network, next(batches.epoch(0)), planned, facts.name)
+        label = f"{facts.name}, accelerated" if accelerate else facts.name
+        timing = plan.time_steps(classifier.network, next(batches.epoch(0)), planned, label)
         one_epoch = plan.epoch_seconds(timing, batches.steps, planned.batch_size, len(parts.indices["val"]))
         found = find_learning_rate(classifier.network, batches, planned) if lr == "find" else None
         if found is not None:
