@@ -1,6 +1,6 @@
 """Convolutions: ours against PyTorch's own, channels-last, all three passes, in turns.
 
-    python bench/conv.py [--batch 16] [--threads 2] [--rounds 7] [--only vgg resnet large] [--json]
+    python bench/conv.py [--batch 16] [--threads 2] [--rounds 7] [--only vgg resnet five strides large] [--json]
 
 Speeds are ratios, PyTorch's seconds over ours: above 1 is faster than PyTorch. What ours does with the weights is
 counted; "forward, packed" is with weights that already lie as the kernels read them.
@@ -21,11 +21,21 @@ from svertka.device import processor, set_threads
 from svertka.geometry import ConvShape
 from turns import Way, in_turns, ratios
 
-# (channels, side of the maps, side of the kernel)
+# (channels in, out, side of the maps, side of the kernel, stride)
 LAYERS = {
-    "vgg": [(64, 224, 3), (128, 112, 3), (256, 56, 3), (512, 28, 3), (512, 14, 3)],
-    "resnet": [(64, 56, 3), (128, 28, 3), (256, 14, 3), (512, 7, 3)],
-    "large": [(64, 56, 11), (64, 56, 15), (64, 56, 31)],
+    "vgg": [
+        (64, 64, 224, 3, 1),
+        (128, 128, 112, 3, 1),
+        (256, 256, 56, 3, 1),
+        (512, 512, 28, 3, 1),
+        (512, 512, 14, 3, 1),
+    ],
+    "resnet": [(64, 64, 56, 3, 1), (128, 128, 28, 3, 1), (256, 256, 14, 3, 1), (512, 512, 7, 3, 1)],
+    # AlexNet's second layer, GoogLeNet's first 5×5, Inception-v3's, and one of many channels
+    "five": [(64, 192, 27, 5, 1), (16, 32, 28, 5, 1), (48, 64, 35, 5, 1), (128, 128, 14, 5, 1)],
+    # AlexNet's first layer, ResNet's first and second strided, and 5×5
+    "strides": [(3, 64, 224, 11, 4), (3, 64, 224, 7, 2), (64, 128, 56, 3, 2), (64, 128, 56, 5, 2)],
+    "large": [(64, 64, 56, 11, 1), (64, 64, 56, 15, 1), (64, 64, 56, 31, 1)],
 }
 LARGE_BATCH = 8
 
@@ -52,6 +62,13 @@ def compare(one_pass: Pass, shape: ConvShape, rounds: int, *, packed: bool = Fal
     } | ratios(seconds["pytorch"], seconds["ours"])
 
 
+def named(channels: int, out_channels: int, side: int, kernel: int, stride: int) -> str:
+    """What a row is called."""
+    made = "" if out_channels == channels else f"→{out_channels}"
+    steps = "" if stride == 1 else f"/{stride}"
+    return f"{channels}{made}@{side}, {kernel}×{kernel}{steps}"
+
+
 def main() -> None:
     """Compare, print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,16 +82,16 @@ def main() -> None:
     rows = []
     for group in options.only:
         batch = LARGE_BATCH if group == "large" else options.batch
-        for channels, side, kernel in LAYERS[group]:
-            sizes = (batch, channels, side, side), (channels, channels, kernel, kernel)
-            shape = ConvShape.of(*sizes, padding=kernel // 2)
+        for channels, out_channels, side, kernel, stride in LAYERS[group]:
+            sizes = (batch, channels, side, side), (out_channels, channels, kernel, kernel)
+            shape = ConvShape.of(*sizes, stride=stride, padding=kernel // 2)
             comparisons = [partial(compare, one_pass, shape, options.rounds) for one_pass in PASSES]
-            if kernel == 3 and not native.why_not():
+            if (kernel, stride) == (3, 1) and not native.why_not():
                 comparisons.append(partial(compare, "forward", shape, options.rounds, packed=True))
             for comparison in comparisons:
-                rows.append({"layer": f"{channels}@{side}, {kernel}×{kernel}"} | comparison())
+                rows.append({"layer": named(channels, out_channels, side, kernel, stride)} | comparison())
                 if not options.json:
-                    print("{layer:16} {pass:16} {algorithm:15} {ms:9.2f} ms {gflops:6.0f} GFLOP/s  "
+                    print("{layer:20} {pass:16} {algorithm:15} {ms:9.2f} ms {gflops:6.0f} GFLOP/s  "
                           "PyTorch {pytorch_ms:9.2f} ms  {ratio_of_best:6.2f}× (median {ratio_median:.2f}, "
                           "least {ratio_least:.2f})".format(**rows[-1]), flush=True)  # fmt: skip
     small = [row for row in rows if row["layer"].endswith("3×3")]

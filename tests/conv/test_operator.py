@@ -46,10 +46,10 @@ def test_derivatives_of_the_transposed_one(name):
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if not native.why_not() or not name.startswith("native")])
 def test_every_algorithm_adds_the_bias(name):
     torch.manual_seed(6)
-    side = 5 if name == "native_fft" else 3
+    side, stride = {"native_fft": (5, 1), "native_phases": (5, 2)}.get(name, (3, 1))
     x, weight, bias = torch.randn(2, 4, 9, 8), torch.randn(5, 4, side, side), torch.randn(5, requires_grad=True)
-    expected = F.conv2d(x, weight, bias, padding=1)
-    found = conv2d(x, weight, bias, padding=1, algorithm=name)
+    expected = F.conv2d(x, weight, bias, stride, padding=1)
+    found = conv2d(x, weight, bias, stride, padding=1, algorithm=name)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     upstream = torch.randn_like(found)
     torch.testing.assert_close(torch.autograd.grad(found, bias, upstream)[0], upstream.sum((0, 2, 3)))

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from svertka.conv import direct, fft, gemm, native_fft, native_winograd, winograd
+from svertka.conv import direct, fft, gemm, native_fft, native_phases, native_winograd, winograd
 from svertka.device import processor
 from svertka.errors import StorageError, UsageError
 from svertka.files import cache_folder, locked, read_json, write_json
@@ -53,11 +53,12 @@ ALGORITHMS: dict[str, Algorithm] = {
     "direct": direct,
     "native_winograd": native_winograd,
     "native_fft": native_fft,
+    "native_phases": native_phases,
     "winograd": winograd,
     "fft": fft,
     "gemm": gemm,
 }
-COMPILED, IN_TENSORS = ("native_winograd", "native_fft"), ("winograd", "fft", "gemm")
+COMPILED, IN_TENSORS = ("native_winograd", "native_fft", "native_phases"), ("winograd", "fft", "gemm")
 
 
 @dataclass(frozen=True)
