@@ -1,6 +1,6 @@
 """Whole training steps: with our convolutions against the same network with PyTorch's own, channels-last, in turns.
 
-    python bench/train_step.py [--only resnet18 vgg16 airbench lenet] [--threads 2] [--rounds 7] [--json]
+    python bench/train_step.py [--only resnet18 vgg16 alexnet_owt airbench lenet] [--threads 2] [--rounds 7] [--json]
 
 A step is forward, cross-entropy, backward and SGD with momentum, float32, on random pictures. Speeds are ratios,
 PyTorch's seconds over ours: above 1 is faster than PyTorch. Algorithms are chosen before the clock runs.
@@ -48,6 +48,7 @@ def published(name: str, batch: int, *, bfloat16: bool = False) -> Case:
 CASES = {
     "resnet18": published("resnet18", 16),
     "vgg16": published("vgg16", 8),
+    "alexnet_owt": published("alexnet_owt", 16),
     "airbench": published("airbench", 512, bfloat16=True),
     "lenet": Case(lenet, 64, (1, 28, 28), 10, steps=50),
 }

@@ -29,7 +29,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 @contextmanager
 def figure(name: str, panels: int = 1, height: float = 3.4) -> Iterator[tuple[Figure, Any]]:
-    """A figure with so many axes beside one another, written to docs/figures/NAME.png when the body ends."""
+    """A figure with so many axes beside one another, written to docs/figures/NAME when the body ends.
+
+    `name`: ends in .webp where it consists of photographs, for which that takes less; else it is a .png.
+    """
     style = {
         "font.size": 9,
         "axes.spines.top": False,
@@ -44,7 +47,7 @@ def figure(name: str, panels: int = 1, height: float = 3.4) -> Iterator[tuple[Fi
         drawn, axes = plt.subplots(1, panels, figsize=(4.6 * panels, height))
         yield drawn, axes
         FIGURES.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(FIGURES / f"{name}.png", dpi=150)
+        drawn.savefig(FIGURES / (name if "." in name else f"{name}.png"), dpi=150)
         plt.close(drawn)
 
 

@@ -1,0 +1,157 @@
+"""What units look for, early, in the middle and late in a network: the patches that excite them most, and projections.
+
+SqueezeNet 1.1 on the photographs of cats-dogs, LeNet-5 (trained here as `svertka train mnist` does) on MNIST's test
+set, ResNet-20 on CIFAR-10's. Of each layer six units are drawn, evenly spread over those that some picture excites:
+none is picked. Each has its nine strongest patches, one a picture, and below them their projections to pixels. The
+table counts, for all units of a layer: the pixels they see, those that nothing excites, in how many pictures the others
+are active, and how far their favourite class has more of what excites them than its share of the pictures.
+
+    SVERTKA_DATA=… python experiments/units.py
+    python experiments/units.py --draw      # the table alone, from what is there
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from record import FIGURES, figure, main, print_table, trained
+
+from svertka.data.dataset import Ints, Pixels
+from svertka.inspection import as_pictures, project, top_patches
+from svertka.inspection.patches import LayerPatches
+from svertka.inspection.subject import Subject, open_subject
+from svertka.run import Run
+
+NETWORKS = {
+    "squeezenet1_1": ("features.0", "features.4.expand3x3", "features.7.expand3x3", "features.12.expand3x3"),
+    "lenet5": ("c1", "c3", "c5"),
+    "resnet20": ("conv1", "layer1.2.conv2", "layer2.2.conv2", "layer3.2.conv2"),
+}
+UNITS = 6
+SIDE = 48  # pixels of a patch in the figure
+
+
+def subject(name: str) -> Subject:
+    """The network of that `name` and its pictures."""
+    data = Path(os.environ["SVERTKA_DATA"])
+    run: str | Run
+    match name:
+        case "squeezenet1_1":
+            run, source = f"{name}:{data}/weights/squeezenet1_1-imagenet.safetensors", str(data / "cats-dogs")
+        case "resnet20":
+            run, source = f"{name}:{data}/weights/resnet20-cifar10.safetensors", "cifar10"
+        case _:
+            run, source = trained(f"units-{name}", "mnist", val=0.03), "mnist"
+    return open_subject(run, source, pictures=None, place=torch.device("cpu"), threads=1, cache_limit=None)
+
+
+def measure() -> list[dict[str, Any]]:
+    """A row for each layer; draws the figures, which the rows do not hold."""
+    rows = []
+    for name, layers in NETWORKS.items():
+        shown = subject(name)
+        pictures = ((batch.images, batch.labels) for batch in shown.batches().epoch(0))  # counted as they come
+        found = top_patches(shown.classifier.network, pictures, layers)
+        draw_units(name, shown, list(found.values()))
+        rows += [row(name, len(shown), one, shown.size) for one in found.values()]
+    return rows
+
+
+def row(name: str, pictures: int, found: LayerPatches, size: int) -> dict[str, Any]:
+    """What can be counted of a layer's units."""
+    boxes = found.boxes[found.pictures >= 0]
+    alive = ~found.dead
+    assert found.classes is not None
+    assert found.base is not None
+    return {
+        "network": name,
+        "pictures": pictures,
+        "side": size,
+        "layer": found.layer,
+        "units": len(found.dead),
+        "sees": int((boxes[:, 2:] - boxes[:, :2]).max()),
+        "dead": int(found.dead.sum()),
+        "active": float(np.median(found.active[alive])),
+        "preference": float(np.median((found.classes - found.base).max(1)[alive])),
+    }
+
+
+def draw_units(name: str, shown: Subject, layers: list[LayerPatches]) -> None:
+    """Write docs/figures/units_NAME.webp: a line for each layer, a column for each unit."""
+    with figure(f"units_{name}.webp") as (drawn, axes):
+        axes.remove()
+        drawn.set_size_inches(1.15 * UNITS + 0.3, 2.2 * len(layers))
+        for line, found in zip(drawn.subplots(len(layers), UNITS), layers, strict=True):
+            alive = np.flatnonzero(~found.dead)
+            chosen = alive[np.linspace(0, len(alive) - 1, UNITS).round().astype(int)]
+            for place, unit in zip(line, chosen, strict=True):
+                place.imshow(card(shown, found, unit), interpolation="nearest")
+                place.set_title(f"unit {unit}", fontsize=7, pad=2)
+                place.set(xticks=[], yticks=[], frame_on=False)
+            line[0].set_ylabel(found.layer, fontsize=7)
+
+
+def card(shown: Subject, found: LayerPatches, unit: int) -> Pixels:
+    """The patches of a unit, three by three, and their projections below, as one picture."""
+    there = found.pictures[unit] >= 0
+    pictures, boxes = found.pictures[unit][there], found.boxes[unit][there]
+    places = found.places[unit][there]
+    projected = as_pictures_in(shown, found, unit, pictures, places, boxes)
+    patches = [
+        square(np.broadcast_to(one[top:bottom, left:right], (bottom - top, right - left, 3)))
+        for one, (top, left, bottom, right) in zip(shown.pictures(pictures), boxes, strict=True)
+    ]
+    return np.concatenate([mosaic(patches), np.full((6, 3 * SIDE + 2, 3), 255, np.uint8), mosaic(projected)])
+
+
+def as_pictures_in(
+    shown: Subject, found: LayerPatches, unit: int, pictures: Ints, places: Ints, boxes: Ints
+) -> list[Pixels]:
+    """The projections of a unit's patches, as pictures."""
+    images = shown.images(pictures)
+    whole = project(shown.classifier.network, images, found.layer, unit, places)
+    parts = [one[None, :, top:bottom, left:right] for one, (top, left, bottom, right) in zip(whole, boxes, strict=True)]
+    return [square(as_pictures(one)[0]) for one in parts]
+
+
+def square(picture: npt.NDArray[np.uint8]) -> Pixels:
+    """`picture` at the size at which it is drawn; crisp where it is enlarged."""
+    way = Image.Resampling.NEAREST if max(picture.shape[:2]) < SIDE else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((SIDE, SIDE), way))
+
+
+def mosaic(pictures: list[Pixels]) -> Pixels:
+    """Nine of them, a pixel apart; white where there are fewer."""
+    whole = np.full((3 * SIDE + 2, 3 * SIDE + 2, 3), 255, np.uint8)
+    for number, picture in enumerate(pictures):
+        top, left = (SIDE + 1) * (number // 3), (SIDE + 1) * (number % 3)
+        whole[top : top + SIDE, left : left + SIDE] = picture
+    return whole
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    print_table(
+        ("network", "layer", "sees, pixels", "units", "dead", "active in", "favourite class, beyond its share"),
+        [
+            (
+                one["network"],
+                f"`{one['layer']}`",
+                f"{one['sees']} of {one['side']}",
+                one["units"],
+                one["dead"],
+                f"{one['active']:.0%}",
+                f"{one['preference']:.1%}",
+            )
+            for one in rows
+        ],
+    )
+    print("figures:", *sorted(path.name for path in FIGURES.glob("units_*")))
+
+
+if __name__ == "__main__":
+    main(__doc__, "units", measure, draw)
