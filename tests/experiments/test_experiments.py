@@ -11,6 +11,7 @@ TEXTS = {path: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("*.
 SCRIPTS = [path for path, text in TEXTS.items() if "__main__" in text]
 DRAWN = [path for path in SCRIPTS if "--draw" in TEXTS[path] or "run(__doc__" in TEXTS[path]]
 KEPT = [path for path in DRAWN if path.stem == "revolution" or (ROOT / "metrics" / f"{path.stem}.jsonl").exists()]
+OF_PICTURES = ("units",)  # their figures show pictures, which are not kept: only the table can be printed again
 
 
 @pytest.fixture
@@ -38,5 +39,6 @@ def test_draws_from_what_is_kept(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [str(script), "--draw"])
     runpy.run_path(str(script), run_name="__main__")
-    assert (figures / f"{script.stem}.png").stat().st_size > 10_000
+    if script.stem not in OF_PICTURES:
+        assert (figures / f"{script.stem}.png").stat().st_size > 10_000
     assert "|---|" in capsys.readouterr().out
