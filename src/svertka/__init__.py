@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from svertka.conv.accelerate import restore as restore
     from svertka.data.check import check as check
     from svertka.errors import SvertkaError as SvertkaError
-    from svertka.evaluation.scoring import evaluate as evaluate
+    from svertka.evaluation.judgement import evaluate as evaluate
     from svertka.inspection.atlas import look as look
     from svertka.run import Run as Run
     from svertka.training.job import resume as resume
@@ -31,7 +31,7 @@ _HOMES = {
     "restore": "svertka.conv.accelerate",
     "check": "svertka.data.check",
     "SvertkaError": "svertka.errors",
-    "evaluate": "svertka.evaluation.scoring",
+    "evaluate": "svertka.evaluation.judgement",
     "look": "svertka.inspection.atlas",
     "Run": "svertka.run",
     "resume": "svertka.training.job",

@@ -141,6 +141,30 @@ def test_the_worst_mistakes_are_those_of_a_full_sort() -> None:
             assert kept[:PER_PAIR] == of_pair[:PER_PAIR]
 
 
+def test_the_most_doubtful_mistakes_are_those_of_a_full_sort() -> None:
+    logits, labels = draw(3000, 12, seed=4)
+    probability = logits.softmax(1).double().numpy()
+    rows = sorted(
+        (float(scores.max() - scores[label]), index, label, int(scores.argmax()))
+        for index, (scores, label) in enumerate(zip(probability, labels.tolist(), strict=True))
+        if scores.argmax() != label
+    )
+    found = evaluate(logits, labels).doubtful
+    assert [(m.index, m.label, m.predicted) for m in found] == [row[1:] for row in rows[:WORST]]
+    assert [m.probability - m.own for m in found] == pytest.approx([row[0] for row in rows[:WORST]], abs=1e-6)
+
+
+def test_what_became_of_each_picture_is_known() -> None:
+    logits, labels = draw(500, 5, seed=6)
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(3))
+    shuffled = Tally(5)
+    for part in order.split(64):
+        shuffled.update(logits[part], labels[part], part)
+    found = shuffled.result(names(5))
+    assert found.pictures.tolist() == list(range(500))
+    assert found.wrong.tolist() == (logits.argmax(1) != labels).tolist()
+
+
 def test_memory_is_bounded_and_what_is_dropped_is_not_missed() -> None:
     """Twelve batches of mistakes only, more than are ever kept: the same as from one sort of them all."""
     generator = torch.Generator().manual_seed(0)
@@ -187,9 +211,15 @@ def test_no_picture_is_null_not_zero() -> None:
     assert found.as_json() == {
         "images": 0,
         "top1_error": None,
+        "top1_interval": None,
         "top5_error": None,
+        "top5_interval": None,
         "loss": None,
-        "per_class": [{"name": f"class {k}", "images": 0, "error": None, "precision": None} for k in range(3)],
+        "calibration_error": None,
+        "temperature": None,
+        "per_class": [
+            {"name": f"class {k}", "images": 0, "error": None, "recall": None, "precision": None} for k in range(3)
+        ],
     }
 
 
@@ -200,8 +230,8 @@ def test_the_json_keys() -> None:
     assert found["top5_error"] is None
     assert found["loss"] == pytest.approx((math.log1p(math.exp(-2)) + math.log1p(math.exp(2))) / 2)
     assert found["per_class"] == [
-        {"name": "class 0", "images": 1, "error": 0.0, "precision": 0.5},
-        {"name": "class 1", "images": 1, "error": 1.0, "precision": None},
+        {"name": "class 0", "images": 1, "error": 0.0, "recall": 1.0, "precision": 0.5},
+        {"name": "class 1", "images": 1, "error": 1.0, "recall": 0.0, "precision": None},
     ]
 
 
@@ -230,7 +260,8 @@ with distributed.group(torch.device("cpu")):
         tally.update(logits[part], labels[part], part)
     found = tally.total().result([f"class {k}" for k in range(logits.shape[1])])
     print(json.dumps([found.as_json(), found.confusion.tolist(), [vars(m) for m in found.mistakes],
-                      [one.examples for one in found.per_class]]))
+                      [one.examples for one in found.per_class], [one.index for one in found.doubtful],
+                      found.pictures[found.wrong].tolist()]))
 """
 
 
@@ -251,9 +282,15 @@ def test_three_processes_with_uneven_shards_count_every_picture_once(tmp_path: P
     ]
     alone = evaluate(logits, labels)
     for written in [worker.communicate(timeout=120)[0] for worker in workers]:
-        figures, confusion, mistakes, examples = json.loads(written)
-        assert figures.pop("loss") == pytest.approx(alone.loss, rel=1e-12)  # summed in another order
-        assert figures == {key: value for key, value in alone.as_json().items() if key != "loss"}
+        figures, confusion, mistakes, examples, doubtful, wrong = json.loads(written)
+        told = alone.as_json()
+        for key in ("loss", "calibration_error"):  # summed in another order
+            assert figures.pop(key) == pytest.approx(told.pop(key), rel=1e-12)
+        assert figures == told
+        assert [sorted(doubtful), sorted(wrong)] == [
+            sorted(one.index for one in alone.doubtful),
+            alone.pictures[alone.wrong].tolist(),
+        ]
         assert confusion == alone.confusion.tolist()
         assert tuple(Mistake(**one) for one in mistakes) == alone.mistakes
         assert [tuple(one) for one in examples] == [one.examples for one in alone.per_class]

@@ -116,7 +116,7 @@ def test_text_can_be_read_on_its_ground(
 
 def test_the_curves_are_read_out_by_keyboard_and_by_pointer(opened: Opened, pages: dict[str, Path]) -> None:
     with opened(pages["digits"]) as page:
-        slider = page.get_by_role("slider")
+        slider = page.locator("#curves").get_by_role("slider")
         first = page.locator(".curves output").first
         assert first.text_content().startswith("epoch\u00a014 · train")
         slider.focus()
@@ -162,7 +162,7 @@ def test_the_classes_are_sorted_by_any_column(opened: Opened, pages: dict[str, P
 
 def test_without_scripts_the_same_pictures_and_numbers_are_there(opened: Opened, pages: dict[str, Path]) -> None:
     with opened(pages["digits"], java_script_enabled=False) as page:
-        assert page.locator("img").count() == 34
+        assert page.locator("img").count() == 58
         assert page.locator(".confusion td.right").count() == 10
         assert page.locator(".curves path.dashed").count() == 2
         assert page.locator(".curves output").first.text_content().startswith("epoch\u00a014 · train")
@@ -173,7 +173,7 @@ def test_small_pictures_stay_crisp_and_whole(opened: Opened, pages: dict[str, Pa
     with opened(pages["digits"]) as page:
         shown = page.evaluate("""[...document.querySelectorAll('.wall img')].map(image =>
             [image.getBoundingClientRect().width / image.naturalWidth, getComputedStyle(image).imageRendering])""")
-        assert shown == [[16, "pixelated"]] * 24
+        assert shown == [[16, "pixelated"]] * 48
 
 
 def test_print_is_dark_on_white_and_as_wide_as_the_paper(opened: Opened, pages: dict[str, Path]) -> None:

@@ -17,7 +17,8 @@ from svertka.data.batches import Batches
 from svertka.data.dataset import ArrayPictures, Dataset
 from svertka.data.sources import open_source
 from svertka.errors import DataError, UsageError
-from svertka.evaluation.scoring import evaluate, score, with_names_of
+from svertka.evaluation.judgement import evaluate
+from svertka.evaluation.scoring import score, with_names_of
 from svertka.run import Run
 
 
@@ -35,7 +36,7 @@ def test_it_is_what_a_plain_loop_counts(run: Run, digit_folder: Path) -> None:
         truth = classifier.names.index(path.parent.name)
         wrong.append(int(logits.argmax()) != truth)
         losses.append(-logits.log_softmax(0)[truth].item())
-    judged = evaluate(run, digit_folder, part="all", batch_size=7)
+    judged = evaluate(run, digit_folder, part="all")
     assert judged.images == 240
     assert judged.top1_error == pytest.approx(np.mean(wrong))
     assert judged.loss == pytest.approx(np.mean(losses), rel=1e-5)

@@ -5,36 +5,57 @@ from typing import Annotated
 import typer
 
 from svertka.cli.output import print_json, print_table
+from svertka.errors import UsageError
 
 
 def evaluate(
     run: Annotated[
-        str, typer.Argument(metavar="RUN", help="a run folder, or a network with weights: resnet50:imagenet")
+        list[str],
+        typer.Argument(
+            metavar="RUN...", help="a run folder, or a network with weights: resnet50:imagenet; of several, the mean"
+        ),
     ],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="labelled pictures, as for svertka train")],
+    crops: Annotated[
+        str, typer.Option(help="1 (the centre), 10 (AlexNet's) or 144 (GoogLeNet's) crops a picture")
+    ] = "1",
+    scales: Annotated[
+        str | None, typer.Option(help="lengths of the shorter side, pixels, such as 256,288; unset: the paper's")
+    ] = None,
     part: Annotated[
         str | None, typer.Option(help="train, val, test or all; unset: test where there is one, then val, then all")
     ] = None,
+    output: Annotated[str | None, typer.Option(help="an HTML file to write a report into")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """Say how often the network of a run is right on labelled pictures.
+    """Say how often the network of a run, or the mean of several, is right on labelled pictures.
 
-    Example: svertka evaluate runs/digits-lenet5 digits
+    Example: svertka evaluate runs/photos-resnet18 runs/photos-vgg16 photos/ --crops 10
     """
-    from svertka.evaluation.scoring import evaluate as judge
+    from svertka.evaluation.judgement import evaluate as judge
 
-    result = judge(run, source, part=part, device=device, threads=threads)
+    result = judge(
+        run, source, crops=crops, scales=_sides(scales), part=part, output=output, device=device, threads=threads
+    )
     if as_json:
         print_json(result.as_json())
         return
-    top5 = "" if result.top5_error is None else f", top-5 error {result.top5_error:.2%}"
-    print(f"{result.images:,} images: top-1 error {result.top1_error:.2%}{top5}, loss {result.loss:.4f}")
-    shown = [("class", "images", "error", "precision")]
+    print(result.sentence)
+    shown = [("class", "images", "recall", "precision")]
     for one in result.per_class:
         if not one.images:  # of ImageNet's thousand classes a folder may hold a few
             continue
-        error, precision = (f"{v:.1%}" if v is not None else "–" for v in (one.error, one.precision))
-        shown.append((one.name, f"{one.images:,}", error, precision))
+        recall, precision = (f"{v:.1%}" if v is not None else "–" for v in (one.recall, one.precision))
+        shown.append((one.name, f"{one.images:,}", recall, precision))
     print_table(shown, right="123")
+
+
+def _sides(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(side) for side in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--scales {text} is not a list of whole numbers; give pixels, such as 256,288") from None

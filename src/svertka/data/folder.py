@@ -3,17 +3,19 @@
 photos/cat/*.jpg, photos/dog/*.jpg                      class folders; folders inside them belong to the class
 photos/train/cat/*.jpg, photos/val/cat/*.jpg            class folders in train/, val/ (or valid/, validation/), test/
 photos.csv: path,label,part                             paths from the CSV's folder; the column part may lack
+val/ILSVRC2012_val_00000001.JPEG and a label file       ImageNet's validation pictures, as `data.imagenet` says
 """
 
 import csv
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from svertka.data import imagenet
 from svertka.data.dataset import PARTS, Dataset, FilePictures
 from svertka.data.images import SUFFIXES
 from svertka.errors import DataError, UsageError
@@ -119,7 +121,9 @@ def list_folder(path: str | Path) -> Listing:
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return _list_classes(path)
+        listing = _list_classes(path)
+        file = imagenet.label_file(path) if not listing.entries else None
+        return listing if file is None else _list_labelled(listing, file)
     if not path.exists():
         raise UsageError(f"there is no folder {path}; check the path")
     if path.suffix.lower() != ".csv":
@@ -221,6 +225,16 @@ def _list_classes(root: Path) -> Listing:
     except OSError as error:
         raise DataError(f"cannot list {error.filename or root}: {(error.strerror or str(error)).lower()}") from error
     return walk.listing()
+
+
+def _list_labelled(listing: Listing, file: Path) -> Listing:
+    """The pictures that lie in the folder itself, with the classes that `file` gives them."""
+    pictures = [path for path in listing.others if Path(path).suffix.lower() in SUFFIXES and "/" not in path]
+    if not pictures:
+        return listing
+    found = zip(pictures, imagenet.labels(file, pictures), strict=True)
+    entries = tuple(Entry(path, label, "") for path, label in found)
+    return replace(listing, entries=entries, others=tuple(sorted(set(listing.others) - set(pictures))))
 
 
 def _sorted(folder: Path) -> list[Path]:

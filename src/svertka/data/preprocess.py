@@ -55,13 +55,16 @@ class Preprocess(BaseModel):
     def normalise(self, squares: torch.Tensor) -> torch.Tensor:
         """What the network gets, (B, C, size, size) float32, of (B, C, S, S) uint8 or float32 in 0 to 255, S ≥ size."""
         offset = (squares.shape[-1] - self.size) // 2
-        centre = squares[..., offset : offset + self.size, offset : offset + self.size]
+        return self.standardise(squares[..., offset : offset + self.size, offset : offset + self.size])
+
+    def standardise(self, pictures: torch.Tensor) -> torch.Tensor:
+        """(x / 255 − mean) / std of `pictures`, (B, C, H, W) uint8 or float32 in 0 to 255: nothing is cropped."""
         shape = (1, self.channels, 1, 1)
-        mean = torch.tensor(self.mean, device=squares.device).mul_(255).view(shape)
-        scale = torch.tensor(self.std, device=squares.device).mul_(255).reciprocal_().view(shape)
-        return (
-            centre.to(torch.float32).sub_(mean).mul_(scale) if centre.dtype == torch.uint8 else (centre - mean) * scale
-        )
+        mean = torch.tensor(self.mean, device=pictures.device).mul_(255).view(shape)
+        scale = torch.tensor(self.std, device=pictures.device).mul_(255).reciprocal_().view(shape)
+        if pictures.dtype == torch.uint8:
+            return pictures.to(torch.float32).sub_(mean).mul_(scale)
+        return (pictures - mean) * scale
 
     def __call__(self, picture: Picture) -> torch.Tensor:
         """What the network gets for one picture, (C, size, size) float32: a path, a PIL image, or (H, W[, 3]) uint8.
@@ -89,17 +92,30 @@ def central_square(rgb: Pixels, resize: int, channels: int, pad_to: int = 0) -> 
     height, width = rgb.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    square = np.require(rgb[top : top + side, left : left + side], requirements=["C", "W"])
-    if side != resize:
-        # PyTorch's filter on bytes is 5 to 9 times as fast as Pillow's where there is AVX2. In this layout, channels
-        # last from end to end, it copies nothing and starts no threads: the caller has threads of its own.
-        batch = torch.from_numpy(square)[None].permute(0, 3, 1, 2)
-        resized = functional.interpolate(batch, (resize, resize), mode="bilinear", antialias=True)
-        square = resized.permute(0, 2, 3, 1)[0].numpy()
-    if channels == 1:
-        square = np.array(Image.fromarray(square).convert("L"))[:, :, None]
+    square = resized(rgb[top : top + side, left : left + side], resize, resize, channels)
     if pad_to > resize:
         before = (pad_to - resize) // 2
         after = pad_to - resize - before
         square = np.pad(square, ((before, after), (before, after), (0, 0)))
     return square
+
+
+def whole_picture(rgb: Pixels, resize: int, channels: int) -> Pixels:
+    """All of `rgb` (H, W, 3) uint8 with its shorter side at `resize` pixels, (H', W', channels) uint8."""
+    height, width = rgb.shape[:2]
+    scale = resize / min(height, width)
+    return resized(rgb, max(resize, round(height * scale)), max(resize, round(width * scale)), channels)
+
+
+def resized(rgb: Pixels, height: int, width: int, channels: int) -> Pixels:
+    """`rgb` (H, W, 3) uint8 at another size, (height, width, channels) uint8, filtered as `central_square` says."""
+    pixels = np.require(rgb, requirements=["C", "W"])
+    if pixels.shape[:2] != (height, width):
+        # PyTorch's filter on bytes is 5 to 9 times as fast as Pillow's where there is AVX2. In this layout, channels
+        # last from end to end, it copies nothing and starts no threads: the caller has threads of its own.
+        batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+        filtered = functional.interpolate(batch, (height, width), mode="bilinear", antialias=True)
+        pixels = filtered.permute(0, 2, 3, 1)[0].numpy()
+    if channels == 1:
+        pixels = np.array(Image.fromarray(pixels).convert("L"))[:, :, None]
+    return pixels

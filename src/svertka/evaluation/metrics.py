@@ -13,8 +13,10 @@ from torch.nn.functional import cross_entropy
 
 from svertka import distributed
 from svertka.errors import UsageError
+from svertka.evaluation.calibration import Calibration, ConfidenceTally
+from svertka.evaluation.intervals import Interval, wilson
 
-WORST = 24  # most confident mistakes of all that are kept
+WORST = 24  # most confident mistakes of all that are kept, and as many of the most doubtful
 PER_PAIR = 8  # most confident mistakes that are kept of each (true, predicted) pair
 PER_CLASS = 8  # pictures that are kept of each class, as examples
 TOP5_FROM = 6  # classes below which a top-5 error says nothing
@@ -23,9 +25,10 @@ PRUNE_AT = 8192  # mistakes that may gather before those that nobody will ask fo
 
 @dataclass(frozen=True)
 class Mistake:
-    """One picture, and the wrong class that got the highest `probability` (0 to 1)."""
+    """One picture, the wrong class that got the highest `probability` (0 to 1), and `own`, that of its own class."""
 
     probability: float
+    own: float
     index: int
     label: int
     predicted: int
@@ -46,6 +49,11 @@ class ClassResult:
     precision: float | None
     examples: tuple[int, ...] = ()
 
+    @property
+    def recall(self) -> float | None:
+        """Share of the class's pictures that were given it."""
+        return None if self.error is None else 1 - self.error
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -53,7 +61,9 @@ class Evaluation:
 
     `top5_error`: None below 6 classes. `loss`: mean cross-entropy, nats. `confusion`: (K, K) int64, row true, column
     predicted; its diagonal holds exactly the pictures that count as right. `mistakes`: most confident first; the 24
-    most confident of all and the 8 most confident of each pair of classes are among them.
+    most confident of all and the 8 most confident of each pair of classes are among them. `doubtful`: the 24 mistakes
+    in which the true class came closest to the wrong one, closest first. `pictures`, `wrong`: (N,) which were judged,
+    in order, and whether each is a mistake.
     """
 
     images: int
@@ -63,23 +73,56 @@ class Evaluation:
     per_class: tuple[ClassResult, ...]
     confusion: npt.NDArray[np.int64]
     mistakes: tuple[Mistake, ...]
+    doubtful: tuple[Mistake, ...]
+    pictures: npt.NDArray[np.int64]
+    wrong: npt.NDArray[np.bool_]
+    calibration: Calibration
+
+    @property
+    def top1_interval(self) -> Interval:
+        """Between which shares the error on all such pictures lies, with a confidence of 95 %."""
+        return _interval(self.top1_error, self.images)
+
+    @property
+    def top5_interval(self) -> Interval | None:
+        """The same of the top-5 error."""
+        return None if self.top5_error is None else _interval(self.top5_error, self.images)
+
+    @property
+    def sentence(self) -> str:
+        """The figures for people, errors with their intervals."""
+        said = [f"top-1 error {_with_interval(self.top1_error, self.top1_interval)}"]
+        if self.top5_error is not None and self.top5_interval is not None:
+            said.append(f"top-5 error {_with_interval(self.top5_error, self.top5_interval)}")
+        calibration = f"calibration error {self.calibration.error:.2%}"
+        return f"{self.images:,} images: {', '.join(said)}, loss {self.loss:.4f}, {calibration}"
 
     def as_json(self) -> dict[str, Any]:
         """What `svertka evaluate --json` prints; null for what has no finite value."""
         return {
             "images": self.images,
             "top1_error": _finite(self.top1_error),
+            "top1_interval": _finite_pair(self.top1_interval),
             "top5_error": _finite(self.top5_error),
+            "top5_interval": _finite_pair(self.top5_interval),
             "loss": _finite(self.loss),
+            "calibration_error": _finite(self.calibration.error),
+            "temperature": _finite(self.calibration.temperature),
             "per_class": [
-                {"name": one.name, "images": one.images, "error": one.error, "precision": one.precision}
+                {
+                    "name": one.name,
+                    "images": one.images,
+                    "error": one.error,
+                    "recall": one.recall,
+                    "precision": one.precision,
+                }
                 for one in self.per_class
             ],
         }
 
 
 class Tally:
-    """Counts and sums over batches, in memory that does not grow with the number of pictures.
+    """Counts and sums over batches, in memory that grows by one number a picture.
 
     A picture is right among k guesses if fewer than k other classes score at least as high as its own: a tie counts
     as wrong, so that a network which scores all classes alike is wrong about everything rather than right by the
@@ -91,9 +134,13 @@ class Tally:
         self._loss = torch.zeros(1, dtype=torch.float64)
         self._wrong5 = torch.zeros(1, dtype=torch.int64)
         self._confusion = torch.zeros(classes, classes, dtype=torch.int64)
-        # Columns: the probability's bits, index, label, predicted. One integer table is what processes exchange.
-        self._mistakes = torch.zeros(0, 4, dtype=torch.int64)
+        # Columns: the probability's bits, those of the own class's, index, label, predicted. One integer table is what
+        # processes exchange.
+        self._mistakes = torch.zeros(0, 5, dtype=torch.int64)
+        self._doubtful = torch.zeros(0, 5, dtype=torch.int64)
         self._prune_at = PRUNE_AT
+        self._outcomes: list[Tensor] = []  # of each picture 2 × index, and 1 more where it is a mistake
+        self._confidence = ConfidenceTally()
         self._examples = torch.zeros(0, 2, dtype=torch.int64)  # columns: label, index
 
     @torch.no_grad()
@@ -122,10 +169,13 @@ class Tally:
         self._loss += cross_entropy(logits, labels, reduction="none").double().sum()
         self._wrong5 += ((rivals >= 5) | logits.isnan().any(1)).sum()
         self._confusion.view(-1).index_add_(0, labels * self.classes + predicted, torch.ones_like(labels))
-        # + 0.0: bits order as the numbers do from +0 upwards, and −0 would come last
-        probability = logits.softmax(1)[rows, rival].nan_to_num(nan=0.0).double() + 0.0
-        mistakes = torch.stack([probability.view(torch.int64), indices, labels, predicted], 1)[wrong]
+        probabilities = logits.softmax(1)
+        guessed, own = (_bits(probabilities[rows, which]) for which in (rival, labels))
+        mistakes = torch.stack([guessed, own, indices, labels, predicted], 1)[wrong]
         self._mistakes = torch.cat([self._mistakes, mistakes])
+        self._doubtful = _closest(torch.cat([self._doubtful, mistakes]))
+        self._outcomes.append(2 * indices + wrong)
+        self._confidence.update(logits, labels, ~wrong, indices)
         self._examples = _first_of_each(torch.cat([self._examples, torch.stack([labels, indices], 1)]), PER_CLASS)
         if len(self._mistakes) > self._prune_at:
             self._mistakes = _worst(self._mistakes)
@@ -138,6 +188,9 @@ class Tally:
         whole._wrong5 = distributed.total(self._wrong5.clone())
         whole._confusion = distributed.total(self._confusion.clone())
         whole._mistakes = _gather(_worst(self._mistakes))
+        whole._doubtful = _closest(_gather(self._doubtful))
+        whole._outcomes = [_gather(self._all_outcomes()[:, None])[:, 0]]
+        whole._confidence = self._confidence.total()
         whole._examples = _first_of_each(_gather(self._examples), PER_CLASS)
         return whole
 
@@ -157,8 +210,7 @@ class Tally:
             )
             for k, name in enumerate(names)
         )
-        worst = _worst(self._mistakes)
-        probabilities = worst[:, 0].contiguous().view(torch.float64).tolist()
+        outcomes = self._all_outcomes().sort().values.numpy()
         return Evaluation(
             images=count,
             top1_error=float((count - right.sum()) / count) if count else math.nan,
@@ -166,16 +218,45 @@ class Tally:
             loss=self._loss.item() / count if count else math.nan,
             per_class=per_class,
             confusion=confusion,
-            mistakes=tuple(Mistake(p, *row) for p, row in zip(probabilities, worst[:, 1:].tolist(), strict=True)),
+            mistakes=_as_mistakes(_worst(self._mistakes)),
+            doubtful=_as_mistakes(self._doubtful),
+            pictures=outcomes // 2,
+            wrong=outcomes % 2 == 1,
+            calibration=self._confidence.result(),
         )
+
+    def _all_outcomes(self) -> Tensor:
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *self._outcomes])
+
+
+def _bits(probability: Tensor) -> Tensor:
+    """The bits of `probability` (N,) as int64, which order as the numbers do; NaN counts as 0."""
+    # + 0.0: bits order as the numbers do from +0 upwards, and −0 would come last
+    return (probability.nan_to_num(nan=0.0).double() + 0.0).view(torch.int64)
+
+
+def _numbers(bits: Tensor) -> Tensor:
+    return bits.contiguous().view(torch.float64)
+
+
+def _as_mistakes(rows: Tensor) -> tuple[Mistake, ...]:
+    probabilities, own = _numbers(rows[:, 0]).tolist(), _numbers(rows[:, 1]).tolist()
+    return tuple(Mistake(p, q, *row) for p, q, row in zip(probabilities, own, rows[:, 2:].tolist(), strict=True))
+
+
+def _closest(mistakes: Tensor) -> Tensor:
+    """Those in which the true class came closest to the wrong one, and of equals the lowest index."""
+    mistakes = mistakes[mistakes[:, 2].argsort(stable=True)]
+    gap = _numbers(mistakes[:, 0]) - _numbers(mistakes[:, 1])
+    return mistakes[gap.argsort(stable=True)][:WORST]
 
 
 def _worst(mistakes: Tensor) -> Tensor:
     """The mistakes that `Evaluation` promises, most confident first and of equals the lowest index."""
     # Two stable sorts, the second key first.
-    mistakes = mistakes[mistakes[:, 1].argsort(stable=True)]
+    mistakes = mistakes[mistakes[:, 2].argsort(stable=True)]
     mistakes = mistakes[mistakes[:, 0].argsort(descending=True, stable=True)]
-    _, pair = torch.unique(mistakes[:, 2:], dim=0, return_inverse=True)
+    _, pair = torch.unique(mistakes[:, 3:], dim=0, return_inverse=True)
     keep = _place_in_group(pair) < PER_PAIR
     keep[:WORST] = True
     return mistakes[keep]
@@ -205,6 +286,18 @@ def _gather(rows: Tensor) -> Tensor:
     everyone = torch.zeros(int(counts.sum()), rows.shape[1], dtype=torch.int64)
     everyone[start : start + len(rows)] = rows
     return distributed.total(everyone)
+
+
+def _interval(error: float, images: int) -> Interval:
+    return wilson(round(error * images), images) if images else wilson(0, 0)
+
+
+def _with_interval(error: float, interval: Interval) -> str:
+    return f"{error:.2%} ({100 * interval[0]:.2f} to {100 * interval[1]:.2f})"
+
+
+def _finite_pair(pair: Interval | None) -> list[float] | None:
+    return list(pair) if pair is not None and all(map(math.isfinite, pair)) else None
 
 
 def _finite(value: float | None) -> float | None:

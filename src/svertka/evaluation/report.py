@@ -1,4 +1,4 @@
-"""report.html: what a training came to, as one file that opens anywhere and loads nothing."""
+"""report.html: what a training or an evaluation came to, as one file that opens anywhere and loads nothing."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.errors import PictureError
-from svertka.evaluation.confusion import called, confusion
+from svertka.evaluation.conditions import Condition, drawn
+from svertka.evaluation.confusion import MOST_CLASSES, called, confusion
 from svertka.evaluation.history import History
 from svertka.evaluation.metrics import WORST, ClassResult, Evaluation, Mistake
+from svertka.evaluation.reliability import reliability
 from svertka.files import write_atomic
 from svertka.pages.page import count, escape, isolated, number, page, percent
 from svertka.pages.pictures import image, strip
@@ -21,10 +23,11 @@ from svertka.progress import duration
 
 Pixels = npt.NDArray[np.uint8]
 
+SHOWN_SIDE = 256  # pixels of the shorter side at least, where the picture has so many
 SIDE = 128  # CSS pixels of a worst mistake
 THUMBNAIL = 32  # CSS pixels of an example
 EXAMPLES = 240  # pictures shown as examples of classes, all together: the file must stay small
-PARTS = {"test": "test", "val": "validation", "train": "training"}
+PARTS = {"test": "test", "val": "validation", "train": "training", "all": ""}
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,10 @@ class Report:
     """All that report.html is drawn from.
 
     `name`: the run's. `network`, `source`: what was trained on what. `facts`: (label, value) pairs about how it was
-    made. `history`: the lines of metrics.jsonl. `part`: the part of the data that `evaluation` is of ("test", "val");
-    without an evaluation the page shows the curves alone. `picture`: index -> (H, W, 1 | 3) uint8; it may raise
-    PictureError. `picture_name`: index -> what to call that picture, a path or the source and a number.
+    made. `history`: the lines of metrics.jsonl, none where nothing was trained. `part`: the part of the data that
+    `evaluation` is of ("test", "val"); without an evaluation the page shows the curves alone. `picture`: index ->
+    (H, W, 1 | 3) uint8; it may raise PictureError. `picture_name`: index -> what to call that picture, a path or the
+    source and a number. `conditions`: under which the error was measured.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Report:
     evaluation: Evaluation | None
     picture: Callable[[int], Pixels]
     picture_name: Callable[[int], str]
+    conditions: Sequence[Condition] = ()
 
     @cached_property
     def curves(self) -> History:
@@ -56,12 +61,15 @@ class Report:
     def sentence(self) -> str:
         """What is seen: "lenet5 on digits: 1.1 % of 361 test pictures wrong after 20 epochs, 12 s." """
         epochs = len(self.curves.epochs)
-        spent = f" after {count(epochs, 'epoch')}" if epochs else " before the end of the first epoch"
+        judged_alone = not self.history and self.evaluation is not None
+        spent = "" if judged_alone else " before the end of the first epoch"
+        if epochs:
+            spent = f" after {count(epochs, 'epoch')}"
         if self.curves.seconds:
             spent += f", {duration(self.curves.seconds)}"
         if self.evaluation is None or not self.evaluation.images:
             return f"{self.network} on {self.source}: not judged yet{spent}."
-        judged = count(self.evaluation.images, f"{PARTS.get(self.part, self.part)} picture")
+        judged = count(self.evaluation.images, f"{PARTS.get(self.part, self.part)} picture".strip())
         return f"{self.network} on {self.source}: {percent(self.evaluation.top1_error)} of {judged} wrong{spent}."
 
 
@@ -83,9 +91,12 @@ def _body(report: Report) -> str:
     ]
     if report.evaluation is not None and report.evaluation.images:
         parts += [
-            _section("mistakes", "Worst mistakes", _mistakes(report, report.evaluation)),
+            _section("mistakes", "Worst mistakes", _worst(report, report.evaluation)),
+            _section("doubtful", "Most doubtful mistakes", _doubtful(report, report.evaluation)),
             _section("confusion", "Confusion", confusion(report.evaluation, lambda i, alt: _strip(report, i, alt))),
             _section("classes", "Classes", _classes(report, report.evaluation)),
+            _section("calibration", "Can its probabilities be believed?", reliability(report.evaluation.calibration)),
+            _section("conditions", "When it errs", drawn(report.conditions, report.evaluation.images)),
         ]
     facts = "".join(f"<div><dt>{escape(label)}</dt><dd>{isolated(text)}</dd></div>" for label, text in report.facts)
     parts.append(_section("made", "How it was made", f"<dl>{facts}</dl>" if facts else ""))
@@ -101,7 +112,11 @@ def _second(report: Report) -> str:
     evaluation = report.evaluation
     if evaluation is None or not evaluation.images:
         return ""
-    said = [f"Mean loss {number(evaluation.loss)} nats."]
+    low, high = evaluation.top1_interval
+    said = [
+        f"Of all such pictures it would get {percent(low)} to {percent(high)} wrong (95 % confidence). "
+        f"Mean loss {number(evaluation.loss)} nats."
+    ]
     if evaluation.top5_error is not None:
         said.append(f"With five guesses instead of one, {percent(evaluation.top5_error)} are wrong.")
     if report.curves.kept is not None:
@@ -138,17 +153,31 @@ def _range_test(history: History) -> str:
     return f'<p class="how">{how}</p>{drawn}' if drawn else ""
 
 
-def _mistakes(report: Report, evaluation: Evaluation) -> str:
-    worst = evaluation.mistakes[:WORST]
-    if not worst:
+def _worst(report: Report, evaluation: Evaluation) -> str:
+    if not evaluation.mistakes:
         return '<p class="how">There are none.</p>'
     how = (
-        "The pictures for which a wrong class got the highest probability: look for wrong labels among them "
-        '(as in <a href="https://doi.org/10.1109/5.726791">LeCun et al. 1998, fig. 8</a>).'
+        "The pictures for which a wrong class got the highest probability, and what their own class got against it: "
+        'look for wrong labels among them (as in <a href="https://doi.org/10.1109/5.726791">LeCun et al. 1998, '
+        "fig. 8</a>)."
     )
-    return (
-        f'<p class="how">{how}</p><div class="wall">{"".join(_mistake(report, evaluation, one) for one in worst)}</div>'
+    return _wall(how, report, evaluation, evaluation.mistakes[:WORST])
+
+
+def _doubtful(report: Report, evaluation: Evaluation) -> str:
+    """Those that are not among the worst already."""
+    worst = set(evaluation.mistakes[:WORST])
+    closest = [one for one in evaluation.doubtful if one not in worst]
+    how = (
+        "The pictures for which the wrong class beat their own by the least: what it would take to be right is little, "
+        "so look for what they lack."
     )
+    return _wall(how, report, evaluation, closest) if closest else ""
+
+
+def _wall(how: str, report: Report, evaluation: Evaluation, mistakes: Sequence[Mistake]) -> str:
+    shown = "".join(_mistake(report, evaluation, one) for one in mistakes)
+    return f'<p class="how">{how}</p><div class="wall">{shown}</div>'
 
 
 def _mistake(report: Report, evaluation: Evaluation, mistake: Mistake) -> str:
@@ -159,21 +188,28 @@ def _mistake(report: Report, evaluation: Evaluation, mistake: Mistake) -> str:
     drawn = image(pixels, SIDE, alt) if pixels is not None else _unreadable(alt)
     return (
         f'<figure><div class="frame">{drawn}</div><figcaption><span title="{escape(true)}">is {isolated(true)}</span>'
-        f'<span title="{escape(guess)}">taken for <b>{isolated(guess)}</b></span><span>{sure}</span>'
+        f'<span title="{escape(guess)}">taken for <b>{isolated(guess)}</b></span>'
+        f"<span>{sure} against {percent(mistake.own)}</span>"
         f'<span class="quiet" title="{escape(called)}">{isolated(PurePath(called).name)}</span></figcaption></figure>'
     )
 
 
 def _classes(report: Report, evaluation: Evaluation) -> str:
-    each = min(8, EXAMPLES // len(evaluation.per_class))
-    order = sorted(evaluation.per_class, key=lambda one: -1.0 if one.error is None else one.error, reverse=True)
+    listed = evaluation.per_class
+    without = [one for one in listed if not one.images]
+    if len(listed) > MOST_CLASSES and without:
+        listed = tuple(one for one in listed if one.images)
+    each = min(8, EXAMPLES // len(listed))
+    order = sorted(listed, key=lambda one: -1.0 if one.error is None else one.error, reverse=True)
     numbers = {id(one): k for k, one in enumerate(evaluation.per_class)}
     rows = "".join(_class_row(report, evaluation, one, numbers[id(one)], each) for one in order)
-    how = "Error is the share of a class that was missed; precision the share of what was given its name that is of it."
+    how = "Recall is the share of a class that was found; precision the share of what was given its name that is of it."
+    if len(listed) < len(evaluation.per_class):
+        how += f" {len(without):,} of {len(evaluation.per_class):,} classes have no picture here."
     return (
         f'<p class="how">{how}</p><div class="scroll" tabindex="0" role="region" aria-label="Classes">'
         '<table class="rows sortable"><thead><tr><th scope="col">class</th><th scope="col">pictures</th>'
-        '<th scope="col" aria-sort="descending">error</th><th scope="col">precision</th>'
+        '<th scope="col" aria-sort="ascending">recall</th><th scope="col">precision</th>'
         f'<th scope="col">most often taken for</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
@@ -189,8 +225,8 @@ def _class_row(report: Report, evaluation: Evaluation, one: ClassResult, k: int,
         f'{called(one.name)}<div class="strip">{examples}</div>'
         f"</div></th>"
         f'<td data-value="{one.images}">{one.images:,}</td>'
-        f'<td data-value="{_order(one.error)}">{percent(one.error)}{_bar(one.error)}</td>'
-        f'<td data-value="{_order(one.precision)}">{percent(one.precision)}</td>'
+        f'<td data-value="{_order(one.recall)}">{percent(one.recall)}{_bar(one.recall)}</td>'
+        f'<td data-value="{_order(one.precision)}">{percent(one.precision)}{_bar(one.precision)}</td>'
         f'<td data-value="{others[most]}">{taken}</td></tr>'
     )
 

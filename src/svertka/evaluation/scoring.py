@@ -1,21 +1,18 @@
-"""Run a classifier over labelled pictures and count."""
+"""A network over batches, counted; and which pictures of a data set a run is judged on."""
 
 from dataclasses import dataclass
-from os import PathLike, fspath
+from os import PathLike
 
 import numpy as np
 import torch
 from torch import nn
 
-from svertka import distributed
-from svertka.classifier import Classifier
 from svertka.data.batches import Batches
-from svertka.data.dataset import PARTS, Dataset, Ints
+from svertka.data.dataset import Dataset, Ints
 from svertka.data.pictures import Rows, prepare
 from svertka.data.preprocess import Preprocess
-from svertka.data.sources import open_source
 from svertka.data.split import split
-from svertka.device import autocast, choose_device, set_threads
+from svertka.device import autocast
 from svertka.errors import DataError, RunError, UsageError
 from svertka.evaluation.metrics import Evaluation, Tally
 from svertka.models.imagenet import name_of
@@ -40,53 +37,16 @@ def score(network: nn.Module, batches: Batches, names: tuple[str, ...], title: s
     return tally.total().result(names)
 
 
-def evaluate(
-    run: str | PathLike[str],
-    source: str | PathLike[str],
-    *,
-    part: str | None = None,
-    batch_size: int = 128,
-    device: str = "auto",
-    threads: int | None = None,
-    cache_limit: int | None = None,
-) -> Evaluation:
-    """How the classifier of `run` does on the pictures of `source`.
-
-    `run`: a run folder, or a network with its weights, as for `Classifier.load`.
-    `part`: "train", "val", "test" or "all"; None is the test part where there is one, then the val part, then all.
-    The parts of the source that the run was trained on are those of that training.
-
-    Raises:
-        DataError: the source holds classes that the run does not know.
-        RunError: the run is missing or damaged.
-        UsageError: the source has no such part, or there are no such weights.
-    """
-    place = choose_device(device)
-    count = set_threads(threads)
-    classifier = Classifier.load(run, place)
-    dataset = with_names_of(classifier.names, open_source(fspath(source), to_train=False))
-    chosen = select(run, dataset, classifier.preprocess, part, threads=count, cache_limit=cache_limit)
-    batches = Batches(
-        chosen.rows,
-        dataset.labels,
-        chosen.indices,
-        classifier.preprocess,
-        batch_size=batch_size,
-        device=place,
-        rank=distributed.rank(),
-        world=distributed.world(),
-    )
-    return score(classifier.network, batches, classifier.names, "evaluating")
-
-
 @dataclass(frozen=True, eq=False)
 class Selection:
     """The pictures of a data set that are looked at: the readable ones of one part.
 
-    `rows`: the squares of the whole data set. `indices`: (N,) of the pictures chosen, and `digests`: of their contents.
+    `rows`: the squares of the whole data set. `part`: which it is. `indices`: (N,) of the pictures chosen, and
+    `digests`: of their contents.
     """
 
     rows: Rows
+    part: str
     indices: Ints
     digests: list[bytes]
 
@@ -117,8 +77,9 @@ def select(
     good = np.array([i for i in range(len(dataset)) if i not in prepared.bad], dtype=np.int64)
     if not len(good):
         raise DataError(f"{dataset.source}: no picture can be read; see `svertka check {dataset.source}`")
-    chosen = good[_chosen(Run(run), dataset.take(good), [prepared.digests[i] for i in good], part)]
-    return Selection(prepared.rows, chosen, [prepared.digests[i] for i in chosen])
+    found, inside = _chosen(Run(run), dataset.take(good), [prepared.digests[i] for i in good], part)
+    chosen = good[inside]
+    return Selection(prepared.rows, found, chosen, [prepared.digests[i] for i in chosen])
 
 
 def with_names_of(names: tuple[str, ...], dataset: Dataset) -> Dataset:
@@ -144,18 +105,17 @@ def with_names_of(names: tuple[str, ...], dataset: Dataset) -> Dataset:
     return Dataset(dataset.source, names, dataset.pictures, labels, dataset.parts)
 
 
-def _chosen(run: Run, dataset: Dataset, digests: list[bytes], part: str | None) -> Ints:
+def _chosen(run: Run, dataset: Dataset, digests: list[bytes], part: str | None) -> tuple[str, Ints]:
     shares = _shares(run, dataset.source)
     parts = split(digests, dataset.labels, dataset.parts, *shares)
-    everything = np.arange(len(dataset), dtype=np.int64)
+    parts["all"] = np.arange(len(dataset), dtype=np.int64)
     if part is None:
-        return next((parts[name] for name in ("test", "val") if len(parts[name])), everything)
-    if part not in (*PARTS, "all"):
+        part = next(name for name in ("test", "val", "all") if len(parts[name]))
+    if part not in parts:
         raise UsageError(f"part={part} is not a part; use train, val, test or all")
-    chosen = everything if part == "all" else parts[part]
-    if not len(chosen):
+    if not len(parts[part]):
         raise UsageError(f"{dataset.source} has no {part} part; leave --part out to score all its pictures")
-    return chosen
+    return part, parts[part]
 
 
 def _shares(run: Run, source: str) -> tuple[float, float]:

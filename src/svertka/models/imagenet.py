@@ -1,45 +1,10 @@
-"""ImageNet's 1000 classes, and what won its challenge."""
+"""What won ImageNet's challenge; its classes are the data's, in `data.imagenet`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-# Words that name two classes each, with the sense that WordNet gives: a class name has to be the class's own.
-SENSES = {
-    "n02012849": "crane (bird)",
-    "n03126707": "crane (machine)",
-    "n03710637": "maillot (tights)",
-    "n03710721": "maillot (tank suit)",
-}
+from svertka.data.imagenet import CLASSES, NAMES, SENSES, Class, name_of
 
-
-@dataclass(frozen=True)
-class Class:
-    """One of the 1000: `wordnet`, the id that names its folder ("n01440764"), and `name`, its own ("tench")."""
-
-    wordnet: str
-    name: str
-
-
-def _read() -> tuple[Class, ...]:
-    """The lines of imagenet-classes.tsv: WordNet id, tab, name as the challenge spells it."""
-    lines = Path(__file__).with_name("imagenet-classes.tsv").read_text(encoding="utf-8").splitlines()
-    pairs = (line.split("\t") for line in lines)
-    return tuple(Class(wordnet, SENSES.get(wordnet, name)) for wordnet, name in pairs)
-
-
-# In the order of the published networks' outputs, which is that of the WordNet ids.
-CLASSES = _read()
-NAMES = tuple(one.name for one in CLASSES)
-_NAME_OF = {one.wordnet: one.name for one in CLASSES}
-
-
-def name_of(text: str) -> str:
-    """The class name of a WordNet id among the 1000; any other text as it is.
-
-    >>> name_of("n01440764")
-    'tench'
-    """
-    return _NAME_OF.get(text, text)
+__all__ = ["CHALLENGE", "CLASSES", "NAMES", "SENSES", "Class", "Entry", "name_of"]
 
 
 @dataclass(frozen=True)

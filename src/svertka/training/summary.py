@@ -5,15 +5,14 @@ import torch
 from svertka.classifier import Classifier
 from svertka.data.dataset import Pixels
 from svertka.device import describe
+from svertka.evaluation.conditions import conditions
 from svertka.evaluation.metrics import Evaluation
-from svertka.evaluation.report import Report, write_report
+from svertka.evaluation.report import SHOWN_SIDE, Report, write_report
 from svertka.graph.trace import count
 from svertka.progress import duration
 from svertka.run import Run
 from svertka.training.parts import Parts
 from svertka.training.settings import Settings
-
-SHOWN_SIDE = 256  # pixels of the shorter side at least, where the picture has so many
 
 
 def write(run: Run, settings: Settings, parts: Parts, judged: Evaluation | None, part: str) -> None:
@@ -37,6 +36,7 @@ def write(run: Run, settings: Settings, parts: Parts, judged: Evaluation | None,
         evaluation=judged,
         picture=picture,
         picture_name=pictures.name,
+        conditions=conditions(judged, pictures.read, torch.get_num_threads()) if judged is not None else (),
     )
     write_report(run.report, report)
 

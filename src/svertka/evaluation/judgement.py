@@ -1,0 +1,184 @@
+"""evaluate(): one run or several over labelled pictures, in the crops that are asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from svertka import distributed
+from svertka.classifier import Classifier
+from svertka.data.dataset import Dataset, Ints
+from svertka.data.preprocess import Preprocess
+from svertka.data.sources import open_source
+from svertka.device import choose_device, set_threads
+from svertka.errors import UsageError
+from svertka.evaluation.conditions import conditions
+from svertka.evaluation.crops import Protocol, protocol
+from svertka.evaluation.judge import Judge, mean_probability
+from svertka.evaluation.metrics import Evaluation, Tally
+from svertka.evaluation.report import SHOWN_SIDE, Report, write_report
+from svertka.evaluation.scoring import select, with_names_of
+from svertka.progress import progress
+
+Source = str | PathLike[str]
+
+
+def evaluate(
+    run: Source | Sequence[Source],
+    source: Source,
+    *,
+    crops: str | int = "1",
+    scales: Sequence[int] | None = None,
+    part: str | None = None,
+    output: Source | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    cache_limit: int | None = None,
+) -> Evaluation:
+    """How the classifier of `run`, or the mean of several, does on the pictures of `source`.
+
+    `run`: a run folder, or a network with its weights, as for `Classifier.load`; or a list of them, whose probabilities
+    are averaged. `crops`, `scales`: "1", "10" or "144" crops of a picture at each length of its shorter side,
+    as `crops.protocol` says. `part`: "train", "val", "test" or "all"; None is the test part where there is one, then
+    the val part, then all. The parts of the source that the run was trained on are those of that training. `output`: an
+    HTML file to write a report into.
+
+    Raises:
+        DataError: the source holds classes that the run does not know.
+        RunError: the run is missing or damaged.
+        UsageError: the source has no such part, there are no such weights or crops, or the runs know different classes.
+    """
+    judgement = judge(run, source, crops, scales, part, device, threads, cache_limit)
+    if output is not None:
+        write_report(Path(output), judgement.report())
+    return judgement.total
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What `runs` did on the same pictures of `dataset`: each by itself, and `total`, the mean of them."""
+
+    runs: tuple[str, ...]
+    dataset: Dataset
+    part: str
+    classifiers: tuple[Classifier, ...]
+    protocols: tuple[Protocol, ...]
+    each: tuple[Evaluation, ...]
+    total: Evaluation
+
+    def report(self) -> Report:
+        """The report on `total`; some of the pictures are read again."""
+        pictures, how = self.dataset.pictures, self.protocols[0]
+        scales = f" at {', '.join(map(str, how.scales))} pixels"
+        shown = {"1": "the centre"}.get(how.crops, f"{how.crops} crops") + scales
+        facts = [
+            ("data", f"{self.dataset.source}, {self.part}"),
+            ("network" if len(self.runs) == 1 else "networks, their probabilities averaged", ", ".join(self.runs)),
+            ("seen", shown),
+        ]
+        models = dict.fromkeys(one.config.model for one in self.classifiers)
+        return Report(
+            name=" + ".join(Path(run).name for run in self.runs),
+            network=" and ".join(models) if len(self.runs) > 1 else self.runs[0],
+            source=self.dataset.source,
+            facts=facts,
+            history=(),
+            part=self.part,
+            evaluation=self.total,
+            picture=lambda index: pictures.read(index, SHOWN_SIDE),
+            picture_name=pictures.name,
+            conditions=conditions(self.total, pictures.read, torch.get_num_threads()),
+        )
+
+
+@torch.inference_mode()
+def judge(
+    run: Source | Sequence[Source],
+    source: Source,
+    crops: str | int = "1",
+    scales: Sequence[int] | None = None,
+    part: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    cache_limit: int | None = None,
+) -> Judgement:
+    """As `evaluate`, with all that it knows."""
+    runs = [run] if isinstance(run, str | PathLike) else list(run)
+    if not runs:
+        raise UsageError("there is no run to evaluate; name one")
+    place, count = choose_device(device), set_threads(threads)
+    classifiers = [Classifier.load(one, place) for one in runs]
+    names = classifiers[0].names
+    columns = [
+        _columns(names, one.names, fspath(runs[0]), fspath(name)) for one, name in zip(classifiers, runs, strict=True)
+    ]
+    dataset = with_names_of(names, open_source(fspath(source), to_train=False))
+    protocols = [protocol(crops, scales, one.preprocess) for one in classifiers]
+    judges = [
+        Judge(one, dataset, how, device=place, threads=count, cache_limit=cache_limit)
+        for one, how in zip(classifiers, protocols, strict=True)
+    ]
+    chosen, said_part = _same_selection(runs, dataset, classifiers[0].preprocess, part, count, cache_limit)
+    size = min(one.batch_size for one in judges) * distributed.world()
+    batches = [
+        chosen[start : start + size][distributed.rank() :: distributed.world()] for start in range(0, len(chosen), size)
+    ]
+    tallies = [Tally(len(names)) for _ in judges]
+    whole = Tally(len(names)) if len(judges) > 1 else tallies[0]
+    with progress("evaluating", len(chosen)) as shown:
+        for indices, *said in zip(batches, *(one.over(batches) for one in judges), strict=True):
+            where, labels = torch.from_numpy(indices), torch.from_numpy(dataset.labels[indices])
+            ordered = [one[:, order] for one, order in zip(said, columns, strict=True)]
+            for tally, one in zip(tallies, ordered, strict=True):
+                tally.update(one, labels, where)
+            if whole is not tallies[0]:
+                whole.update(mean_probability(torch.stack(ordered), 0), labels, where)
+            shown.advance(len(indices) * distributed.world())
+    each = tuple(tally.total().result(names) for tally in tallies)
+    return Judgement(
+        tuple(fspath(one) for one in runs),
+        dataset,
+        said_part,
+        tuple(classifiers),
+        tuple(protocols),
+        each,
+        whole.total().result(names) if whole is not tallies[0] else each[0],
+    )
+
+
+def _columns(names: tuple[str, ...], theirs: tuple[str, ...], first: str, other: str) -> Tensor:
+    """Where each of `names` stands among `theirs`, (K,) int64."""
+    if set(names) != set(theirs):
+        only = [
+            f"{', '.join(sorted(here - there)[:3])} only in {run}"
+            for run, here, there in ((first, set(names), set(theirs)), (other, set(theirs), set(names)))
+            if here - there
+        ]
+        raise UsageError(
+            f"{first} and {other} know different classes ({'; '.join(only)}); judged together, runs must have the same"
+        )
+    place = {name: number for number, name in enumerate(theirs)}
+    return torch.tensor([place[name] for name in names])
+
+
+def _same_selection(
+    runs: Sequence[Source],
+    dataset: Dataset,
+    preprocess: Preprocess,
+    part: str | None,
+    threads: int,
+    cache_limit: int | None,
+) -> tuple[Ints, str]:
+    """The pictures, and of which part they are; the runs must agree on that."""
+    selections = [select(run, dataset, preprocess, part, threads=threads, cache_limit=cache_limit) for run in runs]
+    for run, other in zip(runs, selections, strict=True):
+        if not np.array_equal(other.indices, selections[0].indices):
+            raise UsageError(
+                f"{fspath(runs[0])} and {fspath(run)} were trained on different parts of {dataset.source}; "
+                "judge them together on other pictures, or on --part all"
+            )
+    return selections[0].indices, selections[0].part
