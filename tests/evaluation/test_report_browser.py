@@ -164,7 +164,7 @@ def test_without_scripts_the_same_pictures_and_numbers_are_there(opened: Opened,
     with opened(pages["digits"], java_script_enabled=False) as page:
         assert page.locator("img").count() == 58
         assert page.locator(".confusion td.right").count() == 10
-        assert page.locator(".curves path.dashed").count() == 2
+        assert page.locator("#curves path.dashed").count() == 2
         assert page.locator(".curves output").first.text_content().startswith("epoch\u00a014 · train")
         assert not page.locator("#scheme").is_visible()
 
