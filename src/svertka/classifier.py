@@ -19,6 +19,7 @@ from svertka.device import choose_device, device_of, set_threads
 from svertka.errors import PictureError, RunError, UsageError
 from svertka.files import read_json, write_json
 from svertka.models import published, weights, zoo
+from svertka.models.heads import Head, head_path, put_head
 from svertka.models.weights import Weights
 from svertka.tensors import read_tensors, tensor_shapes, write_tensors
 
@@ -35,11 +36,15 @@ class Config(BaseModel):
     model: str
     names: tuple[str, ...] = Field(min_length=1, max_length=1_000_000)
     preprocess: Preprocess
+    head: Head = "linear"
 
     def build(self) -> torch.nn.Module:
         """The network with fresh weights."""
         size, channels = self.preprocess.size, self.preprocess.channels
-        return zoo.find(self.model).build(classes=len(self.names), channels=channels, size=size)
+        model = zoo.find(self.model)
+        network = model.build(classes=len(self.names), channels=channels, size=size)
+        put_head(network, model, self.head, len(self.names))
+        return network
 
 
 class Classifier:
@@ -211,6 +216,10 @@ def find_weights(model: zoo.Model, text: str) -> Weights:
     folder = Path(text)
     config = read_config(folder)
     tensors = read_tensors(folder / WEIGHTS)[0]
+    if config.head != "linear" and config.model == model.name:  # what comes before it is a start for any head
+        path = head_path(model)
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{path}.")}
+        return Weights(model, tensors, config.preprocess, None, text, partial=True)
     if config.model == model.name:
         return Weights(model, tensors, config.preprocess, config.names, text)
     other = zoo.find(config.model)

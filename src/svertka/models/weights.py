@@ -90,6 +90,9 @@ class Weights:
         self.check(network)
         own = network.state_dict()
         given = self._given(network)
+        if head_of(self.model).isdisjoint(self.tensors):
+            network.load_state_dict(given)
+            return "the head starts from fresh weights"
         theirs = [imagenet.name_of(name) for name in self.all_names]
         ours = [imagenet.name_of(name) for name in names]
         if self.names is None:
