@@ -97,6 +97,13 @@ def test_fields_of_random_networks_are_where_gradients_are(
     check()
 
 
+def test_padding_around_a_mean_sees_nothing(positive: Positive) -> None:
+    network = positive(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 2, kernel_size=1, padding=(0, 1))))
+    check_every_position(network, (2, 4, 4))
+    (_, columns) = trace(network, (1, 2, 4, 4)).layers[-1].fields
+    assert columns.intervals == ((4, -1), (0, 3), (4, -1))
+
+
 @pytest.mark.parametrize(
     ("name", "size"),
     [

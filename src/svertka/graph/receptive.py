@@ -93,13 +93,14 @@ def _pointwise(_: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, ou
     return Axis(field, dim)
 
 
-def _along_dim(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> Axis:
+def _along_dim(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> Axis:
     """Sums, maxima, softmax, concatenation: everything along the dimensions `dim`, all if there are none."""
     given = arguments["dim"]
     dims = [given] if isinstance(given, int) else given or range(tensor.ndim)
     dims = {one % tensor.ndim for one in dims}
     if dim in dims:
-        return _gathered(field)
+        kept = output.ndim == tensor.ndim and output.shape[dim] == 1  # padding may yet be put around it
+        return Axis(field.gathered(), dim) if kept else _gathered(field)
     dropped = 0 if arguments.get("keepdim", True) else sum(one < dim for one in dims)
     return Axis(field, dim - dropped)
 
