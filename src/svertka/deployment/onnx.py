@@ -98,7 +98,7 @@ def check(model: ModelProto, classifier: Classifier, pictures: Sequence[Pixels])
         if not (differences <= tolerance).all() or (lost > tolerance * unit).any():
             what = "probability" if inside else "logit"
             raise ExportError(
-                f"ONNX Runtime {onnxruntime.__version__} gives a {what} that differs by {np.nanmax(differences):.2g} "
+                f"ONNX Runtime {onnxruntime.__version__} gives a {what} that differs by {differences.max():.2g} "
                 f"where {tolerance:g} is allowed, so that no file was written; report it with the versions of torch "
                 f"({torch.__version__}) and onnx ({onnx.__version__})"
             )
