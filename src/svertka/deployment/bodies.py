@@ -42,7 +42,8 @@ class Bodies:
                             raise Refusal(503, "too many pictures are being sent at a time", {"Retry-After": "2"})
                         chunks.append(chunk)
             except TimeoutError as error:
-                raise Refusal(408, f"the picture did not arrive within {BODY_SECONDS:.0f} seconds") from error
+                sentence = f"the picture did not arrive within {BODY_SECONDS:.0f} seconds"
+                raise Refusal(408, sentence, {"Connection": "close"}) from error
             except ClientDisconnect as error:
                 raise Refusal(400, "the picture broke off") from error
             yield b"".join(chunks)

@@ -51,7 +51,7 @@ class Guard:
 
         async def answered(message: Message) -> None:
             if message["type"] == "http.response.start":
-                if message["status"] >= 400:
+                if message["status"] >= 400 and message["status"] != 408:  # what is too slow is not waited for again
                     await body.drain()
                 told = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
@@ -64,6 +64,8 @@ class Guard:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or (self.hosts is not None and _name(hosts[0]) not in self.hosts):
             return _said(421, f"this server is not called {hosts[0] if hosts else 'nothing'}")
+        if "content-length" in headers and "transfer-encoding" in headers:
+            return _said(400, "a body has a length or comes in chunks", {"Connection": "close"})
         if scope["path"].startswith(self.unguarded):
             return None
         for origin in headers.getlist("origin"):
