@@ -261,18 +261,6 @@ def test_a_network_that_says_how_it_wants_its_input_gets_it(digit_folder: Path, 
     assert run.classifier().preprocess(blank + 255).amax().item() == pytest.approx(1.175, abs=1e-6)
 
 
-def test_class_weights_are_one_on_average() -> None:
-    from svertka.training.job import _class_weights
-
-    class Counts:
-        def counts(self, part: str) -> np.ndarray:
-            return np.array([10, 30, 60])
-
-    weights = _class_weights(Counts()).numpy()  # type: ignore[arg-type]
-    assert np.dot(weights, [10, 30, 60]) == pytest.approx(100)
-    assert weights[0] == pytest.approx(3 * weights[1])
-
-
 # ---- started from weights
 
 
