@@ -75,6 +75,9 @@ def train(
     cache_limit: Annotated[
         float | None, typer.Option(help="decoded pictures kept on disk, and features, each, GB")
     ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="train on so many divisions of the pictures, for a confidence interval")
+    ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write for TensorBoard too")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
@@ -117,9 +120,7 @@ def train(
             "initial": initial,
             "bfloat16": bfloat16,
         }
-        given_changes: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
-        run = job.train(
-            str(source),
+        options: dict[str, Any] = dict(
             model=model,
             weights=weights,
             recipe=recipe,
@@ -140,8 +141,12 @@ def train(
             half_features=half_features,
             cache_limit=None if cache_limit is None else round(cache_limit * 1e9),
             tensorboard=tensorboard,
-            **given_changes,
+            **{name: value for name, value in changes.items() if value is not None},
         )
+        if repeats is not None:
+            _repeat(str(source), repeats, options, as_json=as_json)
+            return
+        run = job.train(str(source), **options)
     from svertka import distributed
 
     if not distributed.is_first():
@@ -154,6 +159,21 @@ def train(
     speed = f"{result['images_per_second']:,.0f} images/s"
     print(f"{', '.join(errors) or 'trained'} after {result['epochs']:g} epochs, {speed}")
     print(f"the run is in {run.folder}; open {run.report}")
+
+
+def _repeat(source: str, repeats: int, options: dict[str, Any], *, as_json: bool) -> None:
+    from svertka import distributed
+    from svertka.training.repeats import repeat
+
+    made = repeat(source, repeats, **options)
+    if not distributed.is_first():
+        return
+    if as_json:
+        print_json(made.summary())
+        return
+    low, high = made.interval
+    print(f"{made.part} error {made.mean:.2%} over {repeats} divisions, 95 % interval {low:.2%} to {high:.2%}")
+    print(f"the runs are in {made.folder}")
 
 
 PARTS = {"val": "val_error", "test": "test_error"}

@@ -14,7 +14,7 @@ from svertka.models.weights import Weights
 from svertka.models.zoo import Model
 from svertka.run import Run
 from svertka.training import checkpoint
-from svertka.training.learner import optimizer_for
+from svertka.training.learner import computes_head, optimizer_for
 from svertka.training.log import Log
 from svertka.training.loop import State
 from svertka.training.parts import Parts
@@ -49,7 +49,9 @@ def begin(
     said = [] if start is None else [start.note, start.put_into(network, names)]
     put_head(network, model, recipe.head_kind, len(names))
     config = Config(model=model.name, names=names, preprocess=preprocess, head=recipe.head_kind)
-    return Classifier(network, config), [sentence for sentence in said if sentence]
+    classifier = Classifier(network, config)
+    computes_head(classifier, recipe)  # says now, before there is a run, that it cannot be
+    return classifier, [sentence for sentence in said if sentence]
 
 
 def create(run: Run, classifier: Classifier, settings: Settings, found: RangeTest | None) -> None:

@@ -170,7 +170,7 @@ def train(
             turn=turn,
         )
         say(plan.table(summary.facts(classifier, settings, once + one_epoch * planned.epochs)))
-        for sentence in filter(None, (*started, parts.unstored)):
+        for sentence in filter(None, (*started, parts.few(), parts.unstored)):
             say(sentence)
         run = Run(folder)
         if distributed.is_first():

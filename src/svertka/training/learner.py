@@ -69,11 +69,17 @@ def learner(
 
 
 def computes_head(classifier: Classifier, recipe: Recipe) -> bool:
-    """Whether the head is computed before anything else learns: one asked for, or one that stages below learn with."""
-    if recipe.head in fitted.WAYS:
-        return True
-    path = head_path(zoo.find(classifier.config.model))
-    return recipe.computed_first and isinstance(classifier.network.get_submodule(path), nn.Linear)
+    """Whether the head is computed before anything else learns: one asked for, or one that stages below learn with.
+
+    Raises:
+        UsageError: one is asked for, and the network does not end in a dense layer.
+    """
+    dense = isinstance(_head(classifier), nn.Linear)
+    if recipe.head in fitted.WAYS and not dense:
+        raise UsageError(
+            f"head={recipe.head} computes a dense layer, and {classifier.config.model} does not end in one; use linear"
+        )
+    return dense and (recipe.head in fitted.WAYS or recipe.computed_first)
 
 
 def compute_head(classifier: Classifier, settings: Settings, parts: Parts, place: torch.device) -> None:
@@ -82,23 +88,24 @@ def compute_head(classifier: Classifier, settings: Settings, parts: Parts, place
     By the way that the recipe names; for one that then learns with stages below, by logistic regression, so that these
     are not spoilt by a head that knows nothing yet.
 
-    Raises:
-        UsageError: the network does not end in a dense layer.
-
     Source: Kumar et al. 2022, "Fine-tuning can distort pretrained features and underperform out-of-distribution", §4.
     """
     made = freeze.divide(classifier.network, freeze.HEAD, input_shape(classifier))
     batches = parts.batches("train", classifier.preprocess, place, settings.layout)
-    if made is None:
-        raise UsageError(f"{settings.model} is a single layer; train it with --unfreeze all")
+    head = _head(classifier)
+    assert made is not None
+    assert isinstance(head, nn.Linear)
     frozen = made.frozen
     if settings.cache is None:
         features = batches.giving(lambda indices, _: frozen(batches.images(indices, 0)))
     else:
         features = _stored(made, settings, parts, batches, "computing features for the head")
-    head = classifier.network.get_submodule(head_path(zoo.find(settings.model)))
     way = settings.recipe.head if settings.recipe.head in fitted.WAYS else "logistic"
     fitted.fit(head, way, features, len(classifier.names))
+
+
+def _head(classifier: Classifier) -> nn.Module:
+    return classifier.network.get_submodule(head_path(zoo.find(classifier.config.model)))
 
 
 def _stored(made: Partly, settings: Settings, parts: Parts, batches: Batches, title: str) -> Batches:

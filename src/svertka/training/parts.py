@@ -22,6 +22,8 @@ LISTED = 20  # bad pictures that a message names
 SCORED_AT_ONCE = 128  # pictures a batch where nothing is learnt; more would set the peak of memory
 FOLDER_SIZE = 64  # pixels, on a folder of photographs, of networks that take any size
 
+FEW = 20  # training pictures of a class, below which results vary with the pictures by chance
+
 
 @dataclass(frozen=True, eq=False)
 class Parts:
@@ -53,6 +55,18 @@ class Parts:
         """Each class's weight, inverse to its frequency, (classes,) float32; 1 on average over the pictures."""
         counts = torch.from_numpy(self.counts("train")).float()
         return counts.sum() / (len(counts) * counts)
+
+    def few(self) -> str | None:
+        """A warning, if a class has so few training pictures that which they are decides what is learnt."""
+        counts = self.counts("train")
+        smallest = int(counts.argmin())
+        if counts[smallest] >= FEW:
+            return None
+        pictures = "1 training picture" if counts[smallest] == 1 else f"{counts[smallest]} training pictures"
+        return (
+            f"{self.dataset.names[smallest]} has {pictures}: what so few teach depends on which they are; "
+            "--repeats 10 --test 0.3 shows how much"
+        )
 
     def training_batches(
         self,

@@ -10,7 +10,6 @@ from torch import nn
 
 from svertka.data.batches import Batches
 from svertka.data.dataset import Ints
-from svertka.errors import UsageError
 
 Floats = npt.NDArray[np.float32]
 STRENGTHS = tuple(10.0**power for power in range(-4, 3))  # of which cross-validation chooses
@@ -71,16 +70,9 @@ def nearest_mean(features: Floats, labels: Ints, classes: int) -> tuple[Floats, 
 WAYS = {"logistic": logistic, "nearest-mean": nearest_mean}
 
 
-def fit(head: nn.Module, way: str, batches: Batches, classes: int) -> None:
-    """Compute `head`, a dense layer over the features that `batches` give, by one of `WAYS`, in place.
-
-    Raises:
-        UsageError: it is no dense layer over such features.
-    """
-    features, labels = all_of(batches)
-    if not isinstance(head, nn.Linear) or head.in_features != features.shape[1]:
-        raise UsageError(f"head={way} computes a dense layer, which this network does not end in; use linear")
-    weight, bias = WAYS[way](features, labels, classes)
+def fit(head: nn.Linear, way: str, batches: Batches, classes: int) -> None:
+    """Compute `head`, over the features that `batches` give, by one of `WAYS`, in place."""
+    weight, bias = WAYS[way](*all_of(batches), classes)
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight))
         head.bias.copy_(torch.from_numpy(bias))
