@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from svertka.conv.accelerate import accelerate as accelerate
     from svertka.conv.accelerate import restore as restore
     from svertka.data.check import check as check
+    from svertka.deployment.export import export as export
     from svertka.errors import SvertkaError as SvertkaError
     from svertka.evaluation.judgement import evaluate as evaluate
     from svertka.inspection.atlas import look as look
@@ -32,6 +33,7 @@ _HOMES = {
     "check": "svertka.data.check",
     "SvertkaError": "svertka.errors",
     "evaluate": "svertka.evaluation.judgement",
+    "export": "svertka.deployment.export",
     "look": "svertka.inspection.atlas",
     "Run": "svertka.run",
     "resume": "svertka.training.job",
