@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from svertka.conv.accelerate import accelerate as accelerate
     from svertka.conv.accelerate import restore as restore
     from svertka.data.check import check as check
+    from svertka.deployment.export import export as export
     from svertka.errors import SvertkaError as SvertkaError
     from svertka.evaluation.comparison import compare as compare
     from svertka.evaluation.judgement import evaluate as evaluate
@@ -34,6 +35,7 @@ _HOMES = {
     "SvertkaError": "svertka.errors",
     "compare": "svertka.evaluation.comparison",
     "evaluate": "svertka.evaluation.judgement",
+    "export": "svertka.deployment.export",
     "look": "svertka.inspection.atlas",
     "Run": "svertka.run",
     "resume": "svertka.training.job",
