@@ -10,6 +10,7 @@ from io import TextIOWrapper
 import typer
 
 from svertka.cli.check import check
+from svertka.cli.compare import compare
 from svertka.cli.evaluate import evaluate
 from svertka.cli.export import export
 from svertka.cli.look import look
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (check, train, evaluate, predict, look, export, models, tune):
+for verb in (check, train, evaluate, compare, predict, look, export, models, tune):
     app.command()(verb)
 
 
