@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+from svertka.cli.input import whole_numbers
 from svertka.cli.output import print_json, print_table
-from svertka.errors import UsageError
 
 
 def evaluate(
@@ -37,7 +37,14 @@ def evaluate(
     from svertka.evaluation.judgement import evaluate as judge
 
     result = judge(
-        run, source, crops=crops, scales=_sides(scales), part=part, output=output, device=device, threads=threads
+        run,
+        source,
+        crops=crops,
+        scales=whole_numbers("--scales", scales),
+        part=part,
+        output=output,
+        device=device,
+        threads=threads,
     )
     if as_json:
         print_json(result.as_json())
@@ -50,12 +57,3 @@ def evaluate(
         recall, precision = (f"{v:.1%}" if v is not None else "–" for v in (one.recall, one.precision))
         shown.append((one.name, f"{one.images:,}", recall, precision))
     print_table(shown, right="123")
-
-
-def _sides(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(side) for side in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--scales {text} is not a list of whole numbers; give pixels, such as 256,288") from None

@@ -1,6 +1,6 @@
 """`svertka models`."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,11 +25,13 @@ def models(
         if as_json:
             print_json(facts)
             return
-        rows = [("name", "parameters", "multiply-adds", "input", "source", "published")]
+        rows = [("name", "parameters", "multiply-adds", "input", "top-1", "top-5", "crops", "of", "source")]
         for one in facts:
             counts = f"{one['parameters']:,}", f"{one['multiply_adds']:,}"
-            rows.append((one["name"], *counts, "×".join(map(str, one["input"])), one["source"], one["published"] or ""))
-        print_table(rows, right="12")
+            plainest = _errors(one["published"][0]) if one["published"] else ("",) * 4
+            rows.append((one["name"], *counts, "×".join(map(str, one["input"])), *plainest, one["source"]))
+        print_table(rows, right="1245")
+        print("top-1, top-5: the error that is reported, %; `svertka models NAME` lists all that is, and where")
         return
     model = zoo.find(name)
     trace = zoo.traced(model)
@@ -37,7 +39,18 @@ def models(
         print_json(zoo.facts(model) | {"layers": [layer.as_json() for layer in trace.layers]})
         return
     print(f"{name} on {'×'.join(map(str, model.input))} pixels: {model.source}")
+    if reported := zoo.facts(model)["published"]:
+        print("\nErrors that are reported, %")
+        header = ("top-1", "top-5", "crops", "of", "source", "note")
+        print_table([header, *((*_errors(one), one["source"], one["note"]) for one in reported)], right="01")
+        print()
     print_table(_layer_table(trace), right="3456")
+
+
+def _errors(figure: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Top-1 and top-5 error, per cent, how and on what they were measured."""
+    top1, top5 = ("" if figure[key] is None else str(figure[key]) for key in ("top1_error", "top5_error"))
+    return top1, top5, figure["protocol"], figure["pictures"]
 
 
 def _layer_table(trace: "Trace") -> list[tuple[str, ...]]:
