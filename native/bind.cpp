@@ -84,9 +84,10 @@ NB_MODULE(_kernels, module) {
         .value("ADJOINT", Order::adjoint)
         .value("PACKED", Order::packed);
     nb::class_<Convolution>(module, "Convolution")
-        .def(nb::init<Size, Size, Size, Size, Size, Size, Size, Size, Size, Size, Size>(), "batch"_a, "in_channels"_a,
-             "out_channels"_a, "height"_a, "width"_a, "out_height"_a, "out_width"_a, "pad_y"_a, "pad_x"_a, "in_step"_a,
-             "out_step"_a);
+        .def(nb::init<Size, Size, Size, Size, Size, Size, Size, Size, Size>(), "batch"_a, "in_channels"_a,
+             "out_channels"_a, "height"_a, "width"_a, "out_height"_a, "out_width"_a, "pad_y"_a, "pad_x"_a)
+        .def_rw("in_step", &Convolution::in_step)
+        .def_rw("out_step", &Convolution::out_step);
 
     module.def(
         "winograd_packed_size",

@@ -12,7 +12,7 @@ namespace svertka {
 // `in_step`, `out_step`: numbers from one pixel to the next, more than the channels where others lie beside these.
 struct Convolution {
     std::ptrdiff_t batch, in_channels, out_channels, height, width, out_height, out_width, pad_y, pad_x;
-    std::ptrdiff_t in_step, out_step;
+    std::ptrdiff_t in_step = in_channels, out_step = out_channels;
 };
 
 enum class Order {

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from svertka.errors import SvertkaError as SvertkaError
     from svertka.evaluation.comparison import compare as compare
     from svertka.evaluation.judgement import evaluate as evaluate
+    from svertka.graph.optimize import Optimized as Optimized
+    from svertka.graph.optimize import optimize as optimize
     from svertka.inspection.atlas import look as look
     from svertka.run import Run as Run
     from svertka.training.job import resume as resume
@@ -36,6 +38,8 @@ _HOMES = {
     "compare": "svertka.evaluation.comparison",
     "evaluate": "svertka.evaluation.judgement",
     "export": "svertka.deployment.export",
+    "Optimized": "svertka.graph.optimize",
+    "optimize": "svertka.graph.optimize",
     "look": "svertka.inspection.atlas",
     "Run": "svertka.run",
     "resume": "svertka.training.job",

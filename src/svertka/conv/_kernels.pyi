@@ -12,7 +12,7 @@ class Order(Enum):
 class Convolution:
     """Sizes of a 3×3 convolution with stride 1; pads are the zeros before the first row and column.
 
-    Steps are numbers from one pixel to the next, more than the channels where others lie beside these.
+    Steps are numbers from one pixel to the next: the channels, or more where others lie beside these.
     """
 
     def __init__(
@@ -26,9 +26,9 @@ class Convolution:
         out_width: int,
         pad_y: int,
         pad_x: int,
-        in_step: int,
-        out_step: int,
     ) -> None: ...
+    in_step: int
+    out_step: int
 
 class Axis:
     """One axis of a correlation: sizes of input and output, and how taps, inputs and outputs lie."""

@@ -112,7 +112,7 @@ def _forward(
 def _sizes(shape: ConvShape) -> "native.kernels.Convolution":
     channels = shape.in_channels, shape.out_channels
     return native.kernels.Convolution(
-        shape.batch, *channels, shape.height, shape.width, shape.out_height, shape.out_width, *shape.padding, *channels
+        shape.batch, *channels, shape.height, shape.width, shape.out_height, shape.out_width, *shape.padding
     )
 
 
@@ -121,13 +121,5 @@ def _adjoint_sizes(shape: ConvShape) -> "native.kernels.Convolution":
     """Of the input gradient as a convolution: with 2 − padding, so that each tap goes back to where it read."""
     channels, (pad_y, pad_x) = (shape.out_channels, shape.in_channels), shape.padding
     return native.kernels.Convolution(
-        shape.batch,
-        *channels,
-        shape.out_height,
-        shape.out_width,
-        shape.height,
-        shape.width,
-        2 - pad_y,
-        2 - pad_x,
-        *channels,
+        shape.batch, *channels, shape.out_height, shape.out_width, shape.height, shape.width, 2 - pad_y, 2 - pad_x
     )

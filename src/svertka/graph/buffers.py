@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from svertka.graph.fusion import inputs_of, results_of
-from svertka.graph.steps import Concatenation, Step
+from svertka.graph.steps import Concatenation, Step, inputs_of, results_of
 
 ALIGNMENT = 64  # numbers: a multiple of every vector, and no two buffers in one cache line
 

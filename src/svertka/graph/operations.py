@@ -145,7 +145,7 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._numbers: dict[int, Value | Constant] = {}  # by the id of a tensor
         self._kept: list[Tensor] = []  # so that no other tensor gets their id
         self._in_memory: dict[int, set[int]] = {}  # ids of tensors by where they lie
-        self._stale: set[int] = set()  # ids of tensors that something else was written into
+        self._stale: dict[int, str] = {}  # ids of tensors that were written into through others, and by whom
         self.constants = dict(tensors_of(network))
         for name, tensor in tensors_of(twin):
             self._numbers[id(tensor)] = Constant(name)
@@ -196,7 +196,9 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 "write that part of the network without it, or optimize the parts before and after"
             )
         if name in READS_MEMORY:
-            raise UsageError(f"{self._place} reads memory as it lies ({name}), which can lie otherwise; reshape instead")
+            raise UsageError(
+                f"{self._place} reads memory as it lies ({name}), which can lie otherwise; reshape instead"
+            )
         result = result_of(operation, *args, **(kwargs or {}))
         written = [argument.name for argument in operation._schema.arguments if argument.is_write]
         schema = operation._schema.arguments
@@ -223,8 +225,10 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         packet, overload = name.removesuffix("_"), operation._overloadname
         if name == "copy_":
             return "copy.default"
-        if name == packet or not hasattr(torch.ops.aten, packet) or (
-            overload not in getattr(torch.ops.aten, packet).overloads()
+        if (
+            name == packet
+            or not hasattr(torch.ops.aten, packet)
+            or (overload not in getattr(torch.ops.aten, packet).overloads())
         ):
             raise UsageError(f"{self._place} writes into a tensor ({name}) in a way that cannot be followed")
         return f"{packet}.{overload}"
@@ -232,12 +236,12 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _overwritten(self, target: Tensor) -> None:
         """Other tensors over the same memory hold something else now, and must not be read again."""
         same = self._in_memory.get(target.untyped_storage()._cdata, set())
-        self._stale |= same - {id(target)}
+        self._stale |= dict.fromkeys(same - {id(target)}, self._place)
 
     def _new(self, tensor: Tensor) -> int:
         number = len(self.shapes)
         self._numbers[id(tensor)] = Value(number)
-        self._stale.discard(id(tensor))
+        self._stale.pop(id(tensor), None)
         self._kept.append(tensor)
         self._in_memory.setdefault(tensor.untyped_storage()._cdata, set()).add(id(tensor))
         self.shapes[number], self.dtypes[number] = tuple(tensor.shape), tensor.dtype
@@ -251,8 +255,8 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return leaf
         if id(leaf) in self._stale:
             raise UsageError(
-                f"{self._place} reads a tensor after another that shares its memory was written into, which cannot be "
-                "followed; clone it first"
+                f"{self._stale[id(leaf)]} writes into a part or another view of a tensor that is read later, which "
+                "cannot be followed; make a new tensor there, as torch.where and torch.cat do"
             )
         if id(leaf) not in self._numbers:
             raise UsageError(f"{self._place} reads a tensor that belongs to no module; make it a buffer of one")

@@ -1,15 +1,17 @@
 """A network for inference on the CPU: folded, fused, its weights packed once, its memory planned."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from svertka.conv import native
 from svertka.errors import UsageError
-from svertka.graph import plain
+from svertka.graph import plain, written
 from svertka.graph.fusion import Fused, fused
 from svertka.graph.operations import leaves, record, sharing_twin
 from svertka.graph.packing import Packed
@@ -21,10 +23,10 @@ PLANS = 8  # for as many numbers of pictures memory is kept
 
 
 def optimize(network: nn.Module, example: Tensor) -> "Optimized":
-    """`network` for inference on the CPU as fast as it goes here; a module that returns what `network` returns in eval mode.
+    """A module that returns what `network` returns in inference, on the CPU, as fast as it goes here.
 
-    Any nn.Module of float32 whose steps do not depend on the values that it is given. Batch norm is folded; bias, sums and
-    rectification are computed with the convolution before them; weights are packed once; maps are channels-last and
+    Any nn.Module of float32 whose steps do not depend on the values that it is given. Batch norm is folded; bias, sums
+    and rectification are computed with the convolution before them; weights are packed once; maps are channels-last and
     share one piece of memory. What `network` has now is taken over: later changes to it have no effect, and it stays as
     it is. Only rounding differs, and that is checked on `example`, by no more than 1e-3 of the largest value.
 
@@ -36,7 +38,7 @@ def optimize(network: nn.Module, example: Tensor) -> "Optimized":
     """
     _need_pictures(example)
     steps = fused(record(network, tuple(example.shape)))
-    optimized = Optimized(steps, example.shape)
+    optimized = Optimized(steps, tuple(example.shape))
     twin = sharing_twin(network)
     with torch.inference_mode():
         expected = twin(example)
@@ -79,12 +81,39 @@ class Optimized(nn.Module):
         if x.shape[1:] != self.example[1:]:
             sizes = ["×".join(map(str, shape[1:])) for shape in (x.shape, self.example)]
             raise UsageError(
-                f"the pictures are {sizes[0]} and this network was optimized for {sizes[1]}; optimize it with such pictures"
+                f"the pictures are {sizes[0]} and this network was optimized for {sizes[1]}; optimize it with an "
+                "example of this size"
             )
-        with torch.no_grad():
+        # Memory that is used again and again must not be of inference mode, whoever calls first.
+        with torch.inference_mode(False), torch.no_grad():
             if not self._packed:
                 return plain.run(self._steps, self._steps.tensors.__getitem__, x)
             return self._plan(len(x)).run(x.contiguous(memory_format=torch.channels_last))
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write it to one file, which `load` reads on any machine.
+
+        Raises:
+            StorageError: the disk is full or the folder cannot be written.
+        """
+        whole = {name: packed.unpacked() for name, packed in self._packed.items()}
+        steps = replace(self._steps, tensors={**self._steps.tensors, **whole})
+        written.write(Path(path), steps, self.example, self.error)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Self:
+        """The network in a file that `save` wrote. No code is in it: steps of few kinds, and their tensors.
+
+        Raises:
+            RunError: the file is missing, damaged, or something else.
+        """
+        steps, example, error = written.read(Path(path))
+        network = cls(steps, example)
+        network.error = error
+        return network
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": {}}  # they hold addresses
 
     def _plan(self, pictures: int) -> Plan:
         plan = self._plans.get(pictures)
@@ -99,8 +128,8 @@ class Optimized(nn.Module):
 def _need_pictures(x: Tensor) -> None:
     if x.dim() != 4 or x.dtype != torch.float32 or x.device.type != "cpu":
         raise UsageError(
-            f"pictures are {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}; an optimized network takes "
-            "(N, C, H, W) float32 on the CPU"
+            f"pictures are {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}; an optimized network "
+            "takes (N, C, H, W) float32 on the CPU"
         )
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from svertka.conv import native, native_winograd
+from svertka.conv import native
 from svertka.graph.steps import Convolution
 
 LEAST_CHANNELS = 16  # with fewer, to transform tiles takes longer than what it saves
@@ -16,8 +16,8 @@ LEAST_CHANNELS = 16  # with fewer, to transform tiles takes longer than what it 
 class Packed:
     """Weights of `shape`, (O, C / groups, kh, kw), for one of the kernels "winograd", "direct" and "depthwise".
 
-    `numbers`: of the two former (group, panel of outputs, …, output in its panel), in between (input, tap) for Winograd's
-    and (tap, input) for direct ones; for each channel by itself (tap, channel).
+    `numbers`: of the two former (group, panel of outputs, …, output in its panel), in between (input, tap) for
+    Winograd's and (tap, input) for direct ones; for each channel by itself (tap, channel).
     """
 
     kernel: str

@@ -19,14 +19,15 @@ def run(fused: Fused, weight: Callable[[str], Tensor], x: Tensor) -> Any:
         if isinstance(leaf, Value):
             return values[leaf.number]
         if isinstance(leaf, Constant):
-            return fused.tensors[leaf.name].to(x.dtype) if fused.tensors[leaf.name].is_floating_point() else leaf
+            tensor = fused.tensors[leaf.name]
+            return tensor.to(x.dtype) if tensor.is_floating_point() else tensor
         return leaf.of(pictures) if isinstance(leaf, Size) else leaf
 
     for step in fused.steps:
         if isinstance(step, Operation):
             for number, result in zip(step.results, step.run(seen), strict=True):
                 if number is not None:
-                    values[number] = result
+                    values[number] = _of_shape(result, [seen(side) for side in fused.shapes[number]])
             continue
         shape = [seen(side) for side in fused.shapes[step.result]]
         given = [values[number][(...,) + (None,) * (4 - values[number].dim())] for number in step.inputs]
@@ -36,5 +37,11 @@ def run(fused: Fused, weight: Callable[[str], Tensor], x: Tensor) -> Any:
             result = step.run(given, size, weight(step.weight).to(x.dtype), bias)
         else:
             result = step.run(given)
-        values[step.result] = result.reshape(shape)
+        values[step.result] = _of_shape(result.flatten(len(shape) - 1) if len(shape) < 4 else result, shape)
     return replaced(fused.output, seen)
+
+
+def _of_shape(result: Tensor, shape: list[int]) -> Tensor:
+    if list(result.shape) != shape:
+        raise ValueError(f"a step gives {tuple(result.shape)} and not {tuple(shape)}")
+    return result

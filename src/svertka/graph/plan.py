@@ -1,6 +1,5 @@
 """An optimized network for so many pictures: every step with its kernel and its memory, ready to run."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +8,10 @@ from torch import Tensor
 
 from svertka.conv import native
 from svertka.graph.buffers import Maps, inner_parts, slots
-from svertka.graph.fusion import Fused, inputs_of
+from svertka.graph.fusion import Fused
 from svertka.graph.operations import Constant, Operation, Size, Value, leaves, replaced
 from svertka.graph.packing import Packed
-from svertka.graph.steps import UNBOUNDED, Concatenation, Convolution, Pool, Sum
+from svertka.graph.steps import UNBOUNDED, Concatenation, Convolution, Pool, Sum, inputs_of
 
 ARENA, INPUT, OUTPUT = range(3)  # the memories of a run
 NOWHERE = -1
@@ -37,7 +36,9 @@ class Plan:
         placed = {value: maps for value, maps in self.maps.items() if value not in (0, self.output)}
         self.slots, self.size = slots(fused.steps, placed, self.inner, returned)
         self.program = native.kernels.Program()
-        self.parts: list[tuple[int, int] | Operation] = []  # steps of the program, first to last; between them operations
+        self.parts: list[
+            tuple[int, int] | Operation
+        ] = []  # steps of the program, first to last; between them operations
         begin = 0
         for step in (*fused.steps, None):
             if isinstance(step, Convolution | Pool | Sum | Concatenation):
@@ -110,7 +111,7 @@ class Plan:
 
     def _ending(self, step: Convolution | Sum | None, more: int = 0) -> "native.kernels.Ending":
         """What comes after the sum of each result, of the channels from `more` on."""
-        residual = getattr(step, "residual", None) if isinstance(step, Convolution) else step and step.y
+        residual = step.residual if isinstance(step, Convolution) else None if step is None else step.y
         bias = self.fused.tensors[step.bias].data_ptr() if isinstance(step, Convolution) and step.bias else 0
         low, high = UNBOUNDED if step is None else step.bounds
         place = native.kernels.Place(NOWHERE, 0) if residual is None else self._place(residual, more)
@@ -143,11 +144,9 @@ class Plan:
         if packed.kernel == "winograd":
             before, after, (pad_y, pad_x) = self.maps[step.x], self.maps[step.result], step.padding
             sizes = before.height, before.width, after.height, after.width, pad_y, pad_x
-            steps = self._step(step.x), self._step(step.result)
-            shape = native.kernels.Convolution(before.batch, before.channels, after.channels, *sizes, *steps)
-            self.program.add_winograd(
-                shape, self._place(step.x), address, self._ending(step), self._place(step.result)
-            )
+            shape = native.kernels.Convolution(before.batch, before.channels, after.channels, *sizes)
+            shape.in_step, shape.out_step = self._step(step.x), self._step(step.result)
+            self.program.add_winograd(shape, self._place(step.x), address, self._ending(step), self._place(step.result))
         elif packed.kernel == "depthwise":
             window = self._window(step, packed.shape[2:])
             self.program.add_depthwise(
@@ -176,8 +175,3 @@ class Plan:
         )  # fmt: skip
         channels = before.channels // groups, after.channels // groups
         return native.kernels.Window(before.batch, *channels, y, x, self._step(step.x), self._step(step.result))
-
-
-def largest(values: Any) -> float:
-    """The largest magnitude in what a network returns."""
-    return max((float(leaf.abs().max()) for leaf in leaves(values) if isinstance(leaf, Tensor)), default=math.nan)

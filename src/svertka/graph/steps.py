@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from svertka.graph.operations import Operation
+from svertka.graph.operations import Operation, Value, leaves
 
 Pair = tuple[int, int]
 UNBOUNDED = (-math.inf, math.inf)
@@ -17,8 +17,8 @@ UNBOUNDED = (-math.inf, math.inf)
 class Convolution:
     """Value `x` convolved, plus bias, plus value `residual`, then between two bounds, gives value `result`.
 
-    `weight` and `bias`: names of tensors, (O, C / groups, kh, kw) and (O). `padding`: rows above and columns on the left;
-    below and on the right as many as the shape of the result asks for. A dense layer is one whose kernel is the map.
+    `weight` and `bias`: names of tensors, (O, C / groups, kh, kw) and (O). `padding`: rows above and columns on the
+    left; below and on the right as many as the shape of the result asks for. A dense layer's kernel is the whole map.
     """
 
     x: int
@@ -115,3 +115,17 @@ Step = Convolution | Pool | Sum | Concatenation | Operation
 def bounded(values: Tensor, bounds: tuple[float, float]) -> Tensor:
     """`values` moved between two bounds."""
     return values if bounds == UNBOUNDED else values.clamp(*bounds)
+
+
+def results_of(step: Step) -> tuple[int, ...]:
+    """The values that a step gives."""
+    if isinstance(step, Operation):
+        return tuple(number for number in step.results if number is not None)
+    return (step.result,)
+
+
+def inputs_of(step: Step) -> tuple[int, ...]:
+    """The values that a step reads."""
+    if isinstance(step, Operation):
+        return tuple(leaf.number for leaf in leaves(step.arguments) if isinstance(leaf, Value))
+    return step.inputs
