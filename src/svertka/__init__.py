@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from svertka.errors import SvertkaError as SvertkaError
     from svertka.evaluation.judgement import evaluate as evaluate
     from svertka.inspection.atlas import look as look
+    from svertka.localization.search import locate as locate
     from svertka.run import Run as Run
     from svertka.training.job import resume as resume
     from svertka.training.job import train as train
@@ -33,6 +34,7 @@ _HOMES = {
     "SvertkaError": "svertka.errors",
     "evaluate": "svertka.evaluation.judgement",
     "look": "svertka.inspection.atlas",
+    "locate": "svertka.localization.search",
     "Run": "svertka.run",
     "resume": "svertka.training.job",
     "train": "svertka.training.job",

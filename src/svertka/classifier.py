@@ -153,7 +153,7 @@ def predict(
     place, workers = choose_device(device), set_threads(threads)
     classifier = run if isinstance(run, Classifier) else Classifier.load(run, place)
     results: list[dict[str, Any]] = []
-    everything = _expanded(pictures)
+    everything = expanded(pictures)
     with ThreadPoolExecutor(workers) as pool:
         while some := list(islice(everything, 64)):
             tensors = list(pool.map(partial(_prepared, classifier.preprocess), (picture for _, picture in some)))
@@ -177,7 +177,12 @@ def _prepared(preprocess: Preprocess, picture: Picture) -> torch.Tensor | str:
         return str(error)
 
 
-def _expanded(pictures: Iterable[Picture]) -> Iterator[tuple[str, Picture]]:
+def expanded(pictures: Iterable[Picture]) -> Iterator[tuple[str, Picture]]:
+    """What to call each of `pictures`, as for `predict`, and the picture; folders and arrays of many are gone through.
+
+    Raises:
+        UsageError: a .npy file holds no pictures.
+    """
     for number, picture in enumerate(pictures):
         if not isinstance(picture, str | PathLike):
             yield f"#{number}", picture

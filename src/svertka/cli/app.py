@@ -11,6 +11,7 @@ import typer
 
 from svertka.cli.check import check
 from svertka.cli.evaluate import evaluate
+from svertka.cli.locate import locate
 from svertka.cli.look import look
 from svertka.cli.models import models
 from svertka.cli.predict import predict
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (check, train, evaluate, predict, look, models, tune):
+for verb in (check, train, evaluate, predict, look, locate, models, tune):
     app.command()(verb)
 
 
