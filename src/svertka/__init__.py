@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from svertka.conv.accelerate import accelerate as accelerate
     from svertka.conv.accelerate import restore as restore
     from svertka.data.check import check as check
+    from svertka.deployment.export import export as export
     from svertka.errors import SvertkaError as SvertkaError
+    from svertka.evaluation.comparison import compare as compare
     from svertka.evaluation.judgement import evaluate as evaluate
     from svertka.inspection.atlas import look as look
     from svertka.localization.search import locate as locate
@@ -32,7 +34,9 @@ _HOMES = {
     "restore": "svertka.conv.accelerate",
     "check": "svertka.data.check",
     "SvertkaError": "svertka.errors",
+    "compare": "svertka.evaluation.comparison",
     "evaluate": "svertka.evaluation.judgement",
+    "export": "svertka.deployment.export",
     "look": "svertka.inspection.atlas",
     "locate": "svertka.localization.search",
     "Run": "svertka.run",

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from svertka.data.images import SUFFIXES
 from svertka.data.preprocess import Picture, Preprocess
@@ -28,13 +28,18 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class Config(BaseModel):
-    """The content of config.json; it alone rebuilds the network, since all it names lives in `models/`."""
+    """The content of config.json; it alone rebuilds the network, since all it names lives in `models/`.
+
+    `model` and `names` are also read under the names that they have on Hugging Face's hub.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
-    model: str
-    names: tuple[str, ...] = Field(min_length=1, max_length=1_000_000)
+    model: str = Field(validation_alias=AliasChoices("model", "architecture"))
+    names: tuple[str, ...] = Field(
+        min_length=1, max_length=1_000_000, validation_alias=AliasChoices("names", "label_names")
+    )
     preprocess: Preprocess
     head: Head = "linear"
 
@@ -178,10 +183,10 @@ def _prepared(preprocess: Preprocess, picture: Picture) -> torch.Tensor | str:
 
 
 def expanded(pictures: Iterable[Picture]) -> Iterator[tuple[str, Picture]]:
-    """What to call each of `pictures`, as for `predict`, and the picture; folders and arrays of many are gone through.
+    """Each of `pictures` with what to call it; a folder is all pictures in it, a .npy file the arrays in it.
 
     Raises:
-        UsageError: a .npy file holds no pictures.
+        UsageError: a .npy file does not hold pictures.
     """
     for number, picture in enumerate(pictures):
         if not isinstance(picture, str | PathLike):
@@ -245,6 +250,14 @@ def model_of_weights(text: str) -> str | None:
         RunError: the run is damaged.
     """
     return read_config(Path(text)).model if _is_run(text) else None
+
+
+def is_classifier(text: str) -> bool:
+    """Whether `text` is meant for `Classifier.load`: a folder with a config.json, or a network of the zoo."""
+    name, colon, _ = text.partition(":")
+    if Path(text).is_dir():
+        return (Path(text) / CONFIG).exists()
+    return name in zoo.MODELS or (bool(colon) and "/" not in name)
 
 
 def _is_run(text: str) -> bool:

@@ -7,6 +7,7 @@
     ├── RunError          a run folder or a file in it: there already, damaged, made by a newer version
     ├── TrainingError     training cannot go on: it diverged, or a worker was lost
     │   └── Interrupted   it was asked to stop, and what it did is saved
+    ├── ExportError       an exported file does not compute what the network does
     ├── StorageError      the disk is full, or a folder cannot be written
     └── FetchError        something has to be downloaded and cannot be
 
@@ -46,6 +47,10 @@ class Interrupted(TrainingError):  # noqa: N818 - nothing went wrong
     """Training, or the making of an atlas, was asked to stop; the message says how it goes on."""
 
     exit_code = 130
+
+
+class ExportError(SvertkaError):
+    """An exported file does not compute what the network does, so that it was not written."""
 
 
 class StorageError(SvertkaError):

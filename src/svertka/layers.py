@@ -40,8 +40,9 @@ class Subsampling(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """The sub-sampled maps; the squashing function that follows in the paper is a layer of its own."""
-        sums = F.avg_pool2d(inputs, kernel_size=2, divisor_override=1)
-        return sums * self.coefficient[:, None, None] + self.bias[:, None, None]
+        # Four times the mean is the sum to the last bit; PyTorch's ONNX exporter loses `divisor_override`.
+        coefficient = 4 * self.coefficient[:, None, None]
+        return F.avg_pool2d(inputs, kernel_size=2) * coefficient + self.bias[:, None, None]
 
 
 class Conv2d(nn.Conv2d):
