@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from svertka.graph.optimize import Optimized as Optimized
     from svertka.graph.optimize import optimize as optimize
     from svertka.inspection.atlas import look as look
+    from svertka.localization.search import locate as locate
     from svertka.run import Run as Run
     from svertka.training.job import resume as resume
     from svertka.training.job import train as train
@@ -41,6 +42,7 @@ _HOMES = {
     "Optimized": "svertka.graph.optimize",
     "optimize": "svertka.graph.optimize",
     "look": "svertka.inspection.atlas",
+    "locate": "svertka.localization.search",
     "Run": "svertka.run",
     "resume": "svertka.training.job",
     "train": "svertka.training.job",
