@@ -10,6 +10,7 @@ import svertka
 
 def test_the_public_names() -> None:
     assert svertka.__all__ == [
+        "Classifier", "Optimized", "Run", "SvertkaError",
         "accelerate", "check", "compare", "evaluate", "export", "locate", "look", "optimize", "predict",
         "restore", "resume", "train",
     ]  # fmt: skip
