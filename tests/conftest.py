@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from torch import nn
 
+    from svertka.data.batches import Batches
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--large", action="store_true", help="run the large counts whole, not a seeded slice of them")
@@ -53,6 +55,26 @@ def digit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, pixels in enumerate(digits.images[digits.target == digit][:60]):
             Image.fromarray((pixels * 15.9).astype(np.uint8)).save(root / name / f"{number:02}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def digit_batches() -> Callable[..., "Batches"]:
+    """`digit_batches(pictures=1000, batch_size=64)`: shuffled batches of so many digits."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    from svertka.data.batches import Batches
+    from svertka.data.preprocess import Preprocess
+
+    digits = load_digits()
+    labels = digits.target.astype(np.int64)
+    rows = (digits.images * 15.9).astype(np.uint8)[..., None]
+    preprocess = Preprocess(size=8, resize=8, mean=(0.3,), std=(0.4,))
+
+    def batches(pictures: int = 1000, batch_size: int = 64) -> Batches:
+        return Batches(rows, labels, np.arange(pictures), preprocess, batch_size=batch_size, shuffle=True)
+
+    return batches
 
 
 @pytest.fixture

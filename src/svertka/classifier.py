@@ -252,6 +252,14 @@ def model_of_weights(text: str) -> str | None:
     return read_config(Path(text)).model if _is_run(text) else None
 
 
+def is_classifier(text: str) -> bool:
+    """Whether `text` is meant for `Classifier.load`: a folder with a config.json, or a network of the zoo."""
+    name, colon, _ = text.partition(":")
+    if Path(text).is_dir():
+        return (Path(text) / CONFIG).exists()
+    return name in zoo.MODELS or (bool(colon) and "/" not in name)
+
+
 def _is_run(text: str) -> bool:
     return text not in published.NAMES and Path(text).is_dir()
 

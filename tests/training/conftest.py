@@ -1,25 +1,42 @@
-"""Scikit-learn's digits, as the loop gets them."""
+"""What tests of whole trainings share: what was reached, and how they are stopped."""
 
+import hashlib
+import json
+import os
+import signal
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
-from svertka.data.batches import Batches
-from svertka.data.preprocess import Preprocess
+from svertka.run import Run
+from svertka.training.recorder import Recorder
 
 
-@pytest.fixture(scope="session")
-def digit_batches() -> Callable[..., Batches]:
-    """`digit_batches(pictures=1000, batch_size=64)`: shuffled batches of so many digits."""
-    from sklearn.datasets import load_digits
+@pytest.fixture
+def digest() -> Callable[[Run], str]:
+    """`digest(run)`: of the weights that were reached: the last ones, not the best."""
+    from svertka.tensors import read_tensors
 
-    digits = load_digits()
-    labels = digits.target.astype(np.int64)
-    rows = (digits.images * 15.9).astype(np.uint8)[..., None]
-    preprocess = Preprocess(size=8, resize=8, mean=(0.3,), std=(0.4,))
+    def of(run: Run) -> str:
+        tensors, header = read_tensors(run.checkpoint)
+        content = b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors) if name.startswith("network."))
+        return hashlib.sha256(content + json.dumps(header["state"]["val_errors"]).encode()).hexdigest()
 
-    def batches(pictures: int = 1000, batch_size: int = 64) -> Batches:
-        return Batches(rows, labels, np.arange(pictures), preprocess, batch_size=batch_size, shuffle=True)
+    return of
 
-    return batches
+
+@pytest.fixture
+def stop_at() -> Callable[[pytest.MonkeyPatch, int], None]:
+    """`stop_at(monkeypatch, step)` asks for a stop after `step`, by the signal that Ctrl-C sends."""
+
+    def stop(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+        wants_stop = Recorder.wants_stop
+
+        def asked(self: Recorder) -> bool:
+            if self.state.step == step:
+                os.kill(os.getpid(), signal.SIGINT)
+            return wants_stop(self)
+
+        monkeypatch.setattr(Recorder, "wants_stop", asked)
+
+    return stop

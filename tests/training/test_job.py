@@ -1,10 +1,6 @@
 """Whole trainings on real digits: what they leave, and that stopping and going on changes nothing."""
 
-import hashlib
-import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,31 +15,9 @@ import svertka
 from svertka.errors import DataError, Interrupted, RunError, StorageError, SvertkaError, TrainingError, UsageError
 from svertka.models.zoo import MODELS
 from svertka.run import Run
-from svertka.training.recorder import Recorder
 
 SMALL: dict[str, Any] = {"model": "resnet20", "size": 8, "epochs": 2, "batch_size": 32, "threads": 1}
 STEPS = 7  # an epoch of 221 pictures in batches of 32
-
-
-def digest(run: Run) -> str:
-    """Of the weights that were reached: the last ones, not the best."""
-    from svertka.tensors import read_tensors
-
-    tensors, header = read_tensors(run.checkpoint)
-    content = b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors) if name.startswith("network."))
-    return hashlib.sha256(content + json.dumps(header["state"]["val_errors"]).encode()).hexdigest()
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Ask for a stop after `step`, by the signal that Ctrl-C sends."""
-    wants_stop = Recorder.wants_stop
-
-    def asked(self: Recorder) -> bool:
-        if self.state.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        return wants_stop(self)
-
-    monkeypatch.setattr(Recorder, "wants_stop", asked)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +60,14 @@ def test_val_is_never_trained_on_and_test_is_scored_once(finished: Run) -> None:
 @pytest.mark.parametrize("prefetch", [True, False])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_resume_is_bit_for_bit(
-    digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, prefetch: bool, augment: bool
+    digit_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    optimizer: str,
+    prefetch: bool,
+    augment: bool,
+    stop_at: Callable[[pytest.MonkeyPatch, int], None],
+    digest: Callable[[Run], str],
 ) -> None:
     rate = 0.05 if optimizer == "sgd" else 0.001
     options = SMALL | {"optimizer": optimizer, "prefetch": prefetch, "augment": augment, "lr": rate}
@@ -116,7 +97,7 @@ def test_accumulation_changes_only_the_rounding(digit_folder: Path, tmp_path: Pa
     assert errors[0] == pytest.approx(errors[1], rel=1e-5)
 
 
-def test_a_resume_of_a_finished_run_changes_nothing(finished: Run) -> None:
+def test_a_resume_of_a_finished_run_changes_nothing(finished: Run, digest: Callable[[Run], str]) -> None:
     before = digest(finished)
     result = finished.result()
     assert digest(svertka.resume(finished)) == before
@@ -173,7 +154,12 @@ def test_bad_pictures_are_left_out_by_name_and_too_many_stop(digit_folder: Path,
     assert not (tmp_path / "other").exists()
 
 
-def test_changed_pictures_stop_a_resume(digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_pictures_stop_a_resume(
+    digit_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: Callable[[pytest.MonkeyPatch, int], None],
+) -> None:
     folder = tmp_path / "photos"
     shutil.copytree(digit_folder, folder)
     with monkeypatch.context() as patch:
@@ -187,7 +173,7 @@ def test_changed_pictures_stop_a_resume(digit_folder: Path, tmp_path: Path, monk
 
 def test_a_disk_that_fills_keeps_the_run(
     digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    small_disk: Callable[[int], AbstractContextManager[None]],
+    small_disk: Callable[[int], AbstractContextManager[None]], stop_at: Callable[[pytest.MonkeyPatch, int], None],
 ) -> None:  # fmt: skip
     options = SMALL | {"model": "mlp"}
     with monkeypatch.context() as patch:
@@ -261,18 +247,6 @@ def test_a_network_that_says_how_it_wants_its_input_gets_it(digit_folder: Path, 
     assert run.classifier().preprocess(blank + 255).amax().item() == pytest.approx(1.175, abs=1e-6)
 
 
-def test_class_weights_are_one_on_average() -> None:
-    from svertka.training.job import _class_weights
-
-    class Counts:
-        def counts(self, part: str) -> np.ndarray:
-            return np.array([10, 30, 60])
-
-    weights = _class_weights(Counts()).numpy()  # type: ignore[arg-type]
-    assert np.dot(weights, [10, 30, 60]) == pytest.approx(100)
-    assert weights[0] == pytest.approx(3 * weights[1])
-
-
 # ---- started from weights
 
 
@@ -308,7 +282,11 @@ def test_a_run_goes_on_in_another_with_more_classes(
 
 @pytest.mark.usefixtures("quiet")
 def test_a_resume_does_not_need_the_weights_again(
-    digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digit_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: Callable[[pytest.MonkeyPatch, int], None],
+    digest: Callable[[Run], str],
 ) -> None:
     torch.manual_seed(7)
     file = tmp_path / "x.pth"
@@ -377,7 +355,10 @@ def test_a_published_name_is_no_folder_of_that_name(
 
 @pytest.mark.usefixtures("quiet")
 def test_a_recipe_trains_its_first_stage_once_and_goes_on_where_it_stopped(
-    digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digit_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: Callable[[pytest.MonkeyPatch, int], None],
 ) -> None:
     staged: dict[str, Any] = {
         "model": "vgg13", "recipe": "vgg", "size": 8, "epochs": 0.5, "batch_size": 32, "lr": 1e-12, "threads": 1,

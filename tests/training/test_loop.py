@@ -37,7 +37,7 @@ class Watcher(Observer):
     def looked(self, look: Look) -> None:
         self.looks.append(look)
 
-    def epoch_ended(self, epoch: int, loss: float, error: float, gradients: dict[str, float]) -> bool:
+    def epoch_ended(self, epoch: int, loss: float, error: float) -> bool:
         self.epochs.append((epoch, loss, error))
         return False
 

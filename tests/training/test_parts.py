@@ -11,7 +11,7 @@ from svertka.data.preprocess import Preprocess
 from svertka.data.published import open_published
 from svertka.errors import DataError
 from svertka.models.zoo import MODELS
-from svertka.training.parts import divide, natural_input, stored_side
+from svertka.training.parts import Parts, divide, natural_input, stored_side
 
 PREPROCESS = Preprocess(size=8, resize=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -71,3 +71,13 @@ def test_inputs_suit_the_weights_that_training_starts_from() -> None:
     expected = Preprocess(size=224, resize=256, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert natural_input(digits, MODELS["resnet20"], None, expected) == (224, 256, 3)
     assert natural_input(digits, MODELS["resnet20"], 112, expected) == (112, 128, 3)
+
+
+def test_class_weights_are_one_on_average() -> None:
+    class Counts:
+        def counts(self, part: str) -> np.ndarray:
+            return np.array([10, 30, 60])
+
+    weights = Parts.class_weights(Counts()).numpy()  # type: ignore[arg-type]
+    assert np.dot(weights, [10, 30, 60]) == pytest.approx(100)
+    assert weights[0] == pytest.approx(3 * weights[1])

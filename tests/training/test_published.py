@@ -4,7 +4,7 @@ from svertka.data.published import NAMES
 from svertka.errors import UsageError
 from svertka.models.zoo import MODELS
 from svertka.training.loop import steps_of
-from svertka.training.published import DEFAULTS, RECIPES, find_recipe, recipe_for
+from svertka.training.published import BACKBONE, DEFAULTS, RECIPES, find_recipe, recipe_for
 from svertka.training.schedule import learning_rate
 
 
@@ -13,11 +13,16 @@ def test_every_recipe_names_its_source() -> None:
 
 
 def test_every_source_has_a_network_and_a_recipe() -> None:
-    assert set(DEFAULTS) == {*NAMES, ""}
+    assert set(DEFAULTS) == {*NAMES}
     for source, (model, recipe) in DEFAULTS.items():
         assert model in MODELS
         assert recipe in RECIPES
         assert recipe_for(source, model) == recipe
+
+
+def test_trained_weights_are_frozen_but_for_what_is_to_learn() -> None:
+    for unfreeze, recipe in ((None, "frozen"), ("head", "frozen"), ("last", "fine-tuning"), ("all", "fine-tuning")):
+        assert recipe_for("/photos", BACKBONE[0], unfreeze=unfreeze, trained=True) == recipe
 
 
 @pytest.mark.parametrize("model", MODELS)

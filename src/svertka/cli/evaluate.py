@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+from svertka.cli.input import whole_numbers
 from svertka.cli.output import print_json, print_table
-from svertka.errors import UsageError
 
 
 def evaluate(
@@ -17,7 +17,8 @@ def evaluate(
     ],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="labelled pictures, as for svertka train")],
     crops: Annotated[
-        str, typer.Option(help="1 (the centre), 10 (AlexNet's) or 144 (GoogLeNet's) crops a picture")
+        str,
+        typer.Option(help="1 (the centre), 10 (AlexNet's) or 144 (GoogLeNet's) crops a picture, or dense (VGG's): all"),
     ] = "1",
     scales: Annotated[
         str | None, typer.Option(help="lengths of the shorter side, pixels, such as 256,288; unset: the paper's")
@@ -37,7 +38,14 @@ def evaluate(
     from svertka.evaluation.judgement import evaluate as judge
 
     result = judge(
-        run, source, crops=crops, scales=_sides(scales), part=part, output=output, device=device, threads=threads
+        run,
+        source,
+        crops=crops,
+        scales=whole_numbers("--scales", scales),
+        part=part,
+        output=output,
+        device=device,
+        threads=threads,
     )
     if as_json:
         print_json(result.as_json())
@@ -50,12 +58,3 @@ def evaluate(
         recall, precision = (f"{v:.1%}" if v is not None else "–" for v in (one.recall, one.precision))
         shown.append((one.name, f"{one.images:,}", recall, precision))
     print_table(shown, right="123")
-
-
-def _sides(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(side) for side in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--scales {text} is not a list of whole numbers; give pixels, such as 256,288") from None

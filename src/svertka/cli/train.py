@@ -1,7 +1,7 @@
 """`svertka train`."""
 
 import inspect
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,13 @@ def train(
     recipe: Annotated[str | None, typer.Option(help="a named recipe; unset: what suits the source")] = None,
     output: Annotated[str | None, typer.Option(help="the run folder; unset: a free name under runs/")] = None,
     resume: Annotated[str | None, typer.Option(help="a run folder to continue, instead of SOURCE")] = None,
+    unfreeze: Annotated[
+        str | None,
+        typer.Option(help="what learns of trained weights: head, last, a number of stages below it, a stage, or all"),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="the last layer: linear, cosine or adaptation; computed: logistic, nearest-mean")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="passes over the training pictures")] = None,
     time: Annotated[str | None, typer.Option(help="as many epochs as fit into 90s, 10m or 1.5h")] = None,
     lr: Annotated[str | None, typer.Option(help="the highest learning rate, or: find")] = None,
@@ -40,6 +47,8 @@ def train(
     class_weights: Annotated[bool | None, typer.Option(help="weigh rare classes more")] = None,
     early_stop: Annotated[int | None, typer.Option(help="stop after so many epochs without a better val error")] = None,
     augment: Annotated[bool, typer.Option(help="change the training pictures at random, as the recipe says")] = True,
+    stage_rate: Annotated[float | None, typer.Option(help="times lr, for each stage further below the head")] = None,
+    gradual: Annotated[bool | None, typer.Option(help="one more stage learns each epoch, from the head down")] = None,
     initial: Annotated[
         str | None, typer.Option(help="first weights: gaussian, glorot or he; unset: the network's own")
     ] = None,
@@ -58,7 +67,17 @@ def train(
     prefetch: Annotated[
         bool | None, typer.Option(help="prepare batches ahead in a thread; unset: where it pays")
     ] = None,
-    cache_limit: Annotated[float | None, typer.Option(help="decoded pictures kept on disk, GB")] = None,
+    cache: Annotated[bool, typer.Option(help="compute what is frozen once, and store it")] = True,
+    variants: Annotated[
+        int | None, typer.Option(help="of each augmented picture that are stored; unset: as many as pay")
+    ] = None,
+    half_features: Annotated[bool, typer.Option("--half-features", help="store features as float16")] = False,
+    cache_limit: Annotated[
+        float | None, typer.Option(help="decoded pictures kept on disk, and features, each, GB")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="train on so many divisions of the pictures, for a confidence interval")
+    ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write for TensorBoard too")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
@@ -81,6 +100,8 @@ def train(
         run = job.resume(resume, tensorboard=tensorboard)
     else:
         changes = {
+            "unfreeze": unfreeze,
+            "head": head,
             "epochs": epochs,
             "batch_size": batch_size,
             "optimizer": optimizer,
@@ -94,11 +115,12 @@ def train(
             "accumulate": accumulate,
             "class_weights": class_weights,
             "early_stop": early_stop,
+            "stage_rate": stage_rate,
+            "gradual": gradual,
             "initial": initial,
             "bfloat16": bfloat16,
         }
-        run = job.train(
-            str(source),
+        options: dict[str, Any] = dict(
             model=model,
             weights=weights,
             recipe=recipe,
@@ -114,10 +136,17 @@ def train(
             threads=threads,
             accelerate=accelerate,
             prefetch=prefetch,
+            cache=cache,
+            variants=variants,
+            half_features=half_features,
             cache_limit=None if cache_limit is None else round(cache_limit * 1e9),
             tensorboard=tensorboard,
             **{name: value for name, value in changes.items() if value is not None},
         )
+        if repeats is not None:
+            _repeat(str(source), repeats, options, as_json=as_json)
+            return
+        run = job.train(str(source), **options)
     from svertka import distributed
 
     if not distributed.is_first():
@@ -130,6 +159,21 @@ def train(
     speed = f"{result['images_per_second']:,.0f} images/s"
     print(f"{', '.join(errors) or 'trained'} after {result['epochs']:g} epochs, {speed}")
     print(f"the run is in {run.folder}; open {run.report}")
+
+
+def _repeat(source: str, repeats: int, options: dict[str, Any], *, as_json: bool) -> None:
+    from svertka import distributed
+    from svertka.training.repeats import repeat
+
+    made = repeat(source, repeats, **options)
+    if not distributed.is_first():
+        return
+    if as_json:
+        print_json(made.summary())
+        return
+    low, high = made.interval
+    print(f"{made.part} error {made.mean:.2%} over {repeats} divisions, 95 % interval {low:.2%} to {high:.2%}")
+    print(f"the runs are in {made.folder}")
 
 
 PARTS = {"val": "val_error", "test": "test_error"}

@@ -1,7 +1,8 @@
 """An epoch of training pictures, batch by batch: in seeded order, shared among processes, prepared ahead."""
 
+import copy
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -73,6 +74,13 @@ class Batches:
         self.device = device or torch.device("cpu")
         self.memory_format, self.prefetch = memory_format, prefetch
         self.rank, self.world = rank, world
+        self.images: Callable[[Ints, int], torch.Tensor] = self._augmented
+
+    def giving(self, images: Callable[[Ints, int], torch.Tensor]) -> "Batches":
+        """The same batches with something else in place of pictures: what `images(indices, epoch)` gives for them."""
+        other = copy.copy(self)
+        other.images = images
+        return other
 
     @property
     def steps(self) -> int:
@@ -106,8 +114,12 @@ class Batches:
     def _batch(self, order: Ints, epoch: int, step: int) -> Batch:
         whole = order[step * self.batch_size : (step + 1) * self.batch_size]
         indices = whole[self.rank :: self.world]
-        images = self._to_device(torch.from_numpy(self.rows[indices])).permute(0, 3, 1, 2)
         labels = self._to_device(torch.from_numpy(self.labels[indices]))
+        return Batch(self.images(indices, epoch), labels, indices, len(whole))
+
+    def _augmented(self, indices: Ints, epoch: int) -> torch.Tensor:
+        """The pictures at `indices` as they are in that epoch, normalised."""
+        images = self._to_device(torch.from_numpy(self.rows[indices])).permute(0, 3, 1, 2)
         draws = Draws(self.seed, epoch, indices)
         images = augment(images, self.augmentations, draws, self.preprocess.size)
         # Reordering is cheaper here, a byte a value, than after normalisation.
@@ -115,7 +127,7 @@ class Batches:
         if images.shape[1] == 1:
             # The strides of one channel are ambiguous: these say plainly what the network would else have to guess.
             images = images.squeeze(1).unsqueeze(1)
-        return Batch(images, labels, indices, len(whole))
+        return images
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cuda":

@@ -12,7 +12,7 @@ from svertka.errors import PictureError
 from svertka.evaluation.intervals import Interval, wilson
 from svertka.evaluation.metrics import Evaluation
 from svertka.pages.curves import Axis, Line, Panel, Reading, curves
-from svertka.pages.page import SPACE, count, percent, plain
+from svertka.pages.page import SPACE, count, percent, plain, scrolled
 from svertka.pages.scale import Scale
 
 Pixels = npt.NDArray[np.uint8]
@@ -153,9 +153,9 @@ def _chart(condition: Condition) -> str:
         for reading, group in zip(readings, groups, strict=True)
     )
     table = (
-        f"<details><summary>The numbers</summary>"
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{condition.name}"><table class="numbers"><thead>'
+        '<table class="numbers"><thead>'
         f'<tr><th scope="col">{condition.name.lower()}</th><th scope="col">pictures</th><th scope="col">error</th>'
-        f'<th scope="col">95 % interval</th></tr></thead><tbody>{rows}</tbody></table></div></details>'
+        f'<th scope="col">95 % interval</th></tr></thead><tbody>{rows}</tbody></table>'
     )
-    return f'<div class="condition">{curves([panel], Axis("group", scale, x), readings, None, "")}{table}</div>'
+    numbers = f"<details><summary>The numbers</summary>{scrolled(condition.name, table)}</details>"
+    return f'<div class="condition">{curves([panel], Axis("group", scale, x), readings, None, "")}{numbers}</div>'

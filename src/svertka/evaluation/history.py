@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from svertka.pages.curves import Axis, Line, Panel, Reading, curves
-from svertka.pages.page import NOTHING, SPACE, number, percent, plain
+from svertka.pages.page import NOTHING, SPACE, number, percent, plain, scrolled
 from svertka.pages.scale import Scale, fit
 from svertka.progress import duration
 
@@ -80,13 +80,13 @@ class History:
             for line in shown
         )
         title = "The numbers" if len(shown) == len(self.epochs) else f"The numbers of {len(shown)} of these epochs"
-        return (
-            f'<details><summary>{title}</summary><div class="scroll" tabindex="0" role="region" aria-label="{title}">'
+        table = (
             '<table class="numbers"><thead><tr><th scope=col>epoch</th><th scope=col>train loss, nats</th>'
             "<th scope=col>val loss, nats</th><th scope=col>train error</th><th scope=col>val error</th>"
             "<th scope=col>learning rate</th><th scope=col>pictures/s</th><th scope=col>time</th></tr></thead>"
-            f"<tbody>{rows}</tbody></table></div></details>"
+            f"<tbody>{rows}</tbody></table>"
         )
+        return f"<details><summary>{title}</summary>{scrolled(title, table)}</details>"
 
     def range_test(self) -> str:
         """The learning-rate finder's curve, as HTML; empty where it did not run."""

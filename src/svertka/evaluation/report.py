@@ -17,8 +17,8 @@ from svertka.evaluation.history import History
 from svertka.evaluation.metrics import WORST, ClassResult, Evaluation, Mistake
 from svertka.evaluation.reliability import reliability
 from svertka.files import write_atomic
-from svertka.pages.page import count, escape, isolated, number, page, percent
-from svertka.pages.pictures import image, strip
+from svertka.pages.page import count, escape, isolated, number, page, percent, scrolled, section
+from svertka.pages.pictures import framed, strip
 from svertka.progress import duration
 
 Pixels = npt.NDArray[np.uint8]
@@ -86,25 +86,21 @@ def _body(report: Report) -> str:
     parts = [
         f"<header><p><b>{isolated(report.name)}</b></p><h1>{escape(report.sentence)}</h1>{_second(report)}"
         f"{_findings(report.curves)}</header>",
-        _section("curves", "Learning curves", _curves(report.curves)),
-        _section("range", "Learning-rate finder", _range_test(report.curves)),
+        section("curves", "Learning curves", _curves(report.curves)),
+        section("range", "Learning-rate finder", _range_test(report.curves)),
     ]
     if report.evaluation is not None and report.evaluation.images:
         parts += [
-            _section("mistakes", "Worst mistakes", _worst(report, report.evaluation)),
-            _section("doubtful", "Most doubtful mistakes", _doubtful(report, report.evaluation)),
-            _section("confusion", "Confusion", confusion(report.evaluation, lambda i, alt: _strip(report, i, alt))),
-            _section("classes", "Classes", _classes(report, report.evaluation)),
-            _section("calibration", "Can its probabilities be believed?", reliability(report.evaluation.calibration)),
-            _section("conditions", "When it errs", drawn(report.conditions, report.evaluation.images)),
+            section("mistakes", "Worst mistakes", _worst(report, report.evaluation)),
+            section("doubtful", "Most doubtful mistakes", _doubtful(report, report.evaluation)),
+            section("confusion", "Confusion", confusion(report.evaluation, lambda i, alt: _strip(report, i, alt))),
+            section("classes", "Classes", _classes(report, report.evaluation)),
+            section("calibration", "Can its probabilities be believed?", reliability(report.evaluation.calibration)),
+            section("conditions", "When it errs", drawn(report.conditions, report.evaluation.images)),
         ]
     facts = "".join(f"<div><dt>{escape(label)}</dt><dd>{isolated(text)}</dd></div>" for label, text in report.facts)
-    parts.append(_section("made", "How it was made", f"<dl>{facts}</dl>" if facts else ""))
+    parts.append(section("made", "How it was made", f"<dl>{facts}</dl>" if facts else ""))
     return f"<main>{''.join(parts)}</main>"
-
-
-def _section(name: str, title: str, body: str) -> str:
-    return f'<section id="{name}"><h2>{title}</h2>{body}</section>' if body else ""
 
 
 def _second(report: Report) -> str:
@@ -184,14 +180,13 @@ def _mistake(report: Report, evaluation: Evaluation, mistake: Mistake) -> str:
     true, guess = (evaluation.per_class[k].name for k in (mistake.label, mistake.predicted))
     sure, called = percent(mistake.probability), report.picture_name(mistake.index)
     alt = f"{called}: {true}, taken for {guess} with {sure}"
-    pixels = _picture(report, mistake.index)
-    drawn = image(pixels, SIDE, alt) if pixels is not None else _unreadable(alt)
-    return (
-        f'<figure><div class="frame">{drawn}</div><figcaption><span title="{escape(true)}">is {isolated(true)}</span>'
-        f'<span title="{escape(guess)}">taken for <b>{isolated(guess)}</b></span>'
-        f"<span>{sure} against {percent(mistake.own)}</span>"
-        f'<span class="quiet" title="{escape(called)}">{isolated(PurePath(called).name)}</span></figcaption></figure>'
-    )
+    lines = [
+        f'<span title="{escape(true)}">is {isolated(true)}</span>',
+        f'<span title="{escape(guess)}">taken for <b>{isolated(guess)}</b></span>',
+        f"<span>{sure} against {percent(mistake.own)}</span>",
+        f'<span class="quiet" title="{escape(called)}">{isolated(PurePath(called).name)}</span>',
+    ]
+    return framed(_picture(report, mistake.index), SIDE, alt, lines)
 
 
 def _classes(report: Report, evaluation: Evaluation) -> str:
@@ -206,12 +201,12 @@ def _classes(report: Report, evaluation: Evaluation) -> str:
     how = "Recall is the share of a class that was found; precision the share of what was given its name that is of it."
     if len(listed) < len(evaluation.per_class):
         how += f" {len(without):,} of {len(evaluation.per_class):,} classes have no picture here."
-    return (
-        f'<p class="how">{how}</p><div class="scroll" tabindex="0" role="region" aria-label="Classes">'
+    table = (
         '<table class="rows sortable"><thead><tr><th scope="col">class</th><th scope="col">pictures</th>'
         '<th scope="col" aria-sort="ascending">recall</th><th scope="col">precision</th>'
-        f'<th scope="col">most often taken for</th></tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<th scope="col">most often taken for</th></tr></thead><tbody>{rows}</tbody></table>'
     )
+    return f'<p class="how">{how}</p>{scrolled("Classes", table)}'
 
 
 def _class_row(report: Report, evaluation: Evaluation, one: ClassResult, k: int, each: int) -> str:
@@ -252,7 +247,3 @@ def _picture(report: Report, index: int) -> Pixels | None:
         return report.picture(index)
     except PictureError:
         return None
-
-
-def _unreadable(alt: str) -> str:
-    return f'<span class="unreadable" role="img" aria-label="{escape(alt)}">cannot be read</span>'

@@ -14,6 +14,8 @@ from svertka.pages.page import escape, plain
 from svertka.pages.scale import Scale
 
 WIDTH = 1000  # of the coordinates along x inside a plot
+Style = Literal["solid", "dashed", "dotted", "mixed", "faint", "steps"]
+STYLES: tuple[Style, ...] = ("solid", "dashed", "dotted", "mixed")  # of lines that are all equally important
 LABEL_HEIGHT = 18  # pixels, below which two labels touch
 
 
@@ -24,7 +26,7 @@ class Line:
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    style: Literal["solid", "dashed", "faint", "steps"]
+    style: Style
 
 
 @dataclass(frozen=True)

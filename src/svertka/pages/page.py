@@ -51,6 +51,16 @@ def count(value: int, noun: str) -> str:
     return f"{value:,}{SPACE}{noun}{'' if value == 1 else 's'}"
 
 
+def section(name: str, title: str, body: str) -> str:
+    """A chapter of a page, which the address "#name" leads to; empty where `body` (HTML) is."""
+    return f'<section id="{name}"><h2>{title}</h2>{body}</section>' if body else ""
+
+
+def scrolled(name: str, table: str) -> str:
+    """`table` (HTML) in a frame of its own in which it can be moved where the page is narrow; `name` is said of it."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">{table}</div>'
+
+
 def page(title: str, body: str, *, chapter: str = "", beside: bool = False, served: bool = False) -> str:
     """A whole HTML document, style and script inside; `title` is text, `body` is HTML.
 

@@ -45,6 +45,13 @@ def image(picture: Pixels, side: int, alt: str) -> str:
     )
 
 
+def framed(picture: Pixels | None, side: int, alt: str, lines: Sequence[str]) -> str:
+    """A `<figure>` of `picture` as `image` shows it, None where it cannot be read any more, over `lines` (HTML)."""
+    unreadable = f'<span class="unreadable" role="img" aria-label="{escape(alt)}">cannot be read</span>'
+    drawn = unreadable if picture is None else image(picture, side, alt)
+    return f'<figure><div class="frame">{drawn}</div><figcaption>{"".join(lines)}</figcaption></figure>'
+
+
 def strip(pictures: Sequence[Pixels], side: int, alt: str) -> str:
     """An `<img>` of `pictures` in a row, one pixel apart, each at most `side` CSS pixels a side.
 

@@ -1,7 +1,5 @@
 """train(): the one place that knows the whole order, from a source of pictures to a finished run folder."""
 
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +11,7 @@ import torch
 from torch import nn
 
 from svertka import distributed
-from svertka.classifier import Classifier, Config, find_weights, model_of_weights, read_config
+from svertka.classifier import Classifier, find_weights, model_of_weights, read_config
 from svertka.conv.accelerate import accelerate as accelerated
 from svertka.data.preprocess import Preprocess
 from svertka.data.sources import open_source
@@ -21,21 +19,20 @@ from svertka.data.split import VAL_SHARE
 from svertka.device import choose_device, in_layout, set_threads
 from svertka.errors import Interrupted, RunError, TrainingError, UsageError
 from svertka.evaluation.scoring import score
-from svertka.files import storage, sync_folder, write_json
 from svertka.models import zoo
-from svertka.models.initial import initialise
 from svertka.progress import progress, say
 from svertka.run import Run, new_folder
 from svertka.training import checkpoint, plan, summary
+from svertka.training.beginning import begin, create
+from svertka.training.learner import compute_head, computes_head, freeze_for, learner, optimizer_for
 from svertka.training.log import Log
-from svertka.training.loop import State, fit, make_optimizer, steps_of
+from svertka.training.loop import State, fit, steps_of
 from svertka.training.parts import Parts, divide, measured, natural_input, stored_side
-from svertka.training.published import DEFAULTS, find_recipe, recipe_for
-from svertka.training.range_test import RangeTest, find_learning_rate
+from svertka.training.published import BACKBONE, DEFAULTS, find_recipe, recipe_for
+from svertka.training.range_test import find_learning_rate
 from svertka.training.recorder import Recorder
 from svertka.training.settings import Settings
-
-PREPARED_WITH = 5000  # training pictures, for networks that want to see some before their first step
+from svertka.transfer.features import room, row_bytes
 
 
 def train(
@@ -56,7 +53,11 @@ def train(
     threads: int | None = None,
     accelerate: bool = True,
     prefetch: bool | None = None,
+    cache: bool = True,
+    variants: int | None = None,
+    half_features: bool = False,
     cache_limit: int | None = None,
+    turn: int = 0,
     tensorboard: bool = False,
     **changes: Any,
 ) -> Run:
@@ -64,13 +65,17 @@ def train(
 
     `model`: a name from `models.zoo.MODELS`; `recipe`: one from `training.published.RECIPES`; None: what suits the
     source. `weights`: what to start from, with the preprocessing that goes with it: "imagenet" or "bundled" where
-    `models.published.PUBLISHED` has them, a run (whose network is then the model), or a file; None: fresh weights.
+    `models.published.PUBLISHED` has them, a run (whose network is then the model), or a file; None: fresh weights, but
+    for pictures of one's own and no `model` those of `published.BACKBONE`. What starts from weights is frozen but for
+    its head, unless `unfreeze` says otherwise: "head", "last", a number of stages, a stage's name, or "all".
     `output`: the run folder; None: a free name under runs/. `time_budget`: "10m"; the epochs are then those
     that fit. `lr`: the highest learning rate, or "find". `augment`: False leaves the recipe's augmentations out.
     `size`: side of the input, pixels. `val`, `test`: shares taken from the training pictures where the source has
     no such part. `accelerate`: on the CPU, let `svertka.conv` compute the convolutions. `prefetch`: prepare batches
-    ahead in a thread; None: where it pays. `cache_limit`: bytes of decoded pictures on disk. `changes`: settings of the
-    recipe, such as epochs=5.
+    ahead in a thread; None: where it pays. `cache`: store what the frozen part gives, where that pays; `variants`: so
+    many of each augmented picture, None: as `plan.Passes.cache` says; `half_features`: in float16. `cache_limit`: bytes
+    of decoded pictures on disk, and of features. `turn`: another division into parts. `changes`: settings of the
+    recipe, such as epochs=5 or unfreeze="last".
 
     Raises:
         UsageError: a value that cannot be; the run folder exists.
@@ -82,9 +87,13 @@ def train(
     place, thread_count = choose_device(device), set_threads(threads)
     dataset = open_source(fspath(source))
     start_from = None if weights is None else fspath(weights)
+    own_pictures = dataset.source not in DEFAULTS
+    if own_pictures and model is None and start_from is None and recipe is None:
+        model, start_from = BACKBONE
     known = None if start_from is None else model_of_weights(start_from)
-    facts = zoo.find(model or known or DEFAULTS.get(dataset.source, DEFAULTS[""])[0])
-    recipe_name = recipe or recipe_for(dataset.source, facts.name)
+    facts = zoo.find(model or known or DEFAULTS.get(dataset.source, BACKBONE)[0])
+    trained = start_from is not None
+    recipe_name = recipe or recipe_for(dataset.source, facts.name, unfreeze=changes.get("unfreeze"), trained=trained)
     if not augment:
         changes["augmentations"] = ()
     planned = find_recipe(recipe_name).with_changes(lr=_number(lr), **changes)
@@ -103,34 +112,40 @@ def train(
     with distributed.group(place):
         unmeasured = Preprocess(size=side, resize=resize, mean=(0.0,) * channels, std=(1.0,) * channels)
         stored = stored_side(unmeasured, planned.augmentations)
-        parts = divide(dataset, unmeasured, stored, val, test, threads=thread_count, limit=cache_limit)
+        parts = divide(dataset, unmeasured, stored, val, test, threads=thread_count, limit=cache_limit, turn=turn)
         if "batch_size" not in changes:
             planned = planned.with_changes(batch_size=min(planned.batch_size, len(parts.indices["train"])))
         preprocess, planned = measured(parts, unmeasured, facts, planned, given)
 
-        torch.manual_seed(seed)
-        config = Config(model=facts.name, names=dataset.names, preprocess=preprocess)
-        classifier = Classifier(config.build().to(place), config)
-        if planned.initial is not None:
-            initialise(classifier.network, planned.initial)
-        if facts.prepare is not None:
-            facts.prepare(classifier.network, parts.sample(preprocess, PREPARED_WITH).to(place))
-        started = []
-        if start is not None:
-            started = [start.note, start.put_into(classifier.network, dataset.names)]
-            del start  # the network holds its own tensors now
+        classifier, started = begin(facts, start, parts, preprocess, planned, seed, place)
+        del start  # the network holds its own tensors now
+        made = freeze_for(classifier, planned)
         accelerate = accelerate and place.type == "cpu"
         if accelerate:
             accelerated(classifier.network)
         batches = parts.training_batches(preprocess, planned, seed, place)
         label = f"{facts.name}, accelerated" if accelerate else facts.name
-        timing = plan.time_steps(classifier.network, next(batches.epoch(0)), planned, label)
-        one_epoch = plan.epoch_seconds(timing, batches.steps, planned.batch_size, len(parts.indices["val"]))
-        found = find_learning_rate(classifier.network, batches, planned) if lr == "find" else None
+        batch, learning = next(batches.epoch(0)), classifier.network
+        if made is not None:
+            label, learning = f"{label} above {planned.unfreeze}", made.learning
+            in_layout(classifier.network, torch.channels_last)
+            a_picture, batch = plan.time_frozen(made, batch, torch.channels_last)
+        timing = plan.time_steps(learning, batch, planned, label)
+        sizes = len(parts.indices["train"]), len(parts.indices["val"])
+        one_epoch = plan.epoch_seconds(timing, batches.steps, planned.batch_size, sizes[1])
+        kept, once = None, 0.0
+        if made is not None:
+            passes = plan.Passes(a_picture, *sizes, row_bytes(made.shape, half=half_features))
+            if cache:
+                kept, why = passes.cache(planned, one_epoch, variants, half_features, room(cache_limit))
+                started.append(why)
+            once, each = passes.cost(kept)
+            one_epoch += each
+        found = find_learning_rate(made or classifier.network, batches, planned) if lr == "find" else None
         if found is not None:
             planned = planned.with_changes(lr=distributed.of_first(found.chosen))
         if budget is not None:
-            epochs = plan.fit_epochs(budget - (time.monotonic() - began), one_epoch)
+            epochs = plan.fit_epochs(budget - once - (time.monotonic() - began), one_epoch)
             planned = planned.with_changes(epochs=distributed.of_first(epochs))
         settings = Settings(
             source=dataset.source,
@@ -150,14 +165,16 @@ def train(
             memory_format=timing.memory_format,
             accelerate=accelerate,
             prefetch=_pays(parts, place) if prefetch is None else prefetch,
+            cache=kept,
             cache_limit=cache_limit,
+            turn=turn,
         )
-        say(plan.table(summary.facts(classifier, settings, one_epoch * planned.epochs)))
-        for sentence in filter(None, (*started, parts.unstored)):
+        say(plan.table(summary.facts(classifier, settings, once + one_epoch * planned.epochs)))
+        for sentence in filter(None, (*started, parts.few(), parts.unstored)):
             say(sentence)
         run = Run(folder)
         if distributed.is_first():
-            _create(run, classifier, settings, found)
+            create(run, classifier, settings, found)
         distributed.barrier()
         return _carry_out(run, settings, parts, place, tensorboard=tensorboard)
 
@@ -177,7 +194,13 @@ def resume(folder: str | PathLike[str], *, tensorboard: bool = False) -> Run:
     shares = settings.val, settings.test
     with distributed.group(place):
         parts = divide(
-            dataset, preprocess, settings.stored_side, *shares, threads=settings.threads, limit=settings.cache_limit
+            dataset,
+            preprocess,
+            settings.stored_side,
+            *shares,
+            threads=settings.threads,
+            limit=settings.cache_limit,
+            turn=settings.turn,
         )
         if parts.fingerprint != settings.fingerprint:
             raise RunError(
@@ -205,31 +228,35 @@ def _first_stage(source: str | PathLike[str], model: str, recipe: str, folder: P
 def _carry_out(run: Run, settings: Settings, parts: Parts, place: torch.device, *, tensorboard: bool) -> Run:
     """From the checkpoint in `run`, be it of step 0, to the end."""
     classifier = Classifier.load(run.folder, place)
-    network = in_layout(classifier.network, settings.layout)
+    in_layout(classifier.network, settings.layout)
+    made = freeze_for(classifier, settings.recipe)
     if settings.accelerate:
-        accelerated(network)
-    optimizer = make_optimizer(network, settings.recipe)
-    state, extra = checkpoint.load(run.checkpoint, network, optimizer)
-    batches = parts.training_batches(
-        classifier.preprocess, settings.recipe, settings.seed, place, settings.layout, prefetch=settings.prefetch
-    )
-    shown_as = classifier.preprocess, place, settings.layout
-    val = parts.batches("val", *shown_as) if len(parts.indices["val"]) else None
+        accelerated(classifier.network)
+    optimizer = optimizer_for(classifier, settings.recipe)
+    state, extra = checkpoint.load(run.checkpoint, classifier.network, optimizer)
+    if state.step == 0 and computes_head(classifier, settings.recipe):
+        compute_head(classifier, settings, parts, place)
+    learning = learner(classifier, made, settings, parts, place)
+    batches = learning.batches
     log = Log(run.metrics, int(extra["log"]), tensorboard=tensorboard) if distributed.is_first() else None
-    parallel = nn.parallel.DistributedDataParallel(network) if distributed.world() > 1 else network
-    weights = _class_weights(parts).to(place) if settings.recipe.class_weights else None
+    parallel = nn.parallel.DistributedDataParallel(learning.network) if distributed.world() > 1 else learning.network
+    weights = parts.class_weights().to(place) if settings.recipe.class_weights else None
     with progress(f"training {run.folder}", steps_of(settings.recipe, batches.steps)[0]) as shown:
         shown.advance(state.step)
-        recorder = Recorder(run, classifier, optimizer, settings.recipe, state, log, batches, val, shown)
+        recorder = Recorder(run, classifier, learning, optimizer, settings.recipe, state, log, shown)
         with recorder.stoppable(), _explained(run, settings, parts, state, log):
-            fit(parallel, optimizer, batches, settings.recipe, state, recorder, class_weights=weights)
+            if settings.recipe.is_computed:
+                recorder.computed()
+            else:
+                fit(parallel, optimizer, batches, settings.recipe, state, recorder, class_weights=weights)
         recorder.save()
     distributed.barrier()  # the first process has now written the weights that all load
 
     part = next(name for name in ("test", "val", "train") if len(parts.indices[name]))
     kept = Classifier.load(run.folder, place)
     network = in_layout(kept.network, settings.layout)
-    judged = score(network, parts.batches(part, *shown_as), kept.names, f"scoring {part}")
+    judging = parts.batches(part, kept.preprocess, place, settings.layout)
+    judged = score(network, judging, kept.names, f"scoring {part}")
     if log:
         log.write(
             "result",
@@ -243,35 +270,6 @@ def _carry_out(run: Run, settings: Settings, parts: Parts, place: torch.device, 
         summary.write(run, settings, parts, judged, part)
     distributed.barrier()
     return run
-
-
-def _create(run: Run, classifier: Classifier, settings: Settings, found: RangeTest | None) -> None:
-    """Make the run folder, whole from its first moment: untrained weights, settings, a checkpoint of step 0."""
-    with storage(run.folder):
-        run.folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Run(run.folder.with_name(f".{run.folder.name}.{os.getpid()}.tmp"))
-    try:
-        with storage(run.folder):
-            draft.folder.mkdir()
-        classifier.save(draft.folder)
-        write_json(draft.training, settings.model_dump())
-        log = Log(draft.metrics)
-        if found is not None:
-            log.write("range_test", learning_rate=found.rates, loss=found.losses, chosen=found.chosen)
-        optimizer = make_optimizer(classifier.network, settings.recipe)
-        checkpoint.save(draft.checkpoint, classifier.network, optimizer, State(), log=log.offset)
-        with storage(run.folder):
-            draft.folder.rename(run.folder)
-            sync_folder(run.folder.parent)
-    except BaseException:
-        shutil.rmtree(draft.folder, ignore_errors=True)
-        raise
-
-
-def _class_weights(parts: Parts) -> torch.Tensor:
-    """Each class's weight, inverse to its frequency; 1 on average over the training pictures. (classes,) float32."""
-    counts = torch.from_numpy(parts.counts("train")).float()
-    return counts.sum() / (len(counts) * counts)
 
 
 def _pays(parts: Parts, place: torch.device) -> bool:

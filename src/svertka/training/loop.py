@@ -1,6 +1,7 @@
 """(network, batches) → weights. Everything else about a training happens around this file."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,11 +59,10 @@ class Observer:
     def looked(self, look: Look) -> None:
         """Every LOG_EVERY steps and at the end of an epoch."""
 
-    def epoch_ended(self, epoch: int, loss: float, error: float, gradients: dict[str, float]) -> bool:
+    def epoch_ended(self, epoch: int, loss: float, error: float) -> bool:
         """After each pass (or the part of one that ends the training); True ends the training here.
 
-        `loss`, `error`: means over the pass, while the network was learning. `gradients`: root mean square of the last
-        step's gradient over that of the weights, for each weight tensor.
+        `loss`, `error`: means over the pass, while the network was learning.
         """
         return False
 
@@ -98,6 +98,7 @@ def fit(
     network.train()
     while state.step < total:
         epoch, first = divmod(state.step, batches.steps)
+        thaw(optimizer, epoch)
         for batch in batches.epoch(epoch, first):
             rate = learning_rate(
                 recipe.schedule,
@@ -126,7 +127,7 @@ def fit(
             if epoch_over:
                 loss, wrong, count = state.sums
                 state.sums = [0.0, 0.0, 0.0]
-                if observer.epoch_ended(epoch + 1, loss / count, wrong / count, gradient_ratios(network)):
+                if observer.epoch_ended(epoch + 1, loss / count, wrong / count):
                     return
                 network.train()
             if look_due or stop:
@@ -204,37 +205,54 @@ def take_step(
 def gradient_ratios(network: nn.Module) -> dict[str, float]:
     """Root mean square of the gradient over that of the weight, for each weight tensor with a gradient, in order."""
     return {
-        name.removeprefix("module."): float(weight.grad.norm() / weight.detach().norm().clamp_min(1e-12))
+        name: float(weight.grad.norm() / weight.detach().norm().clamp_min(1e-12))
         for name, weight in network.named_parameters()
         if weight.grad is not None and weight.dim() > 1
     }
 
 
-def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(
+    network: nn.Module, recipe: Recipe, depths: Mapping[str, int] | None = None
+) -> torch.optim.Optimizer:
     """The recipe's optimizer over the parameters that learn.
 
-    The biases of batch norm, a group of their own where `recipe.bias_rate` is not 1, learn so much faster, but are
-    not pulled towards zero faster: their weight decay is as much smaller (Jordan 2024 §3.4).
+    The biases of batch norm, groups of their own where `recipe.bias_rate` is not 1, learn so much faster, but are
+    not pulled towards zero faster: their weight decay is as much smaller (Jordan 2024 §3.4). `depths`: how many stages
+    each parameter lies below the head, for `recipe.stage_rate` and `recipe.gradual` (Howard & Ruder 2018, "Universal
+    language model fine-tuning", §3.2, §3.3).
     """
     biases = {
         id(layer.bias)
         for layer in network.modules()
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and recipe.bias_rate != 1
     }
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": [one for one in learning if id(one) not in biases], "rate_factor": 1.0}]
-    if biases:
+    members: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            depth = (depths or {}).get(name, 0)
+            members.setdefault((depth, id(parameter) in biases), []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for (depth, is_bias), parameters in sorted(members.items(), key=lambda item: item[0]):
+        faster = recipe.bias_rate if is_bias else 1.0
         groups.append(
             {
-                "params": [one for one in learning if id(one) in biases],
-                "rate_factor": recipe.bias_rate,
-                "weight_decay": recipe.weight_decay / recipe.bias_rate,
+                "params": parameters,
+                "rate_factor": faster * recipe.stage_rate**depth,
+                "begins": depth if recipe.gradual else 0,
+                "weight_decay": recipe.weight_decay / faster,
             }
         )
-    options: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": True}
+    options: dict[str, Any] = {"lr": recipe.lr, "fused": True}
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, betas=(recipe.momentum, 0.999), **options)
     return torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.nesterov, **options)
+
+
+def thaw(optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    """Let those parameters learn whose time has come by `epoch`, from 0, and no others."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(group["begins"] <= epoch)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -22,6 +22,8 @@ LISTED = 20  # bad pictures that a message names
 SCORED_AT_ONCE = 128  # pictures a batch where nothing is learnt; more would set the peak of memory
 FOLDER_SIZE = 64  # pixels, on a folder of photographs, of networks that take any size
 
+FEW = 20  # training pictures of a class, below which results vary with the pictures by chance
+
 
 @dataclass(frozen=True, eq=False)
 class Parts:
@@ -29,7 +31,7 @@ class Parts:
 
     `indices`: of the pictures in "train", "val" and "test". `drawn`: squares that training takes its crops from;
     `shown`: squares as the finished classifier sees them. `bad`: what was left out, as path and reason. `unstored`: why
-    some squares are not on disk, a sentence, if so.
+    some squares are not on disk, a sentence, if so. `digests`: of the contents of all pictures of `dataset`.
     """
 
     dataset: Dataset
@@ -39,6 +41,7 @@ class Parts:
     bad: list[dict[str, str]]
     unstored: str | None
     fingerprint: str
+    digests: list[bytes]
 
     def sizes(self) -> dict[str, int]:
         """Pictures in each part."""
@@ -47,6 +50,23 @@ class Parts:
     def counts(self, part: str) -> Ints:
         """Pictures of each class in `part`, (classes,)."""
         return np.bincount(self.dataset.labels[self.indices[part]], minlength=len(self.dataset.names))
+
+    def class_weights(self) -> torch.Tensor:
+        """Each class's weight, inverse to its frequency, (classes,) float32; 1 on average over the pictures."""
+        counts = torch.from_numpy(self.counts("train")).float()
+        return counts.sum() / (len(counts) * counts)
+
+    def few(self) -> str | None:
+        """A warning, if a class has so few training pictures that which they are decides what is learnt."""
+        counts = self.counts("train")
+        smallest = int(counts.argmin())
+        if counts[smallest] >= FEW:
+            return None
+        pictures = "1 training picture" if counts[smallest] == 1 else f"{counts[smallest]} training pictures"
+        return (
+            f"{self.dataset.names[smallest]} has {pictures}: what so few teach depends on which they are; "
+            "--repeats 10 --test 0.3 shows how much"
+        )
 
     def training_batches(
         self,
@@ -104,10 +124,12 @@ def divide(
     *,
     threads: int,
     limit: int | None,
+    turn: int = 0,
 ) -> Parts:
     """Decode every picture of `dataset` once and divide them; `val`, `test`: shares where the source has no such part.
 
-    `stored_side`: pixels of the squares that training draws its crops from. `limit`: bytes of the cache on disk.
+    `turn`: another number divides them otherwise. `stored_side`: pixels of the squares that training draws its crops
+    from. `limit`: bytes of the cache on disk.
 
     Raises:
         DataError: one class only, a class without pictures, or more than a tenth of the pictures bad.
@@ -124,13 +146,21 @@ def divide(
         )
     good = np.array([i for i in range(len(dataset)) if i not in seen.bad], dtype=np.int64)
     digests = [seen.digests[i] for i in good]
-    chosen = split(digests, dataset.labels[good], dataset.parts[good], val, test)
+    drawn_by = [hashlib.blake2b(one + turn.to_bytes(4)).digest() for one in digests] if turn else digests
+    chosen = split(drawn_by, dataset.labels[good], dataset.parts[good], val, test)
     indices = {part: good[places] for part, places in chosen.items()}
     drawn = seen
     if stored_side != preprocess.side:
         drawn = prepare(dataset, stored_side, preprocess.channels, threads=threads, cache_limit=limit)
     parts = Parts(
-        dataset, indices, drawn.rows, seen.rows, bad, drawn.unstored, _fingerprint(dataset, digests, good, indices)
+        dataset,
+        indices,
+        drawn.rows,
+        seen.rows,
+        bad,
+        drawn.unstored,
+        _fingerprint(dataset, digests, good, indices),
+        seen.digests,
     )
     _need_classes(parts)
     return parts

@@ -1,6 +1,7 @@
 """What will be trained on what, where and how long: timed on the real network, and said before it starts."""
 
 import copy
+import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,6 +19,8 @@ from svertka.files import cache_folder, locked, read_json, write_json
 from svertka.progress import duration
 from svertka.training.loop import Loss, make_optimizer, take_step
 from svertka.training.recipe import Recipe
+from svertka.training.settings import Cache
+from svertka.transfer.freeze import Partly
 
 REMEMBERED = "memory_formats.json"  # in the cache folder
 TIMED_FOR = 0.4  # seconds at least, and
@@ -40,7 +43,8 @@ def time_steps(network: nn.Module, batch: Batch, recipe: Recipe, label: str) -> 
     On the CPU both formats are timed once and the better one is remembered under `label`, so that the same training
     started twice computes the same numbers; graphics cards get channels-last. All processes get the first one's answer.
     """
-    formats = ["contiguous_format", "channels_last"] if batch.images.device.type == "cpu" else ["channels_last"]
+    both = batch.images.device.type == "cpu" and batch.images.dim() == 4  # features of one number a unit have no order
+    formats = ["contiguous_format", "channels_last"] if both else ["channels_last"]
     shape = tuple(batch.images.shape)
     products = "bfloat16, " if recipe.bfloat16 else ""
     key = f"{label} {shape}, {products}{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
@@ -73,7 +77,7 @@ def _remember(key: str, layout: str) -> None:
 def _time(network: nn.Module, batch: Batch, recipe: Recipe, layout: torch.memory_format) -> float:
     with torch.random.fork_rng(devices=[batch.images.device] if batch.images.device.type == "cuda" else []):
         scout = in_layout(copy.deepcopy(network).train(), layout)
-        images = batch.images.contiguous(memory_format=layout)
+        images = batch.images.contiguous(memory_format=layout) if batch.images.dim() == 4 else batch.images
         optimizer = make_optimizer(scout, recipe)
         loss_of = Loss(recipe)
         alone = Batch(images, batch.labels, batch.indices, len(batch.labels))
@@ -83,6 +87,62 @@ def _time(network: nn.Module, batch: Batch, recipe: Recipe, layout: torch.memory
             take_step(scout, optimizer, alone, loss_of, recipe).tolist()
             times.append(time.perf_counter() - began)
     return median(times[1:])
+
+
+def time_frozen(made: Partly, batch: Batch, layout: torch.memory_format) -> tuple[float, Batch]:
+    """Seconds a picture that the frozen part of a network takes, and `batch` with the features in place of pictures."""
+    images = batch.images.contiguous(memory_format=layout)
+    times = []
+    for _ in range(3):  # the first also chooses algorithms
+        began = time.perf_counter()
+        features = made.frozen(images)
+        times.append(time.perf_counter() - began)
+    seconds = distributed.of_first(min(times[1:])) / max(len(images), 1)
+    return seconds, Batch(features, batch.labels, batch.indices, batch.count)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the frozen part costs: `seconds` a picture; so many pictures learnt from and for val, and their features."""
+
+    seconds: float
+    train: int
+    val: int
+    feature_bytes: int
+
+    def cache(
+        self, recipe: Recipe, one_epoch: float, asked: int | None, half: bool, limit: int
+    ) -> tuple[Cache | None, str]:
+        """How features are stored (None: not at all), and why, a sentence.
+
+        They are where that saves passes and there is room within `limit`, bytes. Without augmentation one variant of
+        each picture does. With it as many as are computed in the time that learning itself takes, `one_epoch` seconds a
+        pass, from 2 to one for each pass: fewer would save time that is not much of the whole, more would cost it.
+        `asked`: another number.
+        """
+        passes = 1 if recipe.is_computed else math.ceil(recipe.epochs)
+        once = self.seconds * self.train
+        break_even = round(one_epoch * passes / max(once, 1e-9))
+        variants = asked or (min(max(break_even, 2), passes) if recipe.augmentations else 1)
+        size = self.feature_bytes * (self.train * variants + self.val)
+        if variants >= passes and passes > 1:
+            return None, f"features are not stored: {variants} variants of each picture are no fewer than the passes"
+        if size > limit:
+            return None, (
+                f"features are not stored: they take {size / 1e9:.3g} GB, and there is room for {limit / 1e9:.3g}; "
+                "the frozen part runs in every step"
+            )
+        each = f", {variants} variants of each picture" if variants > 1 else ""
+        return Cache(variants=variants, half=half), (
+            f"features are computed once and stored, {size / 1e6:,.1f} MB{each}: a pass through the frozen part takes "
+            f"{duration(once)}, and there are {passes}"
+        )
+
+    def cost(self, cache: Cache | None) -> tuple[float, float]:
+        """Seconds that the frozen part takes before the first epoch, and in each."""
+        if cache is None:
+            return 0.0, self.seconds * (self.train + self.val)
+        return self.seconds * (self.train * cache.variants + self.val), 0.0
 
 
 def epoch_seconds(timing: Timing, steps: int, batch_size: int, val_pictures: int) -> float:

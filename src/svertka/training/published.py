@@ -8,6 +8,7 @@ from svertka.errors import UsageError
 from svertka.models.zoo import MODELS
 from svertka.training.recipe import Recipe
 from svertka.training.schedule import Cosine, Plateau, Polynomial, Step
+from svertka.transfer.freeze import HEAD
 
 LENET5 = Recipe(
     source="LeCun et al. 1998 §III.B: a falling rate, no distortions. Momentum and a cosine stand for "
@@ -59,6 +60,16 @@ PHOTOS = Recipe(
     augmentations=(PadCrop(pixels=8), Flip()),
 )
 
+FROZEN = Recipe(
+    source="svertka: everything frozen but the head, on the features of trained weights. Values chosen on val",
+    unfreeze="head",
+    batch_size=64,
+    epochs=30,
+    lr=0.02,
+    weight_decay=5e-4,
+    schedule=Cosine(),
+)
+
 RECIPES = {
     "plain": Recipe(
         source="svertka: settings that learn most things; no augmentation, so that nothing is assumed of the pictures",
@@ -68,6 +79,20 @@ RECIPES = {
         weight_decay=5e-4,
         schedule=Cosine(),
         warmup=1,
+    ),
+    "frozen": FROZEN,
+    "fine-tuning": FROZEN.with_changes(
+        source="svertka: the head computed first (Kumar et al. 2022), then with the stages below it at a rate that "
+        "does not undo what they know; stages further below learn more slowly (Howard & Ruder 2018)",
+        unfreeze="last",
+        computed_first=True,
+        batch_size=32,
+        epochs=10,
+        lr=0.01,
+        schedule=Cosine(),
+        warmup=1,
+        stage_rate=0.5,
+        augmentations=(Flip(),),
     ),
     "lenet5-mnist": LENET5,
     "lenet5-digits": LENET5.with_changes(
@@ -150,23 +175,30 @@ RECIPES = {
     ),
 }
 
-# source → (model, recipe); a folder has the key "".
+# source → (model, recipe), from fresh weights.
 DEFAULTS = {
     "digits": ("lenet5", "lenet5-digits"),
     "mnist": ("lenet5", "lenet5-mnist"),
     "fashion-mnist": ("lenet5", "lenet5-mnist"),
     "cifar10": ("resnet20", "resnet-cifar"),
     "cifar100": ("resnet20", "resnet-cifar"),
-    "": ("resnet20", "photos"),
 }
+
+# (model, weights) for pictures of one's own: everything frozen but the head.
+BACKBONE = ("efficientnet_lite0", "bundled")
 
 # Networks for 32×32 pictures that are not trained as He et al.'s are, on CIFAR.
 OF_SMALL_NETWORKS = {"airbench": "cifar10-fast", "resnet110": "resnet-cifar-110", "plain110": "resnet-cifar-110"}
 
 
-def recipe_for(source: str, model: str) -> str:
-    """The name of the recipe for training `model` on `source` where none is asked for."""
-    default_model, recipe = DEFAULTS.get(source, DEFAULTS[""])
+def recipe_for(source: str, model: str, *, unfreeze: str | None = None, trained: bool = False) -> str:
+    """The name of the recipe for training `model` on `source` where none is asked for.
+
+    `trained`: it starts from trained weights; then `unfreeze` says what is to learn, None: the head.
+    """
+    if trained:
+        return "frozen" if unfreeze in (None, HEAD) else "fine-tuning"
+    default_model, recipe = DEFAULTS.get(source, ("", ""))
     if model == default_model:
         return recipe
     if model in ("mlp", "lenet5") or source in ("digits", "mnist", "fashion-mnist"):

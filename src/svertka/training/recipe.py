@@ -1,13 +1,18 @@
 """How a network is trained, apart from the data: one value that can be named, written down and repeated."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from svertka.data.augment import Augmentation
 from svertka.errors import UsageError
+from svertka.models.heads import Head
 from svertka.models.initial import Initial
 from svertka.training.schedule import Cosine, Schedule
+from svertka.transfer.fitted import WAYS
+from svertka.transfer.freeze import ALL, HEAD
+
+HeadWay = Literal["linear", "cosine", "adaptation", "logistic", "nearest-mean"]
 
 
 class Recipe(BaseModel):
@@ -21,6 +26,8 @@ class Recipe(BaseModel):
     source: str = Field(default="", description="paper and section, or who chose it and why")
     start: str | None = Field(default=None, description="the network that is trained first, to start this one from")
     initial: Initial | None = Field(default=None, description="first weights; unset: the network's own")
+    unfreeze: str = Field(default=ALL, description="what learns: head, last, a number of stages below it, a stage, all")
+    head: HeadWay = Field(default="linear", description="the last layer, and whether it is computed or learnt")
     batch_size: int = Field(default=128, ge=1, description="pictures a step, over all processes")
     epochs: float = Field(default=30, gt=0, description="passes over the training part; may end within one")
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -32,6 +39,9 @@ class Recipe(BaseModel):
     warmup: float = Field(default=0.0, ge=0, description="epochs")
     warmup_rate: float | None = Field(default=None, gt=0, description="held during warm-up; unset: it rises to lr")
     bias_rate: float = Field(default=1.0, gt=0, description="times lr, for the biases of batch norm")
+    computed_first: bool = Field(default=False, description="before all else, the head is computed from the features")
+    stage_rate: float = Field(default=1.0, gt=0, le=1, description="times lr, for each stage further below the head")
+    gradual: bool = Field(default=False, description="begin with the head; each epoch the next stage below learns too")
     lookahead: int | None = Field(default=None, ge=1, description="steps between two averages of the weights")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     auxiliary: float = Field(default=0.3, ge=0, description="weight of each auxiliary classifier's loss")
@@ -43,6 +53,16 @@ class Recipe(BaseModel):
     early_stop: int | None = Field(default=None, ge=1, description="epochs without a better val error before stopping")
     augmentations: tuple[Augmentation, ...] = ()
     normalise: Literal["mean", "mean-std"] = Field(default="mean-std", description="where the network names no own way")
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether nothing is learnt step by step: all that learns is a head that is computed from the features."""
+        return self.unfreeze == HEAD and self.head in WAYS
+
+    @property
+    def head_kind(self) -> Head:
+        """Of what kind the last layer is."""
+        return "linear" if self.head in WAYS else cast(Head, self.head)
 
     def with_changes(self, **changes: Any) -> "Recipe":
         """This recipe with the settings that are not None changed; a schedule may be given by its kind alone.

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from svertka.classifier import Classifier
-from svertka.data.batches import Batches
 from svertka.errors import Interrupted
 from svertka.evaluation.scoring import score
 from svertka.progress import Progress
 from svertka.run import Run
 from svertka.tensors import write_tensors
 from svertka.training import checkpoint, health
+from svertka.training.learner import Learner
 from svertka.training.log import Log
-from svertka.training.loop import Look, Observer, State
+from svertka.training.loop import Look, Observer, State, gradient_ratios
 from svertka.training.recipe import Recipe
 
 CHECKPOINT_EVERY = 30.0  # seconds between checkpoints, or
@@ -35,17 +35,16 @@ class Recorder(Observer):
         self,
         run: Run,
         classifier: Classifier,
+        learner: Learner,
         optimizer: torch.optim.Optimizer,
         recipe: Recipe,
         state: State,
         log: Log | None,
-        batches: Batches,
-        val: Batches | None,
         progress: Progress,
     ) -> None:
         self.run, self.classifier, self.optimizer, self.recipe = run, classifier, optimizer, recipe
-        self.state, self.log, self.val, self.progress = state, log, val, progress
-        self._steps_per_epoch = batches.steps
+        self.learner, self.state, self.log, self.progress = learner, state, log, progress
+        self._steps_per_epoch = learner.batches.steps
         self._signal: int | None = None
         before = run.history() if log else []
         self._epochs = [entry for entry in before if entry["kind"] == "epoch"]
@@ -55,7 +54,7 @@ class Recorder(Observer):
 
     @property
     def network(self) -> nn.Module:
-        """The network that learns."""
+        """The whole network, of which a part may learn."""
         return self.classifier.network
 
     def looked(self, look: Look) -> None:
@@ -76,9 +75,11 @@ class Recorder(Observer):
                 seconds=self.state.seconds,
             )
 
-    def epoch_ended(self, epoch: int, loss: float, error: float, gradients: dict[str, float]) -> bool:
+    def epoch_ended(self, epoch: int, loss: float, error: float) -> bool:
         """Validate, keep the weights if none are surely better, and say what can be said."""
-        validation = score(self.network, self.val, self.classifier.names) if self.val else None
+        gradients = gradient_ratios(self.network)
+        val = self.learner.val
+        validation = score(self.learner.network, val, self.classifier.names) if val else None
         val_error = validation.top1_error if validation else None
         errors = self.state.val_errors
         if val_error is not None:
@@ -94,6 +95,15 @@ class Recorder(Observer):
         self._lap()
         patience = self.recipe.early_stop
         return patience is not None and bool(errors) and len(errors) - 1 - errors.index(min(errors)) >= patience
+
+    def computed(self) -> None:
+        """What is to be done when nothing learns step by step: one look at all pictures, and the end of an epoch."""
+        batches = self.learner.batches
+        judged = score(self.learner.network, batches, self.classifier.names)
+        self.state.step = self.state.looked = batches.steps
+        self.state.pictures = judged.images
+        self.state.learning_seconds = self._lap()
+        self.epoch_ended(1, judged.loss, judged.top1_error)
 
     def between_steps(self, agreed_stop: bool) -> None:
         """Save from time to time; save and raise Interrupted when asked to stop."""
@@ -177,10 +187,10 @@ class Recorder(Observer):
                 self.progress.say(finding.sentence)
 
     def _dead_units(self) -> dict[str, float]:
-        if self.val is None:
+        if self.learner.val is None:
             return {}
-        batch = next(iter(self.val.epoch(0)))
-        return health.dead_units(self.network, batch.images[:PROBED])
+        batch = next(iter(self.learner.val.epoch(0)))
+        return health.dead_units(self.learner.network, batch.images[:PROBED])
 
     def _lap(self) -> float:
         """Seconds since the last call, which also count towards the whole."""

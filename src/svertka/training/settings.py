@@ -17,6 +17,16 @@ def versions() -> dict[str, str]:
     return {"svertka": version("svertka"), "torch": torch.__version__, "python": platform.python_version()}
 
 
+class Cache(BaseModel):
+    """That features of the frozen part are stored: in how many `variants` of each picture, and whether in `half` the
+    bytes, as float16."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variants: int = Field(ge=1)
+    half: bool
+
+
 class Settings(BaseModel):
     """All that a resume needs to know apart from the checkpoint; written once, before the first step."""
 
@@ -29,6 +39,7 @@ class Settings(BaseModel):
     bad: list[dict[str, str]] = Field(description="pictures left out, as path and reason")
     val: float
     test: float
+    turn: int = Field(default=0, ge=0, description="which of several divisions into train, val and test this is")
     model: str
     weights: str | None = Field(default=None, description="what it started from, as it was asked for; None: fresh")
     recipe_name: str
@@ -40,6 +51,7 @@ class Settings(BaseModel):
     memory_format: str = Field(pattern="^(contiguous_format|channels_last)$")
     accelerate: bool = Field(default=False, description="whether svertka.conv computes the convolutions")
     prefetch: bool
+    cache: Cache | None = Field(default=None, description="of what does not learn; None: it runs in every step")
     cache_limit: int | None
     versions: dict[str, str] = Field(default_factory=versions)
 

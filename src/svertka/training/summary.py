@@ -11,8 +11,10 @@ from svertka.evaluation.report import SHOWN_SIDE, Report, write_report
 from svertka.graph.trace import count
 from svertka.progress import duration
 from svertka.run import Run
+from svertka.training.learner import input_shape
 from svertka.training.parts import Parts
 from svertka.training.settings import Settings
+from svertka.transfer.freeze import divide
 
 
 def write(run: Run, settings: Settings, parts: Parts, judged: Evaluation | None, part: str) -> None:
@@ -53,7 +55,7 @@ def facts(classifier: Classifier, settings: Settings, seconds: float | None = No
         ("data", f"{settings.source}: {sizes}; {len(classifier.names)} classes{left_out}"),
         (
             "network",
-            f"{settings.model}, {preprocess.size}×{preprocess.size} {colour}, {size.trainable:,} parameters, "
+            f"{settings.model}, {preprocess.size}×{preprocess.size} {colour}, {size.parameters:,} parameters, "
             f"{size.multiply_adds:,} multiply-adds",
         ),
         (
@@ -67,6 +69,10 @@ def facts(classifier: Classifier, settings: Settings, seconds: float | None = No
         lines.insert(2, ("weights", f"start from {settings.weights}"))
     elif recipe.initial is not None:
         lines.insert(2, ("weights", f"start as {recipe.initial} draws them"))
+    made = divide(classifier.network, recipe.unfreeze, input_shape(classifier))
+    if made is not None:
+        learning = sum(parameter.numel() for parameter in made.learning.parameters())
+        lines.insert(3, ("frozen", f"all below {made.begins}; {learning:,} parameters learn"))
     if seconds is not None:
         lines.append(("time", f"about {duration(seconds)}"))
     return lines

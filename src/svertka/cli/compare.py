@@ -1,0 +1,84 @@
+"""`svertka compare`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from svertka.cli.input import whole_numbers
+from svertka.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from svertka.evaluation.contenders import Contender
+    from svertka.evaluation.metrics import Evaluation
+
+
+def compare(
+    run: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN... [SOURCE]",
+            help="run folders, or networks with weights: resnet50:imagenet; then labelled pictures, as for svertka "
+            "train: unset, those that all the runs were trained on",
+        ),
+    ],
+    crops: Annotated[
+        str,
+        typer.Option(help="1 (the centre), 10 (AlexNet's) or 144 (GoogLeNet's) crops a picture, or dense (VGG's): all"),
+    ] = "1",
+    scales: Annotated[
+        str | None, typer.Option(help="lengths of the shorter side, pixels, such as 256,288; unset: the paper's")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="train, val, test or all; unset: test where there is one, then val, then all")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="an HTML file to write the comparison into")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+) -> None:
+    """Say which of several runs errs least on the same pictures, how sure that is, and what each takes.
+
+    Example: svertka compare runs/photos-resnet18 runs/photos-vgg16 --output comparison.html
+    """
+    from svertka.evaluation.comparison import compare as side_by_side
+    from svertka.evaluation.comparison import runs_and_source
+
+    runs, source = runs_and_source(run)
+    result = side_by_side(
+        runs,
+        source,
+        crops=crops,
+        scales=whole_numbers("--scales", scales),
+        part=part,
+        output=output,
+        device=device,
+        threads=threads,
+    )
+    if as_json:
+        print_json(result.as_json())
+        return
+    print(result.sentence)
+    errors = ("run", "top-1 error", "top-5 error", "loss", "points more than A", "p")
+    rows: list[tuple[str, ...]] = [(*errors, "parameters", "multiply-adds", "ms an image", "images/s")]
+    rows += [(f"{one.letter}  {one.run}", *_errors(one.evaluation), *_rest(one)) for one in result.contenders]
+    rows.append(("   their mean", *_errors(result.together), *("",) * 6))
+    print_table(rows, right="123456789")
+
+
+def _errors(evaluation: "Evaluation") -> tuple[str, str, str]:
+    top5 = "–" if evaluation.top5_error is None else f"{evaluation.top5_error:.2%}"
+    return f"{evaluation.top1_error:.2%}", top5, f"{evaluation.loss:.4f}"
+
+
+def _p(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _rest(one: "Contender") -> tuple[str, ...]:
+    """How it differs from the first, and what it takes."""
+    costs = f"{one.parameters:,}", f"{one.multiply_adds:,}"
+    speed = f"{1000 * one.speed.seconds:.2f}", f"{one.speed.per_second:,.0f}"
+    if one.difference is None:
+        return "", "", *costs, *speed
+    low, high = (f"{100 * end:+.2f}" for end in one.difference.interval)
+    return f"{100 * one.difference.points:+.2f} ({low} to {high})", _p(one.difference.p), *costs, *speed

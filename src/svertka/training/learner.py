@@ -1,0 +1,129 @@
+"""What the loop is given: the network that learns, or the part of it, and batches of pictures, or of features."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from svertka.classifier import Classifier
+from svertka.data.batches import Batches
+from svertka.errors import UsageError
+from svertka.models import zoo
+from svertka.models.heads import head_path
+from svertka.training.loop import make_optimizer
+from svertka.training.parts import Parts
+from svertka.training.recipe import Recipe
+from svertka.training.settings import Settings
+from svertka.transfer import fitted, freeze
+from svertka.transfer.features import stored
+from svertka.transfer.freeze import Partly
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """`network`, whose modules are the classifier's own, takes what `batches` and `val` (None: no such part) give."""
+
+    network: nn.Module
+    batches: Batches
+    val: Batches | None
+
+
+def freeze_for(classifier: Classifier, recipe: Recipe) -> Partly | None:
+    """The network of `classifier`, frozen as `recipe` says, in its two parts; None: all of it learns.
+
+    Raises:
+        UsageError: it has no such part as `recipe.unfreeze` names.
+    """
+    return freeze.freeze(classifier.network, recipe.unfreeze, input_shape(classifier))
+
+
+def optimizer_for(classifier: Classifier, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimizer of what learns in the network of `classifier`."""
+    staged = recipe.stage_rate != 1 or recipe.gradual
+    depths = freeze.depths(classifier.network, input_shape(classifier)) if staged else None
+    return make_optimizer(classifier.network, recipe, depths)
+
+
+def learner(
+    classifier: Classifier, made: Partly | None, settings: Settings, parts: Parts, place: torch.device
+) -> Learner:
+    """What trains `classifier`, `made` of which was frozen; features that it learns from are computed and stored now.
+
+    Raises:
+        StorageError: there is no room for the features.
+    """
+    recipe, shown_as = settings.recipe, (classifier.preprocess, place, settings.layout)
+    batches = parts.training_batches(
+        classifier.preprocess, recipe, settings.seed, place, settings.layout, prefetch=settings.prefetch
+    )
+    val = parts.batches("val", *shown_as) if len(parts.indices["val"]) else None
+    if made is None:
+        return Learner(classifier.network, batches, val)
+    if settings.cache is None:
+        return Learner(made, batches, val)
+    return Learner(
+        made.learning,
+        _stored(made, settings, parts, batches, "computing features"),
+        val and _stored(made, settings, parts, val, "computing features of val"),
+    )
+
+
+def computes_head(classifier: Classifier, recipe: Recipe) -> bool:
+    """Whether the head is computed before anything else learns: one asked for, or one that stages below learn with.
+
+    Raises:
+        UsageError: one is asked for, and the network does not end in a dense layer.
+    """
+    dense = isinstance(_head(classifier), nn.Linear)
+    if recipe.head in fitted.WAYS and not dense:
+        raise UsageError(
+            f"head={recipe.head} computes a dense layer, and {classifier.config.model} does not end in one; use linear"
+        )
+    return dense and (recipe.head in fitted.WAYS or recipe.computed_first)
+
+
+def compute_head(classifier: Classifier, settings: Settings, parts: Parts, place: torch.device) -> None:
+    """Compute the head of `classifier` from the features of the training pictures as they are, in place.
+
+    By the way that the recipe names; for one that then learns with stages below, by logistic regression, so that these
+    are not spoilt by a head that knows nothing yet.
+
+    Source: Kumar et al. 2022, "Fine-tuning can distort pretrained features and underperform out-of-distribution", §4.
+    """
+    made = freeze.divide(classifier.network, freeze.HEAD, input_shape(classifier))
+    batches = parts.batches("train", classifier.preprocess, place, settings.layout)
+    head = _head(classifier)
+    assert made is not None
+    assert isinstance(head, nn.Linear)
+    frozen = made.frozen
+    if settings.cache is None:
+        features = batches.giving(lambda indices, _: frozen(batches.images(indices, 0)))
+    else:
+        features = _stored(made, settings, parts, batches, "computing features for the head")
+    way = settings.recipe.head if settings.recipe.head in fitted.WAYS else "logistic"
+    fitted.fit(head, way, features, len(classifier.names))
+
+
+def _head(classifier: Classifier) -> nn.Module:
+    return classifier.network.get_submodule(head_path(zoo.find(classifier.config.model)))
+
+
+def _stored(made: Partly, settings: Settings, parts: Parts, batches: Batches, title: str) -> Batches:
+    """`batches` of the features that `made` learns from, as the settings have them stored."""
+    assert settings.cache is not None
+    return stored(
+        batches,
+        made.frozen,
+        made.shape,
+        parts.digests,
+        variants=settings.cache.variants if batches.augmentations else 1,
+        half=settings.cache.half,
+        limit=settings.cache_limit,
+        title=title,
+    )
+
+
+def input_shape(classifier: Classifier) -> tuple[int, int, int, int]:
+    """Of one picture as the network takes it, (1, C, H, W)."""
+    preprocess = classifier.preprocess
+    return 1, preprocess.channels, preprocess.size, preprocess.size

@@ -1,0 +1,1 @@
+"""Carrying features over to another task: what learns, and what is computed once."""

@@ -1,0 +1,78 @@
+"""Heads that are computed from features rather than learnt step by step."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from svertka.data.batches import Batches
+from svertka.data.dataset import Ints
+
+Floats = npt.NDArray[np.float32]
+STRENGTHS = tuple(10.0**power for power in range(-4, 3))  # of which cross-validation chooses
+FOLDS = 5
+
+
+def all_of(batches: Batches) -> tuple[Floats, Ints]:
+    """Everything that `batches` give in their first epoch: features (N, D) float32, and labels (N,)."""
+    some = list(batches.epoch(0))
+    features = torch.cat([batch.images.flatten(1) for batch in some]).float().cpu().numpy()
+    return features, torch.cat([batch.labels for batch in some]).cpu().numpy()
+
+
+def logistic(features: Floats, labels: Ints, classes: int) -> tuple[Floats, Floats]:
+    """The weights (classes, D) and biases (classes,) of multinomial logistic regression: the exact optimum.
+
+    The strength of its quadratic penalty, on features of mean 0 and deviation 1, is that of `STRENGTHS` with the best
+    likelihood in cross-validation; the middle one where a class has one picture only.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
+    mean = features.mean(0)
+    deviation = np.maximum(features.std(0), 1e-6)
+    standard = (features - mean) / deviation
+    folds = min(FOLDS, int(np.bincount(labels, minlength=classes).min()))
+    with warnings.catch_warnings():
+        # Weak penalties over separable classes need more steps than they are worth; cross-validation sees that.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model: Any = LogisticRegression(C=STRENGTHS[len(STRENGTHS) // 2], max_iter=300)
+        if folds >= 2:
+            splits = StratifiedKFold(folds, shuffle=True, random_state=0)
+            search = GridSearchCV(model, {"C": STRENGTHS}, scoring="neg_log_loss", cv=splits)
+            model = search.fit(standard, labels).best_estimator_
+        else:
+            model = model.fit(standard, labels)
+    weight, bias = model.coef_, model.intercept_
+    if classes == 2:  # one row, of the log-odds of the second
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight = weight / deviation
+    return weight.astype(np.float32), (bias - weight @ mean).astype(np.float32)
+
+
+def nearest_mean(features: Floats, labels: Ints, classes: int) -> tuple[Floats, Floats]:
+    """Weights (classes, D) and biases (classes,) such that the class of the nearest mean has the highest score.
+
+    Scores are log-densities, up to a constant, of normal distributions around the means with the variance that the
+    pictures have around theirs, the same in all directions: linear discriminant analysis for very few pictures.
+    """
+    means = np.stack([features[labels == one].mean(0) for one in range(classes)])
+    spread = float(np.square(features - means[labels]).sum(1).mean())
+    if spread < 1e-12:  # one picture of each class: as far as they are from one another
+        spread = max(float(np.square(means - means.mean(0)).sum(1).mean()), 1e-12)
+    return (means / spread).astype(np.float32), (-np.square(means).sum(1) / (2 * spread)).astype(np.float32)
+
+
+WAYS = {"logistic": logistic, "nearest-mean": nearest_mean}
+
+
+def fit(head: nn.Linear, way: str, batches: Batches, classes: int) -> None:
+    """Compute `head`, over the features that `batches` give, by one of `WAYS`, in place."""
+    weight, bias = WAYS[way](*all_of(batches), classes)
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weight))
+        head.bias.copy_(torch.from_numpy(bias))

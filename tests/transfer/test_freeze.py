@@ -1,0 +1,131 @@
+"""What is frozen stays as it was, to the bit, and costs nothing that learning costs."""
+
+import hashlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from svertka.data.batches import Batches
+from svertka.errors import UsageError
+from svertka.graph.cut import stages
+from svertka.models.zoo import MODELS
+from svertka.training.loop import Observer, State, fit, make_optimizer
+from svertka.training.recipe import Recipe
+from svertka.transfer.freeze import beginning, depths, divide, freeze
+
+SHAPE = (1, 1, 8, 8)
+
+
+def resnet20() -> nn.Module:
+    torch.manual_seed(0)
+    network = MODELS["resnet20"].build(classes=10, channels=1, size=8)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as though it had learnt
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return network
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    content = b"".join(name.encode() + tensors[name].numpy().tobytes() for name in sorted(tensors))
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(("unfreeze", "learns"), [
+    ("head", ("linear.",)),
+    ("last", ("linear.", "layer3.")),
+    ("2", ("linear.", "layer3.", "layer2.")),
+    ("layer3", ("linear.", "layer3.")),
+])  # fmt: skip
+def test_an_epoch_leaves_what_is_frozen_as_it_was(
+    digit_batches: Callable[..., Batches], unfreeze: str, learns: tuple[str, ...]
+) -> None:
+    network = resnet20()
+    made = freeze(network, unfreeze, SHAPE)
+    assert made is not None
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    recipe = Recipe(epochs=1, lr=0.05, weight_decay=0.01)
+    optimizer = make_optimizer(network, recipe)
+    fit(made, optimizer, digit_batches(300), recipe, State(), Observer())
+
+    after = network.state_dict()
+    frozen = [name for name in before if not name.startswith(learns)]
+    assert digest({name: before[name] for name in frozen}) == digest({name: after[name] for name in frozen})
+    parameters = dict(network.named_parameters())
+    assert all(not torch.equal(before[name], after[name]) for name in parameters if name.startswith(learns))
+    assert all(parameters[name].grad is None for name in frozen if name in parameters)
+    assert len(optimizer.state) == sum(name.startswith(learns) for name in parameters)
+
+
+def test_backward_ends_at_the_cut() -> None:
+    made = freeze(resnet20(), "last", SHAPE)
+    assert made is not None
+    features = made.train().frozen(torch.rand(2, 1, 8, 8))
+    assert features.shape == (2, *made.shape)
+    assert not features.requires_grad
+    assert made.learning(features).requires_grad
+    assert not any(module.training for module in made.frozen.modules())
+
+
+@pytest.mark.parametrize("name", ["resnet20", "squeezenet1_1", "efficientnet_lite0", "googlenet_bn"])
+def test_both_parts_do_what_the_whole_does(name: str) -> None:
+    size = 8 if name == "resnet20" else 64
+    torch.manual_seed(0)
+    network = MODELS[name].build(classes=5, channels=3, size=size).eval()
+    pictures = torch.rand(2, 3, size, size)
+    made = divide(network, "last", (1, 3, size, size))
+    assert made is not None
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    with torch.inference_mode():
+        assert torch.equal(made.eval()(pictures), network(pictures))
+
+
+def test_auxiliary_classifiers_of_a_frozen_network_do_not_learn() -> None:
+    network = MODELS["googlenet_bn"].build(classes=5, channels=3, size=64)
+    freeze(network, "head", (1, 3, 64, 64))
+    assert {name for name, one in network.named_parameters() if one.requires_grad} == {"fc.weight", "fc.bias"}
+
+
+def test_where_learning_begins() -> None:
+    found = stages(resnet20(), SHAPE)
+    names = [stage.name for stage in found]
+    assert beginning(found, "head") == names[-1] == "linear"
+    assert beginning(found, "last") == beginning(found, "1") == beginning(found, names[-2]) == names[-2]
+    assert beginning(found, "all") is beginning(found, names[0]) is beginning(found, str(len(names) - 1)) is None
+    for wrong in ("top", "99", "-1", ""):
+        with pytest.raises(
+            UsageError, match=f"unfreeze={wrong} is not a part.*the lowest.*: conv1, layer2, layer3, linear"
+        ):
+            beginning(found, wrong)
+
+
+def test_depths_count_stages_from_the_head() -> None:
+    network = resnet20()
+    found = depths(network, SHAPE)
+    assert set(found) == {name for name, _ in network.named_parameters()}
+    assert found["linear.weight"] == found["linear.bias"] == 0
+    assert found["layer3.0.conv1.weight"] == found["layer3.2.bn2.bias"] == 1
+    assert found["layer2.0.conv1.weight"] == 2
+    assert found["conv1.weight"] == found["layer1.2.bn2.bias"] == 3
+
+
+@pytest.mark.usefixtures("quiet")
+def test_stages_thaw_one_an_epoch_and_learn_more_slowly_below(digit_batches: Callable[..., Batches]) -> None:
+    network, recipe = resnet20(), Recipe(epochs=2, lr=0.05, gradual=True, stage_rate=0.5)
+    optimizer = make_optimizer(network, recipe, depths(network, SHAPE))
+    start = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}
+    changed: list[set[str]] = []
+
+    class Watcher(Observer):
+        def epoch_ended(self, epoch: int, loss: float, error: float) -> bool:
+            changed.append(
+                {name.split(".")[0] for name, now in network.named_parameters() if (now != start[name]).any()}
+            )
+            return False
+
+    fit(network, optimizer, digit_batches(128), recipe, State(), Watcher())
+    assert changed == [{"linear"}, {"linear", "layer3"}]
+    assert sorted({group["rate_factor"] for group in optimizer.param_groups}) == [0.125, 0.25, 0.5, 1]
