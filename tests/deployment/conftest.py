@@ -98,7 +98,7 @@ class Live:
     api: Any
     port: int
 
-    def raw(self, request: bytes, *, patience: float = 10.0, keep: bool = False) -> Answer:
+    def raw(self, request: bytes, *, patience: float = 120.0, keep: bool = False) -> Answer:
         """The answer to the bytes `request`; the sending side is closed behind it unless `keep`."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=patience) as sock:
             with contextlib.suppress(ConnectionError):

@@ -1,7 +1,6 @@
 """A run that is served: its network made fast, its names, and what may be read of its folder."""
 
 import base64
-import copy
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
@@ -15,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from svertka.classifier import Classifier
-from svertka.conv.accelerate import accelerate
 from svertka.data.images import read_picture
-from svertka.device import device_of, in_layout
+from svertka.device import device_of
 from svertka.errors import PictureError, RunError, UsageError
+from svertka.graph.optimize import optimize
 from svertka.inspection.firing import fired, remembered
 from svertka.inspection.portraits import veil
 from svertka.inspection.saliency import grad_cam
@@ -27,7 +26,7 @@ from svertka.run import Run
 
 PIXEL_LIMIT = 50_000_000  # of a picture: what is decoded stays in memory beside others
 SCANS = 200  # of a progressive JPEG; each is a pass over all pixels, for a few bytes
-AT_ONCE = (16, 4, 1)  # pictures in a pass: few sizes, since for each the fastest convolutions are looked for
+AT_ONCE = (16, 4, 1)  # pictures in a pass: few sizes, since for each memory is planned and kept
 SMALL = 64  # pixels a side up to which a picture is shown crisp
 
 
@@ -42,16 +41,19 @@ class Served:
         self.folder = Run(run).folder if Path(run).is_dir() else None
         self.name = _name(run)
         self.key = _key(self.name, taken)
-        network = copy.deepcopy(self.classifier.network)
-        self._layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
-        self._fast = in_layout(accelerate(network) if device.type == "cpu" else network, self._layout)
+        self._fast = self.classifier.network
+        if device.type == "cpu":
+            self._fast = optimize(self._fast, torch.stack([self._nothing()] * AT_ONCE[-2]))
         self._best = remembered(self.folder / "atlas") if self.folder is not None else {}
 
     def warm_up(self) -> None:
         """Run once for each number of pictures, so that no request waits for what is found out only once."""
-        preprocess = self.classifier.preprocess
         for number in AT_ONCE:
-            self.probabilities([torch.zeros(preprocess.channels, preprocess.size, preprocess.size)] * number)
+            self.probabilities([self._nothing()] * number)
+
+    def _nothing(self) -> Tensor:
+        preprocess = self.classifier.preprocess
+        return torch.zeros(preprocess.channels, preprocess.size, preprocess.size)
 
     def prepare(self, data: bytes) -> Tensor:
         """What the network gets for the picture in `data`, (C, size, size) float32.
@@ -72,7 +74,7 @@ class Served:
         rows, done = [], 0
         while done < len(pictures):
             number = next(size for size in AT_ONCE if size <= len(pictures) - done)
-            images = torch.stack(list(pictures[done : done + number])).to(self.device, memory_format=self._layout)
+            images = torch.stack(list(pictures[done : done + number])).to(self.device)
             rows.append(self._fast(images).float().softmax(1).cpu())
             done += number
         return torch.cat(rows)
