@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from svertka.errors import SvertkaError as SvertkaError
     from svertka.evaluation.comparison import compare as compare
     from svertka.evaluation.judgement import evaluate as evaluate
+    from svertka.graph.optimize import Optimized as Optimized
+    from svertka.graph.optimize import optimize as optimize
     from svertka.inspection.atlas import look as look
+    from svertka.localization.search import locate as locate
     from svertka.run import Run as Run
     from svertka.training.job import resume as resume
     from svertka.training.job import train as train
@@ -37,6 +40,9 @@ _HOMES = {
     "evaluate": "svertka.evaluation.judgement",
     "export": "svertka.deployment.export",
     "look": "svertka.inspection.atlas",
+    "Optimized": "svertka.graph.optimize",
+    "optimize": "svertka.graph.optimize",
+    "locate": "svertka.localization.search",
     "Run": "svertka.run",
     "resume": "svertka.training.job",
     "train": "svertka.training.job",

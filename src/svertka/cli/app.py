@@ -13,6 +13,7 @@ from svertka.cli.check import check
 from svertka.cli.compare import compare
 from svertka.cli.evaluate import evaluate
 from svertka.cli.export import export
+from svertka.cli.locate import locate
 from svertka.cli.look import look
 from svertka.cli.models import models
 from svertka.cli.predict import predict
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (check, train, evaluate, compare, predict, look, export, models, tune):
+for verb in (check, train, evaluate, compare, predict, look, locate, export, models, tune):
     app.command()(verb)
 
 
