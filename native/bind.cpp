@@ -8,7 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "direct/direct.h"
 #include "fft/fft.h"
+#include "program.h"
 #include "winograd/winograd.h"
 
 namespace nb = nanobind;
@@ -24,6 +26,7 @@ struct InstructionSet {
     std::string name;
     Winograd winograd;
     Fourier fourier;
+    Direct direct;
 };
 
 // Those that were built and that this processor has, the fastest first.
@@ -33,10 +36,13 @@ std::vector<InstructionSet> available() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        sets.push_back({"avx512", avx512::winograd_functions, avx512::fourier_functions});
-    if (avx2) sets.push_back({"avx2", avx2::winograd_functions, avx2::fourier_functions});
+        sets.push_back({"avx512", avx512::winograd_functions, avx512::fourier_functions,
+                        avx512::direct_functions()});
+    if (avx2) sets.push_back({"avx2", avx2::winograd_functions, avx2::fourier_functions,
+                        avx2::direct_functions()});
 #endif
-    sets.push_back({"baseline", baseline::winograd_functions, baseline::fourier_functions});
+    sets.push_back({"baseline", baseline::winograd_functions, baseline::fourier_functions,
+                        baseline::direct_functions()});
     return sets;
 }
 
@@ -79,7 +85,9 @@ NB_MODULE(_kernels, module) {
         .value("PACKED", Order::packed);
     nb::class_<Convolution>(module, "Convolution")
         .def(nb::init<Size, Size, Size, Size, Size, Size, Size, Size, Size>(), "batch"_a, "in_channels"_a,
-             "out_channels"_a, "height"_a, "width"_a, "out_height"_a, "out_width"_a, "pad_y"_a, "pad_x"_a);
+             "out_channels"_a, "height"_a, "width"_a, "out_height"_a, "out_width"_a, "pad_y"_a, "pad_x"_a)
+        .def_rw("in_step", &Convolution::in_step)
+        .def_rw("out_step", &Convolution::out_step);
 
     module.def(
         "winograd_packed_size",
@@ -95,7 +103,8 @@ NB_MODULE(_kernels, module) {
         "winograd_forward",
         [](const Convolution& shape, Address input, Address weights, Order order, Address bias, Address residual,
            bool relu, Address output, int threads) {
-            const Finish finish{numbers(bias), numbers(residual), relu};
+            Finish finish{.bias = numbers(bias), .residual = numbers(residual), .residual_step = shape.out_channels};
+            if (relu) finish.low = 0;
             used->winograd.forward(shape, numbers(input), numbers(weights), order, finish, numbers(output), threads);
         },
         "shape"_a, "input"_a, "weights"_a, "order"_a, "bias"_a, "residual"_a, "relu"_a, "output"_a, "threads"_a,
@@ -126,4 +135,57 @@ NB_MODULE(_kernels, module) {
             used->fourier.weight_gradient(shape, numbers(gradient), numbers(input), numbers(result), threads);
         },
         "shape"_a, "gradient"_a, "input"_a, "result"_a, "threads"_a, Unlocked());
+
+    nb::enum_<Pooling>(module, "Pooling")
+        .value("MAXIMUM", Pooling::maximum)
+        .value("MEAN", Pooling::mean)
+        .value("PADDED_MEAN", Pooling::padded_mean);
+    nb::class_<Sliding>(module, "Sliding")
+        .def(nb::init<Size, Size, Size, Size, Size, Size>(), "size"_a, "out_size"_a, "taps"_a, "stride"_a, "pad"_a,
+             "dilation"_a);
+    nb::class_<Window>(module, "Window")
+        .def(nb::init<Size, Size, Size, Sliding, Sliding, Size, Size>(), "batch"_a, "in_channels"_a, "out_channels"_a,
+             "y"_a, "x"_a, "in_step"_a, "out_step"_a);
+    nb::class_<Place>(module, "Place").def(nb::init<int, Size>(), "memory"_a, "offset"_a);
+    nb::class_<Ending>(module, "Ending")
+        .def(
+            "__init__",
+            [](Ending* self, Address bias, Place residual, Size residual_step, float low, float high) {
+                new (self) Ending{numbers(bias), residual, residual_step, low, high};
+            },
+            "bias"_a, "residual"_a, "residual_step"_a, "low"_a, "high"_a);
+    module.def("panel", [] { return used->direct.panel; });
+
+    nb::class_<Program>(module, "Program")
+        .def("__init__", [](Program* self) { new (self) Program(used->winograd, used->direct); })
+        .def("__len__", &Program::size)
+        .def(
+            "add_winograd",
+            [](Program& self, const Convolution& shape, Place input, Address weights, const Ending& ending,
+               Place output) { self.add_winograd(shape, input, numbers(weights), ending, output); },
+            "shape"_a, "input"_a, "weights"_a, "ending"_a, "output"_a)
+        .def(
+            "add_direct",
+            [](Program& self, const Window& shape, Place input, Address weights, const Ending& ending, Place output) {
+                self.add_direct(shape, input, numbers(weights), ending, output);
+            },
+            "shape"_a, "input"_a, "weights"_a, "ending"_a, "output"_a)
+        .def(
+            "add_depthwise",
+            [](Program& self, const Window& shape, Place input, Address weights, const Ending& ending, Place output) {
+                self.add_depthwise(shape, input, numbers(weights), ending, output);
+            },
+            "shape"_a, "input"_a, "weights"_a, "ending"_a, "output"_a)
+        .def("add_pool", &Program::add_pool, "shape"_a, "pooling"_a, "input"_a, "output"_a)
+        .def("add_sum", &Program::add_sum, "pixels"_a, "channels"_a, "input"_a, "in_step"_a, "ending"_a, "output"_a,
+             "out_step"_a)
+        .def(
+            "run",
+            [](const Program& self, const std::vector<Address>& memories, std::size_t first, std::size_t last,
+               int threads) {
+                std::vector<float*> places;
+                for (const Address memory : memories) places.push_back(numbers(memory));
+                self.run(places, first, last, threads);
+            },
+            "memories"_a, "first"_a, "last"_a, "threads"_a, Unlocked());
 }

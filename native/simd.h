@@ -47,6 +47,12 @@ ALWAYS_INLINE void store_some(float* to, Vector vector, Index count) {
     __builtin_memcpy(to, &vector, count * sizeof(float));
 }
 
+// Numbers below `low` and above `high` moved there; NaN stays.
+ALWAYS_INLINE Vector bounded(Vector vector, float low, float high) {
+    vector = vector < low ? low - Vector{} : vector;
+    return vector > high ? high - Vector{} : vector;
+}
+
 // To memory past the caches, where there is a way; `to` is aligned to a vector. `settle` before other threads read it.
 ALWAYS_INLINE void store_away(float* to, Vector vector) {
 #if defined(__AVX512F__)

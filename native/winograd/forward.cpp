@@ -94,10 +94,10 @@ struct Pass {
                 [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
                     if (i >= tile.height || j >= tile.width) return;
                     const Index row = tile.picture * shape.out_height + tile.y + i;
-                    const Index place = (row * shape.out_width + tile.x + j) * shape.out_channels + channel;
+                    const Index pixel = row * shape.out_width + tile.x + j, place = pixel * shape.out_step + channel;
                     vector += bias;
-                    if (finish.residual) vector += read(finish.residual + place);
-                    if (finish.relu) vector = vector < 0 ? Vector{} : vector;  // NaN stays
+                    if (finish.residual) vector += read(finish.residual + pixel * finish.residual_step + channel);
+                    vector = bounded(vector, finish.low, finish.high);
                     if (away)
                         store_away(output + place, vector);
                     else if (count == lanes)
@@ -155,10 +155,11 @@ void forward(const Convolution& shape, const float* input, const float* weights,
               .weights = {weights, order, shape.in_channels, shape.out_channels},
               .output = output,
               .tiles = tiles,
-              .input = {input, shape.height, shape.width, shape.in_channels, nullptr},
+              .input = {input, shape.height, shape.width, shape.in_channels, nullptr, shape.in_step},
               .block = plan.block,
               .depth = plan.depth,
-              .away = size > Index{1} << 20 && shape.out_channels % lanes == 0 && is_aligned(output)};
+              .away = size > Index{1} << 20 && shape.out_channels % lanes == 0 &&
+                      shape.out_step % lanes == 0 && is_aligned(output)};
 
     // Floats of each part of the scratch memory; what threads share lies before what each has of its own.
     const Index of_tiles = frequencies * pass.tile_stride, of_weights = frequencies * pass.weight_stride;

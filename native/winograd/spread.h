@@ -10,6 +10,7 @@ struct Pictures {
     const float* pixels;  // (picture, height, width, channels)
     Index height, width, channels;
     const float* zeros;  // `channels` of them, in place of pixels outside
+    Index step;          // floats from one pixel to the next
 };
 
 // Transforms the tile of pixels from (y, x) on, as many as the matrix has columns, for all channels: of the channels
@@ -24,7 +25,7 @@ void spread_tile(const Pictures& from, Index picture, Index y, Index x, Index he
         for (Index j = 0; j < size; ++j) {
             const bool inside = i < height && j < width && y + i >= 0 && y + i < from.height && x + j >= 0 &&
                                 x + j < from.width;
-            pixel[i][j] = inside ? from.pixels + ((picture * from.height + y + i) * from.width + x + j) * from.channels
+            pixel[i][j] = inside ? from.pixels + ((picture * from.height + y + i) * from.width + x + j) * from.step
                                  : from.zeros;
         }
     const Index groups = parts(from.channels, lanes), rest = from.channels % lanes;
@@ -33,7 +34,7 @@ void spread_tile(const Pictures& from, Index picture, Index y, Index x, Index he
         // the passes over large pictures take a tenth to a quarter longer.
         for (Index i = 0; i < size; ++i)
             for (Index j = 0; j < outputs; ++j)
-                __builtin_prefetch(pixel[i][j] + group * lanes + 2 * outputs * from.channels, 0, 2);
+                __builtin_prefetch(pixel[i][j] + group * lanes + 2 * outputs * from.step, 0, 2);
         float* to = place(group);
         const auto keep = [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
             store(to + (i * winograd::points + j) * stride, vector);

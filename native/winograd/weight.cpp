@@ -97,8 +97,8 @@ void weight_gradient(const Convolution& shape, const float* gradient, const floa
     const Tiles tiles(shape.batch, shape.out_height, shape.out_width);
     const Index blocks = most(parts(tiles.count(), 112), 1);
     Pass pass{.tiles = tiles,
-              .input = {input, shape.height, shape.width, shape.in_channels, nullptr},
-              .gradient = {gradient, shape.out_height, shape.out_width, shape.out_channels, nullptr},
+              .input = {input, shape.height, shape.width, shape.in_channels, nullptr, shape.in_step},
+              .gradient = {gradient, shape.out_height, shape.out_width, shape.out_channels, nullptr, shape.out_step},
               .pad_y = shape.pad_y,
               .pad_x = shape.pad_x,
               .block = parts(tiles.count(), blocks),

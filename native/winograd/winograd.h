@@ -3,19 +3,16 @@
 
 #include <cstddef>
 
+#include "../finish.h"
+
 namespace svertka {
 
 // Pictures (batch, height, width, in_channels), zeros around them, to (batch, out_height, out_width, out_channels).
 // `pad_y`, `pad_x`: rows and columns of zeros before the first; fewer than none leaves some out.
+// `in_step`, `out_step`: numbers from one pixel to the next, more than the channels where others lie beside these.
 struct Convolution {
     std::ptrdiff_t batch, in_channels, out_channels, height, width, out_height, out_width, pad_y, pad_x;
-};
-
-// What is done to each output before it is stored; a null pointer is left out.
-struct Finish {
-    const float* bias;      // (out_channels)
-    const float* residual;  // of the output's shape, added
-    bool relu;              // last: negative ones to zero
+    std::ptrdiff_t in_step = in_channels, out_step = out_channels;
 };
 
 enum class Order {

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     from svertka.conv.accelerate import restore as restore
     from svertka.data.check import check as check
     from svertka.deployment.export import export as export
+    from svertka.deployment.serve import serve as serve
     from svertka.errors import SvertkaError as SvertkaError
     from svertka.evaluation.comparison import compare as compare
     from svertka.evaluation.judgement import evaluate as evaluate
+    from svertka.graph.optimize import Optimized as Optimized
+    from svertka.graph.optimize import optimize as optimize
     from svertka.inspection.atlas import look as look
+    from svertka.localization.search import locate as locate
     from svertka.run import Run as Run
     from svertka.training.job import resume as resume
     from svertka.training.job import train as train
@@ -37,8 +41,12 @@ _HOMES = {
     "evaluate": "svertka.evaluation.judgement",
     "export": "svertka.deployment.export",
     "look": "svertka.inspection.atlas",
+    "Optimized": "svertka.graph.optimize",
+    "optimize": "svertka.graph.optimize",
+    "locate": "svertka.localization.search",
     "Run": "svertka.run",
     "resume": "svertka.training.job",
+    "serve": "svertka.deployment.serve",
     "train": "svertka.training.job",
 }
 _PACKAGES = ("conv",)

@@ -61,6 +61,7 @@ def test_a_crop_is_what_prediction_shows() -> None:
         (10, 299, 342, (342,)),
         ("144", 224, 256, (256, 288, 320, 352)),
         ("144", 32, 36, (37, 41, 46, 50)),
+        ("dense", 224, 256, (256, 384, 512)),
         ("1", 32, 28, (28,)),
     ],
 )
@@ -74,7 +75,7 @@ def test_unsaid_scales_are_the_papers_in_proportion(
 @pytest.mark.parametrize(
     ("crops", "scales", "said"),
     [
-        ("12", None, "crops=12 is not known; use 1, 10 or 144"),
+        ("12", None, "crops=12 is not known; use 1, 10, 144 or dense"),
         ("10", [200], "scales=200 is smaller than the network's input; use at least 224 pixels"),
         ("144", [256, 223], "scales=223 is smaller than the network's input; use at least 224 pixels"),
         ("10", [], "scales are empty; give the lengths"),

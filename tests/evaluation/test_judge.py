@@ -1,6 +1,7 @@
 """Every protocol against a plain loop over crops, one picture and one crop at a time."""
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from svertka.classifier import Classifier
 from svertka.data.preprocess import Preprocess
@@ -110,6 +111,56 @@ def test_it_is_what_a_plain_loop_over_crops_says(
     judged = evaluate(run, photographs, crops=crops)
     assert judged.wrong.tolist() == wrong
     own = [-np.log(float(p[label])) for p, label in zip(expected, dataset.labels, strict=True)]
+    assert judged.loss == pytest.approx(np.mean(own), rel=1e-5)
+
+
+def positions(network: nn.Module, picture: Tensor, stride: int) -> Tensor:
+    """Scores (K,): the mean over the crops at every `stride`-th pixel, one after the other."""
+    height, width = picture.shape[1:]
+    places = product(range(0, height - SIZE + 1, stride), range(0, width - SIZE + 1, stride))
+    return torch.stack([network(picture[None, :, y : y + SIZE, x : x + SIZE])[0] for y, x in places]).mean(0)
+
+
+def maps(network: nn.Module, picture: Tensor, stride: int) -> Tensor:
+    """The same where maps are padded, so that a crop is not a window: ResNet's layers, and means over all windows."""
+    x = network.relu(network.bn1(network.conv1(picture[None])))
+    x = network.layer3(network.layer2(network.layer1(x)))[0]
+    side = SIZE // stride
+    places = product(range(x.shape[1] - side + 1), range(x.shape[2] - side + 1))
+    return torch.stack([network.linear(x[:, i : i + side, j : j + side].mean((1, 2))) for i, j in places]).mean(0)
+
+
+@pytest.mark.parametrize(
+    ("model", "loop", "stride"), [("mlp", positions, 1), ("lenet5", positions, 4), ("resnet20", maps, 4)]
+)
+def test_dense_is_what_a_plain_loop_over_positions_says(
+    photographs: Path,
+    fresh_run: Callable[..., Path],
+    model: str,
+    loop: Callable[[nn.Module, Tensor, int], Tensor],
+    stride: int,
+) -> None:
+    run = fresh_run(model, SIZE, RESIZE, seed=1)
+    classifier = Classifier.load(run)
+    expected = []
+    for path in sorted(photographs.rglob("*.png")):
+        pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+        said = []
+        for scale in (33, 37):
+            picture = normalised(classifier.preprocess, whole(pixels, scale))
+            with torch.no_grad():
+                scores = [loop(classifier.network, one, stride) for one in (picture, picture.flip(2))]
+            said += [one.double().softmax(0) for one in scores]
+        expected.append(torch.stack(said).mean(0).log())
+    dataset = open_source(photographs)
+    how = protocol("dense", [33, 37], classifier.preprocess)
+    judge = Judge(classifier, dataset, how, device=torch.device("cpu"), threads=2)
+    found = torch.cat(list(judge.over(list(np.arange(12).reshape(-1, 3)))))
+    assert found.numpy() == pytest.approx(torch.stack(expected).numpy(), rel=TOLERANCE, abs=TOLERANCE)
+    assert found.std(0).max() > 100 * TOLERANCE  # pictures are told apart
+
+    judged = evaluate(run, photographs, crops="dense", scales=[33, 37])
+    own = [-float(one[label]) for one, label in zip(expected, dataset.labels, strict=True)]
     assert judged.loss == pytest.approx(np.mean(own), rel=1e-5)
 
 

@@ -22,7 +22,8 @@ def compare(
         ),
     ],
     crops: Annotated[
-        str, typer.Option(help="1 (the centre), 10 (AlexNet's) or 144 (GoogLeNet's) crops a picture")
+        str,
+        typer.Option(help="1 (the centre), 10 (AlexNet's) or 144 (GoogLeNet's) crops a picture, or dense (VGG's): all"),
     ] = "1",
     scales: Annotated[
         str | None, typer.Option(help="lengths of the shorter side, pixels, such as 256,288; unset: the paper's")

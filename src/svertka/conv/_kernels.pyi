@@ -10,7 +10,10 @@ class Order(Enum):
     PACKED = 2
 
 class Convolution:
-    """Sizes of a 3×3 convolution with stride 1; pads are the zeros before the first row and column."""
+    """Sizes of a 3×3 convolution with stride 1; pads are the zeros before the first row and column.
+
+    Steps are numbers from one pixel to the next: the channels, or more where others lie beside these.
+    """
 
     def __init__(
         self,
@@ -24,6 +27,8 @@ class Convolution:
         pad_y: int,
         pad_x: int,
     ) -> None: ...
+    in_step: int
+    out_step: int
 
 class Axis:
     """One axis of a correlation: sizes of input and output, and how taps, inputs and outputs lie."""
@@ -77,3 +82,82 @@ def fft_weight_gradient(
     result: int,
     threads: int,
 ) -> None: ...
+
+class Pooling(Enum):
+    """Of the pixels in a window: largest, mean, mean with the padding's zeros."""
+
+    MAXIMUM = 0
+    MEAN = 1
+    PADDED_MEAN = 2
+
+class Sliding:
+    """One axis of a window that moves over pictures."""
+
+    def __init__(self, size: int, out_size: int, taps: int, stride: int, pad: int, dilation: int) -> None: ...
+
+class Window:
+    """Sizes of a convolution or a pooling with any window."""
+
+    def __init__(
+        self, batch: int, in_channels: int, out_channels: int, y: Sliding, x: Sliding, in_step: int, out_step: int
+    ) -> None: ...
+
+class Place:
+    """So many numbers behind the beginning of one of the memories that a run is given; memory −1: nowhere."""
+
+    def __init__(self, memory: int, offset: int) -> None: ...
+
+class Ending:
+    """What is done to each result: plus bias, plus residual, then between two bounds."""
+
+    def __init__(self, bias: int, residual: Place, residual_step: int, low: float, high: float) -> None: ...
+
+def panel() -> int: ...
+
+class Program:
+    """Steps one after the other, with the kernels in use when it was made."""
+
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    def add_winograd(
+        self,
+        shape: Convolution,
+        input: Place,  # noqa: A002 - the kernels' own name
+        weights: int,
+        ending: Ending,
+        output: Place,
+    ) -> None: ...
+    def add_direct(
+        self,
+        shape: Window,
+        input: Place,  # noqa: A002 - the kernels' own name
+        weights: int,
+        ending: Ending,
+        output: Place,
+    ) -> None: ...
+    def add_depthwise(
+        self,
+        shape: Window,
+        input: Place,  # noqa: A002 - the kernels' own name
+        weights: int,
+        ending: Ending,
+        output: Place,
+    ) -> None: ...
+    def add_pool(
+        self,
+        shape: Window,
+        pooling: Pooling,
+        input: Place,  # noqa: A002 - the kernels' own name
+        output: Place,
+    ) -> None: ...
+    def add_sum(
+        self,
+        pixels: int,
+        channels: int,
+        input: Place,  # noqa: A002 - the kernels' own name
+        in_step: int,
+        ending: Ending,
+        output: Place,
+        out_step: int,
+    ) -> None: ...
+    def run(self, memories: list[int], first: int, last: int, threads: int) -> None: ...

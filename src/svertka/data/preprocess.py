@@ -72,15 +72,23 @@ class Preprocess(BaseModel):
         Raises:
             PictureError: it cannot be read.
         """
-        if isinstance(picture, str | Path):
-            try:
-                data = Path(picture).read_bytes()
-            except OSError as error:
-                raise PictureError((error.strerror or str(error)).lower()) from error
-            rgb = read_picture(data, min_side=self.resize)
-        else:
-            rgb = as_rgb(picture)
+        rgb = opened(picture, min_side=self.resize)
         return self.normalise(torch.from_numpy(self.square(rgb)).permute(2, 0, 1)[None])[0]
+
+
+def opened(picture: Picture, min_side: int | None = None) -> Pixels:
+    """`picture` as (H, W, 3) uint8, RGB; `min_side` as for `images.read_picture`, where it is a path.
+
+    Raises:
+        PictureError: it cannot be read.
+    """
+    if not isinstance(picture, str | Path):
+        return as_rgb(picture)
+    try:
+        data = Path(picture).read_bytes()
+    except OSError as error:
+        raise PictureError((error.strerror or str(error)).lower()) from error
+    return read_picture(data, min_side=min_side)
 
 
 def central_square(rgb: Pixels, resize: int, channels: int, pad_to: int = 0) -> Pixels:

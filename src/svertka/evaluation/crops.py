@@ -3,6 +3,8 @@
 1      the centre of the picture, as `predict` shows it
 10     four corners and the centre, and their mirror images, of the central square (Krizhevsky et al. 2012, §4.1)
 144    4 scales × 3 squares × 6 crops × 2 for the mirror images (Szegedy et al. 2014, §7)
+dense  every position in the whole picture and its mirror image, at 3 scales (Simonyan & Zisserman 2014, §3.2): scores
+       are averaged over positions, probabilities over the rest; He et al. 2015, §3.4, average scores over scales, too
 """
 
 from collections.abc import Sequence
@@ -15,8 +17,10 @@ from svertka.data.dataset import Pixels
 from svertka.data.preprocess import Preprocess, resized
 from svertka.errors import UsageError
 
-CROPS = ("1", "10", "144")
-GOOGLENET = (256 / 224, 288 / 224, 320 / 224, 352 / 224)  # scales, in sides of the network's input
+CROPS = ("1", "10", "144", "dense")
+# scales, in sides of the network's input
+GOOGLENET = (256 / 224, 288 / 224, 320 / 224, 352 / 224)
+VGG = (256 / 224, 384 / 224, 512 / 224)
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,13 @@ class Protocol:
 
     @property
     def views(self) -> int:
-        """How often a picture is shown."""
-        return {"1": 1, "10": 10, "144": 36}[self.crops] * len(self.scales)
+        """How often a picture is shown; dense: whole, and its mirror image."""
+        return {"1": 1, "10": 10, "144": 36, "dense": 2}[self.crops] * len(self.scales)
 
     @property
     def whole(self) -> bool:
         """Whether all of a picture is looked at, and not its central square alone."""
-        return self.crops == "144"
+        return self.crops in ("144", "dense")
 
 
 def protocol(crops: str | int, scales: Sequence[int] | None, preprocess: Preprocess) -> Protocol:
@@ -56,7 +60,7 @@ def protocol(crops: str | int, scales: Sequence[int] | None, preprocess: Preproc
             )
         if crops == "10":
             return Protocol(crops, (resize,))
-        return Protocol(crops, tuple(round(size * share) for share in GOOGLENET))
+        return Protocol(crops, tuple(round(size * share) for share in (GOOGLENET if crops == "144" else VGG)))
     if not scales:
         raise UsageError("scales are empty; give the lengths of the shorter side in pixels, such as 256,288")
     if min(scales) < size:
@@ -89,7 +93,7 @@ def views_144(preprocess: Preprocess, pictures: Sequence[Pixels]) -> Tensor:
         # The crops of grey squares are grey, but the filter wants three channels.
         rgb = square if square.shape[2] == 3 else square.repeat(3, 2)
         small = resized(rgb, size, size, 3)[..., : square.shape[2]]
-        large, little = (_as_batch(preprocess, pixels) for pixels in (square, small))
+        large, little = (as_batch(preprocess, pixels) for pixels in (square, small))
         shown += [ten_crops(large, size)[0], little, little.flip(-1)]
     return torch.cat(shown)
 
@@ -113,5 +117,6 @@ def three_squares(picture: Pixels) -> tuple[Pixels, Pixels, Pixels]:
     return first, middle, last
 
 
-def _as_batch(preprocess: Preprocess, pixels: Pixels) -> Tensor:
+def as_batch(preprocess: Preprocess, pixels: Pixels) -> Tensor:
+    """One picture (H, W, C) uint8 as networks take it, (1, C, H, W), normalised."""
     return preprocess.standardise(torch.from_numpy(pixels).permute(2, 0, 1)[None])

@@ -13,7 +13,8 @@ from svertka.data.pictures import Prepared, prepare
 from svertka.data.preprocess import whole_picture
 from svertka.device import autocast
 from svertka.errors import DataError, PictureError
-from svertka.evaluation.crops import Protocol, views, views_144
+from svertka.evaluation.crops import Protocol, as_batch, views, views_144
+from svertka.graph.dense import Sliding, sliding
 
 AT_ONCE = 64  # pictures of the network's size that it is given together
 
@@ -40,6 +41,10 @@ class Judge:
         self.preprocess = classifier.preprocess
         self._squares: list[Prepared] = []
         self._network = classifier.network.eval()
+        self._sliding: Sliding | None = None
+        if protocol.crops == "dense":
+            size = self.preprocess.size
+            self._sliding = sliding(self._network, (1, self.preprocess.channels, size, size))
 
     @property
     def batch_size(self) -> int:
@@ -70,8 +75,20 @@ class Judge:
         everything = [int(index) for indices in batches for index in indices]
         pictures = (one for some in ahead(self._read, everything, self.threads, self.threads) for one in some)
         for indices in batches:
-            shown = (views_144(self.preprocess, next(pictures)).to(self.device) for _ in indices)
-            yield torch.stack([mean_probability(self._log_probabilities(one), 0) for one in shown])
+            yield torch.stack([self._said_of(next(pictures)) for _ in indices])
+
+    def _said_of(self, scales: list[Pixels]) -> Tensor:
+        """Log probabilities (K,) of one whole picture, given at every scale."""
+        if self._sliding is None:
+            shown = views_144(self.preprocess, scales).to(self.device)
+            return mean_probability(self._log_probabilities(shown), 0)
+        scores = []
+        for pixels in scales:
+            picture = as_batch(self.preprocess, pixels).to(self.device)
+            with autocast(self.device):
+                maps = self._sliding(torch.cat([picture, picture.flip(-1)]))
+            scores.append(maps.float().mean((2, 3)))
+        return mean_probability(torch.cat(scores).log_softmax(1).cpu(), 0)
 
     def _prepared(self, scale: int) -> Prepared:
         size, channels = self.preprocess.size, self.preprocess.channels

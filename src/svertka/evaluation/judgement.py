@@ -42,7 +42,7 @@ def evaluate(
     """How the classifier of `run`, or the mean of several, does on the pictures of `source`.
 
     `run`: a run folder, or a network with its weights, as for `Classifier.load`; or a list of them, whose probabilities
-    are averaged. `crops`, `scales`: "1", "10" or "144" crops of a picture at each length of its shorter side,
+    are averaged. `crops`, `scales`: "1", "10", "144" or "dense" crops of a picture at each length of its shorter side,
     as `crops.protocol` says. `part`: "train", "val", "test" or "all"; None is the test part where there is one, then
     the val part, then all. The parts of the source that the run was trained on are those of that training. `output`: an
     HTML file to write a report into.
@@ -74,7 +74,7 @@ class Judgement:
         """The report on `total`; some of the pictures are read again."""
         pictures, how = self.dataset.pictures, self.protocols[0]
         scales = f" at {', '.join(map(str, how.scales))} pixels"
-        shown = {"1": "the centre"}.get(how.crops, f"{how.crops} crops") + scales
+        shown = {"1": "the centre", "dense": "all positions"}.get(how.crops, f"{how.crops} crops") + scales
         facts = [
             ("data", f"{self.dataset.source}, {self.part}"),
             ("network" if len(self.runs) == 1 else "networks, their probabilities averaged", ", ".join(self.runs)),

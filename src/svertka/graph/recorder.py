@@ -170,7 +170,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 result = operation.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        result = _result(operation, *args, **kwargs)
+        result = result_of(operation, *args, **kwargs)
         with self.calling(operation.overloadpacket.__name__) as layer:  # if no function called it
             self._record(layer, operation, args, kwargs, result)
             self.ending(layer, result)
@@ -226,7 +226,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._origins[id(tensor)] = origin
 
 
-def _result(operation: Any, *args: Any, **kwargs: Any) -> Any:
+def result_of(operation: Any, *args: Any, **kwargs: Any) -> Any:
     """The result of an operation.
 
     That of the commonest is known beforehand; PyTorch has them in Python for tensors without values, which takes

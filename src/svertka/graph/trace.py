@@ -1,6 +1,7 @@
 """What is inside any nn.Module."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,13 +134,21 @@ def _finished(draft: Draft) -> Layer:
 
 def without_values(network: nn.Module) -> nn.Module:
     """A copy on the meta device, where tensors have shapes but no values."""
-    tensors: list[Tensor] = [*network.parameters(), *network.buffers()]
-    tensors += [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     # A copy takes what it has copied already from its memo: so these are never copied.
-    twin = copy.deepcopy(network, {id(tensor): _empty_like(tensor) for tensor in tensors})
+    twin = copy.deepcopy(network, {id(tensor): _empty_like(tensor) for _, tensor in tensors_of(network)})
     for module in twin.modules():
         module._forward_hooks.clear()  # somebody watches the network, but not this run of it
     return twin
+
+
+def tensors_of(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors: parameters, buffers, and what modules have as plain attributes."""
+    yield from network.named_parameters()
+    yield from network.named_buffers()
+    for path, module in network.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                yield f"{path}.{name}" if path else name, value
 
 
 def _empty_like(tensor: Tensor) -> Tensor:

@@ -1,0 +1,90 @@
+// Maxima and means over windows, and sums of two maps.
+#include <limits>
+
+#include "../simd.h"
+#include "direct.h"
+
+namespace svertka::INSTRUCTIONS {
+namespace {
+
+struct Pass {
+    const Window& shape;
+    Pooling pooling;
+    const float* input;
+    float* output;
+
+    static Index inside(const Sliding& axis, Index start) {  // taps before the end of the padding
+        const Index room = axis.size + axis.pad - start;
+        return least(parts(room, axis.dilation), axis.taps);
+    }
+
+    // One output of channels `channel` to `last`. A window's taps that lie inside are first found, then read.
+    void pixel(Index number, Index channel, Index last) const {
+        const Index x = number % shape.x.out_size, above = number / shape.x.out_size;
+        const Index y = above % shape.y.out_size, picture = above / shape.y.out_size;
+        const Index start_y = y * shape.y.stride - shape.y.pad, start_x = x * shape.x.stride - shape.x.pad;
+        const Index first_i = start_y < 0 ? parts(-start_y, shape.y.dilation) : 0;
+        const Index first_j = start_x < 0 ? parts(-start_x, shape.x.dilation) : 0;
+        const Index last_i = least(shape.y.taps, parts(shape.y.size - start_y, shape.y.dilation));
+        const Index last_j = least(shape.x.taps, parts(shape.x.size - start_x, shape.x.dilation));
+        const Index count = pooling == Pooling::padded_mean ? inside(shape.y, start_y) * inside(shape.x, start_x)
+                                                            : (last_i - first_i) * (last_j - first_j);
+        const float* corner = input + ((picture * shape.y.size + start_y) * shape.x.size + start_x) * shape.in_step;
+        const Index down = shape.y.dilation * shape.x.size * shape.in_step, right = shape.x.dilation * shape.in_step;
+        for (; channel < last; channel += lanes) {
+            const Index here = least(lanes, shape.in_channels - channel);
+            const auto reduce = [&](auto begin, auto step) __attribute__((always_inline)) {
+                Vector result = begin - Vector{};
+                for (Index i = first_i; i < last_i; ++i)
+                    for (Index j = first_j; j < last_j; ++j) {
+                        const float* from = corner + i * down + j * right + channel;
+                        result = step(result, here == lanes ? load(from) : load_some(from, here));
+                    }
+                return result;
+            };
+            Vector result;
+            if (pooling == Pooling::maximum)
+                result = reduce(-std::numeric_limits<float>::infinity(), [](Vector best, Vector one) {
+                    return one <= best || best != best ? best : one;  // NaN stays
+                });
+            else
+                result = reduce(0.0f, [](Vector sum, Vector one) { return sum + one; }) / static_cast<float>(count);
+            float* to = output + number * shape.out_step + channel;
+            here == lanes ? store(to, result) : store_some(to, result, here);
+        }
+    }
+};
+
+}  // namespace
+
+void pool(const Window& shape, Pooling pooling, const float* input, float* output, int threads) {
+    const Pass pass{shape, pooling, input, output};
+    const Index pixels = shape.batch * shape.y.out_size * shape.x.out_size;
+    // Where pixels are few, as in the mean over whole maps, threads share the channels.
+    const Index pieces = pixels >= 4 * threads ? 1 : threads;
+    const Index piece = parts(parts(shape.in_channels, lanes), pieces) * lanes;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (Index number = 0; number < pixels * pieces; ++number) {
+        const Index channel = number % pieces * piece;
+        pass.pixel(number / pieces, channel, least(channel + piece, shape.in_channels));
+    }
+}
+
+void add(std::ptrdiff_t pixels, std::ptrdiff_t channels, const float* input, std::ptrdiff_t in_step,
+         const Finish& finish, float* output, std::ptrdiff_t out_step, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (Index pixel = 0; pixel < pixels; ++pixel)
+        for (Index channel = 0; channel < channels; channel += lanes) {
+            const Index here = least(lanes, channels - channel);
+            const auto read = [=](const float* from) __attribute__((always_inline)) {
+                return here == lanes ? load(from) : load_some(from, here);
+            };
+            Vector vector = read(input + pixel * in_step + channel);
+            if (finish.residual) vector += read(finish.residual + pixel * finish.residual_step + channel);
+            vector = bounded(vector, finish.low, finish.high);
+            float* to = output + pixel * out_step + channel;
+            here == lanes ? store(to, vector) : store_some(to, vector, here);
+        }
+}
+
+}  // namespace svertka::INSTRUCTIONS

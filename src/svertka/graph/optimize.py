@@ -1,0 +1,140 @@
+"""A network for inference on the CPU: folded, fused, its weights packed once, its memory planned."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from svertka.conv import native
+from svertka.errors import UsageError
+from svertka.graph import plain, written
+from svertka.graph.fusion import Fused, fused
+from svertka.graph.operations import leaves, record, sharing_twin
+from svertka.graph.packing import Packed
+from svertka.graph.plan import Plan
+from svertka.graph.steps import Convolution
+
+TOLERANCE = 1e-3  # of the largest value; float32 networks of the zoo stay below 1e-5 of it
+PLANS = 8  # for as many numbers of pictures memory is kept
+
+
+def optimize(network: nn.Module, example: Tensor) -> "Optimized":
+    """A module that returns what `network` returns in inference, on the CPU, as fast as it goes here.
+
+    Any nn.Module of float32 whose steps do not depend on the values that it is given. Batch norm is folded; bias, sums
+    and rectification are computed with the convolution before them; weights are packed once; maps are channels-last and
+    share one piece of memory. What `network` has now is taken over: later changes to it have no effect, and it stays as
+    it is. Only rounding differs, and that is checked on `example`, by no more than 1e-3 of the largest value.
+
+    `example`: (N, C, H, W) float32, pictures such as there will be: of this size, and where the network allows it, in
+    any number.
+
+    Raises:
+        UsageError: the network cannot be followed, with the place, or what comes out is not what it gives.
+    """
+    _need_pictures(example)
+    steps = fused(record(network, tuple(example.shape)))
+    optimized = Optimized(steps, tuple(example.shape))
+    twin = sharing_twin(network)
+    with torch.inference_mode():
+        expected = twin(example)
+        error = _difference(optimized(example), expected)
+    if not error <= TOLERANCE:
+        raise UsageError(
+            f"optimized, {type(network).__name__} gives something else on the example: the largest difference is "
+            f"{error:.1e} of the largest value, more than {TOLERANCE:.0e}; run the network as it is"
+        )
+    optimized.error = error
+    return optimized
+
+
+class Optimized(nn.Module):
+    """What `optimize` gives. It has no parameters, cannot learn, and stays on the CPU, whatever it is moved to.
+
+    `error`: the largest difference to the original on the example, over the largest value.
+    """
+
+    def __init__(self, steps: Fused, example: tuple[int, ...]) -> None:
+        super().__init__()
+        self.example = tuple(example)
+        self.error = float("nan")
+        weights = {step.weight: step for step in steps.steps if isinstance(step, Convolution)}
+        self._packed: Mapping[str, Packed] = {}
+        if not native.why_not():
+            self._packed = {name: Packed.of(step, steps.tensors[name]) for name, step in weights.items()}
+        tensors = {name: tensor for name, tensor in steps.tensors.items() if name not in self._packed}
+        self._steps = Fused(steps.steps, steps.shapes, steps.dtypes, tensors, steps.output)
+        self._plans: dict[int, Plan] = {}
+        self.eval()
+
+    def forward(self, x: Tensor) -> Any:
+        """What the network returns for `x`, (N, C, H, W) float32; without gradients.
+
+        Raises:
+            UsageError: `x` is not such as the example was.
+        """
+        _need_pictures(x)
+        if x.shape[1:] != self.example[1:]:
+            sizes = ["×".join(map(str, shape[1:])) for shape in (x.shape, self.example)]
+            raise UsageError(
+                f"the pictures are {sizes[0]} and this network was optimized for {sizes[1]}; optimize it with an "
+                "example of this size"
+            )
+        # Memory that is used again and again must not be of inference mode, whoever calls first.
+        with torch.inference_mode(False), torch.no_grad():
+            if not self._packed:
+                return plain.run(self._steps, self._steps.tensors.__getitem__, x)
+            return self._plan(len(x)).run(x.contiguous(memory_format=torch.channels_last))
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write it to one file, which `load` reads on any machine.
+
+        Raises:
+            StorageError: the disk is full or the folder cannot be written.
+        """
+        whole = {name: packed.unpacked() for name, packed in self._packed.items()}
+        steps = replace(self._steps, tensors={**self._steps.tensors, **whole})
+        written.write(Path(path), steps, self.example, self.error)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Self:
+        """The network in a file that `save` wrote. No code is in it: steps of few kinds, and their tensors.
+
+        Raises:
+            RunError: the file is missing, damaged, or something else.
+        """
+        steps, example, error = written.read(Path(path))
+        network = cls(steps, example)
+        network.error = error
+        return network
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": {}}  # they hold addresses
+
+    def _plan(self, pictures: int) -> Plan:
+        plan = self._plans.get(pictures)
+        if plan is None:
+            plan = Plan(self._steps, self._packed, pictures)
+            if len(self._plans) >= PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[pictures] = plan
+        return plan
+
+
+def _need_pictures(x: Tensor) -> None:
+    if x.dim() != 4 or x.dtype != torch.float32 or x.device.type != "cpu":
+        raise UsageError(
+            f"pictures are {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}; an optimized network "
+            "takes (N, C, H, W) float32 on the CPU"
+        )
+
+
+def _difference(ours: Any, theirs: Any) -> float:
+    """The largest between the tensors of two outputs, over the largest value; NaN where there is none."""
+    pairs = [(a, b) for a, b in zip(leaves(ours), leaves(theirs), strict=True) if isinstance(b, Tensor) and b.numel()]
+    worst = [float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-30)) for a, b in pairs]
+    return max(worst, default=float("nan")) if all(error == error for error in worst) else float("nan")
