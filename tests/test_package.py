@@ -12,7 +12,7 @@ def test_the_public_names() -> None:
     assert svertka.__all__ == [
         "Classifier", "Optimized", "Run", "SvertkaError",
         "accelerate", "check", "compare", "evaluate", "export", "locate", "look", "optimize", "predict",
-        "restore", "resume", "train",
+        "restore", "resume", "serve", "train",
     ]  # fmt: skip
     assert svertka.conv.conv2d is importlib.import_module("svertka.conv.functions").conv2d
     assert dir(svertka) == svertka.__all__

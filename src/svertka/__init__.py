@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from svertka.conv.accelerate import restore as restore
     from svertka.data.check import check as check
     from svertka.deployment.export import export as export
+    from svertka.deployment.serve import serve as serve
     from svertka.errors import SvertkaError as SvertkaError
     from svertka.evaluation.comparison import compare as compare
     from svertka.evaluation.judgement import evaluate as evaluate
@@ -45,6 +46,7 @@ _HOMES = {
     "locate": "svertka.localization.search",
     "Run": "svertka.run",
     "resume": "svertka.training.job",
+    "serve": "svertka.deployment.serve",
     "train": "svertka.training.job",
 }
 _PACKAGES = ("conv",)

@@ -4,6 +4,8 @@
     ├── UsageError        what was asked for cannot be: an option, a name, a path, a combination
     ├── DataError         the pictures do not allow it
     │   └── PictureError  one picture cannot be read
+    │       ├── FormatError   it is in none of the formats
+    │       └── SizeError     it has more pixels than the limit
     ├── RunError          a run folder or a file in it: there already, damaged, made by a newer version
     ├── TrainingError     training cannot go on: it diverged, or a worker was lost
     │   └── Interrupted   it was asked to stop, and what it did is saved
@@ -33,6 +35,14 @@ class DataError(SvertkaError):
 
 class PictureError(DataError):
     """One picture cannot be read; the message is the reason alone, since the caller knows the path."""
+
+
+class FormatError(PictureError):
+    """A picture is in none of the formats that are read."""
+
+
+class SizeError(PictureError):
+    """A picture has more pixels than the limit."""
 
 
 class RunError(SvertkaError):

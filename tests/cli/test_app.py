@@ -9,7 +9,7 @@ import pytest
 
 from svertka.cli.app import app, main
 
-VERBS = ("check", "train", "evaluate", "compare", "predict", "look", "locate", "export", "models", "tune")
+VERBS = ("check", "train", "evaluate", "compare", "predict", "look", "locate", "export", "serve", "models", "tune")
 
 
 def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from svertka.cli.locate import locate
 from svertka.cli.look import look
 from svertka.cli.models import models
 from svertka.cli.predict import predict
+from svertka.cli.serve import serve
 from svertka.cli.train import train
 from svertka.cli.tune import tune
 from svertka.errors import SvertkaError, UsageError
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (check, train, evaluate, compare, predict, look, locate, export, models, tune):
+for verb in (check, train, evaluate, compare, predict, look, locate, export, serve, models, tune):
     app.command()(verb)
 
 

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from svertka.errors import PictureError, UsageError
+from svertka.errors import FormatError, PictureError, SizeError, UsageError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -55,27 +55,31 @@ SUFFIXES = {
 _TILE_WIDTH, _TILE_LENGTH, _PHOTOMETRIC, _MIN_IS_WHITE = 322, 323, 262, 0
 
 
-def read_picture(data: bytes, min_side: int | None = None, suffix: str | None = None) -> Pixels:
+def read_picture(
+    data: bytes, min_side: int | None = None, suffix: str | None = None, pixel_limit: int = PIXEL_LIMIT
+) -> Pixels:
     """The picture in `data` as (H, W, 3) uint8, RGB, turned upright as its EXIF orientation says.
 
     JPEG, PNG, WebP, BMP, TIFF and GIF (first frame). Alpha and transparent colours are laid over white, of 16 bits
     the upper 8 are kept, colour profiles are ignored. `min_side`: the side, in pixels, to which the picture will be
     resized; a JPEG comes back reduced by 2, 4 or 8 where that leaves `SPARE` times as much. `suffix`: the file name's
-    ending, ".jpg"; where it names one of these formats, the content has to be of it. Safe to call from several threads.
+    ending, ".jpg"; where it names one of these formats, the content has to be of it. `pixel_limit`: a picture with more
+    is refused before it is decoded. Safe to call from several threads.
 
     Raises:
-        PictureError: it cannot be read; the message is the reason.
+        PictureError: it cannot be read; the message is the reason. It is a FormatError where it is in none of these
+        formats, a SizeError where it is too large.
     """
     if not data:
         raise PictureError("empty file")
     name = next((name for name, (start, _) in DECODERS.items() if start.match(data)), None)
     if name is None:
-        raise PictureError(f"not a picture ({', '.join(DECODERS)})")
+        raise FormatError(f"not a picture ({', '.join(DECODERS)})")
     if suffix is not None and SUFFIXES.get(suffix.lower(), name) != name:
         raise PictureError(f"named {suffix} but holds {name}")
     with _refusal():
         image = DECODERS[name][1](io.BytesIO(data))
-        _check_size(image)
+        _check_size(image, pixel_limit)
         if isinstance(image, JpegImageFile):
             pixels = _decode_jpeg(data, image, SPARE * (min_side or 0))
             if pixels is not None:
@@ -115,15 +119,15 @@ def _array_as_rgb(array: npt.NDArray[np.uint8]) -> Pixels:
     return np.broadcast_to(array, (*array.shape[:2], 3))
 
 
-def _check_size(image: ImageFile) -> None:
+def _check_size(image: ImageFile, limit: int) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise PictureError("no pixels")
     pixels = width * height
     if isinstance(image, TiffImageFile):  # a tile is decoded whole, however little of it lies in the picture
         pixels = max(pixels, image.tag_v2.get(_TILE_WIDTH, 1) * image.tag_v2.get(_TILE_LENGTH, 1))
-    if pixels > PIXEL_LIMIT:
-        raise PictureError(f"{pixels / 1e6:.0f} megapixels, more than the limit of {PIXEL_LIMIT / 1e6:.0f}")
+    if pixels > limit:
+        raise SizeError(f"{pixels / 1e6:.0f} megapixels, more than the limit of {limit / 1e6:.0f}")
 
 
 def _decode_jpeg(data: bytes, image: JpegImageFile, least: int) -> Pixels | None:
@@ -233,7 +237,7 @@ def _refusal() -> Iterator[None]:
     except PictureError:
         raise
     except Image.DecompressionBombError as error:  # from inside a decoder, before it tells the size
-        raise PictureError(f"more than the limit of {PIXEL_LIMIT / 1e6:.0f} megapixels") from error
+        raise SizeError(f"more than the limit of {PIXEL_LIMIT / 1e6:.0f} megapixels") from error
     except MemoryError as error:
         raise PictureError("too large for the memory that is left") from error
     except Exception as error:  # decoders raise nearly anything: OSError, SyntaxError, struct.error, zlib.error

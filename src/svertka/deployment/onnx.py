@@ -54,16 +54,21 @@ def as_onnx(classifier: Classifier, *, preprocessing: bool = False) -> ModelProt
     _anonymous(model)
     if preprocessing:
         _prepend(model, Entry(preprocess, PICTURES, IMAGES))
+    describe(model, classifier, preprocessing=preprocessing)
+    onnx.checker.check_model(model)
+    return model
+
+
+def describe(model: ModelProto, classifier: Classifier, *, preprocessing: bool) -> None:
+    """Write into the metadata of `model` who made it, what its classes are called, and what it takes."""
     model.producer_name, model.producer_version = "svertka", version("svertka")
     metadata = {
         "names": json.dumps(classifier.names),
-        "preprocess": preprocess.model_dump_json(),
+        "preprocess": classifier.preprocess.model_dump_json(),
         "model": classifier.config.model,
         "input": _sentence(classifier, preprocessing=preprocessing),
     }
     helper.set_model_props(model, metadata)
-    onnx.checker.check_model(model)
-    return model
 
 
 def check(model: ModelProto, classifier: Classifier, pictures: Sequence[Pixels]) -> float:

@@ -171,8 +171,8 @@ def _write_maps(portraits: Portraits, here: range, rows: list[dict[str, Any]], s
     for number, slot in enumerate(slots.tolist()):
         fallen = spread(falls[number], side, stride, size)
         parts.put(f"overlays/{slot}-saliency.webp", encoded(drawn[number], exact=size <= SMALL))
-        parts.put(f"overlays/{slot}-grad-cam.webp", _veil(places[number]))
-        parts.put(f"overlays/{slot}-occlusion.webp", _veil(fallen))
+        parts.put(f"overlays/{slot}-grad-cam.webp", veil(places[number]))
+        parts.put(f"overlays/{slot}-occlusion.webp", veil(fallen))
         rows[slot - here.start]["scales"] = {"occlusion": round(max(0.0, float(fallen.max())), 4)}
 
 
@@ -187,7 +187,7 @@ def spread(values: Tensor, side: int, stride: int, size: int) -> Tensor:
     return sums / counts.clamp_min(1)
 
 
-def _veil(values: Tensor) -> bytes:
+def veil(values: Tensor) -> bytes:
     """Grey that hides a picture where `values` (H, W) are 0 or less, and is clear where they are largest."""
     shares = (values / values.max().clamp_min(1e-12)).clamp(0, 1).cpu().numpy()
     grey = np.full((*shares.shape, 4), 128, np.uint8)

@@ -30,8 +30,9 @@ class Region:
 def heat(maps: Sequence[ScoreMap], index: int, height: int, width: int) -> Heat:
     """How much each spot of a picture of `height` × `width` pixels speaks for class `index`, (h, w) float32, 0 to 1.
 
-    At each scale the mean of yᵏ over the patches that a spot lies in, and the mean of these over the scales; the
-    shorter of h and w is `CELLS`.
+    At each scale the sum of yᵏ over the patches that a spot lies in, over the most patches that any spot lies in; and
+    the mean of these over the scales. (A mean over its own patches would let single ones speak at the edges, where few
+    reach.) The shorter of h and w is `CELLS`.
     """
     cell = min(height, width) / CELLS
     shape = max(CELLS, round(height / cell)), max(CELLS, round(width / cell))
@@ -41,7 +42,7 @@ def heat(maps: Sequence[ScoreMap], index: int, height: int, width: int) -> Heat:
         edges = np.rint(one.level.all_patches() * per_cell).astype(np.int64)
         values = one.scores[index].astype(np.float64).ravel() ** POWER
         sums, counts = (_covered(edges, each, shape) for each in (values, np.ones_like(values)))
-        total += sums / np.maximum(counts, 1)
+        total += sums / counts.max()
     return (total / len(maps)).astype(np.float32)
 
 

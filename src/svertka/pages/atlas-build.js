@@ -1,27 +1,7 @@
-// What the views of the atlas are built with: elements, numbers, data that come as scripts, pieces of sprites.
+// What the views of the atlas are built with: data that come as scripts, pieces of sprites.
 "use strict";
 (() => {
-  const atlas = self.atlas ??= {};
-  const SPACE = "\u00a0";
-
-  // Children are elements or text, never HTML: a class may be called anything.
-  atlas.make = (tag, properties = {}, ...children) => {
-    const element = document.createElement(tag);
-    for (const [name, value] of Object.entries(properties)) {
-      if (name === "style") for (const [key, text] of Object.entries(value)) element.style.setProperty(key, text);
-      else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-      else if (value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
-    }
-    element.append(...children.flat().filter((child) => child !== null && child !== undefined));
-    return element;
-  };
-  atlas.svg = (tag, attributes = {}, ...children) => {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    element.append(...children);
-    return element;
-  };
-  atlas.named = (text) => atlas.make("bdi", {}, text);
+  const atlas = Object.assign(self.atlas ??= {}, self.build);
 
   // Browsers refuse fetch from a file; a script beside the page assigns its value to atlasData.
   const promised = new Map();
@@ -39,17 +19,6 @@
     }
     return promised.get(name);
   };
-
-  atlas.percent = (share) => `${(100 * share).toFixed(1)}${SPACE}%`;
-  atlas.count = (value, noun) => `${value.toLocaleString("en")}${SPACE}${noun}${value === 1 ? "" : "s"}`;
-  atlas.number = (value) => {
-    const size = Math.abs(value);
-    if (value === 0 || (size >= 1e-3 && size < 1e5)) return String(Number(value.toPrecision(3)));
-    const [mantissa, exponent] = value.toExponential(2).split("e");
-    const power = String(Number(exponent)).replace(/[-\d]/g, (sign) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(sign)]);
-    return `${Number(mantissa)}·10${power}`;
-  };
-  atlas.address = (...parts) => `#/${parts.map(encodeURIComponent).join("/")}`;
 
   // The pixels that a position of a layer sees, [top, left, bottom, right], the last two excluded.
   atlas.box = (layer, row, column) => {
@@ -120,20 +89,6 @@
     };
     return element;
   };
-
-  // Shares as bars, [name, share, base share or undefined], each labelled with its number; `full` is a whole bar.
-  atlas.bars = (rows, label, full = 1) => atlas.make("ul", { class: "bars", "aria-label": label }, rows.map(([name, share, base]) => {
-    const bar = atlas.svg("svg", { viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },
-      atlas.svg("rect", { class: "bar-ground", width: 100, height: 8 }),
-      atlas.svg("rect", { class: "bar-share", width: 100 * Math.min(1, share / full), height: 8 }));
-    if (base !== undefined) {
-      const x = 100 * Math.min(1, base / full);
-      bar.append(atlas.svg("line", { class: "bar-base", x1: x, x2: x, y1: 0, y2: 8 }));
-    }
-    const said = base === undefined ? "" : `, ${atlas.percent(base)} of all pictures`;
-    return atlas.make("li", {}, atlas.make("span", { class: "called", title: name }, atlas.named(name)), bar,
-      atlas.make("span", { class: "figure" }, atlas.percent(share), atlas.make("span", { class: "unseen" }, said)));
-  }));
 
   atlas.how = (text, link, title) => atlas.make("p", { class: "how" }, `${text} (`,
     atlas.make("a", { href: link }, title), ").");

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html
 import math
+import re
 from functools import cache
 from importlib.resources import files
 from unicodedata import category
@@ -60,30 +61,20 @@ def scrolled(name: str, table: str) -> str:
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">{table}</div>'
 
 
-def page(title: str, body: str, *, chapter: str = "", beside: bool = False) -> str:
+def page(title: str, body: str, *, chapter: str = "", beside: bool = False, served: bool = False) -> str:
     """A whole HTML document, style and script inside; `title` is text, `body` is HTML.
 
-    `chapter`: of the files chapter.css and chapter*.js, which follow the ones that all pages share. `beside`: whether
-    it loads pictures and data from its own folder. Its policy lets it load nothing else and run nothing else, whatever
-    a class name may try.
+    `chapter`: of the files chapter.css and chapter*.js, which follow the ones that all pages share. Its `policy` lets
+    it load nothing else and run nothing else, whatever a class name may try.
     """
-    style, scripts = _read("style.css"), [_read("page.js")]
-    if chapter:
-        style += _read(f"{chapter}.css")
-        scripts += [_read(name) for name in _scripts(chapter)]
-    script = "\n".join(scripts)
-    # A page that was opened from a file has no origin: what lies beside it is named by the scheme, too.
-    own = " 'self' file:" if beside else ""
-    policy = (
-        f"default-src 'none'; img-src data:{own}; style-src '{_digest(style)}'; script-src '{_digest(script)}'{own}; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    style, script = _style(chapter), _script(chapter)
+    allowed = policy(chapter, beside=beside, served=served)
     # The script comes before the body: a chosen colour scheme must be there before anything is painted.
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta http-equiv="Content-Security-Policy" content="{allowed}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
@@ -99,11 +90,32 @@ def page(title: str, body: str, *, chapter: str = "", beside: bool = False) -> s
 """
 
 
+def policy(chapter: str = "", *, beside: bool = False, served: bool = False) -> str:
+    """The content security policy of a page: its own style and script, and pictures inside it.
+
+    `beside`: whether it loads pictures and data from its own folder. `served`: whether it asks the server that it is
+    from, and shows pictures that it was given.
+    """
+    # A page that was opened from a file has no origin: what lies beside it is named by the scheme, too.
+    own = " 'self' file:" if beside else ""
+    asks = " blob:; connect-src 'self'" if served else ""
+    return (
+        f"default-src 'none'; img-src data:{own}{asks}; style-src '{_digest(_style(chapter))}'; "
+        f"script-src '{_digest(_script(chapter))}'{own}; base-uri 'none'; form-action 'none'"
+    )
+
+
 @cache
-def _scripts(chapter: str) -> list[str]:
-    """The chapter's scripts in the order of their names."""
-    names = (file.name for file in files("svertka.pages").iterdir())
-    return sorted(name for name in names if name.startswith(chapter) and name.endswith(".js"))
+def _style(chapter: str) -> str:
+    names = ["style.css", *(["build.css", f"{chapter}.css"] if chapter else [])]
+    return "".join(_read(name) for name in names)
+
+
+@cache
+def _script(chapter: str) -> str:
+    """What all pages share, what those share that make their content, and the chapter's in the order of their names."""
+    own = sorted(file.name for file in files("svertka.pages").iterdir() if re.fullmatch(rf"{chapter}.*\.js", file.name))
+    return "\n".join(_read(name) for name in ["page.js", *(["build.js", *own] if chapter else [])])
 
 
 @cache

@@ -182,6 +182,20 @@ def parse_time(text: str) -> float:
     return seconds
 
 
+def parse_rate(lr: float | str | None) -> float | None:
+    """`lr` where it is a number.
+
+    Raises:
+        UsageError: it is text, but not "find".
+    """
+    if isinstance(lr, str) and lr != "find":
+        try:
+            return float(lr)
+        except ValueError:
+            raise UsageError(f"lr={lr} is neither a number nor find; write --lr 0.01 or --lr find") from None
+    return lr if isinstance(lr, float | int) else None
+
+
 def table(lines: Sequence[tuple[str, str]]) -> str:
     """Labels and values as text, a line each."""
     width = max(len(label) for label, _ in lines)

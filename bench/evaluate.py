@@ -1,0 +1,185 @@
+"""Evaluation in many crops, and in all of them at once, against the bare network and the plain loop.
+
+    python bench/evaluate.py [--models resnet18 squeezenet1_1] [--pictures 64] [--dense 1] [--rounds 3] [--threads 2]
+
+Ten crops: what `svertka evaluate --crops 10` does with photographs, from the store of squares to the counts, in crops a
+second, beside the network alone on as many crops in batches as large, ready in memory. The store is filled first, in a
+pass that is timed by itself: it decodes the pictures.
+
+Dense: what `--crops dense` does with whole photographs at 256, 384 and 512 pixels, decoding included, beside the loop
+that it replaces: every crop at every position of the network's stride, and their mirror images, cut from pictures that
+are decoded already, in batches of 64. Both say how far apart their probabilities are; where a network pads its maps
+they are not the same, since a crop has zeros around it and a window has the picture.
+
+The sides take turns. Weights are fresh. Real data: SVERTKA_DATA.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from svertka.classifier import Classifier, Config
+from svertka.data.dataset import Dataset, Ints
+from svertka.data.preprocess import Preprocess, whole_picture
+from svertka.data.sources import open_source
+from svertka.evaluation.crops import as_batch, protocol
+from svertka.evaluation.judge import AT_ONCE, Judge, mean_probability
+from svertka.evaluation.metrics import Tally
+from svertka.graph.dense import sliding
+from svertka.models.zoo import find
+from turns import in_turns, ratios, seconds
+
+CPU = torch.device("cpu")
+
+
+def classifier(name: str, names: tuple[str, ...]) -> Classifier:
+    """The network with weights as they are drawn."""
+    torch.manual_seed(0)
+    model = find(name)
+    preprocess = Preprocess(size=model.size, resize=model.resize, mean=(0.5,) * 3, std=(0.25,) * 3)
+    config = Config(model=name, names=names, preprocess=preprocess)
+    return Classifier(config.build().eval(), config)
+
+
+def judged(judge: Judge, dataset: Dataset) -> Tally:
+    """The counts of all pictures, as `evaluate` makes them."""
+    size = judge.batch_size
+    batches: list[Ints] = [np.arange(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
+    tally = Tally(len(dataset.names))
+    for indices, said in zip(batches, judge.over(batches), strict=True):
+        tally.update(said, torch.from_numpy(dataset.labels[indices]), torch.from_numpy(indices))
+    return tally
+
+
+def ten(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[str, Any]:
+    """Crops a second of both, and the ratio."""
+    judge = Judge(one, dataset, protocol("10", None, one.preprocess), device=CPU, threads=threads)
+    size = one.preprocess.size
+    batch = torch.rand(10 * judge.batch_size, 3, size, size)
+    crops = 10 * len(dataset)
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for start in range(0, crops, len(batch)):
+                one.network(batch[: crops - start])
+
+    first = seconds(lambda: judged(judge, dataset))
+    times = in_turns({"bare": bare, "ours": lambda: judged(judge, dataset)}, rounds)
+    rates = {name: crops / statistics.median(some) for name, some in times.items()}
+    return {"crops_per_second": rates | {"first": crops / first}, **ratios(times["bare"], times["ours"])}
+
+
+def dense(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[str, Any]:
+    """Seconds a picture of both, and the ratio."""
+    how = protocol("dense", None, one.preprocess)
+    judge = Judge(one, dataset, how, device=CPU, threads=threads)
+    size = one.preprocess.size
+    stride = sliding(one.network, (1, 3, size, size)).stride
+    pictures = [
+        [
+            as_batch(one.preprocess, whole_picture(dataset.pictures.read(k, max(how.scales)), scale, 3))
+            for scale in how.scales
+        ]
+        for k in range(len(dataset))
+    ]
+    loops: list[Tensor] = []
+
+    def loop() -> None:
+        with torch.inference_mode():
+            loops[:] = [looped(one, scales, stride) for scales in pictures]
+
+    times = in_turns({"loop": loop, "ours": lambda: judged(judge, dataset)}, rounds)
+    ours = torch.cat(list(judge.over([np.arange(len(dataset))])))
+    crops = sum(2 * positions(picture, size, stride)[0] for scales in pictures for picture in scales)
+    return {
+        "seconds_per_picture": {name: statistics.median(some) / len(dataset) for name, some in times.items()},
+        "crops_per_picture": crops / len(dataset),
+        "apart": float((torch.stack(loops).exp() - ours.exp()).abs().max()),
+        **ratios(times["loop"], times["ours"]),
+    }
+
+
+def looped(one: Classifier, scales: list[Tensor], stride: tuple[int, int]) -> Tensor:
+    """Log probabilities (K,) of one picture: scores averaged over its crops, probabilities over scales and mirror."""
+    size, said = one.preprocess.size, []
+    for picture in scales:
+        for shown in (picture, picture.flip(-1)):
+            _, places = positions(shown, size, stride)
+            crops = torch.cat([shown[..., y : y + size, x : x + size] for y, x in places])
+            scores = torch.cat([one.network(some) for some in crops.split(AT_ONCE)])  # type: ignore[no-untyped-call]
+            said.append(scores.mean(0).log_softmax(0))
+    return mean_probability(torch.stack(said), 0)
+
+
+def positions(picture: Tensor, size: int, stride: tuple[int, int]) -> tuple[int, list[tuple[int, int]]]:
+    """How many crops there are, and their first pixels."""
+    height, width = picture.shape[-2:]
+    places = [(y, x) for y in range(0, height - size + 1, stride[0]) for x in range(0, width - size + 1, stride[1])]
+    return len(places), places
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["resnet18", "squeezenet1_1"], help="names of the zoo")
+    parser.add_argument("--pictures", type=int, default=64, help="in ten crops (default 64)")
+    parser.add_argument("--dense", type=int, default=1, help="pictures seen dense (default 1; 0 leaves it out)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each side (default 3)")
+    parser.add_argument("--threads", type=int, default=2, help="of each side (default 2)")
+    parser.add_argument("--json", action="store_true", help="one JSON value on stdout")
+    options = parser.parse_args()
+    folder = Path(os.environ.get("SVERTKA_DATA", "")) / "cats-dogs"
+    if not folder.is_dir():
+        sys.exit(f"no pictures in {folder}; set SVERTKA_DATA")
+    torch.set_num_threads(options.threads)
+    everything = open_source(folder, to_train=False)
+
+    def some(count: int) -> Dataset:
+        return everything.take(np.linspace(0, len(everything) - 1, count).astype(np.int64))
+
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["XDG_CACHE_HOME"] = cache  # so that the first pass decodes
+        for name in options.models:
+            one = classifier(name, everything.names)
+            result[name] = {}
+            if options.pictures:
+                result[name]["ten"] = ten(one, some(options.pictures), options.rounds, options.threads)
+            if options.dense:
+                result[name]["dense"] = dense(one, some(options.dense), options.rounds, options.threads)
+            if not options.json:
+                show(name, result[name])
+    if options.json:
+        print(json.dumps(result))
+
+
+def show(name: str, found: dict[str, Any]) -> None:
+    """Print the lines of one network."""
+    if "ten" in found:
+        rates = found["ten"]["crops_per_second"]
+        print(
+            f"{name:16}ten crops: {rates['ours']:.1f} crops/s, {rates['first']:.1f} with decoding; bare network "
+            f"{rates['bare']:.1f}; ratio {found['ten']['ratio_median']:.3f} (best {found['ten']['ratio_of_best']:.3f}, "
+            f"least {found['ten']['ratio_least']:.3f})"
+        )
+    if "dense" in found:
+        times = found["dense"]["seconds_per_picture"]
+        print(
+            f"{name:16}dense: {times['ours']:.2f} s a picture; loop over {found['dense']['crops_per_picture']:.0f} "
+            f"crops {times['loop']:.2f} s; ratio {found['dense']['ratio_median']:.1f} (best "
+            f"{found['dense']['ratio_of_best']:.1f}, least {found['dense']['ratio_least']:.1f}); "
+            f"probabilities up to {found['dense']['apart']:.1g} apart"
+        )
+
+
+if __name__ == "__main__":
+    main()

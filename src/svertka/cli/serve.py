@@ -1,0 +1,38 @@
+"""`svertka serve`."""
+
+from typing import Annotated
+
+import typer
+
+from svertka.cli.output import print_json
+
+
+def serve(
+    run: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="run folders, or networks with weights: resnet50:imagenet")
+    ],
+    host: Annotated[
+        str, typer.Option(help="the address to listen on; beyond this machine a token is needed, which is printed")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the address as JSON as soon as it answers")] = False,
+) -> None:
+    """Name pictures on a page, and for programs over HTTP, until Ctrl-C.
+
+    Example: svertka serve runs/photos-resnet18
+    """
+    import sys
+
+    from svertka.deployment.serve import Place
+    from svertka.deployment.serve import serve as answer
+
+    def ready(place: Place) -> None:
+        if as_json:
+            print_json(place.as_json())
+        else:
+            print(f"open {place.url}")
+        sys.stdout.flush()
+
+    answer(*run, host=host, port=port, device=device, threads=threads, ready=ready)

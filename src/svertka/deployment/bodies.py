@@ -1,0 +1,55 @@
+"""Bodies of requests: no larger, no slower and no more at a time than the memory and the patience of a server allow."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.requests import ClientDisconnect, Request
+
+from svertka.deployment.refusal import Refusal
+
+BODY_LIMIT = 24 << 20  # bytes of one
+TOTAL_LIMIT = 192 << 20  # bytes of all that are held at a time
+BODY_SECONDS = 20.0  # in which one has to arrive
+
+
+class Bodies:
+    """Reads bodies; `held` is how many bytes of them are in memory now."""
+
+    def __init__(self) -> None:
+        self.held = 0
+
+    @asynccontextmanager
+    async def of(self, request: Request) -> AsyncIterator[bytes]:
+        """The body of `request`, counted as held until the block ends.
+
+        Raises:
+            Refusal: 413 it is too large; 408 it is too slow; 503 the memory for bodies is taken; 400 it broke off.
+        """
+        said = request.headers.get("content-length", "")
+        if said.isdigit() and int(said) > BODY_LIMIT:
+            raise _too_large()
+        chunks, size = [], 0
+        try:
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    async for chunk in request.stream():
+                        size += len(chunk)
+                        self.held += len(chunk)
+                        if size > BODY_LIMIT:
+                            raise _too_large()
+                        if self.held > TOTAL_LIMIT:
+                            raise Refusal(503, "too many pictures are being sent at a time", {"Retry-After": "2"})
+                        chunks.append(chunk)
+            except TimeoutError as error:
+                sentence = f"the picture did not arrive within {BODY_SECONDS:.0f} seconds"
+                raise Refusal(408, sentence, {"Connection": "close"}) from error
+            except ClientDisconnect as error:
+                raise Refusal(400, "the picture broke off") from error
+            yield b"".join(chunks)
+        finally:
+            self.held -= size
+
+
+def _too_large() -> Refusal:
+    return Refusal(413, f"a picture may have {BODY_LIMIT >> 20} MiB at most")

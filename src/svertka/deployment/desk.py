@@ -1,0 +1,82 @@
+"""Requests that come at the same time, answered together."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from svertka.deployment.refusal import Refusal
+
+PLACES = 256  # pictures that are waited for at a time; the next one is told to come again
+TOGETHER = 16  # pictures that the network is given at once, at most
+DEADLINE = 0.005  # seconds that a picture waits for others which are on their way
+
+
+class Desk:
+    """Hands pictures to `compute` (a list of them to rows of results), as many together as are there.
+
+    A picture never waits longer than DEADLINE while the network is free, and not at all when no other is on its way.
+    """
+
+    def __init__(self, compute: Callable[[Sequence[Tensor]], Tensor], thread: Executor) -> None:
+        self._compute, self._thread = compute, thread
+        self._queue: asyncio.Queue[tuple[Tensor, asyncio.Future[Tensor]]] = asyncio.Queue()
+        self._seconds = 0.05  # a picture takes, about
+
+        self.open = 0  # pictures that were let in and are not answered
+        self.answered = 0
+
+    @contextmanager
+    def places(self, count: int) -> Iterator[None]:
+        """In the block `count` pictures may be handed in.
+
+        Raises:
+            Refusal: 503, there is no room.
+        """
+        if self.open + count > PLACES:
+            seconds = math.ceil(self.open * self._seconds)
+            raise Refusal(503, f"{self.open} pictures are waiting already", {"Retry-After": str(max(1, seconds))})
+        self.open += count
+        try:
+            yield
+        finally:
+            self.open -= count
+
+    async def result(self, picture: Tensor) -> Tensor:
+        """What `compute` makes of `picture`."""
+        future: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait((picture, future))
+        return await future
+
+    async def work(self) -> None:
+        """Answer, until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = await self._batch()
+            began = time.monotonic()
+            try:
+                rows = await loop.run_in_executor(self._thread, self._compute, [picture for picture, _ in batch])
+            except Exception as error:  # whoever asked has to hear of it
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            self._seconds = 0.8 * self._seconds + 0.2 * (time.monotonic() - began) / len(batch)
+            self.answered += len(batch)
+            for (_, future), row in zip(batch, rows, strict=True):
+                if not future.done():
+                    future.set_result(row)
+
+    async def _batch(self) -> list[tuple[Tensor, asyncio.Future[Tensor]]]:
+        batch = [await self._queue.get()]
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while len(batch) < min(TOGETHER, self.open):
+                    batch.append(await self._queue.get())
+        except TimeoutError:
+            pass
+        return batch

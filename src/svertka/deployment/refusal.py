@@ -1,0 +1,9 @@
+"""Why a request gets no answer: a status of HTTP, one sentence, and what the client may do about it."""
+
+
+class Refusal(Exception):  # noqa: N818 - nothing of ours went wrong
+    """`status` and `sentence` for the client, and `headers` that go with them."""
+
+    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence, self.headers = status, sentence, headers or {}

@@ -1,0 +1,158 @@
+"""A run that is served: its network made fast, its names, and what may be read of its folder."""
+
+import base64
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from itertools import count
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from svertka.classifier import Classifier
+from svertka.data.images import read_picture
+from svertka.device import device_of
+from svertka.errors import PictureError, RunError, UsageError
+from svertka.graph.optimize import optimize
+from svertka.inspection.firing import fired, remembered
+from svertka.inspection.portraits import veil
+from svertka.inspection.saliency import grad_cam
+from svertka.pages.pictures import encoded
+from svertka.run import Run
+
+PIXEL_LIMIT = 50_000_000  # of a picture: what is decoded stays in memory beside others
+SCANS = 200  # of a progressive JPEG; each is a pass over all pixels, for a few bytes
+AT_ONCE = (16, 4, 1)  # pictures in a pass: few sizes, since for each memory is planned and kept
+SMALL = 64  # pixels a side up to which a picture is shown crisp
+
+
+class Served:
+    """The network of `run`, a run folder or a network with weights; `key` is its name in addresses.
+
+    `taken`: keys of others.
+    """
+
+    def __init__(self, run: str | PathLike[str], device: torch.device, taken: Collection[str] = ()) -> None:
+        self.classifier, self.device = Classifier.load(run, device), device
+        self.folder = Run(run).folder if Path(run).is_dir() else None
+        self.name = _name(run)
+        self.key = _key(self.name, taken)
+        self._fast = self.classifier.network
+        if device.type == "cpu":
+            self._fast = optimize(self._fast, torch.stack([self._nothing()] * AT_ONCE[-2]))
+        self._best = remembered(self.folder / "atlas") if self.folder is not None else {}
+
+    def warm_up(self) -> None:
+        """Run once for each number of pictures, so that no request waits for what is found out only once."""
+        for number in AT_ONCE:
+            self.probabilities([self._nothing()] * number)
+
+    def _nothing(self) -> Tensor:
+        preprocess = self.classifier.preprocess
+        return torch.zeros(preprocess.channels, preprocess.size, preprocess.size)
+
+    def prepare(self, data: bytes) -> Tensor:
+        """What the network gets for the picture in `data`, (C, size, size) float32.
+
+        Raises:
+            PictureError: it cannot be read.
+        """
+        return self.classifier.preprocess(self._pixels(data))
+
+    def _pixels(self, data: bytes) -> Any:
+        if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > SCANS:
+            raise PictureError(f"more than {SCANS} scans")
+        return read_picture(data, min_side=self.classifier.preprocess.resize, pixel_limit=PIXEL_LIMIT)
+
+    @torch.inference_mode()
+    def probabilities(self, pictures: Sequence[Tensor]) -> Tensor:
+        """Class probabilities (N, K) float32 of N prepared pictures."""
+        rows, done = [], 0
+        while done < len(pictures):
+            number = next(size for size in AT_ONCE if size <= len(pictures) - done)
+            images = torch.stack(list(pictures[done : done + number])).to(self.device)
+            rows.append(self._fast(images).float().softmax(1).cpu())
+            done += number
+        return torch.cat(rows)
+
+    def explain(self, data: bytes, label: int | None) -> dict[str, Any]:
+        """For people: the picture as the network sees it, where it looked for class `label`, which units fired.
+
+        `label`: None is the most probable.
+
+        Raises:
+            PictureError: the picture cannot be read.
+        """
+        preprocess = self.classifier.preprocess
+        square = preprocess.square(self._pixels(data))
+        offset = (preprocess.side - preprocess.size) // 2
+        seen = square[offset : offset + preprocess.size, offset : offset + preprocess.size]
+        image = preprocess.normalise(torch.from_numpy(square).permute(2, 0, 1)[None])
+        image = image.to(device_of(self.classifier.network) or self.device)
+        if label is None:
+            label = int(self.classifier.probabilities([image[0]])[0].argmax())
+        crisp = preprocess.size <= SMALL
+        result: dict[str, Any] = {
+            "label": self.classifier.names[label],
+            "size": preprocess.size,
+            "crisp": crisp,
+            "picture": _address(encoded(seen, exact=crisp)),
+            "heat": None,
+            "units": [],
+        }
+        try:
+            heat = grad_cam(self.classifier.network, image, label)
+            size = preprocess.size, preprocess.size
+            places = F.interpolate(heat[:, None], size, mode="bilinear")[0, 0]
+            result["heat"] = _address(veil(places))
+            result["units"] = [asdict(one) for one in fired(self.classifier.network, image[0], self._best)]
+        except UsageError:  # a network without maps looks nowhere in particular
+            pass
+        return result
+
+    @property
+    def sentence(self) -> str:
+        """What it is, for people."""
+        config = self.classifier.config
+        known, size = len(config.names), config.preprocess.size
+        try:
+            source = Path(str(Run(self.folder or "").settings()["source"])).name
+        except (RunError, KeyError):
+            source = ""
+        trained = f", trained on {source}" if source else ""
+        classes = "1 class" if known == 1 else f"{known:,} classes"
+        return f"{config.model}{trained}: {classes}. It sees a picture at {size}×{size} pixels."
+
+    def file(self, name: str) -> Path | None:
+        """The file `name` of what people may see of the run: report.html and the atlas; None if there is none."""
+        if self.folder is None:
+            return None
+        try:
+            folder = self.folder.resolve(strict=True)
+            path = (folder / name).resolve(strict=True)
+        except (OSError, ValueError, RuntimeError):  # no such file; a NUL in its name; a ring of links
+            return None
+        allowed = path == folder / "report.html" or path.is_relative_to(folder / "atlas")
+        return path if allowed and path.is_file() else None
+
+
+def _name(run: str | PathLike[str]) -> str:
+    """What people call it: a folder's own name; of weights in a file without the way there."""
+    if Path(run).is_dir():
+        return Run(run).name
+    model, colon, weights = fspath(run).partition(":")
+    return f"{model}{colon}{Path(weights).name}"
+
+
+def _key(name: str, taken: Collection[str]) -> str:
+    """`name` with letters that need no care in an address, and a number where another has it."""
+    stem = re.sub(r"[^A-Za-z0-9_.:-]", "_", name).strip(".") or "run"
+    return next(key for number in count(1) if (key := stem if number == 1 else f"{stem}-{number}") not in taken)
+
+
+def _address(content: bytes) -> str:
+    return "data:image/webp;base64," + base64.b64encode(content).decode()

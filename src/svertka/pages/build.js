@@ -1,0 +1,50 @@
+// What pages that make their content are built with: elements, numbers as people write them, bars.
+"use strict";
+(() => {
+  const build = self.build = {};
+  const SPACE = "\u00a0";
+
+  // Children are elements or text, never HTML: a class may be called anything.
+  build.make = (tag, properties = {}, ...children) => {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(properties)) {
+      if (name === "style") for (const [key, text] of Object.entries(value)) element.style.setProperty(key, text);
+      else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+      else if (value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+    }
+    element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+    return element;
+  };
+  build.svg = (tag, attributes = {}, ...children) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.append(...children);
+    return element;
+  };
+  build.named = (text) => build.make("bdi", {}, text);
+
+  build.percent = (share) => `${(100 * share).toFixed(1)}${SPACE}%`;
+  build.count = (value, noun) => `${value.toLocaleString("en")}${SPACE}${noun}${value === 1 ? "" : "s"}`;
+  build.number = (value) => {
+    const size = Math.abs(value);
+    if (value === 0 || (size >= 1e-3 && size < 1e5)) return String(Number(value.toPrecision(3)));
+    const [mantissa, exponent] = value.toExponential(2).split("e");
+    const power = String(Number(exponent)).replace(/[-\d]/g, (sign) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(sign)]);
+    return `${Number(mantissa)}·10${power}`;
+  };
+  build.address = (...parts) => `#/${parts.map(encodeURIComponent).join("/")}`;
+
+  // Shares as bars, [name, share, base share or undefined], each labelled with its number; `full` is a whole bar.
+  build.bars = (rows, label, full = 1) => build.make("ul", { class: "bars", "aria-label": label }, rows.map(([name, share, base]) => {
+    const bar = build.svg("svg", { viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },
+      build.svg("rect", { class: "bar-ground", width: 100, height: 8 }),
+      build.svg("rect", { class: "bar-share", width: 100 * Math.min(1, share / full), height: 8 }));
+    if (base !== undefined) {
+      const x = 100 * Math.min(1, base / full);
+      bar.append(build.svg("line", { class: "bar-base", x1: x, x2: x, y1: 0, y2: 8 }));
+    }
+    const said = base === undefined ? "" : `, ${build.percent(base)} of all pictures`;
+    return build.make("li", {}, build.make("span", { class: "called", title: name }, build.named(name)), bar,
+      build.make("span", { class: "figure" }, build.percent(share), build.make("span", { class: "unseen" }, said)));
+  }));
+})();

@@ -1,0 +1,183 @@
+// Takes pictures, asks the server what they are, and shows where the network looked and which units fired.
+"use strict";
+document.addEventListener("DOMContentLoaded", () => {
+  const { make, named, percent, bars, address } = self.build;
+  const SIDE = 320; // CSS pixels of a picture
+  const PART = 72; // of what a unit sees
+  const AT_ONCE = 2; // questions on their way; the others wait here, where they cost nobody anything
+  const facts = JSON.parse(document.getElementById("facts").textContent);
+  const choice = document.getElementById("run");
+  const answers = document.getElementById("answers");
+  const drop = document.getElementById("drop");
+  let current = null; // the picture that keys act on
+
+  const run = () => facts.runs[choice ? choice.selectedIndex : 0];
+
+  // Chosen runs are part of the address: it can be kept, and the back button works.
+  function follow() {
+    if (!choice) return;
+    const key = decodeURIComponent(location.hash.replace(/^#\/?/, ""));
+    const at = facts.runs.findIndex((one) => one.key === key);
+    choice.selectedIndex = Math.max(0, at);
+    told();
+  }
+  function told() {
+    const { sentence, report, atlas } = run();
+    document.getElementById("sentence").textContent = sentence;
+    for (const [id, to] of [["report", report], ["atlas", atlas]]) {
+      const link = document.getElementById(id);
+      link.hidden = !to;
+      if (to) link.href = to;
+    }
+  }
+
+  const waiting = [];
+  let asking = 0;
+  async function ask(path, query, body) {
+    if (asking >= AT_ONCE) await new Promise((resolve) => waiting.push(resolve));
+    asking += 1;
+    try {
+      for (let turn = 0; ; turn += 1) {
+        const response = await fetch(`${path}?${new URLSearchParams(query)}`, {
+          method: "POST", body, headers: { "Content-Type": "application/octet-stream" },
+        });
+        if (response.status === 503 && turn < 5) {
+          const seconds = Number(response.headers.get("Retry-After")) || 1;
+          await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+          continue;
+        }
+        const value = await response.json();
+        if (!response.ok) throw new Error(value.error);
+        return value;
+      }
+    } catch (error) {
+      throw error instanceof TypeError ? new Error("the server does not answer") : error;
+    } finally {
+      asking -= 1;
+      waiting.shift()?.();
+    }
+  }
+
+  function shown(file) {
+    const source = run();
+    const address = URL.createObjectURL(file);
+    const picture = make("span", { class: "crop whole", style: { width: "100%", "aspect-ratio": "1" } }, make("img", { src: address, alt: "" }));
+    const title = make("h2", {}, named(file.name), ` \u2026`);
+    const verdict = make("section");
+    const controls = make("div", { class: "switch", role: "group", "aria-label": "What is shown over the picture" });
+    const explained = make("p", { class: "quiet explained" });
+    const units = make("details", { hidden: true });
+    const figure = make("figure", {}, make("div", { class: "stage" }, picture), controls, explained);
+    const item = make("li", {}, title, make("div", { class: "portrait" }, figure, verdict), units);
+    answers.prepend(item);
+    tell();
+
+    async function tell() {
+      try {
+        const [{ labels }] = await ask("predict", { run: source.key, top: 5 }, file);
+        const best = labels[0];
+        title.replaceChildren(named(file.name), ": ", named(best.name), ` with ${percent(best.probability)}.`);
+        const list = bars(labels.map(({ name, probability }) => [name, probability]), "The most probable classes");
+        const buttons = [...list.querySelectorAll(".called")].map((cell, k) => {
+          const button = make("button", { type: "button", title: labels[k].name, onclick: () => explain(labels[k].name) }, named(labels[k].name));
+          cell.replaceChildren(button);
+          return button;
+        });
+        verdict.replaceChildren(list);
+        item.select = (label) => buttons.forEach((button, k) => button.setAttribute("aria-pressed", String(labels[k].name === label)));
+        await explain(best.name);
+      } catch (error) {
+        title.replaceChildren(named(file.name));
+        verdict.replaceChildren(make("p", { class: "wrong" }, `${error.message}.`));
+      }
+    }
+
+    async function explain(label) {
+      const seen = await ask("explain", { run: source.key, label }, file);
+      item.select(label);
+      const scale = seen.crisp ? Math.max(1, Math.floor(figure.clientWidth / seen.size)) : Math.min(SIDE, figure.clientWidth) / seen.size;
+      const side = `${seen.size * scale}px`;
+      const overlay = seen.heat && make("img", { class: "overlay", src: seen.heat, alt: "", hidden: true });
+      const frame = make("b", { class: "frame-line", hidden: true });
+      const image = make("img", { src: seen.picture, alt: `What the network sees of ${file.name}` });
+      picture.className = `crop whole ${seen.crisp ? "crisp" : "smooth"}`;
+      Object.assign(picture.style, { width: side, height: side, aspectRatio: "auto" });
+      picture.replaceChildren(...[image, overlay, frame].filter(Boolean));
+      URL.revokeObjectURL(address);
+      const focus = (box) => {
+        frame.hidden = !box;
+        if (!box) return;
+        const [top, left, bottom, right] = box.map((pixel) => `${pixel * scale}px`);
+        Object.assign(frame.style, { top, left, width: `calc(${right} - ${left})`, height: `calc(${bottom} - ${top})` });
+      };
+      item.show = (where) => {
+        if (overlay) overlay.hidden = !where;
+        [...controls.children].forEach((button, k) => button.setAttribute("aria-pressed", String((k === 1) === where)));
+        explained.textContent = !overlay ? "The network as it sees the picture; it has no maps that would say where it looked."
+          : where ? `Clear where the last maps speak for ${label}; under the veil they do not (Grad-CAM, Selvaraju et al. 2017).`
+          : "The picture as the network sees it.";
+      };
+      item.toggle = () => item.show(overlay ? overlay.hidden : false);
+      controls.replaceChildren(...(overlay ? ["Picture", "Where it looked"] : []).map((text, k) =>
+        make("button", { type: "button", onclick: () => { current = item; item.show(k === 1); } }, text)));
+      item.show(false);
+      current = item;
+      if (!seen.units.length) return;
+      units.hidden = false;
+      units.replaceChildren(make("summary", {}, "Which units fired"),
+        make("p", { class: "how" }, source.atlas ? "For each layer the units that come closest to their own strongest activation, in per cent of it, and the part of the picture that they see; each leads to its page in the atlas."
+          : "For each layer the units with the largest values, and the part of the picture that they see. With svertka look there is an atlas that says what each unit looks for."),
+        ...rows(seen, source, focus));
+    }
+  }
+
+  function rows(seen, source, focus) {
+    const layers = new Map();
+    for (const one of seen.units) layers.set(one.layer, [...(layers.get(one.layer) ?? []), one]);
+    return [...layers].map(([layer, fired]) => make("div", { class: "layer-row" },
+      make("span", { class: "name", title: layer }, named(layer)),
+      make("div", { class: "parts" }, fired.map((one) => {
+        const amount = one.share === null ? one.value.toPrecision(3) : `${Math.round(100 * one.share)}\u00a0%`;
+        const said = one.share === null ? `value ${amount}` : `${amount} of its strongest activation`;
+        const part = make(source.atlas ? "a" : "span", {
+          class: "part", href: source.atlas ? `${source.atlas}${address("unit", layer, one.unit)}` : false,
+          target: source.atlas ? "_blank" : false, rel: source.atlas ? "noopener" : false,
+          role: source.atlas ? false : "img", tabindex: source.atlas ? false : 0,
+          "aria-label": `Unit ${one.unit} of ${layer}, ${said}`,
+        }, piece(seen, one.box), make("span", { class: "caption", "aria-hidden": "true" }, make("b", {}, String(one.unit)), ` ${amount}`));
+        for (const [event, box] of [["pointerenter", one.box], ["focus", one.box], ["pointerleave", null], ["blur", null]]) {
+          part.addEventListener(event, () => focus(box));
+        }
+        return part;
+      }))));
+  }
+
+  // A part of the picture, as large as the square allows.
+  function piece(seen, [top, left, bottom, right]) {
+    const scale = PART / Math.max(bottom - top, right - left);
+    return make("span", { class: `crop small ${seen.crisp || scale > 2 ? "crisp" : "smooth"}` }, make("i", { style: {
+      width: `${(right - left) * scale}px`, height: `${(bottom - top) * scale}px`,
+      "background-image": `url("${seen.picture}")`, "background-size": `${seen.size * scale}px auto`,
+      "background-position": `${-left * scale}px ${-top * scale}px`,
+    } }));
+  }
+
+  const take = (files) => { for (const file of files) shown(file); };
+  document.querySelector("#drop input").addEventListener("change", (event) => { take(event.target.files); event.target.value = ""; });
+  document.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
+  document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) drop.classList.remove("over"); });
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    drop.classList.remove("over");
+    take(event.dataTransfer.files);
+  });
+  document.addEventListener("paste", (event) => take(event.clipboardData.files));
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "h" || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select")) return;
+    current?.toggle();
+  });
+  choice?.addEventListener("change", () => { location.hash = `#/${encodeURIComponent(run().key)}`; });
+  addEventListener("hashchange", follow);
+  follow();
+  told();
+});

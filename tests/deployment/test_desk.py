@@ -1,0 +1,83 @@
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("starlette")
+from svertka.deployment import desk as module
+from svertka.deployment.desk import PLACES, TOGETHER, Desk
+from svertka.deployment.refusal import Refusal
+
+
+def twice(pictures: Sequence[Tensor]) -> Tensor:
+    return 2 * torch.stack(list(pictures))
+
+
+def run(count: int, compute: object = twice) -> list[Tensor | BaseException]:
+    async def all_at_once() -> list[Tensor | BaseException]:
+        with ThreadPoolExecutor(1) as thread:
+            desk = Desk(compute, thread)  # type: ignore[arg-type]
+            worker = asyncio.create_task(desk.work())
+            with desk.places(count):
+                found = await asyncio.gather(
+                    *(desk.result(torch.tensor([float(k)])) for k in range(count)), return_exceptions=True
+                )
+            worker.cancel()
+            assert desk.open == 0
+            return found
+
+    return asyncio.run(all_at_once())
+
+
+def test_each_gets_the_answer_to_its_own_question() -> None:
+    assert [float(one) for one in run(50) if isinstance(one, Tensor)] == [2.0 * k for k in range(50)]
+
+
+def test_no_batch_is_larger_than_allowed_and_the_first_does_not_go_alone() -> None:
+    sizes: list[int] = []
+
+    def counted(pictures: Sequence[Tensor]) -> Tensor:
+        sizes.append(len(pictures))
+        return twice(pictures)
+
+    run(50, counted)
+    assert sizes == [TOGETHER, TOGETHER, TOGETHER, 2]
+
+
+def test_a_mistake_reaches_whoever_asked_and_the_desk_goes_on() -> None:
+    def wrong(pictures: Sequence[Tensor]) -> Tensor:
+        raise ValueError("no")
+
+    assert all(isinstance(one, ValueError) for one in run(20, wrong))
+
+
+def test_one_too_many_is_told_to_come_again() -> None:
+    with ThreadPoolExecutor(1) as thread:
+        desk = Desk(twice, thread)
+        with desk.places(PLACES), pytest.raises(Refusal) as refused, desk.places(1):
+            pass
+        assert refused.value.status == 503
+        assert int(refused.value.headers["Retry-After"]) >= 1
+        with desk.places(PLACES):
+            pass
+
+
+def test_who_is_alone_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DEADLINE", 3600.0)
+    assert len(run(1)) == 1  # it would wait an hour
+
+
+def test_who_waits_for_others_waits_no_longer_than_the_deadline() -> None:
+    async def one_of_two() -> Tensor:
+        with ThreadPoolExecutor(1) as thread:
+            desk = Desk(twice, thread)
+            worker = asyncio.create_task(desk.work())
+            with desk.places(2):  # the other one never comes
+                found = await asyncio.wait_for(desk.result(torch.ones(1)), 5)
+            worker.cancel()
+            return found
+
+    assert float(asyncio.run(one_of_two())) == 2

@@ -1,0 +1,137 @@
+"""The server as a process of its own."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import svertka
+from svertka.cli.app import main
+from svertka.errors import UsageError
+
+pytest.importorskip("uvicorn")
+
+
+@contextlib.contextmanager
+def process(*arguments: str) -> Iterator[tuple[Any, subprocess.Popen[str]]]:
+    command = [sys.executable, "-m", "svertka", "serve", *arguments, "--port", "0", "--threads", "1", "--json"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    try:
+        assert started.stdout is not None
+        text = ""
+        while not text.rstrip().endswith("}"):
+            line = started.stdout.readline()
+            assert line, started.stderr.read() if started.stderr else ""
+            text += line
+        yield json.loads(text), started
+    finally:
+        started.kill()
+        started.wait()
+        for stream in (started.stdout, started.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def test_it_says_where_it_is_answers_and_ends_in_peace(small_run: Path, jpeg: bytes) -> None:
+    with process(str(small_run)) as (said, server):
+        assert said["runs"] == ["small"]
+        assert said["token"] is None
+        assert said["url"].startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(urllib.request.Request(said["url"] + "predict", jpeg), timeout=10) as answer:
+            (entry,) = json.load(answer)
+        assert entry["labels"][0]["name"] == svertka.predict(small_run, _saved(jpeg, small_run))[0]["labels"][0]["name"]
+        began = time.monotonic()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(15) == 0
+        assert time.monotonic() - began < 10
+        assert server.stderr is not None
+        assert server.stderr.read() == ""
+
+
+def _saved(content: bytes, beside: Path) -> Path:
+    path = beside.parent / "picture.jpg"
+    path.write_bytes(content)
+    return path
+
+
+def test_an_open_connection_does_not_keep_it_from_ending(small_run: Path) -> None:
+    with process(str(small_run)) as (said, server):
+        port = int(said["url"].rstrip("/").rpartition(":")[2])
+        with (
+            socket.create_connection(("127.0.0.1", port)) as idle,
+            socket.create_connection(("127.0.0.1", port)) as kept,
+        ):
+            kept.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert kept.recv(100).startswith(b"HTTP/1.1 200")
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(15) == 0
+            del idle
+
+
+def test_beyond_this_machine_it_needs_a_token(small_run: Path) -> None:
+    with process(str(small_run), "--host", "0.0.0.0") as (said, _):
+        assert len(said["token"]) >= 32
+        assert said["url"].endswith(f"?token={said['token']}")
+        port = int(said["url"].partition("?")[0].rstrip("/").rpartition(":")[2])
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/health")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=10)
+        assert refused.value.code == 401
+        refused.value.close()
+        request.add_header("Authorization", f"Bearer {said['token']}")
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert json.load(answer)["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"host": "192.0.2.1"}, "host=192.0.2.1 is not an address of this machine; use 127.0.0.1"),
+        ({"host": "no.such.host.invalid"}, "host=no.such.host.invalid is not an address of this machine"),
+        ({"port": "TAKEN"}, r"port=\d+ is taken; choose another --port, or 0 for any that is free"),
+    ],
+)
+def test_a_place_that_cannot_be_is_one_sentence(small_run: Path, options: dict[str, Any], sentence: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        if options.get("port") == "TAKEN":
+            options = {"port": taken.getsockname()[1]}
+        with pytest.raises(UsageError, match=sentence):
+            svertka.serve(small_run, **options)
+
+
+def test_no_run_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match="name a RUN to serve"):
+        svertka.serve()
+    assert main(["serve", "/nowhere"]) == 1
+    assert capsys.readouterr().err.startswith("svertka: /nowhere is not a run folder")
+
+
+def test_a_missing_package_is_one_sentence(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import builtins
+
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any, **more: Any) -> Any:
+        if name.startswith("uvicorn"):
+            raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
+        return real(name, *rest, **more)
+
+    for name in list(sys.modules):
+        if name.startswith("svertka.deployment"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", without)
+    serve: Callable[..., None] = svertka.serve  # asked for again, its modules are imported again
+    with pytest.raises(UsageError, match=r"uvicorn is not installed; pip install 'svertka\[serve\]'"):
+        serve(small_run)
