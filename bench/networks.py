@@ -110,7 +110,7 @@ def ncnn(network: nn.Module, pictures: Tensor, folder: Path) -> Run:
     import ncnn as library
 
     with torch.inference_mode(False):
-        torch.jit.trace(network, pictures[:1]).save(str(folder / "one.pt"))
+        torch.jit.trace(network, pictures[:1]).save(str(folder / "one.pt"))  # type: ignore[no-untyped-call]
     sizes = ",".join(map(str, (1, *pictures.shape[1:])))
     _call(["pnnx", "one.pt", f"inputshape=[{sizes}]", "fp16=0"], folder)
     net = library.Net()
