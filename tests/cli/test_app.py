@@ -48,6 +48,15 @@ def test_the_verbs_tested_are_all_there_are() -> None:
         (["train", "--resume", "x", "--no-augment"], 2, "svertka: --augment cannot be given with --resume"),
         (["train", "--resume", "/nowhere"], 1, "svertka: /nowhere holds no training.json"),
         (["evaluate", "/nowhere", "digits"], 1, "svertka: /nowhere is not a run folder"),
+        (["evaluate", "/nowhere", "digits", "--scales", "many"], 2, "svertka: --scales many is not a list of whole"),
+        (["compare", "runs/x"], 2, "svertka: runs/x has nothing to be compared with; name two runs or more"),
+        (["compare", "runs/x", "digits"], 2, "svertka: runs/x has nothing to be compared with"),
+        (["compare", "/nowhere", "lenet5:x", "digits"], 1, "svertka: /nowhere is not a run folder"),
+        (
+            ["compare", "/nowhere", "lenet5:x"],
+            2,
+            "svertka: /nowhere does not say what it was trained on; name a SOURCE",
+        ),
         (["predict", "/nowhere", "x.jpg"], 1, "svertka: /nowhere is not a run folder"),
         (["predict", "resnet50:imagnet", "x.jpg"], 2, "svertka: weights=imagnet are not among those published for"),
         (

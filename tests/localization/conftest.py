@@ -44,3 +44,21 @@ def lamp(tmp_path: Path) -> Path:
     path = tmp_path / "lamp.png"
     Image.fromarray(pixels).save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def scenes(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """24 pictures of 64×48 pixels in each of one/ and two/, with a digit of 16×16 somewhere; and a CSV of where."""
+    root = tmp_path_factory.mktemp("scenes")
+    rows, draws = ["path,label,xmin,ymin,xmax,ymax"], np.random.default_rng(0)
+    for name in ("one", "two"):
+        (root / "photos" / name).mkdir(parents=True)
+        for number, path in enumerate(sorted((digit_folder / name).iterdir())[:24]):
+            left, top = int(draws.integers(0, 49)), int(draws.integers(0, 33))
+            canvas = Image.new("L", (64, 48), 60)
+            with Image.open(path) as digit:
+                canvas.paste(digit.resize((16, 16)), (left, top))
+            canvas.save(root / "photos" / name / f"{name}-{number}.png")
+            rows.append(f"{name}-{number}.png,{name},{left},{top},{left + 16},{top + 16}")
+    (root / "boxes.csv").write_text("\n".join(rows) + "\n")
+    return root / "photos", root / "boxes.csv"

@@ -22,6 +22,10 @@ def train(
         str | None, typer.Option(help="to start from: imagenet, bundled, a run folder, or a .safetensors or .pth file")
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="a named recipe; unset: what suits the source")] = None,
+    boxes: Annotated[
+        str | None,
+        typer.Option(help="where objects are (VOC .xml files in a folder, COCO .json or .csv): learn from patches"),
+    ] = None,
     output: Annotated[str | None, typer.Option(help="the run folder; unset: a free name under runs/")] = None,
     resume: Annotated[str | None, typer.Option(help="a run folder to continue, instead of SOURCE")] = None,
     unfreeze: Annotated[
@@ -124,6 +128,7 @@ def train(
             model=model,
             weights=weights,
             recipe=recipe,
+            boxes=boxes,
             output=output,
             time_budget=time,
             lr=lr,

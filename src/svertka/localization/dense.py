@@ -36,6 +36,15 @@ class Locator:
         self.index = {name: index for index, name in enumerate(classifier.names) if name != BACKGROUND}
         self.names = tuple(self.index)  # what can be looked for
 
+    def levels(self, rgb: Pixels) -> list[Level]:
+        """The sizes at which a picture (H, W, 3) is looked at.
+
+        Raises:
+            PictureError: it is too small.
+        """
+        height, width = rgb.shape[:2]
+        return levels(height, width, self.network.window, self.network.stride)
+
     @torch.inference_mode()
     def maps(self, rgb: Pixels) -> list[ScoreMap]:
         """The score maps of one picture (H, W, 3) uint8, from the largest patches to the smallest.
@@ -43,10 +52,10 @@ class Locator:
         Raises:
             PictureError: it is too small.
         """
-        height, width = rgb.shape[:2]
         found = []
-        for level in levels(height, width, self.network.window, self.network.stride):
-            scores = self.network(shown(self.preprocess, rgb, level).to(device_of(self.network)))[0]
+        for level in self.levels(rgb):
+            picture = shown(self.preprocess, rgb, level).to(device_of(self.network), memory_format=torch.channels_last)
+            scores = self.network(picture)[0]
             found.append(ScoreMap(level, scores.float().softmax(0).cpu().numpy()))
         return found
 

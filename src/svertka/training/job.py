@@ -24,15 +24,16 @@ from svertka.progress import progress, say
 from svertka.run import Run, new_folder
 from svertka.training import checkpoint, plan, summary
 from svertka.training.beginning import begin, create
-from svertka.training.learner import compute_head, computes_head, freeze_for, learner, optimizer_for
+from svertka.training.learner import compute_head, computes_head, freeze_for, judged_by, learner, optimizer_for
 from svertka.training.log import Log
 from svertka.training.loop import State, fit, steps_of
-from svertka.training.parts import Parts, divide, measured, natural_input, stored_side
+from svertka.training.parts import Parts, divide, in_patches, measured, natural_input, stored_side
 from svertka.training.published import BACKBONE, DEFAULTS, find_recipe, recipe_for
 from svertka.training.range_test import find_learning_rate
 from svertka.training.recorder import Recorder
 from svertka.training.settings import Settings
 from svertka.transfer.features import room, row_bytes
+from svertka.transfer.freeze import HEAD
 
 
 def train(
@@ -41,6 +42,7 @@ def train(
     model: str | None = None,
     weights: str | PathLike[str] | None = None,
     recipe: str | None = None,
+    boxes: str | PathLike[str] | None = None,
     output: str | PathLike[str] | None = None,
     time_budget: str | None = None,
     lr: float | str | None = None,
@@ -67,7 +69,8 @@ def train(
     source. `weights`: what to start from, with the preprocessing that goes with it: "imagenet" or "bundled" where
     `models.published.PUBLISHED` has them, a run (whose network is then the model), or a file; None: fresh weights, but
     for pictures of one's own and no `model` those of `published.BACKBONE`. What starts from weights is frozen but for
-    its head, unless `unfreeze` says otherwise: "head", "last", a number of stages, a stage's name, or "all".
+    its head, unless `unfreeze` says otherwise: "head", "last", a number of stages, a stage's name, or "all". `boxes`:
+    where objects are, as for `data.boxes.read_boxes`; the head then learns from patches, and knows background, too.
     `output`: the run folder; None: a free name under runs/. `time_budget`: "10m"; the epochs are then those
     that fit. `lr`: the highest learning rate, or "find". `augment`: False leaves the recipe's augmentations out.
     `size`: side of the input, pixels. `val`, `test`: shares taken from the training pictures where the source has
@@ -93,10 +96,15 @@ def train(
     known = None if start_from is None else model_of_weights(start_from)
     facts = zoo.find(model or known or DEFAULTS.get(dataset.source, BACKBONE)[0])
     trained = start_from is not None
-    recipe_name = recipe or recipe_for(dataset.source, facts.name, unfreeze=changes.get("unfreeze"), trained=trained)
-    if not augment:
+    by_default = recipe_for(dataset.source, facts.name, unfreeze=changes.get("unfreeze"), trained=trained)
+    recipe_name = recipe or (by_default if boxes is None else "patches")
+    if not augment or boxes is not None:  # patches overlap, which is enough
         changes["augmentations"] = ()
-    planned = find_recipe(recipe_name).with_changes(lr=_number(lr), **changes)
+    planned = find_recipe(recipe_name).with_changes(lr=plan.parse_rate(lr), **changes)
+    if boxes is not None and not (trained and planned.unfreeze == HEAD):
+        raise UsageError(
+            f"boxes={fspath(boxes)} train a head on trained weights; name --weights, and leave out --unfreeze"
+        )
     budget = None if time_budget is None else plan.parse_time(time_budget)
     folder = new_folder(dataset.source, facts.name, output)
     if planned.start not in (None, facts.name) and start_from is None:
@@ -113,14 +121,17 @@ def train(
         unmeasured = Preprocess(size=side, resize=resize, mean=(0.0,) * channels, std=(1.0,) * channels)
         stored = stored_side(unmeasured, planned.augmentations)
         parts = divide(dataset, unmeasured, stored, val, test, threads=thread_count, limit=cache_limit, turn=turn)
+        preprocess, planned = measured(parts, unmeasured, facts, planned, given)
+        if boxes is not None:
+            parts = in_patches(parts, fspath(boxes), preprocess, unmade, seed=seed, threads=thread_count)
         if "batch_size" not in changes:
             planned = planned.with_changes(batch_size=min(planned.batch_size, len(parts.indices["train"])))
-        preprocess, planned = measured(parts, unmeasured, facts, planned, given)
 
         classifier, started = begin(facts, start, parts, preprocess, planned, seed, place)
         del start  # the network holds its own tensors now
         made = freeze_for(classifier, planned)
-        accelerate = accelerate and place.type == "cpu"
+        # Pictures of every size are slid over, and each would need its own timings.
+        accelerate = accelerate and place.type == "cpu" and boxes is None
         if accelerate:
             accelerated(classifier.network)
         batches = parts.training_batches(preprocess, planned, seed, place)
@@ -135,6 +146,7 @@ def train(
         one_epoch = plan.epoch_seconds(timing, batches.steps, planned.batch_size, sizes[1])
         kept, once = None, 0.0
         if made is not None:
+            a_picture *= parts.patches.dearness if parts.patches else 1.0
             passes = plan.Passes(a_picture, *sizes, row_bytes(made.shape, half=half_features))
             if cache:
                 kept, why = passes.cache(planned, one_epoch, variants, half_features, room(cache_limit))
@@ -156,6 +168,7 @@ def train(
             test=test,
             model=facts.name,
             weights=start_from,
+            boxes=None if boxes is None else fspath(boxes),
             recipe_name=recipe_name,
             recipe=planned,
             stored_side=stored,
@@ -202,6 +215,10 @@ def resume(folder: str | PathLike[str], *, tensorboard: bool = False) -> Run:
             limit=settings.cache_limit,
             turn=settings.turn,
         )
+        if settings.boxes is not None:
+            with torch.device("meta"):
+                unmade = read_config(run.folder).build()
+            parts = in_patches(parts, settings.boxes, preprocess, unmade, seed=settings.seed, threads=settings.threads)
         if parts.fingerprint != settings.fingerprint:
             raise RunError(
                 f"the pictures of {settings.source} are not those that {run.folder} was begun with "
@@ -254,9 +271,7 @@ def _carry_out(run: Run, settings: Settings, parts: Parts, place: torch.device, 
 
     part = next(name for name in ("test", "val", "train") if len(parts.indices[name]))
     kept = Classifier.load(run.folder, place)
-    network = in_layout(kept.network, settings.layout)
-    judging = parts.batches(part, kept.preprocess, place, settings.layout)
-    judged = score(network, judging, kept.names, f"scoring {part}")
+    judged = score(*judged_by(kept, settings, parts, part, place), kept.names, f"scoring {part}")
     if log:
         log.write(
             "result",
@@ -275,20 +290,6 @@ def _carry_out(run: Run, settings: Settings, parts: Parts, place: torch.device, 
 def _pays(parts: Parts, place: torch.device) -> bool:
     """Whether preparing batches ahead pays: not where the thread that does it takes a core from the network."""
     return place.type != "cpu" or parts.unstored is not None
-
-
-def _number(lr: float | str | None) -> float | None:
-    """`lr` where it is a number.
-
-    Raises:
-        UsageError: it is text, but not "find".
-    """
-    if isinstance(lr, str) and lr != "find":
-        try:
-            return float(lr)
-        except ValueError:
-            raise UsageError(f"lr={lr} is neither a number nor find; write --lr 0.01 or --lr find") from None
-    return lr if isinstance(lr, float | int) else None
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from torch import nn
 
 from svertka.classifier import Classifier
 from svertka.data.batches import Batches
+from svertka.device import in_layout
 from svertka.errors import UsageError
 from svertka.models import zoo
 from svertka.models.heads import head_path
@@ -68,6 +69,22 @@ def learner(
     )
 
 
+def judged_by(
+    classifier: Classifier, settings: Settings, parts: Parts, part: str, place: torch.device
+) -> tuple[nn.Module, Batches]:
+    """The network of `classifier`, or its head alone, and what it is to be judged by: pictures, or features of patches.
+
+    Raises:
+        StorageError: there is no room for the features.
+    """
+    network = in_layout(classifier.network, settings.layout)
+    batches = parts.batches(part, classifier.preprocess, place, settings.layout)
+    made = freeze_for(classifier, settings.recipe)
+    if made is None or settings.cache is None or parts.patches is None:
+        return network, batches
+    return made.learning, _stored(made, settings, parts, batches, f"computing features of {part}")
+
+
 def computes_head(classifier: Classifier, recipe: Recipe) -> bool:
     """Whether the head is computed before anything else learns: one asked for, or one that stages below learn with.
 
@@ -111,6 +128,7 @@ def _head(classifier: Classifier) -> nn.Module:
 def _stored(made: Partly, settings: Settings, parts: Parts, batches: Batches, title: str) -> Batches:
     """`batches` of the features that `made` learns from, as the settings have them stored."""
     assert settings.cache is not None
+    patches = parts.patches
     return stored(
         batches,
         made.frozen,
@@ -120,6 +138,7 @@ def _stored(made: Partly, settings: Settings, parts: Parts, batches: Batches, ti
         half=settings.cache.half,
         limit=settings.cache_limit,
         title=title,
+        compute=None if patches is None else lambda indices, _: patches.features(made.frozen.prefix, indices),
     )
 
 

@@ -5,21 +5,26 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from svertka import distributed
 from svertka.data.augment import Augmentation
 from svertka.data.batches import Batches
+from svertka.data.boxes import of_pictures, read_boxes, refuse_unknown
 from svertka.data.dataset import BAD_SHARE, ArrayPictures, Dataset, Ints
 from svertka.data.pictures import Rows, prepare
 from svertka.data.preprocess import Preprocess
 from svertka.data.split import split
 from svertka.data.statistics import measure
 from svertka.errors import DataError
+from svertka.localization.patches import Patches, cut_out
+from svertka.localization.windows import BACKGROUND
 from svertka.models.zoo import Model
 from svertka.training.recipe import Recipe
 
 LISTED = 20  # bad pictures that a message names
-SCORED_AT_ONCE = 128  # pictures a batch where nothing is learnt; more would set the peak of memory
+SCORED_AT_ONCE = 128  # pictures a batch where nothing is learnt, or fewer of so many pixels together;
+SCORED_PIXELS = 2**20  # more would set the peak of memory
 FOLDER_SIZE = 64  # pixels, on a folder of photographs, of networks that take any size
 
 FEW = 20  # training pictures of a class, below which results vary with the pictures by chance
@@ -31,7 +36,8 @@ class Parts:
 
     `indices`: of the pictures in "train", "val" and "test". `drawn`: squares that training takes its crops from;
     `shown`: squares as the finished classifier sees them. `bad`: what was left out, as path and reason. `unstored`: why
-    some squares are not on disk, a sentence, if so. `digests`: of the contents of all pictures of `dataset`.
+    some squares are not on disk, a sentence, if so. `digests`: of the contents of all pictures of `dataset`. `patches`:
+    these pictures, where they are patches of others.
     """
 
     dataset: Dataset
@@ -42,6 +48,7 @@ class Parts:
     unstored: str | None
     fingerprint: str
     digests: list[bytes]
+    patches: Patches | None = None
 
     def sizes(self) -> dict[str, int]:
         """Pictures in each part."""
@@ -107,7 +114,7 @@ class Parts:
             self.dataset.labels,
             self.indices[part],
             preprocess,
-            batch_size=SCORED_AT_ONCE,
+            batch_size=min(SCORED_AT_ONCE, max(1, SCORED_PIXELS // preprocess.size**2)),
             device=place,
             memory_format=layout,
             rank=distributed.rank(),
@@ -164,6 +171,43 @@ def divide(
     )
     _need_classes(parts)
     return parts
+
+
+def in_patches(
+    parts: Parts, boxes: str, preprocess: Preprocess, network: nn.Module, *, seed: int, threads: int
+) -> Parts:
+    """The patches of the pictures of `parts`, labelled from `boxes`, in their stead; one more class is background.
+
+    `boxes`: as for `data.boxes.read_boxes`. `network`: whose windows they are. Patches of one picture are in one part.
+
+    Raises:
+        DataError: a box without a picture, outside of it, or of an unknown class; no patch for a class.
+        UsageError: `boxes` is not there, or the network cannot slide.
+    """
+    pictures = parts.dataset
+    if BACKGROUND in pictures.names:
+        raise DataError(f"{pictures.source} has a class {BACKGROUND}, as patches without an object have; rename it")
+    annotations = read_boxes(boxes)
+    refuse_unknown(annotations, pictures.names)
+    found = of_pictures(annotations, [pictures.pictures.name(index) for index in range(len(pictures))])
+    known = {id(annotation) for annotation in found.values()}
+    if lost := [annotation for annotation in annotations if id(annotation) not in known]:
+        raise DataError(
+            f"{boxes} has boxes without a picture: {lost[0].picture} and {len(lost) - 1} more are not in "
+            f"{pictures.source}; add the pictures or remove the boxes"
+        )
+    every = np.concatenate([some for some in parts.indices.values() if len(some)])
+    patches = cut_out(pictures, every, found, preprocess, network, seed=seed, threads=threads)
+    of_picture = patches.places[:, 0]
+    digests = [patches.digest_in(parts.digests[picture], index) for index, picture in enumerate(of_picture.tolist())]
+    indices = {part: np.flatnonzero(np.isin(of_picture, some)) for part, some in parts.indices.items()}
+    dataset = Dataset(
+        pictures.source, (*pictures.names, BACKGROUND), patches, patches.labels, np.full(len(patches), "", "<U5")
+    )
+    fingerprint = _fingerprint(dataset, digests, np.arange(len(patches)), indices)
+    made = Parts(dataset, indices, patches, patches, parts.bad, None, fingerprint, digests, patches)
+    _need_classes(made)
+    return made
 
 
 def natural_input(

@@ -94,6 +94,13 @@ RECIPES = {
         stage_rate=0.5,
         augmentations=(Flip(),),
     ),
+    "patches": FROZEN.with_changes(
+        source="Oquab et al. 2014 §3.1: two adaptation layers on patches, all else frozen; the rate is svertka's",
+        head="adaptation",
+        batch_size=256,
+        epochs=10,
+        class_weights=True,
+    ),
     "lenet5-mnist": LENET5,
     "lenet5-digits": LENET5.with_changes(
         source="svertka: as for MNIST, with shifts and more passes over fewer pictures. Values chosen by "

@@ -42,6 +42,7 @@ class Settings(BaseModel):
     turn: int = Field(default=0, ge=0, description="which of several divisions into train, val and test this is")
     model: str
     weights: str | None = Field(default=None, description="what it started from, as it was asked for; None: fresh")
+    boxes: str | None = Field(default=None, description="where objects are; what is learnt from are then patches")
     recipe_name: str
     recipe: Recipe
     stored_side: int = Field(description="side of the squares that training draws its crops from, pixels")

@@ -9,6 +9,7 @@ from svertka.evaluation.conditions import conditions
 from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.report import SHOWN_SIDE, Report, write_report
 from svertka.graph.trace import count
+from svertka.localization.windows import BACKGROUND
 from svertka.progress import duration
 from svertka.run import Run
 from svertka.training.learner import input_shape
@@ -73,6 +74,8 @@ def facts(classifier: Classifier, settings: Settings, seconds: float | None = No
     if made is not None:
         learning = sum(parameter.numel() for parameter in made.learning.parameters())
         lines.insert(3, ("frozen", f"all below {made.begins}; {learning:,} parameters learn"))
+    if settings.boxes is not None:
+        lines.insert(1, ("patches", f"at 8 scales, labelled from {settings.boxes}; {BACKGROUND} is one more class"))
     if seconds is not None:
         lines.append(("time", f"about {duration(seconds)}"))
     return lines

@@ -1,7 +1,7 @@
 """The frozen part of a network, run once: what it gives for each picture is stored, and learnt from."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from svertka.errors import StorageError
 from svertka.files import cache_folder
 from svertka.progress import progress
 from svertka.transfer.freeze import Frozen
+
+# Of pictures, by their rows, and the number of a variant: some of the rows after the other, and the features of these.
+Compute = Callable[[Ints, int], Iterator[tuple[Ints, torch.Tensor]]]
 
 VERSION = 1  # of how features are computed; another finds nothing stored
 RECORD = 20  # bytes that a stored row takes beside itself, at most
@@ -35,6 +38,7 @@ def stored(
     half: bool = False,
     limit: int | None = None,
     title: str = "computing features",
+    compute: Compute | None = None,
 ) -> Batches:
     """`batches` with what `frozen` gives for their pictures, (B, *shape) float32, in place of them.
 
@@ -42,7 +46,8 @@ def stored(
     weights and all that prepares the picture: what was stored before is read, what changed is computed anew, and a
     damaged row too. `digests`: of the contents, for each of the rows. `variants`: of each picture, augmented
     differently; epoch k learns from variant k as far as there are so many, then from one drawn at random. `half`: store
-    float16. `limit`: bytes of all stored features together; None as `Store` says.
+    float16. `limit`: bytes of all stored features together; None as `Store` says. `compute`: what is to compute them,
+    where there is a quicker way than batch by batch.
 
     Raises:
         StorageError: no room on the disk, or it cannot be written.
@@ -52,17 +57,16 @@ def stored(
     changed = bool(batches.augmentations)
     prepared = _of_preparation(batches)
     keys = [
-        [_key(digests[index], prepared, variant if changed else 0) for index in batches.indices.tolist()]
+        {index: _key(digests[index], prepared, variant if changed else 0) for index in batches.indices.tolist()}
         for variant in range(variants)
     ]
-    positions = [store.find(some) for some in keys]
-    missing = [np.flatnonzero(found < 0)[distributed.rank() :: distributed.world()] for found in positions]
+    missing = [batches.indices[store.find(list(some.values())) < 0] for some in keys]
+    missing = [np.array_split(some, distributed.world())[distributed.rank()] for some in missing]
     with progress(title, sum(map(len, missing))) as shown:
-        for variant, places in enumerate(missing):
-            for start in range(0, len(places), batches.batch_size):
-                some = places[start : start + batches.batch_size]
-                features = frozen(batches.images(batches.indices[some], variant)).float().cpu().numpy()
-                if (store.append([keys[variant][place] for place in some], features) < 0).any():
+        for variant, indices in enumerate(missing):
+            for some, features in (compute or _batch_by_batch(batches, frozen))(indices, variant):
+                row_keys = [keys[variant][index] for index in some.tolist()]
+                if (store.append(row_keys, features.float().cpu().numpy()) < 0).any():
                     raise StorageError(
                         f"{store.folder} has no room for more features, within {store.limit / 1e9:.3g} GB; "
                         "raise --cache-limit, or leave the features unstored with --no-cache"
@@ -70,7 +74,7 @@ def stored(
                 shown.advance(len(some))
     distributed.barrier()
     where = np.full((variants, len(batches.rows)), -1, np.int64)
-    where[:, batches.indices] = [store.find(some) for some in keys]
+    where[:, batches.indices] = [store.find(list(some.values())) for some in keys]
 
     def read(indices: Ints, epoch: int) -> torch.Tensor:
         drawn = Draws(batches.seed, epoch, indices, place=len(batches.augmentations)).below(0, variants).numpy()
@@ -80,6 +84,15 @@ def stored(
         return features.contiguous(memory_format=layout)
 
     return batches.giving(read)
+
+
+def _batch_by_batch(batches: Batches, frozen: Frozen) -> Compute:
+    def compute(indices: Ints, variant: int) -> Iterator[tuple[Ints, torch.Tensor]]:
+        for start in range(0, len(indices), batches.batch_size):
+            some = indices[start : start + batches.batch_size]
+            yield some, frozen(batches.images(some, variant))
+
+    return compute
 
 
 def _of_network(frozen: Frozen) -> str:

@@ -1,0 +1,192 @@
+"""Where things are: how fast, and how well, after Oquab et al. 2014.
+
+    python bench/locate.py speed [RUN] [--picture raccoon-1] [--rounds 3] [--threads 2] [--json]
+    python bench/locate.py raccoons [--only boxes] [--folder FOLDER] [--threads 2] [--json]
+
+`speed`: the score maps of one photograph at eight scales, by sliding over it (`svertka locate`), and the same network
+on about 500 patches of it, the positions that are trained on, in batches, with the resizing that either needs. They
+take turns. Beside the times how alike both rank these positions, and the spots of the heat maps that are made of them
+(Spearman), for the class that is seen best. RUN: a run folder; unset: `efficientnet_lite0:bundled`.
+
+`raccoons`: trains on 150 of the raccoons and 100 cats and 100 dogs, on the bundled network's features: once with boxes,
+on patches, and once with the labels of the pictures alone; then points at the raccoons in the other 50. Pictures are
+drawn by a seed. A run that is in FOLDER already is gone on with. Real data: SVERTKA_DATA.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+import svertka
+from svertka.classifier import Classifier
+from svertka.data.dataset import Pixels
+from svertka.data.preprocess import opened
+from svertka.localization.dense import Locator, shown
+from svertka.localization.heatmap import Heat, heat_of
+from turns import Way, in_turns, ratios
+
+BACKBONE = "efficientnet_lite0:bundled"
+BATCH = 32
+TRAINED, OTHERS, SEED = 150, 100, 0
+
+
+def data() -> Path:
+    """The folder of real data."""
+    folder = os.environ.get("SVERTKA_DATA")
+    if not folder:
+        raise SystemExit("set SVERTKA_DATA to the folder that holds raccoons/ and cats-dogs/")
+    return Path(folder).resolve()
+
+
+@torch.inference_mode()
+def patch_by_patch(
+    classifier: Classifier, locator: Locator, rgb: Pixels
+) -> tuple[list[tuple[int, int, int]], torch.Tensor]:
+    """The positions that are trained on, as (level, row, column), and the network's probabilities for each, (P, K)."""
+    slides, crops, places = locator.network, [], []
+    for number, level in enumerate(locator.levels(rgb)):
+        picture = shown(classifier.preprocess, rgb, level)[0]
+        rows, columns = level.spaced(slides.window, slides.stride)
+        for row in rows.tolist():
+            for column in columns.tolist():
+                y, x = row * slides.stride[0], column * slides.stride[1]
+                crops.append(picture[:, y : y + slides.window[0], x : x + slides.window[1]])
+                places.append((number, row, column))
+    batches = [torch.stack(crops[start : start + BATCH]) for start in range(0, len(crops), BATCH)]
+    logits = [classifier.network(batch.contiguous(memory_format=torch.channels_last)) for batch in batches]
+    return places, torch.cat(logits).softmax(1)
+
+
+def speed(run: str, picture: str, rounds: int) -> dict[str, Any]:
+    """Seconds of both ways, and how alike they rank."""
+    classifier = Classifier.load(run)
+    locator = Locator(classifier)
+    rgb = opened(data() / "raccoons" / "images" / f"{picture}.jpg")
+    ways: dict[str, Way] = {
+        "patches": lambda: patch_by_patch(classifier, locator, rgb),
+        "dense": lambda: locator.maps(rgb),
+    }
+    times = in_turns(ways, rounds)
+    places, patches = patch_by_patch(classifier, locator, rgb)
+    maps = locator.maps(rgb)
+    dense = np.stack([maps[number].scores[:, row, column] for number, row, column in places])
+    best = int(patches[:, list(locator.index.values())].max(0).values.argmax())
+    name = locator.names[best]
+    of_class = patches.numpy()[:, locator.index[name]], dense[:, locator.index[name]]
+    return {
+        "picture": f"{rgb.shape[1]}×{rgb.shape[0]}",
+        "patches": len(places),
+        "positions": sum(one.scores[0].size for one in maps),
+        "seconds": {way: {"min": min(some), "median": statistics.median(some)} for way, some in times.items()},
+        **ratios(times["patches"], times["dense"]),
+        "class": name,
+        "spearman": float(spearmanr(*of_class).statistic),
+        "spearman_of_heat": float(
+            spearmanr(*(heated(rgb, locator, places, one).ravel() for one in of_class)).statistic
+        ),
+    }
+
+
+def heated(rgb: Pixels, locator: Locator, places: list[tuple[int, int, int]], values: np.ndarray) -> Heat:
+    """The heat map of the probabilities `values` at `places` (level, row, column)."""
+    scales = []
+    for number, level in enumerate(locator.levels(rgb)):
+        here = [place for place, (its, *_) in enumerate(places) if its == number]
+        edges = [level.patches(np.array([places[place][1]]), np.array([places[place][2]])) for place in here]
+        scales.append((np.concatenate(edges), values[here]))
+    return heat_of(scales, *rgb.shape[:2])
+
+
+def raccoons(folder: Path, only: str | None) -> dict[str, Any]:
+    """Where the raccoons of 50 pictures are found, by two runs, or `only` one of them."""
+    sources = data()
+    images = sorted((sources / "raccoons" / "images").iterdir(), key=lambda path: int(path.stem.rpartition("-")[2]))
+    drawn = np.random.default_rng(SEED).permutation(len(images))
+    learnt, asked = (sorted(drawn[some].tolist()) for some in (slice(TRAINED), slice(TRAINED, None)))
+    photos, boxes, all_boxes = folder / "photos", folder / "annotations", sources / "raccoons" / "annotations"
+    for index in learnt:
+        link(images[index], photos / "raccoon")
+        link(all_boxes / f"{images[index].stem}.xml", boxes)
+    for animal in ("cat", "dog"):
+        for path in sorted((sources / "cats-dogs" / animal).iterdir())[:OTHERS]:
+            link(path, photos / animal)
+    found = {}
+    for name, given in (("boxes", boxes), ("labels", None)):
+        if only not in (None, name):
+            continue
+        run = folder / name
+        began = time.perf_counter()
+        if not run.exists():
+            svertka.train(photos, output=run, boxes=given)
+        elif all(line["kind"] != "result" for line in svertka.Run(run).history()):
+            svertka.resume(run)
+        trained = time.perf_counter() - began
+        began = time.perf_counter()
+        located = svertka.locate(
+            run, *(images[index] for index in asked), boxes=all_boxes, output=folder / f"{name}-found"
+        )
+        found[name] = {
+            "train_seconds": trained,
+            "locate_seconds_a_picture": (time.perf_counter() - began) / len(asked),
+            "result": svertka.Run(run).result(),
+            "judgement": located.judgement,
+        }
+    return found
+
+
+def link(file: Path, folder: Path) -> None:
+    """Let `file` be in `folder`, too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / file.name).exists():
+        (folder / file.name).symlink_to(file)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("speed", "raccoons"))
+    parser.add_argument("run", nargs="?", default=BACKBONE)
+    parser.add_argument("--picture", default="raccoon-1")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=("boxes", "labels"), help="unset: both runs")
+    parser.add_argument("--folder", type=Path, help="unset: one that is removed afterwards")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    if asked.what == "speed":
+        result = speed(asked.run, asked.picture, asked.rounds)
+    else:
+        with TemporaryDirectory() as passing:
+            result = raccoons(asked.folder or Path(passing), asked.only)
+    if asked.json:
+        print(json.dumps(result, indent=2))
+    elif asked.what == "speed":
+        times = ", ".join(
+            f"{way} {some['min']:.2f} s (median {some['median']:.2f})" for way, some in result["seconds"].items()
+        )
+        print(f"{result['picture']}: {result['patches']} patches, {result['positions']} positions: {times}")
+        print(f"{result['ratio_of_best']:.1f} times as fast (median {result['ratio_median']:.1f})")
+        print(f"{result['class']}: Spearman {result['spearman']:.3f}, of heat maps {result['spearman_of_heat']:.3f}")
+    else:
+        for name, one in result.items():
+            judged, small = one["judgement"], one["judgement"]["small"]
+            print(
+                f"{name}: trained in {one['train_seconds']:.0f} s, val error {one['result']['val_error']:.2%}; ", end=""
+            )
+            print(f"{one['locate_seconds_a_picture']:.1f} s a picture; inside a box {judged['hits']:.1%}", end="")
+            print(f" (the centre {judged['centre_hits']:.1%}, covered {judged['covered']:.1%})", end="")
+            print(f"; boxes under a quarter, {small['pictures']}: {small['hits']:.1%} (covered {small['covered']:.1%})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Patches of many pictures, as if they were pictures of their own: what a head is trained on, given boxes.
+
+Source: Oquab, Bottou, Laptev & Sivic 2014, §3.2.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from svertka.data.ahead import ahead
+from svertka.data.boxes import Annotation, Box
+from svertka.data.dataset import Dataset, Ints, Pictures, Pixels
+from svertka.data.preprocess import Preprocess, resized
+from svertka.device import device_of
+from svertka.errors import DataError, PictureError
+from svertka.graph.dense import Sliding, sliding
+from svertka.localization.dense import shown
+from svertka.localization.windows import BACKGROUND_SHARE, Level, labels_of, levels
+from svertka.progress import progress
+
+CHUNK = 32  # pictures that are decoded together
+
+
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """Patches of `pictures`: each a picture of its own, and a row of squares as the network sees them.
+
+    `window`, `stride`: of the network that slides, pixels. `sizes`: height and width of the pictures, by their index.
+    `places`: the picture of each patch, its level, its row and its column there, (P, 4). `labels`: (P,), of a class, or
+    as many as there are classes for background.
+    """
+
+    pictures: Pictures
+    preprocess: Preprocess
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    sizes: Mapping[int, tuple[int, int]]
+    places: Ints
+    labels: Ints
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def name(self, index: int) -> str:
+        """The picture, and the edges of the patch in it."""
+        return f"{self.pictures.name(int(self.places[index, 0]))} {self.edges(index)}"
+
+    def digest(self, index: int) -> bytes:
+        """Equal for equal places in pictures of equal content."""
+        return self.digest_in(self.pictures.digest(int(self.places[index, 0])), index)
+
+    def digest_in(self, content: bytes, index: int) -> bytes:
+        """The same, where the digest of the picture is known."""
+        place = f"{self.places[index, 1:].tolist()} {self.window} {self.stride}"
+        return hashlib.blake2b(content + place.encode(), digest_size=16).digest()
+
+    def read(self, index: int, min_side: int | None = None) -> Pixels:
+        """What the patch holds of its picture, (H, W, 3) uint8."""
+        left, top, right, bottom = self.edges(index)
+        return self.pictures.read(int(self.places[index, 0]))[top:bottom, left:right]
+
+    def edges(self, index: int) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom in the picture, pixels."""
+        picture, level, row, column = self.places[index].tolist()
+        there = self._levels(picture)[level].patches(np.array([row]), np.array([column]))[0]
+        left, top, right, bottom = np.rint(there).astype(int).tolist()
+        return left, top, right, bottom
+
+    def __getitem__(self, indices: Ints) -> Pixels:
+        """The squares at `indices`, (B, height, width, C) uint8, cut from the pictures that a network slides over."""
+        squares = np.empty((len(indices), *self.window, self.preprocess.channels), np.uint8)
+        for rgb, level, some in self._by_level(indices):
+            whole = resized(rgb, *level.size, self.preprocess.channels)
+            for place, (row, column) in zip(some, self.places[indices[some], 2:].tolist(), strict=True):
+                y, x = row * self.stride[0], column * self.stride[1]
+                squares[place] = whole[y : y + self.window[0], x : x + self.window[1]]
+        return squares
+
+    @property
+    def dearness(self) -> float:
+        """What sliding costs, beside showing patch by patch: of the pixels of all patches, those that are slid over."""
+        shown_one_by_one = len(self) * self.window[0] * self.window[1]
+        found = {(picture, level) for picture, level, *_ in self.places.tolist()}
+        slid_over = sum(int(np.prod(self._levels(picture)[level].size)) for picture, level in found)
+        return slid_over / max(shown_one_by_one, 1)
+
+    @torch.inference_mode()
+    def features(self, network: nn.Module, indices: Ints) -> Iterator[tuple[Ints, Tensor]]:
+        """What `network`, which takes the squares, gives for those at `indices`: some of these, and (n, D) for them.
+
+        It slides over each picture at each level once, and of what it gives that for the patches is picked out.
+        """
+        slides: Sliding = sliding(network, (1, self.preprocess.channels, *self.window))
+        for rgb, level, some in self._by_level(indices):
+            picture = shown(self.preprocess, rgb, level).to(device_of(network), memory_format=torch.channels_last)
+            rows, columns = self.places[indices[some], 2:].T
+            yield indices[some], slides(picture)[0][:, rows, columns].T
+
+    def _by_level(self, indices: Ints) -> Iterator[tuple[Pixels, Level, Ints]]:
+        """Each picture at each level that has patches among `indices`, and where in `indices` these stand."""
+        of_picture, of_level = self.places[indices, :2].T
+        there = np.unique(of_picture).tolist()
+        decoded = (rgb for some in ahead(self._rgb, there, torch.get_num_threads(), 2) for rgb in some)
+        for picture, rgb in zip(there, decoded, strict=True):
+            here = of_picture == picture
+            for number in np.unique(of_level[here]).tolist():
+                yield rgb, self._levels(picture)[number], np.flatnonzero(here & (of_level == number))
+
+    def _rgb(self, picture: int) -> Pixels:
+        return _read(self.pictures, picture)
+
+    def _levels(self, picture: int) -> list[Level]:
+        return levels(*self.sizes[picture], self.window, self.stride)
+
+
+def cut_out(
+    dataset: Dataset,
+    indices: Ints,
+    annotations: Mapping[int, Annotation],
+    preprocess: Preprocess,
+    network: nn.Module,
+    *,
+    seed: int,
+    threads: int,
+) -> Patches:
+    """The patches of the pictures at `indices` of `dataset` that a head for `network` learns from.
+
+    Of a picture with an annotation, those that show an object, and a tenth of all others, drawn at random with `seed`.
+    Of one without, only those that hold most of it, as what the picture is labelled with: where in it the object is,
+    nobody says.
+
+    Raises:
+        DataError: a box lies outside its picture, or a picture is too small or cannot be read.
+        UsageError: the network cannot slide.
+    """
+    slides = sliding(network, (1, preprocess.channels, preprocess.size, preprocess.size))
+    background = len(dataset.names)
+    sizes: dict[int, tuple[int, int]] = {}
+    places: list[Ints] = []
+    labels: list[Ints] = []
+
+    def size_of(picture: int) -> tuple[int, int]:
+        height, width = _read(dataset.pictures, picture).shape[:2]
+        return height, width
+
+    with progress("cutting patches", len(indices)) as shown_progress:
+        chunks = ahead(size_of, indices.tolist(), threads, CHUNK)
+        for picture, (height, width) in zip(indices.tolist(), (size for some in chunks for size in some), strict=True):
+            sizes[picture] = height, width
+            annotation = annotations.get(picture)
+            whole = Box(dataset.names[dataset.labels[picture]], 0, 0, width, height)
+            if annotation is not None:
+                annotation.check(width, height)
+            draws = np.random.default_rng((seed, picture))
+            for number, level in enumerate(_levels_of(dataset.pictures, picture, height, width, slides)):
+                rows, columns = level.spaced(slides.window, slides.stride)
+                boxes = (whole,) if annotation is None else annotation.boxes
+                of_all = labels_of(level.patches(rows, columns), boxes, dataset.names)
+                share = BACKGROUND_SHARE if annotation is not None else 0.0
+                kept = (of_all != background) | (draws.random(len(of_all)) < share)
+                grid = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)[kept]
+                places.append(np.concatenate([np.full((len(grid), 2), (picture, number)), grid], axis=1))
+                labels.append(of_all[kept])
+            shown_progress.advance()
+    return Patches(
+        dataset.pictures,
+        preprocess,
+        slides.window,
+        slides.stride,
+        sizes,
+        np.concatenate(places).astype(np.int64),
+        np.concatenate(labels).astype(np.int64),
+    )
+
+
+def _levels_of(pictures: Pictures, picture: int, height: int, width: int, slides: Sliding) -> list[Level]:
+    try:
+        return levels(height, width, slides.window, slides.stride)
+    except PictureError as error:
+        raise DataError(f"{pictures.name(picture)} has {error}; take it away, and start again") from error
+
+
+def _read(pictures: Pictures, picture: int) -> Pixels:
+    try:
+        return pictures.read(picture)
+    except PictureError as error:
+        name = pictures.name(picture)
+        raise DataError(f"{name} cannot be read: {error}; put it right or take it away, and start again") from error
