@@ -223,23 +223,30 @@ def test_the_same_classes_take_everything() -> None:
 def test_rows_of_the_head_go_by_name() -> None:
     old = weights_of(("a", "b", "c"))
     network = RESNET20.build(4)
-    fresh = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     said = old.put_into(network, ("c", "x", "a", "y"))
     assert said == (
         "the head of 3 classes is replaced by one of 4; 2 of them go on from the weights of the same name (c, a)"
     )
     for name in ("linear.weight", "linear.bias"):
-        expected = torch.stack([old.tensors[name][2], fresh[name][1], old.tensors[name][0], fresh[name][3]])
+        zero = torch.zeros_like(old.tensors[name][0])
+        expected = torch.stack([old.tensors[name][2], zero, old.tensors[name][0], zero])
         assert network.state_dict()[name].equal(expected)
     assert network.state_dict()["conv1.weight"].equal(old.tensors["conv1.weight"])
 
 
 def test_other_classes_start_from_a_fresh_head() -> None:
     network = RESNET20.build(2)
-    fresh = network.state_dict()["linear.weight"].clone()
     said = weights_of(("a", "b", "c")).put_into(network, ("x", "y"))
     assert said == "the head of 3 classes is replaced by one of 2, which starts from fresh weights"
-    assert network.state_dict()["linear.weight"].equal(fresh)
+    assert not network.state_dict()["linear.weight"].any()
+
+
+def test_a_head_under_a_relu_does_not_start_from_zero() -> None:
+    squeezenet = MODELS["squeezenet1_1"]
+    old = Weights(squeezenet, squeezenet.build(3).state_dict(), None, ("a", "b", "c"), "old", "")
+    network = squeezenet.build(2)
+    old.put_into(network, ("x", "y"))
+    assert network.state_dict()["classifier.1.weight"].any()
 
 
 def test_classes_without_names_go_by_place_if_they_are_as_many() -> None:
