@@ -1,6 +1,6 @@
 """Training from scratch is long and hard, fine-tuning much easier: one network, four ways to train it, the same time.
 
-EfficientNet-Lite0 on the 1,399 photographs of `cats-dogs`, three tenths of them test, a tenth val; forty seconds for each
+EfficientNet-Lite0 on the 1,399 photographs of `cats-dogs`, three tenths of them test, a tenth val; 40 seconds for each
 training, with the planning and the features that it takes; 2 threads. From scratch: recipe `photos`; the others start
 from the bundled ImageNet weights: frozen but for the head (`frozen`), the last stage learning too, and all of it
 (`fine-tuning`, for the last with rates that halve from stage to stage). Each picks its epoch on val and is scored on
