@@ -13,7 +13,7 @@ out and judged once at the end; both sides have the same network, weights, pictu
 
 `learning`: from the first batch to trained weights; ours with the features. `seconds`: ours from the start of the
 command, with imports, decoding and planning, and an empty cache each time; theirs as before. `in all`: with judging.
-`memory`: peak of the process (for ours also what PyTorch takes for itself, about 400 MB); `disk`: of the stored features.
+`memory`: peak of the process; `disk`: of the stored features.
 Real data: SVERTKA_DATA.
 """
 
