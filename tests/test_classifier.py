@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import svertka
 from svertka.classifier import Classifier, Config, predict, read_config
+from svertka.conv import native
 from svertka.data.preprocess import Preprocess
 from svertka.errors import RunError, SvertkaError, UsageError
 from svertka.models.published import CIFAR10
@@ -161,6 +162,19 @@ def test_predict_takes_pictures_folders_and_arrays(saved: Path, tmp_path: Path) 
         names, probabilities = zip(*alone.predict(picture, top=2), strict=True)
         assert tuple(label["name"] for label in one["labels"]) == names
         assert [label["probability"] for label in one["labels"]] == pytest.approx(probabilities, abs=1e-6)
+
+
+def test_many_pictures_get_the_answers_of_one(saved: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (70, 12, 12, 3), dtype=np.uint8)
+    many, rest = svertka.predict(saved, *pixels), svertka.predict(saved, *pixels[:3])
+    for one, other in zip(many, rest, strict=False):
+        for ours, theirs in zip(one["labels"], other["labels"], strict=True):
+            # Of 64 and more the network is optimized, which rounds otherwise.
+            assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-5)
+    classifier = svertka.Classifier.load(saved)
+    assert classifier.for_many(63).network is classifier.network
+    if native.why_not() is None:
+        assert isinstance(classifier.for_many(64).network, svertka.Optimized)
 
 
 def test_predict_names_what_it_cannot_use(saved: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 // A convolution with any kernel as a product of matrices: a row for each output pixel, with all that its window reads.
 //
-// Rows are gathered in blocks; never all of them, except where there are few. Then comes one panel of output channels
+// Pictures of few channels, as at the beginning of a network, are read in place, a line at a time. Else rows are gathered in blocks; never all of them, except where there are few. Then comes one panel of output channels
 // after another, so that a panel's weights are read from the nearest cache for all rows of the block.
 #include <omp.h>
 
@@ -88,44 +88,152 @@ struct Pass {
 
     // `count` gathered rows, the first of which is row `first`, times panel `number`.
     void multiply(Index first, Index count, const float* gathered, Index number, float* products) const {
-        if (shape.out_channels - number * panel <= lanes)
-            multiply_by<1>(first, count, gathered, number, products);
+        const Index channels = shape.out_channels - number * panel;
+        if (channels >= panel)
+            multiply_by<2, true>(first, count, gathered, number, products);
+        else if (channels > lanes)
+            multiply_by<2, false>(first, count, gathered, number, products);
+        else if (channels == lanes)
+            multiply_by<1, true>(first, count, gathered, number, products);
         else
-            multiply_by<2>(first, count, gathered, number, products);
+            multiply_by<1, false>(first, count, gathered, number, products);
     }
 
-    template <int vectors>
+    template <int vectors, bool whole>
     void multiply_by(Index first, Index count, const float* gathered, Index number, float* products) const {
         for (Index k = 0; k < depth; k += portion) {
-            const float* b = weights + (number * depth + k) * panel;
+            const Index here = least(portion, depth - k);
+            const Block block{.a = gathered + k / lanes * rows * lanes,
+                              .chunk = rows * lanes,
+                              .b = weights + (number * depth + k) * panel,
+                              .depth = here,
+                              .number = number,
+                              .add = k > 0,
+                              .last = k + here == depth};
             for (Index row = 0; row < count; row += rows)
-                product<lanes, 1, vectors>(least(rows, count - row), gathered + (row * chunks + k / lanes * rows) * lanes,
-                                           rows * lanes, b, panel, lanes, products + row * panel,
-                                           least(portion, depth - k), k > 0);
-        }
-        const Index channel = number * panel;
-        for (Index half = 0; half < vectors; ++half) {
-            const Index start = channel + half * lanes, here = least(lanes, shape.out_channels - start);
-            if (here == lanes)
-                finish_rows<true>(first, count, products + half * lanes, start, here);
-            else
-                finish_rows<false>(first, count, products + half * lanes, start, here);
+                block_of<vectors, whole, lanes, rows>(least(rows, count - row), first + row,
+                                                      block.from(row * chunks * lanes), products + row * panel);
         }
     }
 
-    template <bool whole>
-    void finish_rows(Index first, Index count, const float* products, Index channel, Index here) const {
-        const auto read = [=](const float* from) __attribute__((always_inline)) {
-            return whole ? load(from) : load_some(from, here);
-        };
-        const Vector bias = finish.bias ? read(finish.bias + channel) : Vector{};
-        for (Index row = 0; row < count; ++row) {
-            Vector vector = load(products + row * panel) + bias;
-            if (finish.residual) vector += read(finish.residual + (first + row) * finish.residual_step + channel);
-            vector = bounded(vector, finish.low, finish.high);
-            float* to = output + (first + row) * shape.out_step + channel;
-            whole ? store(to, vector) : store_some(to, vector, here);
+    // What a register block multiplies, and whether it goes on with sums that are there and finishes them.
+    struct Block {
+        const float* a;
+        Index chunk;
+        const float* b;
+        Index depth, number, pieces = 1, piece = 0;
+        bool add = false, last = true;
+
+        Block from(Index more) const {
+            Block other = *this;
+            other.a += more;
+            return other;
         }
+    };
+
+    // As many rows as there are.
+    template <int vectors, bool whole, Index row_stride, int most_rows>
+    ALWAYS_INLINE void block_of(Index count, Index pixel, const Block& block, float* products) const {
+        if constexpr (most_rows > 1) {
+            if (count < most_rows)
+                return block_of<vectors, whole, row_stride, most_rows - 1>(count, pixel, block, products);
+        }
+        rows_of<vectors, whole, row_stride, most_rows>(pixel, block, products);
+    }
+
+    template <int vectors, bool whole, Index row_stride, int count>
+    [[gnu::noinline]] void rows_of(Index pixel, const Block& block, float* products) const {
+        const bool add = block.add, last = block.last;
+        const Index channel = block.number * panel;
+        block_sums<count, row_stride, 1, vectors>(
+            block.a, block.chunk, block.b, panel, lanes, block.depth, block.pieces, block.piece,
+            [&](int row, int half, Vector sum) __attribute__((always_inline)) {
+                float* kept = products + row * panel + half * lanes;
+                if (add) sum += load(kept);
+                if (last)
+                    finished<whole>(pixel + row, channel + half * lanes, half == vectors - 1, sum);
+                else
+                    store(kept, sum);
+            });
+    }
+
+    // `whole`: all channels of the vector are there; it can only be the `last` of a panel of which some are not.
+    template <bool whole>
+    ALWAYS_INLINE void finished(Index pixel, Index channel, bool last, Vector vector) const {
+        float* to = output + pixel * shape.out_step + channel;
+        const float* residual = finish.residual ? finish.residual + pixel * finish.residual_step + channel : nullptr;
+        if (whole || !last) {
+            if (finish.bias) vector += load(finish.bias + channel);
+            if (residual) vector += load(residual);
+            store(to, bounded(vector, finish.low, finish.high));
+        } else {
+            const Index here = shape.out_channels - channel;
+            if (finish.bias) vector += load_some(finish.bias + channel, here);
+            if (residual) vector += load_some(residual, here);
+            store_some(to, bounded(vector, finish.low, finish.high), here);
+        }
+    }
+
+    // Whether rows need not be gathered: of few channels, those of one line lie so that each begins a fixed distance
+    // behind the one before.
+    bool in_strips() const {
+        const Index stride = shape.x.stride * shape.in_channels;
+        return dense && shape.in_channels <= 4 && (stride == 1 || stride == 2 || stride == 3 || stride == 6 ||
+                                                   stride == 12);
+    }
+
+    // Numbers of a line of the pictures with the zeros around it.
+    Index strip() const {
+        return ((shape.x.out_size - 1) * shape.x.stride + shape.x.taps) * shape.in_channels;
+    }
+
+    // One line of outputs. The lines that it reads are copied, with their zeros, to `strips`.
+    void line_of_strips(Index number, float* strips, float* products) const {
+        const Index y = number % shape.y.out_size, picture = number / shape.y.out_size;
+        const Index channels = shape.in_channels, width = strip();
+        const Index before = shape.x.pad * channels, line = shape.x.size * channels;
+        const Index there = most(least(line, width - before), 0);
+        for (Index i = 0; i < shape.y.taps; ++i) {
+            const Index in_y = y * shape.y.stride - shape.y.pad + i * shape.y.dilation;
+            float* to = strips + i * width;
+            if (in_y < 0 || in_y >= shape.y.size || before > width) {
+                std::memset(to, 0, width * sizeof(float));
+                continue;
+            }
+            std::memset(to, 0, before * sizeof(float));
+            std::memcpy(to + before, input + (picture * shape.y.size + in_y) * line, there * sizeof(float));
+            std::memset(to + before + there, 0, (width - before - there) * sizeof(float));
+        }
+        for (Index panel_number = 0; panel_number < panels; ++panel_number) {
+            const Index out = shape.out_channels - panel_number * panel;
+            for (Index x = 0; x < shape.x.out_size; x += rows) {
+                const Block block{.a = strips + x * shape.x.stride * channels,
+                                  .chunk = lanes,
+                                  .b = weights + panel_number * depth * panel,
+                                  .depth = shape.x.taps * channels,
+                                  .number = panel_number,
+                                  .pieces = shape.y.taps,
+                                  .piece = width};
+                const Index count = least(rows, shape.x.out_size - x), pixel = number * shape.x.out_size + x;
+                switch (shape.x.stride * channels) {
+                    case 1: strips_by<1>(out, count, pixel, block, products); break;
+                    case 2: strips_by<2>(out, count, pixel, block, products); break;
+                    case 3: strips_by<3>(out, count, pixel, block, products); break;
+                    case 6: strips_by<6>(out, count, pixel, block, products); break;
+                    default: strips_by<12>(out, count, pixel, block, products);
+                }
+            }
+        }
+    }
+
+    template <Index row_stride>
+    void strips_by(Index channels, Index count, Index pixel, const Block& block, float* products) const {
+        if (channels >= panel)
+            block_of<2, true, row_stride, rows>(count, pixel, block, products);
+        else if (channels > lanes)
+            block_of<2, false, row_stride, rows>(count, pixel, block, products);
+        else
+            block_of<1, false, row_stride, rows>(count, pixel, block, products);
     }
 };
 
@@ -151,6 +259,16 @@ std::ptrdiff_t direct_panel() { return panel; }
 void direct_forward(const Window& shape, const float* input, const float* weights, const Finish& finish, float* output,
                     int threads) {
     Pass pass{.shape = shape, .finish = finish, .input = input, .weights = weights, .output = output, .zeros = nullptr};
+    if (pass.in_strips()) {
+        const Index of_strips = parts(shape.y.taps * pass.strip(), lanes) * lanes, own = of_strips + rows * panel;
+        float* const memory = scratch(threads * own);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 4)
+        for (Index number = 0; number < shape.batch * shape.y.out_size; ++number) {
+            float* const strips = memory + omp_get_thread_num() * own;
+            pass.line_of_strips(number, strips, strips + of_strips);
+        }
+        return;
+    }
     const Plan plan(pass, threads);
     const Index of_zeros = parts(shape.in_channels, lanes) * lanes, of_row = pass.chunks * lanes;
     const Index of_line = of_row + lanes, of_rows = plan.block * of_row, of_products = plan.block * panel;

@@ -18,12 +18,14 @@ from svertka.data.preprocess import Picture, Preprocess
 from svertka.device import choose_device, device_of, set_threads
 from svertka.errors import PictureError, RunError, UsageError
 from svertka.files import read_json, write_json
+from svertka.graph.optimize import fastest
 from svertka.models import published, weights, zoo
 from svertka.models.heads import Head, head_path, put_head
 from svertka.models.weights import Weights
 from svertka.tensors import read_tensors, tensor_shapes, write_tensors
 
 FORMAT = 1  # of config.json; a reader refuses what is newer
+AT_ONCE = 64  # pictures
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -113,6 +115,11 @@ class Classifier:
         write_tensors(folder / WEIGHTS, self.network.state_dict())
         write_json(folder / CONFIG, self.config.model_dump())
 
+    def for_many(self, pictures: int) -> Self:
+        """The same for inference alone, optimized if so many pictures pay for that: only rounding differs."""
+        shape = self.preprocess.channels, self.preprocess.size, self.preprocess.size
+        return type(self)(fastest(self.network, shape, pictures), self.config)
+
     def predict(self, picture: Picture, top: int = 5) -> list[tuple[str, float]]:
         """The `top` most probable classes of one picture, best first, as (name, probability in 0 to 1).
 
@@ -133,7 +140,7 @@ class Classifier:
         """Class probabilities (N, K) float32 of what `preprocess` gave for N pictures."""
         if not pictures:
             return torch.empty(0, len(self.names))
-        images = torch.stack(list(pictures)).to(device_of(self.network))
+        images = torch.stack(list(pictures)).to(device_of(self.network) or "cpu")
         logits: torch.Tensor = self.network(images)
         return logits.float().softmax(1).cpu()
 
@@ -160,7 +167,8 @@ def predict(
     results: list[dict[str, Any]] = []
     everything = expanded(pictures)
     with ThreadPoolExecutor(workers) as pool:
-        while some := list(islice(everything, 64)):
+        while some := list(islice(everything, AT_ONCE)):
+            classifier = classifier.for_many(len(some))
             tensors = list(pool.map(partial(_prepared, classifier.preprocess), (picture for _, picture in some)))
             good = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
             ranked = iter(classifier.rank(row, top) for row in classifier.probabilities(good))

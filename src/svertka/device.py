@@ -1,8 +1,9 @@
 """Where the arithmetic happens: device, threads, precision."""
 
+import ctypes
 import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 
 from svertka.errors import UsageError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -40,6 +43,8 @@ def device_of(network: nn.Module) -> torch.device | None:
 def set_threads(count: int | None) -> int:
     """Let PyTorch compute with `count` threads (None: as it chose itself); returns the number in force.
 
+    Memory that a layer frees is from now on kept for the next one.
+
     Raises:
         UsageError: `count` is below 1.
     """
@@ -47,7 +52,20 @@ def set_threads(count: int | None) -> int:
         if count < 1:
             raise UsageError(f"threads={count} must be at least 1; leave it out to use every core")
         torch.set_num_threads(count)
+    _keep_freed_memory()
     return torch.get_num_threads()
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library use freed memory again, up to blocks of 1 GB, where it would give it back to the system.
+
+    Its own limit is 32 MB: every larger tensor is then given back when it is freed, and the system clears each page of
+    the next one, which took half of the time of EfficientNet-Lite0 at 64 pictures. Elsewhere than in glibc: nothing.
+    """
+    with suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 2**30)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def autocast(device: torch.device, *, bfloat16: bool = False) -> AbstractContextManager[Any]:

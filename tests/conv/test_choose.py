@@ -128,10 +128,22 @@ def test_what_hardly_ever_wins_is_timed_only_when_all_is_asked_for():
     one_by_one = ConvShape.of((2, 3, 9, 9), (4, 3, 1, 1))
     tried = choose.trials("forward", one_by_one, torch.channels_last)
     assert tried["fft"].why_not == "with fewer than 25 taps transforms cost more than they save"
-    assert tried["gemm"].seconds > 0
-    assert choose.trials("forward", one_by_one, torch.channels_last, thorough=True)["fft"].seconds > 0
+    assert tried["gemm"].why_not == "PyTorch's own is the same product"
+    assert choose.trials("weight_gradient", one_by_one, torch.channels_last)["gemm"].seconds > 0
+    thorough = choose.trials("forward", one_by_one, torch.channels_last, thorough=True)
+    assert thorough["fft"].seconds > 0
+    assert thorough["gemm"].seconds > 0
+    depthwise = choose.trials("forward", ConvShape.of((2, 3, 9, 9), (3, 1, 3, 3), groups=3), torch.channels_last)
+    assert depthwise["gemm"].why_not == "products of one channel each leave nothing to gain"
     if not native.why_not():
         assert choose.trials("forward", SHAPE, torch.channels_last)["gemm"].why_not == "compiled kernels can do it"
+
+
+def test_nothing_is_timed_where_nothing_else_could_win(fresh, monkeypatch):
+    fresh()
+    monkeypatch.setattr(choose, "trials", None)
+    shape = ConvShape.of((2, 3, 9, 9), (4, 3, 1, 1))
+    assert choose.algorithm("auto", "forward", shape, torch.zeros(shape.input)) is choose.direct
 
 
 def test_random_numbers_are_not_touched(fresh):

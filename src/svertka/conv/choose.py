@@ -127,10 +127,8 @@ def trials(
     tensors = random_tensors(one_pass, shape, layout)
     found: dict[str, Trial] = {}
     candidates: list[str] = []
-    for name, candidate in ALGORITHMS.items():
-        reason = candidate.why_not(shape, torch.float32) or _too_large(name, shape)
-        if not reason and not thorough:
-            reason = _too_slow(name, shape)
+    for name in ALGORITHMS:
+        reason = _why_not(name, one_pass, shape, thorough=thorough)
         if reason:
             found[name] = Trial(None, reason)
         else:
@@ -190,8 +188,18 @@ def _too_large(name: str, shape: ConvShape) -> str | None:
     return None
 
 
-def _too_slow(name: str, shape: ConvShape) -> str | None:
+def _why_not(name: str, one_pass: Pass, shape: ConvShape, *, thorough: bool) -> str | None:
+    """Why a candidate is not timed."""
+    reason = ALGORITHMS[name].why_not(shape, torch.float32) or _too_large(name, shape)
+    return reason or (None if thorough else _too_slow(name, one_pass, shape))
+
+
+def _too_slow(name: str, one_pass: Pass, shape: ConvShape) -> str | None:
     """Why a candidate is not expected to win: to time it would take longer than all others together."""
+    if name in IN_TENSORS and shape.in_channels == shape.groups:
+        return "products of one channel each leave nothing to gain"
+    if name == "gemm" and one_pass == "forward" and shape.kernel == shape.stride == (1, 1):
+        return "PyTorch's own is the same product"
     if name == "fft" and shape.kernel[0] * shape.kernel[1] < native_fft.LEAST_TAPS:
         return f"with fewer than {native_fft.LEAST_TAPS} taps transforms cost more than they save"
     if name in IN_TENSORS and any(ALGORITHMS[kernel].why_not(shape, torch.float32) is None for kernel in COMPILED):
@@ -201,6 +209,8 @@ def _too_slow(name: str, shape: ConvShape) -> str | None:
 
 def _measured(key: Key) -> str:
     one_pass, shape, layout, _ = key
+    if all(_why_not(name, one_pass, shape, thorough=False) for name in ALGORITHMS if name != "direct"):
+        return "direct"
     with torch.random.fork_rng(devices=[]):
         name = winner(trials(one_pass, shape, layout))
     _remember(_written(key), name)

@@ -40,11 +40,12 @@ class Judge:
         self.device, self.threads, self.cache_limit = device, threads, cache_limit
         self.preprocess = classifier.preprocess
         self._squares: list[Prepared] = []
-        self._network = classifier.network.eval()
+        classifier.network.eval()
+        self._network = classifier.for_many(len(dataset) * protocol.views).network
         self._sliding: Sliding | None = None
         if protocol.crops == "dense":
             size = self.preprocess.size
-            self._sliding = sliding(self._network, (1, self.preprocess.channels, size, size))
+            self._sliding = sliding(classifier.network, (1, self.preprocess.channels, size, size))
 
     @property
     def batch_size(self) -> int:

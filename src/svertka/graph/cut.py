@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor, fx, nn
 
@@ -45,7 +46,7 @@ def stages(network: nn.Module, shape: tuple[int, ...]) -> list[Stage]:
     Raises:
         UsageError: as for `symbolic.symbolic`.
     """
-    return [stage for stage, _ in _Cuts(network, shape).stages()]
+    return Cuts(network, shape).stages
 
 
 def cut(network: nn.Module, before: str, shape: tuple[int, ...]) -> Halves:
@@ -56,11 +57,15 @@ def cut(network: nn.Module, before: str, shape: tuple[int, ...]) -> Halves:
     Raises:
         UsageError: there is no such stage or module, or more than one tensor flows into it.
     """
-    return _Cuts(network, shape).at(before)
+    return Cuts(network, shape).at(before)
 
 
-class _Cuts:
-    """The graph of a network and the places between its nodes through which one tensor flows."""
+class Cuts:
+    """The graph of a network, and the places in it through which one tensor flows: for several questions of one kind.
+
+    Raises:
+        UsageError: as for `symbolic.symbolic`.
+    """
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
         self.network, self.graph = network, symbolic(network, shape)
@@ -81,7 +86,13 @@ class _Cuts:
                 yield number + 1
             needed_until = max(needed_until, last_use[node])
 
-    def stages(self) -> list[tuple[Stage, int]]:
+    @property
+    def stages(self) -> list[Stage]:
+        """As `stages` gives them."""
+        return [stage for stage, _ in self._begun]
+
+    @cached_property
+    def _begun(self) -> list[tuple[Stage, int]]:
         """The stages, each with the place at which it begins."""
         begins = self._beginnings()
         found = []
@@ -148,8 +159,8 @@ class _Cuts:
         return inside[0] if inside else str(self.nodes[first].target)
 
     def at(self, name: str) -> Halves:
-        """The two halves before the stage or module of that name."""
-        named = {stage.name: begin for stage, begin in self.stages()}
+        """The two halves before the stage or module of that name, as `cut` gives them."""
+        named = {stage.name: begin for stage, begin in self._begun}
         place = named.get(name)
         if place is None:
             place = next((number for number, node in enumerate(self.nodes) if name in _around(node)), None)

@@ -19,6 +19,7 @@ from svertka.graph.plan import Plan
 from svertka.graph.steps import Convolution
 
 TOLERANCE = 1e-3  # of the largest value; float32 networks of the zoo stay below 1e-5 of it
+MANY = 64  # pictures that are worth the second that it takes
 PLANS = 8  # for as many numbers of pictures memory is kept
 
 
@@ -50,6 +51,22 @@ def optimize(network: nn.Module, example: Tensor) -> "Optimized":
         )
     optimized.error = error
     return optimized
+
+
+def fastest(network: nn.Module, shape: tuple[int, ...], pictures: int) -> nn.Module:
+    """`network`, or the same optimized, if so many `pictures` of `shape`, (C, H, W), pay for that; for inference alone.
+
+    `network` itself where it does not compute float32 on the CPU, where there are no kernels, and where it cannot be
+    followed.
+    """
+    tensors = [*network.parameters(), *network.buffers()]
+    here = all(one.device.type == "cpu" and one.dtype in (torch.float32, torch.int64) for one in tensors)
+    if pictures < MANY or isinstance(network, Optimized) or native.why_not() or not here:
+        return network
+    try:
+        return optimize(network, torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)))
+    except UsageError:
+        return network
 
 
 class Optimized(nn.Module):

@@ -212,6 +212,15 @@ def _mean(fusion: "Fusion", given: Arguments) -> bool:
     return fusion.put(step, given.result)
 
 
+def _flat(fusion: "Fusion", given: Arguments) -> bool:
+    before, shape = fusion.producer(given.x), fusion.shapes[given.result]
+    if not fusion.is_map(given.x) or fusion.shapes[given.x.number] != (*shape, 1, 1):
+        return False
+    if not isinstance(before, Convolution | Pool | Sum):
+        return False
+    return fusion.put_in_place_of(before.result, replace(before, result=given.result), given.result)
+
+
 def _cat(fusion: "Fusion", given: Arguments) -> bool:
     parts = given.get("tensors")
     if given.get("dim", 0) not in (1, -3) or not all(fusion.is_map(part) for part in parts):
@@ -237,4 +246,5 @@ RULES: dict[str, Rule] = {
     "adaptive_avg_pool2d.default": _adaptive,
     "mean.dim": _mean,
     "cat.default": _cat,
+    **dict.fromkeys(FLATTENS, _flat),
 }

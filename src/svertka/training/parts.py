@@ -23,7 +23,8 @@ from svertka.models.zoo import Model
 from svertka.training.recipe import Recipe
 
 LISTED = 20  # bad pictures that a message names
-SCORED_AT_ONCE = 128  # pictures a batch where nothing is learnt; more would set the peak of memory
+SCORED_AT_ONCE = 128  # pictures a batch where nothing is learnt, or fewer of so many pixels together;
+SCORED_PIXELS = 2**20  # more would set the peak of memory
 FOLDER_SIZE = 64  # pixels, on a folder of photographs, of networks that take any size
 
 FEW = 20  # training pictures of a class, below which results vary with the pictures by chance
@@ -113,7 +114,7 @@ class Parts:
             self.dataset.labels,
             self.indices[part],
             preprocess,
-            batch_size=SCORED_AT_ONCE,
+            batch_size=min(SCORED_AT_ONCE, max(1, SCORED_PIXELS // preprocess.size**2)),
             device=place,
             memory_format=layout,
             rank=distributed.rank(),

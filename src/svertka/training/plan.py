@@ -25,6 +25,7 @@ from svertka.transfer.freeze import Partly
 REMEMBERED = "memory_formats.json"  # in the cache folder
 TIMED_FOR = 0.4  # seconds at least, and
 TIMED_STEPS = 4  # steps at least, after one that warms up
+TIMED_PICTURES = 8  # by which the frozen part of a network is timed
 EPOCH_END = 0.04  # seconds, for the weights that are written and synced
 VAL_COST = 0.4  # of a training step's time, a picture: a forward pass without gradients
 
@@ -92,12 +93,12 @@ def _time(network: nn.Module, batch: Batch, recipe: Recipe, layout: torch.memory
 def time_frozen(made: Partly, batch: Batch, layout: torch.memory_format) -> tuple[float, Batch]:
     """Seconds a picture that the frozen part of a network takes, and `batch` with the features in place of pictures."""
     images = batch.images.contiguous(memory_format=layout)
-    times = []
-    for _ in range(3):  # the first also chooses algorithms
-        began = time.perf_counter()
-        features = made.frozen(images)
-        times.append(time.perf_counter() - began)
-    seconds = distributed.of_first(min(times[1:])) / max(len(images), 1)
+    features = made.frozen(images)  # chooses algorithms too, for batches of this size
+    some = images[:TIMED_PICTURES]
+    made.frozen(some)
+    began = time.perf_counter()
+    made.frozen(some)
+    seconds = distributed.of_first((time.perf_counter() - began) / max(len(some), 1))
     return seconds, Batch(features, batch.labels, batch.indices, batch.count)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.errors import UsageError
-from svertka.graph.cut import Stage, cut, stages
+from svertka.graph.cut import Cuts, Stage
 
 HEAD, LAST, ALL = "head", "last", "all"
 
@@ -84,10 +84,11 @@ def divide(network: nn.Module, unfreeze: str, shape: tuple[int, ...]) -> Partly 
     """
     if unfreeze == ALL:
         return None
-    before = beginning(stages(network, shape), unfreeze)
+    cuts = Cuts(network, shape)
+    before = beginning(cuts.stages, unfreeze)
     if before is None:
         return None
-    halves = cut(network, before, shape)
+    halves = cuts.at(before)
     return None if halves.prefix is None else Partly(Frozen(halves.prefix), halves.rest, halves.shape, before)
 
 
@@ -111,9 +112,9 @@ def depths(network: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
     Raises:
         UsageError: the network cannot be cut.
     """
-    found = stages(network, shape)
+    cuts = Cuts(network, shape)
     below: dict[int, int] = {}
-    for depth, stage in enumerate(reversed(found)):
-        for parameter in cut(network, stage.name, shape).rest.parameters():
+    for depth, stage in enumerate(reversed(cuts.stages)):
+        for parameter in cuts.at(stage.name).rest.parameters():
             below.setdefault(id(parameter), depth)
     return {name: below[id(one)] for name, one in network.named_parameters() if id(one) in below}

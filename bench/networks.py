@@ -1,0 +1,232 @@
+"""Whole networks on the CPU: `svertka.optimize` and the engines that there are, in turns; accuracy beside every time.
+
+    pip install openvino ncnn pnnx MNN onnxruntime
+    python bench/networks.py [--only vgg16 resnet18] [--batch 1 16] [--peers onnxruntime ncnn] [--rounds 15] [--json]
+
+float32, random weights, random pictures of the size that each network is for. Times are milliseconds of a whole batch:
+the best run and the median. `ratio`: the peer's best time over ours, above 1 where ours is faster. The error is the
+largest difference to the original network in float64, over the largest value. Each engine gets the pictures in the
+order that it likes, converted before the clock runs. ncnn takes pictures one by one.
+"""
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import svertka
+from svertka.device import in_layout, processor, set_threads
+from svertka.models.zoo import find
+from turns import seconds
+
+NETWORKS = ("alexnet_owt", "vgg16", "googlenet_bn", "resnet18", "resnet50", "squeezenet1_1", "efficientnet_lite0")
+Run = Callable[[], Any]  # one run, which gives the scores as a tensor or an array
+
+
+def ours(network: nn.Module, pictures: Tensor, _: Path) -> Run:
+    """`svertka.optimize`."""
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    optimized = svertka.optimize(network, pictures)
+    return lambda: optimized(pictures)
+
+
+def eager(network: nn.Module, pictures: Tensor, _: Path) -> Run:
+    """PyTorch as it is."""
+    return lambda: network(pictures)
+
+
+def channels_last(network: nn.Module, pictures: Tensor, _: Path) -> Run:
+    """PyTorch with its tensors channels-last."""
+    twin = in_layout(copy.deepcopy(network), torch.channels_last)
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    return lambda: twin(pictures)
+
+
+def compiled(network: nn.Module, pictures: Tensor, _: Path) -> Run:
+    """`torch.compile` with its weights frozen."""
+    import torch._inductor.config
+
+    torch._inductor.config.freezing = True
+    torch._dynamo.reset()
+    twin = torch.compile(copy.deepcopy(network))
+
+    def run() -> Any:
+        with torch.no_grad():  # it does not freeze in inference mode
+            return twin(pictures)
+
+    with torch.inference_mode(False):
+        run()
+    return run
+
+
+def _as_onnx(network: nn.Module, pictures: Tensor, folder: Path) -> Path:
+    path = folder / "network.onnx"
+    if not path.exists():
+        with torch.inference_mode(False):
+            torch.onnx.export(network, (pictures,), path, input_names=["x"], output_names=["y"], dynamo=False)
+    return path
+
+
+def onnxruntime(network: nn.Module, pictures: Tensor, folder: Path) -> Run:
+    """ONNX Runtime."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    path = _as_onnx(network, pictures, folder)
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    array = pictures.numpy()
+    return lambda: session.run(None, {"x": array})[0]
+
+
+def openvino(network: nn.Module, pictures: Tensor, folder: Path) -> Run:
+    """OpenVINO, told to compute in float32."""
+    import openvino as ov
+
+    core = ov.Core()
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    model = core.compile_model(core.read_model(_as_onnx(network, pictures, folder)), "CPU", settings)
+    request, array = model.create_infer_request(), pictures.numpy()
+    return lambda: request.infer({0: array})[model.output(0)]
+
+
+def ncnn(network: nn.Module, pictures: Tensor, folder: Path) -> Run:
+    """Tencent's ncnn, its network made by pnnx, in float32."""
+    import ncnn as library
+
+    with torch.inference_mode(False):
+        torch.jit.trace(network, pictures[:1]).save(str(folder / "one.pt"))  # type: ignore[no-untyped-call]
+    sizes = ",".join(map(str, (1, *pictures.shape[1:])))
+    _call(["pnnx", "one.pt", f"inputshape=[{sizes}]", "fp16=0"], folder)
+    net = library.Net()
+    net.opt.num_threads = torch.get_num_threads()
+    net.opt.use_fp16_storage = net.opt.use_fp16_packed = net.opt.use_fp16_arithmetic = net.opt.use_bf16_storage = False
+    net.load_param(str(folder / "one.ncnn.param"))
+    net.load_model(str(folder / "one.ncnn.bin"))
+    arrays = [np.ascontiguousarray(picture) for picture in pictures.numpy()]
+
+    def run() -> Any:
+        found = []
+        for array in arrays:
+            extractor = net.create_extractor()
+            extractor.input("in0", library.Mat(array))
+            found.append(np.array(extractor.extract("out0")[1]))
+        return np.stack(found)
+
+    return run
+
+
+def mnn(network: nn.Module, pictures: Tensor, folder: Path) -> Run:
+    """Alibaba's MNN, in float32."""
+    import MNN.expr
+    import MNN.nn
+
+    source, target = _as_onnx(network, pictures, folder), folder / "network.mnn"
+    _call(["mnnconvert", "-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(target)], folder)
+    settings = ({"backend": 0, "numThread": torch.get_num_threads(), "precision": "high"},)
+    manager = MNN.nn.create_runtime_manager(settings)
+    module = MNN.nn.load_module_from_file(str(target), ["x"], ["y"], runtime_manager=manager)
+    given = MNN.expr.const(pictures.numpy(), list(pictures.shape), MNN.expr.NCHW)
+    given = MNN.expr.convert(given, MNN.expr.NC4HW4)
+    return lambda: np.array(module.forward(given).read())
+
+
+def _call(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed: {done.stderr[-300:]}")
+
+
+PEERS = {
+    "ours": ours,
+    "pytorch": eager,
+    "channels-last": channels_last,
+    "compile": compiled,
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "ncnn": ncnn,
+    "mnn": mnn,
+}
+
+
+@torch.inference_mode()
+def compare(name: str, batch: int, rounds: int, peers: list[str]) -> dict[str, Any]:
+    """For each side `ms`, `ms_median`, `error`, and for peers `ratio`, their best time over ours."""
+    torch.manual_seed(1)
+    model = find(name)
+    with torch.inference_mode(False):
+        network = model.build().eval().requires_grad_(False)
+        pictures = torch.randn(batch, *model.input)
+    exact = copy.deepcopy(network).double()(pictures[:1].double())
+    with tempfile.TemporaryDirectory() as folder:
+        sides: dict[str, Run] = {side: PEERS[side](network, pictures, Path(folder)) for side in peers}
+        found = {side: {"error": _error(run(), exact)} for side, run in sides.items()}
+        for side, seconds in in_turns(sides, rounds, max(1, 5 // batch)).items():
+            found[side] |= {"ms": 1e3 * min(seconds), "ms_median": 1e3 * statistics.median(seconds)}
+    for side in found:
+        found[side]["ratio"] = found[side]["ms"] / found["ours"]["ms"]
+    return found
+
+
+def in_turns(sides: dict[str, Run], rounds: int, runs: int) -> dict[str, list[float]]:
+    """Seconds of `rounds` times `runs` runs of each side. Before each turn threads of the others come to rest, and one
+    run that is not timed brings the side's weights into the caches.
+    """
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(rounds):
+        for side in list(sides)[:: 1 if number % 2 else -1]:
+            time.sleep(0.05)
+            sides[side]()
+            times[side] += [seconds(sides[side]) for _ in range(runs)]
+    return times
+
+
+def _error(scores: Any, exact: Tensor) -> float:
+    first = torch.as_tensor(np.asarray(scores)).double().reshape(-1, exact.shape[1])[:1]
+    return float((first - exact).abs().max() / exact.abs().max())
+
+
+def main() -> None:
+    """Compare, print a table or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS)
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS)[1:], default=list(PEERS)[1:])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(set_threads(options.threads))
+    rows = []
+    for name in options.only:
+        for batch in options.batch:
+            found = compare(name, batch, options.rounds, ["ours", *options.peers])
+            rows.append({"network": name, "batch": batch} | found)
+            for side, one in found.items():
+                if not options.json:
+                    print(
+                        f"{name:18} {batch:2} {side:14} {one['ms']:9.2f} ms (median {one['ms_median']:.2f})  "
+                        f"{one['ratio']:5.2f}×  error {one['error']:.1e}",
+                        flush=True,
+                    )
+    if options.json:
+        print(json.dumps({"processor": processor(), "threads": options.threads, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
