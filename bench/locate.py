@@ -1,12 +1,12 @@
 """Where things are: how fast, and how well, after Oquab et al. 2014.
 
     python bench/locate.py speed [RUN] [--picture raccoon-1] [--rounds 3] [--threads 2] [--json]
-    python bench/locate.py raccoons [--folder FOLDER] [--threads 2] [--json]
+    python bench/locate.py raccoons [--only boxes] [--folder FOLDER] [--threads 2] [--json]
 
 `speed`: the score maps of one photograph at eight scales, by sliding over it (`svertka locate`), and the same network
 on about 500 patches of it, the positions that are trained on, in batches, with the resizing that either needs. They
-take turns. Beside the times how alike both rank these positions (Spearman), for the class that is seen best. RUN: a run
-folder; unset: `efficientnet_lite0:bundled`.
+take turns. Beside the times how alike both rank these positions, and the spots of the heat maps that are made of them
+(Spearman), for the class that is seen best. RUN: a run folder; unset: `efficientnet_lite0:bundled`.
 
 `raccoons`: trains on 150 of the raccoons and 100 cats and 100 dogs, on the bundled network's features: once with boxes,
 on patches, and once with the labels of the pictures alone; then points at the raccoons in the other 50. Pictures are
@@ -31,6 +31,7 @@ from svertka.classifier import Classifier
 from svertka.data.dataset import Pixels
 from svertka.data.preprocess import opened
 from svertka.localization.dense import Locator, shown
+from svertka.localization.heatmap import Heat, heat_of
 from turns import Way, in_turns, ratios
 
 BACKBONE = "efficientnet_lite0:bundled"
@@ -89,11 +90,24 @@ def speed(run: str, picture: str, rounds: int) -> dict[str, Any]:
         **ratios(times["patches"], times["dense"]),
         "class": name,
         "spearman": float(spearmanr(*of_class).statistic),
+        "spearman_of_heat": float(
+            spearmanr(*(heated(rgb, locator, places, one).ravel() for one in of_class)).statistic
+        ),
     }
 
 
-def raccoons(folder: Path) -> dict[str, Any]:
-    """Where the raccoons of 50 pictures are found, by two runs."""
+def heated(rgb: Pixels, locator: Locator, places: list[tuple[int, int, int]], values: np.ndarray) -> Heat:
+    """The heat map of the probabilities `values` at `places` (level, row, column)."""
+    scales = []
+    for number, level in enumerate(locator.levels(rgb)):
+        here = [place for place, (its, *_) in enumerate(places) if its == number]
+        edges = [level.patches(np.array([places[place][1]]), np.array([places[place][2]])) for place in here]
+        scales.append((np.concatenate(edges), values[here]))
+    return heat_of(scales, *rgb.shape[:2])
+
+
+def raccoons(folder: Path, only: str | None) -> dict[str, Any]:
+    """Where the raccoons of 50 pictures are found, by two runs, or `only` one of them."""
     sources = data()
     images = sorted((sources / "raccoons" / "images").iterdir(), key=lambda path: int(path.stem.rpartition("-")[2]))
     drawn = np.random.default_rng(SEED).permutation(len(images))
@@ -107,6 +121,8 @@ def raccoons(folder: Path) -> dict[str, Any]:
             link(path, photos / animal)
     found = {}
     for name, given in (("boxes", boxes), ("labels", None)):
+        if only not in (None, name):
+            continue
         run = folder / name
         began = time.perf_counter()
         if not run.exists():
@@ -141,6 +157,7 @@ def main() -> None:
     parser.add_argument("run", nargs="?", default=BACKBONE)
     parser.add_argument("--picture", default="raccoon-1")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=("boxes", "labels"), help="unset: both runs")
     parser.add_argument("--folder", type=Path, help="unset: one that is removed afterwards")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
@@ -150,7 +167,7 @@ def main() -> None:
         result = speed(asked.run, asked.picture, asked.rounds)
     else:
         with TemporaryDirectory() as passing:
-            result = raccoons(asked.folder or Path(passing))
+            result = raccoons(asked.folder or Path(passing), asked.only)
     if asked.json:
         print(json.dumps(result, indent=2))
     elif asked.what == "speed":
@@ -159,7 +176,7 @@ def main() -> None:
         )
         print(f"{result['picture']}: {result['patches']} patches, {result['positions']} positions: {times}")
         print(f"{result['ratio_of_best']:.1f} times as fast (median {result['ratio_median']:.1f})")
-        print(f"{result['class']}: Spearman {result['spearman']:.3f}")
+        print(f"{result['class']}: Spearman {result['spearman']:.3f}, of heat maps {result['spearman_of_heat']:.3f}")
     else:
         for name, one in result.items():
             judged, small = one["judgement"], one["judgement"]["small"]

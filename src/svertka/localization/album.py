@@ -62,7 +62,7 @@ class Album:
 
     def write_page(self, judgement: dict[str, Any] | None) -> Path:
         """Write the page, with the figures of `judgement` (of `Pointing.as_json`) above the pictures; its file."""
-        sentence = f"Where {len(self.figures)} pictures show what they show"
+        sentence = "Where pictures show what they show"
         how = "Grey hides what does not speak for the class; the box is around what speaks half as much as the spot."
         judged = f"<p>{escape(in_words(judgement))}</p>" if judgement else ""
         body = (
@@ -70,7 +70,7 @@ class Album:
             f'<section class="plates">{"".join(self.figures)}</section></main>'
         )
         file = self.folder / "index.html"
-        write_atomic(file, page("locate – svertka", body, beside=True).encode())
+        write_atomic(file, page("locate – svertka", body, chapter="album", beside=True).encode())
         return file
 
 

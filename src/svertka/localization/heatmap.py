@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from svertka.data.boxes import Box
 from svertka.localization.dense import POWER, ScoreMap
+from svertka.localization.windows import Floats
 
 CELLS = 96  # of a heat map, along the shorter side of its picture
 EDGE = 0.5  # of the highest heat: where a region ends
@@ -30,6 +31,14 @@ class Region:
 def heat(maps: Sequence[ScoreMap], index: int, height: int, width: int) -> Heat:
     """How much each spot of a picture of `height` × `width` pixels speaks for class `index`, (h, w) float32, 0 to 1.
 
+    As `heat_of`, of all patches.
+    """
+    return heat_of([(one.level.all_patches(), one.scores[index].ravel()) for one in maps], height, width)
+
+
+def heat_of(scales: Sequence[tuple[Floats, Heat]], height: int, width: int) -> Heat:
+    """How much each spot speaks for a class, by some patches a scale: their edges (P, 4), and its probabilities (P,).
+
     At each scale the sum of yᵏ over the patches that a spot lies in, over the most patches that any spot lies in; and
     the mean of these over the scales. (A mean over its own patches would let single ones speak at the edges, where few
     reach.) The shorter of h and w is `CELLS`.
@@ -38,12 +47,12 @@ def heat(maps: Sequence[ScoreMap], index: int, height: int, width: int) -> Heat:
     shape = max(CELLS, round(height / cell)), max(CELLS, round(width / cell))
     per_cell = np.array([shape[1] / width, shape[0] / height] * 2)
     total = np.zeros(shape)
-    for one in maps:
-        edges = np.rint(one.level.all_patches() * per_cell).astype(np.int64)
-        values = one.scores[index].astype(np.float64).ravel() ** POWER
+    for patches, probabilities in scales:
+        edges = np.rint(patches * per_cell).astype(np.int64)
+        values = probabilities.astype(np.float64) ** POWER
         sums, counts = (_covered(edges, each, shape) for each in (values, np.ones_like(values)))
         total += sums / counts.max()
-    return (total / len(maps)).astype(np.float32)
+    return (total / len(scales)).astype(np.float32)
 
 
 def _covered(
