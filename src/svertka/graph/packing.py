@@ -72,4 +72,4 @@ def _thirds(weight: Tensor) -> list[Tensor]:
     if weight.shape[2:] == (3, 3):
         return [weight]
     whole = F.pad(weight, (0, 6 - weight.shape[3], 0, 6 - weight.shape[2]))
-    return [part for row in whole.split(3, 2) for part in row.split(3, 3)]
+    return [whole[:, :, y : y + 3, x : x + 3] for y in (0, 3) for x in (0, 3)]
