@@ -145,7 +145,7 @@ def served(command: Callable[[int], list[str]]) -> Iterator[tuple[int, int]]:
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     process = subprocess.Popen(
-        command(port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
+        command(port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, process_group=0
     )
     try:
         deadline = time.monotonic() + 120
