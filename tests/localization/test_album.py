@@ -40,7 +40,7 @@ def test_the_page_shows_every_picture(tmp_path: Path) -> None:
     assert all(f'src="overlays/{file.name}"' in text for file in files)
     assert "&lt;b&gt;" in text
     assert "<b>" not in text.split("<main>")[1]
-    assert "the spot lies in a box in 100.0\u00a0% of 1 cases" in text
+    assert "<p>The spot lies in a box in 100.0\u00a0% of 1 cases" in text
 
 
 def test_nothing_judged_is_said() -> None:

@@ -66,7 +66,7 @@ def _errors(comparison: Comparison) -> str:
     rows = [
         f"<tr>{_head(one)}{_error_cells(one.evaluation, top)}{_difference_cells(one, reach)}</tr>" for one in contenders
     ]
-    mean = f'<th scope="row"><span class="called">their mean</span></th>{_error_cells(together, top)}<td></td><td></td>'
+    mean = f'<th scope="row"><span class="called">their mean</span></th>{_error_cells(together, top)}{"<td></td>" * 3}'
     how = (
         "The bar is the 95 % confidence interval of the share of all such pictures that a run would get wrong "
         "(Wilson 1927). Whether two runs differ is asked of the same pictures: those that one alone gets wrong "
@@ -77,7 +77,7 @@ def _errors(comparison: Comparison) -> str:
     )
     heads = (
         "run", "wrong", "95 % interval", "with five guesses", "loss, nats", "calibration error", "points over A",
-        "95 % interval",
+        "95 % interval", "p",
     )  # fmt: skip
     return f'<p class="how">{how}</p>' + _table("Errors", heads, [*rows, f"<tr>{mean}</tr>"])
 
@@ -99,12 +99,13 @@ def _error_cells(evaluation: Evaluation, top: float) -> str:
 
 def _difference_cells(one: Contender, reach: float) -> str:
     if one.difference is None:
-        return "<td></td><td></td>"
+        return "<td></td>" * 3
     low, high = one.difference.interval
-    said = f"{signed(low)} to {signed(high)}, p {called_p(one.difference.p)}".replace(" ", SPACE)
+    said = f"{signed(low)} to {signed(high)}".replace(" ", SPACE)
     return (
         f"<td>{signed(one.difference.points)}</td>"
         f"<td>{_whisker((low, high), one.difference.points, -reach, reach, said)}</td>"
+        f"<td>{called_p(one.difference.p).removeprefix('= ').replace(' ', SPACE)}</td>"
     )
 
 
@@ -286,4 +287,7 @@ def _table(name: str, heads: Sequence[str], rows: Sequence[str], *, sortable: bo
 
 def _name(one: Contender) -> str:
     """The folder's own name, or what a network with weights is called."""
-    return PurePath(one.run).name if Path(one.run).is_dir() else one.run
+    model, colon, weights = one.run.partition(":")
+    if Path(one.run).is_dir():
+        return PurePath(one.run).name
+    return f"{model}{colon}{PurePath(weights).name}"

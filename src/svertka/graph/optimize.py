@@ -82,7 +82,10 @@ class Optimized(nn.Module):
         weights = {step.weight: step for step in steps.steps if isinstance(step, Convolution)}
         self._packed: Mapping[str, Packed] = {}
         if not native.why_not():
-            self._packed = {name: Packed.of(step, steps.tensors[name]) for name, step in weights.items()}
+            self._packed = {
+                name: Packed.of(step, steps.tensors[name], dense=len(steps.shapes[step.result]) == 2)
+                for name, step in weights.items()
+            }
         tensors = {name: tensor for name, tensor in steps.tensors.items() if name not in self._packed}
         self._steps = Fused(steps.steps, steps.shapes, steps.dtypes, tensors, steps.output)
         self._plans: dict[int, Plan] = {}

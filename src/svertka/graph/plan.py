@@ -1,6 +1,7 @@
 """An optimized network for so many pictures: every step with its kernel and its memory, ready to run."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -142,11 +143,7 @@ class Plan:
         packed = self.weights[step.weight]
         address = packed.numbers.data_ptr()
         if packed.kernel == "winograd":
-            before, after, (pad_y, pad_x) = self.maps[step.x], self.maps[step.result], step.padding
-            sizes = before.height, before.width, after.height, after.width, pad_y, pad_x
-            shape = native.kernels.Convolution(before.batch, before.channels, after.channels, *sizes)
-            shape.in_step, shape.out_step = self._step(step.x), self._step(step.result)
-            self.program.add_winograd(shape, self._place(step.x), address, self._ending(step), self._place(step.result))
+            self._add_winograd(step, packed)
         elif packed.kernel == "depthwise":
             window = self._window(step, packed.shape[2:])
             self.program.add_depthwise(
@@ -163,6 +160,24 @@ class Plan:
                     self._ending(step, group * writes),
                     self._place(step.result, group * writes),
                 )
+
+    def _add_winograd(self, step: Convolution, packed: Packed) -> None:
+        """One kernel, or four, each of which reads three pixels further and adds to what the one before has left."""
+        before, after, (pad_y, pad_x) = self.maps[step.x], self.maps[step.result], step.padding
+        sizes = before.height, before.width, after.height, after.width
+        last = len(packed.numbers) - 1
+        for number, numbers in enumerate(packed.numbers):
+            pads = pad_y - 3 * (number // 2), pad_x - 3 * (number % 2)
+            shape = native.kernels.Convolution(before.batch, before.channels, after.channels, *sizes, *pads)
+            shape.in_step, shape.out_step = self._step(step.x), self._step(step.result)
+            part = step if last == 0 else replace(
+                step,
+                bias=step.bias if number == 0 else None,
+                residual=step.residual if number == 0 else step.result,
+                bounds=step.bounds if number == last else UNBOUNDED,
+            )  # fmt: skip
+            place = self._place(step.x)
+            self.program.add_winograd(shape, place, numbers.data_ptr(), self._ending(part), self._place(step.result))
 
     def _window(self, step: Convolution | Pool, kernel: tuple[int, ...], groups: int = 1) -> "native.kernels.Window":
         before, after = self.maps[step.x], self.maps[step.result]

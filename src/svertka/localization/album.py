@@ -63,8 +63,12 @@ class Album:
     def write_page(self, judgement: dict[str, Any] | None) -> Path:
         """Write the page, with the figures of `judgement` (of `Pointing.as_json`) above the pictures; its file."""
         sentence = "Where pictures show what they show"
-        how = "Grey hides what does not speak for the class; the box is around what speaks half as much as the spot."
-        judged = f"<p>{escape(in_words(judgement))}</p>" if judgement else ""
+        how = (
+            "Grey hides what does not speak for the class; the blue box is around what speaks half as much as the spot "
+            "or more. Boxes that were given are black and white."
+        )
+        said = in_words(judgement) if judgement else ""
+        judged = f"<p>{escape(said[0].upper() + said[1:])}.</p>" if said else ""
         body = (
             f'<main><header><h1>{escape(sentence)}</h1><p class="how">{how}</p>{judged}</header>'
             f'<section class="plates">{"".join(self.figures)}</section></main>'
