@@ -74,7 +74,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
             table.append([way, epochs, per_cent([row["test_error"] for row in own])])
         axes.set_yscale("symlog", linthresh=1)  # some reach zero
         axes.set(xlabel="seconds of learning", ylabel="val error, %")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9))
     print_table(["", "passes in 40 s", "test error"], table)
 
 

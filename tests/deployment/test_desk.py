@@ -1,6 +1,7 @@
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,12 @@ def twice(pictures: Sequence[Tensor]) -> Tensor:
     return 2 * torch.stack(list(pictures))
 
 
+def awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    # A thread of its own: in this one the browser of another test may have left its loop running.
+    with ThreadPoolExecutor(1) as elsewhere:
+        return elsewhere.submit(asyncio.run, coroutine).result()
+
+
 def run(count: int, compute: object = twice) -> list[Tensor | BaseException]:
     async def all_at_once() -> list[Tensor | BaseException]:
         with ThreadPoolExecutor(1) as thread:
@@ -29,7 +36,7 @@ def run(count: int, compute: object = twice) -> list[Tensor | BaseException]:
             assert desk.open == 0
             return found
 
-    return asyncio.run(all_at_once())
+    return awaited(all_at_once())
 
 
 def test_each_gets_the_answer_to_its_own_question() -> None:
@@ -80,4 +87,4 @@ def test_who_waits_for_others_waits_no_longer_than_the_deadline() -> None:
             worker.cancel()
             return found
 
-    assert float(asyncio.run(one_of_two())) == 2
+    assert float(awaited(one_of_two())) == 2
