@@ -99,7 +99,7 @@ def dense(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[
 
     times = in_turns({"loop": loop, "ours": lambda: judged(judge, dataset)}, rounds)
     ours = torch.cat(list(judge.over([np.arange(len(dataset))])))
-    crops = sum(2 * positions(picture, size, stride)[0] for scales in pictures for picture in scales)
+    crops = sum(2 * len(positions(picture, size, stride)) for scales in pictures for picture in scales)
     return {
         "seconds_per_picture": {name: statistics.median(some) / len(dataset) for name, some in times.items()},
         "crops_per_picture": crops / len(dataset),
@@ -113,18 +113,17 @@ def looped(one: Classifier, scales: list[Tensor], stride: tuple[int, int]) -> Te
     size, said = one.preprocess.size, []
     for picture in scales:
         for shown in (picture, picture.flip(-1)):
-            _, places = positions(shown, size, stride)
+            places = positions(shown, size, stride)
             crops = torch.cat([shown[..., y : y + size, x : x + size] for y, x in places])
             scores = torch.cat([one.network(some) for some in crops.split(AT_ONCE)])  # type: ignore[no-untyped-call]
             said.append(scores.mean(0).log_softmax(0))
     return mean_probability(torch.stack(said), 0)
 
 
-def positions(picture: Tensor, size: int, stride: tuple[int, int]) -> tuple[int, list[tuple[int, int]]]:
-    """How many crops there are, and their first pixels."""
+def positions(picture: Tensor, size: int, stride: tuple[int, int]) -> list[tuple[int, int]]:
+    """The first pixels of all crops."""
     height, width = picture.shape[-2:]
-    places = [(y, x) for y in range(0, height - size + 1, stride[0]) for x in range(0, width - size + 1, stride[1])]
-    return len(places), places
+    return [(y, x) for y in range(0, height - size + 1, stride[0]) for x in range(0, width - size + 1, stride[1])]
 
 
 def main() -> None:

@@ -5,7 +5,7 @@
 `resnet18` with fresh weights, photographs of about 110 kB, loopback, 16 clients that each send the next picture when
 they have the answer to the last (closed loop). Each server is a process of its own with the same threads, the clients
 are another; the sides take turns. `network`: batches of 16 in memory, no decoding, PyTorch's own and the optimised.
-LitServe and FastAPI are in the extra `bench`; what is not installed is left out. `--soak`: seconds of full load at the
+`pip install litserve fastapi` for these two; what is not installed is left out. `--soak`: seconds of full load at the
 end, with the memory at its begin and end. Photographs: SVERTKA_DATA.
 """
 

@@ -1,7 +1,8 @@
 // A convolution with any kernel as a product of matrices: a row for each output pixel, with all that its window reads.
 //
-// Pictures of few channels, as at the beginning of a network, are read in place, a line at a time. Else rows are gathered in blocks; never all of them, except where there are few. Then comes one panel of output channels
-// after another, so that a panel's weights are read from the nearest cache for all rows of the block.
+// Pictures of few channels, as at the beginning of a network, are read in place, a line at a time. Else rows are
+// gathered in blocks; never all of them, except where there are few. Then comes one panel of output channels after
+// another, so that a panel's weights are read from the nearest cache for all rows of the block.
 #include <omp.h>
 
 #include <cstring>

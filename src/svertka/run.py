@@ -1,7 +1,7 @@
 """The run folder: where its files are, and what is in them. Training writes it, every other verb reads it."""
 
 import json
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,14 @@ class Run:
             if entry.get("kind") == "result":
                 return {"run": str(self.folder)} | {key: entry[key] for key in entry if key != "kind"}
         raise RunError(f"{self.folder} has not finished; continue it with `svertka train --resume {self.folder}`")
+
+
+def called(run: str | PathLike[str]) -> str:
+    """What people call `run`: a folder's own name, or a network with its weights, of a file without the way there."""
+    if Path(run).is_dir():
+        return Run(run).name
+    model, colon, weights = fspath(run).partition(":")
+    return f"{model}{colon}{Path(weights).name}"
 
 
 def new_folder(source: str, model: str, output: str | PathLike[str] | None) -> Path:

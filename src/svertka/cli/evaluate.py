@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.input import whole_numbers
+from svertka.cli.input import Crops, Part, Scales, whole_numbers
 from svertka.cli.output import print_json, print_table
 
 
@@ -16,16 +16,9 @@ def evaluate(
         ),
     ],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="labelled pictures, as for svertka train")],
-    crops: Annotated[
-        str,
-        typer.Option(help="1 (the centre), 10 (AlexNet's) or 144 (GoogLeNet's) crops a picture, or dense (VGG's): all"),
-    ] = "1",
-    scales: Annotated[
-        str | None, typer.Option(help="lengths of the shorter side, pixels, such as 256,288; unset: the paper's")
-    ] = None,
-    part: Annotated[
-        str | None, typer.Option(help="train, val, test or all; unset: test where there is one, then val, then all")
-    ] = None,
+    crops: Crops = "1",
+    scales: Scales = None,
+    part: Part = None,
     output: Annotated[str | None, typer.Option(help="an HTML file to write a report into")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,

@@ -1,6 +1,22 @@
 """What verbs take from the command line."""
 
+from typing import Annotated
+
+import typer
+
 from svertka.errors import UsageError
+
+# Options of all verbs that judge.
+Crops = Annotated[
+    str,
+    typer.Option(help="1 (the centre), 10 (AlexNet's) or 144 (GoogLeNet's) crops a picture, or dense (VGG's): all"),
+]
+Scales = Annotated[
+    str | None, typer.Option(help="lengths of the shorter side, pixels, such as 256,288; unset: the paper's")
+]
+Part = Annotated[
+    str | None, typer.Option(help="train, val, test or all; unset: test where there is one, then val, then all")
+]
 
 
 def whole_numbers(option: str, text: str | None) -> list[int] | None:

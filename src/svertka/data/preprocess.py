@@ -44,6 +44,11 @@ class Preprocess(BaseModel):
         return len(self.mean)
 
     @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """Of one picture as the network takes it, (1, C, H, W)."""
+        return 1, self.channels, self.size, self.size
+
+    @property
     def side(self) -> int:
         """Side of the square that `square` gives."""
         return max(self.resize, self.size)

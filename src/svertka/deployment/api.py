@@ -64,19 +64,18 @@ class Api:
         self._network = ThreadPoolExecutor(1, "network")  # one at a time, with all cores
         self._desks = {one.key: Desk(one.probabilities, self._network) for one in runs}
         self._bodies = Bodies()
-        files = f"/files/{secrets.token_urlsafe(16)}"  # whoever knows it has seen the page
-        self._files = files
+        self._files = f"/files/{secrets.token_urlsafe(16)}"  # whoever knows it has seen the page
         routes = [
             Route("/", self._show, methods=["GET"]),
             Route("/predict", self._predict, methods=["POST"]),
             Route("/explain", self._explain, methods=["POST"]),
             Route("/health", self._health, methods=["GET"]),
             Route("/openapi.json", self._interface, methods=["GET"]),
-            Route(files + "/{run}/{name:path}", self._file, methods=["GET"]),
+            Route(self._files + "/{run}/{name:path}", self._file, methods=["GET"]),
         ]
         self.app = Starlette(
             routes=routes,
-            middleware=[Middleware(Guard, hosts=hosts, token=token, unguarded=f"{files}/")],
+            middleware=[Middleware(Guard, hosts=hosts, token=token, unguarded=f"{self._files}/")],
             exception_handlers={Refusal: _refused, HTTPException: _unknown},
             lifespan=self._working,
         )

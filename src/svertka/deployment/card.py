@@ -61,8 +61,7 @@ def _classes(classifier: Classifier) -> str:
 
 
 def _what(classifier: Classifier) -> list[str]:
-    one = classifier.preprocess
-    size = count(classifier.network, (1, one.channels, one.size, one.size))
+    size = count(classifier.network, classifier.preprocess.input_shape)
     return [
         f"A convolutional network that names what is in a picture: {size.parameters:,} parameters, "
         f"{size.multiply_adds:,} multiply-adds a picture. Its classes, in order, as `label_names` of config.json:",

@@ -13,8 +13,7 @@ import numpy as np
 
 from svertka.classifier import Classifier, expanded
 from svertka.data.dataset import Pixels
-from svertka.data.images import as_rgb, read_picture
-from svertka.data.preprocess import Picture
+from svertka.data.preprocess import Picture, opened
 from svertka.data.sources import open_source
 from svertka.deployment.card import write_folder
 from svertka.errors import DataError, FetchError, PictureError, RunError, UsageError
@@ -95,7 +94,7 @@ def _readable(pictures: Sequence[Picture]) -> list[Pixels]:
     found, reasons = [], []
     for name, picture in islice(expanded(pictures), CHECKED):
         try:
-            found.append(_whole(picture))
+            found.append(opened(picture))
         except PictureError as error:
             reasons.append(f"{name}: {error}")
     if not found:
@@ -103,15 +102,6 @@ def _readable(pictures: Sequence[Picture]) -> list[Pixels]:
             f"none of the pictures to check with can be read ({'; '.join(reasons[:3]) or 'there is none'}); give others"
         )
     return found
-
-
-def _whole(picture: Picture) -> Pixels:
-    if not isinstance(picture, str | Path):
-        return as_rgb(picture)
-    try:
-        return read_picture(Path(picture).read_bytes())
-    except OSError as error:
-        raise PictureError((error.strerror or str(error)).lower()) from error
 
 
 def _of_training(run: str | PathLike[str]) -> list[Pixels]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from itertools import count
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from svertka.classifier import Classifier
 from svertka.data.images import read_picture
 from svertka.device import device_of
 from svertka.errors import PictureError, RunError, UsageError
-from svertka.graph.optimize import optimize
+from svertka.graph.optimize import MANY
 from svertka.inspection.firing import fired, remembered
 from svertka.inspection.portraits import veil
 from svertka.inspection.saliency import grad_cam
 from svertka.pages.pictures import encoded
-from svertka.run import Run
+from svertka.run import Run, called
 
 PIXEL_LIMIT = 50_000_000  # of a picture: what is decoded stays in memory beside others
 SCANS = 200  # of a progressive JPEG; each is a pass over all pixels, for a few bytes
@@ -39,11 +39,9 @@ class Served:
     def __init__(self, run: str | PathLike[str], device: torch.device, taken: Collection[str] = ()) -> None:
         self.classifier, self.device = Classifier.load(run, device), device
         self.folder = Run(run).folder if Path(run).is_dir() else None
-        self.name = _name(run)
+        self.name = called(run)
         self.key = _key(self.name, taken)
-        self._fast = self.classifier.network
-        if device.type == "cpu":
-            self._fast = optimize(self._fast, torch.stack([self._nothing()] * AT_ONCE[-2]))
+        self._fast = self.classifier.for_many(MANY).network
         self._best = remembered(self.folder / "atlas") if self.folder is not None else {}
 
     def warm_up(self) -> None:
@@ -138,14 +136,6 @@ class Served:
             return None
         allowed = path == folder / "report.html" or path.is_relative_to(folder / "atlas")
         return path if allowed and path.is_file() else None
-
-
-def _name(run: str | PathLike[str]) -> str:
-    """What people call it: a folder's own name; of weights in a file without the way there."""
-    if Path(run).is_dir():
-        return Run(run).name
-    model, colon, weights = fspath(run).partition(":")
-    return f"{model}{colon}{Path(weights).name}"
 
 
 def _key(name: str, taken: Collection[str]) -> str:

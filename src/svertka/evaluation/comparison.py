@@ -51,8 +51,7 @@ def compare(
     timed = speeds(judgement.classifiers, place)
     contenders = []
     for number, (name, classifier) in enumerate(zip(names, judgement.classifiers, strict=True)):
-        size, channels = classifier.preprocess.size, classifier.preprocess.channels
-        layers = trace(classifier.network, (1, channels, size, size))
+        layers = trace(classifier.network, classifier.preprocess.input_shape)
         contenders.append(
             Contender(
                 letter=ascii_uppercase[number],

@@ -14,7 +14,7 @@ from svertka.data.preprocess import whole_picture
 from svertka.device import autocast
 from svertka.errors import DataError, PictureError
 from svertka.evaluation.crops import Protocol, as_batch, views, views_144
-from svertka.graph.dense import Sliding, sliding
+from svertka.graph.dense import sliding
 
 AT_ONCE = 64  # pictures of the network's size that it is given together
 
@@ -41,11 +41,11 @@ class Judge:
         self.preprocess = classifier.preprocess
         self._squares: list[Prepared] = []
         classifier.network.eval()
-        self._network = classifier.for_many(len(dataset) * protocol.views).network
-        self._sliding: Sliding | None = None
+        self._network, self._sliding = classifier.network, None
         if protocol.crops == "dense":
-            size = self.preprocess.size
-            self._sliding = sliding(classifier.network, (1, self.preprocess.channels, size, size))
+            self._sliding = sliding(classifier.network, self.preprocess.input_shape)
+        else:
+            self._network = classifier.for_many(len(dataset) * protocol.views).network
 
     @property
     def batch_size(self) -> int:

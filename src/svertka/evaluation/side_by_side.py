@@ -16,6 +16,7 @@ from svertka.pages.page import NOTHING, SPACE, count, escape, isolated, number, 
 from svertka.pages.pictures import framed
 from svertka.pages.scale import Scale, fit
 from svertka.progress import duration
+from svertka.run import called
 
 HEIGHT = 224  # pixels of a panel of curves
 POINTS = 400  # readings of the curves
@@ -30,14 +31,14 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    title = " and ".join(_name(one) for one in comparison.contenders[:2])
+    title = " and ".join(called(one.run) for one in comparison.contenders[:2])
     more = len(comparison.contenders) - 2
     write_atomic(path, page(f"{title}{f' and {more} more' if more else ''} – svertka", _body(comparison)).encode())
 
 
 def _body(comparison: Comparison) -> str:
     contenders = comparison.contenders
-    named = ", ".join(f"{one.letter}{SPACE}is {_name(one)}" for one in contenders)
+    named = ", ".join(f"{one.letter}{SPACE}is {called(one.run)}" for one in contenders)
     parts = [
         f"<header><p><b>{isolated(named)}</b></p><h1>{escape(comparison.sentence)}</h1>{_chosen(comparison)}</header>",
         section("errors", "How often they are wrong", _errors(comparison)),
@@ -83,7 +84,7 @@ def _errors(comparison: Comparison) -> str:
 
 
 def _head(one: Contender) -> str:
-    said = f"<b>{one.letter}</b> {isolated(_name(one))}"
+    said = f"<b>{one.letter}</b> {isolated(called(one.run))}"
     return f'<th scope="row"><span class="called" title="{escape(one.run)}">{said}</span></th>'
 
 
@@ -283,11 +284,3 @@ def _table(name: str, heads: Sequence[str], rows: Sequence[str], *, sortable: bo
     head = "".join(f'<th scope="col">{one}</th>' for one in heads)
     kind = "numbers sortable" if sortable else "numbers"
     return scrolled(name, f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>')
-
-
-def _name(one: Contender) -> str:
-    """The folder's own name, or what a network with weights is called."""
-    model, colon, weights = one.run.partition(":")
-    if Path(one.run).is_dir():
-        return PurePath(one.run).name
-    return f"{model}{colon}{PurePath(weights).name}"

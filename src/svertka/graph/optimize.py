@@ -13,10 +13,12 @@ from svertka.conv import native
 from svertka.errors import UsageError
 from svertka.graph import plain, written
 from svertka.graph.fusion import Fused, fused
-from svertka.graph.operations import leaves, record, sharing_twin
+from svertka.graph.operations import leaves
 from svertka.graph.packing import Packed
 from svertka.graph.plan import Plan
 from svertka.graph.steps import Convolution
+from svertka.graph.tape import record
+from svertka.graph.trace import sharing_twin
 
 TOLERANCE = 1e-3  # of the largest value; float32 networks of the zoo stay below 1e-5 of it
 MANY = 64  # pictures that are worth the second that it takes

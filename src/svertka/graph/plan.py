@@ -37,9 +37,8 @@ class Plan:
         placed = {value: maps for value, maps in self.maps.items() if value not in (0, self.output)}
         self.slots, self.size = slots(fused.steps, placed, self.inner, returned)
         self.program = native.kernels.Program()
-        self.parts: list[
-            tuple[int, int] | Operation
-        ] = []  # steps of the program, first to last; between them operations
+        # Steps of the program, first to last; between them operations.
+        self.parts: list[tuple[int, int] | Operation] = []
         begin = 0
         for step in (*fused.steps, None):
             if isinstance(step, Convolution | Pool | Sum | Concatenation):

@@ -23,7 +23,7 @@ class Arguments:
     def __init__(self, operation: Operation, fusion: "Fusion") -> None:
         given = operation.arguments
         first = next((leaf for leaf in leaves(given) if isinstance(leaf, Value)), None)
-        self.operation, self.place, self.fusion = operation, operation.place, fusion
+        self.place = operation.place
         self.x: Any = fusion.resolved(first) if first is not None else None
         self.result: Any = operation.results[0]
         self.get: Callable[..., Any] = given.get

@@ -141,6 +141,15 @@ def without_values(network: nn.Module) -> nn.Module:
     return twin
 
 
+def sharing_twin(network: nn.Module) -> nn.Module:
+    """`network` in inference, over the same tensors and without whoever watches it: to run it untouched."""
+    twin = copy.deepcopy(network, {id(tensor): tensor for _, tensor in tensors_of(network)})
+    for module in twin.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return twin.eval()
+
+
 def tensors_of(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors: parameters, buffers, and what modules have as plain attributes."""
     yield from network.named_parameters()

@@ -48,7 +48,7 @@ class Subject:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Of one picture as the network takes it, (1, C, H, W)."""
-        return 1, self.classifier.preprocess.channels, self.size, self.size
+        return self.classifier.preprocess.input_shape
 
     @property
     def device(self) -> torch.device:

@@ -31,8 +31,7 @@ class Locator:
 
     def __init__(self, classifier: Classifier) -> None:
         self.preprocess = classifier.preprocess
-        shape = (1, self.preprocess.channels, self.preprocess.size, self.preprocess.size)
-        self.network = sliding(classifier.network, shape)
+        self.network = sliding(classifier.network, self.preprocess.input_shape)
         self.index = {name: index for index, name in enumerate(classifier.names) if name != BACKGROUND}
         self.names = tuple(self.index)  # what can be looked for
 

@@ -137,7 +137,7 @@ def cut_out(
         DataError: a box lies outside its picture, or a picture is too small or cannot be read.
         UsageError: the network cannot slide.
     """
-    slides = sliding(network, (1, preprocess.channels, preprocess.size, preprocess.size))
+    slides = sliding(network, preprocess.input_shape)
     background = len(dataset.names)
     sizes: dict[int, tuple[int, int]] = {}
     places: list[Ints] = []

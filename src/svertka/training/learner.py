@@ -35,13 +35,13 @@ def freeze_for(classifier: Classifier, recipe: Recipe) -> Partly | None:
     Raises:
         UsageError: it has no such part as `recipe.unfreeze` names.
     """
-    return freeze.freeze(classifier.network, recipe.unfreeze, input_shape(classifier))
+    return freeze.freeze(classifier.network, recipe.unfreeze, classifier.preprocess.input_shape)
 
 
 def optimizer_for(classifier: Classifier, recipe: Recipe) -> torch.optim.Optimizer:
     """The optimizer of what learns in the network of `classifier`."""
     staged = recipe.stage_rate != 1 or recipe.gradual
-    depths = freeze.depths(classifier.network, input_shape(classifier)) if staged else None
+    depths = freeze.depths(classifier.network, classifier.preprocess.input_shape) if staged else None
     return make_optimizer(classifier.network, recipe, depths)
 
 
@@ -79,9 +79,10 @@ def judged_by(
     """
     network = in_layout(classifier.network, settings.layout)
     batches = parts.batches(part, classifier.preprocess, place, settings.layout)
-    made = freeze_for(classifier, settings.recipe)
-    if made is None or settings.cache is None or parts.patches is None:
+    if settings.cache is None or parts.patches is None:
         return network, batches
+    made = freeze_for(classifier, settings.recipe)
+    assert made is not None  # patches are for heads
     return made.learning, _stored(made, settings, parts, batches, f"computing features of {part}")
 
 
@@ -107,7 +108,7 @@ def compute_head(classifier: Classifier, settings: Settings, parts: Parts, place
 
     Source: Kumar et al. 2022, "Fine-tuning can distort pretrained features and underperform out-of-distribution", §4.
     """
-    made = freeze.divide(classifier.network, freeze.HEAD, input_shape(classifier))
+    made = freeze.divide(classifier.network, freeze.HEAD, classifier.preprocess.input_shape)
     batches = parts.batches("train", classifier.preprocess, place, settings.layout)
     head = _head(classifier)
     assert made is not None
@@ -140,9 +141,3 @@ def _stored(made: Partly, settings: Settings, parts: Parts, batches: Batches, ti
         title=title,
         compute=None if patches is None else lambda indices, _: patches.features(made.frozen.prefix, indices),
     )
-
-
-def input_shape(classifier: Classifier) -> tuple[int, int, int, int]:
-    """Of one picture as the network takes it, (1, C, H, W)."""
-    preprocess = classifier.preprocess
-    return 1, preprocess.channels, preprocess.size, preprocess.size

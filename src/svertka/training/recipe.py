@@ -12,7 +12,7 @@ from svertka.training.schedule import Cosine, Schedule
 from svertka.transfer.fitted import WAYS
 from svertka.transfer.freeze import ALL, HEAD
 
-HeadWay = Literal["linear", "cosine", "adaptation", "logistic", "nearest-mean"]
+HeadWay = Literal[Head, "logistic", "nearest-mean"]
 
 
 class Recipe(BaseModel):

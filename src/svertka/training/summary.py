@@ -12,7 +12,6 @@ from svertka.graph.trace import count
 from svertka.localization.windows import BACKGROUND
 from svertka.progress import duration
 from svertka.run import Run
-from svertka.training.learner import input_shape
 from svertka.training.parts import Parts
 from svertka.training.settings import Settings
 from svertka.transfer.freeze import divide
@@ -47,7 +46,7 @@ def write(run: Run, settings: Settings, parts: Parts, judged: Evaluation | None,
 def facts(classifier: Classifier, settings: Settings, seconds: float | None = None) -> list[tuple[str, str]]:
     """What is trained on what, how and where, as (label, value); `seconds`: how long it may take."""
     recipe, preprocess = settings.recipe, classifier.preprocess
-    size = count(classifier.network, (1, preprocess.channels, preprocess.size, preprocess.size))
+    size = count(classifier.network, preprocess.input_shape)
     colour = "grey" if preprocess.channels == 1 else "RGB"
     sizes = ", ".join(f"{number:,} {part}" for part, number in settings.parts.items() if number)
     left_out = f"; {len(settings.bad)} bad left out" if settings.bad else ""
@@ -70,7 +69,7 @@ def facts(classifier: Classifier, settings: Settings, seconds: float | None = No
         lines.insert(2, ("weights", f"start from {settings.weights}"))
     elif recipe.initial is not None:
         lines.insert(2, ("weights", f"start as {recipe.initial} draws them"))
-    made = divide(classifier.network, recipe.unfreeze, input_shape(classifier))
+    made = divide(classifier.network, recipe.unfreeze, preprocess.input_shape)
     if made is not None:
         learning = sum(parameter.numel() for parameter in made.learning.parameters())
         lines.insert(3, ("frozen", f"all below {made.begins}; {learning:,} parameters learn"))

@@ -10,7 +10,7 @@ from svertka import distributed
 from svertka.data.batches import Batches
 from svertka.data.dataset import Ints
 from svertka.data.draws import Draws
-from svertka.data.store import Store
+from svertka.data.store import RECORD, Store
 from svertka.errors import StorageError
 from svertka.files import cache_folder
 from svertka.progress import progress
@@ -20,12 +20,11 @@ from svertka.transfer.freeze import Frozen
 Compute = Callable[[Ints, int], Iterator[tuple[Ints, torch.Tensor]]]
 
 VERSION = 1  # of how features are computed; another finds nothing stored
-RECORD = 20  # bytes that a stored row takes beside itself, at most
 
 
 def row_bytes(shape: tuple[int, ...], *, half: bool) -> int:
     """What the features of one picture, of `shape`, take on disk, as float32 or in `half` of that, float16."""
-    return int(np.prod(shape)) * (2 if half else 4) + RECORD
+    return int(np.prod(shape)) * (2 if half else 4) + RECORD.itemsize
 
 
 def stored(
