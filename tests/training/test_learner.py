@@ -113,6 +113,8 @@ def test_the_plan_says_what_is_frozen(
 @pytest.mark.parametrize(("options", "sentence"), [
     ({"unfreeze": "layer9"}, "unfreeze=layer9 is not a part of this network; use head, last, a number below 4, all"),
     ({"head": "forest"}, "head='forest'"),
+    ({"variants": 0}, "variants=0 must be at least 1; leave it out"),
+    ({"variants": -1}, "variants=-1 must be at least 1; leave it out"),
     ({"head": "logistic", "model": "squeezenet1_1", "weights": None, "size": 64}, "squeezenet1_1 does not end in one"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_sentence(

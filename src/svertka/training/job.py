@@ -105,6 +105,8 @@ def train(
         raise UsageError(
             f"boxes={fspath(boxes)} train a head on trained weights; name --weights, and leave out --unfreeze"
         )
+    if variants is not None and variants < 1:
+        raise UsageError(f"variants={variants} must be at least 1; leave it out to store as many as pay")
     budget = None if time_budget is None else plan.parse_time(time_budget)
     folder = new_folder(dataset.source, facts.name, output)
     if planned.start not in (None, facts.name) and start_from is None:
