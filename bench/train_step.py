@@ -1,10 +1,14 @@
 """Whole training steps: with our convolutions against the same network with PyTorch's own, channels-last, in turns.
 
-    python bench/train_step.py [--only resnet18 vgg16 alexnet_owt airbench lenet] [--threads 2] [--rounds 7] [--json]
+    python bench/train_step.py [--only resnet18 vgg16 alexnet_owt airbench lenet] [--precision fp32 | bf16]
+                               [--threads 2] [--rounds 7] [--json]
 
-A step is forward, cross-entropy, backward and SGD with momentum, float32, on random pictures. Speeds are ratios,
-PyTorch's seconds over ours: above 1 is faster than PyTorch. Algorithms are chosen before the clock runs.
+A step is forward, cross-entropy, backward and SGD with momentum, on random pictures. Speeds are ratios, PyTorch's
+seconds over ours: above 1 is faster than PyTorch. Algorithms are chosen before the clock runs.
 `airbench`, whose recipe computes in bfloat16, is compared with that as well; `lenet`: that of bench/train.py on MNIST.
+`--precision bf16`: both under torch.autocast("cpu", torch.bfloat16), also on processors that only imitate bfloat16;
+beside them our float32 step, and how far the parameters' gradients of one step are from those of a step in float32,
+root mean square over that of the latter.
 """
 
 import argparse
@@ -19,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import svertka
-from svertka.device import autocast, has_bfloat16, in_layout, processor, set_threads
+from svertka.device import has_bfloat16, in_layout, processor, set_threads
 from svertka.models.zoo import find
 from train import lenet
 from turns import Way, in_turns, ratios
@@ -55,7 +59,7 @@ CASES = {
 
 
 def training(network: nn.Module, pictures: Tensor, classes: int = 1000, *, bfloat16: bool = False) -> Step:
-    """One step of training, auxiliary classifiers included."""
+    """One step of training, auxiliary classifiers included; `bfloat16`: under autocast to it."""
     network.train()
     labels = torch.arange(len(pictures)) % classes
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -63,7 +67,7 @@ def training(network: nn.Module, pictures: Tensor, classes: int = 1000, *, bfloa
 
     def step() -> None:
         optimizer.zero_grad()
-        with autocast(pictures.device, bfloat16=bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             outputs = network(pictures)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             loss: Any = sum(nn.functional.cross_entropy(one, labels) for one in outputs)
@@ -73,26 +77,43 @@ def training(network: nn.Module, pictures: Tensor, classes: int = 1000, *, bfloa
     return step
 
 
-def compare(case: Case, rounds: int) -> dict[str, Any]:
-    """Milliseconds of a step, and for each of PyTorch's sides its ratios to ours."""
+def compare(case: Case, rounds: int, *, bfloat16: bool = False) -> dict[str, Any]:
+    """Milliseconds of a step, and for all sides but the first, ours, their ratios to it."""
     torch.manual_seed(1)
     network = in_layout(case.build(), torch.channels_last)
     pictures = torch.randn(case.batch, *case.picture).contiguous(memory_format=torch.channels_last)
     accelerated = svertka.accelerate(copy.deepcopy(network))
     once = {
-        "ours": training(accelerated, pictures, case.classes),
-        "pytorch": training(network, pictures, case.classes),
+        "ours": training(accelerated, pictures, case.classes, bfloat16=bfloat16),
+        "pytorch": training(network, pictures, case.classes, bfloat16=bfloat16),
     }
-    if case.bfloat16 and has_bfloat16():
+    errors = {}
+    if bfloat16:
+        exact = copy.deepcopy(accelerated)
+        once["ours, float32"] = training(exact, pictures, case.classes)
+        networks = {"ours": accelerated, "pytorch": network, "ours, float32": exact}
+        gradients = {side: gradient(networks[side], step) for side, step in once.items()}
+        of = gradients.pop("ours, float32")
+        errors = {side: float((one - of).norm() / of.norm()) for side, one in gradients.items()}
+    elif case.bfloat16 and has_bfloat16():
         once["pytorch, bfloat16"] = training(copy.deepcopy(network), pictures, case.classes, bfloat16=True)
     times = in_turns({side: repeated(step, case.steps) for side, step in once.items()}, rounds)
     found: dict[str, Any] = {}
     for side, seconds in times.items():
         a_step = 1e3 / case.steps
         found[side] = {"ms": a_step * min(seconds), "ms_median": a_step * statistics.median(seconds)}
+        if side in errors:
+            found[side]["gradient_error"] = errors[side]
         if side != "ours":
             found[side] |= ratios(seconds, times["ours"])
     return found
+
+
+def gradient(network: nn.Module, step: Step) -> Tensor:
+    """Of all parameters of `network`, in one row, after one `step` that drops out what it always does."""
+    torch.manual_seed(2)
+    step()
+    return torch.cat([one.grad.flatten() for one in network.parameters() if one.grad is not None])
 
 
 def repeated(step: Step, count: int) -> Way:
@@ -109,6 +130,7 @@ def main() -> None:
     """Compare, print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--threads", type=int, help="of the processor; unset: all cores")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", action="store_true")
@@ -116,13 +138,15 @@ def main() -> None:
     threads = set_threads(options.threads)
     rows = []
     for name in options.only:
-        found = compare(CASES[name], options.rounds)
-        rows.append({"network": name, "batch": CASES[name].batch} | found)
+        found = compare(CASES[name], options.rounds, bfloat16=options.precision == "bf16")
+        rows.append({"network": name, "batch": CASES[name].batch, "precision": options.precision} | found)
         for side, one in found.items():
             if not options.json:
                 line = f"{name:9} {side:18} {one['ms']:8.1f} ms (median {one['ms_median']:.1f})"
                 if side != "ours":
                     line += "  {ratio_of_best:5.2f}× (median {ratio_median:.2f}, least {ratio_least:.2f})".format(**one)
+                if "gradient_error" in one:
+                    line += f"  gradient {one['gradient_error']:.2%} off"
                 print(line, flush=True)
     if options.json:
         print(json.dumps({"processor": processor(), "threads": threads, "torch": torch.__version__, "rows": rows}))

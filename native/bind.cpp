@@ -21,6 +21,7 @@ namespace {
 using Address = std::uintptr_t;  // of a tensor's numbers; 0: no tensor
 
 float* numbers(Address address) { return reinterpret_cast<float*>(address); }
+BFloat16* halves(Address address) { return reinterpret_cast<BFloat16*>(address); }
 
 struct InstructionSet {
     std::string name;
@@ -111,10 +112,14 @@ NB_MODULE(_kernels, module) {
         Unlocked());
     module.def(
         "winograd_weight_gradient",
-        [](const Convolution& shape, Address gradient, Address input, Address result, int threads) {
-            used->winograd.weight_gradient(shape, numbers(gradient), numbers(input), numbers(result), threads);
+        [](const Convolution& shape, Address gradient, Address input, bool bfloat16, Address result, int threads) {
+            if (bfloat16)
+                used->winograd.weight_gradient_of_bfloat16(shape, halves(gradient), halves(input), numbers(result),
+                                                           threads);
+            else
+                used->winograd.weight_gradient(shape, numbers(gradient), numbers(input), numbers(result), threads);
         },
-        "shape"_a, "gradient"_a, "input"_a, "result"_a, "threads"_a, Unlocked());
+        "shape"_a, "gradient"_a, "input"_a, "bfloat16"_a, "result"_a, "threads"_a, Unlocked());
 
     nb::class_<Axis>(module, "Axis")
         .def(nb::init<Size, Size, Size, Size, Size, Size, Size>(), "size"_a, "out_size"_a, "taps"_a, "pad"_a,

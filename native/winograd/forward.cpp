@@ -25,7 +25,7 @@ struct Pass {
     Weights weights;
     float* output;
     Tiles tiles;
-    Pictures input;
+    Pictures<float> input;
     Index block;  // tiles
     Index depth;  // input channels whose weights lie transformed at a time
     bool away;    // outputs are too many to stay in a cache

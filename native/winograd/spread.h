@@ -1,26 +1,28 @@
 // Tiles of channels-last pictures, transformed.
 #pragma once
 
+#include "../bfloat16.h"
 #include "tiles.h"
 #include "transforms.h"
 
 namespace svertka::INSTRUCTIONS {
 
+template <class Number>
 struct Pictures {
-    const float* pixels;  // (picture, height, width, channels)
+    const Number* pixels;  // (picture, height, width, channels)
     Index height, width, channels;
-    const float* zeros;  // `channels` of them, in place of pixels outside
-    Index step;          // floats from one pixel to the next
+    const Number* zeros;  // `channels` of them, in place of pixels outside
+    Index step;           // numbers from one pixel to the next
 };
 
 // Transforms the tile of pixels from (y, x) on, as many as the matrix has columns, for all channels: of the channels
 // `lanes` · group and following, number `frequency` goes to place(group) + frequency · stride. Pixels behind `height`
 // rows or `width` columns of the tile count as zero, as those outside the picture do.
-template <const auto& matrix, class Place>
-void spread_tile(const Pictures& from, Index picture, Index y, Index x, Index height, Index width, Index stride,
+template <const auto& matrix, class Number, class Place>
+void spread_tile(const Pictures<Number>& from, Index picture, Index y, Index x, Index height, Index width, Index stride,
                  Place place) {
     constexpr int size = matrix.columns;
-    const float* pixel[size][size];
+    const Number* pixel[size][size];
     for (Index i = 0; i < size; ++i)
         for (Index j = 0; j < size; ++j) {
             const bool inside = i < height && j < width && y + i >= 0 && y + i < from.height && x + j >= 0 &&

@@ -16,9 +16,10 @@ namespace {
 
 constexpr int height = lanes < 16 ? 4 : 8;  // of the register block: a divisor of `lanes`
 
+template <class Number>
 struct Pass {
     Tiles tiles;
-    Pictures input, gradient;
+    Pictures<Number> input, gradient;
     Index pad_y, pad_x;
     Index block;    // tiles
     Index some;     // outputs, of one piece of the result: a multiple of `lanes`
@@ -91,12 +92,11 @@ struct Pass {
     }
 };
 
-}  // namespace
-
-void weight_gradient(const Convolution& shape, const float* gradient, const float* input, float* result, int threads) {
+template <class Number>
+void compute(const Convolution& shape, const Number* gradient, const Number* input, float* result, int threads) {
     const Tiles tiles(shape.batch, shape.out_height, shape.out_width);
     const Index blocks = most(parts(tiles.count(), 112), 1);
-    Pass pass{.tiles = tiles,
+    Pass<Number> pass{.tiles = tiles,
               .input = {input, shape.height, shape.width, shape.in_channels, nullptr, shape.in_step},
               .gradient = {gradient, shape.out_height, shape.out_width, shape.out_channels, nullptr, shape.out_step},
               .pad_y = shape.pad_y,
@@ -115,7 +115,7 @@ void weight_gradient(const Convolution& shape, const float* gradient, const floa
     const Index of_result = shape.out_channels * taps * shape.in_channels;
     const Index common = of_zeros + (shared ? of_tiles : 0), own = of_products + (shared ? 0 : of_tiles + of_result);
     float* const memory = scratch(common + threads * own);
-    pass.input.zeros = pass.gradient.zeros = memory;
+    pass.input.zeros = pass.gradient.zeros = reinterpret_cast<const Number*>(memory);
     __builtin_memset(memory, 0, of_zeros * sizeof(float));
 
 #pragma omp parallel num_threads(threads)
@@ -153,6 +153,17 @@ void weight_gradient(const Convolution& shape, const float* gradient, const floa
             }
         }
     }
+}
+
+}  // namespace
+
+void weight_gradient(const Convolution& shape, const float* gradient, const float* input, float* result, int threads) {
+    compute(shape, gradient, input, result, threads);
+}
+
+void weight_gradient(const Convolution& shape, const BFloat16* gradient, const BFloat16* input, float* result,
+                     int threads) {
+    compute(shape, gradient, input, result, threads);
 }
 
 }  // namespace svertka::INSTRUCTIONS

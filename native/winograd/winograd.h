@@ -1,9 +1,11 @@
-// What Winograd's convolution offers: 3×3, stride 1, float32, pictures and weights channels-last. Sizes are trusted.
+// What Winograd's convolution offers: 3×3, stride 1, pictures and weights channels-last. Sizes are trusted. Products and
+// sums are of floats, whatever the pictures' numbers.
 #pragma once
 
 #include <cstddef>
 
 #include "../finish.h"
+#include "../numbers.h"
 
 namespace svertka {
 
@@ -36,6 +38,8 @@ struct Winograd {
 
     // (out_channels, 3, 3, in_channels), each sum in an order that depends on the sizes and on `threads` alone.
     void (*weight_gradient)(const Convolution&, const float* gradient, const float* input, float* result, int threads);
+    void (*weight_gradient_of_bfloat16)(const Convolution&, const BFloat16* gradient, const BFloat16* input,
+                                        float* result, int threads);
 };
 
 // Of each instruction set that is built; they are defined in forward.cpp and weight.cpp.
@@ -45,7 +49,8 @@ struct Winograd {
     void pack(const float*, std::ptrdiff_t, std::ptrdiff_t, float*, int);                                              \
     void forward(const Convolution&, const float*, const float*, Order, const Finish&, float*, int);                   \
     void weight_gradient(const Convolution&, const float*, const float*, float*, int);                                 \
-    constexpr Winograd winograd_functions{packed_size, pack, forward, weight_gradient};                                \
+    void weight_gradient(const Convolution&, const BFloat16*, const BFloat16*, float*, int);                           \
+    constexpr Winograd winograd_functions{packed_size, pack, forward, weight_gradient, weight_gradient};               \
     }
 
 SVERTKA_WINOGRAD(avx512)

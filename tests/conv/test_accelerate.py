@@ -78,6 +78,30 @@ def test_every_kind_of_layer():
     torch.testing.assert_close(layers[3](x, output_size=size), restore(layers[3])(x, output_size=size))
 
 
+def test_under_autocast_it_computes_in_bfloat16_and_learns_in_float32(pair):
+    network, images = pair
+    network, images = (
+        network.to(memory_format=torch.channels_last),
+        images.contiguous(memory_format=torch.channels_last),
+    )
+    exact = results(copy.deepcopy(network).double(), images.double())
+    seen = []
+    network.layer3.register_forward_hook(lambda _, __, output: seen.append(output))
+
+    def off():
+        with torch.autocast("cpu", torch.bfloat16):
+            found = results(network, images)
+        assert seen[-1].dtype == torch.bfloat16
+        assert seen[-1].is_contiguous(memory_format=torch.channels_last)
+        assert all(parameter.grad.dtype == torch.float32 for parameter in network.parameters())
+        apart = sum(float((one - other).square().sum()) for one, other in zip(found[1:], exact[1:], strict=True))
+        return (apart / sum(float(other.square().sum()) for other in exact[1:])) ** 0.5
+
+    plain = off()
+    accelerate(network)
+    assert 0 < off() < 1.1 * plain  # each result is rounded once, in PyTorch's no seldomer
+
+
 def losses(seed, steps, batch, pictures, labels, *, with_engine):
     """Cross-entropies of the steps of training ResNet-20 from `seed`, which draws first weights and batches."""
     torch.manual_seed(seed)

@@ -31,7 +31,7 @@ def timed(monkeypatch):
     """The shapes that were timed, in order; gemm always wins."""
     shapes = []
 
-    def trials(one_pass, shape, layout, **_):
+    def trials(one_pass, shape, *_):
         shapes.append((one_pass, shape))
         return {"direct": Trial(1.0), "gemm": Trial(0.5), "winograd": Trial(None, "no"), "fft": Trial(2.0)}
 
@@ -49,6 +49,15 @@ def test_a_shape_is_timed_once_and_remembered_by_later_processes(fresh, timed):
     fresh()
     assert choose.algorithm("auto", "forward", SHAPE, x) is choose.ALGORITHMS["gemm"]
     assert len(timed) == 2
+
+
+def test_each_dtype_is_timed_and_remembered_for_itself(fresh, timed):
+    fresh()
+    for dtype in choose.DTYPES:
+        choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input, dtype=dtype))
+    assert len(timed) == 2
+    one, other = choose.choices()
+    assert other == f"{one}, bfloat16"  # so what was remembered of float32 before there was bfloat16 still holds
 
 
 def test_what_it_does_not_know_is_pytorchs(fresh, timed):
@@ -113,11 +122,28 @@ def test_the_winner_has_to_be_clearly_faster():
     assert winner({"direct": Trial(1e-4), "gemm": Trial(9e-5)}) == "direct"  # to get there takes longer than is won
 
 
+def test_where_bfloat16_is_imitated_pytorchs_own_is_not_timed_but_that_of_float32(fresh, monkeypatch):
+    fresh()
+    for here, own, reason in ((True, "direct", None), (False, "widened", "this processor only imitates bfloat16")):
+        monkeypatch.setattr("svertka.conv.choose.has_bfloat16", lambda here=here: here)
+        tried = choose.trials("forward", SHAPE, torch.channels_last, torch.bfloat16)
+        assert tried["direct"].why_not == reason
+        assert tried["widened"].seconds > 0
+        assert winner({own: Trial(1.0), "native_winograd": Trial(0.98)}) == own
+        grouped = ConvShape.of((2, 4, 9, 9), (4, 1, 3, 3), groups=4)
+        fresh().unlink(missing_ok=True)
+        taken = choose.algorithm("auto", "forward", grouped, torch.zeros(grouped.input, dtype=torch.bfloat16))
+        assert taken in (choose.ALGORITHMS[own], choose.ALGORITHMS["widened"])
+    assert choose.trials("forward", SHAPE, torch.channels_last)["widened"].why_not == "it is for bfloat16"
+
+
 def test_trials_are_real():
     tried = choose.trials("forward", SHAPE, torch.channels_last, thorough=True)
     assert list(tried) == list(choose.ALGORITHMS)
     for trial in tried.values():
         assert trial.why_not or (trial.seconds > 0 and trial.error < 1e-5)
+    for trial in choose.trials("forward", SHAPE, torch.channels_last, torch.bfloat16, thorough=True).values():
+        assert trial.why_not or (trial.seconds > 0 and trial.error < 0.03)  # of eight digits, of values up to 4
     strided = ConvShape.of((1, 3, 9, 9), (4, 3, 3, 3), stride=2)
     assert "stride" in choose.trials("forward", strided, torch.contiguous_format)["winograd"].why_not
     huge = ConvShape.of((64, 256, 56, 56), (256, 256, 3, 3), padding=1)

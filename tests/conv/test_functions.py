@@ -95,6 +95,7 @@ X, W = torch.zeros(1, 4, 5, 5), torch.zeros(6, 4, 3, 3)
         ({"padding": 5, "padding_mode": "reflect"}, "is too small for padding=5 by reflect"),
         ({"padding_mode": "mirror"}, "padding_mode=mirror is not known; use zeros, "),
         ({"x": X.long()}, "an input of torch.int64 cannot be convolved"),
+        ({"weight": W.bfloat16()}, "the input is torch.float32, weight torch.bfloat16; turn both into one dtype"),
         ({"weight": W.to("meta")}, "the input is on cpu, weight on meta; move both to one device"),
     ],
 )

@@ -221,7 +221,7 @@ def test_several_python_threads_may_compute_at_once() -> None:
 def test_what_the_kernels_cannot_do_has_a_reason() -> None:
     assert native_fft.why_not(ConvShape(1, 4, 4, 99, 99, (5, 5), (2, 3), (4, 0), (1, 6)), torch.float32) is None
     for shape, dtype, reason in (
-        (ConvShape(1, 4, 4, 8, 8, (5, 5)), torch.float64, "the kernels compute float32, not float64"),
+        (ConvShape(1, 4, 4, 8, 8, (5, 5)), torch.float64, "the kernels compute float32 and bfloat16, not float64"),
         (ConvShape(1, 4, 4, 8, 8, (5, 5), groups=2), torch.float32, "the kernels have no groups"),
         (ConvShape(1, 4, 4, 8, 8, (3, 8)), torch.float32, "the kernels are for 25 taps or more"),
         (

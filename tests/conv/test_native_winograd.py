@@ -83,6 +83,22 @@ def test_random_convolutions_agree_with_float64(instructions: str, large_count: 
     checked()
 
 
+def test_bfloat16_is_rounded_once(instructions: str, large_count: Callable[[int, int], int]) -> None:
+    @settings(max_examples=large_count(25, 1000), deadline=None)
+    @given(shape=shapes(), seed=st.integers(0, 2**32), threads=st.sampled_from((1, 2, 3)))
+    def checked(shape: ConvShape, seed: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        x, weight, gradient = (tensor.bfloat16() for tensor in tensors(shape, seed))
+        expected = zip(exactly(x, weight, gradient, shape), sizes_of_sums(shape), strict=True)
+        for result, (exact, size) in zip(passes(x, weight, gradient, shape), expected, strict=True):
+            assert result.dtype == torch.bfloat16
+            assert result.is_contiguous(memory_format=torch.channels_last)
+            # Eight digits: to the nearest is 1/256 at most; and before that what float32 is off by, as above.
+            assert ((result - exact).abs() <= exact.abs() / 256 + 2.1e-5 * size).all()
+
+    checked()
+
+
 # Each of these takes another way through the plans: many tiles or few, weights in several portions, tiles of all four
 # kinds, a result for each thread.
 @pytest.mark.parametrize(
@@ -244,7 +260,8 @@ def test_a_forked_process_computes_with_one_thread() -> None:
 def test_what_the_kernels_cannot_do_has_a_reason() -> None:
     shape = ConvShape(1, 4, 4, 8, 8, (3, 3), padding=(1, 1))
     assert native_winograd.why_not(shape, torch.float32) is None
-    assert native_winograd.why_not(shape, torch.float64) == "the kernels compute float32, not float64"
+    assert native_winograd.why_not(shape, torch.bfloat16) is None
+    assert native_winograd.why_not(shape, torch.float64) == "the kernels compute float32 and bfloat16, not float64"
     for other in (
         ConvShape(1, 4, 4, 8, 8, (5, 5)),
         ConvShape(1, 4, 4, 8, 8, (3, 3), stride=(1, 2)),

@@ -10,10 +10,10 @@ from svertka.conv.functions import conv2d, conv_transpose2d
 from svertka.conv.operator import transpose
 from svertka.geometry import ConvShape
 
+NAMES = [name for name in ALGORITHMS if not native.why_not() or not name.startswith("native")]
 
-@pytest.mark.parametrize(
-    "name", ["auto", *(name for name in ALGORITHMS if not name.startswith("native"))]
-)  # float32 only
+
+@pytest.mark.parametrize("name", ["auto", "direct", "winograd", "fft", "gemm"])  # the others do not take float64
 def test_first_and_second_derivatives(name):
     torch.manual_seed(1)
     options = {"padding": 1, "algorithm": name} | ({} if name == "winograd" else {"stride": (2, 1), "groups": 2})
@@ -43,7 +43,7 @@ def test_derivatives_of_the_transposed_one(name):
     torch.autograd.gradgradcheck(transposed, (x, weight, bias))
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if not native.why_not() or not name.startswith("native")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "widened"])
 def test_every_algorithm_adds_the_bias(name):
     torch.manual_seed(6)
     side, stride = {"native_fft": (5, 1), "native_phases": (5, 2)}.get(name, (3, 1))
@@ -134,12 +134,66 @@ def test_forward_mode_derivatives_are_pytorchs():
         torch.testing.assert_close(result.tangent, F.conv2d(tangent, weight, padding=1))
 
 
-def test_autocast_computes_in_its_dtype():
-    x, weight = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3, requires_grad=True)
+@pytest.mark.parametrize("name", [*(name for name in NAMES if name not in ("winograd", "fft")), "auto"])
+@pytest.mark.parametrize("within", [False, True])
+def test_autocast_computes_in_its_dtype(name, within):
+    """`within`: whether derivatives are taken under autocast, too."""
+    torch.manual_seed(7)
+    side, stride = {"native_fft": (5, 1), "native_phases": (5, 2)}.get(name, (3, 1))
+    x = torch.randn(2, 3, 9, 8).bfloat16().float().contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = (torch.randn(size).bfloat16().float().requires_grad_() for size in ((4, 3, side, side), (4,)))
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), stride, padding=1)
+    upstream = torch.randn(exact.shape).bfloat16().contiguous(memory_format=torch.channels_last)
+    gradients = torch.autograd.grad(exact, (x, weight, bias), upstream.double())
     with torch.autocast("cpu", torch.bfloat16):
-        result = conv2d(x, weight, padding=1)
-        expected = F.conv2d(x, weight, padding=1)
+        result = conv2d(x, weight, bias, stride, padding=1, algorithm=name)
+        if within:
+            found = torch.autograd.grad(result, (x, weight, bias), upstream)
+    if not within:
+        found = torch.autograd.grad(result, (x, weight, bias), upstream)
     assert result.dtype == torch.bfloat16
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    assert all(one.dtype == torch.float32 for one in found)  # that of what they are the gradients of
+    # Half a unit of the last of eight digits where a result is rounded once, float32 sums before that; PyTorch's own
+    # rounds parts of sums, too, where bfloat16 is imitated.
+    digits, of_largest = (1 / 64, 1 / 64) if name in ("direct", "gemm") else (1 / 256, 1e-5)
+    for one, other in zip((result, *found), (exact.detach(), *gradients), strict=True):
+        atol = of_largest * float(other.abs().max())
+        torch.testing.assert_close(one, other, check_dtype=False, rtol=digits, atol=atol)
+
+
+def test_autocast_reaches_the_operators_too_and_their_derivatives():
+    torch.manual_seed(8)
+    x, weight = torch.randn(2, 3, 6, 6, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
+    settings = ([1, 1], [1, 1], [1, 1], 1, "auto")
+    with torch.autocast("cpu", torch.bfloat16):
+        result = torch.ops.svertka.convolution(x, weight, None, *settings)
+        (gradient,) = torch.autograd.grad(result.float().square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.square().sum(), weight)
+    assert (result.dtype, gradient.dtype, second.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    exact = F.conv2d(x, weight, padding=1)
+    (first,) = torch.autograd.grad(exact.square().sum(), x, create_graph=True)
+    (expected,) = torch.autograd.grad(first.square().sum(), weight)
+    for one, other in ((gradient.detach(), first.detach()), (second, expected)):  # a handful of roundings, 1/256 each
+        torch.testing.assert_close(one, other, rtol=0, atol=0.02 * float(other.abs().max()))
+
+
+def test_under_autocast_it_is_exported_as_an_operator_on_bfloat16():
+    torch.manual_seed(9)
+    layer, x = Layer(), torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        program = torch.export.export(layer, (x,))
+        expected = layer(x)
+    (node,) = (node for node in program.graph.nodes if "svertka.convolution" in str(node.target))
+    assert node.meta["val"].dtype == torch.bfloat16
+    assert node.meta["val"].stride() == expected.stride()
+    assert torch.equal(program.module()(x), expected)
+
+
+def test_what_autocast_leaves_in_float64_stays_so():
+    x, weight = torch.randn(1, 2, 5, 5, dtype=torch.float64), torch.randn(3, 2, 3, 3, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        result, expected = conv2d(x, weight), F.conv2d(x, weight)
+    assert result.dtype == expected.dtype == torch.float64
     torch.testing.assert_close(result, expected)
-    result.float().sum().backward()
-    assert weight.grad.dtype == torch.float32

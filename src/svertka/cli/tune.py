@@ -21,6 +21,7 @@ def tune(
     padding: Annotated[int, typer.Option(help="of that convolution, zeros on each side")] = 0,
     dilation: Annotated[int, typer.Option(help="of that convolution")] = 1,
     groups: Annotated[int, typer.Option(help="of that convolution")] = 1,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="of bfloat16 tensors, in place of float32")] = False,
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
@@ -30,6 +31,8 @@ def tune(
     """
     if (name is None) == (shape is None) or (shape is None) != (weight is None):
         raise UsageError("name a network, or give --shape and --weight of one convolution; see svertka tune --help")
+    import torch
+
     from svertka.conv import choose
     from svertka.device import set_threads
     from svertka.geometry import ConvShape
@@ -40,7 +43,8 @@ def tune(
         layers = {"convolution": one}
     else:
         layers = _layers_of(str(name), batch, size)
-    found = [trial for layer in layers.items() for trial in choose.explained(*layer)]
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    found = [trial for layer in layers.items() for trial in choose.explained(*layer, dtype)]
     if as_json:
         print_json(found)
         return

@@ -1,4 +1,7 @@
-"""The compiled module: addresses of float32 numbers (0: none), sizes, threads; nothing is checked. See native/."""
+"""The compiled module: addresses of numbers (0: none), float32 unless an argument says else, sizes, threads.
+
+Nothing is checked. See native/.
+"""
 
 from enum import Enum
 
@@ -64,6 +67,7 @@ def winograd_weight_gradient(
     shape: Convolution,
     gradient: int,
     input: int,  # noqa: A002 - the kernels' own name
+    bfloat16: bool,
     result: int,
     threads: int,
 ) -> None: ...

@@ -1,7 +1,7 @@
 """Which algorithm is fastest for a convolution here: asked, timed once, remembered, explained.
 
-The answer depends on the shape, the pass, the memory order, the number of threads and the processor, and nobody knows
-it beforehand; so all that can do it are timed when a shape is first met, and the winner is kept on disk.
+The answer depends on the shape, the pass, the dtype, the memory order, the number of threads and the processor, and
+nobody knows it beforehand; so all that can do it are timed when a shape is first met, and the winner is kept on disk.
 """
 
 import time
@@ -13,8 +13,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from svertka.conv import direct, fft, gemm, native_fft, native_phases, native_winograd, winograd
-from svertka.device import processor
+from svertka.conv import direct, fft, gemm, native_fft, native_phases, native_winograd, widened, winograd
+from svertka.device import has_bfloat16, processor
 from svertka.errors import StorageError, UsageError
 from svertka.files import cache_folder, locked, read_json, write_json
 from svertka.geometry import ConvShape
@@ -22,6 +22,7 @@ from svertka.progress import say
 
 Pass = Literal["forward", "input_gradient", "weight_gradient"]
 PASSES: tuple[Pass, ...] = ("forward", "input_gradient", "weight_gradient")
+DTYPES = torch.float32, torch.bfloat16  # in which there is more than PyTorch's own to choose from
 
 FORMAT = 2  # of the file; what another version wrote is timed anew
 FILE = "convolutions.json"  # in the cache folder
@@ -51,6 +52,7 @@ class Algorithm(Protocol):
 
 ALGORITHMS: dict[str, Algorithm] = {
     "direct": direct,
+    "widened": widened,
     "native_winograd": native_winograd,
     "native_fft": native_fft,
     "native_phases": native_phases,
@@ -73,7 +75,7 @@ class Trial:
     error: float | None = None
 
 
-Key = tuple[Pass, ConvShape, torch.memory_format, int]
+Key = tuple[Pass, ConvShape, torch.memory_format, int, torch.dtype]
 _chosen: dict[Key, str] = {}  # by this process
 _repeated: dict[str, str] = {}  # asked for, by description
 
@@ -97,10 +99,10 @@ def algorithm(name: str, one_pass: Pass, shape: ConvShape, like: Tensor) -> Algo
     """The algorithm called `name`; of "auto" the fastest for this pass over tensors `like` this one."""
     if name != "auto":
         return ALGORITHMS[name]
-    if like.device.type != "cpu" or like.dtype != torch.float32:
+    if like.device.type != "cpu" or like.dtype not in DTYPES:
         return direct  # second derivatives may come here in other dtypes, for which nothing here is faster
     layout = torch.channels_last if like.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    key = one_pass, shape, layout, torch.get_num_threads()
+    key = one_pass, shape, layout, torch.get_num_threads(), like.dtype
     if key not in _chosen:
         _chosen[key] = _known(key) or _measured(key)
     return ALGORITHMS[_chosen[key]]
@@ -118,17 +120,22 @@ def repeat(choices: dict[str, str]) -> None:
 
 
 def trials(
-    one_pass: Pass, shape: ConvShape, layout: torch.memory_format, *, thorough: bool = False
+    one_pass: Pass,
+    shape: ConvShape,
+    layout: torch.memory_format,
+    dtype: torch.dtype = torch.float32,
+    *,
+    thorough: bool = False,
 ) -> dict[str, Trial]:
-    """The time of each algorithm for one pass over float32 tensors of `shape`, in turns.
+    """The time of each algorithm for one pass over tensors of `shape`, in turns.
 
     `thorough`: also of those that hardly ever win, and each one's error.
     """
-    tensors = random_tensors(one_pass, shape, layout)
+    tensors = random_tensors(one_pass, shape, layout, dtype)
     found: dict[str, Trial] = {}
     candidates: list[str] = []
     for name in ALGORITHMS:
-        reason = _why_not(name, one_pass, shape, thorough=thorough)
+        reason = _why_not(name, one_pass, shape, dtype, thorough=thorough)
         if reason:
             found[name] = Trial(None, reason)
         else:
@@ -156,11 +163,11 @@ def trials(
 def winner(tried: dict[str, Trial]) -> str:
     """The fastest of them, or PyTorch's own where none is clearly faster."""
     seconds = {name: trial.seconds for name, trial in tried.items() if trial.seconds is not None}
-    fastest = min(seconds, key=seconds.__getitem__)
-    return fastest if seconds[fastest] + OVERHEAD < GAIN * seconds["direct"] else "direct"
+    fastest, own = min(seconds, key=seconds.__getitem__), "direct" if "direct" in seconds else "widened"
+    return fastest if seconds[fastest] + OVERHEAD < GAIN * seconds[own] else own
 
 
-def explained(layer: str, shape: ConvShape) -> list[dict[str, Any]]:
+def explained(layer: str, shape: ConvShape, dtype: torch.dtype) -> list[dict[str, Any]]:
     """For each pass and algorithm `layer`, `pass`, `algorithm`, and what came of timing it now, in channels-last order.
 
     `seconds`, `gflops` (of the multiplications in the definition), `error` (largest, over the root mean square of the
@@ -168,7 +175,7 @@ def explained(layer: str, shape: ConvShape) -> list[dict[str, Any]]:
     """
     rows = []
     for one_pass in PASSES:
-        tried = trials(one_pass, shape, torch.channels_last, thorough=True)
+        tried = trials(one_pass, shape, torch.channels_last, dtype, thorough=True)
         best = winner(tried)
         for name, trial in tried.items():
             gflops = None if trial.seconds is None else 2e-9 * shape.multiply_adds / trial.seconds
@@ -188,43 +195,48 @@ def _too_large(name: str, shape: ConvShape) -> str | None:
     return None
 
 
-def _why_not(name: str, one_pass: Pass, shape: ConvShape, *, thorough: bool) -> str | None:
+def _why_not(name: str, one_pass: Pass, shape: ConvShape, dtype: torch.dtype, *, thorough: bool) -> str | None:
     """Why a candidate is not timed."""
-    reason = ALGORITHMS[name].why_not(shape, torch.float32) or _too_large(name, shape)
-    return reason or (None if thorough else _too_slow(name, one_pass, shape))
+    reason = ALGORITHMS[name].why_not(shape, dtype) or _too_large(name, shape)
+    return reason or (None if thorough else _too_slow(name, one_pass, shape, dtype))
 
 
-def _too_slow(name: str, one_pass: Pass, shape: ConvShape) -> str | None:
+def _too_slow(name: str, one_pass: Pass, shape: ConvShape, dtype: torch.dtype) -> str | None:
     """Why a candidate is not expected to win: to time it would take longer than all others together."""
+    if name in ("direct", "gemm") and dtype == torch.bfloat16 and not has_bfloat16():
+        return "this processor only imitates bfloat16"
     if name in IN_TENSORS and shape.in_channels == shape.groups:
         return "products of one channel each leave nothing to gain"
     if name == "gemm" and one_pass == "forward" and shape.kernel == shape.stride == (1, 1):
         return "PyTorch's own is the same product"
     if name == "fft" and shape.kernel[0] * shape.kernel[1] < native_fft.LEAST_TAPS:
         return f"with fewer than {native_fft.LEAST_TAPS} taps transforms cost more than they save"
-    if name in IN_TENSORS and any(ALGORITHMS[kernel].why_not(shape, torch.float32) is None for kernel in COMPILED):
+    if name in IN_TENSORS and any(ALGORITHMS[kernel].why_not(shape, dtype) is None for kernel in COMPILED):
         return "compiled kernels can do it"
     return None
 
 
 def _measured(key: Key) -> str:
-    one_pass, shape, layout, _ = key
-    if all(_why_not(name, one_pass, shape, thorough=False) for name in ALGORITHMS if name != "direct"):
-        return "direct"
+    one_pass, shape, layout, _, dtype = key
+    candidates = [name for name in ALGORITHMS if not _why_not(name, one_pass, shape, dtype, thorough=False)]
+    if len(candidates) == 1:
+        return candidates[0]
     with torch.random.fork_rng(devices=[]):
-        name = winner(trials(one_pass, shape, layout))
+        name = winner(trials(one_pass, shape, layout, dtype))
     _remember(_written(key), name)
     return name
 
 
-def random_tensors(one_pass: Pass, shape: ConvShape, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
-    """The two tensors that a pass takes, float32, normally distributed, in the memory order `layout`."""
+def random_tensors(
+    one_pass: Pass, shape: ConvShape, layout: torch.memory_format, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """The two tensors that a pass takes, normally distributed, in the memory order `layout`."""
     sizes = {
         "forward": (shape.input, shape.weight),
         "input_gradient": (shape.output, shape.weight),
         "weight_gradient": (shape.output, shape.input),
     }
-    first, second = (torch.randn(size).to(memory_format=layout) for size in sizes[one_pass])
+    first, second = (torch.randn(size).to(dtype, memory_format=layout) for size in sizes[one_pass])
     return first, second
 
 
@@ -240,11 +252,12 @@ def _exact(one_pass: Pass, tensors: tuple[Tensor, Tensor], shape: ConvShape) -> 
 
 
 def _written(key: Key) -> str:
-    one_pass, shape, layout, threads = key
+    one_pass, shape, layout, threads, dtype = key
     sizes = "×".join(map(str, shape.input)), "×".join(map(str, shape.weight))
     settings = f"stride {shape.stride} padding {shape.padding} dilation {shape.dilation} groups {shape.groups}"
     order = "channels last" if layout == torch.channels_last else "contiguous"
-    return f"{one_pass} {sizes[0]} by {sizes[1]} {settings}, {order}, {threads} threads"
+    numbers = "" if dtype == torch.float32 else f", {str(dtype).removeprefix('torch.')}"
+    return f"{one_pass} {sizes[0]} by {sizes[1]} {settings}, {order}, {threads} threads{numbers}"
 
 
 def _here() -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from svertka.conv import choose
-from svertka.conv.operator import convolve, transpose
+from svertka.conv.operator import cast, convolve, transpose
 from svertka.errors import UsageError
 from svertka.geometry import ConvShape, pair
 
@@ -30,15 +30,16 @@ def conv2d(
 ) -> Tensor:
     """The convolution of `x`, (N, C, H, W) or (C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W').
 
-    As torch.nn.functional.conv2d, whose arguments these are, in the dtype and on the device of `x` and in its memory
-    order. `padding`: pixels on each side, or "same" (the size stays, at stride 1) or "valid" (none). `padding_mode`:
-    "zeros", "reflect", "replicate" or "circular". `algorithm`: one of `choose.ALGORITHMS`, or "auto": the fastest,
-    timed when a shape is first met (see `choose`); results of different algorithms differ in rounding.
+    As torch.nn.functional.conv2d, whose arguments these are, in the dtype of `x`, or of autocast where that is on, and
+    on the device of `x` and in its memory order. `padding`: pixels on each side, or "same" (the size stays, at stride
+    1) or "valid" (none). `padding_mode`: "zeros", "reflect", "replicate" or "circular". `algorithm`: one of
+    `choose.ALGORITHMS`, or "auto": the fastest, timed when a shape is first met (see `choose`); results of different
+    algorithms differ in rounding.
 
     Raises:
         UsageError: the shapes do not fit, the tensors do not belong together, or the algorithm cannot do it.
     """
-    _need_alike(x, weight, bias)
+    x, weight, bias = _alike(x, weight, bias)
     if x.dim() == 3:
         return conv2d(x[None], weight, bias, stride, padding, padding_mode, dilation, groups, algorithm)[0]
     x, pixels = _padded(x, weight, stride, padding, padding_mode, dilation)
@@ -72,7 +73,7 @@ def conv_transpose2d(
 
     Source: Dumoulin & Visin 2016, relationship 14.
     """
-    _need_alike(x, weight, bias)
+    x, weight, bias = _alike(x, weight, bias)
     if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[0]:
         raise UsageError(
             f"an input of shape {tuple(x.shape)} and weights of shape {tuple(weight.shape)} do not fit: a transposed "
@@ -94,12 +95,18 @@ def conv_transpose2d(
     return transpose(x, weight, bias, shape, extra, "auto")
 
 
-def _need_alike(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _alike(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same three in one dtype: autocast's, where that is on."""
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.device != x.device:
             raise UsageError(f"the input is on {x.device}, {name} on {tensor.device}; move both to one device")
     if not x.dtype.is_floating_point and not x.dtype.is_complex:
         raise UsageError(f"an input of {x.dtype} cannot be convolved; turn it into floating point, as with .float()")
+    x, weight, bias = cast(x), cast(weight), cast(bias)
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != x.dtype:
+            raise UsageError(f"the input is {x.dtype}, {name} {tensor.dtype}; turn both into one dtype")
+    return x, weight, bias
 
 
 def _padded(
@@ -142,7 +149,7 @@ def _is_transformed() -> bool:
 
 def _is_ours(x: Tensor) -> bool:
     """Whether there is more than PyTorch's own to choose from: on graphics cards cuDNN makes its own search."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and x.dtype in choose.DTYPES
 
 
 # A shape is met again and again, and to look it up takes a tenth of the time.

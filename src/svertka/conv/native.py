@@ -8,7 +8,9 @@ from torch import Tensor
 
 from svertka.errors import UsageError
 
-__all__ = ["channels_last", "empty", "instruction_sets", "kernels", "use", "used", "why_not"]
+__all__ = ["DTYPES", "channels_last", "empty", "floats", "instruction_sets", "kernels", "use", "used", "why_not"]
+
+DTYPES = torch.float32, torch.bfloat16
 
 MISSING: str | None = None
 try:
@@ -23,8 +25,8 @@ def why_not(dtype: torch.dtype = torch.float32) -> str | None:
     """Why no kernel can compute in `dtype`, as a phrase, or None."""
     if MISSING:
         return MISSING
-    if dtype != torch.float32:
-        return f"the kernels compute float32, not {str(dtype).removeprefix('torch.')}"
+    if dtype not in DTYPES:
+        return f"the kernels compute float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
     return None
 
 
@@ -45,14 +47,19 @@ def used() -> str:
 
 def channels_last(tensor: Tensor) -> Tensor:
     """`tensor` in the order that the kernels read; an address of anything else would end the process."""
-    if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
+    if tensor.device.type != "cpu" or tensor.dtype not in DTYPES:
         raise UsageError(
-            f"the kernels compute float32 on the CPU; this tensor is {str(tensor.dtype).removeprefix('torch.')} on "
-            f"{tensor.device}; use algorithm=auto"
+            f"the kernels compute float32 and bfloat16 on the CPU; this tensor is "
+            f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}; use algorithm=auto"
         )
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
-def empty(shape: tuple[int, int, int, int]) -> Tensor:
-    """Room for a result, (N, C, H, W), float32, channels-last."""
-    return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
+def floats(tensor: Tensor) -> Tensor:
+    """The same in float32, for kernels that read nothing else."""
+    return channels_last(tensor).float()
+
+
+def empty(shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Room for a result, (N, C, H, W), channels-last."""
+    return torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)

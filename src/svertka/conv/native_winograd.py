@@ -1,4 +1,4 @@
-"""Winograd's convolution in compiled kernels (`native/`): 3×3, stride 1, float32, on the CPU.
+"""Winograd's convolution in compiled kernels (`native/`): 3×3, stride 1, on the CPU.
 
 The same F(4×4, 3×3) as in `winograd`, channels-last, its steps fused so that they stay in a cache; the weight gradient
 is F(3×3, 4×4). Results and gradients are channels-last, and so should be what is given: all else is copied first.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from svertka.conv import native
-from svertka.conv.native import channels_last, empty
+from svertka.conv.native import channels_last, empty, floats
 from svertka.geometry import ConvShape
 
 
@@ -32,12 +32,12 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
 
 def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
     """The convolution of `x`, (N, C, H, W), with `weight`, (O, C, 3, 3), plus `bias`, (O): (N, O, H', W')."""
-    return _forward(x, channels_last(weight), native.kernels.Order.PLAIN, _sizes(shape), shape.output, bias)
+    return _forward(x, floats(weight), native.kernels.Order.PLAIN, _sizes(shape), shape.output, bias)
 
 
 def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
     """The gradient with respect to the input, (N, C, H, W); `gradient`: that of the result, (N, O, H', W')."""
-    return _forward(gradient, channels_last(weight), native.kernels.Order.ADJOINT, _adjoint_sizes(shape), shape.input)
+    return _forward(gradient, floats(weight), native.kernels.Order.ADJOINT, _adjoint_sizes(shape), shape.input)
 
 
 def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
@@ -46,11 +46,15 @@ def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
     The same numbers again with as many threads.
     """
     gradient, x, result = channels_last(gradient), channels_last(x), empty(shape.weight)
-    threads = torch.get_num_threads()
     native.kernels.winograd_weight_gradient(
-        _sizes(shape), gradient.data_ptr(), x.data_ptr(), result.data_ptr(), threads
+        _sizes(shape),
+        gradient.data_ptr(),
+        x.data_ptr(),
+        x.dtype == torch.bfloat16,
+        result.data_ptr(),
+        torch.get_num_threads(),
     )
-    return result
+    return result.to(x.dtype)
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -91,12 +95,12 @@ def _forward(
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    x, output = channels_last(x), empty(shape)
-    bias = None if bias is None else bias.contiguous()
+    pictures, output = floats(x), empty(shape)
+    bias = None if bias is None else bias.float().contiguous()
     residual = None if residual is None else channels_last(residual)
     native.kernels.winograd_forward(
         sizes,
-        x.data_ptr(),
+        pictures.data_ptr(),
         weight.data_ptr(),
         order,
         0 if bias is None else bias.data_ptr(),
@@ -105,7 +109,7 @@ def _forward(
         output.data_ptr(),
         torch.get_num_threads(),
     )
-    return output
+    return output.to(x.dtype)
 
 
 @lru_cache(4096)

@@ -18,9 +18,18 @@ from svertka.geometry import ConvShape, output_size
 _library: Any = torch.library  # which PyTorch leaves without types
 LIBRARY = _library.Library("svertka", "DEF")
 SETTINGS = "int[2] stride, int[2] padding, int[2] dilation, int groups, str algorithm"
+AUTOCAST = "cpu", "cuda"  # devices
+CAST = torch.float32, torch.bfloat16, torch.float16  # float64 stays as it is, also in PyTorch
 LIBRARY.define(f"convolution(Tensor x, Tensor weight, Tensor? bias, {SETTINGS}) -> Tensor")
 LIBRARY.define(f"input_gradient(Tensor gradient, Tensor weight, SymInt[2] size, {SETTINGS}) -> Tensor")
 LIBRARY.define(f"weight_gradient(Tensor gradient, Tensor x, SymInt[2] kernel, {SETTINGS}) -> Tensor")
+
+
+def cast(value: Any) -> Any:
+    """A tensor in the dtype in which PyTorch's convolution takes it here: autocast's, or its own; all else as it is."""
+    if not isinstance(value, Tensor) or value.dtype not in CAST or not _is_autocast(value):
+        return value
+    return value.to(torch.get_autocast_dtype(value.device.type))
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, name: str) -> Tensor:
@@ -28,6 +37,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, n
     layout = shape.stride, shape.padding, shape.dilation, shape.groups
     if not _is_eager(x, weight, bias):
         result: Tensor = torch.ops.svertka.convolution(x, weight, bias, *layout, name)
+    elif _is_autocast(x):
+        with torch.autocast(x.device.type, enabled=False):  # in which dtype algorithms compute is for them to say
+            result = convolve(x, weight, bias, shape, name)
     elif _is_direct(("forward", "input_gradient"), shape, x, weight, name):
         result = torch.conv2d(x, weight, bias, *layout).contiguous(memory_format=_layout(x, weight))
     elif torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, weight, bias)):
@@ -46,6 +58,9 @@ def transpose(
     """
     layout = shape.stride, shape.padding, shape.dilation, shape.groups
     eager = _is_eager(x, weight, bias)
+    if eager and _is_autocast(x):
+        with torch.autocast(x.device.type, enabled=False):
+            return transpose(x, weight, bias, shape, extra, name)
     if eager and _is_direct(("input_gradient", "forward"), shape, x, weight, name):
         result = torch.conv_transpose2d(x, weight, bias, *layout[:2], extra, shape.groups, shape.dilation)
         return result.contiguous(memory_format=_layout(x, weight))
@@ -73,12 +88,16 @@ def _is_direct(passes: tuple[choose.Pass, choose.Pass], shape: ConvShape, x: Ten
     return bool(x.numel()) and all(choose.algorithm(name, one, shape, x) is direct for one in wanted)
 
 
+def _is_autocast(x: Tensor) -> bool:
+    """Whether PyTorch's autocast is on where `x` is."""
+    return x.device.type in AUTOCAST and torch.is_autocast_enabled(x.device.type)
+
+
 def _is_eager(*tensors: Tensor | None) -> bool:
-    """Whether nobody looks on: no tracing, no autocast."""
+    """Whether nobody looks on, as tracing does."""
     return (
         all(tensor is None or type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
         and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
         and torch._C._len_torch_dispatch_stack() == 0
     )
 
@@ -198,7 +217,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _passes(*tensors: Tensor) -> tuple[Any, Any, Any]:
     """The three passes of `tensors`: as operators, or as what these call, where nobody looks on or will derive them."""
-    if not torch.is_grad_enabled() and _is_eager(*tensors):
+    if not torch.is_grad_enabled() and _is_eager(*tensors) and not _is_autocast(tensors[0]):
         return _convolution, _input_gradient, _weight_gradient
     return torch.ops.svertka.convolution, torch.ops.svertka.input_gradient, torch.ops.svertka.weight_gradient
 
@@ -241,17 +260,12 @@ def _under_autocast(name: str, device: str) -> None:
     """Let the operator compute in autocast's dtype, as PyTorch's convolution does."""
     operator = getattr(torch.ops.svertka, name)
 
-    def cast(*arguments: Any) -> Any:
-        dtype = torch.get_autocast_dtype(device)
-        cast_arguments = [one.to(dtype) if _is_cast(one, device) else one for one in arguments]
+    def compute(*arguments: Any) -> Any:
+        arguments = tuple(cast(one) for one in arguments)
         with torch.autocast(device, enabled=False):
-            return operator(*cast_arguments)
+            return operator(*arguments)
 
-    LIBRARY.impl(name, cast, f"Autocast{device.upper()}")
-
-
-def _is_cast(value: Any, device: str) -> bool:
-    return isinstance(value, Tensor) and value.device.type == device and value.dtype == torch.float32
+    LIBRARY.impl(name, compute, f"Autocast{device.upper()}")
 
 
 for _name, _compute, _fake, _backward in (
@@ -262,5 +276,5 @@ for _name, _compute, _fake, _backward in (
     LIBRARY.impl(_name, _compute, "CompositeExplicitAutograd")
     _library.register_fake(f"svertka::{_name}", _fake, lib=LIBRARY)
     _library.register_autograd(f"svertka::{_name}", _backward, setup_context=_save, lib=LIBRARY)
-    for _device in ("cpu", "cuda"):
+    for _device in AUTOCAST:
         _under_autocast(_name, _device)

@@ -1,0 +1,63 @@
+// bfloat16 numbers read and written: between memory and memory they are floats.
+#pragma once
+
+#include "numbers.h"
+#include "simd.h"
+
+namespace svertka::INSTRUCTIONS {
+
+using Bits = std::uint32_t __attribute__((vector_size(lanes * sizeof(std::uint32_t))));
+using Halves = std::uint16_t __attribute__((vector_size(lanes * sizeof(std::uint16_t))));
+
+// What the compiler makes of `__builtin_convertvector` is several times as long.
+ALWAYS_INLINE Vector widened(Halves halves) {
+#if defined(__AVX512F__)
+    return (Vector)((Bits)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)halves) << 16);
+#elif defined(__AVX2__)
+    return (Vector)((Bits)_mm256_cvtepu16_epi32((__m128i)halves) << 16);
+#else
+    return (Vector)(__builtin_convertvector(halves, Bits) << 16);
+#endif
+}
+
+// To the nearest, of two as near the even one; NaN stays NaN. AVX512-BF16 takes denormal numbers for zero.
+ALWAYS_INLINE Halves rounded(Vector vector) {
+#if defined(__AVX512BF16__)
+    return (Halves)_mm512_cvtneps_pbh((__m512)vector);
+#else
+    const Bits bits = (Bits)vector, nearest = bits + 0x7fff + (bits >> 16 & 1), quiet = bits | 0x400000;
+    const Bits upper = (vector == vector ? nearest : quiet) >> 16;
+#if defined(__AVX512F__)
+    return (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)upper);
+#elif defined(__AVX2__)
+    return (Halves)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)upper), _mm256_extracti128_si256((__m256i)upper, 1));
+#else
+    return __builtin_convertvector(upper, Halves);
+#endif
+#endif
+}
+
+ALWAYS_INLINE Vector load(const BFloat16* from) {
+    Halves halves;
+    __builtin_memcpy(&halves, from, sizeof halves);
+    return widened(halves);
+}
+
+ALWAYS_INLINE void store(BFloat16* to, Vector vector) {
+    const Halves halves = rounded(vector);
+    __builtin_memcpy(to, &halves, sizeof halves);
+}
+
+// The first `count` < lanes numbers, and zeros behind them.
+ALWAYS_INLINE Vector load_some(const BFloat16* from, Index count) {
+    Halves halves{};
+    __builtin_memcpy(&halves, from, count * sizeof(BFloat16));
+    return widened(halves);
+}
+
+ALWAYS_INLINE void store_some(BFloat16* to, Vector vector, Index count) {
+    const Halves halves = rounded(vector);
+    __builtin_memcpy(to, &halves, count * sizeof(BFloat16));
+}
+
+}  // namespace svertka::INSTRUCTIONS
