@@ -35,9 +35,12 @@ std::vector<InstructionSet> available() {
     std::vector<InstructionSet> sets;
 #ifdef SVERTKA_X86
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        sets.push_back({"avx512", avx512::winograd_functions, avx512::fourier_functions,
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && __builtin_cpu_supports("avx512bf16"))  // Fourier's kernels know floats alone
+        sets.push_back({"avx512bf16", avx512bf16::winograd_functions, avx512::fourier_functions,
+                        avx512bf16::direct_functions()});
+    if (avx512) sets.push_back({"avx512", avx512::winograd_functions, avx512::fourier_functions,
                         avx512::direct_functions()});
     if (avx2) sets.push_back({"avx2", avx2::winograd_functions, avx2::fourier_functions,
                         avx2::direct_functions()});
@@ -80,6 +83,10 @@ NB_MODULE(_kernels, module) {
     module.def("use", use, "name"_a);
     module.def("used", [] { return used->name; });
 
+    nb::enum_<Precision>(module, "Precision")
+        .value("FLOAT32", Precision::float32)
+        .value("WIDENED", Precision::widened)
+        .value("BFLOAT16", Precision::bfloat16);
     nb::enum_<Order>(module, "Order")
         .value("PLAIN", Order::plain)
         .value("ADJOINT", Order::adjoint)
@@ -171,10 +178,11 @@ NB_MODULE(_kernels, module) {
             "shape"_a, "input"_a, "weights"_a, "ending"_a, "output"_a)
         .def(
             "add_direct",
-            [](Program& self, const Window& shape, Place input, Address weights, const Ending& ending, Place output) {
-                self.add_direct(shape, input, numbers(weights), ending, output);
+            [](Program& self, const Window& shape, Place input, Address weights, Precision precision,
+               const Ending& ending, Place output) {
+                self.add_direct(shape, input, numbers(weights), precision, ending, output);
             },
-            "shape"_a, "input"_a, "weights"_a, "ending"_a, "output"_a)
+            "shape"_a, "input"_a, "weights"_a, "precision"_a, "ending"_a, "output"_a)
         .def(
             "add_depthwise",
             [](Program& self, const Window& shape, Place input, Address weights, const Ending& ending, Place output) {

@@ -42,9 +42,10 @@ class Program {
         });
     }
 
-    void add_direct(const Window& shape, Place input, const float* weights, const Ending& ending, Place output) {
+    void add_direct(const Window& shape, Place input, const void* weights, Precision precision, const Ending& ending,
+                    Place output) {
         add([=, function = direct_.forward](const Memories& memories, int threads) {
-            function(shape, input.in(memories), weights, ending.in(memories), output.in(memories), threads);
+            function(shape, input.in(memories), weights, precision, ending.in(memories), output.in(memories), threads);
         });
     }
 

@@ -14,31 +14,36 @@
 namespace svertka::INSTRUCTIONS {
 namespace {
 
-// Numbers that are summed up before their sum is added to that of others: long sums lose digits, and as many rows of a
+// Factors that are summed up before their sum is added to that of others: long sums lose digits, and as many rows of a
 // panel's weights stay in the nearest cache.
 constexpr Index portion = 128;
 
+// One call: its tensors and sizes, and the steps of which it is made. What is multiplied are `Factor`s.
+template <class Factor>
 struct Pass {
     const Window& shape;
     const Finish& finish;
-    const float *input, *weights;
+    const float* input;
+    const Factor* weights;
+    const Pair* narrow;  // the weights in place of `weights`, to be widened
     float* output;
     const float* zeros;  // in_channels of them
     const float* end = input + shape.batch * shape.y.size * shape.x.size * shape.in_step;
-    Index taps = shape.y.taps * shape.x.taps, depth = taps * shape.in_channels, chunks = parts(depth, lanes);
+    Index taps = shape.y.taps * shape.x.taps, depth = taps * shape.in_channels;
+    Index steps = parts(depth, numbers_in<Factor>), chunks = parts(steps, lanes);
     Index panels = parts(shape.out_channels, panel);
     Index pixels = shape.batch * shape.y.out_size * shape.x.out_size;
     // Whether the pixels that the taps of one row read are one piece of memory.
     bool dense = shape.in_step == shape.in_channels && shape.x.dilation == 1;
 
-    // Rows first to last, to (register block, group of numbers, row of the register block, lane), the first at `to`.
-    void gather(Index first, Index last, float* to, float* line) const {
+    // Rows first to last, to (register block, group of factors, row of the register block, lane), the first at `to`.
+    void gather(Index first, Index last, Factor* to, float* line) const {
         Index x = first % shape.x.out_size, y = first / shape.x.out_size % shape.y.out_size;
         const Index picture = first / shape.x.out_size / shape.y.out_size;
         const Index of_picture = shape.y.size * shape.x.size * shape.in_step;
         const float* from = input + picture * of_picture;
         for (Index index = 0; index < last - first; ++index) {
-            float* row = to + (index / rows * chunks * rows + index % rows) * lanes;
+            Factor* row = to + (index / rows * chunks * rows + index % rows) * lanes;
             const Index in_y = y * shape.y.stride - shape.y.pad, in_x = x * shape.x.stride - shape.x.pad;
             if (shape.in_channels % lanes == 0 || taps == 1)
                 gather_channels(from, in_y, in_x, row);
@@ -52,20 +57,29 @@ struct Pass {
         }
     }
 
-    void gather_channels(const float* from, Index in_y, Index in_x, float* row) const {
+    // Where the numbers of a row go, those from `number` · lanes on.
+    static auto* place(Factor* row, Index number) {
+        if constexpr (numbers_in<Factor> == 2)
+            return reinterpret_cast<BFloat16*>(row + number / 2 * rows * lanes) + number % 2 * lanes;
+        else
+            return row + number * rows * lanes;
+    }
+
+    void gather_channels(const float* from, Index in_y, Index in_x, Factor* row) const {
         const Index whole = shape.in_channels / lanes, rest = shape.in_channels % lanes;
+        Index number = 0;
         for (Index i = 0; i < shape.y.taps; ++i)
             for (Index j = 0; j < shape.x.taps; ++j) {
                 const Index y = in_y + i * shape.y.dilation, x = in_x + j * shape.x.dilation;
                 const bool inside = y >= 0 && y < shape.y.size && x >= 0 && x < shape.x.size;
                 const float* pixel = inside ? from + (y * shape.x.size + x) * shape.in_step : zeros;
-                for (Index group = 0; group < whole; ++group, row += rows * lanes) store(row, load(pixel + group * lanes));
-                if (rest) store(row, load_some(pixel + whole * lanes, rest));
+                for (Index group = 0; group < whole; ++group) store(place(row, number++), load(pixel + group * lanes));
+                if (rest) store(place(row, number), load_some(pixel + whole * lanes, rest));
             }
     }
 
     // Where a pixel's channels do not fill vectors: first side by side, then cut. `line` has room for a vector more.
-    void gather_line(const float* from, Index in_y, Index in_x, float* row, float* line) const {
+    void gather_line(const float* from, Index in_y, Index in_x, Factor* row, float* line) const {
         const Index channels = shape.in_channels, width = shape.x.taps * channels;
         float* to = line;
         for (Index i = 0; i < shape.y.taps; ++i, to += width) {
@@ -84,11 +98,12 @@ struct Pass {
                 for (Index channel = 0; channel < channels; ++channel) to[j * channels + channel] = pixel[channel];
             }
         }
-        for (Index chunk = 0; chunk < chunks; ++chunk) store(row + chunk * rows * lanes, load(line + chunk * lanes));
+        line[depth] = 0;  // the other one of the last pair
+        for (Index number = 0; number * lanes < depth; ++number) store(place(row, number), load(line + number * lanes));
     }
 
     // `count` gathered rows, the first of which is row `first`, times panel `number`.
-    void multiply(Index first, Index count, const float* gathered, Index number, float* products) const {
+    void multiply(Index first, Index count, const Factor* gathered, Index number, float* products) const {
         const Index channels = shape.out_channels - number * panel;
         if (channels >= panel)
             multiply_by<2, true>(first, count, gathered, number, products);
@@ -101,27 +116,44 @@ struct Pass {
     }
 
     template <int vectors, bool whole>
-    void multiply_by(Index first, Index count, const float* gathered, Index number, float* products) const {
-        for (Index k = 0; k < depth; k += portion) {
-            const Index here = least(portion, depth - k);
+    void multiply_by(Index first, Index count, const Factor* gathered, Index number, float* products) const {
+        Factor room[portion * panel];
+        for (Index k = 0; k < steps; k += portion) {
+            const Index here = least(portion, steps - k);
             const Block block{.a = gathered + k / lanes * rows * lanes,
                               .chunk = rows * lanes,
-                              .b = weights + (number * depth + k) * panel,
+                              .b = factors(number, k, here, room),
                               .depth = here,
                               .number = number,
                               .add = k > 0,
-                              .last = k + here == depth};
+                              .last = k + here == steps};
             for (Index row = 0; row < count; row += rows)
                 block_of<vectors, whole, lanes, rows>(least(rows, count - row), first + row,
                                                       block.from(row * chunks * lanes), products + row * panel);
         }
     }
 
+    // Panel `number`'s weights of steps k to k + count: where they are, or put into `room`.
+    const Factor* factors(Index number, Index k, Index count, Factor* room) const {
+        if constexpr (numbers_in<Factor> == 1)
+            if (narrow) {
+                const Pair* from = narrow + (number * parts(depth, 2) + k / 2) * panel;
+                for (Index step = 0; step < count; step += 2)
+                    for (Index half = 0; half < panel; half += lanes, from += lanes) {
+                        const Bits pairs = load(from);
+                        store(room + step * panel + half, first_of(pairs));
+                        store(room + (step + 1) * panel + half, second_of(pairs));
+                    }
+                return room;
+            }
+        return weights + (number * steps + k) * panel;
+    }
+
     // What a register block multiplies, and whether it goes on with sums that are there and finishes them.
     struct Block {
-        const float* a;
+        const Factor* a;
         Index chunk;
-        const float* b;
+        const Factor* b;
         Index depth, number, pieces = 1, piece = 0;
         bool add = false, last = true;
 
@@ -179,7 +211,7 @@ struct Pass {
     // behind the one before.
     bool in_strips() const {
         const Index stride = shape.x.stride * shape.in_channels;
-        return dense && shape.in_channels <= 4 && (stride == 1 || stride == 2 || stride == 3 || stride == 6 ||
+        return !narrow && dense && shape.in_channels <= 4 && (stride == 1 || stride == 2 || stride == 3 || stride == 6 ||
                                                    stride == 12);
     }
 
@@ -244,35 +276,33 @@ struct Plan {
     bool shared;
     Index block;
 
-    Plan(const Pass& pass, int threads) {
+    template <class Factor>
+    Plan(const Pass<Factor>& pass, int threads) {
         const Index room = Index{1} << 17;  // floats: half of a cache of 1 MiB
-        const Index wanted = most(least(room / pass.depth, 16 * rows), rows);
+        const Index wanted = most(least(room / pass.steps, 16 * rows), rows);
         shared = pass.panels >= 2 * threads && pass.pixels < 4 * threads * wanted;
         const Index limit = shared ? most(8 * wanted, 4 * rows) : least(wanted, parts(pass.pixels, 4 * threads));
         block = parts(parts(pass.pixels, parts(pass.pixels, limit)), rows) * rows;
     }
 };
 
-}  // namespace
-
-std::ptrdiff_t direct_panel() { return panel; }
-
-void direct_forward(const Window& shape, const float* input, const float* weights, const Finish& finish, float* output,
-                    int threads) {
-    Pass pass{.shape = shape, .finish = finish, .input = input, .weights = weights, .output = output, .zeros = nullptr};
-    if (pass.in_strips()) {
-        const Index of_strips = parts(shape.y.taps * pass.strip(), lanes) * lanes, own = of_strips + rows * panel;
-        float* const memory = scratch(threads * own);
+void in_strips(const Pass<float>& pass, int threads) {
+    const Window& shape = pass.shape;
+    const Index of_strips = parts(shape.y.taps * pass.strip(), lanes) * lanes, own = of_strips + rows * panel;
+    float* const memory = scratch(threads * own);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 4)
-        for (Index number = 0; number < shape.batch * shape.y.out_size; ++number) {
-            float* const strips = memory + omp_get_thread_num() * own;
-            pass.line_of_strips(number, strips, strips + of_strips);
-        }
-        return;
+    for (Index number = 0; number < shape.batch * shape.y.out_size; ++number) {
+        float* const strips = memory + omp_get_thread_num() * own;
+        pass.line_of_strips(number, strips, strips + of_strips);
     }
+}
+
+template <class Factor>
+void in_blocks(Pass<Factor> pass, int threads) {
+    const Window& shape = pass.shape;
     const Plan plan(pass, threads);
     const Index of_zeros = parts(shape.in_channels, lanes) * lanes, of_row = pass.chunks * lanes;
-    const Index of_line = of_row + lanes, of_rows = plan.block * of_row, of_products = plan.block * panel;
+    const Index of_line = parts(pass.depth, lanes) * lanes + lanes, of_rows = plan.block * of_row, of_products = plan.block * panel;
     const Index common = of_zeros + (plan.shared ? of_rows : 0);
     const Index own = of_line + of_products + (plan.shared ? 0 : of_rows);
     float* const memory = scratch(common + threads * own);
@@ -284,7 +314,7 @@ void direct_forward(const Window& shape, const float* input, const float* weight
         float* const line = memory + common + omp_get_thread_num() * own;
         float* const products = line + of_line;
         if (plan.shared) {
-            float* const gathered = memory + of_zeros;
+            const auto gathered = reinterpret_cast<Factor*>(memory + of_zeros);
             for (Index first = 0; first < pass.pixels; first += plan.block) {
                 const Index count = least(plan.block, pass.pixels - first);
 #pragma omp for schedule(static)
@@ -295,7 +325,7 @@ void direct_forward(const Window& shape, const float* input, const float* weight
                     pass.multiply(first, count, gathered, number, products);
             }
         } else {
-            float* const gathered = products + of_products;
+            const auto gathered = reinterpret_cast<Factor*>(products + of_products);
 #pragma omp for schedule(dynamic)
             for (Index first = 0; first < pass.pixels; first += plan.block) {
                 const Index count = least(plan.block, pass.pixels - first);
@@ -305,6 +335,32 @@ void direct_forward(const Window& shape, const float* input, const float* weight
             }
         }
     }
+}
+
+}  // namespace
+
+std::ptrdiff_t direct_panel() { return panel; }
+
+void direct_forward(const Window& shape, const float* input, const void* weights, Precision precision,
+                    const Finish& finish, float* output, int threads) {
+    if (precision == Precision::bfloat16)
+        return in_blocks(Pass<Pair>{.shape = shape,
+                                    .finish = finish,
+                                    .input = input,
+                                    .weights = static_cast<const Pair*>(weights),
+                                    .narrow = nullptr,
+                                    .output = output,
+                                    .zeros = nullptr},
+                         threads);
+    const bool widened = precision == Precision::widened;
+    const Pass<float> pass{.shape = shape,
+                           .finish = finish,
+                           .input = input,
+                           .weights = static_cast<const float*>(weights),
+                           .narrow = widened ? static_cast<const Pair*>(weights) : nullptr,
+                           .output = output,
+                           .zeros = nullptr};
+    pass.in_strips() ? in_strips(pass, threads) : in_blocks(pass, threads);
 }
 
 }  // namespace svertka::INSTRUCTIONS

@@ -53,6 +53,7 @@ struct Winograd {
     constexpr Winograd winograd_functions{packed_size, pack, forward, weight_gradient, weight_gradient};               \
     }
 
+SVERTKA_WINOGRAD(avx512bf16)
 SVERTKA_WINOGRAD(avx512)
 SVERTKA_WINOGRAD(avx2)
 SVERTKA_WINOGRAD(baseline)
