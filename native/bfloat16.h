@@ -51,6 +51,18 @@ ALWAYS_INLINE void store(BFloat16* to, Vector vector) {
     __builtin_memcpy(to, &halves, sizeof halves);
 }
 
+// `to` is aligned to half a vector.
+ALWAYS_INLINE void store_away(BFloat16* to, Vector vector) {
+    const Halves halves = rounded(vector);
+#if defined(__AVX512F__)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)halves);
+#elif defined(__AVX__)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)halves);
+#else
+    __builtin_memcpy(to, &halves, sizeof halves);
+#endif
+}
+
 // The first `count` < lanes numbers, and zeros behind them.
 ALWAYS_INLINE Vector load_some(const BFloat16* from, Index count) {
     Halves halves{};

@@ -110,12 +110,18 @@ NB_MODULE(_kernels, module) {
     module.def(
         "winograd_forward",
         [](const Convolution& shape, Address input, Address weights, Order order, Address bias, Address residual,
-           bool relu, Address output, int threads) {
+           bool relu, bool bfloat16, Address output, int threads) {
             Finish finish{.bias = numbers(bias), .residual = numbers(residual), .residual_step = shape.out_channels};
             if (relu) finish.low = 0;
-            used->winograd.forward(shape, numbers(input), numbers(weights), order, finish, numbers(output), threads);
+            if (bfloat16)
+                used->winograd.forward_of_bfloat16(shape, halves(input), numbers(weights), order, finish,
+                                                   halves(output), threads);
+            else
+                used->winograd.forward(shape, numbers(input), numbers(weights), order, finish, numbers(output),
+                                       threads);
         },
-        "shape"_a, "input"_a, "weights"_a, "order"_a, "bias"_a, "residual"_a, "relu"_a, "output"_a, "threads"_a,
+        "shape"_a, "input"_a, "weights"_a, "order"_a, "bias"_a, "residual"_a, "relu"_a, "bfloat16"_a, "output"_a,
+        "threads"_a,
         Unlocked());
     module.def(
         "winograd_weight_gradient",

@@ -72,7 +72,7 @@ ALWAYS_INLINE void settle() {
 #endif
 }
 
-ALWAYS_INLINE bool is_aligned(const float* place) {
+ALWAYS_INLINE bool is_aligned(const void* place) {
     return reinterpret_cast<std::uintptr_t>(place) % sizeof(Vector) == 0;
 }
 

@@ -18,17 +18,18 @@ namespace {
 // 28×28 pixels 1.44e-6 of the results' root mean square, falls to 8.1e-7, for 2 % of the time.
 constexpr Index portion = 64;
 
-// One call: its tensors and sizes, and the steps of which it is made.
+// One call: its tensors and sizes, and the steps of which it is made. Pictures are made of `Number`s.
+template <class Number>
 struct Pass {
     const Convolution& shape;
     const Finish& finish;
     Weights weights;
-    float* output;
+    Number* output;
     Tiles tiles;
-    Pictures<float> input;
+    Pictures<Number> input;
     Index block;  // tiles
     Index depth;  // input channels whose weights lie transformed at a time
-    bool away;    // outputs are too many to stay in a cache
+    bool away;    // outputs are too many to stay in a cache, and each panel's fill its lines
     Index groups = parts(shape.in_channels, lanes), panels = parts(shape.out_channels, panel);
     // Floats from one frequency to the next: of the tiles, a panel's weights and a panel's products.
     Index tile_stride = parts(block, rows) * rows * groups * lanes + lanes;
@@ -83,7 +84,7 @@ struct Pass {
         const Index first = number * panel, here = least(panel, shape.out_channels - first);
         for (Index half = 0; half < here; half += lanes) {
             const Index count = least(lanes, here - half), channel = first + half;
-            const auto read = [&](const float* from) __attribute__((always_inline)) {
+            const auto read = [&](const auto* from) __attribute__((always_inline)) {
                 return count == lanes ? load(from) : load_some(from, count);
             };
             const Vector bias = finish.bias ? read(finish.bias + channel) : Vector{};
@@ -132,34 +133,22 @@ struct Plan {
     }
 };
 
-}  // namespace
-
-Index packed_size(Index in_channels, Index out_channels) {
-    return parts(out_channels, panel) * in_channels * taps * panel;
-}
-
-void pack(const float* numbers, Index in_channels, Index out_channels, float* packed, int threads) {
-    const Weights weights{numbers, Order::plain, in_channels, out_channels};
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (Index number = 0; number < parts(out_channels, panel); ++number)
-        weights.packed(number, 0, in_channels, packed + number * in_channels * taps * panel);
-}
-
-void forward(const Convolution& shape, const float* input, const float* weights, Order order, const Finish& finish,
-             float* output, int threads) {
+template <class Number>
+void compute(const Convolution& shape, const Number* input, const float* weights, Order order, const Finish& finish,
+             Number* output, int threads) {
     const Tiles tiles(shape.batch, shape.out_height, shape.out_width);
     const Plan plan(shape, tiles.count(), threads);
     const Index size = shape.batch * shape.out_height * shape.out_width * shape.out_channels;
-    Pass pass{.shape = shape,
-              .finish = finish,
-              .weights = {weights, order, shape.in_channels, shape.out_channels},
-              .output = output,
-              .tiles = tiles,
-              .input = {input, shape.height, shape.width, shape.in_channels, nullptr, shape.in_step},
-              .block = plan.block,
-              .depth = plan.depth,
-              .away = size > Index{1} << 20 && shape.out_channels % lanes == 0 &&
-                      shape.out_step % lanes == 0 && is_aligned(output)};
+    Pass<Number> pass{.shape = shape,
+                      .finish = finish,
+                      .weights = {weights, order, shape.in_channels, shape.out_channels},
+                      .output = output,
+                      .tiles = tiles,
+                      .input = {input, shape.height, shape.width, shape.in_channels, nullptr, shape.in_step},
+                      .block = plan.block,
+                      .depth = plan.depth,
+                      .away = panel * sizeof(Number) % 64 == 0 && size > Index{1} << 20 && shape.out_channels % lanes == 0 &&
+                              shape.out_step % lanes == 0 && is_aligned(output)};
 
     // Floats of each part of the scratch memory; what threads share lies before what each has of its own.
     const Index of_tiles = frequencies * pass.tile_stride, of_weights = frequencies * pass.weight_stride;
@@ -168,7 +157,7 @@ void forward(const Convolution& shape, const float* input, const float* weights,
     const Index common = of_zeros + (plan.shared ? of_tiles : pass.panels * of_weights);
     const Index own = of_room + of_products + (plan.shared ? of_weights : of_tiles);
     float* const memory = scratch(common + threads * own);
-    pass.input.zeros = memory;
+    pass.input.zeros = reinterpret_cast<const Number*>(memory);
     __builtin_memset(memory, 0, of_zeros * sizeof(float));
 
 #pragma omp parallel num_threads(threads)
@@ -210,6 +199,29 @@ void forward(const Convolution& shape, const float* input, const float* weights,
         }
         settle();
     }
+}
+
+}  // namespace
+
+Index packed_size(Index in_channels, Index out_channels) {
+    return parts(out_channels, panel) * in_channels * taps * panel;
+}
+
+void pack(const float* numbers, Index in_channels, Index out_channels, float* packed, int threads) {
+    const Weights weights{numbers, Order::plain, in_channels, out_channels};
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (Index number = 0; number < parts(out_channels, panel); ++number)
+        weights.packed(number, 0, in_channels, packed + number * in_channels * taps * panel);
+}
+
+void forward(const Convolution& shape, const float* input, const float* weights, Order order, const Finish& finish,
+             float* output, int threads) {
+    compute(shape, input, weights, order, finish, output, threads);
+}
+
+void forward(const Convolution& shape, const BFloat16* input, const float* weights, Order order, const Finish& finish,
+             BFloat16* output, int threads) {
+    compute(shape, input, weights, order, finish, output, threads);
 }
 
 }  // namespace svertka::INSTRUCTIONS

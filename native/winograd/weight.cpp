@@ -97,12 +97,12 @@ void compute(const Convolution& shape, const Number* gradient, const Number* inp
     const Tiles tiles(shape.batch, shape.out_height, shape.out_width);
     const Index blocks = most(parts(tiles.count(), 112), 1);
     Pass<Number> pass{.tiles = tiles,
-              .input = {input, shape.height, shape.width, shape.in_channels, nullptr, shape.in_step},
-              .gradient = {gradient, shape.out_height, shape.out_width, shape.out_channels, nullptr, shape.out_step},
-              .pad_y = shape.pad_y,
-              .pad_x = shape.pad_x,
-              .block = parts(tiles.count(), blocks),
-              .some = least(parts(shape.out_channels, lanes) * lanes, 64)};
+                      .input = {input, shape.height, shape.width, shape.in_channels, nullptr, shape.in_step},
+                      .gradient = {gradient, shape.out_height, shape.out_width, shape.out_channels, nullptr, shape.out_step},
+                      .pad_y = shape.pad_y,
+                      .pad_x = shape.pad_x,
+                      .block = parts(tiles.count(), blocks),
+                      .some = least(parts(shape.out_channels, lanes) * lanes, 64)};
     const Index pieces = parts(shape.out_channels, pass.some) * pass.panels;
     // One block of tiles at a time, of which each thread takes pieces of the result. Where those are few, each takes
     // blocks and has a result of its own, and the results are added in the order of the threads.

@@ -35,6 +35,8 @@ struct Winograd {
     // With adjoint weights it is the input gradient of a convolution with the channels exchanged, padded by 2 − pad.
     void (*forward)(const Convolution&, const float* input, const float* weights, Order, const Finish&, float* output,
                     int threads);
+    void (*forward_of_bfloat16)(const Convolution&, const BFloat16* input, const float* weights, Order, const Finish&,
+                                BFloat16* output, int threads);
 
     // (out_channels, 3, 3, in_channels), each sum in an order that depends on the sizes and on `threads` alone.
     void (*weight_gradient)(const Convolution&, const float* gradient, const float* input, float* result, int threads);
@@ -48,9 +50,11 @@ struct Winograd {
     std::ptrdiff_t packed_size(std::ptrdiff_t, std::ptrdiff_t);                                                        \
     void pack(const float*, std::ptrdiff_t, std::ptrdiff_t, float*, int);                                              \
     void forward(const Convolution&, const float*, const float*, Order, const Finish&, float*, int);                   \
+    void forward(const Convolution&, const BFloat16*, const float*, Order, const Finish&, BFloat16*, int);             \
     void weight_gradient(const Convolution&, const float*, const float*, float*, int);                                 \
     void weight_gradient(const Convolution&, const BFloat16*, const BFloat16*, float*, int);                           \
-    constexpr Winograd winograd_functions{packed_size, pack, forward, weight_gradient, weight_gradient};               \
+    constexpr Winograd winograd_functions{packed_size,     pack,           forward,                                    \
+                                          forward,         weight_gradient, weight_gradient};                          \
     }
 
 SVERTKA_WINOGRAD(avx512bf16)

@@ -60,6 +60,7 @@ def winograd_forward(
     bias: int,
     residual: int,
     relu: bool,
+    bfloat16: bool,
     output: int,
     threads: int,
 ) -> None: ...

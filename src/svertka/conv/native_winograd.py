@@ -2,6 +2,7 @@
 
 The same F(4×4, 3×3) as in `winograd`, channels-last, its steps fused so that they stay in a cache; the weight gradient
 is F(3×3, 4×4). Results and gradients are channels-last, and so should be what is given: all else is copied first.
+bfloat16 is read and written as it lies, and computed with as float32: results are rounded once.
 
 Measured against float64, 256 channels of 28×28 pixels, normal input and weights, the error relative to the root mean
 square of the results is 8.1e-7, of the weight gradient 9.3e-7, and 1e-5 at most. A value that is not finite can make
@@ -95,21 +96,22 @@ def _forward(
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    pictures, output = floats(x), empty(shape)
+    x, output = channels_last(x), empty(shape, x.dtype)
     bias = None if bias is None else bias.float().contiguous()
-    residual = None if residual is None else channels_last(residual)
+    residual = None if residual is None else floats(residual)
     native.kernels.winograd_forward(
         sizes,
-        pictures.data_ptr(),
+        x.data_ptr(),
         weight.data_ptr(),
         order,
         0 if bias is None else bias.data_ptr(),
         0 if residual is None else residual.data_ptr(),
         relu,
+        x.dtype == torch.bfloat16,
         output.data_ptr(),
         torch.get_num_threads(),
     )
-    return output.to(x.dtype)
+    return output
 
 
 @lru_cache(4096)
