@@ -1,15 +1,14 @@
 // A convolution with any kernel as a product of matrices: a row for each output pixel, with all that its window reads.
 //
 // Pictures of few channels, as at the beginning of a network, are read in place, a line at a time. Else rows are
-// gathered in blocks; never all of them, except where there are few. Then comes one panel of output channels after
+// gathered in blocks (windows.h); never all of them, except where there are few. Then comes one panel of output channels after
 // another, so that a panel's weights are read from the nearest cache for all rows of the block.
 #include <omp.h>
 
 #include <cstring>
 
-#include "../gemm.h"
 #include "../scratch.h"
-#include "direct.h"
+#include "windows.h"
 
 namespace svertka::INSTRUCTIONS {
 namespace {
@@ -27,80 +26,9 @@ struct Pass {
     const Factor* weights;
     const Pair* narrow;  // the weights in place of `weights`, to be widened
     float* output;
-    const float* zeros;  // in_channels of them
-    const float* end = input + shape.batch * shape.y.size * shape.x.size * shape.in_step;
-    Index taps = shape.y.taps * shape.x.taps, depth = taps * shape.in_channels;
-    Index steps = parts(depth, numbers_in<Factor>), chunks = parts(steps, lanes);
-    Index panels = parts(shape.out_channels, panel);
+    Windows<Factor> windows{shape, input};
+    Index depth = windows.depth, steps = windows.steps, panels = parts(shape.out_channels, panel);
     Index pixels = shape.batch * shape.y.out_size * shape.x.out_size;
-    // Whether the pixels that the taps of one row read are one piece of memory.
-    bool dense = shape.in_step == shape.in_channels && shape.x.dilation == 1;
-
-    // Rows first to last, to (register block, group of factors, row of the register block, lane), the first at `to`.
-    void gather(Index first, Index last, Factor* to, float* line) const {
-        Index x = first % shape.x.out_size, y = first / shape.x.out_size % shape.y.out_size;
-        const Index picture = first / shape.x.out_size / shape.y.out_size;
-        const Index of_picture = shape.y.size * shape.x.size * shape.in_step;
-        const float* from = input + picture * of_picture;
-        for (Index index = 0; index < last - first; ++index) {
-            Factor* row = to + (index / rows * chunks * rows + index % rows) * lanes;
-            const Index in_y = y * shape.y.stride - shape.y.pad, in_x = x * shape.x.stride - shape.x.pad;
-            if (shape.in_channels % lanes == 0 || taps == 1)
-                gather_channels(from, in_y, in_x, row);
-            else
-                gather_line(from, in_y, in_x, row, line);
-            if (++x < shape.x.out_size) continue;
-            x = 0;
-            if (++y < shape.y.out_size) continue;
-            y = 0;
-            from += of_picture;
-        }
-    }
-
-    // Where the numbers of a row go, those from `number` · lanes on.
-    static auto* place(Factor* row, Index number) {
-        if constexpr (numbers_in<Factor> == 2)
-            return reinterpret_cast<BFloat16*>(row + number / 2 * rows * lanes) + number % 2 * lanes;
-        else
-            return row + number * rows * lanes;
-    }
-
-    void gather_channels(const float* from, Index in_y, Index in_x, Factor* row) const {
-        const Index whole = shape.in_channels / lanes, rest = shape.in_channels % lanes;
-        Index number = 0;
-        for (Index i = 0; i < shape.y.taps; ++i)
-            for (Index j = 0; j < shape.x.taps; ++j) {
-                const Index y = in_y + i * shape.y.dilation, x = in_x + j * shape.x.dilation;
-                const bool inside = y >= 0 && y < shape.y.size && x >= 0 && x < shape.x.size;
-                const float* pixel = inside ? from + (y * shape.x.size + x) * shape.in_step : zeros;
-                for (Index group = 0; group < whole; ++group) store(place(row, number++), load(pixel + group * lanes));
-                if (rest) store(place(row, number), load_some(pixel + whole * lanes, rest));
-            }
-    }
-
-    // Where a pixel's channels do not fill vectors: first side by side, then cut. `line` has room for a vector more.
-    void gather_line(const float* from, Index in_y, Index in_x, Factor* row, float* line) const {
-        const Index channels = shape.in_channels, width = shape.x.taps * channels;
-        float* to = line;
-        for (Index i = 0; i < shape.y.taps; ++i, to += width) {
-            const Index y = in_y + i * shape.y.dilation;
-            const bool inside = y >= 0 && y < shape.y.size;
-            const float* pixels = from + (y * shape.x.size + in_x) * shape.in_step;
-            if (inside && dense && in_x >= 0 && in_x + shape.x.taps <= shape.x.size &&
-                pixels + parts(width, lanes) * lanes <= end) {
-                for (Index k = 0; k < width; k += lanes) store(to + k, load(pixels + k));
-                continue;
-            }
-            for (Index j = 0; j < shape.x.taps; ++j) {
-                const Index x = in_x + j * shape.x.dilation;
-                const bool there = inside && x >= 0 && x < shape.x.size;
-                const float* pixel = there ? from + (y * shape.x.size + x) * shape.in_step : zeros;
-                for (Index channel = 0; channel < channels; ++channel) to[j * channels + channel] = pixel[channel];
-            }
-        }
-        line[depth] = 0;  // the other one of the last pair
-        for (Index number = 0; number * lanes < depth; ++number) store(place(row, number), load(line + number * lanes));
-    }
 
     // `count` gathered rows, the first of which is row `first`, times panel `number`.
     void multiply(Index first, Index count, const Factor* gathered, Index number, float* products) const {
@@ -129,7 +57,7 @@ struct Pass {
                               .last = k + here == steps};
             for (Index row = 0; row < count; row += rows)
                 block_of<vectors, whole, lanes, rows>(least(rows, count - row), first + row,
-                                                      block.from(row * chunks * lanes), products + row * panel);
+                                                      block.from(row * windows.chunks * lanes), products + row * panel);
         }
     }
 
@@ -211,7 +139,7 @@ struct Pass {
     // behind the one before.
     bool in_strips() const {
         const Index stride = shape.x.stride * shape.in_channels;
-        return !narrow && dense && shape.in_channels <= 4 && (stride == 1 || stride == 2 || stride == 3 || stride == 6 ||
+        return !narrow && windows.dense && shape.in_channels <= 4 && (stride == 1 || stride == 2 || stride == 3 || stride == 6 ||
                                                    stride == 12);
     }
 
@@ -301,12 +229,12 @@ template <class Factor>
 void in_blocks(Pass<Factor> pass, int threads) {
     const Window& shape = pass.shape;
     const Plan plan(pass, threads);
-    const Index of_zeros = parts(shape.in_channels, lanes) * lanes, of_row = pass.chunks * lanes;
+    const Index of_zeros = parts(shape.in_channels, lanes) * lanes, of_row = pass.windows.chunks * lanes;
     const Index of_line = parts(pass.depth, lanes) * lanes + lanes, of_rows = plan.block * of_row, of_products = plan.block * panel;
     const Index common = of_zeros + (plan.shared ? of_rows : 0);
     const Index own = of_line + of_products + (plan.shared ? 0 : of_rows);
     float* const memory = scratch(common + threads * own);
-    pass.zeros = memory;
+    pass.windows.zeros = memory;
     std::memset(memory, 0, of_zeros * sizeof(float));
 
 #pragma omp parallel num_threads(threads)
@@ -319,7 +247,7 @@ void in_blocks(Pass<Factor> pass, int threads) {
                 const Index count = least(plan.block, pass.pixels - first);
 #pragma omp for schedule(static)
                 for (Index row = 0; row < count; row += rows)
-                    pass.gather(first + row, first + least(row + rows, count), gathered + row * of_row, line);
+                    pass.windows.gather(first + row, first + least(row + rows, count), gathered + row * of_row, line);
 #pragma omp for schedule(dynamic)
                 for (Index number = 0; number < pass.panels; ++number)
                     pass.multiply(first, count, gathered, number, products);
@@ -329,7 +257,7 @@ void in_blocks(Pass<Factor> pass, int threads) {
 #pragma omp for schedule(dynamic)
             for (Index first = 0; first < pass.pixels; first += plan.block) {
                 const Index count = least(plan.block, pass.pixels - first);
-                pass.gather(first, first + count, gathered, line);
+                pass.windows.gather(first, first + count, gathered, line);
                 for (Index number = 0; number < pass.panels; ++number)
                     pass.multiply(first, count, gathered, number, products);
             }
@@ -349,8 +277,7 @@ void direct_forward(const Window& shape, const float* input, const void* weights
                                     .input = input,
                                     .weights = static_cast<const Pair*>(weights),
                                     .narrow = nullptr,
-                                    .output = output,
-                                    .zeros = nullptr},
+                                    .output = output},
                          threads);
     const bool widened = precision == Precision::widened;
     const Pass<float> pass{.shape = shape,
@@ -358,8 +285,7 @@ void direct_forward(const Window& shape, const float* input, const void* weights
                            .input = input,
                            .weights = static_cast<const float*>(weights),
                            .narrow = widened ? static_cast<const Pair*>(weights) : nullptr,
-                           .output = output,
-                           .zeros = nullptr};
+                           .output = output};
     pass.in_strips() ? in_strips(pass, threads) : in_blocks(pass, threads);
 }
 
