@@ -88,13 +88,16 @@ def test_bfloat16_is_rounded_once(instructions: str, large_count: Callable[[int,
     @given(shape=shapes(), seed=st.integers(0, 2**32), threads=st.sampled_from((1, 2, 3)))
     def checked(shape: ConvShape, seed: int, threads: int) -> None:
         torch.set_num_threads(threads)
-        x, weight, gradient = (tensor.bfloat16() for tensor in tensors(shape, seed))
+        x, weight, gradient = tensors(shape, seed)
+        x, gradient = x.bfloat16(), gradient.bfloat16()  # weights are what they are under autocast, float32
         expected = zip(exactly(x, weight, gradient, shape), sizes_of_sums(shape), strict=True)
-        for result, (exact, size) in zip(passes(x, weight, gradient, shape), expected, strict=True):
-            assert result.dtype == torch.bfloat16
+        results = passes(x, weight, gradient, shape)
+        assert [result.dtype for result in results] == [torch.bfloat16, torch.bfloat16, torch.float32]
+        for result, (exact, size) in zip(results, expected, strict=True):
             assert result.is_contiguous(memory_format=torch.channels_last)
             # Eight digits: to the nearest is 1/256 at most; and before that what float32 is off by, as above.
-            assert ((result - exact).abs() <= exact.abs() / 256 + 2.1e-5 * size).all()
+            digits = 0 if result.dtype == torch.float32 else 1 / 256
+            assert ((result - exact).abs() <= digits * exact.abs() + 2.1e-5 * size).all()
 
     checked()
 

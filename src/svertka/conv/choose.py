@@ -35,7 +35,11 @@ MEMORY = 1 << 30  # bytes that a candidate may need beside input and output to b
 
 
 class Algorithm(Protocol):
-    """A way to convolve: the three passes, as plain functions of tensors that trust their caller."""
+    """A way to convolve: the three passes, as plain functions of tensors that trust their caller.
+
+    Results and input gradients are in the dtype of `x` or `gradient`. Beside bfloat16, weights and bias may be float32,
+    in which they learn under autocast, and their gradients then are.
+    """
 
     def why_not(self, shape: ConvShape, dtype: torch.dtype) -> str | None:
         """Why it cannot do `shape`, as a phrase, or None."""
@@ -78,6 +82,11 @@ class Trial:
 Key = tuple[Pass, ConvShape, torch.memory_format, int, torch.dtype]
 _chosen: dict[Key, str] = {}  # by this process
 _repeated: dict[str, str] = {}  # asked for, by description
+
+
+def learnt_in(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of weights and their gradients for pictures of `dtype`: float32, in which they learn, for bfloat16."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
 def need(name: str, shape: ConvShape, dtype: torch.dtype) -> None:
@@ -236,8 +245,8 @@ def random_tensors(
         "input_gradient": (shape.output, shape.weight),
         "weight_gradient": (shape.output, shape.input),
     }
-    first, second = (torch.randn(size).to(dtype, memory_format=layout) for size in sizes[one_pass])
-    return first, second
+    first, second = (torch.randn(size).to(memory_format=layout) for size in sizes[one_pass])
+    return first.to(dtype), second.to(dtype if one_pass == "weight_gradient" else learnt_in(dtype))
 
 
 def _run(name: str, one_pass: Pass, tensors: tuple[Tensor, Tensor], shape: ConvShape) -> float:

@@ -14,6 +14,7 @@ def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape, bias: torch
 
     `bias`: (O), added.
     """
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     return torch.conv2d(x, weight, bias, shape.stride, shape.padding, shape.dilation, shape.groups)
 
 
@@ -21,7 +22,7 @@ def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShap
     """The gradient with respect to the input, (N, C, H, W); `gradient`: that of the result, (N, O, H', W')."""
     # The input's values do not matter, only its sizes and its memory order: one value, everywhere.
     x = gradient.new_empty(1).expand(shape.input)
-    return _backward(gradient, x, weight, shape, (True, False, False))[0]
+    return _backward(gradient, x, weight.to(gradient.dtype), shape, (True, False, False))[0]
 
 
 def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, shape: ConvShape) -> torch.Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from svertka.conv import choose
-from svertka.conv.operator import cast, convolve, transpose
+from svertka.conv.operator import convolve, dtype_here, transpose
 from svertka.errors import UsageError
 from svertka.geometry import ConvShape, pair
 
@@ -39,7 +39,8 @@ def conv2d(
     Raises:
         UsageError: the shapes do not fit, the tensors do not belong together, or the algorithm cannot do it.
     """
-    x, weight, bias = _alike(x, weight, bias)
+    _need_alike(x, weight, bias)
+    x = x.to(dtype_here(x))
     if x.dim() == 3:
         return conv2d(x[None], weight, bias, stride, padding, padding_mode, dilation, groups, algorithm)[0]
     x, pixels = _padded(x, weight, stride, padding, padding_mode, dilation)
@@ -73,7 +74,8 @@ def conv_transpose2d(
 
     Source: Dumoulin & Visin 2016, relationship 14.
     """
-    x, weight, bias = _alike(x, weight, bias)
+    _need_alike(x, weight, bias)
+    x = x.to(dtype_here(x))
     if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[0]:
         raise UsageError(
             f"an input of shape {tuple(x.shape)} and weights of shape {tuple(weight.shape)} do not fit: a transposed "
@@ -95,18 +97,14 @@ def conv_transpose2d(
     return transpose(x, weight, bias, shape, extra, "auto")
 
 
-def _alike(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same three in one dtype: autocast's, where that is on."""
+def _need_alike(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if not x.dtype.is_floating_point and not x.dtype.is_complex:
+        raise UsageError(f"an input of {x.dtype} cannot be convolved; turn it into floating point, as with .float()")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.device != x.device:
             raise UsageError(f"the input is on {x.device}, {name} on {tensor.device}; move both to one device")
-    if not x.dtype.is_floating_point and not x.dtype.is_complex:
-        raise UsageError(f"an input of {x.dtype} cannot be convolved; turn it into floating point, as with .float()")
-    x, weight, bias = cast(x), cast(weight), cast(bias)
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype != x.dtype:
+        if tensor is not None and dtype_here(tensor) != dtype_here(x):
             raise UsageError(f"the input is {x.dtype}, {name} {tensor.dtype}; turn both into one dtype")
-    return x, weight, bias
 
 
 def _padded(

@@ -33,13 +33,13 @@ def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape, bias: torch
 
     `bias`: (O), added.
     """
-    result = (_rows(weight, shape) @ _patches(x, shape)).reshape(shape.output)
-    return result if bias is None else result + bias[:, None, None]
+    result = (_rows(weight.to(x.dtype), shape) @ _patches(x, shape)).reshape(shape.output)
+    return result if bias is None else result + bias[:, None, None].to(x.dtype)
 
 
 def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
     """The gradient with respect to the input, (N, C, H, W); `gradient`: that of the result, (N, O, H', W')."""
-    patches = _rows(weight, shape).mT @ _grouped(gradient, shape)
+    patches = _rows(weight.to(gradient.dtype), shape).mT @ _grouped(gradient, shape)
     (ph, pw), (sh, sw), (dh, dw) = shape.padding, shape.stride, shape.dilation
     padded = gradient.new_zeros(shape.batch, shape.in_channels, shape.height + 2 * ph, shape.width + 2 * pw)
     taps = patches.reshape(shape.batch, shape.in_channels, *shape.kernel, shape.out_height, shape.out_width)

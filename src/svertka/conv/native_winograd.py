@@ -2,7 +2,8 @@
 
 The same F(4×4, 3×3) as in `winograd`, channels-last, its steps fused so that they stay in a cache; the weight gradient
 is F(3×3, 4×4). Results and gradients are channels-last, and so should be what is given: all else is copied first.
-bfloat16 is read and written as it lies, and computed with as float32: results are rounded once.
+bfloat16 is read and written as it lies, and computed with as float32: results are rounded once, the weights' gradient
+not at all.
 
 Measured against float64, 256 channels of 28×28 pixels, normal input and weights, the error relative to the root mean
 square of the results is 8.1e-7, of the weight gradient 9.3e-7, and 1e-5 at most. A value that is not finite can make
@@ -55,7 +56,7 @@ def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
         result.data_ptr(),
         torch.get_num_threads(),
     )
-    return result.to(x.dtype)
+    return result
 
 
 def pack(weight: Tensor) -> Tensor:

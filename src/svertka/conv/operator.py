@@ -3,6 +3,9 @@
 A convolution is linear in its input and in its weights, and so are its two gradients. Hence three operators,
 `convolution`, `input_gradient` and `weight_gradient`, each of which has the two others as its derivatives; derived as
 often as one likes, they never leave this file. They trust their caller, `svertka.conv.functions`.
+
+Beside pictures of bfloat16 weights may be float32, as they are under autocast: to round them first would gain nothing.
+Their gradients are float32 then.
 """
 
 from functools import lru_cache
@@ -25,11 +28,11 @@ LIBRARY.define(f"input_gradient(Tensor gradient, Tensor weight, SymInt[2] size, 
 LIBRARY.define(f"weight_gradient(Tensor gradient, Tensor x, SymInt[2] kernel, {SETTINGS}) -> Tensor")
 
 
-def cast(value: Any) -> Any:
-    """A tensor in the dtype in which PyTorch's convolution takes it here: autocast's, or its own; all else as it is."""
-    if not isinstance(value, Tensor) or value.dtype not in CAST or not _is_autocast(value):
-        return value
-    return value.to(torch.get_autocast_dtype(value.device.type))
+def dtype_here(tensor: Tensor) -> torch.dtype:
+    """The dtype in which PyTorch's convolution would take `tensor` here: autocast's, or its own."""
+    if tensor.dtype not in CAST or not _is_autocast(tensor):
+        return tensor.dtype
+    return torch.get_autocast_dtype(tensor.device.type)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, name: str) -> Tensor:
@@ -41,6 +44,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, n
         with torch.autocast(x.device.type, enabled=False):  # in which dtype algorithms compute is for them to say
             result = convolve(x, weight, bias, shape, name)
     elif _is_direct(("forward", "input_gradient"), shape, x, weight, name):
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         result = torch.conv2d(x, weight, bias, *layout).contiguous(memory_format=_layout(x, weight))
     elif torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, weight, bias)):
         result = _Convolution.apply(x, weight, bias, (*layout, name))  # type: ignore[no-untyped-call]
@@ -62,6 +66,7 @@ def transpose(
         with torch.autocast(x.device.type, enabled=False):
             return transpose(x, weight, bias, shape, extra, name)
     if eager and _is_direct(("input_gradient", "forward"), shape, x, weight, name):
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         result = torch.conv_transpose2d(x, weight, bias, *layout[:2], extra, shape.groups, shape.dilation)
         return result.contiguous(memory_format=_layout(x, weight))
     # More output than a stride: the convolution back has a position more, at which nothing comes in.
@@ -73,7 +78,7 @@ def transpose(
         result = _InputGradient.apply(x, weight, size, settings)  # type: ignore[no-untyped-call]
     else:
         result = _input_gradient(x, weight, size, *settings)
-    return result if bias is None else result + bias[:, None, None]
+    return result if bias is None else result + bias[:, None, None].to(x.dtype)
 
 
 def _is_direct(passes: tuple[choose.Pass, choose.Pass], shape: ConvShape, x: Tensor, weight: Tensor, name: str) -> bool:
@@ -145,10 +150,11 @@ def _weight_gradient(
 ) -> Tensor:
     weight = gradient.shape[1], x.shape[1] // groups, *kernel
     shape = _shape(x.shape, weight, *map(tuple, (stride, padding, dilation)), groups)
+    dtype = choose.learnt_in(x.dtype)
     if not x.numel():
-        return x.new_zeros(weight)
+        return x.new_zeros(weight, dtype=dtype)
     result = choose.algorithm(name, "weight_gradient", shape, x).weight_gradient(gradient, x, shape)
-    return result.contiguous(memory_format=_layout(x, gradient))
+    return result.to(dtype).contiguous(memory_format=_layout(x, gradient))
 
 
 @lru_cache(4096)  # a shape is met again and again, and to look it up takes a tenth of the time
@@ -177,7 +183,7 @@ def _fake_input_gradient(gradient: Tensor, weight: Tensor, size: Pair, *settings
 
 def _fake_weight_gradient(gradient: Tensor, x: Tensor, kernel: Pair, *settings: Any) -> Tensor:
     groups = settings[3]
-    empty = x.new_empty(gradient.shape[1], x.shape[1] // groups, *kernel)
+    empty = x.new_empty(gradient.shape[1], x.shape[1] // groups, *kernel, dtype=choose.learnt_in(x.dtype))
     return empty.contiguous(memory_format=_layout(x, gradient))
 
 
@@ -257,13 +263,13 @@ def _weight_gradient_backward(context: Any, upstream: Tensor) -> tuple[Any, ...]
 
 
 def _under_autocast(name: str, device: str) -> None:
-    """Let the operator compute in autocast's dtype, as PyTorch's convolution does."""
-    operator = getattr(torch.ops.svertka, name)
+    """Let the operator compute in autocast's dtype, as PyTorch's convolution does; weights stay as they are."""
+    operator, pictures = getattr(torch.ops.svertka, name), 2 if name == "weight_gradient" else 1
 
     def compute(*arguments: Any) -> Any:
-        arguments = tuple(cast(one) for one in arguments)
+        cast = [one.to(dtype_here(one)) for one in arguments[:pictures]]
         with torch.autocast(device, enabled=False):
-            return operator(*arguments)
+            return operator(*cast, *arguments[pictures:])
 
     LIBRARY.impl(name, compute, f"Autocast{device.upper()}")
 

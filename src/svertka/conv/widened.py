@@ -1,7 +1,7 @@
 """PyTorch's own convolution in float32 of bfloat16 tensors: for processors that only imitate bfloat16.
 
 Without instructions for it PyTorch's products of bfloat16 numbers take several times as long as those of float32. All
-results are rounded to bfloat16 once, at the end.
+results but the weights' gradient, which stays float32, are rounded to bfloat16 once, at the end.
 """
 
 import torch
@@ -31,4 +31,4 @@ def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor
 
 def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
     """The gradient with respect to the weights, (O, C / groups, kh, kw); `gradient`: that of the result."""
-    return direct.weight_gradient(gradient.float(), x.float(), shape).to(x.dtype)
+    return direct.weight_gradient(gradient.float(), x.float(), shape)
