@@ -7,11 +7,21 @@ namespace svertka::INSTRUCTIONS {
 
 constexpr Index panel = 2 * lanes;  // columns of the register block
 
+// Where the numbers from `number` · lanes on of a row of A are stored that begins at `row`, if chunks of `rows` rows lie
+// side by side.
+template <class Factor>
+ALWAYS_INLINE auto* place_in(Factor* row, Index number) {
+    if constexpr (numbers_in<Factor> == 2)
+        return reinterpret_cast<BFloat16*>(row + number / 2 * rows * lanes) + number % 2 * lanes;
+    else
+        return row + number * rows * lanes;
+}
+
 // Σ_k A[row][k] · B[k][column], for `count` ≤ `rows` rows and `panel` columns: keep(row, half, vector) takes each sum,
 // one vector's width of columns at a time.
-// A lies in chunks of `lanes` steps of k, `chunk` floats apart, in a chunk at row · row_stride + k · step_stride;
-// B at k · b_stride, its second vector `second` floats behind its first.
-// All of it in factors: floats, or pairs of bfloat16 numbers, two steps at once.
+// A lies in chunks of `lanes` steps of k, `chunk` factors apart, in a chunk at row · row_stride + k · step_stride;
+// B at k · b_stride, its second vector `second` factors behind its first. Factors are floats, or pairs of bfloat16
+// numbers, which belong to two neighbours of k: steps, strides and `depth` then count pairs.
 // The strides inside a chunk are compile-time numbers: each of A's elements is then an operand in memory at a fixed
 // distance from one pointer, spread over the lanes as it is read. With one of two `vectors` only the first half of the
 // columns is computed. There may be several `pieces` of k, `depth` long, those of A `piece` floats apart.

@@ -16,13 +16,6 @@ struct Pair {
 template <class Factor>
 constexpr Index numbers_in = std::is_same_v<Factor, Pair> ? 2 : 1;
 
-// Whether the processor has an instruction for it. Without one it takes longer than the same product of floats.
-#if defined(__AVX512BF16__)
-constexpr bool multiplies_pairs = true;
-#else
-constexpr bool multiplies_pairs = false;
-#endif
-
 ALWAYS_INLINE Bits load(const Pair* from) {
     Bits pairs;
     __builtin_memcpy(&pairs, from, sizeof pairs);

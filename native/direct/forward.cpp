@@ -139,8 +139,8 @@ struct Pass {
     // behind the one before.
     bool in_strips() const {
         const Index stride = shape.x.stride * shape.in_channels;
-        return !narrow && windows.dense && shape.in_channels <= 4 && (stride == 1 || stride == 2 || stride == 3 || stride == 6 ||
-                                                   stride == 12);
+        const bool known = stride == 1 || stride == 2 || stride == 3 || stride == 6 || stride == 12;
+        return !narrow && windows.dense && shape.in_channels <= 4 && known;
     }
 
     // Numbers of a line of the pictures with the zeros around it.
@@ -230,7 +230,8 @@ void in_blocks(Pass<Factor> pass, int threads) {
     const Window& shape = pass.shape;
     const Plan plan(pass, threads);
     const Index of_zeros = parts(shape.in_channels, lanes) * lanes, of_row = pass.windows.chunks * lanes;
-    const Index of_line = parts(pass.depth, lanes) * lanes + lanes, of_rows = plan.block * of_row, of_products = plan.block * panel;
+    const Index of_line = parts(pass.depth, lanes) * lanes + lanes, of_rows = plan.block * of_row;
+    const Index of_products = plan.block * panel;
     const Index common = of_zeros + (plan.shared ? of_rows : 0);
     const Index own = of_line + of_products + (plan.shared ? 0 : of_rows);
     float* const memory = scratch(common + threads * own);

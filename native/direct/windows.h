@@ -40,14 +40,6 @@ struct Windows {
     }
 
   private:
-    // Where the numbers of a row go, those from `number` · lanes on.
-    static auto* place(Factor* row, Index number) {
-        if constexpr (numbers_in<Factor> == 2)
-            return reinterpret_cast<BFloat16*>(row + number / 2 * rows * lanes) + number % 2 * lanes;
-        else
-            return row + number * rows * lanes;
-    }
-
     void gather_channels(const float* from, Index in_y, Index in_x, Factor* row) const {
         const Index whole = shape.in_channels / lanes, rest = shape.in_channels % lanes;
         Index number = 0;
@@ -56,8 +48,8 @@ struct Windows {
                 const Index y = in_y + i * shape.y.dilation, x = in_x + j * shape.x.dilation;
                 const bool inside = y >= 0 && y < shape.y.size && x >= 0 && x < shape.x.size;
                 const float* pixel = inside ? from + (y * shape.x.size + x) * shape.in_step : zeros;
-                for (Index group = 0; group < whole; ++group) store(place(row, number++), load(pixel + group * lanes));
-                if (rest) store(place(row, number), load_some(pixel + whole * lanes, rest));
+                for (Index group = 0; group < whole; ++group) store(place_in(row, number++), load(pixel + group * lanes));
+                if (rest) store(place_in(row, number), load_some(pixel + whole * lanes, rest));
             }
     }
 
@@ -82,7 +74,7 @@ struct Windows {
             }
         }
         line[depth] = 0;  // the other one of the last pair
-        for (Index number = 0; number * lanes < depth; ++number) store(place(row, number), load(line + number * lanes));
+        for (Index number = 0; number * lanes < depth; ++number) store(place_in(row, number), load(line + number * lanes));
     }
 };
 
