@@ -42,6 +42,7 @@ def test_a_part_of_a_part_keeps_names_pixels_and_digests(three: Dataset) -> None
     assert some.pictures.name(0) == three.pictures.name(0) == "three #0"
     assert some.pictures.digest(0) == three.pictures.digest(0)
     assert (some.pictures.read(0) == three.pictures.read(0)).all()
+    assert some.pictures.size(0) == (2, 2)
     assert len(some.pictures) == 1
     assert some.labels.tolist() == [1]
     assert some.parts.tolist() == ["train"]
@@ -55,15 +56,18 @@ def test_files(tmp_path: Path) -> None:
     assert len(pictures) == 3
     assert pictures.name(0) == str(tmp_path / "in" / "a.png")
     assert (pictures.read(0) == (1, 2, 3)).all()
+    assert pictures.size(0) == pictures.read(0).shape[:2] == (2, 3)
     assert pictures.digest(1) == hashlib.blake2b(b"no picture", digest_size=16).digest()
     with pytest.raises(PictureError, match="not a picture"):
         pictures.read(1)
-    for ask in (pictures.read, pictures.digest):
+    for ask in (pictures.read, pictures.size, pictures.digest):
         with pytest.raises(PictureError, match="no such file"):
             ask(2)
 
 
 def test_a_file_of_another_format_than_its_name_says(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2)).save(tmp_path / "a.jpg", "PNG")
-    with pytest.raises(PictureError, match="holds PNG"):
-        FilePictures(tmp_path, ["a.jpg"]).read(0)
+    pictures = FilePictures(tmp_path, ["a.jpg"])
+    for ask in (pictures.read, pictures.size):
+        with pytest.raises(PictureError, match="holds PNG"):
+            ask(0)

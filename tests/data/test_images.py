@@ -12,9 +12,10 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, ImageOps
 
-from svertka.data.images import PIXEL_LIMIT, SUFFIXES, as_rgb, read_picture
+from svertka.data.images import PIXEL_LIMIT, SUFFIXES, as_rgb, picture_size, read_picture
 from svertka.errors import PictureError, UsageError
 
 SIZES = [(23, 37), (5, 3)]  # odd, higher than wide; smaller than a JPEG block
@@ -279,6 +280,33 @@ def test_jpeg_is_what_pillow_decodes_turned_upright(case, orientation, size):
     np.testing.assert_array_equal(as_rgb(pillow), turned)
 
 
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_size_is_that_of_the_upright_pixels(orientation, size):
+    for name, case in (TURNED | UNTURNED | JPEGS).items():
+        data, stored = case(size, orientation)
+        upright = stored if name in UNTURNED else UPRIGHT[orientation](stored)
+        assert picture_size(data) == upright.shape[:2], name
+
+
+def late_exif(data: bytes) -> bytes:
+    """A PNG with its EXIF behind the pixels."""
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + struct.unpack(">I", data[start : start + 4])[0]
+    return data[:start] + data[end:-12] + data[start:end] + data[-12:]
+
+
+def test_size_needs_no_pixels(shared_data, monkeypatch):
+    late = late_exif(TURNED["PNG RGB"]((23, 37), 6)[0])
+    assert picture_size(late) == read_picture(late).shape[:2] == (37, 23)
+    photographs = [path.read_bytes() for path in sorted((shared_data / "cats-dogs" / "cat").iterdir())[:20]]
+    sizes = [read_picture(data).shape[:2] for data in photographs]
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", None)
+    monkeypatch.setattr(Image.Image, "load", None)
+    assert [picture_size(data) for data in photographs] == sizes
+    assert picture_size(ONE_OF_EACH["PNG"]) == picture_size(ONE_OF_EACH["JPEG"][:-100]) == (40, 56)
+
+
 def test_photographs_are_what_pillow_decodes(shared_data):
     paths = [*sorted(shared_data.glob("imagenet-samples/*"))[::8], *sorted(shared_data.glob("cats-dogs/*/*"))[::100]]
     assert len(paths) > 15
@@ -446,8 +474,9 @@ def test_empty_foreign_and_mislabelled():
         read_picture(b"")
     pgm, icon = save(_luminance((4, 4))[0], "PPM"), save(_rgb((16, 16))[0], "ICO")
     for foreign in (b"\0", b"<html>", b"%PDF-1.7", pgm, icon, bytes(1000)):
-        with pytest.raises(PictureError, match=r"^not a picture"):
-            read_picture(foreign, suffix=".jpg")
+        for reads in (read_picture, picture_size):
+            with pytest.raises(PictureError, match=r"^not a picture"):
+                reads(foreign, suffix=".jpg")
     with pytest.raises(PictureError, match=r"^named .JPG but holds PNG$"):
         read_picture(ONE_OF_EACH["PNG"], suffix=".JPG")
 
@@ -500,6 +529,8 @@ def test_over_large_is_refused_before_decoding(name, min_side):
     try:
         with pytest.raises(PictureError, match=r"^120 megapixels, more than the limit of 100$"):
             read_picture(resized_header(name, 12000, 10000), min_side=min_side)
+        with pytest.raises(PictureError, match=r"^120 megapixels"):
+            picture_size(resized_header(name, 12000, 10000))
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
@@ -581,6 +612,7 @@ def test_mutated_pictures_give_pixels_or_a_reason(large_count):
             assert reason in REASONS or re.match("named|[0-9]+ mega|not a pic", reason), reason
             outcomes["refused"] += 1
         else:
+            assert number // formats % 2 or picture_size(data) == pixels.shape[:2], number
             assert pixels.dtype == np.uint8, number
             assert pixels.ndim == 3, number
             assert pixels.shape[2] == 3, number

@@ -42,7 +42,7 @@ def test_patches_are_cut_from_the_resized_picture(patches: Patches) -> None:
         whole = resized(patches.pictures.read(picture), *level.size, 1)
         assert np.array_equal(square, whole[row : row + 16, column : column + 16])
         left, top, right, bottom = patches.edges(index)
-        assert patches.read(index).shape == (bottom - top, right - left, 3)
+        assert patches.read(index).shape == (*patches.size(index), 3) == (bottom - top, right - left, 3)
         assert patches.name(index) == f"{patches.pictures.name(picture)} {(left, top, right, bottom)}"
 
 

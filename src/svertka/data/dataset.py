@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from svertka.data.images import read_picture
+from svertka.data.images import picture_size, read_picture
 from svertka.errors import PictureError
 
 Ints = npt.NDArray[np.int64]
@@ -33,6 +33,14 @@ class Pictures(Protocol):
 
         Raises:
             PictureError: it cannot be read from disk.
+        """
+        ...
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of picture `index` as `read` gives it whole, pixels; without decoding it, if that can be.
+
+        Raises:
+            PictureError: it cannot be read; the message is the reason.
         """
         ...
 
@@ -62,6 +70,11 @@ class ArrayPictures:
         """BLAKE2b of the pixels."""
         return hashlib.blake2b(self.array[index].data, digest_size=16).digest()
 
+    def size(self, index: int) -> tuple[int, int]:
+        """The same for all."""
+        height, width = self.array.shape[1:3]
+        return height, width
+
     def read(self, index: int, min_side: int | None = None) -> Pixels:
         """The pixels as RGB; grey ones three times."""
         return np.broadcast_to(self.array[index], (*self.array.shape[1:3], 3))
@@ -83,6 +96,10 @@ class FilePictures:
     def digest(self, index: int) -> bytes:
         """BLAKE2b of the file."""
         return hashlib.blake2b(self.content(index), digest_size=16).digest()
+
+    def size(self, index: int) -> tuple[int, int]:
+        """As the file's header says."""
+        return picture_size(self.content(index), suffix=Path(self.paths[index]).suffix)
 
     def read(self, index: int, min_side: int | None = None) -> Pixels:
         """The decoded file; one whose ending names another format than its content is refused as mislabelled."""
@@ -140,6 +157,10 @@ class Subset:
     def digest(self, index: int) -> bytes:
         """As in the whole."""
         return self.pictures.digest(int(self.indices[index]))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """As in the whole."""
+        return self.pictures.size(int(self.indices[index]))
 
     def read(self, index: int, min_side: int | None = None) -> Pixels:
         """As in the whole."""

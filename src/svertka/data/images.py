@@ -52,6 +52,8 @@ SUFFIXES = {
     ".gif": "GIF",
 }
 
+TURNED = (5, 6, 7, 8)  # EXIF orientations of pictures that are stored on their side
+
 _TILE_WIDTH, _TILE_LENGTH, _PHOTOMETRIC, _MIN_IS_WHITE = 322, 323, 262, 0
 
 
@@ -70,21 +72,29 @@ def read_picture(
         PictureError: it cannot be read; the message is the reason. It is a FormatError where it is in none of these
         formats, a SizeError where it is too large.
     """
-    if not data:
-        raise PictureError("empty file")
-    name = next((name for name, (start, _) in DECODERS.items() if start.match(data)), None)
-    if name is None:
-        raise FormatError(f"not a picture ({', '.join(DECODERS)})")
-    if suffix is not None and SUFFIXES.get(suffix.lower(), name) != name:
-        raise PictureError(f"named {suffix} but holds {name}")
     with _refusal():
-        image = DECODERS[name][1](io.BytesIO(data))
-        _check_size(image, pixel_limit)
+        image = _opened(data, suffix, pixel_limit)
         if isinstance(image, JpegImageFile):
             pixels = _decode_jpeg(data, image, SPARE * (min_side or 0))
             if pixels is not None:
                 return _upright(pixels, image)
         return as_rgb(image)
+
+
+def picture_size(data: bytes, suffix: str | None = None, pixel_limit: int = PIXEL_LIMIT) -> tuple[int, int]:
+    """Height and width of what `read_picture` gives for `data`, from the header alone where that says how it is turned.
+
+    Raises:
+        PictureError: as for `read_picture`; but pixels that are damaged may go unnoticed.
+    """
+    with _refusal():
+        image = _opened(data, suffix, pixel_limit)
+        # PNG may say behind the pixels how it is turned, and Pillow turns TIFF as it reads them.
+        late = isinstance(image, PngImageFile) and re.search(rb"exif|xmp", data, re.IGNORECASE)
+        if late or isinstance(image, TiffImageFile):
+            height, width = as_rgb(image).shape[:2]
+            return height, width
+        return image.size if _orientation(image) in TURNED else image.size[::-1]
 
 
 def as_rgb(picture: Image.Image | npt.NDArray[np.uint8]) -> Pixels:
@@ -117,6 +127,20 @@ def _array_as_rgb(array: npt.NDArray[np.uint8]) -> Pixels:
     if array.shape[2] == 4:
         return _over_white(Image.fromarray(array))
     return np.broadcast_to(array, (*array.shape[:2], 3))
+
+
+def _opened(data: bytes, suffix: str | None, pixel_limit: int) -> ImageFile:
+    """The picture in `data`, of a known format and size, not decoded yet."""
+    if not data:
+        raise PictureError("empty file")
+    name = next((name for name, (start, _) in DECODERS.items() if start.match(data)), None)
+    if name is None:
+        raise FormatError(f"not a picture ({', '.join(DECODERS)})")
+    if suffix is not None and SUFFIXES.get(suffix.lower(), name) != name:
+        raise PictureError(f"named {suffix} but holds {name}")
+    image = DECODERS[name][1](io.BytesIO(data))
+    _check_size(image, pixel_limit)
+    return image
 
 
 def _check_size(image: ImageFile, limit: int) -> None:
@@ -210,18 +234,24 @@ def _over_white(image: Image.Image) -> Pixels:
 
 
 def _upright(pixels: Pixels, image: Image.Image) -> Pixels:
-    """`pixels` turned and mirrored as the EXIF orientation of `image`, 1 to 8, says."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged EXIF spoils no picture
-        return pixels
-    if orientation in (5, 6, 7, 8):
+    """`pixels` turned and mirrored as the EXIF orientation of `image` says."""
+    orientation = _orientation(image)
+    if orientation in TURNED:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
+
+
+def _orientation(image: Image.Image) -> int:
+    """That of the EXIF of `image`, 1 to 8, as far as it is read."""
+    try:
+        found: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF spoils no picture
+        return 1
+    return found
 
 
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)

@@ -5,6 +5,7 @@ Source: Oquab, Bottou, Laptev & Sivic 2014, §3.2.
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,11 @@ class Patches:
         """The same, where the digest of the picture is known."""
         place = f"{self.places[index, 1:].tolist()} {self.window} {self.stride}"
         return hashlib.blake2b(content + place.encode(), digest_size=16).digest()
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the patch in its picture."""
+        left, top, right, bottom = self.edges(index)
+        return bottom - top, right - left
 
     def read(self, index: int, min_side: int | None = None) -> Pixels:
         """What the patch holds of its picture, (H, W, 3) uint8."""
@@ -111,7 +117,8 @@ class Patches:
                 yield rgb, self._levels(picture)[number], np.flatnonzero(here & (of_level == number))
 
     def _rgb(self, picture: int) -> Pixels:
-        return _read(self.pictures, picture)
+        with _telling(self.pictures, picture):
+            return self.pictures.read(picture)
 
     def _levels(self, picture: int) -> list[Level]:
         return levels(*self.sizes[picture], self.window, self.stride)
@@ -144,8 +151,8 @@ def cut_out(
     labels: list[Ints] = []
 
     def size_of(picture: int) -> tuple[int, int]:
-        height, width = _read(dataset.pictures, picture).shape[:2]
-        return height, width
+        with _telling(dataset.pictures, picture):
+            return dataset.pictures.size(picture)
 
     with progress("cutting patches", len(indices)) as shown_progress:
         chunks = ahead(size_of, indices.tolist(), threads, CHUNK)
@@ -184,9 +191,11 @@ def _levels_of(pictures: Pictures, picture: int, height: int, width: int, slides
         raise DataError(f"{pictures.name(picture)} has {error}; take it away, and start again") from error
 
 
-def _read(pictures: Pictures, picture: int) -> Pixels:
+@contextmanager
+def _telling(pictures: Pictures, picture: int) -> Iterator[None]:
+    """Say of a picture that cannot be read in the body which one it is."""
     try:
-        return pictures.read(picture)
+        yield
     except PictureError as error:
         name = pictures.name(picture)
         raise DataError(f"{name} cannot be read: {error}; put it right or take it away, and start again") from error

@@ -7,6 +7,7 @@ import torch
 
 from svertka.classifier import Classifier, Config
 from svertka.data.preprocess import Preprocess
+from svertka.errors import UsageError
 from svertka.files import storage, sync_folder, write_json
 from svertka.models.heads import put_head
 from svertka.models.initial import initialise
@@ -21,8 +22,24 @@ from svertka.training.parts import Parts
 from svertka.training.range_test import RangeTest
 from svertka.training.recipe import Recipe
 from svertka.training.settings import Settings
+from svertka.transfer.freeze import ALL, HEAD
 
 PREPARED_WITH = 5000  # training pictures, for networks that want to see some before their first step
+
+
+def refuse_untrained(recipe: Recipe, boxes: str | None, *, trained: bool) -> None:
+    """Nothing, if what `recipe` freezes is `trained`, and if `boxes`, where there are some, have a head to train.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    if boxes is not None and not (trained and recipe.unfreeze == HEAD):
+        raise UsageError(f"boxes={boxes} train a head on trained weights; name --weights, and leave out --unfreeze")
+    if recipe.unfreeze != ALL and not trained:
+        raise UsageError(
+            f"unfreeze={recipe.unfreeze} leaves the other weights as they are, and nothing has trained them; name "
+            "--weights to start from, or give --unfreeze all"
+        )
 
 
 def begin(

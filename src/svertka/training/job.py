@@ -23,7 +23,7 @@ from svertka.models import zoo
 from svertka.progress import progress, say
 from svertka.run import Run, new_folder
 from svertka.training import checkpoint, plan, summary
-from svertka.training.beginning import begin, create
+from svertka.training.beginning import begin, create, refuse_untrained
 from svertka.training.learner import compute_head, computes_head, freeze_for, judged_by, learner, optimizer_for
 from svertka.training.log import Log
 from svertka.training.loop import State, fit, steps_of
@@ -33,7 +33,6 @@ from svertka.training.range_test import find_learning_rate
 from svertka.training.recorder import Recorder
 from svertka.training.settings import Settings
 from svertka.transfer.features import room, row_bytes
-from svertka.transfer.freeze import HEAD
 
 
 def train(
@@ -101,10 +100,7 @@ def train(
     if not augment or boxes is not None:  # patches overlap, which is enough
         changes["augmentations"] = ()
     planned = find_recipe(recipe_name).with_changes(lr=plan.parse_rate(lr), **changes)
-    if boxes is not None and not (trained and planned.unfreeze == HEAD):
-        raise UsageError(
-            f"boxes={fspath(boxes)} train a head on trained weights; name --weights, and leave out --unfreeze"
-        )
+    refuse_untrained(planned, None if boxes is None else fspath(boxes), trained=trained)
     if variants is not None and variants < 1:
         raise UsageError(f"variants={variants} must be at least 1; leave it out to store as many as pay")
     budget = None if time_budget is None else plan.parse_time(time_budget)
