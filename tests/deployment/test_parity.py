@@ -106,7 +106,8 @@ def spread_logits(classifier: Classifier, images: Sequence[torch.Tensor]) -> Non
     with torch.no_grad():
         logits = classifier.network(torch.stack(list(images)))
         scale = 2 / logits.std(0).clamp_min(1e-12)
-        scale = torch.minimum(scale, 20 / logits.abs().amax(0)).clamp_max(100)
+        # Of all classes: the logits of one may be small since large terms cancel, and these are what is rounded.
+        scale = torch.minimum(scale, 4 / logits.abs().amax()).clamp_max(100)
         head.weight.mul_(scale[:, None])
         if head.bias is None:
             return
