@@ -5,6 +5,7 @@ FOLDER/index.html       opens offline
 """
 
 import io
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from svertka.data.boxes import Annotation, Box
 from svertka.data.dataset import Pixels
 from svertka.files import storage, write_atomic
 from svertka.localization.heatmap import Heat, Region
-from svertka.pages.page import escape, isolated, page, percent
+from svertka.pages.page import count, escape, isolated, page, percent
 from svertka.pages.pictures import reduced
 
 LONGEST = 1024
@@ -62,10 +63,10 @@ class Album:
 
     def write_page(self, judgement: dict[str, Any] | None) -> Path:
         """Write the page, with the figures of `judgement` (of `Pointing.as_json`) above the pictures; its file."""
-        sentence = "Where pictures show what they show"
+        sentence = f"What was found in {count(len(self.figures), 'picture')}, and where"
         how = (
-            "Grey hides what does not speak for the class; the blue box is around what speaks half as much as the spot "
-            "or more. Boxes that were given are black and white."
+            "Grey hides what does not speak for the class. The ring is on the spot that speaks most, the blue box "
+            "around what speaks half as much or more; boxes that were given are black and white."
         )
         said = in_words(judgement) if judgement else ""
         judged = f"<p>{escape(said[0].upper() + said[1:])}.</p>" if said else ""
@@ -108,15 +109,15 @@ def overlay(rgb: Pixels, hot: Heat, found: Region, boxes: tuple[Box, ...]) -> Pi
     veil = VEIL * (1 - share.clip(0, 1))[..., None]
     image = Image.fromarray(np.rint(small * (1 - veil) + np.array(GREY) * veil).astype(np.uint8))
     scale = width / rgb.shape[1], height / rgb.shape[0]
-    draw, line = ImageDraw.Draw(image), max(1, max(width, height) // 320)
+    draw, line = ImageDraw.Draw(image), math.ceil(max(width, height) / SHOWN)  # a CSS pixel of the page or more
     for box in boxes:
         for inset, colour in ((0, BLACK), (line, WHITE)):
             draw.rectangle(_edges(box, scale, inset), outline=colour, width=line)
-    draw.rectangle(_edges(found.box, scale), outline=WHITE, width=3 * line)
-    draw.rectangle(_edges(found.box, scale, inset=line), outline=MARK, width=line)
+    draw.rectangle(_edges(found.box, scale), outline=WHITE, width=4 * line)
+    draw.rectangle(_edges(found.box, scale, inset=line), outline=MARK, width=2 * line)
     x, y = found.peak[0] * scale[0], found.peak[1] * scale[1]
-    for radius, colour in ((6 * line, WHITE), (5 * line, MARK)):
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=line)
+    for radius, colour, width_of in ((6 * line, WHITE, 4 * line), (5 * line, MARK, 2 * line)):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=width_of)
     return np.asarray(image)
 
 
