@@ -106,7 +106,7 @@ def spread_logits(classifier: Classifier, images: Sequence[torch.Tensor]) -> Non
     with torch.no_grad():
         logits = classifier.network(torch.stack(list(images)))
         scale = 2 / logits.std(0).clamp_min(1e-12)
-        scale = torch.minimum(scale, 20 / logits.abs().amax(0)).clamp_max(100)
+        scale = torch.minimum(scale, 8 / logits.abs().amax(0)).clamp_max(100)
         head.weight.mul_(scale[:, None])
         if head.bias is None:
             return
