@@ -21,7 +21,7 @@ import svertka
 from svertka.classifier import Classifier
 from svertka.cli.app import main
 from svertka.data.images import read_picture
-from svertka.graph.optimize import TOLERANCE
+from svertka.graph.optimize import TOLERANCES
 from svertka.models import zoo
 from svertka.models.heads import head_path
 
@@ -169,7 +169,7 @@ def test_a_picture_has_one_answer(
             some = [base64.b64encode(path.read_bytes()).decode() for path in pictures[first : first + 50]]
             answer = server.ask("POST", "/predict", json.dumps(some).encode(), {"Content-Type": "application/json"})
             entries += answer.json()
-    assert_same([entry["labels"] for entry in entries], chances, wanted, margin, TOLERANCE)
+    assert_same([entry["labels"] for entry in entries], chances, wanted, margin, TOLERANCES["fp32"])
 
     # svertka evaluate: each picture in the folder of what it was taken for; none may be wrong
     source = tmp_path / "source"
