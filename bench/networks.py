@@ -2,11 +2,14 @@
 
     pip install openvino ncnn pnnx MNN onnxruntime
     python bench/networks.py [--only vgg16 resnet18] [--batch 1 16] [--peers onnxruntime ncnn] [--rounds 15] [--json]
+    python bench/networks.py --precision bf16
 
-float32, random weights, random pictures of the size that each network is for. Times are milliseconds of a whole batch:
-the best run and the median. `ratio`: the peer's best time over ours, above 1 where ours is faster. The error is the
-largest difference to the original network in float64, over the largest value. Each engine gets the pictures in the
-order that it likes, converted before the clock runs. ncnn takes pictures one by one.
+float32, or with `--precision bf16` what engines do that may compute in bfloat16: PyTorch under autocast, OpenVINO and
+ncnn, beside them ours in float32, and so with the weights of dense layers in bfloat16. Random weights, random pictures
+of the size that each network is for. Times are milliseconds of a whole batch: the best run and the median. `ratio`: the
+peer's best time over ours, above 1 where ours is faster. The error is the largest difference to the original network in
+float64, over the largest value. Each engine gets the pictures in the order that it likes, converted before the clock
+runs. ncnn takes pictures one by one.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +36,27 @@ from turns import seconds
 
 NETWORKS = ("alexnet_owt", "vgg16", "googlenet_bn", "resnet18", "resnet50", "squeezenet1_1", "efficientnet_lite0")
 Run = Callable[[], Any]  # one run, which gives the scores as a tensor or an array
+Maker = Callable[[nn.Module, Tensor, Path], Run]
 
 
 def ours(network: nn.Module, pictures: Tensor, _: Path) -> Run:
     """`svertka.optimize`."""
     pictures = pictures.contiguous(memory_format=torch.channels_last)
     optimized = svertka.optimize(network, pictures)
+    return lambda: optimized(pictures)
+
+
+def ours_bf16(network: nn.Module, pictures: Tensor, _: Path) -> Run:
+    """`svertka.optimize` in bfloat16."""
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    optimized = svertka.optimize(network, pictures, precision="bf16")
+    return lambda: optimized(pictures)
+
+
+def ours_dense(network: nn.Module, pictures: Tensor, _: Path) -> Run:
+    """`svertka.optimize` with the weights of dense layers in bfloat16."""
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    optimized = svertka.optimize(network, pictures, dense="bf16")
     return lambda: optimized(pictures)
 
 
@@ -51,6 +70,17 @@ def channels_last(network: nn.Module, pictures: Tensor, _: Path) -> Run:
     twin = in_layout(copy.deepcopy(network), torch.channels_last)
     pictures = pictures.contiguous(memory_format=torch.channels_last)
     return lambda: twin(pictures)
+
+
+def autocast(network: nn.Module, pictures: Tensor, folder: Path) -> Run:
+    """PyTorch with its tensors channels-last, under autocast."""
+    run = channels_last(network, pictures, folder)
+
+    def under() -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return run().float()
+
+    return under
 
 
 def compiled(network: nn.Module, pictures: Tensor, _: Path) -> Run:
@@ -90,13 +120,13 @@ def onnxruntime(network: nn.Module, pictures: Tensor, folder: Path) -> Run:
     return lambda: session.run(None, {"x": array})[0]
 
 
-def openvino(network: nn.Module, pictures: Tensor, folder: Path) -> Run:
-    """OpenVINO, told to compute in float32."""
+def openvino(network: nn.Module, pictures: Tensor, folder: Path, hint: str = "f32") -> Run:
+    """OpenVINO, told to compute in float32, or as `hint` says."""
     import openvino as ov
 
     core = ov.Core()
     settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": hint,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
@@ -105,8 +135,8 @@ def openvino(network: nn.Module, pictures: Tensor, folder: Path) -> Run:
     return lambda: request.infer({0: array})[model.output(0)]
 
 
-def ncnn(network: nn.Module, pictures: Tensor, folder: Path) -> Run:
-    """Tencent's ncnn, its network made by pnnx, in float32."""
+def ncnn(network: nn.Module, pictures: Tensor, folder: Path, bfloat16: bool = False) -> Run:
+    """Tencent's ncnn, its network made by pnnx, in float32 or, all that it stores, in bfloat16."""
     import ncnn as library
 
     with torch.inference_mode(False):
@@ -115,7 +145,8 @@ def ncnn(network: nn.Module, pictures: Tensor, folder: Path) -> Run:
     _call(["pnnx", "one.pt", f"inputshape=[{sizes}]", "fp16=0"], folder)
     net = library.Net()
     net.opt.num_threads = torch.get_num_threads()
-    net.opt.use_fp16_storage = net.opt.use_fp16_packed = net.opt.use_fp16_arithmetic = net.opt.use_bf16_storage = False
+    net.opt.use_fp16_storage = net.opt.use_fp16_packed = net.opt.use_fp16_arithmetic = False
+    net.opt.use_bf16_storage = bfloat16
     net.load_param(str(folder / "one.ncnn.param"))
     net.load_model(str(folder / "one.ncnn.bin"))
     arrays = [np.ascontiguousarray(picture) for picture in pictures.numpy()]
@@ -152,7 +183,7 @@ def _call(command: list[str], folder: Path) -> None:
         raise RuntimeError(f"{command[0]} failed: {done.stderr[-300:]}")
 
 
-PEERS = {
+FLOAT32: dict[str, Maker] = {
     "ours": ours,
     "pytorch": eager,
     "channels-last": channels_last,
@@ -162,10 +193,19 @@ PEERS = {
     "ncnn": ncnn,
     "mnn": mnn,
 }
+BFLOAT16: dict[str, Maker] = {
+    "ours": ours_bf16,
+    "ours-fp32": ours,
+    "ours-dense": ours_dense,
+    "autocast": autocast,
+    "openvino": partial(openvino, hint="bf16"),
+    "ncnn": partial(ncnn, bfloat16=True),
+}
+SIDES = {"fp32": FLOAT32, "bf16": BFLOAT16}
 
 
 @torch.inference_mode()
-def compare(name: str, batch: int, rounds: int, peers: list[str]) -> dict[str, Any]:
+def compare(name: str, batch: int, rounds: int, makers: dict[str, Maker]) -> dict[str, Any]:
     """For each side `ms`, `ms_median`, `error`, and for peers `ratio`, their best time over ours."""
     torch.manual_seed(1)
     model = find(name)
@@ -174,7 +214,7 @@ def compare(name: str, batch: int, rounds: int, peers: list[str]) -> dict[str, A
         pictures = torch.randn(batch, *model.input)
     exact = copy.deepcopy(network).double()(pictures[:1].double())
     with tempfile.TemporaryDirectory() as folder:
-        sides: dict[str, Run] = {side: PEERS[side](network, pictures, Path(folder)) for side in peers}
+        sides = {side: maker(network, pictures, Path(folder)) for side, maker in makers.items()}
         found = {side: {"error": _error(run(), exact)} for side, run in sides.items()}
         for side, seconds in in_turns(sides, rounds, max(1, 5 // batch)).items():
             found[side] |= {"ms": 1e3 * min(seconds), "ms_median": 1e3 * statistics.median(seconds)}
@@ -206,16 +246,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 16])
-    parser.add_argument("--peers", nargs="+", choices=list(PEERS)[1:], default=list(PEERS)[1:])
+    parser.add_argument("--precision", choices=SIDES, default="fp32")
+    parser.add_argument("--peers", nargs="+", choices=list(FLOAT32 | BFLOAT16)[1:])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(set_threads(options.threads))
+    every = SIDES[options.precision]
+    makers = {side: maker for side, maker in every.items() if side in ("ours", *(options.peers or every))}
     rows = []
     for name in options.only:
         for batch in options.batch:
-            found = compare(name, batch, options.rounds, ["ours", *options.peers])
+            found = compare(name, batch, options.rounds, makers)
             rows.append({"network": name, "batch": batch} | found)
             for side, one in found.items():
                 if not options.json:
@@ -225,7 +268,11 @@ def main() -> None:
                         flush=True,
                     )
     if options.json:
-        print(json.dumps({"processor": processor(), "threads": options.threads, "rows": rows}))
+        print(
+            json.dumps(
+                {"processor": processor(), "threads": options.threads, "precision": options.precision, "rows": rows}
+            )
+        )
 
 
 if __name__ == "__main__":

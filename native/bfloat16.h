@@ -20,20 +20,23 @@ ALWAYS_INLINE Vector widened(Halves halves) {
 #endif
 }
 
-// To the nearest, of two as near the even one; NaN stays NaN. AVX512-BF16 takes denormal numbers for zero.
+// To the nearest, of two as near the even one, in the lower half; NaN stays NaN.
+ALWAYS_INLINE Bits nearest(Vector vector) {
+    const Bits bits = (Bits)vector, number = bits + 0x7fff + (bits >> 16 & 1), quiet = bits | 0x400000;
+    return (vector == vector ? number : quiet) >> 16;
+}
+
+// The same; AVX512-BF16 takes denormal numbers for zero.
 ALWAYS_INLINE Halves rounded(Vector vector) {
 #if defined(__AVX512BF16__)
     return (Halves)_mm512_cvtneps_pbh((__m512)vector);
-#else
-    const Bits bits = (Bits)vector, nearest = bits + 0x7fff + (bits >> 16 & 1), quiet = bits | 0x400000;
-    const Bits upper = (vector == vector ? nearest : quiet) >> 16;
-#if defined(__AVX512F__)
-    return (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)upper);
+#elif defined(__AVX512F__)
+    return (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)nearest(vector));
 #elif defined(__AVX2__)
-    return (Halves)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)upper), _mm256_extracti128_si256((__m256i)upper, 1));
+    const __m256i upper = (__m256i)nearest(vector);
+    return (Halves)_mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
 #else
-    return __builtin_convertvector(upper, Halves);
-#endif
+    return __builtin_convertvector(nearest(vector), Halves);
 #endif
 }
 

@@ -28,6 +28,7 @@ struct InstructionSet {
     Winograd winograd;
     Fourier fourier;
     Direct direct;
+    bool bfloat16 = false;  // whether it multiplies bfloat16 numbers; elsewhere that takes longer than with floats
 };
 
 // Those that were built and that this processor has, the fastest first.
@@ -35,14 +36,17 @@ std::vector<InstructionSet> available() {
     std::vector<InstructionSet> sets;
 #ifdef SVERTKA_X86
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        sets.push_back({"avx512", avx512::winograd_functions, avx512::fourier_functions,
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && __builtin_cpu_supports("avx512bf16"))  // Fourier's kernels know floats alone
+        sets.push_back({"avx512bf16", avx512bf16::winograd_functions(), avx512::fourier_functions,
+                        avx512bf16::direct_functions(), true});
+    if (avx512) sets.push_back({"avx512", avx512::winograd_functions(), avx512::fourier_functions,
                         avx512::direct_functions()});
-    if (avx2) sets.push_back({"avx2", avx2::winograd_functions, avx2::fourier_functions,
+    if (avx2) sets.push_back({"avx2", avx2::winograd_functions(), avx2::fourier_functions,
                         avx2::direct_functions()});
 #endif
-    sets.push_back({"baseline", baseline::winograd_functions, baseline::fourier_functions,
+    sets.push_back({"baseline", baseline::winograd_functions(), baseline::fourier_functions,
                         baseline::direct_functions()});
     return sets;
 }
@@ -79,7 +83,11 @@ NB_MODULE(_kernels, module) {
     });
     module.def("use", use, "name"_a);
     module.def("used", [] { return used->name; });
-
+    module.def("multiplies_bfloat16", [] { return used->bfloat16; });
+    nb::enum_<Precision>(module, "Precision")
+        .value("FLOAT32", Precision::float32)
+        .value("WIDENED", Precision::widened)
+        .value("BFLOAT16", Precision::bfloat16);
     nb::enum_<Order>(module, "Order")
         .value("PLAIN", Order::plain)
         .value("ADJOINT", Order::adjoint)
@@ -103,19 +111,18 @@ NB_MODULE(_kernels, module) {
     module.def(
         "winograd_forward",
         [](const Convolution& shape, Address input, Address weights, Order order, Address bias, Address residual,
-           bool relu, bool bfloat16, Address output, int threads) {
+           bool relu, bool bfloat16, Precision precision, Address output, int threads) {
             Finish finish{.bias = numbers(bias), .residual = numbers(residual), .residual_step = shape.out_channels};
             if (relu) finish.low = 0;
             if (bfloat16)
-                used->winograd.forward_of_bfloat16(shape, halves(input), numbers(weights), order, finish,
+                used->winograd.forward_of_bfloat16(shape, halves(input), numbers(weights), order, precision, finish,
                                                    halves(output), threads);
             else
-                used->winograd.forward(shape, numbers(input), numbers(weights), order, finish, numbers(output),
-                                       threads);
+                used->winograd.forward(shape, numbers(input), numbers(weights), order, precision, finish,
+                                       numbers(output), threads);
         },
-        "shape"_a, "input"_a, "weights"_a, "order"_a, "bias"_a, "residual"_a, "relu"_a, "bfloat16"_a, "output"_a,
-        "threads"_a,
-        Unlocked());
+        "shape"_a, "input"_a, "weights"_a, "order"_a, "bias"_a, "residual"_a, "relu"_a, "bfloat16"_a, "precision"_a,
+        "output"_a, "threads"_a, Unlocked());
     module.def(
         "winograd_weight_gradient",
         [](const Convolution& shape, Address gradient, Address input, bool bfloat16, Address result, int threads) {
@@ -172,15 +179,18 @@ NB_MODULE(_kernels, module) {
         .def("__len__", &Program::size)
         .def(
             "add_winograd",
-            [](Program& self, const Convolution& shape, Place input, Address weights, const Ending& ending,
-               Place output) { self.add_winograd(shape, input, numbers(weights), ending, output); },
-            "shape"_a, "input"_a, "weights"_a, "ending"_a, "output"_a)
+            [](Program& self, const Convolution& shape, Place input, Address weights, Precision precision,
+               const Ending& ending, Place output) {
+                self.add_winograd(shape, input, numbers(weights), precision, ending, output);
+            },
+            "shape"_a, "input"_a, "weights"_a, "precision"_a, "ending"_a, "output"_a)
         .def(
             "add_direct",
-            [](Program& self, const Window& shape, Place input, Address weights, const Ending& ending, Place output) {
-                self.add_direct(shape, input, numbers(weights), ending, output);
+            [](Program& self, const Window& shape, Place input, Address weights, Precision precision,
+               const Ending& ending, Place output) {
+                self.add_direct(shape, input, numbers(weights), precision, ending, output);
             },
-            "shape"_a, "input"_a, "weights"_a, "ending"_a, "output"_a)
+            "shape"_a, "input"_a, "weights"_a, "precision"_a, "ending"_a, "output"_a)
         .def(
             "add_depthwise",
             [](Program& self, const Window& shape, Place input, Address weights, const Ending& ending, Place output) {

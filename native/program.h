@@ -35,16 +35,18 @@ class Program {
   public:
     Program(const Winograd& winograd, const Direct& direct) : winograd_(winograd), direct_(direct) {}
 
-    void add_winograd(const Convolution& shape, Place input, const float* weights, const Ending& ending, Place output) {
+    void add_winograd(const Convolution& shape, Place input, const void* weights, Precision precision,
+                      const Ending& ending, Place output) {
         add([=, function = winograd_.forward](const Memories& memories, int threads) {
-            function(shape, input.in(memories), weights, Order::packed, ending.in(memories), output.in(memories),
-                     threads);
+            function(shape, input.in(memories), weights, Order::packed, precision, ending.in(memories),
+                     output.in(memories), threads);
         });
     }
 
-    void add_direct(const Window& shape, Place input, const float* weights, const Ending& ending, Place output) {
+    void add_direct(const Window& shape, Place input, const void* weights, Precision precision, const Ending& ending,
+                    Place output) {
         add([=, function = direct_.forward](const Memories& memories, int threads) {
-            function(shape, input.in(memories), weights, ending.in(memories), output.in(memories), threads);
+            function(shape, input.in(memories), weights, precision, ending.in(memories), output.in(memories), threads);
         });
     }
 

@@ -1,9 +1,10 @@
-// Convolutions as they are defined, and pooling, for any window: float32, pictures channels-last. Sizes are trusted.
+// Convolutions as they are defined, and pooling, for any window: pictures of float32, channels-last. Sizes are trusted.
 #pragma once
 
 #include <cstddef>
 
 #include "../finish.h"
+#include "../numbers.h"
 
 namespace svertka {
 
@@ -29,8 +30,11 @@ enum class Pooling {
 struct Direct {
     std::ptrdiff_t panel;  // outputs whose weights lie side by side
 
-    // Weights: (panel, tap in y, tap in x, input, output in its panel), outputs that are not there zero.
-    void (*forward)(const Window&, const float* input, const float* weights, const Finish&, float* output, int threads);
+    // Weights: (panel, tap in y, tap in x, input, output in its panel), outputs that are not there zero. Of bfloat16 two
+    // numbers that follow each other in (tap in y, tap in x, input) lie side by side: (panel, pair of these, output in
+    // its panel, which of the pair), the last one zero if there is none.
+    void (*forward)(const Window&, const float* input, const void* weights, Precision, const Finish&, float* output,
+                    int threads);
 
     // Each channel by itself. Weights: (tap in y, tap in x, channel).
     void (*depthwise)(const Window&, const float* input, const float* weights, const Finish&, float* output,
@@ -47,7 +51,7 @@ struct Direct {
 #define SVERTKA_DIRECT(instructions)                                                                                   \
     namespace instructions {                                                                                           \
     std::ptrdiff_t direct_panel();                                                                                     \
-    void direct_forward(const Window&, const float*, const float*, const Finish&, float*, int);                        \
+    void direct_forward(const Window&, const float*, const void*, Precision, const Finish&, float*, int);              \
     void depthwise(const Window&, const float*, const float*, const Finish&, float*, int);                             \
     void pool(const Window&, Pooling, const float*, float*, int);                                                      \
     void add(std::ptrdiff_t, std::ptrdiff_t, const float*, std::ptrdiff_t, const Finish&, float*, std::ptrdiff_t,      \
@@ -55,6 +59,7 @@ struct Direct {
     inline Direct direct_functions() { return {direct_panel(), direct_forward, depthwise, pool, add}; }                \
     }
 
+SVERTKA_DIRECT(avx512bf16)
 SVERTKA_DIRECT(avx512)
 SVERTKA_DIRECT(avx2)
 SVERTKA_DIRECT(baseline)

@@ -1,94 +1,37 @@
 // A convolution with any kernel as a product of matrices: a row for each output pixel, with all that its window reads.
 //
 // Pictures of few channels, as at the beginning of a network, are read in place, a line at a time. Else rows are
-// gathered in blocks; never all of them, except where there are few. Then comes one panel of output channels after
+// gathered in blocks (windows.h); never all of them, except where there are few. Then comes one panel of output channels after
 // another, so that a panel's weights are read from the nearest cache for all rows of the block.
 #include <omp.h>
 
 #include <cstring>
 
-#include "../gemm.h"
 #include "../scratch.h"
-#include "direct.h"
+#include "windows.h"
 
 namespace svertka::INSTRUCTIONS {
 namespace {
 
-// Numbers that are summed up before their sum is added to that of others: long sums lose digits, and as many rows of a
+// Factors that are summed up before their sum is added to that of others: long sums lose digits, and as many rows of a
 // panel's weights stay in the nearest cache.
 constexpr Index portion = 128;
 
+// One call: its tensors and sizes, and the steps of which it is made. What is multiplied are `Factor`s.
+template <class Factor>
 struct Pass {
     const Window& shape;
     const Finish& finish;
-    const float *input, *weights;
+    const float* input;
+    const Factor* weights;
+    const Pair* narrow;  // the weights in place of `weights`, to be widened
     float* output;
-    const float* zeros;  // in_channels of them
-    const float* end = input + shape.batch * shape.y.size * shape.x.size * shape.in_step;
-    Index taps = shape.y.taps * shape.x.taps, depth = taps * shape.in_channels, chunks = parts(depth, lanes);
-    Index panels = parts(shape.out_channels, panel);
+    Windows<Factor> windows{shape, input};
+    Index depth = windows.depth, steps = windows.steps, panels = parts(shape.out_channels, panel);
     Index pixels = shape.batch * shape.y.out_size * shape.x.out_size;
-    // Whether the pixels that the taps of one row read are one piece of memory.
-    bool dense = shape.in_step == shape.in_channels && shape.x.dilation == 1;
-
-    // Rows first to last, to (register block, group of numbers, row of the register block, lane), the first at `to`.
-    void gather(Index first, Index last, float* to, float* line) const {
-        Index x = first % shape.x.out_size, y = first / shape.x.out_size % shape.y.out_size;
-        const Index picture = first / shape.x.out_size / shape.y.out_size;
-        const Index of_picture = shape.y.size * shape.x.size * shape.in_step;
-        const float* from = input + picture * of_picture;
-        for (Index index = 0; index < last - first; ++index) {
-            float* row = to + (index / rows * chunks * rows + index % rows) * lanes;
-            const Index in_y = y * shape.y.stride - shape.y.pad, in_x = x * shape.x.stride - shape.x.pad;
-            if (shape.in_channels % lanes == 0 || taps == 1)
-                gather_channels(from, in_y, in_x, row);
-            else
-                gather_line(from, in_y, in_x, row, line);
-            if (++x < shape.x.out_size) continue;
-            x = 0;
-            if (++y < shape.y.out_size) continue;
-            y = 0;
-            from += of_picture;
-        }
-    }
-
-    void gather_channels(const float* from, Index in_y, Index in_x, float* row) const {
-        const Index whole = shape.in_channels / lanes, rest = shape.in_channels % lanes;
-        for (Index i = 0; i < shape.y.taps; ++i)
-            for (Index j = 0; j < shape.x.taps; ++j) {
-                const Index y = in_y + i * shape.y.dilation, x = in_x + j * shape.x.dilation;
-                const bool inside = y >= 0 && y < shape.y.size && x >= 0 && x < shape.x.size;
-                const float* pixel = inside ? from + (y * shape.x.size + x) * shape.in_step : zeros;
-                for (Index group = 0; group < whole; ++group, row += rows * lanes) store(row, load(pixel + group * lanes));
-                if (rest) store(row, load_some(pixel + whole * lanes, rest));
-            }
-    }
-
-    // Where a pixel's channels do not fill vectors: first side by side, then cut. `line` has room for a vector more.
-    void gather_line(const float* from, Index in_y, Index in_x, float* row, float* line) const {
-        const Index channels = shape.in_channels, width = shape.x.taps * channels;
-        float* to = line;
-        for (Index i = 0; i < shape.y.taps; ++i, to += width) {
-            const Index y = in_y + i * shape.y.dilation;
-            const bool inside = y >= 0 && y < shape.y.size;
-            const float* pixels = from + (y * shape.x.size + in_x) * shape.in_step;
-            if (inside && dense && in_x >= 0 && in_x + shape.x.taps <= shape.x.size &&
-                pixels + parts(width, lanes) * lanes <= end) {
-                for (Index k = 0; k < width; k += lanes) store(to + k, load(pixels + k));
-                continue;
-            }
-            for (Index j = 0; j < shape.x.taps; ++j) {
-                const Index x = in_x + j * shape.x.dilation;
-                const bool there = inside && x >= 0 && x < shape.x.size;
-                const float* pixel = there ? from + (y * shape.x.size + x) * shape.in_step : zeros;
-                for (Index channel = 0; channel < channels; ++channel) to[j * channels + channel] = pixel[channel];
-            }
-        }
-        for (Index chunk = 0; chunk < chunks; ++chunk) store(row + chunk * rows * lanes, load(line + chunk * lanes));
-    }
 
     // `count` gathered rows, the first of which is row `first`, times panel `number`.
-    void multiply(Index first, Index count, const float* gathered, Index number, float* products) const {
+    void multiply(Index first, Index count, const Factor* gathered, Index number, float* products) const {
         const Index channels = shape.out_channels - number * panel;
         if (channels >= panel)
             multiply_by<2, true>(first, count, gathered, number, products);
@@ -101,27 +44,44 @@ struct Pass {
     }
 
     template <int vectors, bool whole>
-    void multiply_by(Index first, Index count, const float* gathered, Index number, float* products) const {
-        for (Index k = 0; k < depth; k += portion) {
-            const Index here = least(portion, depth - k);
+    void multiply_by(Index first, Index count, const Factor* gathered, Index number, float* products) const {
+        Factor room[portion * panel];
+        for (Index k = 0; k < steps; k += portion) {
+            const Index here = least(portion, steps - k);
             const Block block{.a = gathered + k / lanes * rows * lanes,
                               .chunk = rows * lanes,
-                              .b = weights + (number * depth + k) * panel,
+                              .b = factors(number, k, here, room),
                               .depth = here,
                               .number = number,
                               .add = k > 0,
-                              .last = k + here == depth};
+                              .last = k + here == steps};
             for (Index row = 0; row < count; row += rows)
                 block_of<vectors, whole, lanes, rows>(least(rows, count - row), first + row,
-                                                      block.from(row * chunks * lanes), products + row * panel);
+                                                      block.from(row * windows.chunks * lanes), products + row * panel);
         }
+    }
+
+    // Panel `number`'s weights of steps k to k + count: where they are, or put into `room`.
+    const Factor* factors(Index number, Index k, Index count, Factor* room) const {
+        if constexpr (numbers_in<Factor> == 1)
+            if (narrow) {
+                const Pair* from = narrow + (number * parts(depth, 2) + k / 2) * panel;
+                for (Index step = 0; step < count; step += 2)
+                    for (Index half = 0; half < panel; half += lanes, from += lanes) {
+                        const Bits pairs = load(from);
+                        store(room + step * panel + half, first_of(pairs));
+                        store(room + (step + 1) * panel + half, second_of(pairs));
+                    }
+                return room;
+            }
+        return weights + (number * steps + k) * panel;
     }
 
     // What a register block multiplies, and whether it goes on with sums that are there and finishes them.
     struct Block {
-        const float* a;
+        const Factor* a;
         Index chunk;
-        const float* b;
+        const Factor* b;
         Index depth, number, pieces = 1, piece = 0;
         bool add = false, last = true;
 
@@ -179,8 +139,8 @@ struct Pass {
     // behind the one before.
     bool in_strips() const {
         const Index stride = shape.x.stride * shape.in_channels;
-        return dense && shape.in_channels <= 4 && (stride == 1 || stride == 2 || stride == 3 || stride == 6 ||
-                                                   stride == 12);
+        const bool known = stride == 1 || stride == 2 || stride == 3 || stride == 6 || stride == 12;
+        return !narrow && windows.dense && shape.in_channels <= 4 && known;
     }
 
     // Numbers of a line of the pictures with the zeros around it.
@@ -244,39 +204,38 @@ struct Plan {
     bool shared;
     Index block;
 
-    Plan(const Pass& pass, int threads) {
+    template <class Factor>
+    Plan(const Pass<Factor>& pass, int threads) {
         const Index room = Index{1} << 17;  // floats: half of a cache of 1 MiB
-        const Index wanted = most(least(room / pass.depth, 16 * rows), rows);
+        const Index wanted = most(least(room / pass.steps, 16 * rows), rows);
         shared = pass.panels >= 2 * threads && pass.pixels < 4 * threads * wanted;
         const Index limit = shared ? most(8 * wanted, 4 * rows) : least(wanted, parts(pass.pixels, 4 * threads));
         block = parts(parts(pass.pixels, parts(pass.pixels, limit)), rows) * rows;
     }
 };
 
-}  // namespace
-
-std::ptrdiff_t direct_panel() { return panel; }
-
-void direct_forward(const Window& shape, const float* input, const float* weights, const Finish& finish, float* output,
-                    int threads) {
-    Pass pass{.shape = shape, .finish = finish, .input = input, .weights = weights, .output = output, .zeros = nullptr};
-    if (pass.in_strips()) {
-        const Index of_strips = parts(shape.y.taps * pass.strip(), lanes) * lanes, own = of_strips + rows * panel;
-        float* const memory = scratch(threads * own);
+void in_strips(const Pass<float>& pass, int threads) {
+    const Window& shape = pass.shape;
+    const Index of_strips = parts(shape.y.taps * pass.strip(), lanes) * lanes, own = of_strips + rows * panel;
+    float* const memory = scratch(threads * own);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 4)
-        for (Index number = 0; number < shape.batch * shape.y.out_size; ++number) {
-            float* const strips = memory + omp_get_thread_num() * own;
-            pass.line_of_strips(number, strips, strips + of_strips);
-        }
-        return;
+    for (Index number = 0; number < shape.batch * shape.y.out_size; ++number) {
+        float* const strips = memory + omp_get_thread_num() * own;
+        pass.line_of_strips(number, strips, strips + of_strips);
     }
+}
+
+template <class Factor>
+void in_blocks(Pass<Factor> pass, int threads) {
+    const Window& shape = pass.shape;
     const Plan plan(pass, threads);
-    const Index of_zeros = parts(shape.in_channels, lanes) * lanes, of_row = pass.chunks * lanes;
-    const Index of_line = of_row + lanes, of_rows = plan.block * of_row, of_products = plan.block * panel;
+    const Index of_zeros = parts(shape.in_channels, lanes) * lanes, of_row = pass.windows.chunks * lanes;
+    const Index of_line = parts(pass.depth, lanes) * lanes + lanes, of_rows = plan.block * of_row;
+    const Index of_products = plan.block * panel;
     const Index common = of_zeros + (plan.shared ? of_rows : 0);
     const Index own = of_line + of_products + (plan.shared ? 0 : of_rows);
     float* const memory = scratch(common + threads * own);
-    pass.zeros = memory;
+    pass.windows.zeros = memory;
     std::memset(memory, 0, of_zeros * sizeof(float));
 
 #pragma omp parallel num_threads(threads)
@@ -284,27 +243,51 @@ void direct_forward(const Window& shape, const float* input, const float* weight
         float* const line = memory + common + omp_get_thread_num() * own;
         float* const products = line + of_line;
         if (plan.shared) {
-            float* const gathered = memory + of_zeros;
+            const auto gathered = reinterpret_cast<Factor*>(memory + of_zeros);
             for (Index first = 0; first < pass.pixels; first += plan.block) {
                 const Index count = least(plan.block, pass.pixels - first);
 #pragma omp for schedule(static)
                 for (Index row = 0; row < count; row += rows)
-                    pass.gather(first + row, first + least(row + rows, count), gathered + row * of_row, line);
+                    pass.windows.gather(first + row, first + least(row + rows, count), gathered + row * of_row, line);
 #pragma omp for schedule(dynamic)
                 for (Index number = 0; number < pass.panels; ++number)
                     pass.multiply(first, count, gathered, number, products);
             }
         } else {
-            float* const gathered = products + of_products;
+            const auto gathered = reinterpret_cast<Factor*>(products + of_products);
 #pragma omp for schedule(dynamic)
             for (Index first = 0; first < pass.pixels; first += plan.block) {
                 const Index count = least(plan.block, pass.pixels - first);
-                pass.gather(first, first + count, gathered, line);
+                pass.windows.gather(first, first + count, gathered, line);
                 for (Index number = 0; number < pass.panels; ++number)
                     pass.multiply(first, count, gathered, number, products);
             }
         }
     }
+}
+
+}  // namespace
+
+std::ptrdiff_t direct_panel() { return panel; }
+
+void direct_forward(const Window& shape, const float* input, const void* weights, Precision precision,
+                    const Finish& finish, float* output, int threads) {
+    if (precision == Precision::bfloat16)
+        return in_blocks(Pass<Pair>{.shape = shape,
+                                    .finish = finish,
+                                    .input = input,
+                                    .weights = static_cast<const Pair*>(weights),
+                                    .narrow = nullptr,
+                                    .output = output},
+                         threads);
+    const bool widened = precision == Precision::widened;
+    const Pass<float> pass{.shape = shape,
+                           .finish = finish,
+                           .input = input,
+                           .weights = static_cast<const float*>(weights),
+                           .narrow = widened ? static_cast<const Pair*>(weights) : nullptr,
+                           .output = output};
+    pass.in_strips() ? in_strips(pass, threads) : in_blocks(pass, threads);
 }
 
 }  // namespace svertka::INSTRUCTIONS

@@ -37,7 +37,7 @@ void spread_tile(const Pictures<Number>& from, Index picture, Index y, Index x, 
         for (Index i = 0; i < size; ++i)
             for (Index j = 0; j < outputs; ++j)
                 __builtin_prefetch(pixel[i][j] + group * lanes + 2 * outputs * from.step, 0, 2);
-        float* to = place(group);
+        auto* const to = place(group);
         const auto keep = [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
             store(to + (i * winograd::points + j) * stride, vector);
         };

@@ -10,13 +10,15 @@ constexpr Index taps = 9;
 
 // Packed: (panel of outputs, input, tap, output in its panel), outputs that are not there zero.
 struct Weights {
-    const float* numbers;
+    const void* numbers;
     Order order;
+    bool narrow;  // packed, of bfloat16
     Index depth, width;  // input and output channels of the pass
 
     // Inputs first to last of panel `number`, packed: where they are, or put into `room`.
     const float* packed(Index number, Index first, Index last, float* room) const {
-        if (order == Order::packed) return numbers + (number * depth + first) * taps * panel;
+        const auto numbers = static_cast<const float*>(this->numbers);
+        if (order == Order::packed) return numbers + place(number, first);
         const Index output = number * panel, here = least(panel, width - output);
         for (Index tap = 0; tap < taps; ++tap) {
             float* to = room + tap * panel;
@@ -30,7 +32,13 @@ struct Weights {
         return room;
     }
 
+    const BFloat16* narrow_packed(Index number, Index first) const {
+        return static_cast<const BFloat16*>(numbers) + place(number, first);
+    }
+
   private:
+    Index place(Index number, Index first) const { return (number * depth + first) * taps * panel; }
+
     // The outputs of each input lie side by side already.
     void copy(const float* from, Index outputs, Index first, Index last, float* to) const {
         for (Index input = first; input < last; ++input, to += taps * panel)

@@ -1,5 +1,5 @@
-// What Winograd's convolution offers: 3×3, stride 1, pictures and weights channels-last. Sizes are trusted. Products and
-// sums are of floats, whatever the pictures' numbers.
+// What Winograd's convolution offers: 3×3, stride 1, pictures and weights channels-last. Sizes are trusted. Sums are of
+// floats, whatever the pictures' numbers.
 #pragma once
 
 #include <cstddef>
@@ -33,10 +33,11 @@ struct Winograd {
                  int threads);
 
     // With adjoint weights it is the input gradient of a convolution with the channels exchanged, padded by 2 − pad.
-    void (*forward)(const Convolution&, const float* input, const float* weights, Order, const Finish&, float* output,
-                    int threads);
-    void (*forward_of_bfloat16)(const Convolution&, const BFloat16* input, const float* weights, Order, const Finish&,
-                                BFloat16* output, int threads);
+    // Packed weights are what the precision says, others float.
+    void (*forward)(const Convolution&, const float* input, const void* weights, Order, Precision, const Finish&,
+                    float* output, int threads);
+    void (*forward_of_bfloat16)(const Convolution&, const BFloat16* input, const void* weights, Order, Precision,
+                                const Finish&, BFloat16* output, int threads);
 
     // (out_channels, 3, 3, in_channels), each sum in an order that depends on the sizes and on `threads` alone.
     void (*weight_gradient)(const Convolution&, const float* gradient, const float* input, float* result, int threads);
@@ -49,14 +50,16 @@ struct Winograd {
     namespace instructions {                                                                                           \
     std::ptrdiff_t packed_size(std::ptrdiff_t, std::ptrdiff_t);                                                        \
     void pack(const float*, std::ptrdiff_t, std::ptrdiff_t, float*, int);                                              \
-    void forward(const Convolution&, const float*, const float*, Order, const Finish&, float*, int);                   \
-    void forward(const Convolution&, const BFloat16*, const float*, Order, const Finish&, BFloat16*, int);             \
+    template <class Number>                                                                                            \
+    void forward(const Convolution&, const Number*, const void*, Order, Precision, const Finish&, Number*, int);       \
     void weight_gradient(const Convolution&, const float*, const float*, float*, int);                                 \
     void weight_gradient(const Convolution&, const BFloat16*, const BFloat16*, float*, int);                           \
-    constexpr Winograd winograd_functions{packed_size,     pack,           forward,                                    \
-                                          forward,         weight_gradient, weight_gradient};                          \
+    inline Winograd winograd_functions() {                                                                             \
+        return {packed_size, pack, forward<float>, forward<BFloat16>, weight_gradient, weight_gradient};               \
+    }                                                                                                                  \
     }
 
+SVERTKA_WINOGRAD(avx512bf16)
 SVERTKA_WINOGRAD(avx512)
 SVERTKA_WINOGRAD(avx2)
 SVERTKA_WINOGRAD(baseline)

@@ -157,7 +157,7 @@ def error() -> Callable[[torch.Tensor, torch.Tensor], tuple[float, float]]:
     return measure
 
 
-@pytest.fixture(params=["avx512", "avx2", "baseline"])
+@pytest.fixture(params=["avx512bf16", "avx512", "avx2", "baseline"])
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that the kernels are built for and that the processor has, in use meanwhile."""
     if request.param not in native.instruction_sets():

@@ -25,7 +25,7 @@ from svertka.tensors import read_tensors, write_tensors
 TOLERANCE = 2e-5
 
 
-@pytest.fixture(params=("avx512", "avx2", "baseline"))
+@pytest.fixture(params=("avx512bf16", "avx512", "avx2", "baseline"))
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that the kernels are built for and that the processor has, in use meanwhile."""
     if request.param not in native.instruction_sets():
@@ -127,8 +127,37 @@ def test_the_network_stays_as_it_was() -> None:
     assert torch.equal(optimized(x), expected)
 
 
+@pytest.mark.parametrize("multiplied", [False, True])
+@pytest.mark.parametrize("name", ["alexnet_owt", "googlenet_bn", "resnet18", "efficientnet_lite0", "vgg11_bn"])
+def test_networks_in_bfloat16_stay_near(monkeypatch: pytest.MonkeyPatch, name: str, multiplied: bool) -> None:
+    monkeypatch.setattr(native, "multiplies_bfloat16", lambda: multiplied)  # what kernels do with it anywhere
+    model, size = MODELS[name], SMALL[name]
+    torch.manual_seed(1)
+    network = with_statistics(model.build(classes=10, size=size))
+    x = torch.randn(2, *model.input[:1], size, size)
+    optimized = optimize(network, x, precision="bf16")
+    assert 1e-4 < optimized.error < 0.025  # the zoo's largest, efficientnet_lite0's, is 2.0 %
+    assert error(optimized(x), network, x) < 0.025
+
+
+def test_dense_layers_alone_are_stored_narrower() -> None:
+    torch.manual_seed(1)
+    network = with_statistics(MODELS["alexnet_owt"].build(classes=10, size=63))
+    x = torch.randn(2, 3, 63, 63)
+    optimized = optimize(network, x, dense="bf16")
+    kinds = [packed.numbers.dtype for packed in optimized._packed.values()]
+    assert kinds == [torch.float32] * 5 + [torch.bfloat16] * 3
+    assert TOLERANCE < error(optimized(x), network, x) < 0.01
+
+
+def test_precisions_that_there_are_not_are_refused() -> None:
+    for precisions in ({"precision": "fp16"}, {"dense": "int8"}):
+        with pytest.raises(UsageError, match=r"^there is no precision '\w+'; use one of fp32, bf16$"):
+            optimize(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8), **precisions)
+
+
 def test_each_network_is_checked_when_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TOLERANCE", 1e-12)
+    monkeypatch.setitem(module.TOLERANCES, "fp32", 1e-12)
     network = with_statistics(MODELS["resnet20"].build())
     with pytest.raises(UsageError, match="gives something else on the example: the largest difference is"):
         optimize(network, torch.randn(1, 3, 32, 32))
@@ -317,6 +346,35 @@ def test_it_is_saved_and_loaded(tmp_path) -> None:
             torch.testing.assert_close(other, once, atol=0, rtol=0)
 
 
+def test_files_keep_the_precision(tmp_path) -> None:
+    x, sizes = torch.randn(2, 3, 19, 23), {}
+    for precision, dense in (("fp32", "fp32"), ("fp32", "bf16"), ("bf16", "bf16"), ("bf16", "fp32")):
+        path = tmp_path / f"{precision} {dense}.safetensors"
+        optimized = optimize(with_statistics(Every(1)), x, precision=precision, dense=dense)
+        optimized.save(path)
+        loaded = Optimized.load(path)
+        assert (loaded.about.precision, loaded.about.dense) == (precision, dense)
+        assert [one.numbers.dtype for one in loaded._packed.values()] == [
+            one.numbers.dtype for one in optimized._packed.values()
+        ]
+        for other in (loaded(x), copy.deepcopy(loaded)(x)):
+            torch.testing.assert_close(other, optimized(x), atol=0, rtol=0)
+        sizes[precision, dense] = path.stat().st_size
+    assert sizes["bf16", "bf16"] < sizes["fp32", "bf16"] < sizes["fp32", "fp32"]
+
+
+def test_files_of_the_first_format_are_of_float32(tmp_path) -> None:
+    path, x = tmp_path / "network.safetensors", torch.randn(2, 3, 19, 23)
+    optimized = optimize(with_statistics(Every(1)), x)
+    optimized.save(path)
+    tensors, header = read_tensors(path)
+    content = {key: part for key, part in header["optimized"].items() if key not in ("precision", "dense")}
+    write_tensors(path, tensors, {"optimized": content | {"format": 1}})
+    loaded = Optimized.load(path)
+    assert loaded.about == optimized.about
+    torch.testing.assert_close(loaded(x), optimized(x), atol=0, rtol=0)
+
+
 def tampered(header: dict, change: str) -> None:
     steps = header["steps"]
     convolutions = [step for step in steps if step["step"] == "Convolution"]
@@ -334,12 +392,18 @@ def tampered(header: dict, change: str) -> None:
         steps[0]["step"] = "Exec"
     elif change == "value":
         convolutions[1]["x"] = 400
+    elif change == "precision":
+        header["precision"] = "fp32"
+    elif change == "unknown precision":
+        header["dense"] = "int8"
 
 
-@pytest.mark.parametrize("change", ["operation", "function", "size", "groups", "kind", "value"])
+@pytest.mark.parametrize(
+    "change", ["operation", "function", "size", "groups", "kind", "value", "precision", "unknown precision"]
+)
 def test_a_file_that_somebody_has_changed_is_refused(tmp_path, change: str) -> None:
     path = tmp_path / "network.safetensors"
-    optimize(with_statistics(Every(1)), torch.randn(2, 3, 19, 23)).save(path)
+    optimize(with_statistics(Every(1)), torch.randn(2, 3, 19, 23), precision="bf16").save(path)
     tensors, header = read_tensors(path)
     header = json.loads(json.dumps(header))
     tampered(header["optimized"], change)

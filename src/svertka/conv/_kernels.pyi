@@ -5,6 +5,13 @@ Nothing is checked. See native/.
 
 from enum import Enum
 
+class Precision(Enum):
+    """Of weights and products: float32; weights bfloat16, which become float32; both bfloat16. Sums are float32."""
+
+    FLOAT32 = 0
+    WIDENED = 1
+    BFLOAT16 = 2
+
 class Order(Enum):
     """Of weights: (O, 3, 3, C); the same for the input gradient; as `winograd_pack` wrote them."""
 
@@ -50,6 +57,7 @@ FFT_LONGEST: int  # pixels that the taps may span
 def instruction_sets() -> list[str]: ...
 def use(name: str) -> None: ...
 def used() -> str: ...
+def multiplies_bfloat16() -> bool: ...
 def winograd_packed_size(in_channels: int, out_channels: int) -> int: ...
 def winograd_pack(weights: int, in_channels: int, out_channels: int, packed: int, threads: int) -> None: ...
 def winograd_forward(
@@ -61,6 +69,7 @@ def winograd_forward(
     residual: int,
     relu: bool,
     bfloat16: bool,
+    precision: Precision,
     output: int,
     threads: int,
 ) -> None: ...
@@ -129,6 +138,7 @@ class Program:
         shape: Convolution,
         input: Place,  # noqa: A002 - the kernels' own name
         weights: int,
+        precision: Precision,
         ending: Ending,
         output: Place,
     ) -> None: ...
@@ -137,6 +147,7 @@ class Program:
         shape: Window,
         input: Place,  # noqa: A002 - the kernels' own name
         weights: int,
+        precision: Precision,
         ending: Ending,
         output: Place,
     ) -> None: ...

@@ -8,7 +8,18 @@ from torch import Tensor
 
 from svertka.errors import UsageError
 
-__all__ = ["DTYPES", "channels_last", "empty", "floats", "instruction_sets", "kernels", "use", "used", "why_not"]
+__all__ = [
+    "DTYPES",
+    "channels_last",
+    "empty",
+    "floats",
+    "instruction_sets",
+    "kernels",
+    "multiplies_bfloat16",
+    "use",
+    "used",
+    "why_not",
+]
 
 DTYPES = torch.float32, torch.bfloat16
 
@@ -31,7 +42,7 @@ def why_not(dtype: torch.dtype = torch.float32) -> str | None:
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Those that were built and that this processor has, the fastest first: "avx512", "avx2", "baseline"."""
+    """Those of "avx512bf16", "avx512", "avx2", "baseline" that were built and that this processor has, best first."""
     return () if MISSING else tuple(kernels.instruction_sets())
 
 
@@ -43,6 +54,11 @@ def use(instructions: str) -> None:
 def used() -> str:
     """The one of `instruction_sets()` that is computed with."""
     return kernels.used()
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether that one multiplies bfloat16 numbers; others only imitate it, which takes longer than with float32."""
+    return not MISSING and kernels.multiplies_bfloat16()
 
 
 def channels_last(tensor: Tensor) -> Tensor:

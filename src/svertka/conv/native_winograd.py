@@ -109,6 +109,7 @@ def _forward(
         0 if residual is None else residual.data_ptr(),
         relu,
         x.dtype == torch.bfloat16,
+        native.kernels.Precision.FLOAT32,
         output.data_ptr(),
         torch.get_num_threads(),
     )

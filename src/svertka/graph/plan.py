@@ -156,6 +156,7 @@ class Plan:
                     window,
                     self._place(step.x, group * reads),
                     numbers.data_ptr(),
+                    packed.precision,
                     self._ending(step, group * writes),
                     self._place(step.result, group * writes),
                 )
@@ -175,8 +176,8 @@ class Plan:
                 residual=step.residual if number == 0 else step.result,
                 bounds=step.bounds if number == last else UNBOUNDED,
             )  # fmt: skip
-            place = self._place(step.x)
-            self.program.add_winograd(shape, place, numbers.data_ptr(), self._ending(part), self._place(step.result))
+            weights, places = (numbers.data_ptr(), packed.precision), (self._place(step.x), self._place(step.result))
+            self.program.add_winograd(shape, places[0], *weights, self._ending(part), places[1])
 
     def _window(self, step: Convolution | Pool, kernel: tuple[int, ...], groups: int = 1) -> "native.kernels.Window":
         before, after = self.maps[step.x], self.maps[step.result]

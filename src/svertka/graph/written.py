@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,33 @@ from svertka.errors import RunError, UsageError
 from svertka.graph import plain
 from svertka.graph.fusion import Fused
 from svertka.graph.operations import Constant, Operation, Size, Value
+from svertka.graph.packing import DTYPES, is_dense
 from svertka.graph.steps import Concatenation, Convolution, Pool, Step, Sum
 from svertka.tensors import read_tensors, write_tensors
 
-FORMAT = 1
+FORMAT = 2
 KINDS = {kind.__name__: kind for kind in (Convolution, Pool, Sum, Concatenation, Operation)}
 LEAVES = {kind.__name__: kind for kind in (Value, Constant, Size)}
 NAMED = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}  # attributes of torch
 MAKERS = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros", "ones", "full", "arange", "scalar_tensor", "empty"}
 
 
-def write(path: Path, fused: Fused, example: tuple[int, ...], error: float) -> None:
-    """Write `fused`, its weights as they are in networks, the shape of the example, and how well it did on that.
+@dataclass(frozen=True)
+class About:
+    """What is known of an optimized network beside its steps.
+
+    `example`: the shape of the pictures that it was made with. `precision`, `dense`: of its layers, and of dense ones,
+    "fp32" or "bf16". `error`: the largest difference to the original on the example, over the largest value.
+    """
+
+    example: tuple[int, ...]
+    precision: str
+    dense: str
+    error: float = math.nan
+
+
+def write(path: Path, fused: Fused, about: About) -> None:
+    """Write `fused`, its weights as they are in networks, and what is known of it.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
@@ -34,13 +50,12 @@ def write(path: Path, fused: Fused, example: tuple[int, ...], error: float) -> N
         "shapes": {str(value): _encoded(list(shape)) for value, shape in fused.shapes.items()},
         "dtypes": {str(value): _encoded(dtype) for value, dtype in fused.dtypes.items()},
         "output": _encoded(fused.output),
-        "example": list(example),
-        "error": error,
+        **vars(about),
     }
     write_tensors(path, fused.tensors, {"optimized": header})
 
 
-def read(path: Path) -> tuple[Fused, tuple[int, ...], float]:
+def read(path: Path) -> tuple[Fused, About]:
     """What `write` has written. It is checked that all sizes fit one another, since kernels trust them.
 
     Raises:
@@ -50,16 +65,21 @@ def read(path: Path) -> tuple[Fused, tuple[int, ...], float]:
     content = header.get("optimized")
     if not isinstance(content, dict):
         raise RunError(f"{path} is not an optimized network; name a file that `Optimized.save` wrote")
-    if content.get("format") != FORMAT:
+    if content.get("format") not in (1, FORMAT):
         raise RunError(f"{path} was made by a newer version of svertka; optimize the network again")
     try:
-        example = tuple(int(side) for side in content["example"])
+        about = About(
+            tuple(int(side) for side in content["example"]),
+            content.get("precision", "fp32"),  # format 1 knew no other
+            content.get("dense", "fp32"),
+            float(content["error"]),
+        )
         steps = tuple(_step(written) for written in content["steps"])
         shapes = {int(value): tuple(_decoded(shape)) for value, shape in content["shapes"].items()}
         dtypes = {int(value): _decoded(dtype) for value, dtype in content["dtypes"].items()}
         fused = Fused(steps, shapes, dtypes, tensors, _decoded(content["output"]))
-        _check(fused, example)
-        return fused, example, float(content["error"])
+        _check(fused, about)
+        return fused, about
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{path} is damaged ({reason}); copy it again or optimize the network again") from error
@@ -119,14 +139,19 @@ def _step(written: dict[str, Any]) -> Step:
     return step
 
 
-def _check(fused: Fused, example: tuple[int, ...]) -> None:
-    """That every step can do its work on what the others give, for the example's number of pictures."""
+def _check(fused: Fused, about: About) -> None:
+    """That no weights are of another precision, and that every step can do its work on what the others give.
+
+    For the example's number of pictures.
+    """
     if any(math.isnan(bound) for step in fused.steps if isinstance(step, Convolution | Sum) for bound in step.bounds):
         raise ValueError("a bound is not a number")
     for name, step in ((step.weight, step) for step in fused.steps if isinstance(step, Convolution)):
         weight, bias = fused.tensors[name], None if step.bias is None else fused.tensors[step.bias]
-        if weight.dtype != torch.float32 or weight.dim() != 4 or (bias is not None and bias.shape != weight.shape[:1]):
+        kinds = torch.float32, DTYPES[about.dense if is_dense(fused, step) else about.precision]
+        if weight.dtype not in kinds or weight.dim() != 4 or (bias is not None and bias.shape != weight.shape[:1]):
             raise ValueError(f"the weights {name} do not fit")
+    example = about.example
     sides = [*example[:1], *(side.of(example[0]) if isinstance(side, Size) else side for side in fused.shapes[0][1:])]
     if tuple(sides) != example:
         raise ValueError("the example is not what the network takes")

@@ -1,0 +1,43 @@
+// Pairs of bfloat16 numbers, multiplied two and two and summed up in float32: what products in bfloat16 are made of.
+#pragma once
+
+#include <type_traits>
+
+#include "bfloat16.h"
+
+namespace svertka::INSTRUCTIONS {
+
+// Two numbers that lie side by side, the first in the lower half.
+struct Pair {
+    std::uint32_t bits;
+};
+
+// Numbers in a factor of a product, a float or a pair.
+template <class Factor>
+constexpr Index numbers_in = std::is_same_v<Factor, Pair> ? 2 : 1;
+
+ALWAYS_INLINE Bits load(const Pair* from) {
+    Bits pairs;
+    __builtin_memcpy(&pairs, from, sizeof pairs);
+    return pairs;
+}
+
+ALWAYS_INLINE void store(Pair* to, Bits pairs) { __builtin_memcpy(to, &pairs, sizeof pairs); }
+
+ALWAYS_INLINE Vector first_of(Bits pairs) { return (Vector)(pairs << 16); }
+ALWAYS_INLINE Vector second_of(Bits pairs) { return (Vector)(pairs & 0xffff0000); }
+
+ALWAYS_INLINE void add_product(Vector& sum, float factor, Vector factors) { sum += factor * factors; }
+
+// The instruction takes denormal numbers for zero and rounds in an order of its own.
+ALWAYS_INLINE void add_product(Vector& sum, Pair factor, Bits factors) {
+    const Bits pair = factor.bits + Bits{};
+#if defined(__AVX512BF16__)
+    sum = (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pair, (__m512bh)factors);
+#else
+    sum += second_of(pair) * second_of(factors);
+    sum += first_of(pair) * first_of(factors);
+#endif
+}
+
+}  // namespace svertka::INSTRUCTIONS
