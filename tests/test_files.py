@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from svertka.errors import StorageError
-from svertka.files import cache_folder, free_bytes, locked, read_json, write_atomic, write_json
+from svertka.files import cache_folder, free_bytes, in_bytes, locked, read_json, write_atomic, write_json
 
 
 def test_write_atomic_replaces_the_whole_file(tmp_path: Path) -> None:
@@ -94,3 +94,10 @@ def test_cache_folder_is_where_xdg_says(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_free_bytes_of_a_folder_to_be() -> None:
     assert free_bytes(Path("/tmp/not/yet/there")) > 0
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 kB"), (72_700, "72.7 kB"), (3_302_400, "3.3 MB"), (1.25e9, "1.25 GB")]
+)
+def test_sizes_are_told_in_the_unit_that_suits(count: float, said: str) -> None:
+    assert in_bytes(count) == said

@@ -114,6 +114,12 @@ def storage(path: Path) -> Iterator[None]:
         raise StorageError(f"cannot write {place}: {reason}; free space or choose another folder") from error
 
 
+def in_bytes(count: float) -> str:
+    """A size on disk as people say it, three digits: "72.7 kB", "3.3 MB", "1.25 GB"."""
+    power, unit = next((pair for pair in ((1e9, "GB"), (1e6, "MB")) if count >= pair[0]), (1e3, "kB"))
+    return f"{count / power:.3g} {unit}"
+
+
 def free_bytes(folder: Path) -> int:
     """Bytes that this user can still write where `folder` (or its nearest existing parent) is."""
     while not folder.exists():

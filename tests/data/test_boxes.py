@@ -89,8 +89,10 @@ def test_bad_files_are_told(change: tuple[str, str], error: type[SvertkaError], 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no .xml file"):
         read_boxes(tmp_path)
-    with pytest.raises(UsageError, match="there is no file"):
+    with pytest.raises(UsageError, match="there is no file or folder .*boxes.json; check"):
         read_boxes(tmp_path / "boxes.json")
+    with pytest.raises(UsageError, match="there is no file or folder .*annotations; check"):
+        read_boxes(tmp_path / "annotations")
 
 
 def test_a_box_outside_its_picture_is_told(tmp_path: Path) -> None:

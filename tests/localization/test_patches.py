@@ -123,7 +123,8 @@ def test_a_head_learns_where_digits_are(backbone: Run, scenes: Scenes, tmp_path:
     ("changes", "rows", "error", "message"),
     [
         ({"unfreeze": "last"}, "", UsageError, "train a head on trained weights; name --weights, and leave out"),
-        ({}, "x.png,one,0,0,1,1", DataError, "has boxes without a picture: x.png and 0 more are not in"),
+        ({}, "x.png,one,0,0,1,1", DataError, "has boxes without a picture: x.png is not in"),
+        ({}, "x.png,one,0,0,1,1\ny.png,one,0,0,1,1", DataError, "without a picture: x.png and 1 more are not in"),
         ({}, "one-0.png,six,0,0,1,1", DataError, "has a box of class six, and the classes are one, two; rename"),
         ({}, "one-0.png,one,0,0,65,1", DataError, "lies outside one-0.png, which has 64×48 pixels"),
     ],

@@ -81,6 +81,8 @@ def read_boxes(path: str | Path) -> list[Annotation]:
         DataError: it is damaged, or a box is empty or lacks an edge.
     """
     path = Path(path).expanduser()
+    if not path.exists():
+        raise UsageError(f"there is no file or folder {path}; check the path of the boxes")
     if path.is_dir():
         files = sorted(path.glob("*.xml"))
         if not files:
@@ -89,8 +91,6 @@ def read_boxes(path: str | Path) -> list[Annotation]:
     readers = {".xml": lambda file: [_read_voc(file)], ".json": _read_coco, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
         raise UsageError(f"boxes={path} is of no known format; give a folder of VOC .xml files, a COCO .json or a .csv")
-    if not path.exists():
-        raise UsageError(f"there is no file {path}; check the path of the boxes")
     return readers[path.suffix.lower()](path)
 
 

@@ -20,7 +20,7 @@ from svertka.data.preprocess import central_square
 from svertka.data.statistics import Rows
 from svertka.data.store import Store
 from svertka.errors import DataError, PictureError, StorageError
-from svertka.files import cache_folder, locked, read_json, write_json
+from svertka.files import cache_folder, in_bytes, locked, read_json, write_json
 from svertka.progress import progress
 
 __all__ = ["Prepared", "Rows", "prepare"]
@@ -197,7 +197,7 @@ def _open_store(squares: _Squares, limit: int | None) -> tuple[Store | None, str
         store = Store(cache_folder("pictures") / name, squares.shape, np.uint8, limit)
     except StorageError as error:
         return None, str(error)
-    return store, f"they do not fit into the {store.limit / 1e9:.3g} GB that the cache may take"
+    return store, f"they do not fit into the {in_bytes(store.limit)} that the cache may take"
 
 
 def _found(store: Store, wanted: set[bytes]) -> set[bytes]:

@@ -16,7 +16,7 @@ from svertka.data.boxes import Annotation, Box
 from svertka.data.dataset import Pixels
 from svertka.files import storage, write_atomic
 from svertka.localization.heatmap import Heat, Region
-from svertka.pages.page import escape, isolated, page, percent
+from svertka.pages.page import count, escape, isolated, page, percent
 from svertka.pages.pictures import reduced
 
 LONGEST = 1024
@@ -62,10 +62,10 @@ class Album:
 
     def write_page(self, judgement: dict[str, Any] | None) -> Path:
         """Write the page, with the figures of `judgement` (of `Pointing.as_json`) above the pictures; its file."""
-        sentence = "Where pictures show what they show"
+        sentence = f"What was found in {count(len(self.figures), 'picture')}, and where"
         how = (
-            "Grey hides what does not speak for the class; the blue box is around what speaks half as much as the spot "
-            "or more. Boxes that were given are black and white."
+            "Grey hides what does not speak for the class. The ring is on the spot that speaks most, the blue box "
+            "around what speaks half as much or more; boxes that were given are black and white."
         )
         said = in_words(judgement) if judgement else ""
         judged = f"<p>{escape(said[0].upper() + said[1:])}.</p>" if said else ""
@@ -112,11 +112,11 @@ def overlay(rgb: Pixels, hot: Heat, found: Region, boxes: tuple[Box, ...]) -> Pi
     for box in boxes:
         for inset, colour in ((0, BLACK), (line, WHITE)):
             draw.rectangle(_edges(box, scale, inset), outline=colour, width=line)
-    draw.rectangle(_edges(found.box, scale), outline=WHITE, width=3 * line)
-    draw.rectangle(_edges(found.box, scale, inset=line), outline=MARK, width=line)
+    draw.rectangle(_edges(found.box, scale), outline=WHITE, width=4 * line)
+    draw.rectangle(_edges(found.box, scale, inset=line), outline=MARK, width=2 * line)
     x, y = found.peak[0] * scale[0], found.peak[1] * scale[1]
-    for radius, colour in ((6 * line, WHITE), (5 * line, MARK)):
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=line)
+    for radius, colour, width_of in ((6 * line, WHITE, 4 * line), (5 * line, MARK, 2 * line)):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=width_of)
     return np.asarray(image)
 
 

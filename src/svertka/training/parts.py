@@ -192,9 +192,10 @@ def in_patches(
     found = of_pictures(annotations, [pictures.pictures.name(index) for index in range(len(pictures))])
     known = {id(annotation) for annotation in found.values()}
     if lost := [annotation for annotation in annotations if id(annotation) not in known]:
+        more = f" and {len(lost) - 1} more are" if len(lost) > 1 else " is"
         raise DataError(
-            f"{boxes} has boxes without a picture: {lost[0].picture} and {len(lost) - 1} more are not in "
-            f"{pictures.source}; add the pictures or remove the boxes"
+            f"{boxes} has boxes without a picture: {lost[0].picture}{more} not in {pictures.source}; add the pictures "
+            "or remove the boxes"
         )
     every = np.concatenate([some for some in parts.indices.values() if len(some)])
     patches = cut_out(pictures, every, found, preprocess, network, seed=seed, threads=threads)

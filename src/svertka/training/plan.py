@@ -15,7 +15,7 @@ from svertka import distributed
 from svertka.data.batches import Batch
 from svertka.device import in_layout, processor
 from svertka.errors import StorageError, UsageError
-from svertka.files import cache_folder, locked, read_json, write_json
+from svertka.files import cache_folder, in_bytes, locked, read_json, write_json
 from svertka.progress import duration
 from svertka.training.loop import Loss, make_optimizer, take_step
 from svertka.training.recipe import Recipe
@@ -130,12 +130,12 @@ class Passes:
             return None, f"features are not stored: {variants} variants of each picture are no fewer than the passes"
         if size > limit:
             return None, (
-                f"features are not stored: they take {size / 1e9:.3g} GB, and there is room for {limit / 1e9:.3g}; "
+                f"features are not stored: they take {in_bytes(size)}, and there is room for {in_bytes(limit)}; "
                 "the frozen part runs in every step"
             )
         each = f", {variants} variants of each picture" if variants > 1 else ""
         return Cache(variants=variants, half=half), (
-            f"features are computed once and stored, {size / 1e6:,.1f} MB{each}: a pass through the frozen part takes "
+            f"features are computed once and stored, {in_bytes(size)}{each}: a pass through the frozen part takes "
             f"{duration(once)}, and there are {passes}"
         )
 
