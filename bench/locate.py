@@ -3,10 +3,10 @@
     python bench/locate.py speed [RUN] [--picture raccoon-1] [--rounds 3] [--threads 2] [--json]
     python bench/locate.py raccoons [--only boxes] [--folder FOLDER] [--threads 2] [--json]
 
-`speed`: the score maps of one photograph at eight scales, by sliding over it (`svertka locate`), and the same network
-on about 500 patches of it, the positions that are trained on, in batches, with the resizing that either needs. They
-take turns. Beside the times how alike both rank these positions, and the spots of the heat maps that are made of them
-(Spearman), for the class that is seen best. RUN: a run folder; unset: `efficientnet_lite0:bundled`.
+`speed`: the score maps of one photograph at eight scales (`svertka locate`), and the same network on the same patches,
+about 500, in batches, with the resizing that either needs. They take turns. Beside the times how alike both rank these
+patches, and the spots of the heat maps that are made of them (Spearman), for the class that is seen best. RUN: a run
+folder; unset: `efficientnet_lite0:bundled`.
 
 `raccoons`: trains on 150 of the raccoons and 100 cats and 100 dogs, on the bundled network's features: once with boxes,
 on patches, and once with the labels of the pictures alone; then points at the raccoons in the other 50. Pictures are
@@ -30,8 +30,8 @@ import svertka
 from svertka.classifier import Classifier
 from svertka.data.dataset import Pixels
 from svertka.data.preprocess import opened
-from svertka.localization.dense import Locator, shown
-from svertka.localization.heatmap import Heat, heat_of
+from svertka.localization.dense import Locator, ScoreMap, shown
+from svertka.localization.heatmap import heat
 from turns import Way, in_turns, ratios
 
 BACKBONE = "efficientnet_lite0:bundled"
@@ -48,22 +48,20 @@ def data() -> Path:
 
 
 @torch.inference_mode()
-def patch_by_patch(
-    classifier: Classifier, locator: Locator, rgb: Pixels
-) -> tuple[list[tuple[int, int, int]], torch.Tensor]:
-    """The positions that are trained on, as (level, row, column), and the network's probabilities for each, (P, K)."""
-    slides, crops, places = locator.network, [], []
-    for number, level in enumerate(locator.levels(rgb)):
+def patch_by_patch(classifier: Classifier, locator: Locator, rgb: Pixels) -> list[ScoreMap]:
+    """The score maps as the network gives them for one patch after the other."""
+    parts, levels, crops = locator.network, locator.levels(rgb), []
+    for level in levels:
         picture = shown(classifier.preprocess, rgb, level)[0]
-        rows, columns = level.spaced(slides.window, slides.stride)
-        for row in rows.tolist():
-            for column in columns.tolist():
-                y, x = row * slides.stride[0], column * slides.stride[1]
-                crops.append(picture[:, y : y + slides.window[0], x : x + slides.window[1]])
-                places.append((number, row, column))
+        for y, x in (level.places * parts.stride).tolist():
+            crops.append(picture[:, y : y + parts.window[0], x : x + parts.window[1]])
     batches = [torch.stack(crops[start : start + BATCH]) for start in range(0, len(crops), BATCH)]
     logits = [classifier.network(batch.contiguous(memory_format=torch.channels_last)) for batch in batches]
-    return places, torch.cat(logits).softmax(1)
+    each = torch.split(torch.cat(logits).softmax(1), [len(level.places) for level in levels])
+    return [
+        ScoreMap(level, some.numpy().T.reshape(-1, len(level.rows), len(level.columns)))
+        for level, some in zip(levels, each, strict=True)
+    ]
 
 
 def speed(run: str, picture: str, rounds: int) -> dict[str, Any]:
@@ -76,34 +74,21 @@ def speed(run: str, picture: str, rounds: int) -> dict[str, Any]:
         "dense": lambda: locator.maps(rgb),
     }
     times = in_turns(ways, rounds)
-    places, patches = patch_by_patch(classifier, locator, rgb)
-    maps = locator.maps(rgb)
-    dense = np.stack([maps[number].scores[:, row, column] for number, row, column in places])
-    best = int(patches[:, list(locator.index.values())].max(0).values.argmax())
-    name = locator.names[best]
-    of_class = patches.numpy()[:, locator.index[name]], dense[:, locator.index[name]]
+    patches, dense = patch_by_patch(classifier, locator, rgb), locator.maps(rgb)
+    name = max(locator.names, key=lambda one: max(each.scores[locator.index[one]].max() for each in patches))
+    index, sides = locator.index[name], rgb.shape[:2]
+    of_class = [np.concatenate([one.scores[index].ravel() for one in maps]) for maps in (patches, dense)]
     return {
-        "picture": f"{rgb.shape[1]}×{rgb.shape[0]}",
-        "patches": len(places),
-        "positions": sum(one.scores[0].size for one in maps),
+        "picture": f"{sides[1]}×{sides[0]}",
+        "patches": len(of_class[0]),
         "seconds": {way: {"min": min(some), "median": statistics.median(some)} for way, some in times.items()},
         **ratios(times["patches"], times["dense"]),
         "class": name,
         "spearman": float(spearmanr(*of_class).statistic),
         "spearman_of_heat": float(
-            spearmanr(*(heated(rgb, locator, places, one).ravel() for one in of_class)).statistic
+            spearmanr(*(heat(maps, index, *sides).ravel() for maps in (patches, dense))).statistic
         ),
     }
-
-
-def heated(rgb: Pixels, locator: Locator, places: list[tuple[int, int, int]], values: np.ndarray) -> Heat:
-    """The heat map of the probabilities `values` at `places` (level, row, column)."""
-    scales = []
-    for number, level in enumerate(locator.levels(rgb)):
-        here = [place for place, (its, *_) in enumerate(places) if its == number]
-        edges = [level.patches(np.array([places[place][1]]), np.array([places[place][2]])) for place in here]
-        scales.append((np.concatenate(edges), values[here]))
-    return heat_of(scales, *rgb.shape[:2])
 
 
 def raccoons(folder: Path, only: str | None) -> dict[str, Any]:
@@ -174,7 +159,7 @@ def main() -> None:
         times = ", ".join(
             f"{way} {some['min']:.2f} s (median {some['median']:.2f})" for way, some in result["seconds"].items()
         )
-        print(f"{result['picture']}: {result['patches']} patches, {result['positions']} positions: {times}")
+        print(f"{result['picture']}: {result['patches']} patches: {times}")
         print(f"{result['ratio_of_best']:.1f} times as fast (median {result['ratio_median']:.1f})")
         print(f"{result['class']}: Spearman {result['spearman']:.3f}, of heat maps {result['spearman_of_heat']:.3f}")
     else:

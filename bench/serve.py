@@ -1,44 +1,44 @@
 """A server under load against LitServe, a plain FastAPI handler, and the network's own speed with nothing around it.
 
-    python bench/serve.py [--seconds 10] [--rounds 3] [--soak 0] [--json]
+    pip install 'svertka[bench]'
+    python bench/serve.py [--seconds 10] [--rounds 3] [--only svertka fastapi] [--soak 0] [--json]
 
 `resnet18` with fresh weights, photographs of about 110 kB, loopback, 16 clients that each send the next picture when
 they have the answer to the last (closed loop). Each server is a process of its own with the same threads, the clients
-are another; the sides take turns. `network`: batches of 16 in memory, no decoding, PyTorch's own and the optimised.
-`pip install litserve fastapi` for these two; what is not installed is left out. `--soak`: seconds of full load at the
-end, with the memory at its begin and end. Photographs: SVERTKA_DATA.
+are another on the same cores; the sides take turns. `network`: batches of 16 in memory, PyTorch's own and optimised;
+`decoding and network`: the same files decoded by as many threads, then the optimised network, in turns.
+Latency at half of the load that svertka took: requests evenly spaced, as wrk2 and k6 send them, and at random moments
+(Poisson), where even a server that never waits for anything has a queue: `ideal` is the 99th percentile of M/D/1.
+What is not installed is left out. `--soak`: seconds of full load at the end, with the memory at its begin and end.
+Photographs: SVERTKA_DATA.
 """
 
 import argparse
-import contextlib
-import http.client
-import io
 import json
-import os
-import random
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
+from load import load, photographs, resident, served, spent
 from svertka.classifier import Classifier, Config
+from svertka.data.images import read_picture
 from svertka.graph.optimize import optimize
 from svertka.models.imagenet import NAMES
 from svertka.models.published import MEAN, STD
 
 CLIENTS, BATCH, BYTES = 16, 16, 110_000
 MODEL, SIZE, RESIZE = "resnet18", 224, 256
+IDEAL = 4.33  # services: 99th percentile of waiting and service in M/D/1 that is busy half of the time
+
+Command = Callable[[int], list[str]]
 
 # What people write: open, resize, crop, normalise, one picture at a time.
 HANDLER = """
@@ -117,130 +117,42 @@ if __name__ == "__main__":
 )
 
 
-def photographs(count: int = 64) -> list[bytes]:
-    """Real ones, as JPEG files of about BYTES each."""
-    found = []
-    for path in sorted((Path(os.environ["SVERTKA_DATA"]) / "imagenet-samples").glob("*.JPEG"))[:count]:
-        image = Image.open(path).convert("RGB")
-        image = image.resize((500, round(500 * image.height / image.width)))
-        for quality in (98, 96, 94, 92, 90, 85, 80, 70):
-            buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=quality)
-            if buffer.tell() <= 1.2 * BYTES:
-                break
-        found.append(buffer.getvalue())
-    return found
-
-
-def free_port() -> int:
-    """One on which nobody listens now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-@contextlib.contextmanager
-def served(command: Callable[[int], list[str]]) -> Iterator[tuple[int, int]]:
-    """The port and the process of a server while the block runs."""
-    port = free_port()
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    process = subprocess.Popen(
-        command(port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, process_group=0
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                ask(port, PROBE)
-                break
-            except OSError:
-                if time.monotonic() > deadline or process.poll() is not None:
-                    raise SystemExit(f"{command(port)[:4]} does not answer") from None
-                time.sleep(0.2)
-        yield port, process.pid
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def ask(port: int, body: bytes) -> None:
-    """One request on a connection of its own."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("POST", "/predict", body, {"Content-Type": "application/octet-stream"})
-    answer = connection.getresponse()
-    answer.read()
-    connection.close()
-    if answer.status != 200:
-        raise OSError(answer.status)
-
-
-def load(port: int, seconds: float, pictures: Sequence[bytes], clients: int, rate: float | None = None) -> list[float]:
-    """Latencies, seconds, of all answers that came within `seconds`; `rate`: requests a second, None: closed loop."""
-    latencies: list[float] = []
-    failures: list[int] = []
-    end = time.perf_counter() + seconds
-
-    def client(number: int) -> None:
-        choose = random.Random(number)
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        due = time.perf_counter() + (choose.expovariate(rate / clients) if rate else 0)
-        while due < end:
-            time.sleep(max(0, due - time.perf_counter()))
-            began = due if rate else time.perf_counter()  # what waits for its turn waits, too
-            connection.request(
-                "POST", "/predict", choose.choice(pictures), {"Content-Type": "application/octet-stream"}
-            )
-            answer = connection.getresponse()
-            answer.read()
-            if answer.status != 200:
-                failures.append(answer.status)
-            latencies.append(time.perf_counter() - began)
-            due = due + choose.expovariate(rate / clients) if rate else time.perf_counter()
-        connection.close()
-
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise SystemExit(f"{len(failures)} requests failed, the first with {failures[0]}")
-    return latencies
-
-
-def alone(run: Path, seconds: float) -> dict[str, float]:
-    """Pictures a second of the network itself, in batches, in this process: PyTorch's own, and optimised."""
-    network = Classifier.load(run).network
+def alone(run: Path, pictures: Sequence[bytes], seconds: float) -> dict[str, float]:
+    """Pictures a second of the network itself, in batches, in this process: PyTorch's own, optimised, with decoding."""
+    classifier = Classifier.load(run)
     images = torch.randn(BATCH, 3, SIZE, SIZE)
-    speeds = {}
-    for name, one in (("network", network), ("network optimised", optimize(network, images))):
-        with torch.inference_mode():
-            one(images)
-            done, began = 0, time.perf_counter()
-            while time.perf_counter() - began < seconds:
-                one(images)
-                done += BATCH
-        speeds[name] = done / (time.perf_counter() - began)
-    return speeds
+    fast = optimize(classifier.network, images)
+
+    def prepare(data: bytes) -> torch.Tensor:
+        return classifier.preprocess(read_picture(data, min_side=RESIZE))
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as readers, torch.inference_mode():
+
+        def decoded() -> None:
+            fast(torch.stack(list(readers.map(prepare, pictures[:BATCH]))))
+
+        ways: dict[str, Callable[[], object]] = {
+            "network": lambda: classifier.network(images),
+            "network optimised": lambda: fast(images),
+            "decoding and network": decoded,
+        }
+        return {name: _batches(way, seconds) * BATCH for name, way in ways.items()}
 
 
-def resident(pid: int) -> float:
-    """Memory of a process, MB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS"))
-
-
-PROBE = b""
+def _batches(way: Callable[[], object], seconds: float) -> float:
+    """Runs a second."""
+    way()
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        way()
+        done += 1
+    return done / (time.perf_counter() - began)
 
 
 def main() -> None:
     """Run it and print it."""
-    global PROBE
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement; of latency three times that")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of full load at the end")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -249,14 +161,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    pictures = photographs()
-    PROBE = pictures[0]
+    pictures = photographs(BYTES)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         preprocess = {"size": SIZE, "resize": RESIZE, "mean": MEAN, "std": STD}
         config = Config.model_validate({"model": MODEL, "names": NAMES, "preprocess": preprocess})
         Classifier(config.build(), config).save(run)
-        results = compare(run, pictures, options)
+        servers = commands(run, options.threads)
+        results = {
+            "threads": options.threads,
+            "picture, kB": round(statistics.mean(map(len, pictures)) / 1000),
+            **compare(run, {name: servers[name] for name in options.only or servers}, pictures, options),
+        }
+        if options.soak:
+            results["soak"] = soak(servers["svertka"], pictures, options.soak)
     if options.json:
         print(json.dumps(results, indent=2))
         return
@@ -264,75 +182,92 @@ def main() -> None:
         print(f"{name:<40} {value if isinstance(value, str) else json.dumps(value)}")
 
 
-def compare(run: Path, pictures: Sequence[bytes], options: argparse.Namespace) -> dict[str, Any]:
-    """All sides in turns."""
-    threads = str(options.threads)
+def commands(run: Path, threads: int) -> dict[str, Command]:
+    """What starts each of the servers on a port."""
 
-    def python(program: str) -> Callable[[int], list[str]]:
+    def python(program: str) -> Command:
         path = run.parent / f"{abs(hash(program))}.py"
         path.write_text(program)
-        return lambda port: [sys.executable, str(path), str(run), str(port), threads]
+        return lambda port: [sys.executable, str(path), str(run), str(port), str(threads)]
 
-    sides: dict[str, Callable[[int], list[str]]] = {
-        "svertka": lambda port: [
-            *(sys.executable, "-m", "svertka", "serve", str(run), "--port", str(port), "--threads", threads)
-        ]
-    }
+    ours = (sys.executable, "-m", "svertka", "serve", str(run), "--threads", str(threads))
+    found: dict[str, Command] = {"svertka": lambda port: [*ours, "--port", str(port)]}
     if find_spec("fastapi"):
-        sides["fastapi"] = python(FASTAPI)
+        found["fastapi"] = python(FASTAPI)
     if find_spec("litserve"):
-        sides["litserve"] = python(LITSERVE)
-    if options.only:
-        sides = {name: side for name, side in sides.items() if name in options.only}
+        found["litserve"] = python(LITSERVE)
+    return found
+
+
+def compare(
+    run: Path, servers: dict[str, Command], pictures: Sequence[bytes], options: argparse.Namespace
+) -> dict[str, Any]:
+    """All sides in turns: speeds, ratios to svertka's, latencies, and where the time of the processor goes."""
     speeds: dict[str, list[float]] = {}
-    latency: dict[str, list[float]] = {"single, median": [], "half load, p99": []}
+    waits: dict[str, list[float]] = {}
+    shares: dict[str, Any] = {}
     for number in range(options.rounds):
-        for name, speed in alone(run, options.seconds / 2).items():
+        for name, speed in alone(run, pictures, options.seconds / 2).items():
             speeds.setdefault(name, []).append(speed)
-        for name in list(sides)[:: 1 if number % 2 else -1]:
-            with served(sides[name]) as (port, _):
+        for name in list(servers)[:: 1 if number % 2 else -1]:
+            with served(servers[name], pictures[0]) as (port, pid):
                 load(port, 2, pictures, CLIENTS)
-                answers = load(port, options.seconds, pictures, CLIENTS)
-                speeds.setdefault(name, []).append(len(answers) / options.seconds)
+                before, began = spent(pid), time.perf_counter()
+                answers = len(load(port, options.seconds, pictures, CLIENTS))
+                speeds.setdefault(name, []).append(answers / (time.perf_counter() - began))
                 if name == "svertka":
-                    single = load(port, options.seconds / 2, pictures, 1)
-                    half = load(port, options.seconds, pictures, CLIENTS, rate=speeds[name][-1] / 2)
-                    latency["single, median"].append(1000 * statistics.median(single))
-                    latency["half load, p99"].append(1000 * statistics.quantiles(half, n=100)[98])
+                    shares = {
+                        thread: round(1000 * (after - before.get(thread, 0)) / answers, 2)
+                        for thread, after in spent(pid).items()
+                        if after - before.get(thread, 0) > 0.02 * options.seconds
+                    }
+                    for what, wait in latencies(port, pictures, options.seconds, speeds[name][-1]).items():
+                        waits.setdefault(what, []).append(1000 * wait)
     results: dict[str, Any] = {
-        "threads": options.threads,
-        "picture, kB": round(statistics.mean(map(len, pictures)) / 1000),
-        "pictures a second": {
-            name: {"median": round(statistics.median(values), 1), "least": round(min(values), 1)}
-            for name, values in speeds.items()
-        },
-        "milliseconds": {name: round(statistics.median(values), 1) for name, values in latency.items() if values},
+        "pictures a second": {name: _told(values, min) for name, values in speeds.items()},
+        "milliseconds": {name: _told(values, max) for name, values in waits.items()},
+        "ms of processor a picture, by thread": shares,
     }
-    for other in speeds:
-        if other != "svertka" and "svertka" in speeds:
-            ratios = [ours / theirs for ours, theirs in zip(speeds["svertka"], speeds[other], strict=True)]
-            results[f"svertka over {other}"] = {
-                "median": round(statistics.median(ratios), 2),
-                "least": round(min(ratios), 2),
-            }
-    if latency["single, median"]:
-        ratios = [b / a for a, b in zip(latency["single, median"], latency["half load, p99"], strict=True)]
-        results["p99 at half load over a single one"] = {
-            "median": round(statistics.median(ratios), 2),
-            "most": round(max(ratios), 2),
-        }
-    if options.soak:
-        with served(sides["svertka"]) as (port, pid):
-            load(port, 20, pictures, CLIENTS)
-            before = resident(pid)
-            answers = load(port, options.soak, pictures, CLIENTS)
-            results["soak"] = {
-                "seconds": options.soak,
-                "answers": len(answers),
-                "memory before, MB": round(before),
-                "memory after, MB": round(resident(pid)),
-            }
+    for name, values in speeds.items():
+        if name != "svertka" and "svertka" in speeds:
+            ratios = [ours / theirs for ours, theirs in zip(speeds["svertka"], values, strict=True)]
+            results[f"svertka over {name}"] = _told(ratios, min)
+    for name, values in waits.items():
+        if name != "single, median":
+            ratios = [wait / single for wait, single in zip(values, waits["single, median"], strict=True)]
+            results[f"{name}, over single"] = _told(ratios, max)
     return results
+
+
+def latencies(port: int, pictures: Sequence[bytes], seconds: float, speed: float) -> dict[str, float]:
+    """Seconds: of a single prediction, and the 99th percentiles at half of `speed`, pictures a second."""
+    single = load(port, seconds, pictures, 1)
+    even = load(port, 3 * seconds, pictures, CLIENTS, speed / 2, even=True)
+    random = load(port, 3 * seconds, pictures, CLIENTS, speed / 2)
+    return {
+        "single, median": statistics.median(single),
+        "half load, even, p99": statistics.quantiles(even, n=100)[98],
+        "half load, random, p99": statistics.quantiles(random, n=100)[98],
+        "half load, random, ideal": IDEAL / speed,
+    }
+
+
+def soak(server: Command, pictures: Sequence[bytes], seconds: float) -> dict[str, Any]:
+    """Full load for a long time: what fails ends the run."""
+    with served(server, pictures[0]) as (port, pid):
+        load(port, 20, pictures, CLIENTS)
+        before = resident(pid)
+        answers = load(port, seconds, pictures, CLIENTS)
+        return {
+            "seconds": seconds,
+            "answers": len(answers),
+            "memory before, MB": round(before),
+            "memory after, MB": round(resident(pid)),
+        }
+
+
+def _told(values: Sequence[float], worst: Callable[[Sequence[float]], float]) -> dict[str, float]:
+    return {"median": round(statistics.median(values), 2), "worst": round(worst(values), 2)}
 
 
 if __name__ == "__main__":

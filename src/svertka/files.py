@@ -117,7 +117,8 @@ def storage(path: Path) -> Iterator[None]:
 def in_bytes(count: float) -> str:
     """A size on disk as people say it, three digits: "72.7 kB", "3.3 MB", "1.25 GB"."""
     power, unit = next((pair for pair in ((1e9, "GB"), (1e6, "MB")) if count >= pair[0]), (1e3, "kB"))
-    return f"{count / power:.3g} {unit}"
+    value = count / power
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"  # never 1e+03
 
 
 def free_bytes(folder: Path) -> int:

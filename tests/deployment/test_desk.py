@@ -51,7 +51,7 @@ def test_no_batch_is_larger_than_allowed_and_the_first_does_not_go_alone() -> No
         return twice(pictures)
 
     run(50, counted)
-    assert sizes == [TOGETHER, TOGETHER, TOGETHER, 2]
+    assert sizes == [TOGETHER] * (50 // TOGETHER) + [50 % TOGETHER]
 
 
 def test_a_mistake_reaches_whoever_asked_and_the_desk_goes_on() -> None:

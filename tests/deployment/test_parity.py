@@ -21,7 +21,7 @@ import svertka
 from svertka.classifier import Classifier
 from svertka.cli.app import main
 from svertka.data.images import read_picture
-from svertka.graph.optimize import TOLERANCE
+from svertka.graph.optimize import TOLERANCES
 from svertka.models import zoo
 from svertka.models.heads import head_path
 
@@ -106,7 +106,8 @@ def spread_logits(classifier: Classifier, images: Sequence[torch.Tensor]) -> Non
     with torch.no_grad():
         logits = classifier.network(torch.stack(list(images)))
         scale = 2 / logits.std(0).clamp_min(1e-12)
-        scale = torch.minimum(scale, 20 / logits.abs().amax(0)).clamp_max(100)
+        # Of all classes: the logits of one may be small since large terms cancel, and these are what is rounded.
+        scale = torch.minimum(scale, 4 / logits.abs().amax()).clamp_max(100)
         head.weight.mul_(scale[:, None])
         if head.bias is None:
             return
@@ -168,7 +169,7 @@ def test_a_picture_has_one_answer(
             some = [base64.b64encode(path.read_bytes()).decode() for path in pictures[first : first + 50]]
             answer = server.ask("POST", "/predict", json.dumps(some).encode(), {"Content-Type": "application/json"})
             entries += answer.json()
-    assert_same([entry["labels"] for entry in entries], chances, wanted, margin, TOLERANCE)
+    assert_same([entry["labels"] for entry in entries], chances, wanted, margin, TOLERANCES["fp32"])
 
     # svertka evaluate: each picture in the folder of what it was taken for; none may be wrong
     source = tmp_path / "source"

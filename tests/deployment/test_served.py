@@ -17,7 +17,7 @@ def test_any_number_of_pictures_is_computed_as_by_the_plain_network(small_run: P
     served, plain = Served(small_run, CPU), Classifier.load(small_run)
     torch.manual_seed(1)
     pictures = list(torch.randn(23, 3, 32, 32))
-    for count in (1, 3, 4, 16, 23):
+    for count in (1, 3, 4, 8, 23):
         found, wanted = served.probabilities(pictures[:count]), plain.probabilities(pictures[:count])
         assert found.shape == wanted.shape
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)  # other algorithms, another order of sums

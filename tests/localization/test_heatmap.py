@@ -12,11 +12,11 @@ def painted(height: int, width: int, box: tuple[float, float, float, float]) -> 
     """Score maps of a class that is in a patch as far as patch and `box` have pixels in common (over their union)."""
     found = []
     for level in levels(height, width, (224, 224), (32, 32)):
-        patches = level.all_patches()
+        patches = level.edges(level.places)
         shared = np.minimum(patches[:, 2:], box[2:]) - np.maximum(patches[:, :2], box[:2])
         both = np.clip(shared, 0, None).prod(axis=1)
         areas = (patches[:, 2:] - patches[:, :2]).prod(axis=1) + (box[2] - box[0]) * (box[3] - box[1])
-        values = (both / (areas - both)).reshape(level.shape)
+        values = (both / (areas - both)).reshape(len(level.rows), len(level.columns))
         found.append(ScoreMap(level, np.stack([values, 1 - values]).astype(np.float32)))
     return found
 
@@ -44,7 +44,7 @@ def test_heat_is_a_sum_over_the_patches_around_each_spot() -> None:
     for y, x in ((0, 0), (40, 30), (95, 127), (60, 100)):
         shares = []
         for one in maps:
-            edges = np.rint(one.level.all_patches())
+            edges = np.rint(one.level.edges(one.level.places))
             ys, xs = np.mgrid[:96, :128]
             inside = [(left <= xs) & (xs < right) & (top <= ys) & (ys < bottom) for left, top, right, bottom in edges]
             around = np.array([patch[y, x] for patch in inside])

@@ -53,7 +53,7 @@ def test_labels_are_those_of_the_boxes(patches: Patches, scenes: Scenes) -> None
         level = levels(48, 64, (16, 16), (1, 1))[number]
         if picture not in (3, 40):
             of_picture = boxes[Path(patches.pictures.name(picture)).name]
-            edges = level.patches(np.array([row]), np.array([column]))
+            edges = level.edges(np.array([(row, column)]))
             assert patches.labels[index] == labels_of(edges, of_picture, ["one", "two"])[0]
     # Of pictures without boxes only what shows most of them, with the label that they have.
     assert set(patches.labels[patches.places[:, 0] == 3].tolist()) == {0}
@@ -63,8 +63,7 @@ def test_labels_are_those_of_the_boxes(patches: Patches, scenes: Scenes) -> None
 
 def test_a_tenth_of_the_background_is_kept(patches: Patches) -> None:
     background = int((patches.labels == 2).sum())
-    grids = [level.spaced((16, 16), (1, 1)) for level in levels(48, 64, (16, 16), (1, 1))]
-    every = sum(len(rows) * len(columns) for rows, columns in grids)
+    every = sum(len(level.places) for level in levels(48, 64, (16, 16), (1, 1)))
     others = int((patches.labels != 2).sum())
     # 46 pictures with boxes; drawn one by one with a share of a tenth
     assert background == pytest.approx((46 * every - others) / 10, rel=0.07)

@@ -16,7 +16,7 @@ def test_a_photograph_has_about_five_hundred_patches_at_eight_scales() -> None:
     found = levels(480, 640, WINDOW, STRIDE)
     assert [level.scale for level in found] == list(SCALES)
     assert len(SCALES) == 8
-    chosen = [level.patches(*level.spaced(WINDOW, STRIDE)) for level in found]
+    chosen = [level.edges(level.places) for level in found]
     assert 400 <= sum(map(len, chosen)) <= 600
     for level, patches in zip(found, chosen, strict=True):
         widths, heights = patches[:, 2] - patches[:, 0], patches[:, 3] - patches[:, 1]
@@ -35,18 +35,20 @@ def test_a_photograph_has_about_five_hundred_patches_at_eight_scales() -> None:
     width=st.integers(32, 900),
     window=st.sampled_from([((224, 224), (32, 32)), ((227, 227), (32, 32)), ((32, 32), (4, 4)), ((28, 28), (1, 1))]),
 )
-def test_every_position_lies_in_the_picture(
+def test_every_patch_lies_in_the_picture(
     height: int, width: int, window: tuple[tuple[int, int], tuple[int, int]]
 ) -> None:
     for level in levels(height, width, *window):
-        (down, right), (rows, columns) = window[0], level.shape
-        assert level.size == (down + (rows - 1) * window[1][0], right + (columns - 1) * window[1][1])
-        patches = level.all_patches()
-        assert len(patches) == rows * columns
-        assert patches[:, :2].min() >= 0
-        np.testing.assert_allclose(patches.max(0)[2:], (width, height))
-        for indices, count in zip(level.spaced(*window), level.shape, strict=True):
-            assert {0, count - 1} <= set(indices.tolist()) <= set(range(count))
+        for axis, places in enumerate((level.rows, level.columns)):
+            assert places[0] == 0
+            assert level.size[axis] == window[0][axis] + places[-1] * window[1][axis]  # from edge to edge
+            if len(places) > 1:
+                most = np.diff(places).max() * window[1][axis]
+                assert most <= max(2 / 7 * window[0][axis], window[1][axis])
+        edges = level.edges(level.places)
+        assert len(edges) == len(level.rows) * len(level.columns)
+        assert edges[:, :2].min() >= 0
+        np.testing.assert_allclose(edges.max(0)[2:], (width, height))
 
 
 def test_too_small_a_picture_is_refused() -> None:

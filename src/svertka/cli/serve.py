@@ -23,8 +23,12 @@ def serve(
 
     Example: svertka serve runs/photos-resnet18
     """
+    import os
     import sys
 
+    # While they wait for one another or for work, threads of the network sleep: by themselves they spin, for which the
+    # decoders of the next pictures wait. Read once, as PyTorch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from svertka.deployment.serve import Place
     from svertka.deployment.serve import serve as answer
 

@@ -1,6 +1,6 @@
 """Where the values of an optimized network lie: in one piece of memory, parts of which are used again and again."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from svertka.graph.steps import Concatenation, Step, inputs_of, results_of
@@ -46,13 +46,18 @@ def inner_parts(steps: Sequence[Step], made: set[int]) -> dict[int, tuple[int, i
 
 
 def slots(
-    steps: Sequence[Step], maps: Mapping[int, Maps], inner: Mapping[int, tuple[int, int]], kept: Iterable[int]
+    steps: Sequence[Step],
+    maps: Mapping[int, Maps],
+    inner: Mapping[int, tuple[int, int]],
+    kept: Iterable[int],
+    elsewhere: Container[int | None],
 ) -> tuple[dict[int, Slot], int]:
-    """A slot for each of `maps`, and how many numbers all of them need together.
+    """A slot for each of `maps` that does not lie `elsewhere`, and how many numbers all of them need together.
 
     No two values that are needed at the same time overlap. `inner`: as `inner_parts` gives it. `kept`: values needed
     to the end.
     """
+    here = {value for value in maps if value not in elsewhere}
 
     def root(value: int) -> int:
         while value in inner:
@@ -60,10 +65,10 @@ def slots(
         return value
 
     first: dict[int, int] = {}
-    last: dict[int, int] = dict.fromkeys((root(value) for value in kept if value in maps), len(steps))
+    last: dict[int, int] = dict.fromkeys((root(value) for value in kept if value in here), len(steps))
     for number, step in enumerate(steps):
         for value in (*results_of(step), *inputs_of(step)):
-            if value in maps:
+            if value in here:
                 first.setdefault(root(value), number)
                 last[root(value)] = max(last.get(root(value), number), number)
     sizes = {value: maps[value].pixels * maps[value].channels for value in first}
@@ -96,4 +101,4 @@ def slots(
                 found[value] = Slot(offsets[value], maps[value].channels)
         return found[value]
 
-    return {value: slot(value) for value in maps if root(value) in offsets}, total
+    return {value: slot(value) for value in maps if value in here and root(value) in offsets}, total

@@ -170,9 +170,10 @@ class Cuts:
             raise UsageError(f"{type(self.network).__name__} has no stage {name}; it has {listed}")
         if place not in (0, 1, *self.places):
             raise UsageError(f"{name} cannot be cut off, since more than one tensor flows into it; cut at {listed}")
-        return self._halves(place)
+        return self.halves(place)
 
-    def _halves(self, place: int) -> Halves:
+    def halves(self, place: int) -> Halves:
+        """The two halves at one of the `places`."""
         if place <= 1:
             whole = fx.GraphModule(self.network, self.graph)
             return Halves(None, whole, self.nodes[0].meta[SHAPE][1:])

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from svertka.errors import UsageError
+from svertka.geometry import Grid
 from svertka.graph.cut import cut
 from svertka.graph.symbolic import SHAPE, symbolic
 from svertka.graph.trace import trace
@@ -74,7 +75,7 @@ def sliding(network: nn.Module, shape: tuple[int, ...]) -> Sliding:
     halves.rest.recompile()
     made = nn.Sequential(maps, gather)
     window = shape[2], shape[3]
-    return Sliding(maps, gather, halves.rest, window, _stride(made, shape)).eval()
+    return Sliding(maps, gather, halves.rest, window, jumps(made, shape)).eval()
 
 
 def _flattening(network: nn.Module, shape: tuple[int, ...]) -> tuple[str, nn.Module | None]:
@@ -145,11 +146,26 @@ def _grid(pool: Any, side: tuple[int, int]) -> tuple[int, int]:
     return rows or side[0], columns or side[1]
 
 
-def _stride(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Pixels between the positions of a network that gives one for an input of `shape`."""
+def jumps(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Pixels of an input of `shape` between neighbours in the maps that `network` gives, down and across.
+
+    Raises:
+        UsageError: they are not evenly spaced.
+    """
+    down, across = grids(network, shape)
+    if down is None or across is None:
+        sides = "×".join(map(str, shape[2:]))
+        raise UsageError(f"positions of a {sides} window are not evenly spaced in this network")
+    return down.jump, across.jump
+
+
+def grids(network: nn.Module, shape: tuple[int, ...]) -> tuple[Grid | None, Grid | None]:
+    """Where the units of the maps that `network` gives look in an input of `shape`, down and across.
+
+    None where they are not evenly spaced, or where all of them see the whole picture.
+    """
     batch, channels, height, width = shape
     fields = trace(network, (batch, channels, 2 * height, 2 * width)).layers[-1].fields
-    jumps = [field.grid.jump for field in fields if field.grid]
-    if len(jumps) != 2:
-        raise UsageError(f"positions of a {height}×{width} window are not evenly spaced in this network")
-    return jumps[0], jumps[1]
+    if len(fields) != 2:
+        return None, None
+    return fields[0].grid, fields[1].grid

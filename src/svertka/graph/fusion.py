@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from svertka.graph.assembly import Assembly
 from svertka.graph.operations import Constant, Operation, Recording, Shape, Size, Value, leaves, replaced
 from svertka.graph.rules import RULES, Arguments
 from svertka.graph.steps import Convolution, Step, inputs_of, results_of
@@ -34,15 +35,11 @@ def fused(recording: Recording) -> Fused:
     return Fusion(recording).fused()
 
 
-class Fusion:
-    """Steps while they are put together; the rules look at those that are there and change them."""
+class Fusion(Assembly):
+    """A recording's operations, one after the other, made steps by the rules, or left as they are."""
 
     def __init__(self, recording: Recording) -> None:
-        self.shapes: Mapping[int, Any] = recording.shapes
-        self.dtypes = recording.dtypes
-        self.tensors: dict[str, Tensor] = {name: tensor.detach() for name, tensor in recording.constants.items()}
-        self.same: dict[int, Any] = {}  # values that are another value or a constant
-        self.steps: dict[int, Step] = {}  # by the (first) value that they give, in order
+        super().__init__(recording)
         operations = []
         for operation in recording.operations:
             arguments = replaced(dict(operation.arguments), self.resolved)
@@ -74,12 +71,6 @@ class Fusion:
     def _out(self) -> Any:
         return replaced(self.output, self.resolved)
 
-    def resolved(self, leaf: Any) -> Any:
-        """`leaf`, or what it is the same as."""
-        while isinstance(leaf, Value) and leaf.number in self.same:
-            leaf = self.same[leaf.number]
-        return leaf
-
     def _vanishes(self, operation: Operation) -> bool:
         """Whether it gives what it is given, or can be computed once and for all."""
         given = list(leaves(operation.arguments))
@@ -105,47 +96,6 @@ class Fusion:
             return False
         arguments = Arguments(operation, self)
         return arguments.x is not None and rule(self, arguments)
-
-    def is_map(self, value: Any) -> bool:
-        """Whether it is (N, C, H, W) float32."""
-        return isinstance(value, Value) and len(self.shapes[value.number]) == 4 and self.is_float(value)
-
-    def is_float(self, value: Value) -> bool:
-        """Whether it is float32."""
-        return self.dtypes[value.number] == torch.float32
-
-    def producer(self, value: Any) -> Any:
-        """The step that gives `value`, if nothing but the operation at hand reads it."""
-        return self.steps.get(value.number) if isinstance(value, Value) and self.uses[value.number] == 1 else None
-
-    def put(self, step: Step, result: int) -> bool:
-        """`step` as the last one."""
-        self.steps[result] = step
-        return True
-
-    def put_in_place_of(self, value: int, step: Step, result: int) -> bool:
-        """`step` as the last one, without the one that gave `value`."""
-        del self.steps[value]
-        return self.put(step, result)
-
-    def tensor(self, name: str, tensor: Tensor) -> str:
-        """`name`, under which `tensor` now is."""
-        self.tensors[name] = tensor.float().contiguous()
-        return name
-
-    def scaled(self, step: Convolution, result: int, scale: Tensor, shift: Tensor | None) -> Convolution:
-        """`step` with its results times `scale`, (O) or a number, plus `shift`, (O)."""
-        weight = self.tensors[step.weight].double()
-        scale = scale.double().expand(len(weight))
-        bias = torch.zeros(len(weight), dtype=torch.float64) if step.bias is None else self.tensors[step.bias].double()
-        bias = bias * scale + (0 if shift is None else shift.double())
-        names = f"{step.place}.folded.{result}.weight", f"{step.place}.folded.{result}.bias"
-        return replace(
-            step,
-            result=result,
-            weight=self.tensor(names[0], weight * scale[:, None, None, None]),
-            bias=self.tensor(names[1], bias),
-        )
 
 
 def _names(step: Step) -> Any:

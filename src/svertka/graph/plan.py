@@ -34,8 +34,7 @@ class Plan:
         self.maps = {value: self._map(value) for value in made | read}
         self.inner = inner_parts(fused.steps, made - {self.output})
         returned = [leaf.number for leaf in leaves(fused.output) if isinstance(leaf, Value)]
-        placed = {value: maps for value, maps in self.maps.items() if value not in (0, self.output)}
-        self.slots, self.size = slots(fused.steps, placed, self.inner, returned)
+        self.slots, self.size = slots(fused.steps, self.maps, self.inner, returned, {0, self.output})
         self.program = native.kernels.Program()
         # Steps of the program, first to last; between them operations.
         self.parts: list[tuple[int, int] | Operation] = []

@@ -3,15 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from svertka.graph.assembly import Assembly
 from svertka.graph.operations import Constant, Operation, Value, leaves
 from svertka.graph.steps import UNBOUNDED, Concatenation, Convolution, Pair, Pool, Step, Sum
-
-if TYPE_CHECKING:
-    from svertka.graph.fusion import Fusion
 
 FLATTENS = {"flatten.using_ints", "reshape.default", "squeeze.dims"}
 PADS = {"pad.default", "constant_pad_nd.default"}
@@ -20,11 +18,11 @@ PADS = {"pad.default", "constant_pad_nd.default"}
 class Arguments:
     """Those of an operation with one tensor for input and one for result."""
 
-    def __init__(self, operation: Operation, fusion: "Fusion") -> None:
+    def __init__(self, operation: Operation, assembly: Assembly) -> None:
         given = operation.arguments
         first = next((leaf for leaf in leaves(given) if isinstance(leaf, Value)), None)
         self.place = operation.place
-        self.x: Any = fusion.resolved(first) if first is not None else None
+        self.x: Any = assembly.resolved(first) if first is not None else None
         self.result: Any = operation.results[0]
         self.get: Callable[..., Any] = given.get
 
@@ -41,23 +39,23 @@ class Arguments:
         return value.name if isinstance(value, Constant) else None
 
 
-Rule = Callable[["Fusion", Arguments], bool]
+Rule = Callable[[Assembly, Arguments], bool]
 
 
-def _convolution(fusion: "Fusion", given: Arguments) -> bool:
+def _convolution(assembly: Assembly, given: Arguments) -> bool:
     weight, bias = given.named("weight"), given.named("bias")
-    if weight is None or (given.get("bias") is not None and bias is None) or not fusion.is_map(given.x):
+    if weight is None or (given.get("bias") is not None and bias is None) or not assembly.is_map(given.x):
         return False
-    if fusion.tensors[weight].dtype != torch.float32 or given.get("transposed"):
+    if assembly.tensors[weight].dtype != torch.float32 or given.get("transposed"):
         return False
     dilation, x = given.pair("dilation", 1), given.x
     padding: Any = given.get("padding", 0)
     if padding == "same":
-        kernel = fusion.tensors[weight].shape[2:]
+        kernel = assembly.tensors[weight].shape[2:]
         top, left = (d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
     else:
         top, left = (0, 0) if padding == "valid" else given.pair("padding", 0)
-    pad = fusion.steps.get(x.number)
+    pad = assembly.steps.get(x.number)
     if isinstance(pad, Operation) and pad.name in PADS and _zeros(pad):
         columns, _, rows, _ = pad.arguments["pad"]
         x, top, left = next(iter(pad.arguments.values())), top + rows, left + columns
@@ -72,7 +70,7 @@ def _convolution(fusion: "Fusion", given: Arguments) -> bool:
         given.get("groups", 1),
         place=given.place,
     )
-    return fusion.put(step, given.result)
+    return assembly.put(step, given.result)
 
 
 def _zeros(pad: Operation) -> bool:
@@ -82,45 +80,47 @@ def _zeros(pad: Operation) -> bool:
     return len(width) == 4 and min(width) >= 0 and pad.arguments.get("mode", "constant") == "constant" and value == 0
 
 
-def _linear(fusion: "Fusion", given: Arguments) -> bool:
+def _linear(assembly: Assembly, given: Arguments) -> bool:
     weight, bias = given.named("weight"), given.named("bias")
     if weight is None or (given.get("bias") is not None and bias is None):
         return False
-    matrix, shape = fusion.tensors[weight], fusion.shapes[given.x.number]
+    matrix, shape = assembly.tensors[weight], assembly.shapes[given.x.number]
     if len(shape) != 2 or matrix.dtype != torch.float32:
         return False
-    flat, x = fusion.steps.get(given.x.number), given.x
+    flat, x = assembly.steps.get(given.x.number), given.x
     kernel: tuple[Any, ...] = (1, 1)
     if isinstance(flat, Operation) and flat.name in FLATTENS:
         before = next(iter(flat.arguments.values()))
-        if fusion.is_map(before) and fusion.shapes[before.number][0] == shape[0]:
-            x, kernel = before, fusion.shapes[before.number][2:]
-    name = fusion.tensor(f"{given.place}.dense.{given.result}", matrix.reshape(len(matrix), -1, *kernel))
+        if assembly.is_map(before) and assembly.shapes[before.number][0] == shape[0]:
+            x, kernel = before, assembly.shapes[before.number][2:]
+    name = assembly.tensor(f"{given.place}.dense.{given.result}", matrix.reshape(len(matrix), -1, *kernel))
     step = Convolution(x.number, given.result, name, bias, (1, 1), (0, 0), (1, 1), 1, place=given.place)
-    return fusion.put(step, given.result)
+    return assembly.put(step, given.result)
 
 
-def _batch_norm(fusion: "Fusion", given: Arguments) -> bool:
-    if given.get("training") or not fusion.is_map(given.x):
+def _batch_norm(assembly: Assembly, given: Arguments) -> bool:
+    if given.get("training") or not assembly.is_map(given.x):
         return False
     mean, variance = given.named("running_mean"), given.named("running_var")
     if mean is None or variance is None:
         return False
-    tensors = fusion.tensors
+    tensors = assembly.tensors
     scale = (tensors[variance].double() + given.get("eps")).rsqrt()
     weight, bias = given.named("weight"), given.named("bias")
     scale = scale if weight is None else scale * tensors[weight].double()
     shift = -tensors[mean].double() * scale
     shift = shift if bias is None else shift + tensors[bias].double()
-    before = fusion.producer(given.x)
+    before = assembly.producer(given.x)
     if _takes_more(before, Convolution):
-        return fusion.put_in_place_of(before.result, fusion.scaled(before, given.result, scale, shift), given.result)
+        return assembly.put_in_place_of(
+            before.result, assembly.scaled(before, given.result, scale, shift), given.result
+        )
     # A scale and a shift for each channel are a convolution of each channel by itself.
     names = f"{given.place}.scale.{given.result}", f"{given.place}.shift.{given.result}"
-    fusion.tensor(names[0], scale[:, None, None, None])
-    fusion.tensor(names[1], shift)
+    assembly.tensor(names[0], scale[:, None, None, None])
+    assembly.tensor(names[1], shift)
     step = Convolution(given.x.number, given.result, *names, (1, 1), (0, 0), (1, 1), len(scale), place=given.place)
-    return fusion.put(step, given.result)
+    return assembly.put(step, given.result)
 
 
 def _takes_more(step: Any, *kinds: Any) -> Any:
@@ -129,103 +129,107 @@ def _takes_more(step: Any, *kinds: Any) -> Any:
 
 
 def _bounds(lower: Callable[[Arguments], Any], upper: Callable[[Arguments], Any]) -> Any:
-    def rule(fusion: "Fusion", given: Arguments) -> bool:
+    def rule(assembly: Assembly, given: Arguments) -> bool:
         low, high = lower(given), upper(given)
         low, high = -math.inf if low is None else low, math.inf if high is None else high
-        rank = len(fusion.shapes[given.x.number])
+        rank = len(assembly.shapes[given.x.number])
         if (
             rank not in (2, 4)
-            or not fusion.is_float(given.x)
+            or not assembly.is_float(given.x)
             or not all(isinstance(b, int | float) for b in (low, high))
         ):
             return False
-        before = fusion.producer(given.x)
+        before = assembly.producer(given.x)
         if isinstance(before, Convolution | Sum) and before.bounds == UNBOUNDED:
             step: Step = replace(before, bounds=(float(low), float(high)), result=given.result)
-            return fusion.put_in_place_of(before.result, step, given.result)
+            return assembly.put_in_place_of(before.result, step, given.result)
         step = Sum(given.x.number, given.result, bounds=(float(low), float(high)), place=given.place)
-        return fusion.put(step, given.result)
+        return assembly.put(step, given.result)
 
     return rule
 
 
-def _add(fusion: "Fusion", given: Arguments) -> bool:
+def _add(assembly: Assembly, given: Arguments) -> bool:
     one, other = given.get("self"), given.get("other")
-    if not (fusion.is_map(one) and fusion.is_map(other)) or given.get("alpha", 1) != 1 or one == other:
+    if not (assembly.is_map(one) and assembly.is_map(other)) or given.get("alpha", 1) != 1 or one == other:
         return False
-    if fusion.shapes[one.number] != fusion.shapes[other.number]:
+    if assembly.shapes[one.number] != assembly.shapes[other.number]:
         return False
     # The one computed last, so that the other is there when it is.
-    order = list(fusion.steps)
+    order = list(assembly.steps)
     pairs = sorted(
         ((one, other), (other, one)), key=lambda pair: order.index(pair[0].number) if pair[0].number in order else -1
     )
     for first, second in reversed(pairs):
-        before = fusion.producer(first)
+        before = assembly.producer(first)
         if _takes_more(before, Convolution):
             step = replace(before, residual=second.number, result=given.result)
-            return fusion.put_in_place_of(before.result, step, given.result)
-    return fusion.put(Sum(one.number, given.result, other.number, place=given.place), given.result)
+            return assembly.put_in_place_of(before.result, step, given.result)
+    return assembly.put(Sum(one.number, given.result, other.number, place=given.place), given.result)
 
 
-def _times(fusion: "Fusion", given: Arguments) -> bool:
-    factor, before = given.get("other"), fusion.producer(given.x)
+def _times(assembly: Assembly, given: Arguments) -> bool:
+    factor, before = given.get("other"), assembly.producer(given.x)
     if not isinstance(factor, int | float) or not _takes_more(before, Convolution):
         return False
-    step = fusion.scaled(before, given.result, torch.tensor(float(factor)), None)
-    return fusion.put_in_place_of(before.result, step, given.result)
+    step = assembly.scaled(before, given.result, torch.tensor(float(factor)), None)
+    return assembly.put_in_place_of(before.result, step, given.result)
 
 
 def _pool(kind: str) -> Any:
-    def rule(fusion: "Fusion", given: Arguments) -> bool:
-        if not fusion.is_map(given.x) or given.get("divisor_override") is not None:
+    def rule(assembly: Assembly, given: Arguments) -> bool:
+        if not assembly.is_map(given.x) or given.get("divisor_override") is not None:
             return False
         kernel = given.pair("kernel_size")
         padded = kind == "MEAN" and given.get("count_include_pad", True)
         settings = kernel, given.pair("stride", kernel), given.pair("padding", 0), given.pair("dilation", 1)
         ceil = bool(given.get("ceil_mode", False))
         name = "PADDED_MEAN" if padded else kind
-        return fusion.put(Pool(given.x.number, given.result, name, *settings, ceil, given.place), given.result)
+        return assembly.put(Pool(given.x.number, given.result, name, *settings, ceil, given.place), given.result)
 
     return rule
 
 
-def _adaptive(fusion: "Fusion", given: Arguments) -> bool:
-    shape, result = fusion.shapes[given.x.number], fusion.shapes[given.result]
-    if not fusion.is_map(given.x) or any(a % b for a, b in zip(shape[2:], result[2:], strict=True)):
+def _adaptive(assembly: Assembly, given: Arguments) -> bool:
+    shape, result = assembly.shapes[given.x.number], assembly.shapes[given.result]
+    if not assembly.is_map(given.x) or any(a % b for a, b in zip(shape[2:], result[2:], strict=True)):
         return False
     height, width = (a // b for a, b in zip(shape[2:], result[2:], strict=True))
     if (height, width) == (1, 1):
-        fusion.same[given.result] = given.x
-        fusion.uses[given.x.number] += fusion.uses[given.result] - 1
+        assembly.same[given.result] = given.x
+        assembly.uses[given.x.number] += assembly.uses[given.result] - 1
         return True
     kernel = height, width
     step = Pool(given.x.number, given.result, "MEAN", kernel, kernel, (0, 0), (1, 1), False, given.place)
-    return fusion.put(step, given.result)
+    return assembly.put(step, given.result)
 
 
-def _mean(fusion: "Fusion", given: Arguments) -> bool:
-    if not fusion.is_map(given.x) or sorted(one % 4 for one in given.get("dim") or ()) != [2, 3] or given.get("dtype"):
+def _mean(assembly: Assembly, given: Arguments) -> bool:
+    if (
+        not assembly.is_map(given.x)
+        or sorted(one % 4 for one in given.get("dim") or ()) != [2, 3]
+        or given.get("dtype")
+    ):
         return False
-    kernel: Any = tuple(fusion.shapes[given.x.number][2:])
+    kernel: Any = tuple(assembly.shapes[given.x.number][2:])
     step = Pool(given.x.number, given.result, "MEAN", kernel, kernel, (0, 0), (1, 1), False, given.place)
-    return fusion.put(step, given.result)
+    return assembly.put(step, given.result)
 
 
-def _flat(fusion: "Fusion", given: Arguments) -> bool:
-    before, shape = fusion.producer(given.x), fusion.shapes[given.result]
-    if not fusion.is_map(given.x) or fusion.shapes[given.x.number] != (*shape, 1, 1):
+def _flat(assembly: Assembly, given: Arguments) -> bool:
+    before, shape = assembly.producer(given.x), assembly.shapes[given.result]
+    if not assembly.is_map(given.x) or assembly.shapes[given.x.number] != (*shape, 1, 1):
         return False
     if not isinstance(before, Convolution | Pool | Sum):
         return False
-    return fusion.put_in_place_of(before.result, replace(before, result=given.result), given.result)
+    return assembly.put_in_place_of(before.result, replace(before, result=given.result), given.result)
 
 
-def _cat(fusion: "Fusion", given: Arguments) -> bool:
+def _cat(assembly: Assembly, given: Arguments) -> bool:
     parts = given.get("tensors")
-    if given.get("dim", 0) not in (1, -3) or not all(fusion.is_map(part) for part in parts):
+    if given.get("dim", 0) not in (1, -3) or not all(assembly.is_map(part) for part in parts):
         return False
-    return fusion.put(Concatenation(tuple(p.number for p in parts), given.result, given.place), given.result)
+    return assembly.put(Concatenation(tuple(p.number for p in parts), given.result, given.place), given.result)
 
 
 RULES: dict[str, Rule] = {

@@ -5,6 +5,7 @@ FOLDER/index.html       opens offline
 """
 
 import io
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def overlay(rgb: Pixels, hot: Heat, found: Region, boxes: tuple[Box, ...]) -> Pi
     veil = VEIL * (1 - share.clip(0, 1))[..., None]
     image = Image.fromarray(np.rint(small * (1 - veil) + np.array(GREY) * veil).astype(np.uint8))
     scale = width / rgb.shape[1], height / rgb.shape[0]
-    draw, line = ImageDraw.Draw(image), max(1, max(width, height) // 320)
+    draw, line = ImageDraw.Draw(image), math.ceil(max(width, height) / SHOWN)  # a CSS pixel of the page or more
     for box in boxes:
         for inset, colour in ((0, BLACK), (line, WHITE)):
             draw.rectangle(_edges(box, scale, inset), outline=colour, width=line)

@@ -1,4 +1,4 @@
-"""Class scores at every position of a picture, over a pyramid of scales."""
+"""Class scores of the patches of a picture, over a pyramid of scales."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,26 +12,29 @@ from svertka.classifier import Classifier
 from svertka.data.dataset import Pixels
 from svertka.data.preprocess import Preprocess, resized
 from svertka.device import device_of
-from svertka.graph.dense import sliding
+from svertka.graph.optimize import fastest
+from svertka.graph.windows import windows
 from svertka.localization.windows import BACKGROUND, Level, levels
 
+HUNDREDS = 500  # of windows on a picture
 POWER = 5  # the paper's k: how much more the best patches count than the others
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreMap:
-    """Class probabilities at the positions of one level, (K, rows, columns) float32."""
+    """Class probabilities of the patches of one level, (K, rows, columns) float32."""
 
     level: Level
     scores: npt.NDArray[np.float32]
 
 
 class Locator:
-    """A classifier that is shown every patch of a picture, at eight sizes, by sliding over it."""
+    """A classifier that is shown the patches of a picture, at eight sizes; what they share is computed once."""
 
     def __init__(self, classifier: Classifier) -> None:
         self.preprocess = classifier.preprocess
-        self.network = sliding(classifier.network, self.preprocess.input_shape)
+        self.network = windows(classifier.network, self.preprocess.input_shape)
+        self.network.rest = fastest(self.network.rest, self.network.shape, HUNDREDS)
         self.index = {name: index for index, name in enumerate(classifier.names) if name != BACKGROUND}
         self.names = tuple(self.index)  # what can be looked for
 
@@ -54,13 +57,13 @@ class Locator:
         found = []
         for level in self.levels(rgb):
             picture = shown(self.preprocess, rgb, level).to(device_of(self.network), memory_format=torch.channels_last)
-            scores = self.network(picture)[0]
-            found.append(ScoreMap(level, scores.float().softmax(0).cpu().numpy()))
+            scores = self.network(picture, level.places).float().softmax(1).cpu().numpy()
+            found.append(ScoreMap(level, scores.T.reshape(-1, len(level.rows), len(level.columns))))
         return found
 
 
 def shown(preprocess: Preprocess, rgb: Pixels, level: Level) -> Tensor:
-    """What a network slides over, (1, C, H, W) float32 normalised: all of `rgb` (H, W, 3) uint8 at the level's size."""
+    """All of `rgb` (H, W, 3) uint8 at the level's size, (1, C, H, W) float32 normalised: patches are cut out of it."""
     pixels = torch.from_numpy(resized(rgb, *level.size, preprocess.channels)).permute(2, 0, 1)[None]
     return preprocess.standardise(pixels)
 

@@ -33,7 +33,7 @@ def heat(maps: Sequence[ScoreMap], index: int, height: int, width: int) -> Heat:
 
     As `heat_of`, of all patches.
     """
-    return heat_of([(one.level.all_patches(), one.scores[index].ravel()) for one in maps], height, width)
+    return heat_of([(one.level.edges(one.level.places), one.scores[index].ravel()) for one in maps], height, width)
 
 
 def heat_of(scales: Sequence[tuple[Floats, Heat]], height: int, width: int) -> Heat:

@@ -18,7 +18,7 @@ from svertka.data.dataset import Dataset, Ints, Pictures, Pixels
 from svertka.data.preprocess import Preprocess, resized
 from svertka.device import device_of
 from svertka.errors import DataError, PictureError
-from svertka.graph.dense import Sliding, sliding
+from svertka.graph.windows import Windows, windows
 from svertka.localization.dense import shown
 from svertka.localization.windows import BACKGROUND_SHARE, Level, labels_of, levels
 from svertka.progress import progress
@@ -30,7 +30,8 @@ CHUNK = 32  # pictures that are decoded together
 class Patches:
     """Patches of `pictures`: each a picture of its own, and a row of squares as the network sees them.
 
-    `window`, `stride`: of the network that slides, pixels. `sizes`: height and width of the pictures, by their index.
+    `window`, `stride`: of the network, as `graph.windows.Windows` has them, pixels. `share`: of it that is computed for
+    each patch anew. `sizes`: height and width of the pictures, by their index.
     `places`: the picture of each patch, its level, its row and its column there, (P, 4). `labels`: (P,), of a class, or
     as many as there are classes for background.
     """
@@ -39,6 +40,7 @@ class Patches:
     preprocess: Preprocess
     window: tuple[int, int]
     stride: tuple[int, int]
+    share: float
     sizes: Mapping[int, tuple[int, int]]
     places: Ints
     labels: Ints
@@ -72,12 +74,12 @@ class Patches:
     def edges(self, index: int) -> tuple[int, int, int, int]:
         """Left, top, right and bottom in the picture, pixels."""
         picture, level, row, column = self.places[index].tolist()
-        there = self._levels(picture)[level].patches(np.array([row]), np.array([column]))[0]
+        (there,) = self._levels(picture)[level].edges(np.array([(row, column)]))
         left, top, right, bottom = np.rint(there).astype(int).tolist()
         return left, top, right, bottom
 
     def __getitem__(self, indices: Ints) -> Pixels:
-        """The squares at `indices`, (B, height, width, C) uint8, cut from the pictures that a network slides over."""
+        """The squares at `indices`, (B, height, width, C) uint8, cut from the resized pictures."""
         squares = np.empty((len(indices), *self.window, self.preprocess.channels), np.uint8)
         for rgb, level, some in self._by_level(indices):
             whole = resized(rgb, *level.size, self.preprocess.channels)
@@ -88,23 +90,22 @@ class Patches:
 
     @property
     def dearness(self) -> float:
-        """What sliding costs, beside showing patch by patch: of the pixels of all patches, those that are slid over."""
+        """What the features cost, beside those of patch by patch: the first layers run over all once."""
         shown_one_by_one = len(self) * self.window[0] * self.window[1]
         found = {(picture, level) for picture, level, *_ in self.places.tolist()}
         slid_over = sum(int(np.prod(self._levels(picture)[level].size)) for picture, level in found)
-        return slid_over / max(shown_one_by_one, 1)
+        return self.share + (1 - self.share) * slid_over / max(shown_one_by_one, 1)
 
     @torch.inference_mode()
     def features(self, network: nn.Module, indices: Ints) -> Iterator[tuple[Ints, Tensor]]:
         """What `network`, which takes the squares, gives for those at `indices`: some of these, and (n, D) for them.
 
-        It slides over each picture at each level once, and of what it gives that for the patches is picked out.
+        Its first layers run over each picture at each level once.
         """
-        slides: Sliding = sliding(network, (1, self.preprocess.channels, *self.window))
+        parts: Windows = windows(network, (1, self.preprocess.channels, *self.window))
         for rgb, level, some in self._by_level(indices):
             picture = shown(self.preprocess, rgb, level).to(device_of(network), memory_format=torch.channels_last)
-            rows, columns = self.places[indices[some], 2:].T
-            yield indices[some], slides(picture)[0][:, rows, columns].T
+            yield indices[some], parts(picture, self.places[indices[some], 2:])
 
     def _by_level(self, indices: Ints) -> Iterator[tuple[Pixels, Level, Ints]]:
         """Each picture at each level that has patches among `indices`, and where in `indices` these stand."""
@@ -142,9 +143,9 @@ def cut_out(
 
     Raises:
         DataError: a box lies outside its picture, or a picture is too small or cannot be read.
-        UsageError: the network cannot slide.
+        UsageError: the network cannot be followed step by step.
     """
-    slides = sliding(network, preprocess.input_shape)
+    parts = windows(network, preprocess.input_shape)
     background = len(dataset.names)
     sizes: dict[int, tuple[int, int]] = {}
     places: list[Ints] = []
@@ -163,30 +164,30 @@ def cut_out(
             if annotation is not None:
                 annotation.check(width, height)
             draws = np.random.default_rng((seed, picture))
-            for number, level in enumerate(_levels_of(dataset.pictures, picture, height, width, slides)):
-                rows, columns = level.spaced(slides.window, slides.stride)
+            for number, level in enumerate(_levels_of(dataset.pictures, picture, height, width, parts)):
                 boxes = (whole,) if annotation is None else annotation.boxes
-                of_all = labels_of(level.patches(rows, columns), boxes, dataset.names)
+                of_all = labels_of(level.edges(level.places), boxes, dataset.names)
                 share = BACKGROUND_SHARE if annotation is not None else 0.0
                 kept = (of_all != background) | (draws.random(len(of_all)) < share)
-                grid = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)[kept]
-                places.append(np.concatenate([np.full((len(grid), 2), (picture, number)), grid], axis=1))
+                there = level.places[kept]
+                places.append(np.concatenate([np.full((len(there), 2), (picture, number)), there], axis=1))
                 labels.append(of_all[kept])
             shown_progress.advance()
     return Patches(
         dataset.pictures,
         preprocess,
-        slides.window,
-        slides.stride,
+        parts.window,
+        parts.stride,
+        parts.share,
         sizes,
         np.concatenate(places).astype(np.int64),
         np.concatenate(labels).astype(np.int64),
     )
 
 
-def _levels_of(pictures: Pictures, picture: int, height: int, width: int, slides: Sliding) -> list[Level]:
+def _levels_of(pictures: Pictures, picture: int, height: int, width: int, parts: Windows) -> list[Level]:
     try:
-        return levels(height, width, slides.window, slides.stride)
+        return levels(height, width, parts.window, parts.stride)
     except PictureError as error:
         raise DataError(f"{pictures.name(picture)} has {error}; take it away, and start again") from error
 

@@ -90,7 +90,7 @@ def locate(
     judged by them. `output`: a folder for overlays and a page that shows them.
 
     Raises:
-        UsageError: no picture is there, or no such weights, or the network cannot slide.
+        UsageError: no picture is there, or no such weights, or the network cannot be followed step by step.
         DataError: no box is of any of the pictures, or one lies outside its picture or is of no class of the run.
         RunError: the run is missing or damaged. StorageError: the folder cannot be written.
     """

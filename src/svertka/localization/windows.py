@@ -21,8 +21,8 @@ Floats = npt.NDArray[np.float64]
 # A patch is as wide as the shorter side of its picture over one of these λ. There are eight, as in the paper; each is
 # about a quarter larger than the one before.
 SCALES = (1.0, 1.3, 1.6, 2.0, 2.4, 2.8, 3.4, 4.0)
-# From one training patch to the next, of its side; so neighbours share 71 % at least (the paper: half), and a
-# photograph of 4:3 has about the paper's 500 patches.
+# From one patch to the next, of its side; so neighbours share 71 % at least (the paper: half), and a photograph of 4:3
+# has about the paper's 500 patches.
 STEP = Fraction(2, 7)
 LEAST_SIDE = 8  # pixels of a patch: what is smaller shows nothing
 
@@ -31,38 +31,32 @@ BACKGROUND_SHARE = 0.1  # of the patches without an object that are trained on
 BACKGROUND = "background"  # the class of patches without an object
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Level:
-    """A picture at one size, and the positions of a network's window on it.
+    """A picture at one size, and the windows of a network on it.
 
-    `scale`: λ. `size`: height and width to which the picture is resized, pixels. `shape`: rows and columns of
-    positions. `patch`, `way`: height and width of a window, and the way to the next one, in pixels of the picture
-    itself. (Sizes are rounded so that no position is left over; so patches are square to a few per cent.)
+    `scale`: λ. `size`: height and width to which the picture is resized, pixels. `rows`, `columns`: where windows
+    begin, in ways from the upper left corner, `STEP` apart or less, from edge to edge. `patch`, `way`: height and width
+    of a window, and the way to the next place where one could begin, in pixels of the picture itself. (Sizes are
+    rounded so that nothing is left over; so patches are square to a few per cent.)
     """
 
     scale: float
     size: tuple[int, int]
-    shape: tuple[int, int]
+    rows: Ints
+    columns: Ints
     patch: tuple[float, float]
     way: tuple[float, float]
 
-    def patches(self, rows: Ints, columns: Ints) -> Floats:
-        """Edges (left, top, right, bottom) of all patches at `rows` × `columns`, (P, 4), in pixels of the picture."""
-        tops, lefts = np.meshgrid(rows * self.way[0], columns * self.way[1], indexing="ij")
-        edges = np.stack([lefts, tops, lefts + self.patch[1], tops + self.patch[0]], axis=-1)
-        return edges.reshape(-1, 4)
+    @property
+    def places(self) -> Ints:
+        """Row and column of each window, (P, 2), line by line."""
+        return np.stack(np.meshgrid(self.rows, self.columns, indexing="ij"), axis=-1).reshape(-1, 2)
 
-    def all_patches(self) -> Floats:
-        """Those of every position, (rows · columns, 4)."""
-        return self.patches(*map(np.arange, self.shape))
-
-    def spaced(self, window: tuple[int, int], stride: tuple[int, int]) -> tuple[Ints, Ints]:
-        """Rows and columns of the positions that are trained on: `STEP` apart or less, from edge to edge."""
-        rows, columns = (
-            np.unique(np.linspace(0, count - 1, math.ceil((count - 1) / max(1, STEP * side // step)) + 1).round())
-            for count, side, step in zip(self.shape, window, stride, strict=True)
-        )
-        return rows.astype(np.int64), columns.astype(np.int64)
+    def edges(self, places: Ints) -> Floats:
+        """Edges (left, top, right, bottom) of the patches at `places`, (P, 2), in pixels of the picture, (P, 4)."""
+        tops, lefts = (places * self.way).T
+        return np.stack([lefts, tops, lefts + self.patch[1], tops + self.patch[0]], axis=-1)
 
 
 def levels(height: int, width: int, window: tuple[int, int], stride: tuple[int, int]) -> list[Level]:
@@ -81,16 +75,25 @@ def levels(height: int, width: int, window: tuple[int, int], stride: tuple[int, 
         more = [max(0, round((want - side) / step)) for want, side, step in zip(wanted, window, stride, strict=True)]
         size = window[0] + more[0] * stride[0], window[1] + more[1] * stride[1]
         down, across = height / size[0], width / size[1]
+        rows, columns = (_spaced(*axis) for axis in zip(more, window, stride, strict=True))
         found.append(
             Level(
                 scale=scale,
                 size=size,
-                shape=(more[0] + 1, more[1] + 1),
+                rows=rows,
+                columns=columns,
                 patch=(window[0] * down, window[1] * across),
                 way=(stride[0] * down, stride[1] * across),
             )
         )
     return found
+
+
+def _spaced(last: int, side: int, stride: int) -> Ints:
+    """Places from 0 to `last`, no more than `STEP` of a window's `side` apart."""
+    ways = max(1, STEP * side // stride)
+    places: Ints = np.linspace(0, last, math.ceil(last / ways) + 1).round().astype(np.int64)
+    return places
 
 
 def labels_of(patches: Floats, boxes: Sequence[Box], names: Sequence[str]) -> Ints:

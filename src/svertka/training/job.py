@@ -128,7 +128,7 @@ def train(
         classifier, started = begin(facts, start, parts, preprocess, planned, seed, place)
         del start  # the network holds its own tensors now
         made = freeze_for(classifier, planned)
-        # Pictures of every size are slid over, and each would need its own timings.
+        # Pictures of every size go through the first layers, and each would need its own timings.
         accelerate = accelerate and place.type == "cpu" and boxes is None
         if accelerate:
             accelerated(classifier.network)

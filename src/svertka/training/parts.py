@@ -182,7 +182,7 @@ def in_patches(
 
     Raises:
         DataError: a box without a picture, outside of it, or of an unknown class; no patch for a class.
-        UsageError: `boxes` is not there, or the network cannot slide.
+        UsageError: `boxes` is not there, or the network cannot be followed step by step.
     """
     pictures = parts.dataset
     if BACKGROUND in pictures.names:

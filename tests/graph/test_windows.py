@@ -1,0 +1,114 @@
+"""Networks on many windows of a picture, held against the same networks on one crop after the other."""
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from svertka.graph.windows import SHARE, Ints, Windows, windows
+from svertka.models.zoo import MODELS
+
+SIZES = {
+    "squeezenet1_1": 64,
+    "resnet18": 96,
+    "efficientnet_lite0": 96,
+    "vgg11_bn": 64,
+    "googlenet_bn": 64,
+    "lenet5": 32,
+}
+
+
+def built(name: str, size: int) -> tuple[nn.Module, int]:
+    """A network in inference whose batch norms do something, and its channels."""
+    torch.manual_seed(0)
+    channels = 1 if name in ("mlp", "lenet5") else 3
+    network = MODELS[name].build(classes=4, channels=channels, size=size).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var = torch.empty_like(module.bias).uniform_(0.5, 2)
+    return network, channels
+
+
+def without_padding(network: nn.Module) -> nn.Module:
+    """The same with no zeros around anything."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d):
+            module.padding = 0
+        if isinstance(module, nn.MaxPool2d):
+            module.ceil_mode = False
+    return network
+
+
+def crops(picture: Tensor, parts: Windows, places: Ints) -> Iterator[Tensor]:
+    """What `parts` computes for `places`, cut from the picture."""
+    for y, x in (places * parts.stride).tolist():
+        yield picture[:, :, y : y + parts.window[0], x : x + parts.window[1]]
+
+
+@pytest.mark.parametrize("name", SIZES)
+@torch.inference_mode()
+def test_a_picture_of_the_right_size_is_one_window(name: str) -> None:
+    network, channels = built(name, SIZES[name])
+    before = copy.deepcopy(network.state_dict())
+    parts = windows(network, (1, channels, SIZES[name], SIZES[name]))
+    picture = torch.rand(1, channels, SIZES[name], SIZES[name], generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(parts(picture, np.zeros((1, 2), int)), network(picture), rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
+
+
+# At sizes after which the pools have no pixel left over: crops then see what windows see.
+@pytest.mark.parametrize(("name", "size"), [("lenet5", 32), ("mlp", 28), ("alexnet_owt", 195)])
+@torch.inference_mode()
+def test_without_padding_windows_are_crops(name: str, size: int) -> None:
+    network, channels = built(name, size)
+    parts = windows(without_padding(network), (1, channels, size, size))
+    picture = torch.rand(1, channels, size + 70, size + 50, generator=torch.Generator().manual_seed(1))
+    most = (torch.tensor([70, 50]) // torch.tensor(parts.stride)).tolist()
+    places = np.random.default_rng(0).integers(0, most, (40, 2), endpoint=True)
+    expected = torch.cat([network(crop) for crop in crops(picture, parts, places)])
+    torch.testing.assert_close(parts(picture, places), expected, rtol=1e-4, atol=1e-6)
+    assert expected.std(0).min() > 0
+    # All but the dense layers has been shared.
+    assert name == "mlp" or not any(isinstance(module, nn.Conv2d) for module in parts.rest.modules())
+
+
+@torch.inference_mode()
+def test_with_padding_windows_are_nearer_to_crops_than_what_is_shared_entirely(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, channels = built("resnet18", 96)
+    shape = (1, channels, 96, 96)
+    picture = torch.rand(1, channels, 224, 192, generator=torch.Generator().manual_seed(1))
+    some = windows(network, shape)
+    assert 0.2 < some.share <= SHARE
+    monkeypatch.setattr("svertka.graph.windows.SHARE", 0.01)
+    few = windows(network, shape)
+    assert few.share <= 0.01
+    places = np.stack(np.meshgrid(range(5), range(4), indexing="ij"), -1).reshape(-1, 2) * 32
+    expected = torch.cat([network(crop) for crop in crops(picture, some, places // some.stride)])
+    errors = [float((parts(picture, places // parts.stride) - expected).square().mean()) for parts in (some, few)]
+    assert errors[0] < errors[1] / 2
+
+
+@torch.inference_mode()
+def test_what_sees_all_of_a_map_sees_all_of_a_window() -> None:
+    class Excited(nn.Module):
+        """Scales its maps by what they are in the mean."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.mean = nn.Conv2d(3, 8, 5, stride=2), nn.AdaptiveAvgPool2d(1)
+            self.flat, self.head = nn.Flatten(), nn.Linear(8, 4)
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            maps = self.body(pictures)
+            scores: Tensor = self.head(self.flat(self.mean((maps * self.mean(maps)).relu())))
+            return scores
+
+    torch.manual_seed(0)
+    network, picture = Excited(), torch.rand(1, 3, 60, 50)
+    parts = windows(network, (1, 3, 31, 31))
+    places = np.array([(0, 0), (3, 9), (14, 2)])
+    expected = torch.cat([network(crop) for crop in crops(picture, parts, places)])
+    torch.testing.assert_close(parts(picture, places), expected, rtol=1e-5, atol=1e-6)
