@@ -7,8 +7,8 @@ A step is forward, cross-entropy, backward and SGD with momentum, on random pict
 seconds over ours: above 1 is faster than PyTorch. Algorithms are chosen before the clock runs.
 `airbench`, whose recipe computes in bfloat16, is compared with that as well; `lenet`: that of bench/train.py on MNIST.
 `--precision bf16`: both under torch.autocast("cpu", torch.bfloat16), also on processors that only imitate bfloat16;
-beside them our float32 step, and how far the parameters' gradients of one step are from those of a step in float32,
-root mean square over that of the latter.
+beside them the float32 steps of both, and how far the parameters' gradients of one step are from those of our step in
+float32, root mean square over that of the latter.
 """
 
 import argparse
@@ -95,6 +95,7 @@ def compare(case: Case, rounds: int, *, bfloat16: bool = False) -> dict[str, Any
         gradients = {side: gradient(networks[side], step) for side, step in once.items()}
         of = gradients.pop("ours, float32")
         errors = {side: float((one - of).norm() / of.norm()) for side, one in gradients.items()}
+        once["pytorch, float32"] = training(copy.deepcopy(network), pictures, case.classes)
     elif case.bfloat16 and has_bfloat16():
         once["pytorch, bfloat16"] = training(copy.deepcopy(network), pictures, case.classes, bfloat16=True)
     times = in_turns({side: repeated(step, case.steps) for side, step in once.items()}, rounds)

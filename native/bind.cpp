@@ -125,14 +125,15 @@ NB_MODULE(_kernels, module) {
         "output"_a, "threads"_a, Unlocked());
     module.def(
         "winograd_weight_gradient",
-        [](const Convolution& shape, Address gradient, Address input, bool bfloat16, Address result, int threads) {
+        [](const Convolution& shape, Address gradient, Address input, bool bfloat16, Precision precision,
+           Address result, int threads) {
             if (bfloat16)
-                used->winograd.weight_gradient_of_bfloat16(shape, halves(gradient), halves(input), numbers(result),
-                                                           threads);
+                used->winograd.weight_gradient_of_bfloat16(shape, halves(gradient), halves(input), precision,
+                                                           numbers(result), threads);
             else
                 used->winograd.weight_gradient(shape, numbers(gradient), numbers(input), numbers(result), threads);
         },
-        "shape"_a, "gradient"_a, "input"_a, "bfloat16"_a, "result"_a, "threads"_a, Unlocked());
+        "shape"_a, "gradient"_a, "input"_a, "bfloat16"_a, "precision"_a, "result"_a, "threads"_a, Unlocked());
 
     nb::class_<Axis>(module, "Axis")
         .def(nb::init<Size, Size, Size, Size, Size, Size, Size>(), "size"_a, "out_size"_a, "taps"_a, "pad"_a,

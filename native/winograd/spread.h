@@ -1,7 +1,7 @@
 // Tiles of channels-last pictures, transformed.
 #pragma once
 
-#include "../bfloat16.h"
+#include "../pairs.h"
 #include "tiles.h"
 #include "transforms.h"
 
@@ -14,6 +14,17 @@ struct Pictures {
     const Number* zeros;  // `channels` of them, in place of pixels outside
     Index step;           // numbers from one pixel to the next
 };
+
+// One of the two numbers of pairs, the others left or, for the first, zero.
+struct First {
+    Pair pair;
+};
+struct Second {
+    Pair pair;
+};
+
+ALWAYS_INLINE void store(First* to, Vector vector) { store(&to->pair, nearest(vector)); }
+ALWAYS_INLINE void store(Second* to, Vector vector) { store(&to->pair, load(&to->pair) | nearest(vector) << 16); }
 
 // Transforms the tile of pixels from (y, x) on, as many as the matrix has columns, for all channels: of the channels
 // `lanes` · group and following, number `frequency` goes to place(group) + frequency · stride. Pixels behind `height`

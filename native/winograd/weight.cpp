@@ -16,35 +16,38 @@ namespace {
 
 constexpr int height = lanes < 16 ? 4 : 8;  // of the register block: a divisor of `lanes`
 
-template <class Number>
+// Pictures are made of `Number`s; what is multiplied are `Factor`s, floats or pairs of tiles.
+template <class Number, class Factor>
 struct Pass {
+    static constexpr Index several = numbers_in<Factor>;
     Tiles tiles;
     Pictures<Number> input, gradient;
     Index pad_y, pad_x;
     Index block;    // tiles
     Index some;     // outputs, of one piece of the result: a multiple of `lanes`
+    Index steps = parts(block, several);  // of a product over a block
     Index panels = parts(input.channels, panel), groups = parts(gradient.channels, lanes);
-    // Floats from one frequency to the next.
-    Index input_stride = panels * block * panel + lanes, gradient_stride = groups * block * lanes + lanes;
+    // Factors from one frequency to the next, and floats.
+    Index input_stride = panels * steps * panel + lanes, gradient_stride = groups * steps * lanes + lanes;
     Index product_stride = some * panel + lanes;
 
     Range range(Index number) const {
         return {least(number * block, tiles.count()), least((number + 1) * block, tiles.count())};
     }
 
-    // Tile `index` of a block: the input's to (frequency, panel, tile, input in its panel), the gradient's to
-    // (frequency, group of outputs, tile, output in its group).
-    void spread(const Tile& tile, Index index, float* inputs, float* gradients) const {
-        spread_tile<winograd::data_matrix>(
-            input, tile.picture, tile.y - pad_y, tile.x - pad_x, winograd::points, winograd::points, input_stride,
-            [=, this](Index group) { return inputs + (group / 2 * block + index) * panel + group % 2 * lanes; });
-        spread_tile<winograd::gradient_matrix>(
-            gradient, tile.picture, tile.y, tile.x, tile.height, tile.width, gradient_stride,
-            [=, this](Index group) { return gradients + (group * block + index) * lanes; });
+    // The tiles of one step of the block `here`.
+    void spread(Range here, Index step, Factor* inputs, Factor* gradients) const {
+        const Index tile = here.first + several * step;
+        if constexpr (several == 1) {
+            spread_as<float>(tiles[tile], step, inputs, gradients);
+        } else {
+            spread_as<First>(tiles[tile], step, inputs, gradients);
+            if (tile + 1 < here.last) spread_as<Second>(tiles[tile + 1], step, inputs, gradients);
+        }
     }
 
     // What the tiles `here` contribute to one piece, some outputs by one panel of inputs; the first sets, others add.
-    void add(Range here, Index piece, bool onto, const float* inputs, const float* gradients, float* products,
+    void add(Range here, Index piece, bool onto, const Factor* inputs, const Factor* gradients, float* products,
              float* result) const {
         const Index first = piece / panels * some, number = piece % panels;
         multiply(here, inputs, gradients, first, number, products);
@@ -52,19 +55,34 @@ struct Pass {
     }
 
   private:
-    // The 36 products over the tiles `here` for some outputs from `first` on and one panel of inputs.
-    void multiply(Range here, const float* inputs, const float* gradients, Index first, Index number,
+    // The input's tile to (frequency, panel, step, input in its panel), the gradient's to (frequency, group of outputs,
+    // step, output in its group).
+    template <class Stored>
+    void spread_as(const Tile& tile, Index step, Factor* inputs, Factor* gradients) const {
+        const auto place = [](Factor* some) { return reinterpret_cast<Stored*>(some); };
+        spread_tile<winograd::data_matrix>(
+            input, tile.picture, tile.y - pad_y, tile.x - pad_x, winograd::points, winograd::points, input_stride,
+            [=, this](Index group) { return place(inputs + (group / 2 * steps + step) * panel + group % 2 * lanes); });
+        spread_tile<winograd::gradient_matrix>(
+            gradient, tile.picture, tile.y, tile.x, tile.height, tile.width, gradient_stride,
+            [=, this](Index group) { return place(gradients + (group * steps + step) * lanes); });
+    }
+
+    // The 36 products over the tiles `here` for some outputs from `first` on and one panel of inputs. A tile that does
+    // not need the product, but shares a step with one that does, adds zero: its gradient there is.
+    void multiply(Range here, const Factor* inputs, const Factor* gradients, Index first, Index number,
                   float* products) const {
         const Index last = least(first + some, groups * lanes);
         for (Index frequency = 0; frequency < frequencies; ++frequency) {
             const Range needed = tiles.needing(frequency, here);
-            const float* b = inputs + frequency * input_stride + (number * block + needed.first) * panel;
+            const Index begin = needed.first / several, end = parts(needed.last, several);
+            const Factor* b = inputs + frequency * input_stride + (number * steps + begin) * panel;
             for (Index output = first; output < last; output += height) {
-                const float* a = gradients + frequency * gradient_stride +
-                                 (output / lanes * block + needed.first) * lanes + output % lanes;
+                const Factor* a = gradients + frequency * gradient_stride +
+                                  (output / lanes * steps + begin) * lanes + output % lanes;
                 block_product<height, 1, lanes>(a, lanes * lanes, b, panel, lanes,
                                                 products + frequency * product_stride + (output - first) * panel,
-                                                needed.last - needed.first, false);
+                                                end - begin, false);
             }
         }
     }
@@ -92,23 +110,24 @@ struct Pass {
     }
 };
 
-template <class Number>
+template <class Factor, class Number>
 void compute(const Convolution& shape, const Number* gradient, const Number* input, float* result, int threads) {
     const Tiles tiles(shape.batch, shape.out_height, shape.out_width);
-    const Index blocks = most(parts(tiles.count(), 112), 1);
-    Pass<Number> pass{.tiles = tiles,
-                      .input = {input, shape.height, shape.width, shape.in_channels, nullptr, shape.in_step},
-                      .gradient = {gradient, shape.out_height, shape.out_width, shape.out_channels, nullptr, shape.out_step},
-                      .pad_y = shape.pad_y,
-                      .pad_x = shape.pad_x,
-                      .block = parts(tiles.count(), blocks),
-                      .some = least(parts(shape.out_channels, lanes) * lanes, 64)};
+    const Index several = numbers_in<Factor>, blocks = most(parts(tiles.count(), several * 112), 1);
+    Pass<Number, Factor> pass{
+        .tiles = tiles,
+        .input = {input, shape.height, shape.width, shape.in_channels, nullptr, shape.in_step},
+        .gradient = {gradient, shape.out_height, shape.out_width, shape.out_channels, nullptr, shape.out_step},
+        .pad_y = shape.pad_y,
+        .pad_x = shape.pad_x,
+        .block = parts(tiles.count(), blocks),
+        .some = least(parts(shape.out_channels, lanes) * lanes, 64)};
     const Index pieces = parts(shape.out_channels, pass.some) * pass.panels;
     // One block of tiles at a time, of which each thread takes pieces of the result. Where those are few, each takes
     // blocks and has a result of its own, and the results are added in the order of the threads.
     const bool shared = threads == 1 || pieces >= 4 * threads;
 
-    // Floats of each part of the scratch memory; what threads share lies before what each has of its own.
+    // Floats, or pairs, of each part of the scratch memory; what threads share lies before what each has of its own.
     const Index of_zeros = most(pass.panels * panel, pass.groups * lanes);
     const Index of_inputs = frequencies * pass.input_stride, of_gradients = frequencies * pass.gradient_stride;
     const Index of_products = frequencies * pass.product_stride, of_tiles = of_inputs + of_gradients;
@@ -121,26 +140,26 @@ void compute(const Convolution& shape, const Number* gradient, const Number* inp
 #pragma omp parallel num_threads(threads)
     {
         float* const products = memory + common + omp_get_thread_num() * own;
-        float* const inputs = shared ? memory + of_zeros : products + of_products;
-        float* const gradients = inputs + of_inputs;
+        float* const spread_tiles = shared ? memory + of_zeros : products + of_products;
+        const auto inputs = reinterpret_cast<Factor*>(spread_tiles), gradients = inputs + of_inputs;
         if (shared) {
             for (Index number = 0; number < blocks; ++number) {
                 const Range here = pass.range(number);
 #pragma omp for schedule(static)
-                for (Index index = here.first; index < here.last; ++index)
-                    pass.spread(tiles[index], index - here.first, inputs, gradients);
+                for (Index step = 0; step < parts(here.last - here.first, several); ++step)
+                    pass.spread(here, step, inputs, gradients);
 #pragma omp for schedule(dynamic)
                 for (Index piece = 0; piece < pieces; ++piece)
                     pass.add(here, piece, number > 0, inputs, gradients, products, result);
             }
         } else {
-            float* const sums = gradients + of_gradients;
+            float* const sums = spread_tiles + of_tiles;
             __builtin_memset(sums, 0, of_result * sizeof(float));
 #pragma omp for schedule(static)
             for (Index number = 0; number < blocks; ++number) {
                 const Range here = pass.range(number);
-                for (Index index = here.first; index < here.last; ++index)
-                    pass.spread(tiles[index], index - here.first, inputs, gradients);
+                for (Index step = 0; step < parts(here.last - here.first, several); ++step)
+                    pass.spread(here, step, inputs, gradients);
                 for (Index piece = 0; piece < pieces; ++piece)
                     pass.add(here, piece, true, inputs, gradients, products, sums);
             }
@@ -158,12 +177,15 @@ void compute(const Convolution& shape, const Number* gradient, const Number* inp
 }  // namespace
 
 void weight_gradient(const Convolution& shape, const float* gradient, const float* input, float* result, int threads) {
-    compute(shape, gradient, input, result, threads);
+    compute<float>(shape, gradient, input, result, threads);
 }
 
-void weight_gradient(const Convolution& shape, const BFloat16* gradient, const BFloat16* input, float* result,
-                     int threads) {
-    compute(shape, gradient, input, result, threads);
+void weight_gradient(const Convolution& shape, const BFloat16* gradient, const BFloat16* input, Precision precision,
+                     float* result, int threads) {
+    if (precision == Precision::bfloat16)
+        compute<Pair>(shape, gradient, input, result, threads);
+    else
+        compute<float>(shape, gradient, input, result, threads);
 }
 
 }  // namespace svertka::INSTRUCTIONS

@@ -41,7 +41,7 @@ struct Winograd {
 
     // (out_channels, 3, 3, in_channels), each sum in an order that depends on the sizes and on `threads` alone.
     void (*weight_gradient)(const Convolution&, const float* gradient, const float* input, float* result, int threads);
-    void (*weight_gradient_of_bfloat16)(const Convolution&, const BFloat16* gradient, const BFloat16* input,
+    void (*weight_gradient_of_bfloat16)(const Convolution&, const BFloat16* gradient, const BFloat16* input, Precision,
                                         float* result, int threads);
 };
 
@@ -53,7 +53,7 @@ struct Winograd {
     template <class Number>                                                                                            \
     void forward(const Convolution&, const Number*, const void*, Order, Precision, const Finish&, Number*, int);       \
     void weight_gradient(const Convolution&, const float*, const float*, float*, int);                                 \
-    void weight_gradient(const Convolution&, const BFloat16*, const BFloat16*, float*, int);                           \
+    void weight_gradient(const Convolution&, const BFloat16*, const BFloat16*, Precision, float*, int);                \
     inline Winograd winograd_functions() {                                                                             \
         return {packed_size, pack, forward<float>, forward<BFloat16>, weight_gradient, weight_gradient};               \
     }                                                                                                                  \

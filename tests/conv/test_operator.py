@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from svertka.conv import native
+from svertka.conv import native, native_pairs
 from svertka.conv.choose import ALGORITHMS
 from svertka.conv.functions import conv2d, conv_transpose2d
 from svertka.conv.operator import transpose
@@ -43,7 +43,7 @@ def test_derivatives_of_the_transposed_one(name):
     torch.autograd.gradgradcheck(transposed, (x, weight, bias))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "widened"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("widened", "native_pairs")])
 def test_every_algorithm_adds_the_bias(name):
     torch.manual_seed(6)
     side, stride = {"native_fft": (5, 1), "native_phases": (5, 2)}.get(name, (3, 1))
@@ -163,6 +163,8 @@ def test_autocast_computes_in_its_dtype(name, within):
     # Half a unit of the last of eight digits where a result is rounded once, float32 sums before that; PyTorch's own
     # rounds parts of sums, too, where bfloat16 is imitated.
     digits, of_largest = (1 / 64, 1 / 64) if name in ("direct", "gemm") else (1 / 256, 1e-5)
+    if name == "native_pairs":  # which rounds what is transformed: some of these, of their root mean square
+        digits, of_largest = 1 / 256, 5 * native_pairs.LIMIT
     for one, other in zip((result, *found), (exact.detach(), *gradients), strict=True):
         atol = of_largest * float(other.abs().max())
         torch.testing.assert_close(one, other, check_dtype=False, rtol=digits, atol=atol)

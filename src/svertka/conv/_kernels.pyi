@@ -78,6 +78,7 @@ def winograd_weight_gradient(
     gradient: int,
     input: int,  # noqa: A002 - the kernels' own name
     bfloat16: bool,
+    precision: Precision,
     result: int,
     threads: int,
 ) -> None: ...

@@ -13,7 +13,18 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from svertka.conv import direct, fft, gemm, native_fft, native_phases, native_winograd, widened, winograd
+from svertka.conv import (
+    direct,
+    fft,
+    gemm,
+    native,
+    native_fft,
+    native_pairs,
+    native_phases,
+    native_winograd,
+    widened,
+    winograd,
+)
 from svertka.device import has_bfloat16, processor
 from svertka.errors import StorageError, UsageError
 from svertka.files import cache_folder, locked, read_json, write_json
@@ -58,6 +69,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "direct": direct,
     "widened": widened,
     "native_winograd": native_winograd,
+    "native_pairs": native_pairs,
     "native_fft": native_fft,
     "native_phases": native_phases,
     "winograd": winograd,
@@ -159,7 +171,7 @@ def trials(
             candidates = [name for name in candidates if best[name] <= limit]
             if rounds > 1 and rounds * min(best.values()) > LONG_ENOUGH:
                 break
-    exact = _exact(one_pass, tensors, shape) if thorough else None
+    exact = getattr(direct, one_pass)(*(tensor.double() for tensor in tensors), shape) if thorough else None
     for name, seconds in best.items():
         error = None
         if exact is not None:
@@ -212,7 +224,8 @@ def _why_not(name: str, one_pass: Pass, shape: ConvShape, dtype: torch.dtype, *,
 
 def _too_slow(name: str, one_pass: Pass, shape: ConvShape, dtype: torch.dtype) -> str | None:
     """Why a candidate is not expected to win: to time it would take longer than all others together."""
-    if name in ("direct", "gemm") and dtype == torch.bfloat16 and not has_bfloat16():
+    imitated = not (native.multiplies_bfloat16() if name == "native_pairs" else has_bfloat16())
+    if dtype == torch.bfloat16 and name in ("direct", "gemm", "native_pairs") and imitated:
         return "this processor only imitates bfloat16"
     if name in IN_TENSORS and shape.in_channels == shape.groups:
         return "products of one channel each leave nothing to gain"
@@ -253,11 +266,6 @@ def _run(name: str, one_pass: Pass, tensors: tuple[Tensor, Tensor], shape: ConvS
     began = time.perf_counter()
     getattr(ALGORITHMS[name], one_pass)(*tensors, shape)
     return time.perf_counter() - began
-
-
-def _exact(one_pass: Pass, tensors: tuple[Tensor, Tensor], shape: ConvShape) -> Tensor:
-    result: Tensor = getattr(direct, one_pass)(*(tensor.double() for tensor in tensors), shape)
-    return result
 
 
 def _written(key: Key) -> str:

@@ -32,20 +32,25 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     return None
 
 
-def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
-    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C, 3, 3), plus `bias`, (O): (N, O, H', W')."""
-    return _forward(x, floats(weight), native.kernels.Order.PLAIN, _sizes(shape), shape.output, bias)
+def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None, *, pairs: bool = False) -> Tensor:
+    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C, 3, 3), plus `bias`, (O): (N, O, H', W').
+
+    `pairs`: whether what is multiplied is bfloat16, as in `native_pairs`.
+    """
+    order = native.kernels.Order.PLAIN
+    return _forward(x, floats(weight), order, _sizes(shape), shape.output, bias, pairs=pairs)
 
 
-def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
+def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape, *, pairs: bool = False) -> Tensor:
     """The gradient with respect to the input, (N, C, H, W); `gradient`: that of the result, (N, O, H', W')."""
-    return _forward(gradient, floats(weight), native.kernels.Order.ADJOINT, _adjoint_sizes(shape), shape.input)
+    order = native.kernels.Order.ADJOINT
+    return _forward(gradient, floats(weight), order, _adjoint_sizes(shape), shape.input, pairs=pairs)
 
 
-def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
+def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape, *, pairs: bool = False) -> Tensor:
     """The gradient with respect to the weights, (O, C, 3, 3); `gradient`: of the result; `x`: the input.
 
-    The same numbers again with as many threads.
+    The same numbers again with as many threads. `pairs`: of bfloat16 tensors only.
     """
     gradient, x, result = channels_last(gradient), channels_last(x), empty(shape.weight)
     native.kernels.winograd_weight_gradient(
@@ -53,6 +58,7 @@ def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
         gradient.data_ptr(),
         x.data_ptr(),
         x.dtype == torch.bfloat16,
+        _precision(pairs),
         result.data_ptr(),
         torch.get_num_threads(),
     )
@@ -96,6 +102,8 @@ def _forward(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
+    *,
+    pairs: bool = False,
 ) -> Tensor:
     x, output = channels_last(x), empty(shape, x.dtype)
     bias = None if bias is None else bias.float().contiguous()
@@ -109,11 +117,15 @@ def _forward(
         0 if residual is None else residual.data_ptr(),
         relu,
         x.dtype == torch.bfloat16,
-        native.kernels.Precision.FLOAT32,
+        _precision(pairs),
         output.data_ptr(),
         torch.get_num_threads(),
     )
     return output
+
+
+def _precision(pairs: bool) -> "native.kernels.Precision":
+    return native.kernels.Precision.BFLOAT16 if pairs else native.kernels.Precision.FLOAT32
 
 
 @lru_cache(4096)

@@ -1,0 +1,84 @@
+"""Whether training suffers from how convolutions are rounded: losses of ResNet-20 on CIFAR-10, the same seeds each way.
+
+    SVERTKA_DATA=… python bench/losses.py [--steps 200] [--seeds 3] [--threads 2] [--json]
+
+Float32, and autocast to bfloat16 with 3×3 convolutions of stride 1 by each algorithm: PyTorch's own, in float32 on
+widened tensors where the processor only imitates bfloat16; Winograd's with products in float32; and with products in
+bfloat16. A seed draws first weights and batches of 64. Loss: the mean of the last 20 steps.
+"""
+
+import argparse
+import json
+import statistics
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svertka.conv import native
+from svertka.conv.functions import conv2d
+from svertka.data.dataset import ArrayPictures
+from svertka.data.published import open_published
+from svertka.device import has_bfloat16, in_layout, processor, set_threads
+from svertka.models.zoo import MODELS
+
+LAST, BATCH = 20, 64
+OWN = "direct" if has_bfloat16() else "widened"
+WAYS = ("float32", OWN, "native_winograd", "native_pairs")
+
+
+def convolve(layer: nn.Conv2d, algorithm: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What `layer` computes, by `algorithm`."""
+    return conv2d(x, weight, bias, layer.stride[0], layer.padding, algorithm=algorithm)  # type: ignore[arg-type]
+
+
+def loss(way: str, seed: int, steps: int, pictures: Tensor, labels: Tensor) -> float:
+    """The mean of the last steps' cross-entropies."""
+    torch.manual_seed(seed)
+    network = in_layout(MODELS["resnet20"].build(), torch.channels_last)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            winograd = way.startswith("native") and layer.kernel_size == (3, 3) and layer.stride == (1, 1)
+            setattr(layer, "_conv_forward", partial(convolve, layer, way if winograd else OWN))  # noqa: B010
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    found: list[float] = []
+    for _ in range(steps):
+        chosen = torch.randint(len(labels), (BATCH,))
+        images = (pictures[chosen].float() / 255 - 0.47) / 0.25
+        with torch.autocast("cpu", torch.bfloat16, enabled=way != "float32"):
+            one: Any = nn.functional.cross_entropy(network(images), labels[chosen])
+        optimizer.zero_grad()
+        one.backward()
+        optimizer.step()
+        found.append(one.item())
+    return statistics.mean(found[-LAST:])
+
+
+def main() -> None:
+    """Train each way from each seed, print a table or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of the processor; unset: all cores")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    threads = set_threads(options.threads)
+    cifar = open_published("cifar10")
+    some = slice(0, 20_000)
+    assert isinstance(cifar.pictures, ArrayPictures)
+    pictures = torch.from_numpy(cifar.pictures.array[some]).permute(0, 3, 1, 2)  # channels-last as they lie
+    labels = torch.from_numpy(cifar.labels[some]).long()
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    for seed in range(1, options.seeds + 1):
+        for way, losses in found.items():
+            losses.append(loss(way, seed, options.steps, pictures, labels))
+            if not options.json:
+                print(f"seed {seed}  {way:16} {losses[-1]:.4f}", flush=True)
+    if options.json:
+        here = {"processor": processor(), "threads": threads, "instructions": native.used(), "torch": torch.__version__}
+        print(json.dumps(here | {"steps": options.steps, "losses": found}))
+
+
+if __name__ == "__main__":
+    main()
