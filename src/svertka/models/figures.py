@@ -2,7 +2,8 @@
 
 Compared with copies of the papers' tables that others published: AlexNet and ZFNet, the VGGs (tables 3, 4 and 6),
 GoogLeNet, Inception-v3 over 12 and 144 crops, Inception-v4 and Inception-ResNet-v2, the ResNets of ImageNet and the
-plain networks. From memory of the papers: Inception-v3 over one crop, all on MNIST and CIFAR-10, SqueezeNet 1.0.
+plain networks (top-1). From memory of the papers: Inception-v3 over one crop, all on MNIST and CIFAR-10, SqueezeNet
+1.0, the top-5 of plain-34.
 """
 
 from dataclasses import dataclass
