@@ -40,7 +40,8 @@ def loss(way: str, seed: int, steps: int, pictures: Tensor, labels: Tensor) -> f
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             winograd = way.startswith("native") and layer.kernel_size == (3, 3) and layer.stride == (1, 1)
-            setattr(layer, "_conv_forward", partial(convolve, layer, way if winograd else OWN))  # noqa: B010
+            algorithm = way if winograd else "direct" if way == "float32" else OWN
+            setattr(layer, "_conv_forward", partial(convolve, layer, algorithm))  # noqa: B010
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     found: list[float] = []
     for _ in range(steps):
