@@ -1,6 +1,7 @@
 """Networks that slide over pictures, held against the same networks on one crop after the other."""
 
 import copy
+from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -12,6 +13,8 @@ from svertka.errors import UsageError
 from svertka.graph.dense import Sliding, sliding
 from svertka.models.heads import put_head
 from svertka.models.zoo import MODELS
+
+Built = Callable[[str, int], tuple[nn.Module, int]]
 
 # One of each family, at small sizes; the pools of some come to no pixel more than they need, and those of others do.
 FAMILIES = {
@@ -34,18 +37,7 @@ FAMILIES = {
 UNPADDED = {"lenet5": (32, 4), "mlp": (28, 1), "alexnet": (195, 32), "alexnet_owt": (195, 32), "vgg11": (150, 32)}
 
 
-def built(name: str, size: int) -> tuple[nn.Module, int]:
-    """A network in inference, and its channels."""
-    torch.manual_seed(0)
-    channels = 1 if name in ("mlp", "lenet5") else 3
-    network = MODELS[name].build(classes=4, channels=channels, size=size).eval()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_var = torch.empty_like(module.bias).uniform_(0.5, 2)
-    return network, channels
-
-
-def unpadded(name: str, size: int) -> tuple[nn.Module, int]:
+def unpadded(built: Built, name: str, size: int) -> tuple[nn.Module, int]:
     """The same without padding anywhere."""
     network, channels = built(name, size)
     for module in network.modules():
@@ -66,7 +58,7 @@ def one_by_one(network: nn.Module, pictures: Tensor, made: Sliding) -> Tensor:
 
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.inference_mode()
-def test_one_window_is_the_network(name: str) -> None:
+def test_one_window_is_the_network(built: Built, name: str) -> None:
     size = FAMILIES[name]
     network, channels = built(name, size)
     before = copy.deepcopy(network.state_dict())
@@ -80,9 +72,9 @@ def test_one_window_is_the_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", UNPADDED)
 @torch.inference_mode()
-def test_windows_are_crops_where_nothing_is_padded(name: str) -> None:
+def test_windows_are_crops_where_nothing_is_padded(built: Built, name: str) -> None:
     size, stride = UNPADDED[name]
-    network, channels = unpadded(name, size)
+    network, channels = unpadded(built, name, size)
     made = sliding(network, (1, channels, size, size))
     assert made.stride == (stride, stride)
     generator = torch.Generator().manual_seed(1)
@@ -120,7 +112,7 @@ def test_dense_evaluation_of_vgg() -> None:
 
 @pytest.mark.parametrize("head", ["cosine", "adaptation"])
 @torch.inference_mode()
-def test_any_head_may_follow(head: str) -> None:
+def test_any_head_may_follow(built: Built, head: str) -> None:
     network, _ = built("resnet20", 32)
     put_head(network, MODELS["resnet20"], head, 4)  # type: ignore[arg-type]
     network.eval()
@@ -129,7 +121,7 @@ def test_any_head_may_follow(head: str) -> None:
     torch.testing.assert_close(scores[:, :, 0, 0], network(pictures), rtol=1e-5, atol=1e-5)
 
 
-def test_weights_are_the_networks_own() -> None:
+def test_weights_are_the_networks_own(built: Built) -> None:
     network, _ = built("alexnet_owt", 224)
     theirs = {tensor.data_ptr() for tensor in network.parameters()}
     made = sliding(network, (1, 3, 224, 224))
@@ -160,7 +152,7 @@ def test_what_cannot_slide_is_refused(network: nn.Module, message: str) -> None:
         sliding(network, (1, 3, 8, 8))
 
 
-def test_a_picture_smaller_than_the_window_is_refused() -> None:
+def test_a_picture_smaller_than_the_window_is_refused(built: Built) -> None:
     network, _ = built("resnet20", 32)
     with pytest.raises(UsageError, match="a picture of 31×40 pixels is smaller than the network's window of 32×32"):
         sliding(network, (1, 3, 32, 32))(torch.zeros(1, 3, 31, 40))

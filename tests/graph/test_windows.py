@@ -1,15 +1,19 @@
 """Networks on many windows of a picture, held against the same networks on one crop after the other."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from svertka.graph.cut import cut, stages
 from svertka.graph.windows import SHARE, Ints, Windows, windows
+from svertka.models.heads import put_head
 from svertka.models.zoo import MODELS
+
+Built = Callable[[str, int], tuple[nn.Module, int]]
 
 SIZES = {
     "squeezenet1_1": 64,
@@ -19,17 +23,6 @@ SIZES = {
     "googlenet_bn": 64,
     "lenet5": 32,
 }
-
-
-def built(name: str, size: int) -> tuple[nn.Module, int]:
-    """A network in inference whose batch norms do something, and its channels."""
-    torch.manual_seed(0)
-    channels = 1 if name in ("mlp", "lenet5") else 3
-    network = MODELS[name].build(classes=4, channels=channels, size=size).eval()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_var = torch.empty_like(module.bias).uniform_(0.5, 2)
-    return network, channels
 
 
 def without_padding(network: nn.Module) -> nn.Module:
@@ -50,7 +43,7 @@ def crops(picture: Tensor, parts: Windows, places: Ints) -> Iterator[Tensor]:
 
 @pytest.mark.parametrize("name", SIZES)
 @torch.inference_mode()
-def test_a_picture_of_the_right_size_is_one_window(name: str) -> None:
+def test_a_picture_of_the_right_size_is_one_window(built: Built, name: str) -> None:
     network, channels = built(name, SIZES[name])
     before = copy.deepcopy(network.state_dict())
     parts = windows(network, (1, channels, SIZES[name], SIZES[name]))
@@ -62,7 +55,7 @@ def test_a_picture_of_the_right_size_is_one_window(name: str) -> None:
 # At sizes after which the pools have no pixel left over: crops then see what windows see.
 @pytest.mark.parametrize(("name", "size"), [("lenet5", 32), ("mlp", 28), ("alexnet_owt", 195)])
 @torch.inference_mode()
-def test_without_padding_windows_are_crops(name: str, size: int) -> None:
+def test_without_padding_windows_are_crops(built: Built, name: str, size: int) -> None:
     network, channels = built(name, size)
     parts = windows(without_padding(network), (1, channels, size, size))
     picture = torch.rand(1, channels, size + 70, size + 50, generator=torch.Generator().manual_seed(1))
@@ -76,7 +69,9 @@ def test_without_padding_windows_are_crops(name: str, size: int) -> None:
 
 
 @torch.inference_mode()
-def test_with_padding_windows_are_nearer_to_crops_than_what_is_shared_entirely(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_padding_windows_are_nearer_to_crops_than_what_is_shared_entirely(
+    built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network, channels = built("resnet18", 96)
     shape = (1, channels, 96, 96)
     picture = torch.rand(1, channels, 224, 192, generator=torch.Generator().manual_seed(1))
@@ -89,6 +84,31 @@ def test_with_padding_windows_are_nearer_to_crops_than_what_is_shared_entirely(m
     expected = torch.cat([network(crop) for crop in crops(picture, some, places // some.stride)])
     errors = [float((parts(picture, places // parts.stride) - expected).square().mean()) for parts in (some, few)]
     assert errors[0] < errors[1] / 2
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18", "efficientnet_lite0", "vgg11_bn"])
+@torch.inference_mode()
+def test_what_is_below_a_head_is_cut_where_all_of_it_is(built: Built, name: str) -> None:
+    network, channels = built(name, SIZES[name])
+    shape = (1, channels, SIZES[name], SIZES[name])
+    parts = windows(network, shape)
+    halves = cut(network, stages(network, shape)[-1].name, shape)
+    assert halves.prefix is not None
+    below = windows(halves.prefix, shape, parts.place)
+    assert (below.stride, below.shape) == (parts.stride, parts.shape)
+    picture = torch.rand(1, channels, SIZES[name] + 64, SIZES[name] + 32, generator=torch.Generator().manual_seed(1))
+    places = np.array([(0, 0), (1, 2), (2, 1)])
+    scores = halves.rest(below(picture, places))
+    torch.testing.assert_close(scores, parts(picture, places), rtol=1e-5, atol=1e-5)
+
+
+def test_a_larger_head_changes_nothing(built: Built) -> None:
+    for name in ("vgg11_bn", "efficientnet_lite0"):
+        network, channels = built(name, SIZES[name])
+        shape = (1, channels, SIZES[name], SIZES[name])
+        place = windows(network, shape).place
+        put_head(network, MODELS[name], "adaptation", 2000)
+        assert windows(network, shape).place == place
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from svertka.graph.cut import Cuts, Halves
 from svertka.graph.dense import grids, jumps
 from svertka.graph.symbolic import SHAPE
-from svertka.graph.trace import trace
+from svertka.graph.trace import Trace, trace
 
 Ints = npt.NDArray[np.int64]
 
@@ -28,15 +28,17 @@ class Windows(nn.Module):
     see there what the picture has around them, and crops see zeros: in this alone the two differ. `window`: height and
     width of what the network was built for; `stride`: the way from one possible window to the next; both in pixels of
     the picture. `shape`: of what `rest` takes, (C, H, W). `share`: the part of the network's multiply-adds that is in
-    it. In inference alone; its weights are the network's own.
+    it. `place`: of `cut.Cuts`, where the two were cut apart. In inference alone; its weights are the network's own.
     """
 
-    def __init__(self, halves: Halves, window: tuple[int, int], stride: tuple[int, int], share: float) -> None:
+    def __init__(
+        self, halves: Halves, window: tuple[int, int], stride: tuple[int, int], share: float, place: int
+    ) -> None:
         super().__init__()
         self.first = halves.prefix or nn.Identity()
         self.rest: nn.Module = halves.rest
         self.shape, self.side = halves.shape, halves.shape[1:]
-        self.window, self.stride, self.share = window, stride, share
+        self.window, self.stride, self.share, self.place = window, stride, share, place
         self.eval()
 
     def forward(self, picture: Tensor, places: Ints) -> Tensor:
@@ -55,28 +57,40 @@ class Windows(nn.Module):
         return torch.cat(found)
 
 
-def windows(network: nn.Module, shape: tuple[int, ...]) -> Windows:
+def windows(network: nn.Module, shape: tuple[int, ...], place: int | None = None) -> Windows:
     """`network`, which takes inputs of `shape`, (1, C, H, W), for many windows of larger pictures.
 
-    It is cut as early as `SHARE` allows, but not before the first layer that pads: before that, the maps of a crop are
-    those of its place in the picture, so that a network without padding gives what it gives for crops.
+    It is cut at `place`, that of a network with the same layers up to there; or, None, as early as `SHARE` allows, but
+    not before the first layer that pads: before that, the maps of a crop are those of its place in the picture, so that
+    a network without padding gives what it gives for crops. Dense layers do not count, so that heads change nothing.
 
     Raises:
         UsageError: as for `symbolic.symbolic`, or what it does first depends on the size of the whole picture.
     """
-    cuts = Cuts(network, shape)
-    halves = [cuts.halves(place) for place in cuts.places if len(cuts.nodes[place - 1].meta[SHAPE]) == 4]
-    whole = trace(network, shape).multiply_adds
-
-    def share(half: Halves) -> float:
-        return trace(half.rest, (1, *half.shape)).multiply_adds / whole
-
-    early = min(bisect_left(halves, -SHARE, key=lambda half: -share(half)), len(halves) - 1)
-    exact = bisect_left(halves, True, lo=early, key=lambda half: not _is_exact(half, shape)) - 1
-    chosen = halves[max(early, exact)]
-    window = shape[2], shape[3]
+    cuts, whole = Cuts(network, shape), trace(network, shape)
+    place = _place(cuts, whole, shape) if place is None else place
+    chosen = cuts.halves(place)
+    share = trace(chosen.rest, (1, *chosen.shape)).multiply_adds / whole.multiply_adds
     stride = (1, 1) if chosen.prefix is None else jumps(chosen.prefix, shape)
-    return Windows(chosen, window, stride, share(chosen))
+    return Windows(chosen, (shape[2], shape[3]), stride, share, place)
+
+
+def _place(cuts: Cuts, whole: Trace, shape: tuple[int, ...]) -> int:
+    """Where `windows` cuts a network by itself."""
+    places = [place for place in cuts.places if len(cuts.nodes[place - 1].meta[SHAPE]) == 4]
+
+    def is_small(place: int) -> bool:
+        halves = cuts.halves(place)
+        return _of_maps(trace(halves.rest, (1, *halves.shape))) <= SHARE * _of_maps(whole)
+
+    early = min(bisect_left(places, True, key=is_small), len(places) - 1)
+    exact = bisect_left(places, True, lo=early, key=lambda place: not _is_exact(cuts.halves(place), shape)) - 1
+    return places[max(early, exact)]
+
+
+def _of_maps(traced: Trace) -> int:
+    """The multiply-adds of layers that give maps."""
+    return sum(layer.multiply_adds for layer in traced.layers if len(layer.shape) == 4)
 
 
 def _is_exact(halves: Halves, shape: tuple[int, ...]) -> bool:

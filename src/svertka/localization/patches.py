@@ -30,10 +30,9 @@ CHUNK = 32  # pictures that are decoded together
 class Patches:
     """Patches of `pictures`: each a picture of its own, and a row of squares as the network sees them.
 
-    `window`, `stride`: of the network, as `graph.windows.Windows` has them, pixels. `share`: of it that is computed for
-    each patch anew. `sizes`: height and width of the pictures, by their index.
-    `places`: the picture of each patch, its level, its row and its column there, (P, 4). `labels`: (P,), of a class, or
-    as many as there are classes for background.
+    `window`, `stride`, `share`, `cut`: of the network, as `graph.windows.Windows` has them, the last as `place`.
+    `sizes`: height and width of the pictures, by their index. `places`: the picture of each patch, its level, its row
+    and its column there, (P, 4). `labels`: (P,), of a class, or as many as there are classes for background.
     """
 
     pictures: Pictures
@@ -41,6 +40,7 @@ class Patches:
     window: tuple[int, int]
     stride: tuple[int, int]
     share: float
+    cut: int
     sizes: Mapping[int, tuple[int, int]]
     places: Ints
     labels: Ints
@@ -100,9 +100,10 @@ class Patches:
     def features(self, network: nn.Module, indices: Ints) -> Iterator[tuple[Ints, Tensor]]:
         """What `network`, which takes the squares, gives for those at `indices`: some of these, and (n, D) for them.
 
-        Its first layers run over each picture at each level once.
+        It has the layers of the network that the patches were cut out for, but for some last ones. Its first layers run
+        over each picture at each level once.
         """
-        parts: Windows = windows(network, (1, self.preprocess.channels, *self.window))
+        parts = windows(network, (1, self.preprocess.channels, *self.window), self.cut)
         for rgb, level, some in self._by_level(indices):
             picture = shown(self.preprocess, rgb, level).to(device_of(network), memory_format=torch.channels_last)
             yield indices[some], parts(picture, self.places[indices[some], 2:])
@@ -179,6 +180,7 @@ def cut_out(
         parts.window,
         parts.stride,
         parts.share,
+        parts.place,
         sizes,
         np.concatenate(places).astype(np.int64),
         np.concatenate(labels).astype(np.int64),
