@@ -39,24 +39,10 @@ Run = Callable[[], Any]  # one run, which gives the scores as a tensor or an arr
 Maker = Callable[[nn.Module, Tensor, Path], Run]
 
 
-def ours(network: nn.Module, pictures: Tensor, _: Path) -> Run:
-    """`svertka.optimize`."""
+def ours(network: nn.Module, pictures: Tensor, _: Path, precision: str = "fp32", dense: str | None = None) -> Run:
+    """`svertka.optimize`, in these precisions."""
     pictures = pictures.contiguous(memory_format=torch.channels_last)
-    optimized = svertka.optimize(network, pictures)
-    return lambda: optimized(pictures)
-
-
-def ours_bf16(network: nn.Module, pictures: Tensor, _: Path) -> Run:
-    """`svertka.optimize` in bfloat16."""
-    pictures = pictures.contiguous(memory_format=torch.channels_last)
-    optimized = svertka.optimize(network, pictures, precision="bf16")
-    return lambda: optimized(pictures)
-
-
-def ours_dense(network: nn.Module, pictures: Tensor, _: Path) -> Run:
-    """`svertka.optimize` with the weights of dense layers in bfloat16."""
-    pictures = pictures.contiguous(memory_format=torch.channels_last)
-    optimized = svertka.optimize(network, pictures, dense="bf16")
+    optimized = svertka.optimize(network, pictures, precision=precision, dense=dense)
     return lambda: optimized(pictures)
 
 
@@ -194,9 +180,9 @@ FLOAT32: dict[str, Maker] = {
     "mnn": mnn,
 }
 BFLOAT16: dict[str, Maker] = {
-    "ours": ours_bf16,
+    "ours": partial(ours, precision="bf16"),
     "ours-fp32": ours,
-    "ours-dense": ours_dense,
+    "ours-dense": partial(ours, dense="bf16"),
     "autocast": autocast,
     "openvino": partial(openvino, hint="bf16"),
     "ncnn": partial(ncnn, bfloat16=True),

@@ -78,6 +78,33 @@ def cases(draw: st.DrawFn, kernels: tuple[tuple[int, int], ...] = KERNELS, steps
 
 
 @pytest.fixture(scope="session")
+def normal() -> Callable[..., Case]:
+    """`normal(shape, seed=0)`: a convolution of float32 numbers, normally distributed, channels-last."""
+
+    def draw(shape: ConvShape, seed: int = 0) -> Case:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = (torch.randn(size, generator=generator) for size in (shape.input, shape.weight, shape.output))
+        return Case(shape, *(tensor.contiguous(memory_format=torch.channels_last) for tensor in drawn))
+
+    return draw
+
+
+@st.composite
+def _three_by_three(draw: st.DrawFn) -> ConvShape:
+    padding = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
+    height, width = (max(1, 3 - 2 * pad) + draw(st.integers(0, 21)) for pad in padding)
+    channels = st.one_of(st.integers(1, 40), st.sampled_from((64, 65, 130, 272)))
+    in_channels, out_channels = draw(channels), draw(channels)
+    return ConvShape(draw(st.integers(1, 5)), in_channels, out_channels, height, width, (3, 3), padding=padding)
+
+
+@pytest.fixture(scope="session")
+def three_by_three() -> st.SearchStrategy[ConvShape]:
+    """Channels around the widths of vectors and register blocks, even and odd, and sizes around those of tiles."""
+    return _three_by_three()
+
+
+@pytest.fixture(scope="session")
 def each_case(large_count: Callable[[int, int], int]) -> Callable[..., None]:
     """`each_case(check, **limits)` calls `check(case)` for random cases within the limits of `cases`."""
 

@@ -12,7 +12,7 @@ from svertka.data.dataset import Ints
 from svertka.data.draws import Draws
 from svertka.data.store import RECORD, Store
 from svertka.errors import StorageError
-from svertka.files import cache_folder
+from svertka.files import cache_folder, in_bytes
 from svertka.progress import progress
 from svertka.transfer.freeze import Frozen
 
@@ -67,7 +67,7 @@ def stored(
                 row_keys = [keys[variant][index] for index in some.tolist()]
                 if (store.append(row_keys, features.float().cpu().numpy()) < 0).any():
                     raise StorageError(
-                        f"{store.folder} has no room for more features, within {store.limit / 1e9:.3g} GB; "
+                        f"{store.folder} has no room for more features, within {in_bytes(store.limit)}; "
                         "raise --cache-limit, or leave the features unstored with --no-cache"
                     )
                 shown.advance(len(some))
