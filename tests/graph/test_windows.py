@@ -86,7 +86,7 @@ def test_with_padding_windows_are_nearer_to_crops_than_what_is_shared_entirely(
     assert errors[0] < errors[1] / 2
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18", "efficientnet_lite0", "vgg11_bn"])
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18"])
 @torch.inference_mode()
 def test_what_is_below_a_head_is_cut_where_all_of_it_is(built: Built, name: str) -> None:
     network, channels = built(name, SIZES[name])
@@ -103,12 +103,11 @@ def test_what_is_below_a_head_is_cut_where_all_of_it_is(built: Built, name: str)
 
 
 def test_a_larger_head_changes_nothing(built: Built) -> None:
-    for name in ("vgg11_bn", "efficientnet_lite0"):
-        network, channels = built(name, SIZES[name])
-        shape = (1, channels, SIZES[name], SIZES[name])
-        place = windows(network, shape).place
-        put_head(network, MODELS[name], "adaptation", 2000)
-        assert windows(network, shape).place == place
+    network, channels = built("vgg11_bn", SIZES["vgg11_bn"])
+    shape = (1, channels, SIZES["vgg11_bn"], SIZES["vgg11_bn"])
+    place = windows(network, shape).place
+    put_head(network, MODELS["vgg11_bn"], "adaptation", 2000)
+    assert windows(network, shape).place == place
 
 
 @torch.inference_mode()
