@@ -191,13 +191,19 @@ SIDES = {"fp32": FLOAT32, "bf16": BFLOAT16}
 
 
 @torch.inference_mode()
-def compare(name: str, batch: int, rounds: int, makers: dict[str, Maker]) -> dict[str, Any]:
-    """For each side `ms`, `ms_median`, `error`, and for peers `ratio`, their best time over ours."""
+def compare(
+    name: str, batch: int, rounds: int, makers: dict[str, Maker], size: int | None = None
+) -> dict[str, dict[str, float]]:
+    """For each side `ms`, `ms_median`, `error`, and for peers `ratio`, their best time over ours.
+
+    `size`: of the pictures, if other than the network is for.
+    """
     torch.manual_seed(1)
     model = find(name)
     with torch.inference_mode(False):
         network = model.build().eval().requires_grad_(False)
-        pictures = torch.randn(batch, *model.input)
+        channels, *sides = model.input
+        pictures = torch.randn(batch, channels, *([size] * 2 if size else sides))
     exact = copy.deepcopy(network).double()(pictures[:1].double())
     with tempfile.TemporaryDirectory() as folder:
         sides = {side: maker(network, pictures, Path(folder)) for side, maker in makers.items()}

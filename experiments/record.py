@@ -28,8 +28,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 @contextmanager
-def figure(name: str, panels: int = 1, height: float = 3.4) -> Iterator[tuple[Figure, Any]]:
-    """A figure with so many axes beside one another, written to docs/figures/NAME when the body ends.
+def figure(name: str, panels: int = 1, height: float = 3.4, rows: int = 1) -> Iterator[tuple[Figure, Any]]:
+    """A figure with so many axes beside one another, in as many `rows`, written to docs/figures/NAME when the body ends.
 
     `name`: ends in .webp where it consists of photographs, for which that takes less; else it is a .png.
     """
@@ -44,7 +44,7 @@ def figure(name: str, panels: int = 1, height: float = 3.4) -> Iterator[tuple[Fi
         "figure.constrained_layout.use": True,
     }
     with plt.rc_context(style):
-        drawn, axes = plt.subplots(1, panels, figsize=(4.6 * panels, height))
+        drawn, axes = plt.subplots(rows, panels, figsize=(4.6 * panels, height * rows))
         yield drawn, axes
         FIGURES.mkdir(parents=True, exist_ok=True)
         drawn.savefig(FIGURES / (name if "." in name else f"{name}.png"), dpi=150)

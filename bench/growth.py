@@ -1,0 +1,132 @@
+"""How the time of a network grows with batch, picture size, threads and depth: ours, two peers, and two bounds.
+
+    pip install openvino ncnn pnnx MNN
+    python bench/growth.py [--peers ncnn mnn] [--axes batch size threads depth] [--rounds 5] [--output FILE]
+    python experiments/growth.py                    # the figure and the tables, from experiments/metrics/growth.jsonl
+
+ResNet-18 in batches of 1 to 64, with pictures of 96 to 512 pixels, with 1 and 2 threads, and ResNet-18 to 152, in
+float32, random weights and pictures, the engines in turns as in bench/networks.py. A line of JSON each: what was run,
+the milliseconds of a whole batch, and the work: 10⁹ multiplications by the definition of a convolution, those that
+Winograd's algorithm leaves (`multiplications_left`), the megabytes of all weights and of all maps, each written once
+and read once by each step that needs it. The bounds are those multiplications over `roof`, and these bytes over
+`bandwidth`: the most that this machine has shown in the same run, products of matrices and sums of 400 MB by PyTorch.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from networks import FLOAT32, compare
+from svertka.device import processor, set_threads
+from svertka.files import write_atomic
+from svertka.graph.fusion import fused
+from svertka.graph.operations import Size
+from svertka.graph.packing import is_dense, kernel_of
+from svertka.graph.steps import Convolution, inputs_of, results_of
+from svertka.graph.tape import record
+from svertka.models.zoo import find
+from turns import seconds
+
+FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is run."""
+
+    network: str = "resnet18"
+    batch: int = 1
+    size: int = 224
+    threads: int = 2
+
+
+AXES = {
+    "batch": [Point(batch=batch) for batch in (1, 2, 4, 8, 16, 32, 64)],
+    "size": [Point(size=size) for size in (96, 128, 160, 224, 320, 384, 512)],
+    "threads": [Point(batch=batch, threads=threads) for batch in (1, 16) for threads in (1, 2)],
+    "depth": [Point(f"resnet{depth}") for depth in (18, 34, 50, 101, 152)],
+}
+
+
+def work(network: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
+    """What an optimized network has to do for pictures of `shape`: 10⁹ multiplications, MB of weights and of maps."""
+    steps = fused(record(network, shape))
+
+    def sides(value: int) -> list[int]:
+        return [side.of(shape[0]) if isinstance(side, Size) else side for side in steps.shapes[value]]
+
+    defined, left = 0, 0
+    for step in steps.steps:
+        if isinstance(step, Convolution):
+            weight = steps.tensors[step.weight].shape
+            batch, _, *window = (*sides(step.result), 1, 1)[:4]
+            every = batch * prod(window) * prod(weight)
+            defined += every
+            if not is_dense(steps, step) and kernel_of(step, tuple(weight)) == "winograd":
+                kernels = ceil(weight[2] / 3) ** 2  # F(4,3) takes 6×6 products for 4×4 results
+                every = batch * prod(ceil(side / 4) for side in window) * 36 * weight[0] * weight[1] * kernels
+            left += every
+    maps = sum(prod(sides(value)) for step in steps.steps for value in (*inputs_of(step), *results_of(step)))
+    weights = sum(tensor.numel() for tensor in steps.tensors.values())
+    return {
+        "multiplications": defined / 1e9,
+        "multiplications_left": left / 1e9,
+        "weights": FLOAT * weights / 1e6,
+        "maps": FLOAT * maps / 1e6,
+    }
+
+
+def roof() -> float:
+    """10⁹ multiplications a second, each with its addition: the most of products of several sizes."""
+    best = 0.0
+    for side in (512, 1024, 2048):
+        a, b = torch.randn(side, side), torch.randn(side, side)
+        best = max(best, side**3 / min(seconds(lambda a=a, b=b: a @ b) for _ in range(10)))
+    return best / 1e9
+
+
+def bandwidth() -> float:
+    """10⁹ bytes a second: the most of several sums."""
+    numbers = torch.ones(100_000_000)
+    return FLOAT * len(numbers) / min(seconds(numbers.sum) for _ in range(10)) / 1e9
+
+
+def measured(point: Point, rounds: int, peers: list[str]) -> dict[str, Any]:
+    """`point`, its work, and for each engine `ms` and `ms_median` of the batch."""
+    set_threads(point.threads)
+    makers = {side: FLOAT32[side] for side in ("ours", *peers)}
+    found = compare(point.network, point.batch, rounds, makers, point.size)
+    sides = {side: {"ms": one["ms"], "ms_median": one["ms_median"]} for side, one in found.items()}
+    network = find(point.network).build().eval()
+    return vars(point) | work(network, (point.batch, 3, point.size, point.size)) | {"sides": sides}
+
+
+def main() -> None:
+    """Measure, print, and write what was measured where wanted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", nargs="+", choices=list(FLOAT32)[1:], default=["ncnn", "mnn"])
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="a file for the lines of JSON")
+    options = parser.parse_args()
+    machine: dict[str, Any] = {"processor": processor(), "roof": {}, "bandwidth": {}}
+    for threads in (1, 2):
+        set_threads(threads)
+        machine["roof"][threads], machine["bandwidth"][threads] = roof(), bandwidth()
+    lines = [json.dumps(machine)]
+    print(lines[0], flush=True)
+    for point in dict.fromkeys(point for axis in options.axes for point in AXES[axis]):
+        lines.append(json.dumps(measured(point, options.rounds, options.peers)))
+        print(lines[-1], flush=True)
+    if options.output:
+        write_atomic(options.output, "".join(line + "\n" for line in lines).encode())
+
+
+if __name__ == "__main__":
+    main()
