@@ -202,8 +202,8 @@ def compare(
     model = find(name)
     with torch.inference_mode(False):
         network = model.build().eval().requires_grad_(False)
-        channels, *sides = model.input
-        pictures = torch.randn(batch, channels, *([size] * 2 if size else sides))
+        channels, height, width = model.input
+        pictures = torch.randn(batch, channels, size or height, size or width)
     exact = copy.deepcopy(network).double()(pictures[:1].double())
     with tempfile.TemporaryDirectory() as folder:
         sides = {side: maker(network, pictures, Path(folder)) for side, maker in makers.items()}

@@ -29,7 +29,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 @contextmanager
 def figure(name: str, panels: int = 1, height: float = 3.4, rows: int = 1) -> Iterator[tuple[Figure, Any]]:
-    """A figure with so many axes beside one another, in as many `rows`, written to docs/figures/NAME when the body ends.
+    """A figure with so many axes beside one another in each of its `rows`, written to docs/figures/NAME at the end.
 
     `name`: ends in .webp where it consists of photographs, for which that takes less; else it is a .png.
     """

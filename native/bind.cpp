@@ -1,6 +1,7 @@
 // The kernels as Python sees them: addresses and sizes, since handing over a tensor takes longer than a small layer.
 // Here the instruction set is picked, once, at import.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -201,6 +202,7 @@ NB_MODULE(_kernels, module) {
         .def("add_pool", &Program::add_pool, "shape"_a, "pooling"_a, "input"_a, "output"_a)
         .def("add_sum", &Program::add_sum, "pixels"_a, "channels"_a, "input"_a, "in_step"_a, "ending"_a, "output"_a,
              "out_step"_a)
+        .def("add_parts", &Program::add_parts, "pictures"_a, "parts"_a, "room"_a, "maps"_a)
         .def(
             "run",
             [](const Program& self, const std::vector<Address>& memories, std::size_t first, std::size_t last,

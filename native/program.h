@@ -3,9 +3,11 @@
 
 #include <cstddef>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "direct/direct.h"
+#include "scratch.h"
 #include "winograd/winograd.h"
 
 namespace svertka {
@@ -67,6 +69,25 @@ class Program {
         add([=, function = direct_.add](const Memories& memories, int threads) {
             function(pixels, channels, input.in(memories), in_step, ending.in(memories), output.in(memories), out_step,
                      threads);
+        });
+    }
+
+    // For each of `pictures` all of `parts`, in any order, each by one thread. The memories of a part are `room` floats
+    // of the thread's own and then `maps`, each of which begins for the next picture so many numbers further.
+    void add_parts(std::ptrdiff_t pictures, const std::vector<Program>& parts, std::ptrdiff_t room,
+                   const std::vector<std::pair<Place, std::ptrdiff_t>>& maps) {
+        const auto count = static_cast<std::ptrdiff_t>(parts.size());
+        add([=](const Memories& memories, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+            for (std::ptrdiff_t number = 0; number < pictures * count; ++number) {
+                Memories own{scratch(room, Use::bands)};
+                for (const auto& [place, step] : maps) {
+                    float* const first = place.in(memories);
+                    own.push_back(first ? first + number / count * step : nullptr);
+                }
+                const Program& part = parts[number % count];
+                part.run(own, 0, part.size(), 1);
+            }
         });
     }
 

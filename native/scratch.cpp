@@ -44,9 +44,9 @@ class Memory {
 
 }  // namespace
 
-float* scratch(std::size_t count) {
-    thread_local Memory own;
-    return own.take(count);
+float* scratch(std::size_t count, Use use) {
+    thread_local Memory own[2];
+    return own[static_cast<int>(use)].take(count);
 }
 
 }  // namespace svertka

@@ -1,33 +1,80 @@
 // Convolutions of each channel by itself.
+#include <omp.h>
+
+#include <cstring>
+
+#include "../scratch.h"
 #include "../simd.h"
 #include "direct.h"
 
 namespace svertka::INSTRUCTIONS {
 namespace {
 
+// Channels that are computed together: what a cache line holds, and at least a vector.
+constexpr Index together = most(lanes, 16), vectors = together / lanes;
+
 // Outputs in x that share what they read; networks for photographs have lines of 7, 14, 28, 56 and 112.
 constexpr Index side_by_side = rows > 7 ? 7 : 4;
+
+// Numbers of a strip: about as many as the nearest cache holds.
+constexpr Index room = 8192;
+
+ALWAYS_INLINE Vector load_up_to(const float* from, Index count) {
+    return count >= lanes ? load(from) : load_some(from, most(count, 0));
+}
+
+// Some lines of a picture, `together` channels of them and the zeros on the left and right, side by side: in the picture
+// these lie so far apart that they displace one another in the cache.
+struct Strip {
+    const Window& shape;
+    Index width = (parts(shape.x.out_size, side_by_side) * side_by_side - 1) * shape.x.stride + shape.x.taps;
+    // Lines of outputs for which there is room.
+    Index lines = most((room / (width * together) - shape.y.taps) / shape.y.stride + 1, 1);
+    Index size = ((lines - 1) * shape.y.stride + shape.y.taps) * width * together;
+
+    // Lines `first` to `last`, those of them that there are; `count` channels, and zeros in place of others.
+    void fill(const float* picture, Index first, Index last, Index count, float* to) const {
+        const Index before = shape.x.pad, there = most(least(width - before, shape.x.size), 0);
+        for (Index y = first; y < last; ++y, to += width * together) {
+            if (y < 0 || y >= shape.y.size) continue;
+            const float* from = picture + y * shape.x.size * shape.in_step;
+            std::memset(to, 0, least(before, width) * together * sizeof(float));
+            float* pixel = to + before * together;
+            const Index step = shape.in_step;
+            if (count >= together)
+                for (Index x = 0; x < there; ++x, from += step, pixel += together)
+#pragma GCC unroll 4
+                    for (Index part = 0; part < together; part += lanes) store(pixel + part, load(from + part));
+            else
+                for (Index x = 0; x < there; ++x, from += step, pixel += together)
+                    for (Index part = 0; part < together; part += lanes)
+                        store(pixel + part, load_up_to(from + part, count - part));
+            std::memset(pixel, 0, most(width - before - there, 0) * together * sizeof(float));
+        }
+    }
+};
 
 struct Pass {
     const Window& shape;
     const float *input, *weights;
     const Finish& finish;
     float* output;
+    Strip strip{shape};
+
+    Vector bias(Index channel, Index count) const {
+        return finish.bias ? load_up_to(finish.bias + channel, count) : Vector{};
+    }
 
     void keep(Index pixel, Index channel, Index count, Vector vector) const {
-        const auto read = [=](const float* from) __attribute__((always_inline)) {
-            return count == lanes ? load(from) : load_some(from, count);
-        };
-        if (finish.bias) vector += read(finish.bias + channel);
-        if (finish.residual) vector += read(finish.residual + pixel * finish.residual_step + channel);
+        if (finish.residual) vector += load_up_to(finish.residual + pixel * finish.residual_step + channel, count);
         vector = bounded(vector, finish.low, finish.high);
         float* to = output + pixel * shape.out_step + channel;
-        count == lanes ? store(to, vector) : store_some(to, vector, count);
+        count >= lanes ? store(to, vector) : store_some(to, vector, most(count, 0));
     }
 
     // One output of any window.
     Vector any(const float* picture, Index y, Index x, Index channel, Index count) const {
-        Vector sum{};
+        Vector sum = bias(channel, count);
         for (Index i = 0; i < shape.y.taps; ++i) {
             const Index in_y = y * shape.y.stride - shape.y.pad + i * shape.y.dilation;
             if (in_y < 0 || in_y >= shape.y.size) continue;
@@ -36,58 +83,92 @@ struct Pass {
                 if (in_x < 0 || in_x >= shape.x.size) continue;
                 const float* from = picture + (in_y * shape.x.size + in_x) * shape.in_step + channel;
                 const float* weight = weights + (i * shape.x.taps + j) * shape.in_channels + channel;
-                sum += count == lanes ? load(from) * load(weight) : load_some(from, count) * load_some(weight, count);
+                sum += load_up_to(from, count) * load_up_to(weight, count);
             }
         }
         return sum;
     }
 
-    // `side_by_side` outputs from x on: what two of them read is read once.
+    void lines_of_any(Index number, Index first, Index last) const {
+        const float* picture = input + number * shape.y.size * shape.x.size * shape.in_step;
+        for (Index y = first; y < last; ++y)
+            for (Index x = 0; x < shape.x.out_size; ++x)
+                for (Index channel = 0; channel < shape.in_channels; channel += lanes) {
+                    const Index count = shape.in_channels - channel;
+                    const Index pixel = (number * shape.y.out_size + y) * shape.x.out_size + x;
+                    keep(pixel, channel, count, any(picture, y, x, channel, count));
+                }
+    }
+
+    // Lines `first` to `last` of picture `number`; `memory`: room for a strip and the weights of its channels.
     template <int taps, int stride>
-    ALWAYS_INLINE void several(const float* picture, Index y, Index x, Index channel, Vector* sums) const {
-        constexpr Index width = (side_by_side - 1) * stride + taps;
-#pragma GCC unroll 8
-        for (Index one = 0; one < side_by_side; ++one) sums[one] = Vector{};
-        const Index in_x = x * stride - shape.x.pad;
-        const bool inside = in_x >= 0 && in_x + width <= shape.x.size;
-        for (Index i = 0; i < taps; ++i) {
-            const Index in_y = y * stride - shape.y.pad + i;
-            if (in_y < 0 || in_y >= shape.y.size) continue;
-            const float* from = picture + (in_y * shape.x.size + in_x) * shape.in_step + channel;
-            const float* weight = weights + i * taps * shape.in_channels + channel;
-            Vector factors[taps];
-#pragma GCC unroll 8
-            for (Index j = 0; j < taps; ++j) factors[j] = load(weight + j * shape.in_channels);
-#pragma GCC unroll 32
-            for (Index place = 0; place < width; ++place) {
-                if (!inside && (in_x + place < 0 || in_x + place >= shape.x.size)) continue;
-                const Vector pixel = load(from + place * shape.in_step);
-#pragma GCC unroll 8
-                for (Index one = 0; one < side_by_side; ++one)
-                    if (place >= one * stride && place < one * stride + taps)
-                        sums[one] += pixel * factors[place - one * stride];
+    void lines(Index number, Index first, Index last, float* memory) const {
+        const float* picture = input + number * shape.y.size * shape.x.size * shape.in_step;
+        float* const factors = memory + strip.size;
+        for (Index channel = 0; channel < shape.in_channels; channel += together) {
+            const Index count = shape.in_channels - channel;
+            for (Index tap = 0; tap < taps * taps; ++tap)
+                for (Index part = 0; part < together; part += lanes)
+                    store(factors + tap * together + part,
+                          load_up_to(weights + tap * shape.in_channels + channel + part, count - part));
+            for (Index top = first; top < last; top += strip.lines) {
+                const Index bottom = least(top + strip.lines, last), in_top = top * stride - shape.y.pad;
+                strip.fill(picture + channel, in_top, (bottom - 1) * stride - shape.y.pad + taps, count, memory);
+                for (Index y = top; y < bottom; ++y) {
+                    const Index in_y = y * stride - shape.y.pad, pixel = (number * shape.y.out_size + y) * shape.x.out_size;
+                    const float* const from = memory + (in_y - in_top) * strip.width * together;
+                    if (count >= together && !finish.residual)
+                        line<taps, stride, true>(from, factors, in_y, pixel, channel);
+                    else
+                        line<taps, stride, false>(from, factors, in_y, pixel, channel);
+                }
             }
         }
     }
 
-    // A line of outputs of all channels. The last outputs are computed twice where their number does not fit.
-    template <int taps, int stride>
-    void line(Index picture, Index y) const {
-        const float* from = input + picture * shape.y.size * shape.x.size * shape.in_step;
-        const Index start = (picture * shape.y.out_size + y) * shape.x.out_size;
-        for (Index channel = 0; channel < shape.in_channels; channel += lanes) {
-            const Index count = least(lanes, shape.in_channels - channel);
-            if (taps && count == lanes && shape.x.out_size >= side_by_side) {
-                for (Index next = 0; next < shape.x.out_size; next += side_by_side) {
-                    const Index x = least(next, shape.x.out_size - side_by_side);
-                    Vector sums[side_by_side];
-                    several<taps ? taps : 1, stride>(from, y, x, channel, sums);
+    // A line of outputs of `together` channels, whose windows begin at line `in_y` of the picture and at `from`.
+    // `simple`: all of these channels are there, and no residual. What two outputs side by side read is read once.
+    template <int taps, int stride, bool simple>
+    [[gnu::noinline]] void line(const float* from, const float* factors, Index in_y, Index pixel, Index channel) const {
+        constexpr Index reach = (side_by_side - 1) * stride + taps;
+        // Copies: for all that the compiler knows a result that is stored could be one of these.
+        const Index out_size = shape.x.out_size, step = shape.out_step, of_line = strip.width * together;
+        const Index begin = most(-in_y, 0), end = least(shape.y.size - in_y, taps);
+        const float low = finish.low, high = finish.high;
+        float* to = output + pixel * step + channel;
+        Vector start[vectors];
+        for (Index part = 0; part < vectors; ++part)
+            start[part] = bias(channel + part * lanes, shape.in_channels - channel - part * lanes);
+        for (Index x = 0; x < out_size; x += side_by_side, from += side_by_side * stride * together) {
+            Vector sums[side_by_side][vectors];
 #pragma GCC unroll 8
-                    for (Index one = 0; one < side_by_side; ++one) keep(start + x + one, channel, lanes, sums[one]);
-                }
-            } else {
-                for (Index x = 0; x < shape.x.out_size; ++x)
-                    keep(start + x, channel, count, any(from, y, x, channel, count));
+            for (Index one = 0; one < side_by_side; ++one)
+#pragma GCC unroll 4
+                for (Index part = 0; part < vectors; ++part) sums[one][part] = start[part];
+            for (Index i = begin; i < end; ++i) {
+                const float *pixels = from + i * of_line, *weight = factors + i * taps * together;
+#pragma GCC unroll 32
+                for (Index place = 0; place < reach; ++place)
+#pragma GCC unroll 4
+                    for (Index part = 0; part < vectors; ++part) {
+                        const Vector one_pixel = load(pixels + place * together + part * lanes);
+#pragma GCC unroll 8
+                        for (Index one = 0; one < side_by_side; ++one)
+                            if (place >= one * stride && place < one * stride + taps)
+                                sums[one][part] +=
+                                    one_pixel * load(weight + (place - one * stride) * together + part * lanes);
+                    }
+            }
+#pragma GCC unroll 8
+            for (Index one = 0; one < side_by_side; ++one) {
+                if (x + one >= out_size) break;
+#pragma GCC unroll 4
+                for (Index part = 0; part < vectors; ++part)
+                    if (simple)
+                        store(to + (x + one) * step + part * lanes, bounded(sums[one][part], low, high));
+                    else
+                        keep(pixel + x + one, channel + part * lanes, shape.in_channels - channel - part * lanes,
+                             sums[one][part]);
             }
         }
     }
@@ -101,20 +182,26 @@ void depthwise(const Window& shape, const float* input, const float* weights, co
     const bool square = shape.y.taps == shape.x.taps && shape.y.stride == shape.x.stride && shape.y.dilation == 1 &&
                         shape.x.dilation == 1;
     const Index taps = square ? shape.y.taps : 0, stride = shape.y.stride;
-    const Index lines = shape.batch * shape.y.out_size;
+    const bool known = (taps == 3 || taps == 5) && stride <= 2;
+    const Index own = known ? pass.strip.size + taps * taps * together : 0;
+    float* const memory = scratch(threads * own);
+    // Some bands of each picture for every thread, but not more than needed: what two of them read is read twice.
+    const Index bands = threads == 1 ? 1 : least(parts(4 * threads, shape.batch), shape.y.out_size);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (Index number = 0; number < lines; ++number) {
-        const Index picture = number / shape.y.out_size, y = number % shape.y.out_size;
-        if (taps == 3 && stride == 1)
-            pass.line<3, 1>(picture, y);
-        else if (taps == 3 && stride == 2)
-            pass.line<3, 2>(picture, y);
-        else if (taps == 5 && stride == 1)
-            pass.line<5, 1>(picture, y);
-        else if (taps == 5 && stride == 2)
-            pass.line<5, 2>(picture, y);
+    for (Index number = 0; number < shape.batch * bands; ++number) {
+        const Index picture = number / bands, band = number % bands;
+        const Index first = shape.y.out_size * band / bands, last = shape.y.out_size * (band + 1) / bands;
+        float* const mine = memory + omp_get_thread_num() * own;
+        if (!known)
+            pass.lines_of_any(picture, first, last);
+        else if (taps == 3 && stride == 1)
+            pass.lines<3, 1>(picture, first, last, mine);
+        else if (taps == 3)
+            pass.lines<3, 2>(picture, first, last, mine);
+        else if (stride == 1)
+            pass.lines<5, 1>(picture, first, last, mine);
         else
-            pass.line<0, 1>(picture, y);
+            pass.lines<5, 2>(picture, first, last, mine);
     }
 }
 

@@ -48,8 +48,8 @@ struct Pass {
         Factor room[portion * panel];
         for (Index k = 0; k < steps; k += portion) {
             const Index here = least(portion, steps - k);
-            const Block block{.a = gathered + k / lanes * rows * lanes,
-                              .chunk = rows * lanes,
+            const Factor* const a = gathered + k / lanes * rows * lanes;
+            const Block block{.chunk = rows * lanes,
                               .b = factors(number, k, here, room),
                               .depth = here,
                               .number = number,
@@ -57,7 +57,7 @@ struct Pass {
                               .last = k + here == steps};
             for (Index row = 0; row < count; row += rows)
                 block_of<vectors, whole, lanes, rows>(least(rows, count - row), first + row,
-                                                      block.from(row * windows.chunks * lanes), products + row * panel);
+                                                      a + row * windows.chunks * lanes, block, products + row * panel);
         }
     }
 
@@ -79,60 +79,50 @@ struct Pass {
 
     // What a register block multiplies, and whether it goes on with sums that are there and finishes them.
     struct Block {
-        const Factor* a;
         Index chunk;
         const Factor* b;
         Index depth, number, pieces = 1, piece = 0;
         bool add = false, last = true;
-
-        Block from(Index more) const {
-            Block other = *this;
-            other.a += more;
-            return other;
-        }
     };
 
-    // As many rows as there are.
+    // As many rows as there are, the first of them at `a`.
     template <int vectors, bool whole, Index row_stride, int most_rows>
-    ALWAYS_INLINE void block_of(Index count, Index pixel, const Block& block, float* products) const {
+    ALWAYS_INLINE void block_of(Index count, Index pixel, const Factor* a, const Block& block, float* products) const {
         if constexpr (most_rows > 1) {
             if (count < most_rows)
-                return block_of<vectors, whole, row_stride, most_rows - 1>(count, pixel, block, products);
+                return block_of<vectors, whole, row_stride, most_rows - 1>(count, pixel, a, block, products);
         }
-        rows_of<vectors, whole, row_stride, most_rows>(pixel, block, products);
+        rows_of<vectors, whole, row_stride, most_rows>(pixel, a, block, products);
     }
 
+    // `whole`: all channels of each vector are there; only in the last vector of a panel some may not be.
     template <int vectors, bool whole, Index row_stride, int count>
-    [[gnu::noinline]] void rows_of(Index pixel, const Block& block, float* products) const {
+    [[gnu::noinline]] void rows_of(Index pixel, const Factor* a, const Block& block, float* products) const {
+        // Copies: for all that the compiler knows a result that is stored could be one of these.
         const bool add = block.add, last = block.last;
-        const Index channel = block.number * panel;
+        const Index channel = block.number * panel, left = shape.out_channels - channel;
+        const Index step = shape.out_step, residual_step = finish.residual_step;
+        const float low = finish.low, high = finish.high;
+        const float* const bias = finish.bias ? finish.bias + channel : nullptr;
+        const float* const residual = finish.residual ? finish.residual + pixel * residual_step + channel : nullptr;
+        float* const to = output + pixel * step + channel;
         block_sums<count, row_stride, 1, vectors>(
-            block.a, block.chunk, block.b, panel, lanes, block.depth, block.pieces, block.piece,
+            a, block.chunk, block.b, panel, lanes, block.depth, block.pieces, block.piece,
             [&](int row, int half, Vector sum) __attribute__((always_inline)) {
-                float* kept = products + row * panel + half * lanes;
+                const Index first = half * lanes;
+                float* kept = products + row * panel + first;
                 if (add) sum += load(kept);
-                if (last)
-                    finished<whole>(pixel + row, channel + half * lanes, half == vectors - 1, sum);
-                else
-                    store(kept, sum);
+                if (!last) return store(kept, sum);
+                const bool full = whole || half < vectors - 1;
+                const auto read = [=](const float* from) __attribute__((always_inline)) {
+                    return full ? load(from + first) : load_some(from + first, left - first);
+                };
+                if (bias) sum += read(bias);
+                if (residual) sum += read(residual + row * residual_step);
+                sum = bounded(sum, low, high);
+                float* const there = to + row * step + first;
+                full ? store(there, sum) : store_some(there, sum, left - first);
             });
-    }
-
-    // `whole`: all channels of the vector are there; it can only be the `last` of a panel of which some are not.
-    template <bool whole>
-    ALWAYS_INLINE void finished(Index pixel, Index channel, bool last, Vector vector) const {
-        float* to = output + pixel * shape.out_step + channel;
-        const float* residual = finish.residual ? finish.residual + pixel * finish.residual_step + channel : nullptr;
-        if (whole || !last) {
-            if (finish.bias) vector += load(finish.bias + channel);
-            if (residual) vector += load(residual);
-            store(to, bounded(vector, finish.low, finish.high));
-        } else {
-            const Index here = shape.out_channels - channel;
-            if (finish.bias) vector += load_some(finish.bias + channel, here);
-            if (residual) vector += load_some(residual, here);
-            store_some(to, bounded(vector, finish.low, finish.high), here);
-        }
     }
 
     // Whether rows need not be gathered: of few channels, those of one line lie so that each begins a fixed distance
@@ -167,34 +157,34 @@ struct Pass {
         }
         for (Index panel_number = 0; panel_number < panels; ++panel_number) {
             const Index out = shape.out_channels - panel_number * panel;
+            const Block block{.chunk = lanes,
+                              .b = weights + panel_number * depth * panel,
+                              .depth = shape.x.taps * channels,
+                              .number = panel_number,
+                              .pieces = shape.y.taps,
+                              .piece = width};
             for (Index x = 0; x < shape.x.out_size; x += rows) {
-                const Block block{.a = strips + x * shape.x.stride * channels,
-                                  .chunk = lanes,
-                                  .b = weights + panel_number * depth * panel,
-                                  .depth = shape.x.taps * channels,
-                                  .number = panel_number,
-                                  .pieces = shape.y.taps,
-                                  .piece = width};
+                const Factor* const a = strips + x * shape.x.stride * channels;
                 const Index count = least(rows, shape.x.out_size - x), pixel = number * shape.x.out_size + x;
                 switch (shape.x.stride * channels) {
-                    case 1: strips_by<1>(out, count, pixel, block, products); break;
-                    case 2: strips_by<2>(out, count, pixel, block, products); break;
-                    case 3: strips_by<3>(out, count, pixel, block, products); break;
-                    case 6: strips_by<6>(out, count, pixel, block, products); break;
-                    default: strips_by<12>(out, count, pixel, block, products);
+                    case 1: strips_by<1>(out, count, pixel, a, block, products); break;
+                    case 2: strips_by<2>(out, count, pixel, a, block, products); break;
+                    case 3: strips_by<3>(out, count, pixel, a, block, products); break;
+                    case 6: strips_by<6>(out, count, pixel, a, block, products); break;
+                    default: strips_by<12>(out, count, pixel, a, block, products);
                 }
             }
         }
     }
 
     template <Index row_stride>
-    void strips_by(Index channels, Index count, Index pixel, const Block& block, float* products) const {
+    void strips_by(Index channels, Index count, Index pixel, const Factor* a, const Block& block, float* products) const {
         if (channels >= panel)
-            block_of<2, true, row_stride, rows>(count, pixel, block, products);
+            block_of<2, true, row_stride, rows>(count, pixel, a, block, products);
         else if (channels > lanes)
-            block_of<2, false, row_stride, rows>(count, pixel, block, products);
+            block_of<2, false, row_stride, rows>(count, pixel, a, block, products);
         else
-            block_of<1, false, row_stride, rows>(count, pixel, block, products);
+            block_of<1, false, row_stride, rows>(count, pixel, a, block, products);
     }
 };
 

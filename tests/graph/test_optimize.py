@@ -392,6 +392,8 @@ def tampered(header: dict, change: str) -> None:
         steps[0]["step"] = "Exec"
     elif change == "value":
         convolutions[1]["x"] = 400
+    elif change == "padding":
+        convolutions[0]["padding"]["of"][1] = -1
     elif change == "precision":
         header["precision"] = "fp32"
     elif change == "unknown precision":
@@ -399,7 +401,7 @@ def tampered(header: dict, change: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["operation", "function", "size", "groups", "kind", "value", "precision", "unknown precision"]
+    "change", ["operation", "function", "size", "groups", "kind", "value", "padding", "precision", "unknown precision"]
 )
 def test_a_file_that_somebody_has_changed_is_refused(tmp_path, change: str) -> None:
     path = tmp_path / "network.safetensors"

@@ -3,7 +3,7 @@
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from svertka.graph.steps import Concatenation, Step, inputs_of, results_of
+from svertka.graph.steps import Chain, Concatenation, Step, inputs_of, results_of
 
 ALIGNMENT = 64  # numbers: a multiple of every vector, and no two buffers in one cache line
 
@@ -31,7 +31,7 @@ class Maps:
         return self.batch * self.height * self.width
 
 
-def inner_parts(steps: Sequence[Step], made: set[int]) -> dict[int, tuple[int, int]]:
+def inner_parts(steps: Sequence[Step | Chain], made: set[int]) -> dict[int, tuple[int, int]]:
     """Values that are computed right where a concatenation wants them: value → (the concatenation's, which part).
 
     `made`: values that kernels compute, which can be put anywhere.
@@ -46,7 +46,7 @@ def inner_parts(steps: Sequence[Step], made: set[int]) -> dict[int, tuple[int, i
 
 
 def slots(
-    steps: Sequence[Step],
+    steps: Sequence[Step | Chain],
     maps: Mapping[int, Maps],
     inner: Mapping[int, tuple[int, int]],
     kept: Iterable[int],

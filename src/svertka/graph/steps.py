@@ -109,6 +109,24 @@ class Concatenation:
         return torch.cat(values, 1)
 
 
+@dataclass(frozen=True)
+class Chain:
+    """Convolutions of which each reads what the one before gives, and nothing else does; computed together."""
+
+    steps: tuple[Convolution, ...]
+
+    @property
+    def result(self) -> int:
+        """What the last one gives."""
+        return self.steps[-1].result
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The values that they read, without those that they make."""
+        made = {step.result for step in self.steps}
+        return tuple(value for step in self.steps for value in step.inputs if value not in made)
+
+
 Step = Convolution | Pool | Sum | Concatenation | Operation
 
 
@@ -117,14 +135,14 @@ def bounded(values: Tensor, bounds: tuple[float, float]) -> Tensor:
     return values if bounds == UNBOUNDED else values.clamp(*bounds)
 
 
-def results_of(step: Step) -> tuple[int, ...]:
+def results_of(step: Step | Chain) -> tuple[int, ...]:
     """The values that a step gives."""
     if isinstance(step, Operation):
         return tuple(number for number in step.results if number is not None)
     return (step.result,)
 
 
-def inputs_of(step: Step) -> tuple[int, ...]:
+def inputs_of(step: Step | Chain) -> tuple[int, ...]:
     """The values that a step reads."""
     if isinstance(step, Operation):
         return tuple(leaf.number for leaf in leaves(step.arguments) if isinstance(leaf, Value))

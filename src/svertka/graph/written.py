@@ -146,6 +146,8 @@ def _check(fused: Fused, about: About) -> None:
     """
     if any(math.isnan(bound) for step in fused.steps if isinstance(step, Convolution | Sum) for bound in step.bounds):
         raise ValueError("a bound is not a number")
+    if any(min(step.padding) < 0 for step in fused.steps if isinstance(step, Convolution | Pool)):
+        raise ValueError("a padding is negative")
     for name, step in ((step.weight, step) for step in fused.steps if isinstance(step, Convolution)):
         weight, bias = fused.tensors[name], None if step.bias is None else fused.tensors[step.bias]
         kinds = torch.float32, DTYPES[about.dense if is_dense(fused, step) else about.precision]
