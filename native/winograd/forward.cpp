@@ -97,30 +97,38 @@ struct Pass {
     }
 
     void finish_tile(const Tile& tile, const float* products, Index number) const {
+        // Copies: for all that the compiler knows a result that is stored could be one of these.
         const Index first = number * panel, here = least(panel, shape.out_channels - first);
+        const Index height = tile.height, width = tile.width, stride = product_stride;
+        const Index step = shape.out_step, line = shape.out_width * step;
+        const Index residual_step = finish.residual_step, residual_line = shape.out_width * residual_step;
+        const Index pixel = (tile.picture * shape.out_height + tile.y) * shape.out_width + tile.x;
+        const float low = finish.low, high = finish.high;
+        const bool past_caches = away;
         for (Index half = 0; half < here; half += lanes) {
             const Index count = least(lanes, here - half), channel = first + half;
-            const auto read = [&](const auto* from) __attribute__((always_inline)) {
+            const auto read = [=](const float* from) __attribute__((always_inline)) {
                 return count == lanes ? load(from) : load_some(from, count);
             };
             const Vector bias = finish.bias ? read(finish.bias + channel) : Vector{};
+            const float* const residual = finish.residual ? finish.residual + pixel * residual_step + channel : nullptr;
+            Number* const to = output + pixel * step + channel;
             transform<winograd::output_matrix>(
-                [&](auto i, auto j) __attribute__((always_inline)) {
-                    return load(products + (i * winograd::points + j) * product_stride + half);
+                [=](auto i, auto j) __attribute__((always_inline)) {
+                    return load(products + (i * winograd::points + j) * stride + half);
                 },
-                [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
-                    if (i >= tile.height || j >= tile.width) return;
-                    const Index row = tile.picture * shape.out_height + tile.y + i;
-                    const Index pixel = row * shape.out_width + tile.x + j, place = pixel * shape.out_step + channel;
+                [=](auto i, auto j, Vector vector) __attribute__((always_inline)) {
+                    if (i >= height || j >= width) return;
                     vector += bias;
-                    if (finish.residual) vector += read(finish.residual + pixel * finish.residual_step + channel);
-                    vector = bounded(vector, finish.low, finish.high);
-                    if (away)
-                        store_away(output + place, vector);
+                    if (residual) vector += read(residual + i * residual_line + j * residual_step);
+                    vector = bounded(vector, low, high);
+                    Number* const there = to + i * line + j * step;
+                    if (past_caches)
+                        store_away(there, vector);
                     else if (count == lanes)
-                        store(output + place, vector);
+                        store(there, vector);
                     else
-                        store_some(output + place, vector, count);
+                        store_some(there, vector, count);
                 });
         }
     }

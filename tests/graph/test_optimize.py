@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import svertka
 from svertka.conv import native
+from svertka.conv.accelerate import accelerate
 from svertka.errors import RunError, UsageError
 from svertka.graph import optimize as module
 from svertka.graph.optimize import Optimized, optimize
@@ -361,6 +362,20 @@ def test_files_keep_the_precision(tmp_path) -> None:
             torch.testing.assert_close(other, optimized(x), atol=0, rtol=0)
         sizes[precision, dense] = path.stat().st_size
     assert sizes["bf16", "bf16"] < sizes["fp32", "bf16"] < sizes["fp32", "fp32"]
+
+
+def test_an_accelerated_network_can_be_optimized() -> None:
+    network, x = with_statistics(Every(1)), torch.randn(2, 3, 19, 23)
+    with torch.inference_mode():
+        expected = network(x)
+    torch.testing.assert_close(optimize(accelerate(network), x)(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_under_autocast_it_computes_as_without() -> None:
+    network, x = with_statistics(Every(1)), torch.randn(2, 3, 19, 23)
+    expected = optimize(network, x)(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(optimize(network, x)(x), expected, rtol=0, atol=0)
 
 
 def test_files_of_the_first_format_are_of_float32(tmp_path) -> None:

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from svertka.conv import native
 from svertka.data.augment import Flip, PadCrop
 from svertka.data.batches import Batches
 from svertka.data.preprocess import Preprocess
 from svertka.errors import StorageError
 from svertka.files import cache_folder
+from svertka.graph.optimize import Optimized
 from svertka.models.zoo import MODELS
 from svertka.transfer.features import room, row_bytes, stored
 from svertka.transfer.freeze import Frozen, divide
@@ -79,6 +81,27 @@ def test_features_in_other_batches_differ_by_rounding(frozen: Counting) -> None:
     for with_pictures, with_features in zip(pictures.epoch(5), features.epoch(5), strict=True):
         expected = frozen(with_pictures.images)
         assert (with_features.images - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
+def test_hastened_features_are_the_same_to_the_bit_and_nearly_those_of_the_network(frozen: Counting) -> None:
+    pictures = batches(rows())
+    expected = [frozen(batch.images) for batch in pictures.epoch(0)]
+    frozen.hasten((1, 8, 8), 1000)
+    assert isinstance(frozen.hastened, Optimized)
+    features = stored(pictures, frozen, SHAPE, digests(rows()))
+    for batch, with_features, plain in zip(pictures.epoch(0), features.epoch(0), expected, strict=True):
+        assert torch.equal(frozen(batch.images), with_features.images)
+        assert (with_features.images - plain).abs().max() <= 1e-5 * plain.abs().max()
+
+
+@pytest.mark.parametrize(("pictures", "hastened"), [(10, False), (1000, True)])
+def test_the_frozen_part_is_hastened_for_many_pictures(frozen: Counting, pictures: int, hastened: bool) -> None:
+    names = set(frozen.state_dict())
+    frozen.hasten((1, 8, 8), pictures)
+    assert (frozen.hastened is not None) == (hastened and not native.why_not())
+    assert set(frozen.state_dict()) == names  # as which features are stored
 
 
 def test_what_is_stored_is_not_computed_again(frozen: Counting) -> None:

@@ -57,7 +57,7 @@ def optimize(network: nn.Module, example: Tensor, *, precision: str = "fp32", de
     optimized = Optimized(steps, About(tuple(example.shape), precision, dense))
     tolerance = max(TOLERANCES[precision], TOLERANCES[dense])
     twin = sharing_twin(network)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         expected = twin(example)
         error = _difference(optimized(example), expected)
     if not error <= tolerance:
@@ -125,7 +125,7 @@ class Optimized(nn.Module):
                 "example of this size"
             )
         # Memory that is used again and again must not be of inference mode, whoever calls first.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
             if not self._packed:
                 return plain.run(self._steps, self._steps.tensors.__getitem__, x)
             return self._plan(len(x)).run(x.contiguous(memory_format=torch.channels_last))

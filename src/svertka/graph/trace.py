@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from svertka.conv.accelerate import restore
 from svertka.errors import SvertkaError, UsageError
 from svertka.geometry import ReceptiveField
 from svertka.graph.recorder import Draft, Functions, Recorder
@@ -133,12 +134,12 @@ def _finished(draft: Draft) -> Layer:
 
 
 def without_values(network: nn.Module) -> nn.Module:
-    """A copy on the meta device, where tensors have shapes but no values."""
+    """A copy on the meta device, where tensors have shapes but no values; with PyTorch's own convolutions."""
     # A copy takes what it has copied already from its memo: so these are never copied.
     twin = copy.deepcopy(network, {id(tensor): _empty_like(tensor) for _, tensor in tensors_of(network)})
     for module in twin.modules():
         module._forward_hooks.clear()  # somebody watches the network, but not this run of it
-    return twin
+    return restore(twin)
 
 
 def sharing_twin(network: nn.Module) -> nn.Module:

@@ -138,6 +138,8 @@ def train(
         if made is not None:
             label, learning = f"{label} above {planned.unfreeze}", made.learning
             in_layout(classifier.network, torch.channels_last)
+            if accelerate:
+                made.frozen.hasten(preprocess.input_shape[1:], sum(parts.sizes().values()))
             a_picture, batch = plan.time_frozen(made, batch, torch.channels_last)
         timing = plan.time_steps(learning, batch, planned, label)
         sizes = len(parts.indices["train"]), len(parts.indices["val"])
@@ -187,7 +189,8 @@ def train(
         if distributed.is_first():
             create(run, classifier, settings, found)
         distributed.barrier()
-        return _carry_out(run, settings, parts, place, tensorboard=tensorboard)
+        hastened = made.frozen.hastened if made else None
+        return _carry_out(run, settings, parts, place, tensorboard=tensorboard, hastened=hastened)
 
 
 def resume(folder: str | PathLike[str], *, tensorboard: bool = False) -> Run:
@@ -240,11 +243,21 @@ def _first_stage(source: str | PathLike[str], model: str, recipe: str, folder: P
     return run if finished else resume(run)
 
 
-def _carry_out(run: Run, settings: Settings, parts: Parts, place: torch.device, *, tensorboard: bool) -> Run:
-    """From the checkpoint in `run`, be it of step 0, to the end."""
+def _carry_out(
+    run: Run,
+    settings: Settings,
+    parts: Parts,
+    place: torch.device,
+    *,
+    tensorboard: bool,
+    hastened: nn.Module | None = None,
+) -> Run:
+    """From the checkpoint in `run`, be it of step 0, to the end; with what is there of the frozen part, `hastened`."""
     classifier = Classifier.load(run.folder, place)
     in_layout(classifier.network, settings.layout)
     made = freeze_for(classifier, settings.recipe)
+    if made is not None:
+        made.frozen.hastened = hastened
     if settings.accelerate:
         accelerated(classifier.network)
     optimizer = optimizer_for(classifier, settings.recipe)

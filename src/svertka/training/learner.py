@@ -60,6 +60,8 @@ def learner(
     val = parts.batches("val", *shown_as) if len(parts.indices["val"]) else None
     if made is None:
         return Learner(classifier.network, batches, val)
+    if settings.accelerate:
+        made.frozen.hasten(classifier.preprocess.input_shape[1:], sum(parts.sizes().values()))
     if settings.cache is None:
         return Learner(made, batches, val)
     return Learner(
@@ -114,6 +116,8 @@ def compute_head(classifier: Classifier, settings: Settings, parts: Parts, place
     assert made is not None
     assert isinstance(head, nn.Linear)
     frozen = made.frozen
+    if settings.accelerate:
+        frozen.hasten(classifier.preprocess.input_shape[1:], sum(parts.sizes().values()))
     if settings.cache is None:
         features = batches.giving(lambda indices, _: frozen(batches.images(indices, 0)))
     else:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from svertka.errors import UsageError
 from svertka.graph.cut import Cuts, Stage
+from svertka.graph.optimize import fastest
 
 HEAD, LAST, ALL = "head", "last", "all"
 
@@ -21,7 +22,17 @@ class Frozen(nn.Module):
     def __init__(self, prefix: nn.Module) -> None:
         super().__init__()
         self.prefix = prefix
+        self.hastened: nn.Module | None = None
         self.train(False)
+
+    def hasten(self, shape: tuple[int, ...], pictures: int) -> None:
+        """From now on compute as `optimize` does, if so many `pictures` of `shape`, (C, H, W), pay for that.
+
+        The weights are those of now: nothing in here learns.
+        """
+        if self.hastened is None:
+            found = fastest(self.prefix, shape, pictures)
+            self.hastened = None if found is self.prefix else found
 
     def train(self, mode: bool = True) -> "Frozen":
         """Itself, in inference."""
@@ -30,7 +41,7 @@ class Frozen(nn.Module):
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> Tensor:
         """The features (B, …) of pictures (B, C, H, W)."""
-        features: Tensor = self.prefix(inputs)
+        features: Tensor = (self.prefix if self.hastened is None else self.hastened)(inputs)
         return features
 
 
