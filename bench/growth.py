@@ -1,7 +1,7 @@
-"""How the time of a network grows with batch, picture size, threads and depth: ours, two peers, and two bounds.
+"""How the time of a network grows with batch, picture size, threads and depth: ours, three peers, and two bounds.
 
-    pip install openvino ncnn pnnx MNN
-    python bench/growth.py [--peers ncnn mnn] [--axes batch size threads depth] [--rounds 5] [--output FILE]
+    pip install onnxruntime ncnn pnnx MNN
+    python bench/growth.py [--peers onnxruntime ncnn mnn] [--axes batch size threads depth] [--rounds 5] [--output FILE]
     python experiments/growth.py                    # the figure and the tables, from experiments/metrics/growth.jsonl
 
 ResNet-18 in batches of 1 to 64, with pictures of 96 to 512 pixels, with 1 and 2 threads, and ResNet-18 to 152, in
@@ -118,7 +118,7 @@ def measured(point: Point, rounds: int, peers: list[str]) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, and write what was measured where wanted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", nargs="+", choices=list(FLOAT32)[1:], default=["ncnn", "mnn"])
+    parser.add_argument("--peers", nargs="+", choices=list(FLOAT32)[1:], default=["onnxruntime", "ncnn", "mnn"])
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, help="a file for the lines of JSON")

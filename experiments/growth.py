@@ -58,7 +58,7 @@ def draw() -> None:
             axes.set_xticks(places, [str(place) for place in places])
             axes.minorticks_off()
             print_table(*table(label, places, own, machine))
-        panels.flat[0].legend(loc="best", fontsize=8)
+        panels.flat[1].legend(loc="upper left", fontsize=8)
 
 
 def table(label: str, places: list[Any], rows: list[Row], machine: Row) -> tuple[list[str], list[list[Any]]]:
