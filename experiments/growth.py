@@ -41,7 +41,7 @@ def draw() -> None:
         "threads, batch of 16": ([1, 2], lambda threads: found(batch=16, threads=threads)),
         "layers of the ResNet": (list(DEPTHS), lambda depth: found(f"resnet{depth}")),
     }
-    with figure("cost", panels=2, rows=2, height=3.2) as (_, panels):
+    with figure("growth", panels=2, rows=2, height=3.2) as (_, panels):
         for axes, (label, (places, row_at)) in zip(panels.flat, axes_of.items(), strict=True):
             own = [row_at(place) for place in places]
             pictures = [row["batch"] for row in own]

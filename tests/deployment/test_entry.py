@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_sample_image
 
@@ -42,14 +42,17 @@ def levels(preprocess: Preprocess, pictures: npt.NDArray[np.uint8]) -> npt.NDArr
 @given(
     st.integers(1, 150), st.integers(1, 150), st.integers(8, 40), st.integers(8, 40), st.booleans(), st.integers(0, 400)
 )
+@example(height=24, width=24, size=8, resize=19, grey=False, corner=3)
 def test_the_graph_prepares_as_python_does(
     height: int, width: int, size: int, resize: int, grey: bool, corner: int
 ) -> None:
     mean, std = (0.3,) if grey else (0.3, 0.5, 0.6), (0.25,) if grey else (0.25, 0.2, 1.0)
     preprocess = Preprocess(size=size, resize=resize, mean=mean, std=std)
     difference = levels(preprocess, PHOTOGRAPH[None, :height, corner % 400 :][:, :, :width])
-    # PyTorch's filter on bytes has weights of 16 bits: a value that lies near a half is rounded the other way.
-    assert difference.max() <= 1 + 1e-3
+    # PyTorch's filter on bytes has weights of 16 bits: a value that lies near a half is rounded the other way, after the
+    # columns by 1, and what comes of that (a mean of these, 1 at most) once more after the rows.
+    assert difference.max() <= 2 + 1e-3
+    assert (difference > 1 + 1e-3).mean() <= 0.05
 
 
 def test_few_values_differ_in_a_photograph() -> None:

@@ -1,7 +1,7 @@
 """The preprocessing of a classifier as ONNX nodes: uint8 pictures of any size in, what its network takes out.
 
 The same steps as `data.preprocess`, in the same order. The filter of the resize rounds between columns and rows, as
-PyTorch's does on bytes; PyTorch's weights have 16 bits, so that some values differ by 1 of 255.
+PyTorch's does on bytes; PyTorch's weights have 16 bits, so that some values differ by 1 of 255, few by 2.
 """
 
 from collections.abc import Sequence
