@@ -14,6 +14,7 @@ Photographs: SVERTKA_DATA.
 """
 
 import argparse
+import base64
 import json
 import statistics
 import sys
@@ -87,15 +88,14 @@ uvicorn.run(app, port=int(sys.argv[2]), log_level="error", access_log=False)
 LITSERVE = (
     HANDLER
     + """
-import litserve
-from fastapi import Request
+import base64, litserve
 
 class Api(litserve.LitAPI):
     def setup(self, device):
         torch.set_num_threads(int(sys.argv[3]))
 
-    async def decode_request(self, request: Request):
-        return prepared(await request.body())
+    def decode_request(self, request):  # what it is given by default is JSON
+        return prepared(base64.b64decode(request["image"]))
 
     def batch(self, inputs):
         return torch.stack(list(inputs))
@@ -210,10 +210,11 @@ def compare(
         for name, speed in alone(run, pictures, options.seconds / 2).items():
             speeds.setdefault(name, []).append(speed)
         for name in list(servers)[:: 1 if number % 2 else -1]:
-            with served(servers[name], pictures[0]) as (port, pid):
-                load(port, 2, pictures, CLIENTS)
+            bodies = [_in_json(picture) for picture in pictures] if name == "litserve" else pictures
+            with served(servers[name], bodies[0]) as (port, pid):
+                load(port, 2, bodies, CLIENTS)
                 before, began = spent(pid), time.perf_counter()
-                answers = len(load(port, options.seconds, pictures, CLIENTS))
+                answers = len(load(port, options.seconds, bodies, CLIENTS))
                 speeds.setdefault(name, []).append(answers / (time.perf_counter() - began))
                 if name == "svertka":
                     shares = {
@@ -264,6 +265,10 @@ def soak(server: Command, pictures: Sequence[bytes], seconds: float) -> dict[str
             "memory before, MB": round(before),
             "memory after, MB": round(resident(pid)),
         }
+
+
+def _in_json(picture: bytes) -> bytes:
+    return json.dumps({"image": base64.b64encode(picture).decode()}).encode()
 
 
 def _told(values: Sequence[float], worst: Callable[[Sequence[float]], float]) -> dict[str, float]:

@@ -49,8 +49,8 @@ def test_the_graph_prepares_as_python_does(
     mean, std = (0.3,) if grey else (0.3, 0.5, 0.6), (0.25,) if grey else (0.25, 0.2, 1.0)
     preprocess = Preprocess(size=size, resize=resize, mean=mean, std=std)
     difference = levels(preprocess, PHOTOGRAPH[None, :height, corner % 400 :][:, :, :width])
-    # PyTorch's filter on bytes has weights of 16 bits: a value that lies near a half is rounded the other way, after the
-    # columns by 1, and what comes of that (a mean of these, 1 at most) once more after the rows.
+    # PyTorch's filter on bytes has weights of 16 bits: a value that lies near a half is rounded the other way, by 1
+    # after the columns, and what comes of that (a mean of these, 1 at most) once more after the rows.
     assert difference.max() <= 2 + 1e-3
     assert (difference > 1 + 1e-3).mean() <= 0.05
 
