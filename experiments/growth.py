@@ -7,14 +7,21 @@ Drawn from what bench/growth.py measured; nothing is measured here.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from record import COLOURS, figure, print_table, read_metrics
 
 Row = dict[str, Any]
 NAMES = {"ours": "svertka", "ncnn": "ncnn", "mnn": "MNN", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
-BATCHES, SIZES, DEPTHS = (1, 2, 4, 8, 16, 32, 64), (96, 128, 160, 224, 320, 384, 512), (18, 34, 50, 101, 152)
+# What is the same along an axis unless the axis says otherwise; and of each axis its label, and what else it has.
+USUAL: Row = {"network": "resnet18", "batch": 1, "size": 224, "threads": 2}
+AXES: dict[str, tuple[str, Row]] = {
+    "batch": ("pictures in the batch", {}),
+    "size": ("side of the picture, pixels", {}),
+    "threads": ("threads, batch of 16", {"batch": 16}),
+    "network": ("layers of the ResNet", {}),
+}
 
 
 def bounds(row: Row, machine: Row) -> tuple[float, float]:
@@ -26,24 +33,21 @@ def bounds(row: Row, machine: Row) -> tuple[float, float]:
     )
 
 
+def position(value: int | str) -> int:
+    """Where a row stands on its axis; a network by its layers."""
+    return int(str(value).removeprefix("resnet"))
+
+
 def draw() -> None:
     """The figure and the tables."""
     machine, *rows = read_metrics("growth")
     print(machine)
 
-    def found(network: str = "resnet18", batch: int = 1, size: int = 224, threads: int = 2) -> Row:
-        wanted = {"network": network, "batch": batch, "size": size, "threads": threads}
-        return next(row for row in rows if wanted.items() <= row.items())
-
-    axes_of: dict[str, tuple[list[Any], Callable[[Any], Row]]] = {
-        "pictures in the batch": (list(BATCHES), lambda batch: found(batch=batch)),
-        "side of the picture, pixels": (list(SIZES), lambda size: found(size=size)),
-        "threads, batch of 16": ([1, 2], lambda threads: found(batch=16, threads=threads)),
-        "layers of the ResNet": (list(DEPTHS), lambda depth: found(f"resnet{depth}")),
-    }
     with figure("growth", panels=2, rows=2, height=3.2) as (_, panels):
-        for axes, (label, (places, row_at)) in zip(panels.flat, axes_of.items(), strict=True):
-            own = [row_at(place) for place in places]
+        for axes, (axis, (label, others)) in zip(panels.flat, AXES.items(), strict=True):
+            same = {key: value for key, value in (USUAL | others).items() if key != axis}
+            along = {position(row[axis]): row for row in rows if same.items() <= row.items()}
+            places, own = zip(*sorted(along.items()), strict=True)
             pictures = [row["batch"] for row in own]
             for side, colour in zip(own[0]["sides"], COLOURS, strict=False):
                 times = [row["sides"][side]["ms"] / count for row, count in zip(own, pictures, strict=True)]
@@ -61,7 +65,7 @@ def draw() -> None:
         panels.flat[1].legend(loc="upper left", fontsize=8)
 
 
-def table(label: str, places: list[Any], rows: list[Row], machine: Row) -> tuple[list[str], list[list[Any]]]:
+def table(label: str, places: Sequence[int], rows: Sequence[Row], machine: Row) -> tuple[list[str], list[list[Any]]]:
     """Milliseconds of whole batches: the best, and the medians in brackets."""
     sides = list(rows[0]["sides"])
     header = [label, *(NAMES[side] for side in sides), "bound: multiplications", "bound: bytes", "of the higher bound"]

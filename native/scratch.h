@@ -5,9 +5,10 @@
 
 namespace svertka {
 
+enum class Use { kernel, bands };  // a kernel's own, and what lies between kernels
+
 // At least `count` floats, aligned to a page, with whatever was in them; the thread's next call for the same `use` gives
 // the same ones. Throws std::bad_alloc. Compiled once and not for each instruction set: see simd.h.
-enum class Use { kernel, bands };  // a kernel's own, and what lies between kernels
 float* scratch(std::size_t count, Use use = Use::kernel);
 
 }  // namespace svertka

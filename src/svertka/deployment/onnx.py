@@ -25,7 +25,7 @@ from svertka.errors import ExportError
 IMAGES, LOGITS = "images", "logits"  # of a network alone
 PICTURES, PROBABILITIES = "pictures", "probabilities"  # with the preprocessing inside
 LOGIT_TOLERANCE = 1e-4  # of the largest logit of a picture, or of 1 where that is larger: two ways to add float32
-# With the preprocessing inside, values of the picture may differ by 1 of 255 (`entry`), and probabilities by this much.
+# With the preprocessing inside: values of the picture may differ by 1 or 2 of 255 (`entry`), probabilities by this.
 PROBABILITY_TOLERANCE = 0.01
 BATCH = 8  # pictures that are checked together
 

@@ -28,7 +28,7 @@ def chained(
     """
     uses = Counter(value for step in steps for value in inputs_of(step)) + Counter(kept)
 
-    def follows(step: Step, before: Step | None) -> bool:
+    def follows(step: Step, before: Step) -> bool:
         if not (isinstance(before, Convolution) and isinstance(step, Convolution) and step.x == before.result):
             return False
         packed = weights[before.weight], weights[step.weight]

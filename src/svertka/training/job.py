@@ -24,7 +24,7 @@ from svertka.progress import progress, say
 from svertka.run import Run, new_folder
 from svertka.training import checkpoint, plan, summary
 from svertka.training.beginning import begin, create, refuse_untrained
-from svertka.training.learner import compute_head, computes_head, freeze_for, judged_by, learner, optimizer_for
+from svertka.training.learner import compute_head, computes_head, freeze_for, hasten, judged_by, learner, optimizer_for
 from svertka.training.log import Log
 from svertka.training.loop import State, fit, steps_of
 from svertka.training.parts import Parts, divide, in_patches, measured, natural_input, stored_side
@@ -139,7 +139,7 @@ def train(
             label, learning = f"{label} above {planned.unfreeze}", made.learning
             in_layout(classifier.network, torch.channels_last)
             if accelerate:
-                made.frozen.hasten(preprocess.input_shape[1:], sum(parts.sizes().values()))
+                hasten(made, classifier, parts)
             a_picture, batch = plan.time_frozen(made, batch, torch.channels_last)
         timing = plan.time_steps(learning, batch, planned, label)
         sizes = len(parts.indices["train"]), len(parts.indices["val"])

@@ -38,6 +38,11 @@ def freeze_for(classifier: Classifier, recipe: Recipe) -> Partly | None:
     return freeze.freeze(classifier.network, recipe.unfreeze, classifier.preprocess.input_shape)
 
 
+def hasten(made: Partly, classifier: Classifier, parts: Parts) -> None:
+    """Have what is frozen of `classifier` computed as fast as so many pictures pay for, if it is not yet."""
+    made.frozen.hasten(classifier.preprocess.input_shape[1:], sum(parts.sizes().values()))
+
+
 def optimizer_for(classifier: Classifier, recipe: Recipe) -> torch.optim.Optimizer:
     """The optimizer of what learns in the network of `classifier`."""
     staged = recipe.stage_rate != 1 or recipe.gradual
@@ -61,7 +66,7 @@ def learner(
     if made is None:
         return Learner(classifier.network, batches, val)
     if settings.accelerate:
-        made.frozen.hasten(classifier.preprocess.input_shape[1:], sum(parts.sizes().values()))
+        hasten(made, classifier, parts)
     if settings.cache is None:
         return Learner(made, batches, val)
     return Learner(
@@ -117,7 +122,7 @@ def compute_head(classifier: Classifier, settings: Settings, parts: Parts, place
     assert isinstance(head, nn.Linear)
     frozen = made.frozen
     if settings.accelerate:
-        frozen.hasten(classifier.preprocess.input_shape[1:], sum(parts.sizes().values()))
+        hasten(made, classifier, parts)
     if settings.cache is None:
         features = batches.giving(lambda indices, _: frozen(batches.images(indices, 0)))
     else:
