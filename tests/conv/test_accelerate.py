@@ -1,10 +1,12 @@
 import copy
+import math
 import pickle
 
 import pytest
 import torch
 from torch import nn
 
+from svertka.conv import native_pairs
 from svertka.conv.accelerate import accelerate, restore
 from svertka.data.published import open_published
 from svertka.models.zoo import MODELS
@@ -99,7 +101,9 @@ def test_under_autocast_it_computes_in_bfloat16_and_learns_in_float32(pair):
 
     plain = off()
     accelerate(network)
-    assert 0 < off() < 1.1 * plain  # each result is rounded once, in PyTorch's no seldomer
+    # Each result is rounded once, in PyTorch's no seldomer; Winograd's products of bfloat16 lose up to LIMIT a layer.
+    layers = sum(isinstance(module, nn.Conv2d) for module in network.modules())
+    assert 0 < off() < 1.1 * math.hypot(plain, layers**0.5 * native_pairs.LIMIT)
 
 
 def losses(seed, steps, batch, pictures, labels, *, with_engine):
