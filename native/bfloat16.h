@@ -1,4 +1,4 @@
-// bfloat16 numbers read and written: between memory and memory they are floats.
+// bfloat16 numbers read and written: between memory and memory they are floats. And as many of either as there are.
 #pragma once
 
 #include "numbers.h"
@@ -73,6 +73,17 @@ ALWAYS_INLINE Vector load_some(const BFloat16* from, Index count) {
 ALWAYS_INLINE void store_some(BFloat16* to, Vector vector, Index count) {
     const Halves halves = rounded(vector);
     __builtin_memcpy(to, &halves, count * sizeof(BFloat16));
+}
+
+// The first `count` of a vector, or all of it if there are more; none if there are fewer than one.
+template <class Number>
+ALWAYS_INLINE Vector load_up_to(const Number* from, Index count) {
+    return count >= lanes ? load(from) : load_some(from, most(count, 0));
+}
+
+template <class Number>
+ALWAYS_INLINE void store_up_to(Number* to, Vector vector, Index count) {
+    count >= lanes ? store(to, vector) : store_some(to, vector, most(count, 0));
 }
 
 }  // namespace svertka::INSTRUCTIONS

@@ -3,8 +3,8 @@
 
 #include <cstring>
 
+#include "../ending.h"
 #include "../scratch.h"
-#include "../simd.h"
 #include "direct.h"
 
 namespace svertka::INSTRUCTIONS {
@@ -18,10 +18,6 @@ constexpr Index side_by_side = rows > 7 ? 7 : 4;
 
 // Numbers of a strip: about as many as the nearest cache holds.
 constexpr Index room = 8192;
-
-ALWAYS_INLINE Vector load_up_to(const float* from, Index count) {
-    return count >= lanes ? load(from) : load_some(from, most(count, 0));
-}
 
 // Some lines of a picture, `together` channels of them and the zeros on the left and right, side by side: in the picture
 // these lie so far apart that they displace one another in the cache.
@@ -61,20 +57,9 @@ struct Pass {
     float* output;
     Strip strip{shape};
 
-    Vector bias(Index channel, Index count) const {
-        return finish.bias ? load_up_to(finish.bias + channel, count) : Vector{};
-    }
-
-    void keep(Index pixel, Index channel, Index count, Vector vector) const {
-        if (finish.residual) vector += load_up_to(finish.residual + pixel * finish.residual_step + channel, count);
-        vector = bounded(vector, finish.low, finish.high);
-        float* to = output + pixel * shape.out_step + channel;
-        count >= lanes ? store(to, vector) : store_some(to, vector, most(count, 0));
-    }
-
-    // One output of any window.
+    // What is summed up for one output of any window.
     Vector any(const float* picture, Index y, Index x, Index channel, Index count) const {
-        Vector sum = bias(channel, count);
+        Vector sum{};
         for (Index i = 0; i < shape.y.taps; ++i) {
             const Index in_y = y * shape.y.stride - shape.y.pad + i * shape.y.dilation;
             if (in_y < 0 || in_y >= shape.y.size) continue;
@@ -96,7 +81,8 @@ struct Pass {
                 for (Index channel = 0; channel < shape.in_channels; channel += lanes) {
                     const Index count = shape.in_channels - channel;
                     const Index pixel = (number * shape.y.out_size + y) * shape.x.out_size + x;
-                    keep(pixel, channel, count, any(picture, y, x, channel, count));
+                    const Ending ending(finish, output, shape.out_step, pixel, channel, count);
+                    ending.keep(any(picture, y, x, channel, count) + ending.bias, 0);
                 }
     }
 
@@ -131,20 +117,21 @@ struct Pass {
     template <int taps, int stride, bool simple>
     [[gnu::noinline]] void line(const float* from, const float* factors, Index in_y, Index pixel, Index channel) const {
         constexpr Index reach = (side_by_side - 1) * stride + taps;
-        // Copies: for all that the compiler knows a result that is stored could be one of these.
-        const Index out_size = shape.x.out_size, step = shape.out_step, of_line = strip.width * together;
+        const Index out_size = shape.x.out_size, of_line = strip.width * together;
         const Index begin = most(-in_y, 0), end = least(shape.y.size - in_y, taps);
-        const float low = finish.low, high = finish.high;
-        float* to = output + pixel * step + channel;
-        Vector start[vectors];
-        for (Index part = 0; part < vectors; ++part)
-            start[part] = bias(channel + part * lanes, shape.in_channels - channel - part * lanes);
+        Finish after = finish;
+        if (simple) after.residual = nullptr;
+        Ending<float> endings[vectors];
+        for (Index part = 0; part < vectors; ++part) {
+            const Index first = channel + part * lanes, count = simple ? lanes : shape.in_channels - first;
+            endings[part] = {after, output, shape.out_step, pixel, first, count};
+        }
         for (Index x = 0; x < out_size; x += side_by_side, from += side_by_side * stride * together) {
             Vector sums[side_by_side][vectors];
 #pragma GCC unroll 8
             for (Index one = 0; one < side_by_side; ++one)
 #pragma GCC unroll 4
-                for (Index part = 0; part < vectors; ++part) sums[one][part] = start[part];
+                for (Index part = 0; part < vectors; ++part) sums[one][part] = endings[part].bias;
             for (Index i = begin; i < end; ++i) {
                 const float *pixels = from + i * of_line, *weight = factors + i * taps * together;
 #pragma GCC unroll 32
@@ -163,12 +150,7 @@ struct Pass {
             for (Index one = 0; one < side_by_side; ++one) {
                 if (x + one >= out_size) break;
 #pragma GCC unroll 4
-                for (Index part = 0; part < vectors; ++part)
-                    if (simple)
-                        store(to + (x + one) * step + part * lanes, bounded(sums[one][part], low, high));
-                    else
-                        keep(pixel + x + one, channel + part * lanes, shape.in_channels - channel - part * lanes,
-                             sums[one][part]);
+                for (Index part = 0; part < vectors; ++part) endings[part].keep(sums[one][part], x + one);
             }
         }
     }

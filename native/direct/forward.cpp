@@ -7,6 +7,7 @@
 
 #include <cstring>
 
+#include "../ending.h"
 #include "../scratch.h"
 #include "windows.h"
 
@@ -98,30 +99,19 @@ struct Pass {
     // `whole`: all channels of each vector are there; only in the last vector of a panel some may not be.
     template <int vectors, bool whole, Index row_stride, int count>
     [[gnu::noinline]] void rows_of(Index pixel, const Factor* a, const Block& block, float* products) const {
-        // Copies: for all that the compiler knows a result that is stored could be one of these.
-        const bool add = block.add, last = block.last;
-        const Index channel = block.number * panel, left = shape.out_channels - channel;
-        const Index step = shape.out_step, residual_step = finish.residual_step;
-        const float low = finish.low, high = finish.high;
-        const float* const bias = finish.bias ? finish.bias + channel : nullptr;
-        const float* const residual = finish.residual ? finish.residual + pixel * residual_step + channel : nullptr;
-        float* const to = output + pixel * step + channel;
+        const bool add = block.add, last = block.last;  // copies, as those of Ending
+        Ending<float> endings[vectors];
+        for (Index half = 0; half < vectors; ++half) {
+            const Index channel = block.number * panel + half * lanes;
+            const Index left = whole || half < vectors - 1 ? lanes : shape.out_channels - channel;
+            endings[half] = {finish, output, shape.out_step, pixel, channel, left};
+        }
         block_sums<count, row_stride, 1, vectors>(
             a, block.chunk, block.b, panel, lanes, block.depth, block.pieces, block.piece,
             [&](int row, int half, Vector sum) __attribute__((always_inline)) {
-                const Index first = half * lanes;
-                float* kept = products + row * panel + first;
+                float* kept = products + row * panel + half * lanes;
                 if (add) sum += load(kept);
-                if (!last) return store(kept, sum);
-                const bool full = whole || half < vectors - 1;
-                const auto read = [=](const float* from) __attribute__((always_inline)) {
-                    return full ? load(from + first) : load_some(from + first, left - first);
-                };
-                if (bias) sum += read(bias);
-                if (residual) sum += read(residual + row * residual_step);
-                sum = bounded(sum, low, high);
-                float* const there = to + row * step + first;
-                full ? store(there, sum) : store_some(there, sum, left - first);
+                last ? endings[half].keep(sum + endings[half].bias, row) : store(kept, sum);
             });
     }
 

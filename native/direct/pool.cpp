@@ -1,7 +1,7 @@
 // Maxima and means over windows, and sums of two maps.
 #include <limits>
 
-#include "../simd.h"
+#include "../ending.h"
 #include "direct.h"
 
 namespace svertka::INSTRUCTIONS {
@@ -32,13 +32,13 @@ struct Pass {
         const float* corner = input + ((picture * shape.y.size + start_y) * shape.x.size + start_x) * shape.in_step;
         const Index down = shape.y.dilation * shape.x.size * shape.in_step, right = shape.x.dilation * shape.in_step;
         for (; channel < last; channel += lanes) {
-            const Index here = least(lanes, shape.in_channels - channel);
+            const Index here = shape.in_channels - channel;
             const auto reduce = [&](auto begin, auto step) __attribute__((always_inline)) {
                 Vector result = begin - Vector{};
                 for (Index i = first_i; i < last_i; ++i)
                     for (Index j = first_j; j < last_j; ++j) {
                         const float* from = corner + i * down + j * right + channel;
-                        result = step(result, here == lanes ? load(from) : load_some(from, here));
+                        result = step(result, load_up_to(from, here));
                     }
                 return result;
             };
@@ -49,8 +49,7 @@ struct Pass {
                 });
             else
                 result = reduce(0.0f, [](Vector sum, Vector one) { return sum + one; }) / static_cast<float>(count);
-            float* to = output + number * shape.out_step + channel;
-            here == lanes ? store(to, result) : store_some(to, result, here);
+            store_up_to(output + number * shape.out_step + channel, result, here);
         }
     }
 };
@@ -75,15 +74,9 @@ void add(std::ptrdiff_t pixels, std::ptrdiff_t channels, const float* input, std
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (Index pixel = 0; pixel < pixels; ++pixel)
         for (Index channel = 0; channel < channels; channel += lanes) {
-            const Index here = least(lanes, channels - channel);
-            const auto read = [=](const float* from) __attribute__((always_inline)) {
-                return here == lanes ? load(from) : load_some(from, here);
-            };
-            Vector vector = read(input + pixel * in_step + channel);
-            if (finish.residual) vector += read(finish.residual + pixel * finish.residual_step + channel);
-            vector = bounded(vector, finish.low, finish.high);
-            float* to = output + pixel * out_step + channel;
-            here == lanes ? store(to, vector) : store_some(to, vector, here);
+            const Index here = channels - channel;
+            const Ending ending(finish, output, out_step, pixel, channel, here);
+            ending.keep(load_up_to(input + pixel * in_step + channel, here) + ending.bias, 0);
         }
 }
 

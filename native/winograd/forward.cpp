@@ -5,6 +5,7 @@
 // between them everything stays in a cache.
 #include <omp.h>
 
+#include "../ending.h"
 #include "../gemm.h"
 #include "../scratch.h"
 #include "spread.h"
@@ -97,38 +98,23 @@ struct Pass {
     }
 
     void finish_tile(const Tile& tile, const float* products, Index number) const {
-        // Copies: for all that the compiler knows a result that is stored could be one of these.
         const Index first = number * panel, here = least(panel, shape.out_channels - first);
-        const Index height = tile.height, width = tile.width, stride = product_stride;
-        const Index step = shape.out_step, line = shape.out_width * step;
-        const Index residual_step = finish.residual_step, residual_line = shape.out_width * residual_step;
         const Index pixel = (tile.picture * shape.out_height + tile.y) * shape.out_width + tile.x;
-        const float low = finish.low, high = finish.high;
+        const Index height = tile.height, width = tile.width, stride = product_stride;  // copies, as those of Ending
         const bool past_caches = away;
         for (Index half = 0; half < here; half += lanes) {
-            const Index count = least(lanes, here - half), channel = first + half;
-            const auto read = [=](const float* from) __attribute__((always_inline)) {
-                return count == lanes ? load(from) : load_some(from, count);
-            };
-            const Vector bias = finish.bias ? read(finish.bias + channel) : Vector{};
-            const float* const residual = finish.residual ? finish.residual + pixel * residual_step + channel : nullptr;
-            Number* const to = output + pixel * step + channel;
+            const Ending ending(finish, output, shape.out_step, pixel, first + half, here - half, shape.out_width);
             transform<winograd::output_matrix>(
                 [=](auto i, auto j) __attribute__((always_inline)) {
                     return load(products + (i * winograd::points + j) * stride + half);
                 },
                 [=](auto i, auto j, Vector vector) __attribute__((always_inline)) {
                     if (i >= height || j >= width) return;
-                    vector += bias;
-                    if (residual) vector += read(residual + i * residual_line + j * residual_step);
-                    vector = bounded(vector, low, high);
-                    Number* const there = to + i * line + j * step;
+                    vector += ending.bias;
                     if (past_caches)
-                        store_away(there, vector);
-                    else if (count == lanes)
-                        store(there, vector);
+                        store_away(ending.place(j, i), ending.of(vector, j, i));
                     else
-                        store_some(there, vector, count);
+                        ending.keep(vector, j, i);
                 });
         }
     }

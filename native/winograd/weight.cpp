@@ -101,10 +101,7 @@ struct Pass {
                     },
                     [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
                         float* to = result + (output * taps + 3 * i + j) * input.channels + channel;
-                        if (count == lanes)
-                            store(to, onto ? load(to) + vector : vector);
-                        else
-                            store_some(to, onto ? load_some(to, count) + vector : vector, count);
+                        store_up_to(to, onto ? load_up_to(to, count) + vector : vector, count);
                     });
             }
     }

@@ -42,10 +42,8 @@ struct Weights {
     // The outputs of each input lie side by side already.
     void copy(const float* from, Index outputs, Index first, Index last, float* to) const {
         for (Index input = first; input < last; ++input, to += taps * panel)
-            for (Index half = 0; half < panel; half += lanes) {
-                const float* some = from + input * taps * width + half;
-                store(to + half, outputs >= half + lanes ? load(some) : load_some(some, most(outputs - half, 0)));
-            }
+            for (Index half = 0; half < panel; half += lanes)
+                store(to + half, load_up_to(from + input * taps * width + half, outputs - half));
     }
 
     // The inputs of each output lie side by side: a square at a time is transposed.
@@ -56,8 +54,7 @@ struct Weights {
 #pragma GCC unroll 16
             for (Index output = 0; output < lanes; ++output) {
                 if (output >= outputs) break;
-                const float* row = from + output * taps * depth + input;
-                square[output] = inputs == lanes ? load(row) : load_some(row, inputs);
+                square[output] = load_up_to(from + output * taps * depth + input, inputs);
             }
             transpose(square);
             for (Index i = 0; i < inputs; ++i) store(to + (input - first + i) * taps * panel, square[i]);
