@@ -1,10 +1,9 @@
-import json
-
 import pytest
 import torch
 
 from svertka.conv import choose, native, native_pairs
-from svertka.conv.choose import FILE, Trial, winner
+from svertka.conv.choices import FILE, here, remember, remembered
+from svertka.conv.choose import Trial, winner
 from svertka.conv.functions import conv2d
 from svertka.geometry import ConvShape
 
@@ -17,7 +16,7 @@ def fresh(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def forget():
-        choose._remembered.cache_clear()
+        remembered.cache_clear()
         choose._chosen.clear()
         choose._repeated.clear()
         return tmp_path / "svertka" / FILE
@@ -67,40 +66,14 @@ def test_what_it_does_not_know_is_pytorchs(fresh, timed):
     assert not timed
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b'{"format": 1, "choices": 7}', b"\xff\x00"])
-def test_a_damaged_file_is_measured_again_and_said_once(fresh, timed, capsys, content):
-    path = fresh()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
-    assert capsys.readouterr().err.count("is damaged; convolutions are timed anew") >= 1
-    assert json.loads(path.read_text())["format"] == choose.FORMAT
+def test_algorithms_that_there_are_no_more_are_timed_anew(fresh, timed):
     fresh()
     choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
-    assert len(timed) == 1
-
-
-def test_another_version_s_file_and_unknown_algorithms_are_measured_anew(fresh, timed):
-    path = fresh()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"format": 99, "choices": {choose._here(): {"x": "y"}}}))
-    choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
-    content = json.loads(path.read_text())
-    (written,) = content["choices"][choose._here()]
-    content["choices"][choose._here()][written] = "strassen"
-    path.write_text(json.dumps(content))
+    (written,) = choose.choices()
+    remember(here(choose.ALGORITHMS), written, "strassen")
     fresh()
     choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
     assert len(timed) == 2
-
-
-def test_a_cache_that_cannot_be_written_costs_only_time(fresh, timed, monkeypatch, tmp_path):
-    fresh()
-    (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    for _ in range(2):
-        choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
-    assert len(timed) == 1
 
 
 def test_choices_can_be_repeated(fresh, timed, monkeypatch):
@@ -124,8 +97,8 @@ def test_the_winner_has_to_be_clearly_faster():
 
 def test_where_bfloat16_is_imitated_pytorchs_own_is_not_timed_but_that_of_float32(fresh, monkeypatch):
     fresh()
-    for here, own, reason in ((True, "direct", None), (False, "widened", "this processor only imitates bfloat16")):
-        monkeypatch.setattr("svertka.conv.choose.has_bfloat16", lambda here=here: here)
+    for computed, own, reason in ((True, "direct", None), (False, "widened", "this processor only imitates bfloat16")):
+        monkeypatch.setattr("svertka.conv.choose.has_bfloat16", lambda computed=computed: computed)
         tried = choose.trials("forward", SHAPE, torch.channels_last, torch.bfloat16)
         assert tried["direct"].why_not == reason
         assert tried["widened"].seconds > 0

@@ -5,9 +5,7 @@ nobody knows it beforehand; so all that can do it are timed when a shape is firs
 """
 
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any, Literal, Protocol
 
 import torch
@@ -25,18 +23,15 @@ from svertka.conv import (
     widened,
     winograd,
 )
-from svertka.device import has_bfloat16, processor
-from svertka.errors import StorageError, UsageError
-from svertka.files import cache_folder, locked, read_json, write_json
+from svertka.conv.choices import here, remember, remembered
+from svertka.device import has_bfloat16
+from svertka.errors import UsageError
 from svertka.geometry import ConvShape
-from svertka.progress import say
 
 Pass = Literal["forward", "input_gradient", "weight_gradient"]
 PASSES: tuple[Pass, ...] = ("forward", "input_gradient", "weight_gradient")
 DTYPES = torch.float32, torch.bfloat16  # in which there is more than PyTorch's own to choose from
 
-FORMAT = 2  # of the file; what another version wrote is timed anew
-FILE = "convolutions.json"  # in the cache folder
 GAIN = 0.97  # of PyTorch's own time: what is not faster by so much is within the noise, and not taken
 HOPELESS = 2.0  # times the least time so far: not tried again
 OVERHEAD = 3e-5  # seconds that a pass takes longer to reach through a function of ours than through PyTorch's own
@@ -245,7 +240,7 @@ def _measured(key: Key) -> str:
         return candidates[0]
     with torch.random.fork_rng(devices=[]):
         name = winner(trials(one_pass, shape, layout, dtype))
-    _remember(_written(key), name)
+    remember(here(ALGORITHMS), _written(key), name)
     return name
 
 
@@ -277,50 +272,7 @@ def _written(key: Key) -> str:
     return f"{one_pass} {sizes[0]} by {sizes[1]} {settings}, {order}, {threads} threads{numbers}"
 
 
-def _here() -> str:
-    """What all times depend on beside the shape."""
-    return f"{processor()}, torch {torch.__version__}, algorithms {', '.join(ALGORITHMS)}"
-
-
 def _known(key: Key) -> str | None:
     written = _written(key)
-    name = _repeated.get(written) or _remembered().get(written)
+    name = _repeated.get(written) or remembered(here(ALGORITHMS)).get(written)
     return name if name in ALGORITHMS else None
-
-
-@cache
-def _remembered() -> dict[str, str]:
-    """The choices on disk that hold here, as they were when this process first asked; it adds its own."""
-    return _of_here(_read())
-
-
-def _remember(written: str, name: str) -> None:
-    """Keep one choice in memory and, if it can be written, on disk, beside those of other processes."""
-    _remembered()[written] = name
-    with suppress(StorageError):  # then the next process times it again
-        path = cache_folder() / FILE
-        with locked(path.with_suffix(".lock")):
-            everything = _read()
-            everything[_here()] = _of_here(everything) | {written: name}
-            write_json(path, {"format": FORMAT, "choices": everything})
-
-
-def _of_here(everything: dict[str, Any]) -> dict[str, str]:
-    mine = everything.get(_here())
-    return {str(key): str(value) for key, value in mine.items()} if isinstance(mine, dict) else {}
-
-
-def _read() -> dict[str, Any]:
-    """All choices on disk, by what they depend on; none, and said, if the file is damaged."""
-    try:
-        path = cache_folder() / FILE
-        content: Any = read_json(path)
-    except (FileNotFoundError, StorageError):
-        return {}
-    except (OSError, ValueError):
-        content = None
-    choices = content.get("choices") if isinstance(content, dict) else None
-    if not isinstance(choices, dict):
-        say(f"{path} is damaged; convolutions are timed anew")
-        return {}
-    return choices if content.get("format") == FORMAT else {}
