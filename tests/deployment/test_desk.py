@@ -77,6 +77,56 @@ def test_who_is_alone_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(run(1)) == 1  # it would wait an hour
 
 
+def test_while_it_computes_it_says_so() -> None:
+    async def seen() -> list[bool]:
+        free = asyncio.Event()
+        found: list[bool] = []
+
+        def compute(pictures: Sequence[Tensor]) -> Tensor:
+            found.append(free.is_set())
+            if len(found) > 1:
+                raise ValueError("no")
+            return twice(pictures)
+
+        with ThreadPoolExecutor(1) as thread:
+            desk = Desk(compute, thread, free)
+            free.set()
+            worker = asyncio.create_task(desk.work())
+            for _ in range(2):
+                with desk.places(1):
+                    await asyncio.gather(desk.result(torch.ones(1)), return_exceptions=True)
+                found.append(free.is_set())  # also where computing failed
+            worker.cancel()
+        return found
+
+    assert awaited(seen()) == [False, True, False, True]
+
+
+def test_those_on_their_way_are_waited_for_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DEADLINE", 0.5)
+    sizes: list[int] = []
+
+    def counted(pictures: Sequence[Tensor]) -> Tensor:
+        sizes.append(len(pictures))
+        return twice(pictures)
+
+    async def one_by_one() -> None:
+        with ThreadPoolExecutor(1) as thread:
+            desk = Desk(counted, thread)
+            worker = asyncio.create_task(desk.work())
+
+            async def later(seconds: float) -> None:
+                await asyncio.sleep(seconds)
+                await desk.result(torch.ones(1))
+
+            with desk.places(4):  # the last one comes too late for the first, not for the one before
+                await asyncio.gather(*(later(0.2 * k) for k in range(4)))
+            worker.cancel()
+
+    awaited(one_by_one())
+    assert sizes == [4]
+
+
 def test_who_waits_for_others_waits_no_longer_than_the_deadline() -> None:
     async def one_of_two() -> Tensor:
         with ThreadPoolExecutor(1) as thread:

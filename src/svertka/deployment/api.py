@@ -62,7 +62,12 @@ class Api:
         self.first = runs[0]
         self._readers = ThreadPoolExecutor(threads, "read")
         self._network = ThreadPoolExecutor(1, "network")  # one at a time, with all cores
-        self._desks = {one.key: Desk(one.probabilities, self._network) for one in runs}
+        # On the processor no picture is read while the network computes: its threads share their work equally, and
+        # would all wait for the one whose core was taken.
+        self._reading = asyncio.Event()
+        self._reading.set()
+        shared = asyncio.Event() if self.first.device.type != "cpu" else self._reading
+        self._desks = {one.key: Desk(one.probabilities, self._network, shared) for one in runs}
         self._bodies = Bodies()
         self._files = f"/files/{secrets.token_urlsafe(16)}"  # whoever knows it has seen the page
         routes = [
@@ -144,6 +149,7 @@ class Api:
         return {"path": f"#{number}", "labels": [], "error": reason}
 
     async def _row(self, run: Served, body: bytes) -> Tensor:
+        await self._reading.wait()
         return await self._desks[run.key].result(await self._read(run.prepare, body))
 
     async def _explain(self, request: Request) -> Response:

@@ -15,17 +15,20 @@ PLACES = 256  # pictures that are waited for at a time; the next one is told to 
 # Pictures that the network is given at once, at most: on a CPU eight take no longer each than sixteen do, and whoever
 # comes meanwhile waits half as long.
 TOGETHER = 8
-DEADLINE = 0.005  # seconds that a picture waits for others which are on their way
+DEADLINE = 0.005  # seconds that pictures wait for the next one which is on its way
 
 
 class Desk:
     """Hands pictures to `compute` (a list of them to rows of results), as many together as are there.
 
-    A picture never waits longer than DEADLINE while the network is free, and not at all when no other is on its way.
+    While the network is free, pictures wait for each other one that is on its way, but not longer than DEADLINE for the
+    next, and not at all when there is none. `free`: set but while it computes.
     """
 
-    def __init__(self, compute: Callable[[Sequence[Tensor]], Tensor], thread: Executor) -> None:
-        self._compute, self._thread = compute, thread
+    def __init__(
+        self, compute: Callable[[Sequence[Tensor]], Tensor], thread: Executor, free: asyncio.Event | None = None
+    ) -> None:
+        self._compute, self._thread, self._free = compute, thread, free or asyncio.Event()
         self._queue: asyncio.Queue[tuple[Tensor, asyncio.Future[Tensor]]] = asyncio.Queue()
         self._seconds = 0.05  # a picture takes, about
 
@@ -60,6 +63,7 @@ class Desk:
         while True:
             batch = await self._batch()
             began = time.monotonic()
+            self._free.clear()
             try:
                 rows = await loop.run_in_executor(self._thread, self._compute, [picture for picture, _ in batch])
             except Exception as error:  # whoever asked has to hear of it
@@ -67,6 +71,8 @@ class Desk:
                     if not future.done():
                         future.set_exception(error)
                 continue
+            finally:
+                self._free.set()
             self._seconds = 0.8 * self._seconds + 0.2 * (time.monotonic() - began) / len(batch)
             self.answered += len(batch)
             for (_, future), row in zip(batch, rows, strict=True):
@@ -75,10 +81,12 @@ class Desk:
 
     async def _batch(self) -> list[tuple[Tensor, asyncio.Future[Tensor]]]:
         batch = [await self._queue.get()]
+        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(DEADLINE) as limit:
                 while len(batch) < min(TOGETHER, self.open):
                     batch.append(await self._queue.get())
+                    limit.reschedule(loop.time() + DEADLINE)
         except TimeoutError:
             pass
         return batch

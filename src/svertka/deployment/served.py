@@ -26,7 +26,7 @@ from svertka.run import Run, called
 
 PIXEL_LIMIT = 50_000_000  # of a picture: what is decoded stays in memory beside others
 SCANS = 200  # of a progressive JPEG; each is a pass over all pixels, for a few bytes
-AT_ONCE = (8, 4, 1)  # pictures in a pass: few sizes, since for each memory is planned and kept
+AT_ONCE = (8, 4, 2, 1)  # pictures in a pass: few sizes, since for each memory is planned and kept
 SMALL = 64  # pixels a side up to which a picture is shown crisp
 
 

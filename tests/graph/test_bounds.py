@@ -1,0 +1,164 @@
+"""What kernels read and write: each tensor ends, or begins, beside a page of memory that may not be touched.
+
+A kernel that reads or writes a number too many ends the process here, where elsewhere it would go unseen.
+"""
+
+import ctypes
+import math
+import mmap
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from svertka.conv import native
+from svertka.graph.packing import Packed
+from svertka.graph.steps import UNBOUNDED, Convolution
+
+pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
+
+PAGE = mmap.PAGESIZE
+PROTECT = ctypes.CDLL(None, use_errno=True).mprotect
+PROTECT.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+
+
+class Fenced:
+    """A copy of `tensor`, dense in its memory, between two pages that may not be touched; right before the second if
+    `at_end`, else right after the first."""
+
+    def __init__(self, tensor: Tensor, *, at_end: bool) -> None:
+        size = tensor.numel() * tensor.element_size()
+        inside = -(-max(size, 1) // PAGE) * PAGE
+        self._area = mmap.mmap(-1, inside + 2 * PAGE)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._area))
+        offset = PAGE + (inside - size if at_end else 0)
+        self.numbers = torch.frombuffer(self._area, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
+        self.numbers.copy_(tensor.flatten())
+        for fence in (start, start + PAGE + inside):
+            assert PROTECT(fence, PAGE, 0) == 0
+        self.address = start + offset
+
+
+@pytest.fixture(params=["avx512bf16", "avx512", "avx2", "baseline"])
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    """In use for the test."""
+    if request.param not in native.instruction_sets():
+        pytest.skip(f"no {request.param} here")
+    native.use(request.param)
+    yield request.param
+    native.use(native.instruction_sets()[0])
+
+
+def drawn_layer(choose: random.Random) -> tuple[Convolution, tuple[int, ...], tuple[int, ...], tuple[int, int]]:
+    """A convolution, the sizes of its input (N, C, H, W) and its weights, and of its result in y and x."""
+    ins, outs = (choose.choice((1, 2, 3, 4, 5, 8, 16, 17, 24, 31, 32, 33, 40, 64, 65)) for _ in range(2))
+    groups, taps = 1, (choose.choice((1, 1, 2, 3, 3, 3, 4, 7)),) * 2
+    if choose.random() < 0.3 and ins > 1:
+        groups = outs = ins
+        taps = (choose.choice((3, 3, 5, 2)),) * 2
+    elif choose.random() < 0.2:
+        taps = choose.choice(((1, 3), (3, 1), (2, 5), (7, 1)))
+    stride = (choose.choice((1, 1, 1, 2, 3)),) * 2
+    dilation = (choose.choice((1, 1, 1, 2)),) * 2
+    padding = choose.randint(0, taps[0]), choose.randint(0, taps[1])
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, taps, strict=True)]
+    sides = [max(1, r - 2 * p) + choose.randint(0, 18) for r, p in zip(reach, padding, strict=True)]
+    size = [(n + 2 * p - r) // s + 1 for n, p, r, s in zip(sides, padding, reach, stride, strict=True)]
+    step = Convolution(0, 1, "weight", "bias", stride, padding, dilation, groups)
+    return step, (choose.randint(1, 3), ins, *sides), (outs, ins // groups, *taps), (size[0], size[1])
+
+
+def place(memory: int) -> "native.kernels.Place":
+    return native.kernels.Place(memory, 0)
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """(N, C, H, W) as it lies in memory, channels-last."""
+    return tensor.permute(0, 2, 3, 1).contiguous()
+
+
+def sliding(step: Convolution, axis: int, size: int, out_size: int, taps: int) -> "native.kernels.Sliding":
+    return native.kernels.Sliding(size, out_size, taps, step.stride[axis], step.padding[axis], step.dilation[axis])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_convolutions_stay_inside(
+    instructions: str, dtype: torch.dtype, large_count: Callable[[int, int], int]
+) -> None:
+    kernels = native.kernels
+    for seed in range(large_count(60, 2000)):
+        choose = random.Random(seed)
+        torch.manual_seed(seed)
+        step, shape, of_weight, size = drawn_layer(choose)
+        at_end, threads = choose.random() < 0.7, choose.choice((1, 2, 3))
+        weight = torch.randn(of_weight).to(dtype)
+        packed = Packed.of(step, weight if step.groups == 1 else weight.float(), dense=False)
+        low, high = choose.choice((UNBOUNDED, (0.0, math.inf), (0.0, 1.0)))
+        x, bias, residual = torch.randn(shape), torch.randn(of_weight[0]), torch.randn(shape[0], of_weight[0], *size)
+        tensors = rows(x), packed.numbers, bias, rows(residual), torch.zeros_like(rows(residual))
+        source, numbers, added, more, target = (Fenced(one, at_end=at_end) for one in tensors)
+        has_bias, has_residual = choose.random() < 0.7, choose.random() < 0.5
+        ending = kernels.Ending(
+            added.address if has_bias else 0, place(2 if has_residual else -1), of_weight[0], low, high
+        )
+        program = kernels.Program()
+        if packed.kernel == "winograd":
+            sides = kernels.Convolution(shape[0], shape[1], of_weight[0], *shape[2:], *size, *step.padding)
+            sides.in_step, sides.out_step = shape[1], of_weight[0]
+            program.add_winograd(sides, place(0), numbers.address, packed.precision, ending, place(1))
+        else:
+            axes = (sliding(step, axis, shape[2 + axis], size[axis], of_weight[2 + axis]) for axis in (0, 1))
+            window = kernels.Window(shape[0], shape[1], of_weight[0], *axes, shape[1], of_weight[0])
+            if packed.kernel == "depthwise":
+                program.add_depthwise(window, place(0), numbers.address, ending, place(1))
+            else:
+                program.add_direct(window, place(0), numbers.address, packed.precision, ending, place(1))
+        program.run([source.address, target.address, more.address], 0, 1, threads)
+        exact = F.conv2d(
+            x.double(), packed.unpacked().double(), None, step.stride, step.padding, step.dilation, step.groups
+        )
+        exact = exact + bias.double()[:, None, None] * has_bias + residual * has_residual
+        found = target.numbers.reshape(shape[0], *size, -1).permute(0, 3, 1, 2)
+        narrow = packed.precision == kernels.Precision.BFLOAT16
+        error = (0.2 if narrow else 1e-4) * of_weight[1] ** 0.5
+        torch.testing.assert_close(
+            found.double(),
+            exact.clamp(low, high),
+            rtol=0,
+            atol=error,
+            msg=lambda text, seed=seed: f"seed {seed}: {text}",
+        )
+
+
+def test_pooling_and_sums_stay_inside(instructions: str, large_count: Callable[[int, int], int]) -> None:
+    kernels = native.kernels
+    for seed in range(large_count(60, 2000)):
+        choose = random.Random(seed)
+        torch.manual_seed(seed)
+        batch, channels, taps = choose.randint(1, 3), choose.randint(1, 70), choose.randint(1, 4)
+        stride, padding = choose.randint(1, 3), choose.randint(0, taps // 2)
+        sides = [max(1, taps - 2 * padding) + choose.randint(0, 12) for _ in range(2)]
+        x = torch.randn(batch, channels, *sides)
+        kind, at_end, threads = choose.choice(("MAXIMUM", "MEAN", "PADDED_MEAN")), choose.random() < 0.7, 2
+        if kind == "MAXIMUM":
+            expected = F.max_pool2d(x, taps, stride, padding)
+        else:
+            expected = F.avg_pool2d(x, taps, stride, padding, count_include_pad=kind == "PADDED_MEAN")
+        source, pooled = Fenced(rows(x), at_end=at_end), Fenced(rows(expected), at_end=at_end)
+        pooled.numbers.zero_()
+        added, other = Fenced(rows(x), at_end=at_end), Fenced(rows(x.flip(0)), at_end=at_end)
+        axes = (
+            kernels.Sliding(size, out_size, taps, stride, padding, 1)
+            for size, out_size in zip(sides, expected.shape[2:], strict=True)
+        )
+        program = kernels.Program()
+        window = kernels.Window(batch, channels, channels, *axes, channels, channels)
+        program.add_pool(window, kernels.Pooling[kind], place(0), place(1))
+        ending = kernels.Ending(0, place(3), channels, 0.0, math.inf)
+        program.add_sum(x[:, 0].numel(), channels, place(0), channels, ending, place(2), channels)
+        program.run([one.address for one in (source, pooled, added, other)], 0, 2, threads)
+        torch.testing.assert_close(pooled.numbers, rows(expected).flatten())
+        torch.testing.assert_close(added.numbers, rows((x + x.flip(0)).relu()).flatten())
