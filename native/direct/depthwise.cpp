@@ -86,12 +86,13 @@ struct Pass {
                 }
     }
 
-    // Lines `first` to `last` of picture `number`; `memory`: room for a strip and the weights of its channels.
+    // Lines `first` to `last` of picture `number`, of channels `begin` to `end`; `memory`: room for a strip and the weights
+    // of its channels.
     template <int taps, int stride>
-    void lines(Index number, Index first, Index last, float* memory) const {
+    void lines(Index number, Index first, Index last, Index begin, Index end, float* memory) const {
         const float* picture = input + number * shape.y.size * shape.x.size * shape.in_step;
         float* const factors = memory + strip.size;
-        for (Index channel = 0; channel < shape.in_channels; channel += together) {
+        for (Index channel = begin; channel < end; channel += together) {
             const Index count = shape.in_channels - channel;
             for (Index tap = 0; tap < taps * taps; ++tap)
                 for (Index part = 0; part < together; part += lanes)
@@ -167,23 +168,28 @@ void depthwise(const Window& shape, const float* input, const float* weights, co
     const bool known = (taps == 3 || taps == 5) && stride <= 2;
     const Index own = known ? pass.strip.size + taps * taps * together : 0;
     float* const memory = scratch(threads * own);
-    // Some bands of each picture for every thread, but not more than needed: what two of them read is read twice.
-    const Index bands = threads == 1 ? 1 : least(parts(4 * threads, shape.batch), shape.y.out_size);
+    // Some pieces of each picture for every thread: channels, or where these are few bands of lines, but not more than
+    // needed, since what two of them read is read twice.
+    const Index wanted = threads == 1 ? 1 : parts(4 * threads, shape.batch), groups = parts(shape.in_channels, together);
+    const bool by_channels = known && groups >= 2 * wanted;
+    const Index pieces = by_channels ? wanted : least(wanted, shape.y.out_size);
+    const Index bands = by_channels ? 1 : pieces, shares = by_channels ? pieces : 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (Index number = 0; number < shape.batch * bands; ++number) {
-        const Index picture = number / bands, band = number % bands;
+    for (Index number = 0; number < shape.batch * pieces; ++number) {
+        const Index picture = number / pieces, band = number % bands, share = number % shares;
         const Index first = shape.y.out_size * band / bands, last = shape.y.out_size * (band + 1) / bands;
+        const Index begin = groups * share / shares * together, end = groups * (share + 1) / shares * together;
         float* const mine = memory + omp_get_thread_num() * own;
         if (!known)
             pass.lines_of_any(picture, first, last);
         else if (taps == 3 && stride == 1)
-            pass.lines<3, 1>(picture, first, last, mine);
+            pass.lines<3, 1>(picture, first, last, begin, end, mine);
         else if (taps == 3)
-            pass.lines<3, 2>(picture, first, last, mine);
+            pass.lines<3, 2>(picture, first, last, begin, end, mine);
         else if (stride == 1)
-            pass.lines<5, 1>(picture, first, last, mine);
+            pass.lines<5, 1>(picture, first, last, begin, end, mine);
         else
-            pass.lines<5, 2>(picture, first, last, mine);
+            pass.lines<5, 2>(picture, first, last, begin, end, mine);
     }
 }
 
