@@ -7,7 +7,7 @@ import ctypes
 import math
 import mmap
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -40,16 +40,6 @@ class Fenced:
         for fence in (start, start + PAGE + inside):
             assert PROTECT(fence, PAGE, 0) == 0
         self.address = start + offset
-
-
-@pytest.fixture(params=["avx512bf16", "avx512", "avx2", "baseline"])
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    """In use for the test."""
-    if request.param not in native.instruction_sets():
-        pytest.skip(f"no {request.param} here")
-    native.use(request.param)
-    yield request.param
-    native.use(native.instruction_sets()[0])
 
 
 def drawn_layer(choose: random.Random) -> tuple[Convolution, tuple[int, ...], tuple[int, ...], tuple[int, int]]:
