@@ -103,7 +103,8 @@ class Live:
         with socket.create_connection(("127.0.0.1", self.port), timeout=patience) as sock:
             with contextlib.suppress(ConnectionError):
                 sock.sendall(request)
-                if not keep:
+            if not keep:
+                with contextlib.suppress(OSError):  # which it is, and no ConnectionError, if the server has hung up
                     sock.shutdown(socket.SHUT_WR)
             return self.read(sock, headers_only=request.startswith(b"HEAD "))
 
