@@ -76,6 +76,15 @@ def test_algorithms_that_there_are_no_more_are_timed_anew(fresh, timed):
     assert len(timed) == 2
 
 
+def test_a_cache_that_cannot_be_written_costs_only_time(fresh, timed, monkeypatch, tmp_path):
+    fresh()
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    for _ in range(2):
+        choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
+    assert len(timed) == 1
+
+
 def test_choices_can_be_repeated(fresh, timed, monkeypatch):
     fresh()
     choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
