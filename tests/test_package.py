@@ -41,8 +41,3 @@ def test_every_module_imports_by_itself() -> None:
         name = ".".join(path.relative_to(folder.parent).with_suffix("").parts)
         if not name.endswith("__main__"):
             importlib.import_module(name)
-
-
-def test_every_file_is_short_enough_to_read() -> None:
-    lengths = {p: len(p.read_text().splitlines()) for p in Path(svertka.__file__).parent.rglob("*.py")}
-    assert {str(path): length for path, length in lengths.items() if length > 330} == {}
