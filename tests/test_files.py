@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from svertka.errors import StorageError
-from svertka.files import cache_folder, free_bytes, in_bytes, locked, read_json, write_atomic, write_json
+from svertka.errors import StorageError, UsageError
+from svertka.files import (
+    cache_folder,
+    free_bytes,
+    given_path,
+    in_bytes,
+    locked,
+    read_json,
+    write_atomic,
+    write_json,
+)
 
 
 def test_write_atomic_replaces_the_whole_file(tmp_path: Path) -> None:
@@ -101,3 +110,26 @@ def test_free_bytes_of_a_folder_to_be() -> None:
 )
 def test_sizes_are_told_in_the_unit_that_suits(count: float, said: str) -> None:
     assert in_bytes(count) == said
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("", "a path is empty"),
+        ("a\0b", "holds a NUL character"),
+        ("x" * 300, "a name may have 255 bytes .one has 300."),
+        ("猫" * 100, "one has 300"),
+        ("a/" * 3000, "a path 4095 .it has 6000."),
+    ],
+)
+def test_a_path_that_cannot_be_is_one_short_sentence(path: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence) as caught:
+        given_path(path)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_given_path_is_looked_up_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert given_path("~/x") == tmp_path / "x"
+    assert given_path(Path("~nosuchuser/x")) == Path("~nosuchuser/x")
+    assert given_path("a/../b") == Path("a/../b")

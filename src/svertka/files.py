@@ -10,7 +10,39 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from svertka.errors import StorageError
+from svertka.errors import StorageError, UsageError
+
+NAME_BYTES, PATH_BYTES = 255, 4095  # what Linux takes
+
+
+def given_path(path: str | os.PathLike[str]) -> Path:
+    """`path`, which somebody named, as a Path that the system can look up; a leading ~ is the home folder.
+
+    Raises:
+        UsageError: no system has such a path: it is empty, too long or holds a NUL, or there is no such user.
+    """
+    text = os.fspath(path)
+    if not text:
+        raise UsageError("a path is empty; name a file or a folder")
+    if "\0" in text:
+        raise UsageError(f"the path {shortened(text)} holds a NUL character, which no path may; correct it")
+    encoded = os.fsencode(text)
+    longest = max(map(len, encoded.split(b"/")))
+    if longest > NAME_BYTES or len(encoded) > PATH_BYTES:
+        raise UsageError(
+            f"the path {shortened(text)} is too long: a name may have {NAME_BYTES} bytes (one has {longest}) and a "
+            f"path {PATH_BYTES} (it has {len(encoded)}); correct it"
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)  # a ~ that is no user's, which may be a name
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """`text` with its middle left out where it is longer than `most` characters."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 def cache_folder(*parts: str) -> Path:

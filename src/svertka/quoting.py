@@ -1,0 +1,78 @@
+"""Text of unknown origin (paths, class names, options) where it is printed: on a terminal, in a CSV cell, in a command.
+
+HTML has `pages.page.escape`; JSON is escaped by `cli.output.print_json`.
+"""
+
+import os
+import shlex
+import unicodedata
+from pathlib import Path
+
+JOINERS = "\u200c\u200d"  # invisible, but part of words and of emoji; every other invisible character may deceive
+FORMULA = tuple("=+-@\t\r＝＋－＠")  # how a cell begins that a spreadsheet computes
+
+
+def printable(text: str) -> str:
+    r"""`text` on one line, without control, bidirectional and other invisible characters, which become escapes.
+
+    >>> printable("a\nb\x1b[31m")
+    'a\\nb\\x1b[31m'
+    """
+    if text.isprintable() and text.isascii():
+        return text
+    return "".join(letter if _is_visible(letter) else _escaped(letter) for letter in text)
+
+
+def printable_lines(text: str) -> str:
+    """`text` as `printable` makes it, but with its line breaks."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def csv_cell(text: str) -> str:
+    """`text` as a CSV cell that no spreadsheet computes: on one line, with an apostrophe before what begins a formula.
+
+    Source: OWASP, "CSV injection".
+    """
+    shown = printable(text)
+    return f"'{shown}" if text.lstrip(" ").startswith(FORMULA) else shown
+
+
+def csv_path(path: str) -> str:
+    """The path `path` as a CSV cell: as `csv_cell`, but "./" in front keeps it a path."""
+    return f"./{printable(path)}" if path.lstrip(" ").startswith(FORMULA) else printable(path)
+
+
+def command(*words: str | os.PathLike[str]) -> str:
+    """The command line `svertka WORDS`, quoted for a shell; a Path that begins with a dash does not become an option.
+
+    >>> command("train", "--resume", Path("my runs/1"))
+    "svertka train --resume 'my runs/1'"
+    """
+    return " ".join(["svertka", *map(_shell_word, words)])
+
+
+def _shell_word(word: str | os.PathLike[str]) -> str:
+    text = os.fspath(word)
+    if isinstance(word, Path) and text.startswith("-"):
+        text = f"./{text}"
+    if printable(text) == text:
+        return shlex.quote(text)
+    # What cannot be shown is named by its bytes, as bash, zsh and POSIX 2024 read them.
+    return f"$'{''.join(map(_ansi_c, text))}'"
+
+
+def _ansi_c(letter: str) -> str:
+    if letter in "'\\":
+        return f"\\{letter}"
+    if _is_visible(letter):
+        return letter
+    return "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", "surrogateescape"))
+
+
+def _is_visible(letter: str) -> bool:
+    category = unicodedata.category(letter)
+    return letter in JOINERS or category not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
