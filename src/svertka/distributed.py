@@ -4,9 +4,9 @@ The processes are those that `torchrun` started: it sets RANK, WORLD_SIZE and th
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 @contextmanager
 def group(device: torch.device) -> Iterator[None]:
-    """Join the processes of this job for the body: gloo on the CPU, NCCL on cuda."""
-    if world() == 1:
+    """Join the processes of this job for the body, unless they are joined: gloo on the CPU, NCCL on cuda."""
+    if world() == 1 or dist.is_initialized():
         yield
         return
     if device.type == "cuda":
@@ -72,3 +72,20 @@ def gathered(value: T) -> list[T]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def told_by_first(ask: Callable[[], T]) -> T:
+    """What `ask` returns in the first process, the only one that calls it; what it raises is raised in all of them."""
+    if not dist.is_initialized():
+        return ask()
+    told: T | None = None
+    fault: Exception | None = None
+    if is_first():
+        try:
+            told = ask()
+        except Exception as error:
+            fault = error
+    told, fault = gathered((told, fault))[0]
+    if fault is not None:
+        raise fault
+    return cast(T, told)

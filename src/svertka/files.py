@@ -1,9 +1,9 @@
 """Files that are whole or absent: atomic writes, the cache folder, locks, and the space that is left."""
 
-import fcntl
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -67,7 +67,8 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
         StorageError: the disk is full or the folder cannot be written.
     """
     with storage(path):
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        prefix = f".{path.name[:40]}."  # of which a name that is as long as names may be leaves room
+        descriptor, temporary = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 if callable(content):
@@ -129,10 +130,35 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
     with storage(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        with storage(path):
+            lock(descriptor, shared=shared)
         yield
     finally:
         os.close(descriptor)
+
+
+def lock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:
+    """Lock an open file until it is closed or its process ends; False: another holds it, and `wait` is False.
+
+    `shared`: beside others that share it (on Windows they exclude each other, too).
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(descriptor, 2**30, os.SEEK_SET)  # a byte that nobody reads: Windows keeps others from those locked
+            msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(descriptor, how if wait else how | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 @contextmanager

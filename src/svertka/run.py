@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from svertka.classifier import CONFIG, WEIGHTS, Classifier, refuse_newer
-from svertka.errors import RunError, UsageError
+from svertka.errors import RunError, command
 from svertka.files import read_json
 
 FORMAT = 1  # of training.json
@@ -23,6 +23,7 @@ class Run:
         self.checkpoint = self.folder / "checkpoint" / "state.safetensors"
         self.metrics = self.folder / "metrics.jsonl"
         self.report = self.folder / "report.html"
+        self.lock = self.folder / ".lock"  # there while a process trains it
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -79,7 +80,17 @@ class Run:
         for entry in reversed(self.history()):
             if entry.get("kind") == "result":
                 return {"run": str(self.folder)} | {key: entry[key] for key in entry if key != "kind"}
-        raise RunError(f"{self.folder} has not finished; continue it with `svertka train --resume {self.folder}`")
+        raise RunError(f"{self.folder} has not finished; continue it with: {self.resume_command}")
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether training has ended and left its report."""
+        return self.report.exists() and any(entry.get("kind") == "result" for entry in self.history())
+
+    @property
+    def resume_command(self) -> str:
+        """The command line that continues the training."""
+        return command("train", "--resume", self.folder)
 
 
 def called(run: str | PathLike[str]) -> str:
@@ -88,25 +99,3 @@ def called(run: str | PathLike[str]) -> str:
         return Run(run).name
     model, colon, weights = fspath(run).partition(":")
     return f"{model}{colon}{Path(weights).name}"
-
-
-def new_folder(source: str, model: str, output: str | PathLike[str] | None) -> Path:
-    """Where a new run goes: `output`, or the first of runs/SOURCE-MODEL, …-2, …-3 that is free.
-
-    Raises:
-        UsageError: `output` is there already.
-    """
-    if output is not None:
-        folder = Path(output)
-        if folder.exists():
-            raise UsageError(
-                f"{folder} exists already; continue it (svertka train --resume {folder}) or choose another --output"
-            )
-        return folder
-    path = Path(source).resolve()
-    stem = Path("runs") / f"{path.stem if path.is_file() else path.name}-{model}"
-    folder, number = stem, 1
-    while folder.exists():
-        number += 1
-        folder = stem.with_name(f"{stem.name}-{number}")
-    return folder

@@ -36,7 +36,7 @@ def test_the_verbs_tested_are_all_there_are() -> None:
     [
         (["fly"], 2, "svertka: No such command 'fly'"),
         (["train"], 2, "svertka: name a SOURCE to train on, or --resume RUN to continue a run"),
-        (["train", "digits", "--resume", "runs/x"], 2, "svertka: name a SOURCE to train on, or --resume RUN"),
+        (["train", "digits", "--resume", "runs/x"], 1, "svertka: runs/x holds no training.json"),
         (["train", "/nowhere"], 2, "svertka: there is no folder /nowhere; give a folder"),
         (["train", "digist"], 2, "svertka: there is no folder digist; did you mean digits?"),
         (["train", __file__], 2, "svertka: "),

@@ -40,7 +40,8 @@ random.seed(0)
 begun = finished = 0
 for attempt in range(attempts):
     run = Run(folder / "run")
-    shutil.rmtree(run.folder, ignore_errors=True)
+    if run.training.exists():  # else it is free, whatever a killed process left there
+        shutil.rmtree(run.folder)
     child = os.fork()
     if not child:
         try:
@@ -48,15 +49,16 @@ for attempt in range(attempts):
         finally:
             os._exit(0)
     if attempt % 4:  # most while it learns and saves, some while it prepares and makes the folder
-        while not run.folder.exists():
+        while not run.training.exists():
             time.sleep(0.001)
         time.sleep(random.uniform(0, learning))
     else:
         time.sleep(random.uniform(0, seconds))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    if not run.folder.exists():
-        continue  # killed before the run was there
+    if not run.training.exists():  # killed before the run was there
+        assert not run.folder.exists() or {path.name for path in run.folder.iterdir()} <= {".lock"}
+        continue
     begun += 1
     svertka.Classifier.load(run.folder)
     finished += any(entry["kind"] == "result" for entry in run.history())

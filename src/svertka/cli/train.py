@@ -1,12 +1,13 @@
 """`svertka train`."""
 
 import inspect
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from svertka.cli.output import print_json
-from svertka.errors import UsageError
+from svertka.errors import UsageError, command
 
 
 def train(
@@ -27,7 +28,10 @@ def train(
         typer.Option(help="where objects are (VOC .xml files in a folder, COCO .json or .csv): learn from patches"),
     ] = None,
     output: Annotated[str | None, typer.Option(help="the run folder; unset: a free name under runs/")] = None,
-    resume: Annotated[str | None, typer.Option(help="a run folder to continue, instead of SOURCE")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="a run folder to continue; SOURCE is then only needed if its pictures were moved"),
+    ] = None,
     unfreeze: Annotated[
         str | None,
         typer.Option(help="what learns of trained weights: head, last, a number of stages below it, a stage, or all"),
@@ -90,7 +94,7 @@ def train(
     Example: svertka train photos/ --time 10m
     """
     given = locals()
-    if (source is None) == (resume is None):
+    if source is None and resume is None:
         raise UsageError("name a SOURCE to train on, or --resume RUN to continue a run; see svertka train --help")
     from svertka.training import job
 
@@ -98,10 +102,12 @@ def train(
         changed = [name for name, value in given.items() if name not in RESUMABLE and value != DEFAULTS[name]]
         if changed:
             option = "--" + changed[0].replace("_", "-")
+            anew = command("train", Path(source or "SOURCE"), "--weights", Path(resume))
             raise UsageError(
-                f"{option} cannot be given with --resume: the run goes on with its own settings; leave it out"
+                f"{option} cannot be given with --resume: the run goes on with its own settings; leave it out, or "
+                f"start a new run from its weights: {anew} …"
             )
-        run = job.resume(resume, tensorboard=tensorboard)
+        run = job.resume(resume, source, boxes=boxes, tensorboard=tensorboard)
     else:
         changes = {
             "unfreeze": unfreeze,
@@ -182,5 +188,5 @@ def _repeat(source: str, repeats: int, options: dict[str, Any], *, as_json: bool
 
 
 PARTS = {"val": "val_error", "test": "test_error"}
-RESUMABLE = ("source", "resume", "tensorboard", "as_json")
+RESUMABLE = ("source", "resume", "boxes", "tensorboard", "as_json")
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}

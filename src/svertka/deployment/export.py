@@ -16,7 +16,7 @@ from svertka.data.dataset import Pixels
 from svertka.data.preprocess import Picture, opened
 from svertka.data.sources import open_source
 from svertka.deployment.card import write_folder
-from svertka.errors import DataError, FetchError, PictureError, RunError, UsageError
+from svertka.errors import DataError, FetchError, PictureError, RunError, UsageError, command
 from svertka.files import storage, write_atomic
 from svertka.run import Run
 
@@ -110,11 +110,13 @@ def _of_training(run: str | PathLike[str]) -> list[Pixels]:
         source = str(Run(run).settings()["source"])
         dataset = open_source(source, to_train=False)
     except (RunError, KeyError) as error:
-        raise UsageError(f"say which pictures to check it on: svertka export {fspath(run)} PICTURES --to …") from error
+        raise UsageError(
+            f"say which pictures to check it on: {command('export', Path(run))} PICTURES --to …"
+        ) from error
     except (UsageError, DataError, FetchError) as error:
         raise DataError(
             f"the pictures that {fspath(run)} was trained on are gone ({error}); "
-            f"give others: svertka export {fspath(run)} PICTURES --to …"
+            f"give others: {command('export', Path(run))} PICTURES --to …"
         ) from error
 
     found = []
@@ -123,6 +125,6 @@ def _of_training(run: str | PathLike[str]) -> list[Pixels]:
             found.append(dataset.pictures.read(int(index)))
     if not found:
         raise DataError(
-            f"no picture of {source} can be read; give others: svertka export {fspath(run)} PICTURES --to …"
+            f"no picture of {source} can be read; give others: {command('export', Path(run))} PICTURES --to …"
         )
     return found

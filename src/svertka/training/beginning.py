@@ -72,10 +72,11 @@ def begin(
 
 
 def create(run: Run, classifier: Classifier, settings: Settings, found: RangeTest | None) -> None:
-    """Make the run folder, whole from its first moment: untrained weights, settings, a checkpoint of step 0."""
-    with storage(run.folder):
-        run.folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Run(run.folder.with_name(f".{run.folder.name}.{os.getpid()}.tmp"))
+    """Make the claimed folder a run, whole from its first moment: untrained weights, settings, a checkpoint of step 0.
+
+    It is made beside the folder, and takes its place with its lock.
+    """
+    draft = Run(run.folder.with_name(f".svertka.{os.getpid()}.{run.folder.name[:40]}.tmp"))
     try:
         with storage(run.folder):
             draft.folder.mkdir()
@@ -87,7 +88,8 @@ def create(run: Run, classifier: Classifier, settings: Settings, found: RangeTes
         optimizer = optimizer_for(classifier, settings.recipe)
         checkpoint.save(draft.checkpoint, classifier.network, optimizer, State(), log=log.offset)
         with storage(run.folder):
-            draft.folder.rename(run.folder)
+            run.lock.rename(draft.lock)
+            draft.folder.replace(run.folder)
             sync_folder(run.folder.parent)
     except BaseException:
         shutil.rmtree(draft.folder, ignore_errors=True)

@@ -17,13 +17,15 @@ from svertka.data.preprocess import Preprocess
 from svertka.data.sources import open_source
 from svertka.data.split import VAL_SHARE
 from svertka.device import choose_device, in_layout, set_threads
-from svertka.errors import Interrupted, RunError, TrainingError, UsageError
+from svertka.errors import DataError, Interrupted, RunError, TrainingError, UsageError, command
 from svertka.evaluation.scoring import score
+from svertka.files import write_json
 from svertka.models import zoo
 from svertka.progress import progress, say
-from svertka.run import Run, new_folder
+from svertka.run import Run
 from svertka.training import checkpoint, plan, summary
 from svertka.training.beginning import begin, create, refuse_untrained
+from svertka.training.claim import claimed, in_use
 from svertka.training.learner import compute_head, computes_head, freeze_for, hasten, judged_by, learner, optimizer_for
 from svertka.training.log import Log
 from svertka.training.loop import State, fit, steps_of
@@ -104,18 +106,16 @@ def train(
     if variants is not None and variants < 1:
         raise UsageError(f"variants={variants} must be at least 1; leave it out to store as many as pay")
     budget = None if time_budget is None else plan.parse_time(time_budget)
-    folder = new_folder(dataset.source, facts.name, output)
-    if planned.start not in (None, facts.name) and start_from is None:
-        start_from = str(_first_stage(source, planned.start, recipe_name, folder, asked).folder)
-    start = None if start_from is None else find_weights(facts, start_from)
-    given = None if start is None else start.preprocess
-    side, resize, channels = natural_input(dataset, facts, size, given)
-    with torch.device("meta"):  # says at once where the size is too small, or the weights are another network's
-        unmade = facts.build(len(dataset.names), channels, side)
-    if start is not None:
-        start.check(unmade)
-
-    with distributed.group(place):
+    with distributed.group(place), claimed(dataset.source, facts.name, output) as folder:
+        if planned.start not in (None, facts.name) and start_from is None:
+            start_from = str(_first_stage(source, planned.start, recipe_name, folder, asked).folder)
+        start = None if start_from is None else find_weights(facts, start_from)
+        given = None if start is None else start.preprocess
+        side, resize, channels = natural_input(dataset, facts, size, given)
+        with torch.device("meta"):  # says at once where the size is too small, or the weights are another network's
+            unmade = facts.build(len(dataset.names), channels, side)
+        if start is not None:
+            start.check(unmade)
         unmeasured = Preprocess(size=side, resize=resize, mean=(0.0,) * channels, std=(1.0,) * channels)
         stored = stored_side(unmeasured, planned.augmentations)
         parts = divide(dataset, unmeasured, stored, val, test, threads=thread_count, limit=cache_limit, turn=turn)
@@ -193,39 +193,74 @@ def train(
         return _carry_out(run, settings, parts, place, tensorboard=tensorboard, hastened=hastened)
 
 
-def resume(folder: str | PathLike[str], *, tensorboard: bool = False) -> Run:
+def resume(
+    folder: str | PathLike[str],
+    source: str | PathLike[str] | None = None,
+    *,
+    boxes: str | PathLike[str] | None = None,
+    tensorboard: bool = False,
+) -> Run:
     """The finished run that was interrupted in `folder`; bit for bit what it would have been, if nothing else changed.
 
+    `source`, `boxes`: where the pictures and the boxes are now, if they were moved. A run that has finished is left as
+    it is.
+
     Raises:
-        RunError: it is no run, is damaged, or its pictures have changed.
-        TrainingError: as for `train`.
+        RunError: it is no run, is damaged, its pictures have changed, or another process trains it.
+        UsageError: the pictures are not there. TrainingError: as for `train`.
     """
     run = Run(folder)
-    settings, preprocess = Settings.of(run), read_config(run.folder).preprocess
+    settings = Settings.of(run)
+    if run.is_finished:
+        say(f"{run.folder} has finished already; {_further(run, settings)}")
+        return run
     place = choose_device(settings.device)
     set_threads(settings.threads)
-    dataset = open_source(settings.source)
-    shares = settings.val, settings.test
-    with distributed.group(place):
-        parts = divide(
-            dataset,
-            preprocess,
-            settings.stored_side,
-            *shares,
-            threads=settings.threads,
-            limit=settings.cache_limit,
-            turn=settings.turn,
+    with distributed.group(place), in_use(run):
+        moved = settings.model_copy(
+            update={name: fspath(path) for name, path in (("source", source), ("boxes", boxes)) if path is not None}
         )
-        if settings.boxes is not None:
-            with torch.device("meta"):
-                unmade = read_config(run.folder).build()
-            parts = in_patches(parts, settings.boxes, preprocess, unmade, seed=settings.seed, threads=settings.threads)
+        parts = _parts_of(run, moved)
         if parts.fingerprint != settings.fingerprint:
             raise RunError(
-                f"the pictures of {settings.source} are not those that {run.folder} was begun with "
-                f"({sum(parts.sizes().values())} now, {sum(settings.parts.values())} then); put them back or train anew"
+                f"the pictures of {moved.source} are not those that {run.folder} was begun with "
+                f"({sum(parts.sizes().values())} now, {sum(settings.parts.values())} then); put them back, or "
+                f"{_further(run, moved)}"
             )
-        return _carry_out(run, settings, parts, place, tensorboard=tensorboard)
+        if moved != settings and distributed.is_first():
+            write_json(run.training, moved.model_dump())  # where `evaluate` and `look` will find them
+        return _carry_out(run, moved, parts, place, tensorboard=tensorboard)
+
+
+def _parts_of(run: Run, settings: Settings) -> Parts:
+    """The pictures of `settings`, divided as for the training that `run` was begun with."""
+    try:
+        dataset = open_source(settings.source)
+    except (UsageError, DataError) as error:
+        again = command("train", "--resume", run.folder)
+        raise type(error)(f"{error}; if the pictures were moved, say where they are now: {again} SOURCE") from error
+    preprocess = read_config(run.folder).preprocess
+    parts = divide(
+        dataset,
+        preprocess,
+        settings.stored_side,
+        settings.val,
+        settings.test,
+        threads=settings.threads,
+        limit=settings.cache_limit,
+        turn=settings.turn,
+    )
+    if settings.boxes is None:
+        return parts
+    with torch.device("meta"):
+        unmade = read_config(run.folder).build()
+    return in_patches(parts, settings.boxes, preprocess, unmade, seed=settings.seed, threads=settings.threads)
+
+
+def _further(run: Run, settings: Settings) -> str:
+    """How training goes on from a run that cannot be continued."""
+    again = command("train", Path(settings.source), "--weights", run.folder)
+    return f"to train further, also on other pictures, start a new run from its weights: {again}"
 
 
 def _first_stage(source: str | PathLike[str], model: str, recipe: str, folder: Path, asked: dict[str, Any]) -> Run:
@@ -239,8 +274,7 @@ def _first_stage(source: str | PathLike[str], model: str, recipe: str, folder: P
     settings = Settings.of(run)
     if (settings.source, settings.recipe_name, settings.seed) != (fspath(source), recipe, asked["seed"]):
         raise UsageError(f"{run.folder} is of another training; remove it, or choose another --output")
-    finished = any(line["kind"] == "result" for line in run.history())
-    return run if finished else resume(run)
+    return run if run.is_finished else resume(run)
 
 
 def _carry_out(
@@ -324,5 +358,5 @@ def _explained(run: Run, settings: Settings, parts: Parts, state: State, log: Lo
         reason = str(error).splitlines()[0]
         raise TrainingError(
             f"a worker process was lost at step {state.step} ({reason}); "
-            f"continue from the last checkpoint with the same torchrun command and: train --resume {run.folder}"
+            f"continue from the last checkpoint, with the same torchrun command, as: {run.resume_command}"
         ) from error

@@ -114,7 +114,7 @@ class Recorder(Observer):
             epoch = self.state.step / self._steps_per_epoch
             raise Interrupted(
                 f"stopped after step {self.state.step} (epoch {epoch:.2f}) and saved; "
-                f"continue with: svertka train --resume {self.run.folder}"
+                f"continue with: {self.run.resume_command}"
             )
 
     def wants_stop(self) -> bool:

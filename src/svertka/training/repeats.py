@@ -10,7 +10,8 @@ import numpy as np
 
 from svertka.errors import UsageError
 from svertka.files import write_json
-from svertka.run import Run, new_folder
+from svertka.run import Run
+from svertka.training.claim import claimed
 from svertka.training.job import train
 
 
@@ -52,7 +53,11 @@ def repeat(
     """
     if repeats < 2:
         raise UsageError(f"repeats={repeats} gives no interval; use 5 or 10")
-    folder = new_folder(fspath(source), "repeats", output)
+    with claimed(fspath(source), "repeats", output) as folder:
+        return _repeat_in(folder, source, repeats, **options)
+
+
+def _repeat_in(folder: Path, source: str | PathLike[str], repeats: int, **options: Any) -> Repeats:
     runs = [train(source, output=folder / "0", **options)]
     part = next((part for part in ("test", "val") if runs[0].result()[f"{part}_error"] is not None), None)
     if part is None:
