@@ -212,6 +212,7 @@ def resume(
     run = Run(folder)
     settings = Settings.of(run)
     if run.is_finished:
+        run.classifier()  # which says what is damaged
         say(f"{run.folder} has finished already; {_further(run, settings)}")
         return run
     place = choose_device(settings.device)
