@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from svertka.arguments import check_types
 from svertka.data.images import SUFFIXES
 from svertka.data.preprocess import Picture, Preprocess
 from svertka.device import choose_device, device_of, set_threads
@@ -62,6 +63,7 @@ class Classifier:
         self.names, self.preprocess = config.names, config.preprocess
 
     @classmethod
+    @check_types
     def load(cls, path: str | PathLike[str], device: torch.device | str = "cpu") -> Self:
         """The classifier in a folder, or a network of the zoo with weights that fit it, ready to predict.
 
@@ -104,6 +106,7 @@ class Classifier:
         trained.put_into(network, config.names)
         return cls(network.to(device).eval(), config)
 
+    @check_types
     def save(self, path: str | PathLike[str]) -> None:
         """Write config.json and model.safetensors into the folder `path`, made if absent.
 
@@ -115,11 +118,13 @@ class Classifier:
         write_tensors(folder / WEIGHTS, self.network.state_dict())
         write_json(folder / CONFIG, self.config.model_dump())
 
+    @check_types
     def for_many(self, pictures: int) -> Self:
         """The same for inference alone, optimized if so many pictures pay for that: only rounding differs."""
         shape = self.preprocess.channels, self.preprocess.size, self.preprocess.size
         return type(self)(fastest(self.network, shape, pictures), self.config)
 
+    @check_types
     def predict(self, picture: Picture, top: int = 5) -> list[tuple[str, float]]:
         """The `top` most probable classes of one picture, best first, as (name, probability in 0 to 1).
 
@@ -130,12 +135,14 @@ class Classifier:
         """
         return self.rank(self.probabilities([self.preprocess(picture)])[0], top)
 
+    @check_types
     def rank(self, probabilities: torch.Tensor, top: int = 5) -> list[tuple[str, float]]:
         """The `top` best of `probabilities` (K,), with their names."""
         best = probabilities.topk(min(top, len(self.names)))
         return [(self.names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
     @torch.inference_mode()
+    @check_types
     def probabilities(self, pictures: Sequence[torch.Tensor]) -> torch.Tensor:
         """Class probabilities (N, K) float32 of what `preprocess` gave for N pictures."""
         if not pictures:
@@ -145,6 +152,7 @@ class Classifier:
         return logits.float().softmax(1).cpu()
 
 
+@check_types
 def predict(
     run: str | PathLike[str] | Classifier,
     *pictures: Picture,

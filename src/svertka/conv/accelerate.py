@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from svertka.arguments import check_types
 from svertka.conv.functions import conv2d, conv_transpose2d
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -12,6 +13,7 @@ Network = TypeVar("Network", bound=nn.Module)
 CONVOLVES, TRANSPOSES = "_conv_forward", "forward"
 
 
+@check_types
 def accelerate(model: Network) -> Network:
     """`model` itself, its convolutions now computed by `svertka.conv`, each with the algorithm fastest for it here.
 
@@ -26,6 +28,7 @@ def accelerate(model: Network) -> Network:
     return model
 
 
+@check_types
 def restore(model: Network) -> Network:
     """`model` itself, with PyTorch's own convolutions again."""
     for layer in model.modules():

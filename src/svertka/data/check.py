@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags
 
+from svertka.arguments import check_types
 from svertka.data.dataset import BAD_SHARE, PARTS, ArrayPictures, Dataset, FilePictures, Ints, Pictures, Pixels
 from svertka.data.folder import Listing, list_folder
 from svertka.data.images import DECODERS
@@ -121,6 +122,7 @@ class _Seen:
     thumbnail: Pixels
 
 
+@check_types
 def check(source: str | Path, val: float = VAL_SHARE, test: float = 0.0) -> Findings:
     """What the data set, folder or CSV `source` holds, whatever is wrong with it.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from svertka.arguments import check_types
 from svertka.classifier import Classifier, expanded
 from svertka.data.dataset import Pixels
 from svertka.data.preprocess import Picture, opened
@@ -42,6 +43,7 @@ class Export:
         return asdict(self) | {"path": str(self.path)}
 
 
+@check_types
 def export(
     run: str | PathLike[str],
     to: str | PathLike[str],

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
+from svertka.arguments import check_types
 from svertka.deployment.served import Served
 from svertka.device import choose_device, set_threads
 from svertka.errors import UsageError
@@ -28,6 +29,7 @@ class Place:
         return asdict(self)
 
 
+@check_types
 def serve(
     *runs: str | PathLike[str],
     host: str = "127.0.0.1",

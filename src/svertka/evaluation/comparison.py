@@ -6,6 +6,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from svertka.arguments import check_types
 from svertka.classifier import is_classifier
 from svertka.device import choose_device, describe
 from svertka.errors import UsageError
@@ -19,6 +20,7 @@ from svertka.run import Run
 Source = str | PathLike[str]
 
 
+@check_types
 def compare(
     runs: Sequence[Source],
     source: Source | None = None,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from svertka import distributed
+from svertka.arguments import check_types
 from svertka.classifier import Classifier
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.preprocess import Preprocess
@@ -27,6 +28,7 @@ from svertka.progress import progress
 Source = str | PathLike[str]
 
 
+@check_types
 def evaluate(
     run: Source | Sequence[Source],
     source: Source,

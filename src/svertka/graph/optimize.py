@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from svertka.arguments import check_types
 from svertka.conv import native
 from svertka.errors import UsageError
 from svertka.graph import plain, written
@@ -28,6 +29,7 @@ MANY = 64  # pictures that are worth the second that it takes
 PLANS = 8  # for as many numbers of pictures memory is kept
 
 
+@check_types
 def optimize(network: nn.Module, example: Tensor, *, precision: str = "fp32", dense: str | None = None) -> "Optimized":
     """A module that returns what `network` returns in inference, on the CPU, as fast as it goes here.
 

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from svertka.arguments import check_types
 from svertka.errors import UsageError
 from svertka.graph.recorder import function_name
 from svertka.graph.trace import Layer, trace
@@ -28,6 +29,7 @@ NORMS = ("BatchNorm2d", "SyncBatchNorm", "FrozenBatchNorm2d", "batch_norm")
 PASSIVE = ("Dropout", "Dropout2d", "Identity")  # in inference they change nothing
 
 
+@check_types
 def layers(network: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
     """The layers of `network` whose output can be watched, in the order in which they run in inference.
 
@@ -135,6 +137,7 @@ def watching(network: nn.Module, known: Sequence[Layer], see: Mapping[str, See])
         yield
 
 
+@check_types
 def outputs(network: nn.Module, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """The outputs of the layers `names` for `images` (N, C, H, W): copies, so that nothing writes into them later.
 

@@ -13,6 +13,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from svertka.arguments import check_types
 from svertka.device import choose_device, set_threads
 from svertka.errors import Interrupted, UsageError
 from svertka.graph.trace import Trace, trace
@@ -52,6 +53,7 @@ class Atlas:
         return asdict(self) | {"page": str(self.page)}
 
 
+@check_types
 def look(
     run: str | PathLike[str],
     source: str | PathLike[str] | None = None,

@@ -28,6 +28,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from svertka.arguments import check_types
 from svertka.data.dataset import Ints
 from svertka.device import device_of
 from svertka.errors import UsageError
@@ -127,6 +128,7 @@ class Deconvnet:
         return jobs._replace(windows=whole, places=places)
 
 
+@check_types
 def project(
     network: nn.Module,
     images: Tensor,
@@ -165,6 +167,7 @@ def project(
     return result
 
 
+@check_types
 def as_pictures(projections: Tensor) -> npt.NDArray[np.uint8]:
     """Projections (N, C, H, W) to look at, (N, H, W, 3) uint8: 0 is grey, and each has the contrast that shows it best.
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from svertka.arguments import check_types
 from svertka.data.dataset import Ints
 from svertka.errors import UsageError
 
@@ -77,6 +78,7 @@ def _shortened(order: Ints, distances: npt.NDArray[np.float64]) -> Ints:
     return way[1:-1]
 
 
+@check_types
 def first_layer(network: nn.Module) -> Filters:
     """The filters of the first nn.Conv2d of `network`.
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from svertka.arguments import check_types
 from svertka.data.batches import Batch, Batches
 from svertka.data.dataset import Ints
 from svertka.device import device_of
@@ -88,6 +89,7 @@ class _Some(NamedTuple):
 
 
 @torch.no_grad()  # not inference mode: what a network keeps of a run must serve training as well
+@check_types
 def top_patches(
     network: nn.Module, data: Data, layers: str | Sequence[str] | None = None, count: int = 9
 ) -> dict[str, LayerPatches]:

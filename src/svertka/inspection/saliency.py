@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from svertka.arguments import check_types
 from svertka.device import device_of
 from svertka.errors import UsageError
 from svertka.graph.trace import Layer
@@ -18,6 +19,7 @@ Classes = int | Sequence[int] | npt.NDArray[np.integer] | Tensor
 BATCH = 16  # pictures that run together
 
 
+@check_types
 def guided_backpropagation(network: nn.Module, images: Tensor, classes: Classes) -> Tensor:
     """What raises the score of its class in each picture, (N, C, H, W): its gradient, rectified at each ReLU.
 
@@ -41,6 +43,7 @@ def guided_backpropagation(network: nn.Module, images: Tensor, classes: Classes)
     return torch.cat(found)
 
 
+@check_types
 def grad_cam(network: nn.Module, images: Tensor, classes: Classes) -> Tensor:
     """Where in each picture the score of its class comes from, (N, H', W') at the places of the last maps, 0 or more.
 
@@ -86,6 +89,7 @@ def last_maps(known: Sequence[Layer]) -> Layer:
 
 
 @torch.inference_mode()
+@check_types
 def occlusion(network: nn.Module, images: Tensor, classes: Classes, side: int, stride: int) -> Tensor:
     """How probable each picture's class still is with a square covered, (N, rows, columns), one for each of its places.
 

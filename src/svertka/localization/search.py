@@ -5,6 +5,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from svertka.arguments import check_types
 from svertka.classifier import Classifier, expanded
 from svertka.data.boxes import Annotation, of_pictures, read_boxes, refuse_unknown
 from svertka.data.dataset import Pixels
@@ -74,6 +75,7 @@ class Located:
         }
 
 
+@check_types
 def locate(
     run: str | PathLike[str] | Classifier,
     *pictures: Picture,

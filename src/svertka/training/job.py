@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from svertka import distributed
+from svertka.arguments import check_types
 from svertka.classifier import Classifier, find_weights, model_of_weights, read_config
 from svertka.conv.accelerate import accelerate as accelerated
 from svertka.data.preprocess import Preprocess
@@ -37,6 +38,7 @@ from svertka.training.settings import Settings
 from svertka.transfer.features import room, row_bytes
 
 
+@check_types
 def train(
     source: str | PathLike[str],
     *,
@@ -193,6 +195,7 @@ def train(
         return _carry_out(run, settings, parts, place, tensorboard=tensorboard, hastened=hastened)
 
 
+@check_types
 def resume(
     folder: str | PathLike[str],
     source: str | PathLike[str] | None = None,

@@ -1,0 +1,47 @@
+"""Arguments of public functions, checked against their annotations when the function is called."""
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from beartype import BeartypeConf, BeartypeViolationVerbosity, FrozenDict, beartype
+
+from svertka.errors import UsageError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_VIOLATION = re.compile(
+    r"^[A-Z][a-z ]* (?P<function>\S+?)\(\) parameter (?P<argument>.*) violates type hint (?P<hint>.*)\.$", re.DOTALL
+)
+_MODULES = re.compile(r"~|\b(?:\w+\.)+(?=\w)")  # and the mark of a type variable
+
+
+class ArgumentTypeError(UsageError, TypeError):
+    """An argument is of another type than the signature says."""
+
+    def __init__(self, violation: str) -> None:
+        found = _VIOLATION.match(violation)
+        if found is not None:
+            function, argument, hint = found.group("function", "argument", "hint")
+            hint = _MODULES.sub("", re.sub(r"^<class '(.*)'>$", r"\1", hint))
+            violation = f"{function.rpartition('.')[2]}(): {' '.join(argument.split())} must be of type {hint}"
+        super().__init__(violation)
+
+
+_CONFIGURATION = BeartypeConf(
+    violation_param_type=ArgumentTypeError,
+    violation_verbosity=BeartypeViolationVerbosity.MINIMAL,
+    # NumPy's numbers count as Python's, and so do integers as floats.
+    hint_overrides=FrozenDict({int: int | np.integer, float: float | int | np.number}),
+)
+
+
+def check_types(function: Function) -> Function:
+    """Make `function` raise ArgumentTypeError, a UsageError and a TypeError, for an argument of another type."""
+    annotations = dict(function.__annotations__)
+    function.__annotations__ = {name: hint for name, hint in annotations.items() if name != "return"}
+    decorate: Callable[[Function], Function] = beartype(conf=_CONFIGURATION)
+    checked = decorate(function)
+    function.__annotations__ = checked.__annotations__ = annotations
+    return checked
