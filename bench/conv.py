@@ -4,22 +4,25 @@
 
 Speeds are ratios, PyTorch's seconds over ours: above 1 is faster than PyTorch. What ours does with the weights is
 counted; "forward, packed" is with weights that already lie as the kernels read them.
-Which algorithm is ours is chosen once, before the clock runs, as in any program (`svertka tune` explains it).
+Which algorithm is ours is chosen once, before the clock runs, as in any program (`svertka tune` explains it). Results
+that are not finite end the comparison with exit code 1.
 """
 
 import argparse
 import json
 import statistics
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from svertka.conv import choose, direct, native, native_winograd
 from svertka.conv.choose import PASSES, Pass
 from svertka.device import processor, set_threads
 from svertka.geometry import ConvShape
-from turns import Way, in_turns, ratios
+from turns import finite, in_turns, ratios
 
 # (channels in, out, side of the maps, side of the kernel, stride)
 LAYERS = {
@@ -44,13 +47,15 @@ def compare(one_pass: Pass, shape: ConvShape, rounds: int, *, packed: bool = Fal
     """Both ways in turns; their best seconds, and the ratios. `packed`: ours with weights packed beforehand."""
     first, second = choose.random_tensors(one_pass, shape, torch.channels_last)
     chosen = native_winograd if packed else choose.algorithm("auto", one_pass, shape, first)
-    ways: dict[str, Way] = {
+    ways: dict[str, Callable[[], Tensor]] = {
         "ours": partial(native_winograd.finished, first, native_winograd.pack(second), shape)
         if packed
         else partial(getattr(chosen, one_pass), first, second, shape),
         "pytorch": partial(getattr(direct, one_pass), first, second, shape),
     }
     with torch.inference_mode():
+        for name, way in ways.items():
+            finite(f"{one_pass} of {shape} by {name}", way())
         seconds = in_turns(ways, rounds)
     best = {name: min(times) for name, times in seconds.items()}
     return {

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import svertka
 from svertka.device import in_layout, processor, set_threads
 from svertka.models.zoo import find
-from turns import seconds
+from turns import finite, seconds
 
 NETWORKS = ("alexnet_owt", "vgg16", "googlenet_bn", "resnet18", "resnet50", "squeezenet1_1", "efficientnet_lite0")
 Run = Callable[[], Any]  # one run, which gives the scores as a tensor or an array
@@ -207,7 +207,7 @@ def compare(
     exact = copy.deepcopy(network).double()(pictures[:1].double())
     with tempfile.TemporaryDirectory() as folder:
         sides = {side: maker(network, pictures, Path(folder)) for side, maker in makers.items()}
-        found = {side: {"error": _error(run(), exact)} for side, run in sides.items()}
+        found = {side: {"error": _error(side, run(), exact)} for side, run in sides.items()}
         for side, seconds in in_turns(sides, rounds, max(1, 5 // batch)).items():
             found[side] |= {"ms": 1e3 * min(seconds), "ms_median": 1e3 * statistics.median(seconds)}
     for side in found:
@@ -228,8 +228,8 @@ def in_turns(sides: dict[str, Run], rounds: int, runs: int) -> dict[str, list[fl
     return times
 
 
-def _error(scores: Any, exact: Tensor) -> float:
-    first = torch.as_tensor(np.asarray(scores)).double().reshape(-1, exact.shape[1])[:1]
+def _error(side: str, scores: Any, exact: Tensor) -> float:
+    first = finite(side, torch.as_tensor(np.asarray(scores))).double().reshape(-1, exact.shape[1])[:1]
     return float((first - exact).abs().max() / exact.abs().max())
 
 

@@ -2,7 +2,10 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
 
 Way = Callable[[], object]
 
@@ -14,7 +17,19 @@ def seconds(way: Way) -> float:
     return time.perf_counter() - began
 
 
-def in_turns(ways: dict[str, Way], rounds: int) -> dict[str, list[float]]:
+def finite(name: str, numbers: Tensor) -> Tensor:
+    """`numbers`, which `name` has computed.
+
+    Raises:
+        SystemExit: some are NaN or infinite: then how fast they were is of no interest.
+    """
+    bad = int((~torch.isfinite(numbers)).sum())
+    if bad:
+        raise SystemExit(f"{name}: {bad:,} of {numbers.numel():,} results are NaN or infinite; nothing was compared")
+    return numbers
+
+
+def in_turns(ways: Mapping[str, Way], rounds: int) -> dict[str, list[float]]:
     """Seconds of `rounds` runs of each, after one that warms up; each goes first every other time."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):

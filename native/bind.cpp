@@ -12,6 +12,7 @@
 #include "direct/direct.h"
 #include "fft/fft.h"
 #include "program.h"
+#include "scratch.h"
 #include "winograd/winograd.h"
 
 namespace nb = nanobind;
@@ -84,6 +85,7 @@ NB_MODULE(_kernels, module) {
     });
     module.def("use", use, "name"_a);
     module.def("used", [] { return used->name; });
+    module.def("poison_scratch", poison_scratch, "on"_a);
     module.def("multiplies_bfloat16", [] { return used->bfloat16; });
     nb::enum_<Precision>(module, "Precision")
         .value("FLOAT32", Precision::float32)

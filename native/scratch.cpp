@@ -1,5 +1,7 @@
 #include "scratch.h"
 
+#include <atomic>
+#include <cstring>
 #include <new>
 
 #if defined(__linux__)
@@ -10,6 +12,8 @@ namespace svertka {
 namespace {
 
 constexpr std::size_t huge = std::size_t{2} << 20;  // bytes of a large page
+
+std::atomic<bool> poisoned = false;
 
 class Memory {
   public:
@@ -28,6 +32,8 @@ class Memory {
             madvise(numbers_, bytes, MADV_HUGEPAGE);  // a hint; tiles lie on many pages at a time
 #endif
         }
+        // Ones everywhere are NaN as float and as bfloat16; behind `count` numbers, too, where nothing should be read.
+        if (poisoned.load(std::memory_order_relaxed)) std::memset(numbers_, 0xff, count_ * sizeof(float));
         return numbers_;
     }
 
@@ -48,5 +54,7 @@ float* scratch(std::size_t count, Use use) {
     thread_local Memory own[2];
     return own[static_cast<int>(use)].take(count);
 }
+
+void poison_scratch(bool on) { poisoned = on; }
 
 }  // namespace svertka

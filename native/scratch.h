@@ -11,4 +11,8 @@ enum class Use { kernel, bands };  // a kernel's own, and what lies between kern
 // the same ones. Throws std::bad_alloc. Compiled once and not for each instruction set: see simd.h.
 float* scratch(std::size_t count, Use use = Use::kernel);
 
+// For tests. `on`: every call of `scratch` first fills the memory with NaN, so that a kernel that reads what it has not
+// written shows it in its results.
+void poison_scratch(bool on);
+
 }  // namespace svertka

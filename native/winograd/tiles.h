@@ -41,12 +41,14 @@ class Tiles {
 
     Index count() const { return bounds_[4]; }
 
-    // The part of `block` that needs the product of points (frequency / 6, frequency % 6), counted from its start.
+    // The part of `block` that needs the product of points (frequency / 6, frequency % 6), counted from its start; {0, 0}
+    // if none does, so that no multiple of anything lies in it.
     Range needing(Index frequency, Range block) const {
         const bool y = frequency / winograd::points == winograd::infinity;
         const bool x = frequency % winograd::points == winograd::infinity;
-        const Index first = most(bounds_[x ? 1 : 0], block.first), last = bounds_[y ? 2 : x ? 3 : 4];
-        return {first - block.first, most(least(last, block.last), first) - block.first};
+        const Index first = most(bounds_[x ? 1 : 0], block.first);
+        const Index last = least(bounds_[y ? 2 : x ? 3 : 4], block.last);
+        return first < last ? Range{first - block.first, last - block.first} : Range{0, 0};
     }
 
     Tile operator[](Index index) const {

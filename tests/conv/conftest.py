@@ -93,14 +93,19 @@ def normal() -> Callable[..., Case]:
 def _three_by_three(draw: st.DrawFn) -> ConvShape:
     padding = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
     height, width = (max(1, 3 - 2 * pad) + draw(st.integers(0, 21)) for pad in padding)
-    channels = st.one_of(st.integers(1, 40), st.sampled_from((64, 65, 130, 272)))
+    batch, channels = st.integers(1, 5), st.one_of(st.integers(1, 40), st.sampled_from((64, 65, 130, 272)))
+    if draw(st.booleans()):
+        batch, channels = st.integers(6, 90), st.integers(1, 18)
     in_channels, out_channels = draw(channels), draw(channels)
-    return ConvShape(draw(st.integers(1, 5)), in_channels, out_channels, height, width, (3, 3), padding=padding)
+    return ConvShape(draw(batch), in_channels, out_channels, height, width, (3, 3), padding=padding)
 
 
 @pytest.fixture(scope="session")
 def three_by_three() -> st.SearchStrategy[ConvShape]:
-    """Channels around the widths of vectors and register blocks, even and odd, and sizes around those of tiles."""
+    """Channels around the widths of vectors and register blocks, even and odd, and sizes around those of tiles.
+
+    Half of them have many pictures, hence several blocks of tiles, even and odd.
+    """
     return _three_by_three()
 
 
@@ -200,3 +205,16 @@ def _threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned() -> Iterator[None]:
+    """What nobody has written yet is NaN: the kernels' scratch memory and, in PyTorch's deterministic mode, new tensors.
+
+    A kernel that reads it, or that leaves a part of its result out, fails every comparison.
+    """
+    native.poison_scratch(True)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    native.poison_scratch(False)

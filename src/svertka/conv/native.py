@@ -16,6 +16,7 @@ __all__ = [
     "instruction_sets",
     "kernels",
     "multiplies_bfloat16",
+    "poison_scratch",
     "use",
     "used",
     "why_not",
@@ -59,6 +60,12 @@ def used() -> str:
 def multiplies_bfloat16() -> bool:
     """Whether that one multiplies bfloat16 numbers; others only imitate it, which takes longer than with float32."""
     return not MISSING and kernels.multiplies_bfloat16()
+
+
+def poison_scratch(on: bool) -> None:
+    """For tests. `on`: scratch memory begins as NaN in every call, so that reading what was not written shows."""
+    if not MISSING:
+        kernels.poison_scratch(on)
 
 
 def channels_last(tensor: Tensor) -> Tensor:
