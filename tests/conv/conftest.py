@@ -209,7 +209,7 @@ def _threads() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _poisoned() -> Iterator[None]:
-    """What nobody has written yet is NaN: the kernels' scratch memory and, in PyTorch's deterministic mode, new tensors.
+    """What nobody has written yet is NaN: the kernels' scratch memory and new tensors, as PyTorch can fill them.
 
     A kernel that reads it, or that leaves a part of its result out, fails every comparison.
     """
