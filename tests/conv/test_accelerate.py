@@ -156,3 +156,13 @@ def test_layers_with_a_way_of_their_own_are_left_alone():
     layer = Doubled(1, 1, 3)
     accelerate(layer)
     assert "_conv_forward" not in vars(layer)
+
+
+def test_strict_layers_spoil_only_what_reads_a_value():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ConvTranspose2d(8, 4, 3, padding=1))
+    x = torch.randn(2, 8, 24, 24)
+    x[0, 0, 9, 9] = math.nan
+    expected = network(x).isnan()
+    assert torch.equal(accelerate(network, strict=True)(x).isnan(), expected)
+    assert accelerate(network)(x).isnan().sum() >= expected.sum()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -30,7 +32,7 @@ def timed(monkeypatch):
     """The shapes that were timed, in order; gemm always wins."""
     shapes = []
 
-    def trials(one_pass, shape, *_):
+    def trials(one_pass, shape, *_, **__):
         shapes.append((one_pass, shape))
         return {"direct": Trial(1.0), "gemm": Trial(0.5), "winograd": Trial(None, "no"), "fft": Trial(2.0)}
 
@@ -163,3 +165,55 @@ def test_random_numbers_are_not_touched(fresh):
     torch.manual_seed(5)
     conv2d(torch.zeros(SHAPE.input), torch.zeros(SHAPE.weight), padding=1)
     assert torch.equal(torch.rand(1), expected)
+
+
+def reads(case, one_pass, places):
+    """Which numbers of a pass's result the definition makes of those that are marked in `places`, a case of 0 and 1."""
+    everything = {name: torch.ones_like(getattr(case, name)).double() for name in ("x", "weight", "gradient")}
+    marked = replace(case, **everything | places)
+    return marked.passes(choose.ALGORITHMS["direct"])[choose.PASSES.index(one_pass)] > 0.5
+
+
+def test_an_algorithm_that_is_local_spoils_only_what_reads_a_value(each_case, spoil):
+    local = [algorithm for algorithm in choose.ALGORITHMS.values() if algorithm.IS_LOCAL]
+    assert local
+
+    def check(case):
+        if not case.shape.batch:
+            return
+        spoiled, huge = spoil(case), replace(case, x=case.x.clone(), gradient=case.gradient.clone())
+        huge.x[-1, -1, -1, -1] = huge.gradient[0, 0, 0, 0] = 1e12
+        for dtype in choose.DTYPES:
+            for algorithm in local:
+                if algorithm.why_not(case.shape, dtype):
+                    continue
+                clean, off, far = (each.to(dtype).passes(algorithm) for each in (case, spoiled, huge))
+                for number, one_pass in enumerate(choose.PASSES):
+                    name = "x" if one_pass == "forward" else "gradient"
+                    places = {name: (~getattr(spoiled, name).isfinite()).double()}
+                    seen = reads(case, one_pass, places)
+                    if one_pass == "weight_gradient":
+                        seen |= reads(case, one_pass, {"x": (~spoiled.x.isfinite()).double()})
+                    bad = ~off[number].isfinite()
+                    assert bad[seen].all()
+                    if one_pass != "weight_gradient":  # there PyTorch's own multiplies padding, too
+                        assert torch.equal(bad, seen)
+                        far_seen = reads(case, one_pass, {name: (getattr(huge, name) == 1e12).double()})
+                        for other, marked in ((off, seen), (far, far_seen)):
+                            kept = ~marked
+                            torch.testing.assert_close(other[number][kept], clean[number][kept])
+
+    each_case(check)
+
+
+def test_strict_chooses_among_local_algorithms_and_remembers_it_by_itself(fresh, monkeypatch):
+    fresh()
+    monkeypatch.setattr(choose, "winner", lambda tried: [name for name in tried if tried[name].seconds][-1])
+    x = torch.randn(SHAPE.input)
+    assert not choose.algorithm("auto", "forward", SHAPE, x).IS_LOCAL
+    assert choose.algorithm("strict", "forward", SHAPE, x).IS_LOCAL
+    assert len(choose.choices()) == 2
+    tried = choose.trials("forward", SHAPE, torch.channels_last, strict=True, thorough=True)
+    assert {name for name, trial in tried.items() if trial.seconds is not None} <= {
+        name for name, known in choose.ALGORITHMS.items() if known.IS_LOCAL
+    }

@@ -1,5 +1,7 @@
 """The functions against PyTorch's own in float64."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,6 +91,8 @@ X, W = torch.zeros(1, 4, 5, 5), torch.zeros(6, 4, 3, 3)
         ({"stride": 0}, "strides and dilations are at least 1"),
         ({"algorithm": "strassen"}, "algorithm=strassen is not known; use auto or one of: direct, "),
         ({"algorithm": "winograd", "stride": 2}, "algorithm=winograd cannot do this convolution: .*; use auto"),
+        ({"algorithm": "winograd", "strict": True}, "lets a NaN spoil .* with strict=True use direct, widened, gemm"),
+        ({"x": X.to("meta"), "weight": W.to("meta"), "strict": True}, "strict=True is for the CPU, .* on meta"),
         ({"bias": torch.zeros(4)}, r"bias of shape \(4,\) must be \(6,\)"),
         ({"padding": "half"}, "padding=half is not known; use pixels, same or valid"),
         ({"padding": "same", "stride": 2}, "padding=same needs stride=1"),
@@ -109,3 +113,27 @@ def test_a_transposed_one_that_cannot_be_is_one_sentence():
         conv_transpose2d(X, W)
     with pytest.raises(UsageError, match="output_padding=2 must be at least 0 and smaller than stride or dilation"):
         conv_transpose2d(X, W.transpose(0, 1), stride=2, output_padding=2)
+
+
+@pytest.mark.parametrize("taps", [3, 5])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_strict_spoils_what_pytorch_spoils(taps, bad):
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 16, 16, 16), torch.randn(16, 16, taps, taps)
+    clean = F.conv2d(x, weight, padding=taps // 2)
+    x[0, 1, 5, 5] = bad
+    for size in (16, 13):  # the transposed one and layers follow `conv2d`
+        expected, result = (
+            convolved(x[..., :size], weight, padding=taps // 2)
+            for convolved in (F.conv2d, partial(conv2d, strict=True))
+        )
+        assert torch.equal(result.isnan(), expected.isnan())
+        assert torch.equal(result.isinf(), expected.isinf())
+    untouched = torch.ones(16, 16, dtype=torch.bool)
+    untouched[5 - taps // 2 : 6 + taps // 2, 5 - taps // 2 : 6 + taps // 2] = False
+    result = conv2d(x, weight, padding=taps // 2, strict=True)
+    torch.testing.assert_close(result[..., untouched], clean[..., untouched])
+    torch.testing.assert_close(
+        conv_transpose2d(x, weight, padding=taps // 2, strict=True), F.conv_transpose2d(x, weight, padding=taps // 2),
+        equal_nan=True, rtol=1e-3, atol=1e-3,
+    )  # fmt: skip

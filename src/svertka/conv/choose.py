@@ -45,7 +45,13 @@ class Algorithm(Protocol):
 
     Results and input gradients are in the dtype of `x` or `gradient`. Beside bfloat16, weights and bias may be float32,
     in which they learn under autocast, and their gradients then are.
+
+    `IS_LOCAL`: whether each number of a result or an input gradient depends only on the values that the definition
+    multiplies for it, as PyTorch's own do. Others transform whole tiles or pictures: a NaN or an infinite value spoils
+    numbers around it that do not read it, and beside a single huge one they lose digits. `strict`: only local ones.
     """
+
+    IS_LOCAL: bool
 
     def why_not(self, shape: ConvShape, dtype: torch.dtype) -> str | None:
         """Why it cannot do `shape`, as a phrase, or None."""
@@ -86,7 +92,8 @@ class Trial:
     error: float | None = None
 
 
-Key = tuple[Pass, ConvShape, torch.memory_format, int, torch.dtype]
+CHOSEN = "auto", "strict"  # names under which an algorithm is chosen: among all, or among those that are local
+Key = tuple[Pass, ConvShape, torch.memory_format, int, torch.dtype, bool]
 _chosen: dict[Key, str] = {}  # by this process
 _repeated: dict[str, str] = {}  # asked for, by description
 
@@ -96,8 +103,8 @@ def learnt_in(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
-def need(name: str, shape: ConvShape, dtype: torch.dtype) -> None:
-    """Nothing, if `name` is "auto" or an algorithm that can do `shape`.
+def need(name: str, shape: ConvShape, dtype: torch.dtype, *, strict: bool = False) -> None:
+    """Nothing, if `name` is "auto" or an algorithm that can do `shape`, and is local if `strict`.
 
     Raises:
         UsageError: there is no such algorithm, or it cannot.
@@ -109,16 +116,22 @@ def need(name: str, shape: ConvShape, dtype: torch.dtype) -> None:
     reason = ALGORITHMS[name].why_not(shape, dtype)
     if reason:
         raise UsageError(f"algorithm={name} cannot do this convolution: {reason}; use auto")
+    if strict and not ALGORITHMS[name].IS_LOCAL:
+        local = ", ".join(each for each, known in ALGORITHMS.items() if known.IS_LOCAL)
+        raise UsageError(f"algorithm={name} lets a NaN spoil results that do not read it; with strict=True use {local}")
 
 
 def algorithm(name: str, one_pass: Pass, shape: ConvShape, like: Tensor) -> Algorithm:
-    """The algorithm called `name`; of "auto" the fastest for this pass over tensors `like` this one."""
-    if name != "auto":
+    """The algorithm called `name`; of "auto" the fastest for this pass over tensors `like` this one.
+
+    Of "strict" the fastest of those that are local.
+    """
+    if name not in CHOSEN:
         return ALGORITHMS[name]
     if like.device.type != "cpu" or like.dtype not in DTYPES:
         return direct  # second derivatives may come here in other dtypes, for which nothing here is faster
     layout = torch.channels_last if like.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    key = one_pass, shape, layout, torch.get_num_threads(), like.dtype
+    key = one_pass, shape, layout, torch.get_num_threads(), like.dtype, name == "strict"
     if key not in _chosen:
         _chosen[key] = _known(key) or _measured(key)
     return ALGORITHMS[_chosen[key]]
@@ -142,16 +155,17 @@ def trials(
     dtype: torch.dtype = torch.float32,
     *,
     thorough: bool = False,
+    strict: bool = False,
 ) -> dict[str, Trial]:
     """The time of each algorithm for one pass over tensors of `shape`, in turns.
 
-    `thorough`: also of those that hardly ever win, and each one's error.
+    `thorough`: also of those that hardly ever win, and each one's error. `strict`: only of those that are local.
     """
     tensors = random_tensors(one_pass, shape, layout, dtype)
     found: dict[str, Trial] = {}
     candidates: list[str] = []
     for name in ALGORITHMS:
-        reason = _why_not(name, one_pass, shape, dtype, thorough=thorough)
+        reason = _why_not(name, one_pass, shape, dtype, thorough=thorough, strict=strict)
         if reason:
             found[name] = Trial(None, reason)
         else:
@@ -211,8 +225,12 @@ def _too_large(name: str, shape: ConvShape) -> str | None:
     return None
 
 
-def _why_not(name: str, one_pass: Pass, shape: ConvShape, dtype: torch.dtype, *, thorough: bool) -> str | None:
+def _why_not(
+    name: str, one_pass: Pass, shape: ConvShape, dtype: torch.dtype, *, thorough: bool = False, strict: bool = False
+) -> str | None:
     """Why a candidate is not timed."""
+    if strict and not ALGORITHMS[name].IS_LOCAL:
+        return "a NaN would spoil results that do not read it"
     reason = ALGORITHMS[name].why_not(shape, dtype) or _too_large(name, shape)
     return reason or (None if thorough else _too_slow(name, one_pass, shape, dtype))
 
@@ -234,12 +252,12 @@ def _too_slow(name: str, one_pass: Pass, shape: ConvShape, dtype: torch.dtype) -
 
 
 def _measured(key: Key) -> str:
-    one_pass, shape, layout, _, dtype = key
-    candidates = [name for name in ALGORITHMS if not _why_not(name, one_pass, shape, dtype, thorough=False)]
+    one_pass, shape, layout, _, dtype, strict = key
+    candidates = [name for name in ALGORITHMS if not _why_not(name, one_pass, shape, dtype, strict=strict)]
     if len(candidates) == 1:
         return candidates[0]
     with torch.random.fork_rng(devices=[]):
-        name = winner(trials(one_pass, shape, layout, dtype))
+        name = winner(trials(one_pass, shape, layout, dtype, strict=strict))
     remember(here(ALGORITHMS), _written(key), name)
     return name
 
@@ -264,12 +282,12 @@ def _run(name: str, one_pass: Pass, tensors: tuple[Tensor, Tensor], shape: ConvS
 
 
 def _written(key: Key) -> str:
-    one_pass, shape, layout, threads, dtype = key
+    one_pass, shape, layout, threads, dtype, strict = key
     sizes = "×".join(map(str, shape.input)), "×".join(map(str, shape.weight))
     settings = f"stride {shape.stride} padding {shape.padding} dilation {shape.dilation} groups {shape.groups}"
     order = "channels last" if layout == torch.channels_last else "contiguous"
     numbers = "" if dtype == torch.float32 else f", {str(dtype).removeprefix('torch.')}"
-    return f"{one_pass} {sizes[0]} by {sizes[1]} {settings}, {order}, {threads} threads{numbers}"
+    return f"{one_pass} {sizes[0]} by {sizes[1]} {settings}, {order}, {threads} threads{numbers}{', strict' * strict}"
 
 
 def _known(key: Key) -> str | None:

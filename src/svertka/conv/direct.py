@@ -4,6 +4,8 @@ import torch
 
 from svertka.geometry import ConvShape
 
+IS_LOCAL = True
+
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> None:
     """None: it can do whatever PyTorch can."""

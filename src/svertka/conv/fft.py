@@ -31,6 +31,8 @@ import torch
 
 from svertka.geometry import ConvShape
 
+IS_LOCAL = False  # the whole picture
+
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     """Why this algorithm cannot do it, as a phrase, or None: it can."""

@@ -27,6 +27,7 @@ def conv2d(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     algorithm: str = "auto",
+    strict: bool = False,
 ) -> Tensor:
     """The convolution of `x`, (N, C, H, W) or (C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W').
 
@@ -42,16 +43,15 @@ def conv2d(
     _need_alike(x, weight, bias)
     x = x.to(dtype_here(x))
     if x.dim() == 3:
-        return conv2d(x[None], weight, bias, stride, padding, padding_mode, dilation, groups, algorithm)[0]
+        return conv2d(x[None], weight, bias, stride, padding, padding_mode, dilation, groups, algorithm, strict)[0]
     x, pixels = _padded(x, weight, stride, padding, padding_mode, dilation)
     shape = _checked(x.shape, weight.shape, stride, pixels, dilation, groups)
     if bias is not None and tuple(bias.shape) != (shape.out_channels,):
         raise UsageError(f"bias of shape {tuple(bias.shape)} must be ({shape.out_channels},), one an output channel")
-    if algorithm != "auto":
-        choose.need(algorithm, shape, x.dtype)
+    name = _name(algorithm, shape, x, strict=strict)
     if _is_transformed() or (algorithm == "auto" and not _is_ours(x)):
         return torch.conv2d(x, weight, bias, shape.stride, shape.padding, shape.dilation, groups)
-    return convolve(x, weight, bias, shape, algorithm)
+    return convolve(x, weight, bias, shape, name)
 
 
 def conv_transpose2d(
@@ -63,14 +63,15 @@ def conv_transpose2d(
     output_padding: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
+    strict: bool = False,
 ) -> Tensor:
     """The transposed convolution of `x`, (N, C, H, W), with `weight`, (C, O / groups, kh, kw): (N, O, H', W').
 
     As torch.nn.functional.conv_transpose2d: what the convolution with these settings does to gradients.
-    H' = (H − 1)·stride − 2·padding + dilation·(kh − 1) + output_padding + 1.
+    H' = (H − 1)·stride − 2·padding + dilation·(kh − 1) + output_padding + 1. `strict`: as of `conv2d`.
 
     Raises:
-        UsageError: the shapes do not fit, or the tensors do not belong together.
+        UsageError: the shapes do not fit, or the tensors do not belong together; `strict` elsewhere than on the CPU.
 
     Source: Dumoulin & Visin 2016, relationship 14.
     """
@@ -92,9 +93,10 @@ def conv_transpose2d(
         for side, taps, step, pad, apart, more in zip(x.shape[2:], weight.shape[2:], *pairs, extra, strict=True)
     ]
     shape = _checked((x.shape[0], weight.shape[1] * groups, *size), weight.shape, *pairs, groups)
+    name = _name("auto", shape, x, strict=strict)
     if _is_transformed() or not _is_ours(x):
         return torch.conv_transpose2d(x, weight, bias, shape.stride, shape.padding, extra, groups, shape.dilation)
-    return transpose(x, weight, bias, shape, extra, "auto")
+    return transpose(x, weight, bias, shape, extra, name)
 
 
 def _need_alike(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -105,6 +107,19 @@ def _need_alike(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise UsageError(f"the input is on {x.device}, {name} on {tensor.device}; move both to one device")
         if tensor is not None and dtype_here(tensor) != dtype_here(x):
             raise UsageError(f"the input is {x.dtype}, {name} {tensor.dtype}; turn both into one dtype")
+
+
+def _name(algorithm: str, shape: ConvShape, x: Tensor, *, strict: bool) -> str:
+    """What `choose.algorithm` calls it."""
+    if strict and x.device.type != "cpu":
+        raise UsageError(
+            f"strict=True is for the CPU, the input is on {x.device}: which algorithm computes there cannot be said; "
+            "use strict=False"
+        )
+    if algorithm == "auto":
+        return "strict" if strict else "auto"
+    choose.need(algorithm, shape, x.dtype, strict=strict)
+    return algorithm
 
 
 def _padded(

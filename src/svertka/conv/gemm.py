@@ -20,6 +20,8 @@ import torch.nn.functional as F
 
 from svertka.geometry import ConvShape
 
+IS_LOCAL = True
+
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     """Why this algorithm cannot do it, as a phrase, or None: it can."""

@@ -25,6 +25,8 @@ from svertka.geometry import ConvShape
 
 LEAST_TAPS = 25  # with fewer, a transform costs more than it saves
 
+IS_LOCAL = False  # whole circles
+
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     """Why these kernels cannot do it, as a phrase, or None: they can."""

@@ -16,6 +16,8 @@ from svertka.geometry import ConvShape
 
 LIMIT = 0.015  # of the error's root mean square: what an algorithm for bfloat16 may lose; PyTorch's own loses 0.0024
 
+IS_LOCAL = False  # whole tiles
+
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     """Why these kernels cannot do it, as a phrase, or None: they can."""

@@ -21,6 +21,8 @@ from torch import Tensor
 from svertka.conv import native_winograd
 from svertka.geometry import ConvShape
 
+IS_LOCAL = False  # whole tiles
+
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     """Why this algorithm cannot do it, as a phrase, or None: it can."""

@@ -19,6 +19,8 @@ from svertka.conv import native
 from svertka.conv.native import channels_last, empty, floats
 from svertka.geometry import ConvShape
 
+IS_LOCAL = False  # whole tiles
+
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     """Why these kernels cannot do it, as a phrase, or None: they can."""

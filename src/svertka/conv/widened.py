@@ -10,6 +10,8 @@ from torch import Tensor
 from svertka.conv import direct
 from svertka.geometry import ConvShape
 
+IS_LOCAL = True
+
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     """Why it is of no use, as a phrase, or None."""

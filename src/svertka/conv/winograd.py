@@ -148,6 +148,9 @@ def fewest(size: int, taps: int) -> Transforms:
     return min(candidates, key=lambda each: -(-size // each.outputs) * each.products)
 
 
+IS_LOCAL = False  # whole tiles
+
+
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     """Why this algorithm cannot do it, as a phrase, or None: it can."""
     if dtype not in (torch.float32, torch.float64):
