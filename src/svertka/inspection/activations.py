@@ -19,6 +19,7 @@ from svertka.arguments import check_types
 from svertka.errors import UsageError
 from svertka.graph.recorder import function_name
 from svertka.graph.trace import Layer, trace
+from svertka.inspection.forward import eager, network_input, plain_module, run
 
 See = Callable[[Tensor], None]
 Call = tuple[str, int]
@@ -33,12 +34,15 @@ PASSIVE = ("Dropout", "Dropout2d", "Identity")  # in inference they change nothi
 def layers(network: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
     """The layers of `network` whose output can be watched, in the order in which they run in inference.
 
-    `shape`: of the input, (N, C, H, W). Of each layer: `name`, `kind`, `shape` of the output, `fields`, `inputs`.
+    `shape`: of the input, (N, C, H, W); an N of 0 is taken as 1. Of each layer: `name`, `kind`, `shape` of the output,
+    `fields`, `inputs`.
 
     Raises:
         UsageError: it cannot be traced with such an input.
     """
-    return [layer for layer in trace(network, shape).layers if layer.call]
+    network, shape = plain_module(network), (max(1, shape[0]), *shape[1:]) if shape else shape
+    with eager():
+        return [layer for layer in trace(network, shape).layers if layer.call]
 
 
 def find(known: Sequence[Layer], name: str) -> Layer:
@@ -52,8 +56,8 @@ def find(known: Sequence[Layer], name: str) -> Layer:
             return layer
     names = [layer.name for layer in known]
     inside = [other for other in names if other.startswith(f"{name}.")]  # a module's name; its layers are meant
-    near = inside[-3:] or get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
-    raise UsageError(f"layer={name} is not in the network; use {' or '.join(near)}")
+    near = inside[-3:] or get_close_matches(str(name), names, n=3, cutoff=0.4) or names[:3]
+    raise UsageError(f"layer={name} is not in the network; " + (f"use {' or '.join(near)}" if near else "it has none"))
 
 
 def rectified(known: Sequence[Layer], name: str) -> Layer:
@@ -133,6 +137,7 @@ def watching(network: nn.Module, known: Sequence[Layer], see: Mapping[str, See])
         watch = _Watch(network, wanted)
         for handle in watch.handles:
             undo.callback(handle.remove)
+        undo.enter_context(eager())
         undo.enter_context(watch)
         yield
 
@@ -146,13 +151,16 @@ def outputs(network: nn.Module, images: Tensor, names: Sequence[str]) -> dict[st
     Raises:
         UsageError: there is no such layer, or the network cannot be traced with such images.
     """
+    network = plain_module(network)
+    images = network_input(network, images)
+    names = [names] if isinstance(names, str) else names
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> See:
         return lambda output: found.update({name: output.clone()})
 
     with watching(network, layers(network, tuple(images.shape)), {name: keep(name) for name in names}):
-        network(images)
+        run(network, images)
     return {name: found[name] for name in names}
 
 

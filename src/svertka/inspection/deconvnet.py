@@ -30,11 +30,12 @@ from torch import Tensor, nn
 
 from svertka.arguments import check_types
 from svertka.data.dataset import Ints
-from svertka.device import device_of
 from svertka.errors import UsageError
 from svertka.graph.trace import Layer, without_values
+from svertka.inspection import forward
 from svertka.inspection.activations import layers, maps, rectified, watching
 from svertka.inspection.backward import Rule, back
+from svertka.inspection.forward import Enough, differentiable_input, network_input, plain_module
 from svertka.inspection.windows import Jobs, maps_in, windows
 
 Numbers = int | Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer] | Tensor
@@ -61,7 +62,8 @@ class Deconvnet:
     """
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
-        self._network, self._known, self._shape = network, layers(network, shape), tuple(shape[1:])
+        self._network = plain_module(network)
+        self._known, self._shape = layers(self._network, shape), tuple(shape[1:])
         self._with_windows: dict[str, bool] = {}
 
     def project(
@@ -84,10 +86,10 @@ class Deconvnet:
         if tuple(images.shape[1:]) != self._shape:
             both = " and ".join("×".join(map(str, shape)) for shape in (tuple(images.shape[1:]), self._shape))
             raise UsageError(f"pictures of {both} do not go together; give pictures of one shape")
-        device = device_of(self._network) or images.device
         # Of what is made in inference mode, nothing can be derived.
+        with torch.inference_mode(False), watching(self._network, [], {}):
+            images = differentiable_input(self._network, network_input(self._network, images).detach())
         with torch.inference_mode(False), torch.enable_grad(), self._up_to(seen) as run:
-            images = images.detach().to(device)
             if places is None:
                 there = _strongest(run, images, which, numbers)
             else:
@@ -97,7 +99,7 @@ class Deconvnet:
             jobs = self._jobs(run, seen, images, Jobs(which, numbers, *windows(seen, there)), there)
             found: dict[int, Projection] = {}
             for batch in jobs.batches(PIXELS):
-                found |= _projected(run, images, jobs, batch)
+                found |= _projected(self._network, run, images, jobs, batch)
         return [found[number] for number in range(len(numbers))]
 
     @contextmanager
@@ -111,7 +113,7 @@ class Deconvnet:
 
         def run(images: Tensor) -> Tensor:
             with suppress(_Reached):
-                self._network(images.clone(memory_format=torch.channels_last))  # the first layer may write into it
+                forward.run(self._network, images.clone(memory_format=torch.channels_last))  # a layer may write into it
             return found.pop()
 
         with watching(self._network, self._known, {layer.name: see}):
@@ -159,9 +161,10 @@ def project(
     >>> project(network, torch.tensor([[[1.0, 3.0, 2.0, 0.0]]]), "2", 0)
     tensor([[[[0., 2., 0., 0.]]]])
     """
-    images = images[None] if images.ndim == 3 else images
+    images = network_input(plain_module(network), images)
     found = Deconvnet(network, tuple(images.shape)).project(images, layer, units, places, pictures)
-    result = images.new_zeros((len(found), *images.shape[1:]))
+    dtype = found[0].pixels.dtype if found else images.dtype
+    result = images.new_zeros((len(found), *images.shape[1:]), dtype=dtype)
     for picture, (pixels, top, left) in zip(result, found, strict=True):
         picture[:, top : top + pixels.shape[1], left : left + pixels.shape[2]] = pixels
     return result
@@ -216,14 +219,18 @@ def needs(network: nn.Module, shape: tuple[int, ...]) -> str | None:
     )
 
 
-class _Reached(Exception):  # noqa: N818 - it is what was wanted
+class _Reached(Enough):
     """The layer has run; the rest of the network need not."""
 
 
-def _projected(run: Run, images: Tensor, jobs: Jobs, turns: list[Ints]) -> dict[int, Projection]:
+def _projected(network: nn.Module, run: Run, images: Tensor, jobs: Jobs, turns: list[Ints]) -> dict[int, Projection]:
     """The projections of one batch, by number of the job."""
-    inputs = torch.stack([jobs.window(images, number) for number in turns[0]]).requires_grad_()
-    outputs = run(inputs)
+
+    def recorded() -> tuple[Tensor, Tensor]:
+        inputs = torch.stack([jobs.window(images, number) for number in turns[0]]).requires_grad_()
+        return run(inputs), inputs
+
+    outputs, inputs = forward.with_gradients(network, recorded)
     found = {}
     for turn, numbers in enumerate(turns):
         slots = np.flatnonzero(numbers >= 0)

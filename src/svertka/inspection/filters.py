@@ -10,6 +10,7 @@ from torch import nn
 from svertka.arguments import check_types
 from svertka.data.dataset import Ints
 from svertka.errors import UsageError
+from svertka.inspection.forward import plain_module
 
 Floats = npt.NDArray[np.float32]
 
@@ -85,7 +86,7 @@ def first_layer(network: nn.Module) -> Filters:
     Raises:
         UsageError: it has none, or that reads neither 1 nor 3 channels.
     """
-    for name, layer in network.named_modules():
+    for name, layer in plain_module(network).named_modules():
         if isinstance(layer, nn.Conv2d):
             if layer.weight.shape[1] not in (1, 3):
                 raise UsageError(

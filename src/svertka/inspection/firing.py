@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from svertka.graph.trace import Layer
 from svertka.inspection.activations import convolutions, find, layers, rectified, watching
+from svertka.inspection.forward import network_input, plain_module, run
 
 STRONGEST = 6  # units told for a layer
 LIMIT = 1 << 26  # bytes of a file of an atlas that is read
@@ -45,12 +46,13 @@ def fired(network: nn.Module, image: Tensor, best: Best) -> list[Fired]:
     Raises:
         UsageError: the network cannot be traced.
     """
+    network = plain_module(network)
     known = layers(network, (1, *image.shape))
     names = [name for name in convolutions(known) if not best or name in best]
     seen: dict[str, Tensor] = {}
     see = {rectified(known, name).name: _keep(seen, rectified(known, name).name) for name in names}
     with watching(network, known, see):
-        network(image[None].clone())
+        run(network, network_input(network, image).clone())
     return [one for name in names for one in _strongest(find(known, name), seen[rectified(known, name).name], best)]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from svertka.arguments import check_types
 from svertka.data.batches import Batch, Batches
 from svertka.data.dataset import Ints
-from svertka.device import device_of
 from svertka.errors import DataError, UsageError
 from svertka.geometry import ReceptiveField
 from svertka.graph.trace import Layer
 from svertka.inspection.activations import convolutions, maps, rectified, watching
 from svertka.inspection.activations import layers as layers_of
+from svertka.inspection.forward import Enough, network_input, plain_module, run
 from svertka.inspection.tally import Tally
 
 Floats = npt.NDArray[np.float32]
@@ -76,10 +76,6 @@ class LayerPatches:
         return np.equal(self.active, 0)
 
 
-class _Enough(Exception):  # noqa: N818 - nothing went wrong
-    """All that was asked for has been seen: the rest of the network need not run."""
-
-
 class _Some(NamedTuple):
     """Pictures that run together: `images` (N, C, H, W), their `labels` (N,) int64, and `numbers` (N,) in the data."""
 
@@ -106,14 +102,11 @@ def top_patches(
     """
     if count < 1:
         raise UsageError(f"count={count} must be at least 1")
+    network = plain_module(network)
     batches = _batches(data)
     first = next(batches, None)
     if first is None:
         raise DataError("there are no pictures to look at; give at least one")
-    if first.images.ndim != 4:
-        raise UsageError(
-            f"data gives pictures of {_text(first.images.shape)}; it needs four axes: pictures, channels, rows, columns"
-        )
     known = layers_of(network, tuple(first.images.shape))
     names = convolutions(known) if layers is None else [layers] if isinstance(layers, str) else layers
     seen = {name: rectified(known, name) for name in names}
@@ -129,16 +122,43 @@ def top_patches(
 def _batches(data: Data) -> Iterator[_Some]:
     number = 0
     if isinstance(data, Tensor):
-        data = torch.split(data, BATCH)
+        data = torch.split(_four_axes(data), BATCH)
     for batch in data.epoch(0) if isinstance(data, Batches) else data:
         if isinstance(batch, Batch):
             some = _Some(batch.images, batch.labels.cpu(), torch.from_numpy(batch.indices))
         else:
-            images, labels = (batch, None) if isinstance(batch, Tensor) else batch
+            images, labels = _pair(batch)
+            _four_axes(images)
             some = _Some(images, labels, torch.arange(number, number + len(images)))
         number += len(some.images)
         if len(some.images):
             yield some
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Images and, where `batch` has them, labels.
+
+    Raises:
+        UsageError: it is neither a tensor nor a pair of tensors.
+    """
+    images, labels = (batch, None) if isinstance(batch, Tensor) else batch if _is_pair(batch) else (None, None)
+    if images is None:
+        raise UsageError(f"data gives {type(batch).__name__}; give tensors (N, C, H, W), alone or with labels (N,)")
+    if labels is not None and (labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex()):
+        raise UsageError(f"data has labels {tuple(labels.shape)} for {len(images)} pictures; give an integer for each")
+    return images, labels
+
+
+def _four_axes(images: Tensor) -> Tensor:
+    if images.ndim != 4:
+        raise UsageError(
+            f"data gives pictures of {_text(images.shape)}; it needs four axes: pictures, channels, rows, columns"
+        )
+    return images
+
+
+def _is_pair(batch: Any) -> bool:
+    return isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(one, Tensor) for one in batch)
 
 
 def _look(network: nn.Module, known: Sequence[Layer], tallies: Mapping[str, Tally], batches: Iterable[_Some]) -> None:
@@ -147,7 +167,7 @@ def _look(network: nn.Module, known: Sequence[Layer], tallies: Mapping[str, Tall
 
     def see_last(output: Tensor) -> None:
         tallies[last].see(output)
-        raise _Enough
+        raise Enough
 
     def take() -> None:
         labels = [some.labels for some in waiting if some.labels is not None]
@@ -155,7 +175,6 @@ def _look(network: nn.Module, known: Sequence[Layer], tallies: Mapping[str, Tall
             tally.take(torch.cat([some.numbers for some in waiting]), torch.cat(labels) if labels else None)
         waiting.clear()
 
-    device = device_of(network)
     waiting: list[_Some] = []
     shape: torch.Size | None = None
     with watching(network, known, {name: tally.see for name, tally in tallies.items()} | {last: see_last}):
@@ -164,8 +183,8 @@ def _look(network: nn.Module, known: Sequence[Layer], tallies: Mapping[str, Tall
             if some.images.shape[1:] != shape:
                 both = f"{_text(shape)} and {_text(some.images.shape[1:])}"
                 raise DataError(f"data has pictures of {both}; give pictures of one shape")
-            with suppress(_Enough):
-                network(some.images.to(device).contiguous(memory_format=torch.channels_last))
+            with suppress(Enough):
+                run(network, network_input(network, some.images).contiguous(memory_format=torch.channels_last))
             waiting.append(some)
             if sum(len(some.numbers) for some in waiting) >= CHUNK:
                 take()

@@ -1,20 +1,23 @@
 """Which pixels a class score of a picture depends on: three answers, each an array for each picture."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from svertka.arguments import check_types
-from svertka.device import device_of
 from svertka.errors import UsageError
 from svertka.graph.trace import Layer
 from svertka.inspection.activations import convolutions, layers, watching
 from svertka.inspection.backward import Rule, back
-
-Classes = int | Sequence[int] | npt.NDArray[np.integer] | Tensor
+from svertka.inspection.forward import (
+    differentiable_input,
+    floating_dtype,
+    network_input,
+    plain_module,
+    with_gradients,
+)
+from svertka.inspection.scores import Classes, class_indices, class_scores
 
 BATCH = 16  # pictures that run together
 
@@ -24,23 +27,32 @@ def guided_backpropagation(network: nn.Module, images: Tensor, classes: Classes)
     """What raises the score of its class in each picture, (N, C, H, W): its gradient, rectified at each ReLU.
 
     `images`: (N, C, H, W) or (C, H, W), as `network` takes them. `classes`: one for each, or one for all. At a ReLU
-    what is above 0 goes back, where the ReLU itself let something through. The network runs in evaluation mode and is
-    left as it was.
+    what is above 0 goes back, where the ReLU itself let something through. The score is that before a sigmoid or a
+    softmax at the end; a network with one score has class 0 alone. The network runs in evaluation mode and is left as
+    it was; where it computes under `torch.no_grad()`, that is ignored.
 
     Raises:
-        UsageError: the network has no such class, or does not give scores (N, K).
+        UsageError: the network has no such class, does not give scores (N, K) or cannot run on `images`, or cuts off
+        gradients.
 
     Source: Springenberg, Dosovitskiy, Brox & Riedmiller 2014, "Striving for simplicity", §3.4.
     """
-    images, wanted = _asked(images, classes)
-    found = []
+    network = plain_module(network)
+    pictures = network_input(network, images)
+    wanted = class_indices(classes, len(pictures))
+    found = [torch.zeros_like(pictures[:0], dtype=floating_dtype(network))]
     with watching(network, [], {}), torch.inference_mode(False), torch.enable_grad():
-        for some, of_them in zip(torch.split(images, BATCH), torch.split(wanted, BATCH), strict=True):
-            inputs = _to(network, some).detach().clone().requires_grad_()
-            # A copy, since the first layer may write into what it is given.
-            scores = _of(_scores(network, inputs.clone(), of_them), of_them)
-            found.append(back(scores, inputs, torch.ones_like(scores), Rule.GUIDED).to(images.device))
-    return torch.cat(found)
+        pictures = differentiable_input(network, pictures)
+        for some, of_them in _batches(pictures, wanted):
+
+            def forward(some: Tensor = some, of_them: Tensor = of_them) -> tuple[Tensor, Tensor]:
+                inputs = some.detach().clone().requires_grad_()
+                # A copy, since the first layer may write into what it is given.
+                return class_scores(network, inputs.clone(), of_them).of(of_them), inputs
+
+            scores, inputs = with_gradients(network, forward)
+            found.append(back(scores, inputs, torch.ones_like(scores), Rule.GUIDED))
+    return torch.cat(found).to(images.device)
 
 
 @check_types
@@ -56,20 +68,29 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Classes) -> Tensor:
     Source: Selvaraju et al. 2017, "Grad-CAM: visual explanations from deep networks via gradient-based localization",
     eq. 1 and 2.
     """
-    images, wanted = _asked(images, classes)
-    known = layers(network, tuple(images.shape))
+    network = plain_module(network)
+    pictures = network_input(network, images)
+    wanted = class_indices(classes, len(pictures))
+    known = layers(network, tuple(pictures.shape))
+    last = last_maps(known)
     seen: list[Tensor] = []
-    found = []
-    see = {last_maps(known).name: seen.append}
-    with watching(network, known, see), torch.inference_mode(False), torch.enable_grad():
-        for some, of_them in zip(torch.split(images, BATCH), torch.split(wanted, BATCH), strict=True):
-            inputs = _to(network, some).detach().clone().requires_grad_()
-            scores = _of(_scores(network, inputs.clone(), of_them), of_them)
-            maps = seen.pop()
+    dtype = torch.promote_types(floating_dtype(network) or torch.float32, torch.float32)
+    found = [torch.zeros(0, *last.shape[2:], dtype=dtype, device=pictures.device)]
+    with watching(network, known, {last.name: seen.append}), torch.inference_mode(False), torch.enable_grad():
+        pictures = differentiable_input(network, pictures)
+        for some, of_them in _batches(pictures, wanted):
+
+            def forward(some: Tensor = some, of_them: Tensor = of_them) -> tuple[Tensor, Tensor]:
+                seen.clear()
+                inputs = some.detach().clone().requires_grad_()
+                scores = class_scores(network, inputs.clone(), of_them).of(of_them)
+                return scores, seen.pop()
+
+            scores, maps = with_gradients(network, forward)
             (gradients,) = torch.autograd.grad(scores.sum(), maps)
-            weights = gradients.mean((2, 3), keepdim=True)
-            found.append((weights * maps).sum(1).clamp_min(0).detach().to(images.device))
-    return torch.cat(found)
+            weights = gradients.to(dtype).mean((2, 3), keepdim=True)
+            found.append((weights * maps.to(dtype)).sum(1).clamp_min(0).detach())
+    return torch.cat(found).to(images.device)
 
 
 def last_maps(known: Sequence[Layer]) -> Layer:
@@ -90,8 +111,14 @@ def last_maps(known: Sequence[Layer]) -> Layer:
 
 @torch.inference_mode()
 @check_types
-def occlusion(network: nn.Module, images: Tensor, classes: Classes, side: int, stride: int) -> Tensor:
+def occlusion(
+    network: nn.Module, images: Tensor, classes: Classes, side: int, stride: int, multilabel: bool = False
+) -> Tensor:
     """How probable each picture's class still is with a square covered, (N, rows, columns), one for each of its places.
+
+    In 0 to 1, float32 (float64 where the network computes in it): the softmax of the scores, or the sigmoid of the
+    class's own where the network has one score alone, ends in a sigmoid, or is `multilabel`: each score says yes or no
+    to its class, whatever the others are. Probabilities that the network gives itself are taken as they are.
 
     `side`: of the square, pixels. `stride`: from one place to the next, pixels; the first is in the upper left corner,
     and the last ones reach or cross the other borders. What is covered is 0, which a network whose input is normalised
@@ -103,8 +130,10 @@ def occlusion(network: nn.Module, images: Tensor, classes: Classes, side: int, s
 
     Source: Zeiler & Fergus 2014, §4.2, figure 6 (d).
     """
-    images, wanted = _asked(images, classes)
-    height, width = images.shape[2:]
+    network = plain_module(network)
+    pictures = network_input(network, images)
+    wanted = class_indices(classes, len(pictures))
+    height, width = pictures.shape[2:]
     if not (1 <= side <= min(height, width) and stride >= 1):
         raise UsageError(
             f"a square of {side} pixels every {stride} does not fit pictures of {height}×{width}; use a side of 1 to "
@@ -112,18 +141,19 @@ def occlusion(network: nn.Module, images: Tensor, classes: Classes, side: int, s
         )
     tops, lefts = (range(0, _positions(size, side, stride) * stride, stride) for size in (height, width))
     places = [(top, left) for top in tops for left in lefts]
-    found = torch.empty(len(images), len(places), dtype=images.dtype)
+    dtype = torch.promote_types(floating_dtype(network) or torch.float32, torch.float32)
+    found = torch.empty(len(pictures), len(places), dtype=dtype)
     with watching(network, [], {}):
-        for number, (image, label) in enumerate(zip(images, wanted, strict=True)):
+        for number, (image, label) in enumerate(zip(pictures, wanted, strict=True)):
             for start in range(0, len(places), BATCH):
                 some = places[start : start + BATCH]
                 covered = image.expand(len(some), *image.shape).clone(memory_format=torch.channels_last)
                 for one, (top, left) in zip(covered, some, strict=True):
                     one[:, top : top + side, left : left + side] = 0
                 labels = label.expand(len(some))
-                scores = _scores(network, _to(network, covered), labels)
-                found[number, start : start + len(some)] = _of(scores.softmax(1), labels)
-    return found.reshape(len(images), len(tops), len(lefts)).to(images.device)
+                scores = class_scores(network, covered, labels, multilabel)
+                found[number, start : start + len(some)] = scores.probabilities(labels)
+    return found.reshape(len(pictures), len(tops), len(lefts)).to(images.device)
 
 
 def _positions(size: int, side: int, stride: int) -> int:
@@ -131,33 +161,7 @@ def _positions(size: int, side: int, stride: int) -> int:
     return -(-(size - side) // stride) + 1
 
 
-def _asked(images: Tensor, classes: Classes) -> tuple[Tensor, Tensor]:
-    """Pictures (N, C, H, W), and a class for each, (N,)."""
-    images = images[None] if images.ndim == 3 else images
-    with torch.inference_mode(False):  # autograd keeps them
-        wanted = torch.as_tensor(classes, dtype=torch.int64).clone()
-    if wanted.ndim and len(wanted) not in (1, len(images)):
-        raise UsageError(f"{len(wanted)} classes for {len(images)} pictures; give one for each, or one for all")
-    return images, wanted.expand(len(images))
-
-
-def _to(network: nn.Module, images: Tensor) -> Tensor:
-    return images.to(device_of(network) or images.device)
-
-
-def _scores(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """The scores that `network` gives each picture, (N, K), `classes` among them."""
-    scores = network(images)
-    if not (isinstance(scores, Tensor) and scores.ndim == 2):
-        given = "×".join(map(str, scores.shape[1:])) if isinstance(scores, Tensor) else type(scores).__name__
-        raise UsageError(f"{type(network).__name__} gives {given} for a picture, not one score for each class")
-    count = scores.shape[1]
-    wrong = classes[(classes < 0) | (classes >= count)]
-    if len(wrong):
-        raise UsageError(f"class={int(wrong[0])} is not among the {count} of the network; use 0 to {count - 1}")
-    return scores
-
-
-def _of(scores: Tensor, classes: Tensor) -> Tensor:
-    """Of each picture that of its class, (N,)."""
-    return scores.gather(1, classes[:, None].to(scores.device))[:, 0]
+def _batches(images: Tensor, classes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Up to BATCH images at a time, with their classes; none where there is no image."""
+    for start in range(0, len(images), BATCH):
+        yield images[start : start + BATCH], classes[start : start + BATCH]

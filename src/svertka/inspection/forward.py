@@ -1,0 +1,146 @@
+"""Forward passes of any nn.Module: what is checked before one, and what is said when one fails."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from svertka.device import device_of
+from svertka.errors import SvertkaError, UsageError
+
+
+class Enough(Exception):  # noqa: N818 - nothing went wrong
+    """Raised by who watches a network when the rest of it need not run."""
+
+
+def plain_module(network: nn.Module) -> nn.Module:
+    """`network` itself, or the module inside what `torch.compile` made of it, whose layers can be watched.
+
+    Raises:
+        UsageError: it is TorchScript.
+    """
+    network = getattr(network, "_orig_mod", network)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        raise UsageError("a TorchScript network has no layers that can be watched; give the module it was made from")
+    return network
+
+
+def network_input(network: nn.Module, images: Tensor) -> Tensor:
+    """`images` as a batch (N, C, H, W) on the device of `network`; floating-point ones in its dtype.
+
+    `images`: (N, C, H, W) or (C, H, W), floating-point or integers.
+
+    Raises:
+        UsageError: `images` is no such tensor.
+    """
+    if images.ndim not in (3, 4):
+        raise UsageError(f"images of shape {_text(images)} must have four axes: (N, C, H, W)")
+    if images.dtype == torch.bool or images.is_complex():
+        raise UsageError(f"images of {images.dtype} cannot be looked at; give floating-point numbers or uint8")
+    images = images[None] if images.ndim == 3 else images
+    dtype = floating_dtype(network) if images.is_floating_point() else images.dtype
+    return images.to(device_of(network) or images.device, dtype or images.dtype)
+
+
+def floating_dtype(network: nn.Module) -> torch.dtype | None:
+    """The dtype in which `network` computes, that of its first floating-point parameter; None if it has none."""
+    return next((one.dtype for one in network.parameters() if one.is_floating_point()), None)
+
+
+def differentiable_input(network: nn.Module, images: Tensor) -> Tensor:
+    """`images`, as `network_input` gives them, in floating point, so that gradients with respect to them exist.
+
+    Raises:
+        UsageError: they are integers, and the network computes something else from the same numbers in floating point.
+    """
+    if images.is_floating_point():
+        return images
+    floating = images.to(floating_dtype(network) or torch.float32)
+    with torch.no_grad():
+        wanted, found = run(network, images[:1].clone()), run(network, floating[:1].clone())
+    if not (isinstance(wanted, Tensor) and isinstance(found, Tensor) and torch.allclose(wanted, found, equal_nan=True)):
+        raise UsageError(
+            f"{type(network).__name__} treats {images.dtype} otherwise than the same numbers in floating point, so "
+            "there is no gradient with respect to them; give the images as floating-point numbers"
+        )
+    return floating
+
+
+def run(network: nn.Module, images: Tensor) -> Any:
+    """What `network` gives for `images`.
+
+    Raises:
+        UsageError: it fails. `Enough` and errors of svertka's own pass.
+    """
+    try:
+        return network(images)
+    except (Enough, SvertkaError, MemoryError):
+        raise
+    except Exception as error:  # a network may raise anything
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UsageError(
+            f"{type(network).__name__} cannot run on images {_text(images)} of {images.dtype}: {reason}"
+        ) from error
+
+
+def with_gradients(network: nn.Module, forward: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """What `forward` gives: outputs, and a tensor that they are made of with gradients recorded.
+
+    Where the network computes under `torch.no_grad()`, it runs again with that ignored.
+
+    Raises:
+        UsageError: gradients are cut off in another way.
+    """
+    outputs, source = forward()
+    if not _depends(outputs, source):
+        with _GradientsAnyway():
+            outputs, source = forward()
+    if not _depends(outputs, source):
+        raise UsageError(
+            f"{type(network).__name__} cuts off gradients between its input and its scores; remove detach(), "
+            "torch.inference_mode() or whatever does so from its forward"
+        )
+    return outputs, source
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """In the body, what torch.compile has compiled runs as it was written."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled; importing the compiler takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+class _GradientsAnyway(TorchFunctionMode):
+    """Ignores torch.no_grad() and torch.set_grad_enabled(False)."""
+
+    def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch._C._set_grad_enabled:
+            return None
+        return function(*args, **(kwargs or {}))
+
+
+def _depends(outputs: Tensor, source: Tensor) -> bool:
+    """Whether autograd knows how `outputs` are made of `source`."""
+    if not (outputs.requires_grad and source.requires_grad):
+        return False
+    waiting, seen = [outputs.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node is source.grad_fn or getattr(node, "variable", None) is source:
+            return True
+        seen.add(node)
+        waiting += [before for before, _ in node.next_functions]
+    return outputs is source
+
+
+def _text(images: Tensor) -> str:
+    return "×".join(map(str, images.shape)) or "()"
