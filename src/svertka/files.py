@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -110,6 +111,28 @@ def read_json(path: Path, limit: int = 1 << 24) -> Any:
         return json.loads(content)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The bytes of `path`, a regular file of at most `limit` bytes; its size is looked at before it is read.
+
+    Raises:
+        ValueError: it is larger, or something without an end, such as a device or a pipe; the message is the reason.
+        OSError: it cannot be read.
+    """
+    # Not to wait for whoever writes into a pipe.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise ValueError("not a regular file")
+    with os.fdopen(descriptor, "rb") as file:
+        if status.st_size > limit:
+            raise ValueError(f"{in_bytes(status.st_size)}, more than the limit of {in_bytes(limit)}")
+        content = file.read(limit + 1)
+    if len(content) > limit:  # it grew
+        raise ValueError(f"more than the limit of {in_bytes(limit)}")
+    return content
 
 
 def sync_folder(folder: Path) -> None:

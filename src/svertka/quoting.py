@@ -48,7 +48,12 @@ def command(*words: str | os.PathLike[str]) -> str:
     >>> command("train", "--resume", Path("my runs/1"))
     "svertka train --resume 'my runs/1'"
     """
-    return " ".join(["svertka", *map(_shell_word, words)])
+    return quoted("svertka", *words)
+
+
+def quoted(*words: str | os.PathLike[str]) -> str:
+    """The words of a command line, quoted for a shell."""
+    return " ".join(map(_shell_word, words))
 
 
 def _shell_word(word: str | os.PathLike[str]) -> str:

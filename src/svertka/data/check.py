@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags
 
 from svertka.arguments import check_types
+from svertka.data.account import Account
 from svertka.data.dataset import BAD_SHARE, PARTS, ArrayPictures, Dataset, FilePictures, Ints, Pictures, Pixels
 from svertka.data.folder import Listing, list_folder
 from svertka.data.images import DECODERS
@@ -20,8 +21,10 @@ from svertka.data.likeness import SIDE, look_alikes, thumbnail
 from svertka.data.published import NAMES, open_published
 from svertka.data.sources import refuse_misspelt
 from svertka.data.split import VAL_SHARE, split
+from svertka.data.tables import parse_columns
 from svertka.errors import PictureError
 from svertka.progress import progress
+from svertka.quoting import printable
 
 AT_ONCE = 64  # pictures a thread looks at before it tells how far it is
 SHOWN = 10  # of a kind, in `describe`
@@ -67,7 +70,7 @@ class Findings:
     them. `modes`: Pillow's names for how pixels are stored ("RGB", "L", "CMYK") -> pictures. `sizes`: width and height
     in pixels of the smallest, the median and the largest picture by area. `turned`: how many EXIF turns. `ignored`:
     empty folders and folders in no part, `hidden`, `others` (files that are no pictures): paths. `problems`: why
-    training would refuse, a sentence each.
+    training would refuse, a sentence each. `account`: every file that is not used, and what has to be said of the rest.
     """
 
     source: str
@@ -83,6 +86,7 @@ class Findings:
     hidden: tuple[str, ...]
     others: tuple[str, ...]
     problems: tuple[str, ...]
+    account: Account
 
     @property
     def imbalance(self) -> float | None:
@@ -108,6 +112,7 @@ class Findings:
             "split": {part: sum(counts.values()) for part, counts in self.split.items()},
             "split_classes": self.split,
             "problems": list(self.problems),
+            **self.account.as_json(),
         }
 
 
@@ -123,10 +128,10 @@ class _Seen:
 
 
 @check_types
-def check(source: str | Path, val: float = VAL_SHARE, test: float = 0.0) -> Findings:
+def check(source: str | Path, val: float = VAL_SHARE, test: float = 0.0, *, columns: str | None = None) -> Findings:
     """What the data set, folder or CSV `source` holds, whatever is wrong with it.
 
-    `val`, `test`: shares that training would take, as for `split`.
+    `val`, `test`: shares that training would take, as for `split`. `columns`: as for `sources.open_source`.
 
     Raises:
         UsageError: there is no such source.
@@ -137,7 +142,7 @@ def check(source: str | Path, val: float = VAL_SHARE, test: float = 0.0) -> Find
         problems: list[str] = []
     else:
         refuse_misspelt(source)
-        listing = list_folder(source)
+        listing = list_folder(source, parse_columns(columns))
         dataset, problems = listing.dataset(), listing.problems()
     seen, bad = _look_at_all(dataset)
     good = np.array(sorted(seen), dtype=np.int64)
@@ -166,6 +171,7 @@ def check(source: str | Path, val: float = VAL_SHARE, test: float = 0.0) -> Find
         hidden=tuple(map(_text, listing.hidden)),
         others=tuple(map(_text, listing.others)),
         problems=tuple(map(_text, problems)),
+        account=dataset.account,
     )
 
 
@@ -187,8 +193,10 @@ def describe(findings: Findings) -> list[str]:
     lines += _listed("ignored, empty or in no part", findings.ignored)
     lines += _listed("ignored, hidden", findings.hidden)
     lines += _listed("ignored, not a picture in a class folder", findings.others)
+    lines += findings.account.sentences()
     lines.append("split: " + ", ".join(f"{part} {sum(counts.values())}" for part, counts in findings.split.items()))
-    return lines + [f"training would refuse: {problem}" for problem in findings.problems]
+    lines += [f"training would refuse: {problem}" for problem in findings.problems]
+    return list(map(printable, lines))
 
 
 def _look_at_all(dataset: Dataset) -> tuple[dict[int, _Seen], dict[int, str]]:

@@ -2,20 +2,23 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from svertka.data.account import Account
 from svertka.data.images import picture_size, read_picture
 from svertka.errors import PictureError
+from svertka.files import read_regular
 
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 
 PARTS = ("train", "val", "test")
+FILE_LIMIT = 2**30  # bytes of an image file
 BAD_SHARE = 0.1  # of the pictures; if more cannot be read, nothing is trained
 
 
@@ -107,10 +110,19 @@ class FilePictures:
 
     def content(self, index: int) -> bytes:
         """The bytes of the file."""
-        try:
-            return (self.root / self.paths[index]).read_bytes()
-        except OSError as error:
-            raise PictureError((error.strerror or str(error)).lower()) from error
+        return read_file(self.root / self.paths[index])
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of the image file `path`.
+
+    Raises:
+        PictureError: it cannot be read, is no regular file or too large; the message is the reason.
+    """
+    try:
+        return read_regular(path, FILE_LIMIT)
+    except (OSError, ValueError) as error:
+        raise PictureError((getattr(error, "strerror", None) or str(error)).lower()) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +130,7 @@ class Dataset:
     """Pictures with labels, class names and the parts that the source itself names.
 
     `labels`: (N,) int64, index into `names`. `parts`: (N,) of "train", "val", "test", or "" where the source says
-    nothing. `source` is what `open_source` takes to open it again.
+    nothing. `source` is what `open_source` takes to open it again. `account`: what of the source is not used, and why.
     """
 
     source: str
@@ -126,6 +138,7 @@ class Dataset:
     pictures: Pictures
     labels: Ints
     parts: npt.NDArray[np.str_]
+    account: Account = field(default_factory=Account)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -12,11 +12,13 @@ do not: the devkit numbered the classes in an order of its own, from 1, and only
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from svertka.errors import DataError
+from svertka.files import read_regular
 
 # Words that name two classes each, with the sense that WordNet gives: a class name has to be the class's own.
 SENSES = {
@@ -28,6 +30,7 @@ SENSES = {
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 LABEL_FILES = ("val.txt", "imagenet_2012_validation_synset_labels.txt", GROUND_TRUTH)
 DEVKIT = Path("ILSVRC2012_devkit_t12", "data")
+LARGEST = 2**26  # bytes of a label file
 NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})\.")
 WORDNET = re.compile(r"n\d{8}")
 
@@ -64,6 +67,17 @@ def name_of(text: str) -> str:
     return _NAME_OF.get(text, text)
 
 
+def words(file: Path, ids: Iterable[str]) -> dict[str, str]:
+    """What classes are called: ImageNet's own names, and for others the first that `file` has, WordNet's words.txt.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    lines = (line.partition("\t") for line in _text(file).splitlines())
+    first = {wordnet: name.partition(",")[0].strip() for wordnet, _, name in lines}
+    return {one: _NAME_OF.get(one) or first.get(one) or one for one in ids}
+
+
 def label_file(folder: Path) -> Path | None:
     """The text file that says what is on the pictures of a flat `folder`; None where there is none."""
     places = [place / inside for inside in (Path(), DEVKIT) for place in (folder, folder.absolute().parent)]
@@ -96,8 +110,8 @@ def labels(file: Path, pictures: list[str]) -> list[str]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_regular(file, LARGEST).decode()
+    except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise DataError(f"{file} cannot be read as text: {reason}; copy it again") from error
 

@@ -10,9 +10,8 @@ import torch.nn.functional as functional
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from svertka.data.dataset import Pixels
+from svertka.data.dataset import Pixels, read_file
 from svertka.data.images import as_rgb, read_picture
-from svertka.errors import PictureError
 
 Picture = str | Path | Image.Image | npt.NDArray[np.uint8]
 
@@ -89,11 +88,7 @@ def opened(picture: Picture, min_side: int | None = None) -> Pixels:
     """
     if not isinstance(picture, str | Path):
         return as_rgb(picture)
-    try:
-        data = Path(picture).read_bytes()
-    except OSError as error:
-        raise PictureError((error.strerror or str(error)).lower()) from error
-    return read_picture(data, min_side=min_side)
+    return read_picture(read_file(Path(picture)), min_side=min_side)
 
 
 def central_square(rgb: Pixels, resize: int, channels: int, pad_to: int = 0) -> Pixels:

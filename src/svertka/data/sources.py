@@ -6,23 +6,29 @@ from pathlib import Path
 from svertka.data.dataset import Dataset
 from svertka.data.folder import open_folder
 from svertka.data.published import NAMES, open_published
+from svertka.data.tables import parse_columns
 from svertka.errors import UsageError
+from svertka.files import given_path
 
 
-def open_source(source: str | Path, *, to_train: bool = True) -> Dataset:
-    """The pictures that `source` names: one of `published.NAMES`, else a folder or a CSV file.
+def open_source(source: str | Path, *, to_train: bool = True, columns: str | None = None) -> Dataset:
+    """The pictures that `source` names: one of `published.NAMES`, else a folder or a table such as a CSV file.
 
     A folder that is called as a published data set is opened with a path that says so: "./mnist". `to_train`: whether
-    the pictures must do for training, or only be judged.
+    the pictures must do for training, or only be judged. `columns`: what the columns of a table mean, where they are
+    called otherwise: "path=file,label=class".
 
     Raises:
-        UsageError: neither a name nor a path.
+        UsageError: neither a name nor a path; `columns` of something without columns.
         DataError, FetchError: as `open_published` and `open_folder`.
     """
+    meanings = parse_columns(columns)
     if str(source) in NAMES:
+        if meanings:
+            raise UsageError(f"columns={columns} are of a table, and {source} is a published data set; leave them out")
         return open_published(str(source))
     refuse_misspelt(source)
-    return open_folder(source, to_train=to_train)
+    return open_folder(source, to_train=to_train, columns=meanings)
 
 
 def refuse_misspelt(source: str | Path) -> None:
@@ -31,7 +37,7 @@ def refuse_misspelt(source: str | Path) -> None:
     Raises:
         UsageError: there is no such path; where `source` resembles a published data set, that one is suggested.
     """
-    path = Path(source).expanduser()
+    path = given_path(source)
     if path.exists():
         return
     near = difflib.get_close_matches(str(source).lower(), NAMES, n=1)

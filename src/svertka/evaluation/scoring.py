@@ -1,6 +1,6 @@
 """A network over batches, counted; and which pictures of a data set a run is judged on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 
 import numpy as np
@@ -102,7 +102,7 @@ def with_names_of(names: tuple[str, ...], dataset: Dataset) -> Dataset:
             + (" …" if len(names) > 5 else "")
         )
     labels = np.array([place.get(name, 0) for name in dataset.names], dtype=np.int64)[dataset.labels]
-    return Dataset(dataset.source, names, dataset.pictures, labels, dataset.parts)
+    return replace(dataset, names=names, labels=labels)
 
 
 def _chosen(run: Run, dataset: Dataset, digests: list[bytes], part: str | None) -> tuple[str, Ints]:

@@ -1,0 +1,328 @@
+"""Everything below a folder, each file once: images, what is left out and why, and other files.
+
+All verbs list folders with this, so that they see the same images.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from svertka.data.account import HIDDEN, LEADS_BACK, LISTED_ALREADY, NOT_REGULAR, OWN, UNLISTED, UNREAD_FORMAT, LeftOut
+from svertka.data.images import DECODERS, SUFFIXES
+from svertka.errors import DataError
+from svertka.files import read_json
+
+# What systems and tools leave behind, in lower case; and whatever begins with a dot.
+JUNK = {"__macosx", "@eadir", "#recycle", "lost+found", "$recycle.bin", "recycler", "system volume information"}
+JUNK |= {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__", "found.000"}
+
+# Images in formats that are not read, and raw photographs: many of those are TIFF with only a thumbnail inside.
+UNREAD_SUFFIXES = {
+    f".{suffix}"
+    for line in (
+        "heic heif hif avif jp2 j2k jpx jxl jxr hdp wdp svg svgz psd psb xcf ai eps exr hdr dds tga pcx ico icns cur",
+        "ppm pgm pbm pnm pam pfm xbm xpm sgi ras fits fit dcm dicom nii mha nrrd svs ndpi czi lif nd2 qoi flif bpg mng",
+        "3fr arw cr2 cr3 crw dcr dng erf iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f",
+    )
+    for suffix in line.split()
+}
+# Never images, and often as many as there are images.
+TEXT_SUFFIXES = {
+    ".txt",
+    ".xml",
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".tsv",
+    ".md",
+    ".html",
+    ".htm",
+    ".yaml",
+    ".yml",
+    ".py",
+    ".log",
+}
+SIGNATURE = 32  # bytes from which a format is known
+BMP = re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL)  # with the size of a header that exists
+Identity = tuple[int, int]
+
+ALBUM_TITLE = b"<title>locate \xe2\x80\x93 svertka</title>"
+
+
+@dataclass(eq=False)
+class Folder:
+    """A folder: the names of its `images` and `other` files, and its `folders`, all sorted by name.
+
+    `path` leads there, `relative` from the root ("" for the root itself). `identity`: device and inode. `linked`:
+    whether a link leads there. `total`: images in it and below. `own`: whether svertka made something in it.
+    """
+
+    path: Path
+    relative: str
+    identity: Identity
+    linked: bool
+    images: list[str] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+    folders: list["Folder"] = field(default_factory=list)
+    total: int = 0
+    own: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its own name."""
+        return self.path.name
+
+    @property
+    def full(self) -> list["Folder"]:
+        """The folders in it that hold images."""
+        return [folder for folder in self.folders if folder.total]
+
+    def walk(self) -> Iterator["Folder"]:
+        """This folder and all below it, each before what it holds, in the order of names."""
+        waiting = [self]
+        while waiting:
+            folder = waiting.pop()
+            yield folder
+            waiting.extend(reversed(folder.folders))
+
+    def all_images(self) -> Iterator[str]:
+        """The images in it and below, by path from the root."""
+        for folder in self.walk():
+            yield from map(folder.inside, folder.images)
+
+    def inside(self, name: str) -> str:
+        """The path of `name` in this folder, from the root."""
+        return f"{self.relative}/{name}" if self.relative else name
+
+
+@dataclass(eq=False)
+class FileTree:
+    """What lies below `root`. `left_out` and `hidden`, `empty` (folders without anything): paths from the root."""
+
+    root: Folder
+    left_out: list[LeftOut] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    hidden_others: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    misnamed: list[str] = field(default_factory=list)
+    made: list[str] = field(default_factory=list)
+
+    def images(self) -> list[str]:
+        """All images by path from the root; of a folder that a link leads to as well, those in the folder itself."""
+        real = {folder.identity for folder in self.root.walk() if not folder.linked}
+        return [
+            folder.inside(name)
+            for folder in self.root.walk()
+            if not (folder.linked and folder.identity in real)
+            for name in folder.images
+        ]
+
+
+def list_tree(path: Path) -> FileTree:
+    """All that lies below the folder `path`; links are followed, to each folder once, and never in a circle.
+
+    Raises:
+        DataError: the folder itself cannot be listed.
+    """
+    try:
+        status = path.stat()
+        os.scandir(path).close()
+    except OSError as error:
+        raise DataError(f"cannot list {path}: {(error.strerror or str(error)).lower()}") from error
+    lister = _Lister(Folder(path, "", (status.st_dev, status.st_ino), linked=False))
+    lister.run()
+    return lister.tree
+
+
+def kind_of(folder: Path, names: set[str]) -> str | None:
+    """What svertka made `folder`, which holds `names`: "a run", "runs", "an atlas", "overlays"; None: it did not."""
+    if {"config.json", "model.safetensors"} <= names or ("training.json" in names and "metrics.jsonl" in names):
+        return "a run"
+    if "atlas.json" in names and _has_key(folder / "atlas.json", "identity"):
+        return "an atlas"
+    if "repeats.json" in names and _has_key(folder / "repeats.json", "runs"):
+        return "runs"
+    return "overlays" if folder.name == "overlays" and _is_album(folder.parent / "index.html") else None
+
+
+def _has_key(path: Path, key: str) -> bool:
+    try:
+        if not path.is_file():
+            return False
+        content = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and key in content
+
+
+def _is_album(path: Path) -> bool:
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return ALBUM_TITLE in file.read(1 << 16)
+    except OSError:
+        return False
+
+
+def is_junk(name: str) -> bool:
+    """Whether systems or tools leave files or folders called `name` behind."""
+    return name.startswith(".") or name.lower() in JUNK
+
+
+def is_image_content(start: bytes) -> bool:
+    """Whether a file that begins with `start` is in a format that is read."""
+    found = next((name for name, (pattern, _) in DECODERS.items() if pattern.match(start)), None)
+    return found is not None and (found != "BMP" or BMP.match(start) is not None)
+
+
+class _Lister:
+    """Fills a FileTree."""
+
+    def __init__(self, root: Folder) -> None:
+        self.tree = FileTree(root)
+        self._through_links: set[Identity] = set()
+
+    def run(self) -> None:
+        """List all folders, each before those in it, and add up their images."""
+        root = self.tree.root
+        waiting: list[tuple[Folder, Folder | None, frozenset[Identity]]] = [(root, None, _above(root))]
+        order = []
+        while waiting:
+            folder, parent, above = waiting.pop()
+            if self._list(folder, parent, above):
+                order.append(folder)
+                inner = above | {folder.identity}
+                waiting.extend((inside, folder, inner) for inside in reversed(folder.folders))
+            elif parent is not None:
+                parent.folders.remove(folder)
+        for folder in reversed(order):
+            folder.total = len(folder.images) + sum(inside.total for inside in folder.folders)
+
+    def _list(self, folder: Folder, parent: Folder | None, above: frozenset[Identity]) -> bool:
+        """Put what is in `folder` into it; False, noted, if it is left out as a whole."""
+        try:
+            with os.scandir(folder.path) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            self._unlisted(folder.relative, error)
+            return False
+        if parent is not None:
+            if kind_of(folder.path, {entry.name for entry in entries}):
+                parent.own = True
+                self.tree.made.append(folder.relative)
+                self._leave_all(folder.path, folder.relative, OWN)
+                return False
+            if not entries:
+                self.tree.empty.append(folder.relative)
+        for entry in entries:
+            path = folder.inside(entry.name)
+            if _is_folder(entry):
+                self._add_folder(folder, entry, path, above | {folder.identity})
+            elif is_junk(entry.name):
+                self.tree.hidden.append(path)
+                self._leave(path, HIDDEN)
+            else:
+                self._add_file(folder, entry, path)
+        return True
+
+    def _unlisted(self, path: str, error: OSError) -> None:
+        self.tree.left_out.append(LeftOut(f"{path}/", f"{UNLISTED}: {(error.strerror or str(error)).lower()}"))
+
+    def _add_folder(self, parent: Folder, entry: "os.DirEntry[str]", path: str, above: frozenset[Identity]) -> None:
+        if is_junk(entry.name):
+            self.tree.hidden.append(path)
+            if not entry.is_symlink():
+                self._leave_all(parent.path / entry.name, path, HIDDEN)
+            return
+        try:
+            status = entry.stat()
+        except OSError as error:
+            self._unlisted(path, error)
+            return
+        identity = status.st_dev, status.st_ino
+        linked = parent.linked or entry.is_symlink()
+        if identity in above or (linked and identity in self._through_links):
+            self.tree.left_out.append(LeftOut(f"{path}/", LEADS_BACK if identity in above else LISTED_ALREADY))
+            return
+        if linked:
+            self._through_links.add(identity)
+        parent.folders.append(Folder(parent.path / entry.name, path, identity, linked))
+
+    def _add_file(self, folder: Folder, entry: "os.DirEntry[str]", path: str) -> None:
+        suffix = Path(entry.name).suffix.lower()
+        regular = _is_regular(entry)
+        if suffix in SUFFIXES:
+            if regular is False:  # a pipe would wait for ever, a device may have no end
+                self.tree.left_out.append(LeftOut(path, NOT_REGULAR))
+            else:  # a broken link is named as a bad image
+                folder.images.append(entry.name)
+        elif suffix in UNREAD_SUFFIXES:
+            self.tree.left_out.append(LeftOut(path, UNREAD_FORMAT))
+        elif regular and suffix not in TEXT_SUFFIXES and is_image_content(_start(folder.path / entry.name)):
+            self.tree.misnamed.append(path)
+            folder.images.append(entry.name)
+        else:
+            folder.other.append(entry.name)
+
+    def _leave(self, path: str, reason: str) -> None:
+        """Note a file that is left out for where it lies or how it is called."""
+        if Path(path).suffix.lower() in SUFFIXES.keys() | UNREAD_SUFFIXES:
+            self.tree.left_out.append(LeftOut(path, reason))
+        else:
+            self.tree.hidden_others.append(path)
+
+    def _leave_all(self, folder: Path, relative: str, reason: str) -> None:
+        """The same of all files below `folder`; links are not followed."""
+        waiting = [(folder, relative)]
+        while waiting:
+            place, path = waiting.pop()
+            try:
+                with os.scandir(place) as found:
+                    entries = sorted(found, key=lambda entry: entry.name)
+            except OSError as error:
+                self._unlisted(path, error)
+                continue
+            for entry in entries:
+                inside = f"{path}/{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append((place / entry.name, inside))
+                else:
+                    self._leave(inside, reason)
+
+
+def _above(root: Folder) -> frozenset[Identity]:
+    """The folders that hold `root`: a link to one of them leads back."""
+    found = set()
+    for folder in root.path.resolve().parents:
+        with suppress(OSError):
+            status = folder.stat()
+            found.add((status.st_dev, status.st_ino))
+    return frozenset(found)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_regular(entry: "os.DirEntry[str]") -> bool | None:
+    """Whether it is a file with an end; None where nothing is there, as behind a broken link."""
+    try:
+        return stat.S_ISREG(entry.stat().st_mode) if entry.is_symlink() else entry.is_file()
+    except OSError:
+        return None
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(SIGNATURE)
+    except OSError:
+        return b""

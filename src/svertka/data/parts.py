@@ -1,0 +1,59 @@
+"""By what names people call the training, validation and test parts of their data."""
+
+import re
+from collections.abc import Iterable
+
+WORDS = {
+    "train": ("train", "training", "trn", "trainset"),
+    "val": ("val", "valid", "validation", "validate", "dev", "eval", "evaluation", "valset"),
+    "test": ("test", "testing", "tst", "testset"),
+}
+PART_OF_WORD = {word: part for part, words in WORDS.items() for word in words}
+EVALUATION = ("eval", "evaluation")
+# Beside the part's own name, these say nothing: train_images, test-set.
+FILLERS = {"set", "data", "images", "image", "imgs", "img", "split", "folder", "part", "photos", "pictures", "labels"}
+
+
+def part_of(name: str) -> str | None:
+    """The part ("train", "val", "test") that a folder or a word called `name` means; None if it means none.
+
+    >>> part_of("Training"), part_of("test_images"), part_of("seg_train"), part_of("trains")
+    ('train', 'test', None, None)
+    """
+    found = _read(name)
+    return found[0] if found and not found[1] else None
+
+
+def parts_of(names: Iterable[str]) -> dict[str, str]:
+    """The part that each of the folders `names`, which lie together, means; those that mean none are left out.
+
+    A further word that several share ("seg_train", "seg_test") does not count. Where there is a val part and no test
+    part, "evaluation" is the test part.
+    """
+    read = {name: meant for name in names if (meant := _read(name))}
+    shared = {rest for part, rest in read.values() if part == "train"}
+    found = {name: part for name, (part, rest) in read.items() if not rest or rest in shared}
+    kinds = list(found.values())
+    late = [name for name, part in found.items() if part == "val" and set(_words(name)) & set(EVALUATION)]
+    if late and "test" not in kinds and kinds.count("val") > len(late):
+        found |= dict.fromkeys(late, "test")
+    # One folder called after a part and something else, alone, is a folder like any other.
+    lone = [name for name in found if read[name][1]]
+    if len({found[name] for name in lone}) < 2:
+        found = {name: part for name, part in found.items() if name not in lone}
+    return found
+
+
+def _read(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """The part that `name` means, and its further words; None if it means none, or several."""
+    words = _words(name)
+    parts = [PART_OF_WORD[word] for word in words if word in PART_OF_WORD]
+    if len(parts) != 1:
+        return None
+    return parts[0], tuple(word for word in words if word not in PART_OF_WORD and word not in FILLERS)
+
+
+def _words(name: str) -> list[str]:
+    """The words of "segTrain", "seg_train" or "SEG TRAIN 2", in lower case."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return [word for word in re.split(r"[\W_]+", spaced.lower()) if word]
