@@ -4,11 +4,13 @@ from typing import Annotated
 
 import typer
 
+from svertka.cli.input import Columns
 from svertka.cli.output import print_json
 
 
 def check(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="labelled pictures, as for svertka train")],
+    columns: Columns = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
     """Say what is in a data set and what is wrong with it; nothing is changed.
@@ -17,7 +19,7 @@ def check(
     """
     from svertka.data import check as checking
 
-    findings = checking.check(source)
+    findings = checking.check(source, columns=columns)
     if as_json:
         print_json(findings.as_json())
     else:

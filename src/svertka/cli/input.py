@@ -19,6 +19,13 @@ Part = Annotated[
 ]
 
 
+# Of all verbs that take a SOURCE.
+Columns = Annotated[
+    str | None,
+    typer.Option(help="of a SOURCE that is a table: path=COLUMN,label=COLUMN, where they are called otherwise"),
+]
+
+
 def whole_numbers(option: str, text: str | None) -> list[int] | None:
     """The numbers of "256,288", given as `option`; None for None."""
     if text is None:

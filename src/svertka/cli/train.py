@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from svertka.cli.input import Columns
 from svertka.cli.output import print_json
 from svertka.errors import UsageError, command
 
@@ -86,6 +87,7 @@ def train(
     repeats: Annotated[
         int | None, typer.Option(help="train on so many divisions of the pictures, for a confidence interval")
     ] = None,
+    columns: Columns = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write for TensorBoard too")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
@@ -151,6 +153,7 @@ def train(
             variants=variants,
             half_features=half_features,
             cache_limit=None if cache_limit is None else round(cache_limit * 1e9),
+            columns=columns,
             tensorboard=tensorboard,
             **{name: value for name, value in changes.items() if value is not None},
         )
@@ -164,7 +167,8 @@ def train(
         return
     result = run.result()
     if as_json:
-        print_json(result)
+        settings = run.settings()
+        print_json(result | {"bad": settings["bad"]} | settings["account"])
         return
     errors = [f"{part} error {result[key]:.2%}" for part, key in PARTS.items() if result[key] is not None]
     speed = f"{result['images_per_second']:,.0f} images/s"

@@ -140,7 +140,8 @@ def list_tree(path: Path) -> FileTree:
 
 def kind_of(folder: Path, names: set[str]) -> str | None:
     """What svertka made `folder`, which holds `names`: "a run", "runs", "an atlas", "overlays"; None: it did not."""
-    if {"config.json", "model.safetensors"} <= names or ("training.json" in names and "metrics.jsonl" in names):
+    begun = names <= {".lock", "checkpoint"} and ".lock" in names  # a training that prepares its images
+    if begun or {"config.json", "model.safetensors"} <= names or {"training.json", "metrics.jsonl"} <= names:
         return "a run"
     if "atlas.json" in names and _has_key(folder / "atlas.json", "identity"):
         return "an atlas"

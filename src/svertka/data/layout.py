@@ -24,7 +24,7 @@ from svertka.errors import DataError
 
 # Folders that go with images without being classes; of no account where they hold no image.
 COMPANIONS = {"annotations", "annotation", "labels", "label", "xml", "xmls", "docs", "doc", "scripts", "code", "meta"}
-COMPANIONS |= {"metadata", "imagesets", "logs", "checkpoints", "weights", "models"}
+COMPANIONS |= {"metadata", "imagesets", "logs", "checkpoints", "weights", "models", "runs"}
 WRAPPERS = {"images", "image", "imgs", "img", "data", "dataset", "photos", "pictures", "jpegimages", "classes"}
 EXAMPLE = re.compile(r"submission|sample", re.IGNORECASE)  # of what a challenge takes, with labels that mean nothing
 PLAIN_PARTS = ("train", "val", "valid", "validation", "test")
@@ -139,8 +139,12 @@ class _Reader:
         elif inner:
             self._read_parts_of_classes(inner)
         elif len(top.full) > 1:
+            tables = self._tables_in(top)
+            if tables and any(_is_wrapper(folder, top) for folder in top.full):
+                return False  # images/ and test/ beside labels.csv are no classes
             self._read_classes(top.folders, "")
             self._question_subfolders(top.full)
+            self._question_tables(tables, top)
         return bool(self.found)
 
     # Folders
@@ -281,6 +285,18 @@ class _Reader:
                 self.layout.warnings.append(
                     f"the class folder {folder.path} holds folders that are called as classes beside it, "
                     f"{_few(inside)}: is it a copy of them, or a folder around them? Then move it away"
+                )
+
+    def _question_tables(self, tables: Sequence[Table], top: Folder) -> None:
+        """Warn of tables that give images other labels than the folders in which they are."""
+        labels = {entry.path: entry.label for entry, _ in self.found}
+        for table in tables:
+            rows = [(labels.get(top.inside(row.path)), row) for row in table.rows]
+            other = next((row for label, row in rows if label and alike(label) != alike(row.label)), None)
+            if other is not None:
+                self.layout.warnings.append(
+                    f"{table.file} gives {other.path} the label {other.label}, but its folder is taken for its class; "
+                    f"give {table.file} as SOURCE if the table is right"
                 )
 
     def _name_wordnet_ids(self, top: Folder) -> None:

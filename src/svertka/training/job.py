@@ -63,6 +63,7 @@ def train(
     half_features: bool = False,
     cache_limit: int | None = None,
     turn: int = 0,
+    columns: str | None = None,
     tensorboard: bool = False,
     **changes: Any,
 ) -> Run:
@@ -80,8 +81,9 @@ def train(
     no such part. `accelerate`: on the CPU, let `svertka.conv` compute the convolutions. `prefetch`: prepare batches
     ahead in a thread; None: where it pays. `cache`: store what the frozen part gives, where that pays; `variants`: so
     many of each augmented picture, None: as `plan.Passes.cache` says; `half_features`: in float16. `cache_limit`: bytes
-    of decoded pictures on disk, and of features. `turn`: another division into parts. `changes`: settings of the
-    recipe, such as epochs=5 or unfreeze="last".
+    of decoded pictures on disk, and of features. `turn`: another division into parts. `columns`: what the
+    columns of a table mean, as for `data.sources.open_source`. `changes`: settings of the recipe, such as epochs=5 or
+    unfreeze="last".
 
     Raises:
         UsageError: a value that cannot be; the run folder exists.
@@ -91,7 +93,7 @@ def train(
     asked = {name: value for name, value in locals().items() if name not in ("source", "changes")} | changes
     began = time.monotonic()
     place, thread_count = choose_device(device), set_threads(threads)
-    dataset = open_source(fspath(source))
+    dataset = open_source(fspath(source), columns=columns)
     start_from = None if weights is None else fspath(weights)
     own_pictures = dataset.source not in DEFAULTS
     if own_pictures and model is None and start_from is None and recipe is None:
@@ -166,6 +168,8 @@ def train(
             fingerprint=parts.fingerprint,
             parts=parts.sizes(),
             bad=parts.bad,
+            account=dataset.account.as_json(),
+            columns=columns,
             val=val,
             test=test,
             model=facts.name,
@@ -185,7 +189,7 @@ def train(
             turn=turn,
         )
         say(plan.table(summary.facts(classifier, settings, once + one_epoch * planned.epochs)))
-        for sentence in filter(None, (*started, parts.few(), parts.unstored)):
+        for sentence in filter(None, (*parts.not_used(), *started, parts.few(), parts.unstored)):
             say(sentence)
         run = Run(folder)
         if distributed.is_first():
@@ -239,7 +243,7 @@ def resume(
 def _parts_of(run: Run, settings: Settings) -> Parts:
     """The pictures of `settings`, divided as for the training that `run` was begun with."""
     try:
-        dataset = open_source(settings.source)
+        dataset = open_source(settings.source, columns=settings.columns)
     except (UsageError, DataError) as error:
         again = command("train", "--resume", run.folder)
         raise type(error)(f"{error}; if the pictures were moved, say where they are now: {again} SOURCE") from error

@@ -1,6 +1,7 @@
 """The pictures of a training: opened, decoded once, cleaned of bad ones and divided into train, val and test."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from svertka.errors import DataError
 from svertka.localization.patches import Patches, cut_out
 from svertka.localization.windows import BACKGROUND
 from svertka.models.zoo import Model
+from svertka.quoting import printable
 from svertka.training.recipe import Recipe
 
 LISTED = 20  # bad pictures that a message names
@@ -62,6 +64,10 @@ class Parts:
         """Each class's weight, inverse to its frequency, (classes,) float32; 1 on average over the pictures."""
         counts = torch.from_numpy(self.counts("train")).float()
         return counts.sum() / (len(counts) * counts)
+
+    def not_used(self) -> list[str]:
+        """What of the source is not used and why, and what else has to be said of it, a sentence each."""
+        return [*self.dataset.account.sentences(), *unread(self.bad)]
 
     def few(self) -> str | None:
         """A warning, if a class has so few training pictures that which they are decides what is learnt."""
@@ -122,6 +128,20 @@ class Parts:
         )
 
 
+def unread(bad: Sequence[Mapping[str, str]]) -> list[str]:
+    """The sentence on images that cannot be read, of path and reason each; none if there are none."""
+    if not bad:
+        return []
+    images = "1 image" if len(bad) == 1 else f"{len(bad)} images"
+    return [printable(f"left out: {images} that cannot be read: {_listed(bad)}")]
+
+
+def _listed(bad: Sequence[Mapping[str, str]]) -> str:
+    """The first of them, with their reasons."""
+    more = f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
+    return "; ".join(f"{one['path']}: {one['reason']}" for one in bad[:LISTED]) + more
+
+
 def divide(
     dataset: Dataset,
     preprocess: Preprocess,
@@ -146,10 +166,8 @@ def divide(
     )
     bad = [{"path": dataset.pictures.name(i), "reason": reason} for i, reason in sorted(seen.bad.items())]
     if len(bad) > BAD_SHARE * len(dataset):
-        listed = "; ".join(f"{one['path']}: {one['reason']}" for one in bad[:LISTED])
-        rest = f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
         raise DataError(
-            f"{len(bad)} of {len(dataset)} pictures in {dataset.source} are bad, more than a tenth: {listed}{rest}"
+            f"{len(bad)} of {len(dataset)} pictures in {dataset.source} are bad, more than a tenth: {_listed(bad)}"
         )
     good = np.array([i for i in range(len(dataset)) if i not in seen.bad], dtype=np.int64)
     digests = [seen.digests[i] for i in good]
@@ -203,7 +221,12 @@ def in_patches(
     digests = [patches.digest_in(parts.digests[picture], index) for index, picture in enumerate(of_picture.tolist())]
     indices = {part: np.flatnonzero(np.isin(of_picture, some)) for part, some in parts.indices.items()}
     dataset = Dataset(
-        pictures.source, (*pictures.names, BACKGROUND), patches, patches.labels, np.full(len(patches), "", "<U5")
+        pictures.source,
+        (*pictures.names, BACKGROUND),
+        patches,
+        patches.labels,
+        np.full(len(patches), "", "<U5"),
+        account=pictures.account,
     )
     fingerprint = _fingerprint(dataset, digests, np.arange(len(patches)), indices)
     made = Parts(dataset, indices, patches, patches, parts.bad, None, fingerprint, digests, patches)

@@ -37,6 +37,8 @@ class Settings(BaseModel):
     fingerprint: str = Field(description="of the contents, labels and parts of the pictures used")
     parts: dict[str, int] = Field(description="pictures in each part")
     bad: list[dict[str, str]] = Field(description="pictures left out, as path and reason")
+    account: dict[str, Any] = Field(default_factory=dict, description="files of the source that are not used, and why")
+    columns: str | None = Field(default=None, description="what the columns of the source mean, as it was asked for")
     val: float
     test: float
     turn: int = Field(default=0, ge=0, description="which of several divisions into train, val and test this is")
