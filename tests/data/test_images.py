@@ -11,11 +11,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
+import pillow_heif
 import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from svertka.data.images import PIXEL_LIMIT, SUFFIXES, as_rgb, picture_size, read_picture
+from svertka.data.images import (
+    DECODERS,
+    PIXEL_LIMIT,
+    SUFFIXES,
+    as_rgb,
+    format_of,
+    misnamed,
+    picture_size,
+    read_picture,
+)
 from svertka.errors import PictureError, UsageError
 
 SIZES = [(23, 37), (5, 3)]  # odd, higher than wide; smaller than a JPEG block
@@ -41,6 +51,12 @@ def exif(orientation: int) -> bytes:
 def save(image: Image.Image, format_name: str, **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, format_name, **options)
+    return file.getvalue()
+
+
+def heic(image: Image.Image, **options: object) -> bytes:
+    file = io.BytesIO()
+    pillow_heif.from_pillow(image).save(file, **options)
     return file.getvalue()
 
 
@@ -312,7 +328,7 @@ def test_photographs_are_what_pillow_decodes(shared_data):
     assert len(paths) > 15
     for path in paths:
         expected = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        np.testing.assert_array_equal(read_picture(path.read_bytes(), suffix=path.suffix), np.asarray(expected))
+        np.testing.assert_array_equal(read_picture(path.read_bytes()), np.asarray(expected))
 
 
 def test_min_side_reduces_photographs_unnoticed(shared_data):
@@ -430,7 +446,6 @@ REASONS = {
     "damaged",
     "empty file",
     "no pixels",
-    "32-bit pixels, whose range is not known",
     "more than the limit of 100 megapixels",
 }
 
@@ -441,6 +456,10 @@ ONE_OF_EACH = {
     "BMP": save(_rgb((40, 56))[0], "BMP"),
     "TIFF": save(_rgb((40, 56))[0], "TIFF", compression="tiff_lzw"),
     "GIF": save(_palette((40, 56))[0], "GIF"),
+    "AVIF": save(_rgb((40, 56))[0], "AVIF"),
+    "HEIC": heic(_rgb((40, 56))[0]),
+    "JPEG 2000": save(_rgb((40, 56))[0], "JPEG2000"),
+    "PNM": save(_rgb((40, 56))[0], "PPM"),
 }
 
 
@@ -469,32 +488,28 @@ def test_a_damaged_jpeg_is_refused():
         read_picture(bytes(data))
 
 
-def test_empty_foreign_and_mislabelled():
+def test_empty_and_foreign():
     with pytest.raises(PictureError, match=r"^empty file$"):
         read_picture(b"")
-    pgm, icon = save(_luminance((4, 4))[0], "PPM"), save(_rgb((16, 16))[0], "ICO")
-    for foreign in (b"\0", b"<html>", b"%PDF-1.7", pgm, icon, bytes(1000)):
+    icon = save(_rgb((16, 16))[0], "ICO")
+    for foreign in (b"\0", b"<html>", b"%PDF-1.7", b"P7\nWIDTH 4", icon, bytes(1000)):
         for reads in (read_picture, picture_size):
             with pytest.raises(PictureError, match=r"^not a picture"):
-                reads(foreign, suffix=".jpg")
-    with pytest.raises(PictureError, match=r"^named .JPG but holds PNG$"):
-        read_picture(ONE_OF_EACH["PNG"], suffix=".JPG")
+                reads(foreign)
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_every_suffix_names_its_format(name):
-    for suffix, format_name in SUFFIXES.items():
-        if format_name == name:
-            assert read_picture(ONE_OF_EACH[name], suffix=suffix.upper()).shape == (40, 56, 3)
-        else:
-            with pytest.raises(PictureError, match=f"^named {suffix} but holds {name}$"):
-                read_picture(ONE_OF_EACH[name], suffix=suffix)
-    assert read_picture(ONE_OF_EACH[name], suffix=".picture").shape == (40, 56, 3)
+def test_the_content_decides_and_a_wrong_suffix_is_told():
+    assert set(SUFFIXES.values()) == set(DECODERS)
+    for name, data in ONE_OF_EACH.items():
+        assert format_of(data) == name
+        for suffix, claimed in SUFFIXES.items():
+            assert misnamed(f"a/b{suffix.upper()}", data) == (None if claimed == name else name)
+        assert misnamed("a/b.picture", data) is None
 
 
 def test_floating_point_and_wide_integers_are_refused():
     for values in (np.ones((4, 4), np.float32), np.full((4, 4), 70000, np.int32)):
-        with pytest.raises(PictureError, match=r"whose range is not known$"):
+        with pytest.raises(PictureError, match=r"^unsupported: 1 band of .* whose range is not known$"):
             read_picture(save(Image.fromarray(values), "TIFF"))
 
 
@@ -519,15 +534,27 @@ def resized_header(name: str, width: int, height: int) -> bytes:
             struct.pack_into("<I", data, at + 8, value)
     elif name == "GIF":
         struct.pack_into("<HH", data, 6, width, height)
+    elif name in ("AVIF", "HEIC"):
+        struct.pack_into(">II", data, data.rindex(b"ispe") + 8, width, height)
+    elif name == "JPEG 2000":
+        struct.pack_into(">II", data, data.index(b"ihdr") + 4, height, width)
+        struct.pack_into(">II", data, data.index(b"\xff\x4f\xff\x51") + 8, width, height)
+    elif name == "PNM":
+        data[: data.index(b"255")] = f"P6\n{width} {height}\n".encode()
     return bytes(data)
+
+
+OVER_LARGE = r"^120 megapixels(, more than the limit of 100; make| of WebP take 2.04 GB)"
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 @pytest.mark.parametrize("min_side", [None, 64])
 def test_over_large_is_refused_before_decoding(name, min_side):
+    if name == "HEIC" or (name == "JPEG" and min_side):
+        pytest.skip("such a JPEG is decoded reduced; libheif finds the header at odds with the rest")
     tracemalloc.start()
     try:
-        with pytest.raises(PictureError, match=r"^120 megapixels, more than the limit of 100$"):
+        with pytest.raises(PictureError, match=OVER_LARGE):
             read_picture(resized_header(name, 12000, 10000), min_side=min_side)
         with pytest.raises(PictureError, match=r"^120 megapixels"):
             picture_size(resized_header(name, 12000, 10000))
@@ -554,7 +581,7 @@ def tiled_tiff(tile: int) -> bytes:
 
 def test_tiles_beyond_the_limit_are_refused():
     assert not read_picture(tiled_tiff(16)).any()
-    with pytest.raises(PictureError, match=r"^25600 megapixels, more than the limit of 100$"):
+    with pytest.raises(PictureError, match=r"^25600 megapixels, more than the limit of 100; make it"):
         read_picture(tiled_tiff(160_000))
 
 
@@ -609,7 +636,9 @@ def test_mutated_pictures_give_pixels_or_a_reason(large_count):
             pixels = read_picture(data, min_side=4 if number // formats % 2 else None)
         except PictureError as error:
             reason = str(error)
-            assert reason in REASONS or re.match("named|[0-9]+ mega|not a pic", reason), reason
+            assert reason in REASONS or re.match("unsupported|[0-9]+ (mega|scans)|not a pic|takes|HEIC|AVIF", reason), (
+                reason
+            )
             outcomes["refused"] += 1
         else:
             assert number // formats % 2 or picture_size(data) == pixels.shape[:2], number

@@ -11,20 +11,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
 from svertka.data import dataset as dataset_module
 from svertka.data import pictures
 from svertka.data.dataset import ArrayPictures, Dataset, FilePictures
-from svertka.data.images import read_picture
+from svertka.data.images import Decoded, Decoding, decode
 from svertka.data.pictures import prepare
 from svertka.data.preprocess import central_square
+from svertka.data.rows import HEAD
+from svertka.data.store import RECORD
 from svertka.errors import DataError
 from svertka.files import cache_folder
 
 SIDE = 24
-COST = SIDE * SIDE * 3 + 20
+ROW = SIDE * SIDE * 3 + HEAD.size
+COST = ROW + RECORD.itemsize
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +42,11 @@ def opened(monkeypatch) -> list[str]:
     """The first bytes of every picture that is decoded."""
     calls: list[str] = []
 
-    def counted(data: bytes, **options: object) -> np.ndarray:
+    def counted(data: bytes, *options: object) -> Decoded:
         calls.append(data[:4].hex())
-        return read_picture(data, **options)
+        return decode(data, *options)
 
-    monkeypatch.setattr(dataset_module, "read_picture", counted)
+    monkeypatch.setattr(dataset_module, "decode", counted)
     return calls
 
 
@@ -149,8 +153,7 @@ def bad_folder(root: Path) -> Dataset:
 BAD = {
     1: "truncated",
     2: "empty file",
-    3: "not a picture (JPEG, PNG, WebP, BMP, TIFF, GIF)",
-    10: "named .png but holds JPEG",
+    3: "not a picture (JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC, JPEG 2000, PNM)",
     11: "no such file or directory",
 }
 
@@ -161,8 +164,9 @@ def test_bad_pictures_are_told_by_reason_and_not_tried_again(tmp_path, opened):
     for start in range(3):
         prepared = prepare(dataset, SIDE, 3, threads=2)
         assert prepared.bad == BAD
-        assert prepared.stored == 7
-        assert len(opened) == 11, start  # all but the absent one, once
+        assert prepared.stored == 8
+        assert prepared.facts[10].format == "JPEG"  # though it is named .png
+        assert len(opened) == 10, start  # all but the absent one, once; one is a copy
         right = dataset.take(np.array(good))
         opened_before = len(opened)
         np.testing.assert_array_equal(prepared.rows[np.array(good)], expected(right))
@@ -176,16 +180,18 @@ def test_a_mended_picture_is_good_again(tmp_path):
     prepare(dataset, SIDE, 3, threads=2)
     (tmp_path / "photos" / "1.jpg").write_bytes(jpeg(1))
     (tmp_path / "photos" / "absent.jpg").write_bytes(jpeg(50))
-    assert prepare(dataset, SIDE, 3, threads=2).bad.keys() == {2, 3, 10}
+    assert prepare(dataset, SIDE, 3, threads=2).bad.keys() == {2, 3}
 
 
 def test_another_decoder_tries_bad_pictures_again(tmp_path, opened, monkeypatch):
     dataset = bad_folder(tmp_path / "photos")
     prepare(dataset, SIDE, 3, threads=2)
     opened.clear()
-    monkeypatch.setattr(pictures, "PIXEL_LIMIT", 5)
+    monkeypatch.setattr(PIL, "__version__", "0")
     assert prepare(dataset, SIDE, 3, threads=2).bad == BAD
-    assert len(opened) == 4
+    assert len(opened) == 3
+    assert prepare(dataset.decoded_as(Decoding(10**9)), SIDE, 3, threads=2).bad == BAD
+    assert len(opened) == 6
     for content in (b"{", b"[]", b'{"header": 1}', b"\xff"):
         (cache_folder("pictures") / "bad.json").write_bytes(content)
         assert prepare(dataset, SIDE, 3, threads=2).bad == BAD
@@ -260,7 +266,7 @@ def test_damaged_rows_are_decoded_again(tmp_path, cache, opened):
     prepare(dataset, SIDE, 3, threads=2)
     (rows,) = cache.glob("pictures/*/rows")
     content = bytearray(rows.read_bytes())
-    content[3 * SIDE * SIDE * 3 + 5] ^= 64
+    content[3 * ROW + HEAD.size + 5] ^= 64
     rows.write_bytes(content)
     opened.clear()
     prepared = prepare(dataset, SIDE, 3, threads=2)
@@ -284,13 +290,14 @@ def test_arrays_stay_in_memory(channels, cache):
     assert not (cache / "pictures").exists()
 
 
-def test_arrays_with_large_squares_go_through_the_store(monkeypatch, cache):
+def test_large_squares_of_arrays_are_made_when_needed_and_never_stored(monkeypatch, cache):
     monkeypatch.setattr(pictures, "IN_MEMORY", 10 * 40 * 40 * 3 - 1)
     array = np.random.default_rng(1).integers(0, 256, (10, 28, 28, 3)).astype(np.uint8)
     dataset = Dataset("d", ("a", "b"), ArrayPictures(array, "d"), np.zeros(10, np.int64), np.full(10, ""))
     prepared = prepare(dataset, 40, 3, threads=2)
-    assert prepared.stored == 10
+    assert (prepared.stored, prepared.unstored) == (0, None)
     np.testing.assert_array_equal(everything(prepared.rows), expected(dataset, 40))
+    assert not (cache / "pictures").exists()
 
 
 def run_python(code: str, cache: Path, **environment: str) -> subprocess.Popen:
@@ -342,9 +349,9 @@ def test_two_processes_prepare_at_once(tmp_path, cache):
     with run_python(code, cache) as one, run_python(code, cache) as two:
         results = [process.communicate()[0].split() for process in (one, two)]
     for _, stored, _, bad in results:
-        assert (int(stored), int(bad)) == (157, 4)
+        assert (int(stored), int(bad)) == (158, 3)
     (rows,) = cache.glob("pictures/*/rows")
-    assert rows.stat().st_size == 157 * SIDE * SIDE * 3  # nothing twice
+    assert rows.stat().st_size == 157 * ROW  # nothing twice
     assert prepare(dataset, SIDE, 3, threads=1).decoded == 0
 
 
@@ -374,8 +381,8 @@ def test_processes_of_one_job_share_the_work(tmp_path, cache, writable):
         results = [process.communicate(timeout=120)[0].splitlines() for process in (one, two)]
     assert [process.returncode for process in (one, two)] == [0, 0]
     facts = [[int(value) for value in result[1].split()] for result in results]
-    assert facts[0][0] == facts[1][0] == (37 if writable else 0)
-    assert facts[0][1] + facts[1][1] == 41
+    assert facts[0][0] == facts[1][0] == (38 if writable else 0)
+    assert facts[0][1] + facts[1][1] == 40
     assert min(facts[0][1], facts[1][1]) >= 20
     assert results[0][2] == results[1][2]
     assert facts[0][2] == 4

@@ -94,7 +94,7 @@ def test_another_format_or_version_is_begun_anew(tmp_path):
         assert len(store) == 0
         store.append(keys(1), rows_of(1, shape=shape, dtype=dtype))
     header = tmp_path / "store" / "format.json"
-    for content in (header.read_bytes().replace(b'"version": 1', b'"version": 0'), b"{", b"[]", b""):
+    for content in (header.read_bytes().replace(b'"version": 2', b'"version": 1'), b"{", b"[]", b""):
         header.write_bytes(content)
         store = Store(tmp_path / "store", SHAPE, np.uint8)
         assert len(store) == 0

@@ -1,6 +1,5 @@
 """What is in a data set and what is wrong with it, by path, before anything is trained."""
 
-import io
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -10,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags
 
 from svertka.arguments import check_types
 from svertka.data.account import Account
 from svertka.data.dataset import BAD_SHARE, PARTS, ArrayPictures, Dataset, FilePictures, Ints, Pictures, Pixels
 from svertka.data.folder import Listing, list_folder
-from svertka.data.images import DECODERS
+from svertka.data.images import read_header
 from svertka.data.likeness import SIDE, look_alikes, thumbnail
 from svertka.data.published import NAMES, open_published
 from svertka.data.sources import refuse_misspelt
@@ -225,19 +223,8 @@ def _look(pictures: Pictures, index: int) -> _Seen:
         return _Seen(digest, ARRAY_MODES[channels], (width, height), False, thumbnail(pictures.array[index]))
     assert isinstance(pictures, FilePictures)  # the two kinds that sources give
     small = thumbnail(pictures.read(index, min_side=SIDE))
-    mode, size, orientation = _header(pictures.content(index))
-    return _Seen(digest, mode, size, orientation != 1, small)
-
-
-def _header(content: bytes) -> tuple[str, tuple[int, int], int]:
-    """Pillow's mode, (width, height) and EXIF orientation of a picture that can be read."""
-    decoder = next(decoder for start, decoder in DECODERS.values() if start.match(content))
-    with decoder(io.BytesIO(content)) as image:
-        try:
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:  # damaged EXIF spoils no picture
-            orientation = 1
-        return image.mode, image.size, orientation if orientation in range(1, 9) else 1
+    header = read_header(pictures.content(index))
+    return _Seen(digest, header.mode, header.size, header.orientation != 1, small)
 
 
 def _same_content(indices: list[int], digests: list[bytes]) -> list[list[int]]:

@@ -9,16 +9,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from svertka.data import images
 from svertka.data.account import Account
-from svertka.data.images import picture_size, read_picture
-from svertka.errors import PictureError
-from svertka.files import read_regular
+from svertka.data.images import DEFAULT, Decoded, Decoding, decode, picture_size
 
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 
 PARTS = ("train", "val", "test")
-FILE_LIMIT = 2**30  # bytes of an image file
 BAD_SHARE = 0.1  # of the pictures; if more cannot be read, nothing is trained
 
 
@@ -86,8 +84,8 @@ class ArrayPictures:
 class FilePictures:
     """Pictures in files; `paths` are relative to `root`."""
 
-    def __init__(self, root: Path, paths: Sequence[str]) -> None:
-        self.root, self.paths = root, paths
+    def __init__(self, root: Path, paths: Sequence[str], decoding: Decoding = DEFAULT) -> None:
+        self.root, self.paths, self.decoding = root, paths, decoding
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -102,27 +100,19 @@ class FilePictures:
 
     def size(self, index: int) -> tuple[int, int]:
         """As the file's header says."""
-        return picture_size(self.content(index), suffix=Path(self.paths[index]).suffix)
+        return picture_size(self.content(index), self.decoding)
 
     def read(self, index: int, min_side: int | None = None) -> Pixels:
-        """The decoded file; one whose ending names another format than its content is refused as mislabelled."""
-        return read_picture(self.content(index), min_side=min_side, suffix=Path(self.paths[index]).suffix)
+        """The decoded file, whatever format its name claims."""
+        return self.decoded(index, min_side).pixels
+
+    def decoded(self, index: int, min_side: int | None = None) -> Decoded:
+        """The same with what it is."""
+        return decode(self.content(index), min_side, self.decoding)
 
     def content(self, index: int) -> bytes:
         """The bytes of the file."""
-        return read_file(self.root / self.paths[index])
-
-
-def read_file(path: Path) -> bytes:
-    """The bytes of the image file `path`.
-
-    Raises:
-        PictureError: it cannot be read, is no regular file or too large; the message is the reason.
-    """
-    try:
-        return read_regular(path, FILE_LIMIT)
-    except (OSError, ValueError) as error:
-        raise PictureError((getattr(error, "strerror", None) or str(error)).lower()) from error
+        return images.content(self.root / self.paths[index], self.decoding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +136,10 @@ class Dataset:
     def counts(self) -> Ints:
         """Pictures of each class, (classes,)."""
         return np.bincount(self.labels, minlength=len(self.names)).astype(np.int64)
+
+    def decoded_as(self, decoding: Decoding) -> "Dataset":
+        """The same with files decoded otherwise."""
+        return replace(self, pictures=decoded_as(self.pictures, decoding))
 
     def take(self, indices: Ints) -> "Dataset":
         """The pictures at `indices`, in that order."""
@@ -178,3 +172,12 @@ class Subset:
     def read(self, index: int, min_side: int | None = None) -> Pixels:
         """As in the whole."""
         return self.pictures.read(int(self.indices[index]), min_side)
+
+
+def decoded_as(pictures: Pictures, decoding: Decoding) -> Pictures:
+    """`pictures` with files decoded as `decoding` says; those in memory are what they are."""
+    if isinstance(pictures, Subset):
+        return Subset(decoded_as(pictures.pictures, decoding), pictures.indices)
+    if isinstance(pictures, FilePictures):
+        return FilePictures(pictures.root, pictures.paths, decoding)
+    return pictures

@@ -1,25 +1,29 @@
 """From a picture to what a network is given: the deterministic part, written once and read by every verb."""
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as functional
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from svertka.data.dataset import Pixels, read_file
-from svertka.data.images import as_rgb, read_picture
+from svertka.data.dataset import Pixels
+from svertka.data.images import DEFAULT, Decoding, as_rgb, read_file, read_picture
 
 Picture = str | Path | Image.Image | npt.NDArray[np.uint8]
+Fit = Literal["crop", "pad", "squeeze"]
+FITS: tuple[Fit, ...] = ("crop", "pad", "squeeze")
 
 
 class Preprocess(BaseModel):
-    """The central square of a picture, `resize` pixels a side, cropped or zero-padded to `size`, normalised.
+    """A picture made square, `resize` pixels a side, cropped or zero-padded to `size`, normalised.
 
-    The network gets (x / 255 − mean) / std. Grey is ITU-R 601 luma, 0.299 R + 0.587 G + 0.114 B.
+    `fit` says how it becomes square: "crop" takes the central square and discards the rest; "pad" takes all of it and
+    puts black above and below, or left and right; "squeeze" takes all of it and changes its proportions. The network
+    gets (x / 255 − mean) / std. Grey is ITU-R 601 luma, 0.299 R + 0.587 G + 0.114 B.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -28,6 +32,10 @@ class Preprocess(BaseModel):
     resize: int = Field(ge=1, le=4096, description="side to which the central square is resized, pixels")
     mean: tuple[float, ...] = Field(description="one a channel, in units of full scale")
     std: tuple[float, ...] = Field(description="one a channel, in units of full scale")
+    fit: Fit = Field(default="crop", description="how a picture becomes square")
+    intensity_range: tuple[int, int] | None = Field(
+        default=None, description="16-bit values that become 0 and 255; None: 0 and 65535"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -35,7 +43,18 @@ class Preprocess(BaseModel):
             raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}; both need 1 or both 3")
         if min(self.std) <= 0:
             raise ValueError(f"std={min(self.std)} must be above 0")
+        low, high = self.intensity_range or (0, 1)
+        if not 0 <= low < high <= 65535:
+            raise ValueError(
+                f"intensity_range={self.intensity_range} must be two values of 0 to 65535, the lower first"
+            )
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what came later, where it changes nothing: so that earlier versions read the file, too."""
+        fields: dict[str, Any] = dump(self)
+        return {name: value for name, value in fields.items() if (name, value) not in _AS_EVER}
 
     @property
     def channels(self) -> int:
@@ -53,8 +72,25 @@ class Preprocess(BaseModel):
         return max(self.resize, self.size)
 
     def square(self, rgb: Pixels) -> Pixels:
-        """The central square of `rgb` (H, W, 3) as (side, side, channels) uint8: resized, and padded where smaller."""
-        return central_square(rgb, self.resize, self.channels, pad_to=self.size)
+        """`rgb` (H, W, 3) made square, (side, side, channels) uint8: resized, and padded where smaller."""
+        return squared(region(rgb, self.fit), self.resize, self.channels, pad_to=self.size, fit=self.fit)
+
+    def whole(self, rgb: Pixels, resize: int) -> Pixels:
+        """All of `rgb` (H, W, 3) that crops are taken from, (H', W', channels) uint8: its shorter side is `resize`.
+
+        Of pictures that are padded or squeezed it is their square.
+        """
+        if self.fit == "crop":
+            return whole_picture(rgb, resize, self.channels)
+        return squared(rgb, resize, self.channels, fit=self.fit)
+
+    def read(self, data: bytes, decoding: Decoding = DEFAULT) -> Pixels:
+        """The picture in the bytes of a file, as `square` takes it: (H, W, 3) uint8, RGB.
+
+        Raises:
+            PictureError: it cannot be read within the limits of `decoding`.
+        """
+        return read_picture(data, self.resize, decoding.within(self.intensity_range))
 
     def normalise(self, squares: torch.Tensor) -> torch.Tensor:
         """What the network gets, (B, C, size, size) float32, of (B, C, S, S) uint8 or float32 in 0 to 255, S ≥ size."""
@@ -70,42 +106,78 @@ class Preprocess(BaseModel):
             return pictures.to(torch.float32).sub_(mean).mul_(scale)
         return (pictures - mean) * scale
 
-    def __call__(self, picture: Picture) -> torch.Tensor:
-        """What the network gets for one picture, (C, size, size) float32: a path, a PIL image, or (H, W[, 3]) uint8.
+    def __call__(self, picture: Picture, decoding: Decoding = DEFAULT) -> torch.Tensor:
+        """What the network gets for one picture, (C, size, size) float32: a path, a PIL image, or an array.
+
+        Arrays are (H, W[, 3]) uint8, or uint16.
 
         Raises:
-            PictureError: it cannot be read.
+            PictureError: it cannot be read within the limits of `decoding`.
         """
-        rgb = opened(picture, min_side=self.resize)
+        rgb = opened(picture, self.resize, decoding.within(self.intensity_range))
         return self.normalise(torch.from_numpy(self.square(rgb)).permute(2, 0, 1)[None])[0]
 
 
-def opened(picture: Picture, min_side: int | None = None) -> Pixels:
+_AS_EVER = (("fit", "crop"), ("intensity_range", None))
+
+
+def opened(picture: Picture, min_side: int | None = None, decoding: Decoding = DEFAULT) -> Pixels:
     """`picture` as (H, W, 3) uint8, RGB; `min_side` as for `images.read_picture`, where it is a path.
 
     Raises:
         PictureError: it cannot be read.
     """
-    if not isinstance(picture, str | Path):
-        return as_rgb(picture)
-    return read_picture(read_file(Path(picture)), min_side=min_side)
+    if isinstance(picture, str | Path):
+        return read_file(picture, min_side, decoding)
+    return as_rgb(picture, decoding.intensity_range)
 
 
-def central_square(rgb: Pixels, resize: int, channels: int, pad_to: int = 0) -> Pixels:
-    """The central square of `rgb` (H, W, 3) uint8 at `resize` pixels a side, (S, S, channels) uint8.
-
-    Reduced with a triangle filter as wide as the reduction, enlarged bilinearly; nothing outside the square is looked
-    at. Grey is made of the result. S is `resize`, or `pad_to` where that is larger: zeros then surround the picture.
-    """
+def region(rgb: Pixels, fit: Fit) -> Pixels:
+    """What is used of `rgb` (H, W, 3): its central square, or all of it."""
+    if fit != "crop":
+        return rgb
     height, width = rgb.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    square = resized(rgb[top : top + side, left : left + side], resize, resize, channels)
-    if pad_to > resize:
-        before = (pad_to - resize) // 2
-        after = pad_to - resize - before
-        square = np.pad(square, ((before, after), (before, after), (0, 0)))
-    return square
+    return rgb[top : top + side, left : left + side]
+
+
+def squared(used: Pixels, resize: int, channels: int, pad_to: int = 0, fit: Fit = "crop") -> Pixels:
+    """A `region` (H, W, 3) uint8 as a square of `resize` pixels a side, (S, S, channels) uint8.
+
+    Reduced with a triangle filter as wide as the reduction, enlarged bilinearly; nothing outside it is looked at. Grey
+    is made of the result. S is `resize`, or `pad_to` where that is larger: zeros then surround the picture.
+    """
+    height, width = padded_size(used.shape[0], used.shape[1], resize) if fit == "pad" else (resize, resize)
+    square = resized(used, height, width, channels)
+    return _centred(_centred(square, resize), max(resize, pad_to))
+
+
+def padded_size(height: int, width: int, resize: int) -> tuple[int, int]:
+    """Height and width of a picture whose longer side is brought to `resize`; halves are rounded up."""
+    longer = max(height, width)
+    shrunk = [max((2 * side * resize + longer) // (2 * longer), 1) for side in (height, width)]
+    return shrunk[0], shrunk[1]
+
+
+def discarded(height: int, width: int, seen: float = 1.0) -> float:
+    """The share of a picture, 0 to 1, that its central square leaves out; `seen`: the share of a side that is used."""
+    side = min(height, width)
+    return 1 - (side * seen) ** 2 / (height * width)
+
+
+def central_square(rgb: Pixels, resize: int, channels: int, pad_to: int = 0) -> Pixels:
+    """The central square of `rgb` (H, W, 3) uint8, resized and padded as `squared` says, (S, S, channels) uint8."""
+    return squared(region(rgb, "crop"), resize, channels, pad_to)
+
+
+def _centred(pixels: Pixels, side: int) -> Pixels:
+    """`pixels` (H, W, C) in the middle of a square of zeros, (side, side, C)."""
+    height, width = pixels.shape[:2]
+    if (height, width) == (side, side):
+        return pixels
+    top, left = (side - height) // 2, (side - width) // 2
+    return np.pad(pixels, ((top, side - height - top), (left, side - width - left), (0, 0)))
 
 
 def whole_picture(rgb: Pixels, resize: int, channels: int) -> Pixels:

@@ -1,12 +1,13 @@
-"""Rows of one shape on disk, found by a 16-byte key: safe with several processes, bounded in size.
+"""Rows on disk, found by a 16-byte key: safe with several processes, bounded in size, checked whenever they are read.
 
     PARENT/lock           held while anything under PARENT is opened, changed or removed
     PARENT/STORE/format.json  version, row shape and type; a store of another format is begun anew
-                 keys     a record a row: its key, and the CRC-32 of key and row
+                 keys     a record a row: its key, where it begins, its length, and the CRC-32 of key and row
                  rows     the rows, in the order of the keys
                  use      held (shared) by every process that has the store open; its time is that of the last opening
 
 Rows are synced before their keys are written: what a killed process leaves behind a last whole record is overwritten.
+The checksum costs 0.4 µs a KB, so that each reading can afford it.
 
 They are read by position, not mapped: the system keeps them in memory as long as it has some to spare, and nothing of
 it counts as this process's. Mapped, every row touched brings in up to 2 MB around it (Linux 6.18 on ext4): a batch of
@@ -30,27 +31,26 @@ from svertka.data.dataset import Ints
 from svertka.errors import StorageError
 from svertka.files import free_bytes, locked, storage, write_json
 
-VERSION = 1
-RECORD = np.dtype([("key", "V16"), ("crc", "<u4")])
+Bytes = npt.NDArray[np.uint8]
+
+VERSION = 2
+RECORD = np.dtype([("key", "V16"), ("offset", "<u8"), ("length", "<u4"), ("crc", "<u4")])
 LIMIT = 20 * 10**9  # bytes of all stores under one folder, if a quarter of the free space is not less
 
 
-class Store:
-    """The rows stored in `folder`, of `row_shape` and `dtype`; made if absent.
+class ByteStore:
+    """The rows stored in `folder`, each any number of bytes; made if absent.
 
     `limit`: bytes that this store and its neighbours (the folders beside it) may take together; None is 20 GB, or a
     quarter of the free space where that is less. Neighbours that no process has open are removed, least recently
-    opened first, to make room. Several threads may `gather` at once.
+    opened first, to make room. Several threads may read at once.
 
     Raises:
         StorageError: the folder cannot be written.
     """
 
-    def __init__(
-        self, folder: Path, row_shape: tuple[int, ...], dtype: npt.DTypeLike, limit: int | None = None
-    ) -> None:
-        self.folder, self.row_shape, self.dtype = folder, row_shape, np.dtype(dtype)
-        self.row_bytes = int(np.prod(row_shape)) * self.dtype.itemsize
+    def __init__(self, folder: Path, limit: int | None = None, layout: dict[str, Any] | None = None) -> None:
+        self.folder = folder
         self._records = np.zeros(0, RECORD)
         self._index: dict[bytes, int] = {}
         self._sound = np.zeros(0, bool)  # rows that were compared with their CRC, or written, by this object
@@ -58,7 +58,7 @@ class Store:
         with storage(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with locked(self._lock), storage(folder):
-            self._begin()
+            self._begin(layout or {"rows": "bytes"})
             self._use, self._keys_file, self._rows_file = files = [
                 os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644) for name in ("use", "keys", "rows")
             ]
@@ -73,7 +73,7 @@ class Store:
         return len(self._records)
 
     def find(self, keys: Sequence[bytes]) -> Ints:
-        """Where the rows of `keys` are, (n,) int64: a position for `gather`, or -1 if it is absent or damaged.
+        """Where the rows of `keys` are, (n,) int64: a position to read at, or -1 if it is absent or damaged.
 
         Each row is compared with its checksum the first time that it is found.
         """
@@ -85,40 +85,37 @@ class Store:
                 positions[place] = -1
         return positions
 
-    def gather(self, positions: Ints) -> npt.NDArray[Any]:
-        """The rows at `positions` (n,), each as `find` or `append` gave it: (n, *row_shape).
+    def read(self, position: int, count: int | None = None) -> Bytes | None:
+        """The row at `position`, (n,) uint8, None if it is damaged; or its first `count` bytes, which are not checked.
 
         Raises:
             StorageError: the disk cannot be read.
         """
-        if len(positions) and positions.min() < 0:
-            raise IndexError("a position is -1: that row is not stored")
-        rows = np.empty((len(positions), *self.row_shape), self.dtype)
-        for place, position in enumerate(positions.tolist()):
-            self._read(position, rows[place : place + 1])
-        return rows
+        length = int(self._records["length"][position])
+        row = np.empty(length if count is None else min(count, length), np.uint8)
+        return row if self._read(position, row, check=count is None) else None
 
-    def append(self, keys: Sequence[bytes], rows: npt.NDArray[Any]) -> Ints:
-        """Store `rows` (n, *row_shape) under `keys`; their positions, (n,) int64, -1 for those beyond the limit.
+    def append_bytes(self, keys: Sequence[bytes], rows: Sequence[Bytes]) -> Ints:
+        """Store `rows`, each (n,) uint8, under `keys`; their positions, (n,) int64, -1 for those beyond the limit.
 
         What another process stored meanwhile is not stored twice.
 
         Raises:
             StorageError: the disk is full or cannot be written; what was stored before stays.
         """
-        rows = np.ascontiguousarray(rows, self.dtype).reshape(len(keys), *self.row_shape)
         with locked(self._lock), storage(self.folder):
             self._refresh()
             fresh = {key: place for place, key in enumerate(keys) if not self._has(key)}
-            places = list(fresh.values())[: self._room(len(fresh))]
+            places = list(fresh.values())
+            places = places[: self._room([len(rows[place]) for place in places])]
             if places:
-                self._write([keys[place] for place in places], rows[places])
+                self._write([keys[place] for place in places], [rows[place] for place in places])
         return np.array([self._index[key] if self._has(key) else -1 for key in keys], dtype=np.int64)
 
-    def room(self) -> int:
-        """How many rows can still be appended, neighbours that nobody uses being removed for them."""
+    def room_for(self, row_bytes: int) -> int:
+        """How many rows of `row_bytes` can still be appended, neighbours that nobody uses being removed for them."""
         with locked(self._lock):
-            return self._room(self.limit // self._cost, remove=False)
+            return self._room([row_bytes] * (self.limit // (row_bytes + RECORD.itemsize)), remove=False)
 
     def clear(self) -> bool:
         """Forget every row, to make room for others; False, and nothing done, while another has the store open."""
@@ -141,17 +138,13 @@ class Store:
     def _lock(self) -> Path:
         return self.folder.parent / "lock"
 
-    @property
-    def _cost(self) -> int:
-        return self.row_bytes + RECORD.itemsize
-
-    def _begin(self) -> None:
-        """Make the folder one of this format, empty if it was of another."""
-        header = {"version": VERSION, "row_shape": list(self.row_shape), "dtype": self.dtype.str}
+    def _begin(self, layout: dict[str, Any]) -> None:
+        """Make the folder one of this layout, empty if it was of another."""
+        header = {"version": VERSION} | layout
         path = self.folder / "format.json"
         try:
             known = json.loads(path.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             known = None
         if known != header:
             for name in ("keys", "rows"):  # not emptied in place: a process of another version may have them open
@@ -161,70 +154,125 @@ class Store:
     def _refresh(self) -> None:
         """Take in what other processes have appended."""
         old = len(self._records)
-        rows = os.fstat(self._rows_file).st_size // self.row_bytes
-        count = min(os.fstat(self._keys_file).st_size // RECORD.itemsize, rows)
+        count = os.fstat(self._keys_file).st_size // RECORD.itemsize
         if count > old:
             records = np.empty(count - old, RECORD)
             _read(self._keys_file, old * RECORD.itemsize, _bytes(records))
+            records = records[: self._whole(records)]
             self._records = np.concatenate([self._records, records])
             self._index.update((bytes(key), old + place) for place, key in enumerate(self._records["key"][old:]))
-        self._sound = np.concatenate([self._sound[: len(self._records)], np.zeros(count - old, bool)])
+        elif count < old:
+            self._records = self._records[:count]
+        count = len(self._records)
+        self._sound = np.concatenate([self._sound[:count], np.zeros(max(count - len(self._sound), 0), bool)])
+
+    def _whole(self, records: npt.NDArray[np.void]) -> int:
+        """How many of these next `records` follow each other as they were written, and have their rows on disk."""
+        ends = records["offset"] + records["length"]
+        begins = np.concatenate([[self._end()], ends[:-1]])
+        good = (records["offset"] == begins) & (ends <= os.fstat(self._rows_file).st_size)
+        return len(good) if good.all() else int(good.argmin())
+
+    def _end(self) -> int:
+        return int(self._records["offset"][-1] + self._records["length"][-1]) if len(self._records) else 0
 
     def _has(self, key: bytes) -> bool:
         position = self._index.get(key)
-        return position is not None and position not in self._damaged
+        return position is not None and position < len(self._records) and position not in self._damaged
 
     def _is_sound(self, position: int) -> bool:
-        if not self._sound[position]:
-            row = np.empty(self.row_bytes, np.uint8)
-            self._read(position, row)
-            if _checksum(self._records["key"][position].tobytes(), row) == self._records["crc"][position]:
-                self._sound[position] = True
-            else:
-                self._damaged.add(position)
-        return bool(self._sound[position])
+        if position >= len(self._records):
+            return False
+        return bool(self._sound[position]) or self.read(position) is not None
 
-    def _read(self, position: int, row: npt.NDArray[Any]) -> None:
+    def _read(self, position: int, row: Bytes, *, check: bool = True) -> bool:
+        """Read the row at `position` into `row`; False if it is damaged."""
+        record = self._records[position]
         try:
-            _read(self._rows_file, position * self.row_bytes, _bytes(row))
+            _read(self._rows_file, int(record["offset"]), _bytes(row))
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise StorageError(
                 f"cannot read {self.folder / 'rows'}: {reason}; remove the folder and start again"
             ) from error
+        if check:
+            self._sound[position] = _checksum(record["key"].tobytes(), row) == record["crc"]
+            if not self._sound[position]:
+                self._damaged.add(position)
+                return False
+        return True
 
-    def _write(self, keys: list[bytes], rows: npt.NDArray[Any]) -> None:
-        count = len(self._records)
+    def _write(self, keys: list[bytes], rows: Sequence[Bytes]) -> None:
+        count, end = len(self._records), self._end()
         records = np.zeros(len(keys), RECORD)
         records["key"] = [np.void(key) for key in keys]
+        records["length"] = lengths = [len(row) for row in rows]
+        records["offset"] = end + np.cumsum([0, *lengths[:-1]], dtype=np.uint64)
         records["crc"] = [_checksum(key, row) for key, row in zip(keys, rows, strict=True)]
         try:
             os.ftruncate(self._keys_file, count * RECORD.itemsize)
-            _write(self._rows_file, count * self.row_bytes, _bytes(rows))
+            _write(self._rows_file, end, memoryview(b"".join(rows)))  # type: ignore[arg-type]
             os.fsync(self._rows_file)
             _write(self._keys_file, count * RECORD.itemsize, _bytes(records))
             os.fsync(self._keys_file)
         except OSError:
             os.ftruncate(self._keys_file, count * RECORD.itemsize)
-            os.ftruncate(self._rows_file, count * self.row_bytes)
+            os.ftruncate(self._rows_file, end)
             raise
         self._refresh()
         self._sound[count:] = True
 
-    def _room(self, count: int, *, remove: bool = True) -> int:
-        """How many of `count` more rows may be written; neighbours that nobody has open make place for them."""
+    def _room(self, lengths: list[int], *, remove: bool = True) -> int:
+        """How many more rows of these lengths may be written; neighbours that nobody has open make place for them."""
+        costs = np.cumsum(np.array(lengths, np.int64) + RECORD.itemsize)
         left = self.limit - self._taken()
         for neighbour in sorted(self._neighbours(), key=_last_use):
-            if left >= count * self._cost:
+            if not len(costs) or left >= costs[-1]:
                 break
             left += _remove(neighbour, really=remove)
-        return max(min(count, left // self._cost), 0)
+        return int(np.searchsorted(costs, left, side="right"))
 
     def _neighbours(self) -> list[Path]:
         return [path for path in self.folder.parent.iterdir() if path.is_dir() and path != self.folder]
 
     def _taken(self) -> int:
         return sum(_size(folder) for folder in (self.folder, *self._neighbours()))
+
+
+class Store(ByteStore):
+    """Rows of one shape and type, as `ByteStore` keeps them."""
+
+    def __init__(
+        self, folder: Path, row_shape: tuple[int, ...], dtype: npt.DTypeLike, limit: int | None = None
+    ) -> None:
+        self.row_shape, self.dtype = row_shape, np.dtype(dtype)
+        self.row_bytes = int(np.prod(row_shape)) * self.dtype.itemsize
+        super().__init__(folder, limit, {"row_shape": list(row_shape), "dtype": self.dtype.str})
+
+    def gather(self, positions: Ints) -> npt.NDArray[Any]:
+        """The rows at `positions` (n,), each as `find` or `append` gave it: (n, *row_shape).
+
+        Raises:
+            StorageError: the disk cannot be read, or a row is no longer what was written.
+        """
+        if len(positions) and positions.min() < 0:
+            raise IndexError("a position is -1: that row is not stored")
+        rows = np.empty((len(positions), *self.row_shape), self.dtype)
+        for place, position in enumerate(positions.tolist()):
+            if not self._read(position, rows[place : place + 1].reshape(-1).view(np.uint8)):
+                raise StorageError(
+                    f"{self.folder / 'rows'} was damaged since it was written; remove the folder and start again"
+                )
+        return rows
+
+    def append(self, keys: Sequence[bytes], rows: npt.NDArray[Any]) -> Ints:
+        """Store `rows` (n, *row_shape) under `keys`, as `append_bytes`."""
+        rows = np.ascontiguousarray(rows, self.dtype).reshape(len(keys), *self.row_shape)
+        return self.append_bytes(keys, [row.reshape(-1).view(np.uint8) for row in rows])
+
+    def room(self) -> int:
+        """How many rows can still be appended, neighbours that nobody uses being removed for them."""
+        return self.room_for(self.row_bytes)
 
 
 def _remove(folder: Path, *, really: bool) -> int:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from svertka.classifier import Classifier
-from svertka.data.images import read_picture
+from svertka.data.images import Decoding
 from svertka.device import device_of
-from svertka.errors import PictureError, RunError, UsageError
+from svertka.errors import RunError, UsageError
 from svertka.graph.optimize import MANY
 from svertka.inspection.firing import fired, remembered
 from svertka.inspection.portraits import veil
@@ -25,7 +25,6 @@ from svertka.pages.pictures import encoded
 from svertka.run import Run, called
 
 PIXEL_LIMIT = 50_000_000  # of a picture: what is decoded stays in memory beside others
-SCANS = 200  # of a progressive JPEG; each is a pass over all pixels, for a few bytes
 AT_ONCE = (8, 4, 2, 1)  # pictures in a pass: few sizes, since for each memory is planned and kept
 SMALL = 64  # pixels a side up to which a picture is shown crisp
 
@@ -62,9 +61,7 @@ class Served:
         return self.classifier.preprocess(self._pixels(data))
 
     def _pixels(self, data: bytes) -> Any:
-        if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > SCANS:
-            raise PictureError(f"more than {SCANS} scans")
-        return read_picture(data, min_side=self.classifier.preprocess.resize, pixel_limit=PIXEL_LIMIT)
+        return self.classifier.preprocess.read(data, Decoding.up_to(PIXEL_LIMIT))
 
     @torch.inference_mode()
     def probabilities(self, pictures: Sequence[Tensor]) -> Tensor:

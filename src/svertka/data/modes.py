@@ -1,0 +1,163 @@
+"""Pillow images of every mode -> RGB bytes, a strip at a time, so that no second copy of a large image is made."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageCms
+from PIL.TiffImagePlugin import TiffImageFile
+
+from svertka.errors import PictureError
+
+Pixels = npt.NDArray[np.uint8]
+Deep = npt.NDArray[np.uint16]
+Range = tuple[int, int]
+
+FULL = (0, 65535)  # the range of 16-bit values that are shown by their upper 8 bits
+STRIP = 2**20  # pixels that are converted at once
+
+_PHOTOMETRIC, _MIN_IS_WHITE = 262, 0
+
+
+def rawmode_of(image: Image.Image) -> str:
+    """How the file stores the pixels of an image that is not loaded yet, as Pillow's unpackers call it; else ""."""
+    tiles = getattr(image, "tile", None)
+    args = tiles[0][3] if tiles else ""
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def shades(intensity_range: Range | None) -> Pixels:
+    """The 8-bit shade of every 16-bit value, (65536,): the range becomes 0 to 255, what lies outside is cut off."""
+    low, high = intensity_range or FULL
+    values = np.arange(65536, dtype=np.int64)
+    return np.clip((values - low) * 256 // (high - low + 1), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image and what Pillow forgets of its file once it is loaded.
+
+    `rawmode`: as `rawmode_of` says. `low`: of a colour image of 16 bits the lower 8, as an image of the same mode,
+    where they are wanted; `image` then holds the upper ones. `deep`: whether values have 16 bits of which the file does
+    not say how many are used. `min_is_white`: whether 0 is white.
+    """
+
+    image: Image.Image
+    rawmode: str
+    low: Image.Image | None = None
+    deep: bool = False
+    min_is_white: bool = False
+
+    @classmethod
+    def of(cls, image: Image.Image) -> "Source":
+        """That of an image which is not loaded yet."""
+        rawmode = rawmode_of(image)
+        scaled = bool(rawmode) and image.tile[0][0].startswith("ppm")  # type: ignore[attr-defined]
+        grey = image.mode.startswith("I") and rawmode != "I;12"
+        deep = not scaled and (grey or (image.mode in ("RGB", "RGBA") and re.search("^(RGBX?|RGBA|LA);16", rawmode)))
+        tiff = isinstance(image, TiffImageFile)
+        inverted = tiff and image.mode.startswith("I") and image.tag_v2.get(_PHOTOMETRIC) == _MIN_IS_WHITE  # type: ignore[attr-defined]
+        return cls(image, rawmode, deep=bool(deep), min_is_white=bool(inverted))
+
+    def pixels(self, factor: int, intensity_range: Range | None) -> Pixels:
+        """The loaded image as (H, W, 3) uint8, RGB, not turned; each pixel is the mean of `factor` × `factor`.
+
+        `intensity_range`: the values of a deep image that become 0 and 255; None is all 16 bits.
+
+        Raises:
+            PictureError: its values have no known range.
+        """
+        width, height = self.image.size
+        shade = shades(intensity_range if self.deep else None)
+        rows = max(STRIP // width // factor, 1) * factor
+        if rows >= height and factor == 1:
+            return self._rgb(shade)
+        pixels = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
+        for top, strip in self._strips(rows):
+            rgb = strip._rgb(shade)
+            if factor > 1:
+                rgb = np.asarray(Image.fromarray(rgb).reduce(factor))
+            pixels[top // factor :][: len(rgb)] = rgb
+        return pixels
+
+    def deep_values(self) -> Iterator[Deep]:
+        """The values of a loaded deep image, without its alpha, strip by strip: each (n,) uint16."""
+        for _, strip in self._strips(max(STRIP // self.image.width, 1)):
+            values = strip._grey_values() if strip.low is None else strip._joined()[..., :3]
+            yield values.reshape(-1)
+
+    def _strips(self, rows: int) -> Iterator[tuple[int, "Source"]]:
+        """Where each strip of so many rows begins, and the strip."""
+        width, height = self.image.size
+        if rows >= height:
+            yield 0, self
+            return
+        for top in range(0, height, rows):
+            box = (0, top, width, min(top + rows, height))
+            low = None if self.low is None else self.low.crop(box)
+            yield top, replace(self, image=self.image.crop(box), low=low)
+
+    def _rgb(self, shade: Pixels) -> Pixels:
+        image, mode, key = self.image, self.image.mode, self.image.info.get("transparency")
+        if self.low is not None:
+            return self._deep_colours(shade, key)
+        if mode in ("LA", "La", "RGBA", "RGBa", "PA", "P"):
+            return over_white(image)
+        if mode == "F":
+            raise PictureError("unsupported: 1 band of 32-bit floating-point values, whose range is not known")
+        if mode == "LAB":
+            lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+            exact = ImageCms.Flags.NOOPTIMIZE  # without it a coarse table is up to 16 levels off
+            image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB", flags=exact) or image
+        if mode.startswith("I"):
+            values = self._grey_values()
+            grey = shade[values]
+            if isinstance(key, int):
+                grey[values == key] = 255
+            return np.broadcast_to(grey[:, :, None], (*grey.shape, 3))
+        if mode == "L" and self.rawmode in ("L;2", "L;4") and isinstance(key, int):
+            key *= 85 if self.rawmode == "L;2" else 17  # Pillow scales the pixels to 8 bits, not the transparent one
+        if mode == "RGB" and self.rawmode == "RGB;16B" and isinstance(key, tuple):
+            key = tuple(value >> 8 for value in key)
+        pixels = np.asarray(image.convert("RGB"))
+        if key is not None and mode in ("1", "L", "RGB"):
+            pixels = np.where(np.all(pixels == key, axis=2, keepdims=True), np.uint8(255), pixels)
+        return pixels
+
+    def _grey_values(self) -> Deep:
+        """The values (H, W) of an image of one band; Pillow's own conversion cuts them off at 255."""
+        values = np.asarray(self.image)
+        if self.image.mode == "I" and (values.min() < 0 or values.max() > 65535):
+            raise PictureError("unsupported: 1 band of 32-bit values beyond 0 to 65535, whose range is not known")
+        deep: Deep = values.astype(np.uint16)
+        if self.min_is_white:
+            deep = np.uint16(65535) - deep
+        return deep << np.uint16(4) if self.rawmode == "I;12" else deep
+
+    def _deep_colours(self, shade: Pixels, key: object) -> Pixels:
+        values = self._joined()
+        colours = shade[values[..., :3]]
+        if self.image.mode == "RGBA":
+            return over_white(Image.fromarray(np.dstack([colours, (values[..., 3] >> 8).astype(np.uint8)])))
+        if isinstance(key, tuple):
+            colours = np.where((values == key).all(axis=2, keepdims=True), np.uint8(255), colours)
+        return colours
+
+    def _joined(self) -> Deep:
+        values: Deep = np.asarray(self.image).astype(np.uint16)
+        values <<= 8
+        values |= np.asarray(self.low)
+        return values
+
+
+def over_white(image: Image.Image) -> Pixels:
+    """round((c a + 255 (255 − a)) / 255) for colours c and alpha a."""
+    if image.mode in ("La", "RGBa"):  # colours multiplied by alpha
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if image.mode != "RGBA":
+        image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image)
+    return np.asarray(white)
