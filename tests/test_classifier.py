@@ -152,7 +152,7 @@ def test_predict_takes_pictures_folders_and_arrays(saved: Path, tmp_path: Path) 
     ]
     errors = {one["path"].rpartition("/")[2]: one["error"] for one in found if "error" in one}
     assert errors == {
-        "bad.png": "not a picture (JPEG, PNG, WebP, BMP, TIFF, GIF)",
+        "bad.png": "not a picture (JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC, JPEG 2000, PNM)",
         "gone.png": "no such file or directory",
     }
     assert all(len(one["labels"]) == (0 if "error" in one else 2) for one in found)

@@ -39,7 +39,8 @@ def test_a_folder_in_order(photos: Path) -> None:
     nothing = ("bad", "duplicates", "near_duplicates", "ignored", "hidden", "others", "problems")
     assert all(getattr(findings, field) == () for field in nothing)
     assert findings.turned == 0
-    assert len(describe(findings)) == 5
+    assert (findings.misnamed, findings.outliers, findings.intensities) == ((), (), None)
+    assert len(describe(findings)) == 6
 
 
 def test_the_split_is_that_of_training(photos: Path) -> None:
@@ -62,12 +63,12 @@ def test_bad_files_by_path_and_reason(photos: Path) -> None:
     assert dict(findings.bad) == {
         str(photos / "cat" / "00.png"): "truncated",
         str(photos / "cat" / "01.png"): "empty file",
-        str(photos / "dog" / "00.png"): "named .png but holds JPEG",
         str(photos / "dog" / "gone.jpg"): "no such file or directory",
     }
     assert findings.classes == {"cat": 12, "dog": 11}  # what the folder holds
-    assert sum(findings.as_json()["split"].values()) == 19  # what can be used
-    assert findings.problems == ("4 of 23 pictures are bad, more than a tenth; mend or remove them",)
+    assert sum(findings.as_json()["split"].values()) == 20  # what can be used
+    assert findings.misnamed == ((str(photos / "dog" / "00.png"), "JPEG"),)
+    assert findings.problems == ("3 of 23 pictures are bad, more than a tenth; mend or remove them",)
     assert f"  {photos / 'cat' / '00.png'}: truncated" in describe(findings)
 
 
@@ -180,7 +181,7 @@ def test_json_is_json_and_has_the_promised_keys(photos: Path) -> None:
     assert value["classes"] == {"cat": 12, "dog": 12}
     assert value["bad"][0] == {
         "path": str(photos / "dog" / "00.png"),
-        "reason": "not a picture (JPEG, PNG, WebP, BMP, TIFF, GIF)",
+        "reason": "not a picture (JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC, JPEG 2000, PNM)",
     }
     assert value["bad"][1]["path"].endswith("\\udcff.png")
     assert value["duplicates"][0]["paths"] == [str(photos / "cat" / "03.png"), str(photos / "dog" / "copy.png")]
@@ -188,6 +189,41 @@ def test_json_is_json_and_has_the_promised_keys(photos: Path) -> None:
     assert set(value["split"]) == {"train", "val", "test"}
     assert value["exif_rotated"] == 0
     "\n".join(describe(check(photos))).encode()  # can be printed
+
+
+def test_what_is_unlike_the_others_is_named(photos: Path) -> None:
+    noise(40).convert("L").quantize(4).save(photos / "cat" / "text.gif")
+    Image.new("RGB", (48, 48), "white").save(photos / "dog" / "blank.png")
+    noise(41).resize((2, 2)).save(photos / "dog" / "icon.png")
+    findings = check(photos)
+    found = {Path(path).name: why for path, why in findings.outliers}
+    assert set(found) == {"text.gif", "blank.png", "icon.png"}
+    assert "mode P, where 25 are RGB" in found["text.gif"]
+    assert "of one colour" in found["blank.png"]
+    assert found["icon.png"].startswith("2×2 pixels, where the median is")
+    assert any("text.gif: mode P" in line for line in describe(findings))
+
+
+@pytest.mark.parametrize(("top", "taken"), [(65535, (0, 65535)), (4095, (0, 4095)), (1023, (0, 1023))])
+def test_sixteen_bits_that_are_not_all_used(photos: Path, top: int, taken: tuple[int, int]) -> None:
+    for number in range(6):
+        grey = np.asarray(noise(50 + number).convert("L").resize((64, 64))) / 255
+        Image.fromarray((grey / grey.max() * top).astype(np.uint16)).save(photos / "cat" / f"deep{number}.png")
+    findings = check(photos)
+    number, (low, high), used = findings.as_json()["sixteen_bits"].values()
+    assert (number, used) == (6, taken)
+    assert low < high <= top
+    assert any(f"{taken[1]:,} for white" in line for line in describe(findings))
+
+
+def test_the_share_that_the_central_square_leaves_out(tmp_path: Path) -> None:
+    for number, (width, height) in enumerate([(90, 30), (30, 60), (40, 40), (60, 30), (30, 60)]):
+        folder = tmp_path / "ab"[number % 2]
+        folder.mkdir(exist_ok=True)
+        noise(number).resize((width, height)).save(folder / f"{number}.png")
+    findings = check(tmp_path)
+    assert findings.discarded == (0.5, pytest.approx(2 / 3), str(tmp_path / "a" / "0.png"))
+    assert any("leaves out 50% of the median picture and 67% of" in line for line in describe(findings))
 
 
 def test_long_lists_are_cut_in_the_terminal_only(photos: Path) -> None:

@@ -385,7 +385,7 @@ def test_processes_of_one_job_share_the_work(tmp_path, cache, writable):
     assert facts[0][1] + facts[1][1] == 40
     assert min(facts[0][1], facts[1][1]) >= 20
     assert results[0][2] == results[1][2]
-    assert facts[0][2] == 4
+    assert facts[0][2] == 3
 
 
 PEAK = """

@@ -14,11 +14,14 @@ from svertka.arguments import check_types
 from svertka.data.account import Account
 from svertka.data.dataset import BAD_SHARE, PARTS, ArrayPictures, Dataset, FilePictures, Ints, Pictures, Pixels
 from svertka.data.folder import Listing, list_folder
-from svertka.data.images import read_header
+from svertka.data.images import intensities, misnamed, read_header, read_picture
 from svertka.data.likeness import SIDE, look_alikes, thumbnail
+from svertka.data.modes import FULL, Range
+from svertka.data.preprocess import discarded
 from svertka.data.published import NAMES, open_published
 from svertka.data.sources import refuse_misspelt
 from svertka.data.split import VAL_SHARE, split
+from svertka.data.statistics import intensity_range
 from svertka.data.tables import parse_columns
 from svertka.errors import PictureError
 from svertka.progress import progress
@@ -27,6 +30,10 @@ from svertka.quoting import printable
 AT_ONCE = 64  # pictures a thread looks at before it tells how far it is
 SHOWN = 10  # of a kind, in `describe`
 UNEVEN = 1.5  # largest class by smallest; below this nobody need hear of it
+CROPPED = 0.05  # share of a picture; what is cut off less nobody need hear of
+FEWEST = 10  # pictures, among which one may be called unusual
+USUAL, RARE = 0.9, 0.02  # shares of the pictures that have a mode
+TINY = 100  # times smaller than the median
 ARRAY_MODES = {1: "L", 3: "RGB"}
 
 
@@ -66,7 +73,11 @@ class Findings:
     `classes`: name -> pictures, the bad ones too. `bad`: path and reason. `duplicates`: exact copies;
     `near_duplicates`: look-alikes that are not. `split`: part -> class -> readable pictures, as training would divide
     them. `modes`: Pillow's names for how pixels are stored ("RGB", "L", "CMYK") -> pictures. `sizes`: width and height
-    in pixels of the smallest, the median and the largest picture by area. `turned`: how many EXIF turns. `ignored`:
+    in pixels of the smallest, the median and the largest picture by area. `turned`: how many EXIF turns. `misnamed`:
+    path and format of those whose name says another one. `outliers`: path and what is unusual, of the few unlike all
+    others. `discarded`: the share, 0 to 1, that the central square leaves out of a picture: the median, and the most,
+    with its path. `intensities`: of pictures of 16 bits, how many, their range of values, and that which training would
+    take for black to white. `ignored`:
     empty folders and folders in no part, `hidden`, `others` (files that are no pictures): paths. `problems`: why
     training would refuse, a sentence each. `account`: every file that is not used, and what has to be said of the rest.
     """
@@ -80,6 +91,10 @@ class Findings:
     modes: dict[str, int]
     sizes: tuple[tuple[int, int], ...]
     turned: int
+    misnamed: tuple[tuple[str, str], ...]
+    outliers: tuple[tuple[str, str], ...]
+    discarded: tuple[float, float, str] | None
+    intensities: tuple[int, Range, Range] | None
     ignored: tuple[str, ...]
     hidden: tuple[str, ...]
     others: tuple[str, ...]
@@ -104,6 +119,11 @@ class Findings:
             "modes": self.modes,
             "sizes": dict(zip(("smallest", "median", "largest"), map(list, self.sizes), strict=False)),
             "exif_rotated": self.turned,
+            "misnamed": [{"path": path, "format": name} for path, name in self.misnamed],
+            "outliers": [{"path": path, "reason": reason} for path, reason in self.outliers],
+            "discarded": self.discarded and dict(zip(("median", "most", "path"), self.discarded, strict=True)),
+            "sixteen_bits": self.intensities
+            and dict(zip(("pictures", "values", "range"), self.intensities, strict=True)),
             "ignored": list(self.ignored),
             "hidden": list(self.hidden),
             "others": list(self.others),
@@ -123,6 +143,8 @@ class _Seen:
     size: tuple[int, int]
     turned: bool
     thumbnail: Pixels
+    misnamed: str | None = None
+    intensities: Range | None = None
 
 
 @check_types
@@ -165,6 +187,12 @@ def check(source: str | Path, val: float = VAL_SHARE, test: float = 0.0, *, colu
         modes=dict(Counter(one.mode for one in seen.values()).most_common()),
         sizes=(areas[0], areas[len(areas) // 2], areas[-1]) if areas else (),
         turned=sum(one.turned for one in seen.values()),
+        misnamed=tuple(
+            (_text(dataset.pictures.name(i)), name) for i, one in sorted(seen.items()) if (name := one.misnamed)
+        ),
+        outliers=tuple((_text(dataset.pictures.name(index)), why) for index, why in sorted(_outliers(seen).items())),
+        discarded=_discarded(dataset, seen),
+        intensities=_intensities([one.intensities for one in seen.values() if one.intensities is not None]),
         ignored=tuple(map(_text, listing.empty_classes + listing.ignored)),
         hidden=tuple(map(_text, listing.hidden)),
         others=tuple(map(_text, listing.others)),
@@ -185,7 +213,21 @@ def describe(findings: Findings) -> list[str]:
     if sizes:
         modes = ", ".join(f"{mode} {count}" for mode, count in findings.modes.items())
         lines.append(f"pixels, smallest / median / largest: {sizes}; modes: {modes}; turned by EXIF: {findings.turned}")
+    if findings.intensities is not None:
+        number, (low, high), (black, white) = findings.intensities
+        lines.append(
+            f"16 bits: {_count(number, 'picture', 'pictures')} with values of {low:,} to {high:,}; training takes "
+            f"{black:,} for black and {white:,} for white"
+        )
+    if findings.discarded is not None and findings.discarded[1] >= CROPPED:
+        middle, most, path = findings.discarded
+        lines.append(
+            f"the central square leaves out {middle:.0%} of the median picture and {most:.0%} of {path}; "
+            "--fit pad or --fit squeeze keeps all"
+        )
     lines += _listed("bad", [f"{path}: {reason}" for path, reason in findings.bad])
+    lines += _listed("used, though the name says another format", [f"{one}: {name}" for one, name in findings.misnamed])
+    lines += _listed("unlike the others", [f"{path}: {why}" for path, why in findings.outliers])
     lines += _listed("exact duplicates, groups", map(_one_line, _worst_first(findings.duplicates)))
     lines += _listed("near-duplicates, groups", map(_one_line, _worst_first(findings.near_duplicates)))
     lines += _listed("ignored, empty or in no part", findings.ignored)
@@ -222,9 +264,52 @@ def _look(pictures: Pictures, index: int) -> _Seen:
         height, width, channels = pictures.array.shape[1:]
         return _Seen(digest, ARRAY_MODES[channels], (width, height), False, thumbnail(pictures.array[index]))
     assert isinstance(pictures, FilePictures)  # the two kinds that sources give
-    small = thumbnail(pictures.read(index, min_side=SIDE))
-    header = read_header(pictures.content(index))
-    return _Seen(digest, header.mode, header.size, header.orientation != 1, small)
+    content, decoding = pictures.content(index), pictures.decoding
+    header = read_header(content, decoding)
+    values = intensities(content, decoding) if header.deep else None
+    small = thumbnail(
+        read_picture(content, SIDE, decoding.within(None if values is None else intensity_range([values])))
+    )
+    wrong = misnamed(pictures.paths[index], content)
+    return _Seen(digest, header.mode, header.size, header.orientation != 1, small, wrong, values)
+
+
+def _outliers(seen: dict[int, _Seen]) -> dict[int, str]:
+    """Pictures unlike nearly all others, and in what: often no picture of the subject, but an icon, a text, a blank."""
+    if len(seen) < FEWEST:
+        return {}
+    modes = Counter(one.mode for one in seen.values())
+    (usual, count), *_ = modes.most_common()
+    rare = {mode for mode, number in modes.items() if number <= max(1, RARE * len(seen))}
+    sizes = sorted((one.size for one in seen.values()), key=lambda size: size[0] * size[1])
+    width, height = sizes[len(sizes) // 2]
+    odd: dict[int, str] = {}
+    for index, one in seen.items():
+        reasons = []
+        if one.mode in rare and count >= USUAL * len(seen):
+            reasons.append(f"mode {one.mode}, where {count} are {usual}")
+        if one.size[0] * one.size[1] * TINY < width * height:
+            reasons.append(f"{one.size[0]}×{one.size[1]} pixels, where the median is {width}×{height}")
+        if one.thumbnail.max() == one.thumbnail.min():
+            reasons.append("of one colour")
+        if reasons:
+            odd[index] = "; ".join(reasons)
+    return odd
+
+
+def _discarded(dataset: Dataset, seen: dict[int, _Seen]) -> tuple[float, float, str] | None:
+    if not seen:
+        return None
+    shares = {index: discarded(height, width) for index, one in seen.items() for width, height in [one.size]}
+    worst = max(shares, key=shares.__getitem__)
+    return float(np.median(list(shares.values()))), shares[worst], _text(dataset.pictures.name(worst))
+
+
+def _intensities(ranges: list[Range]) -> tuple[int, Range, Range] | None:
+    if not ranges:
+        return None
+    values = min(low for low, _ in ranges), max(high for _, high in ranges)
+    return len(ranges), values, intensity_range(ranges) or FULL
 
 
 def _same_content(indices: list[int], digests: list[bytes]) -> list[list[int]]:

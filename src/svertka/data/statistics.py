@@ -1,11 +1,13 @@
 """What pictures look like on average, channel by channel."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from svertka.data.dataset import Ints, Pixels
+from svertka.data.modes import FULL, Range
 
 PIXELS = 1 << 27  # Pixels that are looked at: all of MNIST or CIFAR, 2,700 pictures of 224×224.
 CHUNK = 1 << 20  # Pixels in memory at once, as float64.
@@ -55,3 +57,21 @@ def measure(rows: Rows, indices: Ints) -> Statistics:
         std=tuple(std.tolist()),
         covariance=tuple(tuple(row) for row in covariance.tolist()),
     )
+
+
+def intensity_range(ranges: Sequence[Range]) -> Range | None:
+    """The 16-bit values that become black and white where pictures use those in `ranges`, each lowest and highest.
+
+    As many bits as they need: 0 to 1023 of a sensor of 10 bits, and never fewer than 8, so that a dark picture stays
+    dark. Where all lie close together far from 0, it is their own range. None: all 16 bits, or `ranges` are empty. One
+    picture in a hundred may lie beyond.
+    """
+    if not ranges:
+        return None
+    lows, highs = np.array(ranges).T
+    low = int(np.quantile(lows, 0.01, method="lower"))
+    high = int(np.quantile(highs, 0.99, method="higher"))
+    top = 2 ** max(high.bit_length(), 8) - 1
+    if low > high // 2 and high - low < top // 4 and high > low:
+        return low, high
+    return None if (0, top) == FULL else (0, top)

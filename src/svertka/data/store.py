@@ -107,7 +107,8 @@ class ByteStore:
             self._refresh()
             fresh = {key: place for place, key in enumerate(keys) if not self._has(key)}
             places = list(fresh.values())
-            places = places[: self._room([len(rows[place]) for place in places])]
+            ends = np.cumsum([len(rows[place]) + RECORD.itemsize for place in places])
+            places = places[: np.searchsorted(ends, self._space(int(ends[-1]) if places else 0), side="right")]
             if places:
                 self._write([keys[place] for place in places], [rows[place] for place in places])
         return np.array([self._index[key] if self._has(key) else -1 for key in keys], dtype=np.int64)
@@ -115,7 +116,7 @@ class ByteStore:
     def room_for(self, row_bytes: int) -> int:
         """How many rows of `row_bytes` can still be appended, neighbours that nobody uses being removed for them."""
         with locked(self._lock):
-            return self._room([row_bytes] * (self.limit // (row_bytes + RECORD.itemsize)), remove=False)
+            return self._space(self.limit, remove=False) // (row_bytes + RECORD.itemsize)
 
     def clear(self) -> bool:
         """Forget every row, to make room for others; False, and nothing done, while another has the store open."""
@@ -222,15 +223,14 @@ class ByteStore:
         self._refresh()
         self._sound[count:] = True
 
-    def _room(self, lengths: list[int], *, remove: bool = True) -> int:
-        """How many more rows of these lengths may be written; neighbours that nobody has open make place for them."""
-        costs = np.cumsum(np.array(lengths, np.int64) + RECORD.itemsize)
+    def _space(self, wanted: int, *, remove: bool = True) -> int:
+        """How many more bytes may be written; if they are fewer than `wanted`, neighbours that nobody has open go."""
         left = self.limit - self._taken()
         for neighbour in sorted(self._neighbours(), key=_last_use):
-            if not len(costs) or left >= costs[-1]:
+            if left >= wanted:
                 break
             left += _remove(neighbour, really=remove)
-        return int(np.searchsorted(costs, left, side="right"))
+        return max(left, 0)
 
     def _neighbours(self) -> list[Path]:
         return [path for path in self.folder.parent.iterdir() if path.is_dir() and path != self.folder]
