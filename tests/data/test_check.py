@@ -198,7 +198,7 @@ def test_what_is_unlike_the_others_is_named(photos: Path) -> None:
     findings = check(photos)
     found = {Path(path).name: why for path, why in findings.outliers}
     assert set(found) == {"text.gif", "blank.png", "icon.png"}
-    assert "mode P, where 25 are RGB" in found["text.gif"]
+    assert "mode P, where 24 are RGB" in found["text.gif"]
     assert "of one colour" in found["blank.png"]
     assert found["icon.png"].startswith("2×2 pixels, where the median is")
     assert any("text.gif: mode P" in line for line in describe(findings))

@@ -24,8 +24,8 @@ JUNK |= {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__", "fo
 UNREAD_SUFFIXES = {
     f".{suffix}"
     for line in (
-        "heic heif hif avif jp2 j2k jpx jxl jxr hdp wdp svg svgz psd psb xcf ai eps exr hdr dds tga pcx ico icns cur",
-        "ppm pgm pbm pnm pam pfm xbm xpm sgi ras fits fit dcm dicom nii mha nrrd svs ndpi czi lif nd2 qoi flif bpg mng",
+        "jxl jxr hdp wdp svg svgz psd psb xcf ai eps exr hdr dds tga pcx ico icns cur",
+        "pam pfm xbm xpm sgi ras fits fit dcm dicom nii mha nrrd svs ndpi czi lif nd2 qoi flif bpg mng",
         "3fr arw cr2 cr3 crw dcr dng erf iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f",
     )
     for suffix in line.split()
