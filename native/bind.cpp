@@ -1,29 +1,20 @@
-// The kernels as Python sees them: addresses and sizes, since handing over a tensor takes longer than a small layer.
-// Here the instruction set is picked, once, at import.
+// The kernels as Python sees them: they take tensors and sizes, and nothing is computed unless the tensors hold what the
+// sizes need. Here the instruction set is picked, once, at import.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstdint>
 #include <string>
 #include <vector>
 
-#include "direct/direct.h"
-#include "fft/fft.h"
-#include "program.h"
+#include "bounded.h"
 #include "scratch.h"
-#include "winograd/winograd.h"
-
-namespace nb = nanobind;
+#include "sizes.h"
+#include "tensor.h"
 
 namespace svertka {
 namespace {
-
-using Address = std::uintptr_t;  // of a tensor's numbers; 0: no tensor
-
-float* numbers(Address address) { return reinterpret_cast<float*>(address); }
-BFloat16* halves(Address address) { return reinterpret_cast<BFloat16*>(address); }
 
 struct InstructionSet {
     std::string name;
@@ -69,14 +60,96 @@ void use(const std::string& name) {
     throw nb::value_error(("this processor or this build has no kernels for " + name).c_str());
 }
 
+void winograd_pack(nb::handle weights, Size in_channels, Size out_channels, nb::handle packed, int threads) {
+    need_between("in_channels", in_channels, 1, largest);
+    need_between("out_channels", out_channels, 1, largest);
+    need_between("threads", threads, 1, most_threads);
+    const float* from = Tensor("weights", weights).numbers<float>(product({out_channels, 9, in_channels}));
+    float* to = Tensor("packed", packed).numbers<float>(used->winograd.packed_size(in_channels, out_channels));
+    const nb::gil_scoped_release unlocked;
+    used->winograd.pack(from, in_channels, out_channels, to, threads);
+}
+
+void winograd_forward(const Convolution& shape, nb::handle input, nb::handle weights, Order order, nb::handle bias,
+                      nb::handle residual, bool relu, Precision precision, nb::handle output, int threads) {
+    check(shape);
+    need_between("threads", threads, 1, most_threads);
+    const Size in = reach(pixels_in(shape), shape.in_step, shape.in_channels);
+    const Size out = reach(pixels_out(shape), shape.out_step, shape.out_channels);
+    const bool packed = order == Order::packed;
+    const Size of_weights = packed ? used->winograd.packed_size(shape.in_channels, shape.out_channels) : weights_of(shape);
+    const Tensor from("input", input), by("weights", weights), to("output", output);
+    const void* numbers = nullptr;
+    if (packed && precision != Precision::float32)
+        numbers = by.numbers<BFloat16>(of_weights);
+    else
+        numbers = by.numbers<float>(of_weights);
+    const Size of_residual = reach(pixels_out(shape), shape.out_channels, shape.out_channels);
+    Finish finish{.bias = Tensor("bias", bias).numbers_if_any<float>(shape.out_channels),
+                  .residual = Tensor("residual", residual).numbers_if_any<float>(of_residual),
+                  .residual_step = shape.out_channels};
+    if (relu) finish.low = 0;
+    if (from.is_bfloat16()) {
+        const BFloat16* pixels = from.numbers<BFloat16>(in);
+        BFloat16* results = to.numbers<BFloat16>(out);
+        const nb::gil_scoped_release unlocked;
+        used->winograd.forward_of_bfloat16(shape, pixels, numbers, order, precision, finish, results, threads);
+    } else {
+        const float* pixels = from.numbers<float>(in);
+        float* results = to.numbers<float>(out);
+        const nb::gil_scoped_release unlocked;
+        used->winograd.forward(shape, pixels, numbers, order, precision, finish, results, threads);
+    }
+}
+
+void winograd_weight_gradient(const Convolution& shape, nb::handle gradient, nb::handle input, Precision precision,
+                              nb::handle result, int threads) {
+    check(shape);
+    need_between("threads", threads, 1, most_threads);
+    const Size in = reach(pixels_in(shape), shape.in_step, shape.in_channels);
+    const Size out = reach(pixels_out(shape), shape.out_step, shape.out_channels);
+    const Tensor from("input", input), of("gradient", gradient);
+    float* sums = Tensor("result", result).numbers<float>(weights_of(shape));
+    if (from.is_bfloat16()) {
+        const BFloat16 *pixels = from.numbers<BFloat16>(in), *upstream = of.numbers<BFloat16>(out);
+        const nb::gil_scoped_release unlocked;
+        used->winograd.weight_gradient_of_bfloat16(shape, upstream, pixels, precision, sums, threads);
+    } else {
+        need(precision == Precision::float32, "products of bfloat16 are for tensors of bfloat16");
+        const float *pixels = from.numbers<float>(in), *upstream = of.numbers<float>(out);
+        const nb::gil_scoped_release unlocked;
+        used->winograd.weight_gradient(shape, upstream, pixels, sums, threads);
+    }
+}
+
+void fft_forward(const Correlation& shape, nb::handle input, nb::handle weights, bool adjoint, nb::handle output,
+                 int threads) {
+    check(shape);
+    need_between("threads", threads, 1, most_threads);
+    const float* from = Tensor("input", input).numbers<float>(numbers_in(shape));
+    const float* by = Tensor("weights", weights).numbers<float>(weights_of(shape));
+    float* to = Tensor("output", output).numbers<float>(numbers_out(shape));
+    const nb::gil_scoped_release unlocked;
+    used->fourier.forward(shape, from, by, adjoint, to, threads);
+}
+
+void fft_weight_gradient(const Correlation& shape, nb::handle gradient, nb::handle input, nb::handle result,
+                         int threads) {
+    check(shape);
+    need_between("threads", threads, 1, most_threads);
+    const float* upstream = Tensor("gradient", gradient).numbers<float>(numbers_out(shape));
+    const float* from = Tensor("input", input).numbers<float>(numbers_in(shape));
+    float* sums = Tensor("result", result).numbers<float>(weights_of(shape));
+    const nb::gil_scoped_release unlocked;
+    used->fourier.weight_gradient(shape, upstream, from, sums, threads);
+}
+
 }  // namespace
 }  // namespace svertka
 
 NB_MODULE(_kernels, module) {
     using namespace svertka;
     using namespace nb::literals;
-    using Size = std::ptrdiff_t;
-    using Unlocked = nb::call_guard<nb::gil_scoped_release>;
 
     module.def("instruction_sets", [] {
         std::vector<std::string> names;
@@ -103,40 +176,17 @@ NB_MODULE(_kernels, module) {
 
     module.def(
         "winograd_packed_size",
-        [](Size in_channels, Size out_channels) { return used->winograd.packed_size(in_channels, out_channels); },
+        [](Size in_channels, Size out_channels) {
+            need_between("in_channels", in_channels, 1, largest);
+            need_between("out_channels", out_channels, 1, largest);
+            return used->winograd.packed_size(in_channels, out_channels);
+        },
         "in_channels"_a, "out_channels"_a);
-    module.def(
-        "winograd_pack",
-        [](Address weights, Size in_channels, Size out_channels, Address packed, int threads) {
-            used->winograd.pack(numbers(weights), in_channels, out_channels, numbers(packed), threads);
-        },
-        "weights"_a, "in_channels"_a, "out_channels"_a, "packed"_a, "threads"_a, Unlocked());
-    module.def(
-        "winograd_forward",
-        [](const Convolution& shape, Address input, Address weights, Order order, Address bias, Address residual,
-           bool relu, bool bfloat16, Precision precision, Address output, int threads) {
-            Finish finish{.bias = numbers(bias), .residual = numbers(residual), .residual_step = shape.out_channels};
-            if (relu) finish.low = 0;
-            if (bfloat16)
-                used->winograd.forward_of_bfloat16(shape, halves(input), numbers(weights), order, precision, finish,
-                                                   halves(output), threads);
-            else
-                used->winograd.forward(shape, numbers(input), numbers(weights), order, precision, finish,
-                                       numbers(output), threads);
-        },
-        "shape"_a, "input"_a, "weights"_a, "order"_a, "bias"_a, "residual"_a, "relu"_a, "bfloat16"_a, "precision"_a,
-        "output"_a, "threads"_a, Unlocked());
-    module.def(
-        "winograd_weight_gradient",
-        [](const Convolution& shape, Address gradient, Address input, bool bfloat16, Precision precision,
-           Address result, int threads) {
-            if (bfloat16)
-                used->winograd.weight_gradient_of_bfloat16(shape, halves(gradient), halves(input), precision,
-                                                           numbers(result), threads);
-            else
-                used->winograd.weight_gradient(shape, numbers(gradient), numbers(input), numbers(result), threads);
-        },
-        "shape"_a, "gradient"_a, "input"_a, "bfloat16"_a, "precision"_a, "result"_a, "threads"_a, Unlocked());
+    module.def("winograd_pack", winograd_pack, "weights"_a, "in_channels"_a, "out_channels"_a, "packed"_a, "threads"_a);
+    module.def("winograd_forward", winograd_forward, "shape"_a, "input"_a, "weights"_a, "order"_a, "bias"_a.none(),
+               "residual"_a.none(), "relu"_a, "precision"_a, "output"_a, "threads"_a);
+    module.def("winograd_weight_gradient", winograd_weight_gradient, "shape"_a, "gradient"_a, "input"_a, "precision"_a,
+               "result"_a, "threads"_a);
 
     nb::class_<Axis>(module, "Axis")
         .def(nb::init<Size, Size, Size, Size, Size, Size, Size>(), "size"_a, "out_size"_a, "taps"_a, "pad"_a,
@@ -145,18 +195,8 @@ NB_MODULE(_kernels, module) {
         .def(nb::init<Size, Size, Size, Axis, Axis>(), "batch"_a, "in_channels"_a, "out_channels"_a, "y"_a, "x"_a);
 
     module.attr("FFT_LONGEST") = fft::longest;
-    module.def(
-        "fft_forward",
-        [](const Correlation& shape, Address input, Address weights, bool adjoint, Address output, int threads) {
-            used->fourier.forward(shape, numbers(input), numbers(weights), adjoint, numbers(output), threads);
-        },
-        "shape"_a, "input"_a, "weights"_a, "adjoint"_a, "output"_a, "threads"_a, Unlocked());
-    module.def(
-        "fft_weight_gradient",
-        [](const Correlation& shape, Address gradient, Address input, Address result, int threads) {
-            used->fourier.weight_gradient(shape, numbers(gradient), numbers(input), numbers(result), threads);
-        },
-        "shape"_a, "gradient"_a, "input"_a, "result"_a, "threads"_a, Unlocked());
+    module.def("fft_forward", fft_forward, "shape"_a, "input"_a, "weights"_a, "adjoint"_a, "output"_a, "threads"_a);
+    module.def("fft_weight_gradient", fft_weight_gradient, "shape"_a, "gradient"_a, "input"_a, "result"_a, "threads"_a);
 
     nb::enum_<Pooling>(module, "Pooling")
         .value("MAXIMUM", Pooling::maximum)
@@ -169,49 +209,26 @@ NB_MODULE(_kernels, module) {
         .def(nb::init<Size, Size, Size, Sliding, Sliding, Size, Size>(), "batch"_a, "in_channels"_a, "out_channels"_a,
              "y"_a, "x"_a, "in_step"_a, "out_step"_a);
     nb::class_<Place>(module, "Place").def(nb::init<int, Size>(), "memory"_a, "offset"_a);
-    nb::class_<Ending>(module, "Ending")
+    nb::class_<Finishing>(module, "Ending")
         .def(
             "__init__",
-            [](Ending* self, Address bias, Place residual, Size residual_step, float low, float high) {
-                new (self) Ending{numbers(bias), residual, residual_step, low, high};
+            [](Finishing* self, nb::object bias, Place residual, Size residual_step, float low, float high) {
+                new (self) Finishing{std::move(bias), residual, residual_step, low, high};
             },
-            "bias"_a, "residual"_a, "residual_step"_a, "low"_a, "high"_a);
+            "bias"_a.none(), "residual"_a, "residual_step"_a, "low"_a, "high"_a);
     module.def("panel", [] { return used->direct.panel; });
 
-    nb::class_<Program>(module, "Program")
-        .def("__init__", [](Program* self) { new (self) Program(used->winograd, used->direct); })
-        .def("__len__", &Program::size)
-        .def(
-            "add_winograd",
-            [](Program& self, const Convolution& shape, Place input, Address weights, Precision precision,
-               const Ending& ending, Place output) {
-                self.add_winograd(shape, input, numbers(weights), precision, ending, output);
-            },
-            "shape"_a, "input"_a, "weights"_a, "precision"_a, "ending"_a, "output"_a)
-        .def(
-            "add_direct",
-            [](Program& self, const Window& shape, Place input, Address weights, Precision precision,
-               const Ending& ending, Place output) {
-                self.add_direct(shape, input, numbers(weights), precision, ending, output);
-            },
-            "shape"_a, "input"_a, "weights"_a, "precision"_a, "ending"_a, "output"_a)
-        .def(
-            "add_depthwise",
-            [](Program& self, const Window& shape, Place input, Address weights, const Ending& ending, Place output) {
-                self.add_depthwise(shape, input, numbers(weights), ending, output);
-            },
-            "shape"_a, "input"_a, "weights"_a, "ending"_a, "output"_a)
-        .def("add_pool", &Program::add_pool, "shape"_a, "pooling"_a, "input"_a, "output"_a)
-        .def("add_sum", &Program::add_sum, "pixels"_a, "channels"_a, "input"_a, "in_step"_a, "ending"_a, "output"_a,
-             "out_step"_a)
-        .def("add_parts", &Program::add_parts, "pictures"_a, "parts"_a, "room"_a, "maps"_a)
-        .def(
-            "run",
-            [](const Program& self, const std::vector<Address>& memories, std::size_t first, std::size_t last,
-               int threads) {
-                std::vector<float*> places;
-                for (const Address memory : memories) places.push_back(numbers(memory));
-                self.run(places, first, last, threads);
-            },
-            "memories"_a, "first"_a, "last"_a, "threads"_a, Unlocked());
+    nb::class_<BoundedProgram>(module, "Program")
+        .def("__init__", [](BoundedProgram* self) { new (self) BoundedProgram(used->winograd, used->direct); })
+        .def("__len__", &BoundedProgram::size)
+        .def("add_winograd", &BoundedProgram::add_winograd, "shape"_a, "input"_a, "weights"_a, "precision"_a, "ending"_a,
+             "output"_a)
+        .def("add_direct", &BoundedProgram::add_direct, "shape"_a, "input"_a, "weights"_a, "precision"_a, "ending"_a,
+             "output"_a)
+        .def("add_depthwise", &BoundedProgram::add_depthwise, "shape"_a, "input"_a, "weights"_a, "ending"_a, "output"_a)
+        .def("add_pool", &BoundedProgram::add_pool, "shape"_a, "pooling"_a, "input"_a, "output"_a)
+        .def("add_sum", &BoundedProgram::add_sum, "pixels"_a, "channels"_a, "input"_a, "in_step"_a, "ending"_a,
+             "output"_a, "out_step"_a)
+        .def("add_parts", &BoundedProgram::add_parts, "pictures"_a, "parts"_a, "room"_a, "maps"_a)
+        .def("run", &BoundedProgram::run, "memories"_a, "first"_a, "last"_a, "threads"_a);
 }

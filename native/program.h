@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <exception>
 #include <functional>
 #include <utility>
 #include <vector>
@@ -78,16 +79,23 @@ class Program {
                    const std::vector<std::pair<Place, std::ptrdiff_t>>& maps) {
         const auto count = static_cast<std::ptrdiff_t>(parts.size());
         add([=](const Memories& memories, int threads) {
+            std::exception_ptr failure;  // of any thread: none may leave a parallel region by an exception
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
             for (std::ptrdiff_t number = 0; number < pictures * count; ++number) {
-                Memories own{scratch(room, Use::bands)};
-                for (const auto& [place, step] : maps) {
-                    float* const first = place.in(memories);
-                    own.push_back(first ? first + number / count * step : nullptr);
+                try {
+                    Memories own{scratch(room, Use::bands)};
+                    for (const auto& [place, step] : maps) {
+                        float* const first = place.in(memories);
+                        own.push_back(first ? first + number / count * step : nullptr);
+                    }
+                    const Program& part = parts[number % count];
+                    part.run(own, 0, part.size(), 1);
+                } catch (...) {
+#pragma omp critical(svertka_failure)
+                    failure = std::current_exception();
                 }
-                const Program& part = parts[number % count];
-                part.run(own, 0, part.size(), 1);
             }
+            if (failure) std::rethrow_exception(failure);
         });
     }
 

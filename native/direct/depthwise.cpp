@@ -161,6 +161,7 @@ struct Pass {
 
 void depthwise(const Window& shape, const float* input, const float* weights, const Finish& finish, float* output,
                int threads) {
+    if (shape.batch == 0) return;
     const Pass pass{shape, input, weights, finish, output};
     const bool square = shape.y.taps == shape.x.taps && shape.y.stride == shape.x.stride && shape.y.dilation == 1 &&
                         shape.x.dilation == 1;

@@ -252,6 +252,7 @@ std::ptrdiff_t direct_panel() { return panel; }
 
 void direct_forward(const Window& shape, const float* input, const void* weights, Precision precision,
                     const Finish& finish, float* output, int threads) {
+    if (shape.batch == 0) return;
     if (precision == Precision::bfloat16)
         return in_blocks(Pass<Pair>{.shape = shape,
                                     .finish = finish,

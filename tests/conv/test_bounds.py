@@ -8,6 +8,7 @@ import math
 import mmap
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,6 @@ class Fenced:
         self.numbers.copy_(tensor.flatten())
         for fence in (start, start + PAGE + inside):
             assert PROTECT(fence, PAGE, 0) == 0
-        self.address = start + offset
 
 
 def drawn_layer(choose: random.Random) -> tuple[Convolution, tuple[int, ...], tuple[int, ...], tuple[int, int]]:
@@ -92,21 +92,21 @@ def test_convolutions_stay_inside(
         source, numbers, added, more, target = (Fenced(one, at_end=at_end) for one in tensors)
         has_bias, has_residual = choose.random() < 0.7, choose.random() < 0.5
         ending = kernels.Ending(
-            added.address if has_bias else 0, place(2 if has_residual else -1), of_weight[0], low, high
+            added.numbers if has_bias else None, place(2 if has_residual else -1), of_weight[0], low, high
         )
         program = kernels.Program()
         if packed.kernel == "winograd":
             sides = kernels.Convolution(shape[0], shape[1], of_weight[0], *shape[2:], *size, *step.padding)
             sides.in_step, sides.out_step = shape[1], of_weight[0]
-            program.add_winograd(sides, place(0), numbers.address, packed.precision, ending, place(1))
+            program.add_winograd(sides, place(0), numbers.numbers, packed.precision, ending, place(1))
         else:
             axes = (sliding(step, axis, shape[2 + axis], size[axis], of_weight[2 + axis]) for axis in (0, 1))
             window = kernels.Window(shape[0], shape[1], of_weight[0], *axes, shape[1], of_weight[0])
             if packed.kernel == "depthwise":
-                program.add_depthwise(window, place(0), numbers.address, ending, place(1))
+                program.add_depthwise(window, place(0), numbers.numbers, ending, place(1))
             else:
-                program.add_direct(window, place(0), numbers.address, packed.precision, ending, place(1))
-        program.run([source.address, target.address, more.address], 0, 1, threads)
+                program.add_direct(window, place(0), numbers.numbers, packed.precision, ending, place(1))
+        program.run([source.numbers, target.numbers, more.numbers], 0, 1, threads)
         exact = F.conv2d(
             x.double(), packed.unpacked().double(), None, step.stride, step.padding, step.dilation, step.groups
         )
@@ -147,8 +147,124 @@ def test_pooling_and_sums_stay_inside(instructions: str, large_count: Callable[[
         program = kernels.Program()
         window = kernels.Window(batch, channels, channels, *axes, channels, channels)
         program.add_pool(window, kernels.Pooling[kind], place(0), place(1))
-        ending = kernels.Ending(0, place(3), channels, 0.0, math.inf)
+        ending = kernels.Ending(None, place(3), channels, 0.0, math.inf)
         program.add_sum(x[:, 0].numel(), channels, place(0), channels, ending, place(2), channels)
-        program.run([one.address for one in (source, pooled, added, other)], 0, 2, threads)
+        program.run([one.numbers for one in (source, pooled, added, other)], 0, 2, threads)
         torch.testing.assert_close(pooled.numbers, rows(expected).flatten())
         torch.testing.assert_close(added.numbers, rows((x + x.flip(0)).relu()).flatten())
+
+
+def wrong(choose: random.Random, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """`arguments` of a kernel with one tensor that holds too little, of another dtype, or left out; or no threads."""
+    name = choose.choice([key for key, value in arguments.items() if isinstance(value, Tensor)] + ["threads"])
+    if name == "threads":
+        return name, arguments | {"threads": choose.choice((0, -1, 10**6))}
+    tensor = arguments[name]
+    spoiled = choose.choice((tensor.flatten()[:-1].clone(), tensor.double(), tensor.to(torch.int32), tensor.to("meta")))
+    if name not in ("bias", "residual"):
+        spoiled = choose.choice((spoiled, None))
+    return name, arguments | {name: spoiled}
+
+
+def test_a_tensor_that_does_not_hold_what_the_sizes_need_is_refused(large_count: Callable[[int, int], int]) -> None:
+    kernels = native.kernels
+    plain, floats = kernels.Order.PLAIN, kernels.Precision.FLOAT32
+    for seed in range(large_count(300, 20_000)):
+        choose = random.Random(seed)
+        batch, ins, outs, height, width = (choose.randint(1, 20) for _ in range(5))
+        shape = kernels.Convolution(batch, ins, outs, height, width, height, width, 1, 1)
+        x, result, weights = (torch.randn(size) for size in ((batch, height, width, ins), (batch, height, width, outs),
+                                                             (outs, 3, 3, ins)))  # fmt: skip
+        axes = (kernels.Axis(size, size, 3, 1, 1, 1, 1) for size in (height, width))
+        correlation = kernels.Correlation(batch, ins, outs, *axes)
+        bias, packed = torch.randn(outs), torch.randn(kernels.winograd_packed_size(ins, outs))
+        more = {"bias": bias, "residual": result, "relu": True, "precision": floats, "output": result, "threads": 1}
+        forward = {"shape": shape, "input": x, "weights": weights, "order": plain} | more
+        narrow = forward | {"input": x.bfloat16(), "output": result.bfloat16()}
+        of_weights = {"gradient": result, "input": x, "result": weights, "threads": 1}
+        pack = {"weights": weights, "in_channels": ins, "out_channels": outs, "packed": packed, "threads": 1}
+        by_fourier = {"input": x, "weights": weights, "adjoint": False, "output": result, "threads": 1}
+        calls: list[tuple[Callable[..., None], dict[str, Any]]] = [
+            (kernels.winograd_forward, choose.choice((forward, narrow))),
+            (kernels.winograd_weight_gradient, of_weights | {"shape": shape, "precision": floats}),
+            (kernels.fft_forward, by_fourier | {"shape": correlation}),
+            (kernels.fft_weight_gradient, of_weights | {"shape": correlation}),
+            (kernels.winograd_pack, pack),
+        ]
+        function, arguments = choose.choice(calls)
+        function(**arguments)
+        name, spoiled = wrong(choose, arguments)
+        with pytest.raises(
+            (TypeError, ValueError), match=f"{name}.* (holds|is neither|is not on|must be)|incompatible"
+        ):
+            function(**spoiled)
+
+
+def test_sizes_that_make_no_sense_are_refused() -> None:
+    kernels = native.kernels
+    x = torch.zeros(4096)
+    for seed in range(300):
+        choose = random.Random(seed)
+        sizes = [1, 4, 4, 5, 5, 5, 5, 1, 1]
+        sizes[choose.randrange(7)] = choose.choice((-1, -(2**40), 2**31, 2**62))
+        with pytest.raises(ValueError, match=r"must be from|more numbers than there are addresses"):
+            kernels.winograd_forward(kernels.Convolution(*sizes), x, x, kernels.Order.PLAIN, None, None, False,
+                                     kernels.Precision.FLOAT32, x, 1)  # fmt: skip
+        axis = [5, 5, 3, 1, 1, 1, 1]
+        axis[choose.choice((0, 1, 2, 4, 5, 6))] = choose.choice((0, -1, 2**40))
+        correlation = kernels.Correlation(1, 4, 4, kernels.Axis(*axis), kernels.Axis(5, 5, 3, 1, 1, 1, 1))
+        with pytest.raises(ValueError, match="must be from"):
+            kernels.fft_forward(correlation, x, x, False, x, 1)
+        sliding = [5, 5, 3, 1, 1, 1]
+        sliding[choose.choice((0, 1, 2, 3, 5))] = choose.choice((0, -1, 2**40))
+        window = kernels.Window(1, 4, 4, kernels.Sliding(*sliding), kernels.Sliding(5, 5, 3, 1, 1, 1), 4, 4)
+        with pytest.raises(ValueError, match="must be from"):
+            kernels.Program().add_pool(window, kernels.Pooling.MEAN, place(0), place(1))
+
+
+def test_a_program_runs_only_in_memories_that_hold_what_its_steps_use() -> None:
+    kernels = native.kernels
+    for seed in range(200):
+        choose = random.Random(seed)
+        pixels, channels, begin = (choose.randint(1, 30) for _ in range(3))
+        ending = kernels.Ending(None, place(2), channels, 0.0, math.inf)
+        program = kernels.Program()
+        program.add_sum(pixels, channels, place(0), channels, ending, kernels.Place(1, begin), channels)
+        needed = [pixels * channels, begin + pixels * channels, pixels * channels]
+        memories = [torch.zeros(size) for size in needed]
+        program.run(memories, 0, 1, 1)
+        number = choose.randrange(3)
+        memories[number] = memories[number][: choose.randrange(needed[number])].clone()
+        with pytest.raises(ValueError, match=f"memory {number} holds"):
+            program.run(memories, 0, 1, 1)
+        with pytest.raises(ValueError, match="there are 1 steps"):
+            program.run(memories, 0, 2, 1)
+        whole, step = kernels.Program(), pixels * channels
+        maps = [(kernels.Place(0, 7), step), (place(1), 0)]
+        whole.add_parts(3, [program], needed[0], maps)
+        outer = [torch.zeros(7 + 2 * step + needed[1]), torch.zeros(needed[2])]
+        whole.run(outer, 0, 1, 2)
+        with pytest.raises(ValueError, match="memory 0 holds"):
+            whole.run([outer[0][:-1].clone(), outer[1]], 0, 1, 1)
+        with pytest.raises(ValueError, match="numbers of its own"):
+            whole.add_parts(3, [program], needed[0] - 1, maps)
+        with pytest.raises(ValueError, match="a memory that it is not given"):
+            whole.add_parts(3, [program], needed[0], maps[:1])
+
+
+def test_an_empty_batch_is_computed_by_every_kernel() -> None:
+    kernels = native.kernels
+    numbers = torch.zeros(4096)
+    axes = kernels.Sliding(5, 5, 3, 1, 1, 1), kernels.Sliding(5, 5, 3, 1, 1, 1)
+    window, shape = kernels.Window(0, 4, 4, *axes, 4, 4), kernels.Convolution(0, 4, 4, 5, 5, 5, 5, 1, 1)
+    ending = kernels.Ending(None, place(-1), 0, -math.inf, math.inf)
+    program, whole = kernels.Program(), kernels.Program()
+    program.add_direct(window, place(0), numbers, kernels.Precision.FLOAT32, ending, place(1))
+    program.add_depthwise(window, place(0), numbers, ending, place(1))
+    program.add_winograd(shape, place(0), numbers, kernels.Precision.FLOAT32, ending, place(1))
+    program.add_pool(window, kernels.Pooling.MAXIMUM, place(0), place(1))
+    program.add_sum(0, 4, place(0), 4, ending, place(1), 4)
+    whole.add_parts(0, [program], 0, [(place(0), 4)])
+    for threads in (1, 2, 3):
+        program.run([numbers[:0], numbers[:0]], 0, len(program), threads)
+        whole.run([numbers[:0]], 0, 1, threads)

@@ -1,9 +1,16 @@
-"""The compiled module: addresses of numbers (0: none), float32 unless an argument says else, sizes, threads.
+"""The compiled module: tensors that are dense in the order that the kernels read, sizes, threads. See native/.
 
-Nothing is checked. See native/.
+Of each tensor it is checked that it is float32, or bfloat16 where that is possible, lies on the CPU and holds as many
+numbers as the sizes need; of sizes that they make sense.
+
+Raises:
+    TypeError: a tensor of another dtype, on another device, or missing.
+    ValueError: a tensor holds too few numbers, or a size makes no sense.
 """
 
 from enum import Enum
+
+from torch import Tensor
 
 class Precision(Enum):
     """Of weights and products: float32; weights bfloat16, which become float32; both bfloat16. Sums are float32."""
@@ -60,42 +67,40 @@ def used() -> str: ...
 def multiplies_bfloat16() -> bool: ...
 def poison_scratch(on: bool) -> None: ...
 def winograd_packed_size(in_channels: int, out_channels: int) -> int: ...
-def winograd_pack(weights: int, in_channels: int, out_channels: int, packed: int, threads: int) -> None: ...
+def winograd_pack(weights: Tensor, in_channels: int, out_channels: int, packed: Tensor, threads: int) -> None: ...
 def winograd_forward(
     shape: Convolution,
-    input: int,  # noqa: A002 - the kernels' own name
-    weights: int,
+    input: Tensor,  # noqa: A002 - the kernels' own name
+    weights: Tensor,
     order: Order,
-    bias: int,
-    residual: int,
+    bias: Tensor | None,
+    residual: Tensor | None,
     relu: bool,
-    bfloat16: bool,
     precision: Precision,
-    output: int,
+    output: Tensor,
     threads: int,
 ) -> None: ...
 def winograd_weight_gradient(
     shape: Convolution,
-    gradient: int,
-    input: int,  # noqa: A002 - the kernels' own name
-    bfloat16: bool,
+    gradient: Tensor,
+    input: Tensor,  # noqa: A002 - the kernels' own name
     precision: Precision,
-    result: int,
+    result: Tensor,
     threads: int,
 ) -> None: ...
 def fft_forward(
     shape: Correlation,
-    input: int,  # noqa: A002 - the kernels' own name
-    weights: int,
+    input: Tensor,  # noqa: A002 - the kernels' own name
+    weights: Tensor,
     adjoint: bool,
-    output: int,
+    output: Tensor,
     threads: int,
 ) -> None: ...
 def fft_weight_gradient(
     shape: Correlation,
-    gradient: int,
-    input: int,  # noqa: A002 - the kernels' own name
-    result: int,
+    gradient: Tensor,
+    input: Tensor,  # noqa: A002 - the kernels' own name
+    result: Tensor,
     threads: int,
 ) -> None: ...
 
@@ -126,12 +131,15 @@ class Place:
 class Ending:
     """What is done to each result: plus bias, plus residual, then between two bounds."""
 
-    def __init__(self, bias: int, residual: Place, residual_step: int, low: float, high: float) -> None: ...
+    def __init__(self, bias: Tensor | None, residual: Place, residual_step: int, low: float, high: float) -> None: ...
 
 def panel() -> int: ...
 
 class Program:
-    """Steps one after the other, with the kernels in use when it was made."""
+    """Steps one after the other, with the kernels in use when it was made.
+
+    It knows how much of each memory its steps read and write, and runs only in memories that have it.
+    """
 
     def __init__(self) -> None: ...
     def __len__(self) -> int: ...
@@ -139,7 +147,7 @@ class Program:
         self,
         shape: Convolution,
         input: Place,  # noqa: A002 - the kernels' own name
-        weights: int,
+        weights: Tensor,
         precision: Precision,
         ending: Ending,
         output: Place,
@@ -148,7 +156,7 @@ class Program:
         self,
         shape: Window,
         input: Place,  # noqa: A002 - the kernels' own name
-        weights: int,
+        weights: Tensor,
         precision: Precision,
         ending: Ending,
         output: Place,
@@ -157,7 +165,7 @@ class Program:
         self,
         shape: Window,
         input: Place,  # noqa: A002 - the kernels' own name
-        weights: int,
+        weights: Tensor,
         ending: Ending,
         output: Place,
     ) -> None: ...
@@ -179,4 +187,4 @@ class Program:
         out_step: int,
     ) -> None: ...
     def add_parts(self, pictures: int, parts: list[Program], room: int, maps: list[tuple[Place, int]]) -> None: ...
-    def run(self, memories: list[int], first: int, last: int, threads: int) -> None: ...
+    def run(self, memories: list[Tensor | None], first: int, last: int, threads: int) -> None: ...

@@ -45,27 +45,21 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
 def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
     """The convolution of `x`, (N, C, H, W), with `weight`, (O, C, kh, kw), plus `bias`, (O): (N, O, H', W')."""
     pictures, weight, result = floats(x), floats(weight), empty(shape.output)
-    native.kernels.fft_forward(
-        _sizes(shape), pictures.data_ptr(), weight.data_ptr(), False, result.data_ptr(), torch.get_num_threads()
-    )
+    native.kernels.fft_forward(_sizes(shape), pictures, weight, False, result, torch.get_num_threads())
     return (result if bias is None else result.add_(bias[:, None, None])).to(x.dtype)
 
 
 def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
     """The gradient with respect to the input, (N, C, H, W); `gradient`: that of the result, (N, O, H', W')."""
     upstream, weight, result = floats(gradient), floats(weight), empty(shape.input)
-    native.kernels.fft_forward(
-        _adjoint_sizes(shape), upstream.data_ptr(), weight.data_ptr(), True, result.data_ptr(), torch.get_num_threads()
-    )
+    native.kernels.fft_forward(_adjoint_sizes(shape), upstream, weight, True, result, torch.get_num_threads())
     return result.to(gradient.dtype)
 
 
 def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
     """The gradient with respect to the weights, (O, C, kh, kw); `gradient`: of the result; `x`: the input."""
     upstream, pictures, result = floats(gradient), floats(x), empty(shape.weight)
-    native.kernels.fft_weight_gradient(
-        _sizes(shape), upstream.data_ptr(), pictures.data_ptr(), result.data_ptr(), torch.get_num_threads()
-    )
+    native.kernels.fft_weight_gradient(_sizes(shape), upstream, pictures, result, torch.get_num_threads())
     return result
 
 

@@ -57,11 +57,10 @@ def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape, *, pairs: boo
     gradient, x, result = channels_last(gradient), channels_last(x), empty(shape.weight)
     native.kernels.winograd_weight_gradient(
         _sizes(shape),
-        gradient.data_ptr(),
-        x.data_ptr(),
-        x.dtype == torch.bfloat16,
+        gradient,
+        x,
         _precision(pairs),
-        result.data_ptr(),
+        result,
         torch.get_num_threads(),
     )
     return result
@@ -70,12 +69,8 @@ def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape, *, pairs: boo
 def pack(weight: Tensor) -> Tensor:
     """`weight`, (O, C, 3, 3), in the order that `finished` reads: as many numbers, O rounded up to full vectors."""
     out_channels, in_channels = weight.shape[:2]
-    packed, weight = (
-        empty((native.kernels.winograd_packed_size(in_channels, out_channels), 1, 1, 1)),
-        channels_last(weight),
-    )
-    threads = torch.get_num_threads()
-    native.kernels.winograd_pack(weight.data_ptr(), in_channels, out_channels, packed.data_ptr(), threads)
+    packed = empty((native.kernels.winograd_packed_size(in_channels, out_channels), 1, 1, 1))
+    native.kernels.winograd_pack(floats(weight), in_channels, out_channels, packed, torch.get_num_threads())
     return packed
 
 
@@ -112,15 +107,14 @@ def _forward(
     residual = None if residual is None else floats(residual)
     native.kernels.winograd_forward(
         sizes,
-        x.data_ptr(),
-        weight.data_ptr(),
+        x,
+        weight,
         order,
-        0 if bias is None else bias.data_ptr(),
-        0 if residual is None else residual.data_ptr(),
+        bias,
+        residual,
         relu,
-        x.dtype == torch.bfloat16,
         _precision(pairs),
-        output.data_ptr(),
+        output,
         torch.get_num_threads(),
     )
     return output

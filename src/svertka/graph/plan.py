@@ -76,7 +76,7 @@ class Plan:
         """What the network returns for `x`, (N, C, H, W) float32, channels-last."""
         arena = self._arenas.pop() if self._arenas else torch.empty(self.size)
         output = None if self.output is None else torch.empty(self.shapes[self.output])
-        memories = [arena.data_ptr(), x.data_ptr(), 0 if output is None else output.data_ptr()]
+        memories = [arena, x, output]
         values: dict[int, Tensor] = {0: x}
         threads = torch.get_num_threads()
 
@@ -131,7 +131,7 @@ class Plan:
 
     def _ending(self, step: Convolution | Sum | None, residual: Where, more: int = 0) -> "native.kernels.Ending":
         """What comes after the sum of each result, of the channels from `more` on."""
-        bias = self.fused.tensors[step.bias].data_ptr() + 4 * more if isinstance(step, Convolution) and step.bias else 0
+        bias = self.fused.tensors[step.bias][more:] if isinstance(step, Convolution) and step.bias else None
         low, high = UNBOUNDED if step is None else step.bounds
         return native.kernels.Ending(bias, residual.place(more), residual.step, low, high)
 
@@ -178,7 +178,7 @@ class Plan:
         packed = self.weights[step.weight]
         if packed.kernel == "depthwise":
             window = _window(step, packed.shape[2:], before, after, (x.step, result.step))
-            weights = packed.numbers.data_ptr()
+            weights = packed.numbers
             program.add_depthwise(window, x.place(), weights, self._ending(step, residual), result.place())
             return
         window = _window(step, packed.shape[2:], before, after, (x.step, result.step), step.groups)
@@ -186,7 +186,7 @@ class Plan:
         for group, numbers in enumerate(packed.numbers):
             ending = self._ending(step, residual, group * writes)
             places = x.place(group * reads), result.place(group * writes)
-            program.add_direct(window, places[0], numbers.data_ptr(), packed.precision, ending, places[1])
+            program.add_direct(window, places[0], numbers, packed.precision, ending, places[1])
 
     def _add_winograd(self, step: Convolution, x: Where, residual: Where, result: Where) -> None:
         """One kernel, or four, each of which reads three pixels further and adds to what the one before has left."""
@@ -199,7 +199,7 @@ class Plan:
             shape.in_step, shape.out_step = x.step, result.step
             bias, bounds = step.bias if number == 0 else None, step.bounds if number == last else UNBOUNDED
             ending = self._ending(replace(step, bias=bias, bounds=bounds), residual if number == 0 else result)
-            self.program.add_winograd(shape, x.place(), numbers.data_ptr(), packed.precision, ending, result.place())
+            self.program.add_winograd(shape, x.place(), numbers, packed.precision, ending, result.place())
 
     def _add_chain(self, chain: Chain) -> None:
         steps = chain.steps
