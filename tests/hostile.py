@@ -36,7 +36,7 @@ TEXTS = {
     "tags": "a\U000e0041b",
     "no UTF-8": os.fsdecode(b"latin\xe9"),
     "formula": "=1+1",
-    "command": "=cmd|' /C calc'!A0",
+    "command": "=cmd|'calc'!A0",
     "plus": "+1",
     "minus": "-1",
     "at": "@SUM(A1)",

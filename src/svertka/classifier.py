@@ -1,20 +1,17 @@
 """A trained network with its class names and its preprocessing: what every verb after training takes."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from svertka.arguments import check_types
-from svertka.data.images import SUFFIXES
+from svertka.data.inputs import Input, all_of
 from svertka.data.preprocess import Picture, Preprocess
 from svertka.device import choose_device, device_of, set_threads
 from svertka.errors import PictureError, RunError, UsageError
@@ -23,6 +20,7 @@ from svertka.graph.optimize import fastest
 from svertka.models import published, weights, zoo
 from svertka.models.heads import Head, head_path, put_head
 from svertka.models.weights import Weights
+from svertka.progress import progress
 from svertka.tensors import read_tensors, tensor_shapes, write_tensors
 
 FORMAT = 1  # of config.json; a reader refuses what is newer
@@ -170,64 +168,48 @@ def predict(
         UsageError: no picture is there, or no such weights.
         RunError: the run is missing or damaged.
     """
+    batches = predict_in_batches(run, *pictures, top=top, device=device, threads=threads)
+    return [one for batch in batches for one in batch]
+
+
+def predict_in_batches(
+    run: str | PathLike[str] | Classifier,
+    *pictures: Picture,
+    top: int = 5,
+    device: str = "auto",
+    threads: int | None = None,
+) -> Iterator[list[dict[str, Any]]]:
+    """As `predict`, batch by batch as they are computed, with progress on stderr.
+
+    Raises:
+        UsageError, RunError: as `predict`, before the first batch.
+    """
     place, workers = choose_device(device), set_threads(threads)
     classifier = run if isinstance(run, Classifier) else Classifier.load(run, place)
-    results: list[dict[str, Any]] = []
-    everything = expanded(pictures)
-    with ThreadPoolExecutor(workers) as pool:
-        while some := list(islice(everything, AT_ONCE)):
-            classifier = classifier.for_many(len(some))
+    everything = all_of(pictures)
+    classifier = classifier.for_many(len(everything))
+    with ThreadPoolExecutor(workers) as pool, progress("predicting", len(everything)) as shown:
+        for start in range(0, len(everything), AT_ONCE):
+            some = everything[start : start + AT_ONCE]
             tensors = list(pool.map(partial(_prepared, classifier.preprocess), (picture for _, picture in some)))
             good = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
             ranked = iter(classifier.rank(row, top) for row in classifier.probabilities(good))
+            batch: list[dict[str, Any]] = []
             for (path, _), tensor in zip(some, tensors, strict=True):
                 if isinstance(tensor, str):
-                    results.append({"path": path, "labels": [], "error": tensor})
+                    batch.append({"path": path, "labels": [], "error": tensor})
                 else:
                     labels = [{"name": name, "probability": probability} for name, probability in next(ranked)]
-                    results.append({"path": path, "labels": labels})
-    if not results:
-        raise UsageError(f"there is no picture in {', '.join(map(str, pictures))}; it may hold {', '.join(SUFFIXES)}")
-    return results
+                    batch.append({"path": path, "labels": labels})
+            yield batch
+            shown.advance(len(batch))
 
 
-def _prepared(preprocess: Preprocess, picture: Picture) -> torch.Tensor | str:
+def _prepared(preprocess: Preprocess, picture: Input) -> torch.Tensor | str:
     try:
-        return preprocess(picture)
+        return str(picture) if isinstance(picture, PictureError) else preprocess(picture)
     except PictureError as error:
         return str(error)
-
-
-def expanded(pictures: Iterable[Picture]) -> Iterator[tuple[str, Picture]]:
-    """Each of `pictures` with what to call it; a folder is all pictures in it, a .npy file the arrays in it.
-
-    Raises:
-        UsageError: a .npy file does not hold pictures.
-    """
-    for number, picture in enumerate(pictures):
-        if not isinstance(picture, str | PathLike):
-            yield f"#{number}", picture
-            continue
-        path = Path(picture)
-        if path.is_dir():
-            for inside in sorted(path.rglob("*")):
-                hidden = any(part.startswith(".") for part in inside.relative_to(path).parts)
-                if inside.suffix.lower() in SUFFIXES and not hidden and inside.is_file():
-                    yield str(inside), inside
-        elif path.suffix.lower() == ".npy":
-            yield from ((f"{path}[{row}]", array) for row, array in enumerate(_read_array(path)))
-        else:
-            yield str(path), path
-
-
-def _read_array(path: Path) -> npt.NDArray[np.uint8]:
-    try:
-        array: npt.NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as an array ({error}); save one of uint8 with numpy.save") from error
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
-        raise UsageError(f"{path} holds {array.dtype} {array.shape}; it needs uint8 (N, H, W) or (N, H, W, 3)")
-    return array
 
 
 def find_weights(model: zoo.Model, text: str) -> Weights:

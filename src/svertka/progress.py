@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from svertka import distributed
+from svertka.quoting import printable, printable_lines
 
 LINE_EVERY = 10.0  # seconds between lines where stderr is not a terminal
 
@@ -17,13 +18,14 @@ LINE_EVERY = 10.0  # seconds between lines where stderr is not a terminal
 def say(text: str = "") -> None:
     """Print a line for the person watching (stderr, first process only); stdout stays free for results."""
     if distributed.is_first():
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(printable_lines(text))
 
 
 class Progress:
     """Tells how far one job is; made by `progress`."""
 
     def __init__(self, title: str, total: int, bars: Bars | None) -> None:
+        title = printable(title)
         self.title, self.total, self.done, self._note = title, total, 0, ""
         self._bars, self._task = bars, TaskID(0)
         self._began = self._told = time.monotonic()
@@ -45,7 +47,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self._bars is not None:
-            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bars.console.print(printable_lines(text), markup=False, highlight=False, soft_wrap=True)
         else:
             say(text)
 
@@ -55,13 +57,15 @@ def progress(title: str, total: int) -> Iterator[Progress]:
     """Show the progress of the body, which calls `.advance`; the bar goes away when the body ends."""
     if sys.stderr.isatty() and distributed.is_first():
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
         )
-        with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        # Rows that are printed meanwhile go above the bar on a terminal, and stay on stdout where that is none.
+        on_terminal = sys.stdout.isatty()
+        with Bars(*columns, console=Console(stderr=True), transient=True, redirect_stdout=on_terminal) as bars:
             yield Progress(title, total, bars)
     else:
         yield Progress(title, total, None)

@@ -141,8 +141,9 @@ def test_tables_and_csv(digit_folder: Path, tmp_path: Path, capsys: pytest.Captu
     bad.write_bytes(b"")
     assert main(["predict", run, picture, str(bad), "--csv", "--top", "2"]) == 1
     out, err = capsys.readouterr()
-    assert out.splitlines()[0] == "path,rank,name,probability"
-    assert len(out.splitlines()) == 3
+    assert out.splitlines()[0] == "path,rank,name,probability,error"
+    assert len(out.splitlines()) == 4
+    assert out.splitlines()[3] == f"{bad},,,,empty file"
     assert err == f"svertka: {bad}: empty file\n"
     assert main(["predict", run, picture]) == 0
     assert capsys.readouterr().out.startswith(picture)

@@ -21,6 +21,7 @@ from svertka.cli.serve import serve
 from svertka.cli.train import train
 from svertka.cli.tune import tune
 from svertka.errors import SvertkaError, UsageError
+from svertka.quoting import printable
 
 INTERRUPTED = 130
 
@@ -59,5 +60,5 @@ def _one_sentence(error: typer.TyperException) -> str:
 
 
 def _fail(sentence: str, code: int) -> int:
-    print(f"svertka: {sentence}", file=sys.stderr)
+    print(f"svertka: {printable(sentence)}", file=sys.stderr)
     return code

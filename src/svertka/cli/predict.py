@@ -2,11 +2,19 @@
 
 import csv
 import sys
-from typing import Annotated
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Annotated, Any
 
 import typer
 
-from svertka.cli.output import print_json, print_table
+from svertka.cli.output import json_text, print_line, print_table
+from svertka.quoting import csv_cell, csv_path, printable
+
+Batch = list[dict[str, Any]]
+Write = Callable[[Batch], None]
 
 
 def predict(
@@ -19,34 +27,85 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="names for each picture")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="print rows of path, rank, name, probability")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="print rows of path, rank, name, probability, error")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """Name what is in pictures.
+    """Name what is in pictures; each row is printed as soon as it is known.
 
     Example: svertka predict runs/photos-resnet20 holiday.jpg album/
     """
-    from svertka.classifier import predict as name_pictures
+    from svertka.classifier import predict_in_batches
 
-    predictions = name_pictures(run, *images, top=top, device=device, threads=threads)
-    for one in predictions:
-        if "error" in one:
-            print(f"svertka: {one['path']}: {one['error']}", file=sys.stderr)
-    if as_json:
-        print_json(predictions)
-    elif as_csv:
-        table = csv.writer(sys.stdout, lineterminator="\n")
-        table.writerow(("path", "rank", "name", "probability"))
-        for one in predictions:
-            for rank, label in enumerate(one["labels"], start=1):
-                table.writerow((one["path"], rank, label["name"], f"{label['probability']:.6f}"))
-    else:
-        print_table(
-            [
-                (one["path"], *(f"{label['name']} {label['probability']:.1%}" for label in one["labels"]))
-                for one in predictions
-                if one["labels"]
-            ]
-        )
-    if any("error" in one for one in predictions):
+    failed = False
+    form = _json_form if as_json else _csv_form if as_csv else _table_form
+    with form() as write:
+        for batch in predict_in_batches(run, *images, top=top, device=device, threads=threads):
+            write(batch)
+            sys.stdout.flush()
+            for one in batch:
+                failed |= "error" in one
+                if "error" in one and form is not _table_form:  # which shows it among the others
+                    print(f"svertka: {printable(one['path'])}: {printable(one['error'])}", file=sys.stderr)
+    if failed:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _json_form() -> Iterator[Write]:
+    """One JSON list, whole even where it is stopped."""
+    written = 0
+
+    def write(batch: Batch) -> None:
+        nonlocal written
+        for one in batch:
+            print("[" if not written else ",")
+            print(textwrap.indent(json_text(one), "  "), end="")
+            written += 1
+
+    try:
+        yield write
+    finally:
+        if written:
+            print("\n]")
+
+
+@contextmanager
+def _csv_form() -> Iterator[Write]:
+    """A row a name; one of path and error for a picture that cannot be read."""
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    is_begun = False
+
+    def write(batch: Batch) -> None:
+        nonlocal is_begun
+        if not is_begun:
+            table.writerow(("path", "rank", "name", "probability", "error"))
+            is_begun = True
+        for one in batch:
+            path = csv_path(one["path"])
+            if "error" in one:
+                table.writerow((path, "", "", "", csv_cell(one["error"])))
+            for rank, label in enumerate(one["labels"], start=1):
+                table.writerow((path, rank, csv_cell(label["name"]), f"{label['probability']:.6f}", ""))
+
+    yield write
+
+
+@contextmanager
+def _table_form() -> Iterator[Write]:
+    """A row a picture, the best name first; columns grow where a later batch needs it."""
+    widths: list[int] = []
+
+    def write(batch: Batch) -> None:
+        nonlocal widths
+        for failed, some in groupby(batch, key=lambda one: "error" in one):
+            if failed:
+                for one in some:
+                    print_line(f"{one['path']}  cannot be read: {one['error']}")
+                continue
+            rows = [
+                (one["path"], *(f"{label['name']} {label['probability']:.1%}" for label in one["labels"]))
+                for one in some
+            ]
+            widths = print_table(rows, widths=widths)
+
+    yield write

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from svertka.arguments import check_types
-from svertka.classifier import Classifier, expanded
+from svertka.classifier import Classifier
 from svertka.data.dataset import Pixels
-from svertka.data.preprocess import Picture, opened
+from svertka.data.inputs import expanded, pixels_of
+from svertka.data.preprocess import Picture
 from svertka.data.sources import open_source
 from svertka.deployment.card import write_folder
 from svertka.errors import DataError, FetchError, PictureError, RunError, UsageError, command
@@ -96,7 +97,7 @@ def _readable(pictures: Sequence[Picture]) -> list[Pixels]:
     found, reasons = [], []
     for name, picture in islice(expanded(pictures), CHECKED):
         try:
-            found.append(opened(picture))
+            found.append(pixels_of(picture))
         except PictureError as error:
             reasons.append(f"{name}: {error}")
     if not found:

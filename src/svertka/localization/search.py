@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from svertka.arguments import check_types
-from svertka.classifier import Classifier, expanded
+from svertka.classifier import Classifier
 from svertka.data.boxes import Annotation, of_pictures, read_boxes, refuse_unknown
 from svertka.data.dataset import Pixels
-from svertka.data.images import SUFFIXES
-from svertka.data.preprocess import Picture, opened
+from svertka.data.inputs import all_of, pixels_of
+from svertka.data.preprocess import Picture
 from svertka.device import choose_device, set_threads
-from svertka.errors import DataError, PictureError, UsageError
+from svertka.errors import DataError, PictureError
 from svertka.localization.album import Album
 from svertka.localization.dense import Locator, scores
 from svertka.localization.heatmap import Region, heat, region
@@ -98,9 +98,7 @@ def locate(
     """
     place, _ = choose_device(device), set_threads(threads)
     locator = Locator(run if isinstance(run, Classifier) else Classifier.load(run, place))
-    everything = list(expanded(pictures))
-    if not everything:
-        raise UsageError(f"there is no picture in {', '.join(map(str, pictures))}; it may hold {', '.join(SUFFIXES)}")
+    everything = all_of(pictures)
     annotations = _annotations(boxes, [path for path, _ in everything], locator.names)
     album = None if output is None else Album(Path(output))
     pointing = Pointing()
@@ -108,7 +106,7 @@ def locate(
     with progress("locating", len(everything)) as shown:
         for number, (path, picture) in enumerate(everything):
             try:
-                rgb = opened(picture)
+                rgb = pixels_of(picture)
                 found.append(_found(locator, path, rgb, top, annotations.get(number), pointing, album))
             except PictureError as error:
                 found.append(Found(path, error=str(error)))

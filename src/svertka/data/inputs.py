@@ -1,0 +1,111 @@
+"""Images as people name them to be looked at: files, folders, arrays in .npy files, images in memory."""
+
+import os
+from collections.abc import Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from svertka.data.account import Account
+from svertka.data.dataset import Pixels
+from svertka.data.file_tree import list_tree
+from svertka.data.images import SUFFIXES
+from svertka.data.preprocess import Picture, opened
+from svertka.data.tables import TABLE_SUFFIXES
+from svertka.errors import DataError, PictureError, UsageError
+from svertka.files import shortened
+from svertka.progress import say
+
+Input = Picture | PictureError  # or why there is nothing to look at
+
+NAMED = 3  # reasons in a sentence
+
+
+def all_of(pictures: Iterable[Picture]) -> list[tuple[str, Input]]:
+    """All of `expanded`.
+
+    Raises:
+        UsageError: there is nothing that could be an image.
+    """
+    everything = list(expanded(pictures))
+    if all(isinstance(picture, PictureError) for _, picture in everything):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in everything[:NAMED])
+        raise UsageError(
+            f"there is no picture in what is named ({reasons or 'nothing'}); it may hold {', '.join(SUFFIXES)}"
+        )
+    return everything
+
+
+def pixels_of(picture: Input) -> Pixels:
+    """`picture` as (H, W, 3) uint8, RGB.
+
+    Raises:
+        PictureError: it cannot be read, or is the reason why there is none.
+    """
+    if isinstance(picture, PictureError):
+        raise picture
+    return opened(picture)
+
+
+def expanded(pictures: Iterable[Picture]) -> Iterator[tuple[str, Input]]:
+    """Each of `pictures` with what to call it; a folder is all images in it, a .npy file the arrays in it.
+
+    What cannot be looked at at all, such as a folder without an image, is the reason. What of a folder is left out is
+    said on stderr.
+
+    Raises:
+        UsageError: a .npy file does not hold images.
+    """
+    for number, picture in enumerate(pictures):
+        if not isinstance(picture, str | PathLike):
+            yield f"#{number}", picture
+            continue
+        text, path = os.fspath(picture), Path(picture)
+        if not text:
+            yield "", PictureError("no path; name a file or a folder")
+        elif _is_folder(path):
+            yield from _in_folder(path)
+        elif path.suffix.lower() == ".npy":
+            yield from ((f"{path}[{row}]", array) for row, array in enumerate(_read_array(path)))
+        elif path.suffix.lower() in TABLE_SUFFIXES:
+            yield str(path), PictureError("a table or a text, not an image; name the images, or their folder")
+        else:
+            yield str(path), path
+
+
+def _in_folder(folder: Path) -> Iterator[tuple[str, Input]]:
+    try:
+        tree = list_tree(folder)
+    except DataError as error:
+        yield str(folder), PictureError(str(error))
+        return
+    left_out = Account(tuple(tree.left_out)).sentence()
+    paths = tree.images()
+    if not paths:
+        yield str(folder), PictureError("holds no picture" + (f" ({left_out})" if left_out else ""))
+    elif left_out:
+        say(f"{folder}: {left_out}")
+    yield from ((str(folder / path), folder / path) for path in paths)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _read_array(path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        if not path.is_file():  # a pipe would wait for ever
+            raise FileNotFoundError(2, "no such file")
+        array: npt.NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")  # np.load would open archives, too
+    except Exception as error:  # whatever a damaged header leads the reader to
+        reason = shortened(" ".join((getattr(error, "strerror", None) or str(error)).split()), 200)
+        raise UsageError(f"{path} cannot be read as an array ({reason}); save one of uint8 with numpy.save") from error
+    fits = array.ndim in (3, 4) and array.dtype == np.uint8 and (array.ndim == 3 or array.shape[3] in (1, 3))
+    if not fits or not all(array.shape[1:]):
+        raise UsageError(f"{path} holds {array.dtype} {array.shape}; it needs uint8 (N, H, W) or (N, H, W, 3)")
+    return array
