@@ -16,10 +16,6 @@
 The command line prints the message and exits with `exit_code`.
 """
 
-import os
-import shlex
-from os import PathLike
-
 
 class SvertkaError(Exception):
     """The root of the tree; catch it to catch everything that svertka raises on purpose."""
@@ -73,25 +69,3 @@ class StorageError(SvertkaError):
 
 class FetchError(SvertkaError):
     """A file has to be downloaded and cannot be; the message says which file to put where."""
-
-
-def command(verb: str, *words: str | PathLike[str]) -> str:
-    """The command line `svertka VERB WORDS`, to be pasted into a shell as it stands, on one line.
-
-    `words`: options as str, files and folders as paths.
-    """
-    return " ".join(["svertka", verb, *map(_quoted, words)])
-
-
-def _quoted(word: str | PathLike[str]) -> str:
-    text = os.fspath(word)
-    if text.startswith("-") and not isinstance(word, str):
-        text = f"./{text}"  # else it would be read as an option
-    if text.isprintable():
-        return shlex.quote(text)
-    # Newlines, escape sequences and bytes that are not UTF-8, as bash, zsh and ksh read them.
-    return "$'" + "".join(one if one.isprintable() and one not in "\\'" else _escaped(one) for one in text) + "'"
-
-
-def _escaped(character: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))

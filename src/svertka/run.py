@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from svertka.classifier import CONFIG, WEIGHTS, Classifier, refuse_newer
-from svertka.errors import RunError, command
+from svertka.errors import RunError
 from svertka.files import read_json
+from svertka.quoting import command
 
 FORMAT = 1  # of training.json
 

@@ -8,7 +8,8 @@ import typer
 
 from svertka.cli.input import Columns
 from svertka.cli.output import print_json
-from svertka.errors import UsageError, command
+from svertka.errors import UsageError
+from svertka.quoting import command
 
 
 def train(

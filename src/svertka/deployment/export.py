@@ -18,8 +18,9 @@ from svertka.data.inputs import expanded, pixels_of
 from svertka.data.preprocess import Picture
 from svertka.data.sources import open_source
 from svertka.deployment.card import write_folder
-from svertka.errors import DataError, FetchError, PictureError, RunError, UsageError, command
+from svertka.errors import DataError, FetchError, PictureError, RunError, UsageError
 from svertka.files import storage, write_atomic
+from svertka.quoting import command
 from svertka.run import Run
 
 CHECKED = 32  # pictures that a file is held against the original on

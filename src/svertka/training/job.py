@@ -18,11 +18,12 @@ from svertka.data.preprocess import Preprocess
 from svertka.data.sources import open_source
 from svertka.data.split import VAL_SHARE
 from svertka.device import choose_device, in_layout, set_threads
-from svertka.errors import DataError, Interrupted, RunError, TrainingError, UsageError, command
+from svertka.errors import DataError, Interrupted, RunError, TrainingError, UsageError
 from svertka.evaluation.scoring import score
 from svertka.files import write_json
 from svertka.models import zoo
 from svertka.progress import progress, say
+from svertka.quoting import command
 from svertka.run import Run
 from svertka.training import checkpoint, plan, summary
 from svertka.training.beginning import begin, create, refuse_untrained
