@@ -21,7 +21,7 @@ from svertka.models import published, weights, zoo
 from svertka.models.heads import Head, head_path, put_head
 from svertka.models.weights import Weights
 from svertka.progress import progress
-from svertka.tensors import read_tensors, tensor_shapes, write_tensors
+from svertka.tensors import not_finite, read_tensors, tensor_shapes, write_tensors
 
 FORMAT = 1  # of config.json; a reader refuses what is newer
 AT_ONCE = 64  # pictures
@@ -93,7 +93,7 @@ class Classifier:
                 f"{few}); copy both files from the same run"
             )
         network = config.build()
-        network.load_state_dict(read_tensors(weights)[0])
+        network.load_state_dict(_finite(weights, read_tensors(weights)[0]))
         return cls(network.to(device).eval(), config)
 
     @classmethod
@@ -142,12 +142,29 @@ class Classifier:
     @torch.inference_mode()
     @check_types
     def probabilities(self, pictures: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Class probabilities (N, K) float32 of what `preprocess` gave for N pictures."""
+        """Class probabilities (N, K) float32 of what `preprocess` gave for N pictures.
+
+        Raises:
+            RunError: they are NaN.
+        """
         if not pictures:
             return torch.empty(0, len(self.names))
         images = torch.stack(list(pictures)).to(device_of(self.network) or "cpu")
         logits: torch.Tensor = self.network(images)
-        return logits.float().softmax(1).cpu()
+        return self.sound(logits.float().softmax(1).cpu())
+
+    def sound(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """`probabilities`, or their logarithms, that the network gave.
+
+        Raises:
+            RunError: there is NaN among them.
+        """
+        if probabilities.isnan().any():
+            raise RunError(
+                f"{self.config.model} gives scores that are NaN or infinite, which are no probabilities; its weights, "
+                "or the mean and std of its preprocessing, are too large or too small; use another run"
+            )
+        return probabilities
 
 
 @check_types
@@ -223,7 +240,7 @@ def find_weights(model: zoo.Model, text: str) -> Weights:
         return weights.find(model, text)
     folder = Path(text)
     config = read_config(folder)
-    tensors = read_tensors(folder / WEIGHTS)[0]
+    tensors = _finite(folder / WEIGHTS, read_tensors(folder / WEIGHTS)[0])
     if config.head != "linear" and config.model == model.name:  # what comes before it is a start for any head
         path = head_path(model)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{path}.")}
@@ -239,6 +256,21 @@ def find_weights(model: zoo.Model, text: str) -> Weights:
     theirs.load_state_dict(tensors, assign=True)
     note = f"{model.name} starts from some layers of {config.model}, as its paper says"
     return Weights(model, model.take_over(theirs, ours), config.preprocess, config.names, text, note, partial=True)
+
+
+def _finite(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`tensors`, which a network may compute with.
+
+    Raises:
+        RunError: there is NaN or infinity among them.
+    """
+    bad = not_finite(tensors)
+    if bad:
+        raise RunError(
+            f"{path} holds NaN or infinity (in {bad}), so that it predicts nothing: its training diverged, or the file "
+            "was changed; use another run, or train again with a lower learning rate"
+        )
+    return tensors
 
 
 def model_of_weights(text: str) -> str | None:
@@ -285,10 +317,10 @@ def read_config(folder: Path) -> Config:
         raise RunError(f"{path} is damaged ({error}); copy it back or train again") from error
     refuse_newer(path, content, FORMAT)
     try:
-        config = Config.model_validate_json(path.read_bytes())
+        config = Config.model_validate(content)
         zoo.find(config.model)
     except (ValidationError, ValueError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        reason = error.errors(include_input=False)[0]["msg"] if isinstance(error, ValidationError) else error
         raise RunError(f"{path} is damaged ({reason}); copy it back or train again") from error
     return config
 

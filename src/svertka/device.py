@@ -90,7 +90,7 @@ def in_layout(network: nn.Module, layout: torch.memory_format) -> nn.Module:
 
 def describe(device: torch.device, *, bfloat16: bool = False) -> str:
     """One phrase for people: "cpu, 2 threads" or the graphics card's name, and whether it computes in bfloat16."""
-    if device.type == "cuda":
+    if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():  # else another machine's
         return f"{device}, {torch.cuda.get_device_name(device)}, bfloat16"
     if device.type != "cpu":
         return str(device)

@@ -100,13 +100,10 @@ def read_json(path: Path, limit: int = 1 << 24) -> Any:
     """The JSON value in `path`, at most `limit` bytes.
 
     Raises:
-        ValueError: it is larger, not UTF-8, or not JSON; the message is the reason.
+        ValueError: it is larger, no regular file, not UTF-8, or not JSON; the message is the reason.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"larger than {limit} bytes")
+    content = read_regular(path, limit)
     try:
         return json.loads(content)
     except RecursionError as error:
@@ -114,25 +111,38 @@ def read_json(path: Path, limit: int = 1 << 24) -> Any:
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """The bytes of `path`, a regular file of at most `limit` bytes; its size is looked at before it is read.
+    """The bytes of the regular file `path`; nothing else is opened, since a pipe would block and a device never end.
 
     Raises:
-        ValueError: it is larger, or something without an end, such as a device or a pipe; the message is the reason.
         OSError: it cannot be read.
+        ValueError: it is no regular file, or larger than `limit` bytes; the message is the reason.
     """
-    # Not to wait for whoever writes into a pipe.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise ValueError("not a regular file")
-    with os.fdopen(descriptor, "rb") as file:
-        if status.st_size > limit:
-            raise ValueError(f"{in_bytes(status.st_size)}, more than the limit of {in_bytes(limit)}")
-        content = file.read(limit + 1)
-    if len(content) > limit:  # it grew
-        raise ValueError(f"more than the limit of {in_bytes(limit)}")
+    with open_regular(path, limit) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size + 1)  # not `limit` more, for which memory would be taken
+    if len(content) > size:
+        raise ValueError("it grows while it is read")
     return content
+
+
+def open_regular(path: Path, limit: int) -> BinaryIO:
+    """The regular file `path`, opened for reading; raises what `read_regular` does."""
+    _refuse_irregular(path.stat(), limit)
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _refuse_irregular(os.fstat(descriptor), limit)  # which may have become another meanwhile
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def _refuse_irregular(status: os.stat_result, limit: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        raise ValueError(f"{kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, not a file")
+    if status.st_size > limit:
+        raise ValueError(f"a file of {in_bytes(status.st_size)}, more than the limit of {in_bytes(limit)}")
 
 
 def sync_folder(folder: Path) -> None:

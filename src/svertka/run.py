@@ -1,16 +1,22 @@
 """The run folder: where its files are, and what is in them. Training writes it, every other verb reads it."""
 
 import json
+from collections.abc import Iterator
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from svertka.classifier import CONFIG, WEIGHTS, Classifier, refuse_newer
 from svertka.errors import RunError
-from svertka.files import read_json
+from svertka.files import open_regular, read_json
 from svertka.quoting import command
 
 FORMAT = 1  # of training.json
+NUMBER, MAYBE = int | float, int | float | None
+RESULT = {"val_error": MAYBE, "test_error": MAYBE, "epochs": NUMBER, "seconds": NUMBER, "images_per_second": NUMBER}
+MOST_HISTORY = 2**27  # bytes of metrics.jsonl: some 500,000 lines
+LONGEST_LINE = 2**20  # bytes of one
+LARGEST = 1e150  # of a number in it, so that its square is one, too
 
 
 class Run:
@@ -54,23 +60,26 @@ class Run:
         except (ValueError, OSError) as error:
             raise RunError(f"{self.training} is damaged ({error}); copy it back or train again") from error
         refuse_newer(self.training, content, FORMAT)
-        if not isinstance(content, dict):
-            raise RunError(f"{self.training} is damaged (not a JSON object); copy it back or train again")
+        if not isinstance(content, dict) or not isinstance(content.get("source"), str):
+            raise RunError(f"{self.training} is damaged (it names no source); copy it back or train again")
         return content
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, oldest first; a last line cut short by a crash is left out."""
-        if not self.metrics.exists():
+        """The lines of metrics.jsonl, oldest first; a last line cut short by a crash is left out.
+
+        Each has a `kind`, and values as training writes them: text, finite numbers, None, and flat lists or dicts of
+        these. What else a line holds is None.
+
+        Raises:
+            RunError: the file cannot be read, or is larger than any training writes.
+        """
+        try:
+            with open_regular(self.metrics, MOST_HISTORY) as file:
+                return [entry for line in _lines(file) if (entry := _entry(line)) is not None]
+        except FileNotFoundError:
             return []
-        lines = []
-        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict):
-                lines.append(entry)
-        return lines
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.metrics} cannot be read ({error}); fix or remove it") from error
 
     def result(self) -> dict[str, Any]:
         """What training came to: `run`, `val_error`, `test_error`, `epochs`, `seconds`, `images_per_second`.
@@ -79,19 +88,58 @@ class Run:
             RunError: training has not finished.
         """
         for entry in reversed(self.history()):
-            if entry.get("kind") == "result":
+            if entry["kind"] == "result":
+                lost = [name for name, kind in RESULT.items() if not isinstance(entry.get(name), kind)]
+                if lost:
+                    raise RunError(f"{self.metrics} is damaged (its result lacks {', '.join(lost)}); copy it back")
                 return {"run": str(self.folder)} | {key: entry[key] for key in entry if key != "kind"}
         raise RunError(f"{self.folder} has not finished; continue it with: {self.resume_command}")
 
     @property
     def is_finished(self) -> bool:
         """Whether training has ended and left its report."""
-        return self.report.exists() and any(entry.get("kind") == "result" for entry in self.history())
+        return self.report.exists() and any(entry["kind"] == "result" for entry in self.history())
 
     @property
     def resume_command(self) -> str:
         """The command line that continues the training."""
         return command("train", "--resume", self.folder)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of `file` one by one; those that are too long for a training's are left out."""
+    while line := file.readline(LONGEST_LINE):
+        whole = line.endswith(b"\n") or len(line) < LONGEST_LINE
+        if whole:
+            yield line
+        while not whole:
+            rest = file.readline(LONGEST_LINE)
+            whole = rest.endswith(b"\n") or not rest
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+        return None
+    return {name: _sound(inside) for name, inside in value.items()}
+
+
+def _sound(value: Any) -> Any:
+    """`value` where it is of a kind that training writes, None in its place elsewhere."""
+    if isinstance(value, list):
+        return [_scalar(inside) for inside in value]
+    if isinstance(value, dict):
+        return {name: _scalar(inside) for name, inside in value.items()}
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str | float | bool | None:
+    if isinstance(value, int | float):
+        return value if abs(value) < LARGEST else None  # neither NaN nor what is too large for a float
+    return value if isinstance(value, str) else None
 
 
 def called(run: str | PathLike[str]) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 from svertka.errors import RunError
-from svertka.files import write_atomic
+from svertka.files import open_regular, read_regular, shortened, write_atomic
+
+# What reading a file of tensors raises, whatever is in it: KeyError for a type of number that PyTorch lacks.
+UNREADABLE = (
+    SafetensorError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any] | None = None) -> None:
@@ -36,15 +51,14 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """
     try:
         # One read: `safe_open` goes back to the path for its tensors, where a training may have put the next file.
-        content = path.read_bytes()
+        content = read_regular(path, memory())
         tensors = load(content)
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
         header = json.loads(metadata.get("svertka", "{}"))
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; copy it back or train again") from error
-    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise RunError(f"{path} is damaged ({reason}); copy it again or train again") from error
+    except UNREADABLE as error:
+        raise RunError(f"{path} is damaged ({_reason(error)}); copy it again or train again") from error
     if metadata.get("blake2b") != (_digest(tensors, metadata["svertka"]) if "svertka" in metadata else None):
         raise RunError(f"{path} is damaged (its digest does not match its content); copy it again or train again")
     if not isinstance(header, dict):
@@ -59,13 +73,37 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         RunError: as for `read_tensors`.
     """
     try:
+        with open_regular(path, memory()):  # else a pipe would be waited for
+            pass
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; copy it back or train again") from error
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise RunError(f"{path} is damaged ({reason}); copy it again or train again") from error
+    except UNREADABLE as error:
+        raise RunError(f"{path} is damaged ({_reason(error)}); copy it again or train again") from error
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Which of `tensors` hold NaN or infinity, the first few by name; None: none does."""
+
+    def is_finite(tensor: torch.Tensor) -> bool:
+        wide = tensor if tensor.element_size() > 1 else tensor.float()  # PyTorch does not ask this of 8 bits
+        return bool(wide.isfinite().all())
+
+    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not is_finite(tensor)]
+    return ", ".join(bad[:3]) + (", …" if len(bad) > 3 else "") if bad else None
+
+
+def memory() -> int:
+    """Bytes of this machine's memory, more than which no file of tensors may have."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return 2**36
+
+
+def _reason(error: BaseException) -> str:
+    return shortened(" ".join(str(error).split()), 200) or type(error).__name__
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], header: str) -> str:

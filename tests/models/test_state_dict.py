@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import re
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
+import hostile
 from svertka.errors import RunError, SvertkaError, UsageError
-from svertka.models.state_dict import misfit, read
+from svertka.models.state_dict import PREFIXES, misfit, read
+from svertka.models.zoo import MODELS
 
 
 class Trap:
@@ -48,6 +54,152 @@ def test_every_way_of_saving_tensors_is_read(tensors: dict[str, torch.Tensor], t
         assert same(read(path), tensors), path
 
 
+def averaged(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As torch.optim.swa_utils.AveragedModel saves them."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    network.load_state_dict(tensors)
+    return dict(AveragedModel(network).state_dict())
+
+
+def with_prefix(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+WRAPPED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
+    "lightning.ckpt": (
+        lambda t: {"epoch": 1, "state_dict": with_prefix("model.", t), "optimizer_states": [{"state": {}}]},
+        "taken from its 'state_dict', without the prefix model. of its names",
+    ),
+    "tutorial.pth.tar": (
+        lambda t: {
+            "epoch": 9,
+            "arch": "resnet20",
+            "best_acc1": torch.tensor(0.9),
+            "state_dict": with_prefix("module.", t),
+        },
+        "taken from its 'state_dict', without the prefix module. of its names",
+    ),
+    "keras.th": (lambda t: {"model_state_dict": t, "loss": 0.1}, "taken from its 'model_state_dict'"),
+    "compiled.pt": (lambda t: with_prefix("_orig_mod.", t), "without the prefix _orig_mod. of its names"),
+    "both.pt": (lambda t: with_prefix("module._orig_mod.", t), "without the prefix module._orig_mod. of its names"),
+    "swa.pth": (averaged, "without the prefix module. of its names"),
+    "hub.bin": (lambda t: t, ""),
+    "NET.PTH": (lambda t: {"net": with_prefix("backbone.", t)}, "taken from its 'net', without the prefix backbone."),
+    "network.pt": (lambda t: {"network": {"state_dict": t}}, "taken from its 'network', taken from its 'state_dict'"),
+    "params.pth": (lambda t: {"params": t, "step": 5}, "taken from its 'params'"),
+    "average.pth": (
+        lambda t: {"model": {name: tensor + 1 for name, tensor in t.items()}, "ema": with_prefix("module.", t)},
+        "taken from its 'ema' (the moving average, which such trainings are judged by; 'model' left out), without",
+    ),
+    "timm.pth": (
+        lambda t: {"state_dict": {name: tensor + 1 for name, tensor in t.items()}, "state_dict_ema": t},
+        "taken from its 'state_dict_ema' (the moving average, which such trainings are judged by; 'state_dict' left",
+    ),
+    "two.pth": (
+        lambda t: {"net": {name: tensor + 1 for name, tensor in t.items()}, "state_dict": t},
+        "taken from its 'state_dict' ('net' left out)",
+    ),
+    "no average.pth": (lambda t: {"ema": None, "model": t}, "taken from its 'model'"),
+}
+
+
+@pytest.mark.parametrize("name", list(WRAPPED))
+def test_what_training_scripts_write_is_unwrapped_and_said(
+    tensors: dict[str, torch.Tensor], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrapped, sentence = WRAPPED[name]
+    torch.save(wrapped(tensors), tmp_path / name)
+    assert same(read(tmp_path / name), tensors)
+    said = capsys.readouterr().err
+    assert (f"weights={tmp_path / name}: {sentence}" in said) if sentence else not said
+
+
+def test_safetensors_are_known_by_their_content(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file(tensors, tmp_path / "pytorch_model.bin")
+    assert same(read(tmp_path / "pytorch_model.bin"), tensors)
+
+
+def test_no_network_of_ours_has_names_that_would_be_cut() -> None:
+    one_of_each = {str(re.match("[a-z]+", name)): model for name, model in MODELS.items()}
+    for model in one_of_each.values():
+        with torch.device("meta"):
+            names = list(model.build().state_dict())
+        assert not any(all(name.startswith(prefix) for name in names) for prefix in PREFIXES), model.name
+
+
+def odd(kind: str) -> torch.Tensor:
+    whole = torch.ones(4, 3)
+    match kind:
+        case "meta":
+            return whole.to("meta")
+        case "sparse_coo":
+            return whole.to_sparse()
+        case "sparse_csr":
+            return whole.to_sparse_csr()
+        case "quantized":
+            return torch.quantize_per_tensor(whole, 0.1, 0, torch.qint8)
+        case "nested":
+            return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+        case "complex":
+            return whole.to(torch.complex64)
+        case "expanded":
+            return torch.ones(1).expand(10**12)
+        case _:
+            return torch.tensor([1.0, float(kind)])
+
+
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:The PyTorch API of nested", "ignore:torch.quantize")
+@pytest.mark.filterwarnings("ignore:TypedStorage", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("meta", "odd is on meta, without values"),
+        ("sparse_coo", "odd is in sparse_coo"),
+        ("sparse_csr", "odd is in sparse_csr"),
+        ("quantized", "(odd is quantized|would run code|is damaged)"),
+        ("nested", "(odd is nested|would run code|is damaged)"),
+        ("complex", "odd is complex"),
+        ("expanded", "holds tensors of 4,000 GB, far more than the file"),
+        ("nan", r"holds NaN or infinity \(in odd\)"),
+        ("inf", r"holds NaN or infinity \(in odd\)"),
+    ],
+)
+def test_tensors_that_are_no_plain_numbers_are_one_sentence(
+    tensors: dict[str, torch.Tensor], tmp_path: Path, kind: str, sentence: str
+) -> None:
+    torch.save({**tensors, "odd": odd(kind)}, tmp_path / "x.pth")
+    with pytest.raises(UsageError, match=sentence) as caught:
+        read(tmp_path / "x.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_unpacks_to_far_more_is_refused(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save({**tensors, "zeros": torch.zeros(2**25)}, tmp_path / "large.pth")
+    with zipfile.ZipFile(tmp_path / "large.pth") as whole, zipfile.ZipFile(tmp_path / "x.pth", "w", 8) as small:
+        for one in whole.infolist():
+            small.writestr(one.filename, whole.read(one))
+    with pytest.raises(UsageError, match="unpacks to 134 MB, as no file of PyTorch's does"):
+        read(tmp_path / "x.pth")
+
+
+def test_a_program_is_not_weights(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(nn.Linear(2, 3)), tmp_path / "x.pt")
+        with pytest.raises(UsageError, match="x.pt is a program in TorchScript, not weights alone"):
+            read(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".ckpt"])
+def test_what_is_no_file_of_weights_is_one_sentence(tmp_path: Path, suffix: str) -> None:
+    for kind, path in hostile.files(tmp_path / "hostile", suffix).items():
+        if kind == "unreadable" and os.geteuid() == 0:
+            path.chmod(0o644)
+        with pytest.raises((UsageError, RunError), match=re.escape(str(path))) as caught:
+            read(path)
+        assert "\n" not in str(caught.value), kind
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_is_not_run(tmp_path: Path, zipped: bool) -> None:
     path, mark = tmp_path / "x.pth", tmp_path / "it ran"
@@ -73,9 +225,9 @@ def test_what_holds_no_tensors_by_name_is_refused(tmp_path: Path, content: objec
         read(tmp_path / "x.pth")
 
 
-@pytest.mark.parametrize("name", ["nowhere.pth", "x.bin", "folder.pth"])
+@pytest.mark.parametrize("name", ["nowhere.pth", "x.txt", "folder.pth"])
 def test_no_such_file_is_one_sentence(tmp_path: Path, name: str) -> None:
-    (tmp_path / "x.bin").write_bytes(b"")
+    (tmp_path / "x.txt").write_bytes(b"")
     (tmp_path / "folder.pth").mkdir()
     with pytest.raises(UsageError, match="is not a file of weights; give one that ends in .safetensors or .pth or .pt"):
         read(tmp_path / name)

@@ -72,7 +72,7 @@ class Served:
             images = torch.stack(list(pictures[done : done + number])).to(self.device)
             rows.append(self._fast(images).float().softmax(1).cpu())
             done += number
-        return torch.cat(rows)
+        return self.classifier.sound(torch.cat(rows))
 
     def explain(self, data: bytes, label: int | None) -> dict[str, Any]:
         """For people: the picture as the network sees it, where it looked for class `label`, which units fired.
@@ -115,8 +115,8 @@ class Served:
         config = self.classifier.config
         known, size = len(config.names), config.preprocess.size
         try:
-            source = Path(str(Run(self.folder or "").settings()["source"])).name
-        except (RunError, KeyError):
+            source = Path(Run(self.folder).settings()["source"]).name if self.folder is not None else ""
+        except RunError:
             source = ""
         trained = f", trained on {source}" if source else ""
         classes = "1 class" if known == 1 else f"{known:,} classes"

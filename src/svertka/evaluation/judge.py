@@ -89,7 +89,7 @@ class Judge:
             with autocast(self.device):
                 maps = self._sliding(torch.cat([picture, picture.flip(-1)]))
             scores.append(maps.float().mean((2, 3)))
-        return mean_probability(torch.cat(scores).log_softmax(1).cpu(), 0)
+        return mean_probability(self.classifier.sound(torch.cat(scores).log_softmax(1).cpu()), 0)
 
     def _prepared(self, scale: int) -> Prepared:
         size, channels = self.preprocess.size, self.preprocess.channels
@@ -110,7 +110,7 @@ class Judge:
         parts = shown.chunk(max(1, round(len(shown) / AT_ONCE)))
         with autocast(self.device):
             logits = [self._network(part.contiguous()).float() for part in parts]
-        return torch.cat(logits).log_softmax(1).cpu()
+        return self.classifier.sound(torch.cat(logits).log_softmax(1).cpu())
 
 
 def mean_probability(log_probabilities: Tensor, dim: int) -> Tensor:

@@ -5,14 +5,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from svertka import distributed
 from svertka.conv import choose
 from svertka.errors import RunError
+from svertka.files import shortened
 from svertka.tensors import read_tensors, write_tensors
 from svertka.training.loop import State
+from svertka.training.recipe import first_fault
+
+# What a stranger's file may hold is checked before anything is computed with it.
+_STATE = TypeAdapter(State)
+_NUMBERS = TypeAdapter(dict[str, float])
+_CHOICES = TypeAdapter(dict[str, str])
+ADAM = {"step", "exp_avg", "exp_avg_sq"}
+SLOTS: dict[type, tuple[set[str], set[str]]] = {  # of a parameter: those that there must be, and that there may be
+    torch.optim.SGD: (set(), {"momentum_buffer"}),
+    torch.optim.AdamW: (ADAM, ADAM),
+}
+MOST_STEPS = 2**53
 
 
 def save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state: State, **extra: Any) -> None:
@@ -45,9 +60,11 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tu
     """
     tensors, header = read_tensors(path)
     try:
-        state = State(**header.pop("state"))
-        numbers: Mapping[str, Any] = header.pop("optimizer")
-        choose.repeat(header.pop("convolutions", {}))  # another algorithm would round otherwise
+        state = _STATE.validate_python(header.pop("state"))
+        numbers = _NUMBERS.validate_python(header.pop("optimizer"))
+        choices = _CHOICES.validate_python(header.pop("convolutions", {}))
+        _refuse_impossible(state, choices)
+        choose.repeat(choices)  # another algorithm would round otherwise
         network.load_state_dict(_under("network.", tensors))
         _restore_optimizer(optimizer, _under("optimizer.", tensors) | dict(numbers))
         if distributed.is_first():
@@ -56,10 +73,22 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tu
                 torch.cuda.set_rng_state(tensors["random.cuda"])
         else:  # the file holds the first process's; the others only need to differ from it
             torch.manual_seed(state.step * distributed.world() + distributed.rank())
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        fault = first_fault(error) if isinstance(error, ValidationError) else str(error)
+        reason = shortened(" ".join(fault.split()), 200)
         raise RunError(f"{path} does not fit this run ({reason}); copy the run's files back together") from error
     return state, header
+
+
+def _refuse_impossible(state: State, choices: Mapping[str, str]) -> None:
+    if unknown := set(choices.values()) - choose.ALGORITHMS.keys():
+        raise ValueError(f"convolutions by {unknown.pop()!r}")
+    if len(state.sums) != 3 or len(state.recent) != 3 or state.step > MOST_STEPS:
+        raise ValueError(f"step {state.step}, sums of {len(state.sums)} and {len(state.recent)} values")
+    if not 0 <= state.looked <= state.step:
+        raise ValueError(f"step {state.step} is before the last look at it, {state.looked}")
+    if not 0 <= state.kept_epoch <= (len(state.val_errors) or state.kept_epoch):
+        raise ValueError(f"epoch {state.kept_epoch} is kept of {len(state.val_errors)}")
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -72,8 +101,26 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, slots: Mapping[str, Any
     for name, value in slots.items():
         index, _, slot = name.partition(".")
         parameter = parameters[int(index)]
-        if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+        if isinstance(value, torch.Tensor) and slot != "step":
+            if value.shape != parameter.shape:  # which a fused update would read beyond
+                raise ValueError(f"optimizer.{name} is {tuple(value.shape)} in place of {tuple(parameter.shape)}")
             # In the parameter's own memory order, which a file does not keep and fused updates rely on.
             value = torch.empty_like(parameter).copy_(value)
         whole.setdefault(int(index), {})[slot] = value
+    needed, known = SLOTS[type(optimizer)]
+    for number, found in whole.items():
+        if not needed <= found.keys() <= known | {"slow"} or np.shape(found.get("step", 0)) != ():
+            raise ValueError(f"optimizer.{number} holds {', '.join(sorted(found))}, and not {', '.join(sorted(known))}")
+    _complete_momentum(optimizer, whole)
     optimizer.load_state_dict({"state": whole, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _complete_momentum(optimizer: torch.optim.Optimizer, slots: dict[int, dict[str, Any]]) -> None:
+    """Let all parameters of a group have a momentum if one has: a fused step takes all or none. Zero is as good."""
+    first = 0
+    for group in optimizer.param_groups:
+        numbers = range(first, first + len(group["params"]))
+        first += len(group["params"])
+        if any("momentum_buffer" in slots.get(number, {}) for number in numbers):
+            for number, parameter in zip(numbers, group["params"], strict=True):
+                slots.setdefault(number, {}).setdefault("momentum_buffer", torch.zeros_like(parameter))

@@ -43,6 +43,16 @@ def findings(epochs: Sequence[Mapping[str, Any]], classes: int, planned: float) 
     ]
 
 
+def is_whole(entry: Mapping[str, Any]) -> bool:
+    """Whether an "epoch" line of metrics.jsonl holds all that `findings` looks at, as training writes it."""
+    needed, judged = ("train_loss", "train_error", "learning_rate"), ("val_loss", "val_error")
+    numbers = [entry.get(name) for name in needed] + [entry[name] for name in judged if entry.get(name) is not None]
+    for name in ("gradients", "dead"):
+        shares = entry.get(name, {})
+        numbers += shares.values() if isinstance(shares, dict) else [None]
+    return all(isinstance(number, int | float) for number in numbers) and all(name in entry for name in judged)
+
+
 def _guessing(epochs: Sequence[Mapping[str, Any]], classes: int) -> Finding | None:
     chance = 1 - 1 / classes
     error = epochs[-1]["train_error"]
@@ -100,7 +110,7 @@ def _dead(epochs: Sequence[Mapping[str, Any]]) -> Finding | None:
 
 
 def _exploding(epochs: Sequence[Mapping[str, Any]]) -> Finding | None:
-    sizes = [math.sqrt(sum(ratio**2 for ratio in epoch.get("gradients", {}).values())) for epoch in epochs]
+    sizes = [math.hypot(*epoch.get("gradients", {}).values()) for epoch in epochs]
     if len(sizes) < 3 or sizes[-1] < EXPLODING * median(sizes[:-1]):
         return None
     times = sizes[-1] / max(median(sizes[:-1]), 1e-30)

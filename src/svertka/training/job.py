@@ -223,7 +223,7 @@ def resume(
         run.classifier()  # which says what is damaged
         say(f"{run.folder} has finished already; {_further(run, settings)}")
         return run
-    place = choose_device(settings.device)
+    place = _device_of(run, settings)
     set_threads(settings.threads)
     with distributed.group(place), in_use(run):
         moved = settings.model_copy(
@@ -239,6 +239,16 @@ def resume(
         if moved != settings and distributed.is_first():
             write_json(run.training, moved.model_dump())  # where `evaluate` and `look` will find them
         return _carry_out(run, moved, parts, place, tensorboard=tensorboard)
+
+
+def _device_of(run: Run, settings: Settings) -> torch.device:
+    """Where `run` was begun; another device of this machine if it has none such, which is said."""
+    try:
+        return choose_device(settings.device)
+    except UsageError:
+        place = choose_device("auto")
+        say(f"{run.folder} was begun on {settings.device}, which is not on this machine; it goes on on {place}")
+        return place
 
 
 def _parts_of(run: Run, settings: Settings) -> Parts:

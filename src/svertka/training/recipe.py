@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from svertka.data.augment import Augmentation
 from svertka.errors import UsageError
+from svertka.files import shortened
 from svertka.models.heads import Head
 from svertka.models.initial import Initial
 from svertka.training.schedule import Cosine, Schedule
@@ -13,6 +14,8 @@ from svertka.transfer.fitted import WAYS
 from svertka.transfer.freeze import ALL, HEAD
 
 HeadWay = Literal[Head, "logistic", "nearest-mean"]
+
+MANY = 1_000_000  # more of anything is a slip of the pen, or a file that somebody changed
 
 
 class Recipe(BaseModel):
@@ -28,29 +31,29 @@ class Recipe(BaseModel):
     initial: Initial | None = Field(default=None, description="first weights; unset: the network's own")
     unfreeze: str = Field(default=ALL, description="what learns: head, last, a number of stages below it, a stage, all")
     head: HeadWay = Field(default="linear", description="the last layer, and whether it is computed or learnt")
-    batch_size: int = Field(default=128, ge=1, description="pictures a step, over all processes")
-    epochs: float = Field(default=30, gt=0, description="passes over the training part; may end within one")
+    batch_size: int = Field(default=128, ge=1, le=MANY, description="pictures a step, over all processes")
+    epochs: float = Field(default=30, gt=0, le=MANY, description="passes over the training part; may end within one")
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(default=0.1, gt=0, description="the highest learning rate")
+    lr: float = Field(default=0.1, gt=0, le=MANY, description="the highest learning rate")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="adamw: its β₁")
     nesterov: bool = False
-    weight_decay: float = Field(default=0.0, ge=0, description="as PyTorch's optimizers define it")
+    weight_decay: float = Field(default=0.0, ge=0, le=MANY, description="as PyTorch's optimizers define it")
     schedule: Schedule = Cosine()
-    warmup: float = Field(default=0.0, ge=0, description="epochs")
-    warmup_rate: float | None = Field(default=None, gt=0, description="held during warm-up; unset: it rises to lr")
-    bias_rate: float = Field(default=1.0, gt=0, description="times lr, for the biases of batch norm")
+    warmup: float = Field(default=0.0, ge=0, le=MANY, description="epochs")
+    warmup_rate: float | None = Field(default=None, gt=0, le=MANY, description="in warm-up; unset: it rises to lr")
+    bias_rate: float = Field(default=1.0, gt=0, le=MANY, description="times lr, for the biases of batch norm")
     computed_first: bool = Field(default=False, description="before all else, the head is computed from the features")
     stage_rate: float = Field(default=1.0, gt=0, le=1, description="times lr, for each stage further below the head")
     gradual: bool = Field(default=False, description="begin with the head; each epoch the next stage below learns too")
-    lookahead: int | None = Field(default=None, ge=1, description="steps between two averages of the weights")
+    lookahead: int | None = Field(default=None, ge=1, le=MANY, description="steps between two averages of the weights")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    auxiliary: float = Field(default=0.3, ge=0, description="weight of each auxiliary classifier's loss")
-    rubbish: float | None = Field(default=None, gt=0, description="the constant j of LeCun et al. 1998, eq. 9")
+    auxiliary: float = Field(default=0.3, ge=0, le=MANY, description="weight of each auxiliary classifier's loss")
+    rubbish: float | None = Field(default=None, gt=0, le=MANY, description="the constant j of LeCun et al. 1998, eq. 9")
     bfloat16: bool = Field(default=False, description="products in bfloat16 on a CPU that has it; cuda: always")
-    clip: float | None = Field(default=None, gt=0, description="largest norm of the whole gradient")
-    accumulate: int = Field(default=1, ge=1, description="parts in which a batch is computed, to save memory")
+    clip: float | None = Field(default=None, gt=0, le=MANY, description="largest norm of the whole gradient")
+    accumulate: int = Field(default=1, ge=1, le=MANY, description="parts in which a batch is computed, to save memory")
     class_weights: bool = Field(default=False, description="weigh classes by the inverse of their frequency")
-    early_stop: int | None = Field(default=None, ge=1, description="epochs without a better val error before stopping")
+    early_stop: int | None = Field(default=None, ge=1, le=MANY, description="epochs without a better val error")
     augmentations: tuple[Augmentation, ...] = ()
     normalise: Literal["mean", "mean-std"] = Field(default="mean-std", description="where the network names no own way")
 
@@ -84,4 +87,5 @@ def first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False)[0]
     name = ".".join(str(part) for part in fault["loc"]) or "value"
     needed = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{name}={fault['input']!r}: {needed}" if not isinstance(fault["input"], dict) else f"{name}: {needed}"
+    given = "" if isinstance(fault["input"], dict) else f"={shortened(repr(fault['input']))}"
+    return f"{name}{given}: {needed}"

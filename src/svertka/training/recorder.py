@@ -47,8 +47,8 @@ class Recorder(Observer):
         self._steps_per_epoch = learner.batches.steps
         self._signal: int | None = None
         before = run.history() if log else []
-        self._epochs = [entry for entry in before if entry["kind"] == "epoch"]
-        self._told = {entry["finding"] for entry in before if entry["kind"] == "health"}
+        self._epochs = [entry for entry in before if entry["kind"] == "epoch" and health.is_whole(entry)]
+        self._told = {str(entry.get("finding")) for entry in before if entry["kind"] == "health"}
         self._marked = self._saved = time.monotonic()
         self._save_time = 0.0
 

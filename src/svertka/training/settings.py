@@ -5,11 +5,13 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from svertka.errors import RunError
 from svertka.run import FORMAT, Run
-from svertka.training.recipe import Recipe, first_fault
+from svertka.training.recipe import MANY, Recipe, first_fault
+
+MOST_SEED = 2**63  # as PyTorch takes them
 
 
 def versions() -> dict[str, str]:
@@ -23,7 +25,7 @@ class Cache(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    variants: int = Field(ge=1)
+    variants: int = Field(ge=1, le=MANY)
     half: bool
 
 
@@ -35,27 +37,29 @@ class Settings(BaseModel):
     format: int = FORMAT
     source: str
     fingerprint: str = Field(description="of the contents, labels and parts of the pictures used")
-    parts: dict[str, int] = Field(description="pictures in each part")
+    parts: dict[str, NonNegativeInt] = Field(description="pictures in each part")
     bad: list[dict[str, str]] = Field(description="pictures left out, as path and reason")
     account: dict[str, Any] = Field(default_factory=dict, description="files of the source that are not used, and why")
     columns: str | None = Field(default=None, description="what the columns of the source mean, as it was asked for")
-    val: float
-    test: float
-    turn: int = Field(default=0, ge=0, description="which of several divisions into train, val and test this is")
+    val: float = Field(ge=0, lt=1)
+    test: float = Field(ge=0, lt=1)
+    turn: int = Field(default=0, ge=0, lt=2**32, description="which of several divisions into parts this is")
     model: str
     weights: str | None = Field(default=None, description="what it started from, as it was asked for; None: fresh")
     boxes: str | None = Field(default=None, description="where objects are; what is learnt from are then patches")
     recipe_name: str
     recipe: Recipe
-    stored_side: int = Field(description="side of the squares that training draws its crops from, pixels")
-    seed: int
-    device: str
-    threads: int
+    stored_side: int = Field(
+        ge=1, le=16384, description="side of the squares that training draws its crops from, pixels"
+    )
+    seed: int = Field(ge=-MOST_SEED, lt=MOST_SEED)
+    device: str = Field(pattern=r"^(cpu|mps|cuda(:[0-9]{1,3})?)$")
+    threads: int = Field(ge=1)
     memory_format: str = Field(pattern="^(contiguous_format|channels_last)$")
     accelerate: bool = Field(default=False, description="whether svertka.conv computes the convolutions")
     prefetch: bool
     cache: Cache | None = Field(default=None, description="of what does not learn; None: it runs in every step")
-    cache_limit: int | None
+    cache_limit: int | None = Field(ge=0)
     versions: dict[str, str] = Field(default_factory=versions)
 
     @classmethod
