@@ -242,7 +242,7 @@ def test_a_history_that_no_training_writes_is_refused_before_it_is_read(finished
     run = copied(finished, tmp_path / "run")
     with run.metrics.open("r+b") as file:
         file.truncate(6 * 10**9)
-    with pytest.raises(RunError, match=r"metrics.jsonl cannot be read \(a file of 6 GB, more than the limit of 134 MB"):
+    with pytest.raises(RunError, match=r"jsonl cannot be read \(a file of 6 GB, larger than the limit of 134 MB"):
         run.history()
     with run.metrics.open("r+b") as file:
         file.truncate(MOST_HISTORY)

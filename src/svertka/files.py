@@ -142,7 +142,7 @@ def _refuse_irregular(status: os.stat_result, limit: int) -> None:
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
         raise ValueError(f"{kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, not a file")
     if status.st_size > limit:
-        raise ValueError(f"a file of {in_bytes(status.st_size)}, more than the limit of {in_bytes(limit)}")
+        raise ValueError(f"a file of {in_bytes(status.st_size)}, larger than the limit of {in_bytes(limit)}")
 
 
 def sync_folder(folder: Path) -> None:
