@@ -18,7 +18,7 @@ from svertka.errors import PictureError, RunError, UsageError
 from svertka.files import read_json, write_json
 from svertka.graph.optimize import fastest
 from svertka.models import published, weights, zoo
-from svertka.models.heads import Head, head_path, put_head
+from svertka.models.heads import OWN_TENSORS, Head, head_path, put_head
 from svertka.models.weights import Weights
 from svertka.progress import progress
 from svertka.tensors import not_finite, read_tensors, tensor_shapes, write_tensors
@@ -241,7 +241,7 @@ def find_weights(model: zoo.Model, text: str) -> Weights:
     folder = Path(text)
     config = read_config(folder)
     tensors = _finite(folder / WEIGHTS, read_tensors(folder / WEIGHTS)[0])
-    if config.head != "linear" and config.model == model.name:  # what comes before it is a start for any head
+    if config.head not in OWN_TENSORS and config.model == model.name:  # what comes before it is a start for any head
         path = head_path(model)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{path}.")}
         return Weights(model, tensors, config.preprocess, None, text, partial=True)

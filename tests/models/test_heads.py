@@ -6,8 +6,8 @@ from torch import nn
 
 from svertka.classifier import Classifier, Config, find_weights
 from svertka.data.preprocess import Preprocess
-from svertka.errors import UsageError
-from svertka.models.heads import Adaptation, Cosine, Head, head_path, put_head
+from svertka.models.heads import Adaptation, Cosine, Head, head_path, put_head, trainable_head
+from svertka.models.weights import Weights
 from svertka.models.zoo import MODELS
 
 PREPROCESS = Preprocess(size=32, resize=32, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -62,8 +62,60 @@ def test_linear_is_the_networks_own() -> None:
     assert network.linear is before
 
 
-def test_a_network_without_a_dense_layer_at_its_end_is_refused() -> None:
-    network = MODELS["squeezenet1_1"].build(classes=3)
-    assert isinstance(network, nn.Module)
-    with pytest.raises(UsageError, match="head=cosine needs a network that ends in a dense layer, and squeezenet1_1"):
-        put_head(network, MODELS["squeezenet1_1"], "cosine", 3)
+def test_scores_behind_a_relu_are_trained_as_those_of_pooled_features() -> None:
+    torch.manual_seed(0)
+    model = MODELS["squeezenet1_1"]
+    own = model.build(classes=3).eval()
+    pooled = model.build(classes=3)
+    pooled.load_state_dict(own.state_dict())
+    put_head(pooled, model, "pooled", 3)
+    assert isinstance(pooled.eval().get_submodule(head_path(model)), nn.Linear)
+    own.classifier[2] = nn.Identity()  # the ReLU
+    pictures = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(pooled(pictures), own(pictures))
+    put_head(pooled, model, "pooled", 3)  # a second time changes nothing
+    torch.testing.assert_close(pooled(pictures), own(pictures))
+
+
+@pytest.mark.parametrize("kind", ["cosine", "adaptation"])
+def test_other_heads_stand_on_pooled_features_too(kind: Head) -> None:
+    config = Config(model="squeezenet1_1", names=("a", "b"), preprocess=PREPROCESS, head=kind)
+    assert config.build().eval()(torch.randn(2, 3, 32, 32)).shape == (2, 2)
+
+
+def test_published_weights_fit_both_forms_and_a_run_starts_another(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, names = MODELS["squeezenet1_1"], ("a", "b", "c")
+    published = Weights(model, model.build(classes=3).state_dict(), PREPROCESS, names, "x")
+    config = Config(model=model.name, names=names, preprocess=PREPROCESS, head="pooled")
+    network = config.build()
+    assert published.put_into(network, names) == ""
+    rows = published.tensors["classifier.1.weight"]
+    assert rows.shape == (3, 512, 1, 1)
+    assert torch.equal(network.get_parameter("classifier.1.weight"), rows.flatten(1))
+
+    Classifier(network, config).save(tmp_path)
+    again = find_weights(model, str(tmp_path))
+    own = model.build(classes=2)
+    assert "2 of them go on" in again.put_into(own, ("c", "a"))
+    assert torch.equal(own.get_parameter("classifier.1.weight"), rows[[2, 0]])
+
+
+FAMILIES = ("mlp", "lenet5", "alexnet", "zfnet", "vgg11", "googlenet", "resnet20", "squeezenet1_1", "airbench")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_network_is_trained_with_scores_that_are_cut_off_at_0(name: str) -> None:
+    model = MODELS[name]
+    size = max(model.smallest, 32)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        network = model.build(2, model.channels, size)
+        put_head(network, model, trainable_head(model, "linear"), 2)
+    head = network.get_submodule(head_path(model))
+    seen: list[nn.Module] = []
+    for module in network.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda layer, _inputs, _outputs: seen.append(layer))
+    network.eval()(torch.zeros(1, model.channels, size, size, device="meta"))
+    assert not any(isinstance(layer, nn.ReLU) for layer in seen[seen.index(head) :])

@@ -7,7 +7,7 @@ from svertka.data.batches import Batches
 from svertka.errors import TrainingError
 from svertka.models.zoo import MODELS
 from svertka.training.loop import make_optimizer
-from svertka.training.range_test import find_learning_rate, steepest
+from svertka.training.range_test import find_learning_rate, stable_rate, steepest
 from svertka.training.recipe import Recipe
 
 
@@ -40,3 +40,31 @@ def test_steepest_is_in_the_middle_of_the_steepest_fall() -> None:
 def test_no_fall_is_one_sentence(losses: list[float]) -> None:
     with pytest.raises(TrainingError, match=r"saw the loss fall at no rate.*give one \(--lr 0.01\)"):
         steepest([0.1] * len(losses), losses)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0, 1000.0])
+def test_a_head_over_features_of_any_size_learns_at_the_stable_rate(scale: float, nesterov: bool) -> None:
+    """The oracle is the descent itself: the loss of the quadratic that bounds the cross-entropy must not grow."""
+    torch.manual_seed(0)
+    features = scale * torch.rand(64, 20, dtype=torch.float64)
+    recipe = Recipe(lr=0.1, nesterov=nesterov)
+    rate = stable_rate(features, recipe)
+    assert rate <= recipe.lr
+    curvature = (features.T @ features) / 64 / 2
+    weights = torch.randn(20, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([weights], lr=rate, momentum=0.9, nesterov=nesterov)
+    losses = []
+    for _ in range(400):
+        loss = weights @ curvature @ weights / 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    assert max(losses[200:]) < losses[0]
+
+
+def test_a_rate_that_is_stable_or_of_adamw_stays() -> None:
+    assert stable_rate(0.1 * torch.rand(64, 20), Recipe(lr=0.1)) == 0.1
+    assert stable_rate(1000 * torch.rand(64, 20), Recipe(lr=0.1, optimizer="adamw")) == 0.1

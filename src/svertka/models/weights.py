@@ -112,8 +112,16 @@ class Weights:
         return "; ".join(filter(None, said))
 
     def _given(self, network: nn.Module) -> dict[str, torch.Tensor]:
-        """All that `network` may be loaded with: the tensors, and its own where they may lack one."""
-        return (network.state_dict() if self.partial else _optional(network)) | self.tensors
+        """All that `network` may be loaded with: the tensors, and its own where they may lack one.
+
+        A head is a dense layer here and a 1×1 convolution there: the same numbers.
+        """
+        own = network.state_dict()
+        heads = {
+            name: _in_shape(self.tensors[name], own[name])
+            for name in head_of(self.model) & self.tensors.keys() & own.keys()
+        }
+        return (own if self.partial else _optional(network)) | self.tensors | heads
 
     def _said(self, wanted: int, had: int, kept: list[str]) -> str:
         if len(kept) == wanted == had:
@@ -123,6 +131,12 @@ class Weights:
             return f"{replaced}, which starts from fresh weights"
         few = ", ".join(kept[:3]) + (", …" if len(kept) > 3 else "")
         return f"{replaced}; {len(kept):,} of them go on from the weights of the same name ({few})"
+
+
+def _in_shape(given: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """`given`, of any number of classes, in the shape of `own`, if that holds as many numbers for each class."""
+    fits = given.dim() > 0 and given[0].numel() == own[0].numel()
+    return given.reshape(len(given), *own.shape[1:]) if fits else given
 
 
 def _fresh(network: nn.Module, name: str, own: torch.Tensor) -> torch.Tensor:

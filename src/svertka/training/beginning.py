@@ -4,14 +4,15 @@ import os
 import shutil
 
 import torch
+from torch import nn
 
 from svertka.classifier import Classifier, Config
 from svertka.data.preprocess import Preprocess
 from svertka.errors import UsageError
 from svertka.files import storage, sync_folder, write_json
-from svertka.models.heads import put_head
-from svertka.models.initial import initialise
-from svertka.models.weights import Weights
+from svertka.models.heads import put_head, trainable_head
+from svertka.models.initial import draw_small, initialise, signal_vanishes
+from svertka.models.weights import Weights, head_of
 from svertka.models.zoo import Model
 from svertka.run import Run
 from svertka.training import checkpoint
@@ -25,6 +26,7 @@ from svertka.training.settings import Settings
 from svertka.transfer.freeze import ALL, HEAD
 
 PREPARED_WITH = 5000  # training pictures, for networks that want to see some before their first step
+PROBED = 64  # training pictures by which fresh weights are tried
 
 
 def refuse_untrained(recipe: Recipe, boxes: str | None, *, trained: bool) -> None:
@@ -50,8 +52,12 @@ def begin(
     recipe: Recipe,
     seed: int,
     place: torch.device,
+    *,
+    may_redraw: bool = False,
 ) -> tuple[Classifier, list[str]]:
     """The classifier before its first step, on `place`, and what to say of the weights that it starts from.
+
+    `may_redraw`: fresh weights through which no signal passes are replaced by those of He et al. 2015.
 
     Raises:
         UsageError: the weights are another network's, or it cannot have such a head.
@@ -61,14 +67,38 @@ def begin(
     network = model.build(len(names), preprocess.channels, preprocess.size).to(place)
     if recipe.initial is not None:
         initialise(network, recipe.initial)
+    said = []
+    if may_redraw and start is None and recipe.initial is None:
+        said += _redrawn(network, model, parts.sample(preprocess, PROBED).to(place))
     if model.prepare is not None:
         model.prepare(network, parts.sample(preprocess, PREPARED_WITH).to(place))
-    said = [] if start is None else [start.note, start.put_into(network, names)]
-    put_head(network, model, recipe.head_kind, len(names))
-    config = Config(model=model.name, names=names, preprocess=preprocess, head=recipe.head_kind)
+    own_head = trainable_head(model, "linear")
+    put_head(network, model, own_head, len(names))
+    if start is not None:
+        said += [start.note, start.put_into(network, names)]
+    if own_head != "linear":
+        said.append(
+            f"{model.name} is trained without the ReLU behind its class scores: a class that it sets to 0 never learns"
+        )
+    kind = trainable_head(model, recipe.head_kind)
+    if kind != own_head:
+        put_head(network, model, kind, len(names))
+    config = Config(model=model.name, names=names, preprocess=preprocess, head=kind)
     classifier = Classifier(network, config)
     computes_head(classifier, recipe)  # says now, before there is a run, that it cannot be
     return classifier, [sentence for sentence in said if sentence]
+
+
+def _redrawn(network: nn.Module, model: Model, images: torch.Tensor) -> list[str]:
+    """What to say, if the fresh weights of `network` let its scores for `images` vanish and others were drawn."""
+    if not signal_vanishes(network, images):
+        return []
+    initialise(network, "he")
+    draw_small(network, head_of(model))
+    return [
+        f"the scores of {model.name} with its own first weights are the same for every picture, so that nothing would "
+        "be learned; its weights are drawn as in He et al. 2015 (--initial he) instead"
+    ]
 
 
 def create(run: Run, classifier: Classifier, settings: Settings, found: RangeTest | None) -> None:

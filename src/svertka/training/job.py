@@ -28,7 +28,16 @@ from svertka.run import Run
 from svertka.training import checkpoint, plan, summary
 from svertka.training.beginning import begin, create, refuse_untrained
 from svertka.training.claim import claimed, in_use
-from svertka.training.learner import compute_head, computes_head, freeze_for, hasten, judged_by, learner, optimizer_for
+from svertka.training.learner import (
+    at_a_stable_rate,
+    compute_head,
+    computes_head,
+    freeze_for,
+    hasten,
+    judged_by,
+    learner,
+    optimizer_for,
+)
 from svertka.training.log import Log
 from svertka.training.loop import State, fit, steps_of
 from svertka.training.parts import Parts, divide, in_patches, measured, natural_input, stored_side
@@ -130,16 +139,19 @@ def train(
         if "batch_size" not in changes:
             planned = planned.with_changes(batch_size=min(planned.batch_size, len(parts.indices["train"])))
 
-        classifier, started = begin(facts, start, parts, preprocess, planned, seed, place)
+        classifier, started = begin(facts, start, parts, preprocess, planned, seed, place, may_redraw=recipe is None)
         del start  # the network holds its own tensors now
         made = freeze_for(classifier, planned)
+        batches = parts.training_batches(preprocess, planned, seed, place)
+        batch, learning = next(batches.epoch(0)), classifier.network
+        if trained and lr is None and not planned.is_computed:
+            planned, slower = at_a_stable_rate(classifier, planned, batch.images)
+            started += slower
         # Pictures of every size go through the first layers, and each would need its own timings.
         accelerate = accelerate and place.type == "cpu" and boxes is None
         if accelerate:
             accelerated(classifier.network)
-        batches = parts.training_batches(preprocess, planned, seed, place)
         label = f"{facts.name}, accelerated" if accelerate else facts.name
-        batch, learning = next(batches.epoch(0)), classifier.network
         if made is not None:
             label, learning = f"{label} above {planned.unfreeze}", made.learning
             in_layout(classifier.network, torch.channels_last)

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.data.batches import Batches
 from svertka.device import in_layout
 from svertka.errors import UsageError
 from svertka.models import zoo
-from svertka.models.heads import head_path
+from svertka.models.heads import Adaptation, head_path
 from svertka.training.loop import make_optimizer
 from svertka.training.parts import Parts
+from svertka.training.range_test import stable_rate
 from svertka.training.recipe import Recipe
 from svertka.training.settings import Settings
 from svertka.transfer import fitted, freeze
@@ -105,6 +107,30 @@ def computes_head(classifier: Classifier, recipe: Recipe) -> bool:
             f"head={recipe.head} computes a dense layer, and {classifier.config.model} does not end in one; use linear"
         )
     return dense and (recipe.head in fitted.WAYS or recipe.computed_first)
+
+
+@torch.inference_mode()
+def head_features(classifier: Classifier, images: torch.Tensor) -> torch.Tensor | None:
+    """What the dense layers at the end of the network of `classifier` are given for `images`, (B, D).
+
+    None where it ends in something else.
+    """
+    made = freeze.divide(classifier.network, freeze.HEAD, classifier.preprocess.input_shape)
+    if made is None or not isinstance(_head(classifier), nn.Linear | Adaptation):
+        return None
+    features: torch.Tensor = made.frozen(images)
+    return features.flatten(1)
+
+
+def at_a_stable_rate(classifier: Classifier, recipe: Recipe, images: torch.Tensor) -> tuple[Recipe, list[str]]:
+    """`recipe` at a rate at which the head over the features of `images` does not diverge, and what to say of it."""
+    features = head_features(classifier, images)
+    rate = distributed.of_first(recipe.lr if features is None else stable_rate(features, recipe))
+    if rate >= recipe.lr:
+        return recipe, []
+    return recipe.with_changes(lr=rate), [
+        f"the learning rate is {rate:g}: at {recipe.lr:g} a head over features as large as these diverges"
+    ]
 
 
 def compute_head(classifier: Classifier, settings: Settings, parts: Parts, place: torch.device) -> None:

@@ -70,15 +70,21 @@ FROZEN = Recipe(
     schedule=Cosine(),
 )
 
+PLAIN = Recipe(
+    source="svertka: settings that learn most things; no augmentation, so that nothing is assumed of the pictures",
+    batch_size=64,
+    epochs=20,
+    lr=0.02,
+    weight_decay=5e-4,
+    schedule=Cosine(),
+    warmup=1,
+)
+
 RECIPES = {
-    "plain": Recipe(
-        source="svertka: settings that learn most things; no augmentation, so that nothing is assumed of the pictures",
-        batch_size=64,
-        epochs=20,
-        lr=0.02,
-        weight_decay=5e-4,
-        schedule=Cosine(),
-        warmup=1,
+    "plain": PLAIN,
+    "plain-no-batch-norm": PLAIN.with_changes(
+        source="svertka: as plain, clipped, for networks of many layers without batch norm",
+        clip=1,
     ),
     "frozen": FROZEN,
     "fine-tuning": FROZEN.with_changes(
@@ -208,8 +214,10 @@ def recipe_for(source: str, model: str, *, unfreeze: str | None = None, trained:
     default_model, recipe = DEFAULTS.get(source, ("", ""))
     if model == default_model:
         return recipe
-    if model in ("mlp", "lenet5") or source in ("digits", "mnist", "fashion-mnist"):
+    if model in ("mlp", "lenet5"):
         return "plain"
+    if source in ("digits", "mnist", "fashion-mnist"):
+        return "plain" if _has_batch_norm(model) else "plain-no-batch-norm"
     if source in ("cifar10", "cifar100") and MODELS[model].size == 32:
         return OF_SMALL_NETWORKS.get(model, "resnet-cifar")
     return "photos" if _has_batch_norm(model) else "photos-no-batch-norm"

@@ -75,6 +75,25 @@ def steepest(rates: list[float], losses: list[float]) -> float:
     return float(f"{rates[best]:.2g}")
 
 
+def stable_rate(features: torch.Tensor, recipe: Recipe) -> float:
+    """`recipe.lr`, or a lower rate, at which a dense layer over `features`, (B, D), learns without diverging.
+
+    Gradient descent with momentum β is stable up to 2 (1 + β) / λ, with Nesterov's up to that over 1 + 2β, for a
+    largest curvature λ. That of the cross-entropy of a dense layer is at most half the largest eigenvalue of the
+    features' second moment. Half of the limit is taken where the recipe's rate is beyond it.
+
+    Source: Sutskever et al. 2013, "On the importance of initialization and momentum", §2 and appendix A.1 (momentum);
+    Böhning 1992, "Multinomial logistic regression algorithm", §2 (the bound).
+    """
+    if recipe.optimizer != "sgd" or not len(features):
+        return recipe.lr
+    curvature = float(torch.linalg.matrix_norm(features.float().cpu(), 2)) ** 2 / len(features) / 2
+    limit = 2 * (1 + recipe.momentum) / max(curvature, 1e-30)
+    if recipe.nesterov:
+        limit /= 1 + 2 * recipe.momentum
+    return recipe.lr if recipe.lr <= limit else float(f"{limit / 2:.2g}")
+
+
 def _endless(batches: Batches) -> Iterator[Batch]:
     epoch = 0
     while True:

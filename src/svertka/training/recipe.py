@@ -13,7 +13,7 @@ from svertka.training.schedule import Cosine, Schedule
 from svertka.transfer.fitted import WAYS
 from svertka.transfer.freeze import ALL, HEAD
 
-HeadWay = Literal[Head, "logistic", "nearest-mean"]
+HeadWay = Literal["linear", "cosine", "adaptation", "logistic", "nearest-mean"]
 
 MANY = 1_000_000  # more of anything is a slip of the pen, or a file that somebody changed
 
