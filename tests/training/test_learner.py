@@ -115,7 +115,6 @@ def test_the_plan_says_what_is_frozen(
     ({"head": "forest"}, "head='forest'"),
     ({"variants": 0}, "variants=0 must be at least 1; leave it out"),
     ({"variants": -1}, "variants=-1 must be at least 1; leave it out"),
-    ({"head": "logistic", "model": "squeezenet1_1", "weights": None, "size": 64}, "squeezenet1_1 does not end in one"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_sentence(
     trained: Run, digit_folder: Path, tmp_path: Path, options: dict[str, Any], sentence: str
