@@ -26,12 +26,12 @@ from torch import nn
 from networks import FLOAT32, compare
 from svertka.device import processor, set_threads
 from svertka.files import write_atomic
+from svertka.graph.batch_sizes import record
 from svertka.graph.fusion import fused
 from svertka.graph.operations import Size
 from svertka.graph.optimize import optimize
 from svertka.graph.packing import is_dense, kernel_of
 from svertka.graph.steps import Convolution, inputs_of, results_of
-from svertka.graph.tape import record
 from svertka.models.zoo import find
 from turns import seconds
 

@@ -158,6 +158,6 @@ def test_what_is_needed_elsewhere_is_computed_as_a_whole(what: str, together: li
     with torch.inference_mode():
         torch.testing.assert_close(optimized(x), network(x), rtol=1e-4, atol=1e-5)
     fused = optimized._steps
-    kept = [leaf.number for leaf in leaves(fused.output) if isinstance(leaf, Value)]
+    kept = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
     steps = chained(fused.steps, optimized._plan(2).maps, optimized._packed, kept)
     assert [[one.place for one in step.steps] for step in steps if isinstance(step, Chain)] == [together]

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from svertka.graph.batch_sizes import record
 from svertka.graph.fusion import fused
 from svertka.graph.operations import Constant, Operation, Value, leaves
 from svertka.graph.steps import Convolution, Pool, inputs_of, results_of
-from svertka.graph.tape import record
 from svertka.models.zoo import MODELS
 
 
@@ -26,7 +26,7 @@ def test_every_step_reads_what_is_there() -> None:
         for step in made.steps:
             assert there.issuperset(inputs_of(step))
             there.update(results_of(step))
-        assert {leaf.number for leaf in leaves(made.output) if isinstance(leaf, Value)} <= there
+        assert {leaf.number for leaf in made.output.leaves if isinstance(leaf, Value)} <= there
 
 
 class Wasteful(nn.Module):

@@ -15,7 +15,7 @@ import svertka
 from svertka.conv import native
 from svertka.conv.accelerate import accelerate
 from svertka.errors import RunError, UsageError
-from svertka.graph import optimize as module
+from svertka.graph import accuracy, written
 from svertka.graph.optimize import Optimized, optimize
 from svertka.graph.steps import Concatenation, Convolution, Operation, Pool, Sum
 from svertka.models.zoo import MODELS
@@ -158,7 +158,7 @@ def test_precisions_that_there_are_not_are_refused() -> None:
 
 
 def test_each_network_is_checked_when_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.TOLERANCES, "fp32", 1e-12)
+    monkeypatch.setattr(accuracy, "TOLERANCE", 1e-12)
     network = with_statistics(MODELS["resnet20"].build())
     with pytest.raises(UsageError, match="gives something else on the example: the largest difference is"):
         optimize(network, torch.randn(1, 3, 32, 32))
@@ -445,4 +445,4 @@ def test_without_kernels_pytorch_computes(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_steps_are_of_few_kinds() -> None:
-    assert {kind.__name__ for kind in (Convolution, Pool, Sum, Concatenation, Operation)} == set(module.written.KINDS)
+    assert {kind.__name__ for kind in (Convolution, Pool, Sum, Concatenation, Operation)} == set(written.KINDS)

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from svertka.conv import native
+from svertka.graph.batch_sizes import record
 from svertka.graph.fusion import fused
 from svertka.graph.optimize import Optimized
 from svertka.graph.packing import ERRORS, LIMIT, Packed, kernel_of, narrowed
 from svertka.graph.steps import Convolution
-from svertka.graph.tape import record
 from svertka.graph.written import About
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))

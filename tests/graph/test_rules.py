@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svertka.graph import plain
+from svertka.graph.batch_sizes import record
 from svertka.graph.fusion import Fused, fused
 from svertka.graph.steps import Concatenation, Convolution, Operation, Pool, Step, Sum
-from svertka.graph.tape import record
 
 Function = Callable[[nn.Module, Tensor], Tensor]
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from svertka.errors import UsageError
+from svertka.graph.batch_sizes import record
 from svertka.graph.operations import Constant, Operation, Recording, Size, Value, leaves, replaced
-from svertka.graph.tape import record
 
 
 class Branches(nn.Module):
@@ -41,7 +41,7 @@ def run(recording: Recording, x: Tensor) -> Any:
     for operation in recording.operations:
         results = zip(operation.results, operation.run(seen), strict=True)
         values |= {number: result for number, result in results if number is not None}
-    return replaced(recording.output, seen)
+    return recording.output.filled(seen)
 
 
 @pytest.mark.parametrize("pictures", [1, 2, 7])

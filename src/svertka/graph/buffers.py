@@ -3,6 +3,7 @@
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from svertka.graph.aliases import last_uses
 from svertka.graph.steps import Chain, Concatenation, Step, inputs_of, results_of
 
 ALIGNMENT = 64  # numbers: a multiple of every vector, and no two buffers in one cache line
@@ -54,8 +55,8 @@ def slots(
 ) -> tuple[dict[int, Slot], int]:
     """A slot for each of `maps` that does not lie `elsewhere`, and how many numbers all of them need together.
 
-    No two values that are needed at the same time overlap. `inner`: as `inner_parts` gives it. `kept`: values needed
-    to the end.
+    No two values that are needed at the same time, they or views of them, overlap. `inner`: as `inner_parts` gives it.
+    `kept`: values needed to the end.
     """
     here = {value for value in maps if value not in elsewhere}
 
@@ -65,12 +66,14 @@ def slots(
         return value
 
     first: dict[int, int] = {}
-    last: dict[int, int] = dict.fromkeys((root(value) for value in kept if value in here), len(steps))
+    last: dict[int, int] = {}
     for number, step in enumerate(steps):
         for value in (*results_of(step), *inputs_of(step)):
             if value in here:
                 first.setdefault(root(value), number)
-                last[root(value)] = max(last.get(root(value), number), number)
+    for value, number in last_uses(steps, kept).items():
+        if value in here:
+            last[root(value)] = max(last.get(root(value), number), number)
     sizes = {value: maps[value].pixels * maps[value].channels for value in first}
     offsets: dict[int, int] = {}
     for value in sorted(sizes, key=lambda one: (-sizes[one], one)):

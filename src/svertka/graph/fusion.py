@@ -10,7 +10,8 @@ from torch import Tensor
 
 from svertka.graph.assembly import Assembly
 from svertka.graph.operations import Constant, Operation, Recording, Shape, Size, Value, leaves, replaced
-from svertka.graph.rules import RULES, Arguments
+from svertka.graph.outputs import Output
+from svertka.graph.rules import FLATTENS, RULES, Arguments
 from svertka.graph.steps import Convolution, Step, inputs_of, results_of
 
 # They give what they are given: in inference, or as values.
@@ -20,13 +21,14 @@ NOTHING |= {"alias.default", "contiguous.default", "lift_fresh.default"}
 
 @dataclass(frozen=True)
 class Fused:
-    """Steps, the shapes of their values, the tensors that they name, and the output, as in a Recording."""
+    """Steps, the shapes of their values, the tensors that they name, the output and `pictures`, as in a Recording."""
 
     steps: tuple[Step, ...]
     shapes: Mapping[int, Shape]
     dtypes: Mapping[int, torch.dtype]
     tensors: Mapping[str, Tensor]
-    output: Any
+    output: Output
+    pictures: int | None = None
 
 
 @torch.inference_mode()
@@ -40,14 +42,15 @@ class Fusion(Assembly):
 
     def __init__(self, recording: Recording) -> None:
         super().__init__(recording)
+        self.pictures = recording.pictures
         operations = []
         for operation in recording.operations:
             arguments = replaced(dict(operation.arguments), self.resolved)
             operation = replace(operation, arguments=arguments)
             if not self._vanishes(operation):
                 operations.append(operation)
-        self.output = replaced(recording.output, self.resolved)
-        read = [*leaves([operation.arguments for operation in operations]), *leaves(self.output)]
+        self.output = recording.output.with_leaves(self.resolved)
+        read = [*leaves([operation.arguments for operation in operations]), *self.output.leaves]
         self.uses = Counter(leaf.number for leaf in read if isinstance(leaf, Value))
         for operation in operations:
             operation = replace(operation, arguments=replaced(operation.arguments, self.resolved))  # what changed since
@@ -57,19 +60,20 @@ class Fusion(Assembly):
 
     def fused(self) -> Fused:
         """What is needed for the output, and nothing else."""
-        needed = {leaf.number for leaf in leaves(self._out()) if isinstance(leaf, Value)}
+        needed = {leaf.number for leaf in self._out().leaves if isinstance(leaf, Value)}
         kept: list[Step] = []
         for step in reversed(self.steps.values()):
             if needed.intersection(results_of(step)):
                 kept.append(step)
                 needed.update(inputs_of(step))
         steps = tuple(reversed(kept))
-        names = {leaf.name for leaf in leaves([self._out(), *map(_names, steps)]) if isinstance(leaf, Constant)}
+        names = {leaf.name for leaf in leaves([self._out().leaves, *map(_names, steps)]) if isinstance(leaf, Constant)}
         tensors = {name: self.tensors[name] for name in sorted(names)}
-        return Fused(steps, self.shapes, self.dtypes, tensors, self._out())
+        return Fused(steps, self.shapes, self.dtypes, tensors, self._out(), self.pictures)
 
-    def _out(self) -> Any:
-        return replaced(self.output, self.resolved)
+    def _out(self) -> Output:
+        resolved: Output = self.output.with_leaves(self.resolved)
+        return resolved
 
     def _vanishes(self, operation: Operation) -> bool:
         """Whether it gives what it is given, or can be computed once and for all."""
@@ -79,9 +83,7 @@ class Fusion(Assembly):
             return False
         if operation.name in NOTHING and not operation.arguments.get("train"):
             self.same[one] = next(iter(operation.arguments.values()))
-        elif any(isinstance(leaf, Constant) for leaf in given) and not any(
-            isinstance(leaf, Value | Size) for leaf in given
-        ):
+        elif not any(isinstance(leaf, Value | Size) for leaf in given):
             name = f"{operation.place}:{one}"
             (self.tensors[name],) = operation.run(lambda x: self.tensors[x.name] if isinstance(x, Constant) else x)
             self.same[one] = Constant(name)
@@ -94,6 +96,8 @@ class Fusion(Assembly):
         rule = RULES.get(operation.name)
         if rule is None or len(operation.results) != 1 or operation.results[0] is None:
             return False
+        if operation.name not in FLATTENS and any(isinstance(leaf, Size) for leaf in leaves(operation.arguments)):
+            return False  # kernels have the same settings for any number of pictures
         arguments = Arguments(operation, self)
         return arguments.x is not None and rule(self, arguments)
 

@@ -52,8 +52,7 @@ class Operation:
 
     def run(self, value: Callable[[Any], Any]) -> tuple[Any, ...]:
         """What it gives, with its arguments as `value` has them."""
-        packet, overload = self.name.split(".")
-        function = getattr(getattr(torch.ops.aten, packet), overload)
+        function = overload_of(self.name)
         positional, named = [], {}
         for argument in function._schema.arguments:
             if argument.name in self.arguments:
@@ -70,7 +69,8 @@ class Operation:
 class Recording:
     """The operations of a network, the shapes and dtypes of their values, its tensors, and what it returns.
 
-    `output`: a Value, or lists, tuples and dicts of them.
+    `output`: an `outputs.Output`, with Value, Constant and Size in it. `pictures`: the only batch size that it is for,
+    or None: any. `looked_at`: the constants whose values decided what was recorded.
     """
 
     operations: tuple[Operation, ...]
@@ -78,6 +78,14 @@ class Recording:
     dtypes: Mapping[int, torch.dtype]
     constants: Mapping[str, Tensor]
     output: Any
+    pictures: int | None = None
+    looked_at: frozenset[str] = frozenset()
+
+
+def overload_of(name: str) -> Any:
+    """The operator of torch.ops.aten called `name`, as in "conv2d.default"."""
+    packet, overload = name.split(".")
+    return getattr(getattr(torch.ops.aten, packet), overload)
 
 
 def replaced(structure: Any, one: Callable[[Any], Any]) -> Any:

@@ -1,6 +1,7 @@
 """A network for inference on the CPU: folded, fused, its weights packed once, its memory planned."""
 
 import dataclasses
+import threading
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -13,31 +14,42 @@ from svertka.arguments import check_types
 from svertka.conv import native
 from svertka.errors import UsageError
 from svertka.graph import plain, written
+from svertka.graph.accuracy import measured
+from svertka.graph.batch_sizes import BATCHES, Followed, Repeats
 from svertka.graph.fusion import Fused, fused
-from svertka.graph.operations import leaves
-from svertka.graph.packing import DTYPES, Packed, is_dense, narrowed
+from svertka.graph.inputs import images_of, is_traced
+from svertka.graph.operations import Recording
+from svertka.graph.packing import DTYPES, Packed, is_dense, narrowed, separated
 from svertka.graph.plan import Plan
 from svertka.graph.steps import Convolution
-from svertka.graph.tape import record
-from svertka.graph.trace import sharing_twin
+from svertka.graph.twins import check_twin, unwrapped
 from svertka.graph.written import About
 
-# Of the largest value. Networks of the zoo stay below 1e-5 of it in float32, and below 2.5 % in bfloat16, as they do
-# under PyTorch's autocast; a network that is further off by much is one in which rounding grows.
-TOLERANCES = {"fp32": 1e-3, "bf16": 0.1}
 MANY = 64  # pictures that are worth the second that it takes
 PLANS = 8  # for as many numbers of pictures memory is kept
+CHECKED = 1, 3, 2  # batch sizes that are compared beside the example's, until there are three
+SAVED_FOR = 0, 1, 7, 16, 33, 100, 256, 1000  # batch sizes that are followed before a network is saved for any
 
 
 @check_types
-def optimize(network: nn.Module, example: Tensor, *, precision: str = "fp32", dense: str | None = None) -> "Optimized":
+def optimize(
+    network: nn.Module, example: Tensor, *, precision: str = "fp32", dense: str | None = None, strict: bool = False
+) -> "Optimized":
     """A module that returns what `network` returns in inference, on the CPU, as fast as it goes here.
 
     Any nn.Module of float32 whose steps do not depend on the values that it is given. Batch norm is folded; bias, sums
     and rectification are computed with the convolution before them; weights are packed once; maps are channels-last and
     share one piece of memory. What `network` has now is taken over: later changes to it have no effect, and it stays as
-    it is. Only rounding differs, and that is checked on `example`, by no more than 1e-3 of the largest value, with
-    bfloat16 in it by no more than a tenth.
+    it is. Hooks are part of it; what they write down is lost. An optimized network is returned as it is.
+
+    Only rounding differs, and that is checked on `example` and two other batch sizes: in each channel by no more than
+    1e-3 of its largest value. With bfloat16 in it, the error may be a tenth of the values (root mean square of both),
+    and where the output is (N, K), class scores, the largest of them must be the same one for 99 % of the example's
+    images, hence for all of them if there are fewer than 100.
+
+    Convolutions of 3×3 and 5×5 are computed by tiles (Winograd): a NaN, an infinite or a huge value, more than about
+    1e5 times as large as its neighbours, spoils the digits of whole tiles, that is up to 3 pixels (of 5×5 up to 6)
+    further than where PyTorch does. `Optimized.tiled` names these layers; `strict` avoids such algorithms.
 
     `example`: (N, C, H, W) float32, pictures such as there will be: of this size, and where the network allows it, in
     any number.
@@ -45,30 +57,49 @@ def optimize(network: nn.Module, example: Tensor, *, precision: str = "fp32", de
     multiplies bfloat16, products are of such numbers, too; sums and all that lies between layers stay float32.
     `dense`: the same for dense layers alone, if other than `precision`; one picture at a time, they take as long as it
     takes to read their weights.
+    `strict`: only algorithms whose result at each position depends on the values that its window sees.
 
     Raises:
         UsageError: the network cannot be followed, with the place, or what comes out is not what it gives, or a
             precision is none of the two.
     """
-    _need_pictures(example)
     dense = precision if dense is None else dense
     for one in (precision, dense):
         if one not in DTYPES:
             raise UsageError(f"there is no precision {one!r}; use one of {', '.join(DTYPES)}")
-    steps = narrowed(fused(record(network, tuple(example.shape))), precision, dense)
-    optimized = Optimized(steps, About(tuple(example.shape), precision, dense))
-    tolerance = max(TOLERANCES[precision], TOLERANCES[dense])
-    twin = sharing_twin(network)
+    network = unwrapped(network)
+    example = images_of(example)
+    _need_images(example)
+    about = About(tuple(example.shape), precision, dense, strict=strict)
+    if isinstance(network, Optimized):
+        return network.as_asked(about)
+    recording, repeats = _recorded(network, about.example)
+    steps = separated(fused(recording))
+    optimized = Optimized(narrowed(steps, precision, dense), about, repeats)
+    sizes = optimized.sizes_of(len(example))
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-        expected = twin(example)
-        error = _difference(optimized(example), expected)
-    if not error <= tolerance:
-        raise UsageError(
-            f"optimized, {type(network).__name__} gives something else on the example: the largest difference is "
-            f"{error:.1e} of the largest value, more than {tolerance:.0e}; run the network as it is"
-        )
-    optimized.about = dataclasses.replace(optimized.about, error=error)
+        error = measured(optimized, check_twin(network), example, sizes, bf16="bf16" in (precision, dense))
+    optimized.about = dataclasses.replace(about, error=error)
     return optimized
+
+
+def _recorded(network: nn.Module, shape: tuple[int, ...]) -> tuple[Recording, Repeats]:
+    """What `network` does, and whether for other batch sizes, too; without hooks, if only these look at values."""
+    try:
+        recording = (followed := Followed(network, shape[1:])).recording(shape[0])
+    except UsageError:
+        if not any(module._forward_hooks for module in network.modules()):
+            raise
+        recording = (followed := Followed(network, shape[1:], hooks=False)).recording(shape[0])
+    return recording, followed.repeats(recording)  # whether hooks changed anything, the check tells
+
+
+def _need_images(example: Tensor) -> None:
+    if 0 in example.shape or not bool(example.isfinite().all()):
+        raise UsageError(
+            f"the example, {tuple(example.shape)}, has no images or numbers that are not finite; use images such as "
+            "there will be"
+        )
 
 
 def fastest(network: nn.Module, shape: tuple[int, ...], pictures: int) -> nn.Module:
@@ -90,22 +121,29 @@ def fastest(network: nn.Module, shape: tuple[int, ...], pictures: int) -> nn.Mod
 class Optimized(nn.Module):
     """What `optimize` gives. It has no parameters, cannot learn, and stays on the CPU, whatever it is moved to.
 
-    `about`: the example's shape, the precisions, and the error on the example.
+    Several threads may call it at once. `about`: the example's shape, the settings, and the error on the example. In
+    torch.compile it is called as it is; exported, traced with torch.jit or transformed with torch.func, it is PyTorch's
+    own operations with the folded weights.
     """
 
-    def __init__(self, steps: Fused, about: About) -> None:
+    def __init__(self, steps: Fused, about: About, repeats: Repeats | None = None) -> None:
         super().__init__()
         self.about = about
         weights = {step.weight: step for step in steps.steps if isinstance(step, Convolution)}
         self._packed: Mapping[str, Packed] = {}
         if not native.why_not():
             self._packed = {
-                name: Packed.of(step, steps.tensors[name], dense=is_dense(steps, step))
+                name: Packed.of(step, steps.tensors[name], dense=is_dense(steps, step), strict=about.strict)
                 for name, step in weights.items()
             }
-        tensors = {name: tensor for name, tensor in steps.tensors.items() if name not in self._packed}
-        self._steps = Fused(steps.steps, steps.shapes, steps.dtypes, tensors, steps.output)
+        # Copies, since the network may go on learning; not of inference mode, whoever optimizes.
+        with torch.inference_mode(False), torch.no_grad():
+            tensors = {name: one.clone() for name, one in steps.tensors.items() if name not in self._packed}
+        self._steps = dataclasses.replace(steps, tensors=tensors)
+        self._repeats = repeats
+        self._same = {*BATCHES, about.example[0]}  # batch sizes that were recorded
         self._plans: dict[int, Plan] = {}
+        self._lock = threading.Lock()
         self.eval()
 
     @property
@@ -113,34 +151,64 @@ class Optimized(nn.Module):
         """The largest difference to the original on the example, over the largest value."""
         return self.about.error
 
+    @property
+    def tiled(self) -> tuple[str, ...]:
+        """The modules that are computed by tiles: what is not finite spreads further there; see `optimize`."""
+        steps = (step for step in self._steps.steps if isinstance(step, Convolution) and step.weight in self._packed)
+        return tuple(step.place for step in steps if self._packed[step.weight].kernel == "winograd")
+
+    def as_asked(self, about: About) -> Self:
+        """Itself, if it was made with the same settings for images of the same size.
+
+        Raises:
+            UsageError: it was not.
+        """
+        settings = [(one.example[1:], one.precision, one.dense, one.strict) for one in (about, self.about)]
+        if settings[0] != settings[1]:
+            raise UsageError(
+                "this network is optimized already, for another size or with other settings; optimize the network that "
+                "it was made from"
+            )
+        return self
+
+    def sizes_of(self, pictures: int) -> set[int]:
+        """`pictures` and up to two other batch sizes that it can be run with."""
+        if self._steps.pictures is not None:
+            return {pictures}
+        others = [size for size in CHECKED if size != pictures]
+        return {pictures, *[size for size in others if self._does(size)][:2]}
+
     def forward(self, x: Tensor) -> Any:
         """What the network returns for `x`, (N, C, H, W) float32; without gradients.
 
         Raises:
-            UsageError: `x` is not such as the example was.
+            UsageError: `x` is not such as the example was, or the network does something else for so many pictures.
         """
-        _need_pictures(x)
-        if x.shape[1:] != self.about.example[1:]:
-            sizes = ["×".join(map(str, shape[1:])) for shape in (x.shape, self.about.example)]
-            raise UsageError(
-                f"the pictures are {sizes[0]} and this network was optimized for {sizes[1]}; optimize it with an "
-                "example of this size"
-            )
+        if is_traced(x):
+            return self._traced(x)
+        x = images_of(x)
+        self._need_size(x)
         # Memory that is used again and again must not be of inference mode, whoever calls first.
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-            if not self._packed:
-                return plain.run(self._steps, self._steps.tensors.__getitem__, x)
-            return self._plan(len(x)).run(x.contiguous(memory_format=torch.channels_last))
+        try:
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+                if not self._packed or len(x) == 0:
+                    return plain.run(self._steps, self._weight, x)
+                return self._plan(len(x)).run(x.contiguous(memory_format=torch.channels_last))
+        except (RuntimeError, ValueError, MemoryError, IndexError) as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(f"this network cannot run on {len(x)} pictures: {reason}") from error
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write it to one file, which `load` reads on any machine.
 
         Raises:
             StorageError: the disk is full or the folder cannot be written.
+            UsageError: it has an operation or an output that `load` does not read, or does something else for some
+                numbers of pictures, which a file cannot tell.
         """
         whole = {name: packed.unpacked() for name, packed in self._packed.items()}
         steps = dataclasses.replace(self._steps, tensors={**self._steps.tensors, **whole})
-        written.write(Path(path), steps, self.about)
+        written.write(Path(path), steps, self._about_alone())
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
@@ -152,28 +220,86 @@ class Optimized(nn.Module):
         return cls(*written.read(Path(path)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plans": {}}  # they hold addresses
+        alone = {"about": self._about_alone(), "_plans": {}, "_repeats": None, "_lock": None}
+        return {**self.__dict__, **alone}  # plans hold addresses
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._lock = threading.Lock()
+
+    def __copy__(self) -> Self:
+        new = type(self).__new__(type(self))
+        new.__dict__ |= {**self.__dict__, "_plans": {}, "_lock": threading.Lock()}
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()  # nothing in it changes but what was just made anew
+
+    def _need_size(self, x: Tensor) -> None:
+        if x.shape[1:] != self.about.example[1:]:
+            sizes = ["×".join(map(str, shape[1:])) for shape in (x.shape, self.about.example)]
+            raise UsageError(
+                f"the pictures are {sizes[0]} and this network was optimized for {sizes[1]}; optimize it with an "
+                "example of this size"
+            )
+        wanted = self._steps.pictures
+        if len(x) < self.about.least or not (self._does(len(x)) if wanted is None else len(x) == wanted):
+            made = "does something else" if wanted is None else f"was optimized for {wanted} at a time"
+            raise UsageError(
+                f"the batch has {len(x)} pictures, and this network {made}; optimize it with an example of {len(x)} "
+                "pictures"
+            )
+
+    def _does(self, pictures: int) -> bool:
+        """Whether the network does for so many what was recorded.
+
+        Raises:
+            UsageError: it cannot run on so many.
+        """
+        return self._repeats is None or pictures in self._same or self._repeats(pictures)
+
+    def _traced(self, x: Tensor) -> Any:
+        """The same with PyTorch's own operations, for those who write down or transform what is computed."""
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.about.example[1:]:
+            raise UsageError(
+                f"an optimized network is traced with (N, {', '.join(map(str, self.about.example[1:]))}) float32"
+            )
+        with torch.no_grad():
+            return plain.run(self._steps, self._weight, x)
+
+    def _weight(self, name: str) -> Tensor:
+        """The weights of that name, (O, C / groups, kh, kw)."""
+        return self._packed[name].unpacked() if name in self._packed else self._steps.tensors[name]
 
     def _plan(self, pictures: int) -> Plan:
-        plan = self._plans.get(pictures)
+        with self._lock:
+            plan = self._plans.get(pictures)
         if plan is None:
             plan = Plan(self._steps, self._packed, pictures)
-            if len(self._plans) >= PLANS:
-                self._plans.pop(next(iter(self._plans)))
-            self._plans[pictures] = plan
+            with self._lock:
+                while len(self._plans) >= PLANS:
+                    self._plans.pop(next(iter(self._plans)))
+                self._plans[pictures] = plan
         return plan
 
+    def _about_alone(self) -> About:
+        """What is known of it, for one that cannot follow the original.
 
-def _need_pictures(x: Tensor) -> None:
-    if x.dim() != 4 or x.dtype != torch.float32 or x.device.type != "cpu":
-        raise UsageError(
-            f"pictures are {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}; an optimized network "
-            "takes (N, C, H, W) float32 on the CPU"
-        )
+        Raises:
+            UsageError: the original does something else for some larger batches.
+        """
+        if self._repeats is None or self._steps.pictures is not None:
+            return self.about
+        others = [size for size in SAVED_FOR if not self._runs(size)]
+        if max(others, default=0) > 1:
+            raise UsageError(
+                f"this network does something else for {max(others)} pictures than for {self.about.example[0]}, which "
+                "a file or pickle cannot tell; keep the network itself and optimize it where it runs"
+            )
+        return dataclasses.replace(self.about, least=max(others, default=-1) + 1)
 
-
-def _difference(ours: Any, theirs: Any) -> float:
-    """The largest between the tensors of two outputs, over the largest value; NaN where there is none."""
-    pairs = [(a, b) for a, b in zip(leaves(ours), leaves(theirs), strict=True) if isinstance(b, Tensor) and b.numel()]
-    worst = [float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-30)) for a, b in pairs]
-    return max(worst, default=float("nan")) if all(error == error for error in worst) else float("nan")
+    def _runs(self, pictures: int) -> bool:
+        try:
+            return self._does(pictures)
+        except UsageError:
+            return False

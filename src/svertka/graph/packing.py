@@ -1,6 +1,7 @@
 """The weights of an optimized network, in the order in which its kernels read them, and in which precision."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from svertka.conv import native
 from svertka.graph.fusion import Fused
+from svertka.graph.operations import Constant, Operation, leaves
 from svertka.graph.steps import Convolution
 
 LEAST_CHANNELS = 16  # with fewer, to transform tiles takes longer than what it saves
@@ -40,11 +42,11 @@ class Packed:
     numbers: Tensor
 
     @classmethod
-    def of(cls, step: Convolution, weight: Tensor, *, dense: bool) -> "Packed":
+    def of(cls, step: Convolution, weight: Tensor, *, dense: bool, strict: bool = False) -> "Packed":
         """The weights of `step`, packed for the kernels that compute it; `dense`: it is a dense layer."""
         shape, groups = tuple(weight.shape), step.groups
         narrow = weight.dtype == torch.bfloat16
-        kernel = "direct" if dense else kernel_of(step, shape)
+        kernel = "direct" if dense else kernel_of(step, shape, strict=strict)
         if kernel == "depthwise":
             return cls(kernel, shape, groups, weight[:, 0].permute(1, 2, 0).contiguous())
         panel = native.kernels.panel()
@@ -101,13 +103,42 @@ def is_dense(fused: Fused, step: Convolution) -> bool:
     return len(fused.shapes[step.result]) == 2
 
 
-def kernel_of(step: Convolution, shape: tuple[int, ...]) -> str:
-    """The kernels that compute it, whose weights have `shape`."""
+def separated(fused: Fused) -> Fused:
+    """The steps with a name of its own for a weight for each way in which it is read.
+
+    Convolutions that share a weight share its packed form only if the same kernels read it in the same groups; an
+    operation of PyTorch reads it as it is.
+    """
+    names = {leaf.name for leaf in leaves([step.arguments for step in fused.steps if isinstance(step, Operation)])
+             if isinstance(leaf, Constant)}  # fmt: skip
+    names |= {leaf.name for leaf in fused.output.leaves if isinstance(leaf, Constant)}
+    names |= {step.bias for step in fused.steps if isinstance(step, Convolution) and step.bias is not None}
+    tensors, steps = dict(fused.tensors), []
+    ways: dict[str, Any] = dict.fromkeys(names, "as it is")
+    for step in fused.steps:
+        if isinstance(step, Convolution):
+            shape = tuple(tensors[step.weight].shape)
+            way = is_dense(fused, step), kernel_of(step, shape), kernel_of(step, shape, strict=True), step.groups
+            name = step.weight
+            if ways.setdefault(name, way) != way:
+                name = f"{step.weight} read as {way}"
+                ways[name], tensors[name] = way, tensors[step.weight]
+            step = replace(step, weight=name)
+        steps.append(step)
+    read = names | {step.weight for step in steps if isinstance(step, Convolution)}
+    return replace(fused, steps=tuple(steps), tensors={name: tensors[name] for name in sorted(read)})
+
+
+def kernel_of(step: Convolution, shape: tuple[int, ...], *, strict: bool = False) -> str:
+    """The kernels that compute it, whose weights have `shape`.
+
+    `strict`: only such as give at each position what the values that its window sees give.
+    """
     if step.groups == shape[0] > 1 and shape[1] == 1:
         return "depthwise"
     plain = step.stride == step.dilation == (1, 1) and step.groups == 1
     sides = shape[2] == shape[3] and shape[2] in (3, 5)
-    if sides and plain and min(shape[:2]) >= LEAST_CHANNELS and ERRORS["winograd"] <= LIMIT:
+    if not strict and sides and plain and min(shape[:2]) >= LEAST_CHANNELS and ERRORS["winograd"] <= LIMIT:
         return "winograd"
     return "direct"
 

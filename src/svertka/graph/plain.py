@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from svertka.graph.fusion import Fused
-from svertka.graph.operations import Constant, Operation, Size, Value, replaced
+from svertka.graph.operations import Constant, Operation, Size, Value
+from svertka.graph.outputs import own
 from svertka.graph.steps import Convolution
 
 
@@ -20,7 +22,9 @@ def run(fused: Fused, weight: Callable[[str], Tensor], x: Tensor) -> Any:
             return values[leaf.number]
         if isinstance(leaf, Constant):
             tensor = fused.tensors[leaf.name]
-            return tensor.to(x.dtype) if tensor.is_floating_point() else tensor
+            return tensor.to(x.dtype) if tensor.dtype == torch.float32 else tensor
+        if isinstance(leaf, torch.device):
+            return x.device
         return leaf.of(pictures) if isinstance(leaf, Size) else leaf
 
     for step in fused.steps:
@@ -38,7 +42,7 @@ def run(fused: Fused, weight: Callable[[str], Tensor], x: Tensor) -> Any:
         else:
             result = step.run(given)
         values[step.result] = _of_shape(result.flatten(len(shape) - 1) if len(shape) < 4 else result, shape)
-    return replaced(fused.output, seen)
+    return fused.output.filled(lambda leaf: own(seen(leaf)))
 
 
 def _of_shape(result: Tensor, shape: list[int]) -> Tensor:

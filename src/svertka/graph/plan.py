@@ -1,19 +1,22 @@
 """An optimized network for so many pictures: every step with its kernel and its memory, ready to run."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from svertka.conv import native
+from svertka.graph.aliases import last_uses
 from svertka.graph.bands import Bands, Part, chained
 from svertka.graph.buffers import Maps, inner_parts, slots
+from svertka.graph.fit import need_fit
 from svertka.graph.fusion import Fused
-from svertka.graph.operations import Constant, Operation, Size, Value, leaves, replaced
+from svertka.graph.operations import Constant, Operation, Size, Value
+from svertka.graph.outputs import own
 from svertka.graph.packing import Packed
-from svertka.graph.steps import UNBOUNDED, Chain, Concatenation, Convolution, Pool, Sum, inputs_of
+from svertka.graph.steps import UNBOUNDED, Chain, Concatenation, Convolution, Pool, Sum, inputs_of, results_of
 
 ARENA, INPUT, OUTPUT = range(3)  # the memories of a run,
 OWN, BEFORE, AFTER, RESIDUALS = range(4)  # and of a part of a chain; further residuals follow
@@ -38,6 +41,14 @@ class Where(NamedTuple):
 NOWHERE = Where(-1, 0, 0)
 
 
+@dataclass(frozen=True)
+class Ended:
+    """An operation, and the values that nobody reads after it."""
+
+    operation: Operation
+    over: list[int]
+
+
 class Plan:
     """The steps of `fused` for `pictures` pictures; `weights`: those of its convolutions, by name."""
 
@@ -47,21 +58,22 @@ class Plan:
             value: tuple(side.of(pictures) if isinstance(side, Size) else side for side in shape)
             for value, shape in fused.shapes.items()
         }
+        self._need_fit()
         ours = [step for step in fused.steps if not isinstance(step, Operation)]
         made = {step.result for step in ours}
         self.output = self._written(made)
         read = {value for step in ours for value in step.inputs}
         self.maps = {value: self._map(value) for value in made | read}
         self.inner = inner_parts(fused.steps, made - {self.output})
-        returned = [leaf.number for leaf in leaves(fused.output) if isinstance(leaf, Value)]
+        returned = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
         steps = chained(fused.steps, self.maps, weights, returned)
         elsewhere = {0, self.output, *(step.x for one in steps if isinstance(one, Chain) for step in one.steps[1:])}
         self.slots, self.size = slots(steps, self.maps, self.inner, returned, elsewhere)
         self.program = native.kernels.Program()
-        # Steps of the program, first to last; between them operations.
-        self.parts: list[tuple[int, int] | Operation] = []
-        begin = 0
-        for step in (*steps, None):
+        # Steps of the program, first to last; between them operations, each with the values that nobody reads after it.
+        self.parts: list[tuple[int, int] | Ended] = []
+        last, begin = last_uses(steps, returned), 0
+        for number, step in enumerate([*steps, None]):
             if isinstance(step, Chain | Convolution | Pool | Sum | Concatenation):
                 self._add(step)
                 continue
@@ -69,13 +81,24 @@ class Plan:
                 self.parts.append((begin, len(self.program)))
                 begin = len(self.program)
             if step is not None:
-                self.parts.append(step)
+                values = [*inputs_of(step), *results_of(step)]
+                self.parts.append(Ended(step, [value for value in values if last[value] <= number]))
         self._arenas: list[Tensor] = []  # not in use; a call takes one, so that threads do not meet in it
 
+    def _need_fit(self) -> None:
+        weights = {name: packed.shape for name, packed in self.weights.items()}
+        biases = {name: tuple(tensor.shape) for name, tensor in self.fused.tensors.items()}
+        for step in self.fused.steps:
+            need_fit(step, self.shapes, weights, biases)
+
     def run(self, x: Tensor) -> Any:
-        """What the network returns for `x`, (N, C, H, W) float32, channels-last."""
-        arena = self._arenas.pop() if self._arenas else torch.empty(self.size)
-        output = None if self.output is None else torch.empty(self.shapes[self.output])
+        """What the network returns for `x`, (N, C, H, W) float32, channels-last.
+
+        Raises:
+            ValueError: an operation gives something else than what was recorded.
+        """
+        arena = self._arena()
+        output = None if self.output is None else _floats(self.shapes[self.output])
         memories = [arena, x, output]
         values: dict[int, Tensor] = {0: x}
         threads = torch.get_num_threads()
@@ -93,22 +116,44 @@ class Plan:
             if isinstance(part, tuple):
                 self.program.run(memories, *part, threads)
                 continue
-            for number, result in zip(part.results, part.run(seen), strict=True):
+            operation = part.operation
+            for number, result in zip(operation.results, operation.run(seen), strict=True):
                 if number is not None:
+                    self._need_recorded(operation, number, result)
                     values[number] = result
                     if number in self.slots:
                         self._view(number, arena).copy_(result)
-        if output is not None:
-            self._arenas.append(arena)
-            return output
-        result = replaced(self.fused.output, lambda leaf: seen(leaf).clone() if isinstance(leaf, Value) else leaf)
+            for number in part.over:
+                values.pop(number, None)
+        returned = self.fused.output.filled(lambda leaf: own(seen(leaf)) if output is None else output)
         self._arenas.append(arena)
-        return result
+        return returned
+
+    def _arena(self) -> Tensor:
+        try:
+            return self._arenas.pop()
+        except IndexError:
+            return _floats((self.size,))
+
+    def _need_recorded(self, operation: Operation, number: int, result: Tensor) -> None:
+        """Raise ValueError unless `result` is of the size that the steps after it were made for."""
+        if tuple(result.shape) == self.shapes[number] and result.dtype == self.fused.dtypes[number]:
+            return
+        found, wanted = (
+            f"{'×'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
+            for shape, dtype in (
+                (result.shape, result.dtype),
+                (self.shapes[number], self.fused.dtypes[number]),
+            )
+        )
+        raise ValueError(f"{operation.place} ({operation.name}) gives {found}, and gave {wanted} when it was optimized")
 
     def _written(self, made: set[int]) -> int | None:
         """The value that is written right where it is returned."""
-        output = self.fused.output
-        if not isinstance(output, Value) or output.number not in made or len(self.shapes[output.number]) != 2:
+        output, *more = [*self.fused.output.leaves, None]
+        if more != [None] or not isinstance(output, Value):
+            return None
+        if output.number not in made or len(self.shapes[output.number]) != 2:
             return None
         return None if any(output.number in inputs_of(step) for step in self.fused.steps) else output.number
 
@@ -249,6 +294,11 @@ class Plan:
     def _of_picture(self, memory: int, value: int) -> Where:
         """A value in a memory that begins where it does, for the picture that is at hand."""
         return Where(memory, 0, self._where(value).step)
+
+
+def _floats(shape: tuple[int, ...]) -> Tensor:
+    """Room for so many numbers, whatever the defaults of PyTorch are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _residuals(chain: Chain) -> list[int]:

@@ -46,7 +46,7 @@ def _convolution(assembly: Assembly, given: Arguments) -> bool:
     weight, bias = given.named("weight"), given.named("bias")
     if weight is None or (given.get("bias") is not None and bias is None) or not assembly.is_map(given.x):
         return False
-    if assembly.tensors[weight].dtype != torch.float32 or given.get("transposed"):
+    if not assembly.are_float(weight, bias) or given.get("transposed"):
         return False
     dilation, x = given.pair("dilation", 1), given.x
     padding: Any = given.get("padding", 0)
@@ -63,7 +63,7 @@ def _convolution(assembly: Assembly, given: Arguments) -> bool:
         x.number,
         given.result,
         weight,
-        bias,
+        assembly.bias(bias, given.place, given.result),
         given.pair("stride", 1),
         (top, left),
         dilation,
@@ -85,7 +85,7 @@ def _linear(assembly: Assembly, given: Arguments) -> bool:
     if weight is None or (given.get("bias") is not None and bias is None):
         return False
     matrix, shape = assembly.tensors[weight], assembly.shapes[given.x.number]
-    if len(shape) != 2 or matrix.dtype != torch.float32:
+    if not assembly.is_rows(given.x) or not assembly.are_float(weight, bias):
         return False
     flat, x = assembly.steps.get(given.x.number), given.x
     kernel: tuple[Any, ...] = (1, 1)
@@ -94,6 +94,7 @@ def _linear(assembly: Assembly, given: Arguments) -> bool:
         if assembly.is_map(before) and assembly.shapes[before.number][0] == shape[0]:
             x, kernel = before, assembly.shapes[before.number][2:]
     name = assembly.tensor(f"{given.place}.dense.{given.result}", matrix.reshape(len(matrix), -1, *kernel))
+    bias = assembly.bias(bias, given.place, given.result)
     step = Convolution(x.number, given.result, name, bias, (1, 1), (0, 0), (1, 1), 1, place=given.place)
     return assembly.put(step, given.result)
 
@@ -102,11 +103,12 @@ def _batch_norm(assembly: Assembly, given: Arguments) -> bool:
     if given.get("training") or not assembly.is_map(given.x):
         return False
     mean, variance = given.named("running_mean"), given.named("running_var")
-    if mean is None or variance is None:
+    weight, bias = given.named("weight"), given.named("bias")
+    computed = any(given.get(name) is not None and given.named(name) is None for name in ("weight", "bias"))
+    if mean is None or variance is None or computed or not assembly.are_float(mean, variance, weight, bias):
         return False
     tensors = assembly.tensors
     scale = (tensors[variance].double() + given.get("eps")).rsqrt()
-    weight, bias = given.named("weight"), given.named("bias")
     scale = scale if weight is None else scale * tensors[weight].double()
     shift = -tensors[mean].double() * scale
     shift = shift if bias is None else shift + tensors[bias].double()
@@ -132,11 +134,8 @@ def _bounds(lower: Callable[[Arguments], Any], upper: Callable[[Arguments], Any]
     def rule(assembly: Assembly, given: Arguments) -> bool:
         low, high = lower(given), upper(given)
         low, high = -math.inf if low is None else low, math.inf if high is None else high
-        rank = len(assembly.shapes[given.x.number])
-        if (
-            rank not in (2, 4)
-            or not assembly.is_float(given.x)
-            or not all(isinstance(b, int | float) for b in (low, high))
+        if not (assembly.is_map(given.x) or assembly.is_rows(given.x)) or not all(
+            isinstance(b, int | float) and not math.isnan(b) for b in (low, high)
         ):
             return False
         before = assembly.producer(given.x)
@@ -170,9 +169,9 @@ def _add(assembly: Assembly, given: Arguments) -> bool:
 
 def _times(assembly: Assembly, given: Arguments) -> bool:
     factor, before = given.get("other"), assembly.producer(given.x)
-    if not isinstance(factor, int | float) or not _takes_more(before, Convolution):
+    if not isinstance(factor, int | float) or not math.isfinite(factor) or not _takes_more(before, Convolution):
         return False
-    step = assembly.scaled(before, given.result, torch.tensor(float(factor)), None)
+    step = assembly.scaled(before, given.result, torch.tensor(float(factor), device="cpu"), None)
     return assembly.put_in_place_of(before.result, step, given.result)
 
 
@@ -192,7 +191,7 @@ def _pool(kind: str) -> Any:
 
 def _adaptive(assembly: Assembly, given: Arguments) -> bool:
     shape, result = assembly.shapes[given.x.number], assembly.shapes[given.result]
-    if not assembly.is_map(given.x) or any(a % b for a, b in zip(shape[2:], result[2:], strict=True)):
+    if not assembly.is_map(given.x) or 0 in result or any(a % b for a, b in zip(shape[2:], result[2:], strict=True)):
         return False
     height, width = (a // b for a, b in zip(shape[2:], result[2:], strict=True))
     if (height, width) == (1, 1):

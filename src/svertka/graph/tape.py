@@ -1,79 +1,112 @@
 """A network's operations written down while a copy of it runs without values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from svertka.errors import SvertkaError, UsageError
-from svertka.graph.operations import Constant, Operation, Recording, Shape, Size, Value, replaced
+from svertka.graph.operations import Constant, Operation, Recording, Shape, Value, leaves, replaced
+from svertka.graph.outputs import Output
 from svertka.graph.recorder import result_of
-from svertka.graph.trace import tensors_of, without_values
 
-BATCHES = 2, 3, 5  # recorded with each: from the first two is told what depends on the batch, the third proves it
 VIEWS = {"view.default", "_unsafe_view.default"}
-READS_MEMORY = {"as_strided", "as_strided_copy", "set_", "data_ptr"}
+READS_MEMORY = {"as_strided", "as_strided_", "as_strided_copy", "set_", "data_ptr", "resize_", "resize_as_", "resize"}
 READS_VALUES = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "unique_dim", "masked_select"}
+DEPENDS_ON_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+FROM_NUMBERS = {torch.tensor, torch.as_tensor, torch.asarray}  # tensors of numbers that Python has
 
 
-def record(network: nn.Module, shape: tuple[int, ...]) -> Recording:
-    """What `network` does in inference with inputs of `shape`, for any number of pictures where that can be told.
+class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The operations of one run of `twin`, a copy of `network` without values, on an input of `shape`.
 
-    Nothing is computed, and nothing in `network` is touched. What it decides by an input's shape is decided for good.
+    `named`: names and tensors of `twin`; `constants`: the same of `network`, with values. `earlier`: the tape of the
+    run before, if this is not the first of this twin: what that run has left behind may be read, but not if it depends
+    on the images.
 
     Raises:
-        UsageError: it decides by values what to do, writes through a view of a tensor, or cannot run on such an input.
+        UsageError: it decides by values what to do, writes through a view of a tensor, draws random numbers, changes or
+            keeps what the next run reads, or cannot run on such an input.
     """
-    try:
-        recorded = [_Tape(network, (batch, *shape[1:])) for batch in BATCHES]
-        merged = _merged(recorded[0], recorded[1])
-    except UsageError:  # this network may want the number of pictures that it was given
-        merged = recorded = None
-    if merged is None or recorded is None or not _is_for(merged, recorded[2], BATCHES[2]):
-        merged = _Tape(network, shape).recording
-    return merged
 
-
-class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs a copy of a network that has no values, and writes down every operation."""
-
-    def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        twin: nn.Module,
+        named: Sequence[tuple[str, Tensor]],
+        shape: tuple[int, ...],
+        constants: Mapping[str, Tensor],
+        earlier: "Tape | None" = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        twin = without_values(network).eval()
         self.batch = shape[0]
         self.operations: list[Operation] = []
         self.shapes: dict[int, Shape] = {}
         self.dtypes: dict[int, torch.dtype] = {}
+        self.constants = dict(constants)
+        self.own: dict[str, Tensor] = {}  # tensors that no module holds, by the names that they get here
         self._around: list[str] = []
         self._numbers: dict[int, Value | Constant] = {}  # by the id of a tensor
         self._kept: list[Tensor] = []  # so that no other tensor gets their id
         self._in_memory: dict[int, set[int]] = {}  # ids of tensors by where they lie
         self._stale: dict[int, str] = {}  # ids of tensors that were written into through others, and by whom
-        self.constants = dict(tensors_of(network))
-        for name, tensor in tensors_of(twin):
+        self._placeholders: dict[int, Tensor] = {}  # of tensors with values, by their id
+        self._looked_at: set[str] = set()
+        self._earlier = earlier
+        self._originals = {id(tensor): name for name, tensor in constants.items()}
+        for name, tensor in named:
             self._numbers[id(tensor)] = Constant(name)
-        for path, module in twin.named_modules():
-            module.register_forward_pre_hook(self._enterer(path))
-            module.register_forward_hook(self._leave)
-        floating = (tensor.dtype for tensor in twin.parameters() if tensor.is_floating_point())
-        picture = torch.empty(shape, device="meta", dtype=next(floating, None))
+            self._lies(tensor)
+        picture = torch.empty(shape, device="meta", dtype=torch.float32)
         self._new(picture)
+        output = self._run(network, twin, picture)
+        self.output = Output.of(output, lambda leaf: self._seen(self._placeholder(leaf)))
+        self.recording = Recording(
+            tuple(self.operations),
+            self.shapes,
+            self.dtypes,
+            self.constants | self.own,
+            self.output,
+            self.batch,
+            frozenset(self._looked_at),
+        )
+
+    def _run(self, network: nn.Module, twin: nn.Module, picture: Tensor) -> Any:
+        handles = []
+        for path, module in twin.named_modules():
+            handles.append(module.register_forward_pre_hook(self._enterer(path), prepend=True))
+            handles.append(module.register_forward_hook(self._leave))
         try:
-            with torch.inference_mode(), torch.device("meta"), self:
-                output = twin(picture)
+            with torch.inference_mode(), torch.device("meta"), _NumbersStay(), self:
+                return twin(picture)
         except SvertkaError:
             raise
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             where = self._around[-1] if self._around else ""
             raise UsageError(
-                f"{type(network).__name__} cannot be followed with an input of {'×'.join(map(str, shape))}; "
+                f"{type(network).__name__} cannot be followed with an input of {'×'.join(map(str, picture.shape))}; "
                 f"{where or 'the network itself'} says: {reason}"
             ) from error
-        self.output = replaced(output, self._seen)
-        self.recording = Recording(tuple(self.operations), self.shapes, self.dtypes, self.constants, self.output)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def depends_on_images(self, value: Value) -> bool:
+        """Whether `value` was computed from the input."""
+        made = {number: operation for operation in self.operations for number in operation.results}
+        waiting, met = [value.number], set[int]()
+        while waiting:
+            number = waiting.pop()
+            if number == 0:
+                return True
+            if number not in met and number in made:
+                waiting += [leaf.number for leaf in leaves(made[number].arguments) if isinstance(leaf, Value)]
+            met.add(number)
+        return False
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -95,35 +128,98 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, operation: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = operation.overloadpacket.__name__
-        if name in READS_VALUES:
+        if operation.namespace != "aten":
             raise UsageError(
-                f"{self._place} decides by the values of a tensor ({name}), which can be different for each picture; "
-                "write that part of the network without it, or optimize the parts before and after"
+                f"{self._place} calls {operation.namespace}::{name}, which optimized networks do not know; optimize "
+                "the parts before and after"
             )
         if name in READS_MEMORY:
             raise UsageError(
                 f"{self._place} reads memory as it lies ({name}), which can lie otherwise; reshape instead"
             )
-        result = result_of(operation, *args, **(kwargs or {}))
-        written = [argument.name for argument in operation._schema.arguments if argument.is_write]
         schema = operation._schema.arguments
         given = dict(zip((argument.name for argument in schema), args, strict=False)) | (kwargs or {})
+        given = {key: replaced(value, self._placeholder) for key, value in given.items()}
         arguments = {key: replaced(value, self._seen) for key, value in given.items()}
+        if name in READS_VALUES or DEPENDS_ON_VALUES.intersection(operation.tags):
+            return self._of_constants(operation, name, arguments)
+        self._need_no_chance(operation, name, arguments)
+        result = self._result(operation, given)
+        written = [argument.name for argument in schema if argument.is_write]
         if written:
-            functional = self._functional(operation, name)
             target = given[written[0]]
-            self._overwritten(target)
+            self._overwritten(target, name)
             outputs: tuple[Any, ...] = (target,)
-            operation_name = functional
+            operation_name = self._functional(operation, name)
         else:
             outputs = tuple(result) if isinstance(result, tuple | list) else (result,)
             operation_name = f"{name}.{operation._overloadname}"
+            if any(argument.name == "device" for argument in schema) and not any(
+                isinstance(leaf, Value | Constant) for leaf in leaves(arguments)
+            ):  # a new tensor: what it is must not depend on the defaults of the time when it is computed
+                arguments |= {"device": torch.device("cpu"), "dtype": outputs[0].dtype}
         if operation_name in VIEWS:  # of a map that lies in another order it may have to be a copy
             operation_name, (x, size) = "reshape.default", arguments.values()
             arguments = {"self": x, "shape": size}
         numbers = tuple(self._new(output) if isinstance(output, Tensor) else None for output in outputs)
         self.operations.append(Operation(operation_name, arguments, numbers, self._place))
         return result
+
+    def _result(self, operation: Any, given: dict[str, Any]) -> Any:
+        """What it gives, without values."""
+        named = {argument.name for argument in operation._schema.arguments if argument.kwarg_only}
+        positional = []
+        for argument in operation._schema.arguments:
+            if argument.name in named:
+                continue
+            if argument.name not in given and not argument.has_default_value():
+                break
+            positional.append(given.get(argument.name, argument.default_value))
+        return result_of(operation, *positional, **{key: value for key, value in given.items() if key in named})
+
+    def _of_constants(self, operation: Any, name: str, arguments: dict[str, Any]) -> Any:
+        """What an operation that looks at values gives, if it looks at nothing but tensors of the network."""
+        if any(isinstance(leaf, Value) for leaf in leaves(arguments)):
+            raise UsageError(
+                f"{self._place} decides by the values of a tensor ({name}), which can be different for each picture; "
+                "write that part of the network without it, or optimize the parts before and after"
+            )
+        values = self.constants | self.own
+        self._looked_at |= {leaf.name for leaf in leaves(arguments) if isinstance(leaf, Constant)}
+        call = Operation(f"{name}.{operation._overloadname}", arguments, (), self._place)
+        results = call.run(lambda leaf: values[leaf.name] if isinstance(leaf, Constant) else leaf)
+        return results[0] if len(results) == 1 else results
+
+    def _need_no_chance(self, operation: Any, name: str, arguments: dict[str, Any]) -> None:
+        """Raise UsageError if the operation draws random numbers."""
+        if torch.Tag.nondeterministic_seeded not in operation.tags:
+            return
+        settings = {one.name: one.default_value for one in operation._schema.arguments} | arguments
+        trains = [settings[key] for key in ("train", "training") if key in settings]
+        shares = [settings[key] for key in ("p", "dropout_p", "dropout") if key in settings]
+        if not (False in trains or (shares and shares[0] == 0)):
+            raise UsageError(
+                f"{self._place} draws random numbers ({name}), so that no two runs give the same; for dropout pass "
+                "training=self.training"
+            )
+
+    def _placeholder(self, leaf: Any) -> Any:
+        """For a tensor with values, which does not belong to the copy that runs, one without; others as they are."""
+        if isinstance(leaf, torch.device):
+            return torch.device("meta")
+        if not isinstance(leaf, Tensor) or leaf.is_meta:
+            return leaf
+        if id(leaf) not in self._placeholders:
+            empty = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
+            name = self._originals.get(id(leaf))
+            if name is None:
+                name = f"{self._place}.constant.{len(self.own)}"
+                self.own[name] = leaf.detach()
+            self._placeholders[id(leaf)] = empty
+            self._numbers[id(empty)] = Constant(name)
+            self._lies(empty)
+            self._kept += [leaf, empty]
+        return self._placeholders[id(leaf)]
 
     def _functional(self, operation: Any, name: str) -> str:
         """The operation that gives what this one writes into its first argument."""
@@ -138,9 +234,16 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise UsageError(f"{self._place} writes into a tensor ({name}) in a way that cannot be followed")
         return f"{packet}.{overload}"
 
-    def _overwritten(self, target: Tensor) -> None:
+    def _overwritten(self, target: Tensor, name: str) -> None:
         """Other tensors over the same memory hold something else now, and must not be read again."""
         same = self._in_memory.get(target.untyped_storage()._cdata, set())
+        for one in same:
+            number = self._numbers[one]
+            if isinstance(number, Constant):
+                raise UsageError(
+                    f"{self._place} writes into {number.name} ({name}), which the next run reads; an optimized network "
+                    "keeps nothing from one run to the next"
+                )
         self._stale |= dict.fromkeys(same - {id(target)}, self._place)
 
     def _new(self, tensor: Tensor) -> int:
@@ -148,9 +251,12 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._numbers[id(tensor)] = Value(number)
         self._stale.pop(id(tensor), None)
         self._kept.append(tensor)
-        self._in_memory.setdefault(tensor.untyped_storage()._cdata, set()).add(id(tensor))
+        self._lies(tensor)
         self.shapes[number], self.dtypes[number] = tuple(tensor.shape), tensor.dtype
         return number
+
+    def _lies(self, tensor: Tensor) -> None:
+        self._in_memory.setdefault(tensor.untyped_storage()._cdata, set()).add(id(tensor))
 
     def _seen(self, leaf: Any) -> Any:
         """What stands for an argument: for tensors their Value or Constant."""
@@ -163,57 +269,40 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"{self._stale[id(leaf)]} writes into a part or another view of a tensor that is read later, which "
                 "cannot be followed; make a new tensor there, as torch.where and torch.cat do"
             )
-        if id(leaf) not in self._numbers:
-            raise UsageError(f"{self._place} reads a tensor that belongs to no module; make it a buffer of one")
-        return self._numbers[id(leaf)]
+        if id(leaf) in self._numbers:
+            return self._numbers[id(leaf)]
+        return self._left_behind(leaf)
+
+    def _left_behind(self, tensor: Tensor) -> Constant:
+        """What stands for a tensor that the run before has made: a mask or positions, made once for all runs."""
+        made = None if self._earlier is None else self._earlier._numbers.get(id(tensor))
+        if self._earlier is None or made is None:
+            raise UsageError(
+                f"{self._place} reads a tensor that was made in a way that cannot be followed, such as .data; write it "
+                "with operations of PyTorch, or make it a buffer"
+            )
+        if isinstance(made, Value) and self._earlier.depends_on_images(made):
+            raise UsageError(
+                f"{self._place} reads what the run before has computed from its images; an optimized network keeps "
+                "nothing from one run to the next"
+            )
+        return made if isinstance(made, Constant) else Constant(f"left behind {made.number}")
 
 
-def _merged(one: _Tape, other: _Tape) -> Recording | None:
-    """What both did, with Size where they differ as their batches do; None where they differ otherwise."""
-    step = other.batch - one.batch
+class _NumbersStay(TorchFunctionMode):
+    """Tensors that are made of numbers in Python keep them, although all others have no values."""
 
-    def both(a: Any, b: Any) -> Any:
-        if type(a) is int and type(b) is int and a != b:
-            if (b - a) % step:
-                raise _DifferentError
-            each = (b - a) // step
-            return Size(each, a - each * one.batch)
-        if isinstance(a, list | tuple) and type(a) is type(b) and len(a) == len(b):
-            return type(a)([both(x, y) for x, y in zip(a, b, strict=True)])
-        if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-            return {key: both(a[key], b[key]) for key in a}
-        if a != b:
-            raise _DifferentError
-        return a
-
-    if len(one.operations) != len(other.operations):
-        return None
-    try:
-        operations = []
-        for a, b in zip(one.operations, other.operations, strict=True):
-            if (a.name, a.results) != (b.name, b.results):
-                return None
-            operations.append(Operation(a.name, both(a.arguments, b.arguments), a.results, a.place))
-        shapes = both(one.shapes, other.shapes)
-    except _DifferentError:
-        return None
-    return Recording(tuple(operations), shapes, one.dtypes, one.constants, one.output)
+    def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is Tensor.new_tensor:
+            like, numbers = args[0], [*args[1:], *(value for key, value in kwargs.items() if key == "data")]
+            given = {key: value for key, value in kwargs.items() if key != "data"}
+            return _on_cpu(torch.tensor, numbers, {"dtype": like.dtype} | given)
+        if function in FROM_NUMBERS:
+            return _on_cpu(function, args, kwargs)
+        return function(*args, **kwargs)
 
 
-class _DifferentError(Exception):
-    """Two recordings are not the same network."""
-
-
-def _is_for(recording: Recording, tape: _Tape, batch: int) -> bool:
-    """Whether `tape` did what `recording` says for so many pictures."""
-
-    def sized(leaf: Any) -> Any:
-        return leaf.of(batch) if isinstance(leaf, Size) else leaf
-
-    if len(recording.operations) != len(tape.operations):
-        return False
-    same = all(
-        replaced(dict(a.arguments), sized) == b.arguments and a.name == b.name
-        for a, b in zip(recording.operations, tape.operations, strict=True)
-    )
-    return same and replaced(dict(recording.shapes), sized) == tape.shapes
+def _on_cpu(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+    holds_tensors = any(isinstance(leaf, Tensor) for leaf in leaves([args, kwargs]))
+    return function(*args, **(kwargs if holds_tensors else kwargs | {"device": "cpu"}))

@@ -142,23 +142,22 @@ def without_values(network: nn.Module) -> nn.Module:
     return restore(twin)
 
 
-def sharing_twin(network: nn.Module) -> nn.Module:
-    """`network` in inference, over the same tensors and without whoever watches it: to run it untouched."""
-    twin = copy.deepcopy(network, {id(tensor): tensor for _, tensor in tensors_of(network)})
-    for module in twin.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    return twin.eval()
-
-
 def tensors_of(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors: parameters, buffers, and what modules have as plain attributes."""
+    """Names and tensors: parameters, buffers, and plain attributes of modules, in lists and dicts, too."""
     yield from network.named_parameters()
     yield from network.named_buffers()
     for path, module in network.named_modules():
         for name, value in vars(module).items():
-            if isinstance(value, Tensor):
-                yield f"{path}.{name}" if path else name, value
+            if name not in ("_parameters", "_buffers", "_modules"):
+                yield from _nested(f"{path}.{name}" if path else name, value)
+
+
+def _nested(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, list | tuple | dict):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _nested(f"{name}.{key}", part)
 
 
 def _empty_like(tensor: Tensor) -> Tensor:

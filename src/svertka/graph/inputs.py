@@ -1,0 +1,51 @@
+"""What an optimized network is given: images as their kernels can read them, whatever tensor they come in."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svertka.errors import UsageError
+
+
+def images_of(x: Any) -> Tensor:
+    """`x` as a plain tensor (N, C, H, W) float32 on the CPU, without gradient.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not isinstance(x, Tensor):
+        raise UsageError(
+            f"images are a {type(x).__name__}; an optimized network takes a torch.Tensor, (N, C, H, W) float32 on the "
+            "CPU"
+        )
+    if type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ or x.layout != torch.strided or x.is_nested:
+        kind = type(x).__name__ if type(x) is not Tensor else "sparse or nested tensor"
+        raise UsageError(f"images are a {kind}, whose memory kernels cannot read; give a plain torch.Tensor")
+    if x.dim() != 4 or x.dtype != torch.float32 or x.device.type != "cpu":
+        raise UsageError(
+            f"pictures are {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}; an optimized network "
+            f"takes (N, C, H, W) float32 on the CPU{_hint(x)}"
+        )
+    return x.detach().as_subclass(Tensor).resolve_neg()
+
+
+def _hint(x: Tensor) -> str:
+    """How to make it such as it must be."""
+    if x.dim() == 3:
+        return "; for one image use x[None]"
+    if x.device.type not in ("cpu", "meta"):
+        return "; use x.cpu()"
+    return "; use x.float()" if x.is_floating_point() and x.dtype != torch.float32 else ""
+
+
+def is_traced(x: Any) -> bool:
+    """Whether somebody writes down what is computed, or transforms it, so that there is no memory to read."""
+    if not isinstance(x, Tensor):
+        return False
+    return (
+        x.is_meta
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        or (type(x) not in (Tensor, nn.Parameter) and any(one.__name__ == "FakeTensor" for one in type(x).__mro__))
+    )
