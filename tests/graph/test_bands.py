@@ -12,7 +12,7 @@ from svertka.conv import native
 from svertka.graph import bands
 from svertka.graph.bands import Bands, chained, rows_read
 from svertka.graph.buffers import Maps
-from svertka.graph.operations import Value, leaves
+from svertka.graph.operations import Value
 from svertka.graph.optimize import optimize
 from svertka.graph.steps import Chain, Convolution
 

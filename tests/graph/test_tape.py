@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from svertka.errors import UsageError
 from svertka.graph.batch_sizes import record
-from svertka.graph.operations import Constant, Operation, Recording, Size, Value, leaves, replaced
+from svertka.graph.operations import Constant, Operation, Recording, Size, Value, leaves
 
 
 class Branches(nn.Module):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from svertka.errors import UsageError
 from svertka.graph.outputs import tensors_in
+from svertka.graph.twins import dtype_hint
 
 # Of the largest value; networks of the zoo stay below 1e-5 in float32. A network that is further off by much is one in
 # which rounding grows. A channel is held against its own largest value where that is more than so much of the whole.
@@ -80,7 +81,7 @@ def _error(ours: Tensor, theirs: Tensor, scale: Callable[[Tensor], Tensor]) -> f
         return 0.0
     if theirs.is_complex():
         ours, theirs = torch.view_as_real(ours), torch.view_as_real(theirs)
-    a, b = ours.double(), theirs.double()
+    a, b = ours.detach().double(), theirs.detach().double()
     finite = b.isfinite()
     same = (a == b) | (a.isnan() & b.isnan())
     if not bool((same | finite).all()):
@@ -119,10 +120,4 @@ def _need_near(name: str, ours: Tensor, theirs: Tensor, *, scores: bool) -> None
 
 def _cannot_run(network: nn.Module, pictures: int, error: Exception) -> str:
     reason = str(error).strip().split("\n")[0]
-    others = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()} - {torch.float32}
-    hint = f"; its parameters are {_named(others)}: call .float() on it" if others else ""
-    return f"{type(network).__name__} cannot run on {pictures} float32 pictures itself: {reason}{hint}"
-
-
-def _named(dtypes: set[torch.dtype]) -> str:
-    return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    return f"{type(network).__name__} cannot run on {pictures} float32 pictures itself: {reason}{dtype_hint(network)}"

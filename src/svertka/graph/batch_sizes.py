@@ -44,7 +44,7 @@ class Followed:
 
     def repeats(self, recording: Recording) -> "Repeats":
         """Whether the network does the same for other batch sizes; for as long as you like: it keeps no weights."""
-        alone = Followed(empty_twin(self.network, hooks=self.hooks), self.shape, hooks=self.hooks)
+        alone = Followed(empty_twin(self.network, hooks=self.hooks)[0], self.shape, hooks=self.hooks)
         read = recording.looked_at & self.constants.keys()
         own = {name: tensor for name, tensor in recording.constants.items() if name not in self.constants}
         alone.constants |= {name: self.constants[name].detach().clone() for name in read}
@@ -52,9 +52,8 @@ class Followed:
 
     def _tapes(self, pictures: int, runs: int = 1) -> Tape:
         """The tape of the first run, with so many runs of one copy, the later of which must do the same."""
-        twin = empty_twin(self.network, hooks=self.hooks)
-        named, constants = list(tensors_of(twin)), self.constants
-        shape = (pictures, *self.shape)
+        twin, named = empty_twin(self.network, hooks=self.hooks)
+        constants, shape = self.constants, (pictures, *self.shape)
         tapes = [first := Tape(self.network, twin, named, shape, constants)]
         for _ in range(1, runs):
             tapes.append(Tape(self.network, twin, named, shape, constants, tapes[-1]))

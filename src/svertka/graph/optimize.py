@@ -65,7 +65,7 @@ def optimize(
     """
     dense = precision if dense is None else dense
     for one in (precision, dense):
-        if one not in DTYPES:
+        if not isinstance(one, str) or one not in DTYPES:
             raise UsageError(f"there is no precision {one!r}; use one of {', '.join(DTYPES)}")
     network = unwrapped(network)
     example = images_of(example)
@@ -95,7 +95,11 @@ def _recorded(network: nn.Module, shape: tuple[int, ...]) -> tuple[Recording, Re
 
 
 def _need_images(example: Tensor) -> None:
-    if 0 in example.shape or not bool(example.isfinite().all()):
+    try:
+        good = 0 not in example.shape and bool(example.isfinite().all())
+    except RuntimeError as error:
+        raise UsageError(f"the example, {tuple(example.shape)}, needs more memory than there is") from error
+    if not good:
         raise UsageError(
             f"the example, {tuple(example.shape)}, has no images or numbers that are not finite; use images such as "
             "there will be"
@@ -184,6 +188,11 @@ class Optimized(nn.Module):
         Raises:
             UsageError: `x` is not such as the example was, or the network does something else for so many pictures.
         """
+        if torch.compiler.is_exporting():
+            return self._traced(x)
+        return self._run(x)
+
+    def _run(self, x: Tensor) -> Any:
         if is_traced(x):
             return self._traced(x)
         x = images_of(x)
@@ -197,6 +206,8 @@ class Optimized(nn.Module):
         except (RuntimeError, ValueError, MemoryError, IndexError) as error:
             reason = " ".join(str(error).split())
             raise UsageError(f"this network cannot run on {len(x)} pictures: {reason}") from error
+
+    _run._torchdynamo_disable = True  # type: ignore[attr-defined]  # what torch.compiler.disable sets, without its import
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write it to one file, which `load` reads on any machine.

@@ -14,7 +14,7 @@ from svertka.graph.steps import Convolution
 
 def run(fused: Fused, weight: Callable[[str], Tensor], x: Tensor) -> Any:
     """What the network returns for `x`, (N, C, H, W); `weight`: the weights of that name, (O, C / groups, kh, kw)."""
-    pictures = len(x)
+    pictures = x.shape[0]  # when it is exported, a symbol
     values: dict[int, Tensor] = {0: x}
 
     def seen(leaf: Any) -> Any:

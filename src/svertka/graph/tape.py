@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._fuser import optimized_execution
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -12,6 +13,7 @@ from svertka.errors import SvertkaError, UsageError
 from svertka.graph.operations import Constant, Operation, Recording, Shape, Value, leaves, replaced
 from svertka.graph.outputs import Output
 from svertka.graph.recorder import result_of
+from svertka.graph.twins import dtype_hint
 
 VIEWS = {"view.default", "_unsafe_view.default"}
 READS_MEMORY = {"as_strided", "as_strided_", "as_strided_copy", "set_", "data_ptr", "resize_", "resize_as_", "resize"}
@@ -77,10 +79,19 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _run(self, network: nn.Module, twin: nn.Module, picture: Tensor) -> Any:
         handles = []
         for path, module in twin.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                continue
             handles.append(module.register_forward_pre_hook(self._enterer(path), prepend=True))
             handles.append(module.register_forward_hook(self._leave))
         try:
-            with torch.inference_mode(), torch.device("meta"), _NumbersStay(), self:
+            # TorchScript would do something else from the second run on.
+            with (
+                torch.jit.optimized_execution(False),
+                torch.inference_mode(),
+                torch.device("meta"),
+                _NumbersStay(),
+                self,
+            ):
                 return twin(picture)
         except SvertkaError:
             raise
@@ -89,7 +100,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             where = self._around[-1] if self._around else ""
             raise UsageError(
                 f"{type(network).__name__} cannot be followed with an input of {'×'.join(map(str, picture.shape))}; "
-                f"{where or 'the network itself'} says: {reason}"
+                f"{where or 'the network itself'} says: {reason}{dtype_hint(network)}"
             ) from error
         finally:
             for handle in handles:
@@ -175,20 +186,36 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if argument.name not in given and not argument.has_default_value():
                 break
             positional.append(given.get(argument.name, argument.default_value))
-        return result_of(operation, *positional, **{key: value for key, value in given.items() if key in named})
+        named_only = {key: value for key, value in given.items() if key in named}
+        tensors = [leaf for leaf in leaves(given) if isinstance(leaf, Tensor)]
+        # PyTorch wants a view of a tensor from outside of inference mode to be such a tensor, too.
+        with torch.inference_mode(not tensors or any(tensor.is_inference() for tensor in tensors)):
+            return result_of(operation, *positional, **named_only)
 
     def _of_constants(self, operation: Any, name: str, arguments: dict[str, Any]) -> Any:
         """What an operation that looks at values gives, if it looks at nothing but tensors of the network."""
-        if any(isinstance(leaf, Value) for leaf in leaves(arguments)):
+        if any(isinstance(leaf, Value) and self.depends_on_images(leaf) for leaf in leaves(arguments)):
             raise UsageError(
                 f"{self._place} decides by the values of a tensor ({name}), which can be different for each picture; "
                 "write that part of the network without it, or optimize the parts before and after"
             )
-        values = self.constants | self.own
-        self._looked_at |= {leaf.name for leaf in leaves(arguments) if isinstance(leaf, Constant)}
-        call = Operation(f"{name}.{operation._overloadname}", arguments, (), self._place)
-        results = call.run(lambda leaf: values[leaf.name] if isinstance(leaf, Constant) else leaf)
+        results = self._computed(Operation(f"{name}.{operation._overloadname}", arguments, (), self._place))
         return results[0] if len(results) == 1 else results
+
+    def _computed(self, operation: Operation) -> tuple[Any, ...]:
+        """What an operation gives that depends on no image."""
+        made = {number: one for one in self.operations for number in one.results}
+
+        def value(leaf: Any) -> Any:
+            if isinstance(leaf, Constant):
+                self._looked_at.add(leaf.name)
+                return self.own[leaf.name] if leaf.name in self.own else self.constants[leaf.name]
+            if isinstance(leaf, Value):
+                source = made[leaf.number]
+                return self._computed(source)[source.results.index(leaf.number)]
+            return leaf
+
+        return operation.run(value)
 
     def _need_no_chance(self, operation: Any, name: str, arguments: dict[str, Any]) -> None:
         """Raise UsageError if the operation draws random numbers."""
@@ -210,7 +237,8 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not isinstance(leaf, Tensor) or leaf.is_meta:
             return leaf
         if id(leaf) not in self._placeholders:
-            empty = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
+            with torch.inference_mode(leaf.is_inference()):
+                empty = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
             name = self._originals.get(id(leaf))
             if name is None:
                 name = f"{self._place}.constant.{len(self.own)}"
@@ -286,7 +314,9 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"{self._place} reads what the run before has computed from its images; an optimized network keeps "
                 "nothing from one run to the next"
             )
-        return made if isinstance(made, Constant) else Constant(f"left behind {made.number}")
+        left = made if isinstance(made, Constant) else Constant(f"left behind {made.number}")
+        self._numbers[id(tensor)] = left
+        return left
 
 
 class _NumbersStay(TorchFunctionMode):

@@ -44,17 +44,30 @@ def _need_plain(name: str, tensor: Tensor) -> None:
         raise UsageError(f"{name} is a {kind} tensor, which optimized networks do not know; run the network as it is")
 
 
-def empty_twin(network: nn.Module, *, hooks: bool = True) -> nn.Module:
-    """A copy in inference whose tensors have no values, to be followed; without its forward hooks, if not `hooks`.
+def dtype_hint(network: nn.Module) -> str:
+    """What to do about parameters that are not float32, to be added to a message; nothing if all are."""
+    others = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()} - {torch.float32}
+    if not others:
+        return ""
+    named = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
+    return f"; its parameters are {named}: call .float() on it"
+
+
+def empty_twin(network: nn.Module, *, hooks: bool = True) -> tuple[nn.Module, list[tuple[str, Tensor]]]:
+    """A copy in inference whose tensors have no values, to be followed, and these, by their names in `network`.
+
+    Without its forward hooks, if not `hooks`.
 
     Raises:
         UsageError: something in the network cannot be copied.
     """
-    twin = _twin(network, {id(tensor): _without_values(tensor) for _, tensor in tensors_of(network)})
+    copies = {id(tensor): _without_values(tensor) for _, tensor in tensors_of(network)}
+    named = [(name, copies[id(tensor)]) for name, tensor in tensors_of(network)]
+    twin = _twin(network, copies)
     if not hooks:
         for module in twin.modules():
             module._forward_hooks.clear()
-    return twin
+    return twin, named
 
 
 def check_twin(network: nn.Module) -> nn.Module:
@@ -118,9 +131,7 @@ def isolated(hook: Callable[..., Any], copies: dict[int, Any]) -> Callable[..., 
 
 def _own(value: Any, copies: dict[int, Any]) -> Any:
     """A copy of `value`; of what cannot be copied whole the outermost container, or nothing."""
-    for copied in (lambda: copy.deepcopy(value, copies), lambda: copy.copy(value)):
-        try:
-            return copied()
-        except Exception:  # objects raise whatever they like when they are copied
-            continue
-    return value
+    try:
+        return copy.deepcopy(value, copies)
+    except Exception:  # objects raise whatever they like when they are copied
+        return copy.copy(value) if isinstance(value, list | dict | set) else value
