@@ -10,7 +10,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from svertka.arguments import check_types
 from svertka.conv import native
 from svertka.errors import UsageError
 from svertka.graph import plain, written
@@ -31,7 +30,6 @@ CHECKED = 1, 3, 2  # batch sizes that are compared beside the example's, until t
 SAVED_FOR = 0, 1, 7, 16, 33, 100, 256, 1000  # batch sizes that are followed before a network is saved for any
 
 
-@check_types
 def optimize(
     network: nn.Module, example: Tensor, *, precision: str = "fp32", dense: str | None = None, strict: bool = False
 ) -> "Optimized":
@@ -67,6 +65,8 @@ def optimize(
     for one in (precision, dense):
         if not isinstance(one, str) or one not in DTYPES:
             raise UsageError(f"there is no precision {one!r}; use one of {', '.join(DTYPES)}")
+    if not isinstance(strict, bool):
+        raise UsageError(f"strict={strict!r} must be True or False")
     network = unwrapped(network)
     example = images_of(example)
     _need_images(example)
