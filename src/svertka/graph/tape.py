@@ -85,7 +85,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             # TorchScript would do something else from the second run on.
             with (
-                torch.jit.optimized_execution(False),
+                torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
                 torch.inference_mode(),
                 torch.device("meta"),
                 _NumbersStay(),
