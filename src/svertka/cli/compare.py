@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from svertka.cli.input import Crops, Part, Scales, whole_numbers
+from svertka.cli.input import Crops, Overwrite, Part, Scales, whole_numbers
 from svertka.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def compare(
     scales: Scales = None,
     part: Part = None,
     output: Annotated[str | None, typer.Option(help="an HTML file to write the comparison into")] = None,
+    overwrite: Overwrite = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
@@ -44,6 +45,7 @@ def compare(
         scales=whole_numbers("--scales", scales),
         part=part,
         output=output,
+        overwrite=overwrite,
         device=device,
         threads=threads,
     )

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.input import Crops, Part, Scales, whole_numbers
+from svertka.cli.input import Crops, Overwrite, Part, Scales, whole_numbers
 from svertka.cli.output import print_json, print_table
 
 
@@ -20,6 +20,7 @@ def evaluate(
     scales: Scales = None,
     part: Part = None,
     output: Annotated[str | None, typer.Option(help="an HTML file to write a report into")] = None,
+    overwrite: Overwrite = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
@@ -37,6 +38,7 @@ def evaluate(
         scales=whole_numbers("--scales", scales),
         part=part,
         output=output,
+        overwrite=overwrite,
         device=device,
         threads=threads,
     )

@@ -23,6 +23,9 @@ def export(
     preprocessing: Annotated[
         bool, typer.Option("--preprocessing", help="put it into the file: uint8 RGB in, probabilities out")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="write over what is there, even if svertka did not make it")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
     """Write a network as an ONNX file, checked against the original, or as a folder to publish.
@@ -31,7 +34,7 @@ def export(
     """
     from svertka.deployment.export import export as write
 
-    written = write(run, to, pictures=images or (), preprocessing=preprocessing)
+    written = write(run, to, pictures=images or (), preprocessing=preprocessing, overwrite=overwrite)
     if as_json:
         print_json(written.as_json())
         return

@@ -25,6 +25,10 @@ Columns = Annotated[
     typer.Option(help="of a SOURCE that is a table: path=COLUMN,label=COLUMN, where they are called otherwise"),
 ]
 
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="write over what is at --output, even if svertka did not make it")
+]
+
 
 def whole_numbers(option: str, text: str | None) -> list[int] | None:
     """The numbers of "256,288", given as `option`; None for None."""

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from svertka.cli.input import Overwrite
 from svertka.cli.output import print_json, print_table
 
 
@@ -20,6 +21,7 @@ def locate(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="classes for each picture")] = 1,
     output: Annotated[str | None, typer.Option(help="a folder for overlays and a page that shows them")] = None,
+    overwrite: Overwrite = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
@@ -31,7 +33,9 @@ def locate(
     from svertka.localization.album import in_words
     from svertka.localization.search import locate as search
 
-    located = search(run, *images, boxes=boxes, top=top, output=output, device=device, threads=threads)
+    located = search(
+        run, *images, boxes=boxes, top=top, output=output, overwrite=overwrite, device=device, threads=threads
+    )
     for found in located.pictures:
         if found.error:
             print(f"svertka: {found.path}: {found.error}", file=sys.stderr)

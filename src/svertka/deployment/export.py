@@ -17,9 +17,10 @@ from svertka.data.dataset import Pixels
 from svertka.data.inputs import expanded, pixels_of
 from svertka.data.preprocess import Picture
 from svertka.data.sources import open_source
-from svertka.deployment.card import write_folder
+from svertka.deployment.card import CARD, FRONT, write_folder
 from svertka.errors import DataError, FetchError, PictureError, RunError, UsageError
-from svertka.files import storage, write_atomic
+from svertka.files import write_atomic
+from svertka.outputs import output_file, output_folder
 from svertka.quoting import command
 from svertka.run import Run
 
@@ -52,13 +53,15 @@ def export(
     *,
     pictures: Sequence[Picture] = (),
     preprocessing: bool = False,
+    overwrite: bool = False,
 ) -> Export:
     """Write the network of `run` to `to`: an ONNX file, or a folder with weights, config.json and a model card.
 
     `run`: a run folder, or a network with its weights, as for `Classifier.load`. `to`: a name that ends in .onnx, or a
     folder. An ONNX file is checked by ONNX Runtime against the original on `pictures`, as for `predict`; where there
     are none, on some that the run was trained on; one that differs is not written. `preprocessing`: the file takes
-    uint8 pictures of any size and gives probabilities, instead of prepared pictures and logits.
+    uint8 pictures of any size and gives probabilities, instead of prepared pictures and logits. `overwrite`: what is at
+    `to` may be lost, even if svertka did not make it.
 
     Raises:
         ExportError: ONNX Runtime computes something else. DataError: no picture can be read to check it on.
@@ -72,10 +75,14 @@ def export(
         raise UsageError(f"--to {fspath(to)} is neither an ONNX file nor a folder; end it in .onnx or in /")
     if not is_file and (preprocessing or pictures):
         raise UsageError(f"--to {fspath(to)} is a folder, which has weights and no graph to check or to extend")
+    if not is_file and Run(path).training.exists():
+        raise UsageError(f"--to {fspath(to)} is a run itself; choose another folder")
     classifier = Classifier.load(run)
+    if is_file:
+        path = output_file(path, b"svertka", overwrite=overwrite)
+    else:
+        path = output_folder(path, CARD, FRONT.encode(), overwrite=overwrite)
     if not is_file:
-        if Run(path).training.exists():
-            raise UsageError(f"--to {fspath(to)} is a run itself; choose another folder")
         write_folder(path, classifier, fspath(run))
         size = sum(one.stat().st_size for one in path.iterdir() if one.is_file())
         return Export(path, size, 0, 0.0, time.monotonic() - began)
@@ -87,8 +94,6 @@ def export(
     model = as_onnx(classifier, preprocessing=preprocessing)
     difference = check(model, classifier, shown)
     content = model.SerializeToString()
-    with storage(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, content)
     return Export(path, len(content), len(shown), difference, time.monotonic() - began)
 

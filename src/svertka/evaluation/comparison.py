@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from os import PathLike, fspath
-from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
@@ -15,6 +14,7 @@ from svertka.evaluation.judgement import judge
 from svertka.evaluation.side_by_side import write_comparison
 from svertka.evaluation.speed import speeds
 from svertka.graph.trace import trace
+from svertka.outputs import HTML, output_file
 from svertka.run import Run
 
 Source = str | PathLike[str]
@@ -29,6 +29,7 @@ def compare(
     scales: Sequence[int] | None = None,
     part: str | None = None,
     output: Source | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     threads: int | None = None,
     cache_limit: int | None = None,
@@ -37,16 +38,18 @@ def compare(
 
     `runs`: two and more, run folders or networks with weights, as for `Classifier.load`. `source`: None is what all of
     them were trained on. `crops`, `scales`, `part`, `device`, `threads`: as for `evaluate`; the speed is measured, too.
-    `output`: an HTML file to write the comparison into.
+    `output`: an HTML file to write the comparison into; `overwrite`: in place of one that svertka did not make, too.
 
     Raises:
         DataError: the source holds classes that the runs do not know.
         RunError: a run is missing or damaged.
         UsageError: fewer than two runs, or one twice; they know different classes, or were trained on different sources
-            and none is given, or on different parts of this one; no such part or crops.
+            and none is given, or on different parts of this one; no such part or crops; `output` is there already.
+        StorageError: `output` cannot be written.
     """
     names = [fspath(one) for one in runs]
     _refuse_few(names)
+    file = None if output is None else output_file(output, HTML, overwrite=overwrite)
     given = fspath(source) if source is not None else _common_source(names)
     judgement = judge(names, given, crops, scales, part, device, threads, cache_limit)
     place = choose_device(device)
@@ -69,8 +72,8 @@ def compare(
             )
         )
     comparison = Comparison(tuple(contenders), judgement, describe(place))
-    if output is not None:
-        write_comparison(Path(output), comparison)
+    if file is not None:
+        write_comparison(file, comparison)
     return comparison
 
 

@@ -23,6 +23,7 @@ from svertka.evaluation.judge import Judge, mean_probability
 from svertka.evaluation.metrics import Evaluation, Tally
 from svertka.evaluation.report import SHOWN_SIDE, Report, write_report
 from svertka.evaluation.scoring import select, with_names_of
+from svertka.outputs import HTML, output_file
 from svertka.progress import progress
 
 Source = str | PathLike[str]
@@ -37,6 +38,7 @@ def evaluate(
     scales: Sequence[int] | None = None,
     part: str | None = None,
     output: Source | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     threads: int | None = None,
     cache_limit: int | None = None,
@@ -47,16 +49,18 @@ def evaluate(
     are averaged. `crops`, `scales`: "1", "10", "144" or "dense" crops of a picture at each length of its shorter side,
     as `crops.protocol` says. `part`: "train", "val", "test" or "all"; None is the test part where there is one, then
     the val part, then all. The parts of the source that the run was trained on are those of that training. `output`: an
-    HTML file to write a report into.
+    HTML file to write a report into; `overwrite`: in place of one that svertka did not make, too.
 
     Raises:
         DataError: the source holds classes that the run does not know.
         RunError: the run is missing or damaged.
-        UsageError: the source has no such part, there are no such weights or crops, or the runs know different classes.
+        UsageError: the source has no such part, there are no such weights or crops, or the runs know different classes;
+            `output` is there already. StorageError: it cannot be written.
     """
+    file = None if output is None else output_file(output, HTML, overwrite=overwrite)
     judgement = judge(run, source, crops, scales, part, device, threads, cache_limit)
-    if output is not None:
-        write_report(Path(output), judgement.report())
+    if file is not None:
+        write_report(file, judgement.report())
     return judgement.total
 
 

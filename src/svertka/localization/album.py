@@ -20,6 +20,7 @@ from svertka.localization.heatmap import Heat, Region
 from svertka.pages.page import count, escape, isolated, page, percent
 from svertka.pages.pictures import reduced
 
+PAGE = "index.html"
 LONGEST = 1024
 SHOWN = 288  # CSS pixels of a picture on the page
 VEIL = 0.75  # how much of the cold parts the grey hides
@@ -74,7 +75,7 @@ class Album:
             f'<main><header><h1>{escape(sentence)}</h1><p class="how">{how}</p>{judged}</header>'
             f'<section class="plates">{"".join(self.figures)}</section></main>'
         )
-        file = self.folder / "index.html"
+        file = self.folder / PAGE
         write_atomic(file, page("locate – svertka", body, chapter="album", beside=True).encode())
         return file
 

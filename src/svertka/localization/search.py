@@ -13,10 +13,11 @@ from svertka.data.inputs import all_of, pixels_of
 from svertka.data.preprocess import Picture
 from svertka.device import choose_device, set_threads
 from svertka.errors import DataError, PictureError
-from svertka.localization.album import Album
+from svertka.localization.album import PAGE, Album
 from svertka.localization.dense import Locator, scores
 from svertka.localization.heatmap import Region, heat, region
 from svertka.localization.pointing import Point, Pointing
+from svertka.outputs import HTML, output_folder
 from svertka.progress import progress
 
 
@@ -82,6 +83,7 @@ def locate(
     boxes: str | PathLike[str] | None = None,
     top: int = 5,
     output: str | PathLike[str] | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     threads: int | None = None,
 ) -> Located:
@@ -89,10 +91,12 @@ def locate(
 
     `run`, `pictures`: as for `classifier.predict`. Any classifier will do; one that was trained with boxes knows
     background, too, which is not looked for. `boxes`: as for `data.boxes.read_boxes`; pictures that have some are
-    judged by them. `output`: a folder for overlays and a page that shows them.
+    judged by them. `output`: a folder for overlays and a page that shows them; `overwrite`: it may
+    hold other things.
 
     Raises:
-        UsageError: no picture is there, or no such weights, or the network cannot be followed step by step.
+        UsageError: no picture is there, or no such weights, or the network cannot be followed step by step; `output`
+            holds other things.
         DataError: no box is of any of the pictures, or one lies outside its picture or is of no class of the run.
         RunError: the run is missing or damaged. StorageError: the folder cannot be written.
     """
@@ -100,7 +104,7 @@ def locate(
     locator = Locator(run if isinstance(run, Classifier) else Classifier.load(run, place))
     everything = all_of(pictures)
     annotations = _annotations(boxes, [path for path, _ in everything], locator.names)
-    album = None if output is None else Album(Path(output))
+    album = None if output is None else Album(output_folder(output, PAGE, HTML, overwrite=overwrite))
     pointing = Pointing()
     found = []
     with progress("locating", len(everything)) as shown:
