@@ -145,8 +145,8 @@ def live() -> Callable[..., contextlib.AbstractContextManager[Live]]:
     from svertka.deployment.server import Server, bound, configured
 
     @contextlib.contextmanager
-    def running(*runs: Any, hosts: frozenset[str] | None = LOOPBACK, token: str | None = None) -> Iterator[Live]:
-        api = Api(runs, hosts=hosts, token=token, threads=2)
+    def running(*runs: Any, hosts: frozenset[str] | None = LOOPBACK, **options: Any) -> Iterator[Live]:
+        api = Api(runs, hosts=hosts, threads=2, **({"token": None} | options))
         up = threading.Event()
         server = Server(configured(api), up.set)
         sock = bound("127.0.0.1", 0)

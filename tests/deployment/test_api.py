@@ -1,5 +1,7 @@
+import asyncio
 import base64
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from svertka.classifier import Classifier, predict
+from svertka.errors import RunError
 
 pytest.importorskip("starlette")
 from svertka.deployment.served import Served
@@ -156,3 +161,107 @@ def test_a_stop_finishes_what_has_begun(small_run: Path, live: Callable[..., Any
         assert begun.wait(10)
     thread.join()
     assert [one.status for one in answers] == [200]
+
+
+def test_files_of_a_form_are_named_as_they_came(server: Any, kinds: dict[str, Path]) -> None:
+    names = ["plain.jpg", "grey.png", "lossy.webp"]
+    body = b"".join(
+        f'--x\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode()
+        + kinds[name].read_bytes()
+        + b"\r\n"
+        for name in names
+    )
+    body += b'--x\r\nContent-Disposition: form-data; name="top"\r\n\r\n1\r\n--x--\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    entries = server.ask("POST", "/predict", body, kind).json()
+    assert [entry["name"] for entry in entries] == names
+    for name, entry in zip(names, entries, strict=True):
+        (alone,) = server.ask("POST", "/predict?top=1", kinds[name].read_bytes()).json()
+        assert close(entry["labels"], alone["labels"])
+    assert server.ask("POST", "/predict?top=1", body, kind).status == 400  # said twice
+    assert server.ask("POST", "/predict", body.replace(b'"top"', b'"shell"'), kind).status == 400
+    assert server.ask("POST", "/explain", body, kind).status == 400
+    one = body.replace(b'name="top"', b'name="label"').replace(b"\r\n1\r\n", b"\r\ncat\r\n")
+    start = one.index(b"--x", 10)
+    assert server.ask("POST", "/explain", one[:start] + one[one.rindex(b"--x\r\n") :], kind).json()["label"] == "cat"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "image/jpg",
+        "image/pjpeg",
+        "image/x-png",
+        "IMAGE/JPEG; q=1",
+        "application/octet-stream",
+        "binary/octet-stream",
+        "",
+    ],
+)
+def test_the_content_says_what_it_is(server: Any, jpeg: bytes, kind: str) -> None:
+    assert server.ask("POST", "/predict", jpeg, {"Content-Type": kind}).status == 200
+
+
+def test_formats_are_those_of_predict(server: Any, small_run: Path, tmp_path: Path) -> None:
+    picture = Image.fromarray(load_sample_image("china.jpg")).resize((160, 107))
+    for suffix in (".avif", ".jp2", ".ppm", ".heic"):
+        path = tmp_path / f"picture{suffix}"
+        if suffix == ".heic":
+            pillow_heif = pytest.importorskip("pillow_heif")
+            pillow_heif.from_pillow(picture).save(path)
+        else:
+            picture.save(path)
+        (wanted,) = predict(small_run, path)
+        (found,) = server.ask("POST", "/predict", path.read_bytes()).json()
+        assert close(found["labels"], wanted["labels"])
+
+
+def test_a_network_that_gives_nan_is_refused_where_it_is_loaded(small_run: Path) -> None:
+    served = Served(small_run, torch.device("cpu"))
+    served._fast = lambda images: torch.full((len(images), 3), torch.nan)  # type: ignore[assignment]
+    with pytest.raises(RunError, match="small gives NaN in place of probabilities"):
+        served.warm_up()
+
+
+def test_nan_is_no_error_of_the_server(small_run: Path, live: Callable[..., Any], jpeg: bytes) -> None:
+    served = Served(small_run, torch.device("cpu"))
+    served._fast = lambda images: torch.full((len(images), 3), torch.nan)  # type: ignore[assignment]
+    with torch.no_grad():
+        for parameter in served.classifier.network.parameters():
+            parameter.fill_(torch.nan)
+    with live(served) as running:
+        answer = running.ask("POST", "/predict", jpeg)
+        assert answer.status == 422
+        assert "small gives NaN" in answer.json()["error"]
+        body = json.dumps([base64.b64encode(jpeg).decode()] * 2).encode()
+        entries = running.ask("POST", "/predict", body, {"Content-Type": "application/json"}).json()
+        assert all("small gives NaN" in entry["error"] for entry in entries)
+        assert running.ask("POST", "/explain", jpeg).status == 422
+
+
+def test_json_never_holds_nan() -> None:
+    from svertka.deployment.api import Json
+
+    content = {"a": [1.0, float("nan"), (float("inf"),)], "b": -float("inf"), "c": "NaN"}
+    assert json.loads(Json(content).body) == {"a": [1.0, None, [None]], "b": None, "c": "NaN"}
+
+
+def test_a_request_whose_client_is_gone_is_given_up(server: Any, jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    async def never(*_: Any) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.api.decoders, "decode", never)
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:
+            head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+            sock.sendall(head.encode() + jpeg)
+            assert begun.wait(20)
+        assert ended.wait(20)
+    assert server.ask("POST", "/predict", jpeg).status == 200
+    assert server.ask("GET", "/health").json()["waiting"] == 0

@@ -138,3 +138,27 @@ def test_who_waits_for_others_waits_no_longer_than_the_deadline() -> None:
             return found
 
     assert float(awaited(one_of_two())) == 2
+
+
+def test_what_nobody_waits_for_is_not_computed() -> None:
+    sizes: list[int] = []
+
+    def counted(pictures: Sequence[Tensor]) -> Tensor:
+        sizes.append(len(pictures))
+        return twice(pictures)
+
+    async def one_of_three() -> None:
+        with ThreadPoolExecutor(1) as thread:
+            desk = Desk(counted, thread)
+            with desk.places(3):
+                tasks = [asyncio.create_task(desk.result(torch.ones(1))) for _ in range(3)]
+                await asyncio.sleep(0)
+                tasks[0].cancel()
+                tasks[2].cancel()
+                worker = asyncio.create_task(desk.work())
+                assert float(await tasks[1]) == 2
+                await asyncio.gather(*tasks, return_exceptions=True)
+            worker.cancel()
+
+    awaited(one_of_three())
+    assert sizes == [1]

@@ -38,6 +38,15 @@ def server(small_run: Path, live: Callable[..., Any]) -> Iterator[Any]:
         # With the token any name is ours: a machine has many.
         ("/health", {"Authorization": f"Bearer {TOKEN}", "Host": "machine.example:80"}, 200),
         ("/health", {"Authorization": f"Bearer {TOKEN}", "Origin": "http://evil.example"}, 403),
+        ("/health", {"Authorization": f"Bearer {TOKEN}", "Origin": "http://["}, 403),
+        ("/health", {"Authorization": f"Bearer {TOKEN}", "Host": "["}, 400),
+        ("/", {"Authorization": f"Bearer {TOKEN}", "Host": "[::"}, 400),
+        ("/health", {"Authorization": f"Bearer {TOKEN}", "Host": "a b"}, 400),
+        ("/", {"Authorization": f"Bearer {TOKEN}", "Host": "[fe80::1]:80"}, 200),
+        ("/health", {"Cookie": "\\" * 15_000}, 401),
+        ("/health", {"Cookie": f"a={'x' * 9000}; svertka-PORT={TOKEN}"}, 200),
+        ("/health", {"Cookie": f"svertka-PORT=x; svertka-PORT={TOKEN}"}, 200),
+        ("/health", {"Cookie": f"svertka-PORT = {TOKEN}"}, 401),
     ],
 )
 def test_a_stranger_needs_the_token(server: Any, path: str, headers: dict[str, str], status: int) -> None:
@@ -73,3 +82,50 @@ def test_the_loopback_address_has_three_names(small_run: Path, live: Callable[..
         assert running.ask("GET", "/health", headers={"Host": host}).status == 200
         own = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
         assert running.ask("GET", "/health", headers=own).status == 200
+
+
+@pytest.fixture(scope="module")
+def behind_a_proxy(small_run: Path, live: Callable[..., Any]) -> Iterator[Any]:
+    served = Served(small_run, torch.device("cpu"))
+    with live(served, root="/svertka", allowed=frozenset({"photos.example.org"})) as running:
+        yield running
+
+
+@pytest.mark.parametrize("host", ["photos.example.org", "PHOTOS.example.org:443", "localhost"])
+@pytest.mark.parametrize("root", ["", "/svertka"])
+def test_a_proxy_may_leave_its_path_on_or_take_it_off(behind_a_proxy: Any, jpeg: bytes, root: str, host: str) -> None:
+    headers = {"Host": host, "Origin": "https://photos.example.org"}
+    assert behind_a_proxy.ask("GET", f"{root}/health", headers=headers).status == 200
+    assert behind_a_proxy.ask("POST", f"{root}/predict?top=1", jpeg, headers).status == 200
+    page = behind_a_proxy.ask("GET", f"{root}/", headers=headers)
+    assert page.status == 200
+    report = page.body.split(b'"report":"')[1].split(b'"')[0].decode()
+    assert behind_a_proxy.ask("GET", f"{root}/{report}", headers=headers).status == 200
+    assert behind_a_proxy.ask("GET", f"{root}/openapi.json", headers=headers).json()["servers"] == [{"url": "/svertka"}]
+
+
+def test_the_path_of_a_proxy_without_its_slash_leads_to_the_page(behind_a_proxy: Any) -> None:
+    answer = behind_a_proxy.ask("GET", "/svertka")
+    assert answer.status == 307
+    assert answer.headers["location"] == "/svertka/"
+    assert behind_a_proxy.ask("GET", "/svertkax").status == 404
+
+
+def test_a_name_that_is_not_allowed_is_told_how_it_could_be(behind_a_proxy: Any) -> None:
+    answer = behind_a_proxy.ask("GET", "/health", headers={"Host": "other.example.org:8080"})
+    assert answer.status == 421
+    assert answer.json()["error"].endswith("if it should, start it with --allow-host other.example.org")
+    assert "--allow-host" not in behind_a_proxy.ask("GET", "/health", headers={"Host": "$(reboot)"}).json()["error"]
+    headers = {"Origin": "https://other.example.org"}
+    answer = behind_a_proxy.ask("GET", "/health", headers=headers)
+    assert answer.status == 403
+    assert "--allow-host other.example.org" in answer.json()["error"]
+
+
+def test_behind_a_proxy_the_token_leads_to_its_path(small_run: Path, live: Callable[..., Any]) -> None:
+    served = Served(small_run, torch.device("cpu"))
+    with live(served, hosts=None, token=TOKEN, root="/svertka") as running:
+        answer = running.ask("GET", f"/svertka/?token={TOKEN}")
+        assert answer.status == 303
+        assert answer.headers["location"] == "/svertka/"
+        assert "Path=/svertka/" in answer.headers["set-cookie"]

@@ -17,6 +17,12 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
+    root_path: Annotated[
+        str, typer.Option(help="the path under which a proxy shows the server, such as /svertka")
+    ] = "",
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="a further name of the server, such as its proxy's; may be repeated")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the address as JSON as soon as it answers")] = False,
 ) -> None:
     """Name pictures on a page, and for programs over HTTP, until Ctrl-C.
@@ -39,4 +45,14 @@ def serve(
             print(f"open {place.url}")
         sys.stdout.flush()
 
-    answer(*run, host=host, port=port, device=device, threads=threads, ready=ready)
+    names = tuple(allow_host or ())
+    answer(
+        *run,
+        host=host,
+        port=port,
+        device=device,
+        threads=threads,
+        root_path=root_path,
+        allow_hosts=names,
+        ready=ready,
+    )

@@ -169,12 +169,10 @@ def decode(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAUL
         formats, a SizeError where it is too large.
     """
     with _refusal(decoding):
-        image = _opened(data, decoding.max_memory)
-        factor = _factor(image, SPARE * (min_side or 0), decoding.max_pixels)
-        _check_size(image, factor, decoding.max_pixels)
+        image, factor, cost = _planned(data, min_side, decoding)
         deep = decoding.intensity_range is not None
         name = format_of(data) or ""
-        with _IN_USE.reserved(_afford(image, data, factor, decoding, deep=deep)):
+        with _IN_USE.reserved(cost):
             if isinstance(image, JpegImageFile):
                 if (scans := scan_count(data)) > SCANS:
                     raise PictureError(f"{scans} scans, more than the limit of {SCANS}; save it anew")
@@ -184,6 +182,26 @@ def decode(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAUL
                 factor = 1  # Pillow decodes it reduced
             source = _decoded(Source.of(image), data, deep=deep)
             return Decoded(_upright(source.pixels(factor, decoding.intensity_range), image), name, source.deep)
+
+
+def memory_needed(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAULT) -> int:
+    """Bytes that `decode` takes for the image in `data`, from its header.
+
+    Raises:
+        PictureError: it is refused for what its header says.
+    """
+    with _refusal(decoding):
+        if format_of(data) == "WebP":  # whose decoder takes the memory as soon as it is made
+            return _webp_bytes(data, decoding.max_memory)
+        return _planned(data, min_side, decoding)[2]
+
+
+def _planned(data: bytes, min_side: int | None, decoding: Decoding) -> tuple[ImageFile, int, int]:
+    """The image in `data`, not decoded yet, by how much it will be reduced, and the bytes that takes."""
+    image = _opened(data, decoding.max_memory)
+    factor = _factor(image, SPARE * (min_side or 0), decoding.max_pixels)
+    _check_size(image, factor, decoding.max_pixels)
+    return image, factor, _afford(image, data, factor, decoding, deep=decoding.intensity_range is not None)
 
 
 def read_file(path: str | Path, min_side: int | None = None, decoding: Decoding = DEFAULT) -> Pixels:
@@ -333,7 +351,7 @@ def _opened(data: bytes, max_memory: int) -> ImageFile:
     if name is None:
         raise FormatError(f"not a picture ({', '.join(DECODERS)})")
     if name == "WebP":  # whose decoder takes memory for all pixels as soon as it is made
-        _check_webp(data, max_memory)
+        _webp_bytes(data, max_memory)
     if name == "PNG":
         data = _without_text(data)
     try:
@@ -348,8 +366,12 @@ def _opened(data: bytes, max_memory: int) -> ImageFile:
         raise
 
 
-def _check_webp(data: bytes, max_memory: int) -> None:
-    """Raise SizeError if the header of a WebP promises more than its decoder may take."""
+def _webp_bytes(data: bytes, max_memory: int) -> int:
+    """The bytes that the decoder of a WebP takes, as its header promises.
+
+    Raises:
+        SizeError: more than `max_memory`.
+    """
     if data[12:16] == b"VP8X" and len(data) >= 30:
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
     elif data[12:16] == b"VP8L" and len(data) >= 25:
@@ -362,6 +384,7 @@ def _check_webp(data: bytes, max_memory: int) -> None:
             f"{width * height / 1e6:.0f} megapixels of WebP take {in_bytes(cost)} of memory to decode, more than the "
             f"limit of {in_bytes(max_memory)}; make it smaller or raise --max-pixels"
         )
+    return cost
 
 
 def _without_text(png: bytes) -> bytes:

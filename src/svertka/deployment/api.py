@@ -1,37 +1,39 @@
 """The HTTP interface and the page, as an ASGI application."""
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import json
+import math
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
-import torch
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from torch import Tensor
 
 from svertka.deployment.bodies import Bodies
+from svertka.deployment.decoders import Account, Decoders, Pixels
 from svertka.deployment.desk import Desk
 from svertka.deployment.guard import Guard
-from svertka.deployment.interface import LIST_LIMIT, PICTURE_TYPES, TOP_LIMIT, openapi
+from svertka.deployment.interface import PICTURE_TYPES, TOP_LIMIT, openapi
 from svertka.deployment.page import POLICY, html
 from svertka.deployment.refusal import Refusal
 from svertka.deployment.served import Served
-from svertka.errors import FormatError, PictureError, SizeError
+from svertka.deployment.uploads import form, from_base64, listed
+from svertka.errors import FormatError, PictureError, RunError, SizeError
 
 # What curl says by itself of --data-binary is not held against it: the content tells.
-BYTES_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded", *PICTURE_TYPES)
+BYTES_TYPES = ("", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded")
+JSON_TYPE, FORM_TYPE = "application/json", "multipart/form-data"
+DECODERS = 8  # processes that decode pictures, at most; they keep up with any network on as many cores
 FILES_POLICY = (
     "sandbox allow-scripts allow-popups; default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; "
     "script-src 'self' 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -45,21 +47,53 @@ class Json(JSONResponse):
     """In ASCII, so that any name survives: a class may be called what UTF-8 cannot hold."""
 
     def render(self, content: Any) -> bytes:
-        """The bytes."""
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+        """The bytes; what is no number, such as NaN, becomes null."""
+        try:
+            return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+        except ValueError:
+            return json.dumps(_without_nan(content), allow_nan=False, separators=(",", ":")).encode()
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request is about: its `query`, and its `pictures`, each a function that gives the bytes of a file.
+
+    `names`: of files in a form. `alone`: whether it is one picture, sent as it is.
+    """
+
+    query: dict[str, str]
+    pictures: Sequence[Callable[[], bytes | bytearray]]
+    names: Sequence[str | None]
+    alone: bool
 
 
 class Api:
     """Answers for `runs`, the first of which is meant where none is named; `app` is the ASGI application.
 
-    `hosts`, `token`: as for `Guard`. `threads`: that read pictures.
+    `hosts`, `allowed`, `token`, `root`: as for `Guard`. `threads`: that prepare pictures.
     """
 
     def __init__(
-        self, runs: Sequence[Served], *, hosts: frozenset[str] | None, token: str | None, threads: int
+        self,
+        runs: Sequence[Served],
+        *,
+        hosts: frozenset[str] | None,
+        token: str | None,
+        threads: int,
+        allowed: frozenset[str] = frozenset(),
+        root: str = "",
     ) -> None:
         self.runs = {one.key: one for one in runs}
-        self.first = runs[0]
+        self.first, self._root = runs[0], root
+        self.decoders = Decoders(min(threads, DECODERS))
         self._readers = ThreadPoolExecutor(threads, "read")
         self._network = ThreadPoolExecutor(1, "network")  # one at a time, with all cores
         # On the processor no picture is read while the network computes: its threads share their work equally, and
@@ -78,9 +112,12 @@ class Api:
             Route("/openapi.json", self._interface, methods=["GET"]),
             Route(self._files + "/{run}/{name:path}", self._file, methods=["GET"]),
         ]
+        guard = Middleware(
+            Guard, hosts=hosts, allowed=allowed, token=token, unguarded=f"{self._files}/", root=self._root
+        )
         self.app = Starlette(
             routes=routes,
-            middleware=[Middleware(Guard, hosts=hosts, token=token, unguarded=f"{self._files}/")],
+            middleware=[guard],
             exception_handlers={Refusal: _refused, HTTPException: _unknown},
             lifespan=self._working,
         )
@@ -88,6 +125,7 @@ class Api:
 
     @contextlib.asynccontextmanager
     async def _working(self, _: Starlette) -> AsyncIterator[None]:
+        self.decoders.start()
         tasks = [asyncio.create_task(desk.work()) for desk in self._desks.values()]
         try:
             yield
@@ -95,16 +133,17 @@ class Api:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self.decoders.stop()
             self._readers.shutdown(cancel_futures=True)
             self._network.shutdown(cancel_futures=True)
 
     async def _show(self, request: Request) -> Response:
-        address = str(request.base_url).rstrip("/")
+        address = f"http://{request.headers['host']}{self._root}"
         document = html(list(self.runs.values()), self._files, address)
         return HTMLResponse(document, headers={"Content-Security-Policy": POLICY})
 
     async def _interface(self, _: Request) -> Response:
-        return Json(openapi(list(self.runs.values())))
+        return Json(openapi(list(self.runs.values()), self._root))
 
     async def _health(self, _: Request) -> Response:
         desks = self._desks.values()
@@ -118,56 +157,71 @@ class Api:
         )
 
     async def _predict(self, request: Request) -> Response:
-        query = _query(request, "run", "top")
-        run, top = self._run(query), _top(query)
-        kind = _kind(request)
+        query, kind = _query(request, "run", "top"), _kind(request)
+        self._run(query), _top(query)  # before the body is sent in vain
         async with self._bodies.of(request) as body:
-            if kind != "application/json":
-                return Json([await self._named(run, body, top)])
-            pictures = await self._read(_listed, body)
-            with self._desks[run.key].places(len(pictures)):
-                named = [self._entry(run, number, one, top) for number, one in enumerate(pictures)]
-                return Json(await asyncio.gather(*named))
+            asked = await self._asked(request, body, query, kind, "run", "top")
+            run, top = self._run(asked.query), _top(asked.query)
+            account = Account()
+            with self._desks[run.key].places(len(asked.pictures)):
+                if asked.alone:
+                    answer = self._labelled(run, 0, asked, top, account)
+                    return Json([await _while_connected(request, answer)])
+                answers = [self._entry(run, number, asked, top, account) for number in range(len(asked.pictures))]
+                return Json(await _while_connected(request, _together(answers)))
 
-    async def _named(self, run: Served, body: bytes, top: int) -> dict[str, Any]:
-        """The entry of a picture that came alone."""
-        with self._desks[run.key].places(1):
-            try:
-                return _labelled(run, 0, await self._row(run, body), top)
-            except PictureError as error:
-                raise _refusal(error) from error
-
-    async def _entry(self, run: Served, number: int, text: str, top: int) -> dict[str, Any]:
+    async def _entry(self, run: Served, number: int, asked: Asked, top: int, account: Account) -> dict[str, Any]:
         """The entry of one of several, which says itself why it has no labels."""
         try:
-            body = base64.b64decode(text, validate=True)
-            return _labelled(run, number, await self._row(run, body), top)
-        except (binascii.Error, ValueError):
-            reason = "not base64"
-        except PictureError as error:
-            reason = str(error)
-        return {"path": f"#{number}", "labels": [], "error": reason}
+            return await self._labelled(run, number, asked, top, account)
+        except Refusal as refusal:
+            return _entry(number, asked, [], error=refusal.reason)
 
-    async def _row(self, run: Served, body: bytes) -> Tensor:
-        await self._reading.wait()
-        return await self._desks[run.key].result(await self._read(run.prepare, body))
+    async def _labelled(self, run: Served, number: int, asked: Asked, top: int, account: Account) -> dict[str, Any]:
+        pixels = await self._decoded(run, asked.pictures[number], account)
+        row = await self._desks[run.key].result(await self._read(run.prepared, pixels))
+        with _refusing():
+            ranked = run.classifier.rank(run.check(row), top)
+        return _entry(number, asked, [{"name": name, "probability": probability} for name, probability in ranked])
 
     async def _explain(self, request: Request) -> Response:
-        query = _query(request, "run", "label")
-        run = self._run(query)
-        names = run.classifier.names
-        if "label" in query and query["label"] not in names:
-            raise Refusal(404, f"{run.name} knows no class {query['label']}")
-        label = names.index(query["label"]) if "label" in query else None
-        if _kind(request) == "application/json":
+        query, kind = _query(request, "run", "label"), _kind(request)
+        if kind == JSON_TYPE:
             raise Refusal(415, "send the bytes of one picture")
+        self._class(query)
         async with self._bodies.of(request) as body:
+            asked = await self._asked(request, body, query, kind, "run", "label")
+            if len(asked.pictures) != 1:
+                raise Refusal(413, "send one picture")
+            run, label = self._class(asked.query)
             with self._desks[run.key].places(1):
-                work = partial(run.explain, body, label)
-                try:
-                    return Json(await asyncio.get_running_loop().run_in_executor(self._network, work))
-                except PictureError as error:
-                    raise _refusal(error) from error
+                return Json(await _while_connected(request, self._explained(run, asked, label)))
+
+    async def _explained(self, run: Served, asked: Asked, label: int | None) -> dict[str, Any]:
+        pixels = await self._decoded(run, asked.pictures[0], Account())
+        work = partial(run.explain, pixels, label)
+        with _refusing():
+            return await asyncio.get_running_loop().run_in_executor(self._network, work)
+
+    async def _decoded(self, run: Served, picture: Callable[[], bytes | bytearray], account: Account) -> Pixels:
+        await self._reading.wait()
+        with _refusing():
+            data = await self._read(picture)
+            return await self.decoders.decode(data, run.decoding, account)
+
+    async def _asked(self, request: Request, body: bytearray, query: dict[str, str], kind: str, *names: str) -> Asked:
+        """What a request is about; `names`: what the fields of a form may hold."""
+        if kind == JSON_TYPE:
+            strings = await self._read(listed, body)
+            return Asked(query, [partial(from_base64, one) for one in strings], [None] * len(strings), alone=False)
+        if kind == FORM_TYPE:
+            sent = await self._read(form, body, request.headers["content-type"])
+            _refuse_unknown(sent.fields, names, "the fields of a form that are no files")
+            if query.keys() & sent.fields.keys():
+                raise Refusal(400, f"{min(query.keys() & sent.fields.keys())} is in the query and in the form")
+            pictures = [partial(lambda part: part.content, part) for part in sent.files]
+            return Asked(query | sent.fields, pictures, [part.filename for part in sent.files], alone=False)
+        return Asked(query, [lambda: body], [None], alone=True)
 
     async def _file(self, request: Request) -> Response:
         run = self.runs.get(request.path_params["run"])
@@ -181,50 +235,77 @@ class Api:
     def _run(self, query: dict[str, str]) -> Served:
         key = query.get("run", self.first.key)
         if key not in self.runs:
-            raise Refusal(404, f"there is no run {key}; there is {', '.join(self.runs)}")
+            raise Refusal(404, f"there is no run {key[:200]}; there is {', '.join(self.runs)}")
         return self.runs[key]
 
-    async def _read(self, function: Callable[[bytes], Result], data: bytes) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, function, data)
+    def _class(self, query: dict[str, str]) -> tuple[Served, int | None]:
+        """The run and the class that are meant; None: the most probable."""
+        run, wanted = self._run(query), query.get("label")
+        if wanted is None:
+            return run, None
+        if wanted not in run.classifier.names:
+            raise Refusal(404, f"{run.name} knows no class {wanted[:200]}")
+        return run, run.classifier.names.index(wanted)
+
+    async def _read(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
 
 
-def _labelled(run: Served, number: int, row: torch.Tensor, top: int) -> dict[str, Any]:
-    labels = [{"name": name, "probability": probability} for name, probability in run.classifier.rank(row, top)]
-    return {"path": f"#{number}", "labels": labels}
+async def _together(answers: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    return await asyncio.gather(*answers)
 
 
-def _listed(body: bytes) -> list[str]:
+async def _while_connected(request: Request, answer: Coroutine[Any, Any, Result]) -> Result:
+    """What `answer` gives; it is given up as soon as the client is gone."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = asyncio.create_task(answer), asyncio.create_task(gone())
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Refusal(400, "the body is not JSON") from error
-    if not (isinstance(value, list) and value and all(isinstance(one, str) for one in value)):
-        raise Refusal(400, "the body is not a list of pictures in base64")
-    if len(value) > LIST_LIMIT:
-        raise Refusal(413, f"a list may hold {LIST_LIMIT} pictures")
-    return value
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            return tasks[0].result()
+        raise Refusal(400, "the client is gone")
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _entry(number: int, asked: Asked, labels: list[dict[str, Any]], **more: str) -> dict[str, Any]:
+    name = asked.names[number]
+    return {"path": f"#{number}"} | ({"name": name} if name is not None else {}) | {"labels": labels} | more
 
 
 def _kind(request: Request) -> str:
-    """The type of the body: "application/json", or one of BYTES_TYPES."""
+    """The type of the body: JSON_TYPE, FORM_TYPE, one of BYTES_TYPES, or some image/…"""
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal(415, "bodies may not be compressed")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and kind not in BYTES_TYPES:
-        raise Refusal(415, f"{kind[:80]} is neither a picture ({', '.join(PICTURE_TYPES)}) nor application/json")
+    if kind not in (JSON_TYPE, FORM_TYPE, *BYTES_TYPES) and not kind.startswith("image/"):
+        raise Refusal(415, f"{kind[:80]} is none of {', '.join(PICTURE_TYPES)}, {FORM_TYPE} and {JSON_TYPE}")
     return kind
 
 
 def _query(request: Request, *names: str) -> dict[str, str]:
     """The query's values; what is not among `names` is a mistake of the client's."""
     try:
-        query = parse_qs(request.url.query, keep_blank_values=True, max_num_fields=8, errors="strict")
+        text = request.scope["query_string"].decode("ascii")
+        query = parse_qs(text, keep_blank_values=True, max_num_fields=8, errors="strict")
     except ValueError as error:
         raise Refusal(400, "the query cannot be read") from error
-    for name, values in query.items():
-        if name not in (*names, "token") or len(values) != 1:
-            raise Refusal(400, f"the query may hold {' and '.join(names)}, once each")
+    if any(len(values) != 1 for values in query.values()):
+        raise Refusal(400, f"the query may hold {' and '.join(names)}, once each")
+    _refuse_unknown(query, (*names, "token"), "the query")
     return {name: values[0] for name, values in query.items()}
+
+
+def _refuse_unknown(fields: Iterable[str], names: Sequence[str], where: str) -> None:
+    for name in fields:
+        if name not in names:
+            raise Refusal(400, f"{where} may hold {' and '.join(names)}, not {name[:80]}")
 
 
 def _top(query: dict[str, str]) -> int:
@@ -234,9 +315,16 @@ def _top(query: dict[str, str]) -> int:
     return int(text)
 
 
-def _refusal(error: PictureError) -> Refusal:
-    status = 415 if isinstance(error, FormatError) else 413 if isinstance(error, SizeError) else 400
-    return Refusal(status, f"the picture cannot be read: {error}")
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Make a refusal of what is wrong with a picture, or with what the network says of it."""
+    try:
+        yield
+    except PictureError as error:
+        status = 415 if isinstance(error, FormatError) else 413 if isinstance(error, SizeError) else 400
+        raise Refusal(status, f"the picture cannot be read: {error}", reason=str(error)) from error
+    except RunError as error:
+        raise Refusal(422, str(error)) from error
 
 
 async def _refused(_: Request, error: Exception) -> Response:

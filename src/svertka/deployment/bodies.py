@@ -20,16 +20,16 @@ class Bodies:
         self.held = 0
 
     @asynccontextmanager
-    async def of(self, request: Request) -> AsyncIterator[bytes]:
+    async def of(self, request: Request) -> AsyncIterator[bytearray]:
         """The body of `request`, counted as held until the block ends.
 
         Raises:
             Refusal: 413 it is too large; 408 it is too slow; 503 the memory for bodies is taken; 400 it broke off.
         """
         said = request.headers.get("content-length", "")
-        if said.isdigit() and int(said) > BODY_LIMIT:
+        if said.isdecimal() and (len(said) > 18 or int(said) > BODY_LIMIT):
             raise _too_large()
-        chunks, size = [], 0
+        body, size = bytearray(), 0
         try:
             try:
                 async with asyncio.timeout(BODY_SECONDS):
@@ -40,13 +40,13 @@ class Bodies:
                             raise _too_large()
                         if self.held > TOTAL_LIMIT:
                             raise Refusal(503, "too many pictures are being sent at a time", {"Retry-After": "2"})
-                        chunks.append(chunk)
+                        body += chunk
             except TimeoutError as error:
                 sentence = f"the picture did not arrive within {BODY_SECONDS:.0f} seconds"
                 raise Refusal(408, sentence, {"Connection": "close"}) from error
             except ClientDisconnect as error:
                 raise Refusal(400, "the picture broke off") from error
-            yield b"".join(chunks)
+            yield body
         finally:
             self.held -= size
 

@@ -80,13 +80,20 @@ class Desk:
                     future.set_result(row)
 
     async def _batch(self) -> list[tuple[Tensor, asyncio.Future[Tensor]]]:
-        batch = [await self._queue.get()]
+        batch = [await self._next()]
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(DEADLINE) as limit:
                 while len(batch) < min(TOGETHER, self.open):
-                    batch.append(await self._queue.get())
+                    batch.append(await self._next())
                     limit.reschedule(loop.time() + DEADLINE)
         except TimeoutError:
             pass
         return batch
+
+    async def _next(self) -> tuple[Tensor, asyncio.Future[Tensor]]:
+        """The next picture whose client still waits for it."""
+        while True:
+            picture, future = await self._queue.get()
+            if not future.done():
+                return picture, future

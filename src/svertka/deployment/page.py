@@ -11,7 +11,10 @@ POLICY = policy("serve", served=True) + "; frame-ancestors 'none'"
 
 
 def html(runs: Sequence[Served], files: str, address: str) -> str:
-    """The whole document; `files` begins the addresses of the runs' own files, `address` is the server's."""
+    """The whole document; `files` begins the addresses of the runs' own files, `address` is the server's.
+
+    All links are relative, and the page's script writes the address under which it was found.
+    """
     facts = [_facts(one, files) for one in runs]
     options = "".join(f'<option value="{escape(one.key)}">{escape(one.name)}</option>' for one in runs)
     chosen = f'<label>Run <select id="run" autocomplete="off">{options}</select></label>' if len(runs) > 1 else ""
@@ -27,9 +30,9 @@ def html(runs: Sequence[Served], files: str, address: str) -> str:
         '<input type="file" class="unseen" accept="image/*" multiple></label>'
         '<ol id="answers" aria-live="polite" reversed></ol>'
         '<noscript><p class="how">To name pictures on this page a browser has to run its script.</p></noscript>'
-        '<section><h2>From a program</h2><p class="how">The bytes of one picture, or a JSON list of pictures in '
-        'base64; <a href="openapi.json">openapi.json</a> says the rest.</p>'
-        f"<pre>curl --data-binary @picture.jpg {escape(_example(runs, address))}</pre></section></main>"
+        '<section><h2>From a program</h2><p class="how">The bytes of one picture, a form with files, or a JSON list of '
+        'pictures in base64; <a href="openapi.json">openapi.json</a> says the rest.</p>'
+        f"<pre>curl --data-binary @picture.jpg {_example(runs, address)}</pre></section></main>"
         f'<script type="application/json" id="facts">{text}</script>'
     )
     return page(f"{runs[0].name} – svertka", body, chapter="serve", served=True)
@@ -48,4 +51,5 @@ def _facts(run: Served, files: str) -> dict[str, str | None]:
 
 
 def _example(runs: Sequence[Served], address: str) -> str:
-    return f"{address}/predict" if len(runs) == 1 else f"'{address}/predict?run={quote(runs[0].key, safe='')}'"
+    place = f'<span id="address">{escape(address)}</span>/predict'
+    return place if len(runs) == 1 else f"'{place}?run={escape(quote(runs[0].key, safe=''))}'"

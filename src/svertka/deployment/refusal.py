@@ -2,8 +2,14 @@
 
 
 class Refusal(Exception):  # noqa: N818 - nothing of ours went wrong
-    """`status` and `sentence` for the client, and `headers` that go with them."""
+    """`status` and `sentence` for the client, and `headers` that go with them.
 
-    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
+    `reason`: the same where it is told of one of several pictures.
+    """
+
+    def __init__(
+        self, status: int, sentence: str, headers: dict[str, str] | None = None, reason: str | None = None
+    ) -> None:
         super().__init__(sentence)
         self.status, self.sentence, self.headers = status, sentence, headers or {}
+        self.reason = sentence if reason is None else reason

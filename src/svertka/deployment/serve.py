@@ -2,6 +2,7 @@
 
 import contextlib
 import ipaddress
+import re
 import secrets
 import socket
 from collections.abc import Callable, Sequence
@@ -36,20 +37,25 @@ def serve(
     port: int = 8000,
     device: str = "auto",
     threads: int | None = None,
+    root_path: str = "",
+    allow_hosts: Sequence[str] = (),
     ready: Callable[[Place], object] = lambda place: say(f"open {place.url}"),
 ) -> None:
-    """Answer for `runs` on `host` and `port` until SIGINT or SIGTERM; what has begun by then is finished.
+    """Answer for `runs` on `host` and `port` until SIGINT, SIGTERM or SIGHUP; what has begun by then is finished.
 
     `runs`: run folders, or networks with their weights, as for `Classifier.load`. `host`: other than a loopback address
-    needs the token, which is drawn anew each time. `port`: 0 is any that is free. `ready`: told where the server is as
+    needs the token, which is drawn anew each time. `port`: 0 is any that is free. `root_path`: the path under which a
+    proxy shows the server, such as "/svertka"; the proxy may leave it on or take it off. `allow_hosts`: further names
+    under which it may be asked, such as the proxy's: "photos.example.org". `ready`: told where the server is as
     soon as it answers.
 
     Raises:
-        RunError: a run is missing or damaged. UsageError: no run is named, there are no such weights, the address is
-        taken or not of this machine, or a package is missing.
+        RunError: a run is missing or damaged, or gives NaN. UsageError: no run is named, there are no such weights, the
+        address is taken or not of this machine, or a package is missing.
     """
     if not runs:
         raise UsageError("name a RUN to serve")
+    root, allowed = _root(root_path), frozenset(map(_allowed, allow_hosts))
     try:
         from svertka.deployment.api import Api
         from svertka.deployment.guard import LOOPBACK
@@ -65,8 +71,25 @@ def serve(
             one.warm_up()
         here = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
         token = None if here else secrets.token_urlsafe(24)
-        api = Api(served, hosts=LOOPBACK if here else None, token=token, threads=count)
+        hosts = LOOPBACK if here else None
+        api = Api(served, hosts=hosts, allowed=allowed, token=token, threads=count, root=root)
         answer(api, sock, lambda: ready(_place(sock, host, token, list(api.runs))))
+
+
+def _root(path: str) -> str:
+    """`path` with a slash before it and none behind it; "" is the root itself."""
+    root = f"/{path.strip('/')}" if path.strip("/") else ""
+    if re.fullmatch(r"[A-Za-z0-9._~/-]*", root) is None or "//" in root:
+        raise UsageError(f"root_path={path} is not a path in an address; use one such as /svertka")
+    return root
+
+
+def _allowed(name: str) -> str:
+    """The name of a host in small letters, without a port."""
+    found = re.fullmatch(r"([a-z0-9_.-]{1,253}|\[[0-9a-f:.]+\])(:[0-9]+)?", name.lower())
+    if found is None:
+        raise UsageError(f"allow_hosts={name} is not the name of a host; use one such as photos.example.org")
+    return found[1].rstrip(".")
 
 
 def _place(sock: socket.socket, host: str, token: str | None, runs: Sequence[str]) -> Place:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from svertka.classifier import Classifier
-from svertka.data.images import Decoding
+from svertka.data.dataset import Pixels
+from svertka.deployment.decoding import Settings
 from svertka.device import device_of
 from svertka.errors import RunError, UsageError
 from svertka.graph.optimize import MANY
@@ -44,24 +45,38 @@ class Served:
         self._best = remembered(self.folder / "atlas") if self.folder is not None else {}
 
     def warm_up(self) -> None:
-        """Run once for each number of pictures, so that no request waits for what is found out only once."""
+        """Run once for each number of pictures, so that no request waits for what is found out only once.
+
+        Raises:
+            RunError: the network gives NaN.
+        """
         for number in AT_ONCE:
-            self.probabilities([self._nothing()] * number)
+            self.check(self.probabilities([self._nothing()] * number))
 
     def _nothing(self) -> Tensor:
         preprocess = self.classifier.preprocess
         return torch.zeros(preprocess.channels, preprocess.size, preprocess.size)
 
-    def prepare(self, data: bytes) -> Tensor:
-        """What the network gets for the picture in `data`, (C, size, size) float32.
+    @property
+    def decoding(self) -> Settings:
+        """How pictures are decoded for it."""
+        preprocess = self.classifier.preprocess
+        return Settings(preprocess.resize, PIXEL_LIMIT, preprocess.fit == "crop", preprocess.intensity_range)
+
+    def prepared(self, pixels: Pixels) -> Tensor:
+        """What the network gets for a decoded picture (H, W, 3) uint8, (C, size, size) float32."""
+        preprocess = self.classifier.preprocess
+        return preprocess.normalise(torch.from_numpy(preprocess.square(pixels)).permute(2, 0, 1)[None])[0]
+
+    def check(self, probabilities: Tensor) -> Tensor:
+        """`probabilities`, all of them numbers.
 
         Raises:
-            PictureError: it cannot be read.
+            RunError: one is NaN.
         """
-        return self.classifier.preprocess(self._pixels(data))
-
-    def _pixels(self, data: bytes) -> Any:
-        return self.classifier.preprocess.read(data, Decoding.up_to(PIXEL_LIMIT))
+        if not probabilities.isfinite().all():
+            raise RunError(f"{self.name} gives NaN in place of probabilities; its weights hold NaN or are too large")
+        return probabilities
 
     @torch.inference_mode()
     def probabilities(self, pictures: Sequence[Tensor]) -> Tensor:
@@ -74,22 +89,23 @@ class Served:
             done += number
         return self.classifier.sound(torch.cat(rows))
 
-    def explain(self, data: bytes, label: int | None) -> dict[str, Any]:
+    def explain(self, pixels: Pixels, label: int | None) -> dict[str, Any]:
         """For people: the picture as the network sees it, where it looked for class `label`, which units fired.
 
-        `label`: None is the most probable.
+        `pixels`: of the decoded picture, (H, W, 3) uint8. `label`: None is the most probable.
 
         Raises:
-            PictureError: the picture cannot be read.
+            RunError: the network gives NaN for it.
         """
         preprocess = self.classifier.preprocess
-        square = preprocess.square(self._pixels(data))
+        square = preprocess.square(pixels)
         offset = (preprocess.side - preprocess.size) // 2
         seen = square[offset : offset + preprocess.size, offset : offset + preprocess.size]
         image = preprocess.normalise(torch.from_numpy(square).permute(2, 0, 1)[None])
         image = image.to(device_of(self.classifier.network) or self.device)
+        probabilities = self.check(self.classifier.probabilities([image[0]])[0])
         if label is None:
-            label = int(self.classifier.probabilities([image[0]])[0].argmax())
+            label = int(probabilities.argmax())
         crisp = preprocess.size <= SMALL
         result: dict[str, Any] = {
             "label": self.classifier.names[label],

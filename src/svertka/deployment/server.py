@@ -15,12 +15,13 @@ from svertka.deployment.api import Api
 from svertka.deployment.connection import HEADER_BYTES, Connection
 from svertka.errors import UsageError
 
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 STOP_SECONDS = 20  # that requests which have begun may take to end
-BACKLOG = 128
+BACKLOG = 1024
 
 
 def answer(api: Api, sock: socket.socket, ready: Callable[[], object]) -> None:
-    """Answer on `sock` until SIGINT or SIGTERM, and finish what has begun; `ready` is called once it answers."""
+    """Answer on `sock` until SIGINT, SIGTERM or SIGHUP, and finish what has begun; `ready`: called once it answers."""
     server = Server(configured(api), ready)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(server.serve([sock]))
@@ -45,7 +46,7 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():  # where no signals arrive
             yield
             return
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self.handle_exit) for number in STOPPING}
         try:
             yield
         finally:
@@ -74,21 +75,27 @@ def configured(api: Api) -> uvicorn.Config:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket on `host` and `port`, on which nobody listens yet.
+    """A socket that listens on `host` and `port`: from now on nobody else can have them.
 
     Raises:
         UsageError: the address is taken, or not of this machine.
     """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"port={port} must be 1 to 65535, or 0 for any that is free")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     try:
+        if not host:
+            raise ValueError("no name")
         (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         sock = socket.socket(family, kind, protocol)
-    except (OSError, UnicodeError, OverflowError) as error:
+    except (OSError, ValueError, OverflowError) as error:  # UnicodeError is a ValueError
         raise UsageError(f"host={host} is not an address of this machine; use 127.0.0.1") from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
+        sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         if error.errno == errno.EADDRINUSE:

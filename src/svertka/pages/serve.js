@@ -176,6 +176,8 @@ document.addEventListener("DOMContentLoaded", () => {
     if (event.key !== "h" || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select")) return;
     current?.toggle();
   });
+  // Behind a proxy the server does not know under which address it is seen.
+  document.getElementById("address").textContent = new URL(".", location.href).href.replace(/\/$/, "");
   choice?.addEventListener("change", () => { location.hash = `#/${encodeURIComponent(run().key)}`; });
   addEventListener("hashchange", follow);
   follow();
