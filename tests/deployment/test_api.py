@@ -219,7 +219,7 @@ def test_formats_are_those_of_predict(server: Any, small_run: Path, tmp_path: Pa
 def test_a_network_that_gives_nan_is_refused_where_it_is_loaded(small_run: Path) -> None:
     served = Served(small_run, torch.device("cpu"))
     served._fast = lambda images: torch.full((len(images), 3), torch.nan)  # type: ignore[assignment]
-    with pytest.raises(RunError, match="small gives NaN in place of probabilities"):
+    with pytest.raises(RunError, match="gives scores that are NaN"):
         served.warm_up()
 
 
@@ -232,10 +232,10 @@ def test_nan_is_no_error_of_the_server(small_run: Path, live: Callable[..., Any]
     with live(served) as running:
         answer = running.ask("POST", "/predict", jpeg)
         assert answer.status == 422
-        assert "small gives NaN" in answer.json()["error"]
+        assert "gives scores that are NaN" in answer.json()["error"]
         body = json.dumps([base64.b64encode(jpeg).decode()] * 2).encode()
         entries = running.ask("POST", "/predict", body, {"Content-Type": "application/json"}).json()
-        assert all("small gives NaN" in entry["error"] for entry in entries)
+        assert all("gives scores that are NaN" in entry["error"] for entry in entries)
         assert running.ask("POST", "/explain", jpeg).status == 422
 
 

@@ -181,7 +181,7 @@ class Api:
         pixels = await self._decoded(run, asked.pictures[number], account)
         row = await self._desks[run.key].result(await self._read(run.prepared, pixels))
         with _refusing():
-            ranked = run.classifier.rank(run.check(row), top)
+            ranked = run.classifier.rank(run.classifier.sound(row), top)
         return _entry(number, asked, [{"name": name, "probability": probability} for name, probability in ranked])
 
     async def _explain(self, request: Request) -> Response:

@@ -51,7 +51,7 @@ class Served:
             RunError: the network gives NaN.
         """
         for number in AT_ONCE:
-            self.check(self.probabilities([self._nothing()] * number))
+            self.classifier.sound(self.probabilities([self._nothing()] * number))
 
     def _nothing(self) -> Tensor:
         preprocess = self.classifier.preprocess
@@ -68,26 +68,16 @@ class Served:
         preprocess = self.classifier.preprocess
         return preprocess.normalise(torch.from_numpy(preprocess.square(pixels)).permute(2, 0, 1)[None])[0]
 
-    def check(self, probabilities: Tensor) -> Tensor:
-        """`probabilities`, all of them numbers.
-
-        Raises:
-            RunError: one is NaN.
-        """
-        if not probabilities.isfinite().all():
-            raise RunError(f"{self.name} gives NaN in place of probabilities; its weights hold NaN or are too large")
-        return probabilities
-
     @torch.inference_mode()
     def probabilities(self, pictures: Sequence[Tensor]) -> Tensor:
-        """Class probabilities (N, K) float32 of N prepared pictures."""
+        """Class probabilities (N, K) float32 of N prepared pictures; NaN in one row says nothing of the others."""
         rows, done = [], 0
         while done < len(pictures):
             number = next(size for size in AT_ONCE if size <= len(pictures) - done)
             images = torch.stack(list(pictures[done : done + number])).to(self.device)
             rows.append(self._fast(images).float().softmax(1).cpu())
             done += number
-        return self.classifier.sound(torch.cat(rows))
+        return torch.cat(rows)
 
     def explain(self, pixels: Pixels, label: int | None) -> dict[str, Any]:
         """For people: the picture as the network sees it, where it looked for class `label`, which units fired.
@@ -103,7 +93,7 @@ class Served:
         seen = square[offset : offset + preprocess.size, offset : offset + preprocess.size]
         image = preprocess.normalise(torch.from_numpy(square).permute(2, 0, 1)[None])
         image = image.to(device_of(self.classifier.network) or self.device)
-        probabilities = self.check(self.classifier.probabilities([image[0]])[0])
+        probabilities = self.classifier.sound(self.classifier.probabilities([image[0]])[0])
         if label is None:
             label = int(probabilities.argmax())
         crisp = preprocess.size <= SMALL
