@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from svertka.errors import UsageError
 
+LARGEST = 2**31 - 1  # stride, padding or dilation: what PyTorch and the kernels take
 SMALL = 64  # pixels: below this side, networks for photographs are built in their form for 32×32
 
 
@@ -153,6 +154,8 @@ def _misfit(
         return "an axis other than the batch is empty; make it at least 1 long"
     if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0:
         return f"{stride=}, {dilation=}, {padding=}; strides and dilations are at least 1, padding is at least 0"
+    if max(*stride, *dilation, *padding) > LARGEST:
+        return f"{stride=}, {dilation=}, {padding=}; none may be above {LARGEST}"
     if groups < 1 or inputs[1] % groups or weight[0] % groups:
         return f"{groups=} must divide {inputs[1]} input and {weight[0]} output channels; use a common divisor of them"
     if weight[1] * groups != inputs[1]:

@@ -1,14 +1,18 @@
 import copy
 import math
 import pickle
+import random
+import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from svertka.conv import native, native_pairs
 from svertka.conv.accelerate import accelerate, restore
 from svertka.data.published import open_published
+from svertka.errors import UsageError
 from svertka.models.zoo import MODELS
 
 
@@ -146,16 +150,221 @@ def test_it_trains_as_well_within_the_spread_of_two_seeds(shared_data, large_cou
 
 
 class Doubled(nn.Conv2d):
-    """Computes in its own way."""
+    """Computes in its own way, by `forward`."""
 
     def forward(self, x):
         return 2 * self._conv_forward(x, self.weight, self.bias)
 
 
-def test_layers_with_a_way_of_their_own_are_left_alone():
-    layer = Doubled(1, 1, 3)
+class Standardised(nn.Conv2d):
+    """By `_conv_forward`: weight standardisation."""
+
+    def _conv_forward(self, x, weight, bias):
+        weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / (weight.std((1, 2, 3), keepdim=True) + 1e-5)
+        return super()._conv_forward(x, weight, bias)
+
+
+class Called(nn.Conv2d):
+    """By `__call__`."""
+
+    def __call__(self, *arguments):
+        return super().__call__(*arguments) + 1
+
+
+class Shuffled(nn.Conv2d):
+    """By the weight that it says it has."""
+
+    def reset_parameters(self):
+        nn.init.normal_(self._parameters["weight"])
+        nn.init.normal_(self._parameters["bias"])
+
+    def __getattr__(self, name):
+        found = super().__getattr__(name)
+        return found.flip(0) if name == "weight" else found
+
+
+class Same(nn.Conv2d):
+    """Has only more methods."""
+
+    def describe(self):
+        return "a convolution"
+
+
+class Halved(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+class TransposedOnce(nn.ConvTranspose2d):
+    def forward(self, x, output_size=None):
+        return super().forward(x, output_size) - 1
+
+
+def wraps_sideways(layer):
+    """As people patch layers for seamless textures."""
+    layer._conv_forward = lambda x, weight, bias: F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), weight, bias)
+    return layer
+
+
+def pads_otherwise(layer):
+    """As others do."""
+    layer.padding_mode, layer._reversed_padding_repeated_twice = "circular", [2, 0, 0, 2]
+    return layer
+
+
+def doubled(layer):
+    """As libraries do that add hooks by replacing `forward`."""
+    original = layer.forward
+    layer.forward = lambda *arguments: 2 * original(*arguments)
+    return layer
+
+
+def parametrized(layer):
+    nn.utils.parametrize.register_parametrization(layer, "weight", Halved())
+    return layer
+
+
+def hooked(layer):
+    layer.register_forward_hook(lambda _, __, output: output + 1)
+    layer.register_forward_pre_hook(lambda _, arguments: (arguments[0] * 2,))
+    return layer
+
+
+def lazy(_):
+    return nn.LazyConv2d(8, 3, padding=1)
+
+
+def old_weight_norm(layer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(layer)
+
+
+KINDS = (nn.Conv2d, nn.ConvTranspose2d, Doubled, Standardised, Called, Shuffled, Same, TransposedOnce)
+CHANGES = {
+    "nothing": lambda layer: layer,
+    "wraps_sideways": wraps_sideways,
+    "pads_otherwise": pads_otherwise,
+    "doubled": doubled,
+    "parametrized": parametrized,
+    "hooked": hooked,
+    "lazy": lazy,
+    "weight_norm": nn.utils.parametrizations.weight_norm,
+    "old_weight_norm": old_weight_norm,
+    "spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "settings": lambda layer: setattr(layer, "dilation", (2, 2)) or layer,
+}
+
+
+OF_WEIGHTS = "lazy", "parametrized", "weight_norm", "old_weight_norm", "spectral_norm"
+
+
+def drawn_layer(choose):
+    """A layer of 8 channels, changed in some way; what changes it once more, accelerated; and their names."""
+    kind = choose.choice(KINDS)
+    layer = kind(8, 8, 3, padding=1)
+    fits = [name for name in CHANGES if isinstance(layer, nn.Conv2d) or name in ("nothing", "doubled", "hooked")]
+    before = choose.choice(fits)
+    # The weight is replaced once at most.
+    after = choose.choice(
+        [name for name in fits if name not in OF_WEIGHTS or (before not in OF_WEIGHTS and name != "lazy")]
+    )
+    return CHANGES[before](layer), CHANGES[after], (kind.__name__, before, after)
+
+
+def state(network):
+    """What of a network's layers others see, but for a weight that is computed in every pass."""
+    return [
+        (type(layer), {key: id(value) for key, value in vars(layer).items() if key != "weight"})
+        for layer in network.modules()
+    ]
+
+
+def test_no_layer_that_somebody_has_changed_is_computed_otherwise(large_count):
+    for seed in range(large_count(120, 5000)):
+        choose = random.Random(seed)
+        torch.manual_seed(seed)
+        layer, changed, name = drawn_layer(choose)
+        network = nn.Sequential(layer, nn.ReLU(), layer if choose.random() < 0.3 else nn.Conv2d(8, 8, 1)).eval()
+        x = torch.randn(2, 8, 12, 11)
+        twin = copy.deepcopy(network) if name[1:] == ("nothing", "nothing") else None
+        with torch.no_grad():
+            expected = network(x)
+        before = state(network)
+
+        def like(one, other, name=name):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, msg=lambda text: f"{name}: {text}")
+
+        with torch.no_grad():
+            for _ in range(choose.randint(1, 2)):
+                like(accelerate(network)(x), expected)
+            if choose.random() < 0.5:
+                restore(network)
+                for (_, attributes), (_, others) in zip(state(network), before, strict=True):
+                    assert attributes == others, name
+                assert torch.equal(network(x), expected)
+                accelerate(network, strict=choose.random() < 0.5)
+            # Somebody changes a layer that is accelerated: as if it were not.
+            changed(layer)
+            found = network(x)
+            restore(network)
+            like(found, network(x))
+            if twin is not None:
+                assert torch.equal(network(x), twin(x))
+            restore(network)
+
+
+def test_what_is_replaced_in_pytorch_itself_is_called(monkeypatch):
+    layer, x = nn.Conv2d(8, 8, 3), torch.randn(1, 8, 9, 9)
     accelerate(layer)
-    assert "_conv_forward" not in vars(layer)
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda self, x, weight, bias: x)
+    assert layer(x) is x
+    other = accelerate(nn.Conv2d(8, 8, 3))
+    assert "_conv_forward" not in vars(other)
+
+
+def recorded(network, x, tmp_path):
+    """What others make of a network, as functions of x."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(network, x)
+        exported = torch.export.export(network, (x,))
+        assert "svertka::" not in str(traced.inlined_graph)
+        assert "svertka." not in str(exported.graph)
+        yield traced
+        yield exported.module()
+        yield torch.fx.symbolic_trace(network)
+
+        class Everything(torch.fx.Tracer):
+            def is_leaf_module(self, *_):
+                return False
+
+        yield torch.fx.GraphModule(network, Everything().trace(network))
+        pytest.importorskip("onnx")
+        for number, dynamo in enumerate((False, True)):
+            torch.onnx.export(network, (x,), tmp_path / f"{number}.onnx", dynamo=dynamo, verbose=False)
+
+
+def test_an_accelerated_network_is_traced_and_exported_with_pytorchs_convolutions(tmp_path):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 4, 3, stride=2)
+    network, x, y = nn.Sequential(*layers).eval(), torch.randn(2, 3, 9, 9), torch.randn(2, 3, 9, 9)
+    expected = network(y)
+    for one in recorded(accelerate(network), x, tmp_path):
+        torch.testing.assert_close(one(y), expected, rtol=1e-4, atol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with pytest.raises(UsageError, match="accelerated Conv2d; call svertka.restore on the network first"):
+            torch.jit.script(network)
+        torch.jit.script(restore(network))
+
+
+def test_an_accelerated_network_is_compiled():
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 4, 3)), torch.randn(2, 3, 9, 9)
+    expected = network(x)
+    compiled = torch.compile(accelerate(network), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_strict_layers_spoil_only_what_reads_a_value():

@@ -111,7 +111,7 @@ def need(name: str, shape: ConvShape, dtype: torch.dtype, *, strict: bool = Fals
     """
     if name == "auto":
         return
-    if name not in ALGORITHMS:
+    if not isinstance(name, str) or name not in ALGORITHMS:
         raise UsageError(f"algorithm={name} is not known; use auto or one of: {', '.join(ALGORITHMS)}")
     reason = ALGORITHMS[name].why_not(shape, dtype)
     if reason:
@@ -271,7 +271,9 @@ def random_tensors(
         "input_gradient": (shape.output, shape.weight),
         "weight_gradient": (shape.output, shape.input),
     }
-    first, second = (torch.randn(size).to(memory_format=layout) for size in sizes[one_pass])
+    # Whatever the user has made PyTorch's default dtype and device.
+    drawn = (torch.randn(size, dtype=torch.float32, device="cpu") for size in sizes[one_pass])
+    first, second = (tensor.to(memory_format=layout) for tensor in drawn)
     return first.to(dtype), second.to(dtype if one_pass == "weight_gradient" else learnt_in(dtype))
 
 

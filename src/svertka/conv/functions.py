@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from svertka.conv import choose
+from svertka.conv.operands import need_alike, need_bias, need_room, need_whole
 from svertka.conv.operator import convolve, dtype_here, transpose
 from svertka.errors import UsageError
 from svertka.geometry import ConvShape, pair
@@ -40,14 +41,15 @@ def conv2d(
     Raises:
         UsageError: the shapes do not fit, the tensors do not belong together, or the algorithm cannot do it.
     """
-    _need_alike(x, weight, bias)
+    need_alike(x, weight, bias)
     x = x.to(dtype_here(x))
     if x.dim() == 3:
         return conv2d(x[None], weight, bias, stride, padding, padding_mode, dilation, groups, algorithm, strict)[0]
+    stride, dilation = pair("stride", stride), pair("dilation", dilation)
     x, pixels = _padded(x, weight, stride, padding, padding_mode, dilation)
-    shape = _checked(x.shape, weight.shape, stride, pixels, dilation, groups)
-    if bias is not None and tuple(bias.shape) != (shape.out_channels,):
-        raise UsageError(f"bias of shape {tuple(bias.shape)} must be ({shape.out_channels},), one an output channel")
+    shape = _checked(x.shape, weight.shape, stride, pixels, dilation, need_whole("groups", groups))
+    need_room(x, shape)
+    need_bias(bias, shape.out_channels)
     name = _name(algorithm, shape, x, strict=strict)
     if _is_transformed() or (algorithm == "auto" and not _is_ours(x)):
         return torch.conv2d(x, weight, bias, shape.stride, shape.padding, shape.dilation, groups)
@@ -65,8 +67,9 @@ def conv_transpose2d(
     groups: int = 1,
     strict: bool = False,
 ) -> Tensor:
-    """The transposed convolution of `x`, (N, C, H, W), with `weight`, (C, O / groups, kh, kw): (N, O, H', W').
+    """The transposed convolution of `x`, (N, C, H, W) or (C, H, W), with `weight`, (C, O / groups, kh, kw).
 
+    (N, O, H', W') or (O, H', W').
     As torch.nn.functional.conv_transpose2d: what the convolution with these settings does to gradients.
     H' = (H − 1)·stride − 2·padding + dilation·(kh − 1) + output_padding + 1. `strict`: as of `conv2d`.
 
@@ -75,8 +78,12 @@ def conv_transpose2d(
 
     Source: Dumoulin & Visin 2016, relationship 14.
     """
-    _need_alike(x, weight, bias)
+    need_alike(x, weight, bias)
     x = x.to(dtype_here(x))
+    if x.dim() == 3:
+        return conv_transpose2d(
+            x[None], weight, bias, stride, padding, output_padding, dilation, groups, strict=strict
+        )[0]
     if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[0]:
         raise UsageError(
             f"an input of shape {tuple(x.shape)} and weights of shape {tuple(weight.shape)} do not fit: a transposed "
@@ -92,21 +99,18 @@ def conv_transpose2d(
         (side - 1) * step - 2 * pad + apart * (taps - 1) + more + 1
         for side, taps, step, pad, apart, more in zip(x.shape[2:], weight.shape[2:], *pairs, extra, strict=True)
     ]
-    shape = _checked((x.shape[0], weight.shape[1] * groups, *size), weight.shape, *pairs, groups)
+    if min(size) < 1:
+        raise UsageError(
+            f"an input of shape {tuple(x.shape)} gives {size[0]}×{size[1]} pixels with {padding=}; use less padding"
+        )
+    channels = weight.shape[1] * need_whole("groups", groups)
+    shape = _checked((x.shape[0], channels, *size), weight.shape, *pairs, groups)
+    need_room(x, shape)
+    need_bias(bias, channels)
     name = _name("auto", shape, x, strict=strict)
     if _is_transformed() or not _is_ours(x):
         return torch.conv_transpose2d(x, weight, bias, shape.stride, shape.padding, extra, groups, shape.dilation)
     return transpose(x, weight, bias, shape, extra, name)
-
-
-def _need_alike(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if not x.dtype.is_floating_point and not x.dtype.is_complex:
-        raise UsageError(f"an input of {x.dtype} cannot be convolved; turn it into floating point, as with .float()")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.device != x.device:
-            raise UsageError(f"the input is on {x.device}, {name} on {tensor.device}; move both to one device")
-        if tensor is not None and dtype_here(tensor) != dtype_here(x):
-            raise UsageError(f"the input is {x.dtype}, {name} {tensor.dtype}; turn both into one dtype")
 
 
 def _name(algorithm: str, shape: ConvShape, x: Tensor, *, strict: bool) -> str:
@@ -125,30 +129,34 @@ def _name(algorithm: str, shape: ConvShape, x: Tensor, *, strict: bool) -> str:
 def _padded(
     x: Tensor,
     weight: Tensor,
-    stride: int | tuple[int, int],
+    stride: tuple[int, int],
     padding: int | tuple[int, int] | str,
     mode: str,
-    dilation: int | tuple[int, int],
-) -> tuple[Tensor, int | tuple[int, int]]:
+    dilation: tuple[int, int],
+) -> tuple[Tensor, tuple[int, int]]:
     """The input with what no algorithm pads by itself, and the zeros that they still have to add."""
-    if mode not in PADDING_MODES:
+    if not isinstance(mode, str) or mode not in PADDING_MODES:
         raise UsageError(f"padding_mode={mode} is not known; use {', '.join(PADDING_MODES)}")
     if padding == "valid":
-        return x, 0
+        return x, (0, 0)
+    if x.dim() != 4 or weight.dim() != 4:
+        return x, (0, 0)  # which `ConvShape` refuses
     if padding == "same":
-        if stride not in (1, (1, 1)):
+        if stride != (1, 1):
             raise UsageError(f"padding=same needs stride=1, not {stride}; give the padding in pixels")
-        missing = [step * (taps - 1) for step, taps in zip(pair("dilation", dilation), weight.shape[2:], strict=True)]
+        missing = [step * (taps - 1) for step, taps in zip(dilation, weight.shape[2:], strict=True)]
         around = [missing[1] // 2, missing[1] - missing[1] // 2, missing[0] // 2, missing[0] - missing[0] // 2]
     elif isinstance(padding, str):
         raise UsageError(f"padding={padding} is not known; use pixels, same or valid")
     elif mode == "zeros":
-        return x, padding
+        return x, pair("padding", padding)
     else:
         vertical, horizontal = pair("padding", padding)
+        if min(vertical, horizontal) < 0:
+            raise UsageError(f"{padding=} must be at least 0")
         around = [horizontal, horizontal, vertical, vertical]
     try:
-        return F.pad(x, around, PADDING_MODES[mode]), 0
+        return F.pad(x, around, PADDING_MODES[mode]), (0, 0)
     except RuntimeError as error:
         raise UsageError(
             f"an input of shape {tuple(x.shape)} is too small for {padding=} by {mode}; use less padding, or zeros"
@@ -156,7 +164,12 @@ def _padded(
 
 
 def _is_transformed() -> bool:
-    """Whether a derivative in forward mode or a function transform is under way: custom operators would not see it."""
+    """Whether a derivative in forward mode, a function transform or torch.jit.trace is under way.
+
+    Custom operators would not see the former, and the latter would keep results of kernels as constants.
+    """
+    if torch._C._get_tracing_state() is not None:
+        return True
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "instruction_sets",
     "kernels",
     "multiplies_bfloat16",
+    "numbers",
     "poison_scratch",
     "use",
     "used",
@@ -75,12 +76,18 @@ def channels_last(tensor: Tensor) -> Tensor:
             f"the kernels compute float32 and bfloat16 on the CPU; this tensor is "
             f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}; use algorithm=auto"
         )
-    return tensor.contiguous(memory_format=torch.channels_last)
+    # `resolve_neg`: of a view that PyTorch will negate when it reads it, memory holds the numbers before.
+    return tensor.resolve_neg().contiguous(memory_format=torch.channels_last)
 
 
 def floats(tensor: Tensor) -> Tensor:
     """The same in float32, for kernels that read nothing else."""
     return channels_last(tensor).float()
+
+
+def numbers(vector: Tensor) -> Tensor:
+    """A bias, (O), as kernels read it: float32, side by side."""
+    return vector.float().resolve_neg().contiguous()
 
 
 def empty(shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32) -> Tensor:

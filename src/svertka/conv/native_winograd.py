@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from svertka.conv import native
-from svertka.conv.native import channels_last, empty, floats
+from svertka.conv.native import channels_last, empty, floats, numbers
 from svertka.geometry import ConvShape
 
 IS_LOCAL = False  # whole tiles
@@ -103,7 +103,7 @@ def _forward(
     pairs: bool = False,
 ) -> Tensor:
     x, output = channels_last(x), empty(shape, x.dtype)
-    bias = None if bias is None else bias.float().contiguous()
+    bias = None if bias is None else numbers(bias)
     residual = None if residual is None else floats(residual)
     native.kernels.winograd_forward(
         sizes,
