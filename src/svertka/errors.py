@@ -58,6 +58,10 @@ class Interrupted(TrainingError):  # noqa: N818 - nothing went wrong
 
     exit_code = 130
 
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
 
 class ExportError(SvertkaError):
     """An exported file does not compute what the network does, so that it was not written."""

@@ -11,6 +11,7 @@ from rich.progress import Progress as Bars
 
 from svertka import distributed
 from svertka.quoting import printable, printable_lines
+from svertka.streams import messages
 
 LINE_EVERY = 10.0  # seconds between lines where stderr is not a terminal
 
@@ -18,7 +19,7 @@ LINE_EVERY = 10.0  # seconds between lines where stderr is not a terminal
 def say(text: str = "") -> None:
     """Print a line for the person watching (stderr, first process only); stdout stays free for results."""
     if distributed.is_first():
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(printable_lines(text))
+        Console(file=messages(sys.stderr), soft_wrap=True, highlight=False, markup=False).print(printable_lines(text))
 
 
 class Progress:
@@ -55,7 +56,8 @@ class Progress:
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Progress]:
     """Show the progress of the body, which calls `.advance`; the bar goes away when the body ends."""
-    if sys.stderr.isatty() and distributed.is_first():
+    stderr = messages(sys.stderr)
+    if stderr.isatty() and distributed.is_first():
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -64,8 +66,8 @@ def progress(title: str, total: int) -> Iterator[Progress]:
             TimeRemainingColumn(),
         )
         # Rows that are printed meanwhile go above the bar on a terminal, and stay on stdout where that is none.
-        on_terminal = sys.stdout.isatty()
-        with Bars(*columns, console=Console(stderr=True), transient=True, redirect_stdout=on_terminal) as bars:
+        on_terminal = sys.stdout is not None and sys.stdout.isatty()
+        with Bars(*columns, console=Console(file=stderr), transient=True, redirect_stdout=on_terminal) as bars:
             yield Progress(title, total, bars)
     else:
         yield Progress(title, total, None)

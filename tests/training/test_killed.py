@@ -99,7 +99,7 @@ def test_sigterm_saves_and_prints_the_command_that_continues(digit_folder: Path,
                 process.terminate()
                 break
         rest = process.stderr.read()
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert f"continue with: svertka train --resume {run}" in rest
     assert "Traceback" not in rest
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

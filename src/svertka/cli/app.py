@@ -1,8 +1,9 @@
 """The one door: verbs in, results out, errors to one sentence and an exit code.
 
-0 well done · 1 it failed · 2 it was asked for wrongly · 130 it was stopped
+0 well done · 1 it failed · 2 it was asked for wrongly · 130, 143 or 129 it was stopped, by Ctrl-C, SIGTERM or SIGHUP
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -21,7 +22,10 @@ from svertka.cli.serve import serve
 from svertka.cli.train import train
 from svertka.cli.tune import tune
 from svertka.errors import SvertkaError, UsageError
+from svertka.files import shortened
 from svertka.quoting import printable
+from svertka.signals import Request, raising
+from svertka.streams import OutputLostError, guarded
 
 INTERRUPTED = 130
 
@@ -42,15 +46,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with guarded(), raising() as request:
+        try:
+            code = _answer(arguments, request)
+            sys.stdout.flush()
+        except OutputLostError as error:
+            code = _fail(f"the result could not be printed: stdout takes no more ({error})", 1) if error.wanted else 0
+    return code
+
+
+def _answer(arguments: list[str], request: Request) -> int:
     try:
         code = app(args=arguments, prog_name="svertka", standalone_mode=False)
     except typer.TyperException as error:
         return _fail(_one_sentence(error), UsageError.exit_code)
     except SvertkaError as error:
-        return _fail(str(error), error.exit_code)
-    if code == INTERRUPTED:  # Ctrl-C before there was a run to save, as typer reports it
-        return _fail("stopped; pictures that were decoded stay decoded", INTERRUPTED)
+        return _fail(str(error), request.exit_code if request.number else error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except OutputLostError:
+        raise
+    except Exception as error:
+        if os.environ.get("SVERTKA_TRACEBACK"):
+            raise
+        return _fail(f"{_fault(error)}; please report it with what SVERTKA_TRACEBACK=1 shows", 1)
+    if code == INTERRUPTED or request.number:  # before there was anything to save, as typer reports it
+        return _fail("stopped; the same command starts again, and what was cached is found", request.exit_code)
     return code if isinstance(code, int) else 0
+
+
+def _fault(error: Exception) -> str:
+    message = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return f"the memory of this machine is too small for this ({shortened(message, 200)})"
+    return f"this is a fault of svertka's own: {type(error).__name__}: {shortened(message, 300)}"
 
 
 def _one_sentence(error: typer.TyperException) -> str:

@@ -77,6 +77,8 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tu
         fault = first_fault(error) if isinstance(error, ValidationError) else str(error)
         reason = shortened(" ".join(fault.split()), 200)
         raise RunError(f"{path} does not fit this run ({reason}); copy the run's files back together") from error
+    if not isinstance(header.get("log", 0), int) or header.get("log", 0) < 0:
+        raise RunError(f"{path} does not fit this run (log={shortened(repr(header['log']))}); copy it back")
     return state, header
 
 

@@ -25,6 +25,7 @@ from svertka.models import zoo
 from svertka.progress import progress, say
 from svertka.quoting import command
 from svertka.run import Run
+from svertka.signals import Request, Stopped
 from svertka.training import checkpoint, plan, summary
 from svertka.training.beginning import begin, create, refuse_untrained
 from svertka.training.claim import claimed, in_use
@@ -205,11 +206,12 @@ def train(
         for sentence in filter(None, (*parts.not_used(), *started, parts.few(), parts.unstored)):
             say(sentence)
         run = Run(folder)
-        if distributed.is_first():
-            create(run, classifier, settings, found)
-        distributed.barrier()
-        hastened = made.frozen.hastened if made else None
-        return _carry_out(run, settings, parts, place, tensorboard=tensorboard, hastened=hastened)
+        with _continuable(run):
+            if distributed.is_first():
+                create(run, classifier, settings, found)
+            distributed.barrier()
+            hastened = made.frozen.hastened if made else None
+            return _carry_out(run, settings, parts, place, tensorboard=tensorboard, hastened=hastened)
 
 
 @check_types
@@ -237,7 +239,7 @@ def resume(
         return run
     place = _device_of(run, settings)
     set_threads(settings.threads)
-    with distributed.group(place), in_use(run):
+    with distributed.group(place), in_use(run), _continuable(run):
         moved = settings.model_copy(
             update={name: fspath(path) for name, path in (("source", source), ("boxes", boxes)) if path is not None}
         )
@@ -251,6 +253,20 @@ def resume(
         if moved != settings and distributed.is_first():
             write_json(run.training, moved.model_dump())  # where `evaluate` and `look` will find them
         return _carry_out(run, moved, parts, place, tensorboard=tensorboard)
+
+
+@contextmanager
+def _continuable(run: Run) -> Iterator[None]:
+    """Say how `run` goes on, if the body is interrupted at a moment when it had nothing to save."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if not run.training.exists():
+            raise
+        request = Request(error.number) if isinstance(error, Stopped) else Request()
+        raise Interrupted(
+            f"stopped; what was saved before stays, continue with: {run.resume_command}", request.exit_code
+        ) from error
 
 
 def _device_of(run: Run, settings: Settings) -> torch.device:
@@ -331,7 +347,7 @@ def _carry_out(
         compute_head(classifier, settings, parts, place)
     learning = learner(classifier, made, settings, parts, place)
     batches = learning.batches
-    log = Log(run.metrics, int(extra["log"]), tensorboard=tensorboard) if distributed.is_first() else None
+    log = Log(run.metrics, extra.get("log", 0), tensorboard=tensorboard) if distributed.is_first() else None
     parallel = nn.parallel.DistributedDataParallel(learning.network) if distributed.world() > 1 else learning.network
     weights = parts.class_weights().to(place) if settings.recipe.class_weights else None
     with progress(f"training {run.folder}", steps_of(settings.recipe, batches.steps)[0]) as shown:
@@ -339,8 +355,9 @@ def _carry_out(
         recorder = Recorder(run, classifier, learning, optimizer, settings.recipe, state, log, shown)
         with recorder.stoppable(), _explained(run, settings, parts, state, log):
             if settings.recipe.is_computed:
-                recorder.computed()
-            else:
+                if not state.step:  # else it was interrupted afterwards
+                    recorder.computed()
+            elif not recorder.out_of_patience():
                 fit(parallel, optimizer, batches, settings.recipe, state, recorder, class_weights=weights)
         recorder.save()
     distributed.barrier()  # the first process has now written the weights that all load

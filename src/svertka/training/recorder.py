@@ -1,12 +1,9 @@
 """What happens around the loop: validation, the log, the weights kept, checkpoints, and stopping when asked to."""
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 
 import torch
 from torch import nn
@@ -16,6 +13,8 @@ from svertka.errors import Interrupted
 from svertka.evaluation.scoring import score
 from svertka.progress import Progress
 from svertka.run import Run
+from svertka.signals import Request, Stopped, noted
+from svertka.streams import unseen
 from svertka.tensors import write_tensors
 from svertka.training import checkpoint, health
 from svertka.training.learner import Learner
@@ -45,7 +44,7 @@ class Recorder(Observer):
         self.run, self.classifier, self.optimizer, self.recipe = run, classifier, optimizer, recipe
         self.learner, self.state, self.log, self.progress = learner, state, log, progress
         self._steps_per_epoch = learner.batches.steps
-        self._signal: int | None = None
+        self._request = Request()
         before = run.history() if log else []
         self._epochs = [entry for entry in before if entry["kind"] == "epoch" and health.is_whole(entry)]
         self._told = {str(entry.get("finding")) for entry in before if entry["kind"] == "health"}
@@ -93,7 +92,11 @@ class Recorder(Observer):
             val_loss = validation.loss if validation else None
             self._write_epoch(epoch, loss, error, val_loss, val_error, kept, gradients)
         self._lap()
-        patience = self.recipe.early_stop
+        return self.out_of_patience()
+
+    def out_of_patience(self) -> bool:
+        """Whether the val error has not improved for as many epochs as the recipe waits."""
+        patience, errors = self.recipe.early_stop, self.state.val_errors
         return patience is not None and bool(errors) and len(errors) - 1 - errors.index(min(errors)) >= patience
 
     def computed(self) -> None:
@@ -114,12 +117,13 @@ class Recorder(Observer):
             epoch = self.state.step / self._steps_per_epoch
             raise Interrupted(
                 f"stopped after step {self.state.step} (epoch {epoch:.2f}) and saved; "
-                f"continue with: {self.run.resume_command}"
+                f"continue with: {self.run.resume_command}",
+                self._request.exit_code,
             )
 
     def wants_stop(self) -> bool:
-        """Whether Ctrl-C or SIGTERM came."""
-        return self._signal is not None
+        """Whether Ctrl-C, SIGTERM or SIGHUP came."""
+        return self._request.number is not None
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -131,23 +135,12 @@ class Recorder(Observer):
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM ask for a stop during the body; a second Ctrl-C stops at once."""
-        if threading.current_thread() is not threading.main_thread():
+        """Let Ctrl-C, SIGTERM and SIGHUP ask for a stop during the body; a second Ctrl-C stops at once."""
+        with noted() as self._request:
             yield
-            return
-
-        def asked(number: int, _frame: FrameType | None) -> None:
-            self._signal = number
-            signal.signal(number, before[number])
-
-        before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in before:
-            signal.signal(number, asked)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        if self._request.number is not None:  # in its last moments
+            self.save()
+            raise Stopped(self._request.number)
 
     def _write_epoch(
         self,
@@ -175,6 +168,7 @@ class Recorder(Observer):
             "dead": self._dead_units(),
         }
         self.log.write("epoch", **entry)
+        self._say_what_is_unseen(epoch)
         self._epochs.append(entry)
         seen = "" if val_error is None else f", val loss {val_loss:.4f}, val error {val_error:.2%}"
         self.progress.say(f"epoch {epoch}: loss {loss:.4f}, error {error:.2%}{seen}")
@@ -185,6 +179,14 @@ class Recorder(Observer):
                     "health", epoch=epoch, step=self.state.step, finding=finding.kind, sentence=finding.sentence
                 )
                 self.progress.say(finding.sentence)
+
+    def _say_what_is_unseen(self, epoch: int) -> None:
+        """Write into the log, once, that messages are lost."""
+        reason = unseen()
+        if reason and "unseen" not in self._told and self.log:
+            self._told.add("unseen")
+            sentence = f"Nothing more could be printed on stderr ({reason}); the training went on."
+            self.log.write("health", epoch=epoch, step=self.state.step, finding="unseen", sentence=sentence)
 
     def _dead_units(self) -> dict[str, float]:
         if self.learner.val is None:
