@@ -1,10 +1,11 @@
 import io
 import sys
+import time
 
 import pytest
 
 from svertka import progress as module
-from svertka.progress import duration, progress, say
+from svertka.progress import duration, progress, say, working
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,7 @@ def test_durations_are_as_people_say_them(seconds: float, text: str) -> None:
 def test_elsewhere_than_on_a_terminal_there_are_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "FIRST_LINE", -1.0)
     monkeypatch.setattr(module, "LINE_EVERY", -1.0)
     with progress("decoding", 3) as shown:
         shown.advance(1)
@@ -49,3 +51,28 @@ def test_only_the_first_process_speaks(capsys: pytest.CaptureFixture[str], monke
     monkeypatch.setenv("RANK", "1")
     say("hello")
     assert capsys.readouterr().err == ""
+
+
+def test_what_nobody_knows_the_end_of_is_said_if_it_takes_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with working("quick"):
+        pass
+    monkeypatch.setattr(module, "FIRST_LINE", 0.0)
+    with working("writing the report"):
+        deadline = time.monotonic() + 60
+        err = ""
+        while not err and time.monotonic() < deadline:
+            time.sleep(0.01)
+            err = capsys.readouterr().err
+    assert err == "writing the report …\n"
+
+
+@pytest.mark.parametrize(("total", "done"), [(0, 40), (10, 40), (40, 0)])
+def test_no_time_is_said_where_nobody_knows_it(
+    total: int, done: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_LINE", -1.0)
+    with progress("scoring", total) as shown:
+        shown.advance(done)
+    assert capsys.readouterr().err == f"scoring: {done} of {total}\n"

@@ -1,6 +1,7 @@
 """Done of total and time left: a bar on a terminal, a line now and then elsewhere. All of it on stderr."""
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from svertka import distributed
 from svertka.quoting import printable, printable_lines
 from svertka.streams import messages
 
-LINE_EVERY = 10.0  # seconds between lines where stderr is not a terminal
+FIRST_LINE = 2.0  # seconds before the first line where stderr is not a terminal, and
+LINE_EVERY = 10.0  # between lines
 
 
 def say(text: str = "") -> None:
@@ -39,11 +41,12 @@ class Progress:
         self._note = note
         if self._bars is not None:
             self._bars.update(self._task, advance=count, note=note)
-        elif time.monotonic() - self._told > LINE_EVERY:
+        elif time.monotonic() - self._told > (LINE_EVERY if self._told > self._began else FIRST_LINE):
             self._told = time.monotonic()
             left = (self._told - self._began) / max(self.done, 1) * (self.total - self.done)
             note = f", {self._note}" if self._note else ""
-            say(f"{self.title}: {self.done} of {self.total}{note}, {duration(left)} left")
+            ahead = f", {duration(left)} left" if 0 < self.done <= self.total else ""
+            say(f"{self.title}: {self.done} of {self.total}{note}{ahead}")
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
@@ -71,6 +74,18 @@ def progress(title: str, total: int) -> Iterator[Progress]:
             yield Progress(title, total, bars)
     else:
         yield Progress(title, total, None)
+
+
+@contextmanager
+def working(title: str) -> Iterator[None]:
+    """Say that the body, of which nobody knows how far it is, is at work, if it takes more than two seconds."""
+    timer = threading.Timer(FIRST_LINE, say, [f"{title} …"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def duration(seconds: float) -> str:

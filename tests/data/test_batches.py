@@ -3,6 +3,8 @@ import threading
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from svertka.data.augment import Flip, PadCrop, RandomCrop
 from svertka.data.batches import Batches
@@ -153,3 +155,27 @@ def test_a_batch_that_cannot_be_filled_is_said(make):
     assert make(batch_size=104).steps == 1  # to score them, it need not be full
     with pytest.raises(UsageError, match="batch_size=0 must be at least 1"):
         make(batch_size=0)
+
+
+@given(st.integers(2, 90), st.integers(2, 40), st.integers(1, 3))
+def test_no_batch_is_a_single_picture_and_processes_share_them_all(count, size, world):
+    size = min(size, count)
+    rows = np.zeros((count, 1, 1, 1), np.uint8)
+    preprocess = Preprocess(size=1, resize=1, mean=(0.0,), std=(1.0,))
+    shares = []
+    for rank in range(world):
+        batches = Batches(
+            rows,
+            np.zeros(count, np.int64),
+            np.arange(count),
+            preprocess,
+            batch_size=size,
+            shuffle=True,
+            rank=rank,
+            world=world,
+        )
+        shares.append([batch.indices for batch in batches.epoch(0)])
+        assert len(shares[-1]) == batches.steps
+        assert [batch.indices.tolist() for batch in batches.epoch(0, 1)] == [some.tolist() for some in shares[-1][1:]]
+    assert sorted(np.concatenate([some for share in shares for some in share]).tolist()) == list(range(count))
+    assert min(sum(map(len, whole)) for whole in zip(*shares, strict=True)) >= 2

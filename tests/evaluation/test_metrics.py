@@ -217,6 +217,8 @@ def test_no_picture_is_null_not_zero() -> None:
         "loss": None,
         "calibration_error": None,
         "temperature": None,
+        "at_chance": None,
+        "never_predicted": [],
         "per_class": [
             {"name": f"class {k}", "images": 0, "error": None, "recall": None, "precision": None} for k in range(3)
         ],
@@ -294,3 +296,18 @@ def test_three_processes_with_uneven_shards_count_every_picture_once(tmp_path: P
         assert confusion == alone.confusion.tolist()
         assert tuple(Mistake(**one) for one in mistakes) == alone.mistakes
         assert [tuple(one) for one in examples] == [one.examples for one in alone.per_class]
+
+
+def test_classes_that_are_never_predicted_and_guessing_are_said() -> None:
+    logits = torch.zeros(40, 4)
+    logits[:, 2] = 1.0
+    found = evaluate(logits, torch.arange(40) % 4)
+    assert found.never_predicted == ("class 0", "class 1", "class 3")
+    assert found.at_chance
+    assert found.warnings == (
+        "It is no better than guessing: 25.0% of 40 pictures are right, and 25.0% would be by chance.",
+        "It never predicts class 0, class 1, class 3, of which there are pictures here.",
+    )
+    assert found.as_json()["never_predicted"] == ["class 0", "class 1", "class 3"]
+    right = evaluate(5 * torch.eye(4).repeat(10, 1), torch.arange(40) % 4)
+    assert (right.warnings, right.at_chance, right.never_predicted) == ((), False, ())

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.training.health import dead_units, findings
+from svertka.training.health import against_divergence, constant_scores, dead_units, findings
+from svertka.training.recipe import Recipe
+from svertka.training.schedule import Constant, Cosine
 
 
 def epochs(val_errors: list[float], **changes: Any) -> list[dict[str, Any]]:
@@ -28,7 +30,7 @@ def epochs(val_errors: list[float], **changes: Any) -> list[dict[str, Any]]:
 
 
 def kinds(history: list[dict[str, Any]], planned: float = 20) -> list[str]:
-    found = findings(history, classes=10, planned=planned)
+    found = findings(history, classes=10, recipe=Recipe(epochs=planned))
     assert all(finding.sentence.endswith(".") and "\n" not in finding.sentence for finding in found)
     return [finding.kind for finding in found]
 
@@ -103,3 +105,48 @@ def test_dead_units_counts_channels_and_leaves_the_network_as_it_was() -> None:
 @pytest.mark.parametrize("error", [0.0, math.nan])
 def test_extreme_values_say_nothing_false(error: float) -> None:
     assert kinds(epochs([error] * 8, train_error=0.0, learning_rate=0.0)) in ([], ["plateau"])
+
+
+def test_a_class_whose_score_never_changes_is_named() -> None:
+    assert kinds(epochs([0.5], constant_scores=[["cat"]])) == ["constant-scores"]
+    (finding,) = findings(epochs([0.5], constant_scores=[["cat", "dog"]]), 10, Recipe())
+    assert "The score of cat, dog is the same for every picture" in finding.sentence
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+def test_scores_that_are_dead_are_found_in_any_network(rectified: bool) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.ReLU() if rectified else nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    with torch.no_grad():
+        network[0].bias[2] = -1000
+    assert constant_scores(network.train(), torch.randn(8, 3, 9, 9)) == ([2] if rectified else [])
+    assert network.training
+    assert constant_scores(network, torch.randn(1, 3, 9, 9)) == []
+
+
+USED = Recipe(schedule=Cosine(), warmup=1, clip=1, weight_decay=1e-4, initial="he", augmentations=({"kind": "flip"},))  # type: ignore[arg-type]
+BARE = Recipe(schedule=Constant(), warmup=0, clip=None)
+SIGNS = {
+    "plateau": epochs([0.3] + [0.31] * 8),
+    "dead": epochs([0.2], dead={"relu": 0.9}),
+    "exploding": epochs([0.2] * 4, gradients=[{"a": 0.1, "b": 0.1}] * 3 + [{"a": 90.0, "b": 0.1}]),
+    "overfit": epochs([0.2] * 5, val_loss=[0.5, 0.4, 0.5, 0.55, 0.6], train_loss=0.01),
+    "constant-scores": epochs([0.5], constant_scores=[["cat"]]),
+    "guessing": epochs([0.9] * 3, train_error=0.9),
+}
+
+
+@pytest.mark.parametrize("kind", SIGNS)
+def test_nothing_is_advised_that_is_in_use(kind: str) -> None:
+    (used,) = [one for one in findings(SIGNS[kind], 10, USED, rate_was_found=True) if one.kind == kind]
+    assert not any(option in used.sentence for option in ("--schedule", "--warmup", "--clip", "--initial", "--lr find"))
+    assert "pictures, augmentation" not in used.sentence
+    assert [one.kind for one in findings(SIGNS[kind], 10, BARE)] == [kind]
+
+
+def test_against_divergence_all_that_is_not_in_use_is_advised() -> None:
+    everything = "try a lower learning rate (--lr 0.01), --warmup 1 or --clip 1"
+    assert against_divergence(BARE.with_changes(lr=0.1)) == everything
+    assert against_divergence(USED.with_changes(lr=0.1)) == "try a lower learning rate (--lr 0.01)"

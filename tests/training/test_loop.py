@@ -147,7 +147,9 @@ def test_divergence_names_the_steps(digit_batches: Callable[..., Batches]) -> No
 
 
 def test_steps_round_but_are_never_none() -> None:
-    assert steps_of(Recipe(epochs=1.5, warmup=1), 20) == (30, 20)
+    assert steps_of(Recipe(epochs=8, warmup=1), 20) == (160, 20)
+    assert steps_of(Recipe(epochs=1.5, warmup=1), 20) == (30, 8)  # a quarter of a short training at most
+    assert steps_of(Recipe(epochs=0.29, warmup=2), 100) == (29, 7)
     assert steps_of(Recipe(epochs=0.001), 20) == (1, 0)
 
 

@@ -44,11 +44,25 @@ def test_a_budget_becomes_epochs() -> None:
     )
     one = epoch_seconds(timing, steps=100, batch_size=8, val_pictures=80)
     assert one > 100 * timing.step
-    assert fit_epochs(10 * one, one) == 9
-    with pytest.raises(
-        UsageError, match="is too short, one epoch takes .*; allow more time or choose a smaller --model"
-    ):
-        fit_epochs(0.01 * one, one)
+    assert fit_epochs(10 * one, 0, 0, one) == 9
+    assert fit_epochs(10 * one + 70, 50, 20, one) == 9
+
+
+@pytest.mark.parametrize(
+    ("budget", "spent", "around"), [(30.0, 80.0, 0.0), (30.0, 0.0, 40.0), (0.1, 0.0, 0.0), (60, 59.9, 9)]
+)
+def test_a_budget_that_is_used_up_says_by_what(budget: float, spent: float, around: float) -> None:
+    with pytest.raises(UsageError, match=r"time=.* is too short: the preparation took .*; allow .* or more") as caught:
+        fit_epochs(budget, spent, around, 10.0)
+    assert "-" not in str(caught.value).replace("--model", "")
+    assert fit_epochs(spent + around + 12, spent, around, 10.0) >= 0.9
+
+
+def test_a_batch_too_small_for_batch_norm_is_one_sentence() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
+    batch = Batch(torch.randn(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64), np.arange(1), 1)
+    with pytest.raises(UsageError, match="a batch of 1 gives the batch norm of this network one value per channel"):
+        time_steps(network, batch, Recipe(), "a network of this test")
 
 
 def test_tables_line_up() -> None:

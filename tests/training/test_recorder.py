@@ -4,17 +4,41 @@ from hypothesis import strategies as st
 from svertka.training.recorder import is_as_good
 
 
+def kept(val_errors: list[float], pictures: int, val_losses: list[float] | None = None) -> int:
+    """The epoch that is kept in the end, from 1."""
+    losses, chosen = val_losses or [1.0] * len(val_errors), 0
+    for epoch in range(1, len(val_errors) + 1):
+        if is_as_good(val_errors[:epoch], losses[:epoch], pictures, chosen):
+            chosen = epoch
+    return chosen
+
+
 def test_of_epochs_that_cannot_be_told_apart_the_later_is_kept() -> None:
-    assert is_as_good([0.1], 100)
-    assert is_as_good([0.1, 0.05], 100)
-    assert is_as_good([0.16, 0.04, 0.06], 100)  # 4 wrong, and √4 more
-    assert not is_as_good([0.16, 0.04, 0.07], 100)
-    assert is_as_good([0.0, 0.01], 100)  # one picture
-    assert not is_as_good([0.0, 0.02], 100)
-    assert not is_as_good([0.1, 0.104], 1_000_000)  # with many pictures small differences count
+    assert kept([0.1], 100) == 1
+    assert kept([0.1, 0.05], 100) == 2
+    assert kept([0.16, 0.04, 0.06], 100) == 3  # 4 wrong, and √4 more
+    assert kept([0.16, 0.04, 0.07], 100) == 2
+    assert kept([0.0, 0.01], 100) == 2  # one picture
+    assert kept([0.0, 0.02], 100) == 1
+    assert kept([0.1, 0.104], 1_000_000) == 1  # with many pictures small differences count
 
 
-@given(st.lists(st.integers(0, 500), min_size=1, max_size=30))
-def test_a_lowest_error_is_always_kept(wrong: list[int]) -> None:
-    errors = [count / 500 for count in wrong]
-    assert is_as_good([*errors, min(errors)], 500)
+def test_an_epoch_that_overfits_is_not_kept() -> None:
+    assert kept([0.10, 0.09, 0.09, 0.10], 200, [0.30, 0.27, 0.33, 0.39]) == 2
+    assert kept([0.10, 0.09, 0.09, 0.10], 200, [0.30, 0.27, 0.275, 0.28]) == 4  # the loss is as good
+    assert kept([0.30, 0.05], 200, [0.5, 0.9]) == 2  # an error that is surely lower counts more than the loss
+
+
+@given(st.lists(st.tuples(st.integers(0, 500), st.floats(0.01, 5)), min_size=1, max_size=30))
+def test_what_is_kept_is_as_good_as_the_best_and_its_loss_is_no_higher(epochs: list[tuple[int, float]]) -> None:
+    errors, losses = [wrong / 500 for wrong, _ in epochs], [loss for _, loss in epochs]
+    chosen = kept(errors, 500, losses)
+    assert chosen >= 1
+    alike = [
+        k
+        for k, (wrong, _) in enumerate(epochs)
+        if wrong <= min(w for w, _ in epochs) + max(min(w for w, _ in epochs), 1) ** 0.5
+    ]
+    last = len(epochs) - 1
+    if last in alike and losses[last] <= min(losses[k] for k in alike):
+        assert chosen == last + 1

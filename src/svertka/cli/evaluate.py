@@ -45,7 +45,7 @@ def evaluate(
     if as_json:
         print_json(result.as_json())
         return
-    print(result.sentence)
+    print("\n".join((result.sentence, *result.warnings)))
     shown = [("class", "images", "recall", "precision")]
     for one in result.per_class:
         if not one.images:  # of ImageNet's thousand classes a folder may hold a few

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -85,7 +86,7 @@ class Batches:
     @property
     def steps(self) -> int:
         """Batches in an epoch."""
-        return -(-len(self.indices) // self.batch_size)
+        return len(self._ends)
 
     def order(self, epoch: int) -> Ints:
         """The epoch's pictures in its order, all processes together."""
@@ -111,8 +112,21 @@ class Batches:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Where each batch ends in the order of an epoch.
+
+        When shuffled, a last batch of one picture shares those of the one before, or is joined to it: batch norm may
+        find only one value per channel in one picture.
+        """
+        count, size = len(self.indices), self.batch_size
+        ends = [*range(size, count, size), count] if count else []
+        if self.shuffle and len(ends) > 1 and count % size == 1:
+            ends[-2:] = [count - (size + 1) // 2, count] if size >= 3 else [count]
+        return ends
+
     def _batch(self, order: Ints, epoch: int, step: int) -> Batch:
-        whole = order[step * self.batch_size : (step + 1) * self.batch_size]
+        whole = order[self._ends[step - 1] if step else 0 : self._ends[step]]
         indices = whole[self.rank :: self.world]
         labels = self._to_device(torch.from_numpy(self.labels[indices]))
         return Batch(self.images(indices, epoch), labels, indices, len(whole))

@@ -14,12 +14,14 @@ from torch.nn.functional import cross_entropy
 from svertka import distributed
 from svertka.errors import UsageError
 from svertka.evaluation.calibration import Calibration, ConfidenceTally
+from svertka.evaluation.chance import expected_by_chance, is_chance
 from svertka.evaluation.intervals import Interval, wilson
 
 WORST = 24  # most confident mistakes of all that are kept, and as many of the most doubtful
 PER_PAIR = 8  # most confident mistakes that are kept of each (true, predicted) pair
 PER_CLASS = 8  # pictures that are kept of each class, as examples
 TOP5_FROM = 6  # classes below which a top-5 error says nothing
+NAMED = 10  # classes that a sentence names
 PRUNE_AT = 8192  # mistakes that may gather before those that nobody will ask for are dropped
 
 
@@ -97,6 +99,31 @@ class Evaluation:
         calibration = f"calibration error {self.calibration.error:.2%}"
         return f"{self.images:,} images: {', '.join(said)}, loss {self.loss:.4f}, {calibration}"
 
+    @property
+    def never_predicted(self) -> tuple[str, ...]:
+        """The classes that have pictures here, and that no picture was given."""
+        return tuple(one.name for one in self.per_class if one.images and one.precision is None)
+
+    @property
+    def at_chance(self) -> bool | None:
+        """Whether it is right no more often than by chance, as `chance.is_chance` says."""
+        return is_chance(self.confusion)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong with the classifier as a whole, a sentence each."""
+        said = []
+        if self.at_chance:
+            share, _ = expected_by_chance(self.confusion)
+            said.append(
+                f"It is no better than guessing: {1 - self.top1_error:.1%} of {self.images:,} pictures are right, and "
+                f"{share:.1%} would be by chance."
+            )
+        if missed := self.never_predicted:
+            few = ", ".join(missed[:NAMED]) + (f" and {len(missed) - NAMED} more" if len(missed) > NAMED else "")
+            said.append(f"It never predicts {few}, of which there are pictures here.")
+        return tuple(said)
+
     def as_json(self) -> dict[str, Any]:
         """What `svertka evaluate --json` prints; null for what has no finite value."""
         return {
@@ -108,6 +135,8 @@ class Evaluation:
             "loss": _finite(self.loss),
             "calibration_error": _finite(self.calibration.error),
             "temperature": _finite(self.calibration.temperature),
+            "at_chance": self.at_chance,
+            "never_predicted": list(self.never_predicted),
             "per_class": [
                 {
                     "name": one.name,

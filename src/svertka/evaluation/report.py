@@ -85,7 +85,7 @@ def write_report(path: Path, report: Report) -> None:
 def _body(report: Report) -> str:
     parts = [
         f"<header><p><b>{isolated(report.name)}</b></p><h1>{escape(report.sentence)}</h1>{_second(report)}"
-        f"{_findings(report.curves)}</header>",
+        f"{_findings(report)}</header>",
         section("curves", "Learning curves", _curves(report.curves)),
         section("range", "Learning-rate finder", _range_test(report.curves)),
     ]
@@ -118,13 +118,15 @@ def _second(report: Report) -> str:
     if report.curves.kept is not None:
         said.append(
             f"These are the weights of epoch {report.curves.kept['epoch']:g}: of those with the lowest error on the "
-            "validation pictures, give or take its standard error, the latest."
+            "validation pictures, give or take its standard error, the latest whose loss has not risen."
         )
     return f"<p>{escape(' '.join(said))}</p>"
 
 
-def _findings(history: History) -> str:
-    rows = "".join(f"<li><b>{escape(when)}</b> {escape(sentence)}</li>" for when, sentence in history.findings())
+def _findings(report: Report) -> str:
+    warnings = report.evaluation.warnings if report.evaluation is not None else ()
+    said = [("", sentence) for sentence in warnings] + report.curves.findings()
+    rows = "".join(f"<li><b>{escape(when)}</b> {escape(sentence)}</li>" for when, sentence in said)
     return f'<ul class="findings">{rows}</ul>' if rows else ""
 
 

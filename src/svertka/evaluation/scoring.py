@@ -21,14 +21,14 @@ from svertka.run import Run
 
 
 @torch.inference_mode()
-def score(network: nn.Module, batches: Batches, names: tuple[str, ...], title: str | None = None) -> Evaluation:
+def score(network: nn.Module, batches: Batches, names: tuple[str, ...], title: str = "scoring") -> Evaluation:
     """What `network` does on `batches`, all processes together; it is left in evaluation mode.
 
-    `title`: of the progress shown; None shows none.
+    `title`: of the progress shown.
     """
     network.eval()
     tally = Tally(len(names))
-    with progress(title or "", batches.steps if title else 0) as shown:
+    with progress(title, batches.steps) as shown:
         for batch in batches.epoch(0):
             with autocast(batch.images.device):
                 logits = network(batch.images)

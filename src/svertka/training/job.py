@@ -22,11 +22,11 @@ from svertka.errors import DataError, Interrupted, RunError, TrainingError, Usag
 from svertka.evaluation.scoring import score
 from svertka.files import write_json
 from svertka.models import zoo
-from svertka.progress import progress, say
+from svertka.progress import progress, say, working
 from svertka.quoting import command
 from svertka.run import Run
 from svertka.signals import Request, Stopped
-from svertka.training import checkpoint, plan, summary
+from svertka.training import checkpoint, health, plan, summary
 from svertka.training.beginning import begin, create, refuse_untrained
 from svertka.training.claim import claimed, in_use
 from svertka.training.learner import (
@@ -35,9 +35,11 @@ from svertka.training.learner import (
     computes_head,
     freeze_for,
     hasten,
+    head_seconds,
     judged_by,
     learner,
     optimizer_for,
+    scoring_seconds,
 )
 from svertka.training.log import Log
 from svertka.training.loop import State, fit, steps_of
@@ -121,6 +123,10 @@ def train(
     if variants is not None and variants < 1:
         raise UsageError(f"variants={variants} must be at least 1; leave it out to store as many as pay")
     budget = None if time_budget is None else plan.parse_time(time_budget)
+    if budget is not None and changes.get("epochs") is not None:
+        raise UsageError(
+            f"time={time_budget} and epochs={changes['epochs']} each say how long to train; leave one of them out"
+        )
     with distributed.group(place), claimed(dataset.source, facts.name, output) as folder:
         if planned.start not in (None, facts.name) and start_from is None:
             start_from = str(_first_stage(source, planned.start, recipe_name, folder, asked).folder)
@@ -174,8 +180,11 @@ def train(
         found = find_learning_rate(made or classifier.network, batches, planned) if lr == "find" else None
         if found is not None:
             planned = planned.with_changes(lr=distributed.of_first(found.chosen))
+        forward = (a_picture if made is not None else 0.0) + plan.forward_seconds(timing, len(batch.labels))
+        around = once + head_seconds(classifier, planned, parts, forward, stored=kept is not None)
+        around += scoring_seconds(parts, forward)
         if budget is not None:
-            epochs = plan.fit_epochs(budget - once - (time.monotonic() - began), one_epoch)
+            epochs = plan.fit_epochs(budget, time.monotonic() - began, around, one_epoch)
             planned = planned.with_changes(epochs=distributed.of_first(epochs))
         settings = Settings(
             source=dataset.source,
@@ -202,7 +211,11 @@ def train(
             cache_limit=cache_limit,
             turn=turn,
         )
-        say(plan.table(summary.facts(classifier, settings, once + one_epoch * planned.epochs)))
+        say(
+            plan.table(
+                summary.facts(classifier, settings, around + (0 if planned.is_computed else one_epoch * planned.epochs))
+            )
+        )
         for sentence in filter(None, (*parts.not_used(), *started, parts.few(), parts.unstored)):
             say(sentence)
         run = Run(folder)
@@ -362,7 +375,7 @@ def _carry_out(
         recorder.save()
     distributed.barrier()  # the first process has now written the weights that all load
 
-    part = next(name for name in ("test", "val", "train") if len(parts.indices[name]))
+    part = parts.judged
     kept = Classifier.load(run.folder, place)
     judged = score(*judged_by(kept, settings, parts, part, place), kept.names, f"scoring {part}")
     if log:
@@ -373,9 +386,14 @@ def _carry_out(
             epochs=state.step / batches.steps,
             seconds=state.seconds,
             images_per_second=state.pictures / max(state.learning_seconds, 1e-9),
+            at_chance=judged.at_chance,
+            never_predicted=list(judged.never_predicted),
         )
         log.close()
-        summary.write(run, settings, parts, judged, part)
+        for sentence in judged.warnings:
+            say(sentence)
+        with working("writing the report"):
+            summary.write(run, settings, parts, judged, part)
     distributed.barrier()
     return run
 
@@ -394,7 +412,7 @@ def _explained(run: Run, settings: Settings, parts: Parts, state: State, log: Lo
         raise
     except TrainingError as error:
         kept = f"the weights of epoch {state.kept_epoch}" if state.kept_epoch else "the weights that it began with"
-        advice = f"try a lower learning rate (--lr {settings.recipe.lr / 10:.2g}), --warmup 1 or --clip 1"
+        advice = health.against_divergence(settings.recipe)
         sentence = f"training diverged: {error}; {kept} are in {run.folder}; {advice}"
         if log:
             log.write("health", epoch=None, step=state.step, finding="diverged", sentence=sentence)

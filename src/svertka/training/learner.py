@@ -1,5 +1,7 @@
 """What the loop is given: the network that learns, or the part of it, and batches of pictures, or of features."""
 
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +11,8 @@ from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.data.batches import Batches
 from svertka.device import in_layout
-from svertka.errors import UsageError
+from svertka.errors import DataError, PictureError, UsageError
+from svertka.evaluation.report import SHOWN_SIDE
 from svertka.models import zoo
 from svertka.models.heads import Adaptation, head_path
 from svertka.training.loop import make_optimizer
@@ -20,6 +23,8 @@ from svertka.training.settings import Settings
 from svertka.transfer import fitted, freeze
 from svertka.transfer.features import stored
 from svertka.transfer.freeze import Partly
+
+READ = 4  # pictures by which reading is timed
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +94,8 @@ def judged_by(
     network = in_layout(classifier.network, settings.layout)
     batches = parts.batches(part, classifier.preprocess, place, settings.layout)
     if settings.cache is None or parts.patches is None:
+        if settings.accelerate:
+            network = classifier.for_many(len(batches.indices)).network
         return network, batches
     made = freeze_for(classifier, settings.recipe)
     assert made is not None  # patches are for heads
@@ -133,6 +140,30 @@ def at_a_stable_rate(classifier: Classifier, recipe: Recipe, images: torch.Tenso
     ]
 
 
+def head_seconds(classifier: Classifier, recipe: Recipe, parts: Parts, forward: float, *, stored: bool) -> float:
+    """How long `compute_head` will take, if it is to be called; `forward`: seconds of the network for a picture.
+
+    `stored`: features that the head learns from are stored anyway.
+    """
+    if not computes_head(classifier, recipe):
+        return 0.0
+    pictures, head = len(parts.indices["train"]), _head(classifier)
+    assert isinstance(head, nn.Linear)
+    are_there = stored and recipe.unfreeze == freeze.HEAD and not recipe.augmentations
+    computing = fitted.seconds(_way(recipe), pictures, head.in_features, head.out_features)
+    return computing + (0.0 if are_there else forward * pictures)
+
+
+def scoring_seconds(parts: Parts, forward: float) -> float:
+    """How long the judging of the finished network will take, and the report, for which its pictures are read again."""
+    indices = parts.indices[parts.judged]
+    began = time.perf_counter()
+    for index in indices[:READ].tolist():
+        with suppress(PictureError, DataError):
+            parts.dataset.pictures.read(index, SHOWN_SIDE)
+    return len(indices) * (forward + (time.perf_counter() - began) / max(len(indices[:READ]), 1))
+
+
 def compute_head(classifier: Classifier, settings: Settings, parts: Parts, place: torch.device) -> None:
     """Compute the head of `classifier` from the features of the training pictures as they are, in place.
 
@@ -153,8 +184,11 @@ def compute_head(classifier: Classifier, settings: Settings, parts: Parts, place
         features = batches.giving(lambda indices, _: frozen(batches.images(indices, 0)))
     else:
         features = _stored(made, settings, parts, batches, "computing features for the head")
-    way = settings.recipe.head if settings.recipe.head in fitted.WAYS else "logistic"
-    fitted.fit(head, way, features, len(classifier.names))
+    fitted.fit(head, _way(settings.recipe), features, len(classifier.names))
+
+
+def _way(recipe: Recipe) -> str:
+    return recipe.head if recipe.head in fitted.WAYS else "logistic"
 
 
 def _head(classifier: Classifier) -> nn.Module:

@@ -17,6 +17,7 @@ from svertka.training.recipe import Recipe
 from svertka.training.schedule import learning_rate
 
 LOG_EVERY = 20  # steps between two looks at the loss; each look waits for the device
+WARMUP_SHARE = 0.25  # of all steps, at most, over which the rate rises
 DIVERGED = 10.0  # times the loss of the first look
 
 
@@ -35,6 +36,7 @@ class State:
     recent: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     first_loss: float | None = None
     val_errors: list[float] = field(default_factory=list)
+    val_losses: list[float] = field(default_factory=list)
     kept_epoch: int = 0
     seconds: float = 0.0
     learning_seconds: float = 0.0
@@ -168,8 +170,9 @@ class Loss(nn.Module):
 
 
 def steps_of(recipe: Recipe, steps_per_epoch: int) -> tuple[int, int]:
-    """Steps of the whole training, and of its warm-up."""
-    return max(1, round(recipe.epochs * steps_per_epoch)), round(recipe.warmup * steps_per_epoch)
+    """Steps of the whole training, and of its warm-up, which is a quarter of a short training at most."""
+    total = max(1, round(recipe.epochs * steps_per_epoch))
+    return total, min(round(recipe.warmup * steps_per_epoch), round(WARMUP_SHARE * total))
 
 
 def take_step(
@@ -181,12 +184,12 @@ def take_step(
     weight = distributed.world() / batch.count
     if not len(labels):  # this process has no picture left, but the others wait for its gradient
         images, labels, weight = images.new_zeros(2, *images.shape[1:]), labels.new_zeros(2), 0.0
+    copies = 2 if len(labels) == 1 and distributed.world() > 1 else 1
+    if copies > 1:  # batch norm may find only one value per channel in one picture
+        images, labels, weight = images.repeat(2, *[1] * (images.dim() - 1)), labels.repeat(2), weight / 2
     seen = []
-    for some_images, some_labels in zip(
-        images.tensor_split(min(recipe.accumulate, len(images))),
-        labels.tensor_split(min(recipe.accumulate, len(images))),
-        strict=True,
-    ):
+    parts = min(recipe.accumulate, max(1, len(images) // 2))  # of two pictures at least, for the sake of batch norm
+    for some_images, some_labels in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
         with autocast(images.device, bfloat16=recipe.bfloat16):
             outputs = network(some_images)
             logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -199,7 +202,7 @@ def take_step(
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
     optimizer.step()
-    return torch.stack(seen).sum(0) * (weight > 0)
+    return torch.stack(seen).sum(0) * (weight > 0) / copies
 
 
 def gradient_ratios(network: nn.Module) -> dict[str, float]:

@@ -56,6 +56,11 @@ class Parts:
         """Pictures in each part."""
         return {part: len(indices) for part, indices in self.indices.items()}
 
+    @property
+    def judged(self) -> str:
+        """The part by which a finished training is judged: test, or else val, or else train."""
+        return next(name for name in ("test", "val", "train") if len(self.indices[name]))
+
     def counts(self, part: str) -> Ints:
         """Pictures of each class in `part`, (classes,)."""
         return np.bincount(self.dataset.labels[self.indices[part]], minlength=len(self.dataset.names))

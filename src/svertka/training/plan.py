@@ -3,8 +3,8 @@
 import copy
 import math
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from statistics import median
 
@@ -85,9 +85,24 @@ def _time(network: nn.Module, batch: Batch, recipe: Recipe, layout: torch.memory
         times: list[float] = []
         while len(times) <= TIMED_STEPS or sum(times[1:]) < TIMED_FOR:
             began = time.perf_counter()
-            take_step(scout, optimizer, alone, loss_of, recipe).tolist()
+            with _enough_for_batch_norm(batch):
+                take_step(scout, optimizer, alone, loss_of, recipe).tolist()
             times.append(time.perf_counter() - began)
     return median(times[1:])
+
+
+@contextmanager
+def _enough_for_batch_norm(batch: Batch) -> Iterator[None]:
+    """Say of a step in the body that fails for want of pictures in `batch` how many it takes."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UsageError(
+            f"a batch of {len(batch.labels)} gives the batch norm of this network one value per channel, which is no "
+            "batch; use --batch-size 2 or more for each process, a larger --size, or a --model without batch norm"
+        ) from error
 
 
 def time_frozen(made: Partly, batch: Batch, layout: torch.memory_format) -> tuple[float, Batch]:
@@ -151,17 +166,26 @@ def epoch_seconds(timing: Timing, steps: int, batch_size: int, val_pictures: int
     return timing.step * (steps + VAL_COST * val_pictures / batch_size) + EPOCH_END
 
 
-def fit_epochs(seconds: float, one_epoch: float) -> float:
-    """How many epochs go into `seconds`, with a tenth kept back for what was not timed.
+def forward_seconds(timing: Timing, pictures: int) -> float:
+    """How long a picture takes without gradients, given a step with so many `pictures`."""
+    return VAL_COST * timing.step / max(pictures, 1)
+
+
+def fit_epochs(budget: float, spent: float, around: float, one_epoch: float) -> float:
+    """How many epochs fit into `budget` seconds, with a tenth kept back for what was not timed.
+
+    `spent`: seconds that the preparation has taken. `around`: what goes before the first epoch and after the last.
 
     Raises:
         UsageError: less than a twentieth of an epoch.
     """
-    epochs = 0.9 * seconds / one_epoch
+    epochs = 0.9 * (budget - spent - around) / one_epoch
     if epochs < 0.05:
+        needed = spent + around + one_epoch / 0.9
         raise UsageError(
-            f"time={duration(seconds)} is too short, one epoch takes {duration(one_epoch)}; "
-            "allow more time or choose a smaller --model"
+            f"time={duration(budget)} is too short: the preparation took {duration(spent)}, and all but the epochs "
+            f"takes {duration(around)} more, one epoch {duration(one_epoch)}; allow {duration(math.ceil(needed))} or "
+            "more, or choose a smaller --model"
         )
     return round(epochs, 2)
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +25,8 @@ from svertka.training.recipe import Recipe
 
 CHECKPOINT_EVERY = 30.0  # seconds between checkpoints, or
 CHECKPOINT_COST = 20.0  # times what the last one took, if that is more
+RISEN = 1.05  # times the lowest val loss: beyond it a network has begun to overfit
+HUGE = 1e300  # nats, in place of an infinite loss, which JSON cannot hold
 PROBED = 256  # pictures on which units are looked at
 
 
@@ -48,6 +51,7 @@ class Recorder(Observer):
         before = run.history() if log else []
         self._epochs = [entry for entry in before if entry["kind"] == "epoch" and health.is_whole(entry)]
         self._told = {str(entry.get("finding")) for entry in before if entry["kind"] == "health"}
+        self._rate_was_found = any(entry["kind"] == "range_test" for entry in before)
         self._marked = self._saved = time.monotonic()
         self._save_time = 0.0
 
@@ -60,7 +64,7 @@ class Recorder(Observer):
         """Write a line and move the bar."""
         elapsed = self._lap()
         self.state.learning_seconds += elapsed
-        rate = look.pictures / elapsed
+        rate = look.pictures / max(elapsed, 1e-9)
         self.progress.advance(look.steps, f"loss {look.loss:.3f}, error {look.error:.1%}, {rate:,.0f} images/s")
         if self.log:
             self.log.write(
@@ -78,12 +82,13 @@ class Recorder(Observer):
         """Validate, keep the weights if none are surely better, and say what can be said."""
         gradients = gradient_ratios(self.network)
         val = self.learner.val
-        validation = score(self.learner.network, val, self.classifier.names) if val else None
+        validation = score(self.learner.network, val, self.classifier.names, "scoring val") if val else None
         val_error = validation.top1_error if validation else None
-        errors = self.state.val_errors
-        if val_error is not None:
-            errors.append(val_error)
-        kept = validation is None or is_as_good(errors, validation.images)
+        errors, losses = self.state.val_errors, self.state.val_losses
+        if validation is not None:
+            errors.append(validation.top1_error)
+            losses.append(validation.loss if math.isfinite(validation.loss) else HUGE)
+        kept = validation is None or is_as_good(errors, losses, validation.images, self.state.kept_epoch)
         if kept:
             self.state.kept_epoch = epoch
         if self.log:
@@ -102,7 +107,7 @@ class Recorder(Observer):
     def computed(self) -> None:
         """What is to be done when nothing learns step by step: one look at all pictures, and the end of an epoch."""
         batches = self.learner.batches
-        judged = score(self.learner.network, batches, self.classifier.names)
+        judged = score(self.learner.network, batches, self.classifier.names, "scoring train")
         self.state.step = self.state.looked = batches.steps
         self.state.pictures = judged.images
         self.state.learning_seconds = self._lap()
@@ -165,14 +170,16 @@ class Recorder(Observer):
             "images_per_second": self.state.pictures / max(self.state.learning_seconds, 1e-9),
             "seconds": self.state.seconds,
             "gradients": {name: ratio for name, ratio in gradients.items() if math.isfinite(ratio)},
-            "dead": self._dead_units(),
-        }
+        } | self._looked_into()
         self.log.write("epoch", **entry)
         self._say_what_is_unseen(epoch)
         self._epochs.append(entry)
         seen = "" if val_error is None else f", val loss {val_loss:.4f}, val error {val_error:.2%}"
         self.progress.say(f"epoch {epoch}: loss {loss:.4f}, error {error:.2%}{seen}")
-        for finding in health.findings(self._epochs, len(self.classifier.names), self.recipe.epochs):
+        found = health.findings(
+            self._epochs, len(self.classifier.names), self.recipe, rate_was_found=self._rate_was_found
+        )
+        for finding in found:
             if finding.kind not in self._told:
                 self._told.add(finding.kind)
                 self.log.write(
@@ -188,11 +195,15 @@ class Recorder(Observer):
             sentence = f"Nothing more could be printed on stderr ({reason}); the training went on."
             self.log.write("health", epoch=epoch, step=self.state.step, finding="unseen", sentence=sentence)
 
-    def _dead_units(self) -> dict[str, float]:
-        if self.learner.val is None:
-            return {}
-        batch = next(iter(self.learner.val.epoch(0)))
-        return health.dead_units(self.learner.network, batch.images[:PROBED])
+    def _looked_into(self) -> dict[str, Any]:
+        """The share of dead units behind each ReLU, and the classes whose score is the same for all of a batch."""
+        batch = next((self.learner.val or self.learner.batches).epoch(0))
+        images, names = batch.images[:PROBED], self.classifier.names
+        network = self.learner.network
+        return {
+            "dead": health.dead_units(network, images),
+            "constant_scores": [names[unit] for unit in health.constant_scores(network, images)],
+        }
 
     def _lap(self) -> float:
         """Seconds since the last call, which also count towards the whole."""
@@ -202,14 +213,21 @@ class Recorder(Observer):
         return elapsed
 
 
-def is_as_good(val_errors: Sequence[float], pictures: int) -> bool:
-    """Whether the last of `val_errors` is at most one standard error of the lowest above it.
+def is_as_good(val_errors: Sequence[float], val_losses: Sequence[float], pictures: int, kept_epoch: int) -> bool:
+    """Whether the last epoch is to be kept in place of `kept_epoch`, from 1; 0: none is kept yet.
 
-    The lowest of many noisy errors is low by luck, above all where the rate is still high; of epochs that cannot be
-    told apart the later is taken, whose rate has fallen further. The standard error is that of a count of wrong
-    pictures, √count, and one picture at least.
+    Its error is at most one standard error above the lowest, and its loss has not risen: it is at most a twentieth
+    above the lowest loss of all epochs with such an error. The lowest of many noisy errors is low by luck, above all
+    where the rate is still high; of epochs that cannot be told apart by their errors the later is taken, whose rate
+    has fallen further, unless it has begun to overfit, which the loss shows first. The standard error is that of a
+    count of wrong pictures, √count, and one picture at least.
 
     Source: the one-standard-error rule of Breiman et al. 1984, "Classification and regression trees", §3.4.3.
     """
     lowest = min(val_errors) * pictures
-    return val_errors[-1] * pictures <= lowest + math.sqrt(max(lowest, 1.0)) + 1e-9
+    limit = lowest + math.sqrt(max(lowest, 1.0)) + 1e-9
+    alike = {epoch for epoch, error in enumerate(val_errors, start=1) if error * pictures <= limit}
+    last = len(val_errors)
+    if last not in alike or kept_epoch not in alike or len(val_losses) < last:
+        return last in alike  # a run of an older version has no losses of its first epochs
+    return val_losses[-1] <= RISEN * min(val_losses[epoch - 1] for epoch in alike)
