@@ -28,6 +28,7 @@ class Run:
         self.weights = self.folder / WEIGHTS
         self.training = self.folder / "training.json"
         self.checkpoint = self.folder / "checkpoint" / "state.safetensors"
+        self.manifest = self.folder / "manifest.safetensors"
         self.metrics = self.folder / "metrics.jsonl"
         self.report = self.folder / "report.html"
         self.lock = self.folder / ".lock"  # there while a process trains it

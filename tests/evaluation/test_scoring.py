@@ -36,7 +36,7 @@ def test_it_is_what_a_plain_loop_counts(run: Run, digit_folder: Path) -> None:
         truth = classifier.names.index(path.parent.name)
         wrong.append(int(logits.argmax()) != truth)
         losses.append(-logits.log_softmax(0)[truth].item())
-    judged = evaluate(run, digit_folder, part="all")
+    judged = evaluate(run, digit_folder, part="all", include_training=True)
     assert judged.images == 240
     assert judged.top1_error == pytest.approx(np.mean(wrong))
     assert judged.loss == pytest.approx(np.mean(losses), rel=1e-5)
@@ -44,7 +44,7 @@ def test_it_is_what_a_plain_loop_counts(run: Run, digit_folder: Path) -> None:
 
 def test_other_pictures_are_judged_whole_and_by_name(run: Run, digit_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(digit_folder / "three", tmp_path / "three")
-    one_class = evaluate(run, tmp_path)
+    one_class = evaluate(run, tmp_path, include_training=True)
     assert one_class.images == 60
     assert [one.images for one in one_class.per_class if one.name == "three"] == [60]
 

@@ -27,7 +27,8 @@ def finished(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ru
 
 def test_a_run_holds_what_the_design_says(finished: Run) -> None:
     assert {path.name for path in finished.folder.iterdir()} == {
-        *("config.json", "training.json", "model.safetensors", "checkpoint", "metrics.jsonl", "report.html")
+        *("config.json", "training.json", "model.safetensors", "checkpoint", "metrics.jsonl", "report.html"),
+        "manifest.safetensors",
     }
     result = finished.result()
     assert set(result) == {"run", "val_error", "test_error", "epochs", "seconds", "images_per_second"}
@@ -44,7 +45,7 @@ def test_the_result_is_what_evaluate_says(finished: Run, digit_folder: Path) -> 
     for part, key in (("val", "val_error"), ("test", "test_error"), (None, "test_error")):
         judged = svertka.evaluate(finished, digit_folder, part=part)
         assert judged.top1_error == finished.result()[key]
-    everything = svertka.evaluate(finished, digit_folder, part="all")
+    everything = svertka.evaluate(finished, digit_folder, part="all", include_training=True)
     assert everything.images == 240
 
 

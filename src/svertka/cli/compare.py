@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from svertka.cli.input import Crops, Overwrite, Part, Scales, whole_numbers
+from svertka.cli.input import Crops, IncludeTraining, Overwrite, Part, Scales, whole_numbers
 from svertka.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def compare(
     crops: Crops = "1",
     scales: Scales = None,
     part: Part = None,
+    include_training: IncludeTraining = False,
     output: Annotated[str | None, typer.Option(help="an HTML file to write the comparison into")] = None,
     overwrite: Overwrite = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
@@ -44,6 +45,7 @@ def compare(
         crops=crops,
         scales=whole_numbers("--scales", scales),
         part=part,
+        include_training=include_training,
         output=output,
         overwrite=overwrite,
         device=device,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.input import Crops, Overwrite, Part, Scales, whole_numbers
+from svertka.cli.input import Crops, IncludeTraining, Overwrite, Part, Scales, whole_numbers
 from svertka.cli.output import print_json, print_table
 
 
@@ -19,6 +19,7 @@ def evaluate(
     crops: Crops = "1",
     scales: Scales = None,
     part: Part = None,
+    include_training: IncludeTraining = False,
     output: Annotated[str | None, typer.Option(help="an HTML file to write a report into")] = None,
     overwrite: Overwrite = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
@@ -37,6 +38,7 @@ def evaluate(
         crops=crops,
         scales=whole_numbers("--scales", scales),
         part=part,
+        include_training=include_training,
         output=output,
         overwrite=overwrite,
         device=device,
@@ -45,7 +47,8 @@ def evaluate(
     if as_json:
         print_json(result.as_json())
         return
-    print("\n".join((result.sentence, *result.warnings)))
+    judged = () if result.scope is None else (result.scope.sentence,)
+    print("\n".join((result.sentence, *judged, *result.warnings)))
     shown = [("class", "images", "recall", "precision")]
     for one in result.per_class:
         if not one.images:  # of ImageNet's thousand classes a folder may hold a few

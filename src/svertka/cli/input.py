@@ -15,7 +15,13 @@ Scales = Annotated[
     str | None, typer.Option(help="lengths of the shorter side, pixels, such as 256,288; unset: the paper's")
 ]
 Part = Annotated[
-    str | None, typer.Option(help="train, val, test or all; unset: test where there is one, then val, then all")
+    str | None,
+    typer.Option(
+        help="train, val, test, or all but what trained the run; unset: test, else val, else all; and new ones"
+    ),
+]
+IncludeTraining = Annotated[
+    bool, typer.Option("--include-training", help="judge by images that the run was trained on, too")
 ]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.input import Overwrite
+from svertka.cli.input import IncludeTraining, Overwrite
 from svertka.cli.output import print_json, print_table
 
 
@@ -19,6 +19,7 @@ def locate(
     boxes: Annotated[
         str | None, typer.Option(help="where things are: VOC .xml files in a folder, COCO .json or .csv; to judge by")
     ] = None,
+    include_training: IncludeTraining = False,
     top: Annotated[int, typer.Option(min=1, help="classes for each picture")] = 1,
     output: Annotated[str | None, typer.Option(help="a folder for overlays and a page that shows them")] = None,
     overwrite: Overwrite = False,
@@ -34,7 +35,15 @@ def locate(
     from svertka.localization.search import locate as search
 
     located = search(
-        run, *images, boxes=boxes, top=top, output=output, overwrite=overwrite, device=device, threads=threads
+        run,
+        *images,
+        boxes=boxes,
+        include_training=include_training,
+        top=top,
+        output=output,
+        overwrite=overwrite,
+        device=device,
+        threads=threads,
     )
     for found in located.pictures:
         if found.error:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from svertka.cli.input import IncludeTraining
 from svertka.cli.output import print_json
 
 
@@ -18,6 +19,7 @@ def look(
     layers: Annotated[str | None, typer.Option(help="their names, with commas; unset: every convolution")] = None,
     units: Annotated[int | None, typer.Option(help="of each layer, the first; unset: all")] = None,
     pictures: Annotated[int | None, typer.Option(help="as many, drawn at random; unset: all")] = None,
+    include_training: IncludeTraining = False,
     output: Annotated[str | None, typer.Option(help="the folder; unset: RUN/atlas, or atlas-NAME")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
@@ -36,6 +38,7 @@ def look(
         layers=names,
         units=units,
         pictures=pictures,
+        include_training=include_training,
         output=output,
         device=device,
         threads=threads,

@@ -68,6 +68,12 @@ def train(
     size: Annotated[int | None, typer.Option(help="side of the network's input, pixels")] = None,
     val: Annotated[float, typer.Option(help="share taken for val where the source has no val part")] = 0.1,
     test: Annotated[float, typer.Option(help="share taken for test where the source has no test part")] = 0.0,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX", help="keep images together whose file names it matches alike, such as '(patient[0-9]+)'"
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="of weights, order and augmentation")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
@@ -145,6 +151,7 @@ def train(
             size=size,
             val=val,
             test=test,
+            group=group,
             seed=seed,
             device=device,
             threads=threads,
@@ -174,6 +181,8 @@ def train(
     errors = [f"{part} error {result[key]:.2%}" for part, key in PARTS.items() if result[key] is not None]
     speed = f"{result['images_per_second']:,.0f} images/s"
     print(f"{', '.join(errors) or 'trained'} after {result['epochs']:g} epochs, {speed}")
+    for warning in run.settings()["account"].get("warnings", ()):
+        print(f"warning: {warning}")
     print(f"the run is in {run.folder}; open {run.report}")
 
 

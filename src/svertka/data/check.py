@@ -13,6 +13,7 @@ import numpy as np
 from svertka.arguments import check_types
 from svertka.data.account import Account
 from svertka.data.dataset import BAD_SHARE, PARTS, ArrayPictures, Dataset, FilePictures, Ints, Pictures, Pixels
+from svertka.data.division import divided
 from svertka.data.folder import Listing, list_folder
 from svertka.data.images import intensities, misnamed, read_header, read_picture
 from svertka.data.likeness import SIDE, look_alikes, thumbnail
@@ -20,7 +21,7 @@ from svertka.data.modes import FULL, Range
 from svertka.data.preprocess import discarded
 from svertka.data.published import NAMES, open_published
 from svertka.data.sources import refuse_misspelt
-from svertka.data.split import VAL_SHARE, split
+from svertka.data.split import VAL_SHARE
 from svertka.data.statistics import intensity_range
 from svertka.data.tables import parse_columns
 from svertka.errors import PictureError
@@ -167,22 +168,24 @@ def check(source: str | Path, val: float = VAL_SHARE, test: float = 0.0, *, colu
     seen, bad = _look_at_all(dataset)
     good = np.array(sorted(seen), dtype=np.int64)
     digests = [seen[index].digest for index in good.tolist()]
-    chosen = split(digests, dataset.labels[good], dataset.parts[good], val, test)
-    parts = {part: good[places] for part, places in chosen.items()}
+    groups = _same_content(good.tolist(), digests)
+    alike = _same_look(seen, [group[0] for group in groups])
+    contents = [seen[index].digest if index in seen else b"" for index in range(len(dataset))]
+    division = divided(dataset, contents, good, val, test, alike=alike)
+    parts = division.indices
     per_class = {part: _per_class(dataset, parts[part]) for part in PARTS}
     if len(bad) > BAD_SHARE * len(dataset):
         problems.append(f"{len(bad)} of {len(dataset)} pictures are bad, more than a tenth; mend or remove them")
     problems += [
         f"no picture of {name} is left to train on; add some" for name, n in per_class["train"].items() if not n
     ]
-    groups = _same_content(good.tolist(), digests)
     areas = sorted((one.size for one in seen.values()), key=lambda size: (size[0] * size[1], size))
     return Findings(
         source=_text(dataset.source),
         classes=dict(zip(dataset.names, dataset.counts().tolist(), strict=True)),
         bad=tuple((_text(dataset.pictures.name(index)), reason) for index, reason in sorted(bad.items())),
         duplicates=_copies(dataset, parts, (group for group in groups if len(group) > 1)),
-        near_duplicates=_copies(dataset, parts, _same_look(seen, [group[0] for group in groups])),
+        near_duplicates=_copies(dataset, parts, alike),
         split=per_class,
         modes=dict(Counter(one.mode for one in seen.values()).most_common()),
         sizes=(areas[0], areas[len(areas) // 2], areas[-1]) if areas else (),
@@ -197,7 +200,7 @@ def check(source: str | Path, val: float = VAL_SHARE, test: float = 0.0, *, colu
         hidden=tuple(map(_text, listing.hidden)),
         others=tuple(map(_text, listing.others)),
         problems=tuple(map(_text, problems)),
-        account=dataset.account,
+        account=division.told(dataset.account),
     )
 
 
@@ -335,7 +338,7 @@ def _copies(dataset: Dataset, parts: dict[str, Ints], groups: Iterable[list[int]
         Copies(
             paths=tuple(_text(dataset.pictures.name(index)) for index in group),
             classes=tuple(dataset.names[dataset.labels[index]] for index in group),
-            parts=tuple(part_of[index] for index in group),
+            parts=tuple(part_of.get(index, str(dataset.parts[index])) for index in group),
         )
         for group in groups
     )

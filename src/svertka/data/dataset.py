@@ -121,6 +121,8 @@ class Dataset:
 
     `labels`: (N,) int64, index into `names`. `parts`: (N,) of "train", "val", "test", or "" where the source says
     nothing. `source` is what `open_source` takes to open it again. `account`: what of the source is not used, and why.
+    `groups`: (N,) of what must stay in one part, such as the patient of an image, or "" for one that stands by itself;
+    None where the source says nothing of groups.
     """
 
     source: str
@@ -129,6 +131,7 @@ class Dataset:
     labels: Ints
     parts: npt.NDArray[np.str_]
     account: Account = field(default_factory=Account)
+    groups: npt.NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -144,7 +147,11 @@ class Dataset:
     def take(self, indices: Ints) -> "Dataset":
         """The pictures at `indices`, in that order."""
         return replace(
-            self, pictures=Subset(self.pictures, indices), labels=self.labels[indices], parts=self.parts[indices]
+            self,
+            pictures=Subset(self.pictures, indices),
+            labels=self.labels[indices],
+            parts=self.parts[indices],
+            groups=None if self.groups is None else self.groups[indices],
         )
 
 

@@ -1,7 +1,7 @@
 """A folder of images, or a table that names them -> Dataset.
 
 photos/cat/*.jpg, photos/dog/*.jpg                      class folders, or one of the other layouts in `data.layout`
-photos.csv: path,label,part                             or one of the other tables in `data.tables`
+photos.csv: path,label,part,group                       or one of the other tables in `data.tables`
 val/ILSVRC2012_val_00000001.JPEG and a label file       ImageNet's validation images, as `data.imagenet` says
 """
 
@@ -83,6 +83,9 @@ class Listing:
             for part in ("val", "test")
             if classes[part] and (only := classes["train"] - classes[part])
         ]
+        groups = self._groups()
+        if len(groups) == 1 and groups != {""}:
+            missing.append(f"all images of {self.source} are of one group, {groups.pop()}; they are divided one by one")
         return [*self.account.warnings, *missing]
 
     def _classes(self) -> dict[str, set[str]]:
@@ -108,7 +111,11 @@ class Listing:
             labels=np.array([index[entry.label] for entry in entries], dtype=np.int64),
             parts=np.array([entry.part for entry in entries], dtype="<U5"),
             account=replace(self.account, warnings=tuple(self.warnings())),
+            groups=np.array([entry.group for entry in entries], dtype=np.str_) if len(self._groups()) > 1 else None,
         )
+
+    def _groups(self) -> set[str]:
+        return {entry.group for entry in self.entries}
 
 
 def open_folder(path: str | Path, *, to_train: bool = True, columns: Mapping[str, str] | None = None) -> Dataset:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 
@@ -61,6 +61,7 @@ def prepare(
     pad_to: int = 0,
     *,
     fit: Fit = "crop",
+    only: Ints | None = None,
     threads: int,
     cache_limit: int | None = None,
     survey: bool = False,
@@ -73,8 +74,13 @@ def prepare(
     written, are decoded whenever asked for, and those that the disk does not give back as they were. Of several
     processes each decodes its share, and all return when all are done. Pictures in memory stay there.
 
+    `only`: (n,) indices of the pictures that are wanted; of the others nothing is read, and there is no digest.
     `survey`: of pictures of 16 bits only find out what values they use; they get no row.
     """
+    if only is not None:
+        part = dataset.take(only)
+        some = prepare(part, resize, channels, pad_to, fit=fit, threads=threads, cache_limit=cache_limit, survey=survey)
+        return _at(only, len(dataset), some)
     squares = _Squares(dataset.pictures, Layout(resize, channels, max(resize, pad_to), fit), threads, survey=survey)
     contents, unreadable = digests(dataset.pictures, threads)
     source, where = origin(dataset.pictures)
@@ -87,6 +93,34 @@ def prepare(
             rows = _ArrayRows(squares[everything], everything)
         return Prepared(rows, contents, {}, {}, 0, 0, None)
     return _through_store(squares, contents, unreadable, cache_limit)
+
+
+def _at(indices: Ints, count: int, some: Prepared) -> Prepared:
+    """What was prepared of the pictures at `indices`, of `count`, by their places among all."""
+    where = np.full(count, -1, np.int64)
+    where[indices] = np.arange(len(indices))
+    found = [b""] * count
+    for index, digest in zip(indices.tolist(), some.digests, strict=True):
+        found[index] = digest
+    bad = {int(indices[place]): reason for place, reason in some.bad.items()}
+    facts = {int(indices[place]): fact for place, fact in some.facts.items()}
+    return replace(some, rows=_SomeRows(some.rows, where), digests=found, bad=bad, facts=facts)
+
+
+class _SomeRows:
+    """Rows of some pictures by their places among all; `where` (N,) says which row, -1 that there is none."""
+
+    def __init__(self, rows: Rows, where: Ints) -> None:
+        self.rows, self.where = rows, where
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def __getitem__(self, indices: Ints) -> Pixels:
+        places = self.where[indices]
+        if len(places) and places.min() < 0:
+            raise IndexError("a picture was not among those prepared")
+        return self.rows[places]
 
 
 class _ArrayRows:

@@ -1,25 +1,31 @@
 """Which pictures a network learns from, which choose between networks, and which judge once, at the end."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 import numpy.typing as npt
 
-from svertka.data.dataset import PARTS, Ints
+from svertka.data.dataset import PARTS, Dataset, Ints
 from svertka.errors import UsageError
 
 VAL_SHARE = 0.1  # taken for val where a source has no val part
 
 
 def split(
-    digests: Sequence[bytes], labels: Ints, parts: npt.NDArray[np.str_], val: float = VAL_SHARE, test: float = 0.0
+    digests: Sequence[bytes],
+    labels: Ints,
+    parts: npt.NDArray[np.str_],
+    val: float = VAL_SHARE,
+    test: float = 0.0,
+    *,
+    pinned: Set[bytes] = frozenset(),
 ) -> dict[str, Ints]:
     """Indices of the pictures in "train", "val" and "test", each (n,) int64, ascending.
 
     `digests`: one a picture, equal for equal content. `labels`: (N,) int64. `parts`: (N,) as in `Dataset`. `val` and
     `test`: shares, 0 to 1, of the pictures that the source calls "train" or nothing; a part that the source has itself
-    is kept, and its share is not taken.
+    is kept, and its share is not taken. `pinned`: digests that must be in train.
 
     A content's hash is a number u in [0, 1): val is u < val, test is u ≥ 1 − test, the rest is train. So copies of a
     picture stay together, a picture's part does not depend on the others, and changing one share moves nothing
@@ -30,10 +36,7 @@ def split(
     Raises:
         UsageError: the shares leave nothing to learn from.
     """
-    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
-        raise UsageError(
-            f"shares val={val} and test={test} must each be 0 or more and together below 1; use 0.1 and 0.1"
-        )
+    refuse_shares(val, test)
     val = 0.0 if (parts == "val").any() else val
     test = 0.0 if (parts == "test").any() else test
 
@@ -42,7 +45,7 @@ def split(
     for index in np.flatnonzero(chosen == "train"):
         contents.setdefault(digests[int(index)], []).append(int(index))
     order = sorted(contents, key=lambda digest: (position(digest), digest))
-    place = {digest: _place(position(digest), val, test) for digest in order}
+    place = {digest: "train" if digest in pinned else _place(position(digest), val, test) for digest in order}
     # A content that was given several labels belongs to several classes.
     holders = {digest: {int(labels[index]) for index in contents[digest]} for digest in order}
     members: dict[int, list[bytes]] = {label: [] for label in sorted(set().union(*holders.values()))}
@@ -55,7 +58,7 @@ def split(
             place[mine[len(mine) // 2]] = "train"
     for mine in members.values() if val else ():
         if "val" not in (place[digest] for digest in mine):
-            for digest in mine:
+            for digest in (one for one in mine if one not in pinned):
                 if all(_other_train(digest, members[label], place) for label in holders[digest]):
                     place[digest] = "val"
                     break
@@ -63,6 +66,36 @@ def split(
     for digest, indices in contents.items():
         chosen[indices] = place[digest]
     return {part: np.flatnonzero(chosen == part).astype(np.int64) for part in PARTS}
+
+
+def refuse_shares(val: float, test: float) -> None:
+    """Nothing, if the shares of val and test leave something to learn from.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
+        raise UsageError(
+            f"shares val={val} and test={test} must each be 0 or more and together below 1; use 0.1 and 0.1"
+        )
+
+
+def redraw(digests: Sequence[bytes], turn: int) -> Sequence[bytes]:
+    """Other keys for `split`, one for each of `digests`, so that every `turn` divides otherwise; 0 leaves them."""
+    return [hashlib.blake2b(one + turn.to_bytes(4)).digest() for one in digests] if turn else digests
+
+
+def fingerprint(dataset: Dataset, digests: Sequence[bytes], good: Ints, indices: dict[str, Ints]) -> str:
+    """A digest of the contents, labels and parts of the images at `good`, whatever their paths and order.
+
+    `digests`: of the contents of all images of `dataset`. `indices`: of the images in each part; some may be in none.
+    """
+    part_of = {index: part for part, some in indices.items() for index in some.tolist()}
+    lines = sorted(
+        f"{digests[index].hex()} {dataset.names[dataset.labels[index]]} {part_of.get(index, '')}"
+        for index in good.tolist()
+    )
+    return hashlib.blake2b("\n".join(lines).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def position(digest: bytes) -> float:

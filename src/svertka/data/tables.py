@@ -39,7 +39,12 @@ KNOWN = {
     ),
     "label": ("label",),
     "part": ("part", "split"),
-    "group": ("group",),
+    # Images of one such are alike: they are kept in one part.
+    "group": (
+        *("group", "group_id", "patient", "patient_id", "patientid", "subject", "subject_id", "participant"),
+        *("person", "person_id", "case", "case_id", "individual", "animal_id", "video", "video_id", "clip"),
+        *("sequence", "scene", "burst", "slide", "slide_id", "site", "hospital", "location", "camera"),
+    ),
 }
 # What is only suggested: a column of such a name is most often what it says, but not always.
 LIKELY = {

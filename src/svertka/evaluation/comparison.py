@@ -28,6 +28,7 @@ def compare(
     crops: str | int = "1",
     scales: Sequence[int] | None = None,
     part: str | None = None,
+    include_training: bool = False,
     output: Source | None = None,
     overwrite: bool = False,
     device: str = "auto",
@@ -37,8 +38,9 @@ def compare(
     """How the classifiers of `runs` do on the pictures of `source`, and whether they differ from the first of them.
 
     `runs`: two and more, run folders or networks with weights, as for `Classifier.load`. `source`: None is what all of
-    them were trained on. `crops`, `scales`, `part`, `device`, `threads`: as for `evaluate`; the speed is measured, too.
-    `output`: an HTML file to write the comparison into; `overwrite`: in place of one that svertka did not make, too.
+    them were trained on. `crops`, `scales`, `part`, `include_training`, `device`, `threads`: as for `evaluate`; the
+    speed is measured, too. `output`: an HTML file to write the comparison into; `overwrite`: in place of one that
+    svertka did not make, too.
 
     Raises:
         DataError: the source holds classes that the runs do not know.
@@ -51,7 +53,7 @@ def compare(
     _refuse_few(names)
     file = None if output is None else output_file(output, HTML, overwrite=overwrite)
     given = fspath(source) if source is not None else _common_source(names)
-    judgement = judge(names, given, crops, scales, part, device, threads, cache_limit)
+    judgement = judge(names, given, crops, scales, part, include_training, device, threads, cache_limit)
     place = choose_device(device)
     timed = speeds(judgement.classifiers, place)
     contenders = []

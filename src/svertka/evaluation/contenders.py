@@ -1,17 +1,17 @@
 """What is compared: runs on the same pictures, what each gets wrong and needs, and how sure it is that they differ."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from svertka.evaluation.intervals import Interval, mcnemar, paired_difference
 from svertka.evaluation.judgement import Judgement
 from svertka.evaluation.metrics import Evaluation
+from svertka.evaluation.scope import CALLED
 from svertka.evaluation.speed import Speed
 from svertka.pages.page import count, percent
 
 SURE = 0.05  # a difference that would be as large by chance in less than this share of cases is called one
-PARTS = {"test": "test ", "val": "validation ", "train": "training ", "all": ""}
 
 
 @dataclass(frozen=True)
@@ -79,19 +79,19 @@ class Comparison:
     def sentence(self) -> str:
         """What came out, with the first run as the measure of the others."""
         first, *others = self.contenders
-        judged = count(self.together.images, f"{PARTS[self.judgement.part]}picture")
+        judged = count(self.together.images, f"{CALLED[self.judgement.part]}picture")
         wrong = f"A gets {percent(first.evaluation.top1_error)} of {judged} of {self.judgement.dataset.source} wrong"
-        return f"{wrong}; {'; '.join(f'{one.letter} {_against(one.difference)}' for one in others if one.difference)}."
+        against = "; ".join(f"{one.letter} {_against(one.difference)}" for one in others if one.difference)
+        return " ".join(f"{sentence}." for sentence in (f"{wrong}; {against}", *self.judgement.scope.remarks))
 
     def as_json(self) -> dict[str, Any]:
         """What `svertka compare --json` prints."""
         return {
-            "source": self.judgement.dataset.source,
-            "part": self.judgement.part,
+            **self.judgement.scope.as_json(),
             "images": self.together.images,
             "device": self.device,
             "runs": [_as_json(one) for one in self.contenders],
-            "together": {key: value for key, value in self.together.as_json().items() if key != "images"},
+            "together": _figures(self.together),
         }
 
 
@@ -115,6 +115,11 @@ def called_p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.01 else f"= {p:.2f}"
 
 
+def _figures(evaluation: Evaluation) -> dict[str, Any]:
+    """What differs between runs that judge the same images."""
+    return {key: value for key, value in replace(evaluation, scope=None).as_json().items() if key != "images"}
+
+
 def _as_json(one: Contender) -> dict[str, Any]:
     difference = one.difference and {
         "only_here_wrong": one.difference.only_here,
@@ -130,6 +135,6 @@ def _as_json(one: Contender) -> dict[str, Any]:
         "multiply_adds": one.multiply_adds,
         "seconds_per_image": one.speed.seconds,
         "images_per_second": one.speed.per_second,
-        **{key: value for key, value in one.evaluation.as_json().items() if key != "images"},
+        **_figures(one.evaluation),
         "difference_from_first": difference,
     }

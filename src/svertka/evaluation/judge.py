@@ -20,7 +20,7 @@ AT_ONCE = 64  # pictures of the network's size that it is given together
 
 
 class Judge:
-    """`classifier` looking at the pictures of `dataset`, every one in the crops of `protocol`.
+    """`classifier` looking at pictures of `dataset` (those at the indices `only`), each in the crops of `protocol`.
 
     Crops of the central square come through the store of squares; whole pictures are decoded when they are looked at,
     the next ones meanwhile, by `threads` threads.
@@ -32,11 +32,12 @@ class Judge:
         dataset: Dataset,
         protocol: Protocol,
         *,
+        only: Ints | None = None,
         device: torch.device,
         threads: int,
         cache_limit: int | None = None,
     ) -> None:
-        self.classifier, self.dataset, self.protocol = classifier, dataset, protocol
+        self.classifier, self.dataset, self.protocol, self.only = classifier, dataset, protocol, only
         self.device, self.threads, self.cache_limit = device, threads, cache_limit
         self.preprocess = classifier.preprocess
         self._squares: list[Prepared] = []
@@ -45,7 +46,7 @@ class Judge:
         if protocol.crops == "dense":
             self._sliding = sliding(classifier.network, self.preprocess.input_shape)
         else:
-            self._network = classifier.for_many(len(dataset) * protocol.views).network
+            self._network = classifier.for_many(len(dataset if only is None else only) * protocol.views).network
 
     @property
     def batch_size(self) -> int:
@@ -93,7 +94,15 @@ class Judge:
 
     def _prepared(self, scale: int) -> Prepared:
         size, channels = self.preprocess.size, self.preprocess.channels
-        return prepare(self.dataset, scale, channels, pad_to=size, threads=self.threads, cache_limit=self.cache_limit)
+        return prepare(
+            self.dataset,
+            scale,
+            channels,
+            pad_to=size,
+            only=self.only,
+            threads=self.threads,
+            cache_limit=self.cache_limit,
+        )
 
     def _read(self, index: int) -> list[Pixels]:
         """The whole picture at every scale."""

@@ -1,28 +1,28 @@
 """evaluate(): one run or several over labelled pictures, in the crops that are asked for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from svertka import distributed
 from svertka.arguments import check_types
 from svertka.classifier import Classifier
-from svertka.data.dataset import Dataset, Ints
-from svertka.data.preprocess import Preprocess
+from svertka.data.dataset import Dataset
 from svertka.data.sources import open_source
 from svertka.device import choose_device, set_threads
 from svertka.errors import UsageError
 from svertka.evaluation.conditions import conditions
 from svertka.evaluation.crops import Protocol, protocol
+from svertka.evaluation.held_out import select
 from svertka.evaluation.judge import Judge, mean_probability
 from svertka.evaluation.metrics import Evaluation, Tally
 from svertka.evaluation.report import SHOWN_SIDE, Report, write_report
-from svertka.evaluation.scoring import select, with_names_of
+from svertka.evaluation.scope import Scope
+from svertka.evaluation.scoring import with_names_of
 from svertka.outputs import HTML, output_file
 from svertka.progress import progress
 
@@ -37,6 +37,7 @@ def evaluate(
     crops: str | int = "1",
     scales: Sequence[int] | None = None,
     part: str | None = None,
+    include_training: bool = False,
     output: Source | None = None,
     overwrite: bool = False,
     device: str = "auto",
@@ -48,17 +49,18 @@ def evaluate(
     `run`: a run folder, or a network with its weights, as for `Classifier.load`; or a list of them, whose probabilities
     are averaged. `crops`, `scales`: "1", "10", "144" or "dense" crops of a picture at each length of its shorter side,
     as `crops.protocol` says. `part`: "train", "val", "test" or "all"; None is the test part where there is one, then
-    the val part, then all. The parts of the source that the run was trained on are those of that training. `output`: an
-    HTML file to write a report into; `overwrite`: in place of one that svertka did not make, too.
+    the val part, then all. What the run was trained on is known by content, wherever the images are now: those images
+    are left out, unless `include_training`, or `part` is "train"; `Evaluation.scope` counts them. `output`: an HTML
+    file to write a report into; `overwrite`: in place of one that svertka did not make, too.
 
     Raises:
         DataError: the source holds classes that the run does not know.
-        RunError: the run is missing or damaged.
-        UsageError: the source has no such part, there are no such weights or crops, or the runs know different classes;
-            `output` is there already. StorageError: it cannot be written.
+        RunError: the run is missing or damaged, or what it was trained on cannot be known any more.
+        UsageError: the source has no such part, or nothing but training images; there are no such weights or crops, or
+            the runs know different classes; `output` is there already. StorageError: it cannot be written.
     """
     file = None if output is None else output_file(output, HTML, overwrite=overwrite)
-    judgement = judge(run, source, crops, scales, part, device, threads, cache_limit)
+    judgement = judge(run, source, crops, scales, part, include_training, device, threads, cache_limit)
     if file is not None:
         write_report(file, judgement.report())
     return judgement.total
@@ -66,15 +68,20 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """What `runs` did on the same pictures of `dataset`: each by itself, and `total`, the mean of them."""
+    """What `runs` did on the same pictures of `dataset`, which `scope` names: each by itself; `total`, the mean."""
 
     runs: tuple[str, ...]
     dataset: Dataset
-    part: str
+    scope: Scope
     classifiers: tuple[Classifier, ...]
     protocols: tuple[Protocol, ...]
     each: tuple[Evaluation, ...]
     total: Evaluation
+
+    @property
+    def part(self) -> str:
+        """Which part of the data set it was, as `Scope` says."""
+        return self.scope.part
 
     def report(self) -> Report:
         """The report on `total`; some of the pictures are read again."""
@@ -83,6 +90,7 @@ class Judgement:
         shown = {"1": "the centre", "dense": "all positions"}.get(how.crops, f"{how.crops} crops") + scales
         facts = [
             ("data", f"{self.dataset.source}, {self.part}"),
+            *(("judged", remark) for remark in self.scope.remarks),
             ("network" if len(self.runs) == 1 else "networks, their probabilities averaged", ", ".join(self.runs)),
             ("seen", shown),
         ]
@@ -108,6 +116,7 @@ def judge(
     crops: str | int = "1",
     scales: Sequence[int] | None = None,
     part: str | None = None,
+    include_training: bool = False,
     device: str = "auto",
     threads: int | None = None,
     cache_limit: int | None = None,
@@ -123,12 +132,21 @@ def judge(
         _columns(names, one.names, fspath(runs[0]), fspath(name)) for one, name in zip(classifiers, runs, strict=True)
     ]
     dataset = with_names_of(names, open_source(fspath(source), to_train=False))
+    selection = select(
+        runs,
+        dataset,
+        classifiers[0].preprocess,
+        part,
+        include_training=include_training,
+        threads=count,
+        cache_limit=cache_limit,
+    )
+    chosen = selection.indices
     protocols = [protocol(crops, scales, one.preprocess) for one in classifiers]
     judges = [
-        Judge(one, dataset, how, device=place, threads=count, cache_limit=cache_limit)
+        Judge(one, dataset, how, only=chosen, device=place, threads=count, cache_limit=cache_limit)
         for one, how in zip(classifiers, protocols, strict=True)
     ]
-    chosen, said_part = _same_selection(runs, dataset, classifiers[0].preprocess, part, count, cache_limit)
     size = min(one.batch_size for one in judges) * distributed.world()
     batches = [
         chosen[start : start + size][distributed.rank() :: distributed.world()] for start in range(0, len(chosen), size)
@@ -144,15 +162,15 @@ def judge(
             if whole is not tallies[0]:
                 whole.update(mean_probability(torch.stack(ordered), 0), labels, where)
             shown.advance(len(indices) * distributed.world())
-    each = tuple(tally.total().result(names) for tally in tallies)
+    each = tuple(replace(tally.total().result(names), scope=selection.scope) for tally in tallies)
     return Judgement(
         tuple(fspath(one) for one in runs),
         dataset,
-        said_part,
+        selection.scope,
         tuple(classifiers),
         tuple(protocols),
         each,
-        whole.total().result(names) if whole is not tallies[0] else each[0],
+        replace(whole.total().result(names), scope=selection.scope) if whole is not tallies[0] else each[0],
     )
 
 
@@ -169,22 +187,3 @@ def _columns(names: tuple[str, ...], theirs: tuple[str, ...], first: str, other:
         )
     place = {name: number for number, name in enumerate(theirs)}
     return torch.tensor([place[name] for name in names])
-
-
-def _same_selection(
-    runs: Sequence[Source],
-    dataset: Dataset,
-    preprocess: Preprocess,
-    part: str | None,
-    threads: int,
-    cache_limit: int | None,
-) -> tuple[Ints, str]:
-    """The pictures, and of which part they are; the runs must agree on that."""
-    selections = [select(run, dataset, preprocess, part, threads=threads, cache_limit=cache_limit) for run in runs]
-    for run, other in zip(runs, selections, strict=True):
-        if not np.array_equal(other.indices, selections[0].indices):
-            raise UsageError(
-                f"{fspath(runs[0])} and {fspath(run)} were trained on different parts of {dataset.source}; "
-                "judge them together on other pictures, or on --part all"
-            )
-    return selections[0].indices, selections[0].part

@@ -16,6 +16,7 @@ from svertka.errors import UsageError
 from svertka.evaluation.calibration import Calibration, ConfidenceTally
 from svertka.evaluation.chance import expected_by_chance, is_chance
 from svertka.evaluation.intervals import Interval, wilson
+from svertka.evaluation.scope import Scope
 
 WORST = 24  # most confident mistakes of all that are kept, and as many of the most doubtful
 PER_PAIR = 8  # most confident mistakes that are kept of each (true, predicted) pair
@@ -65,7 +66,8 @@ class Evaluation:
     predicted; its diagonal holds exactly the pictures that count as right. `mistakes`: most confident first; the 24
     most confident of all and the 8 most confident of each pair of classes are among them. `doubtful`: the 24 mistakes
     in which the true class came closest to the wrong one, closest first. `pictures`, `wrong`: (N,) which were judged,
-    in order, and whether each is a mistake.
+    in order, and whether each is a mistake. `scope`: which images of what source these are; None where that was not
+    chosen here.
     """
 
     images: int
@@ -79,6 +81,7 @@ class Evaluation:
     pictures: npt.NDArray[np.int64]
     wrong: npt.NDArray[np.bool_]
     calibration: Calibration
+    scope: Scope | None = None
 
     @property
     def top1_interval(self) -> Interval:
@@ -127,6 +130,7 @@ class Evaluation:
     def as_json(self) -> dict[str, Any]:
         """What `svertka evaluate --json` prints; null for what has no finite value."""
         return {
+            **(self.scope.as_json() if self.scope else {}),
             "images": self.images,
             "top1_error": _finite(self.top1_error),
             "top1_interval": _finite_pair(self.top1_interval),

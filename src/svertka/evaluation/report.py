@@ -16,6 +16,7 @@ from svertka.evaluation.confusion import MOST_CLASSES, called, confusion
 from svertka.evaluation.history import History
 from svertka.evaluation.metrics import WORST, ClassResult, Evaluation, Mistake
 from svertka.evaluation.reliability import reliability
+from svertka.evaluation.scope import CALLED
 from svertka.files import write_atomic
 from svertka.pages.page import count, escape, isolated, number, page, percent, scrolled, section
 from svertka.pages.pictures import framed, strip
@@ -27,7 +28,6 @@ SHOWN_SIDE = 256  # pixels of the shorter side at least, where the picture has s
 SIDE = 128  # CSS pixels of a worst mistake
 THUMBNAIL = 32  # CSS pixels of an example
 EXAMPLES = 240  # pictures shown as examples of classes, all together: the file must stay small
-PARTS = {"test": "test", "val": "validation", "train": "training", "all": ""}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Report:
             spent += f", {duration(self.curves.seconds)}"
         if self.evaluation is None or not self.evaluation.images:
             return f"{self.network} on {self.source}: not judged yet{spent}."
-        judged = count(self.evaluation.images, f"{PARTS.get(self.part, self.part)} picture".strip())
+        judged = count(self.evaluation.images, f"{CALLED[self.part]}picture")
         return f"{self.network} on {self.source}: {percent(self.evaluation.top1_error)} of {judged} wrong{spent}."
 
 

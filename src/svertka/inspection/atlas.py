@@ -16,6 +16,7 @@ from typing import Any
 from svertka.arguments import check_types
 from svertka.device import choose_device, set_threads
 from svertka.errors import Interrupted, UsageError
+from svertka.evaluation.scope import Scope
 from svertka.graph.trace import Trace, trace
 from svertka.inspection import activations
 from svertka.inspection.deconvnet import Deconvnet, needs
@@ -37,7 +38,10 @@ PAGE = "index.html"
 
 @dataclass(frozen=True)
 class Atlas:
-    """A finished atlas: `page`, the file to open, and what is in it; `bytes` of its folder; `seconds` it took now."""
+    """A finished atlas: `page`, the file to open, and what is in it; `bytes` of its folder; `seconds` it took now.
+
+    `scope`: which images of what source are in it.
+    """
 
     page: Path
     network: str
@@ -47,10 +51,12 @@ class Atlas:
     pictures: int
     bytes: int
     seconds: float
+    scope: Scope
 
     def as_json(self) -> dict[str, Any]:
         """The same for a JSON file."""
-        return asdict(self) | {"page": str(self.page)}
+        facts = {name: value for name, value in asdict(self).items() if name != "scope"}
+        return facts | {"page": str(self.page)} | self.scope.as_json()
 
 
 @check_types
@@ -61,6 +67,7 @@ def look(
     layers: Sequence[str] | None = None,
     units: int | None = None,
     pictures: int | None = None,
+    include_training: bool = False,
     output: str | PathLike[str] | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -70,7 +77,8 @@ def look(
 
     `run`: a run folder, or a network with its weights, as for `Classifier.load`. `source`: the pictures that it is
     shown, as for `train`; None: those that the run was tested on. `layers`: their names; None: every convolution.
-    `units`: how many of each layer, the first; `pictures`: how many, drawn at random; None: all. `output`: the folder;
+    `units`: how many of each layer, the first; `pictures`: how many, drawn at random; None: all. `include_training`:
+    show it the images that it was trained on, too. `output`: the folder;
     None: RUN/atlas, or atlas-NAME for a network of the zoo. `cache_limit`: bytes of decoded pictures kept on disk.
 
     Raises:
@@ -83,7 +91,16 @@ def look(
         raise UsageError(f"units={units} must be at least 1")
     began = time.monotonic()
     place, workers = choose_device(device), set_threads(threads)
-    subject = open_subject(run, source, pictures=pictures, place=place, threads=workers, cache_limit=cache_limit)
+    subject = open_subject(
+        run,
+        source,
+        pictures=pictures,
+        include_training=include_training,
+        place=place,
+        threads=workers,
+        cache_limit=cache_limit,
+    )
+    say(subject.scope.sentence)
     traced = trace(subject.classifier.network, subject.shape)
     names = _asked(traced, layers)
     folder = _folder(run, output)
@@ -95,7 +112,7 @@ def look(
             raise Interrupted(
                 f"stopped; what is done stays in {folder}, and the same command goes on with it"
             ) from error
-    return Atlas(page=folder / PAGE, seconds=time.monotonic() - began, **parts.summary or {})
+    return Atlas(page=folder / PAGE, seconds=time.monotonic() - began, scope=subject.scope, **parts.summary or {})
 
 
 def _make(subject: Subject, parts: Parts, traced: Trace, names: Sequence[str], units: int | None) -> None:

@@ -14,7 +14,8 @@ from svertka.data.dataset import Dataset, Ints, Pixels
 from svertka.data.pictures import Rows
 from svertka.data.sources import open_source
 from svertka.errors import DataError, FetchError, RunError, UsageError
-from svertka.evaluation.scoring import select
+from svertka.evaluation.held_out import select
+from svertka.evaluation.scope import Scope
 from svertka.models.imagenet import name_of
 from svertka.run import Run
 
@@ -27,7 +28,7 @@ class Subject:
 
     `trained_on`: the source of its run; None for a network of the zoo. `dataset`: the pictures looked at alone, in the
     order in which they are; its labels are the source's, which the classifier need not know. `rows`, `indices`: where
-    their squares are; `digests`: of their contents.
+    their squares are; `digests`: of their contents. `scope`: which images of the source these are.
     """
 
     classifier: Classifier
@@ -36,6 +37,7 @@ class Subject:
     rows: Rows
     indices: Ints
     digests: list[bytes]
+    scope: Scope
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -102,13 +104,14 @@ def open_subject(
     source: str | PathLike[str] | None,
     *,
     pictures: int | None,
+    include_training: bool = False,
     place: torch.device,
     threads: int,
     cache_limit: int | None,
 ) -> Subject:
     """The classifier of `run` with the test pictures it was trained beside, or with those of `source`.
 
-    `pictures`: how many at most, drawn at random but always the same ones.
+    `pictures`: how many at most, drawn at random but always the same ones. `include_training`: as for `select`.
 
     Raises:
         UsageError: neither a run nor a source says which pictures; `pictures` below 1; no such source.
@@ -121,13 +124,21 @@ def open_subject(
     dataset = _opened(run, source, trained_on)
     names = tuple(name_of(name) for name in dataset.names)
     dataset = Dataset(dataset.source, names, dataset.pictures, dataset.labels, dataset.parts)
-    chosen = select(run, dataset, classifier.preprocess, None, threads=threads, cache_limit=cache_limit)
+    chosen = select(
+        [run],
+        dataset,
+        classifier.preprocess,
+        None,
+        include_training=include_training,
+        threads=threads,
+        cache_limit=cache_limit,
+    )
     kept = np.arange(len(chosen.indices))
     if pictures is not None and pictures < len(kept):
         kept = np.sort(np.random.default_rng(0).permutation(kept)[:pictures])
     indices = chosen.indices[kept]
     digests = [chosen.digests[i] for i in kept]
-    return Subject(classifier, trained_on, dataset.take(indices), chosen.rows, indices, digests)
+    return Subject(classifier, trained_on, dataset.take(indices), chosen.rows, indices, digests, chosen.scope)
 
 
 def _source_of(run: str | PathLike[str]) -> str | None:

@@ -81,9 +81,12 @@ class Album:
 
 
 def in_words(judgement: dict[str, Any]) -> str:
-    """One sentence of what `Pointing.as_json` gave."""
+    """One sentence of what `Pointing.as_json` gave, and `Scope.as_json`, where that is known."""
+    training = judgement.get("training_images", 0)
+    left_out = count(training, "picture") + " that trained the network left out (--include-training)"
     if not judgement["pictures"]:
-        return "no picture has a box, so nothing was judged"
+        reason = left_out if training else "no picture has a box"
+        return f"{reason}, so nothing was judged"
     small = judgement["small"]
     text = (
         f"the spot lies in a box in {percent(judgement['hits'])} of {judgement['pictures']} cases; the centre of the "
@@ -94,6 +97,9 @@ def in_words(judgement: dict[str, Any]) -> str:
             f"; where boxes cover less than a quarter, in {percent(small['hits'])} of {small['pictures']}, with "
             f"{percent(small['covered'])} covered"
         )
+    if training:
+        trained = f"{count(training, 'picture')} of these trained the network: the figures are too good"
+        text += f"; {trained if judgement['includes_training'] else left_out}"
     return text
 
 

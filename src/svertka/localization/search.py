@@ -13,6 +13,7 @@ from svertka.data.inputs import all_of, pixels_of
 from svertka.data.preprocess import Picture
 from svertka.device import choose_device, set_threads
 from svertka.errors import DataError, PictureError
+from svertka.evaluation.held_out import Admission
 from svertka.localization.album import PAGE, Album
 from svertka.localization.dense import Locator, scores
 from svertka.localization.heatmap import Region, heat, region
@@ -58,7 +59,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Located:
-    """The pictures in order; `judgement`: how good it was, as `Pointing.as_json` says, where boxes were given.
+    """The pictures in order; `judgement`: how good it was, as `Pointing.as_json` and `Scope.as_json` say, where
+    boxes were given.
 
     `page`: that shows all of them, if one was asked for.
     """
@@ -81,6 +83,7 @@ def locate(
     run: str | PathLike[str] | Classifier,
     *pictures: Picture,
     boxes: str | PathLike[str] | None = None,
+    include_training: bool = False,
     top: int = 5,
     output: str | PathLike[str] | None = None,
     overwrite: bool = False,
@@ -91,8 +94,8 @@ def locate(
 
     `run`, `pictures`: as for `classifier.predict`. Any classifier will do; one that was trained with boxes knows
     background, too, which is not looked for. `boxes`: as for `data.boxes.read_boxes`; pictures that have some are
-    judged by them. `output`: a folder for overlays and a page that shows them; `overwrite`: it may
-    hold other things.
+    judged by them, but for those that the run was trained on, unless `include_training`. `output`: a folder for
+    overlays and a page that shows them; `overwrite`: it may hold other things.
 
     Raises:
         UsageError: no picture is there, or no such weights, or the network cannot be followed step by step; `output`
@@ -105,17 +108,20 @@ def locate(
     everything = all_of(pictures)
     annotations = _annotations(boxes, [path for path, _ in everything], locator.names)
     album = None if output is None else Album(output_folder(output, PAGE, HTML, overwrite=overwrite))
-    pointing = Pointing()
+    pointing, admission = Pointing(), Admission(run, include_training=include_training)
     found = []
     with progress("locating", len(everything)) as shown:
         for number, (path, picture) in enumerate(everything):
             try:
-                rgb = pixels_of(picture)
-                found.append(_found(locator, path, rgb, top, annotations.get(number), pointing, album))
+                rgb, annotation = pixels_of(picture), annotations.get(number)
+                judges = annotation is not None and not isinstance(picture, PictureError) and admission.admits(picture)
+                found.append(_found(locator, path, rgb, top, annotation, pointing if judges else None, album))
             except PictureError as error:
                 found.append(Found(path, error=str(error)))
             shown.advance()
-    judgement = None if boxes is None else pointing.as_json()
+    judgement = None
+    if boxes is not None:
+        judgement = pointing.as_json() | admission.scope(", ".join(map(str, pictures))).as_json()
     page = None if album is None else album.write_page(judgement)
     return Located(tuple(found), judgement, page)
 
@@ -139,7 +145,7 @@ def _found(
     rgb: Pixels,
     top: int,
     annotation: Annotation | None,
-    pointing: Pointing,
+    pointing: Pointing | None,
     album: Album | None,
 ) -> Found:
     height, width = rgb.shape[:2]
@@ -151,7 +157,7 @@ def _found(
     best = sorted(by_class, key=lambda name: -by_class[name])[:top]
     heats = {name: heat(maps, locator.index[name], height, width) for name in best}
     sights = tuple(Sight(name, by_class[name], region(heats[name], name, height, width)) for name in best)
-    if annotation is not None:
+    if annotation is not None and pointing is not None:
 
         def spot(name: str) -> Point:
             hot = heats[name] if name in heats else heat(maps, locator.index[name], height, width)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from svertka.classifier import Classifier, Config
+from svertka.data.manifest import Manifest
 from svertka.data.preprocess import Preprocess
 from svertka.errors import UsageError
 from svertka.files import storage, sync_folder, write_json
@@ -101,7 +102,7 @@ def _redrawn(network: nn.Module, model: Model, images: torch.Tensor) -> list[str
     ]
 
 
-def create(run: Run, classifier: Classifier, settings: Settings, found: RangeTest | None) -> None:
+def create(run: Run, classifier: Classifier, settings: Settings, manifest: Manifest, found: RangeTest | None) -> None:
     """Make the claimed folder a run, whole from its first moment: untrained weights, settings, a checkpoint of step 0.
 
     It is made beside the folder, and takes its place with its lock.
@@ -112,7 +113,10 @@ def create(run: Run, classifier: Classifier, settings: Settings, found: RangeTes
             draft.folder.mkdir()
         classifier.save(draft.folder)
         write_json(draft.training, settings.model_dump())
+        manifest.write(draft.manifest)
         log = Log(draft.metrics)
+        for sentence in settings.account.get("warnings", ()):
+            log.write("health", epoch=None, step=0, finding="source", sentence=sentence)
         if found is not None:
             log.write("range_test", learning_rate=found.rates, loss=found.losses, chosen=found.chosen)
         optimizer = optimizer_for(classifier, settings.recipe)

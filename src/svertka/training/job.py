@@ -14,11 +14,15 @@ from svertka import distributed
 from svertka.arguments import check_types
 from svertka.classifier import Classifier, find_weights, model_of_weights, read_config
 from svertka.conv.accelerate import accelerate as accelerated
+from svertka.data.dataset import Ints
+from svertka.data.division import Division, divided_by_content
+from svertka.data.groups import grouped_by
 from svertka.data.preprocess import Preprocess
 from svertka.data.sources import open_source
 from svertka.data.split import VAL_SHARE
 from svertka.device import choose_device, in_layout, set_threads
 from svertka.errors import DataError, Interrupted, RunError, TrainingError, UsageError
+from svertka.evaluation.held_out import manifest_of
 from svertka.evaluation.scoring import score
 from svertka.files import write_json
 from svertka.models import zoo
@@ -77,6 +81,7 @@ def train(
     cache_limit: int | None = None,
     turn: int = 0,
     columns: str | None = None,
+    group: str | None = None,
     tensorboard: bool = False,
     **changes: Any,
 ) -> Run:
@@ -94,9 +99,9 @@ def train(
     no such part. `accelerate`: on the CPU, let `svertka.conv` compute the convolutions. `prefetch`: prepare batches
     ahead in a thread; None: where it pays. `cache`: store what the frozen part gives, where that pays; `variants`: so
     many of each augmented picture, None: as `plan.Passes.cache` says; `half_features`: in float16. `cache_limit`: bytes
-    of decoded pictures on disk, and of features. `turn`: another division into parts. `columns`: what the
-    columns of a table mean, as for `data.sources.open_source`. `changes`: settings of the recipe, such as epochs=5 or
-    unfreeze="last".
+    of decoded pictures on disk, and of features. `turn`: another division into parts. `columns`: what the columns of a
+    table mean, as for `data.sources.open_source`. `group`: a regular expression; images in whose file names it finds
+    the same are kept in one part. `changes`: settings of the recipe, such as epochs=5 or unfreeze="last".
 
     Raises:
         UsageError: a value that cannot be; the run folder exists.
@@ -107,6 +112,8 @@ def train(
     began = time.monotonic()
     place, thread_count = choose_device(device), set_threads(threads)
     dataset = open_source(fspath(source), columns=columns)
+    if group is not None:
+        dataset = grouped_by(dataset, group)
     start_from = None if weights is None else fspath(weights)
     own_pictures = dataset.source not in DEFAULTS
     if own_pictures and model is None and start_from is None and recipe is None:
@@ -139,7 +146,17 @@ def train(
             start.check(unmade)
         unmeasured = Preprocess(size=side, resize=resize, mean=(0.0,) * channels, std=(1.0,) * channels)
         stored = stored_side(unmeasured, planned.augmentations)
-        parts = divide(dataset, unmeasured, stored, val, test, threads=thread_count, limit=cache_limit, turn=turn)
+        parts = divide(
+            dataset,
+            unmeasured,
+            stored,
+            val,
+            test,
+            threads=thread_count,
+            limit=cache_limit,
+            turn=turn,
+            inherited=_trained_on_before(start_from),
+        )
         preprocess, planned = measured(parts, unmeasured, facts, planned, given)
         if boxes is not None:
             parts = in_patches(parts, fspath(boxes), preprocess, unmade, seed=seed, threads=thread_count)
@@ -210,6 +227,7 @@ def train(
             cache=kept,
             cache_limit=cache_limit,
             turn=turn,
+            group=group,
         )
         say(
             plan.table(
@@ -221,7 +239,7 @@ def train(
         run = Run(folder)
         with _continuable(run):
             if distributed.is_first():
-                create(run, classifier, settings, found)
+                create(run, classifier, settings, parts.manifest, found)
             distributed.barrier()
             hastened = made.frozen.hastened if made else None
             return _carry_out(run, settings, parts, place, tensorboard=tensorboard, hastened=hastened)
@@ -263,6 +281,8 @@ def resume(
                 f"({sum(parts.sizes().values())} now, {sum(settings.parts.values())} then); put them back, or "
                 f"{_further(run, moved)}"
             )
+        if manifest_of(run) is None and distributed.is_first():
+            parts.manifest.write(run.manifest)
         if moved != settings and distributed.is_first():
             write_json(run.training, moved.model_dump())  # where `evaluate` and `look` will find them
         return _carry_out(run, moved, parts, place, tensorboard=tensorboard)
@@ -299,7 +319,13 @@ def _parts_of(run: Run, settings: Settings) -> Parts:
     except (UsageError, DataError) as error:
         again = command("train", "--resume", run.folder)
         raise type(error)(f"{error}; if the pictures were moved, say where they are now: {again} SOURCE") from error
-    preprocess = read_config(run.folder).preprocess
+    preprocess, manifest = read_config(run.folder).preprocess, manifest_of(run)
+
+    def as_divided(digests: list[bytes], good: Ints) -> Division:
+        if manifest is None:  # it was begun before runs recorded their images
+            return divided_by_content(dataset, digests, good, settings.val, settings.test, turn=settings.turn)
+        return Division(manifest.indices(digests, dataset.parts, good))
+
     parts = divide(
         dataset,
         preprocess,
@@ -308,7 +334,7 @@ def _parts_of(run: Run, settings: Settings) -> Parts:
         settings.test,
         threads=settings.threads,
         limit=settings.cache_limit,
-        turn=settings.turn,
+        as_divided=as_divided,
     )
     if settings.boxes is None:
         return parts
@@ -321,6 +347,16 @@ def _further(run: Run, settings: Settings) -> str:
     """How training goes on from a run that cannot be continued."""
     again = command("train", Path(settings.source), "--weights", run.folder)
     return f"to train further, also on other pictures, start a new run from its weights: {again}"
+
+
+def _trained_on_before(weights: str | None) -> frozenset[bytes]:
+    """Digests of the images that the run `weights` was trained on; none of weights that are no run's."""
+    manifest = None if weights is None else manifest_of(weights)
+    if manifest is not None:
+        return manifest.trained_on
+    if weights is not None and Run(weights).training.exists():
+        say(f"{weights} does not record which images it was trained on; if some of these are, val and test err too low")
+    return frozenset()
 
 
 def _first_stage(source: str | PathLike[str], model: str, recipe: str, folder: Path, asked: dict[str, Any]) -> Run:

@@ -1,8 +1,7 @@
 """The pictures of a training: opened, decoded once, cleaned of bad ones and divided into train, val and test."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,9 +12,12 @@ from svertka.data.augment import Augmentation
 from svertka.data.batches import Batches
 from svertka.data.boxes import of_pictures, read_boxes, refuse_unknown
 from svertka.data.dataset import BAD_SHARE, ArrayPictures, Dataset, Ints
+from svertka.data.division import Division, divided
+from svertka.data.manifest import Manifest
+from svertka.data.near_duplicates import near_duplicates
 from svertka.data.pictures import Rows, prepare
 from svertka.data.preprocess import Preprocess
-from svertka.data.split import split
+from svertka.data.split import fingerprint
 from svertka.data.statistics import measure
 from svertka.errors import DataError
 from svertka.localization.patches import Patches, cut_out
@@ -39,7 +41,7 @@ class Parts:
     `indices`: of the pictures in "train", "val" and "test". `drawn`: squares that training takes its crops from;
     `shown`: squares as the finished classifier sees them. `bad`: what was left out, as path and reason. `unstored`: why
     some squares are not on disk, a sentence, if so. `digests`: of the contents of all pictures of `dataset`. `patches`:
-    these pictures, where they are patches of others.
+    these pictures, where they are patches of others. `manifest`: the contents of each part, for the run to keep.
     """
 
     dataset: Dataset
@@ -50,6 +52,7 @@ class Parts:
     unstored: str | None
     fingerprint: str
     digests: list[bytes]
+    manifest: Manifest
     patches: Patches | None = None
 
     def sizes(self) -> dict[str, int]:
@@ -157,11 +160,14 @@ def divide(
     threads: int,
     limit: int | None,
     turn: int = 0,
+    inherited: frozenset[bytes] = frozenset(),
+    as_divided: Callable[[list[bytes], Ints], Division] | None = None,
 ) -> Parts:
     """Decode every picture of `dataset` once and divide them; `val`, `test`: shares where the source has no such part.
 
     `turn`: another number divides them otherwise. `stored_side`: pixels of the squares that training draws its crops
-    from. `limit`: bytes of the cache on disk.
+    from. `limit`: bytes of the cache on disk. `inherited`: digests of what the weights were trained on before.
+    `as_divided`: for a run that goes on, its parts by the digests of all contents and the indices of what can be read.
 
     Raises:
         DataError: one class only, a class without pictures, or more than a tenth of the pictures bad.
@@ -175,24 +181,31 @@ def divide(
             f"{len(bad)} of {len(dataset)} pictures in {dataset.source} are bad, more than a tenth: {_listed(bad)}"
         )
     good = np.array([i for i in range(len(dataset)) if i not in seen.bad], dtype=np.int64)
-    digests = [seen.digests[i] for i in good]
-    drawn_by = [hashlib.blake2b(one + turn.to_bytes(4)).digest() for one in digests] if turn else digests
-    chosen = split(drawn_by, dataset.labels[good], dataset.parts[good], val, test)
-    indices = {part: good[places] for part, places in chosen.items()}
+    if as_divided is not None:
+        division = as_divided(seen.digests, good)
+    else:
+        alike = near_duplicates(dataset.pictures, seen.digests, good, threads)
+        division = divided(dataset, seen.digests, good, val, test, alike=alike or [], turn=turn, inherited=inherited)
+        if alike is None:
+            notes = (*division.notes, "near-duplicates are not looked for among so many images; exact copies are")
+            division = replace(division, notes=notes)
+    dataset = replace(dataset, account=division.told(dataset.account))
     drawn = seen
     if stored_side != preprocess.side:
         drawn = prepare(dataset, stored_side, preprocess.channels, threads=threads, cache_limit=limit)
     parts = Parts(
         dataset,
-        indices,
+        division.indices,
         drawn.rows,
         seen.rows,
         bad,
         drawn.unstored,
-        _fingerprint(dataset, digests, good, indices),
+        fingerprint(dataset, seen.digests, good, division.indices),
         seen.digests,
+        Manifest.of(seen.digests, division.indices, inherited),
     )
-    _need_classes(parts)
+    if as_divided is None:  # a run that goes on is refused as a whole if its images have changed
+        _need_classes(parts)
     return parts
 
 
@@ -233,8 +246,17 @@ def in_patches(
         np.full(len(patches), "", "<U5"),
         account=pictures.account,
     )
-    fingerprint = _fingerprint(dataset, digests, np.arange(len(patches)), indices)
-    made = Parts(dataset, indices, patches, patches, parts.bad, None, fingerprint, digests, patches)
+    made = replace(
+        parts,
+        dataset=dataset,
+        indices=indices,
+        drawn=patches,
+        shown=patches,
+        unstored=None,
+        fingerprint=fingerprint(dataset, digests, np.arange(len(patches)), indices),
+        digests=digests,
+        patches=patches,
+    )
     _need_classes(made)
     return made
 
@@ -293,12 +315,3 @@ def _need_classes(parts: Parts) -> None:
         raise DataError(
             f"{dataset.source}: no usable training picture of {', '.join(empty[:5])}; add some or remove the folder"
         )
-
-
-def _fingerprint(dataset: Dataset, digests: list[bytes], good: Ints, indices: dict[str, Ints]) -> str:
-    part_of = {int(index): part for part, some in indices.items() for index in some}
-    lines = sorted(
-        f"{digest.hex()} {dataset.names[dataset.labels[index]]} {part_of[int(index)]}"
-        for digest, index in zip(digests, good, strict=True)
-    )
-    return hashlib.blake2b("\n".join(lines).encode(errors="surrogatepass"), digest_size=16).hexdigest()

@@ -41,6 +41,7 @@ class Settings(BaseModel):
     bad: list[dict[str, str]] = Field(description="pictures left out, as path and reason")
     account: dict[str, Any] = Field(default_factory=dict, description="files of the source that are not used, and why")
     columns: str | None = Field(default=None, description="what the columns of the source mean, as it was asked for")
+    group: str | None = Field(default=None, description="regular expression that finds the group in a file name")
     val: float = Field(ge=0, lt=1)
     test: float = Field(ge=0, lt=1)
     turn: int = Field(default=0, ge=0, lt=2**32, description="which of several divisions into parts this is")

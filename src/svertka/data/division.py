@@ -1,0 +1,186 @@
+"""A data set divided into train, val and test, so that no image of one part, nor a copy of it, is in another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from svertka.data.account import Account
+from svertka.data.dataset import Dataset, Ints
+from svertka.data.group_split import split_groups
+from svertka.data.split import redraw, split
+
+WARNED_SHARE = 0.01  # of a part that resembles what was trained on; above it, the report says so
+NAMED = 3  # images in a sentence
+CROWD = 0.1  # of the images to divide: look-alikes beyond that share are all of one kind, not copies
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Images of `part` that are in the training set, too: `count` of `images`, the first of them by `names`.
+
+    `how`: what they have in common with it, the verb and all.
+    """
+
+    part: str
+    how: str
+    count: int
+    images: int
+    names: tuple[str, ...]
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the error on this part is in doubt for them."""
+        return self.count > WARNED_SHARE * self.images
+
+    @property
+    def sentence(self) -> str:
+        """The same for people."""
+        more = " …" if self.count > len(self.names) else ""
+        share = f"{100 * self.count / self.images:.1f} %"
+        named = f"{', '.join(self.names)}{more}"
+        return f"{self.count:,} of {self.images:,} {self.part} images ({share}) {self.how}: {named}"
+
+
+@dataclass(frozen=True, eq=False)
+class Division:
+    """`indices` of the images in "train", "val" and "test", each (n,) int64, ascending.
+
+    `overlaps`: what the source has in several parts. `notes`: what else to know of how it was divided, sentences.
+    """
+
+    indices: dict[str, Ints]
+    overlaps: tuple[Overlap, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def told(self, account: Account) -> Account:
+        """`account` with what this says: large overlaps are warnings, for they put the results in doubt."""
+        large = [one.sentence for one in self.overlaps if one.is_large]
+        small = [one.sentence for one in self.overlaps if not one.is_large]
+        return replace(account, notes=(*account.notes, *self.notes, *small), warnings=(*account.warnings, *large))
+
+
+def divided_by_content(
+    dataset: Dataset, digests: Sequence[bytes], good: Ints, val: float, test: float, *, turn: int = 0
+) -> Division:
+    """As `divided`, but by nothing except the contents: as all runs were before they recorded their images."""
+    contents = redraw([digests[i] for i in good.tolist()], turn)
+    chosen = split(contents, dataset.labels[good], dataset.parts[good], val, test)
+    return Division({part: good[places] for part, places in chosen.items()})
+
+
+def divided(
+    dataset: Dataset,
+    digests: Sequence[bytes],
+    good: Ints,
+    val: float,
+    test: float,
+    *,
+    alike: Sequence[Sequence[int]],
+    turn: int = 0,
+    inherited: frozenset[bytes] = frozenset(),
+) -> Division:
+    """The images at `good` of `dataset` in their parts; `val`, `test`: shares, as for `split`.
+
+    Copies, near-duplicates and images of one group are kept in one part where the source does not say which. Where it
+    does, copies of training images in its test part, or of either in its val part, are in no part: they would judge, or
+    choose, by what was trained on. `digests`: of the contents of all images. `alike`: indices of near-duplicates, group
+    by group. `turn`: another number divides otherwise. `inherited`: digests of images that the weights were already
+    trained on, which therefore cannot judge.
+
+    Raises:
+        UsageError: the shares leave nothing to learn from.
+        DataError: the groups cannot be divided.
+    """
+    contents = [digests[i] for i in good.tolist()]
+    labels, named = dataset.labels[good], dataset.parts[good]
+    notes = []
+    place_of = {int(index): place for place, index in enumerate(good)}
+    links = [[place_of[index] for index in group] for group in alike]
+    in_pool = (named == "") | (named == "train")
+    together = [group for group in links if len(group) <= max(CROWD * in_pool.sum(), 2)]
+    if len(together) < len(links):
+        crowd = sum(map(len, links)) - sum(map(len, together))
+        notes.append(
+            f"{crowd:,} images look nearly the same, too many to keep them in one part; if they belong together, as "
+            "frames of a film do, say so with --group"
+        )
+    groups = None if dataset.groups is None else dataset.groups[good]
+    units = _units(contents, [[place for place in group if in_pool[place]] for group in together], groups)
+    keys = _keys(contents, units)
+    pinned = {keys[place] for place, content in enumerate(contents) if content in inherited}
+    if groups is None:
+        chosen = split(redraw(keys, turn), labels, named, val, test, pinned=set(redraw(sorted(pinned), turn)))
+    else:
+        notes.append(f"images of one group are kept in one part; there are {len(set(groups.tolist()) - {''}):,} groups")
+        chosen = split_groups(dataset, keys, labels, named, val, test, turn=turn, pinned=pinned)
+    return _without_copies(dataset, good, contents, chosen, together, groups, inherited, notes)
+
+
+def _units(contents: list[bytes], alike: list[list[int]], groups: npt.NDArray[np.str_] | None) -> Ints:
+    """What must stay together, as a number for each image, (N,)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(contents)
+    pairs = [(group[0], other) for group in alike for other in group[1:]]
+    said: list[Sequence[object]] = [contents]
+    if groups is not None:
+        said.append([group or index for index, group in enumerate(groups.tolist())])
+    for values in said:
+        first: dict[object, int] = {}
+        pairs += [(first.setdefault(value, index), index) for index, value in enumerate(values)]
+    rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    linked = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(count, count))
+    numbers: Ints = connected_components(linked, directed=False)[1].astype(np.int64)
+    return numbers
+
+
+def _keys(contents: list[bytes], units: Ints) -> list[bytes]:
+    """For each image the lowest content of its unit: which does not depend on names or order."""
+    lowest: dict[int, bytes] = {}
+    for unit, content in zip(units.tolist(), contents, strict=True):
+        lowest[unit] = min(lowest.get(unit, content), content)
+    return [lowest[unit] for unit in units.tolist()]
+
+
+def _without_copies(
+    dataset: Dataset,
+    good: Ints,
+    contents: list[bytes],
+    chosen: dict[str, Ints],
+    alike: list[list[int]],
+    groups: npt.NDArray[np.str_] | None,
+    inherited: frozenset[bytes],
+    notes: list[str],
+) -> Division:
+    """`chosen` without the copies that the source itself has in several parts, and what of it is in doubt."""
+    trained = inherited | {contents[place] for place in chosen["train"].tolist()}
+    tested = {contents[place] for place in chosen["test"].tolist()} - trained
+    kept = {"train": chosen["train"]}
+    overlaps = []
+
+    def note(part: str, how: str, places: list[int], names: list[str] | None = None) -> None:
+        if places:
+            shown = names or [dataset.pictures.name(int(good[place])) for place in places[:NAMED]]
+            overlaps.append(Overlap(part, how, len(places), len(chosen[part]), tuple(shown[:NAMED])))
+
+    look = {place: set(group) for group in alike for place in group}
+    learnt = set(chosen["train"].tolist())
+    groups_learnt = set() if groups is None else set(groups[chosen["train"]].tolist()) - {""}
+    for part in ("val", "test"):
+        places = chosen[part].tolist()
+        copies = [place for place in places if contents[place] in trained]
+        of_test = [place for place in places if part == "val" and contents[place] in tested]
+        out = {*copies, *of_test}
+        kept[part] = np.array([place for place in places if place not in out], dtype=np.int64)
+        note(part, "are copies of training images and are left out", copies)
+        note(part, "are copies of test images and are left out", of_test)
+        left = kept[part].tolist()
+        note(part, "are near-duplicates of training images", [p for p in left if look.get(p, set()) & learnt])
+        if groups is not None:
+            of_group = [place for place in left if groups[place] in groups_learnt]
+            named = list(dict.fromkeys(str(groups[place]) for place in of_group))
+            note(part, "are of groups that are in the training set, too", of_group, named)
+    return Division({part: good[kept[part]] for part in kept}, tuple(overlaps), tuple(notes))

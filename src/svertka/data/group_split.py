@@ -1,0 +1,99 @@
+"""Groups of images divided into train, val and test, each group whole, with the classes in like shares."""
+
+import warnings
+from collections.abc import Set
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from svertka.data.dataset import Dataset, Ints
+from svertka.data.split import refuse_shares
+from svertka.errors import DataError
+
+FOLDS = 20  # at most; shares are rounded to so many parts
+
+
+def split_groups(
+    dataset: Dataset,
+    keys: list[bytes],
+    labels: Ints,
+    parts: npt.NDArray[np.str_],
+    val: float,
+    test: float,
+    *,
+    turn: int = 0,
+    pinned: Set[bytes] = frozenset(),
+) -> dict[str, Ints]:
+    """Indices of the images in "train", "val" and "test", as for `split`; images with equal `keys` are in one part.
+
+    `keys`: (N,). `dataset`: whose class names and source are told in messages. `pinned`: keys of groups that must be
+    trained on. Every class that is there keeps a group to train on.
+
+    Raises:
+        UsageError: the shares leave nothing to learn from.
+        DataError: the groups cannot be divided so.
+    """
+    refuse_shares(val, test)
+    chosen = np.where(parts == "", "train", parts).astype("<U5")
+    shares = {"test": 0.0 if (parts == "test").any() else test, "val": 0.0 if (parts == "val").any() else val}
+    left = 1.0
+    for part, share in shares.items():
+        if share:
+            free = np.array([i for i in np.flatnonzero(chosen == "train") if keys[i] not in pinned], dtype=np.int64)
+            free = free[np.lexsort((labels[free], [keys[i] for i in free]))]  # whatever the order of the files
+            numbers = np.unique([keys[i] for i in free], return_inverse=True)[1]
+            taken = free[_fold(numbers, labels[free], share / left, turn)]
+            chosen[_spared(taken, keys, labels, chosen)] = part
+            if not (chosen == part).any():
+                raise DataError(_why_not(dataset, keys, labels, chosen, part))
+        left -= share
+    return {part: np.flatnonzero(chosen == part).astype(np.int64) for part in ("train", "val", "test")}
+
+
+def _fold(groups: Ints, labels: Ints, share: float, turn: int) -> Ints:
+    """Places of about `share` of the images, in whole groups; none where there are no two groups."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    count = len(np.unique(groups))
+    most = int(np.bincount(labels).max()) if len(labels) else 0
+    folds = min(Fraction(share).limit_denominator(FOLDS).denominator, count, most)
+    folds = max(folds, min(2, count, most))
+    if folds < 2:
+        return np.zeros(0, np.int64)
+    taken = min(max(round(share * folds), 1), folds - 1)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=turn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a class has fewer images than there are folds
+        tests = [test for _, test in splitter.split(labels, labels, groups)]
+    tests = sorted(tests, key=lambda test: len(test) == 0)  # with few groups a fold may be empty
+    return np.sort(np.concatenate(tests[:taken])).astype(np.int64)
+
+
+def _spared(taken: Ints, keys: list[bytes], labels: Ints, chosen: npt.NDArray[np.str_]) -> Ints:
+    """`taken` without the smallest groups that a class needs to be trained on."""
+    while True:
+        rest = chosen == "train"
+        rest[taken] = False
+        lost = set(labels[taken].tolist()) - set(labels[rest].tolist())
+        if not lost:
+            return taken
+        sizes: dict[bytes, int] = {}
+        for place in taken.tolist():
+            sizes[keys[place]] = sizes.get(keys[place], 0) + 1
+        needed = [keys[place] for place in taken.tolist() if labels[place] == min(lost)]
+        smallest = min(needed, key=lambda key: (sizes[key], key))
+        taken = np.array([place for place in taken.tolist() if keys[place] != smallest], dtype=np.int64)
+
+
+def _why_not(dataset: Dataset, keys: list[bytes], labels: Ints, chosen: npt.NDArray[np.str_], part: str) -> str:
+    pool = np.flatnonzero(chosen == "train").tolist()
+    groups_of: dict[int, set[bytes]] = {}
+    for place in pool:
+        groups_of.setdefault(int(labels[place]), set()).add(keys[place])
+    alone = [dataset.names[label] for label, some in sorted(groups_of.items()) if len(some) == 1]
+    reason = f"{alone[0]} has one group only" if alone else f"{len({keys[place] for place in pool})} groups are too few"
+    return (
+        f"{dataset.source} cannot be divided by groups: {reason}, and {part} needs one beside those to train on; add "
+        f"groups, or give --{part} 0"
+    )

@@ -1,0 +1,100 @@
+"""Near-duplicates in a data set: thumbnails of its images, kept on disk, and the groups that look the same."""
+
+from contextlib import suppress
+
+import numpy as np
+import numpy.typing as npt
+
+from svertka import distributed
+from svertka.data.ahead import ahead
+from svertka.data.dataset import ArrayPictures, Ints, Pictures, Pixels
+from svertka.data.digests import origin
+from svertka.data.likeness import SIDE, look_alikes, thumbnail
+from svertka.data.store import Store
+from svertka.errors import PictureError, StorageError
+from svertka.files import cache_folder
+from svertka.progress import progress
+
+VERSION = 1  # of thumbnails; another finds nothing stored
+MOST = 200_000  # images; more take gigabytes and minutes
+CHUNK = 256  # thumbnails between two writes to the disk
+ROW = SIDE * SIDE + 1  # bytes: a thumbnail, and 1 where the image is smaller than it
+
+
+def near_duplicates(pictures: Pictures, digests: list[bytes], indices: Ints, threads: int) -> list[list[int]] | None:
+    """Groups of the images at `indices` that look the same, each of two or more, ascending; None: too many to compare.
+
+    `digests`: of the contents of all `pictures`; of copies only one is compared. Of several processes the first
+    compares, and all get its answer.
+    """
+    first: dict[bytes, int] = {}
+    for index in indices.tolist():
+        first.setdefault(digests[index], index)
+    if len(first) > MOST:
+        return None
+    found = _compared(pictures, digests, list(first.values()), threads) if distributed.is_first() else []
+    return distributed.gathered(found)[0]
+
+
+def _compared(pictures: Pictures, digests: list[bytes], indices: list[int], threads: int) -> list[list[int]]:
+    source, where = origin(pictures)
+    if isinstance(source, ArrayPictures):
+        rows = _rows_of_array(source.array[where[indices]], threads)
+    else:
+        rows = _through_store(pictures, digests, indices, threads)
+    if not len(rows):
+        return []
+    groups = look_alikes(rows[:, :-1].reshape(-1, SIDE, SIDE), rows[:, -1].astype(bool))
+    return [[indices[place] for place in group] for group in groups]
+
+
+def _rows_of_array(array: Pixels, threads: int) -> Pixels:
+    small = min(array.shape[1:3]) < SIDE
+    rows = np.full((len(array), ROW), small, np.uint8)
+    with progress("comparing", len(array)) as shown:
+        for number, some in enumerate(ahead(thumbnail, list(array), threads, CHUNK)):
+            rows[number * CHUNK :][: len(some), :-1] = np.stack(some).reshape(len(some), -1)
+            shown.advance(len(some))
+    return rows
+
+
+def _through_store(pictures: Pictures, digests: list[bytes], indices: list[int], threads: int) -> Pixels:
+    """The rows of files: found again by their contents, or decoded and stored."""
+    store = None
+    with suppress(StorageError):
+        store = Store(cache_folder("thumbnails") / f"{SIDE}-version-{VERSION}", (ROW,), np.uint8)
+    rows = np.zeros((len(indices), ROW), np.uint8)
+    missing = np.ones(len(indices), bool)
+    if store is not None:
+        with suppress(StorageError):
+            positions = store.find([digests[index] for index in indices])
+            rows[positions >= 0] = store.gather(positions[positions >= 0])
+            missing = positions < 0
+
+    def made(place: int) -> npt.NDArray[np.uint8]:
+        return _row(pictures, indices[place])
+
+    places = np.flatnonzero(missing).tolist()
+    with progress("comparing", len(places)) as shown:
+        for number, some in enumerate(ahead(made, places, threads, CHUNK)):
+            here = places[number * CHUNK :][: len(some)]
+            rows[here] = some
+            if store is not None:
+                try:
+                    store.append([digests[indices[place]] for place in here], rows[here])
+                except StorageError:  # they are made again the next time
+                    store = None
+            shown.advance(len(some))
+    return rows
+
+
+def _row(pictures: Pictures, index: int) -> npt.NDArray[np.uint8]:
+    """The thumbnail of one image; of a single colour, which resembles nothing, if it cannot be read any more."""
+    row = np.zeros(ROW, np.uint8)
+    try:
+        pixels = pictures.read(index, min_side=SIDE)
+    except PictureError:
+        return row
+    row[:-1] = thumbnail(pixels).ravel()
+    row[-1] = min(pixels.shape[:2]) < SIDE
+    return row

@@ -1,0 +1,245 @@
+"""Which images of a source runs are judged on: those that they were not trained on, known by content."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path, PurePath
+
+import numpy as np
+import numpy.typing as npt
+
+from svertka.classifier import Classifier
+from svertka.data.dataset import ArrayPictures, Dataset, FilePictures, Ints
+from svertka.data.digests import digests
+from svertka.data.division import divided_by_content
+from svertka.data.manifest import Manifest
+from svertka.data.pictures import Rows, prepare
+from svertka.data.preprocess import Picture, Preprocess
+from svertka.data.split import fingerprint
+from svertka.errors import DataError, RunError, UsageError
+from svertka.evaluation.scope import Scope, counted
+from svertka.run import Run
+
+Flags = npt.NDArray[np.bool_]
+
+EXPLICIT = ("train", "val", "test", "all")  # what may be asked for
+NEW = "new"  # images that the run knows nothing of, where the source does not say which part they are
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The images of a data set that are looked at: of the part that was chosen, those that can be read.
+
+    `rows`: their squares, by their places in the data set. `indices`: (N,), these places; `digests`: of their contents.
+    """
+
+    rows: Rows
+    indices: Ints
+    digests: list[bytes]
+    scope: Scope
+
+
+def select(
+    runs: Sequence[str | PathLike[str]],
+    dataset: Dataset,
+    preprocess: Preprocess,
+    part: str | None,
+    *,
+    include_training: bool = False,
+    threads: int,
+    cache_limit: int | None = None,
+) -> Selection:
+    """The images of `dataset` on which all of `runs` can be judged; these are decoded, and no others.
+
+    `part`: "train", "val", "test" or "all" as the runs had them, or as the source says of images that they never saw.
+    None: the test images and all new ones; where there is no test image the validation images and new ones; else all.
+    Images that a run was trained on are left out, unless `include_training`, or `part` is "train".
+
+    Raises:
+        DataError: none can be read.
+        UsageError: there is no such part, the runs were trained on different parts, or all images trained them.
+        RunError: what a run was trained on is damaged, or cannot be known any more.
+    """
+    if part is not None and part not in EXPLICIT:
+        raise UsageError(f"part={part} is not a part; use train, val, test or all")
+    contents, _ = digests(dataset.pictures, threads)
+    found = [_Known.of(run, dataset, contents) for run in runs]
+    choices = [one.chosen(part, include_training) for one in found]
+    for one, choice in zip(found, choices, strict=True):
+        if part != "all" and not np.array_equal(choice.chosen, choices[0].chosen):
+            raise UsageError(
+                f"{found[0].run} and {one.run} were trained on different parts of {dataset.source}; "
+                "judge them together on other pictures, or on --part all, which leaves out what any of them trained on"
+            )
+    chosen = np.logical_and.reduce([choice.chosen for choice in choices])
+    training = np.logical_or.reduce([choice.training for choice in choices])
+    if not chosen.any():
+        raise _nothing_left(dataset.source, " and ".join(one.run for one in found), part, int(training.sum()))
+    wanted = np.flatnonzero(chosen)
+    prepared = prepare(
+        dataset,
+        preprocess.resize,
+        preprocess.channels,
+        pad_to=preprocess.size,
+        only=wanted,
+        threads=threads,
+        cache_limit=cache_limit,
+    )
+    good = np.array([i for i in wanted.tolist() if i not in prepared.bad], dtype=np.int64)
+    if not len(good):
+        raise DataError(f"{dataset.source}: no picture can be read; see `svertka check {dataset.source}`")
+    scope = Scope(
+        dataset.source,
+        choices[0].part,
+        int(training.sum()),
+        bool((chosen & training).any()),
+        len(prepared.bad),
+        next((one.note for one in found if one.note), None),
+    )
+    return Selection(prepared.rows, good, [prepared.digests[i] for i in good], scope)
+
+
+def manifest_of(run: str | PathLike[str]) -> Manifest | None:
+    """What `run` says it was trained on; None for a network of the zoo, and for runs that did not record it yet.
+
+    Raises:
+        RunError: the record is damaged.
+    """
+    path = Run(run).manifest
+    return Manifest.read(path) if path.exists() else None
+
+
+class Admission:
+    """Says of single images whether `run` may be judged by them, and counts; a Classifier in memory knows no image."""
+
+    def __init__(self, run: str | PathLike[str] | Classifier, *, include_training: bool) -> None:
+        self._manifest = None if isinstance(run, Classifier) else manifest_of(run)
+        self._include, self._training = include_training, 0
+        self._parts: set[str] = set()
+
+    def admits(self, picture: Picture) -> bool:
+        """Whether `picture` may judge: one that the run was trained on may not, unless it is to be included.
+
+        Raises:
+            PictureError: it cannot be read from disk.
+        """
+        digest = b"" if self._manifest is None else _digest(picture)
+        part = str(self._manifest.parts_of([digest])[0]) if self._manifest is not None else ""
+        self._training += part == "train"
+        if part == "train" and not self._include:
+            return False
+        self._parts.add(part)
+        return True
+
+    def scope(self, source: str) -> Scope:
+        """Which images of `source` were admitted so far."""
+        known = self._parts - {""}
+        if not known:
+            part = "all" if self._manifest is None else NEW
+        else:
+            part = next(iter(known)) if len(self._parts) == 1 else "held-out" if "train" not in known else "all"
+        return Scope(source, part, self._training, self._include and self._training > 0)
+
+
+def _digest(picture: Picture) -> bytes:
+    """The digest of a picture as its data set would give it; of none in an image object, which has no file."""
+    if isinstance(picture, str | PathLike):
+        return FilePictures(Path(), [fspath(picture)]).digest(0)
+    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8:
+        return ArrayPictures(np.ascontiguousarray(picture)[None], "").digest(0)
+    return b""
+
+
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """`part`, the images (N,) that it stands for, and those that it would stand for but that trained the network."""
+
+    part: str
+    chosen: Flags
+    training: Flags
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What is known of the images of a source: `own`, (N,) the part of `run` that each was in, and "" for new ones;
+    `named`, (N,) the part that the source says, or ""."""
+
+    run: str
+    own: npt.NDArray[np.str_]
+    named: npt.NDArray[np.str_]
+    note: str | None = None
+
+    @classmethod
+    def of(cls, run: str | PathLike[str], dataset: Dataset, contents: list[bytes]) -> "_Known":
+        manifest, note = manifest_of(run), None
+        if manifest is None:
+            manifest, note = _reconstructed(run, dataset, contents)
+        own = manifest.parts_of(contents) if manifest is not None else np.full(len(dataset), "", "<U5")
+        return cls(fspath(run), own, dataset.parts, note)
+
+    def chosen(self, part: str | None, include_training: bool) -> _Choice:
+        """The images of `part`, as for `select`."""
+        new = self.own == ""
+        trained = self.own == "train"
+        effective = np.where(new, self.named, self.own)
+        fresh = new & (self.named == "")
+        everything = np.ones(len(new), bool)
+        if part == "train":
+            chosen = effective == "train"
+            return _Choice("train", chosen, chosen & trained)
+        if part == "all":
+            name, chosen, might = "all", everything & ~trained, everything
+        elif part is not None:
+            name, chosen, might = part, effective == part, self.named == part
+        else:
+            held = next((name for name in ("test", "val") if (effective == name).any()), "")
+            chosen, might = ((effective == held) | fresh, self.named != "train") if held else (~trained, everything)
+            name = self._name(held, fresh, trained)
+        training = trained & might
+        return _Choice(name, chosen | (training & include_training), training)
+
+    def _name(self, held: str, fresh: Flags, trained: Flags) -> str:
+        if held:
+            return "held-out" if fresh.any() else held
+        return NEW if trained.any() else "all"
+
+
+def _reconstructed(
+    run: str | PathLike[str], dataset: Dataset, contents: list[bytes]
+) -> tuple[Manifest | None, str | None]:
+    """The parts of a run that did not record them, found by dividing `dataset` as its training did; or why not.
+
+    Only if all contents, labels and parts are those of the training, which its fingerprint says.
+    """
+    if not Run(run).training.exists():
+        return None, None  # of the zoo, or a classifier saved by itself
+    settings = Run(run).settings()
+    bad = {PurePath(str(one.get("path"))).name for one in settings.get("bad") or ()}
+    names = [PurePath(dataset.pictures.name(i)).name if bad else "" for i in range(len(dataset))]
+    good = np.array([i for i, name in enumerate(names) if contents[i] and name not in bad], dtype=np.int64)
+    shares = float(settings["val"]), float(settings["test"])
+    indices = divided_by_content(dataset, contents, good, *shares, turn=int(settings.get("turn", 0))).indices
+    if fingerprint(dataset, contents, good, indices) == settings["fingerprint"]:
+        return Manifest.of(contents, indices), None
+    if _same_place(str(settings["source"]), dataset.source):
+        raise RunError(
+            f"{fspath(run)} does not record which images it was trained on, and {dataset.source} has changed since, so "
+            "that they cannot be told; put the images back, judge it on others, or train anew"
+        )
+    return None, (
+        f"{fspath(run)} does not record which images it was trained on; if some of these are among them, its error is "
+        "higher than shown"
+    )
+
+
+def _same_place(one: str, other: str) -> bool:
+    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
+def _nothing_left(source: str, runs: str, part: str | None, training: int) -> UsageError:
+    if training:
+        return UsageError(
+            f"{source} holds no image to judge {runs} by: {counted(training)} trained the network; give other images, "
+            "or --include-training to judge it by these"
+        )
+    return UsageError(f"{source} has no {part} part; leave --part out to score all its pictures")

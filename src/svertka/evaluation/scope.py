@@ -1,0 +1,65 @@
+"""Which images a number is about: the part of a source that was judged, and what was left out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+# What people call the images of a part, before the noun.
+CALLED = {
+    "test": "test ",
+    "val": "validation ",
+    "train": "training ",
+    "held-out": "held-out ",
+    "new": "new ",
+    "all": "",
+}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What was judged of `source`.
+
+    `part`: "test", "val" or "train"; "new": images that the run has never seen; "held-out": its own test or validation
+    images and new ones; "all". `training_images`: how many the run was trained on, left out unless
+    `includes_training`. `unreadable`: how many could not be read. `note`: what cannot be known, a sentence; None if
+    nothing is in doubt.
+    """
+
+    source: str
+    part: str
+    training_images: int = 0
+    includes_training: bool = False
+    unreadable: int = 0
+    note: str | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The same for people."""
+        kind = "all images" if self.part == "all" else f"{CALLED[self.part]}images"
+        return "; ".join((f"judged: {self.source}, {kind}", *self.remarks))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is not as one would expect, a sentence each."""
+        said = []
+        if self.training_images and self.includes_training:
+            said.append(f"{counted(self.training_images)} of these trained the network: the error is too low")
+        elif self.training_images:
+            said.append(f"{counted(self.training_images)} that trained the network left out (--include-training)")
+        if self.unreadable:
+            said.append(f"{counted(self.unreadable)} could not be read")
+        return (*said, *([self.note] if self.note else []))
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for a JSON file; `note` where there is one."""
+        return {
+            "source": self.source,
+            "part": self.part,
+            "training_images": self.training_images,
+            "includes_training": self.includes_training,
+            "unreadable": self.unreadable,
+        } | ({"note": self.note} if self.note else {})
+
+
+def counted(number: int) -> str:
+    """ "1 image" and "1,200 images"."""
+    return "1 image" if number == 1 else f"{number:,} images"

@@ -1,0 +1,338 @@
+"""What a run was trained on never judges it, wherever the images are now and whatever they are called."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import svertka
+from svertka.classifier import Classifier
+from svertka.cli.app import main
+from svertka.data.manifest import Manifest
+from svertka.data.sources import open_source
+from svertka.errors import RunError, UsageError
+from svertka.evaluation.held_out import Admission
+from svertka.evaluation.judgement import judge
+from svertka.run import Run
+from svertka.training.repeats import repeat
+
+QUICK: dict[str, Any] = {"model": "mlp", "size": 8, "epochs": 2, "threads": 1}
+
+
+def content(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def trained_contents(source: Path, run: Run) -> tuple[set[str], set[str]]:
+    """Contents that the training set and the part that was scored held, by an oracle that reads the run's manifest
+    with the digests of the files, as they were when it was trained."""
+    manifest = Manifest.read(run.manifest)
+    by_part: dict[str, set[str]] = {}
+    for path in source.rglob("*.png"):
+        part = manifest.part_of(hashlib.blake2b(path.read_bytes(), digest_size=16).digest())
+        by_part.setdefault(part, set()).add(content(path))
+    return by_part["train"], by_part.get("test") or by_part["val"]
+
+
+@pytest.fixture(scope="module")
+def runs(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Run, float, set[str], set[str]]]:
+    """Runs, the error that each reported, and the contents of its training set and of what it was scored on."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = [
+        svertka.train(digit_folder, output=folder / "plain", **QUICK),
+        svertka.train(digit_folder, output=folder / "tested", test=0.3, **QUICK),
+        *repeat(digit_folder, 3, output=folder / "repeats", test=0.2, **QUICK).runs,
+    ]
+    found = []
+    for run in made:
+        result = run.result()
+        error = result["val_error"] if result["test_error"] is None else result["test_error"]
+        found.append((run, error, *trained_contents(digit_folder, run)))
+    return found
+
+
+def judged_contents(run: Run, source: Path, **options: Any) -> set[str]:
+    judgement = judge(run, source, threads=1, **options)
+    return {content(Path(judgement.dataset.pictures.name(i))) for i in judgement.total.pictures.tolist()}
+
+
+def dotted(source: Path, work: Path, random: np.random.Generator) -> Path:
+    return source / ".." / source.name
+
+
+def linked(source: Path, work: Path, random: np.random.Generator) -> Path:
+    (work / "link").symlink_to(source)
+    return work / "link"
+
+
+def linked_one_by_one(source: Path, work: Path, random: np.random.Generator) -> Path:
+    for path in source.rglob("*.png"):
+        place = work / "links" / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (os.link if random.random() < 0.5 else os.symlink)(path, place)
+    return work / "links"
+
+
+def relative(source: Path, work: Path, random: np.random.Generator) -> Path:
+    return Path(os.path.relpath(source))
+
+
+def copied(source: Path, work: Path, random: np.random.Generator) -> Path:
+    return Path(shutil.copytree(source, work / "copy"))
+
+
+def renamed(source: Path, work: Path, random: np.random.Generator) -> Path:
+    whole = copied(source, work, random)
+    for number, path in enumerate(sorted(whole.rglob("*.png"))):
+        path.rename(path.with_name(f"{random.integers(10**9)}-{number}.png"))
+    return whole
+
+
+def nested(source: Path, work: Path, random: np.random.Generator) -> Path:
+    whole = copied(source, work, random)
+    for path in sorted(whole.rglob("*.png")):
+        place = path.parent / f"of-{random.integers(4)}" / path.name
+        place.parent.mkdir(exist_ok=True)
+        path.rename(place)
+    return whole
+
+
+def in_parts(source: Path, work: Path, random: np.random.Generator) -> Path:
+    """The images anew in train, val and test, by somebody who did not know how the run had divided them."""
+    for path in source.rglob("*.png"):
+        place = work / "parts" / random.choice(["train", "val", "test"]) / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    return work / "parts"
+
+
+def in_csv(source: Path, work: Path, random: np.random.Generator) -> Path:
+    rows = [f"{path},{path.parent.name}" for path in source.rglob("*.png")]
+    (work / "rows.csv").write_text("\n".join(["path,label", *random.permutation(rows)]) + "\n")
+    return work / "rows.csv"
+
+
+def twice(source: Path, work: Path, random: np.random.Generator) -> Path:
+    whole = copied(source, work, random)
+    for path in sorted(whole.rglob("*.png"))[::3]:
+        shutil.copy(path, path.with_name(f"again-{path.name}"))
+    return whole
+
+
+def some(source: Path, work: Path, random: np.random.Generator) -> Path:
+    whole = copied(source, work, random)
+    for path in sorted(whole.rglob("*.png")):
+        if random.random() < 0.3:
+            path.unlink()
+    return whole
+
+
+def with_new_ones(source: Path, work: Path, random: np.random.Generator) -> Path:
+    whole = copied(source, work, random)
+    for name in ("one", "three"):
+        for number in range(5):
+            pixels = random.integers(0, 255, (8, 8), np.uint8)
+            Image.fromarray(pixels).save(whole / name / f"new-{number}.png")
+    return whole
+
+
+SAME = [dotted, linked, linked_one_by_one, relative, copied, renamed, nested, in_csv]  # nothing is missing or new
+OTHER = [in_parts, twice, some, with_new_ones]
+Layout = Callable[[Path, Path, np.random.Generator], Path]
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("layout", [*SAME, *OTHER], ids=lambda one: one.__name__)
+def test_no_training_image_judges(
+    layout: Layout,
+    runs: list[tuple[Run, float, set[str], set[str]]],
+    digit_folder: Path,
+    tmp_path: Path,
+    large_count: Callable[[int, int], int],
+) -> None:
+    every = [*SAME, *OTHER].index(layout) % large_count(len(runs), 1)
+    for number in range(large_count(1, 12)):
+        work = tmp_path / str(number)
+        work.mkdir()
+        source = layout(digit_folder, work, np.random.default_rng(number))
+        there = {content(path) for path in (digit_folder if layout is in_csv else source).rglob("*.png")}
+        for run, error, learnt, scored in runs[every :: large_count(len(runs) - 2, 1)]:
+            for part in (None, "all"):
+                judged = judged_contents(run, source, part=part)
+                assert not judged & learnt
+                assert judged >= scored & there or layout is in_parts
+            if layout in SAME:
+                judged_by_own = svertka.evaluate(run, source, threads=1)
+                assert judged_by_own.top1_error == error
+            everything = judge(run, source, threads=1, part="all", include_training=True).total
+            assert everything.scope is not None
+            assert everything.scope.includes_training
+            assert judged_contents(run, source, part="all", include_training=True) == there
+
+
+@pytest.mark.usefixtures("quiet")
+def test_new_images_are_held_out_and_counted(
+    runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
+) -> None:
+    source = with_new_ones(digit_folder, tmp_path, np.random.default_rng(0))
+    run, _, learnt, scored = runs[1]
+    scope = svertka.evaluate(run, source, threads=1).scope
+    assert scope is not None
+    assert (scope.part, scope.training_images, scope.includes_training) == ("held-out", len(learnt), False)
+    assert f"held-out images; {len(learnt)} images that trained the network left out" in scope.sentence
+    assert len(judged_contents(run, source)) == len(scored) + 10
+    for path in source.rglob("[0-9]*.png"):
+        path.unlink()
+    for name in ("one", "three"):
+        shutil.copy(next(p for p in (digit_folder / name).iterdir() if content(p) in learnt), source / name)
+    only_new = svertka.evaluate(run, source, threads=1)
+    assert only_new.images == 10
+    assert only_new.scope is not None
+    assert (only_new.scope.part, only_new.scope.training_images) == ("new", 2)
+    assert svertka.evaluate(run, source, threads=1, include_training=True).images == 12
+
+
+@pytest.mark.usefixtures("quiet")
+def test_where_nothing_else_is_left_it_is_refused(
+    runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
+) -> None:
+    run, _, learnt, _ = runs[1]
+    for path in digit_folder.rglob("*.png"):
+        if content(path) in learnt:
+            (tmp_path / "test" / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / "test" / path.parent.name)
+    for part in (None, "test", "all"):
+        with pytest.raises(
+            UsageError, match=rf"no image to judge .* by: {len(learnt)} images trained the network; give"
+        ):
+            svertka.evaluate(run, tmp_path, part=part, threads=1)
+    judged = svertka.evaluate(run, tmp_path, part="test", include_training=True, threads=1)
+    assert judged.images == len(learnt)
+    assert judged.as_json()["training_images"] == len(learnt)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_earlier_weights_do_not_judge_either(
+    runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
+) -> None:
+    first, _, learnt, _ = runs[2]
+    options = QUICK | {"weights": first, "unfreeze": "all", "test": 0.3, "turn": 7}
+    second = svertka.train(digit_folder, output=tmp_path / "second", **options)
+    assert not judged_contents(second, digit_folder) & learnt
+    inherited = Manifest.read(second.manifest).inherited
+    assert inherited == Manifest.read(first.manifest).trained_on
+    shutil.copytree(digit_folder, tmp_path / "copy")
+    for path in (tmp_path / "copy").rglob("*.png"):
+        if content(path) not in learnt:
+            path.unlink()
+    with pytest.raises(UsageError, match="images trained the network"):
+        svertka.evaluate(second, tmp_path / "copy", threads=1)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_runs_that_did_not_record_their_images_are_divided_again_or_refused(
+    runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
+) -> None:
+    for number, (run, error, learnt, _) in enumerate(runs[1:4]):
+        old = Run(shutil.copytree(run.folder, tmp_path / f"old-{number}"))
+        old.manifest.unlink()
+        assert svertka.evaluate(old, digit_folder, threads=1).top1_error == error
+        assert not judged_contents(old, digit_folder, part="all") & learnt
+    source = copied(digit_folder, tmp_path, np.random.default_rng(0))
+    next(source.rglob("*.png")).unlink()
+    scope = svertka.evaluate(old, source, threads=1).scope
+    assert scope is not None
+    assert scope.note is not None
+    assert "does not record which images it was trained on; if some of these are among them" in scope.note
+    settings = json.loads(old.training.read_text()) | {"source": str(source)}
+    old.training.write_text(json.dumps(settings))
+    with pytest.raises(RunError, match="does not record which images .* and .*copy has changed since"):
+        svertka.evaluate(old, source, threads=1)
+    old.manifest.write_bytes(b"no")
+    with pytest.raises(RunError, match="manifest.safetensors is damaged"):
+        svertka.evaluate(old, source, threads=1)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_runs_compared_leave_out_what_any_was_trained_on(
+    runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path
+) -> None:
+    (one, _, learnt, _), (other, _, also_learnt, _) = runs[2], runs[3]
+    with pytest.raises(UsageError, match="were trained on different parts of .*leaves out what any of them trained on"):
+        svertka.compare([one, other], digit_folder, threads=1)
+    compared = svertka.compare([one, other], digit_folder, part="all", threads=1)
+    pictures, judged = compared.judgement.dataset.pictures, compared.together.pictures.tolist()
+    assert not {content(Path(pictures.name(i))) for i in judged} & (learnt | also_learnt)
+    assert compared.as_json()["training_images"] == len(learnt | also_learnt)
+    assert f"{len(learnt | also_learnt)} images that trained the network left out" in compared.sentence
+
+
+@pytest.mark.usefixtures("quiet")
+def test_an_atlas_shows_what_is_held_out(
+    runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    from svertka.inspection.subject import open_subject
+
+    run, _, learnt, scored = runs[3]
+    for source in (None, copied(digit_folder, tmp_path, np.random.default_rng(0))):
+        options: dict[str, Any] = {"pictures": None, "place": torch.device("cpu"), "threads": 1, "cache_limit": None}
+        subject = open_subject(run, source, **options)
+        shown = {content(Path(subject.dataset.pictures.name(i))) for i in range(len(subject))}
+        assert shown == scored
+        assert len(open_subject(run, source, include_training=True, **options)) == len(learnt) + len(scored)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_single_images_are_admitted_by_content(
+    runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
+) -> None:
+    run, _, learnt, scored = runs[1]
+    for number, path in enumerate(sorted(digit_folder.rglob("*.png"))):
+        shutil.copy(path, tmp_path / f"{number}.png")
+    admission = Admission(run, include_training=False)
+    admitted = {content(path) for path in tmp_path.iterdir() if admission.admits(path)}
+    assert not admitted & learnt
+    assert admitted >= scored
+    assert admission.scope("x").training_images == len(learnt)
+    everything = Admission(run, include_training=True)
+    assert all(everything.admits(path) for path in tmp_path.iterdir())
+    assert everything.scope("x").includes_training
+    assert Admission(Classifier.load(run), include_training=False).admits(next(tmp_path.iterdir()))
+
+
+@pytest.mark.usefixtures("quiet")
+def test_arrays_are_known_by_their_pixels(tmp_path: Path) -> None:
+    run = svertka.train("digits", model="mlp", epochs=1, output=tmp_path / "run", threads=1)
+    dataset = open_source("digits")
+    array = dataset.pictures.array  # type: ignore[attr-defined]
+    admission = Admission(run, include_training=False)
+    admitted = sum(admission.admits(one) for one in array)
+    sizes = run.settings()["parts"]
+    assert admitted == sizes["val"] + sizes["test"]
+
+
+def test_the_commands_say_the_part_and_what_is_left_out(
+    runs: list[tuple[Run, float, set[str], set[str]]],
+    digit_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, _, learnt, _ = runs[0]
+    source = str(copied(digit_folder, tmp_path, np.random.default_rng(0)))
+    assert main(["evaluate", str(run.folder), source, "--threads", "1"]) == 0
+    assert f"validation images; {len(learnt)} images that trained the network left out" in capsys.readouterr().out
+    assert main(["evaluate", str(run.folder), source, "--threads", "1", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["part"], said["training_images"], said["includes_training"]) == ("val", len(learnt), False)
+    assert main(["evaluate", str(run.folder), source, "--threads", "1", "--json", "--include-training"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["images"], said["includes_training"]) == (240, True)
