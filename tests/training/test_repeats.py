@@ -1,6 +1,7 @@
 """Several divisions of the same pictures, and how sure their mean error is."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from scipy import stats
 
 from svertka.errors import UsageError
+from svertka.run import Run
 from svertka.training.repeats import interval, repeat
 
 QUICK = {"model": "mlp", "size": 8, "epochs": 2, "threads": 1}
@@ -28,6 +30,66 @@ def test_without_pictures_to_judge_by_there_is_nothing_to_say(digit_folder: Path
         repeat(digit_folder, 3, output=tmp_path / "runs", val=0, **QUICK)
     with pytest.raises(UsageError, match="repeats=1 gives no interval"):
         repeat(digit_folder, 1, output=tmp_path / "one")
+
+
+def in_parts(source: Path, target: Path, *parts: str) -> Path:
+    for number, path in enumerate(sorted(source.rglob("*.png"))):
+        place = target / parts[number % len(parts)] / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("parts", "options", "advice"),
+    [
+        (("train", "train", "val"), {}, "which images are val, .* the same; give --test 0.3"),
+        (("train", "train", "test"), {"val": 0}, "which images are test, .* the same; give --val 0.1"),
+        (
+            ("train", "val", "test"),
+            {"test": 0.3},
+            "which images are val and test, .* the same; put all images into one",
+        ),
+    ],
+)
+def test_repeats_that_would_be_the_same_are_refused_before_any_training(
+    digit_folder: Path, tmp_path: Path, parts: tuple[str, ...], options: dict[str, float], advice: str
+) -> None:
+    source = in_parts(digit_folder, tmp_path / "parts", *parts)
+    with pytest.raises(UsageError, match=advice):
+        repeat(source, 3, output=tmp_path / "runs", **QUICK, **options)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_varies_is_stated(digit_folder: Path, tmp_path: Path) -> None:
+    source = in_parts(digit_folder, tmp_path / "parts", "train", "train", "test")
+    made = repeat(source, 2, output=tmp_path / "runs", **QUICK)
+    assert (made.part, made.varies) == ("test", "trained on")
+    assert "the images trained on; all are judged by the same test images, as the source has it" in made.sentence
+    assert len({run.settings()["fingerprint"] for run in made.runs}) == 2
+    source = in_parts(digit_folder, tmp_path / "own-val", "train", "train", "val")
+    made = repeat(source, 2, output=tmp_path / "tested", test=0.3, **QUICK)
+    assert (made.part, made.varies) == ("test", "trained and judged on")
+    assert made.summary()["varies"] == made.varies
+
+
+def test_divisions_that_come_out_the_same_give_no_interval(digit_folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for path in sorted((digit_folder / name).iterdir())[:2]:
+            shutil.copy(path, tmp_path / "few" / name)
+    with pytest.raises(UsageError, match="has too few pictures for 40 divisions: those of .* are the same"):
+        repeat(tmp_path / "few", 40, output=tmp_path / "runs", test=0.3, **QUICK | {"epochs": 1})
+
+
+def test_errors_that_are_all_the_same_still_have_an_interval(
+    digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = Run.result
+    monkeypatch.setattr(Run, "result", lambda self: result(self) | {"test_error": 0.0})
+    low, high = repeat(digit_folder, 2, output=tmp_path / "runs", test=0.3, **QUICK).interval
+    assert low == 0
+    assert 0.03 < high < 0.1
 
 
 def test_the_interval_holds_the_error_of_fresh_pictures_as_often_as_it_says() -> None:

@@ -196,8 +196,7 @@ def _repeat(source: str, repeats: int, options: dict[str, Any], *, as_json: bool
     if as_json:
         print_json(made.summary())
         return
-    low, high = made.interval
-    print(f"{made.part} error {made.mean:.2%} over {repeats} divisions, 95 % interval {low:.2%} to {high:.2%}")
+    print(made.sentence)
     print(f"the runs are in {made.folder}")
 
 

@@ -1,6 +1,7 @@
 """The same training on several divisions of the pictures: how much a result owes to which pictures were learnt from."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -8,11 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from svertka.data.sources import open_source
+from svertka.data.split import VAL_SHARE
 from svertka.errors import UsageError
+from svertka.evaluation.intervals import wilson
 from svertka.files import write_json
 from svertka.run import Run
 from svertka.training.claim import claimed
 from svertka.training.job import train
+
+BOTH, TRAINED_ON = "trained and judged on", "trained on"  # images that vary
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,8 @@ class Repeats:
     """`runs`, one a division, and the error of each on its `part`, val or test: `errors`, 0 to 1.
 
     `interval`: 95 % confidence interval of the error that training on so many pictures leads to; `mean`: its middle.
+    `varies`: "trained and judged on" where each run has other images for both, "trained on" where the source names the
+    images that judge, so that the interval says nothing of what other images would judge.
     """
 
     folder: Path
@@ -28,6 +36,17 @@ class Repeats:
     errors: tuple[float, ...]
     mean: float
     interval: tuple[float, float]
+    varies: str
+
+    @property
+    def sentence(self) -> str:
+        """The same for people."""
+        low, high = self.interval
+        judged = "" if self.varies == BOTH else f"; all are judged by the same {self.part} images, as the source has it"
+        return (
+            f"{self.part} error {self.mean:.2%} over {len(self.runs)} divisions, 95 % interval {low:.2%} to {high:.2%} "
+            f"(what varies: the images {self.varies}{judged})"
+        )
 
     def summary(self) -> dict[str, Any]:
         """All of it as JSON takes it."""
@@ -37,6 +56,7 @@ class Repeats:
             "errors": list(self.errors),
             "mean": self.mean,
             "interval": list(self.interval),
+            "varies": self.varies,
         }
 
 
@@ -49,24 +69,63 @@ def repeat(
     written to `output`/repeats.json.
 
     Raises:
-        UsageError: fewer than two repeats, or no pictures are left to judge by. And what `train` raises.
+        UsageError: fewer than two repeats, no pictures are left to judge by, or every division is the same. And what
+            `train` raises.
     """
     if repeats < 2:
         raise UsageError(f"repeats={repeats} gives no interval; use 5 or 10")
+    varies = _what_varies(fspath(source), options)
     with claimed(fspath(source), "repeats", output) as folder:
-        return _repeat_in(folder, source, repeats, **options)
+        return _repeat_in(folder, source, repeats, varies, **options)
 
 
-def _repeat_in(folder: Path, source: str | PathLike[str], repeats: int, **options: Any) -> Repeats:
-    runs = [train(source, output=folder / "0", **options)]
+def _what_varies(source: str, options: Mapping[str, Any]) -> str:
+    """What of the divisions differs, as `Repeats.varies` says.
+
+    Raises:
+        UsageError: nothing is left to judge by, or no part is drawn, so that every training would be the same.
+    """
+    named = set(open_source(source, columns=options.get("columns")).parts.tolist()) & {"val", "test"}
+    asked = {"val": options.get("val", VAL_SHARE), "test": options.get("test", 0.0)}
+    drawn = {part for part, share in asked.items() if share and part not in named}
+    judges = next((part for part in ("test", "val") if part in named | drawn), None)
+    if judges is None:
+        raise UsageError(f"no picture of {source} is left to judge by; set --test 0.3, or --val")
+    if not drawn:
+        if "test" not in named:
+            advice = "give --test 0.3 to have a test part drawn anew each time"
+        elif "val" not in named:
+            advice = "give --val 0.1 to have other images trained on each time"
+        else:
+            advice = "put all images into one part to have them divided anew each time"
+        parts = " and ".join(sorted(named, reverse=True))
+        raise UsageError(
+            f"{source} says itself which images are {parts}, so that all repeats would be the same; {advice}"
+        )
+    return BOTH if judges in drawn else TRAINED_ON
+
+
+def _repeat_in(folder: Path, source: str | PathLike[str], repeats: int, varies: str, **options: Any) -> Repeats:
+    runs: list[Run] = []
+    for turn in range(repeats):
+        runs.append(train(source, output=folder / str(turn), turn=turn, **options))
+        divisions = [run.settings()["fingerprint"] for run in runs]
+        if divisions[-1] in divisions[:-1]:
+            raise UsageError(
+                f"{fspath(source)} has too few pictures for {repeats} divisions: those of {runs[-1].folder} and "
+                f"{runs[divisions.index(divisions[-1])].folder} are the same; give fewer --repeats"
+            )
     part = next((part for part in ("test", "val") if runs[0].result()[f"{part}_error"] is not None), None)
     if part is None:
         raise UsageError(f"no picture of {fspath(source)} is left to judge by; set --test 0.3, or --val")
-    runs += [train(source, output=folder / str(turn), turn=turn, **options) for turn in range(1, repeats)]
     errors = tuple(float(run.result()[f"{part}_error"]) for run in runs)
     sizes = [run.settings()["parts"] for run in runs]
     judged_share = float(np.mean([size[part] / size["train"] for size in sizes]))
-    made = Repeats(folder, tuple(runs), part, errors, float(np.mean(errors)), interval(errors, judged_share))
+    reach = interval(errors, judged_share)
+    if len(set(errors)) == 1:  # such a spread says nothing: what one division can tell at best
+        judged = min(size[part] for size in sizes)
+        reach = wilson(round(errors[0] * judged), judged)
+    made = Repeats(folder, tuple(runs), part, errors, float(np.mean(errors)), reach, varies)
     write_json(folder / "repeats.json", made.summary())
     return made
 
