@@ -48,7 +48,7 @@ def in_parts(source: Path, target: Path, *parts: str) -> Path:
         (
             ("train", "val", "test"),
             {"test": 0.3},
-            "which images are val and test, .* the same; put all images into one",
+            "which images are val and test, .* the same; put all images",
         ),
     ],
 )

@@ -99,9 +99,7 @@ def _what_varies(source: str, options: Mapping[str, Any]) -> str:
         else:
             advice = "put all images into one part to have them divided anew each time"
         parts = " and ".join(sorted(named, reverse=True))
-        raise UsageError(
-            f"{source} says itself which images are {parts}, so that all repeats would be the same; {advice}"
-        )
+        raise UsageError(f"{source} says which images are {parts}, so that all repeats would be the same; {advice}")
     return BOTH if judges in drawn else TRAINED_ON
 
 
