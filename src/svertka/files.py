@@ -1,5 +1,6 @@
 """Files that are whole or absent: atomic writes, the cache folder, locks, and the space that is left."""
 
+import errno
 import json
 import os
 import shutil
@@ -52,11 +53,17 @@ def cache_folder(*parts: str) -> Path:
     Raises:
         StorageError: it cannot be made.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root.joinpath("svertka", *parts)
+    folder = _cache_root().joinpath("svertka", *parts)
     with storage(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _cache_root() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # neither HOME nor an entry of this user in the system's list
+        raise StorageError("there is no home folder for the cache; set HOME, or XDG_CACHE_HOME") from error
 
 
 def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
@@ -68,6 +75,7 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
         StorageError: the disk is full or the folder cannot be written.
     """
     with storage(path):
+        _refuse_special(path)
         prefix = f".{path.name[:40]}."  # of which a name that is as long as names may be leaves room
         descriptor, temporary = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
         try:
@@ -108,6 +116,12 @@ def read_json(path: Path, limit: int = 1 << 24) -> Any:
         return json.loads(content)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _refuse_special(path: Path) -> None:
+    """Raise OSError if `path` is there and no regular file: a device would be replaced, to the harm of all."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "it is a folder, a device or a pipe", str(path))
 
 
 def read_regular(path: Path, limit: int) -> bytes:

@@ -1,5 +1,6 @@
 """Trainings of a part of a network: what stays, that storing features changes nothing, and that stopping does not."""
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import svertka
 from svertka.errors import Interrupted, UsageError
+from svertka.models.zoo import MODELS
 from svertka.run import Run
 from svertka.training.published import BACKBONE
 
@@ -136,3 +138,48 @@ def test_pictures_of_one_s_own_start_from_the_bundled_backbone(
     assert (run.settings()["model"], run.settings()["weights"]) == BACKBONE
     assert run.result()["val_error"] == 0
     assert re.search(r"(cat|dog) has \d training pictures: what so few teach", capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("kind", ["below a file", "no home", "full", "hostile"])
+def test_a_cache_that_cannot_be_written_is_a_warning(
+    digit_folder: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is wrong with it, the same is learnt."""
+    torch.manual_seed(0)
+    torch.save(MODELS["resnet20"].build().state_dict(), tmp_path / "x.pth")
+    options: dict[str, Any] = {"weights": tmp_path / "x.pth", "model": "resnet20", "recipe": "frozen", "size": 8}
+    options |= {"epochs": 2, "threads": 1}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    whole = svertka.train(digit_folder, output=tmp_path / "whole", **options)
+    assert whole.settings()["cache"] is not None
+    reason = "cannot write"
+    if kind == "below a file":
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    elif kind == "no home":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setattr("pwd.getpwuid", lambda _: {}[0])
+        reason = "there is no home folder for the cache; set HOME, or XDG_CACHE_HOME"
+    elif kind == "full":
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        shutil.rmtree(tmp_path / "cache")
+        monkeypatch.setattr("svertka.data.store._write", full)
+        reason = "no space left on device"
+    else:
+        oddities: list[Callable[[Path], object]] = [Path.mkdir, lambda path: path.symlink_to(path.name), os.mkfifo]
+        files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+        for number, path in enumerate(files):
+            path.unlink()
+            oddities[number % 3](path)
+        reason = ""
+    capsys.readouterr()
+    run = svertka.train(digit_folder, output=tmp_path / "run", **options)
+    assert reason in capsys.readouterr().err
+    assert run.result()["val_error"] == whole.result()["val_error"]
+    kept, expected = run.classifier().network.state_dict(), whole.classifier().network.state_dict()
+    assert all(kept[name].equal(expected[name]) for name in kept)

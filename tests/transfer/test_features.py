@@ -17,7 +17,8 @@ from svertka.errors import StorageError
 from svertka.files import cache_folder
 from svertka.graph.optimize import Optimized
 from svertka.models.zoo import MODELS
-from svertka.transfer.features import room, row_bytes, stored
+from svertka.transfer import features as features_module
+from svertka.transfer.features import kept_in_memory, room, row_bytes, stored
 from svertka.transfer.freeze import Frozen, divide
 
 PICTURES = 40
@@ -183,3 +184,33 @@ def test_no_room_is_one_sentence(frozen: Counting, small_disk: Callable[[int], A
 def test_room_is_what_the_limit_leaves() -> None:
     assert room(10_000) == pytest.approx(10_000, abs=row_bytes((1,), half=False))
     assert row_bytes(SHAPE, half=False) - row_bytes(SHAPE, half=True) == 2 * 32 * 16
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("half", [False, True])
+def test_without_a_disk_they_are_the_same(frozen: Counting, half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = rows()
+    changed = batches(pictures, augmentations=(PadCrop(pixels=1), Flip()), seed=5)
+    on_disk = stored(changed, frozen, SHAPE, digests(pictures), variants=2, half=half)
+    seen = frozen.seen
+    in_memory = kept_in_memory(changed, frozen, SHAPE, variants=2, half=half)
+    assert frozen.seen == seen + 2 * PICTURES
+    monkeypatch.setattr(features_module, "IN_MEMORY", 0)
+    each_time = kept_in_memory(changed, frozen, SHAPE, variants=2, half=half)
+    for epoch in (0, 1, 2):
+        for expected, one, other in zip(*(some.epoch(epoch) for some in (on_disk, in_memory, each_time)), strict=True):
+            assert torch.equal(expected.images, one.images)
+            assert other.images.numpy() == pytest.approx(expected.images.numpy(), abs=1e-3 if half else 1e-5)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_what_is_damaged_while_it_is_learnt_from_is_computed_again(frozen: Counting) -> None:
+    pictures = rows()
+    features = stored(batches(pictures), frozen, SHAPE, digests(pictures))
+    everything = np.arange(PICTURES)
+    expected = features.images(everything, 0).clone()
+    newest = max((cache_folder("features")).glob("*/rows"), key=lambda path: path.stat().st_mtime_ns)
+    with newest.open("r+b") as file:
+        file.seek(newest.stat().st_size // 2)
+        file.write(b"\xff" * 64)
+    assert features.images(everything, 0).numpy() == pytest.approx(expected.numpy(), abs=1e-5)

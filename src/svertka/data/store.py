@@ -15,7 +15,6 @@ it counts as this process's. Mapped, every row touched brings in up to 2 MB arou
 """
 
 import fcntl
-import json
 import os
 import shutil
 import weakref
@@ -29,7 +28,7 @@ import numpy.typing as npt
 
 from svertka.data.dataset import Ints
 from svertka.errors import StorageError
-from svertka.files import free_bytes, locked, storage, write_json
+from svertka.files import free_bytes, locked, read_json, storage, write_json
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -144,12 +143,13 @@ class ByteStore:
         header = {"version": VERSION} | layout
         path = self.folder / "format.json"
         try:
-            known = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            known = read_json(path)
+        except (OSError, ValueError):
             known = None
+        _clear(path, self.folder / "use", self.folder / "keys", self.folder / "rows", only_odd=True)
         if known != header:
-            for name in ("keys", "rows"):  # not emptied in place: a process of another version may have them open
-                (self.folder / name).unlink(missing_ok=True)
+            # Not emptied in place: a process of another version may have them open.
+            _clear(self.folder / "keys", self.folder / "rows")
             write_json(path, header)
 
     def _refresh(self) -> None:
@@ -292,6 +292,15 @@ def _remove(folder: Path, *, really: bool) -> int:
         return 0
     finally:
         os.close(use)
+
+
+def _clear(*paths: Path, only_odd: bool = False) -> None:
+    """Remove what is at `paths`; `only_odd`: where it is no regular file, which a store never makes."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif not (only_odd and path.is_file() and not path.is_symlink()):
+            path.unlink(missing_ok=True)
 
 
 def _size(folder: Path) -> int:

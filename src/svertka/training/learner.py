@@ -3,6 +3,7 @@
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,17 +12,18 @@ from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.data.batches import Batches
 from svertka.device import in_layout
-from svertka.errors import DataError, PictureError, UsageError
+from svertka.errors import DataError, PictureError, StorageError, UsageError
 from svertka.evaluation.report import SHOWN_SIDE
 from svertka.models import zoo
 from svertka.models.heads import Adaptation, head_path
+from svertka.progress import say
 from svertka.training.loop import make_optimizer
 from svertka.training.parts import Parts
 from svertka.training.range_test import stable_rate
 from svertka.training.recipe import Recipe
 from svertka.training.settings import Settings
 from svertka.transfer import fitted, freeze
-from svertka.transfer.features import stored
+from svertka.transfer.features import kept_in_memory, stored
 from svertka.transfer.freeze import Partly
 
 READ = 4  # pictures by which reading is timed
@@ -199,14 +201,11 @@ def _stored(made: Partly, settings: Settings, parts: Parts, batches: Batches, ti
     """`batches` of the features that `made` learns from, as the settings have them stored."""
     assert settings.cache is not None
     patches = parts.patches
-    return stored(
-        batches,
-        made.frozen,
-        made.shape,
-        parts.digests,
-        variants=settings.cache.variants if batches.augmentations else 1,
-        half=settings.cache.half,
-        limit=settings.cache_limit,
-        title=title,
-        compute=None if patches is None else lambda indices, _: patches.features(made.frozen.prefix, indices),
-    )
+    compute = None if patches is None else lambda indices, _: patches.features(made.frozen.prefix, indices)
+    variants = settings.cache.variants if batches.augmentations else 1
+    how: dict[str, Any] = {"variants": variants, "half": settings.cache.half, "title": title, "compute": compute}
+    try:
+        return stored(batches, made.frozen, made.shape, parts.digests, limit=settings.cache_limit, **how)
+    except StorageError as error:
+        say(f"features are not stored: {error}; they are computed again by the next training that needs them")
+        return kept_in_memory(batches, made.frozen, made.shape, **how)
