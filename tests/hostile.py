@@ -1,7 +1,7 @@
 """Hostile values for every file and argument that svertka reads: import what you need, and add what you miss.
 
 TEXTS                   what a class, a file or an option may be called; none holds a slash or a NUL
-PATHS                   what may be given where a path is wanted
+PATHS                   what may be given where a path is wanted; DEVICES: where one is wanted to read from
 NUMBERS                 what may be written where a number is wanted
 json_documents(good)    `good` with each of its values in turn made hostile, and damaged as a whole; bytes
 xml_documents(good)     the same of an XML text
@@ -71,13 +71,12 @@ PATHS = {
     "above": "..",
     "root": "/",
     "below a file": "/dev/null/x",
-    "device": "/dev/null",
-    "endless": "/dev/zero",
-    "full": "/dev/full",
-    "process": "/proc/self/mem",
     "scheme": "https://example.org/x",
     "Windows": "C:\\photos\\x",
 }
+
+# Only to be read from: root could overwrite them.
+DEVICES = {"device": "/dev/null", "endless": "/dev/urandom", "full": "/dev/full", "process": "/proc/self/mem"}
 
 NUMBERS = {
     "NaN": "NaN",
@@ -212,7 +211,7 @@ _MADE = {
     "pipe": lambda path: os.mkfifo(path),
     "dangling link": lambda path: path.symlink_to("nowhere"),
     "link to itself": lambda path: path.symlink_to(path.name),
-    "endless device": lambda path: path.symlink_to("/dev/zero"),
+    "endless device": lambda path: path.symlink_to("/dev/urandom"),
     "sparse": _sparse,
     "unreadable": _unreadable,
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hostile import files
 from svertka.errors import StorageError, UsageError
 from svertka.files import (
     cache_folder,
@@ -110,6 +111,15 @@ def test_free_bytes_of_a_folder_to_be() -> None:
 )
 def test_sizes_are_told_in_the_unit_that_suits(count: float, said: str) -> None:
     assert in_bytes(count) == said
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "endless device"])
+def test_what_is_no_file_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    path = files(tmp_path, "")[kind]
+    before = path.stat().st_mode
+    with pytest.raises(StorageError, match="not a file; choose another name"):
+        write_atomic(path, b"new")
+    assert path.stat().st_mode == before
 
 
 @pytest.mark.parametrize(

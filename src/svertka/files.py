@@ -72,8 +72,11 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
     A temporary file beside `path` is written, synced and renamed. After a failure `path` is as it was.
 
     Raises:
-        StorageError: the disk is full or the folder cannot be written.
+        StorageError: the disk is full or the folder cannot be written; or `path` is a device or a pipe.
     """
+    if path.exists() and not path.is_file():  # which root could replace, and take from all others
+        kind = "a folder" if path.is_dir() else "a device or a pipe"
+        raise StorageError(f"cannot write {path}: it is {kind}, not a file; choose another name")
     with storage(path):
         _refuse_special(path)
         prefix = f".{path.name[:40]}."  # of which a name that is as long as names may be leaves room

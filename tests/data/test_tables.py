@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from hostile import PATHS, csv_documents, files
+from hostile import DEVICES, PATHS, csv_documents, files
 from svertka.data.folder import Listing, list_folder
 from svertka.data.layout import Entry
 from svertka.data.tables import parse_columns, read_table
@@ -181,6 +181,6 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
         if kind != "folder":
             with pytest.raises(SvertkaError):
                 list_folder(path)
-    for path in PATHS.values():
+    for path in (*PATHS.values(), *DEVICES.values()):
         with pytest.raises(SvertkaError):
             list_folder(f"{path}.csv" if path else path)

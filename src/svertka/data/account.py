@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from svertka.files import shortened
 from svertka.quoting import printable
 
+LONGEST = 100  # characters of a path, in a sentence
 SHOWN = 3  # examples of a kind, in a sentence
 
 HIDDEN = "hidden, or left by the system"
@@ -64,7 +66,8 @@ class Account:
         said = []
         for suffix, reason, paths in groups:
             more = ", …" if len(paths) > SHOWN else ""
-            said.append(f"{len(paths)} {suffix}, {reason} ({', '.join(map(printable, paths[:SHOWN]))}{more})")
+            few = "" if reason == OWN else f" ({', '.join(map(_example, paths[:SHOWN]))}{more})"
+            said.append(f"{len(paths)} {suffix}, {reason}{few}")
         return f"left out: {'; '.join(said)}"
 
     def sentences(self) -> list[str]:
@@ -89,6 +92,10 @@ class Account:
 def suffix_of(path: str) -> str:
     """The suffix of a path in lower case, or "no suffix"."""
     return PurePath(path).suffix.lower() or "no suffix"
+
+
+def _example(path: str) -> str:
+    return printable(shortened(path, LONGEST))
 
 
 def by_suffix(paths: Iterable[str]) -> tuple[tuple[str, int], ...]:

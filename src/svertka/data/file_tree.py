@@ -292,7 +292,7 @@ class _Lister:
                 inside = f"{path}/{entry.name}"
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append((place / entry.name, inside))
-                else:
+                elif not _is_folder(entry):
                     self._leave(inside, reason)
 
 

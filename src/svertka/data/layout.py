@@ -253,8 +253,11 @@ class _Reader:
     def _use_table(self, table: Table, folder: Folder, part: str) -> None:
         self.layout.notes += [f"labels are read from {table.file}", *table.notes]
         self.in_tables.update(folder.all_images())
+        left_out = {one.path for one in self.tree.left_out}
         for row in table.rows:
             path = PurePosixPath(folder.relative, row.path).as_posix()
+            if path in left_out:
+                continue
             self.found.append((Entry(path, clean_name(row.label), part or row.part, row.group), None))
 
     # What is odd
