@@ -48,8 +48,9 @@ def signal_vanishes(network: nn.Module, images: Tensor) -> bool:
 
 def draw_small(network: nn.Module, tensors: Iterable[str]) -> None:
     """Draw the weights among `tensors` from N(0, 0.01) and set the biases to 0, in place: all classes begin alike."""
-    for name in sorted(tensors):
-        tensor = network.get_parameter(name)
+    parameters = dict(network.named_parameters())  # LeNet-5 has its last layer in a buffer, which does not learn
+    for name in sorted(parameters.keys() & set(tensors)):
+        tensor = parameters[name]
         if tensor.dim() > 1:
             nn.init.normal_(tensor, std=HEAD_DEVIATION)
         else:
