@@ -1,11 +1,14 @@
 """Boxes in the three formats, and what is said of bad ones."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from hostile import DEVICES, PATHS, csv_documents, files, json_documents, xml_documents
 from svertka.data.boxes import Annotation, Box, of_pictures, read_boxes, refuse_unknown
 from svertka.errors import DataError, SvertkaError, UsageError
 
@@ -119,3 +122,61 @@ def test_pictures_are_found_by_name_and_folder() -> None:
         of_pictures([Annotation("a.jpg", "4.xml", None, ())], paths)
     with pytest.raises(DataError, match="1.xml and 5.xml are both about photos/b.jpg"):
         of_pictures([second, Annotation("b.jpg", "5.xml", None, ())], paths)
+
+
+GOOD_XML = (
+    "<annotation><filename>a.jpg</filename><size><width>40</width><height>30</height></size><object><name>cat</name>"
+    "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>20</xmax><ymax>20</ymax></bndbox></object></annotation>"
+)
+GOOD_COCO = {
+    "images": [{"id": 1, "file_name": "a.jpg", "width": 40, "height": 30}],
+    "categories": [{"id": 2, "name": "cat"}],
+    "annotations": [{"id": 3, "image_id": 1, "category_id": 2, "bbox": [0, 0, 20, 20]}],
+}
+GOOD_CSV = "path,label,xmin,ymin,xmax,ymax\na.jpg,cat,0,0,20,20\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "documents"),
+    [
+        ("a.xml", lambda: xml_documents(GOOD_XML)),
+        ("a.json", lambda: json_documents(GOOD_COCO)),
+        ("a.csv", lambda: csv_documents(GOOD_CSV)),
+    ],
+)
+def test_hostile_annotations_are_read_or_refused(
+    tmp_path: Path, name: str, documents: Callable[[], Iterator[bytes]]
+) -> None:
+    refused, read = [], 0
+    for content in documents():
+        (tmp_path / name).write_bytes(content)
+        try:
+            annotations = read_boxes(tmp_path / name)
+            of_pictures(annotations, ["/x/a.jpg"])
+            for one in annotations:
+                with suppress(DataError):
+                    one.check(40, 30)
+            read += 1
+        except SvertkaError as error:
+            refused.append(len(str(error)))
+    assert len(refused) > 50
+    assert read > 5
+    assert max(refused) < 1200
+
+
+@pytest.mark.parametrize("encoding", ["shift_jis", "gbk", "big5", "utf-7", "utf-16", "euc-jp", "utf-8"])
+def test_annotations_in_the_encodings_of_the_east(tmp_path: Path, encoding: str) -> None:
+    text = f'<?xml version="1.0" encoding="{encoding}"?>\n{GOOD_XML.replace("cat", "犬")}'
+    (tmp_path / "a.xml").write_bytes(text.encode(encoding))
+    assert read_boxes(tmp_path / "a.xml")[0].boxes[0].name == "犬"
+
+
+def test_annotations_that_are_no_files_are_refused_at_once(tmp_path: Path) -> None:
+    for suffix in (".xml", ".json", ".csv"):
+        for kind, path in files(tmp_path / suffix, suffix).items():
+            if kind != "folder":
+                with pytest.raises(SvertkaError):
+                    read_boxes(path)
+    for path in (*PATHS.values(), *DEVICES.values()):
+        with pytest.raises(SvertkaError):
+            read_boxes(path)

@@ -6,8 +6,9 @@ boxes.csv               path,label,xmin,ymin,xmax,ymax: a box a row, edges in pi
 """
 
 import csv
-import json
+import io
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
+from svertka.data.tables import read_text
 from svertka.errors import DataError, UsageError
+from svertka.files import given_path, read_json, read_regular, shortened
 
+LARGEST_XML, LARGEST_JSON = 2**24, 2**30  # bytes
+LARGEST_SIDE = 10**7  # pixels
 COLUMNS = ("path", "label", "xmin", "ymin", "xmax", "ymax")
 
 
@@ -80,7 +85,7 @@ def read_boxes(path: str | Path) -> list[Annotation]:
         UsageError: no such file or folder, or none of these formats.
         DataError: it is damaged, or a box is empty or lacks an edge.
     """
-    path = Path(path).expanduser()
+    path = given_path(path)
     if not path.exists():
         raise UsageError(f"there is no file or folder {path}; check the path of the boxes")
     if path.is_dir():
@@ -146,19 +151,18 @@ def _box(name: str, edges: Sequence[float], where: str) -> Box:
         raise DataError(f"{where} has a box without a class; name it")
     if not all(map(math.isfinite, edges)) or edges[2] <= edges[0] or edges[3] <= edges[1]:
         said = ", ".join(f"{edge:g}" for edge in edges)
-        raise DataError(f"{where} has a {name} between the edges {said}, which hold nothing; correct or remove the box")
+        raise DataError(
+            f"{where} has a {shortened(name)} between the edges {said}, which hold nothing; correct or remove the box"
+        )
     return Box(name, *edges)
 
 
 def _read_voc(path: Path) -> Annotation:
-    try:
-        root = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError) as error:
-        raise DataError(f"{path} cannot be read as XML: {error}; write it again or remove it") from error
-    picture = _text(root, "filename", path)
+    root = _xml(path)
+    picture = _file_name(_text(root, "filename", path), str(path))
     size = None
     if root.find("size") is not None:
-        width, height = (int(_number(root, f"size/{side}", path)) for side in ("width", "height"))
+        width, height = (_side(_number(root, f"size/{side}", path), side, str(path)) for side in ("width", "height"))
         size = (width, height) if width and height else None  # 0: some tools did not know
     boxes = []
     for thing in root.iter("object"):
@@ -166,6 +170,41 @@ def _read_voc(path: Path) -> Annotation:
         # Pixels count from 1; the tools that count from 0 are not told apart, but for a first pixel.
         boxes.append(_box(_text(thing, "name", path), (max(left - 1, 0), max(top - 1, 0), right, bottom), str(path)))
     return Annotation(picture, str(path), size, tuple(boxes))
+
+
+def _xml(path: Path) -> ElementTree.Element:
+    """The root of an XML file, in whatever encoding it declares."""
+    try:
+        content = read_regular(path, LARGEST_XML)
+        declared = re.match(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)["'][^>]*\?>""", content)
+        if declared is None:
+            text: str | bytes = content
+        else:  # the parser itself knows no encoding of Chinese and Japanese texts
+            text = content[declared.end() :].decode(declared[1].decode())
+        kind = "<!DOCTYPE" if isinstance(text, str) else b"<!DOCTYPE"
+        if kind in text:  # type: ignore[operator]
+            raise ValueError("it declares a document type, as no annotation does")
+        return ElementTree.fromstring(text)
+    except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(
+            f"{path} cannot be read as XML: {shortened(reason, 200)}; write it again or remove it"
+        ) from error
+
+
+def _file_name(said: str, where: str) -> str:
+    """The path of a picture as an annotation has it, if it can be one."""
+    name = PurePosixPath(said.replace("\\", "/")).name
+    if not name or "\0" in said:
+        raise DataError(f"{where} has the file name {shortened(repr(said))}, which is that of no picture; correct it")
+    return said
+
+
+def _side(number: float, name: str, where: str) -> int:
+    """A width or height in pixels, 0 where a tool did not know."""
+    if not 0 <= number <= LARGEST_SIDE or number != int(number):
+        raise DataError(f"{where} has {name}={number:g}; give a number of pixels, or 0 if it is not known")
+    return int(number)
 
 
 def _text(element: ElementTree.Element, name: str, path: Path) -> str:
@@ -181,36 +220,41 @@ def _number(element: ElementTree.Element, name: str, path: Path) -> float:
 
 def _as_number(text: object, name: str, where: str) -> float:
     try:
-        if isinstance(text, str | int | float):
+        if isinstance(text, str | int | float) and not isinstance(text, bool):
             return float(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
-    raise DataError(f"{where} has {name}={text}, which is no number; correct it")
+    raise DataError(f"{where} has {name}={shortened(str(text))}, which is no number; correct it")
 
 
 def _read_coco(path: Path) -> list[Annotation]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, LARGEST_JSON)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}; write it again") from error
+        raise DataError(f"{path} cannot be read as JSON: {shortened(str(error), 200)}; write it again") from error
     images, names = _by_id(content, "images", path), _by_id(content, "categories", path)
     boxes: dict[Any, list[Box]] = defaultdict(list)
     for number, one in enumerate(_rows(content, "annotations", path)):
-        where = f"{path}, annotation {one.get('id', f'#{number}')},"
+        where = f"{path}, annotation {shortened(str(one.get('id', f'#{number}')))},"
         image, category, edges = one.get("image_id"), one.get("category_id"), one.get("bbox")
-        if image not in images:
+        if not _is_id(image) or image not in images:
             raise DataError(
-                f"{where} has a box without a picture: image_id={image}; add it to images or remove the box"
+                f"{where} has a box without a picture: image_id={shortened(str(image))}; add it to images or remove "
+                "the box"
             )
-        if category not in names:
-            raise DataError(f"{where} has category_id={category}, which is not among the categories; add it")
+        if not _is_id(category) or category not in names:
+            raise DataError(
+                f"{where} has category_id={shortened(str(category))}, which is not among the categories; add it"
+            )
         if not isinstance(edges, list) or len(edges) != 4:
-            raise DataError(f"{where} has bbox={edges}; give [left, top, width, height]")
+            raise DataError(f"{where} has bbox={shortened(str(edges))}; give [left, top, width, height]")
         left, top, width, height = (_as_number(edge, "bbox", where) for edge in edges)
-        box = _box(str(names[category].get("name", "")), (left, top, left + width, top + height), where)
-        boxes[image].append(box)
+        name = names[category].get("name")
+        if not isinstance(name, str):
+            raise DataError(f"{path} has the category {shortened(str(category))} without a name; give it one")
+        boxes[image].append(_box(name, (left, top, left + width, top + height), where))
     return [
-        Annotation(str(image.get("file_name", "")), str(path), _coco_size(image), tuple(boxes[key]))
+        Annotation(_coco_name(image, path), str(path), _coco_size(image, path), tuple(boxes[key]))
         for key, image in images.items()
     ]
 
@@ -223,21 +267,47 @@ def _rows(content: Any, name: str, path: Path) -> list[dict[str, Any]]:
 
 
 def _by_id(content: Any, name: str, path: Path) -> dict[Any, dict[str, Any]]:
-    return {row.get("id"): row for row in _rows(content, name, path)}
+    found: dict[Any, dict[str, Any]] = {}
+    for row in _rows(content, name, path):
+        if not _is_id(row.get("id")):
+            raise DataError(
+                f"{path} has an entry of {name} with id={shortened(str(row.get('id')))}; give a number or a text"
+            )
+        if row["id"] in found:
+            raise DataError(f"{path} has two entries of {name} with id={shortened(str(row['id']))}; number them apart")
+        found[row["id"]] = row
+    return found
 
 
-def _coco_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    width, height = image.get("width"), image.get("height")
-    return (width, height) if isinstance(width, int) and isinstance(height, int) else None
+def _is_id(value: object) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def _coco_name(image: Mapping[str, Any], path: Path) -> str:
+    name, where = image.get("file_name"), f"{path}, image {shortened(str(image['id']))},"
+    if not isinstance(name, str):
+        raise DataError(f"{where} has file_name={shortened(str(name))}; give the name of its file")
+    return _file_name(name, where)
+
+
+def _coco_size(image: Mapping[str, Any], path: Path) -> tuple[int, int] | None:
+    sides = image.get("width"), image.get("height")
+    if None in sides:
+        return None
+    where = f"{path}, image {shortened(str(image['id']))},"
+    width, height = (
+        _side(_as_number(side, name, where), name, where) for side, name in zip(sides, ("width", "height"), strict=True)
+    )
+    return (width, height) if width and height else None
 
 
 def _read_csv(path: Path) -> list[Annotation]:
     boxes: dict[str, list[Box]] = defaultdict(list)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with io.StringIO(read_text(path)[0], newline="") as file:
             for picture, box in _csv_rows(csv.DictReader(file, strict=True), path):
                 boxes[picture].append(box)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}; save it as such") from error
     return [Annotation(picture, str(path), None, tuple(found)) for picture, found in boxes.items()]
 
@@ -251,5 +321,6 @@ def _csv_rows(rows: "csv.DictReader[str]", path: Path) -> Iterator[tuple[str, Bo
         picture = (row["path"] or "").strip()
         if not picture:
             raise DataError(f"{where} has a box without a picture; fill in its path")
+        _file_name(picture, where)
         edges = [_as_number(row[column], column, where) for column in COLUMNS[2:]]
         yield picture, _box((row["label"] or "").strip(), edges, where)

@@ -100,7 +100,7 @@ def read_table(file: Path, columns: Mapping[str, str] | None = None) -> Table:
     Raises:
         DataError: it cannot be read, has other columns, or a row lacks a path or a label, or contradicts another.
     """
-    text, encoding = _text(file)
+    text, encoding = read_text(file)
     notes = [] if encoding == "UTF-8" else [f"{file} is in {encoding}"]
     if file.suffix.lower() in (".jsonl", ".ndjson"):
         rows = list(_json_rows(text, file, columns or {}))
@@ -132,8 +132,12 @@ def _once(rows: Sequence[Row]) -> list[Row]:
     return kept
 
 
-def _text(file: Path) -> tuple[str, str]:
-    """The text of `file`, and its encoding: UTF-8, or UTF-16 or UTF-32 as its first bytes say."""
+def read_text(file: Path) -> tuple[str, str]:
+    """The text of the table `file`, and its encoding: UTF-8, or UTF-16 or UTF-32 as its first bytes say.
+
+    Raises:
+        DataError: it cannot be read, is too large, or is in another encoding.
+    """
     try:
         content = read_regular(file, LARGEST)
     except (OSError, ValueError) as error:
