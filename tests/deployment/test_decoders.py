@@ -28,6 +28,10 @@ from svertka.errors import FormatError, PictureError, SizeError
 SETTINGS = Settings(min_side=40, max_pixels=50_000_000)
 
 
+def itself(pixels: Any) -> Any:
+    return pixels
+
+
 def run(work: Callable[[Decoders], Any], processes: int = 1) -> Any:
     """What the coroutine function `work` gives with decoders that run; afterwards no process is left."""
 
@@ -65,8 +69,8 @@ def saved(width: int, height: int, kind: str, **options: Any) -> bytes:
 def test_pixels_are_those_that_are_decoded_here(kinds: dict[str, Path]) -> None:
     async def all_of_them(decoders: Decoders) -> list[Any]:
         return await asyncio.gather(
-            *(decoders.decode(path.read_bytes(), SETTINGS, Account()) for path in kinds.values()),
-            decoders.decode(kinds["plain.jpg"].read_bytes(), SETTINGS._replace(square=False), Account()),
+            *(decoders.decode(path.read_bytes(), SETTINGS, Account(), itself) for path in kinds.values()),
+            decoders.decode(kinds["plain.jpg"].read_bytes(), SETTINGS._replace(square=False), Account(), itself),
         )
 
     *found, whole = run(all_of_them, processes=2)
@@ -88,13 +92,13 @@ def test_pixels_are_those_that_are_decoded_here(kinds: dict[str, Path]) -> None:
 )
 def test_what_cannot_be_read_says_why(data: bytes, error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
-        run(lambda decoders: decoders.decode(data, SETTINGS, Account()))
+        run(lambda decoders: decoders.decode(data, SETTINGS, Account(), itself))
 
 
 def test_a_large_image_is_decoded_by_the_one_process_for_such() -> None:
     async def one(decoders: Decoders) -> Any:
         first = set(decoders.pids)
-        pixels = await decoders.decode(saved(4000, 3900, "WEBP", lossless=True), SETTINGS, Account())
+        pixels = await decoders.decode(saved(4000, 3900, "WEBP", lossless=True), SETTINGS, Account(), itself)
         return pixels, len(set(decoders.pids) - first)
 
     pixels, more = run(one)
@@ -108,15 +112,15 @@ def test_slow_images_hold_up_no_others(jpeg: bytes) -> None:
 
     async def beside(decoders: Decoders) -> tuple[int, int]:
         hostile = Account()
-        waiting = [asyncio.create_task(decoders.decode(slow, SETTINGS, hostile)) for _ in range(40)]
+        waiting = [asyncio.create_task(decoders.decode(slow, SETTINGS, hostile, itself)) for _ in range(40)]
         await asyncio.sleep(0)
         for _ in range(20):
-            await decoders.decode(jpeg, SETTINGS, Account())
+            await decoders.decode(jpeg, SETTINGS, Account(), itself)
         done = sum(task.done() for task in waiting)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        await decoders.decode(slow, SETTINGS, Account())  # there is room again
+        await decoders.decode(slow, SETTINGS, Account(), itself)  # there is room again
         return done, hostile.running
 
     done, running = run(beside)
@@ -131,8 +135,8 @@ def test_what_takes_too_long_ends_and_the_next_one_is_decoded(jpeg: bytes, monke
     async def slow_then_quick(decoders: Decoders) -> None:
         before = decoders.pids
         with pytest.raises(SizeError, match="takes more than .* seconds to decode"):
-            await decoders.decode(scans(3000, 90), SETTINGS, Account())
-        await decoders.decode(saved(20, 20, "PNG"), SETTINGS, Account())
+            await decoders.decode(scans(3000, 90), SETTINGS, Account(), itself)
+        await decoders.decode(saved(20, 20, "PNG"), SETTINGS, Account(), itself)
         assert not set(decoders.pids) & set(before)
 
     run(slow_then_quick)
@@ -143,7 +147,7 @@ def test_a_process_that_is_killed_is_replaced(jpeg: bytes) -> None:
         for _ in range(3):
             (pid,) = decoders.pids[:1]
             os.kill(pid, signal.SIGKILL)
-            await decoders.decode(jpeg, SETTINGS, Account())
+            await decoders.decode(jpeg, SETTINGS, Account(), itself)
 
     run(killed)
 
@@ -153,14 +157,14 @@ def test_whoever_gives_up_leaves_nothing(jpeg: bytes, monkeypatch: pytest.Monkey
     slow = scans(3000, 90)
 
     async def abandoned(decoders: Decoders) -> float:
-        tasks = [asyncio.create_task(decoders.decode(slow, SETTINGS, Account())) for _ in range(6)]
+        tasks = [asyncio.create_task(decoders.decode(slow, SETTINGS, Account(), itself)) for _ in range(6)]
         await asyncio.sleep(0.5)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         began = time.monotonic()
-        await asyncio.gather(*(decoders.decode(jpeg, SETTINGS, Account()) for _ in range(4)))
-        await decoders.decode(saved(4000, 3900, "WEBP", lossless=True), SETTINGS, Account())
+        await asyncio.gather(*(decoders.decode(jpeg, SETTINGS, Account(), itself) for _ in range(4)))
+        await decoders.decode(saved(4000, 3900, "WEBP", lossless=True), SETTINGS, Account(), itself)
         return time.monotonic() - began
 
     run(abandoned)
@@ -171,10 +175,10 @@ def test_a_request_may_not_take_for_ever(monkeypatch: pytest.MonkeyPatch) -> Non
 
     async def two(decoders: Decoders) -> None:
         account = Account()
-        await decoders.decode(saved(20, 20, "PNG"), SETTINGS, account)
+        await decoders.decode(saved(20, 20, "PNG"), SETTINGS, account, itself)
         with pytest.raises(SizeError, match="the images of this request took more than 0 seconds"):
-            await decoders.decode(saved(20, 20, "PNG"), SETTINGS, account)
-        await decoders.decode(saved(20, 20, "PNG"), SETTINGS, Account())
+            await decoders.decode(saved(20, 20, "PNG"), SETTINGS, account, itself)
+        await decoders.decode(saved(20, 20, "PNG"), SETTINGS, Account(), itself)
 
     run(two)
 
@@ -183,7 +187,9 @@ def test_too_many_large_images_are_told_to_come_again() -> None:
     slow = scans(1500, 60)
 
     async def crowd(decoders: Decoders) -> list[Any]:
-        tasks = [asyncio.create_task(decoders.decode(slow, SETTINGS, Account())) for _ in range(LARGE_WAITING + 4)]
+        tasks = [
+            asyncio.create_task(decoders.decode(slow, SETTINGS, Account(), itself)) for _ in range(LARGE_WAITING + 4)
+        ]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         refused = [task.exception() for task in tasks if task.done() and not task.cancelled() and task.exception()]
         for task in tasks:
@@ -202,7 +208,7 @@ def test_large_images_of_one_request_wait_for_each_other() -> None:
 
     async def all_of_them(decoders: Decoders) -> int:
         account = Account()
-        return len(await asyncio.gather(*(decoders.decode(one, SETTINGS, account) for one in many)))
+        return len(await asyncio.gather(*(decoders.decode(one, SETTINGS, account, itself) for one in many)))
 
     assert run(all_of_them) == len(many)
 

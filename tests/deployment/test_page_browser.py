@@ -178,3 +178,24 @@ def test_without_scripts_it_says_what_is_possible(browser: Any, server: Any) -> 
     assert tab.locator("pre").inner_text().startswith("curl --data-binary @picture.jpg")
     assert tab.locator("#report").is_visible()
     context.close()
+
+
+def test_behind_a_proxy_the_page_works_under_its_path(
+    browser: Any, small_run: Path, live: Callable[..., Any], digit_folder: Path
+) -> None:
+    with live(Served(small_run, torch.device("cpu")), root="/svertka") as running:
+        context = browser.new_context()
+        tab = context.new_page()
+        failed: list[str] = []
+        tab.on("response", lambda answer: failed.append(answer.url) if answer.status >= 400 else None)
+        tab.goto(f"http://127.0.0.1:{running.port}/svertka")  # without its slash
+        assert tab.url.endswith("/svertka/")
+        assert f"http://127.0.0.1:{running.port}/svertka/predict" in tab.locator("pre").inner_text()
+        answers = given(tab, digit_folder / "one" / "01.png")
+        answers.locator("details:not([hidden])").wait_for()
+        assert answers.locator("h2").inner_text().startswith("01.png: ")
+        tab.locator("#report").click()
+        tab.locator("h1").wait_for()
+        assert "/svertka/files/" in tab.url
+        assert failed == []
+        context.close()

@@ -1,24 +1,28 @@
 """The server as a process of its own."""
 
 import contextlib
+import io
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import svertka
 from svertka.cli.app import main
 from svertka.errors import UsageError
 
 pytest.importorskip("uvicorn")
+from svertka.deployment.server import bound
 
 
 @contextlib.contextmanager
@@ -123,3 +127,102 @@ def test_a_missing_package_is_one_sentence(small_run: Path, monkeypatch: pytest.
     serve: Callable[..., None] = svertka.serve  # asked for again, its modules are imported again
     with pytest.raises(UsageError, match=r"uvicorn is not installed; pip install 'svertka\[serve\]'"):
         serve(small_run)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])  # of SIGINT another test tells
+def test_it_ends_in_peace_while_decoders_are_busy(small_run: Path, name: str) -> None:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((3000, 3000)).convert("RGB").save(buffer, "JPEG", progressive=True, quality=30)
+    content = buffer.getvalue()
+    last = content.rindex(b"\xff\xda")
+    slow = content[:last] + content[last:-2] * 80 + content[-2:]
+    with process(str(small_run)) as (said, server):
+        children = _children(server.pid)
+        port = int(said["url"].rstrip("/").rpartition(":")[2])
+        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(slow)}\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", port), timeout=100) as sock:
+            sock.sendall(head + slow)
+            while len(_children(server.pid)) == len(children):  # until the process for slow ones has begun
+                time.sleep(0.05)
+            children = _children(server.pid)
+            server.send_signal(getattr(signal, name))
+            assert sock.recv(100).startswith((b"HTTP/1.1 200", b"HTTP/1.1 413"))  # what has begun is finished
+        assert server.wait(100) == 0
+        assert server.stderr is not None
+        assert server.stderr.read() == ""
+        assert children
+        assert not any(_is_running(pid) for pid in children)
+
+
+def test_processes_that_decode_end_with_a_server_that_is_killed(small_run: Path) -> None:
+    with process(str(small_run)) as (_, server):
+        children = _children(server.pid)
+        server.kill()
+        server.wait()
+        for _ in range(200):
+            if not any(_is_running(pid) for pid in children):
+                break
+            time.sleep(0.1)
+        assert children
+        assert not any(_is_running(pid) for pid in children)
+
+
+def _children(pid: int) -> set[int]:
+    found = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        found |= set(map(int, path.read_text().split()))
+    return found
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_the_loopback_address_of_ipv6(small_run: Path, host: str) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("needs IPv6 on the loopback interface")
+    with process(str(small_run), "--host", host) as (said, _):
+        assert said["url"].startswith("http://[::1]:")
+        assert said["token"] is None
+        with urllib.request.urlopen(f"{said['url']}health", timeout=30) as answer:
+            assert json.load(answer)["status"] == "ok"
+
+
+def test_of_two_that_start_at_once_on_one_port_one_says_so(small_run: Path) -> None:
+    first = bound("127.0.0.1", 0)  # before it answers
+    try:
+        with pytest.raises(UsageError, match=r"port=\d+ is taken"):
+            bound("127.0.0.1", first.getsockname()[1])
+    finally:
+        first.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"host": ""}, "host= is not an address"),
+        ({"host": "a\0b"}, "is not an address"),
+        ({"host": "x" * 300}, "is not an address"),
+        ({"host": "\udcff"}, "is not an address"),
+        ({"host": "[::1"}, "is not an address"),
+        ({"host": "256.1.1.1"}, "is not an address"),
+        ({"port": 65536}, "port=65536 must be 1 to 65535, or 0"),
+        ({"port": -1}, "port=-1 must be 1 to 65535, or 0"),
+        ({"port": 10**30}, "must be 1 to 65535, or 0"),
+        ({"root_path": "/a//b"}, "root_path=/a//b is not a path in an address"),
+        ({"root_path": "/a?b"}, "is not a path in an address"),
+        ({"root_path": "/имя"}, "is not a path in an address"),
+        ({"allow_hosts": ["a/b"]}, "allow_hosts=a/b is not the name of a host"),
+        ({"allow_hosts": ["*"]}, "is not the name of a host"),
+        ({"allow_hosts": [""]}, "is not the name of a host"),
+    ],
+)
+def test_places_that_cannot_be(small_run: Path, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        svertka.serve(small_run, **options)

@@ -41,6 +41,7 @@ FILES_POLICY = (
 
 
 Result = TypeVar("Result")
+Picture = bytearray | memoryview  # the bytes of a file, or a string of JSON that holds them in base64
 
 
 class Json(JSONResponse):
@@ -64,13 +65,13 @@ def _without_nan(content: Any) -> Any:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request is about: its `query`, and its `pictures`, each a function that gives the bytes of a file.
+    """What a request is about: its `query`, and its `pictures`.
 
     `names`: of files in a form. `alone`: whether it is one picture, sent as it is.
     """
 
     query: dict[str, str]
-    pictures: Sequence[Callable[[], bytes | bytearray]]
+    pictures: Sequence[Picture]
     names: Sequence[str | None]
     alone: bool
 
@@ -178,8 +179,8 @@ class Api:
             return _entry(number, asked, [], error=refusal.reason)
 
     async def _labelled(self, run: Served, number: int, asked: Asked, top: int, account: Account) -> dict[str, Any]:
-        pixels = await self._decoded(run, asked.pictures[number], account)
-        row = await self._desks[run.key].result(await self._read(run.prepared, pixels))
+        prepared = await self._decoded(run, asked.pictures[number], account, run.prepared)
+        row = await self._desks[run.key].result(prepared)
         with _refusing():
             ranked = run.classifier.rank(run.classifier.sound(row), top)
         return _entry(number, asked, [{"name": name, "probability": probability} for name, probability in ranked])
@@ -198,30 +199,33 @@ class Api:
                 return Json(await _while_connected(request, self._explained(run, asked, label)))
 
     async def _explained(self, run: Served, asked: Asked, label: int | None) -> dict[str, Any]:
-        pixels = await self._decoded(run, asked.pictures[0], Account())
+        pixels = await self._decoded(run, asked.pictures[0], Account(), lambda pixels: pixels)
         work = partial(run.explain, pixels, label)
         with _refusing():
             return await asyncio.get_running_loop().run_in_executor(self._network, work)
 
-    async def _decoded(self, run: Served, picture: Callable[[], bytes | bytearray], account: Account) -> Pixels:
+    async def _decoded(
+        self, run: Served, picture: Picture, account: Account, then: Callable[[Pixels], Result]
+    ) -> Result:
+        """What `then` makes of the pixels of `picture`."""
         await self._reading.wait()
         with _refusing():
-            data = await self._read(picture)
-            return await self.decoders.decode(data, run.decoding, account)
+            data = await self._read(from_base64, picture) if isinstance(picture, memoryview) else picture
+            return await self.decoders.decode(data, run.decoding, account, then)
 
     async def _asked(self, request: Request, body: bytearray, query: dict[str, str], kind: str, *names: str) -> Asked:
         """What a request is about; `names`: what the fields of a form may hold."""
         if kind == JSON_TYPE:
             strings = await self._read(listed, body)
-            return Asked(query, [partial(from_base64, one) for one in strings], [None] * len(strings), alone=False)
+            return Asked(query, strings, [None] * len(strings), alone=False)
         if kind == FORM_TYPE:
             sent = await self._read(form, body, request.headers["content-type"])
             _refuse_unknown(sent.fields, names, "the fields of a form that are no files")
             if query.keys() & sent.fields.keys():
                 raise Refusal(400, f"{min(query.keys() & sent.fields.keys())} is in the query and in the form")
-            pictures = [partial(lambda part: part.content, part) for part in sent.files]
-            return Asked(query | sent.fields, pictures, [part.filename for part in sent.files], alone=False)
-        return Asked(query, [lambda: body], [None], alone=True)
+            names_of_files = [part.filename for part in sent.files]
+            return Asked(query | sent.fields, [part.content for part in sent.files], names_of_files, alone=False)
+        return Asked(query, [body], [None], alone=True)
 
     async def _file(self, request: Request) -> Response:
         run = self.runs.get(request.path_params["run"])

@@ -14,10 +14,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ from svertka.errors import SizeError
 from svertka.files import in_bytes
 
 Pixels = npt.NDArray[np.uint8]
+Result = TypeVar("Result")
 
 REQUEST_SECONDS = 20.0  # of decoding for one request, all of its images together
 ABANDONED_SECONDS = 0.25  # that an image which nobody waits for is still decoded: a new process costs as much
@@ -78,20 +80,24 @@ class Decoders:
         """The ids of the processes that run."""
         return [worker.pid for lane in self._lanes for worker in lane.workers]
 
-    async def decode(self, data: bytes | bytearray, settings: Settings, account: Account) -> Pixels:
-        """The image in `data`, as `decoding.decoded` gives it. Cancelled, it is not decoded any more.
+    async def decode(
+        self, data: bytes | bytearray, settings: Settings, account: Account, then: Callable[[Pixels], Result]
+    ) -> Result:
+        """What `then` makes of the image in `data`, as `decoding.decoded` gives it. Cancelled, it is given up.
+
+        `then` runs in a thread.
 
         Raises:
             PictureError: it cannot be read. Refusal: 503, too many large ones are waiting.
         """
         first, second = self._lanes
         try:
-            return await first.decode(data, settings, account)
+            return await first.decode(data, settings, account, then)
         except (TooMuchError, MoreError):
             pass
         try:
             async with account.large:
-                return await second.decode(data, settings, account)
+                return await second.decode(data, settings, account, then)
         except TooMuchError as error:
             raise SizeError(f"takes more than {LARGE.seconds:.0f} seconds to decode") from error
         except MoreError as error:
@@ -123,8 +129,10 @@ class Lane:
         for worker in self.workers:
             worker.close()
 
-    async def decode(self, data: bytes | bytearray, settings: Settings, account: Account) -> Pixels:
-        """The image in `data`.
+    async def decode(
+        self, data: bytes | bytearray, settings: Settings, account: Account, then: Callable[[Pixels], Result]
+    ) -> Result:
+        """What `then` makes of the image in `data`.
 
         Raises:
             PictureError: it cannot be read. TooMuchError, MoreError: not within the limits.
@@ -141,7 +149,7 @@ class Lane:
         loop = asyncio.get_running_loop()
         # Where there is no timer for CPU time, or the process hangs.
         limit = loop.call_later(10 * self._limits.seconds, worker.kill)
-        future = loop.run_in_executor(self._threads, worker.decode, data, settings)
+        future = loop.run_in_executor(self._threads, lambda: then(worker.decode(data, settings)))
         future.add_done_callback(partial(self._finished, worker, account, limit, time.monotonic()))
         try:
             return await asyncio.shield(future)
@@ -155,7 +163,7 @@ class Lane:
         account: Account,
         limit: asyncio.TimerHandle,
         began: float,
-        future: asyncio.Future[Pixels],
+        future: asyncio.Future[Any],
     ) -> None:
         limit.cancel()
         future.exception()  # whoever waited has been told; if nobody did, nobody need be

@@ -83,7 +83,7 @@ def decoded(data: bytes, settings: Settings, limits: Limits) -> npt.NDArray[np.u
     decoding = Decoding.up_to(settings.max_pixels).within(settings.intensity_range)
     try:
         here = replace(decoding, max_memory=min(decoding.max_memory, int(USED * limits.memory)))
-        if format_of(data) == "JPEG" and scan_count(data) * math.prod(read_header(data, here).size) > limits.work:
+        if _work(data, here) > limits.work:
             raise MoreError
         pixels = read_picture(data, settings.min_side, here)
         if settings.square:
@@ -99,6 +99,13 @@ def decoded(data: bytes, settings: Settings, limits: Limits) -> npt.NDArray[np.u
         if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
             raise MoreError from error
         raise
+
+
+def _work(data: bytes, decoding: Decoding) -> int:
+    """Pixels times scans of a JPEG that has several; else 0."""
+    if data.count(b"\xff\xda") < 2 or format_of(data) != "JPEG":  # most are known at a glance
+        return 0
+    return scan_count(data) * math.prod(read_header(data, decoding).size)
 
 
 def main(limits: Limits) -> None:
