@@ -68,6 +68,12 @@ def _keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def give_back_freed_memory() -> None:
+    """Let the system have what `set_threads` keeps of freed memory. Elsewhere than in glibc: nothing."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def autocast(device: torch.device, *, bfloat16: bool = False) -> AbstractContextManager[Any]:
     """The precision that suits `device`: bfloat16 products on cuda, on the CPU if `bfloat16`; float32 elsewhere.
 

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -199,3 +200,18 @@ def test_a_thousand_in_a_row_on_one_connection(server: Any) -> None:
                     if length:
                         size = length
                 assert json.loads(stream.read(size))["status"] == "ok"
+
+
+def test_a_client_that_breaks_off_is_no_error_of_the_server(server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for content in (
+        b"\0" * 100,
+        b"GET / HTTP/1.1\r\nX: " + b"a" * 100_000,
+        b"POST /predict HTTP/1.1\r\nHost: x\r\n\r\n",
+    ):
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", server.port)) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # it resets
+                sock.sendall(content)
+    time.sleep(0.2)
+    assert server.ask("GET", "/health").status == 200
+    assert not caplog.records

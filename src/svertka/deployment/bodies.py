@@ -7,9 +7,12 @@ from contextlib import asynccontextmanager
 from starlette.requests import ClientDisconnect, Request
 
 from svertka.deployment.refusal import Refusal
+from svertka.device import give_back_freed_memory
 
 BODY_LIMIT = 24 << 20  # bytes of one
 TOTAL_LIMIT = 192 << 20  # bytes of all that are held at a time
+LARGE = 4 << 20  # bytes of one whose memory is given back; that of others serves the next ones
+TRIM_SECONDS = 2.0
 BODY_SECONDS = 20.0  # in which one has to arrive
 
 
@@ -18,6 +21,7 @@ class Bodies:
 
     def __init__(self) -> None:
         self.held = 0
+        self._trim: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
     async def of(self, request: Request) -> AsyncIterator[bytearray]:
@@ -49,6 +53,18 @@ class Bodies:
             yield body
         finally:
             self.held -= size
+            if size > LARGE:
+                self._trim_soon()
+
+    def _trim_soon(self) -> None:
+        """Give back the memory that a large body and its copies took, once for all that end within a while."""
+        if self._trim is None:
+            loop = asyncio.get_running_loop()
+            self._trim = loop.call_later(TRIM_SECONDS, self._give_back, loop)
+
+    def _give_back(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._trim = None
+        loop.run_in_executor(None, give_back_freed_memory)
 
 
 def _too_large() -> Refusal:

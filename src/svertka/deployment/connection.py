@@ -1,6 +1,7 @@
 """Connections that nobody can hold for ever: a limit to their number, and to how long each may keep one waiting."""
 
 import asyncio
+import contextlib
 import json
 from collections import Counter
 from http import HTTPStatus
@@ -139,5 +140,6 @@ class Connection(H11Protocol):
         self.transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
         # Closed at once, a connection on which something is still coming in would lose the answer.
         self._lingering = LINGER_BYTES
-        self.transport.write_eof()
+        with contextlib.suppress(OSError):  # it may be gone already
+            self.transport.write_eof()
         self._watch = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
