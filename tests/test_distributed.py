@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 
 import svertka
 from svertka import distributed
+from svertka.errors import UsageError
 from svertka.run import Run
 from svertka.tensors import read_tensors
+from svertka.training.plan import need_pictures_for_all
 
 OPTIONS = ["--model", "mlp", "--size", "8", "--batch-size", "32", "--lr", "0.05", "--threads", "1"]
 
@@ -83,6 +86,79 @@ def test_a_killed_worker_ends_the_job_and_one_process_continues_it(digit_folder:
     settings["recipe"]["epochs"] = 20
     run.training.write_text(json.dumps(settings))
     assert svertka.resume(run).result()["epochs"] >= 20
+
+
+VARIANTS = {
+    "gradual, with batch norm": ["--gradual", "--unfreeze", "all", "--epochs", "2", "--batch-size", "32"],
+    "batch norm": ["--model", "resnet20", "--size", "8", "--batch-size", "37", "--epochs", "1"],
+    "frozen features, computed head": ["--unfreeze", "last", "--epochs", "1", "--batch-size", "32"],
+    "head without a cache": ["--unfreeze", "head", "--no-cache", "--epochs", "1"],
+    "head that is computed": ["--head", "logistic"],
+    "a picture left over": ["--model", "resnet20", "--size", "8", "--batch-size", "220", "--epochs", "1"],
+}
+
+
+@pytest.fixture(scope="module")
+def trained(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    return svertka.train(digit_folder, output=folder, model="resnet20", size=16, threads=1, epochs=0.1, batch_size=32)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_all_that_one_process_trains_two_do(
+    digit_folder: Path, tmp_path: Path, trained: Run, variant: str, large_count: Callable[[int, int], int]
+) -> None:
+    if variant not in list(VARIANTS)[: large_count(1, len(VARIANTS))]:
+        pytest.skip("all variants: make test-full")
+    arguments = VARIANTS[variant]
+    weights = [] if "--model" in arguments else ["--weights", str(trained.folder)]
+    run = Run(tmp_path / "run")
+    process = torchrun("train", str(digit_folder), "--output", str(run.folder), *arguments, *weights, "--threads", "1")
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert "process 1" not in stderr
+    result = run.result()
+    judged = svertka.evaluate(run.folder, digit_folder, part="val")  # of the weights that were kept
+    assert result["val_error"] == pytest.approx(judged.top1_error)
+
+
+def test_what_went_wrong_in_one_process_is_said_with_its_rank(digit_folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text(
+        """
+import sys
+from svertka import distributed
+from svertka.cli.app import main
+from svertka.training.recorder import Recorder
+
+looked = Recorder.looked
+
+def fails(self, look):
+    if distributed.rank() == 1 and look.step > 5:
+        raise RuntimeError("the second process has no luck")
+    looked(self, look)
+
+Recorder.looked = fails
+sys.exit(main())
+"""
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    process = subprocess.run(
+        [*command, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(script), "train", str(digit_folder),
+         "--output", str(tmp_path / "run"), *OPTIONS, "--epochs", "50"],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300, check=False,
+    )  # fmt: skip
+    assert process.returncode != 0
+    assert "process 1 of 2 failed: RuntimeError: the second process has no luck" in process.stderr
+
+
+def test_too_little_for_all_processes_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UsageError, match="batch_size=2 is less than the 3 processes, .*; use at least 3"):
+        need_pictures_for_all(2, 100)
+    with pytest.raises(UsageError, match="2 training pictures are too few for 3 processes; start fewer of them"):
+        need_pictures_for_all(2, 2)
+    need_pictures_for_all(3, 3)
 
 
 def test_alone_everything_is_a_no_op() -> None:

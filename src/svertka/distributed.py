@@ -5,13 +5,17 @@ The processes are those that `torchrun` started: it sets RANK, WORLD_SIZE and th
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import nn
+
+from svertka.errors import SvertkaError, TrainingError
 
 T = TypeVar("T")
+FAILURE = "svertka/failure"  # under which a process leaves word why it ended, where all of them meet
 
 
 @contextmanager
@@ -25,8 +29,42 @@ def group(device: torch.device) -> Iterator[None]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+    except Exception as error:
+        raise _for_all(error) from error
     finally:
         dist.destroy_process_group()
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether `error` says that another process is gone, not that something went wrong in this one."""
+    if isinstance(error.__cause__, RuntimeError) and isinstance(error, TrainingError):
+        error = error.__cause__
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in said for word in ("gloo", "nccl", "closed by peer"))
+    )
+
+
+def _for_all(error: Exception) -> Exception:
+    """What to raise for an `error` that ended this process.
+
+    Its own is left where the others find it. One that says that another process is gone becomes that one's own.
+    """
+    store = dist.distributed_c10d._get_default_store()
+    if is_lost(error):
+        with suppress(RuntimeError):
+            if store.check([FAILURE]):  # it leaves word before it goes
+                return TrainingError(store.get(FAILURE).decode(errors="replace"))
+        return error
+    text = " ".join(str(error).split())[:500]
+    if not isinstance(error, SvertkaError):
+        text = f"{type(error).__name__}: {text}"
+    said = f"process {rank()} of {world()} failed: {text}"
+    with suppress(RuntimeError):  # the place where they meet may be gone too
+        store.set(FAILURE, said)
+    if isinstance(error, SvertkaError) and is_first():
+        return error
+    return type(error)(said) if isinstance(error, SvertkaError) else TrainingError(said)
 
 
 def rank() -> int:
@@ -42,6 +80,18 @@ def world() -> int:
 def is_first() -> bool:
     """Whether this process is the one that prints and writes."""
     return rank() == 0
+
+
+def replicated(network: nn.Module) -> nn.Module:
+    """`network` such that gradients are means over all processes; it is wrapped anew when other parameters learn."""
+    return nn.parallel.DistributedDataParallel(network) if dist.is_initialized() else network
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give all processes the first one's buffers of `network`, such as the running statistics of batch norm."""
+    if dist.is_initialized():
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def barrier() -> None:

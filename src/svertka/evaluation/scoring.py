@@ -25,9 +25,10 @@ def score(network: nn.Module, batches: Batches, names: tuple[str, ...], title: s
     tally = Tally(len(names))
     with progress(title, batches.steps) as shown:
         for batch in batches.epoch(0):
-            with autocast(batch.images.device):
-                logits = network(batch.images)
-            tally.update(logits, batch.labels, torch.from_numpy(batch.indices))
+            if len(batch.labels):  # of a small last batch another process may have all
+                with autocast(batch.images.device):
+                    logits = network(batch.images)
+                tally.update(logits, batch.labels, torch.from_numpy(batch.indices))
             shown.advance()
     return tally.total().result(names)
 

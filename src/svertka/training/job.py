@@ -163,6 +163,7 @@ def train(
         if "batch_size" not in changes:
             planned = planned.with_changes(batch_size=min(planned.batch_size, len(parts.indices["train"])))
 
+        plan.need_pictures_for_all(planned.batch_size, len(parts.indices["train"]))
         classifier, started = begin(facts, start, parts, preprocess, planned, seed, place, may_redraw=recipe is None)
         del start  # the network holds its own tensors now
         made = freeze_for(classifier, planned)
@@ -397,7 +398,6 @@ def _carry_out(
     learning = learner(classifier, made, settings, parts, place)
     batches = learning.batches
     log = Log(run.metrics, extra.get("log", 0), tensorboard=tensorboard) if distributed.is_first() else None
-    parallel = nn.parallel.DistributedDataParallel(learning.network) if distributed.world() > 1 else learning.network
     weights = parts.class_weights().to(place) if settings.recipe.class_weights else None
     with progress(f"training {run.folder}", steps_of(settings.recipe, batches.steps)[0]) as shown:
         shown.advance(state.step)
@@ -407,7 +407,7 @@ def _carry_out(
                 if not state.step:  # else it was interrupted afterwards
                     recorder.computed()
             elif not recorder.out_of_patience():
-                fit(parallel, optimizer, batches, settings.recipe, state, recorder, class_weights=weights)
+                fit(learning.network, optimizer, batches, settings.recipe, state, recorder, class_weights=weights)
         recorder.save()
     distributed.barrier()  # the first process has now written the weights that all load
 
@@ -455,7 +455,7 @@ def _explained(run: Run, settings: Settings, parts: Parts, state: State, log: Lo
             summary.write(run, settings, parts, None, "val")
         raise TrainingError(sentence) from error
     except RuntimeError as error:
-        if distributed.world() == 1:
+        if distributed.world() == 1 or not distributed.is_lost(error):
             raise
         reason = str(error).splitlines()[0]
         raise TrainingError(

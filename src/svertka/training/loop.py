@@ -88,7 +88,7 @@ def fit(
 ) -> None:
     """Train `network` in place from `state.step` to the end of `recipe`.
 
-    `network` may be wrapped for several processes; its gradients are then means over them.
+    Of several processes each calls this; gradients are then means over them.
 
     Raises:
         TrainingError: the loss diverged; the message names the steps between which it happened.
@@ -98,9 +98,11 @@ def fit(
     recent = torch.tensor(state.recent, dtype=torch.float32 if batches.device.type == "mps" else torch.float64)
     recent = recent.to(batches.device)
     network.train()
+    replica = None
     while state.step < total:
         epoch, first = divmod(state.step, batches.steps)
-        thaw(optimizer, epoch)
+        if thaw(optimizer, epoch) or replica is None:
+            replica = distributed.replicated(network)
         for batch in batches.epoch(epoch, first):
             rate = learning_rate(
                 recipe.schedule,
@@ -112,7 +114,7 @@ def fit(
                 val_errors=state.val_errors,
             )
             set_rate(optimizer, rate)
-            recent += take_step(network, optimizer, batch, loss_of, recipe)
+            recent += take_step(replica, optimizer, batch, loss_of, recipe)
             state.step += 1
             if recipe.lookahead and (state.step % recipe.lookahead == 0 or state.step == total):
                 look_ahead(optimizer, state.step / total, recipe.lookahead)
@@ -251,11 +253,14 @@ def make_optimizer(
     return torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.nesterov, **options)
 
 
-def thaw(optimizer: torch.optim.Optimizer, epoch: int) -> None:
-    """Let those parameters learn whose time has come by `epoch`, from 0, and no others."""
+def thaw(optimizer: torch.optim.Optimizer, epoch: int) -> bool:
+    """Let those parameters learn whose time has come by `epoch`, from 0, and no others; whether that changes any."""
+    changed = False
     for group in optimizer.param_groups:
         for parameter in group["params"]:
+            changed |= parameter.requires_grad != (group["begins"] <= epoch)
             parameter.requires_grad_(group["begins"] <= epoch)
+    return changed
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

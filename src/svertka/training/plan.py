@@ -91,6 +91,18 @@ def _time(network: nn.Module, batch: Batch, recipe: Recipe, layout: torch.memory
     return median(times[1:])
 
 
+def need_pictures_for_all(batch_size: int, pictures: int) -> None:
+    """Raise UsageError if a batch, or all training pictures, leave a process without any."""
+    world = distributed.world()
+    if pictures < world:
+        raise UsageError(f"{pictures} training pictures are too few for {world} processes; start fewer of them")
+    if batch_size < world:
+        raise UsageError(
+            f"batch_size={batch_size} is less than the {world} processes, which share each batch; "
+            f"use at least {world}, or start fewer processes"
+        )
+
+
 @contextmanager
 def _enough_for_batch_norm(batch: Batch) -> Iterator[None]:
     """Say of a step in the body that fails for want of pictures in `batch` how many it takes."""

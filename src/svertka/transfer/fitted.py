@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from svertka import distributed
 from svertka.data.batches import Batches
 from svertka.data.dataset import Ints
 from svertka.progress import Progress, progress
@@ -21,10 +22,19 @@ TIMED = 2000  # pictures
 
 
 def all_of(batches: Batches) -> tuple[Floats, Ints]:
-    """Everything that `batches` give in their first epoch: features (N, D) float32, and labels (N,)."""
-    some = list(batches.epoch(0))
+    """Everything that `batches` give in their first epoch: features (N, D) float32, and labels (N,).
+
+    Of several processes each gets all of it, in the order that one process alone would.
+    """
+    some = [batch for batch in batches.epoch(0) if len(batch.labels)]
     features = torch.cat([batch.images.flatten(1) for batch in some]).float().cpu().numpy()
-    return features, torch.cat([batch.labels for batch in some]).cpu().numpy()
+    labels = torch.cat([batch.labels for batch in some]).cpu().numpy()
+    indices = np.concatenate([batch.indices for batch in some])
+    shares = distributed.gathered((features, labels, indices))
+    features, labels, indices = (np.concatenate(share) for share in zip(*shares, strict=True))
+    place = {index: number for number, index in enumerate(batches.order(0).tolist())}
+    order = np.argsort([place[index] for index in indices.tolist()], kind="stable")
+    return features[order], labels[order]
 
 
 def logistic(features: Floats, labels: Ints, classes: int) -> tuple[Floats, Floats]:
@@ -113,7 +123,8 @@ WAYS = {"logistic": logistic, "nearest-mean": nearest_mean}
 
 def fit(head: nn.Linear, way: str, batches: Batches, classes: int) -> None:
     """Compute `head`, over the features that `batches` give, by one of `WAYS`, in place."""
-    weight, bias = WAYS[way](*all_of(batches), classes)
+    everything = all_of(batches)
+    weight, bias = distributed.told_by_first(lambda: WAYS[way](*everything, classes))
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight))
         head.bias.copy_(torch.from_numpy(bias))
