@@ -11,7 +11,8 @@ import torch
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from svertka.arguments import check_types
-from svertka.data.inputs import Input, all_of
+from svertka.data.images import Decoding, misnamed_sentence
+from svertka.data.inputs import Input, all_of, misnamed_files
 from svertka.data.preprocess import Picture, Preprocess
 from svertka.device import choose_device, device_of, set_threads
 from svertka.errors import PictureError, RunError, UsageError
@@ -20,7 +21,7 @@ from svertka.graph.optimize import fastest
 from svertka.models import published, weights, zoo
 from svertka.models.heads import OWN_TENSORS, Head, head_path, put_head
 from svertka.models.weights import Weights
-from svertka.progress import progress
+from svertka.progress import progress, say
 from svertka.tensors import not_finite, read_tensors, tensor_shapes, write_tensors
 
 FORMAT = 1  # of config.json; a reader refuses what is newer
@@ -174,18 +175,20 @@ def predict(
     top: int = 5,
     device: str = "auto",
     threads: int | None = None,
+    max_pixels: int | None = None,
 ) -> list[dict[str, Any]]:
     """For each picture `path` and `labels`, the `top` most probable names, best first, with their probabilities.
 
     `run`: a run folder, or a network with its weights, as for `Classifier.load`.
     `pictures`: paths of pictures, of folders (all pictures in them, at any depth) or of .npy files, (N, H, W[, 3])
     uint8; PIL images; arrays (H, W[, 3]) uint8. A picture that cannot be read has no labels, and its reason as `error`.
+    `max_pixels`: of a picture that is read; None: `images.PIXEL_LIMIT`.
 
     Raises:
         UsageError: no picture is there, or no such weights.
         RunError: the run is missing or damaged.
     """
-    batches = predict_in_batches(run, *pictures, top=top, device=device, threads=threads)
+    batches = predict_in_batches(run, *pictures, top=top, device=device, threads=threads, max_pixels=max_pixels)
     return [one for batch in batches for one in batch]
 
 
@@ -195,6 +198,7 @@ def predict_in_batches(
     top: int = 5,
     device: str = "auto",
     threads: int | None = None,
+    max_pixels: int | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """As `predict`, batch by batch as they are computed, with progress on stderr.
 
@@ -203,12 +207,14 @@ def predict_in_batches(
     """
     place, workers = choose_device(device), set_threads(threads)
     classifier = run if isinstance(run, Classifier) else Classifier.load(run, place)
-    everything = all_of(pictures)
+    everything, decoding = all_of(pictures), Decoding.up_to(max_pixels)
     classifier = classifier.for_many(len(everything))
     with ThreadPoolExecutor(workers) as pool, progress("predicting", len(everything)) as shown:
         for start in range(0, len(everything), AT_ONCE):
             some = everything[start : start + AT_ONCE]
-            tensors = list(pool.map(partial(_prepared, classifier.preprocess), (picture for _, picture in some)))
+            tensors = list(
+                pool.map(partial(_prepared, classifier.preprocess, decoding), (picture for _, picture in some))
+            )
             good = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
             ranked = iter(classifier.rank(row, top) for row in classifier.probabilities(good))
             batch: list[dict[str, Any]] = []
@@ -220,11 +226,13 @@ def predict_in_batches(
                     batch.append({"path": path, "labels": labels})
             yield batch
             shown.advance(len(batch))
+    if sentence := misnamed_sentence(misnamed_files(picture for _, picture in everything)):
+        say(sentence)
 
 
-def _prepared(preprocess: Preprocess, picture: Input) -> torch.Tensor | str:
+def _prepared(preprocess: Preprocess, decoding: Decoding, picture: Input) -> torch.Tensor | str:
     try:
-        return str(picture) if isinstance(picture, PictureError) else preprocess(picture)
+        return str(picture) if isinstance(picture, PictureError) else preprocess(picture, decoding)
     except PictureError as error:
         return str(error)
 

@@ -162,6 +162,18 @@ def _refuse_irregular(status: os.stat_result, limit: int) -> None:
         raise ValueError(f"a file of {in_bytes(status.st_size)}, larger than the limit of {in_bytes(limit)}")
 
 
+def start_of(path: Path, count: int = 64) -> bytes:
+    """The first `count` bytes of the regular file `path`; nothing of what is none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(count)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from svertka.data.preprocess import Preprocess, central_square
+from svertka.data.preprocess import FITS, Preprocess, central_square, checked_fit, discarded
+from svertka.errors import UsageError
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -143,6 +144,85 @@ def test_orientation_is_applied(tmp_path):
     torch.testing.assert_close(preprocess(path), upright, rtol=0, atol=0)
 
 
+def used_part(rgb: np.ndarray, side: int, fit: str) -> np.ndarray:
+    """The square by Pillow, an oracle of its own: its triangle filter rounds otherwise by a level or so."""
+    height, width = rgb.shape[:2]
+    image = Image.fromarray(rgb)
+    if fit == "squeeze":
+        return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
+    if fit == "pad":
+        longer = max(height, width)
+        tall, wide = (max(1, int(side * one / longer + 0.5)) for one in (height, width))
+        square = Image.new("RGB", (side, side))
+        square.paste(image.resize((wide, tall), Image.Resampling.BILINEAR), ((side - wide) // 2, (side - tall) // 2))
+        return np.asarray(square)
+    shorter = min(height, width)
+    left, top = (width - shorter) // 2, (height - shorter) // 2
+    cut = image.crop((left, top, left + shorter, top + shorter))
+    return np.asarray(cut.resize((side, side), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize("shape", [(30, 90), (90, 30), (64, 64), (7, 50), (1, 40), (300, 200)], ids=str)
+@pytest.mark.parametrize("fit", FITS)
+def test_every_way_to_a_square(shape, fit):
+    rgb = np.asarray(Image.fromarray(picture(*shape)).resize(shape[::-1], Image.Resampling.BICUBIC))
+    preprocess = Preprocess(size=40, resize=40, mean=MEAN, std=STD, fit=fit)
+    square = preprocess.square(rgb)
+    assert square.shape == (40, 40, 3)
+    assert np.abs(square.astype(int) - used_part(rgb, 40, fit)).max() <= 2
+    small = Preprocess(size=60, resize=40, mean=MEAN, std=STD, fit=fit).square(rgb)
+    np.testing.assert_array_equal(small[10:50, 10:50], square)
+    assert not small[:10].any()
+    assert not small[:, 50:].any()
+
+
+@pytest.mark.parametrize("fit", ["pad", "squeeze"])
+def test_nothing_is_left_out_but_by_the_crop(fit):
+    for shape in ((30, 90), (90, 30)):
+        rgb = np.zeros((*shape, 3), np.uint8)
+        rgb[:6, :6] = rgb[-6:, -6:] = 255  # what stands in the corners alone
+        assert Preprocess(size=30, resize=30, mean=MEAN, std=STD, fit=fit).square(rgb).any()
+        assert not Preprocess(size=30, resize=30, mean=MEAN, std=STD).square(rgb).any()
+
+
+def test_the_share_that_is_left_out():
+    assert discarded(30, 90) == pytest.approx(2 / 3)
+    assert discarded(50, 50) == 0
+    assert discarded(50, 50, 224 / 256) == pytest.approx(1 - (224 / 256) ** 2)
+
+
+def test_what_came_later_is_written_only_where_it_changes_something():
+    plain = Preprocess(size=8, resize=8, mean=(0.5,), std=(0.5,))
+    assert set(plain.model_dump()) == {"size", "resize", "mean", "std"}
+    assert Preprocess.model_validate_json(plain.model_dump_json()) == plain
+    rich = Preprocess(size=8, resize=8, mean=(0.5,), std=(0.5,), fit="pad", intensity_range=(0, 1023))
+    assert Preprocess.model_validate_json(rich.model_dump_json()) == rich
+    assert rich.model_dump()["intensity_range"] == (0, 1023)
+
+
+@pytest.mark.parametrize("top", [255, 1023, 4095, 65535])
+def test_16_bits_look_the_same_however_many_are_used(tmp_path, top):
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    deep = Image.fromarray((grey / 255 * top).astype(np.uint16))
+    deep.save(tmp_path / "deep.png")
+    Image.fromarray(grey).save(tmp_path / "flat.png")
+    values = None if top == 65535 else (0, top)
+    preprocess = Preprocess(size=16, resize=16, mean=(0.5,), std=(0.5,), intensity_range=values)
+    wanted = preprocess(tmp_path / "flat.png")  # 8 bits stay what they are
+    for same in (tmp_path / "deep.png", Image.open(tmp_path / "deep.png"), np.asarray(deep)):
+        torch.testing.assert_close(preprocess(same), wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("fit", [None, *FITS, "stretch", ""])
+@pytest.mark.parametrize("boxed", [False, True])
+def test_only_known_ways_are_asked_for(fit, boxed):
+    if fit in ("stretch", "") or (boxed and fit in ("pad", "squeeze")):
+        with pytest.raises(UsageError, match=f"fit={fit}"):
+            checked_fit(fit, boxed)
+    else:
+        assert checked_fit(fit, boxed) == fit
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -153,6 +233,9 @@ def test_orientation_is_applied(tmp_path):
         {"std": (0.5, 0.0, 0.5)},
         {"mean": (0.5, float("nan"), 0.5)},
         {"colour": "bgr"},
+        {"fit": "stretch"},
+        {"intensity_range": (5, 5)},
+        {"intensity_range": (0, 70000)},
     ],
     ids=str,
 )

@@ -3,7 +3,7 @@ import pytest
 
 from svertka.data import statistics
 from svertka.data.published import open_published
-from svertka.data.statistics import measure
+from svertka.data.statistics import intensity_range, measure
 
 
 @pytest.fixture
@@ -57,3 +57,22 @@ def test_mnist_has_the_figures_that_everybody_writes():
     mnist = open_published("mnist")
     measured = measure(mnist.pictures.array, np.flatnonzero(mnist.parts == "train"))
     assert (round(measured.mean[0], 4), round(measured.std[0], 4)) == (0.1307, 0.3081)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "expected"),
+    [
+        ([], None),
+        ([(0, 1023), (3, 1000)], (0, 1023)),
+        ([(0, 4095)], (0, 4095)),
+        ([(0, 5000)], (0, 8191)),
+        ([(0, 40_000)], None),
+        ([(7, 65535)], None),
+        ([(0, 30)], (0, 255)),  # dark, and stays so
+        ([(700, 700)], (0, 1023)),  # of one colour
+        ([(30_000, 31_000), (30_100, 30_900)], (30_000, 31_000)),  # far from 0, close together
+        ([(500, 1000)] * 150 + [(0, 65535)], (0, 1023)),  # one in a hundred does not count
+    ],
+)
+def test_the_16_bit_values_that_pictures_use(ranges, expected):
+    assert intensity_range(ranges) == expected

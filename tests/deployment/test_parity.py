@@ -21,7 +21,9 @@ import svertka
 from svertka.classifier import Classifier
 from svertka.cli.app import main
 from svertka.data.images import read_picture
-from svertka.graph.optimize import TOLERANCES
+from svertka.data.modes import deepened
+from svertka.graph.accuracy import TOLERANCE
+from svertka.inspection.subject import open_subject
 from svertka.models import zoo
 from svertka.models.heads import head_path
 
@@ -176,7 +178,7 @@ def test_a_picture_has_one_answer(
             some = [base64.b64encode(path.read_bytes()).decode() for path in pictures[first : first + 50]]
             answer = server.ask("POST", "/predict", json.dumps(some).encode(), {"Content-Type": "application/json"})
             entries += answer.json()
-    assert_same([entry["labels"] for entry in entries], chances, wanted, margin, TOLERANCES["fp32"])
+    assert_same([entry["labels"] for entry in entries], chances, wanted, margin, TOLERANCE)
 
     # svertka evaluate: each picture in the folder of what it was taken for; none may be wrong
     source = tmp_path / "source"
@@ -208,6 +210,88 @@ def assert_same(
             dict(zip(NAMES, row.tolist(), strict=True)), abs=max(tolerance, 1e-6)
         )
         assert given_[0]["name"] == name or lead <= 2 * tolerance
+
+
+WAYS = [("crop", (0, 1023)), ("pad", None), ("pad", (0, 4095)), ("squeeze", None), ("squeeze", (30_000, 31_000))]
+
+
+@pytest.fixture(scope="module")
+def wide_pictures(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[int, int] | None], list[Path]]:
+    """Wide and high parts of photographs, of 8 bits and of 16 that use the range."""
+
+    def write(values: tuple[int, int] | None) -> list[Path]:
+        root = tmp_path_factory.mktemp("wide")
+        photograph = load_sample_image("china.jpg")
+        low, high = values or (0, 65535)
+        paths = []
+        for number, (height, width) in enumerate([(40, 130), (130, 40), (50, 50), (20, 25), (60, 199), (90, 31)]):
+            part = photograph[number * 30 :][:height, number * 40 :][:, :width]
+            image = Image.fromarray(part)
+            if number % 2 and values is not None:
+                grey = np.asarray(image.convert("L")) / 255
+                image = Image.fromarray((low + grey * (high - low)).astype(np.uint16))
+            paths.append(root / f"{number}.png")
+            image.save(paths[-1])
+        return paths
+
+    return write
+
+
+@pytest.mark.parametrize(("fit", "values"), WAYS)
+def test_every_way_to_a_square_and_to_8_bits_is_one(
+    made: Callable[..., Classifier],
+    live: Callable[..., Any],
+    wide_pictures: Callable[[tuple[int, int] | None], list[Path]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fit: str,
+    values: tuple[int, int] | None,
+) -> None:
+    made_of = made("mlp", 28, 28, 3, ("a", "b", "c"))
+    preprocess = made_of.preprocess.model_copy(update={"fit": fit, "intensity_range": values})
+    classifier = Classifier(made_of.network, made_of.config.model_copy(update={"preprocess": preprocess}))
+    paths = wide_pictures(values)
+    images = torch.stack([classifier.preprocess(path) for path in paths])
+    spread_logits(classifier, list(images))
+    folder = tmp_path / "run"
+    classifier.save(folder)
+    with torch.inference_mode():
+        chances = classifier.network(images).softmax(1).numpy()
+    wanted = [classifier.names[best] for best in chances.argmax(1)]
+    assert len(set(wanted)) > 1
+
+    def assert_right(found: Any, tolerance: float = LOGIT_TOLERANCE) -> None:
+        rows = [{one["name"]: one["probability"] for one in entry["labels"]} for entry in found]
+        got = np.array([[row[name] for name in classifier.names] for row in rows])
+        assert np.abs(got - chances).max() <= max(tolerance, 1e-6)
+
+    assert main(["predict", str(folder), *map(str, paths), "--json", "--device", "cpu"]) == 0
+    assert_right(json.loads(capsys.readouterr().out))
+    svertka.export(folder, tmp_path / "hub/")
+    assert Classifier.load(tmp_path / "hub").preprocess == preprocess
+    assert_right(svertka.predict(tmp_path / "hub", *paths, device="cpu"))
+
+    session = onnxruntime.InferenceSession(as_onnx(classifier, preprocessing=True).SerializeToString())
+    for path, row in zip(paths, chances, strict=True):
+        pixels = classifier.preprocess.read(path.read_bytes())
+        (found,) = session.run(None, {"pictures": deepened(pixels, values)[None]})
+        assert np.abs(found[0] - row).max() < 0.05  # the resize may round otherwise by a level or two
+
+    with live(Served(folder, CPU)) as server:
+        answers = [server.ask("POST", "/predict", path.read_bytes()).json() for path in paths]
+    assert_right([entry for answer in answers for entry in answer], TOLERANCE)
+
+    source = tmp_path / "source"
+    for name, path in zip(wanted, paths, strict=True):
+        (source / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, source / name)
+    for _ in range(2):  # decoded, and then read from the disk
+        judged = svertka.evaluate(folder, source, device="cpu")
+        assert (judged.images, judged.top1_error) == (len(paths), 0)
+    subject = open_subject(folder, source, pictures=None, place=CPU, threads=1, cache_limit=None)
+    seen = {subject.name(i).split("/")[-1]: subject.images(np.array([i]))[0] for i in range(len(subject))}
+    for path, image in zip(paths, images, strict=True):
+        torch.testing.assert_close(seen[path.name], image, rtol=0, atol=0)
 
 
 class _Names:

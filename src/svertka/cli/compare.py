@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from svertka.cli.input import Crops, IncludeTraining, Overwrite, Part, Scales, whole_numbers
+from svertka.cli.input import Crops, IncludeTraining, MaxPixels, Overwrite, Part, Scales, pixel_count, whole_numbers
 from svertka.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def compare(
     include_training: IncludeTraining = False,
     output: Annotated[str | None, typer.Option(help="an HTML file to write the comparison into")] = None,
     overwrite: Overwrite = False,
+    max_pixels: MaxPixels = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
@@ -50,6 +51,7 @@ def compare(
         overwrite=overwrite,
         device=device,
         threads=threads,
+        max_pixels=pixel_count(max_pixels),
     )
     if as_json:
         print_json(result.as_json())

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.input import Crops, IncludeTraining, Overwrite, Part, Scales, whole_numbers
+from svertka.cli.input import Crops, IncludeTraining, MaxPixels, Overwrite, Part, Scales, pixel_count, whole_numbers
 from svertka.cli.output import print_json, print_table
 
 
@@ -22,6 +22,7 @@ def evaluate(
     include_training: IncludeTraining = False,
     output: Annotated[str | None, typer.Option(help="an HTML file to write a report into")] = None,
     overwrite: Overwrite = False,
+    max_pixels: MaxPixels = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
@@ -43,6 +44,7 @@ def evaluate(
         overwrite=overwrite,
         device=device,
         threads=threads,
+        max_pixels=pixel_count(max_pixels),
     )
     if as_json:
         print_json(result.as_json())

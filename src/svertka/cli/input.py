@@ -35,6 +35,29 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="write over what is at --output, even if svertka did not make it")
 ]
 
+MaxPixels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="largest picture that is read, such as 200M (default: 100M); JPEGs are read reduced beyond",
+    ),
+]
+
+
+def pixel_count(text: str | None) -> int | None:
+    """The number of "200000000", "200M" or "0.2G", given as --max-pixels; None for None."""
+    if text is None:
+        return None
+    units = {"k": 1e3, "m": 1e6, "g": 1e9}
+    number, unit = (text[:-1], units[text[-1].lower()]) if text[-1:].lower() in units else (text, 1.0)
+    try:
+        count = float(number) * unit
+    except ValueError:
+        count = 0.0
+    if not 1 <= count <= 1e12:
+        raise UsageError(f"--max-pixels {text} is not a number of pixels; write 200000000 or 200M")
+    return round(count)
+
 
 def whole_numbers(option: str, text: str | None) -> list[int] | None:
     """The numbers of "256,288", given as `option`; None for None."""

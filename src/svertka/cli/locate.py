@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.input import IncludeTraining, Overwrite
+from svertka.cli.input import IncludeTraining, MaxPixels, Overwrite, pixel_count
 from svertka.cli.output import print_json, print_table
 
 
@@ -23,6 +23,7 @@ def locate(
     top: Annotated[int, typer.Option(min=1, help="classes for each picture")] = 1,
     output: Annotated[str | None, typer.Option(help="a folder for overlays and a page that shows them")] = None,
     overwrite: Overwrite = False,
+    max_pixels: MaxPixels = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
@@ -44,6 +45,7 @@ def locate(
         overwrite=overwrite,
         device=device,
         threads=threads,
+        max_pixels=pixel_count(max_pixels),
     )
     for found in located.pictures:
         if found.error:

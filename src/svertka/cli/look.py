@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.input import IncludeTraining
+from svertka.cli.input import IncludeTraining, MaxPixels, pixel_count
 from svertka.cli.output import print_json
 
 
@@ -21,6 +21,7 @@ def look(
     pictures: Annotated[int | None, typer.Option(help="as many, drawn at random; unset: all")] = None,
     include_training: IncludeTraining = False,
     output: Annotated[str | None, typer.Option(help="the folder; unset: RUN/atlas, or atlas-NAME")] = None,
+    max_pixels: MaxPixels = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
@@ -42,6 +43,7 @@ def look(
         output=output,
         device=device,
         threads=threads,
+        max_pixels=pixel_count(max_pixels),
     )
     if as_json:
         print_json(atlas.as_json())

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from svertka.cli.input import MaxPixels, pixel_count
 from svertka.cli.output import json_text, print_line, print_table
 from svertka.quoting import csv_cell, csv_path, printable
 
@@ -25,6 +26,7 @@ def predict(
         list[str], typer.Argument(metavar="IMAGE...", help="pictures, folders of them, or .npy arrays of uint8")
     ],
     top: Annotated[int, typer.Option(min=1, help="names for each picture")] = 5,
+    max_pixels: MaxPixels = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="print rows of path, rank, name, probability, error")] = False,
@@ -36,10 +38,10 @@ def predict(
     """
     from svertka.classifier import predict_in_batches
 
-    failed = False
+    failed, limit = False, pixel_count(max_pixels)
     form = _json_form if as_json else _csv_form if as_csv else _table_form
     with form() as write:
-        for batch in predict_in_batches(run, *images, top=top, device=device, threads=threads):
+        for batch in predict_in_batches(run, *images, top=top, device=device, threads=threads, max_pixels=limit):
             write(batch)
             sys.stdout.flush()
             for one in batch:

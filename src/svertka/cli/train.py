@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from svertka.cli.input import Columns
+from svertka.cli.input import Columns, MaxPixels, pixel_count
 from svertka.cli.output import print_json
 from svertka.errors import UsageError
 from svertka.quoting import command
@@ -66,6 +66,12 @@ def train(
         bool | None, typer.Option(help="on the processor, if it multiplies bfloat16 itself: faster, less exact")
     ] = None,
     size: Annotated[int | None, typer.Option(help="side of the network's input, pixels")] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            help="how pictures become square: crop (to the centre), pad or squeeze; unset: as the weights, or crop"
+        ),
+    ] = None,
     val: Annotated[float, typer.Option(help="share taken for val where the source has no val part")] = 0.1,
     test: Annotated[float, typer.Option(help="share taken for test where the source has no test part")] = 0.0,
     group: Annotated[
@@ -91,6 +97,7 @@ def train(
     cache_limit: Annotated[
         float | None, typer.Option(help="decoded pictures kept on disk, and features, each, GB")
     ] = None,
+    max_pixels: MaxPixels = None,
     repeats: Annotated[
         int | None, typer.Option(help="train on so many divisions of the pictures, for a confidence interval")
     ] = None,
@@ -149,6 +156,7 @@ def train(
             lr=lr,
             augment=augment,
             size=size,
+            fit=fit,
             val=val,
             test=test,
             group=group,
@@ -162,6 +170,7 @@ def train(
             half_features=half_features,
             cache_limit=None if cache_limit is None else round(cache_limit * 1e9),
             columns=columns,
+            max_pixels=pixel_count(max_pixels),
             tensorboard=tensorboard,
             **{name: value for name, value in changes.items() if value is not None},
         )

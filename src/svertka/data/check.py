@@ -15,7 +15,7 @@ from svertka.data.account import Account
 from svertka.data.dataset import BAD_SHARE, PARTS, ArrayPictures, Dataset, FilePictures, Ints, Pictures, Pixels
 from svertka.data.division import divided
 from svertka.data.folder import Listing, list_folder
-from svertka.data.images import intensities, misnamed, read_header, read_picture
+from svertka.data.images import Decoding, intensities, misnamed, read_header, read_picture
 from svertka.data.likeness import SIDE, look_alikes, thumbnail
 from svertka.data.modes import FULL, Range
 from svertka.data.preprocess import discarded
@@ -149,10 +149,18 @@ class _Seen:
 
 
 @check_types
-def check(source: str | Path, val: float = VAL_SHARE, test: float = 0.0, *, columns: str | None = None) -> Findings:
+def check(
+    source: str | Path,
+    val: float = VAL_SHARE,
+    test: float = 0.0,
+    *,
+    columns: str | None = None,
+    max_pixels: int | None = None,
+) -> Findings:
     """What the data set, folder or CSV `source` holds, whatever is wrong with it.
 
     `val`, `test`: shares that training would take, as for `split`. `columns`: as for `sources.open_source`.
+    `max_pixels`: of a picture that is read; None: `images.PIXEL_LIMIT`.
 
     Raises:
         UsageError: there is no such source.
@@ -165,6 +173,7 @@ def check(source: str | Path, val: float = VAL_SHARE, test: float = 0.0, *, colu
         refuse_misspelt(source)
         listing = list_folder(source, parse_columns(columns))
         dataset, problems = listing.dataset(), listing.problems()
+    dataset = dataset.decoded_as(Decoding.up_to(max_pixels))
     seen, bad = _look_at_all(dataset)
     good = np.array(sorted(seen), dtype=np.int64)
     digests = [seen[index].digest for index in good.tolist()]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from svertka.data import images
 from svertka.data.account import Account
 from svertka.data.images import DEFAULT, Decoded, Decoding, decode, picture_size
+from svertka.data.modes import Range
 
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
@@ -144,6 +145,10 @@ class Dataset:
         """The same with files decoded otherwise."""
         return replace(self, pictures=decoded_as(self.pictures, decoding))
 
+    def seen_by(self, intensity_range: Range | None) -> "Dataset":
+        """The same as a classifier with this range of 16-bit values sees it."""
+        return self.decoded_as(decoding_of(self.pictures).within(intensity_range))
+
     def take(self, indices: Ints) -> "Dataset":
         """The pictures at `indices`, in that order."""
         return replace(
@@ -188,3 +193,10 @@ def decoded_as(pictures: Pictures, decoding: Decoding) -> Pictures:
     if isinstance(pictures, FilePictures):
         return FilePictures(pictures.root, pictures.paths, decoding)
     return pictures
+
+
+def decoding_of(pictures: Pictures) -> Decoding:
+    """How `pictures` in files are decoded; those in memory are not."""
+    while isinstance(pictures, Subset):
+        pictures = pictures.pictures
+    return pictures.decoding if isinstance(pictures, FilePictures) else DEFAULT

@@ -5,7 +5,7 @@ import re
 import struct
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from svertka.data.memory import WEBP_BYTES, DecodingMemory, decoding_bytes, scan
 from svertka.data.modes import Pixels, Range, Source, over_white, shades
 from svertka.errors import FormatError, PictureError, SizeError, UsageError
 from svertka.files import in_bytes, read_regular
+from svertka.quoting import printable
 
 PIXEL_LIMIT = 100_000_000
 MEMORY_LIMIT = 2**30  # bytes that decoding one image may take, beside its file
@@ -38,6 +39,7 @@ MEMORY_LIMIT = 2**30  # bytes that decoding one image may take, beside its file
 SPARE = 3
 LARGE = 2**24  # pixels from which images of other formats are reduced, too, as they are converted
 SCANS = 100  # of a JPEG; each is a pass over all of its pixels, for a few bytes. Encoders write 10 or so
+NAMED = 3  # files in a sentence
 SLOW = 2**24  # pixels of a PNM file that Pillow decodes in Python, a microsecond each
 
 
@@ -236,6 +238,15 @@ def misnamed(path: str | Path, data: bytes) -> str | None:
     return found if claimed is not None and found != claimed else None
 
 
+def misnamed_sentence(found: Sequence[tuple[str, str]]) -> str | None:
+    """What to say of files, path and format, whose names say another format; None if there are none."""
+    if not found:
+        return None
+    named = "; ".join(f"{path} is {name}" for path, name in found[:NAMED])
+    more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    return printable(f"used, though the name says another format: {named}{more}")
+
+
 @dataclass(frozen=True)
 class Header:
     """What an image file says of itself: `mode` as Pillow calls it, (width, height) as stored, EXIF orientation."""
@@ -357,7 +368,11 @@ def _opened(data: bytes, max_memory: int) -> ImageFile:
     try:
         return DECODERS[name][1](io.BytesIO(data))
     except SyntaxError as error:
-        if "unknown pixel mode" in str(error) and (bands := _bands_of_tiff(data)):
+        if (
+            name == "TIFF"
+            and re.search("pixel mode|samples per pixel|organization", str(error))
+            and (bands := _bands_of_tiff(data))
+        ):
             raise PictureError(
                 f"unsupported: {bands}; save it with 1 (grey) or 3 (RGB) bands of 8 or 16 bits"
             ) from error

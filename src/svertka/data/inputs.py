@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 
@@ -11,16 +12,17 @@ import numpy.typing as npt
 from svertka.data.account import Account
 from svertka.data.dataset import Pixels
 from svertka.data.file_tree import list_tree
-from svertka.data.images import SUFFIXES
+from svertka.data.images import DEFAULT, SUFFIXES, Decoding, misnamed
 from svertka.data.preprocess import Picture, opened
 from svertka.data.tables import TABLE_SUFFIXES
 from svertka.errors import DataError, PictureError, UsageError
-from svertka.files import shortened
+from svertka.files import shortened, start_of
 from svertka.progress import say
 
 Input = Picture | PictureError  # or why there is nothing to look at
 
 NAMED = 3  # reasons in a sentence
+ARRAY_LIMIT = 10**6  # images in one .npy file
 
 
 def all_of(pictures: Iterable[Picture]) -> list[tuple[str, Input]]:
@@ -38,15 +40,26 @@ def all_of(pictures: Iterable[Picture]) -> list[tuple[str, Input]]:
     return everything
 
 
-def pixels_of(picture: Input) -> Pixels:
-    """`picture` as (H, W, 3) uint8, RGB.
+def pixels_of(picture: Input, decoding: Decoding = DEFAULT) -> Pixels:
+    """`picture` as (H, W, 3) uint8, RGB, whole.
 
     Raises:
         PictureError: it cannot be read, or is the reason why there is none.
     """
     if isinstance(picture, PictureError):
         raise picture
-    return opened(picture)
+    return opened(picture, decoding=decoding)
+
+
+def misnamed_files(pictures: Iterable[Input]) -> list[tuple[str, str]]:
+    """Path and format of the files among `pictures` that are of another format than their name says."""
+    found = []
+    for picture in pictures:
+        if isinstance(picture, str | PathLike):
+            with suppress(OSError, ValueError):
+                name = misnamed(picture, start_of(Path(picture)))
+                found += [(str(picture), name)] if name is not None else []
+    return found
 
 
 def expanded(pictures: Iterable[Picture]) -> Iterator[tuple[str, Input]]:
@@ -105,7 +118,10 @@ def _read_array(path: Path) -> npt.NDArray[np.uint8]:
     except Exception as error:  # whatever a damaged header leads the reader to
         reason = shortened(" ".join((getattr(error, "strerror", None) or str(error)).split()), 200)
         raise UsageError(f"{path} cannot be read as an array ({reason}); save one of uint8 with numpy.save") from error
-    fits = array.ndim in (3, 4) and array.dtype == np.uint8 and (array.ndim == 3 or array.shape[3] in (1, 3))
+    kinds = (np.uint8, np.uint16)
+    fits = array.ndim in (3, 4) and array.dtype in kinds and (array.ndim == 3 or array.shape[3] in (1, 3))
+    if fits and len(array) > ARRAY_LIMIT:
+        raise UsageError(f"{path} holds {len(array):,} images, more than the limit of {ARRAY_LIMIT:,}; divide it")
     if not fits or not all(array.shape[1:]):
         raise UsageError(f"{path} holds {array.dtype} {array.shape}; it needs uint8 (N, H, W) or (N, H, W, 3)")
     return array

@@ -15,12 +15,13 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 # Bytes a pixel that decoders take beside what Pillow keeps, measured (tests/data/test_memory.py).
 WEBP_BYTES = 17  # two canvases, the frame, and what is decoded
-AVIF_BYTES = 12
-HEIC_BYTES = 14
+AVIF_BYTES = 10
+HEIC_BYTES = 10
 JPEG_2000_BYTES = 5  # for each band
-SMALL = 2**25  # bytes; what takes less never waits
+STRIP_BYTES = 2**25  # for what is converted at once
+SMALL = 2**26  # bytes; what takes less never waits
 
-_STRIP_ROWS, _TILE_LENGTH = 278, 323
+_COMPRESSION, _STRIP_ROWS, _TILE_LENGTH = 259, 278, 323
 _OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
@@ -34,7 +35,7 @@ def decoding_bytes(image: ImageFile, data: bytes, factor: int, *, deep: bool) ->
     pixels = width * height
     reduced = pixels // factor**2
     if isinstance(image, JpegImageFile):
-        return 7 * reduced + (int(_coefficients(image) * pixels) if scan_count(data) > 1 else 0)
+        return STRIP_BYTES + 7 * reduced + (int(_coefficients(image) * pixels) if scan_count(data) > 1 else 0)
     native = _OF_MODE.get(image.mode, 4)
     decoder = 0
     if isinstance(image, WebPImageFile):
@@ -43,13 +44,13 @@ def decoding_bytes(image: ImageFile, data: bytes, factor: int, *, deep: bool) ->
         decoder = AVIF_BYTES
     elif isinstance(image, Jpeg2KImageFile):
         decoder = JPEG_2000_BYTES * max(len(image.getbands()), 1)
-    elif isinstance(image, TiffImageFile):  # one strip or a row of tiles is held beside the image; it is turned anew
-        rows = image.tag_v2.get(_TILE_LENGTH, image.tag_v2.get(_STRIP_ROWS, height))
-        decoder = 2 * native * min(rows, height) // max(height, 1) + native
+    elif isinstance(image, TiffImageFile):  # it is turned anew; one strip or row of tiles is unpacked beside it
+        rows = min(image.tag_v2.get(_TILE_LENGTH, image.tag_v2.get(_STRIP_ROWS, height)), height)
+        decoder = native + (native * rows // height if image.tag_v2.get(_COMPRESSION, 1) != 1 else 0)
     elif image.format == "HEIF":
         decoder = HEIC_BYTES
     twice = 2 if deep and native == 4 else 1  # the upper bits, then the lower ones
-    return (twice * native + decoder) * pixels + 3 * reduced
+    return STRIP_BYTES + (twice * native + decoder) * pixels + 3 * reduced
 
 
 def scan_count(jpeg: bytes) -> int:

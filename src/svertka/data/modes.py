@@ -28,11 +28,32 @@ def rawmode_of(image: Image.Image) -> str:
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
+def shading(intensity_range: Range) -> tuple[int, int, int]:
+    """(a, b, c): a value v of the range has the shade ((v − low) a + b) // c, 0 to 255.
+
+    Of a power of two values, as sensors have, the upper 8 bits; of others the nearest shade.
+    """
+    low, high = intensity_range
+    count = high - low + 1
+    return (256, 0, count) if count % 256 == 0 else (2 * 255, high - low, 2 * (high - low))
+
+
 def shades(intensity_range: Range | None) -> Pixels:
     """The 8-bit shade of every 16-bit value, (65536,): the range becomes 0 to 255, what lies outside is cut off."""
     low, high = intensity_range or FULL
-    values = np.arange(65536, dtype=np.int64)
-    return np.clip((values - low) * 256 // (high - low + 1), 0, 255).astype(np.uint8)
+    factor, offset, divisor = shading((low, high))
+    values = np.arange(65536, dtype=np.int64).clip(low, high) - low
+    return ((values * factor + offset) // divisor).astype(np.uint8)
+
+
+def deepened(pixels: Pixels, intensity_range: Range | None) -> Pixels | Deep:
+    """The lowest values with the shades `pixels`, uint16 of the same shape; without a range `pixels` themselves."""
+    if intensity_range is None:
+        return pixels
+    low, high = intensity_range
+    factor, offset, divisor = shading(intensity_range)
+    wanted = pixels.astype(np.int64) * divisor - offset
+    return (low - (-wanted // factor)).clip(low, high).astype(np.uint16)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """The squares of a data set's pictures: each decoded once, then read from the disk."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import numpy as np
 import PIL
@@ -14,9 +15,9 @@ import simplejpeg
 
 from svertka import distributed
 from svertka.data.ahead import ahead
-from svertka.data.dataset import ArrayPictures, Dataset, FilePictures, Ints, Pictures, Pixels
+from svertka.data.dataset import ArrayPictures, Dataset, FilePictures, Ints, Pictures, Pixels, decoding_of
 from svertka.data.digests import digests, origin
-from svertka.data.images import DEFAULT, Decoding, intensities, read_header
+from svertka.data.images import SUFFIXES, Decoding, intensities, read_header
 from svertka.data.preprocess import Fit
 from svertka.data.rows import HEAD, Facts, Layout, Row, facts_of
 from svertka.data.statistics import Rows
@@ -123,6 +124,16 @@ class _SomeRows:
         return self.rows[places]
 
 
+def misnamed_among(pictures: Pictures, facts: Mapping[int, Facts]) -> list[tuple[str, str]]:
+    """Path and format of the pictures with these `facts` whose name says another format."""
+    found = []
+    for index, one in sorted(facts.items()):
+        name = pictures.name(index)
+        if SUFFIXES.get(Path(name).suffix.lower(), one.format) != one.format:
+            found.append((name, one.format))
+    return found
+
+
 class _ArrayRows:
     """Rows of an array in memory; `where` (N,) says which of them each picture is."""
 
@@ -155,7 +166,7 @@ class _Squares:
     @property
     def decoding(self) -> Decoding:
         """How the files are decoded."""
-        return self.source.decoding if isinstance(self.source, FilePictures) else DEFAULT
+        return decoding_of(self.source)
 
     def row(self, index: int) -> Row:
         """What is stored of picture `index`.

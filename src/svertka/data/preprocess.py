@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from svertka.data.dataset import Pixels
 from svertka.data.images import DEFAULT, Decoding, as_rgb, read_file, read_picture
+from svertka.errors import UsageError
 
 Picture = str | Path | Image.Image | npt.NDArray[np.uint8]
 Fit = Literal["crop", "pad", "squeeze"]
@@ -84,6 +85,17 @@ class Preprocess(BaseModel):
             return whole_picture(rgb, resize, self.channels)
         return squared(rgb, resize, self.channels, fit=self.fit)
 
+    def in_words(self) -> str:
+        """What becomes of a picture before it is normalised, for people."""
+        resized = {
+            "crop": f"the central square, resized to {self.resize} pixels a side",
+            "pad": f"the whole picture, its longer side resized to {self.resize} pixels, in a black square",
+            "squeeze": f"the whole picture, resized to {self.resize} pixels on both sides",
+        }[self.fit]
+        if self.resize == self.size:
+            return resized
+        return f"{resized}, " + (f"its middle {self.size}" if self.resize > self.size else f"zeros up to {self.size}")
+
     def read(self, data: bytes, decoding: Decoding = DEFAULT) -> Pixels:
         """The picture in the bytes of a file, as `square` takes it: (H, W, 3) uint8, RGB.
 
@@ -119,6 +131,20 @@ class Preprocess(BaseModel):
 
 
 _AS_EVER = (("fit", "crop"), ("intensity_range", None))
+
+
+def checked_fit(fit: str | None, boxed: bool) -> Fit | None:
+    """`fit` if it is one of FITS, None for None; `boxed`: whether patches are learnt from, which need no square.
+
+    Raises:
+        UsageError: it is another; or it is asked for with boxes.
+    """
+    known = next((one for one in FITS if one == fit), None)
+    if fit is not None and known is None:
+        raise UsageError(f"fit={fit} is not known; use crop, pad or squeeze")
+    if boxed and known not in (None, "crop"):
+        raise UsageError(f"fit={fit} goes without --boxes, which learn from patches of whole pictures; leave out one")
+    return known
 
 
 def opened(picture: Picture, min_side: int | None = None, decoding: Decoding = DEFAULT) -> Pixels:

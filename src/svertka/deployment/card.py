@@ -102,10 +102,23 @@ def _results(run: str) -> list[str]:
 def _limits(classifier: Classifier) -> list[str]:
     return [
         f"- It knows only its {_classes(classifier)}, and names one of them whatever it is shown.",
-        "- It looks at the central square of a picture; what lies outside is not seen.",
+        *_unseen(classifier),
         "- The results above are of pictures like those that it was trained on; on others it has not been measured.",
         "- Its probabilities are what the network says, not calibrated: 90 % need not be right nine times in ten.",
     ]
+
+
+def _unseen(classifier: Classifier) -> list[str]:
+    one = classifier.preprocess
+    lines = []
+    if one.fit == "crop":
+        lines.append("- It looks at the central square of a picture; what lies outside is not seen.")
+    if one.intensity_range is not None:
+        low, high = one.intensity_range
+        lines.append(
+            f"- Of 16-bit pictures {low} is taken for black and {high} for white, as in its training pictures."
+        )
+    return lines
 
 
 def _how(classifier: Classifier, folder: str) -> list[str]:
@@ -124,8 +137,7 @@ def _how(classifier: Classifier, folder: str) -> list[str]:
         "```",
         "",
         f"The network takes (N, {one.channels}, {one.size}, {one.size}) float32, {colour}: the picture turned upright "
-        f"as its EXIF says, its central square resized to {one.resize} pixels a side with an antialiased bilinear "
-        f"filter, of that the middle {one.size} (with zeros around it where it is smaller), and (x / 255 − mean) / std "
+        f"as its EXIF says, {one.in_words()}, with an antialiased bilinear filter, and (x / 255 − mean) / std "
         f"with mean {list(one.mean)} and std {list(one.std)}. It gives logits.",
     ]
 

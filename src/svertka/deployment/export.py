@@ -14,7 +14,9 @@ import numpy as np
 from svertka.arguments import check_types
 from svertka.classifier import Classifier
 from svertka.data.dataset import Pixels
+from svertka.data.images import Decoding
 from svertka.data.inputs import expanded, pixels_of
+from svertka.data.modes import Range
 from svertka.data.preprocess import Picture
 from svertka.data.sources import open_source
 from svertka.deployment.card import CARD, FRONT, write_folder
@@ -90,7 +92,8 @@ def export(
         from svertka.deployment.onnx import as_onnx, check
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'svertka[onnx]'") from error
-    shown = _readable(pictures) if pictures else _of_training(run)
+    seen_by = classifier.preprocess.intensity_range
+    shown = _readable(pictures, seen_by) if pictures else _of_training(run, seen_by)
     model = as_onnx(classifier, preprocessing=preprocessing)
     difference = check(model, classifier, shown)
     content = model.SerializeToString()
@@ -98,12 +101,12 @@ def export(
     return Export(path, len(content), len(shown), difference, time.monotonic() - began)
 
 
-def _readable(pictures: Sequence[Picture]) -> list[Pixels]:
+def _readable(pictures: Sequence[Picture], intensity_range: Range | None) -> list[Pixels]:
     """The first CHECKED of `pictures`, whole."""
     found, reasons = [], []
     for name, picture in islice(expanded(pictures), CHECKED):
         try:
-            found.append(pixels_of(picture))
+            found.append(pixels_of(picture, Decoding(intensity_range=intensity_range)))
         except PictureError as error:
             reasons.append(f"{name}: {error}")
     if not found:
@@ -113,11 +116,11 @@ def _readable(pictures: Sequence[Picture]) -> list[Pixels]:
     return found
 
 
-def _of_training(run: str | PathLike[str]) -> list[Pixels]:
+def _of_training(run: str | PathLike[str], intensity_range: Range | None) -> list[Pixels]:
     """CHECKED pictures of the source that `run` was trained on, evenly spread over it, whole."""
     try:
         source = str(Run(run).settings()["source"])
-        dataset = open_source(source, to_train=False)
+        dataset = open_source(source, to_train=False).seen_by(intensity_range)
     except (RunError, KeyError) as error:
         raise UsageError(
             f"say which pictures to check it on: {command('export', Path(run))} PICTURES --to …"

@@ -19,6 +19,7 @@ from onnx import ModelProto, TensorProto, helper
 from svertka.classifier import Classifier
 from svertka.conv.accelerate import restore
 from svertka.data.dataset import Pixels
+from svertka.data.modes import deepened
 from svertka.deployment.entry import Entry
 from svertka.errors import ExportError
 
@@ -33,7 +34,8 @@ BATCH = 8  # pictures that are checked together
 def as_onnx(classifier: Classifier, *, preprocessing: bool = False) -> ModelProto:
     """The network of `classifier` in ONNX: `images` (N, C, size, size) float32 to `logits` (N, K), for any N.
 
-    `preprocessing`: `pictures` (N, H, W, 3) uint8, RGB, of any size, to `probabilities` (N, K). In the metadata:
+    `preprocessing`: `pictures` (N, H, W, 3), RGB, of any size, to `probabilities` (N, K); uint8, or uint16 where the
+    classifier has an intensity range. In the metadata:
     `names` and `preprocess`, as JSON, `model`, and `input`, a sentence. It is always the plain network in float32.
     """
     network = restore(copy.deepcopy(classifier.network)).cpu().float().eval()
@@ -91,7 +93,8 @@ def check(model: ModelProto, classifier: Classifier, pictures: Sequence[Pixels])
             logits = network(images)
         if inside:
             wanted = logits.softmax(1).numpy()
-            twice = [np.stack([picture] * min(2, len(some))) for picture in some]  # by itself and with others
+            values = [deepened(picture, classifier.preprocess.intensity_range) for picture in some]
+            twice = [np.stack([picture] * min(2, len(some))) for picture in values]  # by itself and with others
             found = np.concatenate([session.run(None, {PICTURES: pair})[0][-1:] for pair in twice])
             unit = np.ones(len(some))
         else:
@@ -136,18 +139,20 @@ def _prepend(model: ModelProto, entry: Entry) -> None:
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend(nodes)
     graph.initializer.extend(entry.constants)
-    graph.input.append(helper.make_tensor_value_info(PICTURES, TensorProto.UINT8, ["N", "H", "W", 3]))
+    graph.input.append(helper.make_tensor_value_info(PICTURES, entry.element_type, ["N", "H", "W", 3]))
     graph.output.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["N", classes]))
 
 
 def _sentence(classifier: Classifier, *, preprocessing: bool) -> str:
     one = classifier.preprocess
     if preprocessing:
-        return "pictures: (N, H, W, 3) uint8, RGB, upright, of any size; all N of the same"
+        known = one.intensity_range
+        bits = "uint8" if known is None else f"uint16 ({known[0]} is black, {known[1]} white)"
+        return f"pictures: (N, H, W, 3) {bits}, RGB, upright, of any size; all N of the same"
     colour = "grey" if one.channels == 1 else "RGB"
     return (
-        f"images: (N, {one.channels}, {one.size}, {one.size}) float32, {colour}: the central square, resized to "
-        f"{one.resize} pixels a side, its middle {one.size}, (x / 255 - mean) / std of bytes x"
+        f"images: (N, {one.channels}, {one.size}, {one.size}) float32, {colour}: {one.in_words()}, "
+        "(x / 255 - mean) / std of bytes x"
     )
 
 

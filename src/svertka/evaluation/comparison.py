@@ -34,13 +34,14 @@ def compare(
     device: str = "auto",
     threads: int | None = None,
     cache_limit: int | None = None,
+    max_pixels: int | None = None,
 ) -> Comparison:
     """How the classifiers of `runs` do on the pictures of `source`, and whether they differ from the first of them.
 
     `runs`: two and more, run folders or networks with weights, as for `Classifier.load`. `source`: None is what all of
-    them were trained on. `crops`, `scales`, `part`, `include_training`, `device`, `threads`: as for `evaluate`; the
-    speed is measured, too. `output`: an HTML file to write the comparison into; `overwrite`: in place of one that
-    svertka did not make, too.
+    them were trained on. `crops`, `scales`, `part`, `include_training`, `device`, `threads`, `max_pixels`: as for
+    `evaluate`; the speed is measured, too. `output`: an HTML file to write the comparison into; `overwrite`: in place
+    of one that svertka did not make, too.
 
     Raises:
         DataError: the source holds classes that the runs do not know.
@@ -53,7 +54,7 @@ def compare(
     _refuse_few(names)
     file = None if output is None else output_file(output, HTML, overwrite=overwrite)
     given = fspath(source) if source is not None else _common_source(names)
-    judgement = judge(names, given, crops, scales, part, include_training, device, threads, cache_limit)
+    judgement = judge(names, given, crops, scales, part, include_training, device, threads, cache_limit, max_pixels)
     place = choose_device(device)
     timed = speeds(judgement.classifiers, place)
     contenders = []

@@ -12,12 +12,14 @@ from svertka.classifier import Classifier
 from svertka.data.dataset import ArrayPictures, Dataset, FilePictures, Ints
 from svertka.data.digests import digests
 from svertka.data.division import divided_by_content
+from svertka.data.images import misnamed_sentence
 from svertka.data.manifest import Manifest
-from svertka.data.pictures import Rows, prepare
+from svertka.data.pictures import Rows, misnamed_among, prepare
 from svertka.data.preprocess import Picture, Preprocess
 from svertka.data.split import fingerprint
 from svertka.errors import DataError, RunError, UsageError
 from svertka.evaluation.scope import Scope, counted
+from svertka.progress import say
 from svertka.run import Run
 
 Flags = npt.NDArray[np.bool_]
@@ -77,10 +79,11 @@ def select(
         raise _nothing_left(dataset.source, " and ".join(one.run for one in found), part, int(training.sum()))
     wanted = np.flatnonzero(chosen)
     prepared = prepare(
-        dataset,
+        dataset.seen_by(preprocess.intensity_range),
         preprocess.resize,
         preprocess.channels,
         pad_to=preprocess.size,
+        fit=preprocess.fit,
         only=wanted,
         threads=threads,
         cache_limit=cache_limit,
@@ -88,6 +91,8 @@ def select(
     good = np.array([i for i in wanted.tolist() if i not in prepared.bad], dtype=np.int64)
     if not len(good):
         raise DataError(f"{dataset.source}: no picture can be read; see `svertka check {dataset.source}`")
+    if sentence := misnamed_sentence(misnamed_among(dataset.pictures, prepared.facts)):
+        say(sentence)
     scope = Scope(
         dataset.source,
         choices[0].part,

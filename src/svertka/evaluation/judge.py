@@ -10,7 +10,6 @@ from svertka.classifier import Classifier
 from svertka.data.ahead import ahead
 from svertka.data.dataset import Dataset, Ints, Pixels
 from svertka.data.pictures import Prepared, prepare
-from svertka.data.preprocess import whole_picture
 from svertka.device import autocast
 from svertka.errors import DataError, PictureError
 from svertka.evaluation.crops import Protocol, as_batch, views, views_144
@@ -37,7 +36,8 @@ class Judge:
         threads: int,
         cache_limit: int | None = None,
     ) -> None:
-        self.classifier, self.dataset, self.protocol, self.only = classifier, dataset, protocol, only
+        self.classifier, self.protocol, self.only = classifier, protocol, only
+        self.dataset = dataset.seen_by(classifier.preprocess.intensity_range)
         self.device, self.threads, self.cache_limit = device, threads, cache_limit
         self.preprocess = classifier.preprocess
         self._squares: list[Prepared] = []
@@ -99,6 +99,7 @@ class Judge:
             scale,
             channels,
             pad_to=size,
+            fit=self.preprocess.fit,
             only=self.only,
             threads=self.threads,
             cache_limit=self.cache_limit,
@@ -106,13 +107,13 @@ class Judge:
 
     def _read(self, index: int) -> list[Pixels]:
         """The whole picture at every scale."""
-        scales, channels = self.protocol.scales, self.preprocess.channels
+        scales = self.protocol.scales
         try:
             rgb = self.dataset.pictures.read(index, max(scales))
         except PictureError as error:
             name = self.dataset.pictures.name(index)
             raise DataError(f"{name} cannot be read: {error}; put it right or take it away, and start again") from error
-        return [whole_picture(rgb, scale, channels) for scale in scales]
+        return [self.preprocess.whole(rgb, scale) for scale in scales]
 
     def _log_probabilities(self, shown: Tensor) -> Tensor:
         """Of (N, C, H, W), in equal parts of about AT_ONCE crops."""

@@ -12,6 +12,7 @@ from svertka import distributed
 from svertka.arguments import check_types
 from svertka.classifier import Classifier
 from svertka.data.dataset import Dataset
+from svertka.data.images import Decoding
 from svertka.data.sources import open_source
 from svertka.device import choose_device, set_threads
 from svertka.errors import UsageError
@@ -43,6 +44,7 @@ def evaluate(
     device: str = "auto",
     threads: int | None = None,
     cache_limit: int | None = None,
+    max_pixels: int | None = None,
 ) -> Evaluation:
     """How the classifier of `run`, or the mean of several, does on the pictures of `source`.
 
@@ -51,7 +53,8 @@ def evaluate(
     as `crops.protocol` says. `part`: "train", "val", "test" or "all"; None is the test part where there is one, then
     the val part, then all. What the run was trained on is known by content, wherever the images are now: those images
     are left out, unless `include_training`, or `part` is "train"; `Evaluation.scope` counts them. `output`: an HTML
-    file to write a report into; `overwrite`: in place of one that svertka did not make, too.
+    file to write a report into; `overwrite`: in place of one that svertka did not make, too. `max_pixels`: of a picture
+    that is read; None: `images.PIXEL_LIMIT`.
 
     Raises:
         DataError: the source holds classes that the run does not know.
@@ -60,7 +63,7 @@ def evaluate(
             the runs know different classes; `output` is there already. StorageError: it cannot be written.
     """
     file = None if output is None else output_file(output, HTML, overwrite=overwrite)
-    judgement = judge(run, source, crops, scales, part, include_training, device, threads, cache_limit)
+    judgement = judge(run, source, crops, scales, part, include_training, device, threads, cache_limit, max_pixels)
     if file is not None:
         write_report(file, judgement.report())
     return judgement.total
@@ -120,6 +123,7 @@ def judge(
     device: str = "auto",
     threads: int | None = None,
     cache_limit: int | None = None,
+    max_pixels: int | None = None,
 ) -> Judgement:
     """As `evaluate`, with all that it knows."""
     runs = [run] if isinstance(run, str | PathLike) else list(run)
@@ -131,7 +135,8 @@ def judge(
     columns = [
         _columns(names, one.names, fspath(runs[0]), fspath(name)) for one, name in zip(classifiers, runs, strict=True)
     ]
-    dataset = with_names_of(names, open_source(fspath(source), to_train=False))
+    opened = open_source(fspath(source), to_train=False).decoded_as(Decoding.up_to(max_pixels))
+    dataset = with_names_of(names, opened)
     selection = select(
         runs,
         dataset,
@@ -165,7 +170,7 @@ def judge(
     each = tuple(replace(tally.total().result(names), scope=selection.scope) for tally in tallies)
     return Judgement(
         tuple(fspath(one) for one in runs),
-        dataset,
+        dataset.seen_by(classifiers[0].preprocess.intensity_range),
         selection.scope,
         tuple(classifiers),
         tuple(protocols),

@@ -72,6 +72,7 @@ def look(
     device: str = "auto",
     threads: int | None = None,
     cache_limit: int | None = None,
+    max_pixels: int | None = None,
 ) -> Atlas:
     """The atlas of the network of `run`, made; interrupted and called again, it goes on where it was.
 
@@ -80,6 +81,7 @@ def look(
     `units`: how many of each layer, the first; `pictures`: how many, drawn at random; None: all. `include_training`:
     show it the images that it was trained on, too. `output`: the folder;
     None: RUN/atlas, or atlas-NAME for a network of the zoo. `cache_limit`: bytes of decoded pictures kept on disk.
+    `max_pixels`: of a picture that is read; None: `images.PIXEL_LIMIT`.
 
     Raises:
         Interrupted: Ctrl-C; what is done is kept.
@@ -99,6 +101,7 @@ def look(
         place=place,
         threads=workers,
         cache_limit=cache_limit,
+        max_pixels=max_pixels,
     )
     say(subject.scope.sentence)
     traced = trace(subject.classifier.network, subject.shape)

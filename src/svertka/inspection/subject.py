@@ -11,6 +11,7 @@ import torch
 from svertka.classifier import Classifier
 from svertka.data.batches import Batches
 from svertka.data.dataset import Dataset, Ints, Pixels
+from svertka.data.images import Decoding
 from svertka.data.pictures import Rows
 from svertka.data.sources import open_source
 from svertka.errors import DataError, FetchError, RunError, UsageError
@@ -108,10 +109,12 @@ def open_subject(
     place: torch.device,
     threads: int,
     cache_limit: int | None,
+    max_pixels: int | None = None,
 ) -> Subject:
     """The classifier of `run` with the test pictures it was trained beside, or with those of `source`.
 
     `pictures`: how many at most, drawn at random but always the same ones. `include_training`: as for `select`.
+    `max_pixels`: of a picture that is read.
 
     Raises:
         UsageError: neither a run nor a source says which pictures; `pictures` below 1; no such source.
@@ -121,7 +124,7 @@ def open_subject(
         raise UsageError(f"pictures={pictures} must be at least 1")
     classifier = Classifier.load(run, place)
     trained_on = _source_of(run)
-    dataset = _opened(run, source, trained_on)
+    dataset = _opened(run, source, trained_on).decoded_as(Decoding.up_to(max_pixels))
     names = tuple(name_of(name) for name in dataset.names)
     dataset = Dataset(dataset.source, names, dataset.pictures, dataset.labels, dataset.parts)
     chosen = select(

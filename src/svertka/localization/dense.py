@@ -45,7 +45,8 @@ class Locator:
             PictureError: it is too small.
         """
         height, width = rgb.shape[:2]
-        return levels(height, width, self.network.window, self.network.stride)
+        squeezed = self.preprocess.fit == "squeeze"
+        return levels(height, width, self.network.window, self.network.stride, squeezed=squeezed)
 
     @torch.inference_mode()
     def maps(self, rgb: Pixels) -> list[ScoreMap]:

@@ -9,7 +9,8 @@ from svertka.arguments import check_types
 from svertka.classifier import Classifier
 from svertka.data.boxes import Annotation, of_pictures, read_boxes, refuse_unknown
 from svertka.data.dataset import Pixels
-from svertka.data.inputs import all_of, pixels_of
+from svertka.data.images import Decoding, misnamed_sentence
+from svertka.data.inputs import all_of, misnamed_files, pixels_of
 from svertka.data.preprocess import Picture
 from svertka.device import choose_device, set_threads
 from svertka.errors import DataError, PictureError
@@ -19,7 +20,7 @@ from svertka.localization.dense import Locator, scores
 from svertka.localization.heatmap import Region, heat, region
 from svertka.localization.pointing import Point, Pointing
 from svertka.outputs import HTML, output_folder
-from svertka.progress import progress
+from svertka.progress import progress, say
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,14 @@ def locate(
     overwrite: bool = False,
     device: str = "auto",
     threads: int | None = None,
+    max_pixels: int | None = None,
 ) -> Located:
     """Where in each picture the `top` classes of highest score are.
 
     `run`, `pictures`: as for `classifier.predict`. Any classifier will do; one that was trained with boxes knows
     background, too, which is not looked for. `boxes`: as for `data.boxes.read_boxes`; pictures that have some are
     judged by them, but for those that the run was trained on, unless `include_training`. `output`: a folder for
-    overlays and a page that shows them; `overwrite`: it may hold other things.
+    overlays and a page that shows them; `overwrite`: it may hold other things. `max_pixels`: of a picture that is read.
 
     Raises:
         UsageError: no picture is there, or no such weights, or the network cannot be followed step by step; `output`
@@ -109,16 +111,19 @@ def locate(
     annotations = _annotations(boxes, [path for path, _ in everything], locator.names)
     album = None if output is None else Album(output_folder(output, PAGE, HTML, overwrite=overwrite))
     pointing, admission = Pointing(), Admission(run, include_training=include_training)
+    decoding = Decoding.up_to(max_pixels).within(locator.preprocess.intensity_range)
     found = []
     with progress("locating", len(everything)) as shown:
         for number, (path, picture) in enumerate(everything):
             try:
-                rgb, annotation = pixels_of(picture), annotations.get(number)
+                rgb, annotation = pixels_of(picture, decoding), annotations.get(number)
                 judges = annotation is not None and not isinstance(picture, PictureError) and admission.admits(picture)
                 found.append(_found(locator, path, rgb, top, annotation, pointing if judges else None, album))
             except PictureError as error:
                 found.append(Found(path, error=str(error)))
             shown.advance()
+    if sentence := misnamed_sentence(misnamed_files(picture for _, picture in everything)):
+        say(sentence)
     judgement = None
     if boxes is not None:
         judgement = pointing.as_json() | admission.scope(", ".join(map(str, pictures))).as_json()

@@ -59,8 +59,12 @@ class Level:
         return np.stack([lefts, tops, lefts + self.patch[1], tops + self.patch[0]], axis=-1)
 
 
-def levels(height: int, width: int, window: tuple[int, int], stride: tuple[int, int]) -> list[Level]:
+def levels(
+    height: int, width: int, window: tuple[int, int], stride: tuple[int, int], *, squeezed: bool = False
+) -> list[Level]:
     """A picture of `height` × `width` at each of the SCALES, for a network of such a `window` and `stride`, pixels.
+
+    `squeezed`: as a square, whatever its proportions, for a network that learnt from pictures so changed.
 
     Raises:
         PictureError: the smallest patch would have less than `LEAST_SIDE` pixels.
@@ -69,9 +73,10 @@ def levels(height: int, width: int, window: tuple[int, int], stride: tuple[int, 
     shorter = min(height, width)
     if shorter < least:
         raise PictureError(f"{width}×{height} pixels, too few for patches; it needs {least} a side or more")
+    proportions = (1.0, 1.0) if squeezed else (height / shorter, width / shorter)
     found = []
     for scale in SCALES:
-        wanted = [scale * side * there / shorter for side, there in zip(window, (height, width), strict=True)]
+        wanted = [scale * side * there for side, there in zip(window, proportions, strict=True)]
         more = [max(0, round((want - side) / step)) for want, side, step in zip(wanted, window, stride, strict=True)]
         size = window[0] + more[0] * stride[0], window[1] + more[1] * stride[1]
         down, across = height / size[0], width / size[1]

@@ -17,7 +17,8 @@ from svertka.conv.accelerate import accelerate as accelerated
 from svertka.data.dataset import Ints
 from svertka.data.division import Division, divided_by_content
 from svertka.data.groups import grouped_by
-from svertka.data.preprocess import Preprocess
+from svertka.data.images import Decoding
+from svertka.data.preprocess import Preprocess, checked_fit
 from svertka.data.sources import open_source
 from svertka.data.split import VAL_SHARE
 from svertka.device import choose_device, in_layout, set_threads
@@ -68,6 +69,7 @@ def train(
     lr: float | str | None = None,
     augment: bool = True,
     size: int | None = None,
+    fit: str | None = None,
     val: float = VAL_SHARE,
     test: float = 0.0,
     seed: int = 0,
@@ -79,6 +81,7 @@ def train(
     variants: int | None = None,
     half_features: bool = False,
     cache_limit: int | None = None,
+    max_pixels: int | None = None,
     turn: int = 0,
     columns: str | None = None,
     group: str | None = None,
@@ -95,13 +98,16 @@ def train(
     where objects are, as for `data.boxes.read_boxes`; the head then learns from patches, and knows background, too.
     `output`: the run folder; None: a free name under runs/. `time_budget`: "10m"; the epochs are then those
     that fit. `lr`: the highest learning rate, or "find". `augment`: False leaves the recipe's augmentations out.
-    `size`: side of the input, pixels. `val`, `test`: shares taken from the training pictures where the source has
-    no such part. `accelerate`: on the CPU, let `svertka.conv` compute the convolutions. `prefetch`: prepare batches
-    ahead in a thread; None: where it pays. `cache`: store what the frozen part gives, where that pays; `variants`: so
-    many of each augmented picture, None: as `plan.Passes.cache` says; `half_features`: in float16. `cache_limit`: bytes
-    of decoded pictures on disk, and of features. `turn`: another division into parts. `columns`: what the columns of a
-    table mean, as for `data.sources.open_source`. `group`: a regular expression; images in whose file names it finds
-    the same are kept in one part. `changes`: settings of the recipe, such as epochs=5 or unfreeze="last".
+    `size`: side of the input, pixels. `fit`: how pictures become square, as `data.preprocess.Preprocess` says: "crop",
+    "pad" or "squeeze"; None: as the weights had it, or "crop". `val`, `test`: shares taken from the training pictures
+    where the source has no such part. `accelerate`: on the CPU, let `svertka.conv` compute the convolutions.
+    `prefetch`: prepare batches ahead in a thread; None: where it pays. `cache`: store what the frozen part gives, where
+    that pays; `variants`: so many of each augmented picture, None: as `plan.Passes.cache` says; `half_features`: in
+    float16. `cache_limit`: bytes of decoded pictures on disk, and of features. `max_pixels`: of a picture; larger ones
+    are left out, but for JPEGs that can be decoded reduced. `turn`: another division into parts. `columns`: what the
+    columns of a table mean, as for `data.sources.open_source`. `group`: a regular expression; images in whose file
+    names it finds the same are kept in one part. `changes`: settings of the recipe, such as epochs=5 or
+    unfreeze="last".
 
     Raises:
         UsageError: a value that cannot be; the run folder exists.
@@ -111,7 +117,8 @@ def train(
     asked = {name: value for name, value in locals().items() if name not in ("source", "changes")} | changes
     began = time.monotonic()
     place, thread_count = choose_device(device), set_threads(threads)
-    dataset = open_source(fspath(source), columns=columns)
+    dataset = open_source(fspath(source), columns=columns).decoded_as(Decoding.up_to(max_pixels))
+    asked_fit = checked_fit(fit, boxes is not None)
     if group is not None:
         dataset = grouped_by(dataset, group)
     start_from = None if weights is None else fspath(weights)
@@ -139,12 +146,13 @@ def train(
             start_from = str(_first_stage(source, planned.start, recipe_name, folder, asked).folder)
         start = None if start_from is None else find_weights(facts, start_from)
         given = None if start is None else start.preprocess
-        side, resize, channels = natural_input(dataset, facts, size, given)
+        how = asked_fit or ("crop" if given is None or boxes is not None else given.fit)
+        side, resize, channels = natural_input(dataset, facts, size, given, how)
         with torch.device("meta"):  # says at once where the size is too small, or the weights are another network's
             unmade = facts.build(len(dataset.names), channels, side)
         if start is not None:
             start.check(unmade)
-        unmeasured = Preprocess(size=side, resize=resize, mean=(0.0,) * channels, std=(1.0,) * channels)
+        unmeasured = Preprocess(size=side, resize=resize, mean=(0.0,) * channels, std=(1.0,) * channels, fit=how)
         stored = stored_side(unmeasured, planned.augmentations)
         parts = divide(
             dataset,
@@ -155,6 +163,7 @@ def train(
             threads=thread_count,
             limit=cache_limit,
             turn=turn,
+            survey=True,
             inherited=_trained_on_before(start_from),
         )
         preprocess, planned = measured(parts, unmeasured, facts, planned, given)
@@ -227,15 +236,14 @@ def train(
             prefetch=_pays(parts, place) if prefetch is None else prefetch,
             cache=kept,
             cache_limit=cache_limit,
+            max_pixels=max_pixels,
             turn=turn,
             group=group,
         )
-        say(
-            plan.table(
-                summary.facts(classifier, settings, around + (0 if planned.is_computed else one_epoch * planned.epochs))
-            )
-        )
-        for sentence in filter(None, (*parts.not_used(), *started, parts.few(), parts.unstored)):
+        learning_seconds = 0 if planned.is_computed else one_epoch * planned.epochs
+        lines = summary.facts(classifier, settings, around + learning_seconds)
+        say(plan.table([*lines, *parts.shown_part(preprocess)]))
+        for sentence in filter(None, (*parts.not_used(), parts.misnamed(), *started, parts.few(), parts.unstored)):
             say(sentence)
         run = Run(folder)
         with _continuable(run):
@@ -317,6 +325,7 @@ def _parts_of(run: Run, settings: Settings) -> Parts:
     """The pictures of `settings`, divided as for the training that `run` was begun with."""
     try:
         dataset = open_source(settings.source, columns=settings.columns)
+        dataset = dataset.decoded_as(Decoding.up_to(settings.max_pixels))
     except (UsageError, DataError) as error:
         again = command("train", "--resume", run.folder)
         raise type(error)(f"{error}; if the pictures were moved, say where they are now: {again} SOURCE") from error

@@ -1,7 +1,7 @@
 """The pictures of a training: opened, decoded once, cleaned of bad ones and divided into train, val and test."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,14 +11,17 @@ from svertka import distributed
 from svertka.data.augment import Augmentation
 from svertka.data.batches import Batches
 from svertka.data.boxes import of_pictures, read_boxes, refuse_unknown
-from svertka.data.dataset import BAD_SHARE, ArrayPictures, Dataset, Ints
+from svertka.data.dataset import BAD_SHARE, ArrayPictures, Dataset, Ints, decoding_of
 from svertka.data.division import Division, divided
+from svertka.data.images import misnamed_sentence
 from svertka.data.manifest import Manifest
+from svertka.data.modes import Range
 from svertka.data.near_duplicates import near_duplicates
-from svertka.data.pictures import Rows, prepare
-from svertka.data.preprocess import Preprocess
+from svertka.data.pictures import Prepared, Rows, misnamed_among, prepare
+from svertka.data.preprocess import Fit, Preprocess, discarded
+from svertka.data.rows import Facts
 from svertka.data.split import fingerprint
-from svertka.data.statistics import measure
+from svertka.data.statistics import intensity_range, measure
 from svertka.errors import DataError
 from svertka.localization.patches import Patches, cut_out
 from svertka.localization.windows import BACKGROUND
@@ -31,6 +34,7 @@ SCORED_AT_ONCE = 128  # pictures a batch where nothing is learnt, or fewer of so
 SCORED_PIXELS = 2**20  # more would set the peak of memory
 FOLDER_SIZE = 64  # pixels, on a folder of photographs, of networks that take any size
 
+CROPPED = 0.05  # share of a picture; what is cut off less nobody need hear of
 FEW = 20  # training pictures of a class, below which results vary with the pictures by chance
 
 
@@ -42,6 +46,7 @@ class Parts:
     `shown`: squares as the finished classifier sees them. `bad`: what was left out, as path and reason. `unstored`: why
     some squares are not on disk, a sentence, if so. `digests`: of the contents of all pictures of `dataset`. `patches`:
     these pictures, where they are patches of others. `manifest`: the contents of each part, for the run to keep.
+    `facts`: of pictures in files, by index, what they are.
     """
 
     dataset: Dataset
@@ -54,6 +59,32 @@ class Parts:
     digests: list[bytes]
     manifest: Manifest
     patches: Patches | None = None
+    facts: Mapping[int, Facts] = field(default_factory=dict)
+
+    @property
+    def intensity_range(self) -> Range | None:
+        """The 16-bit values that are black and white in the rows; None: all 16 bits."""
+        return decoding_of(self.dataset.pictures).intensity_range
+
+    def misnamed(self) -> str | None:
+        """The sentence on files that are of another format than their name says; None if there are none."""
+        return misnamed_sentence(misnamed_among(self.dataset.pictures, self.facts))
+
+    def shown_part(self, preprocess: Preprocess) -> list[tuple[str, str]]:
+        """The line of the plan on how much of the pictures the network is shown; none where it is all, or nearly."""
+        if preprocess.fit != "crop":
+            how = "black around it" if preprocess.fit == "pad" else "its proportions changed"
+            return [("fit", f"{preprocess.fit}: all of each picture is shown, {how}")]
+        share = min(1.0, preprocess.size / preprocess.resize)
+        lost = {index: discarded(*facts.size, share) for index, facts in self.facts.items()}
+        if self.patches is not None or not lost or max(lost.values()) < CROPPED:
+            return []
+        worst = max(lost, key=lost.__getitem__)
+        text = (
+            f"crop: {np.median(list(lost.values())):.0%} of the median picture is not shown, {lost[worst]:.0%} of "
+            f"{self.dataset.pictures.name(worst)}; --fit pad or --fit squeeze shows all"
+        )
+        return [("fit", printable(text))]
 
     def sizes(self) -> dict[str, int]:
         """Pictures in each part."""
@@ -160,39 +191,50 @@ def divide(
     threads: int,
     limit: int | None,
     turn: int = 0,
+    survey: bool = False,
     inherited: frozenset[bytes] = frozenset(),
     as_divided: Callable[[list[bytes], Ints], Division] | None = None,
 ) -> Parts:
     """Decode every picture of `dataset` once and divide them; `val`, `test`: shares where the source has no such part.
 
     `turn`: another number divides them otherwise. `stored_side`: pixels of the squares that training draws its crops
-    from. `limit`: bytes of the cache on disk. `inherited`: digests of what the weights were trained on before.
+    from. `limit`: bytes of the cache on disk. `survey`: find out which values pictures of 16 bits use; else
+    `preprocess` says it. `inherited`: digests of what the weights were trained on before.
     `as_divided`: for a run that goes on, its parts by the digests of all contents and the indices of what can be read.
 
     Raises:
         DataError: one class only, a class without pictures, or more than a tenth of the pictures bad.
     """
-    seen = prepare(
-        dataset, preprocess.resize, preprocess.channels, pad_to=preprocess.size, threads=threads, cache_limit=limit
-    )
+    dataset = dataset.seen_by(preprocess.intensity_range)
+
+    def squares(resize: int, pad_to: int = 0, *, survey: bool = False) -> Prepared:
+        """Those of the pictures as they are decoded now."""
+        channels, fit = preprocess.channels, preprocess.fit
+        return prepare(dataset, resize, channels, pad_to, fit=fit, threads=threads, cache_limit=limit, survey=survey)
+
+    seen = squares(preprocess.resize, preprocess.size, survey=survey)
     bad = [{"path": dataset.pictures.name(i), "reason": reason} for i, reason in sorted(seen.bad.items())]
     if len(bad) > BAD_SHARE * len(dataset):
         raise DataError(
             f"{len(bad)} of {len(dataset)} pictures in {dataset.source} are bad, more than a tenth: {_listed(bad)}"
         )
     good = np.array([i for i in range(len(dataset)) if i not in seen.bad], dtype=np.int64)
+    deep = {index: facts.intensities for index, facts in seen.facts.items() if facts.intensities is not None}
     if as_divided is not None:
         division = as_divided(seen.digests, good)
     else:
-        alike = near_duplicates(dataset.pictures, seen.digests, good, threads)
+        visible = dataset.seen_by(intensity_range(list(deep.values()))) if deep else dataset
+        alike = near_duplicates(visible.pictures, seen.digests, good, threads)
         division = divided(dataset, seen.digests, good, val, test, alike=alike or [], turn=turn, inherited=inherited)
         if alike is None:
             notes = (*division.notes, "near-duplicates are not looked for among so many images; exact copies are")
             division = replace(division, notes=notes)
     dataset = replace(dataset, account=division.told(dataset.account))
-    drawn = seen
-    if stored_side != preprocess.side:
-        drawn = prepare(dataset, stored_side, preprocess.channels, threads=threads, cache_limit=limit)
+    if deep:  # decoded now that it is known what is black and what is white, of those that are learnt from
+        found = intensity_range([deep[index] for index in division.indices["train"].tolist() if index in deep])
+        dataset = dataset.seen_by(found)
+        seen = squares(preprocess.resize, preprocess.size)
+    drawn = seen if stored_side == preprocess.side else squares(stored_side)
     parts = Parts(
         dataset,
         division.indices,
@@ -203,6 +245,7 @@ def divide(
         fingerprint(dataset, seen.digests, good, division.indices),
         seen.digests,
         Manifest.of(seen.digests, division.indices, inherited),
+        facts=seen.facts,
     )
     if as_divided is None:  # a run that goes on is refused as a whole if its images have changed
         _need_classes(parts)
@@ -262,15 +305,16 @@ def in_patches(
 
 
 def natural_input(
-    dataset: Dataset, model: Model, size: int | None, weights: Preprocess | None = None
+    dataset: Dataset, model: Model, size: int | None, weights: Preprocess | None = None, fit: Fit = "crop"
 ) -> tuple[int, int, int]:
     """(size, resize, channels) of the input of `model` on these pictures; `size`: the one asked for, if any.
 
-    `weights`: what the weights that it starts from expect, if it does.
+    `weights`: what the weights that it starts from expect, if it does. Pictures that are not cropped to a square are
+    not cropped after that, either: `resize` is then `size`.
     """
     if weights is not None:
-        resize = weights.resize if size is None else round(size * weights.resize / weights.size)
-        return size or weights.size, resize, weights.channels
+        size, proportion = size or weights.size, weights.resize / weights.size
+        return size, round(size * proportion) if fit == "crop" else size, weights.channels
     array = dataset.pictures.array if isinstance(dataset.pictures, ArrayPictures) else None
     if model.mean is not None:  # its own normalisation goes with its own channels and size
         channels, native = model.channels, model.size
@@ -278,7 +322,7 @@ def natural_input(
         channels = 3 if array is None else array.shape[3]
         native = FOLDER_SIZE if array is None else max(array.shape[1], model.smallest)
     size = size or native
-    return size, model.resize_for(size), channels
+    return size, model.resize_for(size) if fit == "crop" else size, channels
 
 
 def measured(
@@ -297,7 +341,8 @@ def measured(
     elif recipe.normalise == "mean":
         std = (1 / 255,) * preprocess.channels
     fitted = tuple(one.fitted(statistics) for one in recipe.augmentations)
-    return preprocess.model_copy(update={"mean": mean, "std": std}), recipe.with_changes(augmentations=fitted)
+    known = {"mean": mean, "std": std, "intensity_range": parts.intensity_range}
+    return preprocess.model_copy(update=known), recipe.with_changes(augmentations=fitted)
 
 
 def stored_side(preprocess: Preprocess, augmentations: tuple[Augmentation, ...]) -> int:

@@ -61,6 +61,7 @@ class Settings(BaseModel):
     prefetch: bool
     cache: Cache | None = Field(default=None, description="of what does not learn; None: it runs in every step")
     cache_limit: int | None = Field(ge=0)
+    max_pixels: int | None = Field(default=None, ge=1, description="of a picture; None: the usual limit")
     versions: dict[str, str] = Field(default_factory=versions)
 
     @classmethod

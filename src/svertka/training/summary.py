@@ -48,6 +48,7 @@ def facts(classifier: Classifier, settings: Settings, seconds: float | None = No
     recipe, preprocess = settings.recipe, classifier.preprocess
     size = count(classifier.network, preprocess.input_shape)
     colour = "grey" if preprocess.channels == 1 else "RGB"
+    fit = {"crop": "", "pad": ", padded", "squeeze": ", squeezed"}[preprocess.fit]
     sizes = ", ".join(f"{number:,} {part}" for part, number in settings.parts.items() if number)
     left_out = f"; {len(settings.bad)} bad left out" if settings.bad else ""
     changes = ", ".join(one.kind.replace("_", " ") for one in recipe.augmentations) or "no augmentation"
@@ -55,7 +56,7 @@ def facts(classifier: Classifier, settings: Settings, seconds: float | None = No
         ("data", f"{settings.source}: {sizes}; {len(classifier.names)} classes{left_out}"),
         (
             "network",
-            f"{settings.model}, {preprocess.size}×{preprocess.size} {colour}, {size.parameters:,} parameters, "
+            f"{settings.model}, {preprocess.size}×{preprocess.size} {colour}{fit}, {size.parameters:,} parameters, "
             f"{size.multiply_adds:,} multiply-adds",
         ),
         (
@@ -75,6 +76,9 @@ def facts(classifier: Classifier, settings: Settings, seconds: float | None = No
         lines.insert(3, ("frozen", f"all below {made.begins}; {learning:,} parameters learn"))
     if settings.boxes is not None:
         lines.insert(1, ("patches", f"at 8 scales, labelled from {settings.boxes}; {BACKGROUND} is one more class"))
+    if preprocess.intensity_range is not None:
+        black, white = preprocess.intensity_range
+        lines.insert(1, ("16 bits", f"{black:,} is black and {white:,} is white, as the training pictures use them"))
     if seconds is not None:
         lines.append(("time", f"about {duration(seconds)}"))
     return lines
