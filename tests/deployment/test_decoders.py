@@ -222,3 +222,26 @@ def test_a_process_ends_with_its_server_and_imports_little() -> None:
     done = subprocess.run([sys.executable, "-c", code], input=b"", capture_output=True, timeout=60, check=True)
     assert done.stderr == b"[]"
     assert done.stdout == b""
+
+
+def test_a_process_that_does_not_start_is_said(jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def one(decoders: Decoders) -> None:
+        with pytest.raises(Refusal, match="the process that decodes images ends with status 1"):
+            await decoders.decode(jpeg, SETTINGS, Account(), itself)
+
+    monkeypatch.setattr(module, "SMALL", module.SMALL._replace(memory="none"))
+    run(one)
+
+
+def test_turns_of_those_who_give_up_go_to_others(jpeg: bytes) -> None:
+    async def hurried(decoders: Decoders) -> int:
+        for _ in range(30):
+            tasks = [asyncio.create_task(decoders.decode(jpeg, SETTINGS, Account(), itself)) for _ in range(6)]
+            await asyncio.sleep(0.003)
+            for task in tasks[::2]:
+                task.cancel()
+            await asyncio.gather(*tasks[1::2])
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return len(decoders.pids)
+
+    assert run(hurried, processes=2) == 2

@@ -199,10 +199,11 @@ class Lane:
     def _release(self, account: Account) -> None:
         """Hand a turn on: to the request with the fewest images in work, and among these the least served."""
         account.running -= 1
-        if not self._waiting:
+        waiting = [entry for entry in self._waiting if not entry[1].done()]  # those given up are about to leave
+        if not waiting:
             self._free += 1
             return
-        entry = min(self._waiting, key=lambda entry: (entry[0].running, entry[0].seconds))
+        entry = min(waiting, key=lambda entry: (entry[0].running, entry[0].seconds))
         self._waiting.remove(entry)
         entry[0].running += 1
         entry[1].set_result(None)
@@ -251,6 +252,7 @@ class Worker:
 
         Raises:
             PictureError: it cannot be read. TooMuchError, MoreError: not within the limits of the process.
+            Refusal: 503, the process does not work.
         """
         text = json.dumps(settings).encode()
         try:
@@ -262,6 +264,10 @@ class Worker:
             return np.frombuffer(self._read(first * second * 3), np.uint8).reshape(first, second, 3)
         except (OSError, EOFError) as error:
             self.kill()
+            status = self._process.wait()
+            if status > 0:  # not by a signal, as where an image is too much for it
+                reason = f"the process that decodes images ends with status {status}"
+                raise Refusal(503, reason, {"Retry-After": "10"}) from error
             raise TooMuchError from error
 
     def kill(self) -> None:
