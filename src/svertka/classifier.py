@@ -16,7 +16,7 @@ from svertka.data.inputs import Input, all_of, misnamed_files
 from svertka.data.preprocess import Picture, Preprocess
 from svertka.device import choose_device, device_of, set_threads
 from svertka.errors import PictureError, RunError, UsageError
-from svertka.files import read_json, write_json
+from svertka.files import given_path, read_json, write_json
 from svertka.graph.optimize import fastest
 from svertka.models import published, weights, zoo
 from svertka.models.heads import OWN_TENSORS, Head, head_path, put_head
@@ -73,7 +73,7 @@ class Classifier:
             RunError: no such folder, or a file in it is missing, damaged or made by a newer version.
             UsageError: no such network or weights. FetchError: they have to be fetched and cannot be.
         """
-        folder = Path(path)
+        folder = given_path(path)
         name, colon, text = fspath(path).partition(":")
         if not folder.is_dir():
             if colon and "/" not in name:
@@ -246,7 +246,7 @@ def find_weights(model: zoo.Model, text: str) -> Weights:
     """
     if not _is_run(text):
         return weights.find(model, text)
-    folder = Path(text)
+    folder = given_path(text)
     config = read_config(folder)
     tensors = _finite(folder / WEIGHTS, read_tensors(folder / WEIGHTS)[0])
     if config.head not in OWN_TENSORS and config.model == model.name:  # what comes before it is a start for any head
@@ -287,19 +287,19 @@ def model_of_weights(text: str) -> str | None:
     Raises:
         RunError: the run is damaged.
     """
-    return read_config(Path(text)).model if _is_run(text) else None
+    return read_config(given_path(text)).model if _is_run(text) else None
 
 
 def is_classifier(text: str) -> bool:
     """Whether `text` is meant for `Classifier.load`: a folder with a config.json, or a network of the zoo."""
     name, colon, _ = text.partition(":")
-    if Path(text).is_dir():
-        return (Path(text) / CONFIG).exists()
+    if given_path(text).is_dir():
+        return (given_path(text) / CONFIG).exists()
     return name in zoo.MODELS or (bool(colon) and "/" not in name)
 
 
 def _is_run(text: str) -> bool:
-    return text not in published.NAMES and Path(text).is_dir()
+    return text not in published.NAMES and given_path(text).is_dir()
 
 
 def _with_weights(model: str) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 
 from svertka.errors import UsageError
 
+MOST_THREADS = 64  # a core, beyond which they only wait for each other
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -46,11 +47,12 @@ def set_threads(count: int | None) -> int:
     Memory that a layer frees is from now on kept for the next one.
 
     Raises:
-        UsageError: `count` is below 1.
+        UsageError: `count` is below 1, or far more than there are cores.
     """
     if count is not None:
-        if count < 1:
-            raise UsageError(f"threads={count} must be at least 1; leave it out to use every core")
+        most = MOST_THREADS * (os.cpu_count() or 1)
+        if not 1 <= count <= most:
+            raise UsageError(f"threads={count} must be at least 1 and at most {most} here; leave it out for every core")
         torch.set_num_threads(count)
     _keep_freed_memory()
     return torch.get_num_threads()

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from svertka.classifier import CONFIG, WEIGHTS, Classifier, refuse_newer
 from svertka.errors import RunError
-from svertka.files import open_regular, read_json
+from svertka.files import given_path, open_regular, read_json
 from svertka.quoting import command
 
 FORMAT = 1  # of training.json
@@ -20,10 +20,14 @@ LARGEST = 1e150  # of a number in it, so that its square is one, too
 
 
 class Run:
-    """A run folder and its paths, a path itself; making one of these touches no file."""
+    """A run folder and its paths, a path itself; making one of these touches no file.
+
+    Raises:
+        UsageError: no system has such a path.
+    """
 
     def __init__(self, folder: str | PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder = given_path(folder)
         self.config = self.folder / CONFIG
         self.weights = self.folder / WEIGHTS
         self.training = self.folder / "training.json"
@@ -145,7 +149,7 @@ def _scalar(value: Any) -> str | float | bool | None:
 
 def called(run: str | PathLike[str]) -> str:
     """What people call `run`: a folder's own name, or a network with its weights, of a file without the way there."""
-    if Path(run).is_dir():
+    if given_path(run).is_dir():
         return Run(run).name
     model, colon, weights = fspath(run).partition(":")
     return f"{model}{colon}{Path(weights).name}"

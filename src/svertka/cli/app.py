@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -28,6 +29,7 @@ from svertka.signals import Request, raising
 from svertka.streams import OutputLostError, guarded
 
 INTERRUPTED = 130
+LONGEST = 300  # characters of a word in a message; names of files have less
 
 app = typer.Typer(
     name="svertka",
@@ -66,6 +68,9 @@ def _answer(arguments: list[str], request: Request) -> int:
         code = INTERRUPTED
     except OutputLostError:
         raise
+    except OSError as error:  # of a path that no verb looks at more closely
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return _fail(f"{place}{(error.strerror or str(error)).lower()}; name another", 1)
     except Exception as error:
         if os.environ.get("SVERTKA_TRACEBACK"):
             raise
@@ -89,5 +94,6 @@ def _one_sentence(error: typer.TyperException) -> str:
 
 
 def _fail(sentence: str, code: int) -> int:
+    sentence = re.sub(rf"\S{{{LONGEST},}}", lambda word: shortened(word[0]), sentence)  # as 5,000 digits
     print(f"svertka: {printable(sentence)}", file=sys.stderr)
     return code

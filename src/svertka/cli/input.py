@@ -6,6 +6,8 @@ import typer
 
 from svertka.errors import UsageError
 
+MOST_GIGABYTES = 1_000_000
+
 # Options of all verbs that judge.
 Crops = Annotated[
     str,
@@ -67,3 +69,12 @@ def whole_numbers(option: str, text: str | None) -> list[int] | None:
         return [int(number) for number in text.split(",")]
     except ValueError:
         raise UsageError(f"{option} {text} is not a list of whole numbers; give pixels, such as 256,288") from None
+
+
+def gigabytes(option: str, number: float | None) -> int | None:
+    """Bytes of `number` gigabytes, given as `option`; None for None."""
+    if number is None:
+        return None
+    if not 0 <= number <= MOST_GIGABYTES:
+        raise UsageError(f"{option} {number:g} is not a size; give gigabytes, from 0 to {MOST_GIGABYTES:,}")
+    return round(number * 1e9)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from svertka.cli.input import Columns, MaxPixels, pixel_count
+from svertka.cli.input import Columns, MaxPixels, gigabytes, pixel_count
 from svertka.cli.output import print_json
 from svertka.errors import UsageError
 from svertka.quoting import command
@@ -168,7 +168,7 @@ def train(
             cache=cache,
             variants=variants,
             half_features=half_features,
-            cache_limit=None if cache_limit is None else round(cache_limit * 1e9),
+            cache_limit=gigabytes("--cache-limit", cache_limit),
             columns=columns,
             max_pixels=pixel_count(max_pixels),
             tensorboard=tensorboard,

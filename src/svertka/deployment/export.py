@@ -21,7 +21,7 @@ from svertka.data.preprocess import Picture
 from svertka.data.sources import open_source
 from svertka.deployment.card import CARD, FRONT, write_folder
 from svertka.errors import DataError, FetchError, PictureError, RunError, UsageError
-from svertka.files import write_atomic
+from svertka.files import given_path, write_atomic
 from svertka.outputs import output_file, output_folder
 from svertka.quoting import command
 from svertka.run import Run
@@ -71,7 +71,7 @@ def export(
         damaged. StorageError: `to` cannot be written.
     """
     began = time.monotonic()
-    path = Path(to)
+    path = given_path(to)
     is_file = path.suffix.lower() == ".onnx" and not path.is_dir()
     if not is_file and path.suffix and not path.is_dir() and not fspath(to).endswith("/"):
         raise UsageError(f"--to {fspath(to)} is neither an ONNX file nor a folder; end it in .onnx or in /")

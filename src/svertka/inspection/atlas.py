@@ -17,6 +17,7 @@ from svertka.arguments import check_types
 from svertka.device import choose_device, set_threads
 from svertka.errors import Interrupted, UsageError
 from svertka.evaluation.scope import Scope
+from svertka.files import given_path
 from svertka.graph.trace import Trace, trace
 from svertka.inspection import activations
 from svertka.inspection.deconvnet import Deconvnet, needs
@@ -183,7 +184,7 @@ def _filters(subject: Subject) -> Filters | None:
 
 def _folder(run: str | PathLike[str], output: str | PathLike[str] | None) -> Path:
     if output is not None:
-        return Path(output)
-    if Path(run).is_dir():
+        return given_path(output)
+    if given_path(run).is_dir():
         return Run(run).folder / "atlas"
     return Path(f"atlas-{fspath(run).partition(':')[0]}")

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from svertka.data.preprocess import Preprocess
 from svertka.errors import UsageError
+from svertka.files import given_path
 from svertka.models import imagenet, state_dict
 from svertka.models.googlenet import SideExits
 from svertka.models.published import CIFAR10, CIFAR_RESNETS, LAYOUTS, MEAN, PUBLISHED, STD
@@ -165,7 +165,7 @@ def find(model: Model, text: str) -> Weights:
         path = known.path()
         title, note = f"{text} ({path.name})", known.note
     else:
-        path, title, note = Path(text).expanduser(), text, ""
+        path, title, note = given_path(text), text, ""
         if not path.is_file():
             raise UsageError(_unknown(model, text))
     tensors = state_dict.read(path)

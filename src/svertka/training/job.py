@@ -52,7 +52,7 @@ from svertka.training.parts import Parts, divide, in_patches, measured, natural_
 from svertka.training.published import BACKBONE, DEFAULTS, find_recipe, recipe_for
 from svertka.training.range_test import find_learning_rate
 from svertka.training.recorder import Recorder
-from svertka.training.settings import Settings
+from svertka.training.settings import LARGEST_SIDE, MOST_SEED, Settings, refuse_out_of_range
 from svertka.transfer.features import room, row_bytes
 
 
@@ -134,6 +134,8 @@ def train(
         changes["augmentations"] = ()
     planned = find_recipe(recipe_name).with_changes(lr=plan.parse_rate(lr), **changes)
     refuse_untrained(planned, None if boxes is None else fspath(boxes), trained=trained)
+    refuse_out_of_range("seed", seed, -MOST_SEED, MOST_SEED - 1)
+    refuse_out_of_range("size", size, 1, LARGEST_SIDE)
     if variants is not None and variants < 1:
         raise UsageError(f"variants={variants} must be at least 1; leave it out to store as many as pay")
     budget = None if time_budget is None else plan.parse_time(time_budget)

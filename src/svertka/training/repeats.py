@@ -13,10 +13,12 @@ from svertka.data.sources import open_source
 from svertka.data.split import VAL_SHARE
 from svertka.errors import UsageError
 from svertka.evaluation.intervals import wilson
-from svertka.files import write_json
+from svertka.files import shortened, write_json
 from svertka.run import Run
 from svertka.training.claim import claimed
 from svertka.training.job import train
+
+MOST_REPEATS = 1000
 
 BOTH, TRAINED_ON = "trained and judged on", "trained on"  # images that vary
 
@@ -72,6 +74,8 @@ def repeat(
         UsageError: fewer than two repeats, no pictures are left to judge by, or every division is the same. And what
             `train` raises.
     """
+    if repeats > MOST_REPEATS:
+        raise UsageError(f"repeats={shortened(str(repeats))} is more than anybody waits for; use 5 or 10")
     if repeats < 2:
         raise UsageError(f"repeats={repeats} gives no interval; use 5 or 10")
     varies = _what_varies(fspath(source), options)

@@ -7,16 +7,24 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
-from svertka.errors import RunError
+from svertka.errors import RunError, UsageError
+from svertka.files import shortened
 from svertka.run import FORMAT, Run
 from svertka.training.recipe import MANY, Recipe, first_fault
 
 MOST_SEED = 2**63  # as PyTorch takes them
+LARGEST_SIDE = 3072  # pixels of an input; what it is cut out of is larger by up to a third, and 4096 are stored
 
 
 def versions() -> dict[str, str]:
     """The versions that results depend on."""
     return {"svertka": version("svertka"), "torch": torch.__version__, "python": platform.python_version()}
+
+
+def refuse_out_of_range(name: str, value: int | None, least: int, most: int) -> None:
+    """Raise UsageError unless `value` is None or from `least` to `most`."""
+    if value is not None and not least <= value <= most:
+        raise UsageError(f"{name}={shortened(str(value))} must be from {least} to {most}")
 
 
 class Cache(BaseModel):
