@@ -200,6 +200,39 @@ def test_new_images_are_held_out_and_counted(
 
 
 @pytest.mark.usefixtures("quiet")
+def test_images_saved_anew_are_counted(tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            small = Image.fromarray(draws.integers(0, 255, (6, 6, 3), np.uint8))
+            small.resize((96, 96), Image.Resampling.BICUBIC).save(tmp_path / "photos" / name / f"{number}.png")
+    run = svertka.train(tmp_path / "photos", output=tmp_path / "run", **QUICK)
+    learnt, _ = trained_contents(tmp_path / "photos", run)
+    for path in (tmp_path / "photos").rglob("*.png"):
+        if content(path) in learnt and path.stem in ("1", "2", "3"):
+            place = tmp_path / "anew" / path.parent.name / f"{path.stem}.jpg"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.open(path).save(place, quality=60)
+    scope = svertka.evaluate(run, tmp_path / "anew", threads=1).scope
+    assert scope is not None
+    saved = len(list((tmp_path / "anew").rglob("*.jpg")))
+    assert (scope.near_duplicates, scope.training_images) == (saved, 0)
+    assert f"{saved} images judged look the same as training images (near-duplicates)" in scope.sentence
+
+
+@pytest.mark.usefixtures("quiet")
+def test_runs_on_one_source_by_two_ways_are_compared(digit_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(digit_folder)
+    shutil.copytree(digit_folder, tmp_path / "copy")
+    sources = {"a": digit_folder, "b": tmp_path / "link", "c": tmp_path / "copy"}
+    made = [svertka.train(source, output=tmp_path / name, **QUICK).folder for name, source in sources.items()]
+    compared = svertka.compare(made, threads=1)
+    assert compared.judgement.part == "val"
+    assert compared.judgement.scope.training_images == 221
+
+
+@pytest.mark.usefixtures("quiet")
 def test_where_nothing_else_is_left_it_is_refused(
     runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
 ) -> None:
@@ -327,6 +360,8 @@ def test_the_commands_say_the_part_and_what_is_left_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run, _, learnt, _ = runs[0]
+    alone = tmp_path / "alone"
+    Classifier.load(run).save(alone)
     source = str(copied(digit_folder, tmp_path, np.random.default_rng(0)))
     assert main(["evaluate", str(run.folder), source, "--threads", "1"]) == 0
     assert f"validation images; {len(learnt)} images that trained the network left out" in capsys.readouterr().out
@@ -336,3 +371,6 @@ def test_the_commands_say_the_part_and_what_is_left_out(
     assert main(["evaluate", str(run.folder), source, "--threads", "1", "--json", "--include-training"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["images"], said["includes_training"]) == (240, True)
+    assert main(["evaluate", str(alone), source, "--threads", "1", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert "does not record which images it was trained on" in said["note"]

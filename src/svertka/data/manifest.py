@@ -38,6 +38,11 @@ class Manifest:
         return cls({part: frozenset(digests[i] for i in indices[part].tolist()) for part in PARTS}, inherited)
 
     @property
+    def contents(self) -> frozenset[bytes]:
+        """Digests of all images of the run, whatever their part."""
+        return frozenset().union(*self.parts.values())
+
+    @property
     def trained_on(self) -> frozenset[bytes]:
         """Digests of all images that the weights have been fitted to, those of earlier runs included."""
         return self.parts["train"] | self.inherited

@@ -1,5 +1,6 @@
 """Near-duplicates in a data set: thumbnails of its images, kept on disk, and the groups that look the same."""
 
+from collections.abc import Set
 from contextlib import suppress
 
 import numpy as np
@@ -36,6 +37,48 @@ def near_duplicates(pictures: Pictures, digests: list[bytes], indices: Ints, thr
     return distributed.gathered(found)[0]
 
 
+def resembling(
+    pictures: Pictures, digests: list[bytes], indices: Ints, known: Set[bytes], threads: int
+) -> list[int] | None:
+    """Which of the images at `indices` look the same as an image whose digest is in `known`; None: not compared.
+
+    Of the known images the thumbnails are needed that an earlier comparison left on this machine. Pictures in memory,
+    which leave none, are not compared.
+    """
+    source, _ = origin(pictures)
+    if isinstance(source, ArrayPictures) or not 0 < len(known) + len(indices) <= MOST or not len(indices):
+        return None
+    found = _resembling(pictures, digests, indices.tolist(), known, threads) if distributed.is_first() else None
+    return distributed.gathered(found)[0]
+
+
+def _resembling(
+    pictures: Pictures, digests: list[bytes], indices: list[int], known: Set[bytes], threads: int
+) -> list[int] | None:
+    store, keys = _store(), sorted(known)
+    if store is None:
+        return None
+    try:
+        positions = store.find(keys)
+        learnt = store.gather(positions[positions >= 0])
+    except StorageError:
+        return None
+    if not len(learnt):
+        return None
+    rows = np.concatenate([learnt, _through_store(pictures, digests, indices, threads)])
+    groups = look_alikes(rows[:, :-1].reshape(-1, SIDE, SIDE), rows[:, -1].astype(bool))
+    count = len(learnt)
+    return sorted(indices[place - count] for group in groups if group[0] < count for place in group if place >= count)
+
+
+def _store() -> Store | None:
+    """Where thumbnails are kept; None where nothing can be."""
+    try:
+        return Store(cache_folder("thumbnails") / f"{SIDE}-version-{VERSION}", (ROW,), np.uint8)
+    except StorageError:
+        return None
+
+
 def _compared(pictures: Pictures, digests: list[bytes], indices: list[int], threads: int) -> list[list[int]]:
     source, where = origin(pictures)
     if isinstance(source, ArrayPictures):
@@ -60,9 +103,7 @@ def _rows_of_array(array: Pixels, threads: int) -> Pixels:
 
 def _through_store(pictures: Pictures, digests: list[bytes], indices: list[int], threads: int) -> Pixels:
     """The rows of files: found again by their contents, or decoded and stored."""
-    store = None
-    with suppress(StorageError):
-        store = Store(cache_folder("thumbnails") / f"{SIDE}-version-{VERSION}", (ROW,), np.uint8)
+    store = _store()
     rows = np.zeros((len(indices), ROW), np.uint8)
     missing = np.ones(len(indices), bool)
     if store is not None:

@@ -10,6 +10,7 @@ from svertka.classifier import is_classifier
 from svertka.device import choose_device, describe
 from svertka.errors import UsageError
 from svertka.evaluation.contenders import Comparison, Contender, Difference
+from svertka.evaluation.held_out import manifest_of, same_place
 from svertka.evaluation.judgement import judge
 from svertka.evaluation.side_by_side import write_comparison
 from svertka.evaluation.speed import speeds
@@ -107,11 +108,17 @@ def _common_source(runs: Sequence[str]) -> str:
             raise UsageError(f"{run} does not say what it was trained on; name a SOURCE after the runs")
         sources.append(source)
     for run, source in zip(runs, sources, strict=True):
-        if source != sources[0]:
+        if not (same_place(source, sources[0]) or _same_images(run, runs[0])):
             raise UsageError(
                 f"{runs[0]} was trained on {sources[0]} and {run} on {source}; name the SOURCE to compare them on"
             )
     return str(sources[0])
+
+
+def _same_images(run: str, other: str) -> bool:
+    """Whether both were made of images of the same contents, wherever these were then."""
+    one, two = manifest_of(run), manifest_of(other)
+    return one is not None and two is not None and one.contents == two.contents
 
 
 def _settings(run: str) -> dict[str, Any]:

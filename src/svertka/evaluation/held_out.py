@@ -14,6 +14,7 @@ from svertka.data.digests import digests
 from svertka.data.division import divided_by_content
 from svertka.data.images import misnamed_sentence
 from svertka.data.manifest import Manifest
+from svertka.data.near_duplicates import resembling
 from svertka.data.pictures import Rows, misnamed_among, prepare
 from svertka.data.preprocess import Picture, Preprocess
 from svertka.data.split import fingerprint
@@ -99,9 +100,22 @@ def select(
         int(training.sum()),
         bool((chosen & training).any()),
         len(prepared.bad),
+        _near_duplicates(found, dataset, contents, good, threads),
         next((one.note for one in found if one.note), None),
     )
     return Selection(prepared.rows, good, [prepared.digests[i] for i in good], scope)
+
+
+def _near_duplicates(
+    found: Sequence["_Known"], dataset: Dataset, contents: list[bytes], judged: Ints, threads: int
+) -> int | None:
+    """How many images that are new to a run look the same as some that trained it; its own were compared in training."""
+    counts = []
+    for one in found:
+        new = judged[one.own[judged] == ""]
+        alike = resembling(dataset.pictures, contents, new, one.trained_on, threads) if one.trained_on else None
+        counts.append(None if alike is None else len(alike))
+    return max((count for count in counts if count is not None), default=None)
 
 
 def manifest_of(run: str | PathLike[str]) -> Manifest | None:
@@ -167,11 +181,12 @@ class _Choice:
 @dataclass(frozen=True, eq=False)
 class _Known:
     """What is known of the images of a source: `own`, (N,) the part of `run` that each was in, and "" for new ones;
-    `named`, (N,) the part that the source says, or ""."""
+    `named`, (N,) the part that the source says, or ""; `trained_on`: all that trained it."""
 
     run: str
     own: npt.NDArray[np.str_]
     named: npt.NDArray[np.str_]
+    trained_on: frozenset[bytes]
     note: str | None = None
 
     @classmethod
@@ -180,7 +195,7 @@ class _Known:
         if manifest is None:
             manifest, note = _reconstructed(run, dataset, contents)
         own = manifest.parts_of(contents) if manifest is not None else np.full(len(dataset), "", "<U5")
-        return cls(fspath(run), own, dataset.parts, note)
+        return cls(fspath(run), own, dataset.parts, frozenset() if manifest is None else manifest.trained_on, note)
 
     def chosen(self, part: str | None, include_training: bool) -> _Choice:
         """The images of `part`, as for `select`."""
@@ -216,8 +231,14 @@ def _reconstructed(
 
     Only if all contents, labels and parts are those of the training, which its fingerprint says.
     """
+    if not Run(run).folder.is_dir():
+        return None, None  # of the zoo
+    unknown = (
+        f"{fspath(run)} does not record which images it was trained on; if some of these are among them, its error is "
+        "higher than shown"
+    )
     if not Run(run).training.exists():
-        return None, None  # of the zoo, or a classifier saved by itself
+        return None, unknown  # a classifier saved by itself
     settings = Run(run).settings()
     bad = {PurePath(str(one.get("path"))).name for one in settings.get("bad") or ()}
     names = [PurePath(dataset.pictures.name(i)).name if bad else "" for i in range(len(dataset))]
@@ -226,18 +247,16 @@ def _reconstructed(
     indices = divided_by_content(dataset, contents, good, *shares, turn=int(settings.get("turn", 0))).indices
     if fingerprint(dataset, contents, good, indices) == settings["fingerprint"]:
         return Manifest.of(contents, indices), None
-    if _same_place(str(settings["source"]), dataset.source):
+    if same_place(str(settings["source"]), dataset.source):
         raise RunError(
             f"{fspath(run)} does not record which images it was trained on, and {dataset.source} has changed since, so "
             "that they cannot be told; put the images back, judge it on others, or train anew"
         )
-    return None, (
-        f"{fspath(run)} does not record which images it was trained on; if some of these are among them, its error is "
-        "higher than shown"
-    )
+    return None, unknown
 
 
-def _same_place(one: str, other: str) -> bool:
+def same_place(one: str, other: str) -> bool:
+    """Whether two sources are one: the same name, or paths that lead to the same place."""
     return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 

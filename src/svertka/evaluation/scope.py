@@ -20,7 +20,8 @@ class Scope:
 
     `part`: "test", "val" or "train"; "new": images that the run has never seen; "held-out": its own test or validation
     images and new ones; "all". `training_images`: how many the run was trained on, left out unless
-    `includes_training`. `unreadable`: how many could not be read. `note`: what cannot be known, a sentence; None if
+    `includes_training`. `unreadable`: how many could not be read. `near_duplicates`: of the new images judged, how
+    many look the same as training images; None where that was not compared. `note`: what cannot be known, a sentence; None if
     nothing is in doubt.
     """
 
@@ -29,6 +30,7 @@ class Scope:
     training_images: int = 0
     includes_training: bool = False
     unreadable: int = 0
+    near_duplicates: int | None = None
     note: str | None = None
 
     @property
@@ -45,6 +47,8 @@ class Scope:
             said.append(f"{counted(self.training_images)} of these trained the network: the error is too low")
         elif self.training_images:
             said.append(f"{counted(self.training_images)} that trained the network left out (--include-training)")
+        if self.near_duplicates:
+            said.append(f"{counted(self.near_duplicates)} judged look the same as training images (near-duplicates)")
         if self.unreadable:
             said.append(f"{counted(self.unreadable)} could not be read")
         return (*said, *([self.note] if self.note else []))
@@ -57,6 +61,7 @@ class Scope:
             "training_images": self.training_images,
             "includes_training": self.includes_training,
             "unreadable": self.unreadable,
+            "near_duplicates": self.near_duplicates,
         } | ({"note": self.note} if self.note else {})
 
 
