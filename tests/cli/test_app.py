@@ -95,7 +95,7 @@ def test_the_whole_way_in_json(
     settings = ["--model", "mlp", "--size", "8", "--epochs", "20", "--threads", "1", "--output", "runs/x"]
     trained = ask("train", source, *settings)
     assert isinstance(trained, dict)
-    not_used = {"bad", "left_out", "not_images", "notes", "warnings"}
+    not_used = {"bad", "left_out", "not_images", "notes", "warnings", "at_chance", "never_predicted"}
     assert set(trained) == {"run", "val_error", "test_error", "epochs", "seconds", "images_per_second"} | not_used
     assert trained["run"] == "runs/x"
     assert trained["test_error"] is None
@@ -104,7 +104,7 @@ def test_the_whole_way_in_json(
     assert isinstance(judged, dict)
     figures = {"images", "top1_error", "top1_interval", "top5_error", "top5_interval", "loss", "per_class"}
     scope = {"source", "part", "training_images", "includes_training", "unreadable", "near_duplicates"}
-    assert set(judged) == figures | scope | {"calibration_error", "temperature"}
+    assert set(judged) == figures | scope | {"calibration_error", "temperature", "at_chance", "never_predicted"}
     assert judged["top1_error"] == trained["val_error"]
     assert judged["top5_error"] is None
 

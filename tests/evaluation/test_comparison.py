@@ -104,7 +104,7 @@ def test_the_command_prints_and_writes_the_same(
     assert set(short) == {
         "run", "model", "parameters", "multiply_adds", "seconds_per_image", "images_per_second", "top1_error",
         "top1_interval", "top5_error", "top5_interval", "loss", "calibration_error", "temperature", "per_class",
-        "difference_from_first",
+        "difference_from_first", "at_chance", "never_predicted",
     }  # fmt: skip
     assert told["together"]["top1_error"] <= short["top1_error"]
 

@@ -109,7 +109,7 @@ def select(
 def _near_duplicates(
     found: Sequence["_Known"], dataset: Dataset, contents: list[bytes], judged: Ints, threads: int
 ) -> int | None:
-    """How many images that are new to a run look the same as some that trained it; its own were compared in training."""
+    """How many images that are new to a run look like some that trained it; its own were compared in training."""
     counts = []
     for one in found:
         new = judged[one.own[judged] == ""]

@@ -21,8 +21,8 @@ class Scope:
     `part`: "test", "val" or "train"; "new": images that the run has never seen; "held-out": its own test or validation
     images and new ones; "all". `training_images`: how many the run was trained on, left out unless
     `includes_training`. `unreadable`: how many could not be read. `near_duplicates`: of the new images judged, how
-    many look the same as training images; None where that was not compared. `note`: what cannot be known, a sentence; None if
-    nothing is in doubt.
+    many look the same as training images; None where that was not compared. `note`: what cannot be known, a sentence;
+    None if nothing is in doubt.
     """
 
     source: str
