@@ -16,7 +16,7 @@ from svertka.data.inputs import Input, all_of, misnamed_files
 from svertka.data.preprocess import Picture, Preprocess
 from svertka.device import choose_device, device_of, set_threads
 from svertka.errors import PictureError, RunError, UsageError
-from svertka.files import given_path, read_json, write_json
+from svertka.files import given_path, read_json, storage, write_json
 from svertka.graph.optimize import fastest
 from svertka.models import published, weights, zoo
 from svertka.models.heads import OWN_TENSORS, Head, head_path, put_head
@@ -71,9 +71,9 @@ class Classifier:
 
         Raises:
             RunError: no such folder, or a file in it is missing, damaged or made by a newer version.
-            UsageError: no such network or weights. FetchError: they have to be fetched and cannot be.
+            UsageError: no such network, weights or device. FetchError: they have to be fetched and cannot be.
         """
-        folder = given_path(path)
+        folder, device = given_path(path), choose_device(str(device))
         name, colon, text = fspath(path).partition(":")
         if not folder.is_dir():
             if colon and "/" not in name:
@@ -112,8 +112,9 @@ class Classifier:
         Raises:
             StorageError: the disk is full or the folder cannot be written.
         """
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = given_path(path)
+        with storage(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / WEIGHTS, self.network.state_dict())
         write_json(folder / CONFIG, self.config.model_dump())
 
@@ -136,7 +137,20 @@ class Classifier:
 
     @check_types
     def rank(self, probabilities: torch.Tensor, top: int = 5) -> list[tuple[str, float]]:
-        """The `top` best of `probabilities` (K,), with their names."""
+        """The `top` best of `probabilities`, (K,) floating point, with their names.
+
+        Raises:
+            UsageError: there is not one number for each class, or `top` is below 1.
+        """
+        if probabilities.shape != (len(self.names),) or not probabilities.is_floating_point():
+            raise UsageError(
+                f"probabilities are {tuple(probabilities.shape)} {probabilities.dtype}; rank() needs a floating-point "
+                f"number for each of {len(self.names)} classes"
+            )
+        if probabilities.layout != torch.strided or probabilities.is_meta:
+            raise UsageError("probabilities are a sparse or a meta tensor; rank() needs a dense one with values")
+        if top < 1:
+            raise UsageError(f"top={top} must be at least 1")
         best = probabilities.topk(min(top, len(self.names)))
         return [(self.names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 

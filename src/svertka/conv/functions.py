@@ -115,6 +115,8 @@ def conv_transpose2d(
 
 def _name(algorithm: str, shape: ConvShape, x: Tensor, *, strict: bool) -> str:
     """What `choose.algorithm` calls it."""
+    if not isinstance(strict, bool):
+        raise UsageError(f"strict is of type {type(strict).__name__}; use True or False")
     if strict and x.device.type != "cpu":
         raise UsageError(
             f"strict=True is for the CPU, the input is on {x.device}: which algorithm computes there cannot be said; "

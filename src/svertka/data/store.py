@@ -17,6 +17,7 @@ it counts as this process's. Mapped, every row touched brings in up to 2 MB arou
 import fcntl
 import os
 import shutil
+import sys
 import weakref
 import zlib
 from collections.abc import Sequence
@@ -65,7 +66,8 @@ class ByteStore:
             fcntl.flock(self._use, fcntl.LOCK_SH)
             os.utime(self._use)
             self._refresh()
-            self.limit = min(LIMIT, (free_bytes(folder) + self._taken()) // 4) if limit is None else limit
+            by_default = min(LIMIT, (free_bytes(folder) + self._taken()) // 4)
+            self.limit = by_default if limit is None else min(limit, sys.maxsize)
 
     def __len__(self) -> int:
         """How many rows are stored."""

@@ -72,6 +72,7 @@ def export(
     """
     began = time.monotonic()
     path = given_path(to)
+    pictures = (pictures,) if isinstance(pictures, str) else pictures
     is_file = path.suffix.lower() == ".onnx" and not path.is_dir()
     if not is_file and path.suffix and not path.is_dir() and not fspath(to).endswith("/"):
         raise UsageError(f"--to {fspath(to)} is neither an ONNX file nor a folder; end it in .onnx or in /")

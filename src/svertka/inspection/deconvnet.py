@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from svertka.arguments import check_types
 from svertka.data.dataset import Ints
 from svertka.errors import UsageError
+from svertka.files import shortened
 from svertka.graph.trace import Layer, without_values
 from svertka.inspection import forward
 from svertka.inspection.activations import layers, maps, rectified, watching
@@ -177,7 +178,17 @@ def as_pictures(projections: Tensor) -> npt.NDArray[np.uint8]:
     The few values beyond four times the root of the mean square of those that are not 0, about one in a hundred, are
     cut: in deep layers the largest is ten times as large, and all else would be grey. One channel becomes grey; of
     more than three the mean does.
+
+    Raises:
+        UsageError: they have other axes, or are not real floating-point numbers in memory.
     """
+    if projections.ndim != 4 or not projections.shape[1] or not projections.is_floating_point():
+        raise UsageError(
+            f"projections are {tuple(projections.shape)} {projections.dtype}; as_pictures() needs (N, C, H, W) in "
+            "floating point"
+        )
+    if projections.layout != torch.strided or projections.is_meta:
+        raise UsageError("projections are a sparse or a meta tensor; as_pictures() needs a dense one with values")
     if projections.shape[1] != 3:
         projections = projections.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     sizes = projections.abs().flatten(1)
@@ -276,6 +287,8 @@ def _paired(images: int, units: Numbers, pictures: Numbers | None) -> tuple[Ints
     """Which picture and which unit, for each of N."""
     numbers = np.atleast_1d(_integers(units))
     which = np.arange(images) if pictures is None else np.atleast_1d(_integers(pictures))
+    if numbers.ndim > 1 or which.ndim > 1:
+        raise UsageError("units and pictures are one number each, or a sequence of numbers")
     if len(numbers) != len(which) and 1 not in (len(numbers), len(which)):
         raise UsageError(
             f"{len(numbers)} units and {len(which)} pictures cannot be paired; give as many of both, one of either, or "
@@ -286,7 +299,14 @@ def _paired(images: int, units: Numbers, pictures: Numbers | None) -> tuple[Ints
 
 
 def _integers(numbers: Numbers) -> Ints:
-    return np.asarray(numbers.cpu() if isinstance(numbers, Tensor) else numbers).astype(np.int64)
+    try:
+        found = np.asarray(numbers.cpu() if isinstance(numbers, Tensor) else numbers)
+        whole = found.astype(np.int64)
+    except (ValueError, TypeError, OverflowError, NotImplementedError, RuntimeError) as error:
+        raise UsageError(f"{shortened(str(numbers))} are not units, places or pictures; give whole numbers") from error
+    if whole.size and not np.array_equal(whole, found):
+        raise UsageError(f"{shortened(str(numbers))} are not units, places or pictures; give whole numbers")
+    return whole
 
 
 def _check(what: str, numbers: Ints, count: int) -> None:

@@ -39,6 +39,8 @@ def network_input(network: nn.Module, images: Tensor) -> Tensor:
     """
     if images.ndim not in (3, 4):
         raise UsageError(f"images of shape {_text(images)} must have four axes: (N, C, H, W)")
+    if images.layout != torch.strided or images.is_meta:
+        raise UsageError("images are a sparse or a meta tensor; give a dense one with values")
     if images.dtype == torch.bool or images.is_complex():
         raise UsageError(f"images of {images.dtype} cannot be looked at; give floating-point numbers or uint8")
     images = images[None] if images.ndim == 3 else images
