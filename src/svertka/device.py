@@ -53,7 +53,7 @@ def set_threads(count: int | None) -> int:
         most = MOST_THREADS * (os.cpu_count() or 1)
         if not 1 <= count <= most:
             raise UsageError(f"threads={count} must be at least 1 and at most {most} here; leave it out for every core")
-        torch.set_num_threads(count)
+        torch.set_num_threads(int(count))  # which takes no bool
     _keep_freed_memory()
     return torch.get_num_threads()
 
