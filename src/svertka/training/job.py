@@ -55,8 +55,6 @@ from svertka.training.recorder import Recorder
 from svertka.training.settings import LARGEST_SIDE, MOST_SEED, Settings, refuse_out_of_range
 from svertka.transfer.features import room, row_bytes
 
-LARGEST_SIDE = 16_384  # pixels, of the input of a network
-
 
 @check_types
 def train(
@@ -140,10 +138,7 @@ def train(
     refuse_out_of_range("size", size, 1, LARGEST_SIDE)
     if variants is not None and variants < 1:
         raise UsageError(f"variants={variants} must be at least 1; leave it out to store as many as pay")
-    if size is not None and not 1 <= size <= LARGEST_SIDE:
-        raise UsageError(f"size={size} must be 1 to {LARGEST_SIDE} pixels")
-    if not 0 <= turn < 2**32:
-        raise UsageError(f"turn={turn} must be 0 to {2**32 - 1}")
+    refuse_out_of_range("turn", turn, 0, 2**32 - 1)
     budget = None if time_budget is None else plan.parse_time(time_budget)
     if budget is not None and changes.get("epochs") is not None:
         raise UsageError(
