@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 
 from svertka.deployment.api import Api
-from svertka.deployment.connection import HEADER_BYTES, Connection
+from svertka.deployment.connection import CONNECTIONS, HEADER_BYTES, Connection
 from svertka.errors import UsageError
 
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -22,9 +22,21 @@ BACKLOG = 1024
 
 def answer(api: Api, sock: socket.socket, ready: Callable[[], object]) -> None:
     """Answer on `sock` until SIGINT, SIGTERM or SIGHUP, and finish what has begun; `ready`: called once it answers."""
+    _allow_files(4 * CONNECTIONS)
     server = Server(configured(api), ready)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(server.serve([sock]))
+
+
+def _allow_files(count: int) -> None:
+    """Let this process open `count` files and connections, where the system would let it have fewer."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Server(uvicorn.Server):
