@@ -111,6 +111,20 @@ class Run:
         return command("train", "--resume", self.folder)
 
 
+def columns_of(run: str | PathLike[str], source: str | PathLike[str]) -> str | None:
+    """How the training of `run` read the columns of the table `source`; None if it was trained on other data.
+
+    Raises:
+        RunError: training.json is damaged.
+    """
+    if not Run(run).training.exists():
+        return None
+    settings = Run(run).settings()
+    columns = settings.get("columns")
+    same = settings.get("source") in (fspath(source), str(Path(source).expanduser().absolute()))
+    return columns if same and isinstance(columns, str) else None
+
+
 def _lines(file: BinaryIO) -> Iterator[bytes]:
     """The lines of `file` one by one; those that are too long for a training's are left out."""
     while line := file.readline(LONGEST_LINE):

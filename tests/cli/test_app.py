@@ -103,7 +103,8 @@ def test_the_whole_way_in_json(
     judged = ask("evaluate", "runs/x", source)
     assert isinstance(judged, dict)
     figures = {"images", "top1_error", "top1_interval", "top5_error", "top5_interval", "loss", "per_class"}
-    scope = {"source", "part", "training_images", "includes_training", "unreadable", "near_duplicates"}
+    scope = {"source", "part", "training_images", "includes_training", "unreadable", "near_duplicates", "unread"}
+    scope |= not_used - {"bad"}
     assert set(judged) == figures | scope | {"calibration_error", "temperature", "at_chance", "never_predicted"}
     assert judged["top1_error"] == trained["val_error"]
     assert judged["top5_error"] is None

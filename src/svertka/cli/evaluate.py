@@ -4,8 +4,18 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.input import Crops, IncludeTraining, MaxPixels, Overwrite, Part, Scales, pixel_count, whole_numbers
-from svertka.cli.output import print_json, print_table
+from svertka.cli.input import (
+    Columns,
+    Crops,
+    IncludeTraining,
+    MaxPixels,
+    Overwrite,
+    Part,
+    Scales,
+    pixel_count,
+    whole_numbers,
+)
+from svertka.cli.output import print_json, print_line, print_table
 
 
 def evaluate(
@@ -23,6 +33,7 @@ def evaluate(
     output: Annotated[str | None, typer.Option(help="an HTML file to write a report into")] = None,
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
+    columns: Columns = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
@@ -42,6 +53,7 @@ def evaluate(
         include_training=include_training,
         output=output,
         overwrite=overwrite,
+        columns=columns,
         device=device,
         threads=threads,
         max_pixels=pixel_count(max_pixels),
@@ -50,7 +62,8 @@ def evaluate(
         print_json(result.as_json())
         return
     judged = () if result.scope is None else (result.scope.sentence,)
-    print("\n".join((result.sentence, *judged, *result.warnings)))
+    for sentence in (result.sentence, *judged, *result.warnings):
+        print_line(sentence)
     shown = [("class", "images", "recall", "precision")]
     for one in result.per_class:
         if not one.images:  # of ImageNet's thousand classes a folder may hold a few

@@ -102,6 +102,8 @@ def select(
         len(prepared.bad),
         _near_duplicates(found, dataset, contents, good, threads),
         next((one.note for one in found if one.note), None),
+        tuple((dataset.pictures.name(index), reason) for index, reason in sorted(prepared.bad.items())),
+        dataset.account,
     )
     return Selection(prepared.rows, good, [prepared.digests[i] for i in good], scope)
 

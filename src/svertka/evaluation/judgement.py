@@ -26,6 +26,7 @@ from svertka.evaluation.scope import Scope
 from svertka.evaluation.scoring import with_names_of
 from svertka.outputs import HTML, output_file
 from svertka.progress import progress
+from svertka.run import columns_of
 
 Source = str | PathLike[str]
 
@@ -41,6 +42,7 @@ def evaluate(
     include_training: bool = False,
     output: Source | None = None,
     overwrite: bool = False,
+    columns: str | None = None,
     device: str = "auto",
     threads: int | None = None,
     cache_limit: int | None = None,
@@ -53,7 +55,8 @@ def evaluate(
     as `crops.protocol` says. `part`: "train", "val", "test" or "all"; None is the test part where there is one, then
     the val part, then all. What the run was trained on is known by content, wherever the images are now: those images
     are left out, unless `include_training`, or `part` is "train"; `Evaluation.scope` counts them. `output`: an HTML
-    file to write a report into; `overwrite`: in place of one that svertka did not make, too. `max_pixels`: of a picture
+    file to write a report into; `overwrite`: in place of one that svertka did not make, too. `columns`: as for
+    `data.sources.open_source`; None: as the run was trained with, if on the same source. `max_pixels`: of a picture
     that is read; None: `images.PIXEL_LIMIT`.
 
     Raises:
@@ -63,7 +66,9 @@ def evaluate(
             the runs know different classes; `output` is there already. StorageError: it cannot be written.
     """
     file = None if output is None else output_file(output, HTML, overwrite=overwrite)
-    judgement = judge(run, source, crops, scales, part, include_training, device, threads, cache_limit, max_pixels)
+    judgement = judge(
+        run, source, crops, scales, part, include_training, device, threads, cache_limit, max_pixels, columns
+    )
     if file is not None:
         write_report(file, judgement.report())
     return judgement.total
@@ -124,6 +129,7 @@ def judge(
     threads: int | None = None,
     cache_limit: int | None = None,
     max_pixels: int | None = None,
+    meanings: str | None = None,
 ) -> Judgement:
     """As `evaluate`, with all that it knows."""
     runs = [run] if isinstance(run, str | PathLike) else list(run)
@@ -135,7 +141,8 @@ def judge(
     columns = [
         _columns(names, one.names, fspath(runs[0]), fspath(name)) for one, name in zip(classifiers, runs, strict=True)
     ]
-    opened = open_source(fspath(source), to_train=False).decoded_as(Decoding.up_to(max_pixels))
+    meanings = meanings or columns_of(runs[0], source)
+    opened = open_source(fspath(source), to_train=False, columns=meanings).decoded_as(Decoding.up_to(max_pixels))
     dataset = with_names_of(names, opened)
     selection = select(
         runs,

@@ -1,7 +1,12 @@
 """Which images a number is about: the part of a source that was judged, and what was left out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from svertka.data.account import Account
+from svertka.quoting import printable
+
+NAMED = 5  # images that could not be read, in a sentence
 
 # What people call the images of a part, before the noun.
 CALLED = {
@@ -22,7 +27,8 @@ class Scope:
     images and new ones; "all". `training_images`: how many the run was trained on, left out unless
     `includes_training`. `unreadable`: how many could not be read. `near_duplicates`: of the new images judged, how
     many look the same as training images; None where that was not compared. `note`: what cannot be known, a sentence;
-    None if nothing is in doubt.
+    None if nothing is in doubt. `unread`: the path and the reason of each image that could not be read. `account`: what
+    else of the source is not used.
     """
 
     source: str
@@ -32,6 +38,8 @@ class Scope:
     unreadable: int = 0
     near_duplicates: int | None = None
     note: str | None = None
+    unread: tuple[tuple[str, str], ...] = ()
+    account: Account = field(default_factory=Account)
 
     @property
     def sentence(self) -> str:
@@ -50,8 +58,13 @@ class Scope:
         if self.near_duplicates:
             said.append(f"{counted(self.near_duplicates)} judged look the same as training images (near-duplicates)")
         if self.unreadable:
-            said.append(f"{counted(self.unreadable)} could not be read")
-        return (*said, *([self.note] if self.note else []))
+            said.append(f"{counted(self.unreadable)} could not be read{self._names()}")
+        return (*said, *([self.note] if self.note else []), *self.account.sentences())
+
+    def _names(self) -> str:
+        named = "; ".join(f"{printable(path)}: {printable(reason)}" for path, reason in self.unread[:NAMED])
+        more = "; …" if len(self.unread) > NAMED else ""
+        return f" ({named}{more})" if named else ""
 
     def as_json(self) -> dict[str, Any]:
         """The same for a JSON file; `note` where there is one."""
@@ -62,6 +75,8 @@ class Scope:
             "includes_training": self.includes_training,
             "unreadable": self.unreadable,
             "near_duplicates": self.near_duplicates,
+            "unread": [{"path": path, "reason": reason} for path, reason in self.unread],
+            **self.account.as_json(),
         } | ({"note": self.note} if self.note else {})
 
 
