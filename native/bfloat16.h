@@ -6,7 +6,6 @@
 
 namespace svertka::INSTRUCTIONS {
 
-using Bits = std::uint32_t __attribute__((vector_size(lanes * sizeof(std::uint32_t))));
 using Halves = std::uint16_t __attribute__((vector_size(lanes * sizeof(std::uint16_t))));
 
 // What the compiler makes of `__builtin_convertvector` is several times as long.

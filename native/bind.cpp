@@ -216,6 +216,9 @@ NB_MODULE(_kernels, module) {
                 new (self) Finishing{std::move(bias), residual, residual_step, low, high};
             },
             "bias"_a.none(), "residual"_a, "residual_step"_a, "low"_a, "high"_a);
+    module.def(
+        "computes_groups", [](Size in, Size out) { return in > 0 && out > 0 && used->direct.computes_groups(in, out); },
+        "in_channels"_a, "out_channels"_a);
     module.def("panel", [] { return used->direct.panel; });
 
     nb::class_<BoundedProgram>(module, "Program")
@@ -225,7 +228,8 @@ NB_MODULE(_kernels, module) {
              "output"_a)
         .def("add_direct", &BoundedProgram::add_direct, "shape"_a, "input"_a, "weights"_a, "precision"_a, "ending"_a,
              "output"_a)
-        .def("add_depthwise", &BoundedProgram::add_depthwise, "shape"_a, "input"_a, "weights"_a, "ending"_a, "output"_a)
+        .def("add_grouped", &BoundedProgram::add_grouped, "shape"_a, "groups"_a, "input"_a, "weights"_a, "ending"_a,
+             "output"_a)
         .def("add_pool", &BoundedProgram::add_pool, "shape"_a, "pooling"_a, "input"_a, "output"_a)
         .def("add_sum", &BoundedProgram::add_sum, "pixels"_a, "channels"_a, "input"_a, "in_step"_a, "ending"_a,
              "output"_a, "out_step"_a)

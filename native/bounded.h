@@ -44,15 +44,20 @@ class BoundedProgram {
         program_.add_direct(shape, input, numbers, precision, after, output);
     }
 
-    void add_depthwise(const Window& shape, Place input, const nb::object& weights, const Finishing& ending, Place output) {
+    void add_grouped(const Window& shape, Size groups, Place input, const nb::object& weights, const Finishing& ending,
+                     Place output) {
         check(shape);
-        need(shape.in_channels == shape.out_channels, "each channel by itself gives as many as there are");
-        const Size count = product({shape.y.taps, shape.x.taps, shape.in_channels});
+        need_between("groups", groups, 1, std::min(shape.in_channels, shape.out_channels));
+        const Size in = shape.in_channels / groups, out = shape.out_channels / groups;
+        need(in * groups == shape.in_channels && out * groups == shape.out_channels && direct_.computes_groups(in, out),
+             "the kernels do not compute " + std::to_string(groups) + " groups of " + std::to_string(shape.in_channels) +
+                 " input and " + std::to_string(shape.out_channels) + " output channels");
+        const Size count = product({shape.y.taps, shape.x.taps, in, shape.out_channels});
         const auto numbers = static_cast<const float*>(kept(weights, count, Precision::float32));
         reads(input, reach(pixels_in(shape), shape.in_step, shape.in_channels));
         const Ending after = finish(ending, pixels_out(shape), shape.out_channels);
         reads(output, reach(pixels_out(shape), shape.out_step, shape.out_channels));
-        program_.add_depthwise(shape, input, numbers, after, output);
+        program_.add_grouped(shape, groups, input, numbers, after, output);
     }
 
     void add_pool(const Window& shape, Pooling pooling, Place input, Place output) {

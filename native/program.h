@@ -53,9 +53,10 @@ class Program {
         });
     }
 
-    void add_depthwise(const Window& shape, Place input, const float* weights, const Ending& ending, Place output) {
-        add([=, function = direct_.depthwise](const Memories& memories, int threads) {
-            function(shape, input.in(memories), weights, ending.in(memories), output.in(memories), threads);
+    void add_grouped(const Window& shape, std::ptrdiff_t groups, Place input, const float* weights,
+                     const Ending& ending, Place output) {
+        add([=, function = direct_.grouped](const Memories& memories, int threads) {
+            function(shape, groups, input.in(memories), weights, ending.in(memories), output.in(memories), threads);
         });
     }
 

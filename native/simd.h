@@ -28,6 +28,8 @@ constexpr Index lanes = 4, rows = 6;
 
 using Vector = float __attribute__((vector_size(lanes * sizeof(float))));
 
+using Bits = std::uint32_t __attribute__((vector_size(lanes * sizeof(std::uint32_t))));
+
 ALWAYS_INLINE Vector load(const float* from) {
     Vector vector;
     __builtin_memcpy(&vector, from, sizeof vector);
@@ -81,6 +83,19 @@ template <Index step, bool upper, Index... place>
 ALWAYS_INLINE Vector interleave(Vector low, Vector high, std::integer_sequence<Index, place...>) {
     constexpr Index own = upper ? step : 0;  // from a place to the number that fills it, if in the same vector
     return __builtin_shufflevector(low, high, (place & step ? lanes + own - step : own) + place...);
+}
+
+// In place i the number that is in places[i].
+ALWAYS_INLINE Vector permuted(Vector vector, Bits places) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)places, (__m512)vector);
+#elif defined(__AVX2__)
+    return (Vector)_mm256_permutevar8x32_ps((__m256)vector, (__m256i)places);
+#else
+    Vector found;
+    for (Index i = 0; i < lanes; ++i) found[i] = vector[places[i]];
+    return found;
+#endif
 }
 
 // Rows become columns: number j of vector i and number i of vector j change places.

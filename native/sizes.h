@@ -105,6 +105,7 @@ inline void check(const Window& shape) {
     need_between("out_channels", shape.out_channels, 1, largest);
     check(shape.y);
     check(shape.x);
+    need_between("pad in x", shape.x.pad, 0, largest);
     need_between("in_step", shape.in_step, shape.in_channels, largest);
     need_between("out_step", shape.out_step, shape.out_channels, largest);
 }

@@ -36,9 +36,12 @@ struct Direct {
     void (*forward)(const Window&, const float* input, const void* weights, Precision, const Finish&, float* output,
                     int threads);
 
-    // Each channel by itself. Weights: (tap in y, tap in x, channel).
-    void (*depthwise)(const Window&, const float* input, const float* weights, const Finish&, float* output,
-                      int threads);
+    // In groups of so many input and output channels; each channel by itself always.
+    bool (*computes_groups)(std::ptrdiff_t in, std::ptrdiff_t out);
+
+    // `groups` groups of channels, each by itself. Weights: (tap in y, tap in x, input in its group, output).
+    void (*grouped)(const Window&, std::ptrdiff_t groups, const float* input, const float* weights, const Finish&,
+                    float* output, int threads);
 
     void (*pool)(const Window&, Pooling, const float* input, float* output, int threads);
 
@@ -47,16 +50,19 @@ struct Direct {
                 const Finish&, float* output, std::ptrdiff_t out_step, int threads);
 };
 
-// Of each instruction set that is built; they are defined in forward.cpp, depthwise.cpp and pool.cpp.
+// Of each instruction set that is built; they are defined in forward.cpp, grouped.cpp and pool.cpp.
 #define SVERTKA_DIRECT(instructions)                                                                                   \
     namespace instructions {                                                                                           \
     std::ptrdiff_t direct_panel();                                                                                     \
     void direct_forward(const Window&, const float*, const void*, Precision, const Finish&, float*, int);              \
-    void depthwise(const Window&, const float*, const float*, const Finish&, float*, int);                             \
+    bool computes_groups(std::ptrdiff_t, std::ptrdiff_t);                                                              \
+    void grouped(const Window&, std::ptrdiff_t, const float*, const float*, const Finish&, float*, int);               \
     void pool(const Window&, Pooling, const float*, float*, int);                                                      \
     void add(std::ptrdiff_t, std::ptrdiff_t, const float*, std::ptrdiff_t, const Finish&, float*, std::ptrdiff_t,      \
              int);                                                                                                     \
-    inline Direct direct_functions() { return {direct_panel(), direct_forward, depthwise, pool, add}; }                \
+    inline Direct direct_functions() {                                                                                 \
+        return {direct_panel(), direct_forward, computes_groups, grouped, pool, add};                                  \
+    }                                                                                                                  \
     }
 
 SVERTKA_DIRECT(avx512bf16)

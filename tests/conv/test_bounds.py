@@ -46,9 +46,10 @@ def drawn_layer(choose: random.Random) -> tuple[Convolution, tuple[int, ...], tu
     """A convolution, the sizes of its input (N, C, H, W) and its weights, and of its result in y and x."""
     ins, outs = (choose.choice((1, 2, 3, 4, 5, 8, 16, 17, 24, 31, 32, 33, 40, 64, 65)) for _ in range(2))
     groups, taps = 1, (choose.choice((1, 1, 2, 3, 3, 3, 4, 7)),) * 2
-    if choose.random() < 0.3 and ins > 1:
-        groups = outs = ins
-        taps = (choose.choice((3, 3, 5, 2)),) * 2
+    if choose.random() < 0.4 and ins > 1:
+        groups, group_ins, group_outs = ins, *choose.choice(((1, 1), (1, 1), (2, 2), (4, 4), (8, 8), (16, 16), (2, 4)))
+        ins, outs = groups * group_ins, groups * group_outs
+        taps = choose.choice(((3, 3), (3, 3), (5, 5), (7, 7), (2, 2), (9, 9), (1, 1), (3, 5)))
     elif choose.random() < 0.2:
         taps = choose.choice(((1, 3), (3, 1), (2, 5), (7, 1)))
     stride = (choose.choice((1, 1, 1, 2, 3)),) * 2
@@ -100,13 +101,22 @@ def test_convolutions_stay_inside(
             sides.in_step, sides.out_step = shape[1], of_weight[0]
             program.add_winograd(sides, place(0), numbers.numbers, packed.precision, ending, place(1))
         else:
-            axes = (sliding(step, axis, shape[2 + axis], size[axis], of_weight[2 + axis]) for axis in (0, 1))
+            axes = [sliding(step, axis, shape[2 + axis], size[axis], of_weight[2 + axis]) for axis in (0, 1)]
             window = kernels.Window(shape[0], shape[1], of_weight[0], *axes, shape[1], of_weight[0])
-            if packed.kernel == "depthwise":
-                program.add_depthwise(window, place(0), numbers.numbers, ending, place(1))
-            else:
-                program.add_direct(window, place(0), numbers.numbers, packed.precision, ending, place(1))
-        program.run([source.numbers, target.numbers, more.numbers], 0, 1, threads)
+            if packed.kernel in ("depthwise", "grouped"):
+                program.add_grouped(window, step.groups, place(0), numbers.numbers, ending, place(1))
+            else:  # where the kernels of an instruction set do not compute such groups
+                reads, writes = of_weight[1], of_weight[0] // step.groups
+                one = kernels.Window(shape[0], reads, writes, *axes, shape[1], of_weight[0])
+                each = numbers.numbers.reshape(packed.numbers.shape)
+                for group, part in enumerate(each):
+                    own = kernels.Ending(
+                        added.numbers[group * writes :] if has_bias else None,
+                        kernels.Place(2 if has_residual else -1, group * writes), of_weight[0], low, high,
+                    )  # fmt: skip
+                    program.add_direct(one, kernels.Place(0, group * reads), part, packed.precision, own,
+                                       kernels.Place(1, group * writes))  # fmt: skip
+        program.run([source.numbers, target.numbers, more.numbers], 0, len(program), threads)
         exact = F.conv2d(
             x.double(), packed.unpacked().double(), None, step.stride, step.padding, step.dilation, step.groups
         )
@@ -260,7 +270,8 @@ def test_an_empty_batch_is_computed_by_every_kernel() -> None:
     ending = kernels.Ending(None, place(-1), 0, -math.inf, math.inf)
     program, whole = kernels.Program(), kernels.Program()
     program.add_direct(window, place(0), numbers, kernels.Precision.FLOAT32, ending, place(1))
-    program.add_depthwise(window, place(0), numbers, ending, place(1))
+    program.add_grouped(window, 4, place(0), numbers, ending, place(1))
+    program.add_grouped(window, 1, place(0), numbers, ending, place(1))
     program.add_winograd(shape, place(0), numbers, kernels.Precision.FLOAT32, ending, place(1))
     program.add_pool(window, kernels.Pooling.MAXIMUM, place(0), place(1))
     program.add_sum(0, 4, place(0), 4, ending, place(1), 4)

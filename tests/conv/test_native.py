@@ -1,11 +1,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from svertka.conv import native, native_winograd
+from svertka.conv import conv2d, native, native_winograd
 from svertka.errors import UsageError
 from svertka.geometry import ConvShape
 
@@ -38,3 +40,54 @@ def test_other_tensors_are_refused_before_their_addresses_are_used() -> None:
         native_winograd.forward(x, weight.to("meta"), shape)
     with pytest.raises(ValueError, match="no kernels for sse9"):
         native.use("sse9")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+def test_a_process_that_is_forked_after_use_computes_on() -> None:
+    program = """
+import os, sys, torch
+from svertka.conv import conv2d, native_winograd
+from svertka.geometry import ConvShape
+torch.set_num_threads(2)
+x, weight = torch.randn(4, 64, 28, 28), torch.randn(64, 64, 3, 3).requires_grad_()
+expected = conv2d(x, weight, padding=1)
+def computed():
+    for algorithm in ("auto", "direct"):
+        result = conv2d(x, weight, padding=1, algorithm=algorithm)
+        result.sum().backward()
+        assert torch.allclose(result, expected, atol=1e-3)
+computed()
+child = os.fork()
+if child == 0:
+    computed()
+    os._exit(7)
+status = os.waitpid(child, 0)[1]
+computed()
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+    # Where it deadlocks, the test's own limit ends it.
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=300).returncode == 7
+
+
+def test_several_threads_convolve_at_once(large_count: Callable[[int, int], int]) -> None:
+    def work(seed: int) -> list[float]:
+        generator, off = torch.Generator().manual_seed(seed), []
+        for number in range(large_count(6, 200)):
+            channels, side, taps = 3 + 7 * ((seed + number) % 4), 9 + 5 * seed + number % 3, (1, 3, 5, 3)[number % 4]
+            x = torch.randn(1 + seed, channels, side, side, generator=generator).requires_grad_()
+            weight = torch.randn(channels + 2, channels, taps, taps, generator=generator).requires_grad_()
+            result = conv2d(x, weight, padding=taps // 2)
+            result.sum().backward()
+            exact = torch.conv2d(x.detach().double(), weight.detach().double(), padding=taps // 2)
+            assert x.grad is not None
+            scale = channels**0.5 * taps
+            off += [
+                float((result.detach() - exact).abs().max()) / scale,
+                float(x.grad.isnan().sum() + weight.grad.isnan().sum()),
+            ]
+        return off
+
+    torch.set_num_threads(2)
+    with ThreadPoolExecutor(4) as pool:
+        for off in pool.map(work, range(4)):
+            assert max(off) < 1e-4

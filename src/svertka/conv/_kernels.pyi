@@ -133,6 +133,7 @@ class Ending:
 
     def __init__(self, bias: Tensor | None, residual: Place, residual_step: int, low: float, high: float) -> None: ...
 
+def computes_groups(in_channels: int, out_channels: int) -> bool: ...  # of each group
 def panel() -> int: ...
 
 class Program:
@@ -161,9 +162,10 @@ class Program:
         ending: Ending,
         output: Place,
     ) -> None: ...
-    def add_depthwise(
+    def add_grouped(
         self,
         shape: Window,
+        groups: int,
         input: Place,  # noqa: A002 - the kernels' own name
         weights: Tensor,
         ending: Ending,

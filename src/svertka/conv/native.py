@@ -3,6 +3,8 @@
 This is the only file that imports them; `native_winograd` and others compute with them.
 """
 
+import os
+
 import torch  # before the kernels, so that they find the threads that PyTorch has started
 from torch import Tensor
 
@@ -32,6 +34,16 @@ except ModuleNotFoundError:
     MISSING = "the package was installed without a C++ compiler, hence without kernels"
 except ImportError as error:
     MISSING = f"the compiled kernels cannot be loaded: {error}"
+
+
+def _compute_alone() -> None:
+    """In a process that was forked: GNU's OpenMP has none of its threads here, and whoever asks it for more than one,
+    as PyTorch's own operations do, would wait for them forever."""
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_compute_alone)
 
 
 def why_not(dtype: torch.dtype = torch.float32) -> str | None:

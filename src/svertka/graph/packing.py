@@ -27,13 +27,14 @@ LIMIT = 0.015
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Weights of `shape`, (O, C / groups, kh, kw), for one of the kernels "winograd", "direct" and "depthwise".
+    """Weights of `shape`, (O, C / groups, kh, kw), for the kernels "winograd", "direct", "depthwise" or "grouped".
 
     Winograd's take 3×3 taps; 4×4 to 6×6, with zeros to 6×6, are four such kernels, whose results are summed up.
 
     `numbers`: of the two former (group or kernel, panel of outputs, …, output in its panel), in between (input, tap)
-    for Winograd's and (tap, input) for direct ones; for each channel by itself (tap, channel). float32 or bfloat16, as
-    the weights are; for direct kernels two of bfloat16 that follow each other in (tap, input) lie side by side.
+    for Winograd's and (tap, input) for direct ones; for small groups, down to each channel by itself, (tap in y, tap in
+    x, input in its group, output). float32 or bfloat16, as the weights are; for direct kernels two of bfloat16 that
+    follow each other in (tap, input) lie side by side.
     """
 
     kernel: str
@@ -47,8 +48,8 @@ class Packed:
         shape, groups = tuple(weight.shape), step.groups
         narrow = weight.dtype == torch.bfloat16
         kernel = "direct" if dense else kernel_of(step, shape, strict=strict)
-        if kernel == "depthwise":
-            return cls(kernel, shape, groups, weight[:, 0].permute(1, 2, 0).contiguous())
+        if kernel in ("depthwise", "grouped"):
+            return cls(kernel, shape, groups, weight.permute(2, 3, 1, 0).contiguous())
         panel = native.kernels.panel()
         order = (1, 2, 3, 0) if kernel == "winograd" else (2, 3, 1, 0)
         parts = []
@@ -62,8 +63,8 @@ class Packed:
     def unpacked(self) -> Tensor:
         """The weights, (O, C / groups, kh, kw)."""
         out_channels, in_channels, height, width = self.shape
-        if self.kernel == "depthwise":
-            return self.numbers.permute(2, 0, 1)[:, None]
+        if self.kernel in ("depthwise", "grouped"):
+            return self.numbers.permute(3, 2, 0, 1)
         # (group or kernel, output, number of the sum)
         matrix = self.numbers.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)[:, : out_channels // self.groups]
         if self.kernel == "winograd":
@@ -84,7 +85,7 @@ class Packed:
 def narrowed(fused: Fused, precision: str, dense: str) -> Fused:
     """The steps with the weights of their convolutions in `precision`, of dense layers in `dense`: "fp32" or "bf16".
 
-    What it would not make faster stays float32: each channel by itself, and where kernels do not multiply bfloat16,
+    What it would not make faster stays float32: small groups of channels, and where kernels do not multiply bfloat16,
     few inputs.
     """
     tensors = dict(fused.tensors)
@@ -92,7 +93,7 @@ def narrowed(fused: Fused, precision: str, dense: str) -> Fused:
         if isinstance(step, Convolution):
             shape = tuple(tensors[step.weight].shape)
             few = shape[1] <= FEW and not native.multiplies_bfloat16()
-            if not few and kernel_of(step, shape) != "depthwise":
+            if not few and kernel_of(step, shape) not in ("depthwise", "grouped"):
                 wanted = DTYPES[dense if is_dense(fused, step) else precision]
                 tensors[step.weight] = tensors[step.weight].to(wanted)
     return replace(fused, tensors=tensors)
@@ -136,6 +137,8 @@ def kernel_of(step: Convolution, shape: tuple[int, ...], *, strict: bool = False
     """
     if step.groups == shape[0] > 1 and shape[1] == 1:
         return "depthwise"
+    if step.groups > 1 and native.kernels.computes_groups(shape[1], shape[0] // step.groups):
+        return "grouped"
     plain = step.stride == step.dilation == (1, 1) and step.groups == 1
     sides = shape[2] == shape[3] and shape[2] in (3, 5)
     if not strict and sides and plain and min(shape[:2]) >= LEAST_CHANNELS and ERRORS["winograd"] <= LIMIT:

@@ -221,10 +221,12 @@ class Plan:
     ) -> None:
         """A convolution as it is defined, from `before` at `x` to `after` at `result`."""
         packed = self.weights[step.weight]
-        if packed.kernel == "depthwise":
-            window = _window(step, packed.shape[2:], before, after, (x.step, result.step))
-            weights = packed.numbers
-            program.add_depthwise(window, x.place(), weights, self._ending(step, residual), result.place())
+        if packed.kernel in ("depthwise", "grouped"):
+            window, ending = (
+                _window(step, packed.shape[2:], before, after, (x.step, result.step)),
+                self._ending(step, residual),
+            )
+            program.add_grouped(window, step.groups, x.place(), packed.numbers, ending, result.place())
             return
         window = _window(step, packed.shape[2:], before, after, (x.step, result.step), step.groups)
         reads, writes = packed.shape[1], packed.shape[0] // step.groups

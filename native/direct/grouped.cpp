@@ -1,0 +1,243 @@
+// Convolutions in small groups of channels, down to each channel by itself.
+//
+// A vector holds neighbouring output channels, of one group or of several. What number i of a group's inputs gives to
+// them is, for each tap, one product of vectors: the weights times the input channels with the i-th of each group in all
+// places of its outputs. With groups of one channel these are the input's channels as they lie; else they change places.
+#include <omp.h>
+
+#include <cstring>
+
+#include "../ending.h"
+#include "../scratch.h"
+#include "direct.h"
+
+namespace svertka::INSTRUCTIONS {
+namespace {
+
+// Channels that are computed together: what a cache line holds, and at least a vector.
+constexpr Index together = most(lanes, 16), vectors = together / lanes;
+
+// Outputs in x that share what they read; networks for photographs have lines of 7, 14, 28, 56 and 112.
+constexpr Index side_by_side = rows > 7 ? 7 : 4;
+
+// Numbers of a strip: about as many as the nearest cache holds.
+constexpr Index room = 8192;
+
+// Groups of `in` input and `out` output channels.
+struct Groups {
+    Index in, out;
+
+    // The first input channel that a vector of outputs from `channel` on reads; it reads the next `lanes` at most.
+    Index source(Index channel) const { return channel / out * in; }
+
+    // Where in a vector of inputs the outputs in its places find input `number` of their group.
+    Bits places(Index number) const {
+        Bits found;
+        for (Index lane = 0; lane < lanes; ++lane) found[lane] = static_cast<std::uint32_t>(lane / out * in + number);
+        return found;
+    }
+};
+
+inline Index span(const Sliding& axis) { return (axis.taps - 1) * axis.dilation + 1; }
+
+// Some lines of a picture, what `together` channels of outputs read of them and the zeros on the left and right, side by
+// side: in the picture these lie so far apart that they displace one another in the cache.
+struct Strip {
+    const Window& shape;
+    Groups groups;
+    Index width = (parts(shape.x.out_size, side_by_side) * side_by_side - 1) * shape.x.stride + span(shape.x);
+    // Lines of outputs for which there is room.
+    Index lines = most((room / (width * together) - span(shape.y)) / shape.y.stride + 1, 1);
+    Index size = ((lines - 1) * shape.y.stride + span(shape.y)) * width * together;
+
+    // Lines `first` to `last`, those of them that there are, for the output channels from `channel` on; zeros in place of
+    // channels that are not there.
+    void fill(const float* picture, Index first, Index last, Index channel, float* to) const {
+        const Index before = shape.x.pad, there = most(least(width - before, shape.x.size), 0), step = shape.in_step;
+        const bool simple = groups.in == groups.out && channel + together <= shape.in_channels;
+        for (Index y = first; y < last; ++y, to += width * together) {
+            if (y < 0 || y >= shape.y.size) continue;
+            const float* from = picture + y * shape.x.size * step;
+            std::memset(to, 0, least(before, width) * together * sizeof(float));
+            float* pixel = to + before * together;
+            if (simple)
+                for (Index x = 0; x < there; ++x, from += step, pixel += together)
+#pragma GCC unroll 4
+                    for (Index part = 0; part < together; part += lanes) store(pixel + part, load(from + channel + part));
+            else
+                for (Index x = 0; x < there; ++x, from += step, pixel += together)
+                    for (Index part = 0; part < together; part += lanes) {
+                        const Index source = groups.source(channel + part);
+                        store(pixel + part, load_up_to(from + source, shape.in_channels - source));
+                    }
+            std::memset(pixel, 0, most(width - before - there, 0) * together * sizeof(float));
+        }
+    }
+};
+
+struct Pass {
+    const Window& shape;
+    Groups groups;
+    const float *input, *weights;
+    const Finish& finish;
+    float* output;
+    Strip strip{shape, groups};
+    Index of_factors = shape.y.taps * shape.x.taps * groups.in * together;
+
+    // A line of outputs of `together` channels, whose windows begin at line `in_y` of the picture and at `from`.
+    using Line = void (Pass::*)(const float* from, const float* factors, Index in_y, Index pixel, Index channel) const;
+
+    // Lines `first` to `last` of picture `number`, of channels `begin` to `end`; `memory`: room for a strip and the weights
+    // of its channels. `simple` is for channels that are all there, where nothing is added.
+    void lines(Index number, Index first, Index last, Index begin, Index end, float* memory, Line simple,
+               Line any) const {
+        const float* picture = input + number * shape.y.size * shape.x.size * shape.in_step;
+        float* const factors = memory + strip.size;
+        const Index stride = shape.y.stride;
+        for (Index channel = begin; channel < end; channel += together) {
+            const Index count = shape.out_channels - channel;
+            for (Index tap = 0; tap < of_factors / together; ++tap)
+                for (Index part = 0; part < together; part += lanes)
+                    store(factors + tap * together + part,
+                          load_up_to(weights + tap * shape.out_channels + channel + part, count - part));
+            const Line line = count >= together && !finish.residual ? simple : any;
+            for (Index top = first; top < last; top += strip.lines) {
+                const Index bottom = least(top + strip.lines, last), in_top = top * stride - shape.y.pad;
+                strip.fill(picture, in_top, (bottom - 1) * stride - shape.y.pad + span(shape.y), channel, memory);
+                for (Index y = top; y < bottom; ++y) {
+                    const Index in_y = y * stride - shape.y.pad, pixel = (number * shape.y.out_size + y) * shape.x.out_size;
+                    (this->*line)(memory + (in_y - in_top) * strip.width * together, factors, in_y, pixel, channel);
+                }
+            }
+        }
+    }
+
+    // For `taps` side by side, in groups of one or of several channels. What two outputs side by side read is read once.
+    template <int taps, int stride, bool several, bool simple>
+    [[gnu::noinline]] void line_of(const float* from, const float* factors, Index in_y, Index pixel, Index channel) const {
+        constexpr Index reach = (side_by_side - 1) * stride + taps;
+        each_block<several, simple>(
+            from, factors, in_y, pixel, channel, stride,
+            [](const float* pixels, const float* weight, Index between, Bits places, auto& sums)
+                __attribute__((always_inline)) {
+#pragma GCC unroll 32
+                    for (Index place = 0; place < reach; ++place)
+#pragma GCC unroll 4
+                        for (Index part = 0; part < vectors; ++part) {
+                            Vector one_pixel = load(pixels + place * together + part * lanes);
+                            if constexpr (several) one_pixel = permuted(one_pixel, places);
+#pragma GCC unroll 8
+                            for (Index one = 0; one < side_by_side; ++one)
+                                if (place >= one * stride && place < one * stride + taps)
+                                    sums[one][part] +=
+                                        one_pixel * load(weight + (place - one * stride) * between + part * lanes);
+                        }
+                });
+    }
+
+    // For any taps, strides and dilations.
+    template <bool several, bool simple>
+    [[gnu::noinline]] void line_of_any(const float* from, const float* factors, Index in_y, Index pixel,
+                                       Index channel) const {
+        const Index taps = shape.x.taps, stride = shape.x.stride, apart = shape.x.dilation * together;
+        each_block<several, simple>(
+            from, factors, in_y, pixel, channel, stride,
+            [=](const float* pixels, const float* weight, Index between, Bits places, auto& sums)
+                __attribute__((always_inline)) {
+                    for (Index tap = 0; tap < taps; ++tap, pixels += apart, weight += between)
+#pragma GCC unroll 4
+                        for (Index part = 0; part < vectors; ++part) {
+                            const Vector factor = load(weight + part * lanes);
+#pragma GCC unroll 8
+                            for (Index one = 0; one < side_by_side; ++one) {
+                                Vector one_pixel = load(pixels + one * stride * together + part * lanes);
+                                if constexpr (several) one_pixel = permuted(one_pixel, places);
+                                sums[one][part] += one_pixel * factor;
+                            }
+                        }
+                });
+    }
+
+    // For every few outputs of a line, `add_row(pixels, weight, between, places, sums)` for each of their rows of taps and
+    // each input of a group, then the ending. `between`: numbers from one tap's weights to the next.
+    template <bool several, bool simple, class AddRow>
+    ALWAYS_INLINE void each_block(const float* from, const float* factors, Index in_y, Index pixel, Index channel,
+                                  Index stride, AddRow add_row) const {
+        const Index out_size = shape.x.out_size, of_line = strip.width * together * shape.y.dilation;
+        const Index begin = in_y < 0 ? parts(-in_y, shape.y.dilation) : 0;
+        const Index end = in_y < shape.y.size ? least(parts(shape.y.size - in_y, shape.y.dilation), shape.y.taps) : 0;
+        const Index inputs = several ? groups.in : 1, between = inputs * together, of_row = shape.x.taps * between;
+        Bits places[several ? lanes : 1] = {};
+        if constexpr (several)
+            for (Index number = 0; number < inputs; ++number) places[number] = groups.places(number);
+        Finish after = finish;
+        if (simple) after.residual = nullptr;
+        Ending<float> endings[vectors];
+        for (Index part = 0; part < vectors; ++part) {
+            const Index first = channel + part * lanes, count = simple ? lanes : shape.out_channels - first;
+            endings[part] = {after, output, shape.out_step, pixel, first, count};
+        }
+        for (Index x = 0; x < out_size; x += side_by_side, from += side_by_side * stride * together) {
+            Vector sums[side_by_side][vectors];
+#pragma GCC unroll 8
+            for (Index one = 0; one < side_by_side; ++one)
+#pragma GCC unroll 4
+                for (Index part = 0; part < vectors; ++part) sums[one][part] = endings[part].bias;
+            for (Index i = begin; i < end; ++i)
+                for (Index number = 0; number < inputs; ++number)
+                    add_row(from + i * of_line, factors + i * of_row + number * together, between, places[number], sums);
+#pragma GCC unroll 8
+            for (Index one = 0; one < side_by_side; ++one) {
+                if (x + one >= out_size) break;
+#pragma GCC unroll 4
+                for (Index part = 0; part < vectors; ++part) endings[part].keep(sums[one][part], x + one);
+            }
+        }
+    }
+
+    struct Lines {
+        Line simple, any;
+    };
+
+    template <bool several>
+    Lines lines_of() const {
+        const bool square = shape.y.taps == shape.x.taps && shape.y.stride == shape.x.stride && shape.x.dilation == 1;
+        const Index taps = square ? shape.x.taps : 0, stride = shape.x.stride;
+        if (taps == 3 && stride == 1) return {&Pass::line_of<3, 1, several, true>, &Pass::line_of<3, 1, several, false>};
+        if (taps == 3 && stride == 2) return {&Pass::line_of<3, 2, several, true>, &Pass::line_of<3, 2, several, false>};
+        if constexpr (!several) {
+            if (taps == 5 && stride == 1) return {&Pass::line_of<5, 1, false, true>, &Pass::line_of<5, 1, false, false>};
+            if (taps == 5 && stride == 2) return {&Pass::line_of<5, 2, false, true>, &Pass::line_of<5, 2, false, false>};
+            if (taps == 7 && stride == 1) return {&Pass::line_of<7, 1, false, true>, &Pass::line_of<7, 1, false, false>};
+        }
+        return {&Pass::line_of_any<several, true>, &Pass::line_of_any<several, false>};
+    }
+};
+
+}  // namespace
+
+bool computes_groups(Index in, Index out) { return in <= out && lanes % out == 0; }
+
+void grouped(const Window& shape, std::ptrdiff_t count, const float* input, const float* weights, const Finish& finish,
+             float* output, int threads) {
+    if (shape.batch == 0) return;
+    const Pass pass{shape, {shape.in_channels / count, shape.out_channels / count}, input, weights, finish, output};
+    const Pass::Lines lines = pass.groups.out == 1 ? pass.lines_of<false>() : pass.lines_of<true>();
+    const Index own = pass.strip.size + pass.of_factors;
+    float* const memory = scratch(threads * own);
+    // Some pieces of each picture for every thread: channels, or where these are few bands of lines, but not more than
+    // needed, since what two of them read is read twice.
+    const Index wanted = threads == 1 ? 1 : parts(4 * threads, shape.batch), all = parts(shape.out_channels, together);
+    const bool by_channels = all >= 2 * wanted;
+    const Index pieces = by_channels ? wanted : least(wanted, shape.y.out_size);
+    const Index bands = by_channels ? 1 : pieces, shares = by_channels ? pieces : 1;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (Index number = 0; number < shape.batch * pieces; ++number) {
+        const Index picture = number / pieces, band = number % bands, share = number % shares;
+        const Index first = shape.y.out_size * band / bands, last = shape.y.out_size * (band + 1) / bands;
+        const Index begin = all * share / shares * together, end = all * (share + 1) / shares * together;
+        pass.lines(picture, first, last, begin, end, memory + omp_get_thread_num() * own, lines.simple, lines.any);
+    }
+}
+
+}  // namespace svertka::INSTRUCTIONS
