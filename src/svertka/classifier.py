@@ -14,7 +14,7 @@ from svertka.arguments import check_types
 from svertka.data.images import Decoding, misnamed_sentence
 from svertka.data.inputs import Input, all_of, misnamed_files
 from svertka.data.preprocess import Picture, Preprocess
-from svertka.device import choose_device, device_of, set_threads
+from svertka.device import choose_device, device_of, keeps_settings, set_threads
 from svertka.errors import PictureError, RunError, UsageError
 from svertka.files import given_path, read_json, storage, write_json
 from svertka.graph.optimize import fastest
@@ -183,6 +183,7 @@ class Classifier:
 
 
 @check_types
+@keeps_settings
 def predict(
     run: str | PathLike[str] | Classifier,
     *pictures: Picture,

@@ -1,11 +1,13 @@
 """Where the arithmetic happens: device, threads, precision."""
 
-import ctypes
 import os
 import platform
-from contextlib import AbstractContextManager, nullcontext, suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -13,7 +15,8 @@ from torch import nn
 from svertka.errors import UsageError
 
 MOST_THREADS = 64  # a core, beyond which they only wait for each other
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -44,8 +47,6 @@ def device_of(network: nn.Module) -> torch.device | None:
 def set_threads(count: int | None) -> int:
     """Let PyTorch compute with `count` threads (None: as it chose itself); returns the number in force.
 
-    Memory that a layer frees is from now on kept for the next one.
-
     Raises:
         UsageError: `count` is below 1, or far more than there are cores.
     """
@@ -54,26 +55,35 @@ def set_threads(count: int | None) -> int:
         if not 1 <= count <= most:
             raise UsageError(f"threads={count} must be at least 1 and at most {most} here; leave it out for every core")
         torch.set_num_threads(int(count))  # which takes no bool
-    _keep_freed_memory()
     return torch.get_num_threads()
 
 
-def _keep_freed_memory() -> None:
-    """Let the C library use freed memory again, up to blocks of 1 GB, where it would give it back to the system.
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Let the settings of the whole process be after the body as they were before it.
 
-    Its own limit is 32 MB: every larger tensor is then given back when it is freed, and the system clears each page of
-    the next one, which took half of the time of EfficientNet-Lite0 at 64 pictures. Elsewhere than in glibc: nothing.
+    Those that functions of svertka change for as long as they run: PyTorch's threads, cuDNN's timing of its algorithms,
+    and which warnings are shown.
     """
-    with suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 2**30)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
-def give_back_freed_memory() -> None:
-    """Let the system have what `set_threads` keeps of freed memory. Elsewhere than in glibc: nothing."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
+def keeps_settings(function: Callable[P, T]) -> Callable[P, T]:
+    """`function`, which leaves the settings of the whole process as they were; see `settings_kept`."""
+
+    @wraps(function)
+    def keeping(*arguments: P.args, **options: P.kwargs) -> T:
+        with settings_kept():
+            return function(*arguments, **options)
+
+    return keeping
 
 
 def autocast(device: torch.device, *, bfloat16: bool = False) -> AbstractContextManager[Any]:

@@ -94,9 +94,22 @@ def test_choices_can_be_repeated(fresh, timed, monkeypatch):
     assert list(taken.values()) == ["gemm"]
     path = fresh()
     path.unlink()
-    choose.repeat(dict.fromkeys(taken, "fft"))
-    assert choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input)) is choose.ALGORITHMS["fft"]
+    with choose.repeating(dict.fromkeys(taken, "fft")):
+        assert choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input)) is choose.ALGORITHMS["fft"]
+        assert list(choose.choices().values()) == ["fft"]
     assert len(timed) == 1
+
+
+def test_what_is_repeated_does_not_last(fresh, timed):
+    fresh()
+    choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
+    taken = choose.choices()
+    with choose.repeating(dict.fromkeys(taken, "fft")):
+        choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
+    assert choose.choices() == taken
+    assert choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input)) is choose.ALGORITHMS["gemm"]
+    fresh()
+    assert choose.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input)) is choose.ALGORITHMS["gemm"]
 
 
 def test_the_winner_has_to_be_clearly_faster():

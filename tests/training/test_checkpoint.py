@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from svertka.conv import choose
 from svertka.errors import RunError, StorageError
 from svertka.models.zoo import MODELS
 from svertka.training import checkpoint
@@ -35,7 +36,7 @@ def test_everything_comes_back_exactly(tmp_path: Path, name: str, layout: torch.
     other = make_optimizer(fresh, Recipe(optimizer=name, lr=0.5))
     back, extra = checkpoint.load(tmp_path / "checkpoint" / "state.safetensors", fresh, other)
 
-    assert (back, extra) == (state, {"log": 12})
+    assert (back, extra) == (state, {"log": 12, "convolutions": choose.choices()})
     assert torch.equal(torch.rand(3), random)
     for mine, theirs in zip(network.state_dict().values(), fresh.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)

@@ -24,6 +24,7 @@ from svertka.cli.train import train
 from svertka.cli.tune import tune
 from svertka.errors import SvertkaError, UsageError
 from svertka.files import shortened
+from svertka.memory import keep_freed_memory
 from svertka.quoting import printable
 from svertka.signals import Request, raising
 from svertka.streams import OutputLostError, guarded
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (None: this process's) and return its exit code."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
+    keep_freed_memory()
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     with guarded(), raising() as request:
         try:

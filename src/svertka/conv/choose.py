@@ -5,6 +5,8 @@ nobody knows it beforehand; so all that can do it are timed when a shape is firs
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -138,14 +140,22 @@ def algorithm(name: str, one_pass: Pass, shape: ConvShape, like: Tensor) -> Algo
 
 
 def choices() -> dict[str, str]:
-    """What was chosen in this process so far, by description; for `repeat`."""
+    """What was chosen in this process so far, by description; for `repeating`."""
     return {_written(key): name for key, name in _chosen.items()}
 
 
-def repeat(choices: dict[str, str]) -> None:
-    """From now on choose as when `choices()` was called, however fast the algorithms are here and now."""
+@contextmanager
+def repeating(choices: dict[str, str]) -> Iterator[None]:
+    """Choose in the body as when `choices()` was called, however fast the algorithms are here and now."""
+    before, chosen = dict(_repeated), dict(_chosen)
     _repeated.update(choices)
     _chosen.clear()
+    try:
+        yield
+    finally:
+        for now, then in ((_repeated, before), (_chosen, chosen)):
+            now.clear()
+            now.update(then)  # type: ignore[arg-type]
 
 
 def trials(

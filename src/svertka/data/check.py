@@ -24,6 +24,7 @@ from svertka.data.sources import refuse_misspelt
 from svertka.data.split import VAL_SHARE
 from svertka.data.statistics import intensity_range
 from svertka.data.tables import parse_columns
+from svertka.device import keeps_settings
 from svertka.errors import PictureError
 from svertka.progress import progress
 from svertka.quoting import printable
@@ -149,6 +150,7 @@ class _Seen:
 
 
 @check_types
+@keeps_settings
 def check(
     source: str | Path,
     val: float = VAL_SHARE,

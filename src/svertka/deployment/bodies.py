@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from starlette.requests import ClientDisconnect, Request
 
 from svertka.deployment.refusal import Refusal
-from svertka.device import give_back_freed_memory
+from svertka.memory import give_back_freed_memory
 
 BODY_LIMIT = 24 << 20  # bytes of one
 TOTAL_LIMIT = 192 << 20  # bytes of all that are held at a time

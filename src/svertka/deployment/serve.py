@@ -12,7 +12,7 @@ from typing import Any
 
 from svertka.arguments import check_types
 from svertka.deployment.served import Served
-from svertka.device import choose_device, set_threads
+from svertka.device import choose_device, keeps_settings, set_threads
 from svertka.errors import UsageError
 from svertka.progress import say
 
@@ -31,6 +31,7 @@ class Place:
 
 
 @check_types
+@keeps_settings
 def serve(
     *runs: str | PathLike[str],
     host: str = "127.0.0.1",

@@ -7,7 +7,7 @@ from typing import Any
 
 from svertka.arguments import check_types
 from svertka.classifier import is_classifier
-from svertka.device import choose_device, describe
+from svertka.device import choose_device, describe, keeps_settings
 from svertka.errors import UsageError
 from svertka.evaluation.contenders import Comparison, Contender, Difference
 from svertka.evaluation.held_out import manifest_of, same_place
@@ -22,6 +22,7 @@ Source = str | PathLike[str]
 
 
 @check_types
+@keeps_settings
 def compare(
     runs: Sequence[Source],
     source: Source | None = None,

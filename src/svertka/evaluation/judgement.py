@@ -14,7 +14,7 @@ from svertka.classifier import Classifier
 from svertka.data.dataset import Dataset
 from svertka.data.images import Decoding
 from svertka.data.sources import open_source
-from svertka.device import choose_device, set_threads
+from svertka.device import choose_device, keeps_settings, set_threads
 from svertka.errors import UsageError
 from svertka.evaluation.conditions import conditions
 from svertka.evaluation.crops import Protocol, protocol
@@ -32,6 +32,7 @@ Source = str | PathLike[str]
 
 
 @check_types
+@keeps_settings
 def evaluate(
     run: Source | Sequence[Source],
     source: Source,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from svertka.arguments import check_types
-from svertka.device import choose_device, set_threads
+from svertka.device import choose_device, keeps_settings, set_threads
 from svertka.errors import Interrupted, UsageError
 from svertka.evaluation.scope import Scope
 from svertka.files import given_path
@@ -61,6 +61,7 @@ class Atlas:
 
 
 @check_types
+@keeps_settings
 def look(
     run: str | PathLike[str],
     source: str | PathLike[str] | None = None,

@@ -12,7 +12,7 @@ from svertka.data.dataset import Pixels
 from svertka.data.images import Decoding, misnamed_sentence
 from svertka.data.inputs import all_of, misnamed_files, pixels_of
 from svertka.data.preprocess import Picture
-from svertka.device import choose_device, set_threads
+from svertka.device import choose_device, keeps_settings, set_threads
 from svertka.errors import DataError, PictureError
 from svertka.evaluation.held_out import Admission
 from svertka.localization.album import PAGE, Album
@@ -80,6 +80,7 @@ class Located:
 
 
 @check_types
+@keeps_settings
 def locate(
     run: str | PathLike[str] | Classifier,
     *pictures: Picture,

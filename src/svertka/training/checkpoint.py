@@ -55,6 +55,8 @@ def save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state
 def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, Any]]:
     """Put what `save` wrote back into `network`, `optimizer` and the random state; returns the State and the extras.
 
+    Among the extras are `convolutions`, for `choose.repeating`: another algorithm would round otherwise.
+
     Raises:
         RunError: the file is missing, damaged, or of another network.
     """
@@ -64,7 +66,6 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tu
         numbers = _NUMBERS.validate_python(header.pop("optimizer"))
         choices = _CHOICES.validate_python(header.pop("convolutions", {}))
         _refuse_impossible(state, choices)
-        choose.repeat(choices)  # another algorithm would round otherwise
         network.load_state_dict(_under("network.", tensors))
         _restore_optimizer(optimizer, _under("optimizer.", tensors) | dict(numbers))
         if distributed.is_first():
@@ -79,7 +80,7 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tu
         raise RunError(f"{path} does not fit this run ({reason}); copy the run's files back together") from error
     if not isinstance(header.get("log", 0), int) or header.get("log", 0) < 0:
         raise RunError(f"{path} does not fit this run (log={shortened(repr(header['log']))}); copy it back")
-    return state, header
+    return state, header | {"convolutions": choices}
 
 
 def _refuse_impossible(state: State, choices: Mapping[str, str]) -> None:

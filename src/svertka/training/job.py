@@ -13,6 +13,7 @@ from torch import nn
 from svertka import distributed
 from svertka.arguments import check_types
 from svertka.classifier import Classifier, find_weights, model_of_weights, read_config
+from svertka.conv import choose
 from svertka.conv.accelerate import accelerate as accelerated
 from svertka.data.dataset import Ints
 from svertka.data.division import Division, divided_by_content
@@ -21,7 +22,7 @@ from svertka.data.images import Decoding
 from svertka.data.preprocess import Preprocess, checked_fit
 from svertka.data.sources import open_source
 from svertka.data.split import VAL_SHARE
-from svertka.device import choose_device, in_layout, set_threads
+from svertka.device import choose_device, in_layout, keeps_settings, set_threads
 from svertka.errors import DataError, Interrupted, RunError, TrainingError, UsageError
 from svertka.evaluation.held_out import manifest_of
 from svertka.evaluation.scoring import score
@@ -57,6 +58,7 @@ from svertka.transfer.features import room, row_bytes
 
 
 @check_types
+@keeps_settings
 def train(
     source: str | PathLike[str],
     *,
@@ -258,6 +260,7 @@ def train(
 
 
 @check_types
+@keeps_settings
 def resume(
     folder: str | PathLike[str],
     source: str | PathLike[str] | None = None,
@@ -405,45 +408,46 @@ def _carry_out(
         accelerated(classifier.network)
     optimizer = optimizer_for(classifier, settings.recipe)
     state, extra = checkpoint.load(run.checkpoint, classifier.network, optimizer)
-    if state.step == 0 and computes_head(classifier, settings.recipe):
-        compute_head(classifier, settings, parts, place)
-    learning = learner(classifier, made, settings, parts, place)
-    batches = learning.batches
-    log = Log(run.metrics, extra.get("log", 0), tensorboard=tensorboard) if distributed.is_first() else None
-    weights = parts.class_weights().to(place) if settings.recipe.class_weights else None
-    with progress(f"training {run.folder}", steps_of(settings.recipe, batches.steps)[0]) as shown:
-        shown.advance(state.step)
-        recorder = Recorder(run, classifier, learning, optimizer, settings.recipe, state, log, shown)
-        with recorder.stoppable(), _explained(run, settings, parts, state, log):
-            if settings.recipe.is_computed:
-                if not state.step:  # else it was interrupted afterwards
-                    recorder.computed()
-            elif not recorder.out_of_patience():
-                fit(learning.network, optimizer, batches, settings.recipe, state, recorder, class_weights=weights)
-        recorder.save()
-    distributed.barrier()  # the first process has now written the weights that all load
+    with choose.repeating(extra["convolutions"]):
+        if state.step == 0 and computes_head(classifier, settings.recipe):
+            compute_head(classifier, settings, parts, place)
+        learning = learner(classifier, made, settings, parts, place)
+        batches = learning.batches
+        log = Log(run.metrics, extra.get("log", 0), tensorboard=tensorboard) if distributed.is_first() else None
+        weights = parts.class_weights().to(place) if settings.recipe.class_weights else None
+        with progress(f"training {run.folder}", steps_of(settings.recipe, batches.steps)[0]) as shown:
+            shown.advance(state.step)
+            recorder = Recorder(run, classifier, learning, optimizer, settings.recipe, state, log, shown)
+            with recorder.stoppable(), _explained(run, settings, parts, state, log):
+                if settings.recipe.is_computed:
+                    if not state.step:  # else it was interrupted afterwards
+                        recorder.computed()
+                elif not recorder.out_of_patience():
+                    fit(learning.network, optimizer, batches, settings.recipe, state, recorder, class_weights=weights)
+            recorder.save()
+        distributed.barrier()  # the first process has now written the weights that all load
 
-    part = parts.judged
-    kept = Classifier.load(run.folder, place)
-    judged = score(*judged_by(kept, settings, parts, part, place), kept.names, f"scoring {part}")
-    if log:
-        log.write(
-            "result",
-            val_error=state.val_errors[state.kept_epoch - 1] if state.val_errors else None,
-            test_error=judged.top1_error if part == "test" else None,
-            epochs=state.step / batches.steps,
-            seconds=state.seconds,
-            images_per_second=state.pictures / max(state.learning_seconds, 1e-9),
-            at_chance=judged.at_chance,
-            never_predicted=list(judged.never_predicted),
-        )
-        log.close()
-        for sentence in judged.warnings:
-            say(sentence)
-        with working("writing the report"):
-            summary.write(run, settings, parts, judged, part)
-    distributed.barrier()
-    return run
+        part = parts.judged
+        kept = Classifier.load(run.folder, place)
+        judged = score(*judged_by(kept, settings, parts, part, place), kept.names, f"scoring {part}")
+        if log:
+            log.write(
+                "result",
+                val_error=state.val_errors[state.kept_epoch - 1] if state.val_errors else None,
+                test_error=judged.top1_error if part == "test" else None,
+                epochs=state.step / batches.steps,
+                seconds=state.seconds,
+                images_per_second=state.pictures / max(state.learning_seconds, 1e-9),
+                at_chance=judged.at_chance,
+                never_predicted=list(judged.never_predicted),
+            )
+            log.close()
+            for sentence in judged.warnings:
+                say(sentence)
+            with working("writing the report"):
+                summary.write(run, settings, parts, judged, part)
+        distributed.barrier()
+        return run
 
 
 def _pays(parts: Parts, place: torch.device) -> bool:

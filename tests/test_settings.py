@@ -1,0 +1,89 @@
+"""What is set for a whole process is afterwards as it was before, whatever public function was called."""
+
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import svertka
+from svertka.device import settings_kept
+from svertka.run import Run
+
+
+def process_settings() -> dict[str, Any]:
+    return {
+        "threads": torch.get_num_threads(),
+        "interop": torch.get_num_interop_threads(),
+        "dtype": torch.get_default_dtype(),
+        "benchmark": torch.backends.cudnn.benchmark,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "gradients": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "precision": torch.get_float32_matmul_precision(),
+        "filters": list(warnings.filters),
+    }
+
+
+@pytest.fixture(scope="module")
+def run(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    return svertka.train(digit_folder, output=folder, model="resnet20", size=16, epochs=0.1, threads=1)
+
+
+def failing(data: Path, out: Path) -> None:
+    with pytest.raises(svertka.SvertkaError):
+        svertka.train(data, output=out / "r", threads=3, batch_size=10**6)
+
+
+CALLS: dict[str, Callable[[Run, Path, Path], Any]] = {
+    "train": lambda run, data, out: svertka.train(
+        data, output=out / "r", model="mlp", size=8, epochs=0.1, threads=3, bfloat16=True
+    ),
+    "resume": lambda run, data, out: svertka.resume(run),
+    "predict": lambda run, data, out: svertka.predict(run, data / "one", threads=3),
+    "evaluate": lambda run, data, out: svertka.evaluate(run, data, threads=3),
+    "compare": lambda run, data, out: svertka.compare([run, shutil.copytree(run, out / "s")], data, threads=3),
+    "locate": lambda run, data, out: svertka.locate(run, torch.zeros(40, 40, 3, dtype=torch.uint8).numpy(), threads=3),
+    "optimize": lambda run, data, out: svertka.optimize(run.classifier().network, torch.zeros(1, 3, 16, 16)),
+    "accelerate": lambda run, data, out: svertka.accelerate(run.classifier().network)(torch.zeros(2, 3, 16, 16)),
+    "check": lambda run, data, out: svertka.check(data),
+    "a failure": lambda run, data, out: failing(data, out),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_public_functions_leave_them_alone(name: str, run: Run, digit_folder: Path, tmp_path: Path) -> None:
+    before = process_settings()
+    CALLS[name](run, digit_folder, tmp_path)
+    assert process_settings() == before
+
+
+def test_the_context_restores_what_was_changed_in_it() -> None:
+    before = process_settings()
+    with settings_kept():
+        torch.set_num_threads(before["threads"] + 1)
+        torch.backends.cudnn.benchmark = not before["benchmark"]
+    assert process_settings() == before
+
+
+def test_importing_sets_nothing_and_the_command_line_keeps_freed_memory() -> None:
+    script = """
+import ctypes
+calls = []
+class Library:
+    def __init__(self, name): pass
+    def mallopt(self, *arguments): calls.append(arguments)
+ctypes.CDLL = Library
+import svertka, svertka.memory
+from svertka.cli.app import main
+assert not calls
+main(["--help"])
+assert len(calls) == 2
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
