@@ -1,7 +1,3 @@
-import platform
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -63,27 +59,3 @@ def test_bfloat16_is_for_processors_that_have_it(monkeypatch: pytest.MonkeyPatch
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
         said = describe(torch.device("cpu"), bfloat16=True)
         assert said.endswith(", bfloat16" if here else ", float32 for want of bfloat16")
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
-def test_freed_memory_serves_the_next_tensor() -> None:
-    script = """
-import resource, torch
-from svertka.device import set_threads
-{setting}
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for number in range(30):
-    if number == 10:
-        before = faults()
-    torch.ones(2**24)  # 64 MB
-print(faults() - before)
-"""
-    given_back, kept = (
-        int(
-            subprocess.run(
-                [sys.executable, "-c", script.format(setting=setting)], capture_output=True, check=True
-            ).stdout
-        )
-        for setting in ("", "set_threads(1)")
-    )
-    assert given_back > 20 * kept
