@@ -1,5 +1,6 @@
 """Freed memory is kept for the next tensor where the command line asks for it."""
 
+import platform
 import subprocess
 import sys
 
