@@ -31,12 +31,13 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The kernels' tests with a build that finds accesses out of bounds and undefined behaviour.
+# The kernels' tests and random networks with a build that finds accesses out of bounds and undefined behaviour.
+NETWORKS := 300
 sanitize: $(INSTALLED)
 	cmake -S native -B build/sanitize -DSVERTKA_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	cmake --build build/sanitize --parallel
 	LD_PRELOAD="$(foreach name,libasan.so libubsan.so libstdc++.so.6,$(shell $${CXX:-c++} -print-file-name=$(name)))" \
-		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python native/sanitized.py build/sanitize
+		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python native/sanitized.py build/sanitize --networks $(NETWORKS)
 
 $(INSTALLED): pyproject.toml constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

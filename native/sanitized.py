@@ -1,23 +1,63 @@
-"""The tests of the kernels with a build that finds reads and writes out of bounds and undefined behaviour.
+"""The kernels under test in a build that finds reads and writes out of bounds and undefined behaviour.
 
-`make sanitize` builds it and runs this: `python native/sanitized.py FOLDER`, which holds the sanitized module.
+`make sanitize` builds it and runs this: `python native/sanitized.py FOLDER [--networks N] [--large]`. FOLDER holds the
+sanitized module. First come the tests of the kernels and of `conv2d`, with scratch memory full of NaN, then N random
+networks through `svertka.optimize`. The first fault ends it, with a report on stderr and an exit code other than 0.
 """
 
+import argparse
 import sys
+from collections import Counter
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-import torch  # noqa: F401 - before the kernels, so that they find the threads that PyTorch has started
+import torch  # before the kernels, so that they find the threads that PyTorch has started
 
 NAME = "svertka.conv._kernels"
+TESTS = ("bounds", "functions", "native", "native_fft", "native_pairs", "native_phases", "native_winograd")
+NETWORKS = Path("tests/graph/random_networks.py")  # makes random networks and tries them
 
-if __name__ == "__main__":
-    (path,) = Path(sys.argv[1]).glob("_kernels.*")
-    spec = spec_from_file_location(NAME, path)
+
+def loaded(name: str, path: Path) -> ModuleType:
+    """The module `name` from the file at `path`, also for who imports it later."""
+    spec = spec_from_file_location(name, path)
     assert spec
     assert spec.loader
     module = module_from_spec(spec)
+    sys.modules[name] = module
     spec.loader.exec_module(module)
-    sys.modules[NAME] = module  # where svertka.conv.native looks first
-    sys.exit(pytest.main(["tests/conv", "-k", "native", "-p", "no:cacheprovider", "-x"]))
+    return module
+
+
+def try_networks(count: int) -> int:
+    """Try so many random networks; 1 if results of one are wrong, else 0."""
+    networks, found = loaded("random_networks", NETWORKS), Counter[str]()
+    for seed in range(count):
+        print(f"\rnetwork {seed}", end="", file=sys.stderr, flush=True)  # a crash leaves its number there
+        what, why = networks.tried(networks.design(seed))
+        found[what] += 1
+        if what == "wrong":
+            print(f": {why}", file=sys.stderr)
+    print(f"\r{count} networks: {dict(found)}")
+    return int(found["wrong"] > 0)
+
+
+def main() -> int:
+    """Run what was asked for; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--networks", type=int, default=300)
+    parser.add_argument("--large", action="store_true", help="the tests with their large counts")
+    options = parser.parse_args()
+    (path,) = options.folder.glob("_kernels.*.so")
+    loaded(NAME, path)  # where svertka.conv.native looks first
+    torch.set_num_threads(2)
+    tests = [f"tests/conv/test_{name}.py" for name in TESTS]
+    failed = pytest.main([*tests, "-p", "no:cacheprovider", "-x", *["--large"] * options.large])
+    return int(failed) or try_networks(options.networks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
