@@ -422,3 +422,61 @@ def test_several_threads_may_ask_for_rows(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         for rows in pool.map(lambda seed: everything(prepared.rows, seed), range(8)):
             np.testing.assert_array_equal(rows, right)
+
+
+def test_a_row_that_is_damaged_while_it_is_used_is_decoded_again(tmp_path, cache, opened, capsys):
+    dataset = folder_of(tmp_path / "photos", 10)
+    prepared = prepare(dataset, SIDE, 3, threads=2)
+    (rows,) = cache.glob("pictures/*/rows")
+    with rows.open("r+b") as file:
+        file.seek(4 * ROW + HEAD.size + 7)
+        file.write(b"\xff" * 40)
+    opened.clear()
+    np.testing.assert_array_equal(everything(prepared.rows), expected(dataset))
+    assert "4.jpg was damaged in" in capsys.readouterr().err
+    rows.write_bytes(rows.read_bytes()[: 7 * ROW])  # and now it ends too early
+    np.testing.assert_array_equal(everything(prepared.rows), expected(dataset))
+    assert prepare(dataset, SIDE, 3, threads=2).stored == 10
+
+
+def test_small_pictures_are_stored_as_they_are_and_announced(tmp_path, cache, capsys):
+    dataset = folder_of(tmp_path / "photos", 30)  # of 60 × 48 pixels
+    prepared = prepare(dataset, 224, 3, threads=2)
+    (rows,) = cache.glob("pictures/*/rows")
+    assert rows.stat().st_size == 30 * (48 * 48 * 3 + HEAD.size)
+    np.testing.assert_array_equal(everything(prepared.rows), expected(dataset, 224))
+    prepare(dataset, 448, 1, threads=2, cache_limit=10**9)
+    assert capsys.readouterr().err == ""  # a few hundred kilobytes
+    prepare(folder_of(tmp_path / "more", 160, first=200), 224, 3, threads=2)
+    assert "decoded pictures will take about 1.11 MB in" in capsys.readouterr().err
+
+
+def deep_folder(root: Path, top: int) -> Dataset:
+    """Pictures of 16 bits whose values go up to `top`, between those of 8 bits."""
+    dataset = folder_of(root, 8)
+    paths = list(dataset.pictures.paths)
+    for number in range(0, 8, 2):
+        grey = np.asarray(Image.open(root / paths[number]).convert("L")).astype(np.float64)
+        grey -= grey.min()
+        paths[number] = f"{number}.png"
+        Image.fromarray((grey / grey.max() * top).astype(np.uint16)).save(root / paths[number])
+    return dataset_of(root, paths)
+
+
+def test_16_bits_are_surveyed_once_and_stored_by_their_range(tmp_path, opened):
+    dataset = deep_folder(tmp_path / "photos", 1023)
+    for _ in range(2):
+        surveyed = prepare(dataset, SIDE, 3, threads=2, survey=True)
+        found = [fact.intensities for fact in surveyed.facts.values()]
+        assert [one is not None for one in found] == [True, False] * 4
+        assert all(one[0] < 10 < 1000 < one[1] <= 1023 for one in found[::2])
+    assert len(opened) == 4  # those of 8 bits, which serve every range
+    for used in ((0, 1023), None, (0, 4095)):
+        seen = dataset.seen_by(used)
+        prepared = prepare(seen, SIDE, 3, threads=2)
+        np.testing.assert_array_equal(everything(prepared.rows), expected(seen))
+        opened.clear()
+        np.testing.assert_array_equal(everything(prepare(seen, SIDE, 3, threads=2).rows), everything(prepared.rows))
+        assert not opened
+    dark, right = (expected(dataset.seen_by(used))[0].mean() for used in (None, (0, 1023)))
+    assert right > 30 * dark

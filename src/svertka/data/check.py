@@ -15,7 +15,7 @@ from svertka.data.account import Account
 from svertka.data.dataset import BAD_SHARE, PARTS, ArrayPictures, Dataset, FilePictures, Ints, Pictures, Pixels
 from svertka.data.division import divided
 from svertka.data.folder import Listing, list_folder
-from svertka.data.images import Decoding, intensities, misnamed, read_header, read_picture
+from svertka.data.images import NOT_INSTALLED, Decoding, intensities, misnamed, read_header, read_picture
 from svertka.data.likeness import SIDE, look_alikes, thumbnail
 from svertka.data.modes import FULL, Range
 from svertka.data.preprocess import discarded
@@ -185,7 +185,7 @@ def check(
     division = divided(dataset, contents, good, val, test, alike=alike)
     parts = division.indices
     per_class = {part: _per_class(dataset, parts[part]) for part in PARTS}
-    if len(bad) > BAD_SHARE * len(dataset):
+    if sum(reason not in NOT_INSTALLED.values() for reason in bad.values()) > BAD_SHARE * len(dataset):
         problems.append(f"{len(bad)} of {len(dataset)} pictures are bad, more than a tenth; mend or remove them")
     problems += [
         f"no picture of {name} is left to train on; add some" for name, n in per_class["train"].items() if not n

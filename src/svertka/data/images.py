@@ -43,18 +43,25 @@ NAMED = 3  # files in a sentence
 SLOW = 2**24  # pixels of a PNM file that Pillow decodes in Python, a microsecond each
 
 
+# Why a file cannot be read here that others read; it says nothing against the file.
+NOT_INSTALLED = {
+    "HEIC": "HEIC needs pillow-heif; pip install 'svertka[heif]'",
+    "AVIF": "AVIF needs a Pillow that was built with it; pip install --upgrade Pillow",
+}
+
+
 def _heif_file(file: io.BytesIO) -> ImageFile:
     try:
         from pillow_heif.as_plugin import HeifImageFile
     except ImportError as error:
-        raise FormatError("HEIC needs pillow-heif; pip install 'svertka[heif]'") from error
+        raise FormatError(NOT_INSTALLED["HEIC"]) from error
     image: ImageFile = HeifImageFile(file)  # type: ignore[no-untyped-call]
     return image
 
 
 def _avif_file(file: io.BytesIO) -> ImageFile:
     if not features.check("avif"):
-        raise FormatError("AVIF needs a Pillow that was built with it; pip install --upgrade Pillow")
+        raise FormatError(NOT_INSTALLED["AVIF"])
     return AvifImageFile(file)
 
 

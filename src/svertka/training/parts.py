@@ -13,7 +13,7 @@ from svertka.data.batches import Batches
 from svertka.data.boxes import of_pictures, read_boxes, refuse_unknown
 from svertka.data.dataset import BAD_SHARE, ArrayPictures, Dataset, Ints, decoding_of
 from svertka.data.division import Division, divided
-from svertka.data.images import misnamed_sentence
+from svertka.data.images import NOT_INSTALLED, misnamed_sentence
 from svertka.data.manifest import Manifest
 from svertka.data.modes import Range
 from svertka.data.near_duplicates import near_duplicates
@@ -214,10 +214,10 @@ def divide(
 
     seen = squares(preprocess.resize, preprocess.size, survey=survey)
     bad = [{"path": dataset.pictures.name(i), "reason": reason} for i, reason in sorted(seen.bad.items())]
-    if len(bad) > BAD_SHARE * len(dataset):
-        raise DataError(
-            f"{len(bad)} of {len(dataset)} pictures in {dataset.source} are bad, more than a tenth: {_listed(bad)}"
-        )
+    spoilt = [one for one in bad if one["reason"] not in NOT_INSTALLED.values()]
+    if len(spoilt) > BAD_SHARE * len(dataset):
+        sentence = f"{len(spoilt)} of {len(dataset)} pictures in {dataset.source} are bad, more than a tenth"
+        raise DataError(f"{sentence}: {_listed(spoilt)}")
     good = np.array([i for i in range(len(dataset)) if i not in seen.bad], dtype=np.int64)
     deep = {index: facts.intensities for index, facts in seen.facts.items() if facts.intensities is not None}
     if as_divided is not None:
