@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import svertka
@@ -418,3 +419,34 @@ def test_a_network_that_wants_to_see_pictures_first_does(digit_folder: Path, tmp
     strong = values[:, :3].transpose(0, 1).flatten(1).double()  # grey pictures vary in four directions only
     # Uncorrelated, of second moment 1; val's pictures are among these, the filters know the training ones only.
     assert (strong @ strong.T / strong.shape[1]).numpy() == pytest.approx(np.eye(3), abs=0.15)
+
+
+@pytest.fixture(scope="module")
+def deep_digits(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits in wide pictures of 16 bits of which 10 are used; those for testing use all of them."""
+    root = tmp_path_factory.mktemp("deep")
+    for path in sorted(digit_folder.glob("*/*.png")):
+        part, top = ("test", 65535) if path.stem >= "45" else ("train", 1023)
+        grey = np.zeros((8, 24))
+        grey[:, 8 * (int(path.stem) % 3) :][:, :8] = np.asarray(Image.open(path)) / 255
+        place = root / part / path.parent.name
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((grey * top).astype(np.uint16)).save(place / path.name)
+    return root
+
+
+@pytest.mark.parametrize("fit", ["pad", "squeeze"])
+def test_how_pictures_become_square_and_8_bits_is_the_runs(
+    deep_digits: Path, tmp_path: Path, fit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"model": "mlp", "fit": fit, "epochs": 2, "size": 24, "device": "cpu", "threads": 1}
+    run = svertka.train(deep_digits, output=tmp_path / "run", **options)
+    said = capsys.readouterr().err
+    assert "0 is black and 1,023 is white" in said
+    assert f"{fit}: all of each picture is shown" in said
+    preprocess = run.classifier().preprocess
+    # What the test pictures use has no say.
+    assert (preprocess.fit, preprocess.intensity_range, preprocess.resize) == (fit, (0, 1023), 24)
+    assert svertka.evaluate(run, deep_digits, part="test").top1_error == run.result()["test_error"]
+    again = svertka.train(deep_digits, output=tmp_path / "again", **(options | {"weights": run.folder, "fit": None}))
+    assert again.classifier().preprocess.fit == fit
