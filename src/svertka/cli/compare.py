@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from svertka.cli.input import Crops, IncludeTraining, MaxPixels, Overwrite, Part, Scales, pixel_count, whole_numbers
-from svertka.cli.output import print_json, print_table
+from svertka.cli.output import print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from svertka.evaluation.contenders import Contender
@@ -56,7 +56,7 @@ def compare(
     if as_json:
         print_json(result.as_json())
         return
-    print(result.sentence)
+    print_line(result.sentence)
     errors = ("run", "top-1 error", "top-5 error", "loss", "points more than A", "p")
     rows: list[tuple[str, ...]] = [(*errors, "parameters", "multiply-adds", "ms an image", "images/s")]
     rows += [(f"{one.letter}  {one.run}", *_errors(one.evaluation), *_rest(one)) for one in result.contenders]

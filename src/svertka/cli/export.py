@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.output import print_json
+from svertka.cli.output import print_json, print_line
 
 
 def export(
@@ -38,7 +38,7 @@ def export(
     if as_json:
         print_json(written.as_json())
         return
-    print(f"{written.path}, {written.bytes / 1e6:.1f} MB")
+    print_line(f"{written.path}, {written.bytes / 1e6:.1f} MB")
     if written.pictures:
         what = "probabilities" if preprocessing else "logits"
-        print(f"checked in ONNX Runtime on {written.pictures} pictures: {what} within {written.difference:.1g}")
+        print_line(f"checked in ONNX Runtime on {written.pictures} pictures: {what} within {written.difference:.1g}")

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from svertka.cli.input import IncludeTraining, MaxPixels, Overwrite, pixel_count
-from svertka.cli.output import print_json, print_table
+from svertka.cli.output import print_json, print_line, print_table
+from svertka.quoting import printable
 
 
 def locate(
@@ -49,7 +50,7 @@ def locate(
     )
     for found in located.pictures:
         if found.error:
-            print(f"svertka: {found.path}: {found.error}", file=sys.stderr)
+            print(f"svertka: {printable(found.path)}: {printable(found.error)}", file=sys.stderr)
     if as_json:
         print_json(located.as_json())
     else:
@@ -61,8 +62,8 @@ def locate(
         if rows:
             print_table([("picture", "class", "score", "left", "top", "right", "bottom"), *rows], right="23456")
         if located.judgement:
-            print(in_words(located.judgement))
+            print_line(in_words(located.judgement))
         if located.page:
-            print(f"open {located.page}")
+            print_line(f"open {located.page}")
     if any(found.error for found in located.pictures):
         raise typer.Exit(1)

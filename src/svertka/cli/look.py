@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from svertka.cli.input import IncludeTraining, MaxPixels, pixel_count
-from svertka.cli.output import print_json
+from svertka.cli.output import print_json, print_line
 
 
 def look(
@@ -52,4 +52,4 @@ def look(
     print(
         f"{atlas.layers} layers, {atlas.units:,} units{dead}, {atlas.pictures:,} pictures; {atlas.bytes / 1e6:.1f} MB"
     )
-    print(f"open {atlas.page}")
+    print_line(f"open {atlas.page}")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.output import print_json
+from svertka.cli.output import print_json, print_line
 
 
 def serve(
@@ -42,7 +42,7 @@ def serve(
         if as_json:
             print_json(place.as_json())
         else:
-            print(f"open {place.url}")
+            print_line(f"open {place.url}")
         sys.stdout.flush()
 
     names = tuple(allow_host or ())

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from svertka.cli.input import Columns, MaxPixels, gigabytes, pixel_count
-from svertka.cli.output import print_json
+from svertka.cli.output import print_json, print_line
 from svertka.errors import UsageError
 from svertka.quoting import command
 
@@ -189,10 +189,10 @@ def train(
         return
     errors = [f"{part} error {result[key]:.2%}" for part, key in PARTS.items() if result[key] is not None]
     speed = f"{result['images_per_second']:,.0f} images/s"
-    print(f"{', '.join(errors) or 'trained'} after {result['epochs']:g} epochs, {speed}")
+    print_line(f"{', '.join(errors) or 'trained'} after {result['epochs']:g} epochs, {speed}")
     for warning in run.settings()["account"].get("warnings", ()):
-        print(f"warning: {warning}")
-    print(f"the run is in {run.folder}; open {run.report}")
+        print_line(f"warning: {warning}")
+    print_line(f"the run is in {run.folder}; open {run.report}")
 
 
 def _repeat(source: str, repeats: int, options: dict[str, Any], *, as_json: bool) -> None:
@@ -205,8 +205,8 @@ def _repeat(source: str, repeats: int, options: dict[str, Any], *, as_json: bool
     if as_json:
         print_json(made.summary())
         return
-    print(made.sentence)
-    print(f"the runs are in {made.folder}")
+    print_line(made.sentence)
+    print_line(f"the runs are in {made.folder}")
 
 
 PARTS = {"val": "val_error", "test": "test_error"}

@@ -7,6 +7,7 @@ from svertka.classifier import CONFIG, WEIGHTS, Classifier
 from svertka.errors import RunError
 from svertka.files import storage, write_atomic, write_json
 from svertka.graph.trace import count
+from svertka.quoting import command, printable
 from svertka.run import Run
 from svertka.tensors import write_tensors
 from svertka.training.settings import Settings
@@ -45,7 +46,12 @@ def card(classifier: Classifier, run: str, folder: str) -> str:
     trained = _training(run, classifier)
     sections = {
         f"{classifier.config.model}, {_classes(classifier)}": _what(classifier),
-        "Data and recipe": trained or [f"The network `{run}`, taken as it was published."],
+        "Data and recipe": trained
+        or [
+            "The network below, taken as it was published:",
+            "",
+            *_literal([run]),
+        ],
         "Results": _results(run) or ["Not measured by svertka."],
         "Limits": _limits(classifier),
         "How to run it": _how(classifier, folder),
@@ -125,16 +131,9 @@ def _how(classifier: Classifier, folder: str) -> list[str]:
     one = classifier.preprocess
     colour = "grey (ITU-R 601 luma)" if one.channels == 1 else "RGB"
     return [
-        "```",
-        "pip install svertka",
-        f"svertka predict {folder}/ picture.jpg",
-        "```",
+        *_literal(["pip install svertka", command("predict", Path(f"{folder}/"), "picture.jpg")]),
         "",
-        "```python",
-        "import svertka",
-        "",
-        f"svertka.Classifier.load({json.dumps(folder + '/')}).predict('picture.jpg')",
-        "```",
+        *_literal(["import svertka", f"svertka.Classifier.load({json.dumps(folder + '/')}).predict('picture.jpg')"]),
         "",
         f"The network takes (N, {one.channels}, {one.size}, {one.size}) float32, {colour}: the picture turned upright "
         f"as its EXIF says, {one.in_words()}, with an antialiased bilinear filter, and (x / 255 − mean) / std "
@@ -144,4 +143,4 @@ def _how(classifier: Classifier, folder: str) -> list[str]:
 
 def _literal(lines: list[str]) -> list[str]:
     """Indented, so that Markdown reads nothing in them, whatever a class is called."""
-    return [f"    {line}" for line in lines]
+    return [f"    {printable(line)}" for line in lines]

@@ -47,10 +47,14 @@ def with_names_of(names: tuple[str, ...], dataset: Dataset) -> Dataset:
     counts = dataset.counts()
     unknown = [name for name, count in zip(dataset.names, counts, strict=True) if count and name not in place]
     if unknown:
-        few = ", ".join(unknown[:5]) + (" …" if len(unknown) > 5 else "")
-        raise DataError(
-            f"{dataset.source} holds classes that the run does not know: {few}; it knows {', '.join(names[:5])}"
-            + (" …" if len(names) > 5 else "")
-        )
+        few = ", ".join(map(_named, unknown[:5])) + (" …" if len(unknown) > 5 else "")
+        known = ", ".join(map(_named, names[:5])) + (" …" if len(names) > 5 else "")
+        raise DataError(f"{dataset.source} holds classes that the run does not know: {few}; it knows {known}")
     labels = np.array([place.get(name, 0) for name in dataset.names], dtype=np.int64)[dataset.labels]
     return replace(dataset, names=names, labels=labels)
+
+
+def _named(name: str) -> str:
+    """The class `name`, after a WordNet id with what it is called."""
+    known = name_of(name)
+    return name if known == name else f"{name} ({known})"

@@ -10,12 +10,18 @@ from importlib.resources import files
 from unicodedata import category
 
 SPACE = "\u00a0"  # between a number and its unit, so that no line ends there
+# Embeddings, overrides and isolates: <bdi> does not hold what closes it.
+REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 NOTHING = "–"  # where a number is missing
 
 
 def escape(text: str) -> str:
-    """`text` for HTML, inside elements and quoted attributes; what HTML or UTF-8 forbids becomes �."""
-    return html.escape("".join("\ufffd" if category(letter) in ("Cc", "Cs") else letter for letter in text))
+    """`text` for HTML, inside elements and quoted attributes; what HTML or UTF-8 forbids or reorders text becomes �."""
+    return html.escape("".join("\ufffd" if _is_forbidden(letter) else letter for letter in text))
+
+
+def _is_forbidden(letter: str) -> bool:
+    return letter in REORDERING or category(letter) in ("Cc", "Cs", "Zl", "Zp")
 
 
 def isolated(text: str) -> str:
