@@ -98,7 +98,7 @@ def test_what_cannot_be_read_says_why(data: bytes, error: type[Exception], sente
 def test_a_large_image_is_decoded_by_the_one_process_for_such() -> None:
     async def one(decoders: Decoders) -> Any:
         first = set(decoders.pids)
-        pixels = await decoders.decode(saved(4000, 3900, "WEBP", lossless=True), SETTINGS, Account(), itself)
+        pixels = await decoders.decode(saved(2600, 2500, "WEBP", lossless=True), SETTINGS, Account(), itself)
         return pixels, len(set(decoders.pids) - first)
 
     pixels, more = run(one)
@@ -164,7 +164,7 @@ def test_whoever_gives_up_leaves_nothing(jpeg: bytes, monkeypatch: pytest.Monkey
         await asyncio.gather(*tasks, return_exceptions=True)
         began = time.monotonic()
         await asyncio.gather(*(decoders.decode(jpeg, SETTINGS, Account(), itself) for _ in range(4)))
-        await decoders.decode(saved(4000, 3900, "WEBP", lossless=True), SETTINGS, Account(), itself)
+        await decoders.decode(saved(2600, 2500, "WEBP", lossless=True), SETTINGS, Account(), itself)
         return time.monotonic() - began
 
     run(abandoned)
@@ -204,7 +204,7 @@ def test_too_many_large_images_are_told_to_come_again() -> None:
 
 
 def test_large_images_of_one_request_wait_for_each_other() -> None:
-    many = [saved(3000, 3000, "WEBP", lossless=True)] * (LARGE_WAITING + 3)
+    many = [saved(2450, 2450, "WEBP", lossless=True)] * (LARGE_WAITING + 3)
 
     async def all_of_them(decoders: Decoders) -> int:
         account = Account()

@@ -161,6 +161,7 @@ def test_names_of_files(header: str, filename: str) -> None:
         (written(("name=a; filename=a", DATA))[:-8], FORM, 400),
         (written(("name=a; filename=a", DATA))[:20], FORM, 400),
         (written(("name=a", b"x")), FORM, 400),
+        (written(("name=a; filename=a", b"x"), ("name=top", b"1"), ("name=top", b"2")), FORM, 400),
         (written(("name=a", b"x" * (FIELD_LIMIT + 1))), FORM, 413),
         (written(*[("name=a; filename=a", b"")] * (LIST_LIMIT + 1)), FORM, 413),
         (written(("x" * 100_000, b"x")), FORM, 400),

@@ -183,6 +183,8 @@ class _FormReader:
     def _end(self) -> None:
         if self._part.filename is not None:
             self.form.files.append(self._part)
+        elif self._part.name in self.form.fields:
+            raise Refusal(400, f"the form has more than one {self._part.name[:80]}")
         else:
             self.form.fields[self._part.name] = self._part.content.decode(errors="replace")
 
