@@ -122,7 +122,8 @@ class Bands:
 
 
 def rows_read(step: Convolution, taps: int, makes: range, height: int) -> range:
-    """The rows of its input, `height` of them, that a step needs for the rows that it makes."""
+    """The rows of its input, `height` of them, that a step needs for rows that it makes; one where it needs none."""
     first = makes.start * step.stride[0] - step.padding[0]
     last = (makes.stop - 1) * step.stride[0] - step.padding[0] + (taps - 1) * step.dilation[0] + 1
-    return range(min(max(first, 0), height), min(max(last, 0), height))
+    first = min(max(first, 0), height - 1)
+    return range(first, max(min(last, height), first + 1))
