@@ -3,7 +3,8 @@
     python tests/graph/random_networks.py 0 2000     # the networks of these seeds, in this process
 
 prints what becomes of each as a line of JSON, and fails if one is computed wrongly; a crash ends the process, and the
-last line names the seed. `test_random_networks.py` runs the same in processes that may crash, and makes what it finds small.
+last line names the seed. `test_random_networks.py` runs the same in processes that may
+crash, and makes what it finds small.
 """
 
 import copy
