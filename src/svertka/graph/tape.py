@@ -95,7 +95,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except SvertkaError:
             raise
         except Exception as error:
-            reason = str(error).strip().split("\n")[0]
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
             where = self._around[-1] if self._around else ""
             raise UsageError(
                 f"{type(network).__name__} cannot be followed with an input of {'×'.join(map(str, picture.shape))}; "
