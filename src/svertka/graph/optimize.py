@@ -38,7 +38,8 @@ def optimize(
     Any nn.Module of float32 whose steps do not depend on the values that it is given. Batch norm is folded; bias, sums
     and rectification are computed with the convolution before them; weights are packed once; maps are channels-last and
     share one piece of memory. What `network` has now is taken over: later changes to it have no effect, and it stays as
-    it is. Images are only read, even where it works in place. Hooks are part of it; what they write down is lost. An optimized network is returned as it is.
+    it is. Images are only read, even where the network works in place. Hooks are part of it; what they write down is
+    lost. An optimized network is returned as it is.
 
     Only rounding differs, and that is checked on `example` and two other batch sizes: in each channel by no more than
     1e-3 of its largest value. With bfloat16 in it, the error may be a tenth of the values (root mean square of both),
@@ -77,8 +78,8 @@ def optimize(
     try:
         steps = separated(fused(recording))
         optimized = Optimized(narrowed(steps, precision, dense), about, repeats)
-    except (RuntimeError, MemoryError) as error:  # of PyTorch's operations on what depends on no image
-        raise UsageError(f"{type(network).__name__} cannot be optimized: {' '.join(str(error).split())}") from error
+    except (RuntimeError, MemoryError) as reason:  # of PyTorch's operations on what depends on no image
+        raise UsageError(f"{type(network).__name__} cannot be optimized: {' '.join(str(reason).split())}") from reason
     sizes = optimized.sizes_of(len(example))
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         error = measured(optimized, check_twin(network), example, sizes, bf16="bf16" in (precision, dense))
