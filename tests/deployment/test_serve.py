@@ -217,6 +217,7 @@ def test_of_two_that_start_at_once_on_one_port_one_says_so(small_run: Path) -> N
         ({"root_path": "/a?b"}, "is not a path in an address"),
         ({"root_path": "/имя"}, "is not a path in an address"),
         ({"allow_hosts": ["a/b"]}, "allow_hosts=a/b is not the name of a host"),
+        ({"allow_hosts": "a b"}, "allow_hosts=a b is not the name of a host"),
         ({"allow_hosts": ["*"]}, "is not the name of a host"),
         ({"allow_hosts": [""]}, "is not the name of a host"),
     ],

@@ -39,7 +39,7 @@ def serve(
     device: str = "auto",
     threads: int | None = None,
     root_path: str = "",
-    allow_hosts: Sequence[str] = (),
+    allow_hosts: str | Sequence[str] = (),
     ready: Callable[[Place], object] = lambda place: say(f"open {place.url}"),
 ) -> None:
     """Answer for `runs` on `host` and `port` until SIGINT, SIGTERM or SIGHUP; what has begun by then is finished.
@@ -56,7 +56,8 @@ def serve(
     """
     if not runs:
         raise UsageError("name a RUN to serve")
-    root, allowed = _root(root_path), frozenset(map(_allowed, allow_hosts))
+    names = [allow_hosts] if isinstance(allow_hosts, str) else allow_hosts
+    root, allowed = _root(root_path), frozenset(map(_allowed, names))
     try:
         from svertka.deployment.api import Api
         from svertka.deployment.guard import LOOPBACK
