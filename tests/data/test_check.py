@@ -261,3 +261,13 @@ def test_cifar10_has_copies_on_both_sides_of_its_published_split(shared_data: Pa
     across = [copies for copies in findings.near_duplicates if {"train", "test"} <= set(copies.parts)]
     # Barz & Denzler 2020 count 3.3 % of the test pictures with looser bounds and by eye.
     assert 100 < len(across) < 330
+
+
+def test_groups_are_kept_whole_and_what_cannot_be_divided_is_a_problem(photos: Path) -> None:
+    findings = check(photos, 0.3, group="[0-9](?=.png)")
+    assert any("images of one group are kept in one part" in note for note in findings.account.notes)
+    assert sum(findings.split["val"].values()) > 0
+    rows = [f"{path},{path.parent.name},{path.parent.name}" for path in photos.rglob("*.png")]
+    (photos / "rows.csv").write_text("path,label,group\n" + "\n".join(rows) + "\n")
+    findings = check(photos / "rows.csv")
+    assert any("cannot be divided by groups: cat has one group only" in problem for problem in findings.problems)

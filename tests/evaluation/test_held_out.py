@@ -370,7 +370,7 @@ def test_the_commands_say_the_part_and_what_is_left_out(
     assert (said["part"], said["training_images"], said["includes_training"]) == ("val", len(learnt), False)
     assert main(["evaluate", str(run.folder), source, "--threads", "1", "--json", "--include-training"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert (said["images"], said["includes_training"]) == (240, True)
+    assert (said["part"], said["images"], said["includes_training"]) == ("all", 240, True)
     assert main(["evaluate", str(alone), source, "--threads", "1", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert "does not record which images it was trained on" in said["note"]

@@ -4,13 +4,14 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.input import Columns, MaxPixels, pixel_count
+from svertka.cli.input import Columns, Group, MaxPixels, pixel_count
 from svertka.cli.output import print_json
 
 
 def check(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="labelled pictures, as for svertka train")],
     columns: Columns = None,
+    group: Group = None,
     max_pixels: MaxPixels = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
@@ -20,7 +21,7 @@ def check(
     """
     from svertka.data import check as checking
 
-    findings = checking.check(source, columns=columns, max_pixels=pixel_count(max_pixels))
+    findings = checking.check(source, columns=columns, group=group, max_pixels=pixel_count(max_pixels))
     if as_json:
         print_json(findings.as_json())
     else:

@@ -33,6 +33,13 @@ Columns = Annotated[
     typer.Option(help="of a SOURCE that is a table: path=COLUMN,label=COLUMN, where they are called otherwise"),
 ]
 
+Group = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEX", help="keep images together whose file names it matches alike, such as '(patient[0-9]+)'"
+    ),
+]
+
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="write over what is at --output, even if svertka did not make it")
 ]

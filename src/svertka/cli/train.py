@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from svertka.cli.input import Columns, MaxPixels, gigabytes, pixel_count
+from svertka.cli.input import Columns, Group, MaxPixels, gigabytes, pixel_count
 from svertka.cli.output import print_json, print_line
 from svertka.errors import UsageError
 from svertka.quoting import command
@@ -74,12 +74,7 @@ def train(
     ] = None,
     val: Annotated[float, typer.Option(help="share taken for val where the source has no val part")] = 0.1,
     test: Annotated[float, typer.Option(help="share taken for test where the source has no test part")] = 0.0,
-    group: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REGEX", help="keep images together whose file names it matches alike, such as '(patient[0-9]+)'"
-        ),
-    ] = None,
+    group: Group = None,
     seed: Annotated[int, typer.Option(help="of weights, order and augmentation")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,

@@ -13,8 +13,9 @@ import numpy as np
 from svertka.arguments import check_types
 from svertka.data.account import Account
 from svertka.data.dataset import BAD_SHARE, PARTS, ArrayPictures, Dataset, FilePictures, Ints, Pictures, Pixels
-from svertka.data.division import divided
+from svertka.data.division import Division, divided
 from svertka.data.folder import Listing, list_folder
+from svertka.data.groups import grouped_by
 from svertka.data.images import NOT_INSTALLED, Decoding, intensities, misnamed, read_header, read_picture
 from svertka.data.likeness import SIDE, look_alikes, thumbnail
 from svertka.data.modes import FULL, Range
@@ -25,7 +26,7 @@ from svertka.data.split import VAL_SHARE
 from svertka.data.statistics import intensity_range
 from svertka.data.tables import parse_columns
 from svertka.device import keeps_settings
-from svertka.errors import PictureError
+from svertka.errors import DataError, PictureError
 from svertka.progress import progress
 from svertka.quoting import printable
 
@@ -157,15 +158,16 @@ def check(
     test: float = 0.0,
     *,
     columns: str | None = None,
+    group: str | None = None,
     max_pixels: int | None = None,
 ) -> Findings:
     """What the data set, folder or CSV `source` holds, whatever is wrong with it.
 
     `val`, `test`: shares that training would take, as for `split`. `columns`: as for `sources.open_source`.
-    `max_pixels`: of a picture that is read; None: `images.PIXEL_LIMIT`.
+    `group`: as for `groups.grouped_by`. `max_pixels`: of a picture that is read; None: `images.PIXEL_LIMIT`.
 
     Raises:
-        UsageError: there is no such source.
+        UsageError: there is no such source, or `group` does not tell groups apart.
         DataError: it cannot be listed: a damaged published file or CSV.
     """
     if str(source) in NAMES:
@@ -175,6 +177,8 @@ def check(
         refuse_misspelt(source)
         listing = list_folder(source, parse_columns(columns))
         dataset, problems = listing.dataset(), listing.problems()
+    if group is not None:
+        dataset = grouped_by(dataset, group)
     dataset = dataset.decoded_as(Decoding.up_to(max_pixels))
     seen, bad = _look_at_all(dataset)
     good = np.array(sorted(seen), dtype=np.int64)
@@ -182,7 +186,11 @@ def check(
     groups = _same_content(good.tolist(), digests)
     alike = _same_look(seen, [group[0] for group in groups])
     contents = [seen[index].digest if index in seen else b"" for index in range(len(dataset))]
-    division = divided(dataset, contents, good, val, test, alike=alike)
+    try:
+        division = divided(dataset, contents, good, val, test, alike=alike)
+    except DataError as error:  # its groups cannot be divided
+        problems.append(str(error))
+        division = Division({part: good if part == "train" else good[:0] for part in PARTS})
     parts = division.indices
     per_class = {part: _per_class(dataset, parts[part]) for part in PARTS}
     if sum(reason not in NOT_INSTALLED.values() for reason in bad.values()) > BAD_SHARE * len(dataset):

@@ -218,7 +218,10 @@ class _Known:
             chosen, might = ((effective == held) | fresh, self.named != "train") if held else (~trained, everything)
             name = self._name(held, fresh, trained)
         training = trained & might
-        return _Choice(name, chosen | (training & include_training), training)
+        if include_training:
+            chosen = chosen | training
+            name = "all" if chosen.all() else name
+        return _Choice(name, chosen, training)
 
     def _name(self, held: str, fresh: Flags, trained: Flags) -> str:
         if held:

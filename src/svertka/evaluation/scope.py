@@ -52,7 +52,7 @@ class Scope:
         """What is not as one would expect, a sentence each."""
         said = []
         if self.training_images and self.includes_training:
-            said.append(f"{counted(self.training_images)} of these trained the network: the error is too low")
+            said.append(f"{self.training_images:,} of these trained the network: the error is too low")
         elif self.training_images:
             said.append(f"{counted(self.training_images)} that trained the network left out (--include-training)")
         if self.near_duplicates:
