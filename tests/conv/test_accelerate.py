@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from svertka.conv import native, native_pairs
 from svertka.conv.accelerate import accelerate, restore
@@ -357,6 +358,16 @@ def test_an_accelerated_network_is_traced_and_exported_with_pytorchs_convolution
         with pytest.raises(UsageError, match="accelerated Conv2d; call svertka.restore on the network first"):
             torch.jit.script(network)
         torch.jit.script(restore(network))
+
+
+def test_who_counts_operations_counts_those_of_an_accelerated_network():
+    network, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 4, 3)), torch.randn(2, 3, 9, 9)
+    counted = []
+    for one in (network, accelerate(copy.deepcopy(network))):
+        with FlopCounterMode(display=False) as counter:
+            one(x).sum().backward()
+        counted.append(counter.get_total_flops())
+    assert counted[0] == counted[1] > 0
 
 
 def test_an_accelerated_network_is_compiled():

@@ -104,6 +104,8 @@ def _leaves_it_to_pytorch(layer: nn.Module, x: Any, own: Any, replaced: str) -> 
         or getattr(type(layer), replaced) is not own
         or torch.compiler.is_exporting()  # what is exported or traced runs where we are not
         or torch._C._get_tracing_state() is not None
+        # who watches PyTorch's operations, as counters of multiplications do, knows only these
+        or (not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0)
     )
 
 
