@@ -51,6 +51,21 @@ def test_a_misspelt_name_is_guessed(source: str, meant: str) -> None:
         open_source(source)
 
 
+@pytest.mark.parametrize("name", ["photos.zip", "a b.tar", "photos.tar.gz", "x.tgz", "y.7z"])
+def test_an_archive_is_named_with_how_to_unpack_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UsageError, match="is an archive; unpack it .* and give the folder"):
+        open_source(tmp_path / name)
+
+
+@pytest.mark.parametrize("columns", ["path", "wings=2", ""])
+def test_columns_of_nothing_are_one_sentence(columns: str, digit_folder: Path) -> None:
+    with pytest.raises(UsageError, match="is not understood"):
+        open_source(digit_folder, columns=columns)
+    with pytest.raises(UsageError, match="leave them out"):
+        open_source("digits", columns="path=a")
+
+
 def test_what_is_nothing_is_told_what_there_is() -> None:
     with pytest.raises(
         UsageError, match=r"no folder photos/of/cats; give a folder, a \.csv file or one of: digits, mnist"

@@ -30,6 +30,7 @@ UNREAD_SUFFIXES = {
     )
     for suffix in line.split()
 }
+SOME_SUFFIXES = ".jpg, .png, .webp, .heic, .tif, …"  # of those that are read, in a sentence
 # Never images, and often as many as there are images.
 TEXT_SUFFIXES = {
     ".txt",

@@ -15,8 +15,7 @@ import numpy as np
 from svertka.data import imagenet
 from svertka.data.account import HIDDEN, NO_PART, OWN, Account, by_suffix
 from svertka.data.dataset import PARTS, Dataset, FilePictures
-from svertka.data.file_tree import FileTree, kind_of, list_tree
-from svertka.data.images import SUFFIXES
+from svertka.data.file_tree import SOME_SUFFIXES, FileTree, kind_of, list_tree
 from svertka.data.layout import Entry, Layout, clean_name, understand, united
 from svertka.data.tables import TABLE_SUFFIXES, read_table
 from svertka.errors import DataError, UsageError
@@ -53,7 +52,7 @@ class Listing:
         if not self.entries:
             left_out = self.account.sentence()
             return [
-                f"{self.source} holds no picture ({', '.join(SUFFIXES)}) in a class folder; "
+                f"{self.source} holds no picture ({SOME_SUFFIXES}) in a class folder; "
                 "put the pictures of each class into a folder of its own, as photos/cat and photos/dog"
                 + (f" ({left_out})" if left_out else "")
             ]
@@ -198,8 +197,13 @@ def _labelled_flat(tree: FileTree, file: Path) -> Layout:
 def _unpack(path: Path) -> str:
     """The command that unpacks the archive `path` beside it."""
     folder = path.with_name(path.name.partition(".")[0] or "images")
-    if path.suffix.lower() == ".zip":
-        return quoted("unzip", path, "-d", folder)
+    simple: dict[str, tuple[str | Path, ...]] = {
+        ".zip": ("unzip", path, "-d", folder),
+        ".7z": ("7z", "x", path, f"-o{folder}"),
+        ".rar": ("unrar", "x", path),
+    }
+    if path.suffix.lower() in simple:
+        return quoted(*simple[path.suffix.lower()])
     return f"{quoted('mkdir', folder)} && {quoted('tar', '-xf', path, '-C', folder)}"
 
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from svertka.data.account import Account
 from svertka.data.dataset import Pixels
-from svertka.data.file_tree import list_tree
-from svertka.data.images import DEFAULT, SUFFIXES, Decoding, misnamed
+from svertka.data.file_tree import SOME_SUFFIXES, list_tree
+from svertka.data.images import DEFAULT, Decoding, misnamed
 from svertka.data.preprocess import Picture, opened
 from svertka.data.tables import TABLE_SUFFIXES
 from svertka.errors import DataError, PictureError, UsageError
@@ -35,7 +35,7 @@ def all_of(pictures: Iterable[Picture]) -> list[tuple[str, Input]]:
     if all(isinstance(picture, PictureError) for _, picture in everything):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in everything[:NAMED])
         raise UsageError(
-            f"there is no picture in what is named ({reasons or 'nothing'}); it may hold {', '.join(SUFFIXES)}"
+            f"there is no picture in what is named ({reasons or 'nothing'}); pictures end in {SOME_SUFFIXES}"
         )
     return everything
 
