@@ -230,8 +230,10 @@ def content(path: str | Path, decoding: Decoding = DEFAULT) -> bytes:
     """
     try:
         return read_regular(Path(path), decoding.max_memory)
-    except (OSError, ValueError) as error:
-        raise PictureError((getattr(error, "strerror", None) or str(error)).lower()) from error
+    except OSError as error:
+        raise PictureError((error.strerror or str(error)).lower()) from error
+    except ValueError as error:
+        raise PictureError(str(error)) from error
 
 
 def format_of(data: bytes) -> str | None:
@@ -449,6 +451,12 @@ def _factor(image: ImageFile, least: int, limit: int) -> int:
     return next((factor for factor in (8, 4, 2) if -(-min(width, height) // factor) >= least), 1)
 
 
+def megapixels(pixels: int) -> str:
+    """A number of pixels in millions, for people: "120", "1.4", "0.0001"."""
+    count = pixels / 1e6
+    return f"{count:.0f}" if count >= 10 else f"{count:.2g}"
+
+
 def _check_size(image: ImageFile, factor: int, limit: int) -> None:
     width, height = image.size
     if width < 1 or height < 1:
@@ -461,7 +469,7 @@ def _check_size(image: ImageFile, factor: int, limit: int) -> None:
         limit = min(limit, SLOW)
     if decoded > limit:
         raise SizeError(
-            f"{pixels / 1e6:.0f} megapixels, more than the limit of {limit / 1e6:.0f}; make it smaller or raise "
+            f"{megapixels(pixels)} megapixels, more than the limit of {megapixels(limit)}; make it smaller or raise "
             "--max-pixels"
         )
 
