@@ -127,6 +127,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path, kind: str) -> None:
     [
         ("", "a path is empty"),
         ("a\0b", "holds a NUL character"),
+        ("a\ud800b", "holds half a character"),
         ("x" * 300, "a name may have 255 bytes .one has 300."),
         ("猫" * 100, "one has 300"),
         ("a/" * 3000, "a path 4095 .it has 6000."),

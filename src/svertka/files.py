@@ -28,7 +28,10 @@ def given_path(path: str | os.PathLike[str]) -> Path:
         raise UsageError("a path is empty; name a file or a folder")
     if "\0" in text:
         raise UsageError(f"the path {shortened(text)} holds a NUL character, which no path may; correct it")
-    encoded = os.fsencode(text)
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the path {ascii(shortened(text))} holds half a character (a lone surrogate)") from error
     longest = max(map(len, encoded.split(b"/")))
     if longest > NAME_BYTES or len(encoded) > PATH_BYTES:
         raise UsageError(
