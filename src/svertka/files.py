@@ -31,7 +31,7 @@ def given_path(path: str | os.PathLike[str]) -> Path:
     try:
         encoded = os.fsencode(text)
     except UnicodeEncodeError as error:
-        raise UsageError(f"the path {ascii(shortened(text))} holds half a character (a lone surrogate)") from error
+        raise UsageError(f"the path {shortened(text)!a} holds half a character (a lone surrogate)") from error
     longest = max(map(len, encoded.split(b"/")))
     if longest > NAME_BYTES or len(encoded) > PATH_BYTES:
         raise UsageError(

@@ -136,7 +136,7 @@ def train(
         changes["augmentations"] = ()
     planned = find_recipe(recipe_name).with_changes(lr=plan.parse_rate(lr), **changes)
     refuse_untrained(planned, None if boxes is None else fspath(boxes), trained=trained)
-    refuse_out_of_range("seed", seed, -MOST_SEED, MOST_SEED - 1)
+    refuse_out_of_range("seed", seed, 0, MOST_SEED - 1)
     refuse_out_of_range("size", size, 1, LARGEST_SIDE)
     if variants is not None and variants < 1:
         raise UsageError(f"variants={variants} must be at least 1; leave it out to store as many as pay")
