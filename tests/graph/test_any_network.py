@@ -142,6 +142,8 @@ USES: dict[str, Callable[[Layer, Tensor], Any]] = {
     "numbers of Python": lambda _, y: (
         y * torch.tensor([0.5]) + y.new_tensor(2.0) + torch.as_tensor([1], device=y.device)
     ),
+    "a list of channels": lambda _, y: y[:, [2, 0, 1]] + y[:, [3, 4, 5]][:, torch.tensor([1, 0, 2])],
+    "channels by their values": lambda _, y: y.flatten(1)[:, y.flatten(1)[0].argsort()[:4]],
     "values of a parameter": lambda net, y: y * net.conv.bias[0].item() + float(net.conv.weight.max()),
     "the number of images": lambda _, y: y / y.shape[0] + torch.arange(len(y))[:, None, None, None],
     "masks and positions": lambda _, y: (y + torch.linspace(-1, 1, 16)).masked_fill(torch.ones(16, 16).triu(1) > 0, 0),
@@ -280,6 +282,14 @@ def hooked(kind: str, hook: Callable[..., Any]) -> nn.Module:
 def test_hooks_are_part_of_a_network() -> None:
     gives_the_same(hooked("register_forward_hook", lambda _, __, output: output * 2))
     gives_the_same(hooked("register_forward_pre_hook", lambda _, given: (given[0] + 1,)))
+
+
+def test_images_are_only_read() -> None:
+    network = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 8, 3))
+    x = images(2)
+    gives_the_same(network)
+    optimize(network, x)(x)
+    assert torch.equal(x, images(2))
 
 
 def test_who_only_watches_is_not_called() -> None:

@@ -151,7 +151,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = dict(zip((argument.name for argument in schema), args, strict=False)) | (kwargs or {})
         given = {key: replaced(value, self._placeholder) for key, value in given.items()}
         arguments = {key: replaced(value, self._seen) for key, value in given.items()}
-        if name in READS_VALUES or DEPENDS_ON_VALUES.intersection(operation.tags):
+        if _looks_at_values(operation, name, given):
             return self._of_constants(operation, name, arguments)
         self._need_no_chance(operation, name, arguments)
         result = self._result(operation, given)
@@ -318,11 +318,20 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return left
 
 
+def _looks_at_values(operation: Any, name: str, given: Mapping[str, Any]) -> bool:
+    """Whether the size of what an operation gives, or a number in Python, depends on the values of tensors."""
+    if name == "index":  # by numbers of rows it does not, by a mask it does
+        return any(isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in given["indices"])
+    return name in READS_VALUES or bool(DEPENDS_ON_VALUES.intersection(operation.tags))
+
+
 class _NumbersStay(TorchFunctionMode):
     """Tensors that are made of numbers in Python keep them, although all others have no values."""
 
     def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function in (Tensor.__getitem__, Tensor.__setitem__):
+            args = (args[0], _indices(args[1]), *args[2:])
         if function is Tensor.new_tensor:
             like, numbers = args[0], [*args[1:], *(value for key, value in kwargs.items() if key == "data")]
             given = {key: value for key, value in kwargs.items() if key != "data"}
@@ -330,6 +339,14 @@ class _NumbersStay(TorchFunctionMode):
         if function in FROM_NUMBERS:
             return _on_cpu(function, args, kwargs)
         return function(*args, **kwargs)
+
+
+def _indices(index: Any) -> Any:
+    """An index with tensors in place of lists of numbers."""
+    if isinstance(index, tuple):
+        return tuple(map(_indices, index))
+    numbers = isinstance(index, list) and all(isinstance(leaf, int) for leaf in leaves(index))
+    return torch.tensor(index, device="cpu") if numbers and index else index
 
 
 def _on_cpu(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
