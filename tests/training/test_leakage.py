@@ -5,6 +5,7 @@ training with the record written to a file: what torchrun starts.
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image
 
 import svertka
+from svertka.cli.app import main
 from svertka.data.dataset import Ints
 from svertka.errors import Interrupted
 from svertka.run import Run
@@ -206,6 +208,24 @@ def test_val_is_never_trained_on_and_test_is_scored_once(case: Case, digit_folde
     check(reads)
     assert run.result()["test_error"] is not None
     assert len(reads.contents["result"]) <= run.settings()["parts"]["test"]
+
+
+def test_copies_in_several_parts_are_said_everywhere(
+    digit_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, _ = overlapping(digit_folder, tmp_path)
+    options = ["--model", "mlp", "--size", "8", "--epochs", "1", "--threads", "1", "--output"]
+    assert main(["train", str(source), *options, str(tmp_path / "told"), "--json"]) == 0
+    printed = capsys.readouterr()
+    said = [one for one in json.loads(printed.out)["warnings"] if "test images" in one]
+    assert re.fullmatch(r"12 of 60 test images \(20.0 %\) are copies of training images .*: .*, .*, .* …", said[0])
+    run = Run(tmp_path / "told")
+    assert said[0] in run.settings()["account"]["warnings"]
+    assert said[0] in printed.err
+    assert "12 of 60 test images (20.0 %) are copies" in run.report.read_text()
+    assert [line["sentence"] for line in run.history() if line["kind"] == "health"][:1] != []
+    assert main(["train", str(source), *options, str(tmp_path / "again")]) == 0
+    assert f"warning: {said[0]}" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("quiet")

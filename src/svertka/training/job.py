@@ -223,7 +223,7 @@ def train(
             fingerprint=parts.fingerprint,
             parts=parts.sizes(),
             bad=parts.bad,
-            account=dataset.account.as_json(),
+            account=parts.dataset.account.as_json(),
             columns=columns,
             val=val,
             test=test,
