@@ -110,7 +110,6 @@ class _Reader:
         self.found: list[tuple[Entry, Folder | None]] = []
         self.reasons: list[str] = []  # why tables were not read
         self.in_tables: set[str] = set()  # images in folders that a table is about
-        self.in_parts: set[str] = set()
 
     def read(self) -> None:
         """Try one layout after the other."""
@@ -118,7 +117,7 @@ class _Reader:
         parts = _parts_in(top)
         inner = _parts_inside_classes(top)
         if self.columns or not self._read_labelled_folders(top, parts, inner):
-            self._read_tables(self.tree.root, top)
+            self._read_tables(self.tree.root)
             if not self.found and self.reasons:
                 raise DataError(self.reasons[0])
             if not self.found and not self.columns:
@@ -215,8 +214,8 @@ class _Reader:
 
     # Tables
 
-    def _read_tables(self, root: Folder, top: Folder) -> None:
-        """The images that tables label, in `root`, in `top`, or in the only folder with images below."""
+    def _read_tables(self, root: Folder) -> None:
+        """The images that tables label, in `root` or in the only folder with images below."""
         folder = root
         while True:
             tables = self._tables_in(folder)
