@@ -21,6 +21,7 @@ from svertka.errors import DataError, PictureError
 from svertka.graph.windows import Windows, windows
 from svertka.localization.dense import shown
 from svertka.localization.windows import BACKGROUND_SHARE, Level, labels_of, levels
+from svertka.memory import give_back_freed_memory
 from svertka.progress import progress
 
 CHUNK = 32  # pictures that are decoded together
@@ -117,6 +118,7 @@ class Patches:
             here = of_picture == picture
             for number in np.unique(of_level[here]).tolist():
                 yield rgb, self._levels(picture)[number], np.flatnonzero(here & (of_level == number))
+            give_back_freed_memory()  # the maps of the next picture have other sizes, and hardly fit into what is kept
 
     def _rgb(self, picture: int) -> Pixels:
         with _telling(self.pictures, picture):

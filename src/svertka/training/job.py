@@ -56,6 +56,8 @@ from svertka.training.recorder import Recorder
 from svertka.training.settings import LARGEST_SIDE, MOST_SEED, Settings, refuse_out_of_range
 from svertka.transfer.features import room, row_bytes
 
+FEW_PATCHES = 16  # that are computed together, since a batch of 256 would take gigabytes
+
 
 @check_types
 @keeps_settings
@@ -196,7 +198,8 @@ def train(
             in_layout(classifier.network, torch.channels_last)
             if accelerate:
                 hasten(made, classifier, parts)
-            a_picture, batch = plan.time_frozen(made, batch, torch.channels_last)
+            at_once = None if boxes is None else FEW_PATCHES
+            a_picture, batch = plan.time_frozen(made, batch, torch.channels_last, at_once)
         timing = plan.time_steps(learning, batch, planned, label)
         sizes = len(parts.indices["train"]), len(parts.indices["val"])
         one_epoch = plan.epoch_seconds(timing, batches.steps, planned.batch_size, sizes[1])

@@ -26,6 +26,7 @@ from svertka.transfer import fitted, freeze
 from svertka.transfer.features import kept_in_memory, stored
 from svertka.transfer.freeze import Partly
 
+RATED, RATED_AT_ONCE = 64, 16  # pictures by whose features a learning rate is chosen; more would take gigabytes
 READ = 4  # pictures by which reading is timed
 
 
@@ -120,15 +121,14 @@ def computes_head(classifier: Classifier, recipe: Recipe) -> bool:
 
 @torch.inference_mode()
 def head_features(classifier: Classifier, images: torch.Tensor) -> torch.Tensor | None:
-    """What the dense layers at the end of the network of `classifier` are given for `images`, (B, D).
+    """What the dense layers at the end of the network of `classifier` are given for the first of `images`, (B, D).
 
     None where it ends in something else.
     """
     made = freeze.divide(classifier.network, freeze.HEAD, classifier.preprocess.input_shape)
     if made is None or not isinstance(_head(classifier), nn.Linear | Adaptation):
         return None
-    features: torch.Tensor = made.frozen(images)
-    return features.flatten(1)
+    return torch.cat([made.frozen(some).flatten(1) for some in torch.split(images[:RATED], RATED_AT_ONCE)])
 
 
 def at_a_stable_rate(classifier: Classifier, recipe: Recipe, images: torch.Tensor) -> tuple[Recipe, list[str]]:

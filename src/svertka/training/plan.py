@@ -117,10 +117,16 @@ def _enough_for_batch_norm(batch: Batch) -> Iterator[None]:
         ) from error
 
 
-def time_frozen(made: Partly, batch: Batch, layout: torch.memory_format) -> tuple[float, Batch]:
-    """Seconds a picture that the frozen part of a network takes, and `batch` with the features in place of pictures."""
+def time_frozen(
+    made: Partly, batch: Batch, layout: torch.memory_format, at_once: int | None = None
+) -> tuple[float, Batch]:
+    """Seconds a picture that the frozen part of a network takes, and `batch` with the features in place of pictures.
+
+    `at_once`: pictures that are computed together; None: all of them.
+    """
     images = batch.images.contiguous(memory_format=layout)
-    features = made.frozen(images)  # chooses algorithms too, for batches of this size
+    # Chooses algorithms too, for batches of this size.
+    features = torch.cat([made.frozen(some) for some in torch.split(images, at_once or max(len(images), 1))])
     some = images[:TIMED_PICTURES]
     made.frozen(some)
     began = time.perf_counter()
