@@ -59,3 +59,11 @@ def test_bfloat16_is_for_processors_that_have_it(monkeypatch: pytest.MonkeyPatch
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
         said = describe(torch.device("cpu"), bfloat16=True)
         assert said.endswith(", bfloat16" if here else ", float32 for want of bfloat16")
+
+
+def test_a_device_without_float64_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(UsageError, match="device=mps is not on this machine; use auto or one of: cpu"):
+        choose_device("mps")

@@ -20,12 +20,13 @@ T = TypeVar("T")
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device called `name`: "cpu", "cuda", "cuda:1", "mps"; "auto" is the first of cuda, mps, cpu that is here.
+    """The device called `name`: "cpu", "cuda", "cuda:1"; "auto" is cuda where it is here, and cpu otherwise.
 
     Raises:
         UsageError: no such device on this machine.
     """
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    # Not mps: sums are in float64, which it does not have.
+    here = {"cuda": torch.cuda.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, present in here.items() if present)
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: a graphics card for each process

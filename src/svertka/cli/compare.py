@@ -28,7 +28,7 @@ def compare(
     output: Annotated[str | None, typer.Option(help="an HTML file to write the comparison into")] = None,
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:

@@ -25,7 +25,7 @@ def locate(
     output: Annotated[str | None, typer.Option(help="a folder for overlays and a page that shows them")] = None,
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:

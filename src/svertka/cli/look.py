@@ -22,7 +22,7 @@ def look(
     include_training: IncludeTraining = False,
     output: Annotated[str | None, typer.Option(help="the folder; unset: RUN/atlas, or atlas-NAME")] = None,
     max_pixels: MaxPixels = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:

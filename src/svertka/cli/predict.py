@@ -27,7 +27,7 @@ def predict(
     ],
     top: Annotated[int, typer.Option(min=1, help="names for each picture")] = 5,
     max_pixels: MaxPixels = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="print rows of path, rank, name, probability, error")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,

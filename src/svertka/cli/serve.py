@@ -15,7 +15,7 @@ def serve(
         str, typer.Option(help="the address to listen on; beyond this machine a token is needed, which is printed")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
     root_path: Annotated[
         str, typer.Option(help="the path under which a proxy shows the server, such as /svertka")

@@ -76,7 +76,7 @@ def train(
     test: Annotated[float, typer.Option(help="share taken for test where the source has no test part")] = 0.0,
     group: Group = None,
     seed: Annotated[int, typer.Option(help="of weights, order and augmentation")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
     accelerate: Annotated[
         bool, typer.Option(help="compute convolutions with the fastest algorithm for each, on the processor")

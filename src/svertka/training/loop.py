@@ -95,8 +95,7 @@ def fit(
     """
     loss_of = Loss(recipe, class_weights)
     total, warmup = steps_of(recipe, batches.steps)
-    recent = torch.tensor(state.recent, dtype=torch.float32 if batches.device.type == "mps" else torch.float64)
-    recent = recent.to(batches.device)
+    recent = torch.tensor(state.recent, dtype=torch.float64, device=batches.device)
     network.train()
     replica = None
     while state.step < total:
