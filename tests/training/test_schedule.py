@@ -5,6 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from svertka.training.loop import steps_of
+from svertka.training.published import RECIPES
 from svertka.training.schedule import Constant, Cosine, Plateau, Polynomial, Step, drops, learning_rate
 
 
@@ -68,3 +70,17 @@ def test_a_straight_line_from_the_end_of_the_warm_up_to_its_end() -> None:
 def test_a_warm_up_at_one_rate() -> None:
     rates = [learning_rate(Step(), 0.1, step=step, total=1000, warmup=4, warmup_rate=0.01) for step in (0, 3, 4)]
     assert rates == [0.01, 0.01, 0.1]
+
+
+@given(
+    st.sampled_from(["plain", "photos", "photos-no-batch-norm", "plain-no-batch-norm", "frozen", "fine-tuning"]),
+    st.floats(0.01, 40),
+    st.integers(1, 300),
+)
+def test_a_training_of_any_length_ends_at_its_lowest_rate(name: str, epochs: float, steps_per_epoch: int) -> None:
+    recipe = RECIPES[name].with_changes(epochs=epochs)
+    total, warmup = steps_of(recipe, steps_per_epoch)
+    assert warmup <= total / 4 + 0.5
+    rates = [learning_rate(recipe.schedule, recipe.lr, step=step, total=total, warmup=warmup) for step in range(total)]
+    assert min(rates) == rates[-1]
+    assert max(rates) <= recipe.lr
