@@ -50,6 +50,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, digit_folder: Path) -> P
     (root / "pickle.pth").write_bytes(pickle.dumps({"a": 1}))
     os.mkfifo(root / "pipe")
     (root / "loop").symlink_to("loop")
+    # Links, so that nothing can put a file into the place of a device.
+    (root / "zero").symlink_to("/dev/zero")
+    (root / "full").symlink_to("/dev/full")
     return root
 
 
@@ -158,8 +161,8 @@ def bad_values(root: Path) -> dict[str, Any]:
         "pickle": root / "pickle.pth",
         "pipe": root / "pipe",
         "loop": root / "loop",
-        "device file": Path("/dev/zero"),
-        "full": Path("/dev/full"),
+        "device file": root / "zero",
+        "full": root / "full",
         "beyond a file": root / "image.png" / "x",
         "scalar": torch.tensor(1.0),
         "no images": torch.rand(0, 3, 16, 16),
