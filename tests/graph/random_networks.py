@@ -580,7 +580,13 @@ def tried(design: Design) -> tuple[str, str]:
     try:
         optimized = optimize(network, images(design, design.batch), **settings)
     except UsageError as error:
-        return ("wrong" if "gives something else" in str(error) else "refused"), str(error)
+        if "gives something else" not in str(error):
+            return "refused", str(error)
+        x = images(design, design.batch)
+        with torch.no_grad():
+            pairs = zip(tensors_in(network(x.clone())), tensors_in(exact(x.double())), strict=True)
+            usual = max(channel_error(a, b) for a, b in pairs)
+        return ("useless" if usual > USELESS else "wrong"), str(error)
     with torch.no_grad():
         for count in (design.batch, *design.batches):
             fault = _fault(design, network, exact, optimized, images(design, count))
