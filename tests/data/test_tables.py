@@ -184,3 +184,46 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     for path in (*PATHS.values(), *DEVICES.values()):
         with pytest.raises(SvertkaError):
             list_folder(f"{path}.csv" if path else path)
+
+
+def test_a_row_of_more_columns_than_the_first_line_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    table = tmp_path / "all.csv"
+    table.write_text("path,label\na.jpg,white dog,\nb.jpg,black, dog\nc.jpg,cat\n")
+    with pytest.raises(DataError, match=r"line 3 of .* has 3 columns, and the first line 2; .* double quotes"):
+        read_table(table)
+    table.write_text('path,label\na.jpg,white dog,\nb.jpg,"black, dog"\nc.jpg,cat\n')
+    assert [row.label for row in read_table(table).rows] == ["white dog", "black, dog", "cat"]
+
+
+def test_the_third_column_of_a_table_without_header_is_the_part_if_it_names_one(tmp_path: Path) -> None:
+    make(tmp_path, "x/a.jpg", "x/b.jpg")
+    table = tmp_path / "all.csv"
+    table.write_text("x/a.jpg,cat,train\nx/b.jpg,dog,Testing\n")
+    assert found(list_folder(table)) == ROWS
+    table.write_text("x/a.jpg,cat,train\nx/b.jpg,dog,fold3\n")
+    with pytest.raises(DataError, match=r"line 2 of .* has part=fold3"):
+        read_table(table)
+    table.write_text("x/a.jpg,cat,0,0,62,62\nx/b.jpg,dog,3,4,60,60\n")  # boxes, as Tiny-ImageNet has them
+    assert found(list_folder(table)) == [("x/a.jpg", "cat", ""), ("x/b.jpg", "dog", "")]
+
+
+def test_keys_that_the_first_json_line_lacks_are_read(tmp_path: Path) -> None:
+    make(tmp_path, "x/a.jpg", "x/b.jpg")
+    lines = '{"path": "x/a.jpg", "label": "cat"}\n{"label": "dog", "path": "x/b.jpg", "split": "test", "patient": 7}\n'
+    (tmp_path / "all.jsonl").write_text(lines)
+    rows = read_table(tmp_path / "all.jsonl").rows
+    assert [(row.part, row.group) for row in rows] == [("", ""), ("test", "7")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("all.csv", ",path,fold,label\n0,a.jpg,1,cat\n1,b.jpg,2,dog\n"),
+        ("all.jsonl", '{"path": "a.jpg", "fold": 1, "label": "cat"}\n{"path": "b.jpg", "label": "dog"}\n'),
+    ],
+)
+def test_columns_that_are_not_used_are_said(tmp_path: Path, name: str, text: str) -> None:
+    make(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / name).write_text(text)
+    assert read_table(tmp_path / name).notes == (f"columns of {tmp_path / name} that are not used: fold",)

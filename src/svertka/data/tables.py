@@ -103,12 +103,14 @@ def read_table(file: Path, columns: Mapping[str, str] | None = None) -> Table:
     text, encoding = read_text(file)
     notes = [] if encoding == "UTF-8" else [f"{file} is in {encoding}"]
     if file.suffix.lower() in (".jsonl", ".ndjson"):
-        rows = list(_json_rows(text, file, columns or {}))
+        rows, unused = _json_rows(text, file, columns or {})
     else:
-        rows, separator = _delimited_rows(text, file, columns or {})
+        rows, separator, unused = _delimited_rows(text, file, columns or {})
         if separator != ",":
             named = {"\t": "a tab", " ": "a space"}.get(separator, separator)
             notes.append(f"the columns of {file} are separated by {named}")
+    if unused:
+        notes.append(f"columns of {file} that are not used: {shortened(', '.join(unused), 200)}")
     found, where = _found(file, rows)
     kept = _once(found)
     if len(kept) < len(rows):
@@ -163,8 +165,20 @@ def _unreadable(file: Path, error: Exception) -> DataError:
     return DataError(f"{file} cannot be read as {kind} in UTF-8: {shortened(reason, 200)}; save it as such")
 
 
-def _json_rows(text: str, file: Path, columns: Mapping[str, str]) -> Iterator[Row]:
-    meanings: dict[str, str] = {}
+def _json_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[Row], list[str]]:
+    """The rows, and the keys that are not used."""
+    objects = list(_json_objects(text, file))
+    keys = list(dict.fromkeys(key for _, value in objects for key in value))  # an object may lack some
+    meanings = _meanings(keys, columns, file) if objects else {}
+    rows = [
+        _row({meaning: _scalar(value.get(key), key, where) for meaning, key in meanings.items()}, where)
+        for where, value in objects
+    ]
+    return rows, _unused(keys, meanings)
+
+
+def _json_objects(text: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each line is, and the object in it."""
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
@@ -175,8 +189,7 @@ def _json_rows(text: str, file: Path, columns: Mapping[str, str]) -> Iterator[Ro
             raise DataError(f"{where} is not JSON: {_reason(error)}; correct or remove it") from error
         if not isinstance(value, dict):
             raise DataError(f'{where} is no JSON object; write lines such as {{"file_name": …, "label": …}}')
-        meanings = meanings or _meanings(list(value), columns, file)
-        yield _row({meaning: _scalar(value.get(key), key, where) for meaning, key in meanings.items()}, where)
+        yield where, value
 
 
 def _reason(error: Exception) -> str:
@@ -193,8 +206,8 @@ def _scalar(value: Any, key: str, where: str) -> str:
     raise DataError(f"{where} has {key}={shortened(repr(value))}; give a text or a whole number")
 
 
-def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[Row], str]:
-    """The rows, and the separator of their columns."""
+def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[Row], str, list[str]]:
+    """The rows, the separator of their columns, and the names of those that are not used."""
     told = text[:5].lower() == "sep=" + text[4:5] and text[5:6] in ("\r", "\n")  # a line that Excel writes
     first = next((line for line in text.splitlines()[told:] if line.strip()), "")
     separator = text[4] if told else _separator(first, columns)
@@ -204,19 +217,17 @@ def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[
             next(lines)
         header = next((line for line in lines if line), [])
         names = [name.strip() for name in header]
-        if not columns and _is_row(names, file.parent):
-            start = [_headless(header, f"line {lines.line_num} of {file}")]
-            return start + [_headless(line, f"line {lines.line_num} of {file}") for line in lines if line], separator
-        meanings = _meanings(names, columns, file)
-        places = {meaning: names.index(column) for meaning, column in meanings.items()}
-        return [
-            _row(
-                {meaning: line[place] if place < len(line) else "" for meaning, place in places.items()},
-                f"line {lines.line_num} of {file}",
-            )
-            for line in lines
-            if line
-        ], separator
+        headless = not columns and _is_row(names, file.parent)
+        if headless:
+            places = _places_without_header(names)
+            numbered = [(lines.line_num, header)]
+        else:
+            meanings = _meanings(names, columns, file)
+            places = {meaning: names.index(column) for meaning, column in meanings.items()}
+            numbered = []
+        numbered += [(lines.line_num, line) for line in lines if line]
+        rows = [_cells(line, len(names), places, f"line {number} of {file}") for number, line in numbered]
+        return rows, separator, [] if headless else _unused(names, meanings)
     except csv.Error as error:
         raise _unreadable(file, error) from error
 
@@ -240,8 +251,24 @@ def _is_row(names: list[str], folder: Path) -> bool:
     return any(is_there(folder / base / names[0]) for base in ("", "images"))
 
 
-def _headless(line: list[str], where: str) -> Row:
-    return _row({"path": line[0], "label": line[1] if len(line) > 1 else ""}, where)
+def _places_without_header(first: list[str]) -> dict[str, int]:
+    """Meaning -> column of a table whose first line `first` is a row; the third is the part if it names one."""
+    return {"path": 0, "label": 1} | ({"part": 2} if len(first) > 2 and part_of(first[2]) else {})
+
+
+def _cells(line: list[str], width: int, places: Mapping[str, int], where: str) -> Row:
+    """The row in `line` of a table of `width` columns."""
+    if any(cell.strip() for cell in line[width:]):
+        raise DataError(
+            f"{where} has {len(line)} columns, and the first line {width}; "
+            "put a text that holds the separator into double quotes"
+        )
+    return _row({meaning: line[place] if place < len(line) else "" for meaning, place in places.items()}, where)
+
+
+def _unused(names: list[str], meanings: Mapping[str, str]) -> list[str]:
+    """Those of `names` that mean nothing."""
+    return [name for name in names if name and name not in meanings.values()]
 
 
 def _meanings(names: list[str], columns: Mapping[str, str], file: Path) -> dict[str, str]:
