@@ -164,6 +164,17 @@ def test_predict_takes_pictures_folders_and_arrays(saved: Path, tmp_path: Path) 
         assert [label["probability"] for label in one["labels"]] == pytest.approx(probabilities, abs=1e-6)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_an_array_of_one_image_is_one_image(saved: Path, tmp_path: Path, channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, channels), dtype=np.uint8)
+    np.save(tmp_path / "one.npy", pixels)
+    np.save(tmp_path / "many.npy", pixels[None])
+    (one,), (same,) = predict(saved, tmp_path / "one.npy"), predict(saved, tmp_path / "many.npy")
+    (expected,) = predict(saved, pixels)
+    assert one["path"] == f"{tmp_path / 'one.npy'}[0]"
+    assert one["labels"] == same["labels"] == expected["labels"]
+
+
 def test_many_pictures_get_the_answers_of_one(saved: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (70, 12, 12, 3), dtype=np.uint8)
     many, rest = svertka.predict(saved, *pixels), svertka.predict(saved, *pixels[:3])

@@ -124,7 +124,7 @@ def test_arrays_that_are_none_are_one_sentence(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("shape", [(2, 0, 9), (2, 9, 0, 3), (9,), (1, 9, 9, 2)])
+@pytest.mark.parametrize("shape", [(2, 0, 9), (2, 9, 0, 3), (9,), (1, 9, 9, 2), (9, 9, 2)])
 def test_arrays_of_other_shapes_are_one_sentence(
     run: str, shape: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from svertka.data.folder import list_folder, natural_order, open_folder
 from svertka.errors import DataError, PictureError, UsageError
@@ -227,3 +228,13 @@ def test_deep_folders(tmp_path: Path) -> None:
     (place / "a.jpg").write_bytes(b"x")
     make(tmp_path, "dog/a.jpg")
     assert len(open_folder(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("folders", [("train", "test"), ("Training", "Validation"), ("train",), ("images/train",)])
+def test_parts_without_class_folders_are_no_classes(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+        for name in ("cat.0.png", "dog.0.png"):
+            Image.effect_noise((9, 9), 90).save(tmp_path / folder / name)
+    with pytest.raises(DataError, match=r"that are in no class folder; put those of each class into a folder"):
+        open_folder(tmp_path)

@@ -1,6 +1,7 @@
 """compare() against `evaluate` and `predict`, which know nothing of it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,3 +148,15 @@ def test_the_last_name_is_a_source_where_it_is_no_run(trained: list[Path], digit
     unfinished.mkdir()
     (unfinished / "training.json").write_text("{}")
     assert runs_and_source([long, str(unfinished)]) == ([long, str(unfinished)], None)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_pictures_that_were_moved_are_asked_for(digit_folder: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(digit_folder, tmp_path / "data"))
+    runs = [
+        svertka.train(data, model="mlp", size=8, epochs=1, output=tmp_path / name, threads=1).folder for name in "ab"
+    ]
+    data.rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match=r"not in .*/data any more; say where .*: svertka compare .*/a .*/b SOURCE"):
+        compare(runs, threads=1)
+    assert compare(runs, tmp_path / "moved", threads=1).judgement.part == "val"

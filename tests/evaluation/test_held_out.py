@@ -20,6 +20,7 @@ from svertka.data.sources import open_source
 from svertka.errors import RunError, UsageError
 from svertka.evaluation.held_out import Admission
 from svertka.evaluation.judgement import judge
+from svertka.files import cache_folder
 from svertka.run import Run
 from svertka.training.repeats import repeat
 
@@ -219,6 +220,12 @@ def test_images_saved_anew_are_counted(tmp_path: Path) -> None:
     saved = len(list((tmp_path / "anew").rglob("*.jpg")))
     assert (scope.near_duplicates, scope.training_images) == (saved, 0)
     assert f"{saved} images judged look the same as training images (near-duplicates)" in scope.sentence
+    assert scope.note is None
+    shutil.rmtree(cache_folder("thumbnails"))  # as on another machine
+    scope = svertka.evaluate(run, tmp_path / "anew", threads=1).scope
+    assert scope is not None
+    assert scope.near_duplicates is None
+    assert f"{saved} images judged could not be compared with those that trained" in scope.sentence
 
 
 @pytest.mark.usefixtures("quiet")

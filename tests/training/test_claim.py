@@ -92,7 +92,7 @@ def test_what_is_there_is_left_alone(tmp_path: Path, what: str) -> None:
     else:
         place.mkdir()
         (place / "mine").write_text("mine")
-    with pytest.raises(UsageError, match="place exists already; continue it"), claimed("digits", "mlp", place):
+    with pytest.raises(UsageError, match="place exists already; choose another"), claimed("digits", "mlp", place):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["place"]
 
@@ -216,3 +216,6 @@ def test_a_finished_run_says_how_to_train_further(
     svertka.train(data, weights=run, output=tmp_path / "further", epochs=1, threads=1)
     with pytest.raises(DataError):
         svertka.evaluate(run, data)
+    moved = data.rename(tmp_path / "moved")
+    svertka.resume(run, moved)
+    assert f"svertka train {moved} --weights {run.folder}" in capsys.readouterr().err

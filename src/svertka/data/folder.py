@@ -17,6 +17,7 @@ from svertka.data.account import HIDDEN, NO_PART, OWN, Account, by_suffix
 from svertka.data.dataset import PARTS, Dataset, FilePictures
 from svertka.data.file_tree import SOME_SUFFIXES, FileTree, kind_of, list_tree
 from svertka.data.layout import Entry, Layout, clean_name, understand, united
+from svertka.data.parts import part_of
 from svertka.data.tables import TABLE_SUFFIXES, read_table
 from svertka.errors import DataError, UsageError
 from svertka.files import given_path
@@ -60,7 +61,13 @@ class Listing:
             f"{self.root / path} holds no picture{self._left_out_in(path)}; add some or remove the folder"
             for path in self.empty_classes
         ]
-        if len(self.names()) < 2:
+        if all(part_of(name) for name in self.names()):
+            found.append(
+                f"{self.source} has images in {_in_order(self.names())} that are in no class folder; put those of each "
+                f"class into a folder of its own, as {self.names()[0]}/cat and {self.names()[0]}/dog, or name their "
+                "classes in a CSV file of path,label,part"
+            )
+        elif len(self.names()) < 2:
             found.append(f"{self.source} has one class only, {self.names()[0]}; a classifier needs two or more")
         classes = self._classes()
         if not classes["train"]:

@@ -23,6 +23,7 @@ Input = Picture | PictureError  # or why there is nothing to look at
 
 NAMED = 3  # reasons in a sentence
 ARRAY_LIMIT = 10**6  # images in one .npy file
+CHANNELS = (1, 3, 4)  # of an array that is one image: grey, RGB, RGBA
 
 
 def all_of(pictures: Iterable[Picture]) -> list[tuple[str, Input]]:
@@ -118,10 +119,14 @@ def _read_array(path: Path) -> npt.NDArray[np.uint8]:
     except Exception as error:  # whatever a damaged header leads the reader to
         reason = shortened(" ".join((getattr(error, "strerror", None) or str(error)).split()), 200)
         raise UsageError(f"{path} cannot be read as an array ({reason}); save one of uint8 with numpy.save") from error
-    kinds = (np.uint8, np.uint16)
-    fits = array.ndim in (3, 4) and array.dtype in kinds and (array.ndim == 3 or array.shape[3] in (1, 3))
+    if array.ndim == 3 and array.shape[2] in CHANNELS:  # one image, not many that are three pixels wide
+        array = array[None]
+    is_grey = array.ndim == 3 and array.shape[2] != 2
+    fits = array.dtype in (np.uint8, np.uint16) and (is_grey or (array.ndim == 4 and array.shape[3] in CHANNELS))
     if fits and len(array) > ARRAY_LIMIT:
         raise UsageError(f"{path} holds {len(array):,} images, more than the limit of {ARRAY_LIMIT:,}; divide it")
     if not fits or not all(array.shape[1:]):
-        raise UsageError(f"{path} holds {array.dtype} {array.shape}; it needs uint8 (N, H, W) or (N, H, W, 3)")
+        raise UsageError(
+            f"{path} holds {array.dtype} {array.shape}; it needs uint8 (N, H, W), (H, W, 3) or (N, H, W, 3)"
+        )
     return array

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from os import PathLike, fspath
+from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
 from svertka.arguments import check_types
 from svertka.classifier import is_classifier
+from svertka.data.published import NAMES
 from svertka.device import choose_device, describe, keeps_settings
 from svertka.errors import UsageError
 from svertka.evaluation.contenders import Comparison, Contender, Difference
@@ -16,6 +18,7 @@ from svertka.evaluation.side_by_side import write_comparison
 from svertka.evaluation.speed import speeds
 from svertka.graph.trace import trace
 from svertka.outputs import HTML, output_file
+from svertka.quoting import command
 from svertka.run import Run
 
 Source = str | PathLike[str]
@@ -113,7 +116,13 @@ def _common_source(runs: Sequence[str]) -> str:
             raise UsageError(
                 f"{runs[0]} was trained on {sources[0]} and {run} on {source}; name the SOURCE to compare them on"
             )
-    return str(sources[0])
+    source = str(sources[0])
+    if source not in NAMES and not Path(source).exists():
+        raise UsageError(
+            f"the pictures that {' and '.join(runs)} were trained on are not in {source} any more; "
+            f"say where they are now: {command('compare', *runs)} SOURCE"
+        )
+    return source
 
 
 def _same_images(run: str, other: str) -> bool:

@@ -94,14 +94,15 @@ def select(
         raise DataError(f"{dataset.source}: no picture can be read; see `svertka check {dataset.source}`")
     if sentence := misnamed_sentence(misnamed_among(dataset.pictures, prepared.facts)):
         say(sentence)
+    alike, not_compared = _near_duplicates(found, dataset, contents, good, threads)
     scope = Scope(
         dataset.source,
         choices[0].part,
         int(training.sum()),
         bool((chosen & training).any()),
         len(prepared.bad),
-        _near_duplicates(found, dataset, contents, good, threads),
-        next((one.note for one in found if one.note), None),
+        alike,
+        next((one.note for one in found if one.note), not_compared),
         tuple((dataset.pictures.name(index), reason) for index, reason in sorted(prepared.bad.items())),
         dataset.account,
     )
@@ -110,14 +111,25 @@ def select(
 
 def _near_duplicates(
     found: Sequence["_Known"], dataset: Dataset, contents: list[bytes], judged: Ints, threads: int
-) -> int | None:
-    """How many images that are new to a run look like some that trained it; its own were compared in training."""
-    counts = []
+) -> tuple[int | None, str | None]:
+    """How many images that are new to a run look like some that trained it; its own were compared in training.
+
+    And a sentence where that is not known.
+    """
+    counts, note = [], None
     for one in found:
         new = judged[one.own[judged] == ""]
-        alike = resembling(dataset.pictures, contents, new, one.trained_on, threads) if one.trained_on else None
-        counts.append(None if alike is None else len(alike))
-    return max((count for count in counts if count is not None), default=None)
+        if not one.trained_on or not len(new):
+            continue
+        alike = resembling(dataset.pictures, contents, new, one.trained_on, threads)
+        if alike is None:
+            note = (
+                f"{counted(len(new))} judged could not be compared with those that trained {one.run} by their looks: "
+                "if some are copies that were saved anew, the error is too low"
+            )
+        else:
+            counts.append(len(alike))
+    return max(counts, default=None), note
 
 
 def manifest_of(run: str | PathLike[str]) -> Manifest | None:
@@ -271,4 +283,4 @@ def _nothing_left(source: str, runs: str, part: str | None, training: int) -> Us
             f"{source} holds no image to judge {runs} by: {counted(training)} trained the network; give other images, "
             "or --include-training to judge it by these"
         )
-    return UsageError(f"{source} has no {part} part; leave --part out to score all its pictures")
+    return UsageError(f"{source} has no {part} part; leave --part out to judge by what did not train it")

@@ -16,7 +16,7 @@ from svertka.errors import UsageError
 from svertka.evaluation.calibration import Calibration, ConfidenceTally
 from svertka.evaluation.chance import expected_by_chance, is_chance
 from svertka.evaluation.intervals import Interval, wilson
-from svertka.evaluation.scope import Scope
+from svertka.evaluation.scope import Scope, counted
 
 WORST = 24  # most confident mistakes of all that are kept, and as many of the most doubtful
 PER_PAIR = 8  # most confident mistakes that are kept of each (true, predicted) pair
@@ -100,7 +100,7 @@ class Evaluation:
         if self.top5_error is not None and self.top5_interval is not None:
             said.append(f"top-5 error {_with_interval(self.top5_error, self.top5_interval)}")
         calibration = f"calibration error {self.calibration.error:.2%}"
-        return f"{self.images:,} images: {', '.join(said)}, loss {self.loss:.4f}, {calibration}"
+        return f"{counted(self.images)}: {', '.join(said)}, loss {self.loss:.4f}, {calibration}"
 
     @property
     def never_predicted(self) -> tuple[str, ...]:

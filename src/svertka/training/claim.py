@@ -54,9 +54,8 @@ def _claimed(source: str, model: str, output: str | PathLike[str] | None) -> Ite
         claim = _claim(run)
         if claim is None:
             refuse_if_held(run)
-            raise UsageError(
-                f"{run.folder} exists already; continue it ({run.resume_command}) or choose another --output"
-            )
+            go_on = f"continue it ({run.resume_command}) or " if run.training.exists() else ""
+            raise UsageError(f"{run.folder} exists already; {go_on}choose another --output")
     else:
         path = Path(source).resolve()
         stem = f"{(path.stem if path.is_file() else path.name)[:LONGEST]}-{model}"

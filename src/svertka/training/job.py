@@ -284,7 +284,8 @@ def resume(
     settings = Settings.of(run)
     if run.is_finished:
         run.classifier()  # which says what is damaged
-        say(f"{run.folder} has finished already; {_further(run, settings)}")
+        now = settings.source if source is None else fspath(source)
+        say(f"{run.folder} has finished already; {_further(run, settings.model_copy(update={'source': now}))}")
         return run
     place = _device_of(run, settings)
     set_threads(settings.threads)
