@@ -184,3 +184,10 @@ def test_classes_of_one_group_each_cannot_be_divided() -> None:
     with pytest.raises(DataError, match="x cannot be divided by groups: a has one group only, and val needs one"):
         division_of(some, 0.1, 0.0, named=False, grouped=True)
     assert len(division_of(some, 0.0, 0.0, named=False, grouped=True).indices["train"]) == 30
+
+
+def test_copies_of_other_classes_are_said() -> None:
+    some: list[Image] = [(number % 28, number % 3, "", "", 0) for number in range(30)]
+    assert division_of(some, 0.0, 0.0, named=False, grouped=False).notes == (
+        "2 images are copies of one of another class, so that one label is wrong: x #0 = x #28, x #1 = x #29",
+    )

@@ -227,3 +227,23 @@ def test_columns_that_are_not_used_are_said(tmp_path: Path, name: str, text: str
     make(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / name).write_text(text)
     assert read_table(tmp_path / name).notes == (f"columns of {tmp_path / name} that are not used: fold",)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("path,label\n", "all.csv has a first line only; write a line"),
+        ('path,label\n"a.jpg,cat\nb.jpg,dog\n', "line 3 of .*all.csv is not CSV: a double quote is not closed"),
+    ],
+)
+def test_tables_that_name_nothing(tmp_path: Path, text: str, sentence: str) -> None:
+    make(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "all.csv").write_text(text)
+    with pytest.raises(DataError, match=sentence):
+        list_folder(tmp_path / "all.csv")
+
+
+def test_columns_of_class_folders_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, "cat/a.jpg", "dog/b.jpg")
+    with pytest.raises(UsageError, match="has no table that labels its images"):
+        list_folder(tmp_path, {"label": "x"})

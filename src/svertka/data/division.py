@@ -95,7 +95,7 @@ def divided(
     """
     contents = [digests[i] for i in good.tolist()]
     labels, named = dataset.labels[good], dataset.parts[good]
-    notes = []
+    notes = _contradictions(dataset, good, contents)
     place_of = {int(index): place for place, index in enumerate(good)}
     links = [[place_of[index] for index in group] for group in alike]
     in_pool = (named == "") | (named == "train")
@@ -116,6 +116,23 @@ def divided(
         notes.append(f"images of one group are kept in one part; there are {len(set(groups.tolist()) - {''}):,} groups")
         chosen = split_groups(dataset, keys, labels, named, val, test, turn=turn, pinned=pinned)
     return _without_copies(dataset, good, contents, chosen, together, groups, inherited, notes)
+
+
+def _contradictions(dataset: Dataset, good: Ints, contents: list[bytes]) -> list[str]:
+    """A sentence on images that are copies of one of another class, if there are any."""
+    first: dict[bytes, int] = {}
+    pairs = []
+    for index, content in zip(good.tolist(), contents, strict=True):
+        other = first.setdefault(content, index)
+        if dataset.labels[other] != dataset.labels[index]:
+            pairs.append(f"{dataset.pictures.name(other)} = {dataset.pictures.name(index)}")
+    if not pairs:
+        return []
+    more = " …" if len(pairs) > NAMED else ""
+    are = "image is a copy" if len(pairs) == 1 else "images are copies"
+    return [
+        f"{len(pairs):,} {are} of one of another class, so that one label is wrong: {', '.join(pairs[:NAMED])}{more}"
+    ]
 
 
 def _units(contents: list[bytes], alike: list[list[int]], groups: npt.NDArray[np.str_] | None) -> Ints:

@@ -20,7 +20,7 @@ from svertka.data.account import LISTED_ALREADY, NO_CLASS, NO_LABEL, NO_PART, Le
 from svertka.data.file_tree import FileTree, Folder
 from svertka.data.parts import part_of, parts_of
 from svertka.data.tables import TABLE_SUFFIXES, Table, read_table
-from svertka.errors import DataError
+from svertka.errors import DataError, UsageError
 
 # Folders that go with images without being classes; of no account where they hold no image.
 COMPANIONS = {"annotations", "annotation", "labels", "label", "xml", "xmls", "docs", "doc", "scripts", "code", "meta"}
@@ -120,7 +120,12 @@ class _Reader:
             self._read_tables(self.tree.root)
             if not self.found and self.reasons:
                 raise DataError(self.reasons[0])
-            if not self.found and not self.columns:
+            if not self.found and self.columns:
+                raise UsageError(
+                    f"{self.tree.root.path} has no table that labels its images, so that nothing has columns; "
+                    "leave --columns out, or give the table"
+                )
+            if not self.found:
                 self._read_classes(top.folders, "")
         self._keep_once()
         self._name_wordnet_ids(top)

@@ -111,6 +111,8 @@ def read_table(file: Path, columns: Mapping[str, str] | None = None) -> Table:
             notes.append(f"the columns of {file} are separated by {named}")
     if unused:
         notes.append(f"columns of {file} that are not used: {shortened(', '.join(unused), 200)}")
+    if not rows:
+        raise DataError(f"{file} has a first line only; write a line of path,label for each image")
     found, where = _found(file, rows)
     kept = _once(found)
     if len(kept) < len(rows):
@@ -229,7 +231,8 @@ def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[
         rows = [_cells(line, len(names), places, f"line {number} of {file}") for number, line in numbered]
         return rows, separator, [] if headless else _unused(names, meanings)
     except csv.Error as error:
-        raise _unreadable(file, error) from error
+        unclosed = "a double quote is not closed" if "end of data" in str(error) else str(error)
+        raise DataError(f"line {lines.line_num} of {file} is not CSV: {unclosed}; correct it") from error
 
 
 def _separator(header: str, columns: Mapping[str, str]) -> str:
