@@ -304,4 +304,7 @@ def test_a_run_of_a_graphics_card_is_used_where_there_is_none(
         settings = stopped.settings() | {"device": device}
         stopped.training.write_text(json.dumps(settings))
         assert svertka.resume(stopped).result()["epochs"] == 2
-        assert f"was begun on {device}, which is not on this machine; it goes on on cpu" in capsys.readouterr().err
+        why = "svertka no longer trains on" if device == "mps" else "is not on this machine"
+        said = capsys.readouterr().err
+        assert f"was begun on {device}, which {why}; it goes on on cpu" in said
+        assert device != "mps" or "train anew: svertka train" in said

@@ -38,3 +38,9 @@ def test_who_knows_nothing_is_seen_through_and_who_knows_something_is_not() -> N
 def test_one_class_or_no_picture_says_nothing() -> None:
     assert is_chance(confusion(np.zeros(5, int), np.zeros(5, int), 2)) is None
     assert is_chance(np.zeros((3, 3), np.int64)) is None
+
+
+def test_so_few_images_that_no_classifier_could_be_told_from_a_guess() -> None:
+    assert is_chance(confusion(np.arange(2), np.arange(2), 2)) is None  # right twice, as one guess in two is
+    assert is_chance(confusion(np.arange(2), 1 - np.arange(2), 2)) is None
+    assert is_chance(confusion(np.arange(8) % 2, np.arange(8) % 2, 2)) is False

@@ -311,3 +311,18 @@ def test_classes_that_are_never_predicted_and_guessing_are_said() -> None:
     assert found.as_json()["never_predicted"] == ["class 0", "class 1", "class 3"]
     right = evaluate(5 * torch.eye(4).repeat(10, 1), torch.arange(40) % 4)
     assert (right.warnings, right.at_chance, right.never_predicted) == ((), False, ())
+
+
+@pytest.mark.parametrize(
+    ("labels", "answers", "at_chance", "right"),
+    [
+        ([0, 0, 0, 0, 1, 1, 1], [0, 0, 1, 0, 1, 0, 1], True, "71.4% of 7 are right, and 51.0% would be by chance"),
+        ([0, 1], [0, 1], None, "100.0% of 2 are right, and 50.0% would be by chance"),  # more it could not be
+    ],
+)
+def test_few_images_are_no_proof_of_guessing(
+    labels: list[int], answers: list[int], at_chance: bool | None, right: str
+) -> None:
+    found = evaluate(5 * torch.eye(2)[answers], torch.tensor(labels))
+    assert found.at_chance is at_chance
+    assert found.warnings == (f"It cannot be told from guessing with so few images: {right}.",)

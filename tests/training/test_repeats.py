@@ -10,6 +10,7 @@ from scipy import stats
 
 from svertka.errors import UsageError
 from svertka.run import Run
+from svertka.training.job import train
 from svertka.training.repeats import interval, repeat
 
 QUICK = {"model": "mlp", "size": 8, "epochs": 2, "threads": 1}
@@ -30,6 +31,22 @@ def test_without_pictures_to_judge_by_there_is_nothing_to_say(digit_folder: Path
         repeat(digit_folder, 3, output=tmp_path / "runs", val=0, **QUICK)
     with pytest.raises(UsageError, match="repeats=1 gives no interval"):
         repeat(digit_folder, 1, output=tmp_path / "one")
+
+
+def test_repeats_are_not_advised_to_those_who_repeat(
+    digit_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in sorted(digit_folder.rglob("*.png")):
+        if int(path.stem) < 8:
+            place = tmp_path / "few" / path.relative_to(digit_folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, place)
+    repeat(tmp_path / "few", 2, output=tmp_path / "runs", **QUICK)
+    said = capsys.readouterr().err
+    assert said.count("what so few teach depends on which they are\n") == 2
+    assert "--repeats" not in said
+    train(tmp_path / "few", output=tmp_path / "alone", **QUICK)
+    assert "depends on which they are; --repeats 10 --test 0.3 shows how much" in capsys.readouterr().err
 
 
 def in_parts(source: Path, target: Path, *parts: str) -> Path:

@@ -214,3 +214,21 @@ def test_what_is_damaged_while_it_is_learnt_from_is_computed_again(frozen: Count
         file.seek(newest.stat().st_size // 2)
         file.write(b"\xff" * 64)
     assert features.images(everything, 0).numpy() == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_what_will_be_stored_is_said_before_it_is(frozen: Counting, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = np.concatenate([rows() + np.uint8(shift) for shift in range(14)])
+    stored(batches(rows()), frozen, SHAPE, digests(rows()))
+    assert capsys.readouterr().err == ""  # 83 kB are not worth a word
+    stored(batches(pictures), frozen, SHAPE, digests(pictures))
+    assert f"features will take about 1.08 MB in {cache_folder('features')}, of at most" in capsys.readouterr().err
+    stored(batches(pictures), frozen, SHAPE, digests(pictures))
+    assert capsys.readouterr().err == ""  # they are there
+
+
+def test_features_that_do_not_fit_are_not_computed_to_find_that_out(frozen: Counting) -> None:
+    fit = 30 * row_bytes(SHAPE, half=False)
+    with pytest.raises(StorageError, match="no room for more features"):
+        stored(batches(rows()), frozen, SHAPE, digests(rows()), limit=fit)
+    assert frozen.seen == 0
+    assert sum(path.stat().st_size for path in cache_folder("features").glob("*/rows")) == 0

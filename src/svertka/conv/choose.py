@@ -51,6 +51,8 @@ class Algorithm(Protocol):
     `IS_LOCAL`: whether each number of a result or an input gradient depends only on the values that the definition
     multiplies for it, as PyTorch's own do. Others transform whole tiles or pictures: a NaN or an infinite value spoils
     numbers around it that do not read it, and beside a single huge one they lose digits. `strict`: only local ones.
+    PyTorch's own counts as local in bfloat16 too, though where the processor multiplies pairs of such numbers a NaN or
+    an infinite value also spoils a result whose window ends just beside it.
     """
 
     IS_LOCAL: bool

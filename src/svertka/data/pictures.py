@@ -21,7 +21,7 @@ from svertka.data.images import SUFFIXES, Decoding, intensities, read_header
 from svertka.data.preprocess import Fit
 from svertka.data.rows import HEAD, Facts, Layout, Row, facts_of
 from svertka.data.statistics import Rows
-from svertka.data.store import RECORD, ByteStore
+from svertka.data.store import ANNOUNCED, RECORD, ByteStore, announce
 from svertka.errors import DataError, PictureError, StorageError
 from svertka.files import cache_folder, in_bytes, locked, read_json, write_json
 from svertka.progress import progress, say
@@ -32,7 +32,6 @@ VERSION = 2  # of what `images.decode` and `rows.Row` make of a picture; another
 IN_MEMORY = 2**29  # bytes of squares, made from an array, that are kept in memory; more are made when they are needed
 CHUNK_BYTES = 2**24  # of squares between two writes to the disk, and
 CHUNK = 256  # pictures at most, since each is lost if the process is killed before the write
-ANNOUNCED = 10**6  # bytes that are stored without a word
 SAMPLED = 32  # pictures, of whose sizes it is told how much all will take
 
 
@@ -351,12 +350,7 @@ def _announce(squares: _Squares, store: ByteStore | None, indices: Sequence[int]
             height, width = squares.pictures.size(index)
             used = min(height, width) ** 2 if squares.layout.fit == "crop" else height * width
             sizes.append(min(3 * used, squares.layout.bytes))
-    count = len(indices) * float(np.mean(sizes or [squares.layout.bytes]))
-    if count >= ANNOUNCED:
-        say(
-            f"decoded pictures will take about {in_bytes(min(count, store.limit))} in {store.folder.parent}, "
-            f"of at most {in_bytes(store.limit)}"
-        )
+    announce("decoded pictures", len(indices) * float(np.mean(sizes or [squares.layout.bytes])), store)
 
 
 def _decode(

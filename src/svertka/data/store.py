@@ -29,12 +29,14 @@ import numpy.typing as npt
 
 from svertka.data.dataset import Ints
 from svertka.errors import StorageError
-from svertka.files import free_bytes, locked, read_json, storage, write_json
+from svertka.files import free_bytes, in_bytes, locked, read_json, storage, write_json
+from svertka.progress import say
 
 Bytes = npt.NDArray[np.uint8]
 
 VERSION = 2
 RECORD = np.dtype([("key", "V16"), ("offset", "<u8"), ("length", "<u4"), ("crc", "<u4")])
+ANNOUNCED = 10**6  # bytes that are stored without a word
 LIMIT = 20 * 10**9  # bytes of all stores under one folder, if a quarter of the free space is not less
 
 
@@ -275,6 +277,15 @@ class Store(ByteStore):
     def room(self) -> int:
         """How many rows can still be appended, neighbours that nobody uses being removed for them."""
         return self.room_for(self.row_bytes)
+
+
+def announce(what: str, size: float, store: ByteStore) -> None:
+    """Say that `what` will take about `size` bytes on disk and where, before it is written into `store`."""
+    if size >= ANNOUNCED:
+        say(
+            f"{what} will take about {in_bytes(min(size, store.limit))} in {store.folder.parent}, "
+            f"of at most {in_bytes(store.limit)}"
+        )
 
 
 def _remove(folder: Path, *, really: bool) -> int:

@@ -29,8 +29,15 @@ def expected_by_chance(confusion: Counts) -> tuple[float, float]:
 
 
 def is_chance(confusion: Counts) -> bool | None:
-    """Whether the right answers are no more than chance gives, with a confidence of 95 %; None of one class alone."""
-    if (confusion.sum(1) > 0).sum() < 2:
+    """Whether the right answers are no more than chance gives, with a confidence of 95 %; None where none could be.
+
+    That is so of one class alone, and of so few pictures that they would not tell a perfect classifier from a guess.
+    """
+    labels = confusion.sum(1)
+    if (labels > 0).sum() < 2:
+        return None
+    mean, deviation = expected_by_chance(np.diag(labels))
+    if mean + SURE * deviation >= 1:
         return None
     mean, deviation = expected_by_chance(confusion)
     share = float(confusion.trace() / confusion.sum())

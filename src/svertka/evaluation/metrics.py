@@ -23,6 +23,7 @@ PER_PAIR = 8  # most confident mistakes that are kept of each (true, predicted) 
 PER_CLASS = 8  # pictures that are kept of each class, as examples
 TOP5_FROM = 6  # classes below which a top-5 error says nothing
 NAMED = 10  # classes that a sentence names
+FEW = 30  # images below which as many right as by chance do not show that a classifier only guesses
 PRUNE_AT = 8192  # mistakes that may gather before those that nobody will ask for are dropped
 
 
@@ -116,16 +117,28 @@ class Evaluation:
     def warnings(self) -> tuple[str, ...]:
         """What is wrong with the classifier as a whole, a sentence each."""
         said = []
-        if self.at_chance:
-            share, _ = expected_by_chance(self.confusion)
-            said.append(
-                f"It is no better than guessing: {1 - self.top1_error:.1%} of {self.images:,} pictures are right, and "
-                f"{share:.1%} would be by chance."
-            )
+        if sentence := self._against_chance():
+            said.append(sentence)
         if missed := self.never_predicted:
             few = ", ".join(missed[:NAMED]) + (f" and {len(missed) - NAMED} more" if len(missed) > NAMED else "")
             said.append(f"It never predicts {few}, of which there are pictures here.")
         return tuple(said)
+
+    def _against_chance(self) -> str | None:
+        """The sentence on a classifier that is right as often as a guess; None where it is right more often."""
+        if self.at_chance is False or (self.confusion.sum(1) > 0).sum() < 2:
+            return None
+        share, _ = expected_by_chance(self.confusion)
+        right = 1 - self.top1_error
+        if self.images < FEW:
+            return (
+                f"It cannot be told from guessing with so few images: {right:.1%} of {self.images} are right, and "
+                f"{share:.1%} would be by chance."
+            )
+        return (
+            f"It is no better than guessing: {right:.1%} of {self.images:,} pictures are right, and {share:.1%} would "
+            "be by chance."
+        )
 
     def as_json(self) -> dict[str, Any]:
         """What `svertka evaluate --json` prints; null for what has no finite value."""

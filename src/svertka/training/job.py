@@ -86,7 +86,7 @@ def train(
     half_features: bool = False,
     cache_limit: int | None = None,
     max_pixels: int | None = None,
-    turn: int = 0,
+    turn: int | None = None,
     columns: str | None = None,
     group: str | None = None,
     tensorboard: bool = False,
@@ -108,7 +108,8 @@ def train(
     `prefetch`: prepare batches ahead in a thread; None: where it pays. `cache`: store what the frozen part gives, where
     that pays; `variants`: so many of each augmented picture, None: as `plan.Passes.cache` says; `half_features`: in
     float16. `cache_limit`: bytes of decoded pictures on disk, and of features. `max_pixels`: of a picture; larger ones
-    are left out, but for JPEGs that can be decoded reduced. `turn`: another division into parts. `columns`: what the
+    are left out, but for JPEGs that can be decoded reduced. `turn`: which of several divisions into parts this is, from
+    0; None: the only one, which is the first. `columns`: what the
     columns of a table mean, as for `data.sources.open_source`. `group`: a regular expression; images in whose file
     names it finds the same are kept in one part. `changes`: settings of the recipe, such as epochs=5 or
     unfreeze="last".
@@ -143,6 +144,7 @@ def train(
     if variants is not None and variants < 1:
         raise UsageError(f"variants={variants} must be at least 1; leave it out to store as many as pay")
     refuse_out_of_range("turn", turn, 0, 2**32 - 1)
+    is_repeated, turn = turn is not None, turn or 0
     budget = None if time_budget is None else plan.parse_time(time_budget)
     if budget is not None and changes.get("epochs") is not None:
         raise UsageError(
@@ -251,7 +253,9 @@ def train(
         learning_seconds = 0 if planned.is_computed else one_epoch * planned.epochs
         lines = summary.facts(classifier, settings, around + learning_seconds)
         say(plan.table([*lines, *parts.shown_part(preprocess)]))
-        for sentence in filter(None, (*parts.not_used(), parts.misnamed(), *started, parts.few(), parts.unstored)):
+        for sentence in filter(
+            None, (*parts.not_used(), parts.misnamed(), *started, parts.few(is_repeated=is_repeated), parts.unstored)
+        ):
             say(sentence)
         run = Run(folder)
         with _continuable(run):
@@ -327,7 +331,14 @@ def _device_of(run: Run, settings: Settings) -> torch.device:
         return choose_device(settings.device)
     except UsageError:
         place = choose_device("auto")
-        say(f"{run.folder} was begun on {settings.device}, which is not on this machine; it goes on on {place}")
+        if settings.device == "mps":  # of an earlier version
+            say(
+                f"{run.folder} was begun on mps, which svertka no longer trains on; it goes on on {place}, with other "
+                "last digits. To have all numbers from one device, train anew: "
+                f"{command('train', Path(settings.source), '--device', str(place))}"
+            )
+        else:
+            say(f"{run.folder} was begun on {settings.device}, which is not on this machine; it goes on on {place}")
         return place
 
 

@@ -108,17 +108,18 @@ class Parts:
         """What of the source is not used and why, and what else has to be said of it, a sentence each."""
         return [*self.dataset.account.sentences(), *unread(self.bad)]
 
-    def few(self) -> str | None:
-        """A warning, if a class has so few training pictures that which they are decides what is learnt."""
+    def few(self, *, is_repeated: bool = False) -> str | None:
+        """A warning, if a class has so few training pictures that which they are decides what is learnt.
+
+        `is_repeated`: this is one of several divisions, so that their errors will show how much.
+        """
         counts = self.counts("train")
         smallest = int(counts.argmin())
         if counts[smallest] >= FEW:
             return None
         pictures = "1 training picture" if counts[smallest] == 1 else f"{counts[smallest]} training pictures"
-        return (
-            f"{self.dataset.names[smallest]} has {pictures}: what so few teach depends on which they are; "
-            "--repeats 10 --test 0.3 shows how much"
-        )
+        advice = "" if is_repeated else "; --repeats 10 --test 0.3 shows how much"
+        return f"{self.dataset.names[smallest]} has {pictures}: what so few teach depends on which they are{advice}"
 
     def training_batches(
         self,

@@ -62,6 +62,7 @@ class Settings(BaseModel):
         ge=1, le=16384, description="side of the squares that training draws its crops from, pixels"
     )
     seed: int = Field(ge=0, lt=MOST_SEED)
+    # mps: of runs begun when it was offered, which go on on another device.
     device: str = Field(pattern=r"^(cpu|mps|cuda(:[0-9]{1,3})?)$")
     threads: int = Field(ge=1)
     memory_format: str = Field(pattern="^(contiguous_format|channels_last)$")

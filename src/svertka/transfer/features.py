@@ -10,7 +10,7 @@ from svertka import distributed
 from svertka.data.batches import Batches
 from svertka.data.dataset import Ints
 from svertka.data.draws import Draws
-from svertka.data.store import RECORD, Store
+from svertka.data.store import RECORD, Store, announce
 from svertka.errors import StorageError
 from svertka.files import cache_folder, in_bytes
 from svertka.progress import progress
@@ -145,17 +145,25 @@ def _fill(store: Store, keys: Sequence[Mapping[int, bytes]], batches: Batches, t
         StorageError: there is no room for them, or they cannot be written.
     """
     missing = [batches.indices[store.find(list(some.values())) < 0] for some in keys]
+    count = sum(map(len, missing))
+    if count > store.room():  # said before anything is computed that could not be kept
+        raise _no_room(store)
+    announce("features", count * (store.row_bytes + RECORD.itemsize), store)
     missing = [np.array_split(some, distributed.world())[distributed.rank()] for some in missing]
     with progress(title, sum(map(len, missing))) as shown:
         for variant, indices in enumerate(missing):
             for some, features in compute(indices, variant):
                 row_keys = [keys[variant][index] for index in some.tolist()]
                 if (store.append(row_keys, features.float().cpu().numpy()) < 0).any():
-                    raise StorageError(
-                        f"{store.folder} has no room for more features, within {in_bytes(store.limit)}; "
-                        "raise --cache-limit, or leave the features unstored with --no-cache"
-                    )
+                    raise _no_room(store)  # others have stored theirs meanwhile
                 shown.advance(len(some))
+
+
+def _no_room(store: Store) -> StorageError:
+    return StorageError(
+        f"{store.folder} has no room for more features, within {in_bytes(store.limit)}; raise --cache-limit, or leave "
+        "the features unstored with --no-cache"
+    )
 
 
 def _batch_by_batch(batches: Batches, frozen: Frozen) -> Compute:
