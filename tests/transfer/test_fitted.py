@@ -1,6 +1,7 @@
 """Computed heads, held against scikit-learn and against the definition."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from svertka.data.batches import Batches
+from svertka.transfer import fitted
 from svertka.transfer.fitted import WAYS, all_of, fit, logistic, nearest_mean
 
 
@@ -59,3 +61,23 @@ def test_a_head_is_computed_in_place(digit_batches: Callable[..., Batches]) -> N
     assert len(features) == 500
     right = head(torch.from_numpy(features)).argmax(1).numpy() == labels
     assert right.mean() > 0.97
+
+
+@pytest.mark.parametrize("noise", [0.0, 12.0])
+def test_the_iterations_that_an_estimate_counts_on_are_about_those_taken(
+    monkeypatch: pytest.MonkeyPatch, noise: float
+) -> None:
+    taken: list[int] = []
+    one_fit = fitted._fitted
+
+    def counting(*arguments: Any) -> Any:
+        model = one_fit(*arguments)
+        taken.append(int(model.n_iter_.max()))
+        return model
+
+    monkeypatch.setattr(fitted, "_fitted", counting)
+    features, labels = digits(10, 600)
+    logistic(features + np.random.default_rng(0).normal(0, noise, features.shape).astype(np.float32), labels, 10)
+    expected = fitted.USUAL_ITERATIONS * fitted.FOLDS * len(fitted.STRENGTHS)
+    assert expected / 6 < sum(taken) < 1.5 * expected
+    assert fitted.seconds("logistic", 60, 64, 10) > 0

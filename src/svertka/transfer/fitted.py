@@ -17,7 +17,8 @@ from svertka.progress import Progress, progress
 Floats = npt.NDArray[np.float32]
 STRENGTHS = tuple(10.0**power for power in range(-4, 3))  # of which cross-validation chooses
 FOLDS = 5
-ITERATIONS = 300  # at most; half of them on average, each with one product forwards and one back
+ITERATIONS = 300  # at most, each with one product forwards and one back;
+USUAL_ITERATIONS = 50  # on average, rather more than less: strong penalties take 10 and weak ones 100
 TIMED = 2000  # pictures
 
 
@@ -93,7 +94,7 @@ def _fitted(features: Floats, labels: Ints, strength: float) -> Any:
 
 
 def seconds(way: str, pictures: int, features: int, classes: int) -> float:
-    """How long the head takes to compute from so many `features` of each picture, timed by one product."""
+    """How long the head takes to compute from so many `features` of each picture, timed by one product and one fit."""
     if way == "nearest-mean":
         return 0.0
     some = min(pictures, TIMED)
@@ -101,8 +102,17 @@ def seconds(way: str, pictures: int, features: int, classes: int) -> float:
     rows @ weights
     began = time.perf_counter()
     rows @ weights
-    one = (time.perf_counter() - began) * pictures / some
-    return 2 * one * ITERATIONS / 2 * FOLDS * len(STRENGTHS)
+    product = (time.perf_counter() - began) * pictures / some
+    return (2 * product + _fixed_seconds()) * USUAL_ITERATIONS * FOLDS * len(STRENGTHS)
+
+
+def _fixed_seconds() -> float:
+    """What an iteration takes however few the features are."""
+    rows, labels = np.eye(2, dtype=np.float32).repeat(FOLDS, 0), np.arange(2).repeat(FOLDS)
+    _fitted(rows, labels, 1.0)  # the first imports scikit-learn
+    began = time.perf_counter()
+    model = _fitted(rows, labels, 1e3)
+    return (time.perf_counter() - began) / max(int(model.n_iter_.max()), 1)
 
 
 def nearest_mean(features: Floats, labels: Ints, classes: int) -> tuple[Floats, Floats]:
