@@ -191,3 +191,13 @@ def test_copies_of_other_classes_are_said() -> None:
     assert division_of(some, 0.0, 0.0, named=False, grouped=False).notes == (
         "2 images are copies of one of another class, so that one label is wrong: x #0 = x #28, x #1 = x #29",
     )
+
+
+def test_what_the_weights_were_trained_on_is_said() -> None:
+    some: list[Image] = [(number, number % 3, "train" if number < 60 else "test", "", 0) for number in range(80)]
+    inherited = frozenset(map(content, [*range(20), 70, 71]))
+    division = division_of(some, 0.2, 0.0, named=True, grouped=False, inherited=inherited)
+    assert division.notes == ("20 images trained the weights that it starts from, and cannot be taken for val or test",)
+    assert [one.sentence for one in division.overlaps] == [
+        "2 of 20 test images (10.0 %) trained the weights that it starts from and are left out: x #70, x #71"
+    ]

@@ -247,3 +247,11 @@ def test_columns_of_class_folders_are_refused(tmp_path: Path) -> None:
     make(tmp_path, "cat/a.jpg", "dog/b.jpg")
     with pytest.raises(UsageError, match="has no table that labels its images"):
         list_folder(tmp_path, {"label": "x"})
+
+
+@pytest.mark.parametrize("unknown", ["", "NaN", "nan", "NA", "n/a", "None"])
+def test_images_of_unknown_group_are_not_of_one_group(tmp_path: Path, unknown: str) -> None:
+    make(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    table = tmp_path / "all.csv"
+    table.write_text(f"path,label,patient\na.jpg,cat,{unknown}\nb.jpg,dog,{unknown}\nc.jpg,cat,7\n")
+    assert [row.group for row in read_table(table).rows] == ["", "", "7"]

@@ -110,6 +110,10 @@ def divided(
     units = _units(contents, [[place for place in group if in_pool[place]] for group in together], groups)
     keys = _keys(contents, units)
     pinned = {keys[place] for place, content in enumerate(contents) if content in inherited}
+    learnt = sum(in_pool[place] for place, content in enumerate(contents) if content in inherited)
+    if learnt and (val or test):
+        are = "image trained" if learnt == 1 else "images trained"
+        notes.append(f"{learnt:,} {are} the weights that it starts from, and cannot be taken for val or test")
     if groups is None:
         chosen = split(redraw(keys, turn), labels, named, val, test, pinned=set(redraw(sorted(pinned), turn)))
     else:
@@ -188,10 +192,12 @@ def _without_copies(
     groups_learnt = set() if groups is None else set(groups[chosen["train"]].tolist()) - {""}
     for part in ("val", "test"):
         places = chosen[part].tolist()
-        copies = [place for place in places if contents[place] in trained]
+        known = [place for place in places if contents[place] in inherited]
+        copies = [place for place in places if contents[place] in trained and contents[place] not in inherited]
         of_test = [place for place in places if part == "val" and contents[place] in tested]
-        out = {*copies, *of_test}
+        out = {*known, *copies, *of_test}
         kept[part] = np.array([place for place in places if place not in out], dtype=np.int64)
+        note(part, "trained the weights that it starts from and are left out", known)
         note(part, "are copies of training images and are left out", copies)
         note(part, "are copies of test images and are left out", of_test)
         left = kept[part].tolist()

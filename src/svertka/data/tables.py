@@ -51,6 +51,7 @@ LIKELY = {
     "path": ("img", "name", "image_file", "picture", "photo", "url", "fname", "img_path", "img_name", "images"),
     "label": ("labels", "class", "classes", "category", "target", "species", "breed", "diagnosis", "class_name", "y"),
 }
+UNKNOWN = ("nan", "na", "n/a", "null", "none")  # instead of a group: the image stands by itself
 TRIED = 64  # rows by which it is found where the images are
 MOST_FOLDERS = 500  # beside a table in which they are looked for
 
@@ -312,7 +313,7 @@ def _row(values: Mapping[str, str], where: str) -> Row:
     known = part_of(part) if part else ""
     if known is None:
         raise DataError(f"{where} has part={shortened(part)}; use train, val or test, or leave it empty")
-    return Row(path, label, known, group, where)
+    return Row(path, label, known, "" if group.lower() in UNKNOWN else group, where)
 
 
 def _found(file: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
