@@ -381,3 +381,24 @@ def test_the_commands_say_the_part_and_what_is_left_out(
     assert main(["evaluate", str(alone), source, "--threads", "1", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert "does not record which images it was trained on" in said["note"]
+
+
+@pytest.mark.usefixtures("quiet")
+def test_images_that_use_other_values_of_16_bits_are_said(tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    for bits, scale, dtype in ((8, 1, np.uint8), (12, 16, np.uint16), (16, 257, np.uint16)):
+        for name in ("a", "b"):
+            (tmp_path / str(bits) / name).mkdir(parents=True)
+            for number in range(8):
+                pixels = draws.integers(0, 256, (24, 24)) * scale
+                Image.fromarray(pixels.astype(dtype)).save(tmp_path / str(bits) / name / f"{number}.png")
+    runs = {bits: svertka.train(tmp_path / str(bits), output=tmp_path / f"run{bits}", **QUICK) for bits in (8, 12)}
+
+    def said(trained: int, judged: int) -> str:
+        scope = svertka.evaluate(runs[trained], tmp_path / str(judged), threads=1).scope
+        assert scope is not None
+        return scope.note or ""
+
+    assert said(8, 12).startswith("16 images judged have 16 bits and use values of 0 to 4,095, while to the network")
+    assert "0 is black and 4,095 is white" in said(12, 16)
+    assert said(12, 12) == said(8, 16) == said(8, 8) == ""

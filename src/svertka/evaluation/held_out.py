@@ -9,15 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.classifier import Classifier
-from svertka.data.dataset import ArrayPictures, Dataset, FilePictures, Ints
-from svertka.data.digests import digests
+from svertka.data.dataset import ArrayPictures, Dataset, FilePictures, Ints, Pictures
+from svertka.data.digests import digests, origin
 from svertka.data.division import divided_by_content
-from svertka.data.images import misnamed_sentence
+from svertka.data.images import intensities, misnamed_sentence
 from svertka.data.manifest import Manifest
+from svertka.data.modes import FULL
 from svertka.data.near_duplicates import resembling
 from svertka.data.pictures import Rows, misnamed_among, prepare
 from svertka.data.preprocess import Picture, Preprocess
 from svertka.data.split import fingerprint
+from svertka.data.statistics import intensity_range
 from svertka.errors import DataError, RunError, UsageError
 from svertka.evaluation.scope import Scope, counted
 from svertka.progress import say
@@ -26,6 +28,7 @@ from svertka.run import Run
 Flags = npt.NDArray[np.bool_]
 
 EXPLICIT = ("train", "val", "test", "all")  # what may be asked for
+MEASURED = 100  # images of 16 bits whose values are looked at
 NEW = "new"  # images that the run knows nothing of, where the source does not say which part they are
 
 
@@ -95,6 +98,11 @@ def select(
     if sentence := misnamed_sentence(misnamed_among(dataset.pictures, prepared.facts)):
         say(sentence)
     alike, not_compared = _near_duplicates(found, dataset, contents, good, threads)
+    deep = [index for index in good.tolist() if index in prepared.facts and prepared.facts[index].deep]
+    notes = [
+        next((one.note for one in found if one.note), not_compared),
+        _other_intensities(dataset.pictures, deep, preprocess),
+    ]
     scope = Scope(
         dataset.source,
         choices[0].part,
@@ -102,7 +110,7 @@ def select(
         bool((chosen & training).any()),
         len(prepared.bad),
         alike,
-        next((one.note for one in found if one.note), not_compared),
+        "; ".join(filter(None, notes)) or None,
         tuple((dataset.pictures.name(index), reason) for index, reason in sorted(prepared.bad.items())),
         dataset.account,
     )
@@ -130,6 +138,23 @@ def _near_duplicates(
         else:
             counts.append(len(alike))
     return max(counts, default=None), note
+
+
+def _other_intensities(pictures: Pictures, deep: list[int], preprocess: Preprocess) -> str | None:
+    """A sentence if the images of 16 bits at `deep` use other values than `preprocess` takes for black and white."""
+    files, where = origin(pictures)
+    if not deep or not isinstance(files, FilePictures):
+        return None
+    some = deep[:: -(-len(deep) // MEASURED)]
+    ranges = [intensities(files.content(int(where[index])), files.decoding) for index in some]
+    low, high = intensity_range([one for one in ranges if one is not None]) or FULL
+    black, white = preprocess.intensity_range or FULL
+    if (low, high) == (black, white):
+        return None
+    return (
+        f"{counted(len(deep))} judged have 16 bits and use values of {low:,} to {high:,}, while to the network "
+        f"{black:,} is black and {white:,} is white: they look darker or brighter than what it was trained on"
+    )
 
 
 def manifest_of(run: str | PathLike[str]) -> Manifest | None:
