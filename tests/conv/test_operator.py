@@ -205,3 +205,28 @@ def test_what_autocast_leaves_in_float64_stays_so():
         result, expected = conv2d(x, weight), F.conv2d(x, weight)
     assert result.dtype == expected.dtype == torch.float64
     torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of PyTorch's own vmap
+@pytest.mark.parametrize("algorithm", ["auto", "gemm"])
+@pytest.mark.parametrize(("convolve", "size"), [(conv2d, (8, 6, 3, 3)), (conv_transpose2d, (6, 8, 3, 3))])
+def test_rows_of_a_jacobian_are_derived_at_once(convolve, size, algorithm):
+    settings = {"algorithm": algorithm} if convolve is conv2d else {"strict": True}
+    x, weight = torch.randn(2, 6, 5, 5, requires_grad=True), torch.randn(size, requires_grad=True)
+    y = convolve(x, weight, padding=1, **settings)
+    rows = torch.randn(4, *y.shape)
+    found = torch.autograd.grad(y, (x, weight), rows, is_grads_batched=True, retain_graph=True)
+    expected = [torch.autograd.grad(y, (x, weight), row, retain_graph=True) for row in rows]
+    for one, another in zip(found, map(torch.stack, zip(*expected, strict=True)), strict=True):
+        torch.testing.assert_close(one, another, rtol=1e-4, atol=1e-4)
+
+
+def test_a_hessian_is_computed_at_once():
+    x, weight = torch.randn(1, 6, 3, 3), torch.randn(8, 6, 3, 3)
+    found, expected = (
+        torch.autograd.functional.hessian(
+            lambda x: conv2d(x, weight, padding=1, algorithm="gemm").pow(3).sum(), x, vectorize=at_once
+        )
+        for at_once in (True, False)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)

@@ -288,7 +288,7 @@ class Deciding(nn.Module):
 class Overwriting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x * 2
-        y[:, 0] = 1
+        y.unfold(3, 2, 1)[..., 0] = 1
         return y
 
 
@@ -446,3 +446,11 @@ def test_without_kernels_pytorch_computes(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_steps_are_of_few_kinds() -> None:
     assert {kind.__name__ for kind in (Convolution, Pool, Sum, Concatenation, Operation)} == set(written.KINDS)
+
+
+@pytest.mark.parametrize("after", [nn.Identity(), nn.ReLU(), nn.AvgPool2d(2), nn.Upsample(scale_factor=2)])
+def test_outputs_lie_in_the_usual_order_so_that_they_can_be_viewed(after: nn.Module) -> None:
+    network, images = nn.Sequential(nn.Conv2d(3, 4, 3), after).eval(), torch.randn(2, 3, 8, 8)
+    found = optimize(network, images)(images.contiguous(memory_format=torch.channels_last))
+    assert found.is_contiguous()
+    torch.testing.assert_close(found.view(2, -1), network(images).view(2, -1), rtol=1e-4, atol=1e-5)

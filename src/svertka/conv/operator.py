@@ -8,7 +8,7 @@ Beside pictures of bfloat16 weights may be float32, as they are under autocast: 
 Their gradients are float32 then.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -109,6 +109,8 @@ def _is_eager(*tensors: Tensor | None) -> bool:
 
 def _layout(x: Tensor, other: Tensor) -> torch.memory_format:
     """The memory order of what is made of both: that of `x`, or where its channel makes it both orders, of `other`."""
+    if _is_batched(x, other):  # which has none that could be asked for
+        return torch.contiguous_format
     both = x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     last = _is_channels_last(x) or (both and _is_channels_last(other))
     return torch.channels_last if last else torch.contiguous_format
@@ -223,9 +225,27 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _passes(*tensors: Tensor) -> tuple[Any, Any, Any]:
     """The three passes of `tensors`: as operators, or as what these call, where nobody looks on or will derive them."""
+    if _is_batched(*tensors):
+        convolution, input_gradient, weight_gradient = (
+            partial(_by_pytorch, one) for one in (_convolution, _input_gradient, _weight_gradient)
+        )
+        return convolution, input_gradient, weight_gradient
     if not torch.is_grad_enabled() and _is_eager(*tensors) and not _is_autocast(tensors[0]):
         return _convolution, _input_gradient, _weight_gradient
     return torch.ops.svertka.convolution, torch.ops.svertka.input_gradient, torch.ops.svertka.weight_gradient
+
+
+def _by_pytorch(compute: Any, *arguments: Any) -> Tensor:
+    """What a pass gives by PyTorch's own algorithm."""
+    *others, _ = arguments
+    result: Tensor = compute(*others, "direct")
+    return result
+
+
+def _is_batched(*tensors: Tensor) -> bool:
+    """Whether torch.vmap runs for many at once, as for rows of a Jacobian: only PyTorch's own is known to it."""
+    functorch: Any = torch._C._functorch
+    return any(functorch.is_batchedtensor(one) or functorch.is_legacy_batchedtensor(one) for one in tensors)
 
 
 def _convolution_backward(context: Any, upstream: Tensor) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """A network's operations joined to few steps: batch norm folded, bias, sums and bounds taken into the convolutions."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +50,7 @@ class Fusion(Assembly):
             if not self._vanishes(operation):
                 operations.append(operation)
         self.output = recording.output.with_leaves(self.resolved)
+        operations = _needed(operations, self.output)
         read = [*leaves([operation.arguments for operation in operations]), *self.output.leaves]
         self.uses = Counter(leaf.number for leaf in read if isinstance(leaf, Value))
         for operation in operations:
@@ -60,13 +61,7 @@ class Fusion(Assembly):
 
     def fused(self) -> Fused:
         """What is needed for the output, and nothing else."""
-        needed = {leaf.number for leaf in self._out().leaves if isinstance(leaf, Value)}
-        kept: list[Step] = []
-        for step in reversed(self.steps.values()):
-            if needed.intersection(results_of(step)):
-                kept.append(step)
-                needed.update(inputs_of(step))
-        steps = tuple(reversed(kept))
+        steps = tuple(_needed(list(self.steps.values()), self._out()))
         names = {leaf.name for leaf in leaves([self._out().leaves, *map(_names, steps)]) if isinstance(leaf, Constant)}
         tensors = {name: self.tensors[name] for name in sorted(names)}
         return Fused(steps, self.shapes, self.dtypes, tensors, self._out(), self.pictures)
@@ -100,6 +95,17 @@ class Fusion(Assembly):
             return False  # kernels have the same settings for any number of pictures
         arguments = Arguments(operation, self)
         return arguments.x is not None and rule(self, arguments)
+
+
+def _needed(steps: Sequence[Any], output: Output) -> list[Any]:
+    """Of `steps` those that `output` depends on."""
+    needed = {leaf.number for leaf in output.leaves if isinstance(leaf, Value)}
+    kept = []
+    for step in reversed(steps):
+        if needed.intersection(results_of(step)):
+            kept.append(step)
+            needed.update(inputs_of(step))
+    return kept[::-1]
 
 
 def _names(step: Step) -> Any:

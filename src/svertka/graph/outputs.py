@@ -52,8 +52,11 @@ def tensors_in(structure: Any) -> Iterator[Tensor]:
 
 
 def own(part: Any) -> Any:
-    """A part of an output as the caller's own: never a tensor of the network, or the input itself."""
-    return part.clone() if isinstance(part, Tensor) else part
+    """A part of an output as the caller's own: never a tensor of the network, or the input itself.
+
+    In the usual memory order, whichever it is computed in: what is done with it next may be `view`.
+    """
+    return part.clone(memory_format=torch.contiguous_format) if isinstance(part, Tensor) else part
 
 
 def _atom(part: Any) -> Any:

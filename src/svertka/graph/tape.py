@@ -9,14 +9,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from svertka.errors import SvertkaError, UsageError
-from svertka.graph.operations import Constant, Operation, Recording, Shape, Value, leaves, replaced
+from svertka.graph.operations import Constant, Operation, Recording, Shape, Value, leaves, overload_of, replaced
 from svertka.graph.outputs import Output
 from svertka.graph.recorder import result_of
 from svertka.graph.twins import dtype_hint
+from svertka.graph.views import View, view_of
 
 VIEWS = {"view.default", "_unsafe_view.default"}
 READS_MEMORY = {"as_strided", "as_strided_", "as_strided_copy", "set_", "data_ptr", "resize_", "resize_as_", "resize"}
 READS_VALUES = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "unique_dim", "masked_select"}
+COMPARE = {"gt", "ge", "lt", "le", "eq", "ne", "logical_not", "logical_and", "logical_or", "logical_xor"}
 DEPENDS_ON_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 FROM_NUMBERS = {torch.tensor, torch.as_tensor, torch.asarray}  # tensors of numbers that Python has
 
@@ -24,13 +26,15 @@ FROM_NUMBERS = {torch.tensor, torch.as_tensor, torch.asarray}  # tensors of numb
 class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The operations of one run of `twin`, a copy of `network` without values, on an input of `shape`.
 
+    What is written into a view gets into what it is a view of, and from there into other views where these are read.
+
     `named`: names and tensors of `twin`; `constants`: the same of `network`, with values. `earlier`: the tape of the
     run before, if this is not the first of this twin: what that run has left behind may be read, but not if it depends
     on the images.
 
     Raises:
-        UsageError: it decides by values what to do, writes through a view of a tensor, draws random numbers, changes or
-            keeps what the next run reads, or cannot run on such an input.
+        UsageError: it decides by values what to do, writes through a view of a kind that is not known, draws random
+            numbers, changes or keeps what the next run reads, or cannot run on such an input.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._kept: list[Tensor] = []  # so that no other tensor gets their id
         self._in_memory: dict[int, set[int]] = {}  # ids of tensors by where they lie
         self._stale: dict[int, str] = {}  # ids of tensors that were written into through others, and by whom
+        self._views: dict[int, View] = {}  # how tensors lie in others, by their ids
         self._placeholders: dict[int, Tensor] = {}  # of tensors with values, by their id
         self._looked_at: set[str] = set()
         self._earlier = earlier
@@ -154,8 +159,9 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if _looks_at_values(operation, name, given):
             return self._of_constants(operation, name, arguments)
         self._need_no_chance(operation, name, arguments)
-        result = self._result(operation, given)
         written = [argument.name for argument in schema if argument.is_write]
+        before = _lies_in(given[written[0]]) if written else ()
+        result = self._result(operation, given)
         if written:
             target = given[written[0]]
             self._overwritten(target, name)
@@ -173,6 +179,14 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             arguments = {"self": x, "shape": size}
         numbers = tuple(self._new(output) if isinstance(output, Tensor) else None for output in outputs)
         self.operations.append(Operation(operation_name, arguments, numbers, self._place))
+        if written:
+            self._cast_back(target, operation_name, given)
+        if not written:
+            self._viewed(given.get("self"), operation_name, arguments, outputs)
+        elif _lies_in(target) == before:
+            self._put_back(target)
+        else:  # such as transpose_: of what it is a view, and what of it, is another matter now
+            self._forgotten(target)
         return result
 
     def _result(self, operation: Any, given: dict[str, Any]) -> Any:
@@ -262,7 +276,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return f"{packet}.{overload}"
 
     def _overwritten(self, target: Tensor, name: str) -> None:
-        """Other tensors over the same memory hold something else now, and must not be read again."""
+        """Other tensors over the same memory hold something else now, and must be made anew before they are read."""
         same = self._in_memory.get(target.untyped_storage()._cdata, set())
         for one in same:
             number = self._numbers[one]
@@ -272,6 +286,46 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     "keeps nothing from one run to the next"
                 )
         self._stale |= dict.fromkeys(same - {id(target)}, self._place)
+
+    def _cast_back(self, target: Tensor, name: str, given: dict[str, Any]) -> None:
+        """What was written into `target` has its dtype, whatever the operation `name` gives elsewhere."""
+        others = (leaf.dtype for leaf in leaves(given) if isinstance(leaf, Tensor))
+        if all(other == target.dtype for other in others) and name.split(".")[0] not in COMPARE:
+            return
+        number = self._numbers[id(target)]
+        made = self._result(overload_of(name), given)
+        if isinstance(number, Value) and made.dtype != target.dtype:
+            self.dtypes[number.number] = made.dtype
+            self._again(target, "to.dtype", {"self": number, "dtype": target.dtype})
+
+    def _viewed(self, base: Any, name: str, arguments: Mapping[str, Any], outputs: tuple[Any, ...]) -> None:
+        """Keep how `outputs` lie in `base`, if they are views of it."""
+        for index, output in enumerate(outputs):
+            if not (isinstance(base, Tensor) and isinstance(output, Tensor)) or output is base:
+                continue
+            if output.untyped_storage()._cdata == base.untyped_storage()._cdata:
+                view = view_of(base, name, arguments, outputs, index)
+                if view is not None:
+                    self._views[id(output)] = view
+
+    def _put_back(self, written: Tensor) -> None:
+        """The tensors that `written` is a view of hold what was written into it."""
+        while id(written) in self._views:
+            view = self._views[id(written)]
+            name, settings = view.put_back
+            tensors = {"self": self._numbers[id(written)]}
+            if not view.is_whole:
+                tensors = {"self": self._numbers[id(view.base)], "src": tensors["self"]}
+            self._again(view.base, name, tensors | dict(settings))
+            written = view.base
+
+    def _forgotten(self, tensor: Tensor) -> None:
+        same = self._in_memory[tensor.untyped_storage()._cdata]
+        self._views = {one: view for one, view in self._views.items() if one not in same}
+
+    def _again(self, tensor: Tensor, name: str, arguments: Mapping[str, Any]) -> None:
+        """What `tensor` holds is now what this operation gives."""
+        self.operations.append(Operation(name, arguments, (self._new(tensor),), self._place))
 
     def _new(self, tensor: Tensor) -> int:
         number = len(self.shapes)
@@ -291,6 +345,10 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return torch.device("cpu")
         if not isinstance(leaf, Tensor):
             return leaf
+        if id(leaf) in self._stale and id(leaf) in self._views:
+            view = self._views[id(leaf)]
+            name, settings = view.taken
+            self._again(leaf, name, {"self": self._seen(view.base), **settings})
         if id(leaf) in self._stale:
             raise UsageError(
                 f"{self._stale[id(leaf)]} writes into a part or another view of a tensor that is read later, which "
@@ -308,6 +366,11 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"{self._place} reads a tensor that was made in a way that cannot be followed, such as .data; write it "
                 "with operations of PyTorch, or make it a buffer"
             )
+        if id(tensor) in self._earlier._stale:
+            raise UsageError(
+                f"{self._place} reads a tensor that the run before has written into through another view of it, which "
+                "cannot be followed; make a new tensor there, as torch.where and torch.cat do"
+            )
         if isinstance(made, Value) and self._earlier.depends_on_images(made):
             raise UsageError(
                 f"{self._place} reads what the run before has computed from its images; an optimized network keeps "
@@ -316,6 +379,11 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         left = made if isinstance(made, Constant) else Constant(f"left behind {made.number}")
         self._numbers[id(tensor)] = left
         return left
+
+
+def _lies_in(tensor: Tensor) -> tuple[Any, ...]:
+    """Where a tensor lies in its memory."""
+    return tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
 
 
 def _looks_at_values(operation: Any, name: str, given: Mapping[str, Any]) -> bool:
