@@ -183,3 +183,16 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
     assert run.result()["val_error"] == whole.result()["val_error"]
     kept, expected = run.classifier().network.state_dict(), whole.classifier().network.state_dict()
     assert all(kept[name].equal(expected[name]) for name in kept)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_last_layer_without_biases_is_not_computed(digit_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    place = tmp_path / "weights.pth"
+    torch.save(MODELS["airbench"].build(classes=4, channels=3, size=9).state_dict(), place)
+    given: dict[str, Any] = {"model": "airbench", "weights": place, "size": 9, **FEW}
+    for head in ("logistic", "nearest-mean"):
+        with pytest.raises(UsageError, match=f"head={head} computes a dense layer with biases, and airbench"):
+            svertka.train(digit_folder, output=tmp_path / head, head=head, **given)
+    run = svertka.train(digit_folder, output=tmp_path / "tuned", unfreeze="all", **(given | {"epochs": 0.3}))
+    assert run.result()["val_error"] is not None  # its head is learnt from the start

@@ -109,12 +109,14 @@ def computes_head(classifier: Classifier, recipe: Recipe) -> bool:
     """Whether the head is computed before anything else learns: one asked for, or one that stages below learn with.
 
     Raises:
-        UsageError: one is asked for, and the network does not end in a dense layer.
+        UsageError: one is asked for, and the network does not end in a dense layer with biases.
     """
-    dense = isinstance(_head(classifier), nn.Linear)
+    head = _head(classifier)
+    dense = isinstance(head, nn.Linear) and head.bias is not None
     if recipe.head in fitted.WAYS and not dense:
         raise UsageError(
-            f"head={recipe.head} computes a dense layer, and {classifier.config.model} does not end in one; use linear"
+            f"head={recipe.head} computes a dense layer with biases, and {classifier.config.model} does not end in "
+            "one; use linear"
         )
     return dense and (recipe.head in fitted.WAYS or recipe.computed_first)
 

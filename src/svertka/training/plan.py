@@ -199,10 +199,10 @@ def fit_epochs(budget: float, spent: float, around: float, one_epoch: float) -> 
     """
     epochs = 0.9 * (budget - spent - around) / one_epoch
     if epochs < 0.05:
-        needed = spent + around + one_epoch / 0.9
+        needed, asked = spent + around + one_epoch / 0.9, duration(budget) if budget >= 1 else f"{budget:g} s"
         raise UsageError(
-            f"time={duration(budget)} is too short: the preparation took {duration(spent)}, and all but the epochs "
-            f"takes {duration(around)} more, one epoch {duration(one_epoch)}; allow {duration(math.ceil(needed))} or "
+            f"time={asked} is too short: the preparation took {duration(spent)}, and all but the epochs takes "
+            f"{duration(around)} more, one epoch {duration(one_epoch)}; allow {duration(math.ceil(needed))} or "
             "more, or choose a smaller --model"
         )
     return round(epochs, 2)
