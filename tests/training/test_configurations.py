@@ -124,7 +124,10 @@ def check_history(run: Run, rates: list[float]) -> None:
     if settings.recipe.is_computed:
         assert rates == []
         return
-    steps_per_epoch = -(-sizes["train"] // settings.recipe.batch_size)
+    count, batch_size = sizes["train"], settings.recipe.batch_size
+    steps_per_epoch = -(-count // batch_size)
+    if batch_size == 2 and count > 2:  # a last picture joins the pair before it
+        steps_per_epoch = count // 2
     total, warmup = steps_of(settings.recipe, steps_per_epoch)
     if settings.recipe.early_stop is None:
         assert len(rates) == total
