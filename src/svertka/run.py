@@ -125,6 +125,22 @@ def columns_of(run: str | PathLike[str], source: str | PathLike[str]) -> str | N
     return columns if same and isinstance(columns, str) else None
 
 
+def boxes_of(run: str | PathLike[str], source: str | PathLike[str]) -> str | None:
+    """The boxes that label the images of `source` where folders do not: those of the training of `run`, if of its own
+    source, or else any in `source`; None if it was trained without boxes.
+
+    Raises:
+        RunError: training.json is damaged.
+    """
+    if not Run(run).training.exists():
+        return None
+    settings = Run(run).settings()
+    if not isinstance(boxes := settings.get("boxes"), str):
+        return None
+    same = settings.get("source") in (fspath(source), str(Path(source).expanduser().absolute()))
+    return boxes if same else fspath(source)
+
+
 def _lines(file: BinaryIO) -> Iterator[bytes]:
     """The lines of `file` one by one; those that are too long for a training's are left out."""
     while line := file.readline(LONGEST_LINE):

@@ -1,5 +1,6 @@
 """Patches as pictures of their own, their features from sliding, and a head that learns from them."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,6 @@ def test_a_head_learns_where_digits_are(backbone: Run, scenes: Scenes, tmp_path:
     ("changes", "rows", "error", "message"),
     [
         ({"unfreeze": "last"}, "", UsageError, "train a head on trained weights; name --weights, and leave out"),
-        ({}, "x.png,one,0,0,1,1", DataError, "has boxes without a picture: x.png is not in"),
-        ({}, "x.png,one,0,0,1,1\ny.png,one,0,0,1,1", DataError, "without a picture: x.png and 1 more are not in"),
         ({}, "one-0.png,six,0,0,1,1", DataError, "has a box of class six, and the classes are one, two; rename"),
         ({}, "one-0.png,one,0,0,65,1", DataError, "lies outside one-0.png, which has 64×48 pixels"),
     ],
@@ -143,3 +142,19 @@ def test_what_cannot_be_learnt_is_told(
     with pytest.raises(error, match=message):
         svertka.train(scenes[0], weights=backbone, boxes=boxes, output=tmp_path / "run", **(FEW | changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("quiet")
+def test_one_class_is_learnt_against_background(backbone: Run, scenes: Scenes, tmp_path: Path) -> None:
+    images = tmp_path / "data" / "images"
+    shutil.copytree(scenes[0] / "one", images)
+    rows = [row for row in scenes[1].read_text().splitlines() if ",two," not in row]
+    boxes = tmp_path / "data" / "boxes.csv"
+    boxes.write_text("\n".join([*rows, "gone.png,one,0,0,9,9"]) + "\n")
+    run = svertka.train(images.parent, output=tmp_path / "run", weights=backbone, boxes=boxes, **(FEW | {"epochs": 1}))
+    assert run.classifier().names == ("one", "background")
+    account = run.settings()["account"]
+    assert "labels are read from boxes: 24 images of one" in account["notes"]
+    assert "not used: 1 of 25 annotations are of no image (gone.png)" in account["notes"]
+    evaluation = svertka.evaluate(run, images.parent, include_training=True)  # labelled as they were for training
+    assert (evaluation.images, evaluation.names) == (24, ("one", "background"))

@@ -27,7 +27,7 @@ def train(
     recipe: Annotated[str | None, typer.Option(help="a named recipe; unset: what suits the source")] = None,
     boxes: Annotated[
         str | None,
-        typer.Option(help="where objects are (VOC .xml files in a folder, COCO .json or .csv): learn from patches"),
+        typer.Option(help="where objects are (a folder of VOC .xml, COCO .json, .csv): learn from patches"),
     ] = None,
     output: Annotated[str | None, typer.Option(help="the run folder; unset: a free name under runs/")] = None,
     resume: Annotated[

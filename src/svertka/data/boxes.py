@@ -2,7 +2,8 @@
 
 annotations/*.xml       VOC: a file a picture; its pixels count from 1, and the last one belongs to the box
 instances.json          COCO: images, categories and annotations, bbox = [left, top, width, height]
-boxes.csv               path,label,xmin,ymin,xmax,ymax: a box a row, edges in pixels from the upper left corner
+boxes.csv               path,label,xmin,ymin,xmax,ymax: a box a row, edges in pixels from the upper left corner;
+                        filename and class do for path and label
 """
 
 import csv
@@ -23,6 +24,8 @@ from svertka.files import given_path, read_json, read_regular, shortened
 LARGEST_XML, LARGEST_JSON = 2**24, 2**30  # bytes
 LARGEST_SIDE = 10**7  # pixels
 COLUMNS = ("path", "label", "xmin", "ymin", "xmax", "ymax")
+ALSO_CALLED = {"filename": "path", "image": "path", "class": "label"}  # columns, by other tools
+BACKGROUND = "background"  # the class of what shows no object
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class Annotation:
 def read_boxes(path: str | Path) -> list[Annotation]:
     """The objects in each picture that `path` is about: a folder of .xml files, an .xml, a .json or a .csv file.
 
+    Where no .xml file lies in the folder itself, those in the folders below are read; without any, its .json file.
+
     Raises:
         UsageError: no such file or folder, or none of these formats.
         DataError: it is damaged, or a box is empty or lacks an edge.
@@ -89,14 +94,24 @@ def read_boxes(path: str | Path) -> list[Annotation]:
     if not path.exists():
         raise UsageError(f"there is no file or folder {path}; check the path of the boxes")
     if path.is_dir():
-        files = sorted(path.glob("*.xml"))
-        if not files:
-            raise UsageError(f"{path} holds no .xml file; give a folder of VOC annotations, a COCO .json or a .csv")
-        return [_read_voc(file) for file in files]
+        return _read_folder(path)
     readers = {".xml": lambda file: [_read_voc(file)], ".json": _read_coco, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
         raise UsageError(f"boxes={path} is of no known format; give a folder of VOC .xml files, a COCO .json or a .csv")
     return readers[path.suffix.lower()](path)
+
+
+def _read_folder(path: Path) -> list[Annotation]:
+    files = sorted(path.glob("*.xml")) or sorted(path.rglob("*.xml"))
+    if files:
+        return [_read_voc(file) for file in files]
+    tables = sorted(path.glob("*.json"))
+    if len(tables) > 1:
+        named = ", ".join(table.name for table in tables[:3])
+        raise UsageError(f"{path} holds several .json files, {named}; give one of them")
+    if not tables:
+        raise UsageError(f"{path} holds no .xml file; give a folder of VOC annotations, a COCO .json or a .csv")
+    return _read_coco(tables[0])
 
 
 def refuse_unknown(annotations: Iterable[Annotation], names: Sequence[str]) -> None:
@@ -117,20 +132,26 @@ def refuse_unknown(annotations: Iterable[Annotation], names: Sequence[str]) -> N
 def of_pictures(annotations: Iterable[Annotation], paths: Sequence[str]) -> dict[int, Annotation]:
     """The annotations by the index of their picture in `paths`; those of no picture there are left out.
 
-    A picture is found by its file name and, where several have that, by the folders that the annotation names.
+    A picture is found by its file name, or else by that without the suffix, which converted pictures have changed, or
+    else by that of the .xml file. Where several have that name, by the folders that the annotation names, or in which
+    it lies itself.
 
     Raises:
         DataError: two pictures, or two annotations, could be meant.
     """
     by_name: dict[str, list[int]] = defaultdict(list)
+    by_stem: dict[str, list[int]] = defaultdict(list)
     for index, path in enumerate(paths):
         by_name[Path(path).name].append(index)
+        by_stem[Path(path).stem].append(index)
     found: dict[int, Annotation] = {}
     for annotation in annotations:
-        said = PurePosixPath(annotation.picture.replace("\\", "/")).parts
-        there = by_name.get(said[-1], [])
-        if len(there) > 1:
-            there = [index for index in there if Path(paths[index]).parts[-len(said) :] == said]
+        said = PurePosixPath(annotation.picture.replace("\\", "/"))
+        there: Sequence[int] = by_name.get(said.name) or by_stem.get(said.stem) or by_stem.get(said.name) or ()
+        file = Path(annotation.where)
+        if not there and file.suffix.lower() == ".xml":
+            there = by_stem.get(file.stem, ())
+        there = _nearest(there, paths, said, file)
         if len(there) > 1:
             raise DataError(
                 f"{annotation.where} is about {annotation.picture}, which may be {paths[there[0]]} or "
@@ -143,6 +164,21 @@ def of_pictures(annotations: Iterable[Annotation], paths: Sequence[str]) -> dict
                 )
             found[index] = annotation
     return found
+
+
+def _nearest(there: Sequence[int], paths: Sequence[str], said: PurePosixPath, file: Path) -> Sequence[int]:
+    """Of pictures that have one name, those in the folders that an annotation names, or in that of its own `file`."""
+    if len(there) < 2:
+        return there
+    named = [index for index in there if Path(paths[index]).parts[-len(said.parts) :] == said.parts]
+    if len(named) == 1:
+        return named
+    beside = [
+        index
+        for index in there
+        if file.parent.parts[-len(Path(paths[index]).parts[:-1]) :] == Path(paths[index]).parts[:-1]
+    ]
+    return beside if len(beside) == 1 else named
 
 
 def _box(name: str, edges: Sequence[float], where: str) -> Box:
@@ -313,7 +349,8 @@ def _read_csv(path: Path) -> list[Annotation]:
 
 
 def _csv_rows(rows: "csv.DictReader[str]", path: Path) -> Iterator[tuple[str, Box]]:
-    rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+    names = [name.strip().lower() for name in rows.fieldnames or ()]
+    rows.fieldnames = [name if ALSO_CALLED.get(name, name) in names else ALSO_CALLED[name] for name in names]
     if missing := [column for column in COLUMNS if column not in rows.fieldnames]:
         raise DataError(f"{path} has no column {missing[0]}; its first line must be {','.join(COLUMNS)}")
     for row in rows:

@@ -3,6 +3,7 @@
 import difflib
 from pathlib import Path
 
+from svertka.data.boxed_source import labelled_by_boxes
 from svertka.data.dataset import Dataset
 from svertka.data.folder import open_folder
 from svertka.data.published import NAMES, open_published
@@ -11,12 +12,15 @@ from svertka.errors import UsageError
 from svertka.files import given_path
 
 
-def open_source(source: str | Path, *, to_train: bool = True, columns: str | None = None) -> Dataset:
+def open_source(
+    source: str | Path, *, to_train: bool = True, columns: str | None = None, boxes: str | Path | None = None
+) -> Dataset:
     """The pictures that `source` names: one of `published.NAMES`, else a folder or a table such as a CSV file.
 
     A folder that is called as a published data set is opened with a path that says so: "./mnist". `to_train`: whether
     the pictures must do for training, or only be judged. `columns`: what the columns of a table mean, where they are
-    called otherwise: "path=file,label=class".
+    called otherwise: "path=file,label=class". `boxes`: as for `boxes.read_boxes`; they label the images of a folder
+    that holds no class folders.
 
     Raises:
         UsageError: neither a name nor a path; `columns` of something without columns.
@@ -28,6 +32,10 @@ def open_source(source: str | Path, *, to_train: bool = True, columns: str | Non
             raise UsageError(f"columns={columns} are of a table, and {source} is a published data set; leave them out")
         return open_published(str(source))
     refuse_misspelt(source)
+    if boxes is not None and given_path(source).is_dir():
+        labelled = labelled_by_boxes(given_path(source), given_path(boxes), meanings)
+        if labelled is not None:
+            return labelled
     return open_folder(source, to_train=to_train, columns=meanings)
 
 

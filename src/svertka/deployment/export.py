@@ -24,7 +24,7 @@ from svertka.errors import DataError, FetchError, PictureError, RunError, UsageE
 from svertka.files import given_path, write_atomic
 from svertka.outputs import output_file, output_folder
 from svertka.quoting import command
-from svertka.run import Run, columns_of
+from svertka.run import Run, boxes_of, columns_of
 
 CHECKED = 32  # pictures that a file is held against the original on
 
@@ -121,8 +121,8 @@ def _of_training(run: str | PathLike[str], intensity_range: Range | None) -> lis
     """CHECKED pictures of the source that `run` was trained on, evenly spread over it, whole."""
     try:
         source = str(Run(run).settings()["source"])
-        columns = columns_of(run, source)
-        dataset = open_source(source, to_train=False, columns=columns).seen_by(intensity_range)
+        how = {"columns": columns_of(run, source), "boxes": boxes_of(run, source)}
+        dataset = open_source(source, to_train=False, **how).seen_by(intensity_range)
     except (RunError, KeyError) as error:
         raise UsageError(
             f"say which pictures to check it on: {command('export', Path(run))} PICTURES --to …"

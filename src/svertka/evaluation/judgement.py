@@ -26,7 +26,7 @@ from svertka.evaluation.scope import Scope
 from svertka.evaluation.scoring import with_names_of
 from svertka.outputs import HTML, output_file
 from svertka.progress import progress
-from svertka.run import columns_of
+from svertka.run import boxes_of, columns_of
 
 Source = str | PathLike[str]
 
@@ -143,7 +143,8 @@ def judge(
         _columns(names, one.names, fspath(runs[0]), fspath(name)) for one, name in zip(classifiers, runs, strict=True)
     ]
     meanings = meanings or columns_of(runs[0], source)
-    opened = open_source(fspath(source), to_train=False, columns=meanings).decoded_as(Decoding.up_to(max_pixels))
+    opened = open_source(fspath(source), to_train=False, columns=meanings, boxes=boxes_of(runs[0], source))
+    opened = opened.decoded_as(Decoding.up_to(max_pixels))
     dataset = with_names_of(names, opened)
     selection = select(
         runs,

@@ -18,7 +18,7 @@ from svertka.errors import DataError, FetchError, RunError, UsageError
 from svertka.evaluation.held_out import select
 from svertka.evaluation.scope import Scope
 from svertka.models.imagenet import name_of
-from svertka.run import Run, columns_of
+from svertka.run import Run, boxes_of, columns_of
 
 AT_ONCE = 32  # pictures a batch; more would set the peak of memory
 
@@ -151,13 +151,18 @@ def _source_of(run: str | PathLike[str]) -> str | None:
         return None
 
 
+def _labelled(run: str | PathLike[str], source: str) -> Dataset:
+    """The images of `source`, labelled as for the training of `run`."""
+    return open_source(source, to_train=False, columns=columns_of(run, source), boxes=boxes_of(run, source))
+
+
 def _opened(run: str | PathLike[str], source: str | PathLike[str] | None, trained_on: str | None) -> Dataset:
     if source is not None:
-        return open_source(fspath(source), to_train=False, columns=columns_of(run, source))
+        return _labelled(run, fspath(source))
     if trained_on is None:
         raise UsageError(f"say which pictures to look at: svertka look {fspath(run)} SOURCE")
     try:
-        return open_source(trained_on, to_train=False, columns=columns_of(run, trained_on))
+        return _labelled(run, trained_on)
     except (UsageError, DataError, FetchError) as error:
         raise DataError(
             f"the pictures that {fspath(run)} was trained on are gone ({error}); "

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from svertka.classifier import Classifier
+from svertka.data.boxes import BACKGROUND
 from svertka.data.dataset import Pixels
 from svertka.data.preprocess import Preprocess, resized
 from svertka.device import device_of
 from svertka.graph.optimize import fastest
 from svertka.graph.windows import windows
-from svertka.localization.windows import BACKGROUND, Level, levels
+from svertka.localization.windows import Level, levels
 
 HUNDREDS = 500  # of windows on a picture
 POWER = 5  # the paper's k: how much more the best patches count than the others

@@ -28,7 +28,6 @@ LEAST_SIDE = 8  # pixels of a patch: what is smaller shows nothing
 
 PATCH_SHARE, OBJECT_SHARE = 0.2, 0.6  # more than this of the patch is object, and of the object in the patch
 BACKGROUND_SHARE = 0.1  # of the patches without an object that are trained on
-BACKGROUND = "background"  # the class of patches without an object
 
 
 @dataclass(frozen=True, eq=False)

@@ -122,7 +122,8 @@ def train(
     asked = {name: value for name, value in locals().items() if name not in ("source", "changes")} | changes
     began = time.monotonic()
     place, thread_count = choose_device(device), set_threads(threads)
-    dataset = open_source(fspath(source), columns=columns).decoded_as(Decoding.up_to(max_pixels))
+    dataset = open_source(fspath(source), columns=columns, boxes=None if boxes is None else fspath(boxes))
+    dataset = dataset.decoded_as(Decoding.up_to(max_pixels))
     asked_fit = checked_fit(fit, boxes is not None)
     if group is not None:
         dataset = grouped_by(dataset, group)
@@ -173,6 +174,7 @@ def train(
             limit=cache_limit,
             turn=turn,
             survey=True,
+            boxed=boxes is not None,
             inherited=_trained_on_before(start_from),
         )
         preprocess, planned = measured(parts, unmeasured, facts, planned, given)
@@ -345,7 +347,7 @@ def _device_of(run: Run, settings: Settings) -> torch.device:
 def _parts_of(run: Run, settings: Settings) -> Parts:
     """The pictures of `settings`, divided as for the training that `run` was begun with."""
     try:
-        dataset = open_source(settings.source, columns=settings.columns)
+        dataset = open_source(settings.source, columns=settings.columns, boxes=settings.boxes)
         dataset = dataset.decoded_as(Decoding.up_to(settings.max_pixels))
     except (UsageError, DataError) as error:
         again = command("train", "--resume", run.folder)

@@ -10,7 +10,7 @@ from torch import nn
 from svertka import distributed
 from svertka.data.augment import Augmentation
 from svertka.data.batches import Batches
-from svertka.data.boxes import of_pictures, read_boxes, refuse_unknown
+from svertka.data.boxes import BACKGROUND, Annotation, of_pictures, read_boxes, refuse_unknown
 from svertka.data.dataset import BAD_SHARE, ArrayPictures, Dataset, Ints, decoding_of
 from svertka.data.division import Division, divided
 from svertka.data.images import NOT_INSTALLED, misnamed_sentence
@@ -24,7 +24,6 @@ from svertka.data.split import fingerprint
 from svertka.data.statistics import intensity_range, measure
 from svertka.errors import DataError
 from svertka.localization.patches import Patches, cut_out
-from svertka.localization.windows import BACKGROUND
 from svertka.models.zoo import Model
 from svertka.quoting import printable
 from svertka.training.recipe import Recipe
@@ -35,6 +34,7 @@ SCORED_PIXELS = 2**20  # more would set the peak of memory
 FOLDER_SIZE = 64  # pixels, on a folder of photographs, of networks that take any size
 
 CROPPED = 0.05  # share of a picture; what is cut off less nobody need hear of
+NAMED = 3  # files in a sentence
 FEW = 20  # training pictures of a class, below which results vary with the pictures by chance
 
 
@@ -193,6 +193,7 @@ def divide(
     limit: int | None,
     turn: int = 0,
     survey: bool = False,
+    boxed: bool = False,
     inherited: frozenset[bytes] = frozenset(),
     as_divided: Callable[[list[bytes], Ints], Division] | None = None,
 ) -> Parts:
@@ -201,6 +202,7 @@ def divide(
     `turn`: another number divides them otherwise. `stored_side`: pixels of the squares that training draws its crops
     from. `limit`: bytes of the cache on disk. `survey`: find out which values pictures of 16 bits use; else
     `preprocess` says it. `inherited`: digests of what the weights were trained on before.
+    `boxed`: whether patches are to be cut from them, whose background is one more class.
     `as_divided`: for a run that goes on, its parts by the digests of all contents and the indices of what can be read.
 
     Raises:
@@ -248,7 +250,7 @@ def divide(
         Manifest.of(seen.digests, division.indices, inherited),
         facts=seen.facts,
     )
-    if as_divided is None:  # a run that goes on is refused as a whole if its images have changed
+    if as_divided is None and not boxed:  # a run that goes on is refused as a whole if its images have changed
         _need_classes(parts)
     return parts
 
@@ -261,21 +263,18 @@ def in_patches(
     `boxes`: as for `data.boxes.read_boxes`. `network`: whose windows they are. Patches of one picture are in one part.
 
     Raises:
-        DataError: a box without a picture, outside of it, or of an unknown class; no patch for a class.
+        DataError: no box is of a picture, or one is outside of it, or of an unknown class; no patch for a class.
         UsageError: `boxes` is not there, or the network cannot be followed step by step.
     """
     pictures = parts.dataset
-    if BACKGROUND in pictures.names:
-        raise DataError(f"{pictures.source} has a class {BACKGROUND}, as patches without an object have; rename it")
+    names = tuple(name for name in pictures.names if name != BACKGROUND)
     annotations = read_boxes(boxes)
-    refuse_unknown(annotations, pictures.names)
+    refuse_unknown(annotations, names)
     found = of_pictures(annotations, [pictures.pictures.name(index) for index in range(len(pictures))])
-    known = {id(annotation) for annotation in found.values()}
-    if lost := [annotation for annotation in annotations if id(annotation) not in known]:
-        more = f" and {len(lost) - 1} more are" if len(lost) > 1 else " is"
+    if not found:
         raise DataError(
-            f"{boxes} has boxes without a picture: {lost[0].picture}{more} not in {pictures.source}; add the pictures "
-            "or remove the boxes"
+            f"{boxes} has boxes without a picture: {annotations[0].picture if annotations else 'none'} and all others "
+            f"are not in {pictures.source}; check the file names"
         )
     every = np.concatenate([some for some in parts.indices.values() if len(some)])
     patches = cut_out(pictures, every, found, preprocess, network, seed=seed, threads=threads)
@@ -284,11 +283,11 @@ def in_patches(
     indices = {part: np.flatnonzero(np.isin(of_picture, some)) for part, some in parts.indices.items()}
     dataset = Dataset(
         pictures.source,
-        (*pictures.names, BACKGROUND),
+        (*names, BACKGROUND),
         patches,
         patches.labels,
         np.full(len(patches), "", "<U5"),
-        account=pictures.account,
+        account=replace(pictures.account, notes=(*pictures.account.notes, *_unmatched(annotations, found, parts))),
     )
     made = replace(
         parts,
@@ -303,6 +302,26 @@ def in_patches(
     )
     _need_classes(made)
     return made
+
+
+def _unmatched(annotations: Sequence[Annotation], found: Mapping[int, Annotation], parts: Parts) -> list[str]:
+    """Sentences on annotations without an image, and on images without one."""
+    known = {id(annotation) for annotation in found.values()}
+    lost = [annotation.picture for annotation in annotations if id(annotation) not in known]
+    said = []
+    if lost:
+        more = ", …" if len(lost) > NAMED else ""
+        said.append(
+            f"not used: {len(lost)} of {len(annotations)} annotations are of no image ({', '.join(lost[:NAMED])}{more})"
+        )
+    every = [index for some in parts.indices.values() for index in some.tolist()]
+    background = parts.dataset.names.index(BACKGROUND) if BACKGROUND in parts.dataset.names else -1
+    bare = [index for index in every if index not in found and parts.dataset.labels[index] != background]
+    if bare:
+        names = ", ".join(parts.dataset.pictures.name(index) for index in bare[:NAMED])
+        more = ", …" if len(bare) > NAMED else ""
+        said.append(f"{len(bare)} of {len(every)} images have no boxes, only their class is learned ({names}{more})")
+    return said
 
 
 def natural_input(

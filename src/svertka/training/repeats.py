@@ -89,7 +89,10 @@ def _what_varies(source: str, options: Mapping[str, Any]) -> str:
     Raises:
         UsageError: nothing is left to judge by, or no part is drawn, so that every training would be the same.
     """
-    named = set(open_source(source, columns=options.get("columns")).parts.tolist()) & {"val", "test"}
+    named = set(open_source(source, columns=options.get("columns"), boxes=options.get("boxes")).parts.tolist()) & {
+        "val",
+        "test",
+    }
     asked = {"val": options.get("val", VAL_SHARE), "test": options.get("test", 0.0)}
     drawn = {part for part, share in asked.items() if share and part not in named}
     judges = next((part for part in ("test", "val") if part in named | drawn), None)

@@ -3,13 +3,13 @@
 import torch
 
 from svertka.classifier import Classifier
+from svertka.data.boxes import BACKGROUND
 from svertka.data.dataset import Pixels
 from svertka.device import describe
 from svertka.evaluation.conditions import conditions
 from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.report import SHOWN_SIDE, Report, write_report
 from svertka.graph.trace import count
-from svertka.localization.windows import BACKGROUND
 from svertka.progress import duration
 from svertka.run import Run
 from svertka.training.parts import Parts
