@@ -9,22 +9,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from svertka.data.ahead import ahead
-from svertka.data.boxes import Annotation, Box
+from svertka.data.boxes import BACKGROUND, Annotation, Box
 from svertka.data.dataset import Dataset, Ints, Pictures, Pixels
 from svertka.data.preprocess import Preprocess, resized
 from svertka.device import device_of
 from svertka.errors import DataError, PictureError
+from svertka.graph.optimize import fastest
 from svertka.graph.windows import Windows, windows
 from svertka.localization.dense import shown
-from svertka.localization.windows import BACKGROUND_SHARE, Level, labels_of, levels
+from svertka.localization.windows import BACKGROUND_SHARE, Level, covered_alike, labels_of, levels
 from svertka.memory import give_back_freed_memory
 from svertka.progress import progress
 
 CHUNK = 32  # pictures that are decoded together
+WHOLE = -1  # in place of a level: what a classifier is shown of a picture that it is to name, its central square
+CENTRAL = 0.5  # a patch that shares more than this of what it and that square cover shows the same
+TOGETHER = 16  # central squares that go through the network together
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +38,8 @@ class Patches:
 
     `window`, `stride`, `share`, `cut`: of the network, as `graph.windows.Windows` has them, the last as `place`.
     `sizes`: height and width of the pictures, by their index. `places`: the picture of each patch, its level, its row
-    and its column there, (P, 4). `labels`: (P,), of a class, or as many as there are classes for background.
+    and its column there, (P, 4); for a whole picture the level `WHOLE`, and zeros. `labels`: (P,), of a class, or as
+    many as there are classes for background.
     """
 
     pictures: Pictures
@@ -51,7 +57,15 @@ class Patches:
 
     def name(self, index: int) -> str:
         """The picture, and the edges of the patch in it."""
+        if self.is_whole[index]:
+            return self.pictures.name(int(self.places[index, 0]))
         return f"{self.pictures.name(int(self.places[index, 0]))} {self.edges(index)}"
+
+    @property
+    def is_whole(self) -> npt.NDArray[np.bool_]:
+        """Which of them are whole pictures, (P,)."""
+        found: npt.NDArray[np.bool_] = self.places[:, 1] == WHOLE
+        return found
 
     def digest(self, index: int) -> bytes:
         """Equal for equal places in pictures of equal content."""
@@ -75,6 +89,9 @@ class Patches:
     def edges(self, index: int) -> tuple[int, int, int, int]:
         """Left, top, right and bottom in the picture, pixels."""
         picture, level, row, column = self.places[index].tolist()
+        if level == WHOLE:
+            height, width = self.sizes[picture]
+            return central(height, width, self.preprocess)
         (there,) = self._levels(picture)[level].edges(np.array([(row, column)]))
         left, top, right, bottom = np.rint(there).astype(int).tolist()
         return left, top, right, bottom
@@ -83,6 +100,9 @@ class Patches:
         """The squares at `indices`, (B, height, width, C) uint8, cut from the resized pictures."""
         squares = np.empty((len(indices), *self.window, self.preprocess.channels), np.uint8)
         for rgb, level, some in self._by_level(indices):
+            if level is None:
+                squares[some] = self._central_square(rgb)
+                continue
             whole = resized(rgb, *level.size, self.preprocess.channels)
             for place, (row, column) in zip(some, self.places[indices[some], 2:].tolist(), strict=True):
                 y, x = row * self.stride[0], column * self.stride[1]
@@ -93,7 +113,7 @@ class Patches:
     def dearness(self) -> float:
         """What the features cost, beside those of patch by patch: the first layers run over all once."""
         shown_one_by_one = len(self) * self.window[0] * self.window[1]
-        found = {(picture, level) for picture, level, *_ in self.places.tolist()}
+        found = {(picture, level) for picture, level, *_ in self.places[~self.is_whole].tolist()}
         slid_over = sum(int(np.prod(self._levels(picture)[level].size)) for picture, level in found)
         return self.share + (1 - self.share) * slid_over / max(shown_one_by_one, 1)
 
@@ -104,20 +124,43 @@ class Patches:
         It has the layers of the network that the patches were cut out for, but for some last ones. Its first layers run
         over each picture at each level once.
         """
+        yield from self._whole_features(network, indices[self.is_whole[indices]])
+        indices = indices[~self.is_whole[indices]]
         parts = windows(network, (1, self.preprocess.channels, *self.window), self.cut)
+        parts.rest = fastest(parts.rest, parts.shape, len(indices))
         for rgb, level, some in self._by_level(indices):
+            assert level is not None
             picture = shown(self.preprocess, rgb, level).to(device_of(network), memory_format=torch.channels_last)
             yield indices[some], parts(picture, self.places[indices[some], 2:])
 
-    def _by_level(self, indices: Ints) -> Iterator[tuple[Pixels, Level, Ints]]:
-        """Each picture at each level that has patches among `indices`, and where in `indices` these stand."""
+    def _whole_features(self, network: nn.Module, indices: Ints) -> Iterator[tuple[Ints, Tensor]]:
+        """The same for whole pictures, which the network is shown as ever."""
+        network = fastest(network, (self.preprocess.channels, *self.window), len(indices))
+        for start in range(0, len(indices), TOGETHER):
+            some = indices[start : start + TOGETHER]
+            squares = torch.from_numpy(self[some]).permute(0, 3, 1, 2)
+            shown_whole = self.preprocess.standardise(squares).contiguous(memory_format=torch.channels_last)
+            yield some, network(shown_whole.to(device_of(network)))
+
+    def _central_square(self, rgb: Pixels) -> Pixels:
+        """What of a picture (H, W, 3) the network is shown when it is to name it, (height, width, C)."""
+        square = self.preprocess.square(rgb)
+        top, left = ((side - window) // 2 for side, window in zip(square.shape, self.window, strict=False))
+        return square[top : top + self.window[0], left : left + self.window[1]]
+
+    def _by_level(self, indices: Ints) -> Iterator[tuple[Pixels, Level | None, Ints]]:
+        """Each picture at each level that has patches among `indices`, and where in `indices` these stand.
+
+        None in place of a level: the picture whole.
+        """
         of_picture, of_level = self.places[indices, :2].T
         there = np.unique(of_picture).tolist()
         decoded = (rgb for some in ahead(self._rgb, there, torch.get_num_threads(), 2) for rgb in some)
         for picture, rgb in zip(there, decoded, strict=True):
             here = of_picture == picture
             for number in np.unique(of_level[here]).tolist():
-                yield rgb, self._levels(picture)[number], np.flatnonzero(here & (of_level == number))
+                level = None if number == WHOLE else self._levels(picture)[number]
+                yield rgb, level, np.flatnonzero(here & (of_level == number))
             give_back_freed_memory()  # the maps of the next picture have other sizes, and hardly fit into what is kept
 
     def _rgb(self, picture: int) -> Pixels:
@@ -140,16 +183,18 @@ def cut_out(
 ) -> Patches:
     """The patches of the pictures at `indices` of `dataset` that a head for `network` learns from.
 
-    Of a picture with an annotation, those that show an object, and a tenth of all others, drawn at random with `seed`.
-    Of one without, only those that hold most of it, as what the picture is labelled with: where in it the object is,
-    nobody says.
+    Each picture is one of them, of the class that it has, so that the classifier can name whole pictures, too;
+    background that shows nearly the same is left out. Of a picture with an annotation, those that show an object, and a
+    tenth of all others, drawn at random with `seed`. Of one without, only those that hold most of it, as what the
+    picture is labelled with: where in it the object is, nobody says.
 
     Raises:
         DataError: a box lies outside its picture, or a picture is too small or cannot be read.
         UsageError: the network cannot be followed step by step.
     """
     parts = windows(network, preprocess.input_shape)
-    background = len(dataset.names)
+    names = tuple(name for name in dataset.names if name != BACKGROUND)
+    background = len(names)
     sizes: dict[int, tuple[int, int]] = {}
     places: list[Ints] = []
     labels: list[Ints] = []
@@ -163,15 +208,23 @@ def cut_out(
         for picture, (height, width) in zip(indices.tolist(), (size for some in chunks for size in some), strict=True):
             sizes[picture] = height, width
             annotation = annotations.get(picture)
-            whole = Box(dataset.names[dataset.labels[picture]], 0, 0, width, height)
-            if annotation is not None:
+            name = dataset.names[dataset.labels[picture]]
+            boxes: tuple[Box, ...]
+            if annotation is None:
+                boxes = () if name == BACKGROUND else (Box(name, 0, 0, width, height),)
+            else:
                 annotation.check(width, height)
+                boxes = annotation.boxes
+            knows_background = annotation is not None or name == BACKGROUND
+            middle = central(height, width, preprocess)
+            places.append(np.array([(picture, WHOLE, 0, 0)]))
+            labels.append(np.array([background if name == BACKGROUND else names.index(name)]))
             draws = np.random.default_rng((seed, picture))
             for number, level in enumerate(_levels_of(dataset.pictures, picture, height, width, parts)):
-                boxes = (whole,) if annotation is None else annotation.boxes
-                of_all = labels_of(level.edges(level.places), boxes, dataset.names)
-                share = BACKGROUND_SHARE if annotation is not None else 0.0
-                kept = (of_all != background) | (draws.random(len(of_all)) < share)
+                edges = level.edges(level.places)
+                of_all = labels_of(edges, boxes, names)
+                drawn = draws.random(len(of_all)) < (BACKGROUND_SHARE if knows_background else 0.0)
+                kept = (of_all != background) | (drawn & (covered_alike(edges, middle) <= CENTRAL))
                 there = level.places[kept]
                 places.append(np.concatenate([np.full((len(there), 2), (picture, number)), there], axis=1))
                 labels.append(of_all[kept])
@@ -187,6 +240,13 @@ def cut_out(
         np.concatenate(places).astype(np.int64),
         np.concatenate(labels).astype(np.int64),
     )
+
+
+def central(height: int, width: int, preprocess: Preprocess) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what the network is shown of a picture that it is to name, pixels."""
+    side = max(1, round(min(height, width) * min(1.0, preprocess.size / preprocess.resize)))
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
 
 
 def _levels_of(pictures: Pictures, picture: int, height: int, width: int, parts: Windows) -> list[Level]:

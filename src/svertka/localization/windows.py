@@ -122,5 +122,14 @@ def labels_of(patches: Floats, boxes: Sequence[Box], names: Sequence[str]) -> In
     return np.where(shows.any(axis=1) & alone, touched.argmax(axis=1), background)
 
 
+def covered_alike(patches: Floats, square: tuple[float, float, float, float]) -> Floats:
+    """Of what each of `patches`, (P, 4) edges, and `square` cover together, the share that both do, 0 to 1, (P,)."""
+    other = np.array([square], dtype=np.float64)
+    sides = np.minimum(patches[:, 2:], other[:, 2:]) - np.maximum(patches[:, :2], other[:, :2])
+    shared = np.clip(sides, 0, None).prod(axis=1)
+    alike: Floats = shared / (_areas(patches) + _areas(other) - shared)
+    return alike
+
+
 def _areas(edges: Floats) -> Floats:
     return (edges[:, 2] - edges[:, 0]) * (edges[:, 3] - edges[:, 1])

@@ -221,7 +221,7 @@ def train(
             planned = planned.with_changes(lr=distributed.of_first(found.chosen))
         forward = (a_picture if made is not None else 0.0) + plan.forward_seconds(timing, len(batch.labels))
         around = once + head_seconds(classifier, planned, parts, forward, stored=kept is not None)
-        around += scoring_seconds(parts, forward)
+        around += scoring_seconds(parts.of_whole_images(), forward)
         if budget is not None:
             epochs = plan.fit_epochs(budget, time.monotonic() - began, around, one_epoch)
             planned = planned.with_changes(epochs=distributed.of_first(epochs))
@@ -445,12 +445,18 @@ def _carry_out(
         distributed.barrier()  # the first process has now written the weights that all load
 
         part = parts.judged
-        kept = Classifier.load(run.folder, place)
-        judged = score(*judged_by(kept, settings, parts, part, place), kept.names, f"scoring {part}")
+        kept, images = Classifier.load(run.folder, place), parts.of_whole_images()
+        judged = score(*judged_by(kept, settings, images, part, place), kept.names, f"scoring {part}")
+        last = state.val_errors[state.kept_epoch - 1] if state.val_errors else None
+        val_error = last
+        if parts.patches is not None and last is not None:  # that was of patches
+            by_val = judged_by(kept, settings, images, "val", place)
+            val_error = judged.top1_error if part == "val" else score(*by_val, kept.names, "scoring val").top1_error
         if log:
             log.write(
                 "result",
-                val_error=state.val_errors[state.kept_epoch - 1] if state.val_errors else None,
+                val_error=val_error,
+                **({} if parts.patches is None else {"patch_val_error": last}),
                 test_error=judged.top1_error if part == "test" else None,
                 epochs=state.step / batches.steps,
                 seconds=state.seconds,
@@ -462,7 +468,7 @@ def _carry_out(
             for sentence in judged.warnings:
                 say(sentence)
             with working("writing the report"):
-                summary.write(run, settings, parts, judged, part)
+                summary.write(run, settings, images, judged, part)
         distributed.barrier()
         return run
 

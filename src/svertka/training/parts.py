@@ -90,6 +90,13 @@ class Parts:
         """Pictures in each part."""
         return {part: len(indices) for part, indices in self.indices.items()}
 
+    def of_whole_images(self) -> "Parts":
+        """The same without patches that show a part of an image only: what `evaluate` and `predict` judge by."""
+        if self.patches is None:
+            return self
+        is_whole = self.patches.is_whole
+        return replace(self, indices={part: some[is_whole[some]] for part, some in self.indices.items()})
+
     @property
     def judged(self) -> str:
         """The part by which a finished training is judged: test, or else val, or else train."""

@@ -75,7 +75,16 @@ def facts(classifier: Classifier, settings: Settings, seconds: float | None = No
         learning = sum(parameter.numel() for parameter in made.learning.parameters())
         lines.insert(3, ("frozen", f"all below {made.begins}; {learning:,} parameters learn"))
     if settings.boxes is not None:
-        lines.insert(1, ("patches", f"at 8 scales, labelled from {settings.boxes}; {BACKGROUND} is one more class"))
+        lines.insert(
+            1,
+            (
+                "patches",
+                f"at 8 scales, labelled from {settings.boxes}, and whole images; {BACKGROUND} is one more class",
+            ),
+        )
+        lines.insert(
+            2, ("errors", "while it learns, of patches; at the end, of whole images, as svertka evaluate has it")
+        )
     if preprocess.intensity_range is not None:
         black, white = preprocess.intensity_range
         lines.insert(1, ("16 bits", f"{black:,} is black and {white:,} is white, as the training pictures use them"))
