@@ -5,7 +5,8 @@ import torch
 from svertka.data.batches import Batch
 from svertka.errors import UsageError
 from svertka.models.zoo import MODELS
-from svertka.training.plan import epoch_seconds, fit_epochs, parse_time, table, time_steps
+from svertka.training.plan import Passes, epoch_seconds, fit_epochs, parse_time, table, time_steps
+from svertka.training.published import RECIPES
 from svertka.training.recipe import Recipe
 
 
@@ -67,3 +68,14 @@ def test_a_batch_too_small_for_batch_norm_is_one_sentence() -> None:
 
 def test_tables_line_up() -> None:
     assert table([("data", "x"), ("network", "y")]) == "data     x\nnetwork  y"
+
+
+def test_under_a_time_the_plan_names_no_number_of_passes() -> None:
+    passes = Passes(seconds=1.0, train=10, val=2, feature_bytes=8)
+    recipe = RECIPES["frozen"]
+    _, said = passes.cache(recipe, 0.1, None, False, 10**6)
+    assert said.endswith("takes 10 s, and there are 30")
+    _, said = passes.cache(recipe, 0.1, None, False, 10**6, is_timed=True)
+    assert said.endswith("takes 10 s, and there are as many as fit into the time")
+    _, said = passes.cache(recipe.with_changes(head="logistic"), 0.1, None, False, 10**6, is_timed=True)
+    assert said.endswith("and there are 1")

@@ -212,7 +212,10 @@ def train(
             a_picture *= parts.patches.dearness if parts.patches else 1.0
             passes = plan.Passes(a_picture, *sizes, row_bytes(made.shape, half=half_features))
             if cache:
-                kept, why = passes.cache(planned, one_epoch, variants, half_features, room(cache_limit))
+                allowed = room(cache_limit)
+                kept, why = passes.cache(
+                    planned, one_epoch, variants, half_features, allowed, is_timed=budget is not None
+                )
                 started.append(why)
             once, each = passes.cost(kept)
             one_epoch += each

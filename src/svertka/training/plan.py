@@ -145,14 +145,14 @@ class Passes:
     feature_bytes: int
 
     def cache(
-        self, recipe: Recipe, one_epoch: float, asked: int | None, half: bool, limit: int
+        self, recipe: Recipe, one_epoch: float, asked: int | None, half: bool, limit: int, *, is_timed: bool = False
     ) -> tuple[Cache | None, str]:
         """How features are stored (None: not at all), and why, a sentence.
 
         They are where that saves passes and there is room within `limit`, bytes. Without augmentation one variant of
         each picture does. With it as many as are computed in the time that learning itself takes, `one_epoch` seconds a
         pass, from 2 to one for each pass: fewer would save time that is not much of the whole, more would cost it.
-        `asked`: another number.
+        `asked`: another number. `is_timed`: the epochs are not those of `recipe`, but those that fit into a time.
         """
         passes = 1 if recipe.is_computed else math.ceil(recipe.epochs)
         once = self.seconds * self.train
@@ -167,9 +167,10 @@ class Passes:
                 "the frozen part runs in every step"
             )
         each = f", {variants} variants of each picture" if variants > 1 else ""
+        many = "as many as fit into the time" if is_timed and not recipe.is_computed else passes
         return Cache(variants=variants, half=half), (
             f"features are computed once and stored, {in_bytes(size)}{each}: a pass through the frozen part takes "
-            f"{duration(once)}, and there are {passes}"
+            f"{duration(once)}, and there are {many}"
         )
 
     def cost(self, cache: Cache | None) -> tuple[float, float]:
