@@ -5,7 +5,7 @@ import torch
 from svertka.data.batches import Batch
 from svertka.errors import UsageError
 from svertka.models.zoo import MODELS
-from svertka.training.plan import Passes, epoch_seconds, fit_epochs, parse_time, table, time_steps
+from svertka.training.plan import Passes, epoch_seconds, fit_epochs, parse_time, repeated, table, time_steps
 from svertka.training.published import RECIPES
 from svertka.training.recipe import Recipe
 
@@ -79,3 +79,10 @@ def test_under_a_time_the_plan_names_no_number_of_passes() -> None:
     assert said.endswith("takes 10 s, and there are as many as fit into the time")
     _, said = passes.cache(recipe.with_changes(head="logistic"), 0.1, None, False, 10**6, is_timed=True)
     assert said.endswith("and there are 1")
+
+
+def test_a_batch_is_repeated_as_one() -> None:
+    batch = Batch(torch.arange(6.0).view(3, 2), torch.tensor([0, 1, 2]), np.array([5, 7, 9]), 3)
+    twice = repeated(batch, 2)
+    assert twice.images.tolist() == 2 * batch.images.tolist()
+    assert (twice.labels.tolist(), twice.indices.tolist(), twice.count) == ([0, 1, 2] * 2, [5, 7, 9] * 2, 6)

@@ -158,7 +158,8 @@ class Patches:
         decoded = (rgb for some in ahead(self._rgb, there, torch.get_num_threads(), 2) for rgb in some)
         for picture, rgb in zip(there, decoded, strict=True):
             here = of_picture == picture
-            for number in np.unique(of_level[here]).tolist():
+            # The largest first: the maps of the others then fit into the memory that its maps leave.
+            for number in np.unique(of_level[here])[::-1].tolist():
                 level = None if number == WHOLE else self._levels(picture)[number]
                 yield rgb, level, np.flatnonzero(here & (of_level == number))
             give_back_freed_memory()  # the maps of the next picture have other sizes, and hardly fit into what is kept

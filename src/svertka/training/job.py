@@ -56,6 +56,7 @@ from svertka.training.recorder import Recorder
 from svertka.training.settings import LARGEST_SIDE, MOST_SEED, Settings, refuse_out_of_range
 from svertka.transfer.features import room, row_bytes
 
+PLANNED_BY = 64  # patches by which a training is planned: each has to be cut from a picture of its own, and
 FEW_PATCHES = 16  # that are computed together, since a batch of 256 would take gigabytes
 
 
@@ -188,7 +189,9 @@ def train(
         del start  # the network holds its own tensors now
         made = freeze_for(classifier, planned)
         batches = parts.training_batches(preprocess, planned, seed, place)
-        batch, learning = next(batches.epoch(0)), classifier.network
+        some = planned if boxes is None else planned.with_changes(batch_size=min(planned.batch_size, PLANNED_BY))
+        batch = next(parts.training_batches(preprocess, some, seed, place).epoch(0))
+        learning = classifier.network
         if trained and lr is None and not planned.is_computed:
             planned, slower = at_a_stable_rate(classifier, planned, batch.images)
             started += slower
@@ -204,6 +207,7 @@ def train(
                 hasten(made, classifier, parts)
             at_once = None if boxes is None else FEW_PATCHES
             a_picture, batch = plan.time_frozen(made, batch, torch.channels_last, at_once)
+            batch = plan.repeated(batch, max(1, round(planned.batch_size / some.batch_size)))
         timing = plan.time_steps(learning, batch, planned, label)
         sizes = len(parts.indices["train"]), len(parts.indices["val"])
         one_epoch = plan.epoch_seconds(timing, batches.steps, planned.batch_size, sizes[1])
