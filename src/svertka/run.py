@@ -138,7 +138,9 @@ def boxes_of(run: str | PathLike[str], source: str | PathLike[str]) -> str | Non
     if not isinstance(boxes := settings.get("boxes"), str):
         return None
     same = settings.get("source") in (fspath(source), str(Path(source).expanduser().absolute()))
-    return boxes if same else fspath(source)
+    if same:
+        return boxes
+    return fspath(source) if any(Path(source).expanduser().rglob("*.xml")) else None
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

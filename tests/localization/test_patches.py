@@ -160,6 +160,9 @@ def test_one_class_is_learnt_against_background(backbone: Run, scenes: Scenes, t
     assert "not used: 1 of 25 annotations are of no image (gone.png)" in account["notes"]
     evaluation = svertka.evaluate(run, images.parent, include_training=True)  # labelled as they were for training
     assert evaluation.images == 24
+    others = tmp_path / "others"
+    shutil.copytree(scenes[0] / "one", others / "one")  # a class folder needs no boxes
+    assert svertka.evaluate(run, others, include_training=True).top1_error == evaluation.top1_error
 
 
 def test_each_picture_is_a_patch_of_its_own_class(patches: Patches, scenes: Scenes) -> None:
