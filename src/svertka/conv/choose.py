@@ -50,9 +50,8 @@ class Algorithm(Protocol):
 
     `IS_LOCAL`: whether each number of a result or an input gradient depends only on the values that the definition
     multiplies for it, as PyTorch's own do. Others transform whole tiles or pictures: a NaN or an infinite value spoils
-    numbers around it that do not read it, and beside a single huge one they lose digits. `strict`: only local ones.
-    PyTorch's own counts as local in bfloat16 too, though where the processor multiplies pairs of such numbers a NaN or
-    an infinite value also spoils a result whose window ends just beside it.
+    numbers around it that do not read it, and beside a single huge one they lose digits. `is_local` knows the dtype,
+    too. `strict`: only local ones.
     """
 
     IS_LOCAL: bool
@@ -107,6 +106,12 @@ def learnt_in(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
+def is_local(name: str, dtype: torch.dtype) -> bool:
+    """Whether the algorithm called `name` is local in `dtype`, as `Algorithm` says."""
+    # Of bfloat16 PyTorch's own multiplies pairs: the value beside a window too, by a weight of 0.
+    return ALGORITHMS[name].IS_LOCAL and not (name == "direct" and dtype == torch.bfloat16)
+
+
 def need(name: str, shape: ConvShape, dtype: torch.dtype, *, strict: bool = False) -> None:
     """Nothing, if `name` is "auto" or an algorithm that can do `shape`, and is local if `strict`.
 
@@ -120,8 +125,8 @@ def need(name: str, shape: ConvShape, dtype: torch.dtype, *, strict: bool = Fals
     reason = ALGORITHMS[name].why_not(shape, dtype)
     if reason:
         raise UsageError(f"algorithm={name} cannot do this convolution: {reason}; use auto")
-    if strict and not ALGORITHMS[name].IS_LOCAL:
-        local = ", ".join(each for each, known in ALGORITHMS.items() if known.IS_LOCAL)
+    if strict and not is_local(name, dtype):
+        local = ", ".join(each for each in ALGORITHMS if is_local(each, dtype))
         raise UsageError(f"algorithm={name} lets a NaN spoil results that do not read it; with strict=True use {local}")
 
 
@@ -241,7 +246,7 @@ def _why_not(
     name: str, one_pass: Pass, shape: ConvShape, dtype: torch.dtype, *, thorough: bool = False, strict: bool = False
 ) -> str | None:
     """Why a candidate is not timed."""
-    if strict and not ALGORITHMS[name].IS_LOCAL:
+    if strict and not is_local(name, dtype):
         return "a NaN would spoil results that do not read it"
     reason = ALGORITHMS[name].why_not(shape, dtype) or _too_large(name, shape)
     return reason or (None if thorough else _too_slow(name, one_pass, shape, dtype))
