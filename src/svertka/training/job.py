@@ -46,6 +46,7 @@ from svertka.training.learner import (
     learner,
     optimizer_for,
     scoring_seconds,
+    val_error_of,
 )
 from svertka.training.log import Log
 from svertka.training.loop import State, fit, steps_of
@@ -457,8 +458,7 @@ def _carry_out(
         last = state.val_errors[state.kept_epoch - 1] if state.val_errors else None
         val_error = last
         if parts.patches is not None and last is not None:  # that was of patches
-            by_val = judged_by(kept, settings, images, "val", place)
-            val_error = judged.top1_error if part == "val" else score(*by_val, kept.names, "scoring val").top1_error
+            val_error = judged.top1_error if part == "val" else val_error_of(kept, settings, images, place)
         if log:
             log.write(
                 "result",

@@ -14,6 +14,7 @@ from svertka.data.batches import Batches
 from svertka.device import in_layout
 from svertka.errors import DataError, PictureError, StorageError, UsageError
 from svertka.evaluation.report import SHOWN_SIDE
+from svertka.evaluation.scoring import score
 from svertka.models import zoo
 from svertka.models.heads import Adaptation, head_path
 from svertka.progress import say
@@ -103,6 +104,12 @@ def judged_by(
     made = freeze_for(classifier, settings.recipe)
     assert made is not None  # patches are for heads
     return made.learning, _stored(made, settings, parts, batches, f"computing features of {part}")
+
+
+def val_error_of(classifier: Classifier, settings: Settings, parts: Parts, place: torch.device) -> float:
+    """The top-1 error of `classifier` on the val part of `parts`, 0 to 1."""
+    network, batches = judged_by(classifier, settings, parts, "val", place)
+    return score(network, batches, classifier.names, "scoring val").top1_error
 
 
 def computes_head(classifier: Classifier, recipe: Recipe) -> bool:
