@@ -121,7 +121,7 @@ def columns_of(run: str | PathLike[str], source: str | PathLike[str]) -> str | N
         return None
     settings = Run(run).settings()
     columns = settings.get("columns")
-    same = settings.get("source") in (fspath(source), str(Path(source).expanduser().absolute()))
+    same = settings.get("source") in (fspath(source), str(given_path(source).absolute()))
     return columns if same and isinstance(columns, str) else None
 
 
@@ -137,10 +137,10 @@ def boxes_of(run: str | PathLike[str], source: str | PathLike[str]) -> str | Non
     settings = Run(run).settings()
     if not isinstance(boxes := settings.get("boxes"), str):
         return None
-    same = settings.get("source") in (fspath(source), str(Path(source).expanduser().absolute()))
+    same = settings.get("source") in (fspath(source), str(given_path(source).absolute()))
     if same:
         return boxes
-    return fspath(source) if any(Path(source).expanduser().rglob("*.xml")) else None
+    return fspath(source) if any(given_path(source).rglob("*.xml")) else None
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

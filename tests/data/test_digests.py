@@ -86,7 +86,7 @@ def test_files_that_cannot_be_read_have_a_reason(files, monkeypatch):
     (files.root / "4.jpg").unlink()
     (files.root / "4.jpg").mkdir()
     found, bad = digests(files, 2)
-    assert bad == {3: "no such file or directory", 4: "is a directory"}
+    assert bad == {3: "no such file or directory", 4: "a folder, not a file"}
     assert found[3] == found[4] == b""
     assert all(found[:3] + found[5:])
 

@@ -32,7 +32,16 @@ def test_a_run_holds_what_the_design_says(finished: Run) -> None:
         "manifest.safetensors",
     }
     result = finished.result()
-    assert set(result) == {"run", "val_error", "test_error", "epochs", "seconds", "images_per_second"}
+    assert set(result) == {
+        "run",
+        "val_error",
+        "test_error",
+        "epochs",
+        "seconds",
+        "images_per_second",
+        "never_predicted",
+        "at_chance",
+    }
     assert 0 <= result["val_error"] <= 1
     assert 0 <= result["test_error"] <= 1
     assert result["epochs"] == 2

@@ -22,6 +22,7 @@ from svertka.data.split import fingerprint
 from svertka.data.statistics import intensity_range
 from svertka.errors import DataError, RunError, UsageError
 from svertka.evaluation.scope import Scope, counted
+from svertka.files import given_path
 from svertka.progress import say
 from svertka.run import Run
 
@@ -299,7 +300,7 @@ def _reconstructed(
 
 def same_place(one: str, other: str) -> bool:
     """Whether two sources are one: the same name, or paths that lead to the same place."""
-    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+    return one == other or given_path(one).resolve() == given_path(other).resolve()
 
 
 def _nothing_left(source: str, runs: str, part: str | None, training: int) -> UsageError:
