@@ -1,6 +1,5 @@
 """Files that are whole or absent: atomic writes, the cache folder, locks, and the space that is left."""
 
-import errno
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ def given_path(path: str | os.PathLike[str]) -> Path:
     """`path`, which somebody named, as a Path that the system can look up; a leading ~ is the home folder.
 
     Raises:
-        UsageError: no system has such a path: it is empty, too long or holds a NUL, or there is no such user.
+        UsageError: no system has such a path: it is empty, too long, or holds a NUL or half a character.
     """
     text = os.fspath(path)
     if not text:
@@ -81,7 +80,6 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
         kind = "a folder" if path.is_dir() else "a device or a pipe"
         raise StorageError(f"cannot write {path}: it is {kind}, not a file; choose another name")
     with storage(path):
-        _refuse_special(path)
         prefix = f".{path.name[:40]}."  # of which a name that is as long as names may be leaves room
         descriptor, temporary = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
         try:
@@ -122,12 +120,6 @@ def read_json(path: Path, limit: int = 1 << 24) -> Any:
         return json.loads(content)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-
-
-def _refuse_special(path: Path) -> None:
-    """Raise OSError if `path` is there and no regular file: a device would be replaced, to the harm of all."""
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EEXIST, "it is a folder, a device or a pipe", str(path))
 
 
 def read_regular(path: Path, limit: int) -> bytes:

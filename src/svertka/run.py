@@ -121,8 +121,7 @@ def columns_of(run: str | PathLike[str], source: str | PathLike[str]) -> str | N
         return None
     settings = Run(run).settings()
     columns = settings.get("columns")
-    same = settings.get("source") in (fspath(source), str(given_path(source).absolute()))
-    return columns if same and isinstance(columns, str) else None
+    return columns if _trained_on(settings, source) and isinstance(columns, str) else None
 
 
 def boxes_of(run: str | PathLike[str], source: str | PathLike[str]) -> str | None:
@@ -137,10 +136,14 @@ def boxes_of(run: str | PathLike[str], source: str | PathLike[str]) -> str | Non
     settings = Run(run).settings()
     if not isinstance(boxes := settings.get("boxes"), str):
         return None
-    same = settings.get("source") in (fspath(source), str(given_path(source).absolute()))
-    if same:
+    if _trained_on(settings, source):
         return boxes
     return fspath(source) if any(given_path(source).rglob("*.xml")) else None
+
+
+def _trained_on(settings: dict[str, Any], source: str | PathLike[str]) -> bool:
+    """Whether `source` is named as the source in training.json, or is the same path."""
+    return settings.get("source") in (fspath(source), str(given_path(source).absolute()))
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
