@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostile import TEXTS
-from svertka.quoting import FORMULA, command, csv_cell, csv_path, printable, printable_lines
+from svertka.quoting import FORMULA, command, csv_cell, csv_path, few, printable, printable_lines
 
 ANY = st.text(st.characters(exclude_categories=[]), max_size=20)
 
@@ -49,3 +49,9 @@ def test_a_printed_command_names_what_was_meant(text: str, tmp_path: Path) -> No
     assert printable(line) == line
     shown = subprocess.run(["bash", "-c", f"printf %s {line}"], capture_output=True, check=True, cwd=tmp_path).stdout
     assert os.fsdecode(shown) == (f"./{text}" if text.startswith("-") else text)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, ""), (1, "n0"), (2, "n0; n1"), (3, "n0; n1 and 1 more")])
+def test_few_names_no_more_than_it_should_and_counts_the_rest(count: int, expected: str) -> None:
+    assert few([f"n{number}" for number in range(count)], 2, "; ") == expected
+    assert few([str(number) for number in range(1203)]) == "0, 1, 2 and 1,200 more"

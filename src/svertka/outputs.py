@@ -7,7 +7,7 @@ from pathlib import Path
 
 from svertka.errors import UsageError
 from svertka.files import given_path, storage
-from svertka.quoting import printable
+from svertka.quoting import few, printable
 
 SEARCHED = 2**16  # bytes of a file in which its mark stands
 HTML = "– svertka</title>".encode()  # in every page that svertka writes
@@ -48,8 +48,9 @@ def output_folder(path: str | os.PathLike[str], name: str, mark: bytes, *, overw
             raise UsageError(f"{printable(str(folder))} is a file; name a folder")
         inside = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
         if inside and not overwrite and not _holds(folder / name, mark):
-            few = printable(", ".join(inside[:3])) + (", …" if len(inside) > 3 else "")
-            raise UsageError(f"{printable(str(folder))} holds other things ({few}), which may be lost; {ADVICE}")
+            raise UsageError(
+                f"{printable(str(folder))} holds other things ({printable(few(inside))}), which may be lost; {ADVICE}"
+            )
         folder.mkdir(parents=True, exist_ok=True)
     _try_to_write(folder)
     return folder

@@ -6,6 +6,7 @@ HTML has `pages.page.escape`; JSON is escaped by `cli.output.print_json`.
 import os
 import shlex
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 JOINERS = "\u200c\u200d"  # invisible, but part of words and of emoji; every other invisible character may deceive
@@ -26,6 +27,16 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """`text` as `printable` makes it, but with its line breaks."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def few(names: Sequence[str], shown: int = 3, separator: str = ", ") -> str:
+    """The first `shown` of `names` in a sentence, and how many more there are.
+
+    >>> few(["cat", "dog", "fox", "owl", "rat"])
+    'cat, dog, fox and 2 more'
+    """
+    more = len(names) - shown
+    return separator.join(names[:shown]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def csv_cell(text: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from svertka.classifier import CONFIG, WEIGHTS, Classifier, refuse_newer
+from svertka.data.sources import same_place
 from svertka.errors import RunError
 from svertka.files import given_path, open_regular, read_json
 from svertka.quoting import command
@@ -121,7 +122,7 @@ def columns_of(run: str | PathLike[str], source: str | PathLike[str]) -> str | N
         return None
     settings = Run(run).settings()
     columns = settings.get("columns")
-    return columns if _trained_on(settings, source) and isinstance(columns, str) else None
+    return columns if same_place(settings["source"], fspath(source)) and isinstance(columns, str) else None
 
 
 def boxes_of(run: str | PathLike[str], source: str | PathLike[str]) -> str | None:
@@ -136,14 +137,9 @@ def boxes_of(run: str | PathLike[str], source: str | PathLike[str]) -> str | Non
     settings = Run(run).settings()
     if not isinstance(boxes := settings.get("boxes"), str):
         return None
-    if _trained_on(settings, source):
+    if same_place(settings["source"], fspath(source)):
         return boxes
     return fspath(source) if any(given_path(source).rglob("*.xml")) else None
-
-
-def _trained_on(settings: dict[str, Any], source: str | PathLike[str]) -> bool:
-    """Whether `source` is named as the source in training.json, or is the same path."""
-    return settings.get("source") in (fspath(source), str(given_path(source).absolute()))
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 
 from svertka.errors import RunError
 from svertka.files import open_regular, read_regular, shortened, write_atomic
+from svertka.quoting import few
 
 # What reading a file of tensors raises, whatever is in it: KeyError for a type of number that PyTorch lacks.
 UNREADABLE = (
@@ -91,7 +92,7 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
         return bool(wide.isfinite().all())
 
     bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not is_finite(tensor)]
-    return ", ".join(bad[:3]) + (", …" if len(bad) > 3 else "") if bad else None
+    return few(bad) or None
 
 
 def memory() -> int:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from svertka.data.sources import open_source
+from svertka.data.sources import open_source, same_place
 from svertka.errors import UsageError
 
 
@@ -71,3 +71,12 @@ def test_what_is_nothing_is_told_what_there_is() -> None:
         UsageError, match=r"no folder photos/of/cats; give a folder, a \.csv file or one of: digits, mnist"
     ):
         open_source("photos/of/cats")
+
+
+def test_a_published_name_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("digits").mkdir()
+    assert same_place("digits", "digits")
+    assert same_place("./digits", tmp_path / "digits")
+    assert not same_place("digits", "./digits")
+    assert not same_place(tmp_path / "digits", "digits")

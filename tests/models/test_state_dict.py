@@ -274,8 +274,8 @@ def test_a_misfit_names_the_first_few(tensors: dict[str, torch.Tensor]) -> None:
     other |= {"0.weight": torch.zeros(9, 3, 3, 3), "head.weight": torch.zeros(2)}
     other |= {f"more.{number}": torch.zeros(1) for number in range(3)}
     assert misfit(tensors, other, frozenset()) == (
-        "1 missing: 1.weight; 4 unexpected: head.weight, more.0, more.1, …; "
+        "1 missing: 1.weight; 4 unexpected: head.weight, more.0, more.1 and 1 more; "
         "1 of another shape: 0.weight (9, 3, 3, 3) in place of (4, 3, 3, 3)"
     )
     free = misfit(tensors, other, frozenset({"0.weight"}))
-    assert free == "1 missing: 1.weight; 4 unexpected: head.weight, more.0, more.1, …"
+    assert free == "1 missing: 1.weight; 4 unexpected: head.weight, more.0, more.1 and 1 more"

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from svertka.files import shortened
-from svertka.quoting import printable
+from svertka.quoting import few, printable
 
 LONGEST = 100  # characters of a path, in a sentence
 SHOWN = 3  # examples of a kind, in a sentence
@@ -66,9 +66,8 @@ class Account:
             return None
         said = []
         for suffix, reason, paths in groups:
-            more = ", …" if len(paths) > SHOWN else ""
-            few = "" if reason == OWN else f" ({', '.join(map(_example, paths[:SHOWN]))}{more})"
-            said.append(f"{len(paths)} {suffix}, {reason}{few}")
+            named = "" if reason == OWN else f" ({few([*map(_example, paths)], SHOWN)})"
+            said.append(f"{len(paths)} {suffix}, {reason}{named}")
         return f"left out: {'; '.join(said)}"
 
     def sentences(self) -> list[str]:

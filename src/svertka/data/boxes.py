@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 from svertka.data.tables import read_text
 from svertka.errors import DataError, UsageError
 from svertka.files import given_path, read_json, read_regular, shortened
+from svertka.quoting import few
 
 LARGEST_XML, LARGEST_JSON = 2**24, 2**30  # bytes
 LARGEST_SIDE = 10**7  # pixels
@@ -107,7 +108,7 @@ def _read_folder(path: Path) -> list[Annotation]:
         return [_read_voc(file) for file in files]
     tables = sorted(path.glob("*.json"))
     if len(tables) > 1:
-        named = ", ".join(table.name for table in tables[:3])
+        named = few([table.name for table in tables])
         raise UsageError(f"{path} holds several .json files, {named}; give one of them")
     if not tables:
         raise UsageError(f"{path} holds no .xml file; give a folder of VOC annotations, a COCO .json or a .csv")

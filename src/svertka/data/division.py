@@ -10,15 +10,16 @@ from svertka.data.account import Account
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.group_split import split_groups
 from svertka.data.split import redraw, split
+from svertka.quoting import few
 
 WARNED_SHARE = 0.01  # of a part that resembles what was trained on; above it, the report says so
-NAMED = 3  # images in a sentence
 CROWD = 0.1  # of the images to divide: look-alikes beyond that share are all of one kind, not copies
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Images of `part` that are in the training set, too: `count` of `images`, the first of them by `names`.
+    """Images of `part` that are in the training set, too: `count` of `images`, `names` says which, or of
+    which groups.
 
     `how`: what they have in common with it, the verb and all.
     """
@@ -37,10 +38,8 @@ class Overlap:
     @property
     def sentence(self) -> str:
         """The same for people."""
-        more = " …" if self.count > len(self.names) else ""
         share = f"{100 * self.count / self.images:.1f} %"
-        named = f"{', '.join(self.names)}{more}"
-        return f"{self.count:,} of {self.images:,} {self.part} images ({share}) {self.how}: {named}"
+        return f"{self.count:,} of {self.images:,} {self.part} images ({share}) {self.how}: {few(self.names)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,11 +131,8 @@ def _contradictions(dataset: Dataset, good: Ints, contents: list[bytes]) -> list
             pairs.append(f"{dataset.pictures.name(other)} = {dataset.pictures.name(index)}")
     if not pairs:
         return []
-    more = " …" if len(pairs) > NAMED else ""
     are = "image is a copy" if len(pairs) == 1 else "images are copies"
-    return [
-        f"{len(pairs):,} {are} of one of another class, so that one label is wrong: {', '.join(pairs[:NAMED])}{more}"
-    ]
+    return [f"{len(pairs):,} {are} of one of another class, so that one label is wrong: {few(pairs)}"]
 
 
 def _units(contents: list[bytes], alike: list[list[int]], groups: npt.NDArray[np.str_] | None) -> Ints:
@@ -184,8 +180,8 @@ def _without_copies(
 
     def note(part: str, how: str, places: list[int], names: list[str] | None = None) -> None:
         if places:
-            shown = names or [dataset.pictures.name(int(good[place])) for place in places[:NAMED]]
-            overlaps.append(Overlap(part, how, len(places), len(chosen[part]), tuple(shown[:NAMED])))
+            named = names or [dataset.pictures.name(int(good[place])) for place in places]
+            overlaps.append(Overlap(part, how, len(places), len(chosen[part]), tuple(named)))
 
     look = {place: set(group) for group in alike for place in group}
     learnt = set(chosen["train"].tolist())

@@ -6,7 +6,7 @@ val/ILSVRC2012_val_00000001.JPEG and a label file       ImageNet's validation im
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from svertka.data.parts import part_of
 from svertka.data.tables import TABLE_SUFFIXES, read_table
 from svertka.errors import DataError, UsageError
 from svertka.files import given_path
-from svertka.quoting import quoted
+from svertka.quoting import few, quoted
 
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar"}
 
@@ -177,7 +177,7 @@ def _list_folder(path: Path, columns: Mapping[str, str]) -> Listing:
     not_images = [folder.inside(name) for folder in tree.root.walk() for name in folder.other]
     notes = list(layout.notes)
     if tree.misnamed:
-        notes.append(f"used, although their names do not say that they are images: {_few(tree.misnamed)}")
+        notes.append(f"used, although their names do not say that they are images: {few(tree.misnamed)}")
     account = Account(
         left_out, by_suffix(not_images + tree.hidden_others), tuple(notes), warnings=tuple(layout.warnings)
     )
@@ -216,10 +216,6 @@ def _unpack(path: Path) -> str:
 
 def _in_order(names: Iterable[str]) -> str:
     return ", ".join(sorted(names, key=natural_order))
-
-
-def _few(paths: Sequence[str]) -> str:
-    return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:

@@ -8,8 +8,7 @@ import numpy as np
 
 from svertka.data.dataset import Dataset, FilePictures
 from svertka.errors import UsageError
-
-NAMED = 3  # images in a message
+from svertka.quoting import few
 
 
 def grouped_by(dataset: Dataset, pattern: str) -> Dataset:
@@ -28,8 +27,7 @@ def grouped_by(dataset: Dataset, pattern: str) -> Dataset:
     found = [compiled.search(name) for name in names]
     lost = [name for name, match in zip(names, found, strict=True) if match is None]
     if lost:
-        listed = ", ".join(lost[:NAMED]) + (" …" if len(lost) > NAMED else "")
-        raise UsageError(f"group={pattern} does not match {len(lost):,} of {len(names):,} names: {listed}")
+        raise UsageError(f"group={pattern} does not match {len(lost):,} of {len(names):,} names: {few(lost)}")
     # A group () that took no part in the match, as one side of an alternative, leaves the whole match.
     groups = [next((one for one in match.groups() if one), match[0]) for match in found if match is not None]
     empty = next((name for name, group in zip(names, groups, strict=True) if not group), None)

@@ -29,7 +29,7 @@ from svertka.data.memory import WEBP_BYTES, DecodingMemory, decoding_bytes, scan
 from svertka.data.modes import Pixels, Range, Source, over_white, shades
 from svertka.errors import FormatError, PictureError, SizeError, UsageError
 from svertka.files import in_bytes, read_regular
-from svertka.quoting import printable
+from svertka.quoting import few, printable
 
 PIXEL_LIMIT = 100_000_000
 MEMORY_LIMIT = 2**30  # bytes that decoding one image may take, beside its file
@@ -39,7 +39,6 @@ MEMORY_LIMIT = 2**30  # bytes that decoding one image may take, beside its file
 SPARE = 3
 LARGE = 2**24  # pixels from which images of other formats are reduced, too, as they are converted
 SCANS = 100  # of a JPEG; each is a pass over all of its pixels, for a few bytes. Encoders write 10 or so
-NAMED = 3  # files in a sentence
 SLOW = 2**24  # pixels of a PNM file that Pillow decodes in Python, a microsecond each
 
 
@@ -251,9 +250,8 @@ def misnamed_sentence(found: Sequence[tuple[str, str]]) -> str | None:
     """What to say of files, path and format, whose names say another format; None if there are none."""
     if not found:
         return None
-    named = "; ".join(f"{path} is {name}" for path, name in found[:NAMED])
-    more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    return printable(f"used, though the name says another format: {named}{more}")
+    named = few([f"{path} is {name}" for path, name in found], separator="; ")
+    return printable(f"used, though the name says another format: {named}")
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from svertka.data.tables import TABLE_SUFFIXES
 from svertka.errors import DataError, PictureError, UsageError
 from svertka.files import shortened, start_of
 from svertka.progress import say
+from svertka.quoting import few
 
 Input = Picture | PictureError  # or why there is nothing to look at
 
-NAMED = 3  # reasons in a sentence
 ARRAY_LIMIT = 10**6  # images in one .npy file
 CHANNELS = (1, 3, 4)  # of an array that is one image: grey, RGB, RGBA
 
@@ -34,7 +34,7 @@ def all_of(pictures: Iterable[Picture]) -> list[tuple[str, Input]]:
     """
     everything = list(expanded(pictures))
     if all(isinstance(picture, PictureError) for _, picture in everything):
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in everything[:NAMED])
+        reasons = few([f"{name}: {reason}" for name, reason in everything], separator="; ")
         raise UsageError(
             f"there is no picture in what is named ({reasons or 'nothing'}); pictures end in {SOME_SUFFIXES}"
         )

@@ -21,6 +21,7 @@ from svertka.data.file_tree import FileTree, Folder
 from svertka.data.parts import part_of, parts_of
 from svertka.data.tables import TABLE_SUFFIXES, Table, read_table
 from svertka.errors import DataError, UsageError
+from svertka.quoting import few
 
 # Folders that go with images without being classes; of no account where they hold no image.
 COMPANIONS = {"annotations", "annotation", "labels", "label", "xml", "xmls", "docs", "doc", "scripts", "code", "meta"}
@@ -28,7 +29,6 @@ COMPANIONS |= {"metadata", "imagesets", "logs", "checkpoints", "weights", "model
 WRAPPERS = {"images", "image", "imgs", "img", "data", "dataset", "photos", "pictures", "jpegimages", "classes"}
 EXAMPLE = re.compile(r"submission|sample", re.IGNORECASE)  # of what a challenge takes, with labels that mean nothing
 PLAIN_PARTS = ("train", "val", "valid", "validation", "test")
-SHOWN = 5  # names in a sentence
 
 
 @dataclass(frozen=True, order=True)
@@ -282,7 +282,7 @@ class _Reader:
         common = sorted(name for name, count in names.items() if count > 1 and 2 * count > len(plain))
         if len(common) > 1:
             self.layout.warnings.append(
-                f"the class folders {_few([folder.name for folder in plain])} hold the same folders, {_few(common)}: "
+                f"the class folders {few([folder.name for folder in plain])} hold the same folders, {few(common)}: "
                 "are those the classes? Then give each of them one folder for all its images"
             )
         beside = {folder.name for folder in classes}
@@ -291,7 +291,7 @@ class _Reader:
             if inside:
                 self.layout.warnings.append(
                     f"the class folder {folder.path} holds folders that are called as classes beside it, "
-                    f"{_few(inside)}: is it a copy of them, or a folder around them? Then move it away"
+                    f"{few(inside)}: is it a copy of them, or a folder around them? Then move it away"
                 )
 
     def _question_tables(self, tables: Sequence[Table], top: Folder) -> None:
@@ -314,7 +314,7 @@ class _Reader:
         names = imagenet.words(top.path / "words.txt", ids)
         counts = Counter(names.values())
         called = {one: name if counts[name] == 1 else f"{name} ({one})" for one, name in sorted(names.items())}
-        self.layout.notes.append(f"classes are called as {top.path / 'words.txt'} has them: {_few([*called.values()])}")
+        self.layout.notes.append(f"classes are called as {top.path / 'words.txt'} has them: {few([*called.values()])}")
         self.layout.entries = [replace(one, label=called[one.label]) for one in self.layout.entries]
 
     def _note_rest(self, top: Folder, parts: Mapping[str, str]) -> None:
@@ -388,7 +388,3 @@ def _is_wrapper(folder: Folder, parent: Folder) -> bool:
 def _places(relative: str) -> list[PurePosixPath]:
     place = PurePosixPath(relative)
     return [place, *place.parents]
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")

@@ -39,6 +39,13 @@ def open_source(
     return open_folder(source, to_train=to_train, columns=meanings)
 
 
+def same_place(one: str | Path, other: str | Path) -> bool:
+    """Whether two sources are one: the same published data set, or paths that lead to the same place."""
+    if str(one) in NAMES or str(other) in NAMES:
+        return str(one) == str(other)
+    return given_path(one).resolve() == given_path(other).resolve()
+
+
 def refuse_misspelt(source: str | Path) -> None:
     """Nothing, if `source` is a path that exists.
 

@@ -19,6 +19,7 @@ from svertka.data.images import SUFFIXES
 from svertka.data.parts import part_of
 from svertka.errors import DataError, UsageError
 from svertka.files import read_regular, shortened
+from svertka.quoting import quoted
 
 LARGEST = 2**28  # bytes of a table, some million rows
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
@@ -300,7 +301,7 @@ def _missing(column: str, names: list[str], found: Mapping[str, str], file: Path
             guesses[meaning] = guess
     pairs = ",".join(f"{meaning}={guesses.get(meaning, 'COLUMN')}" for meaning in ("path", "label"))
     listed = shortened(", ".join(names), 400)
-    return f"{file} has no column {column}, but {listed}; say which is which: --columns {pairs}"
+    return f"{file} has no column {column}, but {listed}; say which is which: {quoted('--columns', pairs)}"
 
 
 def _row(values: Mapping[str, str], where: str) -> Row:

@@ -9,10 +9,11 @@ from typing import Any
 from svertka.arguments import check_types
 from svertka.classifier import is_classifier
 from svertka.data.published import NAMES
+from svertka.data.sources import same_place
 from svertka.device import choose_device, describe, keeps_settings
 from svertka.errors import UsageError
 from svertka.evaluation.contenders import Comparison, Contender, Difference
-from svertka.evaluation.held_out import manifest_of, same_place
+from svertka.evaluation.held_out import manifest_of
 from svertka.evaluation.judgement import judge
 from svertka.evaluation.side_by_side import write_comparison
 from svertka.evaluation.speed import speeds

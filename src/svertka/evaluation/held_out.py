@@ -18,12 +18,13 @@ from svertka.data.modes import FULL
 from svertka.data.near_duplicates import resembling
 from svertka.data.pictures import Rows, misnamed_among, prepare
 from svertka.data.preprocess import Picture, Preprocess
+from svertka.data.sources import same_place
 from svertka.data.split import fingerprint
 from svertka.data.statistics import intensity_range
 from svertka.errors import DataError, RunError, UsageError
 from svertka.evaluation.scope import Scope, counted
-from svertka.files import given_path
 from svertka.progress import say
+from svertka.quoting import command
 from svertka.run import Run
 
 Flags = npt.NDArray[np.bool_]
@@ -95,7 +96,7 @@ def select(
     )
     good = np.array([i for i in wanted.tolist() if i not in prepared.bad], dtype=np.int64)
     if not len(good):
-        raise DataError(f"{dataset.source}: no picture can be read; see `svertka check {dataset.source}`")
+        raise DataError(f"{dataset.source}: no picture can be read; see {command('check', Path(dataset.source))}")
     if sentence := misnamed_sentence(misnamed_among(dataset.pictures, prepared.facts)):
         say(sentence)
     alike, not_compared = _near_duplicates(found, dataset, contents, good, threads)
@@ -296,11 +297,6 @@ def _reconstructed(
             "that they cannot be told; put the images back, judge it on others, or train anew"
         )
     return None, unknown
-
-
-def same_place(one: str, other: str) -> bool:
-    """Whether two sources are one: the same name, or paths that lead to the same place."""
-    return one == other or given_path(one).resolve() == given_path(other).resolve()
 
 
 def _nothing_left(source: str, runs: str, part: str | None, training: int) -> UsageError:

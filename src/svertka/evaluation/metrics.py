@@ -17,6 +17,7 @@ from svertka.evaluation.calibration import Calibration, ConfidenceTally
 from svertka.evaluation.chance import expected_by_chance, is_chance
 from svertka.evaluation.intervals import Interval, wilson
 from svertka.evaluation.scope import Scope, counted
+from svertka.quoting import few
 
 WORST = 24  # most confident mistakes of all that are kept, and as many of the most doubtful
 PER_PAIR = 8  # most confident mistakes that are kept of each (true, predicted) pair
@@ -120,8 +121,7 @@ class Evaluation:
         if sentence := self._against_chance():
             said.append(sentence)
         if missed := self.never_predicted:
-            few = ", ".join(missed[:NAMED]) + (f" and {len(missed) - NAMED} more" if len(missed) > NAMED else "")
-            said.append(f"It never predicts {few}, of which there are pictures here.")
+            said.append(f"It never predicts {few(missed, NAMED)}, of which there are pictures here.")
         return tuple(said)
 
     def _against_chance(self) -> str | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from svertka.data.account import Account
-from svertka.quoting import printable
+from svertka.quoting import few, printable
 
 NAMED = 5  # images that could not be read, in a sentence
 
@@ -62,9 +62,8 @@ class Scope:
         return (*said, *([self.note] if self.note else []), *self.account.sentences())
 
     def _names(self) -> str:
-        named = "; ".join(f"{printable(path)}: {printable(reason)}" for path, reason in self.unread[:NAMED])
-        more = "; …" if len(self.unread) > NAMED else ""
-        return f" ({named}{more})" if named else ""
+        named = few([f"{printable(path)}: {printable(reason)}" for path, reason in self.unread], NAMED, "; ")
+        return f" ({named})" if named else ""
 
     def as_json(self) -> dict[str, Any]:
         """The same for a JSON file; `note` where there is one."""

@@ -13,6 +13,9 @@ from svertka.errors import DataError
 from svertka.evaluation.metrics import Evaluation, Tally
 from svertka.models.imagenet import name_of
 from svertka.progress import progress
+from svertka.quoting import few
+
+NAMED = 5  # classes in a sentence
 
 
 @torch.inference_mode()
@@ -47,9 +50,10 @@ def with_names_of(names: tuple[str, ...], dataset: Dataset) -> Dataset:
     counts = dataset.counts()
     unknown = [name for name, count in zip(dataset.names, counts, strict=True) if count and name not in place]
     if unknown:
-        few = ", ".join(map(_named, unknown[:5])) + (" …" if len(unknown) > 5 else "")
-        known = ", ".join(map(_named, names[:5])) + (" …" if len(names) > 5 else "")
-        raise DataError(f"{dataset.source} holds classes that the run does not know: {few}; it knows {known}")
+        raise DataError(
+            f"{dataset.source} holds classes that the run does not know: {few([*map(_named, unknown)], NAMED)}; "
+            f"it knows {few([*map(_named, names)], NAMED)}"
+        )
     labels = np.array([place.get(name, 0) for name in dataset.names], dtype=np.int64)[dataset.labels]
     return replace(dataset, names=names, labels=labels)
 

@@ -18,6 +18,7 @@ from svertka.errors import DataError, FetchError, RunError, UsageError
 from svertka.evaluation.held_out import select
 from svertka.evaluation.scope import Scope
 from svertka.models.imagenet import name_of
+from svertka.quoting import command
 from svertka.run import Run, boxes_of, columns_of
 
 AT_ONCE = 32  # pictures a batch; more would set the peak of memory
@@ -151,6 +152,11 @@ def _source_of(run: str | PathLike[str]) -> str | None:
         return None
 
 
+def _look_at(run: str | PathLike[str]) -> str:
+    """The command line that looks at `run` with images that are still to be named."""
+    return f"{command('look', Path(run))} SOURCE"
+
+
 def _labelled(run: str | PathLike[str], source: str) -> Dataset:
     """The images of `source`, labelled as for the training of `run`."""
     return open_source(source, to_train=False, columns=columns_of(run, source), boxes=boxes_of(run, source))
@@ -160,11 +166,10 @@ def _opened(run: str | PathLike[str], source: str | PathLike[str] | None, traine
     if source is not None:
         return _labelled(run, fspath(source))
     if trained_on is None:
-        raise UsageError(f"say which pictures to look at: svertka look {fspath(run)} SOURCE")
+        raise UsageError(f"say which pictures to look at: {_look_at(run)}")
     try:
         return _labelled(run, trained_on)
     except (UsageError, DataError, FetchError) as error:
         raise DataError(
-            f"the pictures that {fspath(run)} was trained on are gone ({error}); "
-            f"give others: svertka look {fspath(run)} SOURCE"
+            f"the pictures that {fspath(run)} was trained on are gone ({error}); give others: {_look_at(run)}"
         ) from error

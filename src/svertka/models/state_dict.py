@@ -12,7 +12,7 @@ import torch
 from svertka.errors import UsageError
 from svertka.files import in_bytes, shortened
 from svertka.progress import say
-from svertka.quoting import printable
+from svertka.quoting import few, printable
 from svertka.tensors import memory, not_finite, read_tensors
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".pth.tar", ".th", ".bin")
@@ -152,7 +152,7 @@ def misfit(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], an
         if name in found and shape(found, name) != shape(expected, name)
     ]
     parts = [
-        f"{len(some)} {what}: {', '.join(some[:3])}{', …' if len(some) > 3 else ''}"
+        f"{len(some)} {what}: {few(some)}"
         for some, what in ((missing, "missing"), (unexpected, "unexpected"), (different, "of another shape"))
         if some
     ]

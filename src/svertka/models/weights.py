@@ -14,6 +14,7 @@ from svertka.models.googlenet import SideExits
 from svertka.models.published import CIFAR10, CIFAR_RESNETS, LAYOUTS, MEAN, PUBLISHED, STD
 from svertka.models.zoo import Model
 from svertka.progress import say
+from svertka.quoting import few
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,8 +130,7 @@ class Weights:
         replaced = f"the head of {had:,} classes is replaced by one of {wanted:,}"
         if not kept:
             return f"{replaced}, which starts from fresh weights"
-        few = ", ".join(kept[:3]) + (", …" if len(kept) > 3 else "")
-        return f"{replaced}; {len(kept):,} of them go on from the weights of the same name ({few})"
+        return f"{replaced}; {len(kept):,} of them go on from the weights of the same name ({few(kept)})"
 
 
 def _in_shape(given: torch.Tensor, own: torch.Tensor) -> torch.Tensor:

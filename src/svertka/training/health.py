@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from svertka.quoting import few
 from svertka.training.recipe import Recipe
 
 STALE_EPOCHS = 6  # without a better val error before it is called a plateau, and a fifth of all epochs
@@ -71,12 +72,11 @@ def _constant(epochs: Sequence[Mapping[str, Any]], recipe: Recipe) -> Finding | 
     names = epochs[-1].get("constant_scores", [])
     if not names:
         return None
-    few = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more classes" if len(names) > NAMED else "")
     initial = "" if recipe.initial == "he" else ", other first weights (--initial he)"
     return Finding(
         "constant-scores",
-        f"The score of {few} is the same for every picture of a batch, so that nothing is learned of it: try a lower "
-        f"learning rate (--lr {recipe.lr / 10:.2g}){initial} or another network.",
+        f"The score of {few(names, NAMED)} is the same for every picture of a batch, so that nothing is learned of it: "
+        f"try a lower learning rate (--lr {recipe.lr / 10:.2g}){initial} or another network.",
     )
 
 

@@ -25,7 +25,7 @@ from svertka.data.statistics import intensity_range, measure
 from svertka.errors import DataError
 from svertka.localization.patches import Patches, cut_out
 from svertka.models.zoo import Model
-from svertka.quoting import printable
+from svertka.quoting import few, printable
 from svertka.training.recipe import Recipe
 
 LISTED = 20  # bad pictures that a message names
@@ -34,7 +34,6 @@ SCORED_PIXELS = 2**20  # more would set the peak of memory
 FOLDER_SIZE = 64  # pixels, on a folder of photographs, of networks that take any size
 
 CROPPED = 0.05  # share of a picture; what is cut off less nobody need hear of
-NAMED = 3  # files in a sentence
 FEW = 20  # training pictures of a class, below which results vary with the pictures by chance
 
 
@@ -185,8 +184,7 @@ def unread(bad: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _listed(bad: Sequence[Mapping[str, str]]) -> str:
     """The first of them, with their reasons."""
-    more = f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
-    return "; ".join(f"{one['path']}: {one['reason']}" for one in bad[:LISTED]) + more
+    return few([f"{one['path']}: {one['reason']}" for one in bad], LISTED, "; ")
 
 
 def divide(
@@ -317,17 +315,13 @@ def _unmatched(annotations: Sequence[Annotation], found: Mapping[int, Annotation
     lost = [annotation.picture for annotation in annotations if id(annotation) not in known]
     said = []
     if lost:
-        more = ", …" if len(lost) > NAMED else ""
-        said.append(
-            f"not used: {len(lost)} of {len(annotations)} annotations are of no image ({', '.join(lost[:NAMED])}{more})"
-        )
+        said.append(f"not used: {len(lost)} of {len(annotations)} annotations are of no image ({few(lost)})")
     every = [index for some in parts.indices.values() for index in some.tolist()]
     background = parts.dataset.names.index(BACKGROUND) if BACKGROUND in parts.dataset.names else -1
     bare = [index for index in every if index not in found and parts.dataset.labels[index] != background]
     if bare:
-        names = ", ".join(parts.dataset.pictures.name(index) for index in bare[:NAMED])
-        more = ", …" if len(bare) > NAMED else ""
-        said.append(f"{len(bare)} of {len(every)} images have no boxes, only their class is learned ({names}{more})")
+        named = few([parts.dataset.pictures.name(index) for index in bare])
+        said.append(f"{len(bare)} of {len(every)} images have no boxes, only their class is learned ({named})")
     return said
 
 
