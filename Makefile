@@ -30,6 +30,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell src tests docs native bench experiments $(wildcard *.md)
 
 # The kernels' tests and random networks with a build that finds accesses out of bounds and undefined behaviour.
 NETWORKS := 300

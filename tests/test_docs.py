@@ -1,0 +1,106 @@
+"""The documentation fits in 100 columns, its links lead somewhere, and the files that it names exist."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "svertka"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+WIDER = {"README.md", "CHANGELOG.md", "docs/design.md", "docs/decisions/0008-patches.md"}  # not wrapped at 100 columns
+FOLDERS = {"bench", "docs", "experiments", "native", "src", "tests"}
+PACKAGES = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+
+
+def name_of(page: Path) -> str:
+    """The path of a page in the repository."""
+    return page.relative_to(ROOT).as_posix()
+
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+
+def parsed(page: Path) -> Iterator[Token]:
+    """The tokens of a Markdown page, inline ones included."""
+    for token in MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8")):
+        yield token
+        yield from token.children or ()
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    seen, found = Counter[str](), set()
+    for opening, heading in pairwise(parsed(page)):
+        if opening.type != "heading_open":
+            continue
+        text = "".join(one.content for one in heading.children or () if one.type in ("text", "code_inline"))
+        slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+        found.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        seen[slug] += 1
+    return found
+
+
+def broken_links(page: Path) -> list[str]:
+    """The relative links of a page to files or headings that do not exist."""
+    broken = []
+    for token in parsed(page):
+        link = str(token.attrs.get("href") or token.attrs.get("src") or "")
+        if not link or ":" in link:
+            continue
+        path, _, anchor = unquote(link).partition("#")
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+def missing_files(page: Path) -> list[str]:
+    """The files and folders of this repository that code on a page names and that do not exist."""
+    words = [
+        word
+        for token in parsed(page)
+        if token.type in ("code_inline", "fence", "code_block")
+        for word in re.findall(r"(?<![\w./-])\w+/[\w./-]*", token.content)
+        if word.partition("/")[0] in FOLDERS | PACKAGES
+    ]
+    return [word for word in words if not (ROOT / word).exists() and not (PACKAGE / word).exists()]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if name_of(page) not in WIDER], ids=name_of)
+def test_fits_in_100_columns(page: Path) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [f"line {number}: {len(line)}" for number, line in enumerate(lines, start=1) if len(line) > 100] == []
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+@every_page
+def test_the_files_it_names_exist(page: Path) -> None:
+    assert missing_files(page) == []
+
+
+def test_broken_links_and_missing_files_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    text = """
+# Of 3×3, `code` & more
+[a](#of-33-code--more) [b](#of-3) [c](other.md) ![d](figures/one.png) [e](https://example.org/none)
+
+`bench/nothing.py` `bench/conv.py` `python bench/other.py photos/cat.jpg` `conv/api/`
+
+    native/no.h runs/demo/
+"""
+    page.write_text(text, encoding="utf-8")
+    assert broken_links(page) == ["#of-3", "other.md", "figures/one.png"]
+    assert missing_files(page) == ["bench/nothing.py", "bench/other.py", "conv/api/", "native/no.h"]
