@@ -65,6 +65,26 @@ def test_it_says_where_everything_is_called_and_what_depends_on_the_number() -> 
     assert all(isinstance(operation, Operation) and "_." not in operation.name for operation in recording.operations)
 
 
+class Positive(nn.Module):
+    """It decides by a number that `steps` sums of its own tensor with itself give."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.conv, self.steps = nn.Conv2d(3, 4, 3), steps
+        self.register_buffer("shift", torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = self.shift
+        for _ in range(self.steps):
+            shift = shift * 0.5 + shift * 0.5
+        return self.conv(x) if shift.sum() > 0 else -self.conv(x)
+
+
+def test_what_decides_is_computed_once_however_often_it_is_used() -> None:
+    recording = record(Positive(steps=400), (1, 3, 6, 6))  # 2 ** 400 if each use were computed by itself
+    assert "neg.default" not in {operation.name for operation in recording.operations}
+
+
 def test_the_network_is_not_touched() -> None:
     network = Branches()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

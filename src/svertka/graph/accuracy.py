@@ -41,10 +41,11 @@ def measured(
             error = max_error(a, b)
             if bf16:
                 _need_near(name, a, b, scores=pictures == len(example) and len(expected) == 1)
-            elif not channel_error(a, b) <= TOLERANCE:
+            elif not (of_channel := channel_error(a, b)) <= TOLERANCE:
                 raise UsageError(
-                    f"optimized, {name} gives something else on the example: the largest difference is {error:.1e} of "
-                    f"the largest value for {pictures} pictures, more than {TOLERANCE:.0e}; run the network as it is"
+                    f"optimized, {name} gives something else on the example: the largest difference is "
+                    f"{of_channel:.1e} of the largest value of its channel for {pictures} pictures, more than "
+                    f"{TOLERANCE:.0e}; run the network as it is"
                 )
             worst = max(worst, error)
     return worst

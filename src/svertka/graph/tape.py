@@ -12,6 +12,7 @@ from svertka.errors import SvertkaError, UsageError
 from svertka.graph.operations import Constant, Operation, Recording, Shape, Value, leaves, overload_of, replaced
 from svertka.graph.outputs import Output
 from svertka.graph.recorder import result_of
+from svertka.graph.steps import inputs_of
 from svertka.graph.twins import dtype_hint
 from svertka.graph.views import View, view_of
 
@@ -60,6 +61,9 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._stale: dict[int, str] = {}  # ids of tensors that were written into through others, and by whom
         self._views: dict[int, View] = {}  # how tensors lie in others, by their ids
         self._placeholders: dict[int, Tensor] = {}  # of tensors with values, by their id
+        self._made: dict[int, Operation] = {}  # what gave each value
+        self._of_images = {0}  # values that are computed from the input
+        self._values: dict[int, Tensor] = {}  # of values that do not, where they decide something
         self._looked_at: set[str] = set()
         self._earlier = earlier
         self._originals = {id(tensor): name for name, tensor in constants.items()}
@@ -112,16 +116,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def depends_on_images(self, value: Value) -> bool:
         """Whether `value` was computed from the input."""
-        made = {number: operation for operation in self.operations for number in operation.results}
-        waiting, met = [value.number], set[int]()
-        while waiting:
-            number = waiting.pop()
-            if number == 0:
-                return True
-            if number not in met and number in made:
-                waiting += [leaf.number for leaf in leaves(made[number].arguments) if isinstance(leaf, Value)]
-            met.add(number)
-        return False
+        return value.number in self._of_images
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -178,7 +173,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             operation_name, (x, size) = "reshape.default", arguments.values()
             arguments = {"self": x, "shape": size}
         numbers = tuple(self._new(output) if isinstance(output, Tensor) else None for output in outputs)
-        self.operations.append(Operation(operation_name, arguments, numbers, self._place))
+        self._put(Operation(operation_name, arguments, numbers, self._place))
         if written:
             self._cast_back(target, operation_name, given)
         if not written:
@@ -217,17 +212,24 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _computed(self, operation: Operation) -> tuple[Any, ...]:
         """What an operation gives that depends on no image."""
-        made = {number: one for one in self.operations for number in one.results}
 
         def value(leaf: Any) -> Any:
             if isinstance(leaf, Constant):
                 self._looked_at.add(leaf.name)
                 return self.own[leaf.name] if leaf.name in self.own else self.constants[leaf.name]
-            if isinstance(leaf, Value):
-                source = made[leaf.number]
-                return self._computed(source)[source.results.index(leaf.number)]
-            return leaf
+            return self._values[leaf.number] if isinstance(leaf, Value) else leaf
 
+        waiting, needed = [*inputs_of(operation)], set[int]()
+        while waiting:
+            number = waiting.pop()
+            if number not in needed and number not in self._values:
+                needed.add(number)
+                waiting += inputs_of(self._made[number])
+        for number in sorted(needed):  # each is made of earlier ones
+            made = self._made[number]
+            if number not in self._values:
+                given = zip(made.results, made.run(value), strict=True)
+                self._values |= {result: tensor for result, tensor in given if result is not None}
         return operation.run(value)
 
     def _need_no_chance(self, operation: Any, name: str, arguments: dict[str, Any]) -> None:
@@ -325,7 +327,13 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _again(self, tensor: Tensor, name: str, arguments: Mapping[str, Any]) -> None:
         """What `tensor` holds is now what this operation gives."""
-        self.operations.append(Operation(name, arguments, (self._new(tensor),), self._place))
+        self._put(Operation(name, arguments, (self._new(tensor),), self._place))
+
+    def _put(self, operation: Operation) -> None:
+        self.operations.append(operation)
+        self._made |= dict.fromkeys((number for number in operation.results if number is not None), operation)
+        if any(number in self._of_images for number in inputs_of(operation)):
+            self._of_images.update(number for number in operation.results if number is not None)
 
     def _new(self, tensor: Tensor) -> int:
         number = len(self.shapes)
