@@ -38,15 +38,37 @@ ALWAYS_INLINE Vector load(const float* from) {
 
 ALWAYS_INLINE void store(float* to, Vector vector) { __builtin_memcpy(to, &vector, sizeof vector); }
 
+// AddressSanitizer does not see what instructions with a mask read and write.
+#if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
+ALWAYS_INLINE __mmask16 mask_of(Index count) { return static_cast<__mmask16>((1u << count) - 1); }
+#elif defined(__AVX2__) && !defined(__SANITIZE_ADDRESS__)
+ALWAYS_INLINE __m256i mask_of(Index count) {
+    constexpr Bits places = {0, 1, 2, 3, 4, 5, 6, 7};
+    return (__m256i)(places < static_cast<std::uint32_t>(count));
+}
+#endif
+
 // The first `count` < lanes numbers, and zeros behind them.
 ALWAYS_INLINE Vector load_some(const float* from, Index count) {
+#if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
+    return (Vector)_mm512_maskz_loadu_ps(mask_of(count), from);
+#elif defined(__AVX2__) && !defined(__SANITIZE_ADDRESS__)
+    return (Vector)_mm256_maskload_ps(from, mask_of(count));
+#else
     Vector vector{};
     __builtin_memcpy(&vector, from, count * sizeof(float));
     return vector;
+#endif
 }
 
 ALWAYS_INLINE void store_some(float* to, Vector vector, Index count) {
+#if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
+    _mm512_mask_storeu_ps(to, mask_of(count), (__m512)vector);
+#elif defined(__AVX2__) && !defined(__SANITIZE_ADDRESS__)
+    _mm256_maskstore_ps(to, mask_of(count), (__m256)vector);
+#else
     __builtin_memcpy(to, &vector, count * sizeof(float));
+#endif
 }
 
 // Numbers below `low` and above `high` moved there; NaN stays.

@@ -1,8 +1,9 @@
 // Convolutions in small groups of channels, down to each channel by itself.
 //
-// A vector holds neighbouring output channels, of one group or of several. What number i of a group's inputs gives to
-// them is, for each tap, one product of vectors: the weights times the input channels with the i-th of each group in all
-// places of its outputs. With groups of one channel these are the input's channels as they lie; else they change places.
+// A vector holds neighbouring output channels, of one group or of several whole ones, and another one their inputs. What
+// number i of a group's inputs gives to them is, for each tap, one product of vectors: the weights times the input channels
+// with the i-th of each group in all places of its outputs. With groups of one channel these are the input's channels as
+// they lie; else they change places. Where groups do not fill a vector, the last places are not used.
 #include <omp.h>
 
 #include <cstring>
@@ -14,7 +15,7 @@
 namespace svertka::INSTRUCTIONS {
 namespace {
 
-// Channels that are computed together: what a cache line holds, and at least a vector.
+// Numbers of vectors that are computed together: what a cache line holds, and at least a vector.
 constexpr Index together = most(lanes, 16), vectors = together / lanes;
 
 // Outputs in x that share what they read; networks for photographs have lines of 7, 14, 28, 56 and 112.
@@ -26,22 +27,24 @@ constexpr Index room = 8192;
 // Groups of `in` input and `out` output channels.
 struct Groups {
     Index in, out;
+    Index made = lanes / most(in, out) * out;  // outputs in a vector: of as many groups as it holds, and one of inputs
+    Index chunk = vectors * made;              // outputs that are computed together
 
     // The first input channel that a vector of outputs from `channel` on reads; it reads the next `lanes` at most.
     Index source(Index channel) const { return channel / out * in; }
 
     // Where in a vector of inputs the outputs in its places find input `number` of their group.
     Bits places(Index number) const {
-        Bits found;
-        for (Index lane = 0; lane < lanes; ++lane) found[lane] = static_cast<std::uint32_t>(lane / out * in + number);
+        Bits found{};
+        for (Index lane = 0; lane < made; ++lane) found[lane] = static_cast<std::uint32_t>(lane / out * in + number);
         return found;
     }
 };
 
 inline Index span(const Sliding& axis) { return (axis.taps - 1) * axis.dilation + 1; }
 
-// Some lines of a picture, what `together` channels of outputs read of them and the zeros on the left and right, side by
-// side: in the picture these lie so far apart that they displace one another in the cache.
+// Some lines of a picture, what a chunk of outputs reads of them and the zeros on the left and right, side by side: in the
+// picture these lie so far apart that they displace one another in the cache.
 struct Strip {
     const Window& shape;
     Groups groups;
@@ -54,7 +57,7 @@ struct Strip {
     // channels that are not there.
     void fill(const float* picture, Index first, Index last, Index channel, float* to) const {
         const Index before = shape.x.pad, there = most(least(width - before, shape.x.size), 0), step = shape.in_step;
-        const bool simple = groups.in == groups.out && channel + together <= shape.in_channels;
+        const bool simple = groups.in == groups.out && groups.made == lanes && channel + together <= shape.in_channels;
         for (Index y = first; y < last; ++y, to += width * together) {
             if (y < 0 || y >= shape.y.size) continue;
             const float* from = picture + y * shape.x.size * step;
@@ -67,7 +70,7 @@ struct Strip {
             else
                 for (Index x = 0; x < there; ++x, from += step, pixel += together)
                     for (Index part = 0; part < together; part += lanes) {
-                        const Index source = groups.source(channel + part);
+                        const Index source = groups.source(channel + part / lanes * groups.made);
                         store(pixel + part, load_up_to(from + source, shape.in_channels - source));
                     }
             std::memset(pixel, 0, most(width - before - there, 0) * together * sizeof(float));
@@ -84,7 +87,7 @@ struct Pass {
     Strip strip{shape, groups};
     Index of_factors = shape.y.taps * shape.x.taps * groups.in * together;
 
-    // A line of outputs of `together` channels, whose windows begin at line `in_y` of the picture and at `from`.
+    // A line of outputs of a chunk of channels, whose windows begin at line `in_y` of the picture and at `from`.
     using Line = void (Pass::*)(const float* from, const float* factors, Index in_y, Index pixel, Index channel) const;
 
     // Lines `first` to `last` of picture `number`, of channels `begin` to `end`; `memory`: room for a strip and the weights
@@ -94,13 +97,15 @@ struct Pass {
         const float* picture = input + number * shape.y.size * shape.x.size * shape.in_step;
         float* const factors = memory + strip.size;
         const Index stride = shape.y.stride;
-        for (Index channel = begin; channel < end; channel += together) {
+        for (Index channel = begin; channel < end; channel += groups.chunk) {
             const Index count = shape.out_channels - channel;
             for (Index tap = 0; tap < of_factors / together; ++tap)
-                for (Index part = 0; part < together; part += lanes)
-                    store(factors + tap * together + part,
-                          load_up_to(weights + tap * shape.out_channels + channel + part, count - part));
-            const Line line = count >= together && !finish.residual ? simple : any;
+                for (Index part = 0; part < vectors; ++part) {
+                    const Index first = part * groups.made;
+                    store(factors + tap * together + part * lanes,
+                          load_up_to(weights + tap * shape.out_channels + channel + first, count - first));
+                }
+            const Line line = groups.made == lanes && count >= together && !finish.residual ? simple : any;
             for (Index top = first; top < last; top += strip.lines) {
                 const Index bottom = least(top + strip.lines, last), in_top = top * stride - shape.y.pad;
                 strip.fill(picture, in_top, (bottom - 1) * stride - shape.y.pad + span(shape.y), channel, memory);
@@ -174,7 +179,8 @@ struct Pass {
         if (simple) after.residual = nullptr;
         Ending<float> endings[vectors];
         for (Index part = 0; part < vectors; ++part) {
-            const Index first = channel + part * lanes, count = simple ? lanes : shape.out_channels - first;
+            const Index first = channel + part * groups.made;
+            const Index count = simple ? lanes : least(groups.made, shape.out_channels - first);
             endings[part] = {after, output, shape.out_step, pixel, first, count};
         }
         for (Index x = 0; x < out_size; x += side_by_side, from += side_by_side * stride * together) {
@@ -216,18 +222,20 @@ struct Pass {
 
 }  // namespace
 
-bool computes_groups(Index in, Index out) { return in <= out && lanes % out == 0; }
+bool computes_groups(Index in, Index out) { return most(in, out) <= lanes; }
 
 void grouped(const Window& shape, std::ptrdiff_t count, const float* input, const float* weights, const Finish& finish,
              float* output, int threads) {
     if (shape.batch == 0) return;
     const Pass pass{shape, {shape.in_channels / count, shape.out_channels / count}, input, weights, finish, output};
-    const Pass::Lines lines = pass.groups.out == 1 ? pass.lines_of<false>() : pass.lines_of<true>();
+    const bool several = most(pass.groups.in, pass.groups.out) > 1;
+    const Pass::Lines lines = several ? pass.lines_of<true>() : pass.lines_of<false>();
     const Index own = pass.strip.size + pass.of_factors;
     float* const memory = scratch(threads * own);
     // Some pieces of each picture for every thread: channels, or where these are few bands of lines, but not more than
     // needed, since what two of them read is read twice.
-    const Index wanted = threads == 1 ? 1 : parts(4 * threads, shape.batch), all = parts(shape.out_channels, together);
+    const Index wanted = threads == 1 ? 1 : parts(4 * threads, shape.batch), chunk = pass.groups.chunk;
+    const Index all = parts(shape.out_channels, chunk);
     const bool by_channels = all >= 2 * wanted;
     const Index pieces = by_channels ? wanted : least(wanted, shape.y.out_size);
     const Index bands = by_channels ? 1 : pieces, shares = by_channels ? pieces : 1;
@@ -235,7 +243,7 @@ void grouped(const Window& shape, std::ptrdiff_t count, const float* input, cons
     for (Index number = 0; number < shape.batch * pieces; ++number) {
         const Index picture = number / pieces, band = number % bands, share = number % shares;
         const Index first = shape.y.out_size * band / bands, last = shape.y.out_size * (band + 1) / bands;
-        const Index begin = all * share / shares * together, end = all * (share + 1) / shares * together;
+        const Index begin = all * share / shares * chunk, end = all * (share + 1) / shares * chunk;
         pass.lines(picture, first, last, begin, end, memory + omp_get_thread_num() * own, lines.simple, lines.any);
     }
 }

@@ -48,6 +48,8 @@ def drawn_layer(choose: random.Random) -> tuple[Convolution, tuple[int, ...], tu
     groups, taps = 1, (choose.choice((1, 1, 2, 3, 3, 3, 4, 7)),) * 2
     if choose.random() < 0.4 and ins > 1:
         groups, group_ins, group_outs = ins, *choose.choice(((1, 1), (1, 1), (2, 2), (4, 4), (8, 8), (16, 16), (2, 4)))
+        if choose.random() < 0.5:
+            group_ins, group_outs = choose.randint(1, 17), choose.randint(1, 17)
         ins, outs = groups * group_ins, groups * group_outs
         taps = choose.choice(((3, 3), (3, 3), (5, 5), (7, 7), (2, 2), (9, 9), (1, 1), (3, 5)))
     elif choose.random() < 0.2:

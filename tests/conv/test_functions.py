@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from svertka.conv import choose
 from svertka.conv.functions import PADDING_MODES, conv2d, conv_transpose2d
 from svertka.errors import UsageError
+from svertka.geometry import ConvShape
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
@@ -175,6 +177,25 @@ def test_strict_spoils_what_pytorch_spoils(taps, bad):
         conv_transpose2d(x, weight, padding=taps // 2, strict=True), F.conv_transpose2d(x, weight, padding=taps // 2),
         equal_nan=True, rtol=1e-3, atol=1e-3,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("taps", [3, 5, 7])
+def test_only_without_strict_values_near_the_largest_number_overflow(taps):
+    """Tiles and spectra are sums of values: fine up to 1e30, but not near 3.4e38."""
+    torch.manual_seed(0)
+    x, weight = torch.rand(1, 16, 24, 24) * 2 - 1, torch.randn(16, 16, taps, taps)
+    shape = ConvShape.of(x.shape, weight.shape, padding=taps // 2)
+    exact = F.conv2d(x.double(), weight.double(), padding=taps // 2)
+    scale = float(F.conv2d(x.abs(), weight.abs(), padding=taps // 2).max())  # no sum of some of the products is larger
+    for name, one in choose.ALGORITHMS.items():
+        if one.why_not(shape, torch.float32) is None:
+            result = conv2d(x * 1e30, weight / scale, padding=taps // 2, algorithm=name)
+            torch.testing.assert_close(result.double() / 1e30, exact / scale, rtol=0, atol=1e-5)
+    largest = 2.9e38
+    result = conv2d(x * largest, weight / scale, padding=taps // 2, strict=True)
+    torch.testing.assert_close(result.double() / largest, exact / scale, rtol=0, atol=1e-5)
+    if taps == 3:
+        assert not conv2d(x * largest, weight / scale, padding=1, algorithm="winograd").isfinite().all()
 
 
 # Ways in which a tensor of a shape can lie in memory, from numbers drawn by `full`.

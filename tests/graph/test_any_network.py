@@ -496,6 +496,18 @@ def test_nothing_spreads_where_it_must_not() -> None:
             assert channel_error(ours[:, :, far], expected[:, :, far]) < TOLERANCE
 
 
+def test_only_without_strict_values_near_the_largest_number_overflow() -> None:
+    for taps in (3, 5):
+        layer, x = nn.Conv2d(16, 16, taps, padding=taps // 2, bias=False), torch.rand(1, 16, 16, 16) * 2 - 1
+        with torch.no_grad():
+            layer.weight /= layer.weight.abs().sum((1, 2, 3), keepdim=True)  # no sum is larger than an input
+            expected = layer(x)
+            tiled, strict = optimize(layer, x), optimize(layer, x, strict=True)
+            assert channel_error(tiled(x * 1e30) / 1e30, expected) < TOLERANCE
+            assert channel_error(strict(x * 2.9e38) / 2.9e38, expected) < TOLERANCE
+            assert not tiled(x * 2.9e38).isfinite().all()
+
+
 def test_bfloat16_is_refused_where_it_gives_another_class() -> None:
     head = nn.Linear(48, 2)
     with torch.no_grad():  # two classes that differ in what bfloat16 does not keep

@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from svertka.conv import native
 from svertka.graph.batch_sizes import record
 from svertka.graph.fusion import fused
-from svertka.graph.optimize import Optimized
+from svertka.graph.optimize import Optimized, optimize
 from svertka.graph.packing import ERRORS, LIMIT, Packed, kernel_of, narrowed
 from svertka.graph.steps import Convolution
 from svertka.graph.written import About
@@ -20,6 +21,12 @@ pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.
 
 ROUNDED = 2.0**-8  # by how much, of itself, a number changes at most that is rounded to bfloat16
 SETS = "avx512bf16", "avx512", "avx2", "baseline"
+
+
+@pytest.fixture(autouse=True)
+def _best_instructions() -> Iterator[None]:
+    yield
+    native.use(native.instruction_sets()[0])
 
 
 @pytest.fixture(params=[f"{name} {products}" for name in SETS for products in ("widened", "multiplied")])
@@ -32,7 +39,6 @@ def multiplied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     native.use(instructions)
     monkeypatch.setattr(native, "multiplies_bfloat16", lambda: products == "multiplied")
     yield products == "multiplied"
-    native.use(native.instruction_sets()[0])
     torch.set_num_threads(threads)
 
 
@@ -118,5 +124,37 @@ def test_weights_come_out_as_they_went_in(size: tuple[int, ...], dtype: torch.dt
     step = Convolution(0, 1, "w", None, (1, 1), (0, 0), (1, 1), groups)
     packed = Packed.of(step, weight, dense=False)
     assert packed.kernel == kernel_of(step, size)
-    assert packed.unpacked().dtype == dtype
+    assert packed.unpacked().dtype == (torch.float32 if packed.kernel in ("depthwise", "grouped") else dtype)
     assert torch.equal(packed.unpacked(), weight)
+
+
+@pytest.mark.parametrize(
+    ("ins", "outs", "groups"),
+    [(90, 90, 30), (64, 32, 16), (32, 96, 32), (128, 32, 32), (60, 60, 12), (63, 63, 9), (48, 48, 4), (64, 64, 4)],
+)
+def test_small_groups_are_computed_together_even_where_they_do_not_fill_a_vector(
+    ins: int, outs: int, groups: int
+) -> None:
+    layer = nn.Conv2d(ins, outs, 3, padding=1, groups=groups)
+    step = Convolution(0, 1, "w", None, (1, 1), (1, 1), (1, 1), groups)
+    for instructions in native.instruction_sets():
+        native.use(instructions)
+        lanes = {"baseline": 4, "avx2": 8}.get(instructions, 16)
+        kernel = "grouped" if max(ins, outs) // groups <= lanes else "direct"
+        assert kernel_of(step, tuple(layer.weight.shape)) == kernel
+
+
+def test_a_file_is_read_by_kernels_of_other_instructions(tmp_path: Path) -> None:
+    """What one instruction set computes in small groups, with float32, another does in bfloat16, group by group."""
+    sets, x = native.instruction_sets(), torch.randn(2, 48, 9, 9)
+    groups = [nn.Conv2d(48, 48, 3, padding=1, groups=groups) for groups in (3, 6, 12, 16, 48)]
+    network = nn.Sequential(*groups, nn.Conv2d(48, 20, 3)).eval()
+    exact = copy.deepcopy(network).double()(x.double())
+    for writes in sets:
+        native.use(writes)
+        optimize(network, x, precision="bf16").save(tmp_path / writes)
+    for reads in sets:
+        native.use(reads)
+        for writes in sets:
+            found = Optimized.load(tmp_path / writes)(x)
+            assert (found - exact).square().mean().sqrt() < 0.02 * exact.square().mean().sqrt()

@@ -37,6 +37,10 @@ def conv2d(
     1) or "valid" (none). `padding_mode`: "zeros", "reflect", "replicate" or "circular". `algorithm`: one of
     `choose.ALGORITHMS`, or "auto": the fastest, timed when a shape is first met (see `choose`); results of different
     algorithms differ in rounding.
+    `strict`: only algorithms whose result at each position depends on the values that its window sees, on the CPU.
+    Others compute whole tiles (Winograd) or images (FFT): a NaN, an infinite or a huge value spoils results around it,
+    too, and since they add values up before they multiply them, results may overflow to inf or NaN where values or
+    results are above 1e30, although PyTorch's are finite.
 
     Raises:
         UsageError: the shapes do not fit, the tensors do not belong together, or the algorithm cannot do it.

@@ -48,7 +48,8 @@ def optimize(
 
     Convolutions of 3×3 and 5×5 are computed by tiles (Winograd): a NaN, an infinite or a huge value, more than about
     1e5 times as large as its neighbours, spoils the digits of whole tiles, that is up to 3 pixels (of 5×5 up to 6)
-    further than where PyTorch does. `Optimized.tiled` names these layers; `strict` avoids such algorithms.
+    further than where PyTorch does; and where values of a layer are above 1e30, its results may overflow to inf or NaN,
+    since tiles are sums of values. `Optimized.tiled` names these layers; `strict` avoids such algorithms.
 
     `example`: (N, C, H, W) float32, pictures such as there will be: of this size, and where the network allows it, in
     any number.

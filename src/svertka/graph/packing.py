@@ -33,8 +33,8 @@ class Packed:
 
     `numbers`: of the two former (group or kernel, panel of outputs, …, output in its panel), in between (input, tap)
     for Winograd's and (tap, input) for direct ones; for small groups, down to each channel by itself, (tap in y, tap in
-    x, input in its group, output). float32 or bfloat16, as the weights are; for direct kernels two of bfloat16 that
-    follow each other in (tap, input) lie side by side.
+    x, input in its group, output), always float32. Else float32 or bfloat16, as the weights are; for direct kernels two
+    of bfloat16 that follow each other in (tap, input) lie side by side.
     """
 
     kernel: str
@@ -49,7 +49,8 @@ class Packed:
         narrow = weight.dtype == torch.bfloat16
         kernel = "direct" if dense else kernel_of(step, shape, strict=strict)
         if kernel in ("depthwise", "grouped"):
-            return cls(kernel, shape, groups, weight.permute(2, 3, 1, 0).contiguous())
+            # float32: a file may have been written where other kernels compute these groups, in bfloat16
+            return cls(kernel, shape, groups, weight.float().permute(2, 3, 1, 0).contiguous())
         panel = native.kernels.panel()
         order = (1, 2, 3, 0) if kernel == "winograd" else (2, 3, 1, 0)
         parts = []
