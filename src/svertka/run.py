@@ -87,6 +87,18 @@ class Run:
         except (OSError, ValueError) as error:
             raise RunError(f"{self.metrics} cannot be read ({error}); fix or remove it") from error
 
+    def findings(self) -> list[dict[str, Any]]:
+        """What was found wrong while it learned: `kind`, `epoch` (None: before the end of the first) and `sentence`.
+
+        Raises:
+            RunError: as for `history`.
+        """
+        return [
+            {"kind": entry.get("finding"), "epoch": entry.get("epoch"), "sentence": entry.get("sentence")}
+            for entry in self.history()
+            if entry["kind"] == "health" and entry.get("finding") != "source"  # which is of the images
+        ]
+
     def result(self) -> dict[str, Any]:
         """What training came to: `run`, `val_error`, `test_error`, `epochs`, `seconds`, `images_per_second`.
 

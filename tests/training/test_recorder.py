@@ -1,7 +1,21 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from svertka.training.recorder import is_as_good
+from svertka.classifier import Classifier, Config
+from svertka.data.batches import Batches
+from svertka.progress import progress
+from svertka.run import Run
+from svertka.training.learner import Learner
+from svertka.training.log import Log
+from svertka.training.loop import LOG_EVERY, State, fit, make_optimizer
+from svertka.training.recipe import Recipe
+from svertka.training.recorder import Recorder, is_as_good
 
 
 def kept(val_errors: list[float], pictures: int, val_losses: list[float] | None = None) -> int:
@@ -42,3 +56,35 @@ def test_what_is_kept_is_as_good_as_the_best_and_its_loss_is_no_higher(epochs: l
     last = len(epochs) - 1
     if last in alike and losses[last] <= min(losses[k] for k in alike):
         assert chosen == last + 1
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("dead", [(), (2, 7)])
+def test_scores_that_die_behind_a_relu_are_said_after_the_first_batches(
+    digit_batches: Callable[..., Batches], dead: tuple[int, ...], tmp_path: Path
+) -> None:
+    batches, recipe = digit_batches(batch_size=16), Recipe(epochs=1, lr=0.01)
+    assert batches.steps > LOG_EVERY
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU())
+    with torch.no_grad():
+        network[1].bias[:] = 10
+        network[1].bias[list(dead)] = -1000
+    names = tuple(f"digit {number}" for number in range(10))
+    classifier = Classifier(network, Config(model="mlp", names=names, preprocess=batches.preprocess))
+    optimizer, state, run = make_optimizer(network, recipe), State(), Run(tmp_path)
+    log = Log(run.metrics)
+    with progress("training", batches.steps) as shown:
+        learner = Learner(network, batches, None)
+        fit(
+            network,
+            optimizer,
+            batches,
+            recipe,
+            state,
+            Recorder(run, classifier, learner, optimizer, recipe, state, log, shown),
+        )
+    log.close()
+    found = [entry for entry in run.history() if entry["kind"] == "health" and entry["finding"] == "constant-scores"]
+    assert [(entry["step"], entry["epoch"]) for entry in found] == [(LOG_EVERY, None)] * bool(dead)
+    assert all("The score of digit 2, digit 7 is the same" in entry["sentence"] for entry in found)
+    assert [entry["kind"] for entry in run.findings()] == ["constant-scores"] * bool(dead)

@@ -39,7 +39,7 @@ def findings(
     return [
         finding
         for finding in (
-            _constant(epochs, recipe),
+            constant(epochs[-1].get("constant_scores", ()), recipe),
             _guessing(epochs, classes, rate_was_found=rate_was_found),
             _plateau(epochs, recipe),
             _overfit(epochs, recipe),
@@ -68,8 +68,8 @@ def against_divergence(recipe: Recipe) -> str:
     return "try " + " or ".join(filter(None, (", ".join(tried[:-1]), tried[-1])))
 
 
-def _constant(epochs: Sequence[Mapping[str, Any]], recipe: Recipe) -> Finding | None:
-    names = epochs[-1].get("constant_scores", [])
+def constant(names: Sequence[str], recipe: Recipe) -> Finding | None:
+    """The finding on the classes `names`, whose score is the same for every image; None if there are none."""
     if not names:
         return None
     initial = "" if recipe.initial == "he" else ", other first weights (--initial he)"

@@ -55,6 +55,7 @@ class Recorder(Observer):
         self._rate_was_found = any(entry["kind"] == "range_test" for entry in before)
         self._marked = self._saved = time.monotonic()
         self._save_time = 0.0
+        self._looked_early = bool(self._epochs)  # at the first batches, where scores die before an epoch is over
 
     @property
     def network(self) -> nn.Module:
@@ -78,6 +79,9 @@ class Recorder(Observer):
                 images_per_second=rate,
                 seconds=self.state.seconds,
             )
+            if look.step < self._steps_per_epoch and not self._looked_early:
+                self._looked_early = True
+                self._tell([health.constant(self._constant_scores(self._probe()), self.recipe)], None)
 
     def epoch_ended(self, epoch: int, loss: float, error: float) -> bool:
         """Validate, keep the weights if none are surely better, and say what can be said."""
@@ -178,11 +182,16 @@ class Recorder(Observer):
         self._epochs.append(entry)
         seen = "" if val_error is None else f", val loss {val_loss:.4f}, val error {val_error:.2%}"
         self.progress.say(f"epoch {epoch}: loss {loss:.4f}, error {error:.2%}{seen}")
-        found = health.findings(
-            self._epochs, len(self.classifier.names), self.recipe, rate_was_found=self._rate_was_found
+        self._tell(
+            health.findings(self._epochs, len(self.classifier.names), self.recipe, rate_was_found=self._rate_was_found),
+            epoch,
         )
-        for finding in found:
-            if finding.kind not in self._told:
+
+    def _tell(self, findings: Sequence[health.Finding | None], epoch: int | None) -> None:
+        """Say and log those of `findings` that are of a new kind."""
+        assert self.log is not None
+        for finding in findings:
+            if finding is not None and finding.kind not in self._told:
                 self._told.add(finding.kind)
                 self.log.write(
                     "health", epoch=epoch, step=self.state.step, finding=finding.kind, sentence=finding.sentence
@@ -199,13 +208,20 @@ class Recorder(Observer):
 
     def _looked_into(self) -> dict[str, Any]:
         """The share of dead units behind each ReLU, and the classes whose score is the same for all of a batch."""
-        batch = next((self.learner.val or self.learner.batches).epoch(0))
-        images, names = batch.images[:PROBED], self.classifier.names
-        network = self.learner.network
+        images = self._probe()
         return {
-            "dead": health.dead_units(network, images),
-            "constant_scores": [names[unit] for unit in health.constant_scores(network, images)],
+            "dead": health.dead_units(self.learner.network, images),
+            "constant_scores": self._constant_scores(images),
         }
+
+    def _probe(self) -> torch.Tensor:
+        """Images, or their features, on which units and scores are looked at."""
+        return next((self.learner.val or self.learner.batches).epoch(0)).images[:PROBED]
+
+    def _constant_scores(self, images: torch.Tensor) -> list[str]:
+        """The classes whose score is the same for all of `images`."""
+        names = self.classifier.names
+        return [names[unit] for unit in health.constant_scores(self.learner.network, images)]
 
     def _lap(self) -> float:
         """Seconds since the last call, which also count towards the whole."""
