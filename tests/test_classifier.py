@@ -261,3 +261,21 @@ def test_predict_takes_what_train_returns(digit_folder: Path, tmp_path: Path) ->
     run = svertka.train(digit_folder, model="mlp", size=8, epochs=30, output=tmp_path / "run", threads=1)
     (one,) = svertka.predict(run, digit_folder / "one" / "05.png", top=1)
     assert one["labels"][0]["name"] == "one"
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(("bits", "is_said"), [(8, False), (10, True), (12, False), (16, True)])
+def test_images_that_use_other_values_of_16_bits_than_the_run_are_said(
+    bits: int, is_said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draws = np.random.default_rng(0)
+    values = draws.integers(0, 256, (6, 24, 24)).astype(np.uint16) * (257 if bits == 16 else 2 ** max(bits - 8, 0))
+    for number, one in enumerate(values):
+        Image.fromarray(one.astype(np.uint8) if bits == 8 else one).save(tmp_path / f"{number}.png")
+    (tmp_path / "broken.png").write_bytes(b"x")
+    made = classifier(channels=1)
+    known = made.preprocess.model_copy(update={"intensity_range": (0, 4095)})
+    predict(Classifier(made.network, made.config.model_copy(update={"preprocess": known})), tmp_path)
+    said = [line for line in capsys.readouterr().err.splitlines() if "16-bit images" in line]
+    assert len(said) == is_said
+    assert all("while to the network 0 is black and 4,095 is white: they look darker or" in line for line in said)

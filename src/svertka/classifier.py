@@ -12,8 +12,9 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from svertka.arguments import check_types
 from svertka.data.images import Decoding, misnamed_sentence
-from svertka.data.inputs import Input, all_of, misnamed_files
+from svertka.data.inputs import Input, all_of, intensities_of, misnamed_files
 from svertka.data.preprocess import Picture, Preprocess
+from svertka.data.statistics import other_intensities
 from svertka.device import choose_device, device_of, keeps_settings, set_threads
 from svertka.errors import PictureError, RunError, UsageError
 from svertka.files import given_path, read_json, storage, write_json
@@ -243,6 +244,9 @@ def predict_in_batches(
             shown.advance(len(batch))
     if sentence := misnamed_sentence(misnamed_files(picture for _, picture in everything)):
         say(sentence)
+    ranges = intensities_of((picture for _, picture in everything), decoding)
+    if sentence := other_intensities(ranges, classifier.preprocess.intensity_range):
+        say(f"16-bit images {sentence}")
 
 
 def _prepared(preprocess: Preprocess, decoding: Decoding, picture: Input) -> torch.Tensor | str:

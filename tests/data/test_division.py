@@ -77,7 +77,7 @@ def test_no_content_is_in_two_parts(some: list[Image], share: tuple[float, float
     counted = sum(one.count for one in division.overlaps if "left out" in one.how)
     assert counted == len(left_out)
     for index in left_out:  # only what the source itself has twice
-        assert some[index][0] in held["train"] | held["test"]
+        assert some[index][0] in held["train"] | held["val"] | held["test"]
 
 
 @few
@@ -201,3 +201,32 @@ def test_what_the_weights_were_trained_on_is_said() -> None:
     assert [one.sentence for one in division.overlaps] == [
         "2 of 20 test images (10.0 %) trained the weights that it starts from and are left out: x #70, x #71"
     ]
+
+
+@pytest.mark.parametrize("test", [0.0, 0.2])
+@pytest.mark.parametrize("part", ["val", "test"])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_part_of_copies_alone_is_left_out_and_something_is_left_to_choose_by(
+    part: str, test: float, grouped: bool
+) -> None:
+    learnt: list[Image] = [(number, number % 3, "train", f"g{number // 3}", 0) for number in range(60)]
+    copies: list[Image] = [(number, number % 3, part, f"g{number // 3}", 0) for number in range(40)]
+    division = division_of([*learnt, *copies], 0.2, test, named=True, grouped=grouped)
+    said = [one.sentence for one in division.overlaps]
+    assert said[0].startswith(f"40 of 40 {part} images (100.0 %) are copies of training images and are left out")
+    held = {one: {[*learnt, *copies][i][0] for i in division.indices[one]} for one in PARTS}
+    assert all(index < 60 for some in division.indices.values() for index in some)
+    assert len(held["val"]) >= 6
+    assert (len(held["test"]) >= 6) == (test > 0)
+    assert not held["train"] & (held["val"] | held["test"])
+    is_taken = any("taken from the training images instead" in note for note in division.notes)
+    assert is_taken == (part == "val" or test > 0)
+
+
+def test_some_copies_in_test_leave_all_of_val() -> None:
+    learnt: list[Image] = [(number, number % 2, "train", "", 0) for number in range(60)]
+    tested: list[Image] = [(number, number % 2, "test", "", 0) for number in range(30, 90)]
+    division = division_of([*learnt, *tested], 0.2, 0.0, named=True, grouped=False)
+    alone = division_of(learnt, 0.2, 0.0, named=False, grouped=False)
+    assert division.indices["val"].tolist() == alone.indices["val"].tolist()
+    assert sorted(division.indices["test"].tolist()) == list(range(90, 120))

@@ -41,9 +41,11 @@ def test_images_are_known_by_their_content_where_the_name_says_nothing(tmp_path:
     for name in ("a/photo", "b/5.dat", "b/6.txt"):
         (tmp_path / name).write_bytes(PNG)
     listing = list_folder(tmp_path)
-    assert [entry.path for entry in listing.entries] == ["a/1.png", "a/photo", "b/3.PNG", "b/5.dat"]
-    assert listing.account.notes == ("used, although their names do not say that they are images: a/photo, b/5.dat",)
-    assert dict(listing.account.not_images) == {".txt": 2, "no suffix": 2}
+    assert [entry.path for entry in listing.entries] == ["a/1.png", "a/photo", "b/3.PNG", "b/5.dat", "b/6.txt"]
+    assert listing.account.notes == (
+        "used, although their names do not say that they are images: a/photo, b/5.dat, b/6.txt",
+    )
+    assert dict(listing.account.not_images) == {".txt": 1, "no suffix": 2}
 
 
 def test_words_are_no_bitmap() -> None:

@@ -1,4 +1,5 @@
 import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -236,5 +237,28 @@ def test_parts_without_class_folders_are_no_classes(tmp_path: Path, folders: tup
         (tmp_path / folder).mkdir(parents=True)
         for name in ("cat.0.png", "dog.0.png"):
             Image.effect_noise((9, 9), 90).save(tmp_path / folder / name)
-    with pytest.raises(DataError, match=r"that are in no class folder; put those of each class into a folder"):
+    with pytest.raises(
+        DataError, match=r"that are in no class folder; (put those of each class|their names say cat, dog)"
+    ):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (["data/train-0.parquet", "readme.md"], "there are 1 .parquet: save the images in them as files first"),
+        (["train.zip", "test.tar.gz"], "there are 1 .gz, 1 .zip: unpack them first"),
+        (["a/1.npy", "a/2.npy", "b/1.npy"], "there are 3 .npy: save the images"),
+    ],
+)
+def test_files_with_images_inside_are_named(tmp_path: Path, paths: list[str], said: str) -> None:
+    make(tmp_path, *paths)
+    with pytest.raises(DataError, match=re.escape(said)):
+        open_folder(tmp_path)
+
+
+def test_loose_images_of_two_parts_are_no_classes(tmp_path: Path) -> None:
+    """As Kaggle's dogs-vs-cats has them."""
+    make(tmp_path, "train/cat.0.jpg", "train/cat.1.jpg", "train/dog.0.jpg", "train/dog.1.jpg", "test1/1.jpg")
+    with pytest.raises(DataError, match=r"are in no class folder; their names say cat, dog"):
         open_folder(tmp_path)

@@ -66,6 +66,10 @@ LAYOUTS: Mapping[str, tuple[list[str], dict[str, dict[str, int]]]] = {
         {"train": BOTH, "val": BOTH},
     ),
     "words that mean parts among classes": (each("train", "bus"), {"": {"train": 2, "bus": 2}}),
+    "numbered": (each("train2017/a", "train2017/b", "val2017/a"), {"train": BOTH, "val": {"a": 2}}),
+    "test1 without classes": ([*each("train/a", "train/b"), *each("test1")], {"train": BOTH}),
+    "test of unknown classes": ([*each("train/a", "train/b"), *each("test/unknown")], {"train": BOTH}),
+    "unknown is a class": (each("train/a", "train/unknown"), {"train": {"a": 2, "unknown": 2}}),
     "valid and invalid": (each("valid", "invalid"), {"": {"valid": 2, "invalid": 2}}),
 }
 
@@ -186,3 +190,40 @@ def test_tiny_imagenet(tmp_path: Path) -> None:
         ("val/images/val_3.JPEG", "no label in the table"),
     }
     assert listing.problems() == []
+
+
+MASKS = {
+    "beside": [*each("a", "b"), "a/0_mask.png", "b/1-segmentation.png", "b/1_mask_2.png"],
+    "in a folder of each class": [*each("a", "b"), "a/masks/0.png", "b/masks/0.png", "b/masks/1.png"],
+    "beside images": [*each("a/images", "b/images"), "a/masks/0.png", "b/Masks/0.png", "b/Masks/1.png"],
+    "all together": [*each("images"), "masks/0.png", "masks/1.png", "masks/2.png"],
+}
+
+
+@pytest.mark.parametrize("masks", MASKS)
+def test_masks_that_are_taken_for_images_are_said(masks: str, tmp_path: Path) -> None:
+    listing = list_folder(make(tmp_path, *MASKS[masks]))
+    (said,) = [one for one in listing.warnings() if "masks" in one and "look like" in one]
+    assert said.startswith(f"3 of {len(MASKS[masks])} images look like masks of others")
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [each("mask", "no_mask"), each("with_mask", "without_mask"), [*each("a", "b"), "a/batman_mask.jpg", "b/label.jpg"]],
+)
+def test_masks_that_people_wear_are_a_class(paths: list[str], tmp_path: Path) -> None:
+    assert list_folder(make(tmp_path, *paths)).warnings() == []
+
+
+def test_an_anomaly_data_set_is_questioned(tmp_path: Path) -> None:
+    """MVTec's: products of which train/ holds good ones only, and masks of their faults."""
+    for product in ("bottle", "cable"):
+        folders = [f"{product}/{inside}" for inside in ("train/good", "test/good", "test/bent", "ground_truth/bent")]
+        make(tmp_path, *each(*folders))
+    listing = list_folder(tmp_path)
+    assert counted(listing) == {"train": {"bottle": 2, "cable": 2}, "test": {"bottle": 4, "cable": 4}}
+    (said,) = listing.warnings()
+    assert "hold further folders, bent, good" in said
+    assert "give one of the folders bottle, cable as SOURCE" in said
+    assert {one.path.split("/")[1] for one in listing.account.left_out} == {"ground_truth"}
+    assert "must be in train, but bent is only in test" in list_folder(tmp_path / "cable").problems()[0]

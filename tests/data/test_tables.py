@@ -255,3 +255,43 @@ def test_images_of_unknown_group_are_not_of_one_group(tmp_path: Path, unknown: s
     table = tmp_path / "all.csv"
     table.write_text(f"path,label,patient\na.jpg,cat,{unknown}\nb.jpg,dog,{unknown}\nc.jpg,cat,7\n")
     assert [row.group for row in read_table(table).rows] == ["", "", "7"]
+
+
+def test_images_in_several_folders_are_found(tmp_path: Path) -> None:
+    """As HAM10000 has them."""
+    make(tmp_path, *(f"part_{1 + number // 5}/ISIC_{number}.jpg" for number in range(8)))
+    rows = [f"ISIC_{number},{'ab'[number % 2]}\n" for number in range(8)]
+    (tmp_path / "metadata.csv").write_text("".join(["image_id,label\n", *rows]))
+    listing = list_folder(tmp_path / "metadata.csv")
+    assert {entry.path for entry in listing.entries} == {f"part_{1 + k // 5}/ISIC_{k}.jpg" for k in range(8)}
+    assert f"are in {tmp_path / 'part_1'}, {tmp_path / 'part_2'}" in listing.account.notes[0]
+
+
+@pytest.mark.parametrize("prefix", ["CheX/", "./CheX/", "/home/me/CheX/", "C:\\data\\CheX\\", "D:/CheX/"])
+def test_folders_above_the_table_in_its_paths_are_left_out(prefix: str, tmp_path: Path) -> None:
+    make(tmp_path, *(f"train/p{number}/view.jpg" for number in range(4)))
+    between = "\\" if "\\" in prefix else "/"
+    paths = [between.join(("train", f"p{number}", "view.jpg")) for number in range(4)]
+    rows = [f"{prefix}{path},{'ab'[number % 2]}\n" for number, path in enumerate(paths)]
+    (tmp_path / "train.csv").write_text("".join(["path,label\n", *rows]))
+    listing = list_folder(tmp_path / "train.csv")
+    assert [(entry.path, entry.label) for entry in listing.entries] == [
+        (f"train/p{number}/view.jpg", "ab"[number % 2]) for number in (0, 1, 2, 3)
+    ]
+    assert any("which is left out: the images are in" in note for note in listing.account.notes)
+
+
+def test_a_table_that_contradicts_class_folders_in_parts_is_said(tmp_path: Path) -> None:
+    make(tmp_path, *(f"train/p{number}/view.jpg" for number in range(4)))
+    rows = [f"train/p{number}/view.jpg,{'ab'[number % 2]}\n" for number in range(4)]
+    (tmp_path / "train.csv").write_text("".join(["path,label\n", *rows]))
+    (said,) = list_folder(tmp_path).warnings()
+    assert "gives train/p0/view.jpg the label a, but its folder is taken for its class; give " in said
+
+
+def test_of_several_tables_with_other_columns_the_training_one_is_named(tmp_path: Path) -> None:
+    make(tmp_path, "train_images/1.png", "test_images/2.png")
+    (tmp_path / "test.csv").write_text("id_code\n2\n")
+    (tmp_path / "train.csv").write_text("id_code,diagnosis\n1,3\n")
+    with pytest.raises(DataError, match=r"train.csv has no column .*: --columns path=COLUMN,label=diagnosis"):
+        list_folder(tmp_path)

@@ -13,6 +13,8 @@ from svertka.data.split import redraw, split
 from svertka.quoting import few
 
 WARNED_SHARE = 0.01  # of a part that resembles what was trained on; above it, the report says so
+LEFT_OUT = "are copies of training images and are left out"
+COPIES = "copy"  # in place of the part that the source says, of images in no part
 CROWD = 0.1  # of the images to divide: look-alikes beyond that share are all of one kind, not copies
 
 
@@ -94,6 +96,8 @@ def divided(
     """
     contents = [digests[i] for i in good.tolist()]
     labels, named = dataset.labels[good], dataset.parts[good]
+    void = _void_parts(contents, named, inherited)
+    named = np.where(np.isin(named, list(void)), COPIES, named)
     notes = _contradictions(dataset, good, contents)
     place_of = {int(index): place for place, index in enumerate(good)}
     links = [[place_of[index] for index in group] for group in alike]
@@ -118,7 +122,24 @@ def divided(
     else:
         notes.append(f"images of one group are kept in one part; there are {len(set(groups.tolist()) - {''}):,} groups")
         chosen = split_groups(dataset, keys, labels, named, val, test, turn=turn, pinned=pinned)
-    return _without_copies(dataset, good, contents, chosen, together, groups, inherited, notes)
+    notes += [
+        f"all images of {part} are copies of training images, so that it is taken from the training images instead"
+        for part in void
+        if len(chosen[part])
+    ]
+    drawn = not (named == "val").any()
+    return _without_copies(dataset, good, contents, chosen, together, groups, inherited, notes, void, drawn)
+
+
+def _void_parts(contents: list[bytes], named: npt.NDArray[np.str_], inherited: frozenset[bytes]) -> dict[str, Ints]:
+    """The parts that the source names and of which every image is a copy of one to train on: places of these images."""
+    learnt = {content for content, part in zip(contents, named.tolist(), strict=True) if part in ("", "train")}
+    found = {part: np.flatnonzero(named == part).astype(np.int64) for part in ("val", "test")}
+    return {
+        part: places
+        for part, places in found.items()
+        if len(places) and all(contents[place] in learnt | inherited for place in places.tolist())
+    }
 
 
 def _contradictions(dataset: Dataset, good: Ints, contents: list[bytes]) -> list[str]:
@@ -171,17 +192,27 @@ def _without_copies(
     groups: npt.NDArray[np.str_] | None,
     inherited: frozenset[bytes],
     notes: list[str],
+    void: dict[str, Ints],
+    val_is_drawn: bool,
 ) -> Division:
-    """`chosen` without the copies that the source itself has in several parts, and what of it is in doubt."""
+    """`chosen` without the copies that the source itself has in several parts, and what of it is in doubt.
+
+    `void`: what was left out of it before, for being copies. `val_is_drawn`: val was taken from the training images of
+    the source: a test image that is a copy of one of them is left out, or else nothing might be left to choose by.
+    """
     trained = inherited | {contents[place] for place in chosen["train"].tolist()}
-    tested = {contents[place] for place in chosen["test"].tolist()} - trained
+    drawn = {contents[place] for place in chosen["val"].tolist()} if val_is_drawn else set()
+    tested = {contents[place] for place in chosen["test"].tolist()} - trained - drawn
     kept = {"train": chosen["train"]}
     overlaps = []
 
-    def note(part: str, how: str, places: list[int], names: list[str] | None = None) -> None:
+    def note(part: str, how: str, places: list[int], names: list[str] | None = None, total: int | None = None) -> None:
         if places:
             named = names or [dataset.pictures.name(int(good[place])) for place in places]
-            overlaps.append(Overlap(part, how, len(places), len(chosen[part]), tuple(named)))
+            overlaps.append(Overlap(part, how, len(places), total or len(chosen[part]), tuple(named)))
+
+    for part, some in void.items():
+        note(part, LEFT_OUT, some.tolist(), total=len(some))
 
     look = {place: set(group) for group in alike for place in group}
     learnt = set(chosen["train"].tolist())
@@ -189,12 +220,13 @@ def _without_copies(
     for part in ("val", "test"):
         places = chosen[part].tolist()
         known = [place for place in places if contents[place] in inherited]
-        copies = [place for place in places if contents[place] in trained and contents[place] not in inherited]
+        learnt_from = trained | drawn if part == "test" else trained
+        copies = [place for place in places if contents[place] in learnt_from and contents[place] not in inherited]
         of_test = [place for place in places if part == "val" and contents[place] in tested]
         out = {*known, *copies, *of_test}
         kept[part] = np.array([place for place in places if place not in out], dtype=np.int64)
         note(part, "trained the weights that it starts from and are left out", known)
-        note(part, "are copies of training images and are left out", copies)
+        note(part, LEFT_OUT, copies)
         note(part, "are copies of test images and are left out", of_test)
         left = kept[part].tolist()
         note(part, "are near-duplicates of training images", [p for p in left if look.get(p, set()) & learnt])

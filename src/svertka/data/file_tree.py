@@ -31,22 +31,6 @@ UNREAD_SUFFIXES = {
     for suffix in line.split()
 }
 SOME_SUFFIXES = ".jpg, .png, .webp, .heic, .tif, …"  # of those that are read, in a sentence
-# Never images, and often as many as there are images.
-TEXT_SUFFIXES = {
-    ".txt",
-    ".xml",
-    ".json",
-    ".jsonl",
-    ".csv",
-    ".tsv",
-    ".md",
-    ".html",
-    ".htm",
-    ".yaml",
-    ".yml",
-    ".py",
-    ".log",
-}
 SIGNATURE = 32  # bytes from which a format is known
 BMP = re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL)  # with the size of a header that exists
 Identity = tuple[int, int]
@@ -265,7 +249,7 @@ class _Lister:
                 folder.images.append(entry.name)
         elif suffix in UNREAD_SUFFIXES:
             self.tree.left_out.append(LeftOut(path, UNREAD_FORMAT))
-        elif regular and suffix not in TEXT_SUFFIXES and is_image_content(_start(folder.path / entry.name)):
+        elif regular and is_image_content(_start(entry.path)):
             self.tree.misnamed.append(path)
             folder.images.append(entry.name)
         else:
@@ -322,9 +306,15 @@ def _is_regular(entry: "os.DirEntry[str]") -> bool | None:
         return None
 
 
-def _start(path: Path) -> bytes:
+def _start(path: str) -> bytes:
+    """The first bytes of a regular file; by the system's own calls, since there may be as many texts as images."""
     try:
-        with path.open("rb") as file:
-            return file.read(SIGNATURE)
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError:
         return b""
+    try:
+        return os.read(file, SIGNATURE)
+    except OSError:
+        return b""
+    finally:
+        os.close(file)

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from svertka.data import imagenet
-from svertka.data.account import HIDDEN, NO_PART, OWN, Account, by_suffix
+from svertka.data.account import HIDDEN, NO_CLASS, NO_PART, OWN, Account, by_suffix
 from svertka.data.dataset import PARTS, Dataset, FilePictures
 from svertka.data.file_tree import SOME_SUFFIXES, FileTree, kind_of, list_tree
 from svertka.data.layout import Entry, Layout, clean_name, understand, united
+from svertka.data.name_labels import way_out
 from svertka.data.parts import part_of
 from svertka.data.tables import TABLE_SUFFIXES, read_table
 from svertka.errors import DataError, UsageError
@@ -24,6 +25,10 @@ from svertka.files import given_path
 from svertka.quoting import few, quoted
 
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar"}
+OWN_FOLDERS = "put the pictures of each class into a folder of its own, as photos/cat and photos/dog"
+# Files of many images, or of arrays.
+CONTAINERS = {".parquet", ".arrow", ".tfrecord", ".tfrecords", ".rec", ".lmdb", ".mdb", ".h5", ".hdf5", ".npy", ".npz"}
+CONTAINERS |= {".mat", ".pkl", ".pickle", ".pt", ".pth", ".idx", ".bin", ".mp4", ".avi", ".mov", ".mkv", ".pdf"}
 
 
 @dataclass(frozen=True)
@@ -52,23 +57,28 @@ class Listing:
         """Why nothing can be trained on it, a sentence each; empty if nothing is in the way."""
         if not self.entries:
             left_out = self.account.sentence()
+            left_out = "; ".join(filter(None, (left_out, self._containers())))
+            unlabelled = [one.path for one in self.account.left_out if one.reason in (NO_CLASS, NO_PART)]
             return [
                 f"{self.source} holds no picture ({SOME_SUFFIXES}) in a class folder; "
-                "put the pictures of each class into a folder of its own, as photos/cat and photos/dog"
+                + (way_out(unlabelled) or OWN_FOLDERS)
                 + (f" ({left_out})" if left_out else "")
             ]
         found = [
             f"{self.root / path} holds no picture{self._left_out_in(path)}; add some or remove the folder"
             for path in self.empty_classes
         ]
+        to_learn = [entry for entry in self.entries if part_of(entry.label) in (None, "train")] or self.entries
+        first, in_names = to_learn[0].label, way_out([entry.path for entry in to_learn])
         if all(part_of(name) for name in self.names()):
-            found.append(
-                f"{self.source} has images in {_in_order(self.names())} that are in no class folder; put those of each "
-                f"class into a folder of its own, as {self.names()[0]}/cat and {self.names()[0]}/dog, or name their "
+            to_do = in_names or (
+                f"put those of each class into a folder of its own, as {first}/cat and {first}/dog, or name their "
                 "classes in a CSV file of path,label,part"
             )
+            found.append(f"{self.source} has images in {_in_order(self.names())} that are in no class folder; {to_do}")
         elif len(self.names()) < 2:
-            found.append(f"{self.source} has one class only, {self.names()[0]}; a classifier needs two or more")
+            needed = f"a classifier needs two or more{f'; {in_names}' if in_names else ''}"
+            found.append(f"{self.source} has one class only, {first}; {needed}")
         classes = self._classes()
         if not classes["train"]:
             found.append(f"{self.source} has nothing to train on; put class folders into {self.root / 'train'}")
@@ -97,6 +107,15 @@ class Listing:
     def _classes(self) -> dict[str, set[str]]:
         """The classes in each part."""
         return {part: {entry.label for entry in self.entries if (entry.part or "train") == part} for part in PARTS}
+
+    def _containers(self) -> str | None:
+        """A sentence on files that may have images inside, if there are any."""
+        counts = [(suffix, count) for suffix, count in self.account.not_images if suffix in ARCHIVES | CONTAINERS]
+        if not counts:
+            return None
+        named = ", ".join(f"{count:,} {suffix}" for suffix, count in counts)
+        to_do = "unpack them" if all(suffix in ARCHIVES for suffix, _ in counts) else "save the images in them as files"
+        return f"there are {named}: {to_do} first"
 
     def _left_out_in(self, folder: str) -> str:
         """What of `folder` is left out, in parentheses, or nothing."""

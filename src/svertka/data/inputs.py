@@ -12,7 +12,8 @@ import numpy.typing as npt
 from svertka.data.account import Account
 from svertka.data.dataset import Pixels
 from svertka.data.file_tree import SOME_SUFFIXES, list_tree
-from svertka.data.images import DEFAULT, Decoding, misnamed
+from svertka.data.images import DEFAULT, SUFFIXES, Decoding, content, intensities, misnamed
+from svertka.data.modes import Range
 from svertka.data.preprocess import Picture, opened
 from svertka.data.tables import TABLE_SUFFIXES
 from svertka.errors import DataError, PictureError, UsageError
@@ -23,6 +24,7 @@ from svertka.quoting import few
 Input = Picture | PictureError  # or why there is nothing to look at
 
 ARRAY_LIMIT = 10**6  # images in one .npy file
+MEASURED = 100  # images of 16 bits whose values are looked at
 CHANNELS = (1, 3, 4)  # of an array that is one image: grey, RGB, RGBA
 
 
@@ -61,6 +63,17 @@ def misnamed_files(pictures: Iterable[Input]) -> list[tuple[str, str]]:
                 name = misnamed(picture, start_of(Path(picture)))
                 found += [(str(picture), name)] if name is not None else []
     return found
+
+
+def intensities_of(pictures: Iterable[Input], decoding: Decoding = DEFAULT) -> list[Range]:
+    """The values that 16-bit files among `pictures` use, each lowest and highest; of many, `MEASURED` are looked at."""
+    files = [Path(one) for one in pictures if isinstance(one, str | PathLike)]
+    files = [path for path in files if SUFFIXES.get(path.suffix.lower()) != "JPEG"]  # which has 8 bits
+    found = []
+    for path in files[:: -(-len(files) // MEASURED) or 1]:
+        with suppress(PictureError):
+            found.append(intensities(content(path, decoding), decoding))
+    return [one for one in found if one is not None]
 
 
 def expanded(pictures: Iterable[Picture]) -> Iterator[tuple[str, Input]]:

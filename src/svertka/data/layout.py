@@ -27,7 +27,13 @@ from svertka.quoting import few
 COMPANIONS = {"annotations", "annotation", "labels", "label", "xml", "xmls", "docs", "doc", "scripts", "code", "meta"}
 COMPANIONS |= {"metadata", "imagesets", "logs", "checkpoints", "weights", "models", "runs"}
 WRAPPERS = {"images", "image", "imgs", "img", "data", "dataset", "photos", "pictures", "jpegimages", "classes"}
+# Masks of segmentation: images that label the pixels of others.
+MASK_FOLDERS = {"mask", "masks", "ground_truth", "groundtruth", "gt", "segmentation", "segmentations", "seg", "trimaps"}
+MASK_FOLDERS |= {"segmentationclass", "segmentationobject", "labelmaps", "label_maps"}
+MASK = re.compile(r"(.+?)[ _.-](?:mask|masks|seg|segmentation|gt|groundtruth|ground_truth|label|labels)(?:[ _.-]?\d+)?")
+UNLABELLED = {"unknown", "unlabeled", "unlabelled", "unclassified"}  # of images whose class nobody says
 EXAMPLE = re.compile(r"submission|sample", re.IGNORECASE)  # of what a challenge takes, with labels that mean nothing
+SHOWN = 5  # names in a sentence
 PLAIN_PARTS = ("train", "val", "valid", "validation", "test")
 
 
@@ -108,7 +114,9 @@ class _Reader:
     def __init__(self, tree: FileTree, columns: Mapping[str, str]) -> None:
         self.tree, self.columns, self.layout = tree, columns, Layout()
         self.found: list[tuple[Entry, Folder | None]] = []
-        self.reasons: list[str] = []  # why tables were not read
+        self.reasons: list[
+            tuple[bool, str]
+        ] = []  # why tables were not read, and whether they are of another part than train
         self.in_tables: set[str] = set()  # images in folders that a table is about
 
     def read(self) -> None:
@@ -119,7 +127,7 @@ class _Reader:
         if self.columns or not self._read_labelled_folders(top, parts, inner):
             self._read_tables(self.tree.root)
             if not self.found and self.reasons:
-                raise DataError(self.reasons[0])
+                raise DataError(min(self.reasons, key=lambda reason: reason[0])[1])
             if not self.found and self.columns:
                 raise UsageError(
                     f"{self.tree.root.path} has no table that labels its images, so that nothing has columns; "
@@ -133,6 +141,7 @@ class _Reader:
         self.layout.notes += notes
         self.layout.warnings += warnings
         self._note_rest(top, parts)
+        self._question_masks()
 
     def _read_labelled_folders(
         self, top: Folder, parts: Mapping[str, str], inner: Sequence[tuple[Folder, Mapping[str, str]]]
@@ -191,6 +200,7 @@ class _Reader:
         self._question_subfolders(
             [one for name, part in parts.items() if part == "train" and name in inner for one in inner[name].full]
         )
+        self._question_tables(self._tables_in(top), top)
 
     def _read_parts_of_classes(self, inner: Sequence[tuple[Folder, Mapping[str, str]]]) -> None:
         names = sorted({name for _, parts in inner for name in parts})
@@ -201,6 +211,15 @@ class _Reader:
                     self._read_class(inside, folder.name, parts[inside.name])
                 else:
                     self.layout.ignored.append(inside.relative)
+        kinds = sorted(
+            {kind.name for folder, parts in inner for part in folder.full if part.name in parts for kind in part.full}
+        )
+        if kinds:
+            self.layout.warnings.append(
+                f"the parts of the class folders hold further folders, {few(kinds, SHOWN)}, which are taken together: "
+                "if those are the classes, as in MVTec's sets, give one of the folders "
+                f"{few([one.name for one, _ in inner])} as SOURCE"
+            )
 
     def _read_classes(self, folders: Iterable[Folder], part: str) -> None:
         for folder in folders:
@@ -248,7 +267,7 @@ class _Reader:
                 table = read_table(folder.path / name, self.columns)
             except DataError as error:
                 if suffix != ".txt":  # which may be anything
-                    self.reasons.append(str(error))
+                    self.reasons.append((part_of(Path(name).stem) != "train", str(error)))
                 continue
             if any(folder.inside(row.path) in images for row in table.rows):
                 found.append(table)
@@ -282,8 +301,8 @@ class _Reader:
         common = sorted(name for name, count in names.items() if count > 1 and 2 * count > len(plain))
         if len(common) > 1:
             self.layout.warnings.append(
-                f"the class folders {few([folder.name for folder in plain])} hold the same folders, {few(common)}: "
-                "are those the classes? Then give each of them one folder for all its images"
+                f"the class folders {few([folder.name for folder in plain], SHOWN)} hold the same folders, "
+                f"{few(common, SHOWN)}: are those the classes? Then give each of them one folder for all its images"
             )
         beside = {folder.name for folder in classes}
         for folder in plain:
@@ -291,7 +310,7 @@ class _Reader:
             if inside:
                 self.layout.warnings.append(
                     f"the class folder {folder.path} holds folders that are called as classes beside it, "
-                    f"{few(inside)}: is it a copy of them, or a folder around them? Then move it away"
+                    f"{few(inside, SHOWN)}: is it a copy of them, or a folder around them? Then move it away"
                 )
 
     def _question_tables(self, tables: Sequence[Table], top: Folder) -> None:
@@ -306,6 +325,26 @@ class _Reader:
                     f"give {table.file} as SOURCE if the table is right"
                 )
 
+    def _question_masks(self) -> None:
+        """Warn of images that look like masks of others: beside these, or in folders of their own."""
+        used = {entry.path for entry in self.layout.entries}
+        found = []
+        for folder in self.tree.root.walk():
+            stems = {PurePosixPath(name).stem.lower() for name in folder.images}
+            masks = [MASK.fullmatch(PurePosixPath(name).stem.lower()) for name in folder.images]
+            found += [
+                folder.inside(name)
+                for name, mask in zip(folder.images, masks, strict=True)
+                if mask and mask[1] in stems
+            ]
+            found += [path for inside in folder.full if _holds_masks(inside, folder) for path in inside.all_images()]
+        found = [path for path in dict.fromkeys(found) if path in used]
+        if found:
+            self.layout.warnings.append(
+                f"{len(found):,} of {len(used):,} images look like masks of others, as segmentation has them, and are "
+                f"learned from as images: {few(found)}; move them away if they are"
+            )
+
     def _name_wordnet_ids(self, top: Folder) -> None:
         """Call classes by the names that a words.txt beside them has for their WordNet ids."""
         ids = {entry.label for entry in self.layout.entries}
@@ -314,7 +353,9 @@ class _Reader:
         names = imagenet.words(top.path / "words.txt", ids)
         counts = Counter(names.values())
         called = {one: name if counts[name] == 1 else f"{name} ({one})" for one, name in sorted(names.items())}
-        self.layout.notes.append(f"classes are called as {top.path / 'words.txt'} has them: {few([*called.values()])}")
+        self.layout.notes.append(
+            f"classes are called as {top.path / 'words.txt'} has them: {few([*called.values()], SHOWN)}"
+        )
         self.layout.entries = [replace(one, label=called[one.label]) for one in self.layout.entries]
 
     def _note_rest(self, top: Folder, parts: Mapping[str, str]) -> None:
@@ -341,13 +382,24 @@ def _parts_in(folder: Folder) -> dict[str, str]:
 
 
 def _parts_inside_classes(top: Folder) -> list[tuple[Folder, Mapping[str, str]]]:
-    """The class folders in `top`, each with its parts, if all of them hold parts and nothing else."""
+    """The class folders in `top`, each with its parts, if all of them hold parts.
+
+    Other folders beside these, as MVTec's ground_truth/, count as in no part; but not beside a train/ alone.
+    """
     found: list[tuple[Folder, Mapping[str, str]]] = [
         (folder, parts_of([one.name for one in folder.full])) for folder in top.full
     ]
-    if len(found) < 2 or any(folder.images or len(parts) < len(folder.full) for folder, parts in found):
+    if len(found) < 2 or any(folder.images or "train" not in parts.values() for folder, parts in found):
         return []
-    return found if all("train" in parts.values() for _, parts in found) else []
+    alone = all(len(parts) == len(folder.full) for folder, parts in found)
+    return found if alone or all(len(set(parts.values())) > 1 for _, parts in found) else []
+
+
+def _holds_masks(folder: Folder, parent: Folder) -> bool:
+    """Whether the images in `folder` are masks of those beside it, and not a class such as "mask" beside "no mask"."""
+    if folder.name.lower() not in MASK_FOLDERS:
+        return False
+    return bool(parent.images) or any(one.name.lower() in WRAPPERS for one in parent.full)
 
 
 def _leads_on(folder: Folder) -> bool:
@@ -377,7 +429,8 @@ def _without_wrapper(part: Folder, parts: Sequence[Folder]) -> Folder:
 def _holds_classes(folder: Folder) -> bool:
     """Whether the folders in `folder` are classes, and not one that is there for all images alike."""
     full = folder.full
-    return bool(full) and not (len(full) == 1 and full[0].images and _is_wrapper(full[0], folder))
+    alone = len(full) == 1 and bool(full[0].images)
+    return bool(full) and not (alone and (_is_wrapper(full[0], folder) or full[0].name.lower() in UNLABELLED))
 
 
 def _is_wrapper(folder: Folder, parent: Folder) -> bool:

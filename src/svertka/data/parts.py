@@ -54,6 +54,7 @@ def _read(name: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def _words(name: str) -> list[str]:
-    """The words of "segTrain", "seg_train" or "SEG TRAIN 2", in lower case."""
+    """The words of "segTrain", "seg_train" or "SEG TRAIN 2", in lower case, without numbers at their ends."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return [word for word in re.split(r"[\W_]+", spaced.lower()) if word]
+    words = [word for word in re.split(r"[\W_]+", spaced.lower()) if word]
+    return [word.rstrip("0123456789") or word for word in words]

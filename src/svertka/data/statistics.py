@@ -75,3 +75,18 @@ def intensity_range(ranges: Sequence[Range]) -> Range | None:
     if low > high // 2 and high - low < top // 4 and high > low:
         return low, high
     return None if (0, top) == FULL else (0, top)
+
+
+def other_intensities(ranges: Sequence[Range], trained_with: Range | None) -> str | None:
+    """What to say of 16-bit images that use other values than those that a network was trained with; None: the same.
+
+    `ranges`: the values of each image, as for `intensity_range`; `trained_with`: which are black and white to it.
+    """
+    low, high = intensity_range(ranges) or FULL
+    black, white = trained_with or FULL
+    if not ranges or (low, high) == (black, white):
+        return None
+    return (
+        f"use values of {low:,} to {high:,}, while to the network {black:,} is black and {white:,} is white: they look "
+        "darker or brighter than what it was trained on"
+    )

@@ -12,14 +12,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from svertka.data.images import SUFFIXES
 from svertka.data.parts import part_of
 from svertka.errors import DataError, UsageError
 from svertka.files import read_regular, shortened
-from svertka.quoting import quoted
+from svertka.quoting import few, quoted
 
 LARGEST = 2**28  # bytes of a table, some million rows
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
@@ -331,19 +331,48 @@ def _found(file: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
         notes.append(f"the paths in {file} are written with backslashes")
     if not rows or any(is_there(folder / row.path) for row in tried):
         return rows, notes
+    if cut := _leading(folder, [row.path for row in tried]):
+        notes.append(f"the paths in {file} begin with {cut}, which is left out: the images are in {folder}")
+        return [replace(row, path=_without(cut, row.path)) for row in rows], notes
     places = [_Place(folder, base) for base in ("", *_folders_beside(file))]
-    hits = [sum(place.find(row.path) is not None for row in tried) for place in places]
-    best = max(hits)
-    if not best:
+    hits = [(place, {row.path for row in tried if place.find(row.path) is not None}) for place in places]
+    hits.sort(key=lambda hit: -len(hit[1]))
+    (first, found), *others = hits
+    if not found:
         return rows, notes
-    place, *others = [place for place, count in zip(places, hits, strict=True) if count == best]
-    if others and not _belongs(place.base, file):
-        raise DataError(
-            f"{file} names images that are in {place.base or folder} as well as in {others[0].base}; "
-            "write the folder into its paths"
-        )
-    notes.append(f"the images of {file} are in {folder / place.base}")
-    return [replace(row, path=place.find(row.path) or row.path) for row in rows], notes
+    used = [first]
+    if not _belongs(first.base, file):
+        twice = next((other for other, some in others if len(some) == len(found) and some & found), None)
+        if twice is not None:
+            raise DataError(
+                f"{file} names images that are in {first.base or folder} as well as in {twice.base}; "
+                "write the folder into its paths"
+            )
+        for other, some in others:  # of images that are in several folders
+            if some - found:
+                used.append(other)
+                found |= some
+    notes.append(f"the images of {file} are in {few([str(folder / place.base) for place in used])}")
+    paths = (next(filter(None, (place.find(row.path) for place in used)), row.path) for row in rows)
+    return [replace(row, path=path) for row, path in zip(rows, paths, strict=True)], notes
+
+
+def _leading(folder: Path, paths: list[str]) -> PurePosixPath | None:
+    """The folders with which all of `paths` begin and without which they lead to images in `folder`, if so."""
+    try:
+        common = PurePosixPath(os.path.commonpath([PurePosixPath(path).parent for path in paths]))
+    except ValueError:  # some are absolute and others are not
+        return None
+    for cut in (*reversed(common.parents), common):
+        if cut.name and any(is_there(folder / _without(cut, path)) for path in paths):
+            return cut
+    return None
+
+
+def _without(cut: PurePosixPath, path: str) -> str:
+    """`path` without the folders `cut` that it begins with."""
+    place = PurePosixPath(path)
+    return str(place.relative_to(cut)) if place.is_relative_to(cut) else path
 
 
 class _Place:

@@ -14,13 +14,12 @@ from svertka.data.digests import digests, origin
 from svertka.data.division import divided_by_content
 from svertka.data.images import intensities, misnamed_sentence
 from svertka.data.manifest import Manifest
-from svertka.data.modes import FULL
 from svertka.data.near_duplicates import resembling
 from svertka.data.pictures import Rows, misnamed_among, prepare
 from svertka.data.preprocess import Picture, Preprocess
 from svertka.data.sources import same_place
 from svertka.data.split import fingerprint
-from svertka.data.statistics import intensity_range
+from svertka.data.statistics import other_intensities
 from svertka.errors import DataError, RunError, UsageError
 from svertka.evaluation.scope import Scope, counted
 from svertka.progress import say
@@ -149,14 +148,8 @@ def _other_intensities(pictures: Pictures, deep: list[int], preprocess: Preproce
         return None
     some = deep[:: -(-len(deep) // MEASURED)]
     ranges = [intensities(files.content(int(where[index])), files.decoding) for index in some]
-    low, high = intensity_range([one for one in ranges if one is not None]) or FULL
-    black, white = preprocess.intensity_range or FULL
-    if (low, high) == (black, white):
-        return None
-    return (
-        f"{counted(len(deep))} judged have 16 bits and use values of {low:,} to {high:,}, while to the network "
-        f"{black:,} is black and {white:,} is white: they look darker or brighter than what it was trained on"
-    )
+    said = other_intensities([one for one in ranges if one is not None], preprocess.intensity_range)
+    return said and f"{counted(len(deep))} judged have 16 bits and {said}"
 
 
 def manifest_of(run: str | PathLike[str]) -> Manifest | None:

@@ -1,0 +1,40 @@
+"""Classes that only the names of files say, as "cat.0.jpg" does, for a message on how to label them."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePath
+
+from svertka.quoting import few
+
+WORDS = r"([^\W\d_]+(?:[ _-][^\W\d_]+)*)"
+FORMS = (
+    re.compile(r"(n\d{8})_\d+"),  # ImageNet: n01440764_10026
+    re.compile(rf"{WORDS}[\W_]*\d[\W\d_]*"),  # cat.0, american_bulldog_12, dog (3)
+    re.compile(rf"[\W\d_]*\d[\W_]*{WORDS}"),  # 0001_cat
+)
+KNOWN_SHARE = 0.9  # of the files; where fewer are of one form, it says no classes
+
+
+def label_in(path: str, form: re.Pattern[str]) -> str | None:
+    """What the name of the file `path` says of its class in this form; None: nothing."""
+    match = form.fullmatch(PurePath(path).stem)
+    return match[1] if match else None
+
+
+def way_out(paths: Sequence[str]) -> str | None:
+    """What to do where the names of the files `paths` seem to say their classes; None where they do not.
+
+    The same two words or more, each in several names, are taken for classes.
+    """
+    for form in FORMS:
+        labels = [label_in(path, form) for path in paths]
+        counts = Counter(label for label in labels if label)
+        many = [label for label, count in counts.items() if count > 1]
+        if len(many) > 1 and sum(counts[label] for label in many) >= KNOWN_SHARE * len(paths):
+            path, label = next((path, label) for path, label in zip(paths, labels, strict=True) if label in many)
+            return (
+                f"their names say {few(sorted(many), 5)}: if those are the classes, write a CSV file of path,label "
+                f"with a line for each image, such as {path},{label}, and give it as SOURCE"
+            )
+    return None
