@@ -279,3 +279,10 @@ def test_images_that_use_other_values_of_16_bits_than_the_run_are_said(
     said = [line for line in capsys.readouterr().err.splitlines() if "16-bit images" in line]
     assert len(said) == is_said
     assert all("while to the network 0 is black and 4,095 is white: they look darker or" in line for line in said)
+
+
+def test_a_folder_of_several_runs_names_them(saved: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        shutil.copytree(saved, tmp_path / "several" / str(number))
+    with pytest.raises(RunError, match=r"several holds several runs, 0, 1; name one of them, as .*several/0"):
+        Classifier.load(tmp_path / "several")

@@ -23,6 +23,7 @@ from svertka.models import published, weights, zoo
 from svertka.models.heads import OWN_TENSORS, Head, head_path, put_head
 from svertka.models.weights import Weights
 from svertka.progress import progress, say
+from svertka.quoting import few
 from svertka.tensors import not_finite, read_tensors, tensor_shapes, write_tensors
 
 FORMAT = 1  # of config.json; a reader refuses what is newer
@@ -334,6 +335,9 @@ def read_config(folder: Path) -> Config:
     path = folder / CONFIG
     if not folder.is_dir():
         raise RunError(f"{folder} is not a run folder; name one that `svertka train` made, such as runs/digits-lenet5")
+    runs = sorted(one.parent.name for one in folder.glob(f"*/{CONFIG}"))
+    if runs and not path.exists():
+        raise RunError(f"{folder} holds several runs, {few(runs)}; name one of them, as {folder / runs[0]}")
     try:
         content: Any = read_json(path)
     except FileNotFoundError as error:

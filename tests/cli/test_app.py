@@ -98,14 +98,23 @@ def test_the_whole_way_in_json(
     not_used = {"bad", "left_out", "not_images", "notes", "warnings"}
     results = {"run", "val_error", "test_error", "epochs", "seconds", "images_per_second"}
     chance = {"at_chance", "never_predicted"}
-    assert set(trained) == results | not_used | chance
+    assert set(trained) == results | not_used | chance | {"findings"}
     assert trained["run"] == "runs/x"
     assert trained["test_error"] is None
 
     judged = ask("evaluate", "runs/x", source)
     assert isinstance(judged, dict)
     figures = {"images", "top1_error", "top1_interval", "top5_error", "top5_interval", "loss", "per_class"}
-    scope = {"source", "part", "training_images", "includes_training", "unreadable", "near_duplicates", "unread"}
+    scope = {
+        "source",
+        "part",
+        "training_images",
+        "includes_training",
+        "unreadable",
+        "near_duplicates",
+        "unread",
+        "copies",
+    }
     scope |= not_used - {"bad"}
     assert set(judged) == figures | scope | chance | {"calibration_error", "temperature"}
     assert judged["top1_error"] == trained["val_error"]

@@ -44,6 +44,19 @@ def test_the_parts_are_found_again_in_another_order() -> None:
     }
 
 
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_part_of_copies_alone_stays_out(part: str) -> None:
+    """What was drawn in its place is found again where it was, however often it was copied."""
+    digests = [bytes([number]) * 16 for number in (*range(10), *range(10), *range(10))]
+    parts = np.array(["train"] * 10 + [part] * 20)
+    indices = {"train": np.arange(6), "val": np.arange(0), "test": np.arange(0), part: np.arange(6, 10)}
+    manifest = Manifest.of(digests, indices)
+    found = manifest.indices(digests, parts, np.arange(30))
+    assert {name: some.tolist() for name, some in found.items()} == {
+        name: some.tolist() for name, some in indices.items()
+    }
+
+
 def test_a_copy_that_the_source_calls_test_stays_out() -> None:
     manifest = Manifest.of(DIGESTS[:6], PARTS)
     digests = [DIGESTS[0], DIGESTS[1], DIGESTS[2], DIGESTS[3], DIGESTS[4], DIGESTS[5], DIGESTS[0], DIGESTS[4]]

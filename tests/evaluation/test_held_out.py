@@ -20,6 +20,7 @@ from svertka.data.sources import open_source
 from svertka.errors import RunError, UsageError
 from svertka.evaluation.held_out import Admission
 from svertka.evaluation.judgement import judge
+from svertka.evaluation.scope import Scope
 from svertka.files import cache_folder
 from svertka.run import Run
 from svertka.training.repeats import repeat
@@ -381,6 +382,22 @@ def test_the_commands_say_the_part_and_what_is_left_out(
     assert main(["evaluate", str(alone), source, "--threads", "1", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert "does not record which images it was trained on" in said["note"]
+
+
+def test_copies_among_those_judged_are_counted(
+    runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
+) -> None:
+    run = runs[0][0]
+    once = svertka.evaluate(run, digit_folder, threads=1)
+    for part in ("train", "test"):
+        shutil.copytree(digit_folder, tmp_path / part)
+    twice = svertka.evaluate(run, tmp_path, part="val", threads=1)
+    assert once.scope is not None
+    assert twice.scope is not None
+    assert (once.scope.copies, twice.scope.copies, twice.images) == (0, once.images, 2 * once.images)
+    assert f"{once.images} images judged are copies of others judged" in twice.scope.sentence
+    both = Scope("photos", "test", training_images=3, includes_training=True)
+    assert both.sentence.startswith("judged: photos, test and training images; 3 of these trained the network")
 
 
 @pytest.mark.usefixtures("quiet")

@@ -158,3 +158,16 @@ def test_a_network_is_left_on_evaluation_and_without_gradients(run: Run) -> None
     classifier = Classifier.load(run)
     assert not classifier.network.training
     assert not torch.is_inference(next(classifier.network.parameters()))
+
+
+def test_classes_that_are_written_otherwise_are_taken_for_those_of_the_run_and_said() -> None:
+    array = ArrayPictures(np.zeros((3, 1, 1, 1), np.uint8), "x")
+    dataset = Dataset("x", ("CAT", "Fire_truck "), array, np.array([0, 1, 1]), np.array(["", "", ""]))
+    named = with_names_of(("cat", "dog", "fire truck"), dataset)
+    assert named.labels.tolist() == [0, 2, 2]
+    assert named.account.notes == (
+        "the class CAT is taken for cat",
+        "the class Fire_truck  is taken for fire truck",
+    )
+    with pytest.raises(DataError, match="does not know: CAT"):  # which of the two?
+        with_names_of(("cat", "Cat", "fire truck"), dataset)

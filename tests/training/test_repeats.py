@@ -130,3 +130,10 @@ def test_the_interval_is_student_s_for_divisions_that_share_nothing() -> None:
     errors = (0.1, 0.2, 0.15, 0.12)
     expected = stats.t.interval(0.95, 3, loc=np.mean(errors), scale=stats.sem(errors))
     assert interval(errors, 0.0) == pytest.approx(expected)
+
+
+def test_a_test_part_of_copies_alone_does_not_judge_all_alike(digit_folder: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(digit_folder, tmp_path / "parts" / part)
+    made = repeat(tmp_path / "parts", 2, output=tmp_path / "runs", **QUICK)
+    assert (made.part, made.varies) == ("val", "trained and judged on")

@@ -96,7 +96,7 @@ def divided(
     """
     contents = [digests[i] for i in good.tolist()]
     labels, named = dataset.labels[good], dataset.parts[good]
-    void = _void_parts(contents, named, inherited)
+    void = void_parts(contents, named, inherited)
     named = np.where(np.isin(named, list(void)), COPIES, named)
     notes = _contradictions(dataset, good, contents)
     place_of = {int(index): place for place, index in enumerate(good)}
@@ -131,7 +131,7 @@ def divided(
     return _without_copies(dataset, good, contents, chosen, together, groups, inherited, notes, void, drawn)
 
 
-def _void_parts(contents: list[bytes], named: npt.NDArray[np.str_], inherited: frozenset[bytes]) -> dict[str, Ints]:
+def void_parts(contents: Sequence[bytes], named: npt.NDArray[np.str_], inherited: frozenset[bytes]) -> dict[str, Ints]:
     """The parts that the source names and of which every image is a copy of one to train on: places of these images."""
     learnt = {content for content, part in zip(contents, named.tolist(), strict=True) if part in ("", "train")}
     found = {part: np.flatnonzero(named == part).astype(np.int64) for part in ("val", "test")}

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from svertka.data.dataset import PARTS, Ints
+from svertka.data.division import COPIES, void_parts
 from svertka.errors import RunError
 from svertka.tensors import read_tensors, write_tensors
 
@@ -61,7 +62,9 @@ class Manifest:
         `digests`: (N,) of contents. `parts`: (N,), those that the source itself names, as in `Dataset`: a copy of a
         training image in the source's own test part is in no part of the run.
         """
-        held, named = np.array([self.part_of(digests[i]) for i in good.tolist()], dtype="<U5"), parts[good]
+        contents = [digests[i] for i in good.tolist()]
+        held, named = np.array([self.part_of(one) for one in contents], dtype="<U5"), parts[good]
+        named = np.where(np.isin(named, list(void_parts(contents, named, self.inherited))), COPIES, named)
         in_pool = (named == "") | (named == "train")
         return {
             part: good[(held == part) & ((named == part) if part != "train" and (named == part).any() else in_pool)]

@@ -112,6 +112,7 @@ def select(
         len(prepared.bad),
         alike,
         "; ".join(filter(None, notes)) or None,
+        len(good) - len({prepared.digests[i] for i in good.tolist()}),
         tuple((dataset.pictures.name(index), reason) for index, reason in sorted(prepared.bad.items())),
         dataset.account,
     )

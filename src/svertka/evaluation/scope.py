@@ -27,8 +27,8 @@ class Scope:
     images and new ones; "all". `training_images`: how many the run was trained on, left out unless
     `includes_training`. `unreadable`: how many could not be read. `near_duplicates`: of the new images judged, how
     many look the same as training images; None where that was not compared. `note`: what cannot be known, a sentence;
-    None if nothing is in doubt. `unread`: the path and the reason of each image that could not be read. `account`: what
-    else of the source is not used.
+    None if nothing is in doubt. `copies`: how many of those judged are copies of others judged. `unread`: the path and
+    the reason of each image that could not be read. `account`: what else of the source is not used.
     """
 
     source: str
@@ -38,6 +38,7 @@ class Scope:
     unreadable: int = 0
     near_duplicates: int | None = None
     note: str | None = None
+    copies: int = 0
     unread: tuple[tuple[str, str], ...] = ()
     account: Account = field(default_factory=Account)
 
@@ -45,6 +46,8 @@ class Scope:
     def sentence(self) -> str:
         """The same for people."""
         kind = "all images" if self.part == "all" else f"{CALLED[self.part]}images"
+        if self.includes_training and self.part not in ("all", "train"):
+            kind = f"{CALLED[self.part]}and training images"
         return "; ".join((f"judged: {self.source}, {kind}", *self.remarks))
 
     @property
@@ -57,6 +60,8 @@ class Scope:
             said.append(f"{counted(self.training_images)} that trained the network left out (--include-training)")
         if self.near_duplicates:
             said.append(f"{counted(self.near_duplicates)} judged look the same as training images (near-duplicates)")
+        if self.copies:
+            said.append(f"{counted(self.copies)} judged are copies of others judged: the interval is too narrow")
         if self.unreadable:
             said.append(f"{counted(self.unreadable)} could not be read{self._names()}")
         return (*said, *([self.note] if self.note else []), *self.account.sentences())
@@ -74,6 +79,7 @@ class Scope:
             "includes_training": self.includes_training,
             "unreadable": self.unreadable,
             "near_duplicates": self.near_duplicates,
+            "copies": self.copies,
             "unread": [{"path": path, "reason": reason} for path, reason in self.unread],
             **self.account.as_json(),
         } | ({"note": self.note} if self.note else {})

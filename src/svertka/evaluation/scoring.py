@@ -8,6 +8,7 @@ from torch import nn
 
 from svertka.data.batches import Batches
 from svertka.data.dataset import Dataset
+from svertka.data.layout import alike
 from svertka.device import autocast
 from svertka.errors import DataError
 from svertka.evaluation.metrics import Evaluation, Tally
@@ -39,7 +40,8 @@ def score(network: nn.Module, batches: Batches, names: tuple[str, ...], title: s
 def with_names_of(names: tuple[str, ...], dataset: Dataset) -> Dataset:
     """`dataset` with its labels counted in `names`; the pictures stay where they are.
 
-    A class of ImageNet may be called by its name or, as in ImageNet's own folders, by its WordNet id.
+    A class of ImageNet may be called by its name or, as in ImageNet's own folders, by its WordNet id; any class
+    otherwise in case, spaces and dashes, which is said.
 
     Raises:
         DataError: a class that has pictures is not among `names`.
@@ -47,6 +49,11 @@ def with_names_of(names: tuple[str, ...], dataset: Dataset) -> Dataset:
     place = {name_of(name): index for index, name in enumerate(names)}
     place |= {name: index for index, name in enumerate(names)}
     place |= {name: place[name_of(name)] for name in dataset.names if name not in place and name_of(name) in place}
+    near = [alike(name) for name in names]
+    written_otherwise = {
+        name: near.index(alike(name)) for name in dataset.names if name not in place and near.count(alike(name)) == 1
+    }
+    place |= written_otherwise
     counts = dataset.counts()
     unknown = [name for name, count in zip(dataset.names, counts, strict=True) if count and name not in place]
     if unknown:
@@ -55,7 +62,9 @@ def with_names_of(names: tuple[str, ...], dataset: Dataset) -> Dataset:
             f"it knows {few([*map(_named, names)], NAMED)}"
         )
     labels = np.array([place.get(name, 0) for name in dataset.names], dtype=np.int64)[dataset.labels]
-    return replace(dataset, names=names, labels=labels)
+    notes = [f"the class {name} is taken for {names[index]}" for name, index in written_otherwise.items()]
+    account = replace(dataset.account, notes=(*dataset.account.notes, *notes))
+    return replace(dataset, names=names, labels=labels, account=account)
 
 
 def _named(name: str) -> str:
