@@ -22,7 +22,7 @@ import torch
 import torchvision  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor, nn
 
-from svertka.models.inception_v4 import from_timm
+from svertka.models.inception_v4 import convert_timm_state_dict
 from svertka.models.zoo import find
 from train_step import training
 from turns import in_turns, ratios, seconds
@@ -75,7 +75,7 @@ def pair(name: str) -> tuple[nn.Module, nn.Module]:
     our, their = find(name).build(), theirs(name)
     values = random_values(their.state_dict())
     their.load_state_dict(values, strict=True)
-    renamed = {from_timm(key): value for key, value in values.items()} if name in TIMM else values
+    renamed = convert_timm_state_dict(values) if name in TIMM else values
     our.load_state_dict(renamed, strict=True)
     return our, their
 

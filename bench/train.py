@@ -32,7 +32,7 @@ from svertka.data.pictures import prepare
 from svertka.data.preprocess import Preprocess
 from svertka.data.published import open_published
 from svertka.device import in_layout
-from svertka.models.resnet import SmallResNet
+from svertka.models.resnet import CIFARResNet
 from svertka.training.loop import Observer, State, fit, make_optimizer
 from svertka.training.plan import time_steps
 from svertka.training.recipe import Recipe
@@ -53,7 +53,7 @@ def lenet() -> nn.Module:
 
 def first_stage() -> nn.Module:
     """resnet20 up to its first stage, with a linear layer on top."""
-    begin = list(SmallResNet(3).children())[:4]  # to the end of layer1
+    begin = list(CIFARResNet(3).children())[:4]  # to the end of layer1
     return nn.Sequential(*begin, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
 
 

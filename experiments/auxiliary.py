@@ -20,7 +20,7 @@ from learning import batches, learn, normalised, pictures
 from record import COLOURS, figure, main, print_table
 from torch import nn
 
-from svertka.models.initial import initialise
+from svertka.models.initial import init_weights
 from svertka.models.zoo import find
 from svertka.training.published import find_recipe
 
@@ -88,7 +88,7 @@ def measure(seed: int) -> list[dict[str, Any]]:
     network = fresh()
     note(network, "start", None)
     torch.manual_seed(seed)
-    initialise(network, "gaussian")
+    init_weights(network, "gaussian")
     note(network, "start, gaussian", None)
     for trained, weight in (("with", WEIGHT), ("without", 0.0)):
         network = fresh()

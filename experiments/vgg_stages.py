@@ -28,8 +28,8 @@ from record import COLOURS, figure, main, print_table
 from svertka.data.batches import Batch
 from svertka.data.preprocess import central_square
 from svertka.device import in_layout
-from svertka.models.initial import initialise
-from svertka.models.vgg import VGG, starting_tensors
+from svertka.models.initial import init_weights
+from svertka.models.vgg import VGG, warm_start_tensors
 from svertka.training.recipe import Recipe
 from svertka.training.schedule import Constant
 
@@ -66,9 +66,9 @@ def measure(seed: int) -> list[dict[str, Any]]:
         torch.manual_seed(seed)
         network = VGG(way[0], classes=10, size=SIDE)
         if not way.endswith("He"):
-            initialise(network, "gaussian")
+            init_weights(network, "gaussian")
         if way == "D after A":
-            network.load_state_dict(starting_tensors(trained["A, He"], network), strict=False)
+            network.load_state_dict(warm_start_tensors(trained["A, He"], network), strict=False)
         in_layout(network, torch.channels_last)
         before = gradient(network, probe)
         shuffled = batches(images, labels, preprocess, batch_size=BATCH, seed=seed, memory_format=torch.channels_last)

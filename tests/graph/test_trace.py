@@ -1,6 +1,5 @@
 import copy
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 from svertka.errors import UsageError
 from svertka.geometry import Grid
 from svertka.graph.trace import count, trace
-from svertka.models.resnet import RESNETS, Bottleneck, ResNet
+from svertka.models.resnet import Bottleneck
 from svertka.models.zoo import MODELS, find
 
 LENET5 = (
@@ -154,7 +153,16 @@ def conv(times: int) -> list[nn.Conv2d]:
 
 
 def as_in_the_paper(layers: int) -> Callable[[], nn.Module]:
-    return partial(ResNet, partial(Bottleneck, stride_first=True), RESNETS[layers][1])
+    """A ResNet with the stride of each bottleneck in its first convolution."""
+
+    def build() -> nn.Module:
+        network = find(f"resnet{layers}").build()
+        for block in network.modules():
+            if isinstance(block, Bottleneck):
+                block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+        return network
+
+    return build
 
 
 @pytest.mark.parametrize(

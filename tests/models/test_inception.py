@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from svertka.graph.trace import count
-from svertka.models.inception import InceptionV3, averaged
+from svertka.models.inception import InceptionV3, avg_pool
 
 
 @pytest.fixture
@@ -89,14 +89,14 @@ def test_each_layer_is_used_once(network):
     assert uses == dict.fromkeys(leaves, 1)
 
 
-def test_averages_count_the_zeros_around():
-    assert averaged()(torch.ones(1, 1, 5, 5))[0, 0, 0, 0] == pytest.approx(4 / 9)
+def test_average_pooling_counts_the_padding():
+    assert avg_pool()(torch.ones(1, 1, 5, 5))[0, 0, 0, 0] == pytest.approx(4 / 9)
 
 
-def test_weights_start_with_he_s_variance_and_the_auxiliary_nearly_silent():
+def test_initial_weights_have_he_s_variance_and_the_auxiliary_s_are_small():
     torch.manual_seed(0)
     network = InceptionV3()
-    # A million and a quarter normal numbers: their standard deviation is known to 0.1 %.
+    # A million and a quarter normal numbers: the standard error of their standard deviation is 0.1 %.
     weight = network.get_parameter("Mixed_7c.branch3x3dbl_2.conv.weight").detach()
     assert float(weight.std()) == pytest.approx((2 / (9 * 448)) ** 0.5, rel=0.005)
     assert float(network.get_parameter("AuxLogits.conv1.conv.weight").detach().std()) == pytest.approx(0.01, rel=0.005)

@@ -4,15 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.models.googlenet import NormedConvolution
+from svertka.models.googlenet import ConvBNReLU
 from svertka.models.inception_v4 import (
     TIMM_NAMES,
+    Branches,
     InceptionResNetV2,
     InceptionV4,
-    ResidualBranches,
-    chain,
-    from_timm,
-    pooled,
+    ScaledResidualBranches,
+    avg_pool_conv,
+    conv_chain,
+    convert_timm_state_dict,
 )
 
 BOTH = pytest.mark.parametrize("builder", [InceptionV4, InceptionResNetV2])
@@ -120,11 +121,12 @@ def test_weights_start_with_he_s_variance(builder):
         (InceptionResNetV2, "classif.weight", (1000, 1536)),
     ],
 )
-def test_timm_s_names_lead_to_tensors_of_their_shapes(builder, name, shape):
-    assert tuple(state_of(builder)[from_timm(name)].shape) == shape
+def test_converted_names_have_timm_s_shapes(builder, name, shape):
+    (converted,) = convert_timm_state_dict({name: torch.empty(0)})
+    assert tuple(state_of(builder)[converted].shape) == shape
 
 
-def test_timm_s_names_cover_both_networks():
+def test_timm_names_cover_both_networks():
     # Each tensor has a stage that some name of timm's leads to; 149 convolutions with norms in the first, 204 and 40
     # plain ones in the second.
     targets = set(TIMM_NAMES.values())
@@ -136,11 +138,11 @@ def test_timm_s_names_cover_both_networks():
             assert targets & {first, f"{first}.{second}"}
 
 
-def test_a_name_that_timm_does_not_have_stays_as_it_is():
-    assert from_timm("head.weight") == "head.weight"
+def test_names_that_timm_lacks_are_kept():
+    assert list(convert_timm_state_dict({"head.weight": torch.empty(0)})) == ["head.weight"]
 
 
-def test_residuals_are_scaled_and_the_last_is_neither_scaled_nor_rectified():
+def test_the_last_residual_block_has_neither_scaling_nor_relu():
     network = on_meta(InceptionResNetV2)
     scales = [{module.scale for module in network.get_submodule(f"inception_{stage}")} for stage in "abc"]
     assert scales == [{0.17}, {0.10}, {0.20, 1.0}]
@@ -150,24 +152,30 @@ def test_residuals_are_scaled_and_the_last_is_neither_scaled_nor_rectified():
     assert sum(isinstance(module.relu, nn.Identity) for module in network.inception_c) == 1
 
 
-def test_a_residual_is_added_to_the_input():
+def test_branches_are_concatenated_in_their_order():
+    one, two = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 1)
+    inputs = torch.randn(2, 4, 5, 5)
+    assert torch.equal(Branches(first=one, second=two)(inputs), torch.cat([one(inputs), two(inputs)], dim=1))
+
+
+def test_scaled_residual_is_added_to_the_input():
     torch.manual_seed(0)
     inputs = torch.randn(2, 6, 5, 5)
     branch = nn.Conv2d(6, 4, 3, padding=1)
-    block = ResidualBranches(6, 4, 0.25, {"branch0": branch})
+    block = ScaledResidualBranches(6, 4, 0.25, branch0=branch)
     nn.init.normal_(block.conv2d.weight)
     nn.init.normal_(block.conv2d.bias)
     expected = (inputs + block.conv2d(branch(inputs)) / 4).clamp(min=0)
     assert torch.allclose(block(inputs), expected, atol=1e-6)
 
 
-def test_a_chain_halves_in_its_last_convolution():
-    layers = chain(8, (4, 1), (6, (1, 7)), (5, 3), halved=True)
-    assert all(isinstance(layer, NormedConvolution) for layer in layers)
+def test_the_last_convolution_of_a_chain_downsamples():
+    layers = conv_chain(8, (4, 1), (6, (1, 7)), (5, 3), downsample=True)
+    assert all(isinstance(layer, ConvBNReLU) for layer in layers)
     assert [layer.conv.stride for layer in layers] == [(1, 1), (1, 1), (2, 2)]
     assert [layer.conv.padding for layer in layers] == [(0, 0), (0, 3), (0, 0)]
     assert layers[2].conv.weight.shape == (5, 6, 3, 3)
 
 
-def test_averages_are_of_the_pixels_that_exist():
-    assert torch.equal(pooled(1, 1)[0](torch.ones(1, 1, 5, 5)), torch.ones(1, 1, 5, 5))
+def test_average_pooling_ignores_the_padding():
+    assert torch.equal(avg_pool_conv(1, 1)[0](torch.ones(1, 1, 5, 5)), torch.ones(1, 1, 5, 5))

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from svertka.models.efficientnet import bundled_file
+from svertka.models.efficientnet import bundled_weights
 from svertka.models.published import CIFAR_RESNETS, LAYOUTS, NAMES, PUBLISHED
 from svertka.models.zoo import MODELS
 
@@ -39,5 +39,5 @@ def test_the_bundled_file_is_the_published_one() -> None:
     import hashlib
 
     published = PUBLISHED["efficientnet_lite0"]["bundled"]
-    assert published.path() == bundled_file()
-    assert published.checksum == f"sha256:{hashlib.sha256(bundled_file().read_bytes()).hexdigest()[:8]}"
+    assert published.path() == bundled_weights()
+    assert published.checksum == f"sha256:{hashlib.sha256(bundled_weights().read_bytes()).hexdigest()[:8]}"

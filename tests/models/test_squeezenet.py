@@ -5,7 +5,7 @@ from torch import nn
 
 from svertka.data.preprocess import Preprocess
 from svertka.graph.trace import count
-from svertka.models.squeezenet import Fire, SqueezeNet, from_caffe
+from svertka.models.squeezenet import Fire, SqueezeNet, convert_caffe_state_dict
 
 
 def test_published_counts():
@@ -13,7 +13,7 @@ def test_published_counts():
         network = SqueezeNet()
     size = count(network, (1, 3, 227, 227))
     assert size.parameters == 1_235_496
-    # Of a fire module: s(i + 1) + e(s + 1) + e(9s + 1), with e maps by each of the two
+    # A fire module has s(i + 1) + e(s + 1) + e(9s + 1) parameters, with e channels in each expand convolution.
     fires = {
         layer: sum(p.numel() for p in layer.parameters()) for layer in network.modules() if isinstance(layer, Fire)
     }
@@ -47,7 +47,7 @@ def test_a_fire_module_puts_1x1_before_3x3():
     torch.testing.assert_close(outputs[:, :3], nn.functional.conv2d(squeezed, fire.expand1x1.weight).relu())
 
 
-def test_half_of_the_last_maps_are_dropped_in_training_only():
+def test_dropout_before_the_classifier_in_training_only():
     network = SqueezeNet(classes=2)
     assert network.classifier[0].p == 0.5
     picture = torch.randn(1, 3, 33, 33)
@@ -67,13 +67,15 @@ def test_weights_start_as_in_the_published_definition():
     assert all(not layer.bias.any() for layer in network.modules() if isinstance(layer, nn.Conv2d))
 
 
-def test_a_name_that_is_not_caffes_stays():
-    assert list(from_caffe({"features.0.bias": torch.zeros(64)})) == ["features.0.bias"]
+def test_names_that_caffe_lacks_are_kept():
+    assert list(convert_caffe_state_dict({"features.0.bias": torch.zeros(64)})) == ["features.0.bias"]
 
 
-def test_published_weights_name_photographs(shared_data):
+def test_published_weights_classify_photographs(shared_data):
     network = SqueezeNet()
-    network.load_state_dict(from_caffe(load_file(shared_data / "weights" / "squeezenet1_1-imagenet.safetensors")))
+    network.load_state_dict(
+        convert_caffe_state_dict(load_file(shared_data / "weights" / "squeezenet1_1-imagenet.safetensors"))
+    )
     network.eval()
     ids = [line.split("\t")[0] for line in (shared_data / "imagenet-classes.tsv").read_text().splitlines()]
     paths = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))
@@ -82,6 +84,6 @@ def test_published_weights_name_photographs(shared_data):
     with torch.inference_mode():
         best = network(torch.stack([preprocess(path) for path in paths])).topk(5).indices
     assert len(paths) == 63
-    # 61.4 % and 83.6 % over 1,000 such photographs; here 43 and 58 of 63. With red and blue exchanged it falls to 26.
+    # 61.4 % and 83.6 % over 1,000 such photographs; here 43 and 58 of 63. With red and blue swapped: 26.
     assert int((best[:, 0] == labels).sum()) >= 40
     assert int((best == labels[:, None]).sum()) >= 55

@@ -5,7 +5,7 @@ from torch import nn
 from svertka.errors import UsageError
 from svertka.graph.trace import count
 from svertka.layers import LocalResponseNorm
-from svertka.models.vgg import CONFIGURATIONS, VGG, starting_tensors
+from svertka.models.vgg import CONFIGURATIONS, VGG, warm_start_tensors
 
 DEPTHS = {"A": 11, "A-LRN": 11, "B": 13, "C": 16, "D": 16, "E": 19}
 
@@ -21,7 +21,7 @@ def on_meta(configuration, *arguments, **options):
         ("A", 132_863_336),
         ("A-LRN", 132_863_336),
         ("B", 133_047_848),
-        # B, and 1×1 convolutions over 256, 512 and 512 maps
+        # B, and 1×1 convolutions with 256, 512 and 512 channels
         ("C", 133_047_848 + 256 * 257 + 2 * 512 * 513),
         ("D", 138_357_544),
         ("E", 143_667_240),
@@ -104,7 +104,7 @@ def test_small_form_has_the_same_blocks_and_a_narrow_head():
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_first_values_are_hes_and_keep_the_signal(batch_norm):
+def test_initial_weights_are_hes_and_keep_the_signal(batch_norm):
     torch.manual_seed(0)
     network = VGG("E", 10, 3, 32, batch_norm=batch_norm)
     for name, values in network.named_parameters():
@@ -122,12 +122,12 @@ def test_first_values_are_hes_and_keep_the_signal(batch_norm):
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("configuration", ["B", "C", "D", "E"])
 @pytest.mark.parametrize("shallow_configuration", ["A", "A-LRN"])
-def test_deeper_networks_start_from_the_shallow_one(shallow_configuration, configuration, batch_norm):
+def test_deep_networks_start_from_a_shallow_one(shallow_configuration, configuration, batch_norm):
     torch.manual_seed(0)
     shallow = VGG(shallow_configuration, 10, 3, 32, batch_norm=batch_norm)
     deep = VGG(configuration, 10, 3, 32, batch_norm=batch_norm)
     before = {name: tensor.clone() for name, tensor in deep.state_dict().items()}
-    loaded = deep.load_state_dict(starting_tensors(shallow, deep), strict=False)
+    loaded = deep.load_state_dict(warm_start_tensors(shallow, deep), strict=False)
     assert not loaded.unexpected_keys
 
     def convolutions(network):
@@ -144,37 +144,37 @@ def test_deeper_networks_start_from_the_shallow_one(shallow_configuration, confi
     for block, place in ((0, 0), (1, 0), (2, 0), (2, 1)):  # conv1_1, conv2_1, conv3_1, conv3_2
         assert torch.equal(old[block][place].weight, new[block][place].weight)
     assert torch.equal(shallow.classifier[6].weight, deep.classifier[6].weight)
-    assert not torch.equal(old[3][0].weight, new[3][0].weight)  # the fifth convolution starts anew
+    assert not torch.equal(old[3][0].weight, new[3][0].weight)  # the fifth convolution keeps its initial weights
 
     kept = {name for name, tensor in deep.state_dict().items() if torch.equal(tensor, before[name])}
     weights = {name for name, values in deep.named_parameters() if values.ndim > 1}
     assert len(weights - kept) == 4 + 3
 
 
-def test_batch_norms_move_with_their_convolutions():
+def test_batch_norm_is_copied_with_its_convolution():
     shallow, deep = (VGG(configuration, 10, 3, 32, batch_norm=True) for configuration in ("A", "D"))
     with torch.no_grad():
         shallow(torch.randn(4, 3, 32, 32))
-    deep.load_state_dict(starting_tensors(shallow, deep), strict=False)
+    deep.load_state_dict(warm_start_tensors(shallow, deep), strict=False)
     # conv3_2: features.11 of A and features.17 of D
     assert shallow.features[12].running_mean.any()
     assert torch.equal(shallow.features[12].running_mean, deep.features[18].running_mean)
     assert not deep.features[21].running_mean.any()
 
 
-def test_stages_that_do_not_fit_are_refused():
+def test_tensors_that_do_not_fit_are_refused():
     small = on_meta("A", 10, 3, 32)
     with pytest.raises(
         UsageError,
         match=r"^classifier\.6\.weight \(10, 512\) of VGG A does not fit .* of VGG D; train both with the same",
     ):
-        starting_tensors(small, on_meta("D", 20, 3, 32))
+        warm_start_tensors(small, on_meta("D", 20, 3, 32))
     with pytest.raises(UsageError, match=r"^classifier\.0\.weight \(512, 512\) of VGG A does not fit"):
-        starting_tensors(small, on_meta("D", 10, 3, 64))
+        warm_start_tensors(small, on_meta("D", 10, 3, 64))
     with pytest.raises(UsageError, match=r"^features\.1\.weight \(64,\) of VGG A does not fit features\.1\.weight"):
-        starting_tensors(on_meta("A", 10, 3, 32, batch_norm=True), on_meta("D", 10, 3, 32))
-    with pytest.raises(UsageError, match=r"^VGG D begins with a convolution that VGG A lacks; start it from VGG A$"):
-        starting_tensors(on_meta("D", 10, 3, 32), small)
+        warm_start_tensors(on_meta("A", 10, 3, 32, batch_norm=True), on_meta("D", 10, 3, 32))
+    with pytest.raises(UsageError, match=r"^VGG A lacks one of the first four convolutions of VGG D; start"):
+        warm_start_tensors(on_meta("D", 10, 3, 32), small)
 
 
 def test_unknown_configuration():

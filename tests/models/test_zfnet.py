@@ -32,14 +32,14 @@ def test_maps_are_those_of_figure_3(network):
     ]  # fmt: skip
 
 
-def test_contrast_is_normalised_behind_the_first_two_pools(network):
+def test_response_norm_follows_the_first_two_pools(network):
     names = [name for name, _ in network.named_children()]
     assert names[:8] == ["conv1", "relu1", "pool1", "norm1", "conv2", "relu2", "pool2", "norm2"]
 
 
-def test_every_map_sees_all_maps_before(network):
+def test_no_convolution_has_groups(network):
     """AlexNet's two groups are gone (§3)."""
-    assert all(layer.groups == 1 for layer in network if isinstance(layer, nn.Conv2d))
+    assert all(layer.groups == 1 for layer in network.children() if isinstance(layer, nn.Conv2d))
 
 
 @pytest.mark.parametrize("size", [47, 64, 65, 97, 225])
@@ -57,6 +57,6 @@ def test_first_values_and_gradient():
             assert not values.any(), name
         else:
             assert abs(values.std() / 0.01 - 1) < 6 / (2 * values.numel()) ** 0.5, name  # six standard errors
-    # Pixels as they are in the paper, of a deviation near 60
+    # raw pixel values, as in the paper, with a standard deviation near 60
     network(torch.randn(2, 3, 64, 64) * 60).square().sum().backward()
     assert all(values.grad.abs().sum() > 0 for values in network.parameters())

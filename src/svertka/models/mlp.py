@@ -1,22 +1,25 @@
-"""The multilayer perceptron: linear, nonlinearity, linear."""
+"""A multilayer perceptron with one hidden layer."""
 
-from collections import OrderedDict
-
+import torch
 from torch import nn
 
+HIDDEN_UNITS = 300
 
-class MLP(nn.Sequential):
-    """Class scores (B, classes) for pictures (B, channels, size, size).
 
-    Source: LeCun et al. 1998, §III.C.5, "28×28-300-10". ReLU stands where the paper has its scaled tanh.
+class MLP(nn.Module):
+    """A multilayer perceptron: images (B, channels, size, size) to logits (B, classes).
+
+    Source: LeCun et al. 1998, §III.C.5, "28×28-300-10", with ReLU in place of the paper's scaled tanh.
     """
 
-    def __init__(self, classes: int = 10, channels: int = 1, size: int = 28, hidden: int = 300) -> None:
-        super().__init__(
-            OrderedDict(
-                flatten=nn.Flatten(),
-                hidden=nn.Linear(channels * size * size, hidden),
-                relu=nn.ReLU(inplace=True),
-                output=nn.Linear(hidden, classes),
-            )
-        )
+    def __init__(self, classes: int = 10, channels: int = 1, size: int = 28) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+        self.hidden = nn.Linear(channels * size * size, HIDDEN_UNITS)
+        self.relu = nn.ReLU(inplace=True)
+        self.output = nn.Linear(HIDDEN_UNITS, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        logits: torch.Tensor = self.output(self.relu(self.hidden(self.flatten(x))))
+        return logits

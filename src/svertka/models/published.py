@@ -11,9 +11,9 @@ from svertka.data.preprocess import Preprocess
 from svertka.fetch import fetch
 from svertka.files import cache_folder
 from svertka.models import imagenet
-from svertka.models.efficientnet import bundled_file, from_package
-from svertka.models.inception_v4 import from_timm
-from svertka.models.squeezenet import from_caffe
+from svertka.models.efficientnet import bundled_weights, convert_bundled_state_dict
+from svertka.models.inception_v4 import convert_timm_state_dict
+from svertka.models.squeezenet import convert_caffe_state_dict
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of full scale, in most published weights
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -43,7 +43,7 @@ class Published:
     @property
     def file(self) -> str:
         """Name of the file."""
-        return self.urls[0].rpartition("/")[2] if self.urls else bundled_file().name
+        return self.urls[0].rpartition("/")[2] if self.urls else bundled_weights().name
 
     @property
     def checksum(self) -> str:
@@ -59,7 +59,7 @@ class Published:
             FetchError: it has to be fetched and cannot be. UsageError: its package is not installed.
         """
         if not self.urls:
-            return bundled_file()
+            return bundled_weights()
         path = cache_folder("weights") / self.file
         return fetch(self.urls, path, self.checksum, instead=f"put it at {path}, or give its path as the weights")
 
@@ -158,18 +158,14 @@ class Layout:
     preprocess: Preprocess | None = None
 
 
-def _of_timm(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {from_timm(name): tensor for name, tensor in tensors.items()}
-
-
 LAYOUTS = {
-    "inception_v4": Layout("features.0.conv.weight", _of_timm),
-    "inception_resnet_v2": Layout("conv2d_1a.conv.weight", _of_timm),
+    "inception_v4": Layout("features.0.conv.weight", convert_timm_state_dict),
+    "inception_resnet_v2": Layout("conv2d_1a.conv.weight", convert_timm_state_dict),
     # The authors' Caffe weights, in PyTorch's order of axes.
     "squeezenet1_1": Layout(
         "fire2/squeeze1x1.weight",
-        from_caffe,
+        convert_caffe_state_dict,
         _preprocess(227, 256, (123 / 255, 117 / 255, 104 / 255), (1 / 255,) * 3),
     ),
-    "efficientnet_lite0": Layout("_conv_stem.weight", from_package),
+    "efficientnet_lite0": Layout("_conv_stem.weight", convert_bundled_state_dict),
 }

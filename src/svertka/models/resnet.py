@@ -1,9 +1,8 @@
-"""Residual networks, and the same without shortcuts.
+"""Residual networks, and plain networks without shortcuts.
 
 Source: He, Zhang, Ren & Sun 2015, "Deep residual learning for image recognition".
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -12,53 +11,58 @@ from torch import nn
 
 from svertka.geometry import SMALL
 from svertka.layers import Conv2d, Linear
-from svertka.models.initial import initialise
-
-# (in_channels, out_channels, stride) to what is added to a block's residual; None: nothing is.
-Shortcut = Callable[[int, int, int], nn.Module | None]
+from svertka.models.initial import init_weights
 
 
-class PaddedShortcut(nn.Module):
-    """Every `stride`-th pixel, and zeros for the channels that are added: option A, without parameters.
+class ZeroPadShortcut(nn.Module):
+    """Subsampling by `stride`, with zeros for the added channels: the parameter-free shortcut of option A.
 
-    Half of the zeros go before the old channels and half behind, as in the widely published weights; the paper does
-    not say where.
+    Half of the zeros precede the input's channels and half follow, as in the widely published weights; the paper does
+    not say where they go.
     """
 
     def __init__(self, added_channels: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.before = added_channels // 2
-        self.behind = added_channels - self.before
+        self.padding = added_channels // 2, added_channels - added_channels // 2
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) to (B, C + added_channels, ⌈H / stride⌉, ⌈W / stride⌉)."""
-        return F.pad(inputs[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.behind))
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.padding))
 
 
-def padded(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """Option A of §3.3: the identity, padded with zeros where channels are added."""
-    same = stride == 1 and in_channels == out_channels
-    return nn.Identity() if same else PaddedShortcut(out_channels - in_channels, stride)
+def zero_pad_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Return the shortcut of option A, §3.3: the identity, padded with zeros where channels are added."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    return ZeroPadShortcut(out_channels - in_channels, stride)
 
 
-def projected(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """Option B of §3.3: the identity, and a 1×1 convolution where channels or size change."""
+def projection_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Return the shortcut of option B, §3.3: the identity, or a 1×1 convolution where channels or size change."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     return nn.Sequential(Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
 
 
-def absent(in_channels: int, out_channels: int, stride: int) -> None:
-    """No shortcut: the plain networks of §4.1."""
+def no_shortcut(in_channels: int, out_channels: int, stride: int) -> None:
+    """Return None: the blocks of the plain networks of §4.1 have no shortcut."""
+
+
+# (in_channels, out_channels, stride) → the module on a block's shortcut; None: the block has none.
+Shortcut = Callable[[int, int, int], nn.Module | None]
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions around which the input is carried (figure 5, left)."""
+    """Two 3×3 convolutions with a shortcut around them (figure 5, left).
+
+    (B, in_channels, H, W) to (B, width, ⌈H / stride⌉, ⌈W / stride⌉).
+    """
+
+    expansion = 1  # out_channels / width
 
     def __init__(self, in_channels: int, width: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
-        self.out_channels = width
         self.conv1 = Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu1 = nn.ReLU(inplace=True)
@@ -67,75 +71,64 @@ class BasicBlock(nn.Module):
         self.downsample = shortcut(in_channels, width, stride)
         self.relu2 = nn.ReLU(inplace=True)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(B, in_channels, H, W) to (B, width, ⌈H / stride⌉, ⌈W / stride⌉)."""
-        outputs = self.relu1(self.bn1(self.conv1(inputs)))
-        outputs = self.bn2(self.conv2(outputs))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """relu(residual + shortcut)."""
+        residual = self.relu1(self.bn1(self.conv1(x)))
+        residual = self.bn2(self.conv2(residual))
         if self.downsample is not None:
-            outputs += self.downsample(inputs)
-        result: torch.Tensor = self.relu2(outputs)
-        return result
+            residual += self.downsample(x)
+        outputs: torch.Tensor = self.relu2(residual)
+        return outputs
 
 
 class Bottleneck(nn.Module):
-    """A 3×3 convolution between two of 1×1, on a quarter of the channels (figure 5, right).
+    """1×1, 3×3 and 1×1 convolutions, the 3×3 on a quarter of the channels (figure 5, right).
 
-    `stride_first`: the first 1×1 takes the stride, as in the paper, and three pixels of four are not looked at;
-    otherwise the 3×3 takes it, as in the published PyTorch weights.
+    (B, in_channels, H, W) to (B, 4 · width, ⌈H / stride⌉, ⌈W / stride⌉). The 3×3 convolution has the stride, as in the
+    published PyTorch weights; in the paper it is the first 1×1.
     """
 
-    def __init__(
-        self, in_channels: int, width: int, stride: int, shortcut: Shortcut, *, stride_first: bool = False
-    ) -> None:
+    expansion = 4  # out_channels / width
+
+    def __init__(self, in_channels: int, width: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
-        self.out_channels = 4 * width
-        first, second = (stride, 1) if stride_first else (1, stride)
-        self.conv1 = Conv2d(in_channels, width, 1, first, bias=False)
+        out_channels = self.expansion * width
+        self.conv1 = Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu1 = nn.ReLU(inplace=True)
-        self.conv2 = Conv2d(width, width, 3, second, padding=1, bias=False)
+        self.conv2 = Conv2d(width, width, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu2 = nn.ReLU(inplace=True)
-        self.conv3 = Conv2d(width, self.out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(self.out_channels)
-        self.downsample = shortcut(in_channels, self.out_channels, stride)
+        self.conv3 = Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.downsample = shortcut(in_channels, out_channels, stride)
         self.relu3 = nn.ReLU(inplace=True)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(B, in_channels, H, W) to (B, 4 · width, ⌈H / stride⌉, ⌈W / stride⌉)."""
-        outputs = self.relu1(self.bn1(self.conv1(inputs)))
-        outputs = self.relu2(self.bn2(self.conv2(outputs)))
-        outputs = self.bn3(self.conv3(outputs))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """relu(residual + shortcut)."""
+        residual = self.relu1(self.bn1(self.conv1(x)))
+        residual = self.relu2(self.bn2(self.conv2(residual)))
+        residual = self.bn3(self.conv3(residual))
         if self.downsample is not None:
-            outputs += self.downsample(inputs)
-        result: torch.Tensor = self.relu3(outputs)
-        return result
+            residual += self.downsample(x)
+        outputs: torch.Tensor = self.relu3(residual)
+        return outputs
 
 
-# (in_channels, width, stride, shortcut) to a block.
-Block = Callable[[int, int, int, Shortcut], BasicBlock | Bottleneck]
+Block = type[BasicBlock] | type[Bottleneck]
 
 
-def stages(block: Block, width: int, blocks: tuple[int, ...], shortcut: Shortcut) -> tuple[dict[str, nn.Module], int]:
-    """Stages layer1, layer2, … of as many blocks as `blocks` says, and how many channels the last one gives.
-
-    The first takes `width` channels. Each further one halves the size in its first block, at twice the width.
-    """
-    named: dict[str, nn.Module] = {}
-    channels = width
-    for number, count in enumerate(blocks):
-        stage: list[nn.Module] = []
-        for place in range(count):
-            stride = 2 if number > 0 and place == 0 else 1
-            made = block(channels, width * 2**number, stride, shortcut)
-            channels = made.out_channels
-            stage.append(made)
-        named[f"layer{number + 1}"] = nn.Sequential(*stage)
-    return named, channels
+def stage(block: Block, in_channels: int, width: int, depth: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
+    """Return `depth` blocks with block.expansion · width channels; the first block has the stride."""
+    out_channels = block.expansion * width
+    return nn.Sequential(
+        block(in_channels, width, stride, shortcut),
+        *(block(out_channels, width, 1, shortcut) for _ in range(depth - 1)),
+    )
 
 
-# Table 1: layers with weights → the block, and how many of it each stage has.
-RESNETS: dict[int, tuple[Block, tuple[int, ...]]] = {
+# Table 1: layers with weights → the block, and the number of blocks in each stage.
+RESNETS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
@@ -144,62 +137,83 @@ RESNETS: dict[int, tuple[Block, tuple[int, ...]]] = {
 }
 
 
-class ResNet(nn.Sequential):
-    """Class scores (B, classes) for pictures (B, channels, H, W) of at least 64 pixels a side (§4.1, table 1).
+class ResNet(nn.Module):
+    """ResNet for ImageNet: images (B, channels, H, W) to logits (B, classes) (§4.1, table 1).
 
-    `blocks`: how many each stage has. `size`: below 64 the network is built for pictures of 32×32, with a first
-    convolution of 3×3 without stride and without max-pooling. Without `shortcuts` it is the plain network. Parameter
-    names are those of the published PyTorch weights; the paper's own bottleneck, which differs from theirs, is
-    `block=partial(Bottleneck, stride_first=True)`.
+    Parameter names are those of the published PyTorch weights.
+
+    Args:
+        depths: number of blocks in each stage.
+        size: height and width of the images. Below 64 the network is built for 32×32 images: the first convolution is
+            3×3 with stride 1 and there is no max-pooling.
+        shortcuts: False builds the plain network.
     """
 
     def __init__(
         self,
         block: Block,
-        blocks: tuple[int, ...],
+        depths: tuple[int, int, int, int],
         classes: int = 1000,
         channels: int = 3,
         size: int = 224,
         *,
         shortcuts: bool = True,
     ) -> None:
+        super().__init__()
         small = size < SMALL
+        shortcut = projection_shortcut if shortcuts else no_shortcut
         kernel, stride, padding = (3, 1, 1) if small else (7, 2, 3)
-        layers: dict[str, nn.Module] = {
-            "conv1": Conv2d(channels, 64, kernel, stride, padding, bias=False),
-            "bn1": nn.BatchNorm2d(64),
-            "relu": nn.ReLU(inplace=True),
-        }
-        if not small:
-            layers["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)
-        named, features = stages(block, 64, blocks, projected if shortcuts else absent)
-        layers |= named
-        layers["avgpool"] = nn.AdaptiveAvgPool2d(1)
-        layers["flatten"] = nn.Flatten()
-        layers["fc"] = Linear(features, classes)
-        super().__init__(OrderedDict(layers))
-        initialise(self, "he")  # §3.4
+        self.conv1 = Conv2d(channels, 64, kernel, stride, padding, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = stage(block, 64, 64, depths[0], 1, shortcut)
+        self.layer2 = stage(block, 64 * block.expansion, 128, depths[1], 2, shortcut)
+        self.layer3 = stage(block, 128 * block.expansion, 256, depths[2], 2, shortcut)
+        self.layer4 = stage(block, 256 * block.expansion, 512, depths[3], 2, shortcut)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.fc = Linear(512 * block.expansion, classes)
+        init_weights(self, "he")  # §3.4
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        logits: torch.Tensor = self.fc(self.flatten(self.avgpool(x)))
+        return logits
 
 
-class SmallResNet(nn.Sequential):
-    """Class scores (B, classes) for small pictures (B, channels, H, W); 6 · `blocks` + 2 layers with weights (§4.2).
+class CIFARResNet(nn.Module):
+    """ResNet for CIFAR-10: images (B, channels, H, W) to logits (B, classes); 6 · depth + 2 layers with weights (§4.2).
 
-    Three stages of 16, 32 and 64 channels, each at half the size of the one before; `size` changes nothing. Without
-    `shortcuts` it is the plain network. Parameter names are those of the widely published CIFAR-10 weights.
+    Parameter names are those of the widely published CIFAR-10 weights.
+
+    Args:
+        depth: number of blocks in each of the three stages.
+        size: changes nothing; the paper's is 32.
+        shortcuts: False builds the plain network.
     """
 
     def __init__(
-        self, blocks: int, classes: int = 10, channels: int = 3, size: int = 32, *, shortcuts: bool = True
+        self, depth: int, classes: int = 10, channels: int = 3, size: int = 32, *, shortcuts: bool = True
     ) -> None:
-        named, features = stages(BasicBlock, 16, (blocks,) * 3, padded if shortcuts else absent)
-        layers: dict[str, nn.Module] = {
-            "conv1": Conv2d(channels, 16, 3, padding=1, bias=False),
-            "bn1": nn.BatchNorm2d(16),
-            "relu": nn.ReLU(inplace=True),
-            **named,
-            "pool": nn.AdaptiveAvgPool2d(1),
-            "flatten": nn.Flatten(),
-            "linear": Linear(features, classes),
-        }
-        super().__init__(OrderedDict(layers))
-        initialise(self, "he")  # §3.4
+        super().__init__()
+        shortcut = zero_pad_shortcut if shortcuts else no_shortcut
+        self.conv1 = Conv2d(channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = stage(BasicBlock, 16, 16, depth, 1, shortcut)
+        self.layer2 = stage(BasicBlock, 16, 32, depth, 2, shortcut)
+        self.layer3 = stage(BasicBlock, 32, 64, depth, 2, shortcut)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.linear = Linear(64, classes)
+        init_weights(self, "he")  # §3.4
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: torch.Tensor = self.linear(self.flatten(self.avgpool(x)))
+        return logits

@@ -1,8 +1,8 @@
 """SqueezeNet 1.1: AlexNet's accuracy from fifty times fewer parameters.
 
 Source: Iandola, Han, Moskewicz, Ashraf, Dally & Keutzer 2016, "SqueezeNet: AlexNet-level accuracy with 50x fewer
-parameters", and version 1.1 in the authors' repository: 2.4 times fewer multiply-adds by a first layer of 3×3 instead
-of 7×7 and earlier max-pools.
+parameters", and version 1.1 in the authors' repository, which needs 2.4 times fewer multiply-adds: the first layer is
+3×3 instead of 7×7, and max-pooling comes earlier.
 """
 
 import torch
@@ -10,8 +10,8 @@ from torch import nn
 
 from svertka.layers import Conv2d
 
-# The authors' Caffe names, up to the dot or slash, and ours.
-PREFIXES = {
+# Prefix of a parameter in the authors' Caffe weights → prefix here.
+CAFFE_PREFIXES = {
     "conv1.": "features.0.",
     "fire2/": "features.3.",
     "fire3/": "features.4.",
@@ -26,7 +26,10 @@ PREFIXES = {
 
 
 class Fire(nn.Module):
-    """Few maps by 1×1, from which 1×1 and 3×3 each make `expand` maps (§3.2, figure 1)."""
+    """A 1×1 squeeze convolution, then parallel 1×1 and 3×3 expand convolutions (§3.2, figure 1).
+
+    (B, in_channels, H, W) to (B, 2 · expand, H, W). `squeeze`, `expand`: output channels of each convolution.
+    """
 
     def __init__(self, in_channels: int, squeeze: int, expand: int) -> None:
         super().__init__()
@@ -37,18 +40,16 @@ class Fire(nn.Module):
         self.expand3x3 = Conv2d(squeeze, expand, 3, padding=1)
         self.expand3x3_relu = nn.ReLU(inplace=True)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(B, in_channels, H, W) to (B, 2 · expand, H, W)."""
-        squeezed = self.squeeze_relu(self.squeeze(inputs))
-        point = self.expand1x1_relu(self.expand1x1(squeezed))
-        square = self.expand3x3_relu(self.expand3x3(squeezed))
-        return torch.cat((point, square), dim=1)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The outputs of both expand convolutions, concatenated along the channels."""
+        x = self.squeeze_relu(self.squeeze(x))
+        return torch.cat([self.expand1x1_relu(self.expand1x1(x)), self.expand3x3_relu(self.expand3x3(x))], dim=1)
 
 
 class SqueezeNet(nn.Module):
-    """Class scores (B, classes), none below 0, for pictures (B, channels, H, W); `size` changes nothing.
+    """SqueezeNet 1.1: images (B, channels, H, W) to logits (B, classes), none below 0; 1,235,496 parameters.
 
-    1,235,496 parameters. Max-pools round up. Parameter names are those of the published PyTorch weights.
+    `size` changes nothing. Max-poolings round up. Parameter names are those of the published PyTorch weights.
     """
 
     def __init__(self, classes: int = 1000, channels: int = 3, size: int = 224) -> None:
@@ -77,28 +78,31 @@ class SqueezeNet(nn.Module):
         )
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
-                # The paper does not say; this is what the authors' published Caffe definition says.
+                # as in the authors' Caffe definition; the paper does not say
                 bound = (3 / layer.weight[0].numel()) ** 0.5
                 nn.init.uniform_(layer.weight, -bound, bound)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
         nn.init.normal_(self.classifier.get_parameter("1.weight"), std=0.01)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits."""
-        logits: torch.Tensor = self.classifier(self.features(inputs))
+        logits: torch.Tensor = self.classifier(self.features(x))
         return logits
 
 
-def from_caffe(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state_dict of the authors' weights, for pictures in RGB; a name that is not theirs stays as it is.
+def convert_caffe_state_dict(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the authors' Caffe weights under the parameter names used here; other names are kept.
 
-    `tensors`: by Caffe's names ("fire2/squeeze1x1.weight"), for pictures in BGR, 0 to 255 minus (104, 117, 123). The
-    network then wants `Preprocess(mean=(123/255, 117/255, 104/255), std=(1/255,) * 3)`.
+    The converted weights expect RGB images normalised by `Preprocess(mean=(123/255, 117/255, 104/255),
+    std=(1/255,) * 3)`.
+
+    Args:
+        tensors: by Caffe's names ("fire2/squeeze1x1.weight"), for BGR images from 0 to 255 minus (104, 117, 123).
     """
-    named = {}
+    converted = {}
     for name, tensor in tensors.items():
-        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
-        ours = PREFIXES.get(prefix, "") + name.removeprefix(prefix).replace("squeeze1x1", "squeeze")
-        named[ours] = tensor.flip(1) if ours == "features.0.weight" else tensor
-    return named
+        prefix = next((prefix for prefix in CAFFE_PREFIXES if name.startswith(prefix)), "")
+        new = CAFFE_PREFIXES.get(prefix, "") + name.removeprefix(prefix).replace("squeeze1x1", "squeeze")
+        converted[new] = tensor.flip(1) if new == "features.0.weight" else tensor
+    return converted

@@ -1,10 +1,9 @@
-"""The VGG networks: 3×3 convolutions and nothing else, 11 to 19 layers deep.
+"""The VGG networks: 11 to 19 layers with weights, of 3×3 convolutions.
 
 Source: Simonyan & Zisserman 2014, "Very deep convolutional networks for large-scale image recognition" (arXiv
 1409.1556).
 """
 
-from collections import OrderedDict
 from itertools import islice
 from typing import Literal
 
@@ -14,9 +13,9 @@ from torch import nn
 from svertka.errors import UsageError
 from svertka.geometry import SMALL
 from svertka.layers import Conv2d, Linear, LocalResponseNorm
-from svertka.models.initial import initialise
+from svertka.models.initial import init_weights
 
-# Table 1: the kernels of the convolutions in each of the five blocks, and the channels of a block.
+# Table 1: channels of each of the five blocks, and the kernels of its convolutions.
 CHANNELS = (64, 128, 256, 512, 512)
 CONFIGURATIONS: dict[str, tuple[tuple[int | Literal["LRN"], ...], ...]] = {
     "A": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
@@ -28,22 +27,25 @@ CONFIGURATIONS: dict[str, tuple[tuple[int | Literal["LRN"], ...], ...]] = {
 }
 
 
-class VGG(nn.Sequential):
-    """Class scores (B, classes) for pictures (B, channels, H, W).
+class VGG(nn.Module):
+    """VGG: images (B, channels, H, W) to logits (B, classes).
 
     Parameters, for 1000 classes: 132,863,336 (A and A-LRN), 133,047,848 (B), 133,638,952 (C), 138,357,544 (D),
-    143,667,240 (E). `batch_norm` puts a batch norm behind each convolution, as the `_bn` twins of the published PyTorch
-    weights have it; the paper is older. Parameters bear the names of those weights.
+    143,667,240 (E). Parameter names are those of the published PyTorch weights.
 
-    Below 64 pixels, the five blocks leave one pixel of 32, and as is customary for CIFAR (Liu & Deng 2015, "Very deep
-    convolutional neural network based image classification using small training sample size") the hidden dense
-    layers shrink from 4096 units to 512; 15,245,130 parameters for D and ten classes. The pools of that form round up,
-    so that 28 pixels will do, or any other number.
+    Weights are drawn from N(0, 2 / fan-in) (He et al. 2015, "Delving deep into rectifiers", eq. 10) and biases are
+    zero. With the paper's N(0, 0.01²) the deep configurations do not learn, unless they start from layers of a trained
+    A: see `warm_start_tensors`. (§3.1 says "10⁻² variance"; He et al., §2.2, read it as standard deviation. With a
+    standard deviation of 0.1 each layer with 512 input channels would multiply the signal by 0.1·√(9·512 / 2) = 4.8.)
 
-    First weights are drawn from N(0, 2 / fan-in) (He et al. 2015, "Delving deep into rectifiers", eq. 10), so that deep
-    ones learn from the start. From the paper's N(0, 0.01²) they do not, and take A's layers to start with: see
-    `starting_tensors`. (§3.1 says "10⁻² variance"; He et al., §2.2, read it as deviation. A deviation of 0.1 would make
-    each layer behind 512 maps multiply the signal by 0.1·√(9·512 / 2) = 4.8.) Biases are zero.
+    Args:
+        configuration: column of table 1, a key of CONFIGURATIONS.
+        size: height and width of the images. Below 64 the five blocks reduce 32×32 pixels to one, and as is customary
+            for CIFAR (Liu & Deng 2015, "Very deep convolutional neural network based image classification using small
+            training sample size") the hidden fully connected layers have 512 units instead of 4096 (15,245,130
+            parameters for D and ten classes). Poolings then round up, so that images may have any size.
+        batch_norm: add batch normalisation after each convolution, as in the published `_bn` weights; it is younger
+            than the paper.
 
     Raises:
         UsageError: `configuration` is not in table 1.
@@ -58,10 +60,12 @@ class VGG(nn.Sequential):
         *,
         batch_norm: bool = False,
     ) -> None:
+        super().__init__()
         if configuration not in CONFIGURATIONS:
             raise UsageError(f"configuration={configuration} is not a VGG; use {', '.join(CONFIGURATIONS)}")
+        self.configuration = configuration
         small = size < SMALL
-        grid, width = (1, 512) if small else (7, 4096)
+        grid, hidden = (1, 512) if small else (7, 4096)
         features: list[nn.Module] = []
         for block, out_channels in zip(CONFIGURATIONS[configuration], CHANNELS, strict=True):
             for kernel in block:
@@ -74,68 +78,68 @@ class VGG(nn.Sequential):
                 features += [nn.ReLU(inplace=True)]
                 channels = out_channels
             features += [nn.MaxPool2d(2, ceil_mode=small)]
-        classifier = nn.Sequential(
-            Linear(channels * grid * grid, width),
+        self.features = nn.Sequential(*features)
+        self.avgpool = nn.AdaptiveAvgPool2d(grid)  # changes nothing at 224×224 pixels
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Sequential(
+            Linear(channels * grid * grid, hidden),
             nn.ReLU(inplace=True),
             nn.Dropout(0.5),
-            Linear(width, width),
+            Linear(hidden, hidden),
             nn.ReLU(inplace=True),
             nn.Dropout(0.5),
-            Linear(width, classes),
+            Linear(hidden, classes),
         )
-        super().__init__(
-            OrderedDict(
-                features=nn.Sequential(*features),
-                avgpool=nn.AdaptiveAvgPool2d(grid),  # changes nothing at 224 pixels
-                flatten=nn.Flatten(),
-                classifier=classifier,
-            )
-        )
-        self.configuration = configuration
-        initialise(self, "he")
+        init_weights(self, "he")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        logits: torch.Tensor = self.classifier(self.flatten(self.avgpool(self.features(x))))
+        return logits
 
 
-def starting_tensors(shallow: VGG, deep: VGG) -> dict[str, torch.Tensor]:
-    """The tensors that `deep` takes over from a trained `shallow`, by their names in `deep`'s state_dict.
+def warm_start_tensors(shallow: VGG, deep: VGG) -> dict[str, torch.Tensor]:
+    """Return the tensors with which `deep` starts from a trained `shallow`, by their names in `deep`'s state_dict.
 
-    They are those of `shallow`'s first four convolutions (with their batch norms), each for the convolution at the same
-    place in the same block, and of all dense layers. Load with `strict=False`; all else keeps its first values.
+    They are those of `shallow`'s first four convolutions with their batch normalisation, each for the convolution at
+    the same position in the same block, and of all fully connected layers. Load them with `strict=False`.
 
     Raises:
-        UsageError: one of them has no place in `deep`, or another shape there.
+        UsageError: a tensor of `shallow` has no counterpart in `deep`, or one of another shape.
 
     Source: Simonyan & Zisserman 2014, §3.1.
     """
-    places = _places(deep)
-    moved = {name: name for name, _ in shallow.named_modules() if name.startswith("classifier.")}
-    for place, index in islice(_places(shallow).items(), 4):
-        if place not in places:
+    deep_convs = _conv_indices(deep)
+    names = {name: name for name, _ in shallow.named_modules() if name.startswith("classifier.")}
+    for position, index in islice(_conv_indices(shallow).items(), 4):
+        if position not in deep_convs:
             raise UsageError(
-                f"VGG {shallow.configuration} begins with a convolution that VGG {deep.configuration} lacks; "
+                f"VGG {deep.configuration} lacks one of the first four convolutions of VGG {shallow.configuration}; "
                 "start it from VGG A"
             )
-        moved[f"features.{index}"] = f"features.{places[place]}"
-        moved[f"features.{index + 1}"] = f"features.{places[place] + 1}"  # a batch norm; a ReLU has no tensors
-    tensors, fresh = {}, deep.state_dict()
-    for old, new in moved.items():
+        names[f"features.{index}"] = f"features.{deep_convs[position]}"
+        # batch normalisation, or a ReLU, which has no tensors
+        names[f"features.{index + 1}"] = f"features.{deep_convs[position] + 1}"
+    tensors, expected = {}, deep.state_dict()
+    for old, new in names.items():
         for kind, tensor in shallow.get_submodule(old).state_dict().items():
             name, shape = f"{new}.{kind}", tuple(tensor.shape)
-            if name not in fresh or tuple(fresh[name].shape) != shape:
+            if name not in expected or tuple(expected[name].shape) != shape:
                 raise UsageError(
                     f"{old}.{kind} {shape} of VGG {shallow.configuration} does not fit {name} of VGG "
-                    f"{deep.configuration}; train both with the same classes, channels, size and batch norm"
+                    f"{deep.configuration}; train both with the same classes, channels, size and batch normalisation"
                 )
             tensors[name] = tensor
     return tensors
 
 
-def _places(network: VGG) -> dict[tuple[int, int], int]:
-    """Where in `features` the convolutions stand, by block and place in the block, in order."""
-    places, block, place = {}, 0, 0
-    for index, layer in enumerate(network.get_submodule("features").children()):
+def _conv_indices(network: VGG) -> dict[tuple[int, int], int]:
+    """Index in `features` of each convolution, by block and position in the block, in order."""
+    indices, block, position = {}, 0, 0
+    for index, layer in enumerate(network.features.children()):
         if isinstance(layer, nn.MaxPool2d):
-            block, place = block + 1, 0
+            block, position = block + 1, 0
         elif isinstance(layer, Conv2d):
-            places[block, place] = index
-            place += 1
-    return places
+            indices[block, position] = index
+            position += 1
+    return indices

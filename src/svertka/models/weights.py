@@ -10,7 +10,6 @@ from svertka.data.preprocess import Preprocess
 from svertka.errors import UsageError
 from svertka.files import given_path
 from svertka.models import imagenet, state_dict
-from svertka.models.googlenet import SideExits
 from svertka.models.published import CIFAR10, CIFAR_RESNETS, LAYOUTS, MEAN, PUBLISHED, STD
 from svertka.models.zoo import Model
 from svertka.progress import say
@@ -221,7 +220,7 @@ def _optional(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _is_auxiliary(network: nn.Module, name: str) -> bool:
-    return isinstance(network, SideExits) and name.partition(".")[0] in network.auxiliaries
+    return name.partition(".")[0] in getattr(network, "auxiliaries", ())
 
 
 def _unknown(model: Model, text: str) -> str:

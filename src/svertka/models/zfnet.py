@@ -1,59 +1,65 @@
-"""ZFNet: AlexNet with the first layers mended after looking at what they had learned.
+"""ZFNet: AlexNet with a smaller kernel and stride in the first layers, chosen by looking at what they had learned.
 
 Source: Zeiler & Fergus 2013, "Visualizing and understanding convolutional networks" (arXiv 1311.2901), figure 3.
 """
 
-from collections import OrderedDict
 from functools import partial
 
+import torch
 from torch import nn
 
 from svertka.layers import Conv2d, Linear, LocalResponseNorm
-from svertka.models.initial import initialise
+from svertka.models.initial import init_weights
 
 
-class ZFNet(nn.Sequential):
-    """Class scores (B, classes) for pictures (B, channels, H, W), 47 pixels at least; 62,357,608 parameters.
+class ZFNet(nn.Module):
+    """ZFNet: images (B, channels, H, W), at least 47×47, to logits (B, classes); 62,357,608 parameters.
 
-    These are, with biases: conv1 96·(7²·3 + 1) = 14,208, conv2 256·(5²·96 + 1) = 614,656, conv3 384·(3²·256 + 1) =
-    885,120, conv4 384·(3²·384 + 1) = 1,327,488, conv5 256·(3²·384 + 1) = 884,992, fc6 4096·(6²·256 + 1) = 37,752,832,
-    fc7 4096·(4096 + 1) = 16,781,312, fc8 1000·(4096 + 1) = 4,097,000.
-
-    Of 224 pixels figure 3 makes maps of 110, 55, 26, 13, 13, 13, 13 and 6. It leaves the padding to the reader: one
-    pixel in conv1, none in conv2, and pools that round up. The contrast normalisation behind the first two pools has
-    no constants there; AlexNet's are taken.
+    From 224×224 pixels figure 3 makes feature maps of 110, 55, 26, 13, 13, 13, 13 and 6. It does not give the padding
+    that this takes: one pixel in conv1, none in conv2, and poolings that round up. Nor does it give the constants of
+    the contrast normalisation after the first two poolings; AlexNet's are used. `size` changes nothing.
     """
 
     def __init__(self, classes: int = 1000, channels: int = 3, size: int = 224) -> None:
-        pool = partial(nn.MaxPool2d, 3, stride=2, ceil_mode=True)
-        super().__init__(
-            OrderedDict(
-                conv1=Conv2d(channels, 96, 7, stride=2, padding=1),
-                relu1=nn.ReLU(inplace=True),
-                pool1=pool(),
-                norm1=LocalResponseNorm(),
-                conv2=Conv2d(96, 256, 5, stride=2),
-                relu2=nn.ReLU(inplace=True),
-                pool2=pool(),
-                norm2=LocalResponseNorm(),
-                conv3=Conv2d(256, 384, 3, padding=1),
-                relu3=nn.ReLU(inplace=True),
-                conv4=Conv2d(384, 384, 3, padding=1),
-                relu4=nn.ReLU(inplace=True),
-                conv5=Conv2d(384, 256, 3, padding=1),
-                relu5=nn.ReLU(inplace=True),
-                pool5=pool(),
-                grid=nn.AdaptiveAvgPool2d(6),  # changes nothing at the native size
-                flatten=nn.Flatten(),
-                fc6=Linear(256 * 6 * 6, 4096),
-                relu6=nn.ReLU(inplace=True),
-                dropout6=nn.Dropout(0.5),
-                fc7=Linear(4096, 4096),
-                relu7=nn.ReLU(inplace=True),
-                dropout7=nn.Dropout(0.5),
-                fc8=Linear(4096, classes),
-            )
-        )
-        # §3: "all weights are initialized to 10⁻²": the deviation of a Gaussian, as in AlexNet, since equal
-        # weights would stay equal. Biases are zero.
-        initialise(self, "gaussian")
+        super().__init__()
+        maxpool = partial(nn.MaxPool2d, 3, stride=2, ceil_mode=True)
+        self.conv1 = Conv2d(channels, 96, 7, stride=2, padding=1)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.pool1 = maxpool()
+        self.norm1 = LocalResponseNorm()
+        self.conv2 = Conv2d(96, 256, 5, stride=2)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.pool2 = maxpool()
+        self.norm2 = LocalResponseNorm()
+        self.conv3 = Conv2d(256, 384, 3, padding=1)
+        self.relu3 = nn.ReLU(inplace=True)
+        self.conv4 = Conv2d(384, 384, 3, padding=1)
+        self.relu4 = nn.ReLU(inplace=True)
+        self.conv5 = Conv2d(384, 256, 3, padding=1)
+        self.relu5 = nn.ReLU(inplace=True)
+        self.pool5 = maxpool()
+        self.avgpool = nn.AdaptiveAvgPool2d(6)  # changes nothing at 224×224 pixels
+        self.flatten = nn.Flatten()
+        self.fc6 = Linear(256 * 6 * 6, 4096)
+        self.relu6 = nn.ReLU(inplace=True)
+        self.dropout6 = nn.Dropout(0.5)
+        self.fc7 = Linear(4096, 4096)
+        self.relu7 = nn.ReLU(inplace=True)
+        self.dropout7 = nn.Dropout(0.5)
+        self.fc8 = Linear(4096, classes)
+        # §3: "all weights are initialized to 10⁻²". Equal weights would stay equal, so it is read as the standard
+        # deviation of a Gaussian, as in AlexNet.
+        init_weights(self, "gaussian")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        x = self.norm1(self.pool1(self.relu1(self.conv1(x))))
+        x = self.norm2(self.pool2(self.relu2(self.conv2(x))))
+        x = self.relu3(self.conv3(x))
+        x = self.relu4(self.conv4(x))
+        x = self.pool5(self.relu5(self.conv5(x)))
+        x = self.flatten(self.avgpool(x))
+        x = self.dropout6(self.relu6(self.fc6(x)))
+        x = self.dropout7(self.relu7(self.fc7(x)))
+        logits: torch.Tensor = self.fc8(x)
+        return logits

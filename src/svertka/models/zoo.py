@@ -21,9 +21,9 @@ from svertka.models.inception import InceptionV3
 from svertka.models.inception_v4 import InceptionResNetV2, InceptionV4
 from svertka.models.lenet import LeNet5
 from svertka.models.mlp import MLP
-from svertka.models.resnet import RESNETS, ResNet, SmallResNet
+from svertka.models.resnet import RESNETS, CIFARResNet, ResNet
 from svertka.models.squeezenet import SqueezeNet
-from svertka.models.vgg import VGG, starting_tensors
+from svertka.models.vgg import VGG, warm_start_tensors
 from svertka.models.zfnet import ZFNet
 
 
@@ -140,7 +140,7 @@ def _imagenet(
 def _vgg(name: str, configuration: str, *, batch_norm: bool = False) -> Model:
     """A network of Simonyan & Zisserman's table 1."""
     model = _imagenet(name, partial(VGG, configuration, batch_norm=batch_norm), VGG_PAPER)
-    return replace(model, take_over=starting_tensors)
+    return replace(model, take_over=warm_start_tensors)
 
 
 def _resnet(layers: int, *, shortcuts: bool = True) -> Model:
@@ -153,7 +153,7 @@ def _resnet(layers: int, *, shortcuts: bool = True) -> Model:
 def _cifar_resnet(layers: int, *, shortcuts: bool = True) -> Model:
     """He et al.'s network of so many layers for 32×32 pixels, or the same without shortcuts."""
     name = f"{'resnet' if shortcuts else 'plain'}{layers}"
-    builder = partial(SmallResNet, (layers - 2) // 6, shortcuts=shortcuts)
+    builder = partial(CIFARResNet, (layers - 2) // 6, shortcuts=shortcuts)
     return Model(name, builder, 3, 32, 32, 10, 8, f"{RESNET_PAPER}, §4.2")
 
 

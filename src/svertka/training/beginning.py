@@ -12,7 +12,7 @@ from svertka.data.preprocess import Preprocess
 from svertka.errors import UsageError
 from svertka.files import storage, sync_folder, write_json
 from svertka.models.heads import put_head, trainable_head
-from svertka.models.initial import draw_small, initialise, signal_vanishes
+from svertka.models.initial import init_head, init_weights, signal_vanishes
 from svertka.models.weights import Weights, head_of
 from svertka.models.zoo import Model
 from svertka.run import Run
@@ -67,7 +67,7 @@ def begin(
     names = parts.dataset.names
     network = model.build(len(names), preprocess.channels, preprocess.size).to(place)
     if recipe.initial is not None:
-        initialise(network, recipe.initial)
+        init_weights(network, recipe.initial)
     said = []
     if may_redraw and start is None and recipe.initial is None:
         said += _redrawn(network, model, parts.sample(preprocess, PROBED).to(place))
@@ -94,8 +94,8 @@ def _redrawn(network: nn.Module, model: Model, images: torch.Tensor) -> list[str
     """What to say, if the fresh weights of `network` let its scores for `images` vanish and others were drawn."""
     if not signal_vanishes(network, images):
         return []
-    initialise(network, "he")
-    draw_small(network, head_of(model))
+    init_weights(network, "he")
+    init_head(network, head_of(model))
     return [
         f"the scores of {model.name} with its own first weights are the same for every picture, so that nothing would "
         "be learned; its weights are drawn as in He et al. 2015 (--initial he) instead"

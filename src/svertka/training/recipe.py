@@ -8,7 +8,7 @@ from svertka.data.augment import Augmentation
 from svertka.errors import UsageError
 from svertka.files import shortened
 from svertka.models.heads import Head
-from svertka.models.initial import Initial
+from svertka.models.initial import InitScheme
 from svertka.training.schedule import Cosine, Schedule
 from svertka.transfer.fitted import WAYS
 from svertka.transfer.freeze import ALL, HEAD
@@ -28,7 +28,7 @@ class Recipe(BaseModel):
 
     source: str = Field(default="", description="paper and section, or who chose it and why")
     start: str | None = Field(default=None, description="the network that is trained first, to start this one from")
-    initial: Initial | None = Field(default=None, description="first weights; unset: the network's own")
+    initial: InitScheme | None = Field(default=None, description="first weights; unset: the network's own")
     unfreeze: str = Field(default=ALL, description="what learns: head, last, a number of stages below it, a stage, all")
     head: HeadWay = Field(default="linear", description="the last layer, and whether it is computed or learnt")
     batch_size: int = Field(default=128, ge=1, le=MANY, description="pictures a step, over all processes")
