@@ -35,7 +35,7 @@ from svertka.evaluation.crops import as_batch, protocol
 from svertka.evaluation.judge import AT_ONCE, Judge, mean_probability
 from svertka.evaluation.metrics import Tally
 from svertka.graph.dense import sliding
-from svertka.models.zoo import find
+from svertka.models.zoo import find_model
 from turns import in_turns, ratios, seconds
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ CPU = torch.device("cpu")
 def classifier(name: str, names: tuple[str, ...]) -> Classifier:
     """The network with weights as they are drawn."""
     torch.manual_seed(0)
-    model = find(name)
+    model = find_model(name)
     preprocess = Preprocess(size=model.size, resize=model.resize, mean=(0.5,) * 3, std=(0.25,) * 3)
     config = Config(model=name, names=names, preprocess=preprocess)
     return Classifier(config.build().eval(), config)

@@ -72,8 +72,8 @@ def tutorial(folder: Path, what: str) -> dict[str, Any]:
     """Theirs."""
     facts = MODELS["efficientnet_lite0"]
     network = facts.build(classes=2)
-    start = weights.find(facts, "bundled")
-    start.put_into(network, ("cat", "dog"))
+    start = weights.load_pretrained(facts, "bundled")
+    start.load_into(network, ("cat", "dog"))
     learning: list[nn.Module] = [network.get_submodule("fc")]
     if what == "last":
         learning += [network.get_submodule(name) for name in ("conv_head", "bn1")]

@@ -32,7 +32,7 @@ from svertka.graph.operations import Size
 from svertka.graph.optimize import optimize
 from svertka.graph.packing import is_dense, kernel_of
 from svertka.graph.steps import Convolution, inputs_of, results_of
-from svertka.models.zoo import find
+from svertka.models.zoo import find_model
 from turns import seconds
 
 FLOAT = 4  # bytes
@@ -111,7 +111,7 @@ def measured(point: Point, rounds: int, peers: list[str]) -> dict[str, Any]:
     makers = {side: FLOAT32[side] for side in ("ours", *peers)}
     found = compare(point.network, point.batch, rounds, makers, point.size)
     sides = {side: {"ms": one["ms"], "ms_median": one["ms_median"]} for side, one in found.items()}
-    network = find(point.network).build().eval()
+    network = find_model(point.network).build().eval()
     return vars(point) | work(network, (point.batch, 3, point.size, point.size)) | {"sides": sides}
 
 

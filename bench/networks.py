@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import svertka
 from svertka.device import in_layout, processor, set_threads
-from svertka.models.zoo import find
+from svertka.models.zoo import find_model
 from turns import finite, seconds
 
 NETWORKS = ("alexnet_owt", "vgg16", "googlenet_bn", "resnet18", "resnet50", "squeezenet1_1", "efficientnet_lite0")
@@ -199,10 +199,10 @@ def compare(
     `size`: of the pictures, if other than the network is for.
     """
     torch.manual_seed(1)
-    model = find(name)
+    model = find_model(name)
     with torch.inference_mode(False):
         network = model.build().eval().requires_grad_(False)
-        channels, height, width = model.input
+        channels, height, width = model.input_shape
         pictures = torch.randn(batch, channels, size or height, size or width)
     exact = copy.deepcopy(network).double()(pictures[:1].double())
     with tempfile.TemporaryDirectory() as folder:

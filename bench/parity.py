@@ -23,7 +23,7 @@ import torchvision  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor, nn
 
 from svertka.models.inception_v4 import convert_timm_state_dict
-from svertka.models.zoo import find
+from svertka.models.zoo import find_model
 from train_step import training
 from turns import in_turns, ratios, seconds
 
@@ -72,7 +72,7 @@ def random_values(expected: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def pair(name: str) -> tuple[nn.Module, nn.Module]:
     """Our network and theirs, with the same values."""
-    our, their = find(name).build(), theirs(name)
+    our, their = find_model(name).build(), theirs(name)
     values = random_values(their.state_dict())
     their.load_state_dict(values, strict=True)
     renamed = convert_timm_state_dict(values) if name in TIMM else values
@@ -135,7 +135,7 @@ def speeds(
 
 def compare(name: str, rounds: int) -> dict[str, Any]:
     """All that is said of one network; without `rounds`, nothing of its speed."""
-    size = find(name).size
+    size = find_model(name).size
     networks = pair(name)
     found: dict[str, Any] = {"difference": difference(*networks, torch.randn(2, 3, size, size))}
     if rounds:

@@ -30,9 +30,9 @@ import torch
 
 from load import load, photographs, resident, served, spent
 from svertka.classifier import Classifier, Config
+from svertka.data.imagenet import NAMES
 from svertka.data.images import read_picture
 from svertka.graph.optimize import optimize
-from svertka.models.imagenet import NAMES
 from svertka.models.published import MEAN, STD
 
 CLIENTS, BATCH, BYTES = 16, 16, 110_000

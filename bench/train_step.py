@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import svertka
 from svertka.device import has_bfloat16, in_layout, processor, set_threads
-from svertka.models.zoo import find
+from svertka.models.zoo import find_model
 from train import lenet
 from turns import Way, finite, in_turns, ratios
 
@@ -46,8 +46,8 @@ class Case:
 
 def published(name: str, batch: int, *, bfloat16: bool = False) -> Case:
     """The network of that `name` as its paper has it."""
-    model = find(name)
-    return Case(model.build, batch, model.input, model.classes, bfloat16=bfloat16)
+    model = find_model(name)
+    return Case(model.build, batch, model.input_shape, model.classes, bfloat16=bfloat16)
 
 
 CASES = {

@@ -21,7 +21,7 @@ from record import COLOURS, figure, main, print_table
 from torch import nn
 
 from svertka.models.initial import init_weights
-from svertka.models.zoo import find
+from svertka.models.zoo import find_model
 from svertka.training.published import find_recipe
 
 SEEDS = (0, 1, 2)
@@ -83,7 +83,7 @@ def measure(seed: int) -> list[dict[str, Any]]:
 
     def fresh() -> nn.Module:
         torch.manual_seed(seed)
-        return find("googlenet").build(classes=10, channels=3, size=32)
+        return find_model("googlenet").build(classes=10, channels=3, size=32)
 
     network = fresh()
     note(network, "start", None)

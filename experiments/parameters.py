@@ -19,7 +19,7 @@ import torch
 from learning import per_cent
 from record import COLOURS, figure, main, print_table, trained
 
-from svertka.models.zoo import MODELS, traced
+from svertka.models.zoo import MODELS, trace_model
 
 PASSES = {"mlp": 20, "resnet20": 4}
 SIZE = 100
@@ -93,7 +93,7 @@ def draw(lines: list[dict[str, Any]]) -> None:
     first = None
     rows = []
     for name in PUBLISHED:
-        layers = traced(MODELS[name]).layers
+        layers = trace_model(MODELS[name]).layers
         whole = sum(layer.parameters for layer in layers)
         dense = sum(layer.parameters for layer in layers if layer.kind == "Linear")
         first = first or whole

@@ -19,7 +19,7 @@ import torch
 from record import COLOURS, figure, main, print_table
 
 from svertka.classifier import Classifier
-from svertka.models import imagenet
+from svertka.data import imagenet
 
 SIZES = (64, 96, 128, 160, 224, 288, 352, 448)
 NETWORKS = {

@@ -9,26 +9,28 @@ import argparse
 
 from record import COLOURS, figure, print_table
 
-from svertka.models.imagenet import CHALLENGE
+from svertka.models.imagenet import ILSVRC_RESULTS
 
 
 def draw() -> None:
     """The figure and the table."""
-    places = range(len(CHALLENGE))
+    places = range(len(ILSVRC_RESULTS))
     with figure("revolution", panels=2, height=3) as (_, (errors, layers)):
-        bars = errors.barh(places, [one.top5_error for one in CHALLENGE], 0.65, color=COLOURS[0])
-        errors.bar_label(bars, [f"{one.top5_error:g} %" for one in CHALLENGE], padding=3)
-        errors.set_yticks(places, [f"{one.name}, {one.year}" for one in CHALLENGE])
+        bars = errors.barh(places, [one.top5_error for one in ILSVRC_RESULTS], 0.65, color=COLOURS[0])
+        errors.bar_label(bars, [f"{one.top5_error:g} %" for one in ILSVRC_RESULTS], padding=3)
+        errors.set_yticks(places, [f"{one.name}, {one.year}" for one in ILSVRC_RESULTS])
         errors.set(xlabel="top-5 error, %", xlim=(0, 33))
-        bars = layers.barh(places, [one.layers or 0 for one in CHALLENGE], 0.65, color=COLOURS[1])
-        layers.bar_label(bars, [str(one.layers or "shallow") for one in CHALLENGE], padding=3)
-        layers.set_yticks(places, [""] * len(CHALLENGE))
+        bars = layers.barh(places, [one.layers or 0 for one in ILSVRC_RESULTS], 0.65, color=COLOURS[1])
+        layers.bar_label(bars, [str(one.layers or "shallow") for one in ILSVRC_RESULTS], padding=3)
+        layers.set_yticks(places, [""] * len(ILSVRC_RESULTS))
         layers.set(xlabel="layers with weights", xlim=(0, 172))
         for axes in (errors, layers):
             axes.invert_yaxis()
             axes.grid(axis="y", visible=False)
             axes.tick_params(axis="y", length=0)
-    rows = [[one.year, one.name, one.layers or "shallow", f"{one.top5_error:g} %", one.source] for one in CHALLENGE]
+    rows = [
+        [one.year, one.name, one.layers or "shallow", f"{one.top5_error:g} %", one.source] for one in ILSVRC_RESULTS
+    ]
     print_table(["year", "entry", "layers", "top-5 error", "source"], rows)
 
 

@@ -36,9 +36,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, digit_folder: Path) -> P
     for seed, name in enumerate(("run", "other")):
         torch.manual_seed(seed)
         preprocess = Preprocess(size=28, resize=28, mean=(0.5,), std=(0.25,))
-        Classifier(zoo.find("lenet5").build(4, 1, 28), Config(model="lenet5", names=names, preprocess=preprocess)).save(
-            root / name
-        )
+        Classifier(
+            zoo.find_model("lenet5").build(4, 1, 28), Config(model="lenet5", names=names, preprocess=preprocess)
+        ).save(root / name)
     for name in names:
         (root / "photos" / name).mkdir(parents=True)
         for image in sorted((digit_folder / name).iterdir())[:6]:

@@ -238,9 +238,9 @@ def test_the_bundled_network_names_what_is_in_a_photograph(shared_data: Path) ->
     ("text", "sentence"),
     [
         ("resnet51:imagenet", r"model=resnet51 is not known; use .*resnet50"),
-        ("resnet50:imagnet", "weights=imagnet are not among those published for resnet50, imagenet"),
+        ("resnet50:imagnet", "weights=imagnet is neither a file nor published for resnet50; use imagenet"),
         ("resnet50", "resnet50 is a network without weights; name some as in resnet50:imagenet or resnet50:FILE"),
-        ("resnet20:/nowhere.pth", "weights=/nowhere.pth are not among those published for resnet20, none"),
+        ("resnet20:/nowhere.pth", "weights=/nowhere.pth is neither a file nor published for resnet20"),
     ],
 )
 def test_unknown_networks_and_weights_are_one_sentence(text: str, sentence: str) -> None:

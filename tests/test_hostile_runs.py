@@ -62,7 +62,7 @@ def resumed(run: Path, _pictures: Path, _place: Path) -> None:
 
 
 def started_from(run: Path, _pictures: Path, _place: Path) -> None:
-    model = zoo.find(model_of_weights(str(run)) or "resnet20")
+    model = zoo.find_model(model_of_weights(str(run)) or "resnet20")
     weights = find_weights(model, str(run))
     with torch.device("meta"):
         weights.check(model.build(2, weights.preprocess.channels, weights.preprocess.size))

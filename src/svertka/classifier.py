@@ -20,7 +20,7 @@ from svertka.errors import PictureError, RunError, UsageError
 from svertka.files import given_path, read_json, storage, write_json
 from svertka.graph.optimize import fastest
 from svertka.models import published, weights, zoo
-from svertka.models.heads import OWN_TENSORS, Head, head_path, put_head
+from svertka.models.heads import NATIVE_HEADS, HeadKind, head_path, replace_head
 from svertka.models.weights import Weights
 from svertka.progress import progress, say
 from svertka.quoting import few
@@ -45,14 +45,14 @@ class Config(BaseModel):
         min_length=1, max_length=1_000_000, validation_alias=AliasChoices("names", "label_names")
     )
     preprocess: Preprocess
-    head: Head = "linear"
+    head: HeadKind = "linear"
 
     def build(self) -> torch.nn.Module:
         """The network with fresh weights."""
         size, channels = self.preprocess.size, self.preprocess.channels
-        model = zoo.find(self.model)
+        model = zoo.find_model(self.model)
         network = model.build(classes=len(self.names), channels=channels, size=size)
-        put_head(network, model, self.head, len(self.names))
+        replace_head(network, model, self.head, len(self.names))
         return network
 
 
@@ -69,7 +69,7 @@ class Classifier:
         """The classifier in a folder, or a network of the zoo with weights that fit it, ready to predict.
 
         `path`: a run folder, or "resnet50:imagenet", "efficientnet_lite0:bundled", "resnet20:file.safetensors": a name
-        of `zoo.MODELS`, a colon, and what `models.weights.find` takes.
+        of `zoo.MODELS`, a colon, and what `models.weights.load_pretrained` takes.
 
         Raises:
             RunError: no such folder, or a file in it is missing, damaged or made by a newer version.
@@ -79,7 +79,7 @@ class Classifier:
         name, colon, text = fspath(path).partition(":")
         if not folder.is_dir():
             if colon and "/" not in name:
-                return cls._of_zoo(zoo.find(name), text, device)
+                return cls._of_zoo(zoo.find_model(name), text, device)
             if name in zoo.MODELS:
                 raise UsageError(f"{name} is a network without weights; name some as in {_with_weights(name)}")
         config = read_config(folder)
@@ -101,10 +101,10 @@ class Classifier:
 
     @classmethod
     def _of_zoo(cls, model: zoo.Model, text: str, device: torch.device | str) -> Self:
-        trained = weights.find(model, text)
-        config = Config(model=model.name, names=trained.all_names, preprocess=trained.preprocess)
+        trained = weights.load_pretrained(model, text)
+        config = Config(model=model.name, names=trained.names_or_numbers, preprocess=trained.preprocess)
         network = config.build()
-        trained.put_into(network, config.names)
+        trained.load_into(network, config.names)
         return cls(network.to(device).eval(), config)
 
     @check_types
@@ -262,28 +262,28 @@ def find_weights(model: zoo.Model, text: str) -> Weights:
 
     Raises:
         RunError: the run is damaged.
-        UsageError, FetchError: as `models.weights.find`; or the run is of another network.
+        UsageError, FetchError: as `models.weights.load_pretrained`; or the run is of another network.
     """
     if not _is_run(text):
-        return weights.find(model, text)
+        return weights.load_pretrained(model, text)
     folder = given_path(text)
     config = read_config(folder)
     tensors = _finite(folder / WEIGHTS, read_tensors(folder / WEIGHTS)[0])
-    if config.head not in OWN_TENSORS and config.model == model.name:  # what comes before it is a start for any head
+    if config.head not in NATIVE_HEADS and config.model == model.name:  # what comes before it is a start for any head
         path = head_path(model)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{path}.")}
         return Weights(model, tensors, config.preprocess, None, text, partial=True)
     if config.model == model.name:
         return Weights(model, tensors, config.preprocess, config.names, text)
-    other = zoo.find(config.model)
-    if model.take_over is None or other.take_over is not model.take_over:
+    other = zoo.find_model(config.model)
+    if model.warm_start is None or other.warm_start is not model.warm_start:
         raise UsageError(f"weights={text} are of {config.model}, not {model.name}; give --model {config.model}")
     shape = len(config.names), config.preprocess.channels, config.preprocess.size
     with torch.device("meta"):
         theirs, ours = other.build(*shape), model.build(*shape)
     theirs.load_state_dict(tensors, assign=True)
     note = f"{model.name} starts from some layers of {config.model}, as its paper says"
-    return Weights(model, model.take_over(theirs, ours), config.preprocess, config.names, text, note, partial=True)
+    return Weights(model, model.warm_start(theirs, ours), config.preprocess, config.names, text, note, partial=True)
 
 
 def _finite(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -319,11 +319,11 @@ def is_classifier(text: str) -> bool:
 
 
 def _is_run(text: str) -> bool:
-    return text not in published.NAMES and given_path(text).is_dir()
+    return text not in published.WEIGHT_NAMES and given_path(text).is_dir()
 
 
 def _with_weights(model: str) -> str:
-    return " or ".join(f"{model}:{text}" for text in [*published.PUBLISHED.get(model, {}), "FILE"])
+    return " or ".join(f"{model}:{text}" for text in [*published.PRETRAINED.get(model, {}), "FILE"])
 
 
 def read_config(folder: Path) -> Config:
@@ -349,7 +349,7 @@ def read_config(folder: Path) -> Config:
     refuse_newer(path, content, FORMAT)
     try:
         config = Config.model_validate(content)
-        zoo.find(config.model)
+        zoo.find_model(config.model)
     except (ValidationError, ValueError) as error:
         reason = error.errors(include_input=False)[0]["msg"] if isinstance(error, ValidationError) else error
         raise RunError(f"{path} is damaged ({reason}); copy it back or train again") from error

@@ -103,7 +103,7 @@ def spread_logits(classifier: Classifier, images: Sequence[torch.Tensor]) -> Non
 
     No more than float32 bears: what is nearly the same for all pictures cannot be spread without its rounding.
     """
-    head = classifier.network.get_submodule(head_path(zoo.find(classifier.config.model)))
+    head = classifier.network.get_submodule(head_path(zoo.find_model(classifier.config.model)))
     if not isinstance(head, torch.nn.Linear):
         return
     with torch.no_grad():

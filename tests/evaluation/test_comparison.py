@@ -15,7 +15,7 @@ from svertka.data.folder import open_folder
 from svertka.errors import RunError, UsageError
 from svertka.evaluation.comparison import compare, runs_and_source
 from svertka.evaluation.intervals import paired_difference
-from svertka.models.zoo import facts, find
+from svertka.models.zoo import describe, find_model
 
 Make = Callable[..., Path]
 
@@ -64,8 +64,8 @@ def test_what_each_takes(photographs: Path, fresh_run: Make) -> None:
     small, large = compare(runs, photographs, threads=1).contenders
     assert (small.letter, large.letter, large.network) == ("A", "B", "resnet56")
     # The head is of two classes, where the paper's is of ten.
-    assert small.parameters == facts(find("resnet20"))["parameters"] - 8 * 65
-    assert large.multiply_adds == facts(find("resnet56"))["multiply_adds"] - 8 * 64
+    assert small.parameters == describe(find_model("resnet20"))["parameters"] - 8 * 65
+    assert large.multiply_adds == describe(find_model("resnet56"))["multiply_adds"] - 8 * 64
     assert min(small.speed.seconds, large.speed.seconds, small.speed.per_second, large.speed.per_second) > 0
 
 

@@ -12,8 +12,8 @@ def test_their_multiply_adds_are_those_of_the_trace(name):
     model = MODELS[name]
     with torch.device("meta"):
         network = model.build()
-    layers = [layer for layer in trace(network, (1, *model.input)).layers if layer.kind == "Conv2d"]
-    found = {name: shape.multiply_adds for name, shape in convolutions(network, (1, *model.input)).items()}
+    layers = [layer for layer in trace(network, (1, *model.input_shape)).layers if layer.kind == "Conv2d"]
+    found = {name: shape.multiply_adds for name, shape in convolutions(network, (1, *model.input_shape)).items()}
     assert found == {layer.name: layer.multiply_adds for layer in layers}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from svertka.errors import UsageError
 from svertka.graph.dense import Sliding, sliding
-from svertka.models.heads import put_head
+from svertka.models.heads import replace_head
 from svertka.models.zoo import MODELS
 
 Built = Callable[[str, int], tuple[nn.Module, int]]
@@ -114,7 +114,7 @@ def test_dense_evaluation_of_vgg() -> None:
 @torch.inference_mode()
 def test_any_head_may_follow(built: Built, head: str) -> None:
     network, _ = built("resnet20", 32)
-    put_head(network, MODELS["resnet20"], head, 4)  # type: ignore[arg-type]
+    replace_head(network, MODELS["resnet20"], head, 4)  # type: ignore[arg-type]
     network.eval()
     pictures = torch.rand(2, 3, 32, 32)
     scores = sliding(network, (1, 3, 32, 32))(pictures)

@@ -87,7 +87,7 @@ def gives_what_it_gives_in_float64(name: str, size: int) -> None:
     model = MODELS[name]
     torch.manual_seed(1)
     network = with_statistics(model.build(classes=None if name == "lenet5" else 10, size=size))
-    x = torch.randn(2, model.input[0], size, size)
+    x = torch.randn(2, model.input_shape[0], size, size)
     optimized = optimize(network, x)
     assert optimized.error < TOLERANCE
     more = torch.randn(3, *x.shape[1:])
@@ -135,7 +135,7 @@ def test_networks_in_bfloat16_stay_near(monkeypatch: pytest.MonkeyPatch, name: s
     model, size = MODELS[name], SMALL[name]
     torch.manual_seed(1)
     network = with_statistics(model.build(classes=10, size=size))
-    x = torch.randn(2, *model.input[:1], size, size)
+    x = torch.randn(2, *model.input_shape[:1], size, size)
     optimized = optimize(network, x, precision="bf16")
     assert 1e-4 < optimized.error < 0.025  # the zoo's largest, efficientnet_lite0's, is 2.0 %
     assert error(optimized(x), network, x) < 0.025

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from svertka.graph.trace import trace
-from svertka.models.zoo import find
+from svertka.models.zoo import find_model
 
 Positive = Callable[[nn.Module], nn.Module]
 
@@ -115,7 +115,7 @@ def test_padding_around_a_mean_sees_nothing(positive: Positive) -> None:
 def test_fields_in_real_networks_are_where_gradients_are(
     name: str, size: int, positive: Positive, large_count: Callable[[int, int], int], quiet: None
 ) -> None:
-    model = find(name)
+    model = find_model(name)
     network = positive(model.build(size=size))
     with torch.device("meta"):
         traced = trace(network, (1, model.channels, size, size))

@@ -10,7 +10,7 @@ from svertka.errors import UsageError
 from svertka.geometry import Grid
 from svertka.graph.trace import count, trace
 from svertka.models.resnet import Bottleneck
-from svertka.models.zoo import MODELS, find
+from svertka.models.zoo import MODELS, find_model
 
 LENET5 = (
     28 * 28 * 6 * 25
@@ -33,7 +33,7 @@ RESNET20 = (  # 40.6 M; the 40.8 M that are usually quoted include batch norm
 )
 def test_counts_are_those_of_hand_arithmetic(name, parameters, multiply_adds):
     model = MODELS[name]
-    counted = count(model.build(), (1, *model.input))
+    counted = count(model.build(), (1, *model.input_shape))
     assert (counted.parameters, counted.trainable, counted.multiply_adds) == (parameters, parameters, multiply_adds)
 
 
@@ -156,7 +156,7 @@ def as_in_the_paper(layers: int) -> Callable[[], nn.Module]:
     """A ResNet with the stride of each bottleneck in its first convolution."""
 
     def build() -> nn.Module:
-        network = find(f"resnet{layers}").build()
+        network = find_model(f"resnet{layers}").build()
         for block in network.modules():
             if isinstance(block, Bottleneck):
                 block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
@@ -168,15 +168,15 @@ def as_in_the_paper(layers: int) -> Callable[[], nn.Module]:
 @pytest.mark.parametrize(
     ("build", "layer", "extent"),
     [
-        (find("alexnet_owt").build, "features.12", 195),
-        (find("vgg16").build, "features.30", 212),
-        (find("inception_v3").build, "Mixed_7c.cat:3", 1311),
-        (find("inception_resnet_v2").build, "conv.relu", 3039),
+        (find_model("alexnet_owt").build, "features.12", 195),
+        (find_model("vgg16").build, "features.30", 212),
+        (find_model("inception_v3").build, "Mixed_7c.cat:3", 1311),
+        (find_model("inception_resnet_v2").build, "conv.relu", 3039),
         (as_in_the_paper(50), "layer4.2.relu3", 483),
         (as_in_the_paper(101), "layer4.2.relu3", 1027),
         (as_in_the_paper(152), "layer4.2.relu3", 1507),
         # 3×3 at jumps 4, 8, 16, 32; the one that has the stride at the jump before it: the stem's 11, 3·8, then
-        (find("resnet50").build, "layer4.2.relu3", 11 + 3 * 8 + (8 + 3 * 16) + (16 + 5 * 32) + (32 + 2 * 64)),
+        (find_model("resnet50").build, "layer4.2.relu3", 11 + 3 * 8 + (8 + 3 * 16) + (16 + 5 * 32) + (32 + 2 * 64)),
     ],
 )
 def test_fields_are_those_of_the_literature(build, layer, extent):
@@ -187,11 +187,11 @@ def test_fields_are_those_of_the_literature(build, layer, extent):
 
 
 def test_what_trains_only_is_not_in_the_trace():
-    model = find("googlenet")
+    model = find_model("googlenet")
     with torch.device("meta"):
         network = model.build()
-    traced = trace(network.train(), (1, *model.input))
-    assert (traced.parameters, count(network, (1, *model.input)).parameters) == (6_998_552, 13_378_280)
+    traced = trace(network.train(), (1, *model.input_shape))
+    assert (traced.parameters, count(network, (1, *model.input_shape)).parameters) == (6_998_552, 13_378_280)
 
 
 class Failing(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from svertka.graph.cut import cut, stages
 from svertka.graph.windows import SHARE, Ints, Windows, windows
-from svertka.models.heads import put_head
+from svertka.models.heads import replace_head
 from svertka.models.zoo import MODELS
 
 Built = Callable[[str, int], tuple[nn.Module, int]]
@@ -106,7 +106,7 @@ def test_a_larger_head_changes_nothing(built: Built) -> None:
     network, channels = built("vgg11_bn", SIZES["vgg11_bn"])
     shape = (1, channels, SIZES["vgg11_bn"], SIZES["vgg11_bn"])
     place = windows(network, shape).place
-    put_head(network, MODELS["vgg11_bn"], "adaptation", 2000)
+    replace_head(network, MODELS["vgg11_bn"], "adaptation", 2000)
     assert windows(network, shape).place == place
 
 

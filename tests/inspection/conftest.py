@@ -14,7 +14,7 @@ from torch import nn
 
 from svertka.classifier import Classifier, Config
 from svertka.data.preprocess import Preprocess
-from svertka.models.zoo import find
+from svertka.models.zoo import find_model
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def exact_network() -> Callable[[str, int], nn.Module]:
     @cache
     def make(name: str, size: int) -> nn.Module:
         torch.manual_seed(1)
-        network = find(name).build(classes=10, size=size).double().eval()
+        network = find_model(name).build(classes=10, size=size).double().eval()
         for key, values in network.state_dict().items():
             if key.endswith("running_var") or (key.endswith("weight") and values.ndim == 1):
                 values.uniform_(0.5, 1.5)

@@ -10,7 +10,7 @@ from svertka.data.batches import Batches
 from svertka.data.preprocess import Preprocess
 from svertka.errors import DataError, UsageError
 from svertka.inspection import layers, outputs, top_patches
-from svertka.models.zoo import MODELS, find
+from svertka.models.zoo import MODELS, find_model
 
 # fmt: off
 SIZES = {
@@ -38,7 +38,7 @@ def pictures_for(name: str, count: int, seed: int = 1) -> Tensor:
 @pytest.mark.parametrize("name", ["lenet5", "squeezenet1_1", "resnet18"])
 def test_the_strongest_are_those_of_a_search_by_brute_force(name: str, quiet: None) -> None:
     torch.manual_seed(1)
-    network = find(name).build(size=SIZES[name])
+    network = find_model(name).build(size=SIZES[name])
     pictures = pictures_for(name, 40)
     pictures[30:35] = pictures[0]  # of equals the first counts
     batches = [(some, some.flatten(1)[:, 0] > 0) for some in pictures.split(16)]
@@ -74,7 +74,7 @@ def test_pixels_outside_the_crop_do_not_count(
     """On the plain network; 1,000 units over the zoo under --large."""
     for name in some_networks:
         torch.manual_seed(2)
-        network = find(name).build(size=SIZES[name]).eval()
+        network = find_model(name).build(size=SIZES[name]).eval()
         pictures, noise = pictures_for(name, 2), pictures_for(name, 2, seed=5) * 10
         found = top_patches(network, pictures, count=2)
         random = Random(name)
@@ -102,7 +102,7 @@ def test_every_pixel_inside_the_crop_counts(
 ) -> None:
     """With positive weights nothing cancels: what changes an activation has a gradient."""
     for name in some_networks:
-        network = positive(find(name).build(size=SIZES[name]))
+        network = positive(find_model(name).build(size=SIZES[name]))
         picture = torch.rand(1, *pictures_for(name, 1).shape[1:], dtype=torch.float64, requires_grad=True)
         found = top_patches(network, picture.detach(), count=1)
         random = Random(name)
@@ -122,7 +122,7 @@ def test_every_pixel_inside_the_crop_counts(
 
 def test_data_in_every_form_is_the_same(quiet: None) -> None:
     torch.manual_seed(1)
-    network = find("lenet5").build()
+    network = find_model("lenet5").build()
     rows = np.random.default_rng(1).integers(0, 256, (70, 28, 28, 1), np.uint8)
     preprocess = Preprocess(size=28, resize=28, mean=(0.5,), std=(0.3,))
     network = nn.Sequential(nn.ZeroPad2d(2), network)
@@ -178,7 +178,7 @@ def test_the_crop_is_clipped_at_the_border_and_elsewhere_the_papers() -> None:
     ],
 )
 def test_bad_input_is_refused(data, options, error, message) -> None:
-    network = find("lenet5").build()
+    network = find_model("lenet5").build()
     with pytest.raises(error, match=message):
         top_patches(network, data, **options)
 
@@ -189,4 +189,4 @@ def test_a_network_without_maps_is_refused() -> None:
 
 
 def test_names_of_lenet_are_those_of_its_paper() -> None:
-    assert {"c1", "c3", "c5"} <= {layer.name for layer in layers(find("lenet5").build(), (1, 1, 32, 32))}
+    assert {"c1", "c3", "c5"} <= {layer.name for layer in layers(find_model("lenet5").build(), (1, 1, 32, 32))}

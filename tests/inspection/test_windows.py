@@ -3,7 +3,7 @@ import pytest
 
 from svertka.inspection.activations import convolutions, find, layers
 from svertka.inspection.windows import Jobs, maps_in, windows
-from svertka.models.zoo import find as find_model
+from svertka.models.zoo import find_model
 
 NETWORKS = [("squeezenet1_1", 227), ("squeezenet1_1", 224), ("resnet18", 224), ("googlenet", 224), ("alexnet", 227)]
 

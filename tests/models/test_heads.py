@@ -6,7 +6,7 @@ from torch import nn
 
 from svertka.classifier import Classifier, Config, find_weights
 from svertka.data.preprocess import Preprocess
-from svertka.models.heads import Adaptation, Cosine, Head, head_path, put_head, trainable_head
+from svertka.models.heads import AdaptationHead, CosineHead, HeadKind, head_path, replace_head, trainable_head
 from svertka.models.weights import Weights
 from svertka.models.zoo import MODELS
 
@@ -14,7 +14,7 @@ PREPROCESS = Preprocess(size=32, resize=32, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def test_cosine_is_that_of_the_angle() -> None:
-    head = Cosine(5, 3, scale=4.0).double()
+    head = CosineHead(5, 3, scale=4.0).double()
     features = torch.randn(7, 5, dtype=torch.float64)
     expected = [
         [4 * float(x @ w) / (float(x.norm()) * float(w.norm())) for w in head.weight.detach()] for x in features
@@ -24,7 +24,7 @@ def test_cosine_is_that_of_the_angle() -> None:
 
 
 def test_adaptation_is_the_papers() -> None:
-    head = Adaptation(4096, 21)
+    head = AdaptationHead(4096, 21)
     shapes = [tuple(parameter.shape) for parameter in head.parameters()]
     assert shapes == [(2048, 4096), (2048,), (21, 2048), (21,)]  # Oquab et al. 2014, §3.1: FCa and FCb
     assert head(torch.randn(2, 4096)).shape == (2, 21)
@@ -39,18 +39,18 @@ def test_the_head_is_found_beside_auxiliaries(name: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cosine", "adaptation"])
-def test_config_alone_rebuilds_it(kind: Head, tmp_path: Path) -> None:
+def test_config_alone_rebuilds_it(kind: HeadKind, tmp_path: Path) -> None:
     config = Config(model="resnet20", names=("a", "b", "c"), preprocess=PREPROCESS, head=kind)
     made = Classifier(config.build().eval(), config)
     made.save(tmp_path)
     loaded = Classifier.load(tmp_path)
-    assert isinstance(loaded.network.get_submodule("linear"), Cosine if kind == "cosine" else Adaptation)
+    assert isinstance(loaded.network.get_submodule("linear"), CosineHead if kind == "cosine" else AdaptationHead)
     pictures = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(loaded.network(pictures), made.network(pictures), rtol=0, atol=0)
 
     start = find_weights(MODELS["resnet20"], str(tmp_path))  # what comes before the head starts any network
     network = MODELS["resnet20"].build(classes=5, size=32)
-    assert start.put_into(network, ("a", "b", "c", "d", "e")) == "the head starts from fresh weights"
+    assert start.load_into(network, ("a", "b", "c", "d", "e")) == "the head is newly initialised"
     assert not network.get_parameter("linear.weight").any()
     assert torch.equal(network.get_parameter("conv1.weight"), made.network.get_parameter("conv1.weight"))
 
@@ -58,7 +58,7 @@ def test_config_alone_rebuilds_it(kind: Head, tmp_path: Path) -> None:
 def test_linear_is_the_networks_own() -> None:
     network = MODELS["resnet20"].build(classes=3, size=32)
     before = network.linear
-    put_head(network, MODELS["resnet20"], "linear", 3)
+    replace_head(network, MODELS["resnet20"], "linear", 3)
     assert network.linear is before
 
 
@@ -68,17 +68,17 @@ def test_scores_behind_a_relu_are_trained_as_those_of_pooled_features() -> None:
     own = model.build(classes=3).eval()
     pooled = model.build(classes=3)
     pooled.load_state_dict(own.state_dict())
-    put_head(pooled, model, "pooled", 3)
+    replace_head(pooled, model, "pooled", 3)
     assert isinstance(pooled.eval().get_submodule(head_path(model)), nn.Linear)
     own.classifier[2] = nn.Identity()  # the ReLU
     pictures = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(pooled(pictures), own(pictures))
-    put_head(pooled, model, "pooled", 3)  # a second time changes nothing
+    replace_head(pooled, model, "pooled", 3)  # a second time changes nothing
     torch.testing.assert_close(pooled(pictures), own(pictures))
 
 
 @pytest.mark.parametrize("kind", ["cosine", "adaptation"])
-def test_other_heads_stand_on_pooled_features_too(kind: Head) -> None:
+def test_other_heads_stand_on_pooled_features_too(kind: HeadKind) -> None:
     config = Config(model="squeezenet1_1", names=("a", "b"), preprocess=PREPROCESS, head=kind)
     assert config.build().eval()(torch.randn(2, 3, 32, 32)).shape == (2, 2)
 
@@ -89,7 +89,7 @@ def test_published_weights_fit_both_forms_and_a_run_starts_another(tmp_path: Pat
     published = Weights(model, model.build(classes=3).state_dict(), PREPROCESS, names, "x")
     config = Config(model=model.name, names=names, preprocess=PREPROCESS, head="pooled")
     network = config.build()
-    assert published.put_into(network, names) == ""
+    assert published.load_into(network, names) == ""
     rows = published.tensors["classifier.1.weight"]
     assert rows.shape == (3, 512, 1, 1)
     assert torch.equal(network.get_parameter("classifier.1.weight"), rows.flatten(1))
@@ -97,7 +97,7 @@ def test_published_weights_fit_both_forms_and_a_run_starts_another(tmp_path: Pat
     Classifier(network, config).save(tmp_path)
     again = find_weights(model, str(tmp_path))
     own = model.build(classes=2)
-    assert "2 of them go on" in again.put_into(own, ("c", "a"))
+    assert "2 of them keep" in again.load_into(own, ("c", "a"))
     assert torch.equal(own.get_parameter("classifier.1.weight"), rows[[2, 0]])
 
 
@@ -107,11 +107,11 @@ FAMILIES = ("mlp", "lenet5", "alexnet", "zfnet", "vgg11", "googlenet", "resnet20
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_network_is_trained_with_scores_that_are_cut_off_at_0(name: str) -> None:
     model = MODELS[name]
-    size = max(model.smallest, 32)
+    size = max(model.min_size, 32)
     torch.manual_seed(0)
     with torch.device("meta"):
         network = model.build(2, model.channels, size)
-        put_head(network, model, trainable_head(model, "linear"), 2)
+        replace_head(network, model, trainable_head(model, "linear"), 2)
     head = network.get_submodule(head_path(model))
     seen: list[nn.Module] = []
     for module in network.modules():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from svertka.models.initial import InitScheme, init_head, init_weights, signal_vanishes
-from svertka.models.weights import head_of
+from svertka.models.weights import head_tensors
 from svertka.models.zoo import MODELS
 
 
@@ -33,11 +33,11 @@ def test_standard_deviations_of_the_schemes(scheme: InitScheme, std: float) -> N
 def test_vanishing_signals_are_detected_and_fixed(name: str, vanishes: bool) -> None:
     torch.manual_seed(0)
     model = MODELS[name]
-    network = model.build(10, 3, max(model.smallest, 48)).train()
-    images = torch.randn(16, 3, max(model.smallest, 48), max(model.smallest, 48))
+    network = model.build(10, 3, max(model.min_size, 48)).train()
+    images = torch.randn(16, 3, max(model.min_size, 48), max(model.min_size, 48))
     assert signal_vanishes(network, images) == vanishes
     assert network.training
     if vanishes:
         init_weights(network, "he")
-        init_head(network, head_of(model))
+        init_head(network, head_tensors(model))
         assert not signal_vanishes(network, images)

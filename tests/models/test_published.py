@@ -3,18 +3,18 @@ import re
 import pytest
 
 from svertka.models.efficientnet import bundled_weights
-from svertka.models.published import CIFAR_RESNETS, LAYOUTS, NAMES, PUBLISHED
+from svertka.models.published import CIFAR_RESNETS, PRETRAINED, STATE_DICT_FORMATS, WEIGHT_NAMES
 from svertka.models.zoo import MODELS
 
 
-def test_what_is_published_is_for_networks_that_are_there() -> None:
-    assert PUBLISHED.keys() | LAYOUTS.keys() | set(CIFAR_RESNETS) <= MODELS.keys()
-    assert NAMES == ("imagenet", "bundled")
+def test_published_weights_are_of_known_models() -> None:
+    assert PRETRAINED.keys() | STATE_DICT_FORMATS.keys() | set(CIFAR_RESNETS) <= MODELS.keys()
+    assert WEIGHT_NAMES == ("imagenet", "bundled")
 
 
-@pytest.mark.parametrize(("model", "name"), [(model, name) for model, some in PUBLISHED.items() for name in some])
-def test_each_says_where_it_is_and_what_it_expects(model: str, name: str) -> None:
-    published = PUBLISHED[model][name]
+@pytest.mark.parametrize(("model", "name"), [(model, name) for model, some in PRETRAINED.items() for name in some])
+def test_every_entry_is_complete(model: str, name: str) -> None:
+    published = PRETRAINED[model][name]
     assert re.fullmatch(r"sha256:[0-9a-f]{8}", published.checksum)
     assert published.checksum.removeprefix("sha256:") in published.file
     assert all(re.match("https://.*/" + re.escape(published.file) + "$", url) for url in published.urls)
@@ -28,16 +28,16 @@ def test_each_says_where_it_is_and_what_it_expects(model: str, name: str) -> Non
     assert published.source
 
 
-def test_google_s_networks_want_values_from_minus_one_to_one() -> None:
+def test_google_s_networks_expect_values_from_minus_one_to_one() -> None:
     for model in ("googlenet_bn", "inception_v3", "inception_v4", "inception_resnet_v2"):
-        published = PUBLISHED[model]["imagenet"]
+        published = PRETRAINED[model]["imagenet"]
         assert (published.preprocess.mean, published.preprocess.std) == ((0.5,) * 3, (0.5,) * 3)
         assert "from −1 to 1" in published.note
 
 
-def test_the_bundled_file_is_the_published_one() -> None:
+def test_the_bundled_file_has_its_published_checksum() -> None:
     import hashlib
 
-    published = PUBLISHED["efficientnet_lite0"]["bundled"]
+    published = PRETRAINED["efficientnet_lite0"]["bundled"]
     assert published.path() == bundled_weights()
     assert published.checksum == f"sha256:{hashlib.sha256(bundled_weights().read_bytes()).hexdigest()[:8]}"

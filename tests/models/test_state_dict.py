@@ -1,4 +1,4 @@
-"""Files as PyTorch and others write them, and files that lie in wait."""
+"""Files as PyTorch and training scripts write them, and hostile files."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import hostile
 from svertka.errors import RunError, SvertkaError, UsageError
-from svertka.models.state_dict import PREFIXES, misfit, read
+from svertka.models.state_dict import NAME_PREFIXES, describe_mismatch, read_state_dict
 from svertka.models.zoo import MODELS
 
 
@@ -51,7 +51,7 @@ def test_every_way_of_saving_tensors_is_read(tensors: dict[str, torch.Tensor], t
     torch.save({"epoch": 3, "state_dict": tensors, "optimizer": {"lr": 0.1}}, tmp_path / "e.pth")
     torch.save({"model": {f"module.{name}": tensor for name, tensor in tensors.items()}}, tmp_path / "f.pth")
     for path in sorted(tmp_path.iterdir()):
-        assert same(read(path), tensors), path
+        assert same(read_state_dict(path), tensors), path
 
 
 def averaged(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -68,7 +68,7 @@ def with_prefix(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torc
 WRAPPED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
     "lightning.ckpt": (
         lambda t: {"epoch": 1, "state_dict": with_prefix("model.", t), "optimizer_states": [{"state": {}}]},
-        "taken from its 'state_dict', without the prefix model. of its names",
+        "using its entry 'state_dict', removed the prefix 'model.' from its names",
     ),
     "tutorial.pth.tar": (
         lambda t: {
@@ -77,54 +77,57 @@ WRAPPED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
             "best_acc1": torch.tensor(0.9),
             "state_dict": with_prefix("module.", t),
         },
-        "taken from its 'state_dict', without the prefix module. of its names",
+        "using its entry 'state_dict', removed the prefix 'module.' from its names",
     ),
-    "keras.th": (lambda t: {"model_state_dict": t, "loss": 0.1}, "taken from its 'model_state_dict'"),
-    "compiled.pt": (lambda t: with_prefix("_orig_mod.", t), "without the prefix _orig_mod. of its names"),
-    "both.pt": (lambda t: with_prefix("module._orig_mod.", t), "without the prefix module._orig_mod. of its names"),
-    "swa.pth": (averaged, "without the prefix module. of its names"),
+    "keras.th": (lambda t: {"model_state_dict": t, "loss": 0.1}, "using its entry 'model_state_dict'"),
+    "compiled.pt": (lambda t: with_prefix("_orig_mod.", t), "removed the prefix '_orig_mod.' from its names"),
+    "both.pt": (lambda t: with_prefix("module._orig_mod.", t), "removed the prefix 'module._orig_mod.' from its names"),
+    "swa.pth": (averaged, "removed the prefix 'module.' from its names"),
     "hub.bin": (lambda t: t, ""),
-    "NET.PTH": (lambda t: {"net": with_prefix("backbone.", t)}, "taken from its 'net', without the prefix backbone."),
-    "network.pt": (lambda t: {"network": {"state_dict": t}}, "taken from its 'network', taken from its 'state_dict'"),
-    "params.pth": (lambda t: {"params": t, "step": 5}, "taken from its 'params'"),
+    "NET.PTH": (
+        lambda t: {"net": with_prefix("backbone.", t)},
+        "using its entry 'net', removed the prefix 'backbone.'",
+    ),
+    "network.pt": (lambda t: {"network": {"state_dict": t}}, "using its entry 'network', using its entry 'state_dict'"),
+    "params.pth": (lambda t: {"params": t, "step": 5}, "using its entry 'params'"),
     "average.pth": (
         lambda t: {"model": {name: tensor + 1 for name, tensor in t.items()}, "ema": with_prefix("module.", t)},
-        "taken from its 'ema' (the moving average, which such trainings are judged by; 'model' left out), without",
+        "using its entry 'ema' (the moving average, which is what such training runs evaluate; not 'model'), removed",
     ),
     "timm.pth": (
         lambda t: {"state_dict": {name: tensor + 1 for name, tensor in t.items()}, "state_dict_ema": t},
-        "taken from its 'state_dict_ema' (the moving average, which such trainings are judged by; 'state_dict' left",
+        "using its entry 'state_dict_ema' (the moving average, which is what such training runs evaluate; not 'state",
     ),
     "two.pth": (
         lambda t: {"net": {name: tensor + 1 for name, tensor in t.items()}, "state_dict": t},
-        "taken from its 'state_dict' ('net' left out)",
+        "using its entry 'state_dict' (not 'net')",
     ),
-    "no average.pth": (lambda t: {"ema": None, "model": t}, "taken from its 'model'"),
+    "no average.pth": (lambda t: {"ema": None, "model": t}, "using its entry 'model'"),
 }
 
 
 @pytest.mark.parametrize("name", list(WRAPPED))
-def test_what_training_scripts_write_is_unwrapped_and_said(
+def test_checkpoints_of_training_scripts_are_unwrapped_with_a_message(
     tensors: dict[str, torch.Tensor], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrapped, sentence = WRAPPED[name]
     torch.save(wrapped(tensors), tmp_path / name)
-    assert same(read(tmp_path / name), tensors)
+    assert same(read_state_dict(tmp_path / name), tensors)
     said = capsys.readouterr().err
     assert (f"weights={tmp_path / name}: {sentence}" in said) if sentence else not said
 
 
 def test_safetensors_are_known_by_their_content(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "pytorch_model.bin")
-    assert same(read(tmp_path / "pytorch_model.bin"), tensors)
+    assert same(read_state_dict(tmp_path / "pytorch_model.bin"), tensors)
 
 
-def test_no_network_of_ours_has_names_that_would_be_cut() -> None:
+def test_no_model_has_names_with_a_removable_prefix() -> None:
     one_of_each = {str(re.match("[a-z]+", name)): model for name, model in MODELS.items()}
     for model in one_of_each.values():
         with torch.device("meta"):
             names = list(model.build().state_dict())
-        assert not any(all(name.startswith(prefix) for name in names) for prefix in PREFIXES), model.name
+        assert not any(all(name.startswith(prefix) for name in names) for prefix in NAME_PREFIXES), model.name
 
 
 def odd(kind: str) -> torch.Tensor:
@@ -159,17 +162,17 @@ def odd(kind: str) -> torch.Tensor:
         ("quantized", "(odd is quantized|would run code|is damaged)"),
         ("nested", "(odd is nested|would run code|is damaged)"),
         ("complex", "odd is complex"),
-        ("expanded", "holds tensors of 4,000 GB, far more than the file"),
-        ("nan", r"holds NaN or infinity \(in odd\)"),
-        ("inf", r"holds NaN or infinity \(in odd\)"),
+        ("expanded", "contains tensors of 4,000 GB, far larger than the file"),
+        ("nan", r"contains NaN or infinity \(in odd\)"),
+        ("inf", r"contains NaN or infinity \(in odd\)"),
     ],
 )
-def test_tensors_that_are_no_plain_numbers_are_one_sentence(
+def test_unsupported_tensors_are_refused_in_one_sentence(
     tensors: dict[str, torch.Tensor], tmp_path: Path, kind: str, sentence: str
 ) -> None:
     torch.save({**tensors, "odd": odd(kind)}, tmp_path / "x.pth")
     with pytest.raises(UsageError, match=sentence) as caught:
-        read(tmp_path / "x.pth")
+        read_state_dict(tmp_path / "x.pth")
     assert "\n" not in str(caught.value)
 
 
@@ -178,74 +181,74 @@ def test_a_file_that_unpacks_to_far_more_is_refused(tensors: dict[str, torch.Ten
     with zipfile.ZipFile(tmp_path / "large.pth") as whole, zipfile.ZipFile(tmp_path / "x.pth", "w", 8) as small:
         for one in whole.infolist():
             small.writestr(one.filename, whole.read(one))
-    with pytest.raises(UsageError, match="unpacks to 134 MB, as no file of PyTorch's does"):
-        read(tmp_path / "x.pth")
+    with pytest.raises(UsageError, match="unpacks to 134 MB, which no PyTorch file does"):
+        read_state_dict(tmp_path / "x.pth")
 
 
-def test_a_program_is_not_weights(tmp_path: Path) -> None:
+def test_torchscript_is_refused(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(nn.Linear(2, 3)), tmp_path / "x.pt")
-        with pytest.raises(UsageError, match="x.pt is a program in TorchScript, not weights alone"):
-            read(tmp_path / "x.pt")
+        with pytest.raises(UsageError, match="x.pt is a TorchScript program, not a state_dict"):
+            read_state_dict(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".ckpt"])
-def test_what_is_no_file_of_weights_is_one_sentence(tmp_path: Path, suffix: str) -> None:
+def test_hostile_files_are_refused_in_one_sentence(tmp_path: Path, suffix: str) -> None:
     for kind, path in hostile.files(tmp_path / "hostile", suffix).items():
         if kind == "unreadable" and os.geteuid() == 0:
             path.chmod(0o644)
         with pytest.raises((UsageError, RunError), match=re.escape(str(path))) as caught:
-            read(path)
+            read_state_dict(path)
         assert "\n" not in str(caught.value), kind
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_code_is_not_run(tmp_path: Path, zipped: bool) -> None:
+def test_pickled_code_is_not_run(tmp_path: Path, zipped: bool) -> None:
     path, mark = tmp_path / "x.pth", tmp_path / "it ran"
     torch.save({"a": Trap(f"touch '{mark}'")}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UsageError, match=r"x.pth would run code when read \(it asks for posix.system\)") as caught:
-        read(path)
+        read_state_dict(path)
     assert "\n" not in str(caught.value)
     assert not mark.exists()
     torch.load(path, weights_only=False)  # the trap works
     assert mark.exists()
 
 
-def test_a_whole_network_is_refused_as_code(tmp_path: Path) -> None:
+def test_a_pickled_network_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 3), tmp_path / "x.pth")
     with pytest.raises(UsageError, match=r"asks for torch.nn.modules.linear.Linear.*torch.save\(network.state_dict"):
-        read(tmp_path / "x.pth")
+        read_state_dict(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("content", [{}, {"a": 1}, [1, 2], {"state_dict": {"a": "b"}}, {1: 2}, torch.ones(2)])
-def test_what_holds_no_tensors_by_name_is_refused(tmp_path: Path, content: object) -> None:
+def test_content_other_than_a_state_dict_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(UsageError, match="x.pth holds no state_dict"):
-        read(tmp_path / "x.pth")
+    with pytest.raises(UsageError, match="x.pth contains no state_dict"):
+        read_state_dict(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("name", ["nowhere.pth", "x.txt", "folder.pth"])
-def test_no_such_file_is_one_sentence(tmp_path: Path, name: str) -> None:
+def test_missing_files_and_other_suffixes_are_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
     (tmp_path / "x.txt").write_bytes(b"")
     (tmp_path / "folder.pth").mkdir()
-    with pytest.raises(UsageError, match="is not a file of weights; give one that ends in .safetensors or .pth or .pt"):
-        read(tmp_path / name)
+    with pytest.raises(UsageError, match="is not a weights file; give a file that ends in .safetensors or .pth or .pt"):
+        read_state_dict(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [b"", b"junk" * 99, pickle.dumps({"a": 1}, 4), b"PK\x03\x04" + b"\0" * 99])
-def test_other_bytes_are_one_sentence(tmp_path: Path, content: bytes) -> None:
+def test_damaged_files_are_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.pth").write_bytes(content)
-    with pytest.raises(UsageError, match=r"x.pth (is damaged or no file of PyTorch's|holds no state_dict)") as caught:
-        read(tmp_path / "x.pth")
+    with pytest.raises(UsageError, match=r"x.pth (is damaged or not a PyTorch file|contains no state_dict)") as caught:
+        read_state_dict(tmp_path / "x.pth")
     assert "\n" not in str(caught.value)
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(RunError, match="is damaged"):
-        read(tmp_path / "x.safetensors")
+        read_state_dict(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_mutated_file_is_refused_or_read(
+def test_mutated_files_are_read_or_refused(
     tensors: dict[str, torch.Tensor], tmp_path: Path, zipped: bool, large_count: Callable[[int, int], int]
 ) -> None:
     path = tmp_path / "x.pth"
@@ -261,21 +264,21 @@ def test_a_mutated_file_is_refused_or_read(
             del mutant[random.integers(len(mutant)) :]
         path.write_bytes(mutant)
         try:
-            read(path)
+            read_state_dict(path)
         except SvertkaError as error:
             sentences.append(str(error))
     assert len(sentences) > 40
     assert not any("\n" in sentence for sentence in sentences)
 
 
-def test_a_misfit_names_the_first_few(tensors: dict[str, torch.Tensor]) -> None:
-    assert misfit(tensors, tensors, frozenset()) is None
+def test_a_mismatch_lists_the_first_few_names(tensors: dict[str, torch.Tensor]) -> None:
+    assert describe_mismatch(tensors, tensors, frozenset()) is None
     other = {name: tensor for name, tensor in tensors.items() if "weight" not in name}
     other |= {"0.weight": torch.zeros(9, 3, 3, 3), "head.weight": torch.zeros(2)}
     other |= {f"more.{number}": torch.zeros(1) for number in range(3)}
-    assert misfit(tensors, other, frozenset()) == (
+    assert describe_mismatch(tensors, other, frozenset()) == (
         "1 missing: 1.weight; 4 unexpected: head.weight, more.0, more.1 and 1 more; "
-        "1 of another shape: 0.weight (9, 3, 3, 3) in place of (4, 3, 3, 3)"
+        "1 with another shape: 0.weight (9, 3, 3, 3) instead of (4, 3, 3, 3)"
     )
-    free = misfit(tensors, other, frozenset({"0.weight"}))
+    free = describe_mismatch(tensors, other, frozenset({"0.weight"}))
     assert free == "1 missing: 1.weight; 4 unexpected: head.weight, more.0, more.1 and 1 more"

@@ -1,4 +1,4 @@
-"""Weights found, fetched and put into networks; what is computed with them is checked with plain PyTorch."""
+"""Weights are found, downloaded and loaded into networks; results are compared with plain PyTorch."""
 
 import dataclasses
 import hashlib
@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from svertka.data import imagenet
 from svertka.errors import FetchError, UsageError
-from svertka.models import imagenet
-from svertka.models.published import CIFAR10, PUBLISHED, Published
-from svertka.models.weights import Weights, find, head_of
+from svertka.models.published import CIFAR10, PRETRAINED, PretrainedWeights
+from svertka.models.weights import Weights, head_tensors, load_pretrained
 from svertka.models.zoo import MODELS
 
 RESNET20 = MODELS["resnet20"]
@@ -29,7 +29,7 @@ def state_of(model: str, classes: int | None = None) -> dict[str, torch.Tensor]:
 
 def weights_of(classes: tuple[str, ...] | None, count: int = 3) -> Weights:
     state = state_of("resnet20", len(classes) if classes else count)
-    preprocess = PUBLISHED["resnet18"]["imagenet"].preprocess
+    preprocess = PRETRAINED["resnet18"]["imagenet"].preprocess
     return Weights(RESNET20, state, preprocess, classes, "old")
 
 
@@ -39,49 +39,49 @@ def cifar_file(tmp_path: Path) -> Path:
     return tmp_path / "x.safetensors"
 
 
-# ---- found
+# ---- finding weights
 
 
-def test_a_file_has_the_preprocessing_and_names_of_what_is_published(cifar_file: Path, tmp_path: Path) -> None:
-    found = find(RESNET20, str(cifar_file))
+def test_a_file_gets_the_preprocessing_and_names_of_published_weights(cifar_file: Path, tmp_path: Path) -> None:
+    found = load_pretrained(RESNET20, str(cifar_file))
     assert (found.preprocess.size, found.preprocess.resize) == (32, 32)
     assert found.preprocess.mean == (0.485, 0.456, 0.406)
     assert found.preprocess.std == (0.229, 0.224, 0.225)
     assert found.names == CIFAR10
 
     torch.save(state_of("resnet18"), tmp_path / "x.pth")
-    found = find(MODELS["resnet18"], str(tmp_path / "x.pth"))
-    assert found.preprocess == PUBLISHED["resnet18"]["imagenet"].preprocess
+    found = load_pretrained(MODELS["resnet18"], str(tmp_path / "x.pth"))
+    assert found.preprocess == PRETRAINED["resnet18"]["imagenet"].preprocess
     assert found.names == imagenet.NAMES
 
     torch.save(state_of("resnet18", 7), tmp_path / "x.pth")
-    found = find(MODELS["resnet18"], str(tmp_path / "x.pth"))
+    found = load_pretrained(MODELS["resnet18"], str(tmp_path / "x.pth"))
     assert found.names is None
-    assert found.all_names == ("0", "1", "2", "3", "4", "5", "6")
+    assert found.names_or_numbers == ("0", "1", "2", "3", "4", "5", "6")
 
 
-def test_where_nothing_is_known_it_is_said_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_normalisation_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(state_of("plain20"), tmp_path / "x.pth")
-    assert find(MODELS["plain20"], str(tmp_path / "x.pth")).preprocess.mean == (0.485, 0.456, 0.406)
-    assert "nothing says how" in capsys.readouterr().err
+    assert load_pretrained(MODELS["plain20"], str(tmp_path / "x.pth")).preprocess.mean == (0.485, 0.456, 0.406)
+    assert "does not say how images are normalised; using mean" in capsys.readouterr().err
     torch.save(state_of("lenet5"), tmp_path / "x.pth")
-    assert find(MODELS["lenet5"], str(tmp_path / "x.pth")).preprocess.std == (1 / 1.275,)
+    assert load_pretrained(MODELS["lenet5"], str(tmp_path / "x.pth")).preprocess.std == (1 / 1.275,)
     assert capsys.readouterr().err == ""
 
 
-def test_a_background_class_before_imagenet_s_is_left_out(tmp_path: Path) -> None:
+def test_the_background_class_is_removed(tmp_path: Path) -> None:
     state = state_of("squeezenet1_1", 1001)
     torch.save(state, tmp_path / "x.pth")
-    found = find(MODELS["squeezenet1_1"], str(tmp_path / "x.pth"))
+    found = load_pretrained(MODELS["squeezenet1_1"], str(tmp_path / "x.pth"))
     assert found.names == imagenet.NAMES
     assert found.tensors["classifier.1.weight"].equal(state["classifier.1.weight"][1:])
 
 
-def test_caffe_s_names_are_ours_and_bring_their_preprocessing(shared_data: Path) -> None:
+def test_caffe_weights_are_converted_and_get_their_preprocessing(shared_data: Path) -> None:
     path = shared_data / "weights" / "squeezenet1_1-imagenet.safetensors"
-    found = find(MODELS["squeezenet1_1"], str(path))
+    found = load_pretrained(MODELS["squeezenet1_1"], str(path))
     network = MODELS["squeezenet1_1"].build()
-    assert found.put_into(network, imagenet.NAMES) == ""
+    assert found.load_into(network, imagenet.NAMES) == ""
     assert (found.preprocess.size, found.preprocess.resize) == (227, 256)
     assert found.preprocess.mean == pytest.approx((123 / 255, 117 / 255, 104 / 255))
     published = load_file(path)
@@ -93,7 +93,7 @@ def test_caffe_s_names_are_ours_and_bring_their_preprocessing(shared_data: Path)
     assert torch.allclose(ours, first, rtol=1e-4, atol=1e-3)  # values up to several hundred
 
 
-def test_names_that_timm_gives_are_ours(tmp_path: Path) -> None:
+def test_timm_weights_are_converted(tmp_path: Path) -> None:
     from svertka.models.inception_v4 import TIMM_NAMES
 
     theirs = {ours: timm for timm, ours in TIMM_NAMES.items() if timm.startswith("features") or timm == "last_linear"}
@@ -105,7 +105,7 @@ def test_names_that_timm_gives_are_ours(tmp_path: Path) -> None:
         state[theirs[stage] + name.removeprefix(stage)] = torch.zeros_like(tensor, device="cpu")
     assert {"features.0.conv.weight", "last_linear.weight"} <= state.keys()
     torch.save(state, tmp_path / "x.pth")
-    found = find(MODELS["inception_v4"], str(tmp_path / "x.pth"))
+    found = load_pretrained(MODELS["inception_v4"], str(tmp_path / "x.pth"))
     assert found.names == imagenet.NAMES
     with torch.device("meta"):
         found.check(MODELS["inception_v4"].build(5))
@@ -117,27 +117,27 @@ def test_names_that_timm_gives_are_ours(tmp_path: Path) -> None:
         (
             "resnet50",
             "imagnet",
-            "weights=imagnet are not among those published for resnet50, imagenet, and there is no",
+            "weights=imagnet is neither a file nor published for resnet50; use imagenet, a run folder, or a",
         ),
         (
             "resnet50",
             "bundled",
-            r"\(bundled is there for efficientnet_lite0\), and there is no such file; give imagenet",
+            r"published for resnet50 \(bundled exists for efficientnet_lite0\); use imagenet, a run folder, or",
         ),
         (
             "resnet20",
             "imagenet",
-            r"resnet20, none \(imagenet is there for alexnet_owt, vgg11, .*; give a run folder, or",
+            r"published for resnet20 \(imagenet exists for alexnet_owt, vgg11, .* more\); use a run folder, or a",
         ),
     ],
 )
-def test_unknown_weights_are_answered_with_what_there_is(model: str, text: str, sentence: str) -> None:
+def test_unknown_weights_are_answered_with_known_ones(model: str, text: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence) as caught:
-        find(MODELS[model], text)
+        load_pretrained(MODELS[model], text)
     assert "\n" not in str(caught.value)
 
 
-# ---- fetched
+# ---- downloading
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -166,66 +166,64 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         thread.join()
 
 
-def publish(site: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
+def publish(site: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> PretrainedWeights:
     """As somebody publishes a network: a .pth file whose name ends in the first digits of its SHA-256."""
     torch.save(state_of("resnet18"), folder / "x")
     digest = hashlib.sha256((folder / "x").read_bytes()).hexdigest()[:8]
     file = (folder / "x").rename(folder / f"resnet18-{digest}.pth")
-    its = dataclasses.replace(PUBLISHED["resnet18"]["imagenet"], urls=(site + file.name,))
-    monkeypatch.setitem(PUBLISHED, "resnet18", {"imagenet": its})
+    its = dataclasses.replace(PRETRAINED["resnet18"]["imagenet"], urls=(site + file.name,))
+    monkeypatch.setitem(PRETRAINED, "resnet18", {"imagenet": its})
     return its
 
 
-def test_what_is_published_is_fetched_once(site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_weights_are_downloaded_once(site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     its = publish(site, tmp_path / "site", monkeypatch)
     for _ in range(2):
-        found = find(MODELS["resnet18"], "imagenet")
+        found = load_pretrained(MODELS["resnet18"], "imagenet")
         assert found.tensors["fc.weight"].equal(state_of("resnet18")["fc.weight"])
     assert Quiet.asked == [f"/{its.file}"]
     assert found.title == f"imagenet ({its.file})"
     assert (tmp_path / "cache" / "svertka" / "weights" / its.file).exists()
 
 
-def test_another_content_than_the_name_says_is_refused(
-    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_checksum_is_refused(site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     its = publish(site, tmp_path / "site", monkeypatch)
     with (tmp_path / "site" / its.file).open("ab") as file:
         file.write(b"!")
     with pytest.raises(FetchError, match=rf"gave a file with checksum sha256:\w{{8}}, not {its.checksum}"):
-        find(MODELS["resnet18"], "imagenet")
+        load_pretrained(MODELS["resnet18"], "imagenet")
 
 
-def test_without_a_network_it_is_said_where_the_file_goes(
+def test_a_failed_download_says_where_to_put_the_file(
     site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     its = publish(site, tmp_path / "site", monkeypatch)
     away = (tmp_path / "site" / its.file).rename(tmp_path / its.file)
     cached = tmp_path / "cache" / "svertka" / "weights" / its.file
     with pytest.raises(FetchError, match=f"and put it at {cached}, or give its path as the weights$"):
-        find(MODELS["resnet18"], "imagenet")
+        load_pretrained(MODELS["resnet18"], "imagenet")
     away.rename(cached)
     asked = list(Quiet.asked)
-    assert find(MODELS["resnet18"], "imagenet").names == imagenet.NAMES
+    assert load_pretrained(MODELS["resnet18"], "imagenet").names == imagenet.NAMES
     assert Quiet.asked == asked
 
 
-# ---- put into a network
+# ---- loading into a network
 
 
 def test_the_same_classes_take_everything() -> None:
     old = weights_of(("a", "b", "c"))
     network = RESNET20.build(3)
-    assert old.put_into(network, ("a", "b", "c")) == ""
+    assert old.load_into(network, ("a", "b", "c")) == ""
     assert all(tensor.equal(old.tensors[name]) for name, tensor in network.state_dict().items())
 
 
-def test_rows_of_the_head_go_by_name() -> None:
+def test_rows_of_the_head_are_matched_by_class_name() -> None:
     old = weights_of(("a", "b", "c"))
     network = RESNET20.build(4)
-    said = old.put_into(network, ("c", "x", "a", "y"))
+    said = old.load_into(network, ("c", "x", "a", "y"))
     assert said == (
-        "the head of 3 classes is replaced by one of 4; 2 of them go on from the weights of the same name (c, a)"
+        "the head of 3 classes is replaced by one of 4; 2 of them keep the weights of the class of the same name (c, a)"
     )
     for name in ("linear.weight", "linear.bias"):
         zero = torch.zeros_like(old.tensors[name][0])
@@ -234,10 +232,10 @@ def test_rows_of_the_head_go_by_name() -> None:
     assert network.state_dict()["conv1.weight"].equal(old.tensors["conv1.weight"])
 
 
-def test_other_classes_start_from_a_fresh_head() -> None:
+def test_other_classes_get_a_new_head() -> None:
     network = RESNET20.build(2)
-    said = weights_of(("a", "b", "c")).put_into(network, ("x", "y"))
-    assert said == "the head of 3 classes is replaced by one of 2, which starts from fresh weights"
+    said = weights_of(("a", "b", "c")).load_into(network, ("x", "y"))
+    assert said == "the head of 3 classes is replaced by one of 2, newly initialised"
     assert not network.state_dict()["linear.weight"].any()
 
 
@@ -245,22 +243,22 @@ def test_a_head_under_a_relu_does_not_start_from_zero() -> None:
     squeezenet = MODELS["squeezenet1_1"]
     old = Weights(squeezenet, squeezenet.build(3).state_dict(), None, ("a", "b", "c"), "old", "")
     network = squeezenet.build(2)
-    old.put_into(network, ("x", "y"))
+    old.load_into(network, ("x", "y"))
     assert network.state_dict()["classifier.1.weight"].any()
 
 
-def test_classes_without_names_go_by_place_if_they_are_as_many() -> None:
+def test_classes_without_names_are_matched_by_index() -> None:
     network = RESNET20.build(3)
-    assert "names no classes; its head is taken as it is" in weights_of(None).put_into(network, ("x", "y", "z"))
+    assert "has no class names; its head is used as it is" in weights_of(None).load_into(network, ("x", "y", "z"))
     assert network.state_dict()["linear.bias"].equal(weights_of(None).tensors["linear.bias"])
     network = RESNET20.build(2)
-    assert "starts from fresh weights" in weights_of(None).put_into(network, ("0", "1"))
+    assert "newly initialised" in weights_of(None).load_into(network, ("0", "1"))
 
 
 def test_a_class_of_imagenet_has_two_names() -> None:
     network = RESNET20.build(2)
     old = weights_of(("tench", "tabby"))
-    assert old.put_into(network, ("n02123045", "n01440764")) == ""
+    assert old.load_into(network, ("n02123045", "n01440764")) == ""
     assert network.state_dict()["linear.weight"].equal(old.tensors["linear.weight"].flip(0))
 
 
@@ -269,31 +267,31 @@ def test_counters_and_auxiliaries_may_be_missing() -> None:
     short = {
         name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked") and "aux" not in name
     }
-    preprocess = PUBLISHED["googlenet_bn"]["imagenet"].preprocess
+    preprocess = PRETRAINED["googlenet_bn"]["imagenet"].preprocess
     old = Weights(MODELS["googlenet_bn"], short, preprocess, imagenet.NAMES, "old")
     network = MODELS["googlenet_bn"].build()
-    assert old.put_into(network, imagenet.NAMES) == "the auxiliary classifiers start from fresh weights"
+    assert old.load_into(network, imagenet.NAMES) == "the auxiliary classifiers are newly initialised"
     assert network.state_dict()["fc.weight"].equal(state["fc.weight"])
 
 
 def test_the_heads_of_auxiliaries_follow_the_classes() -> None:
     model = MODELS["googlenet"]
-    assert {name.partition(".")[0] for name in head_of(model)} == {"fc", "aux1", "aux2"}
+    assert {name.partition(".")[0] for name in head_tensors(model)} == {"fc", "aux1", "aux2"}
     old = Weights(
-        model, state_of("googlenet", 3), PUBLISHED["googlenet_bn"]["imagenet"].preprocess, tuple("abc"), "old"
+        model, state_of("googlenet", 3), PRETRAINED["googlenet_bn"]["imagenet"].preprocess, tuple("abc"), "old"
     )
     network = model.build(2)
-    old.put_into(network, ("b", "x"))
-    for name in head_of(model):
+    old.load_into(network, ("b", "x"))
+    for name in head_tensors(model):
         assert network.state_dict()[name][0].equal(old.tensors[name][1])
 
 
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - {"resnet1202"}))  # as the others, and slow to name
-def test_every_network_says_which_tensors_are_its_head(name: str) -> None:
+def test_head_tensors_of_every_model(name: str) -> None:
     model = MODELS[name]
     with torch.device("meta"):
         expected = model.build(5).state_dict()
-    heads = head_of(model)
+    heads = head_tensors(model)
     assert heads
     assert all(len(expected[head]) == 5 for head in heads)
 
@@ -301,31 +299,31 @@ def test_every_network_says_which_tensors_are_its_head(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"conv1.weight": None}, r"weights=old do not fit resnet20 \(1 missing: conv1.weight\); give weights of"),
+        ({"conv1.weight": None}, r"weights=old does not fit resnet20 \(1 missing: conv1.weight\); use weights of"),
         ({"extra.a": torch.zeros(2)}, r"\(1 unexpected: extra.a\)"),
-        ({"bn1.bias": torch.zeros(5)}, r"\(1 of another shape: bn1.bias \(5,\) in place of \(16,\)\)"),
-        ({"linear.weight": torch.zeros(3, 9)}, r"linear.weight \(3, 9\) in place of \(3, 64\)"),
+        ({"bn1.bias": torch.zeros(5)}, r"\(1 with another shape: bn1.bias \(5,\) instead of \(16,\)\)"),
+        ({"linear.weight": torch.zeros(3, 9)}, r"linear.weight \(3, 9\) instead of \(3, 64\)"),
         (
             {"linear.weight": torch.zeros(4, 64)},
-            "linear.bias, linear.weight: these disagree about the number of classes",
+            "linear.bias, linear.weight, which disagree about the number of classes",
         ),
         ({"linear.bias": torch.zeros(())}, "disagree about the number of classes"),
         ({"linear.bias": None, "linear.weight": None}, "2 missing: linear.weight, linear.bias"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(change: dict[str, torch.Tensor | None], sentence: str) -> None:
+def test_weights_that_do_not_fit_are_refused_in_one_sentence(
+    change: dict[str, torch.Tensor | None], sentence: str
+) -> None:
     old = weights_of(("a", "b", "c"))
     changed = {name: tensor for name, tensor in (old.tensors | change).items() if tensor is not None}
     network = RESNET20.build(3)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(UsageError, match=sentence) as caught:
-        dataclasses.replace(old, tensors=changed).put_into(network, ("a", "b", "c"))
+        dataclasses.replace(old, tensors=changed).load_into(network, ("a", "b", "c"))
     assert "\n" not in str(caught.value)
     assert all(tensor.equal(before[name]) for name, tensor in network.state_dict().items())
 
 
-def test_a_file_of_another_network_is_one_sentence(cifar_file: Path) -> None:
-    with pytest.raises(
-        UsageError, match=r"do not fit resnet18, whose scores come from fc.bias, fc.weight: they hold none"
-    ):
-        find(MODELS["resnet18"], str(cifar_file))
+def test_a_file_of_another_network_is_refused_in_one_sentence(cifar_file: Path) -> None:
+    with pytest.raises(UsageError, match=r"does not fit resnet18, whose head is fc.bias, fc.weight, which are missing"):
+        load_pretrained(MODELS["resnet18"], str(cifar_file))

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from svertka.errors import UsageError
-from svertka.models.zoo import MODELS, find
+from svertka.models.zoo import MODELS, find_model
 
 # Of the papers, or counted by hand in the docstrings; without auxiliary classifiers.
 PARAMETERS = {
@@ -42,10 +42,10 @@ def test_every_model_is_the_paper_s_and_any_other(name):
     model = MODELS[name]
     assert model.name == name
     # On the meta device shapes are computed, and nothing else: VGGs and all in a moment.
-    for classes, channels, size in [(None, None, None), (2, 1, model.smallest), (7, 3, model.size + 5), (2, 3, 64)]:
+    for classes, channels, size in [(None, None, None), (2, 1, model.min_size), (7, 3, model.size + 5), (2, 3, 64)]:
         with torch.device("meta"):
-            network = model.build(classes, channels, max(size or model.size, model.smallest))
-            images = torch.zeros(2, channels or model.channels, *2 * [max(size or model.size, model.smallest)])
+            network = model.build(classes, channels, max(size or model.size, model.min_size))
+            images = torch.zeros(2, channels or model.channels, *2 * [max(size or model.size, model.min_size)])
         assert network.eval()(images).shape == (2, classes or model.classes)
         outputs = network.train()(images)
         for logits in outputs if isinstance(outputs, tuple) else (outputs,):
@@ -96,8 +96,8 @@ def test_what_cannot_be_built_is_said(arguments, said):
 
 
 def test_a_name_misspelt_is_answered_with_the_nearest():
-    assert find("resnet20") is MODELS["resnet20"]
+    assert find_model("resnet20") is MODELS["resnet20"]
     with pytest.raises(UsageError, match=r"model=ResNet-20 is not known; use resnet20 or resnet"):
-        find("ResNet-20")
+        find_model("ResNet-20")
     with pytest.raises(UsageError, match=r"use mlp or lenet5 or alexnet or .* or airbench$"):
-        find("transformer")
+        find_model("transformer")

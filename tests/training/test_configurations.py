@@ -54,7 +54,7 @@ def weights_for(model: str, size: int, place: Path) -> Path:
 def options(random: Random, place: Path) -> list[str]:
     """Of `svertka train`: the network, what of it learns, and how long."""
     model = random.choice(SMALL)
-    size = max(random.randint(8, 40), MODELS[model].smallest)
+    size = max(random.randint(8, 40), MODELS[model].min_size)
     given: dict[str, Any] = {"model": model, "size": size, "seed": random.randrange(100), "threads": 1}
     if random.random() < 0.5:
         given["weights"] = weights_for(model, size, place)

@@ -279,7 +279,10 @@ def test_a_run_goes_on_in_another_with_more_classes(
     run = svertka.train(folder, weights=finished, output=tmp_path / "run", **options)
     said = capsys.readouterr().err
     assert f"weights  start from {finished.folder}" in said
-    assert "the head of 4 classes is replaced by one of 5; 3 of them go on from the weights of the same name" in said
+    assert (
+        "the head of 4 classes is replaced by one of 5; 3 of them keep the weights of the class of the same name"
+        in said
+    )
     assert run.settings()["weights"] == str(finished.folder)
     assert run.settings()["model"] == "resnet20"
 
@@ -340,7 +343,7 @@ def test_the_preprocessing_is_that_of_the_weights(digit_folder: Path, tmp_path: 
     [
         ({"weights": "imagenet"}, r"published for resnet20, none \(imagenet is there for alexnet_owt"),
         ({"weights": "imagenet", "model": "mlp"}, r"published for mlp, none \(imagenet is there for alexnet_owt"),
-        ({"weights": "nowhere.pth"}, "weights=nowhere.pth are not among those published for resnet20, none, and there"),
+        ({"weights": "nowhere.pth"}, "weights=nowhere.pth is neither a file nor published for resnet20; use a run"),
         ({"weights": "RUN", "model": "mlp"}, "are of resnet20, not mlp; give --model resnet20"),
         ({"weights": "bundled", "model": "efficientnet_lite0", "size": 1}, "size=1 is too small"),
     ],
@@ -361,7 +364,7 @@ def test_a_published_name_is_no_folder_of_that_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "imagenet").mkdir()
-    with pytest.raises(UsageError, match="weights=imagenet are not among those published for resnet20"):
+    with pytest.raises(UsageError, match="weights=imagenet is neither a file nor published for resnet20"):
         svertka.train(digit_folder, weights="imagenet", **SMALL)
 
 

@@ -21,7 +21,7 @@ def models(
     from svertka.models import zoo
 
     if name is None:
-        facts = [zoo.facts(model) for model in zoo.MODELS.values()]
+        facts = [zoo.describe(model) for model in zoo.MODELS.values()]
         if as_json:
             print_json(facts)
             return
@@ -33,13 +33,13 @@ def models(
         print_table(rows, right="1245")
         print("top-1, top-5: the error that is reported, %; `svertka models NAME` lists all that is, and where")
         return
-    model = zoo.find(name)
-    trace = zoo.traced(model)
+    model = zoo.find_model(name)
+    trace = zoo.trace_model(model)
     if as_json:
-        print_json(zoo.facts(model) | {"layers": [layer.as_json() for layer in trace.layers]})
+        print_json(zoo.describe(model) | {"layers": [layer.as_json() for layer in trace.layers]})
         return
-    print(f"{name} on {'×'.join(map(str, model.input))} pixels: {model.source}")
-    if reported := zoo.facts(model)["published"]:
+    print(f"{name} on {'×'.join(map(str, model.input_shape))} pixels: {model.source}")
+    if reported := zoo.describe(model)["published"]:
         print("\nErrors that are reported, %")
         header = ("top-1", "top-5", "crops", "of", "source", "note")
         print_table([header, *((*_errors(one), one["source"], one["note"]) for one in reported)], right="01")
@@ -50,7 +50,7 @@ def models(
 def _errors(figure: dict[str, Any]) -> tuple[str, str, str, str]:
     """Top-1 and top-5 error, per cent, how and on what they were measured."""
     top1, top5 = ("" if figure[key] is None else str(figure[key]) for key in ("top1_error", "top5_error"))
-    return top1, top5, figure["protocol"], figure["pictures"]
+    return top1, top5, figure["protocol"], figure["dataset"]
 
 
 def _layer_table(trace: "Trace") -> list[tuple[str, ...]]:

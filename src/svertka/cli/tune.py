@@ -56,9 +56,9 @@ def _layers_of(name: str, batch: int, size: int | None) -> "dict[str, ConvShape]
     import torch
 
     from svertka.graph.convolutions import convolutions
-    from svertka.models.zoo import find
+    from svertka.models.zoo import find_model
 
-    model = find(name)
+    model = find_model(name)
     side = size or model.size
     with torch.device("meta"):
         network = model.build(size=side)

@@ -8,11 +8,11 @@ from torch import nn
 
 from svertka.data.batches import Batches
 from svertka.data.dataset import Dataset
+from svertka.data.imagenet import name_of
 from svertka.data.layout import alike
 from svertka.device import autocast
 from svertka.errors import DataError
 from svertka.evaluation.metrics import Evaluation, Tally
-from svertka.models.imagenet import name_of
 from svertka.progress import progress
 from svertka.quoting import few
 

@@ -11,13 +11,13 @@ import torch
 from svertka.classifier import Classifier
 from svertka.data.batches import Batches
 from svertka.data.dataset import Dataset, Ints, Pixels
+from svertka.data.imagenet import name_of
 from svertka.data.images import Decoding
 from svertka.data.pictures import Rows
 from svertka.data.sources import open_source
 from svertka.errors import DataError, FetchError, RunError, UsageError
 from svertka.evaluation.held_out import select
 from svertka.evaluation.scope import Scope
-from svertka.models.imagenet import name_of
 from svertka.quoting import command
 from svertka.run import Run, boxes_of, columns_of
 

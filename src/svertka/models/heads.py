@@ -1,4 +1,4 @@
-"""What may stand in place of a network's last layer, on the same features."""
+"""Heads: the layers that compute class scores from a network's features, and how one replaces another."""
 
 from typing import Literal
 
@@ -7,19 +7,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from svertka.errors import UsageError
-from svertka.models.weights import head_of
+from svertka.models.weights import head_tensors
 from svertka.models.zoo import Model
 
-Head = Literal["linear", "pooled", "cosine", "adaptation"]
-ADAPTED = 2048  # units of FCa
-OWN_TENSORS: tuple[Head, ...] = ("linear", "pooled")  # heads that keep the names of the network's own tensors
+HeadKind = Literal["linear", "pooled", "cosine", "adaptation"]
+ADAPTATION_UNITS = 2048  # of layer FCa
+NATIVE_HEADS: tuple[HeadKind, ...] = ("linear", "pooled")  # their tensors have the names of the network's own head
 
 
-class Cosine(nn.Module):
-    """`scale` times the cosine between the features (B, D) and each class's `weight` (classes, D): (B, classes).
+class CosineHead(nn.Module):
+    """Cosine similarity between features (B, D) and each class's weight vector, times a trainable scale: (B, classes).
 
-    `scale` learns too. However long the features of a picture are, they count the same, so that a class of which
-    few pictures are known is not at a disadvantage.
+    The norm of an image's features does not matter, so that classes with few training images are not at a disadvantage.
 
     Source: Gidaris & Komodakis 2018, "Dynamic few-shot visual learning without forgetting", eq. 3.
     """
@@ -31,43 +30,47 @@ class Cosine(nn.Module):
         nn.init.kaiming_normal_(self.weight)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Scores within ±`scale`."""
+        """Logits between −scale and scale."""
         return self.scale * F.linear(F.normalize(inputs), F.normalize(self.weight))
 
 
-class Adaptation(nn.Sequential):
-    """FCa, a dense layer of 2048 units with ReLU and dropout, and FCb, the class scores, on features (B, D).
+class AdaptationHead(nn.Sequential):
+    """Adaptation layers: FCa, 2048 units with ReLU and dropout, and FCb, from features (B, D) to logits (B, classes).
 
     Source: Oquab et al. 2014, "Learning and transferring mid-level image representations", §3.1.
     """
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
-        self.fca = nn.Linear(features, ADAPTED)
+        self.fca = nn.Linear(features, ADAPTATION_UNITS)
         self.relu = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout(0.5)
-        self.fcb = nn.Linear(ADAPTED, classes)
+        self.fcb = nn.Linear(ADAPTATION_UNITS, classes)
 
 
-def trainable_head(model: Model, kind: Head) -> Head:
-    """The `kind` of head that `model` is trained with where `kind` is asked for.
+def trainable_head(model: Model, kind: HeadKind) -> HeadKind:
+    """Return the kind of head that `model` is trained with if `kind` is requested.
 
-    A network whose own class scores pass through a ReLU, as SqueezeNet's do, is trained with a "pooled" one: a class
-    whose scores are negative for every image is given 0 for all of them, gets no gradient, and is never learned.
+    A network whose logits pass through a ReLU, such as SqueezeNet, gets a "pooled" head instead of its own: with the
+    ReLU, a class whose logits are negative for every image has no gradient and never learns.
     """
     with torch.device("meta"):
         rectified = _rectified_scores(model.build(2), head_path(model)) is not None
     return "pooled" if rectified and kind == "linear" else kind
 
 
-def put_head(network: nn.Module, model: Model, kind: Head, classes: int) -> None:
-    """Let `network`, of `model` with its own last layer, end in a head of that `kind`, with fresh weights, in place.
+def replace_head(network: nn.Module, model: Model, kind: HeadKind, classes: int) -> None:
+    """Replace the last layer of `network`, which `model` built, with a newly initialised head, in place.
 
-    "linear" is the network's own last layer. "pooled" replaces a 1×1 convolution, ReLU and pooling by pooling and a
-    dense layer; it keeps the weights. Auxiliary classifiers stay as they are.
+    Auxiliary classifiers are unchanged.
+
+    Args:
+        kind: "linear", the network's own last layer: nothing is replaced; "pooled", pooling and a fully connected layer
+            instead of a 1×1 convolution, ReLU and pooling, with the same weights; "cosine", CosineHead; or
+            "adaptation", AdaptationHead.
 
     Raises:
-        UsageError: its last layer is not a dense one.
+        UsageError: the last layer is not fully connected.
     """
     if kind == "linear":
         return
@@ -78,25 +81,25 @@ def put_head(network: nn.Module, model: Model, kind: Head, classes: int) -> None
     old = network.get_submodule(path)
     if not isinstance(old, nn.Linear):
         raise UsageError(
-            f"head={kind} needs a network that ends in a dense layer, and {model.name} ends in {type(old).__name__}; "
-            "use linear, or another --model"
+            f"head={kind} needs a network that ends in a fully connected layer, and {model.name} ends in "
+            f"{type(old).__name__}; use head=linear, or another model"
         )
-    made = Cosine(old.in_features, classes) if kind == "cosine" else Adaptation(old.in_features, classes)
+    made = CosineHead(old.in_features, classes) if kind == "cosine" else AdaptationHead(old.in_features, classes)
     network.set_submodule(path, made.to(old.weight.device))
 
 
 def head_path(model: Model) -> str:
-    """The name of the layer of `model` that gives the class scores."""
+    """Return the path of the module that computes the logits of `model`."""
     with torch.device("meta"):
         auxiliary = tuple(getattr(model.build(), "auxiliaries", ()))
-    paths = {name.rpartition(".")[0] for name in head_of(model)}
+    paths = {name.rpartition(".")[0] for name in head_tensors(model)}
     return next(path for path in sorted(paths) if path.partition(".")[0] not in auxiliary)
 
 
 def _rectified_scores(network: nn.Module, path: str) -> tuple[nn.Sequential, int] | None:
-    """The sequence in which the class scores of the 1×1 convolution at `path` pass through a ReLU, and its place there.
+    """Return the nn.Sequential in which a ReLU follows the convolution at `path`, and the convolution's index in it.
 
-    None where they do not.
+    None if no ReLU follows.
     """
     parent, _, place = path.rpartition(".")
     sequence = network.get_submodule(parent)
@@ -108,10 +111,9 @@ def _rectified_scores(network: nn.Module, path: str) -> tuple[nn.Sequential, int
 
 
 def _pool_before_scores(network: nn.Module, path: str) -> None:
-    """Let the layer at `path` give its scores from the means of maps, and end the network, if a ReLU follows it now.
+    """Replace convolution, ReLU and pooling at `path` with pooling and a fully connected layer, if a ReLU follows.
 
-    Without the ReLU, the mean over the maps of scores is the score of the mean over the maps of features: the dense
-    layer takes the weights of the convolution.
+    Without the ReLU, pooling after the convolution equals pooling before it, so the weights are kept.
     """
     found = _rectified_scores(network, path)
     if found is None:

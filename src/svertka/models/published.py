@@ -1,4 +1,4 @@
-"""The weights that others published for our networks: where they are, and what they expect."""
+"""Published pretrained weights: where to download them, and the preprocessing they expect."""
 
 import re
 from collections.abc import Callable
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
+from svertka.data import imagenet
 from svertka.data.preprocess import Preprocess
 from svertka.fetch import fetch
 from svertka.files import cache_folder
-from svertka.models import imagenet
 from svertka.models.efficientnet import bundled_weights, convert_bundled_state_dict
 from svertka.models.inception_v4 import convert_timm_state_dict
 from svertka.models.squeezenet import convert_caffe_state_dict
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of full scale, in most published weights
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of most weights trained on ImageNet; 1 is full scale
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR_RESNETS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202")
 
@@ -24,12 +24,15 @@ TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/"
 
 
 @dataclass(frozen=True)
-class Published:
-    """Weights as somebody published them.
+class PretrainedWeights:
+    """Published weights of a model.
 
-    `urls`: where they are, the file's name last; none: they come inside a package. `top1_error`, `top5_error`: on
-    ImageNet's 50,000 validation pictures, one central crop, per cent, as the publisher says (`source`). `note`: what
-    they expect beyond the paper's network.
+    Attributes:
+        urls: mirrors of the file; empty: the weights are in an installed package.
+        top1_error, top5_error: on the 50,000 validation images of ImageNet with one central crop, per cent, according
+            to `source`.
+        note: how the network and its inputs depart from the paper.
+        names: class names in order.
     """
 
     urls: tuple[str, ...]
@@ -42,21 +45,22 @@ class Published:
 
     @property
     def file(self) -> str:
-        """Name of the file."""
+        """The name of the file."""
         return self.urls[0].rpartition("/")[2] if self.urls else bundled_weights().name
 
     @property
     def checksum(self) -> str:
-        """The first digits of the file's SHA-256, which its name carries: "resnet50-0676ba61.pth"."""
+        """The first digits of the file's SHA-256, from its name: "resnet50-0676ba61.pth"."""
         digits = re.search(r"-([0-9a-f]{8,})\.\w+$", self.file)
-        assert digits, f"{self.file} carries no checksum"
+        assert digits, f"there is no checksum in the name {self.file}"
         return f"sha256:{digits[1]}"
 
     def path(self) -> Path:
-        """Where the file is, fetched into the cache first if it is nowhere.
+        """Return the path of the file, and download it into the cache if it is not there.
 
         Raises:
-            FetchError: it has to be fetched and cannot be. UsageError: its package is not installed.
+            FetchError: the download failed.
+            UsageError: the package that contains the file is not installed.
         """
         if not self.urls:
             return bundled_weights()
@@ -74,22 +78,25 @@ def _torchvision(
     top5_error: float,
     note: str = "",
     preprocess: Preprocess = _preprocess(224, 256),  # noqa: B008 - a frozen value
-) -> dict[str, Published]:
-    """The first version of torchvision's weights, which its makers trained, or converted, as the papers say."""
+) -> dict[str, PretrainedWeights]:
+    """Return version 1 of torchvision's weights, trained as in the papers or converted."""
     source = "torchvision, weights IMAGENET1K_V1"
-    return {"imagenet": Published((TORCHVISION + file,), preprocess, top1_error, top5_error, source, note)}
+    return {"imagenet": PretrainedWeights((TORCHVISION + file,), preprocess, top1_error, top5_error, source, note)}
 
 
-HALF = (0.5, 0.5, 0.5)  # Google's networks want values from −1 to 1
-STRIDE = "the stride is in the 3×3 of a block, where the paper has it in the first 1×1"
-SLIM = "TensorFlow's table of slim models, from which the file was converted"
-BACKGROUND = "of 1001 classes the first, background, is left out; its makers resize bicubically"
+HALF = (0.5, 0.5, 0.5)  # Google's networks expect values from −1 to 1
+STRIDE = "the 3×3 convolution of a block has the stride, where the paper has it in the first 1×1"
+SLIM = "TensorFlow's table of TF-Slim models, from which the file was converted"
+BACKGROUND = "the first of 1001 classes, background, is left out; evaluated with bicubic resizing"
 LITE = _preprocess(224, 256, (127 / 255,) * 3, (128 / 255,) * 3)
 
-# network → name of the weights → what is known of them
-PUBLISHED: dict[str, dict[str, Published]] = {
+# Model → name of the weights → the weights.
+PRETRAINED: dict[str, dict[str, PretrainedWeights]] = {
     "alexnet_owt": _torchvision(
-        "alexnet-owt-7be5be79.pth", 43.478, 20.934, "the fourth convolution has 256 maps, where the paper has 384"
+        "alexnet-owt-7be5be79.pth",
+        43.478,
+        20.934,
+        "the fourth convolution has 256 channels, where the paper has 384",
     ),
     "vgg11": _torchvision("vgg11-8a719046.pth", 30.98, 11.372),
     "vgg13": _torchvision("vgg13-19584684.pth", 30.072, 10.754),
@@ -110,7 +117,7 @@ PUBLISHED: dict[str, dict[str, Published]] = {
         "inception_v3_google-0cc3c7bd.pth", 22.706, 6.55, "values from −1 to 1", _preprocess(299, 342, HALF, HALF)
     ),
     "inception_v4": {
-        "imagenet": Published(
+        "imagenet": PretrainedWeights(
             (TIMM + "v0.1-cadene/inceptionv4-8e4777a0.pth",),
             _preprocess(299, 341, HALF, HALF),
             19.8,
@@ -120,7 +127,7 @@ PUBLISHED: dict[str, dict[str, Published]] = {
         )
     },
     "inception_resnet_v2": {
-        "imagenet": Published(
+        "imagenet": PretrainedWeights(
             (TIMM + "v0.1-weights/inception_resnet_v2-940b1cd6.pth",),
             _preprocess(299, 333, HALF, HALF),
             19.6,
@@ -136,36 +143,38 @@ PUBLISHED: dict[str, dict[str, Published]] = {
     "resnet152": _torchvision("resnet152-394f9c45.pth", 21.688, 5.954, STRIDE),
     "squeezenet1_1": _torchvision("squeezenet1_1-b8a52dc0.pth", 41.822, 19.376),
     "efficientnet_lite0": {
-        "bundled": Published(
+        "bundled": PretrainedWeights(
             (), LITE, 24.9, None, "the authors' repository, from which the file was converted", "values from −1 to 1"
         )
     },
 }
-# What they are called: words that never mean a folder or a file.
-NAMES = tuple(dict.fromkeys(name for published in PUBLISHED.values() for name in published))
+# Names of weights; a text that equals one never means a folder or a file.
+WEIGHT_NAMES = tuple(dict.fromkeys(name for published in PRETRAINED.values() for name in published))
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Names other than ours under which weights of a network are found.
+class StateDictFormat:
+    """A format of published weights with parameter names other than the network's.
 
-    `sign`: a name that only they have. `renamed`: their state_dict in our names. `preprocess`: what they expect; None:
-    what the published weights do.
+    Attributes:
+        marker: a parameter name that occurs in this format only.
+        convert: state_dict in this format → state_dict of the network.
+        preprocess: what the weights expect; None: the same as the published weights.
     """
 
-    sign: str
-    renamed: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+    marker: str
+    convert: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
     preprocess: Preprocess | None = None
 
 
-LAYOUTS = {
-    "inception_v4": Layout("features.0.conv.weight", convert_timm_state_dict),
-    "inception_resnet_v2": Layout("conv2d_1a.conv.weight", convert_timm_state_dict),
-    # The authors' Caffe weights, in PyTorch's order of axes.
-    "squeezenet1_1": Layout(
+STATE_DICT_FORMATS = {
+    "inception_v4": StateDictFormat("features.0.conv.weight", convert_timm_state_dict),
+    "inception_resnet_v2": StateDictFormat("conv2d_1a.conv.weight", convert_timm_state_dict),
+    # the authors' Caffe weights, with the dimensions in PyTorch's order
+    "squeezenet1_1": StateDictFormat(
         "fire2/squeeze1x1.weight",
         convert_caffe_state_dict,
         _preprocess(227, 256, (123 / 255, 117 / 255, 104 / 255), (1 / 255,) * 3),
     ),
-    "efficientnet_lite0": Layout("_conv_stem.weight", convert_bundled_state_dict),
+    "efficientnet_lite0": StateDictFormat("_conv_stem.weight", convert_bundled_state_dict),
 }

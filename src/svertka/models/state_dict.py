@@ -1,4 +1,4 @@
-"""The tensors of a network by name, out of files that others wrote; nothing in them is ever run."""
+"""Read a state_dict from a checkpoint file of any origin, without running code in it."""
 
 import re
 import zipfile
@@ -16,78 +16,93 @@ from svertka.quoting import few, printable
 from svertka.tensors import memory, not_finite, read_tensors
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".pth.tar", ".th", ".bin")
-# Under which training scripts keep the tensors, beside epochs and optimizers, the first that is there: an average over
-# the last steps, which is what those that keep one are judged by, and the weights themselves.
-AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema", "ema", "swa", "averaged_model")
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module")
-# Put before every name by wrappers: DataParallel and AveragedModel, torch.compile, Lightning, and training scripts.
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
-COUNTER = "n_averaged"  # of AveragedModel, beside the tensors
-DEEPEST = 5  # wrappers within each other
-EXPANDED = 4  # times the file's size that its tensors may take, and
-SLACK = 2**26  # bytes; beyond, one number stands for many
+# Keys under which training scripts save the state_dict, beside the epoch and the optimizer; the first that exists is
+# used. Scripts that keep an average over the last steps evaluate the average, so its keys come first.
+AVERAGE_KEYS = (
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema_model",
+    "params_ema",
+    "ema",
+    "swa",
+    "averaged_model",
+)
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module")
+# Prefixes that wrappers add to every name: DataParallel and AveragedModel, torch.compile, Lightning, training scripts.
+NAME_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
+AVERAGE_COUNTER = "n_averaged"  # saved by AveragedModel beside the tensors
+MAX_NESTING = 5  # levels of dicts around the state_dict
+# Tensors may take MAX_EXPANSION times the size of the file, plus EXPANSION_ALLOWANCE bytes. Larger ones are expanded
+# from few stored numbers, or a decompression bomb.
+MAX_EXPANSION = 4
+EXPANSION_ALLOWANCE = 2**26
 
 
-def read(path: Path) -> dict[str, torch.Tensor]:
-    """Name → tensor of a file in one of `SUFFIXES`, on the CPU; also of a training script's checkpoint.
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Return the state_dict in a file with one of `SUFFIXES`, on the CPU.
 
-    What is taken out of it, and which prefix its names lose, is said.
+    The file may be a training script's checkpoint: the entry that is used, and a prefix that is removed from all names,
+    are printed.
 
     Raises:
-        UsageError: it is no such file, is damaged, or would run code when read; its tensors are no plain finite ones.
-        RunError: a damaged .safetensors file.
+        UsageError: the file does not exist, has another suffix, is damaged, or would run code when read; or its tensors
+            are not dense and finite.
+        RunError: a .safetensors file is damaged.
     """
     if not path.name.lower().endswith(SUFFIXES) or not path.is_file():
-        raise UsageError(f"{path} is not a file of weights; give one that ends in {' or '.join(SUFFIXES)}")
-    found = _Found(read_tensors(path)[0] if _is_safetensors(path) else _unpickled(path), [])
-    for _ in range(DEEPEST):
-        found = found.inside() or found
+        raise UsageError(f"{path} is not a weights file; give a file that ends in {' or '.join(SUFFIXES)}")
+    found = _Entry(read_tensors(path)[0] if _is_safetensors(path) else _unpickled(path), [])
+    for _ in range(MAX_NESTING):
+        found = found.unwrapped() or found
     tensors = found.tensors(path)
     prefix = ""
-    while start := next((one for one in PREFIXES if all(name.startswith(prefix + one) for name in tensors)), None):
+    while start := next((one for one in NAME_PREFIXES if all(name.startswith(prefix + one) for name in tensors)), None):
         prefix += start
     if prefix:
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-        found.said.append(f"without the prefix {prefix} of its names")
-    _refuse_unusable(path, tensors)
-    if found.said:
-        say(f"weights={path}: {', '.join(found.said)}")
+        found.messages.append(f"removed the prefix {prefix!r} from its names")
+    _check_tensors(path, tensors)
+    if found.messages:
+        say(f"weights={path}: {', '.join(found.messages)}")
     return tensors
 
 
 @dataclass
-class _Found:
-    """What is in a file, or in part of it, and how that part was chosen."""
+class _Entry:
+    """The content of a file or of an entry in it, and messages that say how the entry was chosen."""
 
     content: Any
-    said: list[str]
+    messages: list[str]
 
-    def inside(self) -> "_Found | None":
-        """The part of it that holds the tensors; None if it holds them itself, or nothing does."""
+    def unwrapped(self) -> "_Entry | None":
+        """The entry of `content` that contains the state_dict; None if `content` is one, or there is no such entry."""
         if not isinstance(self.content, dict) or _tensors_in(self.content):
             return None
-        there = [key for key in (*AVERAGES, *WRAPPERS) if _leads_on(self.content.get(key))]
-        if not there:
+        candidates = [key for key in (*AVERAGE_KEYS, *STATE_DICT_KEYS) if _may_contain_tensors(self.content.get(key))]
+        if not candidates:
             return None
-        key, *others = there
-        reason = "the moving average, which such trainings are judged by" if key in AVERAGES else ""
-        rest = f"{' and '.join(map(repr, others))} left out" if others else ""
-        why = "; ".join(filter(None, (reason, rest)))
-        return _Found(self.content[key], [*self.said, f"taken from its {key!r}{f' ({why})' if why else ''}"])
+        key, *others = candidates
+        reason = "the moving average, which is what such training runs evaluate" if key in AVERAGE_KEYS else ""
+        unused = f"not {' and '.join(map(repr, others))}" if others else ""
+        details = "; ".join(filter(None, (reason, unused)))
+        return _Entry(
+            self.content[key], [*self.messages, f"using its entry {key!r}{f' ({details})' if details else ''}"]
+        )
 
     def tensors(self, path: Path) -> dict[str, torch.Tensor]:
-        """The tensors by name.
+        """The state_dict that `content` is.
 
         Raises:
-            UsageError: it is something else.
+            UsageError: `content` is something else.
         """
         tensors = _tensors_in(self.content)
         if tensors:
             return tensors
         keys = ", ".join(printable(str(key)[:40]) for key in list(self.content)[:5]) if self._is_dict else ""
-        holds = f" (it holds {keys})" if keys else ""
+        holds = f" (it contains {keys})" if keys else ""
         raise UsageError(
-            f"{path} holds no state_dict, which is a dict of names and tensors{holds}; "
+            f"{path} contains no state_dict, a dict of names and tensors{holds}; "
             "save one with torch.save(network.state_dict(), …)"
         )
 
@@ -97,22 +112,23 @@ class _Found:
 
 
 def _tensors_in(content: Any) -> dict[str, torch.Tensor]:
-    """`content` where it is a dict of names and tensors, without the counter of an average; empty elsewhere."""
+    """Return `content` without AVERAGE_COUNTER if it is a state_dict, else an empty dict."""
     if not isinstance(content, dict):
         return {}
-    tensors = {name: tensor for name, tensor in content.items() if name != COUNTER}
+    tensors = {name: tensor for name, tensor in content.items() if name != AVERAGE_COUNTER}
     return tensors if all(map(_is_tensor, tensors.items())) else {}
 
 
-def _leads_on(content: Any) -> bool:
-    """Whether `content` holds tensors by name, or wraps what may."""
+def _may_contain_tensors(content: Any) -> bool:
+    """Whether `content` is a state_dict, or a dict with an entry that may be or contain one."""
     if not isinstance(content, dict):
         return False
-    return bool(_tensors_in(content)) or any(isinstance(content.get(key), dict) for key in (*AVERAGES, *WRAPPERS))
+    keys = *AVERAGE_KEYS, *STATE_DICT_KEYS
+    return bool(_tensors_in(content)) or any(isinstance(content.get(key), dict) for key in keys)
 
 
-def _refuse_unusable(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise UsageError unless all of `tensors` are plain finite numbers."""
+def _check_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise UsageError unless all `tensors` are dense, real and finite, on the CPU, and not expanded."""
     for name, tensor in tensors.items():
         kind = (
             "nested" if tensor.is_nested
@@ -124,21 +140,25 @@ def _refuse_unusable(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         )  # fmt: skip
         if kind:
             raise UsageError(
-                f"{path} holds tensors that are not plain numbers ({printable(name)} is {kind}); save the weights of "
-                "the network in float32, on the CPU"
+                f"{path} contains an unsupported tensor ({printable(name)} is {kind}); save the network's weights as "
+                "dense float32 tensors on the CPU"
             )
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    if size > EXPANDED * path.stat().st_size + SLACK:
-        raise UsageError(f"{path} holds tensors of {in_bytes(size)}, far more than the file; save contiguous ones")
+    if size > MAX_EXPANSION * path.stat().st_size + EXPANSION_ALLOWANCE:
+        raise UsageError(
+            f"{path} contains tensors of {in_bytes(size)}, far larger than the file; save contiguous tensors"
+        )
     bad = not_finite(tensors)
     if bad:
-        raise UsageError(f"{path} holds NaN or infinity (in {printable(bad)}), with which nothing is predicted")
+        raise UsageError(f"{path} contains NaN or infinity (in {printable(bad)}); use weights that are finite")
 
 
-def misfit(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], any_length: frozenset[str]) -> str | None:
-    """How the names and shapes of `found` differ from those `expected`, with the first few of each; None: not at all.
+def describe_mismatch(
+    expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], any_length: frozenset[str]
+) -> str | None:
+    """Describe how names and shapes of two state_dicts differ, with the first few of each kind; None if they agree.
 
-    `any_length`: names whose first axis may have another length.
+    `any_length`: names of tensors whose first dimension may differ.
     """
 
     def shape(tensors: dict[str, torch.Tensor], name: str) -> tuple[int, ...]:
@@ -147,13 +167,13 @@ def misfit(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], an
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
     different = [
-        f"{name} {tuple(found[name].shape)} in place of {tuple(expected[name].shape)}"
+        f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
         for name in expected
         if name in found and shape(found, name) != shape(expected, name)
     ]
     parts = [
         f"{len(some)} {what}: {few(some)}"
-        for some, what in ((missing, "missing"), (unexpected, "unexpected"), (different, "of another shape"))
+        for some, what in ((missing, "missing"), (unexpected, "unexpected"), (different, "with another shape"))
         if some
     ]
     return "; ".join(parts) or None
@@ -164,7 +184,7 @@ def _is_tensor(item: tuple[Any, Any]) -> bool:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether it begins as such files do, whatever it is called: the length of a JSON object, and that."""
+    """Whether the file has the suffix, or begins like such a file: 8 bytes of length, then a JSON object."""
     if path.suffix.lower() == ".safetensors":
         return True
     with path.open("rb") as file:
@@ -177,29 +197,31 @@ def _unpickled(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except UsageError:
         raise
-    except Exception as error:  # bytes at random make PyTorch's reader raise whatever they hit upon
+    except Exception as error:  # damaged files make PyTorch's reader raise all kinds of exceptions
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted:
             raise UsageError(
-                f"{path} would run code when read (it asks for {shortened(printable(wanted[1]))}), which is refused; "
-                "have its maker save tensors alone, with torch.save(network.state_dict(), …)"
+                f"{path} would run code when read (it asks for {shortened(printable(wanted[1]))}) and is refused; "
+                "use a file saved with torch.save(network.state_dict(), …), which contains tensors only"
             ) from error
         if "TorchScript" in str(error):
             raise UsageError(
-                f"{path} is a program in TorchScript, not weights alone; save those with "
+                f"{path} is a TorchScript program, not a state_dict; save its weights with "
                 "torch.save(torch.jit.load(…).state_dict(), …)"
             ) from error
         reason = printable(" ".join(str(error).split())[:100]) or type(error).__name__
-        raise UsageError(f"{path} is damaged or no file of PyTorch's ({reason}); replace it by a whole one") from error
+        raise UsageError(
+            f"{path} is damaged or not a PyTorch file ({reason}); replace it with an intact copy"
+        ) from error
 
 
 def _refuse_bomb(path: Path) -> None:
-    """Raise UsageError if the file is larger than the memory, or unpacks to far more than it is."""
+    """Raise UsageError if the file is larger than memory, or unpacks to far more than its size."""
     size = path.stat().st_size
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             size = sum(one.file_size for one in archive.infolist())
-        if size > EXPANDED * path.stat().st_size + SLACK:
-            raise UsageError(f"{path} unpacks to {in_bytes(size)}, as no file of PyTorch's does; replace it")
+        if size > MAX_EXPANSION * path.stat().st_size + EXPANSION_ALLOWANCE:
+            raise UsageError(f"{path} unpacks to {in_bytes(size)}, which no PyTorch file does; replace it")
     if size > memory():
-        raise UsageError(f"{path} holds {in_bytes(size)}, more than the memory of this machine")
+        raise UsageError(f"{path} contains {in_bytes(size)}, more than this machine's memory")

@@ -1,4 +1,4 @@
-"""Trained weights: found by name or in a file, and put into a network."""
+"""Pretrained weights: found by name or in a file, and loaded into a network, whose head may have other classes."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -6,11 +6,12 @@ from functools import cache
 import torch
 from torch import nn
 
+from svertka.data import imagenet
 from svertka.data.preprocess import Preprocess
 from svertka.errors import UsageError
 from svertka.files import given_path
-from svertka.models import imagenet, state_dict
-from svertka.models.published import CIFAR10, CIFAR_RESNETS, LAYOUTS, MEAN, PUBLISHED, STD
+from svertka.models import state_dict
+from svertka.models.published import CIFAR10, CIFAR_RESNETS, MEAN, PRETRAINED, STATE_DICT_FORMATS, STD
 from svertka.models.zoo import Model
 from svertka.progress import say
 from svertka.quoting import few
@@ -18,11 +19,14 @@ from svertka.quoting import few
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Trained values for the tensors of `model`, and what goes with them.
+    """Pretrained weights of a model, and what predictions with them need.
 
-    `names`: the classes in order, None where nothing says them. `title`: what to call the weights in a sentence.
-    `note`: what they expect beyond the paper's network, or "". `partial`: they are for some of the network's tensors;
-    the others keep their fresh values.
+    Attributes:
+        tensors: the state_dict.
+        names: class names in order; None if unknown.
+        title: what messages call the weights.
+        note: how the weights depart from the paper's network, or "".
+        partial: the state_dict may lack tensors, which keep their initial values.
     """
 
     model: Model
@@ -34,55 +38,56 @@ class Weights:
     partial: bool = False
 
     @property
-    def all_names(self) -> tuple[str, ...]:
-        """`names`, or "0", "1", … for as many classes as the head has.
+    def names_or_numbers(self) -> tuple[str, ...]:
+        """`names`, or "0", "1", … if they are unknown.
 
         Raises:
-            UsageError: they have no head.
+            UsageError: as for `classes`.
         """
         return self.names or tuple(map(str, range(self.classes)))
 
     @property
     def classes(self) -> int:
-        """Of how many classes the head and those of auxiliaries give scores.
+        """The number of classes of the head and of the auxiliary classifiers' heads.
 
         Raises:
-            UsageError: they have no head, or heads that do not agree.
+            UsageError: there is no head, or the heads disagree.
         """
-        heads = head_of(self.model)
+        heads = head_tensors(self.model)
         rows = {len(tensor) if tensor.dim() else 0 for name, tensor in self.tensors.items() if name in heads}
         if len(rows) != 1 or 0 in rows:
-            what = "these disagree about the number of classes" if rows else "they hold none of these"
+            problem = "which disagree about the number of classes" if rows else "which are missing"
             raise UsageError(
-                f"weights={self.title} do not fit {self.model.name}, whose scores come from "
-                f"{', '.join(sorted(heads))}: {what}; give weights of {self.model.name} in PyTorch's names"
+                f"weights={self.title} does not fit {self.model.name}, whose head is {', '.join(sorted(heads))}, "
+                f"{problem}; use weights of {self.model.name} under PyTorch's parameter names"
             )
         return rows.pop()
 
     def check(self, network: nn.Module) -> None:
-        """Nothing, if these are weights of `network`, whatever its classes; it may be on the meta device.
+        """Check that the weights fit `network`, except for its number of classes; it may be on the meta device.
 
         Raises:
             UsageError: names or shapes differ.
         """
         own = network.state_dict()
-        difference = state_dict.misfit(own, self._given(network), head_of(self.model))
+        difference = state_dict.describe_mismatch(own, self._given(network), head_tensors(self.model))
         if difference:
             raise UsageError(
-                f"weights={self.title} do not fit {self.model.name} ({difference}); "
-                f"give weights of {self.model.name} in PyTorch's names, for such a size and so many channels"
+                f"weights={self.title} does not fit {self.model.name} ({difference}); use weights of "
+                f"{self.model.name} under PyTorch's parameter names, for the same image size and channels"
             )
         if self.names is not None and self.classes != len(self.names):
             raise UsageError(
-                f"weights={self.title} give scores of {self.classes} classes and names of {len(self.names)}; "
+                f"weights={self.title} has a head of {self.classes} classes and {len(self.names)} class names; "
                 "copy both files from the same run"
             )
 
-    def put_into(self, network: nn.Module, names: tuple[str, ...]) -> str:
-        """Load them into `network`, which has a score for each of `names`; returns what to say of its heads, or "".
+    def load_into(self, network: nn.Module, names: tuple[str, ...]) -> str:
+        """Load the weights into `network`, whose classes are `names`; return a message about its head, or "".
 
-        A class takes the rows of the head that have its name, if there are any, and fresh ones otherwise. Where the
-        weights have no names, all rows are taken if they are as many as the classes, and none if not.
+        A class keeps the rows of the head that belong to a class of the same name; other rows are newly initialised.
+        If the names of the weights' classes are unknown, all rows are kept if their number is that of `names`, and none
+        otherwise.
 
         Raises:
             UsageError: names or shapes differ.
@@ -90,11 +95,11 @@ class Weights:
         self.check(network)
         own = network.state_dict()
         given = self._given(network)
-        fresh = {name: _fresh(network, name, own[name]) for name in head_of(self.model) & given.keys()}
-        if head_of(self.model).isdisjoint(self.tensors):
+        fresh = {name: _fresh(network, name, own[name]) for name in head_tensors(self.model) & given.keys()}
+        if head_tensors(self.model).isdisjoint(self.tensors):
             network.load_state_dict(given | fresh)
-            return "the head starts from fresh weights"
-        theirs = [imagenet.name_of(name) for name in self.all_names]
+            return "the head is newly initialised"
+        theirs = [imagenet.name_of(name) for name in self.names_or_numbers]
         ours = [imagenet.name_of(name) for name in names]
         if self.names is None:
             ours = theirs if len(ours) == len(theirs) else [""] * len(ours)
@@ -108,57 +113,58 @@ class Weights:
         network.load_state_dict(given)
         said = [self._said(len(names), len(theirs), [names[row] for row, _ in pairs])]
         if any(_is_auxiliary(network, name) and name not in self.tensors for name in own):
-            said.append("the auxiliary classifiers start from fresh weights")
+            said.append("the auxiliary classifiers are newly initialised")
         return "; ".join(filter(None, said))
 
     def _given(self, network: nn.Module) -> dict[str, torch.Tensor]:
-        """All that `network` may be loaded with: the tensors, and its own where they may lack one.
+        """The state_dict to load into `network`: the weights, and its own tensors where the weights may lack one.
 
-        A head is a dense layer here and a 1×1 convolution there: the same numbers.
+        The weights of a head may be those of a fully connected layer or of a 1×1 convolution: they are reshaped.
         """
         own = network.state_dict()
         heads = {
             name: _in_shape(self.tensors[name], own[name])
-            for name in head_of(self.model) & self.tensors.keys() & own.keys()
+            for name in head_tensors(self.model) & self.tensors.keys() & own.keys()
         }
         return (own if self.partial else _optional(network)) | self.tensors | heads
 
     def _said(self, wanted: int, had: int, kept: list[str]) -> str:
         if len(kept) == wanted == had:
-            return "" if self.names else f"{self.title} names no classes; its head is taken as it is, class by class"
+            return "" if self.names else f"{self.title} has no class names; its head is used as it is"
         replaced = f"the head of {had:,} classes is replaced by one of {wanted:,}"
         if not kept:
-            return f"{replaced}, which starts from fresh weights"
-        return f"{replaced}; {len(kept):,} of them go on from the weights of the same name ({few(kept)})"
+            return f"{replaced}, newly initialised"
+        return f"{replaced}; {len(kept):,} of them keep the weights of the class of the same name ({few(kept)})"
 
 
 def _in_shape(given: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """`given`, of any number of classes, in the shape of `own`, if that holds as many numbers for each class."""
+    """Return `given`, for any number of classes, in the shape of `own`, if both have as many numbers per class."""
     fits = given.dim() > 0 and given[0].numel() == own[0].numel()
     return given.reshape(len(given), *own.shape[1:]) if fits else given
 
 
 def _fresh(network: nn.Module, name: str, own: torch.Tensor) -> torch.Tensor:
-    """What the tensor of a head begins with: zeros in a dense layer, its own elsewhere (zeros under ReLU never learn).
+    """Return the initial value of a head's tensor: zeros in a fully connected layer, elsewhere its own value.
 
-    Random rows over features that know something would first have to be unlearnt: from 100 pictures of cats and of
-    dogs and frozen features, error 4.0 % with them, 1.4 % without.
+    Random weights on pretrained features have to be unlearned first: with frozen features and 100 images of cats and
+    dogs each, the error is 4.0 % with them and 1.4 % with zeros. A convolution followed by ReLU would never learn from
+    zeros.
     """
     return (
         torch.zeros_like(own) if isinstance(network.get_submodule(name.rpartition(".")[0]), nn.Linear) else own.clone()
     )
 
 
-def find(model: Model, text: str) -> Weights:
-    """The weights of `model` that `text` names: some of `PUBLISHED`, fetched if need be, or a file.
+def load_pretrained(model: Model, text: str) -> Weights:
+    """Load the weights of `model` that `text` names: a key of PRETRAINED, downloaded if needed, or a file.
 
-    A file's class names and preprocessing are those of the published weights with as many classes.
+    A file gets the class names and the preprocessing of the published weights with the same number of classes.
 
     Raises:
-        UsageError: there are none of that name, or the file is damaged, or would run code when read.
-        FetchError: they have to be fetched and cannot be.
+        UsageError: there are no weights of that name; or the file is damaged, or would run code when read.
+        FetchError: the download failed.
     """
-    published = PUBLISHED.get(model.name, {})
+    published = PRETRAINED.get(model.name, {})
     known = published.get(text) or next(iter(published.values()), None)
     if known and text in published:
         path = known.path()
@@ -167,30 +173,30 @@ def find(model: Model, text: str) -> Weights:
         path, title, note = given_path(text), text, ""
         if not path.is_file():
             raise UsageError(_unknown(model, text))
-    tensors = state_dict.read(path)
-    layout = LAYOUTS.get(model.name)
-    preprocess = known.preprocess if known else _customary(model, title)
-    if layout and layout.sign in tensors:
-        tensors, preprocess = layout.renamed(tensors), layout.preprocess or preprocess
+    tensors = state_dict.read_state_dict(path)
+    other_format = STATE_DICT_FORMATS.get(model.name)
+    preprocess = known.preprocess if known else _default_preprocess(model, title)
+    if other_format and other_format.marker in tensors:
+        tensors, preprocess = other_format.convert(tensors), other_format.preprocess or preprocess
     found = Weights(model, tensors, preprocess, None, title, note)
-    return _named(found, known.names if known else imagenet.NAMES)
+    return _with_class_names(found, known.names if known else imagenet.NAMES)
 
 
 @cache
-def head_of(model: Model) -> frozenset[str]:
-    """The tensors of `model` whose first axis has an entry for each class: the head, and those of auxiliaries."""
+def head_tensors(model: Model) -> frozenset[str]:
+    """Return the names of the tensors whose first dimension is the number of classes: the heads of `model`."""
     with torch.device("meta"):
         few, more = (model.build(classes).state_dict() for classes in (2, 3))
     return frozenset(name for name in few if few[name].shape != more[name].shape)
 
 
-def _named(found: Weights, names: tuple[str, ...]) -> Weights:
-    """`found` with the class names that their number allows: `names`, ImageNet's, CIFAR-10's or none.
+def _with_class_names(found: Weights, names: tuple[str, ...]) -> Weights:
+    """Return `found` with the class names that fit their number: `names`, ImageNet's, CIFAR-10's or None.
 
-    TensorFlow's networks count a background class before ImageNet's; it is left out.
+    Networks from TensorFlow have a background class before ImageNet's, which is removed.
     """
     if found.classes == len(names) + 1 == 1001:
-        heads = head_of(found.model)
+        heads = head_tensors(found.model)
         kept = {name: tensor[1:] if name in heads else tensor for name, tensor in found.tensors.items()}
         found = replace(found, tensors=kept)
     by_number = {len(imagenet.NAMES): imagenet.NAMES, len(names): names}
@@ -199,19 +205,19 @@ def _named(found: Weights, names: tuple[str, ...]) -> Weights:
     return replace(found, names=by_number.get(found.classes))
 
 
-def _customary(model: Model, title: str) -> Preprocess:
-    """The preprocessing of a file of weights for a network that has none published."""
+def _default_preprocess(model: Model, title: str) -> Preprocess:
+    """Return the preprocessing for a weights file of a model without published weights."""
     if model.mean is not None and model.std is not None:
         mean, std = (model.mean,) * model.channels, (model.std,) * model.channels
     else:
         mean, std = (MEAN, STD) if model.channels == 3 else ((0.0,), (1.0,))
         if model.name not in CIFAR_RESNETS:
-            say(f"nothing says how {title} wants its pictures; they are normalised with mean {mean} and std {std}")
+            say(f"{title} does not say how images are normalised; using mean {mean} and std {std}")
     return Preprocess(size=model.size, resize=model.resize, mean=mean, std=std)
 
 
 def _optional(network: nn.Module) -> dict[str, torch.Tensor]:
-    """What a file may lack: batch norm's counters, which older PyTorch did not write, and auxiliary classifiers."""
+    """Return the tensors that a file may lack: counters of batch normalisation, and auxiliary classifiers."""
     return {
         name: tensor
         for name, tensor in network.state_dict().items()
@@ -224,10 +230,10 @@ def _is_auxiliary(network: nn.Module, name: str) -> bool:
 
 
 def _unknown(model: Model, text: str) -> str:
-    there = ", ".join(PUBLISHED.get(model.name, {})) or "none"
-    elsewhere = [name for name, published in PUBLISHED.items() if text in published]
-    others = f" ({text} is there for {', '.join(elsewhere)})" if elsewhere else ""
+    elsewhere = [name for name, published in PRETRAINED.items() if text in published]
+    others = f" ({text} exists for {few(elsewhere)})" if elsewhere else ""
+    known = ", ".join([*PRETRAINED.get(model.name, {}), "a run folder"])
     return (
-        f"weights={text} are not among those published for {model.name}, {there}{others}, and there is no such file; "
-        f"give {' or '.join([*PUBLISHED.get(model.name, {}), 'a run folder'])}, or a file in .safetensors or .pth"
+        f"weights={text} is neither a file nor published for {model.name}{others}; use {known}, or a .safetensors or "
+        ".pth file"
     )

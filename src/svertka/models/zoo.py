@@ -1,4 +1,4 @@
-"""The networks by name, with the facts that training and its reader need."""
+"""The networks by name, with their sources and default settings."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +15,7 @@ from svertka.graph.trace import Trace, trace
 from svertka.models.airbench import AirBench
 from svertka.models.alexnet import AlexNet, AlexNetOWT
 from svertka.models.efficientnet import EfficientNetLite0
-from svertka.models.figures import figures
+from svertka.models.figures import reference_results
 from svertka.models.googlenet import GoogLeNet, GoogLeNetBN
 from svertka.models.inception import InceptionV3
 from svertka.models.inception_v4 import InceptionResNetV2, InceptionV4
@@ -29,13 +29,18 @@ from svertka.models.zfnet import ZFNet
 
 @dataclass(frozen=True)
 class Model:
-    """A network as published.
+    """A published network.
 
-    `builder`: (classes, channels, size) to the network. `channels`, `size`, `classes`: the paper's. `resize`: side to
-    which pictures are resized before they are cropped or padded to `size`. `smallest`: of the sizes it can take.
-    `mean`, `std`: what every channel is normalised with, of full scale; None: measured on the training pictures.
-    `take_over`: from a trained network of the same family to the tensors that a deeper one starts from, by name.
-    `prepare`: what it does to fresh weights with training pictures, (N, C, H, W) normalised, before the first step.
+    Attributes:
+        builder: (classes, channels, size) → the network.
+        channels, size, classes: of the paper; `size` is the height and width of the images, pixels.
+        resize: to which images are resized before they are cropped or padded to `size`, pixels.
+        min_size: the smallest `size` that the network supports.
+        source: paper, and where in it.
+        mean, std: normalisation of every channel, where 1 is full scale; None: computed from the training images.
+        warm_start: (trained network, deeper network of the same family) → tensors that the deeper one starts from.
+        init_from_data: (network, training images (N, C, H, W), normalised) → None; initialises the network before the
+            first step.
     """
 
     name: str
@@ -44,33 +49,36 @@ class Model:
     size: int
     resize: int
     classes: int
-    smallest: int
+    min_size: int
     source: str
     mean: float | None = None
     std: float | None = None
-    take_over: Callable[[Any, Any], dict[str, torch.Tensor]] | None = None
-    prepare: Callable[[Any, torch.Tensor], None] | None = None
+    warm_start: Callable[[Any, Any], dict[str, torch.Tensor]] | None = None
+    init_from_data: Callable[[Any, torch.Tensor], None] | None = None
 
     @property
-    def input(self) -> tuple[int, int, int]:
-        """Shape of one picture as in the paper, (channels, size, size)."""
+    def input_shape(self) -> tuple[int, int, int]:
+        """The shape of an image in the paper, (channels, size, size)."""
         return self.channels, self.size, self.size
 
     def resize_for(self, size: int) -> int:
-        """`resize` in the paper's proportion to another input `size`, pixels."""
+        """Return `resize` for another `size`, in the paper's proportion, pixels."""
         return round(size * self.resize / self.size)
 
     def build(self, classes: int | None = None, channels: int | None = None, size: int | None = None) -> nn.Module:
-        """The network with fresh random weights, returning logits (B, classes); None is the paper's value.
+        """Build the network with initial weights; it returns logits (B, classes).
+
+        Args:
+            classes, channels, size: None is the paper's value.
 
         Raises:
-            UsageError: `size` is too small, or `classes` below 1, or `channels` neither 1 nor 3.
+            UsageError: `size` is less than `min_size`, `classes` is less than 1, or `channels` is neither 1 nor 3.
         """
         classes = self.classes if classes is None else classes
         channels = self.channels if channels is None else channels
         size = self.size if size is None else size
-        if size < self.smallest:
-            raise UsageError(f"size={size} is too small for {self.name}; use at least {self.smallest} pixels")
+        if size < self.min_size:
+            raise UsageError(f"size={size} is too small for {self.name}; use at least {self.min_size} pixels")
         if classes < 1:
             raise UsageError(f"classes={classes} must be at least 1")
         if channels not in (1, 3):
@@ -78,11 +86,11 @@ class Model:
         return self.builder(classes, channels, size)
 
 
-def facts(model: Model) -> dict[str, Any]:
-    """What `svertka models` says of a network in the paper's form: name, parameters, multiply_adds, input, source …
+def describe(model: Model) -> dict[str, Any]:
+    """Return the JSON object of `svertka models` for a network as in its paper.
 
-    `parameters`, `multiply_adds`: what inference takes; `training_parameters`: with those of auxiliary classifiers.
-    `input`: (channels, size, size). `published`: what is reported of it, `figures.Figure` by its fields.
+    Keys: name; parameters and multiply_adds in inference; training_parameters, including auxiliary classifiers; input,
+    [channels, size, size]; source; and published, the reported errors with the fields of ReferenceResult.
     """
     parameters, training_parameters, multiply_adds = SIZES[model.name]
     return {
@@ -90,34 +98,34 @@ def facts(model: Model) -> dict[str, Any]:
         "parameters": parameters,
         "training_parameters": training_parameters,
         "multiply_adds": multiply_adds,
-        "input": list(model.input),
+        "input": list(model.input_shape),
         "source": model.source,
-        "published": [asdict(figure) | {"protocol": figure.protocol} for figure in figures(model.name)],
+        "published": [asdict(result) | {"protocol": result.protocol} for result in reference_results(model.name)],
     }
 
 
 def _read_sizes() -> dict[str, tuple[int, ...]]:
-    """The lines of sizes.tsv: name, parameters in inference, in training, multiply-adds."""
+    """Read sizes.tsv: name → parameters in inference, parameters in training, multiply-adds."""
     lines = Path(__file__).with_name("sizes.tsv").read_text(encoding="utf-8").splitlines()
     return {name: tuple(map(int, numbers)) for name, *numbers in (line.split("\t") for line in lines)}
 
 
-# Written down, since to build all networks and count takes ten seconds; a test holds them against that count.
+# Stored in a file, since building and counting all networks takes ten seconds; a test compares it with the count.
 SIZES = _read_sizes()
 
 
-def traced(model: Model) -> Trace:
-    """The layers of a network in the paper's form."""
-    with torch.device("meta"):  # no weights
+def trace_model(model: Model) -> Trace:
+    """Trace a network as in its paper, without allocating its weights."""
+    with torch.device("meta"):
         network = model.build()
-    return trace(network, (1, *model.input))
+    return trace(network, (1, *model.input_shape))
 
 
-def find(name: str) -> Model:
-    """The network called `name`.
+def find_model(name: str) -> Model:
+    """Return the model called `name`.
 
     Raises:
-        UsageError: there is none; the message names those that are spelt nearly so, or all.
+        UsageError: there is none; the message lists models with similar names, or all.
     """
     if name in MODELS:
         return MODELS[name]
@@ -129,29 +137,29 @@ def _imagenet(
     name: str,
     builder: Callable[[int, int, int], nn.Module],
     paper: str,
-    smallest: int = 8,
+    min_size: int = 8,
     size: int = 224,
     resize: int = 256,
 ) -> Model:
-    """A network for photographs of a thousand classes."""
-    return Model(name, builder, 3, size, resize, 1000, smallest, paper)
+    """Return a model for ImageNet: RGB images of 1000 classes."""
+    return Model(name, builder, 3, size, resize, 1000, min_size, paper)
 
 
 def _vgg(name: str, configuration: str, *, batch_norm: bool = False) -> Model:
-    """A network of Simonyan & Zisserman's table 1."""
+    """Return a model of Simonyan & Zisserman 2014, table 1."""
     model = _imagenet(name, partial(VGG, configuration, batch_norm=batch_norm), VGG_PAPER)
-    return replace(model, take_over=warm_start_tensors)
+    return replace(model, warm_start=warm_start_tensors)
 
 
 def _resnet(layers: int, *, shortcuts: bool = True) -> Model:
-    """He et al.'s network of so many layers for photographs, or the same without shortcuts."""
-    block, blocks = RESNETS[layers]
+    """Return He et al.'s network for ImageNet with `layers` layers, or the plain network."""
+    block, depths = RESNETS[layers]
     name = f"{'resnet' if shortcuts else 'plain'}{layers}"
-    return _imagenet(name, partial(ResNet, block, blocks, shortcuts=shortcuts), f"{RESNET_PAPER}, table 1")
+    return _imagenet(name, partial(ResNet, block, depths, shortcuts=shortcuts), f"{RESNET_PAPER}, table 1")
 
 
 def _cifar_resnet(layers: int, *, shortcuts: bool = True) -> Model:
-    """He et al.'s network of so many layers for 32×32 pixels, or the same without shortcuts."""
+    """Return He et al.'s network for CIFAR-10 with `layers` layers, or the plain network."""
     name = f"{'resnet' if shortcuts else 'plain'}{layers}"
     builder = partial(CIFARResNet, (layers - 2) // 6, shortcuts=shortcuts)
     return Model(name, builder, 3, 32, 32, 10, 8, f"{RESNET_PAPER}, §4.2")
@@ -174,7 +182,7 @@ MODELS = {
             size=32,
             resize=28,
             classes=10,
-            smallest=16,
+            min_size=16,
             source=f"{LENET_PAPER}, §II.B",
             mean=0.1 / 1.275,  # so that 0 becomes −0.1 and 255 becomes 1.175 (§II.B)
             std=1 / 1.275,
@@ -184,13 +192,13 @@ MODELS = {
             "alexnet_owt",
             AlexNetOWT,
             "Krizhevsky 2014, One weird trick for parallelizing convolutional neural networks",
-            smallest=15,
+            min_size=15,
         ),
         _imagenet(
             "zfnet",
             ZFNet,
             "Zeiler & Fergus 2013, Visualizing and understanding convolutional networks, figure 3",
-            smallest=47,
+            min_size=47,
         ),
         _vgg("vgg11", "A"),
         _vgg("vgg11_lrn", "A-LRN"),
@@ -210,13 +218,13 @@ MODELS = {
         _imagenet(
             "googlenet_bn",
             GoogLeNetBN,
-            "Szegedy et al. 2014, with Ioffe & Szegedy 2015, Batch normalization, and changes of the published weights",
+            "Szegedy et al. 2014, with Ioffe & Szegedy 2015, Batch normalization, as in the published PyTorch weights",
         ),
         _imagenet(
             "inception_v3",
             InceptionV3,
             "Szegedy et al. 2015, Rethinking the Inception architecture for computer vision",
-            smallest=75,
+            min_size=75,
             size=299,
             resize=342,
         ),
@@ -231,7 +239,7 @@ MODELS = {
             "squeezenet1_1",
             SqueezeNet,
             "Iandola et al. 2016, SqueezeNet, in its version 1.1",
-            smallest=17,
+            min_size=17,
         ),
         _imagenet(
             "efficientnet_lite0",
@@ -245,9 +253,9 @@ MODELS = {
             size=32,
             resize=32,
             classes=10,
-            smallest=9,
+            min_size=9,
             source="Jordan 2024, 94% on CIFAR-10 in 3.29 seconds on a single GPU, §3",
-            prepare=AirBench.whiten,
+            init_from_data=AirBench.whiten,
         ),
     )
 }

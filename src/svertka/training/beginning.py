@@ -11,9 +11,9 @@ from svertka.data.manifest import Manifest
 from svertka.data.preprocess import Preprocess
 from svertka.errors import UsageError
 from svertka.files import storage, sync_folder, write_json
-from svertka.models.heads import put_head, trainable_head
+from svertka.models.heads import replace_head, trainable_head
 from svertka.models.initial import init_head, init_weights, signal_vanishes
-from svertka.models.weights import Weights, head_of
+from svertka.models.weights import Weights, head_tensors
 from svertka.models.zoo import Model
 from svertka.run import Run
 from svertka.training import checkpoint
@@ -71,19 +71,19 @@ def begin(
     said = []
     if may_redraw and start is None and recipe.initial is None:
         said += _redrawn(network, model, parts.sample(preprocess, PROBED).to(place))
-    if model.prepare is not None:
-        model.prepare(network, parts.sample(preprocess, PREPARED_WITH).to(place))
+    if model.init_from_data is not None:
+        model.init_from_data(network, parts.sample(preprocess, PREPARED_WITH).to(place))
     own_head = trainable_head(model, "linear")
-    put_head(network, model, own_head, len(names))
+    replace_head(network, model, own_head, len(names))
     if start is not None:
-        said += [start.note, start.put_into(network, names)]
+        said += [start.note, start.load_into(network, names)]
     if own_head != "linear":
         said.append(
             f"{model.name} is trained without the ReLU behind its class scores: a class that it sets to 0 never learns"
         )
     kind = trainable_head(model, recipe.head_kind)
     if kind != own_head:
-        put_head(network, model, kind, len(names))
+        replace_head(network, model, kind, len(names))
     config = Config(model=model.name, names=names, preprocess=preprocess, head=kind)
     classifier = Classifier(network, config)
     computes_head(classifier, recipe)  # says now, before there is a run, that it cannot be
@@ -95,7 +95,7 @@ def _redrawn(network: nn.Module, model: Model, images: torch.Tensor) -> list[str
     if not signal_vanishes(network, images):
         return []
     init_weights(network, "he")
-    init_head(network, head_of(model))
+    init_head(network, head_tensors(model))
     return [
         f"the scores of {model.name} with its own first weights are the same for every picture, so that nothing would "
         "be learned; its weights are drawn as in He et al. 2015 (--initial he) instead"

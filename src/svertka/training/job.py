@@ -98,7 +98,7 @@ def train(
 
     `model`: a name from `models.zoo.MODELS`; `recipe`: one from `training.published.RECIPES`; None: what suits the
     source. `weights`: what to start from, with the preprocessing that goes with it: "imagenet" or "bundled" where
-    `models.published.PUBLISHED` has them, a run (whose network is then the model), or a file; None: fresh weights, but
+    `models.published.PRETRAINED` has them, a run (whose network is then the model), or a file; None: fresh weights, but
     for pictures of one's own and no `model` those of `published.BACKBONE`. What starts from weights is frozen but for
     its head, unless `unfreeze` says otherwise: "head", "last", a number of stages, a stage's name, or "all". `boxes`:
     where objects are, as for `data.boxes.read_boxes`; the head then learns from patches, and knows background, too.
@@ -134,7 +134,7 @@ def train(
     if own_pictures and model is None and start_from is None and recipe is None:
         model, start_from = BACKBONE
     known = None if start_from is None else model_of_weights(start_from)
-    facts = zoo.find(model or known or DEFAULTS.get(dataset.source, BACKBONE)[0])
+    facts = zoo.find_model(model or known or DEFAULTS.get(dataset.source, BACKBONE)[0])
     trained = start_from is not None
     by_default = recipe_for(dataset.source, facts.name, unfreeze=changes.get("unfreeze"), trained=trained)
     recipe_name = recipe or (by_default if boxes is None else "patches")

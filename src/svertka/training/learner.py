@@ -16,7 +16,7 @@ from svertka.errors import DataError, PictureError, StorageError, UsageError
 from svertka.evaluation.report import SHOWN_SIDE
 from svertka.evaluation.scoring import score
 from svertka.models import zoo
-from svertka.models.heads import Adaptation, head_path
+from svertka.models.heads import AdaptationHead, head_path
 from svertka.progress import say
 from svertka.training.loop import make_optimizer
 from svertka.training.parts import Parts
@@ -135,7 +135,7 @@ def head_features(classifier: Classifier, images: torch.Tensor) -> torch.Tensor 
     None where it ends in something else.
     """
     made = freeze.divide(classifier.network, freeze.HEAD, classifier.preprocess.input_shape)
-    if made is None or not isinstance(_head(classifier), nn.Linear | Adaptation):
+    if made is None or not isinstance(_head(classifier), nn.Linear | AdaptationHead):
         return None
     return torch.cat([made.frozen(some).flatten(1) for some in torch.split(images[:RATED], RATED_AT_ONCE)])
 
@@ -203,7 +203,7 @@ def _way(recipe: Recipe) -> str:
 
 
 def _head(classifier: Classifier) -> nn.Module:
-    return classifier.network.get_submodule(head_path(zoo.find(classifier.config.model)))
+    return classifier.network.get_submodule(head_path(zoo.find_model(classifier.config.model)))
 
 
 def _stored(made: Partly, settings: Settings, parts: Parts, batches: Batches, title: str) -> Batches:

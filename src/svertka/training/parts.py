@@ -341,7 +341,7 @@ def natural_input(
         channels, native = model.channels, model.size
     else:
         channels = 3 if array is None else array.shape[3]
-        native = FOLDER_SIZE if array is None else max(array.shape[1], model.smallest)
+        native = FOLDER_SIZE if array is None else max(array.shape[1], model.min_size)
     size = size or native
     return size, model.resize_for(size) if fit == "crop" else size, channels
 

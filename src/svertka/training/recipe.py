@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from svertka.data.augment import Augmentation
 from svertka.errors import UsageError
 from svertka.files import shortened
-from svertka.models.heads import Head
+from svertka.models.heads import HeadKind
 from svertka.models.initial import InitScheme
 from svertka.training.schedule import Cosine, Schedule
 from svertka.transfer.fitted import WAYS
@@ -63,9 +63,9 @@ class Recipe(BaseModel):
         return self.unfreeze == HEAD and self.head in WAYS
 
     @property
-    def head_kind(self) -> Head:
+    def head_kind(self) -> HeadKind:
         """Of what kind the last layer is."""
-        return "linear" if self.head in WAYS else cast(Head, self.head)
+        return "linear" if self.head in WAYS else cast(HeadKind, self.head)
 
     def with_changes(self, **changes: Any) -> "Recipe":
         """This recipe with the settings that are not None changed; a schedule may be given by its kind alone.
