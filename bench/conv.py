@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svertka.conv import choose, direct, native, native_winograd
-from svertka.conv.choose import PASSES, Pass
+from svertka.conv import aten, autotune, native, native_winograd
+from svertka.conv.autotune import PASSES, Pass
+from svertka.conv_geometry import ConvShape
 from svertka.device import processor, set_threads
-from svertka.geometry import ConvShape
 from turns import finite, in_turns, ratios
 
 # (channels in, out, side of the maps, side of the kernel, stride)
@@ -45,13 +45,13 @@ LARGE_BATCH = 8
 
 def compare(one_pass: Pass, shape: ConvShape, rounds: int, *, packed: bool = False) -> dict[str, Any]:
     """Both ways in turns; their best seconds, and the ratios. `packed`: ours with weights packed beforehand."""
-    first, second = choose.random_tensors(one_pass, shape, torch.channels_last)
-    chosen = native_winograd if packed else choose.algorithm("auto", one_pass, shape, first)
+    first, second = autotune.random_tensors(one_pass, shape, torch.channels_last)
+    chosen = native_winograd if packed else autotune.algorithm("auto", one_pass, shape, first)
     ways: dict[str, Callable[[], Tensor]] = {
         "ours": partial(native_winograd.finished, first, native_winograd.pack(second), shape)
         if packed
         else partial(getattr(chosen, one_pass), first, second, shape),
-        "pytorch": partial(getattr(direct, one_pass), first, second, shape),
+        "pytorch": partial(getattr(aten, one_pass), first, second, shape),
     }
     with torch.inference_mode():
         for name, way in ways.items():
@@ -60,7 +60,7 @@ def compare(one_pass: Pass, shape: ConvShape, rounds: int, *, packed: bool = Fal
     best = {name: min(times) for name, times in seconds.items()}
     return {
         "pass": f"{one_pass}, packed" if packed else one_pass,
-        "algorithm": next(name for name, known in choose.ALGORITHMS.items() if known is chosen),
+        "algorithm": next(name for name, known in autotune.ALGORITHMS.items() if known is chosen),
         "ms": 1e3 * best["ours"],
         "pytorch_ms": 1e3 * best["pytorch"],
         "gflops": 2e-9 * shape.multiply_adds / best["ours"],

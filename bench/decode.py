@@ -30,8 +30,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from svertka.data.images import read_picture
-from svertka.data.preprocess import central_square
+from svertka.data.image_io import read_picture
+from svertka.data.preprocessing import central_square
 
 Pixels = npt.NDArray[np.uint8]
 Rounds = dict[str, list[float]]

@@ -29,13 +29,13 @@ from torch import Tensor
 
 from svertka.classifier import Classifier, Config
 from svertka.data.dataset import Dataset, Ints
-from svertka.data.preprocess import Preprocess, whole_picture
+from svertka.data.preprocessing import Preprocess, whole_picture
 from svertka.data.sources import open_source
-from svertka.evaluation.crops import as_batch, protocol
-from svertka.evaluation.judge import AT_ONCE, Judge, mean_probability
+from svertka.evaluation.crop_protocols import as_batch, protocol
 from svertka.evaluation.metrics import Tally
-from svertka.graph.dense import sliding
-from svertka.models.zoo import find_model
+from svertka.evaluation.predictor import AT_ONCE, Judge, mean_probability
+from svertka.graph.fully_convolutional import sliding
+from svertka.models.registry import find_model
 from turns import in_turns, ratios, seconds
 
 CPU = torch.device("cpu")

@@ -37,7 +37,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from svertka.device import describe, processor
 from svertka.models import weights
-from svertka.models.zoo import MODELS
+from svertka.models.registry import MODELS
 
 WORKERS = 2
 EPOCHS = {"head": 30, "last": 10}

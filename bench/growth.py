@@ -24,15 +24,15 @@ import torch
 from torch import nn
 
 from networks import FLOAT32, compare
+from svertka.compiler.dynamic_batch import record
+from svertka.compiler.fusion import fused
+from svertka.compiler.ir import Size
+from svertka.compiler.optimize import optimize
+from svertka.compiler.packing import is_dense, kernel_of
+from svertka.compiler.steps import Convolution, inputs_of, results_of
 from svertka.device import processor, set_threads
 from svertka.files import write_atomic
-from svertka.graph.batch_sizes import record
-from svertka.graph.fusion import fused
-from svertka.graph.operations import Size
-from svertka.graph.optimize import optimize
-from svertka.graph.packing import is_dense, kernel_of
-from svertka.graph.steps import Convolution, inputs_of, results_of
-from svertka.models.zoo import find_model
+from svertka.models.registry import find_model
 from turns import seconds
 
 FLOAT = 4  # bytes

@@ -29,9 +29,9 @@ from scipy.stats import spearmanr
 import svertka
 from svertka.classifier import Classifier
 from svertka.data.dataset import Pixels
-from svertka.data.preprocess import opened
-from svertka.localization.dense import Locator, ScoreMap, shown
+from svertka.data.preprocessing import opened
 from svertka.localization.heatmap import heat
+from svertka.localization.score_maps import Locator, ScoreMap, shown
 from turns import Way, in_turns, ratios
 
 BACKBONE = "efficientnet_lite0:bundled"

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from svertka.conv import native
-from svertka.conv.functions import conv2d
+from svertka.conv.api import conv2d
+from svertka.data.builtin import open_published
 from svertka.data.dataset import ArrayPictures
-from svertka.data.published import open_published
 from svertka.device import has_bfloat16, in_layout, processor, set_threads
-from svertka.models.zoo import MODELS
+from svertka.models.registry import MODELS
 
 LAST, BATCH = 20, 64
 OWN = "direct" if has_bfloat16() else "widened"

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import svertka
 from svertka.device import in_layout, processor, set_threads
-from svertka.models.zoo import find_model
+from svertka.models.registry import find_model
 from turns import finite, seconds
 
 NETWORKS = ("alexnet_owt", "vgg16", "googlenet_bn", "resnet18", "resnet50", "squeezenet1_1", "efficientnet_lite0")

@@ -30,10 +30,10 @@ import torch
 
 from load import load, photographs, resident, served, spent
 from svertka.classifier import Classifier, Config
+from svertka.compiler.optimize import optimize
+from svertka.data.image_io import read_picture
 from svertka.data.imagenet import NAMES
-from svertka.data.images import read_picture
-from svertka.graph.optimize import optimize
-from svertka.models.published import MEAN, STD
+from svertka.models.pretrained import MEAN, STD
 
 CLIENTS, BATCH, BYTES = 16, 16, 110_000
 MODEL, SIZE, RESIZE = "resnet18", 224, 256

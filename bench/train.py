@@ -25,18 +25,18 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from svertka.conv.accelerate import accelerate
-from svertka.data.batches import Batches
+from svertka.data.builtin import open_published
 from svertka.data.dataset import ArrayPictures, Dataset
-from svertka.data.folder import open_folder
-from svertka.data.pictures import prepare
-from svertka.data.preprocess import Preprocess
-from svertka.data.published import open_published
+from svertka.data.image_cache import prepare
+from svertka.data.image_folder import open_folder
+from svertka.data.loader import Batches
+from svertka.data.preprocessing import Preprocess
 from svertka.device import in_layout
 from svertka.models.resnet import CIFARResNet
-from svertka.training.loop import Observer, State, fit, make_optimizer
-from svertka.training.plan import time_steps
+from svertka.training.lr_schedule import Constant
 from svertka.training.recipe import Recipe
-from svertka.training.schedule import Constant
+from svertka.training.time_estimate import time_steps
+from svertka.training.training_loop import Observer, State, fit, make_optimizer
 
 BATCH, WORKERS = 64, 2
 Net = Callable[[], nn.Module]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import svertka
 from svertka.device import has_bfloat16, in_layout, processor, set_threads
-from svertka.models.zoo import find_model
+from svertka.models.registry import find_model
 from train import lenet
 from turns import Way, finite, in_turns, ratios
 

@@ -20,9 +20,9 @@ from learning import batches, learn, normalised, pictures
 from record import COLOURS, figure, main, print_table
 from torch import nn
 
-from svertka.models.initial import init_weights
-from svertka.models.zoo import find_model
-from svertka.training.published import find_recipe
+from svertka.models.initialization import init_weights
+from svertka.models.registry import find_model
+from svertka.training.builtin_recipes import find_recipe
 
 SEEDS = (0, 1, 2)
 STEPS, BATCH, PROBED = 20, 16, 32

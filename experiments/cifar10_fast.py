@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from record import print_table, trained, write_metrics
 
 from svertka.classifier import Classifier
-from svertka.data.published import open_published
+from svertka.data.builtin import open_published
 
 MOVES = (((0, 0), 2), ((-1, -1), 1), ((1, 1), 1))  # (down, right) in pixels, and how often it counts
 

@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from svertka.data.augment import Augmentation
-from svertka.data.batches import Batches
+from svertka.data.augmentation import Augmentation
 from svertka.data.dataset import ArrayPictures, Ints, Pixels
-from svertka.data.preprocess import Preprocess
+from svertka.data.loader import Batches
+from svertka.data.pixel_statistics import measure
+from svertka.data.preprocessing import Preprocess
 from svertka.data.sources import open_source
-from svertka.data.statistics import measure
-from svertka.evaluation.scoring import score
-from svertka.training.loop import Look, Observer, State, fit, make_optimizer
+from svertka.evaluation.eval_loop import score
 from svertka.training.recipe import Recipe
+from svertka.training.training_loop import Look, Observer, State, fit, make_optimizer
 
 
 def pictures(source: str, part: str, count: int) -> tuple[Pixels, Ints]:

@@ -17,9 +17,9 @@ from learning import batches, error, learn, normalised, per_cent, pictures
 from record import COLOURS, figure, main, print_table
 from torch import nn
 
-from svertka.data.augment import Flip, PadCrop
+from svertka.data.augmentation import Flip, PadCrop
 from svertka.device import in_layout
-from svertka.training.published import find_recipe
+from svertka.training.builtin_recipes import find_recipe
 
 SEEDS = (0, 1, 2)
 LEARNT, JUDGED = 2_000, 10_000

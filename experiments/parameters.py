@@ -19,7 +19,7 @@ import torch
 from learning import per_cent
 from record import COLOURS, figure, main, print_table, trained
 
-from svertka.models.zoo import MODELS, trace_model
+from svertka.models.registry import MODELS, trace_model
 
 PASSES = {"mlp": 20, "resnet20": 4}
 SIZE = 100

@@ -1,6 +1,6 @@
 """Revolution of depth: layers against top-5 error of the ImageNet challenge, every bar of the lecture's slide.
 
-Nothing is measured here: the figures are those that the papers report, from `svertka.models.imagenet`.
+Nothing is measured here: the figures are those that the papers report, from `svertka.models.ilsvrc_winners`.
 
     python experiments/revolution.py
 """
@@ -9,7 +9,7 @@ import argparse
 
 from record import COLOURS, figure, print_table
 
-from svertka.models.imagenet import ILSVRC_RESULTS
+from svertka.models.ilsvrc_winners import ILSVRC_RESULTS
 
 
 def draw() -> None:

@@ -35,7 +35,7 @@ from torch import nn
 
 from svertka.data.dataset import Ints, Pixels
 from svertka.device import in_layout
-from svertka.training.published import find_recipe
+from svertka.training.builtin_recipes import find_recipe
 
 NETWORKS = ("max", "stride", "blur", "max overall")
 SEEDS = (0, 1, 2)

@@ -17,7 +17,7 @@ import torch
 from record import COLOURS, figure, main, print_table
 from torch import nn
 
-from svertka.graph.trace import trace
+from svertka.graph.summary import trace
 
 SHAPES = ((128, 56), (256, 28), (512, 14))  # channels and pixels a side
 WARM_UP, ROUNDS = 2, 15

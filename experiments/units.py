@@ -22,8 +22,8 @@ from record import FIGURES, figure, main, print_table, trained
 
 from svertka.data.dataset import Ints, Pixels
 from svertka.inspection import as_pictures, project, top_patches
-from svertka.inspection.patches import LayerPatches
-from svertka.inspection.subject import Subject, open_subject
+from svertka.inspection.atlas.subject import Subject, open_subject
+from svertka.inspection.unit_patches import LayerPatches
 from svertka.run import Run
 
 NETWORKS = {

@@ -25,13 +25,13 @@ import torch.nn.functional as F
 from learning import batches, learn, normalised, pictures
 from record import COLOURS, figure, main, print_table
 
-from svertka.data.batches import Batch
-from svertka.data.preprocess import central_square
+from svertka.data.loader import Batch
+from svertka.data.preprocessing import central_square
 from svertka.device import in_layout
-from svertka.models.initial import init_weights
+from svertka.models.initialization import init_weights
 from svertka.models.vgg import VGG, warm_start_tensors
+from svertka.training.lr_schedule import Constant
 from svertka.training.recipe import Recipe
-from svertka.training.schedule import Constant
 
 WAYS = ("D, He", "A, He", "D after A", "A, Gaussian", "D, Gaussian")
 SEEDS = (0, 1, 2)

@@ -17,7 +17,7 @@ import torch  # before the kernels, so that they find the threads that PyTorch h
 
 NAME = "svertka.conv._kernels"
 TESTS = ("bounds", "functions", "native", "native_fft", "native_pairs", "native_phases", "native_winograd")
-NETWORKS = Path("tests/graph/random_networks.py")  # makes random networks and tries them
+NETWORKS = Path("tests/compiler/random_networks.py")  # makes random networks and tries them
 
 
 def loaded(name: str, path: Path) -> ModuleType:

@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from torch import nn
 
-    from svertka.data.batches import Batches
+    from svertka.data.loader import Batches
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,8 +63,8 @@ def digit_batches() -> Callable[..., "Batches"]:
     import numpy as np
     from sklearn.datasets import load_digits
 
-    from svertka.data.batches import Batches
-    from svertka.data.preprocess import Preprocess
+    from svertka.data.loader import Batches
+    from svertka.data.preprocessing import Preprocess
 
     digits = load_digits()
     labels = digits.target.astype(np.int64)

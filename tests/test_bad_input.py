@@ -17,9 +17,9 @@ from torch import nn
 import svertka
 from svertka import conv, inspection
 from svertka.classifier import Classifier, Config
-from svertka.data.preprocess import Preprocess
+from svertka.data.preprocessing import Preprocess
 from svertka.errors import SvertkaError
-from svertka.models import zoo
+from svertka.models import registry
 
 ALLOWED = (SvertkaError, TypeError, ValueError)
 INPUTS = 300  # in `make test`; `make test-full` tries them all
@@ -37,7 +37,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, digit_folder: Path) -> P
         torch.manual_seed(seed)
         preprocess = Preprocess(size=28, resize=28, mean=(0.5,), std=(0.25,))
         Classifier(
-            zoo.find_model("lenet5").build(4, 1, 28), Config(model="lenet5", names=names, preprocess=preprocess)
+            registry.find_model("lenet5").build(4, 1, 28), Config(model="lenet5", names=names, preprocess=preprocess)
         ).save(root / name)
     for name in names:
         (root / "photos" / name).mkdir(parents=True)

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 import svertka
 from svertka.classifier import Classifier, Config, predict, read_config
 from svertka.conv import native
-from svertka.data.preprocess import Preprocess
+from svertka.data.preprocessing import Preprocess
 from svertka.errors import RunError, SvertkaError, UsageError
-from svertka.models.published import CIFAR10
-from svertka.models.zoo import MODELS
+from svertka.models.pretrained import CIFAR10
+from svertka.models.registry import MODELS
 
 
 def classifier(names: tuple[str, ...] = ("a", "b", "c"), model: str = "mlp", channels: int = 1) -> Classifier:

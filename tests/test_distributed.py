@@ -17,8 +17,8 @@ import svertka
 from svertka import distributed
 from svertka.errors import UsageError
 from svertka.run import Run
-from svertka.tensors import read_tensors
-from svertka.training.plan import need_pictures_for_all
+from svertka.tensor_files import read_tensors
+from svertka.training.time_estimate import need_pictures_for_all
 
 OPTIONS = ["--model", "mlp", "--size", "8", "--batch-size", "32", "--lr", "0.05", "--threads", "1"]
 
@@ -129,7 +129,7 @@ def test_what_went_wrong_in_one_process_is_said_with_its_rank(digit_folder: Path
 import sys
 from svertka import distributed
 from svertka.cli.app import main
-from svertka.training.recorder import Recorder
+from svertka.training.callbacks import Recorder
 
 looked = Recorder.looked
 

@@ -15,12 +15,12 @@ import torch
 import hostile
 import svertka
 from svertka.classifier import find_weights, model_of_weights
-from svertka.deployment.served import Served
 from svertka.errors import Interrupted, RunError, SvertkaError
-from svertka.models import zoo
+from svertka.models import registry
 from svertka.run import MOST_HISTORY, Run
-from svertka.tensors import read_tensors, write_tensors
-from svertka.training.recorder import Recorder
+from svertka.serving.served_model import Served
+from svertka.tensor_files import read_tensors, write_tensors
+from svertka.training.callbacks import Recorder
 
 OPTIONS: dict[str, Any] = {"model": "resnet20", "size": 8, "batch_size": 32, "threads": 1}
 
@@ -62,7 +62,7 @@ def resumed(run: Path, _pictures: Path, _place: Path) -> None:
 
 
 def started_from(run: Path, _pictures: Path, _place: Path) -> None:
-    model = zoo.find_model(model_of_weights(str(run)) or "resnet20")
+    model = registry.find_model(model_of_weights(str(run)) or "resnet20")
     weights = find_weights(model, str(run))
     with torch.device("meta"):
         weights.check(model.build(2, weights.preprocess.channels, weights.preprocess.size))

@@ -7,7 +7,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 
-from svertka.data.images import read_picture
+from svertka.data.image_io import read_picture
 from svertka.errors import UsageError
 from svertka.layers import ChannelPool, LocalResponseNorm, ScaledTanh, Subsampling, SumPool2d
 

@@ -14,7 +14,7 @@ def test_the_public_names() -> None:
         "accelerate", "check", "compare", "evaluate", "export", "locate", "look", "optimize", "predict",
         "restore", "resume", "serve", "train",
     ]  # fmt: skip
-    assert svertka.conv.conv2d is importlib.import_module("svertka.conv.functions").conv2d
+    assert svertka.conv.conv2d is importlib.import_module("svertka.conv.api").conv2d
     assert dir(svertka) == svertka.__all__
     assert all(callable(getattr(svertka, name)) for name in svertka.__all__)
     with pytest.raises(AttributeError, match="no attribute 'fly'"):

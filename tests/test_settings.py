@@ -80,7 +80,7 @@ class Library:
     def __init__(self, name): pass
     def mallopt(self, *arguments): calls.append(arguments)
 ctypes.CDLL = Library
-import svertka, svertka.memory
+import svertka, svertka.malloc
 from svertka.cli.app import main
 assert not calls
 main(["--help"])

@@ -15,9 +15,9 @@ from PIL import Image
 from hostile import TEXTS
 from svertka.classifier import Classifier, Config
 from svertka.cli.app import main
-from svertka.data.preprocess import Preprocess
-from svertka.deployment.card import write_folder
-from svertka.pages.page import escape, isolated
+from svertka.data.preprocessing import Preprocess
+from svertka.exporters.model_card import write_folder
+from svertka.pages.html_page import escape, isolated
 from svertka.progress import progress, say
 
 FORBIDDEN = {"Cc", "Cs", "Zl", "Zp"}  # kinds of characters that move a cursor, end a line or are no text
@@ -105,7 +105,7 @@ def test_the_model_card(tmp_path: Path) -> None:
 
 def test_onnx_metadata(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'svertka[onnx]'")
-    from svertka.deployment.onnx import describe
+    from svertka.exporters.onnx import describe
 
     classifier, model = saved(tmp_path / "run"), onnx.ModelProto()
     describe(model, classifier, preprocessing=False)

@@ -14,40 +14,40 @@ if TYPE_CHECKING:
     from svertka import conv as conv
     from svertka.classifier import Classifier as Classifier
     from svertka.classifier import predict as predict
+    from svertka.compiler.optimize import Optimized as Optimized
+    from svertka.compiler.optimize import optimize as optimize
     from svertka.conv.accelerate import accelerate as accelerate
     from svertka.conv.accelerate import restore as restore
-    from svertka.data.check import check as check
-    from svertka.deployment.export import export as export
-    from svertka.deployment.serve import serve as serve
+    from svertka.data.dataset_check import check as check
     from svertka.errors import SvertkaError as SvertkaError
-    from svertka.evaluation.comparison import compare as compare
-    from svertka.evaluation.judgement import evaluate as evaluate
-    from svertka.graph.optimize import Optimized as Optimized
-    from svertka.graph.optimize import optimize as optimize
-    from svertka.inspection.atlas import look as look
-    from svertka.localization.search import locate as locate
+    from svertka.evaluation.compare import compare as compare
+    from svertka.evaluation.evaluate import evaluate as evaluate
+    from svertka.exporters.export import export as export
+    from svertka.inspection.atlas.build import look as look
+    from svertka.localization.locate import locate as locate
     from svertka.run import Run as Run
-    from svertka.training.job import resume as resume
-    from svertka.training.job import train as train
+    from svertka.serving.serve import serve as serve
+    from svertka.training.train import resume as resume
+    from svertka.training.train import train as train
 
 _HOMES = {
     "Classifier": "svertka.classifier",
     "predict": "svertka.classifier",
     "accelerate": "svertka.conv.accelerate",
     "restore": "svertka.conv.accelerate",
-    "check": "svertka.data.check",
+    "check": "svertka.data.dataset_check",
     "SvertkaError": "svertka.errors",
-    "compare": "svertka.evaluation.comparison",
-    "evaluate": "svertka.evaluation.judgement",
-    "export": "svertka.deployment.export",
-    "look": "svertka.inspection.atlas",
-    "Optimized": "svertka.graph.optimize",
-    "optimize": "svertka.graph.optimize",
-    "locate": "svertka.localization.search",
+    "compare": "svertka.evaluation.compare",
+    "evaluate": "svertka.evaluation.evaluate",
+    "export": "svertka.exporters.export",
+    "look": "svertka.inspection.atlas.build",
+    "Optimized": "svertka.compiler.optimize",
+    "optimize": "svertka.compiler.optimize",
+    "locate": "svertka.localization.locate",
     "Run": "svertka.run",
-    "resume": "svertka.training.job",
-    "serve": "svertka.deployment.serve",
-    "train": "svertka.training.job",
+    "resume": "svertka.training.train",
+    "serve": "svertka.serving.serve",
+    "train": "svertka.training.train",
 }
 _PACKAGES = ("conv",)
 __all__ = sorted(_HOMES)

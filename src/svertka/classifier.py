@@ -10,21 +10,21 @@ from typing import Any, Self
 import torch
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from svertka.arguments import check_types
-from svertka.data.images import Decoding, misnamed_sentence
-from svertka.data.inputs import Input, all_of, intensities_of, misnamed_files
-from svertka.data.preprocess import Picture, Preprocess
-from svertka.data.statistics import other_intensities
+from svertka.compiler.optimize import fastest
+from svertka.data.image_inputs import Input, all_of, intensities_of, misnamed_files
+from svertka.data.image_io import Decoding, misnamed_sentence
+from svertka.data.pixel_statistics import other_intensities
+from svertka.data.preprocessing import Picture, Preprocess
 from svertka.device import choose_device, device_of, keeps_settings, set_threads
 from svertka.errors import PictureError, RunError, UsageError
+from svertka.escaping import few
 from svertka.files import given_path, read_json, storage, write_json
-from svertka.graph.optimize import fastest
-from svertka.models import published, weights, zoo
+from svertka.models import pretrained, registry, weights
 from svertka.models.heads import NATIVE_HEADS, HeadKind, head_path, replace_head
 from svertka.models.weights import Weights
 from svertka.progress import progress, say
-from svertka.quoting import few
-from svertka.tensors import not_finite, read_tensors, tensor_shapes, write_tensors
+from svertka.tensor_files import not_finite, read_tensors, tensor_shapes, write_tensors
+from svertka.type_checking import check_types
 
 FORMAT = 1  # of config.json; a reader refuses what is newer
 AT_ONCE = 64  # pictures
@@ -50,7 +50,7 @@ class Config(BaseModel):
     def build(self) -> torch.nn.Module:
         """The network with fresh weights."""
         size, channels = self.preprocess.size, self.preprocess.channels
-        model = zoo.find_model(self.model)
+        model = registry.find_model(self.model)
         network = model.build(classes=len(self.names), channels=channels, size=size)
         replace_head(network, model, self.head, len(self.names))
         return network
@@ -79,8 +79,8 @@ class Classifier:
         name, colon, text = fspath(path).partition(":")
         if not folder.is_dir():
             if colon and "/" not in name:
-                return cls._of_zoo(zoo.find_model(name), text, device)
-            if name in zoo.MODELS:
+                return cls._of_zoo(registry.find_model(name), text, device)
+            if name in registry.MODELS:
                 raise UsageError(f"{name} is a network without weights; name some as in {_with_weights(name)}")
         config = read_config(folder)
         weights = folder / WEIGHTS
@@ -100,7 +100,7 @@ class Classifier:
         return cls(network.to(device).eval(), config)
 
     @classmethod
-    def _of_zoo(cls, model: zoo.Model, text: str, device: torch.device | str) -> Self:
+    def _of_zoo(cls, model: registry.Model, text: str, device: torch.device | str) -> Self:
         trained = weights.load_pretrained(model, text)
         config = Config(model=model.name, names=trained.names_or_numbers, preprocess=trained.preprocess)
         network = config.build()
@@ -257,7 +257,7 @@ def _prepared(preprocess: Preprocess, decoding: Decoding, picture: Input) -> tor
         return str(error)
 
 
-def find_weights(model: zoo.Model, text: str) -> Weights:
+def find_weights(model: registry.Model, text: str) -> Weights:
     """The weights for `model` that `text` names: a published name, a run folder or a file, looked for in this order.
 
     Raises:
@@ -275,7 +275,7 @@ def find_weights(model: zoo.Model, text: str) -> Weights:
         return Weights(model, tensors, config.preprocess, None, text, partial=True)
     if config.model == model.name:
         return Weights(model, tensors, config.preprocess, config.names, text)
-    other = zoo.find_model(config.model)
+    other = registry.find_model(config.model)
     if model.warm_start is None or other.warm_start is not model.warm_start:
         raise UsageError(f"weights={text} are of {config.model}, not {model.name}; give --model {config.model}")
     shape = len(config.names), config.preprocess.channels, config.preprocess.size
@@ -315,15 +315,15 @@ def is_classifier(text: str) -> bool:
     name, colon, _ = text.partition(":")
     if given_path(text).is_dir():
         return (given_path(text) / CONFIG).exists()
-    return name in zoo.MODELS or (bool(colon) and "/" not in name)
+    return name in registry.MODELS or (bool(colon) and "/" not in name)
 
 
 def _is_run(text: str) -> bool:
-    return text not in published.WEIGHT_NAMES and given_path(text).is_dir()
+    return text not in pretrained.WEIGHT_NAMES and given_path(text).is_dir()
 
 
 def _with_weights(model: str) -> str:
-    return " or ".join(f"{model}:{text}" for text in [*published.PRETRAINED.get(model, {}), "FILE"])
+    return " or ".join(f"{model}:{text}" for text in [*pretrained.PRETRAINED.get(model, {}), "FILE"])
 
 
 def read_config(folder: Path) -> Config:
@@ -349,7 +349,7 @@ def read_config(folder: Path) -> Config:
     refuse_newer(path, content, FORMAT)
     try:
         config = Config.model_validate(content)
-        zoo.find_model(config.model)
+        registry.find_model(config.model)
     except (ValidationError, ValueError) as error:
         reason = error.errors(include_input=False)[0]["msg"] if isinstance(error, ValidationError) else error
         raise RunError(f"{path} is damaged ({reason}); copy it back or train again") from error

@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from svertka import distributed
-from svertka.quoting import printable, printable_lines
-from svertka.streams import messages
+from svertka.escaping import printable, printable_lines
+from svertka.standard_streams import messages
 
 FIRST_LINE = 2.0  # seconds before the first line where stderr is not a terminal, and
 LINE_EVERY = 10.0  # between lines

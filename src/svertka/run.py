@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 from svertka.classifier import CONFIG, WEIGHTS, Classifier, refuse_newer
 from svertka.data.sources import same_place
 from svertka.errors import RunError
+from svertka.escaping import command
 from svertka.files import given_path, open_regular, read_json
-from svertka.quoting import command
 
 FORMAT = 1  # of training.json
 NUMBER, MAYBE = int | float, int | float | None

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from svertka.cli.app import main
-from svertka.models.zoo import MODELS, describe, trace_model
+from svertka.models.registry import MODELS, describe, trace_model
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -16,8 +16,8 @@ from PIL import Image
 from hostile import DEVICES, PATHS, TEXTS, files
 from svertka.classifier import Classifier, Config
 from svertka.cli.app import main
-from svertka.data.preprocess import Preprocess
-from svertka.quoting import printable
+from svertka.data.preprocessing import Preprocess
+from svertka.escaping import printable
 
 NAMES = ("=1+1", "\x1b[31mred\n", "plain")
 

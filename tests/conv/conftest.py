@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svertka.conv import matrix, native
-from svertka.geometry import ConvShape
+from svertka.conv_geometry import ConvShape
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from svertka.conv import native, native_pairs
+from svertka.conv import native, native_winograd_bf16
 from svertka.conv.accelerate import accelerate, restore
-from svertka.data.published import open_published
+from svertka.data.builtin import open_published
 from svertka.errors import UsageError
-from svertka.models.zoo import MODELS
+from svertka.models.registry import MODELS
 
 
 def results(network, images):
@@ -109,7 +109,7 @@ def test_under_autocast_it_computes_in_bfloat16_and_learns_in_float32(pair):
     # Each result is rounded once, in PyTorch's no seldomer; where processors multiply bfloat16, Winograd's products
     # lose up to LIMIT a layer.
     layers = sum(isinstance(module, nn.Conv2d) for module in network.modules()) * native.multiplies_bfloat16()
-    assert 0 < off() < 1.1 * math.hypot(plain, layers**0.5 * native_pairs.LIMIT)
+    assert 0 < off() < 1.1 * math.hypot(plain, layers**0.5 * native_winograd_bf16.LIMIT)
 
 
 def losses(seed, steps, batch, pictures, labels, *, with_engine):

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from svertka.compiler.packing import Packed
+from svertka.compiler.steps import UNBOUNDED, Convolution
 from svertka.conv import native
-from svertka.graph.packing import Packed
-from svertka.graph.steps import UNBOUNDED, Convolution
 
 pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svertka.conv import direct, fft, native, native_fft
-from svertka.geometry import ConvShape
+from svertka.conv import aten, fft, native, native_fft
+from svertka.conv_geometry import ConvShape
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
 
@@ -33,7 +33,7 @@ def passes(x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor, shape:
 
 
 def exactly(
-    x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor, shape: ConvShape, algorithm: ModuleType = direct
+    x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor, shape: ConvShape, algorithm: ModuleType = aten
 ) -> Tensors:
     """The same three in float64, by PyTorch's own algorithm if nothing else is asked for."""
     x, weight, gradient = x.double(), weight.double(), gradient.double()
@@ -96,7 +96,7 @@ def example(shape: ConvShape) -> tuple[Tensors, Tensors]:
     """Operands, and what becomes of them in float64."""
     operands = tensors(shape)
     # With many taps PyTorch's own would copy each pixel as many times: gigabytes.
-    algorithm = fft if shape.kernel[0] * shape.kernel[1] > 200 else direct
+    algorithm = fft if shape.kernel[0] * shape.kernel[1] > 200 else aten
     return operands, exactly(*operands, shape, algorithm=algorithm)
 
 

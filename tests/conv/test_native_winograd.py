@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svertka.conv import native, native_winograd
-from svertka.geometry import ConvShape
+from svertka.conv_geometry import ConvShape
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from svertka.conv import native, native_pairs
-from svertka.conv.choose import ALGORITHMS
-from svertka.conv.functions import conv2d, conv_transpose2d
+from svertka.conv import native, native_winograd_bf16
+from svertka.conv.api import conv2d, conv_transpose2d
+from svertka.conv.autotune import ALGORITHMS
 from svertka.conv.operator import transpose
-from svertka.geometry import ConvShape
+from svertka.conv_geometry import ConvShape
 
 NAMES = [name for name in ALGORITHMS if not native.why_not() or not name.startswith("native")]
 
@@ -165,7 +165,7 @@ def test_autocast_computes_in_its_dtype(name, within):
     digits, of_largest = (1 / 64, 1 / 64) if name in ("direct", "gemm") else (1 / 256, 1e-5)
     if name == "native_pairs" or (name == "auto" and native.multiplies_bfloat16()):
         # They round what is transformed: some of these, of their root mean square.
-        digits, of_largest = 1 / 256, 5 * native_pairs.LIMIT
+        digits, of_largest = 1 / 256, 5 * native_winograd_bf16.LIMIT
     for one, other in zip((result, *found), (exact.detach(), *gradients), strict=True):
         atol = of_largest * float(other.abs().max())
         torch.testing.assert_close(one, other, check_dtype=False, rtol=digits, atol=atol)

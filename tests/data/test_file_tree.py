@@ -11,11 +11,11 @@ from PIL import Image
 
 import svertka
 from hostile import TEXTS, files
-from svertka.data.account import LISTED_ALREADY, NO_CLASS, NO_LABEL, NO_PART
+from svertka.data.file_accounting import LISTED_ALREADY, NO_CLASS, NO_LABEL, NO_PART
 from svertka.data.file_tree import FileTree, is_image_content, list_tree
-from svertka.data.folder import list_folder, open_folder
-from svertka.data.inputs import expanded
-from svertka.data.layout import understand
+from svertka.data.folder_layout import understand
+from svertka.data.image_folder import list_folder, open_folder
+from svertka.data.image_inputs import expanded
 from svertka.errors import DataError, SvertkaError
 
 PNG = bytes.fromhex(

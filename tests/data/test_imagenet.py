@@ -8,7 +8,7 @@ from scipy.io import savemat
 from svertka.data.imagenet import CLASSES, DEVKIT, GROUND_TRUTH, NAMES, SENSES, name_of
 from svertka.data.sources import open_source
 from svertka.errors import DataError
-from svertka.evaluation.judgement import evaluate
+from svertka.evaluation.evaluate import evaluate
 
 WORDNET = [one.wordnet for one in CLASSES]
 # As the devkit does: numbers that are in no order of the ids. Here the classes backwards, and an inner node.

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from svertka.data import near_duplicates as module
+from svertka.data.content_hash import digests
 from svertka.data.dataset import ArrayPictures, Dataset, FilePictures
-from svertka.data.digests import digests
 from svertka.data.near_duplicates import near_duplicates
 
 

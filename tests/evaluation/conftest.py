@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
 from svertka.classifier import Classifier, Config
-from svertka.data.preprocess import Preprocess
+from svertka.data.preprocessing import Preprocess
 from svertka.evaluation.metrics import Evaluation, Tally
 
 

@@ -15,15 +15,15 @@ from PIL import Image
 import svertka
 from svertka.classifier import Classifier
 from svertka.cli.app import main
-from svertka.data.manifest import Manifest
 from svertka.data.sources import open_source
+from svertka.data.split_manifest import Manifest
 from svertka.errors import RunError, UsageError
+from svertka.evaluation.evaluate import judge
+from svertka.evaluation.evaluated_images import Scope
 from svertka.evaluation.held_out import Admission
-from svertka.evaluation.judgement import judge
-from svertka.evaluation.scope import Scope
 from svertka.files import cache_folder
 from svertka.run import Run
-from svertka.training.repeats import repeat
+from svertka.training.repeated_splits import repeat
 
 QUICK: dict[str, Any] = {"model": "mlp", "size": 8, "epochs": 2, "threads": 1}
 
@@ -321,7 +321,7 @@ def test_an_atlas_shows_what_is_held_out(
 ) -> None:
     import torch
 
-    from svertka.inspection.subject import open_subject
+    from svertka.inspection.atlas.subject import open_subject
 
     run, _, learnt, scored = runs[3]
     for source in (None, copied(digit_folder, tmp_path, np.random.default_rng(0))):

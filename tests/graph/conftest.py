@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.models.zoo import MODELS
+from svertka.models.registry import MODELS
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from svertka.errors import UsageError
 from svertka.graph.cut import Stage, cut, stages
-from svertka.models.zoo import MODELS
+from svertka.models.registry import MODELS
 
 # One of each family, at the smallest size that its stages can be told apart at.
 FAMILIES = {

@@ -13,8 +13,8 @@ from sklearn.datasets import load_sample_image
 from torch import nn
 
 from svertka.classifier import Classifier, Config
-from svertka.data.preprocess import Preprocess
-from svertka.models.zoo import find_model
+from svertka.data.preprocessing import Preprocess
+from svertka.models.registry import find_model
 
 
 @pytest.fixture(scope="session")

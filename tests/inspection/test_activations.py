@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from svertka.errors import UsageError
 from svertka.inspection.activations import convolutions, find, layers, maps, outputs, rectified, watching
-from svertka.models.zoo import MODELS, find_model
+from svertka.models.registry import MODELS, find_model
 
 
 class Toy(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from svertka.errors import UsageError
 from svertka.inspection import deconvnet
 from svertka.inspection.activations import find, layers, rectified
-from svertka.inspection.backward import Rule, back
+from svertka.inspection.backward_rules import Rule, back
 from svertka.inspection.deconvnet import Deconvnet, as_pictures, needs, project
 
 Make = Callable[[str, int], nn.Module]

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from svertka.classifier import Classifier, Config
-from svertka.data.preprocess import Preprocess
+from svertka.data.preprocessing import Preprocess
 
 Maker = Callable[..., Classifier]
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from svertka.localization.dense import ScoreMap, scores
 from svertka.localization.heatmap import CELLS, heat, region
-from svertka.localization.windows import levels
+from svertka.localization.patch_grid import levels
+from svertka.localization.score_maps import ScoreMap, scores
 
 
 def painted(height: int, width: int, box: tuple[float, float, float, float]) -> list[ScoreMap]:

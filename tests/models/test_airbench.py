@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.data.published import open_published
+from svertka.data.builtin import open_published
 from svertka.errors import UsageError
-from svertka.graph.trace import count
+from svertka.graph.summary import count
 from svertka.models.airbench import AirBench
 
 

@@ -3,7 +3,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from svertka.graph.trace import count, trace
+from svertka.graph.summary import count, trace
 from svertka.layers import LocalResponseNorm
 from svertka.models.alexnet import AlexNet, AlexNetOWT
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.data.preprocess import Preprocess
+from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
-from svertka.graph.trace import count
+from svertka.graph.summary import count
 from svertka.models import efficientnet
 from svertka.models.efficientnet import (
     EfficientNetLite0,

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from svertka.graph.trace import count
+from svertka.graph.summary import count
 from svertka.layers import LocalResponseNorm
 from svertka.models.googlenet import AuxAvgPool2d, GoogLeNet, GoogLeNetBN, Inception
 

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from svertka.classifier import Classifier, Config, find_weights
-from svertka.data.preprocess import Preprocess
+from svertka.data.preprocessing import Preprocess
 from svertka.models.heads import AdaptationHead, CosineHead, HeadKind, head_path, replace_head, trainable_head
+from svertka.models.registry import MODELS
 from svertka.models.weights import Weights
-from svertka.models.zoo import MODELS
 
 PREPROCESS = Preprocess(size=32, resize=32, mean=(0.5,) * 3, std=(0.25,) * 3)
 

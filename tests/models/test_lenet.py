@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from svertka.graph.trace import trace
+from svertka.graph.summary import trace
 from svertka.models.lenet import C3_CONNECTIONS, LeNet5, PartiallyConnectedConv2d, RadialBasisOutput, class_codes
 
 # Table I as printed: a row for each feature map of S2, a column for each of C3.

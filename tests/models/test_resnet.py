@@ -4,11 +4,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from svertka.data.batches import Batches
-from svertka.data.preprocess import Preprocess
-from svertka.data.published import open_published
-from svertka.graph.trace import count
-from svertka.models.initial import init_weights
+from svertka.data.builtin import open_published
+from svertka.data.loader import Batches
+from svertka.data.preprocessing import Preprocess
+from svertka.graph.summary import count
+from svertka.models.initialization import init_weights
 from svertka.models.resnet import (
     BasicBlock,
     Bottleneck,

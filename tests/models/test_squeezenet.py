@@ -3,8 +3,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from svertka.data.preprocess import Preprocess
-from svertka.graph.trace import count
+from svertka.data.preprocessing import Preprocess
+from svertka.graph.summary import count
 from svertka.models.squeezenet import Fire, SqueezeNet, convert_caffe_state_dict
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from svertka.errors import UsageError
-from svertka.graph.trace import count
+from svertka.graph.summary import count
 from svertka.layers import LocalResponseNorm
 from svertka.models.vgg import CONFIGURATIONS, VGG, warm_start_tensors
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from svertka.data import imagenet
 from svertka.errors import FetchError, UsageError
-from svertka.models.published import CIFAR10, PRETRAINED, PretrainedWeights
+from svertka.models.pretrained import CIFAR10, PRETRAINED, PretrainedWeights
+from svertka.models.registry import MODELS
 from svertka.models.weights import Weights, head_tensors, load_pretrained
-from svertka.models.zoo import MODELS
 
 RESNET20 = MODELS["resnet20"]
 

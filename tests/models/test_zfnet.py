@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.graph.trace import count, trace
+from svertka.graph.summary import count, trace
 from svertka.models.zfnet import ZFNet
 
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 import pytest
 
 from svertka.run import Run
-from svertka.training.recorder import Recorder
+from svertka.training.callbacks import Recorder
 
 
 @pytest.fixture
 def digest() -> Callable[[Run], str]:
     """`digest(run)`: of the weights that were reached: the last ones, not the best."""
-    from svertka.tensors import read_tensors
+    from svertka.tensor_files import read_tensors
 
     def of(run: Run) -> str:
         tensors, header = read_tensors(run.checkpoint)

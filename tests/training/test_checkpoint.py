@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.conv import choose
+from svertka.conv import autotune
 from svertka.errors import RunError, StorageError
-from svertka.models.zoo import MODELS
+from svertka.models.registry import MODELS
 from svertka.training import checkpoint
-from svertka.training.loop import State, make_optimizer
 from svertka.training.recipe import Recipe
+from svertka.training.training_loop import State, make_optimizer
 
 
 def trained(optimizer: str, layout: torch.memory_format) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -36,7 +36,7 @@ def test_everything_comes_back_exactly(tmp_path: Path, name: str, layout: torch.
     other = make_optimizer(fresh, Recipe(optimizer=name, lr=0.5))
     back, extra = checkpoint.load(tmp_path / "checkpoint" / "state.safetensors", fresh, other)
 
-    assert (back, extra) == (state, {"log": 12, "convolutions": choose.choices()})
+    assert (back, extra) == (state, {"log": 12, "convolutions": autotune.choices()})
     assert torch.equal(torch.rand(3), random)
     for mine, theirs in zip(network.state_dict().values(), fresh.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)

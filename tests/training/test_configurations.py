@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 
 from svertka.cli.app import main
-from svertka.models.zoo import MODELS
+from svertka.models.registry import MODELS
 from svertka.run import Run
-from svertka.training import loop
-from svertka.training.loop import steps_of
-from svertka.training.published import RECIPES
-from svertka.training.settings import Settings
+from svertka.training import training_loop
+from svertka.training.builtin_recipes import RECIPES
+from svertka.training.config import Settings
+from svertka.training.training_loop import steps_of
 
 SHARDS, LARGE = 12, 600  # configurations: the first ones, one a test, or all under --large
 SMALL = ("mlp", "lenet5", "resnet20", "plain20", "airbench", "squeezenet1_1")
@@ -152,13 +152,13 @@ def check_judged(run: Run, source: Path, result: dict[str, Any], capsys: pytest.
 def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The learning rate of each step that trainings of this test take."""
     seen: list[float] = []
-    set_rate = loop.set_rate
+    set_rate = training_loop.set_rate
 
     def noting(optimizer: torch.optim.Optimizer, rate: float) -> None:
         seen.append(rate)
         set_rate(optimizer, rate)
 
-    monkeypatch.setattr(loop, "set_rate", noting)
+    monkeypatch.setattr(training_loop, "set_rate", noting)
     return seen
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from svertka.training.health import against_divergence, constant_scores, dead_units, findings
+from svertka.training.lr_schedule import Constant, Cosine
 from svertka.training.recipe import Recipe
-from svertka.training.schedule import Constant, Cosine
 
 
 def epochs(val_errors: list[float], **changes: Any) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ def test_without_val_nothing_is_said_of_it() -> None:
 
 
 def test_a_deep_sigmoid_network_is_seen_to_vanish() -> None:
-    from svertka.training.loop import gradient_ratios
+    from svertka.training.training_loop import gradient_ratios
 
     torch.manual_seed(0)
     layers: list[nn.Module] = []

@@ -17,7 +17,8 @@ import svertka
 from svertka.classifier import Classifier
 from svertka.cli.app import main
 from svertka.run import Run
-from svertka.training import checkpoint, job, log, loop, recorder
+from svertka.training import callbacks, checkpoint, metrics_log, training_loop
+from svertka.training import train as job
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 PLAIN = ["--model", "mlp", "--size", "8", "--epochs", "2", "--threads", "1"]
@@ -34,12 +35,12 @@ PHASES: dict[str, tuple[Any, str, int]] = {
     "loading": (job, "freeze_for", 2),
     "computing the head": (job, "compute_head", 1),
     "computing features": (job, "learner", 1),
-    "a step": (loop, "take_step", 9),
-    "scoring val": (recorder, "score", 2),
+    "a step": (training_loop, "take_step", 9),
+    "scoring val": (callbacks, "score", 2),
     "last checkpoint": (checkpoint, "save", 2),
     "loading what was kept": (Classifier, "load", 3),
     "scoring": (job, "judged_by", 1),
-    "the result": (log.Log, "close", 1),
+    "the result": (metrics_log.Log, "close", 1),
     "the report": (job.summary, "write", 1),
 }
 
@@ -49,7 +50,7 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights that a frozen network starts from."""
     import torch
 
-    from svertka.models.zoo import MODELS
+    from svertka.models.registry import MODELS
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "x.pth"

@@ -16,7 +16,7 @@ import svertka
 from svertka import progress
 from svertka.errors import SvertkaError
 from svertka.run import Run
-from svertka.tensors import read_tensors
+from svertka.tensor_files import read_tensors
 from svertka.training import job, loop, recorder
 
 source, folder, attempts = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])

@@ -24,10 +24,11 @@ from svertka.cli.app import main
 from svertka.data.dataset import Ints
 from svertka.errors import Interrupted
 from svertka.run import Run
-from svertka.training import job, loop, recorder
-from svertka.training import parts as parts_module
-from svertka.training.parts import Parts
-from svertka.training.repeats import repeat
+from svertka.training import callbacks, training_loop
+from svertka.training import data_splits as parts_module
+from svertka.training import train as job
+from svertka.training.data_splits import Parts
+from svertka.training.repeated_splits import repeat
 
 QUICK: dict[str, Any] = {"model": "mlp", "size": 8, "epochs": 2, "batch_size": 32, "threads": 1}
 
@@ -103,8 +104,8 @@ def recorded() -> Iterator[Reads]:
     for name in ("divide", "in_patches"):
         patch.setattr(job, name, _then(getattr(job, name), reads.of_parts))
     before(parts_module, "measure", lambda rows, indices: reads.note("statistics", indices))
-    before(loop, "take_step", lambda network, optimizer, batch, *_: reads.note("fit", batch.indices))
-    before(recorder, "score", lambda network, batches, *_: reads.note("choice", batches.indices))
+    before(training_loop, "take_step", lambda network, optimizer, batch, *_: reads.note("fit", batch.indices))
+    before(callbacks, "score", lambda network, batches, *_: reads.note("choice", batches.indices))
     before(job, "judged_by", lambda *_: setattr(reads, "at_the_end", True))
     before(job, "score", judged)
     try:
@@ -232,7 +233,7 @@ def test_copies_in_several_parts_are_said_everywhere(
 
 @pytest.mark.usefixtures("quiet")
 def test_every_repeat_keeps_its_own_test_images_apart(digit_folder: Path, tmp_path: Path) -> None:
-    train, held = svertka.training.repeats.train, []
+    train, held = svertka.training.repeated_splits.train, []
 
     def recording(*arguments: Any, **options: Any) -> Run:
         with recorded() as reads:
@@ -242,7 +243,7 @@ def test_every_repeat_keeps_its_own_test_images_apart(digit_folder: Path, tmp_pa
         return run
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(svertka.training.repeats, "train", recording)
+        patch.setattr(svertka.training.repeated_splits, "train", recording)
         repeat(digit_folder, 3, output=tmp_path / "runs", test=0.3, **QUICK)
     assert len(set(held)) == 3
 

@@ -3,9 +3,9 @@ import json
 import pytest
 
 from svertka.errors import UsageError
-from svertka.training.published import RECIPES
+from svertka.training.builtin_recipes import RECIPES
+from svertka.training.lr_schedule import Step
 from svertka.training.recipe import Recipe
-from svertka.training.schedule import Step
 
 
 def test_a_recipe_survives_json() -> None:

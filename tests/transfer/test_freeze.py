@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.data.batches import Batches
+from svertka.data.loader import Batches
 from svertka.errors import UsageError
 from svertka.graph.cut import stages
-from svertka.models.zoo import MODELS
-from svertka.training.loop import Observer, State, fit, make_optimizer
+from svertka.models.registry import MODELS
 from svertka.training.recipe import Recipe
+from svertka.training.training_loop import Observer, State, fit, make_optimizer
 from svertka.transfer.freeze import beginning, depths, divide, freeze
 
 SHAPE = (1, 1, 8, 8)

@@ -23,11 +23,11 @@ from svertka.cli.serve import serve
 from svertka.cli.train import train
 from svertka.cli.tune import tune
 from svertka.errors import SvertkaError, UsageError
+from svertka.escaping import printable
 from svertka.files import shortened
-from svertka.memory import keep_freed_memory
-from svertka.quoting import printable
+from svertka.malloc import keep_freed_memory
 from svertka.signals import Request, raising
-from svertka.streams import OutputLostError, guarded
+from svertka.standard_streams import OutputLostError, guarded
 
 INTERRUPTED = 130
 LONGEST = 300  # characters of a word in a message; names of files have less

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.input import Columns, Group, MaxPixels, pixel_count
-from svertka.cli.output import print_json
+from svertka.cli.option_types import Columns, Group, MaxPixels, pixel_count
+from svertka.cli.printing import print_json
 
 
 def check(
@@ -19,7 +19,7 @@ def check(
 
     Example: svertka check photos/
     """
-    from svertka.data import check as checking
+    from svertka.data import dataset_check as checking
 
     findings = checking.check(source, columns=columns, group=group, max_pixels=pixel_count(max_pixels))
     if as_json:

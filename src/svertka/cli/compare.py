@@ -4,12 +4,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from svertka.cli.input import Crops, IncludeTraining, MaxPixels, Overwrite, Part, Scales, pixel_count, whole_numbers
-from svertka.cli.output import print_json, print_line, print_table
+from svertka.cli.option_types import (
+    Crops,
+    IncludeTraining,
+    MaxPixels,
+    Overwrite,
+    Part,
+    Scales,
+    pixel_count,
+    whole_numbers,
+)
+from svertka.cli.printing import print_json, print_line, print_table
 
 if TYPE_CHECKING:
-    from svertka.evaluation.contenders import Contender
     from svertka.evaluation.metrics import Evaluation
+    from svertka.evaluation.significance import Contender
 
 
 def compare(
@@ -36,8 +45,8 @@ def compare(
 
     Example: svertka compare runs/photos-resnet18 runs/photos-vgg16 --output comparison.html
     """
-    from svertka.evaluation.comparison import compare as side_by_side
-    from svertka.evaluation.comparison import runs_and_source
+    from svertka.evaluation.compare import compare as side_by_side
+    from svertka.evaluation.compare import runs_and_source
 
     runs, source = runs_and_source(run)
     result = side_by_side(

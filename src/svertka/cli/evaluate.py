@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.input import (
+from svertka.cli.option_types import (
     Columns,
     Crops,
     IncludeTraining,
@@ -15,7 +15,7 @@ from svertka.cli.input import (
     pixel_count,
     whole_numbers,
 )
-from svertka.cli.output import print_json, print_line, print_table
+from svertka.cli.printing import print_json, print_line, print_table
 
 
 def evaluate(
@@ -42,7 +42,7 @@ def evaluate(
 
     Example: svertka evaluate runs/photos-resnet18 runs/photos-vgg16 photos/ --crops 10
     """
-    from svertka.evaluation.judgement import evaluate as judge
+    from svertka.evaluation.evaluate import evaluate as judge
 
     result = judge(
         run,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.output import print_json, print_line
+from svertka.cli.printing import print_json, print_line
 
 
 def export(
@@ -32,7 +32,7 @@ def export(
 
     Example: svertka export runs/photos-resnet18 --to model.onnx
     """
-    from svertka.deployment.export import export as write
+    from svertka.exporters.export import export as write
 
     written = write(run, to, pictures=images or (), preprocessing=preprocessing, overwrite=overwrite)
     if as_json:

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.input import IncludeTraining, MaxPixels, Overwrite, pixel_count
-from svertka.cli.output import print_json, print_line, print_table
-from svertka.quoting import printable
+from svertka.cli.option_types import IncludeTraining, MaxPixels, Overwrite, pixel_count
+from svertka.cli.printing import print_json, print_line, print_table
+from svertka.escaping import printable
 
 
 def locate(
@@ -33,8 +33,8 @@ def locate(
 
     Example: svertka locate runs/photos-efficientnet_lite0 album/ --output found
     """
-    from svertka.localization.album import in_words
-    from svertka.localization.search import locate as search
+    from svertka.localization.locate import locate as search
+    from svertka.localization.overlays import in_words
 
     located = search(
         run,

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.input import IncludeTraining, MaxPixels, pixel_count
-from svertka.cli.output import print_json, print_line
+from svertka.cli.option_types import IncludeTraining, MaxPixels, pixel_count
+from svertka.cli.printing import print_json, print_line
 
 
 def look(
@@ -30,7 +30,7 @@ def look(
 
     Example: svertka look runs/digits-lenet5
     """
-    from svertka.inspection.atlas import look as make
+    from svertka.inspection.atlas.build import look as make
 
     names = None if layers is None else [name.strip() for name in layers.split(",") if name.strip()]
     atlas = make(

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from svertka.cli.output import print_json, print_table
+from svertka.cli.printing import print_json, print_table
 
 if TYPE_CHECKING:
-    from svertka.graph.trace import Layer, Trace
+    from svertka.graph.summary import Layer, Trace
 
 
 def models(
@@ -18,10 +18,10 @@ def models(
 
     Example: svertka models vgg16
     """
-    from svertka.models import zoo
+    from svertka.models import registry
 
     if name is None:
-        facts = [zoo.describe(model) for model in zoo.MODELS.values()]
+        facts = [registry.describe(model) for model in registry.MODELS.values()]
         if as_json:
             print_json(facts)
             return
@@ -33,13 +33,13 @@ def models(
         print_table(rows, right="1245")
         print("top-1, top-5: the error that is reported, %; `svertka models NAME` lists all that is, and where")
         return
-    model = zoo.find_model(name)
-    trace = zoo.trace_model(model)
+    model = registry.find_model(name)
+    trace = registry.trace_model(model)
     if as_json:
-        print_json(zoo.describe(model) | {"layers": [layer.as_json() for layer in trace.layers]})
+        print_json(registry.describe(model) | {"layers": [layer.as_json() for layer in trace.layers]})
         return
     print(f"{name} on {'×'.join(map(str, model.input_shape))} pixels: {model.source}")
-    if reported := zoo.describe(model)["published"]:
+    if reported := registry.describe(model)["published"]:
         print("\nErrors that are reported, %")
         header = ("top-1", "top-5", "crops", "of", "source", "note")
         print_table([header, *((*_errors(one), one["source"], one["note"]) for one in reported)], right="01")

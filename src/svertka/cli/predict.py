@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from svertka.cli.input import MaxPixels, pixel_count
-from svertka.cli.output import json_text, print_line, print_table
-from svertka.quoting import csv_cell, csv_path, printable
+from svertka.cli.option_types import MaxPixels, pixel_count
+from svertka.cli.printing import json_text, print_line, print_table
+from svertka.escaping import csv_cell, csv_path, printable
 
 Batch = list[dict[str, Any]]
 Write = Callable[[Batch], None]

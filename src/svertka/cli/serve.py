@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.output import print_json, print_line
+from svertka.cli.printing import print_json, print_line
 
 
 def serve(
@@ -35,8 +35,8 @@ def serve(
     # While they wait for one another or for work, threads of the network sleep: by themselves they spin, for which the
     # decoders of the next pictures wait. Read once, as PyTorch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from svertka.deployment.serve import Place
-    from svertka.deployment.serve import serve as answer
+    from svertka.serving.serve import Place
+    from svertka.serving.serve import serve as answer
 
     def ready(place: Place) -> None:
         if as_json:

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from svertka.cli.input import Columns, Group, MaxPixels, gigabytes, pixel_count
-from svertka.cli.output import print_json, print_line
+from svertka.cli.option_types import Columns, Group, MaxPixels, gigabytes, pixel_count
+from svertka.cli.printing import print_json, print_line
 from svertka.errors import UsageError
-from svertka.quoting import command
+from svertka.escaping import command
 
 
 def train(
@@ -107,7 +107,7 @@ def train(
     given = locals()
     if source is None and resume is None:
         raise UsageError("name a SOURCE to train on, or --resume RUN to continue a run; see svertka train --help")
-    from svertka.training import job
+    from svertka.training import train as job
 
     if resume is not None:
         changed = [name for name, value in given.items() if name not in RESUMABLE and value != DEFAULTS[name]]
@@ -192,7 +192,7 @@ def train(
 
 def _repeat(source: str, repeats: int, options: dict[str, Any], *, as_json: bool) -> None:
     from svertka import distributed
-    from svertka.training.repeats import repeat
+    from svertka.training.repeated_splits import repeat
 
     made = repeat(source, repeats, **options)
     if not distributed.is_first():

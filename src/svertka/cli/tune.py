@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from svertka.cli.output import print_json, print_table
+from svertka.cli.printing import print_json, print_table
 from svertka.errors import UsageError
 
 if TYPE_CHECKING:
-    from svertka.geometry import ConvShape
+    from svertka.conv_geometry import ConvShape
 
 
 def tune(
@@ -33,9 +33,9 @@ def tune(
         raise UsageError("name a network, or give --shape and --weight of one convolution; see svertka tune --help")
     import torch
 
-    from svertka.conv import choose
+    from svertka.conv import autotune
+    from svertka.conv_geometry import ConvShape
     from svertka.device import set_threads
-    from svertka.geometry import ConvShape
 
     set_threads(threads)
     if shape is not None and weight is not None:
@@ -44,7 +44,7 @@ def tune(
     else:
         layers = _layers_of(str(name), batch, size)
     dtype = torch.bfloat16 if bfloat16 else torch.float32
-    found = [trial for layer in layers.items() for trial in choose.explained(*layer, dtype)]
+    found = [trial for layer in layers.items() for trial in autotune.explained(*layer, dtype)]
     if as_json:
         print_json(found)
         return
@@ -55,8 +55,8 @@ def tune(
 def _layers_of(name: str, batch: int, size: int | None) -> "dict[str, ConvShape]":
     import torch
 
-    from svertka.graph.convolutions import convolutions
-    from svertka.models.zoo import find_model
+    from svertka.graph.conv_shapes import convolutions
+    from svertka.models.registry import find_model
 
     model = find_model(name)
     side = size or model.size

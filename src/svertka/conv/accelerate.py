@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svertka.arguments import check_types
-from svertka.conv.functions import conv2d, conv_transpose2d
+from svertka.conv.api import conv2d, conv_transpose2d
 from svertka.errors import UsageError
+from svertka.type_checking import check_types
 
 Network = TypeVar("Network", bound=nn.Module)
 CONVOLVES, TRANSPOSES = "_conv_forward", "forward"

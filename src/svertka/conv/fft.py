@@ -29,7 +29,7 @@ its zeros is ours.
 
 import torch
 
-from svertka.geometry import ConvShape
+from svertka.conv_geometry import ConvShape
 
 IS_LOCAL = False  # the whole picture
 

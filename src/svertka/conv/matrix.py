@@ -17,7 +17,7 @@ Nothing here is fast; in float64 it is what the other algorithms are tested agai
 
 import torch
 
-from svertka.geometry import ConvShape
+from svertka.conv_geometry import ConvShape
 
 # Each entry is two indices, its weight's index and its value, 32 bytes: 1 GiB, and as much again while it is sorted.
 MOST_ENTRIES = 2**25

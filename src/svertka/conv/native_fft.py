@@ -21,7 +21,7 @@ from torch import Tensor
 
 from svertka.conv import native
 from svertka.conv.native import empty, floats
-from svertka.geometry import ConvShape
+from svertka.conv_geometry import ConvShape
 
 LEAST_TAPS = 25  # with fewer, a transform costs more than it saves
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from svertka.conv import native
 from svertka.conv.native import channels_last, empty, floats, numbers
-from svertka.geometry import ConvShape
+from svertka.conv_geometry import ConvShape
 
 IS_LOCAL = False  # whole tiles
 

@@ -2,7 +2,7 @@
 
 A convolution is linear in its input and in its weights, and so are its two gradients. Hence three operators,
 `convolution`, `input_gradient` and `weight_gradient`, each of which has the two others as its derivatives; derived as
-often as one likes, they never leave this file. They trust their caller, `svertka.conv.functions`.
+often as one likes, they never leave this file. They trust their caller, `svertka.conv.api`.
 
 Beside pictures of bfloat16 weights may be float32, as they are under autocast: to round them first would gain nothing.
 Their gradients are float32 then.
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from svertka.conv import choose, direct
-from svertka.geometry import ConvShape, output_size
+from svertka.conv import aten, autotune
+from svertka.conv_geometry import ConvShape, output_size
 
 _library: Any = torch.library  # which PyTorch leaves without types
 LIBRARY = _library.Library("svertka", "DEF")
@@ -81,7 +81,9 @@ def transpose(
     return result if bias is None else result + bias[:, None, None].to(x.dtype)
 
 
-def _is_direct(passes: tuple[choose.Pass, choose.Pass], shape: ConvShape, x: Tensor, weight: Tensor, name: str) -> bool:
+def _is_direct(
+    passes: tuple[autotune.Pass, autotune.Pass], shape: ConvShape, x: Tensor, weight: Tensor, name: str
+) -> bool:
     """Whether PyTorch's own is fastest for the first of `passes` and all derivatives, of which the second is that of x.
 
     Then it is called as if we were not there: its own derivatives take less time to get at than ours.
@@ -90,7 +92,7 @@ def _is_direct(passes: tuple[choose.Pass, choose.Pass], shape: ConvShape, x: Ten
     wanted = [own]
     if torch.is_grad_enabled():
         wanted += [of_x] * x.requires_grad + ["weight_gradient"] * weight.requires_grad
-    return bool(x.numel()) and all(choose.algorithm(name, one, shape, x) is direct for one in wanted)
+    return bool(x.numel()) and all(autotune.algorithm(name, one, shape, x) is aten for one in wanted)
 
 
 def _is_autocast(x: Tensor) -> bool:
@@ -132,7 +134,7 @@ def _convolution(
     shape = _shape(x.shape, weight.shape, *map(tuple, (stride, padding, dilation)), groups)
     if not x.numel():
         return x.new_zeros(shape.output)
-    result = choose.algorithm(name, "forward", shape, x).forward(x, weight, shape, bias)
+    result = autotune.algorithm(name, "forward", shape, x).forward(x, weight, shape, bias)
     return result.contiguous(memory_format=_layout(x, weight))
 
 
@@ -143,7 +145,7 @@ def _input_gradient(
     shape = _shape(inputs, weight.shape, *map(tuple, (stride, padding, dilation)), groups)
     if not gradient.numel():
         return gradient.new_zeros(inputs)
-    result = choose.algorithm(name, "input_gradient", shape, gradient).input_gradient(gradient, weight, shape)
+    result = autotune.algorithm(name, "input_gradient", shape, gradient).input_gradient(gradient, weight, shape)
     return result.contiguous(memory_format=_layout(gradient, weight))
 
 
@@ -152,10 +154,10 @@ def _weight_gradient(
 ) -> Tensor:
     weight = gradient.shape[1], x.shape[1] // groups, *kernel
     shape = _shape(x.shape, weight, *map(tuple, (stride, padding, dilation)), groups)
-    dtype = choose.learnt_in(x.dtype)
+    dtype = autotune.learnt_in(x.dtype)
     if not x.numel():
         return x.new_zeros(weight, dtype=dtype)
-    result = choose.algorithm(name, "weight_gradient", shape, x).weight_gradient(gradient, x, shape)
+    result = autotune.algorithm(name, "weight_gradient", shape, x).weight_gradient(gradient, x, shape)
     return result.to(dtype).contiguous(memory_format=_layout(x, gradient))
 
 
@@ -185,7 +187,7 @@ def _fake_input_gradient(gradient: Tensor, weight: Tensor, size: Pair, *settings
 
 def _fake_weight_gradient(gradient: Tensor, x: Tensor, kernel: Pair, *settings: Any) -> Tensor:
     groups = settings[3]
-    empty = x.new_empty(gradient.shape[1], x.shape[1] // groups, *kernel, dtype=choose.learnt_in(x.dtype))
+    empty = x.new_empty(gradient.shape[1], x.shape[1] // groups, *kernel, dtype=autotune.learnt_in(x.dtype))
     return empty.contiguous(memory_format=_layout(x, gradient))
 
 

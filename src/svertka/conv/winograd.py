@@ -60,7 +60,7 @@ from math import prod
 import torch
 import torch.nn.functional as F
 
-from svertka.geometry import ConvShape
+from svertka.conv_geometry import ConvShape
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 

@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from svertka.data import images
-from svertka.data.account import Account
-from svertka.data.images import DEFAULT, Decoded, Decoding, decode, picture_size
-from svertka.data.modes import Range
+from svertka.data import image_io
+from svertka.data.file_accounting import Account
+from svertka.data.image_io import DEFAULT, Decoded, Decoding, decode, picture_size
+from svertka.data.pixel_modes import Range
 
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
@@ -113,7 +113,7 @@ class FilePictures:
 
     def content(self, index: int) -> bytes:
         """The bytes of the file."""
-        return images.content(self.root / self.paths[index], self.decoding)
+        return image_io.content(self.root / self.paths[index], self.decoding)
 
 
 @dataclass(frozen=True, eq=False)

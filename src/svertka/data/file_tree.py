@@ -11,8 +11,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from svertka.data.account import HIDDEN, LEADS_BACK, LISTED_ALREADY, NOT_REGULAR, OWN, UNLISTED, UNREAD_FORMAT, LeftOut
-from svertka.data.images import DECODERS, SUFFIXES
+from svertka.data.file_accounting import (
+    HIDDEN,
+    LEADS_BACK,
+    LISTED_ALREADY,
+    NOT_REGULAR,
+    OWN,
+    UNLISTED,
+    UNREAD_FORMAT,
+    LeftOut,
+)
+from svertka.data.image_io import DECODERS, SUFFIXES
 from svertka.errors import DataError
 from svertka.files import read_json
 

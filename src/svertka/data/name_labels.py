@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from svertka.quoting import few
+from svertka.escaping import few
 
 WORDS = r"([^\W\d_]+(?:[ _-][^\W\d_]+)*)"
 FORMS = (

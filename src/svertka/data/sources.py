@@ -3,11 +3,11 @@
 import difflib
 from pathlib import Path
 
-from svertka.data.boxed_source import labelled_by_boxes
+from svertka.data.builtin import NAMES, open_published
 from svertka.data.dataset import Dataset
-from svertka.data.folder import open_folder
-from svertka.data.published import NAMES, open_published
-from svertka.data.tables import parse_columns
+from svertka.data.detection_dataset import labelled_by_boxes
+from svertka.data.image_folder import open_folder
+from svertka.data.label_tables import parse_columns
 from svertka.errors import UsageError
 from svertka.files import given_path
 

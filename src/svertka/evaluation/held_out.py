@@ -9,21 +9,21 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.classifier import Classifier
+from svertka.data.content_hash import digests, origin
 from svertka.data.dataset import ArrayPictures, Dataset, FilePictures, Ints, Pictures
-from svertka.data.digests import digests, origin
-from svertka.data.division import divided_by_content
-from svertka.data.images import intensities, misnamed_sentence
-from svertka.data.manifest import Manifest
+from svertka.data.deduplicated_split import divided_by_content
+from svertka.data.image_cache import Rows, misnamed_among, prepare
+from svertka.data.image_io import intensities, misnamed_sentence
 from svertka.data.near_duplicates import resembling
-from svertka.data.pictures import Rows, misnamed_among, prepare
-from svertka.data.preprocess import Picture, Preprocess
+from svertka.data.pixel_statistics import other_intensities
+from svertka.data.preprocessing import Picture, Preprocess
 from svertka.data.sources import same_place
 from svertka.data.split import fingerprint
-from svertka.data.statistics import other_intensities
+from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError, RunError, UsageError
-from svertka.evaluation.scope import Scope, counted
+from svertka.escaping import command
+from svertka.evaluation.evaluated_images import Scope, counted
 from svertka.progress import say
-from svertka.quoting import command
 from svertka.run import Run
 
 Flags = npt.NDArray[np.bool_]

@@ -13,11 +13,11 @@ from torch.nn.functional import cross_entropy
 
 from svertka import distributed
 from svertka.errors import UsageError
+from svertka.escaping import few
 from svertka.evaluation.calibration import Calibration, ConfidenceTally
-from svertka.evaluation.chance import expected_by_chance, is_chance
-from svertka.evaluation.intervals import Interval, wilson
-from svertka.evaluation.scope import Scope, counted
-from svertka.quoting import few
+from svertka.evaluation.chance_level import expected_by_chance, is_chance
+from svertka.evaluation.confidence_intervals import Interval, wilson
+from svertka.evaluation.evaluated_images import Scope, counted
 
 WORST = 24  # most confident mistakes of all that are kept, and as many of the most doubtful
 PER_PAIR = 8  # most confident mistakes that are kept of each (true, predicted) pair

@@ -7,7 +7,7 @@ from functools import cached_property
 from torch import Tensor, fx, nn
 
 from svertka.errors import UsageError
-from svertka.graph.symbolic import SHAPE, symbolic
+from svertka.graph.fx_trace import SHAPE, symbolic
 
 NEAR = 12  # stages that a message names
 

@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from svertka.inspection.activations import outputs as outputs
     from svertka.inspection.deconvnet import as_pictures as as_pictures
     from svertka.inspection.deconvnet import project as project
-    from svertka.inspection.filters import first_layer as first_layer
-    from svertka.inspection.patches import top_patches as top_patches
+    from svertka.inspection.first_layer_filters import first_layer as first_layer
     from svertka.inspection.saliency import grad_cam as grad_cam
     from svertka.inspection.saliency import guided_backpropagation as guided_backpropagation
     from svertka.inspection.saliency import occlusion as occlusion
+    from svertka.inspection.unit_patches import top_patches as top_patches
 
 _HOMES = {
     "layers": "svertka.inspection.activations",
     "outputs": "svertka.inspection.activations",
     "project": "svertka.inspection.deconvnet",
     "as_pictures": "svertka.inspection.deconvnet",
-    "first_layer": "svertka.inspection.filters",
-    "top_patches": "svertka.inspection.patches",
+    "first_layer": "svertka.inspection.first_layer_filters",
+    "top_patches": "svertka.inspection.unit_patches",
     "guided_backpropagation": "svertka.inspection.saliency",
     "grad_cam": "svertka.inspection.saliency",
     "occlusion": "svertka.inspection.saliency",

@@ -15,11 +15,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from svertka.arguments import check_types
 from svertka.errors import UsageError
-from svertka.graph.recorder import function_name
-from svertka.graph.trace import Layer, trace
-from svertka.inspection.forward import eager, network_input, plain_module, run
+from svertka.graph.op_recorder import function_name
+from svertka.graph.summary import Layer, trace
+from svertka.inspection.forward_pass import eager, network_input, plain_module, run
+from svertka.type_checking import check_types
 
 See = Callable[[Tensor], None]
 Call = tuple[str, int]

@@ -28,16 +28,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from svertka.arguments import check_types
 from svertka.data.dataset import Ints
 from svertka.errors import UsageError
 from svertka.files import shortened
-from svertka.graph.trace import Layer, without_values
-from svertka.inspection import forward
+from svertka.graph.summary import Layer, without_values
+from svertka.inspection import forward_pass
 from svertka.inspection.activations import layers, maps, rectified, watching
-from svertka.inspection.backward import Rule, back
-from svertka.inspection.forward import Enough, differentiable_input, network_input, plain_module
-from svertka.inspection.windows import Jobs, maps_in, windows
+from svertka.inspection.backward_rules import Rule, back
+from svertka.inspection.forward_pass import Enough, differentiable_input, network_input, plain_module
+from svertka.inspection.receptive_crops import Jobs, maps_in, windows
+from svertka.type_checking import check_types
 
 Numbers = int | Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer] | Tensor
 Run = Callable[[Tensor], Tensor]
@@ -114,7 +114,9 @@ class Deconvnet:
 
         def run(images: Tensor) -> Tensor:
             with suppress(_Reached):
-                forward.run(self._network, images.clone(memory_format=torch.channels_last))  # a layer may write into it
+                forward_pass.run(
+                    self._network, images.clone(memory_format=torch.channels_last)
+                )  # a layer may write into it
             return found.pop()
 
         with watching(self._network, self._known, {layer.name: see}):
@@ -241,7 +243,7 @@ def _projected(network: nn.Module, run: Run, images: Tensor, jobs: Jobs, turns: 
         inputs = torch.stack([jobs.window(images, number) for number in turns[0]]).requires_grad_()
         return run(inputs), inputs
 
-    outputs, inputs = forward.with_gradients(network, recorded)
+    outputs, inputs = forward_pass.with_gradients(network, recorded)
     found = {}
     for turn, numbers in enumerate(turns):
         slots = np.flatnonzero(numbers >= 0)

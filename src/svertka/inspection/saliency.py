@@ -5,19 +5,19 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from svertka.arguments import check_types
 from svertka.errors import UsageError
-from svertka.graph.trace import Layer
+from svertka.graph.summary import Layer
 from svertka.inspection.activations import convolutions, layers, watching
-from svertka.inspection.backward import Rule, back
-from svertka.inspection.forward import (
+from svertka.inspection.backward_rules import Rule, back
+from svertka.inspection.class_scores import Classes, class_indices, class_scores
+from svertka.inspection.forward_pass import (
     differentiable_input,
     floating_dtype,
     network_input,
     plain_module,
     with_gradients,
 )
-from svertka.inspection.scores import Classes, class_indices, class_scores
+from svertka.type_checking import check_types
 
 BATCH = 16  # pictures that run together
 

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from svertka.data.boxes import Box
-from svertka.localization.dense import POWER, ScoreMap
-from svertka.localization.windows import Floats
+from svertka.data.bounding_boxes import Box
+from svertka.localization.patch_grid import Floats
+from svertka.localization.score_maps import POWER, ScoreMap
 
 CELLS = 96  # of a heat map, along the shorter side of its picture
 EDGE = 0.5  # of the highest heat: where a region ends

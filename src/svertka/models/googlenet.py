@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from svertka.geometry import SMALL
+from svertka.conv_geometry import SMALL
 from svertka.layers import Conv2d, Linear, LocalResponseNorm
-from svertka.models.initial import init_weights
+from svertka.models.initialization import init_weights
 
 
 class ConvReLU(nn.Sequential):

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from svertka.errors import UsageError
+from svertka.models.registry import Model
 from svertka.models.weights import head_tensors
-from svertka.models.zoo import Model
 
 HeadKind = Literal["linear", "pooled", "cosine", "adaptation"]
 ADAPTATION_UNITS = 2048  # of layer FCa

@@ -9,8 +9,8 @@ from torch import nn
 
 from svertka.layers import Conv2d, Linear
 from svertka.models.googlenet import ConvBNReLU
-from svertka.models.inception import INIT_SCHEME
-from svertka.models.initial import init_weights
+from svertka.models.inception_v3 import INIT_SCHEME
+from svertka.models.initialization import init_weights
 
 # Name of a stage in timm's published weights → name here. Names inside a stage are the same.
 TIMM_NAMES = {

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from svertka.geometry import SMALL
+from svertka.conv_geometry import SMALL
 from svertka.layers import Conv2d, Linear
-from svertka.models.initial import init_weights
+from svertka.models.initialization import init_weights
 
 
 class ZeroPadShortcut(nn.Module):

@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import nn
 
+from svertka.conv_geometry import SMALL
 from svertka.errors import UsageError
-from svertka.geometry import SMALL
 from svertka.layers import Conv2d, Linear, LocalResponseNorm
-from svertka.models.initial import init_weights
+from svertka.models.initialization import init_weights
 
 # Table 1: channels of each of the five blocks, and the kernels of its convolutions.
 CHANNELS = (64, 128, 256, 512, 512)

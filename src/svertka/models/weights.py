@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from svertka.data import imagenet
-from svertka.data.preprocess import Preprocess
+from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
+from svertka.escaping import few
 from svertka.files import given_path
-from svertka.models import state_dict
-from svertka.models.published import CIFAR10, CIFAR_RESNETS, MEAN, PRETRAINED, STATE_DICT_FORMATS, STD
-from svertka.models.zoo import Model
+from svertka.models import checkpoint_files
+from svertka.models.pretrained import CIFAR10, CIFAR_RESNETS, MEAN, PRETRAINED, STATE_DICT_FORMATS, STD
+from svertka.models.registry import Model
 from svertka.progress import say
-from svertka.quoting import few
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class Weights:
             UsageError: names or shapes differ.
         """
         own = network.state_dict()
-        difference = state_dict.describe_mismatch(own, self._given(network), head_tensors(self.model))
+        difference = checkpoint_files.describe_mismatch(own, self._given(network), head_tensors(self.model))
         if difference:
             raise UsageError(
                 f"weights={self.title} does not fit {self.model.name} ({difference}); use weights of "
@@ -173,7 +173,7 @@ def load_pretrained(model: Model, text: str) -> Weights:
         path, title, note = given_path(text), text, ""
         if not path.is_file():
             raise UsageError(_unknown(model, text))
-    tensors = state_dict.read_state_dict(path)
+    tensors = checkpoint_files.read_state_dict(path)
     other_format = STATE_DICT_FORMATS.get(model.name)
     preprocess = known.preprocess if known else _default_preprocess(model, title)
     if other_format and other_format.marker in tensors:

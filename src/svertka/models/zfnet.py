@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from svertka.layers import Conv2d, Linear, LocalResponseNorm
-from svertka.models.initial import init_weights
+from svertka.models.initialization import init_weights
 
 
 class ZFNet(nn.Module):

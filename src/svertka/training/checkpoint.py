@@ -11,12 +11,12 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from svertka import distributed
-from svertka.conv import choose
+from svertka.conv import autotune
 from svertka.errors import RunError
 from svertka.files import shortened
-from svertka.tensors import read_tensors, write_tensors
-from svertka.training.loop import State
+from svertka.tensor_files import read_tensors, write_tensors
 from svertka.training.recipe import first_fault
+from svertka.training.training_loop import State
 
 # What a stranger's file may hold is checked before anything is computed with it.
 _STATE = TypeAdapter(State)
@@ -48,7 +48,7 @@ def save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     path.parent.mkdir(exist_ok=True)
-    header = {"state": asdict(state), "optimizer": numbers, "convolutions": choose.choices()}
+    header = {"state": asdict(state), "optimizer": numbers, "convolutions": autotune.choices()}
     write_tensors(path, tensors, header | extra)
 
 
@@ -84,7 +84,7 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tu
 
 
 def _refuse_impossible(state: State, choices: Mapping[str, str]) -> None:
-    if unknown := set(choices.values()) - choose.ALGORITHMS.keys():
+    if unknown := set(choices.values()) - autotune.ALGORITHMS.keys():
         raise ValueError(f"convolutions by {unknown.pop()!r}")
     if len(state.sums) != 3 or len(state.recent) != 3 or state.step > MOST_STEPS:
         raise ValueError(f"step {state.step}, sums of {len(state.sums)} and {len(state.recent)} values")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from svertka.quoting import few
+from svertka.escaping import few
 from svertka.training.recipe import Recipe
 
 STALE_EPOCHS = 6  # without a better val error before it is called a plateau, and a fifth of all epochs

@@ -4,13 +4,13 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from svertka.data.augment import Augmentation
+from svertka.data.augmentation import Augmentation
 from svertka.errors import UsageError
 from svertka.files import shortened
 from svertka.models.heads import HeadKind
-from svertka.models.initial import InitScheme
-from svertka.training.schedule import Cosine, Schedule
-from svertka.transfer.fitted import WAYS
+from svertka.models.initialization import InitScheme
+from svertka.training.lr_schedule import Cosine, Schedule
+from svertka.transfer.closed_form_heads import WAYS
 from svertka.transfer.freeze import ALL, HEAD
 
 HeadWay = Literal["linear", "cosine", "adaptation", "logistic", "nearest-mean"]

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from svertka.compiler.optimize import fastest
 from svertka.errors import UsageError
 from svertka.graph.cut import Cuts, Stage
-from svertka.graph.optimize import fastest
 
 HEAD, LAST, ALL = "head", "last", "all"
 

@@ -1,0 +1,1 @@
+"""Compile a network into a faster one for inference on the CPU."""

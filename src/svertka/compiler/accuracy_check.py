@@ -1,0 +1,124 @@
+"""Whether an optimized network gives what the original gives, and in bfloat16 near enough to it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svertka.compiler.network_copy import dtype_hint
+from svertka.compiler.output_structure import tensors_in
+from svertka.errors import UsageError
+
+# Of the largest value; networks of the zoo stay below 1e-5 in float32. A network that is further off by much is one in
+# which rounding grows. A channel is held against its own largest value where that is more than so much of the whole.
+TOLERANCE, LEAST = 1e-3, 0.02
+# In bfloat16: the root mean square of the error over that of the values, and the share of images whose class of the
+# largest score is another one.
+BF16_TOLERANCE, BF16_OTHER_CLASSES = 0.1, 0.01
+
+
+def measured(
+    optimized: Callable[[Tensor], Any], original: nn.Module, example: Tensor, sizes: set[int], *, bf16: bool
+) -> float:
+    """The largest error on `example` and on `sizes`, batches of other sizes made of it, over the largest value.
+
+    `original`: in inference, not used by others.
+
+    Raises:
+        UsageError: it is too large, or the original cannot run.
+    """
+    name, worst = type(original).__name__, 0.0
+    for pictures in (len(example), *sorted(sizes - {len(example)})):
+        x = example.clone() if pictures == len(example) else varied(example, pictures)
+        try:
+            expected = list(tensors_in(original(x.clone())))
+        except Exception as reason:
+            raise UsageError(_cannot_run(original, pictures, reason)) from reason
+        ours = list(tensors_in(optimized(x)))
+        _need_same_kinds(name, ours, expected)
+        for a, b in zip(ours, expected, strict=True):
+            error = max_error(a, b)
+            if bf16:
+                _need_near(name, a, b, scores=pictures == len(example) and len(expected) == 1)
+            elif not (of_channel := channel_error(a, b)) <= TOLERANCE:
+                raise UsageError(
+                    f"optimized, {name} gives something else on the example: the largest difference is "
+                    f"{of_channel:.1e} of the largest value of its channel for {pictures} pictures, more than "
+                    f"{TOLERANCE:.0e}; run the network as it is"
+                )
+            worst = max(worst, error)
+    return worst
+
+
+def varied(example: Tensor, pictures: int) -> Tensor:
+    """So many images like those of `example`, no two alike."""
+    chosen = example[torch.arange(pictures, device="cpu") % len(example)].clone()
+    generator = torch.Generator().manual_seed(pictures)
+    spread = float(chosen.std()) if chosen.numel() > 1 else 0.0
+    noise = torch.randn(chosen.shape, generator=generator, dtype=torch.float32, device="cpu")
+    return chosen + noise * (0.5 * spread or 1.0)
+
+
+def max_error(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference over the largest value; where values are not finite, 0 if they are the same, else inf."""
+    return _error(ours, theirs, lambda values: values.amax())
+
+
+def channel_error(ours: Tensor, theirs: Tensor) -> float:
+    """The same, with each channel, dimension 1, held against its own largest value, or 2 % of that of all."""
+
+    def scale(values: Tensor) -> Tensor:
+        if values.dim() < 2:
+            return values.amax()
+        others = [dim for dim in range(values.dim()) if dim != 1]
+        return torch.maximum(values.amax(others, keepdim=True), LEAST * values.amax())
+
+    return _error(ours, theirs, scale)
+
+
+def _error(ours: Tensor, theirs: Tensor, scale: Callable[[Tensor], Tensor]) -> float:
+    if not theirs.numel():
+        return 0.0
+    if theirs.is_complex():
+        ours, theirs = torch.view_as_real(ours), torch.view_as_real(theirs)
+    a, b = ours.detach().double(), theirs.detach().double()
+    finite = b.isfinite()
+    same = (a == b) | (a.isnan() & b.isnan())
+    if not bool((same | finite).all()):
+        return torch.inf
+    difference, values = (a - b).abs().where(~same, 0), b.abs().where(finite, 0)
+    return float((difference / scale(values).clamp(min=1e-30)).amax().nan_to_num(nan=torch.inf))
+
+
+def _need_same_kinds(name: str, ours: list[Tensor], theirs: list[Tensor]) -> None:
+    kinds = [[(tuple(one.shape), one.dtype) for one in tensors] for tensors in (ours, theirs)]
+    if kinds[0] != kinds[1]:
+        raise UsageError(f"optimized, {name} gives tensors of other shapes or types; run the network as it is")
+
+
+def _need_near(name: str, ours: Tensor, theirs: Tensor, *, scores: bool) -> None:
+    """Raise UsageError unless what bfloat16 gives is near: all of it, and of class `scores` the class that is first."""
+    if not theirs.is_floating_point() or not theirs.numel():
+        if not torch.equal(ours, theirs):
+            raise UsageError(f"in bfloat16 {name} gives other whole numbers; use precision='fp32'")
+        return
+    a, b = ours.double(), theirs.double()
+    error = float((a - b).square().mean().sqrt() / b.square().mean().sqrt().clamp(min=1e-30))
+    if not error <= BF16_TOLERANCE:
+        raise UsageError(
+            f"in bfloat16 {name} is too far off: the error is {error:.1%} of the values (root mean square), more than "
+            f"{BF16_TOLERANCE:.0%}; use precision='fp32'"
+        )
+    if scores and theirs.dim() == 2 and theirs.shape[1] > 1:
+        others = float((a.argmax(1) != b.argmax(1)).double().mean())
+        if others > BF16_OTHER_CLASSES:
+            raise UsageError(
+                f"in bfloat16 {name} gives another class for {others:.1%} of the example's images, more than "
+                f"{BF16_OTHER_CLASSES:.0%}; use precision='fp32', or an example of more images"
+            )
+
+
+def _cannot_run(network: nn.Module, pictures: int, error: Exception) -> str:
+    reason = str(error).strip().split("\n")[0]
+    return f"{type(network).__name__} cannot run on {pictures} float32 pictures itself: {reason}{dtype_hint(network)}"

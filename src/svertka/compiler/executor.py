@@ -1,0 +1,325 @@
+"""An optimized network for so many pictures: every step with its kernel and its memory, ready to run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from svertka.compiler.aliasing import last_uses
+from svertka.compiler.fusion import Fused
+from svertka.compiler.ir import Constant, Operation, Size, Value
+from svertka.compiler.memory_planner import Maps, inner_parts, slots
+from svertka.compiler.output_structure import own
+from svertka.compiler.packing import Packed
+from svertka.compiler.shape_check import need_fit
+from svertka.compiler.steps import UNBOUNDED, Chain, Concatenation, Convolution, Pool, Sum, inputs_of, results_of
+from svertka.compiler.tiling import Bands, Part, chained
+from svertka.conv import native
+
+ARENA, INPUT, OUTPUT = range(3)  # the memories of a run,
+OWN, BEFORE, AFTER, RESIDUALS = range(4)  # and of a part of a chain; further residuals follow
+
+
+class Where(NamedTuple):
+    """A map's `memory`, how many numbers from its beginning, and from one pixel to the next."""
+
+    memory: int
+    offset: int
+    step: int
+
+    def after(self, pixels: int) -> "Where":
+        """The same from some pixel on."""
+        return Where(self.memory, self.offset + pixels * self.step, self.step)
+
+    def place(self, more: int = 0) -> "native.kernels.Place":
+        """So many numbers further, as kernels take it."""
+        return native.kernels.Place(self.memory, self.offset + more)
+
+
+NOWHERE = Where(-1, 0, 0)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An operation, and the values that nobody reads after it."""
+
+    operation: Operation
+    over: list[int]
+
+
+class Plan:
+    """The steps of `fused` for `pictures` pictures; `weights`: those of its convolutions, by name."""
+
+    def __init__(self, fused: Fused, weights: Mapping[str, Packed], pictures: int) -> None:
+        self.fused, self.weights, self.pictures = fused, weights, pictures
+        self.shapes = {
+            value: tuple(side.of(pictures) if isinstance(side, Size) else side for side in shape)
+            for value, shape in fused.shapes.items()
+        }
+        self._need_fit()
+        ours = [step for step in fused.steps if not isinstance(step, Operation)]
+        made = {step.result for step in ours}
+        self.output = self._written(made)
+        read = {value for step in ours for value in step.inputs}
+        self.maps = {value: self._map(value) for value in made | read}
+        self.inner = inner_parts(fused.steps, made - {self.output})
+        returned = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
+        steps = chained(fused.steps, self.maps, weights, returned)
+        elsewhere = {0, self.output, *(step.x for one in steps if isinstance(one, Chain) for step in one.steps[1:])}
+        self.slots, self.size = slots(steps, self.maps, self.inner, returned, elsewhere)
+        self.program = native.kernels.Program()
+        # Steps of the program, first to last; between them operations, each with the values that nobody reads after it.
+        self.parts: list[tuple[int, int] | Ended] = []
+        last, begin = last_uses(steps, returned), 0
+        for number, step in enumerate([*steps, None]):
+            if isinstance(step, Chain | Convolution | Pool | Sum | Concatenation):
+                self._add(step)
+                continue
+            if len(self.program) > begin:
+                self.parts.append((begin, len(self.program)))
+                begin = len(self.program)
+            if step is not None:
+                values = [*inputs_of(step), *results_of(step)]
+                self.parts.append(Ended(step, [value for value in values if last[value] <= number]))
+        self._arenas: list[Tensor] = []  # not in use; a call takes one, so that threads do not meet in it
+
+    def _need_fit(self) -> None:
+        weights = {name: packed.shape for name, packed in self.weights.items()}
+        biases = {name: tuple(tensor.shape) for name, tensor in self.fused.tensors.items()}
+        for step in self.fused.steps:
+            need_fit(step, self.shapes, weights, biases)
+
+    def run(self, x: Tensor) -> Any:
+        """What the network returns for `x`, (N, C, H, W) float32, channels-last.
+
+        Raises:
+            ValueError: an operation gives something else than what was recorded.
+        """
+        arena = self._arena()
+        output = None if self.output is None else _floats(self.shapes[self.output])
+        memories = [arena, x, output]
+        values: dict[int, Tensor] = {0: x}
+        threads = torch.get_num_threads()
+
+        def seen(leaf: Any) -> Any:
+            if isinstance(leaf, Constant):
+                return self.fused.tensors[leaf.name]
+            if isinstance(leaf, Size):
+                return leaf.of(self.pictures)
+            if not isinstance(leaf, Value):
+                return leaf
+            return values[leaf.number] if leaf.number in values else self._view(leaf.number, arena)
+
+        for part in self.parts:
+            if isinstance(part, tuple):
+                self.program.run(memories, *part, threads)
+                continue
+            operation = part.operation
+            for number, result in zip(operation.results, operation.run(seen), strict=True):
+                if number is not None:
+                    self._need_recorded(operation, number, result)
+                    values[number] = result
+                    if number in self.slots:
+                        self._view(number, arena).copy_(result)
+            for number in part.over:
+                values.pop(number, None)
+        returned = self.fused.output.filled(lambda leaf: own(seen(leaf)) if output is None else output)
+        self._arenas.append(arena)
+        return returned
+
+    def _arena(self) -> Tensor:
+        try:
+            return self._arenas.pop()
+        except IndexError:
+            return _floats((self.size,))
+
+    def _need_recorded(self, operation: Operation, number: int, result: Tensor) -> None:
+        """Raise ValueError unless `result` is of the size that the steps after it were made for."""
+        if tuple(result.shape) == self.shapes[number] and result.dtype == self.fused.dtypes[number]:
+            return
+        found, wanted = (
+            f"{'×'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
+            for shape, dtype in (
+                (result.shape, result.dtype),
+                (self.shapes[number], self.fused.dtypes[number]),
+            )
+        )
+        raise ValueError(f"{operation.place} ({operation.name}) gives {found}, and gave {wanted} when it was optimized")
+
+    def _written(self, made: set[int]) -> int | None:
+        """The value that is written right where it is returned."""
+        output, *more = [*self.fused.output.leaves, None]
+        if more != [None] or not isinstance(output, Value):
+            return None
+        if output.number not in made or len(self.shapes[output.number]) != 2:
+            return None
+        return None if any(output.number in inputs_of(step) for step in self.fused.steps) else output.number
+
+    def _map(self, value: int) -> Maps:
+        batch, *sides = self.shapes[value]
+        channels, height, width = (*sides, 1, 1)[:3]
+        return Maps(batch, channels, height, width)
+
+    def _view(self, value: int, arena: Tensor) -> Tensor:
+        slot, maps, shape = self.slots[value], self.maps[value], self.shapes[value]
+        strides = (maps.height * maps.width * slot.step, 1, maps.width * slot.step, slot.step)
+        return arena.as_strided(shape, strides[: len(shape)], slot.offset)
+
+    def _where(self, value: int | None) -> Where:
+        if value is None:
+            return NOWHERE
+        if value in self.slots:
+            return Where(ARENA, self.slots[value].offset, self.slots[value].step)
+        return Where(OUTPUT if value == self.output else INPUT, 0, self.maps[value].channels)
+
+    def _ending(self, step: Convolution | Sum | None, residual: Where, more: int = 0) -> "native.kernels.Ending":
+        """What comes after the sum of each result, of the channels from `more` on."""
+        bias = self.fused.tensors[step.bias][more:] if isinstance(step, Convolution) and step.bias else None
+        low, high = UNBOUNDED if step is None else step.bounds
+        return native.kernels.Ending(bias, residual.place(more), residual.step, low, high)
+
+    def _add(self, step: Chain | Convolution | Pool | Sum | Concatenation) -> None:
+        if isinstance(step, Chain):
+            self._add_chain(step)
+        elif isinstance(step, Convolution):
+            x, residual, result = (self._where(value) for value in (step.x, step.residual, step.result))
+            if self.weights[step.weight].kernel == "winograd":
+                self._add_winograd(step, x, residual, result)
+            else:
+                before, after = self.maps[step.x], self.maps[step.result]
+                self._add_direct(self.program, step, before, after, x, residual, result)
+        elif isinstance(step, Pool):
+            x, result = self._where(step.x), self._where(step.result)
+            window = _window(step, step.kernel, self.maps[step.x], self.maps[step.result], (x.step, result.step))
+            self.program.add_pool(window, native.kernels.Pooling[step.kind], x.place(), result.place())
+        elif isinstance(step, Sum):
+            self._add_sum(step.x, self._ending(step, self._where(step.y)), step.result)
+        else:
+            channel = 0
+            for number, part in enumerate(step.inputs):
+                if self.inner.get(part) != (step.result, number):
+                    self._add_sum(part, self._ending(None, NOWHERE), step.result, channel)
+                channel += self.maps[part].channels
+
+    def _add_sum(self, x: int, ending: "native.kernels.Ending", result: int, more: int = 0) -> None:
+        maps, source, target = self.maps[x], self._where(x), self._where(result)
+        self.program.add_sum(
+            maps.pixels, maps.channels, source.place(), source.step, ending, target.place(more), target.step
+        )
+
+    def _add_direct(
+        self,
+        program: "native.kernels.Program",
+        step: Convolution,
+        before: Maps,
+        after: Maps,
+        x: Where,
+        residual: Where,
+        result: Where,
+    ) -> None:
+        """A convolution as it is defined, from `before` at `x` to `after` at `result`."""
+        packed = self.weights[step.weight]
+        if packed.kernel in ("depthwise", "grouped"):
+            window, ending = (
+                _window(step, packed.shape[2:], before, after, (x.step, result.step)),
+                self._ending(step, residual),
+            )
+            program.add_grouped(window, step.groups, x.place(), packed.numbers, ending, result.place())
+            return
+        window = _window(step, packed.shape[2:], before, after, (x.step, result.step), step.groups)
+        reads, writes = packed.shape[1], packed.shape[0] // step.groups
+        for group, numbers in enumerate(packed.numbers):
+            ending = self._ending(step, residual, group * writes)
+            places = x.place(group * reads), result.place(group * writes)
+            program.add_direct(window, places[0], numbers, packed.precision, ending, places[1])
+
+    def _add_winograd(self, step: Convolution, x: Where, residual: Where, result: Where) -> None:
+        """One kernel, or four, each of which reads three pixels further and adds to what the one before has left."""
+        packed, before, after = self.weights[step.weight], self.maps[step.x], self.maps[step.result]
+        sizes = before.height, before.width, after.height, after.width
+        last = len(packed.numbers) - 1
+        for number, numbers in enumerate(packed.numbers):
+            pads = step.padding[0] - 3 * (number // 2), step.padding[1] - 3 * (number % 2)
+            shape = native.kernels.Convolution(before.batch, before.channels, after.channels, *sizes, *pads)
+            shape.in_step, shape.out_step = x.step, result.step
+            bias, bounds = step.bias if number == 0 else None, step.bounds if number == last else UNBOUNDED
+            ending = self._ending(replace(step, bias=bias, bounds=bounds), residual if number == 0 else result)
+            self.program.add_winograd(shape, x.place(), numbers, packed.precision, ending, result.place())
+
+    def _add_chain(self, chain: Chain) -> None:
+        steps = chain.steps
+        maps = [*(self.maps[step.x] for step in steps), self.maps[chain.result]]
+        pictures, height = maps[-1].batch, maps[-1].height
+        segments = min(-(-torch.get_num_threads() // pictures), height)
+        bands = Bands(chain, maps, [self.weights[step.weight].shape[2] for step in steps], segments)
+        programs = []
+        for segment in bands.segments:
+            program = native.kernels.Program()
+            for part in segment:
+                self._add_part(program, bands, part)
+            programs.append(program)
+        whole = [steps[0].x, chain.result, *_residuals(chain)]
+        places = [(self._where(value), self.maps[value]) for value in whole]
+        moving = [(where.place(), maps.height * maps.width * where.step) for where, maps in places]
+        self.program.add_parts(pictures, programs, bands.room, moving)
+
+    def _add_part(self, program: "native.kernels.Program", bands: Bands, part: Part) -> None:
+        """A part of a chain, in the memories that a thread has for it."""
+        chain, number = bands.chain, part.number
+        step, last = chain.steps[number], len(chain.steps) - 1
+        before, after = bands.maps[number : number + 2]
+        x, residual = Where(OWN, bands.starts[number], before.channels), NOWHERE
+        if number == 0:
+            x = self._of_picture(BEFORE, step.x).after(part.reads.start * before.width)
+        if number == last:
+            result = self._of_picture(AFTER, step.result).after(part.makes.start * after.width)
+        else:
+            own = Where(OWN, bands.starts[number + 1], after.channels)
+            result = own.after((part.makes.start - part.first) * after.width)
+            if part.below:
+                pixels, further = part.kept * after.width, own.after(part.below * after.width)
+                ending = self._ending(None, NOWHERE)
+                program.add_sum(pixels, after.channels, further.place(), own.step, ending, own.place(), own.step)
+        if not part.makes:
+            return
+        if step.residual is not None:
+            memory = RESIDUALS + _residuals(chain).index(step.residual)
+            residual = self._of_picture(memory, step.residual).after(part.makes.start * after.width)
+        top = step.padding[0] + part.reads.start - part.makes.start * step.stride[0]
+        step = replace(step, padding=(top, step.padding[1]))
+        before = replace(before, batch=1, height=len(part.reads))
+        after = replace(after, batch=1, height=len(part.makes))
+        self._add_direct(program, step, before, after, x, residual, result)
+
+    def _of_picture(self, memory: int, value: int) -> Where:
+        """A value in a memory that begins where it does, for the picture that is at hand."""
+        return Where(memory, 0, self._where(value).step)
+
+
+def _floats(shape: tuple[int, ...]) -> Tensor:
+    """Room for so many numbers, whatever the defaults of PyTorch are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def _residuals(chain: Chain) -> list[int]:
+    return [step.residual for step in chain.steps if step.residual is not None]
+
+
+def _window(
+    step: Convolution | Pool,
+    kernel: tuple[int, ...],
+    before: Maps,
+    after: Maps,
+    steps: tuple[int, int],
+    groups: int = 1,
+) -> "native.kernels.Window":
+    y, x = (
+        native.kernels.Sliding(size, out_size, taps, stride, pad, dilation)
+        for size, out_size, taps, stride, pad, dilation in zip(
+            (before.height, before.width), (after.height, after.width), kernel, step.stride, step.padding,
+            step.dilation, strict=True,
+        )
+    )  # fmt: skip
+    return native.kernels.Window(before.batch, before.channels // groups, after.channels // groups, y, x, *steps)

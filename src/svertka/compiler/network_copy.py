@@ -1,0 +1,137 @@
+"""Copies of a network to run in its place, so that nothing in it is touched; and which networks cannot be copied."""
+
+import copy
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svertka.conv.accelerate import restore
+from svertka.errors import UsageError
+from svertka.graph.summary import tensors_of
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """`network` without the wrapper of torch.compile.
+
+    Raises:
+        UsageError: it is no module, or one that cannot run here, with what to do.
+    """
+    if not isinstance(network, nn.Module):
+        hint = "; use its .module()" if callable(getattr(network, "module", None)) else ""
+        raise UsageError(f"{type(network).__name__} is not a torch.nn.Module{hint}")
+    network = getattr(network, "_orig_mod", network)
+    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise UsageError(f"{type(network).__name__} spreads a network over devices; optimize its .module")
+    for name, tensor in tensors_of(network):
+        _need_plain(name, tensor)
+    return network
+
+
+def _need_plain(name: str, tensor: Tensor) -> None:
+    """Raise UsageError unless the tensor of a network can be read here."""
+    if nn.parameter.is_lazy(tensor):
+        raise UsageError(f"{name} is not initialised yet; run the network once on an example, then optimize it")
+    if tensor.device.type == "meta":
+        raise UsageError(f"{name} is on the meta device and has no values; load the weights first")
+    if tensor.device.type != "cpu":
+        raise UsageError(f"{name} is on {tensor.device}; optimize a copy on the CPU: network.cpu()")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        kind = "quantized" if tensor.is_quantized else "sparse or nested"
+        raise UsageError(f"{name} is a {kind} tensor, which optimized networks do not know; run the network as it is")
+
+
+def dtype_hint(network: nn.Module) -> str:
+    """What to do about parameters that are not float32, to be added to a message; nothing if all are."""
+    others = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()} - {torch.float32}
+    if not others:
+        return ""
+    named = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
+    return f"; its parameters are {named}: call .float() on it"
+
+
+def empty_twin(network: nn.Module, *, hooks: bool = True) -> tuple[nn.Module, list[tuple[str, Tensor]]]:
+    """A copy in inference whose tensors have no values, to be followed, and these, by their names in `network`.
+
+    Without its forward hooks, if not `hooks`.
+
+    Raises:
+        UsageError: something in the network cannot be copied.
+    """
+    copies = {id(tensor): _without_values(tensor) for _, tensor in tensors_of(network)}
+    named = [(name, copies[id(tensor)]) for name, tensor in tensors_of(network)]
+    twin = _twin(network, copies)
+    if not hooks:
+        for module in twin.modules():
+            module._forward_hooks.clear()
+    return twin, named
+
+
+def check_twin(network: nn.Module) -> nn.Module:
+    """A copy in inference that shares the parameters and has its own buffers, to compare with.
+
+    Raises:
+        UsageError: something in the network cannot be copied.
+    """
+    shared = {id(parameter): parameter for parameter in network.parameters()}
+    own = {id(tensor): tensor.detach().clone() for _, tensor in tensors_of(network) if id(tensor) not in shared}
+    return _twin(network, shared | own)
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _twin(network: nn.Module, copies: dict[int, Any]) -> nn.Module:
+    """A copy of `network` in inference, not accelerated or compiled, with hooks of its own.
+
+    `copies`: what stands for some of its objects, by id, and all other copies when it is made.
+    """
+    try:
+        twin = restore(copy.deepcopy(network, copies))
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UsageError(
+            f"{type(network).__name__} cannot be copied ({reason}); remove what cannot be from its attributes"
+        ) from error
+    for path, module in list(twin.named_modules()):
+        if path and hasattr(module, "_orig_mod"):
+            twin.set_submodule(path, module._orig_mod)
+    for module in twin.modules():
+        module._compiled_call_impl = None
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            hooks.update({key: isolated(hook, copies) for key, hook in hooks.items()})
+    try:
+        return twin.eval()
+    except NotImplementedError:  # an exported program is in inference already
+        return twin
+
+
+def isolated(hook: Callable[..., Any], copies: dict[int, Any]) -> Callable[..., Any]:
+    """`hook` on copies of what it may write into: variables around it, and global lists, dicts and sets."""
+    if isinstance(hook, functools.partial):
+        return functools.partial(isolated(hook.func, copies), *hook.args, **hook.keywords)
+    if not isinstance(hook, types.FunctionType):
+        return hook  # an object or a method of one: it was copied with the network
+    stores = {
+        name: _own(hook.__globals__[name], copies)
+        for name in hook.__code__.co_names
+        if isinstance(hook.__globals__.get(name), list | dict | set)
+    }
+    cell_of: Callable[[Any], types.CellType] = types.CellType
+    cells = tuple(cell_of(_own(cell.cell_contents, copies)) for cell in hook.__closure__ or ())
+    copied = types.FunctionType(hook.__code__, hook.__globals__ | stores, hook.__name__, hook.__defaults__, cells)
+    copied.__kwdefaults__ = hook.__kwdefaults__
+    return copied
+
+
+def _own(value: Any, copies: dict[int, Any]) -> Any:
+    """A copy of `value`; of what cannot be copied whole the outermost container, or nothing."""
+    try:
+        return copy.deepcopy(value, copies)
+    except Exception:  # objects raise whatever they like when they are copied
+        return copy.copy(value) if isinstance(value, list | dict | set) else value

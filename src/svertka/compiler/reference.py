@@ -1,0 +1,51 @@
+"""The steps of an optimized network with PyTorch's own operations: where there are no kernels, and to compare with."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svertka.compiler.fusion import Fused
+from svertka.compiler.ir import Constant, Operation, Size, Value
+from svertka.compiler.output_structure import own
+from svertka.compiler.steps import Convolution
+
+
+def run(fused: Fused, weight: Callable[[str], Tensor], x: Tensor) -> Any:
+    """What the network returns for `x`, (N, C, H, W); `weight`: the weights of that name, (O, C / groups, kh, kw)."""
+    pictures = x.shape[0]  # when it is exported, a symbol
+    values: dict[int, Tensor] = {0: x}
+
+    def seen(leaf: Any) -> Any:
+        if isinstance(leaf, Value):
+            return values[leaf.number]
+        if isinstance(leaf, Constant):
+            tensor = fused.tensors[leaf.name]
+            return tensor.to(x.dtype) if tensor.dtype == torch.float32 else tensor
+        if isinstance(leaf, torch.device):
+            return x.device
+        return leaf.of(pictures) if isinstance(leaf, Size) else leaf
+
+    for step in fused.steps:
+        if isinstance(step, Operation):
+            for number, result in zip(step.results, step.run(seen), strict=True):
+                if number is not None:
+                    values[number] = _of_shape(result, [seen(side) for side in fused.shapes[number]])
+            continue
+        shape = [seen(side) for side in fused.shapes[step.result]]
+        given = [values[number][(...,) + (None,) * (4 - values[number].dim())] for number in step.inputs]
+        if isinstance(step, Convolution):
+            bias = None if step.bias is None else fused.tensors[step.bias].to(x.dtype)
+            size: Any = (*shape[2:], 1, 1)[:2]
+            result = step.run(given, size, weight(step.weight).to(x.dtype), bias)
+        else:
+            result = step.run(given)
+        values[step.result] = _of_shape(result.flatten(len(shape) - 1) if len(shape) < 4 else result, shape)
+    return fused.output.filled(lambda leaf: own(seen(leaf)))
+
+
+def _of_shape(result: Tensor, shape: list[int]) -> Tensor:
+    if list(result.shape) != shape:
+        raise ValueError(f"a step gives {tuple(result.shape)} and not {tuple(shape)}")
+    return result

@@ -1,0 +1,304 @@
+"""Optimized networks in files of safetensors, with the steps as JSON in the header: to load one runs no code of its."""
+
+import dataclasses
+import json
+import math
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from svertka.compiler import reference
+from svertka.compiler.capture import READS_MEMORY, READS_VALUES
+from svertka.compiler.fusion import Fused
+from svertka.compiler.ir import Constant, Operation, Size, Value, overload_of
+from svertka.compiler.output_structure import Output
+from svertka.compiler.packing import DTYPES, is_dense
+from svertka.compiler.steps import Concatenation, Convolution, Pool, Step, Sum, results_of
+from svertka.errors import RunError, UsageError
+from svertka.tensor_files import read_tensors, write_tensors
+
+FORMAT = 3
+KINDS = {kind.__name__: kind for kind in (Convolution, Pool, Sum, Concatenation, Operation)}
+LEAVES = {kind.__name__: kind for kind in (Value, Constant, Size)}
+NAMED = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}  # attributes of torch
+LARGEST = 1 << 40  # of any number that a kernel is given
+# Operations without a tensor to read that make one of numbers.
+MAKERS = {"zeros", "ones", "full", "arange", "linspace", "logspace", "eye", "scalar_tensor", "empty", "range"}
+MAKERS |= {"tril_indices", "triu_indices", "hann_window", "hamming_window", "bartlett_window", "blackman_window"}
+# Of those with an underscore, which are PyTorch's own affair, the ones that networks come to.
+INNER = {"_to_copy", "_softmax", "_log_softmax", "_unsafe_view", "_adaptive_avg_pool2d", "_reshape_alias"}
+# What comes of a header that somebody has changed.
+ERRORS = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+)
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of an optimized network beside its steps.
+
+    `example`: the shape of the pictures that it was made with. `precision`, `dense`: of its layers, and of dense ones,
+    "fp32" or "bf16". `error`: the largest difference to the original on the example, over the largest value. `strict`:
+    as for `optimize`. `least`: the smallest batch that it can be run with.
+    """
+
+    example: tuple[int, ...]
+    precision: str
+    dense: str
+    error: float = math.nan
+    strict: bool = False
+    least: int = 0
+
+
+def write(path: Path, fused: Fused, about: About) -> None:
+    """Write `fused`, its weights as they are in networks, and what is known of it.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+        UsageError: an operation or the output cannot be written, or not so that `read` reads it.
+    """
+    for step in fused.steps:
+        if isinstance(step, Operation):
+            _need_known(step.name)
+    header = {
+        "format": FORMAT,
+        "pictures": fused.pictures,
+        "steps": [{"step": type(step).__name__} | _encoded(vars(step)) for step in fused.steps],
+        "shapes": {str(value): _encoded(list(shape)) for value, shape in fused.shapes.items()},
+        "dtypes": {str(value): _encoded(dtype) for value, dtype in fused.dtypes.items()},
+        "output": _output_encoded(fused.output),
+        **vars(about),
+    }
+    separate = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in fused.tensors.items()}
+    try:
+        again = _fused(json.loads(json.dumps(header)), separate)
+    except ERRORS as error:
+        raise UsageError(f"this network cannot be written so that it could be read: {_reason(error)}") from error
+    if again[0].steps != fused.steps:
+        raise UsageError("this network has settings that a file does not keep; optimize it where it runs")
+    write_tensors(path, separate, {"optimized": header})
+
+
+def read(path: Path) -> tuple[Fused, About]:
+    """What `write` has written. It is checked that all sizes fit one another, since kernels trust them.
+
+    Raises:
+        RunError: the file is missing, damaged, made by a newer version, or something else.
+    """
+    tensors, header = read_tensors(path)
+    content = header.get("optimized")
+    if not isinstance(content, dict):
+        raise RunError(f"{path} is not an optimized network; name a file that `Optimized.save` wrote")
+    if content.get("format") not in range(1, FORMAT + 1):
+        raise RunError(f"{path} was made by a newer version of svertka; optimize the network again")
+    try:
+        return _fused(content, tensors)
+    except ERRORS as error:
+        raise RunError(f"{path} is damaged ({_reason(error)}); copy it again or optimize the network again") from error
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _fused(content: dict[str, Any], tensors: dict[str, torch.Tensor]) -> tuple[Fused, About]:
+    """What a header says, checked."""
+    about = About(
+        tuple(int(side) for side in content["example"]),
+        content.get("precision", "fp32"),  # format 1 knew no other
+        content.get("dense", "fp32"),
+        float(content["error"]),
+        bool(content.get("strict", False)),
+        int(content.get("least", 0)),
+    )
+    steps = tuple(_step(written) for written in content["steps"])
+    shapes = {int(value): tuple(_decoded(shape)) for value, shape in content["shapes"].items()}
+    dtypes = {int(value): _decoded(dtype) for value, dtype in content["dtypes"].items()}
+    leaves: list[Any] = []
+    output = Output(_template(content["output"], leaves), tuple(leaves))
+    fused = Fused(steps, shapes, dtypes, tensors, output, content.get("pictures"))
+    _check(fused, about)
+    return fused, about
+
+
+def _output_encoded(output: Output) -> Any:
+    """An output as JSON.
+
+    Raises:
+        UsageError: it is of a type that a file cannot have, since to make it takes code.
+    """
+    parts = iter(output.leaves)
+
+    def encoded(template: Any) -> Any:
+        kind = type(template)
+        if kind in (dict, OrderedDict):
+            if not all(key is None or isinstance(key, str | int) for key in template):
+                raise UsageError("an output whose keys are neither strings nor whole numbers cannot be written")
+            return {"is": kind.__name__, "of": [[key, encoded(part)] for key, part in template.items()]}
+        if kind in (list, tuple, torch.Size):
+            return {"is": kind.__name__, "of": [encoded(part) for part in template]}
+        if isinstance(template, dict | list | tuple | deque) or dataclasses.is_dataclass(template):
+            raise UsageError(
+                f"an output of type {kind.__name__} cannot be written to a file, which holds no code; return a dict or "
+                "a tuple, or optimize the network where it runs"
+            )
+        return _encoded(next(parts))
+
+    return encoded(output.template)
+
+
+def _template(written: Any, leaves: list[Any]) -> Any:
+    """The template of an output in a file; its leaves are appended to `leaves`."""
+    kind = written.get("is") if isinstance(written, dict) else None
+    if kind in ("dict", "OrderedDict"):
+        made: dict[Any, Any] = {} if kind == "dict" else OrderedDict()
+        for key, part in written["of"]:
+            made[key] = _template(part, leaves)
+        return made
+    if isinstance(written, dict) and kind is None:  # formats 1 and 2
+        return {key: _template(part, leaves) for key, part in written.items()}
+    if kind in ("list", "tuple", "Size") and "of" in written:
+        parts = [_template(part, leaves) for part in written["of"]]
+        return torch.Size([0] * len(parts)) if kind == "Size" else {"list": list, "tuple": tuple}[kind](parts)
+    if isinstance(written, list):
+        return [_template(part, leaves) for part in written]
+    leaves.append(_decoded(written))
+    return None
+
+
+def _encoded(structure: Any) -> Any:
+    if isinstance(structure, dict):
+        return {key: _encoded(part) for key, part in structure.items()}
+    if isinstance(structure, list):
+        return [_encoded(part) for part in structure]
+    if isinstance(structure, tuple):
+        return {"is": "tuple", "of": [_encoded(part) for part in structure]}
+    if isinstance(structure, Value | Constant | Size):
+        return {"is": type(structure).__name__} | vars(structure)
+    for name, kind in NAMED.items():
+        if isinstance(structure, kind):
+            return {"is": name, "of": str(structure).removeprefix("torch.")}
+    if isinstance(structure, torch.device):
+        return {"is": "device"}
+    if structure is None or isinstance(structure, bool | int | float | str):
+        return structure
+    raise UsageError(f"{type(structure).__name__} among the arguments of an operation cannot be written to a file")
+
+
+def _decoded(written: Any) -> Any:
+    if isinstance(written, list):
+        return [_decoded(part) for part in written]
+    if not isinstance(written, dict):
+        return written
+    kind = written.get("is")
+    if kind is None:
+        return {key: _decoded(part) for key, part in written.items()}
+    if kind in LEAVES:
+        return LEAVES[kind](**{key: part for key, part in written.items() if key != "is"})
+    if kind == "tuple":
+        return tuple(_decoded(part) for part in written["of"])
+    if kind == "device":
+        return torch.device("cpu")
+    value = getattr(torch, written["of"])
+    if not isinstance(value, NAMED[kind]):
+        raise ValueError(f"{written['of']} is no {kind}")
+    return value
+
+
+def _need_known(name: str) -> None:
+    """Raise UsageError unless an operation computes, and nothing else: it neither reads files nor writes memory."""
+    try:
+        schema = overload_of(name)._schema
+    except (AttributeError, ValueError) as error:
+        raise UsageError(f"there is no operation {name} here") from error
+    packet = name.split(".")[0]
+    reads = any("Tensor" in str(argument.type) for argument in schema.arguments)
+    changes = any(argument.is_write for argument in schema.arguments)
+    inner = packet.startswith("_") and packet not in INNER
+    if changes or inner or packet in READS_MEMORY | READS_VALUES or not (reads or packet in MAKERS):
+        raise UsageError(f"{name} cannot be in the file of an optimized network; optimize the network where it runs")
+
+
+def _step(written: dict[str, Any]) -> Step:
+    kind = KINDS[written["step"]]
+    fields = {key: _decoded(part) for key, part in written.items() if key != "step"}
+    step: Step = kind(**fields)
+    if {field.name for field in dataclasses.fields(step)} != fields.keys():
+        raise ValueError("a step is not whole")
+    if isinstance(step, Operation):
+        _need_known(step.name)
+    else:
+        _need_types(step)
+    return step
+
+
+def _need_types(step: Convolution | Pool | Sum | Concatenation) -> None:
+    """Raise ValueError unless the fields of a step are of their types: kernels take them as they are."""
+    for name, value in vars(step).items():
+        if name in ("stride", "padding", "dilation", "kernel"):
+            good = isinstance(value, tuple) and len(value) == 2 and all(map(_is_size, value))
+        elif name == "bounds":
+            good = isinstance(value, tuple) and len(value) == 2 and all(isinstance(one, float) for one in value)
+            good = good and not any(map(math.isnan, value))
+        elif name == "inputs":
+            good = isinstance(value, tuple) and all(map(_is_size, value))
+        elif name in ("weight", "kind", "place") or (name == "bias" and value is not None):
+            good = isinstance(value, str)
+        elif name == "ceil":
+            good = isinstance(value, bool)
+        else:
+            good = _is_size(value) or (value is None and name in ("y", "residual", "bias"))
+        if not good:
+            raise ValueError(f"{name} of a step is {value!r}")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < LARGEST
+
+
+def _check(fused: Fused, about: About) -> None:
+    """That every step can do its work on what the others give, and that all is of the types that kernels take.
+
+    Sizes are checked for the example's number of pictures; a plan checks them again for its own.
+    """
+    pictures, example = fused.pictures, about.example
+    if pictures not in (None, example[0]) or len(example) != 4 or not all(0 < side < LARGEST for side in example):
+        raise ValueError("the example is not what the network takes")
+    made = [value for step in fused.steps for value in results_of(step)]
+    if 0 in made or len(made) != len(set(made)):
+        raise ValueError("two steps give the same value")
+    for step in fused.steps:
+        if not isinstance(step, Operation):
+            _need_floats(fused, step)
+    for step in fused.steps:
+        if isinstance(step, Convolution):
+            _need_weights(fused, step, DTYPES[about.dense if is_dense(fused, step) else about.precision])
+    sides = [side.of(example[0]) if isinstance(side, Size) else side for side in fused.shapes[0]]
+    if tuple(sides) != example or fused.dtypes[0] != torch.float32:
+        raise ValueError("the example is not what the network takes")
+    without = {name: tensor.to("meta") for name, tensor in fused.tensors.items()}
+    empty = Fused(fused.steps, fused.shapes, fused.dtypes, without, fused.output)
+    reference.run(empty, without.__getitem__, torch.empty(example, device="meta", dtype=torch.float32))
+
+
+def _need_floats(fused: Fused, step: Convolution | Pool | Sum | Concatenation) -> None:
+    if any(fused.dtypes[value] != torch.float32 for value in (*step.inputs, step.result)):
+        raise ValueError("a kernel is to read what is not float32")
+
+
+def _need_weights(fused: Fused, step: Convolution, dtype: torch.dtype) -> None:
+    weight, bias = fused.tensors[step.weight], None if step.bias is None else fused.tensors[step.bias]
+    if weight.dtype not in (torch.float32, dtype) or weight.dim() != 4:
+        raise ValueError(f"the weights {step.weight} do not fit")
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != torch.float32):
+        raise ValueError(f"the bias {step.bias} does not fit")

@@ -1,0 +1,41 @@
+"""Winograd's convolution of bfloat16 pictures with products of bfloat16, for processors that have instructions for it.
+
+As `native_winograd`, in the same kernels, but what is multiplied is bfloat16, too: transformed tiles and weights are
+rounded, and pairs of them multiplied and added by one instruction (AVX512-BF16). Transforms and sums are float32, and
+so is the weights' gradient. Half as much memory is read between the steps, and twice as much multiplied at a time.
+
+Against float64, 256 channels of 28×28 pixels, normal input and weights, the error relative to the root mean square of
+the results is below LIMIT, of the weight gradient 1.1 %. With the points 0, ±1, ±2, ∞ it would be twice that.
+"""
+
+import torch
+from torch import Tensor
+
+from svertka.conv import native_winograd
+from svertka.conv_geometry import ConvShape
+
+LIMIT = 0.015  # of the error's root mean square: what an algorithm for bfloat16 may lose; PyTorch's own loses 0.0024
+
+IS_LOCAL = False  # whole tiles
+
+
+def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
+    """Why these kernels cannot do it, as a phrase, or None: they can."""
+    if dtype != torch.bfloat16:
+        return "it is for bfloat16"
+    return native_winograd.why_not(shape, dtype)
+
+
+def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
+    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C, 3, 3), plus `bias`, (O): (N, O, H', W')."""
+    return native_winograd.forward(x, weight, shape, bias, pairs=True)
+
+
+def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
+    """The gradient with respect to the input, (N, C, H, W); `gradient`: that of the result, (N, O, H', W')."""
+    return native_winograd.input_gradient(gradient, weight, shape, pairs=True)
+
+
+def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
+    """The gradient with respect to the weights, (O, C, 3, 3); `gradient`: of the result; `x`: the input."""
+    return native_winograd.weight_gradient(gradient, x, shape, pairs=True)

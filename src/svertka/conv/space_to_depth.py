@@ -1,0 +1,96 @@
+"""A convolution with a stride as one without, for Winograd's kernels: a picture's phases are its channels.
+
+Along one axis, with stride s, write the place of a tap as u = s·a + r, 0 ≤ r < s. What the kernel reads there at its
+i-th position, x(s·i + u), is pixel i + a of phase r of the picture, Xᵣ(i) = x(s·i + r). So with the phases as channels
+the kernel has ⌈k / s⌉ taps, a step apart:
+
+    y(i) = Σᵤ w(u) x(s·i + u) = Σᵣ Σₐ w(s·a + r) Xᵣ(i + a)
+
+Taps beyond the kernel's own are zeros: (s·⌈k / s⌉ / k)² times as many multiplications. Where three taps are left, as of
+AlexNet's 11 with stride 4 and of 5 with stride 2, Winograd's kernels do them in a quarter. Gradients are folded and
+unfolded likewise.
+
+A value that is not finite is multiplied by those zeros, too, and it can make all results of the tiles that read it not
+finite (`native_winograd`).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from svertka.conv import native_winograd
+from svertka.conv_geometry import ConvShape
+
+IS_LOCAL = False  # whole tiles
+
+
+def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
+    """Why this algorithm cannot do it, as a phrase, or None: it can."""
+    if shape.stride == (1, 1):
+        return "it is for strides of 2 and more"
+    if shape.dilation != (1, 1) or shape.groups != 1:
+        return "it is for taps side by side, without groups"
+    folded = _folded(shape)
+    if folded.kernel != (3, 3):
+        return f"it leaves {folded.kernel[0]}×{folded.kernel[1]} taps without stride, and the kernels are for 3×3"
+    return native_winograd.why_not(folded, dtype)
+
+
+def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
+    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C, kh, kw), plus `bias`, (O): (N, O, H', W')."""
+    folded = _folded(shape)
+    return native_winograd.forward(_fold(x, shape, folded), _fold_weight(weight, shape, folded), folded, bias)
+
+
+def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
+    """The gradient with respect to the input, (N, C, H, W); `gradient`: that of the result, (N, O, H', W')."""
+    folded = _folded(shape)
+    phases = native_winograd.input_gradient(gradient, _fold_weight(weight, shape, folded), folded)
+    return _unfold(phases, shape, folded)
+
+
+def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
+    """The gradient with respect to the weights, (O, C, kh, kw); `gradient`: of the result; `x`: the input."""
+    folded = _folded(shape)
+    return _unfold_weight(native_winograd.weight_gradient(gradient, _fold(x, shape, folded), folded), shape, folded)
+
+
+def _folded(shape: ConvShape) -> ConvShape:
+    """Of the same convolution over phases: without stride, and without padding, which is folded like any pixel."""
+    (sy, sx), (ky, kx) = shape.stride, shape.kernel
+    taps = -(-ky // sy), -(-kx // sx)
+    height, width = shape.out_height + taps[0] - 1, shape.out_width + taps[1] - 1
+    return ConvShape(shape.batch, shape.in_channels * sy * sx, shape.out_channels, height, width, taps)
+
+
+def _fold(x: Tensor, shape: ConvShape, folded: ConvShape) -> Tensor:
+    """`x`, (N, C, H, W), as its phases, (N, sy · sx · C, h, w), channels-last; what no tap reads is left out."""
+    (sy, sx), (py, px) = shape.stride, shape.padding
+    bottom, right = folded.height * sy - py - shape.height, folded.width * sx - px - shape.width
+    x = F.pad(x, (px, right, py, bottom)).permute(0, 2, 3, 1)
+    phases = x.reshape(shape.batch, folded.height, sy, folded.width, sx, shape.in_channels).transpose(2, 3)
+    return phases.reshape(shape.batch, folded.height, folded.width, folded.in_channels).permute(0, 3, 1, 2)
+
+
+def _unfold(phases: Tensor, shape: ConvShape, folded: ConvShape) -> Tensor:
+    """The picture, (N, C, H, W), channels-last, of which `phases` are those; 0 where they have none."""
+    (sy, sx), (py, px) = shape.stride, shape.padding
+    split = phases.permute(0, 2, 3, 1).reshape(shape.batch, folded.height, folded.width, sy, sx, shape.in_channels)
+    x = split.transpose(2, 3).reshape(shape.batch, folded.height * sy, folded.width * sx, shape.in_channels)
+    x = x.permute(0, 3, 1, 2)
+    return F.pad(x, (-px, px + shape.width - x.shape[3], -py, py + shape.height - x.shape[2]))
+
+
+def _fold_weight(weight: Tensor, shape: ConvShape, folded: ConvShape) -> Tensor:
+    """`weight`, (O, C, kh, kw), as that of the phases, (O, sy · sx · C, 3, 3)."""
+    (sy, sx), (ky, kx), (ny, nx) = shape.stride, shape.kernel, folded.kernel
+    whole = F.pad(weight, (0, nx * sx - kx, 0, ny * sy - ky))
+    split = whole.reshape(shape.out_channels, shape.in_channels, ny, sy, nx, sx)
+    return split.permute(0, 3, 5, 1, 2, 4).reshape(folded.weight)
+
+
+def _unfold_weight(weight: Tensor, shape: ConvShape, folded: ConvShape) -> Tensor:
+    """The inverse of `_fold_weight`, for gradients: those of the added zeros are left out."""
+    (sy, sx), (ky, kx), (ny, nx) = shape.stride, shape.kernel, folded.kernel
+    split = weight.reshape(shape.out_channels, sy, sx, shape.in_channels, ny, nx).permute(0, 3, 4, 1, 5, 2)
+    return split.reshape(shape.out_channels, shape.in_channels, ny * sy, nx * sx)[:, :, :ky, :kx]

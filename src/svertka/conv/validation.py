@@ -1,0 +1,79 @@
+"""What can be convolved with what: other tensors and settings are refused before PyTorch or a kernel sees them."""
+
+import os
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svertka.conv.operator import dtype_here
+from svertka.conv_geometry import ConvShape
+from svertka.errors import UsageError
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.complex128)
+
+
+def need_alike(x: Any, weight: Any, bias: Any) -> None:
+    """Raise UsageError unless these are dense tensors on one device, in one dtype that can be convolved.
+
+    Under autocast what counts is the dtype in which it computes.
+    """
+    for name, tensor in (("the input", x), ("weight", weight), ("bias", bias)):
+        if tensor is None and name == "bias":
+            continue
+        if not isinstance(tensor, Tensor):
+            raise UsageError(f"{name} is {type(tensor).__name__}, not a tensor; turn it into one, as with torch.tensor")
+        if tensor.is_nested or tensor.layout != torch.strided:
+            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            way = "torch.nested.to_padded_tensor" if tensor.is_nested else ".to_dense()"
+            raise UsageError(f"{name} is a tensor of layout {kind}; turn it into a dense one, as with {way}")
+        if tensor.device != x.device:
+            raise UsageError(f"the input is on {x.device}, {name} on {tensor.device}; move both to one device")
+        if tensor is not x and dtype_here(tensor) != dtype_here(x):
+            raise UsageError(f"the input is {x.dtype}, {name} {tensor.dtype}; turn both into one dtype")
+        if tensor.dtype not in DTYPES:
+            raise UsageError(
+                f"{name} of {tensor.dtype} cannot be convolved; turn it into floating point, as with .float()"
+            )
+
+
+def need_bias(bias: Tensor | None, out_channels: int) -> None:
+    """Raise UsageError unless `bias` is None or has one number for each output channel."""
+    if bias is not None and tuple(bias.shape) != (out_channels,):
+        raise UsageError(f"bias of shape {tuple(bias.shape)} must be ({out_channels},), one an output channel")
+
+
+def need_whole(name: str, value: Any) -> int:
+    """`value`, if it is a whole number; `name`: of the argument.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if isinstance(value, int | torch.SymInt):
+        return value  # type: ignore[return-value]
+    raise UsageError(f"{name}={value!r} must be a whole number")
+
+
+def need_room(x: Tensor, shape: ConvShape) -> None:
+    """Raise UsageError if the input or the result of a convolution of `shape` takes more memory than there is."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    for what, sizes in (("input", shape.input), ("result", shape.output)):
+        needed = prod(sizes) * x.element_size()
+        if needed > _MEMORY:
+            size, (takes, there) = "×".join(map(str, sizes)), (f"{each / 2**30:,.0f} GiB" for each in (needed, _MEMORY))
+            raise UsageError(
+                f"the {what}, {size}, takes {takes}, more than the {there} of this machine; use smaller images or fewer"
+            )
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory; where it does not say, as many as can be addressed."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 47
+
+
+_MEMORY = _memory()

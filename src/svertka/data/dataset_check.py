@@ -1,0 +1,401 @@
+"""What is in a data set and what is wrong with it, by path, before anything is trained."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from svertka.data.builtin import NAMES, open_published
+from svertka.data.dataset import BAD_SHARE, PARTS, ArrayPictures, Dataset, FilePictures, Ints, Pictures, Pixels
+from svertka.data.deduplicated_split import Division, divided
+from svertka.data.file_accounting import Account
+from svertka.data.filename_groups import grouped_by
+from svertka.data.image_folder import Listing, list_folder
+from svertka.data.image_io import NOT_INSTALLED, Decoding, intensities, misnamed, read_header, read_picture
+from svertka.data.label_tables import parse_columns
+from svertka.data.perceptual_hash import SIDE, look_alikes, thumbnail
+from svertka.data.pixel_modes import FULL, Range
+from svertka.data.pixel_statistics import intensity_range
+from svertka.data.preprocessing import discarded
+from svertka.data.sources import refuse_misspelt
+from svertka.data.split import VAL_SHARE
+from svertka.device import keeps_settings
+from svertka.errors import DataError, PictureError
+from svertka.escaping import printable
+from svertka.progress import progress
+from svertka.type_checking import check_types
+
+AT_ONCE = 64  # pictures a thread looks at before it tells how far it is
+SHOWN = 10  # of a kind, in `describe`
+UNEVEN = 1.5  # largest class by smallest; below this nobody need hear of it
+CROPPED = 0.05  # share of a picture; what is cut off less nobody need hear of
+FEWEST = 10  # pictures, among which one may be called unusual
+USUAL, RARE = 0.9, 0.02  # shares of the pictures that have a mode
+TINY = 100  # times smaller than the median
+ARRAY_MODES = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Pictures of one content, or that look the same: their paths, classes and parts, one each."""
+
+    paths: tuple[str, ...]
+    classes: tuple[str, ...]
+    parts: tuple[str, ...]
+
+    @property
+    def across_classes(self) -> bool:
+        """Whether they were given different labels, so that at least one is wrong."""
+        return len(set(self.classes)) > 1
+
+    @property
+    def across_parts(self) -> bool:
+        """Whether a picture that judges the network was also learnt from, or chosen by."""
+        return len(set(self.parts)) > 1
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return {
+            "paths": list(self.paths),
+            "classes": list(self.classes),
+            "parts": list(self.parts),
+            "across_classes": self.across_classes,
+            "across_parts": self.across_parts,
+        }
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that `check` found.
+
+    `classes`: name -> pictures, the bad ones too. `bad`: path and reason. `duplicates`: exact copies;
+    `near_duplicates`: look-alikes that are not. `split`: part -> class -> readable pictures, as training would divide
+    them. `modes`: Pillow's names for how pixels are stored ("RGB", "L", "CMYK") -> pictures. `sizes`: width and height
+    in pixels of the smallest, the median and the largest picture by area. `turned`: how many EXIF turns. `misnamed`:
+    path and format of those whose name says another one. `outliers`: path and what is unusual, of the few unlike all
+    others. `discarded`: the share, 0 to 1, that the central square leaves out of a picture: the median, and the most,
+    with its path. `intensities`: of pictures of 16 bits, how many, their range of values, and that which training would
+    take for black to white. `ignored`:
+    empty folders and folders in no part, `hidden`, `others` (files that are no pictures): paths. `problems`: why
+    training would refuse, a sentence each. `account`: every file that is not used, and what has to be said of the rest.
+    """
+
+    source: str
+    classes: dict[str, int]
+    bad: tuple[tuple[str, str], ...]
+    duplicates: tuple[Copies, ...]
+    near_duplicates: tuple[Copies, ...]
+    split: dict[str, dict[str, int]]
+    modes: dict[str, int]
+    sizes: tuple[tuple[int, int], ...]
+    turned: int
+    misnamed: tuple[tuple[str, str], ...]
+    outliers: tuple[tuple[str, str], ...]
+    discarded: tuple[float, float, str] | None
+    intensities: tuple[int, Range, Range] | None
+    ignored: tuple[str, ...]
+    hidden: tuple[str, ...]
+    others: tuple[str, ...]
+    problems: tuple[str, ...]
+    account: Account
+
+    @property
+    def imbalance(self) -> float | None:
+        """How many times more pictures the largest class has than the smallest; None without pictures."""
+        return max(self.classes.values()) / min(self.classes.values()) if self.classes else None
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values; `split` as sizes, `split_classes` by class."""
+        return {
+            "source": self.source,
+            "pictures": sum(self.classes.values()),
+            "classes": self.classes,
+            "imbalance": self.imbalance,
+            "bad": [{"path": path, "reason": reason} for path, reason in self.bad],
+            "duplicates": [copies.as_json() for copies in self.duplicates],
+            "near_duplicates": [copies.as_json() for copies in self.near_duplicates],
+            "modes": self.modes,
+            "sizes": dict(zip(("smallest", "median", "largest"), map(list, self.sizes), strict=False)),
+            "exif_rotated": self.turned,
+            "misnamed": [{"path": path, "format": name} for path, name in self.misnamed],
+            "outliers": [{"path": path, "reason": reason} for path, reason in self.outliers],
+            "discarded": self.discarded and dict(zip(("median", "most", "path"), self.discarded, strict=True)),
+            "sixteen_bits": self.intensities
+            and dict(zip(("pictures", "values", "range"), self.intensities, strict=True)),
+            "ignored": list(self.ignored),
+            "hidden": list(self.hidden),
+            "others": list(self.others),
+            "split": {part: sum(counts.values()) for part, counts in self.split.items()},
+            "split_classes": self.split,
+            "problems": list(self.problems),
+            **self.account.as_json(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What one look at a picture tells."""
+
+    digest: bytes
+    mode: str
+    size: tuple[int, int]
+    turned: bool
+    thumbnail: Pixels
+    misnamed: str | None = None
+    intensities: Range | None = None
+
+
+@check_types
+@keeps_settings
+def check(
+    source: str | Path,
+    val: float = VAL_SHARE,
+    test: float = 0.0,
+    *,
+    columns: str | None = None,
+    group: str | None = None,
+    max_pixels: int | None = None,
+) -> Findings:
+    """What the data set, folder or CSV `source` holds, whatever is wrong with it.
+
+    `val`, `test`: shares that training would take, as for `split`. `columns`: as for `sources.open_source`.
+    `group`: as for `groups.grouped_by`. `max_pixels`: of a picture that is read; None: `images.PIXEL_LIMIT`.
+
+    Raises:
+        UsageError: there is no such source, or `group` does not tell groups apart.
+        DataError: it cannot be listed: a damaged published file or CSV.
+    """
+    if str(source) in NAMES:
+        dataset, listing = open_published(str(source)), Listing(Path(), Path(), ())
+        problems: list[str] = []
+    else:
+        refuse_misspelt(source)
+        listing = list_folder(source, parse_columns(columns))
+        dataset, problems = listing.dataset(), listing.problems()
+    if group is not None:
+        dataset = grouped_by(dataset, group)
+    dataset = dataset.decoded_as(Decoding.up_to(max_pixels))
+    seen, bad = _look_at_all(dataset)
+    good = np.array(sorted(seen), dtype=np.int64)
+    digests = [seen[index].digest for index in good.tolist()]
+    groups = _same_content(good.tolist(), digests)
+    alike = _same_look(seen, [group[0] for group in groups])
+    contents = [seen[index].digest if index in seen else b"" for index in range(len(dataset))]
+    try:
+        division = divided(dataset, contents, good, val, test, alike=alike)
+    except DataError as error:  # its groups cannot be divided
+        problems.append(str(error))
+        division = Division({part: good if part == "train" else good[:0] for part in PARTS})
+    parts = division.indices
+    per_class = {part: _per_class(dataset, parts[part]) for part in PARTS}
+    if sum(reason not in NOT_INSTALLED.values() for reason in bad.values()) > BAD_SHARE * len(dataset):
+        problems.append(f"{len(bad)} of {len(dataset)} pictures are bad, more than a tenth; mend or remove them")
+    problems += [
+        f"no picture of {name} is left to train on; add some" for name, n in per_class["train"].items() if not n
+    ]
+    areas = sorted((one.size for one in seen.values()), key=lambda size: (size[0] * size[1], size))
+    return Findings(
+        source=_text(dataset.source),
+        classes=dict(zip(dataset.names, dataset.counts().tolist(), strict=True)),
+        bad=tuple((_text(dataset.pictures.name(index)), reason) for index, reason in sorted(bad.items())),
+        duplicates=_copies(dataset, parts, (group for group in groups if len(group) > 1)),
+        near_duplicates=_copies(dataset, parts, alike),
+        split=per_class,
+        modes=dict(Counter(one.mode for one in seen.values()).most_common()),
+        sizes=(areas[0], areas[len(areas) // 2], areas[-1]) if areas else (),
+        turned=sum(one.turned for one in seen.values()),
+        misnamed=tuple(
+            (_text(dataset.pictures.name(i)), name) for i, one in sorted(seen.items()) if (name := one.misnamed)
+        ),
+        outliers=tuple((_text(dataset.pictures.name(index)), why) for index, why in sorted(_outliers(seen).items())),
+        discarded=_discarded(dataset, seen),
+        intensities=_intensities([one.intensities for one in seen.values() if one.intensities is not None]),
+        ignored=tuple(map(_text, listing.empty_classes + listing.ignored)),
+        hidden=tuple(map(_text, listing.hidden)),
+        others=tuple(map(_text, listing.others)),
+        problems=tuple(map(_text, problems)),
+        account=division.told(dataset.account),
+    )
+
+
+def describe(findings: Findings) -> list[str]:
+    """The findings in plain words, a line each."""
+    pictures, classes = sum(findings.classes.values()), len(findings.classes)
+    lines = [f"{findings.source}: {_count(pictures, 'picture', 'pictures')}, {_count(classes, 'class', 'classes')}"]
+    widest = max(map(len, findings.classes), default=0)
+    lines += [f"  {name:{widest}}  {count}" for name, count in findings.classes.items()]
+    if findings.imbalance is not None and findings.imbalance >= UNEVEN:
+        lines.append(f"the largest class has {findings.imbalance:.1f} times the pictures of the smallest")
+    sizes = " / ".join(f"{width}×{height}" for width, height in findings.sizes)
+    if sizes:
+        modes = ", ".join(f"{mode} {count}" for mode, count in findings.modes.items())
+        lines.append(f"pixels, smallest / median / largest: {sizes}; modes: {modes}; turned by EXIF: {findings.turned}")
+    if findings.intensities is not None:
+        number, (low, high), (black, white) = findings.intensities
+        lines.append(
+            f"16 bits: {_count(number, 'picture', 'pictures')} with values of {low:,} to {high:,}; training takes "
+            f"{black:,} for black and {white:,} for white"
+        )
+    if findings.discarded is not None and findings.discarded[1] >= CROPPED:
+        middle, most, path = findings.discarded
+        lines.append(
+            f"the central square leaves out {middle:.0%} of the median picture and {most:.0%} of {path}; "
+            "--fit pad or --fit squeeze keeps all"
+        )
+    lines += _listed("bad", [f"{path}: {reason}" for path, reason in findings.bad])
+    lines += _listed("used, though the name says another format", [f"{one}: {name}" for one, name in findings.misnamed])
+    lines += _listed("unlike the others", [f"{path}: {why}" for path, why in findings.outliers])
+    lines += _listed("exact duplicates, groups", map(_one_line, _worst_first(findings.duplicates)))
+    lines += _listed("near-duplicates, groups", map(_one_line, _worst_first(findings.near_duplicates)))
+    lines += _listed("ignored, empty or in no part", findings.ignored)
+    lines += _listed("ignored, hidden", findings.hidden)
+    lines += _listed("ignored, not a picture in a class folder", findings.others)
+    lines += findings.account.sentences()
+    lines.append("split: " + ", ".join(f"{part} {sum(counts.values())}" for part, counts in findings.split.items()))
+    lines += [f"training would refuse: {problem}" for problem in findings.problems]
+    return list(map(printable, lines))
+
+
+def _look_at_all(dataset: Dataset) -> tuple[dict[int, _Seen], dict[int, str]]:
+    """What each readable picture shows, and why the others are bad, by index."""
+    seen: dict[int, _Seen] = {}
+    bad: dict[int, str] = {}
+
+    def look(indices: range) -> None:
+        for index in indices:
+            try:
+                seen[index] = _look(dataset.pictures, index)
+            except PictureError as error:
+                bad[index] = str(error)
+
+    blocks = [range(start, min(start + AT_ONCE, len(dataset))) for start in range(0, len(dataset), AT_ONCE)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("checking pictures", len(dataset)) as bar:
+        for block, _ in zip(blocks, pool.map(look, blocks), strict=True):
+            bar.advance(len(block))
+    return seen, bad
+
+
+def _look(pictures: Pictures, index: int) -> _Seen:
+    digest = pictures.digest(index)
+    if isinstance(pictures, ArrayPictures):
+        height, width, channels = pictures.array.shape[1:]
+        return _Seen(digest, ARRAY_MODES[channels], (width, height), False, thumbnail(pictures.array[index]))
+    assert isinstance(pictures, FilePictures)  # the two kinds that sources give
+    content, decoding = pictures.content(index), pictures.decoding
+    header = read_header(content, decoding)
+    values = intensities(content, decoding) if header.deep else None
+    small = thumbnail(
+        read_picture(content, SIDE, decoding.within(None if values is None else intensity_range([values])))
+    )
+    wrong = misnamed(pictures.paths[index], content)
+    return _Seen(digest, header.mode, header.size, header.orientation != 1, small, wrong, values)
+
+
+def _outliers(seen: dict[int, _Seen]) -> dict[int, str]:
+    """Pictures unlike nearly all others, and in what: often no picture of the subject, but an icon, a text, a blank."""
+    if len(seen) < FEWEST:
+        return {}
+    modes = Counter(one.mode for one in seen.values())
+    (usual, count), *_ = modes.most_common()
+    rare = {mode for mode, number in modes.items() if number <= max(1, RARE * len(seen))}
+    sizes = sorted((one.size for one in seen.values()), key=lambda size: size[0] * size[1])
+    width, height = sizes[len(sizes) // 2]
+    odd: dict[int, str] = {}
+    for index, one in seen.items():
+        reasons = []
+        if one.mode in rare and count >= USUAL * len(seen):
+            reasons.append(f"mode {one.mode}, where {count} are {usual}")
+        if one.size[0] * one.size[1] * TINY < width * height:
+            reasons.append(f"{one.size[0]}×{one.size[1]} pixels, where the median is {width}×{height}")
+        if one.thumbnail.max() == one.thumbnail.min():
+            reasons.append("of one colour")
+        if reasons:
+            odd[index] = "; ".join(reasons)
+    return odd
+
+
+def _discarded(dataset: Dataset, seen: dict[int, _Seen]) -> tuple[float, float, str] | None:
+    if not seen:
+        return None
+    shares = {index: discarded(height, width) for index, one in seen.items() for width, height in [one.size]}
+    worst = max(shares, key=shares.__getitem__)
+    return float(np.median(list(shares.values()))), shares[worst], _text(dataset.pictures.name(worst))
+
+
+def _intensities(ranges: list[Range]) -> tuple[int, Range, Range] | None:
+    if not ranges:
+        return None
+    values = min(low for low, _ in ranges), max(high for _, high in ranges)
+    return len(ranges), values, intensity_range(ranges) or FULL
+
+
+def _same_content(indices: list[int], digests: list[bytes]) -> list[list[int]]:
+    """Every index once, together with those of the same content."""
+    groups: dict[bytes, list[int]] = {}
+    for index, digest in zip(indices, digests, strict=True):
+        groups.setdefault(digest, []).append(index)
+    return list(groups.values())
+
+
+def _same_look(seen: dict[int, _Seen], indices: list[int]) -> list[list[int]]:
+    """Groups of those `indices` whose pictures look the same."""
+    if not indices:
+        return []
+    thumbnails = np.stack([seen[index].thumbnail for index in indices])
+    small = np.array([min(seen[index].size) < SIDE for index in indices])
+    return [[indices[place] for place in group] for group in look_alikes(thumbnails, small)]
+
+
+def _copies(dataset: Dataset, parts: dict[str, Ints], groups: Iterable[list[int]]) -> tuple[Copies, ...]:
+    part_of = {index: part for part, indices in parts.items() for index in indices.tolist()}
+    return tuple(
+        Copies(
+            paths=tuple(_text(dataset.pictures.name(index)) for index in group),
+            classes=tuple(dataset.names[dataset.labels[index]] for index in group),
+            parts=tuple(part_of.get(index, str(dataset.parts[index])) for index in group),
+        )
+        for group in groups
+    )
+
+
+def _per_class(dataset: Dataset, indices: Ints) -> dict[str, int]:
+    return dict(zip(dataset.names, dataset.take(indices).counts().tolist(), strict=True))
+
+
+def _text(path: str) -> str:
+    """`path` as text that can be printed; bytes that are no UTF-8 become escapes."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _listed(what: str, items: Iterable[str]) -> list[str]:
+    """A heading with the number of `items` and the first of them; nothing if there are none."""
+    items = list(items)
+    rest = [f"  and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
+    return [f"{what}: {len(items)}", *(f"  {item}" for item in items[:SHOWN]), *rest] if items else []
+
+
+def _worst_first(copies: Iterable[Copies]) -> list[Copies]:
+    return sorted(copies, key=lambda group: (not group.across_classes, not group.across_parts))
+
+
+def _one_line(copies: Copies) -> str:
+    across = [
+        f"across {what} ({', '.join(sorted(set(values)))})"
+        for what, values, apart in (
+            ("classes", copies.classes, copies.across_classes),
+            ("parts", copies.parts, copies.across_parts),
+        )
+        if apart
+    ]
+    named = copies.paths[:SHOWN]
+    more = [f"{len(copies.paths) - SHOWN} more"] if len(copies.paths) > SHOWN else []
+    return " = ".join([*named, *more]) + "".join(f", {one}" for one in across)

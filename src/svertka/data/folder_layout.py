@@ -1,0 +1,443 @@
+"""What the folders of a tree of images mean: parts, classes, a wrapper around them; and what is not used of it.
+
+photos/cat/*.jpg, photos/dog/*.jpg                      class folders; folders inside them belong to the class
+photos/train/cat/*.jpg, photos/val/cat/*.jpg            class folders in parts, by any of the names in `data.parts`
+photos/cat/train/*.jpg, photos/cat/test/*.jpg           parts in class folders
+photos/PetImages/cat/*.jpg                              a wrapper: the only folder that leads to images
+photos/metadata.csv, photos/*.jpg                       images in a flat folder, labelled by a table beside them
+photos/train/n01443537/images/*.JPEG, photos/val/images/*.JPEG, photos/val/val_annotations.txt      Tiny-ImageNet
+"""
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from svertka.data import imagenet
+from svertka.data.file_accounting import LISTED_ALREADY, NO_CLASS, NO_LABEL, NO_PART, LeftOut
+from svertka.data.file_tree import FileTree, Folder
+from svertka.data.label_tables import TABLE_SUFFIXES, Table, read_table
+from svertka.data.split_names import part_of, parts_of
+from svertka.errors import DataError, UsageError
+from svertka.escaping import few
+
+# Folders that go with images without being classes; of no account where they hold no image.
+COMPANIONS = {"annotations", "annotation", "labels", "label", "xml", "xmls", "docs", "doc", "scripts", "code", "meta"}
+COMPANIONS |= {"metadata", "imagesets", "logs", "checkpoints", "weights", "models", "runs"}
+WRAPPERS = {"images", "image", "imgs", "img", "data", "dataset", "photos", "pictures", "jpegimages", "classes"}
+# Masks of segmentation: images that label the pixels of others.
+MASK_FOLDERS = {"mask", "masks", "ground_truth", "groundtruth", "gt", "segmentation", "segmentations", "seg", "trimaps"}
+MASK_FOLDERS |= {"segmentationclass", "segmentationobject", "labelmaps", "label_maps"}
+MASK = re.compile(r"(.+?)[ _.-](?:mask|masks|seg|segmentation|gt|groundtruth|ground_truth|label|labels)(?:[ _.-]?\d+)?")
+UNLABELLED = {"unknown", "unlabeled", "unlabelled", "unclassified"}  # of images whose class nobody says
+EXAMPLE = re.compile(r"submission|sample", re.IGNORECASE)  # of what a challenge takes, with labels that mean nothing
+SHOWN = 5  # names in a sentence
+PLAIN_PARTS = ("train", "val", "valid", "validation", "test")
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """An image's path, its class, its part ("train", "val", "test" or "") and its group ("" where none is said)."""
+
+    path: str
+    label: str
+    part: str
+    group: str = ""
+
+
+@dataclass
+class Layout:
+    """How a tree is understood. Paths are from its root; `ignored`: folders without images, or in no part."""
+
+    entries: list[Entry] = field(default_factory=list)
+    empty_classes: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def understand(tree: FileTree, columns: Mapping[str, str] | None = None) -> Layout:
+    """How the folders of `tree` label its images; `columns`: as for `read_table`, of a table in it.
+
+    Raises:
+        DataError: a table that labels its images cannot be read, or several could.
+    """
+    reader = _Reader(tree, columns or {})
+    reader.read()
+    return reader.layout
+
+
+def clean_name(name: str) -> str:
+    """`name` as text that can be written anywhere: composed, and bytes that are no UTF-8 as escapes."""
+    # macOS decomposes é in file names; the same class made on two machines is one class.
+    return unicodedata.normalize("NFC", name).encode("utf-8", "backslashreplace").decode()
+
+
+def alike(name: str) -> str:
+    """What two class names have in common that differ by case, width, spaces and dashes alone."""
+    return re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
+
+
+def united(entries: Sequence[Entry]) -> tuple[list[Entry], list[str], list[str]]:
+    """`entries` with one name for classes that differ between parts by case alone; and notes and warnings on names.
+
+    Those that differ within a part are two classes, of which a warning says that they may be one.
+    """
+    spellings: dict[str, Counter[str]] = defaultdict(Counter)
+    parts: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        spellings[alike(entry.label)][entry.label] += 1
+        parts[entry.label].add(entry.part or "train")
+    called: dict[str, str] = {}
+    notes, warnings = [], []
+    for names in spellings.values():
+        if len(names) < 2:
+            continue
+        ordered = sorted(names, key=lambda name: ("train" not in parts[name], -names[name], name))
+        listed = " and ".join(ordered)
+        if any(parts[one] & parts[other] for one in ordered for other in ordered if one < other):
+            warnings.append(
+                f"the classes {listed} differ in case, spaces or dashes alone: if they are one, give them one name"
+            )
+        else:
+            notes.append(f"the classes {listed}, of different parts, are taken for one, {ordered[0]}")
+            called |= dict.fromkeys(ordered[1:], ordered[0])
+    return [replace(one, label=called[one.label]) if one.label in called else one for one in entries], notes, warnings
+
+
+class _Reader:
+    """Fills a Layout."""
+
+    def __init__(self, tree: FileTree, columns: Mapping[str, str]) -> None:
+        self.tree, self.columns, self.layout = tree, columns, Layout()
+        self.found: list[tuple[Entry, Folder | None]] = []
+        self.reasons: list[
+            tuple[bool, str]
+        ] = []  # why tables were not read, and whether they are of another part than train
+        self.in_tables: set[str] = set()  # images in folders that a table is about
+
+    def read(self) -> None:
+        """Try one layout after the other."""
+        top = self._unwrapped(self.tree.root)
+        parts = _parts_in(top)
+        inner = _parts_inside_classes(top)
+        if self.columns or not self._read_labelled_folders(top, parts, inner):
+            self._read_tables(self.tree.root)
+            if not self.found and self.reasons:
+                raise DataError(min(self.reasons, key=lambda reason: reason[0])[1])
+            if not self.found and self.columns:
+                raise UsageError(
+                    f"{self.tree.root.path} has no table that labels its images, so that nothing has columns; "
+                    "leave --columns out, or give the table"
+                )
+            if not self.found:
+                self._read_classes(top.folders, "")
+        self._keep_once()
+        self._name_wordnet_ids(top)
+        self.layout.entries, notes, warnings = united(self.layout.entries)
+        self.layout.notes += notes
+        self.layout.warnings += warnings
+        self._note_rest(top, parts)
+        self._question_masks()
+
+    def _read_labelled_folders(
+        self, top: Folder, parts: Mapping[str, str], inner: Sequence[tuple[Folder, Mapping[str, str]]]
+    ) -> bool:
+        """Read folders named after classes; False if there are none."""
+        if parts:
+            self._read_parts(top, parts)
+        elif inner:
+            self._read_parts_of_classes(inner)
+        elif len(top.full) > 1:
+            tables = self._tables_in(top)
+            if tables and any(_is_wrapper(folder, top) for folder in top.full):
+                return False  # images/ and test/ beside labels.csv are no classes
+            self._read_classes(top.folders, "")
+            self._question_subfolders(top.full)
+            self._question_tables(tables, top)
+        return bool(self.found)
+
+    # Folders
+
+    def _unwrapped(self, root: Folder) -> Folder:
+        """The folder that holds parts or classes: `root`, or one inside wrappers."""
+        folder = root
+        while not folder.images and not _parts_in(folder) and len(folder.full) == 1 and _leads_on(folder.full[0]):
+            self.layout.ignored += [other.relative for other in folder.folders if other is not folder.full[0]]
+            folder = folder.full[0]
+        if folder is not root:
+            self.layout.notes.append(f"the images are in {folder.path}")
+        return folder
+
+    def _read_parts(self, top: Folder, parts: Mapping[str, str]) -> None:
+        folders = [folder for folder in top.folders if folder.name in parts]
+        inner = {folder.name: _without_wrapper(folder, folders) for folder in folders}
+        notes, ignored = [], []
+        if any(name.lower() not in PLAIN_PARTS for name in parts):
+            notes.append(f"parts of {top.path}: " + ", ".join(f"{name} is {part}" for name, part in parts.items()))
+        for folder in folders:
+            inside, part = inner[folder.name], parts[folder.name]
+            if _holds_classes(inside):
+                if inside is not folder:
+                    notes.append(f"the classes of {folder.path} are in {inside.path}")
+                self._read_classes(inside.folders, part)
+            elif tables := self._tables_in(folder):
+                self._use_table(tables[0], folder, part)
+            else:
+                ignored.append(folder.relative)
+                if folder.total:
+                    notes.append(
+                        f"{folder.path} holds {folder.total} images, neither in class folders nor in a table, so they "
+                        "are not used"
+                    )
+        if not self.found:
+            return  # a table beside the parts may say what is in them
+        self.layout.notes += notes
+        self.layout.ignored += [*ignored, *(one.relative for one in top.folders if one.name not in parts)]
+        self._question_subfolders(
+            [one for name, part in parts.items() if part == "train" and name in inner for one in inner[name].full]
+        )
+        self._question_tables(self._tables_in(top), top)
+
+    def _read_parts_of_classes(self, inner: Sequence[tuple[Folder, Mapping[str, str]]]) -> None:
+        names = sorted({name for _, parts in inner for name in parts})
+        self.layout.notes.append(f"each class folder holds its parts: {', '.join(names)}")
+        for folder, parts in inner:
+            for inside in folder.folders:
+                if inside.name in parts:
+                    self._read_class(inside, folder.name, parts[inside.name])
+                else:
+                    self.layout.ignored.append(inside.relative)
+        kinds = sorted(
+            {kind.name for folder, parts in inner for part in folder.full if part.name in parts for kind in part.full}
+        )
+        if kinds:
+            self.layout.warnings.append(
+                f"the parts of the class folders hold further folders, {few(kinds, SHOWN)}, which are taken together: "
+                "if those are the classes, as in MVTec's sets, give one of the folders "
+                f"{few([one.name for one, _ in inner])} as SOURCE"
+            )
+
+    def _read_classes(self, folders: Iterable[Folder], part: str) -> None:
+        for folder in folders:
+            if folder.total:
+                self._read_class(folder, folder.name, part)
+            elif folder.own or folder.name.lower() in COMPANIONS:
+                self.layout.ignored.append(folder.relative)
+            else:
+                self.layout.empty_classes.append(folder.relative)
+
+    def _read_class(self, folder: Folder, name: str, part: str) -> None:
+        label = clean_name(name)
+        self.found += [
+            (Entry(inside.inside(image), label, part), inside) for inside in folder.walk() for image in inside.images
+        ]
+
+    # Tables
+
+    def _read_tables(self, root: Folder) -> None:
+        """The images that tables label, in `root` or in the only folder with images below."""
+        folder = root
+        while True:
+            tables = self._tables_in(folder)
+            parts = parts_of([table.file.stem for table in tables])
+            if len(tables) > 1 and set(parts) != {table.file.stem for table in tables}:
+                named = ", ".join(table.file.name for table in tables)
+                raise DataError(
+                    f"{folder.path} has several tables that label its images: {named}; give one of them as SOURCE"
+                )
+            for table in tables:
+                self._use_table(table, folder, parts[table.file.stem] if len(tables) > 1 else "")
+            if tables or folder.images or len(folder.full) != 1:
+                return
+            folder = folder.full[0]
+
+    def _tables_in(self, folder: Folder) -> list[Table]:
+        """The tables in `folder` that label images in it."""
+        found = []
+        images = set(folder.all_images())
+        for name in folder.other:
+            suffix = Path(name).suffix.lower()
+            if not images or suffix not in TABLE_SUFFIXES or EXAMPLE.search(name):
+                continue
+            try:
+                table = read_table(folder.path / name, self.columns)
+            except DataError as error:
+                if suffix != ".txt":  # which may be anything
+                    self.reasons.append((part_of(Path(name).stem) != "train", str(error)))
+                continue
+            if any(folder.inside(row.path) in images for row in table.rows):
+                found.append(table)
+        return found
+
+    def _use_table(self, table: Table, folder: Folder, part: str) -> None:
+        self.layout.notes += [f"labels are read from {table.file}", *table.notes]
+        self.in_tables.update(folder.all_images())
+        left_out = {one.path for one in self.tree.left_out}
+        for row in table.rows:
+            path = PurePosixPath(folder.relative, row.path).as_posix()
+            if path in left_out:
+                continue
+            self.found.append((Entry(path, clean_name(row.label), part or row.part, row.group), None))
+
+    # What is odd
+
+    def _keep_once(self) -> None:
+        """Of a folder that is used, and used through a link as well, leave the latter out."""
+        plain = {folder.identity for _, folder in self.found if folder is not None and not folder.linked}
+        for entry, folder in self.found:
+            if folder is not None and folder.linked and folder.identity in plain:
+                self.layout.left_out.append(LeftOut(entry.path, LISTED_ALREADY))
+            else:
+                self.layout.entries.append(entry)
+
+    def _question_subfolders(self, classes: Sequence[Folder]) -> None:
+        """Warn where class folders hold the same folders: those may be the classes."""
+        plain = [folder for folder in classes if not folder.images]
+        names = Counter(inside.name for folder in plain for inside in folder.full)
+        common = sorted(name for name, count in names.items() if count > 1 and 2 * count > len(plain))
+        if len(common) > 1:
+            self.layout.warnings.append(
+                f"the class folders {few([folder.name for folder in plain], SHOWN)} hold the same folders, "
+                f"{few(common, SHOWN)}: are those the classes? Then give each of them one folder for all its images"
+            )
+        beside = {folder.name for folder in classes}
+        for folder in plain:
+            inside = sorted(one.name for one in folder.full if one.name in beside)
+            if inside:
+                self.layout.warnings.append(
+                    f"the class folder {folder.path} holds folders that are called as classes beside it, "
+                    f"{few(inside, SHOWN)}: is it a copy of them, or a folder around them? Then move it away"
+                )
+
+    def _question_tables(self, tables: Sequence[Table], top: Folder) -> None:
+        """Warn of tables that give images other labels than the folders in which they are."""
+        labels = {entry.path: entry.label for entry, _ in self.found}
+        for table in tables:
+            rows = [(labels.get(top.inside(row.path)), row) for row in table.rows]
+            other = next((row for label, row in rows if label and alike(label) != alike(row.label)), None)
+            if other is not None:
+                self.layout.warnings.append(
+                    f"{table.file} gives {other.path} the label {other.label}, but its folder is taken for its class; "
+                    f"give {table.file} as SOURCE if the table is right"
+                )
+
+    def _question_masks(self) -> None:
+        """Warn of images that look like masks of others: beside these, or in folders of their own."""
+        used = {entry.path for entry in self.layout.entries}
+        found = []
+        for folder in self.tree.root.walk():
+            stems = {PurePosixPath(name).stem.lower() for name in folder.images}
+            masks = [MASK.fullmatch(PurePosixPath(name).stem.lower()) for name in folder.images]
+            found += [
+                folder.inside(name)
+                for name, mask in zip(folder.images, masks, strict=True)
+                if mask and mask[1] in stems
+            ]
+            found += [path for inside in folder.full if _holds_masks(inside, folder) for path in inside.all_images()]
+        found = [path for path in dict.fromkeys(found) if path in used]
+        if found:
+            self.layout.warnings.append(
+                f"{len(found):,} of {len(used):,} images look like masks of others, as segmentation has them, and are "
+                f"learned from as images: {few(found)}; move them away if they are"
+            )
+
+    def _name_wordnet_ids(self, top: Folder) -> None:
+        """Call classes by the names that a words.txt beside them has for their WordNet ids."""
+        ids = {entry.label for entry in self.layout.entries}
+        if "words.txt" not in top.other or not ids or not all(map(imagenet.WORDNET.fullmatch, ids)):
+            return
+        names = imagenet.words(top.path / "words.txt", ids)
+        counts = Counter(names.values())
+        called = {one: name if counts[name] == 1 else f"{name} ({one})" for one, name in sorted(names.items())}
+        self.layout.notes.append(
+            f"classes are called as {top.path / 'words.txt'} has them: {few([*called.values()], SHOWN)}"
+        )
+        self.layout.entries = [replace(one, label=called[one.label]) for one in self.layout.entries]
+
+    def _note_rest(self, top: Folder, parts: Mapping[str, str]) -> None:
+        """Every image that is not used is left out."""
+        known = {one.path for one in self.layout.left_out} | {one.path for one in self.layout.entries}
+        beside = {one.relative: NO_PART for one in top.folders if one.name not in parts} if parts else {}
+        for folder in self.tree.root.walk():
+            under = next((beside[str(place)] for place in _places(folder.relative) if str(place) in beside), NO_CLASS)
+            for path in map(folder.inside, folder.images):
+                if path not in known:
+                    reason = NO_LABEL if path in self.in_tables else under
+                    self.layout.left_out.append(LeftOut(path, reason))
+
+
+def _parts_in(folder: Folder) -> dict[str, str]:
+    """Which of the folders in `folder` are parts, and which part each is; none if they are classes."""
+    found = parts_of([one.name for one in folder.folders])
+    if not any(one.name in found for one in folder.full):
+        return {}
+    # "train" beside "bus" and "car" is a class, beside "val" it is a part.
+    if all(one.name in found for one in folder.full) or {"train"} < set(found.values()):
+        return found
+    return {}
+
+
+def _parts_inside_classes(top: Folder) -> list[tuple[Folder, Mapping[str, str]]]:
+    """The class folders in `top`, each with its parts, if all of them hold parts.
+
+    Other folders beside these, as MVTec's ground_truth/, count as in no part; but not beside a train/ alone.
+    """
+    found: list[tuple[Folder, Mapping[str, str]]] = [
+        (folder, parts_of([one.name for one in folder.full])) for folder in top.full
+    ]
+    if len(found) < 2 or any(folder.images or "train" not in parts.values() for folder, parts in found):
+        return []
+    alone = all(len(parts) == len(folder.full) for folder, parts in found)
+    return found if alone or all(len(set(parts.values())) > 1 for _, parts in found) else []
+
+
+def _holds_masks(folder: Folder, parent: Folder) -> bool:
+    """Whether the images in `folder` are masks of those beside it, and not a class such as "mask" beside "no mask"."""
+    if folder.name.lower() not in MASK_FOLDERS:
+        return False
+    return bool(parent.images) or any(one.name.lower() in WRAPPERS for one in parent.full)
+
+
+def _leads_on(folder: Folder) -> bool:
+    """Whether `folder` holds no image itself, but parts or several folders with images, or leads to such a one."""
+    while not folder.images:
+        if _parts_in(folder) or len(folder.full) > 1:
+            return True
+        if not folder.full:
+            return False
+        folder = folder.full[0]
+    return False
+
+
+def _without_wrapper(part: Folder, parts: Sequence[Folder]) -> Folder:
+    """The folder in `part` that holds its classes: seg_train/seg_train, or `part` itself."""
+    elsewhere = {inside.name for other in parts if other is not part for inside in other.full}
+    folder = part
+    while not folder.images and len(folder.full) == 1:
+        only = folder.full[0]
+        alone = only.name not in elsewhere and len(only.full) > 1
+        if only.images or not only.full or not (alone or _is_wrapper(only, folder)):
+            break
+        folder = only
+    return folder
+
+
+def _holds_classes(folder: Folder) -> bool:
+    """Whether the folders in `folder` are classes, and not one that is there for all images alike."""
+    full = folder.full
+    alone = len(full) == 1 and bool(full[0].images)
+    return bool(full) and not (alone and (_is_wrapper(full[0], folder) or full[0].name.lower() in UNLABELLED))
+
+
+def _is_wrapper(folder: Folder, parent: Folder) -> bool:
+    name = folder.name.lower()
+    return name in WRAPPERS or name == parent.name.lower() or part_of(name) is not None
+
+
+def _places(relative: str) -> list[PurePosixPath]:
+    place = PurePosixPath(relative)
+    return [place, *place.parents]

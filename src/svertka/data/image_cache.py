@@ -1,0 +1,430 @@
+"""The squares of a data set's pictures: each decoded once, then read from the disk."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import PIL
+import simplejpeg
+
+from svertka import distributed
+from svertka.data.content_hash import digests, origin
+from svertka.data.dataset import ArrayPictures, Dataset, FilePictures, Ints, Pictures, Pixels, decoding_of
+from svertka.data.image_io import SUFFIXES, Decoding, intensities, read_header
+from svertka.data.pixel_statistics import Rows
+from svertka.data.prefetch import ahead
+from svertka.data.preprocessing import Fit
+from svertka.data.row_cache import ANNOUNCED, RECORD, ByteStore, announce
+from svertka.data.row_format import HEAD, Facts, Layout, Row, facts_of
+from svertka.errors import DataError, PictureError, StorageError
+from svertka.files import cache_folder, in_bytes, locked, read_json, write_json
+from svertka.progress import progress, say
+
+__all__ = ["Prepared", "Rows", "prepare"]
+
+VERSION = 2  # of what `images.decode` and `rows.Row` make of a picture; another finds nothing stored
+IN_MEMORY = 2**29  # bytes of squares, made from an array, that are kept in memory; more are made when they are needed
+CHUNK_BYTES = 2**24  # of squares between two writes to the disk, and
+CHUNK = 256  # pictures at most, since each is lost if the process is killed before the write
+SAMPLED = 32  # pictures, of whose sizes it is told how much all will take
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A data set's squares.
+
+    `rows[indices]`: those of the pictures at `indices` (B,), as (B, S, S, C) uint8. `digests`: of their contents, 16
+    bytes each, b"" for a file that cannot be read. `bad`: pictures that have no square, by index, and why. `facts`: of
+    the others in files, by index, what they are. `stored`: pictures whose square is on disk. `decoded`: contents that
+    this process decoded now. `unstored`: why not every square is on disk, a sentence; None if each is, or in memory.
+    """
+
+    rows: Rows
+    digests: list[bytes]
+    bad: dict[int, str]
+    facts: dict[int, Facts]
+    stored: int
+    decoded: int
+    unstored: str | None
+
+
+def prepare(
+    dataset: Dataset,
+    resize: int,
+    channels: int,
+    pad_to: int = 0,
+    *,
+    fit: Fit = "crop",
+    only: Ints | None = None,
+    threads: int,
+    cache_limit: int | None = None,
+    survey: bool = False,
+) -> Prepared:
+    """The pictures of `dataset` as `preprocess.squared` makes them, ready to be read in any order.
+
+    Files are decoded once, by `threads` threads, and their squares stored in the cache folder, found again by their
+    content; where the picture is smaller than its square it is stored itself. `cache_limit`: bytes that all stored
+    squares may take there (None: as `ByteStore` says). Those for which there is no room, or no disk that can be
+    written, are decoded whenever asked for, and those that the disk does not give back as they were. Of several
+    processes each decodes its share, and all return when all are done. Pictures in memory stay there.
+
+    `only`: (n,) indices of the pictures that are wanted; of the others nothing is read, and there is no digest.
+    `survey`: of pictures of 16 bits only find out what values they use; they get no row.
+    """
+    if only is not None:
+        part = dataset.take(only)
+        some = prepare(part, resize, channels, pad_to, fit=fit, threads=threads, cache_limit=cache_limit, survey=survey)
+        return _at(only, len(dataset), some)
+    squares = _Squares(dataset.pictures, Layout(resize, channels, max(resize, pad_to), fit), threads, survey=survey)
+    contents, unreadable = digests(dataset.pictures, threads)
+    source, where = origin(dataset.pictures)
+    if isinstance(source, ArrayPictures):
+        rows: Rows = squares
+        everything = np.arange(len(where), dtype=np.int64)
+        if source.array.shape[1:] == squares.layout.shape and resize == squares.layout.side:
+            rows = _ArrayRows(source.array, where)
+        elif len(where) * squares.layout.bytes <= IN_MEMORY:
+            rows = _ArrayRows(squares[everything], everything)
+        return Prepared(rows, contents, {}, {}, 0, 0, None)
+    return _through_store(squares, contents, unreadable, cache_limit)
+
+
+def _at(indices: Ints, count: int, some: Prepared) -> Prepared:
+    """What was prepared of the pictures at `indices`, of `count`, by their places among all."""
+    where = np.full(count, -1, np.int64)
+    where[indices] = np.arange(len(indices))
+    found = [b""] * count
+    for index, digest in zip(indices.tolist(), some.digests, strict=True):
+        found[index] = digest
+    bad = {int(indices[place]): reason for place, reason in some.bad.items()}
+    facts = {int(indices[place]): fact for place, fact in some.facts.items()}
+    return replace(some, rows=_SomeRows(some.rows, where), digests=found, bad=bad, facts=facts)
+
+
+class _SomeRows:
+    """Rows of some pictures by their places among all; `where` (N,) says which row, -1 that there is none."""
+
+    def __init__(self, rows: Rows, where: Ints) -> None:
+        self.rows, self.where = rows, where
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def __getitem__(self, indices: Ints) -> Pixels:
+        places = self.where[indices]
+        if len(places) and places.min() < 0:
+            raise IndexError("a picture was not among those prepared")
+        return self.rows[places]
+
+
+def misnamed_among(pictures: Pictures, facts: Mapping[int, Facts]) -> list[tuple[str, str]]:
+    """Path and format of the pictures with these `facts` whose name says another format."""
+    found = []
+    for index, one in sorted(facts.items()):
+        name = pictures.name(index)
+        if SUFFIXES.get(Path(name).suffix.lower(), one.format) != one.format:
+            found.append((name, one.format))
+    return found
+
+
+class _ArrayRows:
+    """Rows of an array in memory; `where` (N,) says which of them each picture is."""
+
+    def __init__(self, array: Pixels, where: Ints) -> None:
+        self.array, self.where = array, where
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def __getitem__(self, indices: Ints) -> Pixels:
+        return self.array[self.where[indices]]
+
+
+class _Squares:
+    """Rows decoded whenever asked for."""
+
+    def __init__(self, pictures: Pictures, layout: Layout, threads: int, *, survey: bool = False) -> None:
+        self.pictures, self.layout, self.threads, self.survey = pictures, layout, threads, survey
+        self.source, self.where = origin(pictures)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, indices: Ints) -> Pixels:
+        rows = np.empty((len(indices), *self.layout.shape), np.uint8)
+        for place, square in enumerate(self.pool.map(self.square, indices.tolist())):
+            rows[place] = square
+        return rows
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the files are decoded."""
+        return decoding_of(self.source)
+
+    def row(self, index: int) -> Row:
+        """What is stored of picture `index`.
+
+        Raises:
+            PictureError: it cannot be read.
+        """
+        if not isinstance(self.source, FilePictures):
+            return Row.of(self.pictures.read(index, min_side=self.layout.resize), self.layout)
+        if self.survey and (facts := self._surveyed(self.source.content(int(self.where[index])))):
+            return Row(facts, np.empty((0, 0, 1), np.uint8))
+        decoded = self.source.decoded(int(self.where[index]), self.layout.resize)
+        return Row.of(decoded.pixels, self.layout, decoded.format, deep=decoded.deep)
+
+    def square(self, index: int) -> Pixels:
+        """The square of picture `index`.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        try:
+            return self.row(index).square(self.layout)
+        except PictureError as error:
+            name = self.pictures.name(index)
+            raise DataError(f"{name} cannot be read: {error}; put it right or take it away, and start again") from error
+
+    def _surveyed(self, content: bytes) -> Facts | None:
+        """Of a picture of 16 bits, what values it uses; of others None."""
+        header = read_header(content, self.decoding)
+        if not header.deep:
+            return None
+        return Facts(header.format, header.size[::-1], True, intensities(content, self.decoding))
+
+    @cached_property
+    def pool(self) -> ThreadPoolExecutor:
+        """The threads that decode."""
+        return ThreadPoolExecutor(self.threads, thread_name_prefix="squares")
+
+
+class _StoredRows:
+    """Rows of `store` at `positions` (N,), and from `squares` where the position is -1 or the row was damaged since."""
+
+    def __init__(self, store: ByteStore, positions: Ints, squares: _Squares) -> None:
+        self.store, self.positions, self.squares = store, positions, squares
+        self._said = False
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, indices: Ints) -> Pixels:
+        rows = np.empty((len(indices), *self.squares.layout.shape), np.uint8)
+        parts = np.array_split(np.arange(len(indices)), min(self.squares.threads, len(indices)) or 1)
+
+        def read(part: Ints) -> list[int]:
+            """Fill in those that are stored; the others are left."""
+            return [place for place in part.tolist() if not self._read(int(indices[place]), rows[place])]
+
+        # Each waits for the disk and checks or resizes what it gives, which frees Python's lock.
+        read_in = map(read, parts) if len(parts) == 1 else self.squares.pool.map(read, parts)
+        left = np.array([place for some in read_in for place in some], np.int64)
+        if len(left):
+            rows[left] = self.squares[indices[left]]
+        return rows
+
+    def _read(self, index: int, row: Pixels) -> bool:
+        """Whether `row` (S, S, C) now holds what is stored of picture `index`."""
+        position = int(self.positions[index])
+        if position < 0:
+            return False
+        try:
+            data = self.store.read(position)
+        except StorageError as error:
+            return self._tell(f"{error}; until then pictures are decoded again")
+        if data is None:
+            return self._tell(f"{self.squares.pictures.name(index)} was damaged in {self.store.folder}; decoded again")
+        row[...] = Row.unpacked(data).square(self.squares.layout)
+        return True
+
+    def _tell(self, sentence: str) -> bool:
+        if not self._said:
+            self._said = True
+            say(sentence)
+        return False
+
+
+def _through_store(squares: _Squares, contents: list[bytes], unreadable: dict[int, str], limit: int | None) -> Prepared:
+    pictures = squares.pictures
+    readable = [index for index in range(len(pictures)) if index not in unreadable]
+    first: dict[bytes, int] = {}
+    for index in readable:
+        first.setdefault(contents[index], index)
+    reasons = {content: reason for content, reason in _known_bad(squares.decoding).items() if content in first}
+    store, unstored = _open_store(squares.layout, limit)
+    missing = set(first) - set(reasons)
+    try:
+        missing -= _found(store, missing, squares) if store is not None else set()
+    except StorageError as error:  # the cache folder was taken away meanwhile
+        store, unstored = None, str(error)
+    # Not a share of the missing: another process may have begun to store them, and see others missing.
+    share = list(first)[distributed.rank() :: distributed.world()]
+    share = [content for content in share if content in missing]
+    _announce(squares, store, [first[content] for content in missing])
+    fresh, known, unstored = _decode(squares, store, {content: first[content] for content in share}, unstored)
+    lasting = {one: str(error) for one, error in fresh.items() if _lasts(error, pictures, first[one], contents)}
+    for others in distributed.gathered(({one: str(error) for one, error in fresh.items()}, known)):
+        reasons.update(others[0])
+        known = known | others[1]
+    if lasting:
+        _remember_bad(lasting, squares.decoding)
+
+    bad = unreadable | {index: reasons[contents[index]] for index in readable if contents[index] in reasons}
+    good = [index for index in readable if index not in bad]
+    positions = np.full(len(pictures), -1, np.int64)
+    try:
+        if store is not None:
+            positions[good] = _places(store, [contents[index] for index in good], squares)
+            known |= {contents[i]: _facts(store, int(positions[i])) for i in good if contents[i] not in known}
+    except StorageError as error:
+        store, unstored = None, str(error)
+    stored = int((positions >= 0).sum())
+    left = len(good) - stored
+    return Prepared(
+        rows=_StoredRows(store, positions, squares) if store is not None else squares,
+        digests=contents,
+        bad=bad,
+        facts={index: known[contents[index]] for index in good},
+        stored=stored,
+        decoded=len(share),
+        unstored=f"{left} pictures are decoded again whenever they are needed: {unstored}" if left else None,
+    )
+
+
+def _key(content: bytes, squares: _Squares, *, deep: bool) -> bytes:
+    """What a row is stored under: the content, and for 16 bits the range of values, which decides how it looks."""
+    if not deep:
+        return content
+    asked = "survey" if squares.survey else f"range {squares.decoding.intensity_range}"
+    return hashlib.blake2b(content + asked.encode(), digest_size=16).digest()
+
+
+def _places(store: ByteStore, contents: Sequence[bytes], squares: _Squares) -> Ints:
+    """Where the rows of these contents are, (n,) int64, -1 if they are absent; which have 16 bits shows then."""
+    plain = store.find([_key(one, squares, deep=False) for one in contents])
+    absent = np.flatnonzero(plain < 0).tolist()
+    plain[absent] = store.find([_key(contents[place], squares, deep=True) for place in absent])
+    return plain
+
+
+def _facts(store: ByteStore, position: int) -> Facts:
+    head = store.read(position, HEAD.size)
+    assert head is not None  # only whole rows are compared with their checksum
+    return facts_of(head)
+
+
+def _open_store(layout: Layout, limit: int | None) -> tuple[ByteStore | None, str]:
+    """The store of these squares, and why there may be no room in it; None, and why there is none."""
+    fit = "" if layout.fit == "crop" else f"-{layout.fit}"
+    name = f"squares-{layout.side}-{layout.channels}-resized-{layout.resize}{fit}-version-{VERSION}"
+    try:
+        store = ByteStore(cache_folder("pictures") / name, limit)
+    except StorageError as error:
+        return None, str(error)
+    return store, f"they do not fit into the {in_bytes(store.limit)} that the cache may take"
+
+
+def _found(store: ByteStore, wanted: set[bytes], squares: _Squares) -> set[bytes]:
+    """The contents in `store`; none, after it was emptied, if others fill it and the wanted ones would not fit."""
+    contents = list(wanted)
+    found = {one for one, place in zip(contents, _places(store, contents, squares), strict=True) if place >= 0}
+    room = store.room_for(HEAD.size + squares.layout.bytes)
+    crowded = len(contents) - len(found) > room and len(found) < len(store) / 2
+    return set() if crowded and store.clear() else found
+
+
+def _announce(squares: _Squares, store: ByteStore | None, indices: Sequence[int]) -> None:
+    """Say what the rows of the pictures at `indices` will take on disk, before they are written."""
+    if store is None or len(indices) * (squares.layout.bytes + RECORD.itemsize) < ANNOUNCED:
+        return
+    sizes = []
+    for index in indices[:: -(-len(indices) // SAMPLED)]:
+        with suppress(PictureError):
+            height, width = squares.pictures.size(index)
+            used = min(height, width) ** 2 if squares.layout.fit == "crop" else height * width
+            sizes.append(min(3 * used, squares.layout.bytes))
+    announce("decoded pictures", len(indices) * float(np.mean(sizes or [squares.layout.bytes])), store)
+
+
+def _decode(
+    squares: _Squares, store: ByteStore | None, indices: dict[bytes, int], unstored: str
+) -> tuple[dict[bytes, PictureError], dict[bytes, Facts], str]:
+    """Decode the pictures at `indices` and store their rows: the bad ones, of the others what they are, and why there
+    may be no room."""
+
+    def attempt(content: bytes) -> Row | PictureError:
+        try:
+            return squares.row(indices[content])
+        except PictureError as error:
+            return error
+
+    bad: dict[bytes, PictureError] = {}
+    known: dict[bytes, Facts] = {}
+    contents = list(indices)
+    chunk = max(min(CHUNK, CHUNK_BYTES // squares.layout.bytes), squares.threads)
+    with progress("decoding", len(contents)) as shown:
+        for number, results in enumerate(ahead(attempt, contents, squares.threads, chunk)):
+            rows: dict[bytes, Pixels] = {}
+            for content, result in zip(contents[number * chunk :], results, strict=False):
+                if isinstance(result, PictureError):
+                    bad[content] = result
+                else:
+                    known[content] = result.facts
+                    rows[_key(content, squares, deep=result.facts.deep)] = result.packed()
+            if store is not None and rows:
+                try:
+                    if (store.append_bytes(list(rows), list(rows.values())) < 0).any():
+                        store = None  # full; the rest is decoded only to know which are bad
+                except StorageError as error:
+                    store, unstored = None, str(error)
+            shown.advance(len(results))
+    return bad, known, unstored
+
+
+def _lasts(error: PictureError, pictures: Pictures, index: int, contents: list[bytes]) -> bool:
+    """Whether the picture is bad by its content, not because the file or the memory was gone at that moment."""
+    try:
+        return not isinstance(error.__cause__, MemoryError) and pictures.digest(index) == contents[index]
+    except PictureError:
+        return False
+
+
+def _bad_header(decoding: Decoding) -> dict[str, object]:
+    """What decides, besides the content, whether a picture is bad."""
+    decoders = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__, "heif": _version_of("pillow-heif")}
+    limits = {"pixels": decoding.max_pixels, "memory": decoding.max_memory}
+    return {"version": VERSION} | decoders | limits
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _known_bad(decoding: Decoding) -> dict[bytes, str]:
+    """Pictures that were found bad before, by content, and why."""
+    try:
+        value = read_json(cache_folder("pictures") / "bad.json", 2**28)
+        if value["header"] != _bad_header(decoding):
+            return {}
+        return {bytes.fromhex(key): str(reason) for key, reason in value["reasons"].items()}
+    except (OSError, StorageError, ValueError, TypeError, KeyError, AttributeError):
+        return {}  # absent, or damaged: they are found again
+
+
+def _remember_bad(reasons: dict[bytes, str], decoding: Decoding) -> None:
+    with suppress(StorageError):
+        folder = cache_folder("pictures")
+        with locked(folder / "lock"):
+            known = _known_bad(decoding) | reasons
+            value = {"header": _bad_header(decoding), "reasons": {key.hex(): reason for key, reason in known.items()}}
+            write_json(folder / "bad.json", value)

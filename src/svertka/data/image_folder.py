@@ -1,0 +1,244 @@
+"""A folder of images, or a table that names them -> Dataset.
+
+photos/cat/*.jpg, photos/dog/*.jpg                      class folders, or one of the other layouts in `data.layout`
+photos.csv: path,label,part,group                       or one of the other tables in `data.tables`
+val/ILSVRC2012_val_00000001.JPEG and a label file       ImageNet's validation images, as `data.imagenet` says
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from svertka.data import imagenet
+from svertka.data.dataset import PARTS, Dataset, FilePictures
+from svertka.data.file_accounting import HIDDEN, NO_CLASS, NO_PART, OWN, Account, by_suffix
+from svertka.data.file_tree import SOME_SUFFIXES, FileTree, kind_of, list_tree
+from svertka.data.folder_layout import Entry, Layout, clean_name, understand, united
+from svertka.data.label_tables import TABLE_SUFFIXES, read_table
+from svertka.data.name_labels import way_out
+from svertka.data.split_names import part_of
+from svertka.errors import DataError, UsageError
+from svertka.escaping import few, quoted
+from svertka.files import given_path
+
+ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar"}
+OWN_FOLDERS = "put the pictures of each class into a folder of its own, as photos/cat and photos/dog"
+# Files of many images, or of arrays.
+CONTAINERS = {".parquet", ".arrow", ".tfrecord", ".tfrecords", ".rec", ".lmdb", ".mdb", ".h5", ".hdf5", ".npy", ".npz"}
+CONTAINERS |= {".mat", ".pkl", ".pickle", ".pt", ".pth", ".idx", ".bin", ".mp4", ".avi", ".mov", ".mkv", ".pdf"}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder or a table holds, what is not used of it too; all paths are relative to `root`.
+
+    `empty_classes`: class folders without an image. `ignored`: empty folders and folders in no part, `hidden`: hidden
+    files and folders, `others`: visible files that are not images, or not used. `account`: every file that is not used,
+    and why.
+    """
+
+    source: Path
+    root: Path
+    entries: tuple[Entry, ...]
+    empty_classes: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    account: Account = field(default_factory=Account)
+
+    def names(self) -> tuple[str, ...]:
+        """The class names in order."""
+        return tuple(sorted({entry.label for entry in self.entries}, key=natural_order))
+
+    def problems(self) -> list[str]:
+        """Why nothing can be trained on it, a sentence each; empty if nothing is in the way."""
+        if not self.entries:
+            left_out = self.account.sentence()
+            left_out = "; ".join(filter(None, (left_out, self._containers())))
+            unlabelled = [one.path for one in self.account.left_out if one.reason in (NO_CLASS, NO_PART)]
+            return [
+                f"{self.source} holds no picture ({SOME_SUFFIXES}) in a class folder; "
+                + (way_out(unlabelled) or OWN_FOLDERS)
+                + (f" ({left_out})" if left_out else "")
+            ]
+        found = [
+            f"{self.root / path} holds no picture{self._left_out_in(path)}; add some or remove the folder"
+            for path in self.empty_classes
+        ]
+        to_learn = [entry for entry in self.entries if part_of(entry.label) in (None, "train")] or self.entries
+        first, in_names = to_learn[0].label, way_out([entry.path for entry in to_learn])
+        if all(part_of(name) for name in self.names()):
+            to_do = in_names or (
+                f"put those of each class into a folder of its own, as {first}/cat and {first}/dog, or name their "
+                "classes in a CSV file of path,label,part"
+            )
+            found.append(f"{self.source} has images in {_in_order(self.names())} that are in no class folder; {to_do}")
+        elif len(self.names()) < 2:
+            needed = f"a classifier needs two or more{f'; {in_names}' if in_names else ''}"
+            found.append(f"{self.source} has one class only, {first}; {needed}")
+        classes = self._classes()
+        if not classes["train"]:
+            found.append(f"{self.source} has nothing to train on; put class folders into {self.root / 'train'}")
+        for part in ("val", "test"):
+            only = classes[part] - classes["train"] if classes["train"] else ()
+            if only:
+                found.append(
+                    f"classes of {part} of {self.source} must be in train, but {_in_order(only)} is only in {part}; "
+                    "add training pictures of it or rename the class"
+                )
+        return found
+
+    def warnings(self) -> list[str]:
+        """What may be wrong with it, a sentence each."""
+        classes = self._classes()
+        missing = [
+            f"{part} of {self.source} has no picture of {_in_order(only)}, so it does not say how that is recognised"
+            for part in ("val", "test")
+            if classes[part] and (only := classes["train"] - classes[part])
+        ]
+        groups = self._groups()
+        if len(groups) == 1 and groups != {""}:
+            missing.append(f"all images of {self.source} are of one group, {groups.pop()}; they are divided one by one")
+        return [*self.account.warnings, *missing]
+
+    def _classes(self) -> dict[str, set[str]]:
+        """The classes in each part."""
+        return {part: {entry.label for entry in self.entries if (entry.part or "train") == part} for part in PARTS}
+
+    def _containers(self) -> str | None:
+        """A sentence on files that may have images inside, if there are any."""
+        counts = [(suffix, count) for suffix, count in self.account.not_images if suffix in ARCHIVES | CONTAINERS]
+        if not counts:
+            return None
+        named = ", ".join(f"{count:,} {suffix}" for suffix, count in counts)
+        to_do = "unpack them" if all(suffix in ARCHIVES for suffix, _ in counts) else "save the images in them as files"
+        return f"there are {named}: {to_do} first"
+
+    def _left_out_in(self, folder: str) -> str:
+        """What of `folder` is left out, in parentheses, or nothing."""
+        inside = tuple(one for one in self.account.left_out if one.path.startswith(f"{folder}/"))
+        said = Account(inside).sentence()
+        return f" that can be used ({said})" if said else ""
+
+    def dataset(self) -> Dataset:
+        """The pictures by class, part and path, whatever `problems` says."""
+        names = self.names()
+        index = {name: number for number, name in enumerate(names)}
+        parts = ("", *PARTS)
+        entries = sorted(self.entries, key=lambda entry: (index[entry.label], parts.index(entry.part), entry.path))
+        return Dataset(
+            source=str(self.source.absolute()),
+            names=names,
+            pictures=FilePictures(self.root, [entry.path for entry in entries]),
+            labels=np.array([index[entry.label] for entry in entries], dtype=np.int64),
+            parts=np.array([entry.part for entry in entries], dtype="<U5"),
+            account=replace(self.account, warnings=tuple(self.warnings())),
+            groups=np.array([entry.group for entry in entries], dtype=np.str_) if len(self._groups()) > 1 else None,
+        )
+
+    def _groups(self) -> set[str]:
+        return {entry.group for entry in self.entries}
+
+
+def open_folder(path: str | Path, *, to_train: bool = True, columns: Mapping[str, str] | None = None) -> Dataset:
+    """The images in a folder, or those that a table names; `to_train`: whether they must do for training.
+
+    `columns`: as for `data.tables.read_table`.
+
+    Raises:
+        UsageError: no such folder or file.
+        DataError: no image, a row without a label; or, to train on, one class only, an empty class, a class that is in
+            val or test alone.
+    """
+    listing = list_folder(path, columns)
+    problems = listing.problems()
+    if problems and (to_train or not listing.entries):
+        raise DataError(problems[0])
+    return listing.dataset()
+
+
+def list_folder(path: str | Path, columns: Mapping[str, str] | None = None) -> Listing:
+    """What the folder or the table `path` holds; `columns`: as for `data.tables.read_table`.
+
+    Raises:
+        UsageError: no such folder or file.
+        DataError: it cannot be read, or a table has other columns.
+    """
+    path = given_path(path)
+    if path.is_dir():
+        return _list_folder(path, columns or {})
+    if not path.exists():
+        raise UsageError(f"there is no folder {path}; check the path")
+    suffix = path.suffix.lower()
+    if suffix in ARCHIVES:
+        raise UsageError(f"{path} is an archive; unpack it ({_unpack(path)}) and give the folder")
+    if suffix not in TABLE_SUFFIXES:
+        raise UsageError(f"{path} is a file; give a folder of class folders, or a .csv file of path,label,part")
+    table = read_table(path, columns)
+    entries, notes, warnings = united(
+        [Entry(row.path, clean_name(row.label), row.part, row.group) for row in table.rows]
+    )
+    account = Account(notes=(*table.notes, *notes), warnings=tuple(warnings))
+    return Listing(source=path, root=path.parent, entries=tuple(entries), account=account)
+
+
+def _list_folder(path: Path, columns: Mapping[str, str]) -> Listing:
+    tree = list_tree(path)
+    kind = kind_of(path, {*tree.root.other, *(folder.name for folder in tree.root.folders)})
+    if kind == "an atlas":
+        raise UsageError(f"{path} is {kind} that svertka made, not images to learn from; give the folder of the images")
+    file = imagenet.label_file(path) if tree.root.images and not tree.root.full and not columns else None
+    layout = understand(tree, columns) if file is None else _labelled_flat(tree, file)
+    left_out = tuple(sorted({*tree.left_out, *layout.left_out}))
+    not_images = [folder.inside(name) for folder in tree.root.walk() for name in folder.other]
+    notes = list(layout.notes)
+    if tree.misnamed:
+        notes.append(f"used, although their names do not say that they are images: {few(tree.misnamed)}")
+    account = Account(
+        left_out, by_suffix(not_images + tree.hidden_others), tuple(notes), warnings=tuple(layout.warnings)
+    )
+    ignored = {*layout.ignored, *tree.empty} - set(layout.empty_classes)
+    elsewhere = (HIDDEN, NO_PART, OWN)
+    return Listing(
+        source=path,
+        root=path,
+        entries=tuple(sorted(layout.entries)),
+        empty_classes=tuple(layout.empty_classes),
+        ignored=tuple(sorted(ignored)),
+        hidden=tuple(sorted(tree.hidden)),
+        others=tuple(sorted(not_images + [one.path for one in left_out if one.reason not in elsewhere])),
+        account=account,
+    )
+
+
+def _labelled_flat(tree: FileTree, file: Path) -> Layout:
+    """The images in the root of `tree`, with the classes that ImageNet's label file `file` gives them."""
+    found = zip(tree.root.images, imagenet.labels(file, tree.root.images), strict=True)
+    return Layout(entries=[Entry(path, label, "") for path, label in found])
+
+
+def _unpack(path: Path) -> str:
+    """The command that unpacks the archive `path` beside it."""
+    folder = path.with_name(path.name.partition(".")[0] or "images")
+    simple: dict[str, tuple[str | Path, ...]] = {
+        ".zip": ("unzip", path, "-d", folder),
+        ".7z": ("7z", "x", path, f"-o{folder}"),
+        ".rar": ("unrar", "x", path),
+    }
+    if path.suffix.lower() in simple:
+        return quoted(*simple[path.suffix.lower()])
+    return f"{quoted('mkdir', folder)} && {quoted('tar', '-xf', path, '-C', folder)}"
+
+
+def _in_order(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names, key=natural_order))
+
+
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """A key that sorts names as people do: case aside, numbers by value."""
+    # Python makes no number of more than 4300 digits.
+    pieces = re.split(r"(\d+)", name.casefold())  # strings and numbers by turns, so that like meets like
+    return [int(piece[:4000]) if number % 2 else piece for number, piece in enumerate(pieces)], name

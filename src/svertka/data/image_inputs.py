@@ -1,0 +1,145 @@
+"""Images as people name them to be looked at: files, folders, arrays in .npy files, images in memory."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from svertka.data.dataset import Pixels
+from svertka.data.file_accounting import Account
+from svertka.data.file_tree import SOME_SUFFIXES, list_tree
+from svertka.data.image_io import DEFAULT, SUFFIXES, Decoding, content, intensities, misnamed
+from svertka.data.label_tables import TABLE_SUFFIXES
+from svertka.data.pixel_modes import Range
+from svertka.data.preprocessing import Picture, opened
+from svertka.errors import DataError, PictureError, UsageError
+from svertka.escaping import few
+from svertka.files import shortened, start_of
+from svertka.progress import say
+
+Input = Picture | PictureError  # or why there is nothing to look at
+
+ARRAY_LIMIT = 10**6  # images in one .npy file
+MEASURED = 100  # images of 16 bits whose values are looked at
+CHANNELS = (1, 3, 4)  # of an array that is one image: grey, RGB, RGBA
+
+
+def all_of(pictures: Iterable[Picture]) -> list[tuple[str, Input]]:
+    """All of `expanded`.
+
+    Raises:
+        UsageError: there is nothing that could be an image.
+    """
+    everything = list(expanded(pictures))
+    if all(isinstance(picture, PictureError) for _, picture in everything):
+        reasons = few([f"{name}: {reason}" for name, reason in everything], separator="; ")
+        raise UsageError(
+            f"there is no picture in what is named ({reasons or 'nothing'}); pictures end in {SOME_SUFFIXES}"
+        )
+    return everything
+
+
+def pixels_of(picture: Input, decoding: Decoding = DEFAULT) -> Pixels:
+    """`picture` as (H, W, 3) uint8, RGB, whole.
+
+    Raises:
+        PictureError: it cannot be read, or is the reason why there is none.
+    """
+    if isinstance(picture, PictureError):
+        raise picture
+    return opened(picture, decoding=decoding)
+
+
+def misnamed_files(pictures: Iterable[Input]) -> list[tuple[str, str]]:
+    """Path and format of the files among `pictures` that are of another format than their name says."""
+    found = []
+    for picture in pictures:
+        if isinstance(picture, str | PathLike):
+            with suppress(OSError, ValueError):
+                name = misnamed(picture, start_of(Path(picture)))
+                found += [(str(picture), name)] if name is not None else []
+    return found
+
+
+def intensities_of(pictures: Iterable[Input], decoding: Decoding = DEFAULT) -> list[Range]:
+    """The values that 16-bit files among `pictures` use, each lowest and highest; of many, `MEASURED` are looked at."""
+    files = [Path(one) for one in pictures if isinstance(one, str | PathLike)]
+    files = [path for path in files if SUFFIXES.get(path.suffix.lower()) != "JPEG"]  # which has 8 bits
+    found = []
+    for path in files[:: -(-len(files) // MEASURED) or 1]:
+        with suppress(PictureError):
+            found.append(intensities(content(path, decoding), decoding))
+    return [one for one in found if one is not None]
+
+
+def expanded(pictures: Iterable[Picture]) -> Iterator[tuple[str, Input]]:
+    """Each of `pictures` with what to call it; a folder is all images in it, a .npy file the arrays in it.
+
+    What cannot be looked at at all, such as a folder without an image, is the reason. What of a folder is left out is
+    said on stderr.
+
+    Raises:
+        UsageError: a .npy file does not hold images.
+    """
+    for number, picture in enumerate(pictures):
+        if not isinstance(picture, str | PathLike):
+            yield f"#{number}", picture
+            continue
+        text, path = os.fspath(picture), Path(picture)
+        if not text:
+            yield "", PictureError("no path; name a file or a folder")
+        elif _is_folder(path):
+            yield from _in_folder(path)
+        elif path.suffix.lower() == ".npy":
+            yield from ((f"{path}[{row}]", array) for row, array in enumerate(_read_array(path)))
+        elif path.suffix.lower() in TABLE_SUFFIXES:
+            yield str(path), PictureError("a table or a text, not an image; name the images, or their folder")
+        else:
+            yield str(path), path
+
+
+def _in_folder(folder: Path) -> Iterator[tuple[str, Input]]:
+    try:
+        tree = list_tree(folder)
+    except DataError as error:
+        yield str(folder), PictureError(str(error))
+        return
+    left_out = Account(tuple(tree.left_out)).sentence()
+    paths = tree.images()
+    if not paths:
+        yield str(folder), PictureError("holds no picture" + (f" ({left_out})" if left_out else ""))
+    elif left_out:
+        say(f"{folder}: {left_out}")
+    yield from ((str(folder / path), folder / path) for path in paths)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _read_array(path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        if not path.is_file():  # a pipe would wait for ever
+            raise FileNotFoundError(2, "no such file")
+        array: npt.NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")  # np.load would open archives, too
+    except Exception as error:  # whatever a damaged header leads the reader to
+        reason = shortened(" ".join((getattr(error, "strerror", None) or str(error)).split()), 200)
+        raise UsageError(f"{path} cannot be read as an array ({reason}); save one of uint8 with numpy.save") from error
+    if array.ndim == 3 and array.shape[2] in CHANNELS:  # one image, not many that are three pixels wide
+        array = array[None]
+    is_grey = array.ndim == 3 and array.shape[2] != 2
+    fits = array.dtype in (np.uint8, np.uint16) and (is_grey or (array.ndim == 4 and array.shape[3] in CHANNELS))
+    if fits and len(array) > ARRAY_LIMIT:
+        raise UsageError(f"{path} holds {len(array):,} images, more than the limit of {ARRAY_LIMIT:,}; divide it")
+    if not fits or not all(array.shape[1:]):
+        raise UsageError(
+            f"{path} holds {array.dtype} {array.shape}; it needs uint8 (N, H, W), (H, W, 3) or (N, H, W, 3)"
+        )
+    return array

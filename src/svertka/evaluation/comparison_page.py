@@ -1,0 +1,298 @@
+"""comparison.html: runs side by side, as one file that opens anywhere and loads nothing."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from svertka.errors import PictureError
+from svertka.evaluation.confidence_intervals import Interval
+from svertka.evaluation.learning_curves import History, epoch_name, thinned, value
+from svertka.evaluation.metrics import ClassResult, Evaluation
+from svertka.evaluation.report_page import SHOWN_SIDE
+from svertka.evaluation.significance import Comparison, Contender, called_p, signed
+from svertka.files import write_atomic
+from svertka.pages.axes import Scale, fit
+from svertka.pages.html_page import (
+    NOTHING,
+    SPACE,
+    count,
+    escape,
+    isolated,
+    number,
+    page,
+    percent,
+    plain,
+    scrolled,
+    section,
+)
+from svertka.pages.inline_images import framed
+from svertka.pages.svg_curves import STYLES, Axis, Line, Panel, Reading, curves
+from svertka.progress import duration
+from svertka.run import called
+
+HEIGHT = 224  # pixels of a panel of curves
+POINTS = 400  # readings of the curves
+SHOWN = 6  # pictures of each kind that two runs disagree about: a row
+SIDE = 128  # CSS pixels of one
+CLASSES = 100  # rows of the table of classes
+
+
+def write_comparison(path: Path, comparison: Comparison) -> None:
+    """Write `comparison` to `path` as one HTML file, whole or not at all; some of the pictures are read again.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    title = " and ".join(called(one.run) for one in comparison.contenders[:2])
+    more = len(comparison.contenders) - 2
+    write_atomic(path, page(f"{title}{f' and {more} more' if more else ''} – svertka", _body(comparison)).encode())
+
+
+def _body(comparison: Comparison) -> str:
+    contenders = comparison.contenders
+    named = ", ".join(f"{one.letter}{SPACE}is {called(one.run)}" for one in contenders)
+    parts = [
+        f"<header><p><b>{isolated(named)}</b></p><h1>{escape(comparison.sentence)}</h1>{_chosen(comparison)}</header>",
+        section("errors", "How often they are wrong", _errors(comparison)),
+        section("costs", "What they take", _costs(comparison)),
+        section("curves", "Learning curves", _curves(contenders)),
+        section("disagree", "Where they disagree", _disagreements(comparison)),
+        section("classes", "Classes", _classes(contenders)),
+        section("made", "What differs in how they were made", _settings(contenders)),
+    ]
+    return f"<main>{''.join(parts)}</main>"
+
+
+def _chosen(comparison: Comparison) -> str:
+    if comparison.judgement.part != "test":
+        return ""
+    return (
+        "<p>Who chooses the best of several by their error on the test pictures will find it worse on new ones: "
+        "choose on the validation part, and let the test part say how good the chosen one is.</p>"
+    )
+
+
+def _errors(comparison: Comparison) -> str:
+    contenders, together = comparison.contenders, comparison.together
+    top = max(one.evaluation.top1_interval[1] for one in contenders)
+    reach = max((abs(end) for one in contenders if one.difference for end in one.difference.interval), default=1.0)
+    rows = [
+        f"<tr>{_head(one)}{_error_cells(one.evaluation, top)}{_difference_cells(one, reach)}</tr>" for one in contenders
+    ]
+    mean = f'<th scope="row"><span class="called">their mean</span></th>{_error_cells(together, top)}{"<td></td>" * 3}'
+    how = (
+        "The bar is the 95 % confidence interval of the share of all such pictures that a run would get wrong "
+        "(Wilson 1927). Whether two runs differ is asked of the same pictures: those that one alone gets wrong "
+        "count, those that both get wrong do not. The difference from A has an interval, too (Bonett &amp; Price 2012; "
+        "the line is zero), and p is how probable so unequal a split would be if both were equally good (McNemar "
+        "1947, exact): of twenty comparisons of equals one falls below 0.05. "
+        "Their mean is what the runs say together, their probabilities averaged."
+    )
+    heads = (
+        "run", "wrong", "95 % interval", "with five guesses", "loss, nats", "calibration error", "points over A",
+        "95 % interval", "p",
+    )  # fmt: skip
+    return f'<p class="how">{how}</p>' + _table("Errors", heads, [*rows, f"<tr>{mean}</tr>"])
+
+
+def _head(one: Contender) -> str:
+    said = f"<b>{one.letter}</b> {isolated(called(one.run))}"
+    return f'<th scope="row"><span class="called" title="{escape(one.run)}">{said}</span></th>'
+
+
+def _error_cells(evaluation: Evaluation, top: float) -> str:
+    low, high = evaluation.top1_interval
+    said = f"{percent(low)} to {percent(high)}".replace(" ", SPACE)
+    return (
+        f"<td>{percent(evaluation.top1_error)}</td>"
+        f"<td>{_whisker((low, high), evaluation.top1_error, 0.0, top, said)}</td><td>{percent(evaluation.top5_error)}"
+        f"</td><td>{number(evaluation.loss)}</td><td>{percent(evaluation.calibration.error)}</td>"
+    )
+
+
+def _difference_cells(one: Contender, reach: float) -> str:
+    if one.difference is None:
+        return "<td></td>" * 3
+    low, high = one.difference.interval
+    said = f"{signed(low)} to {signed(high)}".replace(" ", SPACE)
+    return (
+        f"<td>{signed(one.difference.points)}</td>"
+        f"<td>{_whisker((low, high), one.difference.points, -reach, reach, said)}</td>"
+        f"<td>{called_p(one.difference.p).removeprefix('= ').replace(' ', SPACE)}</td>"
+    )
+
+
+def _whisker(interval: Interval, middle: float, low: float, high: float, said: str) -> str:
+    """`interval` as a bar from its ends with a tick in the middle, on an axis from `low` to `high`, and in words."""
+
+    def place(share: float) -> str:
+        return f"{100 * (share - low) / (high - low):.2f}%"
+
+    start, end = interval
+    width = f"{100 * (end - start) / (high - low):.2f}%"
+    return (
+        f'<svg class="whisker" aria-hidden="true"><line class="zero" x1="{place(0)}" x2="{place(0)}" y1="0" y2="16"/>'
+        f'<rect x="{place(start)}" y="6" width="{width}" height="4"/>'
+        f'<line class="middle" x1="{place(middle)}" x2="{place(middle)}" y1="2" y2="14"/></svg>'
+        f'<span class="quiet">{said}</span>'
+    )
+
+
+def _costs(comparison: Comparison) -> str:
+    rows = []
+    for one in comparison.contenders:
+        history = History(one.history)
+        trained = (f"{len(history.epochs):,}", duration(history.seconds)) if history.epochs else (NOTHING, NOTHING)
+        cells = (
+            escape(one.network),
+            f"{one.parameters:,}",
+            f"{one.multiply_adds:,}",
+            f"{number(1000 * one.speed.seconds)}{SPACE}ms",
+            f"{one.speed.per_second:,.0f}",
+            *trained,
+        )
+        rows.append(f"<tr>{_head(one)}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    how = (
+        f"The times are of the network alone on this machine ({escape(comparison.device)}), the runs taking turns, "
+        "medians: of one picture, and of pictures a second, sixteen at a time."
+    )
+    heads = ("run", "network", "parameters", "multiply-adds", "one picture", "pictures/s", "epochs", "trained for")
+    return f'<p class="how">{how}</p>' + _table("Costs", heads, rows)
+
+
+def _curves(contenders: Sequence[Contender]) -> str:
+    """Validation error and training loss of those that were trained here."""
+    trained = [(one, History(one.history).epochs) for one in contenders]
+    trained = [(one, epochs) for one, epochs in trained if epochs]
+    without = [one.letter for one in contenders if one not in [other for other, _ in trained]]
+    missing = f" Of {' and '.join(without)} there is no history." if without else ""
+    if not trained:
+        return ""
+    panels = [
+        _panel(trained, "Error on the validation part", "val_error", "root", lambda y: f"{100 * y:g}{SPACE}%"),
+        _panel(trained, "Loss on the training part, nats", "train_loss", "log", plain),
+    ]
+    last = max(value(epochs[-1], "epoch") for _, epochs in trained)
+    scale = Scale("linear", 0.0, last)
+    longest = max((epochs for _, epochs in trained), key=len)
+    readings = [_reading(trained, value(line, "epoch")) for line in thinned(longest)]
+    how = f"A line a run, by epoch, with its letter at the end.{missing}"
+    drawn = curves(panels, Axis("epoch", scale, scale.ticks(5, whole=last >= 2)), readings, None, "")
+    return f'<p class="how">{how}</p>{drawn}'
+
+
+Trained = Sequence[tuple[Contender, Sequence[Mapping[str, Any]]]]
+
+
+def _panel(trained: Trained, title: str, name: str, bent: Any, text: Any) -> Panel:
+    lines = [
+        Line(
+            one.letter,
+            [value(line, "epoch") for line in thinned(epochs)],
+            [value(line, name) for line in thinned(epochs)],
+            STYLES[k % len(STYLES)],
+        )
+        for k, (one, epochs) in enumerate(trained)
+    ]
+    return Panel(title, fit([y for line in lines for y in line.y], bent), lines, text, HEIGHT)
+
+
+def _reading(trained: Trained, at: float) -> Reading:
+    """What each run had come to at epoch `at`, or ended with."""
+    then = [(one, [line for line in epochs if value(line, "epoch") <= at][-1:]) for one, epochs in trained]
+    errors = ", ".join(f"{one.letter} {percent(value(line[0], 'val_error'))}" for one, line in then if line)
+    losses = ", ".join(f"{one.letter} {number(value(line[0], 'train_loss'))}" for one, line in then if line)
+    return Reading(at, epoch_name(at), [errors, losses])
+
+
+def _disagreements(comparison: Comparison) -> str:
+    first, *others = comparison.contenders
+    how = "Pictures that one run gets wrong and the other right: what they have in common says where the two differ."
+    walls = []
+    for one in others:
+        for wrong, right in ((one, first), (first, one)):
+            these = wrong.evaluation.pictures[wrong.evaluation.wrong & ~right.evaluation.wrong].tolist()
+            said = f"Wrong with {wrong.letter}, right with {right.letter}: {count(len(these), 'picture')}"
+            if len(these) > SHOWN:
+                said += f", of which {SHOWN} are shown"
+            # Evenly spread over them, since neighbours in a folder are alike.
+            shown = [these[k * len(these) // SHOWN] for k in range(SHOWN)] if len(these) > SHOWN else these
+            walls.append(f"<h3>{said}</h3>" + _wall(comparison, wrong, shown))
+    return f'<p class="how">{how}</p>' + "".join(walls)
+
+
+def _wall(comparison: Comparison, wrong: Contender, indices: Sequence[int]) -> str:
+    dataset = comparison.judgement.dataset
+    figures = []
+    for index in indices:
+        try:
+            pixels = dataset.pictures.read(index, SHOWN_SIDE)
+        except PictureError:
+            pixels = None
+        name, path = dataset.names[int(dataset.labels[index])], dataset.pictures.name(index)
+        lines = [
+            f'<span title="{escape(name)}">is {isolated(name)}</span>',
+            f'<span class="quiet" title="{escape(path)}">{isolated(PurePath(path).name)}</span>',
+        ]
+        figures.append(framed(pixels, SIDE, f"{path}: {name}, which {wrong.letter} gets wrong", lines))
+    return f'<div class="wall">{"".join(figures)}</div>' if figures else ""
+
+
+def _classes(contenders: Sequence[Contender]) -> str:
+    """Recall by class, those first on which the runs differ most."""
+    rows = [some for some in zip(*(one.evaluation.per_class for one in contenders), strict=True) if some[0].images]
+    rows.sort(key=_spread, reverse=True)
+    cells = [
+        f'<tr><th scope="row" data-value="{escape(some[0].name)}">{isolated(some[0].name)}</th>'
+        f'<td data-value="{some[0].images}">{some[0].images:,}</td>'
+        + "".join(f'<td data-value="{one.recall:.6f}">{percent(one.recall)}</td>' for one in some)
+        + f'<td data-value="{_spread(some):.6f}">{100 * _spread(some):.1f}</td></tr>'
+        for some in rows[:CLASSES]
+    ]
+    more = f" {len(rows) - CLASSES:,} more classes are left out." if len(rows) > CLASSES else ""
+    how = f"Recall, the share of a class that was found, with each run; those first on which they differ most.{more}"
+    heads = ("class", "pictures", *(one.letter for one in contenders), "points between them")
+    return f'<p class="how">{how}</p>' + _table("Classes", heads, cells, sortable=True)
+
+
+def _spread(some: Sequence[ClassResult]) -> float:
+    shares = [one.recall or 0.0 for one in some]
+    return max(shares) - min(shares)
+
+
+def _settings(contenders: Sequence[Contender]) -> str:
+    """The settings of training.json that are not the same in all runs that have some."""
+    flat = [_flat(one.settings) for one in contenders]
+    some = [one for one in flat if one]
+    names = dict.fromkeys(name for one in some for name in one)
+    rows = [
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(f"<td>{escape(one.get(name, NOTHING))}</td>" for one in flat)
+        + "</tr>"
+        for name in names
+        if len({one.get(name) for one in some}) > 1 and name != "recipe.source"  # a paragraph, and recipe_name says it
+    ]
+    if not rows:
+        return ""
+    how = "From the runs' training.json: what is not written here was the same."
+    return f'<p class="how">{how}</p>' + _table("Settings", ("", *(one.letter for one in contenders)), rows)
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:
+    """ "recipe.lr" -> "0.1": what is inside of what by its path, in words."""
+    found: dict[str, str] = {}
+    for name, content in settings.items():
+        if isinstance(content, Mapping):
+            found |= _flat(content, f"{before}{name}.")
+        elif isinstance(content, list):
+            kinds = [one.get("kind", "…") if isinstance(one, Mapping) else str(one) for one in content]
+            found[before + name] = ", ".join(kinds) or NOTHING
+        else:
+            found[before + name] = NOTHING if content is None else str(content)
+    return found
+
+
+def _table(name: str, heads: Sequence[str], rows: Sequence[str], *, sortable: bool = False) -> str:
+    head = "".join(f'<th scope="col">{one}</th>' for one in heads)
+    kind = "numbers sortable" if sortable else "numbers"
+    return scrolled(name, f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>')

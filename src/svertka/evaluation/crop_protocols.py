@@ -1,0 +1,122 @@
+"""The crops in which a picture is shown when a network is judged, as the papers' figures were made.
+
+1      the centre of the picture, as `predict` shows it
+10     four corners and the centre, and their mirror images, of the central square (Krizhevsky et al. 2012, §4.1)
+144    4 scales × 3 squares × 6 crops × 2 for the mirror images (Szegedy et al. 2014, §7)
+dense  every position in the whole picture and its mirror image, at 3 scales (Simonyan & Zisserman 2014, §3.2): scores
+       are averaged over positions, probabilities over the rest; He et al. 2015, §3.4, average scores over scales, too
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svertka.data.dataset import Pixels
+from svertka.data.preprocessing import Preprocess, resized
+from svertka.errors import UsageError
+
+CROPS = ("1", "10", "144", "dense")
+# scales, in sides of the network's input
+GOOGLENET = (256 / 224, 288 / 224, 320 / 224, 352 / 224)
+VGG = (256 / 224, 384 / 224, 512 / 224)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """`crops`, one of CROPS, of a picture at each of the `scales`: the length of its shorter side, pixels."""
+
+    crops: str
+    scales: tuple[int, ...]
+
+    @property
+    def views(self) -> int:
+        """How often a picture is shown; dense: whole, and its mirror image."""
+        return {"1": 1, "10": 10, "144": 36, "dense": 2}[self.crops] * len(self.scales)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of a picture is looked at, and not its central square alone."""
+        return self.crops in ("144", "dense")
+
+
+def protocol(crops: str | int, scales: Sequence[int] | None, preprocess: Preprocess) -> Protocol:
+    """The protocol that is called `crops`, at `scales`; None: at those of its paper, in proportion to the input.
+
+    Raises:
+        UsageError: no such protocol; a scale that is smaller than the network's input, or given twice.
+    """
+    crops, size, resize = str(crops), preprocess.size, preprocess.resize
+    if crops not in CROPS:
+        raise UsageError(f"crops={crops} is not known; use {', '.join(CROPS[:-1])} or {CROPS[-1]}")
+    if scales is None:
+        if crops == "1":
+            return Protocol(crops, (resize,))
+        if resize < size:
+            raise UsageError(
+                f"crops={crops} needs pictures larger than the network's input, and this run pads {resize} pixels to "
+                f"{size}; use crops=1, or give scales of at least {size}"
+            )
+        if crops == "10":
+            return Protocol(crops, (resize,))
+        return Protocol(crops, tuple(round(size * share) for share in (GOOGLENET if crops == "144" else VGG)))
+    if not scales:
+        raise UsageError("scales are empty; give the lengths of the shorter side in pixels, such as 256,288")
+    if min(scales) < size:
+        raise UsageError(f"scales={min(scales)} is smaller than the network's input; use at least {size} pixels")
+    if max(scales) > 4096:
+        raise UsageError(f"scales={max(scales)} is too large; use at most 4096 pixels")
+    if len(set(scales)) < len(scales):
+        raise UsageError(f"scales={','.join(map(str, scales))} names a scale twice; give each once")
+    return Protocol(crops, tuple(scales))
+
+
+def views(protocol: Protocol, preprocess: Preprocess, pictures: Sequence[Tensor]) -> Tensor:
+    """What the network is shown of some pictures, (B, views, C, size, size), normalised.
+
+    `pictures`: for each scale their central squares, (B, C, S, S) uint8.
+    """
+    if protocol.crops == "1":
+        return torch.stack([preprocess.normalise(squares) for squares in pictures], 1)
+    return torch.cat([ten_crops(preprocess.standardise(squares), preprocess.size) for squares in pictures], 1)
+
+
+def views_144(preprocess: Preprocess, pictures: Sequence[Pixels]) -> Tensor:
+    """What the network is shown of one picture, (views, C, size, size), normalised.
+
+    `pictures`: for each scale all of it, (H, W, C) uint8.
+    """
+    size = preprocess.size
+    shown = []
+    for square in (square for picture in pictures for square in three_squares(picture)):
+        # The crops of grey squares are grey, but the filter wants three channels.
+        rgb = square if square.shape[2] == 3 else square.repeat(3, 2)
+        small = resized(rgb, size, size, 3)[..., : square.shape[2]]
+        large, little = (as_batch(preprocess, pixels) for pixels in (square, small))
+        shown += [ten_crops(large, size)[0], little, little.flip(-1)]
+    return torch.cat(shown)
+
+
+def ten_crops(pictures: Tensor, size: int) -> Tensor:
+    """Corners and centre of `pictures` (B, C, H, W), and then the mirror images of these, (B, 10, C, size, size)."""
+    height, width = pictures.shape[-2:]
+    down, right = height - size, width - size
+    places = ((0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2))
+    crops = torch.stack([pictures[..., y : y + size, x : x + size] for y, x in places], 1)
+    return torch.cat([crops, crops.flip(-1)], 1)
+
+
+def three_squares(picture: Pixels) -> tuple[Pixels, Pixels, Pixels]:
+    """The squares at both ends and in the middle of `picture` (H, W, C), as large as fit into it."""
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    first, middle, last = (
+        picture[(height - side) * k // 2 :, (width - side) * k // 2 :][:side, :side] for k in (0, 1, 2)
+    )
+    return first, middle, last
+
+
+def as_batch(preprocess: Preprocess, pixels: Pixels) -> Tensor:
+    """One picture (H, W, C) uint8 as networks take it, (1, C, H, W), normalised."""
+    return preprocess.standardise(torch.from_numpy(pixels).permute(2, 0, 1)[None])

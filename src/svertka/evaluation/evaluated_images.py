@@ -1,0 +1,90 @@
+"""Which images a number is about: the part of a source that was judged, and what was left out."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from svertka.data.file_accounting import Account
+from svertka.escaping import few, printable
+
+NAMED = 5  # images that could not be read, in a sentence
+
+# What people call the images of a part, before the noun.
+CALLED = {
+    "test": "test ",
+    "val": "validation ",
+    "train": "training ",
+    "held-out": "held-out ",
+    "new": "new ",
+    "all": "",
+}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What was judged of `source`.
+
+    `part`: "test", "val" or "train"; "new": images that the run has never seen; "held-out": its own test or validation
+    images and new ones; "all". `training_images`: how many the run was trained on, left out unless
+    `includes_training`. `unreadable`: how many could not be read. `near_duplicates`: of the new images judged, how
+    many look the same as training images; None where that was not compared. `note`: what cannot be known, a sentence;
+    None if nothing is in doubt. `copies`: how many of those judged are copies of others judged. `unread`: the path and
+    the reason of each image that could not be read. `account`: what else of the source is not used.
+    """
+
+    source: str
+    part: str
+    training_images: int = 0
+    includes_training: bool = False
+    unreadable: int = 0
+    near_duplicates: int | None = None
+    note: str | None = None
+    copies: int = 0
+    unread: tuple[tuple[str, str], ...] = ()
+    account: Account = field(default_factory=Account)
+
+    @property
+    def sentence(self) -> str:
+        """The same for people."""
+        kind = "all images" if self.part == "all" else f"{CALLED[self.part]}images"
+        if self.includes_training and self.part not in ("all", "train"):
+            kind = f"{CALLED[self.part]}and training images"
+        return "; ".join((f"judged: {self.source}, {kind}", *self.remarks))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is not as one would expect, a sentence each."""
+        said = []
+        if self.training_images and self.includes_training:
+            said.append(f"{self.training_images:,} of these trained the network: the error is too low")
+        elif self.training_images:
+            said.append(f"{counted(self.training_images)} that trained the network left out (--include-training)")
+        if self.near_duplicates:
+            said.append(f"{counted(self.near_duplicates)} judged look the same as training images (near-duplicates)")
+        if self.copies:
+            said.append(f"{counted(self.copies)} judged are copies of others judged: the interval is too narrow")
+        if self.unreadable:
+            said.append(f"{counted(self.unreadable)} could not be read{self._names()}")
+        return (*said, *([self.note] if self.note else []), *self.account.sentences())
+
+    def _names(self) -> str:
+        named = few([f"{printable(path)}: {printable(reason)}" for path, reason in self.unread], NAMED, "; ")
+        return f" ({named})" if named else ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for a JSON file; `note` where there is one."""
+        return {
+            "source": self.source,
+            "part": self.part,
+            "training_images": self.training_images,
+            "includes_training": self.includes_training,
+            "unreadable": self.unreadable,
+            "near_duplicates": self.near_duplicates,
+            "copies": self.copies,
+            "unread": [{"path": path, "reason": reason} for path, reason in self.unread],
+            **self.account.as_json(),
+        } | ({"note": self.note} if self.note else {})
+
+
+def counted(number: int) -> str:
+    """ "1 image" and "1,200 images"."""
+    return "1 image" if number == 1 else f"{number:,} images"

@@ -1,0 +1,63 @@
+"""How fast networks are on this machine; they take turns, so that whatever else it does hits all of them alike."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from svertka.classifier import Classifier
+from svertka.compiler.optimize import MANY, fastest
+from svertka.device import autocast
+from svertka.progress import progress
+
+BATCH = 16  # pictures
+SPENT = 0.5  # seconds a network and batch size
+ROUNDS = range(3, 100)  # of timed runs
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one network, optimized as for many pictures, needs for those that are ready in memory, medians.
+
+    `seconds`: of one picture alone. `per_second`: pictures, `BATCH` at a time.
+    """
+
+    seconds: float
+    per_second: float
+
+
+@torch.inference_mode()
+def speeds(classifiers: Sequence[Classifier], device: torch.device) -> tuple[Speed, ...]:
+    """Of each of `classifiers`, whose networks are on `device`; they are left in evaluation mode."""
+    shapes = [one.preprocess.input_shape[1:] for one in classifiers]
+    with progress("timing", 2 * len(classifiers)) as shown:
+        networks = [fastest(one.network.eval(), shape, MANY) for one, shape in zip(classifiers, shapes, strict=True)]
+        medians = []
+        for batch in (1, BATCH):
+            inputs = [torch.rand(batch, *shape, device=device) for shape in shapes]
+            medians.append(_in_turns(networks, inputs))
+            shown.advance(len(classifiers))
+    return tuple(Speed(one, BATCH / many) for one, many in zip(*medians, strict=True))
+
+
+def _in_turns(networks: Sequence[nn.Module], inputs: Sequence[torch.Tensor]) -> list[float]:
+    """Median seconds of each for its pictures."""
+    # The first run finds memory and algorithms; how long it takes says how often there is time for another.
+    first = [_seconds(one, images) for one, images in zip(networks, inputs, strict=True)]
+    rounds = [min(max(ROUNDS.start, int(SPENT / one)), ROUNDS.stop) for one in first]
+    times: list[list[float]] = [[] for _ in networks]
+    for turn in range(max(rounds)):
+        for number, (one, images) in enumerate(zip(networks, inputs, strict=True)):
+            if turn < rounds[number]:
+                times[number].append(_seconds(one, images))
+    return [statistics.median(some) for some in times]
+
+
+def _seconds(network: nn.Module, images: torch.Tensor) -> float:
+    began = time.perf_counter()
+    with autocast(images.device):
+        network(images).float().cpu()  # until the scores are here: a graphics card answers before it is done
+    return time.perf_counter() - began

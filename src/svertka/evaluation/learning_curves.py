@@ -1,0 +1,196 @@
+"""The learning curves of a training, drawn from the lines of metrics.jsonl."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+from svertka.pages.axes import Scale, fit
+from svertka.pages.html_page import NOTHING, SPACE, number, percent, plain, scrolled
+from svertka.pages.svg_curves import Axis, Line, Panel, Reading, curves
+from svertka.progress import duration
+
+Entry = Mapping[str, Any]
+
+POINTS = 400  # of a curve; a screen does not show more
+FEW_RATES = 8  # different learning rates up to which they were set in steps, each worth seeing
+FINDINGS = 12  # sentences shown
+HEIGHT, LOW_HEIGHT = 224, 72  # pixels
+
+
+class History:
+    """What `lines` (of metrics.jsonl, oldest first) say; curves leave out a value that is missing, null or NaN."""
+
+    def __init__(self, lines: Iterable[Entry]) -> None:
+        self._lines = [line for line in lines if isinstance(line.get("kind"), str)]
+        self.epochs = [line for line in self._of("epoch") if math.isfinite(value(line, "epoch"))]
+        self.steps = [line for line in self._of("step") if math.isfinite(value(line, "epoch"))]
+
+    @property
+    def seconds(self) -> float:
+        """How long the training took, seconds; 0 before it began."""
+        times = (value(line, "seconds") for line in self.epochs + self.steps)
+        return max((time for time in times if math.isfinite(time)), default=0.0)
+
+    @property
+    def kept(self) -> Entry | None:
+        """The epoch whose weights the run holds; None before the first, and without a val part to choose by."""
+        chosen = [line for line in self.epochs if line.get("kept") and math.isfinite(value(line, "val_error"))]
+        return chosen[-1] if chosen else None
+
+    def findings(self) -> list[tuple[str, str]]:
+        """What health.py said: ("epoch 12", sentence), each sentence once."""
+        said: dict[str, str] = {}
+        for line in self._of("health"):
+            said.setdefault(str(line.get("sentence", "")), epoch_name(value(line, "epoch")))
+        return [(when, sentence) for sentence, when in said.items()][:FINDINGS]
+
+    def figure(self) -> str:
+        """Loss, top-1 error and learning rate against epochs, as HTML; empty before the first step."""
+        epochs = thinned(self.epochs, keep=self.kept)
+        marks = epochs or thinned(self.steps)
+        if not marks:
+            return ""
+        rates = thinned(self.steps) or epochs
+        smooth = bucketed(self.steps, ("epoch", "loss", "error"))
+        panels = [
+            _panel("Loss, nats", "loss", epochs, smooth, "log", plain),
+            _panel("Top-1 error", "error", epochs, smooth, "root", lambda error: f"{100 * error:g}{SPACE}%"),
+            _rate_panel(rates),
+        ]
+        last = max(value(line, "epoch") for line in (*epochs, *rates))
+        scale = Scale("linear", 0.0, last or 1.0)
+        axis = Axis("epoch", scale, scale.ticks(5, whole=scale.high >= 2))
+        readings = [self._reading(line) for line in marks]
+        mark = marks.index(self.kept) if self.kept is not None else None
+        label = f"kept: {epoch_name(value(self.kept, 'epoch'))}" if self.kept is not None else ""
+        return curves(panels, axis, readings, mark, label)
+
+    def table(self) -> str:
+        """The same numbers as rows, as HTML; empty before the first epoch."""
+        shown = thinned(self.epochs, keep=self.kept)
+        if not shown:
+            return ""
+        rows = "".join(
+            f"<tr><th scope=row>{value(line, 'epoch'):g}</th>"
+            f"<td>{number(value(line, 'train_loss'))}</td><td>{number(value(line, 'val_loss'))}</td>"
+            f"<td>{percent(value(line, 'train_error'))}</td><td>{percent(value(line, 'val_error'))}</td>"
+            f"<td>{plain(value(line, 'learning_rate'))}</td><td>{_whole(value(line, 'images_per_second'))}</td>"
+            f"<td>{_time(value(line, 'seconds'))}</td></tr>"
+            for line in shown
+        )
+        title = "The numbers" if len(shown) == len(self.epochs) else f"The numbers of {len(shown)} of these epochs"
+        table = (
+            '<table class="numbers"><thead><tr><th scope=col>epoch</th><th scope=col>train loss, nats</th>'
+            "<th scope=col>val loss, nats</th><th scope=col>train error</th><th scope=col>val error</th>"
+            "<th scope=col>learning rate</th><th scope=col>pictures/s</th><th scope=col>time</th></tr></thead>"
+            f"<tbody>{rows}</tbody></table>"
+        )
+        return f"<details><summary>{title}</summary>{scrolled(title, table)}</details>"
+
+    def range_test(self) -> str:
+        """The learning-rate finder's curve, as HTML; empty where it did not run."""
+        line = next(reversed(self._of("range_test")), None)
+        pairs = list(zip(line.get("learning_rate") or [], line.get("loss") or [], strict=False)) if line else []
+        points = [(float(x), _float(y)) for x, y in pairs if _float(x) > 0]
+        if line is None or len(points) < 2:
+            return ""
+        chosen = _float(line.get("chosen"))
+        rates, losses = [x for x, _ in points], [y for _, y in points]
+        scale = Scale("log", min(rates), max(rates) * 1.001)
+        panel = Panel("Loss, nats", fit(losses, "log"), [Line("loss", rates, losses, "solid")], plain, HEIGHT)
+        readings = [Reading(x, f"learning rate {plain(x)}", [number(y)]) for x, y in points]
+        nearest = min(range(len(rates)), key=lambda k: abs(math.log(rates[k] / chosen))) if chosen > 0 else None
+        return curves([panel], Axis("rate", scale, scale.ticks(4)), readings, nearest, f"chosen: {plain(chosen)}")
+
+    def _of(self, kind: str) -> list[Entry]:
+        return [line for line in self._lines if line["kind"] == kind]
+
+    def _reading(self, line: Entry) -> Reading:
+        train_loss, train_error = ("loss", "error") if line["kind"] == "step" else ("train_loss", "train_error")
+        return Reading(
+            value(line, "epoch"),
+            epoch_name(value(line, "epoch")),
+            [
+                f"train {number(value(line, train_loss))}" + _also("val", number(value(line, "val_loss"))),
+                f"train {percent(value(line, train_error))}" + _also("val", percent(value(line, "val_error"))),
+                plain(value(line, "learning_rate")),
+            ],
+        )
+
+
+def value(line: Entry, name: str) -> float:
+    """The number called `name` in a line of metrics.jsonl; NaN where it is missing or null."""
+    return _float(line.get(name))
+
+
+def epoch_name(epoch: float) -> str:
+    """ "epoch 14", or "epoch 2.37" within one; nothing for NaN."""
+    if not math.isfinite(epoch):
+        return ""
+    return f"epoch{SPACE}{epoch:.0f}" if f"{epoch:.2f}".endswith(".00") else f"epoch{SPACE}{epoch:.2f}"
+
+
+def thinned(lines: Sequence[Entry], keep: Entry | None = None) -> list[Entry]:
+    """At most about POINTS of `lines`, evenly spaced, the last of them and `keep` always among them."""
+    stride = math.ceil(len(lines) / POINTS)
+    return [line for k, line in enumerate(lines) if (len(lines) - 1 - k) % stride == 0 or line is keep]
+
+
+def bucketed(lines: Sequence[Entry], names: Sequence[str]) -> dict[str, list[float]]:
+    """Means of the values called `names` over at most POINTS stretches of `lines`; NaN for a stretch without values."""
+    ends = [round(k * len(lines) / POINTS) for k in range(POINTS + 1)] if len(lines) > POINTS else range(len(lines) + 1)
+    means: dict[str, list[float]] = {name: [] for name in names}
+    for start, end in pairwise(ends):
+        for name in names:
+            there = [x for line in lines[start:end] if math.isfinite(x := value(line, name))]
+            means[name].append(sum(there) / len(there) if there else math.nan)
+    return means
+
+
+def _panel(
+    title: str,
+    name: str,
+    epochs: Sequence[Entry],
+    smooth: Mapping[str, Sequence[float]],
+    bent: Literal["log", "root"],
+    text: Callable[[float], str],
+) -> Panel:
+    """The panel of `name` ("loss" or "error"): train and val by epoch, the steps behind them."""
+    x = [value(line, "epoch") for line in epochs]
+    train = [value(line, f"train_{name}") for line in epochs]
+    val = [value(line, f"val_{name}") for line in epochs]
+    steps = smooth[name]
+    lines = [Line("train", x, train, "solid"), Line("val", x, val, "dashed")]
+    if epochs:
+        # A single lucky batch must not stretch the axis downwards, but the start of the training belongs on it.
+        values = [*train, *val, max((y for y in steps if math.isfinite(y)), default=math.nan)]
+        lines.insert(0, Line("", smooth["epoch"], steps, "faint"))
+    else:
+        values = list(steps)
+        lines = [Line("train", smooth["epoch"], steps, "solid")]
+    return Panel(title, fit(values, bent), lines, text, HEIGHT)
+
+
+def _rate_panel(lines: Sequence[Entry]) -> Panel:
+    rates = [value(line, "learning_rate") for line in lines]
+    finite = [rate for rate in rates if math.isfinite(rate)]
+    scale = fit(finite, "log") if len(set(finite)) <= FEW_RATES else Scale("linear", 0.0, max(finite))
+    line = Line("", [value(line, "epoch") for line in lines], rates, "steps")
+    return Panel("Learning rate", scale, [line], plain, LOW_HEIGHT)
+
+
+def _also(name: str, text: str) -> str:
+    return "" if text == NOTHING else f", {name} {text}"
+
+
+def _float(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}" if math.isfinite(value) else NOTHING
+
+
+def _time(seconds: float) -> str:
+    return duration(seconds) if math.isfinite(seconds) else NOTHING

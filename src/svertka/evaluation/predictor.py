@@ -1,0 +1,128 @@
+"""What a classifier says of the pictures of a data set, under a protocol: log probabilities, batch by batch."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from svertka.classifier import Classifier
+from svertka.data.dataset import Dataset, Ints, Pixels
+from svertka.data.image_cache import Prepared, prepare
+from svertka.data.prefetch import ahead
+from svertka.device import autocast
+from svertka.errors import DataError, PictureError
+from svertka.evaluation.crop_protocols import Protocol, as_batch, views, views_144
+from svertka.graph.fully_convolutional import sliding
+
+AT_ONCE = 64  # pictures of the network's size that it is given together
+
+
+class Judge:
+    """`classifier` looking at pictures of `dataset` (those at the indices `only`), each in the crops of `protocol`.
+
+    Crops of the central square come through the store of squares; whole pictures are decoded when they are looked at,
+    the next ones meanwhile, by `threads` threads.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        dataset: Dataset,
+        protocol: Protocol,
+        *,
+        only: Ints | None = None,
+        device: torch.device,
+        threads: int,
+        cache_limit: int | None = None,
+    ) -> None:
+        self.classifier, self.protocol, self.only = classifier, protocol, only
+        self.dataset = dataset.seen_by(classifier.preprocess.intensity_range)
+        self.device, self.threads, self.cache_limit = device, threads, cache_limit
+        self.preprocess = classifier.preprocess
+        self._squares: list[Prepared] = []
+        classifier.network.eval()
+        self._network, self._sliding = classifier.network, None
+        if protocol.crops == "dense":
+            self._sliding = sliding(classifier.network, self.preprocess.input_shape)
+        else:
+            self._network = classifier.for_many(len(dataset if only is None else only) * protocol.views).network
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures in a batch that keeps the network busy and memory small."""
+        return max(1, AT_ONCE // self.protocol.views)
+
+    @torch.inference_mode()
+    def over(self, batches: Sequence[Ints]) -> Iterator[Tensor]:
+        """Log probabilities (B, K) float32 of the pictures at `batches` of indices (B,), in the classifier's order.
+
+        The mean over crops is of probabilities, as in the papers.
+
+        Raises:
+            DataError: a picture cannot be read.
+        """
+        if self.protocol.whole:
+            yield from self._over_whole(batches)
+            return
+        if not self._squares:
+            self._squares = [self._prepared(scale) for scale in self.protocol.scales]
+        for indices in batches:
+            squares = [torch.from_numpy(one.rows[indices]).permute(0, 3, 1, 2) for one in self._squares]
+            shown = views(self.protocol, self.preprocess, [one.to(self.device) for one in squares])
+            said = self._log_probabilities(shown.flatten(0, 1))
+            yield mean_probability(said.view(*shown.shape[:2], -1), 1)
+
+    def _over_whole(self, batches: Sequence[Ints]) -> Iterator[Tensor]:
+        everything = [int(index) for indices in batches for index in indices]
+        pictures = (one for some in ahead(self._read, everything, self.threads, self.threads) for one in some)
+        for indices in batches:
+            yield torch.stack([self._said_of(next(pictures)) for _ in indices])
+
+    def _said_of(self, scales: list[Pixels]) -> Tensor:
+        """Log probabilities (K,) of one whole picture, given at every scale."""
+        if self._sliding is None:
+            shown = views_144(self.preprocess, scales).to(self.device)
+            return mean_probability(self._log_probabilities(shown), 0)
+        scores = []
+        for pixels in scales:
+            picture = as_batch(self.preprocess, pixels).to(self.device)
+            with autocast(self.device):
+                maps = self._sliding(torch.cat([picture, picture.flip(-1)]))
+            scores.append(maps.float().mean((2, 3)))
+        return mean_probability(self.classifier.sound(torch.cat(scores).log_softmax(1).cpu()), 0)
+
+    def _prepared(self, scale: int) -> Prepared:
+        size, channels = self.preprocess.size, self.preprocess.channels
+        return prepare(
+            self.dataset,
+            scale,
+            channels,
+            pad_to=size,
+            fit=self.preprocess.fit,
+            only=self.only,
+            threads=self.threads,
+            cache_limit=self.cache_limit,
+        )
+
+    def _read(self, index: int) -> list[Pixels]:
+        """The whole picture at every scale."""
+        scales = self.protocol.scales
+        try:
+            rgb = self.dataset.pictures.read(index, max(scales))
+        except PictureError as error:
+            name = self.dataset.pictures.name(index)
+            raise DataError(f"{name} cannot be read: {error}; put it right or take it away, and start again") from error
+        return [self.preprocess.whole(rgb, scale) for scale in scales]
+
+    def _log_probabilities(self, shown: Tensor) -> Tensor:
+        """Of (N, C, H, W), in equal parts of about AT_ONCE crops."""
+        parts = shown.chunk(max(1, round(len(shown) / AT_ONCE)))
+        with autocast(self.device):
+            logits = [self._network(part.contiguous()).float() for part in parts]
+        return self.classifier.sound(torch.cat(logits).log_softmax(1).cpu())
+
+
+def mean_probability(log_probabilities: Tensor, dim: int) -> Tensor:
+    """The logarithm of the mean along `dim` of probabilities given by theirs; nothing underflows."""
+    return log_probabilities.logsumexp(dim) - math.log(log_probabilities.shape[dim])

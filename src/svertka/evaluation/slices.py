@@ -1,0 +1,161 @@
+"""Under which conditions a network errs: dark and bright, small and large, blurred and sharp pictures."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from svertka.errors import PictureError
+from svertka.evaluation.confidence_intervals import Interval, wilson
+from svertka.evaluation.metrics import Evaluation
+from svertka.pages.axes import Scale
+from svertka.pages.html_page import SPACE, count, percent, plain, scrolled
+from svertka.pages.svg_curves import Axis, Line, Panel, Reading, curves
+
+Pixels = npt.NDArray[np.uint8]
+
+MOST = 1000  # pictures that are looked at again, drawn by lot
+GROUPS, LEAST = 5, 10  # groups of as many pictures at least
+SIDE = 256  # pixels, to which the shorter side is reduced before sharpness is measured
+HEIGHT = 120  # pixels of a chart
+
+
+@dataclass(frozen=True)
+class Group:
+    """The pictures whose value lies from `low` to `high`: how many, and how many of them are mistakes."""
+
+    low: float
+    high: float
+    images: int
+    wrong: int
+
+    @property
+    def error(self) -> float:
+        """Share of mistakes."""
+        return self.wrong / self.images
+
+    @property
+    def interval(self) -> Interval:
+        """Of the error, 95 %."""
+        return wilson(self.wrong, self.images)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A property of pictures, in its `unit`, and the error in groups of equally many, rising; `how` it is measured."""
+
+    name: str
+    unit: str
+    how: str
+    groups: tuple[Group, ...]
+
+
+def conditions(evaluation: Evaluation, read: Callable[[int], Pixels], threads: int) -> tuple[Condition, ...]:
+    """The error of `evaluation` against brightness, size and sharpness; one that all pictures share is left out.
+
+    `read`: index to the picture in its own size, (H, W, 1 | 3) uint8; where it raises PictureError, that one is left
+    out.
+    """
+    places = np.arange(len(evaluation.pictures))
+    if len(places) > MOST:
+        places = np.sort(np.random.default_rng(0).choice(places, MOST, replace=False))
+
+    def look(index: int) -> tuple[float, float, float] | None:
+        try:
+            return properties(read(index))
+        except PictureError:
+            return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        looked = list(pool.map(look, evaluation.pictures[places].tolist()))
+    seen = [k for k, one in enumerate(looked) if one is not None]
+    if not seen:
+        return ()
+    values = np.array([looked[k] for k in seen], dtype=np.float64)
+    wrong = evaluation.wrong[places[seen]]
+    kinds = (
+        ("Brightness", "%", "mean of the grey picture, of full scale"),
+        ("Size", "pixels", "the shorter side"),
+        ("Sharpness", "grey levels", f"standard deviation of the Laplacian at {SIDE} pixels; blurred is low"),
+    )
+    found = (Condition(*kind, _groups(values[:, k], wrong)) for k, kind in enumerate(kinds))
+    return tuple(one for one in found if len(one.groups) > 1)
+
+
+def properties(picture: Pixels) -> tuple[float, float, float]:
+    """Brightness, shorter side and sharpness of `picture` (H, W, 1 | 3) uint8, as `conditions` measures them."""
+    grey = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else np.ascontiguousarray(picture)).convert("L")
+    shorter = min(grey.size)
+    brightness = 100 * float(np.asarray(grey).mean()) / 255
+    if shorter > SIDE:
+        scale = SIDE / shorter
+        grey = grey.resize((round(grey.width * scale), round(grey.height * scale)), Image.Resampling.BOX)
+    levels = np.pad(np.asarray(grey, dtype=np.float32), 1, mode="edge")
+    middle = levels[1:-1, 1:-1]
+    laplacian = levels[:-2, 1:-1] + levels[2:, 1:-1] + levels[1:-1, :-2] + levels[1:-1, 2:] - 4 * middle
+    return brightness, float(shorter), float(laplacian.std())
+
+
+def _groups(values: npt.NDArray[np.float64], wrong: npt.NDArray[np.bool_]) -> tuple[Group, ...]:
+    """Equally many in each as far as equal values allow, since these stay together."""
+    number = min(GROUPS, len(values) // LEAST)
+    if number < 2:
+        return ()
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, number + 1)[1:-1], method="higher"))
+    place = np.searchsorted(edges, values, side="right")
+    return tuple(
+        Group(float(values[here].min()), float(values[here].max()), int(here.sum()), int(wrong[here].sum()))
+        for here in (place == k for k in range(len(edges) + 1))
+        if here.any()
+    )
+
+
+def drawn(found: Sequence[Condition], images: int) -> str:
+    """The section's HTML; empty where there is nothing to tell apart. `images`: as many were judged."""
+    if not found:
+        return ""
+    looked = sum(group.images for group in found[0].groups)
+    of = f" Of {count(images, 'picture')} {looked:,} were looked at, drawn by lot." if looked < images else ""
+    how = (
+        "The pictures in groups of equally many, from low to high values: the line is the error in each, grey its 95 % "
+        f"confidence interval.{of} Where it rises, more pictures of that kind are what training lacks."
+    )
+    return f'<p class="how">{how}</p>' + "".join(_chart(one) for one in found)
+
+
+def _chart(condition: Condition) -> str:
+    groups = condition.groups
+    x = [float(k) for k in range(1, len(groups) + 1)]
+    low, high = zip(*(group.interval for group in groups), strict=True)
+    top = max(high)
+    lines = [
+        Line("", x, low, "faint"),
+        Line("", x, high, "faint"),
+        Line("error", x, [group.error for group in groups], "solid"),
+    ]
+    title = f"{condition.name}: {condition.how}"
+    panel = Panel(title, Scale("linear", 0.0, top), lines, lambda share: f"{100 * share:g}{SPACE}%", HEIGHT)
+    readings = [
+        Reading(
+            place,
+            f"{plain(round(group.low, 1))} to {plain(round(group.high, 1))}{SPACE}{condition.unit}",
+            [f"{percent(group.error)} of {count(group.images, 'picture')} wrong"],
+        )
+        for place, group in zip(x, groups, strict=True)
+    ]
+    scale = Scale("linear", 0.5, len(groups) + 0.5)
+    rows = "".join(
+        f'<tr><th scope="row">{reading.name}</th><td>{group.images:,}</td><td>{percent(group.error)}</td>'
+        f"<td>{percent(group.interval[0])} to {percent(group.interval[1])}</td></tr>"
+        for reading, group in zip(readings, groups, strict=True)
+    )
+    table = (
+        '<table class="numbers"><thead>'
+        f'<tr><th scope="col">{condition.name.lower()}</th><th scope="col">pictures</th><th scope="col">error</th>'
+        f'<th scope="col">95 % interval</th></tr></thead><tbody>{rows}</tbody></table>'
+    )
+    numbers = f"<details><summary>The numbers</summary>{scrolled(condition.name, table)}</details>"
+    return f'<div class="condition">{curves([panel], Axis("group", scale, x), readings, None, "")}{numbers}</div>'

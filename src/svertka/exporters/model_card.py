@@ -1,0 +1,146 @@
+"""A folder to publish: weights, config.json and a model card, as Hugging Face's hub lays them out."""
+
+import json
+from pathlib import Path
+
+from svertka.classifier import CONFIG, WEIGHTS, Classifier
+from svertka.errors import RunError
+from svertka.escaping import command, printable
+from svertka.files import storage, write_atomic, write_json
+from svertka.graph.summary import count
+from svertka.run import Run
+from svertka.tensor_files import write_tensors
+from svertka.training.artifacts import facts
+from svertka.training.config import Settings
+
+CARD = "README.md"
+FRONT = """---
+library_name: svertka
+pipeline_tag: image-classification
+tags:
+- image-classification
+- svertka
+---
+"""
+
+
+def write_folder(folder: Path, classifier: Classifier, run: str) -> None:
+    """Write model.safetensors, config.json with `label_names`, and the card README.md; the folder is a run to read.
+
+    `run`: what was exported, as it was asked for.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    with storage(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / WEIGHTS, classifier.network.state_dict())
+    config = classifier.config.model_dump()
+    theirs = {"architecture": config.pop("model"), "label_names": config.pop("names")}
+    write_json(folder / CONFIG, theirs | config)
+    write_atomic(folder / CARD, card(classifier, run, folder.resolve().name).encode(errors="backslashreplace"))
+
+
+def card(classifier: Classifier, run: str, folder: str) -> str:
+    """The model card, Markdown: what it is, data, recipe, results, limits, and how to run it from `folder`."""
+    trained = _training(run, classifier)
+    sections = {
+        f"{classifier.config.model}, {_classes(classifier)}": _what(classifier),
+        "Data and recipe": trained
+        or [
+            "The network below, taken as it was published:",
+            "",
+            *_literal([run]),
+        ],
+        "Results": _results(run) or ["Not measured by svertka."],
+        "Limits": _limits(classifier),
+        "How to run it": _how(classifier, folder),
+    }
+    parts = [f"{'#' if number == 0 else '##'} {title}\n\n" for number, title in enumerate(sections)]
+    bodies = ["\n".join(lines) for lines in sections.values()]
+    return FRONT + "\n".join(f"\n{head}{body}" for head, body in zip(parts, bodies, strict=True)) + "\n"
+
+
+def _classes(classifier: Classifier) -> str:
+    number = len(classifier.names)
+    return f"{number:,} class{'' if number == 1 else 'es'}"
+
+
+def _what(classifier: Classifier) -> list[str]:
+    size = count(classifier.network, classifier.preprocess.input_shape)
+    return [
+        f"A convolutional network that names what is in a picture: {size.parameters:,} parameters, "
+        f"{size.multiply_adds:,} multiply-adds a picture. Its classes, in order, as `label_names` of config.json:",
+        "",
+        *_literal([json.dumps(name, ensure_ascii=False) for name in classifier.names]),
+    ]
+
+
+def _training(run: str, classifier: Classifier) -> list[str]:
+    """What it was trained on and how; nothing for a network that was not trained here."""
+    try:
+        settings = Settings.of(Run(run))
+    except RunError:
+        return []
+    # Where it lay on the trainer's disk is nobody's business.
+    settings = settings.model_copy(update={"source": Path(settings.source).name})
+    made = ", ".join(f"{name} {number}" for name, number in settings.versions.items())
+    shown = [*facts(classifier, settings), ("made with", made), ("data fingerprint", settings.fingerprint)]
+    return _literal([f"{label:<16}  {value}" for label, value in shown])
+
+
+def _results(run: str) -> list[str]:
+    try:
+        result = Run(run).result()
+    except RunError:
+        return []
+    rows = [
+        ("val", result.get("val_error"), "used for choosing the epoch that was kept"),
+        ("test", result.get("test_error"), "scored once, at the end; never used for choosing"),
+    ]
+    return [
+        "| part | top-1 error | |",
+        "|---|---|---|",
+        *(f"| {part} | {100 * error:.1f} % | {note} |" for part, error, note in rows if error is not None),
+    ]
+
+
+def _limits(classifier: Classifier) -> list[str]:
+    return [
+        f"- It knows only its {_classes(classifier)}, and names one of them whatever it is shown.",
+        *_unseen(classifier),
+        "- The results above are of pictures like those that it was trained on; on others it has not been measured.",
+        "- Its probabilities are what the network says, not calibrated: 90 % need not be right nine times in ten.",
+    ]
+
+
+def _unseen(classifier: Classifier) -> list[str]:
+    one = classifier.preprocess
+    lines = []
+    if one.fit == "crop":
+        lines.append("- It looks at the central square of a picture; what lies outside is not seen.")
+    if one.intensity_range is not None:
+        low, high = one.intensity_range
+        lines.append(
+            f"- Of 16-bit pictures {low} is taken for black and {high} for white, as in its training pictures."
+        )
+    return lines
+
+
+def _how(classifier: Classifier, folder: str) -> list[str]:
+    one = classifier.preprocess
+    colour = "grey (ITU-R 601 luma)" if one.channels == 1 else "RGB"
+    return [
+        *_literal(["pip install svertka", command("predict", Path(f"{folder}/"), "picture.jpg")]),
+        "",
+        *_literal(["import svertka", f"svertka.Classifier.load({json.dumps(folder + '/')}).predict('picture.jpg')"]),
+        "",
+        f"The network takes (N, {one.channels}, {one.size}, {one.size}) float32, {colour}: the picture turned upright "
+        f"as its EXIF says, {one.in_words()}, with an antialiased bilinear filter, and (x / 255 − mean) / std "
+        f"with mean {list(one.mean)} and std {list(one.std)}. It gives logits.",
+    ]
+
+
+def _literal(lines: list[str]) -> list[str]:
+    """Indented, so that Markdown reads nothing in them, whatever a class is called."""
+    return [f"    {printable(line)}" for line in lines]

@@ -1,0 +1,172 @@
+"""A classifier as an ONNX file that says what it needs, held against the original before anybody gets it."""
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from itertools import pairwise
+
+import numpy as np
+import onnx
+import onnxruntime
+import onnxscript  # noqa: F401 - in which PyTorch's exporter is written
+import torch
+from onnx import ModelProto, TensorProto, helper
+
+from svertka.classifier import Classifier
+from svertka.conv.accelerate import restore
+from svertka.data.dataset import Pixels
+from svertka.data.pixel_modes import deepened
+from svertka.errors import ExportError
+from svertka.exporters.onnx_preprocess import Entry
+
+IMAGES, LOGITS = "images", "logits"  # of a network alone
+PICTURES, PROBABILITIES = "pictures", "probabilities"  # with the preprocessing inside
+LOGIT_TOLERANCE = 1e-4  # of the largest logit of a picture, or of 1 where that is larger: two ways to add float32
+# With the preprocessing inside: values of the picture may differ by 1 or 2 of 255 (`entry`), probabilities by this.
+PROBABILITY_TOLERANCE = 0.01
+BATCH = 8  # pictures that are checked together
+
+
+def as_onnx(classifier: Classifier, *, preprocessing: bool = False) -> ModelProto:
+    """The network of `classifier` in ONNX: `images` (N, C, size, size) float32 to `logits` (N, K), for any N.
+
+    `preprocessing`: `pictures` (N, H, W, 3), RGB, of any size, to `probabilities` (N, K); uint8, or uint16 where the
+    classifier has an intensity range. In the metadata:
+    `names` and `preprocess`, as JSON, `model`, and `input`, a sentence. It is always the plain network in float32.
+    """
+    network = restore(copy.deepcopy(classifier.network)).cpu().float().eval()
+    preprocess = classifier.preprocess
+    example = torch.zeros(2, preprocess.channels, preprocess.size, preprocess.size)
+    with _quiet():
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=[IMAGES],
+            output_names=[LOGITS],
+            dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
+        )
+    assert program is not None  # it is None only where a file was asked for
+    model: ModelProto = program.model_proto
+    _anonymous(model)
+    if preprocessing:
+        _prepend(model, Entry(preprocess, PICTURES, IMAGES))
+    describe(model, classifier, preprocessing=preprocessing)
+    onnx.checker.check_model(model)
+    return model
+
+
+def describe(model: ModelProto, classifier: Classifier, *, preprocessing: bool) -> None:
+    """Write into the metadata of `model` who made it, what its classes are called, and what it takes."""
+    model.producer_name, model.producer_version = "svertka", version("svertka")
+    metadata = {
+        "names": json.dumps(classifier.names),
+        "preprocess": classifier.preprocess.model_dump_json(),
+        "model": classifier.config.model,
+        "input": _sentence(classifier, preprocessing=preprocessing),
+    }
+    helper.set_model_props(model, metadata)
+
+
+def check(model: ModelProto, classifier: Classifier, pictures: Sequence[Pixels]) -> float:
+    """The largest difference between `model` in ONNX Runtime and `classifier` on `pictures` (H, W, 3) uint8, RGB.
+
+    Of logits, in units of the largest logit of a picture, or of 1 where that is larger; of probabilities where the
+    preprocessing is inside.
+
+    Raises:
+        ExportError: it is beyond the tolerance, or a best class is another although it leads by more than that.
+    """
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    inside = session.get_inputs()[0].name == PICTURES
+    tolerance = PROBABILITY_TOLERANCE if inside else LOGIT_TOLERANCE
+    network = restore(copy.deepcopy(classifier.network)).cpu().float().eval()
+    largest = 0.0
+    for some in _batches(pictures):
+        images = torch.stack([classifier.preprocess(picture) for picture in some])
+        with torch.inference_mode():
+            logits = network(images)
+        if inside:
+            wanted = logits.softmax(1).numpy()
+            values = [deepened(picture, classifier.preprocess.intensity_range) for picture in some]
+            twice = [np.stack([picture] * min(2, len(some))) for picture in values]  # by itself and with others
+            found = np.concatenate([session.run(None, {PICTURES: pair})[0][-1:] for pair in twice])
+            unit = np.ones(len(some))
+        else:
+            wanted = logits.numpy()
+            (found,) = session.run(None, {IMAGES: images.numpy()})
+            unit = np.maximum(1, np.abs(wanted).max(1))
+        differences = np.abs(found - wanted).max(1) / unit
+        lost = wanted.max(1) - wanted[np.arange(len(wanted)), found.argmax(1)]
+        if not (differences <= tolerance).all() or (lost > tolerance * unit).any():
+            what = "probability" if inside else "logit"
+            raise ExportError(
+                f"ONNX Runtime {onnxruntime.__version__} gives a {what} that differs by {differences.max():.2g} "
+                f"where {tolerance:g} is allowed, so that no file was written; report it with the versions of torch "
+                f"({torch.__version__}) and onnx ({onnx.__version__})"
+            )
+        largest = max(largest, float(differences.max()))
+    return largest
+
+
+def _batches(pictures: Sequence[Pixels]) -> Iterator[Sequence[Pixels]]:
+    """One by itself, then BATCH at a time: any count of pictures must do."""
+    bounds = [0, 1, *range(1 + BATCH, len(pictures), BATCH), len(pictures)]
+    yield from (pictures[first:last] for first, last in pairwise(bounds) if last > first)
+
+
+def _anonymous(model: ModelProto) -> None:
+    """Take away where in which source file each node came from: longer than the node, and of no use elsewhere."""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    for item in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        del item.metadata_props[:]
+    for function in model.functions:
+        for node in function.node:
+            del node.metadata_props[:]
+
+
+def _prepend(model: ModelProto, entry: Entry) -> None:
+    """Put `entry` before the network, and probabilities behind it."""
+    graph = model.graph
+    nodes = [*entry.nodes, *graph.node, helper.make_node("Softmax", [LOGITS], [PROBABILITIES], axis=1)]
+    classes = graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    del graph.node[:], graph.input[:], graph.output[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(entry.constants)
+    graph.input.append(helper.make_tensor_value_info(PICTURES, entry.element_type, ["N", "H", "W", 3]))
+    graph.output.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["N", classes]))
+
+
+def _sentence(classifier: Classifier, *, preprocessing: bool) -> str:
+    one = classifier.preprocess
+    if preprocessing:
+        known = one.intensity_range
+        bits = "uint8" if known is None else f"uint16 ({known[0]} is black, {known[1]} white)"
+        return f"pictures: (N, H, W, 3) {bits}, RGB, upright, of any size; all N of the same"
+    colour = "grey" if one.channels == 1 else "RGB"
+    return (
+        f"images: (N, {one.channels}, {one.size}, {one.size}) float32, {colour}: {one.in_words()}, "
+        "(x / 255 - mean) / std of bytes x"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what PyTorch's exporter says about its own insides."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,264 @@
+"""Watches a network while it runs: which operations on tensors belong to which layer, and what they do."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from svertka.conv_geometry import ReceptiveField
+from svertka.graph.receptive_field import Axis, after, is_known, united
+
+INPUT = "input"  # the name by which layers call the picture itself
+COPIES = ("clone", "_to_copy", "_unsafe_view")  # they give what they were given, as views do
+
+
+@dataclass(eq=False)
+class Draft:
+    """A layer while it runs; the fields are those of `trace.Layer`."""
+
+    name: str
+    kind: str
+    call: tuple[str, int] | None = None
+    shape: tuple[int, ...] = ()
+    parameters: int = 0
+    multiply_adds: int = 0
+    axes: tuple[Axis, ...] = ()
+    inputs: dict[str, None] = field(default_factory=dict)  # a set that keeps the order
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a tensor comes from: the layers that made it, what it sees, and the parameters (ids) that it is made of.
+
+    No `makers`: it does not depend on the picture. No `parameters`: a layer has counted them.
+    """
+
+    makers: tuple[str, ...] = ()
+    axes: tuple[Axis, ...] = ()
+    parameters: frozenset[int] = frozenset()
+
+    def joined(self, other: "Origin") -> "Origin":
+        """That of what is made of both."""
+        axes = self.axes or other.axes
+        if self.axes and other.axes:
+            axes = tuple(united(one, another) for one, another in zip(self.axes, other.axes, strict=True))
+        makers = tuple(dict.fromkeys(self.makers + other.makers))
+        return Origin(makers, axes, self.parameters | other.parameters)
+
+
+def function_name(function: str, around: str) -> str:
+    """What a function is called that the module at the path `around` calls; in place or not, it is the same one."""
+    return f"{around}.{function.strip('_')}" if around else function.strip("_")
+
+
+class Functions(TorchFunctionMode):
+    """Tells the recorder which function of PyTorch is called; those that it calls in turn do not come here."""
+
+    def __init__(self, recorder: "Recorder") -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with self._recorder.calling(function.__name__) as layer:
+            inside = layer.call is not None
+            layer.call = layer.call or self._recorder.counted(layer.name)
+            result = function(*args, **(kwargs or {}))
+            self._recorder.ending(layer, result)
+            if result is None and not inside:
+                layer.call = None  # it wrote into a tensor, such as `maps[0] = 1`
+            return result
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operation on tensors while it is entered; `drafts` are the layers of `network` that have run.
+
+    `network` is left with hooks in it.
+    """
+
+    def __init__(self, network: nn.Module, picture: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.drafts: list[Draft] = []
+        self._running: list[Draft | str] = []  # the layer that runs, after the paths of the modules around it
+        self._uses = {INPUT: 1}  # of names
+        self._calls: Counter[str] = Counter()
+        self._unread = {id(tensor): tensor.numel() for tensor in network.parameters()}
+        self._origins: dict[int, Origin] = {}
+        self._memory: dict[int, list[Tensor]] = {}  # tensors by where they lie; kept, so that no other gets their id
+        for tensor in network.parameters():
+            self._remember(tensor, Origin(parameters=frozenset([id(tensor)])))
+        pixels = {size: ReceptiveField.of_pixels(size) for size in picture.shape[2:]}
+        axes = tuple(Axis(pixels[size], dim) for dim, size in enumerate(picture.shape) if dim >= 2)
+        self._remember(picture, Origin((INPUT,), axes))
+        for path, module in network.named_modules():
+            module.register_forward_pre_hook(self._enterer(path))
+            module.register_forward_hook(self._leave)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: PyTorch would import its compiler for that, which takes longer than most runs."""
+        return False
+
+    @property
+    def where(self) -> str:
+        """The name of the layer that runs, or of the module between whose layers it is."""
+        around = self._running[-1] if self._running else ""
+        return around.name if isinstance(around, Draft) else around or "the network itself"
+
+    @contextmanager
+    def calling(self, function: str) -> Iterator[Draft]:
+        """While a function runs, the layer that it is part of.
+
+        Called between layers it becomes one itself, once it does more than to look at a tensor in another shape.
+        """
+        around = self._running[-1] if self._running else ""
+        if isinstance(around, Draft):
+            yield around
+            return
+        layer = Draft(function_name(function, around), function.strip("_"))
+        self._running.append(layer)
+        yield layer  # what is raised ends the run, and with it this recorder
+        self._running.pop()
+
+    def counted(self, name: str) -> tuple[str, int]:
+        """`name` and how often it was called, this time included, whether or not that made it a layer."""
+        self._calls[name] += 1
+        return name, self._calls[name]
+
+    def ending(self, layer: Draft, output: Any) -> None:
+        """What a layer gives is what it gave last; of several tensors the first."""
+        first = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
+        if first is not None:
+            layer.shape, layer.axes = tuple(first.shape), self._origin(first).axes
+
+    def _enterer(self, path: str) -> Callable[[nn.Module, Any], None]:
+        def enter(module: nn.Module, _: Any) -> None:
+            around = self._running[-1] if self._running else ""
+            if isinstance(around, Draft):
+                self._running.append(around)  # a module that a layer runs
+            elif next(module.children(), None) is None:
+                kind = type(module).__name__
+                name = path or kind
+                self._running.append(self._listed(Draft(name, kind, self.counted(name))))
+            else:
+                self._running.append(path)
+
+        return enter
+
+    def _leave(self, _: nn.Module, __: Any, output: Any) -> Any:
+        layer = self._running.pop()
+        if isinstance(layer, Draft) and layer not in self._running:
+            if isinstance(output, Tensor) and self._origin(output).makers != (layer.name,):
+                self._running.append(layer)
+                output = output.view_as(output)  # of a layer that does nothing: or nothing would come from it
+                self._running.pop()
+            self.ending(layer, output)
+        return output
+
+    def __torch_dispatch__(self, operation: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not is_known(operation):
+            with self:
+                result = operation.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = result_of(operation, *args, **kwargs)
+        with self.calling(operation.overloadpacket.__name__) as layer:  # if no function called it
+            self._record(layer, operation, args, kwargs, result)
+            self.ending(layer, result)
+        return result
+
+    def _record(self, layer: Draft, operation: Any, args: Any, kwargs: Any, result: Any) -> None:
+        arguments = _defaults(operation) | dict(zip(_defaults(operation), args, strict=False)) | kwargs
+        inputs = {id(tensor): tensor for tensor in _tensors(arguments.values())}
+        origins = {number: self._origins[number] for number in inputs if number in self._origins}
+        does_something = not (operation.is_view or operation.overloadpacket.__name__ in COPIES)
+        if does_something and any(origin.makers for origin in origins.values()):
+            self._listed(layer)
+        listed = bool(self.drafts) and self.drafts[-1] is layer
+        for output in _tensors([result]):
+            whole = Origin()
+            for number, origin in origins.items():
+                axes = tuple(after(operation, arguments, inputs[number], axis, output) for axis in origin.axes)
+                whole = whole.joined(Origin(origin.makers, axes, origin.parameters))
+            if listed:
+                whole = Origin((layer.name,) if whole.makers else (), whole.axes)
+            if id(output) in inputs:
+                self._overwrite(output, whole)
+            else:
+                self._remember(output, whole)
+        if listed:
+            for origin in origins.values():
+                layer.inputs |= dict.fromkeys(maker for maker in origin.makers if maker != layer.name)
+                layer.parameters += sum(self._unread.pop(parameter, 0) for parameter in origin.parameters)
+            layer.multiply_adds += _multiply_adds(operation, args, kwargs, result)
+
+    def _listed(self, layer: Draft) -> Draft:
+        """`layer` as the last of `drafts`, under a name that no other has."""
+        if not self.drafts or self.drafts[-1] is not layer:
+            use = self._uses[layer.name] = self._uses.get(layer.name, 0) + 1
+            layer.name += f":{use}" if use > 1 else ""
+            self.drafts.append(layer)
+        return layer
+
+    def _origin(self, tensor: Tensor) -> Origin:
+        return self._origins.get(id(tensor), Origin())
+
+    def _remember(self, tensor: Tensor, origin: Origin) -> None:
+        self._origins[id(tensor)] = origin
+        self._memory.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
+
+    def _overwrite(self, tensor: Tensor, origin: Origin) -> None:
+        """New values in `tensor`, and so in every tensor that lies in the same memory."""
+        scattered = Origin(origin.makers, tuple(axis.gathered() for axis in origin.axes), origin.parameters)
+        for other in self._memory.get(tensor.untyped_storage()._cdata, []):
+            places = [(one.shape, one.stride(), one.storage_offset()) for one in (tensor, other)]
+            same = places[0] == places[1]
+            self._origins[id(other)] = origin if same else self._origin(other).joined(scattered)
+        self._origins[id(tensor)] = origin
+
+
+def result_of(operation: Any, *args: Any, **kwargs: Any) -> Any:
+    """The result of an operation.
+
+    That of the commonest is known beforehand; PyTorch has them in Python for tensors without values, which takes
+    longer, and imports its compiler for that, a second or two.
+    """
+    name, inputs = operation.overloadpacket.__name__, args[0]
+    if name == "relu_":
+        return inputs
+    if name == "relu":
+        return inputs.new_empty(inputs.shape)
+    if name == "linear" and inputs.shape[-1:] == args[1].shape[-1:]:
+        return inputs.new_empty((*inputs.shape[:-1], args[1].shape[0]))
+    if name == "native_batch_norm" and not args[5]:
+        return inputs.new_empty(inputs.shape), inputs.new_empty(0), inputs.new_empty(0)
+    return operation(*args, **kwargs)
+
+
+def _multiply_adds(operation: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """Those of one operation, if it is a convolution or a matrix product."""
+    if operation.overloadpacket is torch.ops.aten.linear:
+        return int(result.numel() * args[0].shape[-1])
+    formula = flop_registry.get(operation.overloadpacket)
+    return int(formula(*args, **kwargs, out_val=result)) // 2 if formula else 0
+
+
+@cache
+def _defaults(operation: Any) -> dict[str, Any]:
+    """The arguments of an operation in order, each with the value that it has if it is not given."""
+    return {argument.name: argument.default_value for argument in operation._schema.arguments}
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among values and in their lists."""
+    flat = [one for value in values for one in (value if isinstance(value, list | tuple) else (value,))]
+    return [one for one in flat if isinstance(one, Tensor)]

@@ -1,0 +1,1 @@
+"""The atlas of a network: a page for every layer, with what each unit responds to."""

@@ -1,0 +1,222 @@
+"""One layer of an atlas: its units' patches and projections as sheets, and what is said about them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch.nn.functional as F
+
+from svertka.data.dataset import Ints, Pixels
+from svertka.graph.summary import Layer
+from svertka.inspection.atlas.resumable import Parts
+from svertka.inspection.atlas.sprite_sheets import ROWS, Tile, in_rgb, placed, tile, written
+from svertka.inspection.atlas.subject import Subject
+from svertka.inspection.deconvnet import Deconvnet, Projection, as_pictures
+from svertka.inspection.first_layer_filters import Filters
+from svertka.inspection.unit_patches import LayerPatches
+from svertka.pages.inline_images import DENSITY, encoded, enlarged, mosaic
+
+PATCH_QUALITY = 55
+PROJECTION_SIDE = 56  # pixels in the file: half of what the page of a unit shows, and more than the wall does
+PROJECTION_QUALITY = 35
+CLASSES = 6  # told for each unit
+STRIP = 12  # units that stand for a layer beside others
+STRIP_SIDE = 64  # CSS pixels of each
+
+
+@dataclass(frozen=True, eq=False)
+class Room:
+    """A layer to be shown: `number` of the atlas's layers, the `layer` as traced, and the `found` patches of its units.
+
+    `filters`: those of the first layer, if it is that.
+    """
+
+    number: int
+    layer: Layer
+    found: LayerPatches
+    filters: Filters | None
+    picture: int
+
+    @property
+    def units(self) -> int:
+        """Units shown."""
+        return len(self.found.values)
+
+    @property
+    def folder(self) -> str:
+        """Of its sheets, in the atlas."""
+        return f"layers/{self.number}"
+
+    @property
+    def data(self) -> str:
+        """What its script of data is called."""
+        return f"layer-{self.number}"
+
+    @property
+    def script(self) -> str:
+        """That file, which says that the layer is done."""
+        return f"data/{self.data}.js"
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Rows and columns of the picture that a unit sees."""
+        rows, columns = (min(field.extent, field.size) for field in self.layer.fields)
+        return rows, columns
+
+    @cached_property
+    def tile(self) -> Tile:
+        """Of its patches."""
+        return tile(max(self.extent), self.picture)
+
+    @cached_property
+    def projection_tile(self) -> Tile:
+        """Of its projections."""
+        return tile(max(self.extent), self.picture, side=PROJECTION_SIDE)
+
+
+def first_units(found: LayerPatches, units: int | None) -> LayerPatches:
+    """`found` of the first `units` units only."""
+    if units is None or units >= len(found.values):
+        return found
+    by_unit = "values pictures places boxes active histogram classes similar correlations"
+    cut_ = {name: value[:units] for name in by_unit.split() if (value := getattr(found, name)) is not None}
+    return replace(found, **cut_)
+
+
+def hang(
+    room: Room, subject: Subject, back: Deconvnet, parts: Parts, slots: Ints, advance: Callable[[int], None]
+) -> None:
+    """Make the files of `room` that are missing; its data come last and say that it is done.
+
+    `slots`: (pictures,), the number of each picture in the atlas. `advance`: told of units that are done.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    if room.filters is not None:
+        tiles = list(in_rgb(room.filters.pictures()[: room.units]))
+        parts.put(f"{room.folder}/filters.webp", written(tiles, 1, crisp=True, quality=100))
+    for number, units in enumerate(_sheets(room)):
+        names = [f"{room.folder}/{kind}-{number}.webp" for kind in ("patches", "projections")]
+        if not all(name in parts for name in names):
+            patches, projections = _tiles(room, subject, back, units)
+            parts.put(names[0], written(patches, 9, crisp=room.tile.crisp, quality=PATCH_QUALITY))
+            parts.put(names[1], written(projections, 9, crisp=room.tile.crisp, quality=PROJECTION_QUALITY))
+        advance(len(units))
+    parts.put(f"{room.folder}/strip.webp", _strip(room, subject))
+    parts.put_script(room.script, room.data, data(room, slots))
+
+
+def _sheets(room: Room) -> Iterator[range]:
+    for first in range(0, room.units, ROWS):
+        yield range(first, min(first + ROWS, room.units))
+
+
+def _tiles(room: Room, subject: Subject, back: Deconvnet, units: range) -> tuple[list[Pixels], list[Pixels]]:
+    """Patches and projections of `units`, nine each, clear where there are fewer."""
+    found = room.found
+    pictures = found.pictures[units.start : units.stop].reshape(-1)
+    there = np.flatnonzero(pictures >= 0)
+    patches = [np.zeros((room.tile.kept, room.tile.kept, 4), np.uint8)] * len(pictures)
+    projections = [np.zeros((room.projection_tile.kept, room.projection_tile.kept, 4), np.uint8)] * len(pictures)
+    if not len(there):
+        return patches, projections
+    which, slots = np.unique(pictures[there], return_inverse=True)
+    seen = subject.pictures(which)
+    boxes = found.boxes[units.start : units.stop].reshape(-1, 4)[there]
+    places = found.places[units.start : units.stop].reshape(-1, 2)[there]
+    numbers = there // found.pictures.shape[1] + units.start
+    tiles = room.projection_tile
+    drawn = back.project(subject.images(which), found.layer, numbers, places, slots)
+    for place, slot, box, projection in zip(there, slots, boxes, drawn, strict=True):
+        patches[place] = placed(_part(seen[slot], box), box, room.tile)
+        projections[place] = placed(_drawn(projection, box, tiles), box, tiles.reduced)
+    return patches, projections
+
+
+def _part(picture: Pixels, box: Ints) -> Pixels:
+    top, left, bottom, right = box
+    return picture[top:bottom, left:right]
+
+
+def _drawn(projection: Projection, box: Ints, tile: Tile) -> Pixels:
+    """What of `projection` lies in `box`, as a picture at the scale of `tile`; beyond its pixels it is 0."""
+    top, left, bottom, right = (int(edge) for edge in box)
+    pixels, above, before = projection
+    inside = pixels.new_zeros((1, len(pixels), bottom - top, right - left))
+    rows = slice(max(top, above), min(bottom, above + pixels.shape[1]))
+    columns = slice(max(left, before), min(right, before + pixels.shape[2]))
+    inside[0, :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = pixels[
+        :, rows.start - above : rows.stop - above, columns.start - before : columns.stop - before
+    ]
+    if tile.kept < tile.window:  # before it is drawn, since opposite signs side by side become a weak grey
+        size = [max(1, round(length * tile.kept / tile.window)) for length in inside.shape[2:]]
+        inside = F.interpolate(inside, size, mode="bilinear", antialias=True)
+    picture: Pixels = as_pictures(inside)[0]
+    return picture
+
+
+def _strip(room: Room, subject: Subject) -> bytes:
+    """The strongest patch of some units, evenly spread over those that are alive, in a row."""
+    alive = np.flatnonzero(~room.found.dead)
+    few = alive[np.linspace(0, len(alive) - 1, min(STRIP, len(alive))).round().astype(int)] if len(alive) else alive
+    if not len(few):
+        return encoded(np.zeros((1, 1, 4), np.uint8), exact=True)
+    large = tile(max(room.extent), room.picture, side=DENSITY * STRIP_SIDE)
+    pictures = subject.pictures(room.found.pictures[few, 0])
+    tiles = [placed(_part(one, box), box, large) for one, box in zip(pictures, room.found.boxes[few, 0], strict=True)]
+    if large.crisp:
+        return encoded(mosaic([enlarged(one, STRIP_SIDE) for one in tiles], len(tiles), gap=1), exact=True)
+    return encoded(mosaic(tiles, len(tiles), gap=DENSITY), exact=False)
+
+
+def data(room: Room, slots: Ints) -> dict[str, object]:
+    """What the page says about the units of `room`, for JSON: lists by unit."""
+    found = room.found
+    seen = np.flatnonzero(found.histogram.any(0))
+    first, last = (seen[0], seen[-1] + 1) if len(seen) else (0, 1)
+    return {
+        "values": [[_brief(value) if value == value else None for value in row] for row in found.values.tolist()],
+        "pictures": np.where(found.pictures >= 0, slots[found.pictures], -1).tolist(),
+        "rows": found.places[..., 0].tolist(),
+        "columns": found.places[..., 1].tolist(),
+        "active": [round(share, 4) for share in found.active.tolist()],
+        "histogram": found.histogram[:, first:last].tolist(),
+        "edges": [_brief(edge) for edge in found.edges[first : last + 1].tolist()],
+        "classes": _favourites(found),
+        "similar": found.similar.tolist(),
+        "order": room.filters.order.tolist() if room.filters is not None else chain(found),
+    }
+
+
+def _brief(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _favourites(found: LayerPatches) -> list[list[tuple[int, float]]]:
+    """For each unit the classes it prefers, [class, share of what excites it]: those with most beyond their share.
+
+    That of all pictures, that is: where a class has half of them, half of what excites a unit means nothing.
+    """
+    if found.classes is None or found.base is None:
+        return [[] for _ in found.values]
+    beyond = found.classes - found.base
+    best = np.argsort(-beyond, axis=1, kind="stable")[:, :CLASSES]
+    return [
+        [(int(k), round(float(shares[k]), 4)) for k in some if surplus[k] > 0]
+        for shares, surplus, some in zip(found.classes, beyond, best, strict=True)
+    ]
+
+
+def chain(found: LayerPatches) -> list[int]:
+    """The units so that each comes after one that resembles it: from each to the nearest that has not come yet."""
+    units = len(found.values)
+    left = dict.fromkeys(range(units))
+    order: list[int] = []
+    while left:
+        near = (int(unit) for unit in found.similar[order[-1]]) if order else iter(())
+        unit = next((one for one in near if one in left), next(iter(left)))
+        order.append(unit)
+        del left[unit]
+    return order

@@ -1,0 +1,73 @@
+"""Where results may be written: never over what svertka did not make, unless asked; a full disk is said early."""
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from svertka.errors import UsageError
+from svertka.escaping import few, printable
+from svertka.files import given_path, storage
+
+SEARCHED = 2**16  # bytes of a file in which its mark stands
+HTML = "– svertka</title>".encode()  # in every page that svertka writes
+
+
+def output_file(path: str | os.PathLike[str], mark: bytes, *, overwrite: bool = False) -> Path:
+    """`path`, into which a file can be written: nothing is there, or a file of svertka's, which holds `mark`.
+
+    Folders that lack are made. `overwrite`: a file of another kind may be there, too.
+
+    Raises:
+        UsageError: it is a folder or a device, or holds something else. StorageError: it cannot be written.
+    """
+    file = given_path(path)
+    with storage(file):
+        status = file.stat() if os.path.lexists(file) and file.exists() else None
+        if status is not None and not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
+            raise UsageError(f"{printable(str(file))} is {what}; name a file to write")
+        if status is not None and not overwrite and status.st_size and not _holds(file, mark):
+            raise UsageError(f"{printable(str(file))} is there and was not made by svertka; {ADVICE}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+    _try_to_write(file.parent)
+    return file
+
+
+def output_folder(path: str | os.PathLike[str], name: str, mark: bytes, *, overwrite: bool = False) -> Path:
+    """`path`, a folder into which files can be written: it is new, empty, or of svertka's, whose `name` holds `mark`.
+
+    Made if absent. `overwrite`: it may hold other things, too.
+
+    Raises:
+        UsageError: it is a file, or holds something else. StorageError: it cannot be written.
+    """
+    folder = given_path(path)
+    with storage(folder):
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{printable(str(folder))} is a file; name a folder")
+        inside = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
+        if inside and not overwrite and not _holds(folder / name, mark):
+            raise UsageError(
+                f"{printable(str(folder))} holds other things ({printable(few(inside))}), which may be lost; {ADVICE}"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+    _try_to_write(folder)
+    return folder
+
+
+ADVICE = "name another, or give --overwrite"
+
+
+def _holds(file: Path, mark: bytes) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return mark in opened.read(SEARCHED)
+
+
+def _try_to_write(folder: Path) -> None:
+    """Raise StorageError now, not after the work, if `folder` takes no file."""
+    with storage(folder), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(SEARCHED))
+        file.flush()

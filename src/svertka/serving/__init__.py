@@ -1,0 +1,1 @@
+"""Serve classifiers over HTTP, with a page to upload images to."""

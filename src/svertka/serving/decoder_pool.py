@@ -1,0 +1,307 @@
+"""Processes that decode images: how many, with which limits, and whose turn it is.
+
+An image is tried in the first of two lanes, whose processes have little time and memory: enough for nearly all that
+people send. What needs more goes to the second lane, where one process of low priority works at a time. So a slow or
+large image holds up others of its kind alone, and all decoders together have a fixed limit of memory.
+"""
+
+import asyncio
+import contextlib
+import io
+import json
+import mmap
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from svertka.errors import SizeError
+from svertka.files import in_bytes
+from svertka.serving.decoder_process import ANSWER, ERRORS, JOB, Kind, Limits, MoreError, Settings
+from svertka.serving.http_errors import Refusal
+
+Pixels = npt.NDArray[np.uint8]
+Result = TypeVar("Result")
+
+REQUEST_SECONDS = 20.0  # of decoding for one request, all of its images together
+ABANDONED_SECONDS = 0.25  # that an image which nobody waits for is still decoded: a new process costs as much
+MAPPED = 1 << 20  # bytes of pixels from which they get pages of their own
+PIPE_BYTES = 1 << 20  # that fit into a pipe, where the system lets one choose
+
+
+# Enough for 24 megapixels of a camera's JPEG, or 13 of a PNG.
+SMALL = Limits(memory=128 << 20, seconds=0.5, work=32_000_000)
+# An image may need 1 GiB (`images.MEMORY_LIMIT`), and the process has some more.
+LARGE = Limits(memory=1408 << 20, seconds=6.0, work=sys.maxsize, niceness=10)
+LARGE_WAITING = 8  # images; the next one is told to come again
+
+
+@dataclass
+class Account:
+    """What one request has had decoded: `seconds` of it, and images that are being decoded now.
+
+    `large`: held by the one of its images that is, or waits to be, in the second lane.
+    """
+
+    seconds: float = 0.0
+    running: int = 0
+    large: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class TooMuchError(Exception):
+    """An image needs more time than its lane gives, or ends the process."""
+
+
+class Decoders:
+    """Decodes images in other processes; `processes` of them for ordinary images, and one for those that are not."""
+
+    def __init__(self, processes: int) -> None:
+        self._lanes = Lane(SMALL, processes, sys.maxsize), Lane(LARGE, 1, LARGE_WAITING)
+
+    def start(self) -> None:
+        """Start the processes, so that nobody has to wait for it; from within the event loop."""
+        self._lanes[0].start()
+
+    def stop(self) -> None:
+        """End all processes, whatever they do."""
+        for lane in self._lanes:
+            lane.stop()
+
+    @property
+    def pids(self) -> list[int]:
+        """The ids of the processes that run."""
+        return [worker.pid for lane in self._lanes for worker in lane.workers]
+
+    async def decode(
+        self, data: bytes | bytearray, settings: Settings, account: Account, then: Callable[[Pixels], Result]
+    ) -> Result:
+        """What `then` makes of the image in `data`, as `decoding.decoded` gives it. Cancelled, it is given up.
+
+        `then` runs in a thread.
+
+        Raises:
+            PictureError: it cannot be read. Refusal: 503, too many large ones are waiting.
+        """
+        first, second = self._lanes
+        try:
+            return await first.decode(data, settings, account, then)
+        except (TooMuchError, MoreError):
+            pass
+        try:
+            async with account.large:
+                return await second.decode(data, settings, account, then)
+        except TooMuchError as error:
+            raise SizeError(f"takes more than {LARGE.seconds:.0f} seconds to decode") from error
+        except MoreError as error:
+            raise SizeError(f"takes more than {in_bytes(LARGE.memory)} of memory to decode") from error
+
+
+class Lane:
+    """So many `processes` with the same limits, and the images that wait for one of them, `waiting` at most."""
+
+    def __init__(self, limits: Limits, processes: int, waiting: int) -> None:
+        self.workers: set[Worker] = set()
+        self._limits, self._processes, self._free, self._most_waiting = limits, processes, processes, waiting
+        self._idle: list[Worker] = []
+        self._waiting: list[tuple[Account, asyncio.Future[None]]] = []
+        self._threads = ThreadPoolExecutor(processes, "decode")
+        self._stopped = False
+
+    def start(self) -> None:
+        """Start all processes that do not run."""
+        while len(self.workers) < self._processes and not self._stopped:
+            self._idle.append(self._started())
+
+    def stop(self) -> None:
+        """End all processes."""
+        self._stopped = True
+        for worker in self.workers:
+            worker.kill()
+        self._threads.shutdown()
+        for worker in self.workers:
+            worker.close()
+
+    async def decode(
+        self, data: bytes | bytearray, settings: Settings, account: Account, then: Callable[[Pixels], Result]
+    ) -> Result:
+        """What `then` makes of the image in `data`.
+
+        Raises:
+            PictureError: it cannot be read. TooMuchError, MoreError: not within the limits.
+            Refusal: 503, too many wait.
+        """
+        if account.seconds > REQUEST_SECONDS:
+            raise SizeError(f"the images of this request took more than {REQUEST_SECONDS:.0f} seconds to decode")
+        await self._turn(account)
+        try:
+            worker = self._idle.pop() if self._idle else self._started()
+        except OSError as error:
+            self._release(account)
+            raise Refusal(503, "no process to decode images can be started now", {"Retry-After": "5"}) from error
+        loop = asyncio.get_running_loop()
+        # Where there is no timer for CPU time, or the process hangs.
+        limit = loop.call_later(10 * self._limits.seconds, worker.kill)
+        future = loop.run_in_executor(self._threads, lambda: then(worker.decode(data, settings)))
+        future.add_done_callback(partial(self._finished, worker, account, limit, time.monotonic()))
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            loop.call_later(ABANDONED_SECONDS, lambda: None if future.done() else worker.kill())
+            raise
+
+    def _finished(
+        self,
+        worker: "Worker",
+        account: Account,
+        limit: asyncio.TimerHandle,
+        began: float,
+        future: asyncio.Future[Any],
+    ) -> None:
+        limit.cancel()
+        future.exception()  # whoever waited has been told; if nobody did, nobody need be
+        account.seconds += time.monotonic() - began
+        if worker.is_alive:
+            self._idle.append(worker)
+        else:
+            self.workers.discard(worker)
+            worker.close()
+            with contextlib.suppress(OSError):  # the next image tries again
+                self.start()
+        self._release(account)
+
+    async def _turn(self, account: Account) -> None:
+        """Wait until a process is free for this request."""
+        if self._free:
+            self._free -= 1
+            account.running += 1
+            return
+        if len(self._waiting) >= self._most_waiting:
+            raise Refusal(503, "too many large images are waiting already", {"Retry-After": "10"})
+        entry = account, asyncio.get_running_loop().create_future()
+        self._waiting.append(entry)
+        try:
+            await entry[1]
+        except asyncio.CancelledError:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+            else:  # its turn had come
+                self._release(account)
+            raise
+
+    def _release(self, account: Account) -> None:
+        """Hand a turn on: to the request with the fewest images in work, and among these the least served."""
+        account.running -= 1
+        waiting = [entry for entry in self._waiting if not entry[1].done()]  # those given up are about to leave
+        if not waiting:
+            self._free += 1
+            return
+        entry = min(waiting, key=lambda entry: (entry[0].running, entry[0].seconds))
+        self._waiting.remove(entry)
+        entry[0].running += 1
+        entry[1].set_result(None)
+
+    def _started(self) -> "Worker":
+        worker = Worker(self._limits)
+        self.workers.add(worker)
+        return worker
+
+
+class Worker:
+    """One process of `decoding`, asked over pipes."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.is_alive = True  # so that it can take another image
+        # What this process can import, that one can; what lies in its working directory it does not import.
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "MALLOC_ARENA_MAX": "1",  # each further one takes 64 MB of the memory that it may have
+            "MALLOC_MMAP_THRESHOLD_": str(4 << 20),  # what was large is given back as soon as it is freed
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "svertka.serving.decoder_process", json.dumps(limits)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            bufsize=0,
+            start_new_session=True,  # signals of the terminal are the server's to act on
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._jobs, self._answers = self._process.stdin, cast(io.FileIO, self._process.stdout)  # unbuffered
+        for pipe in (self._jobs, self._answers):
+            _widen(pipe)
+
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._process.pid
+
+    def decode(self, data: bytes | bytearray, settings: Settings) -> Pixels:
+        """The image in `data`; blocks until it is there.
+
+        Raises:
+            PictureError: it cannot be read. TooMuchError, MoreError: not within the limits of the process.
+            Refusal: 503, the process does not work.
+        """
+        text = json.dumps(settings).encode()
+        try:
+            _write(self._jobs, JOB.pack(len(text), len(data)) + text)
+            _write(self._jobs, data)
+            kind, first, second = ANSWER.unpack(self._read(ANSWER.size))
+            if kind != Kind.PIXELS:
+                raise ERRORS[kind](bytes(self._read(first)).decode())
+            return np.frombuffer(self._read(first * second * 3), np.uint8).reshape(first, second, 3)
+        except (OSError, EOFError) as error:
+            self.kill()
+            status = self._process.wait()
+            if status > 0:  # not by a signal, as where an image is too much for it
+                reason = f"the process that decodes images ends with status {status}"
+                raise Refusal(503, reason, {"Retry-After": "10"}) from error
+            raise TooMuchError from error
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        self.is_alive = False
+        self._process.kill()
+
+    def close(self) -> None:
+        """Wait for the end of a process that was killed, and close its pipes."""
+        self._process.wait()
+        self._jobs.close()
+        self._answers.close()
+
+    def _read(self, size: int) -> memoryview:
+        # Memory of its own: the C library would keep what is freed, and large images would not leave it again.
+        content = memoryview(mmap.mmap(-1, size) if size > MAPPED else bytearray(size))
+        rest = content
+        while rest:
+            count = self._answers.readinto(rest)
+            if not count:
+                raise EOFError
+            rest = rest[count:]
+        return content
+
+
+def _write(file: Any, content: bytes | bytearray) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _widen(pipe: Any) -> None:
+    """Let a pipe hold more, so that an image is handed over in few steps, where the system allows it."""
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)

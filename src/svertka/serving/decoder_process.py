@@ -1,0 +1,172 @@
+"""A process that decodes images for the server, so that a hostile file takes no more than its own time and memory.
+
+`python -m svertka.serving.decoder_process LIMITS`, in JSON, reads jobs from standard input and writes an answer for each to
+standard output, until the input ends. A job that takes too much CPU time ends the process, whatever C code it is in;
+one that takes too much memory fails. Neither torch nor the server is imported: it starts within a fraction of a second.
+"""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from enum import IntEnum
+from functools import partial
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from svertka.data.decode_memory import scan_count
+from svertka.data.image_io import Decoding, format_of, memory_needed, read_header, read_picture
+from svertka.errors import FormatError, PictureError, SizeError
+
+JOB = struct.Struct("<IQ")  # bytes of the settings in JSON, and of the image; both follow
+ANSWER = struct.Struct("<BII")  # what kind of answer, height and width; or bytes of a message, and 0
+
+
+class Kind(IntEnum):
+    """What a process answers: pixels, (height, width, 3) uint8, or a message that says why there are none."""
+
+    PIXELS = 0
+    UNREADABLE = 1  # PictureError
+    FORMAT = 2  # FormatError
+    SIZE = 3  # SizeError
+    MORE = 4  # MoreError
+
+
+class Limits(NamedTuple):
+    """What an image may take: bytes of `memory`, `seconds` of CPU time, and `work`, pixels times scans of a JPEG."""
+
+    memory: int
+    seconds: float
+    work: int
+    niceness: int = 0  # of the process
+
+
+class MoreError(Exception):
+    """An image needs more than the limits of this process."""
+
+
+ERRORS: dict[Kind, type[Exception]] = {
+    Kind.UNREADABLE: PictureError,
+    Kind.FORMAT: FormatError,
+    Kind.SIZE: SizeError,
+    Kind.MORE: MoreError,
+}
+USED = 0.75  # of the memory of a process is what an image may need; the rest is what nobody foresees
+
+
+class Settings(NamedTuple):
+    """How an image is decoded.
+
+    `min_side`: the side, in pixels, to which it will be resized. `max_pixels`: of an image; with more it is refused.
+    `square`: whether its central square is enough. `intensity_range`: as in `images.Decoding`.
+    """
+
+    min_side: int
+    max_pixels: int
+    square: bool = True
+    intensity_range: tuple[int, int] | None = None
+
+
+def decoded(data: bytes, settings: Settings, limits: Limits) -> npt.NDArray[np.uint8]:
+    """The image in `data`, (H, W, 3) uint8, RGB; H and W are the same where its central square is enough.
+
+    Raises:
+        PictureError: it cannot be read. MoreError: not within the limits.
+    """
+    decoding = Decoding.up_to(settings.max_pixels).within(settings.intensity_range)
+    try:
+        here = replace(decoding, max_memory=min(decoding.max_memory, int(USED * limits.memory)))
+        if _work(data, here) > limits.work:
+            raise MoreError
+        pixels = read_picture(data, settings.min_side, here)
+        if settings.square:
+            height, width = pixels.shape[:2]
+            side = min(height, width)
+            top, left = (height - side) // 2, (width - side) // 2
+            pixels = pixels[top : top + side, left : left + side]
+        return np.ascontiguousarray(pixels)
+    except SizeError as error:
+        memory_needed(data, settings.min_side, decoding)  # or it is too large anywhere
+        raise MoreError from error
+    except (PictureError, MemoryError) as error:
+        if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
+            raise MoreError from error
+        raise
+
+
+def _work(data: bytes, decoding: Decoding) -> int:
+    """Pixels times scans of a JPEG that has several; else 0."""
+    if data.count(b"\xff\xda") < 2 or format_of(data) != "JPEG":  # most are known at a glance
+        return 0
+    return scan_count(data) * math.prod(read_header(data, decoding).size)
+
+
+def main(limits: Limits) -> None:
+    """Answer jobs until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to act on
+    with contextlib.suppress(AttributeError, OSError):
+        os.nice(limits.niceness)
+    _limit_memory(limits.memory)
+    jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
+    for descriptor in (0, 1):  # what a decoder prints must not be taken for an answer
+        os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+    with contextlib.suppress(BrokenPipeError):
+        while head := jobs.read(JOB.size):
+            count, size = JOB.unpack(head)
+            settings = Settings(*json.loads(jobs.read(count)))
+            answer = partial(decoded, jobs.read(size), settings, limits)
+            _answer(answer, answers, limits.seconds)
+
+
+def _answer(decode: Callable[[], npt.NDArray[np.uint8]], answers: BinaryIO, seconds: float) -> None:
+    try:
+        with _at_most(seconds):
+            pixels = decode()
+    except (PictureError, MoreError) as error:
+        kind = next(kind for kind in reversed(ERRORS) if isinstance(error, ERRORS[kind]))
+        # Options of the command line are not the client's.
+        message = str(error).replace(" or raise --max-pixels", "").encode(errors="replace")
+        _write(answers, ANSWER.pack(kind, len(message), 0) + message)
+    else:
+        _write(answers, ANSWER.pack(Kind.PIXELS, *pixels.shape[:2]))
+        _write(answers, pixels.data.cast("B"))
+
+
+def _write(file: BinaryIO, content: Any) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Any:
+    """In the body, SIGPROF ends the process after so much CPU time, where the system has such a timer."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _limit_memory(memory: int) -> None:
+    """Let the process have `memory` bytes more than it has now, where the system keeps account of that."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        with open("/proc/self/statm") as file:  # noqa: PTH123 - pathlib is not loaded yet
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + memory, now + memory))
+
+
+if __name__ == "__main__":
+    main(Limits(*json.loads(sys.argv[1])))

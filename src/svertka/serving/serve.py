@@ -1,0 +1,105 @@
+"""serve(): runs as a page and an HTTP interface on this machine, until it is told to stop."""
+
+import contextlib
+import ipaddress
+import re
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import Any
+
+from svertka.device import choose_device, keeps_settings, set_threads
+from svertka.errors import UsageError
+from svertka.progress import say
+from svertka.serving.served_model import Served
+from svertka.type_checking import check_types
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server is: the address to open, which holds the `token` where one is needed, and the `runs` by key."""
+
+    url: str
+    token: str | None
+    runs: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for a JSON file."""
+        return asdict(self)
+
+
+@check_types
+@keeps_settings
+def serve(
+    *runs: str | PathLike[str],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    device: str = "auto",
+    threads: int | None = None,
+    root_path: str = "",
+    allow_hosts: str | Sequence[str] = (),
+    ready: Callable[[Place], object] = lambda place: say(f"open {place.url}"),
+) -> None:
+    """Answer for `runs` on `host` and `port` until SIGINT, SIGTERM or SIGHUP; what has begun by then is finished.
+
+    `runs`: run folders, or networks with their weights, as for `Classifier.load`. `host`: other than a loopback address
+    needs the token, which is drawn anew each time. `port`: 0 is any that is free. `root_path`: the path under which a
+    proxy shows the server, such as "/svertka"; the proxy may leave it on or take it off. `allow_hosts`: further names
+    under which it may be asked, such as the proxy's: "photos.example.org". `ready`: told where the server is as
+    soon as it answers.
+
+    Raises:
+        RunError: a run is missing or damaged, or gives NaN. UsageError: no run is named, there are no such weights, the
+        address is taken or not of this machine, or a package is missing.
+    """
+    if not runs:
+        raise UsageError("name a RUN to serve")
+    names = [allow_hosts] if isinstance(allow_hosts, str) else allow_hosts
+    root, allowed = _root(root_path), frozenset(map(_allowed, names))
+    try:
+        from svertka.serving.app import Api
+        from svertka.serving.middleware import LOOPBACK
+        from svertka.serving.uvicorn_server import answer, bound
+    except ImportError as error:
+        raise UsageError(f"{error.name} is not installed; pip install 'svertka[serve]'") from error
+    place, count = choose_device(device), set_threads(threads)
+    served: list[Served] = []
+    for run in runs:
+        served.append(Served(run, place, [one.key for one in served]))
+    with contextlib.closing(bound(host, port)) as sock:
+        for one in served:
+            one.warm_up()
+        here = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
+        token = None if here else secrets.token_urlsafe(24)
+        hosts = LOOPBACK if here else None
+        api = Api(served, hosts=hosts, allowed=allowed, token=token, threads=count, root=root)
+        answer(api, sock, lambda: ready(_place(sock, host, token, list(api.runs))))
+
+
+def _root(path: str) -> str:
+    """`path` with a slash before it and none behind it; "" is the root itself."""
+    root = f"/{path.strip('/')}" if path.strip("/") else ""
+    if re.fullmatch(r"[A-Za-z0-9._~/-]*", root) is None or "//" in root:
+        raise UsageError(f"root_path={path} is not a path in an address; use one such as /svertka")
+    return root
+
+
+def _allowed(name: str) -> str:
+    """The name of a host in small letters, without a port."""
+    found = re.fullmatch(r"([a-z0-9_.-]{1,253}|\[[0-9a-f:.]+\])(:[0-9]+)?", name.lower())
+    if found is None:
+        raise UsageError(f"allow_hosts={name} is not the name of a host; use one such as photos.example.org")
+    return found[1].rstrip(".")
+
+
+def _place(sock: socket.socket, host: str, token: str | None, runs: Sequence[str]) -> Place:
+    address = ipaddress.ip_address(sock.getsockname()[0])
+    # Of "every address" people open the one of the machine itself.
+    name = socket.gethostname() if address.is_unspecified else f"[{address}]" if address.version == 6 else host
+    return Place(
+        url=f"http://{name}:{sock.getsockname()[1]}/" + (f"?token={token}" if token else ""),
+        token=token,
+        runs=tuple(runs),
+    )

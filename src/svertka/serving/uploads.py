@@ -1,0 +1,192 @@
+"""Images in the bodies of requests: bytes, a JSON list of them in base64, or a form with files (curl -F).
+
+All of it takes linear time and little more memory than the body, whatever that holds.
+"""
+
+import binascii
+import json
+import logging
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from svertka.errors import PictureError
+from svertka.serving.http_errors import Refusal
+
+LIST_LIMIT = 64  # images in one list or form
+FIELD_LIMIT = 1024  # bytes of a form's field that is no file
+HEADER_LIMIT = 4096  # bytes of one header of a part of a form
+ESCAPED = 8  # one in so many letters of a JSON list may be an escape: of base64 it is one in twenty, and they are slow
+CHUNK = 1 << 16  # bytes of a form that are read at once, between looks at the limits
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a damaged form is the client's affair
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+_START = re.compile(rb"\s*+\[\s*+")
+# Possessive: what has been read is never read again. A raw line break is not JSON, but what `base64 FILE` puts there.
+_STRING = re.compile(rb'"((?:[^"\\]++|\\.)*+)"\s*+(,|\])\s*+', re.DOTALL)
+_ADDRESS = re.compile(rb"\s*+data:([^,]{0,200}+),", re.IGNORECASE)
+_QUOTED = (
+    (b"%2B", b"+"),
+    (b"%2b", b"+"),
+    (b"%2F", b"/"),
+    (b"%2f", b"/"),
+    (b"%3D", b"="),
+    (b"%3d", b"="),
+    (b"%0A", b""),
+)
+_BLANKS = b" \t\r\n\f\v"
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
+
+def listed(body: bytes | bytearray) -> list[memoryview]:
+    """The strings of the JSON list in `body`, between their quotation marks, for `from_base64`.
+
+    Raises:
+        Refusal: 400, it is something else; 413, they are too many.
+    """
+    if not body.isascii() or body.count(b"\\") > len(body) // ESCAPED + 100:
+        raise Refusal(400, "the body is not a JSON list of images in base64")
+    whole = memoryview(body)
+    found = _START.match(body)
+    strings: list[memoryview] = []
+    end = found.end() if found else 0
+    while found is not None:
+        if len(strings) == LIST_LIMIT:
+            raise Refusal(413, f"a list may hold {LIST_LIMIT} images")
+        found = _STRING.match(body, end)
+        if found is not None:
+            strings.append(whole[found.start(1) : found.end(1)])
+            end = found.end()
+            if found[2] == b"]" and end == len(body):
+                return strings
+            if found[2] == b"]":
+                break
+    raise Refusal(400, "the body is not a JSON list of images in base64")
+
+
+def from_base64(text: memoryview) -> bytes:
+    """The bytes that a string of JSON holds in base64, or in a data: address.
+
+    Line breaks, the letters - and _ of addresses, and a missing = at the end do not matter.
+
+    Raises:
+        PictureError: it is not base64.
+    """
+    content = bytes(text)
+    if b"\\" in content:
+        try:
+            content = json.loads(b'"' + content + b'"', strict=False).encode()
+        except ValueError as error:
+            raise PictureError("not base64") from error
+    address = _ADDRESS.match(content)
+    if address is not None:
+        if not address[1].lower().endswith(b";base64"):
+            raise PictureError("a data: address that is not in base64")
+        content = content[address.end() :]
+        for written, letter in _QUOTED:
+            content = content.replace(written, letter)
+    content = content.translate(_URL_SAFE, _BLANKS)
+    bare = content.rstrip(b"=")
+    if len(content) - len(bare) > 2 or len(bare) % 4 == 1 or bare.translate(None, _ALPHABET):
+        raise PictureError("not base64")
+    return binascii.a2b_base64(bare + b"=" * (-len(bare) % 4))
+
+
+@dataclass
+class Part:
+    """A part of a form: what its headers say, and its `content`. A part with a `filename` is a file."""
+
+    name: str = ""
+    filename: str | None = None
+    content: bytearray = field(default_factory=bytearray)
+
+
+@dataclass
+class Form:
+    """A form's `files`, in order, and its other `fields` by name."""
+
+    files: list[Part] = field(default_factory=list)
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+def form(body: bytes | bytearray, content_type: str) -> Form:
+    """What the multipart/form-data in `body` holds; `content_type`: the header that names its boundary.
+
+    Raises:
+        Refusal: 400, it is damaged or has no file; 413, it has too many parts or a field that is too long.
+    """
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    if not boundary:
+        raise Refusal(400, "multipart/form-data needs a boundary")
+    reader = _FormReader()
+    try:
+        parser = MultipartParser(boundary, reader.callbacks(), max_header_count=8, max_header_size=HEADER_LIMIT)
+        for start in range(0, len(body), CHUNK):
+            parser.write(bytes(body[start : start + CHUNK]))
+        parser.finalize()
+    except FormParserError as error:
+        raise Refusal(400, "the form is damaged") from error
+    if not reader.ended:
+        raise Refusal(400, "the form breaks off")
+    if not reader.form.files:
+        raise Refusal(400, "the form holds no file; send images as in curl -F file=@picture.jpg")
+    return reader.form
+
+
+class _FormReader:
+    """Collects the parts of a form as the parser finds them."""
+
+    def __init__(self) -> None:
+        self.form, self.ended = Form(), False
+        self._part = Part()
+        self._parts = 0
+        self._name, self._value = bytearray(), bytearray()
+
+    def callbacks(self) -> "MultipartCallbacks":
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._header,
+            "on_part_data": self._data,
+            "on_part_end": self._end,
+            "on_end": self._finish,
+        }
+
+    def _begin(self) -> None:
+        self._part = Part()
+        self._parts += 1
+        if self._parts > LIST_LIMIT:
+            raise Refusal(413, f"a form may hold {LIST_LIMIT} images")
+
+    def _header(self) -> None:
+        if bytes(self._name).lower() == b"content-disposition":
+            options = parse_options_header(bytes(self._value))[1]
+            self._part.name = options.get(b"name", b"").decode(errors="replace")
+            if b"filename" in options:
+                self._part.filename = options[b"filename"].decode(errors="replace")
+        self._name.clear()
+        self._value.clear()
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        self._part.content += data[start:end]
+        if self._part.filename is None and len(self._part.content) > FIELD_LIMIT:
+            raise Refusal(413, "a field of a form that is no file is too long; send images as files")
+
+    def _end(self) -> None:
+        if self._part.filename is not None:
+            self.form.files.append(self._part)
+        elif self._part.name in self.form.fields:
+            raise Refusal(400, f"the form has more than one {self._part.name[:80]}")
+        else:
+            self.form.fields[self._part.name] = self._part.content.decode(errors="replace")
+
+    def _finish(self) -> None:
+        self.ended = True

@@ -1,0 +1,118 @@
+"""uvicorn, told to be patient with nobody and to end in peace."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from svertka.errors import UsageError
+from svertka.serving.app import Api
+from svertka.serving.connection_limits import CONNECTIONS, HEADER_BYTES, Connection
+
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+STOP_SECONDS = 20  # that requests which have begun may take to end
+BACKLOG = 1024
+
+
+def answer(api: Api, sock: socket.socket, ready: Callable[[], object]) -> None:
+    """Answer on `sock` until SIGINT, SIGTERM or SIGHUP, and finish what has begun; `ready`: called once it answers."""
+    _allow_files(4 * CONNECTIONS)
+    server = Server(configured(api), ready)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(server.serve([sock]))
+
+
+def _allow_files(count: int) -> None:
+    """Let this process open `count` files and connections, where the system would let it have fewer."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which ends in peace where it was asked to end, rather than by the signal that asked."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], object]) -> None:
+        super().__init__(config)
+        self.ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, and say so."""
+        await super().startup(sockets)
+        if not self.should_exit:
+            self.ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """While the block runs, signals ask it to end."""
+        if threading.current_thread() is not threading.main_thread():  # where no signals arrive
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in STOPPING}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def configured(api: Api) -> uvicorn.Config:
+    """What uvicorn is told."""
+    # "Invalid HTTP request" is the client's affair; what goes wrong here is not kept quiet.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    return uvicorn.Config(
+        api.app,
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens on `host` and `port`: from now on nobody else can have them.
+
+    Raises:
+        UsageError: the address is taken, or not of this machine.
+    """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"port={port} must be 1 to 65535, or 0 for any that is free")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        if not host:
+            raise ValueError("no name")
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        sock = socket.socket(family, kind, protocol)
+    except (OSError, ValueError, OverflowError) as error:  # UnicodeError is a ValueError
+        raise UsageError(f"host={host} is not an address of this machine; use 127.0.0.1") from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(f"port={port} is taken; choose another --port, or 0 for any that is free") from error
+        if error.errno == errno.EACCES:
+            raise UsageError(f"port={port} is not allowed; choose one above 1023") from error
+        raise UsageError(f"host={host} is not an address of this machine; use 127.0.0.1") from error
+    return sock

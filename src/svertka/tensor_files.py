@@ -1,0 +1,116 @@
+"""Tensors in files: safetensors (no pickle, nothing runs), with a digest of the bytes and a JSON header of ours."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+
+from svertka.errors import RunError
+from svertka.escaping import few
+from svertka.files import open_regular, read_regular, shortened, write_atomic
+
+# What reading a file of tensors raises, whatever is in it: KeyError for a type of number that PyTorch lacks.
+UNREADABLE = (
+    SafetensorError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any] | None = None) -> None:
+    """Write `tensors` and the JSON values of `header` to one file, atomically.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    # Cloned where strides or sharing would not survive: safetensors stores contiguous, separate tensors.
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # JSON keeps every float exactly (repr round-trips) and NaN as the bare word, which Python reads back.
+    text = json.dumps(header or {})
+    metadata = {"svertka": text, "blake2b": _digest(whole, text)}
+    write_atomic(path, save(whole, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors of a file and the header that `write_tensors` put in it ({} for files of others).
+
+    Raises:
+        RunError: the file is missing, damaged, or not safetensors.
+    """
+    try:
+        # One read: `safe_open` goes back to the path for its tensors, where a training may have put the next file.
+        content = read_regular(path, memory())
+        tensors = load(content)
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
+        header = json.loads(metadata.get("svertka", "{}"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing; copy it back or train again") from error
+    except UNREADABLE as error:
+        raise RunError(f"{path} is damaged ({_reason(error)}); copy it again or train again") from error
+    if metadata.get("blake2b") != (_digest(tensors, metadata["svertka"]) if "svertka" in metadata else None):
+        raise RunError(f"{path} is damaged (its digest does not match its content); copy it again or train again")
+    if not isinstance(header, dict):
+        raise RunError(f"{path} is damaged (its header is not a JSON object); copy it again or train again")
+    return tensors, header
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name → shape of the tensors in a file, from its header alone.
+
+    Raises:
+        RunError: as for `read_tensors`.
+    """
+    try:
+        with open_regular(path, memory()):  # else a pipe would be waited for
+            pass
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing; copy it back or train again") from error
+    except UNREADABLE as error:
+        raise RunError(f"{path} is damaged ({_reason(error)}); copy it again or train again") from error
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Which of `tensors` hold NaN or infinity, the first few by name; None: none does."""
+
+    def is_finite(tensor: torch.Tensor) -> bool:
+        wide = tensor if tensor.element_size() > 1 else tensor.float()  # PyTorch does not ask this of 8 bits
+        return bool(wide.isfinite().all())
+
+    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not is_finite(tensor)]
+    return few(bad) or None
+
+
+def memory() -> int:
+    """Bytes of this machine's memory, more than which no file of tensors may have."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return 2**36
+
+
+def _reason(error: BaseException) -> str:
+    return shortened(" ".join(str(error).split()), 200) or type(error).__name__
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], header: str) -> str:
+    digest = hashlib.blake2b(header.encode(errors="surrogatepass"), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,93 @@
+"""What a finished training leaves for people: report.html, from the run folder and the pictures."""
+
+import torch
+
+from svertka.classifier import Classifier
+from svertka.data.bounding_boxes import BACKGROUND
+from svertka.data.dataset import Pixels
+from svertka.device import describe
+from svertka.evaluation.metrics import Evaluation
+from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
+from svertka.evaluation.slices import conditions
+from svertka.graph.summary import count
+from svertka.progress import duration
+from svertka.run import Run
+from svertka.training.config import Settings
+from svertka.training.data_splits import Parts
+from svertka.transfer.freeze import divide
+
+
+def write(run: Run, settings: Settings, parts: Parts, judged: Evaluation | None, part: str) -> None:
+    """Write report.html into `run`; `judged`: what its network does on `part` of the data.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    pictures = parts.dataset.pictures
+
+    def picture(index: int) -> Pixels:
+        return pictures.read(index, SHOWN_SIDE)
+
+    report = Report(
+        name=run.name,
+        network=settings.model,
+        source=settings.source,
+        facts=[*facts(run.classifier(), settings), *(("source", sentence) for sentence in parts.not_used())],
+        history=run.history(),
+        part=part,
+        evaluation=judged,
+        picture=picture,
+        picture_name=pictures.name,
+        conditions=conditions(judged, pictures.read, torch.get_num_threads()) if judged is not None else (),
+    )
+    write_report(run.report, report)
+
+
+def facts(classifier: Classifier, settings: Settings, seconds: float | None = None) -> list[tuple[str, str]]:
+    """What is trained on what, how and where, as (label, value); `seconds`: how long it may take."""
+    recipe, preprocess = settings.recipe, classifier.preprocess
+    size = count(classifier.network, preprocess.input_shape)
+    colour = "grey" if preprocess.channels == 1 else "RGB"
+    fit = {"crop": "", "pad": ", padded", "squeeze": ", squeezed"}[preprocess.fit]
+    sizes = ", ".join(f"{number:,} {part}" for part, number in settings.parts.items() if number)
+    left_out = f"; {len(settings.bad)} bad left out" if settings.bad else ""
+    changes = ", ".join(one.kind.replace("_", " ") for one in recipe.augmentations) or "no augmentation"
+    lines = [
+        ("data", f"{settings.source}: {sizes}; {len(classifier.names)} classes{left_out}"),
+        (
+            "network",
+            f"{settings.model}, {preprocess.size}×{preprocess.size} {colour}{fit}, {size.parameters:,} parameters, "
+            f"{size.multiply_adds:,} multiply-adds",
+        ),
+        (
+            "recipe",
+            f"{settings.recipe_name}: {recipe.optimizer}, lr {recipe.lr:g}, {recipe.schedule.kind}, "
+            f"batch {recipe.batch_size}, {recipe.epochs:g} epochs, {changes}",
+        ),
+        ("device", describe(torch.device(settings.device), bfloat16=recipe.bfloat16)),
+    ]
+    if settings.weights is not None:
+        lines.insert(2, ("weights", f"start from {settings.weights}"))
+    elif recipe.initial is not None:
+        lines.insert(2, ("weights", f"start as {recipe.initial} draws them"))
+    made = divide(classifier.network, recipe.unfreeze, preprocess.input_shape)
+    if made is not None:
+        learning = sum(parameter.numel() for parameter in made.learning.parameters())
+        lines.insert(3, ("frozen", f"all below {made.begins}; {learning:,} parameters learn"))
+    if settings.boxes is not None:
+        lines.insert(
+            1,
+            (
+                "patches",
+                f"at 8 scales, labelled from {settings.boxes}, and whole images; {BACKGROUND} is one more class",
+            ),
+        )
+        lines.insert(
+            2, ("errors", "while it learns, of patches; at the end, of whole images, as svertka evaluate has it")
+        )
+    if preprocess.intensity_range is not None:
+        black, white = preprocess.intensity_range
+        lines.insert(1, ("16 bits", f"{black:,} is black and {white:,} is white, as the training pictures use them"))
+    if seconds is not None:
+        lines.append(("time", f"about {duration(seconds)}"))
+    return lines

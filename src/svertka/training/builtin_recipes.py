@@ -1,0 +1,239 @@
+"""The recipes by name, each with its source, and which one a network is trained with unless another is asked for."""
+
+import torch
+from torch import nn
+
+from svertka.data.augmentation import AreaCrop, Flip, PadCrop, PCAColour, RandomCrop, ScaleJitter
+from svertka.errors import UsageError
+from svertka.models.registry import MODELS
+from svertka.training.lr_schedule import Cosine, Plateau, Polynomial, Step
+from svertka.training.recipe import Recipe
+from svertka.transfer.freeze import HEAD
+
+LENET5 = Recipe(
+    source="LeCun et al. 1998 §III.B: a falling rate, no distortions. Momentum and a cosine stand for "
+    "its second-order step sizes; clipping and smoothing tame logits that are distances of a hundred and "
+    "more, as the constant in its eq. 9 does. Values chosen on val",
+    batch_size=64,
+    epochs=30,
+    lr=0.03,
+    weight_decay=3e-4,
+    schedule=Cosine(),
+    warmup=1,
+    label_smoothing=0.02,
+    clip=1,
+)
+
+RESNET_CIFAR = Recipe(
+    source="He et al. 2015 §4.2: rate 0.1, ÷10 at 32k and 48k of 64k steps, pad-4 crops and flips",
+    batch_size=128,
+    epochs=164,
+    lr=0.1,
+    weight_decay=1e-4,
+    schedule=Step(at=(0.5, 0.75)),
+    augmentations=(PadCrop(pixels=4), Flip()),
+    normalise="mean",
+)
+
+GOOGLENET = Recipe(
+    source="Szegedy et al. 2014 §5, §6: auxiliary losses at 0.3, crops of 8 to 100 % of the area, the rate 4 % lower "
+    "every 8 epochs; 0.01, weight decay and batch size, which it leaves open, are those of Caffe's GoogLeNet",
+    batch_size=32,
+    epochs=240,
+    lr=0.01,
+    weight_decay=2e-4,
+    schedule=Step(at=tuple(k / 30 for k in range(1, 30)), factor=0.96),
+    auxiliary=0.3,
+    augmentations=(AreaCrop(), Flip(), PCAColour()),
+    normalise="mean",
+)
+
+PHOTOS = Recipe(
+    source="svertka: He et al. 2015 §4.2 with a cosine, fewer epochs and Goyal et al.'s warm-up, for small folders",
+    batch_size=64,
+    epochs=30,
+    lr=0.05,
+    weight_decay=5e-4,
+    schedule=Cosine(),
+    warmup=2,
+    nesterov=True,
+    augmentations=(PadCrop(pixels=8), Flip()),
+)
+
+FROZEN = Recipe(
+    source="svertka: everything frozen but the head, on the features of trained weights. Values chosen on val",
+    unfreeze="head",
+    batch_size=64,
+    epochs=30,
+    lr=0.02,
+    weight_decay=5e-4,
+    schedule=Cosine(),
+)
+
+PLAIN = Recipe(
+    source="svertka: settings that learn most things; no augmentation, so that nothing is assumed of the pictures",
+    batch_size=64,
+    epochs=20,
+    lr=0.02,
+    weight_decay=5e-4,
+    schedule=Cosine(),
+    warmup=1,
+)
+
+RECIPES = {
+    "plain": PLAIN,
+    "plain-no-batch-norm": PLAIN.with_changes(
+        source="svertka: as plain, clipped, for networks of many layers without batch norm",
+        clip=1,
+    ),
+    "frozen": FROZEN,
+    "fine-tuning": FROZEN.with_changes(
+        source="svertka: the head computed first (Kumar et al. 2022), then with the stages below it at a rate that "
+        "does not undo what they know; stages further below learn more slowly (Howard & Ruder 2018)",
+        unfreeze="last",
+        computed_first=True,
+        batch_size=32,
+        epochs=10,
+        lr=0.01,
+        schedule=Cosine(),
+        warmup=1,
+        stage_rate=0.5,
+        augmentations=(Flip(),),
+    ),
+    "patches": FROZEN.with_changes(
+        source="Oquab et al. 2014 §3.1: two adaptation layers on patches, all else frozen; the rate is svertka's",
+        head="adaptation",
+        batch_size=256,
+        epochs=10,
+        class_weights=True,
+    ),
+    "lenet5-mnist": LENET5,
+    "lenet5-digits": LENET5.with_changes(
+        source="svertka: as for MNIST, with shifts and more passes over fewer pictures. Values chosen by "
+        "cross-validation on train and val",
+        batch_size=32,
+        epochs=100,
+        augmentations=(PadCrop(pixels=2),),
+    ),
+    "photos": PHOTOS,
+    "photos-no-batch-norm": PHOTOS.with_changes(
+        source="svertka: as photos, at the rate that AlexNet, VGG and GoogLeNet were trained with, and clipped",
+        lr=0.01,
+        clip=1,
+    ),
+    "alexnet": Recipe(
+        source="Krizhevsky et al. 2012 §4.1, §5: crops, flips, PCA colour; 0.01, ÷10 whenever the val error stalls",
+        batch_size=128,
+        epochs=90,
+        lr=0.01,
+        weight_decay=5e-4,
+        schedule=Plateau(patience=5),
+        augmentations=(RandomCrop(), Flip(), PCAColour()),
+        normalise="mean",
+    ),
+    "vgg": Recipe(
+        source="Simonyan & Zisserman 2014 §3.1: net A from N(0, 0.01), the deeper ones from its first four "
+        "convolutions and its dense layers; scales 256 to 512; 0.01, ÷10 whenever the val error stalls; 74 epochs",
+        start="vgg11",
+        initial="gaussian",
+        batch_size=256,
+        epochs=74,
+        lr=0.01,
+        weight_decay=5e-4,
+        schedule=Plateau(patience=5),
+        augmentations=(ScaleJitter(), Flip(), PCAColour()),
+        normalise="mean",
+    ),
+    "googlenet": GOOGLENET,
+    "googlenet-quick": GOOGLENET.with_changes(
+        source="Caffe's GoogLeNet of 2014: rate falling as the root of what is left of 60 epochs, random crops; the "
+        "rest as Szegedy et al. 2014",
+        epochs=60,
+        schedule=Polynomial(power=0.5),
+        augmentations=(RandomCrop(), Flip()),
+    ),
+    "resnet": Recipe(
+        source="He et al. 2015 §3.4: scales 256 to 480, flips, PCA colour; 0.1, ÷10 whenever the val error stalls; "
+        "600,000 steps of 256 pictures are 120 epochs",
+        batch_size=256,
+        epochs=120,
+        lr=0.1,
+        weight_decay=1e-4,
+        schedule=Plateau(patience=5),
+        augmentations=(ScaleJitter(high=480 / 224), Flip(), PCAColour()),
+        normalise="mean",
+    ),
+    "resnet-cifar": RESNET_CIFAR,
+    "resnet-cifar-110": RESNET_CIFAR.with_changes(
+        source="He et al. 2015 §4.2: for 110 layers, 0.01 during the first 400 steps; then as the others",
+        warmup=400 / 352,  # 45,000 pictures are 352 steps
+        warmup_rate=0.01,
+    ),
+    "cifar10-fast": Recipe(
+        source="Jordan 2024, 94% on CIFAR-10 in 3.29 seconds on a single GPU, table 1 and §3: its rates for 1024 "
+        "pictures halved for 512, since smaller steps suit a CPU's caches; 12 epochs for its 9.9",
+        batch_size=512,
+        epochs=12,
+        lr=0.75,
+        momentum=0.85,
+        nesterov=True,
+        weight_decay=0.00133,
+        schedule=Polynomial(end=0.07),
+        warmup=3,
+        bias_rate=64,
+        lookahead=5,
+        label_smoothing=0.2,
+        bfloat16=True,
+        augmentations=(PadCrop(pixels=2, outside="reflection"), Flip(in_turns=True)),
+    ),
+}
+
+# source → (model, recipe), from fresh weights.
+DEFAULTS = {
+    "digits": ("lenet5", "lenet5-digits"),
+    "mnist": ("lenet5", "lenet5-mnist"),
+    "fashion-mnist": ("lenet5", "lenet5-mnist"),
+    "cifar10": ("resnet20", "resnet-cifar"),
+    "cifar100": ("resnet20", "resnet-cifar"),
+}
+
+# (model, weights) for pictures of one's own: everything frozen but the head.
+BACKBONE = ("efficientnet_lite0", "bundled")
+
+# Networks for 32×32 pictures that are not trained as He et al.'s are, on CIFAR.
+OF_SMALL_NETWORKS = {"airbench": "cifar10-fast", "resnet110": "resnet-cifar-110", "plain110": "resnet-cifar-110"}
+
+
+def recipe_for(source: str, model: str, *, unfreeze: str | None = None, trained: bool = False) -> str:
+    """The name of the recipe for training `model` on `source` where none is asked for.
+
+    `trained`: it starts from trained weights; then `unfreeze` says what is to learn, None: the head.
+    """
+    if trained:
+        return "frozen" if unfreeze in (None, HEAD) else "fine-tuning"
+    default_model, recipe = DEFAULTS.get(source, ("", ""))
+    if model == default_model:
+        return recipe
+    if model in ("mlp", "lenet5"):
+        return "plain"
+    if source in ("digits", "mnist", "fashion-mnist"):
+        return "plain" if _has_batch_norm(model) else "plain-no-batch-norm"
+    if source in ("cifar10", "cifar100") and MODELS[model].size == 32:
+        return OF_SMALL_NETWORKS.get(model, "resnet-cifar")
+    return "photos" if _has_batch_norm(model) else "photos-no-batch-norm"
+
+
+def _has_batch_norm(model: str) -> bool:
+    with torch.device("meta"):
+        return any(isinstance(layer, nn.BatchNorm2d) for layer in MODELS[model].build().modules())
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe called `name`.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in RECIPES:
+        raise UsageError(f"recipe={name} is not known; use one of: {', '.join(RECIPES)}")
+    return RECIPES[name]

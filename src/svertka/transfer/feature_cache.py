@@ -1,0 +1,208 @@
+"""The frozen part of a network, run once: what it gives for each picture is stored, and learnt from."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from svertka import distributed
+from svertka.data.dataset import Ints
+from svertka.data.loader import Batches
+from svertka.data.rng import Draws
+from svertka.data.row_cache import RECORD, Store, announce
+from svertka.errors import StorageError
+from svertka.files import cache_folder, in_bytes
+from svertka.progress import progress
+from svertka.transfer.freeze import Frozen
+
+# Of pictures, by their rows, and the number of a variant: some of the rows after the other, and the features of these.
+Compute = Callable[[Ints, int], Iterator[tuple[Ints, torch.Tensor]]]
+
+IN_MEMORY = 2**29  # bytes of features that are kept where they cannot be stored
+VERSION = 1  # of how features are computed; another finds nothing stored
+
+
+def row_bytes(shape: tuple[int, ...], *, half: bool) -> int:
+    """What the features of one picture, of `shape`, take on disk, as float32 or in `half` of that, float16."""
+    return int(np.prod(shape)) * (2 if half else 4) + RECORD.itemsize
+
+
+def stored(
+    batches: Batches,
+    frozen: Frozen,
+    shape: tuple[int, ...],
+    digests: Sequence[bytes],
+    *,
+    variants: int = 1,
+    half: bool = False,
+    limit: int | None = None,
+    title: str = "computing features",
+    compute: Compute | None = None,
+) -> Batches:
+    """`batches` with what `frozen` gives for their pictures, (B, *shape) float32, in place of them.
+
+    Computed once, in batches of the same size, and stored in the cache folder under the digest of the picture, the
+    weights and all that prepares the picture: what was stored before is read, what changed is computed anew, and a
+    damaged row too. `digests`: of the contents, for each of the rows. `variants`: of each picture, augmented
+    differently; epoch k learns from variant k as far as there are so many, then from one drawn at random. `half`: store
+    float16. `limit`: bytes of all stored features together; None as `Store` says. `compute`: what is to compute them,
+    where there is a quicker way than batch by batch.
+
+    A row that is damaged while it is learnt from is computed again.
+
+    Raises:
+        StorageError: no room on the disk, or it cannot be written.
+    """
+    changed, prepared = bool(batches.augmentations), _of_preparation(batches)
+    keys = [
+        {index: _key(digests[index], prepared, variant if changed else 0) for index in batches.indices.tolist()}
+        for variant in range(variants)
+    ]
+    name = f"{_of_network(frozen)}-{'x'.join(map(str, shape))}-{'half' if half else 'single'}-version-{VERSION}"
+    store, fault = None, None
+    try:
+        store = Store(cache_folder("features") / name, shape, np.float16 if half else np.float32, limit)
+        _fill(store, keys, batches, title, compute or _batch_by_batch(batches, frozen))
+    except StorageError as error:
+        fault = error
+    # Every process comes here, whatever became of its share: the others wait.
+    faults = [one for one in distributed.gathered(fault and str(fault)) if one]
+    if store is None or faults:
+        raise StorageError(faults[0]) from fault
+    where = np.full((variants, len(batches.rows)), -1, np.int64)
+    where[:, batches.indices] = [store.find(list(some.values())) for some in keys]
+    again = _computed_now(batches, frozen, shape, half=half)
+
+    def fetch(indices: Ints, chosen: Ints) -> torch.Tensor:
+        try:
+            return torch.from_numpy(store.gather(where[chosen, indices]))
+        except (StorageError, IndexError):  # damaged since it was found, or before
+            return again(indices, chosen)
+
+    return _giving(batches, variants, fetch)
+
+
+def kept_in_memory(
+    batches: Batches,
+    frozen: Frozen,
+    shape: tuple[int, ...],
+    *,
+    variants: int = 1,
+    half: bool = False,
+    title: str = "computing features",
+    compute: Compute | None = None,
+) -> Batches:
+    """The same as `stored` gives, without a disk: kept in memory, or computed in every pass where that is too much."""
+    fetch = _computed_now(batches, frozen, shape, half=half)
+    if row_bytes(shape, half=half) * len(batches.indices) * variants <= IN_MEMORY:
+        kept = torch.empty(variants, len(batches.rows), *shape, dtype=torch.float16 if half else torch.float32)
+        every = compute or _batch_by_batch(batches, frozen)
+        with progress(title, variants * len(batches.indices)) as shown:
+            for variant in range(variants):
+                for some, features in every(batches.indices, variant):
+                    kept[variant, some] = features.to(kept)
+                    shown.advance(len(some))
+
+        def fetch(indices: Ints, chosen: Ints) -> torch.Tensor:
+            return kept[torch.from_numpy(chosen), torch.from_numpy(indices)]
+
+    return _giving(batches, variants, fetch)
+
+
+# Of pictures, by their rows, and which variant of each: their features, (B, *shape) float16 or float32.
+Fetch = Callable[[Ints, Ints], torch.Tensor]
+
+
+def _giving(batches: Batches, variants: int, fetch: Fetch) -> Batches:
+    """`batches` of what `fetch` gives: in epoch k of variant k as far as there are so many, then of one at random."""
+
+    def read(indices: Ints, epoch: int) -> torch.Tensor:
+        drawn = Draws(batches.seed, epoch, indices, place=len(batches.augmentations)).below(0, variants).numpy()
+        chosen = np.full(len(indices), epoch) if epoch < variants else drawn
+        features = fetch(indices, chosen).to(batches.device).float()
+        layout = batches.memory_format if features.dim() == 4 else torch.contiguous_format
+        return features.contiguous(memory_format=layout)
+
+    return batches.giving(read)
+
+
+def _computed_now(batches: Batches, frozen: Frozen, shape: tuple[int, ...], *, half: bool) -> Fetch:
+    def fetch(indices: Ints, chosen: Ints) -> torch.Tensor:
+        features = torch.empty(len(indices), *shape, dtype=torch.float16 if half else torch.float32)
+        for variant in np.unique(chosen).tolist():
+            places = np.flatnonzero(chosen == variant)
+            features[torch.from_numpy(places)] = frozen(batches.images(indices[places], variant)).to(features)
+        return features
+
+    return fetch
+
+
+def _fill(store: Store, keys: Sequence[Mapping[int, bytes]], batches: Batches, title: str, compute: Compute) -> None:
+    """Compute and store this process's share of the features that are missing, under `keys` of each variant.
+
+    Raises:
+        StorageError: there is no room for them, or they cannot be written.
+    """
+    missing = [batches.indices[store.find(list(some.values())) < 0] for some in keys]
+    count = sum(map(len, missing))
+    if count > store.room():  # said before anything is computed that could not be kept
+        raise _no_room(store)
+    announce("features", count * (store.row_bytes + RECORD.itemsize), store)
+    missing = [np.array_split(some, distributed.world())[distributed.rank()] for some in missing]
+    with progress(title, sum(map(len, missing))) as shown:
+        for variant, indices in enumerate(missing):
+            for some, features in compute(indices, variant):
+                row_keys = [keys[variant][index] for index in some.tolist()]
+                if (store.append(row_keys, features.float().cpu().numpy()) < 0).any():
+                    raise _no_room(store)  # others have stored theirs meanwhile
+                shown.advance(len(some))
+
+
+def _no_room(store: Store) -> StorageError:
+    return StorageError(
+        f"{store.folder} has no room for more features, within {in_bytes(store.limit)}; raise --cache-limit, or leave "
+        "the features unstored with --no-cache"
+    )
+
+
+def _batch_by_batch(batches: Batches, frozen: Frozen) -> Compute:
+    def compute(indices: Ints, variant: int) -> Iterator[tuple[Ints, torch.Tensor]]:
+        for start in range(0, len(indices), batches.batch_size):
+            some = indices[start : start + batches.batch_size]
+            yield some, frozen(batches.images(some, variant))
+
+    return compute
+
+
+def _of_network(frozen: Frozen) -> str:
+    """A digest of its weights and of what it does with them."""
+    digest = hashlib.blake2b(str(getattr(frozen.prefix, "code", "")).encode(), digest_size=12)
+    for name, tensor in sorted(frozen.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _of_preparation(batches: Batches) -> bytes:
+    """A digest of all that a picture goes through before it comes to the network."""
+    parts = [batches.preprocess.model_dump_json(), str(batches.rows[batches.indices[:1]].shape)]
+    if batches.augmentations:
+        parts += [one.model_dump_json() for one in batches.augmentations] + [f"seed {batches.seed}"]
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).digest()
+
+
+def _key(content: bytes, prepared: bytes, variant: int) -> bytes:
+    return hashlib.blake2b(content + prepared + variant.to_bytes(4, "little"), digest_size=16).digest()
+
+
+def room(limit: int | None) -> int:
+    """Bytes of features that may be stored: `limit`, or what `Store` would allow.
+
+    Where the cache folder cannot be written, what is kept in memory.
+    """
+    try:
+        store = Store(cache_folder("features") / "room", (1,), np.float32, limit)
+    except StorageError:
+        return IN_MEMORY
+    return store.room() * row_bytes((1,), half=False)

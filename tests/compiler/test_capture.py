@@ -1,0 +1,137 @@
+"""What a network does, written down: for any number of pictures, and run again the same."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from svertka.compiler.dynamic_batch import record
+from svertka.compiler.ir import Constant, Operation, Recording, Size, Value, leaves
+from svertka.errors import UsageError
+
+
+class Branches(nn.Module):
+    """Two convolutions joined, an addition in place, and a shape that depends on the number of pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.register_buffer("shift", torch.full((8, 1, 1), 0.5))
+        self.head = nn.Linear(8 * 36, 5)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps = torch.cat([self.left(x), self.right(x)], 1)
+        maps += self.shift
+        scores = self.head(maps.relu().reshape(x.shape[0], -1))
+        return {"scores": scores, "doubled": maps.reshape(2 * x.shape[0], -1)}
+
+
+def run(recording: Recording, x: Tensor) -> Any:
+    """The recording on `x`, operation after operation."""
+    values = {0: x}
+
+    def seen(leaf: Any) -> Any:
+        if isinstance(leaf, Size):
+            return leaf.of(len(x))
+        if isinstance(leaf, Constant):
+            return recording.constants[leaf.name]
+        return values[leaf.number] if isinstance(leaf, Value) else leaf
+
+    for operation in recording.operations:
+        results = zip(operation.results, operation.run(seen), strict=True)
+        values |= {number: result for number, result in results if number is not None}
+    return recording.output.filled(seen)
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 7])
+def test_a_recording_gives_what_the_network_gives_for_any_number(pictures: int) -> None:
+    network = Branches().eval()
+    recording = record(network, (4, 3, 6, 6))
+    x = torch.randn(pictures, 3, 6, 6)
+    with torch.inference_mode():
+        expected, found = network(x), run(recording, x)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+
+
+def test_it_says_where_everything_is_called_and_what_depends_on_the_number() -> None:
+    recording = record(Branches().eval(), (1, 3, 6, 6))
+    assert {operation.place for operation in recording.operations} == {"left", "right", "head", "the network itself"}
+    assert recording.shapes[0] == (Size(1, 0), 3, 6, 6)
+    assert (Size(2, 0), 144) in recording.shapes.values()
+    assert any(isinstance(leaf, Size) for one in recording.operations for leaf in leaves(one.arguments))
+    assert all(isinstance(operation, Operation) and "_." not in operation.name for operation in recording.operations)
+
+
+class Positive(nn.Module):
+    """It decides by a number that `steps` sums of its own tensor with itself give."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.conv, self.steps = nn.Conv2d(3, 4, 3), steps
+        self.register_buffer("shift", torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = self.shift
+        for _ in range(self.steps):
+            shift = shift * 0.5 + shift * 0.5
+        return self.conv(x) if shift.sum() > 0 else -self.conv(x)
+
+
+def test_what_decides_is_computed_once_however_often_it_is_used() -> None:
+    recording = record(Positive(steps=400), (1, 3, 6, 6))  # 2 ** 400 if each use were computed by itself
+    assert "neg.default" not in {operation.name for operation in recording.operations}
+
+
+def test_the_network_is_not_touched() -> None:
+    network = Branches()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    record(network, (1, 3, 6, 6))
+    assert network.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert not network.left._forward_hooks
+
+
+class Fixed(nn.Module):
+    """Wants four pictures."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(4, 108)
+
+
+def test_what_wants_one_number_of_pictures_is_recorded_for_that() -> None:
+    recording = record(Fixed(), (4, 3, 6, 6))
+    x = torch.randn(4, 3, 6, 6)
+    assert torch.equal(run(recording, x), x.view(4, 108))
+    assert not any(isinstance(side, Size) for shape in recording.shapes.values() for side in shape)
+
+
+class Deciding(nn.Module):
+    """Looks at values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+class Writing(nn.Module):
+    """Writes into windows, which overlap, of what is read later."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        y.unfold(3, 2, 1)[..., 0] += 1
+        return y
+
+
+@pytest.mark.parametrize(
+    ("network", "sentence"),
+    [
+        (Deciding(), "the network itself decides by the values of a tensor"),
+        (Writing(), "writes into a part or another view of a tensor that is read later"),
+        (nn.Sequential(nn.Conv2d(5, 4, 3)), r"Sequential cannot be followed with an input of 2×3×6×6; 0 says: "),
+    ],
+)
+def test_what_cannot_be_recorded_is_named(network: nn.Module, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        record(network, (2, 3, 6, 6))

@@ -1,0 +1,57 @@
+"""Steps with their kernels and their memory, held against the same steps with PyTorch's own operations."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from svertka.compiler import reference
+from svertka.compiler.optimize import optimize
+from svertka.conv import native
+
+pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
+
+
+class Joined(nn.Module):
+    """The picture itself and two convolutions of it, side by side in some order; and back to one map."""
+
+    def __init__(self, order: tuple[int, ...]) -> None:
+        super().__init__()
+        self.order = order
+        self.one, self.other = nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(8, 24, 1)
+        self.last = nn.Conv2d(8 * (0 in order) + 16 * (1 in order) + 24 * (2 in order), 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [x, self.one(x), self.other(x).relu()]
+        joined: Tensor = self.last(torch.cat([parts[part] for part in self.order], 1))
+        return joined
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0), (2, 0, 1), (0, 1, 2), (1, 2)])
+def test_what_is_joined_lies_side_by_side(order: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    network = Joined(order).eval()
+    x = torch.randn(3, 8, 9, 7)
+    optimized = optimize(network, x[:1])
+    steps = optimized._steps
+    weights = {name: packed.unpacked() for name, packed in optimized._packed.items()}
+    with torch.inference_mode():
+        expected = reference.run(steps, lambda name: weights[name] if name in weights else steps.tensors[name], x)
+    torch.testing.assert_close(optimized(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_is_as_much_as_what_is_needed_at_once() -> None:
+    network = nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(12))).eval()
+    optimized = optimize(network, torch.randn(1, 16, 32, 32))
+    optimized(torch.randn(2, 16, 32, 32))
+    # Two maps, that which a layer reads and that which it writes; what is returned is a third.
+    assert optimized._plan(2).size <= 3 * 2 * 16 * 32 * 32
+
+
+def test_results_are_the_callers() -> None:
+    network = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()).eval()
+    optimized = optimize(network, torch.randn(1, 8, 4, 4))
+    one, other = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4)
+    first = optimized(one)
+    kept = first.clone()
+    optimized(other)
+    assert torch.equal(first, kept)

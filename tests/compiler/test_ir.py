@@ -1,0 +1,34 @@
+"""Operations as data: run as PyTorch runs them."""
+
+import torch
+
+from svertka.compiler.ir import Constant, Operation, Size, Value, leaves, replaced
+
+
+def test_an_operation_is_what_pytorch_computes() -> None:
+    x, weight, bias = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.randn(4)
+    values = {Value(0): x, Constant("weight"): weight, Constant("bias"): bias}
+    arguments = {"input": Value(0), "weight": Constant("weight"), "bias": Constant("bias"), "stride": [2, 2]}
+    operation = Operation("conv2d.default", arguments, (1,), "body")
+    (found,) = operation.run(lambda leaf: values.get(leaf, leaf) if isinstance(leaf, Value | Constant) else leaf)
+    assert torch.equal(found, torch.nn.functional.conv2d(x, weight, bias, stride=2))
+
+
+def test_some_give_several_values_and_some_arguments_have_names_only() -> None:
+    x = torch.randn(2, 6)
+    split = Operation("split.Tensor", {"self": Value(0), "split_size": 2, "dim": 1}, (1, 2, 3), "")
+    assert [part.shape for part in split.run(lambda leaf: x if leaf == Value(0) else leaf)] == [(2, 2)] * 3
+    add = Operation("add.Tensor", {"self": Value(0), "other": Value(0), "alpha": 3}, (1,), "")
+    (found,) = add.run(lambda leaf: x if leaf == Value(0) else leaf)
+    torch.testing.assert_close(found, 4 * x)
+
+
+def test_sizes_depend_on_the_number_of_pictures() -> None:
+    shape = (Size(1, 0), 3, Size(49, 2))
+    assert replaced(shape, lambda leaf: leaf.of(4) if isinstance(leaf, Size) else leaf) == (4, 3, 198)
+
+
+def test_structures_keep_their_kinds() -> None:
+    structure = {"a": [1, (2, 3)], "b": {"c": 4}}
+    assert list(leaves(structure)) == [1, 2, 3, 4]
+    assert replaced(structure, lambda leaf: leaf * 10) == {"a": [10, (20, 30)], "b": {"c": 40}}

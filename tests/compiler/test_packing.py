@@ -1,0 +1,160 @@
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from svertka.compiler.dynamic_batch import record
+from svertka.compiler.fusion import fused
+from svertka.compiler.optimize import Optimized, optimize
+from svertka.compiler.packing import ERRORS, LIMIT, Packed, kernel_of, narrowed
+from svertka.compiler.serialize import About
+from svertka.compiler.steps import Convolution
+from svertka.conv import native
+
+pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+
+ROUNDED = 2.0**-8  # by how much, of itself, a number changes at most that is rounded to bfloat16
+SETS = "avx512bf16", "avx512", "avx2", "baseline"
+
+
+@pytest.fixture(autouse=True)
+def _best_instructions() -> Iterator[None]:
+    yield
+    native.use(native.instruction_sets()[0])
+
+
+@pytest.fixture(params=[f"{name} {products}" for name in SETS for products in ("widened", "multiplied")])
+def multiplied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """Whether products are of bfloat16, as where processors multiply them; for each instruction set that is here."""
+    instructions, products = request.param.split()
+    if instructions not in native.instruction_sets():
+        pytest.skip(f"no {instructions} here")
+    threads = torch.get_num_threads()
+    native.use(instructions)
+    monkeypatch.setattr(native, "multiplies_bfloat16", lambda: products == "multiplied")
+    yield products == "multiplied"
+    torch.set_num_threads(threads)
+
+
+def in_bfloat16(network: nn.Module, x: Tensor) -> Optimized:
+    """As `optimize` makes it, without its check: the results of few sums can be small beside what is summed up."""
+    steps = narrowed(fused(record(network, tuple(x.shape))), "bf16", "bf16")
+    return Optimized(steps, About(tuple(x.shape), "bf16", "bf16"))
+
+
+def kernel(optimized: Optimized) -> str:
+    (packed,) = optimized._packed.values()
+    return packed.kernel
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[nn.Conv2d, tuple[int, ...]]:
+    """Convolutions with channels around the widths of vectors, register blocks and pairs, and inputs they take."""
+    channels = st.one_of(st.integers(1, 40), st.sampled_from((63, 64, 65, 130, 257)))
+    groups, side = draw(st.sampled_from((1, 1, 1, 2))), draw(st.sampled_from((1, 2, 3, 3, 3, 5, 7)))
+    ins, outs = draw(channels) * groups, draw(channels) * groups
+    stride, padding = draw(st.sampled_from((1, 1, 2))), draw(st.integers(0, side))
+    sides = [max(1, side - 2 * padding) + draw(st.integers(0, 17)) for _ in range(2)]
+    layer = nn.Conv2d(ins, outs, side, stride, padding, groups=groups, bias=draw(st.booleans()))
+    return layer, (draw(st.integers(1, 3)), ins, *sides)
+
+
+def test_random_convolutions_in_bfloat16_err_by_rounding_alone(
+    multiplied: bool, large_count: Callable[[int, int], int]
+) -> None:
+    @settings(max_examples=large_count(25, 1000), deadline=None)
+    @given(drawn=layers(), seed=st.integers(0, 2**32), threads=st.sampled_from((1, 2, 3)))
+    def checked(drawn: tuple[nn.Conv2d, tuple[int, ...]], seed: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        layer, shape = drawn
+        torch.manual_seed(seed)
+        nn.init.normal_(layer.weight)
+        x = torch.randn(shape)
+        optimized = in_bfloat16(nn.Sequential(layer, nn.ReLU6()), x)
+        with torch.inference_mode():
+            exact = copy.deepcopy(layer).double()(x.double()).clamp(0, 6)
+            weight = layer.weight.double().abs()
+            magnitudes = F.conv2d(x.double().abs(), weight, None, layer.stride, layer.padding, 1, layer.groups)
+            difference = (optimized(x) - exact).abs()
+        size = layer.weight[0].numel() ** 0.5  # root mean square of the sums
+        if multiplied and kernel(optimized) == "winograd":
+            assert difference.max() < 8 * LIMIT * size  # what was transformed is rounded: by chance, not by a bound
+        else:
+            # One operand is rounded or both are; then comes what float32 does.
+            bound = (2.01 if multiplied else 1) * ROUNDED * magnitudes
+            assert (difference <= bound + 3e-5 * max(size, 1)).all()
+
+    checked()
+
+
+@pytest.mark.parametrize(("name", "layer"), [("direct", nn.Conv2d(256, 64, 1)), ("winograd", nn.Conv2d(128, 64, 3))])
+def test_the_errors_by_which_kernels_are_chosen(multiplied: bool, name: str, layer: nn.Conv2d) -> None:
+    torch.manual_seed(2)
+    nn.init.normal_(layer.weight)
+    x = torch.randn(1, layer.in_channels, 30, 30)
+    optimized = in_bfloat16(layer, x)
+    assert kernel(optimized) == name
+    with torch.inference_mode():
+        exact = copy.deepcopy(layer).double()(x.double())
+        error = float((optimized(x) - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+    stated = ERRORS[name] if multiplied else 0.0017  # of weights alone, and of inputs as much: √2 times that is 0.0024
+    assert 0.9 * stated < error <= stated < LIMIT
+
+
+def test_without_instructions_for_it_few_inputs_stay_float32(multiplied: bool) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=8))
+    optimized = in_bfloat16(network, torch.randn(1, 3, 9, 9))
+    first, second, third = (packed.numbers.dtype for packed in optimized._packed.values())
+    assert first == (torch.bfloat16 if multiplied else torch.float32)
+    assert second == torch.bfloat16
+    assert third == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(70, 37, 3, 3), (33, 21, 5, 5), (40, 16, 2, 3), (24, 5, 3, 3), (9, 1, 3, 3)])
+def test_weights_come_out_as_they_went_in(size: tuple[int, ...], dtype: torch.dtype) -> None:
+    weight = torch.randn(size).to(dtype)
+    groups = {5: 2, 1: 9}.get(size[1], 1)
+    step = Convolution(0, 1, "w", None, (1, 1), (0, 0), (1, 1), groups)
+    packed = Packed.of(step, weight, dense=False)
+    assert packed.kernel == kernel_of(step, size)
+    assert packed.unpacked().dtype == (torch.float32 if packed.kernel in ("depthwise", "grouped") else dtype)
+    assert torch.equal(packed.unpacked(), weight)
+
+
+@pytest.mark.parametrize(
+    ("ins", "outs", "groups"),
+    [(90, 90, 30), (64, 32, 16), (32, 96, 32), (128, 32, 32), (60, 60, 12), (63, 63, 9), (48, 48, 4), (64, 64, 4)],
+)
+def test_small_groups_are_computed_together_even_where_they_do_not_fill_a_vector(
+    ins: int, outs: int, groups: int
+) -> None:
+    layer = nn.Conv2d(ins, outs, 3, padding=1, groups=groups)
+    step = Convolution(0, 1, "w", None, (1, 1), (1, 1), (1, 1), groups)
+    for instructions in native.instruction_sets():
+        native.use(instructions)
+        lanes = {"baseline": 4, "avx2": 8}.get(instructions, 16)
+        kernel = "grouped" if max(ins, outs) // groups <= lanes else "direct"
+        assert kernel_of(step, tuple(layer.weight.shape)) == kernel
+
+
+def test_a_file_is_read_by_kernels_of_other_instructions(tmp_path: Path) -> None:
+    """What one instruction set computes in small groups, with float32, another does in bfloat16, group by group."""
+    sets, x = native.instruction_sets(), torch.randn(2, 48, 9, 9)
+    groups = [nn.Conv2d(48, 48, 3, padding=1, groups=groups) for groups in (3, 6, 12, 16, 48)]
+    network = nn.Sequential(*groups, nn.Conv2d(48, 20, 3)).eval()
+    exact = copy.deepcopy(network).double()(x.double())
+    for writes in sets:
+        native.use(writes)
+        optimize(network, x, precision="bf16").save(tmp_path / writes)
+    for reads in sets:
+        native.use(reads)
+        for writes in sets:
+            found = Optimized.load(tmp_path / writes)(x)
+            assert (found - exact).square().mean().sqrt() < 0.02 * exact.square().mean().sqrt()

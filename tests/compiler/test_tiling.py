@@ -1,0 +1,163 @@
+"""Convolutions computed together, a few rows at a time, held against the same network with PyTorch's own operations."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from svertka.compiler import tiling
+from svertka.compiler.ir import Value
+from svertka.compiler.memory_planner import Maps
+from svertka.compiler.optimize import optimize
+from svertka.compiler.steps import Chain, Convolution
+from svertka.compiler.tiling import Bands, chained, rows_read
+from svertka.conv import native
+
+kernels = pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
+
+
+def step(number: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> Convolution:
+    """One that reads value `number` and gives the next."""
+    return Convolution(number, number + 1, "w", None, (stride, 1), (padding, 0), (dilation, 1), 1)
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> tuple[Chain, list[Maps], list[int]]:
+    """Steps of any stride, padding and dilation, their maps, and the rows of their kernels."""
+    steps, maps, taps = [], [Maps(1, 1, draw(st.integers(1, 40)), 1)], []
+    for number in range(draw(st.integers(2, 5))):
+        size, stride, dilation = draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+        padding, more = draw(st.integers(0, size)), draw(st.integers(0, 2))
+        height = (maps[-1].height + 2 * padding + more - dilation * (size - 1) - 1) // stride + 1
+        if height < 1:
+            break
+        steps.append(step(number, stride, padding, dilation))
+        taps.append(size)
+        maps.append(Maps(1, 1, height, 1))
+    return Chain(tuple(steps)), maps, taps
+
+
+@given(drawn=chains(), room=st.integers(1, 60), segments=st.integers(1, 4))
+@settings(max_examples=300, deadline=None)
+def test_every_row_is_made_once_from_rows_that_are_there(
+    drawn: tuple[Chain, list[Maps], list[int]], room: int, segments: int
+) -> None:
+    chain, maps, taps = drawn
+    if not chain.steps:
+        return
+    last = len(chain.steps) - 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiling, "ROOM", room)
+        found = Bands(chain, maps, taps, min(segments, maps[-1].height))
+    made: list[int] = []
+    for segment in found.segments:
+        memory: dict[int, int] = {}  # of one thread: at which place which row of which map, as map · 1000 + row
+        for part in segment:
+            if part.below:
+                start = found.starts[part.number + 1]
+                for row in range(part.kept):
+                    memory[start + row] = memory[start + row + part.below]
+            for row in part.makes:
+                one = chain.steps[part.number]
+                for needed in rows_read(one, taps[part.number], range(row, row + 1), maps[part.number].height):
+                    assert needed in part.reads
+                    if part.number:
+                        place = found.starts[part.number] + needed - part.reads.start
+                        assert memory[place] == 1000 * part.number + needed
+                if part.number == last:
+                    made.append(row)
+                else:
+                    place = found.starts[part.number + 1] + row - part.first
+                    end = found.room if part.number + 2 > last else found.starts[part.number + 2]
+                    assert found.starts[part.number + 1] <= place < end
+                    memory[place] = 1000 * (part.number + 1) + row
+    assert made == list(range(maps[-1].height))
+
+
+class Narrow(nn.Module):
+    """Widened by 1×1, each channel by itself, narrowed again; plus what went in, where it is as large."""
+
+    def __init__(self, channels: int, wide: int, taps: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        self.widen = nn.Conv2d(channels, wide, 1)
+        padding = dilation * (taps // 2)
+        self.each = nn.Conv2d(wide, wide, taps, stride, padding, dilation, wide)
+        self.narrow = nn.Conv2d(wide, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.narrow(self.each(self.widen(x).clamp(0, 6)).relu())
+        return x + y if y.shape == x.shape else y
+
+
+@kernels
+@settings(max_examples=40, deadline=None)
+@given(
+    data=st.data(),
+    blocks=st.integers(1, 3),
+    sides=st.tuples(st.integers(5, 34), st.integers(5, 34)),
+    pictures=st.integers(1, 5),
+    rows=st.integers(1, 6),
+    seed=st.integers(0, 1000),
+)
+def test_chains_give_what_the_network_gives(
+    data: st.DataObject, blocks: int, sides: tuple[int, int], pictures: int, rows: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    channels = data.draw(st.integers(1, 20))
+    parts: list[nn.Module] = [nn.Conv2d(3, channels, 3, 2, 1), nn.ReLU()]
+    for _ in range(blocks):
+        sizes: list[Any] = [st.integers(1, 70), st.integers(1, 6), st.integers(1, 3), st.integers(1, 2)]
+        parts.append(Narrow(channels, *(data.draw(size) for size in sizes)))
+    network = nn.Sequential(*parts).eval()
+    x = torch.randn(pictures, 3, *sides)
+    with torch.inference_mode():
+        expected = network.double()(x.double()).float()
+        network.float()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiling, "ROOM", rows * 40 * sides[1])
+        found = optimize(network, x)(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@kernels
+def test_what_lies_between_needs_no_memory_of_the_network() -> None:
+    wide = nn.Sequential(nn.Conv2d(8, 96, 1), nn.Conv2d(96, 96, 3, padding=1, groups=96), nn.Conv2d(96, 8, 1)).eval()
+    optimized = optimize(wide, torch.randn(1, 8, 40, 40))
+    assert optimized._plan(4).size <= 2 * 4 * 8 * 40 * 40
+
+
+@kernels
+@pytest.mark.parametrize(
+    ("what", "together"),
+    [
+        ("nothing else", ["widen", "each", "narrow"]),
+        ("returned", ["each", "narrow"]),
+        ("read twice", ["each", "narrow"]),
+        ("weights larger", ["widen", "each"]),
+    ],
+)
+def test_what_is_needed_elsewhere_is_computed_as_a_whole(what: str, together: list[str]) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            side = 400 if what == "weights larger" else 16
+            self.widen, self.each = nn.Conv2d(8, side, 1), nn.Conv2d(side, side, 3, padding=1, groups=side)
+            self.narrow = nn.Conv2d(side, side, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            wide = self.widen(x)
+            narrow = self.narrow(self.each(wide))
+            return (narrow, wide) if what == "returned" else narrow + wide if what == "read twice" else narrow
+
+    torch.manual_seed(0)
+    network, x = Network().eval(), torch.randn(2, 8, 18, 18)
+    optimized = optimize(network, x)
+    with torch.inference_mode():
+        torch.testing.assert_close(optimized(x), network(x), rtol=1e-4, atol=1e-5)
+    fused = optimized._steps
+    kept = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
+    steps = chained(fused.steps, optimized._plan(2).maps, optimized._packed, kept)
+    assert [[one.place for one in step.steps] for step in steps if isinstance(step, Chain)] == [together]

@@ -1,0 +1,28 @@
+import json
+
+from svertka.data.file_accounting import OWN, Account, LeftOut, by_suffix, suffix_of
+
+
+def test_what_is_left_out_is_counted_by_suffix_and_reason() -> None:
+    left_out = [LeftOut(f"{number}.HEIC", "format not read") for number in range(5)]
+    left_out += [LeftOut("runs/a.png", OWN), LeftOut("x\n", "in no class folder")]
+    account = Account(tuple(left_out), by_suffix(["a.txt", "b.txt", "LICENSE"]), ("read so",), ("odd\x1b",))
+    assert account.sentences() == [
+        "read so",
+        "warning: odd\\x1b",
+        "left out: 5 .heic, format not read (0.HEIC, 1.HEIC, 2.HEIC and 2 more); 1 .png, made by svertka; "
+        "1 no suffix, in no class folder (x\\n)",
+    ]
+    value = json.loads(json.dumps(account.as_json()))
+    assert value["left_out"][0] == {
+        "suffix": ".heic",
+        "reason": "format not read",
+        "count": 5,
+        "examples": ["0.HEIC", "1.HEIC", "2.HEIC"],
+    }
+    assert value["not_images"] == {".txt": 2, "no suffix": 1}
+
+
+def test_nothing_left_out_is_nothing_said() -> None:
+    assert Account().sentences() == []
+    assert suffix_of("a.b/c") == "no suffix"

@@ -1,0 +1,77 @@
+"""Groups from a column or from file names."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from svertka.data.dataset import Dataset, FilePictures
+from svertka.data.filename_groups import grouped_by
+from svertka.data.image_folder import open_folder
+from svertka.errors import UsageError
+
+
+def files(tmp_path: Path, *paths: str) -> Dataset:
+    nothing = np.zeros(len(paths), np.int64)
+    return Dataset(str(tmp_path), ("a", "b"), FilePictures(tmp_path, paths), nothing, np.full(len(paths), "", "<U5"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "groups"),
+    [
+        ("p[0-9]+", ["p1", "p1", "p22"]),
+        ("(p)([0-9]+)", ["p", "p", "p"]),
+        ("_(.+)[.]", ["x", "y", "x"]),
+        ("x|(y)", ["x", "y", "x"]),
+        ("/([ab])/", ["a", "b", "a"]),
+    ],
+)
+def test_the_group_is_what_the_pattern_finds(tmp_path: Path, pattern: str, groups: list[str]) -> None:
+    dataset = files(tmp_path, "a/p1_x.jpg", "b/p1_y.jpg", "a/p22_x.jpg")
+    if len(set(groups)) == 1:
+        with pytest.raises(UsageError, match="finds one group only, p; it must tell several groups apart"):
+            grouped_by(dataset, pattern)
+        return
+    found = grouped_by(dataset, pattern).groups
+    assert found is not None
+    assert found.tolist() == groups
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("(p", "is not a regular expression: missing"),
+        ("p" * 10 + "{99999999999}", "is not a regular expression"),
+        ("q[0-9]", "does not match 3 of 3 names: p1_x.jpg, p1_y.jpg, p22_x.jpg"),
+        ("p1", "does not match 1 of 3 names: p22_x.jpg"),
+        ("z*", "finds nothing in p1_x.jpg"),
+    ],
+)
+def test_a_pattern_that_cannot_be_is_one_sentence(tmp_path: Path, pattern: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        grouped_by(files(tmp_path, "a/p1_x.jpg", "b/p1_y.jpg", "a/p22_x.jpg"), pattern)
+
+
+@pytest.mark.parametrize("column", ["Patient", "group", "video_id", "Site"])
+def test_a_column_says_what_belongs_together(tmp_path: Path, column: str) -> None:
+    file = tmp_path / "x.csv"
+    file.write_text(f"path,label,{column}\n1.png,a,p1\n2.png,b,p2\n3.png,b,\n")
+    groups = open_folder(file).groups
+    assert groups is not None
+    assert groups.tolist() == ["p1", "p2", ""]
+    assert open_folder(file).take(np.array([1])).groups.tolist() == ["p2"]  # type: ignore[union-attr]
+
+
+def test_one_column_counts_and_others_may_be_named(tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    file.write_text("path,label,site,patient,film\n1.png,a,s,p1,f\n2.png,b,s,p2,g\n")
+    assert open_folder(file).groups.tolist() == ["p1", "p2"]  # type: ignore[union-attr]
+    assert open_folder(file, columns={"group": "film"}).groups.tolist() == ["f", "g"]  # type: ignore[union-attr]
+
+
+def test_a_column_of_one_group_says_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    file.write_text("path,label,site\n1.png,a,here\n2.png,b,here\n")
+    dataset = open_folder(file)
+    assert dataset.groups is None
+    assert dataset.account.warnings == (f"all images of {file} are of one group, here; they are divided one by one",)

@@ -1,0 +1,297 @@
+from pathlib import Path
+
+import pytest
+
+from hostile import DEVICES, PATHS, csv_documents, files
+from svertka.data.folder_layout import Entry
+from svertka.data.image_folder import Listing, list_folder
+from svertka.data.label_tables import parse_columns, read_table
+from svertka.errors import DataError, SvertkaError, UsageError
+
+
+def make(root: Path, *paths: str) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(path.encode())
+    return root
+
+
+def found(listing: Listing) -> list[tuple[str, str, str]]:
+    return [(entry.path, entry.label, entry.part) for entry in listing.entries]
+
+
+TEXT = "path,label,part\nx/a.jpg,cat,train\nx/b.jpg,dog,test\n"
+ROWS = [("x/a.jpg", "cat", "train"), ("x/b.jpg", "dog", "test")]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT.encode(),
+        TEXT.replace("\n", "\r\n").encode("utf-8-sig"),
+        TEXT.encode("utf-16"),
+        TEXT.encode("utf-16-le"),
+        TEXT.encode("utf-16-be"),
+        TEXT.encode("utf-32"),
+        TEXT.replace(",", ";").encode(),
+        TEXT.replace(",", "\t").encode(),
+        TEXT.replace(",", " | ").encode(),
+        b"sep=;\r\n" + TEXT.replace(",", ";").encode(),
+        TEXT.replace("x/", "x\\").encode(),
+        TEXT.replace("path", '" Path "').replace("part", "Split").encode(),
+        TEXT.replace("path", "file_name").encode(),
+        TEXT.encode() + b"\n\nx/a.jpg,cat,train\n",
+    ],
+)
+def test_separators_and_encodings(tmp_path: Path, content: bytes) -> None:
+    make(tmp_path, "x/a.jpg", "x/b.jpg")
+    (tmp_path / "all.csv").write_bytes(content)
+    assert found(list_folder(tmp_path / "all.csv")) == ROWS
+
+
+@pytest.mark.parametrize("folder", ["train", "images", "some/where"])
+@pytest.mark.parametrize("source", ["train.csv", "."])
+def test_kaggle_names_without_suffix_in_a_folder_beside(tmp_path: Path, folder: str, source: str) -> None:
+    make(tmp_path, f"{folder}/1a.jpg", f"{folder}/2b.png", f"{folder}/3c.jpg")
+    if folder != "some/where":
+        make(tmp_path, "test/1a.jpg", "test/9z.jpg")
+    (tmp_path / "train.csv").write_text("id,label\n1a,cat\n2b,dog\n3c,cat\n")
+    (tmp_path / "sample_submission.csv").write_text("id,label\n1a,cat\n9z,cat\n")
+    listing = list_folder(tmp_path / source)
+    wanted = [(f"{folder}/1a.jpg", "cat", ""), (f"{folder}/2b.png", "dog", ""), (f"{folder}/3c.jpg", "cat", "")]
+    assert found(listing) == wanted
+    assert f"the images of {tmp_path}/train.csv are in {tmp_path}/{folder}" in listing.account.notes
+
+
+def test_names_that_are_in_two_folders_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, "one/a.jpg", "two/a.jpg")
+    (tmp_path / "all.csv").write_text("id,label\na,cat\n")
+    with pytest.raises(DataError, match=r"images that are in one as well as in two; write the folder into its paths"):
+        list_folder(tmp_path / "all.csv")
+
+
+def test_a_flat_folder_with_metadata_beside(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "a.jpg", "label": 0}\n\n{"file_name": "b.jpg", "label": "dog", "text": null}\n'
+    )
+    listing = list_folder(tmp_path)
+    assert found(listing) == [("a.jpg", "0", ""), ("b.jpg", "dog", "")]
+    assert [(one.path, one.reason) for one in listing.account.left_out] == [("c.jpg", "no label in the table")]
+
+
+def test_metadata_in_each_part(tmp_path: Path) -> None:
+    make(tmp_path, "train/a.jpg", "train/b.jpg", "test/a.jpg")
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,label\na.jpg,cat\nb.jpg,dog\n")
+    (tmp_path / "test" / "metadata.csv").write_text("file_name,label\na.jpg,cat\n")
+    listing = list_folder(tmp_path)
+    assert found(listing) == [
+        ("test/a.jpg", "cat", "test"),
+        ("train/a.jpg", "cat", "train"),
+        ("train/b.jpg", "dog", "train"),
+    ]
+
+
+def test_a_table_of_each_part(tmp_path: Path) -> None:
+    make(tmp_path, "images/a.jpg", "images/b.jpg")
+    (tmp_path / "train.csv").write_text("path,label\nimages/a.jpg,cat\n")
+    (tmp_path / "test.csv").write_text("path,label\nimages/b.jpg,dog\n")
+    assert found(list_folder(tmp_path)) == [("images/a.jpg", "cat", "train"), ("images/b.jpg", "dog", "test")]
+    (tmp_path / "other.csv").write_text("path,label\nimages/b.jpg,dog\n")
+    with pytest.raises(DataError, match=r"several tables .* other.csv, test.csv, train.csv; give one of them"):
+        list_folder(tmp_path)
+
+
+def test_other_columns_are_listed_and_can_be_named(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "all.csv").write_text("img,breed,age\na.jpg,pug,1\nb.jpg,poodle,2\n")
+    for source in (tmp_path, tmp_path / "all.csv"):
+        with pytest.raises(DataError, match=r"img, breed, age; .*: --columns path=img,label=breed"):
+            list_folder(source)
+        assert found(list_folder(source, {"path": "IMG", "label": "breed"})) == [
+            ("a.jpg", "pug", ""),
+            ("b.jpg", "poodle", ""),
+        ]
+    with pytest.raises(DataError, match="has no column race, but img, breed, age"):
+        list_folder(tmp_path / "all.csv", {"path": "img", "label": "race"})
+
+
+@pytest.mark.parametrize("text", ["", "path", "path=", "=x", "path=a,path=b", "wings=a", "path=a,,label=b"])
+def test_columns_that_are_not_understood(text: str) -> None:
+    with pytest.raises(UsageError, match="is not understood"):
+        parse_columns(text)
+    assert parse_columns(" path = a ,label=b c") == {"path": "a", "label": "b c"}
+
+
+def test_a_table_that_contradicts_class_folders_is_a_warning(tmp_path: Path) -> None:
+    make(tmp_path, "cat/a.jpg", "dog/b.jpg")
+    (tmp_path / "all.csv").write_text("path,label\ncat/a.jpg,Cat\ndog/b.jpg,pug\n")
+    listing = list_folder(tmp_path)
+    assert found(listing) == [("cat/a.jpg", "cat", ""), ("dog/b.jpg", "dog", "")]
+    (warning,) = listing.account.warnings
+    assert "all.csv gives dog/b.jpg the label pug, but its folder is taken for its class" in warning
+
+
+def test_an_image_has_one_label(tmp_path: Path) -> None:
+    (tmp_path / "all.csv").write_text("path,label\na.jpg,cat\nb.jpg,cat\na.jpg,dog\n")
+    with pytest.raises(DataError, match=r"line 4 of .* gives a.jpg the label dog, and line 2 of .* cat"):
+        list_folder(tmp_path / "all.csv")
+
+
+def test_a_group_is_read(tmp_path: Path) -> None:
+    (tmp_path / "all.csv").write_text("path,label,group\na.jpg,cat,7\n")
+    assert list_folder(tmp_path / "all.csv").entries == (Entry("a.jpg", "cat", "", "7"),)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("[1]", "line 1 of .* is no JSON object"),
+        ("{", "line 1 of .* is not JSON"),
+        ("[" * 100_000, "line 1 of .* is not JSON: nested too deeply"),
+        ('{"file_name": "a.jpg", "label": {"x": 1}}', r"label={'x': 1}; give a text or a whole number"),
+        ('{"file_name": "a.jpg", "label": ' + "9" * 5000 + "}", "line 1 of .* is not JSON"),
+        ('{"file_name": "a.jpg", "label": 1e400}', "label=inf; give a text"),
+        ('{"file_name": "a.jpg", "text": "x"}', "has no column label, but file_name, text;"),
+        ('{"file_name": "a\\u0000.jpg", "label": "x"}', "NUL character in its path"),
+    ],
+)
+def test_json_lines_that_say_something_else(tmp_path: Path, line: str, sentence: str) -> None:
+    (tmp_path / "metadata.jsonl").write_text(line)
+    with pytest.raises(DataError, match=sentence) as caught:
+        read_table(tmp_path / "metadata.jsonl")
+    assert len(str(caught.value)) < 1000
+
+
+def test_hostile_tables_are_read_or_refused(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b.jpg")
+    refused = []
+    for content in csv_documents("path,label,part\na.jpg,cat,train\nb.jpg,dog,\n"):
+        (tmp_path / "all.csv").write_bytes(content)
+        try:
+            list_folder(tmp_path / "all.csv").dataset()
+        except SvertkaError as error:
+            refused.append(len(str(error)))
+    assert len(refused) > 50
+    assert max(refused) < 1200
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    for kind, path in files(tmp_path, ".csv").items():
+        if kind != "folder":
+            with pytest.raises(SvertkaError):
+                list_folder(path)
+    for path in (*PATHS.values(), *DEVICES.values()):
+        with pytest.raises(SvertkaError):
+            list_folder(f"{path}.csv" if path else path)
+
+
+def test_a_row_of_more_columns_than_the_first_line_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    table = tmp_path / "all.csv"
+    table.write_text("path,label\na.jpg,white dog,\nb.jpg,black, dog\nc.jpg,cat\n")
+    with pytest.raises(DataError, match=r"line 3 of .* has 3 columns, and the first line 2; .* double quotes"):
+        read_table(table)
+    table.write_text('path,label\na.jpg,white dog,\nb.jpg,"black, dog"\nc.jpg,cat\n')
+    assert [row.label for row in read_table(table).rows] == ["white dog", "black, dog", "cat"]
+
+
+def test_the_third_column_of_a_table_without_header_is_the_part_if_it_names_one(tmp_path: Path) -> None:
+    make(tmp_path, "x/a.jpg", "x/b.jpg")
+    table = tmp_path / "all.csv"
+    table.write_text("x/a.jpg,cat,train\nx/b.jpg,dog,Testing\n")
+    assert found(list_folder(table)) == ROWS
+    table.write_text("x/a.jpg,cat,train\nx/b.jpg,dog,fold3\n")
+    with pytest.raises(DataError, match=r"line 2 of .* has part=fold3"):
+        read_table(table)
+    table.write_text("x/a.jpg,cat,0,0,62,62\nx/b.jpg,dog,3,4,60,60\n")  # boxes, as Tiny-ImageNet has them
+    assert found(list_folder(table)) == [("x/a.jpg", "cat", ""), ("x/b.jpg", "dog", "")]
+
+
+def test_keys_that_the_first_json_line_lacks_are_read(tmp_path: Path) -> None:
+    make(tmp_path, "x/a.jpg", "x/b.jpg")
+    lines = '{"path": "x/a.jpg", "label": "cat"}\n{"label": "dog", "path": "x/b.jpg", "split": "test", "patient": 7}\n'
+    (tmp_path / "all.jsonl").write_text(lines)
+    rows = read_table(tmp_path / "all.jsonl").rows
+    assert [(row.part, row.group) for row in rows] == [("", ""), ("test", "7")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("all.csv", ",path,fold,label\n0,a.jpg,1,cat\n1,b.jpg,2,dog\n"),
+        ("all.jsonl", '{"path": "a.jpg", "fold": 1, "label": "cat"}\n{"path": "b.jpg", "label": "dog"}\n'),
+    ],
+)
+def test_columns_that_are_not_used_are_said(tmp_path: Path, name: str, text: str) -> None:
+    make(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / name).write_text(text)
+    assert read_table(tmp_path / name).notes == (f"columns of {tmp_path / name} that are not used: fold",)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("path,label\n", "all.csv has a first line only; write a line"),
+        ('path,label\n"a.jpg,cat\nb.jpg,dog\n', "line 3 of .*all.csv is not CSV: a double quote is not closed"),
+    ],
+)
+def test_tables_that_name_nothing(tmp_path: Path, text: str, sentence: str) -> None:
+    make(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "all.csv").write_text(text)
+    with pytest.raises(DataError, match=sentence):
+        list_folder(tmp_path / "all.csv")
+
+
+def test_columns_of_class_folders_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, "cat/a.jpg", "dog/b.jpg")
+    with pytest.raises(UsageError, match="has no table that labels its images"):
+        list_folder(tmp_path, {"label": "x"})
+
+
+@pytest.mark.parametrize("unknown", ["", "NaN", "nan", "NA", "n/a", "None"])
+def test_images_of_unknown_group_are_not_of_one_group(tmp_path: Path, unknown: str) -> None:
+    make(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    table = tmp_path / "all.csv"
+    table.write_text(f"path,label,patient\na.jpg,cat,{unknown}\nb.jpg,dog,{unknown}\nc.jpg,cat,7\n")
+    assert [row.group for row in read_table(table).rows] == ["", "", "7"]
+
+
+def test_images_in_several_folders_are_found(tmp_path: Path) -> None:
+    """As HAM10000 has them."""
+    make(tmp_path, *(f"part_{1 + number // 5}/ISIC_{number}.jpg" for number in range(8)))
+    rows = [f"ISIC_{number},{'ab'[number % 2]}\n" for number in range(8)]
+    (tmp_path / "metadata.csv").write_text("".join(["image_id,label\n", *rows]))
+    listing = list_folder(tmp_path / "metadata.csv")
+    assert {entry.path for entry in listing.entries} == {f"part_{1 + k // 5}/ISIC_{k}.jpg" for k in range(8)}
+    assert f"are in {tmp_path / 'part_1'}, {tmp_path / 'part_2'}" in listing.account.notes[0]
+
+
+@pytest.mark.parametrize("prefix", ["CheX/", "./CheX/", "/home/me/CheX/", "C:\\data\\CheX\\", "D:/CheX/"])
+def test_folders_above_the_table_in_its_paths_are_left_out(prefix: str, tmp_path: Path) -> None:
+    make(tmp_path, *(f"train/p{number}/view.jpg" for number in range(4)))
+    between = "\\" if "\\" in prefix else "/"
+    paths = [between.join(("train", f"p{number}", "view.jpg")) for number in range(4)]
+    rows = [f"{prefix}{path},{'ab'[number % 2]}\n" for number, path in enumerate(paths)]
+    (tmp_path / "train.csv").write_text("".join(["path,label\n", *rows]))
+    listing = list_folder(tmp_path / "train.csv")
+    assert [(entry.path, entry.label) for entry in listing.entries] == [
+        (f"train/p{number}/view.jpg", "ab"[number % 2]) for number in (0, 1, 2, 3)
+    ]
+    assert any("which is left out: the images are in" in note for note in listing.account.notes)
+
+
+def test_a_table_that_contradicts_class_folders_in_parts_is_said(tmp_path: Path) -> None:
+    make(tmp_path, *(f"train/p{number}/view.jpg" for number in range(4)))
+    rows = [f"train/p{number}/view.jpg,{'ab'[number % 2]}\n" for number in range(4)]
+    (tmp_path / "train.csv").write_text("".join(["path,label\n", *rows]))
+    (said,) = list_folder(tmp_path).warnings()
+    assert "gives train/p0/view.jpg the label a, but its folder is taken for its class; give " in said
+
+
+def test_of_several_tables_with_other_columns_the_training_one_is_named(tmp_path: Path) -> None:
+    make(tmp_path, "train_images/1.png", "test_images/2.png")
+    (tmp_path / "test.csv").write_text("id_code\n2\n")
+    (tmp_path / "train.csv").write_text("id_code,diagnosis\n1,3\n")
+    with pytest.raises(DataError, match=r"train.csv has no column .*: --columns path=COLUMN,label=diagnosis"):
+        list_folder(tmp_path)

@@ -1,0 +1,181 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from svertka.data.augmentation import Flip, PadCrop, RandomCrop
+from svertka.data.loader import Batches
+from svertka.data.preprocessing import Preprocess
+from svertka.errors import UsageError
+
+COUNT = 103
+PREPROCESS = Preprocess(size=12, resize=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+
+
+@pytest.fixture
+def rows():
+    return np.random.default_rng(0).integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def make(rows):
+    def make(indices=None, **settings):
+        indices = np.arange(COUNT) if indices is None else indices
+        return Batches(rows, np.arange(COUNT) % 7, indices, PREPROCESS, **{"batch_size": 20, **settings})
+
+    return make
+
+
+def gathered(batches, epoch=0, first_step=0):
+    """All of an epoch at once: images, labels, indices."""
+    parts = list(batches.epoch(epoch, first_step))
+    images, labels = torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
+    return images, labels, np.concatenate([part.indices for part in parts])
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+def test_an_epoch_has_every_picture_once_in_its_own_order(make):
+    batches = make(np.arange(3, COUNT), shuffle=True)
+    assert batches.steps == 5
+    orders = []
+    for epoch in (0, 1, 2):
+        _, labels, indices = gathered(batches, epoch)
+        assert sorted(indices) == list(range(3, COUNT))
+        assert np.array_equal(labels, indices % 7)
+        orders.append(indices.tolist())
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert gathered(make(np.arange(3, COUNT), shuffle=True), 1)[2].tolist() == orders[1]
+    assert gathered(make(np.arange(3, COUNT), shuffle=True, seed=1), 1)[2].tolist() != orders[1]
+
+
+def test_unshuffled_batches_come_as_they_stand_and_the_last_may_be_smaller(make):
+    indices = np.array([9, 4, 4, 100, 7])
+    parts = list(make(indices, batch_size=2).epoch(0))
+    assert [part.indices.tolist() for part in parts] == [[9, 4], [4, 100], [7]]
+    assert [part.count for part in parts] == [2, 2, 1]
+
+
+def test_images_are_what_prediction_would_give_the_network(make, rows):
+    images, _, indices = gathered(make(shuffle=True))
+    centre = rows[indices, 2:14, 2:14].transpose(0, 3, 1, 2) / 255
+    mean, std = (np.array(values)[:, None, None] for values in (PREPROCESS.mean, PREPROCESS.std))
+    assert images.dtype == torch.float32
+    # float32: values up to 3
+    assert np.allclose(images.numpy(), (centre - mean) / std, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("augmentations", [(), (PadCrop(), Flip(), RandomCrop())])
+def test_prefetching_changes_nothing(make, augmentations):
+    plain, ahead = (
+        gathered(make(shuffle=True, augmentations=augmentations, prefetch=prefetch), 4) for prefetch in (False, True)
+    )
+    for one, other in zip(plain, ahead, strict=True):
+        assert np.array_equal(one, other)
+    assert not threads()
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+@pytest.mark.parametrize("first_step", [0, 1, 4, 5, 6])
+def test_an_epoch_goes_on_where_it_stopped(make, prefetch, first_step):
+    batches = make(shuffle=True, augmentations=(PadCrop(), Flip()), prefetch=prefetch)
+    whole = list(batches.epoch(2))
+    rest = list(batches.epoch(2, first_step))
+    assert len(rest) == 6 - first_step
+    for one, other in zip(whole[first_step:], rest, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert np.array_equal(one.indices, other.indices)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_processes_share_every_batch(make, world):
+    settings = {"shuffle": True, "augmentations": (PadCrop(), Flip())}
+    alone = list(make(**settings).epoch(1))
+    shares = [list(make(**settings, rank=rank, world=world).epoch(1)) for rank in range(world)]
+    for step, whole in enumerate(alone):
+        parts = [share[step] for share in shares]
+        assert [part.count for part in parts] == [whole.count] * world
+        for rank, part in enumerate(parts):
+            assert np.array_equal(part.indices, whole.indices[rank::world])
+            assert torch.equal(part.images, whole.images[rank::world])
+    # 103 pictures leave 3 for the last batch: the fourth process has none, and must still take part.
+    assert len(shares[-1][-1].images) == (0 if world == 4 else 1)
+    assert shares[-1][-1].images.shape[1:] == (3, 12, 12)
+
+
+def test_stopping_early_ends_the_thread(make):
+    stream = make(shuffle=True, prefetch=True).epoch(0)
+    next(stream)
+    assert len(threads()) == 1
+    stream.close()
+    assert not threads()
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_what_goes_wrong_in_the_rows_reaches_the_consumer(make, prefetch):
+    class Broken:
+        def __len__(self):
+            return COUNT
+
+        def __getitem__(self, indices):
+            if 50 in indices:
+                raise OSError("the disk is gone")
+            return np.zeros((len(indices), 16, 16, 3), np.uint8)
+
+    batches = make(prefetch=prefetch)
+    batches.rows = Broken()
+    seen = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        seen.extend(batch.indices for batch in batches.epoch(0))
+    assert len(seen) == 2
+    assert not threads()
+
+
+def test_memory_order_is_the_one_asked_for(rows, make):
+    plain, last = (
+        next(iter(make(memory_format=order, augmentations=(PadCrop(), Flip())).epoch(0))).images
+        for order in (torch.contiguous_format, torch.channels_last)
+    )
+    assert plain.stride() == (432, 144, 12, 1)
+    assert last.stride() == (432, 1, 36, 3)
+    assert torch.equal(plain, last)
+    grey = Preprocess(size=12, resize=16, mean=(0.5,), std=(0.5,))
+    batches = Batches(rows[..., :1], np.zeros(COUNT, np.int64), np.arange(COUNT), grey, batch_size=4)
+    assert next(iter(batches.epoch(0))).images.stride() == (144, 144, 12, 1)
+
+
+def test_a_batch_that_cannot_be_filled_is_said(make):
+    with pytest.raises(UsageError, match="batch_size=104 is more than the 103 pictures; use at most 103"):
+        make(batch_size=104, shuffle=True)
+    assert make(batch_size=104).steps == 1  # to score them, it need not be full
+    with pytest.raises(UsageError, match="batch_size=0 must be at least 1"):
+        make(batch_size=0)
+
+
+@given(st.integers(2, 90), st.integers(2, 40), st.integers(1, 3))
+def test_no_batch_is_a_single_picture_and_processes_share_them_all(count, size, world):
+    size = min(size, count)
+    rows = np.zeros((count, 1, 1, 1), np.uint8)
+    preprocess = Preprocess(size=1, resize=1, mean=(0.0,), std=(1.0,))
+    shares = []
+    for rank in range(world):
+        batches = Batches(
+            rows,
+            np.zeros(count, np.int64),
+            np.arange(count),
+            preprocess,
+            batch_size=size,
+            shuffle=True,
+            rank=rank,
+            world=world,
+        )
+        shares.append([batch.indices for batch in batches.epoch(0)])
+        assert len(shares[-1]) == batches.steps
+        assert [batch.indices.tolist() for batch in batches.epoch(0, 1)] == [some.tolist() for some in shares[-1][1:]]
+    assert sorted(np.concatenate([some for share in shares for some in share]).tolist()) == list(range(count))
+    assert min(sum(map(len, whole)) for whole in zip(*shares, strict=True)) >= 2

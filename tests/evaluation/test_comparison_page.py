@@ -1,0 +1,106 @@
+"""comparison.html in a browser, and what it says."""
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import svertka
+from svertka.evaluation.compare import compare
+from svertka.evaluation.comparison_page import SHOWN
+from svertka.evaluation.significance import Comparison
+
+Opened = Callable[..., AbstractContextManager[Any]]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory, fresh_run: Callable[..., Path]) -> tuple[Path, Comparison]:
+    """Three runs on digits: two with a history, one with none."""
+    folder = tmp_path_factory.mktemp("compared")
+    for name, epochs, lr in (("long <b>&", 3, 0.02), ("short", 1, 0.002)):
+        svertka.train("digits", model="mlp", epochs=epochs, lr=lr, output=folder / name, threads=1)
+    names = [str(digit) for digit in range(10)]
+    runs = [folder / "long <b>&", folder / "short", fresh_run("mlp", 28, 28, seed=1, names=names)]
+    page = folder / "comparison.html"
+    return page, compare(runs, "digits", part="all", output=page, threads=1)
+
+
+@pytest.mark.parametrize("width", [360, 1100])
+def test_it_opens_without_complaint_and_fits(opened: Opened, drawn: tuple[Path, Comparison], width: int) -> None:
+    with opened(drawn[0], viewport={"width": width, "height": 800}) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        wide = """[...document.querySelectorAll('main *')].filter(element => !element.closest('.scroll, svg')
+            && element.getBoundingClientRect().right > innerWidth + 1).map(element => element.outerHTML.slice(0, 80))"""
+        assert page.evaluate(wide) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_on_its_ground(
+    opened: Opened, contrasts: Callable[[Any, str], list[Any]], drawn: tuple[Path, Comparison], scheme: str
+) -> None:
+    with opened(drawn[0], color_scheme=scheme) as page:
+        found = contrasts(page, "main *")
+        assert len(found) > 50
+        assert [text for contrast, _, text in found if contrast < 4.5] == []
+
+
+def test_it_says_what_was_found(opened: Opened, drawn: tuple[Path, Comparison]) -> None:
+    path, compared = drawn
+    with opened(path) as page:
+        assert page.locator("h1").text_content() == compared.sentence
+        assert page.locator("header b").first.text_content().startswith("A\u00a0is long <b>&, B\u00a0is short, C")
+        errors = [row.split() for row in page.locator("#errors tbody tr").all_inner_texts()]
+        for contender, row in zip(compared.contenders, errors, strict=False):
+            assert row[0] == contender.letter
+            assert f"{100 * contender.evaluation.top1_error:.1f}" in row
+        assert errors[3][:2] == ["their", "mean"]
+        costs = page.locator("#costs tbody tr").all_inner_texts()
+        assert all(f"{one.multiply_adds:,}" in row for one, row in zip(compared.contenders, costs, strict=True))
+        differing = page.locator("#made tbody th").all_text_contents()
+        assert {"recipe.lr", "recipe.epochs"} <= set(differing)
+        assert "source" not in differing
+
+
+def test_the_pictures_are_those_that_one_alone_has_wrong(opened: Opened, drawn: tuple[Path, Comparison]) -> None:
+    path, compared = drawn
+    first, second, third = (one.evaluation for one in compared.contenders)
+    pairs = [(second, first), (first, second), (third, first), (first, third)]
+    with opened(path) as page:
+        titles = page.locator("#disagree h3").all_text_contents()
+        walls = page.evaluate("""[...document.querySelectorAll('#disagree h3')].map(title => {
+            const wall = title.nextElementSibling;
+            return wall?.matches('.wall') ? [...wall.querySelectorAll('.quiet')].map(one => one.title) : [] })""")
+    for (wrong, right), title, wall in zip(pairs, titles, walls, strict=True):
+        these = set(wrong.pictures[wrong.wrong & ~right.wrong].tolist())
+        assert f": {len(these):,}\u00a0picture" in title
+        shown = {int(re.sub(r"\D", "", name)) for name in wall}
+        assert shown <= these
+        assert len(shown) == min(SHOWN, len(these))
+    assert sum(map(len, walls)) > SHOWN
+
+
+def test_the_curves_have_a_line_a_run_and_say_who_has_none(opened: Opened, drawn: tuple[Path, Comparison]) -> None:
+    with opened(drawn[0]) as page:
+        assert "Of C there is no history." in page.locator("#curves .how").text_content()
+        assert sorted(page.locator("#curves text.name").all_text_contents()) == ["A", "A", "B", "B"]
+        page.locator("#curves").get_by_role("slider").focus()
+        page.keyboard.press("Home")
+        read = page.locator("#curves output").first.text_content()
+        history = {one.letter: one.history for one in drawn[1].contenders}
+        for letter in "AB":
+            line = next(line for line in history[letter] if line["kind"] == "epoch")
+            assert f"{letter} {100 * line['val_error']:.1f}\u00a0%" in read
+
+
+def test_the_classes_stand_in_the_order_of_their_difference(opened: Opened, drawn: tuple[Path, Comparison]) -> None:
+    compared = drawn[1]
+    shares = [[one.evaluation.per_class[k].recall or 0 for one in compared.contenders] for k in range(10)]
+    order = sorted(range(10), key=lambda k: max(shares[k]) - min(shares[k]), reverse=True)
+    with opened(drawn[0]) as page:
+        assert page.locator("#classes tbody th").all_text_contents() == [str(k) for k in order]
+        page.locator("#classes thead button").first.click()
+        assert page.locator("#classes tbody th").all_text_contents() == [str(k) for k in range(9, -1, -1)]

@@ -1,0 +1,53 @@
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from svertka.classifier import Classifier, Config
+from svertka.conv import native
+from svertka.data.preprocessing import Preprocess
+from svertka.evaluation.inference_speed import BATCH, speeds
+
+
+class Slow(nn.Module):
+    """Takes a known time a picture; what it does depends on values, so that it cannot be optimized."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds, self.seen = seconds, []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert not self.training
+        assert images.is_inference()
+        self.seen.append(tuple(images.shape))
+        time.sleep(self.seconds * len(images) + 0 * float(images[0, 0, 0, 0]))
+        return torch.zeros(len(images), 2)
+
+
+CONFIG = Config(model="mlp", names=("a", "b"), preprocess=Preprocess(size=9, resize=9, mean=(0.0,) * 3, std=(1.0,) * 3))
+
+
+def test_known_times_are_found() -> None:
+    networks = [Slow(0.005), Slow(0.002)]
+    found = speeds([Classifier(network, CONFIG) for network in networks], torch.device("cpu"))
+    for network, speed in zip(networks, found, strict=True):
+        # Sleeping takes longer than asked for, never shorter; on a busy machine much longer.
+        assert network.seconds <= speed.seconds < 10 * network.seconds
+        assert 0.1 / network.seconds < speed.per_second <= 1 / network.seconds
+        assert {*network.seen} == {(1, 3, 9, 9), (BATCH, 3, 9, 9)}
+
+
+@pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
+def test_what_can_be_optimized_is_timed_so() -> None:
+    class Counted(nn.Conv2d):
+        runs = 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.runs += 1
+            return super().forward(images)
+
+    network = Counted(3, 2, 9)
+    (found,) = speeds([Classifier(network, CONFIG)], torch.device("cpu"))
+    assert found.seconds > 0
+    assert network.runs == 0

@@ -1,0 +1,133 @@
+"""Networks on many windows of a picture, held against the same networks on one crop after the other."""
+
+import copy
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from svertka.graph.cut import cut, stages
+from svertka.graph.shared_crops import SHARE, Ints, Windows, windows
+from svertka.models.heads import replace_head
+from svertka.models.registry import MODELS
+
+Built = Callable[[str, int], tuple[nn.Module, int]]
+
+SIZES = {
+    "squeezenet1_1": 64,
+    "resnet18": 96,
+    "efficientnet_lite0": 96,
+    "vgg11_bn": 64,
+    "googlenet_bn": 64,
+    "lenet5": 32,
+}
+
+
+def without_padding(network: nn.Module) -> nn.Module:
+    """The same with no zeros around anything."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d):
+            module.padding = 0
+        if isinstance(module, nn.MaxPool2d):
+            module.ceil_mode = False
+    return network
+
+
+def crops(picture: Tensor, parts: Windows, places: Ints) -> Iterator[Tensor]:
+    """What `parts` computes for `places`, cut from the picture."""
+    for y, x in (places * parts.stride).tolist():
+        yield picture[:, :, y : y + parts.window[0], x : x + parts.window[1]]
+
+
+@pytest.mark.parametrize("name", SIZES)
+@torch.inference_mode()
+def test_a_picture_of_the_right_size_is_one_window(built: Built, name: str) -> None:
+    network, channels = built(name, SIZES[name])
+    before = copy.deepcopy(network.state_dict())
+    parts = windows(network, (1, channels, SIZES[name], SIZES[name]))
+    picture = torch.rand(1, channels, SIZES[name], SIZES[name], generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(parts(picture, np.zeros((1, 2), int)), network(picture), rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
+
+
+# At sizes after which the pools have no pixel left over: crops then see what windows see.
+@pytest.mark.parametrize(("name", "size"), [("lenet5", 32), ("mlp", 28), ("alexnet_owt", 195)])
+@torch.inference_mode()
+def test_without_padding_windows_are_crops(built: Built, name: str, size: int) -> None:
+    network, channels = built(name, size)
+    parts = windows(without_padding(network), (1, channels, size, size))
+    picture = torch.rand(1, channels, size + 70, size + 50, generator=torch.Generator().manual_seed(1))
+    most = (torch.tensor([70, 50]) // torch.tensor(parts.stride)).tolist()
+    places = np.random.default_rng(0).integers(0, most, (40, 2), endpoint=True)
+    expected = torch.cat([network(crop) for crop in crops(picture, parts, places)])
+    torch.testing.assert_close(parts(picture, places), expected, rtol=1e-4, atol=1e-6)
+    assert expected.std(0).min() > 0
+    # All but the dense layers has been shared.
+    assert name == "mlp" or not any(isinstance(module, nn.Conv2d) for module in parts.rest.modules())
+
+
+@torch.inference_mode()
+def test_with_padding_windows_are_nearer_to_crops_than_what_is_shared_entirely(
+    built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, channels = built("resnet18", 96)
+    shape = (1, channels, 96, 96)
+    picture = torch.rand(1, channels, 224, 192, generator=torch.Generator().manual_seed(1))
+    some = windows(network, shape)
+    assert 0.2 < some.share <= SHARE
+    monkeypatch.setattr("svertka.graph.shared_crops.SHARE", 0.01)
+    few = windows(network, shape)
+    assert few.share <= 0.01
+    places = np.stack(np.meshgrid(range(5), range(4), indexing="ij"), -1).reshape(-1, 2) * 32
+    expected = torch.cat([network(crop) for crop in crops(picture, some, places // some.stride)])
+    errors = [float((parts(picture, places // parts.stride) - expected).square().mean()) for parts in (some, few)]
+    assert errors[0] < errors[1] / 2
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18"])
+@torch.inference_mode()
+def test_what_is_below_a_head_is_cut_where_all_of_it_is(built: Built, name: str) -> None:
+    network, channels = built(name, SIZES[name])
+    shape = (1, channels, SIZES[name], SIZES[name])
+    parts = windows(network, shape)
+    halves = cut(network, stages(network, shape)[-1].name, shape)
+    assert halves.prefix is not None
+    below = windows(halves.prefix, shape, parts.place)
+    assert (below.stride, below.shape) == (parts.stride, parts.shape)
+    picture = torch.rand(1, channels, SIZES[name] + 64, SIZES[name] + 32, generator=torch.Generator().manual_seed(1))
+    places = np.array([(0, 0), (1, 2), (2, 1)])
+    scores = halves.rest(below(picture, places))
+    torch.testing.assert_close(scores, parts(picture, places), rtol=1e-5, atol=1e-5)
+
+
+def test_a_larger_head_changes_nothing(built: Built) -> None:
+    network, channels = built("vgg11_bn", SIZES["vgg11_bn"])
+    shape = (1, channels, SIZES["vgg11_bn"], SIZES["vgg11_bn"])
+    place = windows(network, shape).place
+    replace_head(network, MODELS["vgg11_bn"], "adaptation", 2000)
+    assert windows(network, shape).place == place
+
+
+@torch.inference_mode()
+def test_what_sees_all_of_a_map_sees_all_of_a_window() -> None:
+    class Excited(nn.Module):
+        """Scales its maps by what they are in the mean."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.mean = nn.Conv2d(3, 8, 5, stride=2), nn.AdaptiveAvgPool2d(1)
+            self.flat, self.head = nn.Flatten(), nn.Linear(8, 4)
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            maps = self.body(pictures)
+            scores: Tensor = self.head(self.flat(self.mean((maps * self.mean(maps)).relu())))
+            return scores
+
+    torch.manual_seed(0)
+    network, picture = Excited(), torch.rand(1, 3, 60, 50)
+    parts = windows(network, (1, 3, 31, 31))
+    places = np.array([(0, 0), (3, 9), (14, 2)])
+    expected = torch.cat([network(crop) for crop in crops(picture, parts, places)])
+    torch.testing.assert_close(parts(picture, places), expected, rtol=1e-5, atol=1e-6)

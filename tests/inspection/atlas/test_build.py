@@ -1,0 +1,237 @@
+"""Whole atlases of small networks, interrupted, continued, refused."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import svertka
+from svertka.cli.app import main
+from svertka.errors import DataError, Interrupted, RunError, StorageError, UsageError
+from svertka.inspection import top_patches
+from svertka.inspection.atlas import image_pages
+from svertka.inspection.atlas.build import Atlas, look
+from svertka.inspection.atlas.resumable import Parts
+from svertka.run import Run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_maps() -> Iterator[None]:
+    """Of four pictures only, since each takes a few hundred runs of the network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_pages, "FEATURED", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    return svertka.train(digit_folder, model="lenet5", epochs=4, lr=0.002, output=folder, test=0.25, threads=1)
+
+
+@pytest.fixture(scope="module")
+def atlas(run: Run) -> Atlas:
+    return look(run, threads=1)
+
+
+def data(atlas: Atlas, name: str) -> Any:
+    text = (atlas.page.parent / "data" / f"{name}.js").read_text(encoding="ascii")
+    return json.loads(text.split("=", 2)[2].rstrip(";\n"))
+
+
+def facts(atlas: Atlas) -> Any:
+    found = re.search(r'<script type="application/json" id="facts">(.*?)</script>', atlas.page.read_text())
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_it_holds_every_unit_of_every_convolution(run: Run, atlas: Atlas) -> None:
+    assert atlas.page == run.folder / "atlas" / "index.html"
+    assert (atlas.network, atlas.layers, atlas.units, atlas.pictures) == ("lenet5", 3, 6 + 16 + 120, 56)
+    layers = facts(atlas)["layers"]
+    assert [(one["name"], one["units"], one["sees"]) for one in layers] == [
+        ("c1", 6, "5×5 pixels"), ("c3", 16, "14×14 pixels"), ("c5", 120, "the whole picture"),
+    ]  # fmt: skip
+    assert sum(len(one["dead"]) for one in layers) == atlas.dead
+    assert atlas.bytes <= sum(path.stat().st_size for path in atlas.page.parent.rglob("*") if path.is_file())
+    assert sorted(path.name for path in atlas.page.parent.iterdir()) == [
+        "atlas.json", "data", "index.html", "layers", "overlays", "pictures",
+    ]  # fmt: skip
+
+
+def test_a_tile_is_what_the_unit_saw_of_its_picture(run: Run, atlas: Atlas) -> None:
+    """Cut by hand out of the files that the run was tested on, and out of the sheet of tiles."""
+    layer, found, names = facts(atlas)["layers"][1], data(atlas, "layer-1"), data(atlas, "pictures")["names"]
+    classifier = run.classifier()
+    side = layer["tile"]["kept"]
+    with Image.open(atlas.page.parent / layer["folder"] / "patches-0.webp") as file:
+        tiles = np.asarray(file.convert("RGBA"))
+    source = Path(run.settings()["source"])
+    for unit, place in [(0, 0), (3, 1), (15, 8)]:
+        name = names[found["pictures"][unit][place]][0]
+        image = classifier.preprocess(source / name)
+        square = classifier.preprocess.square(np.array(Image.open(source / name).convert("RGB")))
+        (top, bottom), (left, right) = (
+            layer[axis][found[axis][unit][place]] for axis in ("rows", "columns")
+        )  # the first and the last pixel
+        tile = tiles[unit * side : (unit + 1) * side, place * side : (place + 1) * side]
+        assert np.array_equal(
+            tile[: bottom + 1 - top, : right + 1 - left, :1], square[top : bottom + 1, left : right + 1]
+        )
+        best = top_patches(classifier.network, image[None], "c3")["c3"]
+        assert best.values[unit, 0] == pytest.approx(found["values"][unit][place], rel=1e-3)
+        assert best.places[unit, 0].tolist() == [found[axis][unit][place] for axis in ("rows", "columns")]
+
+
+def test_a_picture_is_taken_for_what_the_classifier_says(run: Run, atlas: Atlas) -> None:
+    names, rows = data(atlas, "pictures")["names"], data(atlas, "pictures-0")
+    classifier, source = run.classifier(), Path(run.settings()["source"])
+    for (name, label, guess), row in list(zip(names, rows, strict=False))[:5]:
+        best, probability = classifier.predict(source / name, top=1)[0]
+        assert facts(atlas)["predicted"][guess] == best
+        assert row["best"][0] == [guess, pytest.approx(probability, abs=1e-3)]
+        assert facts(atlas)["classes"][label] == Path(name).parent.name
+
+
+def test_its_strongest_units_are_those_nearest_to_their_own_best(run: Run, atlas: Atlas) -> None:
+    found, row = data(atlas, "layer-1"), data(atlas, "pictures-0")[0]
+    name = data(atlas, "pictures")["names"][0][0]
+    image = run.classifier().preprocess(Path(run.settings()["source"]) / name)
+    alone = top_patches(run.classifier().network, image[None], "c3", count=1)["c3"]
+    shares = np.nan_to_num(alone.values[:, 0] / np.array([row[0] for row in found["values"]], float), nan=-1)
+    order = np.argsort(-shares)[:6]
+    order = order[shares[order] > 0]
+    assert len(order)
+    assert [one[0] for one in row["strongest"][1]] == order.tolist()
+    assert [one[1] for one in row["strongest"][1]] == pytest.approx(shares[order], abs=2e-3)
+    assert [one[2:] for one in row["strongest"][1]] == alone.places[order, 0].tolist()
+
+
+def test_finished_it_is_not_made_again(run: Run, atlas: Atlas, capsys: pytest.CaptureFixture[str]) -> None:
+    written = atlas.page.stat().st_mtime_ns
+    assert main(["look", str(run.folder), "--threads", "1", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == atlas.as_json() | {"seconds": said["seconds"]}
+    assert atlas.page.stat().st_mtime_ns == written
+
+
+def test_interrupted_it_goes_on_where_it_was(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after 8 files, again after 16 more, and so on: the folder is an undisturbed one's, file by file."""
+    atlas = look(run, layers=["c1", "c5"], output=tmp_path / "undisturbed", threads=1)
+    real, left, made, said = Parts.put, [0], [], []
+
+    def put(self: Parts, name: str, content: bytes) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        made.append(name)
+        real(self, name, content)
+
+    monkeypatch.setattr(Parts, "put", put)
+    for times in range(1, 20):
+        left[0] = 8 * times
+        try:
+            again = look(run, layers=["c1", "c5"], output=tmp_path / "atlas", threads=1)
+            break
+        except Interrupted as error:
+            said.append(str(error))
+            assert not (tmp_path / "atlas" / "index.html").exists()
+    assert len(said) > 1
+    assert all("the same command goes on with it" in one for one in said)
+    assert made.count("layers/1/patches-0.webp") == 1
+    here, there = atlas.page.parent, again.page.parent
+    files = sorted(path.relative_to(here) for path in here.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(there) for path in there.rglob("*") if path.is_file())
+    assert [str(path) for path in files if (here / path).read_bytes() != (there / path).read_bytes()] in (
+        [],
+        ["atlas.json"],
+    )
+
+
+def test_fewer_layers_units_and_pictures(run: Run, tmp_path: Path) -> None:
+    some = look(run, layers=["c5", "c3"], units=4, pictures=20, output=tmp_path / "some", threads=1)
+    assert (some.layers, some.units, some.pictures) == (2, 8, 20)
+    assert [one["name"] for one in facts(some)["layers"]] == ["c3", "c5"]  # as they run
+    assert [one["all"] for one in facts(some)["layers"]] == [16, 120]
+    with pytest.raises(UsageError, match="is an atlas of other weights, pictures or options"):
+        look(run, layers=["c3"], output=tmp_path / "some", threads=1)
+
+
+def test_what_is_asked_wrongly(run: Run, tmp_path: Path, digit_folder: Path) -> None:
+    for asked, sentence in [
+        ({"layers": ["c33"]}, "c33.*c3"),
+        ({"layers": ["f6"]}, "f6"),
+        ({"units": 0}, "units=0 must be at least 1"),
+        ({"pictures": 0}, "pictures=0 must be at least 1"),
+        ({"source": tmp_path / "nowhere"}, "there is no folder"),
+    ]:
+        with pytest.raises(UsageError, match=sentence):
+            look(run, output=tmp_path / "never", threads=1, **asked)
+    assert not (tmp_path / "never" / "index.html").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no picture"):
+        look(run, tmp_path / "empty", output=tmp_path / "never", threads=1)
+    with pytest.raises(RunError, match="is not a run folder"):
+        look(tmp_path / "nothing", digit_folder, output=tmp_path / "never", threads=1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(UsageError, match="mine exists and is not an atlas"):
+        look(run, output=tmp_path / "mine", threads=1)
+
+
+def test_a_run_whose_pictures_are_gone_takes_others(run: Run, tmp_path: Path, digit_folder: Path) -> None:
+    shutil.copytree(run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("atlas"))
+    training = tmp_path / "run" / "training.json"
+    training.write_text(training.read_text().replace(str(digit_folder), str(tmp_path / "gone")))
+    with pytest.raises(DataError, match=r"was trained on are gone \(there is no folder .*give others: svertka look"):
+        look(tmp_path / "run", threads=1)
+    others = look(tmp_path / "run", digit_folder / "one" / "..", layers=["c1"], pictures=9, threads=1)
+    assert (others.page.parent, others.pictures) == (tmp_path / "run" / "atlas", 9)
+
+
+def test_a_network_of_the_zoo_needs_to_be_told_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["look", "efficientnet_lite0:bundled"]) == 2
+    assert main(["look", "efficientnet_lite0"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_and_what_is_there_serves_the_next_time(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def put(self: Parts, name: str, content: bytes) -> None:
+        raise StorageError(f"cannot write {name}: no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "put", put)
+        with pytest.raises(StorageError, match="no space left"):
+            look(run, layers=["c1"], output=tmp_path / "atlas", threads=1)
+    monkeypatch.setattr(
+        "svertka.inspection.atlas.dataset_pass.top_patches", lambda *_: pytest.fail("it was looked again")
+    )
+    assert look(run, layers=["c1"], output=tmp_path / "atlas", threads=1).units == 6
+
+
+def test_photographs_and_a_dead_unit(photographs: Path, squeezed: Path, tmp_path: Path) -> None:
+    made = look(
+        squeezed, photographs, layers=["features.0", "features.6.expand3x3"], units=8, output=tmp_path / "a", threads=1
+    )
+    first, later = facts(made)["layers"]
+    assert first["dead"] == [3]
+    assert first["filters"]
+    assert first["tile"]["crisp"]
+    assert not later["tile"]["crisp"]
+    assert data(made, "layer-0")["pictures"][3] == [-1] * 9
+    with Image.open(made.page.parent / first["folder"] / "patches-0.webp") as file:
+        tiles = np.asarray(file.convert("RGBA"))
+    assert tiles[9:12, :, 3].max() == 0
+    assert tiles[:9, :, 3].min() == 255
+    with Image.open(made.page.parent / later["folder"] / "projections-0.webp") as file:
+        seen = np.asarray(file.convert("RGBA"))
+    assert seen[seen[..., 3] > 128][:, :3].std() > 4  # not blank

@@ -1,0 +1,294 @@
+"""The atlas as a person meets it: in a browser, from the disk, with no network."""
+
+import io
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from svertka.inspection.atlas import image_pages
+from svertka.inspection.atlas.build import look
+
+Opened = Callable[..., AbstractContextManager[Any]]
+Contrasts = Callable[[Any, str], list[tuple[float, bool, str]]]
+
+LAYERS = ("features.0", "features.3.expand3x3", "features.6.expand3x3")
+VIEWS = {
+    "network": "#/",
+    "layer": "#/layer/features.6.expand3x3",
+    "unit": "#/unit/features.6.expand3x3/5",
+    "dead": "#/unit/features.0/3",
+    "pictures": "#/pictures",
+    "picture": "#/picture/0",
+}
+HOSTILE = "<script>window.broken = true</script><img src=x onerror='window.broken = true'>\" onmouseover=\"broken=1"
+
+
+@pytest.fixture(scope="module")
+def atlas(photographs: Path, squeezed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page, of a few layers and units; one class is called as nobody would call it."""
+    source = tmp_path_factory.mktemp("pictures")
+    shutil.copytree(photographs / "china", source / "china")
+    shutil.copytree(photographs / "flower", source / HOSTILE.replace("/", "∕"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_pages, "FEATURED", 4)
+        return look(squeezed, source, layers=LAYERS, units=40, output=source.parent / "an atlas #1", threads=1).page
+
+
+@pytest.fixture
+def opened(opened: Opened) -> Opened:
+    """The same, at the entrance unless an address is given, and once the view is there."""
+
+    @contextmanager
+    def settled_tab(page: Path, address: str = "#/", **settings: Any) -> Iterator[Any]:
+        with opened(page, address, **settings) as tab:
+            settled(tab)
+            yield tab
+
+    return settled_tab
+
+
+def settled(tab: Any) -> None:
+    """Wait until the view is there; its pictures may still be on their way."""
+    tab.locator("main h1:visible").wait_for()
+
+
+def seen(tab: Any, place: Any) -> npt.NDArray[np.uint8]:
+    """What is on the screen at `place`, once the pictures are there."""
+    tab.wait_for_load_state("networkidle")
+    with Image.open(io.BytesIO(place.screenshot())) as file:
+        return np.asarray(file.convert("RGB"))
+
+
+def headline(tab: Any) -> str:
+    return str(tab.locator("main h1:visible").text_content())
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("width", [360, 1200])
+def test_every_view_opens_without_complaint_and_fits(opened: Opened, atlas: Path, view: str, width: int) -> None:
+    with opened(atlas, VIEWS[view], viewport={"width": width, "height": 800}) as tab:
+        tab.wait_for_load_state("networkidle")  # so that what it asks for in vain is known
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+        assert tab.evaluate("window.broken") is None
+        assert tab.evaluate("[...document.images].every(one => one.loading === 'lazy' || one.naturalWidth > 0)")
+        assert "undefined" not in tab.locator("main").text_content()
+
+
+def test_the_first_paint_comes_within_a_second(
+    opened: Opened, first_paint: Callable[[Any], float], atlas: Path
+) -> None:
+    with opened(atlas) as tab:
+        assert first_paint(tab) < 1000
+
+
+@pytest.mark.parametrize("view", ["layer", "unit", "pictures", "picture"])
+def test_pictures_are_not_blank(opened: Opened, atlas: Path, view: str) -> None:
+    """The pixels on the screen, where the view's first pictures are."""
+    with opened(atlas, VIEWS[view]) as tab:
+        shown = tab.locator("#stage .mosaic:visible, #stage .crop:visible, #stage .whole:visible").first
+        assert seen(tab, shown).std() > 5
+
+
+def test_one_walks_from_the_network_to_a_unit_and_back(opened: Opened, atlas: Path) -> None:
+    with opened(atlas) as tab:
+        assert headline(tab).startswith("squeezenet1_1 looks at 24\u00a0pictures: 3\u00a0layers of 120\u00a0units, ")
+        tab.locator(".storeys a").nth(2).click()
+        tab.get_by_text("Layer features.6.expand3x3").wait_for()
+        said = (
+            r"Layer features.6.expand3x3 of squeezenet1_1: 40\sunits \(of 128\), \d dead. Each looks at 47×47 pixels."
+        )
+        assert re.fullmatch(said, headline(tab))
+        tab.locator('a.card[data-unit="7"]').click()
+        tab.get_by_text("Unit 7 of").wait_for()
+        assert tab.url.endswith("#/unit/features.6.expand3x3/7")
+        assert tab.locator(".pair").count() == 9
+        tab.keyboard.press("ArrowRight")
+        tab.get_by_text("Unit 8 of").wait_for()
+        tab.go_back()
+        tab.get_by_text("Unit 7 of").wait_for()
+        tab.keyboard.press("Escape")
+        tab.get_by_text("Layer features.6.expand3x3").wait_for()
+        assert tab.evaluate("document.activeElement.dataset.unit") == "7"
+        tab.keyboard.press("Escape")
+        tab.locator("#network h1:visible").wait_for()
+
+
+def test_the_wall_is_walked_by_arrows_and_opened_by_enter(opened: Opened, atlas: Path) -> None:
+    with opened(atlas, VIEWS["layer"]) as tab:
+        tab.locator("h1:visible").focus()
+        tab.keyboard.press("ArrowDown")
+        at = "Number(document.activeElement.dataset.unit)"
+        assert tab.evaluate(at) == 0
+        tab.keyboard.press("ArrowRight")
+        tab.keyboard.press("ArrowRight")
+        assert tab.evaluate(at) == 2
+        columns = tab.evaluate(
+            "getComputedStyle(document.querySelector('.units')).gridTemplateColumns.split(' ').length"
+        )
+        tab.keyboard.press("ArrowDown")
+        assert tab.evaluate(at) == 2 + columns
+        tab.keyboard.press("ArrowUp")
+        tab.keyboard.press("ArrowLeft")
+        assert tab.evaluate(at) == 1
+        tab.keyboard.press("Enter")
+        tab.get_by_text("Unit 1 of").wait_for()
+
+
+def test_one_key_turns_the_whole_wall_and_nothing_moves(opened: Opened, atlas: Path) -> None:
+    boxes = """[...document.querySelectorAll('.card')].map(card => card.getBoundingClientRect())
+        .map(box => [box.x, box.y + scrollY])"""
+    with opened(atlas, VIEWS["layer"]) as tab:
+        before = tab.evaluate(boxes)
+        patches = seen(tab, tab.locator(".card").first)
+        tab.keyboard.press("p")
+        assert tab.get_by_role("button", name="Projections").get_attribute("aria-pressed") == "true"
+        assert tab.evaluate(boxes) == before
+        projections = seen(tab, tab.locator(".card").first)
+        assert not np.array_equal(projections, patches)
+        assert projections.std() > 5
+        tab.keyboard.press("p")
+        assert tab.locator(".mosaic.patches:visible").count() > 0
+        assert tab.locator(".mosaic.projections:visible").count() == 0
+
+
+def test_the_first_layer_shows_its_filters(opened: Opened, atlas: Path) -> None:
+    with opened(atlas, "#/layer/features.0") as tab:
+        tab.keyboard.press("f")
+        assert tab.locator(".mosaic.filters:visible").count() > 5
+        assert tab.get_by_role("button", name="Filters").get_attribute("aria-pressed") == "true"
+
+
+def test_units_are_filtered_and_sorted(opened: Opened, atlas: Path) -> None:
+    units = "[...document.querySelectorAll('.units .card')].map(card => Number(card.dataset.unit))"
+    with opened(atlas, "#/layer/features.0") as tab:
+        tab.keyboard.press("/")
+        tab.keyboard.type("dead")
+        assert tab.evaluate(units) == [3]
+        assert tab.get_by_text("dead", exact=True).is_visible()
+        tab.keyboard.press("Escape")
+        assert len(tab.evaluate(units)) == 40
+        tab.keyboard.type("china")
+        preferring = tab.evaluate(units)
+        assert 0 < len(preferring) < 40
+        tab.keyboard.press("Escape")
+        tab.get_by_label("Order of the units").select_option("sparsity")
+        active = tab.evaluate(
+            "[...document.querySelectorAll('.units .card')].map(card => "
+            "parseFloat(card.querySelector('.caption span').textContent.split('·')[1]))"
+        )
+        assert active[:-1] == sorted(active[:-1])
+        assert tab.evaluate(units)[-1] == 3  # the dead one comes last
+        for order in ("class", "similarity", "number"):
+            tab.get_by_label("Order of the units").select_option(order)
+            assert sorted(tab.evaluate(units)) == list(range(40))
+            assert tab.evaluate(units)[-1] == (3 if order != "number" else 39)
+
+
+def test_search_finds_a_layer_and_a_unit(opened: Opened, atlas: Path) -> None:
+    with opened(atlas) as tab:
+        tab.keyboard.press("/")
+        tab.keyboard.type("expand3x3")
+        assert tab.locator("#found a").all_text_contents() == ["features.3.expand3x3", "features.6.expand3x3"]
+        tab.keyboard.press("Escape")
+        tab.keyboard.type("6.exp 12")
+        tab.keyboard.press("Enter")
+        tab.get_by_text("Unit 12 of").wait_for()
+
+
+def test_a_patch_is_framed_in_its_whole_picture(opened: Opened, atlas: Path) -> None:
+    with opened(atlas, VIEWS["unit"]) as tab:
+        pairs = tab.locator(".pair")
+        pairs.nth(4).focus()
+        assert tab.locator(".source .caption b").text_content() == "5"
+        frame, picture = tab.locator(".frame-line").bounding_box(), tab.locator(".whole").bounding_box()
+        scale = picture["width"] / 96
+        assert frame["width"] == pytest.approx(47 * scale + 4, abs=1) or frame["width"] < 47 * scale
+        assert picture["x"] - 3 <= frame["x"]
+        assert frame["x"] + frame["width"] <= picture["x"] + picture["width"] + 3
+        assert "rows" in pairs.nth(4).get_attribute("aria-label")
+        pairs.nth(4).press("Enter")
+        tab.get_by_text("What it is taken for").wait_for()
+
+
+def test_a_picture_tells_what_counts_in_it(opened: Opened, atlas: Path) -> None:
+    with opened(atlas, "#/pictures") as tab:
+        tab.locator(".pictures a.card").first.click()
+        tab.get_by_text("What it is taken for").wait_for()
+        for kind in ("Saliency", "Occlusion", "Grad-CAM"):
+            tab.keyboard.press("p")
+            assert tab.get_by_role("button", name=kind).get_attribute("aria-pressed") == "true"
+            shown = "(async () => { const one = document.querySelector('.overlay'); await one.decode(); return one })()"
+            assert tab.evaluate(f"{shown}.then(one => one.naturalWidth)") == 96
+        assert tab.locator(".layer-row").count() == 3
+        tab.locator(".layer-row .part").first.hover()
+        assert tab.locator(".frame-line").is_visible()
+
+
+@pytest.mark.parametrize("address", ["#/layer/nothing", "#/unit/features.0/99", "#/unit/features.0/x", "#/picture/-1"])
+def test_what_is_not_there_is_said(opened: Opened, atlas: Path, address: str) -> None:
+    with opened(atlas, address) as tab:
+        assert headline(tab).startswith("there is no ")
+        tab.keyboard.press("Escape")
+        tab.locator("#network h1:visible").wait_for()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("view", ["network", "layer", "unit", "picture"])
+def test_text_can_be_read_on_its_ground(
+    opened: Opened, contrasts: Contrasts, atlas: Path, scheme: str, view: str
+) -> None:
+    """WCAG 2.2, 1.4.3: a contrast of 4.5 to 1."""
+    with opened(atlas, VIEWS[view], color_scheme=scheme) as tab:
+        found = [one for one in contrasts(tab, "main *, nav *") if one[1]]
+        assert len(found) > 30
+        assert [text for contrast, _, text in found if contrast < 4.5] == []
+
+
+def test_everything_that_can_be_reached_has_a_name(opened: Opened, atlas: Path) -> None:
+    unnamed = """[...document.querySelectorAll('a, button, input, select, [role=img]')]
+        .filter(one => one.checkVisibility() && !(one.getAttribute('aria-label') || one.textContent.trim()))
+        .map(one => one.outerHTML.slice(0, 80))"""
+    with opened(atlas) as tab:
+        for view in VIEWS.values():
+            tab.goto(atlas.as_uri() + view)
+            settled(tab)
+            assert tab.evaluate(unnamed) == []
+            assert tab.locator("h1:visible").count() == 1
+            assert tab.title().endswith("squeezenet1_1 – svertka")
+
+
+def test_without_scripts_the_layers_and_their_sheets_are_there(opened: Opened, atlas: Path) -> None:
+    with opened(atlas, java_script_enabled=False) as tab:
+        assert tab.locator(".rail .node").count() > 30
+        assert tab.locator(".storeys img").count() == 3
+        sheets = tab.locator("noscript section img")
+        assert sheets.count() == 2 * 2 * 3
+        assert sheets.first.get_attribute("alt") == "patches of units 0 to 31, a unit a row, the strongest at the left"
+        tab.locator(".storeys a").nth(1).click()
+        assert tab.evaluate("document.querySelector(':target h2').textContent") == "features.3.expand3x3"
+
+
+def test_the_rail_is_a_drawer_on_a_phone(opened: Opened, atlas: Path) -> None:
+    with opened(atlas, VIEWS["layer"], viewport={"width": 360, "height": 740}) as tab:
+        assert not tab.locator("#side").is_visible()
+        tab.get_by_role("button", name="Layers").click()
+        tab.locator(".rail a", has_text="features.3.expand3x3").click()
+        tab.get_by_text("Layer features.3.expand3x3").wait_for()
+        assert not tab.locator("#side").is_visible()
+
+
+def test_it_prints_what_it_shows(opened: Opened, atlas: Path) -> None:
+    with opened(atlas, VIEWS["layer"], viewport={"width": 680, "height": 900}, color_scheme="dark") as tab:
+        tab.emulate_media(media="print", color_scheme="dark")
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert tab.locator(".mosaic.patches").count() + tab.locator(".card .dead").count() == 40
+        assert not tab.locator("#side").is_visible()

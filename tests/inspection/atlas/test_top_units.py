@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import svertka
+from svertka.inspection.atlas.top_units import STRONGEST, fired, remembered
+from svertka.run import Run
+
+
+@pytest.fixture
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 10, 3), nn.ReLU(), nn.Flatten(), nn.Linear(160, 2)
+    )
+
+
+def test_the_strongest_units_and_where(network: nn.Sequential) -> None:
+    image = torch.rand(1, 14, 14)
+    found = fired(network, image, {})
+    first = network[:2](image[None])[0].detach()
+    of_first = [one for one in found if one.layer == "0"]
+    assert len(of_first) == STRONGEST
+    order = first.flatten(1).max(1).values.argsort(descending=True)[:STRONGEST]
+    assert [one.unit for one in of_first] == order.tolist()
+    for one in of_first:
+        assert one.share is None
+        top, left, bottom, right = one.box
+        assert (bottom - top, right - left) == (3, 3)
+        assert one.value == pytest.approx(float(first[one.unit, top, left]))
+        assert one.value == pytest.approx(float(first[one.unit].max()))
+    assert {one.layer for one in found} == {"0", "3"}
+
+
+def test_beside_what_is_remembered_it_is_the_share_that_counts(network: nn.Sequential) -> None:
+    image = torch.rand(1, 14, 14)
+    values = network[:2](image[None])[0].flatten(1).max(1).values.detach().double().numpy()
+    best = values * np.linspace(1, 4, 8) + 1e-12
+    best[5] = 0  # a unit that the atlas knows as dead
+    found = fired(network, image, {"0": best})
+    assert {one.layer for one in found} == {"0"}
+    expected = [k for k in np.argsort(np.linspace(1, 4, 8)) if k != 5 and values[k] > 0][:STRONGEST]
+    assert [one.unit for one in found] == expected
+    for one in found:
+        assert one.share == pytest.approx(values[one.unit] / best[one.unit])
+
+
+def test_an_atlas_is_remembered(digit_folder: Path, tmp_path: Path, quiet: None) -> None:
+    run: Run = svertka.train(digit_folder, model="lenet5", epochs=1, output=tmp_path / "run")
+    svertka.look(run, pictures=40)
+    best = remembered(run.folder / "atlas")
+    assert {name: len(values) for name, values in best.items()} == {"c1": 6, "c3": 16, "c5": 120}
+    assert all((values >= 0).all() for values in best.values())
+    picture = run.classifier().preprocess(next(digit_folder.rglob("*.png")))
+    for one in fired(run.classifier().network, picture, best):
+        assert one.share is not None
+        assert 0 < one.share < 3
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>", b'<script type="application/json" id="facts">{}</script>', b"\xff"]
+)
+def test_what_is_no_atlas_is_not_remembered(tmp_path: Path, content: bytes) -> None:
+    assert remembered(tmp_path) == {}
+    (tmp_path / "index.html").write_bytes(content)
+    assert remembered(tmp_path) == {}

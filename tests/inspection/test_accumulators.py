@@ -1,0 +1,119 @@
+"""What is counted in passing against NumPy on everything at once."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from svertka.inspection.accumulators import Tally
+
+UNITS, PICTURES, CLASSES = 9, 700, 4
+
+
+@pytest.fixture(scope="module")
+def maps() -> Tensor:
+    """(700, 9, 3, 5): unit 4 is dead, 5 always gives 2, 7 follows 1, few excite 8; some pictures are equal."""
+    generator = torch.Generator().manual_seed(1)
+    maps = torch.randn(PICTURES, UNITS, 3, 5, generator=generator).exp() - 2
+    maps *= 10.0 ** torch.arange(-4, 5)[:, None, None]
+    maps[:, 4] = -maps[:, 4].abs()
+    maps[:, 5] = 2
+    maps[:, 7] = maps[:, 1] * 1000 + torch.randn(PICTURES, 3, 5, generator=generator)
+    maps[4:, 8] = -1
+    maps[500:600] = maps[:100]
+    return maps
+
+
+@pytest.fixture(scope="module")
+def labels() -> Tensor:
+    return (torch.arange(PICTURES) * 5 // 3) % CLASSES
+
+
+@pytest.fixture(scope="module")
+def tally(maps, labels) -> Tally:
+    tally, numbers = Tally(UNITS, count=9), torch.arange(PICTURES) * 2
+    for start, end in ((0, 256), (256, 260), (260, PICTURES)):
+        for some in maps[start:end].split(100):
+            tally.see(some)
+        tally.take(numbers[start:end], labels[start:end])
+    return tally
+
+
+@pytest.fixture(scope="module")
+def values(maps) -> np.ndarray:
+    """(700, 9)."""
+    return maps.numpy().max(axis=(2, 3)).clip(min=0)
+
+
+def test_the_strongest_are_those_of_a_sort(tally, maps, values):
+    order = np.argsort(-values, axis=0, kind="stable")[:9].T
+    assert np.array_equal(tally.values, np.take_along_axis(values.T, order, axis=1))
+    there = tally.values.numpy() > 0
+    assert there.sum(1).tolist() == [9, 9, 9, 9, 0, 9, 9, 9, 8]
+    assert np.array_equal(tally.where.numpy()[there], 2 * order[there])
+    places = maps.numpy().reshape(PICTURES, UNITS, 15).argmax(axis=2).T
+    assert np.array_equal(tally.places.numpy()[there], np.take_along_axis(places, order, axis=1)[there])
+
+
+def test_the_histogram_is_numpys(tally, values):
+    counts, edges = tally.histogram()
+    assert len(edges) == counts.shape[1] + 1
+    assert counts.sum(0)[[0, -1]].all()  # no empty ends
+    for unit in range(UNITS):
+        excited = values[values[:, unit] > 0, unit]
+        assert np.array_equal(counts[unit], np.histogram(excited, edges)[0])
+        assert counts[unit].sum() == len(excited)
+    octaves = np.searchsorted(edges, [1, 2, 4])
+    assert np.diff(octaves).tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("value", [1e-30, 2.0**-24, 1e30])
+def test_values_beyond_the_histogram_are_in_its_outermost_bins(value):
+    tally = Tally(1, count=1)
+    tally.see(torch.full((3, 1, 1, 1), value))
+    tally.take(torch.arange(3), None)
+    counts, edges = tally.histogram()
+    assert counts.tolist() == [[3]]
+    assert edges.tolist() == ([2.0**-24, 1.25 * 2.0**-24] if value < 1 else [1.75 * 2.0**23, 2.0**24])
+
+
+def test_classes_have_their_shares_of_the_sum(tally, labels, values):
+    shares, base = tally.classes()
+    for label in range(CLASSES):
+        of_class = values[labels.numpy() == label].astype(np.float64)
+        expected = of_class.sum(0) / np.where(values.any(0), values.sum(0, dtype=np.float64), 1)
+        np.testing.assert_allclose(shares[:, label], expected, rtol=1e-6)
+        np.testing.assert_allclose(base[label], len(of_class) / PICTURES)
+    assert not shares[4].any()
+
+
+def test_the_similar_are_those_that_correlate_most(tally, values):
+    units, correlations = tally.similar()
+    constant = [4, 5]
+    varying = [unit for unit in range(UNITS) if unit not in constant]
+    expected = np.corrcoef(values[:, varying].T.astype(np.float64))
+    np.fill_diagonal(expected, -2)
+    for place, unit in enumerate(varying):
+        order = np.argsort(-expected[place])
+        assert units[unit].tolist() == [varying[other] for other in order[:6]]
+        # float32 products of 256 pictures at a time
+        np.testing.assert_allclose(correlations[unit], expected[place, order[:6]], atol=1e-5)
+    assert units[1, 0] == 7
+    assert (units[constant] == -1).all()
+    assert np.isnan(correlations[constant]).all()
+
+
+def test_few_units_have_fewer_that_are_similar():
+    tally = Tally(3, count=1)
+    tally.see(torch.rand(10, 3, 2, 2, generator=torch.Generator().manual_seed(1)))
+    tally.take(torch.arange(10), None)
+    units, correlations = tally.similar()
+    assert sorted(units[0].tolist()) == [-1] * 4 + [1, 2]
+    assert np.isnan(correlations[0]).sum() == 4
+
+
+def test_values_that_are_no_numbers_excite_nobody():
+    tally = Tally(1, count=2)
+    tally.see(torch.tensor([torch.nan, 1.0, -torch.inf]).view(3, 1, 1, 1))
+    tally.take(torch.arange(3), None)
+    assert (tally.values.tolist(), tally.where[0, 0].item()) == ([[1, 0]], 1)

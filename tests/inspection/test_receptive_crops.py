@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from svertka.inspection.activations import convolutions, find, layers
+from svertka.inspection.receptive_crops import Jobs, maps_in, windows
+from svertka.models.registry import find_model
+
+NETWORKS = [("squeezenet1_1", 227), ("squeezenet1_1", 224), ("resnet18", 224), ("googlenet", 224), ("alexnet", 227)]
+
+
+@pytest.mark.parametrize(("name", "size"), NETWORKS)
+def test_windows_hold_what_a_place_sees_and_begin_where_strides_do(name: str, size: int):
+    known = layers(find_model(name).build(), (1, 3, size, size))
+    smallest = size**2
+    for layer in (find(known, name) for name in convolutions(known)):
+        grid = np.meshgrid(*(np.arange(there) for there in layer.shape[2:]), indexing="ij")
+        places = np.stack(grid, axis=-1).reshape(-1, 2)
+        found, inside = windows(layer, places)
+        assert len(np.unique(found[:, 2:], axis=0)) <= 36  # few sizes, so that batches are full
+        smallest = min(smallest, int(found[:, 2:].prod(1).min()))
+        for axis, field in enumerate(layer.fields):
+            first, length = found[:, axis], found[:, axis + 2]
+            seen = np.array(field.intervals)[places[:, axis]]
+            assert (first <= seen[:, 0]).all()
+            assert (seen[:, 1] < first + length).all()
+            assert ((first >= 0) & (first + length <= size)).all()
+            assert field.grid is not None
+            assert (first % field.grid.jump == 0).all()
+            assert ((size - length) % field.grid.jump == 0).all()
+            assert (inside[:, axis] == places[:, axis] - first // field.grid.jump).all()
+            there = [maps_in(layer, *one)[axis] for one in found[:, 2:].tolist()]
+            assert ((inside[:, axis] >= 0) & (inside[:, axis] < there)).all()
+    assert smallest <= 11**2  # of the first layer
+
+
+def test_every_job_has_its_turn_once_in_a_batch_of_its_size():
+    random = np.random.default_rng(1)
+    # The last window is drawn far more often than the others.
+    sizes = np.array([[0, 0, 8, 8], [8, 0, 8, 8], [0, 0, 16, 8], [0, 0, 32, 32]])
+    chosen = np.minimum(random.integers(0, 9, 500), 3)
+    jobs = Jobs(random.integers(0, 20, 500), random.integers(0, 9, 500), sizes[chosen], random.integers(0, 4, (500, 2)))
+    done: list[int] = []
+    for turns in jobs.batches(pixels=700):
+        first = turns[0]
+        assert (first >= 0).all()
+        _, height, width = np.unique(jobs.windows[first, 1:], axis=0)[0]
+        assert (jobs.windows[first, 2:] == (height, width)).all()
+        assert len(first) == 1 or len(first) * height * width <= 700
+        for turn in turns:
+            there = turn >= 0
+            assert there.any()
+            assert (jobs.pictures[turn[there]] == jobs.pictures[first[there]]).all()
+            assert (jobs.windows[turn[there]] == jobs.windows[first[there]]).all()
+            done += turn[there].tolist()
+    assert sorted(done) == list(range(500))
+
+
+def test_no_jobs_make_no_batches():
+    none = np.zeros(0, np.int64)
+    assert list(Jobs(none, none, none.reshape(0, 4), none.reshape(0, 2)).batches(pixels=100)) == []

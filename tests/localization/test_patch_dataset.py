@@ -1,0 +1,177 @@
+"""Patches as pictures of their own, their features from sliding, and a head that learns from them."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import svertka
+from svertka.classifier import Classifier
+from svertka.data.bounding_boxes import of_pictures, read_boxes
+from svertka.data.preprocessing import resized
+from svertka.data.sources import open_source
+from svertka.errors import DataError, UsageError
+from svertka.localization.patch_dataset import Patches, cut_out
+from svertka.localization.patch_grid import labels_of, levels
+from svertka.run import Run
+
+Maker = Callable[..., Classifier]
+Scenes = tuple[Path, Path]  # the folder of pictures, and the file of boxes
+
+
+@pytest.fixture
+def patches(scenes: Scenes, bright_or_dark: Maker) -> Patches:
+    """Those of every picture, for a network that sees 16×16 pixels at every position."""
+    dataset, classifier = open_source(scenes[0]), bright_or_dark()
+    found = of_pictures(read_boxes(scenes[1]), [dataset.pictures.name(index) for index in range(len(dataset))])
+    del found[3], found[40]  # of these nobody knows where the digit is
+    every = np.arange(len(dataset))
+    return cut_out(dataset, every, found, classifier.preprocess, classifier.network, seed=0, threads=1)
+
+
+def test_patches_are_cut_from_the_resized_picture(patches: Patches) -> None:
+    indices = np.random.default_rng(0).permutation(np.flatnonzero(~patches.is_whole))[:40]
+    squares = patches[indices]
+    assert squares.shape == (40, 16, 16, 1)
+    for square, index in zip(squares, indices.tolist(), strict=True):
+        picture, number, row, column = patches.places[index].tolist()
+        level = levels(48, 64, (16, 16), (1, 1))[number]
+        whole = resized(patches.pictures.read(picture), *level.size, 1)
+        assert np.array_equal(square, whole[row : row + 16, column : column + 16])
+        left, top, right, bottom = patches.edges(index)
+        assert patches.read(index).shape == (*patches.size(index), 3) == (bottom - top, right - left, 3)
+        assert patches.name(index) == f"{patches.pictures.name(picture)} {(left, top, right, bottom)}"
+
+
+def test_labels_are_those_of_the_boxes(patches: Patches, scenes: Scenes) -> None:
+    boxes = {annotation.picture: annotation.boxes for annotation in read_boxes(scenes[1])}
+    for index in range(0, len(patches), 7):
+        picture, number, row, column = patches.places[index].tolist()
+        level = levels(48, 64, (16, 16), (1, 1))[number]
+        if picture not in (3, 40) and not patches.is_whole[index]:
+            of_picture = boxes[Path(patches.pictures.name(picture)).name]
+            edges = level.edges(np.array([(row, column)]))
+            assert patches.labels[index] == labels_of(edges, of_picture, ["one", "two"])[0]
+    # Of pictures without boxes only what shows most of them, with the label that they have.
+    assert set(patches.labels[patches.places[:, 0] == 3].tolist()) == {0}
+    assert set(patches.labels[patches.places[:, 0] == 40].tolist()) == {1}
+    assert 1 <= (patches.places[:, 0] == 3).sum() < 40
+
+
+def test_a_tenth_of_the_background_is_kept(patches: Patches) -> None:
+    background = int((patches.labels == 2).sum())
+    every = sum(len(level.places) for level in levels(48, 64, (16, 16), (1, 1)))
+    others = int((patches.labels != 2).sum())
+    # 46 pictures with boxes; drawn one by one with a share of a tenth
+    assert background == pytest.approx((46 * every - others) / 10, rel=0.07)
+
+
+def test_patches_differ_by_their_place(patches: Patches) -> None:
+    assert len({patches.digest(index) for index in range(300)}) == 300
+    content = patches.pictures.digest(int(patches.places[5, 0]))
+    assert patches.digest_in(content, 5) == patches.digest(5)
+
+
+def test_features_are_those_of_the_squares(patches: Patches, bright_or_dark: Maker) -> None:
+    classifier = bright_or_dark()
+    indices = np.random.default_rng(1).permutation(len(patches))[:200]
+    squares = torch.from_numpy(patches[indices]).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        expected = classifier.network(classifier.preprocess.standardise(squares))
+    found = {}
+    for some, features in patches.features(classifier.network, indices):
+        assert len(some) == len(features)
+        found.update(zip(some.tolist(), features, strict=True))
+    assert sorted(found) == sorted(indices.tolist())
+    # Sums over 256 pixels in another order.
+    torch.testing.assert_close(
+        torch.stack([found[index] for index in indices.tolist()]), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+FEW: dict[str, Any] = {"size": 16, "epochs": 6, "batch_size": 64, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def backbone(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """What is carried over: learnt from "one", "two", "three" and "four"."""
+    output = tmp_path_factory.mktemp("runs") / "run"
+    return svertka.train(digit_folder, output=output, model="resnet20", **(FEW | {"epochs": 4}))
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_head_learns_where_digits_are(backbone: Run, scenes: Scenes, tmp_path: Path) -> None:
+    options = FEW | {"weights": backbone, "boxes": scenes[1]}
+    run = svertka.train(scenes[0], output=tmp_path / "run", **options)
+    classifier = run.classifier()
+    assert classifier.names == ("one", "two", "background")
+    assert classifier.config.head == "adaptation"
+    assert run.settings()["boxes"] == str(scenes[1])
+    result = run.result()
+    assert result["patch_val_error"] < 0.3
+    assert result["val_error"] == svertka.evaluate(run, scenes[0], part="val").top1_error  # both of whole images
+    assert svertka.resume(run.folder).result() == run.result()  # the same patches are cut again
+    judgement = svertka.locate(run, scenes[0], boxes=scenes[1]).judgement
+    assert judgement is not None
+    assert judgement["hits"] > 0.8  # of pictures of which a digit covers a twelfth
+    assert judgement["classes"]["one"]["average_precision"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "error", "message"),
+    [
+        ({"unfreeze": "last"}, "", UsageError, "train a head on trained weights; name --weights, and leave out"),
+        ({}, "one-0.png,six,0,0,1,1", DataError, "has a box of class six, and the classes are one, two; rename"),
+        ({}, "one-0.png,one,0,0,65,1", DataError, "lies outside one-0.png, which has 64×48 pixels"),
+    ],
+)
+@pytest.mark.usefixtures("quiet")
+def test_what_cannot_be_learnt_is_told(
+    changes: dict[str, Any],
+    rows: str,
+    error: type[Exception],
+    message: str,
+    backbone: Run,
+    scenes: Scenes,
+    tmp_path: Path,
+) -> None:
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text(scenes[1].read_text() + rows)
+    with pytest.raises(error, match=message):
+        svertka.train(scenes[0], weights=backbone, boxes=boxes, output=tmp_path / "run", **(FEW | changes))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("quiet")
+def test_one_class_is_learnt_against_background(backbone: Run, scenes: Scenes, tmp_path: Path) -> None:
+    images = tmp_path / "data" / "images"
+    shutil.copytree(scenes[0] / "one", images)
+    rows = [row for row in scenes[1].read_text().splitlines() if ",two," not in row]
+    boxes = tmp_path / "data" / "boxes.csv"
+    boxes.write_text("\n".join([*rows, "gone.png,one,0,0,9,9"]) + "\n")
+    run = svertka.train(images.parent, output=tmp_path / "run", weights=backbone, boxes=boxes, **(FEW | {"epochs": 1}))
+    assert run.classifier().names == ("one", "background")
+    account = run.settings()["account"]
+    assert "labels are read from boxes: 24 images of one" in account["notes"]
+    assert "not used: 1 of 25 annotations are of no image (gone.png)" in account["notes"]
+    evaluation = svertka.evaluate(run, images.parent, include_training=True)  # labelled as they were for training
+    assert evaluation.images == 24
+    others = tmp_path / "others"
+    shutil.copytree(scenes[0] / "one", others / "one")  # a class folder needs no boxes
+    assert svertka.evaluate(run, others, include_training=True).top1_error == evaluation.top1_error
+
+
+def test_each_picture_is_a_patch_of_its_own_class(patches: Patches, scenes: Scenes) -> None:
+    whole = np.flatnonzero(patches.is_whole)
+    dataset = open_source(scenes[0])
+    assert patches.places[whole, 0].tolist() == list(range(len(dataset)))
+    assert patches.labels[whole].tolist() == dataset.labels.tolist()
+    for index in whole[::7].tolist():
+        rgb = patches.pictures.read(int(patches.places[index, 0]))
+        assert np.array_equal(patches[np.array([index])][0], patches.preprocess.square(rgb))
+        assert patches.edges(index) == (8, 0, 56, 48)
+        assert patches.name(index) == patches.pictures.name(int(patches.places[index, 0]))

@@ -1,0 +1,178 @@
+"""Networks of every family with weights that make something of a picture, and pictures of every kind."""
+
+import asyncio
+import contextlib
+import io
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from svertka.classifier import Classifier, Config
+from svertka.data.preprocessing import Preprocess
+
+
+@pytest.fixture(scope="session")
+def made() -> Callable[..., Classifier]:
+    """`made(model, size, resize, channels=3, names=…)`: a classifier with weights as they were drawn."""
+
+    def make(
+        model: str, size: int, resize: int, channels: int = 3, names: Sequence[str] = ("a", "b", "c")
+    ) -> Classifier:
+        torch.manual_seed(0)
+        preprocess = Preprocess(size=size, resize=resize, mean=(0.5, 0.45, 0.4)[:channels], std=(0.2,) * channels)
+        config = Config(model=model, names=tuple(names), preprocess=preprocess)
+        network = config.build().eval()
+        with torch.no_grad():
+            for module in network.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):  # so that it is not the identity
+                    assert module.running_mean is not None
+                    assert module.running_var is not None
+                    module.running_mean.normal_(0, 0.1)
+                    module.running_var.uniform_(0.5, 1.5)
+        return Classifier(network, config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A real photograph in the ways in which pictures are kept: turned, grey, CMYK, 16 bits, with alpha, …"""
+    photograph = Image.fromarray(load_sample_image("china.jpg")).resize((160, 107))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    alpha = photograph.copy()
+    alpha.putalpha(Image.linear_gradient("L").resize(photograph.size))
+    deep = Image.fromarray(np.asarray(photograph.convert("L")).astype(np.uint16) * 257)
+    root = tmp_path_factory.mktemp("kinds")
+    files = {
+        "plain.jpg": (photograph, {"quality": 95}),
+        "turned.jpg": (photograph, {"exif": turned}),
+        "grey.png": (photograph.convert("L"), {}),
+        "cmyk.jpg": (photograph.convert("CMYK"), {}),
+        "deep.png": (deep, {}),
+        "alpha.png": (alpha, {}),
+        "palette.gif": (photograph.convert("P"), {}),
+        "one_bit.tif": (photograph.convert("1"), {}),
+        "lossy.webp": (photograph, {}),
+        "plain.bmp": (photograph, {}),
+    }
+    for name, (image, settings) in files.items():
+        image.save(root / name, **settings)
+    return {name: root / name for name in files}
+
+
+@pytest.fixture(scope="session")
+def jpeg() -> bytes:
+    """A real photograph, 640×427."""
+    buffer = io.BytesIO()
+    Image.fromarray(load_sample_image("china.jpg")).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of a server: `status`, 0 where it hung up without one; `headers` with small letters; `body`."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Live:
+    """A server in a thread, at `port` of 127.0.0.1."""
+
+    api: Any
+    port: int
+
+    def raw(self, request: bytes, *, patience: float = 120.0, keep: bool = False) -> Answer:
+        """The answer to the bytes `request`; the sending side is closed behind it unless `keep`."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=patience) as sock:
+            with contextlib.suppress(ConnectionError):
+                sock.sendall(request)
+            if not keep:
+                with contextlib.suppress(OSError):  # which it is, and no ConnectionError, if the server has hung up
+                    sock.shutdown(socket.SHUT_WR)
+            return self.read(sock, headers_only=request.startswith(b"HEAD "))
+
+    def ask(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, **options: Any
+    ) -> Answer:
+        """The answer to a request in good order."""
+        told = {"Host": f"127.0.0.1:{self.port}", "Content-Length": str(len(body))} | (headers or {})
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in told.items() if value)]
+        return self.raw("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body, keep=True, **options)
+
+    @staticmethod
+    def read(sock: socket.socket, *, headers_only: bool = False) -> Answer:
+        """One answer from an open connection."""
+        with sock.makefile("rb") as stream:
+            try:
+                while (line := stream.readline()).startswith(b"HTTP/1.1 1"):
+                    while stream.readline().strip():
+                        pass
+                headers = {}
+                while text := stream.readline().decode("latin-1").strip():
+                    name, _, value = text.partition(":")
+                    headers[name.lower()] = value.strip()
+                length = headers.get("content-length")
+                whole = not headers_only and bool(line)
+                body = (stream.read(int(length)) if length else stream.read()) if whole else b""
+            except (ConnectionError, TimeoutError):
+                return Answer(0, {}, b"")
+        return Answer(int(line.split()[1]) if line else 0, headers, body)
+
+
+@pytest.fixture(scope="session")
+def live() -> Callable[..., contextlib.AbstractContextManager[Live]]:
+    """`with live(*served, hosts=…, token=…) as server`: it runs while the block does."""
+    pytest.importorskip("uvicorn")
+    from svertka.serving.app import Api
+    from svertka.serving.middleware import LOOPBACK
+    from svertka.serving.uvicorn_server import Server, bound, configured
+
+    @contextlib.contextmanager
+    def running(*runs: Any, hosts: frozenset[str] | None = LOOPBACK, **options: Any) -> Iterator[Live]:
+        api = Api(runs, hosts=hosts, threads=2, **({"token": None} | options))
+        up = threading.Event()
+        server = Server(configured(api), up.set)
+        sock = bound("127.0.0.1", 0)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])))
+        thread.start()
+        assert up.wait(20)
+        try:
+            yield Live(api, sock.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            sock.close()
+        assert not thread.is_alive()
+
+    return running
+
+
+@pytest.fixture(scope="session")
+def small_run(made: Callable[..., Classifier], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a small network for photographs, and something to read and not to read in it."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    made("resnet20", 32, 40, names=("cat", "dog", 'имя "x"\n<b>')).save(folder)
+    (folder / "report.html").write_text("<h1>report</h1>")
+    (folder / "atlas" / "data").mkdir(parents=True)
+    (folder / "atlas" / "index.html").write_text("<h1>atlas</h1>")
+    (folder.parent / "secret.txt").write_text("secret")
+    (folder / "atlas" / "link.txt").symlink_to(folder.parent / "secret.txt")
+    (folder / "atlas" / "ring").symlink_to(folder / "atlas" / "ring")
+    return folder

@@ -1,0 +1,267 @@
+import asyncio
+import base64
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from svertka.classifier import Classifier, predict
+from svertka.errors import RunError
+
+pytest.importorskip("starlette")
+from svertka.serving.served_model import Served
+
+
+@pytest.fixture(scope="module")
+def server(small_run: Path, live: Callable[..., Any]) -> Iterator[Any]:
+    one = Served(small_run, torch.device("cpu"))
+    two = Served(small_run, torch.device("cpu"), [one.key])
+    with live(one, two) as running:
+        yield running
+
+
+def close(labels: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> bool:
+    return [one["name"] for one in labels] == [one["name"] for one in wanted] and all(
+        abs(one["probability"] - other["probability"]) < 1e-4 for one, other in zip(labels, wanted, strict=True)
+    )
+
+
+def test_one_picture_is_named_as_predict_names_it(server: Any, small_run: Path, kinds: dict[str, Path]) -> None:
+    for path in kinds.values():
+        answer = server.ask("POST", "/predict?top=2", path.read_bytes())
+        assert answer.status == 200
+        (entry,) = answer.json()
+        (wanted,) = predict(small_run, path, top=2)
+        assert entry["path"] == "#0"
+        assert close(entry["labels"], wanted["labels"])
+
+
+def test_a_list_has_an_entry_for_each_and_names_what_is_wrong(
+    server: Any, small_run: Path, kinds: dict[str, Path]
+) -> None:
+    bodies = [path.read_bytes() for path in kinds.values()]
+    pictures = [base64.b64encode(one).decode() for one in [*bodies, b"no picture"]] + ["***"]
+    answer = server.ask("POST", "/predict", json.dumps(pictures).encode(), {"Content-Type": "application/json"})
+    assert answer.status == 200
+    entries = answer.json()
+    assert [entry["path"] for entry in entries] == [f"#{number}" for number in range(len(pictures))]
+    for entry, wanted in zip(entries, predict(small_run, *kinds.values()), strict=False):
+        assert close(entry["labels"], wanted["labels"])
+    assert entries[-2]["error"].startswith("not a picture (JPEG")
+    assert entries[-1] == {"path": f"#{len(pictures) - 1}", "labels": [], "error": "not base64"}
+
+
+def test_names_survive_whatever_they_hold(server: Any, jpeg: bytes) -> None:
+    labels = server.ask("POST", "/predict", jpeg).json()[0]["labels"]
+    assert {one["name"] for one in labels} == {"cat", "dog", 'имя "x"\n<b>'}
+
+
+def test_health_and_the_interface_say_what_is_there(server: Any) -> None:
+    said = server.ask("GET", "/health").json()
+    assert said["status"] == "ok"
+    assert said["runs"] == ["small", "small-2"]
+    assert said["waiting"] == 0
+    document = server.ask("GET", "/openapi.json").json()
+    assert document["openapi"].startswith("3.")
+    for path, verbs in document["paths"].items():
+        for verb in verbs:
+            assert server.ask(verb.upper(), path).status in (200, 400)  # it is there; the body of a POST was empty
+    assert server.ask("HEAD", "/health").status == 200
+
+
+def test_every_run_answers_under_its_key(server: Any, jpeg: bytes) -> None:
+    first = server.ask("POST", "/predict", jpeg).json()
+    assert server.ask("POST", "/predict?run=small-2", jpeg).json() == first
+    assert server.ask("POST", "/predict?run=other", jpeg).status == 404
+
+
+def test_what_it_saw_and_what_fired(server: Any, small_run: Path, jpeg: bytes) -> None:
+    said = server.ask("POST", "/explain", jpeg).json()
+    best = Classifier.load(small_run)
+    assert said["label"] in best.names
+    assert said["picture"].startswith("data:image/webp;base64,")
+    assert said["heat"].startswith("data:image/webp;base64,")
+    assert {one["layer"] for one in said["units"]} >= {"conv1", "layer1.0.conv1"}
+    for one in said["units"]:
+        top, left, bottom, right = one["box"]
+        assert 0 <= top < bottom <= 32
+        assert 0 <= left < right <= 32
+    other = next(name for name in best.names if name != said["label"])
+    from urllib.parse import quote
+
+    assert server.ask("POST", f"/explain?label={quote(other)}", jpeg).json()["label"] == other
+
+
+def test_the_page_links_to_what_is_there_and_nothing_else_is_read(server: Any) -> None:
+    page = server.ask("GET", "/")
+    assert page.status == 200
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    facts = json.loads(page.body.split(b'id="facts">')[1].split(b"</script>")[0])
+    first = facts["runs"][0]
+    report, atlas = (server.ask("GET", f"/{first[name]}") for name in ("report", "atlas"))
+    assert (report.status, report.body) == (200, b"<h1>report</h1>")
+    assert (atlas.status, atlas.body) == (200, b"<h1>atlas</h1>")
+    assert report.headers["content-security-policy"].startswith("sandbox allow-scripts")
+    assert "same-origin" not in report.headers["content-security-policy"]
+    start = first["report"].removesuffix("report.html")
+    for name in ("config.json", "model.safetensors", "atlas", "atlas/", "..", "", "atlas/none", "atlas/../config.json"):
+        assert server.ask("GET", f"/{start}{name}").status == 404
+    for name in ("atlas/link.txt", "atlas/ring", "atlas/%2e%2e/%2e%2e/secret.txt", "%00", "/etc/passwd", "a" * 5000):
+        assert server.ask("GET", f"/{start}{name}").status == 404
+
+
+def test_those_who_come_together_are_answered_together(
+    server: Any, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    desk = server.api._desks["small"]
+    compute = desk._compute
+
+    def slow(pictures: Any) -> Any:
+        sizes.append(len(pictures))
+        time.sleep(0.05)  # so that the others have come when it is free again
+        return compute(pictures)
+
+    monkeypatch.setattr(desk, "_compute", slow)
+    threads = [threading.Thread(target=server.ask, args=("POST", "/predict", jpeg)) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(sizes) == 24
+    assert max(sizes) > 4
+    assert max(sizes) <= 16
+
+
+def test_a_stop_finishes_what_has_begun(small_run: Path, live: Callable[..., Any], jpeg: bytes) -> None:
+    answers: list[Any] = []
+    served = Served(small_run, torch.device("cpu"))
+    begun = threading.Event()
+
+    def slow(pictures: Any) -> Any:
+        begun.set()
+        time.sleep(0.5)
+        return Served.probabilities(served, pictures)
+
+    served.probabilities = slow  # type: ignore[method-assign]
+    with live(served) as server:
+        thread = threading.Thread(target=lambda: answers.append(server.ask("POST", "/predict", jpeg)))
+        thread.start()
+        assert begun.wait(10)
+    thread.join()
+    assert [one.status for one in answers] == [200]
+
+
+def test_files_of_a_form_are_named_as_they_came(server: Any, kinds: dict[str, Path]) -> None:
+    names = ["plain.jpg", "grey.png", "lossy.webp"]
+    body = b"".join(
+        f'--x\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode()
+        + kinds[name].read_bytes()
+        + b"\r\n"
+        for name in names
+    )
+    body += b'--x\r\nContent-Disposition: form-data; name="top"\r\n\r\n1\r\n--x--\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    entries = server.ask("POST", "/predict", body, kind).json()
+    assert [entry["name"] for entry in entries] == names
+    for name, entry in zip(names, entries, strict=True):
+        (alone,) = server.ask("POST", "/predict?top=1", kinds[name].read_bytes()).json()
+        assert close(entry["labels"], alone["labels"])
+    assert server.ask("POST", "/predict?top=1", body, kind).status == 400  # said twice
+    assert server.ask("POST", "/predict", body.replace(b'"top"', b'"shell"'), kind).status == 400
+    assert server.ask("POST", "/explain", body, kind).status == 400
+    one = body.replace(b'name="top"', b'name="label"').replace(b"\r\n1\r\n", b"\r\ncat\r\n")
+    start = one.index(b"--x", 10)
+    assert server.ask("POST", "/explain", one[:start] + one[one.rindex(b"--x\r\n") :], kind).json()["label"] == "cat"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "image/jpg",
+        "image/pjpeg",
+        "image/x-png",
+        "IMAGE/JPEG; q=1",
+        "application/octet-stream",
+        "binary/octet-stream",
+        "",
+    ],
+)
+def test_the_content_says_what_it_is(server: Any, jpeg: bytes, kind: str) -> None:
+    assert server.ask("POST", "/predict", jpeg, {"Content-Type": kind}).status == 200
+
+
+def test_formats_are_those_of_predict(server: Any, small_run: Path, tmp_path: Path) -> None:
+    picture = Image.fromarray(load_sample_image("china.jpg")).resize((160, 107))
+    for suffix in (".avif", ".jp2", ".ppm", ".heic"):
+        path = tmp_path / f"picture{suffix}"
+        if suffix == ".heic":
+            pillow_heif = pytest.importorskip("pillow_heif")
+            pillow_heif.from_pillow(picture).save(path)
+        else:
+            picture.save(path)
+        (wanted,) = predict(small_run, path)
+        (found,) = server.ask("POST", "/predict", path.read_bytes()).json()
+        assert close(found["labels"], wanted["labels"])
+
+
+def test_a_network_that_gives_nan_is_refused_where_it_is_loaded(small_run: Path) -> None:
+    served = Served(small_run, torch.device("cpu"))
+    served._fast = lambda images: torch.full((len(images), 3), torch.nan)  # type: ignore[assignment]
+    with pytest.raises(RunError, match="gives scores that are NaN"):
+        served.warm_up()
+
+
+def test_nan_is_no_error_of_the_server(small_run: Path, live: Callable[..., Any], jpeg: bytes) -> None:
+    served = Served(small_run, torch.device("cpu"))
+    served._fast = lambda images: torch.full((len(images), 3), torch.nan)  # type: ignore[assignment]
+    with torch.no_grad():
+        for parameter in served.classifier.network.parameters():
+            parameter.fill_(torch.nan)
+    with live(served) as running:
+        answer = running.ask("POST", "/predict", jpeg)
+        assert answer.status == 422
+        assert "gives scores that are NaN" in answer.json()["error"]
+        body = json.dumps([base64.b64encode(jpeg).decode()] * 2).encode()
+        entries = running.ask("POST", "/predict", body, {"Content-Type": "application/json"}).json()
+        assert all("gives scores that are NaN" in entry["error"] for entry in entries)
+        assert running.ask("POST", "/explain", jpeg).status == 422
+
+
+def test_json_never_holds_nan() -> None:
+    from svertka.serving.app import Json
+
+    content = {"a": [1.0, float("nan"), (float("inf"),)], "b": -float("inf"), "c": "NaN"}
+    assert json.loads(Json(content).body) == {"a": [1.0, None, [None]], "b": None, "c": "NaN"}
+
+
+def test_a_request_whose_client_is_gone_is_given_up(server: Any, jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    async def never(*_: Any) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.api.decoders, "decode", never)
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:
+            head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+            sock.sendall(head.encode() + jpeg)
+            assert begun.wait(20)
+        assert ended.wait(20)
+    assert server.ask("POST", "/predict", jpeg).status == 200
+    assert server.ask("GET", "/health").json()["waiting"] == 0

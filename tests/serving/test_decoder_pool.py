@@ -1,0 +1,247 @@
+"""Processes that decode: they give what is decoded here, and what is hostile holds up nobody and leaves nothing."""
+
+import asyncio
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("starlette")
+from svertka.data.image_io import read_picture
+from svertka.data.preprocessing import region
+from svertka.errors import FormatError, PictureError, SizeError
+from svertka.serving import decoder_pool as module
+from svertka.serving.decoder_pool import LARGE_WAITING, Account, Decoders
+from svertka.serving.decoder_process import Settings
+from svertka.serving.http_errors import Refusal
+
+SETTINGS = Settings(min_side=40, max_pixels=50_000_000)
+
+
+def itself(pixels: Any) -> Any:
+    return pixels
+
+
+def run(work: Callable[[Decoders], Any], processes: int = 1) -> Any:
+    """What the coroutine function `work` gives with decoders that run; afterwards no process is left."""
+
+    async def all_of_it() -> Any:
+        decoders = Decoders(processes)
+        decoders.start()
+        seen = set(decoders.pids)
+        try:
+            async with asyncio.timeout(200):
+                return await work(decoders)
+        finally:
+            seen |= set(decoders.pids)
+            decoders.stop()
+            assert not any(Path(f"/proc/{pid}").exists() for pid in seen)
+
+    with ThreadPoolExecutor(1) as elsewhere:  # in this thread a browser's loop may be left running
+        return elsewhere.submit(asyncio.run, all_of_it()).result()
+
+
+def scans(side: int, count: int) -> bytes:
+    """A progressive JPEG whose last scan, of a few bytes, comes `count` times."""
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((side, side)).convert("RGB").save(buffer, "JPEG", progressive=True, quality=30)
+    content = buffer.getvalue()
+    last = content.rindex(b"\xff\xda")
+    return content[:last] + content[last:-2] * count + content[-2:]
+
+
+def saved(width: int, height: int, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), (10, 200, 30)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_pixels_are_those_that_are_decoded_here(kinds: dict[str, Path]) -> None:
+    async def all_of_them(decoders: Decoders) -> list[Any]:
+        return await asyncio.gather(
+            *(decoders.decode(path.read_bytes(), SETTINGS, Account(), itself) for path in kinds.values()),
+            decoders.decode(kinds["plain.jpg"].read_bytes(), SETTINGS._replace(square=False), Account(), itself),
+        )
+
+    *found, whole = run(all_of_them, processes=2)
+    for path, pixels in zip(kinds.values(), found, strict=True):
+        assert np.array_equal(pixels, region(read_picture(path.read_bytes(), 40), "crop"))
+    assert np.array_equal(whole, read_picture(kinds["plain.jpg"].read_bytes(), 40))
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "sentence"),
+    [
+        (b"", PictureError, "empty file"),
+        (b"hello" * 20, FormatError, "not a picture"),
+        (saved(30, 20, "PNG")[:60], PictureError, "truncated|damaged"),
+        (saved(8000, 7000, "PNG", compress_level=1), SizeError, "56 megapixels, more than the limit of 50"),
+        (saved(8192, 8192, "WEBP", lossless=True), SizeError, "67 megapixels of WebP .*make it smaller$"),
+        (scans(64, 1000), PictureError, "scans, more than the limit"),
+    ],
+)
+def test_what_cannot_be_read_says_why(data: bytes, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        run(lambda decoders: decoders.decode(data, SETTINGS, Account(), itself))
+
+
+def test_a_large_image_is_decoded_by_the_one_process_for_such() -> None:
+    async def one(decoders: Decoders) -> Any:
+        first = set(decoders.pids)
+        pixels = await decoders.decode(saved(2600, 2500, "WEBP", lossless=True), SETTINGS, Account(), itself)
+        return pixels, len(set(decoders.pids) - first)
+
+    pixels, more = run(one)
+    assert pixels.shape[0] == pixels.shape[1] >= 120
+    assert np.abs(pixels.astype(int) - (10, 200, 30)).max() <= 1
+    assert more == 1
+
+
+def test_slow_images_hold_up_no_others(jpeg: bytes) -> None:
+    slow = scans(1500, 60)
+
+    async def beside(decoders: Decoders) -> tuple[int, int]:
+        hostile = Account()
+        waiting = [asyncio.create_task(decoders.decode(slow, SETTINGS, hostile, itself)) for _ in range(40)]
+        await asyncio.sleep(0)
+        for _ in range(20):
+            await decoders.decode(jpeg, SETTINGS, Account(), itself)
+        done = sum(task.done() for task in waiting)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await decoders.decode(slow, SETTINGS, Account(), itself)  # there is room again
+        return done, hostile.running
+
+    done, running = run(beside)
+    assert done < 40
+    assert running == 0
+
+
+def test_what_takes_too_long_ends_and_the_next_one_is_decoded(jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SMALL", module.SMALL._replace(seconds=0.05, work=sys.maxsize))
+    monkeypatch.setattr(module, "LARGE", module.LARGE._replace(seconds=0.05))
+
+    async def slow_then_quick(decoders: Decoders) -> None:
+        before = decoders.pids
+        with pytest.raises(SizeError, match="takes more than .* seconds to decode"):
+            await decoders.decode(scans(3000, 90), SETTINGS, Account(), itself)
+        await decoders.decode(saved(20, 20, "PNG"), SETTINGS, Account(), itself)
+        assert not set(decoders.pids) & set(before)
+
+    run(slow_then_quick)
+
+
+def test_a_process_that_is_killed_is_replaced(jpeg: bytes) -> None:
+    async def killed(decoders: Decoders) -> None:
+        for _ in range(3):
+            (pid,) = decoders.pids[:1]
+            os.kill(pid, signal.SIGKILL)
+            await decoders.decode(jpeg, SETTINGS, Account(), itself)
+
+    run(killed)
+
+
+def test_whoever_gives_up_leaves_nothing(jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ABANDONED_SECONDS", 0.0)
+    slow = scans(3000, 90)
+
+    async def abandoned(decoders: Decoders) -> float:
+        tasks = [asyncio.create_task(decoders.decode(slow, SETTINGS, Account(), itself)) for _ in range(6)]
+        await asyncio.sleep(0.5)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        began = time.monotonic()
+        await asyncio.gather(*(decoders.decode(jpeg, SETTINGS, Account(), itself) for _ in range(4)))
+        await decoders.decode(saved(2600, 2500, "WEBP", lossless=True), SETTINGS, Account(), itself)
+        return time.monotonic() - began
+
+    run(abandoned)
+
+
+def test_a_request_may_not_take_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REQUEST_SECONDS", 0.0)
+
+    async def two(decoders: Decoders) -> None:
+        account = Account()
+        await decoders.decode(saved(20, 20, "PNG"), SETTINGS, account, itself)
+        with pytest.raises(SizeError, match="the images of this request took more than 0 seconds"):
+            await decoders.decode(saved(20, 20, "PNG"), SETTINGS, account, itself)
+        await decoders.decode(saved(20, 20, "PNG"), SETTINGS, Account(), itself)
+
+    run(two)
+
+
+def test_too_many_large_images_are_told_to_come_again() -> None:
+    slow = scans(1500, 60)
+
+    async def crowd(decoders: Decoders) -> list[Any]:
+        tasks = [
+            asyncio.create_task(decoders.decode(slow, SETTINGS, Account(), itself)) for _ in range(LARGE_WAITING + 4)
+        ]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        refused = [task.exception() for task in tasks if task.done() and not task.cancelled() and task.exception()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return refused
+
+    (first, *_) = run(crowd)
+    assert isinstance(first, Refusal)
+    assert first.status == 503
+    assert int(first.headers["Retry-After"]) > 0
+
+
+def test_large_images_of_one_request_wait_for_each_other() -> None:
+    many = [saved(2450, 2450, "WEBP", lossless=True)] * (LARGE_WAITING + 3)
+
+    async def all_of_them(decoders: Decoders) -> int:
+        account = Account()
+        return len(await asyncio.gather(*(decoders.decode(one, SETTINGS, account, itself) for one in many)))
+
+    assert run(all_of_them) == len(many)
+
+
+def test_a_process_ends_with_its_server_and_imports_little() -> None:
+    code = (
+        "import json, sys; sys.argv = ['', json.dumps([10**9, 5.0, 10**9])];"
+        "import runpy; runpy.run_module('svertka.serving.decoder_process', run_name='__main__');"
+        "sys.stderr.write(str(sorted({'torch', 'starlette', 'pydantic'} & set(sys.modules))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=b"", capture_output=True, timeout=60, check=True)
+    assert done.stderr == b"[]"
+    assert done.stdout == b""
+
+
+def test_a_process_that_does_not_start_is_said(jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def one(decoders: Decoders) -> None:
+        with pytest.raises(Refusal, match="the process that decodes images ends with status 1"):
+            await decoders.decode(jpeg, SETTINGS, Account(), itself)
+
+    monkeypatch.setattr(module, "SMALL", module.SMALL._replace(memory="none"))
+    run(one)
+
+
+def test_turns_of_those_who_give_up_go_to_others(jpeg: bytes) -> None:
+    async def hurried(decoders: Decoders) -> int:
+        for _ in range(30):
+            tasks = [asyncio.create_task(decoders.decode(jpeg, SETTINGS, Account(), itself)) for _ in range(6)]
+            await asyncio.sleep(0.003)
+            for task in tasks[::2]:
+                task.cancel()
+            await asyncio.gather(*tasks[1::2])
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return len(decoders.pids)
+
+    assert run(hurried, processes=2) == 2

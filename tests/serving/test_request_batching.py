@@ -1,0 +1,164 @@
+import asyncio
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("starlette")
+from svertka.serving import request_batching as module
+from svertka.serving.http_errors import Refusal
+from svertka.serving.request_batching import PLACES, TOGETHER, Desk
+
+
+def twice(pictures: Sequence[Tensor]) -> Tensor:
+    return 2 * torch.stack(list(pictures))
+
+
+def awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    # A thread of its own: in this one the browser of another test may have left its loop running.
+    with ThreadPoolExecutor(1) as elsewhere:
+        return elsewhere.submit(asyncio.run, coroutine).result()
+
+
+def run(count: int, compute: object = twice) -> list[Tensor | BaseException]:
+    async def all_at_once() -> list[Tensor | BaseException]:
+        with ThreadPoolExecutor(1) as thread:
+            desk = Desk(compute, thread)  # type: ignore[arg-type]
+            worker = asyncio.create_task(desk.work())
+            with desk.places(count):
+                found = await asyncio.gather(
+                    *(desk.result(torch.tensor([float(k)])) for k in range(count)), return_exceptions=True
+                )
+            worker.cancel()
+            assert desk.open == 0
+            return found
+
+    return awaited(all_at_once())
+
+
+def test_each_gets_the_answer_to_its_own_question() -> None:
+    assert [float(one) for one in run(50) if isinstance(one, Tensor)] == [2.0 * k for k in range(50)]
+
+
+def test_no_batch_is_larger_than_allowed_and_the_first_does_not_go_alone() -> None:
+    sizes: list[int] = []
+
+    def counted(pictures: Sequence[Tensor]) -> Tensor:
+        sizes.append(len(pictures))
+        return twice(pictures)
+
+    run(50, counted)
+    assert sizes == [TOGETHER] * (50 // TOGETHER) + [50 % TOGETHER]
+
+
+def test_a_mistake_reaches_whoever_asked_and_the_desk_goes_on() -> None:
+    def wrong(pictures: Sequence[Tensor]) -> Tensor:
+        raise ValueError("no")
+
+    assert all(isinstance(one, ValueError) for one in run(20, wrong))
+
+
+def test_one_too_many_is_told_to_come_again() -> None:
+    with ThreadPoolExecutor(1) as thread:
+        desk = Desk(twice, thread)
+        with desk.places(PLACES), pytest.raises(Refusal) as refused, desk.places(1):
+            pass
+        assert refused.value.status == 503
+        assert int(refused.value.headers["Retry-After"]) >= 1
+        with desk.places(PLACES):
+            pass
+
+
+def test_who_is_alone_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DEADLINE", 3600.0)
+    assert len(run(1)) == 1  # it would wait an hour
+
+
+def test_while_it_computes_it_says_so() -> None:
+    async def seen() -> list[bool]:
+        free = asyncio.Event()
+        found: list[bool] = []
+
+        def compute(pictures: Sequence[Tensor]) -> Tensor:
+            found.append(free.is_set())
+            if len(found) > 1:
+                raise ValueError("no")
+            return twice(pictures)
+
+        with ThreadPoolExecutor(1) as thread:
+            desk = Desk(compute, thread, free)
+            free.set()
+            worker = asyncio.create_task(desk.work())
+            for _ in range(2):
+                with desk.places(1):
+                    await asyncio.gather(desk.result(torch.ones(1)), return_exceptions=True)
+                found.append(free.is_set())  # also where computing failed
+            worker.cancel()
+        return found
+
+    assert awaited(seen()) == [False, True, False, True]
+
+
+def test_those_on_their_way_are_waited_for_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DEADLINE", 0.5)
+    sizes: list[int] = []
+
+    def counted(pictures: Sequence[Tensor]) -> Tensor:
+        sizes.append(len(pictures))
+        return twice(pictures)
+
+    async def one_by_one() -> None:
+        with ThreadPoolExecutor(1) as thread:
+            desk = Desk(counted, thread)
+            worker = asyncio.create_task(desk.work())
+
+            async def later(seconds: float) -> None:
+                await asyncio.sleep(seconds)
+                await desk.result(torch.ones(1))
+
+            with desk.places(4):  # the last one comes too late for the first, not for the one before
+                await asyncio.gather(*(later(0.2 * k) for k in range(4)))
+            worker.cancel()
+
+    awaited(one_by_one())
+    assert sizes == [4]
+
+
+def test_who_waits_for_others_waits_no_longer_than_the_deadline() -> None:
+    async def one_of_two() -> Tensor:
+        with ThreadPoolExecutor(1) as thread:
+            desk = Desk(twice, thread)
+            worker = asyncio.create_task(desk.work())
+            with desk.places(2):  # the other one never comes
+                found = await asyncio.wait_for(desk.result(torch.ones(1)), 5)
+            worker.cancel()
+            return found
+
+    assert float(awaited(one_of_two())) == 2
+
+
+def test_what_nobody_waits_for_is_not_computed() -> None:
+    sizes: list[int] = []
+
+    def counted(pictures: Sequence[Tensor]) -> Tensor:
+        sizes.append(len(pictures))
+        return twice(pictures)
+
+    async def one_of_three() -> None:
+        with ThreadPoolExecutor(1) as thread:
+            desk = Desk(counted, thread)
+            with desk.places(3):
+                tasks = [asyncio.create_task(desk.result(torch.ones(1))) for _ in range(3)]
+                await asyncio.sleep(0)
+                tasks[0].cancel()
+                tasks[2].cancel()
+                worker = asyncio.create_task(desk.work())
+                assert float(await tasks[1]) == 2
+                await asyncio.gather(*tasks, return_exceptions=True)
+            worker.cancel()
+
+    awaited(one_of_three())
+    assert sizes == [1]

@@ -1,0 +1,23 @@
+"""What the server asks of the system."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("uvicorn")
+resource = pytest.importorskip("resource")
+
+
+def test_as_many_connections_as_it_takes_can_be_open() -> None:
+    code = (
+        "import resource; from svertka.serving import uvicorn_server as server;"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1];"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard));"
+        "server._allow_files(100); before = resource.getrlimit(resource.RLIMIT_NOFILE)[0];"
+        "server._allow_files(2000); print(before, resource.getrlimit(resource.RLIMIT_NOFILE)[0], hard)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
+    before, after, hard = map(int, done.stdout.split())
+    assert before == 256
+    assert after == (2000 if hard < 0 else min(2000, hard))

@@ -1,0 +1,81 @@
+import pytest
+
+from svertka.data.builtin import NAMES
+from svertka.errors import UsageError
+from svertka.models.registry import MODELS
+from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, RECIPES, find_recipe, recipe_for
+from svertka.training.lr_schedule import learning_rate
+from svertka.training.training_loop import steps_of
+
+
+def test_every_recipe_names_its_source() -> None:
+    assert all(recipe.source for recipe in RECIPES.values())
+
+
+def test_every_source_has_a_network_and_a_recipe() -> None:
+    assert set(DEFAULTS) == {*NAMES}
+    for source, (model, recipe) in DEFAULTS.items():
+        assert model in MODELS
+        assert recipe in RECIPES
+        assert recipe_for(source, model) == recipe
+
+
+def test_trained_weights_are_frozen_but_for_what_is_to_learn() -> None:
+    for unfreeze, recipe in ((None, "frozen"), ("head", "frozen"), ("last", "fine-tuning"), ("all", "fine-tuning")):
+        assert recipe_for("/photos", BACKBONE[0], unfreeze=unfreeze, trained=True) == recipe
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("source", [*NAMES, "/photos"])
+def test_every_network_has_a_recipe_on_every_source(source: str, model: str) -> None:
+    assert recipe_for(source, model) in RECIPES
+
+
+def test_an_unknown_recipe_lists_the_known() -> None:
+    with pytest.raises(UsageError, match="recipe=fast is not known; use one of: plain, "):
+        find_recipe("fast")
+
+
+def rates(recipe: str, steps_per_epoch: int, steps: list[int], val_errors: list[float] | None = None) -> list[float]:
+    chosen = find_recipe(recipe)
+    total, warmup = steps_of(chosen, steps_per_epoch)
+    return [
+        learning_rate(
+            chosen.schedule,
+            chosen.lr,
+            step=step,
+            total=total,
+            warmup=warmup,
+            warmup_rate=chosen.warmup_rate,
+            val_errors=val_errors or (),
+        )
+        for step in steps
+    ]
+
+
+def test_googlenet_s_rate_falls_by_four_per_cent_every_eight_epochs() -> None:
+    found = rates("googlenet", 100, [0, 799, 800, 1600, 23_999])
+    assert found == pytest.approx([0.01, 0.01, 0.01 * 0.96, 0.01 * 0.96**2, 0.01 * 0.96**29])
+
+
+def test_the_110_layers_warm_up_for_400_steps() -> None:
+    found = rates("resnet-cifar-110", 352, [0, 399, 400, 28_863, 28_865])
+    assert found == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize("recipe", ["alexnet", "vgg", "resnet"])
+def test_those_of_the_challenge_divide_by_ten_when_the_val_error_stalls(recipe: str) -> None:
+    base = find_recipe(recipe).lr
+    stalled = [0.5, *[0.6] * 5]
+    assert rates(recipe, 100, [700], stalled[:-1]) == [base]
+    assert rates(recipe, 100, [700], stalled) == pytest.approx([base / 10])
+
+
+def test_cifar10_fast_is_airbench_s_triangle() -> None:
+    found = rates("cifar10-fast", 96, [0, 287, 288, 1152])
+    assert found == pytest.approx([0.75 / 288, 0.75, 0.75, 0.75 * 0.07])
+
+
+def test_stages_name_networks() -> None:
+    assert find_recipe("vgg").start == "vgg11"
+    assert all(recipe.start is None or recipe.start in MODELS for recipe in RECIPES.values())

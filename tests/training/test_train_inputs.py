@@ -1,0 +1,198 @@
+"""Trainings of a part of a network: what stays, that storing features changes nothing, and that stopping does not."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import svertka
+from svertka.errors import Interrupted, UsageError
+from svertka.models.registry import MODELS
+from svertka.run import Run
+from svertka.training.builtin_recipes import BACKBONE
+
+FEW: dict[str, Any] = {"epochs": 2, "batch_size": 32, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def trained(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """What is carried over: learnt from "one", "two", "three" and "four"."""
+    return svertka.train(
+        digit_folder,
+        output=tmp_path_factory.mktemp("runs") / "run",
+        model="resnet20",
+        size=8,
+        epochs=5,
+        batch_size=32,
+        threads=1,
+    )
+
+
+def weights(run: Run) -> dict[str, Tensor]:
+    return run.classifier().network.state_dict()
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(("options", "learns"), [
+    ({}, ("linear.",)),
+    ({"unfreeze": "last"}, ("linear.", "layer3.")),
+    ({"unfreeze": "2", "gradual": True, "epochs": 3}, ("linear.", "layer3.", "layer2.")),
+    ({"head": "logistic"}, ("linear.",)),
+    ({"head": "cosine"}, ("linear.",)),
+    ({"head": "adaptation"}, ("linear.",)),
+])  # fmt: skip
+def test_what_is_frozen_stays_to_the_bit(
+    trained: Run, digit_folder: Path, tmp_path: Path, options: dict[str, Any], learns: tuple[str, ...]
+) -> None:
+    run = svertka.train(digit_folder, weights=trained, output=tmp_path / "run", **(FEW | options))
+    before, after = weights(trained), weights(run)
+    frozen = [name for name in before if not name.startswith(learns)]
+    assert frozen
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert any(name not in before or not torch.equal(before[name], after[name]) for name in after)
+    assert run.settings()["recipe"]["unfreeze"] == options.get("unfreeze", "head")
+    assert run.result()["val_error"] is not None
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("options", [
+    {"unfreeze": "head"},
+    {"unfreeze": "last", "augment": False, "computed_first": False},
+    {"head": "nearest-mean"},
+])  # fmt: skip
+def test_stored_features_learn_what_pictures_would(
+    trained: Run, digit_folder: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    options = FEW | options | {"weights": trained, "accelerate": False}
+    stored = svertka.train(digit_folder, output=tmp_path / "stored", **options)
+    computed = svertka.train(digit_folder, output=tmp_path / "computed", cache=False, **options)
+    assert stored.settings()["cache"] is not None
+    assert computed.settings()["cache"] is None
+    after, expected = weights(stored), weights(computed)
+    for name, tensor in expected.items():
+        if tensor.is_floating_point():
+            # 1e-5 of a feature's rounding, over the steps of two epochs
+            assert (after[name] - tensor).abs().max() <= 1e-4 * tensor.abs().max(), name
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("options", [{}, {"unfreeze": "last", "gradual": True}, {"unfreeze": "last", "cache": False}])
+def test_it_resumes_to_the_bit(
+    trained: Run,
+    digit_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    stop_at: Callable[[pytest.MonkeyPatch, int], None],
+    digest: Callable[[Run], str],
+) -> None:
+    options = FEW | {"weights": trained} | options
+    whole = svertka.train(digit_folder, output=tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 9)
+        with pytest.raises(Interrupted):
+            svertka.train(digit_folder, output=tmp_path / "run", **options)
+    assert digest(svertka.resume(tmp_path / "run")) == digest(whole)
+
+
+def test_the_plan_says_what_is_frozen(
+    trained: Run, digit_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    svertka.train(digit_folder, weights=trained, output=tmp_path / "run", **FEW)
+    said = capsys.readouterr().err
+    assert "frozen   all below linear; 260 parameters learn" in said
+    assert re.search(r"features are computed once and stored, [\d.]+ kB: a pass", said)
+    svertka.train(digit_folder, weights=trained, output=tmp_path / "again", **(FEW | {"unfreeze": "all"}))
+    assert "frozen" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    ({"unfreeze": "layer9"}, "unfreeze=layer9 is not a part of this network; use head, last, a number below 4, all"),
+    ({"head": "forest"}, "head='forest'"),
+    ({"variants": 0}, "variants=0 must be at least 1; leave it out"),
+    ({"variants": -1}, "variants=-1 must be at least 1; leave it out"),
+])  # fmt: skip
+def test_what_cannot_be_is_one_sentence(
+    trained: Run, digit_folder: Path, tmp_path: Path, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=sentence) as caught:
+        svertka.train(digit_folder, output=tmp_path / "run", **(FEW | {"weights": trained} | options))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_of_one_s_own_start_from_the_bundled_backbone(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for picture in sorted((shared_data / "cats-dogs" / name).glob("*.jpg"))[:6]:
+            shutil.copy(picture, tmp_path / "photos" / name)
+    run = svertka.train(tmp_path / "photos", output=tmp_path / "run", epochs=20)
+    assert (run.settings()["model"], run.settings()["weights"]) == BACKBONE
+    assert run.result()["val_error"] == 0
+    assert re.search(r"(cat|dog) has \d training pictures: what so few teach", capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("kind", ["below a file", "no home", "full", "hostile"])
+def test_a_cache_that_cannot_be_written_is_a_warning(
+    digit_folder: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is wrong with it, the same is learnt."""
+    torch.manual_seed(0)
+    torch.save(MODELS["resnet20"].build().state_dict(), tmp_path / "x.pth")
+    options: dict[str, Any] = {"weights": tmp_path / "x.pth", "model": "resnet20", "recipe": "frozen", "size": 8}
+    options |= {"epochs": 2, "threads": 1}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    whole = svertka.train(digit_folder, output=tmp_path / "whole", **options)
+    assert whole.settings()["cache"] is not None
+    reason = "cannot write"
+    if kind == "below a file":
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    elif kind == "no home":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setattr("pwd.getpwuid", lambda _: {}[0])
+        reason = "there is no home folder for the cache; set HOME, or XDG_CACHE_HOME"
+    elif kind == "full":
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        shutil.rmtree(tmp_path / "cache")
+        monkeypatch.setattr("svertka.data.row_cache._write", full)
+        reason = "no space left on device"
+    else:
+        oddities: list[Callable[[Path], object]] = [Path.mkdir, lambda path: path.symlink_to(path.name), os.mkfifo]
+        files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+        for number, path in enumerate(files):
+            path.unlink()
+            oddities[number % 3](path)
+        reason = ""
+    capsys.readouterr()
+    run = svertka.train(digit_folder, output=tmp_path / "run", **options)
+    assert reason in capsys.readouterr().err
+    assert run.result()["val_error"] == whole.result()["val_error"]
+    kept, expected = run.classifier().network.state_dict(), whole.classifier().network.state_dict()
+    assert all(kept[name].equal(expected[name]) for name in kept)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_last_layer_without_biases_is_not_computed(digit_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    place = tmp_path / "weights.pth"
+    torch.save(MODELS["airbench"].build(classes=4, channels=3, size=9).state_dict(), place)
+    given: dict[str, Any] = {"model": "airbench", "weights": place, "size": 9, **FEW}
+    for head in ("logistic", "nearest-mean"):
+        with pytest.raises(UsageError, match=f"head={head} computes a dense layer with biases, and airbench"):
+            svertka.train(digit_folder, output=tmp_path / head, head=head, **given)
+    run = svertka.train(digit_folder, output=tmp_path / "tuned", unfreeze="all", **(given | {"epochs": 0.3}))
+    assert run.result()["val_error"] is not None  # its head is learnt from the start

@@ -1,0 +1,83 @@
+"""Computed heads, held against scikit-learn and against the definition."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from svertka.data.loader import Batches
+from svertka.transfer import closed_form_heads
+from svertka.transfer.closed_form_heads import WAYS, all_of, fit, logistic, nearest_mean
+
+
+def digits(classes: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    data = load_digits(n_class=classes)
+    return data.data[:count].astype(np.float32), data.target[:count].astype(np.int64)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_logistic_is_the_optimum_of_some_strength(classes: int) -> None:
+    features, labels = digits(classes)
+    weight, bias = logistic(features, labels, classes)
+    scores = torch.from_numpy(features @ weight.T + bias).double()
+    found = torch.softmax(scores, 1).numpy()
+    standard = (features - features.mean(0)) / np.maximum(features.std(0), 1e-6)
+    theirs = [
+        LogisticRegression(C=10.0**power, max_iter=1000).fit(standard, labels).predict_proba(standard)
+        for power in range(-4, 3)
+    ]
+    assert min(float(np.abs(found - one).max()) for one in theirs) < 2e-3  # where the optimiser stops, and float32
+    assert (found.argmax(1) == labels).mean() > 0.97
+
+
+def test_one_picture_of_each_class_is_enough() -> None:
+    features, labels = digits(4)
+    first = np.array([np.flatnonzero(labels == one)[0] for one in range(4)])
+    for way in WAYS.values():
+        weight, bias = way(features[first], labels[first], 4)
+        assert np.isfinite(weight).all()
+        assert ((features[first] @ weight.T + bias).argmax(1) == labels[first]).all()
+        assert ((features @ weight.T + bias).argmax(1) == labels).mean() > 0.6
+
+
+def test_the_nearest_mean_has_the_highest_score() -> None:
+    features, labels = digits(10, 1000)
+    weight, bias = nearest_mean(features, labels, 10)
+    means = np.stack([features[labels == one].mean(0) for one in range(10)]).astype(np.float64)
+    nearest = np.square(features[:, None] - means).sum(2).argmin(1)
+    assert ((features @ weight.T + bias).argmax(1) == nearest).all()
+
+
+def test_a_head_is_computed_in_place(digit_batches: Callable[..., Batches]) -> None:
+    batches, head = digit_batches(500), nn.Linear(64, 10)
+    fit(head, "logistic", batches, 10)
+    features, labels = all_of(batches)
+    assert len(features) == 500
+    right = head(torch.from_numpy(features)).argmax(1).numpy() == labels
+    assert right.mean() > 0.97
+
+
+@pytest.mark.parametrize("noise", [0.0, 12.0])
+def test_the_iterations_that_an_estimate_counts_on_are_about_those_taken(
+    monkeypatch: pytest.MonkeyPatch, noise: float
+) -> None:
+    taken: list[int] = []
+    one_fit = closed_form_heads._fitted
+
+    def counting(*arguments: Any) -> Any:
+        model = one_fit(*arguments)
+        taken.append(int(model.n_iter_.max()))
+        return model
+
+    monkeypatch.setattr(closed_form_heads, "_fitted", counting)
+    features, labels = digits(10, 600)
+    logistic(features + np.random.default_rng(0).normal(0, noise, features.shape).astype(np.float32), labels, 10)
+    expected = closed_form_heads.USUAL_ITERATIONS * closed_form_heads.FOLDS * len(closed_form_heads.STRENGTHS)
+    assert expected / 6 < sum(taken) < 1.5 * expected
+    assert closed_form_heads.seconds("logistic", 60, 64, 10) > 0
