@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from torch import nn
 
+    from svertka.classifier import Classifier
     from svertka.data.loader import Batches
 
 
@@ -39,6 +40,64 @@ def large_count(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
     """The first number, or the second under --large."""
     whole = request.config.getoption("--large")
     return lambda some, every: every if whole else some
+
+
+@pytest.fixture(scope="session")
+def made() -> "Callable[..., Classifier]":
+    """`made(model, size, resize, channels=3, names=…)`: a classifier with random weights."""
+    import torch
+
+    from svertka.classifier import Classifier, Config
+    from svertka.data.preprocessing import Preprocess
+
+    def make(
+        model: str, size: int, resize: int, channels: int = 3, names: Sequence[str] = ("a", "b", "c")
+    ) -> Classifier:
+        torch.manual_seed(0)
+        preprocess = Preprocess(size=size, resize=resize, mean=(0.5, 0.45, 0.4)[:channels], std=(0.2,) * channels)
+        config = Config(model=model, names=tuple(names), preprocess=preprocess)
+        network = config.build().eval()
+        with torch.no_grad():
+            for module in network.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):  # so that it is not the identity
+                    assert module.running_mean is not None
+                    assert module.running_var is not None
+                    module.running_mean.normal_(0, 0.1)
+                    module.running_var.uniform_(0.5, 1.5)
+        return Classifier(network, config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One photograph in many formats and modes: rotated, grey, CMYK, 16 bits, with alpha, …"""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    photograph = Image.fromarray(load_sample_image("china.jpg")).resize((160, 107))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    alpha = photograph.copy()
+    alpha.putalpha(Image.linear_gradient("L").resize(photograph.size))
+    deep = Image.fromarray(np.asarray(photograph.convert("L")).astype(np.uint16) * 257)
+    root = tmp_path_factory.mktemp("kinds")
+    files = {
+        "plain.jpg": (photograph, {"quality": 95}),
+        "turned.jpg": (photograph, {"exif": turned}),
+        "grey.png": (photograph.convert("L"), {}),
+        "cmyk.jpg": (photograph.convert("CMYK"), {}),
+        "deep.png": (deep, {}),
+        "alpha.png": (alpha, {}),
+        "palette.gif": (photograph.convert("P"), {}),
+        "one_bit.tif": (photograph.convert("1"), {}),
+        "lossy.webp": (photograph, {}),
+        "plain.bmp": (photograph, {}),
+    }
+    for name, (image, settings) in files.items():
+        image.save(root / name, **settings)
+    return {name: root / name for name in files}
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from svertka.classifier import CONFIG, WEIGHTS, Classifier, refuse_newer
+from svertka.data.bounding_boxes import annotation_files
 from svertka.data.sources import same_place
 from svertka.errors import RunError
 from svertka.escaping import command
@@ -151,7 +152,7 @@ def boxes_of(run: str | PathLike[str], source: str | PathLike[str]) -> str | Non
         return None
     if same_place(settings["source"], fspath(source)):
         return boxes
-    return fspath(source) if any(given_path(source).rglob("*.xml")) else None
+    return fspath(source) if any(annotation_files(given_path(source))) else None
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

@@ -168,7 +168,7 @@ def test_nothing_is_timed_where_nothing_else_could_win(fresh, monkeypatch):
     fresh()
     monkeypatch.setattr(autotune, "trials", None)
     shape = ConvShape.of((2, 3, 9, 9), (4, 3, 1, 1))
-    assert autotune.algorithm("auto", "forward", shape, torch.zeros(shape.input)) is autotune.direct
+    assert autotune.algorithm("auto", "forward", shape, torch.zeros(shape.input)) is autotune.aten
 
 
 def test_random_numbers_are_not_touched(fresh):

@@ -310,15 +310,15 @@ PREPARE = """
 import sys
 from pathlib import Path
 import numpy as np
-from svertka.data import pictures
+from svertka.data import image_cache
 from svertka.data.dataset import Dataset, FilePictures
-pictures.CHUNK = 4
+image_cache.CHUNK = 4
 root = Path({root!r})
 paths = sorted(path.name for path in root.iterdir())
 labels = np.zeros(len(paths), np.int64)
 dataset = Dataset("d", ("a",), FilePictures(root, paths), labels, np.full(len(paths), ""))
 print("ready", flush=True)
-prepared = pictures.prepare(dataset, 24, 3, threads=2)
+prepared = image_cache.prepare(dataset, 24, 3, threads=2)
 print(prepared.stored, prepared.decoded, len(prepared.bad))
 """
 
@@ -360,7 +360,7 @@ import torch
 from svertka import distributed
 with distributed.group(torch.device("cpu")):
     exec({code!r})
-    from test_pictures import everything, expected
+    from test_image_cache import everything, expected
     good = np.array([i for i in range(len(dataset)) if i not in prepared.bad])
     assert (prepared.rows[good] == expected(dataset.take(good))).all()
     print(sorted(prepared.bad.items()), flush=True)

@@ -29,7 +29,7 @@ STOPPED_EARLY = [*PLAIN, "--epochs", "9", "--early-stop", "1", "--lr", "1e-6"]
 PHASES: dict[str, tuple[Any, str, int]] = {
     "reading": (job, "open_source", 1),
     "decoding": (job, "divide", 1),
-    "timing": (job.plan, "time_steps", 1),
+    "timing": (job.time_estimate, "time_steps", 1),
     "making the run": (job, "create", 1),
     "first checkpoint": (checkpoint, "write_tensors", 1),
     "loading": (job, "freeze_for", 2),
@@ -41,7 +41,7 @@ PHASES: dict[str, tuple[Any, str, int]] = {
     "loading what was kept": (Classifier, "load", 3),
     "scoring": (job, "judged_by", 1),
     "the result": (metrics_log.Log, "close", 1),
-    "the report": (job.summary, "write", 1),
+    "the report": (job.artifacts, "write", 1),
 }
 
 

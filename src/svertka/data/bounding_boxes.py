@@ -9,6 +9,7 @@ boxes.csv               path,label,xmin,ymin,xmax,ymax: a box a row, edges in pi
 import csv
 import io
 import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -102,10 +103,17 @@ def read_boxes(path: str | Path) -> list[Annotation]:
     return readers[path.suffix.lower()](path)
 
 
+def annotation_files(folder: Path) -> Iterator[Path]:
+    """Yield every .xml file below `folder`; a subfolder that cannot be listed, or vanishes meanwhile, has none."""
+    for place, _, names in os.walk(folder):
+        yield from (Path(place, name) for name in names if name.endswith(".xml"))
+
+
 def _read_folder(path: Path) -> list[Annotation]:
-    files = sorted(path.glob("*.xml")) or sorted(path.rglob("*.xml"))
+    files = sorted(annotation_files(path))
     if files:
-        return [_read_voc(file) for file in files]
+        here = [file for file in files if file.parent == path]
+        return [_read_voc(file) for file in here or files]
     tables = sorted(path.glob("*.json"))
     if len(tables) > 1:
         named = few([table.name for table in tables])

@@ -1,8 +1,9 @@
 """A process that decodes images for the server, so that a hostile file takes no more than its own time and memory.
 
-`python -m svertka.serving.decoder_process LIMITS`, in JSON, reads jobs from standard input and writes an answer for each to
-standard output, until the input ends. A job that takes too much CPU time ends the process, whatever C code it is in;
-one that takes too much memory fails. Neither torch nor the server is imported: it starts within a fraction of a second.
+`python -m svertka.serving.decoder_process LIMITS`, in JSON, reads jobs from standard input and writes an answer for
+each to standard output, until the input ends. A job that takes too much CPU time ends the process, whatever C code it
+is in; one that takes too much memory fails. Neither torch nor the server is imported: it starts within a fraction of a
+second.
 """
 
 import contextlib
