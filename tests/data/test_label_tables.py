@@ -295,3 +295,45 @@ def test_of_several_tables_with_other_columns_the_training_one_is_named(tmp_path
     (tmp_path / "train.csv").write_text("id_code,diagnosis\n1,3\n")
     with pytest.raises(DataError, match=r"train.csv has no column .*: --columns path=COLUMN,label=diagnosis"):
         list_folder(tmp_path)
+
+
+def test_empty_rows_of_a_spreadsheet_are_none(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "all.csv").write_text("path,label,part\na.jpg,cat,train\n,,\nb.jpg,dog,test\n,,\n , ,\n")
+    assert found(list_folder(tmp_path / "all.csv")) == [("a.jpg", "cat", "train"), ("b.jpg", "dog", "test")]
+
+
+@pytest.mark.parametrize("key", ["0", "1.0"])
+def test_a_column_for_each_class_is_named(key: str, tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    one, zero = ("1", "0") if key == "0" else ("1.0", "0.0")
+    rows = f"a.jpg,{one},{zero},{zero}\nb.jpg,{zero},{one},{zero}\nc.jpg,{zero},{zero},{one}\n"
+    (tmp_path / "all.csv").write_text(f"image_id,healthy,rust,scab\n{rows}")
+    with pytest.raises(DataError, match=r"a column for each class \(healthy, rust, scab\), of which one is 1"):
+        list_folder(tmp_path / "all.csv")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("Usage", ("Training", "Test"), "says Test, Training: --columns part=Usage divides the images so"),
+        ("my phase", ("train", "dev"), "says dev, train: --columns 'part=my phase' divides the images so"),
+        ("is_valid", ("True", "False"), "is not used: to divide by it, write train, val or test into it"),
+        ("age", ("30", "1"), None),
+    ],
+)
+def test_columns_that_may_be_parts_are_said(
+    column: str, values: tuple[str, str], said: str | None, tmp_path: Path
+) -> None:
+    make(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "all.csv").write_text(f"path,label,{column}\na.jpg,cat,{values[0]}\nb.jpg,dog,{values[1]}\n")
+    first, *rest = list_folder(tmp_path / "all.csv").account.notes
+    assert first.endswith(f"that are not used: {column}")
+    assert rest == [f"the column {column} of {tmp_path / 'all.csv'} {said}"] * (said is not None)
+
+
+def test_what_is_there_is_suggested_for_every_column(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg")
+    (tmp_path / "all.csv").write_text("url,label\nhttp://x/a.jpg,cat\n")
+    with pytest.raises(DataError, match=r"--columns path=url,label=label$"):
+        list_folder(tmp_path / "all.csv")

@@ -27,7 +27,17 @@ from svertka.files import read_json
 
 # What systems and tools leave behind, in lower case; and whatever begins with a dot.
 JUNK = {"__macosx", "@eadir", "#recycle", "lost+found", "$recycle.bin", "recycler", "system volume information"}
-JUNK |= {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__", "found.000"}
+JUNK |= {
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "icon\r",
+    "__pycache__",
+    "found.000",
+    "node_modules",
+    "site-packages",
+    "venv",
+}
 
 # Images in formats that are not read, and raw photographs: many of those are TIFF with only a thumbnail inside.
 UNREAD_SUFFIXES = {

@@ -53,6 +53,7 @@ LIKELY = {
     "label": ("labels", "class", "classes", "category", "target", "species", "breed", "diagnosis", "class_name", "y"),
 }
 UNKNOWN = ("nan", "na", "n/a", "null", "none")  # instead of a group: the image stands by itself
+BOOLEAN = {"true", "false", "0", "1", "yes", "no"}
 TRIED = 64  # rows by which it is found where the images are
 MOST_FOLDERS = 500  # beside a table in which they are looked for
 
@@ -111,8 +112,7 @@ def read_table(file: Path, columns: Mapping[str, str] | None = None) -> Table:
         if separator != ",":
             named = {"\t": "a tab", " ": "a space"}.get(separator, separator)
             notes.append(f"the columns of {file} are separated by {named}")
-    if unused:
-        notes.append(f"columns of {file} that are not used: {shortened(', '.join(unused), 200)}")
+    notes += unused
     if not rows:
         raise DataError(f"{file} has a first line only; write a line of path,label for each image")
     found, where = _found(file, rows)
@@ -170,7 +170,7 @@ def _unreadable(file: Path, error: Exception) -> DataError:
 
 
 def _json_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[Row], list[str]]:
-    """The rows, and the keys that are not used."""
+    """The rows, and what to say of the keys that are not used."""
     objects = list(_json_objects(text, file))
     keys = list(dict.fromkeys(key for _, value in objects for key in value))  # an object may lack some
     meanings = _meanings(keys, columns, file) if objects else {}
@@ -178,7 +178,8 @@ def _json_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[
         _row({meaning: _scalar(value.get(key), key, where) for meaning, key in meanings.items()}, where)
         for where, value in objects
     ]
-    return rows, _unused(keys, meanings)
+    values = {key: {str(value.get(key, "")) for _, value in objects} for key in _unused(keys, meanings)}
+    return rows, _on_unused(values, file)
 
 
 def _json_objects(text: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -211,7 +212,7 @@ def _scalar(value: Any, key: str, where: str) -> str:
 
 
 def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[Row], str, list[str]]:
-    """The rows, the separator of their columns, and the names of those that are not used."""
+    """The rows, the separator of their columns, and what to say of those that are not used."""
     told = text[:5].lower() == "sep=" + text[4:5] and text[5:6] in ("\r", "\n")  # a line that Excel writes
     first = next((line for line in text.splitlines()[told:] if line.strip()), "")
     separator = text[4] if told else _separator(first, columns)
@@ -221,17 +222,24 @@ def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[
             next(lines)
         header = next((line for line in lines if line), [])
         names = [name.strip() for name in header]
+        first_line = lines.line_num
+        numbered = [(lines.line_num, line) for line in lines if any(map(str.strip, line))]  # Excel leaves empty rows
         headless = not columns and _is_row(names, file.parent)
         if headless:
             places = _places_without_header(names)
-            numbered = [(lines.line_num, header)]
+            numbered.insert(0, (first_line, header))
         else:
+            body = [line for _, line in numbered]
+            if not columns and (classes := _one_hot(names, body)):
+                raise DataError(
+                    f"{file} has a column for each class ({few(classes)}), of which one is 1 in each row; write its "
+                    "name into a column label instead"
+                )
             meanings = _meanings(names, columns, file)
             places = {meaning: names.index(column) for meaning, column in meanings.items()}
-            numbered = []
-        numbered += [(lines.line_num, line) for line in lines if line]
+            unused = _on_unused({name: _column(names.index(name), body) for name in _unused(names, meanings)}, file)
         rows = [_cells(line, len(names), places, f"line {number} of {file}") for number, line in numbered]
-        return rows, separator, [] if headless else _unused(names, meanings)
+        return rows, separator, [] if headless else unused
     except csv.Error as error:
         unclosed = "a double quote is not closed" if "end of data" in str(error) else str(error)
         raise DataError(f"line {lines.line_num} of {file} is not CSV: {unclosed}; correct it") from error
@@ -276,6 +284,39 @@ def _unused(names: list[str], meanings: Mapping[str, str]) -> list[str]:
     return [name for name in names if name and name not in meanings.values()]
 
 
+def _column(place: int, lines: Sequence[Sequence[str]]) -> set[str]:
+    """The values in the column at `place`."""
+    return {line[place] for line in lines if len(line) > place}
+
+
+def _on_unused(values: Mapping[str, set[str]], file: Path) -> list[str]:
+    """What to say of columns that are not used, by their `values`."""
+    if not values:
+        return []
+    said = [f"columns of {file} that are not used: {shortened(', '.join(values), 200)}"]
+    for name, found in values.items():
+        words = {value.strip() for value in found} - {""}
+        if words and all(map(part_of, words)):
+            option = quoted("--columns", f"part={name}")
+            said.append(f"the column {name} of {file} says {few(sorted(words))}: {option} divides the images so")
+        elif part_of(name.lower().removeprefix("is_")) and {word.lower() for word in words} <= BOOLEAN:
+            said.append(f"the column {name} of {file} is not used: to divide by it, write train, val or test into it")
+    return said
+
+
+def _one_hot(names: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """The columns of which in each row one is 1 and all others are 0, if there are two or more and none is a label."""
+    lower = {name.lower() for name in names}
+    if not lines or lower & {*KNOWN["label"], *LIKELY["label"]}:
+        return []
+    hot = [name for name in names if _column(names.index(name), lines) <= {"0", "1", "0.0", "1.0"}]
+    places = [names.index(name) for name in hot]
+    is_one = all(
+        sum(float(line[place]) for place in places) == 1 for line in lines if len(line) > max(places, default=0)
+    )
+    return hot if len(hot) > 1 and is_one else []
+
+
 def _meanings(names: list[str], columns: Mapping[str, str], file: Path) -> dict[str, str]:
     """Meaning -> column, of those that `names` holds."""
     lower = {name.lower(): name for name in reversed(names)}
@@ -296,7 +337,7 @@ def _missing(column: str, names: list[str], found: Mapping[str, str], file: Path
     lower = {name.lower(): name for name in reversed(names)}
     guesses = dict(found)
     for meaning, likely in LIKELY.items():
-        guess = next((lower[name] for name in likely if name in lower), None)
+        guess = next((lower[name] for name in (*KNOWN[meaning], *likely) if name in lower), None)
         if meaning not in guesses and guess is not None:
             guesses[meaning] = guess
     pairs = ",".join(f"{meaning}={guesses.get(meaning, 'COLUMN')}" for meaning in ("path", "label"))
