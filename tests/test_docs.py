@@ -1,4 +1,4 @@
-"""The documentation fits in 100 columns, its links lead somewhere, and the files that it names exist."""
+"""The documentation fits in 100 columns, its links lead somewhere, and the files and names in its code exist."""
 
 import re
 from collections import Counter
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from pkgutil import resolve_name
 from urllib.parse import unquote
 
 import pytest
@@ -63,16 +64,28 @@ def broken_links(page: Path) -> list[str]:
     return broken
 
 
+def in_code(page: Path, pattern: str) -> list[str]:
+    """What matches `pattern` in the code spans and code blocks of a page."""
+    kinds = ("code_inline", "fence", "code_block")
+    return [found for token in parsed(page) if token.type in kinds for found in re.findall(pattern, token.content)]
+
+
 def missing_files(page: Path) -> list[str]:
     """The files and folders of this repository that code on a page names and that do not exist."""
-    words = [
-        word
-        for token in parsed(page)
-        if token.type in ("code_inline", "fence", "code_block")
-        for word in re.findall(r"(?<![\w./-])\w+/[\w./-]*", token.content)
-        if word.partition("/")[0] in FOLDERS | PACKAGES
-    ]
-    return [word for word in words if not (ROOT / word).exists() and not (PACKAGE / word).exists()]
+    paths = in_code(page, r"(?<![\w./-])\w+/[\w./-]*")
+    named = [path for path in paths if path.partition("/")[0] in FOLDERS | PACKAGES]
+    return [path for path in named if not (ROOT / path).exists() and not (PACKAGE / path).exists()]
+
+
+def missing_names(page: Path) -> list[str]:
+    """The modules, functions and classes of svertka that code on a page names and that do not exist."""
+    missing = []
+    for name in in_code(page, r"(?<![\w./-])svertka(?:\.[A-Za-z_]\w*)+"):
+        try:
+            resolve_name(name)
+        except (ImportError, AttributeError):
+            missing.append(name)
+    return missing
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if name_of(page) not in WIDER], ids=name_of)
@@ -91,16 +104,23 @@ def test_the_files_it_names_exist(page: Path) -> None:
     assert missing_files(page) == []
 
 
-def test_broken_links_and_missing_files_are_found(tmp_path: Path) -> None:
+@every_page
+def test_the_names_in_its_code_exist(page: Path) -> None:
+    assert missing_names(page) == []
+
+
+def test_what_does_not_exist_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     text = """
 # Of 3×3, `code` & more
 [a](#of-33-code--more) [b](#of-3) [c](other.md) ![d](figures/one.png) [e](https://example.org/none)
 
 `bench/nothing.py` `bench/conv.py` `python bench/other.py photos/cat.jpg` `conv/api/`
+`svertka.conv.conv2d(x)` `svertka.conv.none(x)` `svertka.nothing`
 
     native/no.h runs/demo/
 """
     page.write_text(text, encoding="utf-8")
     assert broken_links(page) == ["#of-3", "other.md", "figures/one.png"]
     assert missing_files(page) == ["bench/nothing.py", "bench/other.py", "conv/api/", "native/no.h"]
+    assert missing_names(page) == ["svertka.conv.none", "svertka.nothing"]
