@@ -1,17 +1,19 @@
-"""svertka: convolutional networks on the machine you have.
+"""Train, evaluate and use convolutional networks on the machine you have.
 
     import svertka
     run = svertka.train("photos/")
     svertka.predict(run, "holiday.jpg")
 
-Each name is imported when it is first used, so that `import svertka` is quick.
+Each name is imported when first used, so that `import svertka` is fast.
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from svertka import conv as conv
+    from svertka import inspection as inspection
     from svertka.classifier import Classifier as Classifier
     from svertka.classifier import predict as predict
     from svertka.compiler.optimize import Optimized as Optimized
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from svertka.serving.serve import serve as serve
     from svertka.training.train import resume as resume
     from svertka.training.train import train as train
+
+    __version__: str
 
 _HOMES = {
     "Classifier": "svertka.classifier",
@@ -49,11 +53,13 @@ _HOMES = {
     "serve": "svertka.serving.serve",
     "train": "svertka.training.train",
 }
-_PACKAGES = ("conv",)
+_PACKAGES = ("conv", "inspection")
 __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("svertka")
     if name in _PACKAGES:
         return import_module(f"svertka.{name}")
     if name not in _HOMES:

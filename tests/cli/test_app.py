@@ -1,15 +1,32 @@
 """The command line as a user meets it: results on stdout, everything else on stderr, never a traceback."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import svertka
 from svertka.cli.app import app, main
 
 VERBS = ("check", "train", "evaluate", "compare", "predict", "look", "locate", "export", "serve", "models", "tune")
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"svertka {svertka.__version__}\n"
+
+
+def test_options_of_train_stand_under_headings_each_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    sections = re.split(r"\n(?=\S[^\n]*:\n)", capsys.readouterr().out)
+    headings = {section.split(":")[0]: section for section in sections[1:]}
+    assert list(headings) == ["Arguments", "Options", "Model and weights", "Data", "Optimization", "Compute", "Output"]
+    assert "SOURCE" in headings["Arguments"]
+    for option, heading in {"--model": "Model and weights", "--lr": "Optimization", "--threads": "Compute"}.items():
+        assert [name for name, text in headings.items() if re.search(rf"^  {option} ", text, re.M)] == [heading]
 
 
 def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:

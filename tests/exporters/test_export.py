@@ -45,7 +45,7 @@ def test_a_run_checks_itself_on_what_it_was_trained_on(
     assert 0 <= said["difference"] < 1e-4
     assert main(["export", str(run.folder), "--to", str(path), "--preprocessing"]) == 0
     out, err = capsys.readouterr()
-    assert "checked in ONNX Runtime on 32 pictures: probabilities within" in out
+    assert "checked in ONNX Runtime on 32 images: probabilities within" in out
     assert err == ""
 
 

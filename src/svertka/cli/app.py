@@ -1,15 +1,18 @@
-"""The one door: verbs in, results out, errors to one sentence and an exit code.
+"""The command line's entry point: runs a command, reports errors in one sentence and sets the exit code.
 
-0 well done · 1 it failed · 2 it was asked for wrongly · 130, 143 or 129 it was stopped, by Ctrl-C, SIGTERM or SIGHUP
+Exit codes: 0 success, 1 failure, 2 usage error; 130, 143 or 129 if stopped by Ctrl-C, SIGTERM or SIGHUP.
 """
 
 import os
 import re
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version as installed_version
 from io import TextIOWrapper
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from svertka.cli.check import check
 from svertka.cli.compare import compare
@@ -30,18 +33,51 @@ from svertka.signals import Request, raising
 from svertka.standard_streams import OutputLostError, guarded
 
 INTERRUPTED = 130
-LONGEST = 300  # characters of a word in a message; names of files have less
+LONGEST = 300  # characters of a word in a message; file names are shorter
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose --help groups options under headings, in plain text."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:  # of click, a copy of which is inside typer
+        """Write arguments, then options by heading; options without a heading come first."""
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            default = "Options" if isinstance(parameter, TyperOption) or parameter.name == "help" else "Arguments"
+            groups.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
+        for heading, records in groups.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"svertka {installed_version('svertka')}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="svertka",
-    help="Train, judge and use convolutional networks on the machine you have.",
-    add_completion=False,
+    help="Train, evaluate and use convolutional networks on the machine you have.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for verb in (check, train, evaluate, compare, predict, look, locate, export, serve, models, tune):
-    app.command()(verb)
+    app.command(cls=GroupedCommand)(verb)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

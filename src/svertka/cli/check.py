@@ -4,18 +4,18 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.option_types import Columns, Group, MaxPixels, pixel_count
+from svertka.cli.option_types import AsJson, Columns, Group, MaxPixels, pixel_count
 from svertka.cli.printing import print_json
 
 
 def check(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="labelled pictures, as for svertka train")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Labeled images, as for svertka train.")],
     columns: Columns = None,
     group: Group = None,
     max_pixels: MaxPixels = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Say what is in a data set and what is wrong with it; nothing is changed.
+    """Report what a dataset contains and what is wrong with it. Nothing is changed.
 
     Example: svertka check photos/
     """

@@ -5,12 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from svertka.cli.option_types import (
+    OUTPUT,
+    AsJson,
     Crops,
+    Device,
     IncludeTraining,
     MaxPixels,
     Overwrite,
     Part,
     Scales,
+    Threads,
     pixel_count,
     whole_numbers,
 )
@@ -26,22 +30,22 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RUN RUN... [SOURCE]",
-            help="run folders, or networks with weights: resnet50:imagenet; then labelled pictures, as for svertka "
-            "train: unset, those that all the runs were trained on",
+            help="Run folders, or networks with weights, such as resnet50:imagenet; then labeled images, as for "
+            "svertka train (default: the SOURCE that all the runs were trained on).",
         ),
     ],
     crops: Crops = "1",
     scales: Scales = None,
     part: Part = None,
     include_training: IncludeTraining = False,
-    output: Annotated[str | None, typer.Option(help="an HTML file to write the comparison into")] = None,
+    output: Annotated[str | None, typer.Option(help="HTML file for the comparison.", rich_help_panel=OUTPUT)] = None,
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Say which of several runs errs least on the same pictures, how sure that is, and what each takes.
+    """Compare runs on the same images: their errors, whether these differ significantly, and their speed.
 
     Example: svertka compare runs/photos-resnet18 runs/photos-vgg16 --output comparison.html
     """
@@ -83,7 +87,7 @@ def _p(p: float) -> str:
 
 
 def _rest(one: "Contender") -> tuple[str, ...]:
-    """How it differs from the first, and what it takes."""
+    """Format the difference from the first run, the size and the speed."""
     costs = f"{one.parameters:,}", f"{one.multiply_adds:,}"
     speed = f"{1000 * one.speed.seconds:.2f}", f"{one.speed.per_second:,.0f}"
     if one.difference is None:

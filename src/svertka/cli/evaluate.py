@@ -5,13 +5,18 @@ from typing import Annotated
 import typer
 
 from svertka.cli.option_types import (
+    OUTPUT,
+    RUN_HELP,
+    AsJson,
     Columns,
     Crops,
+    Device,
     IncludeTraining,
     MaxPixels,
     Overwrite,
     Part,
     Scales,
+    Threads,
     pixel_count,
     whole_numbers,
 )
@@ -21,24 +26,22 @@ from svertka.cli.printing import print_json, print_line, print_table
 def evaluate(
     run: Annotated[
         list[str],
-        typer.Argument(
-            metavar="RUN...", help="a run folder, or a network with weights: resnet50:imagenet; of several, the mean"
-        ),
+        typer.Argument(metavar="RUN...", help=f"{RUN_HELP} Several runs are judged by their mean probability."),
     ],
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="labelled pictures, as for svertka train")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Labeled images, as for svertka train.")],
     crops: Crops = "1",
     scales: Scales = None,
     part: Part = None,
     include_training: IncludeTraining = False,
-    output: Annotated[str | None, typer.Option(help="an HTML file to write a report into")] = None,
+    output: Annotated[str | None, typer.Option(help="HTML file for the report.", rich_help_panel=OUTPUT)] = None,
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
     columns: Columns = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Say how often the network of a run, or the mean of several, is right on labelled pictures.
+    """Measure the error of a run, or of the mean of several, on labeled images.
 
     Example: svertka evaluate runs/photos-resnet18 runs/photos-vgg16 photos/ --crops 10
     """

@@ -4,31 +4,29 @@ from typing import Annotated
 
 import typer
 
+from svertka.cli.option_types import AsJson, Overwrite, RunArgument
 from svertka.cli.printing import print_json, print_line
 
 
 def export(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="a run folder, or a network with weights: resnet50:imagenet")
-    ],
+    run: RunArgument,
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[IMAGE]...", help="pictures or folders to check the file on; unset: some that RUN was trained on"
+            metavar="[IMAGE]...", help="Images to check the file on (default: some of the images RUN was trained on)."
         ),
     ] = None,
     to: Annotated[
-        str, typer.Option(help="model.onnx, or folder/: weights, config.json and a model card")
+        str, typer.Option(help="An .onnx file, or folder/ for weights, config.json and a model card.")
     ] = "model.onnx",
     preprocessing: Annotated[
-        bool, typer.Option("--preprocessing", help="put it into the file: uint8 RGB in, probabilities out")
+        bool,
+        typer.Option("--preprocessing", help="Include the preprocessing in the file: uint8 RGB in, probabilities out."),
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="write over what is there, even if svertka did not make it")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Write a network as an ONNX file, checked against the original, or as a folder to publish.
+    """Export a network as an ONNX file, checked against the original, or as a folder to publish.
 
     Example: svertka export runs/photos-resnet18 --to model.onnx
     """
@@ -41,4 +39,4 @@ def export(
     print_line(f"{written.path}, {written.bytes / 1e6:.1f} MB")
     if written.pictures:
         what = "probabilities" if preprocessing else "logits"
-        print_line(f"checked in ONNX Runtime on {written.pictures} pictures: {what} within {written.difference:.1g}")
+        print_line(f"checked in ONNX Runtime on {written.pictures} images: {what} within {written.difference:.1g}")

@@ -5,31 +5,45 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.option_types import IncludeTraining, MaxPixels, Overwrite, pixel_count
+from svertka.cli.option_types import (
+    EVALUATION,
+    OUTPUT,
+    AsJson,
+    Device,
+    Images,
+    IncludeTraining,
+    MaxPixels,
+    Overwrite,
+    RunArgument,
+    Threads,
+    pixel_count,
+)
 from svertka.cli.printing import print_json, print_line, print_table
 from svertka.escaping import printable
 
 
 def locate(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="a run folder, or a network with weights: resnet50:imagenet")
-    ],
-    images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="pictures, folders of them, or .npy arrays of uint8")
-    ],
+    run: RunArgument,
+    images: Images,
     boxes: Annotated[
-        str | None, typer.Option(help="where things are: VOC .xml files in a folder, COCO .json or .csv; to judge by")
+        str | None,
+        typer.Option(
+            help="Bounding boxes to judge by: a folder of VOC .xml files, a COCO .json or a .csv.",
+            rich_help_panel=EVALUATION,
+        ),
     ] = None,
     include_training: IncludeTraining = False,
-    top: Annotated[int, typer.Option(min=1, help="classes for each picture")] = 1,
-    output: Annotated[str | None, typer.Option(help="a folder for overlays and a page that shows them")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 1,
+    output: Annotated[
+        str | None, typer.Option(help="Folder for overlays and a page that shows them.", rich_help_panel=OUTPUT)
+    ] = None,
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Say where in pictures their classes are; any classifier will do, one trained with --boxes does best.
+    """Locate classes in images. Any classifier works; one trained with --boxes works best.
 
     Example: svertka locate runs/photos-efficientnet_lite0 album/ --output found
     """
@@ -60,7 +74,7 @@ def locate(
             for sight in found.classes
         ]
         if rows:
-            print_table([("picture", "class", "score", "left", "top", "right", "bottom"), *rows], right="23456")
+            print_table([("image", "class", "score", "left", "top", "right", "bottom"), *rows], right="23456")
         if located.judgement:
             print_line(in_words(located.judgement))
         if located.page:

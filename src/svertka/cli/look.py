@@ -4,29 +4,41 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.option_types import IncludeTraining, MaxPixels, pixel_count
+from svertka.cli.option_types import (
+    OUTPUT,
+    AsJson,
+    Device,
+    IncludeTraining,
+    MaxPixels,
+    RunArgument,
+    Threads,
+    pixel_count,
+)
 from svertka.cli.printing import print_json, print_line
 
 
 def look(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="a run folder, or a network with weights: resnet50:imagenet")
-    ],
+    run: RunArgument,
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[SOURCE]", help="pictures, as for svertka train; unset: those that RUN was tested on"),
+        typer.Argument(metavar="[SOURCE]", help="Images, as for svertka train (default: those RUN was tested on)."),
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="their names, with commas; unset: every convolution")] = None,
-    units: Annotated[int | None, typer.Option(help="of each layer, the first; unset: all")] = None,
-    pictures: Annotated[int | None, typer.Option(help="as many, drawn at random; unset: all")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Names of layers, separated by commas (default: every convolution).")
+    ] = None,
+    units: Annotated[int | None, typer.Option(help="Number of units per layer (default: all).")] = None,
+    pictures: Annotated[int | None, typer.Option(help="Number of images, drawn at random (default: all).")] = None,
     include_training: IncludeTraining = False,
-    output: Annotated[str | None, typer.Option(help="the folder; unset: RUN/atlas, or atlas-NAME")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(help="Folder for the atlas (default: RUN/atlas, or atlas-NAME).", rich_help_panel=OUTPUT),
+    ] = None,
     max_pixels: MaxPixels = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Make an atlas of a network: a page that shows what each of its units looks for in your pictures.
+    """Build an atlas of a network: pages that show what each unit responds to in your images.
 
     Example: svertka look runs/digits-lenet5
     """
@@ -49,7 +61,5 @@ def look(
         print_json(atlas.as_json())
         return
     dead = f", {atlas.dead:,} dead" if atlas.dead else ""
-    print(
-        f"{atlas.layers} layers, {atlas.units:,} units{dead}, {atlas.pictures:,} pictures; {atlas.bytes / 1e6:.1f} MB"
-    )
+    print(f"{atlas.layers} layers, {atlas.units:,} units{dead}, {atlas.pictures:,} images; {atlas.bytes / 1e6:.1f} MB")
     print_line(f"open {atlas.page}")

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from svertka.cli.option_types import AsJson
 from svertka.cli.printing import print_json, print_table
 
 if TYPE_CHECKING:
@@ -11,10 +12,12 @@ if TYPE_CHECKING:
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="one network, layer by layer; unset: all")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Network to print layer by layer (default: list all).")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """List the networks that can be trained, with their size and source, or the layers of one.
+    """List the available networks with their size and source, or the layers of one.
 
     Example: svertka models vgg16
     """
@@ -31,7 +34,7 @@ def models(
             plainest = _errors(one["published"][0]) if one["published"] else ("",) * 4
             rows.append((one["name"], *counts, "×".join(map(str, one["input"])), *plainest, one["source"]))
         print_table(rows, right="1245")
-        print("top-1, top-5: the error that is reported, %; `svertka models NAME` lists all that is, and where")
+        print("top-1, top-5: reported error, %; svertka models NAME lists all reported errors and their sources")
         return
     model = registry.find_model(name)
     trace = registry.trace_model(model)
@@ -40,7 +43,7 @@ def models(
         return
     print(f"{name} on {'×'.join(map(str, model.input_shape))} pixels: {model.source}")
     if reported := registry.describe(model)["published"]:
-        print("\nErrors that are reported, %")
+        print("\nReported errors, %")
         header = ("top-1", "top-5", "crops", "of", "source", "note")
         print_table([header, *((*_errors(one), one["source"], one["note"]) for one in reported)], right="01")
         print()
@@ -48,13 +51,13 @@ def models(
 
 
 def _errors(figure: dict[str, Any]) -> tuple[str, str, str, str]:
-    """Top-1 and top-5 error, per cent, how and on what they were measured."""
+    """Format top-1 and top-5 error in percent, the protocol and the dataset."""
     top1, top5 = ("" if figure[key] is None else str(figure[key]) for key in ("top1_error", "top5_error"))
     return top1, top5, figure["protocol"], figure["dataset"]
 
 
 def _layer_table(trace: "Trace") -> list[tuple[str, ...]]:
-    """A row for each layer, for each kind that has any parameters or multiply-adds, and for the whole."""
+    """Build a row per layer, a row per kind with parameters or multiply-adds, and a row of totals."""
     header = ("layer", "kind", "output", "parameters", "%", "multiply-adds", "%", "receptive field")
 
     def sums(parameters: int, multiply_adds: int) -> tuple[str, str, str, str]:
@@ -77,7 +80,7 @@ def _layer_table(trace: "Trace") -> list[tuple[str, ...]]:
 
 
 def _seen(layer: "Layer") -> str:
-    """Pixels a side, or "all" where a unit sees every pixel and no number would say more."""
+    """Format the receptive field in pixels per side, or "all" if every unit sees the whole image."""
     if all(field.whole and field.grid is None for field in layer.fields):
         return "all"
     extents = [str(field.extent) for field in layer.fields]

@@ -1,4 +1,4 @@
-"""What verbs take from the command line."""
+"""Arguments and options that several commands share, and parsers of their values."""
 
 from typing import Annotated
 
@@ -8,53 +8,80 @@ from svertka.errors import UsageError
 
 MOST_GIGABYTES = 1_000_000
 
-# Options of all verbs that judge.
+RUN_HELP = "A run folder, or a network with weights, such as resnet50:imagenet."
+IMAGES_HELP = "Image files, folders of images, or .npy arrays of uint8."
+
+# Headings under which --help groups options.
+EVALUATION, DATA, COMPUTE, OUTPUT = "Evaluation", "Data", "Compute", "Output"
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
+Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help=IMAGES_HELP)]
+
 Crops = Annotated[
     str,
-    typer.Option(help="1 (the centre), 10 (AlexNet's) or 144 (GoogLeNet's) crops a picture, or dense (VGG's): all"),
+    typer.Option(
+        help="Crops per image: 1 (center), 10 (as AlexNet), 144 (as GoogLeNet), or dense (as VGG and ResNet).",
+        rich_help_panel=EVALUATION,
+    ),
 ]
 Scales = Annotated[
-    str | None, typer.Option(help="lengths of the shorter side, pixels, such as 256,288; unset: the paper's")
+    str | None,
+    typer.Option(
+        help="Lengths of the shorter side in pixels, such as 256,288 (default: the paper's).",
+        rich_help_panel=EVALUATION,
+    ),
 ]
 Part = Annotated[
     str | None,
     typer.Option(
-        help="train, val, test, or all but what trained the run; unset: test, else val, else all; and new ones"
+        help="Part to judge: train, val, test, or all (default: test, else val, else all). Images that the run was "
+        "trained on are left out.",
+        rich_help_panel=EVALUATION,
     ),
 ]
 IncludeTraining = Annotated[
-    bool, typer.Option("--include-training", help="judge by images that the run was trained on, too")
+    bool,
+    typer.Option("--include-training", help="Include images that the run was trained on.", rich_help_panel=EVALUATION),
 ]
 
-
-# Of all verbs that take a SOURCE.
 Columns = Annotated[
     str | None,
-    typer.Option(help="of a SOURCE that is a table: path=COLUMN,label=COLUMN, where they are called otherwise"),
+    typer.Option(
+        help="Which columns of a table hold what, such as path=file,label=class.",
+        rich_help_panel=DATA,
+    ),
 ]
-
 Group = Annotated[
     str | None,
     typer.Option(
-        metavar="REGEX", help="keep images together whose file names it matches alike, such as '(patient[0-9]+)'"
+        metavar="REGEX",
+        help="Keep images in one part if REGEX finds the same text in their file names, such as '(patient[0-9]+)'.",
+        rich_help_panel=DATA,
     ),
 ]
-
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="write over what is at --output, even if svertka did not make it")
-]
-
 MaxPixels = Annotated[
     str | None,
     typer.Option(
         metavar="PIXELS",
-        help="largest picture that is read, such as 200M (default: 100M); JPEGs are read reduced beyond",
+        help="Largest image to read, such as 200M (default: 100M). Larger JPEGs are decoded at reduced size.",
+        rich_help_panel=DATA,
     ),
 ]
 
+Device = Annotated[str, typer.Option(help="Device: auto, cpu or cuda.", rich_help_panel=COMPUTE)]
+Threads = Annotated[int | None, typer.Option(help="CPU threads (default: all cores).", rich_help_panel=COMPUTE)]
+
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Overwrite existing files, even if svertka did not write them.", rich_help_panel=OUTPUT
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
+
 
 def pixel_count(text: str | None) -> int | None:
-    """The number of "200000000", "200M" or "0.2G", given as --max-pixels; None for None."""
+    """Parse the value of --max-pixels, such as "200000000", "200M" or "0.2G"; None gives None."""
     if text is None:
         return None
     units = {"k": 1e3, "m": 1e6, "g": 1e9}
@@ -69,7 +96,7 @@ def pixel_count(text: str | None) -> int | None:
 
 
 def whole_numbers(option: str, text: str | None) -> list[int] | None:
-    """The numbers of "256,288", given as `option`; None for None."""
+    """Parse whole numbers separated by commas, the value of `option`; None gives None."""
     if text is None:
         return None
     try:
@@ -79,7 +106,7 @@ def whole_numbers(option: str, text: str | None) -> list[int] | None:
 
 
 def gigabytes(option: str, number: float | None) -> int | None:
-    """Bytes of `number` gigabytes, given as `option`; None for None."""
+    """Convert the value of `option` from gigabytes to bytes; None gives None."""
     if number is None:
         return None
     if not 0 <= number <= MOST_GIGABYTES:

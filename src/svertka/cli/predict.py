@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from svertka.cli.option_types import MaxPixels, pixel_count
+from svertka.cli.option_types import OUTPUT, AsJson, Device, Images, MaxPixels, RunArgument, Threads, pixel_count
 from svertka.cli.printing import json_text, print_line, print_table
 from svertka.escaping import csv_cell, csv_path, printable
 
@@ -19,20 +19,18 @@ Write = Callable[[Batch], None]
 
 
 def predict(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="a run folder, or a network with weights: resnet50:imagenet")
-    ],
-    images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="pictures, folders of them, or .npy arrays of uint8")
-    ],
-    top: Annotated[int, typer.Option(min=1, help="names for each picture")] = 5,
+    run: RunArgument,
+    images: Images,
+    top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
     max_pixels: MaxPixels = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="print rows of path, rank, name, probability, error")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV: path, rank, name, probability, error.", rich_help_panel=OUTPUT)
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Name what is in pictures; each row is printed as soon as it is known.
+    """Classify images. Each row is printed as soon as it is computed.
 
     Example: svertka predict runs/photos-resnet20 holiday.jpg album/
     """
@@ -54,7 +52,7 @@ def predict(
 
 @contextmanager
 def _json_form() -> Iterator[Write]:
-    """One JSON list, whole even where it is stopped."""
+    """Write one JSON list, complete even if the command is interrupted."""
     written = 0
 
     def write(batch: Batch) -> None:
@@ -73,7 +71,7 @@ def _json_form() -> Iterator[Write]:
 
 @contextmanager
 def _csv_form() -> Iterator[Write]:
-    """A row a name; one of path and error for a picture that cannot be read."""
+    """Write one CSV row per class, or one row with the error for an image that cannot be read."""
     table = csv.writer(sys.stdout, lineterminator="\n")
     is_begun = False
 
@@ -94,7 +92,7 @@ def _csv_form() -> Iterator[Write]:
 
 @contextmanager
 def _table_form() -> Iterator[Write]:
-    """A row a picture, the best name first; columns grow where a later batch needs it."""
+    """Write one row per image, the most probable class first. Columns widen as later batches need."""
     widths: list[int] = []
 
     def write(batch: Batch) -> None:

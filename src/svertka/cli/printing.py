@@ -1,4 +1,4 @@
-"""What verbs print on stdout; names and paths of any origin are made printable first."""
+"""Printing on stdout: JSON, lines and tables, with control characters escaped."""
 
 import json
 import math
@@ -7,16 +7,16 @@ from typing import Any
 
 from svertka.escaping import printable
 
-WIDEST = 72  # characters to which a column is filled; one long path must not spread all rows
+WIDEST = 72  # characters; one long path must not widen every row
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON value, and nothing else; ASCII, so that any name survives any terminal."""
+    """Print one JSON value in ASCII, so that any name survives any terminal."""
     print(json_text(value))
 
 
 def json_text(value: Any) -> str:
-    """`value` as JSON that every reader takes: null for numbers that are not finite, escapes for bytes without text."""
+    """Return `value` as strict JSON: null for NaN and infinity, escapes for bytes that are not UTF-8."""
     return json.dumps(_readable(value), indent=2, allow_nan=False)
 
 
@@ -26,9 +26,12 @@ def print_line(text: str) -> None:
 
 
 def print_table(rows: Sequence[Sequence[str]], right: str = "", widths: Sequence[int] = ()) -> list[int]:
-    """Print rows of equal length in columns as wide as they must be, up to WIDEST, and return how wide that was.
+    """Print rows of equal length in aligned columns and return the column widths.
 
-    `right`: the columns that are set flush right. `widths`: how wide they are at least.
+    Args:
+        rows: rows of equal length.
+        right: digits of the columns to align right.
+        widths: least width of each column, characters; columns grow up to WIDEST.
     """
     shown = [[printable(cell) for cell in row] for row in rows]
     least = [*widths, *[0] * len(shown[0])]

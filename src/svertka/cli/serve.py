@@ -4,28 +4,26 @@ from typing import Annotated
 
 import typer
 
+from svertka.cli.option_types import Device, Threads
 from svertka.cli.printing import print_json, print_line
 
 
 def serve(
     run: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="run folders, or networks with weights: resnet50:imagenet")
+        list[str],
+        typer.Argument(metavar="RUN...", help="Run folders, or networks with weights, such as resnet50:imagenet."),
     ],
-    host: Annotated[
-        str, typer.Option(help="the address to listen on; beyond this machine a token is needed, which is printed")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
-    root_path: Annotated[
-        str, typer.Option(help="the path under which a proxy shows the server, such as /svertka")
-    ] = "",
+    host: Annotated[str, typer.Option(help="Address to bind to. Remote clients need the printed token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000,
+    device: Device = "auto",
+    threads: Threads = None,
+    root_path: Annotated[str, typer.Option(help="Path prefix behind a proxy, such as /svertka.")] = "",
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="a further name of the server, such as its proxy's; may be repeated")
+        list[str] | None, typer.Option(help="Additional host name to accept, such as a proxy's; may be repeated.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the address as JSON as soon as it answers")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON once the server answers.")] = False,
 ) -> None:
-    """Name pictures on a page, and for programs over HTTP, until Ctrl-C.
+    """Serve predictions on a web page and over HTTP until Ctrl-C.
 
     Example: svertka serve runs/photos-resnet18
     """

@@ -6,10 +6,24 @@ from typing import Annotated, Any
 
 import typer
 
-from svertka.cli.option_types import Columns, Group, MaxPixels, gigabytes, pixel_count
+from svertka.cli.option_types import (
+    COMPUTE,
+    DATA,
+    OUTPUT,
+    AsJson,
+    Columns,
+    Device,
+    Group,
+    MaxPixels,
+    Threads,
+    gigabytes,
+    pixel_count,
+)
 from svertka.cli.printing import print_json, print_line
 from svertka.errors import UsageError
 from svertka.escaping import command
+
+MODEL, OPTIMIZATION = "Model and weights", "Optimization"
 
 
 def train(
@@ -17,90 +31,177 @@ def train(
         str | None,
         typer.Argument(
             metavar="SOURCE",
-            help="digits, mnist, fashion-mnist, cifar10, cifar100, a folder of pictures, or a CSV file",
+            help="digits, mnist, fashion-mnist, cifar10, cifar100, a folder of images, or a table that labels images.",
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="a network; see: svertka models")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Network to train; svertka models lists them.", rich_help_panel=MODEL)
+    ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="to start from: imagenet, bundled, a run folder, or a .safetensors or .pth file")
-    ] = None,
-    recipe: Annotated[str | None, typer.Option(help="a named recipe; unset: what suits the source")] = None,
-    boxes: Annotated[
         str | None,
-        typer.Option(help="where objects are (a folder of VOC .xml, COCO .json, .csv): learn from patches"),
+        typer.Option(
+            help="Weights to start from: imagenet, bundled, a run folder, or a .safetensors or .pth file.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
-    output: Annotated[str | None, typer.Option(help="the run folder; unset: a free name under runs/")] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(help="a run folder to continue; SOURCE is then only needed if its pictures were moved"),
+    recipe: Annotated[
+        str | None, typer.Option(help="Named recipe (default: the one for SOURCE).", rich_help_panel=MODEL)
     ] = None,
     unfreeze: Annotated[
         str | None,
-        typer.Option(help="what learns of trained weights: head, last, a number of stages below it, a stage, or all"),
+        typer.Option(
+            help="Layers to train when starting from weights: head, last, a number of stages below the head, a stage's "
+            "name, or all.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help="the last layer: linear, cosine or adaptation; computed: logistic, nearest-mean")
+        str | None,
+        typer.Option(
+            help="Last layer: linear, cosine or adaptation; in closed form: logistic or nearest-mean.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="passes over the training pictures")] = None,
-    time: Annotated[str | None, typer.Option(help="as many epochs as fit into 90s, 10m or 1.5h")] = None,
-    lr: Annotated[str | None, typer.Option(help="the highest learning rate, or: find")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="pictures a step")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd or adamw")] = None,
-    schedule: Annotated[str | None, typer.Option(help="constant, step, plateau, cosine or polynomial")] = None,
-    warmup: Annotated[float | None, typer.Option(help="epochs over which the rate rises")] = None,
-    momentum: Annotated[float | None, typer.Option(help="0 to below 1")] = None,
-    nesterov: Annotated[bool | None, typer.Option(help="Nesterov's momentum")] = None,
-    weight_decay: Annotated[float | None, typer.Option()] = None,
-    label_smoothing: Annotated[float | None, typer.Option(help="0 to below 1")] = None,
-    clip: Annotated[float | None, typer.Option(help="largest norm of the gradient")] = None,
-    accumulate: Annotated[int | None, typer.Option(help="parts in which a batch is computed, to save memory")] = None,
-    class_weights: Annotated[bool | None, typer.Option(help="weigh rare classes more")] = None,
-    early_stop: Annotated[int | None, typer.Option(help="stop after so many epochs without a better val error")] = None,
-    augment: Annotated[bool, typer.Option(help="change the training pictures at random, as the recipe says")] = True,
-    stage_rate: Annotated[float | None, typer.Option(help="times lr, for each stage further below the head")] = None,
-    gradual: Annotated[bool | None, typer.Option(help="one more stage learns each epoch, from the head down")] = None,
     initial: Annotated[
-        str | None, typer.Option(help="first weights: gaussian, glorot or he; unset: the network's own")
+        str | None,
+        typer.Option(
+            help="Weight initialization: gaussian, glorot or he (default: the network's own).", rich_help_panel=MODEL
+        ),
     ] = None,
-    bfloat16: Annotated[
-        bool | None, typer.Option(help="on the processor, if it multiplies bfloat16 itself: faster, less exact")
+    size: Annotated[
+        int | None, typer.Option(help="Height and width of the network's input, pixels.", rich_help_panel=MODEL)
     ] = None,
-    size: Annotated[int | None, typer.Option(help="side of the network's input, pixels")] = None,
+    boxes: Annotated[
+        str | None,
+        typer.Option(
+            help="Bounding boxes: a folder of VOC .xml files, a COCO .json or a .csv. Trains on patches.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     fit: Annotated[
         str | None,
         typer.Option(
-            help="how pictures become square: crop (to the centre), pad or squeeze; unset: as the weights, or crop"
+            help="How to make images square: crop, pad or squeeze (default: as the weights, else crop).",
+            rich_help_panel=DATA,
         ),
     ] = None,
-    val: Annotated[float, typer.Option(help="share taken for val where the source has no val part")] = 0.1,
-    test: Annotated[float, typer.Option(help="share taken for test where the source has no test part")] = 0.0,
-    group: Group = None,
-    seed: Annotated[int, typer.Option(help="of weights, order and augmentation")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
-    accelerate: Annotated[
-        bool, typer.Option(help="compute convolutions with the fastest algorithm for each, on the processor")
+    augment: Annotated[
+        bool, typer.Option(help="Apply the recipe's random augmentations.", rich_help_panel=DATA)
     ] = True,
-    prefetch: Annotated[
-        bool | None, typer.Option(help="prepare batches ahead in a thread; unset: where it pays")
-    ] = None,
-    cache: Annotated[bool, typer.Option(help="compute what is frozen once, and store it")] = True,
-    variants: Annotated[
-        int | None, typer.Option(help="of each augmented picture that are stored; unset: as many as pay")
-    ] = None,
-    half_features: Annotated[bool, typer.Option("--half-features", help="store features as float16")] = False,
-    cache_limit: Annotated[
-        float | None, typer.Option(help="decoded pictures kept on disk, and features, each, GB")
-    ] = None,
-    max_pixels: MaxPixels = None,
+    val: Annotated[
+        float, typer.Option(help="Share held out for validation if SOURCE has no val part.", rich_help_panel=DATA)
+    ] = 0.1,
+    test: Annotated[
+        float, typer.Option(help="Share held out for testing if SOURCE has no test part.", rich_help_panel=DATA)
+    ] = 0.0,
     repeats: Annotated[
-        int | None, typer.Option(help="train on so many divisions of the pictures, for a confidence interval")
+        int | None,
+        typer.Option(help="Train on this many random splits and report a confidence interval.", rich_help_panel=DATA),
     ] = None,
+    group: Group = None,
     columns: Columns = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write for TensorBoard too")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    max_pixels: MaxPixels = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the training set.", rich_help_panel=OPTIMIZATION)
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(help="Train for as many epochs as fit into 90s, 10m or 1.5h.", rich_help_panel=OPTIMIZATION),
+    ] = None,
+    lr: Annotated[
+        str | None, typer.Option(help="Highest learning rate, or find.", rich_help_panel=OPTIMIZATION)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.", rich_help_panel=OPTIMIZATION)] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd or adamw.", rich_help_panel=OPTIMIZATION)] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="Learning rate schedule: constant, step, plateau, cosine or polynomial.", rich_help_panel=OPTIMIZATION
+        ),
+    ] = None,
+    warmup: Annotated[float | None, typer.Option(help="Warm-up, epochs.", rich_help_panel=OPTIMIZATION)] = None,
+    momentum: Annotated[
+        float | None, typer.Option(help="Momentum, at least 0 and below 1.", rich_help_panel=OPTIMIZATION)
+    ] = None,
+    nesterov: Annotated[bool | None, typer.Option(help="Nesterov momentum.", rich_help_panel=OPTIMIZATION)] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay.", rich_help_panel=OPTIMIZATION)] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="Label smoothing, at least 0 and below 1.", rich_help_panel=OPTIMIZATION)
+    ] = None,
+    clip: Annotated[
+        float | None, typer.Option(help="Largest norm of the gradient.", rich_help_panel=OPTIMIZATION)
+    ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(help="Compute each batch in this many parts, to save memory.", rich_help_panel=OPTIMIZATION),
+    ] = None,
+    class_weights: Annotated[
+        bool | None, typer.Option(help="Weight classes by inverse frequency.", rich_help_panel=OPTIMIZATION)
+    ] = None,
+    early_stop: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop after this many epochs without a lower validation error.", rich_help_panel=OPTIMIZATION
+        ),
+    ] = None,
+    stage_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Factor of the learning rate for each stage further below the head.", rich_help_panel=OPTIMIZATION
+        ),
+    ] = None,
+    gradual: Annotated[
+        bool | None,
+        typer.Option(help="Unfreeze one more stage each epoch, from the head down.", rich_help_panel=OPTIMIZATION),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Seed of weights, order and augmentation.", rich_help_panel=OPTIMIZATION)
+    ] = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+    accelerate: Annotated[
+        bool,
+        typer.Option(help="On the CPU, use the fastest algorithm for each convolution.", rich_help_panel=COMPUTE),
+    ] = True,
+    bfloat16: Annotated[
+        bool | None,
+        typer.Option(
+            help="Multiply in bfloat16 on CPUs with AVX512-BF16: faster, less precise.", rich_help_panel=COMPUTE
+        ),
+    ] = None,
+    prefetch: Annotated[
+        bool | None,
+        typer.Option(help="Prepare batches in a background thread (default: if faster).", rich_help_panel=COMPUTE),
+    ] = None,
+    cache: Annotated[
+        bool, typer.Option(help="Compute the features of frozen layers once and store them.", rich_help_panel=COMPUTE)
+    ] = True,
+    variants: Annotated[
+        int | None,
+        typer.Option(
+            help="Stored augmented variants of each image (default: as many as save time).", rich_help_panel=COMPUTE
+        ),
+    ] = None,
+    half_features: Annotated[
+        bool, typer.Option("--half-features", help="Store features as float16.", rich_help_panel=COMPUTE)
+    ] = False,
+    cache_limit: Annotated[
+        float | None,
+        typer.Option(help="Disk space for decoded images, and for features, GB each.", rich_help_panel=COMPUTE),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Run folder (default: a free name under runs/).", rich_help_panel=OUTPUT)
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="Run folder to continue. Give SOURCE only if its images have moved.", rich_help_panel=OUTPUT),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard logs.", rich_help_panel=OUTPUT)
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Train a network on pictures and leave a run folder with its report.
+    """Train a network and write a run folder with its weights, history and report.
 
     Example: svertka train photos/ --time 10m
     """
@@ -120,55 +221,11 @@ def train(
             )
         run = job.resume(resume, source, boxes=boxes, tensorboard=tensorboard)
     else:
-        changes = {
-            "unfreeze": unfreeze,
-            "head": head,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "optimizer": optimizer,
-            "schedule": schedule,
-            "warmup": warmup,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "weight_decay": weight_decay,
-            "label_smoothing": label_smoothing,
-            "clip": clip,
-            "accumulate": accumulate,
-            "class_weights": class_weights,
-            "early_stop": early_stop,
-            "stage_rate": stage_rate,
-            "gradual": gradual,
-            "initial": initial,
-            "bfloat16": bfloat16,
-        }
-        options: dict[str, Any] = dict(
-            model=model,
-            weights=weights,
-            recipe=recipe,
-            boxes=boxes,
-            output=output,
-            time_budget=time,
-            lr=lr,
-            augment=augment,
-            size=size,
-            fit=fit,
-            val=val,
-            test=test,
-            group=group,
-            seed=seed,
-            device=device,
-            threads=threads,
-            accelerate=accelerate,
-            prefetch=prefetch,
-            cache=cache,
-            variants=variants,
-            half_features=half_features,
-            cache_limit=gigabytes("--cache-limit", cache_limit),
-            columns=columns,
-            max_pixels=pixel_count(max_pixels),
-            tensorboard=tensorboard,
-            **{name: value for name, value in changes.items() if value is not None},
-        )
+        options = {name: value for name, value in given.items() if name not in NOT_FOR_TRAIN}
+        options |= {name: given[name] for name in RECIPE_OPTIONS if given[name] is not None}
+        options["time_budget"] = time
+        options["cache_limit"] = gigabytes("--cache-limit", cache_limit)
+        options["max_pixels"] = pixel_count(max_pixels)
         if repeats is not None:
             _repeat(str(source), repeats, options, as_json=as_json)
             return
@@ -188,6 +245,8 @@ def train(
     for warning in run.settings()["account"].get("warnings", ()):
         print_line(f"warning: {warning}")
     print_line(f"the run is in {run.folder}; open {run.report}")
+    for verb, *arguments in (("predict", "IMAGE..."), ("look",), ("serve",)):
+        print_line(f"next: {command(verb, run.folder)} {' '.join(arguments)}".rstrip())
 
 
 def _repeat(source: str, repeats: int, options: dict[str, Any], *, as_json: bool) -> None:
@@ -206,4 +265,10 @@ def _repeat(source: str, repeats: int, options: dict[str, Any], *, as_json: bool
 
 PARTS = {"val": "val_error", "test": "test_error"}
 RESUMABLE = ("source", "resume", "boxes", "tensorboard", "as_json")
+RECIPE_OPTIONS = (
+    "unfreeze", "head", "epochs", "batch_size", "optimizer", "schedule", "warmup", "momentum", "nesterov",
+    "weight_decay", "label_smoothing", "clip", "accumulate", "class_weights", "early_stop", "stage_rate", "gradual",
+    "initial", "bfloat16",
+)  # fmt: skip
+NOT_FOR_TRAIN = {"source", "resume", "time", "repeats", "as_json", *RECIPE_OPTIONS}
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from svertka.cli.option_types import AsJson, Threads
 from svertka.cli.printing import print_json, print_table
 from svertka.errors import UsageError
 
@@ -12,20 +13,24 @@ if TYPE_CHECKING:
 
 
 def tune(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="a network; see: svertka models")] = None,
-    batch: Annotated[int, typer.Option(help="pictures at once")] = 16,
-    size: Annotated[int | None, typer.Option(help="side of the pictures, pixels; unset: the paper's")] = None,
-    shape: Annotated[str | None, typer.Option(help="of one convolution's input, instead of NAME: 16,64,56,56")] = None,
-    weight: Annotated[str | None, typer.Option(help="shape of its weights: 64,64,3,3")] = None,
-    stride: Annotated[int, typer.Option(help="of that convolution")] = 1,
-    padding: Annotated[int, typer.Option(help="of that convolution, zeros on each side")] = 0,
-    dilation: Annotated[int, typer.Option(help="of that convolution")] = 1,
-    groups: Annotated[int, typer.Option(help="of that convolution")] = 1,
-    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="of bfloat16 tensors, in place of float32")] = False,
-    threads: Annotated[int | None, typer.Option(help="of the processor; unset: all cores")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Network; svertka models lists them.")] = None,
+    batch: Annotated[int, typer.Option(help="Batch size.")] = 16,
+    size: Annotated[
+        int | None, typer.Option(help="Height and width of the input, pixels (default: the paper's).")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Input shape of a single convolution, instead of NAME, such as 16,64,56,56.")
+    ] = None,
+    weight: Annotated[str | None, typer.Option(help="Weight shape of that convolution, such as 64,64,3,3.")] = None,
+    stride: Annotated[int, typer.Option(help="Stride of that convolution.")] = 1,
+    padding: Annotated[int, typer.Option(help="Zero padding of that convolution, pixels per side.")] = 0,
+    dilation: Annotated[int, typer.Option(help="Dilation of that convolution.")] = 1,
+    groups: Annotated[int, typer.Option(help="Groups of that convolution.")] = 1,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Time bfloat16 tensors instead of float32.")] = False,
+    threads: Threads = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Time every algorithm for the convolutions of a network here, and say which is taken and why.
+    """Time every convolution algorithm on this machine and report which one is chosen, and why.
 
     Example: svertka tune resnet18
     """
