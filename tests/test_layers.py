@@ -14,7 +14,7 @@ from svertka.layers import ChannelPool, LocalResponseNorm, ScaledTanh, Subsampli
 NUMPY = {"max": np.max, "sum": np.sum, "average": np.mean}
 
 
-def test_scaled_tanh_keeps_one_and_has_its_largest_curvature_there():
+def test_scaled_tanh_maps_one_to_itself_where_its_curvature_is_largest():
     values = torch.linspace(-4, 4, 8001, dtype=torch.float64)
     squashed = ScaledTanh()(values)
     # 1.7159 is rounded to five digits in the paper
@@ -23,7 +23,7 @@ def test_scaled_tanh_keeps_one_and_has_its_largest_curvature_there():
     assert abs(abs(float(values[1 + int(curvature.abs().argmax())])) - 1) < 0.02
 
 
-def test_subsampling_adds_four_neighbours_for_odd_sizes_too():
+def test_subsampling_sums_2x2_windows_for_odd_sizes_too():
     torch.manual_seed(0)
     layer, inputs = Subsampling(3), torch.randn(2, 3, 7, 6)
     outputs = layer(inputs).detach().numpy()
@@ -35,7 +35,7 @@ def test_subsampling_adds_four_neighbours_for_odd_sizes_too():
         assert math.isclose(outputs[image, channel, row, column], expected, rel_tol=1e-5, abs_tol=1e-6)
 
 
-def test_subsampling_trains_two_numbers_a_map():
+def test_subsampling_has_two_parameters_per_channel():
     layer = Subsampling(6)
     layer(torch.ones(1, 6, 4, 4)).sum().backward()
     assert torch.equal(layer.coefficient.grad, torch.full((6,), 16.0))
@@ -43,18 +43,18 @@ def test_subsampling_trains_two_numbers_a_map():
     assert sum(parameter.numel() for parameter in layer.parameters()) == 12
 
 
-def test_sum_pool_adds_what_lies_in_its_windows():
+def test_sum_pool_sums_its_windows():
     torch.manual_seed(0)
     inputs = torch.randn(2, 3, 11, 8, requires_grad=True)
     outputs = SumPool2d(3, stride=2)(inputs)
     windows = sliding_window_view(inputs.detach().numpy(), (3, 3), axis=(2, 3))[:, :, ::2, ::2]
     np.testing.assert_allclose(outputs.detach().numpy(), windows.sum((4, 5)), rtol=1e-5, atol=1e-5)
     outputs.sum().backward()
-    # Pixel (2, 2) lies in four windows, (0, 0) in one; the last column in none.
+    # Pixel (2, 2) is in four windows, (0, 0) in one, and the last column in none.
     assert inputs.grad[0, 0, 2, 2] == 4
     assert inputs.grad[0, 0, 0, 0] == 1
     assert not inputs.grad[:, :, :, 7].any()
-    assert SumPool2d(2)(inputs).shape == (2, 3, 5, 4)  # side by side
+    assert SumPool2d(2)(inputs).shape == (2, 3, 5, 4)  # the stride is the kernel size
 
 
 @pytest.mark.parametrize("kind", NUMPY)
@@ -73,15 +73,15 @@ def test_pool_across_channels(kind, channels, size, stride, memory_format):
 @pytest.mark.parametrize("kind", NUMPY)
 def test_gradient_of_pool_across_channels(kind):
     torch.manual_seed(0)
-    # A permutation: no two values are nearer than the step of gradcheck.
+    # A permutation, so that values differ by more than gradcheck's step.
     inputs = (torch.randperm(2 * 7 * 6).double() / 10).view(2, 7, 2, 3).requires_grad_()
-    assert torch.autograd.gradcheck(ChannelPool(kind, size=3, stride=2), inputs)
+    assert torch.autograd.gradcheck(ChannelPool(kind, kernel_size=3, stride=2), inputs)
 
 
 @pytest.mark.parametrize("pool", [ChannelPool("max", 3), nn.Sequential(nn.Flatten(2), nn.MaxPool1d(3))])
-def test_the_first_of_equal_maxima_takes_the_whole_gradient(pool):
+def test_the_first_of_equal_maxima_gets_the_gradient(pool):
     inputs = torch.tensor([1.0, 5, 5, 5, 2, 5]).view(1, 6, 1, 1)
-    axis = inputs if isinstance(pool, ChannelPool) else inputs.view(1, 1, 6)  # the pool in space, for comparison
+    axis = inputs if isinstance(pool, ChannelPool) else inputs.view(1, 1, 6)  # PyTorch's pooling, for comparison
     axis = axis.clone().requires_grad_()
     pool(axis).sum().backward()
     assert axis.grad.flatten().tolist() == [0, 1, 0, 1, 0, 0]
@@ -89,23 +89,25 @@ def test_the_first_of_equal_maxima_takes_the_whole_gradient(pool):
 
 def test_overlapping_maxima_add_up_in_one_channel():
     inputs = torch.tensor([0.0, 0, 9, 0, 0]).view(1, 5, 1, 1).requires_grad_()
-    ChannelPool("max", size=3, stride=1)(inputs).sum().backward()
+    ChannelPool("max", kernel_size=3, stride=1)(inputs).sum().backward()
     assert inputs.grad.flatten().tolist() == [0, 0, 3, 0, 0]
 
 
 def test_maxout_learns_what_one_linear_layer_cannot():
     """Goodfellow et al. 2013, figure 1: the maximum of two linear functions can be the absolute value."""
-    layer = nn.Sequential(nn.Conv2d(1, 2, kernel_size=1, bias=False), ChannelPool("max", size=2))
+    layer = nn.Sequential(nn.Conv2d(1, 2, kernel_size=1, bias=False), ChannelPool("max", kernel_size=2))
     with torch.no_grad():
         layer[0].weight.copy_(torch.tensor([1.0, -1.0]).view(2, 1, 1, 1))
     values = torch.linspace(-3, 3, 49).view(1, 1, 7, 7)
     assert torch.equal(layer(values), values.abs())
 
 
-def test_pool_across_channels_refuses_what_it_cannot_do():
-    with pytest.raises(UsageError, match=r"^kind=median is no way to pool; use max, sum, average$"):
+def test_pool_across_channels_refuses_bad_arguments():
+    with pytest.raises(UsageError, match=r"^kind=median is not known; use max, sum, average$"):
         ChannelPool("median", 2)
-    with pytest.raises(UsageError, match=r"^a pool of 4 channels has only 3 to take from; make size smaller$"):
+    with pytest.raises(
+        UsageError, match=r"^kernel_size=4 is larger than the 3 channels of the input; make it smaller$"
+    ):
         ChannelPool("max", 4)(torch.zeros(1, 3, 2, 2))
 
 
@@ -130,7 +132,7 @@ def test_response_norm_is_the_formula_of_the_paper(channels, size, memory_format
     assert outputs.is_contiguous(memory_format=memory_format)
 
 
-def test_response_norm_bears_the_constants_of_the_paper_and_multiplies_the_sum():
+def test_response_norm_has_the_paper_s_constants_and_alpha_multiplies_the_sum():
     torch.manual_seed(0)
     inputs = torch.randn(1, 16, 3, 3) * 100
     outputs = LocalResponseNorm()(inputs)
@@ -148,7 +150,7 @@ def test_response_norm_has_first_and_second_derivatives(memory_format):
     assert torch.autograd.gradgradcheck(layer, inputs)
 
 
-def test_response_norm_of_a_photograph_has_the_gradient_of_pytorchs(shared_data: Path):
+def test_response_norm_of_a_photograph_has_pytorch_s_gradient(shared_data: Path):
     path = min((shared_data / "imagenet-samples").glob("*.JPEG"))
     picture = read_picture(path.read_bytes())
     torch.manual_seed(0)
@@ -162,7 +164,7 @@ def test_response_norm_of_a_photograph_has_the_gradient_of_pytorchs(shared_data:
     torch.testing.assert_close(results[0], results[1])
 
 
-def test_response_norm_is_exported_as_plain_operations():
+def test_response_norm_is_exported_as_aten_operations():
     layer, example = LocalResponseNorm(), torch.randn(2, 8, 3, 3)
     program = torch.export.export(layer, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     assert {str(node.target).split(".")[0] for node in program.graph.nodes if node.op == "call_function"} == {"aten"}
@@ -170,6 +172,6 @@ def test_response_norm_is_exported_as_plain_operations():
     torch.testing.assert_close(program.module()(inputs), layer(inputs))
 
 
-def test_response_norm_needs_a_middle():
+def test_response_norm_needs_an_odd_size():
     with pytest.raises(UsageError, match=r"^size=4 must be odd, .*; use 5$"):
         LocalResponseNorm(size=4)

@@ -1,4 +1,4 @@
-"""Layers that PyTorch lacks."""
+"""Layers of the papers that PyTorch lacks: pooling, local response normalisation, scaled tanh."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,20 +12,20 @@ from svertka.errors import UsageError
 
 
 class ScaledTanh(nn.Module):
-    """1.7159 · tanh(2/3 · a), elementwise: it gives ±1 for ±1, where its curvature is largest.
+    """1.7159 · tanh(2/3 · x), elementwise: it maps ±1 to ±1, where its curvature is largest.
 
     Source: LeCun et al. 1998, eq. 6 and appendix A.
     """
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The same shape, values within ±1.7159."""
-        return torch.tanh(inputs * (2 / 3)) * 1.7159
+        return torch.tanh(x * (2 / 3)) * 1.7159
 
 
 class Subsampling(nn.Module):
-    """Sums over 2×2 neighbours, each map times its own coefficient plus its own bias, both trainable.
+    """LeNet-5's subsampling: 2×2 sums times a trainable coefficient plus a trainable bias for each channel.
 
-    (B, C, H, W) to (B, C, ⌊H/2⌋, ⌊W/2⌋).
+    (B, C, H, W) to (B, C, ⌊H/2⌋, ⌊W/2⌋). The activation function that follows in the paper is a layer of its own.
 
     Source: LeCun et al. 1998, §II.B, layers S2 and S4.
     """
@@ -34,59 +34,68 @@ class Subsampling(nn.Module):
         super().__init__()
         self.coefficient = nn.Parameter(torch.empty(channels))
         self.bias = nn.Parameter(torch.empty(channels))
-        # ±2.4 / fan-in, as all weights of that network (appendix A)
+        # ±2.4 / fan-in, as for all weights of LeNet-5 (appendix A)
         nn.init.uniform_(self.coefficient, -2.4 / 4, 2.4 / 4)
         nn.init.uniform_(self.bias, -2.4 / 4, 2.4 / 4)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The sub-sampled maps; the squashing function that follows in the paper is a layer of its own."""
-        # Four times the mean is the sum to the last bit; PyTorch's ONNX exporter loses `divisor_override`.
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The subsampled feature maps."""
+        # Four times the mean equals the sum bit for bit; PyTorch's ONNX exporter ignores `divisor_override`.
         coefficient = 4 * self.coefficient[:, None, None]
-        return F.avg_pool2d(inputs, kernel_size=2) * coefficient + self.bias[:, None, None]
+        return F.avg_pool2d(x, kernel_size=2) * coefficient + self.bias[:, None, None]
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d without first values: the network around it draws its paper's, once."""
+    """nn.Conv2d with uninitialised parameters: the network that contains it initialises them as its paper does."""
 
     def reset_parameters(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class Linear(nn.Linear):
-    """nn.Linear without first values: the network around it draws its paper's, once."""
+    """nn.Linear with uninitialised parameters: the network that contains it initialises them as its paper does."""
 
     def reset_parameters(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class SumPool2d(nn.Module):
-    """Sums over windows of `size` × `size` pixels, `stride` apart (None: side by side); nn.AvgPool2d times size².
+    """Sum pooling: nn.AvgPool2d without padding, times `kernel_size`².
 
-    (B, C, H, W) to (B, C, ⌊(H − size) / stride⌋ + 1, ⌊(W − size) / stride⌋ + 1).
+    (B, C, H, W) to (B, C, ⌊(H − kernel_size) / stride⌋ + 1, ⌊(W − kernel_size) / stride⌋ + 1).
+
+    Args:
+        kernel_size: height and width of the window, pixels.
+        stride: None: `kernel_size`.
     """
 
-    def __init__(self, size: int, stride: int | None = None) -> None:
+    def __init__(self, kernel_size: int, stride: int | None = None) -> None:
         super().__init__()
-        self.size, self.stride = size, stride
+        self.kernel_size, self.stride = kernel_size, stride
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The sums."""
-        return F.avg_pool2d(inputs, self.size, self.stride, divisor_override=1)
+        return F.avg_pool2d(x, self.kernel_size, self.stride, divisor_override=1)
 
 
 class ChannelPool(nn.Module):
-    """The largest, the sum or the average of every `size` neighbouring channels, `stride` apart (None: side by side).
+    """Pooling across channels by maximum, sum or average; after a convolution, "max" makes a maxout layer.
 
-    (B, C, H, W) to (B, ⌊(C − size) / stride⌋ + 1, H, W). Behind a convolution, "max" makes it a maxout layer. The
-    gradient of a maximum goes to that channel alone; of equal ones to the first, as in nn.MaxPool2d.
+    (B, C, H, W) to (B, ⌊(C − kernel_size) / stride⌋ + 1, H, W). Where several channels have the same maximum, the first
+    gets the gradient, as in nn.MaxPool2d.
+
+    Args:
+        kind: "max", "sum" or "average".
+        kernel_size: number of adjacent channels in a window.
+        stride: None: `kernel_size`.
 
     Raises:
-        UsageError: `kind` is none of the three, or, when it runs, C is smaller than `size`.
+        UsageError: `kind` is unknown; or, in the forward pass, C is less than `kernel_size`.
 
     Source: Goodfellow, Warde-Farley, Mirza, Courville & Bengio 2013, "Maxout networks", §3.
     """
 
-    def __init__(self, kind: Literal["max", "sum", "average"], size: int, stride: int | None = None) -> None:
+    def __init__(self, kind: Literal["max", "sum", "average"], kernel_size: int, stride: int | None = None) -> None:
         super().__init__()
         pools: dict[str, Callable[..., torch.Tensor]] = {
             "max": F.max_pool2d,
@@ -94,25 +103,31 @@ class ChannelPool(nn.Module):
             "average": F.avg_pool2d,
         }
         if kind not in pools:
-            raise UsageError(f"kind={kind} is no way to pool; use {', '.join(pools)}")
-        self.kind, self.size, self.stride = kind, size, size if stride is None else stride
+            raise UsageError(f"kind={kind} is not known; use {', '.join(pools)}")
+        self.kind, self.kernel_size, self.stride = kind, kernel_size, kernel_size if stride is None else stride
         self.pool = pools[kind]
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The pooled channels."""
-        batch, channels, height, width = inputs.shape
-        if channels < self.size:
-            raise UsageError(f"a pool of {self.size} channels has only {channels} to take from; make size smaller")
-        # Channels × pixels is a picture for the pools in space, with a window of one pixel's width.
-        pooled = self.pool(inputs.flatten(2)[:, None], (self.size, 1), (self.stride, 1))
+        batch, channels, height, width = x.shape
+        if channels < self.kernel_size:
+            raise UsageError(
+                f"kernel_size={self.kernel_size} is larger than the {channels} channels of the input; make it smaller"
+            )
+        # As an image of channels × pixels, for 2-D pooling with a window one pixel wide.
+        pooled = self.pool(x.flatten(2)[:, None], (self.kernel_size, 1), (self.stride, 1))
         return pooled.reshape(batch, -1, height, width)
 
 
 class LocalResponseNorm(nn.Module):
-    """Each value over (k + α · the sum of the squares in `size` channels around it)^β; shape (B, C, H, W) is kept.
+    """AlexNet's local response normalisation: x / (k + alpha · sum of x² over `size` adjacent channels)^beta.
 
-    At the first and the last channels the sum is over those that exist. `size` is odd. Here `alpha` multiplies the sum,
-    as in the paper; in torch.nn.LocalResponseNorm and in Caffe it is `size` times as large, for it multiplies the mean.
+    The shape (B, C, H, W) is kept. At the first and last channels the sum is over the channels that exist. As in the
+    paper, `alpha` multiplies the sum; in torch.nn.LocalResponseNorm and Caffe it multiplies the mean, and has to be
+    `size` times as large for the same result.
+
+    Args:
+        size: number of channels in the sum; odd.
 
     Raises:
         UsageError: `size` is even or below 1.
@@ -123,23 +138,21 @@ class LocalResponseNorm(nn.Module):
     def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0) -> None:
         super().__init__()
         if size < 1 or size % 2 == 0:
-            raise UsageError(
-                f"size={size} must be odd, so that as many channels lie before as behind; use {max(size, 0) + 1}"
-            )
+            raise UsageError(f"size={size} must be odd, so that the window has a centre; use {max(size, 0) + 1}")
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The normalised maps."""
-        outputs: torch.Tensor = _ResponseNorm.apply(inputs, self.size, self.alpha, self.beta, self.k)  # type: ignore[no-untyped-call]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The normalised feature maps."""
+        outputs: torch.Tensor = _ResponseNorm.apply(x, self.size, self.alpha, self.beta, self.k)  # type: ignore[no-untyped-call]
         return outputs
 
 
 class _ResponseNorm(torch.autograd.Function):
-    """LocalResponseNorm with its gradient in closed form, b = a / d^β with d = k + α W(a²), W the window sum.
+    """LocalResponseNorm with its gradient in closed form: b = a / d^β with d = k + α W(a²), where W sums over windows.
 
-    ∂a = ∂b / d^β − 2 α β a · W(∂b · a / d^(β + 1)), since W is its own transpose. That needs a quarter to a half of the
-    time that autograd takes with PyTorch's composed layer, whose steps each pass over maps larger than the caches;
-    hence, too, the steps in place.
+    ∂a = ∂b / d^β − 2 α β a · W(∂b · a / d^(β + 1)), since W is its own transpose. This takes a quarter to a half of the
+    time of autograd on PyTorch's composed layer, each step of which reads feature maps larger than the caches. The
+    operations are in place for the same reason.
     """
 
     @staticmethod
@@ -154,7 +167,7 @@ class _ResponseNorm(torch.autograd.Function):
         inputs, divisors = ctx.saved_tensors
         size, alpha, beta, k = ctx.settings
         if torch.is_grad_enabled():
-            # The gradient will be derived again, and then it matters that the divisors are made of the inputs.
+            # For a second derivative, the divisors have to depend on the inputs.
             divisors = _divisors(inputs, size, alpha, k)
         direct = divisors.pow(-beta).mul_(gradients[0])
         through = _window_sums((direct * inputs).div_(divisors), size).mul_(inputs)
@@ -166,7 +179,7 @@ def _divisors(inputs: torch.Tensor, size: int, alpha: float, k: float) -> torch.
 
 
 def _window_sums(values: torch.Tensor, size: int) -> torch.Tensor:
-    """Sums over `size` neighbouring channels, with zeros beyond the ends."""
+    """Return sums over `size` adjacent channels, with zeros beyond the first and last."""
     channels, reach = values.shape[1], size // 2
     padded = F.pad(values, (0, 0, 0, 0, reach, reach))
     sums = padded[:, :channels].clone()

@@ -29,9 +29,9 @@ class CosineHead(nn.Module):
         self.scale = nn.Parameter(torch.tensor(scale))
         nn.init.kaiming_normal_(self.weight)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits between −scale and scale."""
-        return self.scale * F.linear(F.normalize(inputs), F.normalize(self.weight))
+        return self.scale * F.linear(F.normalize(x), F.normalize(self.weight))
 
 
 class AdaptationHead(nn.Sequential):
@@ -55,8 +55,8 @@ def trainable_head(model: Model, kind: HeadKind) -> HeadKind:
     ReLU, a class whose logits are negative for every image has no gradient and never learns.
     """
     with torch.device("meta"):
-        rectified = _rectified_scores(model.build(2), head_path(model)) is not None
-    return "pooled" if rectified and kind == "linear" else kind
+        has_relu = _rectified_head(model.build(2), head_path(model)) is not None
+    return "pooled" if has_relu and kind == "linear" else kind
 
 
 def replace_head(network: nn.Module, model: Model, kind: HeadKind, classes: int) -> None:
@@ -75,7 +75,7 @@ def replace_head(network: nn.Module, model: Model, kind: HeadKind, classes: int)
     if kind == "linear":
         return
     path = head_path(model)
-    _pool_before_scores(network, path)
+    _pool_before_head(network, path)
     if kind == "pooled":
         return
     old = network.get_submodule(path)
@@ -96,37 +96,37 @@ def head_path(model: Model) -> str:
     return next(path for path in sorted(paths) if path.partition(".")[0] not in auxiliary)
 
 
-def _rectified_scores(network: nn.Module, path: str) -> tuple[nn.Sequential, int] | None:
+def _rectified_head(network: nn.Module, path: str) -> tuple[nn.Sequential, int] | None:
     """Return the nn.Sequential in which a ReLU follows the convolution at `path`, and the convolution's index in it.
 
     None if no ReLU follows.
     """
-    parent, _, place = path.rpartition(".")
-    sequence = network.get_submodule(parent)
-    if not (isinstance(sequence, nn.Sequential) and place.isdigit()):
+    parent, _, name = path.rpartition(".")
+    layers = network.get_submodule(parent)
+    if not (isinstance(layers, nn.Sequential) and name.isdigit()):
         return None
-    layer, after = sequence[int(place)], list(sequence)[int(place) + 1 :]
-    is_rectified = isinstance(layer, nn.Conv2d) and any(isinstance(one, nn.ReLU) for one in after)
-    return (sequence, int(place)) if is_rectified else None
+    index = int(name)
+    has_relu = isinstance(layers[index], nn.Conv2d) and any(isinstance(layer, nn.ReLU) for layer in layers[index + 1 :])
+    return (layers, index) if has_relu else None
 
 
-def _pool_before_scores(network: nn.Module, path: str) -> None:
+def _pool_before_head(network: nn.Module, path: str) -> None:
     """Replace convolution, ReLU and pooling at `path` with pooling and a fully connected layer, if a ReLU follows.
 
     Without the ReLU, pooling after the convolution equals pooling before it, so the weights are kept.
     """
-    found = _rectified_scores(network, path)
+    found = _rectified_head(network, path)
     if found is None:
         return
-    sequence, place = found
-    old = sequence[place]
-    assert isinstance(old, nn.Conv2d)
-    dense = nn.Linear(old.in_channels, old.out_channels).to(old.weight.device)
+    layers, index = found
+    conv = layers[index]
+    assert isinstance(conv, nn.Conv2d)
+    linear = nn.Linear(conv.in_channels, conv.out_channels).to(conv.weight.device)
     with torch.no_grad():
-        dense.weight.copy_(old.weight.flatten(1))
-        if old.bias is not None:
-            dense.bias.copy_(old.bias)
-    sequence[place - 1] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), sequence[place - 1])
-    sequence[place] = dense
-    for later in range(place + 1, len(sequence)):
-        sequence[later] = nn.Identity()
+        linear.weight.copy_(conv.weight.flatten(1))
+        if conv.bias is not None:
+            linear.bias.copy_(conv.bias)
+    layers[index - 1] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), layers[index - 1])
+    layers[index] = linear
+    for later in range(index + 1, len(layers)):
+        layers[later] = nn.Identity()

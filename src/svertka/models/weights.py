@@ -70,7 +70,7 @@ class Weights:
             UsageError: names or shapes differ.
         """
         own = network.state_dict()
-        difference = checkpoint_files.describe_mismatch(own, self._given(network), head_tensors(self.model))
+        difference = checkpoint_files.describe_mismatch(own, self._complete(network), head_tensors(self.model))
         if difference:
             raise UsageError(
                 f"weights={self.title} does not fit {self.model.name} ({difference}); use weights of "
@@ -93,66 +93,63 @@ class Weights:
             UsageError: names or shapes differ.
         """
         self.check(network)
-        own = network.state_dict()
-        given = self._given(network)
-        fresh = {name: _fresh(network, name, own[name]) for name in head_tensors(self.model) & given.keys()}
-        if head_tensors(self.model).isdisjoint(self.tensors):
-            network.load_state_dict(given | fresh)
+        heads = head_tensors(self.model)
+        initial, tensors = network.state_dict(), self._complete(network)
+        new_heads = {name: _initial_head(network, name, initial[name]) for name in heads & tensors.keys()}
+        if heads.isdisjoint(self.tensors):
+            network.load_state_dict(tensors | new_heads)
             return "the head is newly initialised"
-        theirs = [imagenet.name_of(name) for name in self.names_or_numbers]
-        ours = [imagenet.name_of(name) for name in names]
+        old_names = [imagenet.name_of(name) for name in self.names_or_numbers]
+        new_names = [imagenet.name_of(name) for name in names]
         if self.names is None:
-            ours = theirs if len(ours) == len(theirs) else [""] * len(ours)
-        row_of = {name: row for row, name in enumerate(theirs)}
-        pairs = [(row, row_of[name]) for row, name in enumerate(ours) if name in row_of]
-        for name, rows in fresh.items():
-            if pairs:
-                to, since = (list(side) for side in zip(*pairs, strict=True))
-                rows[to] = given[name][since].to(rows)
-            given[name] = rows
-        network.load_state_dict(given)
-        said = [self._said(len(names), len(theirs), [names[row] for row, _ in pairs])]
-        if any(_is_auxiliary(network, name) and name not in self.tensors for name in own):
-            said.append("the auxiliary classifiers are newly initialised")
-        return "; ".join(filter(None, said))
+            new_names = old_names if len(new_names) == len(old_names) else [""] * len(new_names)
+        old_row = {name: row for row, name in enumerate(old_names)}
+        kept = {row: old_row[name] for row, name in enumerate(new_names) if name in old_row}
+        for name, head in new_heads.items():
+            if kept:
+                head[list(kept)] = tensors[name][list(kept.values())].to(head)
+            tensors[name] = head
+        network.load_state_dict(tensors)
+        messages = [self._head_message(len(names), len(old_names), [names[row] for row in kept])]
+        if any(_is_auxiliary(network, name) and name not in self.tensors for name in initial):
+            messages.append("the auxiliary classifiers are newly initialised")
+        return "; ".join(filter(None, messages))
 
-    def _given(self, network: nn.Module) -> dict[str, torch.Tensor]:
+    def _complete(self, network: nn.Module) -> dict[str, torch.Tensor]:
         """The state_dict to load into `network`: the weights, and its own tensors where the weights may lack one.
 
         The weights of a head may be those of a fully connected layer or of a 1×1 convolution: they are reshaped.
         """
         own = network.state_dict()
         heads = {
-            name: _in_shape(self.tensors[name], own[name])
+            name: _reshaped(self.tensors[name], own[name])
             for name in head_tensors(self.model) & self.tensors.keys() & own.keys()
         }
         return (own if self.partial else _optional(network)) | self.tensors | heads
 
-    def _said(self, wanted: int, had: int, kept: list[str]) -> str:
-        if len(kept) == wanted == had:
+    def _head_message(self, new_count: int, old_count: int, kept: list[str]) -> str:
+        if len(kept) == new_count == old_count:
             return "" if self.names else f"{self.title} has no class names; its head is used as it is"
-        replaced = f"the head of {had:,} classes is replaced by one of {wanted:,}"
+        replaced = f"the head of {old_count:,} classes is replaced by one of {new_count:,}"
         if not kept:
             return f"{replaced}, newly initialised"
         return f"{replaced}; {len(kept):,} of them keep the weights of the class of the same name ({few(kept)})"
 
 
-def _in_shape(given: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Return `given`, for any number of classes, in the shape of `own`, if both have as many numbers per class."""
-    fits = given.dim() > 0 and given[0].numel() == own[0].numel()
-    return given.reshape(len(given), *own.shape[1:]) if fits else given
+def _reshaped(head: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return `head`, for any number of classes, in the shape of `like`, if both have as many elements per class."""
+    fits = head.dim() > 0 and head[0].numel() == like[0].numel()
+    return head.reshape(len(head), *like.shape[1:]) if fits else head
 
 
-def _fresh(network: nn.Module, name: str, own: torch.Tensor) -> torch.Tensor:
-    """Return the initial value of a head's tensor: zeros in a fully connected layer, elsewhere its own value.
+def _initial_head(network: nn.Module, name: str, initial: torch.Tensor) -> torch.Tensor:
+    """Return the tensor of a new head called `name`: zeros in a fully connected layer, elsewhere `initial`.
 
     Random weights on pretrained features have to be unlearned first: with frozen features and 100 images of cats and
-    dogs each, the error is 4.0 % with them and 1.4 % with zeros. A convolution followed by ReLU would never learn from
-    zeros.
+    dogs, the error is 4.0 % with them and 1.4 % with zeros. A convolution before a ReLU would never learn from zeros.
     """
-    return (
-        torch.zeros_like(own) if isinstance(network.get_submodule(name.rpartition(".")[0]), nn.Linear) else own.clone()
-    )
+    layer = network.get_submodule(name.rpartition(".")[0])
+    return torch.zeros_like(initial) if isinstance(layer, nn.Linear) else initial.clone()
 
 
 def load_pretrained(model: Model, text: str) -> Weights:
@@ -186,8 +183,8 @@ def load_pretrained(model: Model, text: str) -> Weights:
 def head_tensors(model: Model) -> frozenset[str]:
     """Return the names of the tensors whose first dimension is the number of classes: the heads of `model`."""
     with torch.device("meta"):
-        few, more = (model.build(classes).state_dict() for classes in (2, 3))
-    return frozenset(name for name in few if few[name].shape != more[name].shape)
+        two, three = (model.build(classes).state_dict() for classes in (2, 3))
+    return frozenset(name for name in two if two[name].shape != three[name].shape)
 
 
 def _with_class_names(found: Weights, names: tuple[str, ...]) -> Weights:
