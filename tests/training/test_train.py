@@ -341,8 +341,8 @@ def test_the_preprocessing_is_that_of_the_weights(digit_folder: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"weights": "imagenet"}, r"published for resnet20, none \(imagenet is there for alexnet_owt"),
-        ({"weights": "imagenet", "model": "mlp"}, r"published for mlp, none \(imagenet is there for alexnet_owt"),
+        ({"weights": "imagenet"}, r"published for resnet20 \(imagenet exists for alexnet_owt"),
+        ({"weights": "imagenet", "model": "mlp"}, r"published for mlp \(imagenet exists for alexnet_owt"),
         ({"weights": "nowhere.pth"}, "weights=nowhere.pth is neither a file nor published for resnet20; use a run"),
         ({"weights": "RUN", "model": "mlp"}, "are of resnet20, not mlp; give --model resnet20"),
         ({"weights": "bundled", "model": "efficientnet_lite0", "size": 1}, "size=1 is too small"),

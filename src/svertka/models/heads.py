@@ -106,7 +106,9 @@ def _rectified_head(network: nn.Module, path: str) -> tuple[nn.Sequential, int] 
     if not (isinstance(layers, nn.Sequential) and name.isdigit()):
         return None
     index = int(name)
-    has_relu = isinstance(layers[index], nn.Conv2d) and any(isinstance(layer, nn.ReLU) for layer in layers[index + 1 :])
+    has_relu = isinstance(layers[index], nn.Conv2d) and any(
+        isinstance(layer, nn.ReLU) for layer in list(layers)[index + 1 :]
+    )
     return (layers, index) if has_relu else None
 
 

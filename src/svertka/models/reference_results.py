@@ -1,9 +1,8 @@
 """Reported errors of the networks, from papers and publishers of weights, and how each was measured.
 
-Checked against copies of the papers' tables: AlexNet and ZFNet, the VGGs (tables 3, 4 and 6),
-GoogLeNet, Inception-v3 over 12 and 144 crops, Inception-v4 and Inception-ResNet-v2, the ResNets of ImageNet and the
-plain networks (top-1). Not checked: Inception-v3 over one crop, all on MNIST and CIFAR-10, SqueezeNet
-1.0, the top-5 of plain-34.
+Checked against copies of the papers' tables: AlexNet and ZFNet, the VGGs (tables 3, 4 and 6), GoogLeNet, Inception-v3
+over 12 and 144 crops, Inception-v4 and Inception-ResNet-v2, the ResNets of ImageNet and the plain networks (top-1).
+From memory of the papers: Inception-v3 over one crop, all on MNIST and CIFAR-10, SqueezeNet 1.0, the top-5 of plain-34.
 """
 
 from dataclasses import dataclass
