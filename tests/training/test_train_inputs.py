@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,9 @@ from svertka.errors import Interrupted, UsageError
 from svertka.models.registry import MODELS
 from svertka.run import Run
 from svertka.training.builtin_recipes import BACKBONE
+from svertka.training.recipe import Recipe
+from svertka.training.train_inputs import head_seconds
+from svertka.transfer import closed_form_heads
 
 FEW: dict[str, Any] = {"epochs": 2, "batch_size": 32, "threads": 1}
 
@@ -196,3 +200,14 @@ def test_a_last_layer_without_biases_is_not_computed(digit_folder: Path, tmp_pat
             svertka.train(digit_folder, output=tmp_path / head, head=head, **given)
     run = svertka.train(digit_folder, output=tmp_path / "tuned", unfreeze="all", **(given | {"epochs": 0.3}))
     assert run.result()["val_error"] is not None  # its head is learnt from the start
+
+
+@pytest.mark.parametrize(("unfreeze", "again"), [("head", 0.0), ("last", 100.0)])
+def test_the_time_of_a_head_counts_that_the_network_is_made_fast_once_more(
+    unfreeze: str, again: float, trained: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closed_form_heads, "seconds", lambda *_: 7.0)
+    parts: Any = SimpleNamespace(indices={"train": range(50)})
+    recipe = Recipe(unfreeze=unfreeze, head="logistic")
+    known = head_seconds(trained.classifier(), recipe, parts, 0.5, stored=False, optimizing=100.0)
+    assert known == 7 + 50 * 0.5 + again

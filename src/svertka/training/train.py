@@ -192,7 +192,7 @@ def train(
         batches = parts.training_batches(preprocess, planned, seed, place)
         some = planned if boxes is None else planned.with_changes(batch_size=min(planned.batch_size, PLANNED_BY))
         batch = next(parts.training_batches(preprocess, some, seed, place).epoch(0))
-        learning = classifier.network
+        learning, optimizing = classifier.network, 0.0
         if trained and lr is None and not planned.is_computed:
             planned, slower = at_a_stable_rate(classifier, planned, batch.images)
             started += slower
@@ -205,7 +205,9 @@ def train(
             label, learning = f"{label} above {planned.unfreeze}", made.learning
             in_layout(classifier.network, torch.channels_last)
             if accelerate:
+                optimized_from = time.monotonic()
                 hasten(made, classifier, parts)
+                optimizing = time.monotonic() - optimized_from
             at_once = None if boxes is None else FEW_PATCHES
             a_picture, batch = time_estimate.time_frozen(made, batch, torch.channels_last, at_once)
             batch = time_estimate.repeated(batch, max(1, round(planned.batch_size / some.batch_size)))
@@ -228,7 +230,9 @@ def train(
         if found is not None:
             planned = planned.with_changes(lr=distributed.of_first(found.chosen))
         forward = (a_picture if made is not None else 0.0) + time_estimate.forward_seconds(timing, len(batch.labels))
-        around = once + head_seconds(classifier, planned, parts, forward, stored=kept is not None)
+        around = once + head_seconds(
+            classifier, planned, parts, forward, stored=kept is not None, optimizing=optimizing
+        )
         around += scoring_seconds(parts.of_whole_images(), forward)
         if budget is not None:
             epochs = time_estimate.fit_epochs(budget, time.monotonic() - began, around, one_epoch)

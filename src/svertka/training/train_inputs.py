@@ -151,10 +151,13 @@ def at_a_stable_rate(classifier: Classifier, recipe: Recipe, images: torch.Tenso
     ]
 
 
-def head_seconds(classifier: Classifier, recipe: Recipe, parts: Parts, forward: float, *, stored: bool) -> float:
+def head_seconds(
+    classifier: Classifier, recipe: Recipe, parts: Parts, forward: float, *, stored: bool, optimizing: float = 0.0
+) -> float:
     """How long `compute_head` will take, if it is to be called; `forward`: seconds of the network for a picture.
 
-    `stored`: features that the head learns from are stored anyway.
+    `stored`: features that the head learns from are stored anyway. `optimizing`: seconds in which what is frozen was
+    made fast; where more than the head learns, all below the head is made fast once more.
     """
     if not computes_head(classifier, recipe):
         return 0.0
@@ -162,7 +165,8 @@ def head_seconds(classifier: Classifier, recipe: Recipe, parts: Parts, forward: 
     assert isinstance(head, nn.Linear)
     are_there = stored and recipe.unfreeze == freeze.HEAD and not recipe.augmentations
     computing = closed_form_heads.seconds(_way(recipe), pictures, head.in_features, head.out_features)
-    return computing + (0.0 if are_there else forward * pictures)
+    again = optimizing if recipe.unfreeze != freeze.HEAD else 0.0
+    return computing + again + (0.0 if are_there else forward * pictures)
 
 
 def scoring_seconds(parts: Parts, forward: float) -> float:
