@@ -73,7 +73,7 @@ VERBS: dict[str, Verb] = {
         svertka.predict(run, str(pictures / "one" / "00.png"), threads=1), allow_nan=False
     ),
     "evaluate": lambda run, pictures, _: json.dumps(
-        svertka.evaluate(run, pictures, threads=1).as_json(), allow_nan=False
+        svertka.evaluate(run, pictures, threads=1).to_dict(), allow_nan=False
     ),
     "export": lambda run, _, place: svertka.export(run, place / "folder"),
     "serve": lambda run, *_: Served(run, torch.device("cpu")).sentence,
@@ -91,7 +91,7 @@ VERBS: dict[str, Verb] = {
 
 def compared(good: Run) -> Verb:
     return lambda run, pictures, place: json.dumps(
-        svertka.compare([good, run], pictures, output=place / "comparison.html", threads=1).as_json(), allow_nan=False
+        svertka.compare([good, run], pictures, output=place / "comparison.html", threads=1).to_dict(), allow_nan=False
     )
 
 

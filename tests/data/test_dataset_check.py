@@ -48,7 +48,7 @@ def test_the_split_is_that_of_training(photos: Path) -> None:
     digests = [dataset.pictures.digest(index) for index in range(len(dataset))]
     wanted = split(digests, dataset.labels, dataset.parts, 0.2, 0.1)
     found = check(photos, val=0.2, test=0.1)
-    assert found.as_json()["split"] == {part: len(indices) for part, indices in wanted.items()}
+    assert found.to_dict()["split"] == {part: len(indices) for part, indices in wanted.items()}
     assert sum(found.split["val"].values()) > 0
     assert found.split["val"] == dict(zip(("cat", "dog"), dataset.take(wanted["val"]).counts().tolist(), strict=True))
 
@@ -66,7 +66,7 @@ def test_bad_files_by_path_and_reason(photos: Path) -> None:
         str(photos / "dog" / "gone.jpg"): "no such file or directory",
     }
     assert findings.classes == {"cat": 12, "dog": 11}  # what the folder holds
-    assert sum(findings.as_json()["split"].values()) == 20  # what can be used
+    assert sum(findings.to_dict()["split"].values()) == 20  # what can be used
     assert findings.misnamed == ((str(photos / "dog" / "00.png"), "JPEG"),)
     assert findings.problems == ("3 of 23 pictures are bad, more than a tenth; mend or remove them",)
     assert f"  {photos / 'cat' / '00.png'}: truncated" in describe(findings)
@@ -160,7 +160,7 @@ def test_what_training_refuses_is_reported_not_raised(photos: Path) -> None:
     shutil.rmtree(photos / "cat")
     findings = check(photos)
     assert "holds no picture" in findings.problems[0]
-    assert findings.as_json()["split"] == {"train": 0, "val": 0, "test": 0}
+    assert findings.to_dict()["split"] == {"train": 0, "val": 0, "test": 0}
     assert findings.imbalance is None
     assert describe(findings)[-1].startswith("training would refuse: ")
     with pytest.raises(UsageError, match="no folder"):
@@ -177,7 +177,7 @@ def test_json_is_json_and_has_the_promised_keys(photos: Path) -> None:
     (photos / "dog" / "00.png").write_bytes(b"x")
     shutil.copy(photos / "cat" / "03.png", photos / "dog" / "copy.png")
     (photos / "dog" / os.fsdecode(b"\xff.png")).write_bytes(b"no text in the name")
-    value = json.loads(json.dumps(check(photos).as_json()).encode())
+    value = json.loads(json.dumps(check(photos).to_dict()).encode())
     assert value["classes"] == {"cat": 12, "dog": 12}
     assert value["bad"][0] == {
         "path": str(photos / "dog" / "00.png"),
@@ -210,7 +210,7 @@ def test_sixteen_bits_that_are_not_all_used(photos: Path, top: int, taken: tuple
         grey = np.asarray(noise(50 + number).convert("L").resize((64, 64))) / 255
         Image.fromarray((grey / grey.max() * top).astype(np.uint16)).save(photos / "cat" / f"deep{number}.png")
     findings = check(photos)
-    number, (low, high), used = findings.as_json()["sixteen_bits"].values()
+    number, (low, high), used = findings.to_dict()["sixteen_bits"].values()
     assert (number, used) == (6, taken)
     assert low < high <= top
     assert any(f"{taken[1]:,} for white" in line for line in describe(findings))

@@ -166,7 +166,7 @@ def test_all_layouts_are_judged_alike(shared_data: Path, tmp_path: Path) -> None
     judged = [evaluate(network, tmp_path / place) for place in ("folders", "flat", "other/val")]
     assert judged[0].images == 8
     assert judged[0].top1_error < 0.3
-    told = [one.as_json() for one in judged]
+    told = [one.to_dict() for one in judged]
     for one in told:  # where they lie, and the label files beside them
         del one["source"], one["not_images"]
     assert told[0] == told[1] == told[2]

@@ -256,7 +256,7 @@ def test_where_nothing_else_is_left_it_is_refused(
             svertka.evaluate(run, tmp_path, part=part, threads=1)
     judged = svertka.evaluate(run, tmp_path, part="test", include_training=True, threads=1)
     assert judged.images == len(learnt)
-    assert judged.as_json()["training_images"] == len(learnt)
+    assert judged.to_dict()["training_images"] == len(learnt)
 
 
 @pytest.mark.usefixtures("quiet")
@@ -311,7 +311,7 @@ def test_runs_compared_leave_out_what_any_was_trained_on(
     compared = svertka.compare([one, other], digit_folder, part="all", threads=1)
     pictures, judged = compared.judgement.dataset.pictures, compared.together.pictures.tolist()
     assert not {content(Path(pictures.name(i))) for i in judged} & (learnt | also_learnt)
-    assert compared.as_json()["training_images"] == len(learnt | also_learnt)
+    assert compared.to_dict()["training_images"] == len(learnt | also_learnt)
     assert f"{len(learnt | also_learnt)} images that trained the network left out" in compared.sentence
 
 

@@ -117,7 +117,7 @@ def test_nan_and_infinity_count_as_wrong() -> None:
     assert found.top5_error == 3 / 5  # beside an infinite rival the right class is still the second guess
     assert found.confusion[2, 2] == 1
     assert found.confusion.sum() == 5
-    written = json.dumps(found.as_json(), allow_nan=False)
+    written = json.dumps(found.to_dict(), allow_nan=False)
     assert json.loads(written)["loss"] is None
     assert all(0 <= mistake.probability <= 1 for mistake in found.mistakes)
 
@@ -208,7 +208,7 @@ def test_bfloat16_and_an_empty_batch_are_taken() -> None:
 
 def test_no_picture_is_null_not_zero() -> None:
     found = Tally(3).result(names(3))
-    assert found.as_json() == {
+    assert found.to_dict() == {
         "images": 0,
         "top1_error": None,
         "top1_interval": None,
@@ -226,7 +226,7 @@ def test_no_picture_is_null_not_zero() -> None:
 
 
 def test_the_json_keys() -> None:
-    found = evaluate(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])).as_json()
+    found = evaluate(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])).to_dict()
     assert found["images"] == 2
     assert found["top1_error"] == 0.5
     assert found["top5_error"] is None
@@ -245,7 +245,7 @@ def test_scores_of_another_number_of_classes_are_refused() -> None:
 def test_alone_the_total_is_the_tally_and_asking_twice_changes_nothing() -> None:
     one = tally(*draw(500, 7, seed=5), batch=50)
     first, second, plain = one.total().result(names(7)), one.total().result(names(7)), one.result(names(7))
-    assert first.as_json() == second.as_json() == plain.as_json()
+    assert first.to_dict() == second.to_dict() == plain.to_dict()
     assert first.mistakes == second.mistakes == plain.mistakes
 
 
@@ -261,7 +261,7 @@ with distributed.group(torch.device("cpu")):
     for part in mine.split(37):
         tally.update(logits[part], labels[part], part)
     found = tally.total().result([f"class {k}" for k in range(logits.shape[1])])
-    print(json.dumps([found.as_json(), found.confusion.tolist(), [vars(m) for m in found.mistakes],
+    print(json.dumps([found.to_dict(), found.confusion.tolist(), [vars(m) for m in found.mistakes],
                       [one.examples for one in found.per_class], [one.index for one in found.doubtful],
                       found.pictures[found.wrong].tolist()]))
 """
@@ -285,7 +285,7 @@ def test_three_processes_with_uneven_shards_count_every_picture_once(tmp_path: P
     alone = evaluate(logits, labels)
     for written in [worker.communicate(timeout=120)[0] for worker in workers]:
         figures, confusion, mistakes, examples, doubtful, wrong = json.loads(written)
-        told = alone.as_json()
+        told = alone.to_dict()
         for key in ("loss", "calibration_error"):  # summed in another order
             assert figures.pop(key) == pytest.approx(told.pop(key), rel=1e-12)
         assert figures == told
@@ -308,7 +308,7 @@ def test_classes_that_are_never_predicted_and_guessing_are_said() -> None:
         "It is no better than guessing: 25.0% of 40 pictures are right, and 25.0% would be by chance.",
         "It never predicts class 0, class 1, class 3, of which there are pictures here.",
     )
-    assert found.as_json()["never_predicted"] == ["class 0", "class 1", "class 3"]
+    assert found.to_dict()["never_predicted"] == ["class 0", "class 1", "class 3"]
     right = evaluate(5 * torch.eye(4).repeat(10, 1), torch.arange(40) % 4)
     assert (right.warnings, right.at_chance, right.never_predicted) == ((), False, ())
 

@@ -75,7 +75,7 @@ def test_the_command_says_the_same(lamp: Path, bright_or_dark: Maker, capsys: py
     assert main([*arguments, "--output", str(album), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     located = svertka.locate(run, lamp, boxes=boxes, top=2, output=album)
-    assert said == json.loads(json.dumps(located.as_json()))
+    assert said == json.loads(json.dumps(located.to_dict()))
     assert said["page"] == str(album / "index.html")
     assert main(arguments) == 0
     assert "the spot lies in a box in 100.0\u00a0% of 1 cases" in capsys.readouterr().out

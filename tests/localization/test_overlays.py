@@ -36,7 +36,7 @@ def test_the_page_shows_every_picture(tmp_path: Path) -> None:
     assert len(set(files)) == 3
     pointing = Pointing()
     pointing.add(annotation, (80, 60), {"<b>": 0.5}, lambda name: (30, 20))
-    text = album.write_page(pointing.as_json()).read_text(encoding="utf-8")
+    text = album.write_page(pointing.to_dict()).read_text(encoding="utf-8")
     assert all(f'src="overlays/{file.name}"' in text for file in files)
     assert "&lt;b&gt;" in text
     assert "<b>" not in text.split("<main>")[1]
@@ -44,4 +44,4 @@ def test_the_page_shows_every_picture(tmp_path: Path) -> None:
 
 
 def test_nothing_judged_is_said() -> None:
-    assert in_words(Pointing().as_json()) == "no picture has a box, so nothing was judged"
+    assert in_words(Pointing().to_dict()) == "no picture has a box, so nothing was judged"

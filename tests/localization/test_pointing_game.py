@@ -19,7 +19,7 @@ def test_hits_are_counted_by_class_and_where_boxes_are_small() -> None:
     ):
         annotation = Annotation("a.jpg", "a.xml", None, boxes)
         pointing.add(annotation, (100, 100), {"cat": cat, "dog": 0.5}, spots.__getitem__)
-    said = pointing.as_json()
+    said = pointing.to_dict()
     assert said["judged"] == 5
     assert (said["pictures"], said["hits"], said["centre_hits"]) == (4, 3 / 4, 2 / 4)
     assert said["small"] == {"pictures": 2, "hits": 1.0, "centre_hits": 0.0, "covered": (0.01 + 0.099) / 2}

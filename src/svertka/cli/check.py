@@ -23,6 +23,6 @@ def check(
 
     findings = checking.check(source, columns=columns, group=group, max_pixels=pixel_count(max_pixels))
     if as_json:
-        print_json(findings.as_json())
+        print_json(findings.to_dict())
     else:
         print("\n".join(checking.describe(findings)))

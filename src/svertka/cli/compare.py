@@ -67,7 +67,7 @@ def compare(
         max_pixels=pixel_count(max_pixels),
     )
     if as_json:
-        print_json(result.as_json())
+        print_json(result.to_dict())
         return
     print_line(result.sentence)
     errors = ("run", "top-1 error", "top-5 error", "loss", "points more than A", "p")

@@ -62,7 +62,7 @@ def evaluate(
         max_pixels=pixel_count(max_pixels),
     )
     if as_json:
-        print_json(result.as_json())
+        print_json(result.to_dict())
         return
     judged = () if result.scope is None else (result.scope.sentence,)
     for sentence in (result.sentence, *judged, *result.warnings):

@@ -34,7 +34,7 @@ def export(
 
     written = write(run, to, pictures=images or (), preprocessing=preprocessing, overwrite=overwrite)
     if as_json:
-        print_json(written.as_json())
+        print_json(written.to_dict())
         return
     print_line(f"{written.path}, {written.bytes / 1e6:.1f} MB")
     if written.pictures:

@@ -66,10 +66,10 @@ def locate(
         if found.error:
             print(f"svertka: {printable(found.path)}: {printable(found.error)}", file=sys.stderr)
     if as_json:
-        print_json(located.as_json())
+        print_json(located.to_dict())
     else:
         rows = [
-            (found.path, sight.name, f"{sight.score:.3f}", *(f"{edge:.0f}" for edge in sight.as_json()["box"]))
+            (found.path, sight.name, f"{sight.score:.3f}", *(f"{edge:.0f}" for edge in sight.to_dict()["box"]))
             for found in located.pictures
             for sight in found.classes
         ]

@@ -58,7 +58,7 @@ def look(
         max_pixels=pixel_count(max_pixels),
     )
     if as_json:
-        print_json(atlas.as_json())
+        print_json(atlas.to_dict())
         return
     dead = f", {atlas.dead:,} dead" if atlas.dead else ""
     print(f"{atlas.layers} layers, {atlas.units:,} units{dead}, {atlas.pictures:,} images; {atlas.bytes / 1e6:.1f} MB")

@@ -39,7 +39,7 @@ def models(
     model = registry.find_model(name)
     trace = registry.trace_model(model)
     if as_json:
-        print_json(registry.describe(model) | {"layers": [layer.as_json() for layer in trace.layers]})
+        print_json(registry.describe(model) | {"layers": [layer.to_dict() for layer in trace.layers]})
         return
     print(f"{name} on {'×'.join(map(str, model.input_shape))} pixels: {model.source}")
     if reported := registry.describe(model)["published"]:

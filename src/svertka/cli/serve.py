@@ -38,7 +38,7 @@ def serve(
 
     def ready(place: Place) -> None:
         if as_json:
-            print_json(place.as_json())
+            print_json(place.to_dict())
         else:
             print_line(f"open {place.url}")
         sys.stdout.flush()

@@ -58,7 +58,7 @@ class Copies:
         """Whether a picture that judges the network was also learnt from, or chosen by."""
         return len(set(self.parts)) > 1
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The same as JSON values."""
         return {
             "paths": list(self.paths),
@@ -109,7 +109,7 @@ class Findings:
         """How many times more pictures the largest class has than the smallest; None without pictures."""
         return max(self.classes.values()) / min(self.classes.values()) if self.classes else None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The same as JSON values; `split` as sizes, `split_classes` by class."""
         return {
             "source": self.source,
@@ -117,8 +117,8 @@ class Findings:
             "classes": self.classes,
             "imbalance": self.imbalance,
             "bad": [{"path": path, "reason": reason} for path, reason in self.bad],
-            "duplicates": [copies.as_json() for copies in self.duplicates],
-            "near_duplicates": [copies.as_json() for copies in self.near_duplicates],
+            "duplicates": [copies.to_dict() for copies in self.duplicates],
+            "near_duplicates": [copies.to_dict() for copies in self.near_duplicates],
             "modes": self.modes,
             "sizes": dict(zip(("smallest", "median", "largest"), map(list, self.sizes), strict=False)),
             "exif_rotated": self.turned,
@@ -133,7 +133,7 @@ class Findings:
             "split": {part: sum(counts.values()) for part, counts in self.split.items()},
             "split_classes": self.split,
             "problems": list(self.problems),
-            **self.account.as_json(),
+            **self.account.to_dict(),
         }
 
 

@@ -76,7 +76,7 @@ class Account:
         warnings = [f"warning: {one}" for one in self.warnings]
         return [*map(printable, self.notes), *map(printable, warnings), *([left_out] if left_out else [])]
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """`left_out` by suffix and reason, `not_images` by suffix, `notes` and `warnings`."""
         return {
             "left_out": [

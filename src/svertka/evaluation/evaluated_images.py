@@ -70,7 +70,7 @@ class Scope:
         named = few([f"{printable(path)}: {printable(reason)}" for path, reason in self.unread], NAMED, "; ")
         return f" ({named})" if named else ""
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The same for a JSON file; `note` where there is one."""
         return {
             "source": self.source,
@@ -81,7 +81,7 @@ class Scope:
             "near_duplicates": self.near_duplicates,
             "copies": self.copies,
             "unread": [{"path": path, "reason": reason} for path, reason in self.unread],
-            **self.account.as_json(),
+            **self.account.to_dict(),
         } | ({"note": self.note} if self.note else {})
 
 

@@ -140,10 +140,10 @@ class Evaluation:
             "be by chance."
         )
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """What `svertka evaluate --json` prints; null for what has no finite value."""
         return {
-            **(self.scope.as_json() if self.scope else {}),
+            **(self.scope.to_dict() if self.scope else {}),
             "images": self.images,
             "top1_error": _finite(self.top1_error),
             "top1_interval": _finite_pair(self.top1_interval),

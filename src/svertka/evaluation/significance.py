@@ -84,10 +84,10 @@ class Comparison:
         against = "; ".join(f"{one.letter} {_against(one.difference)}" for one in others if one.difference)
         return " ".join(f"{sentence}." for sentence in (f"{wrong}; {against}", *self.judgement.scope.remarks))
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """What `svertka compare --json` prints."""
         return {
-            **self.judgement.scope.as_json(),
+            **self.judgement.scope.to_dict(),
             "images": self.together.images,
             "device": self.device,
             "runs": [_as_json(one) for one in self.contenders],
@@ -117,7 +117,7 @@ def called_p(p: float) -> str:
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:
     """What differs between runs that judge the same images."""
-    return {key: value for key, value in replace(evaluation, scope=None).as_json().items() if key != "images"}
+    return {key: value for key, value in replace(evaluation, scope=None).to_dict().items() if key != "images"}
 
 
 def _as_json(one: Contender) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Export:
     difference: float
     seconds: float
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The same for a JSON file."""
         return asdict(self) | {"path": str(self.path)}
 

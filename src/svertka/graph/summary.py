@@ -37,7 +37,7 @@ class Layer:
     inputs: tuple[str, ...]
     call: tuple[str, int] | None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The same for a JSON file; of the fields their extents, and their grids or null."""
         return {
             "name": self.name,

@@ -31,7 +31,7 @@ class Sight:
     score: float
     region: Region
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """`name`, `score`, `peak` [x, y] and `box` [left, top, right, bottom], pixels of the upright picture."""
         box = self.region.box
         edges = [box.left, box.top, box.right, box.bottom]
@@ -51,16 +51,16 @@ class Found:
     overlay: Path | None = None
     error: str | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The same for a JSON file; `overlay` and `error` where there is one."""
         more = {"overlay": self.overlay and str(self.overlay), "error": self.error}
-        classes = [sight.as_json() for sight in self.classes]
+        classes = [sight.to_dict() for sight in self.classes]
         return {"path": self.path, "classes": classes} | {name: text for name, text in more.items() if text}
 
 
 @dataclass(frozen=True)
 class Located:
-    """The pictures in order; `judgement`: how good it was, as `Pointing.as_json` and `Scope.as_json` say, where
+    """The pictures in order; `judgement`: how good it was, as `Pointing.to_dict` and `Scope.to_dict` say, where
     boxes were given.
 
     `page`: that shows all of them, if one was asked for.
@@ -70,10 +70,10 @@ class Located:
     judgement: dict[str, Any] | None
     page: Path | None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The same for a JSON file."""
         return {
-            "pictures": [found.as_json() for found in self.pictures],
+            "pictures": [found.to_dict() for found in self.pictures],
             "judgement": self.judgement,
             "page": self.page and str(self.page),
         }
@@ -127,7 +127,7 @@ def locate(
         say(sentence)
     judgement = None
     if boxes is not None:
-        judgement = pointing.as_json() | admission.scope(", ".join(map(str, pictures))).as_json()
+        judgement = pointing.to_dict() | admission.scope(", ".join(map(str, pictures))).to_dict()
     page = None if album is None else album.write_page(judgement)
     return Located(tuple(found), judgement, page)
 

@@ -63,7 +63,7 @@ class Album:
         return file
 
     def write_page(self, judgement: dict[str, Any] | None) -> Path:
-        """Write the page, with the figures of `judgement` (of `Pointing.as_json`) above the pictures; its file."""
+        """Write the page, with the figures of `judgement` (of `Pointing.to_dict`) above the pictures; its file."""
         sentence = f"What was found in {count(len(self.figures), 'picture')}, and where"
         how = (
             "Grey hides what does not speak for the class. The ring is on the spot that speaks most, the blue box "
@@ -81,7 +81,7 @@ class Album:
 
 
 def in_words(judgement: dict[str, Any]) -> str:
-    """One sentence of what `Pointing.as_json` gave, and `Scope.as_json`, where that is known."""
+    """One sentence of what `Pointing.to_dict` gave, and `Scope.to_dict`, where that is known."""
     training = judgement.get("training_images", 0)
     left_out = count(training, "picture") + " that trained the network left out (--include-training)"
     if not judgement["pictures"]:

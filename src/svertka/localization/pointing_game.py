@@ -32,7 +32,7 @@ class Count:
         self.centre_hits += any(box.holds(width / 2, height / 2) for box in boxes)
         self.covered += cover(boxes, width, height)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """`pictures`, and the shares of them, 0 to 1, or null where there are none."""
         shares = {"hits": self.hits, "centre_hits": self.centre_hits, "covered": self.covered}
         return {"pictures": self.pictures} | {
@@ -65,15 +65,15 @@ class Pointing:
             if cover(boxes, *size) < SMALL:
                 self.small.add(boxes, point, *size)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The figures for a JSON file: over all, where boxes are small, and by class."""
         counts = self.counts.values()
         total = Count(**{name: sum(getattr(count, name) for count in counts) for name in vars(Count())})
         classes = {
-            name: count.as_json() | {"average_precision": self.average_precision(name)}
+            name: count.to_dict() | {"average_precision": self.average_precision(name)}
             for name, count in sorted(self.counts.items())
         }
-        return {"judged": len(self.scores), **total.as_json(), "small": self.small.as_json(), "classes": classes}
+        return {"judged": len(self.scores), **total.to_dict(), "small": self.small.to_dict(), "classes": classes}
 
     def average_precision(self, name: str) -> float | None:
         """Of the ranking of all pictures by the score of a class, 0 to 1; None where all of them have it, or none."""

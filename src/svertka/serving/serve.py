@@ -25,7 +25,7 @@ class Place:
     token: str | None
     runs: tuple[str, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The same for a JSON file."""
         return asdict(self)
 

@@ -242,7 +242,7 @@ def train(
             fingerprint=parts.fingerprint,
             parts=parts.sizes(),
             bad=parts.bad,
-            account=parts.dataset.account.as_json(),
+            account=parts.dataset.account.to_dict(),
             columns=columns,
             val=val,
             test=test,

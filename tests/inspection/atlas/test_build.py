@@ -117,7 +117,7 @@ def test_finished_it_is_not_made_again(run: Run, atlas: Atlas, capsys: pytest.Ca
     written = atlas.page.stat().st_mtime_ns
     assert main(["look", str(run.folder), "--threads", "1", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said == atlas.as_json() | {"seconds": said["seconds"]}
+    assert said == atlas.to_dict() | {"seconds": said["seconds"]}
     assert atlas.page.stat().st_mtime_ns == written
 
 

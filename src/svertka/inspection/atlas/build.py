@@ -54,10 +54,10 @@ class Atlas:
     seconds: float
     scope: Scope
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The same for a JSON file."""
         facts = {name: value for name, value in asdict(self).items() if name != "scope"}
-        return facts | {"page": str(self.page)} | self.scope.as_json()
+        return facts | {"page": str(self.page)} | self.scope.to_dict()
 
 
 @check_types

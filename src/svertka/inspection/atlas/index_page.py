@@ -160,7 +160,7 @@ class Entrance:
             "units": room.units,
             "all": units,
             "dead": np.flatnonzero(room.found.dead).tolist(),
-            "tile": room.tile.as_json(),
+            "tile": room.tile.to_dict(),
             "rows": rows,
             "columns": columns,
             "sees": _seen(room),

@@ -34,7 +34,7 @@ class Tile:
         """The same for parts that have the scale of the file already."""
         return replace(self, window=self.kept)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The same for a JSON file."""
         return asdict(self)
 
