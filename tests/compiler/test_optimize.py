@@ -405,6 +405,12 @@ def tampered(header: dict, change: str) -> None:
         convolutions[1]["groups"] = 1
     elif change == "kind":
         steps[0]["step"] = "Exec"
+    elif change == "pooling":
+        pools[0]["kind"] = "MEDIAN"
+    elif change == "side":
+        header["shapes"][str(pools[0]["result"])][0] = {"is": "Size", "each": 1, "more": [0]}
+    elif change == "name":
+        operations[0]["arguments"]["self"] = {"is": "Constant", "name": 3}
     elif change == "value":
         convolutions[1]["x"] = 400
     elif change == "padding":
@@ -416,8 +422,10 @@ def tampered(header: dict, change: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["operation", "function", "size", "groups", "kind", "value", "padding", "precision", "unknown precision"]
-)
+    "change",
+    ["operation", "function", "size", "groups", "kind", "pooling", "side", "name", "value", "padding", "precision",
+     "unknown precision"],
+)  # fmt: skip
 def test_a_file_that_somebody_has_changed_is_refused(tmp_path, change: str) -> None:
     path = tmp_path / "network.safetensors"
     optimize(with_statistics(Every(1)), torch.randn(2, 3, 19, 23), precision="bf16").save(path)

@@ -16,7 +16,7 @@ from svertka.compiler.fusion import Fused
 from svertka.compiler.ir import Constant, Operation, Size, Value, overload_of
 from svertka.compiler.output_structure import Output
 from svertka.compiler.packing import DTYPES, is_dense
-from svertka.compiler.steps import Concatenation, Convolution, Pool, Step, Sum, results_of
+from svertka.compiler.steps import POOLINGS, Concatenation, Convolution, Pool, Step, Sum, results_of
 from svertka.errors import RunError, UsageError
 from svertka.tensor_files import read_tensors, write_tensors
 
@@ -204,7 +204,11 @@ def _decoded(written: Any) -> Any:
     if kind is None:
         return {key: _decoded(part) for key, part in written.items()}
     if kind in LEAVES:
-        return LEAVES[kind](**{key: part for key, part in written.items() if key != "is"})
+        leaf = LEAVES[kind](**{key: part for key, part in written.items() if key != "is"})
+        parts = vars(leaf).values()
+        if not all(isinstance(part, str) if kind == "Constant" else _is_number(part) for part in parts):
+            raise ValueError(f"{leaf} is none that there can be")
+        return leaf
     if kind == "tuple":
         return tuple(_decoded(part) for part in written["of"])
     if kind == "device":
@@ -252,7 +256,9 @@ def _need_types(step: Convolution | Pool | Sum | Concatenation) -> None:
             good = good and not any(map(math.isnan, value))
         elif name == "inputs":
             good = isinstance(value, tuple) and all(map(_is_size, value))
-        elif name in ("weight", "kind", "place") or (name == "bias" and value is not None):
+        elif name == "kind":
+            good = value in POOLINGS
+        elif name in ("weight", "place") or (name == "bias" and value is not None):
             good = isinstance(value, str)
         elif name == "ceil":
             good = isinstance(value, bool)
@@ -262,8 +268,12 @@ def _need_types(step: Convolution | Pool | Sum | Concatenation) -> None:
             raise ValueError(f"{name} of a step is {value!r}")
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) is int and abs(value) < LARGEST
+
+
 def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 <= value < LARGEST
+    return _is_number(value) and value >= 0
 
 
 def _check(fused: Fused, about: About) -> None:

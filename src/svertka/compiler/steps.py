@@ -11,6 +11,7 @@ from svertka.compiler.ir import Operation, Value, leaves
 
 Pair = tuple[int, int]
 UNBOUNDED = (-math.inf, math.inf)
+POOLINGS = "MAXIMUM", "MEAN", "PADDED_MEAN"  # as the kernels name them; the last one with the zeros around the pixels
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Pool:
-    """Windows over value `x`, their largest or mean, give value `result`; `kind`: a name of the kernels' `Pooling`."""
+    """Windows over value `x`, their largest or mean, give value `result`; `kind`: one of POOLINGS."""
 
     x: int
     result: int
