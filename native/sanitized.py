@@ -16,7 +16,7 @@ import pytest
 import torch  # before the kernels, so that they find the threads that PyTorch has started
 
 NAME = "svertka.conv._kernels"
-TESTS = ("bounds", "functions", "native", "native_fft", "native_pairs", "native_phases", "native_winograd")
+TESTS = ("api", "bounds", "native", "native_fft", "native_winograd", "native_winograd_bf16", "space_to_depth")
 NETWORKS = Path("tests/compiler/random_networks.py")  # makes random networks and tries them
 
 

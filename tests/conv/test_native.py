@@ -1,8 +1,10 @@
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +69,17 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
     # Where it deadlocks, the test's own limit ends it.
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=300).returncode == 7
+
+
+def test_the_tests_and_networks_that_make_sanitize_runs_are_there() -> None:
+    root = Path(__file__).parents[2]
+    spec = importlib.util.spec_from_file_location("sanitized", root / "native/sanitized.py")
+    assert spec
+    assert spec.loader
+    sanitized = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sanitized)
+    assert (root / sanitized.NETWORKS).is_file()
+    assert all((root / f"tests/conv/test_{name}.py").is_file() for name in sanitized.TESTS)
 
 
 def test_several_threads_convolve_at_once(large_count: Callable[[int, int], int]) -> None:
