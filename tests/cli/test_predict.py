@@ -71,7 +71,8 @@ NO_FILES = [path for path in PATHS.values() if path not in (".", "..", "/")] + [
 
 @pytest.mark.parametrize("form", [[], ["--csv"], ["--json"]])
 @pytest.mark.parametrize(
-    "path", ["typo.jpg", "x" * 300, "a\0b", "", "~nosuchuser/x", "list.csv", "new\nline", "/dev/null"]
+    "path",
+    ["typo.jpg", "x" * 300, "a\0b", "", "~nosuchuser/x", "list.csv", "new\nline", "/dev/null", "https://x/y.jpg"],
 )
 def test_a_path_that_leads_to_no_image_is_one_sentence(
     run: str,
@@ -88,6 +89,7 @@ def test_a_path_that_leads_to_no_image_is_one_sentence(
     assert code in (1, 2)
     (line,) = (err if form or code == 2 else out).splitlines()
     assert len(line) < 900
+    assert ("a web address; download the image" in line) == path.startswith("https")
 
 
 def test_hostile_paths_are_a_row_each(

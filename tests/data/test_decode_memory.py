@@ -107,10 +107,17 @@ def test_a_jpeg_above_the_pixel_limit_is_decoded_reduced():
     assert read_picture(data, 40, decoding).shape == (150, 150, 3)
     for side in (None, 200):  # all of it is wanted, or too much
         with pytest.raises(
-            SizeError, match=r"^1.4 megapixels, more than the limit of 0.1; make it smaller or raise --max"
+            SizeError,
+            match=r"^1.4 megapixels, more than the limit of 0.1; make it smaller or raise --max-pixels to 2M$",
         ):
             read_picture(data, side, decoding)
     assert read_picture(data, 200, Decoding.up_to(2_000_000)).shape == (600, 600, 3)
+
+
+def test_no_higher_limit_is_advised_where_it_would_not_help():
+    data = b"P3 5000 4000 255\n" + b"0 " * 100
+    with pytest.raises(SizeError, match=r"^20 megapixels, more than the limit of 17; save it as PNG$"):
+        read_picture(data, decoding=Decoding.up_to(200_000_000))
 
 
 def test_large_pictures_are_reduced_to_the_mean_of_their_pixels(monkeypatch):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from svertka.data.file_accounting import NO_PART
 from svertka.data.folder_layout import alike, clean_name
 from svertka.data.image_folder import Listing, list_folder, open_folder
 from svertka.errors import DataError
@@ -225,5 +226,5 @@ def test_an_anomaly_data_set_is_questioned(tmp_path: Path) -> None:
     (said,) = listing.warnings()
     assert "hold further folders, bent, good" in said
     assert "give one of the folders bottle, cable as SOURCE" in said
-    assert {one.path.split("/")[1] for one in listing.account.left_out} == {"ground_truth"}
+    assert {(one.path.split("/")[1], one.reason) for one in listing.account.left_out} == {("ground_truth", NO_PART)}
     assert "must be in train, but bent is only in test" in list_folder(tmp_path / "cable").problems()[0]

@@ -117,6 +117,7 @@ class _Reader:
         self.reasons: list[
             tuple[bool, str]
         ] = []  # why tables were not read, and whether they are of another part than train
+        self.in_no_part: set[str] = set()  # folders in class folders, beside parts
         self.in_tables: set[str] = set()  # images in folders that a table is about
 
     def read(self) -> None:
@@ -211,6 +212,7 @@ class _Reader:
                     self._read_class(inside, folder.name, parts[inside.name])
                 else:
                     self.layout.ignored.append(inside.relative)
+                    self.in_no_part.add(inside.relative)
         kinds = sorted(
             {kind.name for folder, parts in inner for part in folder.full if part.name in parts for kind in part.full}
         )
@@ -362,6 +364,7 @@ class _Reader:
         """Every image that is not used is left out."""
         known = {one.path for one in self.layout.left_out} | {one.path for one in self.layout.entries}
         beside = {one.relative: NO_PART for one in top.folders if one.name not in parts} if parts else {}
+        beside |= dict.fromkeys(self.in_no_part, NO_PART)
         for folder in self.tree.root.walk():
             under = next((beside[str(place)] for place in _places(folder.relative) if str(place) in beside), NO_CLASS)
             for path in map(folder.inside, folder.images):

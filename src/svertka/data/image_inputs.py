@@ -92,6 +92,8 @@ def expanded(pictures: Iterable[Picture]) -> Iterator[tuple[str, Input]]:
         text, path = os.fspath(picture), Path(picture)
         if not text:
             yield "", PictureError("no path; name a file or a folder")
+        elif text.startswith(("http://", "https://")):
+            yield text, PictureError("a web address; download the image and name the file")
         elif _is_folder(path):
             yield from _in_folder(path)
         elif path.suffix.lower() == ".npy":

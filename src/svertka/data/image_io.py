@@ -463,13 +463,11 @@ def _check_size(image: ImageFile, factor: int, limit: int) -> None:
     if isinstance(image, TiffImageFile):  # a tile is decoded whole, however little of it lies in the image
         pixels = max(pixels, image.tag_v2.get(_TILE_WIDTH, 1) * image.tag_v2.get(_TILE_LENGTH, 1))
     decoded = pixels // factor**2 if isinstance(image, JpegImageFile) else pixels
-    if isinstance(image, PpmImageFile) and image.tile[0][0].startswith("ppm"):
-        limit = min(limit, SLOW)
+    advice = f"make it smaller or raise --max-pixels to {-(-pixels // 10**6)}M"
+    if isinstance(image, PpmImageFile) and image.tile[0][0].startswith("ppm") and limit > SLOW:
+        limit, advice = SLOW, "save it as PNG"
     if decoded > limit:
-        raise SizeError(
-            f"{megapixels(pixels)} megapixels, more than the limit of {megapixels(limit)}; make it smaller or raise "
-            "--max-pixels"
-        )
+        raise SizeError(f"{megapixels(pixels)} megapixels, more than the limit of {megapixels(limit)}; {advice}")
 
 
 def _afford(image: ImageFile, data: bytes, factor: int, decoding: Decoding, *, deep: bool) -> int:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import struct
 import sys
@@ -133,7 +134,7 @@ def _answer(decode: Callable[[], npt.NDArray[np.uint8]], answers: BinaryIO, seco
     except (PictureError, MoreError) as error:
         kind = next(kind for kind in reversed(ERRORS) if isinstance(error, ERRORS[kind]))
         # Options of the command line are not the client's.
-        message = str(error).replace(" or raise --max-pixels", "").encode(errors="replace")
+        message = re.sub(r" or raise --max-pixels( to \d+M)?", "", str(error)).encode(errors="replace")
         _write(answers, ANSWER.pack(kind, len(message), 0) + message)
     else:
         _write(answers, ANSWER.pack(Kind.PIXELS, *pixels.shape[:2]))
