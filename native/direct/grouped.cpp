@@ -29,16 +29,16 @@ struct Groups {
     Index in, out;
     Index made = lanes / most(in, out) * out;  // outputs in a vector: of as many groups as it holds, and one of inputs
     Index chunk = vectors * made;              // outputs that are computed together
+    Bits places[lanes] = {};  // where in a vector of inputs the outputs in its places find input `number` of their group
+
+    Groups(Index in, Index out) : in(in), out(out) {
+        for (Index number = 0; number < in; ++number)
+            for (Index lane = 0; lane < made; ++lane)
+                places[number][lane] = static_cast<std::uint32_t>(lane / out * in + number);
+    }
 
     // The first input channel that a vector of outputs from `channel` on reads; it reads the next `lanes` at most.
     Index source(Index channel) const { return channel / out * in; }
-
-    // Where in a vector of inputs the outputs in its places find input `number` of their group.
-    Bits places(Index number) const {
-        Bits found{};
-        for (Index lane = 0; lane < made; ++lane) found[lane] = static_cast<std::uint32_t>(lane / out * in + number);
-        return found;
-    }
 };
 
 inline Index span(const Sliding& axis) { return (axis.taps - 1) * axis.dilation + 1; }
@@ -172,9 +172,6 @@ struct Pass {
         const Index begin = in_y < 0 ? parts(-in_y, shape.y.dilation) : 0;
         const Index end = in_y < shape.y.size ? least(parts(shape.y.size - in_y, shape.y.dilation), shape.y.taps) : 0;
         const Index inputs = several ? groups.in : 1, between = inputs * together, of_row = shape.x.taps * between;
-        Bits places[several ? lanes : 1] = {};
-        if constexpr (several)
-            for (Index number = 0; number < inputs; ++number) places[number] = groups.places(number);
         Finish after = finish;
         if (simple) after.residual = nullptr;
         Ending<float> endings[vectors];
@@ -191,7 +188,8 @@ struct Pass {
                 for (Index part = 0; part < vectors; ++part) sums[one][part] = endings[part].bias;
             for (Index i = begin; i < end; ++i)
                 for (Index number = 0; number < inputs; ++number)
-                    add_row(from + i * of_line, factors + i * of_row + number * together, between, places[number], sums);
+                    add_row(from + i * of_line, factors + i * of_row + number * together, between, groups.places[number],
+                            sums);
 #pragma GCC unroll 8
             for (Index one = 0; one < side_by_side; ++one) {
                 if (x + one >= out_size) break;
@@ -227,7 +225,7 @@ bool computes_groups(Index in, Index out) { return most(in, out) <= lanes; }
 void grouped(const Window& shape, std::ptrdiff_t count, const float* input, const float* weights, const Finish& finish,
              float* output, int threads) {
     if (shape.batch == 0) return;
-    const Pass pass{shape, {shape.in_channels / count, shape.out_channels / count}, input, weights, finish, output};
+    const Pass pass{shape, Groups(shape.in_channels / count, shape.out_channels / count), input, weights, finish, output};
     const bool several = most(pass.groups.in, pass.groups.out) > 1;
     const Pass::Lines lines = several ? pass.lines_of<true>() : pass.lines_of<false>();
     const Index own = pass.strip.size + pass.of_factors;
