@@ -114,6 +114,18 @@ def test_what_is_no_image_among_good_ones_is_a_row(
     assert [bool(one["labels"]) for one in found] == [True] + [False] * len(odd)
 
 
+@pytest.mark.parametrize("name", ["photo.txt", "photo.png", "photo.dat", "photo"])
+def test_an_image_under_any_name_is_read_and_mentioned(
+    run: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.effect_noise((20, 20), 90).save(tmp_path / name, "JPEG")
+    for path in (tmp_path / name, tmp_path):
+        assert main(["predict", run, str(path)]) == 0
+        out, err = capsys.readouterr()
+        assert out.startswith(f"{tmp_path / name}  ")
+        assert (f"the name says another format: {tmp_path / name} is JPEG" in err) == ("." in name)
+
+
 @pytest.mark.parametrize(
     "kind", ["empty", "noise", "zeros", "text", "zip", "pipe", "dangling link", "absent", "sparse"]
 )

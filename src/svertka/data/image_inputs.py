@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from svertka.data.dataset import Pixels
 from svertka.data.file_accounting import Account
-from svertka.data.file_tree import SOME_SUFFIXES, list_tree
-from svertka.data.image_io import DEFAULT, SUFFIXES, Decoding, content, intensities, misnamed
+from svertka.data.file_tree import SOME_SUFFIXES, is_image_content, list_tree
+from svertka.data.image_io import DEFAULT, SUFFIXES, Decoding, content, format_of, intensities
 from svertka.data.label_tables import TABLE_SUFFIXES
 from svertka.data.pixel_modes import Range
 from svertka.data.preprocessing import Picture, opened
@@ -59,9 +59,11 @@ def misnamed_files(pictures: Iterable[Input]) -> list[tuple[str, str]]:
     found = []
     for picture in pictures:
         if isinstance(picture, str | PathLike):
+            path = Path(picture)
             with suppress(OSError, ValueError):
-                name = misnamed(picture, start_of(Path(picture)))
-                found += [(str(picture), name)] if name is not None else []
+                name = format_of(start_of(path))
+                if name is not None and path.suffix and SUFFIXES.get(path.suffix.lower()) != name:
+                    found.append((str(picture), name))
     return found
 
 
@@ -98,7 +100,7 @@ def expanded(pictures: Iterable[Picture]) -> Iterator[tuple[str, Input]]:
             yield from _in_folder(path)
         elif path.suffix.lower() == ".npy":
             yield from ((f"{path}[{row}]", array) for row, array in enumerate(_read_array(path)))
-        elif path.suffix.lower() in TABLE_SUFFIXES:
+        elif path.suffix.lower() in TABLE_SUFFIXES and not _is_image(path):
             yield str(path), PictureError("a table or a text, not an image; name the images, or their folder")
         else:
             yield str(path), path
@@ -117,6 +119,13 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Input]]:
     elif left_out:
         say(f"{folder}: {left_out}")
     yield from ((str(folder / path), folder / path) for path in paths)
+
+
+def _is_image(path: Path) -> bool:
+    """Whether the content of `path` is an image, whatever its name says."""
+    with suppress(OSError, ValueError):
+        return is_image_content(start_of(path))
+    return False
 
 
 def _is_folder(path: Path) -> bool:
