@@ -1,6 +1,8 @@
 """Requests to stop, by Ctrl-C, SIGTERM or SIGHUP: followed at once, or noted until a good moment."""
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +10,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 Handler = Callable[[int, FrameType | None], object]
+AGAIN_SECONDS = 0.05  # until a request is repeated where an exception would be lost
 STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -33,15 +36,41 @@ class Request:
 
 @contextmanager
 def raising() -> Iterator[Request]:
-    """Let each request raise `Stopped` during the body, and tell which came."""
-    request = Request()
+    """Let each request raise `Stopped` during the body, and tell which came.
 
-    def stop(number: int, _frame: FrameType | None) -> None:
+    It is raised a little later where it would be lost: in an import, since PyTorch goes on without NumPy if that of
+    NumPy fails, and in a finalizer.
+    """
+    request = Request()
+    repeated: list[threading.Timer] = []
+
+    def repeat(number: int) -> None:
+        timer = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+        repeated.append(timer)
+
+    def stop(number: int, frame: FrameType | None) -> None:
         request.number = number
-        raise Stopped(number)
+        if _is_import(frame):
+            repeat(number)
+        else:
+            raise Stopped(number)
+
+    def unraisable(lost: "sys.UnraisableHookArgs") -> None:
+        if isinstance(lost.exc_value, Stopped):
+            repeat(lost.exc_value.number)
+        else:
+            before(lost)
 
     with _handled_by(stop):
-        yield request
+        before, sys.unraisablehook = sys.unraisablehook, unraisable
+        try:
+            yield request
+        finally:
+            sys.unraisablehook = before
+            for timer in repeated:
+                timer.cancel()
 
 
 @contextmanager
@@ -57,6 +86,15 @@ def noted() -> Iterator[Request]:
     with _handled_by(note) as handlers:
         before |= handlers
         yield request
+
+
+def _is_import(frame: FrameType | None) -> bool:
+    """Whether what runs in `frame` is called by an import."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

@@ -57,12 +57,26 @@ def test_slow_headers_make_room_for_others(server: Any, jpeg: bytes, monkeypatch
     slow += opened(server, 40, b"POST /predict HTTP/1.1\r\nHost: local")
     try:
         assert all(server.ask("POST", "/predict", jpeg).status == 200 for _ in range(5))
-        assert server.read(slow[0]).status == 408  # the first that came has waited longest
+        assert server.read(slow[0]).status == 503  # the first that came has waited longest
         slow[-1].sendall(b"host\r\nContent-Length: 0\r\n\r\n")  # the last may still go on
         assert server.read(slow[-1]).status == 400
     finally:
         for one in slow:
             one.close()
+
+
+def test_whoever_makes_room_is_answered(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_limits, "WAITING", 5)
+    monkeypatch.setattr(connection_limits, "PATIENCE", 0.0)
+    waiting = opened(server, 12)
+    time.sleep(0.2)
+    for one in waiting:
+        one.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    found = [server.read(one) for one in waiting]
+    assert Counter(answer.status for answer in found) == {200: 5, 503: 7}
+    assert all(int(answer.headers["retry-after"]) > 0 for answer in found if answer.status == 503)
+    for one in waiting:
+        one.close()
 
 
 def test_those_who_have_just_come_are_not_sent_away(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:

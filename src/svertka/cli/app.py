@@ -80,13 +80,14 @@ def _options(
     pass
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line (None: this process's) and return its exit code."""
+def main(arguments: Sequence[str] | None = None, asked: Request | None = None) -> int:
+    """Run one command line (None: this process's) and return its exit code; `asked`: to stop, before it began."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     keep_freed_memory()
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     with guarded(), raising() as request:
+        request.number = asked and asked.number
         try:
             code = _answer(arguments, request)
             sys.stdout.flush()
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _answer(arguments: list[str], request: Request) -> int:
     try:
-        code = app(args=arguments, prog_name="svertka", standalone_mode=False)
+        code = INTERRUPTED if request.number else app(args=arguments, prog_name="svertka", standalone_mode=False)
     except typer.TyperException as error:
         return _fail(_one_sentence(error), UsageError.exit_code)
     except SvertkaError as error:
@@ -112,7 +113,9 @@ def _answer(arguments: list[str], request: Request) -> int:
     except Exception as error:
         if os.environ.get("SVERTKA_TRACEBACK"):
             raise
-        return _fail(f"{_fault(error)}; please report it with what SVERTKA_TRACEBACK=1 shows", 1)
+        if not request.number:  # else it may be what a stop has left half done
+            return _fail(f"{_fault(error)}; please report it with what SVERTKA_TRACEBACK=1 shows", 1)
+        code = INTERRUPTED
     if code == INTERRUPTED or request.number:  # before there was anything to save, as typer reports it
         return _fail("stopped; the same command starts again, and what was cached is found", request.exit_code)
     return code if isinstance(code, int) else 0

@@ -46,7 +46,9 @@ class Connection(H11Protocol):
         addresses = Counter(one._address for one in waiting)
         patient = [one for one in waiting if self.loop.time() - one._since > PATIENCE]
         if patient:
-            min(patient, key=lambda one: (-addresses[one._address], one._since))._give_up()
+            longest = min(patient, key=lambda one: (-addresses[one._address], one._since))
+            # Answered, since its request may have come and not have been read yet.
+            longest._say(503, "too many connections; come again later", {"Retry-After": "5"})
 
     @property
     def _is_waiting(self) -> bool:
