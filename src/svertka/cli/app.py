@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None, asked: Request | None = None) -
     keep_freed_memory()
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     with guarded(), raising() as request:
-        request.number = asked and asked.number
+        request.number = asked.number if asked else None
         try:
             code = _answer(arguments, request)
             sys.stdout.flush()
