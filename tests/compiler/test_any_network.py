@@ -121,6 +121,13 @@ def attention(net: Layer, y: Tensor) -> Tensor:
     return (v @ a.transpose(1, 2)).reshape(batch, channels, height, width)
 
 
+def slope(net: Layer, y: Tensor) -> Tensor:
+    with torch.enable_grad():
+        y = y.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.conv_transpose2d(y, net.conv.weight).sin().sum(), y)
+    return gradient
+
+
 USES: dict[str, Callable[[Layer, Tensor], Any]] = {
     "attention": attention,
     "a view of the first map at the end": lambda net, y: (
@@ -147,6 +154,7 @@ USES: dict[str, Callable[[Layer, Tensor], Any]] = {
     "values of a parameter": lambda net, y: y * net.conv.bias[0].item() + float(net.conv.weight.max()),
     "the number of images": lambda _, y: y / y.shape[0] + torch.arange(len(y))[:, None, None, None],
     "masks and positions": lambda _, y: (y + torch.linspace(-1, 1, 16)).masked_fill(torch.ones(16, 16).triu(1) > 0, 0),
+    "its own gradient": slope,
     "in place": lambda _, y: y.mul_(2).add_(1).relu_(),
     "in place through a view": lambda _, y: (y[:, :4].relu_(), y)[1],
     "in place of another dtype": lambda net, y: (y.mul_(net.anchors.double()[:, :1]), y[:, :2].gt_(0), y)[2],
@@ -155,6 +163,14 @@ USES: dict[str, Callable[[Layer, Tensor], Any]] = {
     "switched off dropout": lambda net, y: F.dropout(y, 0.5, net.training) + F.dropout(y, 0.0),
     "scaled by a computed weight": lambda _, y: F.batch_norm(
         y, torch.zeros(8), torch.ones(8), weight=y.mean((0, 2, 3)), bias=y.amax((0, 2, 3))
+    ),
+    "windows that lie in order for one image": lambda _, y: (
+        y.view(len(y), 8, 4, 4, 1, 16).transpose(3, 4).reshape(-1, 8, 4, 16).transpose(0, 1).contiguous().relu()
+    ),
+    "a copy that is written into": lambda _, y: (
+        y.clone().mul_(2),
+        y.contiguous() - 1,
+        y.clone()[:, :3].zero_() + y[:, 3:6],
     ),
     "a batch in the channels": lambda _, y: y.reshape(1, -1, 16, 16).relu().mean((2, 3)),
     "a batch in the rows": lambda _, y: F.max_pool2d(y.transpose(0, 2).relu(), (1, 2)),
@@ -202,6 +218,13 @@ def test_what_is_made_once_and_kept_is_no_state() -> None:
     gives_the_same(network)
 
 
+class Two(nn.Module):
+    """It takes two batches."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
 REFUSED: dict[str, tuple[nn.Module, str]] = {
     "counts": (Stateful(counted), "does something else each time it runs"),
     "remembers": (Stateful(remembered), "reads what the run before has computed from its images"),
@@ -209,7 +232,7 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     "draws": (Layer(lambda _, y: y + torch.rand(1)), r"draws random numbers \(rand\)"),
     "drops": (Layer(lambda _, y: F.dropout(y)), "draws random numbers .*training=self.training"),
     "selects": (Layer(lambda _, y: y[y > 0]), r"decides by the values of a tensor \(index\)"),
-    "leaves PyTorch": (Layer(lambda _, y: torch.from_numpy(y.numpy())), "to numpy"),
+    "leaves PyTorch": (Layer(lambda _, y: torch.from_numpy(y.numpy())), "to numpy.* with operations of PyTorch"),
     "returns an object": (Layer(lambda _, y: {y}), "returns an object of type set"),
     "writes through windows": (
         Layer(lambda _, y: (y.unfold(3, 2, 1).relu_(), y)[1]),
@@ -220,7 +243,11 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     "is spread": (nn.DataParallel(nn.Conv2d(3, 4, 1)), "optimize its .module"),
     "is lazy": (nn.LazyConv2d(8, 3), "weight is not initialised yet; run the network once"),
     "has no values": (nn.Conv2d(3, 4, 1, device="meta"), "weight is on the meta device"),
-    "other channels": (nn.Sequential(nn.Conv2d(5, 4, 1)), "0 says: Invalid channel dimensions"),
+    "takes two": (Two(), r"missing 1 required .* use an example such that network\(example\) runs"),
+    "other channels": (
+        nn.Sequential(nn.Conv2d(5, 4, 1)),
+        r"0 says: Invalid channel dimensions; .* use an example such that network\(example\) runs",
+    ),
     "cannot be copied": (Stateful(lambda net, y: y), "cannot be copied"),
 }
 REFUSED["cannot be copied"][0].lock = threading.Lock()  # type: ignore[assignment]

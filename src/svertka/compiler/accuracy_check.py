@@ -119,6 +119,15 @@ def _need_near(name: str, ours: Tensor, theirs: Tensor, *, scores: bool) -> None
             )
 
 
+def way_out(original: nn.Module, example: Tensor) -> str:
+    """What to do about `original`, which fails when it is followed, to be added to a message."""
+    try:
+        original(example.clone())
+    except Exception:  # networks raise whatever they like
+        return dtype_hint(original) or "; it cannot run as it is either: use an example such that network(example) runs"
+    return "; write that part with operations of PyTorch on tensors, or optimize the parts before and after"
+
+
 def _cannot_run(network: nn.Module, pictures: int, error: Exception) -> str:
     reason = str(error).strip().split("\n")[0]
     return f"{type(network).__name__} cannot run on {pictures} float32 pictures itself: {reason}{dtype_hint(network)}"

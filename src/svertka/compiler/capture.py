@@ -9,7 +9,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from svertka.compiler.ir import Constant, Operation, Recording, Shape, Value, leaves, overload_of, replaced
-from svertka.compiler.network_copy import dtype_hint
 from svertka.compiler.output_structure import Output
 from svertka.compiler.steps import inputs_of
 from svertka.compiler.view_writes import View, view_of
@@ -19,9 +18,14 @@ from svertka.graph.op_recorder import result_of
 VIEWS = {"view.default", "_unsafe_view.default"}
 READS_MEMORY = {"as_strided", "as_strided_", "as_strided_copy", "set_", "data_ptr", "resize_", "resize_as_", "resize"}
 READS_VALUES = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "unique_dim", "masked_select"}
+COPIES = {"contiguous.default", "clone.default"}  # as values the same; made for some batch sizes only
 COMPARE = {"gt", "ge", "lt", "le", "eq", "ne", "logical_not", "logical_and", "logical_or", "logical_xor"}
 DEPENDS_ON_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 FROM_NUMBERS = {torch.tensor, torch.as_tensor, torch.asarray}  # tensors of numbers that Python has
+
+
+class NotRunError(UsageError):
+    """A network that is followed raises an error of its own, or one of PyTorch's."""
 
 
 class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -104,11 +108,11 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except SvertkaError:
             raise
         except Exception as error:
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
             where = self._around[-1] if self._around else ""
-            raise UsageError(
+            raise NotRunError(
                 f"{type(network).__name__} cannot be followed with an input of {'×'.join(map(str, picture.shape))}; "
-                f"{where or 'the network itself'} says: {reason}{dtype_hint(network)}"
+                f"{where or 'the network itself'} says: {reason}"
             ) from error
         finally:
             for handle in handles:
@@ -172,6 +176,9 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if operation_name in VIEWS:  # of a map that lies in another order it may have to be a copy
             operation_name, (x, size) = "reshape.default", arguments.values()
             arguments = {"self": x, "shape": size}
+        if operation_name in COPIES and isinstance(arguments["self"], Value):
+            self._same_as(outputs[0], arguments["self"])
+            return result
         numbers = tuple(self._new(output) if isinstance(output, Tensor) else None for output in outputs)
         self._put(Operation(operation_name, arguments, numbers, self._place))
         if written:
@@ -343,6 +350,11 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._lies(tensor)
         self.shapes[number], self.dtypes[number] = tuple(tensor.shape), tensor.dtype
         return number
+
+    def _same_as(self, tensor: Tensor, value: Value) -> None:
+        self._numbers[id(tensor)] = value
+        self._kept.append(tensor)
+        self._lies(tensor)
 
     def _lies(self, tensor: Tensor) -> None:
         self._in_memory.setdefault(tensor.untyped_storage()._cdata, set()).add(id(tensor))

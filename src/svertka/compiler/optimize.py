@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from svertka.compiler import reference, serialize
-from svertka.compiler.accuracy_check import measured
+from svertka.compiler.accuracy_check import measured, way_out
+from svertka.compiler.capture import NotRunError
 from svertka.compiler.dynamic_batch import BATCHES, Followed, Repeats
 from svertka.compiler.executor import Plan
 from svertka.compiler.fusion import Fused, fused
@@ -75,14 +76,18 @@ def optimize(
     about = About(tuple(example.shape), precision, dense, strict=strict)
     if isinstance(network, Optimized):
         return network.as_asked(about)
-    recording, repeats = _recorded(network, about.example)
+    try:
+        recording, repeats = _recorded(network, about.example)
+    except NotRunError as reason:
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+            raise UsageError(f"{reason}{way_out(check_twin(network), example)}") from reason
     try:
         steps = separated(fused(recording))
         optimized = Optimized(narrowed(steps, precision, dense), about, repeats)
     except (RuntimeError, MemoryError) as reason:  # of PyTorch's operations on what depends on no image
         raise UsageError(f"{type(network).__name__} cannot be optimized: {' '.join(str(reason).split())}") from reason
     sizes = optimized.sizes_of(len(example))
-    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         error = measured(optimized, check_twin(network), example, sizes, bf16="bf16" in (precision, dense))
     optimized.about = dataclasses.replace(about, error=error)
     return optimized
