@@ -4,8 +4,35 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svertka.compiler.accuracy_check import measured
+from svertka.compiler.accuracy_check import TOLERANCE, measured
+from svertka.compiler.optimize import optimize
 from svertka.errors import UsageError
+
+
+class Growing(nn.Module):
+    """Each step of the logistic map about doubles a difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(16, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).sigmoid()
+        for _ in range(16):
+            y = 3.99 * y * (1 - y)
+        return y
+
+
+def test_what_only_rounds_as_pytorch_does_is_taken_and_what_is_further_off_is_not() -> None:
+    network, x = Growing(), torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert TOLERANCE < optimize(network, x).error < 1
+
+    def off(x: Tensor) -> Tensor:  # by a thousand times as much as rounding
+        return network(x * (1 + 1e-4))
+
+    with torch.no_grad(), pytest.raises(UsageError, match="gives something else on the example"):
+        measured(off, network, x, {2}, bf16=False)
 
 
 def test_the_error_that_is_named_is_the_one_that_is_judged() -> None:

@@ -1,5 +1,6 @@
 """Whether an optimized network gives what the original gives, and in bfloat16 near enough to it."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,9 @@ from svertka.compiler.output_structure import tensors_in
 from svertka.errors import UsageError
 
 # Of the largest value; networks of the zoo stay below 1e-5 in float32. A network that is further off by much is one in
-# which rounding grows. A channel is held against its own largest value where that is more than so much of the whole.
-TOLERANCE, LEAST = 1e-3, 0.02
+# which rounding grows: it may be so many times as far from float64 as PyTorch's own float32 is.
+# A channel is held against its own largest value where that is more than so much of the whole.
+TOLERANCE, TIMES, LEAST = 1e-3, 5, 0.02
 # In bfloat16: the root mean square of the error over that of the values, and the share of images whose class of the
 # largest score is another one.
 BF16_TOLERANCE, BF16_OTHER_CLASSES = 0.1, 0.01
@@ -37,11 +39,11 @@ def measured(
             raise UsageError(_cannot_run(original, pictures, reason)) from reason
         ours = list(tensors_in(optimized(x)))
         _need_same_kinds(name, ours, expected)
-        for a, b in zip(ours, expected, strict=True):
+        for number, (a, b) in enumerate(zip(ours, expected, strict=True)):
             error = max_error(a, b)
             if bf16:
                 _need_near(name, a, b, scores=pictures == len(example) and len(expected) == 1)
-            elif not (of_channel := channel_error(a, b)) <= TOLERANCE:
+            elif not (of_channel := channel_error(a, b)) <= TOLERANCE and not _only_rounds(original, x, number, a, b):
                 raise UsageError(
                     f"optimized, {name} gives something else on the example: the largest difference is "
                     f"{of_channel:.1e} of the largest value of its channel for {pictures} pictures, more than "
@@ -49,6 +51,15 @@ def measured(
                 )
             worst = max(worst, error)
     return worst
+
+
+def _only_rounds(original: nn.Module, x: Tensor, number: int, ours: Tensor, theirs: Tensor) -> bool:
+    """Whether output `number` is, for `x`, nearly as close to `original` in float64 as PyTorch's float32 is."""
+    try:
+        exact = list(tensors_in(copy.deepcopy(original).double()(x.double())))[number]
+    except Exception:  # some of it is for float32 alone
+        return False
+    return channel_error(ours, exact) <= TIMES * channel_error(theirs, exact) < torch.inf
 
 
 def varied(example: Tensor, pictures: int) -> Tensor:
