@@ -286,3 +286,39 @@ def test_a_folder_of_several_runs_names_them(saved: Path, tmp_path: Path) -> Non
         shutil.copytree(saved, tmp_path / "several" / str(number))
     with pytest.raises(RunError, match=r"several holds several runs, 0, 1; name one of them, as .*several/0"):
         Classifier.load(tmp_path / "several")
+
+
+BAD_IMAGES = {
+    "other channels": [torch.rand(1, 16, 16), torch.rand(3, 16, 16)],
+    "another size": [torch.rand(1, 7, 5)],
+    "no pixels": [torch.rand(1, 0, 0)],
+    "bytes": [torch.zeros(1, 16, 16, dtype=torch.uint8)],
+    "booleans": [torch.ones(1, 16, 16, dtype=torch.bool)],
+    "complex": [torch.rand(1, 16, 16) * 1j],
+    "double": [torch.rand(1, 16, 16).double()],
+    "meta": [torch.rand(1, 16, 16, device="meta")],
+    "sparse": [torch.rand(1, 16, 16).to_sparse()],
+}
+
+
+@pytest.mark.parametrize("images", BAD_IMAGES.values(), ids=BAD_IMAGES)
+def test_tensors_that_preprocessing_does_not_give_are_refused(images: list[torch.Tensor]) -> None:
+    with pytest.raises(
+        UsageError, match=r"a tensor of images is .*; probabilities\(\) needs dense ones of \(1, 16, 16\)"
+    ):
+        classifier().probabilities(images)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_what_is_no_tensor_of_probabilities_is_refused() -> None:
+    for function in (classifier().rank, classifier().sound):
+        for wrong in (None, "x", [0.1, 0.9]):
+            with pytest.raises(SvertkaError, match="probabilities"):
+                function(wrong)  # type: ignore[operator]
+    nested = torch.nested.nested_tensor([torch.rand(3)])
+    with pytest.raises(UsageError, match="nested, quantized or meta tensor"):
+        classifier().rank(nested)
+    with pytest.raises(UsageError, match="sparse, nested, quantized or meta"):
+        classifier().probabilities([nested])
+    with pytest.raises(SvertkaError, match="config"):
+        Classifier(torch.nn.Identity(), None)  # type: ignore[arg-type]

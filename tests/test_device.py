@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from svertka.device import autocast, choose_device, describe, in_layout, processor, set_threads
+from svertka.device import autocast, choose_device, describe, has_values, in_layout, processor, set_threads
 from svertka.errors import UsageError
 
 
 def test_auto_is_the_first_that_is_here() -> None:
-    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert choose_device().type == expected
     assert choose_device("cpu") == torch.device("cpu")
 
@@ -67,3 +67,13 @@ def test_a_device_without_float64_is_not_offered(monkeypatch: pytest.MonkeyPatch
     assert choose_device("auto") == torch.device("cpu")
     with pytest.raises(UsageError, match="device=mps is not on this machine; use auto or one of: cpu"):
         choose_device("mps")
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch, about such tensors
+def test_only_dense_tensors_have_a_value_for_each_place() -> None:
+    x = torch.rand(2, 3)
+    for dense in (x, x.T, x.expand(4, 2, 3), x.half(), x.int(), torch.rand(0, 3)):
+        assert has_values(dense)
+    quantized, nested = torch.quantize_per_tensor(x, 0.1, 0, torch.quint8), torch.nested.nested_tensor([x])
+    for other in (x.to_sparse(), x.to_sparse_csr(), x.to("meta"), x.to_mkldnn(), quantized, nested):
+        assert not has_values(other)

@@ -15,7 +15,7 @@ from svertka.data.image_inputs import Input, all_of, intensities_of, misnamed_fi
 from svertka.data.image_io import Decoding, misnamed_sentence
 from svertka.data.pixel_statistics import other_intensities
 from svertka.data.preprocessing import Picture, Preprocess
-from svertka.device import choose_device, device_of, keeps_settings, set_threads
+from svertka.device import choose_device, device_of, has_values, keeps_settings, set_threads
 from svertka.errors import PictureError, RunError, UsageError
 from svertka.escaping import few
 from svertka.files import given_path, read_json, storage, write_json
@@ -59,6 +59,7 @@ class Config(BaseModel):
 class Classifier:
     """`network` gives logits (B, K) for what `preprocess` gives; `names` are the K classes in order."""
 
+    @check_types
     def __init__(self, network: torch.nn.Module, config: Config) -> None:
         self.network, self.config = network, config
         self.names, self.preprocess = config.names, config.preprocess
@@ -144,13 +145,13 @@ class Classifier:
         Raises:
             UsageError: there is not one number for each class, or `top` is below 1.
         """
+        if not has_values(probabilities):
+            raise UsageError("probabilities are a sparse, nested, quantized or meta tensor; rank() needs a dense one")
         if probabilities.shape != (len(self.names),) or not probabilities.is_floating_point():
             raise UsageError(
                 f"probabilities are {tuple(probabilities.shape)} {probabilities.dtype}; rank() needs a floating-point "
                 f"number for each of {len(self.names)} classes"
             )
-        if probabilities.layout != torch.strided or probabilities.is_meta:
-            raise UsageError("probabilities are a sparse or a meta tensor; rank() needs a dense one with values")
         if top < 1:
             raise UsageError(f"top={top} must be at least 1")
         best = probabilities.topk(min(top, len(self.names)))
@@ -162,20 +163,36 @@ class Classifier:
         """Class probabilities (N, K) float32 of what `preprocess` gave for N pictures.
 
         Raises:
+            UsageError: a tensor is not what `preprocess` gives.
             RunError: they are NaN.
         """
         if not pictures:
             return torch.empty(0, len(self.names))
+        shape = self.preprocess.channels, self.preprocess.size, self.preprocess.size
+        for picture in pictures:
+            if not (has_values(picture) and picture.dtype == torch.float32 and picture.shape == shape):
+                kind = (
+                    f"{tuple(picture.shape)} {picture.dtype}"
+                    if has_values(picture)
+                    else "sparse, nested, quantized or meta"
+                )
+                raise UsageError(
+                    f"a tensor of images is {kind}; probabilities() needs dense ones of {shape} {torch.float32}, which "
+                    "preprocess gives"
+                )
         images = torch.stack(list(pictures)).to(device_of(self.network) or "cpu")
         logits: torch.Tensor = self.network(images)
         return self.sound(logits.float().softmax(1).cpu())
 
+    @check_types
     def sound(self, probabilities: torch.Tensor) -> torch.Tensor:
         """`probabilities`, or their logarithms, that the network gave.
 
         Raises:
-            RunError: there is NaN among them.
+            RunError: there is NaN among them. UsageError: they are no dense tensor.
         """
+        if not has_values(probabilities):
+            raise UsageError("probabilities are a sparse, nested, quantized or meta tensor; sound() needs a dense one")
         if probabilities.isnan().any():
             raise RunError(
                 f"{self.config.model} gives scores that are NaN or infinite, which are no probabilities; its weights, "

@@ -45,6 +45,11 @@ def device_of(network: nn.Module) -> torch.device | None:
     return next((parameter.device for parameter in network.parameters()), None)
 
 
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` holds a number for each place: it is not sparse, nested, quantized or on the device meta."""
+    return not (tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta)
+
+
 def set_threads(count: int | None) -> int:
     """Let PyTorch compute with `count` threads (None: as it chose itself); returns the number in force.
 

@@ -44,3 +44,12 @@ def test_the_error_that_is_named_is_the_one_that_is_judged() -> None:
 
     with pytest.raises(UsageError, match=r"difference is 2\.0e-03 of the largest value of its channel for 1 pictures"):
         measured(first_channel_off, nn.Identity(), example, {1}, bf16=False)
+
+
+def test_outputs_on_other_devices_are_refused() -> None:
+    class Elsewhere(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.to("meta")
+
+    with pytest.raises(UsageError, match="gives tensors of other shapes or types, or on other devices"):
+        measured(nn.Identity(), Elsewhere(), torch.ones(1, 2, 4, 4), {1}, bf16=False)

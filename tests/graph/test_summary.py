@@ -229,6 +229,12 @@ def test_what_cannot_be_traced_is_said_and_stays_as_it_was():
     assert watched == [1]
 
 
+@pytest.mark.parametrize("shape", [(10**9, 3, 10**6, 10**6), (-1, 3, 4, 4)])
+def test_shapes_that_no_tensor_has_are_refused(shape):
+    with pytest.raises(UsageError, match="is no shape of an input"):
+        trace(nn.Conv2d(3, 2, 1), shape)
+
+
 def test_a_function_that_is_many_operations_is_one_layer():
     class Attending(nn.Module):
         def __init__(self) -> None:

@@ -76,5 +76,7 @@ def test_networks_without_such_a_layer_are_refused():
         first_layer(nn.Linear(2, 2))
     with pytest.raises(UsageError, match="layer=0, the first convolution of Sequential, reads 2 channels"):
         first_layer(nn.Sequential(nn.Conv2d(2, 2, 3)))
+    with pytest.raises(UsageError, match="layer=0 has weights on the device meta, without values"):
+        first_layer(nn.Sequential(nn.Conv2d(3, 2, 3, device="meta")))
     with pytest.raises(UsageError, match="give two states of one network"):
         between(nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 5))

@@ -169,7 +169,8 @@ def test_the_crop_is_clipped_at_the_border_and_elsewhere_the_papers() -> None:
     [
         (torch.rand(2, 1, 32, 32), {"layers": "c9"}, UsageError, "layer=c9 is not in the network; use c5 or c3 or c1"),
         (torch.rand(2, 1, 32, 32), {"layers": "output"}, UsageError, "layer=output gives 10 for a picture, not maps"),
-        (torch.rand(2, 1, 32, 32), {"count": 0}, UsageError, "count=0 must be at least 1"),
+        (torch.rand(2, 1, 32, 32), {"count": 0}, UsageError, "count=0 must be 1 to 10000"),
+        (torch.rand(2, 1, 32, 32), {"count": 10**12}, UsageError, "count=1000000000000 must be 1 to 10000"),
         (torch.rand(2, 3, 32, 32), {}, UsageError, "LeNet5 cannot be traced with an input of 2×3×32×32; c1 says"),
         (torch.rand(2, 32, 32), {}, UsageError, "pictures of 2×32×32; it needs four axes"),
         (torch.rand(0, 1, 32, 32), {}, DataError, "there are no pictures"),

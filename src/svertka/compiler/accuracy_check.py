@@ -103,9 +103,11 @@ def _error(ours: Tensor, theirs: Tensor, scale: Callable[[Tensor], Tensor]) -> f
 
 
 def _need_same_kinds(name: str, ours: list[Tensor], theirs: list[Tensor]) -> None:
-    kinds = [[(tuple(one.shape), one.dtype) for one in tensors] for tensors in (ours, theirs)]
+    kinds = [[(tuple(one.shape), one.dtype, one.device) for one in tensors] for tensors in (ours, theirs)]
     if kinds[0] != kinds[1]:
-        raise UsageError(f"optimized, {name} gives tensors of other shapes or types; run the network as it is")
+        raise UsageError(
+            f"optimized, {name} gives tensors of other shapes or types, or on other devices; run the network as it is"
+        )
 
 
 def _need_near(name: str, ours: Tensor, theirs: Tensor, *, scores: bool) -> None:

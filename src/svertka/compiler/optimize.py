@@ -4,7 +4,6 @@ import dataclasses
 import threading
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -24,6 +23,7 @@ from svertka.compiler.serialize import About
 from svertka.compiler.steps import Convolution
 from svertka.conv import native
 from svertka.errors import UsageError
+from svertka.files import given_path
 
 MANY = 64  # pictures that are worth the second that it takes
 PLANS = 8  # for as many numbers of pictures memory is kept
@@ -225,12 +225,12 @@ class Optimized(nn.Module):
 
         Raises:
             StorageError: the disk is full or the folder cannot be written.
-            UsageError: it has an operation or an output that `load` does not read, or does something else for some
-                numbers of pictures, which a file cannot tell.
+            UsageError: no system has such a path, or it has an operation or an output that `load` does not read, or
+                does something else for some numbers of pictures, which a file cannot tell.
         """
         whole = {name: packed.unpacked() for name, packed in self._packed.items()}
         steps = dataclasses.replace(self._steps, tensors={**self._steps.tensors, **whole})
-        serialize.write(Path(path), steps, self._about_alone())
+        serialize.write(given_path(path), steps, self._about_alone())
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
@@ -239,7 +239,7 @@ class Optimized(nn.Module):
         Raises:
             RunError: the file is missing, damaged, or something else.
         """
-        return cls(*serialize.read(Path(path)))
+        return cls(*serialize.read(given_path(path)))
 
     def __getstate__(self) -> dict[str, Any]:
         alone = {"about": self._about_alone(), "_plans": {}, "_repeats": None, "_lock": None}

@@ -103,7 +103,10 @@ def trace(network: nn.Module, shape: tuple[int, ...]) -> Trace:
     """
     twin = without_values(network).eval()
     floating = (tensor.dtype for tensor in twin.parameters() if tensor.is_floating_point())
-    picture = torch.empty(shape, device="meta", dtype=next(floating, None))
+    try:
+        picture = torch.empty(shape, device="meta", dtype=next(floating, None))
+    except RuntimeError as error:  # more bytes than 64 bits can count, or a negative size
+        raise UsageError(f"shape={shape} is no shape of an input; give (N, C, H, W) as it has them") from error
     recorder = Recorder(twin, picture)
     try:
         # In inference mode operations arrive whole, so that a dense layer over many positions is seen as one.

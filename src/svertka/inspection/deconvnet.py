@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.data.dataset import Ints
+from svertka.device import has_values
 from svertka.errors import UsageError
 from svertka.files import shortened
 from svertka.graph.summary import Layer, without_values
@@ -184,13 +185,13 @@ def as_pictures(projections: Tensor) -> npt.NDArray[np.uint8]:
     Raises:
         UsageError: they have other axes, or are not real floating-point numbers in memory.
     """
+    if not has_values(projections):
+        raise UsageError("projections are a sparse, nested, quantized or meta tensor; as_pictures() needs a dense one")
     if projections.ndim != 4 or not projections.shape[1] or not projections.is_floating_point():
         raise UsageError(
             f"projections are {tuple(projections.shape)} {projections.dtype}; as_pictures() needs (N, C, H, W) in "
             "floating point"
         )
-    if projections.layout != torch.strided or projections.is_meta:
-        raise UsageError("projections are a sparse or a meta tensor; as_pictures() needs a dense one with values")
     if projections.shape[1] != 3:
         projections = projections.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     sizes = projections.abs().flatten(1)

@@ -84,7 +84,7 @@ def first_layer(network: nn.Module) -> Filters:
     """The filters of the first nn.Conv2d of `network`.
 
     Raises:
-        UsageError: it has none, or that reads neither 1 nor 3 channels.
+        UsageError: it has none, or that reads neither 1 nor 3 channels, or has no values.
     """
     for name, layer in plain_module(network).named_modules():
         if isinstance(layer, nn.Conv2d):
@@ -93,6 +93,8 @@ def first_layer(network: nn.Module) -> Filters:
                     f"layer={name}, the first convolution of {type(network).__name__}, reads {layer.weight.shape[1]} "
                     "channels, which are no picture; give a network that reads 1 (grey) or 3 (RGB)"
                 )
+            if layer.weight.is_meta:
+                raise UsageError(f"layer={name} has weights on the device meta, without values; load some first")
             return Filters(name, layer.weight.detach().float().cpu().permute(0, 2, 3, 1).numpy().copy())
     raise UsageError(f"{type(network).__name__} has no convolution, so there are no filters to show")
 

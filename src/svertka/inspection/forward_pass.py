@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from svertka.device import device_of
+from svertka.device import device_of, has_values
 from svertka.errors import SvertkaError, UsageError
 
 
@@ -37,10 +37,10 @@ def network_input(network: nn.Module, images: Tensor) -> Tensor:
     Raises:
         UsageError: `images` is no such tensor.
     """
+    if not has_values(images):
+        raise UsageError("images are a sparse, nested, quantized or meta tensor; give a dense one with values")
     if images.ndim not in (3, 4):
         raise UsageError(f"images of shape {_text(images)} must have four axes: (N, C, H, W)")
-    if images.layout != torch.strided or images.is_meta:
-        raise UsageError("images are a sparse or a meta tensor; give a dense one with values")
     if images.dtype == torch.bool or images.is_complex():
         raise UsageError(f"images of {images.dtype} cannot be looked at; give floating-point numbers or uint8")
     images = images[None] if images.ndim == 3 else images

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from svertka.conv_geometry import ReceptiveField
 from svertka.data.dataset import Ints
 from svertka.data.loader import Batch, Batches
+from svertka.device import has_values
 from svertka.errors import DataError, UsageError
 from svertka.graph.summary import Layer
 from svertka.inspection.accumulators import Tally
@@ -27,6 +28,7 @@ Data = Tensor | Batches | Iterable[Tensor | Batch | tuple[Tensor, Tensor]]
 
 BATCH = 32  # pictures that run at once, where they come in one tensor
 CHUNK = 256  # pictures whose values are kept before they are counted, all at once
+MOST_PLACES = 10_000  # kept of each unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +99,12 @@ def top_patches(
     (`activations.rectified`). `count`: places told for each unit, at most one a picture.
 
     Raises:
-        UsageError: no such layer, or it has no maps; `count` below 1; the network does not take such pictures.
+        UsageError: no such layer, or it has no maps; `count` below 1 or above `MOST_PLACES`; the network does not take
+            such pictures.
         DataError: there are no pictures, or they are not all of one shape.
     """
-    if count < 1:
-        raise UsageError(f"count={count} must be at least 1")
+    if not 1 <= count <= MOST_PLACES:
+        raise UsageError(f"count={count} must be 1 to {MOST_PLACES}")
     network = plain_module(network)
     batches = _batches(data)
     first = next(batches, None)
@@ -150,6 +153,8 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _four_axes(images: Tensor) -> Tensor:
+    if not has_values(images):
+        raise UsageError("data gives a sparse, nested, quantized or meta tensor; give dense ones with values")
     if images.ndim != 4:
         raise UsageError(
             f"data gives pictures of {_text(images.shape)}; it needs four axes: pictures, channels, rows, columns"
