@@ -20,6 +20,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--large", action="store_true", help="run the large counts whole, not a seeded slice of them")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-timeout reads its option
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--large") and config.getoption("timeout") is None:
+        config.option.timeout = 3600  # seconds a test, in place of what is enough for a slice
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     # Not monkeypatch, which lasts one test: what is timed and remembered must serve the whole session.

@@ -201,7 +201,6 @@ def _link(path: Path, target: Path, generator: random.Random) -> None:
     path.symlink_to(generator.choice((target, target / "1.png", Path("nowhere"), Path(path.name), Path("/dev/null"))))
 
 
-@pytest.mark.timeout(0)  # 10,000 of them under --large
 def test_every_file_of_any_tree_is_used_or_left_out_or_no_image(
     tmp_path: Path, large_count: Callable[[int, int], int]
 ) -> None:
