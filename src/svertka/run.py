@@ -62,7 +62,7 @@ class Run:
         """
         try:
             content = read_json(self.training)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise RunError(f"{self.folder} holds no training.json, so it is not a run of `svertka train`") from error
         except (ValueError, OSError) as error:
             raise RunError(f"{self.training} is damaged ({error}); copy it back or train again") from error

@@ -64,6 +64,7 @@ def test_the_verbs_tested_are_all_there_are() -> None:
         (["train", "--resume", "x", "--lr", "1"], 2, "svertka: --lr cannot be given with --resume: the run goes on"),
         (["train", "--resume", "x", "--no-augment"], 2, "svertka: --augment cannot be given with --resume"),
         (["train", "--resume", "/nowhere"], 1, "svertka: /nowhere holds no training.json"),
+        (["train", "--resume", __file__], 1, f"svertka: {__file__} holds no training.json"),
         (["evaluate", "/nowhere", "digits"], 1, "svertka: /nowhere is not a run folder"),
         (["evaluate", "/nowhere", "digits", "--scales", "many"], 2, "svertka: --scales many is not a list of whole"),
         (["compare", "runs/x"], 2, "svertka: runs/x has nothing to be compared with; name two runs or more"),
@@ -194,3 +195,15 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout == "["
     assert "Traceback" not in done.stderr
+
+
+def test_a_current_folder_that_is_gone_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert main(["models"]) == 1
+    assert capsys.readouterr().err.startswith("svertka: the current folder has been deleted or cannot be read; change")
+    monkeypatch.chdir(tmp_path)

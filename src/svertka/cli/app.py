@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version as installed_version
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -97,6 +98,10 @@ def main(arguments: Sequence[str] | None = None, asked: Request | None = None) -
 
 
 def _answer(arguments: list[str], request: Request) -> int:
+    try:
+        Path.cwd()
+    except OSError:  # the libraries below PyTorch end the process where there is none
+        return _fail("the current folder has been deleted or cannot be read; change to another, as with cd", 1)
     try:
         code = INTERRUPTED if request.number else app(args=arguments, prog_name="svertka", standalone_mode=False)
     except typer.TyperException as error:
