@@ -31,9 +31,9 @@ from svertka.classifier import Classifier, Config
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.preprocessing import Preprocess, whole_picture
 from svertka.data.sources import open_source
-from svertka.evaluation.crop_protocols import as_batch, protocol
-from svertka.evaluation.metrics import Tally
-from svertka.evaluation.predictor import AT_ONCE, Judge, mean_probability
+from svertka.evaluation.crop_protocols import crop_protocol, to_batch
+from svertka.evaluation.metrics import MetricAccumulator
+from svertka.evaluation.predictor import CROPS_PER_BATCH, Predictor, average_log_probabilities
 from svertka.graph.fully_convolutional import sliding
 from svertka.models.registry import find_model
 from turns import in_turns, ratios, seconds
@@ -50,21 +50,21 @@ def classifier(name: str, names: tuple[str, ...]) -> Classifier:
     return Classifier(config.build().eval(), config)
 
 
-def judged(judge: Judge, dataset: Dataset) -> Tally:
+def judged(predictor: Predictor, dataset: Dataset) -> MetricAccumulator:
     """The counts of all pictures, as `evaluate` makes them."""
-    size = judge.batch_size
+    size = predictor.batch_size
     batches: list[Ints] = [np.arange(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
-    tally = Tally(len(dataset.names))
-    for indices, said in zip(batches, judge.over(batches), strict=True):
+    tally = MetricAccumulator(len(dataset.names))
+    for indices, said in zip(batches, predictor.predict_batches(batches), strict=True):
         tally.update(said, torch.from_numpy(dataset.labels[indices]), torch.from_numpy(indices))
     return tally
 
 
 def ten(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[str, Any]:
     """Crops a second of both, and the ratio."""
-    judge = Judge(one, dataset, protocol("10", None, one.preprocess), device=CPU, threads=threads)
+    predictor = Predictor(one, dataset, crop_protocol("10", None, one.preprocess), device=CPU, threads=threads)
     size = one.preprocess.size
-    batch = torch.rand(10 * judge.batch_size, 3, size, size)
+    batch = torch.rand(10 * predictor.batch_size, 3, size, size)
     crops = 10 * len(dataset)
 
     def bare() -> None:
@@ -72,21 +72,21 @@ def ten(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[st
             for start in range(0, crops, len(batch)):
                 one.network(batch[: crops - start])
 
-    first = seconds(lambda: judged(judge, dataset))
-    times = in_turns({"bare": bare, "ours": lambda: judged(judge, dataset)}, rounds)
+    first = seconds(lambda: judged(predictor, dataset))
+    times = in_turns({"bare": bare, "ours": lambda: judged(predictor, dataset)}, rounds)
     rates = {name: crops / statistics.median(some) for name, some in times.items()}
     return {"crops_per_second": rates | {"first": crops / first}, **ratios(times["bare"], times["ours"])}
 
 
 def dense(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[str, Any]:
     """Seconds a picture of both, and the ratio."""
-    how = protocol("dense", None, one.preprocess)
-    judge = Judge(one, dataset, how, device=CPU, threads=threads)
+    how = crop_protocol("dense", None, one.preprocess)
+    predictor = Predictor(one, dataset, how, device=CPU, threads=threads)
     size = one.preprocess.size
     stride = sliding(one.network, (1, 3, size, size)).stride
     pictures = [
         [
-            as_batch(one.preprocess, whole_picture(dataset.pictures.read(k, max(how.scales)), scale, 3))
+            to_batch(one.preprocess, whole_picture(dataset.pictures.read(k, max(how.scales)), scale, 3))
             for scale in how.scales
         ]
         for k in range(len(dataset))
@@ -97,8 +97,8 @@ def dense(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[
         with torch.inference_mode():
             loops[:] = [looped(one, scales, stride) for scales in pictures]
 
-    times = in_turns({"loop": loop, "ours": lambda: judged(judge, dataset)}, rounds)
-    ours = torch.cat(list(judge.over([np.arange(len(dataset))])))
+    times = in_turns({"loop": loop, "ours": lambda: judged(predictor, dataset)}, rounds)
+    ours = torch.cat(list(predictor.predict_batches([np.arange(len(dataset))])))
     crops = sum(2 * len(positions(picture, size, stride)) for scales in pictures for picture in scales)
     return {
         "seconds_per_picture": {name: statistics.median(some) / len(dataset) for name, some in times.items()},
@@ -115,9 +115,9 @@ def looped(one: Classifier, scales: list[Tensor], stride: tuple[int, int]) -> Te
         for shown in (picture, picture.flip(-1)):
             places = positions(shown, size, stride)
             crops = torch.cat([shown[..., y : y + size, x : x + size] for y, x in places])
-            scores = torch.cat([one.network(some) for some in crops.split(AT_ONCE)])  # type: ignore[no-untyped-call]
+            scores = torch.cat([one.network(some) for some in crops.split(CROPS_PER_BATCH)])  # type: ignore[no-untyped-call]
             said.append(scores.mean(0).log_softmax(0))
-    return mean_probability(torch.stack(said), 0)
+    return average_log_probabilities(torch.stack(said), 0)
 
 
 def positions(picture: Tensor, size: int, stride: tuple[int, int]) -> list[tuple[int, int]]:

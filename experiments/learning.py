@@ -12,7 +12,7 @@ from svertka.data.loader import Batches
 from svertka.data.pixel_statistics import measure
 from svertka.data.preprocessing import Preprocess
 from svertka.data.sources import open_source
-from svertka.evaluation.eval_loop import score
+from svertka.evaluation.evaluate import evaluate_network
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import Look, Observer, State, fit, make_optimizer
 
@@ -75,7 +75,7 @@ def learn(network: nn.Module, learnt: Batches, recipe: Recipe) -> list[Look]:
 
 def error(network: nn.Module, judged: Batches, classes: int) -> float:
     """The share of `judged` that `network` gets wrong, 0 to 1."""
-    return score(network, judged, tuple(map(str, range(classes)))).top1_error
+    return evaluate_network(network, judged, tuple(map(str, range(classes)))).top1_error
 
 
 def per_cent(values: Sequence[float], digits: int = 1) -> str:

@@ -183,9 +183,9 @@ def test_many_pictures_get_the_answers_of_one(saved: Path, tmp_path: Path) -> No
             # Of 64 and more the network is optimized, which rounds otherwise.
             assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-5)
     classifier = svertka.Classifier.load(saved)
-    assert classifier.for_many(63).network is classifier.network
+    assert classifier.optimized_for(63).network is classifier.network
     if native.why_not() is None:
-        assert isinstance(classifier.for_many(64).network, svertka.Optimized)
+        assert isinstance(classifier.optimized_for(64).network, svertka.Optimized)
 
 
 def test_predict_names_what_it_cannot_use(saved: Path, tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_tensors_that_preprocessing_does_not_give_are_refused(images: list[torch
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_what_is_no_tensor_of_probabilities_is_refused() -> None:
-    for function in (classifier().rank, classifier().sound):
+    for function in (classifier().rank, classifier().require_finite):
         for wrong in (None, "x", [0.1, 0.9]):
             with pytest.raises(SvertkaError, match="probabilities"):
                 function(wrong)  # type: ignore[operator]

@@ -14,10 +14,10 @@ import torch
 
 import hostile
 import svertka
-from svertka.classifier import find_weights, model_of_weights
+from svertka.classifier import load_initial_weights, model_of_run_weights
 from svertka.errors import Interrupted, RunError, SvertkaError
 from svertka.models import registry
-from svertka.run import MOST_HISTORY, Run
+from svertka.run import MAX_HISTORY_BYTES, Run
 from svertka.serving.served_model import Served
 from svertka.tensor_files import read_tensors, write_tensors
 from svertka.training.callbacks import Recorder
@@ -62,8 +62,8 @@ def resumed(run: Path, _pictures: Path, _place: Path) -> None:
 
 
 def started_from(run: Path, _pictures: Path, _place: Path) -> None:
-    model = registry.find_model(model_of_weights(str(run)) or "resnet20")
-    weights = find_weights(model, str(run))
+    model = registry.find_model(model_of_run_weights(str(run)) or "resnet20")
+    weights = load_initial_weights(model, str(run))
     with torch.device("meta"):
         weights.check(model.build(2, weights.preprocess.channels, weights.preprocess.size))
 
@@ -246,7 +246,7 @@ def test_a_history_that_no_training_writes_is_refused_before_it_is_read(finished
     with pytest.raises(RunError, match=r"jsonl cannot be read \(a file of 6 GB, larger than the limit of 134 MB"):
         run.history()
     with run.metrics.open("r+b") as file:
-        file.truncate(MOST_HISTORY)
+        file.truncate(MAX_HISTORY_BYTES)
     assert [entry["kind"] for entry in run.history()][-1] == "result"
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from svertka.errors import RunError
-from svertka.run import Run, boxes_of, columns_of
+from svertka.run import Run, training_boxes, training_columns
 
 
 def test_making_one_touches_nothing(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_columns_and_boxes_are_known_by_whatever_path_leads_to_the_source(way: i
     said = {"source": str(source), "columns": "path=img,label=digit", "boxes": "boxes.csv"}
     run.training.write_text(json.dumps(said))
     path = ways_to(source, tmp_path)[way]
-    assert (columns_of(run, path), boxes_of(run, path)) == (said["columns"], said["boxes"])
+    assert (training_columns(run, path), training_boxes(run, path)) == (said["columns"], said["boxes"])
     other = tmp_path / "other.csv"
     other.write_text("img,digit\n")
-    assert columns_of(run, other) is None
+    assert training_columns(run, other) is None

@@ -27,7 +27,7 @@ from svertka.tensor_files import not_finite, read_tensors, tensor_shapes, write_
 from svertka.type_checking import check_types
 
 FORMAT = 1  # of config.json; a reader refuses what is newer
-AT_ONCE = 64  # pictures
+BATCH_SIZE = 64  # pictures
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -80,7 +80,7 @@ class Classifier:
         name, colon, text = fspath(path).partition(":")
         if not folder.is_dir():
             if colon and "/" not in name:
-                return cls._of_zoo(registry.find_model(name), text, device)
+                return cls._load_pretrained(registry.find_model(name), text, device)
             if name in registry.MODELS:
                 raise UsageError(f"{name} is a network without weights; name some as in {_with_weights(name)}")
         config = read_config(folder)
@@ -101,7 +101,7 @@ class Classifier:
         return cls(network.to(device).eval(), config)
 
     @classmethod
-    def _of_zoo(cls, model: registry.Model, text: str, device: torch.device | str) -> Self:
+    def _load_pretrained(cls, model: registry.Model, text: str, device: torch.device | str) -> Self:
         trained = weights.load_pretrained(model, text)
         config = Config(model=model.name, names=trained.names_or_numbers, preprocess=trained.preprocess)
         network = config.build()
@@ -122,10 +122,10 @@ class Classifier:
         write_json(folder / CONFIG, self.config.model_dump())
 
     @check_types
-    def for_many(self, pictures: int) -> Self:
+    def optimized_for(self, num_images: int) -> Self:
         """The same for inference alone, optimized if so many pictures pay for that: only rounding differs."""
         shape = self.preprocess.channels, self.preprocess.size, self.preprocess.size
-        return type(self)(fastest(self.network, shape, pictures), self.config)
+        return type(self)(fastest(self.network, shape, num_images), self.config)
 
     @check_types
     def predict(self, picture: Picture, top: int = 5) -> list[tuple[str, float]]:
@@ -182,10 +182,10 @@ class Classifier:
                 )
         images = torch.stack(list(pictures)).to(device_of(self.network) or "cpu")
         logits: torch.Tensor = self.network(images)
-        return self.sound(logits.float().softmax(1).cpu())
+        return self.require_finite(logits.float().softmax(1).cpu())
 
     @check_types
-    def sound(self, probabilities: torch.Tensor) -> torch.Tensor:
+    def require_finite(self, probabilities: torch.Tensor) -> torch.Tensor:
         """`probabilities`, or their logarithms, that the network gave.
 
         Raises:
@@ -242,12 +242,14 @@ def predict_in_batches(
     place, workers = choose_device(device), set_threads(threads)
     classifier = run if isinstance(run, Classifier) else Classifier.load(run, place)
     everything, decoding = all_of(pictures), Decoding.up_to(max_pixels)
-    classifier = classifier.for_many(len(everything))
+    classifier = classifier.optimized_for(len(everything))
     with ThreadPoolExecutor(workers) as pool, progress("predicting", len(everything)) as shown:
-        for start in range(0, len(everything), AT_ONCE):
-            some = everything[start : start + AT_ONCE]
+        for start in range(0, len(everything), BATCH_SIZE):
+            some = everything[start : start + BATCH_SIZE]
             tensors = list(
-                pool.map(partial(_prepared, classifier.preprocess, decoding), (picture for _, picture in some))
+                pool.map(
+                    partial(_preprocess_or_error, classifier.preprocess, decoding), (picture for _, picture in some)
+                )
             )
             good = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
             ranked = iter(classifier.rank(row, top) for row in classifier.probabilities(good))
@@ -267,14 +269,14 @@ def predict_in_batches(
         say(f"16-bit images {sentence}")
 
 
-def _prepared(preprocess: Preprocess, decoding: Decoding, picture: Input) -> torch.Tensor | str:
+def _preprocess_or_error(preprocess: Preprocess, decoding: Decoding, picture: Input) -> torch.Tensor | str:
     try:
         return str(picture) if isinstance(picture, PictureError) else preprocess(picture, decoding)
     except PictureError as error:
         return str(error)
 
 
-def find_weights(model: registry.Model, text: str) -> Weights:
+def load_initial_weights(model: registry.Model, text: str) -> Weights:
     """The weights for `model` that `text` names: a published name, a run folder or a file, looked for in this order.
 
     Raises:
@@ -318,7 +320,7 @@ def _finite(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return tensors
 
 
-def model_of_weights(text: str) -> str | None:
+def model_of_run_weights(text: str) -> str | None:
     """The name of the network that the weights `text` are of, if they are a run's.
 
     Raises:
@@ -363,7 +365,7 @@ def read_config(folder: Path) -> Config:
         ) from error
     except (ValueError, OSError) as error:
         raise RunError(f"{path} is damaged ({error}); copy it back or train again") from error
-    refuse_newer(path, content, FORMAT)
+    check_format_version(path, content, FORMAT)
     try:
         config = Config.model_validate(content)
         registry.find_model(config.model)
@@ -373,7 +375,7 @@ def read_config(folder: Path) -> Config:
     return config
 
 
-def refuse_newer(path: Path, content: Any, newest: int) -> None:
+def check_format_version(path: Path, content: Any, newest: int) -> None:
     """Raise RunError if `content`, read from `path`, says that its format is newer than `newest`."""
     version = content.get("format") if isinstance(content, dict) else None
     if isinstance(version, int) and version > newest:

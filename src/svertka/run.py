@@ -6,7 +6,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from svertka.classifier import CONFIG, WEIGHTS, Classifier, refuse_newer
+from svertka.classifier import CONFIG, WEIGHTS, Classifier, check_format_version
 from svertka.data.bounding_boxes import annotation_files
 from svertka.data.sources import same_place
 from svertka.errors import RunError
@@ -16,9 +16,9 @@ from svertka.files import given_path, open_regular, read_json
 FORMAT = 1  # of training.json
 NUMBER, MAYBE = int | float, int | float | None
 RESULT = {"val_error": MAYBE, "test_error": MAYBE, "epochs": NUMBER, "seconds": NUMBER, "images_per_second": NUMBER}
-MOST_HISTORY = 2**27  # bytes of metrics.jsonl: some 500,000 lines
-LONGEST_LINE = 2**20  # bytes of one
-LARGEST = 1e150  # of a number in it, so that its square is one, too
+MAX_HISTORY_BYTES = 2**27  # bytes of metrics.jsonl: some 500,000 lines
+MAX_LINE_BYTES = 2**20  # bytes of one
+MAX_NUMBER = 1e150  # of a number in it, so that its square is one, too
 
 
 class Run:
@@ -66,7 +66,7 @@ class Run:
             raise RunError(f"{self.folder} holds no training.json, so it is not a run of `svertka train`") from error
         except (ValueError, OSError) as error:
             raise RunError(f"{self.training} is damaged ({error}); copy it back or train again") from error
-        refuse_newer(self.training, content, FORMAT)
+        check_format_version(self.training, content, FORMAT)
         if not isinstance(content, dict) or not isinstance(content.get("source"), str):
             raise RunError(f"{self.training} is damaged (it names no source); copy it back or train again")
         return content
@@ -81,7 +81,7 @@ class Run:
             RunError: the file cannot be read, or is larger than any training writes.
         """
         try:
-            with open_regular(self.metrics, MOST_HISTORY) as file:
+            with open_regular(self.metrics, MAX_HISTORY_BYTES) as file:
                 return [entry for line in _lines(file) if (entry := _entry(line)) is not None]
         except FileNotFoundError:
             return []
@@ -125,7 +125,7 @@ class Run:
         return command("train", "--resume", self.folder)
 
 
-def columns_of(run: str | PathLike[str], source: str | PathLike[str]) -> str | None:
+def training_columns(run: str | PathLike[str], source: str | PathLike[str]) -> str | None:
     """How the training of `run` read the columns of the table `source`; None if it was trained on other data.
 
     Raises:
@@ -138,7 +138,7 @@ def columns_of(run: str | PathLike[str], source: str | PathLike[str]) -> str | N
     return columns if same_place(settings["source"], fspath(source)) and isinstance(columns, str) else None
 
 
-def boxes_of(run: str | PathLike[str], source: str | PathLike[str]) -> str | None:
+def training_boxes(run: str | PathLike[str], source: str | PathLike[str]) -> str | None:
     """The boxes that label the images of `source` where folders do not: those of the training of `run`, if of its own
     source, or else any in `source`; None if it was trained without boxes.
 
@@ -157,12 +157,12 @@ def boxes_of(run: str | PathLike[str], source: str | PathLike[str]) -> str | Non
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
     """The lines of `file` one by one; those that are too long for a training's are left out."""
-    while line := file.readline(LONGEST_LINE):
-        whole = line.endswith(b"\n") or len(line) < LONGEST_LINE
+    while line := file.readline(MAX_LINE_BYTES):
+        whole = line.endswith(b"\n") or len(line) < MAX_LINE_BYTES
         if whole:
             yield line
         while not whole:
-            rest = file.readline(LONGEST_LINE)
+            rest = file.readline(MAX_LINE_BYTES)
             whole = rest.endswith(b"\n") or not rest
 
 
@@ -173,10 +173,10 @@ def _entry(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
         return None
-    return {name: _sound(inside) for name, inside in value.items()}
+    return {name: _sanitize(inside) for name, inside in value.items()}
 
 
-def _sound(value: Any) -> Any:
+def _sanitize(value: Any) -> Any:
     """`value` where it is of a kind that training writes, None in its place elsewhere."""
     if isinstance(value, list):
         return [_scalar(inside) for inside in value]
@@ -187,11 +187,11 @@ def _sound(value: Any) -> Any:
 
 def _scalar(value: Any) -> str | float | bool | None:
     if isinstance(value, int | float):
-        return value if abs(value) < LARGEST else None  # neither NaN nor what is too large for a float
+        return value if abs(value) < MAX_NUMBER else None  # neither NaN nor what is too large for a float
     return value if isinstance(value, str) else None
 
 
-def called(run: str | PathLike[str]) -> str:
+def display_name(run: str | PathLike[str]) -> str:
     """What people call `run`: a folder's own name, or a network with its weights, of a file without the way there."""
     if given_path(run).is_dir():
         return Run(run).name

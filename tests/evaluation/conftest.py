@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits, load_sample_image
 
 from svertka.classifier import Classifier, Config
 from svertka.data.preprocessing import Preprocess
-from svertka.evaluation.metrics import Evaluation, Tally
+from svertka.evaluation.metrics import Evaluation, MetricAccumulator
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,7 @@ def nearest_centre(digit_pictures: npt.NDArray[np.uint8]) -> Callable[[Sequence[
         classes = len(names)
         labels = torch.from_numpy((target + 10 * (np.arange(len(target)) % math.ceil(classes / 10))) % classes)
         centres = torch.stack([flat[labels == k].mean(0) for k in range(classes)])
-        tally = Tally(classes)
+        tally = MetricAccumulator(classes)
         tally.update(-(torch.cdist(flat, centres) ** 2), labels, torch.arange(len(labels)))
         return tally.result(names)
 

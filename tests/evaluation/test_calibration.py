@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from svertka.evaluation.calibration import BINS, TEMPERATURES, Calibration, ConfidenceTally
+from svertka.evaluation.calibration import BINS, TEMPERATURES, Calibration, CalibrationAccumulator
 
 
 def drawn(images: int, sharpness: float, classes: int = 10, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -17,7 +17,7 @@ def drawn(images: int, sharpness: float, classes: int = 10, seed: int = 0) -> tu
 
 
 def calibration(logits: torch.Tensor, labels: torch.Tensor, batch: int = 97) -> Calibration:
-    counted = ConfidenceTally()
+    counted = CalibrationAccumulator()
     right = logits.argmax(1) == labels
     for part in torch.arange(len(labels)).split(batch):
         counted.update(logits[part], labels[part], right[part], part)
@@ -55,7 +55,7 @@ def test_a_network_too_sure_of_itself_is_put_right() -> None:
     assert found.temperature == pytest.approx(3, rel=0.07)
     assert found.error > 0.1
     assert found.scaled_error < 0.03
-    assert all(one.confidence > one.right for one in found.bins if one.images > 100)
+    assert all(one.confidence > one.accuracy for one in found.bins if one.images > 100)
 
 
 def test_each_half_is_judged_with_the_temperature_of_the_other() -> None:

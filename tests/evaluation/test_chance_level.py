@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from svertka.evaluation.chance_level import expected_by_chance, is_chance
+from svertka.evaluation.chance_level import chance_accuracy, is_at_chance
 
 
 def confusion(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:
@@ -18,7 +18,7 @@ def test_moments_are_those_of_shuffled_answers(classes: int, count: int) -> None
     labels = random.integers(0, classes, count)
     answers = np.minimum(random.integers(0, classes + 2, count), classes - 1)
     shares = [float((random.permutation(answers) == labels).mean()) for _ in range(20_000)]
-    mean, deviation = expected_by_chance(confusion(labels, answers, classes))
+    mean, deviation = chance_accuracy(confusion(labels, answers, classes))
     assert mean == pytest.approx(np.mean(shares), abs=5 * deviation / np.sqrt(20_000))
     assert deviation == pytest.approx(np.std(shares), rel=0.03)
 
@@ -26,21 +26,21 @@ def test_moments_are_those_of_shuffled_answers(classes: int, count: int) -> None
 def test_who_knows_nothing_is_seen_through_and_who_knows_something_is_not() -> None:
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 25)
-    assert is_chance(confusion(labels, np.zeros(100, int), 4))  # always the same class
-    assert is_chance(confusion(np.repeat([0, 1], [95, 5]), np.zeros(100, int), 2))  # right in 95 of 100
-    assert not is_chance(confusion(labels, labels, 4))
+    assert is_at_chance(confusion(labels, np.zeros(100, int), 4))  # always the same class
+    assert is_at_chance(confusion(np.repeat([0, 1], [95, 5]), np.zeros(100, int), 2))  # right in 95 of 100
+    assert not is_at_chance(confusion(labels, labels, 4))
     half = np.where(random.random(100) < 0.5, labels, random.integers(0, 4, 100))
-    assert not is_chance(confusion(labels, half, 4))
-    guesses = [is_chance(confusion(labels, random.integers(0, 4, 100), 4)) for _ in range(400)]
+    assert not is_at_chance(confusion(labels, half, 4))
+    guesses = [is_at_chance(confusion(labels, random.integers(0, 4, 100), 4)) for _ in range(400)]
     assert 0.9 < np.mean(guesses) < 0.99
 
 
 def test_one_class_or_no_picture_says_nothing() -> None:
-    assert is_chance(confusion(np.zeros(5, int), np.zeros(5, int), 2)) is None
-    assert is_chance(np.zeros((3, 3), np.int64)) is None
+    assert is_at_chance(confusion(np.zeros(5, int), np.zeros(5, int), 2)) is None
+    assert is_at_chance(np.zeros((3, 3), np.int64)) is None
 
 
 def test_so_few_images_that_no_classifier_could_be_told_from_a_guess() -> None:
-    assert is_chance(confusion(np.arange(2), np.arange(2), 2)) is None  # right twice, as one guess in two is
-    assert is_chance(confusion(np.arange(2), 1 - np.arange(2), 2)) is None
-    assert is_chance(confusion(np.arange(8) % 2, np.arange(8) % 2, 2)) is False
+    assert is_at_chance(confusion(np.arange(2), np.arange(2), 2)) is None  # right twice, as one guess in two is
+    assert is_at_chance(confusion(np.arange(2), 1 - np.arange(2), 2)) is None
+    assert is_at_chance(confusion(np.arange(8) % 2, np.arange(8) % 2, 2)) is False

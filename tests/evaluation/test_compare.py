@@ -14,7 +14,7 @@ from svertka.cli.app import main
 from svertka.data.image_folder import open_folder
 from svertka.errors import RunError, UsageError
 from svertka.evaluation.compare import compare, runs_and_source
-from svertka.evaluation.confidence_intervals import paired_difference
+from svertka.evaluation.confidence_intervals import paired_difference_interval
 from svertka.models.registry import describe, find_model
 
 Make = Callable[..., Path]
@@ -41,27 +41,27 @@ def test_the_difference_is_of_the_same_pictures_counted_one_by_one(photographs: 
     wrong = [[Classifier.load(run).predict(path)[0][0] != path.parent.name for path in paths] for run in runs]
     assert len({tuple(one) for one in wrong}) == 3  # otherwise it would prove nothing
     compared = compare(runs, photographs)
-    for contender, flags in zip(compared.contenders, wrong, strict=True):
-        assert contender.evaluation.wrong.tolist() == flags
-        assert contender.evaluation.top1_error == sum(flags) / 12
-    assert compared.contenders[0].difference is None
-    for contender, flags in list(zip(compared.contenders, wrong, strict=True))[1:]:
+    for compared_run, flags in zip(compared.runs, wrong, strict=True):
+        assert compared_run.evaluation.wrong.tolist() == flags
+        assert compared_run.evaluation.top1_error == sum(flags) / 12
+    assert compared.runs[0].difference is None
+    for compared_run, flags in list(zip(compared.runs, wrong, strict=True))[1:]:
         here = sum(one and not other for one, other in zip(flags, wrong[0], strict=True))
         first = sum(other and not one for one, other in zip(flags, wrong[0], strict=True))
-        found = contender.difference
+        found = compared_run.difference
         assert found is not None
         assert (found.only_here, found.only_first) == (here, first)
-        assert found.points == pytest.approx((sum(flags) - sum(wrong[0])) / 12)
-        assert found.interval == paired_difference(here, first, 12)
+        assert found.top1_error == pytest.approx((sum(flags) - sum(wrong[0])) / 12)
+        assert found.interval == paired_difference_interval(here, first, 12)
         assert found.p == pytest.approx(binomtest(here, here + first).pvalue)
     together = svertka.evaluate(runs, photographs)
-    assert compared.together.wrong.tolist() == together.wrong.tolist()
-    assert compared.together.loss == pytest.approx(together.loss, rel=1e-6)
+    assert compared.ensemble.wrong.tolist() == together.wrong.tolist()
+    assert compared.ensemble.loss == pytest.approx(together.loss, rel=1e-6)
 
 
 def test_what_each_takes(photographs: Path, fresh_run: Make) -> None:
     runs = [fresh_run("resnet20", 32, 40, seed=1, names=("china", "flower")), fresh_run("resnet56", 32, 32, seed=1)]
-    small, large = compare(runs, photographs, threads=1).contenders
+    small, large = compare(runs, photographs, threads=1).runs
     assert (small.letter, large.letter, large.network) == ("A", "B", "resnet56")
     # The head is of two classes, where the paper's is of ten.
     assert small.parameters == describe(find_model("resnet20"))["parameters"] - 8 * 65
@@ -71,14 +71,14 @@ def test_what_each_takes(photographs: Path, fresh_run: Make) -> None:
 
 def test_runs_on_what_they_were_trained_on(trained: list[Path], digit_folder: Path) -> None:
     compared = svertka.compare(trained)
-    assert compared.judgement.dataset.source == str(digit_folder)
-    assert compared.judgement.part == "test"
-    assert 65 < compared.together.images < 79
-    long, short = compared.contenders
+    assert compared.joint.dataset.source == str(digit_folder)
+    assert compared.joint.part == "test"
+    assert 65 < compared.ensemble.images < 79
+    long, short = compared.runs
     assert long.evaluation.top1_error == svertka.Run(trained[0]).result()["test_error"]
     assert [len(one.history) > 2 for one in (long, short)] == [True, True]
     assert short.difference is not None
-    assert short.difference.points > 0.1
+    assert short.difference.top1_error > 0.1
     assert "B errs more, by +" in compared.sentence
     assert "test\u00a0pictures" not in compared.sentence
 
@@ -157,6 +157,6 @@ def test_pictures_that_were_moved_are_asked_for(digit_folder: Path, tmp_path: Pa
         svertka.train(data, model="mlp", size=8, epochs=1, output=tmp_path / name, threads=1).folder for name in "ab"
     ]
     data.rename(tmp_path / "moved")
-    with pytest.raises(UsageError, match=r"not in .*/data any more; say where .*: svertka compare .*/a .*/b SOURCE"):
+    with pytest.raises(UsageError, match=r"no longer in .*/data; name their folder: svertka compare .*/a .*/b SOURCE"):
         compare(runs, threads=1)
-    assert compare(runs, tmp_path / "moved", threads=1).judgement.part == "val"
+    assert compare(runs, tmp_path / "moved", threads=1).joint.part == "val"

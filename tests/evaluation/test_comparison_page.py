@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 import svertka
-from svertka.evaluation.compare import compare
-from svertka.evaluation.comparison_page import SHOWN
-from svertka.evaluation.significance import Comparison
+from svertka.evaluation.compare import Comparison, compare
+from svertka.evaluation.comparison_page import DISAGREEMENTS_SHOWN
 
 Opened = Callable[..., AbstractContextManager[Any]]
 
@@ -54,12 +53,12 @@ def test_it_says_what_was_found(opened: Opened, drawn: tuple[Path, Comparison]) 
         assert page.locator("h1").text_content() == compared.sentence
         assert page.locator("header b").first.text_content().startswith("A\u00a0is long <b>&, B\u00a0is short, C")
         errors = [row.split() for row in page.locator("#errors tbody tr").all_inner_texts()]
-        for contender, row in zip(compared.contenders, errors, strict=False):
-            assert row[0] == contender.letter
-            assert f"{100 * contender.evaluation.top1_error:.1f}" in row
+        for compared_run, row in zip(compared.runs, errors, strict=False):
+            assert row[0] == compared_run.letter
+            assert f"{100 * compared_run.evaluation.top1_error:.1f}" in row
         assert errors[3][:2] == ["their", "mean"]
         costs = page.locator("#costs tbody tr").all_inner_texts()
-        assert all(f"{one.multiply_adds:,}" in row for one, row in zip(compared.contenders, costs, strict=True))
+        assert all(f"{one.multiply_adds:,}" in row for one, row in zip(compared.runs, costs, strict=True))
         differing = page.locator("#made tbody th").all_text_contents()
         assert {"recipe.lr", "recipe.epochs"} <= set(differing)
         assert "source" not in differing
@@ -67,7 +66,7 @@ def test_it_says_what_was_found(opened: Opened, drawn: tuple[Path, Comparison]) 
 
 def test_the_pictures_are_those_that_one_alone_has_wrong(opened: Opened, drawn: tuple[Path, Comparison]) -> None:
     path, compared = drawn
-    first, second, third = (one.evaluation for one in compared.contenders)
+    first, second, third = (one.evaluation for one in compared.runs)
     pairs = [(second, first), (first, second), (third, first), (first, third)]
     with opened(path) as page:
         titles = page.locator("#disagree h3").all_text_contents()
@@ -79,8 +78,8 @@ def test_the_pictures_are_those_that_one_alone_has_wrong(opened: Opened, drawn: 
         assert f": {len(these):,}\u00a0picture" in title
         shown = {int(re.sub(r"\D", "", name)) for name in wall}
         assert shown <= these
-        assert len(shown) == min(SHOWN, len(these))
-    assert sum(map(len, walls)) > SHOWN
+        assert len(shown) == min(DISAGREEMENTS_SHOWN, len(these))
+    assert sum(map(len, walls)) > DISAGREEMENTS_SHOWN
 
 
 def test_the_curves_have_a_line_a_run_and_say_who_has_none(opened: Opened, drawn: tuple[Path, Comparison]) -> None:
@@ -90,7 +89,7 @@ def test_the_curves_have_a_line_a_run_and_say_who_has_none(opened: Opened, drawn
         page.locator("#curves").get_by_role("slider").focus()
         page.keyboard.press("Home")
         read = page.locator("#curves output").first.text_content()
-        history = {one.letter: one.history for one in drawn[1].contenders}
+        history = {one.letter: one.history for one in drawn[1].runs}
         for letter in "AB":
             line = next(line for line in history[letter] if line["kind"] == "epoch")
             assert f"{letter} {100 * line['val_error']:.1f}\u00a0%" in read
@@ -98,7 +97,7 @@ def test_the_curves_have_a_line_a_run_and_say_who_has_none(opened: Opened, drawn
 
 def test_the_classes_stand_in_the_order_of_their_difference(opened: Opened, drawn: tuple[Path, Comparison]) -> None:
     compared = drawn[1]
-    shares = [[one.evaluation.per_class[k].recall or 0 for one in compared.contenders] for k in range(10)]
+    shares = [[one.evaluation.per_class[k].recall or 0 for one in compared.runs] for k in range(10)]
     order = sorted(range(10), key=lambda k: max(shares[k]) - min(shares[k]), reverse=True)
     with opened(drawn[0]) as page:
         assert page.locator("#classes tbody th").all_text_contents() == [str(k) for k in order]

@@ -6,23 +6,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from svertka.evaluation.confidence_intervals import mcnemar, paired_difference, wilson
+from svertka.evaluation.confidence_intervals import mcnemar_p, paired_difference_interval, wilson_interval
 
 
 @given(images=st.integers(1, 60_000), share=st.floats(0, 1))
 def test_wilson_is_scipy_s(images: int, share: float) -> None:
     count = round(share * images)
     expected = stats.binomtest(count, images).proportion_ci(0.95, method="wilson")
-    assert wilson(count, images) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson_interval(count, images) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 @given(first=st.integers(0, 3000), second=st.integers(0, 3000))
 def test_mcnemar_is_the_exact_binomial_test(first: int, second: int) -> None:
     if first + second == 0:
-        assert mcnemar(first, second) == 1
+        assert mcnemar_p(first, second) == 1
     else:
         # 1e-9: lgamma loses a few digits of a large factorial's logarithm
-        assert mcnemar(first, second) == pytest.approx(stats.binomtest(first, first + second).pvalue, rel=1e-9)
+        assert mcnemar_p(first, second) == pytest.approx(stats.binomtest(first, first + second).pvalue, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -34,19 +34,21 @@ def test_of_many_pictures_the_difference_is_the_bootstrap_s(only_first: int, onl
     means = [generator.choice(signs, images).mean() for _ in range(4000)]
     low, high = np.percentile(means, [2.5, 97.5])
     # a tenth of the interval: what 4,000 resamples and the asymmetry of small counts leave
-    assert paired_difference(only_first, only_second, images) == pytest.approx((low, high), abs=0.1 * (high - low))
+    assert paired_difference_interval(only_first, only_second, images) == pytest.approx(
+        (low, high), abs=0.1 * (high - low)
+    )
 
 
 @pytest.mark.parametrize("images", [20, 50, 300])
 @pytest.mark.parametrize(("first", "second"), [(0.05, 0.05), (0.1, 0.02), (0.3, 0.1)])
 def test_the_interval_of_a_difference_holds_the_truth_19_times_in_20(images: int, first: float, second: float) -> None:
     draws = np.random.default_rng(2).multinomial(images, [first, second, 1 - first - second], 4000)
-    intervals = [paired_difference(int(one), int(other), images) for one, other, _ in draws]
+    intervals = [paired_difference_interval(int(one), int(other), images) for one, other, _ in draws]
     held = np.mean([low <= first - second <= high for low, high in intervals])
     assert 0.93 <= held <= 1  # conservative where few pictures differ, as its authors say
 
 
 def test_nothing_is_known_without_pictures() -> None:
-    assert all(map(math.isnan, (*wilson(0, 0), *paired_difference(0, 0, 0))))
-    assert wilson(0, 10)[0] == 0
-    assert wilson(10, 10)[1] == 1
+    assert all(map(math.isnan, (*wilson_interval(0, 0), *paired_difference_interval(0, 0, 0))))
+    assert wilson_interval(0, 10)[0] == 0
+    assert wilson_interval(10, 10)[1] == 1

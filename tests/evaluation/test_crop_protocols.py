@@ -4,7 +4,14 @@ import torch
 
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
-from svertka.evaluation.crop_protocols import Protocol, protocol, ten_crops, three_squares, views, views_144
+from svertka.evaluation.crop_protocols import (
+    CropProtocol,
+    crop_protocol,
+    crop_views,
+    crop_views_144,
+    ten_crops,
+    three_squares,
+)
 
 PREPROCESS = Preprocess(size=224, resize=256, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.1))
 
@@ -33,12 +40,12 @@ def test_three_squares_are_the_ends_and_the_middle(shape: tuple[int, int]) -> No
 
 def test_144_crops_are_144_and_their_mirror_images_among_them() -> None:
     generator = np.random.default_rng(0)
-    how = protocol("144", None, PREPROCESS)
+    how = crop_protocol("144", None, PREPROCESS)
     assert how.scales == (256, 288, 320, 352)
     pictures = [generator.integers(256, size=(scale, scale + 30, 3), dtype=np.uint8) for scale in how.scales]
-    shown = views_144(PREPROCESS, pictures)
+    shown = crop_views_144(PREPROCESS, pictures)
     assert shown.shape == (144, 3, 224, 224)
-    assert how.views == 144
+    assert how.num_views == 144
     hashes = sorted(float((one * torch.arange(224)).sum()) for one in shown)
     mirrored = sorted(float((one.flip(-1) * torch.arange(224)).sum()) for one in shown)
     assert hashes == pytest.approx(mirrored)
@@ -47,8 +54,8 @@ def test_144_crops_are_144_and_their_mirror_images_among_them() -> None:
 
 def test_a_crop_is_what_prediction_shows() -> None:
     squares = torch.from_numpy(np.random.default_rng(1).integers(256, size=(2, 3, 256, 256), dtype=np.uint8))
-    one = views(Protocol("1", (256,)), PREPROCESS, [squares])
-    ten = views(Protocol("10", (256,)), PREPROCESS, [squares])
+    one = crop_views(CropProtocol("1", (256,)), PREPROCESS, [squares])
+    ten = crop_views(CropProtocol("10", (256,)), PREPROCESS, [squares])
     assert torch.equal(one[:, 0], PREPROCESS.normalise(squares))
     assert torch.equal(ten[:, 4], one[:, 0])
 
@@ -68,7 +75,7 @@ def test_a_crop_is_what_prediction_shows() -> None:
 def test_unsaid_scales_are_the_papers_in_proportion(
     crops: str | int, size: int, resize: int, scales: tuple[int, ...]
 ) -> None:
-    found = protocol(crops, None, Preprocess(size=size, resize=resize, mean=(0.5,), std=(0.5,)))
+    found = crop_protocol(crops, None, Preprocess(size=size, resize=resize, mean=(0.5,), std=(0.5,)))
     assert (found.crops, found.scales) == (str(crops), scales)
 
 
@@ -85,11 +92,11 @@ def test_unsaid_scales_are_the_papers_in_proportion(
 )
 def test_what_cannot_be_is_said(crops: str, scales: list[int] | None, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        protocol(crops, scales, PREPROCESS)
+        crop_protocol(crops, scales, PREPROCESS)
 
 
 def test_of_padded_pictures_there_are_no_crops() -> None:
     padded = Preprocess(size=32, resize=28, mean=(0.5,), std=(0.5,))
     with pytest.raises(UsageError, match="this run pads 28 pixels to 32; use crops=1, or give scales of at least 32"):
-        protocol("10", None, padded)
-    assert protocol("10", [40], padded).scales == (40,)
+        crop_protocol("10", None, padded)
+    assert crop_protocol("10", [40], padded).scales == (40,)

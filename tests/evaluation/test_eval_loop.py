@@ -1,4 +1,4 @@
-"""Scoring against a plain loop over the same pictures."""
+"""evaluate() and evaluate_network() against a plain loop over the same images."""
 
 import shutil
 from collections.abc import Callable
@@ -17,8 +17,7 @@ from svertka.data.dataset import ArrayPictures, Dataset
 from svertka.data.loader import Batches
 from svertka.data.sources import open_source
 from svertka.errors import DataError, UsageError
-from svertka.evaluation.eval_loop import score, with_names_of
-from svertka.evaluation.evaluate import evaluate
+from svertka.evaluation.evaluate import evaluate, evaluate_network, match_class_names
 from svertka.run import Run
 
 
@@ -57,7 +56,7 @@ def test_other_pictures_are_judged_whole_and_by_name(run: Run, digit_folder: Pat
 def test_labels_are_matched_by_name_not_by_number() -> None:
     pictures = ArrayPictures(np.zeros((3, 2, 2, 1), np.uint8), "x")
     dataset = Dataset("x", ("b", "a", "unused"), pictures, np.array([0, 1, 1]), np.array(["", "", ""]))
-    assert with_names_of(("a", "b"), dataset).labels.tolist() == [1, 0, 0]
+    assert match_class_names(("a", "b"), dataset).labels.tolist() == [1, 0, 0]
 
 
 def test_classes_of_imagenet_are_matched_by_wordnet_id() -> None:
@@ -66,8 +65,8 @@ def test_classes_of_imagenet_are_matched_by_wordnet_id() -> None:
     by_id = Dataset("x", ("n01440764", "n02123045"), pictures, labels, parts)
     by_name = Dataset("x", ("tench", "tabby"), pictures, labels, parts)
     for names in (("tabby", "tench"), ("n02123045", "n01440764")):
-        assert with_names_of(names, by_id).labels.tolist() == [1, 0, 0]
-        assert with_names_of(names, by_name).labels.tolist() == [1, 0, 0]
+        assert match_class_names(names, by_id).labels.tolist() == [1, 0, 0]
+        assert match_class_names(names, by_name).labels.tolist() == [1, 0, 0]
 
 
 def resnet20(tensors: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
@@ -98,7 +97,7 @@ def test_published_weights_score_what_plain_pytorch_scores(shared_data: Path) ->
     assert dataset.names == classifier.names
     first = np.flatnonzero(dataset.parts == "test")[:1000]
     assert isinstance(dataset.pictures, ArrayPictures)
-    judged = score(
+    judged = evaluate_network(
         classifier.network,
         Batches(dataset.pictures.array, dataset.labels, first, classifier.preprocess, batch_size=125),
         classifier.names,
@@ -125,7 +124,7 @@ def test_resnet20_scores_what_was_published(shared_data: Path, large_count: Call
         assert isinstance(dataset.pictures, ArrayPictures)
         last = np.flatnonzero(dataset.parts == "test")[-count:]
         batches = Batches(dataset.pictures.array, dataset.labels, last, classifier.preprocess, batch_size=125)
-        judged = score(classifier.network, batches, classifier.names)
+        judged = evaluate_network(classifier.network, batches, classifier.names)
     assert judged.images == count
     error = 1 - 0.9173
     tolerance = 0.0002 if count == 10_000 else 3 * (error / count) ** 0.5  # three standard errors
@@ -163,11 +162,11 @@ def test_a_network_is_left_on_evaluation_and_without_gradients(run: Run) -> None
 def test_classes_that_are_written_otherwise_are_taken_for_those_of_the_run_and_said() -> None:
     array = ArrayPictures(np.zeros((3, 1, 1, 1), np.uint8), "x")
     dataset = Dataset("x", ("CAT", "Fire_truck "), array, np.array([0, 1, 1]), np.array(["", "", ""]))
-    named = with_names_of(("cat", "dog", "fire truck"), dataset)
+    named = match_class_names(("cat", "dog", "fire truck"), dataset)
     assert named.labels.tolist() == [0, 2, 2]
     assert named.account.notes == (
         "the class CAT is taken for cat",
         "the class Fire_truck  is taken for fire truck",
     )
     with pytest.raises(DataError, match="does not know: CAT"):  # which of the two?
-        with_names_of(("cat", "Cat", "fire truck"), dataset)
+        match_class_names(("cat", "Cat", "fire truck"), dataset)

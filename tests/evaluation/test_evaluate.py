@@ -1,4 +1,4 @@
-"""Several runs judged together, and reports on what was not trained here."""
+"""Evaluations of several runs together, and reports of runs that were not trained here."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import svertka
 from svertka.classifier import Classifier
 from svertka.errors import UsageError
-from svertka.evaluation.evaluate import evaluate, judge
+from svertka.evaluation.evaluate import evaluate, evaluate_jointly
 
 
 def test_an_ensemble_is_the_mean_of_its_probabilities(photographs: Path, fresh_run: Callable[..., Path]) -> None:
@@ -30,11 +30,11 @@ def test_an_ensemble_is_the_mean_of_its_probabilities(photographs: Path, fresh_r
         mean = {name: np.mean([one[name] for one in said]) for name in said[0]}
         wrong.append(max(mean, key=lambda name: mean[name]) != path.parent.name)
         losses.append(-np.log(mean[path.parent.name]))
-    judged = judge([*map(str, runs)], photographs)
-    assert judged.total.wrong.tolist() == wrong
-    assert judged.total.loss == pytest.approx(np.mean(losses), rel=1e-5)
-    assert [one.wrong.tolist() for one in judged.each] == alone
-    assert judged.total.wrong.tolist() not in alone  # otherwise it would prove nothing
+    judged = evaluate_jointly([*map(str, runs)], photographs)
+    assert judged.ensemble.wrong.tolist() == wrong
+    assert judged.ensemble.loss == pytest.approx(np.mean(losses), rel=1e-5)
+    assert [one.wrong.tolist() for one in judged.per_run] == alone
+    assert judged.ensemble.wrong.tolist() not in alone  # otherwise it would prove nothing
 
 
 def test_runs_with_other_classes_or_other_parts_are_not_judged_together(

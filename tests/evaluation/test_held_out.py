@@ -18,9 +18,9 @@ from svertka.cli.app import main
 from svertka.data.sources import open_source
 from svertka.data.split_manifest import Manifest
 from svertka.errors import RunError, UsageError
-from svertka.evaluation.evaluate import judge
-from svertka.evaluation.evaluated_images import Scope
-from svertka.evaluation.held_out import Admission
+from svertka.evaluation.evaluate import evaluate_jointly
+from svertka.evaluation.evaluated_images import EvaluationScope
+from svertka.evaluation.held_out import TrainingImageFilter
 from svertka.files import cache_folder
 from svertka.run import Run
 from svertka.training.repeated_splits import repeat
@@ -61,8 +61,8 @@ def runs(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[t
 
 
 def judged_contents(run: Run, source: Path, **options: Any) -> set[str]:
-    judgement = judge(run, source, threads=1, **options)
-    return {content(Path(judgement.dataset.pictures.name(i))) for i in judgement.total.pictures.tolist()}
+    joint = evaluate_jointly(run, source, threads=1, **options)
+    return {content(Path(joint.dataset.pictures.name(i))) for i in joint.ensemble.pictures.tolist()}
 
 
 def dotted(source: Path, work: Path, random: np.random.Generator) -> Path:
@@ -173,7 +173,7 @@ def test_no_training_image_judges(
             if layout in SAME:
                 judged_by_own = svertka.evaluate(run, source, threads=1)
                 assert judged_by_own.top1_error == error
-            everything = judge(run, source, threads=1, part="all", include_training=True).total
+            everything = evaluate_jointly(run, source, threads=1, part="all", include_training=True).ensemble
             assert everything.scope is not None
             assert everything.scope.includes_training
             assert judged_contents(run, source, part="all", include_training=True) == there
@@ -236,8 +236,8 @@ def test_runs_on_one_source_by_two_ways_are_compared(digit_folder: Path, tmp_pat
     sources = {"a": digit_folder, "b": tmp_path / "link", "c": tmp_path / "copy"}
     made = [svertka.train(source, output=tmp_path / name, **QUICK).folder for name, source in sources.items()]
     compared = svertka.compare(made, threads=1)
-    assert compared.judgement.part == "val"
-    assert compared.judgement.scope.training_images == 221
+    assert compared.joint.part == "val"
+    assert compared.joint.scope.training_images == 221
 
 
 @pytest.mark.usefixtures("quiet")
@@ -309,7 +309,7 @@ def test_runs_compared_leave_out_what_any_was_trained_on(
     with pytest.raises(UsageError, match="were trained on different parts of .*leaves out what any of them trained on"):
         svertka.compare([one, other], digit_folder, threads=1)
     compared = svertka.compare([one, other], digit_folder, part="all", threads=1)
-    pictures, judged = compared.judgement.dataset.pictures, compared.together.pictures.tolist()
+    pictures, judged = compared.joint.dataset.pictures, compared.ensemble.pictures.tolist()
     assert not {content(Path(pictures.name(i))) for i in judged} & (learnt | also_learnt)
     assert compared.to_dict()["training_images"] == len(learnt | also_learnt)
     assert f"{len(learnt | also_learnt)} images that trained the network left out" in compared.sentence
@@ -339,15 +339,15 @@ def test_single_images_are_admitted_by_content(
     run, _, learnt, scored = runs[1]
     for number, path in enumerate(sorted(digit_folder.rglob("*.png"))):
         shutil.copy(path, tmp_path / f"{number}.png")
-    admission = Admission(run, include_training=False)
-    admitted = {content(path) for path in tmp_path.iterdir() if admission.admits(path)}
+    admission = TrainingImageFilter(run, include_training=False)
+    admitted = {content(path) for path in tmp_path.iterdir() if admission.is_allowed(path)}
     assert not admitted & learnt
     assert admitted >= scored
     assert admission.scope("x").training_images == len(learnt)
-    everything = Admission(run, include_training=True)
-    assert all(everything.admits(path) for path in tmp_path.iterdir())
+    everything = TrainingImageFilter(run, include_training=True)
+    assert all(everything.is_allowed(path) for path in tmp_path.iterdir())
     assert everything.scope("x").includes_training
-    assert Admission(Classifier.load(run), include_training=False).admits(next(tmp_path.iterdir()))
+    assert TrainingImageFilter(Classifier.load(run), include_training=False).is_allowed(next(tmp_path.iterdir()))
 
 
 @pytest.mark.usefixtures("quiet")
@@ -355,8 +355,8 @@ def test_arrays_are_known_by_their_pixels(tmp_path: Path) -> None:
     run = svertka.train("digits", model="mlp", epochs=1, output=tmp_path / "run", threads=1)
     dataset = open_source("digits")
     array = dataset.pictures.array  # type: ignore[attr-defined]
-    admission = Admission(run, include_training=False)
-    admitted = sum(admission.admits(one) for one in array)
+    admission = TrainingImageFilter(run, include_training=False)
+    admitted = sum(admission.is_allowed(one) for one in array)
     sizes = run.settings()["parts"]
     assert admitted == sizes["val"] + sizes["test"]
 
@@ -396,7 +396,7 @@ def test_copies_among_those_judged_are_counted(
     assert twice.scope is not None
     assert (once.scope.copies, twice.scope.copies, twice.images) == (0, once.images, 2 * once.images)
     assert f"{once.images} images judged are copies of others judged" in twice.scope.sentence
-    both = Scope("photos", "test", training_images=3, includes_training=True)
+    both = EvaluationScope("photos", "test", training_images=3, includes_training=True)
     assert both.sentence.startswith("judged: photos, test and training images; 3 of these trained the network")
 
 

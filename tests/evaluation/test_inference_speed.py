@@ -7,7 +7,7 @@ from torch import nn
 from svertka.classifier import Classifier, Config
 from svertka.conv import native
 from svertka.data.preprocessing import Preprocess
-from svertka.evaluation.inference_speed import BATCH, speeds
+from svertka.evaluation.inference_speed import BATCH, measure_speeds
 
 
 class Slow(nn.Module):
@@ -30,7 +30,7 @@ CONFIG = Config(model="mlp", names=("a", "b"), preprocess=Preprocess(size=9, res
 
 def test_known_times_are_found() -> None:
     networks = [Slow(0.005), Slow(0.002)]
-    found = speeds([Classifier(network, CONFIG) for network in networks], torch.device("cpu"))
+    found = measure_speeds([Classifier(network, CONFIG) for network in networks], torch.device("cpu"))
     for network, speed in zip(networks, found, strict=True):
         # Sleeping takes longer than asked for, never shorter; on a busy machine much longer.
         assert network.seconds <= speed.seconds < 10 * network.seconds
@@ -48,6 +48,6 @@ def test_what_can_be_optimized_is_timed_so() -> None:
             return super().forward(images)
 
     network = Counted(3, 2, 9)
-    (found,) = speeds([Classifier(network, CONFIG)], torch.device("cpu"))
+    (found,) = measure_speeds([Classifier(network, CONFIG)], torch.device("cpu"))
     assert found.seconds > 0
     assert network.runs == 0

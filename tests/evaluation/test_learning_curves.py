@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from svertka.evaluation.learning_curves import POINTS, History, bucketed, epoch_name, thinned
+from svertka.evaluation.learning_curves import MAX_POINTS, LearningCurves, bucket_means, epoch_name, subsample
 
 
 def epoch(number: float, **changes: Any) -> dict[str, Any]:
@@ -43,54 +43,55 @@ def readings(drawn: str) -> dict[str, Any]:
 
 
 def test_the_marked_epoch_is_the_last_that_was_kept() -> None:
-    history = History([epoch(1, kept=True), epoch(2, kept=True), epoch(3, kept=False), epoch(4, val_error=None)])
-    assert history.kept["epoch"] == 2
-    assert "kept: epoch\u00a02" in history.figure()
-    assert readings(history.figure())["rest"] == 1
-    assert History([epoch(1, val_error=None, kept=True)]).kept is None
+    history = LearningCurves([epoch(1, kept=True), epoch(2, kept=True), epoch(3, kept=False), epoch(4, val_error=None)])
+    assert history.best_epoch["epoch"] == 2
+    assert "kept: epoch\u00a02" in history.curves_html()
+    assert readings(history.curves_html())["rest"] == 1
+    assert LearningCurves([epoch(1, val_error=None, kept=True)]).best_epoch is None
 
 
 def test_without_a_val_part_nothing_is_marked_and_nothing_is_called_val() -> None:
-    drawn = History([epoch(k, val_error=None, val_loss=None) for k in (1, 2, 3)]).figure()
+    drawn = LearningCurves([epoch(k, val_error=None, val_loss=None) for k in (1, 2, 3)]).curves_html()
     assert 'class="mark"' not in drawn
     assert ">val<" not in drawn
     assert readings(drawn)["texts"][-1] == ["train 0.667", "train 16.7\u00a0%", "0.1"]
 
 
-@pytest.mark.parametrize("count", [1, 2, POINTS, POINTS + 1, 1000, 5000])
+@pytest.mark.parametrize("count", [1, 2, MAX_POINTS, MAX_POINTS + 1, 1000, 5000])
 def test_thinning_keeps_the_last_and_the_best(count: int) -> None:
     lines = [epoch(k + 1) for k in range(count)]
     best = lines[count // 3]
-    kept = thinned(lines, keep=best)
-    assert len(kept) <= POINTS + 1
+    kept = subsample(lines, keep=best)
+    assert len(kept) <= MAX_POINTS + 1
     assert kept[-1] is lines[-1]
     assert any(line is best for line in kept)
     assert kept == sorted(kept, key=lambda line: line["epoch"])
-    assert count > POINTS or kept == lines
+    assert count > MAX_POINTS or kept == lines
 
 
 def test_buckets_are_means_and_miss_nothing() -> None:
-    lines = [step(k, loss=float(k)) for k in range(POINTS * 3)]
-    means = bucketed(lines, ("loss",))["loss"]
-    assert means == [3 * k + 1 for k in range(POINTS)]
+    lines = [step(k, loss=float(k)) for k in range(MAX_POINTS * 3)]
+    means = bucket_means(lines, ("loss",))["loss"]
+    assert means == [3 * k + 1 for k in range(MAX_POINTS)]
     lines[4]["loss"] = None
-    assert bucketed(lines, ("loss",))["loss"][1] == (3 + 5) / 2
-    assert math.isnan(bucketed([step(1, loss=None)], ("loss",))["loss"][0])
+    assert bucket_means(lines, ("loss",))["loss"][1] == (3 + 5) / 2
+    assert math.isnan(bucket_means([step(1, loss=None)], ("loss",))["loss"][0])
 
 
 def test_before_the_first_epoch_the_steps_are_the_curve() -> None:
-    history = History([step(k, loss=2.3 - 0.1 * k) for k in range(1, 8)])
-    drawn = history.figure()
+    history = LearningCurves([step(k, loss=2.3 - 0.1 * k) for k in range(1, 8)])
+    drawn = history.curves_html()
     assert readings(drawn)["names"][0] == "epoch\u00a00.10"
     assert 'class="solid"' in drawn
-    assert history.table() == ""
+    assert history.table_html() == ""
     assert history.seconds == pytest.approx(2.1)
 
 
 def test_nothing_to_draw_is_nothing() -> None:
     for lines in ([], [{"kind": "result"}], [{"no": "kind"}], [{"kind": "epoch"}], [{"kind": "range_test"}]):
-        history = History(lines)
-        assert (history.figure(), history.table(), history.range_test(), history.findings()) == ("", "", "", [])
+        history = LearningCurves(lines)
+        assert (history.curves_html(), history.table_html(), history.lr_finder_html()) == ("", "", "")
+        assert history.findings() == []
         assert history.seconds == 0
 
 
@@ -99,7 +100,7 @@ def test_missing_null_and_nan_values_leave_gaps() -> None:
     lines[2]["train_loss"] = None
     lines[3]["val_error"] = math.nan
     del lines[4]["learning_rate"]
-    drawn = History(lines).figure()
+    drawn = LearningCurves(lines).curves_html()
     assert "nan" not in drawn.lower().replace("nanc", "")
     solid = re.search(r'class="solid" d="([^"]*)"', drawn)[1]
     assert solid.count("M") == 2
@@ -109,36 +110,36 @@ def test_missing_null_and_nan_values_leave_gaps() -> None:
 
 @pytest.mark.parametrize("rate", [None, math.nan])
 def test_a_history_without_any_learning_rate_still_draws(rate: float | None) -> None:
-    assert "Top-1 error" in History([epoch(k, learning_rate=rate) for k in (1, 2)]).figure()
+    assert "Top-1 error" in LearningCurves([epoch(k, learning_rate=rate) for k in (1, 2)]).curves_html()
 
 
 def test_all_values_missing_still_draws() -> None:
     empty = dict.fromkeys(("train_loss", "train_error", "val_loss", "val_error", "learning_rate", "seconds"))
-    history = History([epoch(k, **empty) for k in (1, 2)])
-    assert "Top-1 error" in history.figure()
-    assert "–" in history.table()
+    history = LearningCurves([epoch(k, **empty) for k in (1, 2)])
+    assert "Top-1 error" in history.curves_html()
+    assert "–" in history.table_html()
 
 
 def test_findings_come_once_each_in_order() -> None:
     lines = [
         {"kind": "health", "epoch": k, "step": k, "finding": "dead", "sentence": s} for k, s in enumerate("abcab", 1)
     ]
-    assert History(lines).findings() == [("epoch\u00a01", "a"), ("epoch\u00a02", "b"), ("epoch\u00a03", "c")]
+    assert LearningCurves(lines).findings() == [("epoch\u00a01", "a"), ("epoch\u00a02", "b"), ("epoch\u00a03", "c")]
 
 
 def test_the_finder_marks_the_rate_it_chose() -> None:
     rates = [10 ** (k / 10 - 6) for k in range(60)]
-    drawn = History(
+    drawn = LearningCurves(
         [{"kind": "range_test", "learning_rate": rates, "loss": [2.3] * 59 + [None], "chosen": rates[30]}]
-    ).range_test()
+    ).lr_finder_html()
     assert readings(drawn)["rest"] == 30
     assert "chosen: 0.001" in drawn
 
 
 def test_a_finder_without_a_choice_draws_its_curve() -> None:
-    drawn = History(
+    drawn = LearningCurves(
         [{"kind": "range_test", "learning_rate": [0.1, 1.0], "loss": [2.0, 1.0], "chosen": None}]
-    ).range_test()
+    ).lr_finder_html()
     assert "<path" in drawn
     assert 'class="mark"' not in drawn
 

@@ -14,15 +14,23 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, log_loss, precision_score, recall_score, top_k_accuracy_score
 
 from svertka.errors import UsageError
-from svertka.evaluation.metrics import PER_CLASS, PER_PAIR, PRUNE_AT, WORST, Evaluation, Mistake, Tally
+from svertka.evaluation.metrics import (
+    EXAMPLES_PER_CLASS,
+    MISTAKES_KEPT,
+    MISTAKES_PER_PAIR,
+    PRUNE_AT,
+    Evaluation,
+    MetricAccumulator,
+    Mistake,
+)
 
 
 def names(classes: int) -> list[str]:
     return [f"class {k}" for k in range(classes)]
 
 
-def tally(logits: torch.Tensor, labels: torch.Tensor, batch: int) -> Tally:
-    one = Tally(logits.shape[1])
+def tally(logits: torch.Tensor, labels: torch.Tensor, batch: int) -> MetricAccumulator:
+    one = MetricAccumulator(logits.shape[1])
     for start in range(0, len(labels), batch):
         part = slice(start, start + batch)
         one.update(logits[part], labels[part], torch.arange(len(labels))[part])
@@ -45,7 +53,7 @@ def draw(images: int, classes: int, seed: int, distinct: int | None = None) -> t
 
 
 def oracle(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Picture by picture, from the sentence in the docstring of `Tally`."""
+    """Picture by picture, from the sentence in the docstring of `MetricAccumulator`."""
     wrong = {1: 0, 5: 0}
     loss = 0.0
     for scores, label in zip(logits.astype(np.float64).tolist(), labels.tolist(), strict=True):
@@ -132,13 +140,17 @@ def test_the_worst_mistakes_are_those_of_a_full_sort() -> None:
     ]
     rows.sort()
     found = evaluate(logits, labels)
-    assert [(m.index, m.label, m.predicted) for m in found.mistakes[:WORST]] == [row[1:] for row in rows[:WORST]]
-    assert [m.probability for m in found.mistakes[:WORST]] == pytest.approx([-row[0] for row in rows[:WORST]])
+    assert [(m.index, m.label, m.predicted) for m in found.mistakes[:MISTAKES_KEPT]] == [
+        row[1:] for row in rows[:MISTAKES_KEPT]
+    ]
+    assert [m.probability for m in found.mistakes[:MISTAKES_KEPT]] == pytest.approx(
+        [-row[0] for row in rows[:MISTAKES_KEPT]]
+    )
     for label in range(12):
         for predicted in range(12):
             of_pair = [row[1] for row in rows if row[2:] == (label, predicted)]
             kept = [m.index for m in found.mistakes if (m.label, m.predicted) == (label, predicted)]
-            assert kept[:PER_PAIR] == of_pair[:PER_PAIR]
+            assert kept[:MISTAKES_PER_PAIR] == of_pair[:MISTAKES_PER_PAIR]
 
 
 def test_the_most_doubtful_mistakes_are_those_of_a_full_sort() -> None:
@@ -149,15 +161,15 @@ def test_the_most_doubtful_mistakes_are_those_of_a_full_sort() -> None:
         for index, (scores, label) in enumerate(zip(probability, labels.tolist(), strict=True))
         if scores.argmax() != label
     )
-    found = evaluate(logits, labels).doubtful
-    assert [(m.index, m.label, m.predicted) for m in found] == [row[1:] for row in rows[:WORST]]
-    assert [m.probability - m.own for m in found] == pytest.approx([row[0] for row in rows[:WORST]], abs=1e-6)
+    found = evaluate(logits, labels).near_misses
+    assert [(m.index, m.label, m.predicted) for m in found] == [row[1:] for row in rows[:MISTAKES_KEPT]]
+    assert [m.probability - m.own for m in found] == pytest.approx([row[0] for row in rows[:MISTAKES_KEPT]], abs=1e-6)
 
 
 def test_what_became_of_each_picture_is_known() -> None:
     logits, labels = draw(500, 5, seed=6)
     order = torch.randperm(500, generator=torch.Generator().manual_seed(3))
-    shuffled = Tally(5)
+    shuffled = MetricAccumulator(5)
     for part in order.split(64):
         shuffled.update(logits[part], labels[part], part)
     found = shuffled.result(names(5))
@@ -170,44 +182,44 @@ def test_memory_is_bounded_and_what_is_dropped_is_not_missed() -> None:
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(4000, 3, generator=generator) for _ in range(12)]
     labels = [logits.argmin(1) for logits in batches]
-    streamed = Tally(3)
+    streamed = MetricAccumulator(3)
     for number, (logits, truth) in enumerate(zip(batches, labels, strict=True)):
         streamed.update(logits, truth, torch.arange(4000) + 4000 * number)
         assert len(streamed._mistakes) <= PRUNE_AT + 4000
     found = streamed.result(names(3))
     everything = torch.cat(batches).softmax(1).amax(1).sort(descending=True, stable=True).indices
-    assert [m.index for m in found.mistakes[:WORST]] == everything[:WORST].tolist()
-    assert len(found.mistakes) <= WORST + 6 * PER_PAIR
+    assert [m.index for m in found.mistakes[:MISTAKES_KEPT]] == everything[:MISTAKES_KEPT].tolist()
+    assert len(found.mistakes) <= MISTAKES_KEPT + 6 * MISTAKES_PER_PAIR
 
 
 def test_of_equally_bad_mistakes_the_order_is_that_of_the_pictures() -> None:
     logits = torch.zeros(50, 4)
     logits[:, 1] = 3
     order = torch.randperm(50, generator=torch.Generator().manual_seed(1))
-    shuffled = Tally(4)
+    shuffled = MetricAccumulator(4)
     shuffled.update(logits, torch.zeros(50, dtype=torch.int64), order)
-    assert [m.index for m in shuffled.result(names(4)).mistakes] == list(range(WORST))
+    assert [m.index for m in shuffled.result(names(4)).mistakes] == list(range(MISTAKES_KEPT))
 
 
 def test_examples_are_the_first_of_each_class_whatever_the_order() -> None:
     labels = torch.arange(100) % 3
     order = torch.randperm(100, generator=torch.Generator().manual_seed(2))
-    shuffled = Tally(3)
+    shuffled = MetricAccumulator(3)
     for part in order.split(9):
         shuffled.update(torch.zeros(len(part), 3), labels[part], part)
     for k, one in enumerate(shuffled.result(names(3)).per_class):
-        assert one.examples == tuple(range(k, 3 * PER_CLASS, 3))
+        assert one.examples == tuple(range(k, 3 * EXAMPLES_PER_CLASS, 3))
 
 
 def test_bfloat16_and_an_empty_batch_are_taken() -> None:
-    one = Tally(10)
+    one = MetricAccumulator(10)
     one.update(torch.zeros(0, 10), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
     one.update(torch.eye(10, dtype=torch.bfloat16), torch.arange(10), torch.arange(10))
     assert one.result(names(10)).top1_error == 0
 
 
 def test_no_picture_is_null_not_zero() -> None:
-    found = Tally(3).result(names(3))
+    found = MetricAccumulator(3).result(names(3))
     assert found.to_dict() == {
         "images": 0,
         "top1_error": None,
@@ -239,12 +251,14 @@ def test_the_json_keys() -> None:
 
 def test_scores_of_another_number_of_classes_are_refused() -> None:
     with pytest.raises(UsageError, match="10 scores a picture and the data have 3 classes"):
-        Tally(3).update(torch.zeros(1, 10), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+        MetricAccumulator(3).update(
+            torch.zeros(1, 10), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        )
 
 
 def test_alone_the_total_is_the_tally_and_asking_twice_changes_nothing() -> None:
     one = tally(*draw(500, 7, seed=5), batch=50)
-    first, second, plain = one.total().result(names(7)), one.total().result(names(7)), one.result(names(7))
+    first, second, plain = one.all_reduce().result(names(7)), one.all_reduce().result(names(7)), one.result(names(7))
     assert first.to_dict() == second.to_dict() == plain.to_dict()
     assert first.mistakes == second.mistakes == plain.mistakes
 
@@ -252,17 +266,17 @@ def test_alone_the_total_is_the_tally_and_asking_twice_changes_nothing() -> None
 WORKER = """
 import json, sys, torch
 from svertka import distributed
-from svertka.evaluation.metrics import Tally
+from svertka.evaluation.metrics import MetricAccumulator
 logits, labels = torch.load(sys.argv[1])
 with distributed.group(torch.device("cpu")):
     # Uneven on purpose: the last process has no picture at all.
     mine = torch.arange(len(labels))[distributed.rank()::2] if distributed.rank() < 2 else torch.arange(0)
-    tally = Tally(logits.shape[1])
+    tally = MetricAccumulator(logits.shape[1])
     for part in mine.split(37):
         tally.update(logits[part], labels[part], part)
-    found = tally.total().result([f"class {k}" for k in range(logits.shape[1])])
+    found = tally.all_reduce().result([f"class {k}" for k in range(logits.shape[1])])
     print(json.dumps([found.to_dict(), found.confusion.tolist(), [vars(m) for m in found.mistakes],
-                      [one.examples for one in found.per_class], [one.index for one in found.doubtful],
+                      [one.examples for one in found.per_class], [one.index for one in found.near_misses],
                       found.pictures[found.wrong].tolist()]))
 """
 
@@ -290,7 +304,7 @@ def test_three_processes_with_uneven_shards_count_every_picture_once(tmp_path: P
             assert figures.pop(key) == pytest.approx(told.pop(key), rel=1e-12)
         assert figures == told
         assert [sorted(doubtful), sorted(wrong)] == [
-            sorted(one.index for one in alone.doubtful),
+            sorted(one.index for one in alone.near_misses),
             alone.pictures[alone.wrong].tolist(),
         ]
         assert confusion == alone.confusion.tolist()

@@ -15,9 +15,9 @@ from svertka.classifier import Classifier
 from svertka.data.preprocessing import Preprocess
 from svertka.data.sources import open_source
 from svertka.errors import DataError
-from svertka.evaluation.crop_protocols import protocol
+from svertka.evaluation.crop_protocols import crop_protocol
 from svertka.evaluation.evaluate import evaluate
-from svertka.evaluation.predictor import Judge
+from svertka.evaluation.predictor import Predictor
 
 SIZE, RESIZE = 32, 40
 # Scores of these fresh weights are up to 40, of which float32 keeps 1e-6; many crops at once round otherwise than one.
@@ -103,9 +103,9 @@ def test_it_is_what_a_plain_loop_over_crops_says(
     assert 0 < sum(wrong) < len(wrong)
 
     dataset = open_source(photographs)
-    how = protocol(crops, None, classifier.preprocess)
-    judge = Judge(classifier, dataset, how, device=torch.device("cpu"), threads=2)
-    found = torch.cat(list(judge.over(list(np.arange(12).reshape(-1, 3)))))
+    how = crop_protocol(crops, None, classifier.preprocess)
+    predictor = Predictor(classifier, dataset, how, device=torch.device("cpu"), threads=2)
+    found = torch.cat(list(predictor.predict_batches(list(np.arange(12).reshape(-1, 3)))))
     assert (found.exp() - torch.stack(expected)).abs().max() < TOLERANCE
 
     judged = evaluate(run, photographs, crops=crops)
@@ -153,9 +153,9 @@ def test_dense_is_what_a_plain_loop_over_positions_says(
             said += [one.double().softmax(0) for one in scores]
         expected.append(torch.stack(said).mean(0).log())
     dataset = open_source(photographs)
-    how = protocol("dense", [33, 37], classifier.preprocess)
-    judge = Judge(classifier, dataset, how, device=torch.device("cpu"), threads=2)
-    found = torch.cat(list(judge.over(list(np.arange(12).reshape(-1, 3)))))
+    how = crop_protocol("dense", [33, 37], classifier.preprocess)
+    predictor = Predictor(classifier, dataset, how, device=torch.device("cpu"), threads=2)
+    found = torch.cat(list(predictor.predict_batches(list(np.arange(12).reshape(-1, 3)))))
     assert found.numpy() == pytest.approx(torch.stack(expected).numpy(), rel=TOLERANCE, abs=TOLERANCE)
     assert found.std(0).max() > 100 * TOLERANCE  # pictures are told apart
 
@@ -169,9 +169,9 @@ def test_several_scales_are_averaged(photographs: Path, fresh_run: Callable[...,
     classifier, dataset = Classifier.load(run), open_source(photographs)
 
     def said(scales: list[int]) -> Tensor:
-        how = protocol("10", scales, classifier.preprocess)
-        judge = Judge(classifier, dataset, how, device=torch.device("cpu"), threads=1)
-        return torch.cat(list(judge.over([np.arange(12)]))).exp()
+        how = crop_protocol("10", scales, classifier.preprocess)
+        predictor = Predictor(classifier, dataset, how, device=torch.device("cpu"), threads=1)
+        return torch.cat(list(predictor.predict_batches([np.arange(12)]))).exp()
 
     assert (said([40, 48]) - (said([40]) + said([48])) / 2).abs().max() < TOLERANCE
 
@@ -181,8 +181,8 @@ def test_a_picture_that_went_away_is_named(photographs: Path, fresh_run: Callabl
         (tmp_path / name).mkdir()
         (tmp_path / name / "00.png").write_bytes((photographs / name / "00.png").read_bytes())
     classifier, dataset = Classifier.load(fresh_run("resnet20", SIZE, RESIZE, seed=1)), open_source(tmp_path)
-    how = protocol("144", None, classifier.preprocess)
-    judge = Judge(classifier, dataset, how, device=torch.device("cpu"), threads=1)
+    how = crop_protocol("144", None, classifier.preprocess)
+    predictor = Predictor(classifier, dataset, how, device=torch.device("cpu"), threads=1)
     (tmp_path / "flower" / "00.png").unlink()
     with pytest.raises(DataError, match=r"flower/00\.png cannot be read"):
-        list(judge.over([np.arange(2)]))
+        list(predictor.predict_batches([np.arange(2)]))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from svertka.errors import PictureError, StorageError
-from svertka.evaluation.metrics import Evaluation, Tally
+from svertka.evaluation.metrics import Evaluation, MetricAccumulator
 from svertka.evaluation.report_page import Pixels, Report, write_report
 
 Judge = Callable[[Sequence[str]], Evaluation]
@@ -228,7 +228,7 @@ def test_findings_and_facts_are_said(written: Writer) -> None:
 
 
 def test_a_perfect_classifier_has_no_mistakes_to_show(written: Writer) -> None:
-    tally = Tally(30)
+    tally = MetricAccumulator(30)
     tally.update(torch.eye(30) * 9, torch.arange(30), torch.arange(30))
     shown = Reader(written(evaluation=tally.result([str(k) for k in range(30)]))).text()
     assert "There are none." in shown
@@ -236,7 +236,7 @@ def test_a_perfect_classifier_has_no_mistakes_to_show(written: Writer) -> None:
 
 
 def test_a_class_without_pictures_has_dashes(written: Writer) -> None:
-    tally = Tally(3)
+    tally = MetricAccumulator(3)
     tally.update(torch.eye(3)[:2] * 9, torch.arange(2), torch.arange(2))
     assert "–" in Reader(written(evaluation=tally.result("abc"))).text()
 

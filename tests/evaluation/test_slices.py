@@ -4,8 +4,8 @@ import pytest
 from sklearn.datasets import load_sample_image
 
 from svertka.errors import PictureError
-from svertka.evaluation.metrics import Evaluation, Tally
-from svertka.evaluation.slices import GROUPS, MOST, conditions, drawn, properties
+from svertka.evaluation.metrics import Evaluation, MetricAccumulator
+from svertka.evaluation.slices import MAX_BINS, MAX_IMAGES, error_slices, image_properties, slices_html
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -13,7 +13,7 @@ Pixels = npt.NDArray[np.uint8]
 def evaluation(wrong: npt.NDArray[np.bool_]) -> Evaluation:
     import torch
 
-    tally = Tally(2)
+    tally = MetricAccumulator(2)
     right = torch.from_numpy(~wrong)
     tally.update(
         torch.stack([right, ~right], 1).float(), torch.zeros(len(wrong), dtype=torch.int64), torch.arange(len(wrong))
@@ -23,30 +23,30 @@ def evaluation(wrong: npt.NDArray[np.bool_]) -> Evaluation:
 
 def test_properties_move_as_their_names_say() -> None:
     photograph = load_sample_image("china.jpg")
-    brightness, size, sharpness = properties(photograph)
+    brightness, size, sharpness = image_properties(photograph)
     grey = photograph @ np.array([0.299, 0.587, 0.114])
     assert brightness == pytest.approx(100 * grey.mean() / 255, abs=0.3)  # levels are rounded
     assert size == 427
-    darker = properties((photograph // 2).astype(np.uint8))
+    darker = image_properties((photograph // 2).astype(np.uint8))
     assert darker[0] == pytest.approx(brightness / 2, abs=0.3)
     summed = np.cumsum(np.cumsum(photograph.astype(np.int64), 0), 1)
     blurred = ((summed[9:, 9:] - summed[:-9, 9:] - summed[9:, :-9] + summed[:-9, :-9]) // 81).astype(np.uint8)
-    assert properties(blurred)[2] < 0.5 * sharpness
-    assert properties(photograph[:100, :50, :1])[1] == 50
+    assert image_properties(blurred)[2] < 0.5 * sharpness
+    assert image_properties(photograph[:100, :50, :1])[1] == 50
 
 
 def test_the_groups_are_quantiles_with_their_errors() -> None:
     levels = np.random.default_rng(0).permutation(200)
     wrong = levels < 60  # dark pictures, and no others
     pictures = [np.full((8, 8, 1), level, np.uint8) for level in levels]
-    found = conditions(evaluation(wrong), lambda index: pictures[index], threads=2)
+    found = error_slices(evaluation(wrong), lambda index: pictures[index], threads=2)
     assert [one.name for one in found] == ["Brightness"]  # all are of one size, and flat
     groups = found[0].groups
-    assert [group.images for group in groups] == [200 // GROUPS] * GROUPS
+    assert [group.images for group in groups] == [200 // MAX_BINS] * MAX_BINS
     assert [group.error for group in groups] == [1, 0.5, 0, 0, 0]
     assert groups[1].low == pytest.approx(100 * 40 / 255)
     assert groups[1].high == pytest.approx(100 * 79 / 255)
-    assert "Brightness" in drawn(found, 200)
+    assert "Brightness" in slices_html(found, 200)
 
 
 def test_of_many_pictures_some_are_drawn_and_those_that_are_gone_left_out() -> None:
@@ -58,14 +58,14 @@ def test_of_many_pictures_some_are_drawn_and_those_that_are_gone_left_out() -> N
             raise PictureError("gone")
         return np.full((8, 8 + index % 4, 3), index % 251, np.uint8)
 
-    found = conditions(evaluation(np.zeros(3000, bool)), read, threads=2)
-    assert len(asked) == len(set(asked)) == MOST
+    found = error_slices(evaluation(np.zeros(3000, bool)), read, threads=2)
+    assert len(asked) == len(set(asked)) == MAX_IMAGES
     assert sum(group.images for group in found[0].groups) == sum(index % 2 == 0 for index in asked)
-    assert "were looked at, drawn by lot" in drawn(found, 3000)
+    assert "were looked at, drawn by lot" in slices_html(found, 3000)
 
 
 def test_few_pictures_say_nothing() -> None:
     read = lambda index: np.full((8, 8, 1), index, np.uint8)  # noqa: E731
-    assert conditions(evaluation(np.zeros(19, bool)), read, threads=1) == ()
-    assert drawn((), 19) == ""
-    assert len(conditions(evaluation(np.zeros(20, bool)), read, threads=1)[0].groups) == 2
+    assert error_slices(evaluation(np.zeros(19, bool)), read, threads=1) == ()
+    assert slices_html((), 19) == ""
+    assert len(error_slices(evaluation(np.zeros(20, bool)), read, threads=1)[0].groups) == 2

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.classifier import Classifier, Config, find_weights
+from svertka.classifier import Classifier, Config, load_initial_weights
 from svertka.data.preprocessing import Preprocess
 from svertka.models.heads import AdaptationHead, CosineHead, HeadKind, head_path, replace_head, trainable_head
 from svertka.models.registry import MODELS
@@ -48,7 +48,7 @@ def test_config_alone_rebuilds_it(kind: HeadKind, tmp_path: Path) -> None:
     pictures = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(loaded.network(pictures), made.network(pictures), rtol=0, atol=0)
 
-    start = find_weights(MODELS["resnet20"], str(tmp_path))  # what comes before the head starts any network
+    start = load_initial_weights(MODELS["resnet20"], str(tmp_path))  # what comes before the head starts any network
     network = MODELS["resnet20"].build(classes=5, size=32)
     assert start.load_into(network, ("a", "b", "c", "d", "e")) == "the head is newly initialised"
     assert not network.get_parameter("linear.weight").any()
@@ -95,7 +95,7 @@ def test_published_weights_fit_both_forms_and_a_run_starts_another(tmp_path: Pat
     assert torch.equal(network.get_parameter("classifier.1.weight"), rows.flatten(1))
 
     Classifier(network, config).save(tmp_path)
-    again = find_weights(model, str(tmp_path))
+    again = load_initial_weights(model, str(tmp_path))
     own = model.build(classes=2)
     assert "2 of them keep" in again.load_into(own, ("c", "a"))
     assert torch.equal(own.get_parameter("classifier.1.weight"), rows[[2, 0]])

@@ -11,7 +11,7 @@ from torch import nn
 
 from svertka.data.loader import Batches
 from svertka.transfer import closed_form_heads
-from svertka.transfer.closed_form_heads import WAYS, all_of, fit, logistic, nearest_mean
+from svertka.transfer.closed_form_heads import SOLVERS, fit_head, gather_features, logistic_regression, nearest_mean
 
 
 def digits(classes: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -24,7 +24,7 @@ def digits(classes: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("classes", [2, 5])
 def test_logistic_is_the_optimum_of_some_strength(classes: int) -> None:
     features, labels = digits(classes)
-    weight, bias = logistic(features, labels, classes)
+    weight, bias = logistic_regression(features, labels, classes)
     scores = torch.from_numpy(features @ weight.T + bias).double()
     found = torch.softmax(scores, 1).numpy()
     standard = (features - features.mean(0)) / np.maximum(features.std(0), 1e-6)
@@ -39,7 +39,7 @@ def test_logistic_is_the_optimum_of_some_strength(classes: int) -> None:
 def test_one_picture_of_each_class_is_enough() -> None:
     features, labels = digits(4)
     first = np.array([np.flatnonzero(labels == one)[0] for one in range(4)])
-    for way in WAYS.values():
+    for way in SOLVERS.values():
         weight, bias = way(features[first], labels[first], 4)
         assert np.isfinite(weight).all()
         assert ((features[first] @ weight.T + bias).argmax(1) == labels[first]).all()
@@ -56,8 +56,8 @@ def test_the_nearest_mean_has_the_highest_score() -> None:
 
 def test_a_head_is_computed_in_place(digit_batches: Callable[..., Batches]) -> None:
     batches, head = digit_batches(500), nn.Linear(64, 10)
-    fit(head, "logistic", batches, 10)
-    features, labels = all_of(batches)
+    fit_head(head, "logistic", batches, 10)
+    features, labels = gather_features(batches)
     assert len(features) == 500
     right = head(torch.from_numpy(features)).argmax(1).numpy() == labels
     assert right.mean() > 0.97
@@ -68,16 +68,18 @@ def test_the_iterations_that_an_estimate_counts_on_are_about_those_taken(
     monkeypatch: pytest.MonkeyPatch, noise: float
 ) -> None:
     taken: list[int] = []
-    one_fit = closed_form_heads._fitted
+    one_fit = closed_form_heads._fit_logistic
 
     def counting(*arguments: Any) -> Any:
         model = one_fit(*arguments)
         taken.append(int(model.n_iter_.max()))
         return model
 
-    monkeypatch.setattr(closed_form_heads, "_fitted", counting)
+    monkeypatch.setattr(closed_form_heads, "_fit_logistic", counting)
     features, labels = digits(10, 600)
-    logistic(features + np.random.default_rng(0).normal(0, noise, features.shape).astype(np.float32), labels, 10)
-    expected = closed_form_heads.USUAL_ITERATIONS * closed_form_heads.FOLDS * len(closed_form_heads.STRENGTHS)
+    logistic_regression(
+        features + np.random.default_rng(0).normal(0, noise, features.shape).astype(np.float32), labels, 10
+    )
+    expected = closed_form_heads.MEAN_ITERATIONS * closed_form_heads.FOLDS * len(closed_form_heads.STRENGTHS)
     assert expected / 6 < sum(taken) < 1.5 * expected
-    assert closed_form_heads.seconds("logistic", 60, 64, 10) > 0
+    assert closed_form_heads.estimate_seconds("logistic", 60, 64, 10) > 0

@@ -18,8 +18,8 @@ from svertka.errors import StorageError
 from svertka.files import cache_folder
 from svertka.models.registry import MODELS
 from svertka.transfer import feature_cache as features_module
-from svertka.transfer.feature_cache import kept_in_memory, room, row_bytes, stored
-from svertka.transfer.freeze import Frozen, divide
+from svertka.transfer.feature_cache import available_bytes, cache_in_memory, cache_on_disk, row_bytes
+from svertka.transfer.freeze import FrozenPrefix, split_at_frozen
 
 PICTURES = 40
 
@@ -29,8 +29,8 @@ def _fresh_cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-class Counting(Frozen):
-    """As `Frozen`; it counts the pictures that it is given."""
+class Counting(FrozenPrefix):
+    """As `FrozenPrefix`; it counts the pictures that it is given."""
 
     seen = 0
 
@@ -42,7 +42,7 @@ class Counting(Frozen):
 @pytest.fixture
 def frozen() -> Counting:
     torch.manual_seed(0)
-    made = divide(MODELS["resnet20"].build(classes=10, channels=1, size=8), "layer3", (1, 1, 8, 8))
+    made = split_at_frozen(MODELS["resnet20"].build(classes=10, channels=1, size=8), "layer3", (1, 1, 8, 8))
     assert made is not None
     return Counting(made.frozen.prefix)
 
@@ -69,7 +69,7 @@ SHAPE = (32, 4, 4)
 @pytest.mark.usefixtures("quiet")
 def test_features_in_the_same_batches_are_the_same_to_the_bit(frozen: Counting) -> None:
     pictures = batches(rows())
-    features = stored(pictures, frozen, SHAPE, digests(rows()))
+    features = cache_on_disk(pictures, frozen, SHAPE, digests(rows()))
     for with_pictures, with_features in zip(pictures.epoch(0), features.epoch(0), strict=True):
         assert torch.equal(frozen(with_pictures.images), with_features.images)
         assert torch.equal(with_pictures.labels, with_features.labels)
@@ -78,7 +78,7 @@ def test_features_in_the_same_batches_are_the_same_to_the_bit(frozen: Counting) 
 
 def test_features_in_other_batches_differ_by_rounding(frozen: Counting) -> None:
     pictures = batches(rows(), shuffle=True, seed=3)
-    features = stored(pictures, frozen, SHAPE, digests(rows()))
+    features = cache_on_disk(pictures, frozen, SHAPE, digests(rows()))
     for with_pictures, with_features in zip(pictures.epoch(5), features.epoch(5), strict=True):
         expected = frozen(with_pictures.images)
         assert (with_features.images - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -89,9 +89,9 @@ def test_features_in_other_batches_differ_by_rounding(frozen: Counting) -> None:
 def test_hastened_features_are_the_same_to_the_bit_and_nearly_those_of_the_network(frozen: Counting) -> None:
     pictures = batches(rows())
     expected = [frozen(batch.images) for batch in pictures.epoch(0)]
-    frozen.hasten((1, 8, 8), 1000)
-    assert isinstance(frozen.hastened, Optimized)
-    features = stored(pictures, frozen, SHAPE, digests(rows()))
+    frozen.optimize((1, 8, 8), 1000)
+    assert isinstance(frozen.optimized, Optimized)
+    features = cache_on_disk(pictures, frozen, SHAPE, digests(rows()))
     for batch, with_features, plain in zip(pictures.epoch(0), features.epoch(0), expected, strict=True):
         assert torch.equal(frozen(batch.images), with_features.images)
         assert (with_features.images - plain).abs().max() <= 1e-5 * plain.abs().max()
@@ -100,20 +100,20 @@ def test_hastened_features_are_the_same_to_the_bit_and_nearly_those_of_the_netwo
 @pytest.mark.parametrize(("pictures", "hastened"), [(10, False), (1000, True)])
 def test_the_frozen_part_is_hastened_for_many_pictures(frozen: Counting, pictures: int, hastened: bool) -> None:
     names = set(frozen.state_dict())
-    frozen.hasten((1, 8, 8), pictures)
-    assert (frozen.hastened is not None) == (hastened and not native.why_not())
+    frozen.optimize((1, 8, 8), pictures)
+    assert (frozen.optimized is not None) == (hastened and not native.why_not())
     assert set(frozen.state_dict()) == names  # as which features are stored
 
 
 def test_what_is_stored_is_not_computed_again(frozen: Counting) -> None:
     pictures = rows()
-    stored(batches(pictures), frozen, SHAPE, digests(pictures))
+    cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures))
     assert frozen.seen == PICTURES
-    stored(batches(pictures, shuffle=True, seed=1), frozen, SHAPE, digests(pictures))
+    cache_on_disk(batches(pictures, shuffle=True, seed=1), frozen, SHAPE, digests(pictures))
     assert frozen.seen == PICTURES
 
     pictures[7] = 255 - pictures[7]
-    features = stored(batches(pictures), frozen, SHAPE, digests(pictures))
+    features = cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures))
     assert frozen.seen == PICTURES + 1
     expected = frozen(batches(pictures).images(np.array([7]), 0))
     assert torch.allclose(features.images(np.array([7]), 0), expected, rtol=0, atol=1e-5 * float(expected.max()))
@@ -121,33 +121,33 @@ def test_what_is_stored_is_not_computed_again(frozen: Counting) -> None:
 
 def test_other_weights_or_preparation_find_nothing(frozen: Counting) -> None:
     pictures = rows()
-    stored(batches(pictures), frozen, SHAPE, digests(pictures))
+    cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures))
     brighter = Preprocess(size=8, resize=8, mean=(0.2,), std=(0.4,))
-    stored(batches(pictures, preprocess=brighter), frozen, SHAPE, digests(pictures))
+    cache_on_disk(batches(pictures, preprocess=brighter), frozen, SHAPE, digests(pictures))
     assert frozen.seen == 2 * PICTURES
     norm = next(module for module in frozen.modules() if isinstance(module, nn.BatchNorm2d))
     assert norm.running_mean is not None
     norm.running_mean[0] += 1e-3
-    stored(batches(pictures), frozen, SHAPE, digests(pictures))
+    cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures))
     assert frozen.seen == 3 * PICTURES
 
 
 def test_a_damaged_row_is_computed_anew(frozen: Counting) -> None:
     pictures = rows()
-    expected = stored(batches(pictures), frozen, SHAPE, digests(pictures)).images(np.arange(PICTURES), 0)
+    expected = cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures)).images(np.arange(PICTURES), 0)
     (file,) = (cache_folder("features")).glob("*/rows")
     content = bytearray(file.read_bytes())
     content[5 * row_bytes(SHAPE, half=False)] ^= 0x40
     file.write_bytes(content)
-    again = stored(batches(pictures), frozen, SHAPE, digests(pictures)).images(np.arange(PICTURES), 0)
+    again = cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures)).images(np.arange(PICTURES), 0)
     assert frozen.seen == PICTURES + 1
     assert torch.allclose(again, expected, rtol=0, atol=1e-5 * float(expected.max()))
 
 
 def test_half_keeps_eleven_bits(frozen: Counting) -> None:
     pictures = rows()
-    single = stored(batches(pictures), frozen, SHAPE, digests(pictures)).images(np.arange(PICTURES), 0)
-    half = stored(batches(pictures), frozen, SHAPE, digests(pictures), half=True).images(np.arange(PICTURES), 0)
+    single = cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures)).images(np.arange(PICTURES), 0)
+    half = cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures), half=True).images(np.arange(PICTURES), 0)
     assert half.dtype == torch.float32
     assert (half - single).abs().max() <= 2**-11 * single.abs().max()
     assert not torch.equal(half, single)
@@ -157,7 +157,7 @@ def test_half_keeps_eleven_bits(frozen: Counting) -> None:
 def test_variants_are_the_augmented_pictures_of_the_first_epochs_then_drawn_from(frozen: Counting) -> None:
     pictures = rows()
     changed = batches(pictures, augmentations=(PadCrop(pixels=1), Flip()), seed=5)
-    features = stored(changed, frozen, SHAPE, digests(pictures), variants=3)
+    features = cache_on_disk(changed, frozen, SHAPE, digests(pictures), variants=3)
     assert frozen.seen == 3 * PICTURES
     everything = np.arange(PICTURES)
     variants = [features.images(everything, variant) for variant in range(3)]
@@ -175,14 +175,14 @@ def test_variants_are_the_augmented_pictures_of_the_first_epochs_then_drawn_from
 def test_no_room_is_one_sentence(frozen: Counting, small_disk: Callable[[int], AbstractContextManager[None]]) -> None:
     pictures = rows()
     with pytest.raises(StorageError, match="no room for more features.*--cache-limit.*--no-cache"):
-        stored(batches(pictures), frozen, SHAPE, digests(pictures), limit=10 * row_bytes(SHAPE, half=False))
+        cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures), limit=10 * row_bytes(SHAPE, half=False))
     with small_disk(30 * row_bytes(SHAPE, half=False)), pytest.raises(StorageError):
-        stored(batches(pictures), frozen, SHAPE, digests(pictures))
-    stored(batches(pictures), frozen, SHAPE, digests(pictures))  # what was written before serves
+        cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures))
+    cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures))  # what was written before serves
 
 
 def test_room_is_what_the_limit_leaves() -> None:
-    assert room(10_000) == pytest.approx(10_000, abs=row_bytes((1,), half=False))
+    assert available_bytes(10_000) == pytest.approx(10_000, abs=row_bytes((1,), half=False))
     assert row_bytes(SHAPE, half=False) - row_bytes(SHAPE, half=True) == 2 * 32 * 16
 
 
@@ -191,12 +191,12 @@ def test_room_is_what_the_limit_leaves() -> None:
 def test_without_a_disk_they_are_the_same(frozen: Counting, half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = rows()
     changed = batches(pictures, augmentations=(PadCrop(pixels=1), Flip()), seed=5)
-    on_disk = stored(changed, frozen, SHAPE, digests(pictures), variants=2, half=half)
+    on_disk = cache_on_disk(changed, frozen, SHAPE, digests(pictures), variants=2, half=half)
     seen = frozen.seen
-    in_memory = kept_in_memory(changed, frozen, SHAPE, variants=2, half=half)
+    in_memory = cache_in_memory(changed, frozen, SHAPE, variants=2, half=half)
     assert frozen.seen == seen + 2 * PICTURES
     monkeypatch.setattr(features_module, "IN_MEMORY", 0)
-    each_time = kept_in_memory(changed, frozen, SHAPE, variants=2, half=half)
+    each_time = cache_in_memory(changed, frozen, SHAPE, variants=2, half=half)
     for epoch in (0, 1, 2):
         for expected, one, other in zip(*(some.epoch(epoch) for some in (on_disk, in_memory, each_time)), strict=True):
             assert torch.equal(expected.images, one.images)
@@ -206,7 +206,7 @@ def test_without_a_disk_they_are_the_same(frozen: Counting, half: bool, monkeypa
 @pytest.mark.usefixtures("quiet")
 def test_what_is_damaged_while_it_is_learnt_from_is_computed_again(frozen: Counting) -> None:
     pictures = rows()
-    features = stored(batches(pictures), frozen, SHAPE, digests(pictures))
+    features = cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures))
     everything = np.arange(PICTURES)
     expected = features.images(everything, 0).clone()
     newest = max((cache_folder("features")).glob("*/rows"), key=lambda path: path.stat().st_mtime_ns)
@@ -218,17 +218,17 @@ def test_what_is_damaged_while_it_is_learnt_from_is_computed_again(frozen: Count
 
 def test_what_will_be_stored_is_said_before_it_is(frozen: Counting, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = np.concatenate([rows() + np.uint8(shift) for shift in range(14)])
-    stored(batches(rows()), frozen, SHAPE, digests(rows()))
+    cache_on_disk(batches(rows()), frozen, SHAPE, digests(rows()))
     assert capsys.readouterr().err == ""  # 83 kB are not worth a word
-    stored(batches(pictures), frozen, SHAPE, digests(pictures))
+    cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures))
     assert f"features will take about 1.08 MB in {cache_folder('features')}, of at most" in capsys.readouterr().err
-    stored(batches(pictures), frozen, SHAPE, digests(pictures))
+    cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures))
     assert capsys.readouterr().err == ""  # they are there
 
 
 def test_features_that_do_not_fit_are_not_computed_to_find_that_out(frozen: Counting) -> None:
     fit = 30 * row_bytes(SHAPE, half=False)
     with pytest.raises(StorageError, match="no room for more features"):
-        stored(batches(rows()), frozen, SHAPE, digests(rows()), limit=fit)
+        cache_on_disk(batches(rows()), frozen, SHAPE, digests(rows()), limit=fit)
     assert frozen.seen == 0
     assert sum(path.stat().st_size for path in cache_folder("features").glob("*/rows")) == 0

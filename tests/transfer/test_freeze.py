@@ -13,7 +13,7 @@ from svertka.graph.cut import stages
 from svertka.models.registry import MODELS
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import Observer, State, fit, make_optimizer
-from svertka.transfer.freeze import beginning, depths, divide, freeze
+from svertka.transfer.freeze import first_trainable_stage, freeze, split_at_frozen, stage_depths
 
 SHAPE = (1, 1, 8, 8)
 
@@ -66,7 +66,7 @@ def test_backward_ends_at_the_cut() -> None:
     features = made.train().frozen(torch.rand(2, 1, 8, 8))
     assert features.shape == (2, *made.shape)
     assert not features.requires_grad
-    assert made.learning(features).requires_grad
+    assert made.trainable(features).requires_grad
     assert not any(module.training for module in made.frozen.modules())
 
 
@@ -76,7 +76,7 @@ def test_both_parts_do_what_the_whole_does(name: str) -> None:
     torch.manual_seed(0)
     network = MODELS[name].build(classes=5, channels=3, size=size).eval()
     pictures = torch.rand(2, 3, size, size)
-    made = divide(network, "last", (1, 3, size, size))
+    made = split_at_frozen(network, "last", (1, 3, size, size))
     assert made is not None
     assert all(parameter.requires_grad for parameter in network.parameters())
     with torch.inference_mode():
@@ -92,19 +92,29 @@ def test_auxiliary_classifiers_of_a_frozen_network_do_not_learn() -> None:
 def test_where_learning_begins() -> None:
     found = stages(resnet20(), SHAPE)
     names = [stage.name for stage in found]
-    assert beginning(found, "head") == names[-1] == "linear"
-    assert beginning(found, "last") == beginning(found, "1") == beginning(found, names[-2]) == names[-2]
-    assert beginning(found, "all") is beginning(found, names[0]) is beginning(found, str(len(names) - 1)) is None
+    assert first_trainable_stage(found, "head") == names[-1] == "linear"
+    assert (
+        first_trainable_stage(found, "last")
+        == first_trainable_stage(found, "1")
+        == first_trainable_stage(found, names[-2])
+        == names[-2]
+    )
+    assert (
+        first_trainable_stage(found, "all")
+        is first_trainable_stage(found, names[0])
+        is first_trainable_stage(found, str(len(names) - 1))
+        is None
+    )
     for wrong in ("top", "99", "-1", ""):
         with pytest.raises(
             UsageError, match=f"unfreeze={wrong} is not a part.*the lowest.*: conv1, layer2, layer3, linear"
         ):
-            beginning(found, wrong)
+            first_trainable_stage(found, wrong)
 
 
 def test_depths_count_stages_from_the_head() -> None:
     network = resnet20()
-    found = depths(network, SHAPE)
+    found = stage_depths(network, SHAPE)
     assert set(found) == {name for name, _ in network.named_parameters()}
     assert found["linear.weight"] == found["linear.bias"] == 0
     assert found["layer3.0.conv1.weight"] == found["layer3.2.bn2.bias"] == 1
@@ -115,7 +125,7 @@ def test_depths_count_stages_from_the_head() -> None:
 @pytest.mark.usefixtures("quiet")
 def test_stages_thaw_one_an_epoch_and_learn_more_slowly_below(digit_batches: Callable[..., Batches]) -> None:
     network, recipe = resnet20(), Recipe(epochs=2, lr=0.05, gradual=True, stage_rate=0.5)
-    optimizer = make_optimizer(network, recipe, depths(network, SHAPE))
+    optimizer = make_optimizer(network, recipe, stage_depths(network, SHAPE))
     start = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}
     changed: list[set[str]] = []
 

@@ -21,8 +21,8 @@ from svertka.cli.option_types import (
 from svertka.cli.printing import print_json, print_line, print_table
 
 if TYPE_CHECKING:
+    from svertka.evaluation.compare import ComparedRun
     from svertka.evaluation.metrics import Evaluation
-    from svertka.evaluation.significance import Contender
 
 
 def compare(
@@ -72,8 +72,8 @@ def compare(
     print_line(result.sentence)
     errors = ("run", "top-1 error", "top-5 error", "loss", "points more than A", "p")
     rows: list[tuple[str, ...]] = [(*errors, "parameters", "multiply-adds", "ms an image", "images/s")]
-    rows += [(f"{one.letter}  {one.run}", *_errors(one.evaluation), *_rest(one)) for one in result.contenders]
-    rows.append(("   their mean", *_errors(result.together), *("",) * 6))
+    rows += [(f"{one.letter}  {one.run}", *_errors(one.evaluation), *_rest(one)) for one in result.runs]
+    rows.append(("   their mean", *_errors(result.ensemble), *("",) * 6))
     print_table(rows, right="123456789")
 
 
@@ -86,11 +86,11 @@ def _p(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _rest(one: "Contender") -> tuple[str, ...]:
+def _rest(one: "ComparedRun") -> tuple[str, ...]:
     """Format the difference from the first run, the size and the speed."""
     costs = f"{one.parameters:,}", f"{one.multiply_adds:,}"
     speed = f"{1000 * one.speed.seconds:.2f}", f"{one.speed.per_second:,.0f}"
     if one.difference is None:
         return "", "", *costs, *speed
     low, high = (f"{100 * end:+.2f}" for end in one.difference.interval)
-    return f"{100 * one.difference.points:+.2f} ({low} to {high})", _p(one.difference.p), *costs, *speed
+    return f"{100 * one.difference.top1_error:+.2f} ({low} to {high})", _p(one.difference.p), *costs, *speed

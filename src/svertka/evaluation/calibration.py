@@ -15,12 +15,12 @@ TEMPERATURES = tuple(2 ** (k / 12) for k in range(-24, 37))
 
 
 @dataclass(frozen=True)
-class Bin:
+class ConfidenceBin:
     """The pictures whose highest probability lies in one range: how sure the network was, and how often right."""
 
     images: int
     confidence: float
-    right: float
+    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Calibration:
     Source: Guo et al. 2017, On calibration of modern neural networks, eq. 3 and §4.2.
     """
 
-    bins: tuple[Bin, ...]
+    bins: tuple[ConfidenceBin, ...]
     error: float
     temperature: float
-    scaled_bins: tuple[Bin, ...]
+    scaled_bins: tuple[ConfidenceBin, ...]
     scaled_error: float
 
 
-class ConfidenceTally:
+class CalibrationAccumulator:
     """Sums over batches from which a Calibration is made, for every temperature at once."""
 
     def __init__(self) -> None:
@@ -67,9 +67,9 @@ class ConfidenceTally:
             rows = torch.stack([ones, confidence.double(), right.double()], 1)
             self._bins[k].index_add_(0, fold * BINS + place, rows)
 
-    def total(self) -> "ConfidenceTally":
+    def all_reduce(self) -> "CalibrationAccumulator":
         """Of all processes; this one stays."""
-        whole = ConfidenceTally()
+        whole = CalibrationAccumulator()
         whole._loss = distributed.total(self._loss.clone())
         whole._bins = distributed.total(self._bins.clone())
         return whole
@@ -93,8 +93,8 @@ class ConfidenceTally:
         )
 
 
-def _bins(sums: Tensor) -> tuple[Bin, ...]:
-    return tuple(Bin(int(n), sure / n, right / n) for n, sure, right in sums.tolist() if n)
+def _bins(sums: Tensor) -> tuple[ConfidenceBin, ...]:
+    return tuple(ConfidenceBin(int(n), sure / n, right / n) for n, sure, right in sums.tolist() if n)
 
 
 def _expected_error(sums: Tensor) -> float:

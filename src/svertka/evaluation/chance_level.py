@@ -10,7 +10,7 @@ Counts = npt.NDArray[np.int64]
 SURE = 1.645  # standard deviations above chance; chance alone exceeds them once in twenty times
 
 
-def expected_by_chance(confusion: Counts) -> tuple[float, float]:
+def chance_accuracy(confusion: Counts) -> tuple[float, float]:
     """Mean and standard deviation of the share of right answers if the same answers were given in random order.
 
     `confusion`: (K, K), row true, column predicted. A classifier that always names one class has a deviation of 0.
@@ -28,7 +28,7 @@ def expected_by_chance(confusion: Counts) -> tuple[float, float]:
     return float(mean / count), math.sqrt(variance) / count
 
 
-def is_chance(confusion: Counts) -> bool | None:
+def is_at_chance(confusion: Counts) -> bool | None:
     """Whether the right answers are no more than chance gives, with a confidence of 95 %; None where none could be.
 
     That is so of one class alone, and of so few pictures that they would not tell a perfect classifier from a guess.
@@ -36,9 +36,9 @@ def is_chance(confusion: Counts) -> bool | None:
     labels = confusion.sum(1)
     if (labels > 0).sum() < 2:
         return None
-    mean, deviation = expected_by_chance(np.diag(labels))
+    mean, deviation = chance_accuracy(np.diag(labels))
     if mean + SURE * deviation >= 1:
         return None
-    mean, deviation = expected_by_chance(confusion)
+    mean, deviation = chance_accuracy(confusion)
     share = float(confusion.trace() / confusion.sum())
     return share <= mean + SURE * deviation

@@ -1,6 +1,7 @@
-"""compare(): several runs on the same pictures, side by side."""
+"""compare(): several runs on the same images, and whether their errors differ significantly."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from string import ascii_uppercase
@@ -12,17 +13,27 @@ from svertka.data.sources import same_place
 from svertka.device import choose_device, describe, keeps_settings
 from svertka.errors import UsageError
 from svertka.escaping import command
-from svertka.evaluation.comparison_page import write_comparison
-from svertka.evaluation.evaluate import judge
-from svertka.evaluation.held_out import manifest_of
-from svertka.evaluation.inference_speed import speeds
-from svertka.evaluation.significance import Comparison, Contender, Difference
+from svertka.evaluation.confidence_intervals import (
+    Interval,
+    format_p,
+    format_points,
+    mcnemar_p,
+    paired_difference_interval,
+)
+from svertka.evaluation.evaluate import JointEvaluation, evaluate_jointly
+from svertka.evaluation.evaluated_images import PART_ADJECTIVES
+from svertka.evaluation.held_out import read_manifest
+from svertka.evaluation.inference_speed import InferenceSpeed, measure_speeds
+from svertka.evaluation.metrics import Evaluation
 from svertka.graph.summary import trace
 from svertka.output_paths import HTML, output_file
+from svertka.pages.html_page import count, percent
 from svertka.run import Run
 from svertka.type_checking import check_types
 
 Source = str | PathLike[str]
+
+SIGNIFICANCE_LEVEL = 0.05  # differences with a larger p are called not significant
 
 
 @check_types
@@ -41,71 +52,238 @@ def compare(
     threads: int | None = None,
     cache_limit: int | None = None,
     max_pixels: int | None = None,
-) -> Comparison:
-    """How the classifiers of `runs` do on the pictures of `source`, and whether they differ from the first of them.
+) -> "Comparison":
+    """Compare runs on the same labeled images: errors, their differences from the first run, and speed.
 
-    `runs`: two and more, run folders or networks with weights, as for `Classifier.load`. `source`: None is what all of
-    them were trained on. `crops`, `scales`, `part`, `include_training`, `device`, `threads`, `max_pixels`: as for
-    `evaluate`; the speed is measured, too. `output`: an HTML file to write the comparison into; `overwrite`: in place
-    of one that svertka did not make, too.
+    Args:
+        runs: 2 to 26 run folders or networks with weights, as for `Classifier.load`.
+        source: Labeled images, as for `evaluate`. None: the source that all runs were trained on.
+        crops: Crops of each image: "1", "10", "144" or "dense".
+        scales: Lengths of the shorter side at which crops are taken, pixels. None: those of the protocol's paper.
+        part: "train", "val", "test" or "all"; None as for `evaluate`.
+        include_training: Whether to evaluate on images that a run was trained on, too.
+        output: HTML file for the comparison. None: no file.
+        overwrite: Whether `output` may replace a file that svertka did not write.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        threads: CPU threads. None: all cores.
+        cache_limit: Size limit of the image cache, bytes. None: a share of the free disk.
+        max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
+
+    Returns:
+        The runs in the order given, each with its evaluation, size, speed and difference from the first.
 
     Raises:
-        DataError: the source holds classes that the runs do not know.
-        RunError: a run is missing or damaged.
-        UsageError: fewer than two runs, or one twice; they know different classes, or were trained on different sources
-            and none is given, or on different parts of this one; no such part or crops; `output` is there already.
-        StorageError: `output` cannot be written.
+        DataError: The source cannot be read or holds classes that the runs do not know.
+        RunError: A run is missing or damaged.
+        UsageError: There are fewer than 2 runs, more than 26, or one twice; they know different classes; they were
+            trained on different sources and `source` is None, or on different parts of `source`; the part, crops or
+            scales do not exist; or `output` exists.
+        FetchError: Weights or the data set cannot be downloaded.
+        StorageError: `output` or the cache cannot be written.
     """
+    from svertka.evaluation.comparison_page import write_comparison  # which imports this module
+
     names = [fspath(one) for one in runs]
-    _refuse_few(names)
+    _check_runs(names)
     file = None if output is None else output_file(output, HTML, overwrite=overwrite)
     given = fspath(source) if source is not None else _common_source(names)
-    judgement = judge(names, given, crops, scales, part, include_training, device, threads, cache_limit, max_pixels)
-    place = choose_device(device)
-    timed = speeds(judgement.classifiers, place)
-    contenders = []
-    for number, (name, classifier) in enumerate(zip(names, judgement.classifiers, strict=True)):
+    joint = evaluate_jointly(
+        names, given, crops, scales, part, include_training, device, threads, cache_limit, max_pixels
+    )
+    torch_device = choose_device(device)
+    speeds = measure_speeds(joint.classifiers, torch_device)
+    compared = []
+    for number, (name, classifier) in enumerate(zip(names, joint.classifiers, strict=True)):
         layers = trace(classifier.network, classifier.preprocess.input_shape)
-        contenders.append(
-            Contender(
+        compared.append(
+            ComparedRun(
                 letter=ascii_uppercase[number],
                 run=name,
                 network=classifier.config.model,
-                evaluation=judgement.each[number],
+                evaluation=joint.per_run[number],
                 parameters=layers.parameters,
                 multiply_adds=layers.multiply_adds,
-                speed=timed[number],
+                speed=speeds[number],
                 history=Run(name).history(),
                 settings=_settings(name),
-                difference=Difference.of(judgement.each[number], judgement.each[0]) if number else None,
+                difference=Difference.between(joint.per_run[number], joint.per_run[0]) if number else None,
             )
         )
-    comparison = Comparison(tuple(contenders), judgement, describe(place))
+    comparison = Comparison(tuple(compared), joint, describe(torch_device))
     if file is not None:
         write_comparison(file, comparison)
     return comparison
 
 
+@dataclass(frozen=True)
+class Difference:
+    """The error of one run minus the error of the first, on the same images.
+
+    Attributes:
+        only_here: Images that only this run gets wrong.
+        only_first: Images that only the first run gets wrong.
+        top1_error: Difference of the top-1 errors, −1 to 1.
+        interval: Its 95 % confidence interval.
+        p: Two-sided p-value of the exact McNemar test, 0 to 1.
+    """
+
+    only_here: int
+    only_first: int
+    top1_error: float
+    interval: Interval
+    p: float
+
+    @classmethod
+    def between(cls, here: Evaluation, first: Evaluation) -> "Difference":
+        """Return the difference of two evaluations on the same images."""
+        only_here, only_first = int((here.wrong & ~first.wrong).sum()), int((first.wrong & ~here.wrong).sum())
+        return cls(
+            only_here,
+            only_first,
+            (only_here - only_first) / here.images,
+            paired_difference_interval(only_here, only_first, here.images),
+            mcnemar_p(only_here, only_first),
+        )
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether p is below 0.05."""
+        return self.p < SIGNIFICANCE_LEVEL
+
+    @property
+    def sentence(self) -> str:
+        """The difference in words, such as "errs less, by −1.3 points (−2.0 to −0.6, p < 0.001)"."""
+        low, high = map(format_points, self.interval)
+        points = f"{format_points(self.top1_error)} points ({low} to {high}, p {format_p(self.p)})"
+        if not self.is_significant:
+            return f"is not significantly different, {points}"
+        return f"errs {'less' if self.top1_error < 0 else 'more'}, by {points}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, as in the output of `svertka compare --json`."""
+        return {
+            "only_here_wrong": self.only_here,
+            "only_first_wrong": self.only_first,
+            "top1_error": self.top1_error,
+            "interval": list(self.interval),
+            "p": self.p,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class ComparedRun:
+    """One of the runs of a comparison.
+
+    Attributes:
+        letter: "A" for the first run, "B" for the second and so on.
+        run: The run as it was named.
+        network: Name of its network, such as "resnet20".
+        evaluation: Its evaluation.
+        parameters: Parameters of the network.
+        multiply_adds: Multiply-adds of the network for one image.
+        speed: Its speed on this machine.
+        history: Lines of metrics.jsonl; empty for a network that was not trained here.
+        settings: Content of training.json; empty for a network that was not trained here.
+        difference: Difference of its error from that of the first run; None for the first.
+    """
+
+    letter: str
+    run: str
+    network: str
+    evaluation: Evaluation
+    parameters: int
+    multiply_adds: int
+    speed: InferenceSpeed
+    history: Sequence[Mapping[str, Any]]
+    settings: Mapping[str, Any]
+    difference: Difference | None
+
+    def __repr__(self) -> str:
+        return f"ComparedRun({self.letter}: {self.run!r}, {self.network}, top-1 error {self.evaluation.top1_error:.2%})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, as in the output of `svertka compare --json`."""
+        return {
+            "run": self.run,
+            "model": self.network,
+            "parameters": self.parameters,
+            "multiply_adds": self.multiply_adds,
+            "seconds_per_image": self.speed.seconds,
+            "images_per_second": self.speed.per_second,
+            **_metrics_dict(self.evaluation),
+            "difference_from_first": self.difference and self.difference.to_dict(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Runs compared on the same images.
+
+    Attributes:
+        runs: The runs, in the order given; the first is the reference of the others.
+        joint: Their evaluations, data set and scope.
+        device: The device on which speeds were measured, in words.
+    """
+
+    runs: tuple[ComparedRun, ...]
+    joint: JointEvaluation
+    device: str
+
+    @property
+    def ensemble(self) -> Evaluation:
+        """The evaluation of the mean of the runs' class probabilities."""
+        return self.joint.ensemble
+
+    @property
+    def sentence(self) -> str:
+        """The result in words, with the first run as the reference."""
+        first, *others = self.runs
+        images = count(self.ensemble.images, f"{PART_ADJECTIVES[self.joint.part]}picture")
+        wrong = f"A gets {percent(first.evaluation.top1_error)} of {images} of {self.joint.dataset.source} wrong"
+        against = "; ".join(f"{one.letter} {one.difference.sentence}" for one in others if one.difference)
+        return " ".join(f"{sentence}." for sentence in (f"{wrong}; {against}", *self.joint.scope.remarks))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON values that `svertka compare --json` prints."""
+        return {
+            **self.joint.scope.to_dict(),
+            "images": self.ensemble.images,
+            "device": self.device,
+            "runs": [one.to_dict() for one in self.runs],
+            "together": _metrics_dict(self.ensemble),
+        }
+
+
+def _metrics_dict(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the metrics that differ between runs evaluated on the same images."""
+    return {key: value for key, value in replace(evaluation, scope=None).to_dict().items() if key != "images"}
+
+
 def runs_and_source(arguments: Sequence[str]) -> tuple[list[str], str | None]:
-    """`RUN RUN... [SOURCE]` taken apart: the last one is a source where it is no run."""
+    """Split the arguments `RUN RUN... [SOURCE]`: the last one is a source unless it is a run."""
     *runs, last = arguments
     if not runs or is_classifier(last) or Run(last).training.exists():
         return [*runs, last], None
     return runs, last
 
 
-def _refuse_few(runs: Sequence[str]) -> None:
+def _check_runs(runs: Sequence[str]) -> None:
+    """Raise UsageError unless `runs` are 2 to 26 different names."""
     if len(runs) < 2:
         raise UsageError(f"{' '.join(runs) or 'nothing'} has nothing to be compared with; name two runs or more")
     if len(runs) > len(ascii_uppercase):
         raise UsageError(f"{len(runs)} runs are too many to compare at once; name at most {len(ascii_uppercase)}")
-    twice = next((run for run in runs if runs.count(run) > 1), None)
-    if twice is not None:
-        raise UsageError(f"{twice} is named twice; name each run once")
+    repeated = next((run for run in runs if runs.count(run) > 1), None)
+    if repeated is not None:
+        raise UsageError(f"{repeated} is named twice; name each run once")
 
 
 def _common_source(runs: Sequence[str]) -> str:
-    """What all of `runs` were trained on."""
+    """Return the source that all of `runs` were trained on.
+
+    Raises:
+        UsageError: They were trained on different sources, do not record one, or it is no longer there.
+    """
     sources = []
     for run in runs:
         source = _settings(run).get("source")
@@ -113,25 +291,25 @@ def _common_source(runs: Sequence[str]) -> str:
             raise UsageError(f"{run} does not say what it was trained on; name a SOURCE after the runs")
         sources.append(source)
     for run, source in zip(runs, sources, strict=True):
-        if not (same_place(source, sources[0]) or _same_images(run, runs[0])):
+        if not (same_place(source, sources[0]) or _have_same_images(run, runs[0])):
             raise UsageError(
                 f"{runs[0]} was trained on {sources[0]} and {run} on {source}; name the SOURCE to compare them on"
             )
     source = str(sources[0])
     if source not in NAMES and not Path(source).exists():
         raise UsageError(
-            f"the pictures that {' and '.join(runs)} were trained on are not in {source} any more; "
-            f"say where they are now: {command('compare', *runs)} SOURCE"
+            f"the training images of {' and '.join(runs)} are no longer in {source}; "
+            f"name their folder: {command('compare', *runs)} SOURCE"
         )
     return source
 
 
-def _same_images(run: str, other: str) -> bool:
-    """Whether both were made of images of the same contents, wherever these were then."""
-    one, two = manifest_of(run), manifest_of(other)
+def _have_same_images(run: str, other: str) -> bool:
+    """Return whether both runs were trained on images of the same contents, wherever the files were."""
+    one, two = read_manifest(run), read_manifest(other)
     return one is not None and two is not None and one.contents == two.contents
 
 
 def _settings(run: str) -> dict[str, Any]:
-    """What training.json says; nothing where there is none: a network of the zoo, or a classifier saved by itself."""
+    """Return the content of training.json; empty where the run has none, such as for pretrained weights."""
     return Run(run).settings() if Run(run).training.exists() else {}

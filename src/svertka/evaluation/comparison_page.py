@@ -5,11 +5,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from svertka.errors import PictureError
-from svertka.evaluation.confidence_intervals import Interval
-from svertka.evaluation.learning_curves import History, epoch_name, thinned, value
-from svertka.evaluation.metrics import ClassResult, Evaluation
+from svertka.evaluation.compare import ComparedRun, Comparison
+from svertka.evaluation.confidence_intervals import Interval, format_p, format_points
+from svertka.evaluation.learning_curves import LearningCurves, epoch_name, metric, subsample
+from svertka.evaluation.metrics import ClassMetrics, Evaluation
 from svertka.evaluation.report_page import SHOWN_SIDE
-from svertka.evaluation.significance import Comparison, Contender, called_p, signed
 from svertka.files import write_atomic
 from svertka.pages.axes import Scale, fit
 from svertka.pages.html_page import (
@@ -28,11 +28,11 @@ from svertka.pages.html_page import (
 from svertka.pages.inline_images import framed
 from svertka.pages.svg_curves import STYLES, Axis, Line, Panel, Reading, curves
 from svertka.progress import duration
-from svertka.run import called
+from svertka.run import display_name
 
 HEIGHT = 224  # pixels of a panel of curves
 POINTS = 400  # readings of the curves
-SHOWN = 6  # pictures of each kind that two runs disagree about: a row
+DISAGREEMENTS_SHOWN = 6  # pictures of each kind that two runs disagree about: a row
 SIDE = 128  # CSS pixels of one
 CLASSES = 100  # rows of the table of classes
 
@@ -43,28 +43,28 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    title = " and ".join(called(one.run) for one in comparison.contenders[:2])
-    more = len(comparison.contenders) - 2
+    title = " and ".join(display_name(one.run) for one in comparison.runs[:2])
+    more = len(comparison.runs) - 2
     write_atomic(path, page(f"{title}{f' and {more} more' if more else ''} – svertka", _body(comparison)).encode())
 
 
 def _body(comparison: Comparison) -> str:
-    contenders = comparison.contenders
-    named = ", ".join(f"{one.letter}{SPACE}is {called(one.run)}" for one in contenders)
+    runs = comparison.runs
+    named = ", ".join(f"{one.letter}{SPACE}is {display_name(one.run)}" for one in runs)
     parts = [
         f"<header><p><b>{isolated(named)}</b></p><h1>{escape(comparison.sentence)}</h1>{_chosen(comparison)}</header>",
         section("errors", "How often they are wrong", _errors(comparison)),
         section("costs", "What they take", _costs(comparison)),
-        section("curves", "Learning curves", _curves(contenders)),
+        section("curves", "Learning curves", _curves(runs)),
         section("disagree", "Where they disagree", _disagreements(comparison)),
-        section("classes", "Classes", _classes(contenders)),
-        section("made", "What differs in how they were made", _settings(contenders)),
+        section("classes", "Classes", _classes(runs)),
+        section("made", "What differs in how they were made", _settings(runs)),
     ]
     return f"<main>{''.join(parts)}</main>"
 
 
 def _chosen(comparison: Comparison) -> str:
-    if comparison.judgement.part != "test":
+    if comparison.joint.part != "test":
         return ""
     return (
         "<p>Who chooses the best of several by their error on the test pictures will find it worse on new ones: "
@@ -73,12 +73,10 @@ def _chosen(comparison: Comparison) -> str:
 
 
 def _errors(comparison: Comparison) -> str:
-    contenders, together = comparison.contenders, comparison.together
-    top = max(one.evaluation.top1_interval[1] for one in contenders)
-    reach = max((abs(end) for one in contenders if one.difference for end in one.difference.interval), default=1.0)
-    rows = [
-        f"<tr>{_head(one)}{_error_cells(one.evaluation, top)}{_difference_cells(one, reach)}</tr>" for one in contenders
-    ]
+    runs, together = comparison.runs, comparison.ensemble
+    top = max(one.evaluation.top1_interval[1] for one in runs)
+    reach = max((abs(end) for one in runs if one.difference for end in one.difference.interval), default=1.0)
+    rows = [f"<tr>{_head(one)}{_error_cells(one.evaluation, top)}{_difference_cells(one, reach)}</tr>" for one in runs]
     mean = f'<th scope="row"><span class="called">their mean</span></th>{_error_cells(together, top)}{"<td></td>" * 3}'
     how = (
         "The bar is the 95 % confidence interval of the share of all such pictures that a run would get wrong "
@@ -95,8 +93,8 @@ def _errors(comparison: Comparison) -> str:
     return f'<p class="how">{how}</p>' + _table("Errors", heads, [*rows, f"<tr>{mean}</tr>"])
 
 
-def _head(one: Contender) -> str:
-    said = f"<b>{one.letter}</b> {isolated(called(one.run))}"
+def _head(one: ComparedRun) -> str:
+    said = f"<b>{one.letter}</b> {isolated(display_name(one.run))}"
     return f'<th scope="row"><span class="called" title="{escape(one.run)}">{said}</span></th>'
 
 
@@ -110,15 +108,15 @@ def _error_cells(evaluation: Evaluation, top: float) -> str:
     )
 
 
-def _difference_cells(one: Contender, reach: float) -> str:
+def _difference_cells(one: ComparedRun, reach: float) -> str:
     if one.difference is None:
         return "<td></td>" * 3
     low, high = one.difference.interval
-    said = f"{signed(low)} to {signed(high)}".replace(" ", SPACE)
+    said = f"{format_points(low)} to {format_points(high)}".replace(" ", SPACE)
     return (
-        f"<td>{signed(one.difference.points)}</td>"
-        f"<td>{_whisker((low, high), one.difference.points, -reach, reach, said)}</td>"
-        f"<td>{called_p(one.difference.p).removeprefix('= ').replace(' ', SPACE)}</td>"
+        f"<td>{format_points(one.difference.top1_error)}</td>"
+        f"<td>{_whisker((low, high), one.difference.top1_error, -reach, reach, said)}</td>"
+        f"<td>{format_p(one.difference.p).removeprefix('= ').replace(' ', SPACE)}</td>"
     )
 
 
@@ -140,8 +138,8 @@ def _whisker(interval: Interval, middle: float, low: float, high: float, said: s
 
 def _costs(comparison: Comparison) -> str:
     rows = []
-    for one in comparison.contenders:
-        history = History(one.history)
+    for one in comparison.runs:
+        history = LearningCurves(one.history)
         trained = (f"{len(history.epochs):,}", duration(history.seconds)) if history.epochs else (NOTHING, NOTHING)
         cells = (
             escape(one.network),
@@ -160,11 +158,11 @@ def _costs(comparison: Comparison) -> str:
     return f'<p class="how">{how}</p>' + _table("Costs", heads, rows)
 
 
-def _curves(contenders: Sequence[Contender]) -> str:
+def _curves(runs: Sequence[ComparedRun]) -> str:
     """Validation error and training loss of those that were trained here."""
-    trained = [(one, History(one.history).epochs) for one in contenders]
+    trained = [(one, LearningCurves(one.history).epochs) for one in runs]
     trained = [(one, epochs) for one, epochs in trained if epochs]
-    without = [one.letter for one in contenders if one not in [other for other, _ in trained]]
+    without = [one.letter for one in runs if one not in [other for other, _ in trained]]
     missing = f" Of {' and '.join(without)} there is no history." if without else ""
     if not trained:
         return ""
@@ -172,24 +170,24 @@ def _curves(contenders: Sequence[Contender]) -> str:
         _panel(trained, "Error on the validation part", "val_error", "root", lambda y: f"{100 * y:g}{SPACE}%"),
         _panel(trained, "Loss on the training part, nats", "train_loss", "log", plain),
     ]
-    last = max(value(epochs[-1], "epoch") for _, epochs in trained)
+    last = max(metric(epochs[-1], "epoch") for _, epochs in trained)
     scale = Scale("linear", 0.0, last)
     longest = max((epochs for _, epochs in trained), key=len)
-    readings = [_reading(trained, value(line, "epoch")) for line in thinned(longest)]
+    readings = [_reading(trained, metric(line, "epoch")) for line in subsample(longest)]
     how = f"A line a run, by epoch, with its letter at the end.{missing}"
     drawn = curves(panels, Axis("epoch", scale, scale.ticks(5, whole=last >= 2)), readings, None, "")
     return f'<p class="how">{how}</p>{drawn}'
 
 
-Trained = Sequence[tuple[Contender, Sequence[Mapping[str, Any]]]]
+Trained = Sequence[tuple[ComparedRun, Sequence[Mapping[str, Any]]]]
 
 
 def _panel(trained: Trained, title: str, name: str, bent: Any, text: Any) -> Panel:
     lines = [
         Line(
             one.letter,
-            [value(line, "epoch") for line in thinned(epochs)],
-            [value(line, name) for line in thinned(epochs)],
+            [metric(line, "epoch") for line in subsample(epochs)],
+            [metric(line, name) for line in subsample(epochs)],
             STYLES[k % len(STYLES)],
         )
         for k, (one, epochs) in enumerate(trained)
@@ -199,30 +197,34 @@ def _panel(trained: Trained, title: str, name: str, bent: Any, text: Any) -> Pan
 
 def _reading(trained: Trained, at: float) -> Reading:
     """What each run had come to at epoch `at`, or ended with."""
-    then = [(one, [line for line in epochs if value(line, "epoch") <= at][-1:]) for one, epochs in trained]
-    errors = ", ".join(f"{one.letter} {percent(value(line[0], 'val_error'))}" for one, line in then if line)
-    losses = ", ".join(f"{one.letter} {number(value(line[0], 'train_loss'))}" for one, line in then if line)
+    then = [(one, [line for line in epochs if metric(line, "epoch") <= at][-1:]) for one, epochs in trained]
+    errors = ", ".join(f"{one.letter} {percent(metric(line[0], 'val_error'))}" for one, line in then if line)
+    losses = ", ".join(f"{one.letter} {number(metric(line[0], 'train_loss'))}" for one, line in then if line)
     return Reading(at, epoch_name(at), [errors, losses])
 
 
 def _disagreements(comparison: Comparison) -> str:
-    first, *others = comparison.contenders
+    first, *others = comparison.runs
     how = "Pictures that one run gets wrong and the other right: what they have in common says where the two differ."
     walls = []
     for one in others:
         for wrong, right in ((one, first), (first, one)):
             these = wrong.evaluation.pictures[wrong.evaluation.wrong & ~right.evaluation.wrong].tolist()
             said = f"Wrong with {wrong.letter}, right with {right.letter}: {count(len(these), 'picture')}"
-            if len(these) > SHOWN:
-                said += f", of which {SHOWN} are shown"
+            if len(these) > DISAGREEMENTS_SHOWN:
+                said += f", of which {DISAGREEMENTS_SHOWN} are shown"
             # Evenly spread over them, since neighbours in a folder are alike.
-            shown = [these[k * len(these) // SHOWN] for k in range(SHOWN)] if len(these) > SHOWN else these
+            shown = (
+                [these[k * len(these) // DISAGREEMENTS_SHOWN] for k in range(DISAGREEMENTS_SHOWN)]
+                if len(these) > DISAGREEMENTS_SHOWN
+                else these
+            )
             walls.append(f"<h3>{said}</h3>" + _wall(comparison, wrong, shown))
     return f'<p class="how">{how}</p>' + "".join(walls)
 
 
-def _wall(comparison: Comparison, wrong: Contender, indices: Sequence[int]) -> str:
-    dataset = comparison.judgement.dataset
+def _wall(comparison: Comparison, wrong: ComparedRun, indices: Sequence[int]) -> str:
+    dataset = comparison.joint.dataset
     figures = []
     for index in indices:
         try:
@@ -238,9 +240,9 @@ def _wall(comparison: Comparison, wrong: Contender, indices: Sequence[int]) -> s
     return f'<div class="wall">{"".join(figures)}</div>' if figures else ""
 
 
-def _classes(contenders: Sequence[Contender]) -> str:
+def _classes(runs: Sequence[ComparedRun]) -> str:
     """Recall by class, those first on which the runs differ most."""
-    rows = [some for some in zip(*(one.evaluation.per_class for one in contenders), strict=True) if some[0].images]
+    rows = [some for some in zip(*(one.evaluation.per_class for one in runs), strict=True) if some[0].images]
     rows.sort(key=_spread, reverse=True)
     cells = [
         f'<tr><th scope="row" data-value="{escape(some[0].name)}">{isolated(some[0].name)}</th>'
@@ -251,18 +253,18 @@ def _classes(contenders: Sequence[Contender]) -> str:
     ]
     more = f" {len(rows) - CLASSES:,} more classes are left out." if len(rows) > CLASSES else ""
     how = f"Recall, the share of a class that was found, with each run; those first on which they differ most.{more}"
-    heads = ("class", "pictures", *(one.letter for one in contenders), "points between them")
+    heads = ("class", "pictures", *(one.letter for one in runs), "points between them")
     return f'<p class="how">{how}</p>' + _table("Classes", heads, cells, sortable=True)
 
 
-def _spread(some: Sequence[ClassResult]) -> float:
+def _spread(some: Sequence[ClassMetrics]) -> float:
     shares = [one.recall or 0.0 for one in some]
     return max(shares) - min(shares)
 
 
-def _settings(contenders: Sequence[Contender]) -> str:
+def _settings(runs: Sequence[ComparedRun]) -> str:
     """The settings of training.json that are not the same in all runs that have some."""
-    flat = [_flat(one.settings) for one in contenders]
+    flat = [_flat(one.settings) for one in runs]
     some = [one for one in flat if one]
     names = dict.fromkeys(name for one in some for name in one)
     rows = [
@@ -275,7 +277,7 @@ def _settings(contenders: Sequence[Contender]) -> str:
     if not rows:
         return ""
     how = "From the runs' training.json: what is not written here was the same."
-    return f'<p class="how">{how}</p>' + _table("Settings", ("", *(one.letter for one in contenders)), rows)
+    return f'<p class="how">{how}</p>' + _table("Settings", ("", *(one.letter for one in runs)), rows)
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:

@@ -7,7 +7,7 @@ Z = 1.959963984540054  # of the standard normal distribution lies 95 % between �
 Interval = tuple[float, float]
 
 
-def wilson(count: int, images: int) -> Interval:
+def wilson_interval(count: int, images: int) -> Interval:
     """The share of all pictures of which `count` among `images` are an example, 0 to 1; NaN without pictures.
 
     Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
@@ -22,7 +22,7 @@ def wilson(count: int, images: int) -> Interval:
     return (low if count else 0.0), (high if count < images else 1.0)
 
 
-def paired_difference(only_first: int, only_second: int, images: int) -> Interval:
+def paired_difference_interval(only_first: int, only_second: int, images: int) -> Interval:
     """The first's error minus the second's, −1 to 1, where both judged the same `images` pictures; NaN without any.
 
     `only_first`, `only_second`: pictures that this one alone has wrong. Source: Bonett & Price 2012, Adjusted Wald
@@ -35,7 +35,7 @@ def paired_difference(only_first: int, only_second: int, images: int) -> Interva
     return max(-1.0, first - second - reach), min(1.0, first - second + reach)
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
+def mcnemar_p(only_first: int, only_second: int) -> float:
     """How probable so unequal a split is if both are equally good: the exact two-sided p, 0 to 1.
 
     Source: McNemar 1947, Note on the sampling error of the difference between correlated proportions, as a sign test.
@@ -47,3 +47,14 @@ def mcnemar(only_first: int, only_second: int) -> float:
         return math.exp(ways - all_of_them * math.log(2))
 
     return min(1.0, 2 * math.fsum(term(wrong) for wrong in range(fewer + 1)))
+
+
+def format_points(share: float) -> str:
+    """Format a difference of shares (−1 to 1) in percentage points: "−1.3", "+0.4", "0.0"."""
+    text = f"{100 * share:+.1f}".replace("-", "−")
+    return text[1:] if text in ("+0.0", "−0.0") else text
+
+
+def format_p(p: float) -> str:
+    """Format a p-value after the letter p: "= 0.03", "< 0.001"."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.01 else f"= {p:.2f}"

@@ -8,18 +8,18 @@ import numpy as np
 from svertka.evaluation.metrics import Evaluation
 from svertka.pages.html_page import SPACE, count, escape, isolated, percent
 
-MOST_CLASSES = 20  # up to which counts are written in cells
-MOST_PAIRS = 20  # rows of confused pairs
-READ_OUT = 20_000  # cells of the picture that can be read out, those with most pictures
+MAX_TABLE_CLASSES = 20  # up to which counts are written in cells
+MAX_PAIRS = 20  # rows of confused pairs
+MAX_CELLS_READ_OUT = 20_000  # cells of the picture that can be read out, those with most pictures
 SHADES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)  # share of a true class from which a cell has the next shade
 UPRIGHT = 60  # letters, all columns as wide as the longest name, up to which the names above them stand upright
 
-Strip = Callable[[list[int], str], str]
+ThumbnailStrip = Callable[[list[int], str], str]
 
 
-def confusion(evaluation: Evaluation, strip: Strip) -> str:
+def confusion_html(evaluation: Evaluation, strip: ThumbnailStrip) -> str:
     """The section's HTML; `strip` turns picture indices and an alternative text into an `<img>`."""
-    if len(evaluation.per_class) <= MOST_CLASSES:
+    if len(evaluation.per_class) <= MAX_TABLE_CLASSES:
         return _how_to_read("Rows are the true classes, columns what they were taken for.") + _table(evaluation)
     return (
         _how_to_read(
@@ -30,12 +30,12 @@ def confusion(evaluation: Evaluation, strip: Strip) -> str:
     )
 
 
-def shade(share: float) -> int:
+def shade_level(share: float) -> int:
     """0 for a cell without pictures, then 1 to 6, darker with the `share` (0 to 1) of the true class that is in it."""
     return sum(share > floor for floor in SHADES)
 
 
-def called(name: str, before: str = "") -> str:
+def class_name_html(name: str, before: str = "") -> str:
     """A class's name as HTML on a line of its own, cut where the column ends; whole as its title."""
     return f'<span class="called" title="{escape(name)}">{before}{isolated(name)}</span>'
 
@@ -58,7 +58,7 @@ def _table(evaluation: Evaluation) -> str:
         images = evaluation.per_class[true].images
         cells = []
         for guess, number in enumerate(evaluation.confusion[true].tolist()):
-            kind = "right" if guess == true else f"s{shade(number / images)}" if number else ""
+            kind = "right" if guess == true else f"s{shade_level(number / images)}" if number else ""
             told = f"{name} taken for {names[guess]}: {number:,} of {images:,}"
             cells.append(f'<td class="{kind}" title="{escape(told)}">{f"{number:,}" if number else ""}</td>')
         rows.append(
@@ -85,7 +85,7 @@ def _picture(evaluation: Evaluation) -> str:
         for level in range(1, len(SHADES) + 1)
         if (here := levels == level).any()
     )
-    order = mistakes[rows, columns].argsort(kind="stable")[::-1][:READ_OUT]
+    order = mistakes[rows, columns].argsort(kind="stable")[::-1][:MAX_CELLS_READ_OUT]
     data = {
         "names": [one.name for one in evaluation.per_class],
         "images": [one.images for one in evaluation.per_class],
@@ -102,11 +102,11 @@ def _picture(evaluation: Evaluation) -> str:
     )
 
 
-def _pairs(evaluation: Evaluation, strip: Strip) -> str:
+def _pairs(evaluation: Evaluation, strip: ThumbnailStrip) -> str:
     mistakes = _off_diagonal(evaluation)
     names = [one.name for one in evaluation.per_class]
     rows = []
-    for flat in mistakes.argsort(axis=None, kind="stable")[::-1][:MOST_PAIRS].tolist():
+    for flat in mistakes.argsort(axis=None, kind="stable")[::-1][:MAX_PAIRS].tolist():
         true, guess = divmod(flat, len(names))
         number, images = int(mistakes[true, guess]), evaluation.per_class[true].images
         if not number:
@@ -114,7 +114,7 @@ def _pairs(evaluation: Evaluation, strip: Strip) -> str:
         indices = [one.index for one in evaluation.mistakes if (one.label, one.predicted) == (true, guess)]
         pictures = strip(indices, f"{names[true]} taken for {names[guess]}")
         rows.append(
-            f'<tr><th scope="row">{called(names[true])}{called(names[guess], "taken for ")}</th>'
+            f'<tr><th scope="row">{class_name_html(names[true])}{class_name_html(names[guess], "taken for ")}</th>'
             f"<td>{number:,}<br>of {images:,}</td><td>{percent(number / images)}</td>"
             f'<td class="strip">{pictures}</td></tr>'
         )

@@ -19,29 +19,29 @@ from svertka.errors import UsageError
 
 CROPS = ("1", "10", "144", "dense")
 # scales, in sides of the network's input
-GOOGLENET = (256 / 224, 288 / 224, 320 / 224, 352 / 224)
-VGG = (256 / 224, 384 / 224, 512 / 224)
+GOOGLENET_SCALES = (256 / 224, 288 / 224, 320 / 224, 352 / 224)
+VGG_SCALES = (256 / 224, 384 / 224, 512 / 224)
 
 
 @dataclass(frozen=True)
-class Protocol:
+class CropProtocol:
     """`crops`, one of CROPS, of a picture at each of the `scales`: the length of its shorter side, pixels."""
 
     crops: str
     scales: tuple[int, ...]
 
     @property
-    def views(self) -> int:
+    def num_views(self) -> int:
         """How often a picture is shown; dense: whole, and its mirror image."""
         return {"1": 1, "10": 10, "144": 36, "dense": 2}[self.crops] * len(self.scales)
 
     @property
-    def whole(self) -> bool:
+    def uses_whole_image(self) -> bool:
         """Whether all of a picture is looked at, and not its central square alone."""
         return self.crops in ("144", "dense")
 
 
-def protocol(crops: str | int, scales: Sequence[int] | None, preprocess: Preprocess) -> Protocol:
+def crop_protocol(crops: str | int, scales: Sequence[int] | None, preprocess: Preprocess) -> CropProtocol:
     """The protocol that is called `crops`, at `scales`; None: at those of its paper, in proportion to the input.
 
     Raises:
@@ -52,15 +52,17 @@ def protocol(crops: str | int, scales: Sequence[int] | None, preprocess: Preproc
         raise UsageError(f"crops={crops} is not known; use {', '.join(CROPS[:-1])} or {CROPS[-1]}")
     if scales is None:
         if crops == "1":
-            return Protocol(crops, (resize,))
+            return CropProtocol(crops, (resize,))
         if resize < size:
             raise UsageError(
                 f"crops={crops} needs pictures larger than the network's input, and this run pads {resize} pixels to "
                 f"{size}; use crops=1, or give scales of at least {size}"
             )
         if crops == "10":
-            return Protocol(crops, (resize,))
-        return Protocol(crops, tuple(round(size * share) for share in (GOOGLENET if crops == "144" else VGG)))
+            return CropProtocol(crops, (resize,))
+        return CropProtocol(
+            crops, tuple(round(size * share) for share in (GOOGLENET_SCALES if crops == "144" else VGG_SCALES))
+        )
     if not scales:
         raise UsageError("scales are empty; give the lengths of the shorter side in pixels, such as 256,288")
     if min(scales) < size:
@@ -69,10 +71,10 @@ def protocol(crops: str | int, scales: Sequence[int] | None, preprocess: Preproc
         raise UsageError(f"scales={max(scales)} is too large; use at most 4096 pixels")
     if len(set(scales)) < len(scales):
         raise UsageError(f"scales={','.join(map(str, scales))} names a scale twice; give each once")
-    return Protocol(crops, tuple(scales))
+    return CropProtocol(crops, tuple(scales))
 
 
-def views(protocol: Protocol, preprocess: Preprocess, pictures: Sequence[Tensor]) -> Tensor:
+def crop_views(protocol: CropProtocol, preprocess: Preprocess, pictures: Sequence[Tensor]) -> Tensor:
     """What the network is shown of some pictures, (B, views, C, size, size), normalised.
 
     `pictures`: for each scale their central squares, (B, C, S, S) uint8.
@@ -82,7 +84,7 @@ def views(protocol: Protocol, preprocess: Preprocess, pictures: Sequence[Tensor]
     return torch.cat([ten_crops(preprocess.standardise(squares), preprocess.size) for squares in pictures], 1)
 
 
-def views_144(preprocess: Preprocess, pictures: Sequence[Pixels]) -> Tensor:
+def crop_views_144(preprocess: Preprocess, pictures: Sequence[Pixels]) -> Tensor:
     """What the network is shown of one picture, (views, C, size, size), normalised.
 
     `pictures`: for each scale all of it, (H, W, C) uint8.
@@ -93,7 +95,7 @@ def views_144(preprocess: Preprocess, pictures: Sequence[Pixels]) -> Tensor:
         # The crops of grey squares are grey, but the filter wants three channels.
         rgb = square if square.shape[2] == 3 else square.repeat(3, 2)
         small = resized(rgb, size, size, 3)[..., : square.shape[2]]
-        large, little = (as_batch(preprocess, pixels) for pixels in (square, small))
+        large, little = (to_batch(preprocess, pixels) for pixels in (square, small))
         shown += [ten_crops(large, size)[0], little, little.flip(-1)]
     return torch.cat(shown)
 
@@ -117,6 +119,6 @@ def three_squares(picture: Pixels) -> tuple[Pixels, Pixels, Pixels]:
     return first, middle, last
 
 
-def as_batch(preprocess: Preprocess, pixels: Pixels) -> Tensor:
+def to_batch(preprocess: Preprocess, pixels: Pixels) -> Tensor:
     """One picture (H, W, C) uint8 as networks take it, (1, C, H, W), normalised."""
     return preprocess.standardise(torch.from_numpy(pixels).permute(2, 0, 1)[None])

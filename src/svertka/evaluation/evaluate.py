@@ -1,34 +1,40 @@
-"""evaluate(): one run or several over labelled pictures, in the crops that are asked for."""
+"""evaluate(): the error of one run, or of the mean of several, on labeled images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.data.dataset import Dataset
+from svertka.data.folder_layout import alike
 from svertka.data.image_io import Decoding
+from svertka.data.imagenet import name_of
+from svertka.data.loader import Batches
 from svertka.data.sources import open_source
-from svertka.device import choose_device, keeps_settings, set_threads
-from svertka.errors import UsageError
-from svertka.evaluation.crop_protocols import Protocol, protocol
-from svertka.evaluation.eval_loop import with_names_of
-from svertka.evaluation.evaluated_images import Scope
-from svertka.evaluation.held_out import select
-from svertka.evaluation.metrics import Evaluation, Tally
-from svertka.evaluation.predictor import Judge, mean_probability
+from svertka.device import autocast, choose_device, keeps_settings, set_threads
+from svertka.errors import DataError, UsageError
+from svertka.escaping import few
+from svertka.evaluation.crop_protocols import CropProtocol, crop_protocol
+from svertka.evaluation.evaluated_images import EvaluationScope
+from svertka.evaluation.held_out import select_images
+from svertka.evaluation.metrics import Evaluation, MetricAccumulator
+from svertka.evaluation.predictor import Predictor, average_log_probabilities
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
-from svertka.evaluation.slices import conditions
+from svertka.evaluation.slices import error_slices
 from svertka.output_paths import HTML, output_file
 from svertka.progress import progress
-from svertka.run import boxes_of, columns_of
+from svertka.run import training_boxes, training_columns
 from svertka.type_checking import check_types
 
 Source = str | PathLike[str]
+
+CLASSES_IN_ERROR = 5  # class names listed in an error message
 
 
 @check_types
@@ -49,59 +55,87 @@ def evaluate(
     cache_limit: int | None = None,
     max_pixels: int | None = None,
 ) -> Evaluation:
-    """How the classifier of `run`, or the mean of several, does on the pictures of `source`.
+    """Measure the error of a run, or of the mean of several, on labeled images.
 
-    `run`: a run folder, or a network with its weights, as for `Classifier.load`; or a list of them, whose probabilities
-    are averaged. `crops`, `scales`: "1", "10", "144" or "dense" crops of a picture at each length of its shorter side,
-    as `crops.protocol` says. `part`: "train", "val", "test" or "all"; None is the test part where there is one, then
-    the val part, then all. What the run was trained on is known by content, wherever the images are now: those images
-    are left out, unless `include_training`, or `part` is "train"; `Evaluation.scope` counts them. `output`: an HTML
-    file to write a report into; `overwrite`: in place of one that svertka did not make, too. `columns`: as for
-    `data.sources.open_source`; None: as the run was trained with, if on the same source. `max_pixels`: of a picture
-    that is read; None: `images.PIXEL_LIMIT`.
+    Training images are recognized by content, wherever the files are now, and are left out unless asked for.
+    `Evaluation.scope` counts them.
+
+    Args:
+        run: A run folder or a network with weights, as for `Classifier.load`; or a list of them, whose class
+            probabilities are averaged.
+        source: Labeled images: a folder, a table, or the name of a built-in data set, as for `train`.
+        crops: Crops of each image: "1", "10", "144" or "dense"; see `evaluation.crop_protocols`.
+        scales: Lengths of the shorter side of the image at which crops are taken, pixels. None: those of the
+            protocol's paper.
+        part: "train", "val", "test" or "all". None: the test images and all images new to the run; without test
+            images, the validation images and new ones; without these, all.
+        include_training: Whether to evaluate on images that the run was trained on, too.
+        output: HTML file for a report. None: no report.
+        overwrite: Whether `output` may replace a file that svertka did not write.
+        columns: Which columns of a table hold paths and labels, such as "path=file,label=class". None: as in the
+            training of the run if it used the same source, else detected.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        threads: CPU threads. None: all cores.
+        cache_limit: Size limit of the image cache, bytes. None: a share of the free disk.
+        max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
+
+    Returns:
+        Errors, confusion matrix, calibration and mistakes.
 
     Raises:
-        DataError: the source holds classes that the run does not know.
-        RunError: the run is missing or damaged, or what it was trained on cannot be known any more.
-        UsageError: the source has no such part, or nothing but training images; there are no such weights or crops, or
-            the runs know different classes; `output` is there already. StorageError: it cannot be written.
+        DataError: The source cannot be read or holds classes that the run does not know.
+        RunError: The run is missing or damaged, or its training images are no longer known.
+        UsageError: The source has no such part or only training images; the weights, crops or scales do not exist;
+            the runs know different classes; or `output` exists.
+        FetchError: The weights or the data set cannot be downloaded.
+        StorageError: `output` or the cache cannot be written.
     """
     file = None if output is None else output_file(output, HTML, overwrite=overwrite)
-    judgement = judge(
+    joint = evaluate_jointly(
         run, source, crops, scales, part, include_training, device, threads, cache_limit, max_pixels, columns
     )
     if file is not None:
-        write_report(file, judgement.report())
-    return judgement.total
+        write_report(file, joint.report())
+    return joint.ensemble
 
 
 @dataclass(frozen=True, eq=False)
-class Judgement:
-    """What `runs` did on the same pictures of `dataset`, which `scope` names: each by itself; `total`, the mean."""
+class JointEvaluation:
+    """The evaluations of several runs on the same images.
+
+    Attributes:
+        runs: The runs as they were named, R of them.
+        dataset: The data set that holds the images.
+        scope: Which of its images were evaluated.
+        classifiers: The R networks.
+        protocols: The crops that each of them saw.
+        per_run: The R evaluations.
+        ensemble: The evaluation of the mean of their class probabilities.
+    """
 
     runs: tuple[str, ...]
     dataset: Dataset
-    scope: Scope
+    scope: EvaluationScope
     classifiers: tuple[Classifier, ...]
-    protocols: tuple[Protocol, ...]
-    each: tuple[Evaluation, ...]
-    total: Evaluation
+    protocols: tuple[CropProtocol, ...]
+    per_run: tuple[Evaluation, ...]
+    ensemble: Evaluation
 
     @property
     def part(self) -> str:
-        """Which part of the data set it was, as `Scope` says."""
+        """The part of the data set, as in `EvaluationScope`."""
         return self.scope.part
 
     def report(self) -> Report:
-        """The report on `total`; some of the pictures are read again."""
-        pictures, how = self.dataset.pictures, self.protocols[0]
-        scales = f" at {', '.join(map(str, how.scales))} pixels"
-        shown = {"1": "the centre", "dense": "all positions"}.get(how.crops, f"{how.crops} crops") + scales
+        """Return the report on the ensemble; its images are read again."""
+        pictures, protocol = self.dataset.pictures, self.protocols[0]
+        scales = f" at {', '.join(map(str, protocol.scales))} pixels"
+        crops = {"1": "the centre", "dense": "all positions"}.get(protocol.crops, f"{protocol.crops} crops") + scales
         facts = [
             ("data", f"{self.dataset.source}, {self.part}"),
             *(("judged", remark) for remark in self.scope.remarks),
             ("network" if len(self.runs) == 1 else "networks, their probabilities averaged", ", ".join(self.runs)),
-            ("seen", shown),
+            ("seen", crops),
         ]
         models = dict.fromkeys(one.config.model for one in self.classifiers)
         return Report(
@@ -111,15 +145,15 @@ class Judgement:
             facts=facts,
             history=(),
             part=self.part,
-            evaluation=self.total,
+            evaluation=self.ensemble,
             picture=lambda index: pictures.read(index, SHOWN_SIDE),
             picture_name=pictures.name,
-            conditions=conditions(self.total, pictures.read, torch.get_num_threads()),
+            slices=error_slices(self.ensemble, pictures.read, torch.get_num_threads()),
         )
 
 
 @torch.inference_mode()
-def judge(
+def evaluate_jointly(
     run: Source | Sequence[Source],
     source: Source,
     crops: str | int = "1",
@@ -130,66 +164,147 @@ def judge(
     threads: int | None = None,
     cache_limit: int | None = None,
     max_pixels: int | None = None,
-    meanings: str | None = None,
-) -> Judgement:
-    """As `evaluate`, with all that it knows."""
+    columns: str | None = None,
+) -> JointEvaluation:
+    """Evaluate runs on the same images, each by itself and their mean; see `evaluate` for arguments and errors."""
     runs = [run] if isinstance(run, str | PathLike) else list(run)
     if not runs:
         raise UsageError("there is no run to evaluate; name one")
-    place, count = choose_device(device), set_threads(threads)
-    classifiers = [Classifier.load(one, place) for one in runs]
+    torch_device, num_threads = choose_device(device), set_threads(threads)
+    classifiers = [Classifier.load(one, torch_device) for one in runs]
     names = classifiers[0].names
-    columns = [
-        _columns(names, one.names, fspath(runs[0]), fspath(name)) for one, name in zip(classifiers, runs, strict=True)
+    orders = [
+        _class_order(names, one.names, fspath(runs[0]), fspath(name))
+        for one, name in zip(classifiers, runs, strict=True)
     ]
-    meanings = meanings or columns_of(runs[0], source)
-    opened = open_source(fspath(source), to_train=False, columns=meanings, boxes=boxes_of(runs[0], source))
+    columns = columns or training_columns(runs[0], source)
+    opened = open_source(fspath(source), to_train=False, columns=columns, boxes=training_boxes(runs[0], source))
     opened = opened.decoded_as(Decoding.up_to(max_pixels))
-    dataset = with_names_of(names, opened)
-    selection = select(
+    dataset = match_class_names(names, opened)
+    selection = select_images(
         runs,
         dataset,
         classifiers[0].preprocess,
         part,
         include_training=include_training,
-        threads=count,
+        threads=num_threads,
         cache_limit=cache_limit,
     )
-    chosen = selection.indices
-    protocols = [protocol(crops, scales, one.preprocess) for one in classifiers]
-    judges = [
-        Judge(one, dataset, how, only=chosen, device=place, threads=count, cache_limit=cache_limit)
-        for one, how in zip(classifiers, protocols, strict=True)
+    indices = selection.indices
+    protocols = [crop_protocol(crops, scales, one.preprocess) for one in classifiers]
+    predictors = [
+        Predictor(
+            one, dataset, protocol, only=indices, device=torch_device, threads=num_threads, cache_limit=cache_limit
+        )
+        for one, protocol in zip(classifiers, protocols, strict=True)
     ]
-    size = min(one.batch_size for one in judges) * distributed.world()
+    size = min(one.batch_size for one in predictors) * distributed.world()
     batches = [
-        chosen[start : start + size][distributed.rank() :: distributed.world()] for start in range(0, len(chosen), size)
+        indices[start : start + size][distributed.rank() :: distributed.world()]
+        for start in range(0, len(indices), size)
     ]
-    tallies = [Tally(len(names)) for _ in judges]
-    whole = Tally(len(names)) if len(judges) > 1 else tallies[0]
-    with progress("evaluating", len(chosen)) as shown:
-        for indices, *said in zip(batches, *(one.over(batches) for one in judges), strict=True):
-            where, labels = torch.from_numpy(indices), torch.from_numpy(dataset.labels[indices])
-            ordered = [one[:, order] for one, order in zip(said, columns, strict=True)]
-            for tally, one in zip(tallies, ordered, strict=True):
-                tally.update(one, labels, where)
-            if whole is not tallies[0]:
-                whole.update(mean_probability(torch.stack(ordered), 0), labels, where)
-            shown.advance(len(indices) * distributed.world())
-    each = tuple(replace(tally.total().result(names), scope=selection.scope) for tally in tallies)
-    return Judgement(
-        tuple(fspath(one) for one in runs),
-        dataset.seen_by(classifiers[0].preprocess.intensity_range),
-        selection.scope,
-        tuple(classifiers),
-        tuple(protocols),
-        each,
-        replace(whole.total().result(names), scope=selection.scope) if whole is not tallies[0] else each[0],
+    per_run = [MetricAccumulator(len(names)) for _ in predictors]
+    ensemble = MetricAccumulator(len(names)) if len(predictors) > 1 else per_run[0]
+    with progress("evaluating", len(indices)) as shown:
+        for batch, *outputs in zip(batches, *(one.predict_batches(batches) for one in predictors), strict=True):
+            where, labels = torch.from_numpy(batch), torch.from_numpy(dataset.labels[batch])
+            ordered = [one[:, order] for one, order in zip(outputs, orders, strict=True)]
+            for accumulator, one in zip(per_run, ordered, strict=True):
+                accumulator.update(one, labels, where)
+            if ensemble is not per_run[0]:
+                ensemble.update(average_log_probabilities(torch.stack(ordered), 0), labels, where)
+            shown.advance(len(batch) * distributed.world())
+    results = tuple(replace(one.all_reduce().result(names), scope=selection.scope) for one in per_run)
+    return JointEvaluation(
+        runs=tuple(fspath(one) for one in runs),
+        dataset=dataset.seen_by(classifiers[0].preprocess.intensity_range),
+        scope=selection.scope,
+        classifiers=tuple(classifiers),
+        protocols=tuple(protocols),
+        per_run=results,
+        ensemble=results[0]
+        if ensemble is per_run[0]
+        else replace(ensemble.all_reduce().result(names), scope=selection.scope),
     )
 
 
-def _columns(names: tuple[str, ...], theirs: tuple[str, ...], first: str, other: str) -> Tensor:
-    """Where each of `names` stands among `theirs`, (K,) int64."""
+@torch.inference_mode()
+def evaluate_network(
+    network: nn.Module, batches: Batches, names: tuple[str, ...], title: str = "scoring"
+) -> Evaluation:
+    """Evaluate a network on batches, in all processes together, and leave it in evaluation mode.
+
+    Args:
+        network: Maps images (B, C, H, W) to logits (B, K).
+        batches: Images and labels; this process has its share of them.
+        names: The K class names, in the order of the logits.
+        title: Title of the progress bar.
+
+    Returns:
+        The evaluation of the images of all processes.
+    """
+    network.eval()
+    metrics = MetricAccumulator(len(names))
+    with progress(title, batches.steps) as shown:
+        for batch in batches.epoch(0):
+            if len(batch.labels):  # the last batch may be too small for every process to get a share
+                with autocast(batch.images.device):
+                    logits = network(batch.images)
+                metrics.update(logits, batch.labels, torch.from_numpy(batch.indices))
+            shown.advance()
+    result: Evaluation = metrics.all_reduce().result(names)
+    return result
+
+
+def match_class_names(names: tuple[str, ...], dataset: Dataset) -> Dataset:
+    """Return `dataset` with its labels renumbered in the order of `names`.
+
+    An ImageNet class may be called by its name or by its WordNet id. A class that differs from one of `names` only in
+    case, spaces or dashes is matched, and a note in `account` says so.
+
+    Args:
+        names: The K class names of a network.
+        dataset: The data set; its images stay in place.
+
+    Raises:
+        DataError: A class that has images is not among `names`.
+    """
+    place = {name_of(name): index for index, name in enumerate(names)}
+    place |= {name: index for index, name in enumerate(names)}
+    place |= {name: place[name_of(name)] for name in dataset.names if name not in place and name_of(name) in place}
+    simplified = [alike(name) for name in names]
+    inexact = {
+        name: simplified.index(alike(name))
+        for name in dataset.names
+        if name not in place and simplified.count(alike(name)) == 1
+    }
+    place |= inexact
+    counts = dataset.counts()
+    unknown = [name for name, count in zip(dataset.names, counts, strict=True) if count and name not in place]
+    if unknown:
+        raise DataError(
+            f"{dataset.source} holds classes that the run does not know: "
+            f"{few([*map(_with_meaning, unknown)], CLASSES_IN_ERROR)}; "
+            f"it knows {few([*map(_with_meaning, names)], CLASSES_IN_ERROR)}"
+        )
+    labels = np.array([place.get(name, 0) for name in dataset.names], dtype=np.int64)[dataset.labels]
+    notes = [f"the class {name} is taken for {names[index]}" for name, index in inexact.items()]
+    account = replace(dataset.account, notes=(*dataset.account.notes, *notes))
+    return replace(dataset, names=names, labels=labels, account=account)
+
+
+def _with_meaning(name: str) -> str:
+    """Return the class `name`; a WordNet id is followed by the English name."""
+    meaning = name_of(name)
+    return name if meaning == name else f"{name} ({meaning})"
+
+
+def _class_order(names: tuple[str, ...], theirs: tuple[str, ...], first: str, other: str) -> Tensor:
+    """Return the position of each of `names` in `theirs`, (K,) int64.
+
+    Raises:
+        UsageError: The runs `first` and `other`, whose classes these are, know different classes.
+    """
     if set(names) != set(theirs):
         only = [
             f"{', '.join(sorted(here - there)[:3])} only in {run}"

@@ -9,7 +9,7 @@ from svertka.escaping import few, printable
 NAMED = 5  # images that could not be read, in a sentence
 
 # What people call the images of a part, before the noun.
-CALLED = {
+PART_ADJECTIVES = {
     "test": "test ",
     "val": "validation ",
     "train": "training ",
@@ -20,7 +20,7 @@ CALLED = {
 
 
 @dataclass(frozen=True)
-class Scope:
+class EvaluationScope:
     """What was judged of `source`.
 
     `part`: "test", "val" or "train"; "new": images that the run has never seen; "held-out": its own test or validation
@@ -45,9 +45,9 @@ class Scope:
     @property
     def sentence(self) -> str:
         """The same for people."""
-        kind = "all images" if self.part == "all" else f"{CALLED[self.part]}images"
+        kind = "all images" if self.part == "all" else f"{PART_ADJECTIVES[self.part]}images"
         if self.includes_training and self.part not in ("all", "train"):
-            kind = f"{CALLED[self.part]}and training images"
+            kind = f"{PART_ADJECTIVES[self.part]}and training images"
         return "; ".join((f"judged: {self.source}, {kind}", *self.remarks))
 
     @property
@@ -57,13 +57,15 @@ class Scope:
         if self.training_images and self.includes_training:
             said.append(f"{self.training_images:,} of these trained the network: the error is too low")
         elif self.training_images:
-            said.append(f"{counted(self.training_images)} that trained the network left out (--include-training)")
+            said.append(f"{count_images(self.training_images)} that trained the network left out (--include-training)")
         if self.near_duplicates:
-            said.append(f"{counted(self.near_duplicates)} judged look the same as training images (near-duplicates)")
+            said.append(
+                f"{count_images(self.near_duplicates)} judged look the same as training images (near-duplicates)"
+            )
         if self.copies:
-            said.append(f"{counted(self.copies)} judged are copies of others judged: the interval is too narrow")
+            said.append(f"{count_images(self.copies)} judged are copies of others judged: the interval is too narrow")
         if self.unreadable:
-            said.append(f"{counted(self.unreadable)} could not be read{self._names()}")
+            said.append(f"{count_images(self.unreadable)} could not be read{self._names()}")
         return (*said, *([self.note] if self.note else []), *self.account.sentences())
 
     def _names(self) -> str:
@@ -85,6 +87,6 @@ class Scope:
         } | ({"note": self.note} if self.note else {})
 
 
-def counted(number: int) -> str:
+def count_images(number: int) -> str:
     """ "1 image" and "1,200 images"."""
     return "1 image" if number == 1 else f"{number:,} images"

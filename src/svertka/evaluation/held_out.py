@@ -22,13 +22,13 @@ from svertka.data.split import fingerprint
 from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError, RunError, UsageError
 from svertka.escaping import command
-from svertka.evaluation.evaluated_images import Scope, counted
+from svertka.evaluation.evaluated_images import EvaluationScope, count_images
 from svertka.progress import say
 from svertka.run import Run
 
 Flags = npt.NDArray[np.bool_]
 
-EXPLICIT = ("train", "val", "test", "all")  # what may be asked for
+PART_CHOICES = ("train", "val", "test", "all")  # what may be asked for
 MEASURED = 100  # images of 16 bits whose values are looked at
 NEW = "new"  # images that the run knows nothing of, where the source does not say which part they are
 
@@ -43,10 +43,10 @@ class Selection:
     rows: Rows
     indices: Ints
     digests: list[bytes]
-    scope: Scope
+    scope: EvaluationScope
 
 
-def select(
+def select_images(
     runs: Sequence[str | PathLike[str]],
     dataset: Dataset,
     preprocess: Preprocess,
@@ -67,10 +67,10 @@ def select(
         UsageError: there is no such part, the runs were trained on different parts, or all images trained them.
         RunError: what a run was trained on is damaged, or cannot be known any more.
     """
-    if part is not None and part not in EXPLICIT:
+    if part is not None and part not in PART_CHOICES:
         raise UsageError(f"part={part} is not a part; use train, val, test or all")
     contents, _ = digests(dataset.pictures, threads)
-    found = [_Known.of(run, dataset, contents) for run in runs]
+    found = [_RunSplit.of(run, dataset, contents) for run in runs]
     choices = [one.chosen(part, include_training) for one in found]
     for one, choice in zip(found, choices, strict=True):
         if part != "all" and not np.array_equal(choice.chosen, choices[0].chosen):
@@ -104,7 +104,7 @@ def select(
         next((one.note for one in found if one.note), not_compared),
         _other_intensities(dataset.pictures, deep, preprocess),
     ]
-    scope = Scope(
+    scope = EvaluationScope(
         dataset.source,
         choices[0].part,
         int(training.sum()),
@@ -120,7 +120,7 @@ def select(
 
 
 def _near_duplicates(
-    found: Sequence["_Known"], dataset: Dataset, contents: list[bytes], judged: Ints, threads: int
+    found: Sequence["_RunSplit"], dataset: Dataset, contents: list[bytes], judged: Ints, threads: int
 ) -> tuple[int | None, str | None]:
     """How many images that are new to a run look like some that trained it; its own were compared in training.
 
@@ -134,8 +134,8 @@ def _near_duplicates(
         alike = resembling(dataset.pictures, contents, new, one.trained_on, threads)
         if alike is None:
             note = (
-                f"{counted(len(new))} judged could not be compared with those that trained {one.run} by their looks: "
-                "if some are copies that were saved anew, the error is too low"
+                f"{count_images(len(new))} judged could not be compared with those that trained {one.run} by "
+                "their looks: if some are copies that were saved anew, the error is too low"
             )
         else:
             counts.append(len(alike))
@@ -150,10 +150,10 @@ def _other_intensities(pictures: Pictures, deep: list[int], preprocess: Preproce
     some = deep[:: -(-len(deep) // MEASURED)]
     ranges = [intensities(files.content(int(where[index])), files.decoding) for index in some]
     said = other_intensities([one for one in ranges if one is not None], preprocess.intensity_range)
-    return said and f"{counted(len(deep))} judged have 16 bits and {said}"
+    return said and f"{count_images(len(deep))} judged have 16 bits and {said}"
 
 
-def manifest_of(run: str | PathLike[str]) -> Manifest | None:
+def read_manifest(run: str | PathLike[str]) -> Manifest | None:
     """What `run` says it was trained on; None for a network of the zoo, and for runs that did not record it yet.
 
     Raises:
@@ -163,15 +163,15 @@ def manifest_of(run: str | PathLike[str]) -> Manifest | None:
     return Manifest.read(path) if path.exists() else None
 
 
-class Admission:
+class TrainingImageFilter:
     """Says of single images whether `run` may be judged by them, and counts; a Classifier in memory knows no image."""
 
     def __init__(self, run: str | PathLike[str] | Classifier, *, include_training: bool) -> None:
-        self._manifest = None if isinstance(run, Classifier) else manifest_of(run)
+        self._manifest = None if isinstance(run, Classifier) else read_manifest(run)
         self._include, self._training = include_training, 0
         self._parts: set[str] = set()
 
-    def admits(self, picture: Picture) -> bool:
+    def is_allowed(self, picture: Picture) -> bool:
         """Whether `picture` may judge: one that the run was trained on may not, unless it is to be included.
 
         Raises:
@@ -185,14 +185,14 @@ class Admission:
         self._parts.add(part)
         return True
 
-    def scope(self, source: str) -> Scope:
+    def scope(self, source: str) -> EvaluationScope:
         """Which images of `source` were admitted so far."""
         known = self._parts - {""}
         if not known:
             part = "all" if self._manifest is None else NEW
         else:
             part = next(iter(known)) if len(self._parts) == 1 else "held-out" if "train" not in known else "all"
-        return Scope(source, part, self._training, self._include and self._training > 0)
+        return EvaluationScope(source, part, self._training, self._include and self._training > 0)
 
 
 def _digest(picture: Picture) -> bytes:
@@ -205,7 +205,7 @@ def _digest(picture: Picture) -> bytes:
 
 
 @dataclass(frozen=True, eq=False)
-class _Choice:
+class _PartSelection:
     """`part`, the images (N,) that it stands for, and those that it would stand for but that trained the network."""
 
     part: str
@@ -214,7 +214,7 @@ class _Choice:
 
 
 @dataclass(frozen=True, eq=False)
-class _Known:
+class _RunSplit:
     """What is known of the images of a source: `own`, (N,) the part of `run` that each was in, and "" for new ones;
     `named`, (N,) the part that the source says, or ""; `trained_on`: all that trained it."""
 
@@ -225,14 +225,14 @@ class _Known:
     note: str | None = None
 
     @classmethod
-    def of(cls, run: str | PathLike[str], dataset: Dataset, contents: list[bytes]) -> "_Known":
-        manifest, note = manifest_of(run), None
+    def of(cls, run: str | PathLike[str], dataset: Dataset, contents: list[bytes]) -> "_RunSplit":
+        manifest, note = read_manifest(run), None
         if manifest is None:
-            manifest, note = _reconstructed(run, dataset, contents)
+            manifest, note = _reconstruct_manifest(run, dataset, contents)
         own = manifest.parts_of(contents) if manifest is not None else np.full(len(dataset), "", "<U5")
         return cls(fspath(run), own, dataset.parts, frozenset() if manifest is None else manifest.trained_on, note)
 
-    def chosen(self, part: str | None, include_training: bool) -> _Choice:
+    def chosen(self, part: str | None, include_training: bool) -> _PartSelection:
         """The images of `part`, as for `select`."""
         new = self.own == ""
         trained = self.own == "train"
@@ -241,7 +241,7 @@ class _Known:
         everything = np.ones(len(new), bool)
         if part == "train":
             chosen = effective == "train"
-            return _Choice("train", chosen, chosen & trained)
+            return _PartSelection("train", chosen, chosen & trained)
         if part == "all":
             name, chosen, might = "all", everything & ~trained, everything
         elif part is not None:
@@ -254,7 +254,7 @@ class _Known:
         if include_training:
             chosen = chosen | training
             name = "all" if chosen.all() else name
-        return _Choice(name, chosen, training)
+        return _PartSelection(name, chosen, training)
 
     def _name(self, held: str, fresh: Flags, trained: Flags) -> str:
         if held:
@@ -262,7 +262,7 @@ class _Known:
         return NEW if trained.any() else "all"
 
 
-def _reconstructed(
+def _reconstruct_manifest(
     run: str | PathLike[str], dataset: Dataset, contents: list[bytes]
 ) -> tuple[Manifest | None, str | None]:
     """The parts of a run that did not record them, found by dividing `dataset` as its training did; or why not.
@@ -296,7 +296,7 @@ def _reconstructed(
 def _nothing_left(source: str, runs: str, part: str | None, training: int) -> UsageError:
     if training:
         return UsageError(
-            f"{source} holds no image to judge {runs} by: {counted(training)} trained the network; give other images, "
-            "or --include-training to judge it by these"
+            f"{source} holds no image to judge {runs} by: {count_images(training)} trained the network; give other "
+            "images, or --include-training to judge it by these"
         )
     return UsageError(f"{source} has no {part} part; leave --part out to judge by what did not train it")

@@ -19,7 +19,7 @@ ROUNDS = range(3, 100)  # of timed runs
 
 
 @dataclass(frozen=True)
-class Speed:
+class InferenceSpeed:
     """What one network, optimized as for many pictures, needs for those that are ready in memory, medians.
 
     `seconds`: of one picture alone. `per_second`: pictures, `BATCH` at a time.
@@ -30,7 +30,7 @@ class Speed:
 
 
 @torch.inference_mode()
-def speeds(classifiers: Sequence[Classifier], device: torch.device) -> tuple[Speed, ...]:
+def measure_speeds(classifiers: Sequence[Classifier], device: torch.device) -> tuple[InferenceSpeed, ...]:
     """Of each of `classifiers`, whose networks are on `device`; they are left in evaluation mode."""
     shapes = [one.preprocess.input_shape[1:] for one in classifiers]
     with progress("timing", 2 * len(classifiers)) as shown:
@@ -38,12 +38,12 @@ def speeds(classifiers: Sequence[Classifier], device: torch.device) -> tuple[Spe
         medians = []
         for batch in (1, BATCH):
             inputs = [torch.rand(batch, *shape, device=device) for shape in shapes]
-            medians.append(_in_turns(networks, inputs))
+            medians.append(_median_seconds(networks, inputs))
             shown.advance(len(classifiers))
-    return tuple(Speed(one, BATCH / many) for one, many in zip(*medians, strict=True))
+    return tuple(InferenceSpeed(one, BATCH / many) for one, many in zip(*medians, strict=True))
 
 
-def _in_turns(networks: Sequence[nn.Module], inputs: Sequence[torch.Tensor]) -> list[float]:
+def _median_seconds(networks: Sequence[nn.Module], inputs: Sequence[torch.Tensor]) -> list[float]:
     """Median seconds of each for its pictures."""
     # The first run finds memory and algorithms; how long it takes says how often there is time for another.
     first = [_seconds(one, images) for one, images in zip(networks, inputs, strict=True)]

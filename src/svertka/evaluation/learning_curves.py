@@ -12,71 +12,71 @@ from svertka.progress import duration
 
 Entry = Mapping[str, Any]
 
-POINTS = 400  # of a curve; a screen does not show more
+MAX_POINTS = 400  # of a curve; a screen does not show more
 FEW_RATES = 8  # different learning rates up to which they were set in steps, each worth seeing
-FINDINGS = 12  # sentences shown
+MAX_FINDINGS = 12  # sentences shown
 HEIGHT, LOW_HEIGHT = 224, 72  # pixels
 
 
-class History:
+class LearningCurves:
     """What `lines` (of metrics.jsonl, oldest first) say; curves leave out a value that is missing, null or NaN."""
 
     def __init__(self, lines: Iterable[Entry]) -> None:
         self._lines = [line for line in lines if isinstance(line.get("kind"), str)]
-        self.epochs = [line for line in self._of("epoch") if math.isfinite(value(line, "epoch"))]
-        self.steps = [line for line in self._of("step") if math.isfinite(value(line, "epoch"))]
+        self.epochs = [line for line in self._of("epoch") if math.isfinite(metric(line, "epoch"))]
+        self.steps = [line for line in self._of("step") if math.isfinite(metric(line, "epoch"))]
 
     @property
     def seconds(self) -> float:
         """How long the training took, seconds; 0 before it began."""
-        times = (value(line, "seconds") for line in self.epochs + self.steps)
+        times = (metric(line, "seconds") for line in self.epochs + self.steps)
         return max((time for time in times if math.isfinite(time)), default=0.0)
 
     @property
-    def kept(self) -> Entry | None:
+    def best_epoch(self) -> Entry | None:
         """The epoch whose weights the run holds; None before the first, and without a val part to choose by."""
-        chosen = [line for line in self.epochs if line.get("kept") and math.isfinite(value(line, "val_error"))]
+        chosen = [line for line in self.epochs if line.get("kept") and math.isfinite(metric(line, "val_error"))]
         return chosen[-1] if chosen else None
 
     def findings(self) -> list[tuple[str, str]]:
         """What health.py said: ("epoch 12", sentence), each sentence once."""
         said: dict[str, str] = {}
         for line in self._of("health"):
-            said.setdefault(str(line.get("sentence", "")), epoch_name(value(line, "epoch")))
-        return [(when, sentence) for sentence, when in said.items()][:FINDINGS]
+            said.setdefault(str(line.get("sentence", "")), epoch_name(metric(line, "epoch")))
+        return [(when, sentence) for sentence, when in said.items()][:MAX_FINDINGS]
 
-    def figure(self) -> str:
+    def curves_html(self) -> str:
         """Loss, top-1 error and learning rate against epochs, as HTML; empty before the first step."""
-        epochs = thinned(self.epochs, keep=self.kept)
-        marks = epochs or thinned(self.steps)
+        epochs = subsample(self.epochs, keep=self.best_epoch)
+        marks = epochs or subsample(self.steps)
         if not marks:
             return ""
-        rates = thinned(self.steps) or epochs
-        smooth = bucketed(self.steps, ("epoch", "loss", "error"))
+        rates = subsample(self.steps) or epochs
+        smooth = bucket_means(self.steps, ("epoch", "loss", "error"))
         panels = [
             _panel("Loss, nats", "loss", epochs, smooth, "log", plain),
             _panel("Top-1 error", "error", epochs, smooth, "root", lambda error: f"{100 * error:g}{SPACE}%"),
             _rate_panel(rates),
         ]
-        last = max(value(line, "epoch") for line in (*epochs, *rates))
+        last = max(metric(line, "epoch") for line in (*epochs, *rates))
         scale = Scale("linear", 0.0, last or 1.0)
         axis = Axis("epoch", scale, scale.ticks(5, whole=scale.high >= 2))
         readings = [self._reading(line) for line in marks]
-        mark = marks.index(self.kept) if self.kept is not None else None
-        label = f"kept: {epoch_name(value(self.kept, 'epoch'))}" if self.kept is not None else ""
+        mark = marks.index(self.best_epoch) if self.best_epoch is not None else None
+        label = f"kept: {epoch_name(metric(self.best_epoch, 'epoch'))}" if self.best_epoch is not None else ""
         return curves(panels, axis, readings, mark, label)
 
-    def table(self) -> str:
+    def table_html(self) -> str:
         """The same numbers as rows, as HTML; empty before the first epoch."""
-        shown = thinned(self.epochs, keep=self.kept)
+        shown = subsample(self.epochs, keep=self.best_epoch)
         if not shown:
             return ""
         rows = "".join(
-            f"<tr><th scope=row>{value(line, 'epoch'):g}</th>"
-            f"<td>{number(value(line, 'train_loss'))}</td><td>{number(value(line, 'val_loss'))}</td>"
-            f"<td>{percent(value(line, 'train_error'))}</td><td>{percent(value(line, 'val_error'))}</td>"
-            f"<td>{plain(value(line, 'learning_rate'))}</td><td>{_whole(value(line, 'images_per_second'))}</td>"
-            f"<td>{_time(value(line, 'seconds'))}</td></tr>"
+            f"<tr><th scope=row>{metric(line, 'epoch'):g}</th>"
+            f"<td>{number(metric(line, 'train_loss'))}</td><td>{number(metric(line, 'val_loss'))}</td>"
+            f"<td>{percent(metric(line, 'train_error'))}</td><td>{percent(metric(line, 'val_error'))}</td>"
+            f"<td>{plain(metric(line, 'learning_rate'))}</td><td>{_whole(metric(line, 'images_per_second'))}</td>"
+            f"<td>{_time(metric(line, 'seconds'))}</td></tr>"
             for line in shown
         )
         title = "The numbers" if len(shown) == len(self.epochs) else f"The numbers of {len(shown)} of these epochs"
@@ -88,7 +88,7 @@ class History:
         )
         return f"<details><summary>{title}</summary>{scrolled(title, table)}</details>"
 
-    def range_test(self) -> str:
+    def lr_finder_html(self) -> str:
         """The learning-rate finder's curve, as HTML; empty where it did not run."""
         line = next(reversed(self._of("range_test")), None)
         pairs = list(zip(line.get("learning_rate") or [], line.get("loss") or [], strict=False)) if line else []
@@ -109,17 +109,17 @@ class History:
     def _reading(self, line: Entry) -> Reading:
         train_loss, train_error = ("loss", "error") if line["kind"] == "step" else ("train_loss", "train_error")
         return Reading(
-            value(line, "epoch"),
-            epoch_name(value(line, "epoch")),
+            metric(line, "epoch"),
+            epoch_name(metric(line, "epoch")),
             [
-                f"train {number(value(line, train_loss))}" + _also("val", number(value(line, "val_loss"))),
-                f"train {percent(value(line, train_error))}" + _also("val", percent(value(line, "val_error"))),
-                plain(value(line, "learning_rate")),
+                f"train {number(metric(line, train_loss))}" + _also("val", number(metric(line, "val_loss"))),
+                f"train {percent(metric(line, train_error))}" + _also("val", percent(metric(line, "val_error"))),
+                plain(metric(line, "learning_rate")),
             ],
         )
 
 
-def value(line: Entry, name: str) -> float:
+def metric(line: Entry, name: str) -> float:
     """The number called `name` in a line of metrics.jsonl; NaN where it is missing or null."""
     return _float(line.get(name))
 
@@ -131,19 +131,23 @@ def epoch_name(epoch: float) -> str:
     return f"epoch{SPACE}{epoch:.0f}" if f"{epoch:.2f}".endswith(".00") else f"epoch{SPACE}{epoch:.2f}"
 
 
-def thinned(lines: Sequence[Entry], keep: Entry | None = None) -> list[Entry]:
+def subsample(lines: Sequence[Entry], keep: Entry | None = None) -> list[Entry]:
     """At most about POINTS of `lines`, evenly spaced, the last of them and `keep` always among them."""
-    stride = math.ceil(len(lines) / POINTS)
+    stride = math.ceil(len(lines) / MAX_POINTS)
     return [line for k, line in enumerate(lines) if (len(lines) - 1 - k) % stride == 0 or line is keep]
 
 
-def bucketed(lines: Sequence[Entry], names: Sequence[str]) -> dict[str, list[float]]:
+def bucket_means(lines: Sequence[Entry], names: Sequence[str]) -> dict[str, list[float]]:
     """Means of the values called `names` over at most POINTS stretches of `lines`; NaN for a stretch without values."""
-    ends = [round(k * len(lines) / POINTS) for k in range(POINTS + 1)] if len(lines) > POINTS else range(len(lines) + 1)
+    ends = (
+        [round(k * len(lines) / MAX_POINTS) for k in range(MAX_POINTS + 1)]
+        if len(lines) > MAX_POINTS
+        else range(len(lines) + 1)
+    )
     means: dict[str, list[float]] = {name: [] for name in names}
     for start, end in pairwise(ends):
         for name in names:
-            there = [x for line in lines[start:end] if math.isfinite(x := value(line, name))]
+            there = [x for line in lines[start:end] if math.isfinite(x := metric(line, name))]
             means[name].append(sum(there) / len(there) if there else math.nan)
     return means
 
@@ -157,9 +161,9 @@ def _panel(
     text: Callable[[float], str],
 ) -> Panel:
     """The panel of `name` ("loss" or "error"): train and val by epoch, the steps behind them."""
-    x = [value(line, "epoch") for line in epochs]
-    train = [value(line, f"train_{name}") for line in epochs]
-    val = [value(line, f"val_{name}") for line in epochs]
+    x = [metric(line, "epoch") for line in epochs]
+    train = [metric(line, f"train_{name}") for line in epochs]
+    val = [metric(line, f"val_{name}") for line in epochs]
     steps = smooth[name]
     lines = [Line("train", x, train, "solid"), Line("val", x, val, "dashed")]
     if epochs:
@@ -173,10 +177,10 @@ def _panel(
 
 
 def _rate_panel(lines: Sequence[Entry]) -> Panel:
-    rates = [value(line, "learning_rate") for line in lines]
+    rates = [metric(line, "learning_rate") for line in lines]
     finite = [rate for rate in rates if math.isfinite(rate)]
     scale = fit(finite, "log") if len(set(finite)) <= FEW_RATES else Scale("linear", 0.0, max(finite))
-    line = Line("", [value(line, "epoch") for line in lines], rates, "steps")
+    line = Line("", [metric(line, "epoch") for line in lines], rates, "steps")
     return Panel("Learning rate", scale, [line], plain, LOW_HEIGHT)
 
 

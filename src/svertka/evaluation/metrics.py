@@ -14,17 +14,19 @@ from torch.nn.functional import cross_entropy
 from svertka import distributed
 from svertka.errors import UsageError
 from svertka.escaping import few
-from svertka.evaluation.calibration import Calibration, ConfidenceTally
-from svertka.evaluation.chance_level import expected_by_chance, is_chance
-from svertka.evaluation.confidence_intervals import Interval, wilson
-from svertka.evaluation.evaluated_images import Scope, counted
+from svertka.evaluation.calibration import Calibration, CalibrationAccumulator
+from svertka.evaluation.chance_level import chance_accuracy, is_at_chance
+from svertka.evaluation.confidence_intervals import Interval, wilson_interval
+from svertka.evaluation.evaluated_images import EvaluationScope, count_images
 
-WORST = 24  # most confident mistakes of all that are kept, and as many of the most doubtful
-PER_PAIR = 8  # most confident mistakes that are kept of each (true, predicted) pair
-PER_CLASS = 8  # pictures that are kept of each class, as examples
-TOP5_FROM = 6  # classes below which a top-5 error says nothing
-NAMED = 10  # classes that a sentence names
-FEW = 30  # images below which as many right as by chance do not show that a classifier only guesses
+MISTAKES_KEPT = 24  # most confident mistakes of all that are kept, and as many of the most doubtful
+MISTAKES_PER_PAIR = 8  # most confident mistakes that are kept of each (true, predicted) pair
+EXAMPLES_PER_CLASS = 8  # pictures that are kept of each class, as examples
+MIN_CLASSES_FOR_TOP5 = 6  # classes below which a top-5 error says nothing
+CLASSES_IN_WARNING = 10  # classes that a sentence names
+MIN_IMAGES_FOR_CHANCE_TEST = (
+    30  # images below which as many right as by chance do not show that a classifier only guesses
+)
 PRUNE_AT = 8192  # mistakes that may gather before those that nobody will ask for are dropped
 
 
@@ -40,7 +42,7 @@ class Mistake:
 
 
 @dataclass(frozen=True)
-class ClassResult:
+class ClassMetrics:
     """How one class fared: pictures of it, the share of them that were missed, and how far its name can be trusted.
 
     `error`: share of the class's pictures that were given another class (1 − recall); None without pictures.
@@ -76,14 +78,14 @@ class Evaluation:
     top1_error: float
     top5_error: float | None
     loss: float
-    per_class: tuple[ClassResult, ...]
+    per_class: tuple[ClassMetrics, ...]
     confusion: npt.NDArray[np.int64]
     mistakes: tuple[Mistake, ...]
-    doubtful: tuple[Mistake, ...]
+    near_misses: tuple[Mistake, ...]
     pictures: npt.NDArray[np.int64]
     wrong: npt.NDArray[np.bool_]
     calibration: Calibration
-    scope: Scope | None = None
+    scope: EvaluationScope | None = None
 
     @property
     def top1_interval(self) -> Interval:
@@ -102,7 +104,7 @@ class Evaluation:
         if self.top5_error is not None and self.top5_interval is not None:
             said.append(f"top-5 error {_with_interval(self.top5_error, self.top5_interval)}")
         calibration = f"calibration error {self.calibration.error:.2%}"
-        return f"{counted(self.images)}: {', '.join(said)}, loss {self.loss:.4f}, {calibration}"
+        return f"{count_images(self.images)}: {', '.join(said)}, loss {self.loss:.4f}, {calibration}"
 
     @property
     def never_predicted(self) -> tuple[str, ...]:
@@ -112,7 +114,7 @@ class Evaluation:
     @property
     def at_chance(self) -> bool | None:
         """Whether it is right no more often than by chance, as `chance.is_chance` says."""
-        return is_chance(self.confusion)
+        return is_at_chance(self.confusion)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -121,16 +123,16 @@ class Evaluation:
         if sentence := self._against_chance():
             said.append(sentence)
         if missed := self.never_predicted:
-            said.append(f"It never predicts {few(missed, NAMED)}, of which there are pictures here.")
+            said.append(f"It never predicts {few(missed, CLASSES_IN_WARNING)}, of which there are pictures here.")
         return tuple(said)
 
     def _against_chance(self) -> str | None:
         """The sentence on a classifier that is right as often as a guess; None where it is right more often."""
         if self.at_chance is False or (self.confusion.sum(1) > 0).sum() < 2:
             return None
-        share, _ = expected_by_chance(self.confusion)
+        share, _ = chance_accuracy(self.confusion)
         right = 1 - self.top1_error
-        if self.images < FEW:
+        if self.images < MIN_IMAGES_FOR_CHANCE_TEST:
             return (
                 f"It cannot be told from guessing with so few images: {right:.1%} of {self.images} are right, and "
                 f"{share:.1%} would be by chance."
@@ -167,7 +169,7 @@ class Evaluation:
         }
 
 
-class Tally:
+class MetricAccumulator:
     """Counts and sums over batches, in memory that grows by one number a picture.
 
     A picture is right among k guesses if fewer than k other classes score at least as high as its own: a tie counts
@@ -183,10 +185,10 @@ class Tally:
         # Columns: the probability's bits, those of the own class's, index, label, predicted. One integer table is what
         # processes exchange.
         self._mistakes = torch.zeros(0, 5, dtype=torch.int64)
-        self._doubtful = torch.zeros(0, 5, dtype=torch.int64)
+        self._near_misses = torch.zeros(0, 5, dtype=torch.int64)
         self._prune_at = PRUNE_AT
         self._outcomes: list[Tensor] = []  # of each picture 2 × index, and 1 more where it is a mistake
-        self._confidence = ConfidenceTally()
+        self._confidence = CalibrationAccumulator()
         self._examples = torch.zeros(0, 2, dtype=torch.int64)  # columns: label, index
 
     @torch.no_grad()
@@ -219,25 +221,27 @@ class Tally:
         guessed, own = (_bits(probabilities[rows, which]) for which in (rival, labels))
         mistakes = torch.stack([guessed, own, indices, labels, predicted], 1)[wrong]
         self._mistakes = torch.cat([self._mistakes, mistakes])
-        self._doubtful = _closest(torch.cat([self._doubtful, mistakes]))
+        self._near_misses = _closest(torch.cat([self._near_misses, mistakes]))
         self._outcomes.append(2 * indices + wrong)
         self._confidence.update(logits, labels, ~wrong, indices)
-        self._examples = _first_of_each(torch.cat([self._examples, torch.stack([labels, indices], 1)]), PER_CLASS)
+        self._examples = _first_of_each(
+            torch.cat([self._examples, torch.stack([labels, indices], 1)]), EXAMPLES_PER_CLASS
+        )
         if len(self._mistakes) > self._prune_at:
             self._mistakes = _worst(self._mistakes)
             self._prune_at = max(PRUNE_AT, 2 * len(self._mistakes))
 
-    def total(self) -> "Tally":
+    def all_reduce(self) -> "MetricAccumulator":
         """A tally of all processes' pictures, each counted as often as the processes counted it; this one stays."""
-        whole = Tally(self.classes)
+        whole = MetricAccumulator(self.classes)
         whole._loss = distributed.total(self._loss.clone())
         whole._wrong5 = distributed.total(self._wrong5.clone())
         whole._confusion = distributed.total(self._confusion.clone())
         whole._mistakes = _gather(_worst(self._mistakes))
-        whole._doubtful = _closest(_gather(self._doubtful))
+        whole._near_misses = _closest(_gather(self._near_misses))
         whole._outcomes = [_gather(self._all_outcomes()[:, None])[:, 0]]
-        whole._confidence = self._confidence.total()
-        whole._examples = _first_of_each(_gather(self._examples), PER_CLASS)
+        whole._confidence = self._confidence.all_reduce()
+        whole._examples = _first_of_each(_gather(self._examples), EXAMPLES_PER_CLASS)
         return whole
 
     def result(self, names: Sequence[str]) -> Evaluation:
@@ -247,7 +251,7 @@ class Tally:
         count = int(images.sum())
         examples = self._examples.tolist()
         per_class = tuple(
-            ClassResult(
+            ClassMetrics(
                 name,
                 int(images[k]),
                 float(1 - right[k] / images[k]) if images[k] else None,
@@ -260,12 +264,14 @@ class Tally:
         return Evaluation(
             images=count,
             top1_error=float((count - right.sum()) / count) if count else math.nan,
-            top5_error=(self._wrong5.item() / count if count else math.nan) if self.classes >= TOP5_FROM else None,
+            top5_error=(self._wrong5.item() / count if count else math.nan)
+            if self.classes >= MIN_CLASSES_FOR_TOP5
+            else None,
             loss=self._loss.item() / count if count else math.nan,
             per_class=per_class,
             confusion=confusion,
             mistakes=_as_mistakes(_worst(self._mistakes)),
-            doubtful=_as_mistakes(self._doubtful),
+            near_misses=_as_mistakes(self._near_misses),
             pictures=outcomes // 2,
             wrong=outcomes % 2 == 1,
             calibration=self._confidence.result(),
@@ -294,7 +300,7 @@ def _closest(mistakes: Tensor) -> Tensor:
     """Those in which the true class came closest to the wrong one, and of equals the lowest index."""
     mistakes = mistakes[mistakes[:, 2].argsort(stable=True)]
     gap = _numbers(mistakes[:, 0]) - _numbers(mistakes[:, 1])
-    return mistakes[gap.argsort(stable=True)][:WORST]
+    return mistakes[gap.argsort(stable=True)][:MISTAKES_KEPT]
 
 
 def _worst(mistakes: Tensor) -> Tensor:
@@ -303,8 +309,8 @@ def _worst(mistakes: Tensor) -> Tensor:
     mistakes = mistakes[mistakes[:, 2].argsort(stable=True)]
     mistakes = mistakes[mistakes[:, 0].argsort(descending=True, stable=True)]
     _, pair = torch.unique(mistakes[:, 3:], dim=0, return_inverse=True)
-    keep = _place_in_group(pair) < PER_PAIR
-    keep[:WORST] = True
+    keep = _place_in_group(pair) < MISTAKES_PER_PAIR
+    keep[:MISTAKES_KEPT] = True
     return mistakes[keep]
 
 
@@ -335,7 +341,7 @@ def _gather(rows: Tensor) -> Tensor:
 
 
 def _interval(error: float, images: int) -> Interval:
-    return wilson(round(error * images), images) if images else wilson(0, 0)
+    return wilson_interval(round(error * images), images) if images else wilson_interval(0, 0)
 
 
 def _with_interval(error: float, interval: Interval) -> str:

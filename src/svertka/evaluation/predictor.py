@@ -12,13 +12,13 @@ from svertka.data.image_cache import Prepared, prepare
 from svertka.data.prefetch import ahead
 from svertka.device import autocast
 from svertka.errors import DataError, PictureError
-from svertka.evaluation.crop_protocols import Protocol, as_batch, views, views_144
+from svertka.evaluation.crop_protocols import CropProtocol, crop_views, crop_views_144, to_batch
 from svertka.graph.fully_convolutional import sliding
 
-AT_ONCE = 64  # pictures of the network's size that it is given together
+CROPS_PER_BATCH = 64  # pictures of the network's size that it is given together
 
 
-class Judge:
+class Predictor:
     """`classifier` looking at pictures of `dataset` (those at the indices `only`), each in the crops of `protocol`.
 
     Crops of the central square come through the store of squares; whole pictures are decoded when they are looked at,
@@ -29,7 +29,7 @@ class Judge:
         self,
         classifier: Classifier,
         dataset: Dataset,
-        protocol: Protocol,
+        protocol: CropProtocol,
         *,
         only: Ints | None = None,
         device: torch.device,
@@ -46,15 +46,16 @@ class Judge:
         if protocol.crops == "dense":
             self._sliding = sliding(classifier.network, self.preprocess.input_shape)
         else:
-            self._network = classifier.for_many(len(dataset if only is None else only) * protocol.views).network
+            num_images = len(dataset if only is None else only)
+            self._network = classifier.optimized_for(num_images * protocol.num_views).network
 
     @property
     def batch_size(self) -> int:
         """Pictures in a batch that keeps the network busy and memory small."""
-        return max(1, AT_ONCE // self.protocol.views)
+        return max(1, CROPS_PER_BATCH // self.protocol.num_views)
 
     @torch.inference_mode()
-    def over(self, batches: Sequence[Ints]) -> Iterator[Tensor]:
+    def predict_batches(self, batches: Sequence[Ints]) -> Iterator[Tensor]:
         """Log probabilities (B, K) float32 of the pictures at `batches` of indices (B,), in the classifier's order.
 
         The mean over crops is of probabilities, as in the papers.
@@ -62,16 +63,16 @@ class Judge:
         Raises:
             DataError: a picture cannot be read.
         """
-        if self.protocol.whole:
+        if self.protocol.uses_whole_image:
             yield from self._over_whole(batches)
             return
         if not self._squares:
             self._squares = [self._prepared(scale) for scale in self.protocol.scales]
         for indices in batches:
             squares = [torch.from_numpy(one.rows[indices]).permute(0, 3, 1, 2) for one in self._squares]
-            shown = views(self.protocol, self.preprocess, [one.to(self.device) for one in squares])
+            shown = crop_views(self.protocol, self.preprocess, [one.to(self.device) for one in squares])
             said = self._log_probabilities(shown.flatten(0, 1))
-            yield mean_probability(said.view(*shown.shape[:2], -1), 1)
+            yield average_log_probabilities(said.view(*shown.shape[:2], -1), 1)
 
     def _over_whole(self, batches: Sequence[Ints]) -> Iterator[Tensor]:
         everything = [int(index) for indices in batches for index in indices]
@@ -82,15 +83,15 @@ class Judge:
     def _said_of(self, scales: list[Pixels]) -> Tensor:
         """Log probabilities (K,) of one whole picture, given at every scale."""
         if self._sliding is None:
-            shown = views_144(self.preprocess, scales).to(self.device)
-            return mean_probability(self._log_probabilities(shown), 0)
+            shown = crop_views_144(self.preprocess, scales).to(self.device)
+            return average_log_probabilities(self._log_probabilities(shown), 0)
         scores = []
         for pixels in scales:
-            picture = as_batch(self.preprocess, pixels).to(self.device)
+            picture = to_batch(self.preprocess, pixels).to(self.device)
             with autocast(self.device):
                 maps = self._sliding(torch.cat([picture, picture.flip(-1)]))
             scores.append(maps.float().mean((2, 3)))
-        return mean_probability(self.classifier.sound(torch.cat(scores).log_softmax(1).cpu()), 0)
+        return average_log_probabilities(self.classifier.require_finite(torch.cat(scores).log_softmax(1).cpu()), 0)
 
     def _prepared(self, scale: int) -> Prepared:
         size, channels = self.preprocess.size, self.preprocess.channels
@@ -117,12 +118,12 @@ class Judge:
 
     def _log_probabilities(self, shown: Tensor) -> Tensor:
         """Of (N, C, H, W), in equal parts of about AT_ONCE crops."""
-        parts = shown.chunk(max(1, round(len(shown) / AT_ONCE)))
+        parts = shown.chunk(max(1, round(len(shown) / CROPS_PER_BATCH)))
         with autocast(self.device):
             logits = [self._network(part.contiguous()).float() for part in parts]
-        return self.classifier.sound(torch.cat(logits).log_softmax(1).cpu())
+        return self.classifier.require_finite(torch.cat(logits).log_softmax(1).cpu())
 
 
-def mean_probability(log_probabilities: Tensor, dim: int) -> Tensor:
+def average_log_probabilities(log_probabilities: Tensor, dim: int) -> Tensor:
     """The logarithm of the mean along `dim` of probabilities given by theirs; nothing underflows."""
     return log_probabilities.logsumexp(dim) - math.log(log_probabilities.shape[dim])

@@ -1,6 +1,6 @@
 """The reliability diagram: how often the network is right against how sure it is."""
 
-from svertka.evaluation.calibration import BINS, Bin, Calibration
+from svertka.evaluation.calibration import BINS, Calibration, ConfidenceBin
 from svertka.pages.axes import Scale
 from svertka.pages.html_page import NOTHING, SPACE, count, percent
 from svertka.pages.svg_curves import Axis, Line, Panel, Reading, curves
@@ -8,7 +8,7 @@ from svertka.pages.svg_curves import Axis, Line, Panel, Reading, curves
 HEIGHT = 288  # pixels
 
 
-def reliability(calibration: Calibration) -> str:
+def reliability_html(calibration: Calibration) -> str:
     """The section's HTML; empty where no picture was judged."""
     if not calibration.bins:
         return ""
@@ -25,7 +25,7 @@ def reliability(calibration: Calibration) -> str:
 def _sentence(calibration: Calibration) -> str:
     images = sum(one.images for one in calibration.bins)
     sure = sum(one.images * one.confidence for one in calibration.bins) / images
-    right = sum(one.images * one.right for one in calibration.bins) / images
+    right = sum(one.images * one.accuracy for one in calibration.bins) / images
     much = "too sure of itself" if sure > right else "not sure enough"
     judged = f"On average it is {percent(sure)} sure and {percent(right)} right"
     verdict = f": {much}" if abs(sure - right) >= 0.01 else ""
@@ -46,10 +46,10 @@ def _figure(calibration: Calibration) -> str:
         low = int(min(one.confidence * BINS, BINS - 1))
         between = f"{100 * low / BINS:.0f} to {100 * (low + 1) / BINS:.0f}{SPACE}% sure"
         readings.append(
-            Reading(100 * one.confidence, between, [f"{percent(one.right)} of {count(one.images, 'picture')} right"])
+            Reading(100 * one.confidence, between, [f"{percent(one.accuracy)} of {count(one.images, 'picture')} right"])
         )
     return curves([panel], Axis("% sure", scale, scale.ticks(5)), readings, None, NOTHING)
 
 
-def _line(name: str, bins: tuple[Bin, ...], style: "str") -> Line:
-    return Line(name, [100 * one.confidence for one in bins], [one.right for one in bins], style)  # type: ignore[arg-type]
+def _line(name: str, bins: tuple[ConfidenceBin, ...], style: "str") -> Line:
+    return Line(name, [100 * one.confidence for one in bins], [one.accuracy for one in bins], style)  # type: ignore[arg-type]

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.errors import PictureError
-from svertka.evaluation.confusion_plot import MOST_CLASSES, called, confusion
-from svertka.evaluation.evaluated_images import CALLED
-from svertka.evaluation.learning_curves import History
-from svertka.evaluation.metrics import WORST, ClassResult, Evaluation, Mistake
-from svertka.evaluation.reliability_diagram import reliability
-from svertka.evaluation.slices import Condition, drawn
+from svertka.evaluation.confusion_plot import MAX_TABLE_CLASSES, class_name_html, confusion_html
+from svertka.evaluation.evaluated_images import PART_ADJECTIVES
+from svertka.evaluation.learning_curves import LearningCurves
+from svertka.evaluation.metrics import MISTAKES_KEPT, ClassMetrics, Evaluation, Mistake
+from svertka.evaluation.reliability_diagram import reliability_html
+from svertka.evaluation.slices import Slice, slices_html
 from svertka.files import write_atomic
 from svertka.pages.html_page import count, escape, isolated, number, page, percent, scrolled, section
 from svertka.pages.inline_images import framed, strip
@@ -38,7 +38,7 @@ class Report:
     made. `history`: the lines of metrics.jsonl, none where nothing was trained. `part`: the part of the data that
     `evaluation` is of ("test", "val"); without an evaluation the page shows the curves alone. `picture`: index ->
     (H, W, 1 | 3) uint8; it may raise PictureError. `picture_name`: index -> what to call that picture, a path or the
-    source and a number. `conditions`: under which the error was measured.
+    source and a number. `slices`: under which the error was measured.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Report:
     evaluation: Evaluation | None
     picture: Callable[[int], Pixels]
     picture_name: Callable[[int], str]
-    conditions: Sequence[Condition] = ()
+    slices: Sequence[Slice] = ()
 
     @cached_property
-    def curves(self) -> History:
+    def curves(self) -> LearningCurves:
         """The history, read."""
-        return History(self.history)
+        return LearningCurves(self.history)
 
     @property
     def sentence(self) -> str:
@@ -69,7 +69,7 @@ class Report:
             spent += f", {duration(self.curves.seconds)}"
         if self.evaluation is None or not self.evaluation.images:
             return f"{self.network} on {self.source}: not judged yet{spent}."
-        judged = count(self.evaluation.images, f"{CALLED[self.part]}picture")
+        judged = count(self.evaluation.images, f"{PART_ADJECTIVES[self.part]}picture")
         return f"{self.network} on {self.source}: {percent(self.evaluation.top1_error)} of {judged} wrong{spent}."
 
 
@@ -92,11 +92,13 @@ def _body(report: Report) -> str:
     if report.evaluation is not None and report.evaluation.images:
         parts += [
             section("mistakes", "Worst mistakes", _worst(report, report.evaluation)),
-            section("doubtful", "Most doubtful mistakes", _doubtful(report, report.evaluation)),
-            section("confusion", "Confusion", confusion(report.evaluation, lambda i, alt: _strip(report, i, alt))),
+            section("doubtful", "Most doubtful mistakes", _near_misses(report, report.evaluation)),
+            section("confusion", "Confusion", confusion_html(report.evaluation, lambda i, alt: _strip(report, i, alt))),
             section("classes", "Classes", _classes(report, report.evaluation)),
-            section("calibration", "Can its probabilities be believed?", reliability(report.evaluation.calibration)),
-            section("conditions", "When it errs", drawn(report.conditions, report.evaluation.images)),
+            section(
+                "calibration", "Can its probabilities be believed?", reliability_html(report.evaluation.calibration)
+            ),
+            section("conditions", "When it errs", slices_html(report.slices, report.evaluation.images)),
         ]
     facts = "".join(f"<div><dt>{escape(label)}</dt><dd>{isolated(text)}</dd></div>" for label, text in report.facts)
     parts.append(section("made", "How it was made", f"<dl>{facts}</dl>" if facts else ""))
@@ -115,10 +117,10 @@ def _second(report: Report) -> str:
     ]
     if evaluation.top5_error is not None:
         said.append(f"With five guesses instead of one, {percent(evaluation.top5_error)} are wrong.")
-    if report.curves.kept is not None:
+    if report.curves.best_epoch is not None:
         said.append(
-            f"These are the weights of epoch {report.curves.kept['epoch']:g}: of those with the lowest error on the "
-            "validation pictures, give or take its standard error, the latest whose loss has not risen."
+            f"These are the weights of epoch {report.curves.best_epoch['epoch']:g}: of those with the lowest error on "
+            "the validation pictures, give or take its standard error, the latest whose loss has not risen."
         )
     return f"<p>{escape(' '.join(said))}</p>"
 
@@ -130,8 +132,8 @@ def _findings(report: Report) -> str:
     return f'<ul class="findings">{rows}</ul>' if rows else ""
 
 
-def _curves(history: History) -> str:
-    drawn = history.figure()
+def _curves(history: LearningCurves) -> str:
+    drawn = history.curves_html()
     if not drawn:
         return ""
     how = (
@@ -139,11 +141,11 @@ def _curves(history: History) -> str:
         "where the dashed line turns up while the solid one falls, the network learns by heart "
         '(<a href="https://www.deeplearningbook.org/contents/ml.html">Goodfellow et al. 2016, §5.2</a>).'
     )
-    return f'<p class="how">{how}</p>{drawn}{history.table()}'
+    return f'<p class="how">{how}</p>{drawn}{history.table_html()}'
 
 
-def _range_test(history: History) -> str:
-    drawn = history.range_test()
+def _range_test(history: LearningCurves) -> str:
+    drawn = history.lr_finder_html()
     how = (
         "The loss while the learning rate rises from step to step; chosen is the rate at which it falls most steeply "
         '(<a href="https://arxiv.org/abs/1506.01186">Smith 2017, §3.3</a>).'
@@ -159,13 +161,13 @@ def _worst(report: Report, evaluation: Evaluation) -> str:
         'look for wrong labels among them (as in <a href="https://doi.org/10.1109/5.726791">LeCun et al. 1998, '
         "fig. 8</a>)."
     )
-    return _wall(how, report, evaluation, evaluation.mistakes[:WORST])
+    return _wall(how, report, evaluation, evaluation.mistakes[:MISTAKES_KEPT])
 
 
-def _doubtful(report: Report, evaluation: Evaluation) -> str:
+def _near_misses(report: Report, evaluation: Evaluation) -> str:
     """Those that are not among the worst already."""
-    worst = set(evaluation.mistakes[:WORST])
-    closest = [one for one in evaluation.doubtful if one not in worst]
+    worst = set(evaluation.mistakes[:MISTAKES_KEPT])
+    closest = [one for one in evaluation.near_misses if one not in worst]
     how = (
         "The pictures for which the wrong class beat their own by the least: what it would take to be right is little, "
         "so look for what they lack."
@@ -194,7 +196,7 @@ def _mistake(report: Report, evaluation: Evaluation, mistake: Mistake) -> str:
 def _classes(report: Report, evaluation: Evaluation) -> str:
     listed = evaluation.per_class
     without = [one for one in listed if not one.images]
-    if len(listed) > MOST_CLASSES and without:
+    if len(listed) > MAX_TABLE_CLASSES and without:
         listed = tuple(one for one in listed if one.images)
     each = min(8, EXAMPLES // len(listed))
     order = sorted(listed, key=lambda one: -1.0 if one.error is None else one.error, reverse=True)
@@ -211,15 +213,15 @@ def _classes(report: Report, evaluation: Evaluation) -> str:
     return f'<p class="how">{how}</p>{scrolled("Classes", table)}'
 
 
-def _class_row(report: Report, evaluation: Evaluation, one: ClassResult, k: int, each: int) -> str:
+def _class_row(report: Report, evaluation: Evaluation, one: ClassMetrics, k: int, each: int) -> str:
     examples = _strip(report, list(one.examples[:each]), f"Pictures of {one.name}") if each and one.examples else ""
     others = evaluation.confusion[k].copy()
     others[k] = 0
     most = int(others.argmax())
-    taken = called(evaluation.per_class[most].name, f"{others[most]:,} × ") if others[most] else ""
+    taken = class_name_html(evaluation.per_class[most].name, f"{others[most]:,} × ") if others[most] else ""
     return (
         f'<tr><th scope="row" data-value="{escape(one.name)}"><div class="who">'
-        f'{called(one.name)}<div class="strip">{examples}</div>'
+        f'{class_name_html(one.name)}<div class="strip">{examples}</div>'
         f"</div></th>"
         f'<td data-value="{one.images}">{one.images:,}</td>'
         f'<td data-value="{_order(one.recall)}">{percent(one.recall)}{_bar(one.recall)}</td>'

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from svertka.errors import PictureError
-from svertka.evaluation.confidence_intervals import Interval, wilson
+from svertka.evaluation.confidence_intervals import Interval, wilson_interval
 from svertka.evaluation.metrics import Evaluation
 from svertka.pages.axes import Scale
 from svertka.pages.html_page import SPACE, count, percent, plain, scrolled
@@ -17,14 +17,14 @@ from svertka.pages.svg_curves import Axis, Line, Panel, Reading, curves
 
 Pixels = npt.NDArray[np.uint8]
 
-MOST = 1000  # pictures that are looked at again, drawn by lot
-GROUPS, LEAST = 5, 10  # groups of as many pictures at least
+MAX_IMAGES = 1000  # pictures that are looked at again, drawn by lot
+MAX_BINS, MIN_IMAGES_PER_BIN = 5, 10  # groups of as many pictures at least
 SIDE = 256  # pixels, to which the shorter side is reduced before sharpness is measured
 HEIGHT = 120  # pixels of a chart
 
 
 @dataclass(frozen=True)
-class Group:
+class SliceBin:
     """The pictures whose value lies from `low` to `high`: how many, and how many of them are mistakes."""
 
     low: float
@@ -40,32 +40,32 @@ class Group:
     @property
     def interval(self) -> Interval:
         """Of the error, 95 %."""
-        return wilson(self.wrong, self.images)
+        return wilson_interval(self.wrong, self.images)
 
 
 @dataclass(frozen=True)
-class Condition:
+class Slice:
     """A property of pictures, in its `unit`, and the error in groups of equally many, rising; `how` it is measured."""
 
     name: str
     unit: str
     how: str
-    groups: tuple[Group, ...]
+    groups: tuple[SliceBin, ...]
 
 
-def conditions(evaluation: Evaluation, read: Callable[[int], Pixels], threads: int) -> tuple[Condition, ...]:
+def error_slices(evaluation: Evaluation, read: Callable[[int], Pixels], threads: int) -> tuple[Slice, ...]:
     """The error of `evaluation` against brightness, size and sharpness; one that all pictures share is left out.
 
     `read`: index to the picture in its own size, (H, W, 1 | 3) uint8; where it raises PictureError, that one is left
     out.
     """
     places = np.arange(len(evaluation.pictures))
-    if len(places) > MOST:
-        places = np.sort(np.random.default_rng(0).choice(places, MOST, replace=False))
+    if len(places) > MAX_IMAGES:
+        places = np.sort(np.random.default_rng(0).choice(places, MAX_IMAGES, replace=False))
 
     def look(index: int) -> tuple[float, float, float] | None:
         try:
-            return properties(read(index))
+            return image_properties(read(index))
         except PictureError:
             return None
 
@@ -81,11 +81,11 @@ def conditions(evaluation: Evaluation, read: Callable[[int], Pixels], threads: i
         ("Size", "pixels", "the shorter side"),
         ("Sharpness", "grey levels", f"standard deviation of the Laplacian at {SIDE} pixels; blurred is low"),
     )
-    found = (Condition(*kind, _groups(values[:, k], wrong)) for k, kind in enumerate(kinds))
+    found = (Slice(*kind, _groups(values[:, k], wrong)) for k, kind in enumerate(kinds))
     return tuple(one for one in found if len(one.groups) > 1)
 
 
-def properties(picture: Pixels) -> tuple[float, float, float]:
+def image_properties(picture: Pixels) -> tuple[float, float, float]:
     """Brightness, shorter side and sharpness of `picture` (H, W, 1 | 3) uint8, as `conditions` measures them."""
     grey = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else np.ascontiguousarray(picture)).convert("L")
     shorter = min(grey.size)
@@ -99,21 +99,21 @@ def properties(picture: Pixels) -> tuple[float, float, float]:
     return brightness, float(shorter), float(laplacian.std())
 
 
-def _groups(values: npt.NDArray[np.float64], wrong: npt.NDArray[np.bool_]) -> tuple[Group, ...]:
+def _groups(values: npt.NDArray[np.float64], wrong: npt.NDArray[np.bool_]) -> tuple[SliceBin, ...]:
     """Equally many in each as far as equal values allow, since these stay together."""
-    number = min(GROUPS, len(values) // LEAST)
+    number = min(MAX_BINS, len(values) // MIN_IMAGES_PER_BIN)
     if number < 2:
         return ()
     edges = np.unique(np.quantile(values, np.linspace(0, 1, number + 1)[1:-1], method="higher"))
     place = np.searchsorted(edges, values, side="right")
     return tuple(
-        Group(float(values[here].min()), float(values[here].max()), int(here.sum()), int(wrong[here].sum()))
+        SliceBin(float(values[here].min()), float(values[here].max()), int(here.sum()), int(wrong[here].sum()))
         for here in (place == k for k in range(len(edges) + 1))
         if here.any()
     )
 
 
-def drawn(found: Sequence[Condition], images: int) -> str:
+def slices_html(found: Sequence[Slice], images: int) -> str:
     """The section's HTML; empty where there is nothing to tell apart. `images`: as many were judged."""
     if not found:
         return ""
@@ -126,7 +126,7 @@ def drawn(found: Sequence[Condition], images: int) -> str:
     return f'<p class="how">{how}</p>' + "".join(_chart(one) for one in found)
 
 
-def _chart(condition: Condition) -> str:
+def _chart(condition: Slice) -> str:
     groups = condition.groups
     x = [float(k) for k in range(1, len(groups) + 1)]
     low, high = zip(*(group.interval for group in groups), strict=True)

@@ -23,7 +23,7 @@ from svertka.escaping import command
 from svertka.exporters.model_card import CARD, FRONT, write_folder
 from svertka.files import given_path, write_atomic
 from svertka.output_paths import output_file, output_folder
-from svertka.run import Run, boxes_of, columns_of
+from svertka.run import Run, training_boxes, training_columns
 from svertka.type_checking import check_types
 
 CHECKED = 32  # pictures that a file is held against the original on
@@ -121,7 +121,7 @@ def _of_training(run: str | PathLike[str], intensity_range: Range | None) -> lis
     """CHECKED pictures of the source that `run` was trained on, evenly spread over it, whole."""
     try:
         source = str(Run(run).settings()["source"])
-        how = {"columns": columns_of(run, source), "boxes": boxes_of(run, source)}
+        how = {"columns": training_columns(run, source), "boxes": training_boxes(run, source)}
         dataset = open_source(source, to_train=False, **how).seen_by(intensity_range)
     except (RunError, KeyError) as error:
         raise UsageError(

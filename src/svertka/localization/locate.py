@@ -13,7 +13,7 @@ from svertka.data.image_io import Decoding, misnamed_sentence
 from svertka.data.preprocessing import Picture
 from svertka.device import choose_device, keeps_settings, set_threads
 from svertka.errors import DataError, PictureError
-from svertka.evaluation.held_out import Admission
+from svertka.evaluation.held_out import TrainingImageFilter
 from svertka.localization.heatmap import Region, heat, region
 from svertka.localization.overlays import PAGE, Album
 from svertka.localization.pointing_game import Point, Pointing
@@ -111,14 +111,16 @@ def locate(
     everything = all_of(pictures)
     annotations = _annotations(boxes, [path for path, _ in everything], locator.names)
     album = None if output is None else Album(output_folder(output, PAGE, HTML, overwrite=overwrite))
-    pointing, admission = Pointing(), Admission(run, include_training=include_training)
+    pointing, admission = Pointing(), TrainingImageFilter(run, include_training=include_training)
     decoding = Decoding.up_to(max_pixels).within(locator.preprocess.intensity_range)
     found = []
     with progress("locating", len(everything)) as shown:
         for number, (path, picture) in enumerate(everything):
             try:
                 rgb, annotation = pixels_of(picture, decoding), annotations.get(number)
-                judges = annotation is not None and not isinstance(picture, PictureError) and admission.admits(picture)
+                judges = (
+                    annotation is not None and not isinstance(picture, PictureError) and admission.is_allowed(picture)
+                )
                 found.append(_found(locator, path, rgb, top, annotation, pointing if judges else None, album))
             except PictureError as error:
                 found.append(Found(path, error=str(error)))

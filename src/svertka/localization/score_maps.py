@@ -33,7 +33,7 @@ class Locator:
     """A classifier that is shown the patches of a picture, at eight sizes; what they share is computed once."""
 
     def __init__(self, classifier: Classifier) -> None:
-        self.preprocess, self._sound = classifier.preprocess, classifier.sound
+        self.preprocess, self._require_finite = classifier.preprocess, classifier.require_finite
         self.network = windows(classifier.network, self.preprocess.input_shape)
         self.network.rest = fastest(self.network.rest, self.network.shape, HUNDREDS)
         self.index = {name: index for index, name in enumerate(classifier.names) if name != BACKGROUND}
@@ -59,7 +59,7 @@ class Locator:
         found = []
         for level in self.levels(rgb):
             picture = shown(self.preprocess, rgb, level).to(device_of(self.network), memory_format=torch.channels_last)
-            scores = self._sound(self.network(picture, level.places).float().softmax(1).cpu()).numpy()
+            scores = self._require_finite(self.network(picture, level.places).float().softmax(1).cpu()).numpy()
             found.append(ScoreMap(level, scores.T.reshape(-1, len(level.rows), len(level.columns))))
         return found
 

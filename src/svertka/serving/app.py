@@ -182,7 +182,7 @@ class Api:
         prepared = await self._decoded(run, asked.pictures[number], account, run.prepared)
         row = await self._desks[run.key].result(prepared)
         with _refusing():
-            ranked = run.classifier.rank(run.classifier.sound(row), top)
+            ranked = run.classifier.rank(run.classifier.require_finite(row), top)
         return _entry(number, asked, [{"name": name, "probability": probability} for name, probability in ranked])
 
     async def _explain(self, request: Request) -> Response:

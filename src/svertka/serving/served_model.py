@@ -22,7 +22,7 @@ from svertka.inspection.atlas.image_pages import veil
 from svertka.inspection.atlas.top_units import fired, remembered
 from svertka.inspection.saliency import grad_cam
 from svertka.pages.inline_images import encoded
-from svertka.run import Run, called
+from svertka.run import Run, display_name
 from svertka.serving.decoder_process import Settings
 
 PIXEL_LIMIT = 50_000_000  # of a picture: what is decoded stays in memory beside others
@@ -39,9 +39,9 @@ class Served:
     def __init__(self, run: str | PathLike[str], device: torch.device, taken: Collection[str] = ()) -> None:
         self.classifier, self.device = Classifier.load(run, device), device
         self.folder = Run(run).folder if Path(run).is_dir() else None
-        self.name = called(run)
+        self.name = display_name(run)
         self.key = _key(self.name, taken)
-        self._fast = self.classifier.for_many(MANY).network
+        self._fast = self.classifier.optimized_for(MANY).network
         self._best = remembered(self.folder / "atlas") if self.folder is not None else {}
 
     def warm_up(self) -> None:
@@ -51,7 +51,7 @@ class Served:
             RunError: the network gives NaN.
         """
         for number in AT_ONCE:
-            self.classifier.sound(self.probabilities([self._nothing()] * number))
+            self.classifier.require_finite(self.probabilities([self._nothing()] * number))
 
     def _nothing(self) -> Tensor:
         preprocess = self.classifier.preprocess
@@ -93,7 +93,7 @@ class Served:
         seen = square[offset : offset + preprocess.size, offset : offset + preprocess.size]
         image = preprocess.normalise(torch.from_numpy(square).permute(2, 0, 1)[None])
         image = image.to(device_of(self.classifier.network) or self.device)
-        probabilities = self.classifier.sound(self.classifier.probabilities([image[0]])[0])
+        probabilities = self.classifier.require_finite(self.classifier.probabilities([image[0]])[0])
         if label is None:
             label = int(probabilities.argmax())
         crisp = preprocess.size <= SMALL

@@ -8,13 +8,13 @@ from svertka.data.dataset import Pixels
 from svertka.device import describe
 from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
-from svertka.evaluation.slices import conditions
+from svertka.evaluation.slices import error_slices
 from svertka.graph.summary import count
 from svertka.progress import duration
 from svertka.run import Run
 from svertka.training.config import Settings
 from svertka.training.data_splits import Parts
-from svertka.transfer.freeze import divide
+from svertka.transfer.freeze import split_at_frozen
 
 
 def write(run: Run, settings: Settings, parts: Parts, judged: Evaluation | None, part: str) -> None:
@@ -38,7 +38,7 @@ def write(run: Run, settings: Settings, parts: Parts, judged: Evaluation | None,
         evaluation=judged,
         picture=picture,
         picture_name=pictures.name,
-        conditions=conditions(judged, pictures.read, torch.get_num_threads()) if judged is not None else (),
+        slices=error_slices(judged, pictures.read, torch.get_num_threads()) if judged is not None else (),
     )
     write_report(run.report, report)
 
@@ -70,10 +70,10 @@ def facts(classifier: Classifier, settings: Settings, seconds: float | None = No
         lines.insert(2, ("weights", f"start from {settings.weights}"))
     elif recipe.initial is not None:
         lines.insert(2, ("weights", f"start as {recipe.initial} draws them"))
-    made = divide(classifier.network, recipe.unfreeze, preprocess.input_shape)
+    made = split_at_frozen(classifier.network, recipe.unfreeze, preprocess.input_shape)
     if made is not None:
-        learning = sum(parameter.numel() for parameter in made.learning.parameters())
-        lines.insert(3, ("frozen", f"all below {made.begins}; {learning:,} parameters learn"))
+        learning = sum(parameter.numel() for parameter in made.trainable.parameters())
+        lines.insert(3, ("frozen", f"all below {made.first_trainable}; {learning:,} parameters learn"))
     if settings.boxes is not None:
         lines.insert(
             1,

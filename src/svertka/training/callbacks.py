@@ -12,7 +12,7 @@ from torch import nn
 from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.errors import Interrupted
-from svertka.evaluation.eval_loop import score
+from svertka.evaluation.evaluate import evaluate_network
 from svertka.progress import Progress
 from svertka.run import Run
 from svertka.signals import Request, Stopped, noted
@@ -88,7 +88,7 @@ class Recorder(Observer):
         gradients = gradient_ratios(self.network)
         val = self.learner.val
         distributed.share_buffers(self.network)  # else each process would validate with its own running statistics
-        validation = score(self.learner.network, val, self.classifier.names, "scoring val") if val else None
+        validation = evaluate_network(self.learner.network, val, self.classifier.names, "scoring val") if val else None
         val_error = validation.top1_error if validation else None
         errors, losses = self.state.val_errors, self.state.val_losses
         if validation is not None:
@@ -113,7 +113,7 @@ class Recorder(Observer):
     def computed(self) -> None:
         """What is to be done when nothing learns step by step: one look at all pictures, and the end of an epoch."""
         batches = self.learner.batches
-        judged = score(self.learner.network, batches, self.classifier.names, "scoring train")
+        judged = evaluate_network(self.learner.network, batches, self.classifier.names, "scoring train")
         self.state.step = self.state.looked = batches.steps
         self.state.pictures = judged.images
         self.state.learning_seconds = self._lap()

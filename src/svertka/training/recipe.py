@@ -10,7 +10,7 @@ from svertka.files import shortened
 from svertka.models.heads import HeadKind
 from svertka.models.initialization import InitScheme
 from svertka.training.lr_schedule import Cosine, Schedule
-from svertka.transfer.closed_form_heads import WAYS
+from svertka.transfer.closed_form_heads import SOLVERS
 from svertka.transfer.freeze import ALL, HEAD
 
 HeadWay = Literal["linear", "cosine", "adaptation", "logistic", "nearest-mean"]
@@ -60,12 +60,12 @@ class Recipe(BaseModel):
     @property
     def is_computed(self) -> bool:
         """Whether nothing is learnt step by step: all that learns is a head that is computed from the features."""
-        return self.unfreeze == HEAD and self.head in WAYS
+        return self.unfreeze == HEAD and self.head in SOLVERS
 
     @property
     def head_kind(self) -> HeadKind:
         """Of what kind the last layer is."""
-        return "linear" if self.head in WAYS else cast(HeadKind, self.head)
+        return "linear" if self.head in SOLVERS else cast(HeadKind, self.head)
 
     def with_changes(self, **changes: Any) -> "Recipe":
         """This recipe with the settings that are not None changed; a schedule may be given by its kind alone.

@@ -12,8 +12,8 @@ import numpy as np
 from svertka.data.sources import open_source
 from svertka.data.split import VAL_SHARE
 from svertka.errors import UsageError
-from svertka.evaluation.confidence_intervals import wilson
-from svertka.evaluation.held_out import manifest_of
+from svertka.evaluation.confidence_intervals import wilson_interval
+from svertka.evaluation.held_out import read_manifest
 from svertka.files import shortened, write_json
 from svertka.run import Run
 from svertka.training.run_lock import claimed
@@ -130,8 +130,8 @@ def _repeat_in(folder: Path, source: str | PathLike[str], repeats: int, varies: 
     reach = interval(errors, judged_share)
     if len(set(errors)) == 1:  # such a spread says nothing: what one division can tell at best
         judged = min(size[part] for size in sizes)
-        reach = wilson(round(errors[0] * judged), judged)
-    if varies == TRAINED_ON and len({manifest.parts[part] for run in runs if (manifest := manifest_of(run))}) > 1:
+        reach = wilson_interval(round(errors[0] * judged), judged)
+    if varies == TRAINED_ON and len({manifest.parts[part] for run in runs if (manifest := read_manifest(run))}) > 1:
         varies = BOTH  # the source's own part held nothing but copies
     made = Repeats(folder, tuple(runs), part, errors, float(np.mean(errors)), reach, varies)
     write_json(folder / "repeats.json", made.summary())

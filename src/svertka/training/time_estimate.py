@@ -21,7 +21,7 @@ from svertka.progress import duration
 from svertka.training.config import Cache
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import Loss, make_optimizer, take_step
-from svertka.transfer.freeze import Partly
+from svertka.transfer.freeze import PartiallyFrozen
 
 REMEMBERED = "memory_formats.json"  # in the cache folder
 TIMED_FOR = 0.4  # seconds at least, and
@@ -119,7 +119,7 @@ def _enough_for_batch_norm(batch: Batch) -> Iterator[None]:
 
 
 def time_frozen(
-    made: Partly, batch: Batch, layout: torch.memory_format, at_once: int | None = None
+    made: PartiallyFrozen, batch: Batch, layout: torch.memory_format, at_once: int | None = None
 ) -> tuple[float, Batch]:
     """Seconds a picture that the frozen part of a network takes, and `batch` with the features in place of pictures.
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from svertka import distributed
-from svertka.classifier import Classifier, find_weights, model_of_weights, read_config
+from svertka.classifier import Classifier, load_initial_weights, model_of_run_weights, read_config
 from svertka.conv import autotune
 from svertka.conv.accelerate import accelerate as accelerated
 from svertka.data.dataset import Ints
@@ -24,8 +24,8 @@ from svertka.data.split import VAL_SHARE
 from svertka.device import choose_device, in_layout, keeps_settings, set_threads
 from svertka.errors import DataError, Interrupted, RunError, TrainingError, UsageError
 from svertka.escaping import command
-from svertka.evaluation.eval_loop import score
-from svertka.evaluation.held_out import manifest_of
+from svertka.evaluation.evaluate import evaluate_network
+from svertka.evaluation.held_out import read_manifest
 from svertka.files import write_json
 from svertka.models import registry
 from svertka.progress import progress, say, working
@@ -45,16 +45,16 @@ from svertka.training.train_inputs import (
     compute_head,
     computes_head,
     freeze_for,
-    hasten,
     head_seconds,
     judged_by,
     learner,
+    optimize_frozen,
     optimizer_for,
     scoring_seconds,
     val_error_of,
 )
 from svertka.training.training_loop import State, fit, steps_of
-from svertka.transfer.feature_cache import room, row_bytes
+from svertka.transfer.feature_cache import available_bytes, row_bytes
 from svertka.type_checking import check_types
 
 PLANNED_BY = 64  # patches by which a training is planned: each has to be cut from a picture of its own, and
@@ -133,7 +133,7 @@ def train(
     own_pictures = dataset.source not in DEFAULTS
     if own_pictures and model is None and start_from is None and recipe is None:
         model, start_from = BACKBONE
-    known = None if start_from is None else model_of_weights(start_from)
+    known = None if start_from is None else model_of_run_weights(start_from)
     facts = registry.find_model(model or known or DEFAULTS.get(dataset.source, BACKBONE)[0])
     trained = start_from is not None
     by_default = recipe_for(dataset.source, facts.name, unfreeze=changes.get("unfreeze"), trained=trained)
@@ -156,7 +156,7 @@ def train(
     with distributed.group(place), claimed(dataset.source, facts.name, output) as folder:
         if planned.start not in (None, facts.name) and start_from is None:
             start_from = str(_first_stage(source, planned.start, recipe_name, folder, asked).folder)
-        start = None if start_from is None else find_weights(facts, start_from)
+        start = None if start_from is None else load_initial_weights(facts, start_from)
         given = None if start is None else start.preprocess
         how = asked_fit or ("crop" if given is None or boxes is not None else given.fit)
         side, resize, channels = natural_input(dataset, facts, size, given, how)
@@ -202,11 +202,11 @@ def train(
             accelerated(classifier.network)
         label = f"{facts.name}, accelerated" if accelerate else facts.name
         if made is not None:
-            label, learning = f"{label} above {planned.unfreeze}", made.learning
+            label, learning = f"{label} above {planned.unfreeze}", made.trainable
             in_layout(classifier.network, torch.channels_last)
             if accelerate:
                 optimized_from = time.monotonic()
-                hasten(made, classifier, parts)
+                optimize_frozen(made, classifier, parts)
                 optimizing = time.monotonic() - optimized_from
             at_once = None if boxes is None else FEW_PATCHES
             a_picture, batch = time_estimate.time_frozen(made, batch, torch.channels_last, at_once)
@@ -219,7 +219,7 @@ def train(
             a_picture *= parts.patches.dearness if parts.patches else 1.0
             passes = time_estimate.Passes(a_picture, *sizes, row_bytes(made.shape, half=half_features))
             if cache:
-                allowed = room(cache_limit)
+                allowed = available_bytes(cache_limit)
                 kept, why = passes.cache(
                     planned, one_epoch, variants, half_features, allowed, is_timed=budget is not None
                 )
@@ -276,7 +276,7 @@ def train(
             if distributed.is_first():
                 create(run, classifier, settings, parts.manifest, found)
             distributed.barrier()
-            hastened = made.frozen.hastened if made else None
+            hastened = made.frozen.optimized if made else None
             return _carry_out(run, settings, parts, place, tensorboard=tensorboard, hastened=hastened)
 
 
@@ -318,7 +318,7 @@ def resume(
                 f"({sum(parts.sizes().values())} now, {sum(settings.parts.values())} then); put them back, or "
                 f"{_further(run, moved)}"
             )
-        if manifest_of(run) is None and distributed.is_first():
+        if read_manifest(run) is None and distributed.is_first():
             parts.manifest.write(run.manifest)
         if moved != settings and distributed.is_first():
             write_json(run.training, moved.model_dump())  # where `evaluate` and `look` will find them
@@ -364,7 +364,7 @@ def _parts_of(run: Run, settings: Settings) -> Parts:
     except (UsageError, DataError) as error:
         again = command("train", "--resume", run.folder)
         raise type(error)(f"{error}; if the pictures were moved, say where they are now: {again} SOURCE") from error
-    preprocess, manifest = read_config(run.folder).preprocess, manifest_of(run)
+    preprocess, manifest = read_config(run.folder).preprocess, read_manifest(run)
 
     def as_divided(digests: list[bytes], good: Ints) -> Division:
         if manifest is None:  # it was begun before runs recorded their images
@@ -396,7 +396,7 @@ def _further(run: Run, settings: Settings) -> str:
 
 def _trained_on_before(weights: str | None) -> frozenset[bytes]:
     """Digests of the images that the run `weights` was trained on; none of weights that are no run's."""
-    manifest = None if weights is None else manifest_of(weights)
+    manifest = None if weights is None else read_manifest(weights)
     if manifest is not None:
         return manifest.trained_on
     if weights is not None and Run(weights).training.exists():
@@ -432,7 +432,7 @@ def _carry_out(
     in_layout(classifier.network, settings.layout)
     made = freeze_for(classifier, settings.recipe)
     if made is not None:
-        made.frozen.hastened = hastened
+        made.frozen.optimized = hastened
     if settings.accelerate:
         accelerated(classifier.network)
     optimizer = optimizer_for(classifier, settings.recipe)
@@ -458,7 +458,7 @@ def _carry_out(
 
         part = parts.judged
         kept, images = Classifier.load(run.folder, place), parts.of_whole_images()
-        judged = score(*judged_by(kept, settings, images, part, place), kept.names, f"scoring {part}")
+        judged = evaluate_network(*judged_by(kept, settings, images, part, place), kept.names, f"scoring {part}")
         last = state.val_errors[state.kept_epoch - 1] if state.val_errors else None
         val_error = last
         if parts.patches is not None and last is not None:  # that was of patches

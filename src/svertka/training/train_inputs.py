@@ -13,7 +13,7 @@ from svertka.classifier import Classifier
 from svertka.data.loader import Batches
 from svertka.device import in_layout
 from svertka.errors import DataError, PictureError, StorageError, UsageError
-from svertka.evaluation.eval_loop import score
+from svertka.evaluation.evaluate import evaluate_network
 from svertka.evaluation.report_page import SHOWN_SIDE
 from svertka.models import registry
 from svertka.models.heads import AdaptationHead, head_path
@@ -24,8 +24,8 @@ from svertka.training.lr_finder import stable_rate
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import make_optimizer
 from svertka.transfer import closed_form_heads, freeze
-from svertka.transfer.feature_cache import kept_in_memory, stored
-from svertka.transfer.freeze import Partly
+from svertka.transfer.feature_cache import cache_in_memory, cache_on_disk
+from svertka.transfer.freeze import PartiallyFrozen
 
 RATED, RATED_AT_ONCE = 64, 16  # pictures by whose features a learning rate is chosen; more would take gigabytes
 READ = 4  # pictures by which reading is timed
@@ -40,7 +40,7 @@ class Learner:
     val: Batches | None
 
 
-def freeze_for(classifier: Classifier, recipe: Recipe) -> Partly | None:
+def freeze_for(classifier: Classifier, recipe: Recipe) -> PartiallyFrozen | None:
     """The network of `classifier`, frozen as `recipe` says, in its two parts; None: all of it learns.
 
     Raises:
@@ -49,20 +49,20 @@ def freeze_for(classifier: Classifier, recipe: Recipe) -> Partly | None:
     return freeze.freeze(classifier.network, recipe.unfreeze, classifier.preprocess.input_shape)
 
 
-def hasten(made: Partly, classifier: Classifier, parts: Parts) -> None:
+def optimize_frozen(made: PartiallyFrozen, classifier: Classifier, parts: Parts) -> None:
     """Have what is frozen of `classifier` computed as fast as so many pictures pay for, if it is not yet."""
-    made.frozen.hasten(classifier.preprocess.input_shape[1:], sum(parts.sizes().values()))
+    made.frozen.optimize(classifier.preprocess.input_shape[1:], sum(parts.sizes().values()))
 
 
 def optimizer_for(classifier: Classifier, recipe: Recipe) -> torch.optim.Optimizer:
     """The optimizer of what learns in the network of `classifier`."""
     staged = recipe.stage_rate != 1 or recipe.gradual
-    depths = freeze.depths(classifier.network, classifier.preprocess.input_shape) if staged else None
+    depths = freeze.stage_depths(classifier.network, classifier.preprocess.input_shape) if staged else None
     return make_optimizer(classifier.network, recipe, depths)
 
 
 def learner(
-    classifier: Classifier, made: Partly | None, settings: Settings, parts: Parts, place: torch.device
+    classifier: Classifier, made: PartiallyFrozen | None, settings: Settings, parts: Parts, place: torch.device
 ) -> Learner:
     """What trains `classifier`, `made` of which was frozen; features that it learns from are computed and stored now.
 
@@ -77,11 +77,11 @@ def learner(
     if made is None:
         return Learner(classifier.network, batches, val)
     if settings.accelerate:
-        hasten(made, classifier, parts)
+        optimize_frozen(made, classifier, parts)
     if settings.cache is None:
         return Learner(made, batches, val)
     return Learner(
-        made.learning,
+        made.trainable,
         _stored(made, settings, parts, batches, "computing features"),
         val and _stored(made, settings, parts, val, "computing features of val"),
     )
@@ -99,17 +99,17 @@ def judged_by(
     batches = parts.batches(part, classifier.preprocess, place, settings.layout)
     if settings.cache is None or parts.patches is None:
         if settings.accelerate:
-            network = classifier.for_many(len(batches.indices)).network
+            network = classifier.optimized_for(len(batches.indices)).network
         return network, batches
     made = freeze_for(classifier, settings.recipe)
     assert made is not None  # patches are for heads
-    return made.learning, _stored(made, settings, parts, batches, f"computing features of {part}")
+    return made.trainable, _stored(made, settings, parts, batches, f"computing features of {part}")
 
 
 def val_error_of(classifier: Classifier, settings: Settings, parts: Parts, place: torch.device) -> float:
     """The top-1 error of `classifier` on the val part of `parts`, 0 to 1."""
     network, batches = judged_by(classifier, settings, parts, "val", place)
-    return score(network, batches, classifier.names, "scoring val").top1_error
+    return evaluate_network(network, batches, classifier.names, "scoring val").top1_error
 
 
 def computes_head(classifier: Classifier, recipe: Recipe) -> bool:
@@ -120,12 +120,12 @@ def computes_head(classifier: Classifier, recipe: Recipe) -> bool:
     """
     head = _head(classifier)
     dense = isinstance(head, nn.Linear) and head.bias is not None
-    if recipe.head in closed_form_heads.WAYS and not dense:
+    if recipe.head in closed_form_heads.SOLVERS and not dense:
         raise UsageError(
             f"head={recipe.head} computes a dense layer with biases, and {classifier.config.model} does not end in "
             "one; use linear"
         )
-    return dense and (recipe.head in closed_form_heads.WAYS or recipe.computed_first)
+    return dense and (recipe.head in closed_form_heads.SOLVERS or recipe.computed_first)
 
 
 @torch.inference_mode()
@@ -134,7 +134,7 @@ def head_features(classifier: Classifier, images: torch.Tensor) -> torch.Tensor 
 
     None where it ends in something else.
     """
-    made = freeze.divide(classifier.network, freeze.HEAD, classifier.preprocess.input_shape)
+    made = freeze.split_at_frozen(classifier.network, freeze.HEAD, classifier.preprocess.input_shape)
     if made is None or not isinstance(_head(classifier), nn.Linear | AdaptationHead):
         return None
     return torch.cat([made.frozen(some).flatten(1) for some in torch.split(images[:RATED], RATED_AT_ONCE)])
@@ -164,7 +164,7 @@ def head_seconds(
     pictures, head = len(parts.indices["train"]), _head(classifier)
     assert isinstance(head, nn.Linear)
     are_there = stored and recipe.unfreeze == freeze.HEAD and not recipe.augmentations
-    computing = closed_form_heads.seconds(_way(recipe), pictures, head.in_features, head.out_features)
+    computing = closed_form_heads.estimate_seconds(_way(recipe), pictures, head.in_features, head.out_features)
     again = optimizing if recipe.unfreeze != freeze.HEAD else 0.0
     return computing + again + (0.0 if are_there else forward * pictures)
 
@@ -187,30 +187,30 @@ def compute_head(classifier: Classifier, settings: Settings, parts: Parts, place
 
     Source: Kumar et al. 2022, "Fine-tuning can distort pretrained features and underperform out-of-distribution", §4.
     """
-    made = freeze.divide(classifier.network, freeze.HEAD, classifier.preprocess.input_shape)
+    made = freeze.split_at_frozen(classifier.network, freeze.HEAD, classifier.preprocess.input_shape)
     batches = parts.batches("train", classifier.preprocess, place, settings.layout)
     head = _head(classifier)
     assert made is not None
     assert isinstance(head, nn.Linear)
     frozen = made.frozen
     if settings.accelerate:
-        hasten(made, classifier, parts)
+        optimize_frozen(made, classifier, parts)
     if settings.cache is None:
         features = batches.giving(lambda indices, _: frozen(batches.images(indices, 0)))
     else:
         features = _stored(made, settings, parts, batches, "computing features for the head")
-    closed_form_heads.fit(head, _way(settings.recipe), features, len(classifier.names))
+    closed_form_heads.fit_head(head, _way(settings.recipe), features, len(classifier.names))
 
 
 def _way(recipe: Recipe) -> str:
-    return recipe.head if recipe.head in closed_form_heads.WAYS else "logistic"
+    return recipe.head if recipe.head in closed_form_heads.SOLVERS else "logistic"
 
 
 def _head(classifier: Classifier) -> nn.Module:
     return classifier.network.get_submodule(head_path(registry.find_model(classifier.config.model)))
 
 
-def _stored(made: Partly, settings: Settings, parts: Parts, batches: Batches, title: str) -> Batches:
+def _stored(made: PartiallyFrozen, settings: Settings, parts: Parts, batches: Batches, title: str) -> Batches:
     """`batches` of the features that `made` learns from, as the settings have them stored."""
     assert settings.cache is not None
     patches = parts.patches
@@ -218,7 +218,7 @@ def _stored(made: Partly, settings: Settings, parts: Parts, batches: Batches, ti
     variants = settings.cache.variants if batches.augmentations else 1
     how: dict[str, Any] = {"variants": variants, "half": settings.cache.half, "title": title, "compute": compute}
     try:
-        return stored(batches, made.frozen, made.shape, parts.digests, limit=settings.cache_limit, **how)
+        return cache_on_disk(batches, made.frozen, made.shape, parts.digests, limit=settings.cache_limit, **how)
     except StorageError as error:
         say(f"features are not stored: {error}; they are computed again by the next training that needs them")
-        return kept_in_memory(batches, made.frozen, made.shape, **how)
+        return cache_in_memory(batches, made.frozen, made.shape, **how)

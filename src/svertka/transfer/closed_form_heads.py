@@ -17,12 +17,12 @@ from svertka.progress import Progress, progress
 Floats = npt.NDArray[np.float32]
 STRENGTHS = tuple(10.0**power for power in range(-4, 3))  # of which cross-validation chooses
 FOLDS = 5
-ITERATIONS = 300  # at most, each with one product forwards and one back;
-USUAL_ITERATIONS = 50  # on average, rather more than less: strong penalties take 10 and weak ones 100
-TIMED = 2000  # pictures
+MAX_ITERATIONS = 300  # at most, each with one product forwards and one back;
+MEAN_ITERATIONS = 50  # on average, rather more than less: strong penalties take 10 and weak ones 100
+TIMED_IMAGES = 2000  # pictures
 
 
-def all_of(batches: Batches) -> tuple[Floats, Ints]:
+def gather_features(batches: Batches) -> tuple[Floats, Ints]:
     """Everything that `batches` give in their first epoch: features (N, D) float32, and labels (N,).
 
     Of several processes each gets all of it, in the order that one process alone would.
@@ -38,7 +38,7 @@ def all_of(batches: Batches) -> tuple[Floats, Ints]:
     return features[order], labels[order]
 
 
-def logistic(features: Floats, labels: Ints, classes: int) -> tuple[Floats, Floats]:
+def logistic_regression(features: Floats, labels: Ints, classes: int) -> tuple[Floats, Floats]:
     """The weights (classes, D) and biases (classes,) of multinomial logistic regression: the exact optimum.
 
     The strength of its quadratic penalty, on features of mean 0 and deviation 1, is that of `STRENGTHS` with the best
@@ -52,7 +52,7 @@ def logistic(features: Floats, labels: Ints, classes: int) -> tuple[Floats, Floa
     with progress("computing the head", folds * len(STRENGTHS) + 1) as shown:
         if folds >= 2:
             strength = _best_strength(standard, labels, folds, shown)
-        model = _fitted(standard, labels, strength)
+        model = _fit_logistic(standard, labels, strength)
     weight, bias = model.coef_, model.intercept_
     if classes == 2:  # one row, of the log-odds of the second
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
@@ -74,7 +74,7 @@ def _best_strength(features: Floats, labels: Ints, folds: int, shown: Progress) 
     for strength in STRENGTHS:
         found = []
         for inside, outside in splits:
-            model = _fitted(features[inside], labels[inside], strength)
+            model = _fit_logistic(features[inside], labels[inside], strength)
             found.append(log_loss(labels[outside], model.predict_proba(features[outside]), labels=model.classes_))
             shown.advance()
         losses.append(float(np.mean(found)))
@@ -83,35 +83,35 @@ def _best_strength(features: Floats, labels: Ints, folds: int, shown: Progress) 
     return STRENGTHS[int(np.argmin(losses))]
 
 
-def _fitted(features: Floats, labels: Ints, strength: float) -> Any:
+def _fit_logistic(features: Floats, labels: Ints, strength: float) -> Any:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
         # Weak penalties over separable classes need more steps than they are worth; cross-validation sees that.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=strength, max_iter=ITERATIONS).fit(features, labels)
+        return LogisticRegression(C=strength, max_iter=MAX_ITERATIONS).fit(features, labels)
 
 
-def seconds(way: str, pictures: int, features: int, classes: int) -> float:
+def estimate_seconds(way: str, pictures: int, features: int, classes: int) -> float:
     """How long the head takes to compute from so many `features` of each picture, timed by one product and one fit."""
     if way == "nearest-mean":
         return 0.0
-    some = min(pictures, TIMED)
+    some = min(pictures, TIMED_IMAGES)
     rows, weights = np.ones((some, features), np.float32), np.ones((features, classes), np.float32)
     rows @ weights
     began = time.perf_counter()
     rows @ weights
     product = (time.perf_counter() - began) * pictures / some
-    return (2 * product + _fixed_seconds()) * USUAL_ITERATIONS * FOLDS * len(STRENGTHS)
+    return (2 * product + _fixed_seconds()) * MEAN_ITERATIONS * FOLDS * len(STRENGTHS)
 
 
 def _fixed_seconds() -> float:
     """What an iteration takes however few the features are."""
     rows, labels = np.eye(2, dtype=np.float32).repeat(FOLDS, 0), np.arange(2).repeat(FOLDS)
-    _fitted(rows, labels, 1.0)  # the first imports scikit-learn
+    _fit_logistic(rows, labels, 1.0)  # the first imports scikit-learn
     began = time.perf_counter()
-    model = _fitted(rows, labels, 1e3)
+    model = _fit_logistic(rows, labels, 1e3)
     return (time.perf_counter() - began) / max(int(model.n_iter_.max()), 1)
 
 
@@ -128,13 +128,13 @@ def nearest_mean(features: Floats, labels: Ints, classes: int) -> tuple[Floats, 
     return (means / spread).astype(np.float32), (-np.square(means).sum(1) / (2 * spread)).astype(np.float32)
 
 
-WAYS = {"logistic": logistic, "nearest-mean": nearest_mean}
+SOLVERS = {"logistic": logistic_regression, "nearest-mean": nearest_mean}
 
 
-def fit(head: nn.Linear, way: str, batches: Batches, classes: int) -> None:
+def fit_head(head: nn.Linear, way: str, batches: Batches, classes: int) -> None:
     """Compute `head`, over the features that `batches` give, by one of `WAYS`, in place."""
-    everything = all_of(batches)
-    weight, bias = distributed.told_by_first(lambda: WAYS[way](*everything, classes))
+    everything = gather_features(batches)
+    weight, bias = distributed.told_by_first(lambda: SOLVERS[way](*everything, classes))
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight))
         head.bias.copy_(torch.from_numpy(bias))

@@ -14,7 +14,7 @@ from svertka.data.row_cache import RECORD, Store, announce
 from svertka.errors import StorageError
 from svertka.files import cache_folder, in_bytes
 from svertka.progress import progress
-from svertka.transfer.freeze import Frozen
+from svertka.transfer.freeze import FrozenPrefix
 
 # Of pictures, by their rows, and the number of a variant: some of the rows after the other, and the features of these.
 Compute = Callable[[Ints, int], Iterator[tuple[Ints, torch.Tensor]]]
@@ -28,9 +28,9 @@ def row_bytes(shape: tuple[int, ...], *, half: bool) -> int:
     return int(np.prod(shape)) * (2 if half else 4) + RECORD.itemsize
 
 
-def stored(
+def cache_on_disk(
     batches: Batches,
-    frozen: Frozen,
+    frozen: FrozenPrefix,
     shape: tuple[int, ...],
     digests: Sequence[bytes],
     *,
@@ -54,16 +54,16 @@ def stored(
     Raises:
         StorageError: no room on the disk, or it cannot be written.
     """
-    changed, prepared = bool(batches.augmentations), _of_preparation(batches)
+    changed, prepared = bool(batches.augmentations), _preprocessing_digest(batches)
     keys = [
-        {index: _key(digests[index], prepared, variant if changed else 0) for index in batches.indices.tolist()}
+        {index: _row_key(digests[index], prepared, variant if changed else 0) for index in batches.indices.tolist()}
         for variant in range(variants)
     ]
-    name = f"{_of_network(frozen)}-{'x'.join(map(str, shape))}-{'half' if half else 'single'}-version-{VERSION}"
+    name = f"{_network_digest(frozen)}-{'x'.join(map(str, shape))}-{'half' if half else 'single'}-version-{VERSION}"
     store, fault = None, None
     try:
         store = Store(cache_folder("features") / name, shape, np.float16 if half else np.float32, limit)
-        _fill(store, keys, batches, title, compute or _batch_by_batch(batches, frozen))
+        _compute_missing(store, keys, batches, title, compute or _batch_by_batch(batches, frozen))
     except StorageError as error:
         fault = error
     # Every process comes here, whatever became of its share: the others wait.
@@ -72,7 +72,7 @@ def stored(
         raise StorageError(faults[0]) from fault
     where = np.full((variants, len(batches.rows)), -1, np.int64)
     where[:, batches.indices] = [store.find(list(some.values())) for some in keys]
-    again = _computed_now(batches, frozen, shape, half=half)
+    again = _compute_on_read(batches, frozen, shape, half=half)
 
     def fetch(indices: Ints, chosen: Ints) -> torch.Tensor:
         try:
@@ -80,12 +80,12 @@ def stored(
         except (StorageError, IndexError):  # damaged since it was found, or before
             return again(indices, chosen)
 
-    return _giving(batches, variants, fetch)
+    return _replace_images(batches, variants, fetch)
 
 
-def kept_in_memory(
+def cache_in_memory(
     batches: Batches,
-    frozen: Frozen,
+    frozen: FrozenPrefix,
     shape: tuple[int, ...],
     *,
     variants: int = 1,
@@ -94,7 +94,7 @@ def kept_in_memory(
     compute: Compute | None = None,
 ) -> Batches:
     """The same as `stored` gives, without a disk: kept in memory, or computed in every pass where that is too much."""
-    fetch = _computed_now(batches, frozen, shape, half=half)
+    fetch = _compute_on_read(batches, frozen, shape, half=half)
     if row_bytes(shape, half=half) * len(batches.indices) * variants <= IN_MEMORY:
         kept = torch.empty(variants, len(batches.rows), *shape, dtype=torch.float16 if half else torch.float32)
         every = compute or _batch_by_batch(batches, frozen)
@@ -107,14 +107,14 @@ def kept_in_memory(
         def fetch(indices: Ints, chosen: Ints) -> torch.Tensor:
             return kept[torch.from_numpy(chosen), torch.from_numpy(indices)]
 
-    return _giving(batches, variants, fetch)
+    return _replace_images(batches, variants, fetch)
 
 
 # Of pictures, by their rows, and which variant of each: their features, (B, *shape) float16 or float32.
 Fetch = Callable[[Ints, Ints], torch.Tensor]
 
 
-def _giving(batches: Batches, variants: int, fetch: Fetch) -> Batches:
+def _replace_images(batches: Batches, variants: int, fetch: Fetch) -> Batches:
     """`batches` of what `fetch` gives: in epoch k of variant k as far as there are so many, then of one at random."""
 
     def read(indices: Ints, epoch: int) -> torch.Tensor:
@@ -127,7 +127,7 @@ def _giving(batches: Batches, variants: int, fetch: Fetch) -> Batches:
     return batches.giving(read)
 
 
-def _computed_now(batches: Batches, frozen: Frozen, shape: tuple[int, ...], *, half: bool) -> Fetch:
+def _compute_on_read(batches: Batches, frozen: FrozenPrefix, shape: tuple[int, ...], *, half: bool) -> Fetch:
     def fetch(indices: Ints, chosen: Ints) -> torch.Tensor:
         features = torch.empty(len(indices), *shape, dtype=torch.float16 if half else torch.float32)
         for variant in np.unique(chosen).tolist():
@@ -138,7 +138,9 @@ def _computed_now(batches: Batches, frozen: Frozen, shape: tuple[int, ...], *, h
     return fetch
 
 
-def _fill(store: Store, keys: Sequence[Mapping[int, bytes]], batches: Batches, title: str, compute: Compute) -> None:
+def _compute_missing(
+    store: Store, keys: Sequence[Mapping[int, bytes]], batches: Batches, title: str, compute: Compute
+) -> None:
     """Compute and store this process's share of the features that are missing, under `keys` of each variant.
 
     Raises:
@@ -147,7 +149,7 @@ def _fill(store: Store, keys: Sequence[Mapping[int, bytes]], batches: Batches, t
     missing = [batches.indices[store.find(list(some.values())) < 0] for some in keys]
     count = sum(map(len, missing))
     if count > store.room():  # said before anything is computed that could not be kept
-        raise _no_room(store)
+        raise _no_room_error(store)
     announce("features", count * (store.row_bytes + RECORD.itemsize), store)
     missing = [np.array_split(some, distributed.world())[distributed.rank()] for some in missing]
     with progress(title, sum(map(len, missing))) as shown:
@@ -155,18 +157,18 @@ def _fill(store: Store, keys: Sequence[Mapping[int, bytes]], batches: Batches, t
             for some, features in compute(indices, variant):
                 row_keys = [keys[variant][index] for index in some.tolist()]
                 if (store.append(row_keys, features.float().cpu().numpy()) < 0).any():
-                    raise _no_room(store)  # others have stored theirs meanwhile
+                    raise _no_room_error(store)  # others have stored theirs meanwhile
                 shown.advance(len(some))
 
 
-def _no_room(store: Store) -> StorageError:
+def _no_room_error(store: Store) -> StorageError:
     return StorageError(
         f"{store.folder} has no room for more features, within {in_bytes(store.limit)}; raise --cache-limit, or leave "
         "the features unstored with --no-cache"
     )
 
 
-def _batch_by_batch(batches: Batches, frozen: Frozen) -> Compute:
+def _batch_by_batch(batches: Batches, frozen: FrozenPrefix) -> Compute:
     def compute(indices: Ints, variant: int) -> Iterator[tuple[Ints, torch.Tensor]]:
         for start in range(0, len(indices), batches.batch_size):
             some = indices[start : start + batches.batch_size]
@@ -175,7 +177,7 @@ def _batch_by_batch(batches: Batches, frozen: Frozen) -> Compute:
     return compute
 
 
-def _of_network(frozen: Frozen) -> str:
+def _network_digest(frozen: FrozenPrefix) -> str:
     """A digest of its weights and of what it does with them."""
     digest = hashlib.blake2b(str(getattr(frozen.prefix, "code", "")).encode(), digest_size=12)
     for name, tensor in sorted(frozen.state_dict().items()):
@@ -184,7 +186,7 @@ def _of_network(frozen: Frozen) -> str:
     return digest.hexdigest()
 
 
-def _of_preparation(batches: Batches) -> bytes:
+def _preprocessing_digest(batches: Batches) -> bytes:
     """A digest of all that a picture goes through before it comes to the network."""
     parts = [batches.preprocess.model_dump_json(), str(batches.rows[batches.indices[:1]].shape)]
     if batches.augmentations:
@@ -192,11 +194,11 @@ def _of_preparation(batches: Batches) -> bytes:
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).digest()
 
 
-def _key(content: bytes, prepared: bytes, variant: int) -> bytes:
+def _row_key(content: bytes, prepared: bytes, variant: int) -> bytes:
     return hashlib.blake2b(content + prepared + variant.to_bytes(4, "little"), digest_size=16).digest()
 
 
-def room(limit: int | None) -> int:
+def available_bytes(limit: int | None) -> int:
     """Bytes of features that may be stored: `limit`, or what `Store` would allow.
 
     Where the cache folder cannot be written, what is kept in memory.

@@ -15,7 +15,7 @@ from typing import Any
 
 from svertka.device import choose_device, keeps_settings, set_threads
 from svertka.errors import Interrupted, UsageError
-from svertka.evaluation.evaluated_images import Scope
+from svertka.evaluation.evaluated_images import EvaluationScope
 from svertka.files import given_path
 from svertka.graph.summary import Trace, trace
 from svertka.inspection import activations
@@ -52,7 +52,7 @@ class Atlas:
     pictures: int
     bytes: int
     seconds: float
-    scope: Scope
+    scope: EvaluationScope
 
     def to_dict(self) -> dict[str, Any]:
         """The same for a JSON file."""

@@ -17,9 +17,9 @@ from svertka.data.loader import Batches
 from svertka.data.sources import open_source
 from svertka.errors import DataError, FetchError, RunError, UsageError
 from svertka.escaping import command
-from svertka.evaluation.evaluated_images import Scope
-from svertka.evaluation.held_out import select
-from svertka.run import Run, boxes_of, columns_of
+from svertka.evaluation.evaluated_images import EvaluationScope
+from svertka.evaluation.held_out import select_images
+from svertka.run import Run, training_boxes, training_columns
 
 AT_ONCE = 32  # pictures a batch; more would set the peak of memory
 
@@ -39,7 +39,7 @@ class Subject:
     rows: Rows
     indices: Ints
     digests: list[bytes]
-    scope: Scope
+    scope: EvaluationScope
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -128,7 +128,7 @@ def open_subject(
     dataset = _opened(run, source, trained_on).decoded_as(Decoding.up_to(max_pixels))
     names = tuple(name_of(name) for name in dataset.names)
     dataset = Dataset(dataset.source, names, dataset.pictures, dataset.labels, dataset.parts)
-    chosen = select(
+    chosen = select_images(
         [run],
         dataset,
         classifier.preprocess,
@@ -159,7 +159,7 @@ def _look_at(run: str | PathLike[str]) -> str:
 
 def _labelled(run: str | PathLike[str], source: str) -> Dataset:
     """The images of `source`, labelled as for the training of `run`."""
-    return open_source(source, to_train=False, columns=columns_of(run, source), boxes=boxes_of(run, source))
+    return open_source(source, to_train=False, columns=training_columns(run, source), boxes=training_boxes(run, source))
 
 
 def _opened(run: str | PathLike[str], source: str | PathLike[str] | None, trained_on: str | None) -> Dataset:
