@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from svertka.classifier import Classifier
 from svertka.inspection.deconvnet import Deconvnet
-from svertka.inspection.unit_patches import LayerPatches, top_patches
+from svertka.inspection.maximally_activating_patches import LayerPatches, top_patches
 
 SINGLE, BATCH = 8, 8  # patches for captum in a round; 8 in a batch is what it is fastest with
 TOLERANCE = 1e-5

@@ -23,7 +23,7 @@ import torch
 import torchvision  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor, nn
 
-from svertka.inspection.activations import convolutions, layers, outputs, watching
+from svertka.inspection.activations import convolution_names, hook_layers, layer_outputs, list_layers
 
 TORCHVISION = (
     *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
@@ -112,16 +112,16 @@ def problems(name: str) -> tuple[int, int, list[str]]:
     picture = torch.randn(2, 3, *[SIZES.get(name, 224)] * 2)
     wrong: list[str] = []
     before = state(network)
-    known = layers(network, tuple(picture.shape))
+    known = list_layers(network, tuple(picture.shape))
     with torch.no_grad():
-        found = outputs(network, picture, [layer.name for layer in known])
+        found = layer_outputs(network, picture, [layer.name for layer in known])
     wrong += [f"{what} changed" for what, value in state(network).items() if value != before[what]]
 
     def fail(_: Tensor) -> None:
         raise KeyError(name)
 
     try:
-        with torch.no_grad(), watching(network, known, {known[len(known) // 2].name: fail}):
+        with torch.no_grad(), hook_layers(network, known, {known[len(known) // 2].name: fail}):
             network(picture)
         wrong.append("no exception came through")
     except KeyError:
@@ -137,7 +137,7 @@ def problems(name: str) -> tuple[int, int, list[str]]:
     missing = expected.keys() - found.keys()
     if missing:
         wrong.append(f"{len(missing)} modules are not among the layers: {', '.join(sorted(missing)[:3])}")
-    return len(known), len(convolutions(known)), wrong
+    return len(known), len(convolution_names(known)), wrong
 
 
 def main() -> int:

@@ -21,9 +21,9 @@ from PIL import Image
 from record import FIGURES, figure, main, print_table, trained
 
 from svertka.data.dataset import Ints, Pixels
-from svertka.inspection import as_pictures, project, top_patches
-from svertka.inspection.atlas.subject import Subject, open_subject
-from svertka.inspection.unit_patches import LayerPatches
+from svertka.inspection import project, to_images, top_patches
+from svertka.inspection.atlas.inputs import AtlasInputs, open_inputs
+from svertka.inspection.maximally_activating_patches import LayerPatches
 from svertka.run import Run
 
 NETWORKS = {
@@ -35,7 +35,7 @@ UNITS = 6
 SIDE = 48  # pixels of a patch in the figure
 
 
-def subject(name: str) -> Subject:
+def subject(name: str) -> AtlasInputs:
     """The network of that `name` and its pictures."""
     data = Path(os.environ["SVERTKA_DATA"])
     run: str | Run
@@ -46,7 +46,7 @@ def subject(name: str) -> Subject:
             run, source = f"{name}:{data}/weights/resnet20-cifar10.safetensors", "cifar10"
         case _:
             run, source = trained(f"units-{name}", "mnist", val=0.03), "mnist"
-    return open_subject(run, source, pictures=None, place=torch.device("cpu"), threads=1, cache_limit=None)
+    return open_inputs(run, source, pictures=None, place=torch.device("cpu"), threads=1, cache_limit=None)
 
 
 def measure() -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ def row(name: str, pictures: int, found: LayerPatches, size: int) -> dict[str, A
     }
 
 
-def draw_units(name: str, shown: Subject, layers: list[LayerPatches]) -> None:
+def draw_units(name: str, shown: AtlasInputs, layers: list[LayerPatches]) -> None:
     """Write docs/figures/units_NAME.webp: a line for each layer, a column for each unit."""
     with figure(f"units_{name}.webp") as (drawn, axes):
         axes.remove()
@@ -95,7 +95,7 @@ def draw_units(name: str, shown: Subject, layers: list[LayerPatches]) -> None:
             line[0].set_ylabel(found.layer, fontsize=7)
 
 
-def card(shown: Subject, found: LayerPatches, unit: int) -> Pixels:
+def card(shown: AtlasInputs, found: LayerPatches, unit: int) -> Pixels:
     """The patches of a unit, three by three, and their projections below, as one picture."""
     there = found.pictures[unit] >= 0
     pictures, boxes = found.pictures[unit][there], found.boxes[unit][there]
@@ -109,13 +109,13 @@ def card(shown: Subject, found: LayerPatches, unit: int) -> Pixels:
 
 
 def as_pictures_in(
-    shown: Subject, found: LayerPatches, unit: int, pictures: Ints, places: Ints, boxes: Ints
+    shown: AtlasInputs, found: LayerPatches, unit: int, pictures: Ints, places: Ints, boxes: Ints
 ) -> list[Pixels]:
     """The projections of a unit's patches, as pictures."""
     images = shown.images(pictures)
     whole = project(shown.classifier.network, images, found.layer, unit, places)
     parts = [one[None, :, top:bottom, left:right] for one, (top, left, bottom, right) in zip(whole, boxes, strict=True)]
-    return [square(as_pictures(one)[0]) for one in parts]
+    return [square(to_images(one)[0]) for one in parts]
 
 
 def square(picture: npt.NDArray[np.uint8]) -> Pixels:

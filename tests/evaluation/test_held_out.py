@@ -321,15 +321,15 @@ def test_an_atlas_shows_what_is_held_out(
 ) -> None:
     import torch
 
-    from svertka.inspection.atlas.subject import open_subject
+    from svertka.inspection.atlas.inputs import open_inputs
 
     run, _, learnt, scored = runs[3]
     for source in (None, copied(digit_folder, tmp_path, np.random.default_rng(0))):
         options: dict[str, Any] = {"pictures": None, "place": torch.device("cpu"), "threads": 1, "cache_limit": None}
-        subject = open_subject(run, source, **options)
+        subject = open_inputs(run, source, **options)
         shown = {content(Path(subject.dataset.pictures.name(i))) for i in range(len(subject))}
         assert shown == scored
-        assert len(open_subject(run, source, include_training=True, **options)) == len(learnt) + len(scored)
+        assert len(open_inputs(run, source, include_training=True, **options)) == len(learnt) + len(scored)
 
 
 @pytest.mark.usefixtures("quiet")

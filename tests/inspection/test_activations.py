@@ -7,7 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svertka.errors import UsageError
-from svertka.inspection.activations import convolutions, find, layers, maps, outputs, rectified, watching
+from svertka.inspection.activations import (
+    convolution_names,
+    feature_map_size,
+    find_layer,
+    follow_to_relu,
+    hook_layers,
+    layer_outputs,
+    list_layers,
+)
 from svertka.models.registry import MODELS, find_model
 
 
@@ -61,23 +69,25 @@ def test_every_layer_gives_what_it_had_before_later_ones_wrote_into_it():
     torch.manual_seed(1)
     toy, pictures = Toy().train(), torch.randn(5, 3, 6, 7)
     expected = by_hand(toy, pictures)
-    names = [layer.name for layer in layers(toy, (1, 3, 6, 7))]
+    names = [layer.name for layer in list_layers(toy, (1, 3, 6, 7))]
     assert set(names) == set(expected)
-    for name, output in outputs(toy, pictures, names).items():
+    for name, output in layer_outputs(toy, pictures, names).items():
         torch.testing.assert_close(output, expected[name], msg=name)
 
 
 def test_outputs_are_parts_of_the_graph():
     toy, pictures = Toy(), torch.randn(2, 3, 6, 6)
     with torch.no_grad():
-        assert not outputs(toy, pictures, ["conv"])["conv"].requires_grad
-    outputs(toy, pictures, ["conv"])["conv"].sum().backward()
+        assert not layer_outputs(toy, pictures, ["conv"])["conv"].requires_grad
+    layer_outputs(toy, pictures, ["conv"])["conv"].sum().backward()
     assert toy.conv.bias.grad.tolist() == [72] * 4
 
 
 def test_runs_of_other_sizes_and_several_runs_are_seen():
     toy, shapes = Toy(), []
-    with watching(toy, layers(toy, (1, 3, 6, 6)), {"relu:3": lambda output: shapes.append(tuple(output.shape))}):
+    with hook_layers(
+        toy, list_layers(toy, (1, 3, 6, 6)), {"relu:3": lambda output: shapes.append(tuple(output.shape))}
+    ):
         for size in (6, 9):
             toy(torch.zeros(size, 3, size, size))
     assert shapes == [(6, 4, 6, 6), (9, 4, 9, 9)]
@@ -104,9 +114,9 @@ def test_the_network_is_left_as_it_was():
     network.conv1.requires_grad_(False)
     network.linear.register_forward_hook(lambda *_: None)
     before = state(network)
-    known = layers(network, (1, 3, 32, 32))
+    known = list_layers(network, (1, 3, 32, 32))
     assert state(network) == before
-    outputs(network, torch.randn(2, 3, 32, 32, generator=torch.Generator()), [layer.name for layer in known])
+    layer_outputs(network, torch.randn(2, 3, 32, 32, generator=torch.Generator()), [layer.name for layer in known])
     assert state(network) == before
 
 
@@ -117,15 +127,15 @@ def test_the_network_is_left_as_it_was_after_an_exception(fails):
 
     toy = Toy()
     before = state(toy)
-    known, seen = layers(toy, (1, 3, 6, 6)), []
+    known, seen = list_layers(toy, (1, 3, 6, 6)), []
     pictures = torch.zeros(2, 3, 6, 6)
-    with watching(toy, known, {"again:2": seen.append}):
-        with pytest.raises(KeyError, match="stop"), watching(toy, known, {fails: fail}):
+    with hook_layers(toy, known, {"again:2": seen.append}):
+        with pytest.raises(KeyError, match="stop"), hook_layers(toy, known, {fails: fail}):
             toy(pictures)
         toy(pictures)  # begins anew, though the last run was broken off
     assert len(seen) == 1 + (fails in ("add", "head"))
     assert state(toy) == before
-    with pytest.raises(RuntimeError), watching(toy, known, {}):
+    with pytest.raises(RuntimeError), hook_layers(toy, known, {}):
         toy(torch.zeros(2, 5, 6, 6))
     assert state(toy) == before
 
@@ -158,10 +168,10 @@ def test_all_layers_of_all_networks_are_found_again(large_count: Callable[[int, 
         model = MODELS[name]
         network = model.build(size=every[name]).eval()
         picture = torch.randn(1, model.channels, every[name], every[name])
-        known = layers(network, tuple(picture.shape))
+        known = list_layers(network, tuple(picture.shape))
         with torch.no_grad():
             expected = leaves(network, picture)
-            found = outputs(network, picture, [layer.name for layer in known])
+            found = layer_outputs(network, picture, [layer.name for layer in known])
         assert expected.keys() <= found.keys()
         for layer in known:
             assert tuple(found[layer.name].shape) == layer.shape
@@ -170,13 +180,13 @@ def test_all_layers_of_all_networks_are_found_again(large_count: Callable[[int, 
 
 
 def test_an_unknown_layer_is_refused_with_the_nearest_names():
-    known = layers(find_model("squeezenet1_1").build(), (1, 3, 64, 64))
+    known = list_layers(find_model("squeezenet1_1").build(), (1, 3, 64, 64))
     with pytest.raises(UsageError, match="layer=features.3.sqeeze is not in the network; use features.3.squeeze or"):
-        find(known, "features.3.sqeeze")
+        find_layer(known, "features.3.sqeeze")
     with pytest.raises(UsageError, match="layer=features.3 .* use .* or features.3.cat$"):
-        find(known, "features.3")
+        find_layer(known, "features.3")
     with pytest.raises(UsageError, match="use features.0 or features.1 or features.2$"):
-        find(known, "§")
+        find_layer(known, "§")
 
 
 class Moody(nn.Module):
@@ -193,9 +203,9 @@ class Moody(nn.Module):
 
 def test_a_layer_that_does_not_run_is_told():
     network = Moody()
-    known = layers(network, (1, 3, 4, 4))
+    known = list_layers(network, (1, 3, 4, 4))
     message = "layer=rare does not run with these pictures"
-    with pytest.raises(UsageError, match=message), watching(network, known, {"rare": lambda _: None}):
+    with pytest.raises(UsageError, match=message), hook_layers(network, known, {"rare": lambda _: None}):
         network(torch.zeros(2, 3, 4, 4))
 
 
@@ -215,8 +225,8 @@ def test_a_layer_that_does_not_run_is_told():
 def test_units_are_looked_at_behind_their_relu(model, layer, expected):
     with torch.device("meta"):
         network = find_model(model).build()
-    known = layers(network, (1, 3, 64, 64))
-    assert rectified(known, layer).name == expected
+    known = list_layers(network, (1, 3, 64, 64))
+    assert follow_to_relu(known, layer).name == expected
 
 
 class Tokens(nn.Module):
@@ -236,14 +246,14 @@ class Tokens(nn.Module):
 
 
 def test_convolutions_are_what_multiplies_and_gives_maps():
-    known = layers(Tokens(), (1, 3, 16, 24))
-    assert convolutions(known) == ["patches", "conv2d", "back"]
-    assert maps(find(known, "back")) == (8, 12)
+    known = list_layers(Tokens(), (1, 3, 16, 24))
+    assert convolution_names(known) == ["patches", "conv2d", "back"]
+    assert feature_map_size(find_layer(known, "back")) == (8, 12)
     with pytest.raises(UsageError, match="layer=dense gives 8×12×8 for a picture, not maps"):
-        maps(find(known, "dense"))
+        feature_map_size(find_layer(known, "dense"))
 
 
 def test_behind_what_sees_everything_there_are_maps_still():
-    known = layers(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReflectionPad2d(1), nn.Conv2d(4, 4, 3)), (1, 3, 6, 8))
-    assert convolutions(known) == ["0", "2"]
-    assert maps(known[2]) == (6, 8)
+    known = list_layers(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReflectionPad2d(1), nn.Conv2d(4, 4, 3)), (1, 3, 6, 8))
+    assert convolution_names(known) == ["0", "2"]
+    assert feature_map_size(known[2]) == (6, 8)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svertka.inspection.backward_rules import Rule, back
+from svertka.inspection.backward_rules import ReLURule, backward
 
 INPUTS = torch.tensor([-2.0, -1.0, 3.0, 4.0, 7.0])
 SEED = torch.tensor([1.0, -2.0, 3.0, -4.0, 5.0])
@@ -19,9 +19,9 @@ RECTIFIERS = [
 def test_both_rules_at_whatever_rectifies(rectify: Callable[[Tensor], Tensor]):
     inputs = INPUTS.clone().requires_grad_()
     outputs = rectify(inputs * 1)
-    assert back(outputs, inputs, SEED, Rule.DECONVNET, again=True).tolist() == [1, 0, 3, 0, 5]
+    assert backward(outputs, inputs, SEED, ReLURule.DECONVNET, again=True).tolist() == [1, 0, 3, 0, 5]
     cut_above = outputs[-1] == 6
-    assert back(outputs, inputs, SEED, Rule.GUIDED).tolist() == [0, 0, 3, 0, 0 if cut_above else 5]
+    assert backward(outputs, inputs, SEED, ReLURule.GUIDED).tolist() == [0, 0, 3, 0, 0 if cut_above else 5]
 
 
 @pytest.mark.parametrize(
@@ -29,17 +29,17 @@ def test_both_rules_at_whatever_rectifies(rectify: Callable[[Tensor], Tensor]):
     [torch.tanh, F.silu, F.leaky_relu, F.hardtanh, F.gelu, F.elu, torch.abs],
     ids=lambda squash: squash.__name__,
 )
-@pytest.mark.parametrize("rule", Rule)
-def test_anything_else_is_derived(squash: Callable[[Tensor], Tensor], rule: Rule):
+@pytest.mark.parametrize("rule", ReLURule)
+def test_anything_else_is_derived(squash: Callable[[Tensor], Tensor], rule: ReLURule):
     inputs = INPUTS.clone().requires_grad_()
     (expected,) = torch.autograd.grad(squash(inputs), inputs, SEED)
-    assert torch.equal(back(squash(inputs), inputs, SEED, rule), expected)
+    assert torch.equal(backward(squash(inputs), inputs, SEED, rule), expected)
 
 
 def test_afterwards_gradients_are_gradients_again():
     inputs = INPUTS.clone().requires_grad_()
     outputs = torch.relu(inputs)
     with pytest.raises(RuntimeError):
-        back(outputs, inputs, SEED[:3], Rule.DECONVNET)
+        backward(outputs, inputs, SEED[:3], ReLURule.DECONVNET)
     assert torch.autograd.grad(outputs, inputs, SEED)[0].tolist() == [0, 0, 3, -4, 5]
     assert inputs.grad is None

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svertka.errors import UsageError
-from svertka.inspection.class_scores import class_indices
+from svertka.inspection.class_scores import parse_class_indices
 from svertka.inspection.saliency import grad_cam, guided_backpropagation, occlusion
 
 SIDE, STRIDE = 4, 3
@@ -145,7 +145,7 @@ def test_labels_that_exclude_nobody_are_named_by_the_caller() -> None:
 )
 def test_classes_that_are_none(classes: Any, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        class_indices(classes, 2)
+        parse_class_indices(classes, 2)
 
 
 @pytest.mark.parametrize(

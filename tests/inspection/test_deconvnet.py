@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from svertka.errors import UsageError
 from svertka.inspection import deconvnet
-from svertka.inspection.activations import find, layers, rectified
-from svertka.inspection.backward_rules import Rule, back
-from svertka.inspection.deconvnet import Deconvnet, as_pictures, needs, project
+from svertka.inspection.activations import find_layer, follow_to_relu, list_layers
+from svertka.inspection.backward_rules import ReLURule, backward
+from svertka.inspection.deconvnet import Deconvnet, describe_missing_layers, project, to_images
 
 Make = Callable[[str, int], nn.Module]
 Unchanged = Callable[[nn.Module], AbstractContextManager[None]]
@@ -34,7 +34,7 @@ UNITS = 4  # of each layer
 
 def some(network: nn.Module, shape: tuple[int, ...], layer: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Units and places of a layer, corners first."""
-    _, channels, rows, columns = rectified(layers(network, shape), layer).shape
+    _, channels, rows, columns = follow_to_relu(list_layers(network, shape), layer).shape
     random = np.random.default_rng(len(layer))
     places = np.stack([random.integers(0, rows, count), random.integers(0, columns, count)], axis=1)
     places[0], places[1:2] = 0, (rows - 1, columns - 1)
@@ -43,7 +43,7 @@ def some(network: nn.Module, shape: tuple[int, ...], layer: str, count: int) -> 
 
 def plainly(network: nn.Module, images: Tensor, layer: str, units: np.ndarray, places: np.ndarray) -> Tensor:
     """The same by whole pictures, one after the other."""
-    seen = rectified(layers(network, tuple(images.shape)), layer).name
+    seen = follow_to_relu(list_layers(network, tuple(images.shape)), layer).name
     found = []
     for image, unit, place in zip(images, units, places, strict=True):
         inputs = image[None].clone().requires_grad_()
@@ -53,7 +53,7 @@ def plainly(network: nn.Module, images: Tensor, layer: str, units: np.ndarray, p
         handle.remove()
         seed = torch.zeros_like(outputs[0])
         seed[0, unit, place[0], place[1]] = 1
-        found.append(back(outputs[0], inputs, seed, Rule.DECONVNET)[0])
+        found.append(backward(outputs[0], inputs, seed, ReLURule.DECONVNET)[0])
     return torch.stack(found)
 
 
@@ -70,7 +70,7 @@ def test_what_captum_gives(exact_network: Make, captum: Any, name: str, size: in
     network = exact_network(name, size)
     images = torch.randn(UNITS, 3, size, size, dtype=torch.float64)
     units, places = some(network, tuple(images.shape), layer, UNITS)
-    seen = rectified(layers(network, tuple(images.shape)), layer)
+    seen = follow_to_relu(list_layers(network, tuple(images.shape)), layer)
     *path, last = seen.name.split(".")
     # A function has no module; these are concatenations, which end theirs.
     module = network.get_submodule(".".join(path) if last == "cat" else seen.name)
@@ -98,7 +98,9 @@ def test_windows_are_enough(exact_network: Make, name: str, layer: str, size: in
     deconvnet = Deconvnet(network, tuple(images.shape))
     found = deconvnet.project(images, layer, units, places)
     assert min(one.pixels.shape[1] * one.pixels.shape[2] for one in found) < 0.5 * size * (size + 9)
-    expected = plainly(network, images, rectified(layers(network, tuple(images.shape)), layer).name, units, places)
+    expected = plainly(
+        network, images, follow_to_relu(list_layers(network, tuple(images.shape)), layer).name, units, places
+    )
     assert largest_difference(project(network, images, layer, units, places), expected) < 1e-12
 
 
@@ -249,12 +251,12 @@ def test_pictures_to_look_at():
     projections[0, 0, 0, 1], projections[0, 2, 1, 0] = 0.5, -1
     projections[1] = 7
     projections[2] = 1e-30
-    pictures = as_pictures(projections)
+    pictures = to_images(projections)
     assert (pictures.shape, pictures.dtype) == ((4, 2, 2, 3), np.uint8)
     assert pictures[0].tolist() == [[[128, 128, 128], [192, 128, 128]], [[128, 128, 1], [128, 128, 128]]]
     assert (pictures[1:3] == 255).all()
     assert (pictures[3] == 128).all()
-    grey = as_pictures(torch.tensor([[[[-2.0, 0.0, 1.0]]]]))
+    grey = to_images(torch.tensor([[[[-2.0, 0.0, 1.0]]]]))
     assert grey.tolist() == [[[[1] * 3, [128] * 3, [192] * 3]]]
 
 
@@ -262,7 +264,7 @@ def test_a_value_that_sticks_out_does_not_make_the_others_grey():
     projection = torch.randn(1, 3, 50, 50, generator=torch.Generator().manual_seed(1))
     projection[0, 0, 0, 0] = -100
     projection[:, :, 25:] = 0  # what the unit does not see
-    (picture,) = as_pictures(projection)
+    (picture,) = to_images(projection)
     spread = projection[projection != 0].square().mean().sqrt()
     assert picture[0, 0, 0] == 1
     expected = 128 + 127 * projection[0, :, 1:25].permute(1, 2, 0) / (4 * spread)
@@ -272,16 +274,16 @@ def test_a_value_that_sticks_out_does_not_make_the_others_grey():
 def test_what_is_missing_for_a_deconvnet(exact_network: Make):
     shape = (1, 3, 64, 64)
     for name in ("squeezenet1_1", "googlenet", "resnet18"):
-        assert needs(exact_network(name, 224), (1, 3, 224, 224)) is None
-    residual = needs(exact_network("resnet20", 32), (1, 3, 32, 32))
+        assert describe_missing_layers(exact_network(name, 224), (1, 3, 224, 224)) is None
+    residual = describe_missing_layers(exact_network("resnet20", 32), (1, 3, 32, 32))
     assert residual
     assert residual.startswith("CIFARResNet has no max-pooling")
     pooled = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1922, 2))
-    assert "has no ReLU, so that nothing is rectified" in (needs(pooled, shape) or "")
+    assert "has no ReLU, so that nothing is rectified" in (describe_missing_layers(pooled, shape) or "")
     neither = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh(), nn.AvgPool2d(2))
-    assert "has neither ReLU nor max-pooling" in (needs(neither, shape) or "")
+    assert "has neither ReLU nor max-pooling" in (describe_missing_layers(neither, shape) or "")
     functions = Written("function in place")
-    assert needs(functions, shape) is None
+    assert describe_missing_layers(functions, shape) is None
 
 
 def test_the_published_weights(shared_data: Path, captum: Any):
@@ -293,7 +295,7 @@ def test_the_published_weights(shared_data: Path, captum: Any):
     images = torch.stack([classifier.preprocess(shared_data / "imagenet-samples" / name) for name in names]).double()
     for layer, module in (("features.4.expand1x1", "features.4.expand1x1_relu"), ("features.10.cat", "features.10")):
         found = project(network, images, layer, 3)
-        seen = find(layers(network, tuple(images.shape)), module if "relu" in module else layer)
+        seen = find_layer(list_layers(network, tuple(images.shape)), module if "relu" in module else layer)
         theirs = captum.NeuronDeconvolution(network, network.get_submodule(module))
 
         def strongest(maps: Tensor) -> Tensor:

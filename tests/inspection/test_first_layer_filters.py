@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from svertka.errors import UsageError
-from svertka.inspection.first_layer_filters import Filters, between, first_layer
+from svertka.inspection.first_layer_filters import FirstLayerFilters, between, get_first_layer_filters
 
 
 def test_the_first_layers_weights_as_pictures():
     network = nn.Sequential(nn.Identity(), nn.Conv2d(3, 5, (2, 4)), nn.Conv2d(5, 1, 1))
     with torch.no_grad():
         network[1].weight[3] = 0
-    found = first_layer(network)
+    found = get_first_layer_filters(network)
     assert found.layer == "1"
     assert found.weights.shape == (5, 2, 4, 3)
     assert np.array_equal(found.weights[2, 1, 3], network[1].weight[2, :, 1, 3].detach())
@@ -28,7 +28,7 @@ def test_the_first_layers_weights_as_pictures():
     assert found.weights.any()  # a copy
 
 
-def waves() -> Filters:
+def waves() -> FirstLayerFilters:
     """Edges of 12 directions, each with four phases and three colours, and one that is nothing; in no order."""
     y, x = np.mgrid[-3:4, -3:4]
     envelope = np.exp(-(x**2 + y**2) / 8)
@@ -40,13 +40,13 @@ def waves() -> Filters:
             wave = envelope * np.cos(1.2 * (x * math.cos(angle) + y * math.sin(angle)) + phase * math.pi / 2)
             filters.append(wave[..., None] * ([1, 1, 1], [1, -1, 0], [-0.5, -0.5, 1])[colour])
     filters.append(np.zeros((7, 7, 3)))
-    return Filters("edges", np.array(filters, np.float32))
+    return FirstLayerFilters("edges", np.array(filters, np.float32))
 
 
 def test_the_order_puts_directions_and_colours_together_whatever_their_phase():
     every = waves()
     shuffled = np.random.default_rng(1).permutation(len(every.weights))
-    order = shuffled[Filters("edges", every.weights[shuffled]).order]
+    order = shuffled[FirstLayerFilters("edges", every.weights[shuffled]).order]
     assert sorted(order) == list(range(len(order)))
     edges = order[order < 144]
     colours = edges // 48
@@ -56,9 +56,9 @@ def test_the_order_puts_directions_and_colours_together_whatever_their_phase():
 
 
 def test_an_order_is_found_for_grey_filters_and_for_one_alone():
-    assert first_layer(nn.Conv2d(1, 1, 5)).order.tolist() == [0]
-    assert sorted(first_layer(nn.Conv2d(1, 6, 5)).order) == list(range(6))
-    assert sorted(Filters("dead", np.zeros((4, 3, 3, 1), np.float32)).order) == list(range(4))
+    assert get_first_layer_filters(nn.Conv2d(1, 1, 5)).order.tolist() == [0]
+    assert sorted(get_first_layer_filters(nn.Conv2d(1, 6, 5)).order) == list(range(6))
+    assert sorted(FirstLayerFilters("dead", np.zeros((4, 3, 3, 1), np.float32)).order) == list(range(4))
 
 
 def test_average_and_difference_of_two_states():
@@ -67,16 +67,16 @@ def test_average_and_difference_of_two_states():
     after[0].weight.data[2] += 0.5
     average, difference = between(before, after)
     assert np.array_equal(difference.weights != 0, np.arange(4)[:, None, None, None] == np.full((1, 3, 3, 1), 2))
-    np.testing.assert_allclose(average.weights[2], first_layer(before).weights[2] + 0.25, rtol=1e-6)
+    np.testing.assert_allclose(average.weights[2], get_first_layer_filters(before).weights[2] + 0.25, rtol=1e-6)
     assert average.weights.dtype == difference.weights.dtype == np.float32
 
 
 def test_networks_without_such_a_layer_are_refused():
     with pytest.raises(UsageError, match="Linear has no convolution"):
-        first_layer(nn.Linear(2, 2))
+        get_first_layer_filters(nn.Linear(2, 2))
     with pytest.raises(UsageError, match="layer=0, the first convolution of Sequential, reads 2 channels"):
-        first_layer(nn.Sequential(nn.Conv2d(2, 2, 3)))
+        get_first_layer_filters(nn.Sequential(nn.Conv2d(2, 2, 3)))
     with pytest.raises(UsageError, match="layer=0 has weights on the device meta, without values"):
-        first_layer(nn.Sequential(nn.Conv2d(3, 2, 3, device="meta")))
+        get_first_layer_filters(nn.Sequential(nn.Conv2d(3, 2, 3, device="meta")))
     with pytest.raises(UsageError, match="give two states of one network"):
         between(nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 5))

@@ -43,17 +43,19 @@ FUNCTIONS: dict[str, Callable[[nn.Module, Any], Tensor]] = {
     "grad_cam": lambda network, images: inspection.grad_cam(network, images, 1),
     "guided_backpropagation": lambda network, images: inspection.guided_backpropagation(network, images, 1),
     "project": lambda network, images: inspection.project(network, images, layer_of(network), 2),
-    "outputs": lambda network, images: inspection.outputs(network, images, [layer_of(network)])[layer_of(network)],
+    "outputs": lambda network, images: inspection.layer_outputs(network, images, [layer_of(network)])[
+        layer_of(network)
+    ],
     "top_patches": lambda network, images: torch.from_numpy(
         inspection.top_patches(network, images, layer_of(network), count=1)[layer_of(network)].values
     ).nan_to_num(),
-    "first_layer": lambda network, _: torch.from_numpy(inspection.first_layer(network).weights),
+    "first_layer": lambda network, _: torch.from_numpy(inspection.get_first_layer_filters(network).weights),
 }
 
 
 def layer_of(network: Any) -> str:
     """The second convolution."""
-    names = [layer.name for layer in inspection.layers(network, (1, 3, 12, 12)) if layer.kind == "Conv2d"]
+    names = [layer.name for layer in inspection.list_layers(network, (1, 3, 12, 12)) if layer.kind == "Conv2d"]
     return names[1]
 
 
@@ -164,7 +166,7 @@ def test_what_cannot_be_is_one_sentence(kind: str, function: str) -> None:
     network = make()
     method = {
         "project": lambda network, images: inspection.project(network, images, "2", 2),
-        "outputs": lambda network, images: inspection.outputs(network, images, ["2"]),
+        "outputs": lambda network, images: inspection.layer_outputs(network, images, ["2"]),
         "top_patches": lambda network, images: inspection.top_patches(network, images, "2"),
     }.get(function, FUNCTIONS[function])
     with pytest.raises(UsageError, match=sentence) as refused:

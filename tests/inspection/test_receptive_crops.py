@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from svertka.inspection.activations import convolutions, find, layers
-from svertka.inspection.receptive_crops import Jobs, maps_in, windows
+from svertka.inspection.activations import convolution_names, find_layer, list_layers
+from svertka.inspection.receptive_crops import CropJobs, crops_for_positions, feature_map_size_in_crop
 from svertka.models.registry import find_model
 
 NETWORKS = [("squeezenet1_1", 227), ("squeezenet1_1", 224), ("resnet18", 224), ("googlenet", 224), ("alexnet", 227)]
@@ -10,12 +10,12 @@ NETWORKS = [("squeezenet1_1", 227), ("squeezenet1_1", 224), ("resnet18", 224), (
 
 @pytest.mark.parametrize(("name", "size"), NETWORKS)
 def test_windows_hold_what_a_place_sees_and_begin_where_strides_do(name: str, size: int):
-    known = layers(find_model(name).build(), (1, 3, size, size))
+    known = list_layers(find_model(name).build(), (1, 3, size, size))
     smallest = size**2
-    for layer in (find(known, name) for name in convolutions(known)):
+    for layer in (find_layer(known, name) for name in convolution_names(known)):
         grid = np.meshgrid(*(np.arange(there) for there in layer.shape[2:]), indexing="ij")
         places = np.stack(grid, axis=-1).reshape(-1, 2)
-        found, inside = windows(layer, places)
+        found, inside = crops_for_positions(layer, places)
         assert len(np.unique(found[:, 2:], axis=0)) <= 36  # few sizes, so that batches are full
         smallest = min(smallest, int(found[:, 2:].prod(1).min()))
         for axis, field in enumerate(layer.fields):
@@ -28,7 +28,7 @@ def test_windows_hold_what_a_place_sees_and_begin_where_strides_do(name: str, si
             assert (first % field.grid.jump == 0).all()
             assert ((size - length) % field.grid.jump == 0).all()
             assert (inside[:, axis] == places[:, axis] - first // field.grid.jump).all()
-            there = [maps_in(layer, *one)[axis] for one in found[:, 2:].tolist()]
+            there = [feature_map_size_in_crop(layer, *one)[axis] for one in found[:, 2:].tolist()]
             assert ((inside[:, axis] >= 0) & (inside[:, axis] < there)).all()
     assert smallest <= 11**2  # of the first layer
 
@@ -38,7 +38,9 @@ def test_every_job_has_its_turn_once_in_a_batch_of_its_size():
     # The last window is drawn far more often than the others.
     sizes = np.array([[0, 0, 8, 8], [8, 0, 8, 8], [0, 0, 16, 8], [0, 0, 32, 32]])
     chosen = np.minimum(random.integers(0, 9, 500), 3)
-    jobs = Jobs(random.integers(0, 20, 500), random.integers(0, 9, 500), sizes[chosen], random.integers(0, 4, (500, 2)))
+    jobs = CropJobs(
+        random.integers(0, 20, 500), random.integers(0, 9, 500), sizes[chosen], random.integers(0, 4, (500, 2))
+    )
     done: list[int] = []
     for turns in jobs.batches(pixels=700):
         first = turns[0]
@@ -57,4 +59,4 @@ def test_every_job_has_its_turn_once_in_a_batch_of_its_size():
 
 def test_no_jobs_make_no_batches():
     none = np.zeros(0, np.int64)
-    assert list(Jobs(none, none, none.reshape(0, 4), none.reshape(0, 2)).batches(pixels=100)) == []
+    assert list(CropJobs(none, none, none.reshape(0, 4), none.reshape(0, 2)).batches(pixels=100)) == []

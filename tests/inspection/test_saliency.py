@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svertka.errors import UsageError
-from svertka.inspection.activations import layers
-from svertka.inspection.saliency import grad_cam, guided_backpropagation, last_maps, occlusion
+from svertka.inspection.activations import list_layers
+from svertka.inspection.saliency import grad_cam, guided_backpropagation, last_feature_map_layer, occlusion
 
 Make = Callable[[str, int], nn.Module]
 Unchanged = Callable[[nn.Module], AbstractContextManager[None]]
@@ -43,7 +43,7 @@ def test_guided_backpropagation_is_captums(exact_network: Make, captum: Any, nam
 def test_grad_cam_is_captums_at_the_last_stage(exact_network: Make, captum: Any, name: str):
     size, stage = STAGES[name]
     network, images = exact_network(name, size), pictures(size)
-    assert last_maps(layers(network, tuple(images.shape))).name == stage
+    assert last_feature_map_layer(list_layers(network, tuple(images.shape))).name == stage
     module, classes = network.get_submodule(stage.removesuffix(".cat")), network(images).argmax(1)
     expected = captum.LayerGradCam(network, module).attribute(images, classes, relu_attributions=True)[:, 0]
     found = grad_cam(network, images, classes)

@@ -23,7 +23,7 @@ from svertka.cli.app import main
 from svertka.compiler.accuracy_check import TOLERANCE
 from svertka.data.image_io import read_picture
 from svertka.data.pixel_modes import deepened
-from svertka.inspection.atlas.subject import open_subject
+from svertka.inspection.atlas.inputs import open_inputs
 from svertka.models import registry
 from svertka.models.heads import head_path
 
@@ -288,7 +288,7 @@ def test_every_way_to_a_square_and_to_8_bits_is_one(
     for _ in range(2):  # decoded, and then read from the disk
         judged = svertka.evaluate(folder, source, device="cpu")
         assert (judged.images, judged.top1_error) == (len(paths), 0)
-    subject = open_subject(folder, source, pictures=None, place=CPU, threads=1, cache_limit=None)
+    subject = open_inputs(folder, source, pictures=None, place=CPU, threads=1, cache_limit=None)
     seen = {subject.name(i).split("/")[-1]: subject.images(np.array([i]))[0] for i in range(len(subject))}
     for path, image in zip(paths, images, strict=True):
         torch.testing.assert_close(seen[path.name], image, rtol=0, atol=0)

@@ -1,38 +1,39 @@
-"""What a trained network looks for: each function takes any nn.Module, returns arrays, and leaves it as it was.
+"""Tools that show what a trained network has learned.
+
+Each function accepts any nn.Module, runs it in evaluation mode and leaves it unchanged.
 
     from svertka import inspection
-    inspection.layers(network, (1, 3, 224, 224))        # what can be watched, by name
-    inspection.outputs(network, images, ["conv1"])     # the maps of a layer
-    inspection.top_patches(network, data, "conv1")      # what excites each of its units most
-    inspection.project(network, images, "conv1", 42)    # the same back in pixels (Zeiler & Fergus 2014)
-    inspection.grad_cam(network, images, 3)             # where the score of a class comes from
-    inspection.first_layer(network)                     # its filters
+    inspection.list_layers(network, (1, 3, 224, 224))            # the layers whose outputs can be read, by name
+    inspection.layer_outputs(network, images, ["conv1"])         # feature maps
+    inspection.top_patches(network, data, "conv1")               # the image patches that activate each unit most
+    inspection.project(network, images, "conv1", 42)             # deconvolution (Zeiler & Fergus 2014)
+    inspection.grad_cam(network, images, 3)                      # image regions that support a class
+    inspection.get_first_layer_filters(network)                  # first-layer filters
 
-Each name is imported when it is first used. The functions live in submodules that are called after what they are
-about.
+Names are imported when they are first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from svertka.inspection.activations import layers as layers
-    from svertka.inspection.activations import outputs as outputs
-    from svertka.inspection.deconvnet import as_pictures as as_pictures
+    from svertka.inspection.activations import layer_outputs as layer_outputs
+    from svertka.inspection.activations import list_layers as list_layers
     from svertka.inspection.deconvnet import project as project
-    from svertka.inspection.first_layer_filters import first_layer as first_layer
+    from svertka.inspection.deconvnet import to_images as to_images
+    from svertka.inspection.first_layer_filters import get_first_layer_filters as get_first_layer_filters
+    from svertka.inspection.maximally_activating_patches import top_patches as top_patches
     from svertka.inspection.saliency import grad_cam as grad_cam
     from svertka.inspection.saliency import guided_backpropagation as guided_backpropagation
     from svertka.inspection.saliency import occlusion as occlusion
-    from svertka.inspection.unit_patches import top_patches as top_patches
 
 _HOMES = {
-    "layers": "svertka.inspection.activations",
-    "outputs": "svertka.inspection.activations",
+    "list_layers": "svertka.inspection.activations",
+    "layer_outputs": "svertka.inspection.activations",
     "project": "svertka.inspection.deconvnet",
-    "as_pictures": "svertka.inspection.deconvnet",
-    "first_layer": "svertka.inspection.first_layer_filters",
-    "top_patches": "svertka.inspection.unit_patches",
+    "to_images": "svertka.inspection.deconvnet",
+    "get_first_layer_filters": "svertka.inspection.first_layer_filters",
+    "top_patches": "svertka.inspection.maximally_activating_patches",
     "guided_backpropagation": "svertka.inspection.saliency",
     "grad_cam": "svertka.inspection.saliency",
     "occlusion": "svertka.inspection.saliency",

@@ -18,20 +18,20 @@ from torch.utils.hooks import RemovableHandle
 from svertka.errors import UsageError
 from svertka.graph.op_recorder import function_name
 from svertka.graph.summary import Layer, trace
-from svertka.inspection.forward_pass import eager, network_input, plain_module, run
+from svertka.inspection.forward_pass import force_eager, prepare_input, run_network, unwrap_compiled
 from svertka.type_checking import check_types
 
-See = Callable[[Tensor], None]
-Call = tuple[str, int]
+LayerHook = Callable[[Tensor], None]
+LayerCall = tuple[str, int]
 
 # Kinds of layers, as `graph.trace` tells them.
-RECTIFIERS = ("ReLU", "relu", "ReLU6", "relu6", "hardtanh")
-NORMS = ("BatchNorm2d", "SyncBatchNorm", "FrozenBatchNorm2d", "batch_norm")
-PASSIVE = ("Dropout", "Dropout2d", "Identity")  # in inference they change nothing
+RELU_KINDS = ("ReLU", "relu", "ReLU6", "relu6", "hardtanh")
+NORM_KINDS = ("BatchNorm2d", "SyncBatchNorm", "FrozenBatchNorm2d", "batch_norm")
+INFERENCE_NO_OPS = ("Dropout", "Dropout2d", "Identity")  # in inference they change nothing
 
 
 @check_types
-def layers(network: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
+def list_layers(network: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
     """The layers of `network` whose output can be watched, in the order in which they run in inference.
 
     `shape`: of the input, (N, C, H, W); an N of 0 is taken as 1. Of each layer: `name`, `kind`, `shape` of the output,
@@ -40,12 +40,12 @@ def layers(network: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
     Raises:
         UsageError: it cannot be traced with such an input.
     """
-    network, shape = plain_module(network), (max(1, shape[0]), *shape[1:]) if shape else shape
-    with eager():
+    network, shape = unwrap_compiled(network), (max(1, shape[0]), *shape[1:]) if shape else shape
+    with force_eager():
         return [layer for layer in trace(network, shape).layers if layer.call]
 
 
-def find(known: Sequence[Layer], name: str) -> Layer:
+def find_layer(known: Sequence[Layer], name: str) -> Layer:
     """The one of `known` that is called `name`.
 
     Raises:
@@ -60,7 +60,7 @@ def find(known: Sequence[Layer], name: str) -> Layer:
     raise UsageError(f"layer={name} is not in the network; " + (f"use {' or '.join(near)}" if near else "it has none"))
 
 
-def rectified(known: Sequence[Layer], name: str) -> Layer:
+def follow_to_relu(known: Sequence[Layer], name: str) -> Layer:
     """Where the units of layer `name` are looked at: behind its ReLU, where one follows, else behind its batch norm.
 
     The layer itself where neither follows it directly, or other layers read it too.
@@ -68,33 +68,35 @@ def rectified(known: Sequence[Layer], name: str) -> Layer:
     Raises:
         UsageError: there is no such layer.
     """
-    found = layer = find(known, name)
-    while layer.kind not in RECTIFIERS:
+    found = layer = find_layer(known, name)
+    while layer.kind not in RELU_KINDS:
         readers = [other for other in known if layer.name in other.inputs]
-        if len(readers) != 1 or readers[0].kind not in RECTIFIERS + NORMS + PASSIVE:
+        if len(readers) != 1 or readers[0].kind not in RELU_KINDS + NORM_KINDS + INFERENCE_NO_OPS:
             break
         (layer,) = readers
-        if layer.kind not in PASSIVE:
+        if layer.kind not in INFERENCE_NO_OPS:
             found = layer
     return found
 
 
-def convolutions(known: Sequence[Layer]) -> list[str]:
+def convolution_names(known: Sequence[Layer]) -> list[str]:
     """The names of those among `known` that multiply and give maps, whatever their class: not dense, not attention."""
     return [
         layer.name
         for layer in known
-        if layer.multiply_adds and _has_maps(layer) and ("conv" in layer.kind.lower() or _positions(layer) != (1, 1))
+        if layer.multiply_adds
+        and _has_feature_maps(layer)
+        and ("conv" in layer.kind.lower() or _positions(layer) != (1, 1))
     ]
 
 
-def maps(layer: Layer) -> tuple[int, int]:
+def feature_map_size(layer: Layer) -> tuple[int, int]:
     """The rows and columns of a layer's maps.
 
     Raises:
         UsageError: its output is not (N, C, H, W), H and W along the axes of the picture.
     """
-    if not _has_maps(layer):
+    if not _has_feature_maps(layer):
         raise UsageError(
             f"layer={layer.name} gives {'×'.join(map(str, layer.shape[1:]))} for a picture, not maps with places; "
             "use a layer before the maps are gathered, such as a convolution"
@@ -102,7 +104,7 @@ def maps(layer: Layer) -> tuple[int, int]:
     return layer.shape[2], layer.shape[3]
 
 
-def _has_maps(layer: Layer) -> bool:
+def _has_feature_maps(layer: Layer) -> bool:
     positions, places = _positions(layer), layer.shape[2:]
     # One position for many places: behind an operation of which is not known what it sees, so that all see everything.
     # No position: it does not depend on the picture.
@@ -116,7 +118,7 @@ def _positions(layer: Layer) -> tuple[int, ...]:
 
 
 @contextmanager
-def watching(network: nn.Module, known: Sequence[Layer], see: Mapping[str, See]) -> Iterator[None]:
+def hook_layers(network: nn.Module, known: Sequence[Layer], see: Mapping[str, LayerHook]) -> Iterator[None]:
     """In the body, whenever `network` runs, each layer named in `see` hands its output to that function.
 
     It is handed the very tensor, before any later layer can write into it; what the function returns is ignored, what
@@ -127,23 +129,23 @@ def watching(network: nn.Module, known: Sequence[Layer], see: Mapping[str, See])
     Raises:
         UsageError: there is no such layer; in the body: one of them did not run.
     """
-    calls = {name: find(known, name).call for name in see}
+    calls = {name: find_layer(known, name).call for name in see}
     wanted = {call: see[name] for name, call in calls.items() if call}
     training = {module: module.training for module in network.modules()}
     with ExitStack() as undo:
         for module, was in training.items():
             undo.callback(setattr, module, "training", was)
             module.training = False
-        watch = _Watch(network, wanted)
+        watch = _LayerHooks(network, wanted)
         for handle in watch.handles:
             undo.callback(handle.remove)
-        undo.enter_context(eager())
+        undo.enter_context(force_eager())
         undo.enter_context(watch)
         yield
 
 
 @check_types
-def outputs(network: nn.Module, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+def layer_outputs(network: nn.Module, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """The outputs of the layers `names` for `images` (N, C, H, W): copies, so that nothing writes into them later.
 
     Gradients are recorded if they are enabled where this is called.
@@ -151,29 +153,29 @@ def outputs(network: nn.Module, images: Tensor, names: Sequence[str]) -> dict[st
     Raises:
         UsageError: there is no such layer, or the network cannot be traced with such images.
     """
-    network = plain_module(network)
-    images = network_input(network, images)
+    network = unwrap_compiled(network)
+    images = prepare_input(network, images)
     names = [names] if isinstance(names, str) else names
     found: dict[str, Tensor] = {}
 
-    def keep(name: str) -> See:
+    def keep(name: str) -> LayerHook:
         return lambda output: found.update({name: output.clone()})
 
-    with watching(network, layers(network, tuple(images.shape)), {name: keep(name) for name in names}):
-        run(network, images)
+    with hook_layers(network, list_layers(network, tuple(images.shape)), {name: keep(name) for name in names}):
+        run_network(network, images)
     return {name: found[name] for name in names}
 
 
-class _Watch(TorchFunctionMode):
+class _LayerHooks(TorchFunctionMode):
     """Finds calls again, as `graph.recorder` counts them: modules without others inside, and functions between them."""
 
-    def __init__(self, network: nn.Module, see: Mapping[Call, See]) -> None:
+    def __init__(self, network: nn.Module, see: Mapping[LayerCall, LayerHook]) -> None:
         super().__init__()
         self._network, self._see = network, see
         # What runs: paths of modules, and in the innermost of them a layer; None for what runs in a layer.
-        self._running: list[str | Call | None] = []
+        self._running: list[str | LayerCall | None] = []
         self._calls: Counter[str] = Counter()
-        self._unseen: set[Call] = set()
+        self._unseen: set[LayerCall] = set()
         self.handles: list[RemovableHandle] = []
         for path, module in network.named_modules():
             self.handles.append(module.register_forward_pre_hook(self._enterer(path, module)))
@@ -209,11 +211,11 @@ class _Watch(TorchFunctionMode):
             names = ", ".join(sorted(name for name, _ in self._unseen))
             raise UsageError(f"layer={names} does not run with these pictures, though it did when it was traced")
 
-    def _counted(self, name: str) -> Call:
+    def _counted(self, name: str) -> LayerCall:
         self._calls[name] += 1
         return name, self._calls[name]
 
-    def _ran(self, call: Call | None, output: Any) -> None:
+    def _ran(self, call: LayerCall | None, output: Any) -> None:
         if call is None or call not in self._see:
             return
         self._unseen.discard(call)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 RELU, HARDTANH = torch.ops.aten.threshold_backward.default, torch.ops.aten.hardtanh_backward.default
 
 
-class Rule(Enum):
+class ReLURule(Enum):
     """What a ReLU lets through on the way back, g what comes and x what it was given on the way there.
 
     Source: Springenberg, Dosovitskiy, Brox & Riedmiller 2014, "Striving for simplicity", figure 1.
@@ -24,18 +24,18 @@ class Rule(Enum):
     GUIDED = "g where g > 0 and x > 0"
 
 
-def back(outputs: Tensor, inputs: Tensor, seed: Tensor, rule: Rule, again: bool = False) -> Tensor:
+def backward(outputs: Tensor, inputs: Tensor, seed: Tensor, rule: ReLURule, again: bool = False) -> Tensor:
     """What `seed`, of the shape of `outputs`, becomes on its way back to `inputs`, of their shape.
 
     `outputs` were made of `inputs` with gradients enabled; no other gradient is computed or kept. `again`: whether that
     way will be walked once more.
     """
-    with _Rectifying(rule):
+    with _ReLUBackwardMode(rule):
         return torch.autograd.grad(outputs, inputs, seed, retain_graph=again)[0]
 
 
-class _Rectifying(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, rule: Rule) -> None:
+class _ReLUBackwardMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, rule: ReLURule) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._rule = rule
 
@@ -48,5 +48,5 @@ class _Rectifying(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Of a hardtanh only what is cut off below at 0 is a rectifier: (gradient, inputs, lowest, highest).
         if operation is RELU or (operation is HARDTANH and args[2] == 0):
             gradient = args[0].clamp_min(0)
-            return gradient if self._rule is Rule.DECONVNET else operation(gradient, *args[1:])
+            return gradient if self._rule is ReLURule.DECONVNET else operation(gradient, *args[1:])
         return operation(*args, **(kwargs or {}))

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from svertka.errors import UsageError
-from svertka.inspection.forward_pass import run
+from svertka.inspection.forward_pass import run_network
 
-Classes = int | Sequence[int] | npt.NDArray[np.integer] | Tensor
+ClassIndices = int | Sequence[int] | npt.NDArray[np.integer] | Tensor
 
 
-class Activation(Enum):
+class OutputActivation(Enum):
     """What makes probabilities of scores; NONE: they are probabilities already, and what made them is not seen."""
 
     SOFTMAX = "softmax"
@@ -24,25 +24,25 @@ class Activation(Enum):
     NONE = "none"
 
 
-KINDS = {
-    "softmax": Activation.SOFTMAX,
-    "log_softmax": Activation.SOFTMAX,
-    "special_softmax": Activation.SOFTMAX,
-    "special_log_softmax": Activation.SOFTMAX,
-    "sigmoid": Activation.SIGMOID,
-    "special_expit": Activation.SIGMOID,
-    "logsigmoid": Activation.SIGMOID,
-    "log_sigmoid": Activation.SIGMOID,
-    "sigmoid_": Activation.NONE,  # in place: what it was given is gone
-    "hardsigmoid": Activation.NONE,
+ACTIVATION_FUNCTIONS = {
+    "softmax": OutputActivation.SOFTMAX,
+    "log_softmax": OutputActivation.SOFTMAX,
+    "special_softmax": OutputActivation.SOFTMAX,
+    "special_log_softmax": OutputActivation.SOFTMAX,
+    "sigmoid": OutputActivation.SIGMOID,
+    "special_expit": OutputActivation.SIGMOID,
+    "logsigmoid": OutputActivation.SIGMOID,
+    "log_sigmoid": OutputActivation.SIGMOID,
+    "sigmoid_": OutputActivation.NONE,  # in place: what it was given is gone
+    "hardsigmoid": OutputActivation.NONE,
 }
 
 
-class Scores(NamedTuple):
+class ClassScores(NamedTuple):
     """`values` (N, K) for N images and K classes, and the `activation` that makes probabilities of them."""
 
     values: Tensor
-    activation: Activation
+    activation: OutputActivation
 
     def of(self, classes: Tensor) -> Tensor:
         """The score of each image's class, (N,)."""
@@ -51,14 +51,14 @@ class Scores(NamedTuple):
     def probabilities(self, classes: Tensor) -> Tensor:
         """The probability of each image's class, (N,), float32 or, where the network computes in it, float64."""
         values = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
-        if self.activation is Activation.SOFTMAX:
+        if self.activation is OutputActivation.SOFTMAX:
             values = values.softmax(1)
-        elif self.activation is Activation.SIGMOID:
+        elif self.activation is OutputActivation.SIGMOID:
             values = values.sigmoid()
         return _pick(values, classes)
 
 
-def class_scores(network: nn.Module, images: Tensor, classes: Tensor, multilabel: bool = False) -> Scores:
+def compute_class_scores(network: nn.Module, images: Tensor, classes: Tensor, multilabel: bool = False) -> ClassScores:
     """The scores that `network` gives N images, `classes` (N,) among them.
 
     Where it ends in a sigmoid or a softmax, they are what that is given. Otherwise they become probabilities by a
@@ -68,8 +68,8 @@ def class_scores(network: nn.Module, images: Tensor, classes: Tensor, multilabel
         UsageError: it does not give (N, K) scores, or NaN, or has no such class.
     """
     with _LastActivation() as last:
-        output = run(network, images)
-    scores: Scores = last.scores(_as_matrix(network, output, len(images)), multilabel)
+        output = run_network(network, images)
+    scores: ClassScores = last.scores(_as_matrix(network, output, len(images)), multilabel)
     count = scores.values.shape[1]
     wrong = classes[(classes < 0) | (classes >= count)]
     if len(wrong):
@@ -84,7 +84,7 @@ def class_scores(network: nn.Module, images: Tensor, classes: Tensor, multilabel
     return scores
 
 
-def class_indices(classes: Classes, count: int) -> Tensor:
+def parse_class_indices(classes: ClassIndices, count: int) -> Tensor:
     """`classes`, one for all or one for each of `count` images, as (count,) int64.
 
     Raises:
@@ -111,28 +111,28 @@ class _LastActivation(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kind: Activation | None = None
+        self._kind: OutputActivation | None = None
         self._given: Tensor | None = None
         self._made: Tensor | None = None
 
     def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
-        kind = KINDS.get(getattr(function, "__name__", ""))
+        kind = ACTIVATION_FUNCTIONS.get(getattr(function, "__name__", ""))
         given = args[0] if args else (kwargs or {}).get("input")
         if kind is not None and isinstance(made, Tensor) and isinstance(given, Tensor):
             self._kind, self._given, self._made = kind, given, made
         return made
 
-    def scores(self, output: Tensor, multilabel: bool) -> Scores:
+    def scores(self, output: Tensor, multilabel: bool) -> ClassScores:
         """The scores behind `output` (N, K)."""
-        if self._kind is not None and self._given is not None and _same_memory(output, self._made):
-            if self._kind is not Activation.NONE and self._given.numel() == output.numel():
-                return Scores(self._given.reshape(output.shape), self._kind)
-            return Scores(output, Activation.NONE)
-        if _probabilities(output, of_activation=self._made is not None and self._made.numel() == output.numel()):
-            return Scores(output, Activation.NONE)
+        if self._kind is not None and self._given is not None and _share_memory(output, self._made):
+            if self._kind is not OutputActivation.NONE and self._given.numel() == output.numel():
+                return ClassScores(self._given.reshape(output.shape), self._kind)
+            return ClassScores(output, OutputActivation.NONE)
+        if _are_probabilities(output, of_activation=self._made is not None and self._made.numel() == output.numel()):
+            return ClassScores(output, OutputActivation.NONE)
         alone = multilabel or output.shape[1] == 1
-        return Scores(output, Activation.SIGMOID if alone else Activation.SOFTMAX)
+        return ClassScores(output, OutputActivation.SIGMOID if alone else OutputActivation.SOFTMAX)
 
 
 def _as_matrix(network: nn.Module, output: Any, count: int) -> Tensor:
@@ -150,11 +150,11 @@ def _as_matrix(network: nn.Module, output: Any, count: int) -> Tensor:
     )
 
 
-def _same_memory(one: Tensor, other: Tensor | None) -> bool:
+def _share_memory(one: Tensor, other: Tensor | None) -> bool:
     return other is not None and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
-def _probabilities(output: Tensor, of_activation: bool) -> bool:
+def _are_probabilities(output: Tensor, of_activation: bool) -> bool:
     """Whether `output` (N, K) can only be probabilities, though something came after what made them.
 
     They lie within 0 and 1, and sum up to 1 or, `of_activation`, are as many as a sigmoid or softmax gave.

@@ -34,18 +34,22 @@ from svertka.errors import UsageError
 from svertka.files import shortened
 from svertka.graph.summary import Layer, without_values
 from svertka.inspection import forward_pass
-from svertka.inspection.activations import layers, maps, rectified, watching
-from svertka.inspection.backward_rules import Rule, back
-from svertka.inspection.forward_pass import Enough, differentiable_input, network_input, plain_module
-from svertka.inspection.receptive_crops import Jobs, maps_in, windows
+from svertka.inspection.activations import feature_map_size, follow_to_relu, hook_layers, list_layers
+from svertka.inspection.backward_rules import ReLURule, backward
+from svertka.inspection.forward_pass import StopForward, make_differentiable, prepare_input, unwrap_compiled
+from svertka.inspection.receptive_crops import CropJobs, crops_for_positions, feature_map_size_in_crop
 from svertka.type_checking import check_types
 
-Numbers = int | Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer] | Tensor
-Run = Callable[[Tensor], Tensor]
+Indices = int | Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer] | Tensor
+ForwardFunction = Callable[[Tensor], Tensor]
 
-PIXELS = 200_000  # in a batch, all windows together; twice as many leave the caches and the heap and take longer
-CONTRAST = 4  # a projection's values are as strong as bytes allow from as many times their spread on
-SAME = 1e-3  # of the largest: the values of a place in a window and in the picture differ by rounding, far less
+PIXELS_PER_BATCH = (
+    200_000  # in a batch, all windows together; twice as many leave the caches and the heap and take longer
+)
+FULL_CONTRAST_RMS = 4  # a projection's values are as strong as bytes allow from as many times their spread on
+CROP_TOLERANCE = (
+    1e-3  # of the largest: the values of a place in a window and in the picture differ by rounding, far less
+)
 
 
 class Projection(NamedTuple):
@@ -64,70 +68,70 @@ class Deconvnet:
     """
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
-        self._network = plain_module(network)
-        self._known, self._shape = layers(self._network, shape), tuple(shape[1:])
+        self._network = unwrap_compiled(network)
+        self._known, self._shape = list_layers(self._network, shape), tuple(shape[1:])
         self._with_windows: dict[str, bool] = {}
 
     def project(
         self,
         images: Tensor,
         layer: str,
-        units: Numbers,
-        places: Numbers | None = None,
-        pictures: Numbers | None = None,
+        units: Indices,
+        places: Indices | None = None,
+        pictures: Indices | None = None,
     ) -> list[Projection]:
         """The projections of N units, each of its own place in its own picture; see the function of this name.
 
         Only the pixels that a unit can see are computed, and some around them.
         """
-        seen = rectified(self._known, layer)
-        size = maps(seen)
-        which, numbers = _paired(len(images), units, pictures)
-        _check(f"a unit of layer {layer}", numbers, seen.shape[1])
-        _check("a picture", which, len(images))
+        seen = follow_to_relu(self._known, layer)
+        size = feature_map_size(seen)
+        which, numbers = _pair(len(images), units, pictures)
+        _check_range(f"a unit of layer {layer}", numbers, seen.shape[1])
+        _check_range("a picture", which, len(images))
         if tuple(images.shape[1:]) != self._shape:
             both = " and ".join("×".join(map(str, shape)) for shape in (tuple(images.shape[1:]), self._shape))
             raise UsageError(f"pictures of {both} do not go together; give pictures of one shape")
         # Of what is made in inference mode, nothing can be derived.
-        with torch.inference_mode(False), watching(self._network, [], {}):
-            images = differentiable_input(self._network, network_input(self._network, images).detach())
+        with torch.inference_mode(False), hook_layers(self._network, [], {}):
+            images = make_differentiable(self._network, prepare_input(self._network, images).detach())
         with torch.inference_mode(False), torch.enable_grad(), self._up_to(seen) as run:
             if places is None:
-                there = _strongest(run, images, which, numbers)
+                there = _strongest_positions(run, images, which, numbers)
             else:
-                there = np.broadcast_to(_integers(places), (len(numbers), 2))
+                there = np.broadcast_to(_to_integers(places), (len(numbers), 2))
                 for axis, positions, name in zip(there.T, size, ("row", "column"), strict=True):
-                    _check(f"a {name} of layer {layer}", axis, positions)
-            jobs = self._jobs(run, seen, images, Jobs(which, numbers, *windows(seen, there)), there)
+                    _check_range(f"a {name} of layer {layer}", axis, positions)
+            jobs = self._jobs(run, seen, images, CropJobs(which, numbers, *crops_for_positions(seen, there)), there)
             found: dict[int, Projection] = {}
-            for batch in jobs.batches(PIXELS):
-                found |= _projected(self._network, run, images, jobs, batch)
+            for batch in jobs.batches(PIXELS_PER_BATCH):
+                found |= _project_batch(self._network, run, images, jobs, batch)
         return [found[number] for number in range(len(numbers))]
 
     @contextmanager
-    def _up_to(self, layer: Layer) -> Iterator[Run]:
+    def _up_to(self, layer: Layer) -> Iterator[ForwardFunction]:
         """What runs pictures through the network to `layer`, no further, and gives its output."""
         found: list[Tensor] = []
 
         def see(output: Tensor) -> None:
             found.append(output)
-            raise _Reached
+            raise _LayerReached
 
         def run(images: Tensor) -> Tensor:
-            with suppress(_Reached):
-                forward_pass.run(
+            with suppress(_LayerReached):
+                forward_pass.run_network(
                     self._network, images.clone(memory_format=torch.channels_last)
                 )  # a layer may write into it
             return found.pop()
 
-        with watching(self._network, self._known, {layer.name: see}):
+        with hook_layers(self._network, self._known, {layer.name: see}):
             yield run
 
-    def _jobs(self, run: Run, layer: Layer, images: Tensor, jobs: Jobs, places: Ints) -> Jobs:
+    def _jobs(self, run: ForwardFunction, layer: Layer, images: Tensor, jobs: CropJobs, places: Ints) -> CropJobs:
         """`jobs`, or those for whole pictures where windows do not do."""
         sizes = jobs.windows[:, 2:].prod(1)
         if len(sizes) and layer.name not in self._with_windows and sizes.min() < images.shape[2] * images.shape[3]:
-            self._with_windows[layer.name] = _windows_do(run, layer, images, jobs, places, int(sizes.argmin()))
+            self._with_windows[layer.name] = _crops_match_image(run, layer, images, jobs, places, int(sizes.argmin()))
         if self._with_windows.get(layer.name, True):
             return jobs
         whole = np.broadcast_to([0, 0, *images.shape[2:]], (len(places), 4))
@@ -139,9 +143,9 @@ def project(
     network: nn.Module,
     images: Tensor,
     layer: str,
-    units: Numbers,
-    places: Numbers | None = None,
-    pictures: Numbers | None = None,
+    units: Indices,
+    places: Indices | None = None,
+    pictures: Indices | None = None,
 ) -> Tensor:
     """What N units of `layer` respond to in pictures, (N, C, H, W) in units of the network's input.
 
@@ -165,7 +169,7 @@ def project(
     >>> project(network, torch.tensor([[[1.0, 3.0, 2.0, 0.0]]]), "2", 0)
     tensor([[[[0., 2., 0., 0.]]]])
     """
-    images = network_input(plain_module(network), images)
+    images = prepare_input(unwrap_compiled(network), images)
     found = Deconvnet(network, tuple(images.shape)).project(images, layer, units, places, pictures)
     dtype = found[0].pixels.dtype if found else images.dtype
     result = images.new_zeros((len(found), *images.shape[1:]), dtype=dtype)
@@ -175,7 +179,7 @@ def project(
 
 
 @check_types
-def as_pictures(projections: Tensor) -> npt.NDArray[np.uint8]:
+def to_images(projections: Tensor) -> npt.NDArray[np.uint8]:
     """Projections (N, C, H, W) to look at, (N, H, W, 3) uint8: 0 is grey, and each has the contrast that shows it best.
 
     The few values beyond four times the root of the mean square of those that are not 0, about one in a hundred, are
@@ -186,7 +190,7 @@ def as_pictures(projections: Tensor) -> npt.NDArray[np.uint8]:
         UsageError: they have other axes, or are not real floating-point numbers in memory.
     """
     if not has_values(projections):
-        raise UsageError("projections are a sparse, nested, quantized or meta tensor; as_pictures() needs a dense one")
+        raise UsageError("projections are a sparse, nested, quantized or meta tensor; to_images() needs a dense one")
     if projections.ndim != 4 or not projections.shape[1] or not projections.is_floating_point():
         raise UsageError(
             f"projections are {tuple(projections.shape)} {projections.dtype}; as_pictures() needs (N, C, H, W) in "
@@ -197,12 +201,12 @@ def as_pictures(projections: Tensor) -> npt.NDArray[np.uint8]:
     sizes = projections.abs().flatten(1)
     shares = sizes / sizes.amax(1, keepdim=True).clamp_min(torch.finfo(sizes.dtype).tiny)  # their squares are numbers
     spread = (shares.square().sum(1) / shares.ne(0).sum(1).clamp_min(1)).sqrt()
-    full = (sizes.amax(1) * (CONTRAST * spread).clamp_max(1)).clamp_min(torch.finfo(sizes.dtype).tiny)
+    full = (sizes.amax(1) * (FULL_CONTRAST_RMS * spread).clamp_max(1)).clamp_min(torch.finfo(sizes.dtype).tiny)
     bytes_ = (projections / full[:, None, None, None]).clamp_(-1, 1).mul_(127).add_(128).round_().to(torch.uint8)
     return bytes_.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def needs(network: nn.Module, shape: tuple[int, ...]) -> str | None:
+def describe_missing_layers(network: nn.Module, shape: tuple[int, ...]) -> str | None:
     """A sentence on what projections are in a network without ReLU or max-pooling; None if it has both.
 
     `shape`: of its input, (N, C, H, W). Nothing is computed.
@@ -211,7 +215,7 @@ def needs(network: nn.Module, shape: tuple[int, ...]) -> str | None:
     floating = next((one.dtype for one in twin.parameters() if one.is_floating_point()), None)
     with torch.inference_mode(False), torch.enable_grad(), torch.device("meta"):
         output = twin(torch.empty(shape, dtype=floating, requires_grad=True))
-    kinds = _kinds(output[0] if isinstance(output, tuple) else output)
+    kinds = _autograd_node_names(output[0] if isinstance(output, tuple) else output)
     rectifies = any(kind.startswith(("Relu", "Threshold", "Hardtanh")) for kind in kinds)
     pools = any("MaxPool" in kind for kind in kinds)
     name = type(network).__name__
@@ -233,25 +237,27 @@ def needs(network: nn.Module, shape: tuple[int, ...]) -> str | None:
     )
 
 
-class _Reached(Enough):
+class _LayerReached(StopForward):
     """The layer has run; the rest of the network need not."""
 
 
-def _projected(network: nn.Module, run: Run, images: Tensor, jobs: Jobs, turns: list[Ints]) -> dict[int, Projection]:
+def _project_batch(
+    network: nn.Module, run: ForwardFunction, images: Tensor, jobs: CropJobs, turns: list[Ints]
+) -> dict[int, Projection]:
     """The projections of one batch, by number of the job."""
 
     def recorded() -> tuple[Tensor, Tensor]:
         inputs = torch.stack([jobs.window(images, number) for number in turns[0]]).requires_grad_()
         return run(inputs), inputs
 
-    outputs, inputs = forward_pass.with_gradients(network, recorded)
+    outputs, inputs = forward_pass.run_with_gradients(network, recorded)
     found = {}
     for turn, numbers in enumerate(turns):
         slots = np.flatnonzero(numbers >= 0)
         here = numbers[slots]
         seed = torch.zeros_like(outputs)
         seed[tuple(torch.from_numpy(one) for one in (slots, jobs.units[here], *jobs.places[here].T))] = 1
-        pixels = back(outputs, inputs, seed, Rule.DECONVNET, again=turn + 1 < len(turns))
+        pixels = backward(outputs, inputs, seed, ReLURule.DECONVNET, again=turn + 1 < len(turns))
         for slot, number in zip(slots, here, strict=True):
             top, left, _, _ = jobs.windows[number].tolist()
             found[int(number)] = Projection(pixels[slot], top, left)
@@ -259,23 +265,25 @@ def _projected(network: nn.Module, run: Run, images: Tensor, jobs: Jobs, turns: 
 
 
 @torch.no_grad()
-def _windows_do(run: Run, layer: Layer, images: Tensor, jobs: Jobs, places: Ints, number: int) -> bool:
+def _crops_match_image(
+    run: ForwardFunction, layer: Layer, images: Tensor, jobs: CropJobs, places: Ints, number: int
+) -> bool:
     """Whether one job's place has the same values in its window as in the picture, and all other places are there."""
     whole = run(images[jobs.pictures[number], None])[0, :, *places[number]]
     try:
         part = run(jobs.window(images, number)[None])
     except Exception:  # whatever a network does that takes pictures of one size only
         return False
-    if tuple(part.shape[2:]) != maps_in(layer, *jobs.windows[number, 2:].tolist()):
+    if tuple(part.shape[2:]) != feature_map_size_in_crop(layer, *jobs.windows[number, 2:].tolist()):
         return False
-    return bool((part[0, :, *jobs.places[number]] - whole).abs().max() <= SAME * whole.abs().max())
+    return bool((part[0, :, *jobs.places[number]] - whole).abs().max() <= CROP_TOLERANCE * whole.abs().max())
 
 
 @torch.no_grad()
-def _strongest(run: Run, images: Tensor, pictures: Ints, units: Ints) -> Ints:
+def _strongest_positions(run: ForwardFunction, images: Tensor, pictures: Ints, units: Ints) -> Ints:
     """Where each unit is strongest in its picture, (N, 2)."""
     found = np.zeros((len(units), 2), np.int64)
-    at_once = max(1, PIXELS // (images.shape[2] * images.shape[3]))
+    at_once = max(1, PIXELS_PER_BATCH // (images.shape[2] * images.shape[3]))
     used = np.unique(pictures)
     for start in range(0, len(used), at_once):
         some = used[start : start + at_once]
@@ -286,10 +294,10 @@ def _strongest(run: Run, images: Tensor, pictures: Ints, units: Ints) -> Ints:
     return found
 
 
-def _paired(images: int, units: Numbers, pictures: Numbers | None) -> tuple[Ints, Ints]:
+def _pair(images: int, units: Indices, pictures: Indices | None) -> tuple[Ints, Ints]:
     """Which picture and which unit, for each of N."""
-    numbers = np.atleast_1d(_integers(units))
-    which = np.arange(images) if pictures is None else np.atleast_1d(_integers(pictures))
+    numbers = np.atleast_1d(_to_integers(units))
+    which = np.arange(images) if pictures is None else np.atleast_1d(_to_integers(pictures))
     if numbers.ndim > 1 or which.ndim > 1:
         raise UsageError("units and pictures are one number each, or a sequence of numbers")
     if len(numbers) != len(which) and 1 not in (len(numbers), len(which)):
@@ -301,7 +309,7 @@ def _paired(images: int, units: Numbers, pictures: Numbers | None) -> tuple[Ints
     return which, numbers
 
 
-def _integers(numbers: Numbers) -> Ints:
+def _to_integers(numbers: Indices) -> Ints:
     try:
         found = np.asarray(numbers.cpu() if isinstance(numbers, Tensor) else numbers)
         whole = found.astype(np.int64)
@@ -312,13 +320,13 @@ def _integers(numbers: Numbers) -> Ints:
     return whole
 
 
-def _check(what: str, numbers: Ints, count: int) -> None:
+def _check_range(what: str, numbers: Ints, count: int) -> None:
     wrong = numbers[(numbers < 0) | (numbers >= count)]
     if len(wrong):
         raise UsageError(f"{wrong[0]} is not {what}; use 0 to {count - 1}")
 
 
-def _kinds(output: Tensor) -> set[str]:
+def _autograd_node_names(output: Tensor) -> set[str]:
     """The operations that `output` was made with, as autograd calls their derivatives."""
     found, waiting, seen = set(), [output.grad_fn], set()
     while waiting:

@@ -9,7 +9,7 @@ from torch import nn
 
 from svertka.data.dataset import Ints
 from svertka.errors import UsageError
-from svertka.inspection.forward_pass import plain_module
+from svertka.inspection.forward_pass import unwrap_compiled
 from svertka.type_checking import check_types
 
 Floats = npt.NDArray[np.float32]
@@ -20,7 +20,7 @@ OPPONENT /= np.linalg.norm(OPPONENT, axis=1, keepdims=True)
 
 
 @dataclass(frozen=True, eq=False)
-class Filters:
+class FirstLayerFilters:
     """The filters of the convolution that reads the picture.
 
     `layer`: its name. `weights`: (units, h, w, C) float32, C 1 or 3 (RGB), unit by unit as in the network.
@@ -57,10 +57,10 @@ class Filters:
         # The power: what is only somewhat alike pulls little. The sum: what is like nothing hangs on all the rest.
         pulls = likeness**8 + 1e-6
         vectors = np.linalg.eigh(np.diag(pulls.sum(axis=1)) - pulls)[1]
-        return _shortened(np.argsort(vectors[:, min(1, len(vectors) - 1)], kind="stable"), 1 - likeness)
+        return _two_opt(np.argsort(vectors[:, min(1, len(vectors) - 1)], kind="stable"), 1 - likeness)
 
 
-def _shortened(order: Ints, distances: npt.NDArray[np.float64]) -> Ints:
+def _two_opt(order: Ints, distances: npt.NDArray[np.float64]) -> Ints:
     """`order` with stretches turned round until none makes the way along it shorter."""
     # A place before the first and behind the last, equally far from all, so that both ends are free.
     way = np.pad(order, 1, constant_values=len(order))
@@ -80,13 +80,13 @@ def _shortened(order: Ints, distances: npt.NDArray[np.float64]) -> Ints:
 
 
 @check_types
-def first_layer(network: nn.Module) -> Filters:
+def get_first_layer_filters(network: nn.Module) -> FirstLayerFilters:
     """The filters of the first nn.Conv2d of `network`.
 
     Raises:
         UsageError: it has none, or that reads neither 1 nor 3 channels, or has no values.
     """
-    for name, layer in plain_module(network).named_modules():
+    for name, layer in unwrap_compiled(network).named_modules():
         if isinstance(layer, nn.Conv2d):
             if layer.weight.shape[1] not in (1, 3):
                 raise UsageError(
@@ -95,21 +95,21 @@ def first_layer(network: nn.Module) -> Filters:
                 )
             if layer.weight.is_meta:
                 raise UsageError(f"layer={name} has weights on the device meta, without values; load some first")
-            return Filters(name, layer.weight.detach().float().cpu().permute(0, 2, 3, 1).numpy().copy())
+            return FirstLayerFilters(name, layer.weight.detach().float().cpu().permute(0, 2, 3, 1).numpy().copy())
     raise UsageError(f"{type(network).__name__} has no convolution, so there are no filters to show")
 
 
-def between(before: nn.Module, after: nn.Module) -> tuple[Filters, Filters]:
+def between(before: nn.Module, after: nn.Module) -> tuple[FirstLayerFilters, FirstLayerFilters]:
     """The average of the first layers of two states of a network, and their difference, `after` − `before`.
 
     Raises:
         UsageError: as `first_layer`; or they are not of one shape.
     """
-    one, other = first_layer(before), first_layer(after)
+    one, other = get_first_layer_filters(before), get_first_layer_filters(after)
     if one.weights.shape != other.weights.shape:
         raise UsageError(
             f"first layers of {one.weights.shape} and {other.weights.shape} weights cannot be compared; "
             "give two states of one network"
         )
     average = ((one.weights + other.weights) / 2).astype(np.float32)
-    return Filters(one.layer, average), Filters(one.layer, other.weights - one.weights)
+    return FirstLayerFilters(one.layer, average), FirstLayerFilters(one.layer, other.weights - one.weights)

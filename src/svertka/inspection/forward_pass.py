@@ -13,11 +13,11 @@ from svertka.device import device_of, has_values
 from svertka.errors import SvertkaError, UsageError
 
 
-class Enough(Exception):  # noqa: N818 - nothing went wrong
+class StopForward(Exception):  # noqa: N818 - nothing went wrong
     """Raised by who watches a network when the rest of it need not run."""
 
 
-def plain_module(network: nn.Module) -> nn.Module:
+def unwrap_compiled(network: nn.Module) -> nn.Module:
     """`network` itself, or the module inside what `torch.compile` made of it, whose layers can be watched.
 
     Raises:
@@ -29,7 +29,7 @@ def plain_module(network: nn.Module) -> nn.Module:
     return network
 
 
-def network_input(network: nn.Module, images: Tensor) -> Tensor:
+def prepare_input(network: nn.Module, images: Tensor) -> Tensor:
     """`images` as a batch (N, C, H, W) on the device of `network`; floating-point ones in its dtype.
 
     `images`: (N, C, H, W) or (C, H, W), floating-point or integers.
@@ -40,20 +40,20 @@ def network_input(network: nn.Module, images: Tensor) -> Tensor:
     if not has_values(images):
         raise UsageError("images are a sparse, nested, quantized or meta tensor; give a dense one with values")
     if images.ndim not in (3, 4):
-        raise UsageError(f"images of shape {_text(images)} must have four axes: (N, C, H, W)")
+        raise UsageError(f"images of shape {_format_shape(images)} must have four axes: (N, C, H, W)")
     if images.dtype == torch.bool or images.is_complex():
         raise UsageError(f"images of {images.dtype} cannot be looked at; give floating-point numbers or uint8")
     images = images[None] if images.ndim == 3 else images
-    dtype = floating_dtype(network) if images.is_floating_point() else images.dtype
+    dtype = floating_point_dtype(network) if images.is_floating_point() else images.dtype
     return images.to(device_of(network) or images.device, dtype or images.dtype)
 
 
-def floating_dtype(network: nn.Module) -> torch.dtype | None:
+def floating_point_dtype(network: nn.Module) -> torch.dtype | None:
     """The dtype in which `network` computes, that of its first floating-point parameter; None if it has none."""
     return next((one.dtype for one in network.parameters() if one.is_floating_point()), None)
 
 
-def differentiable_input(network: nn.Module, images: Tensor) -> Tensor:
+def make_differentiable(network: nn.Module, images: Tensor) -> Tensor:
     """`images`, as `network_input` gives them, in floating point, so that gradients with respect to them exist.
 
     Raises:
@@ -61,9 +61,9 @@ def differentiable_input(network: nn.Module, images: Tensor) -> Tensor:
     """
     if images.is_floating_point():
         return images
-    floating = images.to(floating_dtype(network) or torch.float32)
+    floating = images.to(floating_point_dtype(network) or torch.float32)
     with torch.no_grad():
-        wanted, found = run(network, images[:1].clone()), run(network, floating[:1].clone())
+        wanted, found = run_network(network, images[:1].clone()), run_network(network, floating[:1].clone())
     if not (isinstance(wanted, Tensor) and isinstance(found, Tensor) and torch.allclose(wanted, found, equal_nan=True)):
         raise UsageError(
             f"{type(network).__name__} treats {images.dtype} otherwise than the same numbers in floating point, so "
@@ -72,7 +72,7 @@ def differentiable_input(network: nn.Module, images: Tensor) -> Tensor:
     return floating
 
 
-def run(network: nn.Module, images: Tensor) -> Any:
+def run_network(network: nn.Module, images: Tensor) -> Any:
     """What `network` gives for `images`.
 
     Raises:
@@ -80,16 +80,16 @@ def run(network: nn.Module, images: Tensor) -> Any:
     """
     try:
         return network(images)
-    except (Enough, SvertkaError, MemoryError):
+    except (StopForward, SvertkaError, MemoryError):
         raise
     except Exception as error:  # a network may raise anything
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UsageError(
-            f"{type(network).__name__} cannot run on images {_text(images)} of {images.dtype}: {reason}"
+            f"{type(network).__name__} cannot run on images {_format_shape(images)} of {images.dtype}: {reason}"
         ) from error
 
 
-def with_gradients(network: nn.Module, forward: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def run_with_gradients(network: nn.Module, forward: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """What `forward` gives: outputs, and a tensor that they are made of with gradients recorded.
 
     Where the network computes under `torch.no_grad()`, it runs again with that ignored.
@@ -98,10 +98,10 @@ def with_gradients(network: nn.Module, forward: Callable[[], tuple[Tensor, Tenso
         UsageError: gradients are cut off in another way.
     """
     outputs, source = forward()
-    if not _depends(outputs, source):
-        with _GradientsAnyway():
+    if not _depends_on(outputs, source):
+        with _IgnoreNoGrad():
             outputs, source = forward()
-    if not _depends(outputs, source):
+    if not _depends_on(outputs, source):
         raise UsageError(
             f"{type(network).__name__} cuts off gradients between its input and its scores; remove detach(), "
             "torch.inference_mode() or whatever does so from its forward"
@@ -110,7 +110,7 @@ def with_gradients(network: nn.Module, forward: Callable[[], tuple[Tensor, Tenso
 
 
 @contextmanager
-def eager() -> Iterator[None]:
+def force_eager() -> Iterator[None]:
     """In the body, what torch.compile has compiled runs as it was written."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled; importing the compiler takes seconds
         yield
@@ -119,7 +119,7 @@ def eager() -> Iterator[None]:
         yield
 
 
-class _GradientsAnyway(TorchFunctionMode):
+class _IgnoreNoGrad(TorchFunctionMode):
     """Ignores torch.no_grad() and torch.set_grad_enabled(False)."""
 
     def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -128,7 +128,7 @@ class _GradientsAnyway(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _depends(outputs: Tensor, source: Tensor) -> bool:
+def _depends_on(outputs: Tensor, source: Tensor) -> bool:
     """Whether autograd knows how `outputs` are made of `source`."""
     if not (outputs.requires_grad and source.requires_grad):
         return False
@@ -144,5 +144,5 @@ def _depends(outputs: Tensor, source: Tensor) -> bool:
     return outputs is source
 
 
-def _text(images: Tensor) -> str:
+def _format_shape(images: Tensor) -> str:
     return "×".join(map(str, images.shape)) or "()"

@@ -20,13 +20,13 @@ WHOLE = 0.85  # of a picture: larger windows are not worth it, since whole pictu
 STEPS = 2  # lengths of windows differ by the receptive field over this: with more of them batches are small
 
 
-def windows(layer: Layer, places: Ints) -> tuple[Ints, Ints]:
+def crops_for_positions(layer: Layer, places: Ints) -> tuple[Ints, Ints]:
     """A window for each of `places` of `layer`, and where that place is in the maps for it.
 
     `places`: (N, 2) row and column. Gives (N, 4) top, left, height and width in pixels, and (N, 2).
     """
     (tops, heights, rows), (lefts, widths, columns) = (
-        _along(field, at) for field, at in zip(layer.fields, places.T, strict=True)
+        _crops_along_axis(field, at) for field, at in zip(layer.fields, places.T, strict=True)
     )
     small = heights * widths < WHOLE * layer.fields[0].size * layer.fields[1].size
     found = np.stack([tops, lefts, heights, widths], axis=1)
@@ -35,7 +35,7 @@ def windows(layer: Layer, places: Ints) -> tuple[Ints, Ints]:
     return np.where(small[:, None], found, whole), np.where(small[:, None], inside, places)
 
 
-def maps_in(layer: Layer, height: int, width: int) -> tuple[int, int]:
+def feature_map_size_in_crop(layer: Layer, height: int, width: int) -> tuple[int, int]:
     """The rows and columns that the maps of `layer` have for a window, if windows do for the network."""
     rows, columns = (
         there - (field.size - length) // (field.grid.jump if field.grid else 1)
@@ -44,7 +44,7 @@ def maps_in(layer: Layer, height: int, width: int) -> tuple[int, int]:
     return rows, columns
 
 
-def _along(field: ReceptiveField, at: Ints) -> tuple[Ints, Ints, Ints]:
+def _crops_along_axis(field: ReceptiveField, at: Ints) -> tuple[Ints, Ints, Ints]:
     """First pixels and lengths of windows for the positions `at` along one axis, and where these are in them."""
     size, grid = field.size, field.grid
     if grid is None:
@@ -58,7 +58,7 @@ def _along(field: ReceptiveField, at: Ints) -> tuple[Ints, Ints, Ints]:
     return begin, length, at - begin // grid.jump
 
 
-class Jobs(NamedTuple):
+class CropJobs(NamedTuple):
     """N places of a layer: of which picture and unit; the window (N, 4), and the place (N, 2) in the maps for it."""
 
     pictures: Ints
@@ -82,7 +82,7 @@ class Jobs(NamedTuple):
         waiting = np.split(np.argsort(of_job, kind="stable"), counts.cumsum()[:-1])
         # Together those of one size, and of these the ones with equally many turns.
         order = np.lexsort((-counts, unique[:, 4], unique[:, 3]))
-        for first, last in _equal(unique[order, 3:]):
+        for first, last in _runs_of_equal_rows(unique[order, 3:]):
             at_once = max(1, pixels // int(unique[order[first], 3:].prod()))
             for start in range(first, last, at_once):
                 some = [waiting[number] for number in order[start : min(start + at_once, last)]]
@@ -91,7 +91,7 @@ class Jobs(NamedTuple):
                 ]
 
 
-def _equal(rows: Ints) -> Iterator[tuple[int, int]]:
+def _runs_of_equal_rows(rows: Ints) -> Iterator[tuple[int, int]]:
     """The first and one past the last of each run of equal `rows`."""
     ends = np.flatnonzero((rows[1:] != rows[:-1]).any(1)) + 1
     yield from zip([0, *ends], [*ends, len(rows)], strict=True) if len(rows) else ()

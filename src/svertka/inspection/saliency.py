@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from svertka.errors import UsageError
 from svertka.graph.summary import Layer
-from svertka.inspection.activations import convolutions, layers, watching
-from svertka.inspection.backward_rules import Rule, back
-from svertka.inspection.class_scores import Classes, class_indices, class_scores
+from svertka.inspection.activations import convolution_names, hook_layers, list_layers
+from svertka.inspection.backward_rules import ReLURule, backward
+from svertka.inspection.class_scores import ClassIndices, compute_class_scores, parse_class_indices
 from svertka.inspection.forward_pass import (
-    differentiable_input,
-    floating_dtype,
-    network_input,
-    plain_module,
-    with_gradients,
+    floating_point_dtype,
+    make_differentiable,
+    prepare_input,
+    run_with_gradients,
+    unwrap_compiled,
 )
 from svertka.type_checking import check_types
 
@@ -23,7 +23,7 @@ BATCH = 16  # pictures that run together
 
 
 @check_types
-def guided_backpropagation(network: nn.Module, images: Tensor, classes: Classes) -> Tensor:
+def guided_backpropagation(network: nn.Module, images: Tensor, classes: ClassIndices) -> Tensor:
     """What raises the score of its class in each picture, (N, C, H, W): its gradient, rectified at each ReLU.
 
     `images`: (N, C, H, W) or (C, H, W), as `network` takes them. `classes`: one for each, or one for all. At a ReLU
@@ -37,26 +37,26 @@ def guided_backpropagation(network: nn.Module, images: Tensor, classes: Classes)
 
     Source: Springenberg, Dosovitskiy, Brox & Riedmiller 2014, "Striving for simplicity", §3.4.
     """
-    network = plain_module(network)
-    pictures = network_input(network, images)
-    wanted = class_indices(classes, len(pictures))
-    found = [torch.zeros_like(pictures[:0], dtype=floating_dtype(network))]
-    with watching(network, [], {}), torch.inference_mode(False), torch.enable_grad():
-        pictures = differentiable_input(network, pictures)
+    network = unwrap_compiled(network)
+    pictures = prepare_input(network, images)
+    wanted = parse_class_indices(classes, len(pictures))
+    found = [torch.zeros_like(pictures[:0], dtype=floating_point_dtype(network))]
+    with hook_layers(network, [], {}), torch.inference_mode(False), torch.enable_grad():
+        pictures = make_differentiable(network, pictures)
         for some, of_them in _batches(pictures, wanted):
 
             def forward(some: Tensor = some, of_them: Tensor = of_them) -> tuple[Tensor, Tensor]:
                 inputs = some.detach().clone().requires_grad_()
                 # A copy, since the first layer may write into what it is given.
-                return class_scores(network, inputs.clone(), of_them).of(of_them), inputs
+                return compute_class_scores(network, inputs.clone(), of_them).of(of_them), inputs
 
-            scores, inputs = with_gradients(network, forward)
-            found.append(back(scores, inputs, torch.ones_like(scores), Rule.GUIDED))
+            scores, inputs = run_with_gradients(network, forward)
+            found.append(backward(scores, inputs, torch.ones_like(scores), ReLURule.GUIDED))
     return torch.cat(found).to(images.device)
 
 
 @check_types
-def grad_cam(network: nn.Module, images: Tensor, classes: Classes) -> Tensor:
+def grad_cam(network: nn.Module, images: Tensor, classes: ClassIndices) -> Tensor:
     """Where in each picture the score of its class comes from, (N, H', W') at the places of the last maps, 0 or more.
 
     The maps of the last layer before they are gathered (`last_maps`), each weighted with the mean of the score's
@@ -68,32 +68,32 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Classes) -> Tensor:
     Source: Selvaraju et al. 2017, "Grad-CAM: visual explanations from deep networks via gradient-based localization",
     eq. 1 and 2.
     """
-    network = plain_module(network)
-    pictures = network_input(network, images)
-    wanted = class_indices(classes, len(pictures))
-    known = layers(network, tuple(pictures.shape))
-    last = last_maps(known)
+    network = unwrap_compiled(network)
+    pictures = prepare_input(network, images)
+    wanted = parse_class_indices(classes, len(pictures))
+    known = list_layers(network, tuple(pictures.shape))
+    last = last_feature_map_layer(known)
     seen: list[Tensor] = []
-    dtype = torch.promote_types(floating_dtype(network) or torch.float32, torch.float32)
+    dtype = torch.promote_types(floating_point_dtype(network) or torch.float32, torch.float32)
     found = [torch.zeros(0, *last.shape[2:], dtype=dtype, device=pictures.device)]
-    with watching(network, known, {last.name: seen.append}), torch.inference_mode(False), torch.enable_grad():
-        pictures = differentiable_input(network, pictures)
+    with hook_layers(network, known, {last.name: seen.append}), torch.inference_mode(False), torch.enable_grad():
+        pictures = make_differentiable(network, pictures)
         for some, of_them in _batches(pictures, wanted):
 
             def forward(some: Tensor = some, of_them: Tensor = of_them) -> tuple[Tensor, Tensor]:
                 seen.clear()
                 inputs = some.detach().clone().requires_grad_()
-                scores = class_scores(network, inputs.clone(), of_them).of(of_them)
+                scores = compute_class_scores(network, inputs.clone(), of_them).of(of_them)
                 return scores, seen.pop()
 
-            scores, maps = with_gradients(network, forward)
+            scores, maps = run_with_gradients(network, forward)
             (gradients,) = torch.autograd.grad(scores.sum(), maps)
             weights = gradients.to(dtype).mean((2, 3), keepdim=True)
             found.append((weights * maps.to(dtype)).sum(1).clamp_min(0).detach())
     return torch.cat(found).to(images.device)
 
 
-def last_maps(known: Sequence[Layer]) -> Layer:
+def last_feature_map_layer(known: Sequence[Layer]) -> Layer:
     """Of a network's layers the one whose maps are the last, behind its last convolution and before they are gathered.
 
     Pooling behind that convolution makes maps smaller: it is the last with the largest.
@@ -101,7 +101,7 @@ def last_maps(known: Sequence[Layer]) -> Layer:
     Raises:
         UsageError: no convolution among them gives maps.
     """
-    names = convolutions(known)
+    names = convolution_names(known)
     if not names:
         raise UsageError("the network has no convolution with maps, so that no score can be traced to places")
     last = next(number for number, layer in enumerate(known) if layer.name == names[-1])
@@ -112,7 +112,7 @@ def last_maps(known: Sequence[Layer]) -> Layer:
 @torch.inference_mode()
 @check_types
 def occlusion(
-    network: nn.Module, images: Tensor, classes: Classes, side: int, stride: int, multilabel: bool = False
+    network: nn.Module, images: Tensor, classes: ClassIndices, side: int, stride: int, multilabel: bool = False
 ) -> Tensor:
     """How probable each picture's class still is with a square covered, (N, rows, columns), one for each of its places.
 
@@ -130,20 +130,20 @@ def occlusion(
 
     Source: Zeiler & Fergus 2014, §4.2, figure 6 (d).
     """
-    network = plain_module(network)
-    pictures = network_input(network, images)
-    wanted = class_indices(classes, len(pictures))
+    network = unwrap_compiled(network)
+    pictures = prepare_input(network, images)
+    wanted = parse_class_indices(classes, len(pictures))
     height, width = pictures.shape[2:]
     if not (1 <= side <= min(height, width) and stride >= 1):
         raise UsageError(
             f"a square of {side} pixels every {stride} does not fit pictures of {height}×{width}; use a side of 1 to "
             f"{min(height, width)} and a stride of at least 1"
         )
-    tops, lefts = (range(0, _positions(size, side, stride) * stride, stride) for size in (height, width))
+    tops, lefts = (range(0, _num_positions(size, side, stride) * stride, stride) for size in (height, width))
     places = [(top, left) for top in tops for left in lefts]
-    dtype = torch.promote_types(floating_dtype(network) or torch.float32, torch.float32)
+    dtype = torch.promote_types(floating_point_dtype(network) or torch.float32, torch.float32)
     found = torch.empty(len(pictures), len(places), dtype=dtype)
-    with watching(network, [], {}):
+    with hook_layers(network, [], {}):
         for number, (image, label) in enumerate(zip(pictures, wanted, strict=True)):
             for start in range(0, len(places), BATCH):
                 some = places[start : start + BATCH]
@@ -151,12 +151,12 @@ def occlusion(
                 for one, (top, left) in zip(covered, some, strict=True):
                     one[:, top : top + side, left : left + side] = 0
                 labels = label.expand(len(some))
-                scores = class_scores(network, covered, labels, multilabel)
+                scores = compute_class_scores(network, covered, labels, multilabel)
                 found[number, start : start + len(some)] = scores.probabilities(labels)
     return found.reshape(len(pictures), len(tops), len(lefts)).to(images.device)
 
 
-def _positions(size: int, side: int, stride: int) -> int:
+def _num_positions(size: int, side: int, stride: int) -> int:
     """Of a square that moves over `size` pixels until it has covered the last."""
     return -(-(size - side) // stride) + 1
 

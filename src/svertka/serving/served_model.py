@@ -18,8 +18,8 @@ from svertka.compiler.optimize import MANY
 from svertka.data.dataset import Pixels
 from svertka.device import device_of
 from svertka.errors import RunError, UsageError
-from svertka.inspection.atlas.image_pages import veil
-from svertka.inspection.atlas.top_units import fired, remembered
+from svertka.inspection.atlas.image_data import encode_heatmap_overlay
+from svertka.inspection.atlas.top_units import find_top_units, read_largest_activations
 from svertka.inspection.saliency import grad_cam
 from svertka.pages.inline_images import encoded
 from svertka.run import Run, display_name
@@ -42,7 +42,7 @@ class Served:
         self.name = display_name(run)
         self.key = _key(self.name, taken)
         self._fast = self.classifier.optimized_for(MANY).network
-        self._best = remembered(self.folder / "atlas") if self.folder is not None else {}
+        self._best = read_largest_activations(self.folder / "atlas") if self.folder is not None else {}
 
     def warm_up(self) -> None:
         """Run once for each number of pictures, so that no request waits for what is found out only once.
@@ -109,8 +109,8 @@ class Served:
             heat = grad_cam(self.classifier.network, image, label)
             size = preprocess.size, preprocess.size
             places = F.interpolate(heat[:, None], size, mode="bilinear")[0, 0]
-            result["heat"] = _address(veil(places))
-            result["units"] = [asdict(one) for one in fired(self.classifier.network, image[0], self._best)]
+            result["heat"] = _address(encode_heatmap_overlay(places))
+            result["units"] = [asdict(one) for one in find_top_units(self.classifier.network, image[0], self._best)]
         except UsageError:  # a network without maps looks nowhere in particular
             pass
         return result

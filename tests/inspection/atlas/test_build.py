@@ -15,9 +15,9 @@ import svertka
 from svertka.cli.app import main
 from svertka.errors import DataError, Interrupted, RunError, StorageError, UsageError
 from svertka.inspection import top_patches
-from svertka.inspection.atlas import image_pages
+from svertka.inspection.atlas import image_data
 from svertka.inspection.atlas.build import Atlas, look
-from svertka.inspection.atlas.resumable import Parts
+from svertka.inspection.atlas.resumable_folder import ResumableFolder
 from svertka.run import Run
 
 
@@ -25,7 +25,7 @@ from svertka.run import Run
 def _few_maps() -> Iterator[None]:
     """Of four pictures only, since each takes a few hundred runs of the network."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_pages, "FEATURED", 4)
+        patch.setattr(image_data, "FEATURED", 4)
         yield
 
 
@@ -124,16 +124,16 @@ def test_finished_it_is_not_made_again(run: Run, atlas: Atlas, capsys: pytest.Ca
 def test_interrupted_it_goes_on_where_it_was(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after 8 files, again after 16 more, and so on: the folder is an undisturbed one's, file by file."""
     atlas = look(run, layers=["c1", "c5"], output=tmp_path / "undisturbed", threads=1)
-    real, left, made, said = Parts.put, [0], [], []
+    real, left, made, said = ResumableFolder.put, [0], [], []
 
-    def put(self: Parts, name: str, content: bytes) -> None:
+    def put(self: ResumableFolder, name: str, content: bytes) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
         made.append(name)
         real(self, name, content)
 
-    monkeypatch.setattr(Parts, "put", put)
+    monkeypatch.setattr(ResumableFolder, "put", put)
     for times in range(1, 20):
         left[0] = 8 * times
         try:
@@ -205,11 +205,11 @@ def test_a_network_of_the_zoo_needs_to_be_told_the_pictures(tmp_path: Path, monk
 def test_a_full_disk_is_said_and_what_is_there_serves_the_next_time(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def put(self: Parts, name: str, content: bytes) -> None:
+    def put(self: ResumableFolder, name: str, content: bytes) -> None:
         raise StorageError(f"cannot write {name}: no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Parts, "put", put)
+        patch.setattr(ResumableFolder, "put", put)
         with pytest.raises(StorageError, match="no space left"):
             look(run, layers=["c1"], output=tmp_path / "atlas", threads=1)
     monkeypatch.setattr(

@@ -7,27 +7,30 @@ import numpy as np
 import pytest
 import torch
 
-from svertka.inspection.atlas import dataset_pass as walking
-from svertka.inspection.atlas.dataset_pass import FILE, walk
-from svertka.inspection.atlas.resumable import Parts
-from svertka.inspection.atlas.subject import open_subject
+from svertka.inspection.atlas import dataset_pass as dataset_pass
+from svertka.inspection.atlas.dataset_pass import PASS_FILE, run_dataset_pass
+from svertka.inspection.atlas.inputs import open_inputs
+from svertka.inspection.atlas.resumable_folder import ResumableFolder
 
 
 def test_it_is_made_once_and_again_if_what_it_left_is_damaged(
     squeezed: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, passes = torch.device("cpu"), [0]
-    subject = open_subject(squeezed, photographs, pictures=6, place=place, threads=1, cache_limit=None)
-    real = walking.top_patches
+    subject = open_inputs(squeezed, photographs, pictures=6, place=place, threads=1, cache_limit=None)
+    real = dataset_pass.top_patches
 
     def counted(*arguments: object) -> object:
         passes[0] += 1
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(walking, "top_patches", counted)
+    monkeypatch.setattr(dataset_pass, "top_patches", counted)
     layers = ["features.0", "features.3.squeeze"]
-    parts = Parts(tmp_path, "a")
-    first, again = walk(subject, parts, layers), walk(subject, Parts(tmp_path, "a"), layers)
+    parts = ResumableFolder(tmp_path, "a")
+    first, again = (
+        run_dataset_pass(subject, parts, layers),
+        run_dataset_pass(subject, ResumableFolder(tmp_path, "a"), layers),
+    )
     assert passes == [1]
     assert again.per_picture == first.per_picture > 0
     for name in layers:
@@ -36,6 +39,6 @@ def test_it_is_made_once_and_again_if_what_it_left_is_damaged(
             np.testing.assert_array_equal(one, other)
             assert type(one) is type(other)
     assert first.found["features.0"].pictures.max() < 6  # as the subject counts
-    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-9])
-    walk(subject, Parts(tmp_path, "a"), layers)
+    (tmp_path / PASS_FILE).write_bytes((tmp_path / PASS_FILE).read_bytes()[:-9])
+    run_dataset_pass(subject, ResumableFolder(tmp_path, "a"), layers)
     assert passes == [2]

@@ -7,12 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svertka.graph.summary import trace
-from svertka.inspection.atlas.network_diagram import LANES, Rail, _lanes, drawing, navigation, rail
+from svertka.inspection.atlas.network_diagram import (
+    MAX_LANES,
+    NetworkDiagram,
+    _assign_lanes,
+    build_diagram,
+    render_connections,
+    render_navigation,
+)
 from svertka.models.registry import MODELS
 
 
-def of(name: str, side: int = 224, channels: int = 3) -> Rail:
-    return rail(trace(MODELS[name].build(), (1, channels, side, side)))
+def of(name: str, side: int = 224, channels: int = 3) -> NetworkDiagram:
+    return build_diagram(trace(MODELS[name].build(), (1, channels, side, side)))
 
 
 def test_what_changes_values_only_is_one_with_the_layer_before() -> None:
@@ -42,23 +49,23 @@ def test_the_branches_of_an_inception_module_lie_side_by_side() -> None:
 @given(st.lists(st.sets(st.integers(0, 8), min_size=1, max_size=3), min_size=1, max_size=12))
 def test_lines_that_pass_one_another_have_lanes_of_their_own(readers: list[set[int]]) -> None:
     inputs = [tuple(sorted({max(-1, node - 1 - back) for back in some})) for node, some in enumerate(readers)]
-    lanes, edges = _lanes(inputs)
+    lanes, edges = _assign_lanes(inputs)
     assert sorted((edge.start, edge.end) for edge in edges) == sorted(
         (s, node) for node, i in enumerate(inputs) for s in i
     )
     for node in range(len(inputs)):
         passing = [edge.lane for edge in edges if edge.start < node < edge.end]
-        assert LANES - 1 in passing or len({*passing, lanes[node]}) == len(passing) + 1
+        assert MAX_LANES - 1 in passing or len({*passing, lanes[node]}) == len(passing) + 1
 
 
 def test_every_node_is_a_row_and_says_what_it_sees() -> None:
     drawn = of("lenet5", 32, 1)
-    document = navigation(drawn, {0: "#/layer/c1"}, (32, 32), "picture.webp")
+    document = render_navigation(drawn, {0: "#/layer/c1"}, (32, 32), "picture.webp")
     assert document.count('<li class="node"') == len(drawn.nodes) + 1
     assert document.count("<a ") == 2
     assert "sees 5×5 of 32×32 pixels" in document
     assert "6 × 28×28" in document
-    rows = [float(y) for y in re.findall(r'<circle cx="\d+" cy="(\d+)"', drawing(drawn))]
+    rows = [float(y) for y in re.findall(r'<circle cx="\d+" cy="(\d+)"', render_connections(drawn))]
     assert rows == [48 * k + 24 for k in range(1, len(drawn.nodes) + 1)]
 
 

@@ -10,19 +10,28 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from svertka.inspection.atlas.sprite_sheets import ROWS, SMALL, Tile, columns_of, placed, sheet, tile, written
+from svertka.inspection.atlas.sprite_sheets import (
+    MAX_CRISP_IMAGE,
+    UNITS_PER_SHEET,
+    Tile,
+    assemble_sheet,
+    choose_tile,
+    encode_sheet,
+    images_per_row,
+    place_in_tile,
+)
 
 Pixels = npt.NDArray[np.uint8]
 
 
 def test_small_parts_keep_every_pixel_and_photographs_are_reduced() -> None:
-    assert tile(3, 224) == Tile(window=3, kept=3, shown=48, crisp=True)
-    assert tile(7, 224).shown == 49
-    assert tile(15, 224).shown == 45
-    assert tile(31, 224) == Tile(window=31, kept=31, shown=48, crisp=False)
-    assert tile(300, 224) == Tile(window=224, kept=48, shown=48, crisp=False)
-    assert tile(300, 224, side=96).kept == 96
-    assert tile(40, 32) == Tile(window=32, kept=32, shown=64, crisp=True)
+    assert choose_tile(3, 224) == Tile(window=3, kept=3, shown=48, crisp=True)
+    assert choose_tile(7, 224).shown == 49
+    assert choose_tile(15, 224).shown == 45
+    assert choose_tile(31, 224) == Tile(window=31, kept=31, shown=48, crisp=False)
+    assert choose_tile(300, 224) == Tile(window=224, kept=48, shown=48, crisp=False)
+    assert choose_tile(300, 224, side=96).kept == 96
+    assert choose_tile(40, 32) == Tile(window=32, kept=32, shown=64, crisp=True)
 
 
 @given(st.data())
@@ -36,39 +45,41 @@ def test_a_part_lies_in_its_tile_as_it_lies_in_what_the_unit_sees(data: st.DataO
     expected = padded[start[0] + size : start[0] + size + window, start[1] + size : start[1] + size + window, 0]
     top, left = (max(0, one) for one in start)
     bottom, right = (min(size, one + window) for one in start)
-    found = placed(picture[top:bottom, left:right], (top, left, bottom, right), tile(window, size))
+    found = place_in_tile(picture[top:bottom, left:right], (top, left, bottom, right), choose_tile(window, size))
     assert np.array_equal(found[..., 3] == 255, expected > 0)
     assert np.array_equal(found[..., 0], expected)
 
 
 def test_a_sheet_is_read_row_by_row() -> None:
     tiles = [np.full((2, 3, 3), k, np.uint8) for k in range(1, 6)]
-    assert sheet(tiles, 2)[::2, ::3, 0].tolist() == [[1, 2], [3, 4], [5, 0]]
+    assert assemble_sheet(tiles, 2)[::2, ::3, 0].tolist() == [[1, 2], [3, 4], [5, 0]]
 
 
 def test_a_crisp_file_has_every_pixel_and_its_clear_places() -> None:
     flower = load_sample_image("flower.jpg")
-    tiles = [placed(flower[k : k + 20, :24], (1, 0, 21, 24), tile(24, 200)) for k in range(0, 200, 20)]
-    read = Image.open(io.BytesIO(written(tiles, 5, crisp=True, quality=55)))
+    tiles = [place_in_tile(flower[k : k + 20, :24], (1, 0, 21, 24), choose_tile(24, 200)) for k in range(0, 200, 20)]
+    read = Image.open(io.BytesIO(encode_sheet(tiles, 5, crisp=True, quality=55)))
     assert read.size == (5 * 24, 2 * 24)
-    whole, original = np.asarray(read), sheet(tiles, 5)
+    whole, original = np.asarray(read), assemble_sheet(tiles, 5)
     assert np.array_equal(whole[..., 3], original[..., 3])
     assert np.array_equal(whole[original[..., 3] > 0], original[original[..., 3] > 0])
 
 
 def test_a_file_of_photographs_is_small_and_resembles_them() -> None:
     flower = load_sample_image("flower.jpg")
-    tiles = [placed(flower[k : k + 100, 200:300], (1, 1, 101, 101), tile(100, 224)) for k in range(0, 270, 10)]
-    content = written(tiles, 9, crisp=False, quality=55)
+    tiles = [
+        place_in_tile(flower[k : k + 100, 200:300], (1, 1, 101, 101), choose_tile(100, 224)) for k in range(0, 270, 10)
+    ]
+    content = encode_sheet(tiles, 9, crisp=False, quality=55)
     read = Image.open(io.BytesIO(content))
     assert read.mode == "RGB"  # no tile has a clear place
     assert len(content) < 1000 * len(tiles)
-    differences = np.asarray(read).astype(float) - sheet(tiles, 9)[..., :3]
+    differences = np.asarray(read).astype(float) - assemble_sheet(tiles, 9)[..., :3]
     assert np.abs(differences).mean() < 8
 
 
 @pytest.mark.parametrize(("side", "columns"), [(28, 22), (32, 20), (64, 10), (96, 6), (224, 2), (400, 1), (999, 1)])
 def test_as_many_whole_pictures_in_a_file_as_stay_handy(side: int, columns: int) -> None:
-    assert columns_of(side) == columns
-    assert ROWS > 1
-    assert SMALL == 64
+    assert images_per_row(side) == columns
+    assert UNITS_PER_SHEET > 1
+    assert MAX_CRISP_IMAGE == 64

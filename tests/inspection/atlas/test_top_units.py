@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import svertka
-from svertka.inspection.atlas.top_units import STRONGEST, fired, remembered
+from svertka.inspection.atlas.top_units import UNITS_PER_LAYER, find_top_units, read_largest_activations
 from svertka.run import Run
 
 
@@ -20,11 +20,11 @@ def network() -> nn.Sequential:
 
 def test_the_strongest_units_and_where(network: nn.Sequential) -> None:
     image = torch.rand(1, 14, 14)
-    found = fired(network, image, {})
+    found = find_top_units(network, image, {})
     first = network[:2](image[None])[0].detach()
     of_first = [one for one in found if one.layer == "0"]
-    assert len(of_first) == STRONGEST
-    order = first.flatten(1).max(1).values.argsort(descending=True)[:STRONGEST]
+    assert len(of_first) == UNITS_PER_LAYER
+    order = first.flatten(1).max(1).values.argsort(descending=True)[:UNITS_PER_LAYER]
     assert [one.unit for one in of_first] == order.tolist()
     for one in of_first:
         assert one.share is None
@@ -40,9 +40,9 @@ def test_beside_what_is_remembered_it_is_the_share_that_counts(network: nn.Seque
     values = network[:2](image[None])[0].flatten(1).max(1).values.detach().double().numpy()
     best = values * np.linspace(1, 4, 8) + 1e-12
     best[5] = 0  # a unit that the atlas knows as dead
-    found = fired(network, image, {"0": best})
+    found = find_top_units(network, image, {"0": best})
     assert {one.layer for one in found} == {"0"}
-    expected = [k for k in np.argsort(np.linspace(1, 4, 8)) if k != 5 and values[k] > 0][:STRONGEST]
+    expected = [k for k in np.argsort(np.linspace(1, 4, 8)) if k != 5 and values[k] > 0][:UNITS_PER_LAYER]
     assert [one.unit for one in found] == expected
     for one in found:
         assert one.share == pytest.approx(values[one.unit] / best[one.unit])
@@ -51,11 +51,11 @@ def test_beside_what_is_remembered_it_is_the_share_that_counts(network: nn.Seque
 def test_an_atlas_is_remembered(digit_folder: Path, tmp_path: Path, quiet: None) -> None:
     run: Run = svertka.train(digit_folder, model="lenet5", epochs=1, output=tmp_path / "run")
     svertka.look(run, pictures=40)
-    best = remembered(run.folder / "atlas")
+    best = read_largest_activations(run.folder / "atlas")
     assert {name: len(values) for name, values in best.items()} == {"c1": 6, "c3": 16, "c5": 120}
     assert all((values >= 0).all() for values in best.values())
     picture = run.classifier().preprocess(next(digit_folder.rglob("*.png")))
-    for one in fired(run.classifier().network, picture, best):
+    for one in find_top_units(run.classifier().network, picture, best):
         assert one.share is not None
         assert 0 < one.share < 3
 
@@ -64,6 +64,6 @@ def test_an_atlas_is_remembered(digit_folder: Path, tmp_path: Path, quiet: None)
     "content", [b"", b"<html>", b'<script type="application/json" id="facts">{}</script>', b"\xff"]
 )
 def test_what_is_no_atlas_is_not_remembered(tmp_path: Path, content: bytes) -> None:
-    assert remembered(tmp_path) == {}
+    assert read_largest_activations(tmp_path) == {}
     (tmp_path / "index.html").write_bytes(content)
-    assert remembered(tmp_path) == {}
+    assert read_largest_activations(tmp_path) == {}

@@ -19,21 +19,21 @@ from svertka.evaluation.evaluated_images import EvaluationScope
 from svertka.files import given_path
 from svertka.graph.summary import Trace, trace
 from svertka.inspection import activations
-from svertka.inspection.atlas.dataset_pass import FILE, walk
-from svertka.inspection.atlas.eta import Schedule
-from svertka.inspection.atlas.image_pages import choose, show
-from svertka.inspection.atlas.index_page import Entrance
-from svertka.inspection.atlas.layer_page import Room, first_units, hang
-from svertka.inspection.atlas.network_diagram import rail
-from svertka.inspection.atlas.resumable import Parts
-from svertka.inspection.atlas.subject import Subject, open_subject
-from svertka.inspection.deconvnet import Deconvnet, needs
-from svertka.inspection.first_layer_filters import Filters, first_layer
+from svertka.inspection.atlas.dataset_pass import PASS_FILE, run_dataset_pass
+from svertka.inspection.atlas.image_data import select_images, write_image_data
+from svertka.inspection.atlas.index_page import IndexPage
+from svertka.inspection.atlas.inputs import AtlasInputs, open_inputs
+from svertka.inspection.atlas.layer_data import AtlasLayer, take_first_units, write_layer_data
+from svertka.inspection.atlas.network_diagram import build_diagram
+from svertka.inspection.atlas.remaining_time import RemainingTime
+from svertka.inspection.atlas.resumable_folder import ResumableFolder
+from svertka.inspection.deconvnet import Deconvnet, describe_missing_layers
+from svertka.inspection.first_layer_filters import FirstLayerFilters, get_first_layer_filters
 from svertka.progress import duration, progress, say
 from svertka.run import Run
 from svertka.type_checking import check_types
 
-VERSION = 1  # of what an atlas is made of; an unfinished one of another is not gone on with
+FORMAT_VERSION = 1  # of what an atlas is made of; an unfinished one of another is not gone on with
 PAGE = "index.html"
 
 
@@ -95,7 +95,7 @@ def look(
         raise UsageError(f"units={units} must be at least 1")
     began = time.monotonic()
     place, workers = choose_device(device), set_threads(threads)
-    subject = open_subject(
+    subject = open_inputs(
         run,
         source,
         pictures=pictures,
@@ -107,12 +107,12 @@ def look(
     )
     say(subject.scope.sentence)
     traced = trace(subject.classifier.network, subject.shape)
-    names = _asked(traced, layers)
-    folder = _folder(run, output)
-    parts = Parts(folder, subject.identity(VERSION, names, units))
+    names = _select_layers(traced, layers)
+    folder = _atlas_folder(run, output)
+    parts = ResumableFolder(folder, subject.identity(FORMAT_VERSION, names, units))
     if parts.summary is None:
         try:
-            _make(subject, parts, traced, names, units)
+            _build(subject, parts, traced, names, units)
         except KeyboardInterrupt as error:
             raise Interrupted(
                 f"stopped; what is done stays in {folder}, and the same command goes on with it"
@@ -120,38 +120,40 @@ def look(
     return Atlas(page=folder / PAGE, seconds=time.monotonic() - began, scope=subject.scope, **parts.summary or {})
 
 
-def _make(subject: Subject, parts: Parts, traced: Trace, names: Sequence[str], units: int | None) -> None:
+def _build(
+    subject: AtlasInputs, parts: ResumableFolder, traced: Trace, names: Sequence[str], units: int | None
+) -> None:
     """Make what is missing in `parts`, the page last: as long as there is none, the atlas is not done."""
-    walked = walk(subject, parts, names)
+    walked = run_dataset_pass(subject, parts, names)
     by_name = {layer.name: layer for layer in traced.layers}
-    filters = _filters(subject)
+    filters = _first_layer_filters(subject)
     rooms = [
-        Room(
+        AtlasLayer(
             number=number,
             layer=by_name[name],
-            found=first_units(walked.found[name], units),
+            found=take_first_units(walked.found[name], units),
             filters=filters if filters is not None and filters.layer == name else None,
             picture=subject.size,
         )
         for number, name in enumerate(names)
     ]
-    portraits = choose([room.found for room in rooms], subject.dataset.labels)
-    entrance = Entrance(
+    portraits = select_images([room.found for room in rooms], subject.dataset.labels)
+    entrance = IndexPage(
         subject=subject,
-        rail=rail(traced),
+        rail=build_diagram(traced),
         rooms=rooms,
         all_units=[len(walked.found[name].values) for name in names],
         portraits=portraits,
-        note=needs(subject.classifier.network, subject.shape) or "",
+        note=describe_missing_layers(subject.classifier.network, subject.shape) or "",
     )
-    schedule = Schedule(traced, rooms, portraits, walked.per_picture, subject.size)
+    schedule = RemainingTime(traced, rooms, portraits, walked.per_picture, subject.size)
     say(f"{entrance.sentence} The rest takes about {duration(schedule.left(parts))}.")
     back = Deconvnet(subject.classifier.network, subject.shape)
     with progress("drawing, per cent", 100) as shown:
         for room in rooms:
             if room.script not in parts:
-                hang(room, subject, back, parts, portraits.slots, schedule.units(shown, room))
-        show(portraits, rooms, subject, parts, schedule.pictures(shown))
+                write_layer_data(room, subject, back, parts, portraits.slots, schedule.units(shown, room))
+        write_image_data(portraits, rooms, subject, parts, schedule.pictures(shown))
     parts.put(PAGE, entrance.html().encode())
     summary = {
         "network": entrance.name,
@@ -159,31 +161,31 @@ def _make(subject: Subject, parts: Parts, traced: Trace, names: Sequence[str], u
         "units": entrance.units,
         "dead": entrance.dead,
         "pictures": len(subject),
-        "bytes": parts.bytes(without=FILE),
+        "bytes": parts.bytes(without=PASS_FILE),
     }
-    parts.finish(summary, FILE)
+    parts.finish(summary, PASS_FILE)
 
 
-def _asked(traced: Trace, layers: Sequence[str] | None) -> list[str]:
+def _select_layers(traced: Trace, layers: Sequence[str] | None) -> list[str]:
     """The layers asked for, in the order in which they run."""
     known = list(traced.layers)
     if layers is None:
-        names = activations.convolutions(known)
+        names = activations.convolution_names(known)
         if not names:
             raise UsageError("the network has no convolution; name the layers to look at with --layers")
         return names
-    wanted = {activations.find(known, name).name for name in layers}
+    wanted = {activations.find_layer(known, name).name for name in layers}
     return [layer.name for layer in known if layer.name in wanted]
 
 
-def _filters(subject: Subject) -> Filters | None:
+def _first_layer_filters(subject: AtlasInputs) -> FirstLayerFilters | None:
     try:
-        return first_layer(subject.classifier.network)
+        return get_first_layer_filters(subject.classifier.network)
     except UsageError:  # its first layer is of another kind: there are none to be seen
         return None
 
 
-def _folder(run: str | PathLike[str], output: str | PathLike[str] | None) -> Path:
+def _atlas_folder(run: str | PathLike[str], output: str | PathLike[str] | None) -> Path:
     if output is not None:
         return given_path(output)
     if given_path(run).is_dir():

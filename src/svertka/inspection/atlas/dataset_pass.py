@@ -9,35 +9,35 @@ import numpy as np
 import torch
 
 from svertka.errors import RunError
-from svertka.inspection.atlas.resumable import Parts
-from svertka.inspection.atlas.subject import Subject
-from svertka.inspection.unit_patches import LayerPatches, top_patches
+from svertka.inspection.atlas.inputs import AtlasInputs
+from svertka.inspection.atlas.resumable_folder import ResumableFolder
+from svertka.inspection.maximally_activating_patches import LayerPatches, top_patches
 from svertka.progress import progress
 from svertka.tensor_files import read_tensors, write_tensors
 
-FILE = "found.safetensors"
+PASS_FILE = "found.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
-class Walk:
+class DatasetPass:
     """What excites the units of each layer, by its name; `per_picture`: seconds that the pass took for each."""
 
     found: dict[str, LayerPatches]
     per_picture: float
 
 
-def walk(subject: Subject, parts: Parts, layers: Sequence[str]) -> Walk:
+def run_dataset_pass(subject: AtlasInputs, parts: ResumableFolder, layers: Sequence[str]) -> DatasetPass:
     """The pass over the pictures of `subject`; if it was made before, it is read from `parts`.
 
     Raises:
         UsageError: a layer has no maps, or the network does not take such pictures.
         StorageError: the disk is full or the folder cannot be written.
     """
-    path = parts.folder / FILE
-    if FILE in parts:
+    path = parts.folder / PASS_FILE
+    if PASS_FILE in parts:
         try:
             tensors, header = read_tensors(path)
-            return Walk({name: _read(name, tensors, header[name]) for name in layers}, header["per_picture"])
+            return DatasetPass({name: _read(name, tensors, header[name]) for name in layers}, header["per_picture"])
         except (RunError, KeyError, TypeError):
             pass  # damaged: the pass is made again
     began = time.monotonic()
@@ -51,7 +51,7 @@ def walk(subject: Subject, parts: Parts, layers: Sequence[str]) -> Walk:
                 shown.advance()
 
         found = top_patches(subject.classifier.network, told(), layers)
-    done = Walk(found, (time.monotonic() - began) / len(subject))
+    done = DatasetPass(found, (time.monotonic() - began) / len(subject))
     kept: dict[str, torch.Tensor] = {}
     others: dict[str, Any] = {"per_picture": done.per_picture}
     for name, one in found.items():

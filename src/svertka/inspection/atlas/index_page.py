@@ -8,11 +8,16 @@ from urllib.parse import quote
 import numpy as np
 
 from svertka.conv_geometry import ReceptiveField
-from svertka.inspection.atlas.image_pages import CHUNK, Portraits
-from svertka.inspection.atlas.layer_page import STRIP, STRIP_SIDE, Room
-from svertka.inspection.atlas.network_diagram import Rail, field, navigation, shape_of
-from svertka.inspection.atlas.sprite_sheets import ROWS, SMALL, columns_of
-from svertka.inspection.atlas.subject import Subject
+from svertka.inspection.atlas.image_data import IMAGES_PER_SCRIPT, AtlasImages
+from svertka.inspection.atlas.inputs import AtlasInputs
+from svertka.inspection.atlas.layer_data import STRIP_PATCHES, STRIP_SIDE, AtlasLayer
+from svertka.inspection.atlas.network_diagram import (
+    NetworkDiagram,
+    format_shape,
+    render_navigation,
+    render_receptive_field,
+)
+from svertka.inspection.atlas.sprite_sheets import MAX_CRISP_IMAGE, UNITS_PER_SHEET, images_per_row
 from svertka.pages.html_page import count, escape, isolated, page
 
 PAPER = "https://arxiv.org/abs/1311.2901"
@@ -29,14 +34,14 @@ KEYS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Entrance:
+class IndexPage:
     """All that index.html is drawn from; `note`: a sentence on what projections are in this network, or nothing."""
 
-    subject: Subject
-    rail: Rail
-    rooms: Sequence[Room]
+    subject: AtlasInputs
+    rail: NetworkDiagram
+    rooms: Sequence[AtlasLayer]
     all_units: Sequence[int]
-    portraits: Portraits
+    portraits: AtlasImages
     note: str
 
     @property
@@ -76,7 +81,7 @@ class Entrance:
             '<input type="search" id="find" placeholder="layer, or layer and unit" autocomplete="off" '
             'spellcheck="false" aria-label="Find a layer, or a unit by its layer and number">'
             '<ul id="found" aria-live="polite"></ul>'
-            f"{navigation(self.rail, links, size, EXAMPLE)}</nav>"
+            f"{render_navigation(self.rail, links, size, EXAMPLE)}</nav>"
             f'<main><div id="network">{self._network()}</div><div id="stage"></div>'
             f'<footer class="keys quiet">{keys}</footer>'
             f"<noscript>{READ_SHEETS}{''.join(self._without_scripts(room) for room in self.rooms)}</noscript></main>"
@@ -93,16 +98,16 @@ class Entrance:
             f'<ol class="storeys">{storeys}</ol>'
         )
 
-    def _storey(self, room: Room) -> str:
+    def _storey(self, room: AtlasLayer) -> str:
         node = self.rail.nodes[self.rail.index(room.layer.name)]
         dead = int(room.found.dead.sum())
         facts = [
             count(room.units, "unit") + (f", {dead:,} dead" if dead else ""),
-            f"{shape_of(node)}",
+            f"{format_shape(node)}",
             f"sees {_seen(room)}",
             count(node.parameters, "parameter"),
         ]
-        seen = field(node.extent, (self.subject.size, self.subject.size), EXAMPLE)
+        seen = render_receptive_field(node.extent, (self.subject.size, self.subject.size), EXAMPLE)
         said = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
         return (
             f'<li><a href="{escape(_address(room))}">{seen}'
@@ -110,11 +115,11 @@ class Entrance:
             f'<span class="strip">{_strip(room, room.units - dead)}</span></a></li>'
         )
 
-    def _without_scripts(self, room: Room) -> str:
+    def _without_scripts(self, room: AtlasLayer) -> str:
         """The wall of a layer as its sheets, a unit a row: what is seen where scripts do not run."""
         sheets = []
-        for number, first in enumerate(range(0, room.units, ROWS)):
-            last = min(first + ROWS, room.units) - 1
+        for number, first in enumerate(range(0, room.units, UNITS_PER_SHEET)):
+            last = min(first + UNITS_PER_SHEET, room.units) - 1
             for kind in ("patches", "projections"):
                 alt = f"{kind} of units {first} to {last}, a unit a row, the strongest at the left"
                 width, height = 9 * room.tile.shown, (last - first + 1) * room.tile.shown
@@ -138,20 +143,20 @@ class Entrance:
             "knows": all(name in numbers for name in subject.dataset.names),
             "predicted": names,
             "featured": self.portraits.featured.tolist(),
-            "sheet_rows": ROWS,
+            "sheet_rows": UNITS_PER_SHEET,
             "pictures": {
                 "count": len(self.portraits.shown),
                 "size": subject.size,
-                "columns": columns_of(subject.size),
-                "crisp": subject.size <= SMALL,
-                "chunk": CHUNK,
+                "columns": images_per_row(subject.size),
+                "crisp": subject.size <= MAX_CRISP_IMAGE,
+                "chunk": IMAGES_PER_SCRIPT,
             },
             "layers": [self._layer(room, units) for room, units in zip(self.rooms, self.all_units, strict=True)],
         }
         text = json.dumps(value, separators=(",", ":"), allow_nan=False)
         return text.replace("<", "\\u003c")  # nothing in it can end the element
 
-    def _layer(self, room: Room, units: int) -> dict[str, object]:
+    def _layer(self, room: AtlasLayer, units: int) -> dict[str, object]:
         rows, columns = (_intervals(axis, room.found.shape[k]) for k, axis in enumerate(room.layer.fields))
         return {
             "name": room.layer.name,
@@ -169,11 +174,11 @@ class Entrance:
         }
 
 
-def _strip(room: Room, alive: int) -> str:
+def _strip(room: AtlasLayer, alive: int) -> str:
     if not alive:
         return '<span class="dead">dead</span>'
     side = room.tile.window * max(1, STRIP_SIDE // room.tile.window) if room.tile.crisp else STRIP_SIDE
-    width = min(STRIP, alive) * (side + 1) - 1
+    width = min(STRIP_PATCHES, alive) * (side + 1) - 1
     kind = "crisp" if room.tile.crisp else "smooth"
     return (
         f'<img src="{room.folder}/strip.webp" width="{width}" height="{side}" class="{kind}" alt="" loading="lazy" '
@@ -185,12 +190,12 @@ def _intervals(axis: ReceptiveField, positions: int) -> list[tuple[int, int]]:
     return [axis.of(k if len(axis.intervals) > 1 else 0) for k in range(positions)]
 
 
-def _address(room: Room) -> str:
+def _address(room: AtlasLayer) -> str:
     # As encodeURIComponent writes it, so that addresses can be compared as texts.
     return f"#/layer/{quote(room.layer.name, safe='!()*~' + chr(39))}"
 
 
-def _seen(room: Room) -> str:
+def _seen(room: AtlasLayer) -> str:
     """What of a picture a unit looks at, in words."""
     if all(axis.whole for axis in room.layer.fields):
         return "the whole picture"

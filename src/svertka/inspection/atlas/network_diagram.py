@@ -8,9 +8,9 @@ from svertka.graph.op_recorder import INPUT
 from svertka.graph.summary import Layer, Trace
 from svertka.pages.html_page import escape, isolated
 
-ROW = 48  # pixels, of a node in the rail
-LANE = 12  # pixels between two branches
-LANES = 6  # drawn side by side; what runs beside them shares the last
+ROW_HEIGHT = 48  # pixels, of a node in the rail
+LANE_WIDTH = 12  # pixels between two branches
+MAX_LANES = 6  # drawn side by side; what runs beside them shares the last
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class Rail:
+class NetworkDiagram:
     """The nodes in the order in which they run, and the lines between them."""
 
     nodes: tuple[Node, ...]
@@ -59,21 +59,21 @@ class Rail:
         return next(k for k, node in enumerate(self.nodes) if layer in node.members)
 
 
-def rail(trace: Trace) -> Rail:
+def build_diagram(trace: Trace) -> NetworkDiagram:
     """The drawing of a network that was traced."""
     groups: list[list[Layer]] = []
     group_of = {INPUT: -1}
     layers = {layer.name: layer for layer in trace.layers}
     for layer in trace.layers:
         before = layers.get(layer.inputs[0]) if len(layer.inputs) == 1 else None
-        if before is not None and _belongs(layer, before) and groups[group_of[before.name]][-1] is before:
+        if before is not None and _is_elementwise(layer, before) and groups[group_of[before.name]][-1] is before:
             group_of[layer.name] = group_of[before.name]
             groups[group_of[before.name]].append(layer)
         else:
             group_of[layer.name] = len(groups)
             groups.append([layer])
     inputs = [tuple(dict.fromkeys(group_of[name] for name in group[0].inputs)) for group in groups]
-    lanes, edges = _lanes(inputs)
+    lanes, edges = _assign_lanes(inputs)
     nodes = [
         Node(
             name=group[0].name,
@@ -88,15 +88,15 @@ def rail(trace: Trace) -> Rail:
         )
         for k, group in enumerate(groups)
     ]
-    return Rail(tuple(nodes), tuple(edges))
+    return NetworkDiagram(tuple(nodes), tuple(edges))
 
 
-def _belongs(layer: Layer, before: Layer) -> bool:
+def _is_elementwise(layer: Layer, before: Layer) -> bool:
     """Whether `layer` only changes the values of `before`, each at its own place."""
     return layer.multiply_adds == 0 and layer.shape == before.shape and layer.fields == before.fields
 
 
-def _lanes(inputs: Sequence[tuple[int, ...]]) -> tuple[list[int], list[Edge]]:
+def _assign_lanes(inputs: Sequence[tuple[int, ...]]) -> tuple[list[int], list[Edge]]:
     """The column of every node and of every line: the first reader of a node goes on in its column."""
     readers: dict[int, list[int]] = defaultdict(list)
     for node, some in enumerate(inputs):
@@ -112,14 +112,14 @@ def _lanes(inputs: Sequence[tuple[int, ...]]) -> tuple[list[int], list[Edge]]:
         if node >= 0:
             lanes.append(own)
         for number, reader in enumerate(readers[node]):
-            free = (lane for lane in range(LANES) if lane != own and lane not in taken.values())
-            taken[node, reader] = own if number == 0 else next(free, LANES - 1)
+            free = (lane for lane in range(MAX_LANES) if lane != own and lane not in taken.values())
+            taken[node, reader] = own if number == 0 else next(free, MAX_LANES - 1)
     return lanes, edges
 
 
-def drawing(rail: Rail) -> str:
+def render_connections(rail: NetworkDiagram) -> str:
     """The lines and dots as SVG; node k is in the middle of row k + 1, and the picture in row 0."""
-    height, width = ROW * (len(rail.nodes) + 1), LANE * rail.lanes + 4
+    height, width = ROW_HEIGHT * (len(rail.nodes) + 1), LANE_WIDTH * rail.lanes + 4
     lines = "".join(f'<path d="{_path(rail, edge)}"/>' for edge in rail.edges)
     dots = "".join(
         f'<circle cx="{_x(node.lane)}" cy="{_y(k)}" r="{4 if node.multiply_adds else 2.5}"/>'
@@ -132,41 +132,43 @@ def drawing(rail: Rail) -> str:
     )
 
 
-def _path(rail: Rail, edge: Edge) -> str:
+def _path(rail: NetworkDiagram, edge: Edge) -> str:
     start = rail.nodes[edge.start].lane if edge.start >= 0 else 0
     x, y, end_y = _x(start), _y(edge.start), _y(edge.end)
     parts = [f"M{x} {y}"]
-    for lane, to in ((edge.lane, y + ROW / 2), (rail.nodes[edge.end].lane, end_y)):
+    for lane, to in ((edge.lane, y + ROW_HEIGHT / 2), (rail.nodes[edge.end].lane, end_y)):
         if _x(lane) != x:
-            begin = to - ROW / 2
-            parts.append(f"V{begin:g}C{x} {begin + ROW / 4:g} {_x(lane)} {begin + ROW / 4:g} {_x(lane)} {to:g}")
+            begin = to - ROW_HEIGHT / 2
+            parts.append(
+                f"V{begin:g}C{x} {begin + ROW_HEIGHT / 4:g} {_x(lane)} {begin + ROW_HEIGHT / 4:g} {_x(lane)} {to:g}"
+            )
             x = _x(lane)
     parts.append(f"V{end_y}")
     return "".join(parts)
 
 
 def _x(lane: int) -> int:
-    return LANE * lane + 8
+    return LANE_WIDTH * lane + 8
 
 
 def _y(node: int) -> int:
-    return ROW * (node + 1) + ROW // 2
+    return ROW_HEIGHT * (node + 1) + ROW_HEIGHT // 2
 
 
-def navigation(rail: Rail, links: dict[int, str], size: tuple[int, int], example: str) -> str:
+def render_navigation(rail: NetworkDiagram, links: dict[int, str], size: tuple[int, int], example: str) -> str:
     """The rail as HTML: each node a link to its layer (`links`: node -> address), with what it sees of a picture.
 
     `size`: rows and columns of the picture; `example`: the address of one.
     """
     picture = f'<li class="node"><a href="#/"><span class="said"><b>picture</b><span class="quiet">{size[0]}×{size[1]}'
-    rows = [f"{picture}</span></span>{field(size, size, example)}</a></li>"]
+    rows = [f"{picture}</span></span>{render_receptive_field(size, size, example)}</a></li>"]
     for k, node in enumerate(rail.nodes):
-        shape = f'<span class="quiet">{shape_of(node)}</span>'
-        inside = f'<span class="said">{_name(node)}{shape}</span>{field(node.extent, size, example)}'
+        shape = f'<span class="quiet">{format_shape(node)}</span>'
+        inside = f'<span class="said">{_name(node)}{shape}</span>{render_receptive_field(node.extent, size, example)}'
         link = links.get(k)
         row = f'<a href="{escape(link)}">{inside}</a>' if link else f'<span class="passed">{inside}</span>'
         rows.append(f'<li class="node" data-node="{k}">{row}</li>')
-    return f'<div class="rail">{drawing(rail)}<ol>{"".join(rows)}</ol></div>'
+    return f'<div class="rail">{render_connections(rail)}<ol>{"".join(rows)}</ol></div>'
 
 
 def _name(node: Node) -> str:
@@ -174,13 +176,13 @@ def _name(node: Node) -> str:
     return f'<span class="name" title="{escape(node.name)}">{isolated(node.name)}</span>'
 
 
-def shape_of(node: Node) -> str:
+def format_shape(node: Node) -> str:
     """The node's output in words: "64 × 55×55"; channels, rows, columns."""
     channels, *places = node.shape
     return f"{channels:,} × {'×'.join(map(str, places))}" if places else f"{channels:,}"
 
 
-def field(extent: tuple[int, ...], size: tuple[int, int], example: str) -> str:
+def render_receptive_field(extent: tuple[int, ...], size: tuple[int, int], example: str) -> str:
     """What one position sees of a picture, as a square in the middle of the picture `example`, true to scale."""
     height, width = (min(one, whole) for one, whole in zip(extent, size, strict=True)) if extent else size
     x, y = (size[1] - width) / 2, (size[0] - height) / 2

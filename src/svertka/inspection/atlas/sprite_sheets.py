@@ -9,11 +9,11 @@ import numpy as np
 from svertka.data.dataset import Pixels
 from svertka.pages.inline_images import encoded, reduced
 
-SIDE = 48  # CSS pixels of a tile, about
-SMALL = 64  # pixels: pictures up to this side are enlarged by whole factors and keep every pixel
-CRISP = 24  # pixels: parts of larger pictures do so up to this side
-ROWS = 32  # units in a file
-SHEET = 640  # pixels: about the side of a file of whole pictures
+TILE_SIDE = 48  # CSS pixels of a tile, about
+MAX_CRISP_IMAGE = 64  # pixels: pictures up to this side are enlarged by whole factors and keep every pixel
+MAX_CRISP_PATCH = 24  # pixels: parts of larger pictures do so up to this side
+UNITS_PER_SHEET = 32  # units in a file
+IMAGE_SHEET_SIDE = 640  # pixels: about the side of a file of whole pictures
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class Tile:
         return asdict(self)
 
 
-def tile(extent: int, picture: int, *, side: int = SIDE) -> Tile:
+def choose_tile(extent: int, picture: int, *, side: int = TILE_SIDE) -> Tile:
     """That of a layer which sees `extent` pixels of pictures with `picture` a side; photographs are kept at `side`."""
     window = min(extent, picture)
-    if picture > SMALL and window > CRISP:
-        return Tile(window, min(window, side), SIDE, crisp=False)
-    return Tile(window, window, window * max(1, round(SIDE / window)), crisp=True)
+    if picture > MAX_CRISP_IMAGE and window > MAX_CRISP_PATCH:
+        return Tile(window, min(window, side), TILE_SIDE, crisp=False)
+    return Tile(window, window, window * max(1, round(TILE_SIDE / window)), crisp=True)
 
 
-def placed(part: Pixels, box: Sequence[int], tile: Tile) -> Pixels:
+def place_in_tile(part: Pixels, box: Sequence[int], tile: Tile) -> Pixels:
     """`part` (h, w, 1 | 3) of a picture in a tile, (kept, kept, 4) uint8; clear where it ends at the picture's border.
 
     `box`: where it was, top, left, bottom, right, the last two excluded; at most as large as the tile's window.
@@ -62,12 +62,12 @@ def placed(part: Pixels, box: Sequence[int], tile: Tile) -> Pixels:
     return reduced(window, tile.kept)
 
 
-def in_rgb(pictures: Pixels) -> Pixels:
+def to_rgb(pictures: Pixels) -> Pixels:
     """`pictures` (…, 1 | 3) with three channels: what is grey has all of them alike."""
     return np.repeat(pictures, 3, axis=-1) if pictures.shape[-1] == 1 else pictures
 
 
-def sheet(tiles: Sequence[Pixels], columns: int) -> Pixels:
+def assemble_sheet(tiles: Sequence[Pixels], columns: int) -> Pixels:
     """`tiles` (h, w, C) row by row, without gaps, in one picture; clear or black where there is none."""
     height, width, channels = tiles[0].shape
     rows = -(-len(tiles) // columns)
@@ -76,14 +76,14 @@ def sheet(tiles: Sequence[Pixels], columns: int) -> Pixels:
     return whole.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
 
 
-def written(tiles: Sequence[Pixels], columns: int, *, crisp: bool, quality: int) -> bytes:
+def encode_sheet(tiles: Sequence[Pixels], columns: int, *, crisp: bool, quality: int) -> bytes:
     """`sheet` as a WebP file: every pixel where `crisp`, else as a photograph of `quality`; with alpha where needed."""
-    whole = sheet(tiles, columns)
+    whole = assemble_sheet(tiles, columns)
     if whole.shape[2] == 4 and whole[..., 3].min() == 255:
         whole = whole[..., :3]
     return encoded(whole, exact=crisp, quality=quality)
 
 
-def columns_of(picture: int) -> int:
+def images_per_row(picture: int) -> int:
     """Whole pictures in a row, and rows, of a file of them; `picture`: pixels a side."""
-    return max(1, SHEET // picture)
+    return max(1, IMAGE_SHEET_SIDE // picture)

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from svertka.graph.summary import Layer
-from svertka.inspection.activations import convolutions, find, layers, rectified, watching
-from svertka.inspection.forward_pass import network_input, plain_module, run
+from svertka.inspection.activations import convolution_names, find_layer, follow_to_relu, hook_layers, list_layers
+from svertka.inspection.forward_pass import prepare_input, run_network, unwrap_compiled
 
-STRONGEST = 6  # units told for a layer
-LIMIT = 1 << 26  # bytes of a file of an atlas that is read
+UNITS_PER_LAYER = 6  # units told for a layer
+MAX_FILE_SIZE = 1 << 26  # bytes of a file of an atlas that is read
 
-Best = Mapping[str, npt.NDArray[np.float64]]
+LargestActivations = Mapping[str, npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
-class Fired:
+class UnitActivation:
     """A `unit` of `layer`: its largest `value` in a picture, and the `box` that it sees there.
 
     `share`: of the largest value that the atlas knows of it; None without an atlas. `box`: top, left, bottom, right,
@@ -37,7 +37,7 @@ class Fired:
 
 
 @torch.inference_mode()
-def fired(network: nn.Module, image: Tensor, best: Best) -> list[Fired]:
+def find_top_units(network: nn.Module, image: Tensor, best: LargestActivations) -> list[UnitActivation]:
     """For each convolution the units that `image` (C, H, W) excites most, in the order of the layers.
 
     `best`: of layers' units the largest values known, as `remembered` gives them; there only these layers are told, and
@@ -46,29 +46,33 @@ def fired(network: nn.Module, image: Tensor, best: Best) -> list[Fired]:
     Raises:
         UsageError: the network cannot be traced.
     """
-    network = plain_module(network)
-    known = layers(network, (1, *image.shape))
-    names = [name for name in convolutions(known) if not best or name in best]
+    network = unwrap_compiled(network)
+    known = list_layers(network, (1, *image.shape))
+    names = [name for name in convolution_names(known) if not best or name in best]
     seen: dict[str, Tensor] = {}
-    see = {rectified(known, name).name: _keep(seen, rectified(known, name).name) for name in names}
-    with watching(network, known, see):
-        run(network, network_input(network, image).clone())
-    return [one for name in names for one in _strongest(find(known, name), seen[rectified(known, name).name], best)]
+    see = {follow_to_relu(known, name).name: _hook(seen, follow_to_relu(known, name).name) for name in names}
+    with hook_layers(network, known, see):
+        run_network(network, prepare_input(network, image).clone())
+    return [
+        one
+        for name in names
+        for one in _strongest(find_layer(known, name), seen[follow_to_relu(known, name).name], best)
+    ]
 
 
-def _keep(seen: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:
+def _hook(seen: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:
     return lambda output: seen.update({name: output[0].double().cpu().clone()})
 
 
-def _strongest(layer: Layer, maps: Tensor, best: Best) -> list[Fired]:
+def _strongest(layer: Layer, maps: Tensor, best: LargestActivations) -> list[UnitActivation]:
     values, places = (part.numpy() for part in maps.flatten(1).max(1))
     known = best.get(layer.name)
     count = len(values) if known is None else min(len(values), len(known))
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = None if known is None else np.nan_to_num(values[:count] / known[:count], posinf=0.0)
-    order = np.argsort(-(values if shares is None else shares), kind="stable")[:STRONGEST]
+    order = np.argsort(-(values if shares is None else shares), kind="stable")[:UNITS_PER_LAYER]
     return [
-        Fired(
+        UnitActivation(
             layer=layer.name,
             unit=int(unit),
             value=float(values[unit]),
@@ -89,7 +93,7 @@ def _box(layer: Layer, row: int, column: int) -> tuple[int, int, int, int]:
     return top, left, bottom, right
 
 
-def remembered(atlas: Path) -> dict[str, npt.NDArray[np.float64]]:
+def read_largest_activations(atlas: Path) -> dict[str, npt.NDArray[np.float64]]:
     """The largest value of each unit of each layer, (units,), that an atlas on disk tells; empty where it is none.
 
     A value of 0 is that of a dead unit.
@@ -106,7 +110,7 @@ def remembered(atlas: Path) -> dict[str, npt.NDArray[np.float64]]:
 
 
 def _between(path: Path, before: str, behind: str) -> str:
-    if path.stat().st_size > LIMIT:
+    if path.stat().st_size > MAX_FILE_SIZE:
         raise ValueError(f"{path} is too large")
     found = re.search(f"{re.escape(before)}(.*?){re.escape(behind)}", path.read_text(encoding="utf-8"), re.DOTALL)
     if found is None:

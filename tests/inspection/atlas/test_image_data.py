@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from svertka.inspection.atlas import image_pages
-from svertka.inspection.atlas.image_pages import choose, spread
+from svertka.inspection.atlas import image_data
+from svertka.inspection.atlas.image_data import occlusion_per_pixel, select_images
 
 
 @dataclass
@@ -17,10 +17,10 @@ class Found:
 
 
 def test_those_that_excite_a_unit_are_held_and_all_classes_get_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_pages, "FEATURED", 4)
+    monkeypatch.setattr(image_data, "FEATURED", 4)
     labels = np.array([0, 0, 0, 0, 0, 1, 0, 2, 0, 1])
     some = [Found(np.array([[1, 2, 3], [4, -1, -1]])), Found(np.array([[5, 7], [9, 3]]))]
-    chosen = choose(some, labels)  # type: ignore[arg-type]
+    chosen = select_images(some, labels)  # type: ignore[arg-type]
     assert chosen.shown.tolist() == [1, 2, 3, 4, 5, 7, 9]
     assert chosen.slots.tolist() == [-1, 0, 1, 2, 3, 4, -1, 5, -1, 6]
     assert [labels[chosen.shown[slot]] for slot in chosen.featured] == [0, 0, 1, 2]
@@ -29,6 +29,8 @@ def test_those_that_excite_a_unit_are_held_and_all_classes_get_maps(monkeypatch:
 def test_where_squares_cover_a_pixel_their_mean_is_told() -> None:
     values = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     expected = torch.tensor([[1, 1.5, 2], [2, 2.5, 3], [3, 3.5, 4]])
-    assert torch.equal(spread(values, side=2, stride=1, size=3), expected)
+    assert torch.equal(occlusion_per_pixel(values, side=2, stride=1, size=3), expected)
     # The last square may reach beyond the border.
-    assert torch.equal(spread(values, side=2, stride=2, size=3), torch.tensor([[1.0, 1, 2], [1, 1, 2], [3, 3, 4]]))
+    assert torch.equal(
+        occlusion_per_pixel(values, side=2, stride=2, size=3), torch.tensor([[1.0, 1, 2], [1, 1, 2], [3, 3, 4]])
+    )

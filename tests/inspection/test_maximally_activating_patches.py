@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from svertka.data.loader import Batches
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import DataError, UsageError
-from svertka.inspection import layers, outputs, top_patches
+from svertka.inspection import layer_outputs, list_layers, top_patches
 from svertka.models.registry import MODELS, find_model
 
 # fmt: off
@@ -46,7 +46,7 @@ def test_the_strongest_are_those_of_a_search_by_brute_force(name: str, quiet: No
     assert len(found) == {"lenet5": 3, "squeezenet1_1": 26, "resnet18": 20}[name]
     seen = list({patches.seen_in for patches in found.values()})
     with torch.no_grad():
-        outputs_of = [outputs(network, some, seen) for some, _ in batches]
+        outputs_of = [layer_outputs(network, some, seen) for some, _ in batches]
     labels = torch.cat([labels for _, labels in batches]).numpy()
     for layer, patches in found.items():
         maps = torch.cat([output[patches.seen_in] for output in outputs_of]).numpy()
@@ -87,7 +87,7 @@ def test_pixels_outside_the_crop_do_not_count(
                 picture, (top, left, bottom, right) = patches.pictures[unit, rank], patches.boxes[unit, rank]
                 changed[picture, :, top:bottom, left:right] = pictures[picture, :, top:bottom, left:right]
             with torch.no_grad():
-                output = outputs(network, changed, [patches.seen_in])[patches.seen_in]
+                output = layer_outputs(network, changed, [patches.seen_in])[patches.seen_in]
             for rank in ranks:
                 row, column = patches.places[unit, rank]
                 value = output[patches.pictures[unit, rank], unit, row, column]
@@ -109,7 +109,7 @@ def test_every_pixel_inside_the_crop_counts(
         units = [(layer, unit) for layer, patches in found.items() for unit in np.flatnonzero(~patches.dead)]
         for layer, unit in random.sample(units, min(large_count(3, 68), len(units))):
             patches = found[layer]
-            output = outputs(network, picture, [patches.seen_in])[patches.seen_in]
+            output = layer_outputs(network, picture, [patches.seen_in])[patches.seen_in]
             row, column = patches.places[unit, 0]
             (gradient,) = torch.autograd.grad(output[0, unit, row, column], picture)
             inside = np.zeros(picture.shape[2:], bool)
@@ -172,7 +172,7 @@ def test_the_crop_is_clipped_at_the_border_and_elsewhere_the_papers() -> None:
         (torch.rand(2, 1, 32, 32), {"count": 0}, UsageError, "count=0 must be 1 to 10000"),
         (torch.rand(2, 1, 32, 32), {"count": 10**12}, UsageError, "count=1000000000000 must be 1 to 10000"),
         (torch.rand(2, 3, 32, 32), {}, UsageError, "LeNet5 cannot be traced with an input of 2×3×32×32; c1 says"),
-        (torch.rand(2, 32, 32), {}, UsageError, "pictures of 2×32×32; it needs four axes"),
+        (torch.rand(2, 32, 32), {}, UsageError, "images of shape 2×32×32; four axes are required"),
         (torch.rand(0, 1, 32, 32), {}, DataError, "there are no pictures"),
         ([], {}, DataError, "there are no pictures"),
         ([torch.rand(2, 1, 32, 32), torch.rand(2, 1, 36, 36)], {}, DataError, "pictures of 1×32×32 and 1×36×36; give"),
@@ -190,4 +190,4 @@ def test_a_network_without_maps_is_refused() -> None:
 
 
 def test_names_of_lenet_are_those_of_its_paper() -> None:
-    assert {"c1", "c3", "c5"} <= {layer.name for layer in layers(find_model("lenet5").build(), (1, 1, 32, 32))}
+    assert {"c1", "c3", "c5"} <= {layer.name for layer in list_layers(find_model("lenet5").build(), (1, 1, 32, 32))}

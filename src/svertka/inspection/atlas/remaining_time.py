@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from svertka.graph.summary import Trace
-from svertka.inspection.atlas.image_pages import Portraits, maps_runs
-from svertka.inspection.atlas.layer_page import Room
-from svertka.inspection.atlas.resumable import Parts
+from svertka.inspection.atlas.image_data import AtlasImages, num_overlay_passes
+from svertka.inspection.atlas.layer_data import AtlasLayer
+from svertka.inspection.atlas.resumable_folder import ResumableFolder
 from svertka.progress import Progress
 
 DRAWING = 1.5e-3  # seconds to cut, scale and compress a patch and its projection
@@ -13,11 +13,11 @@ BACK = 1.6  # times what the pass took for a picture, of a projection through th
 AROUND = 1.4  # times the side of what a unit sees is that of the window which has to be computed for it
 
 
-class Schedule:
+class RemainingTime:
     """The seconds that each part of an atlas is expected to take."""
 
     def __init__(
-        self, trace: Trace, rooms: Sequence[Room], portraits: Portraits, per_picture: float, size: int
+        self, trace: Trace, rooms: Sequence[AtlasLayer], portraits: AtlasImages, per_picture: float, size: int
     ) -> None:
         self._units: dict[str, float] = {}
         total, before = max(1, trace.multiply_adds), 0
@@ -31,17 +31,17 @@ class Schedule:
             self._units[room.data] = room.found.pictures.shape[1] * each
         self._rooms = rooms
         self._pictures = per_picture + DRAWING
-        self._maps = maps_runs(size) * per_picture
+        self._maps = num_overlay_passes(size) * per_picture
         self._portraits = portraits
         self._done = 0.0
 
-    def left(self, parts: Parts) -> float:
+    def left(self, parts: ResumableFolder) -> float:
         """Seconds that what is missing in `parts` is expected to take."""
         rooms = sum(self._units[room.data] * room.units for room in self._rooms if room.script not in parts)
         self._left = rooms + self._pictures * len(self._portraits.shown) + self._maps * len(self._portraits.featured)
         return self._left
 
-    def units(self, shown: Progress, room: Room) -> Callable[[int], None]:
+    def units(self, shown: Progress, room: AtlasLayer) -> Callable[[int], None]:
         """What tells `shown`, which counts to 100, that some units of `room` are done."""
         return lambda count: self._advance(shown, count * self._units[room.data], room.layer.name)
 

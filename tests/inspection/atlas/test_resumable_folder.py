@@ -8,48 +8,48 @@ from pathlib import Path
 import pytest
 
 from svertka.errors import StorageError, UsageError
-from svertka.inspection.atlas.resumable import Parts
+from svertka.inspection.atlas.resumable_folder import ResumableFolder
 
 
 def test_what_was_made_is_there_the_next_time(tmp_path: Path) -> None:
-    first = Parts(tmp_path / "atlas", "a")
+    first = ResumableFolder(tmp_path / "atlas", "a")
     first.put("data/x.js", b"1")
-    second = Parts(tmp_path / "atlas", "a")
+    second = ResumableFolder(tmp_path / "atlas", "a")
     assert "data/x.js" in second
     assert "data/y.js" not in second
     assert second.summary is None
     second.put("rest", b"12345")
     second.finish({"units": 3}, "rest")
-    assert Parts(tmp_path / "atlas", "a").summary == {"units": 3}
+    assert ResumableFolder(tmp_path / "atlas", "a").summary == {"units": 3}
     assert not (tmp_path / "atlas" / "rest").exists()
 
 
 def test_of_something_else_it_is_refused_and_left_alone(tmp_path: Path) -> None:
-    Parts(tmp_path / "atlas", "a").put("x", b"1")
+    ResumableFolder(tmp_path / "atlas", "a").put("x", b"1")
     with pytest.raises(UsageError, match="is an atlas of other weights, pictures or options; remove it or choose"):
-        Parts(tmp_path / "atlas", "b")
+        ResumableFolder(tmp_path / "atlas", "b")
     assert (tmp_path / "atlas" / "x").read_bytes() == b"1"
 
 
 def test_a_folder_with_other_things_is_refused_and_an_empty_one_is_not(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    Parts(tmp_path / "empty", "a")
+    ResumableFolder(tmp_path / "empty", "a")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(UsageError, match="mine exists and is not an atlas; choose another --output"):
-        Parts(tmp_path / "mine", "a")
+        ResumableFolder(tmp_path / "mine", "a")
     with pytest.raises(UsageError, match="letter.txt exists and is not an atlas"):
-        Parts(tmp_path / "mine" / "letter.txt", "a")
+        ResumableFolder(tmp_path / "mine" / "letter.txt", "a")
     for damaged in ("", "[]", "{}", '{"identity": 7}'):
         (tmp_path / "mine" / "atlas.json").write_text(damaged)
         with pytest.raises(UsageError, match="is not an atlas"):
-            Parts(tmp_path / "mine", "a")
+            ResumableFolder(tmp_path / "mine", "a")
 
 
 def test_a_full_disk_leaves_what_was_there(
     tmp_path: Path, small_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
-    parts = Parts(tmp_path / "atlas", "a")
+    parts = ResumableFolder(tmp_path / "atlas", "a")
     parts.put("x", b"old")
     with small_disk(1000), pytest.raises(StorageError, match="cannot write .*free space or choose another folder"):
         parts.put("x", bytes(2000))
@@ -59,7 +59,7 @@ def test_a_full_disk_leaves_what_was_there(
 
 def test_data_come_back_from_the_script_whatever_they_say(tmp_path: Path) -> None:
     value = {"name": "</script><img src=x> \u2028 👩‍🔬 \ud800 \\ \"'", "numbers": [1, 2.5, None]}
-    Parts(tmp_path, "a").put_script("data/x.js", "x-1", value)
+    ResumableFolder(tmp_path, "a").put_script("data/x.js", "x-1", value)
     text = (tmp_path / "data" / "x.js").read_text(encoding="ascii")
     assert text.startswith('(self.atlasData??={})["x-1"]=')
     assert json.loads(text.split("=", 2)[2].rstrip(";\n")) == value

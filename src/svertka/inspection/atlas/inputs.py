@@ -21,11 +21,11 @@ from svertka.evaluation.evaluated_images import EvaluationScope
 from svertka.evaluation.held_out import select_images
 from svertka.run import Run, training_boxes, training_columns
 
-AT_ONCE = 32  # pictures a batch; more would set the peak of memory
+BATCH_SIZE = 32  # pictures a batch; more would set the peak of memory
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class AtlasInputs:
     """A classifier and pictures for it.
 
     `trained_on`: the source of its run; None for a network of the zoo. `dataset`: the pictures looked at alone, in the
@@ -69,7 +69,7 @@ class Subject:
             labels,
             chosen,
             self.classifier.preprocess,
-            batch_size=AT_ONCE,
+            batch_size=BATCH_SIZE,
             device=self.device,
             memory_format=torch.channels_last,
             prefetch=True,
@@ -101,7 +101,7 @@ class Subject:
         return sum_.hexdigest()
 
 
-def open_subject(
+def open_inputs(
     run: str | PathLike[str],
     source: str | PathLike[str] | None,
     *,
@@ -111,7 +111,7 @@ def open_subject(
     threads: int,
     cache_limit: int | None,
     max_pixels: int | None = None,
-) -> Subject:
+) -> AtlasInputs:
     """The classifier of `run` with the test pictures it was trained beside, or with those of `source`.
 
     `pictures`: how many at most, drawn at random but always the same ones. `include_training`: as for `select`.
@@ -124,8 +124,8 @@ def open_subject(
     if pictures is not None and pictures < 1:
         raise UsageError(f"pictures={pictures} must be at least 1")
     classifier = Classifier.load(run, place)
-    trained_on = _source_of(run)
-    dataset = _opened(run, source, trained_on).decoded_as(Decoding.up_to(max_pixels))
+    trained_on = _training_source(run)
+    dataset = _open_dataset(run, source, trained_on).decoded_as(Decoding.up_to(max_pixels))
     names = tuple(name_of(name) for name in dataset.names)
     dataset = Dataset(dataset.source, names, dataset.pictures, dataset.labels, dataset.parts)
     chosen = select_images(
@@ -142,34 +142,34 @@ def open_subject(
         kept = np.sort(np.random.default_rng(0).permutation(kept)[:pictures])
     indices = chosen.indices[kept]
     digests = [chosen.digests[i] for i in kept]
-    return Subject(classifier, trained_on, dataset.take(indices), chosen.rows, indices, digests, chosen.scope)
+    return AtlasInputs(classifier, trained_on, dataset.take(indices), chosen.rows, indices, digests, chosen.scope)
 
 
-def _source_of(run: str | PathLike[str]) -> str | None:
+def _training_source(run: str | PathLike[str]) -> str | None:
     try:
         return str(Run(run).settings()["source"])
     except (RunError, KeyError):  # of the zoo, or a classifier saved by itself
         return None
 
 
-def _look_at(run: str | PathLike[str]) -> str:
+def _suggested_command(run: str | PathLike[str]) -> str:
     """The command line that looks at `run` with images that are still to be named."""
     return f"{command('look', Path(run))} SOURCE"
 
 
-def _labelled(run: str | PathLike[str], source: str) -> Dataset:
+def _open_labelled(run: str | PathLike[str], source: str) -> Dataset:
     """The images of `source`, labelled as for the training of `run`."""
     return open_source(source, to_train=False, columns=training_columns(run, source), boxes=training_boxes(run, source))
 
 
-def _opened(run: str | PathLike[str], source: str | PathLike[str] | None, trained_on: str | None) -> Dataset:
+def _open_dataset(run: str | PathLike[str], source: str | PathLike[str] | None, trained_on: str | None) -> Dataset:
     if source is not None:
-        return _labelled(run, fspath(source))
+        return _open_labelled(run, fspath(source))
     if trained_on is None:
-        raise UsageError(f"say which pictures to look at: {_look_at(run)}")
+        raise UsageError(f"say which pictures to look at: {_suggested_command(run)}")
     try:
-        return _labelled(run, trained_on)
+        return _open_labelled(run, trained_on)
     except (UsageError, DataError, FetchError) as error:
         raise DataError(
-            f"the pictures that {fspath(run)} was trained on are gone ({error}); give others: {_look_at(run)}"
+            f"the pictures that {fspath(run)} was trained on are gone ({error}); give others: {_suggested_command(run)}"
         ) from error

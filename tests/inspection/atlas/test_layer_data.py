@@ -12,33 +12,40 @@ from hypothesis import strategies as st
 
 from svertka.graph.summary import trace
 from svertka.inspection import top_patches
-from svertka.inspection.atlas.layer_page import Room, _favourites, _tiles, chain, data, first_units
-from svertka.inspection.atlas.subject import Subject, open_subject
-from svertka.inspection.deconvnet import Deconvnet, as_pictures, project
-from svertka.inspection.unit_patches import LayerPatches
+from svertka.inspection.atlas.inputs import AtlasInputs, open_inputs
+from svertka.inspection.atlas.layer_data import (
+    AtlasLayer,
+    _draw_tiles,
+    _preferred_classes,
+    order_by_similarity,
+    take_first_units,
+    units_to_json,
+)
+from svertka.inspection.deconvnet import Deconvnet, project, to_images
+from svertka.inspection.maximally_activating_patches import LayerPatches
 
 LAYER = "features.3.expand3x3"
 
 
 @pytest.fixture(scope="module")
-def subject(squeezed: Path, photographs: Path) -> Subject:
+def subject(squeezed: Path, photographs: Path) -> AtlasInputs:
     place = torch.device("cpu")
-    return open_subject(squeezed, photographs, pictures=None, place=place, threads=1, cache_limit=None)
+    return open_inputs(squeezed, photographs, pictures=None, place=place, threads=1, cache_limit=None)
 
 
 @pytest.fixture(scope="module")
-def room(subject: Subject) -> Room:
+def room(subject: AtlasInputs) -> AtlasLayer:
     network = subject.classifier.network
     images = subject.images(np.arange(len(subject)))
     labels = torch.from_numpy(subject.dataset.labels)
     found = top_patches(network, [(images, labels)], LAYER)[LAYER]
     layer = next(one for one in trace(network, subject.shape).layers if one.name == LAYER)
-    return Room(number=3, layer=layer, found=found, filters=None, picture=subject.size)
+    return AtlasLayer(number=3, layer=layer, found=found, filters=None, picture=subject.size)
 
 
-def test_tiles_are_the_parts_that_are_seen_and_their_projections(subject: Subject, room: Room) -> None:
+def test_tiles_are_the_parts_that_are_seen_and_their_projections(subject: AtlasInputs, room: AtlasLayer) -> None:
     network = subject.classifier.network
-    patches, projections = _tiles(room, subject, Deconvnet(network, subject.shape), range(40, 44))
+    patches, projections = _draw_tiles(room, subject, Deconvnet(network, subject.shape), range(40, 44))
     side = room.tile.window
     assert (side, room.tile.crisp) == (15, True)
     compared = 0
@@ -55,15 +62,15 @@ def test_tiles_are_the_parts_that_are_seen_and_their_projections(subject: Subjec
             inside = np.s_[y : y + bottom - top, x : x + right - left]
             tile = (unit - 40) * 9 + place
             assert np.array_equal(patches[tile][..., :3][inside], subject.pictures(one)[0, top:bottom, left:right])
-            expected = as_pictures(whole[..., top:bottom, left:right])[0].astype(int)
+            expected = to_images(whole[..., top:bottom, left:right])[0].astype(int)
             assert np.abs(projections[tile][..., :3][inside] - expected).max() <= 1  # rounded after other windows
             assert patches[tile][..., 3].sum() == 255 * (bottom - top) * (right - left)
     assert compared > 9
 
 
-def test_what_is_told_are_numbers_that_json_has(room: Room) -> None:
+def test_what_is_told_are_numbers_that_json_has(room: AtlasLayer) -> None:
     slots = np.arange(24) + 100
-    told = data(room, slots)
+    told = units_to_json(room, slots)
     assert json.loads(json.dumps(told, allow_nan=False)) is not None
     assert len(told["values"]) == len(told["similar"]) == room.units == 64  # type: ignore[arg-type]
     shown = np.array(told["pictures"])
@@ -71,10 +78,10 @@ def test_what_is_told_are_numbers_that_json_has(room: Room) -> None:
     assert shown.max() <= 123
 
 
-def test_the_first_units_alone(room: Room) -> None:
-    few = first_units(room.found, 5)
+def test_the_first_units_alone(room: AtlasLayer) -> None:
+    few = take_first_units(room.found, 5)
     assert len(few.values) == len(few.similar) == len(few.active) == 5
-    assert first_units(room.found, None) is first_units(room.found, 99) is room.found
+    assert take_first_units(room.found, None) is take_first_units(room.found, 99) is room.found
 
 
 def patches(similar: list[list[int]], classes: list[list[float]] | None, base: list[float] | None) -> LayerPatches:
@@ -92,8 +99,8 @@ def patches(similar: list[list[int]], classes: list[list[float]] | None, base: l
 
 def test_preferred_is_what_excites_it_beyond_its_share() -> None:
     found = patches([[-1]] * 3, [[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.6, 0.4, 0.0]], [0.6, 0.3, 0.1])
-    assert _favourites(found) == [[(2, 0.2)], [(2, 0.8)], [(1, 0.4)]]
-    assert _favourites(patches([[-1]], None, None)) == [[]]
+    assert _preferred_classes(found) == [[(2, 0.2)], [(2, 0.8)], [(1, 0.4)]]
+    assert _preferred_classes(patches([[-1]], None, None)) == [[]]
 
 
 @given(st.data())
@@ -101,7 +108,7 @@ def test_a_chain_has_every_unit_once_and_follows_the_nearest(data: st.DataObject
     units = data.draw(st.integers(1, 8))
     row = st.lists(st.integers(-1, units - 1), min_size=3, max_size=3)
     similar = data.draw(st.lists(row, min_size=units, max_size=units))
-    order = chain(patches(similar, None, None))
+    order = order_by_similarity(patches(similar, None, None))
     assert sorted(order) == list(range(units))
     for one, after in pairwise(order):
         before = order[: order.index(one) + 1]

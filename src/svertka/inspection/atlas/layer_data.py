@@ -9,24 +9,31 @@ import torch.nn.functional as F
 
 from svertka.data.dataset import Ints, Pixels
 from svertka.graph.summary import Layer
-from svertka.inspection.atlas.resumable import Parts
-from svertka.inspection.atlas.sprite_sheets import ROWS, Tile, in_rgb, placed, tile, written
-from svertka.inspection.atlas.subject import Subject
-from svertka.inspection.deconvnet import Deconvnet, Projection, as_pictures
-from svertka.inspection.first_layer_filters import Filters
-from svertka.inspection.unit_patches import LayerPatches
+from svertka.inspection.atlas.inputs import AtlasInputs
+from svertka.inspection.atlas.resumable_folder import ResumableFolder
+from svertka.inspection.atlas.sprite_sheets import (
+    UNITS_PER_SHEET,
+    Tile,
+    choose_tile,
+    encode_sheet,
+    place_in_tile,
+    to_rgb,
+)
+from svertka.inspection.deconvnet import Deconvnet, Projection, to_images
+from svertka.inspection.first_layer_filters import FirstLayerFilters
+from svertka.inspection.maximally_activating_patches import LayerPatches
 from svertka.pages.inline_images import DENSITY, encoded, enlarged, mosaic
 
 PATCH_QUALITY = 55
 PROJECTION_SIDE = 56  # pixels in the file: half of what the page of a unit shows, and more than the wall does
 PROJECTION_QUALITY = 35
-CLASSES = 6  # told for each unit
-STRIP = 12  # units that stand for a layer beside others
+CLASSES_PER_UNIT = 6  # told for each unit
+STRIP_PATCHES = 12  # units that stand for a layer beside others
 STRIP_SIDE = 64  # CSS pixels of each
 
 
 @dataclass(frozen=True, eq=False)
-class Room:
+class AtlasLayer:
     """A layer to be shown: `number` of the atlas's layers, the `layer` as traced, and the `found` patches of its units.
 
     `filters`: those of the first layer, if it is that.
@@ -35,7 +42,7 @@ class Room:
     number: int
     layer: Layer
     found: LayerPatches
-    filters: Filters | None
+    filters: FirstLayerFilters | None
     picture: int
 
     @property
@@ -67,15 +74,15 @@ class Room:
     @cached_property
     def tile(self) -> Tile:
         """Of its patches."""
-        return tile(max(self.extent), self.picture)
+        return choose_tile(max(self.extent), self.picture)
 
     @cached_property
     def projection_tile(self) -> Tile:
         """Of its projections."""
-        return tile(max(self.extent), self.picture, side=PROJECTION_SIDE)
+        return choose_tile(max(self.extent), self.picture, side=PROJECTION_SIDE)
 
 
-def first_units(found: LayerPatches, units: int | None) -> LayerPatches:
+def take_first_units(found: LayerPatches, units: int | None) -> LayerPatches:
     """`found` of the first `units` units only."""
     if units is None or units >= len(found.values):
         return found
@@ -84,8 +91,13 @@ def first_units(found: LayerPatches, units: int | None) -> LayerPatches:
     return replace(found, **cut_)
 
 
-def hang(
-    room: Room, subject: Subject, back: Deconvnet, parts: Parts, slots: Ints, advance: Callable[[int], None]
+def write_layer_data(
+    room: AtlasLayer,
+    subject: AtlasInputs,
+    back: Deconvnet,
+    parts: ResumableFolder,
+    slots: Ints,
+    advance: Callable[[int], None],
 ) -> None:
     """Make the files of `room` that are missing; its data come last and say that it is done.
 
@@ -95,25 +107,27 @@ def hang(
         StorageError: the disk is full or the folder cannot be written.
     """
     if room.filters is not None:
-        tiles = list(in_rgb(room.filters.pictures()[: room.units]))
-        parts.put(f"{room.folder}/filters.webp", written(tiles, 1, crisp=True, quality=100))
-    for number, units in enumerate(_sheets(room)):
+        tiles = list(to_rgb(room.filters.pictures()[: room.units]))
+        parts.put(f"{room.folder}/filters.webp", encode_sheet(tiles, 1, crisp=True, quality=100))
+    for number, units in enumerate(_sheet_ranges(room)):
         names = [f"{room.folder}/{kind}-{number}.webp" for kind in ("patches", "projections")]
         if not all(name in parts for name in names):
-            patches, projections = _tiles(room, subject, back, units)
-            parts.put(names[0], written(patches, 9, crisp=room.tile.crisp, quality=PATCH_QUALITY))
-            parts.put(names[1], written(projections, 9, crisp=room.tile.crisp, quality=PROJECTION_QUALITY))
+            patches, projections = _draw_tiles(room, subject, back, units)
+            parts.put(names[0], encode_sheet(patches, 9, crisp=room.tile.crisp, quality=PATCH_QUALITY))
+            parts.put(names[1], encode_sheet(projections, 9, crisp=room.tile.crisp, quality=PROJECTION_QUALITY))
         advance(len(units))
-    parts.put(f"{room.folder}/strip.webp", _strip(room, subject))
-    parts.put_script(room.script, room.data, data(room, slots))
+    parts.put(f"{room.folder}/strip.webp", _encode_strip(room, subject))
+    parts.put_script(room.script, room.data, units_to_json(room, slots))
 
 
-def _sheets(room: Room) -> Iterator[range]:
-    for first in range(0, room.units, ROWS):
-        yield range(first, min(first + ROWS, room.units))
+def _sheet_ranges(room: AtlasLayer) -> Iterator[range]:
+    for first in range(0, room.units, UNITS_PER_SHEET):
+        yield range(first, min(first + UNITS_PER_SHEET, room.units))
 
 
-def _tiles(room: Room, subject: Subject, back: Deconvnet, units: range) -> tuple[list[Pixels], list[Pixels]]:
+def _draw_tiles(
+    room: AtlasLayer, subject: AtlasInputs, back: Deconvnet, units: range
+) -> tuple[list[Pixels], list[Pixels]]:
     """Patches and projections of `units`, nine each, clear where there are fewer."""
     found = room.found
     pictures = found.pictures[units.start : units.stop].reshape(-1)
@@ -130,17 +144,17 @@ def _tiles(room: Room, subject: Subject, back: Deconvnet, units: range) -> tuple
     tiles = room.projection_tile
     drawn = back.project(subject.images(which), found.layer, numbers, places, slots)
     for place, slot, box, projection in zip(there, slots, boxes, drawn, strict=True):
-        patches[place] = placed(_part(seen[slot], box), box, room.tile)
-        projections[place] = placed(_drawn(projection, box, tiles), box, tiles.reduced)
+        patches[place] = place_in_tile(_crop(seen[slot], box), box, room.tile)
+        projections[place] = place_in_tile(_draw_projection(projection, box, tiles), box, tiles.reduced)
     return patches, projections
 
 
-def _part(picture: Pixels, box: Ints) -> Pixels:
+def _crop(picture: Pixels, box: Ints) -> Pixels:
     top, left, bottom, right = box
     return picture[top:bottom, left:right]
 
 
-def _drawn(projection: Projection, box: Ints, tile: Tile) -> Pixels:
+def _draw_projection(projection: Projection, box: Ints, tile: Tile) -> Pixels:
     """What of `projection` lies in `box`, as a picture at the scale of `tile`; beyond its pixels it is 0."""
     top, left, bottom, right = (int(edge) for edge in box)
     pixels, above, before = projection
@@ -153,48 +167,56 @@ def _drawn(projection: Projection, box: Ints, tile: Tile) -> Pixels:
     if tile.kept < tile.window:  # before it is drawn, since opposite signs side by side become a weak grey
         size = [max(1, round(length * tile.kept / tile.window)) for length in inside.shape[2:]]
         inside = F.interpolate(inside, size, mode="bilinear", antialias=True)
-    picture: Pixels = as_pictures(inside)[0]
+    picture: Pixels = to_images(inside)[0]
     return picture
 
 
-def _strip(room: Room, subject: Subject) -> bytes:
+def _encode_strip(room: AtlasLayer, subject: AtlasInputs) -> bytes:
     """The strongest patch of some units, evenly spread over those that are alive, in a row."""
     alive = np.flatnonzero(~room.found.dead)
-    few = alive[np.linspace(0, len(alive) - 1, min(STRIP, len(alive))).round().astype(int)] if len(alive) else alive
+    few = (
+        alive[np.linspace(0, len(alive) - 1, min(STRIP_PATCHES, len(alive))).round().astype(int)]
+        if len(alive)
+        else alive
+    )
     if not len(few):
         return encoded(np.zeros((1, 1, 4), np.uint8), exact=True)
-    large = tile(max(room.extent), room.picture, side=DENSITY * STRIP_SIDE)
+    large = choose_tile(max(room.extent), room.picture, side=DENSITY * STRIP_SIDE)
     pictures = subject.pictures(room.found.pictures[few, 0])
-    tiles = [placed(_part(one, box), box, large) for one, box in zip(pictures, room.found.boxes[few, 0], strict=True)]
+    tiles = [
+        place_in_tile(_crop(one, box), box, large) for one, box in zip(pictures, room.found.boxes[few, 0], strict=True)
+    ]
     if large.crisp:
         return encoded(mosaic([enlarged(one, STRIP_SIDE) for one in tiles], len(tiles), gap=1), exact=True)
     return encoded(mosaic(tiles, len(tiles), gap=DENSITY), exact=False)
 
 
-def data(room: Room, slots: Ints) -> dict[str, object]:
+def units_to_json(room: AtlasLayer, slots: Ints) -> dict[str, object]:
     """What the page says about the units of `room`, for JSON: lists by unit."""
     found = room.found
     seen = np.flatnonzero(found.histogram.any(0))
     first, last = (seen[0], seen[-1] + 1) if len(seen) else (0, 1)
     return {
-        "values": [[_brief(value) if value == value else None for value in row] for row in found.values.tolist()],
+        "values": [
+            [_round_to_4_digits(value) if value == value else None for value in row] for row in found.values.tolist()
+        ],
         "pictures": np.where(found.pictures >= 0, slots[found.pictures], -1).tolist(),
         "rows": found.places[..., 0].tolist(),
         "columns": found.places[..., 1].tolist(),
         "active": [round(share, 4) for share in found.active.tolist()],
         "histogram": found.histogram[:, first:last].tolist(),
-        "edges": [_brief(edge) for edge in found.edges[first : last + 1].tolist()],
-        "classes": _favourites(found),
+        "edges": [_round_to_4_digits(edge) for edge in found.edges[first : last + 1].tolist()],
+        "classes": _preferred_classes(found),
         "similar": found.similar.tolist(),
-        "order": room.filters.order.tolist() if room.filters is not None else chain(found),
+        "order": room.filters.order.tolist() if room.filters is not None else order_by_similarity(found),
     }
 
 
-def _brief(value: float) -> float:
+def _round_to_4_digits(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _favourites(found: LayerPatches) -> list[list[tuple[int, float]]]:
+def _preferred_classes(found: LayerPatches) -> list[list[tuple[int, float]]]:
     """For each unit the classes it prefers, [class, share of what excites it]: those with most beyond their share.
 
     That of all pictures, that is: where a class has half of them, half of what excites a unit means nothing.
@@ -202,14 +224,14 @@ def _favourites(found: LayerPatches) -> list[list[tuple[int, float]]]:
     if found.classes is None or found.base is None:
         return [[] for _ in found.values]
     beyond = found.classes - found.base
-    best = np.argsort(-beyond, axis=1, kind="stable")[:, :CLASSES]
+    best = np.argsort(-beyond, axis=1, kind="stable")[:, :CLASSES_PER_UNIT]
     return [
         [(int(k), round(float(shares[k]), 4)) for k in some if surplus[k] > 0]
         for shares, surplus, some in zip(found.classes, beyond, best, strict=True)
     ]
 
 
-def chain(found: LayerPatches) -> list[int]:
+def order_by_similarity(found: LayerPatches) -> list[int]:
     """The units so that each comes after one that resembles it: from each to the nearest that has not come yet."""
     units = len(found.values)
     left = dict.fromkeys(range(units))

@@ -7,10 +7,10 @@ from typing import Any
 from svertka.errors import UsageError
 from svertka.files import read_json, storage, write_atomic, write_json
 
-SIGN = "atlas.json"  # of a folder that is one of these
+STATE_FILE = "atlas.json"  # of a folder that is one of these
 
 
-class Parts:
+class ResumableFolder:
     """A folder whose files are made one by one, each whole or absent; `identity` is what they are made from.
 
     `summary`: what `finish` said of it; None while it is not done.
@@ -22,14 +22,14 @@ class Parts:
 
     def __init__(self, folder: Path, identity: str) -> None:
         self.folder, self._identity = folder, identity
-        found = _read(folder)
+        found = _read_state(folder)
         self.summary: dict[str, Any] | None = None if found is None else found.get("summary")
         if found is None:
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise UsageError(f"{folder} exists and is not an atlas; choose another --output")
             with storage(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / SIGN, {"identity": identity})
+            write_json(folder / STATE_FILE, {"identity": identity})
         elif found["identity"] != identity:
             raise UsageError(
                 f"{folder} is an atlas of other weights, pictures or options; remove it or choose another --output"
@@ -61,15 +61,15 @@ class Parts:
 
     def finish(self, summary: dict[str, Any], temporary: str) -> None:
         """Say that all is done, and remove the file `temporary`, which nobody needs any more."""
-        write_json(self.folder / SIGN, {"identity": self._identity, "summary": summary})
+        write_json(self.folder / STATE_FILE, {"identity": self._identity, "summary": summary})
         self.summary = summary
         (self.folder / temporary).unlink(missing_ok=True)
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
+def _read_state(folder: Path) -> dict[str, Any] | None:
     """What the sign in `folder` says; None if there is none."""
     try:
-        content = read_json(folder / SIGN)
+        content = read_json(folder / STATE_FILE)
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and isinstance(content.get("identity"), str) else None

@@ -7,11 +7,11 @@ import torch
 
 from svertka.graph.summary import trace
 from svertka.inspection import top_patches
-from svertka.inspection.atlas.eta import Schedule
-from svertka.inspection.atlas.image_pages import choose
-from svertka.inspection.atlas.layer_page import Room
-from svertka.inspection.atlas.resumable import Parts
-from svertka.inspection.atlas.subject import open_subject
+from svertka.inspection.atlas.image_data import select_images
+from svertka.inspection.atlas.inputs import open_inputs
+from svertka.inspection.atlas.layer_data import AtlasLayer
+from svertka.inspection.atlas.remaining_time import RemainingTime
+from svertka.inspection.atlas.resumable_folder import ResumableFolder
 from svertka.progress import Progress
 
 
@@ -19,15 +19,15 @@ def test_it_counts_to_a_hundred_and_what_is_done_is_not_expected_again(
     squeezed: Path, photographs: Path, tmp_path: Path
 ) -> None:
     place = torch.device("cpu")
-    subject = open_subject(squeezed, photographs, pictures=6, place=place, threads=1, cache_limit=None)
+    subject = open_inputs(squeezed, photographs, pictures=6, place=place, threads=1, cache_limit=None)
     network = subject.classifier.network
     traced = trace(network, subject.shape)
     found = top_patches(network, subject.images(np.arange(6)))
     layers = {layer.name: layer for layer in traced.layers}
-    rooms = [Room(k, layers[name], one, None, subject.size) for k, (name, one) in enumerate(found.items())]
-    portraits = choose(list(found.values()), subject.dataset.labels)
-    schedule = Schedule(traced, rooms, portraits, per_picture=0.01, size=subject.size)
-    parts = Parts(tmp_path, "a")
+    rooms = [AtlasLayer(k, layers[name], one, None, subject.size) for k, (name, one) in enumerate(found.items())]
+    portraits = select_images(list(found.values()), subject.dataset.labels)
+    schedule = RemainingTime(traced, rooms, portraits, per_picture=0.01, size=subject.size)
+    parts = ResumableFolder(tmp_path, "a")
     everything = schedule.left(parts)
     parts.put(rooms[0].script, b"")
     first_done = schedule.left(parts)

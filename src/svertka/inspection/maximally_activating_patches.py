@@ -17,17 +17,16 @@ from svertka.data.loader import Batch, Batches
 from svertka.device import has_values
 from svertka.errors import DataError, UsageError
 from svertka.graph.summary import Layer
-from svertka.inspection.accumulators import Tally
-from svertka.inspection.activations import convolutions, maps, rectified, watching
-from svertka.inspection.activations import layers as layers_of
-from svertka.inspection.forward_pass import Enough, network_input, plain_module, run
+from svertka.inspection.activations import convolution_names, feature_map_size, follow_to_relu, hook_layers, list_layers
+from svertka.inspection.forward_pass import StopForward, prepare_input, run_network, unwrap_compiled
+from svertka.inspection.unit_statistics import UnitStatistics
 from svertka.type_checking import check_types
 
 Floats = npt.NDArray[np.float32]
 Data = Tensor | Batches | Iterable[Tensor | Batch | tuple[Tensor, Tensor]]
 
 BATCH = 32  # pictures that run at once, where they come in one tensor
-CHUNK = 256  # pictures whose values are kept before they are counted, all at once
+IMAGES_PER_UPDATE = 256  # pictures whose values are kept before they are counted, all at once
 MOST_PLACES = 10_000  # kept of each unit
 
 
@@ -78,7 +77,7 @@ class LayerPatches:
         return np.equal(self.active, 0)
 
 
-class _Some(NamedTuple):
+class _ImageBatch(NamedTuple):
     """Pictures that run together: `images` (N, C, H, W), their `labels` (N,) int64, and `numbers` (N,) in the data."""
 
     images: Tensor
@@ -105,40 +104,40 @@ def top_patches(
     """
     if not 1 <= count <= MOST_PLACES:
         raise UsageError(f"count={count} must be 1 to {MOST_PLACES}")
-    network = plain_module(network)
+    network = unwrap_compiled(network)
     batches = _batches(data)
     first = next(batches, None)
     if first is None:
         raise DataError("there are no pictures to look at; give at least one")
-    known = layers_of(network, tuple(first.images.shape))
-    names = convolutions(known) if layers is None else [layers] if isinstance(layers, str) else layers
-    seen = {name: rectified(known, name) for name in names}
+    known = list_layers(network, tuple(first.images.shape))
+    names = convolution_names(known) if layers is None else [layers] if isinstance(layers, str) else layers
+    seen = {name: follow_to_relu(known, name) for name in names}
     for layer in seen.values():
-        maps(layer)  # or there is nothing to look for
-    tallies = {layer.name: Tally(layer.shape[1], count) for layer in seen.values()}
+        feature_map_size(layer)  # or there is nothing to look for
+    tallies = {layer.name: UnitStatistics(layer.shape[1], count) for layer in seen.values()}
     if not seen:
         raise UsageError(f"{type(network).__name__} has no convolution with maps, so there are no units to look at")
-    _look(network, known, tallies, chain([first], batches))
-    return {name: _result(name, layer, tallies[layer.name]) for name, layer in seen.items()}
+    _run_pass(network, known, tallies, chain([first], batches))
+    return {name: _to_layer_patches(name, layer, tallies[layer.name]) for name, layer in seen.items()}
 
 
-def _batches(data: Data) -> Iterator[_Some]:
+def _batches(data: Data) -> Iterator[_ImageBatch]:
     number = 0
     if isinstance(data, Tensor):
-        data = torch.split(_four_axes(data), BATCH)
+        data = torch.split(_check_four_axes(data), BATCH)
     for batch in data.epoch(0) if isinstance(data, Batches) else data:
         if isinstance(batch, Batch):
-            some = _Some(batch.images, batch.labels.cpu(), torch.from_numpy(batch.indices))
+            some = _ImageBatch(batch.images, batch.labels.cpu(), torch.from_numpy(batch.indices))
         else:
-            images, labels = _pair(batch)
-            _four_axes(images)
-            some = _Some(images, labels, torch.arange(number, number + len(images)))
+            images, labels = _split_labels(batch)
+            _check_four_axes(images)
+            some = _ImageBatch(images, labels, torch.arange(number, number + len(images)))
         number += len(some.images)
         if len(some.images):
             yield some
 
 
-def _pair(batch: Any) -> tuple[Tensor, Tensor | None]:
+def _split_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
     """Images and, where `batch` has them, labels.
 
     Raises:
@@ -152,12 +151,12 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor | None]:
     return images, labels
 
 
-def _four_axes(images: Tensor) -> Tensor:
+def _check_four_axes(images: Tensor) -> Tensor:
     if not has_values(images):
         raise UsageError("data gives a sparse, nested, quantized or meta tensor; give dense ones with values")
     if images.ndim != 4:
         raise UsageError(
-            f"data gives pictures of {_text(images.shape)}; it needs four axes: pictures, channels, rows, columns"
+            f"data contains images of shape {_format_shape(images.shape)}; four axes are required: (N, C, H, W)"
         )
     return images
 
@@ -166,13 +165,15 @@ def _is_pair(batch: Any) -> bool:
     return isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(one, Tensor) for one in batch)
 
 
-def _look(network: nn.Module, known: Sequence[Layer], tallies: Mapping[str, Tally], batches: Iterable[_Some]) -> None:
+def _run_pass(
+    network: nn.Module, known: Sequence[Layer], tallies: Mapping[str, UnitStatistics], batches: Iterable[_ImageBatch]
+) -> None:
     """Run all pictures, and let each tally see its layer."""
     last = [layer.name for layer in known if layer.name in tallies][-1]
 
     def see_last(output: Tensor) -> None:
         tallies[last].see(output)
-        raise Enough
+        raise StopForward
 
     def take() -> None:
         labels = [some.labels for some in waiting if some.labels is not None]
@@ -180,25 +181,25 @@ def _look(network: nn.Module, known: Sequence[Layer], tallies: Mapping[str, Tall
             tally.take(torch.cat([some.numbers for some in waiting]), torch.cat(labels) if labels else None)
         waiting.clear()
 
-    waiting: list[_Some] = []
+    waiting: list[_ImageBatch] = []
     shape: torch.Size | None = None
-    with watching(network, known, {name: tally.see for name, tally in tallies.items()} | {last: see_last}):
+    with hook_layers(network, known, {name: tally.see for name, tally in tallies.items()} | {last: see_last}):
         for some in batches:
             shape = shape or some.images.shape[1:]
             if some.images.shape[1:] != shape:
-                both = f"{_text(shape)} and {_text(some.images.shape[1:])}"
+                both = f"{_format_shape(shape)} and {_format_shape(some.images.shape[1:])}"
                 raise DataError(f"data has pictures of {both}; give pictures of one shape")
-            with suppress(Enough):
-                run(network, network_input(network, some.images).contiguous(memory_format=torch.channels_last))
+            with suppress(StopForward):
+                run_network(network, prepare_input(network, some.images).contiguous(memory_format=torch.channels_last))
             waiting.append(some)
-            if sum(len(some.numbers) for some in waiting) >= CHUNK:
+            if sum(len(some.numbers) for some in waiting) >= IMAGES_PER_UPDATE:
                 take()
     if waiting:
         take()
 
 
-def _result(name: str, layer: Layer, tally: Tally) -> LayerPatches:
-    rows, columns = maps(layer)
+def _to_layer_patches(name: str, layer: Layer, tally: UnitStatistics) -> LayerPatches:
+    rows, columns = feature_map_size(layer)
     found = tally.values > 0
     places = tally.places.where(found, -1).numpy()
     histogram, edges = tally.histogram()
@@ -206,8 +207,8 @@ def _result(name: str, layer: Layer, tally: Tally) -> LayerPatches:
     similar, correlations = tally.similar()
     there = found.numpy()[..., None]
     spots = np.stack([places // columns, places % columns], axis=-1)
-    first_rows, last_rows = _intervals(layer.fields[0], rows)[spots[..., 0]].transpose(2, 0, 1)
-    first_columns, last_columns = _intervals(layer.fields[1], columns)[spots[..., 1]].transpose(2, 0, 1)
+    first_rows, last_rows = _broadcast_intervals(layer.fields[0], rows)[spots[..., 0]].transpose(2, 0, 1)
+    first_columns, last_columns = _broadcast_intervals(layer.fields[1], columns)[spots[..., 1]].transpose(2, 0, 1)
     boxes = np.stack([first_rows, first_columns, last_rows + 1, last_columns + 1], axis=-1)
     return LayerPatches(
         layer=name,
@@ -228,10 +229,10 @@ def _result(name: str, layer: Layer, tally: Tally) -> LayerPatches:
     )
 
 
-def _intervals(field: ReceptiveField, positions: int) -> Ints:
+def _broadcast_intervals(field: ReceptiveField, positions: int) -> Ints:
     """First and last pixel that each of `positions` sees, (positions, 2)."""
     return np.broadcast_to(np.array(field.intervals, np.int64), (positions, 2))
 
 
-def _text(shape: Sequence[int]) -> str:
+def _format_shape(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape))

@@ -9,11 +9,11 @@ from PIL import Image
 
 from svertka.classifier import Classifier
 from svertka.errors import DataError, UsageError
-from svertka.inspection.atlas.subject import Subject, open_subject
+from svertka.inspection.atlas.inputs import AtlasInputs, open_inputs
 
 
-def opened(run: Path, source: Path | str | None, pictures: int | None = None) -> Subject:
-    return open_subject(run, source, pictures=pictures, place=torch.device("cpu"), threads=1, cache_limit=None)
+def opened(run: Path, source: Path | str | None, pictures: int | None = None) -> AtlasInputs:
+    return open_inputs(run, source, pictures=pictures, place=torch.device("cpu"), threads=1, cache_limit=None)
 
 
 def test_pictures_are_as_the_network_sees_them(squeezed: Path, photographs: Path) -> None:

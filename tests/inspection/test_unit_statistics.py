@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from svertka.inspection.accumulators import Tally
+from svertka.inspection.unit_statistics import UnitStatistics
 
 UNITS, PICTURES, CLASSES = 9, 700, 4
 
@@ -30,8 +30,8 @@ def labels() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def tally(maps, labels) -> Tally:
-    tally, numbers = Tally(UNITS, count=9), torch.arange(PICTURES) * 2
+def tally(maps, labels) -> UnitStatistics:
+    tally, numbers = UnitStatistics(UNITS, count=9), torch.arange(PICTURES) * 2
     for start, end in ((0, 256), (256, 260), (260, PICTURES)):
         for some in maps[start:end].split(100):
             tally.see(some)
@@ -69,7 +69,7 @@ def test_the_histogram_is_numpys(tally, values):
 
 @pytest.mark.parametrize("value", [1e-30, 2.0**-24, 1e30])
 def test_values_beyond_the_histogram_are_in_its_outermost_bins(value):
-    tally = Tally(1, count=1)
+    tally = UnitStatistics(1, count=1)
     tally.see(torch.full((3, 1, 1, 1), value))
     tally.take(torch.arange(3), None)
     counts, edges = tally.histogram()
@@ -104,7 +104,7 @@ def test_the_similar_are_those_that_correlate_most(tally, values):
 
 
 def test_few_units_have_fewer_that_are_similar():
-    tally = Tally(3, count=1)
+    tally = UnitStatistics(3, count=1)
     tally.see(torch.rand(10, 3, 2, 2, generator=torch.Generator().manual_seed(1)))
     tally.take(torch.arange(10), None)
     units, correlations = tally.similar()
@@ -113,7 +113,7 @@ def test_few_units_have_fewer_that_are_similar():
 
 
 def test_values_that_are_no_numbers_excite_nobody():
-    tally = Tally(1, count=2)
+    tally = UnitStatistics(1, count=2)
     tally.see(torch.tensor([torch.nan, 1.0, -torch.inf]).view(3, 1, 1, 1))
     tally.take(torch.arange(3), None)
     assert (tally.values.tolist(), tally.where[0, 0].item()) == ([[1, 0]], 1)

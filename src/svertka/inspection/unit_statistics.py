@@ -12,7 +12,7 @@ LOWEST, OCTAVES = -24, 48  # from 2^LOWEST on; values outside are counted in the
 TINY = 1e-300  # instead of 0, to divide by
 
 
-class Tally:
+class UnitStatistics:
     """The strongest pictures of each of `units`, and sums over all pictures.
 
     Of each picture a unit has one value, the largest of its map; what is not above 0 counts as 0.
