@@ -25,7 +25,7 @@ from svertka.run import Run
 def _few_maps() -> Iterator[None]:
     """Of four pictures only, since each takes a few hundred runs of the network."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_data, "FEATURED", 4)
+        patch.setattr(image_data, "MAX_OVERLAY_IMAGES", 4)
         yield
 
 

@@ -38,7 +38,7 @@ def atlas(photographs: Path, squeezed: Path, tmp_path_factory: pytest.TempPathFa
     shutil.copytree(photographs / "china", source / "china")
     shutil.copytree(photographs / "flower", source / HOSTILE.replace("/", "∕"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_data, "FEATURED", 4)
+        patch.setattr(image_data, "MAX_OVERLAY_IMAGES", 4)
         return look(squeezed, source, layers=LAYERS, units=40, output=source.parent / "an atlas #1", threads=1).page
 
 

@@ -17,7 +17,7 @@ class Found:
 
 
 def test_those_that_excite_a_unit_are_held_and_all_classes_get_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_data, "FEATURED", 4)
+    monkeypatch.setattr(image_data, "MAX_OVERLAY_IMAGES", 4)
     labels = np.array([0, 0, 0, 0, 0, 1, 0, 2, 0, 1])
     some = [Found(np.array([[1, 2, 3], [4, -1, -1]])), Found(np.array([[5, 7], [9, 3]]))]
     chosen = select_images(some, labels)  # type: ignore[arg-type]
