@@ -193,7 +193,7 @@ def to_images(projections: Tensor) -> npt.NDArray[np.uint8]:
         raise UsageError("projections are a sparse, nested, quantized or meta tensor; to_images() needs a dense one")
     if projections.ndim != 4 or not projections.shape[1] or not projections.is_floating_point():
         raise UsageError(
-            f"projections are {tuple(projections.shape)} {projections.dtype}; as_pictures() needs (N, C, H, W) in "
+            f"projections are {tuple(projections.shape)} {projections.dtype}; to_images() needs (N, C, H, W) in "
             "floating point"
         )
     if projections.shape[1] != 3:
