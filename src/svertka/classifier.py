@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from svertka.compiler.optimize import fastest
 from svertka.data.image_inputs import Input, all_of, intensities_of, misnamed_files
@@ -46,6 +46,23 @@ class Config(BaseModel):
     )
     preprocess: Preprocess
     head: HeadKind = "linear"
+    patches_only: tuple[str, ...] = Field(
+        default=(), description="the last of names, which only patches of images show: no whole image is named so"
+    )
+
+    @model_validator(mode="after")
+    def _ends_in_patches_only(self) -> Self:
+        if self.patches_only and (
+            self.names[-len(self.patches_only) :] != self.patches_only or len(self.names) == len(self.patches_only)
+        ):
+            raise ValueError("patches_only must be the last of names, and not all of them")
+        return self
+
+    def of_whole_images(self) -> Self:
+        """The same without the classes that only patches show."""
+        return self.model_copy(
+            update={"names": self.names[: len(self.names) - len(self.patches_only)], "patches_only": ()}
+        )
 
     def build(self) -> torch.nn.Module:
         """The network with fresh weights."""
@@ -66,11 +83,12 @@ class Classifier:
 
     @classmethod
     @check_types
-    def load(cls, path: str | PathLike[str], device: torch.device | str = "cpu") -> Self:
+    def load(cls, path: str | PathLike[str], device: torch.device | str = "cpu", *, of_patches: bool = False) -> Self:
         """The classifier in a folder, or a network of the zoo with weights that fit it, ready to predict.
 
         `path`: a run folder, or "resnet50:imagenet", "efficientnet_lite0:bundled", "resnet20:file.safetensors": a name
-        of `zoo.MODELS`, a colon, and what `models.weights.load_pretrained` takes.
+        of `zoo.MODELS`, a colon, and what `models.weights.load_pretrained` takes. `of_patches`: with the classes that
+        only patches of images show (background, of a run that was trained with boxes), as `locate` needs it.
 
         Raises:
             RunError: no such folder, or a file in it is missing, damaged or made by a newer version.
@@ -96,9 +114,15 @@ class Classifier:
                 f"{weights} does not fit {config.model} with {len(config.names)} classes ({len(odd)} tensors differ: "
                 f"{few}); copy both files from the same run"
             )
-        network = config.build()
-        network.load_state_dict(_finite(weights, read_tensors(weights)[0]))
-        return cls(network.to(device).eval(), config)
+        tensors = _finite(weights, read_tensors(weights)[0])
+        used = config if of_patches else config.of_whole_images()
+        network = used.build()
+        # Of the layer that gives the scores, the rows of classes that are left out are the last.
+        shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        network.load_state_dict(
+            {name: one if one.shape == shapes[name] else one[: shapes[name][0]] for name, one in tensors.items()}
+        )
+        return cls(network.to(device).eval(), used)
 
     @classmethod
     def _load_pretrained(cls, model: registry.Model, text: str, device: torch.device | str) -> Self:

@@ -1,4 +1,4 @@
-"""Patches as pictures of their own, their features from sliding, and a head that learns from them."""
+"""Patches as images of their own, and a head that learns from them."""
 
 import shutil
 from collections.abc import Callable
@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import svertka
 from svertka.classifier import Classifier
-from svertka.data.bounding_boxes import of_pictures, read_boxes
-from svertka.data.preprocessing import resized
+from svertka.data.bounding_boxes import Annotation, Box, of_pictures, read_boxes
+from svertka.data.image_cache import prepare
+from svertka.data.preprocessing import Preprocess
 from svertka.data.sources import open_source
 from svertka.errors import DataError, UsageError
 from svertka.localization.patch_dataset import Patches, cut_out
@@ -25,26 +27,46 @@ Scenes = tuple[Path, Path]  # the folder of pictures, and the file of boxes
 
 @pytest.fixture
 def patches(scenes: Scenes, bright_or_dark: Maker) -> Patches:
-    """Those of every picture, for a network that sees 16×16 pixels at every position."""
-    dataset, classifier = open_source(scenes[0]), bright_or_dark()
+    """Those of every image, for a network that sees 16×16 pixels."""
+    dataset, preprocess = open_source(scenes[0]), bright_or_dark().preprocess
     found = of_pictures(read_boxes(scenes[1]), [dataset.pictures.name(index) for index in range(len(dataset))])
     del found[3], found[40]  # of these nobody knows where the digit is
     every = np.arange(len(dataset))
-    return cut_out(dataset, every, found, classifier.preprocess, classifier.network, seed=0, threads=1)
+    squares = prepare(dataset, 16, 1, threads=1).rows
+    return cut_out(dataset, every, found, squares, preprocess, seed=0, threads=1)
 
 
-def test_patches_are_cut_from_the_resized_picture(patches: Patches) -> None:
+def test_a_row_is_what_the_classifier_would_see_of_the_patch_as_an_image(patches: Patches) -> None:
+    """Pillow's filter is the oracle: it differs by rounding."""
     indices = np.random.default_rng(0).permutation(np.flatnonzero(~patches.is_whole))[:40]
-    squares = patches[indices]
-    assert squares.shape == (40, 16, 16, 1)
-    for square, index in zip(squares, indices.tolist(), strict=True):
-        picture, number, row, column = patches.places[index].tolist()
-        level = levels(48, 64, (16, 16), (1, 1))[number]
-        whole = resized(patches.pictures.read(picture), *level.size, 1)
-        assert np.array_equal(square, whole[row : row + 16, column : column + 16])
-        left, top, right, bottom = patches.edges(index)
-        assert patches.read(index).shape == (*patches.size(index), 3) == (bottom - top, right - left, 3)
-        assert patches.name(index) == f"{patches.pictures.name(picture)} {(left, top, right, bottom)}"
+    rows = patches[indices]
+    assert rows.shape == (40, 16, 16, 1)
+    for row, index in zip(rows, indices.tolist(), strict=True):
+        left, top, right, bottom = edges = patches.edges(index)
+        crop = Image.fromarray(patches.pictures.read(int(patches.places[index, 0]))).crop(edges)
+        assert np.array_equal(np.asarray(crop), patches.read(index))
+        expected = np.asarray(crop.resize((16, 16), Image.Resampling.BILINEAR).convert("L")).astype(int)
+        assert np.abs(row[..., 0] - expected).max() <= 2
+        assert patches.size(index) == (bottom - top, right - left)
+        assert patches.name(index) == f"{patches.pictures.name(int(patches.places[index, 0]))} {edges}"
+
+
+def test_large_images_are_decoded_reduced(tmp_path: Path) -> None:
+    """A JPEG of 1600×1200 pixels is decoded smaller for patches of 16 pixels, which stay where they are."""
+    ramp = np.linspace(0, 255, 1600).astype(np.uint8)
+    pixels = np.broadcast_to(ramp[None, :, None], (1200, 1600, 3))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "ramp.jpg", quality=95)
+    dataset, preprocess = open_source(tmp_path), Preprocess(size=16, resize=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+    found = {0: Annotation("ramp.jpg", "boxes.csv", None, (Box("one", 0, 0, 400, 300),))}
+    squares = prepare(dataset, 16, 3, threads=1).rows
+    patches = cut_out(dataset, np.arange(2), found, squares, preprocess, seed=0, threads=1)
+    assert patches._decoded(0).shape[0] < 1200
+    indices = np.flatnonzero(~patches.is_whole)
+    for row, index in zip(patches[indices], indices.tolist(), strict=True):
+        left, _, right, _ = patches.edges(index)
+        assert row.mean() == pytest.approx(ramp[left:right].mean(), abs=3)
 
 
 def test_labels_are_those_of_the_boxes(patches: Patches, scenes: Scenes) -> None:
@@ -76,23 +98,6 @@ def test_patches_differ_by_their_place(patches: Patches) -> None:
     assert patches.digest_in(content, 5) == patches.digest(5)
 
 
-def test_features_are_those_of_the_squares(patches: Patches, bright_or_dark: Maker) -> None:
-    classifier = bright_or_dark()
-    indices = np.random.default_rng(1).permutation(len(patches))[:200]
-    squares = torch.from_numpy(patches[indices]).permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        expected = classifier.network(classifier.preprocess.standardise(squares))
-    found = {}
-    for some, features in patches.features(classifier.network, indices):
-        assert len(some) == len(features)
-        found.update(zip(some.tolist(), features, strict=True))
-    assert sorted(found) == sorted(indices.tolist())
-    # Sums over 256 pixels in another order.
-    torch.testing.assert_close(
-        torch.stack([found[index] for index in indices.tolist()]), expected, rtol=1e-4, atol=1e-5
-    )
-
-
 FEW: dict[str, Any] = {"size": 16, "epochs": 6, "batch_size": 64, "threads": 1}
 
 
@@ -108,8 +113,13 @@ def test_a_head_learns_where_digits_are(backbone: Run, scenes: Scenes, tmp_path:
     options = FEW | {"weights": backbone, "boxes": scenes[1]}
     run = svertka.train(scenes[0], output=tmp_path / "run", **options)
     classifier = run.classifier()
-    assert classifier.names == ("one", "two", "background")
+    assert classifier.names == ("one", "two")  # no whole image shows background alone
     assert classifier.config.head == "adaptation"
+    of_patches = Classifier.load(run.folder, of_patches=True)
+    assert of_patches.names == ("one", "two", "background")
+    images = torch.rand(3, *classifier.preprocess.input_shape[1:])
+    with torch.inference_mode():  # the same scores
+        assert torch.equal(classifier.network(images), of_patches.network(images)[:, :2])
     assert run.settings()["boxes"] == str(scenes[1])
     result = run.result()
     assert result["patch_val_error"] < 0.3

@@ -1,5 +1,7 @@
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,11 +75,37 @@ def test_inputs_suit_the_weights_that_training_starts_from() -> None:
     assert natural_input(digits, MODELS["resnet20"], 112, expected) == (112, 128, 3)
 
 
-def test_class_weights_are_one_on_average() -> None:
-    class Counts:
-        def counts(self, part: str) -> np.ndarray:
-            return np.array([10, 30, 60])
+def _weights(labels: np.ndarray, patches: Any = None, *, by_class: bool = True) -> np.ndarray:
+    """Those of the training part, all but the last row, which no training image is."""
+    parts = SimpleNamespace(
+        dataset=SimpleNamespace(labels=labels, names=("a", "b", "background")),
+        indices={"train": np.arange(len(labels) - 1)},
+        patches=patches,
+    )
+    weights = Parts.weights(parts, by_class=by_class)  # type: ignore[arg-type]
+    assert weights is not None
+    return weights.numpy()[:-1]
 
-    weights = Parts.class_weights(Counts()).numpy()  # type: ignore[arg-type]
-    assert np.dot(weights, [10, 30, 60]) == pytest.approx(100)
-    assert weights[0] == pytest.approx(3 * weights[1])
+
+def test_class_weights_are_one_on_average() -> None:
+    labels = np.repeat([0, 1, 2, 0], [10, 30, 60, 1])
+    weights = _weights(labels)
+    assert weights.sum() == pytest.approx(100)
+    assert weights[0] == pytest.approx(3 * weights[10]) == pytest.approx(6 * weights[40])
+
+
+@pytest.mark.parametrize("by_class", [True, False])
+def test_whole_images_weigh_as_much_as_all_their_patches(by_class: bool) -> None:
+    labels = np.repeat([0, 1, 2, 0, 1, 0], [10, 30, 60, 5, 3, 1])
+    is_whole = np.arange(len(labels)) >= 100
+    weights = _weights(labels, SimpleNamespace(is_whole=is_whole), by_class=by_class)
+    assert weights[:100].sum() == pytest.approx(weights[100:].sum()) == pytest.approx(54)
+    assert weights[100:] == pytest.approx(54 / 8)  # each the same
+    assert weights[0] == pytest.approx((3 if by_class else 1) * weights[10])
+
+
+def test_a_single_whole_image_does_not_weigh_as_much_as_a_thousand_patches() -> None:
+    labels = np.repeat([0, 1, 0, 0], [500, 500, 1, 1])
+    weights = _weights(labels, SimpleNamespace(is_whole=np.arange(len(labels)) >= 1000))
+    assert weights[-1] == pytest.approx(8)
+    assert weights.mean() == pytest.approx(1)

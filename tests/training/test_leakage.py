@@ -75,10 +75,6 @@ class _Rows:
         self._reads.note("rows", indices)
         return self._rows[indices]
 
-    def features(self, network: Any, indices: Ints) -> Any:
-        self._reads.note("rows", indices)
-        return self._rows.features(network, indices)
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self._rows, name)
 

@@ -26,14 +26,15 @@ class Batch:
     """What one process gets of a batch.
 
     `images`: (B, C, size, size) float32, normalised, and `labels`: (B,) int64, both on the device. `indices`: (B,),
-    where they stand in the rows. `count`: pictures in the whole batch, all processes together. B may be 0 in the last
-    batch of an epoch.
+    where they stand in the rows. `count`: pictures in the whole batch, all processes together. `weights`: what each
+    counts in the loss, (B,) float32 on the device; None: all the same. B may be 0 in the last batch of an epoch.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     indices: Ints
     count: int
+    weights: torch.Tensor | None = None
 
 
 class Batches:
@@ -41,7 +42,8 @@ class Batches:
 
     `labels`: one for each of the rows. An epoch's order depends on `seed` and its number alone (`shuffle` off: as
     `indices` stand), its augmentations on those and the picture. Of each batch, process `rank` of `world` gets every
-    `world`-th picture. `prefetch`: batches are prepared by a thread, ahead of their use; they are the same.
+    `world`-th picture. `weights`: what each of the rows counts in the loss, (N,) float32. `prefetch`: batches are
+    prepared by a thread, ahead of their use; they are the same.
 
     Raises:
         UsageError: `batch_size` below 1, or, when shuffled, more than there are pictures.
@@ -58,6 +60,7 @@ class Batches:
         seed: int = 0,
         shuffle: bool = False,
         augmentations: Sequence[Augmentation] = (),
+        weights: torch.Tensor | None = None,
         device: torch.device | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
         prefetch: bool = False,
@@ -71,7 +74,7 @@ class Batches:
             raise UsageError(f"batch_size={batch_size} is more than the {pictures} pictures; use at most {pictures}")
         self.rows, self.labels, self.indices, self.preprocess = rows, labels, indices, preprocess
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
-        self.augmentations = tuple(augmentations)
+        self.augmentations, self.weights = tuple(augmentations), weights
         self.device = device or torch.device("cpu")
         self.memory_format, self.prefetch = memory_format, prefetch
         self.rank, self.world = rank, world
@@ -129,7 +132,8 @@ class Batches:
         whole = order[self._ends[step - 1] if step else 0 : self._ends[step]]
         indices = whole[self.rank :: self.world]
         labels = self._to_device(torch.from_numpy(self.labels[indices]))
-        return Batch(self.images(indices, epoch), labels, indices, len(whole))
+        weights = None if self.weights is None else self._to_device(self.weights[torch.from_numpy(indices)])
+        return Batch(self.images(indices, epoch), labels, indices, len(whole), weights)
 
     def _augmented(self, indices: Ints, epoch: int) -> torch.Tensor:
         """The pictures at `indices` as they are in that epoch, normalised."""

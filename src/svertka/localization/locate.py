@@ -95,10 +95,11 @@ def locate(
 ) -> Located:
     """Where in each picture the `top` classes of highest score are.
 
-    `run`, `pictures`: as for `classifier.predict`. Any classifier will do; one that was trained with boxes knows
-    background, too, which is not looked for. `boxes`: as for `data.boxes.read_boxes`; pictures that have some are
-    judged by them, but for those that the run was trained on, unless `include_training`. `output`: a folder for
-    overlays and a page that shows them; `overwrite`: it may hold other things. `max_pixels`: of a picture that is read.
+    `run`, `pictures`: as for `classifier.predict`. Any classifier will do; a run that was trained with boxes knows
+    background, too, which is not looked for (a `Classifier` of it only if it was loaded `of_patches`). `boxes`: as for
+    `data.boxes.read_boxes`; pictures that have some are judged by them, but for those that the run was trained on,
+    unless `include_training`. `output`: a folder for overlays and a page that shows them; `overwrite`: it may hold
+    other things. `max_pixels`: of a picture that is read.
 
     Raises:
         UsageError: no picture is there, or no such weights, or the network cannot be followed step by step; `output`
@@ -107,7 +108,7 @@ def locate(
         RunError: the run is missing or damaged. StorageError: the folder cannot be written.
     """
     place, _ = choose_device(device), set_threads(threads)
-    locator = Locator(run if isinstance(run, Classifier) else Classifier.load(run, place))
+    locator = Locator(run if isinstance(run, Classifier) else Classifier.load(run, place, of_patches=True))
     everything = all_of(pictures)
     annotations = _annotations(boxes, [path for path, _ in everything], locator.names)
     album = None if output is None else Album(output_folder(output, PAGE, HTML, overwrite=overwrite))

@@ -53,7 +53,7 @@ def facts(classifier: Classifier, settings: Settings, seconds: float | None = No
     left_out = f"; {len(settings.bad)} bad left out" if settings.bad else ""
     changes = ", ".join(one.kind.replace("_", " ") for one in recipe.augmentations) or "no augmentation"
     lines = [
-        ("data", f"{settings.source}: {sizes}; {len(classifier.names)} classes{left_out}"),
+        ("data", f"{settings.source}: {sizes}; {len(classifier.config.of_whole_images().names)} classes{left_out}"),
         (
             "network",
             f"{settings.model}, {preprocess.size}×{preprocess.size} {colour}{fit}, {size.parameters:,} parameters, "
@@ -75,11 +75,12 @@ def facts(classifier: Classifier, settings: Settings, seconds: float | None = No
         learning = sum(parameter.numel() for parameter in made.trainable.parameters())
         lines.insert(3, ("frozen", f"all below {made.first_trainable}; {learning:,} parameters learn"))
     if settings.boxes is not None:
+        alone = ", of patches alone" if classifier.config.of_whole_images() != classifier.config else ""
         lines.insert(
             1,
             (
                 "patches",
-                f"at 8 scales, labelled from {settings.boxes}, and whole images; {BACKGROUND} is one more class",
+                f"at 8 scales, labelled from {settings.boxes}, and whole images; {BACKGROUND} is one more class{alone}",
             ),
         )
         lines.insert(

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import nn
 
 from svertka import distributed
 from svertka.data.augmentation import Augmentation
@@ -34,6 +33,7 @@ SCORED_PIXELS = 2**20  # more would set the peak of memory
 FOLDER_SIZE = 64  # pixels, on a folder of photographs, of networks that take any size
 
 CROPPED = 0.05  # share of a picture; what is cut off less nobody need hear of
+HEAVIEST = 8.0  # what a whole image counts beside the mean of 1; single ones with more make training diverge
 FEW = 20  # training pictures of a class, below which results vary with the pictures by chance
 
 
@@ -105,10 +105,35 @@ class Parts:
         """Pictures of each class in `part`, (classes,)."""
         return np.bincount(self.dataset.labels[self.indices[part]], minlength=len(self.dataset.names))
 
-    def class_weights(self) -> torch.Tensor:
-        """Each class's weight, inverse to its frequency, (classes,) float32; 1 on average over the pictures."""
-        counts = torch.from_numpy(self.counts("train")).float()
-        return counts.sum() / (len(counts) * counts)
+    @property
+    def patches_only(self) -> tuple[str, ...]:
+        """The classes that no whole image is of: background, where objects are of two classes or more."""
+        labels = self.of_whole_images().dataset.labels
+        whole = np.concatenate([labels[some] for some in self.of_whole_images().indices.values()])
+        names = self.dataset.names
+        if self.patches is None or len(names) < 3 or (whole == names.index(BACKGROUND)).any():
+            return ()
+        return (BACKGROUND,)
+
+    def weights(self, *, by_class: bool) -> torch.Tensor | None:
+        """What each row counts in the loss, (rows,) float32, 1 on average over the training part; None: all the same.
+
+        `by_class`: inverse to the frequency of its class. Where patches are learned from, they count so among
+        themselves, and all whole images together count as much as all patches that show a part of one, or each of them
+        `HEAVIEST`: there are so many more of the latter that whole images would hardly be learned.
+        """
+        train, weights = self.indices["train"], np.ones(len(self.dataset.labels))
+        if self.patches is None and not by_class:
+            return None
+        is_whole = np.zeros(len(weights), bool) if self.patches is None else self.patches.is_whole
+        parts, whole = train[~is_whole[train]], train[is_whole[train]]
+        if by_class:
+            counts = np.bincount(self.dataset.labels[parts], minlength=len(self.dataset.names))
+            weights[parts] = 1 / counts[self.dataset.labels[parts]]
+        share = min(0.5, HEAVIEST * len(whole) / len(train)) if len(parts) else 1.0
+        for some, of_all in ((parts, 1 - share), (whole, share)):
+            weights[some] *= of_all * len(train) / max(weights[some].sum(), 1e-12)
+        return torch.from_numpy(weights).float()
 
     def not_used(self) -> list[str]:
         """What of the source is not used and why, and what else has to be said of it, a sentence each."""
@@ -147,6 +172,7 @@ class Parts:
             seed=seed,
             shuffle=True,
             augmentations=recipe.augmentations,
+            weights=self.weights(by_class=recipe.class_weights),
             device=place,
             memory_format=layout,
             prefetch=prefetch,
@@ -260,16 +286,14 @@ def divide(
     return parts
 
 
-def in_patches(
-    parts: Parts, boxes: str, preprocess: Preprocess, network: nn.Module, *, seed: int, threads: int
-) -> Parts:
+def in_patches(parts: Parts, boxes: str, preprocess: Preprocess, *, seed: int, threads: int) -> Parts:
     """The patches of the pictures of `parts`, labelled from `boxes`, in their stead; one more class is background.
 
-    `boxes`: as for `data.boxes.read_boxes`. `network`: whose windows they are. Patches of one picture are in one part.
+    `boxes`: as for `data.boxes.read_boxes`. Patches of one image are in one part.
 
     Raises:
         DataError: no box is of a picture, or one is outside of it, or of an unknown class; no patch for a class.
-        UsageError: `boxes` is not there, or the network cannot be followed step by step.
+        UsageError: `boxes` is not there.
     """
     pictures = parts.dataset
     names = tuple(name for name in pictures.names if name != BACKGROUND)
@@ -282,7 +306,7 @@ def in_patches(
             f"are not in {pictures.source}; check the file names"
         )
     every = np.concatenate([some for some in parts.indices.values() if len(some)])
-    patches = cut_out(pictures, every, found, preprocess, network, seed=seed, threads=threads)
+    patches = cut_out(pictures, every, found, parts.shown, preprocess, seed=seed, threads=threads)
     of_picture = patches.places[:, 0]
     digests = [patches.digest_in(parts.digests[picture], index) for index, picture in enumerate(of_picture.tolist())]
     indices = {part: np.flatnonzero(np.isin(of_picture, some)) for part, some in parts.indices.items()}

@@ -84,7 +84,7 @@ def begin(
     kind = trainable_head(model, recipe.head_kind)
     if kind != own_head:
         replace_head(network, model, kind, len(names))
-    config = Config(model=model.name, names=names, preprocess=preprocess, head=kind)
+    config = Config(model=model.name, names=names, preprocess=preprocess, head=kind, patches_only=parts.patches_only)
     classifier = Classifier(network, config)
     computes_head(classifier, recipe)  # says now, before there is a run, that it cannot be
     return classifier, [sentence for sentence in said if sentence]

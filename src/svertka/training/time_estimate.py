@@ -118,16 +118,10 @@ def _enough_for_batch_norm(batch: Batch) -> Iterator[None]:
         ) from error
 
 
-def time_frozen(
-    made: PartiallyFrozen, batch: Batch, layout: torch.memory_format, at_once: int | None = None
-) -> tuple[float, Batch]:
-    """Seconds a picture that the frozen part of a network takes, and `batch` with the features in place of pictures.
-
-    `at_once`: pictures that are computed together; None: all of them.
-    """
+def time_frozen(made: PartiallyFrozen, batch: Batch, layout: torch.memory_format) -> tuple[float, Batch]:
+    """Seconds a picture that the frozen part of a network takes, and `batch` with the features in place of pictures."""
     images = batch.images.contiguous(memory_format=layout)
-    # Chooses algorithms too, for batches of this size.
-    features = torch.cat([made.frozen(some) for some in torch.split(images, at_once or max(len(images), 1))])
+    features = made.frozen(images)  # chooses algorithms too, for batches of this size
     some = images[:TIMED_PICTURES]
     made.frozen(some)
     began = time.perf_counter()

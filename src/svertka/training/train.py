@@ -57,8 +57,7 @@ from svertka.training.training_loop import State, fit, steps_of
 from svertka.transfer.feature_cache import available_bytes, row_bytes
 from svertka.type_checking import check_types
 
-PLANNED_BY = 64  # patches by which a training is planned: each has to be cut from a picture of its own, and
-FEW_PATCHES = 16  # that are computed together, since a batch of 256 would take gigabytes
+PLANNED_BY = 64  # patches by which a training is planned: each has to be cut from an image of its own
 
 
 @check_types
@@ -181,7 +180,7 @@ def train(
         )
         preprocess, planned = measured(parts, unmeasured, facts, planned, given)
         if boxes is not None:
-            parts = in_patches(parts, fspath(boxes), preprocess, unmade, seed=seed, threads=thread_count)
+            parts = in_patches(parts, fspath(boxes), preprocess, seed=seed, threads=thread_count)
         if "batch_size" not in changes:
             planned = planned.with_changes(batch_size=min(planned.batch_size, len(parts.indices["train"])))
 
@@ -196,8 +195,7 @@ def train(
         if trained and lr is None and not planned.is_computed:
             planned, slower = at_a_stable_rate(classifier, planned, batch.images)
             started += slower
-        # Pictures of every size go through the first layers, and each would need its own timings.
-        accelerate = accelerate and place.type == "cpu" and boxes is None
+        accelerate = accelerate and place.type == "cpu"
         if accelerate:
             accelerated(classifier.network)
         label = f"{facts.name}, accelerated" if accelerate else facts.name
@@ -208,15 +206,13 @@ def train(
                 optimized_from = time.monotonic()
                 optimize_frozen(made, classifier, parts)
                 optimizing = time.monotonic() - optimized_from
-            at_once = None if boxes is None else FEW_PATCHES
-            a_picture, batch = time_estimate.time_frozen(made, batch, torch.channels_last, at_once)
+            a_picture, batch = time_estimate.time_frozen(made, batch, torch.channels_last)
             batch = time_estimate.repeated(batch, max(1, round(planned.batch_size / some.batch_size)))
         timing = time_estimate.time_steps(learning, batch, planned, label)
         sizes = len(parts.indices["train"]), len(parts.indices["val"])
         one_epoch = time_estimate.epoch_seconds(timing, batches.steps, planned.batch_size, sizes[1])
         kept, once = None, 0.0
         if made is not None:
-            a_picture *= parts.patches.dearness if parts.patches else 1.0
             passes = time_estimate.Passes(a_picture, *sizes, row_bytes(made.shape, half=half_features))
             if cache:
                 allowed = available_bytes(cache_limit)
@@ -383,9 +379,7 @@ def _parts_of(run: Run, settings: Settings) -> Parts:
     )
     if settings.boxes is None:
         return parts
-    with torch.device("meta"):
-        unmade = read_config(run.folder).build()
-    return in_patches(parts, settings.boxes, preprocess, unmade, seed=settings.seed, threads=settings.threads)
+    return in_patches(parts, settings.boxes, preprocess, seed=settings.seed, threads=settings.threads)
 
 
 def _further(run: Run, settings: Settings) -> str:
@@ -428,7 +422,7 @@ def _carry_out(
     hastened: nn.Module | None = None,
 ) -> Run:
     """From the checkpoint in `run`, be it of step 0, to the end; with what is there of the frozen part, `hastened`."""
-    classifier = Classifier.load(run.folder, place)
+    classifier = Classifier.load(run.folder, place, of_patches=True)
     in_layout(classifier.network, settings.layout)
     made = freeze_for(classifier, settings.recipe)
     if made is not None:
@@ -443,7 +437,6 @@ def _carry_out(
         learning = learner(classifier, made, settings, parts, place)
         batches = learning.batches
         log = Log(run.metrics, extra.get("log", 0), tensorboard=tensorboard) if distributed.is_first() else None
-        weights = parts.class_weights().to(place) if settings.recipe.class_weights else None
         with progress(f"training {run.folder}", steps_of(settings.recipe, batches.steps)[0]) as shown:
             shown.advance(state.step)
             recorder = Recorder(run, classifier, learning, optimizer, settings.recipe, state, log, shown)
@@ -452,7 +445,7 @@ def _carry_out(
                     if not state.step:  # else it was interrupted afterwards
                         recorder.computed()
                 elif not recorder.out_of_patience():
-                    fit(learning.network, optimizer, batches, settings.recipe, state, recorder, class_weights=weights)
+                    fit(learning.network, optimizer, batches, settings.recipe, state, recorder)
             recorder.save()
         distributed.barrier()  # the first process has now written the weights that all load
 

@@ -90,20 +90,12 @@ def learner(
 def judged_by(
     classifier: Classifier, settings: Settings, parts: Parts, part: str, place: torch.device
 ) -> tuple[nn.Module, Batches]:
-    """The network of `classifier`, or its head alone, and what it is to be judged by: pictures, or features of patches.
-
-    Raises:
-        StorageError: there is no room for the features.
-    """
+    """The network of `classifier`, and the images that it is to be judged by."""
     network = in_layout(classifier.network, settings.layout)
     batches = parts.batches(part, classifier.preprocess, place, settings.layout)
-    if settings.cache is None or parts.patches is None:
-        if settings.accelerate:
-            network = classifier.optimized_for(len(batches.indices)).network
-        return network, batches
-    made = freeze_for(classifier, settings.recipe)
-    assert made is not None  # patches are for heads
-    return made.trainable, _stored(made, settings, parts, batches, f"computing features of {part}")
+    if settings.accelerate:
+        network = classifier.optimized_for(len(batches.indices)).network
+    return network, batches
 
 
 def val_error_of(classifier: Classifier, settings: Settings, parts: Parts, place: torch.device) -> float:
@@ -213,10 +205,8 @@ def _head(classifier: Classifier) -> nn.Module:
 def _stored(made: PartiallyFrozen, settings: Settings, parts: Parts, batches: Batches, title: str) -> Batches:
     """`batches` of the features that `made` learns from, as the settings have them stored."""
     assert settings.cache is not None
-    patches = parts.patches
-    compute = None if patches is None else lambda indices, _: patches.features(made.frozen.prefix, indices)
     variants = settings.cache.variants if batches.augmentations else 1
-    how: dict[str, Any] = {"variants": variants, "half": settings.cache.half, "title": title, "compute": compute}
+    how: dict[str, Any] = {"variants": variants, "half": settings.cache.half, "title": title}
     try:
         return cache_on_disk(batches, made.frozen, made.shape, parts.digests, limit=settings.cache_limit, **how)
     except StorageError as error:

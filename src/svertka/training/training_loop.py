@@ -83,8 +83,6 @@ def fit(
     recipe: Recipe,
     state: State,
     observer: Observer,
-    *,
-    class_weights: torch.Tensor | None = None,
 ) -> None:
     """Train `network` in place from `state.step` to the end of `recipe`.
 
@@ -93,7 +91,7 @@ def fit(
     Raises:
         TrainingError: the loss diverged; the message names the steps between which it happened.
     """
-    loss_of = Loss(recipe, class_weights)
+    loss_of = Loss(recipe)
     total, warmup = steps_of(recipe, batches.steps)
     recent = torch.tensor(state.recent, dtype=torch.float64, device=batches.device)
     network.train()
@@ -141,7 +139,7 @@ def fit(
 
 
 class Loss(nn.Module):
-    """The sum over a batch of the cross-entropy that `recipe` asks for, nats; `class_weights`: (K,) or None.
+    """The sum over a batch of the cross-entropy that `recipe` asks for, nats.
 
     With `recipe.rubbish` = j the classes have one more beside them, of constant logit −j, which no picture is of:
     logits that are distances then have to be small, not only smaller than the others.
@@ -149,25 +147,26 @@ class Loss(nn.Module):
     Source: LeCun et al. 1998, eq. 9, for the latter.
     """
 
-    def __init__(self, recipe: Recipe, class_weights: torch.Tensor | None = None) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        self.rubbish = recipe.rubbish
-        self.plain = class_weights is None and self.rubbish is None and not recipe.label_smoothing
-        if class_weights is not None and self.rubbish is not None:
-            class_weights = F.pad(class_weights, (0, 1))
-        smoothing = recipe.label_smoothing
-        self.cross_entropy = nn.CrossEntropyLoss(class_weights, label_smoothing=smoothing, reduction="sum")
+        self.rubbish, self.smoothing = recipe.rubbish, recipe.label_smoothing
+        self.plain = self.rubbish is None and not self.smoothing
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """A scalar, for `logits` (B, K) and `labels` (B,)."""
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """A scalar, for `logits` (B, K) and `labels` (B,); `weights`: what each row counts, (B,)."""
         if self.rubbish is not None:
             logits = F.pad(logits, (0, 1), value=-self.rubbish)
-        loss: torch.Tensor = self.cross_entropy(logits, labels)
-        return loss
+        if weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="sum")
+        return weights @ F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="none")
 
-    def shown(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def shown(
+        self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, *, weighted: bool = False
+    ) -> torch.Tensor:
         """What to show of a batch with this `loss`: the plain cross-entropy, which val's can be held against."""
-        return loss.detach() if self.plain else F.cross_entropy(logits.detach().float(), labels, reduction="sum")
+        if self.plain and not weighted:
+            return loss.detach()
+        return F.cross_entropy(logits.detach().float(), labels, reduction="sum")
 
 
 def steps_of(recipe: Recipe, steps_per_epoch: int) -> tuple[int, int]:
@@ -181,24 +180,28 @@ def take_step(
 ) -> torch.Tensor:
     """One step of the optimizer on `batch`; returns (cross-entropy, wrong, pictures) of this process, (3,) float64."""
     optimizer.zero_grad(set_to_none=True)
-    images, labels = batch.images, batch.labels
+    images, labels, row_weights = batch.images, batch.labels, batch.weights
     weight = distributed.world() / batch.count
     if not len(labels):  # this process has no picture left, but the others wait for its gradient
-        images, labels, weight = images.new_zeros(2, *images.shape[1:]), labels.new_zeros(2), 0.0
+        images, labels, row_weights, weight = images.new_zeros(2, *images.shape[1:]), labels.new_zeros(2), None, 0.0
     copies = 2 if len(labels) == 1 and distributed.world() > 1 else 1
     if copies > 1:  # batch norm may find only one value per channel in one picture
         images, labels, weight = images.repeat(2, *[1] * (images.dim() - 1)), labels.repeat(2), weight / 2
+        row_weights = None if row_weights is None else row_weights.repeat(2)
     seen = []
     parts = min(recipe.accumulate, max(1, len(images) // 2))  # of two pictures at least, for the sake of batch norm
-    for some_images, some_labels in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+    split_weights = [None] * parts if row_weights is None else row_weights.tensor_split(parts)
+    for some_images, some_labels, some_weights in zip(
+        images.tensor_split(parts), labels.tensor_split(parts), split_weights, strict=True
+    ):
         with autocast(images.device, bfloat16=recipe.bfloat16):
             outputs = network(some_images)
             logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-            main_loss = loss_of(logits, some_labels)
-            loss = main_loss + recipe.auxiliary * sum(loss_of(others, some_labels) for others in auxiliary)
+            main_loss = loss_of(logits, some_labels, some_weights)
+            loss = main_loss + recipe.auxiliary * sum(loss_of(one, some_labels, some_weights) for one in auxiliary)
         (loss * weight).backward()
         wrong = (logits.detach().argmax(1) != some_labels).sum()
-        shown = loss_of.shown(main_loss, logits, some_labels)
+        shown = loss_of.shown(main_loss, logits, some_labels, weighted=some_weights is not None)
         seen.append(torch.stack([shown.double(), wrong.double(), wrong.new_tensor(len(some_labels)).double()]))
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)

@@ -16,9 +16,6 @@ from svertka.files import cache_folder, in_bytes
 from svertka.progress import progress
 from svertka.transfer.freeze import FrozenPrefix
 
-# Of pictures, by their rows, and the number of a variant: some of the rows after the other, and the features of these.
-Compute = Callable[[Ints, int], Iterator[tuple[Ints, torch.Tensor]]]
-
 IN_MEMORY = 2**29  # bytes of features that are kept where they cannot be stored
 VERSION = 1  # of how features are computed; another finds nothing stored
 
@@ -38,7 +35,6 @@ def cache_on_disk(
     half: bool = False,
     limit: int | None = None,
     title: str = "computing features",
-    compute: Compute | None = None,
 ) -> Batches:
     """`batches` with what `frozen` gives for their pictures, (B, *shape) float32, in place of them.
 
@@ -46,8 +42,7 @@ def cache_on_disk(
     weights and all that prepares the picture: what was stored before is read, what changed is computed anew, and a
     damaged row too. `digests`: of the contents, for each of the rows. `variants`: of each picture, augmented
     differently; epoch k learns from variant k as far as there are so many, then from one drawn at random. `half`: store
-    float16. `limit`: bytes of all stored features together; None as `Store` says. `compute`: what is to compute them,
-    where there is a quicker way than batch by batch.
+    float16. `limit`: bytes of all stored features together; None as `Store` says.
 
     A row that is damaged while it is learnt from is computed again.
 
@@ -63,7 +58,7 @@ def cache_on_disk(
     store, fault = None, None
     try:
         store = Store(cache_folder("features") / name, shape, np.float16 if half else np.float32, limit)
-        _compute_missing(store, keys, batches, title, compute or _batch_by_batch(batches, frozen))
+        _compute_missing(store, keys, batches, title, frozen)
     except StorageError as error:
         fault = error
     # Every process comes here, whatever became of its share: the others wait.
@@ -91,16 +86,14 @@ def cache_in_memory(
     variants: int = 1,
     half: bool = False,
     title: str = "computing features",
-    compute: Compute | None = None,
 ) -> Batches:
     """The same as `stored` gives, without a disk: kept in memory, or computed in every pass where that is too much."""
     fetch = _compute_on_read(batches, frozen, shape, half=half)
     if row_bytes(shape, half=half) * len(batches.indices) * variants <= IN_MEMORY:
         kept = torch.empty(variants, len(batches.rows), *shape, dtype=torch.float16 if half else torch.float32)
-        every = compute or _batch_by_batch(batches, frozen)
         with progress(title, variants * len(batches.indices)) as shown:
             for variant in range(variants):
-                for some, features in every(batches.indices, variant):
+                for some, features in _computed(batches, frozen, batches.indices, variant):
                     kept[variant, some] = features.to(kept)
                     shown.advance(len(some))
 
@@ -139,7 +132,7 @@ def _compute_on_read(batches: Batches, frozen: FrozenPrefix, shape: tuple[int, .
 
 
 def _compute_missing(
-    store: Store, keys: Sequence[Mapping[int, bytes]], batches: Batches, title: str, compute: Compute
+    store: Store, keys: Sequence[Mapping[int, bytes]], batches: Batches, title: str, frozen: FrozenPrefix
 ) -> None:
     """Compute and store this process's share of the features that are missing, under `keys` of each variant.
 
@@ -154,7 +147,7 @@ def _compute_missing(
     missing = [np.array_split(some, distributed.world())[distributed.rank()] for some in missing]
     with progress(title, sum(map(len, missing))) as shown:
         for variant, indices in enumerate(missing):
-            for some, features in compute(indices, variant):
+            for some, features in _computed(batches, frozen, indices, variant):
                 row_keys = [keys[variant][index] for index in some.tolist()]
                 if (store.append(row_keys, features.float().cpu().numpy()) < 0).any():
                     raise _no_room_error(store)  # others have stored theirs meanwhile
@@ -168,13 +161,13 @@ def _no_room_error(store: Store) -> StorageError:
     )
 
 
-def _batch_by_batch(batches: Batches, frozen: FrozenPrefix) -> Compute:
-    def compute(indices: Ints, variant: int) -> Iterator[tuple[Ints, torch.Tensor]]:
-        for start in range(0, len(indices), batches.batch_size):
-            some = indices[start : start + batches.batch_size]
-            yield some, frozen(batches.images(some, variant))
-
-    return compute
+def _computed(
+    batches: Batches, frozen: FrozenPrefix, indices: Ints, variant: int
+) -> Iterator[tuple[Ints, torch.Tensor]]:
+    """Some of `indices` after the other, and the features of that `variant` of their pictures."""
+    for start in range(0, len(indices), batches.batch_size):
+        some = indices[start : start + batches.batch_size]
+        yield some, frozen(batches.images(some, variant))
 
 
 def _network_digest(frozen: FrozenPrefix) -> str:
