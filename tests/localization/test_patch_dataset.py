@@ -1,6 +1,8 @@
 """Patches as images of their own, and a head that learns from them."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,26 @@ def test_a_head_learns_where_digits_are(backbone: Run, scenes: Scenes, tmp_path:
     assert judgement["classes"]["one"]["average_precision"] > 0.8
 
 
+@pytest.mark.usefixtures("quiet")
+def test_two_processes_learn_what_one_does(backbone: Run, scenes: Scenes, tmp_path: Path) -> None:
+    """The same patches in the same batches, each shared by both; only sums are added up in another order."""
+    options = FEW | {"epochs": 1, "head": "linear"}  # dropout would draw other units in each process
+    alone = svertka.train(scenes[0], output=tmp_path / "alone", weights=backbone, boxes=scenes[1], **options)
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    command = [sys.executable, *launch, "--rdzv-endpoint=localhost:0", "-m", "svertka", "train", str(scenes[0])]
+    given = {"weights": backbone.folder, "boxes": scenes[1], "output": tmp_path / "both", **options}
+    command += [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    both = Run(tmp_path / "both")
+    assert both.settings()["fingerprint"] == alone.settings()["fingerprint"]
+    assert both.result()["val_error"] == alone.result()["val_error"]
+    expected = Classifier.load(alone.folder, of_patches=True).network.state_dict()
+    found = Classifier.load(both.folder, of_patches=True).network.state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "rows", "error", "message"),
     [
@@ -185,3 +207,21 @@ def test_each_picture_is_a_patch_of_its_own_class(patches: Patches, scenes: Scen
         assert np.array_equal(patches[np.array([index])][0], patches.preprocess.square(rgb))
         assert patches.edges(index) == (8, 0, 56, 48)
         assert patches.name(index) == patches.pictures.name(int(patches.places[index, 0]))
+
+
+@pytest.mark.large
+@pytest.mark.usefixtures("quiet")
+def test_boxes_do_not_make_whole_images_err_more(tmp_path: Path, shared_data: Path) -> None:
+    """40 raccoons and 40 cats to learn from; 160 others of both to be judged by. One image in eighty is noise."""
+    raccoons, cats = (sorted((shared_data / folder).iterdir())[:120] for folder in ("raccoons/images", "cats-dogs/cat"))
+    for part, some in (("learned", slice(40)), ("asked", slice(40, None))):
+        for name, paths in (("raccoon", raccoons), ("cat", cats)):
+            (tmp_path / part / name).mkdir(parents=True)
+            for path in paths[some]:
+                (tmp_path / part / name / path.name).symlink_to(path)
+    wrong = {}
+    for name, boxes in (("with", shared_data / "raccoons" / "annotations"), ("without", None)):
+        run = svertka.train(tmp_path / "learned", output=tmp_path / name, boxes=boxes, val=0.2, threads=1)
+        wrong[name] = svertka.evaluate(run, tmp_path / "asked").top1_error
+    assert wrong["with"] <= wrong["without"] + 1 / 80
+    assert wrong["with"] < 0.05
