@@ -21,6 +21,7 @@ from svertka.progress import duration
 from svertka.training.config import Cache
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import Loss, make_optimizer, take_step
+from svertka.transfer.feature_cache import computed_at_once
 from svertka.transfer.freeze import PartiallyFrozen
 
 REMEMBERED = "memory_formats.json"  # in the cache folder
@@ -121,7 +122,8 @@ def _enough_for_batch_norm(batch: Batch) -> Iterator[None]:
 def time_frozen(made: PartiallyFrozen, batch: Batch, layout: torch.memory_format) -> tuple[float, Batch]:
     """Seconds a picture that the frozen part of a network takes, and `batch` with the features in place of pictures."""
     images = batch.images.contiguous(memory_format=layout)
-    features = made.frozen(images)  # chooses algorithms too, for batches of this size
+    # Chooses algorithms too, for batches of this size.
+    features = torch.cat([made.frozen(some) for some in torch.split(images, computed_at_once(images.shape[-1]))])
     some = images[:TIMED_PICTURES]
     made.frozen(some)
     began = time.perf_counter()

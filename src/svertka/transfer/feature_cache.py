@@ -17,7 +17,13 @@ from svertka.progress import progress
 from svertka.transfer.freeze import FrozenPrefix
 
 IN_MEMORY = 2**29  # bytes of features that are kept where they cannot be stored
+COMPUTED_PIXELS = 2**20  # that are computed together
 VERSION = 1  # of how features are computed; another finds nothing stored
+
+
+def computed_at_once(side: int) -> int:
+    """Images of `side` pixels that go through what is frozen together: more are no faster, and take more memory."""
+    return max(1, COMPUTED_PIXELS // side**2)
 
 
 def row_bytes(shape: tuple[int, ...], *, half: bool) -> int:
@@ -165,8 +171,9 @@ def _computed(
     batches: Batches, frozen: FrozenPrefix, indices: Ints, variant: int
 ) -> Iterator[tuple[Ints, torch.Tensor]]:
     """Some of `indices` after the other, and the features of that `variant` of their pictures."""
-    for start in range(0, len(indices), batches.batch_size):
-        some = indices[start : start + batches.batch_size]
+    at_once = min(batches.batch_size, computed_at_once(batches.preprocess.size))
+    for start in range(0, len(indices), at_once):
+        some = indices[start : start + at_once]
         yield some, frozen(batches.images(some, variant))
 
 
