@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svertka.pages.axes import Scale, fit
+from svertka.pages.axes import Scale, fit_scale
 
 POSITIVE = st.floats(1e-8, 1e8)
 
 
 @given(st.lists(POSITIVE, min_size=1, max_size=20), st.sampled_from(["log", "root"]), st.integers(2, 8))
 def test_every_value_has_its_place_and_ticks_are_round_and_apart(values: list[float], bent: str, count: int) -> None:
-    scale = fit(values, bent)
+    scale = fit_scale(values, bent)
     places = [scale.place(value) for value in sorted(values)]
     assert all(-1e-9 <= place <= 1 + 1e-9 for place in places)
     assert places == sorted(places)
@@ -49,14 +49,14 @@ def test_values_beyond_an_end_lie_on_it() -> None:
     ],
 )
 def test_an_axis_is_bent_only_where_small_values_would_be_lost(values: list[float], kind: str) -> None:
-    scale = fit(values, "log")
+    scale = fit_scale(values, "log")
     assert scale.kind == kind
     assert scale.high > scale.low
     assert scale.ticks(4)
 
 
 def test_a_bent_axis_for_errors_has_a_place_for_zero() -> None:
-    scale = fit([0.9, 0.01, 0.0], "root")
+    scale = fit_scale([0.9, 0.01, 0.0], "root")
     assert (scale.kind, scale.place(0.0)) == ("root", 0.0)
     assert scale.ticks(5)[0] == 0
 

@@ -6,18 +6,18 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from svertka.pages.axes import Scale
-from svertka.pages.html_page import plain
-from svertka.pages.svg_curves import LABEL_HEIGHT, WIDTH, Axis, Line, Panel, Reading, curves
+from svertka.pages.number_format import format_brief
+from svertka.pages.svg_curves import LABEL_HEIGHT, WIDTH, Axis, Line, Panel, Reading, render_curves
 
 AXIS = Axis("epoch", Scale("linear", 0, 10), [0, 5, 10])
 
 
 def panel(*lines: Line, height: int = 200) -> Panel:
-    return Panel("Loss, nats", Scale("linear", 0, 4), lines, plain, height)
+    return Panel("Loss, nats", Scale("linear", 0, 4), lines, format_brief, height)
 
 
 def draw(*panels: Panel, readings: list[Reading] | None = None, mark: int | None = None) -> ElementTree.Element:
-    return ElementTree.fromstring(curves(panels, AXIS, readings or [], mark, "best <b>"))
+    return ElementTree.fromstring(render_curves(panels, AXIS, readings or [], mark, "best <b>"))
 
 
 def path(figure: ElementTree.Element, style: str) -> str:
@@ -79,4 +79,4 @@ def test_x_ticks_stand_under_the_last_panel_only() -> None:
 
 
 def test_no_attribute_needs_a_style_that_the_policy_forbids() -> None:
-    assert not re.search(r"\sstyle=", curves([panel(Line("", [0, 10], [1, 2], "solid"))], AXIS, [], None, ""))
+    assert not re.search(r"\sstyle=", render_curves([panel(Line("", [0, 10], [1, 2], "solid"))], AXIS, [], None, ""))

@@ -27,7 +27,7 @@ from svertka.evaluation.inference_speed import InferenceSpeed, measure_speeds
 from svertka.evaluation.metrics import Evaluation
 from svertka.graph.summary import trace
 from svertka.output_paths import HTML, output_file
-from svertka.pages.html_page import count, percent
+from svertka.pages.number_format import format_count, format_percent
 from svertka.run import Run
 from svertka.type_checking import check_types
 
@@ -238,8 +238,8 @@ class Comparison:
     def sentence(self) -> str:
         """The result in words, with the first run as the reference."""
         first, *others = self.runs
-        images = count(self.ensemble.images, f"{PART_ADJECTIVES[self.joint.part]}picture")
-        wrong = f"A gets {percent(first.evaluation.top1_error)} of {images} of {self.joint.dataset.source} wrong"
+        images = format_count(self.ensemble.images, f"{PART_ADJECTIVES[self.joint.part]}picture")
+        wrong = f"A gets {format_percent(first.evaluation.top1_error)} of {images} of {self.joint.dataset.source} wrong"
         against = "; ".join(f"{one.letter} {one.difference.sentence}" for one in others if one.difference)
         return " ".join(f"{sentence}." for sentence in (f"{wrong}; {against}", *self.joint.scope.remarks))
 

@@ -11,22 +11,11 @@ from svertka.evaluation.learning_curves import LearningCurves, epoch_name, metri
 from svertka.evaluation.metrics import ClassMetrics, Evaluation
 from svertka.evaluation.report_page import SHOWN_SIDE
 from svertka.files import write_atomic
-from svertka.pages.axes import Scale, fit
-from svertka.pages.html_page import (
-    NOTHING,
-    SPACE,
-    count,
-    escape,
-    isolated,
-    number,
-    page,
-    percent,
-    plain,
-    scrolled,
-    section,
-)
-from svertka.pages.inline_images import framed
-from svertka.pages.svg_curves import STYLES, Axis, Line, Panel, Reading, curves
+from svertka.pages.axes import Scale, fit_scale
+from svertka.pages.html_page import escape, isolate, render_page, render_scrollable, render_section
+from svertka.pages.inline_images import render_figure
+from svertka.pages.number_format import MISSING, NBSP, format_brief, format_count, format_number, format_percent
+from svertka.pages.svg_curves import LINE_STYLES, Axis, Line, Panel, Reading, render_curves
 from svertka.progress import duration
 from svertka.run import display_name
 
@@ -45,20 +34,22 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
     """
     title = " and ".join(display_name(one.run) for one in comparison.runs[:2])
     more = len(comparison.runs) - 2
-    write_atomic(path, page(f"{title}{f' and {more} more' if more else ''} – svertka", _body(comparison)).encode())
+    write_atomic(
+        path, render_page(f"{title}{f' and {more} more' if more else ''} – svertka", _body(comparison)).encode()
+    )
 
 
 def _body(comparison: Comparison) -> str:
     runs = comparison.runs
-    named = ", ".join(f"{one.letter}{SPACE}is {display_name(one.run)}" for one in runs)
+    named = ", ".join(f"{one.letter}{NBSP}is {display_name(one.run)}" for one in runs)
     parts = [
-        f"<header><p><b>{isolated(named)}</b></p><h1>{escape(comparison.sentence)}</h1>{_chosen(comparison)}</header>",
-        section("errors", "How often they are wrong", _errors(comparison)),
-        section("costs", "What they take", _costs(comparison)),
-        section("curves", "Learning curves", _curves(runs)),
-        section("disagree", "Where they disagree", _disagreements(comparison)),
-        section("classes", "Classes", _classes(runs)),
-        section("made", "What differs in how they were made", _settings(runs)),
+        f"<header><p><b>{isolate(named)}</b></p><h1>{escape(comparison.sentence)}</h1>{_chosen(comparison)}</header>",
+        render_section("errors", "How often they are wrong", _errors(comparison)),
+        render_section("costs", "What they take", _costs(comparison)),
+        render_section("curves", "Learning curves", _curves(runs)),
+        render_section("disagree", "Where they disagree", _disagreements(comparison)),
+        render_section("classes", "Classes", _classes(runs)),
+        render_section("made", "What differs in how they were made", _settings(runs)),
     ]
     return f"<main>{''.join(parts)}</main>"
 
@@ -94,17 +85,17 @@ def _errors(comparison: Comparison) -> str:
 
 
 def _head(one: ComparedRun) -> str:
-    said = f"<b>{one.letter}</b> {isolated(display_name(one.run))}"
+    said = f"<b>{one.letter}</b> {isolate(display_name(one.run))}"
     return f'<th scope="row"><span class="called" title="{escape(one.run)}">{said}</span></th>'
 
 
 def _error_cells(evaluation: Evaluation, top: float) -> str:
     low, high = evaluation.top1_interval
-    said = f"{percent(low)} to {percent(high)}".replace(" ", SPACE)
+    said = f"{format_percent(low)} to {format_percent(high)}".replace(" ", NBSP)
     return (
-        f"<td>{percent(evaluation.top1_error)}</td>"
-        f"<td>{_whisker((low, high), evaluation.top1_error, 0.0, top, said)}</td><td>{percent(evaluation.top5_error)}"
-        f"</td><td>{number(evaluation.loss)}</td><td>{percent(evaluation.calibration.error)}</td>"
+        f"<td>{format_percent(evaluation.top1_error)}</td>"
+        f"<td>{_whisker((low, high), evaluation.top1_error, 0.0, top, said)}</td>"
+        f"<td>{format_percent(evaluation.top5_error)}</td><td>{format_number(evaluation.loss)}</td><td>{format_percent(evaluation.calibration.error)}</td>"
     )
 
 
@@ -112,11 +103,11 @@ def _difference_cells(one: ComparedRun, reach: float) -> str:
     if one.difference is None:
         return "<td></td>" * 3
     low, high = one.difference.interval
-    said = f"{format_points(low)} to {format_points(high)}".replace(" ", SPACE)
+    said = f"{format_points(low)} to {format_points(high)}".replace(" ", NBSP)
     return (
         f"<td>{format_points(one.difference.top1_error)}</td>"
         f"<td>{_whisker((low, high), one.difference.top1_error, -reach, reach, said)}</td>"
-        f"<td>{format_p(one.difference.p).removeprefix('= ').replace(' ', SPACE)}</td>"
+        f"<td>{format_p(one.difference.p).removeprefix('= ').replace(' ', NBSP)}</td>"
     )
 
 
@@ -140,12 +131,12 @@ def _costs(comparison: Comparison) -> str:
     rows = []
     for one in comparison.runs:
         history = LearningCurves(one.history)
-        trained = (f"{len(history.epochs):,}", duration(history.seconds)) if history.epochs else (NOTHING, NOTHING)
+        trained = (f"{len(history.epochs):,}", duration(history.seconds)) if history.epochs else (MISSING, MISSING)
         cells = (
             escape(one.network),
             f"{one.parameters:,}",
             f"{one.multiply_adds:,}",
-            f"{number(1000 * one.speed.seconds)}{SPACE}ms",
+            f"{format_number(1000 * one.speed.seconds)}{NBSP}ms",
             f"{one.speed.per_second:,.0f}",
             *trained,
         )
@@ -167,15 +158,15 @@ def _curves(runs: Sequence[ComparedRun]) -> str:
     if not trained:
         return ""
     panels = [
-        _panel(trained, "Error on the validation part", "val_error", "root", lambda y: f"{100 * y:g}{SPACE}%"),
-        _panel(trained, "Loss on the training part, nats", "train_loss", "log", plain),
+        _panel(trained, "Error on the validation part", "val_error", "root", lambda y: f"{100 * y:g}{NBSP}%"),
+        _panel(trained, "Loss on the training part, nats", "train_loss", "log", format_brief),
     ]
     last = max(metric(epochs[-1], "epoch") for _, epochs in trained)
     scale = Scale("linear", 0.0, last)
     longest = max((epochs for _, epochs in trained), key=len)
     readings = [_reading(trained, metric(line, "epoch")) for line in subsample(longest)]
     how = f"A line a run, by epoch, with its letter at the end.{missing}"
-    drawn = curves(panels, Axis("epoch", scale, scale.ticks(5, whole=last >= 2)), readings, None, "")
+    drawn = render_curves(panels, Axis("epoch", scale, scale.ticks(5, whole=last >= 2)), readings, None, "")
     return f'<p class="how">{how}</p>{drawn}'
 
 
@@ -188,18 +179,18 @@ def _panel(trained: Trained, title: str, name: str, bent: Any, text: Any) -> Pan
             one.letter,
             [metric(line, "epoch") for line in subsample(epochs)],
             [metric(line, name) for line in subsample(epochs)],
-            STYLES[k % len(STYLES)],
+            LINE_STYLES[k % len(LINE_STYLES)],
         )
         for k, (one, epochs) in enumerate(trained)
     ]
-    return Panel(title, fit([y for line in lines for y in line.y], bent), lines, text, HEIGHT)
+    return Panel(title, fit_scale([y for line in lines for y in line.y], bent), lines, text, HEIGHT)
 
 
 def _reading(trained: Trained, at: float) -> Reading:
     """What each run had come to at epoch `at`, or ended with."""
     then = [(one, [line for line in epochs if metric(line, "epoch") <= at][-1:]) for one, epochs in trained]
-    errors = ", ".join(f"{one.letter} {percent(metric(line[0], 'val_error'))}" for one, line in then if line)
-    losses = ", ".join(f"{one.letter} {number(metric(line[0], 'train_loss'))}" for one, line in then if line)
+    errors = ", ".join(f"{one.letter} {format_percent(metric(line[0], 'val_error'))}" for one, line in then if line)
+    losses = ", ".join(f"{one.letter} {format_number(metric(line[0], 'train_loss'))}" for one, line in then if line)
     return Reading(at, epoch_name(at), [errors, losses])
 
 
@@ -210,7 +201,7 @@ def _disagreements(comparison: Comparison) -> str:
     for one in others:
         for wrong, right in ((one, first), (first, one)):
             these = wrong.evaluation.pictures[wrong.evaluation.wrong & ~right.evaluation.wrong].tolist()
-            said = f"Wrong with {wrong.letter}, right with {right.letter}: {count(len(these), 'picture')}"
+            said = f"Wrong with {wrong.letter}, right with {right.letter}: {format_count(len(these), 'picture')}"
             if len(these) > DISAGREEMENTS_SHOWN:
                 said += f", of which {DISAGREEMENTS_SHOWN} are shown"
             # Evenly spread over them, since neighbours in a folder are alike.
@@ -233,10 +224,10 @@ def _wall(comparison: Comparison, wrong: ComparedRun, indices: Sequence[int]) ->
             pixels = None
         name, path = dataset.names[int(dataset.labels[index])], dataset.pictures.name(index)
         lines = [
-            f'<span title="{escape(name)}">is {isolated(name)}</span>',
-            f'<span class="quiet" title="{escape(path)}">{isolated(PurePath(path).name)}</span>',
+            f'<span title="{escape(name)}">is {isolate(name)}</span>',
+            f'<span class="quiet" title="{escape(path)}">{isolate(PurePath(path).name)}</span>',
         ]
-        figures.append(framed(pixels, SIDE, f"{path}: {name}, which {wrong.letter} gets wrong", lines))
+        figures.append(render_figure(pixels, SIDE, f"{path}: {name}, which {wrong.letter} gets wrong", lines))
     return f'<div class="wall">{"".join(figures)}</div>' if figures else ""
 
 
@@ -245,9 +236,9 @@ def _classes(runs: Sequence[ComparedRun]) -> str:
     rows = [some for some in zip(*(one.evaluation.per_class for one in runs), strict=True) if some[0].images]
     rows.sort(key=_spread, reverse=True)
     cells = [
-        f'<tr><th scope="row" data-value="{escape(some[0].name)}">{isolated(some[0].name)}</th>'
+        f'<tr><th scope="row" data-value="{escape(some[0].name)}">{isolate(some[0].name)}</th>'
         f'<td data-value="{some[0].images}">{some[0].images:,}</td>'
-        + "".join(f'<td data-value="{one.recall:.6f}">{percent(one.recall)}</td>' for one in some)
+        + "".join(f'<td data-value="{one.recall:.6f}">{format_percent(one.recall)}</td>' for one in some)
         + f'<td data-value="{_spread(some):.6f}">{100 * _spread(some):.1f}</td></tr>'
         for some in rows[:CLASSES]
     ]
@@ -269,7 +260,7 @@ def _settings(runs: Sequence[ComparedRun]) -> str:
     names = dict.fromkeys(name for one in some for name in one)
     rows = [
         f'<tr><th scope="row">{escape(name)}</th>'
-        + "".join(f"<td>{escape(one.get(name, NOTHING))}</td>" for one in flat)
+        + "".join(f"<td>{escape(one.get(name, MISSING))}</td>" for one in flat)
         + "</tr>"
         for name in names
         if len({one.get(name) for one in some}) > 1 and name != "recipe.source"  # a paragraph, and recipe_name says it
@@ -288,13 +279,15 @@ def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:
             found |= _flat(content, f"{before}{name}.")
         elif isinstance(content, list):
             kinds = [one.get("kind", "…") if isinstance(one, Mapping) else str(one) for one in content]
-            found[before + name] = ", ".join(kinds) or NOTHING
+            found[before + name] = ", ".join(kinds) or MISSING
         else:
-            found[before + name] = NOTHING if content is None else str(content)
+            found[before + name] = MISSING if content is None else str(content)
     return found
 
 
 def _table(name: str, heads: Sequence[str], rows: Sequence[str], *, sortable: bool = False) -> str:
     head = "".join(f'<th scope="col">{one}</th>' for one in heads)
     kind = "numbers sortable" if sortable else "numbers"
-    return scrolled(name, f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>')
+    return render_scrollable(
+        name, f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    )

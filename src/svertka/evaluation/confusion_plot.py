@@ -6,7 +6,8 @@ from collections.abc import Callable
 import numpy as np
 
 from svertka.evaluation.metrics import Evaluation
-from svertka.pages.html_page import SPACE, count, escape, isolated, percent
+from svertka.pages.html_page import escape, isolate
+from svertka.pages.number_format import NBSP, format_count, format_percent
 
 MAX_TABLE_CLASSES = 20  # up to which counts are written in cells
 MAX_PAIRS = 20  # rows of confused pairs
@@ -37,11 +38,11 @@ def shade_level(share: float) -> int:
 
 def class_name_html(name: str, before: str = "") -> str:
     """A class's name as HTML on a line of its own, cut where the column ends; whole as its title."""
-    return f'<span class="called" title="{escape(name)}">{before}{isolated(name)}</span>'
+    return f'<span class="called" title="{escape(name)}">{before}{isolate(name)}</span>'
 
 
 def _how_to_read(text: str) -> str:
-    limits = [f"to {100 * floor:g}{SPACE}%" for floor in SHADES[1:]] + ["more"]
+    limits = [f"to {100 * floor:g}{NBSP}%" for floor in SHADES[1:]] + ["more"]
     scale = "".join(
         f'<span class="key"><span class="swatch s{level}"></span>{limit}</span>'
         for level, limit in enumerate(limits, 1)
@@ -52,7 +53,7 @@ def _how_to_read(text: str) -> str:
 def _table(evaluation: Evaluation) -> str:
     names = [one.name for one in evaluation.per_class]
     upright = " upright" if max(len(name) for name in names) * len(names) <= UPRIGHT else ""
-    heads = "".join(f'<th scope="col"><span title="{escape(name)}">{isolated(name)}</span></th>' for name in names)
+    heads = "".join(f'<th scope="col"><span title="{escape(name)}">{isolate(name)}</span></th>' for name in names)
     rows = []
     for true, name in enumerate(names):
         images = evaluation.per_class[true].images
@@ -62,7 +63,7 @@ def _table(evaluation: Evaluation) -> str:
             told = f"{name} taken for {names[guess]}: {number:,} of {images:,}"
             cells.append(f'<td class="{kind}" title="{escape(told)}">{f"{number:,}" if number else ""}</td>')
         rows.append(
-            f'<tr><th scope="row"><span title="{escape(name)}">{isolated(name)}</span></th>{"".join(cells)}</tr>'
+            f'<tr><th scope="row"><span title="{escape(name)}">{isolate(name)}</span></th>{"".join(cells)}</tr>'
         )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix">'
@@ -92,7 +93,7 @@ def _picture(evaluation: Evaluation) -> str:
         "cells": [[int(rows[k]), int(columns[k]), int(mistakes[rows[k], columns[k]])] for k in order],
     }
     wrong = int(mistakes.sum())
-    judged = count(evaluation.images, "picture")
+    judged = format_count(evaluation.images, "picture")
     told = f"Confusion matrix of {classes} classes: {wrong:,} of {judged} beside the diagonal."
     return (
         f'<figure class="matrix" data-matrix="{escape(json.dumps(data, ensure_ascii=False))}">'
@@ -115,13 +116,13 @@ def _pairs(evaluation: Evaluation, strip: ThumbnailStrip) -> str:
         pictures = strip(indices, f"{names[true]} taken for {names[guess]}")
         rows.append(
             f'<tr><th scope="row">{class_name_html(names[true])}{class_name_html(names[guess], "taken for ")}</th>'
-            f"<td>{number:,}<br>of {images:,}</td><td>{percent(number / images)}</td>"
+            f"<td>{number:,}<br>of {images:,}</td><td>{format_percent(number / images)}</td>"
             f'<td class="strip">{pictures}</td></tr>'
         )
     if not rows:
         return ""
     return (
-        f'<h3>The {count(len(rows), "most confused pair")}</h3><div class="scroll" tabindex="0" role="region" '
+        f'<h3>The {format_count(len(rows), "most confused pair")}</h3><div class="scroll" tabindex="0" role="region" '
         'aria-label="Most confused pairs"><table class="rows"><thead><tr><th scope="col">classes</th>'
         '<th scope="col">pictures</th><th scope="col">share</th><th scope="col">the surest of them</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"

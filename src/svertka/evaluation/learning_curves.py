@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
-from svertka.pages.axes import Scale, fit
-from svertka.pages.html_page import NOTHING, SPACE, number, percent, plain, scrolled
-from svertka.pages.svg_curves import Axis, Line, Panel, Reading, curves
+from svertka.pages.axes import Scale, fit_scale
+from svertka.pages.html_page import render_scrollable
+from svertka.pages.number_format import MISSING, NBSP, format_brief, format_number, format_percent
+from svertka.pages.svg_curves import Axis, Line, Panel, Reading, render_curves
 from svertka.progress import duration
 
 Entry = Mapping[str, Any]
@@ -54,8 +55,8 @@ class LearningCurves:
         rates = subsample(self.steps) or epochs
         smooth = bucket_means(self.steps, ("epoch", "loss", "error"))
         panels = [
-            _panel("Loss, nats", "loss", epochs, smooth, "log", plain),
-            _panel("Top-1 error", "error", epochs, smooth, "root", lambda error: f"{100 * error:g}{SPACE}%"),
+            _panel("Loss, nats", "loss", epochs, smooth, "log", format_brief),
+            _panel("Top-1 error", "error", epochs, smooth, "root", lambda error: f"{100 * error:g}{NBSP}%"),
             _rate_panel(rates),
         ]
         last = max(metric(line, "epoch") for line in (*epochs, *rates))
@@ -64,7 +65,7 @@ class LearningCurves:
         readings = [self._reading(line) for line in marks]
         mark = marks.index(self.best_epoch) if self.best_epoch is not None else None
         label = f"kept: {epoch_name(metric(self.best_epoch, 'epoch'))}" if self.best_epoch is not None else ""
-        return curves(panels, axis, readings, mark, label)
+        return render_curves(panels, axis, readings, mark, label)
 
     def table_html(self) -> str:
         """The same numbers as rows, as HTML; empty before the first epoch."""
@@ -73,9 +74,11 @@ class LearningCurves:
             return ""
         rows = "".join(
             f"<tr><th scope=row>{metric(line, 'epoch'):g}</th>"
-            f"<td>{number(metric(line, 'train_loss'))}</td><td>{number(metric(line, 'val_loss'))}</td>"
-            f"<td>{percent(metric(line, 'train_error'))}</td><td>{percent(metric(line, 'val_error'))}</td>"
-            f"<td>{plain(metric(line, 'learning_rate'))}</td><td>{_whole(metric(line, 'images_per_second'))}</td>"
+            f"<td>{format_number(metric(line, 'train_loss'))}</td><td>{format_number(metric(line, 'val_loss'))}</td>"
+            f"<td>{format_percent(metric(line, 'train_error'))}</td>"
+            f"<td>{format_percent(metric(line, 'val_error'))}</td>"
+            f"<td>{format_brief(metric(line, 'learning_rate'))}</td>"
+            f"<td>{_whole(metric(line, 'images_per_second'))}</td>"
             f"<td>{_time(metric(line, 'seconds'))}</td></tr>"
             for line in shown
         )
@@ -86,7 +89,7 @@ class LearningCurves:
             "<th scope=col>learning rate</th><th scope=col>pictures/s</th><th scope=col>time</th></tr></thead>"
             f"<tbody>{rows}</tbody></table>"
         )
-        return f"<details><summary>{title}</summary>{scrolled(title, table)}</details>"
+        return f"<details><summary>{title}</summary>{render_scrollable(title, table)}</details>"
 
     def lr_finder_html(self) -> str:
         """The learning-rate finder's curve, as HTML; empty where it did not run."""
@@ -98,10 +101,14 @@ class LearningCurves:
         chosen = _float(line.get("chosen"))
         rates, losses = [x for x, _ in points], [y for _, y in points]
         scale = Scale("log", min(rates), max(rates) * 1.001)
-        panel = Panel("Loss, nats", fit(losses, "log"), [Line("loss", rates, losses, "solid")], plain, HEIGHT)
-        readings = [Reading(x, f"learning rate {plain(x)}", [number(y)]) for x, y in points]
+        panel = Panel(
+            "Loss, nats", fit_scale(losses, "log"), [Line("loss", rates, losses, "solid")], format_brief, HEIGHT
+        )
+        readings = [Reading(x, f"learning rate {format_brief(x)}", [format_number(y)]) for x, y in points]
         nearest = min(range(len(rates)), key=lambda k: abs(math.log(rates[k] / chosen))) if chosen > 0 else None
-        return curves([panel], Axis("rate", scale, scale.ticks(4)), readings, nearest, f"chosen: {plain(chosen)}")
+        return render_curves(
+            [panel], Axis("rate", scale, scale.ticks(4)), readings, nearest, f"chosen: {format_brief(chosen)}"
+        )
 
     def _of(self, kind: str) -> list[Entry]:
         return [line for line in self._lines if line["kind"] == kind]
@@ -112,9 +119,11 @@ class LearningCurves:
             metric(line, "epoch"),
             epoch_name(metric(line, "epoch")),
             [
-                f"train {number(metric(line, train_loss))}" + _also("val", number(metric(line, "val_loss"))),
-                f"train {percent(metric(line, train_error))}" + _also("val", percent(metric(line, "val_error"))),
-                plain(metric(line, "learning_rate")),
+                f"train {format_number(metric(line, train_loss))}"
+                + _also("val", format_number(metric(line, "val_loss"))),
+                f"train {format_percent(metric(line, train_error))}"
+                + _also("val", format_percent(metric(line, "val_error"))),
+                format_brief(metric(line, "learning_rate")),
             ],
         )
 
@@ -128,7 +137,7 @@ def epoch_name(epoch: float) -> str:
     """ "epoch 14", or "epoch 2.37" within one; nothing for NaN."""
     if not math.isfinite(epoch):
         return ""
-    return f"epoch{SPACE}{epoch:.0f}" if f"{epoch:.2f}".endswith(".00") else f"epoch{SPACE}{epoch:.2f}"
+    return f"epoch{NBSP}{epoch:.0f}" if f"{epoch:.2f}".endswith(".00") else f"epoch{NBSP}{epoch:.2f}"
 
 
 def subsample(lines: Sequence[Entry], keep: Entry | None = None) -> list[Entry]:
@@ -173,19 +182,19 @@ def _panel(
     else:
         values = list(steps)
         lines = [Line("train", smooth["epoch"], steps, "solid")]
-    return Panel(title, fit(values, bent), lines, text, HEIGHT)
+    return Panel(title, fit_scale(values, bent), lines, text, HEIGHT)
 
 
 def _rate_panel(lines: Sequence[Entry]) -> Panel:
     rates = [metric(line, "learning_rate") for line in lines]
     finite = [rate for rate in rates if math.isfinite(rate)]
-    scale = fit(finite, "log") if len(set(finite)) <= FEW_RATES else Scale("linear", 0.0, max(finite))
+    scale = fit_scale(finite, "log") if len(set(finite)) <= FEW_RATES else Scale("linear", 0.0, max(finite))
     line = Line("", [metric(line, "epoch") for line in lines], rates, "steps")
-    return Panel("Learning rate", scale, [line], plain, LOW_HEIGHT)
+    return Panel("Learning rate", scale, [line], format_brief, LOW_HEIGHT)
 
 
 def _also(name: str, text: str) -> str:
-    return "" if text == NOTHING else f", {name} {text}"
+    return "" if text == MISSING else f", {name} {text}"
 
 
 def _float(value: object) -> float:
@@ -193,8 +202,8 @@ def _float(value: object) -> float:
 
 
 def _whole(value: float) -> str:
-    return f"{value:,.0f}" if math.isfinite(value) else NOTHING
+    return f"{value:,.0f}" if math.isfinite(value) else MISSING
 
 
 def _time(seconds: float) -> str:
-    return duration(seconds) if math.isfinite(seconds) else NOTHING
+    return duration(seconds) if math.isfinite(seconds) else MISSING

@@ -2,8 +2,8 @@
 
 from svertka.evaluation.calibration import BINS, Calibration, ConfidenceBin
 from svertka.pages.axes import Scale
-from svertka.pages.html_page import NOTHING, SPACE, count, percent
-from svertka.pages.svg_curves import Axis, Line, Panel, Reading, curves
+from svertka.pages.number_format import MISSING, NBSP, format_count, format_percent
+from svertka.pages.svg_curves import Axis, Line, Panel, Reading, render_curves
 
 HEIGHT = 288  # pixels
 
@@ -27,11 +27,11 @@ def _sentence(calibration: Calibration) -> str:
     sure = sum(one.images * one.confidence for one in calibration.bins) / images
     right = sum(one.images * one.accuracy for one in calibration.bins) / images
     much = "too sure of itself" if sure > right else "not sure enough"
-    judged = f"On average it is {percent(sure)} sure and {percent(right)} right"
+    judged = f"On average it is {format_percent(sure)} sure and {format_percent(right)} right"
     verdict = f": {much}" if abs(sure - right) >= 0.01 else ""
     return (
-        f"{judged}{verdict}. Expected calibration error {percent(calibration.error)}; with a temperature of "
-        f"{calibration.temperature:.2f} it is {percent(calibration.scaled_error)}."
+        f"{judged}{verdict}. Expected calibration error {format_percent(calibration.error)}; with a temperature of "
+        f"{calibration.temperature:.2f} it is {format_percent(calibration.scaled_error)}."
     )
 
 
@@ -39,16 +39,20 @@ def _figure(calibration: Calibration) -> str:
     share = Scale("linear", 0.0, 1.0)
     lines = [Line("", [0, 100], [0, 1], "faint"), _line("scaled", calibration.scaled_bins, "dashed")]
     lines.append(_line("as it is", calibration.bins, "solid"))
-    panel = Panel("Right", share, lines, lambda value: f"{100 * value:.0f}{SPACE}%", HEIGHT)
+    panel = Panel("Right", share, lines, lambda value: f"{100 * value:.0f}{NBSP}%", HEIGHT)
     scale = Scale("linear", 0.0, 100.0)
     readings = []
     for one in calibration.bins:
         low = int(min(one.confidence * BINS, BINS - 1))
-        between = f"{100 * low / BINS:.0f} to {100 * (low + 1) / BINS:.0f}{SPACE}% sure"
+        between = f"{100 * low / BINS:.0f} to {100 * (low + 1) / BINS:.0f}{NBSP}% sure"
         readings.append(
-            Reading(100 * one.confidence, between, [f"{percent(one.accuracy)} of {count(one.images, 'picture')} right"])
+            Reading(
+                100 * one.confidence,
+                between,
+                [f"{format_percent(one.accuracy)} of {format_count(one.images, 'picture')} right"],
+            )
         )
-    return curves([panel], Axis("% sure", scale, scale.ticks(5)), readings, None, NOTHING)
+    return render_curves([panel], Axis("% sure", scale, scale.ticks(5)), readings, None, MISSING)
 
 
 def _line(name: str, bins: tuple[ConfidenceBin, ...], style: "str") -> Line:

@@ -18,8 +18,9 @@ from svertka.evaluation.metrics import MISTAKES_KEPT, ClassMetrics, Evaluation, 
 from svertka.evaluation.reliability_diagram import reliability_html
 from svertka.evaluation.slices import Slice, slices_html
 from svertka.files import write_atomic
-from svertka.pages.html_page import count, escape, isolated, number, page, percent, scrolled, section
-from svertka.pages.inline_images import framed, strip
+from svertka.pages.html_page import escape, isolate, render_page, render_scrollable, render_section
+from svertka.pages.inline_images import render_figure, render_strip
+from svertka.pages.number_format import format_count, format_number, format_percent
 from svertka.progress import duration
 
 Pixels = npt.NDArray[np.uint8]
@@ -64,13 +65,15 @@ class Report:
         judged_alone = not self.history and self.evaluation is not None
         spent = "" if judged_alone else " before the end of the first epoch"
         if epochs:
-            spent = f" after {count(epochs, 'epoch')}"
+            spent = f" after {format_count(epochs, 'epoch')}"
         if self.curves.seconds:
             spent += f", {duration(self.curves.seconds)}"
         if self.evaluation is None or not self.evaluation.images:
             return f"{self.network} on {self.source}: not judged yet{spent}."
-        judged = count(self.evaluation.images, f"{PART_ADJECTIVES[self.part]}picture")
-        return f"{self.network} on {self.source}: {percent(self.evaluation.top1_error)} of {judged} wrong{spent}."
+        judged = format_count(self.evaluation.images, f"{PART_ADJECTIVES[self.part]}picture")
+        return (
+            f"{self.network} on {self.source}: {format_percent(self.evaluation.top1_error)} of {judged} wrong{spent}."
+        )
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -79,29 +82,31 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    write_atomic(path, page(f"{report.name} – svertka", _body(report)).encode())
+    write_atomic(path, render_page(f"{report.name} – svertka", _body(report)).encode())
 
 
 def _body(report: Report) -> str:
     parts = [
-        f"<header><p><b>{isolated(report.name)}</b></p><h1>{escape(report.sentence)}</h1>{_second(report)}"
+        f"<header><p><b>{isolate(report.name)}</b></p><h1>{escape(report.sentence)}</h1>{_second(report)}"
         f"{_findings(report)}</header>",
-        section("curves", "Learning curves", _curves(report.curves)),
-        section("range", "Learning-rate finder", _range_test(report.curves)),
+        render_section("curves", "Learning curves", _curves(report.curves)),
+        render_section("range", "Learning-rate finder", _range_test(report.curves)),
     ]
     if report.evaluation is not None and report.evaluation.images:
         parts += [
-            section("mistakes", "Worst mistakes", _worst(report, report.evaluation)),
-            section("doubtful", "Most doubtful mistakes", _near_misses(report, report.evaluation)),
-            section("confusion", "Confusion", confusion_html(report.evaluation, lambda i, alt: _strip(report, i, alt))),
-            section("classes", "Classes", _classes(report, report.evaluation)),
-            section(
+            render_section("mistakes", "Worst mistakes", _worst(report, report.evaluation)),
+            render_section("doubtful", "Most doubtful mistakes", _near_misses(report, report.evaluation)),
+            render_section(
+                "confusion", "Confusion", confusion_html(report.evaluation, lambda i, alt: _strip(report, i, alt))
+            ),
+            render_section("classes", "Classes", _classes(report, report.evaluation)),
+            render_section(
                 "calibration", "Can its probabilities be believed?", reliability_html(report.evaluation.calibration)
             ),
-            section("conditions", "When it errs", slices_html(report.slices, report.evaluation.images)),
+            render_section("conditions", "When it errs", slices_html(report.slices, report.evaluation.images)),
         ]
-    facts = "".join(f"<div><dt>{escape(label)}</dt><dd>{isolated(text)}</dd></div>" for label, text in report.facts)
-    parts.append(section("made", "How it was made", f"<dl>{facts}</dl>" if facts else ""))
+    facts = "".join(f"<div><dt>{escape(label)}</dt><dd>{isolate(text)}</dd></div>" for label, text in report.facts)
+    parts.append(render_section("made", "How it was made", f"<dl>{facts}</dl>" if facts else ""))
     return f"<main>{''.join(parts)}</main>"
 
 
@@ -112,11 +117,11 @@ def _second(report: Report) -> str:
         return ""
     low, high = evaluation.top1_interval
     said = [
-        f"Of all such pictures it would get {percent(low)} to {percent(high)} wrong (95 % confidence). "
-        f"Mean loss {number(evaluation.loss)} nats."
+        f"Of all such pictures it would get {format_percent(low)} to {format_percent(high)} wrong (95 % confidence). "
+        f"Mean loss {format_number(evaluation.loss)} nats."
     ]
     if evaluation.top5_error is not None:
-        said.append(f"With five guesses instead of one, {percent(evaluation.top5_error)} are wrong.")
+        said.append(f"With five guesses instead of one, {format_percent(evaluation.top5_error)} are wrong.")
     if report.curves.best_epoch is not None:
         said.append(
             f"These are the weights of epoch {report.curves.best_epoch['epoch']:g}: of those with the lowest error on "
@@ -182,15 +187,15 @@ def _wall(how: str, report: Report, evaluation: Evaluation, mistakes: Sequence[M
 
 def _mistake(report: Report, evaluation: Evaluation, mistake: Mistake) -> str:
     true, guess = (evaluation.per_class[k].name for k in (mistake.label, mistake.predicted))
-    sure, called = percent(mistake.probability), report.picture_name(mistake.index)
+    sure, called = format_percent(mistake.probability), report.picture_name(mistake.index)
     alt = f"{called}: {true}, taken for {guess} with {sure}"
     lines = [
-        f'<span title="{escape(true)}">is {isolated(true)}</span>',
-        f'<span title="{escape(guess)}">taken for <b>{isolated(guess)}</b></span>',
-        f"<span>{sure} against {percent(mistake.own)}</span>",
-        f'<span class="quiet" title="{escape(called)}">{isolated(PurePath(called).name)}</span>',
+        f'<span title="{escape(true)}">is {isolate(true)}</span>',
+        f'<span title="{escape(guess)}">taken for <b>{isolate(guess)}</b></span>',
+        f"<span>{sure} against {format_percent(mistake.own)}</span>",
+        f'<span class="quiet" title="{escape(called)}">{isolate(PurePath(called).name)}</span>',
     ]
-    return framed(_picture(report, mistake.index), SIDE, alt, lines)
+    return render_figure(_picture(report, mistake.index), SIDE, alt, lines)
 
 
 def _classes(report: Report, evaluation: Evaluation) -> str:
@@ -210,7 +215,7 @@ def _classes(report: Report, evaluation: Evaluation) -> str:
         '<th scope="col" aria-sort="ascending">recall</th><th scope="col">precision</th>'
         f'<th scope="col">most often taken for</th></tr></thead><tbody>{rows}</tbody></table>'
     )
-    return f'<p class="how">{how}</p>{scrolled("Classes", table)}'
+    return f'<p class="how">{how}</p>{render_scrollable("Classes", table)}'
 
 
 def _class_row(report: Report, evaluation: Evaluation, one: ClassMetrics, k: int, each: int) -> str:
@@ -224,8 +229,8 @@ def _class_row(report: Report, evaluation: Evaluation, one: ClassMetrics, k: int
         f'{class_name_html(one.name)}<div class="strip">{examples}</div>'
         f"</div></th>"
         f'<td data-value="{one.images}">{one.images:,}</td>'
-        f'<td data-value="{_order(one.recall)}">{percent(one.recall)}{_bar(one.recall)}</td>'
-        f'<td data-value="{_order(one.precision)}">{percent(one.precision)}{_bar(one.precision)}</td>'
+        f'<td data-value="{_order(one.recall)}">{format_percent(one.recall)}{_bar(one.recall)}</td>'
+        f'<td data-value="{_order(one.precision)}">{format_percent(one.precision)}{_bar(one.precision)}</td>'
         f'<td data-value="{others[most]}">{taken}</td></tr>'
     )
 
@@ -242,7 +247,7 @@ def _order(share: float | None) -> str:
 
 def _strip(report: Report, indices: Sequence[int], alt: str) -> str:
     pictures = [pixels for index in indices if (pixels := _picture(report, index)) is not None]
-    return strip(pictures, THUMBNAIL, alt) if pictures else ""
+    return render_strip(pictures, THUMBNAIL, alt) if pictures else ""
 
 
 def _picture(report: Report, index: int) -> Pixels | None:

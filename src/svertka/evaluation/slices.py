@@ -12,8 +12,9 @@ from svertka.errors import PictureError
 from svertka.evaluation.confidence_intervals import Interval, wilson_interval
 from svertka.evaluation.metrics import Evaluation
 from svertka.pages.axes import Scale
-from svertka.pages.html_page import SPACE, count, percent, plain, scrolled
-from svertka.pages.svg_curves import Axis, Line, Panel, Reading, curves
+from svertka.pages.html_page import render_scrollable
+from svertka.pages.number_format import NBSP, format_brief, format_count, format_percent
+from svertka.pages.svg_curves import Axis, Line, Panel, Reading, render_curves
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -118,7 +119,7 @@ def slices_html(found: Sequence[Slice], images: int) -> str:
     if not found:
         return ""
     looked = sum(group.images for group in found[0].groups)
-    of = f" Of {count(images, 'picture')} {looked:,} were looked at, drawn by lot." if looked < images else ""
+    of = f" Of {format_count(images, 'picture')} {looked:,} were looked at, drawn by lot." if looked < images else ""
     how = (
         "The pictures in groups of equally many, from low to high values: the line is the error in each, grey its 95 % "
         f"confidence interval.{of} Where it rises, more pictures of that kind are what training lacks."
@@ -137,19 +138,19 @@ def _chart(condition: Slice) -> str:
         Line("error", x, [group.error for group in groups], "solid"),
     ]
     title = f"{condition.name}: {condition.how}"
-    panel = Panel(title, Scale("linear", 0.0, top), lines, lambda share: f"{100 * share:g}{SPACE}%", HEIGHT)
+    panel = Panel(title, Scale("linear", 0.0, top), lines, lambda share: f"{100 * share:g}{NBSP}%", HEIGHT)
     readings = [
         Reading(
             place,
-            f"{plain(round(group.low, 1))} to {plain(round(group.high, 1))}{SPACE}{condition.unit}",
-            [f"{percent(group.error)} of {count(group.images, 'picture')} wrong"],
+            f"{format_brief(round(group.low, 1))} to {format_brief(round(group.high, 1))}{NBSP}{condition.unit}",
+            [f"{format_percent(group.error)} of {format_count(group.images, 'picture')} wrong"],
         )
         for place, group in zip(x, groups, strict=True)
     ]
     scale = Scale("linear", 0.5, len(groups) + 0.5)
     rows = "".join(
-        f'<tr><th scope="row">{reading.name}</th><td>{group.images:,}</td><td>{percent(group.error)}</td>'
-        f"<td>{percent(group.interval[0])} to {percent(group.interval[1])}</td></tr>"
+        f'<tr><th scope="row">{reading.name}</th><td>{group.images:,}</td><td>{format_percent(group.error)}</td>'
+        f"<td>{format_percent(group.interval[0])} to {format_percent(group.interval[1])}</td></tr>"
         for reading, group in zip(readings, groups, strict=True)
     )
     table = (
@@ -157,5 +158,7 @@ def _chart(condition: Slice) -> str:
         f'<tr><th scope="col">{condition.name.lower()}</th><th scope="col">pictures</th><th scope="col">error</th>'
         f'<th scope="col">95 % interval</th></tr></thead><tbody>{rows}</tbody></table>'
     )
-    numbers = f"<details><summary>The numbers</summary>{scrolled(condition.name, table)}</details>"
-    return f'<div class="condition">{curves([panel], Axis("group", scale, x), readings, None, "")}{numbers}</div>'
+    numbers = f"<details><summary>The numbers</summary>{render_scrollable(condition.name, table)}</details>"
+    return (
+        f'<div class="condition">{render_curves([panel], Axis("group", scale, x), readings, None, "")}{numbers}</div>'
+    )

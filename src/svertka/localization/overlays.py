@@ -17,8 +17,9 @@ from svertka.data.bounding_boxes import Annotation, Box
 from svertka.data.dataset import Pixels
 from svertka.files import storage, write_atomic
 from svertka.localization.heatmap import Heat, Region
-from svertka.pages.html_page import count, escape, isolated, page, percent
-from svertka.pages.inline_images import reduced
+from svertka.pages.html_page import escape, isolate, render_page
+from svertka.pages.inline_images import shrink
+from svertka.pages.number_format import format_count, format_percent
 
 PAGE = "index.html"
 LONGEST = 1024
@@ -57,14 +58,14 @@ class Album:
         self.figures.append(
             f'<figure><a href="overlays/{name}"><img width="{round(width * scale)}" height="{round(height * scale)}" '
             f'loading="lazy" alt="{escape(label)}" src="overlays/{name}"></a>'
-            f"<figcaption>{isolated(found.box.name)} {score:.3f}<br>"
-            f'<span class="quiet">{isolated(Path(path).name)}</span></figcaption></figure>'
+            f"<figcaption>{isolate(found.box.name)} {score:.3f}<br>"
+            f'<span class="quiet">{isolate(Path(path).name)}</span></figcaption></figure>'
         )
         return file
 
     def write_page(self, judgement: dict[str, Any] | None) -> Path:
         """Write the page, with the figures of `judgement` (of `Pointing.to_dict`) above the pictures; its file."""
-        sentence = f"What was found in {count(len(self.figures), 'picture')}, and where"
+        sentence = f"What was found in {format_count(len(self.figures), 'picture')}, and where"
         how = (
             "Grey hides what does not speak for the class. The ring is on the spot that speaks most, the blue box "
             "around what speaks half as much or more; boxes that were given are black and white."
@@ -76,29 +77,29 @@ class Album:
             f'<section class="plates">{"".join(self.figures)}</section></main>'
         )
         file = self.folder / PAGE
-        write_atomic(file, page("locate – svertka", body, chapter="album", beside=True).encode())
+        write_atomic(file, render_page("locate – svertka", body, chapter="album", beside=True).encode())
         return file
 
 
 def in_words(judgement: dict[str, Any]) -> str:
     """One sentence of what `Pointing.to_dict` gave, and `Scope.to_dict`, where that is known."""
     training = judgement.get("training_images", 0)
-    left_out = count(training, "picture") + " that trained the network left out (--include-training)"
+    left_out = format_count(training, "picture") + " that trained the network left out (--include-training)"
     if not judgement["pictures"]:
         reason = left_out if training else "no picture has a box"
         return f"{reason}, so nothing was judged"
     small = judgement["small"]
     text = (
-        f"the spot lies in a box in {percent(judgement['hits'])} of {judgement['pictures']} cases; the centre of the "
-        f"picture would in {percent(judgement['centre_hits'])}"
+        f"the spot lies in a box in {format_percent(judgement['hits'])} of {judgement['pictures']} cases; "
+        f"the centre of the picture would in {format_percent(judgement['centre_hits'])}"
     )
     if small["pictures"]:
         text += (
-            f"; where boxes cover less than a quarter, in {percent(small['hits'])} of {small['pictures']}, with "
-            f"{percent(small['covered'])} covered"
+            f"; where boxes cover less than a quarter, in {format_percent(small['hits'])} of {small['pictures']}, with "
+            f"{format_percent(small['covered'])} covered"
         )
     if training:
-        trained = f"{count(training, 'picture')} of these trained the network: the figures are too good"
+        trained = f"{format_count(training, 'picture')} of these trained the network: the figures are too good"
         text += f"; {trained if judgement['includes_training'] else left_out}"
     return text
 
@@ -108,7 +109,7 @@ def overlay(rgb: Pixels, hot: Heat, found: Region, boxes: tuple[Box, ...]) -> Pi
 
     The box found is blue, its spot a ring; `boxes`, those that are known, are black and white.
     """
-    small = reduced(rgb, LONGEST)
+    small = shrink(rgb, LONGEST)
     height, width = small.shape[:2]
     share = np.asarray(
         Image.fromarray(hot / max(float(hot.max()), 1e-12)).resize((width, height), Image.Resampling.BILINEAR)

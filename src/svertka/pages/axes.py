@@ -7,7 +7,7 @@ from typing import Literal
 
 Kind = Literal["linear", "log", "root"]
 
-WIDE = 8  # largest over smallest value from which a linear axis hides the small ones
+MAX_LINEAR_RANGE = 8  # largest over smallest value from which a linear axis hides the small ones
 STEPS = (1, 2, 5)
 
 
@@ -50,12 +50,12 @@ class Scale:
                     yield value
 
 
-def fit(values: Iterable[float], bent: Literal["log", "root"]) -> Scale:
+def fit_scale(values: Iterable[float], bent: Literal["log", "root"]) -> Scale:
     """An axis for `values` (those that are finite): linear from zero, or `bent` where the small ones would be lost."""
     finite = [value for value in values if math.isfinite(value) and value >= 0]
     positive = [value for value in finite if value > 0]
     high = max(positive, default=1.0)
-    if len(positive) < 2 or high / min(positive) <= WIDE:
+    if len(positive) < 2 or high / min(positive) <= MAX_LINEAR_RANGE:
         return Scale("linear", 0.0, high)
     # Zero has no logarithm: it is drawn on the lower end.
     return Scale("log", min(positive), high) if bent == "log" else Scale("root", 0.0, high)

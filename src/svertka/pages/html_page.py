@@ -3,16 +3,13 @@
 import base64
 import hashlib
 import html
-import math
 import re
 from functools import cache
 from importlib.resources import files
 from unicodedata import category
 
-SPACE = "\u00a0"  # between a number and its unit, so that no line ends there
 # Embeddings, overrides and isolates: <bdi> does not hold what closes it.
-REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-NOTHING = "–"  # where a number is missing
+BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def escape(text: str) -> str:
@@ -21,60 +18,32 @@ def escape(text: str) -> str:
 
 
 def _is_forbidden(letter: str) -> bool:
-    return letter in REORDERING or category(letter) in ("Cc", "Cs", "Zl", "Zp")
+    return letter in BIDI_CONTROLS or category(letter) in ("Cc", "Cs", "Zl", "Zp")
 
 
-def isolated(text: str) -> str:
+def isolate(text: str) -> str:
     """`text` as HTML that cannot turn its surroundings around, whichever way its script is written."""
     return f"<bdi>{escape(text)}</bdi>"
 
 
-def percent(share: float | None) -> str:
-    """`share` (0 to 1) with one decimal, "1.1 %"; a dash for None and NaN."""
-    return f"{100 * share:.1f}{SPACE}%" if share is not None and math.isfinite(share) else NOTHING
-
-
-def number(value: float) -> str:
-    """`value` with three significant digits, which is how a loss is compared: "0.0123", "1.70"; a dash for NaN."""
-    if not (math.isfinite(value) and 1e-3 <= abs(value) < 1e5):
-        return plain(value)
-    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
-
-
-def plain(value: float) -> str:
-    """`value` as briefly as three significant digits allow: "0.5", "0.00249", "10⁻⁶", "3.2·10⁻⁵"; a dash for NaN."""
-    if not math.isfinite(value):
-        return NOTHING
-    if value == 0 or 1e-4 <= abs(value) < 1e5:
-        return f"{float(f'{value:.3g}'):g}"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return power if float(mantissa) == 1 else f"{float(mantissa):g}·{power}"
-
-
-def count(value: int, noun: str) -> str:
-    """ "1 epoch", "20 epochs", "10,000 pictures": thousands apart, and the noun in its number."""
-    return f"{value:,}{SPACE}{noun}{'' if value == 1 else 's'}"
-
-
-def section(name: str, title: str, body: str) -> str:
+def render_section(name: str, title: str, body: str) -> str:
     """A chapter of a page, which the address "#name" leads to; empty where `body` (HTML) is."""
     return f'<section id="{name}"><h2>{title}</h2>{body}</section>' if body else ""
 
 
-def scrolled(name: str, table: str) -> str:
+def render_scrollable(name: str, table: str) -> str:
     """`table` (HTML) in a frame of its own in which it can be moved where the page is narrow; `name` is said of it."""
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">{table}</div>'
 
 
-def page(title: str, body: str, *, chapter: str = "", beside: bool = False, served: bool = False) -> str:
+def render_page(title: str, body: str, *, chapter: str = "", beside: bool = False, served: bool = False) -> str:
     """A whole HTML document, style and script inside; `title` is text, `body` is HTML.
 
     `chapter`: of the files chapter.css and chapter*.js, which follow the ones that all pages share. Its `policy` lets
     it load nothing else and run nothing else, whatever a class name may try.
     """
     style, script = _style(chapter), _script(chapter)
-    allowed = policy(chapter, beside=beside, served=served)
+    allowed = content_security_policy(chapter, beside=beside, served=served)
     # The script comes before the body: a chosen colour scheme must be there before anything is painted.
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -96,7 +65,7 @@ def page(title: str, body: str, *, chapter: str = "", beside: bool = False, serv
 """
 
 
-def policy(chapter: str = "", *, beside: bool = False, served: bool = False) -> str:
+def content_security_policy(chapter: str = "", *, beside: bool = False, served: bool = False) -> str:
     """The content security policy of a page: its own style and script, and pictures inside it.
 
     `beside`: whether it loads pictures and data from its own folder. `served`: whether it asks the server that it is

@@ -13,11 +13,11 @@ from svertka.pages.html_page import escape
 
 Pixels = npt.NDArray[np.uint8]
 
-DENSITY = 2  # pixels kept for each that CSS counts, for screens that have them
-QUALITY = 82  # of photographs, on the scale of WebP encoders to 100
+PIXEL_DENSITY = 2  # pixels kept for each that CSS counts, for screens that have them
+PHOTO_QUALITY = 82  # of photographs, on the scale of WebP encoders to 100
 
 
-def encoded(picture: Pixels, *, exact: bool, quality: int = QUALITY) -> bytes:
+def encode_webp(picture: Pixels, *, exact: bool, quality: int = PHOTO_QUALITY) -> bytes:
     """`picture` (H, W, 1 | 3 | 4) uint8 as a WebP file; `exact` keeps every pixel, as a photograph need not.
 
     WebP because it is the one format of all browsers that has alpha, both kinds of compression and small headers.
@@ -28,50 +28,50 @@ def encoded(picture: Pixels, *, exact: bool, quality: int = QUALITY) -> bytes:
     return buffer.getvalue()
 
 
-def data_uri(picture: Pixels, *, exact: bool) -> str:
+def to_data_uri(picture: Pixels, *, exact: bool) -> str:
     """`picture` as `encoded` makes it, as a `data:` address."""
-    return "data:image/webp;base64," + base64.b64encode(encoded(picture, exact=exact)).decode()
+    return "data:image/webp;base64," + base64.b64encode(encode_webp(picture, exact=exact)).decode()
 
 
-def image(picture: Pixels, side: int, alt: str) -> str:
+def render_image(picture: Pixels, side: int, alt: str) -> str:
     """An `<img>` of `picture` (H, W, 1 | 3) uint8, at most `side` CSS pixels wide and high."""
     height, width = picture.shape[:2]
     scale = _enlargement(picture, side) or side / max(height, width)
     crisp = scale > 1
     # Enlarged by the browser, reduced here.
-    kept = picture if crisp else reduced(picture, side * DENSITY)
+    kept = picture if crisp else shrink(picture, side * PIXEL_DENSITY)
     return _img(
-        data_uri(kept, exact=crisp), max(1, round(width * scale)), max(1, round(height * scale)), alt, crisp=crisp
+        to_data_uri(kept, exact=crisp), max(1, round(width * scale)), max(1, round(height * scale)), alt, crisp=crisp
     )
 
 
-def framed(picture: Pixels | None, side: int, alt: str, lines: Sequence[str]) -> str:
+def render_figure(picture: Pixels | None, side: int, alt: str, lines: Sequence[str]) -> str:
     """A `<figure>` of `picture` as `image` shows it, None where it cannot be read any more, over `lines` (HTML)."""
     unreadable = f'<span class="unreadable" role="img" aria-label="{escape(alt)}">cannot be read</span>'
-    drawn = unreadable if picture is None else image(picture, side, alt)
+    drawn = unreadable if picture is None else render_image(picture, side, alt)
     return f'<figure><div class="frame">{drawn}</div><figcaption>{"".join(lines)}</figcaption></figure>'
 
 
-def strip(pictures: Sequence[Pixels], side: int, alt: str) -> str:
+def render_strip(pictures: Sequence[Pixels], side: int, alt: str) -> str:
     """An `<img>` of `pictures` in a row, one pixel apart, each at most `side` CSS pixels a side.
 
     Of pictures that are larger it shows the central squares.
     """
     crisp = all(max(picture.shape[:2]) <= side for picture in pictures)
-    density = 1 if crisp else DENSITY
-    cells = [enlarged(one, side) if crisp else reduced(central_square(one), side * density) for one in pictures]
-    sheet = mosaic(cells, len(cells), gap=density)
+    density = 1 if crisp else PIXEL_DENSITY
+    cells = [enlarge(one, side) if crisp else shrink(crop_central_square(one), side * density) for one in pictures]
+    sheet = contact_sheet(cells, len(cells), gap=density)
     height, width = sheet.shape[:2]
-    return _img(data_uri(sheet, exact=crisp), width // density, height // density, alt, crisp=crisp)
+    return _img(to_data_uri(sheet, exact=crisp), width // density, height // density, alt, crisp=crisp)
 
 
-def enlarged(picture: Pixels, side: int) -> Pixels:
+def enlarge(picture: Pixels, side: int) -> Pixels:
     """`picture` (H, W, C) enlarged by the largest whole factor with which it stays within `side`."""
     factor = max(1, _enlargement(picture, side))
     return picture.repeat(factor, 0).repeat(factor, 1)
 
 
-def reduced(picture: Pixels, side: int) -> Pixels:
+def shrink(picture: Pixels, side: int) -> Pixels:
     """`picture` (H, W, C) reduced until it fits into a square of `side` pixels; as it is where it fits already."""
     height, width = picture.shape[:2]
     scale = side / max(height, width)
@@ -82,7 +82,7 @@ def reduced(picture: Pixels, side: int) -> Pixels:
     return np.asarray(small).reshape(size[1], size[0], picture.shape[2])
 
 
-def central_square(picture: Pixels) -> Pixels:
+def crop_central_square(picture: Pixels) -> Pixels:
     """The largest square in the middle of `picture` (H, W, C)."""
     height, width = picture.shape[:2]
     side = min(height, width)
@@ -90,7 +90,7 @@ def central_square(picture: Pixels) -> Pixels:
     return picture[top : top + side, left : left + side]
 
 
-def mosaic(pictures: Sequence[Pixels], columns: int, *, gap: int) -> Pixels:
+def contact_sheet(pictures: Sequence[Pixels], columns: int, *, gap: int) -> Pixels:
     """A contact sheet, (H, W, 4) uint8, of squares as large as the largest picture, clear where there is none.
 
     `pictures`: (h, w, 1 | 3 | 4) uint8; `gap`: pixels between the squares.

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from svertka.pages.axes import Scale
-from svertka.pages.html_page import escape, plain
+from svertka.pages.html_page import escape
+from svertka.pages.number_format import format_brief
 
 WIDTH = 1000  # of the coordinates along x inside a plot
-Style = Literal["solid", "dashed", "dotted", "mixed", "faint", "steps"]
-STYLES: tuple[Style, ...] = ("solid", "dashed", "dotted", "mixed")  # of lines that are all equally important
+LineStyle = Literal["solid", "dashed", "dotted", "mixed", "faint", "steps"]
+LINE_STYLES: tuple[LineStyle, ...] = ("solid", "dashed", "dotted", "mixed")  # of lines that are all equally important
 LABEL_HEIGHT = 18  # pixels, below which two labels touch
 
 
@@ -26,7 +27,7 @@ class Line:
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    style: Style
+    style: LineStyle
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ class Axis:
     ticks: Sequence[float]
 
 
-def curves(panels: Sequence[Panel], axis: Axis, readings: Sequence[Reading], mark: int | None, label: str) -> str:
+def render_curves(
+    panels: Sequence[Panel], axis: Axis, readings: Sequence[Reading], mark: int | None, label: str
+) -> str:
     """The panels as one HTML figure; `mark` is the reading that is drawn as the chosen one, with `label` at it."""
     shown = readings[-1 if mark is None else mark] if readings else None
     parts = []
@@ -171,7 +174,7 @@ def _end_labels(panel: Panel) -> str:
 
 def _x_labels(height: int, axis: Axis) -> str:
     parts = [
-        f'<text x="{axis.scale.place(tick):.2%}" y="{height + 20}" text-anchor="middle">{plain(tick)}</text>'
+        f'<text x="{axis.scale.place(tick):.2%}" y="{height + 20}" text-anchor="middle">{format_brief(tick)}</text>'
         for tick in axis.ticks
     ]
     return "".join(parts) + f'<text x="100%" dx="16" y="{height + 20}">{escape(axis.title)}</text>'

@@ -21,7 +21,7 @@ from svertka.errors import RunError, UsageError
 from svertka.inspection.atlas.image_data import encode_heatmap_overlay
 from svertka.inspection.atlas.top_units import find_top_units, read_largest_activations
 from svertka.inspection.saliency import grad_cam
-from svertka.pages.inline_images import encoded
+from svertka.pages.inline_images import encode_webp
 from svertka.run import Run, display_name
 from svertka.serving.decoder_process import Settings
 
@@ -101,7 +101,7 @@ class Served:
             "label": self.classifier.names[label],
             "size": preprocess.size,
             "crisp": crisp,
-            "picture": _address(encoded(seen, exact=crisp)),
+            "picture": _address(encode_webp(seen, exact=crisp)),
             "heat": None,
             "units": [],
         }

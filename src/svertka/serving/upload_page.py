@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from svertka.pages.html_page import escape, isolated, page, policy
+from svertka.pages.html_page import content_security_policy, escape, isolate, render_page
 from svertka.serving.served_model import Served
 
-POLICY = policy("serve", served=True) + "; frame-ancestors 'none'"
+POLICY = content_security_policy("serve", served=True) + "; frame-ancestors 'none'"
 
 
 def html(runs: Sequence[Served], files: str, address: str) -> str:
@@ -24,7 +24,7 @@ def html(runs: Sequence[Served], files: str, address: str) -> str:
     )
     text = json.dumps({"runs": facts}, separators=(",", ":")).replace("<", "\\u003c")
     body = (
-        f'<main><h1 id="sentence">{isolated(runs[0].sentence)}</h1>'
+        f'<main><h1 id="sentence">{isolate(runs[0].sentence)}</h1>'
         f'<div class="asked">{chosen}{links}</div>'
         '<label id="drop"><span>Drop pictures here, paste one, or <u>choose</u></span>'
         '<input type="file" class="unseen" accept="image/*" multiple></label>'
@@ -35,7 +35,7 @@ def html(runs: Sequence[Served], files: str, address: str) -> str:
         f"<pre>curl --data-binary @picture.jpg {_example(runs, address)}</pre></section></main>"
         f'<script type="application/json" id="facts">{text}</script>'
     )
-    return page(f"{runs[0].name} – svertka", body, chapter="serve", served=True)
+    return render_page(f"{runs[0].name} – svertka", body, chapter="serve", served=True)
 
 
 def _facts(run: Served, files: str) -> dict[str, str | None]:

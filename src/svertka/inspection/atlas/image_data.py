@@ -19,7 +19,7 @@ from svertka.inspection.atlas.sprite_sheets import MAX_CRISP_IMAGE, encode_sheet
 from svertka.inspection.deconvnet import to_images
 from svertka.inspection.maximally_activating_patches import LayerPatches
 from svertka.inspection.saliency import grad_cam, guided_backpropagation, occlusion
-from svertka.pages.inline_images import encoded
+from svertka.pages.inline_images import encode_webp
 
 IMAGES_PER_SCRIPT = 32  # pictures in a script
 PREDICTIONS_PER_IMAGE = 5  # classes told for a picture
@@ -101,7 +101,7 @@ def _write_sheets(portraits: AtlasImages, subject: AtlasInputs, parts: Resumable
                 encode_sheet(list(pictures), columns, crisp=subject.size <= MAX_CRISP_IMAGE, quality=IMAGE_QUALITY),
             )
     example = to_rgb(subject.pictures(portraits.shown[portraits.featured[:1]]))[0]
-    parts.put("pictures/example.webp", encoded(example, exact=subject.size <= MAX_CRISP_IMAGE))
+    parts.put("pictures/example.webp", encode_webp(example, exact=subject.size <= MAX_CRISP_IMAGE))
 
 
 def _predict(
@@ -179,7 +179,7 @@ def _write_overlays(
     falls = probabilities[:, None, None] - occlusion(network, images, guesses, side, stride).cpu()
     for number, slot in enumerate(slots.tolist()):
         fallen = occlusion_per_pixel(falls[number], side, stride, size)
-        parts.put(f"overlays/{slot}-saliency.webp", encoded(drawn[number], exact=size <= MAX_CRISP_IMAGE))
+        parts.put(f"overlays/{slot}-saliency.webp", encode_webp(drawn[number], exact=size <= MAX_CRISP_IMAGE))
         parts.put(f"overlays/{slot}-grad-cam.webp", encode_heatmap_overlay(places[number]))
         parts.put(f"overlays/{slot}-occlusion.webp", encode_heatmap_overlay(fallen))
         rows[slot - here.start]["scales"] = {"occlusion": round(max(0.0, float(fallen.max())), 4)}
@@ -201,4 +201,4 @@ def encode_heatmap_overlay(values: Tensor) -> bytes:
     shares = (values / values.max().clamp_min(1e-12)).clamp(0, 1).cpu().numpy()
     grey = np.full((*shares.shape, 4), 128, np.uint8)
     grey[..., 3] = np.rint(255 * OVERLAY_OPACITY * (1 - shares))
-    return encoded(grey, exact=False)
+    return encode_webp(grey, exact=False)

@@ -18,7 +18,8 @@ from svertka.inspection.atlas.network_diagram import (
     render_receptive_field,
 )
 from svertka.inspection.atlas.sprite_sheets import MAX_CRISP_IMAGE, UNITS_PER_SHEET, images_per_row
-from svertka.pages.html_page import count, escape, isolated, page
+from svertka.pages.html_page import escape, isolate, render_page
+from svertka.pages.number_format import format_count
 
 PAPER = "https://arxiv.org/abs/1311.2901"
 EXAMPLE = "pictures/example.webp"
@@ -65,8 +66,8 @@ class IndexPage:
         trained = f", trained on {_short(self.subject.trained_on)}," if self.subject.trained_on else ""
         dead = f", {self.dead:,} of them dead" if self.dead else ""
         return (
-            f"{self.name}{trained} looks at {count(len(self.subject), 'picture')}: "
-            f"{count(len(self.rooms), 'layer')} of {count(self.units, 'unit')}{dead}."
+            f"{self.name}{trained} looks at {format_count(len(self.subject), 'picture')}: "
+            f"{format_count(len(self.rooms), 'layer')} of {format_count(self.units, 'unit')}{dead}."
         )
 
     def html(self) -> str:
@@ -87,7 +88,7 @@ class IndexPage:
             f"<noscript>{READ_SHEETS}{''.join(self._without_scripts(room) for room in self.rooms)}</noscript></main>"
             f'<script type="application/json" id="facts">{self._facts()}</script>'
         )
-        return page(f"{self.name} – svertka", body, chapter="atlas", beside=True)
+        return render_page(f"{self.name} – svertka", body, chapter="atlas", beside=True)
 
     def _network(self) -> str:
         storeys = "".join(self._storey(room) for room in self.rooms)
@@ -102,16 +103,16 @@ class IndexPage:
         node = self.rail.nodes[self.rail.index(room.layer.name)]
         dead = int(room.found.dead.sum())
         facts = [
-            count(room.units, "unit") + (f", {dead:,} dead" if dead else ""),
+            format_count(room.units, "unit") + (f", {dead:,} dead" if dead else ""),
             f"{format_shape(node)}",
             f"sees {_seen(room)}",
-            count(node.parameters, "parameter"),
+            format_count(node.parameters, "parameter"),
         ]
         seen = render_receptive_field(node.extent, (self.subject.size, self.subject.size), EXAMPLE)
         said = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
         return (
             f'<li><a href="{escape(_address(room))}">{seen}'
-            f'<span class="said"><b class="name">{isolated(room.layer.name)}</b>{said}</span>'
+            f'<span class="said"><b class="name">{isolate(room.layer.name)}</b>{said}</span>'
             f'<span class="strip">{_strip(room, room.units - dead)}</span></a></li>'
         )
 
@@ -128,7 +129,7 @@ class IndexPage:
                     f'alt="{escape(alt)}" class="{"crisp" if room.tile.crisp else "smooth"}">'
                 )
         name = escape(_address(room)[1:])
-        title = f"<h2>{isolated(room.layer.name)}</h2>"
+        title = f"<h2>{isolate(room.layer.name)}</h2>"
         return f'<section id="{name}">{title}<div class="sheets">{"".join(sheets)}</div></section>'
 
     def _facts(self) -> str:

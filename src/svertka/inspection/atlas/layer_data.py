@@ -22,7 +22,7 @@ from svertka.inspection.atlas.sprite_sheets import (
 from svertka.inspection.deconvnet import Deconvnet, Projection, to_images
 from svertka.inspection.first_layer_filters import FirstLayerFilters
 from svertka.inspection.maximally_activating_patches import LayerPatches
-from svertka.pages.inline_images import DENSITY, encoded, enlarged, mosaic
+from svertka.pages.inline_images import PIXEL_DENSITY, contact_sheet, encode_webp, enlarge
 
 PATCH_QUALITY = 55
 PROJECTION_SIDE = 56  # pixels in the file: half of what the page of a unit shows, and more than the wall does
@@ -180,15 +180,15 @@ def _encode_strip(room: AtlasLayer, subject: AtlasInputs) -> bytes:
         else alive
     )
     if not len(few):
-        return encoded(np.zeros((1, 1, 4), np.uint8), exact=True)
-    large = choose_tile(max(room.extent), room.picture, side=DENSITY * STRIP_SIDE)
+        return encode_webp(np.zeros((1, 1, 4), np.uint8), exact=True)
+    large = choose_tile(max(room.extent), room.picture, side=PIXEL_DENSITY * STRIP_SIDE)
     pictures = subject.pictures(room.found.pictures[few, 0])
     tiles = [
         place_in_tile(_crop(one, box), box, large) for one, box in zip(pictures, room.found.boxes[few, 0], strict=True)
     ]
     if large.crisp:
-        return encoded(mosaic([enlarged(one, STRIP_SIDE) for one in tiles], len(tiles), gap=1), exact=True)
-    return encoded(mosaic(tiles, len(tiles), gap=DENSITY), exact=False)
+        return encode_webp(contact_sheet([enlarge(one, STRIP_SIDE) for one in tiles], len(tiles), gap=1), exact=True)
+    return encode_webp(contact_sheet(tiles, len(tiles), gap=PIXEL_DENSITY), exact=False)
 
 
 def units_to_json(room: AtlasLayer, slots: Ints) -> dict[str, object]:

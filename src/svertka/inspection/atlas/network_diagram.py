@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from svertka.graph.op_recorder import INPUT
 from svertka.graph.summary import Layer, Trace
-from svertka.pages.html_page import escape, isolated
+from svertka.pages.html_page import escape, isolate
 
 ROW_HEIGHT = 48  # pixels, of a node in the rail
 LANE_WIDTH = 12  # pixels between two branches
@@ -173,7 +173,7 @@ def render_navigation(rail: NetworkDiagram, links: dict[int, str], size: tuple[i
 
 def _name(node: Node) -> str:
     # The end of a long name tells layers apart: it is what stays where there is no room for all (see atlas.css).
-    return f'<span class="name" title="{escape(node.name)}">{isolated(node.name)}</span>'
+    return f'<span class="name" title="{escape(node.name)}">{isolate(node.name)}</span>'
 
 
 def format_shape(node: Node) -> str:

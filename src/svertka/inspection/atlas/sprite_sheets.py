@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from svertka.data.dataset import Pixels
-from svertka.pages.inline_images import encoded, reduced
+from svertka.pages.inline_images import encode_webp, shrink
 
 TILE_SIDE = 48  # CSS pixels of a tile, about
 MAX_CRISP_IMAGE = 64  # pixels: pictures up to this side are enlarged by whole factors and keep every pixel
@@ -59,7 +59,7 @@ def place_in_tile(part: Pixels, box: Sequence[int], tile: Tile) -> Pixels:
     x = tile.window - width if box[1] == 0 else 0
     window[y : y + height, x : x + width, :3] = part
     window[y : y + height, x : x + width, 3] = 255
-    return reduced(window, tile.kept)
+    return shrink(window, tile.kept)
 
 
 def to_rgb(pictures: Pixels) -> Pixels:
@@ -81,7 +81,7 @@ def encode_sheet(tiles: Sequence[Pixels], columns: int, *, crisp: bool, quality:
     whole = assemble_sheet(tiles, columns)
     if whole.shape[2] == 4 and whole[..., 3].min() == 255:
         whole = whole[..., :3]
-    return encoded(whole, exact=crisp, quality=quality)
+    return encode_webp(whole, exact=crisp, quality=quality)
 
 
 def images_per_row(picture: int) -> int:
