@@ -1,6 +1,7 @@
 import importlib
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,7 @@ def test_every_module_imports_by_itself() -> None:
         name = ".".join(path.relative_to(folder.parent).with_suffix("").parts)
         if not name.endswith("__main__"):
             importlib.import_module(name)
+
+
+def test_type_checkers_read_its_annotations() -> None:
+    assert resources.files("svertka").joinpath("py.typed").is_file()

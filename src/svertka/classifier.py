@@ -5,29 +5,30 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex, overload
 
 import torch
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from svertka.compiler.optimize import fastest
 from svertka.data.image_inputs import Input, all_of, intensities_of, misnamed_files
-from svertka.data.image_io import Decoding, misnamed_sentence
+from svertka.data.image_io import DEFAULT, Decoding, misnamed_sentence
 from svertka.data.pixel_statistics import other_intensities
-from svertka.data.preprocessing import Picture, Preprocess
+from svertka.data.preprocessing import Picture, Preprocess, opened
 from svertka.device import choose_device, device_of, has_values, keeps_settings, set_threads
-from svertka.errors import PictureError, RunError, UsageError
+from svertka.errors import PictureError, RunError, SvertkaError, UsageError
 from svertka.escaping import few
 from svertka.files import given_path, read_json, storage, write_json
 from svertka.models import pretrained, registry, weights
 from svertka.models.heads import NATIVE_HEADS, HeadKind, head_path, replace_head
 from svertka.models.weights import Weights
+from svertka.notebook_html import THUMBNAIL_SIDE, Block, Thumbnail, image_address
 from svertka.progress import progress, say
 from svertka.tensor_files import not_finite, read_tensors, tensor_shapes, write_tensors
 from svertka.type_checking import check_types
 
 FORMAT = 1  # of config.json; a reader refuses what is newer
-BATCH_SIZE = 64  # pictures
+BATCH_SIZE = 64  # images
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -216,7 +217,9 @@ class Classifier:
             RunError: there is NaN among them. UsageError: they are no dense tensor.
         """
         if not has_values(probabilities):
-            raise UsageError("probabilities are a sparse, nested, quantized or meta tensor; sound() needs a dense one")
+            raise UsageError(
+                "probabilities are a sparse, nested, quantized or meta tensor; require_finite() needs a dense one"
+            )
         if probabilities.isnan().any():
             raise RunError(
                 f"{self.config.model} gives scores that are NaN or infinite, which are no probabilities; its weights, "
@@ -234,20 +237,94 @@ def predict(
     device: str = "auto",
     threads: int | None = None,
     max_pixels: int | None = None,
-) -> list[dict[str, Any]]:
-    """For each picture `path` and `labels`, the `top` most probable names, best first, with their probabilities.
+) -> "Predictions":
+    """Classify images and return the most probable classes of each.
 
-    `run`: a run folder, or a network with its weights, as for `Classifier.load`.
-    `pictures`: paths of pictures, of folders (all pictures in them, at any depth) or of .npy files, (N, H, W[, 3])
-    uint8; PIL images; arrays (H, W[, 3]) uint8. A picture that cannot be read has no labels, and its reason as `error`.
-    `max_pixels`: of a picture that is read; None: `images.PIXEL_LIMIT`.
+    Args:
+        run: A run folder, a network with weights as for `Classifier.load`, or a Classifier.
+        pictures: Images: paths of image files, of folders (all images in them, at any depth) or of .npy files,
+            (N, H, W) or (N, H, W, 3) uint8; PIL images; arrays (H, W) or (H, W, 3) uint8, RGB.
+        top: Classes per image, at least 1.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps"; a Classifier stays on its own device.
+        threads: CPU threads. None: all cores.
+        max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
+
+    Returns:
+        A list of dicts, one per image in the order given: `path`, and `labels`, a list of dicts with `name` and
+        `probability` (0 to 1), most probable first. An image that cannot be read has no labels, and the reason as
+        `error`.
 
     Raises:
-        UsageError: no picture is there, or no such weights.
-        RunError: the run is missing or damaged.
+        UsageError: There is no image, `top` is below 1, or the network, weights or device do not exist.
+        RunError: The run is missing or damaged, or gives NaN.
+        FetchError: The weights cannot be downloaded.
     """
-    batches = predict_in_batches(run, *pictures, top=top, device=device, threads=threads, max_pixels=max_pixels)
-    return [one for batch in batches for one in batch]
+    torch_device, workers = choose_device(device), set_threads(threads)
+    classifier = run if isinstance(run, Classifier) else Classifier.load(run, torch_device)
+    images, decoding = all_of(pictures), Decoding.up_to(max_pixels)
+    batches = _predict_batches(classifier, images, decoding, workers, top)
+    return Predictions([one for batch in batches for one in batch], [image for _, image in images], decoding)
+
+
+class Predictions(list[dict[str, Any]]):
+    """The predictions for some images: a list of dicts, which a notebook shows with thumbnails.
+
+    Args:
+        predictions: For each image its `path` and `labels`, and `error` if it cannot be read.
+        images: The images themselves, in the same order.
+        decoding: Limits for reading them.
+    """
+
+    MAX_THUMBNAILS = 24
+
+    def __init__(
+        self, predictions: Sequence[dict[str, Any]] = (), images: Sequence[Input] = (), decoding: Decoding = DEFAULT
+    ) -> None:
+        super().__init__(predictions)
+        self._images, self._decoding = list(images), decoding
+
+    @overload
+    def __getitem__(self, index: SupportsIndex, /) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice, /) -> "Predictions": ...
+
+    def __getitem__(self, index: SupportsIndex | slice, /) -> "dict[str, Any] | Predictions":
+        if isinstance(index, slice):
+            return Predictions(super().__getitem__(index), self._images[index], self._decoding)
+        return super().__getitem__(index)
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return the JSON value that `svertka predict --json` prints, a plain list of dicts."""
+        return list(self)
+
+    def _repr_html_(self) -> str:
+        shown = list(self)[: self.MAX_THUMBNAILS]
+        # Elements may have been added or removed: then no image belongs to a prediction for certain.
+        images = self._images if len(self._images) == len(self) else [PictureError("")] * len(self)
+        thumbnails = [
+            Thumbnail(_thumbnail_address(image, self._decoding), (one["path"], *_label_lines(one)))
+            for one, image in zip(shown, images, strict=False)
+        ]
+        hidden = len(self) - len(shown)
+        return Block(
+            f"{len(self):,} image{'' if len(self) == 1 else 's'}",
+            thumbnails=thumbnails,
+            omitted=f"{hidden:,} more images" if hidden else "",
+        ).render()
+
+
+def _label_lines(prediction: dict[str, Any]) -> list[str]:
+    if "error" in prediction:
+        return [f"cannot be read: {prediction['error']}"]
+    return [f"{label['name']} {label['probability']:.1%}" for label in prediction["labels"]]
+
+
+def _thumbnail_address(image: Input, decoding: Decoding) -> str | None:
+    try:
+        return None if isinstance(image, PictureError) else image_address(opened(image, THUMBNAIL_SIDE, decoding))
+    except SvertkaError:
+        return None
 
 
 def predict_in_batches(
@@ -258,14 +335,19 @@ def predict_in_batches(
     threads: int | None = None,
     max_pixels: int | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
-    """As `predict`, batch by batch as they are computed, with progress on stderr.
+    """Yield what `predict` returns, batch by batch as they are computed, with progress on stderr.
 
-    Raises:
-        UsageError, RunError: as `predict`, before the first batch.
+    Arguments and errors are those of `predict`; errors are raised before the first batch.
     """
-    place, workers = choose_device(device), set_threads(threads)
-    classifier = run if isinstance(run, Classifier) else Classifier.load(run, place)
-    everything, decoding = all_of(pictures), Decoding.up_to(max_pixels)
+    torch_device, workers = choose_device(device), set_threads(threads)
+    classifier = run if isinstance(run, Classifier) else Classifier.load(run, torch_device)
+    yield from _predict_batches(classifier, all_of(pictures), Decoding.up_to(max_pixels), workers, top)
+
+
+def _predict_batches(
+    classifier: Classifier, everything: Sequence[tuple[str, Input]], decoding: Decoding, workers: int, top: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the predictions for images with their paths, `BATCH_SIZE` at a time."""
     classifier = classifier.optimized_for(len(everything))
     with ThreadPoolExecutor(workers) as pool, progress("predicting", len(everything)) as shown:
         for start in range(0, len(everything), BATCH_SIZE):

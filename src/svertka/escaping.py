@@ -1,6 +1,6 @@
 """Text of unknown origin (paths, class names, options) where it is printed: on a terminal, in a CSV cell, in a command.
 
-HTML has `pages.page.escape`; JSON is escaped by `cli.output.print_json`.
+HTML is escaped by `pages.html_page.escape` and `notebook_html.Block`, JSON by `cli.printing.print_json`.
 """
 
 import os
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 JOINERS = "\u200c\u200d"  # invisible, but part of words and of emoji; every other invisible character may deceive
+# Embeddings, overrides and isolates: <bdi> does not contain what closes it.
+BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 FORMULA = tuple("=+-@\t\r＝＋－＠")  # how a cell begins that a spreadsheet computes
 
 
@@ -37,6 +39,15 @@ def few(names: Sequence[str], shown: int = 3, separator: str = ", ") -> str:
     """
     more = len(names) - shown
     return separator.join(names[:shown]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def replace_forbidden(text: str) -> str:
+    """Return `text` with � in place of each character that HTML or UTF-8 forbids or that reorders text."""
+    return "".join("\ufffd" if _is_forbidden(letter) else letter for letter in text)
+
+
+def _is_forbidden(letter: str) -> bool:
+    return letter in BIDI_CONTROLS or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
 
 
 def csv_cell(text: str) -> str:

@@ -1,6 +1,7 @@
 """The run folder: where its files are, and what is in them. Training writes it, every other verb reads it."""
 
 import json
+import math
 from collections.abc import Iterator
 from os import PathLike, fspath
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any, BinaryIO
 from svertka.classifier import CONFIG, WEIGHTS, Classifier, check_format_version
 from svertka.data.bounding_boxes import annotation_files
 from svertka.data.sources import same_place
-from svertka.errors import RunError
+from svertka.errors import RunError, SvertkaError
 from svertka.escaping import command
 from svertka.files import given_path, open_regular, read_json
+from svertka.notebook_html import Block, Curve
 
 FORMAT = 1  # of training.json
 NUMBER, MAYBE = int | float, int | float | None
@@ -43,7 +45,45 @@ class Run:
         return str(self.folder)
 
     def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r})"
+        numbers = self._numbers()
+        return f"Run({', '.join((repr(str(self.folder)), *(f'{name}={value}' for name, value in numbers.items())))})"
+
+    def _numbers(self) -> dict[str, str]:
+        """Return the errors and epochs of a finished training; nothing of any other."""
+        try:
+            result = self.result()
+        except SvertkaError:
+            return {}
+        numbers = {name: f"{result[name]:.4f}" for name in ("val_error", "test_error") if result[name] is not None}
+        return numbers | {"epochs": f"{result['epochs']:g}"}
+
+    def _repr_html_(self) -> str:
+        try:
+            epochs = [entry for entry in self.history() if entry["kind"] == "epoch"]
+            findings = [str(finding["sentence"]) for finding in self.findings()]
+        except SvertkaError as error:
+            return Block(str(self.folder), (str(error),)).render()
+        numbers = self._numbers()
+        state = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in numbers.items())
+        curves = [
+            Curve(
+                name, [_number(entry.get("epoch")) for entry in epochs], [_number(entry.get(key)) for entry in epochs]
+            )
+            for name, key in (("validation error", "val_error"), ("training error", "train_error"))
+        ]
+        sentences = (state or "not finished", *dict.fromkeys(findings))
+        return Block(str(self.folder), sentences, curves, ("epoch", "error")).render()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON values that `svertka train --json` prints for a finished training.
+
+        Raises:
+            RunError: Training has not finished, or a file of the run is damaged.
+        """
+        settings = self.settings()
+        account = settings.get("account")
+        result: dict[str, Any] = self.result() | {"findings": self.findings(), "bad": settings.get("bad", [])}
+        return result | (account if isinstance(account, dict) else {})
 
     @property
     def name(self) -> str:
@@ -153,6 +193,11 @@ def training_boxes(run: str | PathLike[str], source: str | PathLike[str]) -> str
     if same_place(settings["source"], fspath(source)):
         return boxes
     return fspath(source) if any(annotation_files(given_path(source))) else None
+
+
+def _number(value: Any) -> float:
+    """Return `value` as a float; NaN where it is missing."""
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

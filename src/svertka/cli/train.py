@@ -236,8 +236,7 @@ def train(
         return
     result = run.result()
     if as_json:
-        settings = run.settings()
-        print_json(result | {"findings": run.findings(), "bad": settings["bad"]} | settings["account"])
+        print_json(run.to_dict())
         return
     errors = [f"{part} error {result[key]:.2%}" for part, key in PARTS.items() if result[key] is not None]
     speed = f"{result['images_per_second']:,.0f} images/s"

@@ -27,6 +27,7 @@ from svertka.data.split import VAL_SHARE
 from svertka.device import keeps_settings
 from svertka.errors import DataError, PictureError
 from svertka.escaping import printable
+from svertka.notebook_html import Block
 from svertka.progress import progress
 from svertka.type_checking import check_types
 
@@ -69,7 +70,7 @@ class Copies:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Findings:
     """All that `check` found.
 
@@ -108,6 +109,21 @@ class Findings:
     def imbalance(self) -> float | None:
         """How many times more pictures the largest class has than the smallest; None without pictures."""
         return max(self.classes.values()) / min(self.classes.values()) if self.classes else None
+
+    def __repr__(self) -> str:
+        counts = f"{sum(self.classes.values()):,} images, {len(self.classes):,} classes, {len(self.bad):,} bad"
+        copies = f"{len(self.duplicates):,} groups of duplicates, {len(self.near_duplicates):,} of near-duplicates"
+        return f"Findings({self.source!r}: {counts}, {copies}, {len(self.problems):,} problems)"
+
+    def _repr_html_(self) -> str:
+        title, *lines = describe(self)
+        rows = [
+            (name, f"{count:,}", *(f"{self.split[part].get(name, 0):,}" for part in self.split))
+            for name, count in self.classes.items()
+        ]
+        # The table has the classes.
+        sentences = lines[len(rows) :]
+        return Block(title, sentences, header=("class", "images", *self.split), rows=rows).render()
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON values; `split` as sizes, `split_classes` by class."""

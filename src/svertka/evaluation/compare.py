@@ -26,6 +26,7 @@ from svertka.evaluation.held_out import read_manifest
 from svertka.evaluation.inference_speed import InferenceSpeed, measure_speeds
 from svertka.evaluation.metrics import Evaluation
 from svertka.graph.summary import trace
+from svertka.notebook_html import Block
 from svertka.output_paths import HTML, output_file
 from svertka.pages.number_format import format_count, format_percent
 from svertka.run import Run
@@ -115,7 +116,7 @@ def compare(
     return comparison
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Difference:
     """The error of one run minus the error of the first, on the same images.
 
@@ -159,6 +160,13 @@ class Difference:
             return f"is not significantly different, {points}"
         return f"errs {'less' if self.top1_error < 0 else 'more'}, by {points}"
 
+    def __repr__(self) -> str:
+        return f"Difference({self.sentence})"
+
+    def _repr_html_(self) -> str:
+        counts = f"{self.only_here:,} images wrong only here, {self.only_first:,} only with the first run"
+        return Block(self.sentence, (counts,)).render()
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, as in the output of `svertka compare --json`."""
         return {
@@ -170,7 +178,7 @@ class Difference:
         }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ComparedRun:
     """One of the runs of a comparison.
 
@@ -215,7 +223,7 @@ class ComparedRun:
         }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """Runs compared on the same images.
 
@@ -242,6 +250,24 @@ class Comparison:
         wrong = f"A gets {format_percent(first.evaluation.top1_error)} of {images} of {self.joint.dataset.source} wrong"
         against = "; ".join(f"{one.letter} {one.difference.sentence}" for one in others if one.difference)
         return " ".join(f"{sentence}." for sentence in (f"{wrong}; {against}", *self.joint.scope.remarks))
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.sentence})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                f"{one.letter} {one.run}",
+                one.network,
+                f"{one.evaluation.top1_error:.2%}",
+                "" if one.difference is None else one.difference.sentence,
+                f"{one.parameters:,}",
+                f"{one.speed.per_second:,.0f}",
+            )
+            for one in self.runs
+        ]
+        header = ("run", "network", "top-1 error", "against A", "parameters", "images/s")
+        return Block(self.sentence, header=header, rows=rows).render()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON values that `svertka compare --json` prints."""

@@ -18,6 +18,7 @@ from svertka.evaluation.calibration import Calibration, CalibrationAccumulator
 from svertka.evaluation.chance_level import chance_accuracy, is_at_chance
 from svertka.evaluation.confidence_intervals import Interval, wilson_interval
 from svertka.evaluation.evaluated_images import EvaluationScope, count_images
+from svertka.notebook_html import Block
 
 MISTAKES_KEPT = 24  # most confident mistakes of all that are kept, and as many of the most doubtful
 MISTAKES_PER_PAIR = 8  # most confident mistakes that are kept of each (true, predicted) pair
@@ -62,7 +63,7 @@ class ClassMetrics:
         return None if self.error is None else 1 - self.error
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     """What a classifier did on labelled pictures; errors are shares, 0 to 1, NaN where there was no picture.
 
@@ -105,6 +106,23 @@ class Evaluation:
             said.append(f"top-5 error {_with_interval(self.top5_error, self.top5_interval)}")
         calibration = f"calibration error {self.calibration.error:.2%}"
         return f"{count_images(self.images)}: {', '.join(said)}, loss {self.loss:.4f}, {calibration}"
+
+    def __repr__(self) -> str:
+        return f"Evaluation({self.sentence})"
+
+    def _repr_html_(self) -> str:
+        scope = () if self.scope is None else (self.scope.sentence,)
+        rows = [
+            (
+                one.name,
+                f"{one.images:,}",
+                *("–" if share is None else f"{share:.1%}" for share in (one.recall, one.precision)),
+            )
+            for one in self.per_class
+            if one.images
+        ]
+        header = ("class", "images", "recall", "precision")
+        return Block(self.sentence, (*scope, *self.warnings), header=header, rows=rows).render()
 
     @property
     def never_predicted(self) -> tuple[str, ...]:

@@ -6,19 +6,13 @@ import html
 import re
 from functools import cache
 from importlib.resources import files
-from unicodedata import category
 
-# Embeddings, overrides and isolates: <bdi> does not hold what closes it.
-BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+from svertka.escaping import replace_forbidden
 
 
 def escape(text: str) -> str:
     """`text` for HTML, inside elements and quoted attributes; what HTML or UTF-8 forbids or reorders text becomes �."""
-    return html.escape("".join("\ufffd" if _is_forbidden(letter) else letter for letter in text))
-
-
-def _is_forbidden(letter: str) -> bool:
-    return letter in BIDI_CONTROLS or category(letter) in ("Cc", "Cs", "Zl", "Zp")
+    return html.escape(replace_forbidden(text))
 
 
 def isolate(text: str) -> str:
