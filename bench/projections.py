@@ -40,11 +40,11 @@ class Patches:
 
     def __init__(self, network: nn.Module, images: Tensor, found: LayerPatches, units: int) -> None:
         chosen = np.random.default_rng(1).permutation(len(found.values))[:units]
-        which, rank = np.nonzero(found.pictures[chosen] >= 0)
+        which, rank = np.nonzero(found.images[chosen] >= 0)
         self.layer, self.of_layer = found.layer, len(found.values)
         self.images, self.units = images, chosen[which]
-        self.pictures, self.places = found.pictures[chosen][which, rank], found.places[chosen][which, rank]
-        self._captum = NeuronDeconvolution(network, network.get_submodule(found.seen_in))
+        self.pictures, self.places = found.images[chosen][which, rank], found.positions[chosen][which, rank]
+        self._captum = NeuronDeconvolution(network, network.get_submodule(found.observed_layer))
 
     def single(self, number: int) -> Tensor:
         """Of one patch, by captum, (1, C, H, W)."""

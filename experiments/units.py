@@ -63,20 +63,20 @@ def measure() -> list[dict[str, Any]]:
 
 def row(name: str, pictures: int, found: LayerPatches, size: int) -> dict[str, Any]:
     """What can be counted of a layer's units."""
-    boxes = found.boxes[found.pictures >= 0]
-    alive = ~found.dead
-    assert found.classes is not None
-    assert found.base is not None
+    boxes = found.boxes[found.images >= 0]
+    alive = ~found.is_dead
+    assert found.class_shares is not None
+    assert found.class_frequencies is not None
     return {
         "network": name,
         "pictures": pictures,
         "side": size,
         "layer": found.layer,
-        "units": len(found.dead),
+        "units": len(found.is_dead),
         "sees": int((boxes[:, 2:] - boxes[:, :2]).max()),
-        "dead": int(found.dead.sum()),
-        "active": float(np.median(found.active[alive])),
-        "preference": float(np.median((found.classes - found.base).max(1)[alive])),
+        "dead": int(found.is_dead.sum()),
+        "active": float(np.median(found.activation_rate[alive])),
+        "preference": float(np.median((found.class_shares - found.class_frequencies).max(1)[alive])),
     }
 
 
@@ -86,7 +86,7 @@ def draw_units(name: str, shown: AtlasInputs, layers: list[LayerPatches]) -> Non
         axes.remove()
         drawn.set_size_inches(1.15 * UNITS + 0.3, 2.2 * len(layers))
         for line, found in zip(drawn.subplots(len(layers), UNITS), layers, strict=True):
-            alive = np.flatnonzero(~found.dead)
+            alive = np.flatnonzero(~found.is_dead)
             chosen = alive[np.linspace(0, len(alive) - 1, UNITS).round().astype(int)]
             for place, unit in zip(line, chosen, strict=True):
                 place.imshow(card(shown, found, unit), interpolation="nearest")
@@ -97,9 +97,9 @@ def draw_units(name: str, shown: AtlasInputs, layers: list[LayerPatches]) -> Non
 
 def card(shown: AtlasInputs, found: LayerPatches, unit: int) -> Pixels:
     """The patches of a unit, three by three, and their projections below, as one picture."""
-    there = found.pictures[unit] >= 0
-    pictures, boxes = found.pictures[unit][there], found.boxes[unit][there]
-    places = found.places[unit][there]
+    there = found.images[unit] >= 0
+    pictures, boxes = found.images[unit][there], found.boxes[unit][there]
+    places = found.positions[unit][there]
     projected = as_pictures_in(shown, found, unit, pictures, places, boxes)
     patches = [
         square(np.broadcast_to(one[top:bottom, left:right], (bottom - top, right - left, 3)))

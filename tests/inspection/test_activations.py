@@ -204,7 +204,7 @@ class Moody(nn.Module):
 def test_a_layer_that_does_not_run_is_told():
     network = Moody()
     known = list_layers(network, (1, 3, 4, 4))
-    message = "layer=rare does not run with these pictures"
+    message = "layer=rare did not run on these images"
     with pytest.raises(UsageError, match=message), hook_layers(network, known, {"rare": lambda _: None}):
         network(torch.zeros(2, 3, 4, 4))
 
@@ -249,7 +249,7 @@ def test_convolutions_are_what_multiplies_and_gives_maps():
     known = list_layers(Tokens(), (1, 3, 16, 24))
     assert convolution_names(known) == ["patches", "conv2d", "back"]
     assert feature_map_size(find_layer(known, "back")) == (8, 12)
-    with pytest.raises(UsageError, match="layer=dense gives 8×12×8 for a picture, not maps"):
+    with pytest.raises(UsageError, match="layer=dense has outputs of shape 8×12×8, not feature maps"):
         feature_map_size(find_layer(known, "dense"))
 
 

@@ -140,7 +140,7 @@ def test_labels_that_exclude_nobody_are_named_by_the_caller() -> None:
         (None, "classes=None must be integers"),
         (10**30, "must be integers"),
         ([[0], [1]], r"classes of shape \(2, 1\) must be one integer"),
-        ([], "0 classes for 2 pictures"),
+        ([], "0 classes for 2 images"),
     ],
 )
 def test_classes_that_are_none(classes: Any, sentence: str) -> None:
@@ -151,10 +151,10 @@ def test_classes_that_are_none(classes: Any, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("end", "sentence"),
     [
-        (lambda scores: (scores, scores), "Ending gives tuple for a picture, not one score for each class"),
-        (lambda scores: {"logits": scores}, "Ending gives dict for a picture"),
-        (lambda scores: scores.sum(), "Ending gives Tensor for a picture"),
-        (lambda scores: scores[:1], "Ending gives 1 for a picture"),
+        (lambda scores: (scores, scores), "Ending gives tuple for an image, not one score for each class"),
+        (lambda scores: {"logits": scores}, "Ending gives dict for an image"),
+        (lambda scores: scores.sum(), "Ending gives Tensor for an image"),
+        (lambda scores: scores[:1], "Ending gives 1 for an image"),
         (lambda scores: scores * float("nan"), "Ending gives NaN for image 0 of the batch"),
         (lambda scores: scores @ scores, "Ending cannot run on images .* of torch.float64: "),
     ],
@@ -168,5 +168,5 @@ def test_outputs_that_are_no_scores(end: Callable[[Tensor], Any], sentence: str)
 
 
 def test_one_score_has_one_class() -> None:
-    with pytest.raises(UsageError, match="class=1 is not among the 1 of the network; use 0, the one it scores"):
+    with pytest.raises(UsageError, match="class=1 is out of range; the network has one score: use 0"):
         occlusion(backbone(1), images(), 1, SIDE, STRIDE)

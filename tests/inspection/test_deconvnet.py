@@ -156,10 +156,10 @@ class Written(nn.Module):
 @pytest.mark.parametrize("way", ["reused", "in place", "function", "function in place", "method"])
 def test_it_does_not_matter_how_a_relu_is_written(way: str, left_as_it_was: Unchanged):
     images = torch.randn(5, 3, 24, 24)
-    expected = project(Written("modules"), images, "last", range(4), pictures=range(4))
+    expected = project(Written("modules"), images, "last", range(4), image_indices=range(4))
     network = Written(way).train()
     with left_as_it_was(network):
-        assert torch.equal(project(network, images, "last", range(4), pictures=range(4)), expected)
+        assert torch.equal(project(network, images, "last", range(4), image_indices=range(4)), expected)
 
 
 def test_without_places_it_is_the_strongest(exact_network: Make):
@@ -221,13 +221,13 @@ def test_a_network_that_fails_is_left_as_it_was(left_as_it_was: Unchanged):
     ("asked", "sentence"),
     [
         ({"layer": "conv1"}, "layer=conv1 is not in the network; use"),
-        ({"layer": "4"}, "layer=4 gives 7 for a picture, not maps with places"),
+        ({"layer": "4"}, "layer=4 has outputs of shape 7, not feature maps"),
         ({"units": 4}, "4 is not a unit of layer 0; use 0 to 3"),
         ({"units": [1, -1]}, "-1 is not a unit of layer 0; use 0 to 3"),
-        ({"places": (0, 6)}, "6 is not a column of layer 0; use 0 to 5"),
-        ({"places": [(6, 0), (0, 0)]}, "6 is not a row of layer 0; use 0 to 5"),
-        ({"pictures": [0, 2]}, "2 is not a picture; use 0 to 1"),
-        ({"units": [0, 1, 2]}, "3 units and 2 pictures cannot be paired; give as many of both"),
+        ({"positions": (0, 6)}, "6 is not a column of layer 0; use 0 to 5"),
+        ({"positions": [(6, 0), (0, 0)]}, "6 is not a row of layer 0; use 0 to 5"),
+        ({"image_indices": [0, 2]}, "2 is not an image; use 0 to 1"),
+        ({"units": [0, 1, 2]}, "3 units and 2 images cannot be paired; give as many of both"),
         ({"images": torch.zeros(2, 1, 8, 8)}, "cannot be traced with an input of 2×1×8×8"),
     ],
 )

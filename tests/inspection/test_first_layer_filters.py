@@ -1,4 +1,3 @@
-import copy
 import math
 
 import numpy as np
@@ -7,7 +6,7 @@ import torch
 from torch import nn
 
 from svertka.errors import UsageError
-from svertka.inspection.first_layer_filters import FirstLayerFilters, between, get_first_layer_filters
+from svertka.inspection.first_layer_filters import FirstLayerFilters, get_first_layer_filters
 
 
 def test_the_first_layers_weights_as_pictures():
@@ -18,7 +17,7 @@ def test_the_first_layers_weights_as_pictures():
     assert found.layer == "1"
     assert found.weights.shape == (5, 2, 4, 3)
     assert np.array_equal(found.weights[2, 1, 3], network[1].weight[2, :, 1, 3].detach())
-    pictures = found.pictures()
+    pictures = found.to_images()
     assert pictures.dtype == np.uint8
     assert (pictures[3] == 128).all()
     for weights, picture in zip(found.weights, pictures, strict=True):
@@ -46,7 +45,7 @@ def waves() -> FirstLayerFilters:
 def test_the_order_puts_directions_and_colours_together_whatever_their_phase():
     every = waves()
     shuffled = np.random.default_rng(1).permutation(len(every.weights))
-    order = shuffled[FirstLayerFilters("edges", every.weights[shuffled]).order]
+    order = shuffled[FirstLayerFilters("edges", every.weights[shuffled]).similarity_order]
     assert sorted(order) == list(range(len(order)))
     edges = order[order < 144]
     colours = edges // 48
@@ -56,19 +55,9 @@ def test_the_order_puts_directions_and_colours_together_whatever_their_phase():
 
 
 def test_an_order_is_found_for_grey_filters_and_for_one_alone():
-    assert get_first_layer_filters(nn.Conv2d(1, 1, 5)).order.tolist() == [0]
-    assert sorted(get_first_layer_filters(nn.Conv2d(1, 6, 5)).order) == list(range(6))
-    assert sorted(FirstLayerFilters("dead", np.zeros((4, 3, 3, 1), np.float32)).order) == list(range(4))
-
-
-def test_average_and_difference_of_two_states():
-    before = nn.Sequential(nn.Conv2d(1, 4, 3))
-    after = copy.deepcopy(before)
-    after[0].weight.data[2] += 0.5
-    average, difference = between(before, after)
-    assert np.array_equal(difference.weights != 0, np.arange(4)[:, None, None, None] == np.full((1, 3, 3, 1), 2))
-    np.testing.assert_allclose(average.weights[2], get_first_layer_filters(before).weights[2] + 0.25, rtol=1e-6)
-    assert average.weights.dtype == difference.weights.dtype == np.float32
+    assert get_first_layer_filters(nn.Conv2d(1, 1, 5)).similarity_order.tolist() == [0]
+    assert sorted(get_first_layer_filters(nn.Conv2d(1, 6, 5)).similarity_order) == list(range(6))
+    assert sorted(FirstLayerFilters("dead", np.zeros((4, 3, 3, 1), np.float32)).similarity_order) == list(range(4))
 
 
 def test_networks_without_such_a_layer_are_refused():
@@ -76,7 +65,5 @@ def test_networks_without_such_a_layer_are_refused():
         get_first_layer_filters(nn.Linear(2, 2))
     with pytest.raises(UsageError, match="layer=0, the first convolution of Sequential, reads 2 channels"):
         get_first_layer_filters(nn.Sequential(nn.Conv2d(2, 2, 3)))
-    with pytest.raises(UsageError, match="layer=0 has weights on the device meta, without values"):
+    with pytest.raises(UsageError, match="layer=0 has weights on the meta device, which have no values"):
         get_first_layer_filters(nn.Sequential(nn.Conv2d(3, 2, 3, device="meta")))
-    with pytest.raises(UsageError, match="give two states of one network"):
-        between(nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 5))

@@ -44,28 +44,28 @@ def test_the_strongest_are_those_of_a_search_by_brute_force(name: str, quiet: No
     batches = [(some, some.flatten(1)[:, 0] > 0) for some in pictures.split(16)]
     found = top_patches(network, [(some, labels.long()) for some, labels in batches], count=3)
     assert len(found) == {"lenet5": 3, "squeezenet1_1": 26, "resnet18": 20}[name]
-    seen = list({patches.seen_in for patches in found.values()})
+    seen = list({patches.observed_layer for patches in found.values()})
     with torch.no_grad():
         outputs_of = [layer_outputs(network, some, seen) for some, _ in batches]
     labels = torch.cat([labels for _, labels in batches]).numpy()
     for layer, patches in found.items():
-        maps = torch.cat([output[patches.seen_in] for output in outputs_of]).numpy()
-        assert (patches.layer, patches.count, patches.shape) == (layer, 40, maps.shape[2:])
+        maps = torch.cat([output[patches.observed_layer] for output in outputs_of]).numpy()
+        assert (patches.layer, patches.num_images, patches.feature_map_size) == (layer, 40, maps.shape[2:])
         for unit in range(maps.shape[1]):
             best = maps[:, unit].max(axis=(1, 2))
             order = [picture for picture in np.argsort(-best, kind="stable")[:3] if best[picture] > 0]
-            assert patches.pictures[unit].tolist() == [*order, -1, -1, -1][:3]
+            assert patches.images[unit].tolist() == [*order, -1, -1, -1][:3]
             assert patches.values[unit, : len(order)].tolist() == best[order].tolist()
             assert np.isnan(patches.values[unit, len(order) :]).all()
-            for picture, place in zip(order, patches.places[unit], strict=False):
-                assert tuple(place) == np.unravel_index(maps[picture, unit].argmax(), patches.shape)
+            for picture, place in zip(order, patches.positions[unit], strict=False):
+                assert tuple(place) == np.unravel_index(maps[picture, unit].argmax(), patches.feature_map_size)
             assert (patches.boxes[unit, len(order) :] == -1).all()
-            assert patches.active[unit] == np.float32((best > 0).mean())
-            assert patches.dead[unit] == (not order)
+            assert patches.activation_rate[unit] == np.float32((best > 0).mean())
+            assert patches.is_dead[unit] == (not order)
             if order:
                 share = best[labels & (best > 0)].sum() / best[best > 0].sum()
-                np.testing.assert_allclose(patches.classes[unit], [1 - share, share], rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(patches.base, [1 - labels.mean(), labels.mean()], rtol=1e-6)
+                np.testing.assert_allclose(patches.class_shares[unit], [1 - share, share], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(patches.class_frequencies, [1 - labels.mean(), labels.mean()], rtol=1e-6)
 
 
 def test_pixels_outside_the_crop_do_not_count(
@@ -78,19 +78,19 @@ def test_pixels_outside_the_crop_do_not_count(
         pictures, noise = pictures_for(name, 2), pictures_for(name, 2, seed=5) * 10
         found = top_patches(network, pictures, count=2)
         random = Random(name)
-        units = [(layer, unit) for layer, patches in found.items() for unit in np.flatnonzero(~patches.dead)]
+        units = [(layer, unit) for layer, patches in found.items() for unit in np.flatnonzero(~patches.is_dead)]
         for layer, unit in random.sample(units, min(large_count(3, 68), len(units))):
             patches = found[layer]
             changed = noise.clone(memory_format=torch.preserve_format)
-            ranks = [rank for rank in range(2) if patches.pictures[unit, rank] >= 0]
+            ranks = [rank for rank in range(2) if patches.images[unit, rank] >= 0]
             for rank in ranks:
-                picture, (top, left, bottom, right) = patches.pictures[unit, rank], patches.boxes[unit, rank]
+                picture, (top, left, bottom, right) = patches.images[unit, rank], patches.boxes[unit, rank]
                 changed[picture, :, top:bottom, left:right] = pictures[picture, :, top:bottom, left:right]
             with torch.no_grad():
-                output = layer_outputs(network, changed, [patches.seen_in])[patches.seen_in]
+                output = layer_outputs(network, changed, [patches.observed_layer])[patches.observed_layer]
             for rank in ranks:
-                row, column = patches.places[unit, rank]
-                value = output[patches.pictures[unit, rank], unit, row, column]
+                row, column = patches.positions[unit, rank]
+                value = output[patches.images[unit, rank], unit, row, column]
                 assert value == patches.values[unit, rank], (name, layer, unit)
 
 
@@ -106,11 +106,11 @@ def test_every_pixel_inside_the_crop_counts(
         picture = torch.rand(1, *pictures_for(name, 1).shape[1:], dtype=torch.float64, requires_grad=True)
         found = top_patches(network, picture.detach(), count=1)
         random = Random(name)
-        units = [(layer, unit) for layer, patches in found.items() for unit in np.flatnonzero(~patches.dead)]
+        units = [(layer, unit) for layer, patches in found.items() for unit in np.flatnonzero(~patches.is_dead)]
         for layer, unit in random.sample(units, min(large_count(3, 68), len(units))):
             patches = found[layer]
-            output = layer_outputs(network, picture, [patches.seen_in])[patches.seen_in]
-            row, column = patches.places[unit, 0]
+            output = layer_outputs(network, picture, [patches.observed_layer])[patches.observed_layer]
+            row, column = patches.positions[unit, 0]
             (gradient,) = torch.autograd.grad(output[0, unit, row, column], picture)
             inside = np.zeros(picture.shape[2:], bool)
             top, left, bottom, right = patches.boxes[unit, 0]
@@ -130,15 +130,15 @@ def test_data_in_every_form_is_the_same(quiet: None) -> None:
     batches = Batches(rows, labels, indices, preprocess, batch_size=32, prefetch=True)
     found = top_patches(network, batches, "1.c3")["1.c3"]
     again = top_patches(network, batches.epoch(0), ["1.c3"])["1.c3"]
-    assert np.array_equal(again.pictures, found.pictures)
-    assert np.array_equal(again.classes, found.classes)
+    assert np.array_equal(again.images, found.images)
+    assert np.array_equal(again.class_shares, found.class_shares)
     images = torch.cat([batch.images for batch in batches.epoch(0)])
     for data in (images, images.split(32), iter(images.split(32))):
         same = top_patches(network, data, "1.c3")["1.c3"]
         assert np.array_equal(same.values, found.values, equal_nan=True)
-        assert np.array_equal(np.where(same.pictures < 0, -1, 69 - same.pictures), found.pictures)
-        assert (same.classes, same.base) == (None, None)
-    np.testing.assert_allclose(found.base, [24 / 70, 23 / 70, 23 / 70])
+        assert np.array_equal(np.where(same.images < 0, -1, 69 - same.images), found.images)
+        assert (same.class_shares, same.class_frequencies) == (None, None)
+    np.testing.assert_allclose(found.class_frequencies, [24 / 70, 23 / 70, 23 / 70])
 
 
 def test_what_comes_behind_the_layers_asked_for_does_not_run() -> None:
@@ -147,7 +147,7 @@ def test_what_comes_behind_the_layers_asked_for_does_not_run() -> None:
     network[2].register_forward_hook(lambda _, __, output: runs.append(output))
     found = top_patches(network, torch.rand(3, 1, 8, 8), ["0", "1"])
     assert not runs
-    assert (found["0"].seen_in, found["1"].seen_in) == ("1", "1")
+    assert (found["0"].observed_layer, found["1"].observed_layer) == ("1", "1")
     assert network.training
     assert network[0].weight.requires_grad
 
@@ -159,7 +159,7 @@ def test_the_crop_is_clipped_at_the_border_and_elsewhere_the_papers() -> None:
     pictures = torch.zeros(2, 1, 16, 20)
     pictures[0, 0, 0, 19] = pictures[1, 0, 7, 8] = 1
     found = top_patches(network, pictures, "2")["2"]
-    assert found.places[0, 0].tolist() == [0, 4]
+    assert found.positions[0, 0].tolist() == [0, 4]
     assert found.boxes[0, 0].tolist() == [0, 14, 5, 20]
     assert found.boxes[0, 1].tolist() == [2, 2, 9, 9]
 
@@ -168,14 +168,19 @@ def test_the_crop_is_clipped_at_the_border_and_elsewhere_the_papers() -> None:
     ("data", "options", "error", "message"),
     [
         (torch.rand(2, 1, 32, 32), {"layers": "c9"}, UsageError, "layer=c9 is not in the network; use c5 or c3 or c1"),
-        (torch.rand(2, 1, 32, 32), {"layers": "output"}, UsageError, "layer=output gives 10 for a picture, not maps"),
+        (
+            torch.rand(2, 1, 32, 32),
+            {"layers": "output"},
+            UsageError,
+            "layer=output has outputs of shape 10, not feature maps",
+        ),
         (torch.rand(2, 1, 32, 32), {"count": 0}, UsageError, "count=0 must be 1 to 10000"),
         (torch.rand(2, 1, 32, 32), {"count": 10**12}, UsageError, "count=1000000000000 must be 1 to 10000"),
         (torch.rand(2, 3, 32, 32), {}, UsageError, "LeNet5 cannot be traced with an input of 2×3×32×32; c1 says"),
         (torch.rand(2, 32, 32), {}, UsageError, "images of shape 2×32×32; four axes are required"),
-        (torch.rand(0, 1, 32, 32), {}, DataError, "there are no pictures"),
-        ([], {}, DataError, "there are no pictures"),
-        ([torch.rand(2, 1, 32, 32), torch.rand(2, 1, 36, 36)], {}, DataError, "pictures of 1×32×32 and 1×36×36; give"),
+        (torch.rand(0, 1, 32, 32), {}, DataError, "data contains no images"),
+        ([], {}, DataError, "data contains no images"),
+        ([torch.rand(2, 1, 32, 32), torch.rand(2, 1, 36, 36)], {}, DataError, "images of 1×32×32 and 1×36×36; give"),
     ],
 )
 def test_bad_input_is_refused(data, options, error, message) -> None:

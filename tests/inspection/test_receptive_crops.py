@@ -42,17 +42,17 @@ def test_every_job_has_its_turn_once_in_a_batch_of_its_size():
         random.integers(0, 20, 500), random.integers(0, 9, 500), sizes[chosen], random.integers(0, 4, (500, 2))
     )
     done: list[int] = []
-    for turns in jobs.batches(pixels=700):
+    for turns in jobs.batches(num_pixels=700):
         first = turns[0]
         assert (first >= 0).all()
-        _, height, width = np.unique(jobs.windows[first, 1:], axis=0)[0]
-        assert (jobs.windows[first, 2:] == (height, width)).all()
+        _, height, width = np.unique(jobs.crops[first, 1:], axis=0)[0]
+        assert (jobs.crops[first, 2:] == (height, width)).all()
         assert len(first) == 1 or len(first) * height * width <= 700
         for turn in turns:
             there = turn >= 0
             assert there.any()
-            assert (jobs.pictures[turn[there]] == jobs.pictures[first[there]]).all()
-            assert (jobs.windows[turn[there]] == jobs.windows[first[there]]).all()
+            assert (jobs.images[turn[there]] == jobs.images[first[there]]).all()
+            assert (jobs.crops[turn[there]] == jobs.crops[first[there]]).all()
             done += turn[there].tolist()
     assert sorted(done) == list(range(500))
 

@@ -123,21 +123,21 @@ def test_a_square_over_everything_leaves_what_nothing_has():
 def test_what_cannot_be(method: Callable[..., Tensor], left_as_it_was: Unchanged):
     network, images = Functions(), torch.randn(2, 3, 12, 12)
     with left_as_it_was(network):
-        with pytest.raises(UsageError, match="class=4 is not among the 4 of the network; use 0 to 3"):
+        with pytest.raises(UsageError, match="class=4 is out of range; the network has 4 classes: use 0 to 3"):
             method(network, images, [0, 4])
-        with pytest.raises(UsageError, match="3 classes for 2 pictures; give one for each, or one for all"):
+        with pytest.raises(UsageError, match="3 classes for 2 images; give one for each, or one for all"):
             method(network, images, [0, 1, 2])
-    with pytest.raises(UsageError, match="Conv2d gives 4×10×10 for a picture, not one score for each class"):
+    with pytest.raises(UsageError, match="Conv2d gives 4×10×10 for an image, not one score for each class"):
         method(nn.Conv2d(3, 4, 3), images, 0)
 
 
 @pytest.mark.parametrize(("side", "stride"), [(13, 1), (0, 1), (4, 0)])
 def test_squares_that_do_not_fit(side: int, stride: int):
-    with pytest.raises(UsageError, match=f"a square of {side} pixels every {stride} does not fit pictures of 12×14"):
+    with pytest.raises(UsageError, match=f"side={side} with stride={stride} does not fit images of 12×14"):
         occlusion(Functions(), torch.zeros(1, 3, 12, 14), 0, side, stride)
 
 
 def test_without_maps_there_is_no_place():
     network = nn.Sequential(nn.Flatten(), nn.Linear(27, 4))
-    with pytest.raises(UsageError, match="no convolution with maps"):
+    with pytest.raises(UsageError, match="no convolution with feature maps"):
         grad_cam(network, torch.zeros(1, 3, 3, 3), 0)

@@ -30,13 +30,13 @@ def labels() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def tally(maps, labels) -> UnitStatistics:
-    tally, numbers = UnitStatistics(UNITS, count=9), torch.arange(PICTURES) * 2
+def statistics(maps, labels) -> UnitStatistics:
+    statistics, numbers = UnitStatistics(UNITS, count=9), torch.arange(PICTURES) * 2
     for start, end in ((0, 256), (256, 260), (260, PICTURES)):
         for some in maps[start:end].split(100):
-            tally.see(some)
-        tally.take(numbers[start:end], labels[start:end])
-    return tally
+            statistics.observe(some)
+        statistics.update(numbers[start:end], labels[start:end])
+    return statistics
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +45,18 @@ def values(maps) -> np.ndarray:
     return maps.numpy().max(axis=(2, 3)).clip(min=0)
 
 
-def test_the_strongest_are_those_of_a_sort(tally, maps, values):
+def test_the_strongest_are_those_of_a_sort(statistics, maps, values):
     order = np.argsort(-values, axis=0, kind="stable")[:9].T
-    assert np.array_equal(tally.values, np.take_along_axis(values.T, order, axis=1))
-    there = tally.values.numpy() > 0
+    assert np.array_equal(statistics.values, np.take_along_axis(values.T, order, axis=1))
+    there = statistics.values.numpy() > 0
     assert there.sum(1).tolist() == [9, 9, 9, 9, 0, 9, 9, 9, 8]
-    assert np.array_equal(tally.where.numpy()[there], 2 * order[there])
+    assert np.array_equal(statistics.images.numpy()[there], 2 * order[there])
     places = maps.numpy().reshape(PICTURES, UNITS, 15).argmax(axis=2).T
-    assert np.array_equal(tally.places.numpy()[there], np.take_along_axis(places, order, axis=1)[there])
+    assert np.array_equal(statistics.positions.numpy()[there], np.take_along_axis(places, order, axis=1)[there])
 
 
-def test_the_histogram_is_numpys(tally, values):
-    counts, edges = tally.histogram()
+def test_the_histogram_is_numpys(statistics, values):
+    counts, edges = statistics.histogram()
     assert len(edges) == counts.shape[1] + 1
     assert counts.sum(0)[[0, -1]].all()  # no empty ends
     for unit in range(UNITS):
@@ -69,16 +69,16 @@ def test_the_histogram_is_numpys(tally, values):
 
 @pytest.mark.parametrize("value", [1e-30, 2.0**-24, 1e30])
 def test_values_beyond_the_histogram_are_in_its_outermost_bins(value):
-    tally = UnitStatistics(1, count=1)
-    tally.see(torch.full((3, 1, 1, 1), value))
-    tally.take(torch.arange(3), None)
-    counts, edges = tally.histogram()
+    statistics = UnitStatistics(1, count=1)
+    statistics.observe(torch.full((3, 1, 1, 1), value))
+    statistics.update(torch.arange(3), None)
+    counts, edges = statistics.histogram()
     assert counts.tolist() == [[3]]
     assert edges.tolist() == ([2.0**-24, 1.25 * 2.0**-24] if value < 1 else [1.75 * 2.0**23, 2.0**24])
 
 
-def test_classes_have_their_shares_of_the_sum(tally, labels, values):
-    shares, base = tally.classes()
+def test_classes_have_their_shares_of_the_sum(statistics, labels, values):
+    shares, base = statistics.class_shares()
     for label in range(CLASSES):
         of_class = values[labels.numpy() == label].astype(np.float64)
         expected = of_class.sum(0) / np.where(values.any(0), values.sum(0, dtype=np.float64), 1)
@@ -87,8 +87,8 @@ def test_classes_have_their_shares_of_the_sum(tally, labels, values):
     assert not shares[4].any()
 
 
-def test_the_similar_are_those_that_correlate_most(tally, values):
-    units, correlations = tally.similar()
+def test_the_similar_are_those_that_correlate_most(statistics, values):
+    units, correlations = statistics.similar_units()
     constant = [4, 5]
     varying = [unit for unit in range(UNITS) if unit not in constant]
     expected = np.corrcoef(values[:, varying].T.astype(np.float64))
@@ -104,16 +104,16 @@ def test_the_similar_are_those_that_correlate_most(tally, values):
 
 
 def test_few_units_have_fewer_that_are_similar():
-    tally = UnitStatistics(3, count=1)
-    tally.see(torch.rand(10, 3, 2, 2, generator=torch.Generator().manual_seed(1)))
-    tally.take(torch.arange(10), None)
-    units, correlations = tally.similar()
+    statistics = UnitStatistics(3, count=1)
+    statistics.observe(torch.rand(10, 3, 2, 2, generator=torch.Generator().manual_seed(1)))
+    statistics.update(torch.arange(10), None)
+    units, correlations = statistics.similar_units()
     assert sorted(units[0].tolist()) == [-1] * 4 + [1, 2]
     assert np.isnan(correlations[0]).sum() == 4
 
 
 def test_values_that_are_no_numbers_excite_nobody():
-    tally = UnitStatistics(1, count=2)
-    tally.see(torch.tensor([torch.nan, 1.0, -torch.inf]).view(3, 1, 1, 1))
-    tally.take(torch.arange(3), None)
-    assert (tally.values.tolist(), tally.where[0, 0].item()) == ([[1, 0]], 1)
+    statistics = UnitStatistics(1, count=2)
+    statistics.observe(torch.tensor([torch.nan, 1.0, -torch.inf]).view(3, 1, 1, 1))
+    statistics.update(torch.arange(3), None)
+    assert (statistics.values.tolist(), statistics.images[0, 0].item()) == ([[1, 0]], 1)

@@ -1,7 +1,7 @@
-"""The way back through a network, from a layer to its input, with another rule where it rectifies.
+"""Backpropagation with modified ReLU rules: deconvolution and guided backpropagation.
 
-Autograd walks it, and so knows every layer: this only changes what PyTorch's own operations for the derivative of a
-ReLU do, which a module, a function and a ReLU in place all end in. ReLU6 counts as one; `clamp` does not.
+PyTorch's autograd runs the backward pass; only the operations that ReLU derivatives consist of are replaced. They are
+the same for a ReLU module, function or in-place ReLU. ReLU6 counts as a ReLU; `clamp` does not.
 """
 
 from enum import Enum
@@ -15,7 +15,7 @@ RELU, HARDTANH = torch.ops.aten.threshold_backward.default, torch.ops.aten.hardt
 
 
 class ReLURule(Enum):
-    """What a ReLU lets through on the way back, g what comes and x what it was given on the way there.
+    """What a ReLU passes back, for the incoming gradient g and the input x of the forward pass; elsewhere 0.
 
     Source: Springenberg, Dosovitskiy, Brox & Riedmiller 2014, "Striving for simplicity", figure 1.
     """
@@ -24,14 +24,23 @@ class ReLURule(Enum):
     GUIDED = "g where g > 0 and x > 0"
 
 
-def backward(outputs: Tensor, inputs: Tensor, seed: Tensor, rule: ReLURule, again: bool = False) -> Tensor:
-    """What `seed`, of the shape of `outputs`, becomes on its way back to `inputs`, of their shape.
+def backward(outputs: Tensor, inputs: Tensor, gradient: Tensor, rule: ReLURule, retain_graph: bool = False) -> Tensor:
+    """Propagate `gradient` from `outputs` back to `inputs` with a modified ReLU rule.
 
-    `outputs` were made of `inputs` with gradients enabled; no other gradient is computed or kept. `again`: whether that
-    way will be walked once more.
+    No other gradient is computed or stored.
+
+    Args:
+        outputs: computed from `inputs` with gradients enabled.
+        inputs: of any shape.
+        gradient: with respect to `outputs`, of their shape.
+        rule: what a ReLU passes back.
+        retain_graph: keep the graph for another backward pass.
+
+    Returns:
+        A tensor of the shape of `inputs`.
     """
     with _ReLUBackwardMode(rule):
-        return torch.autograd.grad(outputs, inputs, seed, retain_graph=again)[0]
+        return torch.autograd.grad(outputs, inputs, gradient, retain_graph=retain_graph)[0]
 
 
 class _ReLUBackwardMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -41,11 +50,11 @@ class _ReLUBackwardMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: PyTorch would import its compiler for that, which takes longer than most runs."""
+        """Return False: otherwise PyTorch imports its compiler, which takes longer than most passes."""
         return False
 
     def __torch_dispatch__(self, operation: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Of a hardtanh only what is cut off below at 0 is a rectifier: (gradient, inputs, lowest, highest).
+        # A hardtanh is a rectifier only if its lower bound is 0; its arguments: (gradient, inputs, lower, upper).
         if operation is RELU or (operation is HARDTANH and args[2] == 0):
             gradient = args[0].clamp_min(0)
             return gradient if self._rule is ReLURule.DECONVNET else operation(gradient, *args[1:])

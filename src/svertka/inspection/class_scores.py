@@ -1,4 +1,4 @@
-"""The score that a classifier gives a class, before any sigmoid or softmax, and the probability that it stands for."""
+"""Class scores of a classifier before its final sigmoid or softmax, and the probabilities computed from them."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -17,7 +17,7 @@ ClassIndices = int | Sequence[int] | npt.NDArray[np.integer] | Tensor
 
 
 class OutputActivation(Enum):
-    """What makes probabilities of scores; NONE: they are probabilities already, and what made them is not seen."""
+    """The function that turns scores into probabilities; NONE: the values already are probabilities."""
 
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
@@ -33,23 +33,23 @@ ACTIVATION_FUNCTIONS = {
     "special_expit": OutputActivation.SIGMOID,
     "logsigmoid": OutputActivation.SIGMOID,
     "log_sigmoid": OutputActivation.SIGMOID,
-    "sigmoid_": OutputActivation.NONE,  # in place: what it was given is gone
+    "sigmoid_": OutputActivation.NONE,  # in place: its input is overwritten
     "hardsigmoid": OutputActivation.NONE,
 }
 
 
 class ClassScores(NamedTuple):
-    """`values` (N, K) for N images and K classes, and the `activation` that makes probabilities of them."""
+    """`values` (N, K) for N images and K classes, and the `activation` that turns them into probabilities."""
 
     values: Tensor
     activation: OutputActivation
 
-    def of(self, classes: Tensor) -> Tensor:
-        """The score of each image's class, (N,)."""
+    def select(self, classes: Tensor) -> Tensor:
+        """Return the score of each image's class, (N,)."""
         return _pick(self.values, classes)
 
     def probabilities(self, classes: Tensor) -> Tensor:
-        """The probability of each image's class, (N,), float32 or, where the network computes in it, float64."""
+        """Return the probability of each image's class, (N,), float32, or float64 if the network computes in it."""
         values = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
         if self.activation is OutputActivation.SOFTMAX:
             values = values.softmax(1)
@@ -59,13 +59,19 @@ class ClassScores(NamedTuple):
 
 
 def compute_class_scores(network: nn.Module, images: Tensor, classes: Tensor, multilabel: bool = False) -> ClassScores:
-    """The scores that `network` gives N images, `classes` (N,) among them.
+    """Return the scores of `network` before a final sigmoid or softmax.
 
-    Where it ends in a sigmoid or a softmax, they are what that is given. Otherwise they become probabilities by a
-    sigmoid if there is one score alone, or `multilabel`; else by a softmax.
+    Without such a function at the end, the scores stand for sigmoid probabilities if there is only one score or with
+    `multilabel`, and for softmax probabilities otherwise.
+
+    Args:
+        network: any classifier.
+        images: (N, C, H, W).
+        classes: (N,) int64, checked against the number of scores.
+        multilabel: each score decides about its class alone.
 
     Raises:
-        UsageError: it does not give (N, K) scores, or NaN, or has no such class.
+        UsageError: the output is not (N, K) scores, contains NaN, or has no such class.
     """
     with _LastActivation() as last:
         output = run_network(network, images)
@@ -73,25 +79,27 @@ def compute_class_scores(network: nn.Module, images: Tensor, classes: Tensor, mu
     count = scores.values.shape[1]
     wrong = classes[(classes < 0) | (classes >= count)]
     if len(wrong):
-        allowed = f"0 to {count - 1}" if count > 1 else "0, the one it scores"
-        raise UsageError(f"class={int(wrong[0])} is not among the {count} of the network; use {allowed}")
+        raise UsageError(
+            f"class={int(wrong[0])} is out of range; the network has "
+            + (f"{count} classes: use 0 to {count - 1}" if count > 1 else "one score: use 0")
+        )
     bad = scores.values.detach().isnan().any(1)
     if bad.any():
         raise UsageError(
             f"{type(network).__name__} gives NaN for image {int(bad.nonzero()[0])} of the batch; "
-            "look for NaN or inf in its weights and in the image"
+            "check its weights and the image for NaN and inf"
         )
     return scores
 
 
 def parse_class_indices(classes: ClassIndices, count: int) -> Tensor:
-    """`classes`, one for all or one for each of `count` images, as (count,) int64.
+    """Convert `classes`, one for all or one for each of `count` images, to (count,) int64.
 
     Raises:
-        UsageError: they are no integers, or of another number.
+        UsageError: they are not integers, or not as many as images.
     """
     try:
-        with torch.inference_mode(False):  # autograd keeps them
+        with torch.inference_mode(False):  # autograd saves them for the backward pass
             given = torch.as_tensor(classes).clone()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UsageError(f"classes={str(classes)[:60]} must be integers") from error
@@ -102,41 +110,43 @@ def parse_class_indices(classes: ClassIndices, count: int) -> Tensor:
     if given.ndim > 1:
         raise UsageError(f"classes of shape {tuple(given.shape)} must be one integer, or one for each image")
     if given.ndim and len(given) not in (1, count):
-        raise UsageError(f"{len(given)} classes for {count} pictures; give one for each, or one for all")
+        raise UsageError(f"{len(given)} classes for {count} images; give one for each, or one for all")
     return given.long().expand(count)
 
 
 class _LastActivation(TorchFunctionMode):
-    """Remembers the last sigmoid or softmax that ran, and what it was given."""
+    """Record the last sigmoid or softmax that ran, with its input."""
 
     def __init__(self) -> None:
         super().__init__()
         self._kind: OutputActivation | None = None
-        self._given: Tensor | None = None
-        self._made: Tensor | None = None
+        self._input: Tensor | None = None
+        self._output: Tensor | None = None
 
     def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
+        output = function(*args, **(kwargs or {}))
         kind = ACTIVATION_FUNCTIONS.get(getattr(function, "__name__", ""))
         given = args[0] if args else (kwargs or {}).get("input")
-        if kind is not None and isinstance(made, Tensor) and isinstance(given, Tensor):
-            self._kind, self._given, self._made = kind, given, made
-        return made
+        if kind is not None and isinstance(output, Tensor) and isinstance(given, Tensor):
+            self._kind, self._input, self._output = kind, given, output
+        return output
 
     def scores(self, output: Tensor, multilabel: bool) -> ClassScores:
-        """The scores behind `output` (N, K)."""
-        if self._kind is not None and self._given is not None and _share_memory(output, self._made):
-            if self._kind is not OutputActivation.NONE and self._given.numel() == output.numel():
-                return ClassScores(self._given.reshape(output.shape), self._kind)
+        """Return the scores that the network's `output` (N, K) was computed from."""
+        if self._kind is not None and self._input is not None and _share_memory(output, self._output):
+            if self._kind is not OutputActivation.NONE and self._input.numel() == output.numel():
+                return ClassScores(self._input.reshape(output.shape), self._kind)
             return ClassScores(output, OutputActivation.NONE)
-        if _are_probabilities(output, of_activation=self._made is not None and self._made.numel() == output.numel()):
+        if _are_probabilities(
+            output, of_activation=self._output is not None and self._output.numel() == output.numel()
+        ):
             return ClassScores(output, OutputActivation.NONE)
-        alone = multilabel or output.shape[1] == 1
-        return ClassScores(output, OutputActivation.SIGMOID if alone else OutputActivation.SOFTMAX)
+        independent = multilabel or output.shape[1] == 1
+        return ClassScores(output, OutputActivation.SIGMOID if independent else OutputActivation.SOFTMAX)
 
 
 def _as_matrix(network: nn.Module, output: Any, count: int) -> Tensor:
-    """`output` as (N, K): (N,) is one score for each, and trailing axes of one place are left out."""
+    """Reshape `output` to (N, K): (N,) is one score for each image; trailing axes of size 1 are dropped."""
     if isinstance(output, Tensor) and output.ndim and len(output) == count:
         if output.ndim == 1:
             return output[:, None]
@@ -145,8 +155,8 @@ def _as_matrix(network: nn.Module, output: Any, count: int) -> Tensor:
     shape = "×".join(map(str, output.shape[1:])) if isinstance(output, Tensor) and output.ndim else ""
     given = shape or type(output).__name__
     raise UsageError(
-        f"{type(network).__name__} gives {given} for a picture, not one score for each class; "
-        "give a module that returns the scores alone, (N, K)"
+        f"{type(network).__name__} gives {given} for an image, not one score for each class; "
+        "give a module that returns only the scores, (N, K)"
     )
 
 
@@ -155,9 +165,9 @@ def _share_memory(one: Tensor, other: Tensor | None) -> bool:
 
 
 def _are_probabilities(output: Tensor, of_activation: bool) -> bool:
-    """Whether `output` (N, K) can only be probabilities, though something came after what made them.
+    """Return whether `output` (N, K) can only be probabilities, although operations followed the activation.
 
-    They lie within 0 and 1, and sum up to 1 or, `of_activation`, are as many as a sigmoid or softmax gave.
+    All values lie in 0 to 1, and they sum to 1 or, with `of_activation`, are as many as a sigmoid or softmax returned.
     """
     values = output.detach().double()
     if not values.numel() or not bool(((values >= 0) & (values <= 1)).all()):

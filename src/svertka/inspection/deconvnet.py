@@ -1,20 +1,17 @@
-"""What a unit responds to, back in the pixels of a picture.
+"""Deconvolution (Zeiler & Fergus 2014): the pixels of an image that activate a unit.
 
-The picture runs through the network to the layer. Then one activation alone goes back, layer by layer: at a max-pooling
-to where the maximum was (its switches), at a ReLU what is above 0, at a convolution through the transposed filters. So
-the way back is a network too, with the filters and the switches of the way there.
+The image runs forward to the layer. Then a single activation is propagated back: through max-pooling to the position of
+the maximum (the switches), through a ReLU where it is positive, through a convolution by its transposed filters.
 
-The paper has these three kinds of layers. Any other is taken as what it is for this picture, a linear map, and
-transposed, which is its derivative:
+The paper has only these three kinds of layers. Every other layer is treated as the linear map that it is for this
+image, and transposed, which is its derivative:
 
-- *batch norm*, in evaluation mode: the scale of each channel once more. Its sign stays, and a ReLU on the way back
-  keeps what it should.
-- *average pooling*: evenly over the window, as all pixels in it had the same weight.
-- *sums* of residual networks: to both branches, whose projections meet again as a sum; *concatenations*: each branch
-  gets its own channels.
-- *local response norm*: the scale of each value, and a little of the opposite sign for its neighbours, which divided
-  what it was. The paper leaves it open; its authors' network has it.
-- *other squashing functions*, such as SiLU or tanh: times the slope where the unit was.
+- *batch norm*, in evaluation mode: multiplied by the scale of each channel, sign included.
+- *average pooling*: spread evenly over the window.
+- *residual sums*: to both branches, whose projections add up again; *concatenations*: to each branch its own channels.
+- *local response normalisation*: the scale of each value, and a small negative share to its neighbours. The paper does
+  not mention it, although the authors' network contains it.
+- *other activation functions*, such as SiLU or tanh: multiplied by the slope at the input.
 
 Source: Zeiler & Fergus 2014, "Visualizing and understanding convolutional networks", §2.1.
 """
@@ -43,17 +40,13 @@ from svertka.type_checking import check_types
 Indices = int | Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer] | Tensor
 ForwardFunction = Callable[[Tensor], Tensor]
 
-PIXELS_PER_BATCH = (
-    200_000  # in a batch, all windows together; twice as many leave the caches and the heap and take longer
-)
-FULL_CONTRAST_RMS = 4  # a projection's values are as strong as bytes allow from as many times their spread on
-CROP_TOLERANCE = (
-    1e-3  # of the largest: the values of a place in a window and in the picture differ by rounding, far less
-)
+PIXELS_PER_BATCH = 200_000  # over all crops; with twice as many the batch leaves the caches and takes longer
+FULL_CONTRAST_RMS = 4  # values of this many times their root mean square get full contrast
+CROP_TOLERANCE = 1e-3  # of the largest value: crop and whole image differ by rounding only, which is far less
 
 
 class Projection(NamedTuple):
-    """`pixels` (C, h, w) of a picture whose first row is `top` and first column `left`; all others are 0."""
+    """`pixels` (C, h, w) of an image with upper left corner `top`, `left`; all other pixels are 0."""
 
     pixels: Tensor
     top: int
@@ -61,81 +54,89 @@ class Projection(NamedTuple):
 
 
 class Deconvnet:
-    """The way back through `network`, for pictures of `shape`, (N, C, H, W); N does not matter.
+    """Projects activations of `network` back to pixels.
+
+    Args:
+        network: any nn.Module.
+        shape: of its input, (N, C, H, W); N does not matter.
 
     Raises:
-        UsageError: the network cannot be traced with such pictures.
+        UsageError: the network cannot be traced with such images.
     """
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
         self._network = unwrap_compiled(network)
         self._known, self._shape = list_layers(self._network, shape), tuple(shape[1:])
-        self._with_windows: dict[str, bool] = {}
+        self._supports_crops: dict[str, bool] = {}
 
     def project(
         self,
         images: Tensor,
         layer: str,
         units: Indices,
-        places: Indices | None = None,
-        pictures: Indices | None = None,
+        positions: Indices | None = None,
+        image_indices: Indices | None = None,
     ) -> list[Projection]:
-        """The projections of N units, each of its own place in its own picture; see the function of this name.
+        """Return the projections of N units, as the function of this name does.
 
-        Only the pixels that a unit can see are computed, and some around them.
+        Only the pixels in a unit's receptive field, and some around them, are computed.
         """
-        seen = follow_to_relu(self._known, layer)
-        size = feature_map_size(seen)
-        which, numbers = _pair(len(images), units, pictures)
-        _check_range(f"a unit of layer {layer}", numbers, seen.shape[1])
-        _check_range("a picture", which, len(images))
+        observed = follow_to_relu(self._known, layer)
+        size = feature_map_size(observed)
+        which, channels = _pair(len(images), units, image_indices)
+        _check_range(f"a unit of layer {layer}", channels, observed.shape[1])
+        _check_range("an image", which, len(images))
         if tuple(images.shape[1:]) != self._shape:
-            both = " and ".join("×".join(map(str, shape)) for shape in (tuple(images.shape[1:]), self._shape))
-            raise UsageError(f"pictures of {both} do not go together; give pictures of one shape")
-        # Of what is made in inference mode, nothing can be derived.
+            given, expected = ("×".join(map(str, shape)) for shape in (tuple(images.shape[1:]), self._shape))
+            raise UsageError(f"images of {given} do not fit this Deconvnet; give images of {expected}")
+        # Tensors made in inference mode do not support gradients.
         with torch.inference_mode(False), hook_layers(self._network, [], {}):
             images = make_differentiable(self._network, prepare_input(self._network, images).detach())
-        with torch.inference_mode(False), torch.enable_grad(), self._up_to(seen) as run:
-            if places is None:
-                there = _strongest_positions(run, images, which, numbers)
+        with torch.inference_mode(False), torch.enable_grad(), self._forward_to(observed) as run:
+            if positions is None:
+                chosen = _strongest_positions(run, images, which, channels)
             else:
-                there = np.broadcast_to(_to_integers(places), (len(numbers), 2))
-                for axis, positions, name in zip(there.T, size, ("row", "column"), strict=True):
-                    _check_range(f"a {name} of layer {layer}", axis, positions)
-            jobs = self._jobs(run, seen, images, CropJobs(which, numbers, *crops_for_positions(seen, there)), there)
+                chosen = np.broadcast_to(_to_integers(positions), (len(channels), 2))
+                for axis, count, name in zip(chosen.T, size, ("row", "column"), strict=True):
+                    _check_range(f"a {name} of layer {layer}", axis, count)
+            crop_jobs = CropJobs(which, channels, *crops_for_positions(observed, chosen))
+            jobs = self._crops_or_whole_images(run, observed, images, crop_jobs, chosen)
             found: dict[int, Projection] = {}
-            for batch in jobs.batches(PIXELS_PER_BATCH):
-                found |= _project_batch(self._network, run, images, jobs, batch)
-        return [found[number] for number in range(len(numbers))]
+            for turns in jobs.batches(PIXELS_PER_BATCH):
+                found |= _project_batch(self._network, run, images, jobs, turns)
+        return [found[job] for job in range(len(channels))]
 
     @contextmanager
-    def _up_to(self, layer: Layer) -> Iterator[ForwardFunction]:
-        """What runs pictures through the network to `layer`, no further, and gives its output."""
+    def _forward_to(self, layer: Layer) -> Iterator[ForwardFunction]:
+        """Give a function that runs images through the network up to `layer` and returns its output."""
         found: list[Tensor] = []
 
-        def see(output: Tensor) -> None:
+        def stop(output: Tensor) -> None:
             found.append(output)
             raise _LayerReached
 
         def run(images: Tensor) -> Tensor:
             with suppress(_LayerReached):
-                forward_pass.run_network(
-                    self._network, images.clone(memory_format=torch.channels_last)
-                )  # a layer may write into it
+                # A clone, since a layer may modify its input in place.
+                forward_pass.run_network(self._network, images.clone(memory_format=torch.channels_last))
             return found.pop()
 
-        with hook_layers(self._network, self._known, {layer.name: see}):
+        with hook_layers(self._network, self._known, {layer.name: stop}):
             yield run
 
-    def _jobs(self, run: ForwardFunction, layer: Layer, images: Tensor, jobs: CropJobs, places: Ints) -> CropJobs:
-        """`jobs`, or those for whole pictures where windows do not do."""
-        sizes = jobs.windows[:, 2:].prod(1)
-        if len(sizes) and layer.name not in self._with_windows and sizes.min() < images.shape[2] * images.shape[3]:
-            self._with_windows[layer.name] = _crops_match_image(run, layer, images, jobs, places, int(sizes.argmin()))
-        if self._with_windows.get(layer.name, True):
+    def _crops_or_whole_images(
+        self, run: ForwardFunction, layer: Layer, images: Tensor, jobs: CropJobs, positions: Ints
+    ) -> CropJobs:
+        """Return `jobs`, or jobs on whole images if the network gives other values in crops."""
+        areas = jobs.crops[:, 2:].prod(1)
+        if len(areas) and layer.name not in self._supports_crops and areas.min() < images.shape[2] * images.shape[3]:
+            self._supports_crops[layer.name] = _crops_match_image(
+                run, layer, images, jobs, positions, int(areas.argmin())
+            )
+        if self._supports_crops.get(layer.name, True):
             return jobs
-        whole = np.broadcast_to([0, 0, *images.shape[2:]], (len(places), 4))
-        return jobs._replace(windows=whole, places=places)
+        whole = np.broadcast_to([0, 0, *images.shape[2:]], (len(positions), 4))
+        return jobs._replace(crops=whole, positions=positions)
 
 
 @check_types
@@ -144,25 +145,33 @@ def project(
     images: Tensor,
     layer: str,
     units: Indices,
-    places: Indices | None = None,
-    pictures: Indices | None = None,
+    positions: Indices | None = None,
+    image_indices: Indices | None = None,
 ) -> Tensor:
-    """What N units of `layer` respond to in pictures, (N, C, H, W) in units of the network's input.
+    """Project the activations of N units of `layer` back to pixels by deconvolution.
 
-    It is that of an activation of 1, behind the ReLU of `layer` where it has one (`activations.rectified`); the paper's
-    is as many times as large as the activation. Any network; it runs in evaluation mode and is left as it was. Where it
-    has no ReLU or no max-pooling, see `needs`.
+    An activation of 1 is projected, after the ReLU of `layer` where one follows (`activations.follow_to_relu`); the
+    paper's projection is this one times the activation. The network runs in evaluation mode and is left unchanged. For
+    networks without ReLU or max-pooling, see `describe_missing_layers`.
 
-    `images`: (B, C, H, W) or (C, H, W). `units`: one, or N. `places`: (N, 2), or one for all: row and column in the
-    maps; None: where the unit is strongest. `pictures`: (N,), which of `images`; None: unit n and picture n, or all of
-    the one with one of the other.
+    Args:
+        network: any nn.Module.
+        images: (B, C, H, W) or (C, H, W), as the network takes them.
+        layer: its name, as in `list_layers`.
+        units: one, or N.
+        positions: (N, 2), or one for all: row and column in the feature map; None: the maximum of the unit.
+        image_indices: (N,), indices in `images`; None: unit n goes with image n, and a single unit or image with all of
+            the other.
+
+    Returns:
+        (N, C, H, W), in units of the network's input.
 
     Raises:
-        UsageError: no such layer, unit, place or picture; the layer has no maps; the network does not take such
-            pictures.
+        UsageError: there is no such layer, unit, position or image; the layer has no feature maps; the network rejects
+            the images.
 
-    Of 1 3 2 0, pooling keeps 3 and 2, the second and the third; the filter makes 2·3 − 1·2 of them. On the way back it
-    makes 2 and −1 of 1, which go where 3 and 2 were, and the first ReLU lets the 2 through. (The gradient is 2 and −1.)
+    In this example pooling keeps 3 and 2 of 1 3 2 0, and the filter computes 2·3 − 1·2. Going back, 2 and −1 return to
+    where 3 and 2 were, and the first ReLU passes only the 2. (The gradient is 2 and −1.)
 
     >>> network = nn.Sequential(nn.ReLU(), nn.MaxPool2d((1, 2)), nn.Conv2d(1, 1, (1, 2), bias=False), nn.ReLU())
     >>> _ = network[2].weight.data.copy_(torch.tensor([2.0, -1.0]))
@@ -170,24 +179,29 @@ def project(
     tensor([[[[0., 2., 0., 0.]]]])
     """
     images = prepare_input(unwrap_compiled(network), images)
-    found = Deconvnet(network, tuple(images.shape)).project(images, layer, units, places, pictures)
+    found = Deconvnet(network, tuple(images.shape)).project(images, layer, units, positions, image_indices)
     dtype = found[0].pixels.dtype if found else images.dtype
     result = images.new_zeros((len(found), *images.shape[1:]), dtype=dtype)
-    for picture, (pixels, top, left) in zip(result, found, strict=True):
-        picture[:, top : top + pixels.shape[1], left : left + pixels.shape[2]] = pixels
+    for image, (pixels, top, left) in zip(result, found, strict=True):
+        image[:, top : top + pixels.shape[1], left : left + pixels.shape[2]] = pixels
     return result
 
 
 @check_types
 def to_images(projections: Tensor) -> npt.NDArray[np.uint8]:
-    """Projections (N, C, H, W) to look at, (N, H, W, 3) uint8: 0 is grey, and each has the contrast that shows it best.
+    """Convert projections to images: 0 becomes grey, and the contrast adapts to each projection.
 
-    The few values beyond four times the root of the mean square of those that are not 0, about one in a hundred, are
-    cut: in deep layers the largest is ten times as large, and all else would be grey. One channel becomes grey; of
-    more than three the mean does.
+    Full contrast is at four times the root mean square of the nonzero values. About one value in a hundred exceeds it
+    and is clipped; in deep layers the largest value is ten times the others.
+
+    Args:
+        projections: (N, C, H, W), floating point. One channel is shown in grey, and so is the mean of more than three.
+
+    Returns:
+        (N, H, W, 3) uint8.
 
     Raises:
-        UsageError: they have other axes, or are not real floating-point numbers in memory.
+        UsageError: the projections have another shape, dtype or layout.
     """
     if not has_values(projections):
         raise UsageError("projections are a sparse, nested, quantized or meta tensor; to_images() needs a dense one")
@@ -199,114 +213,116 @@ def to_images(projections: Tensor) -> npt.NDArray[np.uint8]:
     if projections.shape[1] != 3:
         projections = projections.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     sizes = projections.abs().flatten(1)
-    shares = sizes / sizes.amax(1, keepdim=True).clamp_min(torch.finfo(sizes.dtype).tiny)  # their squares are numbers
-    spread = (shares.square().sum(1) / shares.ne(0).sum(1).clamp_min(1)).sqrt()
-    full = (sizes.amax(1) * (FULL_CONTRAST_RMS * spread).clamp_max(1)).clamp_min(torch.finfo(sizes.dtype).tiny)
+    shares = sizes / sizes.amax(1, keepdim=True).clamp_min(torch.finfo(sizes.dtype).tiny)  # squares cannot overflow
+    rms = (shares.square().sum(1) / shares.ne(0).sum(1).clamp_min(1)).sqrt()
+    full = (sizes.amax(1) * (FULL_CONTRAST_RMS * rms).clamp_max(1)).clamp_min(torch.finfo(sizes.dtype).tiny)
     bytes_ = (projections / full[:, None, None, None]).clamp_(-1, 1).mul_(127).add_(128).round_().to(torch.uint8)
     return bytes_.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def describe_missing_layers(network: nn.Module, shape: tuple[int, ...]) -> str | None:
-    """A sentence on what projections are in a network without ReLU or max-pooling; None if it has both.
+    """Return a sentence on what projections show in a network without ReLU or max-pooling; None if it has both.
 
-    `shape`: of its input, (N, C, H, W). Nothing is computed.
+    Args:
+        network: any nn.Module; nothing is computed.
+        shape: of its input, (N, C, H, W).
     """
-    twin = without_values(network).eval()
-    floating = next((one.dtype for one in twin.parameters() if one.is_floating_point()), None)
+    copy = without_values(network).eval()
+    floating = next((one.dtype for one in copy.parameters() if one.is_floating_point()), None)
     with torch.inference_mode(False), torch.enable_grad(), torch.device("meta"):
-        output = twin(torch.empty(shape, dtype=floating, requires_grad=True))
+        output = copy(torch.empty(shape, dtype=floating, requires_grad=True))
     kinds = _autograd_node_names(output[0] if isinstance(output, tuple) else output)
-    rectifies = any(kind.startswith(("Relu", "Threshold", "Hardtanh")) for kind in kinds)
-    pools = any("MaxPool" in kind for kind in kinds)
+    has_relu = any(kind.startswith(("Relu", "Threshold", "Hardtanh")) for kind in kinds)
+    has_max_pooling = any("MaxPool" in kind for kind in kinds)
     name = type(network).__name__
-    if rectifies and pools:
+    if has_relu and has_max_pooling:
         return None
-    if rectifies:
+    if has_relu:
         return (
-            f"{name} has no max-pooling, whose switches say where in a window a maximum was: a projection is the "
-            "gradient, rectified at each ReLU, and every pixel that a stride or an average has read gets its share."
+            f"{name} has no max-pooling, and so no switches that record the position of a maximum: a projection is the "
+            "gradient, rectified at each ReLU, and is spread over every pixel that a stride or an average has read."
         )
-    if pools:
+    if has_max_pooling:
         return (
-            f"{name} has no ReLU, so that nothing is rectified on the way back: a projection is the gradient, and both "
-            "of its signs come to the pixels."
+            f"{name} has no ReLU, so nothing is rectified on the way back: a projection is the gradient, with both of "
+            "its signs."
         )
     return (
-        f"{name} has neither ReLU nor max-pooling, so that there is nothing to rectify on the way back and no switch "
-        "to follow: a projection is the gradient."
+        f"{name} has neither ReLU nor max-pooling, so nothing is rectified on the way back and there are no switches: "
+        "a projection is the gradient."
     )
 
 
 class _LayerReached(StopForward):
-    """The layer has run; the rest of the network need not."""
+    """The layer has run; the rest of the network is not needed."""
 
 
 def _project_batch(
     network: nn.Module, run: ForwardFunction, images: Tensor, jobs: CropJobs, turns: list[Ints]
 ) -> dict[int, Projection]:
-    """The projections of one batch, by number of the job."""
+    """Return the projections of one batch, by index of the job."""
 
-    def recorded() -> tuple[Tensor, Tensor]:
-        inputs = torch.stack([jobs.window(images, number) for number in turns[0]]).requires_grad_()
+    def forward() -> tuple[Tensor, Tensor]:
+        inputs = torch.stack([jobs.crop(images, job) for job in turns[0]]).requires_grad_()
         return run(inputs), inputs
 
-    outputs, inputs = forward_pass.run_with_gradients(network, recorded)
+    outputs, inputs = forward_pass.run_with_gradients(network, forward)
     found = {}
-    for turn, numbers in enumerate(turns):
-        slots = np.flatnonzero(numbers >= 0)
-        here = numbers[slots]
-        seed = torch.zeros_like(outputs)
-        seed[tuple(torch.from_numpy(one) for one in (slots, jobs.units[here], *jobs.places[here].T))] = 1
-        pixels = backward(outputs, inputs, seed, ReLURule.DECONVNET, again=turn + 1 < len(turns))
-        for slot, number in zip(slots, here, strict=True):
-            top, left, _, _ = jobs.windows[number].tolist()
-            found[int(number)] = Projection(pixels[slot], top, left)
+    for turn, job_of_crop in enumerate(turns):
+        crops = np.flatnonzero(job_of_crop >= 0)
+        batch = job_of_crop[crops]
+        gradient = torch.zeros_like(outputs)
+        gradient[tuple(torch.from_numpy(one) for one in (crops, jobs.units[batch], *jobs.positions[batch].T))] = 1
+        pixels = backward(outputs, inputs, gradient, ReLURule.DECONVNET, retain_graph=turn + 1 < len(turns))
+        for crop, job in zip(crops, batch, strict=True):
+            top, left, _, _ = jobs.crops[job].tolist()
+            found[int(job)] = Projection(pixels[crop], top, left)
     return found
 
 
 @torch.no_grad()
 def _crops_match_image(
-    run: ForwardFunction, layer: Layer, images: Tensor, jobs: CropJobs, places: Ints, number: int
+    run: ForwardFunction, layer: Layer, images: Tensor, jobs: CropJobs, positions: Ints, job: int
 ) -> bool:
-    """Whether one job's place has the same values in its window as in the picture, and all other places are there."""
-    whole = run(images[jobs.pictures[number], None])[0, :, *places[number]]
+    """Return whether one job gets the same values in its crop as in the image, and the expected feature map size."""
+    whole = run(images[jobs.images[job], None])[0, :, *positions[job]]
     try:
-        part = run(jobs.window(images, number)[None])
-    except Exception:  # whatever a network does that takes pictures of one size only
+        part = run(jobs.crop(images, job)[None])
+    except Exception:  # a network that accepts only one input size may raise anything
         return False
-    if tuple(part.shape[2:]) != feature_map_size_in_crop(layer, *jobs.windows[number, 2:].tolist()):
+    if tuple(part.shape[2:]) != feature_map_size_in_crop(layer, *jobs.crops[job, 2:].tolist()):
         return False
-    return bool((part[0, :, *jobs.places[number]] - whole).abs().max() <= CROP_TOLERANCE * whole.abs().max())
+    return bool((part[0, :, *jobs.positions[job]] - whole).abs().max() <= CROP_TOLERANCE * whole.abs().max())
 
 
 @torch.no_grad()
-def _strongest_positions(run: ForwardFunction, images: Tensor, pictures: Ints, units: Ints) -> Ints:
-    """Where each unit is strongest in its picture, (N, 2)."""
+def _strongest_positions(run: ForwardFunction, images: Tensor, image_indices: Ints, units: Ints) -> Ints:
+    """Return the position of each unit's maximum in its image, (N, 2)."""
     found = np.zeros((len(units), 2), np.int64)
-    at_once = max(1, PIXELS_PER_BATCH // (images.shape[2] * images.shape[3]))
-    used = np.unique(pictures)
-    for start in range(0, len(used), at_once):
-        some = used[start : start + at_once]
-        outputs = run(images[torch.from_numpy(some)])
-        for number in np.flatnonzero(np.isin(pictures, some)):
-            values = outputs[np.searchsorted(some, pictures[number]), units[number]]
-            found[number] = np.unravel_index(int(values.argmax()), values.shape)
+    batch_size = max(1, PIXELS_PER_BATCH // (images.shape[2] * images.shape[3]))
+    used = np.unique(image_indices)
+    for start in range(0, len(used), batch_size):
+        batch = used[start : start + batch_size]
+        outputs = run(images[torch.from_numpy(batch)])
+        for index in np.flatnonzero(np.isin(image_indices, batch)):
+            values = outputs[np.searchsorted(batch, image_indices[index]), units[index]]
+            found[index] = np.unravel_index(int(values.argmax()), values.shape)
     return found
 
 
-def _pair(images: int, units: Indices, pictures: Indices | None) -> tuple[Ints, Ints]:
-    """Which picture and which unit, for each of N."""
-    numbers = np.atleast_1d(_to_integers(units))
-    which = np.arange(images) if pictures is None else np.atleast_1d(_to_integers(pictures))
-    if numbers.ndim > 1 or which.ndim > 1:
-        raise UsageError("units and pictures are one number each, or a sequence of numbers")
-    if len(numbers) != len(which) and 1 not in (len(numbers), len(which)):
+def _pair(num_images: int, units: Indices, image_indices: Indices | None) -> tuple[Ints, Ints]:
+    """Return the image and the unit of each of N projections."""
+    channels = np.atleast_1d(_to_integers(units))
+    which = np.arange(num_images) if image_indices is None else np.atleast_1d(_to_integers(image_indices))
+    if channels.ndim > 1 or which.ndim > 1:
+        raise UsageError("units and image_indices must be one number each, or a sequence of numbers")
+    if len(channels) != len(which) and 1 not in (len(channels), len(which)):
         raise UsageError(
-            f"{len(numbers)} units and {len(which)} pictures cannot be paired; give as many of both, one of either, or "
-            "the pictures' numbers"
+            f"{len(channels)} units and {len(which)} images cannot be paired; give as many of both, one of either, or "
+            "image_indices"
         )
-    which, numbers = np.broadcast_arrays(which, numbers)
-    return which, numbers
+    which, channels = np.broadcast_arrays(which, channels)
+    return which, channels
 
 
 def _to_integers(numbers: Indices) -> Ints:
@@ -314,9 +330,9 @@ def _to_integers(numbers: Indices) -> Ints:
         found = np.asarray(numbers.cpu() if isinstance(numbers, Tensor) else numbers)
         whole = found.astype(np.int64)
     except (ValueError, TypeError, OverflowError, NotImplementedError, RuntimeError) as error:
-        raise UsageError(f"{shortened(str(numbers))} are not units, places or pictures; give whole numbers") from error
+        raise UsageError(f"{shortened(str(numbers))} must be integers") from error
     if whole.size and not np.array_equal(whole, found):
-        raise UsageError(f"{shortened(str(numbers))} are not units, places or pictures; give whole numbers")
+        raise UsageError(f"{shortened(str(numbers))} must be integers")
     return whole
 
 
@@ -327,7 +343,7 @@ def _check_range(what: str, numbers: Ints, count: int) -> None:
 
 
 def _autograd_node_names(output: Tensor) -> set[str]:
-    """The operations that `output` was made with, as autograd calls their derivatives."""
+    """Return the names of all nodes in the autograd graph of `output`."""
     found, waiting, seen = set(), [output.grad_fn], set()
     while waiting:
         node = waiting.pop()

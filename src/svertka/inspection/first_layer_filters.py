@@ -1,4 +1,4 @@
-"""The filters of a network's first layer, as pictures."""
+"""Filters of a network's first convolution, as images."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,102 +14,89 @@ from svertka.type_checking import check_types
 
 Floats = npt.NDArray[np.float32]
 
-# Brightness, red against green, blue against yellow.
-OPPONENT = np.array([[1, 1, 1], [1, -1, 0], [-0.5, -0.5, 1]])
-OPPONENT /= np.linalg.norm(OPPONENT, axis=1, keepdims=True)
+# Opponent colour axes: brightness, red-green, blue-yellow.
+OPPONENT_AXES = np.array([[1, 1, 1], [1, -1, 0], [-0.5, -0.5, 1]])
+OPPONENT_AXES /= np.linalg.norm(OPPONENT_AXES, axis=1, keepdims=True)
 
 
 @dataclass(frozen=True, eq=False)
 class FirstLayerFilters:
-    """The filters of the convolution that reads the picture.
+    """The filters of the convolution that reads the image.
 
-    `layer`: its name. `weights`: (units, h, w, C) float32, C 1 or 3 (RGB), unit by unit as in the network.
+    Attributes:
+        layer: its name.
+        weights: (units, h, w, C) float32 with C 1 or 3 (RGB), in the network's order.
     """
 
     layer: str
     weights: Floats
 
-    def pictures(self) -> npt.NDArray[np.uint8]:
-        """(units, h, w, C), unit by unit: 128 is a weight of 0, and each filter's largest weight is 1 or 255."""
+    def to_images(self) -> npt.NDArray[np.uint8]:
+        """Return the filters as (units, h, w, C) uint8: 128 is a weight of 0; the largest weight becomes 1 or 255."""
         largest = np.abs(self.weights).max(axis=(1, 2, 3), keepdims=True)
         scaled = self.weights / np.where(largest > 0, largest, 1)
         return np.rint(128 + 127 * scaled).astype(np.uint8)
 
     @cached_property
-    def order(self) -> Ints:
-        """(units,): the units, so that neighbours look alike whatever their contrast, phase and sign.
+    def similarity_order(self) -> Ints:
+        """(units,): an order in which neighbouring filters look alike, whatever their contrast, phase and sign.
 
-        Two filters are alike as their amplitude spectra are (cosine): an edge stays the same when it moves or changes
-        its sides, while its direction, width and colours count. Ordered along the second eigenvector of the graph
-        Laplacian of the likenesses, the most alike are close; then stretches are turned round as long as that makes
-        the way through all filters shorter.
+        The similarity of two filters is the cosine of their amplitude spectra: shifting or inverting an edge does not
+        matter; its direction, width and colours do. The units are sorted by the second eigenvector of the similarity
+        graph's Laplacian, then 2-opt shortens the path through all filters.
 
         Source: Atkins, Boman & Hendrickson 1998, "A spectral algorithm for seriation and the consecutive ones problem";
         Croes 1958, "A method for solving traveling-salesman problems".
         """
-        axes = self.weights @ OPPONENT.T if self.weights.shape[-1] == 3 else self.weights
-        # Twice the side: between the frequencies of so few pixels lie directions that they would not tell apart.
+        axes = self.weights @ OPPONENT_AXES.T if self.weights.shape[-1] == 3 else self.weights
+        # Zero-padding to twice the side: the frequencies of so few pixels do not separate neighbouring directions.
         sides = [2 * side for side in self.weights.shape[1:3]]
         spectra = np.abs(np.fft.rfft2(axes, s=sides, axes=(1, 2))).reshape(len(axes), -1)
         lengths = np.linalg.norm(spectra, axis=1, keepdims=True)
         spectra /= np.where(lengths > 0, lengths, 1)
-        likeness = spectra @ spectra.T
-        # The power: what is only somewhat alike pulls little. The sum: what is like nothing hangs on all the rest.
-        pulls = likeness**8 + 1e-6
-        vectors = np.linalg.eigh(np.diag(pulls.sum(axis=1)) - pulls)[1]
-        return _two_opt(np.argsort(vectors[:, min(1, len(vectors) - 1)], kind="stable"), 1 - likeness)
+        similarity = spectra @ spectra.T
+        # The power weakens moderate similarities; the constant connects filters that resemble no other.
+        weights = similarity**8 + 1e-6
+        vectors = np.linalg.eigh(np.diag(weights.sum(axis=1)) - weights)[1]
+        return _two_opt(np.argsort(vectors[:, min(1, len(vectors) - 1)], kind="stable"), 1 - similarity)
 
 
 def _two_opt(order: Ints, distances: npt.NDArray[np.float64]) -> Ints:
-    """`order` with stretches turned round until none makes the way along it shorter."""
-    # A place before the first and behind the last, equally far from all, so that both ends are free.
-    way = np.pad(order, 1, constant_values=len(order))
+    """Reverse stretches of `order` until no reversal shortens the path along it."""
+    # A dummy node at both ends, at equal distance from all, leaves the ends free.
+    path = np.pad(order, 1, constant_values=len(order))
     distances = np.pad(distances, (0, 1))
-    shorter = True
-    while shorter:
-        shorter = False
+    has_improved = True
+    while has_improved:
+        has_improved = False
         for start in range(1, len(order)):
-            before, first, lasts, behind = way[start - 1], way[start], way[start:-1], way[start + 1 :]
-            old = distances[before, first] + distances[lasts, behind]
-            gains = old - distances[before, lasts] - distances[first, behind]
+            before, first, lasts, after = path[start - 1], path[start], path[start:-1], path[start + 1 :]
+            old = distances[before, first] + distances[lasts, after]
+            gains = old - distances[before, lasts] - distances[first, after]
             best = int(gains.argmax())
             if gains[best] > 1e-9:
-                way[start : start + best + 1] = way[start : start + best + 1][::-1].copy()
-                shorter = True
-    return way[1:-1]
+                path[start : start + best + 1] = path[start : start + best + 1][::-1].copy()
+                has_improved = True
+    return path[1:-1]
 
 
 @check_types
 def get_first_layer_filters(network: nn.Module) -> FirstLayerFilters:
-    """The filters of the first nn.Conv2d of `network`.
+    """Return the filters of the first nn.Conv2d of `network`.
 
     Raises:
-        UsageError: it has none, or that reads neither 1 nor 3 channels, or has no values.
+        UsageError: it has none, or its input has neither 1 nor 3 channels, or its weights have no values.
     """
     for name, layer in unwrap_compiled(network).named_modules():
         if isinstance(layer, nn.Conv2d):
             if layer.weight.shape[1] not in (1, 3):
                 raise UsageError(
                     f"layer={name}, the first convolution of {type(network).__name__}, reads {layer.weight.shape[1]} "
-                    "channels, which are no picture; give a network that reads 1 (grey) or 3 (RGB)"
+                    "channels, which cannot be shown as an image; give a network that reads 1 (grey) or 3 (RGB)"
                 )
             if layer.weight.is_meta:
-                raise UsageError(f"layer={name} has weights on the device meta, without values; load some first")
+                raise UsageError(
+                    f"layer={name} has weights on the meta device, which have no values; load pretrained weights first"
+                )
             return FirstLayerFilters(name, layer.weight.detach().float().cpu().permute(0, 2, 3, 1).numpy().copy())
-    raise UsageError(f"{type(network).__name__} has no convolution, so there are no filters to show")
-
-
-def between(before: nn.Module, after: nn.Module) -> tuple[FirstLayerFilters, FirstLayerFilters]:
-    """The average of the first layers of two states of a network, and their difference, `after` − `before`.
-
-    Raises:
-        UsageError: as `first_layer`; or they are not of one shape.
-    """
-    one, other = get_first_layer_filters(before), get_first_layer_filters(after)
-    if one.weights.shape != other.weights.shape:
-        raise UsageError(
-            f"first layers of {one.weights.shape} and {other.weights.shape} weights cannot be compared; "
-            "give two states of one network"
-        )
-    average = ((one.weights + other.weights) / 2).astype(np.float32)
-    return FirstLayerFilters(one.layer, average), FirstLayerFilters(one.layer, other.weights - one.weights)
+    raise UsageError(f"{type(network).__name__} has no convolution, so it has no filters to show")

@@ -1,4 +1,4 @@
-"""Forward passes of any nn.Module: what is checked before one, and what is said when one fails."""
+"""Forward passes of any nn.Module: input checks, gradients, and errors that name the network and its input."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -13,70 +13,74 @@ from svertka.device import device_of, has_values
 from svertka.errors import SvertkaError, UsageError
 
 
-class StopForward(Exception):  # noqa: N818 - nothing went wrong
-    """Raised by who watches a network when the rest of it need not run."""
+class StopForward(Exception):  # noqa: N818 - control flow, not an error
+    """Raised by a layer hook to end the forward pass early."""
 
 
 def unwrap_compiled(network: nn.Module) -> nn.Module:
-    """`network` itself, or the module inside what `torch.compile` made of it, whose layers can be watched.
+    """Return the module inside a `torch.compile` wrapper, or `network` itself.
 
     Raises:
-        UsageError: it is TorchScript.
+        UsageError: `network` contains TorchScript, whose layers cannot be hooked.
     """
     network = getattr(network, "_orig_mod", network)
     if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
-        raise UsageError("a TorchScript network has no layers that can be watched; give the module it was made from")
+        raise UsageError("the layers of a TorchScript network cannot be read; give the nn.Module it was made from")
     return network
 
 
 def prepare_input(network: nn.Module, images: Tensor) -> Tensor:
-    """`images` as a batch (N, C, H, W) on the device of `network`; floating-point ones in its dtype.
+    """Return `images` as a batch on the network's device; floating-point images in the network's dtype.
 
-    `images`: (N, C, H, W) or (C, H, W), floating-point or integers.
+    Args:
+        network: any nn.Module.
+        images: (N, C, H, W) or (C, H, W), floating-point or integers.
 
     Raises:
-        UsageError: `images` is no such tensor.
+        UsageError: `images` has another shape, dtype or layout.
     """
     if not has_values(images):
         raise UsageError("images are a sparse, nested, quantized or meta tensor; give a dense one with values")
     if images.ndim not in (3, 4):
         raise UsageError(f"images of shape {_format_shape(images)} must have four axes: (N, C, H, W)")
     if images.dtype == torch.bool or images.is_complex():
-        raise UsageError(f"images of {images.dtype} cannot be looked at; give floating-point numbers or uint8")
+        raise UsageError(f"images of {images.dtype} are not supported; give floating-point numbers or uint8")
     images = images[None] if images.ndim == 3 else images
     dtype = floating_point_dtype(network) if images.is_floating_point() else images.dtype
     return images.to(device_of(network) or images.device, dtype or images.dtype)
 
 
 def floating_point_dtype(network: nn.Module) -> torch.dtype | None:
-    """The dtype in which `network` computes, that of its first floating-point parameter; None if it has none."""
+    """Return the dtype of the first floating-point parameter of `network`; None if it has none."""
     return next((one.dtype for one in network.parameters() if one.is_floating_point()), None)
 
 
 def make_differentiable(network: nn.Module, images: Tensor) -> Tensor:
-    """`images`, as `network_input` gives them, in floating point, so that gradients with respect to them exist.
+    """Convert prepared `images` to floating point, so that gradients with respect to them exist.
 
     Raises:
-        UsageError: they are integers, and the network computes something else from the same numbers in floating point.
+        UsageError: they are integers and the network's output changes with the conversion.
     """
     if images.is_floating_point():
         return images
-    floating = images.to(floating_point_dtype(network) or torch.float32)
+    converted = images.to(floating_point_dtype(network) or torch.float32)
     with torch.no_grad():
-        wanted, found = run_network(network, images[:1].clone()), run_network(network, floating[:1].clone())
-    if not (isinstance(wanted, Tensor) and isinstance(found, Tensor) and torch.allclose(wanted, found, equal_nan=True)):
+        expected, output = run_network(network, images[:1].clone()), run_network(network, converted[:1].clone())
+    if not (
+        isinstance(expected, Tensor) and isinstance(output, Tensor) and torch.allclose(expected, output, equal_nan=True)
+    ):
         raise UsageError(
-            f"{type(network).__name__} treats {images.dtype} otherwise than the same numbers in floating point, so "
-            "there is no gradient with respect to them; give the images as floating-point numbers"
+            f"{type(network).__name__} gives different outputs for {images.dtype} and for the same numbers in floating "
+            "point, so gradients with respect to the images do not exist; give the images as floating-point numbers"
         )
-    return floating
+    return converted
 
 
 def run_network(network: nn.Module, images: Tensor) -> Any:
-    """What `network` gives for `images`.
+    """Return `network(images)`.
 
     Raises:
-        UsageError: it fails. `Enough` and errors of svertka's own pass.
+        UsageError: the network fails. `StopForward`, MemoryError and svertka's own errors pass unchanged.
     """
     try:
         return network(images)
@@ -90,12 +94,19 @@ def run_network(network: nn.Module, images: Tensor) -> Any:
 
 
 def run_with_gradients(network: nn.Module, forward: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """What `forward` gives: outputs, and a tensor that they are made of with gradients recorded.
+    """Call `forward` and make sure that gradients flow through the network.
 
-    Where the network computes under `torch.no_grad()`, it runs again with that ignored.
+    If the network computes under `torch.no_grad()`, `forward` runs again with that disabled.
+
+    Args:
+        network: named in the error.
+        forward: returns outputs, and a tensor that they are computed from.
+
+    Returns:
+        What `forward` returned; the outputs are differentiable with respect to the second tensor.
 
     Raises:
-        UsageError: gradients are cut off in another way.
+        UsageError: the network cuts off gradients in another way.
     """
     outputs, source = forward()
     if not _depends_on(outputs, source):
@@ -104,14 +115,14 @@ def run_with_gradients(network: nn.Module, forward: Callable[[], tuple[Tensor, T
     if not _depends_on(outputs, source):
         raise UsageError(
             f"{type(network).__name__} cuts off gradients between its input and its scores; remove detach(), "
-            "torch.inference_mode() or whatever does so from its forward"
+            "torch.inference_mode() or similar from its forward"
         )
     return outputs, source
 
 
 @contextmanager
 def force_eager() -> Iterator[None]:
-    """In the body, what torch.compile has compiled runs as it was written."""
+    """Run modules compiled with torch.compile as plain Python in the body."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled; importing the compiler takes seconds
         yield
         return
@@ -120,7 +131,7 @@ def force_eager() -> Iterator[None]:
 
 
 class _IgnoreNoGrad(TorchFunctionMode):
-    """Ignores torch.no_grad() and torch.set_grad_enabled(False)."""
+    """Ignore torch.no_grad() and torch.set_grad_enabled(False)."""
 
     def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is torch._C._set_grad_enabled:
@@ -129,7 +140,7 @@ class _IgnoreNoGrad(TorchFunctionMode):
 
 
 def _depends_on(outputs: Tensor, source: Tensor) -> bool:
-    """Whether autograd knows how `outputs` are made of `source`."""
+    """Return whether the autograd graph leads from `outputs` to `source`."""
     if not (outputs.requires_grad and source.requires_grad):
         return False
     waiting, seen = [outputs.grad_fn], set()

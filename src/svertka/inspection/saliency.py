@@ -1,4 +1,4 @@
-"""Which pixels a class score of a picture depends on: three answers, each an array for each picture."""
+"""Saliency maps of a class score: guided backpropagation, Grad-CAM and occlusion."""
 
 from collections.abc import Iterator, Sequence
 
@@ -19,72 +19,89 @@ from svertka.inspection.forward_pass import (
 )
 from svertka.type_checking import check_types
 
-BATCH = 16  # pictures that run together
+BATCH_SIZE = 16
 
 
 @check_types
 def guided_backpropagation(network: nn.Module, images: Tensor, classes: ClassIndices) -> Tensor:
-    """What raises the score of its class in each picture, (N, C, H, W): its gradient, rectified at each ReLU.
+    """Return the gradient of each image's class score with respect to its pixels, rectified at each ReLU.
 
-    `images`: (N, C, H, W) or (C, H, W), as `network` takes them. `classes`: one for each, or one for all. At a ReLU
-    what is above 0 goes back, where the ReLU itself let something through. The score is that before a sigmoid or a
-    softmax at the end; a network with one score has class 0 alone. The network runs in evaluation mode and is left as
-    it was; where it computes under `torch.no_grad()`, that is ignored.
+    A ReLU passes back the positive part of the gradient where its input was positive. The score is the value before a
+    final sigmoid or softmax. The network runs in evaluation mode and is left unchanged; a `torch.no_grad()` inside it
+    is ignored.
+
+    Args:
+        network: any classifier; one with a single score has only class 0.
+        images: (N, C, H, W) or (C, H, W), as the network takes them.
+        classes: one for each image, or one for all.
+
+    Returns:
+        (N, C, H, W).
 
     Raises:
-        UsageError: the network has no such class, does not give scores (N, K) or cannot run on `images`, or cuts off
-        gradients.
+        UsageError: the network has no such class, does not return scores (N, K), cannot run on `images`, or cuts off
+            gradients.
 
     Source: Springenberg, Dosovitskiy, Brox & Riedmiller 2014, "Striving for simplicity", §3.4.
     """
     network = unwrap_compiled(network)
-    pictures = prepare_input(network, images)
-    wanted = parse_class_indices(classes, len(pictures))
-    found = [torch.zeros_like(pictures[:0], dtype=floating_point_dtype(network))]
+    inputs = prepare_input(network, images)
+    targets = parse_class_indices(classes, len(inputs))
+    found = [torch.zeros_like(inputs[:0], dtype=floating_point_dtype(network))]
     with hook_layers(network, [], {}), torch.inference_mode(False), torch.enable_grad():
-        pictures = make_differentiable(network, pictures)
-        for some, of_them in _batches(pictures, wanted):
+        inputs = make_differentiable(network, inputs)
+        for batch, batch_targets in _batches(inputs, targets):
 
-            def forward(some: Tensor = some, of_them: Tensor = of_them) -> tuple[Tensor, Tensor]:
-                inputs = some.detach().clone().requires_grad_()
-                # A copy, since the first layer may write into what it is given.
-                return compute_class_scores(network, inputs.clone(), of_them).of(of_them), inputs
+            def forward(batch: Tensor = batch, batch_targets: Tensor = batch_targets) -> tuple[Tensor, Tensor]:
+                leaf = batch.detach().clone().requires_grad_()
+                # A clone, since the first layer may modify its input in place.
+                return compute_class_scores(network, leaf.clone(), batch_targets).select(batch_targets), leaf
 
-            scores, inputs = run_with_gradients(network, forward)
-            found.append(backward(scores, inputs, torch.ones_like(scores), ReLURule.GUIDED))
+            scores, leaf = run_with_gradients(network, forward)
+            found.append(backward(scores, leaf, torch.ones_like(scores), ReLURule.GUIDED))
     return torch.cat(found).to(images.device)
 
 
 @check_types
 def grad_cam(network: nn.Module, images: Tensor, classes: ClassIndices) -> Tensor:
-    """Where in each picture the score of its class comes from, (N, H', W') at the places of the last maps, 0 or more.
+    """Return the Grad-CAM heat map of each image's class score.
 
-    The maps of the last layer before they are gathered (`last_maps`), each weighted with the mean of the score's
-    gradient over it, summed and rectified. Otherwise as `guided_backpropagation`.
+    The feature maps of the last convolutional stage (`last_feature_map_layer`), each weighted with the mean gradient of
+    the score over it, summed and rectified.
+
+    Args:
+        network: any classifier with a convolution.
+        images: (N, C, H, W) or (C, H, W), as the network takes them.
+        classes: one for each image, or one for all.
+
+    Returns:
+        (N, H', W') at the resolution of those feature maps, 0 or more.
 
     Raises:
-        UsageError: no such class, or no scores; the network cannot be traced, or has no convolution with maps.
+        UsageError: the network has no such class, does not return scores (N, K), cannot be traced, or has no
+            convolution with feature maps.
 
     Source: Selvaraju et al. 2017, "Grad-CAM: visual explanations from deep networks via gradient-based localization",
     eq. 1 and 2.
     """
     network = unwrap_compiled(network)
-    pictures = prepare_input(network, images)
-    wanted = parse_class_indices(classes, len(pictures))
-    known = list_layers(network, tuple(pictures.shape))
+    inputs = prepare_input(network, images)
+    targets = parse_class_indices(classes, len(inputs))
+    known = list_layers(network, tuple(inputs.shape))
     last = last_feature_map_layer(known)
-    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
     dtype = torch.promote_types(floating_point_dtype(network) or torch.float32, torch.float32)
-    found = [torch.zeros(0, *last.shape[2:], dtype=dtype, device=pictures.device)]
-    with hook_layers(network, known, {last.name: seen.append}), torch.inference_mode(False), torch.enable_grad():
-        pictures = make_differentiable(network, pictures)
-        for some, of_them in _batches(pictures, wanted):
+    found = [torch.zeros(0, *last.shape[2:], dtype=dtype, device=inputs.device)]
+    hooks = {last.name: outputs.append}
+    with hook_layers(network, known, hooks), torch.inference_mode(False), torch.enable_grad():
+        inputs = make_differentiable(network, inputs)
+        for batch, batch_targets in _batches(inputs, targets):
 
-            def forward(some: Tensor = some, of_them: Tensor = of_them) -> tuple[Tensor, Tensor]:
-                seen.clear()
-                inputs = some.detach().clone().requires_grad_()
-                scores = compute_class_scores(network, inputs.clone(), of_them).of(of_them)
-                return scores, seen.pop()
+            def forward(batch: Tensor = batch, batch_targets: Tensor = batch_targets) -> tuple[Tensor, Tensor]:
+                outputs.clear()
+                leaf = batch.detach().clone().requires_grad_()
+                scores = compute_class_scores(network, leaf.clone(), batch_targets).select(batch_targets)
+                return scores, outputs.pop()
 
             scores, maps = run_with_gradients(network, forward)
             (gradients,) = torch.autograd.grad(scores.sum(), maps)
@@ -94,17 +111,15 @@ def grad_cam(network: nn.Module, images: Tensor, classes: ClassIndices) -> Tenso
 
 
 def last_feature_map_layer(known: Sequence[Layer]) -> Layer:
-    """Of a network's layers the one whose maps are the last, behind its last convolution and before they are gathered.
-
-    Pooling behind that convolution makes maps smaller: it is the last with the largest.
+    """Return the last layer whose feature maps are as large as those of the last convolution.
 
     Raises:
-        UsageError: no convolution among them gives maps.
+        UsageError: no convolution among them has feature maps.
     """
     names = convolution_names(known)
     if not names:
-        raise UsageError("the network has no convolution with maps, so that no score can be traced to places")
-    last = next(number for number, layer in enumerate(known) if layer.name == names[-1])
+        raise UsageError("the network has no convolution with feature maps, which Grad-CAM needs")
+    last = next(index for index, layer in enumerate(known) if layer.name == names[-1])
     (found,) = [layer for layer in known[last:] if layer.shape[2:] == known[last].shape[2:]][-1:]
     return found
 
@@ -114,54 +129,63 @@ def last_feature_map_layer(known: Sequence[Layer]) -> Layer:
 def occlusion(
     network: nn.Module, images: Tensor, classes: ClassIndices, side: int, stride: int, multilabel: bool = False
 ) -> Tensor:
-    """How probable each picture's class still is with a square covered, (N, rows, columns), one for each of its places.
+    """Return the probability of each image's class while a square covers part of the image, for a grid of squares.
 
-    In 0 to 1, float32 (float64 where the network computes in it): the softmax of the scores, or the sigmoid of the
-    class's own where the network has one score alone, ends in a sigmoid, or is `multilabel`: each score says yes or no
-    to its class, whatever the others are. Probabilities that the network gives itself are taken as they are.
+    The probability is the softmax of the scores, or the sigmoid of the class's own score if the network has a single
+    score, ends in a sigmoid, or is `multilabel`. Probabilities that the network itself returns are used as they are.
+    The network runs once for each square, in evaluation mode, and is left unchanged.
 
-    `side`: of the square, pixels. `stride`: from one place to the next, pixels; the first is in the upper left corner,
-    and the last ones reach or cross the other borders. What is covered is 0, which a network whose input is normalised
-    takes for the mean colour: the paper's grey. The network runs once for each place, in evaluation mode, and is left
-    as it was.
+    Args:
+        network: any classifier.
+        images: (N, C, H, W) or (C, H, W), as the network takes them.
+        classes: one for each image, or one for all.
+        side: of the square, pixels. It is filled with 0, which is the mean colour of normalised inputs: the paper's
+            grey.
+        stride: distance between squares, pixels. The first is in the upper left corner; the last reach or cross the
+            other borders.
+        multilabel: each score decides about its class alone.
+
+    Returns:
+        (N, rows, columns) in 0 to 1, float32, or float64 if the network computes in it.
 
     Raises:
-        UsageError: no such class, or no scores; `side` is not within the picture, or `stride` is below 1.
+        UsageError: the network has no such class or does not return scores (N, K); `side` exceeds the image; `side` or
+            `stride` is below 1.
 
     Source: Zeiler & Fergus 2014, §4.2, figure 6 (d).
     """
     network = unwrap_compiled(network)
-    pictures = prepare_input(network, images)
-    wanted = parse_class_indices(classes, len(pictures))
-    height, width = pictures.shape[2:]
+    inputs = prepare_input(network, images)
+    targets = parse_class_indices(classes, len(inputs))
+    height, width = inputs.shape[2:]
     if not (1 <= side <= min(height, width) and stride >= 1):
         raise UsageError(
-            f"a square of {side} pixels every {stride} does not fit pictures of {height}×{width}; use a side of 1 to "
+            f"side={side} with stride={stride} does not fit images of {height}×{width}; use a side of 1 to "
             f"{min(height, width)} and a stride of at least 1"
         )
     tops, lefts = (range(0, _num_positions(size, side, stride) * stride, stride) for size in (height, width))
-    places = [(top, left) for top in tops for left in lefts]
+    corners = [(top, left) for top in tops for left in lefts]
     dtype = torch.promote_types(floating_point_dtype(network) or torch.float32, torch.float32)
-    found = torch.empty(len(pictures), len(places), dtype=dtype)
+    found = torch.empty(len(inputs), len(corners), dtype=dtype)
     with hook_layers(network, [], {}):
-        for number, (image, label) in enumerate(zip(pictures, wanted, strict=True)):
-            for start in range(0, len(places), BATCH):
-                some = places[start : start + BATCH]
-                covered = image.expand(len(some), *image.shape).clone(memory_format=torch.channels_last)
-                for one, (top, left) in zip(covered, some, strict=True):
+        for index, (image, target) in enumerate(zip(inputs, targets, strict=True)):
+            for start in range(0, len(corners), BATCH_SIZE):
+                batch = corners[start : start + BATCH_SIZE]
+                covered = image.expand(len(batch), *image.shape).clone(memory_format=torch.channels_last)
+                for one, (top, left) in zip(covered, batch, strict=True):
                     one[:, top : top + side, left : left + side] = 0
-                labels = label.expand(len(some))
+                labels = target.expand(len(batch))
                 scores = compute_class_scores(network, covered, labels, multilabel)
-                found[number, start : start + len(some)] = scores.probabilities(labels)
-    return found.reshape(len(pictures), len(tops), len(lefts)).to(images.device)
+                found[index, start : start + len(batch)] = scores.probabilities(labels)
+    return found.reshape(len(inputs), len(tops), len(lefts)).to(images.device)
 
 
 def _num_positions(size: int, side: int, stride: int) -> int:
-    """Of a square that moves over `size` pixels until it has covered the last."""
+    """Return how many squares cover `size` pixels along one axis."""
     return -(-(size - side) // stride) + 1
 
 
 def _batches(images: Tensor, classes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Up to BATCH images at a time, with their classes; none where there is no image."""
-    for start in range(0, len(images), BATCH):
-        yield images[start : start + BATCH], classes[start : start + BATCH]
+    """Yield up to BATCH_SIZE images at a time with their classes; nothing for no images."""
+    for start in range(0, len(images), BATCH_SIZE):
+        yield images[start : start + BATCH_SIZE], classes[start : start + BATCH_SIZE]

@@ -1,4 +1,4 @@
-"""What is kept of one layer while pictures go by: its memory does not depend on how many there are."""
+"""Statistics of a layer's units, accumulated over a data set in memory that does not grow with the number of images."""
 
 import numpy as np
 import numpy.typing as npt
@@ -6,107 +6,130 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SIMILAR = 6  # units that are told for each
-BINS = 4  # of a histogram in each octave, all as wide
-LOWEST, OCTAVES = -24, 48  # from 2^LOWEST on; values outside are counted in the outermost bins
-TINY = 1e-300  # instead of 0, to divide by
+NUM_SIMILAR = 6  # similar units reported per unit
+BINS_PER_OCTAVE = 4  # linearly spaced
+LOWEST_EXPONENT, OCTAVES = -24, 48  # the histogram starts at 2^-24; values outside fall into the outermost bins
+TINY = 1e-300  # avoids division by zero
 
 
 class UnitStatistics:
-    """The strongest pictures of each of `units`, and sums over all pictures.
+    """Accumulate the strongest images of each unit, and sums over all images.
 
-    Of each picture a unit has one value, the largest of its map; what is not above 0 counts as 0.
+    The activation of a unit in an image is the maximum of its feature map; values of 0 or less count as 0.
+
+    Args:
+        num_units: channels of the layer.
+        count: strongest images kept per unit.
     """
 
-    def __init__(self, units: int, count: int) -> None:
-        self.pictures = 0
-        # Strongest first. A value of 0 is none.
-        self.values = torch.zeros(units, count)
-        self.where = torch.full((units, count), -1)
-        self.places = torch.full((units, count), -1)
-        self.counts = torch.zeros(units, OCTAVES * BINS, dtype=torch.int64)
-        self._base = torch.zeros(units)  # subtracted from the values, so that their products cancel less
-        self._sums = torch.zeros(units, dtype=torch.float64)
-        self._products = torch.zeros(units, units, dtype=torch.float64)
-        self._by_class = torch.zeros(0, units, dtype=torch.float64)
+    def __init__(self, num_units: int, count: int) -> None:
+        self.num_images = 0
+        # Strongest first. A value of 0 marks an empty slot.
+        self.values = torch.zeros(num_units, count)
+        self.images = torch.full((num_units, count), -1)
+        self.positions = torch.full((num_units, count), -1)
+        self.bin_counts = torch.zeros(num_units, OCTAVES * BINS_PER_OCTAVE, dtype=torch.int64)
+        self._offset = torch.zeros(num_units)  # subtracted from the values to reduce cancellation in the products
+        self._sums = torch.zeros(num_units, dtype=torch.float64)
+        self._products = torch.zeros(num_units, num_units, dtype=torch.float64)
+        self._sums_by_class = torch.zeros(0, num_units, dtype=torch.float64)
         self._class_counts = torch.zeros(0, dtype=torch.int64)
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._pending: list[tuple[Tensor, Tensor]] = []
 
-    def see(self, output: Tensor) -> None:
-        """The maps (N, units, H, W) of the next N pictures."""
-        # With channels last one vectorised pass for value and place, of equal ones the first; amax alone takes twice
-        # as long for 64 units and twenty times for 16.
-        values, places = F.adaptive_max_pool2d(output, 1, return_indices=True)
-        self._seen.append((values.flatten(1), places.flatten(1)))
+    def observe(self, output: Tensor) -> None:
+        """Store the maxima of feature maps (N, num_units, H, W) until the next `update`."""
+        # In channels-last layout this is one vectorised pass for value and index, and ties go to the first position.
+        # amax alone takes twice as long for 64 units and twenty times as long for 16.
+        values, positions = F.adaptive_max_pool2d(output, 1, return_indices=True)
+        self._pending.append((values.flatten(1), positions.flatten(1)))
 
-    def take(self, pictures: Tensor, labels: Tensor | None) -> None:
-        """Count what was seen since the last time: of the `pictures` (n,) int64, which have `labels` (n,) int64."""
-        values = torch.cat([values for values, _ in self._seen]).float().cpu().clamp_(min=0)
+    def update(self, images: Tensor, labels: Tensor | None) -> None:
+        """Add the maxima stored since the last update to the statistics.
+
+        Args:
+            images: (n,) int64, the indices of these images in the data set.
+            labels: (n,) int64, or None.
+        """
+        values = torch.cat([values for values, _ in self._pending]).float().cpu().clamp_(min=0)
         values[values.isnan()] = 0
-        places = torch.cat([places for _, places in self._seen]).cpu()
-        self._seen.clear()
-        self._keep_strongest(values.T, places.T, pictures)
-        self._count(values)
+        positions = torch.cat([positions for _, positions in self._pending]).cpu()
+        self._pending.clear()
+        self._keep_strongest(values.T, positions.T, images)
+        self._count_values(values)
         if labels is not None:
-            self._add_classes(values, labels)
-        if not self.pictures:
-            self._base = values.mean(0)
-        self.pictures += len(values)
-        values -= self._base
+            self._add_to_classes(values, labels)
+        if not self.num_images:
+            self._offset = values.mean(0)
+        self.num_images += len(values)
+        values -= self._offset
         self._sums += values.sum(0)
         self._products += values.T @ values
 
-    def _keep_strongest(self, values: Tensor, places: Tensor, pictures: Tensor) -> None:
-        """`values` and `places`: (units, n)."""
+    def _keep_strongest(self, values: Tensor, positions: Tensor, images: Tensor) -> None:
+        """Merge `values` and `positions`, both (num_units, n), into the strongest images."""
         count = self.values.shape[1]
-        everything = torch.cat([self.values, values], dim=1)
-        # Stable: of equal values the one that came first.
-        self.values, order = (one[:, :count] for one in everything.sort(dim=1, descending=True, stable=True))
-        self.places = torch.cat([self.places, places], dim=1).gather(1, order)
-        self.where = torch.cat([self.where, pictures.expand(len(values), -1)], dim=1).gather(1, order)
+        merged = torch.cat([self.values, values], dim=1)
+        # A stable sort keeps the earlier of equal values.
+        self.values, order = (one[:, :count] for one in merged.sort(dim=1, descending=True, stable=True))
+        self.positions = torch.cat([self.positions, positions], dim=1).gather(1, order)
+        self.images = torch.cat([self.images, images.expand(len(values), -1)], dim=1).gather(1, order)
 
-    def _count(self, values: Tensor) -> None:
-        fraction, exponent = torch.frexp(values)  # fraction · 2^exponent, from 1/2 to 1
-        quarter = ((fraction * 2 - 1) * BINS).long()
-        bins = ((exponent.long() - 1 - LOWEST) * BINS + quarter).clamp_(0, OCTAVES * BINS - 1)
-        units = torch.arange(values.shape[1]) * (OCTAVES * BINS)
-        found = torch.bincount((bins + units)[values > 0], minlength=self.counts.numel())
-        self.counts += found.view_as(self.counts)
+    def _count_values(self, values: Tensor) -> None:
+        fraction, exponent = torch.frexp(values)  # value = fraction · 2^exponent, with the fraction in [1/2, 1)
+        bin_in_octave = ((fraction * 2 - 1) * BINS_PER_OCTAVE).long()
+        num_bins = OCTAVES * BINS_PER_OCTAVE
+        bins = ((exponent.long() - 1 - LOWEST_EXPONENT) * BINS_PER_OCTAVE + bin_in_octave).clamp_(0, num_bins - 1)
+        unit_offsets = torch.arange(values.shape[1]) * num_bins
+        found = torch.bincount((bins + unit_offsets)[values > 0], minlength=self.bin_counts.numel())
+        self.bin_counts += found.view_as(self.bin_counts)
 
-    def _add_classes(self, values: Tensor, labels: Tensor) -> None:
-        more = max(0, int(labels.max()) + 1 - len(self._by_class))
-        self._by_class = F.pad(self._by_class, (0, 0, 0, more)).index_add_(0, labels, values.double())
-        self._class_counts = F.pad(self._class_counts, (0, more)) + labels.bincount(minlength=len(self._by_class))
+    def _add_to_classes(self, values: Tensor, labels: Tensor) -> None:
+        num_new = max(0, int(labels.max()) + 1 - len(self._sums_by_class))
+        self._sums_by_class = F.pad(self._sums_by_class, (0, 0, 0, num_new)).index_add_(0, labels, values.double())
+        counts = labels.bincount(minlength=len(self._sums_by_class))
+        self._class_counts = F.pad(self._class_counts, (0, num_new)) + counts
 
     def histogram(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """(units, bins) pictures that excite it, by value, and the (bins + 1,) edges, as far as there are any."""
-        quarters = np.arange(OCTAVES * BINS + 1)
-        edges = np.ldexp(1 + quarters % BINS / BINS, LOWEST + quarters // BINS).astype(np.float32)
-        used = self.counts.sum(0).nonzero().flatten().tolist() or [0]
-        span = slice(used[0], used[-1] + 1)
-        return self.counts[:, span].numpy(), edges[used[0] : used[-1] + 2]
+        """Return the histogram of activations over the range of bins in use.
 
-    def classes(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """(units, K) each class's share of the sum of a unit's values, 0 for a dead one, and (K,) of the pictures."""
-        shares = self._by_class / self._by_class.sum(0).clamp(min=TINY)
+        Returns:
+            (num_units, bins) counts of images that activate each unit, and the (bins + 1,) bin edges.
+        """
+        steps = np.arange(OCTAVES * BINS_PER_OCTAVE + 1)
+        octaves, bins = np.divmod(steps, BINS_PER_OCTAVE)
+        edges = np.ldexp(1 + bins / BINS_PER_OCTAVE, LOWEST_EXPONENT + octaves).astype(np.float32)
+        used = self.bin_counts.sum(0).nonzero().flatten().tolist() or [0]
+        return self.bin_counts[:, used[0] : used[-1] + 1].numpy(), edges[used[0] : used[-1] + 2]
+
+    def class_shares(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return each class's share of a unit's total activation, and of the images.
+
+        Returns:
+            (num_units, K), 0 for dead units, and (K,).
+        """
+        shares = self._sums_by_class / self._sums_by_class.sum(0).clamp(min=TINY)
         return shares.T.float().numpy(), (self._class_counts / self._class_counts.sum().clamp(min=1)).numpy()
 
-    def similar(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """(units, 6) the units whose values correlate most with a unit's own, and (units, 6) how much; −1 and NaN."""
-        means = self._sums / self.pictures
-        covariance = self._products / self.pictures - means.outer(means)
+    def similar_units(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Return the six units whose activations correlate most with each unit's own.
+
+        Returns:
+            (num_units, 6) units and (num_units, 6) correlations; −1 and NaN where there are fewer.
+        """
+        means = self._sums / self.num_images
+        covariance = self._products / self.num_images - means.outer(means)
         variance = covariance.diagonal()
-        # What varies less than float32 can tell of values of this size does not vary.
-        varies = variance > (1e-6 * (means + self._base)).square()
-        spread = variance.clamp(min=TINY).sqrt()
-        correlation = covariance / spread.outer(spread)
+        # A variation below float32 precision counts as none.
+        varies = variance > (1e-6 * (means + self._offset)).square()
+        deviation = variance.clamp(min=TINY).sqrt()
+        correlation = covariance / deviation.outer(deviation)
         correlation[~varies] = correlation[:, ~varies] = -torch.inf
         correlation.fill_diagonal_(-torch.inf)
-        nearest = correlation.topk(min(SIMILAR, len(correlation)), dim=1)
-        units = torch.full((len(correlation), SIMILAR), -1)
-        values = torch.full((len(correlation), SIMILAR), torch.nan)
-        there = nearest.values.isfinite()
-        width = there.shape[1]
-        units[:, :width][there] = nearest.indices[there]
-        values[:, :width][there] = nearest.values[there].float()
+        nearest = correlation.topk(min(NUM_SIMILAR, len(correlation)), dim=1)
+        units = torch.full((len(correlation), NUM_SIMILAR), -1)
+        values = torch.full((len(correlation), NUM_SIMILAR), torch.nan)
+        valid = nearest.values.isfinite()
+        width = valid.shape[1]
+        units[:, :width][valid] = nearest.indices[valid]
+        values[:, :width][valid] = nearest.values[valid].float()
         return units.numpy(), values.numpy()

@@ -86,7 +86,7 @@ def test_a_tile_is_what_the_unit_saw_of_its_picture(run: Run, atlas: Atlas) -> N
         )
         best = top_patches(classifier.network, image[None], "c3")["c3"]
         assert best.values[unit, 0] == pytest.approx(found["values"][unit][place], rel=1e-3)
-        assert best.places[unit, 0].tolist() == [found[axis][unit][place] for axis in ("rows", "columns")]
+        assert best.positions[unit, 0].tolist() == [found[axis][unit][place] for axis in ("rows", "columns")]
 
 
 def test_a_picture_is_taken_for_what_the_classifier_says(run: Run, atlas: Atlas) -> None:
@@ -110,7 +110,7 @@ def test_its_strongest_units_are_those_nearest_to_their_own_best(run: Run, atlas
     assert len(order)
     assert [one[0] for one in row["strongest"][1]] == order.tolist()
     assert [one[1] for one in row["strongest"][1]] == pytest.approx(shares[order], abs=2e-3)
-    assert [one[2:] for one in row["strongest"][1]] == alone.places[order, 0].tolist()
+    assert [one[2:] for one in row["strongest"][1]] == alone.positions[order, 0].tolist()
 
 
 def test_finished_it_is_not_made_again(run: Run, atlas: Atlas, capsys: pytest.CaptureFixture[str]) -> None:

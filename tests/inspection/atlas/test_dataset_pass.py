@@ -38,7 +38,7 @@ def test_it_is_made_once_and_again_if_what_it_left_is_damaged(
             one, other = (getattr(each.found[name], field.name) for each in (first, again))
             np.testing.assert_array_equal(one, other)
             assert type(one) is type(other)
-    assert first.found["features.0"].pictures.max() < 6  # as the subject counts
+    assert first.found["features.0"].images.max() < 6  # as the subject counts
     (tmp_path / PASS_FILE).write_bytes((tmp_path / PASS_FILE).read_bytes()[:-9])
     run_dataset_pass(subject, ResumableFolder(tmp_path, "a"), layers)
     assert passes == [2]

@@ -13,7 +13,7 @@ from svertka.inspection.atlas.image_data import occlusion_per_pixel, select_imag
 
 @dataclass
 class Found:
-    pictures: npt.NDArray[np.int64]
+    images: npt.NDArray[np.int64]
 
 
 def test_those_that_excite_a_unit_are_held_and_all_classes_get_maps(monkeypatch: pytest.MonkeyPatch) -> None:

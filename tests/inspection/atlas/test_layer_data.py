@@ -51,13 +51,13 @@ def test_tiles_are_the_parts_that_are_seen_and_their_projections(subject: AtlasI
     compared = 0
     for unit in range(40, 44):
         for place in range(9):
-            picture = room.found.pictures[unit, place]
+            picture = room.found.images[unit, place]
             if picture < 0:
                 continue
             compared += 1
             top, left, bottom, right = room.found.boxes[unit, place]
             one = np.array([picture])
-            whole = project(network, subject.images(one), LAYER, unit, room.found.places[unit, place][None])
+            whole = project(network, subject.images(one), LAYER, unit, room.found.positions[unit, place][None])
             y, x = side - (bottom - top) if top == 0 else 0, side - (right - left) if left == 0 else 0
             inside = np.s_[y : y + bottom - top, x : x + right - left]
             tile = (unit - 40) * 9 + place
@@ -74,13 +74,13 @@ def test_what_is_told_are_numbers_that_json_has(room: AtlasLayer) -> None:
     assert json.loads(json.dumps(told, allow_nan=False)) is not None
     assert len(told["values"]) == len(told["similar"]) == room.units == 64  # type: ignore[arg-type]
     shown = np.array(told["pictures"])
-    assert np.array_equal(shown >= 0, room.found.pictures >= 0)
+    assert np.array_equal(shown >= 0, room.found.images >= 0)
     assert shown.max() <= 123
 
 
 def test_the_first_units_alone(room: AtlasLayer) -> None:
     few = take_first_units(room.found, 5)
-    assert len(few.values) == len(few.similar) == len(few.active) == 5
+    assert len(few.values) == len(few.similar_units) == len(few.activation_rate) == 5
     assert take_first_units(room.found, None) is take_first_units(room.found, 99) is room.found
 
 
@@ -88,12 +88,12 @@ def patches(similar: list[list[int]], classes: list[list[float]] | None, base: l
     units = len(similar)
     nothing = np.zeros((units, 1), np.int64)
     return LayerPatches(
-        layer="x", seen_in="x", shape=(1, 1), count=1, values=nothing.astype(np.float32), pictures=nothing,
-        places=nothing, boxes=nothing, active=np.ones(units, np.float32),
-        histogram=nothing, edges=np.ones(2, np.float32),
-        classes=None if classes is None else np.array(classes, np.float32),
-        base=None if base is None else np.array(base, np.float32),
-        similar=np.array(similar, np.int64), correlations=np.zeros((units, 1), np.float32),
+        layer="x", observed_layer="x", feature_map_size=(1, 1), num_images=1, values=nothing.astype(np.float32), images=nothing,
+        positions=nothing, boxes=nothing, activation_rate=np.ones(units, np.float32),
+        histogram=nothing, histogram_edges=np.ones(2, np.float32),
+        class_shares=None if classes is None else np.array(classes, np.float32),
+        class_frequencies=None if base is None else np.array(base, np.float32),
+        similar_units=np.array(similar, np.int64), correlations=np.zeros((units, 1), np.float32),
     )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def run_dataset_pass(subject: AtlasInputs, parts: ResumableFolder, layers: Seque
 
 
 def _read(name: str, tensors: dict[str, torch.Tensor], others: dict[str, Any]) -> LayerPatches:
-    values: dict[str, Any] = others | {"shape": tuple(others["shape"])}
+    values: dict[str, Any] = others | {"feature_map_size": tuple(others["feature_map_size"])}
     start = f"{name}/"
     values |= {key.removeprefix(start): one.numpy() for key, one in tensors.items() if key.startswith(start)}
     return LayerPatches(**values)

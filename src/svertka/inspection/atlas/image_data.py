@@ -46,7 +46,7 @@ class AtlasImages:
 
 def select_images(found: Sequence[LayerPatches], labels: Ints) -> AtlasImages:
     """The pictures among the strongest of any unit; those with maps are of all classes by turns."""
-    shown = np.unique(np.concatenate([one.pictures.ravel() for one in found]))
+    shown = np.unique(np.concatenate([one.images.ravel() for one in found]))
     shown = shown[shown >= 0]
     if not len(shown):  # all units are dead; a picture is still needed to show what they see
         shown = np.zeros(1, np.int64)
@@ -110,13 +110,13 @@ def _predict(
     """What the network says of the pictures `here`: its guesses, and the strongest units of each layer."""
     rows: list[dict[str, Any]] = []
     pending: dict[str, Tensor] = {}
-    see = {room.found.seen_in: _max_hook(pending, room.found.seen_in) for room in rooms}
+    see = {room.found.observed_layer: _max_hook(pending, room.found.observed_layer) for room in rooms}
     network = subject.classifier.network
     with torch.inference_mode(), hook_layers(network, known, see):
         for batch in subject.batches(portraits.shown[here.start : here.stop]).epoch(0):
             probabilities = network(batch.images).float().softmax(1).cpu()
             best = probabilities.topk(min(PREDICTIONS_PER_IMAGE, probabilities.shape[1]))
-            strongest = [_strongest_units(pending[room.found.seen_in], room) for room in rooms]
+            strongest = [_strongest_units(pending[room.found.observed_layer], room) for room in rooms]
             for k, (values, classes) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
                 guesses = [(name, round(value, 4)) for name, value in zip(classes, values, strict=True)]
                 rows.append({"best": guesses, "strongest": [layer[k] for layer in strongest]})
@@ -139,7 +139,7 @@ def _strongest_units(maxima: Tensor, room: AtlasLayer) -> list[list[tuple[int, f
     best = np.nan_to_num(room.found.values[:, 0], nan=np.inf)
     shares = values[:, : room.units] / best
     order = np.argsort(-shares, axis=1, kind="stable")[:, :UNITS_PER_LAYER]
-    width = room.found.shape[1]
+    width = room.found.feature_map_size[1]
     return [
         [
             (int(unit), round(float(row[unit]), 3), int(where[unit]) // width, int(where[unit]) % width)

@@ -58,7 +58,7 @@ class IndexPage:
     @property
     def dead(self) -> int:
         """Units that nothing excites."""
-        return sum(int(room.found.dead.sum()) for room in self.rooms)
+        return sum(int(room.found.is_dead.sum()) for room in self.rooms)
 
     @property
     def sentence(self) -> str:
@@ -101,7 +101,7 @@ class IndexPage:
 
     def _storey(self, room: AtlasLayer) -> str:
         node = self.rail.nodes[self.rail.index(room.layer.name)]
-        dead = int(room.found.dead.sum())
+        dead = int(room.found.is_dead.sum())
         facts = [
             format_count(room.units, "unit") + (f", {dead:,} dead" if dead else ""),
             f"{format_shape(node)}",
@@ -158,14 +158,14 @@ class IndexPage:
         return text.replace("<", "\\u003c")  # nothing in it can end the element
 
     def _layer(self, room: AtlasLayer, units: int) -> dict[str, object]:
-        rows, columns = (_intervals(axis, room.found.shape[k]) for k, axis in enumerate(room.layer.fields))
+        rows, columns = (_intervals(axis, room.found.feature_map_size[k]) for k, axis in enumerate(room.layer.fields))
         return {
             "name": room.layer.name,
             "folder": room.folder,
             "data": room.data,
             "units": room.units,
             "all": units,
-            "dead": np.flatnonzero(room.found.dead).tolist(),
+            "dead": np.flatnonzero(room.found.is_dead).tolist(),
             "tile": room.tile.to_dict(),
             "rows": rows,
             "columns": columns,

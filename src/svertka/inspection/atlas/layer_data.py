@@ -86,7 +86,7 @@ def take_first_units(found: LayerPatches, units: int | None) -> LayerPatches:
     """`found` of the first `units` units only."""
     if units is None or units >= len(found.values):
         return found
-    by_unit = "values pictures places boxes active histogram classes similar correlations"
+    by_unit = "values images positions boxes activation_rate histogram class_shares similar_units correlations"
     cut_ = {name: value[:units] for name in by_unit.split() if (value := getattr(found, name)) is not None}
     return replace(found, **cut_)
 
@@ -107,7 +107,7 @@ def write_layer_data(
         StorageError: the disk is full or the folder cannot be written.
     """
     if room.filters is not None:
-        tiles = list(to_rgb(room.filters.pictures()[: room.units]))
+        tiles = list(to_rgb(room.filters.to_images()[: room.units]))
         parts.put(f"{room.folder}/filters.webp", encode_sheet(tiles, 1, crisp=True, quality=100))
     for number, units in enumerate(_sheet_ranges(room)):
         names = [f"{room.folder}/{kind}-{number}.webp" for kind in ("patches", "projections")]
@@ -130,7 +130,7 @@ def _draw_tiles(
 ) -> tuple[list[Pixels], list[Pixels]]:
     """Patches and projections of `units`, nine each, clear where there are fewer."""
     found = room.found
-    pictures = found.pictures[units.start : units.stop].reshape(-1)
+    pictures = found.images[units.start : units.stop].reshape(-1)
     there = np.flatnonzero(pictures >= 0)
     patches = [np.zeros((room.tile.kept, room.tile.kept, 4), np.uint8)] * len(pictures)
     projections = [np.zeros((room.projection_tile.kept, room.projection_tile.kept, 4), np.uint8)] * len(pictures)
@@ -139,8 +139,8 @@ def _draw_tiles(
     which, slots = np.unique(pictures[there], return_inverse=True)
     seen = subject.pictures(which)
     boxes = found.boxes[units.start : units.stop].reshape(-1, 4)[there]
-    places = found.places[units.start : units.stop].reshape(-1, 2)[there]
-    numbers = there // found.pictures.shape[1] + units.start
+    places = found.positions[units.start : units.stop].reshape(-1, 2)[there]
+    numbers = there // found.images.shape[1] + units.start
     tiles = room.projection_tile
     drawn = back.project(subject.images(which), found.layer, numbers, places, slots)
     for place, slot, box, projection in zip(there, slots, boxes, drawn, strict=True):
@@ -173,7 +173,7 @@ def _draw_projection(projection: Projection, box: Ints, tile: Tile) -> Pixels:
 
 def _encode_strip(room: AtlasLayer, subject: AtlasInputs) -> bytes:
     """The strongest patch of some units, evenly spread over those that are alive, in a row."""
-    alive = np.flatnonzero(~room.found.dead)
+    alive = np.flatnonzero(~room.found.is_dead)
     few = (
         alive[np.linspace(0, len(alive) - 1, min(STRIP_PATCHES, len(alive))).round().astype(int)]
         if len(alive)
@@ -182,7 +182,7 @@ def _encode_strip(room: AtlasLayer, subject: AtlasInputs) -> bytes:
     if not len(few):
         return encode_webp(np.zeros((1, 1, 4), np.uint8), exact=True)
     large = choose_tile(max(room.extent), room.picture, side=PIXEL_DENSITY * STRIP_SIDE)
-    pictures = subject.pictures(room.found.pictures[few, 0])
+    pictures = subject.pictures(room.found.images[few, 0])
     tiles = [
         place_in_tile(_crop(one, box), box, large) for one, box in zip(pictures, room.found.boxes[few, 0], strict=True)
     ]
@@ -200,15 +200,15 @@ def units_to_json(room: AtlasLayer, slots: Ints) -> dict[str, object]:
         "values": [
             [_round_to_4_digits(value) if value == value else None for value in row] for row in found.values.tolist()
         ],
-        "pictures": np.where(found.pictures >= 0, slots[found.pictures], -1).tolist(),
-        "rows": found.places[..., 0].tolist(),
-        "columns": found.places[..., 1].tolist(),
-        "active": [round(share, 4) for share in found.active.tolist()],
+        "pictures": np.where(found.images >= 0, slots[found.images], -1).tolist(),
+        "rows": found.positions[..., 0].tolist(),
+        "columns": found.positions[..., 1].tolist(),
+        "active": [round(share, 4) for share in found.activation_rate.tolist()],
         "histogram": found.histogram[:, first:last].tolist(),
-        "edges": [_round_to_4_digits(edge) for edge in found.edges[first : last + 1].tolist()],
+        "edges": [_round_to_4_digits(edge) for edge in found.histogram_edges[first : last + 1].tolist()],
         "classes": _preferred_classes(found),
-        "similar": found.similar.tolist(),
-        "order": room.filters.order.tolist() if room.filters is not None else order_by_similarity(found),
+        "similar": found.similar_units.tolist(),
+        "order": room.filters.similarity_order.tolist() if room.filters is not None else order_by_similarity(found),
     }
 
 
@@ -221,13 +221,13 @@ def _preferred_classes(found: LayerPatches) -> list[list[tuple[int, float]]]:
 
     That of all pictures, that is: where a class has half of them, half of what excites a unit means nothing.
     """
-    if found.classes is None or found.base is None:
+    if found.class_shares is None or found.class_frequencies is None:
         return [[] for _ in found.values]
-    beyond = found.classes - found.base
+    beyond = found.class_shares - found.class_frequencies
     best = np.argsort(-beyond, axis=1, kind="stable")[:, :CLASSES_PER_UNIT]
     return [
         [(int(k), round(float(shares[k]), 4)) for k in some if surplus[k] > 0]
-        for shares, surplus, some in zip(found.classes, beyond, best, strict=True)
+        for shares, surplus, some in zip(found.class_shares, beyond, best, strict=True)
     ]
 
 
@@ -237,7 +237,7 @@ def order_by_similarity(found: LayerPatches) -> list[int]:
     left = dict.fromkeys(range(units))
     order: list[int] = []
     while left:
-        near = (int(unit) for unit in found.similar[order[-1]]) if order else iter(())
+        near = (int(unit) for unit in found.similar_units[order[-1]]) if order else iter(())
         unit = next((one for one in near if one in left), next(iter(left)))
         order.append(unit)
         del left[unit]

@@ -28,7 +28,7 @@ class RemainingTime:
         for room in rooms:
             window = min(1.0, AROUND * max(room.extent) / size) ** 2
             each = DRAWING + BACK * per_picture * reached[room.layer.name] * window
-            self._units[room.data] = room.found.pictures.shape[1] * each
+            self._units[room.data] = room.found.images.shape[1] * each
         self._rooms = rooms
         self._pictures = per_picture + DRAWING
         self._maps = num_overlay_passes(size) * per_picture
