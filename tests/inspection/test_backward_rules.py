@@ -19,7 +19,7 @@ RECTIFIERS = [
 def test_both_rules_at_whatever_rectifies(rectify: Callable[[Tensor], Tensor]):
     inputs = INPUTS.clone().requires_grad_()
     outputs = rectify(inputs * 1)
-    assert backward(outputs, inputs, SEED, ReLURule.DECONVNET, again=True).tolist() == [1, 0, 3, 0, 5]
+    assert backward(outputs, inputs, SEED, ReLURule.DECONVNET, retain_graph=True).tolist() == [1, 0, 3, 0, 5]
     cut_above = outputs[-1] == 6
     assert backward(outputs, inputs, SEED, ReLURule.GUIDED).tolist() == [0, 0, 3, 0, 0 if cut_above else 5]
 

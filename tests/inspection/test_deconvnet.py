@@ -279,7 +279,7 @@ def test_what_is_missing_for_a_deconvnet(exact_network: Make):
     assert residual
     assert residual.startswith("CIFARResNet has no max-pooling")
     pooled = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1922, 2))
-    assert "has no ReLU, so that nothing is rectified" in (describe_missing_layers(pooled, shape) or "")
+    assert "has no ReLU, so nothing is rectified" in (describe_missing_layers(pooled, shape) or "")
     neither = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh(), nn.AvgPool2d(2))
     assert "has neither ReLU nor max-pooling" in (describe_missing_layers(neither, shape) or "")
     functions = Written("function in place")

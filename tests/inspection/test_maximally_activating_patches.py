@@ -172,7 +172,7 @@ def test_the_crop_is_clipped_at_the_border_and_elsewhere_the_papers() -> None:
             torch.rand(2, 1, 32, 32),
             {"layers": "output"},
             UsageError,
-            "layer=output has outputs of shape 10, not feature maps",
+            "layer=output has outputs of shape 10, not",
         ),
         (torch.rand(2, 1, 32, 32), {"count": 0}, UsageError, "count=0 must be 1 to 10000"),
         (torch.rand(2, 1, 32, 32), {"count": 10**12}, UsageError, "count=1000000000000 must be 1 to 10000"),

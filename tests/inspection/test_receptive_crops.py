@@ -59,4 +59,4 @@ def test_every_job_has_its_turn_once_in_a_batch_of_its_size():
 
 def test_no_jobs_make_no_batches():
     none = np.zeros(0, np.int64)
-    assert list(CropJobs(none, none, none.reshape(0, 4), none.reshape(0, 2)).batches(pixels=100)) == []
+    assert list(CropJobs(none, none, none.reshape(0, 4), none.reshape(0, 2)).batches(num_pixels=100)) == []

@@ -114,7 +114,8 @@ def top_patches(
         The patches of each layer, by its name.
 
     Raises:
-        UsageError: a layer does not exist or has no feature maps; `count` is out of range; the network rejects the images.
+        UsageError: a layer does not exist or has no feature maps; `count` is out of range; the network rejects the
+            images.
         DataError: `data` is empty, or its images differ in shape.
     """
     if not 1 <= count <= MAX_COUNT:

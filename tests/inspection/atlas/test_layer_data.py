@@ -88,7 +88,8 @@ def patches(similar: list[list[int]], classes: list[list[float]] | None, base: l
     units = len(similar)
     nothing = np.zeros((units, 1), np.int64)
     return LayerPatches(
-        layer="x", observed_layer="x", feature_map_size=(1, 1), num_images=1, values=nothing.astype(np.float32), images=nothing,
+        layer="x", observed_layer="x", feature_map_size=(1, 1), num_images=1,
+        values=nothing.astype(np.float32), images=nothing,
         positions=nothing, boxes=nothing, activation_rate=np.ones(units, np.float32),
         histogram=nothing, histogram_edges=np.ones(2, np.float32),
         class_shares=None if classes is None else np.array(classes, np.float32),
