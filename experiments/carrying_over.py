@@ -36,7 +36,7 @@ def measure(seed: int) -> list[dict[str, Any]]:
             f"carrying-over-{way.replace(' ', '-')}-{seed}",
             source,
             model="efficientnet_lite0",
-            time_budget=BUDGET,
+            time=BUDGET,
             test=0.3,
             seed=seed,
             turn=seed,

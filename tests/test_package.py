@@ -11,7 +11,7 @@ import svertka
 
 def test_the_public_names() -> None:
     assert svertka.__all__ == [
-        "Classifier", "Optimized", "Run", "SvertkaError",
+        "Classifier", "Optimized", "Recipe", "Run", "SvertkaError",
         "accelerate", "check", "compare", "evaluate", "export", "locate", "look", "optimize", "predict",
         "restore", "resume", "serve", "train",
     ]  # fmt: skip

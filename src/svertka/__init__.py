@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from svertka.localization.locate import locate as locate
     from svertka.run import Run as Run
     from svertka.serving.serve import serve as serve
-    from svertka.training.train import resume as resume
+    from svertka.training.recipe import Recipe as Recipe
+    from svertka.training.resume import resume as resume
     from svertka.training.train import train as train
 
     __version__: str
@@ -48,8 +49,9 @@ _HOMES = {
     "Optimized": "svertka.compiler.optimize",
     "optimize": "svertka.compiler.optimize",
     "locate": "svertka.localization.locate",
+    "Recipe": "svertka.training.recipe",
     "Run": "svertka.run",
-    "resume": "svertka.training.train",
+    "resume": "svertka.training.resume",
     "serve": "svertka.serving.serve",
     "train": "svertka.training.train",
 }

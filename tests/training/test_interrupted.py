@@ -17,8 +17,7 @@ import svertka
 from svertka.classifier import Classifier
 from svertka.cli.app import main
 from svertka.run import Run
-from svertka.training import callbacks, checkpoint, metrics_log, training_loop
-from svertka.training import train as job
+from svertka.training import callbacks, checkpoint, metrics_log, pipeline, resume, training_loop
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 PLAIN = ["--model", "mlp", "--size", "8", "--epochs", "2", "--threads", "1"]
@@ -27,21 +26,21 @@ STOPPED_EARLY = [*PLAIN, "--epochs", "9", "--early-stop", "1", "--lr", "1e-6"]
 
 # Where a signal comes: owner and name of what is called in this phase, at which call.
 PHASES: dict[str, tuple[Any, str, int]] = {
-    "reading": (job, "open_source", 1),
-    "decoding": (job, "divide", 1),
-    "timing": (job.time_estimate, "time_steps", 1),
-    "making the run": (job, "create", 1),
+    "reading": (pipeline, "open_source", 1),
+    "decoding": (pipeline, "divide", 1),
+    "timing": (pipeline.time_estimate, "time_steps", 1),
+    "making the run": (pipeline, "create", 1),
     "first checkpoint": (checkpoint, "write_tensors", 1),
-    "loading": (job, "freeze_for", 2),
-    "computing the head": (job, "compute_head", 1),
-    "computing features": (job, "learner", 1),
+    "the optimizer": (resume, "optimizer_for", 1),
+    "computing the head": (resume, "compute_head", 1),
+    "computing features": (resume, "learner", 1),
     "a step": (training_loop, "take_step", 9),
-    "scoring val": (callbacks, "score", 2),
+    "scoring val": (callbacks, "evaluate_network", 2),
     "last checkpoint": (checkpoint, "save", 2),
-    "loading what was kept": (Classifier, "load", 3),
-    "scoring": (job, "judged_by", 1),
+    "loading what was kept": (Classifier, "load", 1),
+    "scoring": (resume, "judged_by", 1),
     "the result": (metrics_log.Log, "close", 1),
-    "the report": (job.artifacts, "write", 1),
+    "the report": (resume.artifacts, "write", 1),
 }
 
 
@@ -159,7 +158,7 @@ def test_ctrl_c_in_a_notebook_stays_ctrl_c_until_there_is_a_run(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "divide", interrupted)
+    monkeypatch.setattr(pipeline, "divide", interrupted)
     with pytest.raises(KeyboardInterrupt):
         svertka.train(digit_folder, output=tmp_path / "run", model="mlp", size=8, epochs=1, threads=1)
     assert not list(tmp_path.iterdir())

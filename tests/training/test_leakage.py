@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,8 @@ from svertka.cli.app import main
 from svertka.data.dataset import Ints
 from svertka.errors import Interrupted
 from svertka.run import Run
-from svertka.training import callbacks, training_loop
+from svertka.training import callbacks, pipeline, resume, training_loop
 from svertka.training import data_splits as parts_module
-from svertka.training import train as job
 from svertka.training.data_splits import Parts
 from svertka.training.repeated_splits import repeat
 
@@ -97,13 +97,13 @@ def recorded() -> Iterator[Reads]:
         reads.scored += 1
         reads.note("result", batches.indices)
 
-    for name in ("divide", "in_patches"):
-        patch.setattr(job, name, _then(getattr(job, name), reads.of_parts))
+    for module, name in product((pipeline, resume), ("divide", "in_patches")):
+        patch.setattr(module, name, _then(getattr(module, name), reads.of_parts))
     before(parts_module, "measure", lambda rows, indices: reads.note("statistics", indices))
     before(training_loop, "take_step", lambda network, optimizer, batch, *_: reads.note("fit", batch.indices))
-    before(callbacks, "score", lambda network, batches, *_: reads.note("choice", batches.indices))
-    before(job, "judged_by", lambda *_: setattr(reads, "at_the_end", True))
-    before(job, "score", judged)
+    before(callbacks, "evaluate_network", lambda network, batches, *_: reads.note("choice", batches.indices))
+    before(resume, "judged_by", lambda *_: setattr(reads, "at_the_end", True))
+    before(resume, "evaluate_network", judged)
     try:
         yield reads
     finally:
@@ -326,7 +326,7 @@ def leaks() -> dict[str, tuple[Any, str, Callable[[Any], Any]]]:
     return {
         "fit": (Parts, "training_batches", with_test),
         "choice": (Parts, "batches", val_is_test),
-        "statistics": (job, "measured", of_all),
+        "statistics": (pipeline, "measured", of_all),
     }
 
 

@@ -16,7 +16,7 @@ import svertka
 from svertka.errors import Interrupted, UsageError
 from svertka.models.registry import MODELS
 from svertka.run import Run
-from svertka.training.builtin_recipes import BACKBONE
+from svertka.training.builtin_recipes import BACKBONE, find_recipe
 from svertka.training.recipe import Recipe
 from svertka.training.train_inputs import head_seconds
 from svertka.transfer import closed_form_heads
@@ -67,7 +67,7 @@ def test_what_is_frozen_stays_to_the_bit(
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("options", [
     {"unfreeze": "head"},
-    {"unfreeze": "last", "augment": False, "computed_first": False},
+    {"unfreeze": "last", "augment": False, "recipe": find_recipe("fine-tuning").with_changes(computed_first=False)},
     {"head": "nearest-mean"},
 ])  # fmt: skip
 def test_stored_features_learn_what_pictures_would(
@@ -206,7 +206,7 @@ def test_a_last_layer_without_biases_is_not_computed(digit_folder: Path, tmp_pat
 def test_the_time_of_a_head_counts_that_the_network_is_made_fast_once_more(
     unfreeze: str, again: float, trained: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(closed_form_heads, "seconds", lambda *_: 7.0)
+    monkeypatch.setattr(closed_form_heads, "estimate_seconds", lambda *_: 7.0)
     parts: Any = SimpleNamespace(indices={"train": range(50)})
     recipe = Recipe(unfreeze=unfreeze, head="logistic")
     known = head_seconds(trained.classifier(), recipe, parts, 0.5, stored=False, optimizing=100.0)

@@ -208,8 +208,6 @@ def train(
     given = locals()
     if source is None and resume is None:
         raise UsageError("name a SOURCE to train on, or --resume RUN to continue a run; see svertka train --help")
-    from svertka.training import train as job
-
     if resume is not None:
         changed = [name for name, value in given.items() if name not in RESUMABLE and value != DEFAULTS[name]]
         if changed:
@@ -219,17 +217,19 @@ def train(
                 f"{option} cannot be given with --resume: the run goes on with its own settings; leave it out, or "
                 f"start a new run from its weights: {anew} …"
             )
-        run = job.resume(resume, source, boxes=boxes, tensorboard=tensorboard)
+        from svertka.training.resume import resume as continue_run
+
+        run = continue_run(resume, source, boxes=boxes, tensorboard=tensorboard)
     else:
         options = {name: value for name, value in given.items() if name not in NOT_FOR_TRAIN}
-        options |= {name: given[name] for name in RECIPE_OPTIONS if given[name] is not None}
-        options["time_budget"] = time
         options["cache_limit"] = gigabytes("--cache-limit", cache_limit)
         options["max_pixels"] = pixel_count(max_pixels)
         if repeats is not None:
             _repeat(str(source), repeats, options, as_json=as_json)
             return
-        run = job.train(str(source), **options)
+        from svertka.training.train import train as train_run
+
+        run = train_run(str(source), **options)
     from svertka import distributed
 
     if not distributed.is_first():
@@ -264,10 +264,5 @@ def _repeat(source: str, repeats: int, options: dict[str, Any], *, as_json: bool
 
 PARTS = {"val": "val_error", "test": "test_error"}
 RESUMABLE = ("source", "resume", "boxes", "tensorboard", "as_json")
-RECIPE_OPTIONS = (
-    "unfreeze", "head", "epochs", "batch_size", "optimizer", "schedule", "warmup", "momentum", "nesterov",
-    "weight_decay", "label_smoothing", "clip", "accumulate", "class_weights", "early_stop", "stage_rate", "gradual",
-    "initial", "bfloat16",
-)  # fmt: skip
-NOT_FOR_TRAIN = {"source", "resume", "time", "repeats", "as_json", *RECIPE_OPTIONS}
+NOT_FOR_TRAIN = {"source", "resume", "repeats", "as_json"}
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}

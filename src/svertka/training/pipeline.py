@@ -1,0 +1,430 @@
+"""A training from its options to the finished run: resolve the options, prepare the data, measure, train.
+
+Each step takes the result of the one before. Nothing is written to the run folder before the last one.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from svertka import distributed
+from svertka.classifier import Classifier, load_initial_weights, model_of_run_weights
+from svertka.conv.accelerate import accelerate
+from svertka.data.dataset import Dataset
+from svertka.data.filename_groups import grouped_by
+from svertka.data.image_io import Decoding
+from svertka.data.loader import Batches
+from svertka.data.preprocessing import Fit, Preprocess, checked_fit
+from svertka.data.sources import open_source
+from svertka.device import choose_device, in_layout, set_threads
+from svertka.errors import UsageError
+from svertka.evaluation.held_out import read_manifest
+from svertka.models import registry
+from svertka.models.registry import Model
+from svertka.progress import say
+from svertka.run import Run
+from svertka.training import artifacts, time_estimate
+from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, find_recipe, recipe_for
+from svertka.training.config import LARGEST_SIDE, MOST_SEED, Cache, Settings, refuse_out_of_range
+from svertka.training.data_splits import Parts, divide, in_patches, measured, natural_input, stored_side
+from svertka.training.lr_finder import RangeTest, find_learning_rate
+from svertka.training.recipe import Recipe
+from svertka.training.resume import resumable, resume, train_to_the_end
+from svertka.training.run_lock import claimed
+from svertka.training.setup import begin, create, refuse_untrained
+from svertka.training.train_inputs import (
+    at_a_stable_rate,
+    freeze_for,
+    head_seconds,
+    optimize_frozen,
+    scoring_seconds,
+)
+from svertka.transfer.feature_cache import available_bytes, row_bytes
+from svertka.transfer.freeze import PartiallyFrozen
+
+PATCHES_TIMED = 64  # patches in a timed batch: each is cut from an image of its own
+CUSTOM = "custom"  # name of a recipe that is given as an object
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `svertka.train`, except the settings of the recipe, which are `changes`."""
+
+    source: str
+    model: str | None
+    weights: str | None
+    recipe: str | Recipe | None
+    changes: Mapping[str, Any]
+    boxes: str | None
+    output: str | Path | None
+    time: str | None
+    lr: float | str | None
+    augment: bool
+    size: int | None
+    fit: str | None
+    val: float
+    test: float
+    seed: int
+    device: str
+    threads: int | None
+    accelerate: bool
+    prefetch: bool | None
+    cache: bool
+    variants: int | None
+    half_features: bool
+    cache_limit: int | None
+    max_pixels: int | None
+    turn: int | None
+    columns: str | None
+    group: str | None
+    tensorboard: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """What is trained on what: the options with their defaults filled in, checked against one another.
+
+    Attributes:
+        began: `time.monotonic()` at the start.
+        start_from: the weights to start from; None: fresh weights.
+        fit: the option, checked; None: not given.
+        budget: seconds to train for; None: not given.
+    """
+
+    options: Options
+    began: float
+    device: torch.device
+    threads: int
+    dataset: Dataset
+    model: Model
+    start_from: str | None
+    recipe_name: str
+    recipe: Recipe
+    fit: Fit | None
+    budget: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The divided images and the network with its first weights.
+
+    Attributes:
+        recipe: with all that depends on the images.
+        stored_side: side of the squares from which random crops are drawn, pixels.
+        frozen: the classifier's network in two parts; None if all of it is trained.
+        notes: sentences about the weights.
+    """
+
+    parts: Parts
+    preprocess: Preprocess
+    recipe: Recipe
+    stored_side: int
+    classifier: Classifier
+    frozen: PartiallyFrozen | None
+    batches: Batches
+    notes: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """How the training will run, decided by timing it.
+
+    Attributes:
+        recipe: with the measured learning rate and the number of epochs that fit into the time.
+        seconds: estimate of the whole training, from here to the report.
+        found: the learning rate range test, if there was one.
+    """
+
+    recipe: Recipe
+    memory_format: str
+    accelerate: bool
+    cache: Cache | None
+    seconds: float
+    found: RangeTest | None
+    notes: list[str]
+
+
+def train_run(options: Options) -> Run:
+    """Train as `options` say and return the finished run.
+
+    Raises:
+        UsageError, DataError, TrainingError, Interrupted: as `svertka.train`.
+    """
+    resolved = resolve(options)
+    place = resolved.device
+    with distributed.group(place), claimed(resolved.dataset.source, resolved.model.name, options.output) as folder:
+        if resolved.recipe.start not in (None, resolved.model.name) and resolved.start_from is None:
+            resolved = replace(resolved, start_from=str(_first_stage(resolved, folder).folder))
+        prepared = prepare(resolved)
+        measurement = measure(resolved, prepared)
+        settings = _settings(resolved, prepared, measurement)
+        parts, run = prepared.parts, Run(folder)
+        lines = artifacts.facts(prepared.classifier, settings, measurement.seconds)
+        say(time_estimate.table([*lines, *parts.shown_part(prepared.preprocess)]))
+        few = parts.few(is_repeated=options.turn is not None)
+        notes = (*prepared.notes, *measurement.notes)
+        for sentence in filter(None, (*parts.not_used(), parts.misnamed(), *notes, few, parts.unstored)):
+            say(sentence)
+        with resumable(run):
+            if distributed.is_first():
+                create(run, prepared.classifier, settings, parts.manifest, measurement.found)
+            distributed.barrier()
+            return train_to_the_end(
+                run,
+                settings,
+                parts,
+                place,
+                tensorboard=options.tensorboard,
+                classifier=prepared.classifier,
+                frozen=prepared.frozen,
+            )
+
+
+def resolve(options: Options) -> Resolved:
+    """Open the source, fill in what `options` leave open and check them against one another.
+
+    Raises:
+        UsageError: an option has an impossible value, or contradicts another one.
+        DataError: the source cannot be read.
+    """
+    began = time.monotonic()
+    place, threads = choose_device(options.device), set_threads(options.threads)
+    dataset = open_source(options.source, columns=options.columns, boxes=options.boxes)
+    dataset = dataset.decoded_as(Decoding.up_to(options.max_pixels))
+    fit = checked_fit(options.fit, options.boxes is not None)
+    if options.group is not None:
+        dataset = grouped_by(dataset, options.group)
+    model, start_from = options.model, options.weights
+    if dataset.source not in DEFAULTS and model is None and start_from is None and options.recipe is None:
+        model, start_from = BACKBONE
+    known = None if start_from is None else model_of_run_weights(start_from)
+    found = registry.find_model(model or known or DEFAULTS.get(dataset.source, BACKBONE)[0])
+    recipe_name, recipe = _recipe(options, dataset.source, found.name, trained=start_from is not None)
+    refuse_untrained(recipe, options.boxes, trained=start_from is not None)
+    refuse_out_of_range("seed", options.seed, 0, MOST_SEED - 1)
+    refuse_out_of_range("size", options.size, 1, LARGEST_SIDE)
+    if options.variants is not None and options.variants < 1:
+        raise UsageError(f"variants={options.variants} must be at least 1; leave it out to store as many as save time")
+    refuse_out_of_range("turn", options.turn, 0, 2**32 - 1)
+    budget = None if options.time is None else time_estimate.parse_time(options.time)
+    if budget is not None and options.changes.get("epochs") is not None:
+        raise UsageError(
+            f"time={options.time} and epochs={options.changes['epochs']} each say how long to train; leave one of them "
+            "out"
+        )
+    return Resolved(
+        options=options,
+        began=began,
+        device=place,
+        threads=threads,
+        dataset=dataset,
+        model=found,
+        start_from=start_from,
+        recipe_name=recipe_name,
+        recipe=recipe,
+        fit=fit,
+        budget=budget,
+    )
+
+
+def _recipe(options: Options, source: str, model: str, *, trained: bool) -> tuple[str, Recipe]:
+    """Return the name of the recipe and the recipe with the changes that the options ask for."""
+    changes = dict(options.changes)
+    if not options.augment or options.boxes is not None:  # patches overlap, which is augmentation enough
+        changes["augmentations"] = ()
+    if isinstance(options.recipe, Recipe):
+        name, recipe = CUSTOM, options.recipe
+    else:
+        default = recipe_for(source, model, unfreeze=changes.get("unfreeze"), trained=trained)
+        name = options.recipe or (default if options.boxes is None else "patches")
+        recipe = find_recipe(name)
+    return name, recipe.with_changes(lr=time_estimate.parse_rate(options.lr), **changes)
+
+
+def prepare(resolved: Resolved) -> Prepared:
+    """Decode and divide the images and build the network with its first weights.
+
+    Raises:
+        UsageError: the weights are of another network, or the size is too small for it.
+        DataError: there are too few usable images.
+    """
+    options, model, place, threads = resolved.options, resolved.model, resolved.device, resolved.threads
+    dataset, boxes = resolved.dataset, options.boxes
+    start = None if resolved.start_from is None else load_initial_weights(model, resolved.start_from)
+    given = None if start is None else start.preprocess
+    fit = resolved.fit or ("crop" if given is None or boxes is not None else given.fit)
+    side, resize, channels = natural_input(dataset, model, options.size, given, fit)
+    with torch.device("meta"):  # fails early if the size is too small, or if the weights are another network's
+        unmade = model.build(len(dataset.names), channels, side)
+    if start is not None:
+        start.check(unmade)
+    unmeasured = Preprocess(size=side, resize=resize, mean=(0.0,) * channels, std=(1.0,) * channels, fit=fit)
+    stored = stored_side(unmeasured, resolved.recipe.augmentations)
+    parts = divide(
+        dataset,
+        unmeasured,
+        stored,
+        options.val,
+        options.test,
+        threads=threads,
+        limit=options.cache_limit,
+        turn=options.turn or 0,
+        survey=True,
+        boxed=boxes is not None,
+        inherited=_trained_on_before(resolved.start_from),
+    )
+    preprocess, recipe = measured(parts, unmeasured, model, resolved.recipe, given)
+    if boxes is not None:
+        parts = in_patches(parts, boxes, preprocess, seed=options.seed, threads=threads)
+    train_count = len(parts.indices["train"])
+    if "batch_size" not in options.changes and not isinstance(options.recipe, Recipe):
+        recipe = recipe.with_changes(batch_size=min(recipe.batch_size, train_count))
+    time_estimate.need_pictures_for_all(recipe.batch_size, train_count)
+    classifier, notes = begin(
+        model, start, parts, preprocess, recipe, options.seed, place, may_redraw=options.recipe is None
+    )
+    return Prepared(
+        parts=parts,
+        preprocess=preprocess,
+        recipe=recipe,
+        stored_side=stored,
+        classifier=classifier,
+        frozen=freeze_for(classifier, recipe),
+        batches=parts.training_batches(preprocess, recipe, options.seed, place),
+        notes=notes,
+    )
+
+
+def measure(resolved: Resolved, prepared: Prepared) -> Measured:
+    """Time the training on the real network, and decide what depends on it.
+
+    The network is accelerated, and its frozen part optimized, as the training will use them; its weights stay as they
+    are.
+
+    Raises:
+        UsageError: the time is too short for any training.
+    """
+    options, place, recipe, parts = resolved.options, resolved.device, prepared.recipe, prepared.parts
+    classifier, frozen, batches = prepared.classifier, prepared.frozen, prepared.batches
+    notes: list[str] = []
+    timed = recipe if options.boxes is None else recipe.with_changes(batch_size=min(recipe.batch_size, PATCHES_TIMED))
+    batch = next(parts.training_batches(prepared.preprocess, timed, options.seed, place).epoch(0))
+    has_rate = options.lr is not None or isinstance(options.recipe, Recipe)
+    if resolved.start_from is not None and not recipe.is_computed and not has_rate:
+        recipe, notes = at_a_stable_rate(classifier, recipe, batch.images)
+    accelerated = options.accelerate and place.type == "cpu"
+    if accelerated:
+        accelerate(classifier.network)
+    label = f"{resolved.model.name}, accelerated" if accelerated else resolved.model.name
+    a_picture = optimizing = 0.0
+    if frozen is not None:
+        label = f"{label} above {recipe.unfreeze}"
+        in_layout(classifier.network, torch.channels_last)
+        if accelerated:
+            optimized_from = time.monotonic()
+            optimize_frozen(frozen, classifier, parts)
+            optimizing = time.monotonic() - optimized_from
+        a_picture, batch = time_estimate.time_frozen(frozen, batch, torch.channels_last)
+        batch = time_estimate.repeated(batch, max(1, round(recipe.batch_size / timed.batch_size)))
+    timing = time_estimate.time_steps(classifier.network if frozen is None else frozen.trainable, batch, recipe, label)
+    sizes = len(parts.indices["train"]), len(parts.indices["val"])
+    one_epoch = time_estimate.epoch_seconds(timing, batches.steps, recipe.batch_size, sizes[1])
+    cache, once = None, 0.0
+    if frozen is not None:
+        passes = time_estimate.Passes(a_picture, *sizes, row_bytes(frozen.shape, half=options.half_features))
+        if options.cache:
+            allowed, is_timed = available_bytes(options.cache_limit), resolved.budget is not None
+            cache, why = passes.cache(
+                recipe, one_epoch, options.variants, options.half_features, allowed, is_timed=is_timed
+            )
+            notes = [*notes, why]
+        once, each = passes.cost(cache)
+        one_epoch += each
+    found = find_learning_rate(frozen or classifier.network, batches, recipe) if options.lr == "find" else None
+    if found is not None:
+        recipe = recipe.with_changes(lr=distributed.of_first(found.chosen))
+    forward = a_picture + time_estimate.forward_seconds(timing, len(batch.labels))
+    around = once + head_seconds(classifier, recipe, parts, forward, stored=cache is not None, optimizing=optimizing)
+    around += scoring_seconds(parts.of_whole_images(), forward)
+    if resolved.budget is not None:
+        spent = time.monotonic() - resolved.began
+        epochs = time_estimate.fit_epochs(resolved.budget, spent, around, one_epoch)
+        recipe = recipe.with_changes(epochs=distributed.of_first(epochs))
+    return Measured(
+        recipe=recipe,
+        memory_format=timing.memory_format,
+        accelerate=accelerated,
+        cache=cache,
+        seconds=around + (0 if recipe.is_computed else one_epoch * recipe.epochs),
+        found=found,
+        notes=notes,
+    )
+
+
+def _settings(resolved: Resolved, prepared: Prepared, measurement: Measured) -> Settings:
+    """Collect the content of training.json."""
+    options, parts, place = resolved.options, prepared.parts, resolved.device
+    return Settings(
+        source=resolved.dataset.source,
+        fingerprint=parts.fingerprint,
+        parts=parts.sizes(),
+        bad=parts.bad,
+        account=parts.dataset.account.to_dict(),
+        columns=options.columns,
+        val=options.val,
+        test=options.test,
+        model=resolved.model.name,
+        weights=resolved.start_from,
+        boxes=options.boxes,
+        recipe_name=resolved.recipe_name,
+        recipe=measurement.recipe,
+        stored_side=prepared.stored_side,
+        seed=options.seed,
+        device=place.type if distributed.world() > 1 else str(place),
+        threads=resolved.threads,
+        memory_format=measurement.memory_format,
+        accelerate=measurement.accelerate,
+        prefetch=_prefetch_pays(parts, place) if options.prefetch is None else options.prefetch,
+        cache=measurement.cache,
+        cache_limit=options.cache_limit,
+        max_pixels=options.max_pixels,
+        turn=options.turn or 0,
+        group=options.group,
+    )
+
+
+def _prefetch_pays(parts: Parts, place: torch.device) -> bool:
+    """Return whether to prepare batches in a thread: not if that thread takes a core from the network."""
+    return place.type != "cpu" or parts.unstored is not None
+
+
+def _trained_on_before(weights: str | None) -> frozenset[bytes]:
+    """Return the digests of the images that the run `weights` was trained on; none if it is not a run."""
+    manifest = None if weights is None else read_manifest(weights)
+    if manifest is not None:
+        return manifest.trained_on
+    if weights is not None and Run(weights).training.exists():
+        say(f"{weights} does not record which images it was trained on; if some of these are, val and test err too low")
+    return frozenset()
+
+
+def _first_stage(resolved: Resolved, folder: Path) -> Run:
+    """Return the finished run of the network that the recipe starts from: trained, resumed or found beside `folder`."""
+    options, model = resolved.options, str(resolved.recipe.start)
+    if options.time is not None:
+        raise UsageError(
+            f"recipe={resolved.recipe_name} trains {model} first, so that --time is not known; give --epochs instead"
+        )
+    run = Run(folder.with_name(f"{folder.name}.{model}"))
+    say(f"first {model}, in {run.folder}")
+    if not run.folder.exists():
+        recipe = options.recipe or resolved.recipe_name
+        return train_run(replace(options, model=model, recipe=recipe, output=run.folder))
+    settings = Settings.of(run)
+    if (settings.source, settings.recipe_name, settings.seed) != (options.source, resolved.recipe_name, options.seed):
+        raise UsageError(f"{run.folder} is of another training; remove it, or choose another --output")
+    return run if run.is_finished else resume(run)

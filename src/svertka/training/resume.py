@@ -1,0 +1,270 @@
+"""resume(): continue an interrupted training. A new training is one that is continued from step 0."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike, fspath
+from pathlib import Path
+
+import torch
+
+from svertka import distributed
+from svertka.classifier import Classifier, read_config
+from svertka.conv import autotune
+from svertka.conv.accelerate import accelerate
+from svertka.data.dataset import Ints
+from svertka.data.deduplicated_split import Division, divided_by_content
+from svertka.data.image_io import Decoding
+from svertka.data.sources import open_source
+from svertka.device import choose_device, in_layout, keeps_settings, set_threads
+from svertka.errors import DataError, Interrupted, RunError, TrainingError, UsageError
+from svertka.escaping import command
+from svertka.evaluation.evaluate import evaluate_network
+from svertka.evaluation.held_out import read_manifest
+from svertka.files import write_json
+from svertka.progress import progress, say, working
+from svertka.run import Run
+from svertka.signals import Request, Stopped
+from svertka.training import artifacts, checkpoint, health
+from svertka.training.callbacks import Recorder
+from svertka.training.config import Settings
+from svertka.training.data_splits import Parts, divide, in_patches
+from svertka.training.metrics_log import Log
+from svertka.training.run_lock import in_use
+from svertka.training.train_inputs import (
+    compute_head,
+    computes_head,
+    freeze_for,
+    judged_by,
+    learner,
+    optimizer_for,
+    val_error_of,
+)
+from svertka.training.training_loop import State, fit, steps_of
+from svertka.transfer.freeze import PartiallyFrozen
+from svertka.type_checking import check_types
+
+
+@check_types
+@keeps_settings
+def resume(
+    folder: str | PathLike[str],
+    source: str | PathLike[str] | None = None,
+    *,
+    boxes: str | PathLike[str] | None = None,
+    tensorboard: bool = False,
+) -> Run:
+    """Continue the interrupted run in `folder` and return it once it is finished.
+
+    The result is the same, bit for bit, as that of an uninterrupted training on the same machine. A finished run is
+    returned as it is.
+
+    Args:
+        folder: the run folder.
+        source: where the images are now, if they have moved.
+        boxes: where the bounding boxes are now, if they have moved.
+        tensorboard: also write TensorBoard logs.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        RunError: `folder` is not a run or is damaged, its images have changed, or another process trains it.
+        UsageError: the images are not there.
+        TrainingError: the loss diverged, or a worker process was lost.
+        Interrupted: Ctrl-C or SIGTERM; the run is saved.
+    """
+    run = Run(folder)
+    settings = Settings.of(run)
+    if run.is_finished:
+        run.classifier()  # which says what is damaged
+        now = settings.source if source is None else fspath(source)
+        say(f"{run.folder} has finished already; {_further(run, settings.model_copy(update={'source': now}))}")
+        return run
+    place = _device_of(run, settings)
+    set_threads(settings.threads)
+    with distributed.group(place), in_use(run), resumable(run):
+        moved = settings.model_copy(
+            update={name: fspath(path) for name, path in (("source", source), ("boxes", boxes)) if path is not None}
+        )
+        parts = _parts_of(run, moved)
+        if parts.fingerprint != settings.fingerprint:
+            raise RunError(
+                f"the pictures of {moved.source} are not those that {run.folder} was begun with "
+                f"({sum(parts.sizes().values())} now, {sum(settings.parts.values())} then); put them back, or "
+                f"{_further(run, moved)}"
+            )
+        if read_manifest(run) is None and distributed.is_first():
+            parts.manifest.write(run.manifest)
+        if moved != settings and distributed.is_first():
+            write_json(run.training, moved.model_dump())  # where `evaluate` and `look` will find them
+        return train_to_the_end(run, moved, parts, place, tensorboard=tensorboard)
+
+
+def train_to_the_end(
+    run: Run,
+    settings: Settings,
+    parts: Parts,
+    place: torch.device,
+    *,
+    tensorboard: bool,
+    classifier: Classifier | None = None,
+    frozen: PartiallyFrozen | None = None,
+) -> Run:
+    """Train from the checkpoint in `run` to the last epoch, score the kept weights and write the report.
+
+    Args:
+        run: the run folder, with a checkpoint of step 0 or later.
+        settings: the content of training.json.
+        parts: its images, divided.
+        place: the device.
+        tensorboard: also write TensorBoard logs.
+        classifier: the run's classifier in any state, accelerated if the settings say so; None: loaded from the run.
+        frozen: its frozen part, as `freeze_for` gives it, if it has any. Only with `classifier`.
+
+    Returns:
+        The finished run.
+    """
+    if classifier is None:
+        classifier = Classifier.load(run.folder, place, of_patches=True)
+        frozen = freeze_for(classifier, settings.recipe)
+        if settings.accelerate:
+            accelerate(classifier.network)
+    in_layout(classifier.network, settings.layout)
+    optimizer = optimizer_for(classifier, settings.recipe)
+    state, extra = checkpoint.load(run.checkpoint, classifier.network, optimizer)
+    with autotune.repeating(extra["convolutions"]):
+        if state.step == 0 and computes_head(classifier, settings.recipe):
+            compute_head(classifier, settings, parts, place)
+        learning = learner(classifier, frozen, settings, parts, place)
+        batches = learning.batches
+        log = Log(run.metrics, extra.get("log", 0), tensorboard=tensorboard) if distributed.is_first() else None
+        with progress(f"training {run.folder}", steps_of(settings.recipe, batches.steps)[0]) as shown:
+            shown.advance(state.step)
+            recorder = Recorder(run, classifier, learning, optimizer, settings.recipe, state, log, shown)
+            with recorder.stoppable(), _explained(run, settings, parts, state, log):
+                if settings.recipe.is_computed:
+                    if not state.step:  # else it was interrupted afterwards
+                        recorder.computed()
+                elif not recorder.out_of_patience():
+                    fit(learning.network, optimizer, batches, settings.recipe, state, recorder)
+            recorder.save()
+        distributed.barrier()  # the first process has now written the weights that all load
+
+        part = parts.judged
+        kept, images = Classifier.load(run.folder, place), parts.of_whole_images()
+        judged = evaluate_network(*judged_by(kept, settings, images, part, place), kept.names, f"scoring {part}")
+        last = state.val_errors[state.kept_epoch - 1] if state.val_errors else None
+        val_error = last
+        if parts.patches is not None and last is not None:  # that was of patches
+            val_error = judged.top1_error if part == "val" else val_error_of(kept, settings, images, place)
+        if log:
+            log.write(
+                "result",
+                val_error=val_error,
+                **({} if parts.patches is None else {"patch_val_error": last}),
+                test_error=judged.top1_error if part == "test" else None,
+                epochs=state.step / batches.steps,
+                seconds=state.seconds,
+                images_per_second=state.pictures / max(state.learning_seconds, 1e-9),
+                at_chance=judged.at_chance,
+                never_predicted=list(judged.never_predicted),
+            )
+            log.close()
+            for sentence in judged.warnings:
+                say(sentence)
+            with working("writing the report"):
+                artifacts.write(run, settings, images, judged, part)
+        distributed.barrier()
+        return run
+
+
+@contextmanager
+def resumable(run: Run) -> Iterator[None]:
+    """Turn an interruption of the body into Interrupted, with the command that continues `run`."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if not run.training.exists():
+            raise
+        request = Request(error.number) if isinstance(error, Stopped) else Request()
+        raise Interrupted(
+            f"stopped; what was saved before stays, continue with: {run.resume_command}", request.exit_code
+        ) from error
+
+
+@contextmanager
+def _explained(run: Run, settings: Settings, parts: Parts, state: State, log: Log | None) -> Iterator[None]:
+    """Add to the errors of the body what is kept and what to try, also in the report."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except TrainingError as error:
+        kept = f"the weights of epoch {state.kept_epoch}" if state.kept_epoch else "the weights that it began with"
+        advice = health.against_divergence(settings.recipe)
+        sentence = f"training diverged: {error}; {kept} are in {run.folder}; {advice}"
+        if log:
+            log.write("health", epoch=None, step=state.step, finding="diverged", sentence=sentence)
+            artifacts.write(run, settings, parts, None, "val")
+        raise TrainingError(sentence) from error
+    except RuntimeError as error:
+        if distributed.world() == 1 or not distributed.is_lost(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise TrainingError(
+            f"a worker process was lost at step {state.step} ({reason}); "
+            f"continue from the last checkpoint, with the same torchrun command, as: {run.resume_command}"
+        ) from error
+
+
+def _device_of(run: Run, settings: Settings) -> torch.device:
+    """Return the device of `run`, or another one, with a message, if this machine has no such device."""
+    try:
+        return choose_device(settings.device)
+    except UsageError:
+        place = choose_device("auto")
+        if settings.device == "mps":  # of an earlier version
+            say(
+                f"{run.folder} was begun on mps, which svertka no longer trains on; it goes on on {place}, with other "
+                "last digits. To have all numbers from one device, train anew: "
+                f"{command('train', Path(settings.source), '--device', str(place))}"
+            )
+        else:
+            say(f"{run.folder} was begun on {settings.device}, which is not on this machine; it goes on on {place}")
+        return place
+
+
+def _parts_of(run: Run, settings: Settings) -> Parts:
+    """Open the images of `settings` and divide them as when `run` was started."""
+    try:
+        dataset = open_source(settings.source, columns=settings.columns, boxes=settings.boxes)
+        dataset = dataset.decoded_as(Decoding.up_to(settings.max_pixels))
+    except (UsageError, DataError) as error:
+        again = command("train", "--resume", run.folder)
+        raise type(error)(f"{error}; if the pictures were moved, say where they are now: {again} SOURCE") from error
+    preprocess, manifest = read_config(run.folder).preprocess, read_manifest(run)
+
+    def as_divided(digests: list[bytes], good: Ints) -> Division:
+        if manifest is None:  # it was begun before runs recorded their images
+            return divided_by_content(dataset, digests, good, settings.val, settings.test, turn=settings.turn)
+        return Division(manifest.indices(digests, dataset.parts, good))
+
+    parts = divide(
+        dataset,
+        preprocess,
+        settings.stored_side,
+        settings.val,
+        settings.test,
+        threads=settings.threads,
+        limit=settings.cache_limit,
+        as_divided=as_divided,
+    )
+    if settings.boxes is None:
+        return parts
+    return in_patches(parts, settings.boxes, preprocess, seed=settings.seed, threads=settings.threads)
+
+
+def _further(run: Run, settings: Settings) -> str:
+    """Return the advice on how to train further from a run that cannot be continued."""
+    again = command("train", Path(settings.source), "--weights", run.folder)
+    return f"to train further, also on other pictures, start a new run from its weights: {again}"
