@@ -26,10 +26,9 @@ from torch import nn
 from networks import FLOAT32, compare
 from svertka.compiler.dynamic_batch import record
 from svertka.compiler.fusion import fused
-from svertka.compiler.ir import Size
+from svertka.compiler.ir import Convolution, Size, inputs_of, results_of
 from svertka.compiler.optimize import optimize
 from svertka.compiler.packing import is_dense, kernel_of
-from svertka.compiler.steps import Convolution, inputs_of, results_of
 from svertka.device import processor, set_threads
 from svertka.files import write_atomic
 from svertka.models.registry import find_model

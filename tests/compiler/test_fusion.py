@@ -1,13 +1,130 @@
-"""A recording's operations as few steps: what vanishes, what is left out, and what stays as it was."""
+"""Fusion: the steps that each rule makes or leaves, compared with float64, and the steps of whole networks."""
 
+import math
+from collections.abc import Callable
+
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from svertka.compiler import reference
 from svertka.compiler.dynamic_batch import record
-from svertka.compiler.fusion import fused
-from svertka.compiler.ir import Constant, Operation, Value, leaves
-from svertka.compiler.steps import Convolution, Pool, inputs_of, results_of
+from svertka.compiler.fusion import Fused, fused
+from svertka.compiler.ir import (
+    Concatenation,
+    Constant,
+    Convolution,
+    Operation,
+    Pool,
+    Step,
+    Sum,
+    Value,
+    inputs_of,
+    leaves,
+    results_of,
+)
 from svertka.models.registry import MODELS
+
+Function = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Around(nn.Module):
+    """A convolution, a batch norm and a dense layer, and what is done with them."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+        self.conv, self.other = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.norm, self.dense = nn.BatchNorm2d(4), nn.Linear(4 * 64, 3)
+        self.norm.running_mean = torch.tensor([0.1, -0.2, 0.3, 0])
+        self.norm.running_var = torch.tensor([0.5, 1, 2, 0.1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def steps_of(function: Function) -> tuple[Step, ...]:
+    """The steps, after it was seen that they give what the network gives."""
+    torch.manual_seed(0)
+    network, x = Around(function).eval(), torch.randn(2, 4, 8, 8)
+    made: Fused = fused(record(network, (1, 4, 8, 8)))
+    with torch.inference_mode():
+        exact = network.double()(x.double())
+        found = reference.run(made, made.tensors.__getitem__, x)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    return made.steps
+
+
+def only(function: Function) -> Step:
+    """The single step that it becomes."""
+    (step,) = steps_of(function)
+    return step
+
+
+def test_what_follows_a_convolution_becomes_part_of_it() -> None:
+    step = only(lambda net, x: F.relu6(net.norm(net.conv(x))))
+    assert isinstance(step, Convolution)
+    assert step.bounds == (0, 6)
+    step = only(lambda net, x: F.relu(net.conv(x) * 0.5 + x))
+    assert isinstance(step, Convolution)
+    assert step.residual == 0
+    assert step.bounds == (0, math.inf)
+    assert isinstance(only(lambda net, x: net.conv(x).clamp(-0.1, 0.2)), Convolution)
+    assert isinstance(only(lambda net, x: net.conv(F.pad(x, (1, 2, 0, 1)))), Convolution)
+    assert isinstance(only(lambda net, x: net.dense(x.flatten(1))), Convolution)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda net, x: (y := net.conv(x)) + y.relu(),  # somebody else reads the sum before its bounds
+        lambda net, x: net.norm(net.conv(x).relu()),  # batch norm behind bounds
+        lambda net, x: net.norm(net.conv(x) + x),  # and behind a residual
+        lambda net, x: net.conv(x).relu().clamp(0.1, 0.5),  # two pairs of bounds
+        lambda net, x: torch.add(net.conv(x), x, alpha=2),
+        lambda net, x: net.conv(F.pad(x, (1, 1, 1, 1), value=3.0)),
+    ],
+)
+def test_what_would_be_something_else_stays_apart(function: Function) -> None:
+    assert len(steps_of(function)) > 1
+
+
+def test_the_later_of_two_convolutions_takes_the_sum() -> None:
+    first, second = steps_of(lambda net, x: net.other(x) + net.conv(x))
+    assert isinstance(first, Convolution)
+    assert isinstance(second, Convolution)
+    assert second.residual == first.result
+
+
+def test_poolings_sums_and_concatenations_are_steps() -> None:
+    step = only(lambda _, x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True))
+    assert isinstance(step, Pool)
+    assert (step.kind, step.ceil) == ("MAXIMUM", True)
+    kinds = {"MEAN": False, "PADDED_MEAN": True}
+    for kind, padded in kinds.items():
+        step = only(lambda _, x, padded=padded: F.avg_pool2d(x, 3, 2, 1, count_include_pad=padded))  # type: ignore[misc]
+        assert isinstance(step, Pool)
+        assert step.kind == kind
+    assert isinstance(only(lambda _, x: x.mean((2, 3))), Pool)
+    assert isinstance(only(lambda _, x: F.adaptive_avg_pool2d(x, 4)), Pool)
+    assert isinstance(only(lambda _, x: torch.relu(x)), Sum)
+    assert isinstance(steps_of(lambda net, x: torch.cat([net.conv(x), x], 1))[-1], Concatenation)
+    assert isinstance(only(lambda net, x: net.norm(x)), Convolution)  # of each channel by itself
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda _, x: F.avg_pool2d(x, 2, divisor_override=3),
+        lambda _, x: F.adaptive_avg_pool2d(x, 3),
+        lambda _, x: x.mean((1, 2)),
+        lambda _, x: torch.cat([x, x], 2),
+        lambda _, x: x.sigmoid(),
+    ],
+)
+def test_what_has_no_rule_stays_an_operation(function: Function) -> None:
+    assert isinstance(only(function), Operation)
 
 
 def test_a_residual_network_has_a_step_a_convolution_and_two_poolings() -> None:

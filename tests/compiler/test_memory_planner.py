@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from svertka.compiler.ir import Concatenation, Step, Sum, inputs_of
 from svertka.compiler.memory_planner import ALIGNMENT, Maps, Slot, inner_parts, slots
-from svertka.compiler.steps import Concatenation, Step, Sum, inputs_of
 
 
 @st.composite

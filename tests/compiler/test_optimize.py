@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import svertka
 from svertka.compiler import accuracy_check, serialize
+from svertka.compiler.ir import Concatenation, Convolution, Operation, Pool, Sum
 from svertka.compiler.optimize import Optimized, optimize
-from svertka.compiler.steps import Concatenation, Convolution, Operation, Pool, Sum
 from svertka.conv import native
 from svertka.conv.accelerate import accelerate
 from svertka.errors import RunError, UsageError

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from svertka.compiler.dynamic_batch import record
 from svertka.compiler.fusion import fused
+from svertka.compiler.ir import Convolution
 from svertka.compiler.optimize import Optimized, optimize
 from svertka.compiler.packing import ERRORS, LIMIT, Packed, kernel_of, narrowed
 from svertka.compiler.serialize import About
-from svertka.compiler.steps import Convolution
 from svertka.conv import native
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))

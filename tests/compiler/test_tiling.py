@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from svertka.compiler import tiling
-from svertka.compiler.ir import Value
+from svertka.compiler.ir import Chain, Convolution, Value
 from svertka.compiler.memory_planner import Maps
 from svertka.compiler.optimize import optimize
-from svertka.compiler.steps import Chain, Convolution
 from svertka.compiler.tiling import Bands, chained, rows_read
 from svertka.conv import native
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from svertka.compiler.ir import UNBOUNDED, Convolution
 from svertka.compiler.packing import Packed
-from svertka.compiler.steps import UNBOUNDED, Convolution
 from svertka.conv import native
 
 pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")

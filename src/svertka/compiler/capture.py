@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from svertka.compiler.ir import Constant, Operation, Recording, Shape, Value, leaves, overload_of, replaced
+from svertka.compiler.ir import Constant, Operation, Recording, Shape, Value, inputs_of, leaves, overload_of, replaced
 from svertka.compiler.output_structure import Output
-from svertka.compiler.steps import inputs_of
 from svertka.compiler.view_writes import View, view_of
 from svertka.errors import SvertkaError, UsageError
 from svertka.graph.op_recorder import result_of

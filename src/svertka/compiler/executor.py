@@ -7,14 +7,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from svertka.compiler.aliasing import last_uses
 from svertka.compiler.fusion import Fused
-from svertka.compiler.ir import Constant, Operation, Size, Value
-from svertka.compiler.memory_planner import Maps, inner_parts, slots
+from svertka.compiler.ir import (
+    UNBOUNDED,
+    Chain,
+    Concatenation,
+    Constant,
+    Convolution,
+    Operation,
+    Pool,
+    Size,
+    Sum,
+    Value,
+    inputs_of,
+    results_of,
+)
+from svertka.compiler.memory_planner import Maps, inner_parts, last_uses, slots
 from svertka.compiler.output_structure import own
 from svertka.compiler.packing import Packed
 from svertka.compiler.shape_check import need_fit
-from svertka.compiler.steps import UNBOUNDED, Chain, Concatenation, Convolution, Pool, Sum, inputs_of, results_of
 from svertka.compiler.tiling import Bands, Part, chained
 from svertka.conv import native
 

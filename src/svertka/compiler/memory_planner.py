@@ -2,11 +2,44 @@
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from svertka.compiler.aliasing import last_uses
-from svertka.compiler.steps import Chain, Concatenation, Step, inputs_of, results_of
+import torch
+
+from svertka.compiler.ir import Chain, Concatenation, Operation, Step, inputs_of, overload_of, results_of
 
 ALIGNMENT = 64  # numbers: a multiple of every vector, and no two buffers in one cache line
+
+
+@cache
+def may_alias(name: str) -> bool:
+    """Whether the operation `name` may give a view, or the very tensor that it is given.
+
+    Operators with kernels of their own say so in their schema. Those that are made of others need not: dropout gives
+    in inference what it is given, and einsum of one operand a transposed view.
+    """
+    function = overload_of(name)
+    declared = any(returned.alias_info is not None for returned in function._schema.returns)
+    key = "CompositeImplicitAutograd"
+    return declared or torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), key)
+
+
+def last_uses(steps: Sequence[Step | Chain], kept: Iterable[int]) -> dict[int, int]:
+    """For each value the number of the last step that may read its memory; len(steps) for the `kept` ones.
+
+    A view of a value that is read later counts as a use of the value.
+    """
+    last: dict[int, int] = dict.fromkeys(kept, len(steps))
+    for number in reversed(range(len(steps))):
+        step = steps[number]
+        until = number
+        if isinstance(step, Operation) and may_alias(step.name):
+            until = max([number, *(last.get(result, number) for result in results_of(step))])
+        for value in inputs_of(step):
+            last[value] = max(last.get(value, until), until)
+        for value in results_of(step):
+            last.setdefault(value, number)
+    return last
 
 
 @dataclass(frozen=True)

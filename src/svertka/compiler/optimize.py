@@ -16,11 +16,10 @@ from svertka.compiler.dynamic_batch import BATCHES, Followed, Repeats
 from svertka.compiler.executor import Plan
 from svertka.compiler.fusion import Fused, fused
 from svertka.compiler.input_conversion import images_of, is_traced
-from svertka.compiler.ir import Recording
+from svertka.compiler.ir import Convolution, Recording
 from svertka.compiler.network_copy import check_twin, unwrapped
 from svertka.compiler.packing import DTYPES, Packed, is_dense, narrowed, separated
 from svertka.compiler.serialize import About
-from svertka.compiler.steps import Convolution
 from svertka.conv import native
 from svertka.errors import UsageError
 from svertka.files import given_path

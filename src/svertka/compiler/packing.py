@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from svertka.compiler.fusion import Fused
-from svertka.compiler.ir import Constant, Operation, leaves
-from svertka.compiler.steps import Convolution
+from svertka.compiler.ir import Constant, Convolution, Operation, leaves
 from svertka.conv import native
 
 LEAST_CHANNELS = 16  # with fewer, to transform tiles takes longer than what it saves

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from svertka.compiler.fusion import Fused
-from svertka.compiler.ir import Constant, Operation, Size, Value
+from svertka.compiler.ir import Constant, Convolution, Operation, Size, Value
 from svertka.compiler.output_structure import own
-from svertka.compiler.steps import Convolution
 
 
 def run(fused: Fused, weight: Callable[[str], Tensor], x: Tensor) -> Any:

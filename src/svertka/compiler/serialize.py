@@ -13,10 +13,22 @@ import torch
 from svertka.compiler import reference
 from svertka.compiler.capture import READS_MEMORY, READS_VALUES
 from svertka.compiler.fusion import Fused
-from svertka.compiler.ir import Constant, Operation, Size, Value, overload_of
+from svertka.compiler.ir import (
+    POOLINGS,
+    Concatenation,
+    Constant,
+    Convolution,
+    Operation,
+    Pool,
+    Size,
+    Step,
+    Sum,
+    Value,
+    overload_of,
+    results_of,
+)
 from svertka.compiler.output_structure import Output
 from svertka.compiler.packing import DTYPES, is_dense
-from svertka.compiler.steps import POOLINGS, Concatenation, Convolution, Pool, Step, Sum, results_of
 from svertka.errors import RunError, UsageError
 from svertka.tensor_files import read_tensors, write_tensors
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from svertka.compiler.steps import Concatenation, Convolution, Pool, Step, Sum
+from svertka.compiler.ir import Concatenation, Convolution, Pool, Step, Sum
 
 Sizes = tuple[int, ...]
 

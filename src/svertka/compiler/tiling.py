@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from svertka.compiler.ir import Chain, Convolution, Step, inputs_of
 from svertka.compiler.memory_planner import ALIGNMENT, Maps
 from svertka.compiler.packing import Packed
-from svertka.compiler.steps import Chain, Convolution, Step, inputs_of
 
 ROOM = 1 << 18  # numbers between the steps of a chain at a time, for each thread: about what a second cache holds
 
