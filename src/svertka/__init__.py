@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from svertka.conv.accelerate import restore as restore
     from svertka.data.dataset_check import check as check
     from svertka.errors import SvertkaError as SvertkaError
+    from svertka.evaluation.algorithm_timing import tune as tune
     from svertka.evaluation.compare import compare as compare
     from svertka.evaluation.evaluate import evaluate as evaluate
     from svertka.exporters.export import export as export
     from svertka.inspection.atlas.build import look as look
     from svertka.localization.locate import locate as locate
+    from svertka.models.registry import list_models as list_models
     from svertka.run import Run as Run
     from svertka.serving.serve import serve as serve
     from svertka.training.recipe import Recipe as Recipe
@@ -49,11 +51,13 @@ _HOMES = {
     "Optimized": "svertka.compiler.optimize",
     "optimize": "svertka.compiler.optimize",
     "locate": "svertka.localization.locate",
+    "list_models": "svertka.models.registry",
     "Recipe": "svertka.training.recipe",
     "Run": "svertka.run",
     "resume": "svertka.training.resume",
     "serve": "svertka.serving.serve",
     "train": "svertka.training.train",
+    "tune": "svertka.evaluation.algorithm_timing",
 }
 _PACKAGES = ("conv", "inspection")
 __all__ = sorted(_HOMES)

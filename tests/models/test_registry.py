@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from svertka.errors import UsageError
-from svertka.models.registry import MODELS, find_model
+from svertka.models.registry import MODELS, find_model, list_models
 
 # Of the papers, or counted by hand in the docstrings; without auxiliary classifiers.
 PARAMETERS = {
@@ -101,3 +101,11 @@ def test_a_name_misspelt_is_answered_with_the_nearest():
         find_model("ResNet-20")
     with pytest.raises(UsageError, match=r"use mlp or lenet5 or alexnet or .* or airbench$"):
         find_model("transformer")
+
+
+def test_the_list_of_models_is_whole_and_one_of_them_has_its_layers() -> None:
+    assert [one["name"] for one in list_models()] == list(MODELS)
+    (lenet,) = list_models("lenet5")
+    assert sum(layer["parameters"] for layer in lenet["layers"]) == lenet["parameters"]
+    with pytest.raises(UsageError, match="lenet6"):
+        list_models("lenet6")

@@ -24,7 +24,7 @@ def models(
     from svertka.models import registry
 
     if name is None:
-        facts = [registry.describe(model) for model in registry.MODELS.values()]
+        facts = registry.list_models()
         if as_json:
             print_json(facts)
             return
@@ -39,7 +39,7 @@ def models(
     model = registry.find_model(name)
     trace = registry.trace_model(model)
     if as_json:
-        print_json(registry.describe(model) | {"layers": [layer.to_dict() for layer in trace.layers]})
+        print_json(registry.list_models(name)[0])
         return
     print(f"{name} on {'×'.join(map(str, model.input_shape))} pixels: {model.source}")
     if reported := registry.describe(model)["published"]:

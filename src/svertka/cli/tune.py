@@ -1,15 +1,12 @@
 """`svertka tune`."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from svertka.cli.option_types import AsJson, Threads
 from svertka.cli.printing import print_json, print_table
 from svertka.errors import UsageError
-
-if TYPE_CHECKING:
-    from svertka.conv_geometry import ConvShape
 
 
 def tune(
@@ -34,40 +31,26 @@ def tune(
 
     Example: svertka tune resnet18
     """
-    if (name is None) == (shape is None) or (shape is None) != (weight is None):
-        raise UsageError("name a network, or give --shape and --weight of one convolution; see svertka tune --help")
-    import torch
+    from svertka.evaluation.algorithm_timing import tune as time_algorithms
 
-    from svertka.conv import autotune
-    from svertka.conv_geometry import ConvShape
-    from svertka.device import set_threads
-
-    set_threads(threads)
-    if shape is not None and weight is not None:
-        one = ConvShape.of(_sizes("shape", shape), _sizes("weight", weight), stride, padding, dilation, groups)
-        layers = {"convolution": one}
-    else:
-        layers = _layers_of(str(name), batch, size)
-    dtype = torch.bfloat16 if bfloat16 else torch.float32
-    found = [trial for layer in layers.items() for trial in autotune.explained(*layer, dtype)]
+    found = time_algorithms(
+        name,
+        batch=batch,
+        size=size,
+        shape=None if shape is None else _sizes("shape", shape),
+        weight=None if weight is None else _sizes("weight", weight),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        bfloat16=bfloat16,
+        threads=threads,
+    )
     if as_json:
         print_json(found)
         return
     header: tuple[str, ...] = ("layer", "pass", "algorithm", "ms", "GFLOP/s", "error", "")
     print_table([header, *map(_row, found)], right="345")
-
-
-def _layers_of(name: str, batch: int, size: int | None) -> "dict[str, ConvShape]":
-    import torch
-
-    from svertka.graph.conv_shapes import convolutions
-    from svertka.models.registry import find_model
-
-    model = find_model(name)
-    side = size or model.size
-    with torch.device("meta"):
-        network = model.build(size=side)
-    return convolutions(network, (batch, model.channels, side, side))
 
 
 def _sizes(option: str, text: str) -> tuple[int, ...]:

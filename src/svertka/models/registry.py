@@ -25,6 +25,7 @@ from svertka.models.resnet import RESNETS, CIFARResNet, ResNet
 from svertka.models.squeezenet import SqueezeNet
 from svertka.models.vgg import VGG, warm_start_tensors
 from svertka.models.zfnet import ZFNet
+from svertka.type_checking import check_types
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,25 @@ def describe(model: Model) -> dict[str, Any]:
         "source": model.source,
         "published": [asdict(result) | {"protocol": result.protocol} for result in reference_results(model.name)],
     }
+
+
+@check_types
+def list_models(name: str | None = None) -> list[dict[str, Any]]:
+    """List the networks with their size, source and reported errors, as `svertka models --json` prints them.
+
+    Args:
+        name: name of one network, to list only that one with its layers; None: all networks.
+
+    Returns:
+        One dict per network, as `describe` returns it; with `name`, also `layers`, one dict per layer.
+
+    Raises:
+        UsageError: there is no network called `name`.
+    """
+    if name is None:
+        return [describe(model) for model in MODELS.values()]
+    model = find_model(name)
+    return [describe(model) | {"layers": [layer.to_dict() for layer in trace_model(model).layers]}]
 
 
 def _read_sizes() -> dict[str, tuple[int, ...]]:

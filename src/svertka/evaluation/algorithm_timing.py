@@ -1,0 +1,68 @@
+"""Timings of the convolution algorithms, for one convolution or for every convolution of a network."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from svertka.conv import autotune
+from svertka.conv_geometry import ConvShape
+from svertka.device import keeps_settings, set_threads
+from svertka.errors import UsageError
+from svertka.graph.conv_shapes import convolutions
+from svertka.models.registry import find_model
+from svertka.type_checking import check_types
+
+
+@check_types
+@keeps_settings
+def tune(
+    name: str | None = None,
+    *,
+    batch: int = 16,
+    size: int | None = None,
+    shape: Sequence[int] | None = None,
+    weight: Sequence[int] | None = None,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    bfloat16: bool = False,
+    threads: int | None = None,
+) -> list[dict[str, Any]]:
+    """Time every convolution algorithm on this machine and return the timings.
+
+    Args:
+        name: name of a network, as `svertka models` lists them; None: the convolution of `shape` and `weight`.
+        batch: batch size for the network.
+        size: height and width of the network's input, pixels; None: the paper's.
+        shape: input shape of a single convolution, (B, C, H, W).
+        weight: its weight shape, (O, C / groups, KH, KW).
+        stride: its stride.
+        padding: its zero padding, pixels per side.
+        dilation: its dilation.
+        groups: its groups.
+        bfloat16: time bfloat16 tensors instead of float32.
+        threads: CPU threads; None: all cores.
+
+    Returns:
+        One dict per layer, pass and algorithm: `layer`, `pass`, `algorithm`, `seconds`, `gflops` (10⁹ FLOP/s), `error`
+        (largest relative to float64) and `taken`; or `why_not`, if the algorithm cannot compute that convolution.
+
+    Raises:
+        UsageError: neither a network nor a convolution is given, or both are, or the sizes are impossible.
+    """
+    if (name is None) == (shape is None) or (shape is None) != (weight is None):
+        raise UsageError("name a network, or give --shape and --weight of one convolution; see svertka tune --help")
+    set_threads(threads)
+    if shape is not None and weight is not None:
+        one = ConvShape.of(tuple(shape), tuple(weight), stride, padding, dilation, groups)
+        layers = {"convolution": one}
+    else:
+        model = find_model(str(name))
+        side = size or model.size
+        with torch.device("meta"):
+            network = model.build(size=side)
+        layers = convolutions(network, (batch, model.channels, side, side))
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    return [trial for layer in layers.items() for trial in autotune.explained(*layer, dtype)]
