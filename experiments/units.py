@@ -46,7 +46,7 @@ def subject(name: str) -> AtlasInputs:
             run, source = f"{name}:{data}/weights/resnet20-cifar10.safetensors", "cifar10"
         case _:
             run, source = trained(f"units-{name}", "mnist", val=0.03), "mnist"
-    return open_inputs(run, source, pictures=None, place=torch.device("cpu"), threads=1, cache_limit=None)
+    return open_inputs(run, source, pictures=None, device=torch.device("cpu"), threads=1, cache_limit=None)
 
 
 def measure() -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ def measure() -> list[dict[str, Any]]:
         pictures = ((batch.images, batch.labels) for batch in shown.batches().epoch(0))  # counted as they come
         found = top_patches(shown.classifier.network, pictures, layers)
         draw_units(name, shown, list(found.values()))
-        rows += [row(name, len(shown), one, shown.size) for one in found.values()]
+        rows += [row(name, len(shown), one, shown.image_size) for one in found.values()]
     return rows
 
 
@@ -103,7 +103,7 @@ def card(shown: AtlasInputs, found: LayerPatches, unit: int) -> Pixels:
     projected = as_pictures_in(shown, found, unit, pictures, places, boxes)
     patches = [
         square(np.broadcast_to(one[top:bottom, left:right], (bottom - top, right - left, 3)))
-        for one, (top, left, bottom, right) in zip(shown.pictures(pictures), boxes, strict=True)
+        for one, (top, left, bottom, right) in zip(shown.pixels(pictures), boxes, strict=True)
     ]
     return np.concatenate([mosaic(patches), np.full((6, 3 * SIDE + 2, 3), 255, np.uint8), mosaic(projected)])
 
@@ -112,7 +112,7 @@ def as_pictures_in(
     shown: AtlasInputs, found: LayerPatches, unit: int, pictures: Ints, places: Ints, boxes: Ints
 ) -> list[Pixels]:
     """The projections of a unit's patches, as pictures."""
-    images = shown.images(pictures)
+    images = shown.network_inputs(pictures)
     whole = project(shown.classifier.network, images, found.layer, unit, places)
     parts = [one[None, :, top:bottom, left:right] for one, (top, left, bottom, right) in zip(whole, boxes, strict=True)]
     return [square(to_images(one)[0]) for one in parts]

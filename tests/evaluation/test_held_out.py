@@ -325,7 +325,7 @@ def test_an_atlas_shows_what_is_held_out(
 
     run, _, learnt, scored = runs[3]
     for source in (None, copied(digit_folder, tmp_path, np.random.default_rng(0))):
-        options: dict[str, Any] = {"pictures": None, "place": torch.device("cpu"), "threads": 1, "cache_limit": None}
+        options: dict[str, Any] = {"pictures": None, "device": torch.device("cpu"), "threads": 1, "cache_limit": None}
         subject = open_inputs(run, source, **options)
         shown = {content(Path(subject.dataset.pictures.name(i))) for i in range(len(subject))}
         assert shown == scored

@@ -77,7 +77,7 @@ class Album:
             f'<section class="plates">{"".join(self.figures)}</section></main>'
         )
         file = self.folder / PAGE
-        write_atomic(file, render_page("locate – svertka", body, chapter="album", beside=True).encode())
+        write_atomic(file, render_page("locate – svertka", body, kind="overlays", beside=True).encode())
         return file
 
 

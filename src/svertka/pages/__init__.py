@@ -1,1 +1,1 @@
-"""What the pages share: style, scripts, HTML, pictures."""
+"""HTML pages: the shell with style and scripts, templates, number formats, images and SVG charts."""

@@ -1,95 +1,111 @@
-"""One HTML file with everything inside: escaping, numbers as people read them, and the shell of a page."""
+"""The shell of a self-contained HTML page: inlined style and scripts, and a content security policy."""
 
 import base64
 import hashlib
 import html
-import re
 from functools import cache
 from importlib.resources import files
 
-from svertka.escaping import replace_forbidden
+from markupsafe import Markup
+
+from svertka.pages.templates import render_template, replace_forbidden
+
+# Files of pages/static/ that each kind of page contains, in their order.
+_STYLES = {
+    "report": ("base.css",),
+    "atlas": ("base.css", "components.css", "atlas.css"),
+    "overlays": ("base.css", "components.css", "overlays.css"),
+    "upload": ("base.css", "components.css", "upload.css"),
+}
+_SCRIPTS = {
+    "report": ("base.js",),
+    "atlas": (
+        "base.js",
+        "dom.js",
+        "atlas-elements.js",
+        "atlas-image.js",
+        "atlas-layer.js",
+        "atlas-unit.js",
+        "atlas.js",
+    ),
+    "overlays": ("base.js", "dom.js"),
+    "upload": ("base.js", "dom.js", "upload.js"),
+}
 
 
 def escape(text: str) -> str:
-    """`text` for HTML, inside elements and quoted attributes; what HTML or UTF-8 forbids or reorders text becomes �."""
+    """Escape `text` for HTML elements and quoted attributes.
+
+    Characters that HTML or UTF-8 forbids, or that change the direction of the text around them, become �.
+    """
     return html.escape(replace_forbidden(text))
 
 
 def isolate(text: str) -> str:
-    """`text` as HTML that cannot turn its surroundings around, whichever way its script is written."""
+    """Return `text` as an HTML element that does not affect the direction of the text around it."""
     return f"<bdi>{escape(text)}</bdi>"
 
 
 def render_section(name: str, title: str, body: str) -> str:
-    """A chapter of a page, which the address "#name" leads to; empty where `body` (HTML) is."""
+    """Return a section with the address "#name"; empty if `body` (HTML) is."""
     return f'<section id="{name}"><h2>{title}</h2>{body}</section>' if body else ""
 
 
 def render_scrollable(name: str, table: str) -> str:
-    """`table` (HTML) in a frame of its own in which it can be moved where the page is narrow; `name` is said of it."""
+    """Return `table` (HTML) in a frame that scrolls sideways on narrow pages; `name` is its accessible name."""
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">{table}</div>'
 
 
-def render_page(title: str, body: str, *, chapter: str = "", beside: bool = False, served: bool = False) -> str:
-    """A whole HTML document, style and script inside; `title` is text, `body` is HTML.
+def render_page(title: str, body: str, *, kind: str = "report", beside: bool = False, served: bool = False) -> str:
+    """Return a complete HTML document with its style and scripts inside.
 
-    `chapter`: of the files chapter.css and chapter*.js, which follow the ones that all pages share. Its `policy` lets
-    it load nothing else and run nothing else, whatever a class name may try.
+    Args:
+        title: text.
+        body: HTML.
+        kind: "report", "atlas", "overlays" or "upload"; selects style and scripts.
+        beside: see `content_security_policy`.
+        served: see `content_security_policy`.
     """
-    style, script = _style(chapter), _script(chapter)
-    allowed = content_security_policy(chapter, beside=beside, served=served)
-    # The script comes before the body: a chosen colour scheme must be there before anything is painted.
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{allowed}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>{escape(title)}</title>
-<style>{style}</style>
-<script>{script}</script>
-</head>
-<body>
-<button type="button" id="scheme" aria-label="Colour scheme"></button>
-{body}
-</body>
-</html>
-"""
+    return render_template(
+        "page.html",
+        title=title,
+        body=Markup(body),
+        policy=Markup(content_security_policy(kind, beside=beside, served=served)),
+        style=Markup(_style(kind)),
+        script=Markup(_script(kind)),
+    )
 
 
-def content_security_policy(chapter: str = "", *, beside: bool = False, served: bool = False) -> str:
-    """The content security policy of a page: its own style and script, and pictures inside it.
+def content_security_policy(kind: str = "report", *, beside: bool = False, served: bool = False) -> str:
+    """Return the policy of a page: only its own style, scripts and inline images, whatever a class name contains.
 
-    `beside`: whether it loads pictures and data from its own folder. `served`: whether it asks the server that it is
-    from, and shows pictures that it was given.
+    Args:
+        kind: as for `render_page`.
+        beside: also allow images and scripts from the folder of the page.
+        served: also allow requests to the server of the page, and images chosen by the user.
     """
-    # A page that was opened from a file has no origin: what lies beside it is named by the scheme, too.
-    own = " 'self' file:" if beside else ""
-    asks = " blob:; connect-src 'self'" if served else ""
+    # A page opened from disk has no origin: files beside it are allowed by their scheme.
+    folder = " 'self' file:" if beside else ""
+    requests = " blob:; connect-src 'self'" if served else ""
     return (
-        f"default-src 'none'; img-src data:{own}{asks}; style-src '{_digest(_style(chapter))}'; "
-        f"script-src '{_digest(_script(chapter))}'{own}; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src data:{folder}{requests}; style-src '{_digest(_style(kind))}'; "
+        f"script-src '{_digest(_script(kind))}'{folder}; base-uri 'none'; form-action 'none'"
     )
 
 
 @cache
-def _style(chapter: str) -> str:
-    names = ["style.css", *(["build.css", f"{chapter}.css"] if chapter else [])]
-    return "".join(_read(name) for name in names)
+def _style(kind: str) -> str:
+    return "".join(_read(name) for name in _STYLES[kind])
 
 
 @cache
-def _script(chapter: str) -> str:
-    """What all pages share, what those share that make their content, and the chapter's in the order of their names."""
-    own = sorted(file.name for file in files("svertka.pages").iterdir() if re.fullmatch(rf"{chapter}.*\.js", file.name))
-    return "\n".join(_read(name) for name in ["page.js", *(["build.js", *own] if chapter else [])])
+def _script(kind: str) -> str:
+    return "\n".join(_read(name) for name in _SCRIPTS[kind])
 
 
 @cache
 def _read(name: str) -> str:
-    return files("svertka.pages").joinpath(name).read_text(encoding="utf-8")
+    return files("svertka.pages").joinpath("static", name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:

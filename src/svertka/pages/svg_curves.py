@@ -1,7 +1,7 @@
-"""Curves as SVG: panels over one another that share their x axis, read out by pointer and arrow keys.
+"""Line charts as SVG: stacked panels with a shared x axis, whose values pointer and arrow keys read out.
 
-Lengths along x are shares of the width, so that the chart fits any page without its text being scaled; lengths along y
-are pixels. page.js moves the cursor and shows the readings.
+Lengths along x are shares of the width, so that the chart fits any page without scaling its text; lengths along y are
+pixels. static/base.js moves the cursor and shows the readings.
 """
 
 import json
@@ -14,15 +14,15 @@ from svertka.pages.axes import Scale
 from svertka.pages.html_page import escape
 from svertka.pages.number_format import format_brief
 
-WIDTH = 1000  # of the coordinates along x inside a plot
+WIDTH = 1000  # range of the x coordinates inside a plot
 LineStyle = Literal["solid", "dashed", "dotted", "mixed", "faint", "steps"]
-LINE_STYLES: tuple[LineStyle, ...] = ("solid", "dashed", "dotted", "mixed")  # of lines that are all equally important
-LABEL_HEIGHT = 18  # pixels, below which two labels touch
+LINE_STYLES: tuple[LineStyle, ...] = ("solid", "dashed", "dotted", "mixed")  # for lines of equal importance
+LABEL_HEIGHT = 18  # pixels; labels closer than this would overlap
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; NaN in `y` interrupts it. "faint" is for what lies behind the others; `name` labels its end."""
+    """One curve. NaN in `y` interrupts it; `name` labels its end; "faint" lines are drawn behind the others."""
 
     name: str
     x: Sequence[float]
@@ -32,7 +32,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves over one y axis; `text` writes a tick's value with its unit, `height` is in pixels."""
+    """Curves over one y axis. `text` formats the value of a tick; `height` is in pixels."""
 
     title: str
     scale: Scale
@@ -42,14 +42,14 @@ class Panel:
 
     @property
     def full_title(self) -> str:
-        """The title, and how the axis is bent if it is."""
+        """The title, with the kind of axis if it is not linear."""
         note = {"linear": "", "log": ", logarithmic axis", "root": ", square-root axis"}[self.scale.kind]
         return self.title + note
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read out at `x`: what x is ("epoch 14"), and a text a panel."""
+    """The readout at `x`: its name ("epoch 14"), and a text for each panel."""
 
     x: float
     name: str
@@ -58,7 +58,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Axis:
-    """The shared x axis: how values lie on it, where its ticks are, and what it counts."""
+    """The shared x axis: its title, scale and ticks."""
 
     title: str
     scale: Scale
@@ -68,7 +68,15 @@ class Axis:
 def render_curves(
     panels: Sequence[Panel], axis: Axis, readings: Sequence[Reading], mark: int | None, label: str
 ) -> str:
-    """The panels as one HTML figure; `mark` is the reading that is drawn as the chosen one, with `label` at it."""
+    """Render the panels as one HTML figure.
+
+    Args:
+        panels: from top to bottom.
+        axis: the shared x axis.
+        readings: the values that can be read out, by rising x.
+        mark: index of the reading to highlight, or None.
+        label: text at the highlighted reading.
+    """
     shown = readings[-1 if mark is None else mark] if readings else None
     parts = []
     for number, panel in enumerate(panels):
@@ -101,7 +109,7 @@ def render_curves(
 
 
 def _grid(panel: Panel, axis: Axis) -> str:
-    """Hairlines with their values, and the curves."""
+    """Return the grid lines with their values, and the curves."""
     parts = []
     for tick in panel.scale.ticks(max(3, panel.height // 40)):
         y = panel.height * (1 - panel.scale.place(tick))
@@ -117,13 +125,13 @@ def _grid(panel: Panel, axis: Axis) -> str:
         drawn = "".join(_path(run, steps=line.style == "steps") for run in runs if len(run) > 1)
         if drawn:
             paths.append(f'<path class="{line.style}" d="{drawn}"/>')
-    # Stretched along x alone; the strokes keep their width (vector-effect in style.css).
+    # Stretched along x only; strokes keep their width (vector-effect in base.css).
     plot = f'<svg width="100%" height="{panel.height}" viewBox="0 0 {WIDTH} {panel.height}" preserveAspectRatio="none">'
     return "".join(parts) + f"{plot}{''.join(paths)}</svg>" + "".join(dots)
 
 
 def _runs(line: Line, panel: Panel, axis: Axis) -> list[list[tuple[float, float]]]:
-    """Points in drawing coordinates, cut where a value is missing."""
+    """Return the points in drawing coordinates, split where a value is missing."""
     runs: list[list[tuple[float, float]]] = [[]]
     for x, y in zip(line.x, line.y, strict=True):
         if math.isfinite(x) and math.isfinite(y):
@@ -141,7 +149,7 @@ def _path(run: Sequence[tuple[float, float]], *, steps: bool) -> str:
 
 
 def _marked(panel: Panel, axis: Axis, reading: Reading | None) -> str:
-    """The chosen x as a line through the panel, with a dot on each named curve."""
+    """Return the highlighted x as a line through the panel, with a dot on each named curve."""
     if reading is None:
         return ""
     place = f"{axis.scale.place(reading.x):.2%}"
@@ -155,7 +163,7 @@ def _marked(panel: Panel, axis: Axis, reading: Reading | None) -> str:
 
 
 def _end_labels(panel: Panel) -> str:
-    """The curves' names at their ends, moved apart where they would touch."""
+    """Return the curves' names at their ends, moved apart where they would overlap."""
     ends = []
     for line in panel.lines:
         last = next((y for y in reversed(line.y) if math.isfinite(y)), None)

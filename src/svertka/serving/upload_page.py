@@ -7,7 +7,7 @@ from urllib.parse import quote
 from svertka.pages.html_page import content_security_policy, escape, isolate, render_page
 from svertka.serving.served_model import Served
 
-POLICY = content_security_policy("serve", served=True) + "; frame-ancestors 'none'"
+POLICY = content_security_policy("upload", served=True) + "; frame-ancestors 'none'"
 
 
 def html(runs: Sequence[Served], files: str, address: str) -> str:
@@ -35,7 +35,7 @@ def html(runs: Sequence[Served], files: str, address: str) -> str:
         f"<pre>curl --data-binary @picture.jpg {_example(runs, address)}</pre></section></main>"
         f'<script type="application/json" id="facts">{text}</script>'
     )
-    return render_page(f"{runs[0].name} – svertka", body, chapter="serve", served=True)
+    return render_page(f"{runs[0].name} – svertka", body, kind="upload", served=True)
 
 
 def _facts(run: Served, files: str) -> dict[str, str | None]:

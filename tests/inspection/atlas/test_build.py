@@ -124,16 +124,16 @@ def test_finished_it_is_not_made_again(run: Run, atlas: Atlas, capsys: pytest.Ca
 def test_interrupted_it_goes_on_where_it_was(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after 8 files, again after 16 more, and so on: the folder is an undisturbed one's, file by file."""
     atlas = look(run, layers=["c1", "c5"], output=tmp_path / "undisturbed", threads=1)
-    real, left, made, said = ResumableFolder.put, [0], [], []
+    real, left, made, said = ResumableFolder.write, [0], [], []
 
-    def put(self: ResumableFolder, name: str, content: bytes) -> None:
+    def write(self: ResumableFolder, name: str, content: bytes) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
         made.append(name)
         real(self, name, content)
 
-    monkeypatch.setattr(ResumableFolder, "put", put)
+    monkeypatch.setattr(ResumableFolder, "write", write)
     for times in range(1, 20):
         left[0] = 8 * times
         try:
@@ -143,7 +143,7 @@ def test_interrupted_it_goes_on_where_it_was(run: Run, tmp_path: Path, monkeypat
             said.append(str(error))
             assert not (tmp_path / "atlas" / "index.html").exists()
     assert len(said) > 1
-    assert all("the same command goes on with it" in one for one in said)
+    assert all("run the same command again to resume" in one for one in said)
     assert made.count("layers/1/patches-0.webp") == 1
     here, there = atlas.page.parent, again.page.parent
     files = sorted(path.relative_to(here) for path in here.rglob("*") if path.is_file())
@@ -159,7 +159,7 @@ def test_fewer_layers_units_and_pictures(run: Run, tmp_path: Path) -> None:
     assert (some.layers, some.units, some.pictures) == (2, 8, 20)
     assert [one["name"] for one in facts(some)["layers"]] == ["c3", "c5"]  # as they run
     assert [one["all"] for one in facts(some)["layers"]] == [16, 120]
-    with pytest.raises(UsageError, match="is an atlas of other weights, pictures or options"):
+    with pytest.raises(UsageError, match="is an atlas of other weights, images or options"):
         look(run, layers=["c3"], output=tmp_path / "some", threads=1)
 
 
@@ -189,7 +189,7 @@ def test_a_run_whose_pictures_are_gone_takes_others(run: Run, tmp_path: Path, di
     shutil.copytree(run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("atlas"))
     training = tmp_path / "run" / "training.json"
     training.write_text(training.read_text().replace(str(digit_folder), str(tmp_path / "gone")))
-    with pytest.raises(DataError, match=r"was trained on are gone \(there is no folder .*give others: svertka look"):
+    with pytest.raises(DataError, match=r"was trained on \(there is no folder .*name another source: svertka look"):
         look(tmp_path / "run", threads=1)
     others = look(tmp_path / "run", digit_folder / "one" / "..", layers=["c1"], pictures=9, threads=1)
     assert (others.page.parent, others.pictures) == (tmp_path / "run" / "atlas", 9)
@@ -205,11 +205,11 @@ def test_a_network_of_the_zoo_needs_to_be_told_the_pictures(tmp_path: Path, monk
 def test_a_full_disk_is_said_and_what_is_there_serves_the_next_time(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def put(self: ResumableFolder, name: str, content: bytes) -> None:
+    def write(self: ResumableFolder, name: str, content: bytes) -> None:
         raise StorageError(f"cannot write {name}: no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ResumableFolder, "put", put)
+        patch.setattr(ResumableFolder, "write", write)
         with pytest.raises(StorageError, match="no space left"):
             look(run, layers=["c1"], output=tmp_path / "atlas", threads=1)
     monkeypatch.setattr(

@@ -99,12 +99,11 @@ def test_pictures_are_not_blank(opened: Opened, atlas: Path, view: str) -> None:
 
 def test_one_walks_from_the_network_to_a_unit_and_back(opened: Opened, atlas: Path) -> None:
     with opened(atlas) as tab:
-        assert headline(tab).startswith("squeezenet1_1 looks at 24\u00a0pictures: 3\u00a0layers of 120\u00a0units, ")
+        assert headline(tab).startswith("squeezenet1_1: 3\u00a0layers with 120\u00a0units, ")
         tab.locator(".storeys a").nth(2).click()
         tab.get_by_text("Layer features.6.expand3x3").wait_for()
-        said = (
-            r"Layer features.6.expand3x3 of squeezenet1_1: 40\sunits \(of 128\), \d dead. Each looks at 47×47 pixels."
-        )
+        units = r"Layer features.6.expand3x3 of squeezenet1_1: 40\sunits \(of 128\), \d dead. "
+        said = units + "Each sees 47×47 pixels of a picture."
         assert re.fullmatch(said, headline(tab))
         tab.locator('a.card[data-unit="7"]').click()
         tab.get_by_text("Unit 7 of").wait_for()
@@ -215,13 +214,13 @@ def test_a_patch_is_framed_in_its_whole_picture(opened: Opened, atlas: Path) -> 
         assert frame["x"] + frame["width"] <= picture["x"] + picture["width"] + 3
         assert "rows" in pairs.nth(4).get_attribute("aria-label")
         pairs.nth(4).press("Enter")
-        tab.get_by_text("What it is taken for").wait_for()
+        tab.get_by_text("Predictions").wait_for()
 
 
 def test_a_picture_tells_what_counts_in_it(opened: Opened, atlas: Path) -> None:
     with opened(atlas, "#/pictures") as tab:
         tab.locator(".pictures a.card").first.click()
-        tab.get_by_text("What it is taken for").wait_for()
+        tab.get_by_text("Predictions").wait_for()
         for kind in ("Saliency", "Occlusion", "Grad-CAM"):
             tab.keyboard.press("p")
             assert tab.get_by_role("button", name=kind).get_attribute("aria-pressed") == "true"
@@ -235,7 +234,7 @@ def test_a_picture_tells_what_counts_in_it(opened: Opened, atlas: Path) -> None:
 @pytest.mark.parametrize("address", ["#/layer/nothing", "#/unit/features.0/99", "#/unit/features.0/x", "#/picture/-1"])
 def test_what_is_not_there_is_said(opened: Opened, atlas: Path, address: str) -> None:
     with opened(atlas, address) as tab:
-        assert headline(tab).startswith("there is no ")
+        assert headline(tab).startswith("There is no ")
         tab.keyboard.press("Escape")
         tab.locator("#network h1:visible").wait_for()
 
@@ -271,7 +270,9 @@ def test_without_scripts_the_layers_and_their_sheets_are_there(opened: Opened, a
         assert tab.locator(".storeys img").count() == 3
         sheets = tab.locator("noscript section img")
         assert sheets.count() == 2 * 2 * 3
-        assert sheets.first.get_attribute("alt") == "patches of units 0 to 31, a unit a row, the strongest at the left"
+        assert (
+            sheets.first.get_attribute("alt") == "patches of units 0 to 31, one row per unit, the strongest at the left"
+        )
         tab.locator(".storeys a").nth(1).click()
         assert tab.evaluate("document.querySelector(':target h2').textContent") == "features.3.expand3x3"
 

@@ -17,7 +17,7 @@ def test_it_is_made_once_and_again_if_what_it_left_is_damaged(
     squeezed: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, passes = torch.device("cpu"), [0]
-    subject = open_inputs(squeezed, photographs, pictures=6, place=place, threads=1, cache_limit=None)
+    inputs = open_inputs(squeezed, photographs, pictures=6, device=place, threads=1, cache_limit=None)
     real = dataset_pass.top_patches
 
     def counted(*arguments: object) -> object:
@@ -26,19 +26,19 @@ def test_it_is_made_once_and_again_if_what_it_left_is_damaged(
 
     monkeypatch.setattr(dataset_pass, "top_patches", counted)
     layers = ["features.0", "features.3.squeeze"]
-    parts = ResumableFolder(tmp_path, "a")
+    folder = ResumableFolder(tmp_path, "a")
     first, again = (
-        run_dataset_pass(subject, parts, layers),
-        run_dataset_pass(subject, ResumableFolder(tmp_path, "a"), layers),
+        run_dataset_pass(inputs, folder, layers),
+        run_dataset_pass(inputs, ResumableFolder(tmp_path, "a"), layers),
     )
     assert passes == [1]
-    assert again.per_picture == first.per_picture > 0
+    assert again.seconds_per_image == first.seconds_per_image > 0
     for name in layers:
-        for field in fields(first.found[name]):
-            one, other = (getattr(each.found[name], field.name) for each in (first, again))
+        for field in fields(first.patches[name]):
+            one, other = (getattr(each.patches[name], field.name) for each in (first, again))
             np.testing.assert_array_equal(one, other)
             assert type(one) is type(other)
-    assert first.found["features.0"].images.max() < 6  # as the subject counts
+    assert first.patches["features.0"].images.max() < 6  # as the inputs counts
     (tmp_path / PASS_FILE).write_bytes((tmp_path / PASS_FILE).read_bytes()[:-9])
-    run_dataset_pass(subject, ResumableFolder(tmp_path, "a"), layers)
+    run_dataset_pass(inputs, ResumableFolder(tmp_path, "a"), layers)
     assert passes == [2]

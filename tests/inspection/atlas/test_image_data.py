@@ -21,9 +21,9 @@ def test_those_that_excite_a_unit_are_held_and_all_classes_get_maps(monkeypatch:
     labels = np.array([0, 0, 0, 0, 0, 1, 0, 2, 0, 1])
     some = [Found(np.array([[1, 2, 3], [4, -1, -1]])), Found(np.array([[5, 7], [9, 3]]))]
     chosen = select_images(some, labels)  # type: ignore[arg-type]
-    assert chosen.shown.tolist() == [1, 2, 3, 4, 5, 7, 9]
+    assert chosen.indices.tolist() == [1, 2, 3, 4, 5, 7, 9]
     assert chosen.slots.tolist() == [-1, 0, 1, 2, 3, 4, -1, 5, -1, 6]
-    assert [labels[chosen.shown[slot]] for slot in chosen.featured] == [0, 0, 1, 2]
+    assert [labels[chosen.indices[slot]] for slot in chosen.with_overlays] == [0, 0, 1, 2]
 
 
 def test_where_squares_cover_a_pixel_their_mean_is_told() -> None:

@@ -13,20 +13,20 @@ from svertka.inspection.atlas.inputs import AtlasInputs, open_inputs
 
 
 def opened(run: Path, source: Path | str | None, pictures: int | None = None) -> AtlasInputs:
-    return open_inputs(run, source, pictures=pictures, place=torch.device("cpu"), threads=1, cache_limit=None)
+    return open_inputs(run, source, pictures=pictures, device=torch.device("cpu"), threads=1, cache_limit=None)
 
 
 def test_pictures_are_as_the_network_sees_them(squeezed: Path, photographs: Path) -> None:
-    subject, preprocess = opened(squeezed, photographs), Classifier.load(squeezed).preprocess
-    assert len(subject) == 24
-    assert subject.trained_on is None
+    inputs, preprocess = opened(squeezed, photographs), Classifier.load(squeezed).preprocess
+    assert len(inputs) == 24
+    assert inputs.training_source is None
     for index in (0, 5, 23):
-        path = photographs / subject.name(index)
+        path = photographs / inputs.image_name(index)
         expected = preprocess.square(np.asarray(Image.open(path)))
-        assert np.array_equal(subject.pictures(np.array([index]))[0], expected)
-        assert torch.equal(subject.images(np.array([index]))[0], preprocess(path))
-    seen = torch.cat([batch.images for batch in subject.batches(np.array([5, 2])).epoch(0)])
-    assert torch.equal(seen, subject.images(np.array([5, 2])))
+        assert np.array_equal(inputs.pixels(np.array([index]))[0], expected)
+        assert torch.equal(inputs.network_inputs(np.array([index]))[0], preprocess(path))
+    seen = torch.cat([batch.images for batch in inputs.batches(np.array([5, 2])).epoch(0)])
+    assert torch.equal(seen, inputs.network_inputs(np.array([5, 2])))
 
 
 def test_classes_need_not_be_the_networks(squeezed: Path, photographs: Path, tmp_path: Path) -> None:
@@ -49,11 +49,11 @@ def test_what_cannot_be_read_is_left_out(squeezed: Path, photographs: Path, tmp_
     with pytest.raises(DataError, match="no picture can be read"):
         opened(squeezed, tmp_path)
     (tmp_path / "a" / "good.png").symlink_to(photographs / "china" / "00.png")
-    assert [opened(squeezed, tmp_path).name(0)] == ["a/good.png"]
+    assert [opened(squeezed, tmp_path).image_name(0)] == ["a/good.png"]
 
 
 def test_without_a_run_somebody_has_to_say_which_pictures(squeezed: Path) -> None:
-    with pytest.raises(UsageError, match="say which pictures to look at: svertka look .* SOURCE"):
+    with pytest.raises(UsageError, match="has no images of its own; name a source: svertka look .* SOURCE"):
         opened(squeezed, None)
 
 
@@ -61,13 +61,13 @@ def test_its_identity_is_that_of_weights_pictures_labels_and_wishes(
     squeezed: Path, photographs: Path, tmp_path: Path
 ) -> None:
     first = opened(squeezed, photographs)
-    same = first.identity(1, ["a"])
-    assert opened(squeezed, photographs).identity(1, ["a"]) == same
-    others = [first.identity(1, ["b"]), opened(squeezed, photographs, 8).identity(1, ["a"])]
+    same = first.fingerprint(1, ["a"])
+    assert opened(squeezed, photographs).fingerprint(1, ["a"]) == same
+    others = [first.fingerprint(1, ["b"]), opened(squeezed, photographs, 8).fingerprint(1, ["a"])]
     (tmp_path / "x").symlink_to(photographs / "flower")
     (tmp_path / "y").symlink_to(photographs / "china")
-    others.append(opened(squeezed, tmp_path).identity(1, ["a"]))
+    others.append(opened(squeezed, tmp_path).fingerprint(1, ["a"]))
     with torch.no_grad():
         next(first.classifier.network.parameters()).view(-1)[0] += 1
-    others.append(first.identity(1, ["a"]))
+    others.append(first.fingerprint(1, ["a"]))
     assert len({same, *others}) == 5

@@ -28,60 +28,62 @@ LAYER = "features.3.expand3x3"
 
 
 @pytest.fixture(scope="module")
-def subject(squeezed: Path, photographs: Path) -> AtlasInputs:
+def inputs(squeezed: Path, photographs: Path) -> AtlasInputs:
     place = torch.device("cpu")
-    return open_inputs(squeezed, photographs, pictures=None, place=place, threads=1, cache_limit=None)
+    return open_inputs(squeezed, photographs, pictures=None, device=place, threads=1, cache_limit=None)
 
 
 @pytest.fixture(scope="module")
-def room(subject: AtlasInputs) -> AtlasLayer:
-    network = subject.classifier.network
-    images = subject.images(np.arange(len(subject)))
-    labels = torch.from_numpy(subject.dataset.labels)
+def layer(inputs: AtlasInputs) -> AtlasLayer:
+    network = inputs.classifier.network
+    images = inputs.network_inputs(np.arange(len(inputs)))
+    labels = torch.from_numpy(inputs.dataset.labels)
     found = top_patches(network, [(images, labels)], LAYER)[LAYER]
-    layer = next(one for one in trace(network, subject.shape).layers if one.name == LAYER)
-    return AtlasLayer(number=3, layer=layer, found=found, filters=None, picture=subject.size)
+    layer = next(one for one in trace(network, inputs.input_shape).layers if one.name == LAYER)
+    return AtlasLayer(index=3, layer=layer, patches=found, filters=None, image_size=inputs.image_size)
 
 
-def test_tiles_are_the_parts_that_are_seen_and_their_projections(subject: AtlasInputs, room: AtlasLayer) -> None:
-    network = subject.classifier.network
-    patches, projections = _draw_tiles(room, subject, Deconvnet(network, subject.shape), range(40, 44))
-    side = room.tile.window
-    assert (side, room.tile.crisp) == (15, True)
+def test_tiles_are_the_parts_that_are_seen_and_their_projections(inputs: AtlasInputs, layer: AtlasLayer) -> None:
+    network = inputs.classifier.network
+    patches, projections = _draw_tiles(layer, inputs, Deconvnet(network, inputs.input_shape), range(40, 44))
+    side = layer.tile.window
+    assert (side, layer.tile.crisp) == (15, True)
     compared = 0
     for unit in range(40, 44):
         for place in range(9):
-            picture = room.found.images[unit, place]
+            picture = layer.patches.images[unit, place]
             if picture < 0:
                 continue
             compared += 1
-            top, left, bottom, right = room.found.boxes[unit, place]
+            top, left, bottom, right = layer.patches.boxes[unit, place]
             one = np.array([picture])
-            whole = project(network, subject.images(one), LAYER, unit, room.found.positions[unit, place][None])
+            whole = project(
+                network, inputs.network_inputs(one), LAYER, unit, layer.patches.positions[unit, place][None]
+            )
             y, x = side - (bottom - top) if top == 0 else 0, side - (right - left) if left == 0 else 0
             inside = np.s_[y : y + bottom - top, x : x + right - left]
             tile = (unit - 40) * 9 + place
-            assert np.array_equal(patches[tile][..., :3][inside], subject.pictures(one)[0, top:bottom, left:right])
+            assert np.array_equal(patches[tile][..., :3][inside], inputs.pixels(one)[0, top:bottom, left:right])
             expected = to_images(whole[..., top:bottom, left:right])[0].astype(int)
             assert np.abs(projections[tile][..., :3][inside] - expected).max() <= 1  # rounded after other windows
             assert patches[tile][..., 3].sum() == 255 * (bottom - top) * (right - left)
     assert compared > 9
 
 
-def test_what_is_told_are_numbers_that_json_has(room: AtlasLayer) -> None:
+def test_what_is_told_are_numbers_that_json_has(layer: AtlasLayer) -> None:
     slots = np.arange(24) + 100
-    told = units_to_json(room, slots)
+    told = units_to_json(layer, slots)
     assert json.loads(json.dumps(told, allow_nan=False)) is not None
-    assert len(told["values"]) == len(told["similar"]) == room.units == 64  # type: ignore[arg-type]
+    assert len(told["values"]) == len(told["similar"]) == layer.num_units == 64  # type: ignore[arg-type]
     shown = np.array(told["pictures"])
-    assert np.array_equal(shown >= 0, room.found.images >= 0)
+    assert np.array_equal(shown >= 0, layer.patches.images >= 0)
     assert shown.max() <= 123
 
 
-def test_the_first_units_alone(room: AtlasLayer) -> None:
-    few = take_first_units(room.found, 5)
+def test_the_first_units_alone(layer: AtlasLayer) -> None:
+    few = take_first_units(layer.patches, 5)
     assert len(few.values) == len(few.similar_units) == len(few.activation_rate) == 5
-    assert take_first_units(room.found, None) is take_first_units(room.found, 99) is room.found
+    assert take_first_units(layer.patches, None) is take_first_units(layer.patches, 99) is layer.patches
 
 
 def patches(similar: list[list[int]], classes: list[list[float]] | None, base: list[float] | None) -> LayerPatches:

@@ -29,7 +29,7 @@ def test_what_changes_values_only_is_one_with_the_layer_before() -> None:
     assert first.parameters == 3 * 16 * 9 + 32
     assert [node.name for node in (second, third, join)] == ["layer1.0.conv1", "layer1.0.conv2", "layer1.0.add"]
     assert sum(node.parameters for node in drawn.nodes) == trace(MODELS["resnet20"].build(), (1, 3, 32, 32)).parameters
-    assert drawn.index("layer1.0.relu2") == 3
+    assert drawn.index_of("layer1.0.relu2") == 3
 
 
 def test_a_shortcut_is_an_arc_beside_the_chain() -> None:
@@ -43,7 +43,7 @@ def test_the_branches_of_an_inception_module_lie_side_by_side() -> None:
     module = [node for node in drawn.nodes if node.name.startswith("inception3a")]
     lanes = {node.name.split(".")[1]: node.lane for node in module}
     assert lanes == {"branch1": 0, "branch2": 1, "branch3": 2, "branch4": 3, "cat": 0}
-    assert drawn.lanes == 4
+    assert drawn.num_lanes == 4
 
 
 @given(st.lists(st.sets(st.integers(0, 8), min_size=1, max_size=3), min_size=1, max_size=12))

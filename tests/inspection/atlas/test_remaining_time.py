@@ -19,25 +19,31 @@ def test_it_counts_to_a_hundred_and_what_is_done_is_not_expected_again(
     squeezed: Path, photographs: Path, tmp_path: Path
 ) -> None:
     place = torch.device("cpu")
-    subject = open_inputs(squeezed, photographs, pictures=6, place=place, threads=1, cache_limit=None)
-    network = subject.classifier.network
-    traced = trace(network, subject.shape)
-    found = top_patches(network, subject.images(np.arange(6)))
+    inputs = open_inputs(squeezed, photographs, pictures=6, device=place, threads=1, cache_limit=None)
+    network = inputs.classifier.network
+    traced = trace(network, inputs.input_shape)
+    found = top_patches(network, inputs.network_inputs(np.arange(6)))
     layers = {layer.name: layer for layer in traced.layers}
-    rooms = [AtlasLayer(k, layers[name], one, None, subject.size) for k, (name, one) in enumerate(found.items())]
-    portraits = select_images(list(found.values()), subject.dataset.labels)
-    schedule = RemainingTime(traced, rooms, portraits, per_picture=0.01, size=subject.size)
-    parts = ResumableFolder(tmp_path, "a")
-    everything = schedule.left(parts)
-    parts.put(rooms[0].script, b"")
-    first_done = schedule.left(parts)
-    parts.put(rooms[-1].script, b"")
-    last_done = schedule.left(parts)
-    # Behind the last layer is the whole network, behind the first next to nothing.
-    assert 0 < (everything - first_done) / rooms[0].units < (first_done - last_done) / rooms[-1].units
+    atlas_layers = [
+        AtlasLayer(k, layers[name], one, None, inputs.image_size) for k, (name, one) in enumerate(found.items())
+    ]
+    images = select_images(list(found.values()), inputs.dataset.labels)
+    remaining = RemainingTime(traced, atlas_layers, images, seconds_per_image=0.01, size=inputs.image_size)
+    folder = ResumableFolder(tmp_path, "a")
+    everything = remaining.start(folder)
+    folder.write(atlas_layers[0].script, b"")
+    first_done = remaining.start(folder)
+    folder.write(atlas_layers[-1].script, b"")
+    last_done = remaining.start(folder)
+    # A projection from the last layer runs through the whole network, from the first through almost nothing.
+    assert (
+        0
+        < (everything - first_done) / atlas_layers[0].num_units
+        < (first_done - last_done) / atlas_layers[-1].num_units
+    )
     shown = Progress("drawing", 100, None)
-    for room in rooms[1:-1]:
-        schedule.units(shown, room)(room.units)
+    for one in atlas_layers[1:-1]:
+        remaining.advance_units(shown, one)(one.num_units)
     assert 0 < shown.done < 100
-    schedule.pictures(shown)(len(portraits.shown))
+    remaining.advance_images(shown)(len(images.indices))
     assert shown.done == 100

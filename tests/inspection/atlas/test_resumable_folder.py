@@ -1,4 +1,4 @@
-"""A folder that is made in parts, and everything that may lie in its way."""
+"""A folder that is made in folder, and everything that may lie in its way."""
 
 import json
 from collections.abc import Callable
@@ -13,20 +13,20 @@ from svertka.inspection.atlas.resumable_folder import ResumableFolder
 
 def test_what_was_made_is_there_the_next_time(tmp_path: Path) -> None:
     first = ResumableFolder(tmp_path / "atlas", "a")
-    first.put("data/x.js", b"1")
+    first.write("data/x.js", b"1")
     second = ResumableFolder(tmp_path / "atlas", "a")
     assert "data/x.js" in second
     assert "data/y.js" not in second
     assert second.summary is None
-    second.put("rest", b"12345")
+    second.write("rest", b"12345")
     second.finish({"units": 3}, "rest")
     assert ResumableFolder(tmp_path / "atlas", "a").summary == {"units": 3}
     assert not (tmp_path / "atlas" / "rest").exists()
 
 
 def test_of_something_else_it_is_refused_and_left_alone(tmp_path: Path) -> None:
-    ResumableFolder(tmp_path / "atlas", "a").put("x", b"1")
-    with pytest.raises(UsageError, match="is an atlas of other weights, pictures or options; remove it or choose"):
+    ResumableFolder(tmp_path / "atlas", "a").write("x", b"1")
+    with pytest.raises(UsageError, match="is an atlas of other weights, images or options; remove it or choose"):
         ResumableFolder(tmp_path / "atlas", "b")
     assert (tmp_path / "atlas" / "x").read_bytes() == b"1"
 
@@ -49,17 +49,17 @@ def test_a_folder_with_other_things_is_refused_and_an_empty_one_is_not(tmp_path:
 def test_a_full_disk_leaves_what_was_there(
     tmp_path: Path, small_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
-    parts = ResumableFolder(tmp_path / "atlas", "a")
-    parts.put("x", b"old")
+    folder = ResumableFolder(tmp_path / "atlas", "a")
+    folder.write("x", b"old")
     with small_disk(1000), pytest.raises(StorageError, match="cannot write .*free space or choose another folder"):
-        parts.put("x", bytes(2000))
+        folder.write("x", bytes(2000))
     assert (tmp_path / "atlas" / "x").read_bytes() == b"old"
     assert sorted(path.name for path in (tmp_path / "atlas").iterdir()) == ["atlas.json", "x"]
 
 
 def test_data_come_back_from_the_script_whatever_they_say(tmp_path: Path) -> None:
     value = {"name": "</script><img src=x> \u2028 👩‍🔬 \ud800 \\ \"'", "numbers": [1, 2.5, None]}
-    ResumableFolder(tmp_path, "a").put_script("data/x.js", "x-1", value)
+    ResumableFolder(tmp_path, "a").write_script("data/x.js", "x-1", value)
     text = (tmp_path / "data" / "x.js").read_text(encoding="ascii")
     assert text.startswith('(self.atlasData??={})["x-1"]=')
     assert json.loads(text.split("=", 2)[2].rstrip(";\n")) == value

@@ -1,1 +1,1 @@
-"""The atlas of a network: a page for every layer, with what each unit responds to."""
+"""The atlas of a network: pages that show what each unit of each layer responds to."""

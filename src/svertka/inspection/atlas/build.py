@@ -1,9 +1,9 @@
-"""The atlas of a network: a folder with a page in which one walks through its layers and sees what each unit looks for.
+"""Building an atlas: a folder with a page that shows what each unit of a network responds to.
 
-atlas/index.html      the entrance: opens from the disk, asks for nothing beyond its folder
-atlas/data/*.js       what is said about each layer's units and about each picture
-atlas/layers/K/       the patches and projections of a layer, 32 units a file
-atlas/pictures/       whole pictures, as the network sees them;  overlays/  maps over some of them
+atlas/index.html      the page; opens from disk and loads nothing from outside its folder
+atlas/data/*.js       data about each layer's units and about each image
+atlas/layers/K/       patches and projections of a layer, 32 units per file
+atlas/pictures/       whole images as network input;  overlays/  saliency overlays for some of them
 """
 
 import time
@@ -18,7 +18,7 @@ from svertka.errors import Interrupted, UsageError
 from svertka.evaluation.evaluated_images import EvaluationScope
 from svertka.files import given_path
 from svertka.graph.summary import Trace, trace
-from svertka.inspection import activations
+from svertka.inspection.activations import convolution_names, find_layer
 from svertka.inspection.atlas.dataset_pass import PASS_FILE, run_dataset_pass
 from svertka.inspection.atlas.image_data import select_images, write_image_data
 from svertka.inspection.atlas.index_page import IndexPage
@@ -33,15 +33,24 @@ from svertka.progress import duration, progress, say
 from svertka.run import Run
 from svertka.type_checking import check_types
 
-FORMAT_VERSION = 1  # of what an atlas is made of; an unfinished one of another is not gone on with
+FORMAT_VERSION = 1  # an unfinished atlas of another version is not resumed
 PAGE = "index.html"
 
 
 @dataclass(frozen=True)
 class Atlas:
-    """A finished atlas: `page`, the file to open, and what is in it; `bytes` of its folder; `seconds` it took now.
+    """A finished atlas.
 
-    `scope`: which images of what source are in it.
+    Attributes:
+        page: the file to open.
+        network: name of the model.
+        layers: number of layers.
+        units: number of units.
+        dead: number of units that no image activates.
+        pictures: number of images in the data set.
+        bytes: size of the folder.
+        seconds: duration of this call.
+        scope: which images of which source were used.
     """
 
     page: Path
@@ -55,7 +64,7 @@ class Atlas:
     scope: EvaluationScope
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for a JSON file."""
+        """Return the fields for a JSON file."""
         facts = {name: value for name, value in asdict(self).items() if name != "scope"}
         return facts | {"page": str(self.page)} | self.scope.to_dict()
 
@@ -76,112 +85,121 @@ def look(
     cache_limit: int | None = None,
     max_pixels: int | None = None,
 ) -> Atlas:
-    """The atlas of the network of `run`, made; interrupted and called again, it goes on where it was.
+    """Build the atlas of a network. An interrupted build resumes when called again.
 
-    `run`: a run folder, or a network with its weights, as for `Classifier.load`. `source`: the pictures that it is
-    shown, as for `train`; None: those that the run was tested on. `layers`: their names; None: every convolution.
-    `units`: how many of each layer, the first; `pictures`: how many, drawn at random; None: all. `include_training`:
-    show it the images that it was trained on, too. `output`: the folder;
-    None: RUN/atlas, or atlas-NAME for a network of the zoo. `cache_limit`: bytes of decoded pictures kept on disk.
-    `max_pixels`: of a picture that is read; None: `images.PIXEL_LIMIT`.
+    Args:
+        run: a run directory, or a model with its weights, as for `Classifier.load`.
+        source: images, as for `train`; None for the test set of the run.
+        layers: their names; None for every convolution.
+        units: number of units per layer, the first ones; None for all.
+        pictures: number of images, drawn at random; None for all.
+        include_training: use images from the training set, too.
+        output: folder for the atlas; None for RUN/atlas, or atlas-NAME for a pretrained model.
+        device: "auto", "cpu" or "cuda".
+        threads: CPU threads; None for all cores.
+        cache_limit: bytes of decoded images kept on disk.
+        max_pixels: limit for an image that is read; None for `image_io.PIXEL_LIMIT`.
 
     Raises:
-        Interrupted: Ctrl-C; what is done is kept.
-        UsageError: no such layer, or it has no maps; no such source; the folder exists and is not this atlas.
-        DataError: there are no pictures, or the run's own are gone. RunError: the run is missing or damaged.
+        Interrupted: Ctrl-C; finished files are kept.
+        UsageError: a layer does not exist or has no feature maps; the source does not exist; the folder exists and is
+            not this atlas.
+        DataError: there are no images, or the source of the run no longer exists.
+        RunError: the run is missing or damaged.
         StorageError: the disk is full or the folder cannot be written.
     """
     if units is not None and units < 1:
         raise UsageError(f"units={units} must be at least 1")
-    began = time.monotonic()
-    place, workers = choose_device(device), set_threads(threads)
-    subject = open_inputs(
+    started = time.monotonic()
+    chosen_device, num_threads = choose_device(device), set_threads(threads)
+    inputs = open_inputs(
         run,
         source,
         pictures=pictures,
         include_training=include_training,
-        place=place,
-        threads=workers,
+        device=chosen_device,
+        threads=num_threads,
         cache_limit=cache_limit,
         max_pixels=max_pixels,
     )
-    say(subject.scope.sentence)
-    traced = trace(subject.classifier.network, subject.shape)
+    say(inputs.scope.sentence)
+    traced = trace(inputs.classifier.network, inputs.input_shape)
     names = _select_layers(traced, layers)
-    folder = _atlas_folder(run, output)
-    parts = ResumableFolder(folder, subject.identity(FORMAT_VERSION, names, units))
-    if parts.summary is None:
+    path = _atlas_folder(run, output)
+    folder = ResumableFolder(path, inputs.fingerprint(FORMAT_VERSION, names, units))
+    if folder.summary is None:
         try:
-            _build(subject, parts, traced, names, units)
+            _build(inputs, folder, traced, names, units)
         except KeyboardInterrupt as error:
             raise Interrupted(
-                f"stopped; what is done stays in {folder}, and the same command goes on with it"
+                f"stopped; finished parts are kept in {path}; run the same command again to resume"
             ) from error
-    return Atlas(page=folder / PAGE, seconds=time.monotonic() - began, scope=subject.scope, **parts.summary or {})
+    return Atlas(page=path / PAGE, seconds=time.monotonic() - started, scope=inputs.scope, **folder.summary or {})
 
 
 def _build(
-    subject: AtlasInputs, parts: ResumableFolder, traced: Trace, names: Sequence[str], units: int | None
+    inputs: AtlasInputs, folder: ResumableFolder, traced: Trace, names: Sequence[str], units: int | None
 ) -> None:
-    """Make what is missing in `parts`, the page last: as long as there is none, the atlas is not done."""
-    walked = run_dataset_pass(subject, parts, names)
+    """Write the missing files; the page comes last, so an atlas with a page is complete."""
+    dataset_pass = run_dataset_pass(inputs, folder, names)
     by_name = {layer.name: layer for layer in traced.layers}
-    filters = _first_layer_filters(subject)
-    rooms = [
+    filters = _first_layer_filters(inputs)
+    layers = [
         AtlasLayer(
-            number=number,
+            index=index,
             layer=by_name[name],
-            found=take_first_units(walked.found[name], units),
+            patches=take_first_units(dataset_pass.patches[name], units),
             filters=filters if filters is not None and filters.layer == name else None,
-            picture=subject.size,
+            image_size=inputs.image_size,
         )
-        for number, name in enumerate(names)
+        for index, name in enumerate(names)
     ]
-    portraits = select_images([room.found for room in rooms], subject.dataset.labels)
-    entrance = IndexPage(
-        subject=subject,
-        rail=build_diagram(traced),
-        rooms=rooms,
-        all_units=[len(walked.found[name].values) for name in names],
-        portraits=portraits,
-        note=describe_missing_layers(subject.classifier.network, subject.shape) or "",
+    images = select_images([layer.patches for layer in layers], inputs.dataset.labels)
+    page = IndexPage(
+        inputs=inputs,
+        diagram=build_diagram(traced),
+        layers=layers,
+        total_units=[len(dataset_pass.patches[name].values) for name in names],
+        images=images,
+        note=describe_missing_layers(inputs.classifier.network, inputs.input_shape) or "",
     )
-    schedule = RemainingTime(traced, rooms, portraits, walked.per_picture, subject.size)
-    say(f"{entrance.sentence} The rest takes about {duration(schedule.left(parts))}.")
-    back = Deconvnet(subject.classifier.network, subject.shape)
+    remaining = RemainingTime(traced, layers, images, dataset_pass.seconds_per_image, inputs.image_size)
+    say(f"{page.headline} The rest takes about {duration(remaining.start(folder))}.")
+    deconvnet = Deconvnet(inputs.classifier.network, inputs.input_shape)
     with progress("drawing, per cent", 100) as shown:
-        for room in rooms:
-            if room.script not in parts:
-                write_layer_data(room, subject, back, parts, portraits.slots, schedule.units(shown, room))
-        write_image_data(portraits, rooms, subject, parts, schedule.pictures(shown))
-    parts.put(PAGE, entrance.html().encode())
+        for layer in layers:
+            if layer.script not in folder:
+                advance = remaining.advance_units(shown, layer)
+                write_layer_data(layer, inputs, deconvnet, folder, images.slots, advance)
+        write_image_data(images, layers, inputs, folder, remaining.advance_images(shown))
+    folder.write(PAGE, page.render().encode())
     summary = {
-        "network": entrance.name,
-        "layers": len(rooms),
-        "units": entrance.units,
-        "dead": entrance.dead,
-        "pictures": len(subject),
-        "bytes": parts.bytes(without=PASS_FILE),
+        "network": page.name,
+        "layers": len(layers),
+        "units": page.num_units,
+        "dead": page.num_dead,
+        "pictures": len(inputs),
+        "bytes": folder.num_bytes(exclude=PASS_FILE),
     }
-    parts.finish(summary, PASS_FILE)
+    folder.finish(summary, PASS_FILE)
 
 
 def _select_layers(traced: Trace, layers: Sequence[str] | None) -> list[str]:
-    """The layers asked for, in the order in which they run."""
+    """Return the names of the requested layers in the order in which they run."""
     known = list(traced.layers)
     if layers is None:
-        names = activations.convolution_names(known)
+        names = convolution_names(known)
         if not names:
             raise UsageError("the network has no convolution; name the layers to look at with --layers")
         return names
-    wanted = {activations.find_layer(known, name).name for name in layers}
+    wanted = {find_layer(known, name).name for name in layers}
     return [layer.name for layer in known if layer.name in wanted]
 
 
-def _first_layer_filters(subject: AtlasInputs) -> FirstLayerFilters | None:
+def _first_layer_filters(inputs: AtlasInputs) -> FirstLayerFilters | None:
     try:
-        return get_first_layer_filters(subject.classifier.network)
-    except UsageError:  # its first layer is of another kind: there are none to be seen
+        return get_first_layer_filters(inputs.classifier.network)
+    except UsageError:  # the first layer is not a convolution over an image
         return None
 
 

@@ -1,4 +1,4 @@
-"""The pass over the pictures, remembered while the rest of an atlas is not done."""
+"""The forward pass over all images of an atlas, stored until the atlas is complete."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -15,56 +15,57 @@ from svertka.inspection.maximally_activating_patches import LayerPatches, top_pa
 from svertka.progress import progress
 from svertka.tensor_files import read_tensors, write_tensors
 
-PASS_FILE = "found.safetensors"
+PASS_FILE = "patches.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class DatasetPass:
-    """What excites the units of each layer, by its name; `per_picture`: seconds that the pass took for each."""
+    """The `patches` of each layer, by its name, and the `seconds_per_image` of the pass."""
 
-    found: dict[str, LayerPatches]
-    per_picture: float
+    patches: dict[str, LayerPatches]
+    seconds_per_image: float
 
 
-def run_dataset_pass(subject: AtlasInputs, parts: ResumableFolder, layers: Sequence[str]) -> DatasetPass:
-    """The pass over the pictures of `subject`; if it was made before, it is read from `parts`.
+def run_dataset_pass(inputs: AtlasInputs, folder: ResumableFolder, layers: Sequence[str]) -> DatasetPass:
+    """Run all images through the network, or read the results of an earlier pass from `folder`.
 
     Raises:
-        UsageError: a layer has no maps, or the network does not take such pictures.
+        UsageError: a layer has no feature maps, or the network rejects the images.
         StorageError: the disk is full or the folder cannot be written.
     """
-    path = parts.folder / PASS_FILE
-    if PASS_FILE in parts:
+    path = folder.path / PASS_FILE
+    if PASS_FILE in folder:
         try:
             tensors, header = read_tensors(path)
-            return DatasetPass({name: _read(name, tensors, header[name]) for name in layers}, header["per_picture"])
+            patches = {name: _read_layer(name, tensors, header[name]) for name in layers}
+            return DatasetPass(patches, header["seconds_per_image"])
         except (RunError, KeyError, TypeError):
-            pass  # damaged: the pass is made again
-    began = time.monotonic()
-    batches = subject.batches()
+            pass  # damaged: repeat the pass
+    started = time.monotonic()
+    batches = inputs.batches()
     with progress("looking", batches.steps) as shown:
 
-        def told() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            # Without their indices, so that pictures are counted as they come.
+        def with_progress() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            # Without the batches' own indices, so that images are numbered from 0.
             for batch in batches.epoch(0):
                 yield batch.images, batch.labels
                 shown.advance()
 
-        found = top_patches(subject.classifier.network, told(), layers)
-    done = DatasetPass(found, (time.monotonic() - began) / len(subject))
-    kept: dict[str, torch.Tensor] = {}
-    others: dict[str, Any] = {"per_picture": done.per_picture}
-    for name, one in found.items():
+        patches = top_patches(inputs.classifier.network, with_progress(), layers)
+    result = DatasetPass(patches, (time.monotonic() - started) / len(inputs))
+    tensors = {}
+    header = {"seconds_per_image": result.seconds_per_image}
+    for name, one in patches.items():
         values = {field.name: getattr(one, field.name) for field in fields(one)}
         arrays = {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
-        kept |= {f"{name}/{key}": torch.from_numpy(value) for key, value in arrays.items()}
-        others[name] = {key: value for key, value in values.items() if key not in arrays}
-    write_tensors(path, kept, others)
-    return done
+        tensors |= {f"{name}/{key}": torch.from_numpy(value) for key, value in arrays.items()}
+        header[name] = {key: value for key, value in values.items() if key not in arrays}
+    write_tensors(path, tensors, header)
+    return result
 
 
-def _read(name: str, tensors: dict[str, torch.Tensor], others: dict[str, Any]) -> LayerPatches:
-    values: dict[str, Any] = others | {"feature_map_size": tuple(others["feature_map_size"])}
-    start = f"{name}/"
-    values |= {key.removeprefix(start): one.numpy() for key, one in tensors.items() if key.startswith(start)}
+def _read_layer(name: str, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> LayerPatches:
+    values: dict[str, Any] = header | {"feature_map_size": tuple(header["feature_map_size"])}
+    prefix = f"{name}/"
+    values |= {key.removeprefix(prefix): one.numpy() for key, one in tensors.items() if key.startswith(prefix)}
     return LayerPatches(**values)

@@ -1,4 +1,4 @@
-"""The pictures of an atlas: what the network takes each for, what it excites; maps of what counts, for some."""
+"""Files of the images in an atlas: sprite sheets, predictions, the strongest units, and saliency overlays."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,172 +21,190 @@ from svertka.inspection.maximally_activating_patches import LayerPatches
 from svertka.inspection.saliency import grad_cam, guided_backpropagation, occlusion
 from svertka.pages.inline_images import encode_webp
 
-IMAGES_PER_SCRIPT = 32  # pictures in a script
-PREDICTIONS_PER_IMAGE = 5  # classes told for a picture
-UNITS_PER_LAYER = 6  # units told for a picture and a layer
-MAX_OVERLAY_IMAGES = 40  # pictures with maps, which take a few hundred runs of the network each
-IMAGE_QUALITY = 68  # of whole pictures
-OCCLUSION_STEPS = 14  # along each side, of the square that covers a part of a picture, about
-OCCLUSION_FRACTION = 6  # times the square's side is that of the picture
-OVERLAY_OPACITY = 0.85  # how much of a picture is hidden where a map is 0
+IMAGES_PER_SCRIPT = 32
+PREDICTIONS_PER_IMAGE = 5
+UNITS_PER_LAYER = 6  # strongest units listed for an image and a layer
+MAX_OVERLAY_IMAGES = 40  # overlays take a few hundred forward passes per image
+IMAGE_QUALITY = 68
+OCCLUSION_STEPS = 14  # positions of the occluding square along each side, approximately
+OCCLUSION_FRACTION = 6  # image side over side of the occluding square
+OVERLAY_OPACITY = 0.85  # where the heat map is 0
 
 
 @dataclass(frozen=True, eq=False)
 class AtlasImages:
-    """The pictures that the atlas holds, those that excite a unit most.
+    """The images that an atlas contains: those among the strongest of any unit.
 
-    `shown`: (n,) their numbers among all, rising; the atlas counts them from 0. `slots`: (N,) the reverse, -1 for the
-    others. `featured`: those that have maps, as the atlas counts.
+    Attributes:
+        indices: (n,) indices in the data set, rising; the atlas numbers its images from 0 in this order.
+        slots: (N,) the inverse: the number within the atlas of each image of the data set, −1 for the others.
+        with_overlays: numbers within the atlas of the images that get saliency overlays.
     """
 
-    shown: Ints
+    indices: Ints
     slots: Ints
-    featured: Ints
+    with_overlays: Ints
 
 
-def select_images(found: Sequence[LayerPatches], labels: Ints) -> AtlasImages:
-    """The pictures among the strongest of any unit; those with maps are of all classes by turns."""
-    shown = np.unique(np.concatenate([one.images.ravel() for one in found]))
-    shown = shown[shown >= 0]
-    if not len(shown):  # all units are dead; a picture is still needed to show what they see
-        shown = np.zeros(1, np.int64)
+def select_images(patches: Sequence[LayerPatches], labels: Ints) -> AtlasImages:
+    """Select the strongest images of all units, and for overlays some of every class in turn."""
+    indices = np.unique(np.concatenate([one.images.ravel() for one in patches]))
+    indices = indices[indices >= 0]
+    if not len(indices):  # all units are dead; the receptive fields are still drawn over an image
+        indices = np.zeros(1, np.int64)
     slots = np.full(len(labels), -1, np.int64)
-    slots[shown] = np.arange(len(shown))
-    # By turns: first the first of each class, then the second.
-    turn = np.zeros(len(shown), np.int64)
-    for label in np.unique(labels[shown]):
-        of_class = labels[shown] == label
-        turn[of_class] = np.arange(of_class.sum())
-    featured = np.lexsort((labels[shown], turn))[:MAX_OVERLAY_IMAGES]
-    return AtlasImages(shown, slots, np.sort(featured))
+    slots[indices] = np.arange(len(indices))
+    # First the first image of each class, then the second.
+    rank_in_class = np.zeros(len(indices), np.int64)
+    for label in np.unique(labels[indices]):
+        of_class = labels[indices] == label
+        rank_in_class[of_class] = np.arange(of_class.sum())
+    with_overlays = np.lexsort((labels[indices], rank_in_class))[:MAX_OVERLAY_IMAGES]
+    return AtlasImages(indices, slots, np.sort(with_overlays))
 
 
 def write_image_data(
-    portraits: AtlasImages,
-    rooms: Sequence[AtlasLayer],
-    subject: AtlasInputs,
-    parts: ResumableFolder,
+    images: AtlasImages,
+    layers: Sequence[AtlasLayer],
+    inputs: AtlasInputs,
+    folder: ResumableFolder,
     advance: Callable[[int], None],
 ) -> None:
-    """Make the files of the pictures that are missing; `advance`: told of pictures that are done.
+    """Write the missing files of the images.
+
+    Args:
+        images: of the atlas.
+        layers: of the atlas.
+        inputs: classifier and images.
+        folder: of the atlas.
+        advance: called with the number of images just finished.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    _write_sheets(portraits, subject, parts)
-    known = list_layers(subject.classifier.network, subject.shape)
-    guesses: list[int] = []
-    for number, first in enumerate(range(0, len(portraits.shown), IMAGES_PER_SCRIPT)):
-        name = f"pictures-{number}"
-        here = range(first, min(first + IMAGES_PER_SCRIPT, len(portraits.shown)))
-        rows = _predict(portraits, here, rooms, subject, known)
-        guesses += [row["best"][0][0] for row in rows]
-        if f"data/{name}.js" not in parts:
-            _write_overlays(portraits, here, rows, subject, parts)
-            parts.put_script(f"data/{name}.js", name, rows)
-        advance(len(here))
-    labels = subject.dataset.labels[portraits.shown].tolist()
-    names = [subject.name(int(index)) for index in portraits.shown]
-    parts.put_script("data/pictures.js", "pictures", {"names": list(zip(names, labels, guesses, strict=True))})
+    _write_sheets(images, inputs, folder)
+    known = list_layers(inputs.classifier.network, inputs.input_shape)
+    predictions: list[int] = []
+    for index, first in enumerate(range(0, len(images.indices), IMAGES_PER_SCRIPT)):
+        key = f"pictures-{index}"
+        chunk = range(first, min(first + IMAGES_PER_SCRIPT, len(images.indices)))
+        records = _predict(images, chunk, layers, inputs, known)
+        predictions += [record["best"][0][0] for record in records]
+        if f"data/{key}.js" not in folder:
+            _write_overlays(images, chunk, records, inputs, folder)
+            folder.write_script(f"data/{key}.js", key, records)
+        advance(len(chunk))
+    labels = inputs.dataset.labels[images.indices].tolist()
+    names = [inputs.image_name(int(index)) for index in images.indices]
+    folder.write_script("data/pictures.js", "pictures", {"names": list(zip(names, labels, predictions, strict=True))})
 
 
-def _write_sheets(portraits: AtlasImages, subject: AtlasInputs, parts: ResumableFolder) -> None:
-    columns = images_per_row(subject.size)
-    for number, first in enumerate(range(0, len(portraits.shown), columns**2)):
-        name = f"pictures/{number}.webp"
-        if name not in parts:
-            pictures = to_rgb(subject.pictures(portraits.shown[first : first + columns**2]))
-            parts.put(
-                name,
-                encode_sheet(list(pictures), columns, crisp=subject.size <= MAX_CRISP_IMAGE, quality=IMAGE_QUALITY),
-            )
-    example = to_rgb(subject.pictures(portraits.shown[portraits.featured[:1]]))[0]
-    parts.put("pictures/example.webp", encode_webp(example, exact=subject.size <= MAX_CRISP_IMAGE))
+def _write_sheets(images: AtlasImages, inputs: AtlasInputs, folder: ResumableFolder) -> None:
+    columns = images_per_row(inputs.image_size)
+    crisp = inputs.image_size <= MAX_CRISP_IMAGE
+    for index, first in enumerate(range(0, len(images.indices), columns**2)):
+        name = f"pictures/{index}.webp"
+        if name not in folder:
+            pixels = to_rgb(inputs.pixels(images.indices[first : first + columns**2]))
+            folder.write(name, encode_sheet(list(pixels), columns, crisp=crisp, quality=IMAGE_QUALITY))
+    example = to_rgb(inputs.pixels(images.indices[images.with_overlays[:1]]))[0]
+    folder.write("pictures/example.webp", encode_webp(example, exact=crisp))
 
 
 def _predict(
-    portraits: AtlasImages, here: range, rooms: Sequence[AtlasLayer], subject: AtlasInputs, known: Sequence[Layer]
+    images: AtlasImages, chunk: range, layers: Sequence[AtlasLayer], inputs: AtlasInputs, known: Sequence[Layer]
 ) -> list[dict[str, Any]]:
-    """What the network says of the pictures `here`: its guesses, and the strongest units of each layer."""
-    rows: list[dict[str, Any]] = []
-    pending: dict[str, Tensor] = {}
-    see = {room.found.observed_layer: _max_hook(pending, room.found.observed_layer) for room in rooms}
-    network = subject.classifier.network
-    with torch.inference_mode(), hook_layers(network, known, see):
-        for batch in subject.batches(portraits.shown[here.start : here.stop]).epoch(0):
+    """Return a record for each image of `chunk`: its most probable classes and the strongest units of each layer."""
+    records: list[dict[str, Any]] = []
+    maxima: dict[str, Tensor] = {}
+    observed = [layer.patches.observed_layer for layer in layers]
+    network = inputs.classifier.network
+    with torch.inference_mode(), hook_layers(network, known, {name: _max_hook(maxima, name) for name in observed}):
+        for batch in inputs.batches(images.indices[chunk.start : chunk.stop]).epoch(0):
             probabilities = network(batch.images).float().softmax(1).cpu()
             best = probabilities.topk(min(PREDICTIONS_PER_IMAGE, probabilities.shape[1]))
-            strongest = [_strongest_units(pending[room.found.observed_layer], room) for room in rooms]
+            strongest = [_strongest_units(maxima[layer.patches.observed_layer], layer) for layer in layers]
             for k, (values, classes) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
-                guesses = [(name, round(value, 4)) for name, value in zip(classes, values, strict=True)]
-                rows.append({"best": guesses, "strongest": [layer[k] for layer in strongest]})
-    return rows
+                predictions = [(label, round(value, 4)) for label, value in zip(classes, values, strict=True)]
+                records.append({"best": predictions, "strongest": [layer[k] for layer in strongest]})
+    return records
 
 
-def _max_hook(pending: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:
-    """What keeps of a layer's maps the largest value of each, and its place: (B, C), (B, C)."""
+def _max_hook(maxima: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:
+    """Return a hook that stores the maximum of each feature map and its flat position, (2, B, C)."""
 
     def keep(maps: Tensor) -> None:
-        # As one row of places, in the layout in which they lie: to look for the largest is to read them once.
-        pending[name] = torch.stack([part.double() for part in maps.flatten(2).max(2)]).cpu()
+        # Flattened in memory order, so that the maximum reads each value once.
+        maxima[name] = torch.stack([part.double() for part in maps.flatten(2).max(2)]).cpu()
 
     return keep
 
 
-def _strongest_units(maxima: Tensor, room: AtlasLayer) -> list[list[tuple[int, float, int, int]]]:
-    """For each picture the units of `room` nearest to their own best: [unit, share of it, row, column]."""
-    values, places = maxima.numpy()
-    best = np.nan_to_num(room.found.values[:, 0], nan=np.inf)
-    shares = values[:, : room.units] / best
+def _strongest_units(maxima: Tensor, layer: AtlasLayer) -> list[list[tuple[int, float, int, int]]]:
+    """Return, for each image, the units closest to their own maximum: (unit, share of it, row, column)."""
+    values, positions = maxima.numpy()
+    largest = np.nan_to_num(layer.patches.values[:, 0], nan=np.inf)
+    shares = values[:, : layer.num_units] / largest
     order = np.argsort(-shares, axis=1, kind="stable")[:, :UNITS_PER_LAYER]
-    width = room.found.feature_map_size[1]
+    width = layer.patches.feature_map_size[1]
     return [
         [
             (int(unit), round(float(row[unit]), 3), int(where[unit]) // width, int(where[unit]) % width)
-            for unit in some
+            for unit in units
             if row[unit] > 0
         ]
-        for row, where, some in zip(shares, places, order, strict=True)
+        for row, where, units in zip(shares, positions, order, strict=True)
     ]
 
 
 def num_overlay_passes(size: int) -> int:
-    """How many runs of the network, forward, the maps of one picture take, about."""
+    """Return about how many forward passes the overlays of one image take."""
     side, stride = _occlusion_square(size)
     return (-(-(size - side) // stride) + 1) ** 2 + 8
 
 
 def _occlusion_square(size: int) -> tuple[int, int]:
-    """Side of the square that covers a part of a picture, and the stride at which it moves, pixels."""
+    """Return the side and the stride of the occluding square, pixels."""
     stride = max(1, round(size / OCCLUSION_STEPS))
     return max(stride, round(size / OCCLUSION_FRACTION)), stride
 
 
 def _write_overlays(
-    portraits: AtlasImages, here: range, rows: list[dict[str, Any]], subject: AtlasInputs, parts: ResumableFolder
+    images: AtlasImages, chunk: range, records: list[dict[str, Any]], inputs: AtlasInputs, folder: ResumableFolder
 ) -> None:
-    """The maps of the featured pictures among `here`, for its best class; `rows` are told their scales."""
-    slots = portraits.featured[(portraits.featured >= here.start) & (portraits.featured < here.stop)]
+    """Write the overlays of the images of `chunk` for their most probable class, and add their scales to `records`."""
+    slots = images.with_overlays[(images.with_overlays >= chunk.start) & (images.with_overlays < chunk.stop)]
     if not len(slots):
         return
-    network, size, (side, stride) = subject.classifier.network, subject.size, _occlusion_square(subject.size)
-    images = subject.images(portraits.shown[slots])
-    best = [rows[slot - here.start]["best"][0] for slot in slots]
-    guesses = torch.tensor([guess for guess, _ in best])
+    network, size = inputs.classifier.network, inputs.image_size
+    side, stride = _occlusion_square(size)
+    network_inputs = inputs.network_inputs(images.indices[slots])
+    best = [records[slot - chunk.start]["best"][0] for slot in slots]
+    labels = torch.tensor([label for label, _ in best])
     probabilities = torch.tensor([probability for _, probability in best])
-    drawn = to_images(guided_backpropagation(network, images, guesses))
-    places = F.interpolate(grad_cam(network, images, guesses)[:, None], (size, size), mode="bilinear")[:, 0]
-    falls = probabilities[:, None, None] - occlusion(network, images, guesses, side, stride).cpu()
-    for number, slot in enumerate(slots.tolist()):
-        fallen = occlusion_per_pixel(falls[number], side, stride, size)
-        parts.put(f"overlays/{slot}-saliency.webp", encode_webp(drawn[number], exact=size <= MAX_CRISP_IMAGE))
-        parts.put(f"overlays/{slot}-grad-cam.webp", encode_heatmap_overlay(places[number]))
-        parts.put(f"overlays/{slot}-occlusion.webp", encode_heatmap_overlay(fallen))
-        rows[slot - here.start]["scales"] = {"occlusion": round(max(0.0, float(fallen.max())), 4)}
+    saliency = to_images(guided_backpropagation(network, network_inputs, labels))
+    cam = F.interpolate(grad_cam(network, network_inputs, labels)[:, None], (size, size), mode="bilinear")[:, 0]
+    drops = probabilities[:, None, None] - occlusion(network, network_inputs, labels, side, stride).cpu()
+    for index, slot in enumerate(slots.tolist()):
+        drop = occlusion_per_pixel(drops[index], side, stride, size)
+        folder.write(f"overlays/{slot}-saliency.webp", encode_webp(saliency[index], exact=size <= MAX_CRISP_IMAGE))
+        folder.write(f"overlays/{slot}-grad-cam.webp", encode_heatmap_overlay(cam[index]))
+        folder.write(f"overlays/{slot}-occlusion.webp", encode_heatmap_overlay(drop))
+        records[slot - chunk.start]["scales"] = {"occlusion": round(max(0.0, float(drop.max())), 4)}
 
 
 def occlusion_per_pixel(values: Tensor, side: int, stride: int, size: int) -> Tensor:
-    """For each pixel the mean of the `values` (rows, columns) of the squares that cover it, (size, size)."""
+    """Average, for each pixel, the values of the squares that cover it.
+
+    Args:
+        values: (rows, columns), one for each square.
+        side: of the squares, pixels.
+        stride: between squares, pixels.
+        size: side of the image, pixels.
+
+    Returns:
+        (size, size).
+    """
     sums, counts = torch.zeros(size, size), torch.zeros(size, size)
     for row, line in enumerate(values.tolist()):
         for column, value in enumerate(line):
@@ -197,7 +215,7 @@ def occlusion_per_pixel(values: Tensor, side: int, stride: int, size: int) -> Te
 
 
 def encode_heatmap_overlay(values: Tensor) -> bytes:
-    """Grey that hides a picture where `values` (H, W) are 0 or less, and is clear where they are largest."""
+    """Encode a heat map (H, W) as a WebP overlay: grey where it is 0 or less, transparent at its maximum."""
     shares = (values / values.max().clamp_min(1e-12)).clamp(0, 1).cpu().numpy()
     grey = np.full((*shares.shape, 4), 128, np.uint8)
     grey[..., 3] = np.rint(255 * OVERLAY_OPACITY * (1 - shares))

@@ -1,4 +1,4 @@
-"""One layer of an atlas: its units' patches and projections as sheets, and what is said about them."""
+"""Files of one layer in an atlas: sprite sheets of its units' patches and projections, and the data of its page."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -25,182 +25,194 @@ from svertka.inspection.maximally_activating_patches import LayerPatches
 from svertka.pages.inline_images import PIXEL_DENSITY, contact_sheet, encode_webp, enlarge
 
 PATCH_QUALITY = 55
-PROJECTION_SIDE = 56  # pixels in the file: half of what the page of a unit shows, and more than the wall does
+PROJECTION_SIDE = 56  # pixels in the file: half of the size on a unit's page, and more than on a layer's page
 PROJECTION_QUALITY = 35
-CLASSES_PER_UNIT = 6  # told for each unit
-STRIP_PATCHES = 12  # units that stand for a layer beside others
+PATCHES_PER_UNIT = 9
+CLASSES_PER_UNIT = 6
+STRIP_PATCHES = 12  # units that represent a layer on the index page
 STRIP_SIDE = 64  # CSS pixels of each
 
 
 @dataclass(frozen=True, eq=False)
 class AtlasLayer:
-    """A layer to be shown: `number` of the atlas's layers, the `layer` as traced, and the `found` patches of its units.
+    """A layer of an atlas.
 
-    `filters`: those of the first layer, if it is that.
+    Attributes:
+        index: its place among the layers of the atlas.
+        layer: its entry in the trace of the network.
+        patches: of the units shown.
+        filters: of the first convolution, if it is this layer.
+        image_size: side of the network's input, pixels.
     """
 
-    number: int
+    index: int
     layer: Layer
-    found: LayerPatches
+    patches: LayerPatches
     filters: FirstLayerFilters | None
-    picture: int
+    image_size: int
 
     @property
-    def units(self) -> int:
+    def num_units(self) -> int:
         """Units shown."""
-        return len(self.found.values)
+        return len(self.patches.values)
+
+    @property
+    def num_dead(self) -> int:
+        """Units shown that no image activates."""
+        return int(self.patches.is_dead.sum())
 
     @property
     def folder(self) -> str:
-        """Of its sheets, in the atlas."""
-        return f"layers/{self.number}"
+        """Folder of its sheets, inside the atlas."""
+        return f"layers/{self.index}"
 
     @property
-    def data(self) -> str:
-        """What its script of data is called."""
-        return f"layer-{self.number}"
+    def key(self) -> str:
+        """Key of its data in `atlasData`."""
+        return f"layer-{self.index}"
 
     @property
     def script(self) -> str:
-        """That file, which says that the layer is done."""
-        return f"data/{self.data}.js"
+        """Path of its data, which is written last."""
+        return f"data/{self.key}.js"
 
     @property
     def extent(self) -> tuple[int, int]:
-        """Rows and columns of the picture that a unit sees."""
+        """Rows and columns of a unit's receptive field, pixels."""
         rows, columns = (min(field.extent, field.size) for field in self.layer.fields)
         return rows, columns
 
     @cached_property
     def tile(self) -> Tile:
-        """Of its patches."""
-        return choose_tile(max(self.extent), self.picture)
+        """Tile of its patches."""
+        return choose_tile(max(self.extent), self.image_size)
 
     @cached_property
     def projection_tile(self) -> Tile:
-        """Of its projections."""
-        return choose_tile(max(self.extent), self.picture, side=PROJECTION_SIDE)
+        """Tile of its projections."""
+        return choose_tile(max(self.extent), self.image_size, side=PROJECTION_SIDE)
 
 
-def take_first_units(found: LayerPatches, units: int | None) -> LayerPatches:
-    """`found` of the first `units` units only."""
-    if units is None or units >= len(found.values):
-        return found
+def take_first_units(patches: LayerPatches, num_units: int | None) -> LayerPatches:
+    """Return `patches` of the first `num_units` units only; None for all."""
+    if num_units is None or num_units >= len(patches.values):
+        return patches
     by_unit = "values images positions boxes activation_rate histogram class_shares similar_units correlations"
-    cut_ = {name: value[:units] for name in by_unit.split() if (value := getattr(found, name)) is not None}
-    return replace(found, **cut_)
+    cut = {name: value[:num_units] for name in by_unit.split() if (value := getattr(patches, name)) is not None}
+    return replace(patches, **cut)
 
 
 def write_layer_data(
-    room: AtlasLayer,
-    subject: AtlasInputs,
-    back: Deconvnet,
-    parts: ResumableFolder,
-    slots: Ints,
+    layer: AtlasLayer,
+    inputs: AtlasInputs,
+    deconvnet: Deconvnet,
+    folder: ResumableFolder,
+    image_slots: Ints,
     advance: Callable[[int], None],
 ) -> None:
-    """Make the files of `room` that are missing; its data come last and say that it is done.
+    """Write the missing files of a layer; its data come last and mark it as complete.
 
-    `slots`: (pictures,), the number of each picture in the atlas. `advance`: told of units that are done.
+    Args:
+        layer: of the atlas.
+        inputs: classifier and images.
+        deconvnet: computes the projections.
+        folder: of the atlas.
+        image_slots: (images,), the index of each image within the atlas.
+        advance: called with the number of units just finished.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    if room.filters is not None:
-        tiles = list(to_rgb(room.filters.to_images()[: room.units]))
-        parts.put(f"{room.folder}/filters.webp", encode_sheet(tiles, 1, crisp=True, quality=100))
-    for number, units in enumerate(_sheet_ranges(room)):
-        names = [f"{room.folder}/{kind}-{number}.webp" for kind in ("patches", "projections")]
-        if not all(name in parts for name in names):
-            patches, projections = _draw_tiles(room, subject, back, units)
-            parts.put(names[0], encode_sheet(patches, 9, crisp=room.tile.crisp, quality=PATCH_QUALITY))
-            parts.put(names[1], encode_sheet(projections, 9, crisp=room.tile.crisp, quality=PROJECTION_QUALITY))
+    if layer.filters is not None:
+        tiles = list(to_rgb(layer.filters.to_images()[: layer.num_units]))
+        folder.write(f"{layer.folder}/filters.webp", encode_sheet(tiles, 1, crisp=True, quality=100))
+    columns = PATCHES_PER_UNIT
+    for index, units in enumerate(_sheet_ranges(layer)):
+        names = [f"{layer.folder}/{kind}-{index}.webp" for kind in ("patches", "projections")]
+        if not all(name in folder for name in names):
+            patches, projections = _draw_tiles(layer, inputs, deconvnet, units)
+            crisp = layer.tile.crisp
+            folder.write(names[0], encode_sheet(patches, columns, crisp=crisp, quality=PATCH_QUALITY))
+            folder.write(names[1], encode_sheet(projections, columns, crisp=crisp, quality=PROJECTION_QUALITY))
         advance(len(units))
-    parts.put(f"{room.folder}/strip.webp", _encode_strip(room, subject))
-    parts.put_script(room.script, room.data, units_to_json(room, slots))
+    folder.write(f"{layer.folder}/strip.webp", _encode_strip(layer, inputs))
+    folder.write_script(layer.script, layer.key, units_to_json(layer, image_slots))
 
 
-def _sheet_ranges(room: AtlasLayer) -> Iterator[range]:
-    for first in range(0, room.units, UNITS_PER_SHEET):
-        yield range(first, min(first + UNITS_PER_SHEET, room.units))
+def _sheet_ranges(layer: AtlasLayer) -> Iterator[range]:
+    for first in range(0, layer.num_units, UNITS_PER_SHEET):
+        yield range(first, min(first + UNITS_PER_SHEET, layer.num_units))
 
 
 def _draw_tiles(
-    room: AtlasLayer, subject: AtlasInputs, back: Deconvnet, units: range
+    layer: AtlasLayer, inputs: AtlasInputs, deconvnet: Deconvnet, units: range
 ) -> tuple[list[Pixels], list[Pixels]]:
-    """Patches and projections of `units`, nine each, clear where there are fewer."""
-    found = room.found
-    pictures = found.images[units.start : units.stop].reshape(-1)
-    there = np.flatnonzero(pictures >= 0)
-    patches = [np.zeros((room.tile.kept, room.tile.kept, 4), np.uint8)] * len(pictures)
-    projections = [np.zeros((room.projection_tile.kept, room.projection_tile.kept, 4), np.uint8)] * len(pictures)
-    if not len(there):
+    """Return the patches and projections of `units`, transparent where there are fewer."""
+    found, projection_tile = layer.patches, layer.projection_tile
+    images = found.images[units.start : units.stop].reshape(-1)
+    valid = np.flatnonzero(images >= 0)
+    patches = [np.zeros((layer.tile.kept, layer.tile.kept, 4), np.uint8)] * len(images)
+    projections = [np.zeros((projection_tile.kept, projection_tile.kept, 4), np.uint8)] * len(images)
+    if not len(valid):
         return patches, projections
-    which, slots = np.unique(pictures[there], return_inverse=True)
-    seen = subject.pictures(which)
-    boxes = found.boxes[units.start : units.stop].reshape(-1, 4)[there]
-    places = found.positions[units.start : units.stop].reshape(-1, 2)[there]
-    numbers = there // found.images.shape[1] + units.start
-    tiles = room.projection_tile
-    drawn = back.project(subject.images(which), found.layer, numbers, places, slots)
-    for place, slot, box, projection in zip(there, slots, boxes, drawn, strict=True):
-        patches[place] = place_in_tile(_crop(seen[slot], box), box, room.tile)
-        projections[place] = place_in_tile(_draw_projection(projection, box, tiles), box, tiles.reduced)
+    unique, image_indices = np.unique(images[valid], return_inverse=True)
+    pixels = inputs.pixels(unique)
+    boxes = found.boxes[units.start : units.stop].reshape(-1, 4)[valid]
+    positions = found.positions[units.start : units.stop].reshape(-1, 2)[valid]
+    channels = valid // found.images.shape[1] + units.start
+    drawn = deconvnet.project(inputs.network_inputs(unique), found.layer, channels, positions, image_indices)
+    for place, image, box, projection in zip(valid, image_indices, boxes, drawn, strict=True):
+        patches[place] = place_in_tile(_crop(pixels[image], box), box, layer.tile)
+        projections[place] = place_in_tile(
+            _draw_projection(projection, box, projection_tile), box, projection_tile.reduced
+        )
     return patches, projections
 
 
-def _crop(picture: Pixels, box: Ints) -> Pixels:
+def _crop(image: Pixels, box: Ints) -> Pixels:
     top, left, bottom, right = box
-    return picture[top:bottom, left:right]
+    return image[top:bottom, left:right]
 
 
 def _draw_projection(projection: Projection, box: Ints, tile: Tile) -> Pixels:
-    """What of `projection` lies in `box`, as a picture at the scale of `tile`; beyond its pixels it is 0."""
+    """Return the part of `projection` inside `box` as an image at the scale of `tile`; outside its pixels it is 0."""
     top, left, bottom, right = (int(edge) for edge in box)
-    pixels, above, before = projection
+    pixels, first_row, first_column = projection
     inside = pixels.new_zeros((1, len(pixels), bottom - top, right - left))
-    rows = slice(max(top, above), min(bottom, above + pixels.shape[1]))
-    columns = slice(max(left, before), min(right, before + pixels.shape[2]))
+    rows = slice(max(top, first_row), min(bottom, first_row + pixels.shape[1]))
+    columns = slice(max(left, first_column), min(right, first_column + pixels.shape[2]))
     inside[0, :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = pixels[
-        :, rows.start - above : rows.stop - above, columns.start - before : columns.stop - before
+        :, rows.start - first_row : rows.stop - first_row, columns.start - first_column : columns.stop - first_column
     ]
-    if tile.kept < tile.window:  # before it is drawn, since opposite signs side by side become a weak grey
+    if tile.kept < tile.window:  # resized before conversion: in bytes, neighbouring opposite signs would cancel to grey
         size = [max(1, round(length * tile.kept / tile.window)) for length in inside.shape[2:]]
         inside = F.interpolate(inside, size, mode="bilinear", antialias=True)
-    picture: Pixels = to_images(inside)[0]
-    return picture
+    image: Pixels = to_images(inside)[0]
+    return image
 
 
-def _encode_strip(room: AtlasLayer, subject: AtlasInputs) -> bytes:
-    """The strongest patch of some units, evenly spread over those that are alive, in a row."""
-    alive = np.flatnonzero(~room.found.is_dead)
-    few = (
-        alive[np.linspace(0, len(alive) - 1, min(STRIP_PATCHES, len(alive))).round().astype(int)]
-        if len(alive)
-        else alive
-    )
-    if not len(few):
+def _encode_strip(layer: AtlasLayer, inputs: AtlasInputs) -> bytes:
+    """Return the strongest patches of some units in a row, the units evenly spaced among those that are not dead."""
+    alive = np.flatnonzero(~layer.patches.is_dead)
+    if not len(alive):
         return encode_webp(np.zeros((1, 1, 4), np.uint8), exact=True)
-    large = choose_tile(max(room.extent), room.picture, side=PIXEL_DENSITY * STRIP_SIDE)
-    pictures = subject.pictures(room.found.images[few, 0])
-    tiles = [
-        place_in_tile(_crop(one, box), box, large) for one, box in zip(pictures, room.found.boxes[few, 0], strict=True)
-    ]
-    if large.crisp:
+    units = alive[np.linspace(0, len(alive) - 1, min(STRIP_PATCHES, len(alive))).round().astype(int)]
+    tile = choose_tile(max(layer.extent), layer.image_size, side=PIXEL_DENSITY * STRIP_SIDE)
+    images, boxes = inputs.pixels(layer.patches.images[units, 0]), layer.patches.boxes[units, 0]
+    tiles = [place_in_tile(_crop(image, box), box, tile) for image, box in zip(images, boxes, strict=True)]
+    if tile.crisp:
         return encode_webp(contact_sheet([enlarge(one, STRIP_SIDE) for one in tiles], len(tiles), gap=1), exact=True)
     return encode_webp(contact_sheet(tiles, len(tiles), gap=PIXEL_DENSITY), exact=False)
 
 
-def units_to_json(room: AtlasLayer, slots: Ints) -> dict[str, object]:
-    """What the page says about the units of `room`, for JSON: lists by unit."""
-    found = room.found
-    seen = np.flatnonzero(found.histogram.any(0))
-    first, last = (seen[0], seen[-1] + 1) if len(seen) else (0, 1)
+def units_to_json(layer: AtlasLayer, image_slots: Ints) -> dict[str, object]:
+    """Return the data of a layer's units for JSON, as lists by unit."""
+    found = layer.patches
+    used = np.flatnonzero(found.histogram.any(0))
+    first, last = (used[0], used[-1] + 1) if len(used) else (0, 1)
     return {
-        "values": [
-            [_round_to_4_digits(value) if value == value else None for value in row] for row in found.values.tolist()
-        ],
-        "pictures": np.where(found.images >= 0, slots[found.images], -1).tolist(),
+        "values": [[_round_to_4_digits(one) if one == one else None for one in row] for row in found.values.tolist()],
+        "pictures": np.where(found.images >= 0, image_slots[found.images], -1).tolist(),
         "rows": found.positions[..., 0].tolist(),
         "columns": found.positions[..., 1].tolist(),
         "active": [round(share, 4) for share in found.activation_rate.tolist()],
@@ -208,7 +220,7 @@ def units_to_json(room: AtlasLayer, slots: Ints) -> dict[str, object]:
         "edges": [_round_to_4_digits(edge) for edge in found.histogram_edges[first : last + 1].tolist()],
         "classes": _preferred_classes(found),
         "similar": found.similar_units.tolist(),
-        "order": room.filters.similarity_order.tolist() if room.filters is not None else order_by_similarity(found),
+        "order": layer.filters.similarity_order.tolist() if layer.filters is not None else order_by_similarity(found),
     }
 
 
@@ -216,29 +228,28 @@ def _round_to_4_digits(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _preferred_classes(found: LayerPatches) -> list[list[tuple[int, float]]]:
-    """For each unit the classes it prefers, [class, share of what excites it]: those with most beyond their share.
+def _preferred_classes(patches: LayerPatches) -> list[list[tuple[int, float]]]:
+    """Return each unit's preferred classes as (class, share of the unit's activation), most preferred first.
 
-    That of all pictures, that is: where a class has half of them, half of what excites a unit means nothing.
+    A class is preferred by how much its share of the unit's activation exceeds its share of all images.
     """
-    if found.class_shares is None or found.class_frequencies is None:
-        return [[] for _ in found.values]
-    beyond = found.class_shares - found.class_frequencies
-    best = np.argsort(-beyond, axis=1, kind="stable")[:, :CLASSES_PER_UNIT]
+    if patches.class_shares is None or patches.class_frequencies is None:
+        return [[] for _ in patches.values]
+    excess = patches.class_shares - patches.class_frequencies
+    best = np.argsort(-excess, axis=1, kind="stable")[:, :CLASSES_PER_UNIT]
     return [
-        [(int(k), round(float(shares[k]), 4)) for k in some if surplus[k] > 0]
-        for shares, surplus, some in zip(found.class_shares, beyond, best, strict=True)
+        [(int(k), round(float(shares[k]), 4)) for k in classes if surplus[k] > 0]
+        for shares, surplus, classes in zip(patches.class_shares, excess, best, strict=True)
     ]
 
 
-def order_by_similarity(found: LayerPatches) -> list[int]:
-    """The units so that each comes after one that resembles it: from each to the nearest that has not come yet."""
-    units = len(found.values)
-    left = dict.fromkeys(range(units))
+def order_by_similarity(patches: LayerPatches) -> list[int]:
+    """Return the units in an order where each is followed by the most similar unit not yet listed."""
+    left = dict.fromkeys(range(len(patches.values)))
     order: list[int] = []
     while left:
-        near = (int(unit) for unit in found.similar_units[order[-1]]) if order else iter(())
-        unit = next((one for one in near if one in left), next(iter(left)))
+        similar = (int(unit) for unit in patches.similar_units[order[-1]]) if order else iter(())
+        unit = next((one for one in similar if one in left), next(iter(left)))
         order.append(unit)
         del left[unit]
     return order

@@ -1,25 +1,35 @@
-"""The network as a drawing: its layers from top to bottom, branches side by side, shortcuts as arcs."""
+"""The network as a diagram: layers from top to bottom, branches side by side, shortcuts as arcs."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+
+from markupsafe import Markup
 
 from svertka.graph.op_recorder import INPUT
 from svertka.graph.summary import Layer, Trace
-from svertka.pages.html_page import escape, isolate
+from svertka.pages.templates import render_template
 
-ROW_HEIGHT = 48  # pixels, of a node in the rail
+ROW_HEIGHT = 48  # pixels per node
 LANE_WIDTH = 12  # pixels between two branches
-MAX_LANES = 6  # drawn side by side; what runs beside them shares the last
+MAX_LANES = 6  # further branches share the last lane
 
 
 @dataclass(frozen=True)
 class Node:
-    """A layer of the drawing, together with what follows it at the same places: normalisation, rectification, dropout.
+    """A layer together with the element-wise layers that follow it: normalisation, activation function, dropout.
 
-    `name`, `kind`: of its first layer. `members`: the names of all. `shape`: (channels, height, width), or (features,).
-    `parameters`, `multiply_adds`: of all. `extent`: rows and columns of the picture that one position sees. `inputs`:
-    indices of the nodes that it reads, -1 for the picture. `lane`: its column in the drawing, 0 at the left.
+    Attributes:
+        name: of the first layer.
+        kind: of the first layer.
+        members: names of all its layers.
+        shape: of the output, (channels, height, width) or (features,).
+        parameters: of all its layers.
+        multiply_adds: of all its layers.
+        extent: rows and columns of the receptive field.
+        inputs: indices of the nodes that it reads, −1 for the image.
+        lane: column in the diagram, 0 at the left.
     """
 
     name: str
@@ -35,7 +45,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """A line of the drawing from one node to a later one, along `lane`."""
+    """A connection from one node to a later one, drawn in `lane`."""
 
     start: int
     end: int
@@ -44,23 +54,23 @@ class Edge:
 
 @dataclass(frozen=True)
 class NetworkDiagram:
-    """The nodes in the order in which they run, and the lines between them."""
+    """The nodes in the order in which they run, and the edges between them."""
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
 
     @property
-    def lanes(self) -> int:
-        """Columns of the drawing."""
+    def num_lanes(self) -> int:
+        """Columns of the diagram."""
         return 1 + max(edge.lane for edge in self.edges)
 
-    def index(self, layer: str) -> int:
-        """Of the node that `layer` belongs to."""
+    def index_of(self, layer: str) -> int:
+        """Return the index of the node that contains `layer`."""
         return next(k for k, node in enumerate(self.nodes) if layer in node.members)
 
 
 def build_diagram(trace: Trace) -> NetworkDiagram:
-    """The drawing of a network that was traced."""
+    """Lay out a traced network as a diagram."""
     groups: list[list[Layer]] = []
     group_of = {INPUT: -1}
     layers = {layer.name: layer for layer in trace.layers}
@@ -92,17 +102,17 @@ def build_diagram(trace: Trace) -> NetworkDiagram:
 
 
 def _is_elementwise(layer: Layer, before: Layer) -> bool:
-    """Whether `layer` only changes the values of `before`, each at its own place."""
+    """Return whether `layer` only changes the values of `before`, each by itself."""
     return layer.multiply_adds == 0 and layer.shape == before.shape and layer.fields == before.fields
 
 
 def _assign_lanes(inputs: Sequence[tuple[int, ...]]) -> tuple[list[int], list[Edge]]:
-    """The column of every node and of every line: the first reader of a node goes on in its column."""
+    """Return the lane of every node, and all edges; the first reader of a node stays in its lane."""
     readers: dict[int, list[int]] = defaultdict(list)
     for node, some in enumerate(inputs):
         for source in some:
             readers[source].append(node)
-    taken: dict[tuple[int, int], int] = {}  # (start, end) -> lane, of the lines that have begun
+    taken: dict[tuple[int, int], int] = {}  # (start, end) -> lane, of the edges in progress
     lanes: list[int] = []
     edges: list[Edge] = []
     for node in range(-1, len(inputs)):
@@ -117,31 +127,28 @@ def _assign_lanes(inputs: Sequence[tuple[int, ...]]) -> tuple[list[int], list[Ed
     return lanes, edges
 
 
-def render_connections(rail: NetworkDiagram) -> str:
-    """The lines and dots as SVG; node k is in the middle of row k + 1, and the picture in row 0."""
-    height, width = ROW_HEIGHT * (len(rail.nodes) + 1), LANE_WIDTH * rail.lanes + 4
-    lines = "".join(f'<path d="{_path(rail, edge)}"/>' for edge in rail.edges)
-    dots = "".join(
-        f'<circle cx="{_x(node.lane)}" cy="{_y(k)}" r="{4 if node.multiply_adds else 2.5}"/>'
-        for k, node in enumerate(rail.nodes)
-    )
-    dots = f'<rect x="{_x(0) - 4}" y="{_y(-1) - 4}" width="8" height="8"/>' + dots
-    return (
-        f'<svg class="wires" width="{width}" height="{height}" viewBox="0 0 {width} {height}" aria-hidden="true">'
-        f"{lines}{dots}</svg>"
+def render_connections(diagram: NetworkDiagram) -> Markup:
+    """Draw edges and nodes as SVG; node k is in the middle of row k + 1, and the image in row 0."""
+    return render_template(
+        "network_connections.svg",
+        width=LANE_WIDTH * diagram.num_lanes + 4,
+        height=ROW_HEIGHT * (len(diagram.nodes) + 1),
+        paths=[_edge_path(diagram, edge) for edge in diagram.edges],
+        input_x=_x(0),
+        input_y=_y(-1),
+        circles=[(_x(node.lane), _y(k), 4 if node.multiply_adds else 2.5) for k, node in enumerate(diagram.nodes)],
     )
 
 
-def _path(rail: NetworkDiagram, edge: Edge) -> str:
-    start = rail.nodes[edge.start].lane if edge.start >= 0 else 0
+def _edge_path(diagram: NetworkDiagram, edge: Edge) -> str:
+    start = diagram.nodes[edge.start].lane if edge.start >= 0 else 0
     x, y, end_y = _x(start), _y(edge.start), _y(edge.end)
     parts = [f"M{x} {y}"]
-    for lane, to in ((edge.lane, y + ROW_HEIGHT / 2), (rail.nodes[edge.end].lane, end_y)):
+    for lane, curve_end in ((edge.lane, y + ROW_HEIGHT / 2), (diagram.nodes[edge.end].lane, end_y)):
         if _x(lane) != x:
-            begin = to - ROW_HEIGHT / 2
-            parts.append(
-                f"V{begin:g}C{x} {begin + ROW_HEIGHT / 4:g} {_x(lane)} {begin + ROW_HEIGHT / 4:g} {_x(lane)} {to:g}"
-            )
+            begin = curve_end - ROW_HEIGHT / 2
+            middle = begin + ROW_HEIGHT / 4
+            parts.append(f"V{begin:g}C{x} {middle:g} {_x(lane)} {middle:g} {_x(lane)} {curve_end:g}")
             x = _x(lane)
     parts.append(f"V{end_y}")
     return "".join(parts)
@@ -155,41 +162,42 @@ def _y(node: int) -> int:
     return ROW_HEIGHT * (node + 1) + ROW_HEIGHT // 2
 
 
-def render_navigation(rail: NetworkDiagram, links: dict[int, str], size: tuple[int, int], example: str) -> str:
-    """The rail as HTML: each node a link to its layer (`links`: node -> address), with what it sees of a picture.
+def render_navigation(diagram: NetworkDiagram, links: dict[int, str], size: tuple[int, int], example: str) -> Markup:
+    """Render the diagram as HTML, with a link and a receptive field for each node.
 
-    `size`: rows and columns of the picture; `example`: the address of one.
+    Args:
+        diagram: of the network.
+        links: node -> address of its page.
+        size: rows and columns of the image.
+        example: address of an image.
     """
-    picture = f'<li class="node"><a href="#/"><span class="said"><b>picture</b><span class="quiet">{size[0]}×{size[1]}'
-    rows = [f"{picture}</span></span>{render_receptive_field(size, size, example)}</a></li>"]
-    for k, node in enumerate(rail.nodes):
-        shape = f'<span class="quiet">{format_shape(node)}</span>'
-        inside = f'<span class="said">{_name(node)}{shape}</span>{render_receptive_field(node.extent, size, example)}'
-        link = links.get(k)
-        row = f'<a href="{escape(link)}">{inside}</a>' if link else f'<span class="passed">{inside}</span>'
-        rows.append(f'<li class="node" data-node="{k}">{row}</li>')
-    return f'<div class="rail">{render_connections(rail)}<ol>{"".join(rows)}</ol></div>'
-
-
-def _name(node: Node) -> str:
-    # The end of a long name tells layers apart: it is what stays where there is no room for all (see atlas.css).
-    return f'<span class="name" title="{escape(node.name)}">{isolate(node.name)}</span>'
+    return render_template(
+        "network_navigation.html",
+        connections=render_connections(diagram),
+        nodes=diagram.nodes,
+        links=links,
+        size=size,
+        format_shape=format_shape,
+        receptive_field=partial(render_receptive_field, size=size, example=example),
+    )
 
 
 def format_shape(node: Node) -> str:
-    """The node's output in words: "64 × 55×55"; channels, rows, columns."""
-    channels, *places = node.shape
-    return f"{channels:,} × {'×'.join(map(str, places))}" if places else f"{channels:,}"
+    """Return the shape of the node's output, "64 × 55×55": channels, rows, columns."""
+    channels, *sizes = node.shape
+    return f"{channels:,} × {'×'.join(map(str, sizes))}" if sizes else f"{channels:,}"
 
 
-def render_receptive_field(extent: tuple[int, ...], size: tuple[int, int], example: str) -> str:
-    """What one position sees of a picture, as a square in the middle of the picture `example`, true to scale."""
+def render_receptive_field(extent: tuple[int, ...], size: tuple[int, int], example: str) -> Markup:
+    """Draw a receptive field of `extent` as a frame in the middle of the image `example`, to scale, as SVG."""
     height, width = (min(one, whole) for one, whole in zip(extent, size, strict=True)) if extent else size
-    x, y = (size[1] - width) / 2, (size[0] - height) / 2
-    said = f"sees {height}×{width} of {size[0]}×{size[1]} pixels"
-    return (
-        f'<svg class="field" viewBox="0 0 {size[1]} {size[0]}" role="img" aria-label="{said}"><title>{said}</title>'
-        f'<image href="{escape(example)}" width="{size[1]}" height="{size[0]}"/>'
-        f'<rect class="halo" x="{x:g}" y="{y:g}" width="{width}" height="{height}"/>'
-        f'<rect x="{x:g}" y="{y:g}" width="{width}" height="{height}"/></svg>'
+    return render_template(
+        "receptive_field.svg",
+        size=size,
+        example=example,
+        label=f"sees {height}×{width} of {size[0]}×{size[1]} pixels",
+        x=f"{(size[1] - width) / 2:g}",
+        y=f"{(size[0] - height) / 2:g}",
+        width=width,
+        height=height,
     )

@@ -1,4 +1,4 @@
-"""How long the drawing of an atlas takes: expected from what the pass over the pictures took, told as it goes on."""
+"""Estimate of the time that building an atlas still takes, from the duration of the pass over the images."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,48 +8,57 @@ from svertka.inspection.atlas.layer_data import AtlasLayer
 from svertka.inspection.atlas.resumable_folder import ResumableFolder
 from svertka.progress import Progress
 
-DRAWING = 1.5e-3  # seconds to cut, scale and compress a patch and its projection
-BACK = 1.6  # times what the pass took for a picture, of a projection through the whole network
-AROUND = 1.4  # times the side of what a unit sees is that of the window which has to be computed for it
+SECONDS_PER_TILE = 1.5e-3  # to crop, scale and compress a patch and its projection
+PROJECTION_COST = 1.6  # a projection through the whole network, in forward passes
+CROP_MARGIN = 1.4  # side of the crop that is computed for a unit, in receptive fields
 
 
 class RemainingTime:
-    """The seconds that each part of an atlas is expected to take."""
+    """The expected seconds for each part of an atlas.
+
+    Args:
+        trace: of the network.
+        layers: of the atlas.
+        images: of the atlas.
+        seconds_per_image: of the pass over the images.
+        size: side of the images, pixels.
+    """
 
     def __init__(
-        self, trace: Trace, rooms: Sequence[AtlasLayer], portraits: AtlasImages, per_picture: float, size: int
+        self, trace: Trace, layers: Sequence[AtlasLayer], images: AtlasImages, seconds_per_image: float, size: int
     ) -> None:
-        self._units: dict[str, float] = {}
+        self._seconds_per_unit: dict[str, float] = {}
         total, before = max(1, trace.multiply_adds), 0
-        reached = {}
+        share_up_to = {}
         for layer in trace.layers:
             before += layer.multiply_adds
-            reached[layer.name] = before / total
-        for room in rooms:
-            window = min(1.0, AROUND * max(room.extent) / size) ** 2
-            each = DRAWING + BACK * per_picture * reached[room.layer.name] * window
-            self._units[room.data] = room.found.images.shape[1] * each
-        self._rooms = rooms
-        self._pictures = per_picture + DRAWING
-        self._maps = num_overlay_passes(size) * per_picture
-        self._portraits = portraits
-        self._done = 0.0
+            share_up_to[layer.name] = before / total
+        for one in layers:
+            crop_area = min(1.0, CROP_MARGIN * max(one.extent) / size) ** 2
+            per_tile = SECONDS_PER_TILE + PROJECTION_COST * seconds_per_image * share_up_to[one.layer.name] * crop_area
+            self._seconds_per_unit[one.key] = one.patches.images.shape[1] * per_tile
+        self._layers, self._images = layers, images
+        self._seconds_per_image = seconds_per_image + SECONDS_PER_TILE
+        self._seconds_per_overlay_image = num_overlay_passes(size) * seconds_per_image
+        self._total = self._done = 0.0
 
-    def left(self, parts: ResumableFolder) -> float:
-        """Seconds that what is missing in `parts` is expected to take."""
-        rooms = sum(self._units[room.data] * room.units for room in self._rooms if room.script not in parts)
-        self._left = rooms + self._pictures * len(self._portraits.shown) + self._maps * len(self._portraits.featured)
-        return self._left
+    def start(self, folder: ResumableFolder) -> float:
+        """Return the expected seconds for everything that is missing in `folder`, and count progress against them."""
+        units = sum(self._seconds_per_unit[one.key] * one.num_units for one in self._layers if one.script not in folder)
+        images = self._seconds_per_image * len(self._images.indices)
+        self._total = units + images + self._seconds_per_overlay_image * len(self._images.with_overlays)
+        return self._total
 
-    def units(self, shown: Progress, room: AtlasLayer) -> Callable[[int], None]:
-        """What tells `shown`, which counts to 100, that some units of `room` are done."""
-        return lambda count: self._advance(shown, count * self._units[room.data], room.layer.name)
+    def advance_units(self, shown: Progress, layer: AtlasLayer) -> Callable[[int], None]:
+        """Return a function that advances `shown`, which counts to 100, by a number of finished units."""
+        return lambda count: self._advance(shown, count * self._seconds_per_unit[layer.key], layer.layer.name)
 
-    def pictures(self, shown: Progress) -> Callable[[int], None]:
-        """What tells `shown` that some pictures are done."""
-        share = len(self._portraits.featured) / max(1, len(self._portraits.shown))
-        return lambda count: self._advance(shown, count * (self._pictures + share * self._maps), "pictures")
+    def advance_images(self, shown: Progress) -> Callable[[int], None]:
+        """Return a function that advances `shown`, which counts to 100, by a number of finished images."""
+        share = len(self._images.with_overlays) / max(1, len(self._images.indices))
+        seconds = self._seconds_per_image + share * self._seconds_per_overlay_image
+        return lambda count: self._advance(shown, count * seconds, "images")
 
     def _advance(self, shown: Progress, seconds: float, note: str) -> None:
         self._done += seconds
-        shown.advance(min(100, round(100 * self._done / max(self._left, 1e-9))) - shown.done, note)
+        shown.advance(min(100, round(100 * self._done / max(self._total, 1e-9))) - shown.done, note)

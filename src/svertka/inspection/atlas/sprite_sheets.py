@@ -1,4 +1,4 @@
-"""Many small pictures in a file: what a page loads instead of thousands of files."""
+"""Sprite sheets: many small images in one file, which a page loads instead of thousands of files."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,19 +9,22 @@ import numpy as np
 from svertka.data.dataset import Pixels
 from svertka.pages.inline_images import encode_webp, shrink
 
-TILE_SIDE = 48  # CSS pixels of a tile, about
-MAX_CRISP_IMAGE = 64  # pixels: pictures up to this side are enlarged by whole factors and keep every pixel
-MAX_CRISP_PATCH = 24  # pixels: parts of larger pictures do so up to this side
-UNITS_PER_SHEET = 32  # units in a file
-IMAGE_SHEET_SIDE = 640  # pixels: about the side of a file of whole pictures
+TILE_SIDE = 48  # CSS pixels, approximately
+MAX_CRISP_IMAGE = 64  # pixels: images up to this side keep every pixel and are enlarged by whole factors
+MAX_CRISP_PATCH = 24  # pixels: so are patches of larger images up to this side
+UNITS_PER_SHEET = 32
+IMAGE_SHEET_SIDE = 640  # pixels, approximately
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How the parts of a picture that a layer sees are kept and shown.
+    """How the patches of a layer are stored and shown.
 
-    `window`: pixels of the picture along each side; `kept`: pixels in the file; `shown`: CSS pixels. `crisp`: every
-    pixel is kept and shown as a square.
+    Attributes:
+        window: side of a patch in the image, pixels.
+        kept: side in the file, pixels.
+        shown: side on the page, CSS pixels.
+        crisp: every pixel is stored and shown as a square.
     """
 
     window: int
@@ -31,59 +34,68 @@ class Tile:
 
     @property
     def reduced(self) -> "Tile":
-        """The same for parts that have the scale of the file already."""
+        """The same tile for patches that are already at the scale of the file."""
         return replace(self, window=self.kept)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for a JSON file."""
+        """Return the fields for a JSON file."""
         return asdict(self)
 
 
-def choose_tile(extent: int, picture: int, *, side: int = TILE_SIDE) -> Tile:
-    """That of a layer which sees `extent` pixels of pictures with `picture` a side; photographs are kept at `side`."""
-    window = min(extent, picture)
-    if picture > MAX_CRISP_IMAGE and window > MAX_CRISP_PATCH:
+def choose_tile(extent: int, image_size: int, *, side: int = TILE_SIDE) -> Tile:
+    """Return the tile for a receptive field of `extent` pixels in images of side `image_size`.
+
+    Patches too large to be crisp are stored with at most `side` pixels.
+    """
+    window = min(extent, image_size)
+    if image_size > MAX_CRISP_IMAGE and window > MAX_CRISP_PATCH:
         return Tile(window, min(window, side), TILE_SIDE, crisp=False)
     return Tile(window, window, window * max(1, round(TILE_SIDE / window)), crisp=True)
 
 
-def place_in_tile(part: Pixels, box: Sequence[int], tile: Tile) -> Pixels:
-    """`part` (h, w, 1 | 3) of a picture in a tile, (kept, kept, 4) uint8; clear where it ends at the picture's border.
+def place_in_tile(patch: Pixels, box: Sequence[int], tile: Tile) -> Pixels:
+    """Draw a patch into a tile, transparent where the receptive field exceeds the image.
 
-    `box`: where it was, top, left, bottom, right, the last two excluded; at most as large as the tile's window.
+    Args:
+        patch: (h, w, 1 | 3) uint8.
+        box: its place in the image: top, left, bottom, right, the last two excluded; at most the tile's window.
+        tile: how it is stored.
+
+    Returns:
+        (kept, kept, 4) uint8.
     """
     window = np.zeros((tile.window, tile.window, 4), np.uint8)
-    height, width = part.shape[:2]
-    # What a box lacks, it lacks at the side where it meets the border of the picture.
+    height, width = patch.shape[:2]
+    # A clipped patch lacks pixels at the border of the image that it touches.
     y = tile.window - height if box[0] == 0 else 0
     x = tile.window - width if box[1] == 0 else 0
-    window[y : y + height, x : x + width, :3] = part
+    window[y : y + height, x : x + width, :3] = patch
     window[y : y + height, x : x + width, 3] = 255
     return shrink(window, tile.kept)
 
 
-def to_rgb(pictures: Pixels) -> Pixels:
-    """`pictures` (…, 1 | 3) with three channels: what is grey has all of them alike."""
-    return np.repeat(pictures, 3, axis=-1) if pictures.shape[-1] == 1 else pictures
+def to_rgb(images: Pixels) -> Pixels:
+    """Return `images` (…, 1 | 3) with three channels."""
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
 def assemble_sheet(tiles: Sequence[Pixels], columns: int) -> Pixels:
-    """`tiles` (h, w, C) row by row, without gaps, in one picture; clear or black where there is none."""
+    """Join `tiles` (h, w, C) row by row without gaps; missing tiles are transparent or black."""
     height, width, channels = tiles[0].shape
     rows = -(-len(tiles) // columns)
-    whole = np.zeros((rows, columns, height, width, channels), np.uint8)
-    whole.reshape(rows * columns, height, width, channels)[: len(tiles)] = tiles
-    return whole.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
+    sheet = np.zeros((rows, columns, height, width, channels), np.uint8)
+    sheet.reshape(rows * columns, height, width, channels)[: len(tiles)] = tiles
+    return sheet.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
 
 
 def encode_sheet(tiles: Sequence[Pixels], columns: int, *, crisp: bool, quality: int) -> bytes:
-    """`sheet` as a WebP file: every pixel where `crisp`, else as a photograph of `quality`; with alpha where needed."""
-    whole = assemble_sheet(tiles, columns)
-    if whole.shape[2] == 4 and whole[..., 3].min() == 255:
-        whole = whole[..., :3]
-    return encode_webp(whole, exact=crisp, quality=quality)
+    """Encode `tiles` as one WebP file: lossless if `crisp`, else with `quality`; with alpha only where needed."""
+    sheet = assemble_sheet(tiles, columns)
+    if sheet.shape[2] == 4 and sheet[..., 3].min() == 255:
+        sheet = sheet[..., :3]
+    return encode_webp(sheet, exact=crisp, quality=quality)
 
 
-def images_per_row(picture: int) -> int:
-    """Whole pictures in a row, and rows, of a file of them; `picture`: pixels a side."""
-    return max(1, IMAGE_SHEET_SIDE // picture)
+def images_per_row(image_size: int) -> int:
+    """Return how many whole images of side `image_size` fit into a row, and rows into a sheet."""
+    return max(1, IMAGE_SHEET_SIDE // image_size)

@@ -1,10 +1,10 @@
-// What pages that make their content are built with: elements, numbers as people write them, bars.
+// Helpers for pages whose scripts create their content: elements, number formats, bar charts.
 "use strict";
 (() => {
   const build = self.build = {};
   const SPACE = "\u00a0";
 
-  // Children are elements or text, never HTML: a class may be called anything.
+  // Children are elements or text, never HTML: class names may contain markup.
   build.make = (tag, properties = {}, ...children) => {
     const element = document.createElement(tag);
     for (const [name, value] of Object.entries(properties)) {
@@ -34,7 +34,7 @@
   };
   build.address = (...parts) => `#/${parts.map(encodeURIComponent).join("/")}`;
 
-  // Shares as bars, [name, share, base share or undefined], each labelled with its number; `full` is a whole bar.
+  // A bar chart of rows [name, share, base share or undefined]; `full` is the share of a full bar.
   build.bars = (rows, label, full = 1) => build.make("ul", { class: "bars", "aria-label": label }, rows.map(([name, share, base]) => {
     const bar = build.svg("svg", { viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },
       build.svg("rect", { class: "bar-ground", width: 100, height: 8 }),

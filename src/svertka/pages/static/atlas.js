@@ -1,4 +1,4 @@
-// The walk through the atlas: which view an address names, the keys, and the search.
+// Navigation in the atlas: views by address, keyboard, search.
 "use strict";
 (() => {
   const atlas = self.atlas ??= {};
@@ -10,12 +10,12 @@
 
   const layerNamed = (name) => {
     const layer = atlas.facts.layers.find((one) => one.name === name);
-    if (!layer) throw new Error(`there is no layer ${name} in this atlas`);
+    if (!layer) throw new Error(`There is no layer ${name} in this atlas`);
     return layer;
   };
   const within = (text, end, what) => {
     const number = Number(text);
-    if (!Number.isInteger(number) || number < 0 || number >= end) throw new Error(`there is no ${what} ${text}; they go from 0 to ${end - 1}`);
+    if (!Number.isInteger(number) || number < 0 || number >= end) throw new Error(`There is no ${what} ${text}; use 0 to ${end - 1}`);
     return number;
   };
   const VIEWS = {
@@ -37,7 +37,7 @@
     } catch (error) {
       next = { title: "Not found", keys: {}, up: "#/", content: [make("h1", { tabindex: -1 }, `${error.message}.`)] };
     }
-    if (mine !== turn) return; // somebody has gone on meanwhile
+    if (mine !== turn) return; // a later navigation has replaced this one
     const came = here;
     here = location.hash;
     view = next;
@@ -53,12 +53,12 @@
     document.querySelector(".rail [aria-current]")?.scrollIntoView({ block: "nearest" });
     document.body.classList.remove("open");
     scrollTo(0, scrolled.get(here) ?? 0);
-    // A wall is left by one of its cards and entered at the same one; any other view is read from its headline.
+    // Going back to a grid focuses the card that was opened; any other view focuses its heading.
     const from = came && [...stage.querySelectorAll("a.card")].find((card) => card.hash === came);
     if (came !== null) (from ?? stage.querySelector("h1") ?? network.querySelector("h1")).focus({ preventScroll: true });
   }
 
-  // The card above or below is the one whose middle is nearest.
+  // Up and down move to the nearest card in the next row.
   function neighbour(card, key) {
     const cards = [...card.closest(".units, .pictures").querySelectorAll("a.card")];
     const at = cards.indexOf(card);
@@ -120,7 +120,7 @@
     if (act) { act(); event.preventDefault(); }
   }
 
-  // "conv4 12" is a unit, "conv" the layers that are called so.
+  // "conv4 12" finds a unit, "conv" all layers with that text in their names.
   function find(input, results) {
     const words = input.value.trim().toLowerCase();
     const [, stem, number] = /^(.*?)[\s#/]+(\d+)$/.exec(words) ?? [null, words, null];
@@ -128,7 +128,7 @@
     const found = layers.filter((layer) => number === null || Number(number) < layer.units).slice(0, 8).map((layer) =>
       make("li", {}, make("a", { href: number === null ? atlas.address("layer", layer.name) : atlas.address("unit", layer.name, Number(number)) },
         atlas.named(layer.name), number === null ? "" : ` ${Number(number)}`)));
-    results.replaceChildren(...(words && !found.length ? [make("li", { class: "quiet" }, "nothing")] : found));
+    results.replaceChildren(...(words && !found.length ? [make("li", { class: "quiet" }, "no match")] : found));
   }
 
   document.addEventListener("DOMContentLoaded", () => {

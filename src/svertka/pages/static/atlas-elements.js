@@ -1,9 +1,9 @@
-// What the views of the atlas are built with: data that come as scripts, pieces of sprites.
+// Elements of the atlas views: data loaded from scripts, tiles from sprite sheets, image crops.
 "use strict";
 (() => {
   const atlas = Object.assign(self.atlas ??= {}, self.build);
 
-  // Browsers refuse fetch from a file; a script beside the page assigns its value to atlasData.
+  // Browsers refuse fetch() on pages opened from disk; instead, data files are scripts that assign to atlasData.
   const promised = new Map();
   atlas.load = (name) => {
     if (!promised.has(name)) {
@@ -12,7 +12,7 @@
         script.addEventListener("load", () => { resolve(self.atlasData[name]); script.remove(); });
         script.addEventListener("error", () => {
           promised.delete(name);
-          reject(new Error(`data/${name}.js is missing: copy the whole folder of the atlas, not only index.html`));
+          reject(new Error(`data/${name}.js is missing; copy the whole folder of the atlas, not only index.html`));
         });
         document.head.append(script);
       }));
@@ -20,7 +20,7 @@
     return promised.get(name);
   };
 
-  // The pixels that a position of a layer sees, [top, left, bottom, right], the last two excluded.
+  // The receptive field of a position: [top, left, bottom, right], the last two excluded.
   atlas.box = (layer, row, column) => {
     const [top, bottom] = layer.rows[Math.min(row, layer.rows.length - 1)];
     const [left, right] = layer.columns[Math.min(column, layer.columns.length - 1)];
@@ -29,7 +29,7 @@
 
   const sheetOf = (unit) => Math.floor(unit / atlas.facts.sheet_rows);
 
-  // Nine tiles of a unit, `side` CSS pixels each, out of the layer's sheet of `kind`.
+  // The nine tiles of a unit from the layer's sprite sheet of `kind`, `side` CSS pixels each.
   atlas.mosaic = (layer, unit, kind, side) => {
     const rows = Math.min(atlas.facts.sheet_rows, layer.units - sheetOf(unit) * atlas.facts.sheet_rows);
     const tiles = layer.dead.includes(unit) ? [] : Array.from({ length: 9 }, () => atlas.make("i"));
@@ -41,7 +41,7 @@
       },
     }, ...tiles);
   };
-  // One tile alone.
+  // A single tile.
   atlas.piece = (layer, unit, place, kind, side) => {
     const one = atlas.mosaic(layer, unit, kind, side);
     one.className += " piece";
@@ -49,7 +49,7 @@
     return one;
   };
 
-  // A part of a picture as large as `side` allows; where the part ends at the border, the rest stays empty.
+  // A crop of a picture, scaled to `side`; the part of a receptive field beyond the border stays empty.
   atlas.crop = (picture, box, window, side, crisp = atlas.facts.pictures.crisp) => {
     const { size, columns } = atlas.facts.pictures;
     const scale = side / window;
@@ -69,9 +69,9 @@
       class: `crop ${crisp ? "crisp" : "smooth"}`, style: { width: `${side}px`, height: `${side}px` },
     }, part);
   };
-  // `side` pixels, or what the window has room for.
-  atlas.room = (side) => Math.min(side, document.documentElement.clientWidth - 32);
-  // The whole picture, about `side` CSS pixels a side; its `frame(box)` shows and null hides a part of it.
+  // `side`, or the width of the window if that is less.
+  atlas.fitToWindow = (side) => Math.min(side, document.documentElement.clientWidth - 32);
+  // The whole picture, about `side` CSS pixels wide; `frame(box)` marks a part of it, `frame(null)` removes the mark.
   atlas.whole = (picture, side) => {
     const { size, crisp } = atlas.facts.pictures;
     const scale = crisp ? Math.max(1, Math.floor(side / size)) : side / size;

@@ -1,4 +1,4 @@
-// The pictures, and one of them: what the network takes it for, and which units of each layer it excites.
+// Image views: the grid of all pictures; one picture with its predictions, overlays and the units that it activates.
 "use strict";
 (() => {
   const atlas = self.atlas ??= {};
@@ -6,7 +6,7 @@
   const THUMBNAIL = 96;
   const WHOLE = 384;
   const PART = 64;
-  // As long as the page.
+  // Kept as long as the page is open.
   let filter = "";
   let overlay = "picture";
 
@@ -25,17 +25,17 @@
         target.firstChild.append(atlas.whole(Number(target.dataset.picture), THUMBNAIL));
       }
     }, { rootMargin: "400px" });
-    // Those that have overlays first.
+    // Pictures with overlays first.
     const featured = new Set(atlas.facts.featured);
     const order = pictures.names.map((_, k) => k).sort((a, b) => featured.has(b) - featured.has(a) || a - b);
     const cards = order.map((picture) => {
       const [name, label, guess] = pictures.names[picture];
-      const taken = atlas.facts.predicted[guess];
-      const said = `${name}${label === null ? "" : `, ${truth(label)}`}, taken for ${taken}`;
+      const predicted = atlas.facts.predicted[guess];
+      const said = `${name}${label === null ? "" : `, ${truth(label)}`}, predicted ${predicted}`;
       const card = make("a", { class: "card", href: atlas.address("picture", picture), "data-picture": picture, "aria-label": said },
         make("span", { class: "thumbnail" }), make("span", { class: "caption", "aria-hidden": "true" },
           make("span", {}, atlas.named(truth(label) ?? name)),
-          make("span", { class: "quiet" }, wrong(pictures, picture) || !atlas.facts.knows ? atlas.named(`→ ${taken}`) : "\u00a0")));
+          make("span", { class: "quiet" }, wrong(pictures, picture) || !atlas.facts.knows ? atlas.named(`→ ${predicted}`) : "\u00a0")));
       observer.observe(card);
       return make("div", { role: "listitem" }, card);
     });
@@ -55,9 +55,9 @@
     return {
       title: "Pictures", search, keys: {}, up: "#/",
       content: [
-        make("h1", { tabindex: -1 }, `${atlas.count(all, "picture")} were looked at; ${cards.length.toLocaleString("en")} of them excite a unit most.`),
-        make("p", { class: "how" }, featured.size === cards.length ? "Choose one to see what the network sees in it."
-          : `Choose one to see what the network sees in it; the first ${featured.size} come with maps of what counts.`),
+        make("h1", { tabindex: -1 }, `${atlas.count(all, "picture")} in the data set; ${cards.length.toLocaleString("en")} of them are among the strongest of a unit.`),
+        make("p", { class: "how" }, featured.size === cards.length ? "Open a picture to see its predictions, the evidence for them, and the units that it activates."
+          : `Open a picture to see its predictions and the units that it activates; the first ${featured.size} also have saliency maps.`),
         make("div", { class: "controls" }, search, output), wall,
       ],
     };
@@ -68,7 +68,7 @@
     const { best, strongest, scales } = some[picture % atlas.facts.pictures.chunk];
     const [name, label] = pictures.names[picture];
     const step = (by) => { if (pictures.names[picture + by]) location.hash = atlas.address("picture", picture + by); };
-    const whole = atlas.whole(picture, atlas.room(WHOLE));
+    const whole = atlas.whole(picture, atlas.fitToWindow(WHOLE));
     const stage = make("div", { class: "stage" }, whole);
     const explained = make("p", { class: "quiet explained" });
     const kinds = scales ? Object.keys(MAPS) : [];
@@ -96,10 +96,10 @@
         make("h1", { tabindex: -1 }, ...sentence(name, label, best)),
         make("div", { class: "portrait" },
           make("figure", { class: "source" }, stage,
-            kinds.length ? make("div", { class: "switch", role: "group", "aria-label": "What is shown over the picture" }, buttons) : null, explained),
-          make("section", {}, make("h2", {}, "What it is taken for"), atlas.bars(guesses, "The most probable classes"))),
-        make("section", {}, make("h2", {}, "What in it excites which unit"),
-          atlas.how("For each layer the units that come closest to their own strongest activation, in per cent of it, and the part of the picture that they see", atlas.PAPER, "Zeiler & Fergus 2014, §4"),
+            kinds.length ? make("div", { class: "switch", role: "group", "aria-label": "Overlay" }, buttons) : null, explained),
+          make("section", {}, make("h2", {}, "Predictions"), atlas.bars(guesses, "The most probable classes"))),
+        make("section", {}, make("h2", {}, "Units that it activates"),
+          atlas.how("For each layer: the units closest to their own largest activation, with the percentage of it and the patch that activates them", atlas.PAPER, "Zeiler & Fergus 2014, §4"),
           make("div", { class: "layers" }, atlas.facts.layers.map((layer, k) => row(layer, strongest[k], picture, whole)))),
       ],
     };
@@ -107,11 +107,11 @@
 
   const MAPS = {
     picture: { name: "Picture", said: () => "" },
-    saliency: { name: "Saliency", said: (guess) => `The pixels that speak for ${guess}, by guided backpropagation (Springenberg et al. 2014); grey does not count.` },
+    saliency: { name: "Saliency", said: (guess) => `Guided backpropagation (Springenberg et al. 2014): the pixels that raise the score of ${guess}; grey has no influence.` },
     occlusion: { name: "Occlusion", said: (guess, { occlusion }) => occlusion ?
-      `Clear where covering it costs ${guess} most, up to ${atlas.percent(occlusion)} of probability; under the veil it costs nothing (Zeiler & Fergus 2014, §4.2).`
-      : `Whatever is covered, it costs ${guess} nothing (Zeiler & Fergus 2014, §4.2).` },
-    "grad-cam": { name: "Grad-CAM", said: (guess) => `Clear where the last maps speak for ${guess}; under the veil they do not (Selvaraju et al. 2017).` },
+      `Occlusion (Zeiler & Fergus 2014, §4.2): clear where covering the picture lowers the probability of ${guess} most, by up to ${atlas.percent(occlusion)}; grey where it does not.`
+      : `Occlusion (Zeiler & Fergus 2014, §4.2): no covered part lowers the probability of ${guess}.` },
+    "grad-cam": { name: "Grad-CAM", said: (guess) => `Grad-CAM (Selvaraju et al. 2017): clear where the last feature maps support ${guess}; grey where they do not.` },
   };
 
   function neighbour(pictures, picture, by, text) {
@@ -123,14 +123,14 @@
   function sentence(name, label, best) {
     const [guess, probability] = best[0];
     const of = label === null ? [] : [": ", atlas.named(truth(label))];
-    return [atlas.named(name), ...of, ", taken for ", atlas.named(atlas.facts.predicted[guess]), ` with ${atlas.percent(probability)}.`];
+    return [atlas.named(name), ...of, ", predicted ", atlas.named(atlas.facts.predicted[guess]), ` with ${atlas.percent(probability)}.`];
   }
 
   function row(layer, strongest, picture, whole) {
     const parts = strongest.map(([unit, share, place, column]) => {
       const box = atlas.box(layer, place, column);
       const link = make("a", { class: "part", href: atlas.address("unit", layer.name, unit),
-        "aria-label": `Unit ${unit} of ${layer.name}, ${atlas.percent(share)} of its strongest activation` },
+        "aria-label": `Unit ${unit} of ${layer.name}, ${atlas.percent(share)} of its largest activation` },
       atlas.crop(picture, box, layer.tile.window, PART, layer.tile.crisp), make("span", { class: "caption", "aria-hidden": "true" }, make("b", {}, String(unit)), ` ${Math.round(100 * share)}\u00a0%`));
       const frame = () => whole.frame(box);
       link.addEventListener("pointerenter", frame);

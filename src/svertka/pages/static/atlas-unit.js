@@ -1,4 +1,4 @@
-// A unit: what excites it, where that lies in the pictures, how often it is active, what it prefers, what resembles it.
+// Unit view: patches and projections, histogram of activations, preferred classes, similar units.
 "use strict";
 (() => {
   const atlas = self.atlas ??= {};
@@ -25,14 +25,14 @@
         make("p", { class: "trail" }, make("a", { href: atlas.address("layer", layer.name) }, atlas.named(layer.name)),
           make("span", {}, neighbour(-1, "← previous", "Previous"), " ", neighbour(1, "next →", "Next"))),
         make("h1", { tabindex: -1 }, ...sentence(layer, data, unit)),
-        ...(layer.dead.includes(unit) ? [make("p", { class: "how" }, "It is never above zero: no picture that was looked at excites it.")] : [
-          atlas.how(`Pairs of a patch and its projection: the pixels in it that the unit answers to, grey where it does not${layer.note ? `. ${layer.note.replace(/\.$/, "")}` : ""}`, atlas.PAPER, "Zeiler & Fergus 2014, §2.1"),
+        ...(layer.dead.includes(unit) ? [make("p", { class: "how" }, "No picture of the data set activates it: its activation is never above zero.")] : [
+          atlas.how(`Each pair shows a patch and its projection: the pixels that activate the unit, on grey${layer.note ? `. ${layer.note.replace(/\.$/, "")}` : ""}`, atlas.PAPER, "Zeiler & Fergus 2014, §2.1"),
           pairs(layer, data, unit, pictures)]),
         make("div", { class: "facts" },
-          layer.dead.includes(unit) ? null : make("section", {}, make("h2", {}, "How strongly"), histogram(data, unit)),
-          data.classes[unit].length ? make("section", {}, make("h2", {}, "Which classes"), preferences(data, unit)) : null),
+          layer.dead.includes(unit) ? null : make("section", {}, make("h2", {}, "Activations"), histogram(data, unit)),
+          data.classes[unit].length ? make("section", {}, make("h2", {}, "Preferred classes"), preferences(data, unit)) : null),
         similar.length ? make("section", {}, make("h2", {}, "Similar units"),
-          make("p", { class: "how" }, "Those whose strongest answers rise and fall from picture to picture as its own do."),
+          make("p", { class: "how" }, "The units whose activations over all pictures correlate most with its own."),
           make("div", { class: "units", style: { "--side": `${layer.tile.shown}px` }, "data-shown": "patches" }, cards)) : null,
       ],
     };
@@ -40,8 +40,8 @@
 
   function sentence(layer, data, unit) {
     if (layer.dead.includes(unit)) return [`Unit ${unit} of `, atlas.named(layer.name), ": dead."];
-    const favourites = atlas.favourites(data, unit).flatMap((name, k) => [k ? " and " : ", prefers ", atlas.named(atlas.facts.classes[name])]);
-    return [`Unit ${unit} of `, atlas.named(layer.name), `: active in ${atlas.percent(data.active[unit])} of the pictures`, ...favourites, "."];
+    const preferred = atlas.preferredClasses(data, unit).flatMap((name, k) => [k ? " and " : ", prefers ", atlas.named(atlas.facts.classes[name])]);
+    return [`Unit ${unit} of `, atlas.named(layer.name), `: active in ${atlas.percent(data.active[unit])} of the pictures`, ...preferred, "."];
   }
 
   function pairs(layer, data, unit, pictures) {
@@ -55,14 +55,14 @@
       const [name, label] = pictures.names[picture];
       const value = atlas.number(data.values[unit][k]);
       const of = label === null ? "" : `, ${atlas.facts.classes[label]}`;
-      // Where the file of tiles holds every pixel it is the better source: that of whole pictures may be compressed.
+      // Crisp tiles hold every pixel; whole pictures may be compressed.
       const patch = crisp ? atlas.piece(layer, unit, k, "patches", side) : atlas.crop(picture, box, window, side);
       const pair = make("a", { class: "pair", href: atlas.address("picture", picture), "aria-label":
         `Patch ${k + 1}: activation ${value}, in ${name}${of}, rows ${box[0]} to ${box[2] - 1}, columns ${box[1]} to ${box[3] - 1}` },
       patch, atlas.piece(layer, unit, k, "projections", side));
       const show = () => {
         for (const other of shown) other.classList.toggle("chosen", other === pair);
-        const whole = atlas.whole(picture, atlas.room(WHOLE));
+        const whole = atlas.whole(picture, atlas.fitToWindow(WHOLE));
         whole.frame(box);
         stage.replaceChildren(whole);
         caption.replaceChildren(make("b", {}, `${k + 1}`), ` · activation ${value}`, make("br"), atlas.named(name),
@@ -78,9 +78,9 @@
       make("div", { class: "pairs", style: { "--side": `${side}px` } }, shown), make("figure", { class: "source" }, stage, caption));
   }
 
-  // Pictures by how strongly they excite the unit: a bar a bin, the nine marked, counts on a logarithmic axis.
+  // Histogram of the unit's activation in each picture, with ticks at the nine patches and a logarithmic count axis.
   function histogram(data, unit) {
-    // Where the unit's own pictures are; the bins are those of the layer.
+    // The bins are the layer's; only the range of this unit is drawn.
     const every = data.histogram[unit];
     const first = Math.max(0, every.findIndex(Boolean));
     const counts = every.slice(first, every.findLastIndex(Boolean) + 1);
@@ -98,9 +98,9 @@
       return svg("line", { class: "mark", x1: x, x2: x, y1: HEIGHT + 4, y2: HEIGHT + 16 });
     });
     const pictures = counts.reduce((sum, count) => sum + count, 0);
-    const label = `Histogram: of ${pictures} pictures, by the unit's strongest activation from ${atlas.number(low)} to ${atlas.number(high)}`;
+    const label = `Histogram of ${pictures} pictures by the unit's activation, from ${atlas.number(low)} to ${atlas.number(high)}`;
     const text = (x, anchor, words) => svg("text", { x, y: HEIGHT + 36, "text-anchor": anchor }, words);
-    return make("div", {}, make("p", { class: "how" }, "Pictures by the unit's strongest activation in them, both on logarithmic axes; the ticks are the nine."),
+    return make("div", {}, make("p", { class: "how" }, "Number of pictures by the unit's activation, on logarithmic axes. Ticks: the nine patches."),
       svg("svg", { class: "histogram", height: HEIGHT + 40, role: "img", "aria-label": label },
         svg("line", { class: "hair", x1: 0, x2: "100%", y1: HEIGHT, y2: HEIGHT }), ...bars, ...marks,
         text("0", "start", atlas.number(low)), text("100%", "end", atlas.number(high)),
@@ -110,7 +110,7 @@
   function preferences(data, unit) {
     const total = atlas.facts.class_counts.reduce((sum, count) => sum + count, 0);
     const rows = data.classes[unit].map(([name, share]) => [atlas.facts.classes[name], share, atlas.facts.class_counts[name] / total]);
-    return make("div", {}, make("p", { class: "how" }, "Their shares of what excites it, most beyond their share of all pictures, the tick, first."),
+    return make("div", {}, make("p", { class: "how" }, "Each class's share of the unit's total activation. Tick: its share of all pictures."),
       atlas.bars(rows, "Preferred classes", Math.max(...rows.flatMap(([, share, base]) => [share, base]))));
   }
 })();

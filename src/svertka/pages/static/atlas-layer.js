@@ -1,4 +1,4 @@
-// The wall of a layer: a card for each of its units, sorted and filtered.
+// Layer view: a grid with a card for each unit, sorted and filtered.
 "use strict";
 (() => {
   const atlas = self.atlas ??= {};
@@ -7,36 +7,36 @@
   const ORDERS = { number: "number", class: "preferred class", sparsity: "sparsity", similarity: "similarity" };
   const scale = (low, high) => make("span", { class: "scale" }, `${low} `, make("i"), ` ${high}`);
   const LEGENDS = {
-    patches: () => ["The parts of nine different pictures that excite the unit most, the strongest first."],
-    projections: () => ["What in each of them does, back in pixels: ", scale("−", "+"), ", grey is 0."],
-    both: () => ["Beside each patch what in it excites the unit, back in pixels: ", scale("−", "+"), ", grey is 0."],
+    patches: () => ["The nine patches that activate the unit most, from different pictures, the strongest first."],
+    projections: () => ["The pixels of each patch that activate the unit (deconvolution): ", scale("−", "+"), ", grey is 0."],
+    both: () => ["Each patch beside the pixels in it that activate the unit (deconvolution): ", scale("−", "+"), ", grey is 0."],
     filters: () => ["The unit's weights: ", scale("−", "+"), ", grey is 0."],
   };
-  // As long as the page: a wall that one comes back to is as one left it.
+  // Kept as long as the page is open, so that a grid looks the same when one comes back.
   const chosen = { shown: "patches", order: "number", filter: {} };
 
-  // The names of the two classes it prefers, if their shares of what excites it are plainly above those of all pictures.
-  const PLAINLY = 0.02;
-  atlas.favourites = (data, unit) => {
+  // Up to two preferred classes: those whose share of the unit's activation clearly exceeds their share of all pictures.
+  const MIN_EXCESS = 0.02;
+  atlas.preferredClasses = (data, unit) => {
     const total = atlas.facts.class_counts.reduce((sum, count) => sum + count, 0);
-    return data.classes[unit].filter(([name, share]) => share - atlas.facts.class_counts[name] / total >= PLAINLY)
+    return data.classes[unit].filter(([name, share]) => share - atlas.facts.class_counts[name] / total >= MIN_EXCESS)
       .slice(0, 2).map(([name]) => name);
   };
 
-  atlas.said = (layer, data, unit) => {
-    if (layer.dead.includes(unit)) return `Unit ${unit}, dead: nothing excites it`;
-    const favourites = atlas.favourites(data, unit).map((name) => atlas.facts.classes[name]);
+  atlas.describeUnit = (layer, data, unit) => {
+    if (layer.dead.includes(unit)) return `Unit ${unit}, dead: no picture activates it`;
+    const preferred = atlas.preferredClasses(data, unit).map((name) => atlas.facts.classes[name]);
     return `Unit ${unit}, active in ${atlas.percent(data.active[unit])} of the pictures` +
-      (favourites.length ? `; prefers ${favourites.join(", ")}` : "");
+      (preferred.length ? `; prefers ${preferred.join(", ")}` : "");
   };
 
-  // A link to a unit, with its mosaics once it is near the window (`fill`).
+  // A link to a unit; `fill` adds its tiles once it is near the visible area.
   atlas.card = (layer, data, unit) => {
     const side = layer.tile.shown;
     const dead = layer.dead.includes(unit);
-    const [first, second] = dead ? [] : atlas.favourites(data, unit).map((name) => atlas.facts.classes[name]);
+    const [first, second] = dead ? [] : atlas.preferredClasses(data, unit).map((name) => atlas.facts.classes[name]);
     const card = make("a", {
-      class: "card", href: atlas.address("unit", layer.name, unit), "data-unit": unit, "aria-label": atlas.said(layer, data, unit),
+      class: "card", href: atlas.address("unit", layer.name, unit), "data-unit": unit, "aria-label": atlas.describeUnit(layer, data, unit),
     }, make("span", { class: "mosaics" }, dead ? make("span", { class: "dead" }, "dead") : null),
     make("span", { class: "caption", "aria-hidden": "true" },
       make("span", {}, make("b", {}, String(unit)), dead ? "" : ` · ${atlas.percent(data.active[unit])}`),
@@ -68,7 +68,7 @@
     const by = (value) => units.sort((a, b) => last(a) - last(b) || value(a) - value(b) || a - b);
     if (order === "sparsity") return by((unit) => data.active[unit]);
     if (order === "class") {
-      return by((unit) => (atlas.favourites(data, unit)[0] ?? Infinity) - (data.classes[unit][0]?.[1] ?? 0));
+      return by((unit) => (atlas.preferredClasses(data, unit)[0] ?? Infinity) - (data.classes[unit][0]?.[1] ?? 0));
     }
     if (order === "similarity") {
       const place = new Map(data.order.map((unit, k) => [unit, k]));
@@ -109,7 +109,7 @@
 
     const kinds = Object.keys(KINDS).filter((kind) => kind !== "filters" || layer.filters);
     const buttons = kinds.map((kind) => make("button", { type: "button", "data-kind": kind, onclick: () => show(kind) }, KINDS[kind]));
-    // As high for all kinds: the wall must not move when one compares them by blinking.
+    // The same height for all kinds, so that switching between them does not move the grid.
     const legend = make("p", { class: "legend quiet" });
     const show = (kind) => {
       chosen.shown = kind;
@@ -130,7 +130,7 @@
       up: "#/",
       content: [
         make("h1", { tabindex: -1 }, ...sentence(layer)),
-        atlas.how("Each card is a unit, with its number, the share of pictures in which it is active, and the classes that it prefers",
+        atlas.how("Each card shows a unit: its number, the share of pictures that activate it, and its preferred classes",
           atlas.PAPER, "Zeiler & Fergus 2014, §4"),
         make("div", { class: "controls" }, make("div", { class: "switch", role: "group", "aria-label": "What the cards show" }, buttons),
           order, search, output),
@@ -143,8 +143,9 @@
 
   function sentence(layer) {
     const dead = layer.dead.length ? `, ${layer.dead.length} dead` : "";
+    const sees = layer.sees.endsWith("pixels") ? `${layer.sees} of a picture` : layer.sees;
     const shown = layer.units < layer.all ? ` (of ${layer.all.toLocaleString("en")})` : "";
     return ["Layer ", atlas.named(layer.name), ` of `, atlas.named(atlas.facts.name),
-      `: ${atlas.count(layer.units, "unit")}${shown}${dead}. Each looks at ${layer.sees}.`];
+      `: ${atlas.count(layer.units, "unit")}${shown}${dead}. Each sees ${sees}.`];
   }
 })();

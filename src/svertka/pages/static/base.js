@@ -1,16 +1,16 @@
-// Colour scheme, readings of curves and matrices, sortable tables. Without it a page shows the same pictures and numbers.
+// Colour scheme, value readout in curves and matrices, sortable tables. Without scripts, pages show the same pictures and numbers.
 "use strict";
 (() => {
   const root = document.documentElement;
   root.classList.add("scripted");
 
-  // A page opened from a file may be refused storage; the choice then lasts as long as the page.
-  const remembered = {
+  // Browsers may refuse storage to a page opened from disk; then the choice lasts as long as the page.
+  const storedScheme = {
     read() { try { return localStorage.getItem("svertka-scheme"); } catch { return null; } },
     write(scheme) { try { localStorage.setItem("svertka-scheme", scheme); } catch { /* see above */ } },
   };
   const systemDark = matchMedia("(prefers-color-scheme: dark)");
-  const chosen = remembered.read();
+  const chosen = storedScheme.read();
   if (chosen === "light" || chosen === "dark") root.dataset.scheme = chosen;
 
   function schemeSwitch(button) {
@@ -21,15 +21,15 @@
     };
     button.addEventListener("click", () => {
       root.dataset.scheme = isDark() ? "light" : "dark";
-      remembered.write(root.dataset.scheme);
+      storedScheme.write(root.dataset.scheme);
       label();
     });
     systemDark.addEventListener("change", label);
     label();
   }
 
-  // A figure whose `length` values are read out one at a time, by pointer (`nearest(event)`) and by arrow keys.
-  function readable(figure, length, rest, label, nearest, show) {
+  // Let a figure show one of `length` values at a time, chosen by pointer (`nearest(event)`) or arrow keys.
+  function addReadout(figure, length, rest, label, nearest, show) {
     if (!length) return;
     let at = rest;
     const go = (index) => {
@@ -69,7 +69,7 @@
     const cursors = [...figure.querySelectorAll("line.cursor")];
     const titles = [...figure.querySelectorAll("h3")].map((title) => title.textContent);
     const plot = figure.querySelector("svg");
-    readable(figure, places.length, rest, "Curves; arrow keys read them out", (event) => {
+    addReadout(figure, places.length, rest, "Curves; use the arrow keys to read values", (event) => {
       const box = plot.getBoundingClientRect();
       const place = (event.clientX - box.left) / box.width;
       let best = 0;
@@ -86,7 +86,7 @@
     const { names, images, cells } = JSON.parse(figure.dataset.matrix);
     const [svg, output, cursor] = ["svg", "output", ".cursor"].map((part) => figure.querySelector(part));
     const at = new Map(cells.map(([row, column], k) => [row * names.length + column, k]));
-    readable(figure, cells.length, 0, "Confusion matrix; arrow keys read out its cells, the darkest first", (event) => {
+    addReadout(figure, cells.length, 0, "Confusion matrix; use the arrow keys to read its cells, the darkest first", (event) => {
       const box = svg.getBoundingClientRect();
       const [column, row] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height]
         .map((share) => Math.floor(share * names.length));
