@@ -1,4 +1,4 @@
-"""A trained network with its class names and its preprocessing: what every verb after training takes."""
+"""A trained network with its class names and preprocessing, and predictions for images."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,9 +33,9 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class Config(BaseModel):
-    """The content of config.json; it alone rebuilds the network, since all it names lives in `models/`.
+    """The content of config.json, from which the network is rebuilt.
 
-    `model` and `names` are also read under the names that they have on Hugging Face's hub.
+    `model` and `names` may also have their names on the Hugging Face hub, `architecture` and `label_names`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,13 +60,13 @@ class Config(BaseModel):
         return self
 
     def of_whole_images(self) -> Self:
-        """The same without the classes that only patches show."""
+        """Return the config without the classes that occur in patches only."""
         return self.model_copy(
             update={"names": self.names[: len(self.names) - len(self.patches_only)], "patches_only": ()}
         )
 
     def build(self) -> torch.nn.Module:
-        """The network with fresh weights."""
+        """Return the network with fresh weights."""
         size, channels = self.preprocess.size, self.preprocess.channels
         model = registry.find_model(self.model)
         network = model.build(classes=len(self.names), channels=channels, size=size)
@@ -75,7 +75,21 @@ class Config(BaseModel):
 
 
 class Classifier:
-    """`network` gives logits (B, K) for what `preprocess` gives; `names` are the K classes in order."""
+    """A network with its class names and preprocessing.
+
+    Args:
+        network: Maps preprocessed images (B, C, H, W) float32 to logits (B, K).
+        config: The model, the K class names and the preprocessing.
+
+    Attributes:
+        network: As given.
+        config: As given.
+        names: The K class names, in the order of the logits.
+        preprocess: Maps an image to a tensor (C, H, W) float32.
+
+    Raises:
+        UsageError: An argument has another type.
+    """
 
     @check_types
     def __init__(self, network: torch.nn.Module, config: Config) -> None:
@@ -85,15 +99,22 @@ class Classifier:
     @classmethod
     @check_types
     def load(cls, path: str | PathLike[str], device: torch.device | str = "cpu", *, of_patches: bool = False) -> Self:
-        """The classifier in a folder, or a network of the zoo with weights that fit it, ready to predict.
+        """Load a run or pretrained weights for inference.
 
-        `path`: a run folder, or "resnet50:imagenet", "efficientnet_lite0:bundled", "resnet20:file.safetensors": a name
-        of `zoo.MODELS`, a colon, and what `models.weights.load_pretrained` takes. `of_patches`: with the classes that
-        only patches of images show (background, of a run that was trained with boxes), as `locate` needs it.
+        Args:
+            path: A run folder, or "model:weights" such as "resnet50:imagenet", "efficientnet_lite0:bundled" or
+                "resnet20:file.safetensors"; see `svertka models` for names.
+            device: Device of the network.
+            of_patches: Whether to keep the classes that occur in patches only, such as the background of a run trained
+                with boxes; `locate` needs them.
+
+        Returns:
+            The classifier, in evaluation mode.
 
         Raises:
-            RunError: no such folder, or a file in it is missing, damaged or made by a newer version.
-            UsageError: no such network, weights or device. FetchError: they have to be fetched and cannot be.
+            RunError: The folder does not exist, or a file in it is missing, damaged or made by a newer version.
+            UsageError: There is no such model, weights or device.
+            FetchError: The weights cannot be downloaded.
         """
         folder, device = given_path(path), choose_device(str(device))
         name, colon, text = fspath(path).partition(":")
@@ -104,21 +125,21 @@ class Classifier:
                 raise UsageError(f"{name} is a network without weights; name some as in {_with_weights(name)}")
         config = read_config(folder)
         weights = folder / WEIGHTS
-        # Shapes first, on a network without memory: a damaged config must not ask for terabytes.
+        # Shapes are compared on a meta network: a damaged config must not allocate terabytes.
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape) for name, tensor in config.build().state_dict().items()}
         found = tensor_shapes(weights)
         if expected != found:
-            odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-            few = ", ".join(f"{name} {found.get(name, 'missing')}" for name in odd[:3])
+            different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+            few = ", ".join(f"{name} {found.get(name, 'missing')}" for name in different[:3])
             raise RunError(
-                f"{weights} does not fit {config.model} with {len(config.names)} classes ({len(odd)} tensors differ: "
-                f"{few}); copy both files from the same run"
+                f"{weights} does not fit {config.model} with {len(config.names)} classes "
+                f"({len(different)} tensors differ: {few}); copy both files from the same run"
             )
         tensors = _finite(weights, read_tensors(weights)[0])
         used = config if of_patches else config.of_whole_images()
         network = used.build()
-        # Of the layer that gives the scores, the rows of classes that are left out are the last.
+        # Classes that are left out are the last rows of the output layer.
         shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
         network.load_state_dict(
             {name: one if one.shape == shapes[name] else one[: shapes[name][0]] for name, one in tensors.items()}
@@ -135,10 +156,13 @@ class Classifier:
 
     @check_types
     def save(self, path: str | PathLike[str]) -> None:
-        """Write config.json and model.safetensors into the folder `path`, made if absent.
+        """Write config.json and model.safetensors into a folder.
+
+        Args:
+            path: The folder; created if absent.
 
         Raises:
-            StorageError: the disk is full or the folder cannot be written.
+            StorageError: The disk is full or the folder cannot be written.
         """
         folder = given_path(path)
         with storage(folder):
@@ -148,27 +172,50 @@ class Classifier:
 
     @check_types
     def optimized_for(self, num_images: int) -> Self:
-        """The same for inference alone, optimized if so many pictures pay for that: only rounding differs."""
+        """Return a classifier for inference only, optimized if that pays off for the number of images.
+
+        Outputs differ by rounding only.
+
+        Args:
+            num_images: Images that will be classified.
+
+        Raises:
+            UsageError: `num_images` is not an integer.
+        """
         shape = self.preprocess.channels, self.preprocess.size, self.preprocess.size
         return type(self)(fastest(self.network, shape, num_images), self.config)
 
     @check_types
-    def predict(self, picture: Picture, top: int = 5) -> list[tuple[str, float]]:
-        """The `top` most probable classes of one picture, best first, as (name, probability in 0 to 1).
+    def predict(self, image: Picture, top: int = 5) -> list[tuple[str, float]]:
+        """Return the most probable classes of one image.
 
-        `picture`: a path, a PIL image, or an array (H, W), (H, W, 3) uint8.
+        Args:
+            image: A path, a PIL image, or an array (H, W) or (H, W, 3) uint8.
+            top: Number of classes, at least 1.
+
+        Returns:
+            Pairs of class name and probability (0 to 1), most probable first.
 
         Raises:
-            PictureError: it cannot be read.
+            PictureError: The image cannot be read.
+            UsageError: `top` is below 1.
+            RunError: The network gives NaN.
         """
-        return self.rank(self.probabilities([self.preprocess(picture)])[0], top)
+        return self.rank(self.probabilities([self.preprocess(image)])[0], top)
 
     @check_types
     def rank(self, probabilities: torch.Tensor, top: int = 5) -> list[tuple[str, float]]:
-        """The `top` best of `probabilities`, (K,) floating point, with their names.
+        """Return the most probable classes with their names.
+
+        Args:
+            probabilities: Probabilities (K,), floating point, dense.
+            top: Number of classes, at least 1.
+
+        Returns:
+            Pairs of class name and probability, most probable first.
 
         Raises:
-            UsageError: there is not one number for each class, or `top` is below 1.
+            UsageError: `probabilities` has another shape or type, or `top` is below 1.
         """
         if not has_values(probabilities):
             raise UsageError("probabilities are a sparse, nested, quantized or meta tensor; rank() needs a dense one")
@@ -184,37 +231,45 @@ class Classifier:
 
     @torch.inference_mode()
     @check_types
-    def probabilities(self, pictures: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Class probabilities (N, K) float32 of what `preprocess` gave for N pictures.
+    def probabilities(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return class probabilities of preprocessed images.
+
+        Args:
+            images: N tensors (C, H, W) float32, as `preprocess` returns them.
+
+        Returns:
+            Probabilities (N, K) float32 on the CPU.
 
         Raises:
-            UsageError: a tensor is not what `preprocess` gives.
-            RunError: they are NaN.
+            UsageError: A tensor has another shape, type or layout.
+            RunError: The network gives NaN.
         """
-        if not pictures:
+        if not images:
             return torch.empty(0, len(self.names))
         shape = self.preprocess.channels, self.preprocess.size, self.preprocess.size
-        for picture in pictures:
-            if not (has_values(picture) and picture.dtype == torch.float32 and picture.shape == shape):
+        for image in images:
+            if not (has_values(image) and image.dtype == torch.float32 and image.shape == shape):
                 kind = (
-                    f"{tuple(picture.shape)} {picture.dtype}"
-                    if has_values(picture)
-                    else "sparse, nested, quantized or meta"
+                    f"{tuple(image.shape)} {image.dtype}" if has_values(image) else "sparse, nested, quantized or meta"
                 )
                 raise UsageError(
                     f"a tensor of images is {kind}; probabilities() needs dense ones of {shape} {torch.float32}, which "
                     "preprocess gives"
                 )
-        images = torch.stack(list(pictures)).to(device_of(self.network) or "cpu")
-        logits: torch.Tensor = self.network(images)
+        batch = torch.stack(list(images)).to(device_of(self.network) or "cpu")
+        logits: torch.Tensor = self.network(batch)
         return self.require_finite(logits.float().softmax(1).cpu())
 
     @check_types
     def require_finite(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """`probabilities`, or their logarithms, that the network gave.
+        """Return the probabilities unchanged, or raise an error if one is NaN.
+
+        Args:
+            probabilities: Probabilities or their logarithms of any shape, dense.
 
         Raises:
-            RunError: there is NaN among them. UsageError: they are no dense tensor.
+            RunError: One is NaN.
+            UsageError: The tensor is not dense.
         """
         if not has_values(probabilities):
             raise UsageError(
@@ -222,7 +277,7 @@ class Classifier:
             )
         if probabilities.isnan().any():
             raise RunError(
-                f"{self.config.model} gives scores that are NaN or infinite, which are no probabilities; its weights, "
+                f"{self.config.model} gives scores that are NaN or infinite, which are not probabilities; its weights, "
                 "or the mean and std of its preprocessing, are too large or too small; use another run"
             )
         return probabilities
@@ -232,7 +287,7 @@ class Classifier:
 @keeps_settings
 def predict(
     run: str | PathLike[str] | Classifier,
-    *pictures: Picture,
+    *images: Picture,
     top: int = 5,
     device: str = "auto",
     threads: int | None = None,
@@ -242,7 +297,7 @@ def predict(
 
     Args:
         run: A run folder, a network with weights as for `Classifier.load`, or a Classifier.
-        pictures: Images: paths of image files, of folders (all images in them, at any depth) or of .npy files,
+        images: Images: paths of image files, of folders (all images in them, at any depth) or of .npy files,
             (N, H, W) or (N, H, W, 3) uint8; PIL images; arrays (H, W) or (H, W, 3) uint8, RGB.
         top: Classes per image, at least 1.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps"; a Classifier stays on its own device.
@@ -261,9 +316,9 @@ def predict(
     """
     torch_device, workers = choose_device(device), set_threads(threads)
     classifier = run if isinstance(run, Classifier) else Classifier.load(run, torch_device)
-    images, decoding = all_of(pictures), Decoding.up_to(max_pixels)
-    batches = _predict_batches(classifier, images, decoding, workers, top)
-    return Predictions([one for batch in batches for one in batch], [image for _, image in images], decoding)
+    inputs, decoding = all_of(images), Decoding.up_to(max_pixels)
+    batches = _predict_batches(classifier, inputs, decoding, workers, top)
+    return Predictions([one for batch in batches for one in batch], [image for _, image in inputs], decoding)
 
 
 class Predictions(list[dict[str, Any]]):
@@ -329,7 +384,7 @@ def _thumbnail_address(image: Input, decoding: Decoding) -> str | None:
 
 def predict_in_batches(
     run: str | PathLike[str] | Classifier,
-    *pictures: Picture,
+    *images: Picture,
     top: int = 5,
     device: str = "auto",
     threads: int | None = None,
@@ -341,21 +396,19 @@ def predict_in_batches(
     """
     torch_device, workers = choose_device(device), set_threads(threads)
     classifier = run if isinstance(run, Classifier) else Classifier.load(run, torch_device)
-    yield from _predict_batches(classifier, all_of(pictures), Decoding.up_to(max_pixels), workers, top)
+    yield from _predict_batches(classifier, all_of(images), Decoding.up_to(max_pixels), workers, top)
 
 
 def _predict_batches(
-    classifier: Classifier, everything: Sequence[tuple[str, Input]], decoding: Decoding, workers: int, top: int
+    classifier: Classifier, inputs: Sequence[tuple[str, Input]], decoding: Decoding, workers: int, top: int
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the predictions for images with their paths, `BATCH_SIZE` at a time."""
-    classifier = classifier.optimized_for(len(everything))
-    with ThreadPoolExecutor(workers) as pool, progress("predicting", len(everything)) as shown:
-        for start in range(0, len(everything), BATCH_SIZE):
-            some = everything[start : start + BATCH_SIZE]
+    classifier = classifier.optimized_for(len(inputs))
+    with ThreadPoolExecutor(workers) as pool, progress("predicting", len(inputs)) as shown:
+        for start in range(0, len(inputs), BATCH_SIZE):
+            some = inputs[start : start + BATCH_SIZE]
             tensors = list(
-                pool.map(
-                    partial(_preprocess_or_error, classifier.preprocess, decoding), (picture for _, picture in some)
-                )
+                pool.map(partial(_preprocess_or_error, classifier.preprocess, decoding), (image for _, image in some))
             )
             good = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
             ranked = iter(classifier.rank(row, top) for row in classifier.probabilities(good))
@@ -368,33 +421,39 @@ def _predict_batches(
                     batch.append({"path": path, "labels": labels})
             yield batch
             shown.advance(len(batch))
-    if sentence := misnamed_sentence(misnamed_files(picture for _, picture in everything)):
+    if sentence := misnamed_sentence(misnamed_files(image for _, image in inputs)):
         say(sentence)
-    ranges = intensities_of((picture for _, picture in everything), decoding)
+    ranges = intensities_of((image for _, image in inputs), decoding)
     if sentence := other_intensities(ranges, classifier.preprocess.intensity_range):
         say(f"16-bit images {sentence}")
 
 
-def _preprocess_or_error(preprocess: Preprocess, decoding: Decoding, picture: Input) -> torch.Tensor | str:
+def _preprocess_or_error(preprocess: Preprocess, decoding: Decoding, image: Input) -> torch.Tensor | str:
+    """Return the input of the network, (C, H, W) float32, or why the image cannot be read."""
     try:
-        return str(picture) if isinstance(picture, PictureError) else preprocess(picture, decoding)
+        return str(image) if isinstance(image, PictureError) else preprocess(image, decoding)
     except PictureError as error:
         return str(error)
 
 
 def load_initial_weights(model: registry.Model, text: str) -> Weights:
-    """The weights for `model` that `text` names: a published name, a run folder or a file, looked for in this order.
+    """Return pretrained weights for a model.
+
+    Args:
+        model: The model to initialize.
+        text: The name of published weights, a run folder or a weight file, tried in this order.
 
     Raises:
-        RunError: the run is damaged.
-        UsageError, FetchError: as `models.weights.load_pretrained`; or the run is of another network.
+        RunError: The run is damaged.
+        UsageError: There are no such weights, or the run is of another network.
+        FetchError: The weights cannot be downloaded.
     """
     if not _is_run(text):
         return weights.load_pretrained(model, text)
     folder = given_path(text)
     config = read_config(folder)
     tensors = _finite(folder / WEIGHTS, read_tensors(folder / WEIGHTS)[0])
-    if config.head not in NATIVE_HEADS and config.model == model.name:  # what comes before it is a start for any head
+    if config.head not in NATIVE_HEADS and config.model == model.name:  # the backbone fits any head
         path = head_path(model)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{path}.")}
         return Weights(model, tensors, config.preprocess, None, text, partial=True)
@@ -412,10 +471,10 @@ def load_initial_weights(model: registry.Model, text: str) -> Weights:
 
 
 def _finite(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`tensors`, which a network may compute with.
+    """Return `tensors` unchanged.
 
     Raises:
-        RunError: there is NaN or infinity among them.
+        RunError: One of them contains NaN or infinity.
     """
     bad = not_finite(tensors)
     if bad:
@@ -427,16 +486,16 @@ def _finite(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def model_of_run_weights(text: str) -> str | None:
-    """The name of the network that the weights `text` are of, if they are a run's.
+    """Return the name of the model that a run was trained with; None if `text` names no run.
 
     Raises:
-        RunError: the run is damaged.
+        RunError: The run is damaged.
     """
     return read_config(given_path(text)).model if _is_run(text) else None
 
 
 def is_classifier(text: str) -> bool:
-    """Whether `text` is meant for `Classifier.load`: a folder with a config.json, or a network of the zoo."""
+    """Return whether `text` is meant for `Classifier.load`: a run folder or "model:weights"."""
     name, colon, _ = text.partition(":")
     if given_path(text).is_dir():
         return (given_path(text) / CONFIG).exists()
@@ -452,10 +511,10 @@ def _with_weights(model: str) -> str:
 
 
 def read_config(folder: Path) -> Config:
-    """The Config of a folder.
+    """Read the Config of a run folder.
 
     Raises:
-        RunError: no such folder, or config.json is missing, damaged or made by a newer version.
+        RunError: The folder does not exist, or config.json is missing, damaged or made by a newer version.
     """
     path = folder / CONFIG
     if not folder.is_dir():
@@ -482,7 +541,7 @@ def read_config(folder: Path) -> Config:
 
 
 def check_format_version(path: Path, content: Any, newest: int) -> None:
-    """Raise RunError if `content`, read from `path`, says that its format is newer than `newest`."""
+    """Raise RunError if `content`, read from `path`, has a format newer than `newest`."""
     version = content.get("format") if isinstance(content, dict) else None
     if isinstance(version, int) and version > newest:
         raise RunError(

@@ -1,4 +1,4 @@
-"""The run folder: where its files are, and what is in them. Training writes it, every other verb reads it."""
+"""The run folder: the paths of its files and their contents."""
 
 import json
 import math
@@ -18,16 +18,32 @@ from svertka.notebook_html import Block, Curve
 FORMAT = 1  # of training.json
 NUMBER, MAYBE = int | float, int | float | None
 RESULT = {"val_error": MAYBE, "test_error": MAYBE, "epochs": NUMBER, "seconds": NUMBER, "images_per_second": NUMBER}
-MAX_HISTORY_BYTES = 2**27  # bytes of metrics.jsonl: some 500,000 lines
-MAX_LINE_BYTES = 2**20  # bytes of one
-MAX_NUMBER = 1e150  # of a number in it, so that its square is one, too
+MAX_HISTORY_BYTES = 2**27  # about 500,000 lines of metrics.jsonl
+MAX_LINE_BYTES = 2**20
+MAX_NUMBER = 1e150  # the square is finite, too
 
 
 class Run:
-    """A run folder and its paths, a path itself; making one of these touches no file.
+    """A run folder and the paths of its files; usable as a path.
+
+    Creating a Run does not touch the disk.
+
+    Args:
+        folder: The folder.
+
+    Attributes:
+        folder: The folder.
+        config: config.json, the model, class names and preprocessing.
+        weights: model.safetensors.
+        training: training.json, the settings of the training.
+        checkpoint: State of a training in progress.
+        manifest: Content hashes of the images by part.
+        metrics: metrics.jsonl, the training log.
+        report: report.html.
+        lock: Exists while a process trains the run.
 
     Raises:
-        UsageError: no system has such a path.
+        UsageError: `folder` is not a valid path.
     """
 
     def __init__(self, folder: str | PathLike[str]) -> None:
@@ -39,7 +55,7 @@ class Run:
         self.manifest = self.folder / "manifest.safetensors"
         self.metrics = self.folder / "metrics.jsonl"
         self.report = self.folder / "report.html"
-        self.lock = self.folder / ".lock"  # there while a process trains it
+        self.lock = self.folder / ".lock"
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -87,18 +103,22 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
+        """The name of the folder."""
         return self.folder.resolve().name
 
     def classifier(self) -> Classifier:
-        """The best network of the run, with its names and preprocessing."""
+        """Return the best network of the run with its class names and preprocessing.
+
+        Raises:
+            RunError: A file of the run is missing or damaged.
+        """
         return Classifier.load(self.folder)
 
     def settings(self) -> dict[str, Any]:
-        """What training.json says: source, recipe, parts, versions.
+        """Return the content of training.json: source, recipe, parts, versions.
 
         Raises:
-            RunError: it is missing, damaged or made by a newer version.
+            RunError: The file is missing, damaged or made by a newer version.
         """
         try:
             content = read_json(self.training)
@@ -112,13 +132,16 @@ class Run:
         return content
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, oldest first; a last line cut short by a crash is left out.
+        """Return the lines of metrics.jsonl, oldest first.
 
-        Each has a `kind`, and values as training writes them: text, finite numbers, None, and flat lists or dicts of
-        these. What else a line holds is None.
+        A last line that a crash cut short is left out.
+
+        Returns:
+            Dicts with a `kind`. Values are text, finite numbers, None, and flat lists or dicts of these; anything
+            else in the file becomes None.
 
         Raises:
-            RunError: the file cannot be read, or is larger than any training writes.
+            RunError: The file cannot be read or is larger than any training writes.
         """
         try:
             with open_regular(self.metrics, MAX_HISTORY_BYTES) as file:
@@ -129,22 +152,28 @@ class Run:
             raise RunError(f"{self.metrics} cannot be read ({error}); fix or remove it") from error
 
     def findings(self) -> list[dict[str, Any]]:
-        """What was found wrong while it learned: `kind`, `epoch` (None: before the end of the first) and `sentence`.
+        """Return the problems found during training.
+
+        Returns:
+            Dicts with `kind`, `epoch` (None: before the end of the first) and `sentence`.
 
         Raises:
-            RunError: as for `history`.
+            RunError: metrics.jsonl cannot be read.
         """
         return [
             {"kind": entry.get("finding"), "epoch": entry.get("epoch"), "sentence": entry.get("sentence")}
             for entry in self.history()
-            if entry["kind"] == "health" and entry.get("finding") != "source"  # which is of the images
+            if entry["kind"] == "health" and entry.get("finding") != "source"  # a finding about the images
         ]
 
     def result(self) -> dict[str, Any]:
-        """What training came to: `run`, `val_error`, `test_error`, `epochs`, `seconds`, `images_per_second`.
+        """Return the result of the training.
+
+        Returns:
+            `run`, `val_error`, `test_error`, `epochs`, `seconds` and `images_per_second`.
 
         Raises:
-            RunError: training has not finished.
+            RunError: Training has not finished, or metrics.jsonl is damaged.
         """
         for entry in reversed(self.history()):
             if entry["kind"] == "result":
@@ -156,7 +185,7 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether training has ended and left its report."""
+        """Whether training has ended and written its report."""
         return self.report.exists() and any(entry["kind"] == "result" for entry in self.history())
 
     @property
@@ -166,7 +195,7 @@ class Run:
 
 
 def training_columns(run: str | PathLike[str], source: str | PathLike[str]) -> str | None:
-    """How the training of `run` read the columns of the table `source`; None if it was trained on other data.
+    """Return how the training of `run` read the columns of the table `source`; None if it used other data.
 
     Raises:
         RunError: training.json is damaged.
@@ -179,8 +208,10 @@ def training_columns(run: str | PathLike[str], source: str | PathLike[str]) -> s
 
 
 def training_boxes(run: str | PathLike[str], source: str | PathLike[str]) -> str | None:
-    """The boxes that label the images of `source` where folders do not: those of the training of `run`, if of its own
-    source, or else any in `source`; None if it was trained without boxes.
+    """Return the boxes that label the images of `source`, for a run that was trained with boxes.
+
+    Returns:
+        The boxes of the training if `source` is its source, else any in `source`; None without boxes.
 
     Raises:
         RunError: training.json is damaged.
@@ -201,7 +232,7 @@ def _number(value: Any) -> float:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of `file` one by one; those that are too long for a training's are left out."""
+    """Yield the lines of `file`; lines longer than a training writes are left out."""
     while line := file.readline(MAX_LINE_BYTES):
         whole = line.endswith(b"\n") or len(line) < MAX_LINE_BYTES
         if whole:
@@ -212,6 +243,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
+    """Return a line of metrics.jsonl; None if it is damaged."""
     try:
         value = json.loads(line.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
@@ -222,7 +254,7 @@ def _entry(line: bytes) -> dict[str, Any] | None:
 
 
 def _sanitize(value: Any) -> Any:
-    """`value` where it is of a kind that training writes, None in its place elsewhere."""
+    """Return `value` with None in place of everything that a training does not write."""
     if isinstance(value, list):
         return [_scalar(inside) for inside in value]
     if isinstance(value, dict):
@@ -231,13 +263,14 @@ def _sanitize(value: Any) -> Any:
 
 
 def _scalar(value: Any) -> str | float | bool | None:
+    """Return `value` if it is text or a finite number, else None."""
     if isinstance(value, int | float):
         return value if abs(value) < MAX_NUMBER else None  # neither NaN nor what is too large for a float
     return value if isinstance(value, str) else None
 
 
 def display_name(run: str | PathLike[str]) -> str:
-    """What people call `run`: a folder's own name, or a network with its weights, of a file without the way there."""
+    """Return a short name of `run`: the folder name, or "model:weights" without the path of the file."""
     if given_path(run).is_dir():
         return Run(run).name
     model, colon, weights = fspath(run).partition(":")

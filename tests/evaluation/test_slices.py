@@ -61,7 +61,7 @@ def test_of_many_pictures_some_are_drawn_and_those_that_are_gone_left_out() -> N
     found = error_slices(evaluation(np.zeros(3000, bool)), read, threads=2)
     assert len(asked) == len(set(asked)) == MAX_IMAGES
     assert sum(group.images for group in found[0].groups) == sum(index % 2 == 0 for index in asked)
-    assert "were looked at, drawn by lot" in slices_html(found, 3000)
+    assert "were measured, drawn at random" in slices_html(found, 3000)
 
 
 def test_few_pictures_say_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Whether probabilities are to be believed, and by how much all scores would have to be divided for that."""
+"""Calibration of class probabilities, and temperature scaling."""
 
 import math
 from dataclasses import dataclass
@@ -8,15 +8,21 @@ from torch import Tensor
 
 from svertka import distributed
 
-BINS = 15  # of confidence, equally wide
-FOLDS = 2  # a temperature is fitted on the pictures of one and tried on those of the other
-# 0.25 to 8 in steps of a twelfth of an octave, 6 %: what is between two of them changes the loss by less than 0.001.
+BINS = 15  # of equal width
+FOLDS = 2  # for cross-fitting of the temperature
+# 0.25 to 8 in steps of 6 %; a finer grid changes the loss by less than 0.001.
 TEMPERATURES = tuple(2 ** (k / 12) for k in range(-24, 37))
 
 
 @dataclass(frozen=True)
 class ConfidenceBin:
-    """The pictures whose highest probability lies in one range: how sure the network was, and how often right."""
+    """The images whose highest probability lies in one range.
+
+    Attributes:
+        images: Number of images.
+        confidence: Mean of their highest probabilities.
+        accuracy: Share of them that is correct.
+    """
 
     images: int
     confidence: float
@@ -25,14 +31,18 @@ class ConfidenceBin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Confidence against how often it is right.
+    """Confidence against accuracy.
 
-    `bins`: those with pictures, from unsure to sure. `error`: the expected calibration error, the mean distance of the
-    two over the pictures, 0 to 1. `temperature`: what all scores divided by have the lowest loss. `scaled_bins`,
-    `scaled_error`: the same after that division, each half of the pictures with the temperature that was best on the
-    other half. NaN and nothing where there are no pictures.
+    Attributes:
+        bins: The bins that hold images, from low to high confidence.
+        error: Expected calibration error, 0 to 1; NaN without images.
+        temperature: Divisor of all scores with the lowest loss; NaN without images.
+        scaled_bins: The bins after temperature scaling with cross-fitting: each half of the images is scaled by the
+            temperature that is best for the other half.
+        scaled_error: Expected calibration error after that.
 
-    Source: Guo et al. 2017, On calibration of modern neural networks, eq. 3 and §4.2.
+    Source:
+        Guo et al. 2017, On calibration of modern neural networks, eq. 3 and §4.2.
     """
 
     bins: tuple[ConfidenceBin, ...]
@@ -43,15 +53,22 @@ class Calibration:
 
 
 class CalibrationAccumulator:
-    """Sums over batches from which a Calibration is made, for every temperature at once."""
+    """Calibration accumulated over batches, for every temperature at once."""
 
     def __init__(self) -> None:
         self._loss = torch.zeros(len(TEMPERATURES), FOLDS, dtype=torch.float64)
-        # the last axis: pictures, sum of their confidences, how many are right
+        # last axis: images, sum of confidences, correct images
         self._bins = torch.zeros(len(TEMPERATURES), FOLDS * BINS, 3, dtype=torch.float64)
 
     def update(self, logits: Tensor, labels: Tensor, right: Tensor, indices: Tensor) -> None:
-        """Count a batch: `logits` (B, K) float32, `right` (B,) bool; pictures with an infinite score are left out."""
+        """Add a batch; images with an infinite score are left out.
+
+        Args:
+            logits: Scores (B, K) float32.
+            labels: True classes (B,) int64.
+            right: Whether each image is classified correctly, (B,) bool.
+            indices: Indices of the images (B,) int64; even and odd ones form the two folds.
+        """
         sound = logits.isfinite().all(1)
         if not sound.all():
             logits, labels, right, indices = logits[sound], labels[sound], right[sound], indices[sound]
@@ -68,20 +85,20 @@ class CalibrationAccumulator:
             self._bins[k].index_add_(0, fold * BINS + place, rows)
 
     def all_reduce(self) -> "CalibrationAccumulator":
-        """Of all processes; this one stays."""
+        """Return the sum over all processes; this accumulator does not change."""
         whole = CalibrationAccumulator()
         whole._loss = distributed.total(self._loss.clone())
         whole._bins = distributed.total(self._bins.clone())
         return whole
 
     def result(self) -> Calibration:
-        """The figures."""
+        """Return the calibration."""
         plain = TEMPERATURES.index(1.0)
         folds = self._bins.view(len(TEMPERATURES), FOLDS, BINS, 3)
         best = self._loss.argmin(0).tolist()
         counts = folds[plain, :, :, 0].sum(1)
         bins = folds[plain].sum(0)
-        # A half without pictures has nothing to say about the other's temperature.
+        # Without images in the other fold there is no temperature to use.
         crossed = [best[1 - fold] if counts[1 - fold] else plain for fold in range(FOLDS)]
         scaled = torch.stack([folds[k, fold] for fold, k in enumerate(crossed)]).sum(0)
         return Calibration(
@@ -98,6 +115,6 @@ def _bins(sums: Tensor) -> tuple[ConfidenceBin, ...]:
 
 
 def _expected_error(sums: Tensor) -> float:
-    """Σ n/N |right − confidence| over the bins: their sums differ by n times what their means do."""
+    """Return the expected calibration error, Σ n/N |accuracy − confidence| over the bins, from sums per bin."""
     images = float(sums[:, 0].sum())
     return float((sums[:, 2] - sums[:, 1]).abs().sum()) / images if images else math.nan

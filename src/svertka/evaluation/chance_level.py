@@ -1,4 +1,4 @@
-"""Whether a classifier tells classes apart at all: its right answers against those that chance alone would give."""
+"""Accuracy against the accuracy of random guessing."""
 
 import math
 
@@ -7,15 +7,22 @@ import numpy.typing as npt
 
 Counts = npt.NDArray[np.int64]
 
-SURE = 1.645  # standard deviations above chance; chance alone exceeds them once in twenty times
+SURE = 1.645  # standard deviations; one-sided 95 %
 
 
 def chance_accuracy(confusion: Counts) -> tuple[float, float]:
-    """Mean and standard deviation of the share of right answers if the same answers were given in random order.
+    """Return mean and standard deviation of the accuracy if the same predictions were assigned in random order.
 
-    `confusion`: (K, K), row true, column predicted. A classifier that always names one class has a deviation of 0.
+    A classifier that always predicts one class has a deviation of 0.
 
-    Source: the permutation moments behind Cohen 1960, "A coefficient of agreement for nominal scales".
+    Args:
+        confusion: Confusion matrix (K, K) int64: rows are true classes, columns predicted ones.
+
+    Returns:
+        Mean and standard deviation, 0 to 1; NaN below 2 images.
+
+    Source:
+        Permutation moments behind Cohen 1960, A coefficient of agreement for nominal scales.
     """
     count = int(confusion.sum())
     if count < 2:
@@ -23,15 +30,19 @@ def chance_accuracy(confusion: Counts) -> tuple[float, float]:
     pairs = confusion.sum(1).astype(float) * confusion.sum(0)
     rest = (count - confusion.sum(1).astype(float)) * (count - confusion.sum(0))
     mean = pairs.sum() / count
-    # The variance of each hypergeometric count, and the covariances of all pairs of them.
+    # Variances of the hypergeometric counts, and covariances of all pairs.
     variance = (pairs @ rest + pairs.sum() ** 2 - pairs @ pairs) / (count**2 * (count - 1))
     return float(mean / count), math.sqrt(variance) / count
 
 
 def is_at_chance(confusion: Counts) -> bool | None:
-    """Whether the right answers are no more than chance gives, with a confidence of 95 %; None where none could be.
+    """Return whether the accuracy is not significantly better than chance, at 95 % confidence.
 
-    That is so of one class alone, and of so few pictures that they would not tell a perfect classifier from a guess.
+    Args:
+        confusion: Confusion matrix (K, K) int64.
+
+    Returns:
+        None for a single class, or for so few images that even a perfect classifier would not be significant.
     """
     labels = confusion.sum(1)
     if (labels > 0).sum() < 2:

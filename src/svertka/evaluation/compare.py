@@ -136,7 +136,12 @@ class Difference:
 
     @classmethod
     def between(cls, here: Evaluation, first: Evaluation) -> "Difference":
-        """Return the difference of two evaluations on the same images."""
+        """Return the difference of two evaluations on the same images.
+
+        Args:
+            here: The evaluation of this run.
+            first: The evaluation of the first run.
+        """
         only_here, only_first = int((here.wrong & ~first.wrong).sum()), int((first.wrong & ~here.wrong).sum())
         return cls(
             only_here,

@@ -1,4 +1,4 @@
-"""comparison.html: runs side by side, as one file that opens anywhere and loads nothing."""
+"""comparison.html: several runs side by side in one self-contained HTML file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -27,10 +27,10 @@ CLASSES = 100  # rows of the table of classes
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
-    """Write `comparison` to `path` as one HTML file, whole or not at all; some of the pictures are read again.
+    """Write `comparison` to `path` as one HTML file, atomically; some of the images are read again.
 
     Raises:
-        StorageError: the disk is full or the folder cannot be written.
+        StorageError: The disk is full or the folder cannot be written.
     """
     title = " and ".join(display_name(one.run) for one in comparison.runs[:2])
     more = len(comparison.runs) - 2
@@ -58,8 +58,8 @@ def _chosen(comparison: Comparison) -> str:
     if comparison.joint.part != "test":
         return ""
     return (
-        "<p>Who chooses the best of several by their error on the test pictures will find it worse on new ones: "
-        "choose on the validation part, and let the test part say how good the chosen one is.</p>"
+        "<p>The best of several runs on the test pictures is worse on new pictures: "
+        "choose a run on the validation part, and use the test part to measure the chosen one.</p>"
     )
 
 
@@ -71,11 +71,11 @@ def _errors(comparison: Comparison) -> str:
     mean = f'<th scope="row"><span class="called">their mean</span></th>{_error_cells(together, top)}{"<td></td>" * 3}'
     how = (
         "The bar is the 95 % confidence interval of the share of all such pictures that a run would get wrong "
-        "(Wilson 1927). Whether two runs differ is asked of the same pictures: those that one alone gets wrong "
+        "(Wilson 1927). Two runs are compared on the same pictures: those that only one of them gets wrong "
         "count, those that both get wrong do not. The difference from A has an interval, too (Bonett &amp; Price 2012; "
-        "the line is zero), and p is how probable so unequal a split would be if both were equally good (McNemar "
-        "1947, exact): of twenty comparisons of equals one falls below 0.05. "
-        "Their mean is what the runs say together, their probabilities averaged."
+        "the line is zero), and p is the probability of a split at least as unequal between equally good runs "
+        "(McNemar 1947, exact): one in twenty comparisons of equals falls below 0.05. "
+        "Their mean is the average of the probabilities of all runs."
     )
     heads = (
         "run", "wrong", "95 % interval", "with five guesses", "loss, nats", "calibration error", "points over A",
@@ -112,7 +112,7 @@ def _difference_cells(one: ComparedRun, reach: float) -> str:
 
 
 def _whisker(interval: Interval, middle: float, low: float, high: float, said: str) -> str:
-    """`interval` as a bar from its ends with a tick in the middle, on an axis from `low` to `high`, and in words."""
+    """Return `interval` as a bar with a tick in the middle, on an axis from `low` to `high`, and in words."""
 
     def place(share: float) -> str:
         return f"{100 * (share - low) / (high - low):.2f}%"
@@ -150,7 +150,7 @@ def _costs(comparison: Comparison) -> str:
 
 
 def _curves(runs: Sequence[ComparedRun]) -> str:
-    """Validation error and training loss of those that were trained here."""
+    """Return validation error and training loss of the runs that were trained here."""
     trained = [(one, LearningCurves(one.history).epochs) for one in runs]
     trained = [(one, epochs) for one, epochs in trained if epochs]
     without = [one.letter for one in runs if one not in [other for other, _ in trained]]
@@ -187,7 +187,7 @@ def _panel(trained: Trained, title: str, name: str, bent: Any, text: Any) -> Pan
 
 
 def _reading(trained: Trained, at: float) -> Reading:
-    """What each run had come to at epoch `at`, or ended with."""
+    """Return what each run had reached at epoch `at`, or ended with."""
     then = [(one, [line for line in epochs if metric(line, "epoch") <= at][-1:]) for one, epochs in trained]
     errors = ", ".join(f"{one.letter} {format_percent(metric(line[0], 'val_error'))}" for one, line in then if line)
     losses = ", ".join(f"{one.letter} {format_number(metric(line[0], 'train_loss'))}" for one, line in then if line)
@@ -232,7 +232,7 @@ def _wall(comparison: Comparison, wrong: ComparedRun, indices: Sequence[int]) ->
 
 
 def _classes(runs: Sequence[ComparedRun]) -> str:
-    """Recall by class, those first on which the runs differ most."""
+    """Return recall by class; the classes on which the runs differ most come first."""
     rows = [some for some in zip(*(one.evaluation.per_class for one in runs), strict=True) if some[0].images]
     rows.sort(key=_spread, reverse=True)
     cells = [
@@ -254,7 +254,7 @@ def _spread(some: Sequence[ClassMetrics]) -> float:
 
 
 def _settings(runs: Sequence[ComparedRun]) -> str:
-    """The settings of training.json that are not the same in all runs that have some."""
+    """Return the settings of training.json that differ between the runs."""
     flat = [_flat(one.settings) for one in runs]
     some = [one for one in flat if one]
     names = dict.fromkeys(name for one in some for name in one)
@@ -272,7 +272,7 @@ def _settings(runs: Sequence[ComparedRun]) -> str:
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:
-    """ "recipe.lr" -> "0.1": what is inside of what by its path, in words."""
+    """Return nested settings by path: "recipe.lr" -> "0.1"."""
     found: dict[str, str] = {}
     for name, content in settings.items():
         if isinstance(content, Mapping):

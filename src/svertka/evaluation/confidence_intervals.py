@@ -1,16 +1,24 @@
-"""How sure a share is that was counted on some pictures: 95 % confidence intervals, of one and of a difference."""
+"""95 % confidence intervals of shares and of paired differences, and their formats."""
 
 import math
 
-Z = 1.959963984540054  # of the standard normal distribution lies 95 % between −Z and Z
+Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 Interval = tuple[float, float]
 
 
 def wilson_interval(count: int, images: int) -> Interval:
-    """The share of all pictures of which `count` among `images` are an example, 0 to 1; NaN without pictures.
+    """Return the Wilson score interval of a share.
 
-    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
+    Args:
+        count: Successes.
+        images: Trials.
+
+    Returns:
+        Lower and upper end, 0 to 1; NaN without trials.
+
+    Source:
+        Wilson 1927, Probable inference, the law of succession, and statistical inference.
     """
     if not images:
         return math.nan, math.nan
@@ -18,15 +26,24 @@ def wilson_interval(count: int, images: int) -> Interval:
     centre = share + Z**2 / (2 * images)
     reach = Z * math.sqrt(share * (1 - share) / images + Z**2 / (4 * images**2))
     low, high = ((centre + side * reach) / (1 + Z**2 / images) for side in (-1, 1))
-    # At the ends rounding would leave 1e-17 of what is exactly zero.
+    # Rounding would give 1e-17 instead of 0 at the ends.
     return (low if count else 0.0), (high if count < images else 1.0)
 
 
 def paired_difference_interval(only_first: int, only_second: int, images: int) -> Interval:
-    """The first's error minus the second's, −1 to 1, where both judged the same `images` pictures; NaN without any.
+    """Return the interval of the difference between two errors on the same images, the first minus the second.
 
-    `only_first`, `only_second`: pictures that this one alone has wrong. Source: Bonett & Price 2012, Adjusted Wald
-    confidence interval for a difference of binomial proportions based on paired data, eq. 6.
+    Args:
+        only_first: Images that only the first classifier gets wrong.
+        only_second: Images that only the second gets wrong.
+        images: All images.
+
+    Returns:
+        Lower and upper end, −1 to 1; NaN without images.
+
+    Source:
+        Bonett & Price 2012, Adjusted Wald confidence interval for a difference of binomial proportions based on
+        paired data, eq. 6.
     """
     if not images:
         return math.nan, math.nan
@@ -36,9 +53,14 @@ def paired_difference_interval(only_first: int, only_second: int, images: int) -
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:
-    """How probable so unequal a split is if both are equally good: the exact two-sided p, 0 to 1.
+    """Return the two-sided p-value of the exact McNemar test, 0 to 1.
 
-    Source: McNemar 1947, Note on the sampling error of the difference between correlated proportions, as a sign test.
+    Args:
+        only_first: Images that only the first classifier gets wrong.
+        only_second: Images that only the second gets wrong.
+
+    Source:
+        McNemar 1947, Note on the sampling error of the difference between correlated proportions, as a sign test.
     """
     all_of_them, fewer = only_first + only_second, min(only_first, only_second)
 

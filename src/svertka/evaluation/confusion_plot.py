@@ -1,4 +1,4 @@
-"""Which classes are taken for which: a table of counts while it can be read, then a picture and its darkest cells."""
+"""The confusion matrix as HTML: a table for few classes, an image and the most confused pairs for many."""
 
 import json
 from collections.abc import Callable
@@ -9,17 +9,17 @@ from svertka.evaluation.metrics import Evaluation
 from svertka.pages.html_page import escape, isolate
 from svertka.pages.number_format import NBSP, format_count, format_percent
 
-MAX_TABLE_CLASSES = 20  # up to which counts are written in cells
-MAX_PAIRS = 20  # rows of confused pairs
-MAX_CELLS_READ_OUT = 20_000  # cells of the picture that can be read out, those with most pictures
-SHADES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)  # share of a true class from which a cell has the next shade
-UPRIGHT = 60  # letters, all columns as wide as the longest name, up to which the names above them stand upright
+MAX_TABLE_CLASSES = 20
+MAX_PAIRS = 20
+MAX_CELLS_READ_OUT = 20_000  # cells of the image with a tooltip, those with most images
+SHADES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the true class at which shades begin
+UPRIGHT = 60  # letters in the header up to which names are upright
 
 ThumbnailStrip = Callable[[list[int], str], str]
 
 
 def confusion_html(evaluation: Evaluation, strip: ThumbnailStrip) -> str:
-    """The section's HTML; `strip` turns picture indices and an alternative text into an `<img>`."""
+    """Return the section as HTML; `strip` turns image indices and an alternative text into an `<img>`."""
     if len(evaluation.per_class) <= MAX_TABLE_CLASSES:
         return _how_to_read("Rows are the true classes, columns what they were taken for.") + _table(evaluation)
     return (
@@ -32,12 +32,12 @@ def confusion_html(evaluation: Evaluation, strip: ThumbnailStrip) -> str:
 
 
 def shade_level(share: float) -> int:
-    """0 for a cell without pictures, then 1 to 6, darker with the `share` (0 to 1) of the true class that is in it."""
+    """Return the shade of a cell: 0 for no images, then 1 to 6, darker with its share of the true class."""
     return sum(share > floor for floor in SHADES)
 
 
 def class_name_html(name: str, before: str = "") -> str:
-    """A class's name as HTML on a line of its own, cut where the column ends; whole as its title."""
+    """Return a class name as HTML on one line, cut at the end of the column, with the whole name as title."""
     return f'<span class="called" title="{escape(name)}">{before}{isolate(name)}</span>'
 
 

@@ -1,10 +1,10 @@
-"""The crops in which a picture is shown when a network is judged, as the papers' figures were made.
+"""Crops of an image for evaluation, as in the papers.
 
-1      the centre of the picture, as `predict` shows it
-10     four corners and the centre, and their mirror images, of the central square (Krizhevsky et al. 2012, §4.1)
-144    4 scales × 3 squares × 6 crops × 2 for the mirror images (Szegedy et al. 2014, §7)
-dense  every position in the whole picture and its mirror image, at 3 scales (Simonyan & Zisserman 2014, §3.2): scores
-       are averaged over positions, probabilities over the rest; He et al. 2015, §3.4, average scores over scales, too
+1      the centre crop, as `predict` uses
+10     four corners and the centre of the central square, and their mirror images (Krizhevsky et al. 2012, §4.1)
+144    4 scales × 3 squares × 6 crops × 2 mirror images (Szegedy et al. 2014, §7)
+dense  all positions of the whole image and its mirror image at 3 scales (Simonyan & Zisserman 2014, §3.2): scores are
+       averaged over positions, probabilities over the rest; He et al. 2015, §3.4, average scores over scales, too
 """
 
 from collections.abc import Sequence
@@ -18,34 +18,44 @@ from svertka.data.preprocessing import Preprocess, resized
 from svertka.errors import UsageError
 
 CROPS = ("1", "10", "144", "dense")
-# scales, in sides of the network's input
+# Scales relative to the input size, for 224 pixels.
 GOOGLENET_SCALES = (256 / 224, 288 / 224, 320 / 224, 352 / 224)
 VGG_SCALES = (256 / 224, 384 / 224, 512 / 224)
 
 
 @dataclass(frozen=True)
 class CropProtocol:
-    """`crops`, one of CROPS, of a picture at each of the `scales`: the length of its shorter side, pixels."""
+    """How an image is cropped.
+
+    Attributes:
+        crops: "1", "10", "144" or "dense".
+        scales: Lengths of the shorter side of the image, pixels.
+    """
 
     crops: str
     scales: tuple[int, ...]
 
     @property
     def num_views(self) -> int:
-        """How often a picture is shown; dense: whole, and its mirror image."""
+        """Forward passes per image; for "dense" the whole image and its mirror image count as 2."""
         return {"1": 1, "10": 10, "144": 36, "dense": 2}[self.crops] * len(self.scales)
 
     @property
     def uses_whole_image(self) -> bool:
-        """Whether all of a picture is looked at, and not its central square alone."""
+        """Whether crops are taken from the whole image rather than from its central square."""
         return self.crops in ("144", "dense")
 
 
 def crop_protocol(crops: str | int, scales: Sequence[int] | None, preprocess: Preprocess) -> CropProtocol:
-    """The protocol that is called `crops`, at `scales`; None: at those of its paper, in proportion to the input.
+    """Return the protocol called `crops`.
+
+    Args:
+        crops: "1", "10", "144" or "dense".
+        scales: Lengths of the shorter side, pixels. None: those of the paper, in proportion to the network's input.
+        preprocess: Preprocessing of the network.
 
     Raises:
-        UsageError: no such protocol; a scale that is smaller than the network's input, or given twice.
+        UsageError: There is no such protocol, or a scale is smaller than the network's input, above 4096 or repeated.
     """
     crops, size, resize = str(crops), preprocess.size, preprocess.resize
     if crops not in CROPS:
@@ -55,7 +65,7 @@ def crop_protocol(crops: str | int, scales: Sequence[int] | None, preprocess: Pr
             return CropProtocol(crops, (resize,))
         if resize < size:
             raise UsageError(
-                f"crops={crops} needs pictures larger than the network's input, and this run pads {resize} pixels to "
+                f"crops={crops} needs images larger than the network's input, and this run pads {resize} pixels to "
                 f"{size}; use crops=1, or give scales of at least {size}"
             )
         if crops == "10":
@@ -75,9 +85,12 @@ def crop_protocol(crops: str | int, scales: Sequence[int] | None, preprocess: Pr
 
 
 def crop_views(protocol: CropProtocol, preprocess: Preprocess, pictures: Sequence[Tensor]) -> Tensor:
-    """What the network is shown of some pictures, (B, views, C, size, size), normalised.
+    """Return the normalized crops of a batch, (B, V, C, size, size), for the protocols "1" and "10".
 
-    `pictures`: for each scale their central squares, (B, C, S, S) uint8.
+    Args:
+        protocol: The protocol.
+        preprocess: Preprocessing of the network.
+        pictures: For each scale the central squares (B, C, S, S) uint8.
     """
     if protocol.crops == "1":
         return torch.stack([preprocess.normalise(squares) for squares in pictures], 1)
@@ -85,14 +98,16 @@ def crop_views(protocol: CropProtocol, preprocess: Preprocess, pictures: Sequenc
 
 
 def crop_views_144(preprocess: Preprocess, pictures: Sequence[Pixels]) -> Tensor:
-    """What the network is shown of one picture, (views, C, size, size), normalised.
+    """Return the 144 normalized crops of one image, (144, C, size, size).
 
-    `pictures`: for each scale all of it, (H, W, C) uint8.
+    Args:
+        preprocess: Preprocessing of the network.
+        pictures: For each scale the whole image (H, W, C) uint8.
     """
     size = preprocess.size
     shown = []
     for square in (square for picture in pictures for square in three_squares(picture)):
-        # The crops of grey squares are grey, but the filter wants three channels.
+        # The resizing filter needs three channels.
         rgb = square if square.shape[2] == 3 else square.repeat(3, 2)
         small = resized(rgb, size, size, 3)[..., : square.shape[2]]
         large, little = (to_batch(preprocess, pixels) for pixels in (square, small))
@@ -101,7 +116,7 @@ def crop_views_144(preprocess: Preprocess, pictures: Sequence[Pixels]) -> Tensor
 
 
 def ten_crops(pictures: Tensor, size: int) -> Tensor:
-    """Corners and centre of `pictures` (B, C, H, W), and then the mirror images of these, (B, 10, C, size, size)."""
+    """Return the corners and centre of images (B, C, H, W), then their mirror images, (B, 10, C, size, size)."""
     height, width = pictures.shape[-2:]
     down, right = height - size, width - size
     places = ((0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2))
@@ -110,7 +125,7 @@ def ten_crops(pictures: Tensor, size: int) -> Tensor:
 
 
 def three_squares(picture: Pixels) -> tuple[Pixels, Pixels, Pixels]:
-    """The squares at both ends and in the middle of `picture` (H, W, C), as large as fit into it."""
+    """Return the largest squares at both ends and in the middle of an image (H, W, C)."""
     height, width = picture.shape[:2]
     side = min(height, width)
     first, middle, last = (
@@ -120,5 +135,5 @@ def three_squares(picture: Pixels) -> tuple[Pixels, Pixels, Pixels]:
 
 
 def to_batch(preprocess: Preprocess, pixels: Pixels) -> Tensor:
-    """One picture (H, W, C) uint8 as networks take it, (1, C, H, W), normalised."""
+    """Return one image (H, W, C) uint8 as a normalized batch (1, C, H, W)."""
     return preprocess.standardise(torch.from_numpy(pixels).permute(2, 0, 1)[None])

@@ -1,4 +1,4 @@
-"""Which images a number is about: the part of a source that was judged, and what was left out."""
+"""Which images an evaluation is about: the part of a source, and what was left out."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 from svertka.data.file_accounting import Account
 from svertka.escaping import few, printable
 
-NAMED = 5  # images that could not be read, in a sentence
+NAMED = 5
 
-# What people call the images of a part, before the noun.
+# Words before "images".
 PART_ADJECTIVES = {
     "test": "test ",
     "val": "validation ",
@@ -21,14 +21,20 @@ PART_ADJECTIVES = {
 
 @dataclass(frozen=True)
 class EvaluationScope:
-    """What was judged of `source`.
+    """The images of a source that were evaluated.
 
-    `part`: "test", "val" or "train"; "new": images that the run has never seen; "held-out": its own test or validation
-    images and new ones; "all". `training_images`: how many the run was trained on, left out unless
-    `includes_training`. `unreadable`: how many could not be read. `near_duplicates`: of the new images judged, how
-    many look the same as training images; None where that was not compared. `note`: what cannot be known, a sentence;
-    None if nothing is in doubt. `copies`: how many of those judged are copies of others judged. `unread`: the path and
-    the reason of each image that could not be read. `account`: what else of the source is not used.
+    Attributes:
+        source: The source as it was named.
+        part: "test", "val" or "train"; "new" for images that the run has never seen; "held-out" for its own test or
+            validation images and new ones; "all".
+        training_images: Images that the run was trained on; left out unless `includes_training`.
+        includes_training: Whether training images were evaluated, too.
+        unreadable: Images that could not be read.
+        near_duplicates: New images that look the same as training images; None if this was not compared.
+        note: A sentence about what is in doubt; None if nothing is.
+        copies: Evaluated images that are copies of others.
+        unread: Path and reason of each image that could not be read.
+        account: The files of the source that are not used.
     """
 
     source: str
@@ -44,7 +50,7 @@ class EvaluationScope:
 
     @property
     def sentence(self) -> str:
-        """The same for people."""
+        """The scope in words."""
         kind = "all images" if self.part == "all" else f"{PART_ADJECTIVES[self.part]}images"
         if self.includes_training and self.part not in ("all", "train"):
             kind = f"{PART_ADJECTIVES[self.part]}and training images"
@@ -52,7 +58,7 @@ class EvaluationScope:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What is not as one would expect, a sentence each."""
+        """Everything unexpected, a sentence each."""
         said = []
         if self.training_images and self.includes_training:
             said.append(f"{self.training_images:,} of these trained the network: the error is too low")
@@ -73,7 +79,7 @@ class EvaluationScope:
         return f" ({named})" if named else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for a JSON file; `note` where there is one."""
+        """Return JSON values; `note` only where there is one."""
         return {
             "source": self.source,
             "part": self.part,
@@ -88,5 +94,5 @@ class EvaluationScope:
 
 
 def count_images(number: int) -> str:
-    """ "1 image" and "1,200 images"."""
+    """Return "1 image", "1,200 images" and so on."""
     return "1 image" if number == 1 else f"{number:,} images"

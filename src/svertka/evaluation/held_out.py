@@ -1,4 +1,4 @@
-"""Which images of a source runs are judged on: those that they were not trained on, known by content."""
+"""Selection of the images on which runs are evaluated: by content, those that they were not trained on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,16 +28,20 @@ from svertka.run import Run
 
 Flags = npt.NDArray[np.bool_]
 
-PART_CHOICES = ("train", "val", "test", "all")  # what may be asked for
-MEASURED = 100  # images of 16 bits whose values are looked at
-NEW = "new"  # images that the run knows nothing of, where the source does not say which part they are
+PART_CHOICES = ("train", "val", "test", "all")
+MEASURED = 100  # 16-bit images whose intensities are read
+NEW = "new"  # images unknown to the run, in no part of the source
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The images of a data set that are looked at: of the part that was chosen, those that can be read.
+    """The selected images of a data set that can be read.
 
-    `rows`: their squares, by their places in the data set. `indices`: (N,), these places; `digests`: of their contents.
+    Attributes:
+        rows: Their square images, by index in the data set.
+        indices: Their indices (N,).
+        digests: Their content hashes.
+        scope: What was selected and what was left out.
     """
 
     rows: Rows
@@ -56,16 +60,23 @@ def select_images(
     threads: int,
     cache_limit: int | None = None,
 ) -> Selection:
-    """The images of `dataset` on which all of `runs` can be judged; these are decoded, and no others.
+    """Select and decode the images of `dataset` on which all of `runs` can be evaluated.
 
-    `part`: "train", "val", "test" or "all" as the runs had them, or as the source says of images that they never saw.
-    None: the test images and all new ones; where there is no test image the validation images and new ones; else all.
-    Images that a run was trained on are left out, unless `include_training`, or `part` is "train".
+    Args:
+        runs: The runs.
+        dataset: The data set.
+        preprocess: Preprocessing of the first run.
+        part: "train", "val", "test" or "all", as in the training of the runs, or as the source says for images new to
+            them. None: the test images and new ones; without test images, the validation images and new ones; else all.
+        include_training: Whether images that a run was trained on are selected. They are also selected by
+            part="train".
+        threads: Threads for decoding.
+        cache_limit: Size limit of the image cache, bytes.
 
     Raises:
-        DataError: none can be read.
-        UsageError: there is no such part, the runs were trained on different parts, or all images trained them.
-        RunError: what a run was trained on is damaged, or cannot be known any more.
+        DataError: No image can be read.
+        UsageError: There is no such part, the runs were trained on different parts, or all images trained them.
+        RunError: The manifest of a run is damaged, or its training images are no longer known.
     """
     if part is not None and part not in PART_CHOICES:
         raise UsageError(f"part={part} is not a part; use train, val, test or all")
@@ -122,9 +133,12 @@ def select_images(
 def _near_duplicates(
     found: Sequence["_RunSplit"], dataset: Dataset, contents: list[bytes], judged: Ints, threads: int
 ) -> tuple[int | None, str | None]:
-    """How many images that are new to a run look like some that trained it; its own were compared in training.
+    """Count the selected images that are new to a run but look the same as its training images.
 
-    And a sentence where that is not known.
+    Images of the run's own source were compared in training.
+
+    Returns:
+        The count, or None if it is unknown, and a sentence that says so.
     """
     counts, note = [], None
     for one in found:
@@ -143,7 +157,7 @@ def _near_duplicates(
 
 
 def _other_intensities(pictures: Pictures, deep: list[int], preprocess: Preprocess) -> str | None:
-    """A sentence if the images of 16 bits at `deep` use other values than `preprocess` takes for black and white."""
+    """Return a sentence if the 16-bit images at `deep` have another intensity range than `preprocess`."""
     files, where = origin(pictures)
     if not deep or not isinstance(files, FilePictures):
         return None
@@ -154,30 +168,35 @@ def _other_intensities(pictures: Pictures, deep: list[int], preprocess: Preproce
 
 
 def read_manifest(run: str | PathLike[str]) -> Manifest | None:
-    """What `run` says it was trained on; None for a network of the zoo, and for runs that did not record it yet.
+    """Return the manifest of a run; None for pretrained weights and runs without one.
 
     Raises:
-        RunError: the record is damaged.
+        RunError: The manifest is damaged.
     """
     path = Run(run).manifest
     return Manifest.read(path) if path.exists() else None
 
 
 class TrainingImageFilter:
-    """Says of single images whether `run` may be judged by them, and counts; a Classifier in memory knows no image."""
+    """Decides for single images whether a run may be evaluated on them, and counts training images.
+
+    Args:
+        run: The run. A Classifier has no manifest, so that every image is allowed.
+        include_training: Whether training images are allowed.
+    """
 
     def __init__(self, run: str | PathLike[str] | Classifier, *, include_training: bool) -> None:
         self._manifest = None if isinstance(run, Classifier) else read_manifest(run)
         self._include, self._training = include_training, 0
         self._parts: set[str] = set()
 
-    def is_allowed(self, picture: Picture) -> bool:
-        """Whether `picture` may judge: one that the run was trained on may not, unless it is to be included.
+    def is_allowed(self, image: Picture) -> bool:
+        """Return whether the run may be evaluated on `image`.
 
         Raises:
-            PictureError: it cannot be read from disk.
+            PictureError: The image cannot be read from disk.
         """
-        digest = b"" if self._manifest is None else _digest(picture)
+        digest = b"" if self._manifest is None else _digest(image)
         part = str(self._manifest.parts_of([digest])[0]) if self._manifest is not None else ""
         self._training += part == "train"
         if part == "train" and not self._include:
@@ -186,7 +205,7 @@ class TrainingImageFilter:
         return True
 
     def scope(self, source: str) -> EvaluationScope:
-        """Which images of `source` were admitted so far."""
+        """Return the scope of the images of `source` that were allowed so far."""
         known = self._parts - {""}
         if not known:
             part = "all" if self._manifest is None else NEW
@@ -195,18 +214,24 @@ class TrainingImageFilter:
         return EvaluationScope(source, part, self._training, self._include and self._training > 0)
 
 
-def _digest(picture: Picture) -> bytes:
-    """The digest of a picture as its data set would give it; of none in an image object, which has no file."""
-    if isinstance(picture, str | PathLike):
-        return FilePictures(Path(), [fspath(picture)]).digest(0)
-    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8:
-        return ArrayPictures(np.ascontiguousarray(picture)[None], "").digest(0)
+def _digest(image: Picture) -> bytes:
+    """Return the content hash of an image as in a data set; empty for a PIL image, which has no file."""
+    if isinstance(image, str | PathLike):
+        return FilePictures(Path(), [fspath(image)]).digest(0)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        return ArrayPictures(np.ascontiguousarray(image)[None], "").digest(0)
     return b""
 
 
 @dataclass(frozen=True, eq=False)
 class _PartSelection:
-    """`part`, the images (N,) that it stands for, and those that it would stand for but that trained the network."""
+    """A part of the data set.
+
+    Attributes:
+        part: Name of the part.
+        chosen: Which images belong to it, (N,) bool.
+        training: Which would belong to it but trained the network, (N,) bool.
+    """
 
     part: str
     chosen: Flags
@@ -215,8 +240,15 @@ class _PartSelection:
 
 @dataclass(frozen=True, eq=False)
 class _RunSplit:
-    """What is known of the images of a source: `own`, (N,) the part of `run` that each was in, and "" for new ones;
-    `named`, (N,) the part that the source says, or ""; `trained_on`: all that trained it."""
+    """What is known about the images of a data set, N of them, from the training of one run.
+
+    Attributes:
+        run: The run.
+        own: Part of the run in which each image was, (N,) str; "" for new images.
+        named: Part that the source names, (N,) str; "" for none.
+        trained_on: Content hashes of all training images.
+        note: A sentence about what is unknown.
+    """
 
     run: str
     own: npt.NDArray[np.str_]
@@ -233,7 +265,7 @@ class _RunSplit:
         return cls(fspath(run), own, dataset.parts, frozenset() if manifest is None else manifest.trained_on, note)
 
     def chosen(self, part: str | None, include_training: bool) -> _PartSelection:
-        """The images of `part`, as for `select`."""
+        """Return the images of `part`; see `select_images`."""
         new = self.own == ""
         trained = self.own == "train"
         effective = np.where(new, self.named, self.own)
@@ -265,18 +297,22 @@ class _RunSplit:
 def _reconstruct_manifest(
     run: str | PathLike[str], dataset: Dataset, contents: list[bytes]
 ) -> tuple[Manifest | None, str | None]:
-    """The parts of a run that did not record them, found by dividing `dataset` as its training did; or why not.
+    """Split `dataset` as the training of a run without manifest did.
 
-    Only if all contents, labels and parts are those of the training, which its fingerprint says.
+    Returns:
+        The manifest if the fingerprint of the training confirms it, else None and the reason.
+
+    Raises:
+        RunError: The data set of the training has changed.
     """
     if not Run(run).folder.is_dir():
-        return None, None  # of the zoo
+        return None, None  # pretrained weights
     unknown = (
         f"{fspath(run)} does not record which images it was trained on; if some of these are among them, its error is "
         "higher than shown"
     )
     if not Run(run).training.exists():
-        return None, unknown  # a classifier saved by itself
+        return None, unknown  # saved by Classifier.save
     settings = Run(run).settings()
     bad = {PurePath(str(one.get("path"))).name for one in settings.get("bad") or ()}
     names = [PurePath(dataset.pictures.name(i)).name if bad else "" for i in range(len(dataset))]

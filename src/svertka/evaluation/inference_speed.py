@@ -1,4 +1,4 @@
-"""How fast networks are on this machine; they take turns, so that whatever else it does hits all of them alike."""
+"""Inference speed of networks, measured in turns so that other load affects all of them alike."""
 
 import statistics
 import time
@@ -13,16 +13,18 @@ from svertka.compiler.optimize import MANY, fastest
 from svertka.device import autocast
 from svertka.progress import progress
 
-BATCH = 16  # pictures
-SPENT = 0.5  # seconds a network and batch size
-ROUNDS = range(3, 100)  # of timed runs
+BATCH = 16  # images
+SPENT = 0.5  # seconds per network and batch size
+ROUNDS = range(3, 100)  # timed runs
 
 
 @dataclass(frozen=True)
 class InferenceSpeed:
-    """What one network, optimized as for many pictures, needs for those that are ready in memory, medians.
+    """Median speed of an optimized network for images in memory.
 
-    `seconds`: of one picture alone. `per_second`: pictures, `BATCH` at a time.
+    Attributes:
+        seconds: Seconds for a single image.
+        per_second: Images per second in batches of 16.
     """
 
     seconds: float
@@ -31,7 +33,7 @@ class InferenceSpeed:
 
 @torch.inference_mode()
 def measure_speeds(classifiers: Sequence[Classifier], device: torch.device) -> tuple[InferenceSpeed, ...]:
-    """Of each of `classifiers`, whose networks are on `device`; they are left in evaluation mode."""
+    """Measure the speed of each classifier on `device`, where their networks are; they stay in evaluation mode."""
     shapes = [one.preprocess.input_shape[1:] for one in classifiers]
     with progress("timing", 2 * len(classifiers)) as shown:
         networks = [fastest(one.network.eval(), shape, MANY) for one, shape in zip(classifiers, shapes, strict=True)]
@@ -44,8 +46,8 @@ def measure_speeds(classifiers: Sequence[Classifier], device: torch.device) -> t
 
 
 def _median_seconds(networks: Sequence[nn.Module], inputs: Sequence[torch.Tensor]) -> list[float]:
-    """Median seconds of each for its pictures."""
-    # The first run finds memory and algorithms; how long it takes says how often there is time for another.
+    """Return the median seconds of each network for its batch."""
+    # The first run allocates memory and selects algorithms; its time sets the number of rounds.
     first = [_seconds(one, images) for one, images in zip(networks, inputs, strict=True)]
     rounds = [min(max(ROUNDS.start, int(SPENT / one)), ROUNDS.stop) for one in first]
     times: list[list[float]] = [[] for _ in networks]
@@ -59,5 +61,5 @@ def _median_seconds(networks: Sequence[nn.Module], inputs: Sequence[torch.Tensor
 def _seconds(network: nn.Module, images: torch.Tensor) -> float:
     began = time.perf_counter()
     with autocast(images.device):
-        network(images).float().cpu()  # until the scores are here: a graphics card answers before it is done
+        network(images).float().cpu()  # the copy waits for the GPU
     return time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""The learning curves of a training, drawn from the lines of metrics.jsonl."""
+"""Learning curves as HTML, from the lines of metrics.jsonl."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,14 +13,18 @@ from svertka.progress import duration
 
 Entry = Mapping[str, Any]
 
-MAX_POINTS = 400  # of a curve; a screen does not show more
-FEW_RATES = 8  # different learning rates up to which they were set in steps, each worth seeing
+MAX_POINTS = 400  # of a curve
+FEW_RATES = 8  # up to so many rates they are a step schedule, drawn on a log axis
 MAX_FINDINGS = 12  # sentences shown
 HEIGHT, LOW_HEIGHT = 224, 72  # pixels
 
 
 class LearningCurves:
-    """What `lines` (of metrics.jsonl, oldest first) say; curves leave out a value that is missing, null or NaN."""
+    """The learning curves of a training.
+
+    Args:
+        lines: Lines of metrics.jsonl, oldest first; missing, null and NaN values are left out of the curves.
+    """
 
     def __init__(self, lines: Iterable[Entry]) -> None:
         self._lines = [line for line in lines if isinstance(line.get("kind"), str)]
@@ -29,25 +33,25 @@ class LearningCurves:
 
     @property
     def seconds(self) -> float:
-        """How long the training took, seconds; 0 before it began."""
+        """Duration of the training, seconds; 0 before it began."""
         times = (metric(line, "seconds") for line in self.epochs + self.steps)
         return max((time for time in times if math.isfinite(time)), default=0.0)
 
     @property
     def best_epoch(self) -> Entry | None:
-        """The epoch whose weights the run holds; None before the first, and without a val part to choose by."""
+        """The epoch whose weights the run holds; None before the first epoch or without validation set."""
         chosen = [line for line in self.epochs if line.get("kept") and math.isfinite(metric(line, "val_error"))]
         return chosen[-1] if chosen else None
 
     def findings(self) -> list[tuple[str, str]]:
-        """What health.py said: ("epoch 12", sentence), each sentence once."""
+        """Return when each finding was made ("epoch 12") and its sentence, each sentence once."""
         said: dict[str, str] = {}
         for line in self._of("health"):
             said.setdefault(str(line.get("sentence", "")), epoch_name(metric(line, "epoch")))
         return [(when, sentence) for sentence, when in said.items()][:MAX_FINDINGS]
 
     def curves_html(self) -> str:
-        """Loss, top-1 error and learning rate against epochs, as HTML; empty before the first step."""
+        """Return loss, top-1 error and learning rate by epoch as HTML; empty before the first step."""
         epochs = subsample(self.epochs, keep=self.best_epoch)
         marks = epochs or subsample(self.steps)
         if not marks:
@@ -68,7 +72,7 @@ class LearningCurves:
         return render_curves(panels, axis, readings, mark, label)
 
     def table_html(self) -> str:
-        """The same numbers as rows, as HTML; empty before the first epoch."""
+        """Return the numbers of the curves as an HTML table; empty before the first epoch."""
         shown = subsample(self.epochs, keep=self.best_epoch)
         if not shown:
             return ""
@@ -92,7 +96,7 @@ class LearningCurves:
         return f"<details><summary>{title}</summary>{render_scrollable(title, table)}</details>"
 
     def lr_finder_html(self) -> str:
-        """The learning-rate finder's curve, as HTML; empty where it did not run."""
+        """Return the curve of the learning-rate finder as HTML; empty if it did not run."""
         line = next(reversed(self._of("range_test")), None)
         pairs = list(zip(line.get("learning_rate") or [], line.get("loss") or [], strict=False)) if line else []
         points = [(float(x), _float(y)) for x, y in pairs if _float(x) > 0]
@@ -129,25 +133,25 @@ class LearningCurves:
 
 
 def metric(line: Entry, name: str) -> float:
-    """The number called `name` in a line of metrics.jsonl; NaN where it is missing or null."""
+    """Return the number called `name` in a line of metrics.jsonl; NaN if it is missing or null."""
     return _float(line.get(name))
 
 
 def epoch_name(epoch: float) -> str:
-    """ "epoch 14", or "epoch 2.37" within one; nothing for NaN."""
+    """Return "epoch 14", or "epoch 2.37" within an epoch; empty for NaN."""
     if not math.isfinite(epoch):
         return ""
     return f"epoch{NBSP}{epoch:.0f}" if f"{epoch:.2f}".endswith(".00") else f"epoch{NBSP}{epoch:.2f}"
 
 
 def subsample(lines: Sequence[Entry], keep: Entry | None = None) -> list[Entry]:
-    """At most about POINTS of `lines`, evenly spaced, the last of them and `keep` always among them."""
+    """Return about 400 of `lines` at most, evenly spaced, with the last one and `keep` among them."""
     stride = math.ceil(len(lines) / MAX_POINTS)
     return [line for k, line in enumerate(lines) if (len(lines) - 1 - k) % stride == 0 or line is keep]
 
 
 def bucket_means(lines: Sequence[Entry], names: Sequence[str]) -> dict[str, list[float]]:
-    """Means of the values called `names` over at most POINTS stretches of `lines`; NaN for a stretch without values."""
+    """Return the means of the values called `names` over 400 stretches of `lines`; NaN for an empty stretch."""
     ends = (
         [round(k * len(lines) / MAX_POINTS) for k in range(MAX_POINTS + 1)]
         if len(lines) > MAX_POINTS
@@ -169,14 +173,14 @@ def _panel(
     bent: Literal["log", "root"],
     text: Callable[[float], str],
 ) -> Panel:
-    """The panel of `name` ("loss" or "error"): train and val by epoch, the steps behind them."""
+    """Return the panel of `name` ("loss" or "error"): train and val by epoch over the faint curve of the steps."""
     x = [metric(line, "epoch") for line in epochs]
     train = [metric(line, f"train_{name}") for line in epochs]
     val = [metric(line, f"val_{name}") for line in epochs]
     steps = smooth[name]
     lines = [Line("train", x, train, "solid"), Line("val", x, val, "dashed")]
     if epochs:
-        # A single lucky batch must not stretch the axis downwards, but the start of the training belongs on it.
+        # The axis includes the highest step, not the lowest: a single lucky batch must not stretch it.
         values = [*train, *val, max((y for y in steps if math.isfinite(y)), default=math.nan)]
         lines.insert(0, Line("", smooth["epoch"], steps, "faint"))
     else:

@@ -1,4 +1,4 @@
-"""Counts and sums over scored pictures: errors, loss, confusion, the worst mistakes."""
+"""Metrics of a classifier on labeled images: errors, loss, confusion matrix, mistakes."""
 
 import math
 from collections.abc import Sequence
@@ -20,20 +20,26 @@ from svertka.evaluation.confidence_intervals import Interval, wilson_interval
 from svertka.evaluation.evaluated_images import EvaluationScope, count_images
 from svertka.notebook_html import Block
 
-MISTAKES_KEPT = 24  # most confident mistakes of all that are kept, and as many of the most doubtful
-MISTAKES_PER_PAIR = 8  # most confident mistakes that are kept of each (true, predicted) pair
-EXAMPLES_PER_CLASS = 8  # pictures that are kept of each class, as examples
-MIN_CLASSES_FOR_TOP5 = 6  # classes below which a top-5 error says nothing
-CLASSES_IN_WARNING = 10  # classes that a sentence names
-MIN_IMAGES_FOR_CHANCE_TEST = (
-    30  # images below which as many right as by chance do not show that a classifier only guesses
-)
-PRUNE_AT = 8192  # mistakes that may gather before those that nobody will ask for are dropped
+MISTAKES_KEPT = 24  # most confident mistakes, and as many near misses
+MISTAKES_PER_PAIR = 8  # most confident mistakes of each (true, predicted) pair
+EXAMPLES_PER_CLASS = 8  # images of each class
+MIN_CLASSES_FOR_TOP5 = 6
+CLASSES_IN_WARNING = 10
+MIN_IMAGES_FOR_CHANCE_TEST = 30
+PRUNE_AT = 8192  # mistakes kept before the ones not needed are dropped
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """One picture, the wrong class that got the highest `probability` (0 to 1), and `own`, that of its own class."""
+    """A misclassified image.
+
+    Attributes:
+        probability: Probability of the wrong class, the highest, 0 to 1.
+        own: Probability of the true class.
+        index: Index of the image in its data set.
+        label: True class.
+        predicted: Predicted class.
+    """
 
     probability: float
     own: float
@@ -44,11 +50,14 @@ class Mistake:
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """How one class fared: pictures of it, the share of them that were missed, and how far its name can be trusted.
+    """Metrics of one class.
 
-    `error`: share of the class's pictures that were given another class (1 − recall); None without pictures.
-    `precision`: share of the pictures given this class that are of it; None where none was given it.
-    `examples`: indices of a few of its pictures.
+    Attributes:
+        name: Class name.
+        images: Images of the class.
+        error: Share of these that got another class, 1 − recall; None without images.
+        precision: Share of the images predicted as this class that belong to it; None if there are none.
+        examples: Indices of up to 8 of its images.
     """
 
     name: str
@@ -59,20 +68,30 @@ class ClassMetrics:
 
     @property
     def recall(self) -> float | None:
-        """Share of the class's pictures that were given it."""
+        """Share of the images of the class that were predicted as it; None without images."""
         return None if self.error is None else 1 - self.error
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """What a classifier did on labelled pictures; errors are shares, 0 to 1, NaN where there was no picture.
+    """Metrics of a classifier on N labeled images of K classes.
 
-    `top5_error`: None below 6 classes. `loss`: mean cross-entropy, nats. `confusion`: (K, K) int64, row true, column
-    predicted; its diagonal holds exactly the pictures that count as right. `mistakes`: most confident first; the 24
-    most confident of all and the 8 most confident of each pair of classes are among them. `doubtful`: the 24 mistakes
-    in which the true class came closest to the wrong one, closest first. `pictures`, `wrong`: (N,) which were judged,
-    in order, and whether each is a mistake. `scope`: which images of what source these are; None where that was not
-    chosen here.
+    Errors are shares, 0 to 1; NaN without images.
+
+    Attributes:
+        images: N.
+        top1_error: Share of images whose true class does not have the highest score.
+        top5_error: Share of images whose true class is not among the 5 highest scores; None below 6 classes.
+        loss: Mean cross-entropy, nats.
+        per_class: Metrics of each class.
+        confusion: Confusion matrix (K, K) int64: rows are true classes, columns predicted classes.
+        mistakes: Mistakes, most confident first; among them are the 24 most confident of all and the 8 most confident
+            of each pair of classes.
+        near_misses: The 24 mistakes with the smallest margin between the wrong and the true class, smallest first.
+        pictures: Indices of the evaluated images (N,) int64, ascending.
+        wrong: Whether each of them is a mistake, (N,) bool.
+        calibration: Confidence against accuracy.
+        scope: Which images these are; None if the caller chose them.
     """
 
     images: int
@@ -90,17 +109,17 @@ class Evaluation:
 
     @property
     def top1_interval(self) -> Interval:
-        """Between which shares the error on all such pictures lies, with a confidence of 95 %."""
+        """95 % confidence interval of the top-1 error."""
         return _interval(self.top1_error, self.images)
 
     @property
     def top5_interval(self) -> Interval | None:
-        """The same of the top-5 error."""
+        """95 % confidence interval of the top-5 error; None below 6 classes."""
         return None if self.top5_error is None else _interval(self.top5_error, self.images)
 
     @property
     def sentence(self) -> str:
-        """The figures for people, errors with their intervals."""
+        """The metrics in words, errors with their confidence intervals."""
         said = [f"top-1 error {_with_interval(self.top1_error, self.top1_interval)}"]
         if self.top5_error is not None and self.top5_interval is not None:
             said.append(f"top-5 error {_with_interval(self.top5_error, self.top5_interval)}")
@@ -126,17 +145,17 @@ class Evaluation:
 
     @property
     def never_predicted(self) -> tuple[str, ...]:
-        """The classes that have pictures here, and that no picture was given."""
+        """Names of the classes that have images but were never predicted."""
         return tuple(one.name for one in self.per_class if one.images and one.precision is None)
 
     @property
     def at_chance(self) -> bool | None:
-        """Whether it is right no more often than by chance, as `chance.is_chance` says."""
+        """Whether the accuracy is no better than chance; see `chance_level.is_at_chance`."""
         return is_at_chance(self.confusion)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is wrong with the classifier as a whole, a sentence each."""
+        """Problems of the classifier as a whole, a sentence each."""
         said = []
         if sentence := self._against_chance():
             said.append(sentence)
@@ -145,7 +164,7 @@ class Evaluation:
         return tuple(said)
 
     def _against_chance(self) -> str | None:
-        """The sentence on a classifier that is right as often as a guess; None where it is right more often."""
+        """Return a warning if the classifier is no better than chance, else None."""
         if self.at_chance is False or (self.confusion.sum(1) > 0).sum() < 2:
             return None
         share, _ = chance_accuracy(self.confusion)
@@ -161,7 +180,7 @@ class Evaluation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What `svertka evaluate --json` prints; null for what has no finite value."""
+        """Return the JSON values that `svertka evaluate --json` prints; null where a number is not finite."""
         return {
             **(self.scope.to_dict() if self.scope else {}),
             "images": self.images,
@@ -188,11 +207,14 @@ class Evaluation:
 
 
 class MetricAccumulator:
-    """Counts and sums over batches, in memory that grows by one number a picture.
+    """Metrics accumulated over batches.
 
-    A picture is right among k guesses if fewer than k other classes score at least as high as its own: a tie counts
-    as wrong, so that a network which scores all classes alike is wrong about everything rather than right by the
-    order of the classes. A picture with a NaN among its logits is wrong.
+    An image is correct among k guesses if fewer than k other classes score at least as high as its own. Ties count as
+    mistakes, so that a network with equal scores for all classes is always wrong. An image with a NaN logit is wrong.
+    Memory grows by one number per image.
+
+    Args:
+        classes: K, the number of classes.
     """
 
     def __init__(self, classes: int) -> None:
@@ -200,31 +222,35 @@ class MetricAccumulator:
         self._loss = torch.zeros(1, dtype=torch.float64)
         self._wrong5 = torch.zeros(1, dtype=torch.int64)
         self._confusion = torch.zeros(classes, classes, dtype=torch.int64)
-        # Columns: the probability's bits, those of the own class's, index, label, predicted. One integer table is what
-        # processes exchange.
+        # Columns: bits of both probabilities, index, label, predicted; integers, so that one tensor holds all.
         self._mistakes = torch.zeros(0, 5, dtype=torch.int64)
         self._near_misses = torch.zeros(0, 5, dtype=torch.int64)
         self._prune_at = PRUNE_AT
-        self._outcomes: list[Tensor] = []  # of each picture 2 × index, and 1 more where it is a mistake
+        self._outcomes: list[Tensor] = []  # 2 × index of each image, plus 1 for a mistake
         self._confidence = CalibrationAccumulator()
         self._examples = torch.zeros(0, 2, dtype=torch.int64)  # columns: label, index
 
     @torch.no_grad()
     def update(self, logits: Tensor, labels: Tensor, indices: Tensor) -> None:
-        """Count a batch: `logits` (B, K) floating, `labels` (B,) int64 in 0 to K − 1, `indices` (B,) int64.
+        """Add a batch.
+
+        Args:
+            logits: Scores (B, K), floating point.
+            labels: True classes (B,) int64, 0 to K − 1.
+            indices: Indices of the images (B,) int64.
 
         Raises:
-            UsageError: `logits` are of another number of classes.
+            UsageError: `logits` have another number of classes.
         """
         if logits.shape[1] != self.classes:
             raise UsageError(
-                f"the network gives {logits.shape[1]} scores a picture and the data have {self.classes} classes; "
+                f"the network gives {logits.shape[1]} scores per image and the data have {self.classes} classes; "
                 f"use the data set it was trained on"
             )
         logits, labels, indices = logits.float().cpu(), labels.cpu(), indices.cpu()
         rows = torch.arange(len(labels))
         own = logits[rows, labels][:, None]
-        # Not `logits >= own`: negated, a NaN is a rival that was not beaten.
+        # Not `logits >= own`: a NaN counts as a rival.
         rivals = (~(logits < own)).sum(1) - 1
         wrong = (rivals >= 1) | logits.isnan().any(1)
         others = logits.nan_to_num(nan=torch.finfo(torch.float32).min, neginf=torch.finfo(torch.float32).min)
@@ -250,7 +276,7 @@ class MetricAccumulator:
             self._prune_at = max(PRUNE_AT, 2 * len(self._mistakes))
 
     def all_reduce(self) -> "MetricAccumulator":
-        """A tally of all processes' pictures, each counted as often as the processes counted it; this one stays."""
+        """Return the sum over all processes; this accumulator does not change."""
         whole = MetricAccumulator(self.classes)
         whole._loss = distributed.total(self._loss.clone())
         whole._wrong5 = distributed.total(self._wrong5.clone())
@@ -263,7 +289,7 @@ class MetricAccumulator:
         return whole
 
     def result(self, names: Sequence[str]) -> Evaluation:
-        """The figures; `names` are the classes', in the order of the logits."""
+        """Return the metrics; `names` are the K class names in the order of the logits."""
         confusion = self._confusion.numpy().copy()
         right, images, given = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
         count = int(images.sum())
@@ -300,8 +326,8 @@ class MetricAccumulator:
 
 
 def _bits(probability: Tensor) -> Tensor:
-    """The bits of `probability` (N,) as int64, which order as the numbers do; NaN counts as 0."""
-    # + 0.0: bits order as the numbers do from +0 upwards, and −0 would come last
+    """Return the bits of probabilities (N,) as int64, which sort like the numbers; NaN counts as 0."""
+    # Bits sort like the numbers from +0 upwards; + 0.0 turns −0 into +0.
     return (probability.nan_to_num(nan=0.0).double() + 0.0).view(torch.int64)
 
 
@@ -315,14 +341,14 @@ def _as_mistakes(rows: Tensor) -> tuple[Mistake, ...]:
 
 
 def _closest(mistakes: Tensor) -> Tensor:
-    """Those in which the true class came closest to the wrong one, and of equals the lowest index."""
+    """Return the mistakes with the smallest margin; ties are ordered by index."""
     mistakes = mistakes[mistakes[:, 2].argsort(stable=True)]
     gap = _numbers(mistakes[:, 0]) - _numbers(mistakes[:, 1])
     return mistakes[gap.argsort(stable=True)][:MISTAKES_KEPT]
 
 
 def _worst(mistakes: Tensor) -> Tensor:
-    """The mistakes that `Evaluation` promises, most confident first and of equals the lowest index."""
+    """Return the mistakes that `Evaluation.mistakes` contains, most confident first; ties are ordered by index."""
     # Two stable sorts, the second key first.
     mistakes = mistakes[mistakes[:, 2].argsort(stable=True)]
     mistakes = mistakes[mistakes[:, 0].argsort(descending=True, stable=True)]
@@ -333,13 +359,13 @@ def _worst(mistakes: Tensor) -> Tensor:
 
 
 def _first_of_each(rows: Tensor, count: int) -> Tensor:
-    """Of (label, index) rows the `count` lowest indices of each label, ordered."""
+    """Return the `count` lowest indices of each label, from rows of (label, index), sorted."""
     rows = torch.unique(rows, dim=0)
     return rows[_place_in_group(rows[:, 0]) < count]
 
 
 def _place_in_group(group: Tensor) -> Tensor:
-    """For each element, how many equal ones stand before it."""
+    """Return for each element how many equal elements precede it."""
     order = group.argsort(stable=True)
     ordered = group[order]
     places = torch.empty_like(order)
@@ -348,7 +374,7 @@ def _place_in_group(group: Tensor) -> Tensor:
 
 
 def _gather(rows: Tensor) -> Tensor:
-    """The rows (N, C) int64 of all processes; N may differ between them."""
+    """Return the rows (N, C) int64 of all processes; N may differ between processes."""
     counts = torch.zeros(distributed.world(), dtype=torch.int64)
     counts[distributed.rank()] = len(rows)
     counts = distributed.total(counts)

@@ -1,4 +1,4 @@
-"""What a classifier says of the pictures of a data set, under a protocol: log probabilities, batch by batch."""
+"""Class probabilities of the images of a data set under a crop protocol, batch by batch."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,23 @@ from svertka.errors import DataError, PictureError
 from svertka.evaluation.crop_protocols import CropProtocol, crop_views, crop_views_144, to_batch
 from svertka.graph.fully_convolutional import sliding
 
-CROPS_PER_BATCH = 64  # pictures of the network's size that it is given together
+CROPS_PER_BATCH = 64
 
 
 class Predictor:
-    """`classifier` looking at pictures of `dataset` (those at the indices `only`), each in the crops of `protocol`.
+    """Applies a classifier to the images of a data set.
 
-    Crops of the central square come through the store of squares; whole pictures are decoded when they are looked at,
-    the next ones meanwhile, by `threads` threads.
+    Crops of the central square are read from the image cache. Whole images are decoded on the
+    fly, ahead of the network.
+
+    Args:
+        classifier: The classifier.
+        dataset: The data set.
+        protocol: The crops.
+        only: Indices of the images that will be classified; None: all.
+        device: Device of the network.
+        threads: Threads for decoding.
+        cache_limit: Size limit of the image cache, bytes.
     """
 
     def __init__(
@@ -51,17 +60,18 @@ class Predictor:
 
     @property
     def batch_size(self) -> int:
-        """Pictures in a batch that keeps the network busy and memory small."""
+        """Images per batch, so that a batch holds about 64 crops."""
         return max(1, CROPS_PER_BATCH // self.protocol.num_views)
 
     @torch.inference_mode()
     def predict_batches(self, batches: Sequence[Ints]) -> Iterator[Tensor]:
-        """Log probabilities (B, K) float32 of the pictures at `batches` of indices (B,), in the classifier's order.
+        """Yield log probabilities (B, K) float32 of the images at each of `batches` of indices (B,).
 
-        The mean over crops is of probabilities, as in the papers.
+        Probabilities, not logits, are averaged over crops, as in the papers. Classes are in the classifier's order.
 
         Raises:
-            DataError: a picture cannot be read.
+            DataError: An image cannot be read.
+            RunError: The network gives NaN.
         """
         if self.protocol.uses_whole_image:
             yield from self._over_whole(batches)
@@ -71,17 +81,17 @@ class Predictor:
         for indices in batches:
             squares = [torch.from_numpy(one.rows[indices]).permute(0, 3, 1, 2) for one in self._squares]
             shown = crop_views(self.protocol, self.preprocess, [one.to(self.device) for one in squares])
-            said = self._log_probabilities(shown.flatten(0, 1))
-            yield average_log_probabilities(said.view(*shown.shape[:2], -1), 1)
+            outputs = self._log_probabilities(shown.flatten(0, 1))
+            yield average_log_probabilities(outputs.view(*shown.shape[:2], -1), 1)
 
     def _over_whole(self, batches: Sequence[Ints]) -> Iterator[Tensor]:
         everything = [int(index) for indices in batches for index in indices]
         pictures = (one for some in ahead(self._read, everything, self.threads, self.threads) for one in some)
         for indices in batches:
-            yield torch.stack([self._said_of(next(pictures)) for _ in indices])
+            yield torch.stack([self._predict_whole(next(pictures)) for _ in indices])
 
-    def _said_of(self, scales: list[Pixels]) -> Tensor:
-        """Log probabilities (K,) of one whole picture, given at every scale."""
+    def _predict_whole(self, scales: list[Pixels]) -> Tensor:
+        """Return log probabilities (K,) of one whole image, given at every scale."""
         if self._sliding is None:
             shown = crop_views_144(self.preprocess, scales).to(self.device)
             return average_log_probabilities(self._log_probabilities(shown), 0)
@@ -107,17 +117,17 @@ class Predictor:
         )
 
     def _read(self, index: int) -> list[Pixels]:
-        """The whole picture at every scale."""
+        """Return the whole image at every scale."""
         scales = self.protocol.scales
         try:
             rgb = self.dataset.pictures.read(index, max(scales))
         except PictureError as error:
             name = self.dataset.pictures.name(index)
-            raise DataError(f"{name} cannot be read: {error}; put it right or take it away, and start again") from error
+            raise DataError(f"{name} cannot be read: {error}; fix or remove the file, and start again") from error
         return [self.preprocess.whole(rgb, scale) for scale in scales]
 
     def _log_probabilities(self, shown: Tensor) -> Tensor:
-        """Of (N, C, H, W), in equal parts of about AT_ONCE crops."""
+        """Return log probabilities of crops (N, C, H, W), computed in chunks of about 64."""
         parts = shown.chunk(max(1, round(len(shown) / CROPS_PER_BATCH)))
         with autocast(self.device):
             logits = [self._network(part.contiguous()).float() for part in parts]
@@ -125,5 +135,10 @@ class Predictor:
 
 
 def average_log_probabilities(log_probabilities: Tensor, dim: int) -> Tensor:
-    """The logarithm of the mean along `dim` of probabilities given by theirs; nothing underflows."""
+    """Return the logarithm of the mean probability along `dim`, without underflow.
+
+    Args:
+        log_probabilities: Log probabilities of any shape.
+        dim: Dimension to average over.
+    """
     return log_probabilities.logsumexp(dim) - math.log(log_probabilities.shape[dim])

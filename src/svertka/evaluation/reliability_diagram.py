@@ -1,4 +1,4 @@
-"""The reliability diagram: how often the network is right against how sure it is."""
+"""The reliability diagram: accuracy against confidence."""
 
 from svertka.evaluation.calibration import BINS, Calibration, ConfidenceBin
 from svertka.pages.axes import Scale
@@ -9,13 +9,13 @@ HEIGHT = 288  # pixels
 
 
 def reliability_html(calibration: Calibration) -> str:
-    """The section's HTML; empty where no picture was judged."""
+    """Return the section as HTML; empty if no image was evaluated."""
     if not calibration.bins:
         return ""
     said = _sentence(calibration)
     how = (
         "The pictures in groups by the probability of the class they were given: solid is the share of them that is "
-        "right, grey where it would be if probabilities could be taken at their word, dashed what is left after all "
+        "right, grey where it would be if probabilities were exact, dashed after all "
         "scores were divided by one number, the temperature, chosen for each half of the pictures on the other half "
         '(<a href="https://arxiv.org/abs/1706.04599">Guo et al. 2017, §2 and §4.2</a>).'
     )

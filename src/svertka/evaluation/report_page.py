@@ -1,4 +1,4 @@
-"""report.html: what a training or an evaluation came to, as one file that opens anywhere and loads nothing."""
+"""report.html: the result of a training or an evaluation in one self-contained HTML file."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,21 +25,27 @@ from svertka.progress import duration
 
 Pixels = npt.NDArray[np.uint8]
 
-SHOWN_SIDE = 256  # pixels of the shorter side at least, where the picture has so many
-SIDE = 128  # CSS pixels of a worst mistake
+SHOWN_SIDE = 256  # minimum shorter side, pixels
+SIDE = 128  # CSS pixels of a mistake
 THUMBNAIL = 32  # CSS pixels of an example
-EXAMPLES = 240  # pictures shown as examples of classes, all together: the file must stay small
+EXAMPLES = 240  # examples of all classes together, to limit the file size
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that report.html is drawn from.
+    """The contents of report.html.
 
-    `name`: the run's. `network`, `source`: what was trained on what. `facts`: (label, value) pairs about how it was
-    made. `history`: the lines of metrics.jsonl, none where nothing was trained. `part`: the part of the data that
-    `evaluation` is of ("test", "val"); without an evaluation the page shows the curves alone. `picture`: index ->
-    (H, W, 1 | 3) uint8; it may raise PictureError. `picture_name`: index -> what to call that picture, a path or the
-    source and a number. `slices`: under which the error was measured.
+    Attributes:
+        name: Name of the run.
+        network: Name of the network.
+        source: Source of the images.
+        facts: Pairs of label and value about how the run was made.
+        history: Lines of metrics.jsonl; empty if nothing was trained.
+        part: Part of the data set that was evaluated ("test", "val").
+        evaluation: The evaluation; None shows the learning curves only.
+        picture: Returns the image at an index, (H, W, 1 | 3) uint8; may raise PictureError.
+        picture_name: Returns its path, or the source and a number.
+        slices: Error by image properties.
     """
 
     name: str
@@ -55,12 +61,12 @@ class Report:
 
     @cached_property
     def curves(self) -> LearningCurves:
-        """The history, read."""
+        """The learning curves."""
         return LearningCurves(self.history)
 
     @property
     def sentence(self) -> str:
-        """What is seen: "lenet5 on digits: 1.1 % of 361 test pictures wrong after 20 epochs, 12 s." """
+        """The result in words, such as "lenet5 on digits: 1.1 % of 361 test pictures wrong after 20 epochs, 12 s"."""
         epochs = len(self.curves.epochs)
         judged_alone = not self.history and self.evaluation is not None
         spent = "" if judged_alone else " before the end of the first epoch"
@@ -77,10 +83,10 @@ class Report:
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write `report` to `path` as one HTML file, whole or not at all.
+    """Write `report` to `path` as one HTML file, atomically.
 
     Raises:
-        StorageError: the disk is full or the folder cannot be written.
+        StorageError: The disk is full or the folder cannot be written.
     """
     write_atomic(path, render_page(f"{report.name} – svertka", _body(report)).encode())
 
@@ -111,7 +117,7 @@ def _body(report: Report) -> str:
 
 
 def _second(report: Report) -> str:
-    """The figures that the first sentence leaves out."""
+    """Return the metrics that the first sentence leaves out."""
     evaluation = report.evaluation
     if evaluation is None or not evaluation.images:
         return ""
@@ -143,7 +149,7 @@ def _curves(history: LearningCurves) -> str:
         return ""
     how = (
         "Solid is the mean over an epoch of training, dashed is the validation part after it, grey the single steps: "
-        "where the dashed line turns up while the solid one falls, the network learns by heart "
+        "where the dashed line turns up while the solid one falls, the network overfits "
         '(<a href="https://www.deeplearningbook.org/contents/ml.html">Goodfellow et al. 2016, §5.2</a>).'
     )
     return f'<p class="how">{how}</p>{drawn}{history.table_html()}'
@@ -170,13 +176,10 @@ def _worst(report: Report, evaluation: Evaluation) -> str:
 
 
 def _near_misses(report: Report, evaluation: Evaluation) -> str:
-    """Those that are not among the worst already."""
+    """Return the near misses that are not among the worst mistakes as HTML."""
     worst = set(evaluation.mistakes[:MISTAKES_KEPT])
     closest = [one for one in evaluation.near_misses if one not in worst]
-    how = (
-        "The pictures for which the wrong class beat their own by the least: what it would take to be right is little, "
-        "so look for what they lack."
-    )
+    how = "The pictures for which the wrong class beat the right one by the smallest margin."
     return _wall(how, report, evaluation, closest) if closest else ""
 
 
@@ -236,7 +239,7 @@ def _class_row(report: Report, evaluation: Evaluation, one: ClassMetrics, k: int
 
 
 def _bar(share: float | None) -> str:
-    """As wide as its ground where the share is 1."""
+    """Return a bar that fills its background at a share of 1."""
     filled = f'<rect width="{share or 0:.4f}" height="1"/>'
     return f'<svg class="bar" viewBox="0 0 1 1" preserveAspectRatio="none" aria-hidden="true">{filled}</svg>'
 
@@ -251,7 +254,7 @@ def _strip(report: Report, indices: Sequence[int], alt: str) -> str:
 
 
 def _picture(report: Report, index: int) -> Pixels | None:
-    """The pixels; None where the file has gone since it was counted."""
+    """Return the pixels; None if the file is gone."""
     try:
         return report.picture(index)
     except PictureError:

@@ -1,4 +1,4 @@
-"""Under which conditions a network errs: dark and bright, small and large, blurred and sharp pictures."""
+"""Error by image properties: brightness, size and sharpness."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +18,22 @@ from svertka.pages.svg_curves import Axis, Line, Panel, Reading, render_curves
 
 Pixels = npt.NDArray[np.uint8]
 
-MAX_IMAGES = 1000  # pictures that are looked at again, drawn by lot
-MAX_BINS, MIN_IMAGES_PER_BIN = 5, 10  # groups of as many pictures at least
-SIDE = 256  # pixels, to which the shorter side is reduced before sharpness is measured
+MAX_IMAGES = 1000  # that are read again, drawn at random
+MAX_BINS, MIN_IMAGES_PER_BIN = 5, 10
+SIDE = 256  # shorter side at which sharpness is measured, pixels
 HEIGHT = 120  # pixels of a chart
 
 
 @dataclass(frozen=True)
 class SliceBin:
-    """The pictures whose value lies from `low` to `high`: how many, and how many of them are mistakes."""
+    """The images whose value lies between `low` and `high`.
+
+    Attributes:
+        low: Lowest value.
+        high: Highest value.
+        images: Number of images.
+        wrong: Number of mistakes.
+    """
 
     low: float
     high: float
@@ -40,13 +47,20 @@ class SliceBin:
 
     @property
     def interval(self) -> Interval:
-        """Of the error, 95 %."""
+        """95 % confidence interval of the error."""
         return wilson_interval(self.wrong, self.images)
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A property of pictures, in its `unit`, and the error in groups of equally many, rising; `how` it is measured."""
+    """The error by one image property.
+
+    Attributes:
+        name: Name of the property.
+        unit: Its unit.
+        how: How it is measured.
+        groups: Bins with equally many images, ascending.
+    """
 
     name: str
     unit: str
@@ -55,10 +69,13 @@ class Slice:
 
 
 def error_slices(evaluation: Evaluation, read: Callable[[int], Pixels], threads: int) -> tuple[Slice, ...]:
-    """The error of `evaluation` against brightness, size and sharpness; one that all pictures share is left out.
+    """Return the error by brightness, size and sharpness; a property that all images share is left out.
 
-    `read`: index to the picture in its own size, (H, W, 1 | 3) uint8; where it raises PictureError, that one is left
-    out.
+    Args:
+        evaluation: The evaluation.
+        read: Returns the image at an index in its own size, (H, W, 1 | 3) uint8; an image for which it raises
+            PictureError is left out.
+        threads: Threads for reading.
     """
     places = np.arange(len(evaluation.pictures))
     if len(places) > MAX_IMAGES:
@@ -87,7 +104,7 @@ def error_slices(evaluation: Evaluation, read: Callable[[int], Pixels], threads:
 
 
 def image_properties(picture: Pixels) -> tuple[float, float, float]:
-    """Brightness, shorter side and sharpness of `picture` (H, W, 1 | 3) uint8, as `conditions` measures them."""
+    """Return brightness (%), shorter side (pixels) and sharpness (grey levels) of an image (H, W, 1 | 3) uint8."""
     grey = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else np.ascontiguousarray(picture)).convert("L")
     shorter = min(grey.size)
     brightness = 100 * float(np.asarray(grey).mean()) / 255
@@ -101,7 +118,7 @@ def image_properties(picture: Pixels) -> tuple[float, float, float]:
 
 
 def _groups(values: npt.NDArray[np.float64], wrong: npt.NDArray[np.bool_]) -> tuple[SliceBin, ...]:
-    """Equally many in each as far as equal values allow, since these stay together."""
+    """Return bins with equally many images, as far as equal values allow."""
     number = min(MAX_BINS, len(values) // MIN_IMAGES_PER_BIN)
     if number < 2:
         return ()
@@ -115,14 +132,14 @@ def _groups(values: npt.NDArray[np.float64], wrong: npt.NDArray[np.bool_]) -> tu
 
 
 def slices_html(found: Sequence[Slice], images: int) -> str:
-    """The section's HTML; empty where there is nothing to tell apart. `images`: as many were judged."""
+    """Return the section as HTML, empty without slices; `images` is the number of evaluated images."""
     if not found:
         return ""
     looked = sum(group.images for group in found[0].groups)
-    of = f" Of {format_count(images, 'picture')} {looked:,} were looked at, drawn by lot." if looked < images else ""
+    of = f" Of {format_count(images, 'picture')} {looked:,} were measured, drawn at random." if looked < images else ""
     how = (
         "The pictures in groups of equally many, from low to high values: the line is the error in each, grey its 95 % "
-        f"confidence interval.{of} Where it rises, more pictures of that kind are what training lacks."
+        f"confidence interval.{of} Where it rises, train on more pictures of that kind."
     )
     return f'<p class="how">{how}</p>' + "".join(_chart(one) for one in found)
 

@@ -1,4 +1,4 @@
-"""Heads that are computed from features rather than learnt step by step."""
+"""Heads that are computed from features in closed form or by convex optimization, without gradient steps."""
 
 import time
 import warnings
@@ -15,17 +15,17 @@ from svertka.data.loader import Batches
 from svertka.progress import Progress, progress
 
 Floats = npt.NDArray[np.float32]
-STRENGTHS = tuple(10.0**power for power in range(-4, 3))  # of which cross-validation chooses
+STRENGTHS = tuple(10.0**power for power in range(-4, 3))  # inverse L2 penalties
 FOLDS = 5
-MAX_ITERATIONS = 300  # at most, each with one product forwards and one back;
-MEAN_ITERATIONS = 50  # on average, rather more than less: strong penalties take 10 and weak ones 100
-TIMED_IMAGES = 2000  # pictures
+MAX_ITERATIONS = 300  # each with one product forward and one backward
+MEAN_ITERATIONS = 50  # a generous average: strong penalties take 10, weak ones 100
+TIMED_IMAGES = 2000
 
 
 def gather_features(batches: Batches) -> tuple[Floats, Ints]:
-    """Everything that `batches` give in their first epoch: features (N, D) float32, and labels (N,).
+    """Return all features and labels of the first epoch: (N, D) float32 and (N,).
 
-    Of several processes each gets all of it, in the order that one process alone would.
+    Every process gets all of them, in the order of a single process.
     """
     some = [batch for batch in batches.epoch(0) if len(batch.labels)]
     features = torch.cat([batch.images.flatten(1) for batch in some]).float().cpu().numpy()
@@ -39,10 +39,15 @@ def gather_features(batches: Batches) -> tuple[Floats, Ints]:
 
 
 def logistic_regression(features: Floats, labels: Ints, classes: int) -> tuple[Floats, Floats]:
-    """The weights (classes, D) and biases (classes,) of multinomial logistic regression: the exact optimum.
+    """Return the optimum of multinomial logistic regression: weights (classes, D) and biases (classes,).
 
-    The strength of its quadratic penalty, on features of mean 0 and deviation 1, is that of `STRENGTHS` with the best
-    likelihood in cross-validation; the middle one where a class has one picture only.
+    Features are standardized. The L2 penalty with the best likelihood in 5-fold cross-validation is used, or the
+    middle one if a class has a single image.
+
+    Args:
+        features: Features (N, D) float32.
+        labels: Classes (N,) int64.
+        classes: Number of classes.
     """
     mean = features.mean(0)
     deviation = np.maximum(features.std(0), 1e-6)
@@ -54,17 +59,17 @@ def logistic_regression(features: Floats, labels: Ints, classes: int) -> tuple[F
             strength = _best_strength(standard, labels, folds, shown)
         model = _fit_logistic(standard, labels, strength)
     weight, bias = model.coef_, model.intercept_
-    if classes == 2:  # one row, of the log-odds of the second
+    if classes == 2:  # scikit-learn returns the log-odds of the second class only
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     weight = weight / deviation
     return weight.astype(np.float32), (bias - weight @ mean).astype(np.float32)
 
 
 def _best_strength(features: Floats, labels: Ints, folds: int, shown: Progress) -> float:
-    """The one of STRENGTHS with the lowest log loss in cross-validation, from the strongest penalty on.
+    """Return the regularization strength with the lowest log loss in cross-validation.
 
-    The loss falls and then rises as the penalty weakens, and the weakest take longest: where two in a row are worse
-    than the best, no weaker one is tried.
+    Strengths are tried from the strongest penalty on. The loss falls and then rises as the penalty weakens, and weak
+    penalties take longest: the search ends after two values in a row that are worse than the best.
     """
     from sklearn.metrics import log_loss
     from sklearn.model_selection import StratifiedKFold
@@ -88,13 +93,13 @@ def _fit_logistic(features: Floats, labels: Ints, strength: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
-        # Weak penalties over separable classes need more steps than they are worth; cross-validation sees that.
+        # Weak penalties on separable classes do not converge; cross-validation rejects them.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(C=strength, max_iter=MAX_ITERATIONS).fit(features, labels)
 
 
 def estimate_seconds(way: str, pictures: int, features: int, classes: int) -> float:
-    """How long the head takes to compute from so many `features` of each picture, timed by one product and one fit."""
+    """Estimate the seconds that a head takes to compute, from one timed product and one timed fit."""
     if way == "nearest-mean":
         return 0.0
     some = min(pictures, TIMED_IMAGES)
@@ -107,7 +112,7 @@ def estimate_seconds(way: str, pictures: int, features: int, classes: int) -> fl
 
 
 def _fixed_seconds() -> float:
-    """What an iteration takes however few the features are."""
+    """Return the seconds of an iteration with very few features."""
     rows, labels = np.eye(2, dtype=np.float32).repeat(FOLDS, 0), np.arange(2).repeat(FOLDS)
     _fit_logistic(rows, labels, 1.0)  # the first imports scikit-learn
     began = time.perf_counter()
@@ -116,14 +121,19 @@ def _fixed_seconds() -> float:
 
 
 def nearest_mean(features: Floats, labels: Ints, classes: int) -> tuple[Floats, Floats]:
-    """Weights (classes, D) and biases (classes,) such that the class of the nearest mean has the highest score.
+    """Return weights (classes, D) and biases (classes,) of a nearest-class-mean classifier.
 
-    Scores are log-densities, up to a constant, of normal distributions around the means with the variance that the
-    pictures have around theirs, the same in all directions: linear discriminant analysis for very few pictures.
+    Scores are log densities, up to a constant, of normal distributions around the class means with one variance in all
+    directions: linear discriminant analysis for very few images.
+
+    Args:
+        features: Features (N, D) float32.
+        labels: Classes (N,) int64.
+        classes: Number of classes.
     """
     means = np.stack([features[labels == one].mean(0) for one in range(classes)])
     spread = float(np.square(features - means[labels]).sum(1).mean())
-    if spread < 1e-12:  # one picture of each class: as far as they are from one another
+    if spread < 1e-12:  # one image per class: use the spread of the means
         spread = max(float(np.square(means - means.mean(0)).sum(1).mean()), 1e-12)
     return (means / spread).astype(np.float32), (-np.square(means).sum(1) / (2 * spread)).astype(np.float32)
 
@@ -132,7 +142,7 @@ SOLVERS = {"logistic": logistic_regression, "nearest-mean": nearest_mean}
 
 
 def fit_head(head: nn.Linear, way: str, batches: Batches, classes: int) -> None:
-    """Compute `head`, over the features that `batches` give, by one of `WAYS`, in place."""
+    """Compute the weights of `head` from the features in `batches` with one of `SOLVERS`, in place."""
     everything = gather_features(batches)
     weight, bias = distributed.told_by_first(lambda: SOLVERS[way](*everything, classes))
     with torch.no_grad():

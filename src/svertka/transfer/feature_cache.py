@@ -1,4 +1,4 @@
-"""The frozen part of a network, run once: what it gives for each picture is stored, and learnt from."""
+"""Cache of the features that the frozen part of a network computes, on disk or in memory."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +16,9 @@ from svertka.files import cache_folder, in_bytes
 from svertka.progress import progress
 from svertka.transfer.freeze import FrozenPrefix
 
-IN_MEMORY = 2**29  # bytes of features that are kept where they cannot be stored
+IN_MEMORY = 2**29  # bytes of features kept in memory
 COMPUTED_PIXELS = 2**20  # that are computed together
-VERSION = 1  # of how features are computed; another finds nothing stored
+VERSION = 1  # of the computation; features of other versions are not found
 
 
 def computed_at_once(side: int) -> int:
@@ -27,7 +27,7 @@ def computed_at_once(side: int) -> int:
 
 
 def row_bytes(shape: tuple[int, ...], *, half: bool) -> int:
-    """What the features of one picture, of `shape`, take on disk, as float32 or in `half` of that, float16."""
+    """Return the bytes of the features of one image, float32 or float16 (`half`), on disk."""
     return int(np.prod(shape)) * (2 if half else 4) + RECORD.itemsize
 
 
@@ -42,18 +42,26 @@ def cache_on_disk(
     limit: int | None = None,
     title: str = "computing features",
 ) -> Batches:
-    """`batches` with what `frozen` gives for their pictures, (B, *shape) float32, in place of them.
+    """Return `batches` with features in place of images, computed once and stored in the cache folder.
 
-    Computed once, in batches of the same size, and stored in the cache folder under the digest of the picture, the
-    weights and all that prepares the picture: what was stored before is read, what changed is computed anew, and a
-    damaged row too. `digests`: of the contents, for each of the rows. `variants`: of each picture, augmented
-    differently; epoch k learns from variant k as far as there are so many, then from one drawn at random. `half`: store
-    float16. `limit`: bytes of all stored features together; None as `Store` says.
+    Rows are stored by hashes of the image content, the weights and the preprocessing: what exists is read, what changed
+    is computed. A damaged row is computed again, also while it is trained on.
 
-    A row that is damaged while it is learnt from is computed again.
+    Args:
+        batches: Batches of images.
+        frozen: The frozen part of the network.
+        shape: Shape of the features of one image.
+        digests: Content hash of each row of `batches`.
+        variants: Augmented variants of each image; epoch k uses variant k, and a random one after the last.
+        half: Whether to store float16.
+        limit: Bytes of all cached features; None: a share of the free disk.
+        title: Title of the progress bar.
+
+    Returns:
+        Batches of features (B, *shape) float32.
 
     Raises:
-        StorageError: no room on the disk, or it cannot be written.
+        StorageError: The disk is full or cannot be written.
     """
     changed, prepared = bool(batches.augmentations), _preprocessing_digest(batches)
     keys = [
@@ -67,7 +75,7 @@ def cache_on_disk(
         _compute_missing(store, keys, batches, title, frozen)
     except StorageError as error:
         fault = error
-    # Every process comes here, whatever became of its share: the others wait.
+    # A collective call: every process must reach it, also after an error.
     faults = [one for one in distributed.gathered(fault and str(fault)) if one]
     if store is None or faults:
         raise StorageError(faults[0]) from fault
@@ -93,7 +101,7 @@ def cache_in_memory(
     half: bool = False,
     title: str = "computing features",
 ) -> Batches:
-    """The same as `stored` gives, without a disk: kept in memory, or computed in every pass where that is too much."""
+    """Return the same batches as `cache_on_disk`, kept in memory, or computed in every epoch if they exceed 512 MiB."""
     fetch = _compute_on_read(batches, frozen, shape, half=half)
     if row_bytes(shape, half=half) * len(batches.indices) * variants <= IN_MEMORY:
         kept = torch.empty(variants, len(batches.rows), *shape, dtype=torch.float16 if half else torch.float32)
@@ -109,12 +117,12 @@ def cache_in_memory(
     return _replace_images(batches, variants, fetch)
 
 
-# Of pictures, by their rows, and which variant of each: their features, (B, *shape) float16 or float32.
+# Rows and variants to features (B, *shape), float16 or float32.
 Fetch = Callable[[Ints, Ints], torch.Tensor]
 
 
 def _replace_images(batches: Batches, variants: int, fetch: Fetch) -> Batches:
-    """`batches` of what `fetch` gives: in epoch k of variant k as far as there are so many, then of one at random."""
+    """Return batches of what `fetch` returns: variant k in epoch k, and a random one after the last."""
 
     def read(indices: Ints, epoch: int) -> torch.Tensor:
         drawn = Draws(batches.seed, epoch, indices, place=len(batches.augmentations)).below(0, variants).numpy()
@@ -140,14 +148,14 @@ def _compute_on_read(batches: Batches, frozen: FrozenPrefix, shape: tuple[int, .
 def _compute_missing(
     store: Store, keys: Sequence[Mapping[int, bytes]], batches: Batches, title: str, frozen: FrozenPrefix
 ) -> None:
-    """Compute and store this process's share of the features that are missing, under `keys` of each variant.
+    """Compute and store this process's share of the missing features.
 
     Raises:
-        StorageError: there is no room for them, or they cannot be written.
+        StorageError: The features do not fit or cannot be written.
     """
     missing = [batches.indices[store.find(list(some.values())) < 0] for some in keys]
     count = sum(map(len, missing))
-    if count > store.room():  # said before anything is computed that could not be kept
+    if count > store.room():  # before anything is computed
         raise _no_room_error(store)
     announce("features", count * (store.row_bytes + RECORD.itemsize), store)
     missing = [np.array_split(some, distributed.world())[distributed.rank()] for some in missing]
@@ -156,7 +164,7 @@ def _compute_missing(
             for some, features in _computed(batches, frozen, indices, variant):
                 row_keys = [keys[variant][index] for index in some.tolist()]
                 if (store.append(row_keys, features.float().cpu().numpy()) < 0).any():
-                    raise _no_room_error(store)  # others have stored theirs meanwhile
+                    raise _no_room_error(store)  # other processes stored theirs meanwhile
                 shown.advance(len(some))
 
 
@@ -178,7 +186,7 @@ def _computed(
 
 
 def _network_digest(frozen: FrozenPrefix) -> str:
-    """A digest of its weights and of what it does with them."""
+    """Return a hash of the weights and of what the network does with them."""
     digest = hashlib.blake2b(str(getattr(frozen.prefix, "code", "")).encode(), digest_size=12)
     for name, tensor in sorted(frozen.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -187,7 +195,7 @@ def _network_digest(frozen: FrozenPrefix) -> str:
 
 
 def _preprocessing_digest(batches: Batches) -> bytes:
-    """A digest of all that a picture goes through before it comes to the network."""
+    """Return a hash of everything that happens to an image before the network."""
     parts = [batches.preprocess.model_dump_json(), str(batches.rows[batches.indices[:1]].shape)]
     if batches.augmentations:
         parts += [one.model_dump_json() for one in batches.augmentations] + [f"seed {batches.seed}"]
@@ -199,10 +207,7 @@ def _row_key(content: bytes, prepared: bytes, variant: int) -> bytes:
 
 
 def available_bytes(limit: int | None) -> int:
-    """Bytes of features that may be stored: `limit`, or what `Store` would allow.
-
-    Where the cache folder cannot be written, what is kept in memory.
-    """
+    """Return the bytes of features that can be cached: on disk within `limit`, else in memory."""
     try:
         store = Store(cache_folder("features") / "room", (1,), np.float32, limit)
     except StorageError:

@@ -1,4 +1,4 @@
-"""What learns and what does not: a network cut below the stages that learn."""
+"""Frozen and trainable parts of a network, cut between two stages."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,12 @@ HEAD, LAST, ALL = "head", "last", "all"
 
 
 class FrozenPrefix(nn.Module):
-    """What does not learn: it stays in inference, whatever it is told, and gives its outputs without a gradient.
+    """The frozen part of a network, always in evaluation mode and without gradients.
 
-    So batch norm normalises by its running statistics and keeps them, dropout does nothing, and a backward pass ends
-    here; no memory is kept for one.
+    Batch norm uses and keeps its running statistics, dropout is off, and no memory is kept for a backward pass.
+
+    Args:
+        prefix: The lower stages of the network.
     """
 
     def __init__(self, prefix: nn.Module) -> None:
@@ -26,30 +28,37 @@ class FrozenPrefix(nn.Module):
         self.train(False)
 
     def optimize(self, shape: tuple[int, ...], pictures: int) -> None:
-        """From now on compute as `optimize` does, if so many `pictures` of `shape`, (C, H, W), pay for that.
+        """Optimize the forward pass with the present weights, if that pays off.
 
-        The weights are those of now: nothing in here learns.
+        Args:
+            shape: Shape of an image (C, H, W).
+            pictures: Number of images that will be computed.
         """
         if self.optimized is None:
             found = fastest(self.prefix, shape, pictures)
             self.optimized = None if found is self.prefix else found
 
     def train(self, mode: bool = True) -> "FrozenPrefix":
-        """Itself, in inference."""
+        """Return itself in evaluation mode, whatever `mode` is."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> Tensor:
-        """The features (B, …) of pictures (B, C, H, W)."""
+        """Return the features (B, …) of images (B, C, H, W)."""
         features: Tensor = (self.prefix if self.optimized is None else self.optimized)(inputs)
         return features
 
 
 class PartiallyFrozen(nn.Module):
-    """A network of which only the upper part learns, as one module: `frozen`, then `learning`.
+    """A network as a frozen part followed by a trainable part.
 
-    Both hold the modules of the network itself, so that what is learnt here is learnt there. `shape`: of the features
-    that flow from one to the other, for one picture. `begins`: the name of the lowest stage that learns.
+    Both hold the modules of the network itself, so that training them trains the network.
+
+    Args:
+        frozen: The frozen part.
+        trainable: The trainable part.
+        shape: Shape of the features between them, for one image.
+        first_trainable: Name of the lowest trainable stage.
     """
 
     def __init__(
@@ -59,19 +68,21 @@ class PartiallyFrozen(nn.Module):
         self.frozen, self.trainable, self.shape, self.first_trainable = frozen, trainable, shape, first_trainable
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Class scores (B, K) of pictures (B, C, H, W)."""
+        """Return class scores (B, K) of images (B, C, H, W)."""
         scores: Tensor = self.trainable(self.frozen(inputs))
         return scores
 
 
 def first_trainable_stage(found: Sequence[Stage], unfreeze: str) -> str | None:
-    """The name of the first stage of `found` that learns; None: all do.
+    """Return the name of the lowest trainable stage; None if all are trainable.
 
-    `unfreeze`: "head", the last stage alone; "last", the stage below too; a number of stages below the head; "all"; or
-    the name of the lowest stage that learns.
+    Args:
+        found: The stages of the network, from input to output.
+        unfreeze: "head" (the last stage), "last" (the stage below, too), a number of stages below the head, "all", or
+            the name of the lowest trainable stage.
 
     Raises:
-        UsageError: there is no such stage, or there are not so many.
+        UsageError: There is no such stage, or not that many.
     """
     if unfreeze == ALL:
         return None
@@ -82,18 +93,21 @@ def first_trainable_stage(found: Sequence[Stage], unfreeze: str) -> str | None:
     if below is None or below >= len(names):
         raise UsageError(
             f"unfreeze={unfreeze} is not a part of this network; use head, last, a number below {len(names)}, all, or "
-            f"the lowest stage that is to learn: {', '.join(names)}"
+            f"the lowest stage to train: {', '.join(names)}"
         )
     return None if below == len(names) - 1 else names[-1 - below]
 
 
 def split_at_frozen(network: nn.Module, unfreeze: str, shape: tuple[int, ...]) -> PartiallyFrozen | None:
-    """`network`, whose inputs are of `shape`, as what learns upon what does not; None: all of it learns.
+    """Split a network into a frozen and a trainable part, without changing it; None if all of it is trainable.
 
-    Nothing is changed: see `freeze`.
+    Args:
+        network: The network.
+        unfreeze: As for `first_trainable_stage`.
+        shape: Shape of its input.
 
     Raises:
-        UsageError: as for `beginning`, or the network cannot be cut.
+        UsageError: There is no such stage, or the network cannot be cut.
     """
     if unfreeze == ALL:
         return None
@@ -110,10 +124,12 @@ def split_at_frozen(network: nn.Module, unfreeze: str, shape: tuple[int, ...]) -
 
 
 def freeze(network: nn.Module, unfreeze: str, shape: tuple[int, ...]) -> PartiallyFrozen | None:
-    """As `divide`; what does not learn, auxiliary classifiers included, asks for no gradient from now on.
+    """Split a network as `split_at_frozen`, and turn off the gradients of everything that is not trainable.
+
+    Auxiliary classifiers are frozen, too.
 
     Raises:
-        UsageError: as for `divide`.
+        UsageError: There is no such stage, or the network cannot be cut.
     """
     made = split_at_frozen(network, unfreeze, shape)
     if made is not None:
@@ -124,10 +140,10 @@ def freeze(network: nn.Module, unfreeze: str, shape: tuple[int, ...]) -> Partial
 
 
 def stage_depths(network: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """How many stages each parameter of `network` lies below the head, by its name; the head's are at 0.
+    """Return for each parameter, by name, how many stages its stage lies below the head; 0 in the head.
 
     Raises:
-        UsageError: the network cannot be cut.
+        UsageError: The network cannot be cut.
     """
     cuts = Cuts(network, shape)
     below: dict[int, int] = {}
