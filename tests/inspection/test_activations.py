@@ -65,7 +65,7 @@ def by_hand(toy: Toy, pictures: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def test_every_layer_gives_what_it_had_before_later_ones_wrote_into_it():
+def test_outputs_are_read_before_later_in_place_changes():
     torch.manual_seed(1)
     toy, pictures = Toy().train(), torch.randn(5, 3, 6, 7)
     expected = by_hand(toy, pictures)
@@ -75,7 +75,7 @@ def test_every_layer_gives_what_it_had_before_later_ones_wrote_into_it():
         torch.testing.assert_close(output, expected[name], msg=name)
 
 
-def test_outputs_are_parts_of_the_graph():
+def test_outputs_are_differentiable():
     toy, pictures = Toy(), torch.randn(2, 3, 6, 6)
     with torch.no_grad():
         assert not layer_outputs(toy, pictures, ["conv"])["conv"].requires_grad
@@ -83,7 +83,7 @@ def test_outputs_are_parts_of_the_graph():
     assert toy.conv.bias.grad.tolist() == [72] * 4
 
 
-def test_runs_of_other_sizes_and_several_runs_are_seen():
+def test_hooks_work_for_other_sizes_and_several_passes():
     toy, shapes = Toy(), []
     with hook_layers(
         toy, list_layers(toy, (1, 3, 6, 6)), {"relu:3": lambda output: shapes.append(tuple(output.shape))}
@@ -108,7 +108,7 @@ def state(network: nn.Module) -> list[Any]:
     return [own, hooks, values, facts, training, torch.get_rng_state().tolist()]
 
 
-def test_the_network_is_left_as_it_was():
+def test_network_is_left_unchanged():
     network = find_model("resnet20").build().train()
     network.layer2.eval()
     network.conv1.requires_grad_(False)
@@ -121,7 +121,7 @@ def test_the_network_is_left_as_it_was():
 
 
 @pytest.mark.parametrize("fails", ["conv", "relu:2", "add", "head"])
-def test_the_network_is_left_as_it_was_after_an_exception(fails):
+def test_network_is_left_unchanged_after_an_exception(fails):
     def fail(_: Tensor) -> None:
         raise KeyError("stop")
 
@@ -162,7 +162,7 @@ SMALL = {"lenet5": 32, "alexnet": 99, "vgg11_bn": 40, "googlenet": 64, "resnet18
 LARGE = {"inception_v3": 96, "inception_resnet_v2": 96, "efficientnet_lite0": 64, "squeezenet1_1": 64, "airbench": 32}
 
 
-def test_all_layers_of_all_networks_are_found_again(large_count: Callable[[int, int], int], quiet: None):
+def test_every_listed_layer_of_every_network_can_be_hooked(large_count: Callable[[int, int], int], quiet: None):
     every = SMALL | LARGE
     for name in [*SMALL, *LARGE][:: large_count(4, 1)]:
         model = MODELS[name]
@@ -179,7 +179,7 @@ def test_all_layers_of_all_networks_are_found_again(large_count: Callable[[int, 
                 assert torch.equal(found[layer.name], expected[layer.name]), (name, layer.name)
 
 
-def test_an_unknown_layer_is_refused_with_the_nearest_names():
+def test_unknown_layer_is_rejected_with_similar_names():
     known = list_layers(find_model("squeezenet1_1").build(), (1, 3, 64, 64))
     with pytest.raises(UsageError, match="layer=features.3.sqeeze is not in the network; use features.3.squeeze or"):
         find_layer(known, "features.3.sqeeze")
@@ -201,7 +201,7 @@ class Moody(nn.Module):
         return self.rare(maps) if len(inputs) == 1 else maps
 
 
-def test_a_layer_that_does_not_run_is_told():
+def test_layer_that_does_not_run_is_an_error():
     network = Moody()
     known = list_layers(network, (1, 3, 4, 4))
     message = "layer=rare did not run on these images"
@@ -222,7 +222,7 @@ def test_a_layer_that_does_not_run_is_told():
         ("efficientnet_lite0", "conv_stem", "relu0"),  # ReLU6
     ],
 )
-def test_units_are_looked_at_behind_their_relu(model, layer, expected):
+def test_units_are_read_after_their_relu(model, layer, expected):
     with torch.device("meta"):
         network = find_model(model).build()
     known = list_layers(network, (1, 3, 64, 64))
@@ -245,7 +245,7 @@ class Tokens(nn.Module):
         return F.scaled_dot_product_attention(tokens[:, None], tokens[:, None], tokens[:, None])
 
 
-def test_convolutions_are_what_multiplies_and_gives_maps():
+def test_convolution_names_of_networks():
     known = list_layers(Tokens(), (1, 3, 16, 24))
     assert convolution_names(known) == ["patches", "conv2d", "back"]
     assert feature_map_size(find_layer(known, "back")) == (8, 12)
@@ -253,7 +253,7 @@ def test_convolutions_are_what_multiplies_and_gives_maps():
         feature_map_size(find_layer(known, "dense"))
 
 
-def test_behind_what_sees_everything_there_are_maps_still():
+def test_layers_after_a_global_operation_still_have_feature_maps():
     known = list_layers(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReflectionPad2d(1), nn.Conv2d(4, 4, 3)), (1, 3, 6, 8))
     assert convolution_names(known) == ["0", "2"]
     assert feature_map_size(known[2]) == (6, 8)

@@ -16,7 +16,7 @@ RECTIFIERS = [
 
 
 @pytest.mark.parametrize("rectify", RECTIFIERS)
-def test_both_rules_at_whatever_rectifies(rectify: Callable[[Tensor], Tensor]):
+def test_both_rules_for_every_kind_of_relu(rectify: Callable[[Tensor], Tensor]):
     inputs = INPUTS.clone().requires_grad_()
     outputs = rectify(inputs * 1)
     assert backward(outputs, inputs, SEED, ReLURule.DECONVNET, retain_graph=True).tolist() == [1, 0, 3, 0, 5]
@@ -30,13 +30,13 @@ def test_both_rules_at_whatever_rectifies(rectify: Callable[[Tensor], Tensor]):
     ids=lambda squash: squash.__name__,
 )
 @pytest.mark.parametrize("rule", ReLURule)
-def test_anything_else_is_derived(squash: Callable[[Tensor], Tensor], rule: ReLURule):
+def test_other_functions_use_their_derivative(squash: Callable[[Tensor], Tensor], rule: ReLURule):
     inputs = INPUTS.clone().requires_grad_()
     (expected,) = torch.autograd.grad(squash(inputs), inputs, SEED)
     assert torch.equal(backward(squash(inputs), inputs, SEED, rule), expected)
 
 
-def test_afterwards_gradients_are_gradients_again():
+def test_gradients_are_unchanged_afterwards():
     inputs = INPUTS.clone().requires_grad_()
     outputs = torch.relu(inputs)
     with pytest.raises(RuntimeError):

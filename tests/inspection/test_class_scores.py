@@ -1,4 +1,4 @@
-"""The scores and probabilities of classifiers that end in every way, against loops written out in float64."""
+"""Scores and probabilities of classifiers with different output layers, against float64 loops."""
 
 from collections.abc import Callable
 from typing import Any
@@ -78,7 +78,7 @@ ENDINGS: dict[str, tuple[int, Callable[[Tensor], Any], Callable[[Tensor], Tensor
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_occlusion_says_how_probable_the_class_is(ending: str) -> None:
+def test_occlusion_returns_class_probabilities(ending: str) -> None:
     count, end, probabilities = ENDINGS[ending]
     network = Ending(count, end)
     expected = probabilities(network.backbone(images())).detach()
@@ -107,7 +107,7 @@ UNSEEN = (
 
 
 @pytest.mark.parametrize("ending", [name for name in ENDINGS if name not in UNSEEN])
-def test_what_traces_a_score_traces_it_from_before_the_sigmoid(ending: str, captum: Any) -> None:
+def test_saliency_uses_the_score_before_the_sigmoid(ending: str, captum: Any) -> None:
     count, end, _ = ENDINGS[ending]
     network = Ending(count, end)
     label = count - 1
@@ -117,13 +117,13 @@ def test_what_traces_a_score_traces_it_from_before_the_sigmoid(ending: str, capt
     assert torch.allclose(guided_backpropagation(network, images(), label), guided, atol=1e-9)
 
 
-def test_a_saturated_sigmoid_hides_nothing() -> None:
+def test_saturated_sigmoid_does_not_hide_the_gradient() -> None:
     network = nn.Sequential(*backbone(1, scale=1e5), nn.Sigmoid()).float()
     assert network(images().float()).detach().round(decimals=6).unique().tolist() in ([0.0], [1.0], [0.0, 1.0])
     assert guided_backpropagation(network, images(), 0).abs().max() > 1  # through the sigmoid it would be 0
 
 
-def test_labels_that_exclude_nobody_are_named_by_the_caller() -> None:
+def test_multilabel_option_selects_the_sigmoid() -> None:
     network = backbone(4)
     found = occlusion(network, images(), 2, side=12, stride=1, multilabel=True)
     expected = sigmoid(network(torch.zeros_like(images())))[:, 2].detach()
@@ -143,7 +143,7 @@ def test_labels_that_exclude_nobody_are_named_by_the_caller() -> None:
         ([], "0 classes for 2 images"),
     ],
 )
-def test_classes_that_are_none(classes: Any, sentence: str) -> None:
+def test_invalid_class_indices_are_rejected(classes: Any, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         parse_class_indices(classes, 2)
 
@@ -159,7 +159,7 @@ def test_classes_that_are_none(classes: Any, sentence: str) -> None:
         (lambda scores: scores @ scores, "Ending cannot run on images .* of torch.float64: "),
     ],
 )
-def test_outputs_that_are_no_scores(end: Callable[[Tensor], Any], sentence: str) -> None:
+def test_outputs_that_are_not_scores_are_rejected(end: Callable[[Tensor], Any], sentence: str) -> None:
     for method in (guided_backpropagation, lambda *asked: occlusion(*asked, SIDE, STRIDE)):
         with pytest.raises(UsageError, match=sentence):
             method(Ending(1, end), images(), 0)
@@ -167,6 +167,6 @@ def test_outputs_that_are_no_scores(end: Callable[[Tensor], Any], sentence: str)
         grad_cam(Ending(1, end), images(), 0)
 
 
-def test_one_score_has_one_class() -> None:
+def test_single_score_has_only_class_0() -> None:
     with pytest.raises(UsageError, match="class=1 is out of range; the network has one score: use 0"):
         occlusion(backbone(1), images(), 1, SIDE, STRIDE)

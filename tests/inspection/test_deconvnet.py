@@ -65,7 +65,7 @@ def largest_difference(found: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("name", "size", "layer"), CASES)
-def test_what_captum_gives(exact_network: Make, captum: Any, name: str, size: int, layer: str):
+def test_projections_match_captum(exact_network: Make, captum: Any, name: str, size: int, layer: str):
     assert len(CASES) * UNITS >= 50
     network = exact_network(name, size)
     images = torch.randn(UNITS, 3, size, size, dtype=torch.float64)
@@ -91,7 +91,7 @@ def test_what_captum_gives(exact_network: Make, captum: Any, name: str, size: in
     ],
 )
 @pytest.mark.parametrize("size", [128, 135])
-def test_windows_are_enough(exact_network: Make, name: str, layer: str, size: int):
+def test_crops_give_the_same_projections_as_whole_images(exact_network: Make, name: str, layer: str, size: int):
     network = exact_network(name, 224)
     images = torch.randn(6, 3, size, size + 9, dtype=torch.float64)
     units, places = some(network, tuple(images.shape), layer, 6)
@@ -120,7 +120,7 @@ class OneSizeOnly(nn.Module):
 @pytest.mark.parametrize(
     "odd", [WithPosition(), OneSizeOnly(), nn.AdaptiveAvgPool2d(16), nn.AdaptiveMaxPool2d(8)], ids=str
 )
-def test_networks_that_depend_on_the_size_of_pictures_get_whole_ones(odd: nn.Module, left_as_it_was: Unchanged):
+def test_networks_that_depend_on_the_image_size_get_whole_images(odd: nn.Module, left_as_it_was: Unchanged):
     torch.manual_seed(1)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), odd, nn.Conv2d(4, 4, 3), nn.ReLU()).double()
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
@@ -154,7 +154,7 @@ class Written(nn.Module):
 
 
 @pytest.mark.parametrize("way", ["reused", "in place", "function", "function in place", "method"])
-def test_it_does_not_matter_how_a_relu_is_written(way: str, left_as_it_was: Unchanged):
+def test_all_forms_of_relu_give_the_same_projections(way: str, left_as_it_was: Unchanged):
     images = torch.randn(5, 3, 24, 24)
     expected = project(Written("modules"), images, "last", range(4), image_indices=range(4))
     network = Written(way).train()
@@ -162,7 +162,7 @@ def test_it_does_not_matter_how_a_relu_is_written(way: str, left_as_it_was: Unch
         assert torch.equal(project(network, images, "last", range(4), image_indices=range(4)), expected)
 
 
-def test_without_places_it_is_the_strongest(exact_network: Make):
+def test_default_position_is_the_maximum(exact_network: Make):
     network = exact_network("squeezenet1_1", 95)
     images = torch.randn(3, 3, 95, 95, dtype=torch.float64)
     maps = network.features[:5](images)  # features.3 and 4 are fire modules
@@ -177,7 +177,7 @@ def test_without_places_it_is_the_strongest(exact_network: Make):
         assert largest_difference(one, expected[1:]) < 1e-12
 
 
-def test_pictures_go_forward_once_for_many_units(exact_network: Make):
+def test_images_run_forward_once_for_many_units(exact_network: Make):
     network = exact_network("squeezenet1_1", 95)
     images = torch.randn(2, 3, 95, 95, dtype=torch.float64)
     ran: list[int] = []
@@ -192,7 +192,7 @@ def test_pictures_go_forward_once_for_many_units(exact_network: Make):
         assert largest_difference(found[number : number + 1], one) < 1e-12
 
 
-def test_in_inference_mode_too_and_pictures_stay_as_they_are():
+def test_inference_mode_works_and_images_are_unchanged():
     network = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 2, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2))
     images = torch.randn(2, 3, 8, 8)
     before = images.clone()
@@ -204,7 +204,7 @@ def test_in_inference_mode_too_and_pictures_stay_as_they_are():
     assert not found.requires_grad
 
 
-def test_a_network_that_fails_is_left_as_it_was(left_as_it_was: Unchanged):
+def test_network_that_fails_is_left_unchanged(left_as_it_was: Unchanged):
     class Failing(nn.Module):
         def forward(self, inputs: Tensor) -> Tensor:
             if not inputs.is_meta:
@@ -231,13 +231,13 @@ def test_a_network_that_fails_is_left_as_it_was(left_as_it_was: Unchanged):
         ({"images": torch.zeros(2, 1, 8, 8)}, "cannot be traced with an input of 2×1×8×8"),
     ],
 )
-def test_what_cannot_be(asked: dict[str, Any], sentence: str):
+def test_invalid_arguments_are_rejected(asked: dict[str, Any], sentence: str):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(6), nn.Flatten(), nn.Linear(4, 7))
     with pytest.raises(UsageError, match=sentence):
         project(network, **{"images": torch.zeros(2, 3, 8, 8), "layer": "0", "units": [0, 1]} | asked)
 
 
-def test_no_units_no_projections():
+def test_no_units_give_no_projections():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     assert project(network, torch.zeros(1, 3, 8, 8), "0", []).shape == (0, 3, 8, 8)
 
@@ -246,7 +246,7 @@ def test_the_example_in_the_docstring():
     assert doctest.testmod(deconvnet) == doctest.TestResults(failed=0, attempted=3)
 
 
-def test_pictures_to_look_at():
+def test_projections_become_images():
     projections = torch.zeros(4, 3, 2, 2)
     projections[0, 0, 0, 1], projections[0, 2, 1, 0] = 0.5, -1
     projections[1] = 7
@@ -260,7 +260,7 @@ def test_pictures_to_look_at():
     assert grey.tolist() == [[[[1] * 3, [128] * 3, [192] * 3]]]
 
 
-def test_a_value_that_sticks_out_does_not_make_the_others_grey():
+def test_outlier_does_not_reduce_the_contrast_of_other_values():
     projection = torch.randn(1, 3, 50, 50, generator=torch.Generator().manual_seed(1))
     projection[0, 0, 0, 0] = -100
     projection[:, :, 25:] = 0  # what the unit does not see
@@ -271,7 +271,7 @@ def test_a_value_that_sticks_out_does_not_make_the_others_grey():
     assert np.abs(picture[1:25] - expected.numpy()).max() <= 0.5 + 1e-3
 
 
-def test_what_is_missing_for_a_deconvnet(exact_network: Make):
+def test_missing_layers_are_described(exact_network: Make):
     shape = (1, 3, 64, 64)
     for name in ("squeezenet1_1", "googlenet", "resnet18"):
         assert describe_missing_layers(exact_network(name, 224), (1, 3, 224, 224)) is None
@@ -286,7 +286,7 @@ def test_what_is_missing_for_a_deconvnet(exact_network: Make):
     assert describe_missing_layers(functions, shape) is None
 
 
-def test_the_published_weights(shared_data: Path, captum: Any):
+def test_projections_of_pretrained_weights(shared_data: Path, captum: Any):
     from svertka.classifier import Classifier
 
     classifier = Classifier.load(f"squeezenet1_1:{shared_data / 'weights' / 'squeezenet1_1-imagenet.safetensors'}")

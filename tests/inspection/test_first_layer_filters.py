@@ -9,7 +9,7 @@ from svertka.errors import UsageError
 from svertka.inspection.first_layer_filters import FirstLayerFilters, get_first_layer_filters
 
 
-def test_the_first_layers_weights_as_pictures():
+def test_first_layer_weights_become_images():
     network = nn.Sequential(nn.Identity(), nn.Conv2d(3, 5, (2, 4)), nn.Conv2d(5, 1, 1))
     with torch.no_grad():
         network[1].weight[3] = 0
@@ -42,7 +42,7 @@ def waves() -> FirstLayerFilters:
     return FirstLayerFilters("edges", np.array(filters, np.float32))
 
 
-def test_the_order_puts_directions_and_colours_together_whatever_their_phase():
+def test_similarity_order_groups_orientations_and_colours():
     every = waves()
     shuffled = np.random.default_rng(1).permutation(len(every.weights))
     order = shuffled[FirstLayerFilters("edges", every.weights[shuffled]).similarity_order]
@@ -54,13 +54,13 @@ def test_the_order_puts_directions_and_colours_together_whatever_their_phase():
     assert same_or_next.mean() > 0.8  # 0.24 for a random order
 
 
-def test_an_order_is_found_for_grey_filters_and_for_one_alone():
+def test_similarity_order_of_grey_single_and_zero_filters():
     assert get_first_layer_filters(nn.Conv2d(1, 1, 5)).similarity_order.tolist() == [0]
     assert sorted(get_first_layer_filters(nn.Conv2d(1, 6, 5)).similarity_order) == list(range(6))
     assert sorted(FirstLayerFilters("dead", np.zeros((4, 3, 3, 1), np.float32)).similarity_order) == list(range(4))
 
 
-def test_networks_without_such_a_layer_are_refused():
+def test_networks_without_image_filters_are_rejected():
     with pytest.raises(UsageError, match="Linear has no convolution"):
         get_first_layer_filters(nn.Linear(2, 2))
     with pytest.raises(UsageError, match="layer=0, the first convolution of Sequential, reads 2 channels"):

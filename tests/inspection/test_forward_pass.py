@@ -1,4 +1,4 @@
-"""Every function of the package, for networks and images of every kind: as for the plain network, or one sentence."""
+"""Every function of the package on many kinds of networks and images: correct results or a one-line error."""
 
 from collections.abc import Callable
 from typing import Any
@@ -85,7 +85,7 @@ def _no_gradients_are_left_off() -> Any:
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_gives_what_it_gives_for_the_plain_network(kind: str, function: str) -> None:
+def test_results_match_the_plain_network(kind: str, function: str) -> None:
     make, images, tolerance = KINDS[kind]
     torch.set_grad_enabled(True)  # a decorator of PyTorch's changes it where it is made
     network = make()
@@ -97,7 +97,7 @@ def test_it_gives_what_it_gives_for_the_plain_network(kind: str, function: str) 
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_bytes_are_what_the_network_makes_of_them(function: str) -> None:
+def test_uint8_images_match_their_floating_point_values(function: str) -> None:
     network = Around(lambda inner, images: inner(images.float() / 32 - 4))
     numbers = torch.arange(864, dtype=torch.uint8).view(2, 3, 12, 12)
     wanted = FUNCTIONS[function](network, numbers.float())
@@ -105,7 +105,7 @@ def test_bytes_are_what_the_network_makes_of_them(function: str) -> None:
 
 
 @pytest.mark.parametrize("function", [name for name in FUNCTIONS if name != "first_layer"])
-def test_bytes_that_a_network_treats_otherwise(function: str) -> None:
+def test_networks_that_treat_uint8_differently_are_rejected(function: str) -> None:
     network = Around(lambda inner, images: inner(images.float() / 255 if images.dtype == torch.uint8 else images))
     numbers = torch.arange(864, dtype=torch.uint8).view(2, 3, 12, 12)
     if function in ("occlusion", "outputs", "top_patches"):  # without gradients they are used as they are
@@ -120,7 +120,7 @@ def test_bytes_that_a_network_treats_otherwise(function: str) -> None:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_compiled_network_is_looked_at_as_it_was_written(function: str) -> None:
+def test_compiled_network_runs_eagerly(function: str) -> None:
     wanted = FUNCTIONS[function](plain(), IMAGES)
     whole = torch.compile(plain(), backend="eager")
     inside = plain()
@@ -132,7 +132,7 @@ def test_a_compiled_network_is_looked_at_as_it_was_written(function: str) -> Non
 
 
 @pytest.mark.parametrize("count", [0, 1, 33])
-def test_any_number_of_pictures(count: int) -> None:
+def test_any_number_of_images(count: int) -> None:
     many = IMAGES[:1].repeat(count, 1, 1, 1)
     for name in ("occlusion", "grad_cam", "guided_backpropagation", "project", "outputs"):
         wanted = FUNCTIONS[name](plain(), IMAGES[:1])
@@ -161,7 +161,7 @@ WRONG: dict[str, tuple[Callable[[], Any], Any, str]] = {
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("function", [name for name in FUNCTIONS if name != "first_layer"])
 @pytest.mark.parametrize("kind", WRONG)
-def test_what_cannot_be_is_one_sentence(kind: str, function: str) -> None:
+def test_invalid_input_gives_a_one_line_error(kind: str, function: str) -> None:
     make, images, sentence = WRONG[kind]
     network = make()
     method = {
@@ -185,7 +185,7 @@ def through_numpy(network: Any, images: Tensor) -> Any:
 
 @pytest.mark.parametrize("function", ["grad_cam", "guided_backpropagation"])
 @pytest.mark.parametrize("run", [torch.inference_mode()(lambda *asked: asked[0](asked[1])), through_numpy, behind_maps])
-def test_gradients_that_are_cut_off_are_one_sentence(function: str, run: Callable[..., Any]) -> None:
+def test_cut_off_gradients_give_a_one_line_error(function: str, run: Callable[..., Any]) -> None:
     network = Around(run)
     if function == "grad_cam" and run is behind_maps:  # the last maps are behind it
         assert FUNCTIONS[function](network, IMAGES).max() > 0

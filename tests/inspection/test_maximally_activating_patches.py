@@ -36,7 +36,7 @@ def pictures_for(name: str, count: int, seed: int = 1) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["lenet5", "squeezenet1_1", "resnet18"])
-def test_the_strongest_are_those_of_a_search_by_brute_force(name: str, quiet: None) -> None:
+def test_top_patches_match_a_brute_force_search(name: str, quiet: None) -> None:
     torch.manual_seed(1)
     network = find_model(name).build(size=SIZES[name])
     pictures = pictures_for(name, 40)
@@ -68,7 +68,7 @@ def test_the_strongest_are_those_of_a_search_by_brute_force(name: str, quiet: No
         np.testing.assert_allclose(patches.class_frequencies, [1 - labels.mean(), labels.mean()], rtol=1e-6)
 
 
-def test_pixels_outside_the_crop_do_not_count(
+def test_pixels_outside_the_box_do_not_change_the_activation(
     some_networks: list[str], large_count: Callable[[int, int], int], quiet: None
 ) -> None:
     """On the plain network; 1,000 units over the zoo under --large."""
@@ -94,7 +94,7 @@ def test_pixels_outside_the_crop_do_not_count(
                 assert value == patches.values[unit, rank], (name, layer, unit)
 
 
-def test_every_pixel_inside_the_crop_counts(
+def test_every_pixel_inside_the_box_affects_the_activation(
     some_networks: list[str],
     positive: Callable[[nn.Module], nn.Module],
     large_count: Callable[[int, int], int],
@@ -120,7 +120,7 @@ def test_every_pixel_inside_the_crop_counts(
             assert np.array_equal(counts, inside), (name, layer, unit)
 
 
-def test_data_in_every_form_is_the_same(quiet: None) -> None:
+def test_all_forms_of_data_give_the_same_result(quiet: None) -> None:
     torch.manual_seed(1)
     network = find_model("lenet5").build()
     rows = np.random.default_rng(1).integers(0, 256, (70, 28, 28, 1), np.uint8)
@@ -141,7 +141,7 @@ def test_data_in_every_form_is_the_same(quiet: None) -> None:
     np.testing.assert_allclose(found.class_frequencies, [24 / 70, 23 / 70, 23 / 70])
 
 
-def test_what_comes_behind_the_layers_asked_for_does_not_run() -> None:
+def test_layers_after_the_requested_ones_do_not_run() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.Linear(4, 4))
     runs: list[Tensor] = []
     network[2].register_forward_hook(lambda _, __, output: runs.append(output))
@@ -152,7 +152,7 @@ def test_what_comes_behind_the_layers_asked_for_does_not_run() -> None:
     assert network[0].weight.requires_grad
 
 
-def test_the_crop_is_clipped_at_the_border_and_elsewhere_the_papers() -> None:
+def test_boxes_are_clipped_at_the_border() -> None:
     network = nn.Sequential(nn.Conv2d(1, 1, 5, stride=2, padding=2), nn.MaxPool2d(2), nn.Conv2d(1, 1, 1))
     for parameter in network.parameters():
         nn.init.ones_(parameter)
@@ -183,16 +183,16 @@ def test_the_crop_is_clipped_at_the_border_and_elsewhere_the_papers() -> None:
         ([torch.rand(2, 1, 32, 32), torch.rand(2, 1, 36, 36)], {}, DataError, "images of 1×32×32 and 1×36×36; give"),
     ],
 )
-def test_bad_input_is_refused(data, options, error, message) -> None:
+def test_invalid_input_is_rejected(data, options, error, message) -> None:
     network = find_model("lenet5").build()
     with pytest.raises(error, match=message):
         top_patches(network, data, **options)
 
 
-def test_a_network_without_maps_is_refused() -> None:
+def test_network_without_feature_maps_is_rejected() -> None:
     with pytest.raises(UsageError, match="Sequential has no convolution"):
         top_patches(nn.Sequential(nn.Flatten(), nn.Linear(4, 4)), torch.rand(2, 1, 2, 2))
 
 
-def test_names_of_lenet_are_those_of_its_paper() -> None:
+def test_lenet_layers_have_the_names_of_the_paper() -> None:
     assert {"c1", "c3", "c5"} <= {layer.name for layer in list_layers(find_model("lenet5").build(), (1, 1, 32, 32))}

@@ -9,7 +9,7 @@ NETWORKS = [("squeezenet1_1", 227), ("squeezenet1_1", 224), ("resnet18", 224), (
 
 
 @pytest.mark.parametrize(("name", "size"), NETWORKS)
-def test_windows_hold_what_a_place_sees_and_begin_where_strides_do(name: str, size: int):
+def test_crops_contain_the_receptive_field_and_start_at_a_multiple_of_the_stride(name: str, size: int):
     known = list_layers(find_model(name).build(), (1, 3, size, size))
     smallest = size**2
     for layer in (find_layer(known, name) for name in convolution_names(known)):
@@ -33,7 +33,7 @@ def test_windows_hold_what_a_place_sees_and_begin_where_strides_do(name: str, si
     assert smallest <= 11**2  # of the first layer
 
 
-def test_every_job_has_its_turn_once_in_a_batch_of_its_size():
+def test_every_job_is_in_one_turn_of_a_batch_of_its_size():
     random = np.random.default_rng(1)
     # The last window is drawn far more often than the others.
     sizes = np.array([[0, 0, 8, 8], [8, 0, 8, 8], [0, 0, 16, 8], [0, 0, 32, 32]])
@@ -57,6 +57,6 @@ def test_every_job_has_its_turn_once_in_a_batch_of_its_size():
     assert sorted(done) == list(range(500))
 
 
-def test_no_jobs_make_no_batches():
+def test_no_jobs_give_no_batches():
     none = np.zeros(0, np.int64)
     assert list(CropJobs(none, none, none.reshape(0, 4), none.reshape(0, 2)).batches(num_pixels=100)) == []

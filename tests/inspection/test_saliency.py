@@ -30,7 +30,7 @@ def pictures(size: int, count: int = 3) -> Tensor:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_guided_backpropagation_is_captums(exact_network: Make, captum: Any, name: str):
+def test_guided_backpropagation_matches_captum(exact_network: Make, captum: Any, name: str):
     network, images = exact_network(name, STAGES[name][0]), pictures(STAGES[name][0])
     classes = network(images).argmax(1)
     expected = captum.GuidedBackprop(network).attribute(images.clone(), classes)
@@ -40,7 +40,7 @@ def test_guided_backpropagation_is_captums(exact_network: Make, captum: Any, nam
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_grad_cam_is_captums_at_the_last_stage(exact_network: Make, captum: Any, name: str):
+def test_grad_cam_matches_captum_at_the_last_stage(exact_network: Make, captum: Any, name: str):
     size, stage = STAGES[name]
     network, images = exact_network(name, size), pictures(size)
     assert last_feature_map_layer(list_layers(network, tuple(images.shape))).name == stage
@@ -65,7 +65,7 @@ class Functions(nn.Module):
 
 
 @pytest.mark.parametrize(("side", "stride"), [(16, 16), (24, 10), (20, 17), (64, 3)])
-def test_occlusion_is_captums(captum: Any, side: int, stride: int):
+def test_occlusion_matches_captum(captum: Any, side: int, stride: int):
     torch.manual_seed(1)
     network, images, classes = Functions().double().eval(), pictures(64, count=2), torch.tensor([3, 0])
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_occlusion_is_captums(captum: Any, side: int, stride: int):
     assert (falls / counts - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
-def test_any_network_is_left_as_it_was(left_as_it_was: Unchanged):
+def test_network_is_left_unchanged(left_as_it_was: Unchanged):
     network, images = Functions().train(), torch.randn(20, 3, 12, 12)
     before = images.clone()
     with left_as_it_was(network):
@@ -112,7 +112,7 @@ def test_any_network_is_left_as_it_was(left_as_it_was: Unchanged):
         assert torch.allclose(occlusion(network, images[0], 3, side=4, stride=4), covered[:1], atol=1e-6)
 
 
-def test_a_square_over_everything_leaves_what_nothing_has():
+def test_square_over_the_whole_image_gives_the_probability_of_a_zero_image():
     network = Functions().eval()
     found = occlusion(network, torch.randn(2, 3, 12, 12), [0, 1], side=12, stride=1)
     expected = network(torch.zeros(1, 3, 12, 12)).softmax(1)[0, :2]
@@ -120,7 +120,7 @@ def test_a_square_over_everything_leaves_what_nothing_has():
 
 
 @pytest.mark.parametrize("method", [guided_backpropagation, grad_cam, lambda *asked: occlusion(*asked, 4, 4)])
-def test_what_cannot_be(method: Callable[..., Tensor], left_as_it_was: Unchanged):
+def test_invalid_arguments_are_rejected(method: Callable[..., Tensor], left_as_it_was: Unchanged):
     network, images = Functions(), torch.randn(2, 3, 12, 12)
     with left_as_it_was(network):
         with pytest.raises(UsageError, match="class=4 is out of range; the network has 4 classes: use 0 to 3"):
@@ -132,12 +132,12 @@ def test_what_cannot_be(method: Callable[..., Tensor], left_as_it_was: Unchanged
 
 
 @pytest.mark.parametrize(("side", "stride"), [(13, 1), (0, 1), (4, 0)])
-def test_squares_that_do_not_fit(side: int, stride: int):
+def test_squares_that_do_not_fit_are_rejected(side: int, stride: int):
     with pytest.raises(UsageError, match=f"side={side} with stride={stride} does not fit images of 12×14"):
         occlusion(Functions(), torch.zeros(1, 3, 12, 14), 0, side, stride)
 
 
-def test_without_maps_there_is_no_place():
+def test_grad_cam_rejects_networks_without_feature_maps():
     network = nn.Sequential(nn.Flatten(), nn.Linear(27, 4))
     with pytest.raises(UsageError, match="no convolution with feature maps"):
         grad_cam(network, torch.zeros(1, 3, 3, 3), 0)

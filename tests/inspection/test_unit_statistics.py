@@ -1,4 +1,4 @@
-"""What is counted in passing against NumPy on everything at once."""
+"""Statistics accumulated in batches, against NumPy on all images at once."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def values(maps) -> np.ndarray:
     return maps.numpy().max(axis=(2, 3)).clip(min=0)
 
 
-def test_the_strongest_are_those_of_a_sort(statistics, maps, values):
+def test_strongest_values_match_a_full_sort(statistics, maps, values):
     order = np.argsort(-values, axis=0, kind="stable")[:9].T
     assert np.array_equal(statistics.values, np.take_along_axis(values.T, order, axis=1))
     there = statistics.values.numpy() > 0
@@ -55,7 +55,7 @@ def test_the_strongest_are_those_of_a_sort(statistics, maps, values):
     assert np.array_equal(statistics.positions.numpy()[there], np.take_along_axis(places, order, axis=1)[there])
 
 
-def test_the_histogram_is_numpys(statistics, values):
+def test_histogram_matches_numpy(statistics, values):
     counts, edges = statistics.histogram()
     assert len(edges) == counts.shape[1] + 1
     assert counts.sum(0)[[0, -1]].all()  # no empty ends
@@ -68,7 +68,7 @@ def test_the_histogram_is_numpys(statistics, values):
 
 
 @pytest.mark.parametrize("value", [1e-30, 2.0**-24, 1e30])
-def test_values_beyond_the_histogram_are_in_its_outermost_bins(value):
+def test_values_out_of_range_fall_into_the_outermost_bins(value):
     statistics = UnitStatistics(1, count=1)
     statistics.observe(torch.full((3, 1, 1, 1), value))
     statistics.update(torch.arange(3), None)
@@ -77,7 +77,7 @@ def test_values_beyond_the_histogram_are_in_its_outermost_bins(value):
     assert edges.tolist() == ([2.0**-24, 1.25 * 2.0**-24] if value < 1 else [1.75 * 2.0**23, 2.0**24])
 
 
-def test_classes_have_their_shares_of_the_sum(statistics, labels, values):
+def test_class_shares_match_numpy(statistics, labels, values):
     shares, base = statistics.class_shares()
     for label in range(CLASSES):
         of_class = values[labels.numpy() == label].astype(np.float64)
@@ -87,7 +87,7 @@ def test_classes_have_their_shares_of_the_sum(statistics, labels, values):
     assert not shares[4].any()
 
 
-def test_the_similar_are_those_that_correlate_most(statistics, values):
+def test_similar_units_have_the_highest_correlations(statistics, values):
     units, correlations = statistics.similar_units()
     constant = [4, 5]
     varying = [unit for unit in range(UNITS) if unit not in constant]
@@ -103,7 +103,7 @@ def test_the_similar_are_those_that_correlate_most(statistics, values):
     assert np.isnan(correlations[constant]).all()
 
 
-def test_few_units_have_fewer_that_are_similar():
+def test_few_units_have_fewer_similar_units():
     statistics = UnitStatistics(3, count=1)
     statistics.observe(torch.rand(10, 3, 2, 2, generator=torch.Generator().manual_seed(1)))
     statistics.update(torch.arange(10), None)
@@ -112,7 +112,7 @@ def test_few_units_have_fewer_that_are_similar():
     assert np.isnan(correlations[0]).sum() == 4
 
 
-def test_values_that_are_no_numbers_excite_nobody():
+def test_nan_and_minus_infinity_count_as_inactive():
     statistics = UnitStatistics(1, count=2)
     statistics.observe(torch.tensor([torch.nan, 1.0, -torch.inf]).view(3, 1, 1, 1))
     statistics.update(torch.arange(3), None)

@@ -11,7 +11,7 @@ POSITIVE = st.floats(1e-8, 1e8)
 
 
 @given(st.lists(POSITIVE, min_size=1, max_size=20), st.sampled_from(["log", "root"]), st.integers(2, 8))
-def test_every_value_has_its_place_and_ticks_are_round_and_apart(values: list[float], bent: str, count: int) -> None:
+def test_positions_are_ordered_and_ticks_are_round_and_apart(values: list[float], bent: str, count: int) -> None:
     scale = fit_scale(values, bent)
     places = [scale.place(value) for value in sorted(values)]
     assert all(-1e-9 <= place <= 1 + 1e-9 for place in places)
@@ -26,13 +26,13 @@ def test_every_value_has_its_place_and_ticks_are_round_and_apart(values: list[fl
             assert mantissa in (0, 1, 2, 5)
 
 
-def test_the_bends_are_what_they_are_called() -> None:
+def test_scales_apply_their_transform() -> None:
     assert Scale("linear", 0, 10).place(5) == pytest.approx(0.5)
     assert Scale("log", 1, 100).place(10) == pytest.approx(0.5)
     assert Scale("root", 0, 4).place(1) == pytest.approx(0.5)
 
 
-def test_values_beyond_an_end_lie_on_it() -> None:
+def test_values_outside_the_range_are_clamped() -> None:
     assert Scale("log", 0.1, 10).place(0.0) == 0
     assert Scale("linear", 0, 1).place(7) == 1
 
@@ -48,14 +48,14 @@ def test_values_beyond_an_end_lie_on_it() -> None:
         ([math.nan, math.inf, 3.0], "linear"),
     ],
 )
-def test_an_axis_is_bent_only_where_small_values_would_be_lost(values: list[float], kind: str) -> None:
+def test_axis_is_nonlinear_only_for_a_wide_range(values: list[float], kind: str) -> None:
     scale = fit_scale(values, "log")
     assert scale.kind == kind
     assert scale.high > scale.low
     assert scale.ticks(4)
 
 
-def test_a_bent_axis_for_errors_has_a_place_for_zero() -> None:
+def test_square_root_axis_includes_zero() -> None:
     scale = fit_scale([0.9, 0.01, 0.0], "root")
     assert (scale.kind, scale.place(0.0)) == ("root", 0.0)
     assert scale.ticks(5)[0] == 0
@@ -64,5 +64,5 @@ def test_a_bent_axis_for_errors_has_a_place_for_zero() -> None:
 @pytest.mark.parametrize(
     ("high", "expected"), [(20, [0, 5, 10, 15, 20]), (3, [0, 1, 2, 3]), (1000, [0, 200, 400, 600, 800, 1000])]
 )
-def test_epochs_are_whole(high: int, expected: list[int]) -> None:
+def test_epoch_ticks_are_integers(high: int, expected: list[int]) -> None:
     assert Scale("linear", 0, high).ticks(5, whole=True) == expected

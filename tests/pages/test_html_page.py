@@ -27,20 +27,20 @@ class Reader(HTMLParser):
 
 
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs"])))
-def test_any_text_comes_back_from_an_element_and_an_attribute(text: str) -> None:
+def test_escaped_text_is_read_back_unchanged(text: str) -> None:
     read = Reader(f'<p title="{escape(text)}">{escape(text)}</p>')
     assert read.elements == [("p", {"title": text})]
     assert "".join(read.texts) == text
 
 
-def test_what_html_forbids_is_replaced_and_emoji_stay_whole() -> None:
+def test_forbidden_characters_are_replaced_and_emoji_kept() -> None:
     assert escape("a\0b\x1b\ud800") == "a\ufffdb\ufffd\ufffd"
     assert escape("👩‍🔬 عربي") == "👩‍🔬 عربي"
     assert escape("two\nlines") == "two\ufffdlines"
     assert isolate("<b>") == "<bdi>&lt;b&gt;</bdi>"
 
 
-def test_the_policy_admits_exactly_the_style_and_script_that_are_inside() -> None:
+def test_policy_allows_exactly_the_inlined_style_and_script() -> None:
     document = render_page("</title><script>", "<p>body</p>")
     policy = next(
         attributes["content"]
@@ -56,7 +56,7 @@ def test_the_policy_admits_exactly_the_style_and_script_that_are_inside() -> Non
         assert f"{tag}-src 'sha256-{digest}'" in policy
 
 
-def test_the_page_points_nowhere() -> None:
+def test_page_loads_nothing() -> None:
     for tag, attributes in Reader(render_page("title", "")).elements:
         for name in ("src", "href", "srcset", "action"):
             assert (attributes.get(name) or "data:").startswith("data:"), (tag, name)

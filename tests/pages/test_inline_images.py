@@ -42,42 +42,42 @@ def attributes(tag: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_exact_keeps_every_pixel(channels: int, digit: Pixels, photograph: Pixels) -> None:
+def test_exact_encoding_is_lossless(channels: int, digit: Pixels, photograph: Pixels) -> None:
     picture = {1: digit, 3: photograph[:40, :50], 4: np.dstack([photograph[:40, :50], photograph[:40, :50, 0] | 1])}
     decoded = decode(to_data_uri(picture[channels], exact=True))
     assert np.array_equal(decoded[..., :channels], np.broadcast_to(picture[channels], decoded[..., :channels].shape))
 
 
-def test_a_photograph_is_smaller_and_hardly_different(photograph: Pixels) -> None:
+def test_lossy_photograph_is_smaller_and_close_to_the_original(photograph: Pixels) -> None:
     source = to_data_uri(photograph, exact=False)
     error = np.square(decode(source).astype(float) - photograph).mean()
     assert 10 * np.log10(255**2 / error) > 30  # dB; 34 here
     assert len(source) < photograph.size / 8
 
 
-def test_a_small_picture_is_enlarged_by_the_browser_by_a_whole_factor(digit: Pixels) -> None:
+def test_small_image_is_enlarged_by_a_whole_factor(digit: Pixels) -> None:
     tag = attributes(render_image(digit, 100, "a zero"))
     assert (tag["width"], tag["height"], tag["class"], tag["alt"]) == ("96", "96", "crisp", "a zero")
     assert np.array_equal(decode(tag["src"])[..., 0], digit[..., 0])
 
 
-def test_a_photograph_is_shown_smooth_in_proportion_with_pixels_for_dense_screens(photograph: Pixels) -> None:
+def test_photograph_keeps_its_proportions_and_pixels_for_dense_screens(photograph: Pixels) -> None:
     tag = attributes(render_image(photograph, 128, ""))
     assert (tag["width"], tag["height"], tag["class"]) == ("128", "85", "smooth")
     assert decode(tag["src"]).shape == (171, 128 * PIXEL_DENSITY, 3)
 
 
-def test_a_picture_between_the_two_keeps_its_size(photograph: Pixels) -> None:
+def test_image_of_the_size_shown_keeps_its_size(photograph: Pixels) -> None:
     tag = attributes(render_image(photograph[:100, :90], 128, ""))
     assert (tag["width"], tag["height"]) == ("90", "100")
     assert decode(tag["src"]).shape == (100, 90, 3)
 
 
-def test_alternative_texts_cannot_leave_their_quotes(digit: Pixels) -> None:
+def test_alternative_text_is_escaped(digit: Pixels) -> None:
     assert '"><script>' not in render_image(digit, 32, '"><script>')
 
 
-def test_enlarging_repeats_and_reducing_keeps_proportions(digit: Pixels, photograph: Pixels) -> None:
+def test_enlarge_repeats_pixels_and_shrink_keeps_proportions(digit: Pixels, photograph: Pixels) -> None:
     large = enlarge(digit, 30)
     assert large.shape == (24, 24, 1)
     assert np.array_equal(large[1::3, 2::3], digit)
@@ -88,7 +88,7 @@ def test_enlarging_repeats_and_reducing_keeps_proportions(digit: Pixels, photogr
     assert crop_central_square(photograph).shape == (427, 427, 3)
 
 
-def test_a_mosaic_holds_the_pictures_with_clear_gaps(digit: Pixels, photograph: Pixels) -> None:
+def test_contact_sheet_has_transparent_gaps(digit: Pixels, photograph: Pixels) -> None:
     pictures = [digit, photograph[:6, :4], photograph[:8, :8]]
     sheet = contact_sheet(pictures, 2, gap=1)
     assert sheet.shape == (17, 17, 4)
@@ -100,7 +100,7 @@ def test_a_mosaic_holds_the_pictures_with_clear_gaps(digit: Pixels, photograph: 
     assert not sheet[~opaque].any()
 
 
-def test_a_strip_of_photographs_is_square_and_of_digits_is_crisp(digit: Pixels, photograph: Pixels) -> None:
+def test_strip_of_photographs_is_square_and_of_digits_crisp(digit: Pixels, photograph: Pixels) -> None:
     tag = attributes(render_strip([photograph] * 3, 32, "three"))
     assert (tag["width"], tag["height"], tag["class"]) == (str(3 * 33 - 1), "32", "smooth")
     tag = attributes(render_strip([digit] * 3, 30, "three"))
@@ -108,7 +108,7 @@ def test_a_strip_of_photographs_is_square_and_of_digits_is_crisp(digit: Pixels, 
     assert np.array_equal(decode(tag["src"])[::3, :24:3, 0], digit[..., 0])
 
 
-def test_pictures_of_real_files(shared_data: Path) -> None:
+def test_images_of_real_files(shared_data: Path) -> None:
     for path in sorted((shared_data / "imagenet-samples").glob("*.JPEG"))[:8]:
         tag = attributes(render_image(np.asarray(Image.open(path).convert("RGB")), 128, path.name))
         assert max(int(tag["width"]), int(tag["height"])) == 128

@@ -1,4 +1,4 @@
-"""Numbers as readers of a page write them."""
+"""Numbers as text."""
 
 import math
 
@@ -31,11 +31,11 @@ def test_percent_has_one_decimal(share: float | None, written: str) -> None:
         (math.inf, "–", "–"),
     ],
 )
-def test_numbers_as_people_write_them(value: float, compared: str, brief: str) -> None:
+def test_three_significant_digits(value: float, compared: str, brief: str) -> None:
     assert (format_number(value), format_brief(value)) == (compared, brief)
 
 
-def test_count_puts_the_noun_into_its_number() -> None:
+def test_count_uses_singular_and_plural() -> None:
     assert [format_count(1, "epoch"), format_count(0, "epoch"), format_count(10_000, "picture")] == [
         "1\u00a0epoch",
         "0\u00a0epochs",

@@ -28,12 +28,12 @@ def points(drawn: str) -> list[list[tuple[float, float]]]:
     return [[tuple(map(float, pair.split())) for pair in run.split("L")] for run in drawn.removeprefix("M").split("M")]
 
 
-def test_points_lie_where_the_axes_say() -> None:
+def test_points_follow_the_axes() -> None:
     drawn = path(draw(panel(Line("train", [0, 5, 10], [4, 2, 0], "solid"))), "solid")
     assert points(drawn) == [[(0, 0), (WIDTH / 2, 100), (WIDTH, 200)]]
 
 
-def test_a_missing_value_interrupts_the_curve_and_a_lonely_one_is_a_dot() -> None:
+def test_missing_value_interrupts_the_curve_and_single_points_are_dots() -> None:
     figure = draw(panel(Line("val", [1, 2, 3, 4, 5, 6], [1, 1, math.nan, 2, math.inf, math.nan], "dashed")))
     assert points(path(figure, "dashed")) == [[(100, 150), (200, 150)]]
     dot = figure.find(".//circle")
@@ -46,7 +46,7 @@ def test_steps_keep_a_value_until_the_next() -> None:
 
 
 @pytest.mark.parametrize("last", [(0.0, 0.0), (0.01, 0.0), (2.0, 2.05), (4.0, 4.0), (0.0, 4.0)])
-def test_labels_at_the_ends_do_not_touch_and_stay_beside_the_plot(last: tuple[float, float]) -> None:
+def test_end_labels_do_not_overlap_and_stay_beside_the_plot(last: tuple[float, float]) -> None:
     figure = draw(panel(*(Line(name, [0, 10], [1, y], "solid") for name, y in zip("ab", last, strict=True))))
     heights = sorted(float(label.get("y")) for label in figure.findall(".//text[@class='name']"))
     assert heights[1] - heights[0] >= LABEL_HEIGHT
@@ -54,7 +54,7 @@ def test_labels_at_the_ends_do_not_touch_and_stay_beside_the_plot(last: tuple[fl
     assert heights[1] <= 205
 
 
-def test_the_mark_stands_at_its_reading_in_every_panel() -> None:
+def test_mark_is_drawn_in_every_panel() -> None:
     readings = [Reading(x, f"epoch {x}", [f"loss {x}", f"rate {x}"]) for x in (2, 4)]
     line = Line("val", [2, 4], [3, 1], "solid")
     figure = draw(panel(line), panel(line, height=72), readings=readings, mark=1)
@@ -64,13 +64,13 @@ def test_the_mark_stands_at_its_reading_in_every_panel() -> None:
     assert figure.find(".//text[@class='mark']").text == "best <b>"
 
 
-def test_the_readings_are_there_for_the_script() -> None:
+def test_readings_are_passed_to_the_script() -> None:
     readings = [Reading(2, 'a "b" <c>', ["1"]), Reading(10, "d", ["2"])]
     data = json.loads(draw(panel(Line("", [2, 10], [1, 2], "solid")), readings=readings).get("data-readings"))
     assert data == {"places": [0.2, 1.0], "names": ['a "b" <c>', "d"], "texts": [["1"], ["2"]], "rest": 1}
 
 
-def test_x_ticks_stand_under_the_last_panel_only() -> None:
+def test_x_ticks_are_below_the_last_panel_only() -> None:
     line = Line("", [0, 10], [1, 2], "solid")
     first, last = draw(panel(line), panel(line)).findall("./div")
     below = [text.text for text in last.findall(".//text") if text.get("y") == "220"]
@@ -78,5 +78,5 @@ def test_x_ticks_stand_under_the_last_panel_only() -> None:
     assert not [text for text in first.findall(".//text") if text.get("y") == "220"]
 
 
-def test_no_attribute_needs_a_style_that_the_policy_forbids() -> None:
+def test_no_inline_styles_that_the_policy_forbids() -> None:
     assert not re.search(r"\sstyle=", render_curves([panel(Line("", [0, 10], [1, 2], "solid"))], AXIS, [], None, ""))

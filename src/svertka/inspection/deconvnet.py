@@ -158,7 +158,7 @@ def project(
         network: any nn.Module.
         images: (B, C, H, W) or (C, H, W), as the network takes them.
         layer: its name, as in `list_layers`.
-        units: one, or N.
+        units: (N,) channels of the layer, or one for all images.
         positions: (N, 2), or one for all: row and column in the feature map; None: the maximum of the unit.
         image_indices: (N,), indices in `images`; None: unit n goes with image n, and a single unit or image with all of
             the other.
@@ -170,13 +170,14 @@ def project(
         UsageError: there is no such layer, unit, position or image; the layer has no feature maps; the network rejects
             the images.
 
-    In this example pooling keeps 3 and 2 of 1 3 2 0, and the filter computes 2·3 − 1·2. Going back, 2 and −1 return to
-    where 3 and 2 were, and the first ReLU passes only the 2. (The gradient is 2 and −1.)
+    Example:
+        Pooling keeps 3 and 2 of 1 3 2 0, and the filter computes 2·3 − 1·2. Going back, 2 and −1 return to where 3 and
+        2 were, and the first ReLU passes only the 2. (The gradient is 2 and −1.)
 
-    >>> network = nn.Sequential(nn.ReLU(), nn.MaxPool2d((1, 2)), nn.Conv2d(1, 1, (1, 2), bias=False), nn.ReLU())
-    >>> _ = network[2].weight.data.copy_(torch.tensor([2.0, -1.0]))
-    >>> project(network, torch.tensor([[[1.0, 3.0, 2.0, 0.0]]]), "2", 0)
-    tensor([[[[0., 2., 0., 0.]]]])
+        >>> network = nn.Sequential(nn.ReLU(), nn.MaxPool2d((1, 2)), nn.Conv2d(1, 1, (1, 2), bias=False), nn.ReLU())
+        >>> _ = network[2].weight.data.copy_(torch.tensor([2.0, -1.0]))
+        >>> project(network, torch.tensor([[[1.0, 3.0, 2.0, 0.0]]]), "2", 0)
+        tensor([[[[0., 2., 0., 0.]]]])
     """
     images = prepare_input(unwrap_compiled(network), images)
     found = Deconvnet(network, tuple(images.shape)).project(images, layer, units, positions, image_indices)

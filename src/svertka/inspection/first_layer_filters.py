@@ -84,8 +84,12 @@ def _two_opt(order: Ints, distances: npt.NDArray[np.float64]) -> Ints:
 def get_first_layer_filters(network: nn.Module) -> FirstLayerFilters:
     """Return the filters of the first nn.Conv2d of `network`.
 
+    Args:
+        network: any nn.Module.
+
     Raises:
-        UsageError: it has none, or its input has neither 1 nor 3 channels, or its weights have no values.
+        UsageError: the network has no convolution, its first one reads neither 1 nor 3 channels, or its weights have no
+            values.
     """
     for name, layer in unwrap_compiled(network).named_modules():
         if isinstance(layer, nn.Conv2d):

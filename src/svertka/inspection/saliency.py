@@ -33,7 +33,7 @@ def guided_backpropagation(network: nn.Module, images: Tensor, classes: ClassInd
     Args:
         network: any classifier; one with a single score has only class 0.
         images: (N, C, H, W) or (C, H, W), as the network takes them.
-        classes: one for each image, or one for all.
+        classes: (N,) or one index for all images.
 
     Returns:
         (N, C, H, W).
@@ -72,7 +72,7 @@ def grad_cam(network: nn.Module, images: Tensor, classes: ClassIndices) -> Tenso
     Args:
         network: any classifier with a convolution.
         images: (N, C, H, W) or (C, H, W), as the network takes them.
-        classes: one for each image, or one for all.
+        classes: (N,) or one index for all images.
 
     Returns:
         (N, H', W') at the resolution of those feature maps, 0 or more.
@@ -138,7 +138,7 @@ def occlusion(
     Args:
         network: any classifier.
         images: (N, C, H, W) or (C, H, W), as the network takes them.
-        classes: one for each image, or one for all.
+        classes: (N,) or one index for all images.
         side: of the square, pixels. It is filled with 0, which is the mean colour of normalised inputs: the paper's
             grey.
         stride: distance between squares, pixels. The first is in the upper left corner; the last reach or cross the

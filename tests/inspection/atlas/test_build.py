@@ -1,4 +1,4 @@
-"""Whole atlases of small networks, interrupted, continued, refused."""
+"""Complete atlases of small networks: built, interrupted, resumed, rejected."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def facts(atlas: Atlas) -> Any:
     return json.loads(found[1])
 
 
-def test_it_holds_every_unit_of_every_convolution(run: Run, atlas: Atlas) -> None:
+def test_atlas_contains_every_unit_of_every_convolution(run: Run, atlas: Atlas) -> None:
     assert atlas.page == run.folder / "atlas" / "index.html"
     assert (atlas.network, atlas.layers, atlas.units, atlas.pictures) == ("lenet5", 3, 6 + 16 + 120, 56)
     layers = facts(atlas)["layers"]
@@ -65,7 +65,7 @@ def test_it_holds_every_unit_of_every_convolution(run: Run, atlas: Atlas) -> Non
     ]  # fmt: skip
 
 
-def test_a_tile_is_what_the_unit_saw_of_its_picture(run: Run, atlas: Atlas) -> None:
+def test_tiles_show_the_receptive_field_in_the_original_image(run: Run, atlas: Atlas) -> None:
     """Cut by hand out of the files that the run was tested on, and out of the sheet of tiles."""
     layer, found, names = facts(atlas)["layers"][1], data(atlas, "layer-1"), data(atlas, "pictures")["names"]
     classifier = run.classifier()
@@ -89,7 +89,7 @@ def test_a_tile_is_what_the_unit_saw_of_its_picture(run: Run, atlas: Atlas) -> N
         assert best.positions[unit, 0].tolist() == [found[axis][unit][place] for axis in ("rows", "columns")]
 
 
-def test_a_picture_is_taken_for_what_the_classifier_says(run: Run, atlas: Atlas) -> None:
+def test_predictions_match_the_classifier(run: Run, atlas: Atlas) -> None:
     names, rows = data(atlas, "pictures")["names"], data(atlas, "pictures-0")
     classifier, source = run.classifier(), Path(run.settings()["source"])
     for (name, label, guess), row in list(zip(names, rows, strict=False))[:5]:
@@ -99,7 +99,7 @@ def test_a_picture_is_taken_for_what_the_classifier_says(run: Run, atlas: Atlas)
         assert facts(atlas)["classes"][label] == Path(name).parent.name
 
 
-def test_its_strongest_units_are_those_nearest_to_their_own_best(run: Run, atlas: Atlas) -> None:
+def test_strongest_units_are_closest_to_their_own_maximum(run: Run, atlas: Atlas) -> None:
     found, row = data(atlas, "layer-1"), data(atlas, "pictures-0")[0]
     name = data(atlas, "pictures")["names"][0][0]
     image = run.classifier().preprocess(Path(run.settings()["source"]) / name)
@@ -113,7 +113,7 @@ def test_its_strongest_units_are_those_nearest_to_their_own_best(run: Run, atlas
     assert [one[2:] for one in row["strongest"][1]] == alone.positions[order, 0].tolist()
 
 
-def test_finished_it_is_not_made_again(run: Run, atlas: Atlas, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_atlas_is_not_rebuilt(run: Run, atlas: Atlas, capsys: pytest.CaptureFixture[str]) -> None:
     written = atlas.page.stat().st_mtime_ns
     assert main(["look", str(run.folder), "--threads", "1", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -121,7 +121,7 @@ def test_finished_it_is_not_made_again(run: Run, atlas: Atlas, capsys: pytest.Ca
     assert atlas.page.stat().st_mtime_ns == written
 
 
-def test_interrupted_it_goes_on_where_it_was(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_build_resumes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after 8 files, again after 16 more, and so on: the folder is an undisturbed one's, file by file."""
     atlas = look(run, layers=["c1", "c5"], output=tmp_path / "undisturbed", threads=1)
     real, left, made, said = ResumableFolder.write, [0], [], []
@@ -154,7 +154,7 @@ def test_interrupted_it_goes_on_where_it_was(run: Run, tmp_path: Path, monkeypat
     )
 
 
-def test_fewer_layers_units_and_pictures(run: Run, tmp_path: Path) -> None:
+def test_options_limit_layers_units_and_images(run: Run, tmp_path: Path) -> None:
     some = look(run, layers=["c5", "c3"], units=4, pictures=20, output=tmp_path / "some", threads=1)
     assert (some.layers, some.units, some.pictures) == (2, 8, 20)
     assert [one["name"] for one in facts(some)["layers"]] == ["c3", "c5"]  # as they run
@@ -163,7 +163,7 @@ def test_fewer_layers_units_and_pictures(run: Run, tmp_path: Path) -> None:
         look(run, layers=["c3"], output=tmp_path / "some", threads=1)
 
 
-def test_what_is_asked_wrongly(run: Run, tmp_path: Path, digit_folder: Path) -> None:
+def test_invalid_arguments_are_rejected(run: Run, tmp_path: Path, digit_folder: Path) -> None:
     for asked, sentence in [
         ({"layers": ["c33"]}, "c33.*c3"),
         ({"layers": ["f6"]}, "f6"),
@@ -185,7 +185,7 @@ def test_what_is_asked_wrongly(run: Run, tmp_path: Path, digit_folder: Path) -> 
         look(run, output=tmp_path / "mine", threads=1)
 
 
-def test_a_run_whose_pictures_are_gone_takes_others(run: Run, tmp_path: Path, digit_folder: Path) -> None:
+def test_run_whose_source_is_gone_needs_another_source(run: Run, tmp_path: Path, digit_folder: Path) -> None:
     shutil.copytree(run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("atlas"))
     training = tmp_path / "run" / "training.json"
     training.write_text(training.read_text().replace(str(digit_folder), str(tmp_path / "gone")))
@@ -195,14 +195,14 @@ def test_a_run_whose_pictures_are_gone_takes_others(run: Run, tmp_path: Path, di
     assert (others.page.parent, others.pictures) == (tmp_path / "run" / "atlas", 9)
 
 
-def test_a_network_of_the_zoo_needs_to_be_told_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_model_needs_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["look", "efficientnet_lite0:bundled"]) == 2
     assert main(["look", "efficientnet_lite0"]) == 2
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_said_and_what_is_there_serves_the_next_time(
+def test_full_disk_is_reported_and_finished_files_are_reused(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(self: ResumableFolder, name: str, content: bytes) -> None:
@@ -218,7 +218,7 @@ def test_a_full_disk_is_said_and_what_is_there_serves_the_next_time(
     assert look(run, layers=["c1"], output=tmp_path / "atlas", threads=1).units == 6
 
 
-def test_photographs_and_a_dead_unit(photographs: Path, squeezed: Path, tmp_path: Path) -> None:
+def test_atlas_of_photographs_with_a_dead_unit(photographs: Path, squeezed: Path, tmp_path: Path) -> None:
     made = look(
         squeezed, photographs, layers=["features.0", "features.6.expand3x3"], units=8, output=tmp_path / "a", threads=1
     )

@@ -1,4 +1,4 @@
-"""The atlas as a person meets it: in a browser, from the disk, with no network."""
+"""The atlas in a browser, opened from disk without a network connection."""
 
 import io
 import re
@@ -73,18 +73,16 @@ def headline(tab: Any) -> str:
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("width", [360, 1200])
-def test_every_view_opens_without_complaint_and_fits(opened: Opened, atlas: Path, view: str, width: int) -> None:
+def test_every_view_opens_without_errors_and_fits(opened: Opened, atlas: Path, view: str, width: int) -> None:
     with opened(atlas, VIEWS[view], viewport={"width": width, "height": 800}) as tab:
-        tab.wait_for_load_state("networkidle")  # so that what it asks for in vain is known
+        tab.wait_for_load_state("networkidle")  # so that failed requests are known
         assert tab.evaluate("document.documentElement.scrollWidth") == width
         assert tab.evaluate("window.broken") is None
         assert tab.evaluate("[...document.images].every(one => one.loading === 'lazy' || one.naturalWidth > 0)")
         assert "undefined" not in tab.locator("main").text_content()
 
 
-def test_the_first_paint_comes_within_a_second(
-    opened: Opened, first_paint: Callable[[Any], float], atlas: Path
-) -> None:
+def test_first_paint_takes_less_than_a_second(opened: Opened, first_paint: Callable[[Any], float], atlas: Path) -> None:
     with opened(atlas) as tab:
         assert first_paint(tab) < 1000
 
@@ -97,7 +95,7 @@ def test_pictures_are_not_blank(opened: Opened, atlas: Path, view: str) -> None:
         assert seen(tab, shown).std() > 5
 
 
-def test_one_walks_from_the_network_to_a_unit_and_back(opened: Opened, atlas: Path) -> None:
+def test_navigation_from_the_network_to_a_unit_and_back(opened: Opened, atlas: Path) -> None:
     with opened(atlas) as tab:
         assert headline(tab).startswith("squeezenet1_1: 3\u00a0layers with 120\u00a0units, ")
         tab.locator(".storeys a").nth(2).click()
@@ -120,7 +118,7 @@ def test_one_walks_from_the_network_to_a_unit_and_back(opened: Opened, atlas: Pa
         tab.locator("#network h1:visible").wait_for()
 
 
-def test_the_wall_is_walked_by_arrows_and_opened_by_enter(opened: Opened, atlas: Path) -> None:
+def test_arrow_keys_move_in_the_grid_and_enter_opens_a_unit(opened: Opened, atlas: Path) -> None:
     with opened(atlas, VIEWS["layer"]) as tab:
         tab.locator("h1:visible").focus()
         tab.keyboard.press("ArrowDown")
@@ -141,7 +139,7 @@ def test_the_wall_is_walked_by_arrows_and_opened_by_enter(opened: Opened, atlas:
         tab.get_by_text("Unit 1 of").wait_for()
 
 
-def test_one_key_turns_the_whole_wall_and_nothing_moves(opened: Opened, atlas: Path) -> None:
+def test_p_key_switches_to_projections_without_moving_the_grid(opened: Opened, atlas: Path) -> None:
     boxes = """[...document.querySelectorAll('.card')].map(card => card.getBoundingClientRect())
         .map(box => [box.x, box.y + scrollY])"""
     with opened(atlas, VIEWS["layer"]) as tab:
@@ -158,7 +156,7 @@ def test_one_key_turns_the_whole_wall_and_nothing_moves(opened: Opened, atlas: P
         assert tab.locator(".mosaic.projections:visible").count() == 0
 
 
-def test_the_first_layer_shows_its_filters(opened: Opened, atlas: Path) -> None:
+def test_first_layer_shows_its_filters(opened: Opened, atlas: Path) -> None:
     with opened(atlas, "#/layer/features.0") as tab:
         tab.keyboard.press("f")
         assert tab.locator(".mosaic.filters:visible").count() > 5
@@ -191,7 +189,7 @@ def test_units_are_filtered_and_sorted(opened: Opened, atlas: Path) -> None:
             assert tab.evaluate(units)[-1] == (3 if order != "number" else 39)
 
 
-def test_search_finds_a_layer_and_a_unit(opened: Opened, atlas: Path) -> None:
+def test_search_finds_layers_and_units(opened: Opened, atlas: Path) -> None:
     with opened(atlas) as tab:
         tab.keyboard.press("/")
         tab.keyboard.type("expand3x3")
@@ -202,7 +200,7 @@ def test_search_finds_a_layer_and_a_unit(opened: Opened, atlas: Path) -> None:
         tab.get_by_text("Unit 12 of").wait_for()
 
 
-def test_a_patch_is_framed_in_its_whole_picture(opened: Opened, atlas: Path) -> None:
+def test_patch_is_framed_in_its_whole_picture(opened: Opened, atlas: Path) -> None:
     with opened(atlas, VIEWS["unit"]) as tab:
         pairs = tab.locator(".pair")
         pairs.nth(4).focus()
@@ -217,7 +215,7 @@ def test_a_patch_is_framed_in_its_whole_picture(opened: Opened, atlas: Path) -> 
         tab.get_by_text("Predictions").wait_for()
 
 
-def test_a_picture_tells_what_counts_in_it(opened: Opened, atlas: Path) -> None:
+def test_picture_shows_predictions_and_overlays(opened: Opened, atlas: Path) -> None:
     with opened(atlas, "#/pictures") as tab:
         tab.locator(".pictures a.card").first.click()
         tab.get_by_text("Predictions").wait_for()
@@ -232,7 +230,7 @@ def test_a_picture_tells_what_counts_in_it(opened: Opened, atlas: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["#/layer/nothing", "#/unit/features.0/99", "#/unit/features.0/x", "#/picture/-1"])
-def test_what_is_not_there_is_said(opened: Opened, atlas: Path, address: str) -> None:
+def test_unknown_addresses_show_an_error(opened: Opened, atlas: Path, address: str) -> None:
     with opened(atlas, address) as tab:
         assert headline(tab).startswith("There is no ")
         tab.keyboard.press("Escape")
@@ -241,7 +239,7 @@ def test_what_is_not_there_is_said(opened: Opened, atlas: Path, address: str) ->
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("view", ["network", "layer", "unit", "picture"])
-def test_text_can_be_read_on_its_ground(
+def test_text_has_sufficient_contrast(
     opened: Opened, contrasts: Contrasts, atlas: Path, scheme: str, view: str
 ) -> None:
     """WCAG 2.2, 1.4.3: a contrast of 4.5 to 1."""
@@ -251,7 +249,7 @@ def test_text_can_be_read_on_its_ground(
         assert [text for contrast, _, text in found if contrast < 4.5] == []
 
 
-def test_everything_that_can_be_reached_has_a_name(opened: Opened, atlas: Path) -> None:
+def test_every_control_has_an_accessible_name(opened: Opened, atlas: Path) -> None:
     unnamed = """[...document.querySelectorAll('a, button, input, select, [role=img]')]
         .filter(one => one.checkVisibility() && !(one.getAttribute('aria-label') || one.textContent.trim()))
         .map(one => one.outerHTML.slice(0, 80))"""
@@ -264,7 +262,7 @@ def test_everything_that_can_be_reached_has_a_name(opened: Opened, atlas: Path) 
             assert tab.title().endswith("squeezenet1_1 – svertka")
 
 
-def test_without_scripts_the_layers_and_their_sheets_are_there(opened: Opened, atlas: Path) -> None:
+def test_layers_and_sheets_are_shown_without_scripts(opened: Opened, atlas: Path) -> None:
     with opened(atlas, java_script_enabled=False) as tab:
         assert tab.locator(".rail .node").count() > 30
         assert tab.locator(".storeys img").count() == 3
@@ -277,7 +275,7 @@ def test_without_scripts_the_layers_and_their_sheets_are_there(opened: Opened, a
         assert tab.evaluate("document.querySelector(':target h2').textContent") == "features.3.expand3x3"
 
 
-def test_the_rail_is_a_drawer_on_a_phone(opened: Opened, atlas: Path) -> None:
+def test_navigation_is_a_drawer_on_narrow_screens(opened: Opened, atlas: Path) -> None:
     with opened(atlas, VIEWS["layer"], viewport={"width": 360, "height": 740}) as tab:
         assert not tab.locator("#side").is_visible()
         tab.get_by_role("button", name="Layers").click()
@@ -286,7 +284,7 @@ def test_the_rail_is_a_drawer_on_a_phone(opened: Opened, atlas: Path) -> None:
         assert not tab.locator("#side").is_visible()
 
 
-def test_it_prints_what_it_shows(opened: Opened, atlas: Path) -> None:
+def test_printed_layer_contains_all_units(opened: Opened, atlas: Path) -> None:
     with opened(atlas, VIEWS["layer"], viewport={"width": 680, "height": 900}, color_scheme="dark") as tab:
         tab.emulate_media(media="print", color_scheme="dark")
         assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

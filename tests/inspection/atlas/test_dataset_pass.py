@@ -1,4 +1,4 @@
-"""The pass over the pictures, remembered."""
+"""The stored pass over the images."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +13,7 @@ from svertka.inspection.atlas.inputs import open_inputs
 from svertka.inspection.atlas.resumable_folder import ResumableFolder
 
 
-def test_it_is_made_once_and_again_if_what_it_left_is_damaged(
+def test_pass_runs_once_and_again_if_its_file_is_damaged(
     squeezed: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, passes = torch.device("cpu"), [0]

@@ -1,4 +1,4 @@
-"""Which pictures an atlas holds, and what covering parts of them is taken to mean."""
+"""Selection of the images of an atlas, and averaged occlusion maps."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Found:
     images: npt.NDArray[np.int64]
 
 
-def test_those_that_excite_a_unit_are_held_and_all_classes_get_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strongest_images_are_selected_and_all_classes_get_overlays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_data, "MAX_OVERLAY_IMAGES", 4)
     labels = np.array([0, 0, 0, 0, 0, 1, 0, 2, 0, 1])
     some = [Found(np.array([[1, 2, 3], [4, -1, -1]])), Found(np.array([[5, 7], [9, 3]]))]
@@ -26,7 +26,7 @@ def test_those_that_excite_a_unit_are_held_and_all_classes_get_maps(monkeypatch:
     assert [labels[chosen.indices[slot]] for slot in chosen.with_overlays] == [0, 0, 1, 2]
 
 
-def test_where_squares_cover_a_pixel_their_mean_is_told() -> None:
+def test_pixels_get_the_mean_of_the_squares_that_cover_them() -> None:
     values = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     expected = torch.tensor([[1, 1.5, 2], [2, 2.5, 3], [3, 3.5, 4]])
     assert torch.equal(occlusion_per_pixel(values, side=2, stride=1, size=3), expected)

@@ -1,4 +1,4 @@
-"""What is looked at, from sources of all kinds."""
+"""Classifier and images of an atlas, from all kinds of sources."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def opened(run: Path, source: Path | str | None, pictures: int | None = None) ->
     return open_inputs(run, source, pictures=pictures, device=torch.device("cpu"), threads=1, cache_limit=None)
 
 
-def test_pictures_are_as_the_network_sees_them(squeezed: Path, photographs: Path) -> None:
+def test_pixels_and_network_inputs_match_the_preprocessing(squeezed: Path, photographs: Path) -> None:
     inputs, preprocess = opened(squeezed, photographs), Classifier.load(squeezed).preprocess
     assert len(inputs) == 24
     assert inputs.training_source is None
@@ -29,13 +29,13 @@ def test_pictures_are_as_the_network_sees_them(squeezed: Path, photographs: Path
     assert torch.equal(seen, inputs.network_inputs(np.array([5, 2])))
 
 
-def test_classes_need_not_be_the_networks(squeezed: Path, photographs: Path, tmp_path: Path) -> None:
+def test_classes_need_not_be_those_of_the_network(squeezed: Path, photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "n01440764").symlink_to(photographs / "flower")
     (tmp_path / "other").symlink_to(photographs / "china")
     assert opened(squeezed, tmp_path).dataset.names == ("tench", "other")
 
 
-def test_some_are_drawn_at_random_and_always_the_same(squeezed: Path, photographs: Path) -> None:
+def test_random_subset_is_reproducible(squeezed: Path, photographs: Path) -> None:
     some, again = (opened(squeezed, photographs, 8) for _ in range(2))
     assert np.array_equal(some.indices, again.indices)
     assert len(some) == len(some.dataset) == len(some.digests) == 8
@@ -43,7 +43,7 @@ def test_some_are_drawn_at_random_and_always_the_same(squeezed: Path, photograph
     assert len(opened(squeezed, photographs, 100)) == 24
 
 
-def test_what_cannot_be_read_is_left_out(squeezed: Path, photographs: Path, tmp_path: Path) -> None:
+def test_unreadable_files_are_left_out(squeezed: Path, photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "bad.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match="no picture can be read"):
@@ -52,12 +52,12 @@ def test_what_cannot_be_read_is_left_out(squeezed: Path, photographs: Path, tmp_
     assert [opened(squeezed, tmp_path).image_name(0)] == ["a/good.png"]
 
 
-def test_without_a_run_somebody_has_to_say_which_pictures(squeezed: Path) -> None:
+def test_pretrained_model_needs_a_source(squeezed: Path) -> None:
     with pytest.raises(UsageError, match="has no images of its own; name a source: svertka look .* SOURCE"):
         opened(squeezed, None)
 
 
-def test_its_identity_is_that_of_weights_pictures_labels_and_wishes(
+def test_fingerprint_depends_on_weights_images_labels_and_options(
     squeezed: Path, photographs: Path, tmp_path: Path
 ) -> None:
     first = opened(squeezed, photographs)

@@ -1,4 +1,4 @@
-"""A layer's files against projections and patches made one by one."""
+"""Files of a layer against patches and projections computed one by one."""
 
 import json
 from itertools import pairwise
@@ -43,7 +43,7 @@ def layer(inputs: AtlasInputs) -> AtlasLayer:
     return AtlasLayer(index=3, layer=layer, patches=found, filters=None, image_size=inputs.image_size)
 
 
-def test_tiles_are_the_parts_that_are_seen_and_their_projections(inputs: AtlasInputs, layer: AtlasLayer) -> None:
+def test_tiles_match_single_patches_and_projections(inputs: AtlasInputs, layer: AtlasLayer) -> None:
     network = inputs.classifier.network
     patches, projections = _draw_tiles(layer, inputs, Deconvnet(network, inputs.input_shape), range(40, 44))
     side = layer.tile.window
@@ -70,7 +70,7 @@ def test_tiles_are_the_parts_that_are_seen_and_their_projections(inputs: AtlasIn
     assert compared > 9
 
 
-def test_what_is_told_are_numbers_that_json_has(layer: AtlasLayer) -> None:
+def test_units_to_json_is_valid_json(layer: AtlasLayer) -> None:
     slots = np.arange(24) + 100
     told = units_to_json(layer, slots)
     assert json.loads(json.dumps(told, allow_nan=False)) is not None
@@ -80,7 +80,7 @@ def test_what_is_told_are_numbers_that_json_has(layer: AtlasLayer) -> None:
     assert shown.max() <= 123
 
 
-def test_the_first_units_alone(layer: AtlasLayer) -> None:
+def test_take_first_units(layer: AtlasLayer) -> None:
     few = take_first_units(layer.patches, 5)
     assert len(few.values) == len(few.similar_units) == len(few.activation_rate) == 5
     assert take_first_units(layer.patches, None) is take_first_units(layer.patches, 99) is layer.patches
@@ -100,14 +100,14 @@ def patches(similar: list[list[int]], classes: list[list[float]] | None, base: l
     )  # fmt: skip
 
 
-def test_preferred_is_what_excites_it_beyond_its_share() -> None:
+def test_preferred_classes_exceed_their_share_of_the_images() -> None:
     found = patches([[-1]] * 3, [[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.6, 0.4, 0.0]], [0.6, 0.3, 0.1])
     assert _preferred_classes(found) == [[(2, 0.2)], [(2, 0.8)], [(1, 0.4)]]
     assert _preferred_classes(patches([[-1]], None, None)) == [[]]
 
 
 @given(st.data())
-def test_a_chain_has_every_unit_once_and_follows_the_nearest(data: st.DataObject) -> None:
+def test_similarity_order_has_every_unit_once_and_follows_the_most_similar(data: st.DataObject) -> None:
     units = data.draw(st.integers(1, 8))
     row = st.lists(st.integers(-1, units - 1), min_size=3, max_size=3)
     similar = data.draw(st.lists(row, min_size=units, max_size=units))

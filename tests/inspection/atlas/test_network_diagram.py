@@ -1,4 +1,4 @@
-"""The drawing of real networks, and of any graph."""
+"""Diagrams of real networks and of random graphs."""
 
 import re
 
@@ -22,7 +22,7 @@ def of(name: str, side: int = 224, channels: int = 3) -> NetworkDiagram:
     return build_diagram(trace(MODELS[name].build(), (1, channels, side, side)))
 
 
-def test_what_changes_values_only_is_one_with_the_layer_before() -> None:
+def test_elementwise_layers_join_the_previous_node() -> None:
     drawn = of("resnet20", 32)
     first, second, third, join = drawn.nodes[:4]
     assert first.members == ("conv1", "bn1", "relu", "layer1.0.downsample")
@@ -32,13 +32,13 @@ def test_what_changes_values_only_is_one_with_the_layer_before() -> None:
     assert drawn.index_of("layer1.0.relu2") == 3
 
 
-def test_a_shortcut_is_an_arc_beside_the_chain() -> None:
+def test_shortcut_has_a_lane_of_its_own() -> None:
     drawn = of("resnet20", 32)
     assert [node.lane for node in drawn.nodes[:4]] == [0, 0, 0, 0]
     assert {(edge.start, edge.end, edge.lane) for edge in drawn.edges if edge.end == 3} == {(2, 3, 0), (0, 3, 1)}
 
 
-def test_the_branches_of_an_inception_module_lie_side_by_side() -> None:
+def test_inception_branches_are_side_by_side() -> None:
     drawn = of("googlenet")
     module = [node for node in drawn.nodes if node.name.startswith("inception3a")]
     lanes = {node.name.split(".")[1]: node.lane for node in module}
@@ -47,7 +47,7 @@ def test_the_branches_of_an_inception_module_lie_side_by_side() -> None:
 
 
 @given(st.lists(st.sets(st.integers(0, 8), min_size=1, max_size=3), min_size=1, max_size=12))
-def test_lines_that_pass_one_another_have_lanes_of_their_own(readers: list[set[int]]) -> None:
+def test_overlapping_edges_have_different_lanes(readers: list[set[int]]) -> None:
     inputs = [tuple(sorted({max(-1, node - 1 - back) for back in some})) for node, some in enumerate(readers)]
     lanes, edges = _assign_lanes(inputs)
     assert sorted((edge.start, edge.end) for edge in edges) == sorted(
@@ -58,7 +58,7 @@ def test_lines_that_pass_one_another_have_lanes_of_their_own(readers: list[set[i
         assert MAX_LANES - 1 in passing or len({*passing, lanes[node]}) == len(passing) + 1
 
 
-def test_every_node_is_a_row_and_says_what_it_sees() -> None:
+def test_every_node_has_a_row_with_its_receptive_field() -> None:
     drawn = of("lenet5", 32, 1)
     document = render_navigation(drawn, {0: "#/layer/c1"}, (32, 32), "picture.webp")
     assert document.count('<li class="node"') == len(drawn.nodes) + 1
@@ -70,7 +70,7 @@ def test_every_node_is_a_row_and_says_what_it_sees() -> None:
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg11", "squeezenet1_1", "resnet18"])
-def test_every_line_goes_down(name: str) -> None:
+def test_every_edge_goes_down(name: str) -> None:
     drawn = of(name)
     assert all(edge.start < edge.end for edge in drawn.edges)
     assert {edge.end for edge in drawn.edges} == set(range(len(drawn.nodes)))

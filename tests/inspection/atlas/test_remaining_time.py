@@ -1,4 +1,4 @@
-"""What is said of the time that is left."""
+"""Estimate of the remaining time."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from svertka.inspection.atlas.resumable_folder import ResumableFolder
 from svertka.progress import Progress
 
 
-def test_it_counts_to_a_hundred_and_what_is_done_is_not_expected_again(
+def test_progress_reaches_100_and_finished_files_are_not_counted(
     squeezed: Path, photographs: Path, tmp_path: Path
 ) -> None:
     place = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""A folder that is made in folder, and everything that may lie in its way."""
+"""Resumable folders, with damaged, foreign and unwritable contents."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from svertka.errors import StorageError, UsageError
 from svertka.inspection.atlas.resumable_folder import ResumableFolder
 
 
-def test_what_was_made_is_there_the_next_time(tmp_path: Path) -> None:
+def test_finished_files_are_found_when_reopened(tmp_path: Path) -> None:
     first = ResumableFolder(tmp_path / "atlas", "a")
     first.write("data/x.js", b"1")
     second = ResumableFolder(tmp_path / "atlas", "a")
@@ -24,14 +24,14 @@ def test_what_was_made_is_there_the_next_time(tmp_path: Path) -> None:
     assert not (tmp_path / "atlas" / "rest").exists()
 
 
-def test_of_something_else_it_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_folder_with_another_fingerprint_is_rejected_unchanged(tmp_path: Path) -> None:
     ResumableFolder(tmp_path / "atlas", "a").write("x", b"1")
     with pytest.raises(UsageError, match="is an atlas of other weights, images or options; remove it or choose"):
         ResumableFolder(tmp_path / "atlas", "b")
     assert (tmp_path / "atlas" / "x").read_bytes() == b"1"
 
 
-def test_a_folder_with_other_things_is_refused_and_an_empty_one_is_not(tmp_path: Path) -> None:
+def test_folder_with_other_files_is_rejected_and_an_empty_one_accepted(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     ResumableFolder(tmp_path / "empty", "a")
     (tmp_path / "mine").mkdir()
@@ -46,7 +46,7 @@ def test_a_folder_with_other_things_is_refused_and_an_empty_one_is_not(tmp_path:
             ResumableFolder(tmp_path / "mine", "a")
 
 
-def test_a_full_disk_leaves_what_was_there(
+def test_full_disk_keeps_the_previous_file(
     tmp_path: Path, small_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     folder = ResumableFolder(tmp_path / "atlas", "a")
@@ -57,7 +57,7 @@ def test_a_full_disk_leaves_what_was_there(
     assert sorted(path.name for path in (tmp_path / "atlas").iterdir()) == ["atlas.json", "x"]
 
 
-def test_data_come_back_from_the_script_whatever_they_say(tmp_path: Path) -> None:
+def test_scripts_preserve_any_text(tmp_path: Path) -> None:
     value = {"name": "</script><img src=x> \u2028 👩‍🔬 \ud800 \\ \"'", "numbers": [1, 2.5, None]}
     ResumableFolder(tmp_path, "a").write_script("data/x.js", "x-1", value)
     text = (tmp_path / "data" / "x.js").read_text(encoding="ascii")

@@ -1,4 +1,4 @@
-"""Tiles and sheets against the pixels they are made of."""
+"""Tiles and sprite sheets against their source pixels."""
 
 import io
 
@@ -24,7 +24,7 @@ from svertka.inspection.atlas.sprite_sheets import (
 Pixels = npt.NDArray[np.uint8]
 
 
-def test_small_parts_keep_every_pixel_and_photographs_are_reduced() -> None:
+def test_small_patches_keep_every_pixel_and_large_ones_are_reduced() -> None:
     assert choose_tile(3, 224) == Tile(window=3, kept=3, shown=48, crisp=True)
     assert choose_tile(7, 224).shown == 49
     assert choose_tile(15, 224).shown == 45
@@ -35,7 +35,7 @@ def test_small_parts_keep_every_pixel_and_photographs_are_reduced() -> None:
 
 
 @given(st.data())
-def test_a_part_lies_in_its_tile_as_it_lies_in_what_the_unit_sees(data: st.DataObject) -> None:
+def test_clipped_patch_keeps_its_place_in_the_receptive_field(data: st.DataObject) -> None:
     """A unit sees `window` pixels from `start` on; what lies outside the picture is clear, at the same places."""
     size = 12
     window = data.draw(st.integers(1, size))
@@ -50,12 +50,12 @@ def test_a_part_lies_in_its_tile_as_it_lies_in_what_the_unit_sees(data: st.DataO
     assert np.array_equal(found[..., 0], expected)
 
 
-def test_a_sheet_is_read_row_by_row() -> None:
+def test_tiles_are_laid_out_row_by_row() -> None:
     tiles = [np.full((2, 3, 3), k, np.uint8) for k in range(1, 6)]
     assert assemble_sheet(tiles, 2)[::2, ::3, 0].tolist() == [[1, 2], [3, 4], [5, 0]]
 
 
-def test_a_crisp_file_has_every_pixel_and_its_clear_places() -> None:
+def test_crisp_sheet_is_lossless_with_alpha() -> None:
     flower = load_sample_image("flower.jpg")
     tiles = [place_in_tile(flower[k : k + 20, :24], (1, 0, 21, 24), choose_tile(24, 200)) for k in range(0, 200, 20)]
     read = Image.open(io.BytesIO(encode_sheet(tiles, 5, crisp=True, quality=55)))
@@ -65,7 +65,7 @@ def test_a_crisp_file_has_every_pixel_and_its_clear_places() -> None:
     assert np.array_equal(whole[original[..., 3] > 0], original[original[..., 3] > 0])
 
 
-def test_a_file_of_photographs_is_small_and_resembles_them() -> None:
+def test_lossy_sheet_is_small_and_close_to_the_original() -> None:
     flower = load_sample_image("flower.jpg")
     tiles = [
         place_in_tile(flower[k : k + 100, 200:300], (1, 1, 101, 101), choose_tile(100, 224)) for k in range(0, 270, 10)
@@ -79,7 +79,7 @@ def test_a_file_of_photographs_is_small_and_resembles_them() -> None:
 
 
 @pytest.mark.parametrize(("side", "columns"), [(28, 22), (32, 20), (64, 10), (96, 6), (224, 2), (400, 1), (999, 1)])
-def test_as_many_whole_pictures_in_a_file_as_stay_handy(side: int, columns: int) -> None:
+def test_images_per_row_depend_on_the_image_size(side: int, columns: int) -> None:
     assert images_per_row(side) == columns
     assert UNITS_PER_SHEET > 1
     assert MAX_CRISP_IMAGE == 64

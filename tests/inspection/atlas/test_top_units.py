@@ -18,7 +18,7 @@ def network() -> nn.Sequential:
     )
 
 
-def test_the_strongest_units_and_where(network: nn.Sequential) -> None:
+def test_top_units_and_their_boxes(network: nn.Sequential) -> None:
     image = torch.rand(1, 14, 14)
     found = find_top_units(network, image, {})
     first = network[:2](image[None])[0].detach()
@@ -35,7 +35,7 @@ def test_the_strongest_units_and_where(network: nn.Sequential) -> None:
     assert {one.layer for one in found} == {"0", "3"}
 
 
-def test_beside_what_is_remembered_it_is_the_share_that_counts(network: nn.Sequential) -> None:
+def test_units_are_ranked_by_share_of_the_recorded_maximum(network: nn.Sequential) -> None:
     image = torch.rand(1, 14, 14)
     values = network[:2](image[None])[0].flatten(1).max(1).values.detach().double().numpy()
     best = values * np.linspace(1, 4, 8) + 1e-12
@@ -48,7 +48,7 @@ def test_beside_what_is_remembered_it_is_the_share_that_counts(network: nn.Seque
         assert one.share == pytest.approx(values[one.unit] / best[one.unit])
 
 
-def test_an_atlas_is_remembered(digit_folder: Path, tmp_path: Path, quiet: None) -> None:
+def test_largest_activations_are_read_from_an_atlas(digit_folder: Path, tmp_path: Path, quiet: None) -> None:
     run: Run = svertka.train(digit_folder, model="lenet5", epochs=1, output=tmp_path / "run")
     svertka.look(run, pictures=40)
     best = read_largest_activations(run.folder / "atlas")
@@ -63,7 +63,7 @@ def test_an_atlas_is_remembered(digit_folder: Path, tmp_path: Path, quiet: None)
 @pytest.mark.parametrize(
     "content", [b"", b"<html>", b'<script type="application/json" id="facts">{}</script>', b"\xff"]
 )
-def test_what_is_no_atlas_is_not_remembered(tmp_path: Path, content: bytes) -> None:
+def test_other_folders_give_no_activations(tmp_path: Path, content: bytes) -> None:
     assert read_largest_activations(tmp_path) == {}
     (tmp_path / "index.html").write_bytes(content)
     assert read_largest_activations(tmp_path) == {}

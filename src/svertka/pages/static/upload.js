@@ -1,27 +1,27 @@
-// Takes pictures, asks the server what they are, and shows where the network looked and which units fired.
+// Upload page: send pictures to the server and show predictions, a Grad-CAM overlay and the most active units.
 "use strict";
 document.addEventListener("DOMContentLoaded", () => {
   const { make, named, percent, bars, address } = self.build;
   const SIDE = 320; // CSS pixels of a picture
-  const PART = 72; // of what a unit sees
-  const AT_ONCE = 2; // questions on their way; the others wait here, where they cost nobody anything
+  const PATCH = 72; // CSS pixels of a unit's patch
+  const MAX_REQUESTS = 2; // concurrent requests; further ones wait in the browser
   const facts = JSON.parse(document.getElementById("facts").textContent);
   const choice = document.getElementById("run");
   const answers = document.getElementById("answers");
   const drop = document.getElementById("drop");
-  let current = null; // the picture that keys act on
+  let current = null; // the picture that keyboard shortcuts apply to
 
   const run = () => facts.runs[choice ? choice.selectedIndex : 0];
 
-  // Chosen runs are part of the address: it can be kept, and the back button works.
+  // The chosen run is part of the address, so that bookmarks and the back button work.
   function follow() {
     if (!choice) return;
     const key = decodeURIComponent(location.hash.replace(/^#\/?/, ""));
     const at = facts.runs.findIndex((one) => one.key === key);
     choice.selectedIndex = Math.max(0, at);
-    told();
+    showRun();
   }
-  function told() {
+  function showRun() {
     const { sentence, report, atlas } = run();
     document.getElementById("sentence").textContent = sentence;
     for (const [id, to] of [["report", report], ["atlas", atlas]]) {
@@ -32,10 +32,10 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 
   const waiting = [];
-  let asking = 0;
+  let running = 0;
   async function ask(path, query, body) {
-    if (asking >= AT_ONCE) await new Promise((resolve) => waiting.push(resolve));
-    asking += 1;
+    if (running >= MAX_REQUESTS) await new Promise((resolve) => waiting.push(resolve));
+    running += 1;
     try {
       for (let turn = 0; ; turn += 1) {
         const response = await fetch(`${path}?${new URLSearchParams(query)}`, {
@@ -53,26 +53,26 @@ document.addEventListener("DOMContentLoaded", () => {
     } catch (error) {
       throw error instanceof TypeError ? new Error("the server does not answer") : error;
     } finally {
-      asking -= 1;
+      running -= 1;
       waiting.shift()?.();
     }
   }
 
-  function shown(file) {
+  function addPicture(file) {
     const source = run();
     const address = URL.createObjectURL(file);
     const picture = make("span", { class: "crop whole", style: { width: "100%", "aspect-ratio": "1" } }, make("img", { src: address, alt: "" }));
     const title = make("h2", {}, named(file.name), ` \u2026`);
     const verdict = make("section");
-    const controls = make("div", { class: "switch", role: "group", "aria-label": "What is shown over the picture" });
+    const controls = make("div", { class: "switch", role: "group", "aria-label": "Overlay" });
     const explained = make("p", { class: "quiet explained" });
     const units = make("details", { hidden: true });
     const figure = make("figure", {}, make("div", { class: "stage" }, picture), controls, explained);
     const item = make("li", {}, title, make("div", { class: "portrait" }, figure, verdict), units);
     answers.prepend(item);
-    tell();
+    predict();
 
-    async function tell() {
+    async function predict() {
       try {
         const [{ labels }] = await ask("predict", { run: source.key, top: 5 }, file);
         const best = labels[0];
@@ -113,8 +113,8 @@ document.addEventListener("DOMContentLoaded", () => {
       item.show = (where) => {
         if (overlay) overlay.hidden = !where;
         [...controls.children].forEach((button, k) => button.setAttribute("aria-pressed", String((k === 1) === where)));
-        explained.textContent = !overlay ? "The network as it sees the picture; it has no maps that would say where it looked."
-          : where ? `Clear where the last maps speak for ${label}; under the veil they do not (Grad-CAM, Selvaraju et al. 2017).`
+        explained.textContent = !overlay ? "The picture as the network sees it. This network has no feature maps for a Grad-CAM overlay."
+          : where ? `Grad-CAM (Selvaraju et al. 2017): clear where the last feature maps support ${label}; grey where they do not.`
           : "The picture as the network sees it.";
       };
       item.toggle = () => item.show(overlay ? overlay.hidden : false);
@@ -124,9 +124,9 @@ document.addEventListener("DOMContentLoaded", () => {
       current = item;
       if (!seen.units.length) return;
       units.hidden = false;
-      units.replaceChildren(make("summary", {}, "Which units fired"),
-        make("p", { class: "how" }, source.atlas ? "For each layer the units that come closest to their own strongest activation, in per cent of it, and the part of the picture that they see; each leads to its page in the atlas."
-          : "For each layer the units with the largest values, and the part of the picture that they see. With svertka look there is an atlas that says what each unit looks for."),
+      units.replaceChildren(make("summary", {}, "Most active units"),
+        make("p", { class: "how" }, source.atlas ? "For each layer: the units closest to their own largest activation, with the percentage of it and the patch that activates them. Each links to its page in the atlas."
+          : "For each layer: the units with the largest activations and the patches that activate them. svertka look builds an atlas that shows what each unit responds to."),
         ...rows(seen, source, focus));
     }
   }
@@ -138,7 +138,7 @@ document.addEventListener("DOMContentLoaded", () => {
       make("span", { class: "name", title: layer }, named(layer)),
       make("div", { class: "parts" }, fired.map((one) => {
         const amount = one.share === null ? one.value.toPrecision(3) : `${Math.round(100 * one.share)}\u00a0%`;
-        const said = one.share === null ? `value ${amount}` : `${amount} of its strongest activation`;
+        const said = one.share === null ? `value ${amount}` : `${amount} of its largest activation`;
         const part = make(source.atlas ? "a" : "span", {
           class: "part", href: source.atlas ? `${source.atlas}${address("unit", layer, one.unit)}` : false,
           target: source.atlas ? "_blank" : false, rel: source.atlas ? "noopener" : false,
@@ -152,9 +152,9 @@ document.addEventListener("DOMContentLoaded", () => {
       }))));
   }
 
-  // A part of the picture, as large as the square allows.
+  // A crop of the picture, scaled to the square.
   function piece(seen, [top, left, bottom, right]) {
-    const scale = PART / Math.max(bottom - top, right - left);
+    const scale = PATCH / Math.max(bottom - top, right - left);
     return make("span", { class: `crop small ${seen.crisp || scale > 2 ? "crisp" : "smooth"}` }, make("i", { style: {
       width: `${(right - left) * scale}px`, height: `${(bottom - top) * scale}px`,
       "background-image": `url("${seen.picture}")`, "background-size": `${seen.size * scale}px auto`,
@@ -162,7 +162,7 @@ document.addEventListener("DOMContentLoaded", () => {
     } }));
   }
 
-  const take = (files) => { for (const file of files) shown(file); };
+  const take = (files) => { for (const file of files) addPicture(file); };
   document.querySelector("#drop input").addEventListener("change", (event) => { take(event.target.files); event.target.value = ""; });
   document.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) drop.classList.remove("over"); });
@@ -176,10 +176,10 @@ document.addEventListener("DOMContentLoaded", () => {
     if (event.key !== "h" || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select")) return;
     current?.toggle();
   });
-  // Behind a proxy the server does not know under which address it is seen.
+  // Behind a proxy the server does not know its public address.
   document.getElementById("address").textContent = new URL(".", location.href).href.replace(/\/$/, "");
   choice?.addEventListener("change", () => { location.hash = `#/${encodeURIComponent(run().key)}`; });
   addEventListener("hashchange", follow);
   follow();
-  told();
+  showRun();
 });
