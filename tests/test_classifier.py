@@ -34,7 +34,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_is_loaded_is_what_was_saved(saved: Path) -> None:
+def test_loaded_classifier_equals_the_saved_one(saved: Path) -> None:
     before, after = classifier(), Classifier.load(saved)
     assert after.config == before.config
     picture = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
@@ -52,7 +52,7 @@ def test_predictions_are_ranked_probabilities(saved: Path) -> None:
 
 
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=5, unique=True))
-def test_class_names_survive_whatever_they_hold(names: list[str]) -> None:
+def test_any_class_names_survive_saving(names: list[str]) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +61,7 @@ def test_class_names_survive_whatever_they_hold(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("target", ["config.json", "model.safetensors"])
-def test_a_mutated_run_is_refused_or_right(
+def test_damaged_runs_are_refused_or_correct(
     saved: Path, tmp_path: Path, target: str, large_count: Callable[[int, int], int]
 ) -> None:
     copy = tmp_path / "run"
@@ -109,7 +109,7 @@ def test_a_mutated_run_is_refused_or_right(
         ({"preprocess": {"size": 16, "resize": 16, "mean": [0.5], "std": [0.0]}}, "is damaged .*std=0.0"),
     ],
 )
-def test_a_config_that_does_not_fit_is_one_sentence(
+def test_config_that_does_not_fit_the_weights_is_refused(
     saved: Path, tmp_path: Path, change: dict[str, object], sentence: str
 ) -> None:
     shutil.copytree(saved, tmp_path / "run")
@@ -119,7 +119,7 @@ def test_a_config_that_does_not_fit_is_one_sentence(
         Classifier.load(tmp_path / "run")
 
 
-def test_weights_of_another_network_are_one_sentence(saved: Path, tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "run")
     tensors = load_file(saved / "model.safetensors")
     del tensors["output.bias"]
@@ -129,12 +129,12 @@ def test_weights_of_another_network_are_one_sentence(saved: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(("name", "sentence"), [("nowhere", "is not a run folder; name one"), (".", "holds no config")])
-def test_no_run_there_is_one_sentence(tmp_path: Path, name: str, sentence: str) -> None:
+def test_missing_run_is_an_error(tmp_path: Path, name: str, sentence: str) -> None:
     with pytest.raises(RunError, match=sentence):
         read_config(tmp_path / name)
 
 
-def test_predict_takes_pictures_folders_and_arrays(saved: Path, tmp_path: Path) -> None:
+def test_predict_accepts_images_folders_and_arrays(saved: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     (tmp_path / "album" / "deep").mkdir(parents=True)
     (tmp_path / "album" / ".hidden").mkdir()
@@ -175,7 +175,7 @@ def test_an_array_of_one_image_is_one_image(saved: Path, tmp_path: Path, channel
     assert one["labels"] == same["labels"] == expected["labels"]
 
 
-def test_many_pictures_get_the_answers_of_one(saved: Path, tmp_path: Path) -> None:
+def test_predictions_do_not_depend_on_the_batch(saved: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (70, 12, 12, 3), dtype=np.uint8)
     many, rest = svertka.predict(saved, *pixels), svertka.predict(saved, *pixels[:3])
     for one, other in zip(many, rest, strict=False):
@@ -188,7 +188,7 @@ def test_many_pictures_get_the_answers_of_one(saved: Path, tmp_path: Path) -> No
         assert isinstance(classifier.optimized_for(64).network, svertka.Optimized)
 
 
-def test_predict_names_what_it_cannot_use(saved: Path, tmp_path: Path) -> None:
+def test_predict_names_unreadable_images(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no picture in"):
         predict(saved, tmp_path)
     np.save(tmp_path / "x.npy", np.zeros((2, 3)))
@@ -201,7 +201,7 @@ def test_predict_names_what_it_cannot_use(saved: Path, tmp_path: Path) -> None:
         predict(saved, tmp_path / "x.npy", device="tpu")
 
 
-def test_a_network_with_weights_stands_where_a_run_does(tmp_path: Path) -> None:
+def test_pretrained_networks_are_accepted_in_place_of_runs(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = MODELS["resnet20"].build().eval()
     save_file(network.state_dict(), tmp_path / "x.safetensors")
@@ -222,12 +222,12 @@ def test_a_network_with_weights_stands_where_a_run_does(tmp_path: Path) -> None:
     assert Classifier.load(tmp_path / "run").config == loaded.config
 
 
-def test_classes_that_nothing_names_are_numbered(tmp_path: Path) -> None:
+def test_unnamed_classes_are_numbered(tmp_path: Path) -> None:
     save_file(MODELS["resnet20"].build(3).state_dict(), tmp_path / "x.safetensors")
     assert Classifier.load(f"resnet20:{tmp_path}/x.safetensors").names == ("0", "1", "2")
 
 
-def test_the_bundled_network_names_what_is_in_a_photograph(shared_data: Path) -> None:
+def test_bundled_network_classifies_a_photograph(shared_data: Path) -> None:
     picture = shared_data / "imagenet-samples" / "n01560419_bulbul.JPEG"
     (best, *_) = Classifier.load("efficientnet_lite0:bundled").predict(picture)
     assert best[0] == "bulbul"
@@ -243,13 +243,13 @@ def test_the_bundled_network_names_what_is_in_a_photograph(shared_data: Path) ->
         ("resnet20:/nowhere.pth", "weights=/nowhere.pth is neither a file nor published for resnet20"),
     ],
 )
-def test_unknown_networks_and_weights_are_one_sentence(text: str, sentence: str) -> None:
+def test_unknown_networks_and_weights_are_refused(text: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence) as caught:
         Classifier.load(text)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_may_be_called_as_a_network_with_weights(
+def test_folder_named_like_pretrained_weights_is_a_run(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -257,7 +257,7 @@ def test_a_folder_may_be_called_as_a_network_with_weights(
     assert Classifier.load("resnet50:imagenet").config.model == "mlp"
 
 
-def test_predict_takes_what_train_returns(digit_folder: Path, tmp_path: Path) -> None:
+def test_predict_accepts_a_run_object(digit_folder: Path, tmp_path: Path) -> None:
     run = svertka.train(digit_folder, model="mlp", size=8, epochs=30, output=tmp_path / "run", threads=1)
     (one,) = svertka.predict(run, digit_folder / "one" / "05.png", top=1)
     assert one["labels"][0]["name"] == "one"
@@ -265,7 +265,7 @@ def test_predict_takes_what_train_returns(digit_folder: Path, tmp_path: Path) ->
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(("bits", "is_said"), [(8, False), (10, True), (12, False), (16, True)])
-def test_images_that_use_other_values_of_16_bits_than_the_run_are_said(
+def test_other_16_bit_ranges_than_the_run_are_reported(
     bits: int, is_said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draws = np.random.default_rng(0)
@@ -281,7 +281,7 @@ def test_images_that_use_other_values_of_16_bits_than_the_run_are_said(
     assert all("while to the network 0 is black and 4,095 is white: they look darker or" in line for line in said)
 
 
-def test_a_folder_of_several_runs_names_them(saved: Path, tmp_path: Path) -> None:
+def test_folder_of_several_runs_is_an_error_that_names_them(saved: Path, tmp_path: Path) -> None:
     for number in range(2):
         shutil.copytree(saved, tmp_path / "several" / str(number))
     with pytest.raises(RunError, match=r"several holds several runs, 0, 1; name one of them, as .*several/0"):
@@ -310,7 +310,7 @@ def test_tensors_that_preprocessing_does_not_give_are_refused(images: list[torch
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_what_is_no_tensor_of_probabilities_is_refused() -> None:
+def test_invalid_probability_tensors_are_refused() -> None:
     for function in (classifier().rank, classifier().require_finite):
         for wrong in (None, "x", [0.1, 0.9]):
             with pytest.raises(SvertkaError, match="probabilities"):

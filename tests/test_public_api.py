@@ -38,7 +38,6 @@ INCOMPLETE = {
     "svertka.check",
     "svertka.conv.conv2d",
     "svertka.conv.conv_transpose2d",
-    "svertka.data.dataset_check.Findings",
     "svertka.export",
     "svertka.locate",
     "svertka.optimize",

@@ -7,7 +7,7 @@ from svertka.errors import RunError
 from svertka.run import Run, training_boxes, training_columns
 
 
-def test_making_one_touches_nothing(tmp_path: Path) -> None:
+def test_creating_a_run_does_not_touch_the_disk(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     assert run.name == "run"
     assert run.history() == []
@@ -31,7 +31,7 @@ def ways_to(source: Path, tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("way", range(4))
-def test_columns_and_boxes_are_known_by_whatever_path_leads_to_the_source(way: int, tmp_path: Path) -> None:
+def test_columns_and_boxes_are_found_for_any_path_to_the_source(way: int, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.folder.mkdir()
     source = tmp_path / "data" / "photos.csv"

@@ -24,7 +24,7 @@ def calibration(logits: torch.Tensor, labels: torch.Tensor, batch: int = 97) -> 
     return counted.result()
 
 
-def test_the_error_is_that_of_a_loop_over_pictures() -> None:
+def test_expected_calibration_error_matches_a_loop_over_images() -> None:
     logits, labels = drawn(3000, 2.0)
     bins: dict[int, list[tuple[float, bool]]] = {}
     for scores, label in zip(logits.double().softmax(1).numpy(), labels.tolist(), strict=True):
@@ -40,7 +40,7 @@ def test_the_error_is_that_of_a_loop_over_pictures() -> None:
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 1.7, 4.0])
-def test_the_temperature_is_the_one_of_least_loss(sharpness: float) -> None:
+def test_temperature_has_the_lowest_loss(sharpness: float) -> None:
     logits, labels = drawn(4000, sharpness)
     fine = np.exp(np.linspace(math.log(0.25), math.log(8), 3000))
     losses = [cross_entropy(logits.double() / temperature, labels).item() for temperature in fine]
@@ -50,7 +50,7 @@ def test_the_temperature_is_the_one_of_least_loss(sharpness: float) -> None:
     assert cross_entropy(logits / found.temperature, labels).item() < min(losses) + 1e-3
 
 
-def test_a_network_too_sure_of_itself_is_put_right() -> None:
+def test_temperature_scaling_corrects_overconfidence() -> None:
     found = calibration(*drawn(6000, 3.0))
     assert found.temperature == pytest.approx(3, rel=0.07)
     assert found.error > 0.1
@@ -58,7 +58,7 @@ def test_a_network_too_sure_of_itself_is_put_right() -> None:
     assert all(one.confidence > one.accuracy for one in found.bins if one.images > 100)
 
 
-def test_each_half_is_judged_with_the_temperature_of_the_other() -> None:
+def test_each_fold_is_scaled_by_the_temperature_of_the_other() -> None:
     logits, labels = drawn(2000, 1.0)
     sharp = logits.clone()
     sharp[1::2] *= 4  # pictures of odd numbers want another temperature than those of even ones
@@ -68,7 +68,7 @@ def test_each_half_is_judged_with_the_temperature_of_the_other() -> None:
     assert found.scaled_error > found.error  # which looking at the answers would have hidden
 
 
-def test_infinite_scores_and_no_pictures_do_no_harm() -> None:
+def test_infinite_scores_and_empty_batches_are_ignored() -> None:
     logits, labels = drawn(100, 1.0)
     logits[3, 2], logits[5, 1] = math.inf, math.nan
     assert sum(one.images for one in calibration(logits, labels).bins) == 98

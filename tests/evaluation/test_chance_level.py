@@ -13,7 +13,7 @@ def confusion(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarr
 
 
 @pytest.mark.parametrize(("classes", "count"), [(2, 9), (3, 40), (10, 60)])
-def test_moments_are_those_of_shuffled_answers(classes: int, count: int) -> None:
+def test_chance_accuracy_matches_shuffled_predictions(classes: int, count: int) -> None:
     random = np.random.default_rng(classes)
     labels = random.integers(0, classes, count)
     answers = np.minimum(random.integers(0, classes + 2, count), classes - 1)
@@ -23,7 +23,7 @@ def test_moments_are_those_of_shuffled_answers(classes: int, count: int) -> None
     assert deviation == pytest.approx(np.std(shares), rel=0.03)
 
 
-def test_who_knows_nothing_is_seen_through_and_who_knows_something_is_not() -> None:
+def test_only_a_random_classifier_is_at_chance() -> None:
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 25)
     assert is_at_chance(confusion(labels, np.zeros(100, int), 4))  # always the same class
@@ -35,12 +35,12 @@ def test_who_knows_nothing_is_seen_through_and_who_knows_something_is_not() -> N
     assert 0.9 < np.mean(guesses) < 0.99
 
 
-def test_one_class_or_no_picture_says_nothing() -> None:
+def test_chance_is_undefined_for_one_class_or_no_images() -> None:
     assert is_at_chance(confusion(np.zeros(5, int), np.zeros(5, int), 2)) is None
     assert is_at_chance(np.zeros((3, 3), np.int64)) is None
 
 
-def test_so_few_images_that_no_classifier_could_be_told_from_a_guess() -> None:
+def test_chance_is_undefined_for_too_few_images() -> None:
     assert is_at_chance(confusion(np.arange(2), np.arange(2), 2)) is None  # right twice, as one guess in two is
     assert is_at_chance(confusion(np.arange(2), 1 - np.arange(2), 2)) is None
     assert is_at_chance(confusion(np.arange(8) % 2, np.arange(8) % 2, 2)) is False

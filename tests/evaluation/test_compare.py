@@ -29,7 +29,7 @@ def trained(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     return [folder / "long", folder / "short"]
 
 
-def test_the_difference_is_of_the_same_pictures_counted_one_by_one(photographs: Path, fresh_run: Make) -> None:
+def test_differences_match_predictions_image_by_image(photographs: Path, fresh_run: Make) -> None:
     """Of runs that want other sizes of picture, and have the same classes in another order."""
     runs = [
         fresh_run("resnet20", 32, 40, seed=1),
@@ -59,7 +59,7 @@ def test_the_difference_is_of_the_same_pictures_counted_one_by_one(photographs: 
     assert compared.ensemble.loss == pytest.approx(together.loss, rel=1e-6)
 
 
-def test_what_each_takes(photographs: Path, fresh_run: Make) -> None:
+def test_size_and_speed_of_each_run(photographs: Path, fresh_run: Make) -> None:
     runs = [fresh_run("resnet20", 32, 40, seed=1, names=("china", "flower")), fresh_run("resnet56", 32, 32, seed=1)]
     small, large = compare(runs, photographs, threads=1).runs
     assert (small.letter, large.letter, large.network) == ("A", "B", "resnet56")
@@ -69,7 +69,7 @@ def test_what_each_takes(photographs: Path, fresh_run: Make) -> None:
     assert min(small.speed.seconds, large.speed.seconds, small.speed.per_second, large.speed.per_second) > 0
 
 
-def test_runs_on_what_they_were_trained_on(trained: list[Path], digit_folder: Path) -> None:
+def test_runs_are_compared_on_their_common_source(trained: list[Path], digit_folder: Path) -> None:
     compared = svertka.compare(trained)
     assert compared.joint.dataset.source == str(digit_folder)
     assert compared.joint.part == "test"
@@ -83,7 +83,7 @@ def test_runs_on_what_they_were_trained_on(trained: list[Path], digit_folder: Pa
     assert "test\u00a0pictures" not in compared.sentence
 
 
-def test_the_command_prints_and_writes_the_same(
+def test_command_prints_and_writes_the_comparison(
     trained: list[Path], digit_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "comparison.html"
@@ -110,7 +110,7 @@ def test_the_command_prints_and_writes_the_same(
     assert told["together"]["top1_error"] <= short["top1_error"]
 
 
-def test_what_cannot_be_compared_is_said(
+def test_runs_that_cannot_be_compared_are_refused(
     trained: list[Path], photographs: Path, fresh_run: Make, tmp_path: Path
 ) -> None:
     one, other = fresh_run("mlp", 16, 16, seed=1), fresh_run("mlp", 16, 16, seed=2, names=("china", "tulip"))
@@ -137,7 +137,7 @@ def test_what_cannot_be_compared_is_said(
         compare([elsewhere, trained[0]])
 
 
-def test_the_last_name_is_a_source_where_it_is_no_run(trained: list[Path], digit_folder: Path, tmp_path: Path) -> None:
+def test_last_argument_is_a_source_unless_it_is_a_run(trained: list[Path], digit_folder: Path, tmp_path: Path) -> None:
     long, short = map(str, trained)
     assert runs_and_source([long, short]) == ([long, short], None)
     assert runs_and_source([long, "resnet50:imagenet"]) == ([long, "resnet50:imagenet"], None)
@@ -151,7 +151,7 @@ def test_the_last_name_is_a_source_where_it_is_no_run(trained: list[Path], digit
 
 
 @pytest.mark.usefixtures("quiet")
-def test_pictures_that_were_moved_are_asked_for(digit_folder: Path, tmp_path: Path) -> None:
+def test_moved_source_is_an_error_that_asks_for_it(digit_folder: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(digit_folder, tmp_path / "data"))
     runs = [
         svertka.train(data, model="mlp", size=8, epochs=1, output=tmp_path / name, threads=1).folder for name in "ab"

@@ -47,7 +47,7 @@ def test_text_can_be_read_on_its_ground(
         assert [text for contrast, _, text in found if contrast < 4.5] == []
 
 
-def test_it_says_what_was_found(opened: Opened, drawn: tuple[Path, Comparison]) -> None:
+def test_page_contains_the_errors_and_sizes(opened: Opened, drawn: tuple[Path, Comparison]) -> None:
     path, compared = drawn
     with opened(path) as page:
         assert page.locator("h1").text_content() == compared.sentence
@@ -64,7 +64,7 @@ def test_it_says_what_was_found(opened: Opened, drawn: tuple[Path, Comparison]) 
         assert "source" not in differing
 
 
-def test_the_pictures_are_those_that_one_alone_has_wrong(opened: Opened, drawn: tuple[Path, Comparison]) -> None:
+def test_disagreements_are_images_that_one_run_gets_wrong(opened: Opened, drawn: tuple[Path, Comparison]) -> None:
     path, compared = drawn
     first, second, third = (one.evaluation for one in compared.runs)
     pairs = [(second, first), (first, second), (third, first), (first, third)]
@@ -82,7 +82,7 @@ def test_the_pictures_are_those_that_one_alone_has_wrong(opened: Opened, drawn: 
     assert sum(map(len, walls)) > DISAGREEMENTS_SHOWN
 
 
-def test_the_curves_have_a_line_a_run_and_say_who_has_none(opened: Opened, drawn: tuple[Path, Comparison]) -> None:
+def test_curves_have_a_line_per_trained_run(opened: Opened, drawn: tuple[Path, Comparison]) -> None:
     with opened(drawn[0]) as page:
         assert "Of C there is no history." in page.locator("#curves .how").text_content()
         assert sorted(page.locator("#curves text.name").all_text_contents()) == ["A", "A", "B", "B"]
@@ -95,7 +95,7 @@ def test_the_curves_have_a_line_a_run_and_say_who_has_none(opened: Opened, drawn
             assert f"{letter} {100 * line['val_error']:.1f}\u00a0%" in read
 
 
-def test_the_classes_stand_in_the_order_of_their_difference(opened: Opened, drawn: tuple[Path, Comparison]) -> None:
+def test_classes_are_sorted_by_difference(opened: Opened, drawn: tuple[Path, Comparison]) -> None:
     compared = drawn[1]
     shares = [[one.evaluation.per_class[k].recall or 0 for one in compared.runs] for k in range(10)]
     order = sorted(range(10), key=lambda k: max(shares[k]) - min(shares[k]), reverse=True)

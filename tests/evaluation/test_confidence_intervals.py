@@ -10,14 +10,14 @@ from svertka.evaluation.confidence_intervals import mcnemar_p, paired_difference
 
 
 @given(images=st.integers(1, 60_000), share=st.floats(0, 1))
-def test_wilson_is_scipy_s(images: int, share: float) -> None:
+def test_wilson_interval_matches_scipy(images: int, share: float) -> None:
     count = round(share * images)
     expected = stats.binomtest(count, images).proportion_ci(0.95, method="wilson")
     assert wilson_interval(count, images) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 @given(first=st.integers(0, 3000), second=st.integers(0, 3000))
-def test_mcnemar_is_the_exact_binomial_test(first: int, second: int) -> None:
+def test_mcnemar_matches_the_exact_binomial_test(first: int, second: int) -> None:
     if first + second == 0:
         assert mcnemar_p(first, second) == 1
     else:
@@ -28,7 +28,7 @@ def test_mcnemar_is_the_exact_binomial_test(first: int, second: int) -> None:
 @pytest.mark.parametrize(
     ("only_first", "only_second", "images"), [(120, 80, 1000), (40, 41, 500), (300, 20, 5000), (15, 60, 2000)]
 )
-def test_of_many_pictures_the_difference_is_the_bootstrap_s(only_first: int, only_second: int, images: int) -> None:
+def test_paired_interval_matches_the_bootstrap(only_first: int, only_second: int, images: int) -> None:
     generator = np.random.default_rng(1)
     signs = np.repeat([1, -1, 0], [only_first, only_second, images - only_first - only_second])
     means = [generator.choice(signs, images).mean() for _ in range(4000)]
@@ -41,14 +41,14 @@ def test_of_many_pictures_the_difference_is_the_bootstrap_s(only_first: int, onl
 
 @pytest.mark.parametrize("images", [20, 50, 300])
 @pytest.mark.parametrize(("first", "second"), [(0.05, 0.05), (0.1, 0.02), (0.3, 0.1)])
-def test_the_interval_of_a_difference_holds_the_truth_19_times_in_20(images: int, first: float, second: float) -> None:
+def test_paired_interval_has_95_percent_coverage(images: int, first: float, second: float) -> None:
     draws = np.random.default_rng(2).multinomial(images, [first, second, 1 - first - second], 4000)
     intervals = [paired_difference_interval(int(one), int(other), images) for one, other, _ in draws]
     held = np.mean([low <= first - second <= high for low, high in intervals])
     assert 0.93 <= held <= 1  # conservative where few pictures differ, as its authors say
 
 
-def test_nothing_is_known_without_pictures() -> None:
+def test_intervals_without_images_are_nan() -> None:
     assert all(map(math.isnan, (*wilson_interval(0, 0), *paired_difference_interval(0, 0, 0))))
     assert wilson_interval(0, 10)[0] == 0
     assert wilson_interval(10, 10)[1] == 1

@@ -12,11 +12,11 @@ from svertka.evaluation.metrics import Evaluation
     ("share", "level"),
     [(0.0, 0), (1e-9, 1), (0.01, 1), (0.011, 2), (0.05, 3), (0.1, 4), (0.2, 5), (0.21, 6), (1.0, 6)],
 )
-def test_shades_are_as_the_key_says(share: float, level: int) -> None:
+def test_shades_match_the_legend(share: float, level: int) -> None:
     assert shade_level(share) == level
 
 
-def test_the_picture_has_the_shades_of_the_counts(nearest_centre: Callable[[Sequence[str]], Evaluation]) -> None:
+def test_matrix_image_has_the_shades_of_the_counts(nearest_centre: Callable[[Sequence[str]], Evaluation]) -> None:
     evaluation = nearest_centre([f"class {k}" for k in range(50)])
     drawn = confusion_html(evaluation, lambda indices, alt: "")
     found = np.zeros((50, 50), int)
@@ -28,7 +28,7 @@ def test_the_picture_has_the_shades_of_the_counts(nearest_centre: Callable[[Sequ
     assert found.tolist() == [[shade_level(share) for share in row] for row in shares.tolist()]
 
 
-def test_the_rows_are_the_most_confused_pairs_with_pictures_of_them(
+def test_rows_are_the_most_confused_pairs(
     nearest_centre: Callable[[Sequence[str]], Evaluation],
 ) -> None:
     evaluation = nearest_centre([f"class {k}" for k in range(50)])

@@ -16,7 +16,7 @@ from svertka.evaluation.crop_protocols import (
 PREPROCESS = Preprocess(size=224, resize=256, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.1))
 
 
-def test_ten_crops_are_alexnet_s() -> None:
+def test_ten_crops_match_alexnet() -> None:
     """Each pixel says where it comes from: row, column."""
     rows, columns = torch.meshgrid(torch.arange(9.0), torch.arange(12.0), indexing="ij")
     crops = ten_crops(torch.stack([rows, columns])[None], 5)
@@ -38,7 +38,7 @@ def test_three_squares_are_the_ends_and_the_middle(shape: tuple[int, int]) -> No
     assert [tuple(square[0, 0]) for square in squares] == [(0, 0), (spare[0] // 2, spare[1] // 2), spare]
 
 
-def test_144_crops_are_144_and_their_mirror_images_among_them() -> None:
+def test_144_crops_include_mirror_images() -> None:
     generator = np.random.default_rng(0)
     how = crop_protocol("144", None, PREPROCESS)
     assert how.scales == (256, 288, 320, 352)
@@ -52,7 +52,7 @@ def test_144_crops_are_144_and_their_mirror_images_among_them() -> None:
     assert len(set(hashes)) == 144
 
 
-def test_a_crop_is_what_prediction_shows() -> None:
+def test_single_crop_matches_predict() -> None:
     squares = torch.from_numpy(np.random.default_rng(1).integers(256, size=(2, 3, 256, 256), dtype=np.uint8))
     one = crop_views(CropProtocol("1", (256,)), PREPROCESS, [squares])
     ten = crop_views(CropProtocol("10", (256,)), PREPROCESS, [squares])
@@ -72,7 +72,7 @@ def test_a_crop_is_what_prediction_shows() -> None:
         ("1", 32, 28, (28,)),
     ],
 )
-def test_unsaid_scales_are_the_papers_in_proportion(
+def test_default_scales_are_proportional_to_those_of_the_papers(
     crops: str | int, size: int, resize: int, scales: tuple[int, ...]
 ) -> None:
     found = crop_protocol(crops, None, Preprocess(size=size, resize=resize, mean=(0.5,), std=(0.5,)))
@@ -90,12 +90,12 @@ def test_unsaid_scales_are_the_papers_in_proportion(
         ("1", [256, 256], "scales=256,256 names a scale twice"),
     ],
 )
-def test_what_cannot_be_is_said(crops: str, scales: list[int] | None, said: str) -> None:
+def test_invalid_protocols_are_refused(crops: str, scales: list[int] | None, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         crop_protocol(crops, scales, PREPROCESS)
 
 
-def test_of_padded_pictures_there_are_no_crops() -> None:
+def test_padded_images_have_no_crops() -> None:
     padded = Preprocess(size=32, resize=28, mean=(0.5,), std=(0.5,))
     with pytest.raises(UsageError, match="this run pads 28 pixels to 32; use crops=1, or give scales of at least 32"):
         crop_protocol("10", None, padded)

@@ -27,7 +27,7 @@ def run(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return svertka.train(digit_folder, model="mlp", size=8, epochs=8, output=folder, threads=1)
 
 
-def test_it_is_what_a_plain_loop_counts(run: Run, digit_folder: Path) -> None:
+def test_evaluation_matches_a_plain_loop(run: Run, digit_folder: Path) -> None:
     classifier = Classifier.load(run)
     wrong, losses = [], []
     for path in sorted(digit_folder.rglob("*.png")):
@@ -41,7 +41,7 @@ def test_it_is_what_a_plain_loop_counts(run: Run, digit_folder: Path) -> None:
     assert judged.loss == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_other_pictures_are_judged_whole_and_by_name(run: Run, digit_folder: Path, tmp_path: Path) -> None:
+def test_new_images_are_matched_by_class_name(run: Run, digit_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(digit_folder / "three", tmp_path / "three")
     one_class = evaluate(run, tmp_path, include_training=True)
     assert one_class.images == 60
@@ -90,7 +90,7 @@ def resnet20(tensors: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Te
     return F.linear(maps.mean((2, 3)), tensors["linear.weight"], tensors["linear.bias"])
 
 
-def test_published_weights_score_what_plain_pytorch_scores(shared_data: Path) -> None:
+def test_pretrained_weights_match_plain_pytorch(shared_data: Path) -> None:
     file = shared_data / "weights" / "resnet20-cifar10.safetensors"
     classifier = Classifier.load(f"resnet20:{file}")
     dataset = open_source("cifar10")
@@ -114,7 +114,7 @@ def test_published_weights_score_what_plain_pytorch_scores(shared_data: Path) ->
 
 
 @pytest.mark.large
-def test_resnet20_scores_what_was_published(shared_data: Path, large_count: Callable[[int, int], int]) -> None:
+def test_resnet20_matches_its_published_error(shared_data: Path, large_count: Callable[[int, int], int]) -> None:
     file = shared_data / "weights" / "resnet20-cifar10.safetensors"
     count = large_count(1000, 10_000)
     if count == 10_000:
@@ -131,7 +131,7 @@ def test_resnet20_scores_what_was_published(shared_data: Path, large_count: Call
     assert judged.top1_error == pytest.approx(error, abs=tolerance)
 
 
-def test_the_bundled_network_knows_the_sample_photographs(shared_data: Path, tmp_path: Path) -> None:
+def test_bundled_network_classifies_the_sample_images(shared_data: Path, tmp_path: Path) -> None:
     for picture in (shared_data / "imagenet-samples").glob("*.JPEG"):
         folder = tmp_path / picture.name.partition("_")[0]
         folder.mkdir()
@@ -143,7 +143,7 @@ def test_the_bundled_network_knows_the_sample_photographs(shared_data: Path, tmp
     assert 1 - judged.top5_error >= 0.96
 
 
-def test_the_parts_of_the_training_are_its_own(run: Run, digit_folder: Path) -> None:
+def test_parts_are_those_of_the_training(run: Run, digit_folder: Path) -> None:
     sizes = run.settings()["parts"]
     assert evaluate(run, digit_folder).images == sizes["val"]
     assert evaluate(run, digit_folder, part="train").images == sizes["train"]
@@ -153,13 +153,13 @@ def test_the_parts_of_the_training_are_its_own(run: Run, digit_folder: Path) -> 
         evaluate(run, digit_folder, part="valid")
 
 
-def test_a_network_is_left_on_evaluation_and_without_gradients(run: Run) -> None:
+def test_loaded_network_is_in_evaluation_mode(run: Run) -> None:
     classifier = Classifier.load(run)
     assert not classifier.network.training
     assert not torch.is_inference(next(classifier.network.parameters()))
 
 
-def test_classes_that_are_written_otherwise_are_taken_for_those_of_the_run_and_said() -> None:
+def test_class_names_match_up_to_case_and_spaces_with_a_note() -> None:
     array = ArrayPictures(np.zeros((3, 1, 1, 1), np.uint8), "x")
     dataset = Dataset("x", ("CAT", "Fire_truck "), array, np.array([0, 1, 1]), np.array(["", "", ""]))
     named = match_class_names(("cat", "dog", "fire truck"), dataset)

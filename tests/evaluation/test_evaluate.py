@@ -12,7 +12,7 @@ from svertka.errors import UsageError
 from svertka.evaluation.evaluate import evaluate, evaluate_jointly
 
 
-def test_an_ensemble_is_the_mean_of_its_probabilities(photographs: Path, fresh_run: Callable[..., Path]) -> None:
+def test_ensemble_averages_probabilities(photographs: Path, fresh_run: Callable[..., Path]) -> None:
     """Of networks that want other sizes of picture, and have the same classes in another order."""
     runs = [
         fresh_run("resnet20", 32, 40, seed=1),
@@ -37,7 +37,7 @@ def test_an_ensemble_is_the_mean_of_its_probabilities(photographs: Path, fresh_r
     assert judged.ensemble.wrong.tolist() not in alone  # otherwise it would prove nothing
 
 
-def test_runs_with_other_classes_or_other_parts_are_not_judged_together(
+def test_runs_with_different_classes_or_parts_are_refused(
     photographs: Path, fresh_run: Callable[..., Path], digit_folder: Path, tmp_path: Path
 ) -> None:
     here, there = fresh_run("mlp", 16, 16, seed=1), fresh_run("mlp", 16, 16, seed=1, names=("china", "tulip"))
@@ -51,9 +51,7 @@ def test_runs_with_other_classes_or_other_parts_are_not_judged_together(
         evaluate([run, other], digit_folder)
 
 
-def test_a_report_is_written_where_it_is_asked_for(
-    photographs: Path, fresh_run: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_report_is_written_to_output(photographs: Path, fresh_run: Callable[..., Path], tmp_path: Path) -> None:
     runs = [fresh_run("mlp", 16, 20, seed=seed) for seed in (1, 2)]
     judged = evaluate(runs, photographs, crops=10, output=tmp_path / "judged.html")
     text = (tmp_path / "judged.html").read_text()

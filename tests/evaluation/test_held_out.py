@@ -152,7 +152,7 @@ Layout = Callable[[Path, Path, np.random.Generator], Path]
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("layout", [*SAME, *OTHER], ids=lambda one: one.__name__)
-def test_no_training_image_judges(
+def test_training_images_are_left_out(
     layout: Layout,
     runs: list[tuple[Run, float, set[str], set[str]]],
     digit_folder: Path,
@@ -180,7 +180,7 @@ def test_no_training_image_judges(
 
 
 @pytest.mark.usefixtures("quiet")
-def test_new_images_are_held_out_and_counted(
+def test_new_images_are_evaluated_and_counted(
     runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
 ) -> None:
     source = with_new_ones(digit_folder, tmp_path, np.random.default_rng(0))
@@ -202,7 +202,7 @@ def test_new_images_are_held_out_and_counted(
 
 
 @pytest.mark.usefixtures("quiet")
-def test_images_saved_anew_are_counted(tmp_path: Path) -> None:
+def test_near_duplicates_of_training_images_are_counted(tmp_path: Path) -> None:
     draws = np.random.default_rng(0)
     for name in ("a", "b"):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -230,7 +230,7 @@ def test_images_saved_anew_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quiet")
-def test_runs_on_one_source_by_two_ways_are_compared(digit_folder: Path, tmp_path: Path) -> None:
+def test_runs_with_different_paths_to_one_source_are_compared(digit_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(digit_folder)
     shutil.copytree(digit_folder, tmp_path / "copy")
     sources = {"a": digit_folder, "b": tmp_path / "link", "c": tmp_path / "copy"}
@@ -241,7 +241,7 @@ def test_runs_on_one_source_by_two_ways_are_compared(digit_folder: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("quiet")
-def test_where_nothing_else_is_left_it_is_refused(
+def test_only_training_images_is_an_error(
     runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
 ) -> None:
     run, _, learnt, _ = runs[1]
@@ -260,7 +260,7 @@ def test_where_nothing_else_is_left_it_is_refused(
 
 
 @pytest.mark.usefixtures("quiet")
-def test_earlier_weights_do_not_judge_either(
+def test_training_images_of_initial_weights_are_left_out(
     runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
 ) -> None:
     first, _, learnt, _ = runs[2]
@@ -278,7 +278,7 @@ def test_earlier_weights_do_not_judge_either(
 
 
 @pytest.mark.usefixtures("quiet")
-def test_runs_that_did_not_record_their_images_are_divided_again_or_refused(
+def test_runs_without_manifest_are_split_again_or_refused(
     runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
 ) -> None:
     for number, (run, error, learnt, _) in enumerate(runs[1:4]):
@@ -302,7 +302,7 @@ def test_runs_that_did_not_record_their_images_are_divided_again_or_refused(
 
 
 @pytest.mark.usefixtures("quiet")
-def test_runs_compared_leave_out_what_any_was_trained_on(
+def test_comparison_leaves_out_training_images_of_all_runs(
     runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path
 ) -> None:
     (one, _, learnt, _), (other, _, also_learnt, _) = runs[2], runs[3]
@@ -316,7 +316,7 @@ def test_runs_compared_leave_out_what_any_was_trained_on(
 
 
 @pytest.mark.usefixtures("quiet")
-def test_an_atlas_shows_what_is_held_out(
+def test_atlas_shows_held_out_images(
     runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
 ) -> None:
     import torch
@@ -333,7 +333,7 @@ def test_an_atlas_shows_what_is_held_out(
 
 
 @pytest.mark.usefixtures("quiet")
-def test_single_images_are_admitted_by_content(
+def test_single_images_are_filtered_by_content(
     runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
 ) -> None:
     run, _, learnt, scored = runs[1]
@@ -351,7 +351,7 @@ def test_single_images_are_admitted_by_content(
 
 
 @pytest.mark.usefixtures("quiet")
-def test_arrays_are_known_by_their_pixels(tmp_path: Path) -> None:
+def test_arrays_are_recognized_by_their_pixels(tmp_path: Path) -> None:
     run = svertka.train("digits", model="mlp", epochs=1, output=tmp_path / "run", threads=1)
     dataset = open_source("digits")
     array = dataset.pictures.array  # type: ignore[attr-defined]
@@ -361,7 +361,7 @@ def test_arrays_are_known_by_their_pixels(tmp_path: Path) -> None:
     assert admitted == sizes["val"] + sizes["test"]
 
 
-def test_the_commands_say_the_part_and_what_is_left_out(
+def test_commands_print_the_part_and_what_is_left_out(
     runs: list[tuple[Run, float, set[str], set[str]]],
     digit_folder: Path,
     tmp_path: Path,
@@ -384,7 +384,7 @@ def test_the_commands_say_the_part_and_what_is_left_out(
     assert "does not record which images it was trained on" in said["note"]
 
 
-def test_copies_among_those_judged_are_counted(
+def test_copies_among_evaluated_images_are_counted(
     runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
 ) -> None:
     run = runs[0][0]
@@ -401,7 +401,7 @@ def test_copies_among_those_judged_are_counted(
 
 
 @pytest.mark.usefixtures("quiet")
-def test_images_that_use_other_values_of_16_bits_are_said(tmp_path: Path) -> None:
+def test_other_16_bit_intensity_ranges_are_reported(tmp_path: Path) -> None:
     draws = np.random.default_rng(0)
     for bits, scale, dtype in ((8, 1, np.uint8), (12, 16, np.uint16), (16, 257, np.uint16)):
         for name in ("a", "b"):

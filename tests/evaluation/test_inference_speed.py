@@ -28,7 +28,7 @@ class Slow(nn.Module):
 CONFIG = Config(model="mlp", names=("a", "b"), preprocess=Preprocess(size=9, resize=9, mean=(0.0,) * 3, std=(1.0,) * 3))
 
 
-def test_known_times_are_found() -> None:
+def test_medians_match_known_times() -> None:
     networks = [Slow(0.005), Slow(0.002)]
     found = measure_speeds([Classifier(network, CONFIG) for network in networks], torch.device("cpu"))
     for network, speed in zip(networks, found, strict=True):
@@ -39,7 +39,7 @@ def test_known_times_are_found() -> None:
 
 
 @pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
-def test_what_can_be_optimized_is_timed_so() -> None:
+def test_networks_are_optimized_before_timing() -> None:
     class Counted(nn.Conv2d):
         runs = 0
 

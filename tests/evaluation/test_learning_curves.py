@@ -42,7 +42,7 @@ def readings(drawn: str) -> dict[str, Any]:
     return found
 
 
-def test_the_marked_epoch_is_the_last_that_was_kept() -> None:
+def test_marked_epoch_is_the_best_epoch() -> None:
     history = LearningCurves([epoch(1, kept=True), epoch(2, kept=True), epoch(3, kept=False), epoch(4, val_error=None)])
     assert history.best_epoch["epoch"] == 2
     assert "kept: epoch\u00a02" in history.curves_html()
@@ -50,7 +50,7 @@ def test_the_marked_epoch_is_the_last_that_was_kept() -> None:
     assert LearningCurves([epoch(1, val_error=None, kept=True)]).best_epoch is None
 
 
-def test_without_a_val_part_nothing_is_marked_and_nothing_is_called_val() -> None:
+def test_without_validation_set_nothing_is_marked() -> None:
     drawn = LearningCurves([epoch(k, val_error=None, val_loss=None) for k in (1, 2, 3)]).curves_html()
     assert 'class="mark"' not in drawn
     assert ">val<" not in drawn
@@ -58,7 +58,7 @@ def test_without_a_val_part_nothing_is_marked_and_nothing_is_called_val() -> Non
 
 
 @pytest.mark.parametrize("count", [1, 2, MAX_POINTS, MAX_POINTS + 1, 1000, 5000])
-def test_thinning_keeps_the_last_and_the_best(count: int) -> None:
+def test_subsample_keeps_the_last_and_the_best(count: int) -> None:
     lines = [epoch(k + 1) for k in range(count)]
     best = lines[count // 3]
     kept = subsample(lines, keep=best)
@@ -69,7 +69,7 @@ def test_thinning_keeps_the_last_and_the_best(count: int) -> None:
     assert count > MAX_POINTS or kept == lines
 
 
-def test_buckets_are_means_and_miss_nothing() -> None:
+def test_bucket_means_cover_all_steps() -> None:
     lines = [step(k, loss=float(k)) for k in range(MAX_POINTS * 3)]
     means = bucket_means(lines, ("loss",))["loss"]
     assert means == [3 * k + 1 for k in range(MAX_POINTS)]
@@ -78,7 +78,7 @@ def test_buckets_are_means_and_miss_nothing() -> None:
     assert math.isnan(bucket_means([step(1, loss=None)], ("loss",))["loss"][0])
 
 
-def test_before_the_first_epoch_the_steps_are_the_curve() -> None:
+def test_steps_are_drawn_before_the_first_epoch() -> None:
     history = LearningCurves([step(k, loss=2.3 - 0.1 * k) for k in range(1, 8)])
     drawn = history.curves_html()
     assert readings(drawn)["names"][0] == "epoch\u00a00.10"
@@ -87,7 +87,7 @@ def test_before_the_first_epoch_the_steps_are_the_curve() -> None:
     assert history.seconds == pytest.approx(2.1)
 
 
-def test_nothing_to_draw_is_nothing() -> None:
+def test_empty_history_draws_nothing() -> None:
     for lines in ([], [{"kind": "result"}], [{"no": "kind"}], [{"kind": "epoch"}], [{"kind": "range_test"}]):
         history = LearningCurves(lines)
         assert (history.curves_html(), history.table_html(), history.lr_finder_html()) == ("", "", "")
@@ -120,14 +120,14 @@ def test_all_values_missing_still_draws() -> None:
     assert "–" in history.table_html()
 
 
-def test_findings_come_once_each_in_order() -> None:
+def test_findings_are_unique_and_in_order() -> None:
     lines = [
         {"kind": "health", "epoch": k, "step": k, "finding": "dead", "sentence": s} for k, s in enumerate("abcab", 1)
     ]
     assert LearningCurves(lines).findings() == [("epoch\u00a01", "a"), ("epoch\u00a02", "b"), ("epoch\u00a03", "c")]
 
 
-def test_the_finder_marks_the_rate_it_chose() -> None:
+def test_lr_finder_marks_the_chosen_rate() -> None:
     rates = [10 ** (k / 10 - 6) for k in range(60)]
     drawn = LearningCurves(
         [{"kind": "range_test", "learning_rate": rates, "loss": [2.3] * 59 + [None], "chosen": rates[30]}]
@@ -136,7 +136,7 @@ def test_the_finder_marks_the_rate_it_chose() -> None:
     assert "chosen: 0.001" in drawn
 
 
-def test_a_finder_without_a_choice_draws_its_curve() -> None:
+def test_lr_finder_without_a_choice_draws_its_curve() -> None:
     drawn = LearningCurves(
         [{"kind": "range_test", "learning_rate": [0.1, 1.0], "loss": [2.0, 1.0], "chosen": None}]
     ).lr_finder_html()

@@ -73,7 +73,7 @@ def oracle(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     distinct=st.sampled_from([None, 1, 2, 5]),
     batch=st.sampled_from([1, 7, 100]),
 )
-def test_errors_and_loss_are_those_of_a_loop_over_pictures(
+def test_errors_and_loss_match_a_loop_over_images(
     images: int, classes: int, seed: int, distinct: int | None, batch: int
 ) -> None:
     logits, labels = draw(images, classes, seed, distinct)
@@ -88,7 +88,7 @@ def test_errors_and_loss_are_those_of_a_loop_over_pictures(
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 100])
-def test_without_ties_the_figures_are_scikit_learns(classes: int) -> None:
+def test_metrics_without_ties_match_scikit_learn(classes: int) -> None:
     logits, labels = draw(2000, classes, seed=classes)
     found = evaluate(logits, labels)
     predicted, every = logits.argmax(1).numpy(), list(range(classes))
@@ -130,7 +130,7 @@ def test_nan_and_infinity_count_as_wrong() -> None:
     assert all(0 <= mistake.probability <= 1 for mistake in found.mistakes)
 
 
-def test_the_worst_mistakes_are_those_of_a_full_sort() -> None:
+def test_worst_mistakes_match_a_full_sort() -> None:
     logits, labels = draw(3000, 12, seed=3)
     probability = logits.softmax(1).numpy()
     rows = [
@@ -153,7 +153,7 @@ def test_the_worst_mistakes_are_those_of_a_full_sort() -> None:
             assert kept[:MISTAKES_PER_PAIR] == of_pair[:MISTAKES_PER_PAIR]
 
 
-def test_the_most_doubtful_mistakes_are_those_of_a_full_sort() -> None:
+def test_near_misses_match_a_full_sort() -> None:
     logits, labels = draw(3000, 12, seed=4)
     probability = logits.softmax(1).double().numpy()
     rows = sorted(
@@ -166,7 +166,7 @@ def test_the_most_doubtful_mistakes_are_those_of_a_full_sort() -> None:
     assert [m.probability - m.own for m in found] == pytest.approx([row[0] for row in rows[:MISTAKES_KEPT]], abs=1e-6)
 
 
-def test_what_became_of_each_picture_is_known() -> None:
+def test_wrong_flags_match_each_image() -> None:
     logits, labels = draw(500, 5, seed=6)
     order = torch.randperm(500, generator=torch.Generator().manual_seed(3))
     shuffled = MetricAccumulator(5)
@@ -177,7 +177,7 @@ def test_what_became_of_each_picture_is_known() -> None:
     assert found.wrong.tolist() == (logits.argmax(1) != labels).tolist()
 
 
-def test_memory_is_bounded_and_what_is_dropped_is_not_missed() -> None:
+def test_memory_is_bounded_without_losing_needed_mistakes() -> None:
     """Twelve batches of mistakes only, more than are ever kept: the same as from one sort of them all."""
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(4000, 3, generator=generator) for _ in range(12)]
@@ -192,7 +192,7 @@ def test_memory_is_bounded_and_what_is_dropped_is_not_missed() -> None:
     assert len(found.mistakes) <= MISTAKES_KEPT + 6 * MISTAKES_PER_PAIR
 
 
-def test_of_equally_bad_mistakes_the_order_is_that_of_the_pictures() -> None:
+def test_ties_between_mistakes_are_ordered_by_index() -> None:
     logits = torch.zeros(50, 4)
     logits[:, 1] = 3
     order = torch.randperm(50, generator=torch.Generator().manual_seed(1))
@@ -211,14 +211,14 @@ def test_examples_are_the_first_of_each_class_whatever_the_order() -> None:
         assert one.examples == tuple(range(k, 3 * EXAMPLES_PER_CLASS, 3))
 
 
-def test_bfloat16_and_an_empty_batch_are_taken() -> None:
+def test_bfloat16_and_empty_batches_are_accepted() -> None:
     one = MetricAccumulator(10)
     one.update(torch.zeros(0, 10), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
     one.update(torch.eye(10, dtype=torch.bfloat16), torch.arange(10), torch.arange(10))
     assert one.result(names(10)).top1_error == 0
 
 
-def test_no_picture_is_null_not_zero() -> None:
+def test_metrics_without_images_are_null() -> None:
     found = MetricAccumulator(3).result(names(3))
     assert found.to_dict() == {
         "images": 0,
@@ -249,14 +249,14 @@ def test_the_json_keys() -> None:
     ]
 
 
-def test_scores_of_another_number_of_classes_are_refused() -> None:
-    with pytest.raises(UsageError, match="10 scores a picture and the data have 3 classes"):
+def test_wrong_number_of_classes_is_refused() -> None:
+    with pytest.raises(UsageError, match="10 scores per image and the data have 3 classes"):
         MetricAccumulator(3).update(
             torch.zeros(1, 10), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         )
 
 
-def test_alone_the_total_is_the_tally_and_asking_twice_changes_nothing() -> None:
+def test_all_reduce_of_one_process_is_idempotent() -> None:
     one = tally(*draw(500, 7, seed=5), batch=50)
     first, second, plain = one.all_reduce().result(names(7)), one.all_reduce().result(names(7)), one.result(names(7))
     assert first.to_dict() == second.to_dict() == plain.to_dict()
@@ -281,7 +281,7 @@ with distributed.group(torch.device("cpu")):
 """
 
 
-def test_three_processes_with_uneven_shards_count_every_picture_once(tmp_path: Path) -> None:
+def test_three_processes_with_uneven_shards_count_every_image_once(tmp_path: Path) -> None:
     logits, labels = draw(301, 8, seed=9)
     torch.save((logits, labels), tmp_path / "scores.pt")
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -312,7 +312,7 @@ def test_three_processes_with_uneven_shards_count_every_picture_once(tmp_path: P
         assert [tuple(one) for one in examples] == [one.examples for one in alone.per_class]
 
 
-def test_classes_that_are_never_predicted_and_guessing_are_said() -> None:
+def test_never_predicted_classes_and_chance_accuracy_are_warned_of() -> None:
     logits = torch.zeros(40, 4)
     logits[:, 2] = 1.0
     found = evaluate(logits, torch.arange(40) % 4)
@@ -334,7 +334,7 @@ def test_classes_that_are_never_predicted_and_guessing_are_said() -> None:
         ([0, 1], [0, 1], None, "100.0% of 2 are right, and 50.0% would be by chance"),  # more it could not be
     ],
 )
-def test_few_images_are_no_proof_of_guessing(
+def test_chance_warning_is_weaker_for_few_images(
     labels: list[int], answers: list[int], at_chance: bool | None, right: str
 ) -> None:
     found = evaluate(5 * torch.eye(2)[answers], torch.tensor(labels))

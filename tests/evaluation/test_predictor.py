@@ -80,7 +80,7 @@ def crops_144(pixels: Tensor) -> Iterator[Tensor]:
     ("crops", "model", "loop", "views"),
     [("1", "resnet20", crops_1, 1), ("10", "resnet20", crops_10, 10), ("144", "mlp", crops_144, 144)],
 )
-def test_it_is_what_a_plain_loop_over_crops_says(
+def test_crops_match_a_plain_loop(
     photographs: Path,
     fresh_run: Callable[..., Path],
     crops: str,
@@ -133,7 +133,7 @@ def maps(network: nn.Module, picture: Tensor, stride: int) -> Tensor:
 @pytest.mark.parametrize(
     ("model", "loop", "stride"), [("mlp", positions, 1), ("lenet5", positions, 4), ("resnet20", maps, 4)]
 )
-def test_dense_is_what_a_plain_loop_over_positions_says(
+def test_dense_evaluation_matches_a_loop_over_positions(
     photographs: Path,
     fresh_run: Callable[..., Path],
     model: str,
@@ -176,7 +176,7 @@ def test_several_scales_are_averaged(photographs: Path, fresh_run: Callable[...,
     assert (said([40, 48]) - (said([40]) + said([48])) / 2).abs().max() < TOLERANCE
 
 
-def test_a_picture_that_went_away_is_named(photographs: Path, fresh_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_missing_image_is_named_in_the_error(photographs: Path, fresh_run: Callable[..., Path], tmp_path: Path) -> None:
     for name in ("china", "flower"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "00.png").write_bytes((photographs / name / "00.png").read_bytes())

@@ -6,7 +6,7 @@ from svertka.evaluation.calibration import CalibrationAccumulator
 from svertka.evaluation.reliability_diagram import reliability_html
 
 
-def test_the_sentence_says_how_sure_and_how_often_right() -> None:
+def test_sentence_contains_confidence_and_accuracy() -> None:
     counted = CalibrationAccumulator()
     logits = torch.tensor([[2.0, 0.0]]).repeat(400, 1)  # 88.1 % sure
     right = torch.arange(400) % 4 > 0  # and 75 % right
@@ -17,5 +17,5 @@ def test_the_sentence_says_how_sure_and_how_often_right() -> None:
     assert re.search(r"Expected calibration error 13\.1 %; with a temperature of 1\.78 it is 0\.\d %", shown)
 
 
-def test_there_is_nothing_to_say_of_nothing() -> None:
+def test_diagram_without_images_is_empty() -> None:
     assert reliability_html(CalibrationAccumulator().result()) == ""

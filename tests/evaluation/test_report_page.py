@@ -112,7 +112,7 @@ class Reader(HTMLParser):
         return (attrs for name, attrs in self.elements if name == tag and kind in [*attrs.get("class", "").split(), ""])
 
 
-def test_the_sentence_says_what_is_seen(written: Writer, report: Maker) -> None:
+def test_sentence_contains_error_and_duration(written: Writer, report: Maker) -> None:
     one = report()
     wrong = 100 * one.evaluation.top1_error
     assert one.sentence == (
@@ -128,7 +128,7 @@ def test_the_sentence_says_what_is_seen(written: Writer, report: Maker) -> None:
         ({"history": epochs(1), "evaluation": None}, "centres on digits: not judged yet after 1 epoch, 0.6 s."),
     ],
 )
-def test_the_sentence_of_a_training_that_has_just_begun(
+def test_sentence_before_the_first_epoch(
     changes: dict[str, Any], sentence: str, written: Writer, report: Maker
 ) -> None:
     assert report(**changes).sentence.replace("\u00a0", " ") == sentence
@@ -136,7 +136,7 @@ def test_the_sentence_of_a_training_that_has_just_begun(
     assert "Worst mistakes" not in read.text()
 
 
-def test_all_pictures_have_words_and_nothing_is_loaded_from_anywhere(written: Writer) -> None:
+def test_images_have_alternative_text_and_nothing_is_loaded(written: Writer) -> None:
     read = Reader(written())
     images = list(read.all("img"))
     assert len(images) == 24 + 24 + 10
@@ -147,7 +147,7 @@ def test_all_pictures_have_words_and_nothing_is_loaded_from_anywhere(written: Wr
         assert tag == "a" or attributes.get("href", "data:").startswith("data:")
 
 
-def test_the_counts_stand_in_the_cells(written: Writer, report: Maker) -> None:
+def test_confusion_table_contains_the_counts(written: Writer, report: Maker) -> None:
     evaluation = report().evaluation
     document = written()
     table = re.search(r'<table class="confusion.*?</table>', document, re.DOTALL)[0]
@@ -156,7 +156,7 @@ def test_the_counts_stand_in_the_cells(written: Writer, report: Maker) -> None:
     assert cells == evaluation.confusion.tolist()
 
 
-def test_the_worst_mistakes_stand_in_order_with_both_names_and_the_probability(written: Writer, report: Maker) -> None:
+def test_worst_mistakes_are_in_order_with_names_and_probability(written: Writer, report: Maker) -> None:
     evaluation = report().evaluation
     read = Reader(written())
     alts = [image["alt"] for image in read.all("img", "crisp")][:24]
@@ -220,7 +220,7 @@ def test_a_history_of_nothing_but_missing_values(written: Writer) -> None:
     assert "Learning curves" in Reader(written(history=history)).text()
 
 
-def test_findings_and_facts_are_said(written: Writer) -> None:
+def test_findings_and_facts_are_shown(written: Writer) -> None:
     finding = {"kind": "health", "epoch": 12, "step": 120, "finding": "dead", "sentence": "A third of <conv1> is dead."}
     shown = Reader(written(history=[*epochs(12), finding])).text()
     assert "epoch 12 A third of <conv1> is dead." in shown
@@ -241,7 +241,7 @@ def test_a_class_without_pictures_has_dashes(written: Writer) -> None:
     assert "–" in Reader(written(evaluation=tally.result("abc"))).text()
 
 
-def test_a_picture_that_has_gone_leaves_an_empty_frame(written: Writer) -> None:
+def test_missing_image_leaves_an_empty_frame(written: Writer) -> None:
     def gone(index: int) -> Pixels:
         raise PictureError("no such file or directory")
 
@@ -250,7 +250,7 @@ def test_a_picture_that_has_gone_leaves_an_empty_frame(written: Writer) -> None:
     assert not list(read.all("img"))
 
 
-def test_a_folder_that_is_not_there_is_one_sentence_and_leaves_nothing(report: Maker, tmp_path: Path) -> None:
+def test_missing_output_folder_is_an_error(report: Maker, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot write"):
         write_report(tmp_path / "absent" / "report.html", report())
     assert not list(tmp_path.iterdir())

@@ -21,7 +21,7 @@ def evaluation(wrong: npt.NDArray[np.bool_]) -> Evaluation:
     return tally.result(("a", "b"))
 
 
-def test_properties_move_as_their_names_say() -> None:
+def test_image_properties_follow_brightness_size_and_blur() -> None:
     photograph = load_sample_image("china.jpg")
     brightness, size, sharpness = image_properties(photograph)
     grey = photograph @ np.array([0.299, 0.587, 0.114])
@@ -35,7 +35,7 @@ def test_properties_move_as_their_names_say() -> None:
     assert image_properties(photograph[:100, :50, :1])[1] == 50
 
 
-def test_the_groups_are_quantiles_with_their_errors() -> None:
+def test_bins_are_quantiles_with_their_errors() -> None:
     levels = np.random.default_rng(0).permutation(200)
     wrong = levels < 60  # dark pictures, and no others
     pictures = [np.full((8, 8, 1), level, np.uint8) for level in levels]
@@ -49,7 +49,7 @@ def test_the_groups_are_quantiles_with_their_errors() -> None:
     assert "Brightness" in slices_html(found, 200)
 
 
-def test_of_many_pictures_some_are_drawn_and_those_that_are_gone_left_out() -> None:
+def test_many_images_are_sampled_and_missing_ones_left_out() -> None:
     asked = []
 
     def read(index: int) -> Pixels:
@@ -64,7 +64,7 @@ def test_of_many_pictures_some_are_drawn_and_those_that_are_gone_left_out() -> N
     assert "were measured, drawn at random" in slices_html(found, 3000)
 
 
-def test_few_pictures_say_nothing() -> None:
+def test_too_few_images_have_no_slices() -> None:
     read = lambda index: np.full((8, 8, 1), index, np.uint8)  # noqa: E731
     assert error_slices(evaluation(np.zeros(19, bool)), read, threads=1) == ()
     assert slices_html((), 19) == ""

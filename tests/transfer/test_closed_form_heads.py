@@ -22,7 +22,7 @@ def digits(classes: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_logistic_is_the_optimum_of_some_strength(classes: int) -> None:
+def test_logistic_regression_is_optimal_for_one_strength(classes: int) -> None:
     features, labels = digits(classes)
     weight, bias = logistic_regression(features, labels, classes)
     scores = torch.from_numpy(features @ weight.T + bias).double()
@@ -36,7 +36,7 @@ def test_logistic_is_the_optimum_of_some_strength(classes: int) -> None:
     assert (found.argmax(1) == labels).mean() > 0.97
 
 
-def test_one_picture_of_each_class_is_enough() -> None:
+def test_one_image_per_class_is_enough() -> None:
     features, labels = digits(4)
     first = np.array([np.flatnonzero(labels == one)[0] for one in range(4)])
     for way in SOLVERS.values():
@@ -54,7 +54,7 @@ def test_the_nearest_mean_has_the_highest_score() -> None:
     assert ((features @ weight.T + bias).argmax(1) == nearest).all()
 
 
-def test_a_head_is_computed_in_place(digit_batches: Callable[..., Batches]) -> None:
+def test_fit_head_changes_the_head_in_place(digit_batches: Callable[..., Batches]) -> None:
     batches, head = digit_batches(500), nn.Linear(64, 10)
     fit_head(head, "logistic", batches, 10)
     features, labels = gather_features(batches)
@@ -64,9 +64,7 @@ def test_a_head_is_computed_in_place(digit_batches: Callable[..., Batches]) -> N
 
 
 @pytest.mark.parametrize("noise", [0.0, 12.0])
-def test_the_iterations_that_an_estimate_counts_on_are_about_those_taken(
-    monkeypatch: pytest.MonkeyPatch, noise: float
-) -> None:
+def test_estimated_iterations_match_those_taken(monkeypatch: pytest.MonkeyPatch, noise: float) -> None:
     taken: list[int] = []
     one_fit = closed_form_heads._fit_logistic
 

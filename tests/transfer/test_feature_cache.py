@@ -67,7 +67,7 @@ SHAPE = (32, 4, 4)
 
 
 @pytest.mark.usefixtures("quiet")
-def test_features_in_the_same_batches_are_the_same_to_the_bit(frozen: Counting) -> None:
+def test_features_in_the_same_batches_are_bit_identical(frozen: Counting) -> None:
     pictures = batches(rows())
     features = cache_on_disk(pictures, frozen, SHAPE, digests(rows()))
     for with_pictures, with_features in zip(pictures.epoch(0), features.epoch(0), strict=True):
@@ -86,7 +86,7 @@ def test_features_in_other_batches_differ_by_rounding(frozen: Counting) -> None:
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
-def test_hastened_features_are_the_same_to_the_bit_and_nearly_those_of_the_network(frozen: Counting) -> None:
+def test_optimized_features_are_cached_bit_identically(frozen: Counting) -> None:
     pictures = batches(rows())
     expected = [frozen(batch.images) for batch in pictures.epoch(0)]
     frozen.optimize((1, 8, 8), 1000)
@@ -98,14 +98,14 @@ def test_hastened_features_are_the_same_to_the_bit_and_nearly_those_of_the_netwo
 
 
 @pytest.mark.parametrize(("pictures", "hastened"), [(10, False), (1000, True)])
-def test_the_frozen_part_is_hastened_for_many_pictures(frozen: Counting, pictures: int, hastened: bool) -> None:
+def test_frozen_part_is_optimized_for_many_images(frozen: Counting, pictures: int, hastened: bool) -> None:
     names = set(frozen.state_dict())
     frozen.optimize((1, 8, 8), pictures)
     assert (frozen.optimized is not None) == (hastened and not native.why_not())
     assert set(frozen.state_dict()) == names  # as which features are stored
 
 
-def test_what_is_stored_is_not_computed_again(frozen: Counting) -> None:
+def test_cached_features_are_not_computed_again(frozen: Counting) -> None:
     pictures = rows()
     cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures))
     assert frozen.seen == PICTURES
@@ -119,7 +119,7 @@ def test_what_is_stored_is_not_computed_again(frozen: Counting) -> None:
     assert torch.allclose(features.images(np.array([7]), 0), expected, rtol=0, atol=1e-5 * float(expected.max()))
 
 
-def test_other_weights_or_preparation_find_nothing(frozen: Counting) -> None:
+def test_other_weights_or_preprocessing_miss_the_cache(frozen: Counting) -> None:
     pictures = rows()
     cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures))
     brighter = Preprocess(size=8, resize=8, mean=(0.2,), std=(0.4,))
@@ -132,7 +132,7 @@ def test_other_weights_or_preparation_find_nothing(frozen: Counting) -> None:
     assert frozen.seen == 3 * PICTURES
 
 
-def test_a_damaged_row_is_computed_anew(frozen: Counting) -> None:
+def test_damaged_row_is_computed_again(frozen: Counting) -> None:
     pictures = rows()
     expected = cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures)).images(np.arange(PICTURES), 0)
     (file,) = (cache_folder("features")).glob("*/rows")
@@ -144,7 +144,7 @@ def test_a_damaged_row_is_computed_anew(frozen: Counting) -> None:
     assert torch.allclose(again, expected, rtol=0, atol=1e-5 * float(expected.max()))
 
 
-def test_half_keeps_eleven_bits(frozen: Counting) -> None:
+def test_half_precision_keeps_eleven_bits(frozen: Counting) -> None:
     pictures = rows()
     single = cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures)).images(np.arange(PICTURES), 0)
     half = cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures), half=True).images(np.arange(PICTURES), 0)
@@ -154,7 +154,7 @@ def test_half_keeps_eleven_bits(frozen: Counting) -> None:
 
 
 @pytest.mark.usefixtures("quiet")
-def test_variants_are_the_augmented_pictures_of_the_first_epochs_then_drawn_from(frozen: Counting) -> None:
+def test_variants_follow_the_first_epochs_and_are_then_random(frozen: Counting) -> None:
     pictures = rows()
     changed = batches(pictures, augmentations=(PadCrop(pixels=1), Flip()), seed=5)
     features = cache_on_disk(changed, frozen, SHAPE, digests(pictures), variants=3)
@@ -172,7 +172,7 @@ def test_variants_are_the_augmented_pictures_of_the_first_epochs_then_drawn_from
         assert which.any(1).all()  # each variant is drawn by some of 40
 
 
-def test_no_room_is_one_sentence(frozen: Counting, small_disk: Callable[[int], AbstractContextManager[None]]) -> None:
+def test_full_cache_is_an_error(frozen: Counting, small_disk: Callable[[int], AbstractContextManager[None]]) -> None:
     pictures = rows()
     with pytest.raises(StorageError, match="no room for more features.*--cache-limit.*--no-cache"):
         cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures), limit=10 * row_bytes(SHAPE, half=False))
@@ -181,14 +181,14 @@ def test_no_room_is_one_sentence(frozen: Counting, small_disk: Callable[[int], A
     cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures))  # what was written before serves
 
 
-def test_room_is_what_the_limit_leaves() -> None:
+def test_available_bytes_respect_the_limit() -> None:
     assert available_bytes(10_000) == pytest.approx(10_000, abs=row_bytes((1,), half=False))
     assert row_bytes(SHAPE, half=False) - row_bytes(SHAPE, half=True) == 2 * 32 * 16
 
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("half", [False, True])
-def test_without_a_disk_they_are_the_same(frozen: Counting, half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_in_memory_match_those_on_disk(frozen: Counting, half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = rows()
     changed = batches(pictures, augmentations=(PadCrop(pixels=1), Flip()), seed=5)
     on_disk = cache_on_disk(changed, frozen, SHAPE, digests(pictures), variants=2, half=half)
@@ -204,7 +204,7 @@ def test_without_a_disk_they_are_the_same(frozen: Counting, half: bool, monkeypa
 
 
 @pytest.mark.usefixtures("quiet")
-def test_what_is_damaged_while_it_is_learnt_from_is_computed_again(frozen: Counting) -> None:
+def test_row_damaged_during_training_is_computed_again(frozen: Counting) -> None:
     pictures = rows()
     features = cache_on_disk(batches(pictures), frozen, SHAPE, digests(pictures))
     everything = np.arange(PICTURES)
@@ -216,7 +216,7 @@ def test_what_is_damaged_while_it_is_learnt_from_is_computed_again(frozen: Count
     assert features.images(everything, 0).numpy() == pytest.approx(expected.numpy(), abs=1e-5)
 
 
-def test_what_will_be_stored_is_said_before_it_is(frozen: Counting, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cache_size_is_announced_before_computing(frozen: Counting, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = np.concatenate([rows() + np.uint8(shift) for shift in range(14)])
     cache_on_disk(batches(rows()), frozen, SHAPE, digests(rows()))
     assert capsys.readouterr().err == ""  # 83 kB are not worth a word
@@ -226,7 +226,7 @@ def test_what_will_be_stored_is_said_before_it_is(frozen: Counting, capsys: pyte
     assert capsys.readouterr().err == ""  # they are there
 
 
-def test_features_that_do_not_fit_are_not_computed_to_find_that_out(frozen: Counting) -> None:
+def test_features_that_do_not_fit_are_not_computed(frozen: Counting) -> None:
     fit = 30 * row_bytes(SHAPE, half=False)
     with pytest.raises(StorageError, match="no room for more features"):
         cache_on_disk(batches(rows()), frozen, SHAPE, digests(rows()), limit=fit)

@@ -40,7 +40,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
     ("2", ("linear.", "layer3.", "layer2.")),
     ("layer3", ("linear.", "layer3.")),
 ])  # fmt: skip
-def test_an_epoch_leaves_what_is_frozen_as_it_was(
+def test_training_leaves_the_frozen_part_unchanged(
     digit_batches: Callable[..., Batches], unfreeze: str, learns: tuple[str, ...]
 ) -> None:
     network = resnet20()
@@ -60,7 +60,7 @@ def test_an_epoch_leaves_what_is_frozen_as_it_was(
     assert len(optimizer.state) == sum(name.startswith(learns) for name in parameters)
 
 
-def test_backward_ends_at_the_cut() -> None:
+def test_backward_pass_stops_at_the_cut() -> None:
     made = freeze(resnet20(), "last", SHAPE)
     assert made is not None
     features = made.train().frozen(torch.rand(2, 1, 8, 8))
@@ -71,7 +71,7 @@ def test_backward_ends_at_the_cut() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet20", "squeezenet1_1", "efficientnet_lite0", "googlenet_bn"])
-def test_both_parts_do_what_the_whole_does(name: str) -> None:
+def test_both_parts_together_match_the_network(name: str) -> None:
     size = 8 if name == "resnet20" else 64
     torch.manual_seed(0)
     network = MODELS[name].build(classes=5, channels=3, size=size).eval()
@@ -83,13 +83,13 @@ def test_both_parts_do_what_the_whole_does(name: str) -> None:
         assert torch.equal(made.eval()(pictures), network(pictures))
 
 
-def test_auxiliary_classifiers_of_a_frozen_network_do_not_learn() -> None:
+def test_auxiliary_classifiers_of_a_frozen_network_are_frozen() -> None:
     network = MODELS["googlenet_bn"].build(classes=5, channels=3, size=64)
     freeze(network, "head", (1, 3, 64, 64))
     assert {name for name, one in network.named_parameters() if one.requires_grad} == {"fc.weight", "fc.bias"}
 
 
-def test_where_learning_begins() -> None:
+def test_first_trainable_stage() -> None:
     found = stages(resnet20(), SHAPE)
     names = [stage.name for stage in found]
     assert first_trainable_stage(found, "head") == names[-1] == "linear"
@@ -123,7 +123,7 @@ def test_depths_count_stages_from_the_head() -> None:
 
 
 @pytest.mark.usefixtures("quiet")
-def test_stages_thaw_one_an_epoch_and_learn_more_slowly_below(digit_batches: Callable[..., Batches]) -> None:
+def test_stages_unfreeze_one_per_epoch_with_lower_learning_rates(digit_batches: Callable[..., Batches]) -> None:
     network, recipe = resnet20(), Recipe(epochs=2, lr=0.05, gradual=True, stage_rate=0.5)
     optimizer = make_optimizer(network, recipe, stage_depths(network, SHAPE))
     start = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}

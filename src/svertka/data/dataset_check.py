@@ -72,18 +72,28 @@ class Copies:
 
 @dataclass(frozen=True, repr=False)
 class Findings:
-    """All that `check` found.
+    """What `check` found in a data set.
 
-    `classes`: name -> pictures, the bad ones too. `bad`: path and reason. `duplicates`: exact copies;
-    `near_duplicates`: look-alikes that are not. `split`: part -> class -> readable pictures, as training would divide
-    them. `modes`: Pillow's names for how pixels are stored ("RGB", "L", "CMYK") -> pictures. `sizes`: width and height
-    in pixels of the smallest, the median and the largest picture by area. `turned`: how many EXIF turns. `misnamed`:
-    path and format of those whose name says another one. `outliers`: path and what is unusual, of the few unlike all
-    others. `discarded`: the share, 0 to 1, that the central square leaves out of a picture: the median, and the most,
-    with its path. `intensities`: of pictures of 16 bits, how many, their range of values, and that which training would
-    take for black to white. `ignored`:
-    empty folders and folders in no part, `hidden`, `others` (files that are no pictures): paths. `problems`: why
-    training would refuse, a sentence each. `account`: every file that is not used, and what has to be said of the rest.
+    Attributes:
+        source: The source as it was named.
+        classes: Images per class, unreadable ones included.
+        bad: Path and reason of each unreadable image.
+        duplicates: Groups of exact copies.
+        near_duplicates: Groups of images that look the same but are not copies.
+        split: Readable images per part and class, as training would split them.
+        modes: Images per pixel mode, in Pillow's names ("RGB", "L", "CMYK").
+        sizes: Width and height in pixels of the smallest, median and largest image by area; empty without images.
+        turned: Images that EXIF rotates or mirrors.
+        misnamed: Path and true format of each image whose name has the suffix of another format.
+        outliers: Path and reason of each image that is unlike nearly all others.
+        discarded: Share of an image that the central square leaves out, 0 to 1: the median, the largest, and its path.
+        intensities: Number of 16-bit images, the range of their values, and the range that training maps to black and
+            white; None without such images.
+        ignored: Empty folders and folders in no part.
+        hidden: Hidden files.
+        others: Files that are not images.
+        problems: Reasons why training would refuse the data set, a sentence each.
+        account: Every file that is not used, and notes on the rest.
     """
 
     source: str
@@ -107,7 +117,7 @@ class Findings:
 
     @property
     def imbalance(self) -> float | None:
-        """How many times more pictures the largest class has than the smallest; None without pictures."""
+        """Images of the largest class divided by those of the smallest; None without images."""
         return max(self.classes.values()) / min(self.classes.values()) if self.classes else None
 
     def __repr__(self) -> str:
@@ -126,7 +136,7 @@ class Findings:
         return Block(title, sentences, header=("class", "images", *self.split), rows=rows).render()
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON values; `split` as sizes, `split_classes` by class."""
+        """Return JSON values; `split` has the sizes of the parts, `split_classes` those by class."""
         return {
             "source": self.source,
             "pictures": sum(self.classes.values()),
