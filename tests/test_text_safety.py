@@ -17,7 +17,7 @@ from svertka.classifier import Classifier, Config
 from svertka.cli.app import main
 from svertka.data.preprocessing import Preprocess
 from svertka.exporters.model_card import write_folder
-from svertka.pages.html_page import escape, isolate
+from svertka.pages.html_page import bidi_isolate, escape
 from svertka.progress import progress, say
 
 FORBIDDEN = {"Cc", "Cs", "Zl", "Zp"}  # kinds of characters that move a cursor, end a line or are no text
@@ -80,7 +80,7 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize("text", TEXTS.values())
 def test_html(text: str) -> None:
-    page = f'<p title="{escape(text)}">{isolate(text)}</p>'
+    page = f'<p title="{escape(text)}">{bidi_isolate(text)}</p>'
     assert harmless(page)
     page.encode()
     tags = Page(page).tags

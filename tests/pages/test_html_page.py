@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svertka.pages.html_page import escape, isolate, render_page
+from svertka.pages.html_page import bidi_isolate, escape, render_page
 
 
 class Reader(HTMLParser):
@@ -37,7 +37,7 @@ def test_forbidden_characters_are_replaced_and_emoji_kept() -> None:
     assert escape("a\0b\x1b\ud800") == "a\ufffdb\ufffd\ufffd"
     assert escape("👩‍🔬 عربي") == "👩‍🔬 عربي"
     assert escape("two\nlines") == "two\ufffdlines"
-    assert isolate("<b>") == "<bdi>&lt;b&gt;</bdi>"
+    assert bidi_isolate("<b>") == "<bdi>&lt;b&gt;</bdi>"
 
 
 def test_policy_allows_exactly_the_inlined_style_and_script() -> None:

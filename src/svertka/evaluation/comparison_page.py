@@ -12,7 +12,7 @@ from svertka.evaluation.metrics import ClassMetrics, Evaluation
 from svertka.evaluation.report_page import SHOWN_SIDE
 from svertka.files import write_atomic
 from svertka.pages.axes import Scale, fit_scale
-from svertka.pages.html_page import escape, isolate, render_page, render_scrollable, render_section
+from svertka.pages.html_page import bidi_isolate, escape, render_page, render_scrollable, render_section
 from svertka.pages.inline_images import render_figure
 from svertka.pages.number_format import MISSING, NBSP, format_brief, format_count, format_number, format_percent
 from svertka.pages.svg_curves import LINE_STYLES, Axis, Line, Panel, Reading, render_curves
@@ -43,7 +43,7 @@ def _body(comparison: Comparison) -> str:
     runs = comparison.runs
     named = ", ".join(f"{one.letter}{NBSP}is {display_name(one.run)}" for one in runs)
     parts = [
-        f"<header><p><b>{isolate(named)}</b></p><h1>{escape(comparison.sentence)}</h1>{_chosen(comparison)}</header>",
+        f"<header><p><b>{bidi_isolate(named)}</b></p><h1>{escape(comparison.sentence)}</h1>{_chosen(comparison)}</header>",
         render_section("errors", "How often they are wrong", _errors(comparison)),
         render_section("costs", "What they take", _costs(comparison)),
         render_section("curves", "Learning curves", _curves(runs)),
@@ -85,7 +85,7 @@ def _errors(comparison: Comparison) -> str:
 
 
 def _head(one: ComparedRun) -> str:
-    said = f"<b>{one.letter}</b> {isolate(display_name(one.run))}"
+    said = f"<b>{one.letter}</b> {bidi_isolate(display_name(one.run))}"
     return f'<th scope="row"><span class="called" title="{escape(one.run)}">{said}</span></th>'
 
 
@@ -224,8 +224,8 @@ def _wall(comparison: Comparison, wrong: ComparedRun, indices: Sequence[int]) ->
             pixels = None
         name, path = dataset.names[int(dataset.labels[index])], dataset.pictures.name(index)
         lines = [
-            f'<span title="{escape(name)}">is {isolate(name)}</span>',
-            f'<span class="quiet" title="{escape(path)}">{isolate(PurePath(path).name)}</span>',
+            f'<span title="{escape(name)}">is {bidi_isolate(name)}</span>',
+            f'<span class="quiet" title="{escape(path)}">{bidi_isolate(PurePath(path).name)}</span>',
         ]
         figures.append(render_figure(pixels, SIDE, f"{path}: {name}, which {wrong.letter} gets wrong", lines))
     return f'<div class="wall">{"".join(figures)}</div>' if figures else ""
@@ -236,7 +236,7 @@ def _classes(runs: Sequence[ComparedRun]) -> str:
     rows = [some for some in zip(*(one.evaluation.per_class for one in runs), strict=True) if some[0].images]
     rows.sort(key=_spread, reverse=True)
     cells = [
-        f'<tr><th scope="row" data-value="{escape(some[0].name)}">{isolate(some[0].name)}</th>'
+        f'<tr><th scope="row" data-value="{escape(some[0].name)}">{bidi_isolate(some[0].name)}</th>'
         f'<td data-value="{some[0].images}">{some[0].images:,}</td>'
         + "".join(f'<td data-value="{one.recall:.6f}">{format_percent(one.recall)}</td>' for one in some)
         + f'<td data-value="{_spread(some):.6f}">{100 * _spread(some):.1f}</td></tr>'

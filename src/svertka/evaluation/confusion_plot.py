@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from svertka.evaluation.metrics import Evaluation
-from svertka.pages.html_page import escape, isolate
+from svertka.pages.html_page import bidi_isolate, escape
 from svertka.pages.number_format import NBSP, format_count, format_percent
 
 MAX_TABLE_CLASSES = 20
@@ -38,7 +38,7 @@ def shade_level(share: float) -> int:
 
 def class_name_html(name: str, before: str = "") -> str:
     """Return a class name as HTML on one line, cut at the end of the column, with the whole name as title."""
-    return f'<span class="called" title="{escape(name)}">{before}{isolate(name)}</span>'
+    return f'<span class="called" title="{escape(name)}">{before}{bidi_isolate(name)}</span>'
 
 
 def _how_to_read(text: str) -> str:
@@ -53,7 +53,7 @@ def _how_to_read(text: str) -> str:
 def _table(evaluation: Evaluation) -> str:
     names = [one.name for one in evaluation.per_class]
     upright = " upright" if max(len(name) for name in names) * len(names) <= UPRIGHT else ""
-    heads = "".join(f'<th scope="col"><span title="{escape(name)}">{isolate(name)}</span></th>' for name in names)
+    heads = "".join(f'<th scope="col"><span title="{escape(name)}">{bidi_isolate(name)}</span></th>' for name in names)
     rows = []
     for true, name in enumerate(names):
         images = evaluation.per_class[true].images
@@ -63,7 +63,7 @@ def _table(evaluation: Evaluation) -> str:
             told = f"{name} taken for {names[guess]}: {number:,} of {images:,}"
             cells.append(f'<td class="{kind}" title="{escape(told)}">{f"{number:,}" if number else ""}</td>')
         rows.append(
-            f'<tr><th scope="row"><span title="{escape(name)}">{isolate(name)}</span></th>{"".join(cells)}</tr>'
+            f'<tr><th scope="row"><span title="{escape(name)}">{bidi_isolate(name)}</span></th>{"".join(cells)}</tr>'
         )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix">'

@@ -18,7 +18,7 @@ from svertka.evaluation.metrics import MISTAKES_KEPT, ClassMetrics, Evaluation, 
 from svertka.evaluation.reliability_diagram import reliability_html
 from svertka.evaluation.slices import Slice, slices_html
 from svertka.files import write_atomic
-from svertka.pages.html_page import escape, isolate, render_page, render_scrollable, render_section
+from svertka.pages.html_page import bidi_isolate, escape, render_page, render_scrollable, render_section
 from svertka.pages.inline_images import render_figure, render_strip
 from svertka.pages.number_format import format_count, format_number, format_percent
 from svertka.progress import duration
@@ -93,7 +93,7 @@ def write_report(path: Path, report: Report) -> None:
 
 def _body(report: Report) -> str:
     parts = [
-        f"<header><p><b>{isolate(report.name)}</b></p><h1>{escape(report.sentence)}</h1>{_second(report)}"
+        f"<header><p><b>{bidi_isolate(report.name)}</b></p><h1>{escape(report.sentence)}</h1>{_second(report)}"
         f"{_findings(report)}</header>",
         render_section("curves", "Learning curves", _curves(report.curves)),
         render_section("range", "Learning-rate finder", _range_test(report.curves)),
@@ -111,7 +111,7 @@ def _body(report: Report) -> str:
             ),
             render_section("conditions", "When it errs", slices_html(report.slices, report.evaluation.images)),
         ]
-    facts = "".join(f"<div><dt>{escape(label)}</dt><dd>{isolate(text)}</dd></div>" for label, text in report.facts)
+    facts = "".join(f"<div><dt>{escape(label)}</dt><dd>{bidi_isolate(text)}</dd></div>" for label, text in report.facts)
     parts.append(render_section("made", "How it was made", f"<dl>{facts}</dl>" if facts else ""))
     return f"<main>{''.join(parts)}</main>"
 
@@ -193,10 +193,10 @@ def _mistake(report: Report, evaluation: Evaluation, mistake: Mistake) -> str:
     sure, called = format_percent(mistake.probability), report.picture_name(mistake.index)
     alt = f"{called}: {true}, taken for {guess} with {sure}"
     lines = [
-        f'<span title="{escape(true)}">is {isolate(true)}</span>',
-        f'<span title="{escape(guess)}">taken for <b>{isolate(guess)}</b></span>',
+        f'<span title="{escape(true)}">is {bidi_isolate(true)}</span>',
+        f'<span title="{escape(guess)}">taken for <b>{bidi_isolate(guess)}</b></span>',
         f"<span>{sure} against {format_percent(mistake.own)}</span>",
-        f'<span class="quiet" title="{escape(called)}">{isolate(PurePath(called).name)}</span>',
+        f'<span class="quiet" title="{escape(called)}">{bidi_isolate(PurePath(called).name)}</span>',
     ]
     return render_figure(_picture(report, mistake.index), SIDE, alt, lines)
 

@@ -17,7 +17,7 @@ from svertka.data.bounding_boxes import Annotation, Box
 from svertka.data.dataset import Pixels
 from svertka.files import storage, write_atomic
 from svertka.localization.heatmap import Heat, Region
-from svertka.pages.html_page import escape, isolate, render_page
+from svertka.pages.html_page import bidi_isolate, escape, render_page
 from svertka.pages.inline_images import shrink
 from svertka.pages.number_format import format_count, format_percent
 
@@ -58,8 +58,8 @@ class Album:
         self.figures.append(
             f'<figure><a href="overlays/{name}"><img width="{round(width * scale)}" height="{round(height * scale)}" '
             f'loading="lazy" alt="{escape(label)}" src="overlays/{name}"></a>'
-            f"<figcaption>{isolate(found.box.name)} {score:.3f}<br>"
-            f'<span class="quiet">{isolate(Path(path).name)}</span></figcaption></figure>'
+            f"<figcaption>{bidi_isolate(found.box.name)} {score:.3f}<br>"
+            f'<span class="quiet">{bidi_isolate(Path(path).name)}</span></figcaption></figure>'
         )
         return file
 

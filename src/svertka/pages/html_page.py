@@ -41,7 +41,7 @@ def escape(text: str) -> str:
     return html.escape(replace_forbidden(text))
 
 
-def isolate(text: str) -> str:
+def bidi_isolate(text: str) -> str:
     """Return `text` as an HTML element that does not affect the direction of the text around it."""
     return f"<bdi>{escape(text)}</bdi>"
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from svertka.pages.html_page import content_security_policy, escape, isolate, render_page
+from svertka.pages.html_page import bidi_isolate, content_security_policy, escape, render_page
 from svertka.serving.served_model import Served
 
 POLICY = content_security_policy("upload", served=True) + "; frame-ancestors 'none'"
@@ -24,7 +24,7 @@ def html(runs: Sequence[Served], files: str, address: str) -> str:
     )
     text = json.dumps({"runs": facts}, separators=(",", ":")).replace("<", "\\u003c")
     body = (
-        f'<main><h1 id="sentence">{isolate(runs[0].sentence)}</h1>'
+        f'<main><h1 id="sentence">{bidi_isolate(runs[0].sentence)}</h1>'
         f'<div class="asked">{chosen}{links}</div>'
         '<label id="drop"><span>Drop pictures here, paste one, or <u>choose</u></span>'
         '<input type="file" class="unseen" accept="image/*" multiple></label>'

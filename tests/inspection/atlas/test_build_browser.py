@@ -98,7 +98,7 @@ def test_pictures_are_not_blank(opened: Opened, atlas: Path, view: str) -> None:
 def test_navigation_from_the_network_to_a_unit_and_back(opened: Opened, atlas: Path) -> None:
     with opened(atlas) as tab:
         assert headline(tab).startswith("squeezenet1_1: 3\u00a0layers with 120\u00a0units, ")
-        tab.locator(".storeys a").nth(2).click()
+        tab.locator(".layer-list a").nth(2).click()
         tab.get_by_text("Layer features.6.expand3x3").wait_for()
         units = r"Layer features.6.expand3x3 of squeezenet1_1: 40\sunits \(of 128\), \d dead. "
         said = units + "Each sees 47×47 pixels of a picture."
@@ -265,13 +265,13 @@ def test_every_control_has_an_accessible_name(opened: Opened, atlas: Path) -> No
 def test_layers_and_sheets_are_shown_without_scripts(opened: Opened, atlas: Path) -> None:
     with opened(atlas, java_script_enabled=False) as tab:
         assert tab.locator(".rail .node").count() > 30
-        assert tab.locator(".storeys img").count() == 3
+        assert tab.locator(".layer-list img").count() == 3
         sheets = tab.locator("noscript section img")
         assert sheets.count() == 2 * 2 * 3
         assert (
             sheets.first.get_attribute("alt") == "patches of units 0 to 31, one row per unit, the strongest at the left"
         )
-        tab.locator(".storeys a").nth(1).click()
+        tab.locator(".layer-list a").nth(1).click()
         assert tab.evaluate("document.querySelector(':target h2').textContent") == "features.3.expand3x3"
 
 

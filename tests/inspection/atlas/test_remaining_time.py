@@ -30,11 +30,11 @@ def test_progress_reaches_100_and_finished_files_are_not_counted(
     images = select_images(list(found.values()), inputs.dataset.labels)
     remaining = RemainingTime(traced, atlas_layers, images, seconds_per_image=0.01, size=inputs.image_size)
     folder = ResumableFolder(tmp_path, "a")
-    everything = remaining.start(folder)
+    everything = remaining.estimate(folder)
     folder.write(atlas_layers[0].script, b"")
-    first_done = remaining.start(folder)
+    first_done = remaining.estimate(folder)
     folder.write(atlas_layers[-1].script, b"")
-    last_done = remaining.start(folder)
+    last_done = remaining.estimate(folder)
     # A projection from the last layer runs through the whole network, from the first through almost nothing.
     assert (
         0

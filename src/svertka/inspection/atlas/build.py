@@ -164,7 +164,7 @@ def _build(
         note=describe_missing_layers(inputs.classifier.network, inputs.input_shape) or "",
     )
     remaining = RemainingTime(traced, layers, images, dataset_pass.seconds_per_image, inputs.image_size)
-    say(f"{page.headline} The rest takes about {duration(remaining.start(folder))}.")
+    say(f"{page.headline} The rest takes about {duration(remaining.estimate(folder))}.")
     deconvnet = Deconvnet(inputs.classifier.network, inputs.input_shape)
     with progress("drawing, per cent", 100) as shown:
         for layer in layers:

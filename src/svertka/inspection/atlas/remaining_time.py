@@ -42,7 +42,7 @@ class RemainingTime:
         self._seconds_per_overlay_image = num_overlay_passes(size) * seconds_per_image
         self._total = self._done = 0.0
 
-    def start(self, folder: ResumableFolder) -> float:
+    def estimate(self, folder: ResumableFolder) -> float:
         """Return the expected seconds for everything that is missing in `folder`, and count progress against them."""
         units = sum(self._seconds_per_unit[one.key] * one.num_units for one in self._layers if one.script not in folder)
         images = self._seconds_per_image * len(self._images.indices)

@@ -18,7 +18,7 @@
 
   atlas.picturesView = async () => {
     const pictures = await atlas.load("pictures");
-    const wall = make("div", { class: "pictures", role: "list", "aria-label": "Pictures" });
+    const grid = make("div", { class: "pictures", role: "list", "aria-label": "Pictures" });
     const observer = new IntersectionObserver((entries) => {
       for (const { isIntersecting, target } of entries) {
         if (!isIntersecting || target.firstChild.hasChildNodes()) continue;
@@ -46,7 +46,7 @@
       filter = search.value;
       const words = filter.trim().toLowerCase();
       const fitting = cards.filter((card) => card.firstChild.getAttribute("aria-label").toLowerCase().includes(words));
-      wall.replaceChildren(...fitting);
+      grid.replaceChildren(...fitting);
       output.textContent = words ? `${fitting.length} of ${atlas.count(cards.length, "picture")}` : "";
     };
     search.addEventListener("input", arrange);
@@ -58,7 +58,7 @@
         make("h1", { tabindex: -1 }, `${atlas.count(all, "picture")} in the data set; ${cards.length.toLocaleString("en")} of them are among the strongest of a unit.`),
         make("p", { class: "how" }, featured.size === cards.length ? "Open a picture to see its predictions, the evidence for them, and the units that it activates."
           : `Open a picture to see its predictions and the units that it activates; the first ${featured.size} also have saliency maps.`),
-        make("div", { class: "controls" }, search, output), wall,
+        make("div", { class: "controls" }, search, output), grid,
       ],
     };
   };
@@ -94,7 +94,7 @@
         make("p", { class: "trail" }, make("a", { href: "#/pictures" }, "Pictures"),
           make("span", {}, neighbour(pictures, picture, -1, "← previous"), " ", neighbour(pictures, picture, 1, "next →"))),
         make("h1", { tabindex: -1 }, ...sentence(name, label, best)),
-        make("div", { class: "portrait" },
+        make("div", { class: "picture-view" },
           make("figure", { class: "source" }, stage,
             kinds.length ? make("div", { class: "switch", role: "group", "aria-label": "Overlay" }, buttons) : null, explained),
           make("section", {}, make("h2", {}, "Predictions"), atlas.bars(guesses, "The most probable classes"))),

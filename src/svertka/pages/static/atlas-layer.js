@@ -80,14 +80,14 @@
 
   atlas.layerView = async (layer) => {
     const data = await atlas.load(layer.data);
-    const wall = make("div", {
+    const grid = make("div", {
       class: "units", role: "list", "aria-label": `Units of ${layer.name}`, style: { "--side": `${layer.tile.shown}px` },
     });
     const cards = new Map(inOrder(layer, data, "number").map((unit) => [unit, atlas.card(layer, data, unit)]));
     const lists = new Map([...cards].map(([unit, card]) => [unit, make("div", { role: "listitem" }, card)]));
     const observer = lazily();
     cards.forEach((card) => observer.observe(card));
-    addEventListener("beforeprint", () => { if (wall.isConnected) cards.forEach((card) => card.fill()); });
+    addEventListener("beforeprint", () => { if (grid.isConnected) cards.forEach((card) => card.fill()); });
     const output = make("output", { class: "quiet" });
     const search = make("input", {
       type: "search", placeholder: "number, class or dead", "aria-label": "Filter the units by number, class or dead",
@@ -99,7 +99,7 @@
       const fits = (unit) => !words || (/^\d+$/.test(words) ? String(unit).startsWith(words)
         : cards.get(unit).getAttribute("aria-label").toLowerCase().includes(words));
       const units = inOrder(layer, data, chosen.order).filter(fits);
-      wall.replaceChildren(...units.map((unit) => lists.get(unit)));
+      grid.replaceChildren(...units.map((unit) => lists.get(unit)));
       output.textContent = units.length === layer.units ? "" : `${units.length} of ${atlas.count(layer.units, "unit")}`;
     };
     search.addEventListener("input", arrange);
@@ -113,9 +113,9 @@
     const legend = make("p", { class: "legend quiet" });
     const show = (kind) => {
       chosen.shown = kind;
-      wall.dataset.shown = kinds.includes(kind) ? kind : "patches";
-      legend.replaceChildren(...LEGENDS[wall.dataset.shown]());
-      for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.kind === wall.dataset.shown));
+      grid.dataset.shown = kinds.includes(kind) ? kind : "patches";
+      legend.replaceChildren(...LEGENDS[grid.dataset.shown]());
+      for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.kind === grid.dataset.shown));
     };
     show(chosen.shown);
     arrange();
@@ -123,9 +123,9 @@
       title: layer.name,
       search,
       keys: {
-        p: () => show(wall.dataset.shown === "patches" ? "projections" : "patches"),
-        b: () => show(wall.dataset.shown === "both" ? "patches" : "both"),
-        f: () => { if (layer.filters) show(wall.dataset.shown === "filters" ? "patches" : "filters"); },
+        p: () => show(grid.dataset.shown === "patches" ? "projections" : "patches"),
+        b: () => show(grid.dataset.shown === "both" ? "patches" : "both"),
+        f: () => { if (layer.filters) show(grid.dataset.shown === "filters" ? "patches" : "filters"); },
       },
       up: "#/",
       content: [
@@ -136,7 +136,7 @@
           order, search, output),
         legend,
         layer.note ? make("p", { class: "quiet note" }, layer.note) : null,
-        wall,
+        grid,
       ],
     };
   };

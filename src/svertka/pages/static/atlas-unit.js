@@ -74,7 +74,7 @@
       return pair;
     });
     shown[0].show();
-    return make("div", { class: "exhibit" },
+    return make("div", { class: "unit-patches" },
       make("div", { class: "pairs", style: { "--side": `${side}px` } }, shown), make("figure", { class: "source" }, stage, caption));
   }
 

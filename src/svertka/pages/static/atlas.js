@@ -45,7 +45,7 @@
     stage.replaceChildren(...(next.content ?? []).filter(Boolean));
     document.title = `${next.title ? `${next.title} – ` : ""}${atlas.facts.name} – svertka`;
     const layer = kind === "layer" || kind === "unit" ? rest[0] : null;
-    for (const link of document.querySelectorAll(".rail a, .ways a")) {
+    for (const link of document.querySelectorAll(".rail a, .nav-links a")) {
       const current = link.hash === here || (layer && link.hash === atlas.address("layer", layer)) || (kind === "picture" && link.hash === "#/pictures");
       link.toggleAttribute("aria-current", false);
       if (current) link.setAttribute("aria-current", link.hash === here ? "page" : "true");
@@ -96,7 +96,7 @@
     }
     if (key.startsWith("Arrow")) {
       const card = target.closest?.("a.card");
-      const list = target.closest?.(".rail, .storeys");
+      const list = target.closest?.(".rail, .layer-list");
       if (list) {
         const links = [...list.querySelectorAll("a")];
         const next = links[links.indexOf(target) + { ArrowUp: -1, ArrowDown: 1 }[key]];
@@ -109,9 +109,9 @@
         event.preventDefault();
         return;
       }
-      const wall = document.querySelector("#stage .controls ~ .units, #stage .pictures, #network:not([hidden]) .storeys");
-      if (wall && key === "ArrowDown" && target.matches("h1, body")) {
-        wall.querySelector("a")?.focus();
+      const grid = document.querySelector("#stage .controls ~ .units, #stage .pictures, #network:not([hidden]) .layer-list");
+      if (grid && key === "ArrowDown" && target.matches("h1, body")) {
+        grid.querySelector("a")?.focus();
         event.preventDefault();
         return;
       }

@@ -68,7 +68,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const explained = make("p", { class: "quiet explained" });
     const units = make("details", { hidden: true });
     const figure = make("figure", {}, make("div", { class: "stage" }, picture), controls, explained);
-    const item = make("li", {}, title, make("div", { class: "portrait" }, figure, verdict), units);
+    const item = make("li", {}, title, make("div", { class: "picture-view" }, figure, verdict), units);
     answers.prepend(item);
     predict();
 
