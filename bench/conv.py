@@ -46,7 +46,7 @@ LARGE_BATCH = 8
 def compare(one_pass: Pass, shape: ConvShape, rounds: int, *, packed: bool = False) -> dict[str, Any]:
     """Both ways in turns; their best seconds, and the ratios. `packed`: ours with weights packed beforehand."""
     first, second = autotune.random_tensors(one_pass, shape, torch.channels_last)
-    chosen = native_winograd if packed else autotune.algorithm("auto", one_pass, shape, first)
+    chosen = native_winograd if packed else autotune.select_algorithm("auto", one_pass, shape, first)
     ways: dict[str, Callable[[], Tensor]] = {
         "ours": partial(native_winograd.finished, first, native_winograd.pack(second), shape)
         if packed

@@ -3,7 +3,7 @@
     SVERTKA_DATA=… python bench/losses.py [--steps 200] [--seeds 3] [--threads 2] [--json]
 
 Float32, and autocast to bfloat16 with 3×3 convolutions of stride 1 by each algorithm: PyTorch's own, in float32 on
-widened tensors where the processor only imitates bfloat16; Winograd's with products in float32; and with products in
+upcast tensors where the CPU emulates bfloat16; Winograd's with products in float32; and with products in
 bfloat16. A seed draws first weights and batches of 64. Loss: the mean of the last 20 steps.
 """
 
@@ -24,8 +24,8 @@ from svertka.device import has_bfloat16, in_layout, processor, set_threads
 from svertka.models.registry import MODELS
 
 LAST, BATCH = 20, 64
-OWN = "direct" if has_bfloat16() else "widened"
-WAYS = ("float32", OWN, "native_winograd", "native_pairs")
+OWN = "aten" if has_bfloat16() else "upcast"
+WAYS = ("float32", OWN, "native_winograd", "native_winograd_bf16")
 
 
 def convolve(layer: nn.Conv2d, algorithm: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -40,7 +40,7 @@ def loss(way: str, seed: int, steps: int, pictures: Tensor, labels: Tensor) -> f
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             winograd = way.startswith("native") and layer.kernel_size == (3, 3) and layer.stride == (1, 1)
-            algorithm = way if winograd else "direct" if way == "float32" else OWN
+            algorithm = way if winograd else "aten" if way == "float32" else OWN
             setattr(layer, "_conv_forward", partial(convolve, layer, algorithm))  # noqa: B010
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     found: list[float] = []

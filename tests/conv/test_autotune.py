@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -5,23 +6,32 @@ import torch
 
 from svertka.conv import autotune, native, native_winograd_bf16
 from svertka.conv.api import conv2d
-from svertka.conv.autotune import Trial, winner
-from svertka.conv.autotune_cache import FILE, here, remember, remembered
+from svertka.conv.autotune import (
+    CACHE_FILE,
+    CACHE_FORMAT,
+    FORMER_NAMES,
+    Trial,
+    environment,
+    load_choices,
+    save_choice,
+    select_fastest,
+)
 from svertka.conv_geometry import ConvShape
 
 SHAPE = ConvShape.of((2, 3, 9, 9), (4, 3, 3, 3), padding=1)
+PLACE = environment(["aten", "gemm"])
 
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
-    """A process that has chosen nothing yet, with a cache of its own; calling it makes another such process."""
+    """A process without choices and with its own cache; a call makes another such process."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def forget():
-        remembered.cache_clear()
+        load_choices.cache_clear()
         autotune._chosen.clear()
-        autotune._repeated.clear()
-        return tmp_path / "svertka" / FILE
+        autotune._pinned.clear()
+        return tmp_path / "svertka" / CACHE_FILE
 
     yield forget
     forget()
@@ -29,149 +39,158 @@ def fresh(tmp_path, monkeypatch):
 
 @pytest.fixture
 def timed(monkeypatch):
-    """The shapes that were timed, in order; gemm always wins."""
+    """The list of timed shapes, in order; gemm always wins."""
     shapes = []
 
     def trials(one_pass, shape, *_, **__):
         shapes.append((one_pass, shape))
-        return {"direct": Trial(1.0), "gemm": Trial(0.5), "winograd": Trial(None, "no"), "fft": Trial(2.0)}
+        return {"aten": Trial(1.0), "gemm": Trial(0.5), "winograd": Trial(None, "no"), "fft": Trial(2.0)}
 
-    monkeypatch.setattr(autotune, "trials", trials)
+    monkeypatch.setattr(autotune, "time_algorithms", trials)
     return shapes
 
 
-def test_a_shape_is_timed_once_and_remembered_by_later_processes(fresh, timed):
+def test_a_shape_is_timed_once_and_cached_for_later_processes(fresh, timed):
     x = torch.zeros(SHAPE.input)
     fresh()
     for _ in range(2):
-        assert autotune.algorithm("auto", "forward", SHAPE, x) is autotune.ALGORITHMS["gemm"]
-    autotune.algorithm("auto", "weight_gradient", SHAPE, x)
+        assert autotune.select_algorithm("auto", "forward", SHAPE, x) is autotune.ALGORITHMS["gemm"]
+    autotune.select_algorithm("auto", "weight_gradient", SHAPE, x)
     assert timed == [("forward", SHAPE), ("weight_gradient", SHAPE)]
     fresh()
-    assert autotune.algorithm("auto", "forward", SHAPE, x) is autotune.ALGORITHMS["gemm"]
+    assert autotune.select_algorithm("auto", "forward", SHAPE, x) is autotune.ALGORITHMS["gemm"]
     assert len(timed) == 2
 
 
-def test_each_dtype_is_timed_and_remembered_for_itself(fresh, timed):
+def test_each_dtype_is_timed_and_cached_separately(fresh, timed):
     fresh()
     for dtype in autotune.DTYPES:
-        autotune.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input, dtype=dtype))
+        autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input, dtype=dtype))
     assert len(timed) == 2
-    one, other = autotune.choices()
-    assert other == f"{one}, bfloat16"  # so what was remembered of float32 before there was bfloat16 still holds
+    one, other = autotune.get_choices()
+    assert other == f"{one}, bfloat16"  # so caches from before bfloat16 stay valid
 
 
-def test_what_it_does_not_know_is_pytorchs(fresh, timed):
+def test_other_dtypes_and_devices_use_aten(fresh, timed):
     fresh()
     for x in (torch.zeros(SHAPE.input, dtype=torch.float64), torch.zeros(SHAPE.input, device="meta")):
-        assert autotune.algorithm("auto", "forward", SHAPE, x) is autotune.ALGORITHMS["direct"]
+        assert autotune.select_algorithm("auto", "forward", SHAPE, x) is autotune.ALGORITHMS["aten"]
     assert not timed
 
 
-def test_algorithms_that_there_are_no_more_are_timed_anew(fresh, timed):
+def test_a_cached_algorithm_that_no_longer_exists_is_timed_again(fresh, timed):
     fresh()
-    autotune.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
-    (written,) = autotune.choices()
-    remember(here(autotune.ALGORITHMS), written, "strassen")
+    autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
+    (written,) = autotune.get_choices()
+    save_choice(environment(autotune.ALGORITHMS), written, "strassen")
     fresh()
-    autotune.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
+    autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
     assert len(timed) == 2
 
 
-def test_a_cache_that_cannot_be_written_costs_only_time(fresh, timed, monkeypatch, tmp_path):
+def test_an_unwritable_cache_costs_only_time(fresh, timed, monkeypatch, tmp_path):
     fresh()
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     for _ in range(2):
-        autotune.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
+        autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
     assert len(timed) == 1
 
 
-def test_choices_can_be_repeated(fresh, timed, monkeypatch):
+def test_pinned_choices_are_used(fresh, timed, monkeypatch):
     fresh()
-    autotune.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
-    taken = autotune.choices()
+    autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
+    taken = autotune.get_choices()
     assert list(taken.values()) == ["gemm"]
     path = fresh()
     path.unlink()
-    with autotune.repeating(dict.fromkeys(taken, "fft")):
-        assert autotune.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input)) is autotune.ALGORITHMS["fft"]
-        assert list(autotune.choices().values()) == ["fft"]
+    with autotune.pin_choices(dict.fromkeys(taken, "fft")):
+        assert (
+            autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input)) is autotune.ALGORITHMS["fft"]
+        )
+        assert list(autotune.get_choices().values()) == ["fft"]
     assert len(timed) == 1
 
 
-def test_what_is_repeated_does_not_last(fresh, timed):
+def test_pinned_choices_end_with_the_context(fresh, timed):
     fresh()
-    autotune.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
-    taken = autotune.choices()
-    with autotune.repeating(dict.fromkeys(taken, "fft")):
-        autotune.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
-    assert autotune.choices() == taken
-    assert autotune.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input)) is autotune.ALGORITHMS["gemm"]
+    autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
+    taken = autotune.get_choices()
+    with autotune.pin_choices(dict.fromkeys(taken, "fft")):
+        autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
+    assert autotune.get_choices() == taken
+    assert autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input)) is autotune.ALGORITHMS["gemm"]
     fresh()
-    assert autotune.algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input)) is autotune.ALGORITHMS["gemm"]
+    assert autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input)) is autotune.ALGORITHMS["gemm"]
 
 
-def test_the_winner_has_to_be_clearly_faster():
-    assert winner({"direct": Trial(1.0), "gemm": Trial(0.98)}) == "direct"
-    assert winner({"direct": Trial(1.0), "gemm": Trial(0.9), "fft": Trial(0.8)}) == "fft"
-    assert winner({"direct": Trial(1.0), "gemm": Trial(None, "no")}) == "direct"
-    assert winner({"direct": Trial(1e-4), "gemm": Trial(9e-5)}) == "direct"  # to get there takes longer than is won
+def test_the_winner_must_be_clearly_faster():
+    assert select_fastest({"aten": Trial(1.0), "gemm": Trial(0.98)}) == "aten"
+    assert select_fastest({"aten": Trial(1.0), "gemm": Trial(0.9), "fft": Trial(0.8)}) == "fft"
+    assert select_fastest({"aten": Trial(1.0), "gemm": Trial(None, "no")}) == "aten"
+    assert select_fastest({"aten": Trial(1e-4), "gemm": Trial(9e-5)}) == "aten"  # the call overhead exceeds the gain
 
 
-def test_where_bfloat16_is_imitated_pytorchs_own_is_not_timed_but_that_of_float32(fresh, monkeypatch):
+def test_where_bfloat16_is_emulated_upcast_is_timed_instead_of_aten(fresh, monkeypatch):
     fresh()
-    for computed, own, reason in ((True, "direct", None), (False, "widened", "this processor only imitates bfloat16")):
+    for computed, own, reason in ((True, "aten", None), (False, "upcast", "this CPU emulates bfloat16")):
         monkeypatch.setattr("svertka.conv.autotune.has_bfloat16", lambda computed=computed: computed)
-        tried = autotune.trials("forward", SHAPE, torch.channels_last, torch.bfloat16)
-        assert tried["direct"].why_not == reason
-        assert tried["widened"].seconds > 0
-        assert winner({own: Trial(1.0), "native_winograd": Trial(0.98)}) == own
+        tried = autotune.time_algorithms("forward", SHAPE, torch.channels_last, torch.bfloat16)
+        assert tried["aten"].why_not == reason
+        assert tried["upcast"].seconds > 0
+        assert select_fastest({own: Trial(1.0), "native_winograd": Trial(0.98)}) == own
         grouped = ConvShape.of((2, 4, 9, 9), (4, 1, 3, 3), groups=4)
         fresh().unlink(missing_ok=True)
-        taken = autotune.algorithm("auto", "forward", grouped, torch.zeros(grouped.input, dtype=torch.bfloat16))
-        assert taken in (autotune.ALGORITHMS[own], autotune.ALGORITHMS["widened"])
-    assert autotune.trials("forward", SHAPE, torch.channels_last)["widened"].why_not == "it is for bfloat16"
+        taken = autotune.select_algorithm("auto", "forward", grouped, torch.zeros(grouped.input, dtype=torch.bfloat16))
+        assert taken in (autotune.ALGORITHMS[own], autotune.ALGORITHMS["upcast"])
+    assert autotune.time_algorithms("forward", SHAPE, torch.channels_last)["upcast"].why_not == "it is for bfloat16"
 
 
-def test_trials_are_real():
-    tried = autotune.trials("forward", SHAPE, torch.channels_last, thorough=True)
+def test_trials_hold_real_timings_and_errors():
+    tried = autotune.time_algorithms("forward", SHAPE, torch.channels_last, thorough=True)
     assert list(tried) == list(autotune.ALGORITHMS)
     for trial in tried.values():
         assert trial.why_not or (trial.seconds > 0 and trial.error < 1e-5)
-    for name, trial in autotune.trials("forward", SHAPE, torch.channels_last, torch.bfloat16, thorough=True).items():
-        # Of eight digits, of values up to four times their root mean square; pairs are rounded in between, too.
-        limit = 10 * native_winograd_bf16.LIMIT if name == "native_pairs" else 0.03
+    for name, trial in autotune.time_algorithms(
+        "forward", SHAPE, torch.channels_last, torch.bfloat16, thorough=True
+    ).items():
+        # bfloat16 has eight bits; values reach four times their root mean square; pairs are rounded in between, too.
+        limit = 10 * native_winograd_bf16.LIMIT if name == "native_winograd_bf16" else 0.03
         assert trial.why_not or (trial.seconds > 0 and trial.error < limit)
     strided = ConvShape.of((1, 3, 9, 9), (4, 3, 3, 3), stride=2)
-    assert "stride" in autotune.trials("forward", strided, torch.contiguous_format)["winograd"].why_not
+    assert "stride" in autotune.time_algorithms("forward", strided, torch.contiguous_format)["winograd"].why_not
     huge = ConvShape.of((64, 256, 56, 56), (256, 256, 3, 3), padding=1)
     assert autotune._too_large("gemm", huge) == "its patches would take 1.7 GiB"
 
 
-def test_what_hardly_ever_wins_is_timed_only_when_all_is_asked_for():
+def test_unlikely_winners_are_timed_only_when_thorough():
     one_by_one = ConvShape.of((2, 3, 9, 9), (4, 3, 1, 1))
-    tried = autotune.trials("forward", one_by_one, torch.channels_last)
-    assert tried["fft"].why_not == "with fewer than 25 taps transforms cost more than they save"
-    assert tried["gemm"].why_not == "PyTorch's own is the same product"
-    assert autotune.trials("weight_gradient", one_by_one, torch.channels_last)["gemm"].seconds > 0
-    thorough = autotune.trials("forward", one_by_one, torch.channels_last, thorough=True)
+    tried = autotune.time_algorithms("forward", one_by_one, torch.channels_last)
+    assert tried["fft"].why_not == "with fewer than 25 taps, transforms cost more than they save"
+    assert tried["gemm"].why_not == "aten computes the same product"
+    assert autotune.time_algorithms("weight_gradient", one_by_one, torch.channels_last)["gemm"].seconds > 0
+    thorough = autotune.time_algorithms("forward", one_by_one, torch.channels_last, thorough=True)
     assert thorough["fft"].seconds > 0
     assert thorough["gemm"].seconds > 0
-    depthwise = autotune.trials("forward", ConvShape.of((2, 3, 9, 9), (3, 1, 3, 3), groups=3), torch.channels_last)
-    assert depthwise["gemm"].why_not == "products of one channel each leave nothing to gain"
+    depthwise = autotune.time_algorithms(
+        "forward", ConvShape.of((2, 3, 9, 9), (3, 1, 3, 3), groups=3), torch.channels_last
+    )
+    assert depthwise["gemm"].why_not == "depthwise convolutions gain nothing from it"
     if not native.why_not():
-        assert autotune.trials("forward", SHAPE, torch.channels_last)["gemm"].why_not == "compiled kernels can do it"
+        assert (
+            autotune.time_algorithms("forward", SHAPE, torch.channels_last)["gemm"].why_not
+            == "a compiled kernel supports this shape"
+        )
 
 
-def test_nothing_is_timed_where_nothing_else_could_win(fresh, monkeypatch):
+def test_a_single_candidate_is_not_timed(fresh, monkeypatch):
     fresh()
-    monkeypatch.setattr(autotune, "trials", None)
+    monkeypatch.setattr(autotune, "time_algorithms", None)
     shape = ConvShape.of((2, 3, 9, 9), (4, 3, 1, 1))
-    assert autotune.algorithm("auto", "forward", shape, torch.zeros(shape.input)) is autotune.aten
+    assert autotune.select_algorithm("auto", "forward", shape, torch.zeros(shape.input)) is autotune.aten
 
 
-def test_random_numbers_are_not_touched(fresh):
+def test_timing_does_not_change_the_random_state(fresh):
     fresh()
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -181,13 +200,13 @@ def test_random_numbers_are_not_touched(fresh):
 
 
 def reads(case, one_pass, places):
-    """Which numbers of a pass's result the definition makes of those that are marked in `places`, a case of 0 and 1."""
+    """Return which values of a pass's result read those marked with 1 in `places`."""
     everything = {name: torch.ones_like(getattr(case, name)).double() for name in ("x", "weight", "gradient")}
     marked = replace(case, **everything | places)
-    return marked.passes(autotune.ALGORITHMS["direct"])[autotune.PASSES.index(one_pass)] > 0.5
+    return marked.passes(autotune.ALGORITHMS["aten"])[autotune.PASSES.index(one_pass)] > 0.5
 
 
-def test_an_algorithm_that_is_local_spoils_only_what_reads_a_value(each_case, spoil):
+def test_local_algorithms_spread_nan_only_to_results_that_read_it(each_case, spoil):
     assert all(any(autotune.is_local(name, dtype) for name in autotune.ALGORITHMS) for dtype in autotune.DTYPES)
 
     def check(case):
@@ -208,7 +227,7 @@ def test_an_algorithm_that_is_local_spoils_only_what_reads_a_value(each_case, sp
                         seen |= reads(case, one_pass, {"x": (~spoiled.x.isfinite()).double()})
                     bad = ~off[number].isfinite()
                     assert bad[seen].all()
-                    if one_pass != "weight_gradient":  # there PyTorch's own multiplies padding, too
+                    if one_pass != "weight_gradient":  # there PyTorch multiplies padding, too
                         assert torch.equal(bad, seen)
                         far_seen = reads(case, one_pass, {name: (getattr(huge, name) == 1e12).double()})
                         for other, marked in ((off, seen), (far, far_seen)):
@@ -218,14 +237,68 @@ def test_an_algorithm_that_is_local_spoils_only_what_reads_a_value(each_case, sp
     each_case(check)
 
 
-def test_strict_chooses_among_local_algorithms_and_remembers_it_by_itself(fresh, monkeypatch):
+def test_strict_chooses_among_local_algorithms_and_is_cached_separately(fresh, monkeypatch):
     fresh()
-    monkeypatch.setattr(autotune, "winner", lambda tried: [name for name in tried if tried[name].seconds][-1])
+    monkeypatch.setattr(autotune, "select_fastest", lambda tried: [name for name in tried if tried[name].seconds][-1])
     x = torch.randn(SHAPE.input)
-    assert not autotune.algorithm("auto", "forward", SHAPE, x).IS_LOCAL
-    assert autotune.algorithm("strict", "forward", SHAPE, x).IS_LOCAL
-    assert len(autotune.choices()) == 2
-    tried = autotune.trials("forward", SHAPE, torch.channels_last, strict=True, thorough=True)
+    assert not autotune.select_algorithm("auto", "forward", SHAPE, x).IS_LOCAL
+    assert autotune.select_algorithm("strict", "forward", SHAPE, x).IS_LOCAL
+    assert len(autotune.get_choices()) == 2
+    tried = autotune.time_algorithms("forward", SHAPE, torch.channels_last, strict=True, thorough=True)
     assert {name for name, trial in tried.items() if trial.seconds is not None} <= {
         name for name, known in autotune.ALGORITHMS.items() if known.IS_LOCAL
     }
+
+
+@pytest.fixture
+def cache_path(tmp_path, monkeypatch):
+    """The cache file of a test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    load_choices.cache_clear()
+    yield tmp_path / "svertka" / CACHE_FILE
+    load_choices.cache_clear()
+
+
+def test_a_cached_choice_holds_only_for_its_environment(cache_path):
+    save_choice(PLACE, "x", "gemm")
+    save_choice(PLACE, "y", "aten")
+    load_choices.cache_clear()
+    assert load_choices(PLACE) == {"x": "gemm", "y": "aten"}
+    assert load_choices(environment(["aten", "gemm", "fft"])) == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b'{"format": 1, "choices": 7}', b"\xff\x00"])
+def test_a_damaged_cache_is_reported_and_replaced(cache_path, capsys, content):
+    cache_path.parent.mkdir(parents=True)
+    cache_path.write_bytes(content)
+    assert load_choices(PLACE) == {}
+    assert capsys.readouterr().err.count("is damaged; timing convolutions again") == 1
+    save_choice(PLACE, "x", "gemm")
+    assert json.loads(cache_path.read_text()) == {"format": CACHE_FORMAT, "choices": {PLACE: {"x": "gemm"}}}
+
+
+def test_a_cache_of_another_format_is_replaced(cache_path, capsys):
+    cache_path.parent.mkdir(parents=True)
+    cache_path.write_text(json.dumps({"format": 99, "choices": {PLACE: {"x": "fft"}}}))
+    assert load_choices(PLACE) == {}
+    save_choice(PLACE, "y", "gemm")
+    load_choices.cache_clear()
+    assert load_choices(PLACE) == {"y": "gemm"}
+    assert not capsys.readouterr().err
+
+
+def test_an_unwritable_cache_is_kept_in_memory(cache_path, monkeypatch, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    save_choice(PLACE, "x", "gemm")
+    assert load_choices(PLACE) == {"x": "gemm"}
+
+
+def test_a_cache_with_former_names_is_read(cache_path):
+    former = {current: name for name, current in FORMER_NAMES.items()}
+    place = environment(autotune.ALGORITHMS)
+    before = environment(former.get(name, name) for name in autotune.ALGORITHMS)
+    cache_path.parent.mkdir(parents=True)
+    content = {before: {"x": "native_phases", "y": "direct", "z": "fft"}, place: {"y": "gemm"}}
+    cache_path.write_text(json.dumps({"format": CACHE_FORMAT, "choices": content}))
+    assert load_choices(place) == {"x": "space_to_depth", "y": "gemm", "z": "fft"}

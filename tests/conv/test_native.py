@@ -54,7 +54,7 @@ torch.set_num_threads(2)
 x, weight = torch.randn(4, 64, 28, 28), torch.randn(64, 64, 3, 3).requires_grad_()
 expected = conv2d(x, weight, padding=1)
 def computed():
-    for algorithm in ("auto", "direct"):
+    for algorithm in ("auto", "aten"):
         result = conv2d(x, weight, padding=1, algorithm=algorithm)
         result.sum().backward()
         assert torch.allclose(result, expected, atol=1e-3)

@@ -13,7 +13,7 @@ from svertka.conv_geometry import ConvShape
 NAMES = [name for name in ALGORITHMS if not native.why_not() or not name.startswith("native")]
 
 
-@pytest.mark.parametrize("name", ["auto", "direct", "winograd", "fft", "gemm"])  # the others do not take float64
+@pytest.mark.parametrize("name", ["auto", "aten", "winograd", "fft", "gemm"])  # the others do not take float64
 def test_first_and_second_derivatives(name):
     torch.manual_seed(1)
     options = {"padding": 1, "algorithm": name} | ({} if name == "winograd" else {"stride": (2, 1), "groups": 2})
@@ -26,7 +26,7 @@ def test_first_and_second_derivatives(name):
     torch.autograd.gradgradcheck(lambda *given: conv_transpose2d(*given, None, 2, 1, 1), transposed)
 
 
-@pytest.mark.parametrize("name", ["direct", "gemm"])
+@pytest.mark.parametrize("name", ["aten", "gemm"])
 def test_derivatives_of_the_transposed_one(name):
     torch.manual_seed(5)
     shape = ConvShape.of((2, 3, 8, 7), (4, 3, 3, 3), stride=2, padding=1)  # 4×4: a row beyond the smallest, 7×7
@@ -43,10 +43,10 @@ def test_derivatives_of_the_transposed_one(name):
     torch.autograd.gradgradcheck(transposed, (x, weight, bias))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("widened", "native_pairs")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("upcast", "native_winograd_bf16")])
 def test_every_algorithm_adds_the_bias(name):
     torch.manual_seed(6)
-    side, stride = {"native_fft": (5, 1), "native_phases": (5, 2)}.get(name, (3, 1))
+    side, stride = {"native_fft": (5, 1), "space_to_depth": (5, 2)}.get(name, (3, 1))
     x, weight, bias = torch.randn(2, 4, 9, 8), torch.randn(5, 4, side, side), torch.randn(5, requires_grad=True)
     expected = F.conv2d(x, weight, bias, stride, padding=1)
     found = conv2d(x, weight, bias, stride, padding=1, algorithm=name)
@@ -56,7 +56,7 @@ def test_every_algorithm_adds_the_bias(name):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("name", ["direct", "gemm"])
+@pytest.mark.parametrize("name", ["aten", "gemm"])
 def test_with_one_channel_the_weights_tell_the_memory_order_as_in_pytorch(layout, name):
     x = torch.randn(2, 1, 8, 9)  # in both orders at once
     weight = torch.nn.Conv2d(1, 4, 3).to(memory_format=layout).weight
@@ -68,9 +68,9 @@ def test_with_one_channel_the_weights_tell_the_memory_order_as_in_pytorch(layout
 
 def test_where_pytorchs_own_is_fastest_its_own_derivatives_are_used():
     x, weight = torch.randn(2, 4, 9, 8), torch.randn(5, 4, 3, 3, requires_grad=True)
-    assert type(conv2d(x, weight, algorithm="direct").grad_fn) is type(F.conv2d(x, weight).grad_fn)
+    assert type(conv2d(x, weight, algorithm="aten").grad_fn) is type(F.conv2d(x, weight).grad_fn)
     last = weight.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-    assert conv2d(x, last, algorithm="direct").is_contiguous()  # as the input, where PyTorch's is as the weights
+    assert conv2d(x, last, algorithm="aten").is_contiguous()  # as the input, where PyTorch's is as the weights
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -78,7 +78,7 @@ def test_pytorch_takes_it_for_an_operator_of_its_own(layout):
     torch.manual_seed(2)
     x, weight = torch.randn(2, 3, 8, 9).contiguous(memory_format=layout), torch.randn(4, 3, 3, 3)
     gradient = torch.randn(2, 4, 8, 9).contiguous(memory_format=layout)
-    rest = ([1, 1], [1, 1], [1, 1], 1, "direct")
+    rest = ([1, 1], [1, 1], [1, 1], 1, "aten")
     for one in (x, weight, gradient):
         one.requires_grad_()
     bias = torch.randn(4, requires_grad=True)
@@ -87,7 +87,7 @@ def test_pytorch_takes_it_for_an_operator_of_its_own(layout):
     torch.library.opcheck(torch.ops.svertka.input_gradient, (gradient, weight, [8, 9], *rest))
     torch.library.opcheck(torch.ops.svertka.weight_gradient, (gradient, x, [3, 3], *rest))
     x, gradient = (one.detach().bfloat16().requires_grad_() for one in (x, gradient))
-    rest = (*rest[:-1], "widened")  # the others round parts of sums, in an order that depends on memory orders
+    rest = (*rest[:-1], "upcast")  # the others round parts of sums, in an order that depends on memory orders
     torch.library.opcheck(torch.ops.svertka.convolution, (x, weight, bias, *rest))
     torch.library.opcheck(torch.ops.svertka.input_gradient, (gradient, weight, [8, 9], *rest))
     torch.library.opcheck(torch.ops.svertka.weight_gradient, (gradient, x, [3, 3], *rest))
@@ -96,7 +96,7 @@ def test_pytorch_takes_it_for_an_operator_of_its_own(layout):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_memory_order_is_that_of_the_input(layout):
     x = torch.randn(2, 3, 8, 9).contiguous(memory_format=layout).requires_grad_()
-    for name in ("direct", "gemm", "fft", "auto"):
+    for name in ("aten", "gemm", "fft", "auto"):
         result = conv2d(x, torch.randn(4, 3, 3, 3), algorithm=name)
         assert result.is_contiguous(memory_format=layout)
         upstream = torch.randn_like(result)
@@ -144,7 +144,7 @@ def test_forward_mode_derivatives_are_pytorchs():
 def test_autocast_computes_in_its_dtype(name, within):
     """`within`: whether derivatives are taken under autocast, too."""
     torch.manual_seed(7)
-    side, stride = {"native_fft": (5, 1), "native_phases": (5, 2)}.get(name, (3, 1))
+    side, stride = {"native_fft": (5, 1), "space_to_depth": (5, 2)}.get(name, (3, 1))
     x = torch.randn(2, 3, 9, 8).bfloat16().float().contiguous(memory_format=torch.channels_last).requires_grad_()
     weight, bias = (torch.randn(size).bfloat16().float().requires_grad_() for size in ((4, 3, side, side), (4,)))
     exact = F.conv2d(x.double(), weight.double(), bias.double(), stride, padding=1)
@@ -162,8 +162,8 @@ def test_autocast_computes_in_its_dtype(name, within):
     assert all(one.dtype == torch.float32 for one in found)  # that of what they are the gradients of
     # Half a unit of the last of eight digits where a result is rounded once, float32 sums before that; PyTorch's own
     # rounds parts of sums, too, where bfloat16 is imitated.
-    digits, of_largest = (1 / 64, 1 / 64) if name in ("direct", "gemm") else (1 / 256, 1e-5)
-    if name == "native_pairs" or (name == "auto" and native.multiplies_bfloat16()):
+    digits, of_largest = (1 / 64, 1 / 64) if name in ("aten", "gemm") else (1 / 256, 1e-5)
+    if name == "native_winograd_bf16" or (name == "auto" and native.multiplies_bfloat16()):
         # They round what is transformed: some of these, of their root mean square.
         digits, of_largest = 1 / 256, 5 * native_winograd_bf16.LIMIT
     for one, other in zip((result, *found), (exact.detach(), *gradients), strict=True):

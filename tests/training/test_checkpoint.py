@@ -36,7 +36,7 @@ def test_everything_comes_back_exactly(tmp_path: Path, name: str, layout: torch.
     other = make_optimizer(fresh, Recipe(optimizer=name, lr=0.5))
     back, extra = checkpoint.load(tmp_path / "checkpoint" / "state.safetensors", fresh, other)
 
-    assert (back, extra) == (state, {"log": 12, "convolutions": autotune.choices()})
+    assert (back, extra) == (state, {"log": 12, "convolutions": autotune.get_choices()})
     assert torch.equal(torch.rand(3), random)
     for mine, theirs in zip(network.state_dict().values(), fresh.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)
@@ -66,3 +66,16 @@ def test_a_disk_that_fills_leaves_the_checkpoint_before(
     with small_disk(100_000), pytest.raises(StorageError, match="free space or choose another folder"):
         checkpoint.save(path, network, optimizer, State(step=2))
     assert checkpoint.load(path, network, optimizer)[0].step == 1
+
+
+def test_algorithm_names_of_earlier_versions_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.safetensors"
+    network, optimizer = trained("sgd", torch.contiguous_format)
+    monkeypatch.setattr(autotune, "get_choices", lambda: {"one": "direct", "two": "native_pairs", "three": "fft"})
+    checkpoint.save(path, network, optimizer, State())
+    choices = checkpoint.load(path, network, optimizer)[1]["convolutions"]
+    assert choices == {"one": "aten", "two": "native_winograd_bf16", "three": "fft"}
+    monkeypatch.setattr(autotune, "get_choices", lambda: {"one": "strassen"})
+    checkpoint.save(path, network, optimizer, State())
+    with pytest.raises(RunError, match="convolutions by 'strassen'"):
+        checkpoint.load(path, network, optimizer)

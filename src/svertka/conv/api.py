@@ -128,7 +128,7 @@ def _name(algorithm: str, shape: ConvShape, x: Tensor, *, strict: bool) -> str:
         )
     if algorithm == "auto":
         return "strict" if strict else "auto"
-    autotune.need(algorithm, shape, x.dtype, strict=strict)
+    autotune.check_algorithm(algorithm, shape, x.dtype, strict=strict)
     return algorithm
 
 

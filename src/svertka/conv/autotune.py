@@ -1,13 +1,15 @@
-"""Which algorithm is fastest for a convolution here: asked, timed once, remembered, explained.
+"""The choice of the fastest convolution algorithm on this machine: timed once for each shape, cached on disk.
 
-The answer depends on the shape, the pass, the dtype, the memory order, the number of threads and the processor, and
-nobody knows it beforehand; so all that can do it are timed when a shape is first met, and the winner is kept on disk.
+The fastest algorithm depends on the shape, the pass, the dtype, the memory order, the number of threads and the CPU,
+and cannot be predicted. The first convolution of each shape therefore times all algorithms that support it and writes
+the winner to the cache folder. `svertka tune` prints the timings.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, Literal, Protocol
 
 import torch
@@ -25,69 +27,85 @@ from svertka.conv import (
     upcast,
     winograd,
 )
-from svertka.conv.autotune_cache import here, remember, remembered
 from svertka.conv_geometry import ConvShape
-from svertka.device import has_bfloat16
-from svertka.errors import UsageError
+from svertka.device import has_bfloat16, processor
+from svertka.errors import StorageError, UsageError
+from svertka.files import cache_folder, locked, read_json, write_json
+from svertka.progress import say
 
 Pass = Literal["forward", "input_gradient", "weight_gradient"]
 PASSES: tuple[Pass, ...] = ("forward", "input_gradient", "weight_gradient")
-DTYPES = torch.float32, torch.bfloat16  # in which there is more than PyTorch's own to choose from
+DTYPES = torch.float32, torch.bfloat16  # the dtypes for which there is more than PyTorch's own algorithm
 
-GAIN = 0.97  # of PyTorch's own time: what is not faster by so much is within the noise, and not taken
-HOPELESS = 2.0  # times the least time so far: not tried again
-OVERHEAD = 3e-5  # seconds that a pass takes longer to reach through a function of ours than through PyTorch's own
-ROUNDS = 25  # at most, and
-LONG_ENOUGH = 0.05  # seconds for all rounds of the fastest
-MEMORY = 1 << 30  # bytes that a candidate may need beside input and output to be timed at all
+REQUIRED_RATIO = 0.97  # of PyTorch's time: a smaller gain is within the noise
+DROP_RATIO = 2.0  # times the best time so far: slower algorithms are not timed again
+DISPATCH_OVERHEAD = 3e-5  # seconds that a call through svertka takes longer than a direct call of PyTorch's convolution
+MAX_ROUNDS = 25
+TIMING_BUDGET = 0.05  # seconds for all rounds of the fastest algorithm
+MAX_WORKSPACE = 1 << 30  # bytes: an algorithm that needs more beside input and output is not timed
+
+CACHE_FORMAT = 2  # of the cache file; files of another format are ignored
+CACHE_FILE = "convolutions.json"  # in the cache folder
+
+# Names in caches and checkpoints written by earlier versions.
+FORMER_NAMES = {
+    "direct": "aten",
+    "widened": "upcast",
+    "native_pairs": "native_winograd_bf16",
+    "native_phases": "space_to_depth",
+}
 
 
 class Algorithm(Protocol):
-    """A way to convolve: the three passes, as plain functions of tensors that trust their caller.
+    """The interface of an algorithm module: three passes that do not check their arguments.
 
-    Results and input gradients are in the dtype of `x` or `gradient`. Beside bfloat16, weights and bias may be float32,
-    in which they learn under autocast, and their gradients then are.
+    Results and input gradients have the dtype of `x` or `gradient`. Beside bfloat16 images, weights and bias may be
+    float32, as under autocast; the weight gradient is then float32.
 
-    `IS_LOCAL`: whether each number of a result or an input gradient depends only on the values that the definition
-    multiplies for it, as PyTorch's own do. Others transform whole tiles or pictures: a NaN or an infinite value spoils
-    numbers around it that do not read it, and beside a single huge one they lose digits. `is_local` knows the dtype,
-    too. `strict`: only local ones.
+    `IS_LOCAL`: whether each value of a result or an input gradient depends only on the values inside its window, as in
+    PyTorch's convolution. Algorithms that transform whole tiles or images are not local: a NaN or an infinite value
+    spreads to neighbouring results, and a single huge value costs its neighbours precision. `is_local` also considers
+    the dtype.
     """
 
     IS_LOCAL: bool
 
     def why_not(self, shape: ConvShape, dtype: torch.dtype) -> str | None:
-        """Why it cannot do `shape`, as a phrase, or None."""
+        """Return why the algorithm does not support `shape`, as a phrase, or None if it does."""
 
     def forward(self, x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
-        """(N, O, H', W') of x (N, C, H, W), weight (O, C / groups, kh, kw) and bias (O)."""
+        """Return (N, O, H', W') for x (N, C, H, W), weight (O, C / groups, kh, kw) and bias (O)."""
 
     def input_gradient(self, gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
-        """(N, C, H, W)."""
+        """Return the gradient with respect to the input, (N, C, H, W)."""
 
     def weight_gradient(self, gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
-        """(O, C / groups, kh, kw)."""
+        """Return the gradient with respect to the weights, (O, C / groups, kh, kw)."""
 
 
 ALGORITHMS: dict[str, Algorithm] = {
-    "direct": aten,
-    "widened": upcast,
+    "aten": aten,
+    "upcast": upcast,
     "native_winograd": native_winograd,
-    "native_pairs": native_winograd_bf16,
+    "native_winograd_bf16": native_winograd_bf16,
     "native_fft": native_fft,
-    "native_phases": space_to_depth,
+    "space_to_depth": space_to_depth,
     "winograd": winograd,
     "fft": fft,
     "gemm": gemm,
 }
-COMPILED, IN_TENSORS = ("native_winograd", "native_fft", "native_phases"), ("winograd", "fft", "gemm")
+COMPILED = "native_winograd", "native_fft", "space_to_depth"
+PURE_TORCH = "winograd", "fft", "gemm"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """How one candidate did: `seconds`, the least of its runs, or why it was not timed; `error`: against float64.
+    """The timing of one algorithm.
 
-    `error`: the largest difference over the root mean square of the exact result.
+    Attributes:
+        seconds: the shortest run, or None if the algorithm was not timed.
+        why_not: why it was not timed, or None.
+        error: the largest difference from the float64 result, over the root mean square of that result.
     """
 
     seconds: float | None
@@ -95,77 +113,79 @@ class Trial:
     error: float | None = None
 
 
-CHOSEN = "auto", "strict"  # names under which an algorithm is chosen: among all, or among those that are local
+SELECTORS = "auto", "strict"  # the fastest of all algorithms, or of those that are local
 Key = tuple[Pass, ConvShape, torch.memory_format, int, torch.dtype, bool]
 _chosen: dict[Key, str] = {}  # by this process
-_repeated: dict[str, str] = {}  # asked for, by description
+_pinned: dict[str, str] = {}  # by description; see `pin_choices`
 
 
-def learnt_in(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of weights and their gradients for pictures of `dtype`: float32, in which they learn, for bfloat16."""
+def weight_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of weights and their gradients for images of `dtype`: float32 for bfloat16, else `dtype`."""
     return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
 def is_local(name: str, dtype: torch.dtype) -> bool:
-    """Whether the algorithm called `name` is local in `dtype`, as `Algorithm` says."""
-    # Of bfloat16 PyTorch's own multiplies pairs: the value beside a window too, by a weight of 0.
-    return ALGORITHMS[name].IS_LOCAL and not (name == "direct" and dtype == torch.bfloat16)
+    """Return whether the algorithm called `name` is local in `dtype`; see `Algorithm`."""
+    # PyTorch multiplies bfloat16 values in pairs: it reads the value beside a window, too, with a weight of 0.
+    return ALGORITHMS[name].IS_LOCAL and not (name == "aten" and dtype == torch.bfloat16)
 
 
-def need(name: str, shape: ConvShape, dtype: torch.dtype, *, strict: bool = False) -> None:
-    """Nothing, if `name` is "auto" or an algorithm that can do `shape`, and is local if `strict`.
-
-    Raises:
-        UsageError: there is no such algorithm, or it cannot.
-    """
+def check_algorithm(name: str, shape: ConvShape, dtype: torch.dtype, *, strict: bool = False) -> None:
+    """Raise UsageError unless `name` is "auto" or an algorithm that supports `shape` (and is local, if `strict`)."""
     if name == "auto":
         return
     if not isinstance(name, str) or name not in ALGORITHMS:
         raise UsageError(f"algorithm={name} is not known; use auto or one of: {', '.join(ALGORITHMS)}")
     reason = ALGORITHMS[name].why_not(shape, dtype)
     if reason:
-        raise UsageError(f"algorithm={name} cannot do this convolution: {reason}; use auto")
+        raise UsageError(f"algorithm={name} does not support this convolution: {reason}; use auto")
     if strict and not is_local(name, dtype):
         local = ", ".join(each for each in ALGORITHMS if is_local(each, dtype))
-        raise UsageError(f"algorithm={name} lets a NaN spoil results that do not read it; with strict=True use {local}")
+        raise UsageError(
+            f"algorithm={name} spreads NaN to results that do not read it; with strict=True use auto or one of: {local}"
+        )
 
 
-def algorithm(name: str, one_pass: Pass, shape: ConvShape, like: Tensor) -> Algorithm:
-    """The algorithm called `name`; of "auto" the fastest for this pass over tensors `like` this one.
+def select_algorithm(name: str, one_pass: Pass, shape: ConvShape, like: Tensor) -> Algorithm:
+    """Return the algorithm called `name`; for "auto" or "strict" the fastest one for this pass.
 
-    Of "strict" the fastest of those that are local.
+    Args:
+        name: a key of ALGORITHMS, "auto" (the fastest of all) or "strict" (the fastest that is local).
+        one_pass: the pass to compute.
+        shape: the sizes and settings of the convolution.
+        like: the first tensor of the pass; its device, dtype and memory order count.
     """
-    if name not in CHOSEN:
+    if name not in SELECTORS:
         return ALGORITHMS[name]
     if like.device.type != "cpu" or like.dtype not in DTYPES:
-        return aten  # second derivatives may come here in other dtypes, for which nothing here is faster
+        return aten  # second derivatives may arrive in other dtypes, for which nothing here is faster
     layout = torch.channels_last if like.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     key = one_pass, shape, layout, torch.get_num_threads(), like.dtype, name == "strict"
     if key not in _chosen:
-        _chosen[key] = _known(key) or _measured(key)
+        _chosen[key] = _look_up(key) or _time_and_save(key)
     return ALGORITHMS[_chosen[key]]
 
 
-def choices() -> dict[str, str]:
-    """What was chosen in this process so far, by description; for `repeating`."""
-    return {_written(key): name for key, name in _chosen.items()}
+def get_choices() -> dict[str, str]:
+    """Return the algorithms chosen by this process so far, by description of the convolution; see `pin_choices`."""
+    return {_describe(key): name for key, name in _chosen.items()}
 
 
 @contextmanager
-def repeating(choices: dict[str, str]) -> Iterator[None]:
-    """Choose in the body as when `choices()` was called, however fast the algorithms are here and now."""
-    before, chosen = dict(_repeated), dict(_chosen)
-    _repeated.update(choices)
+def pin_choices(choices: dict[str, str]) -> Iterator[None]:
+    """Use `choices`, from `get_choices`, in the body without timing, so that a resumed training rounds as before."""
+    pinned_before, chosen_before = dict(_pinned), dict(_chosen)
+    _pinned.update(choices)
     _chosen.clear()
     try:
         yield
     finally:
-        for now, then in ((_repeated, before), (_chosen, chosen)):
-            now.clear()
-            now.update(then)  # type: ignore[arg-type]
+        for current, before in ((_pinned, pinned_before), (_chosen, chosen_before)):
+            current.clear()
+            current.update(before)  # type: ignore[arg-type]
 
 
-def trials(
+def time_algorithms(
     one_pass: Pass,
     shape: ConvShape,
     layout: torch.memory_format,
@@ -174,28 +194,37 @@ def trials(
     thorough: bool = False,
     strict: bool = False,
 ) -> dict[str, Trial]:
-    """The time of each algorithm for one pass over tensors of `shape`, in turns.
+    """Time each algorithm for one pass, in alternating rounds.
 
-    `thorough`: also of those that hardly ever win, and each one's error. `strict`: only of those that are local.
+    Args:
+        one_pass: the pass to time.
+        shape: the sizes and settings of the convolution.
+        layout: the memory order of the tensors.
+        dtype: the dtype of the images.
+        thorough: also time algorithms that hardly ever win, and measure the error of each one.
+        strict: time only local algorithms.
+
+    Returns:
+        A Trial for each algorithm, by name.
     """
     tensors = random_tensors(one_pass, shape, layout, dtype)
     found: dict[str, Trial] = {}
     candidates: list[str] = []
     for name in ALGORITHMS:
-        reason = _why_not(name, one_pass, shape, dtype, thorough=thorough, strict=strict)
+        reason = _reason_to_skip(name, one_pass, shape, dtype, thorough=thorough, strict=strict)
         if reason:
             found[name] = Trial(None, reason)
         else:
             candidates.append(name)
     best = dict.fromkeys(candidates, float("inf"))
     with torch.inference_mode():
-        for rounds in range(1 + ROUNDS):
+        for rounds in range(1 + MAX_ROUNDS):
             for name in candidates:
-                best[name] = min(best[name], _run(name, one_pass, tensors, shape))
-            # The first round also warms threads, memory and libraries, which takes some milliseconds.
-            limit = max(HOPELESS * min(best.values()), 0 if rounds else LONG_ENOUGH)
+                best[name] = min(best[name], _time_once(name, one_pass, tensors, shape))
+            # The first round also warms up threads, memory and libraries, which takes some milliseconds.
+            limit = max(DROP_RATIO * min(best.values()), 0 if rounds else TIMING_BUDGET)
             candidates = [name for name in candidates if best[name] <= limit]
-            if rounds > 1 and rounds * min(best.values()) > LONG_ENOUGH:
+            if rounds > 1 and rounds * min(best.values()) > TIMING_BUDGET:
                 break
     exact = getattr(aten, one_pass)(*(tensor.double() for tensor in tensors), shape) if thorough else None
     for name, seconds in best.items():
@@ -207,23 +236,25 @@ def trials(
     return {name: found[name] for name in ALGORITHMS}
 
 
-def winner(tried: dict[str, Trial]) -> str:
-    """The fastest of them, or PyTorch's own where none is clearly faster."""
+def select_fastest(tried: dict[str, Trial]) -> str:
+    """Return the fastest algorithm, or PyTorch's own if none is clearly faster."""
     seconds = {name: trial.seconds for name, trial in tried.items() if trial.seconds is not None}
-    fastest, own = min(seconds, key=seconds.__getitem__), "direct" if "direct" in seconds else "widened"
-    return fastest if seconds[fastest] + OVERHEAD < GAIN * seconds[own] else own
+    fastest, own = min(seconds, key=seconds.__getitem__), "aten" if "aten" in seconds else "upcast"
+    return fastest if seconds[fastest] + DISPATCH_OVERHEAD < REQUIRED_RATIO * seconds[own] else own
 
 
-def explained(layer: str, shape: ConvShape, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """For each pass and algorithm `layer`, `pass`, `algorithm`, and what came of timing it now, in channels-last order.
+def explain_choice(layer: str, shape: ConvShape, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Time all algorithms for all passes of one convolution, in channels-last order, and return a table.
 
-    `seconds`, `gflops` (of the multiplications in the definition), `error` (largest, over the root mean square of the
-    exact result) or else `why_not`; `taken`: whether it is what "auto" takes.
+    Returns:
+        A row for each pass and algorithm, with `layer`, `pass`, `algorithm`; `seconds`, `gflops` (of the
+        multiplications in the definition) and `error` (the largest, over the root mean square of the exact result), or
+        `why_not`; `taken`: whether "auto" uses the algorithm.
     """
     rows = []
     for one_pass in PASSES:
-        tried = trials(one_pass, shape, torch.channels_last, dtype, thorough=True)
-        best = winner(tried)
+        tried = time_algorithms(one_pass, shape, torch.channels_last, dtype, thorough=True)
+        best = select_fastest(tried)
         for name, trial in tried.items():
             gflops = None if trial.seconds is None else 2e-9 * shape.multiply_adds / trial.seconds
             rows.append(
@@ -233,74 +264,75 @@ def explained(layer: str, shape: ConvShape, dtype: torch.dtype) -> list[dict[str
     return rows
 
 
-def _too_large(name: str, shape: ConvShape) -> str | None:
-    """Why a candidate would take too much memory to be worth timing."""
-    taps = shape.kernel[0] * shape.kernel[1]
-    needed = 4 * shape.batch * shape.in_channels * taps * shape.out_height * shape.out_width
-    if name == "gemm" and needed > MEMORY:
-        return f"its patches would take {needed / (1 << 30):.1f} GiB"
-    return None
-
-
-def _why_not(
-    name: str, one_pass: Pass, shape: ConvShape, dtype: torch.dtype, *, thorough: bool = False, strict: bool = False
-) -> str | None:
-    """Why a candidate is not timed."""
-    if strict and not is_local(name, dtype):
-        return "a NaN would spoil results that do not read it"
-    reason = ALGORITHMS[name].why_not(shape, dtype) or _too_large(name, shape)
-    return reason or (None if thorough else _too_slow(name, one_pass, shape, dtype))
-
-
-def _too_slow(name: str, one_pass: Pass, shape: ConvShape, dtype: torch.dtype) -> str | None:
-    """Why a candidate is not expected to win: to time it would take longer than all others together."""
-    imitated = not (native.multiplies_bfloat16() if name == "native_pairs" else has_bfloat16())
-    if dtype == torch.bfloat16 and name in ("direct", "gemm", "native_pairs") and imitated:
-        return "this processor only imitates bfloat16"
-    if name in IN_TENSORS and shape.in_channels == shape.groups:
-        return "products of one channel each leave nothing to gain"
-    if name == "gemm" and one_pass == "forward" and shape.kernel == shape.stride == (1, 1):
-        return "PyTorch's own is the same product"
-    if name == "fft" and shape.kernel[0] * shape.kernel[1] < native_fft.LEAST_TAPS:
-        return f"with fewer than {native_fft.LEAST_TAPS} taps transforms cost more than they save"
-    if name in IN_TENSORS and any(ALGORITHMS[kernel].why_not(shape, dtype) is None for kernel in COMPILED):
-        return "compiled kernels can do it"
-    return None
-
-
-def _measured(key: Key) -> str:
-    one_pass, shape, layout, _, dtype, strict = key
-    candidates = [name for name in ALGORITHMS if not _why_not(name, one_pass, shape, dtype, strict=strict)]
-    if len(candidates) == 1:
-        return candidates[0]
-    with torch.random.fork_rng(devices=[]):
-        name = winner(trials(one_pass, shape, layout, dtype, strict=strict))
-    remember(here(ALGORITHMS), _written(key), name)
-    return name
-
-
 def random_tensors(
     one_pass: Pass, shape: ConvShape, layout: torch.memory_format, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """The two tensors that a pass takes, normally distributed, in the memory order `layout`."""
+    """Return the two tensors that a pass takes, normally distributed, in the memory order `layout`."""
     sizes = {
         "forward": (shape.input, shape.weight),
         "input_gradient": (shape.output, shape.weight),
         "weight_gradient": (shape.output, shape.input),
     }
-    # Whatever the user has made PyTorch's default dtype and device.
+    # dtype and device are given because users change PyTorch's defaults.
     drawn = (torch.randn(size, dtype=torch.float32, device="cpu") for size in sizes[one_pass])
     first, second = (tensor.to(memory_format=layout) for tensor in drawn)
-    return first.to(dtype), second.to(dtype if one_pass == "weight_gradient" else learnt_in(dtype))
+    return first.to(dtype), second.to(dtype if one_pass == "weight_gradient" else weight_dtype(dtype))
 
 
-def _run(name: str, one_pass: Pass, tensors: tuple[Tensor, Tensor], shape: ConvShape) -> float:
+def _reason_to_skip(
+    name: str, one_pass: Pass, shape: ConvShape, dtype: torch.dtype, *, thorough: bool = False, strict: bool = False
+) -> str | None:
+    """Return why an algorithm is not timed, or None."""
+    if strict and not is_local(name, dtype):
+        return "it spreads NaN to results that do not read it"
+    reason = ALGORITHMS[name].why_not(shape, dtype) or _too_large(name, shape)
+    return reason or (None if thorough else _too_slow(name, one_pass, shape, dtype))
+
+
+def _too_large(name: str, shape: ConvShape) -> str | None:
+    """Return why an algorithm needs too much memory to be timed, or None."""
+    taps = shape.kernel[0] * shape.kernel[1]
+    needed = 4 * shape.batch * shape.in_channels * taps * shape.out_height * shape.out_width
+    if name == "gemm" and needed > MAX_WORKSPACE:
+        return f"its patches would take {needed / (1 << 30):.1f} GiB"
+    return None
+
+
+def _too_slow(name: str, one_pass: Pass, shape: ConvShape, dtype: torch.dtype) -> str | None:
+    """Return why an algorithm is not expected to win, or None. Timing it would take longer than timing all others."""
+    is_emulated = not (native.multiplies_bfloat16() if name == "native_winograd_bf16" else has_bfloat16())
+    if dtype == torch.bfloat16 and name in ("aten", "gemm", "native_winograd_bf16") and is_emulated:
+        return "this CPU emulates bfloat16"
+    if name in PURE_TORCH and shape.in_channels == shape.groups:
+        return "depthwise convolutions gain nothing from it"
+    if name == "gemm" and one_pass == "forward" and shape.kernel == shape.stride == (1, 1):
+        return "aten computes the same product"
+    if name == "fft" and shape.kernel[0] * shape.kernel[1] < native_fft.MIN_TAPS:
+        return f"with fewer than {native_fft.MIN_TAPS} taps, transforms cost more than they save"
+    if name in PURE_TORCH and any(ALGORITHMS[kernel].why_not(shape, dtype) is None for kernel in COMPILED):
+        return "a compiled kernel supports this shape"
+    return None
+
+
+def _time_and_save(key: Key) -> str:
+    one_pass, shape, layout, _, dtype, strict = key
+    candidates = [name for name in ALGORITHMS if not _reason_to_skip(name, one_pass, shape, dtype, strict=strict)]
+    if len(candidates) == 1:
+        return candidates[0]
+    with torch.random.fork_rng(devices=[]):
+        name = select_fastest(time_algorithms(one_pass, shape, layout, dtype, strict=strict))
+    save_choice(environment(ALGORITHMS), _describe(key), name)
+    return name
+
+
+def _time_once(name: str, one_pass: Pass, tensors: tuple[Tensor, Tensor], shape: ConvShape) -> float:
     began = time.perf_counter()
     getattr(ALGORITHMS[name], one_pass)(*tensors, shape)
     return time.perf_counter() - began
 
 
-def _written(key: Key) -> str:
+def _describe(key: Key) -> str:
+    """Return the description under which caches and checkpoints keep the choice for `key`."""
     one_pass, shape, layout, threads, dtype, strict = key
     sizes = "×".join(map(str, shape.input)), "×".join(map(str, shape.weight))
     settings = f"stride {shape.stride} padding {shape.padding} dilation {shape.dilation} groups {shape.groups}"
@@ -309,7 +341,65 @@ def _written(key: Key) -> str:
     return f"{one_pass} {sizes[0]} by {sizes[1]} {settings}, {order}, {threads} threads{numbers}{', strict' * strict}"
 
 
-def _known(key: Key) -> str | None:
-    written = _written(key)
-    name = _repeated.get(written) or remembered(here(ALGORITHMS)).get(written)
+def _look_up(key: Key) -> str | None:
+    """Return the pinned or cached choice for `key`, or None."""
+    description = _describe(key)
+    name = _pinned.get(description) or load_choices(environment(ALGORITHMS)).get(description)
     return name if name in ALGORITHMS else None
+
+
+# The cache on disk: choices by environment, then by description of the convolution.
+
+
+def environment(names: Iterable[str]) -> str:
+    """Return what all timings depend on beside the shape: the CPU, PyTorch's version and the algorithms `names`."""
+    return f"{processor()}, torch {torch.__version__}, algorithms {', '.join(names)}"
+
+
+def with_current_names(choices: Mapping[str, Any]) -> dict[str, str]:
+    """Return `choices` with algorithm names from earlier versions replaced by those of ALGORITHMS."""
+    return {str(key): FORMER_NAMES.get(str(name), str(name)) for key, name in choices.items()}
+
+
+@cache
+def load_choices(place: str) -> dict[str, str]:
+    """Return the cached choices for the environment `place`, read once per process; `save_choice` adds to them."""
+    return _choices_for(place, _read_cache())
+
+
+def save_choice(place: str, description: str, name: str) -> None:
+    """Keep one choice in memory and, if the cache can be written, on disk beside those of other processes."""
+    load_choices(place)[description] = name
+    with suppress(StorageError):  # the next process then times it again
+        path = cache_folder() / CACHE_FILE
+        with locked(path.with_suffix(".lock")):
+            everything = _read_cache()
+            everything[place] = _choices_for(place, everything) | {description: name}
+            write_json(path, {"format": CACHE_FORMAT, "choices": everything})
+
+
+def _choices_for(place: str, everything: dict[str, Any]) -> dict[str, str]:
+    """Return the choices for `place`, those that an earlier version wrote under its own names included."""
+    found: dict[str, str] = {}
+    for key in sorted(everything, key=place.__eq__):  # `place` itself last: its choices are newer
+        machine, separator, names = key.rpartition(", algorithms ")
+        current = ", ".join(FORMER_NAMES.get(name, name) for name in names.split(", "))
+        if machine + separator + current == place and isinstance(everything[key], dict):
+            found |= with_current_names(everything[key])
+    return found
+
+
+def _read_cache() -> dict[str, Any]:
+    """Return all choices on disk by environment; if the file is damaged, warn and return none."""
+    try:
+        path = cache_folder() / CACHE_FILE
+        content: Any = read_json(path)
+    except (FileNotFoundError, StorageError):
+        return {}
+    except (OSError, ValueError):
+        content = None
+    choices = content.get("choices") if isinstance(content, dict) else None
+    if not isinstance(choices, dict):
+        say(f"{path} is damaged; timing convolutions again")
+        return {}
+    return choices if content.get("format") == CACHE_FORMAT else {}

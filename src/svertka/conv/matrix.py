@@ -20,7 +20,7 @@ import torch
 from svertka.conv_geometry import ConvShape
 
 # Each entry is two indices, its weight's index and its value, 32 bytes: 1 GiB, and as much again while it is sorted.
-MOST_ENTRIES = 2**25
+MAX_ENTRIES = 2**25
 
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
@@ -28,8 +28,8 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     if dtype not in (torch.float32, torch.float64):
         return f"sparse products are made of float32 and float64, not {str(dtype).removeprefix('torch.')}"
     entries = shape.multiply_adds // max(shape.batch, 1)
-    if entries > MOST_ENTRIES:
-        return f"its matrix has up to {entries:,} entries, more than {MOST_ENTRIES:,}"
+    if entries > MAX_ENTRIES:
+        return f"its matrix has up to {entries:,} entries, more than {MAX_ENTRIES:,}"
     return None
 
 

@@ -23,7 +23,7 @@ from svertka.conv import native
 from svertka.conv.native import empty, floats
 from svertka.conv_geometry import ConvShape
 
-LEAST_TAPS = 25  # with fewer, a transform costs more than it saves
+MIN_TAPS = 25  # with fewer, a transform costs more than it saves
 
 IS_LOCAL = False  # whole circles
 
@@ -35,8 +35,8 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
         return reason
     if shape.groups != 1:
         return "the kernels have no groups"
-    if shape.kernel[0] * shape.kernel[1] < LEAST_TAPS:
-        return f"the kernels are for {LEAST_TAPS} taps or more"
+    if shape.kernel[0] * shape.kernel[1] < MIN_TAPS:
+        return f"the kernels are for {MIN_TAPS} taps or more"
     if max(shape.span) > native.kernels.FFT_LONGEST:
         return f"the kernels are for taps that span at most {native.kernels.FFT_LONGEST} pixels"
     return None

@@ -92,7 +92,7 @@ def _is_direct(
     wanted = [own]
     if torch.is_grad_enabled():
         wanted += [of_x] * x.requires_grad + ["weight_gradient"] * weight.requires_grad
-    return bool(x.numel()) and all(autotune.algorithm(name, one, shape, x) is aten for one in wanted)
+    return bool(x.numel()) and all(autotune.select_algorithm(name, one, shape, x) is aten for one in wanted)
 
 
 def _is_autocast(x: Tensor) -> bool:
@@ -134,7 +134,7 @@ def _convolution(
     shape = _shape(x.shape, weight.shape, *map(tuple, (stride, padding, dilation)), groups)
     if not x.numel():
         return x.new_zeros(shape.output)
-    result = autotune.algorithm(name, "forward", shape, x).forward(x, weight, shape, bias)
+    result = autotune.select_algorithm(name, "forward", shape, x).forward(x, weight, shape, bias)
     return result.contiguous(memory_format=_layout(x, weight))
 
 
@@ -145,7 +145,7 @@ def _input_gradient(
     shape = _shape(inputs, weight.shape, *map(tuple, (stride, padding, dilation)), groups)
     if not gradient.numel():
         return gradient.new_zeros(inputs)
-    result = autotune.algorithm(name, "input_gradient", shape, gradient).input_gradient(gradient, weight, shape)
+    result = autotune.select_algorithm(name, "input_gradient", shape, gradient).input_gradient(gradient, weight, shape)
     return result.contiguous(memory_format=_layout(gradient, weight))
 
 
@@ -154,10 +154,10 @@ def _weight_gradient(
 ) -> Tensor:
     weight = gradient.shape[1], x.shape[1] // groups, *kernel
     shape = _shape(x.shape, weight, *map(tuple, (stride, padding, dilation)), groups)
-    dtype = autotune.learnt_in(x.dtype)
+    dtype = autotune.weight_dtype(x.dtype)
     if not x.numel():
         return x.new_zeros(weight, dtype=dtype)
-    result = autotune.algorithm(name, "weight_gradient", shape, x).weight_gradient(gradient, x, shape)
+    result = autotune.select_algorithm(name, "weight_gradient", shape, x).weight_gradient(gradient, x, shape)
     return result.to(dtype).contiguous(memory_format=_layout(x, gradient))
 
 
@@ -187,7 +187,7 @@ def _fake_input_gradient(gradient: Tensor, weight: Tensor, size: Pair, *settings
 
 def _fake_weight_gradient(gradient: Tensor, x: Tensor, kernel: Pair, *settings: Any) -> Tensor:
     groups = settings[3]
-    empty = x.new_empty(gradient.shape[1], x.shape[1] // groups, *kernel, dtype=autotune.learnt_in(x.dtype))
+    empty = x.new_empty(gradient.shape[1], x.shape[1] // groups, *kernel, dtype=autotune.weight_dtype(x.dtype))
     return empty.contiguous(memory_format=_layout(x, gradient))
 
 
@@ -240,7 +240,7 @@ def _passes(*tensors: Tensor) -> tuple[Any, Any, Any]:
 def _by_pytorch(compute: Any, *arguments: Any) -> Tensor:
     """What a pass gives by PyTorch's own algorithm."""
     *others, _ = arguments
-    result: Tensor = compute(*others, "direct")
+    result: Tensor = compute(*others, "aten")
     return result
 
 

@@ -65,4 +65,4 @@ def tune(
             network = model.build(size=side)
         layers = convolutions(network, (batch, model.channels, side, side))
     dtype = torch.bfloat16 if bfloat16 else torch.float32
-    return [trial for layer in layers.items() for trial in autotune.explained(*layer, dtype)]
+    return [trial for layer in layers.items() for trial in autotune.explain_choice(*layer, dtype)]

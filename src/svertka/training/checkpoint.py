@@ -48,14 +48,14 @@ def save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     path.parent.mkdir(exist_ok=True)
-    header = {"state": asdict(state), "optimizer": numbers, "convolutions": autotune.choices()}
+    header = {"state": asdict(state), "optimizer": numbers, "convolutions": autotune.get_choices()}
     write_tensors(path, tensors, header | extra)
 
 
 def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, Any]]:
     """Put what `save` wrote back into `network`, `optimizer` and the random state; returns the State and the extras.
 
-    Among the extras are `convolutions`, for `choose.repeating`: another algorithm would round otherwise.
+    The extras include `convolutions`, for `autotune.pin_choices`: other algorithms would round differently.
 
     Raises:
         RunError: the file is missing, damaged, or of another network.
@@ -64,7 +64,7 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tu
     try:
         state = _STATE.validate_python(header.pop("state"))
         numbers = _NUMBERS.validate_python(header.pop("optimizer"))
-        choices = _CHOICES.validate_python(header.pop("convolutions", {}))
+        choices = autotune.with_current_names(_CHOICES.validate_python(header.pop("convolutions", {})))
         _refuse_impossible(state, choices)
         network.load_state_dict(_under("network.", tensors))
         _restore_optimizer(optimizer, _under("optimizer.", tensors) | dict(numbers))

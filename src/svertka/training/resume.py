@@ -132,7 +132,7 @@ def train_to_the_end(
     in_layout(classifier.network, settings.layout)
     optimizer = optimizer_for(classifier, settings.recipe)
     state, extra = checkpoint.load(run.checkpoint, classifier.network, optimizer)
-    with autotune.repeating(extra["convolutions"]):
+    with autotune.pin_choices(extra["convolutions"]):
         if state.step == 0 and computes_head(classifier, settings.recipe):
             compute_head(classifier, settings, parts, place)
         learning = learner(classifier, frozen, settings, parts, place)
