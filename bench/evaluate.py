@@ -34,7 +34,7 @@ from svertka.data.sources import open_source
 from svertka.evaluation.crop_protocols import crop_protocol, to_batch
 from svertka.evaluation.metrics import MetricAccumulator
 from svertka.evaluation.predictor import CROPS_PER_BATCH, Predictor, average_log_probabilities
-from svertka.graph.fully_convolutional import sliding
+from svertka.graph.fully_convolutional import make_fully_convolutional
 from svertka.models.registry import find_model
 from turns import in_turns, ratios, seconds
 
@@ -83,7 +83,7 @@ def dense(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[
     how = crop_protocol("dense", None, one.preprocess)
     predictor = Predictor(one, dataset, how, device=CPU, threads=threads)
     size = one.preprocess.size
-    stride = sliding(one.network, (1, 3, size, size)).stride
+    stride = make_fully_convolutional(one.network, (1, 3, size, size)).stride
     pictures = [
         [
             to_batch(one.preprocess, whole_picture(dataset.pictures.read(k, max(how.scales)), scale, 3))

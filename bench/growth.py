@@ -24,11 +24,11 @@ import torch
 from torch import nn
 
 from networks import FLOAT32, compare
-from svertka.compiler.dynamic_batch import record
-from svertka.compiler.fusion import fused
-from svertka.compiler.ir import Convolution, Size, inputs_of, results_of
+from svertka.compiler.dynamic_batch import capture_graph
+from svertka.compiler.fusion import fuse
+from svertka.compiler.ir import BatchDependentSize, FusedConvolution, inputs_of, results_of
 from svertka.compiler.optimize import optimize
-from svertka.compiler.packing import is_dense, kernel_of
+from svertka.compiler.packing import is_dense, select_kernel
 from svertka.device import processor, set_threads
 from svertka.files import write_atomic
 from svertka.models.registry import find_model
@@ -57,19 +57,19 @@ AXES = {
 
 def work(network: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
     """What an optimized network has to do for pictures of `shape`: 10⁹ multiplications, MB of weights and of maps."""
-    steps = fused(record(network, shape))
+    steps = fuse(capture_graph(network, shape))
 
     def sides(value: int) -> list[int]:
-        return [side.of(shape[0]) if isinstance(side, Size) else side for side in steps.shapes[value]]
+        return [side.of(shape[0]) if isinstance(side, BatchDependentSize) else side for side in steps.shapes[value]]
 
     defined, left = 0, 0
     for step in steps.steps:
-        if isinstance(step, Convolution):
+        if isinstance(step, FusedConvolution):
             weight = steps.tensors[step.weight].shape
             batch, _, *window = (*sides(step.result), 1, 1)[:4]
             every = batch * prod(window) * prod(weight)
             defined += every
-            if not is_dense(steps, step) and kernel_of(step, tuple(weight)) == "winograd":
+            if not is_dense(steps, step) and select_kernel(step, tuple(weight)) == "winograd":
                 kernels = ceil(weight[2] / 3) ** 2  # F(4,3) takes 6×6 products for 4×4 results
                 every = batch * prod(ceil(side / 4) for side in window) * 36 * weight[0] * weight[1] * kernels
             left += every

@@ -10,7 +10,7 @@ from typing import Any, Self, SupportsIndex, overload
 import torch
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from svertka.compiler.optimize import fastest
+from svertka.compiler.optimize import optimize_if_worthwhile
 from svertka.data.image_inputs import Input, all_of, intensities_of, misnamed_files
 from svertka.data.image_io import DEFAULT, Decoding, misnamed_sentence
 from svertka.data.pixel_statistics import other_intensities
@@ -183,7 +183,7 @@ class Classifier:
             UsageError: `num_images` is not an integer.
         """
         shape = self.preprocess.channels, self.preprocess.size, self.preprocess.size
-        return type(self)(fastest(self.network, shape, num_images), self.config)
+        return type(self)(optimize_if_worthwhile(self.network, shape, num_images), self.config)
 
     @check_types
     def predict(self, image: Picture, top: int = 5) -> list[tuple[str, float]]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from svertka.compiler.accuracy_check import channel_error
 from svertka.compiler.optimize import Optimized, optimize
-from svertka.compiler.output_structure import tensors_in
+from svertka.compiler.output_structure import find_tensors
 from svertka.errors import UsageError
 
 # Ours may be so many times as far from float64 as PyTorch's float32 is, or so far of a channel's largest value.
@@ -591,7 +591,7 @@ def tried(design: Design) -> tuple[str, str]:
             return "refused", str(error)
         x = images(design, design.batch)
         with torch.no_grad():
-            pairs = zip(tensors_in(network(x.clone())), tensors_in(exact(x.double())), strict=True)
+            pairs = zip(find_tensors(network(x.clone())), find_tensors(exact(x.double())), strict=True)
             usual = max(channel_error(a, b) for a, b in pairs)
         return ("useless" if usual > USELESS else "wrong"), str(error)
     with torch.no_grad():
@@ -605,12 +605,12 @@ def tried(design: Design) -> tuple[str, str]:
 def _fault(design: Design, network: nn.Module, exact: nn.Module, optimized: Optimized, x: Tensor) -> str | None:
     """What is wrong with the results for `x`, if anything."""
     try:
-        theirs = list(tensors_in(network(x.clone())))
-        truth = list(tensors_in(exact(x.double())))
+        theirs = list(find_tensors(network(x.clone())))
+        truth = list(find_tensors(exact(x.double())))
     except (RuntimeError, IndexError, ValueError):
         theirs = None
     try:
-        ours = list(tensors_in(optimized(x)))
+        ours = list(find_tensors(optimized(x)))
     except UsageError:
         return None
     if theirs is None:
@@ -639,7 +639,7 @@ def _saved(design: Design, optimized: Optimized) -> tuple[str, str]:
             return "right", f"not saved: {error}"
         loaded = Optimized.load(path)
     x = images(design, design.batch)
-    pairs = zip(tensors_in(optimized(x)), tensors_in(loaded(x)), strict=True)
+    pairs = zip(find_tensors(optimized(x)), find_tensors(loaded(x)), strict=True)
     same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
     return ("right", "") if same else ("wrong", "loaded, it gives other numbers")
 

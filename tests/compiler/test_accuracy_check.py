@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svertka.compiler.accuracy_check import TOLERANCE, measured
+from svertka.compiler.accuracy_check import TOLERANCE, measure_error
 from svertka.compiler.optimize import optimize
 from svertka.errors import UsageError
 
@@ -32,7 +32,7 @@ def test_what_only_rounds_as_pytorch_does_is_taken_and_what_is_further_off_is_no
         return network(x * (1 + 1e-4))
 
     with torch.no_grad(), pytest.raises(UsageError, match="gives something else on the example"):
-        measured(off, network, x, {2}, bf16=False)
+        measure_error(off, network, x, {2}, bf16=False)
 
 
 def test_the_error_that_is_named_is_the_one_that_is_judged() -> None:
@@ -43,7 +43,7 @@ def test_the_error_that_is_named_is_the_one_that_is_judged() -> None:
         return x * torch.tensor([1.002, 1.0])[:, None, None]
 
     with pytest.raises(UsageError, match=r"difference is 2\.0e-03 of the largest value of its channel for 1 pictures"):
-        measured(first_channel_off, nn.Identity(), example, {1}, bf16=False)
+        measure_error(first_channel_off, nn.Identity(), example, {1}, bf16=False)
 
 
 def test_outputs_on_other_devices_are_refused() -> None:
@@ -52,4 +52,4 @@ def test_outputs_on_other_devices_are_refused() -> None:
             return x.to("meta")
 
     with pytest.raises(UsageError, match="gives tensors of other shapes or types, or on other devices"):
-        measured(nn.Identity(), Elsewhere(), torch.ones(1, 2, 4, 4), {1}, bf16=False)
+        measure_error(nn.Identity(), Elsewhere(), torch.ones(1, 2, 4, 4), {1}, bf16=False)

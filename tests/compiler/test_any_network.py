@@ -16,7 +16,7 @@ from torch.nn.utils import prune
 
 from svertka.compiler.accuracy_check import channel_error
 from svertka.compiler.optimize import Optimized, optimize
-from svertka.compiler.output_structure import tensors_in
+from svertka.compiler.output_structure import find_tensors
 from svertka.errors import RunError, UsageError
 
 TOLERANCE = 2e-5  # of the largest value, rounding of float32
@@ -43,7 +43,7 @@ def images(count: int) -> Tensor:
 
 def same(ours: Any, theirs: Any) -> bool:
     """Whether two outputs have the same types and, but for rounding, the same numbers."""
-    pairs = list(zip(tensors_in(ours), tensors_in(theirs), strict=True))
+    pairs = list(zip(find_tensors(ours), find_tensors(theirs), strict=True))
     return type(ours) is type(theirs) and all(channel_error(a, b) < TOLERANCE and a.dtype == b.dtype for a, b in pairs)
 
 
@@ -478,7 +478,7 @@ def test_what_is_saved_is_loaded(tmp_path, name: str) -> None:
     optimized.save(tmp_path / "network.safetensors")
     ours, again = optimized(images(3)), Optimized.load(tmp_path / "network.safetensors")(images(3))
     assert type(ours) is type(again)
-    assert all(torch.equal(a, b) for a, b in zip(tensors_in(ours), tensors_in(again), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(find_tensors(ours), find_tensors(again), strict=True))
 
 
 @pytest.mark.parametrize("name", ["a named tuple", "a dataclass", "a model output", "a default dict", "what max gives"])
@@ -509,9 +509,9 @@ def test_nothing_spreads_where_it_must_not() -> None:
     for taps in (3, 5):
         network = nn.Sequential(nn.Conv2d(16, 16, taps, padding=taps // 2), nn.ReLU()).eval()
         x = torch.randn(1, 16, 16, 16)
-        assert optimize(network, x).tiled == ("0",)
+        assert optimize(network, x).winograd_layers == ("0",)
         strict = optimize(network, x, strict=True)
-        assert strict.tiled == ()
+        assert strict.winograd_layers == ()
         for bad in (float("nan"), float("inf"), 1e20):
             x[0, 1, 5, 5] = bad
             with torch.no_grad():

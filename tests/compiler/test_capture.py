@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svertka.compiler.dynamic_batch import record
-from svertka.compiler.ir import Constant, Operation, Recording, Size, Value, leaves
+from svertka.compiler.dynamic_batch import capture_graph
+from svertka.compiler.ir import BatchDependentSize, CapturedGraph, Constant, Operation, Value, iter_leaves
 from svertka.errors import UsageError
 
 
@@ -27,12 +27,12 @@ class Branches(nn.Module):
         return {"scores": scores, "doubled": maps.reshape(2 * x.shape[0], -1)}
 
 
-def run(recording: Recording, x: Tensor) -> Any:
+def run(recording: CapturedGraph, x: Tensor) -> Any:
     """The recording on `x`, operation after operation."""
     values = {0: x}
 
     def seen(leaf: Any) -> Any:
-        if isinstance(leaf, Size):
+        if isinstance(leaf, BatchDependentSize):
             return leaf.of(len(x))
         if isinstance(leaf, Constant):
             return recording.constants[leaf.name]
@@ -47,7 +47,7 @@ def run(recording: Recording, x: Tensor) -> Any:
 @pytest.mark.parametrize("pictures", [1, 2, 7])
 def test_a_recording_gives_what_the_network_gives_for_any_number(pictures: int) -> None:
     network = Branches().eval()
-    recording = record(network, (4, 3, 6, 6))
+    recording = capture_graph(network, (4, 3, 6, 6))
     x = torch.randn(pictures, 3, 6, 6)
     with torch.inference_mode():
         expected, found = network(x), run(recording, x)
@@ -57,11 +57,13 @@ def test_a_recording_gives_what_the_network_gives_for_any_number(pictures: int) 
 
 
 def test_it_says_where_everything_is_called_and_what_depends_on_the_number() -> None:
-    recording = record(Branches().eval(), (1, 3, 6, 6))
+    recording = capture_graph(Branches().eval(), (1, 3, 6, 6))
     assert {operation.place for operation in recording.operations} == {"left", "right", "head", "the network itself"}
-    assert recording.shapes[0] == (Size(1, 0), 3, 6, 6)
-    assert (Size(2, 0), 144) in recording.shapes.values()
-    assert any(isinstance(leaf, Size) for one in recording.operations for leaf in leaves(one.arguments))
+    assert recording.shapes[0] == (BatchDependentSize(1, 0), 3, 6, 6)
+    assert (BatchDependentSize(2, 0), 144) in recording.shapes.values()
+    assert any(
+        isinstance(leaf, BatchDependentSize) for one in recording.operations for leaf in iter_leaves(one.arguments)
+    )
     assert all(isinstance(operation, Operation) and "_." not in operation.name for operation in recording.operations)
 
 
@@ -81,14 +83,14 @@ class Positive(nn.Module):
 
 
 def test_what_decides_is_computed_once_however_often_it_is_used() -> None:
-    recording = record(Positive(steps=400), (1, 3, 6, 6))  # 2 ** 400 if each use were computed by itself
+    recording = capture_graph(Positive(steps=400), (1, 3, 6, 6))  # 2 ** 400 if each use were computed by itself
     assert "neg.default" not in {operation.name for operation in recording.operations}
 
 
 def test_the_network_is_not_touched() -> None:
     network = Branches()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    record(network, (1, 3, 6, 6))
+    capture_graph(network, (1, 3, 6, 6))
     assert network.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert not network.left._forward_hooks
@@ -102,10 +104,10 @@ class Fixed(nn.Module):
 
 
 def test_what_wants_one_number_of_pictures_is_recorded_for_that() -> None:
-    recording = record(Fixed(), (4, 3, 6, 6))
+    recording = capture_graph(Fixed(), (4, 3, 6, 6))
     x = torch.randn(4, 3, 6, 6)
     assert torch.equal(run(recording, x), x.view(4, 108))
-    assert not any(isinstance(side, Size) for shape in recording.shapes.values() for side in shape)
+    assert not any(isinstance(side, BatchDependentSize) for shape in recording.shapes.values() for side in shape)
 
 
 class Deciding(nn.Module):
@@ -134,4 +136,4 @@ class Writing(nn.Module):
 )
 def test_what_cannot_be_recorded_is_named(network: nn.Module, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        record(network, (2, 3, 6, 6))
+        capture_graph(network, (2, 3, 6, 6))

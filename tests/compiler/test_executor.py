@@ -35,7 +35,9 @@ def test_what_is_joined_lies_side_by_side(order: tuple[int, ...]) -> None:
     steps = optimized._steps
     weights = {name: packed.unpacked() for name, packed in optimized._packed.items()}
     with torch.inference_mode():
-        expected = reference.run(steps, lambda name: weights[name] if name in weights else steps.tensors[name], x)
+        expected = reference.run_reference(
+            steps, lambda name: weights[name] if name in weights else steps.tensors[name], x
+        )
     torch.testing.assert_close(optimized(x), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svertka.compiler import reference
-from svertka.compiler.dynamic_batch import record
-from svertka.compiler.fusion import Fused, fused
+from svertka.compiler.dynamic_batch import capture_graph
+from svertka.compiler.fusion import FusedNetwork, fuse
 from svertka.compiler.ir import (
     Concatenation,
     Constant,
-    Convolution,
+    FusedConvolution,
     Operation,
     Pool,
     Step,
     Sum,
     Value,
     inputs_of,
-    leaves,
+    iter_leaves,
     results_of,
 )
 from svertka.models.registry import MODELS
@@ -48,10 +48,10 @@ def steps_of(function: Function) -> tuple[Step, ...]:
     """The steps, after it was seen that they give what the network gives."""
     torch.manual_seed(0)
     network, x = Around(function).eval(), torch.randn(2, 4, 8, 8)
-    made: Fused = fused(record(network, (1, 4, 8, 8)))
+    made: FusedNetwork = fuse(capture_graph(network, (1, 4, 8, 8)))
     with torch.inference_mode():
         exact = network.double()(x.double())
-        found = reference.run(made, made.tensors.__getitem__, x)
+        found = reference.run_reference(made, made.tensors.__getitem__, x)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
     return made.steps
 
@@ -64,15 +64,15 @@ def only(function: Function) -> Step:
 
 def test_what_follows_a_convolution_becomes_part_of_it() -> None:
     step = only(lambda net, x: F.relu6(net.norm(net.conv(x))))
-    assert isinstance(step, Convolution)
+    assert isinstance(step, FusedConvolution)
     assert step.bounds == (0, 6)
     step = only(lambda net, x: F.relu(net.conv(x) * 0.5 + x))
-    assert isinstance(step, Convolution)
+    assert isinstance(step, FusedConvolution)
     assert step.residual == 0
     assert step.bounds == (0, math.inf)
-    assert isinstance(only(lambda net, x: net.conv(x).clamp(-0.1, 0.2)), Convolution)
-    assert isinstance(only(lambda net, x: net.conv(F.pad(x, (1, 2, 0, 1)))), Convolution)
-    assert isinstance(only(lambda net, x: net.dense(x.flatten(1))), Convolution)
+    assert isinstance(only(lambda net, x: net.conv(x).clamp(-0.1, 0.2)), FusedConvolution)
+    assert isinstance(only(lambda net, x: net.conv(F.pad(x, (1, 2, 0, 1)))), FusedConvolution)
+    assert isinstance(only(lambda net, x: net.dense(x.flatten(1))), FusedConvolution)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_what_would_be_something_else_stays_apart(function: Function) -> None:
 
 def test_the_later_of_two_convolutions_takes_the_sum() -> None:
     first, second = steps_of(lambda net, x: net.other(x) + net.conv(x))
-    assert isinstance(first, Convolution)
-    assert isinstance(second, Convolution)
+    assert isinstance(first, FusedConvolution)
+    assert isinstance(second, FusedConvolution)
     assert second.residual == first.result
 
 
@@ -110,7 +110,7 @@ def test_poolings_sums_and_concatenations_are_steps() -> None:
     assert isinstance(only(lambda _, x: F.adaptive_avg_pool2d(x, 4)), Pool)
     assert isinstance(only(lambda _, x: torch.relu(x)), Sum)
     assert isinstance(steps_of(lambda net, x: torch.cat([net.conv(x), x], 1))[-1], Concatenation)
-    assert isinstance(only(lambda net, x: net.norm(x)), Convolution)  # of each channel by itself
+    assert isinstance(only(lambda net, x: net.norm(x)), FusedConvolution)  # of each channel by itself
 
 
 @pytest.mark.parametrize(
@@ -129,16 +129,16 @@ def test_what_has_no_rule_stays_an_operation(function: Function) -> None:
 
 def test_a_residual_network_has_a_step_a_convolution_and_two_poolings() -> None:
     network = MODELS["resnet18"].build(classes=5).eval()
-    made = fused(record(network, (1, 3, 64, 64)))
+    made = fuse(capture_graph(network, (1, 3, 64, 64)))
     kinds = [type(step) for step in made.steps]
     convolutions = sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in network.modules())
-    assert kinds.count(Convolution) == convolutions
+    assert kinds.count(FusedConvolution) == convolutions
     assert kinds.count(Pool) == len(kinds) - convolutions == 2
 
 
 def test_every_step_reads_what_is_there() -> None:
     for name in ("googlenet_bn", "efficientnet_lite0", "inception_v3"):
-        made = fused(record(MODELS[name].build(classes=5).eval(), (1, 3, 96, 96)))
+        made = fuse(capture_graph(MODELS[name].build(classes=5).eval(), (1, 3, 96, 96)))
         there = {0}
         for step in made.steps:
             assert there.issuperset(inputs_of(step))
@@ -161,18 +161,18 @@ class Wasteful(nn.Module):
 
 def test_what_is_not_needed_is_left_out_and_what_is_known_is_computed() -> None:
     network = Wasteful().eval()
-    made = fused(record(network, (1, 3, 8, 8)))
-    assert [type(step) for step in made.steps] == [Convolution, Operation]
+    made = fuse(capture_graph(network, (1, 3, 8, 8)))
+    assert [type(step) for step in made.steps] == [FusedConvolution, Operation]
     assert not any(name.startswith("unused") for name in made.tensors)
-    (known,) = [leaf.name for leaf in leaves(made.steps[1].arguments) if isinstance(leaf, Constant)]  # type: ignore[union-attr]
+    (known,) = [leaf.name for leaf in iter_leaves(made.steps[1].arguments) if isinstance(leaf, Constant)]  # type: ignore[union-attr]
     torch.testing.assert_close(made.tensors[known].flatten(), network.scale.exp() + 1)
 
 
 def test_tensors_of_the_network_stay_as_they_are() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    made = fused(record(network, (1, 3, 8, 8)))
+    made = fuse(capture_graph(network, (1, 3, 8, 8)))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     (step,) = made.steps
-    assert isinstance(step, Convolution)
+    assert isinstance(step, FusedConvolution)
     assert made.tensors[step.weight].dtype == torch.float32

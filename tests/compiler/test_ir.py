@@ -2,7 +2,7 @@
 
 import torch
 
-from svertka.compiler.ir import Constant, Operation, Size, Value, leaves, replaced
+from svertka.compiler.ir import BatchDependentSize, Constant, Operation, Value, iter_leaves, map_leaves
 
 
 def test_an_operation_is_what_pytorch_computes() -> None:
@@ -24,11 +24,11 @@ def test_some_give_several_values_and_some_arguments_have_names_only() -> None:
 
 
 def test_sizes_depend_on_the_number_of_pictures() -> None:
-    shape = (Size(1, 0), 3, Size(49, 2))
-    assert replaced(shape, lambda leaf: leaf.of(4) if isinstance(leaf, Size) else leaf) == (4, 3, 198)
+    shape = (BatchDependentSize(1, 0), 3, BatchDependentSize(49, 2))
+    assert map_leaves(shape, lambda leaf: leaf.of(4) if isinstance(leaf, BatchDependentSize) else leaf) == (4, 3, 198)
 
 
 def test_structures_keep_their_kinds() -> None:
     structure = {"a": [1, (2, 3)], "b": {"c": 4}}
-    assert list(leaves(structure)) == [1, 2, 3, 4]
-    assert replaced(structure, lambda leaf: leaf * 10) == {"a": [10, (20, 30)], "b": {"c": 40}}
+    assert list(iter_leaves(structure)) == [1, 2, 3, 4]
+    assert map_leaves(structure, lambda leaf: leaf * 10) == {"a": [10, (20, 30)], "b": {"c": 40}}

@@ -4,11 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svertka.compiler.ir import Concatenation, Step, Sum, inputs_of
-from svertka.compiler.memory_planner import ALIGNMENT, Maps, Slot, inner_parts, slots
+from svertka.compiler.memory_planner import ALIGNMENT, FeatureMapSize, Slot, assign_slots, find_concatenated_in_place
 
 
 @st.composite
-def programs(draw: st.DrawFn) -> tuple[list[Step], dict[int, Maps]]:
+def programs(draw: st.DrawFn) -> tuple[list[Step], dict[int, FeatureMapSize]]:
     """Steps that read values of before; values of the same size, so that they can be joined and summed up."""
     pictures, side = draw(st.integers(1, 3)), draw(st.integers(1, 9))
     channels, steps = {0: draw(st.integers(1, 40))}, []
@@ -22,10 +22,10 @@ def programs(draw: st.DrawFn) -> tuple[list[Step], dict[int, Maps]]:
             x = draw(some)
             steps.append(Sum(x, result))
             channels[result] = channels[x]
-    return steps, {value: Maps(pictures, count, side, side) for value, count in channels.items()}
+    return steps, {value: FeatureMapSize(pictures, count, side, side) for value, count in channels.items()}
 
 
-def numbers(slot: Slot, maps: Maps) -> set[int]:
+def numbers(slot: Slot, maps: FeatureMapSize) -> set[int]:
     """The places of all numbers of a value."""
     return {
         slot.offset + pixel * slot.step + channel for pixel in range(maps.pixels) for channel in range(maps.channels)
@@ -34,11 +34,11 @@ def numbers(slot: Slot, maps: Maps) -> set[int]:
 
 @given(program=programs())
 @settings(max_examples=150, deadline=None)
-def test_nothing_is_overwritten_that_is_still_read(program: tuple[list[Step], dict[int, Maps]]) -> None:
+def test_nothing_is_overwritten_that_is_still_read(program: tuple[list[Step], dict[int, FeatureMapSize]]) -> None:
     steps, maps = program
     last = steps[-1].result  # type: ignore[union-attr]
-    inner = inner_parts(steps, set(maps) - {0, last})
-    found, total = slots(steps, maps, inner, [last], {0})
+    inner = find_concatenated_in_place(steps, set(maps) - {0, last})
+    found, total = assign_slots(steps, maps, inner, [last], {0})
     # Run it: each number remembers whose it is.
     memory: dict[int, tuple[int, int, int]] = {}
 
@@ -74,18 +74,25 @@ def test_nothing_is_overwritten_that_is_still_read(program: tuple[list[Step], di
 
 def test_memory_is_used_again() -> None:
     steps: list[Step] = [Sum(number, number + 1) for number in range(20)]
-    maps = {value: Maps(1, 64, 8, 8) for value in range(21)}
-    found, total = slots(steps, maps, {}, [20], {0})
+    maps = {value: FeatureMapSize(1, 64, 8, 8) for value in range(21)}
+    found, total = assign_slots(steps, maps, {}, [20], {0})
     assert total == 2 * 64 * 64
     assert all(slot.offset % ALIGNMENT == 0 for slot in found.values())
 
 
 def test_parts_lie_where_they_are_joined() -> None:
     steps: list[Step] = [Sum(0, 1), Sum(0, 2), Concatenation((1, 2), 3)]
-    maps = {0: Maps(1, 8, 2, 2), 1: Maps(1, 16, 2, 2), 2: Maps(1, 8, 2, 2), 3: Maps(1, 24, 2, 2)}
-    inner = inner_parts(steps, {1, 2, 3})
+    maps = {
+        0: FeatureMapSize(1, 8, 2, 2),
+        1: FeatureMapSize(1, 16, 2, 2),
+        2: FeatureMapSize(1, 8, 2, 2),
+        3: FeatureMapSize(1, 24, 2, 2),
+    }
+    inner = find_concatenated_in_place(steps, {1, 2, 3})
     assert inner == {1: (3, 0), 2: (3, 1)}
-    found, total = slots(steps, maps, inner, [3], {0})
+    found, total = assign_slots(steps, maps, inner, [3], {0})
     assert (found[1], found[2]) == (Slot(found[3].offset, 24), Slot(found[3].offset + 16, 24))
     assert total == 24 * 4
-    assert inner_parts([Sum(0, 1), Concatenation((1, 1), 2)], {1, 2}) == {}  # it cannot lie in two places
+    assert (
+        find_concatenated_in_place([Sum(0, 1), Concatenation((1, 1), 2)], {1, 2}) == {}
+    )  # it cannot lie in two places

@@ -9,24 +9,24 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from svertka.compiler import tiling
-from svertka.compiler.ir import Chain, Convolution, Value
-from svertka.compiler.memory_planner import Maps
+from svertka.compiler.ir import Chain, FusedConvolution, Value
+from svertka.compiler.memory_planner import FeatureMapSize
 from svertka.compiler.optimize import optimize
-from svertka.compiler.tiling import Bands, chained, rows_read
+from svertka.compiler.tiling import ChainTiling, find_input_rows, form_chains
 from svertka.conv import native
 
 kernels = pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
 
 
-def step(number: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> Convolution:
+def step(number: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> FusedConvolution:
     """One that reads value `number` and gives the next."""
-    return Convolution(number, number + 1, "w", None, (stride, 1), (padding, 0), (dilation, 1), 1)
+    return FusedConvolution(number, number + 1, "w", None, (stride, 1), (padding, 0), (dilation, 1), 1)
 
 
 @st.composite
-def chains(draw: st.DrawFn) -> tuple[Chain, list[Maps], list[int]]:
+def chains(draw: st.DrawFn) -> tuple[Chain, list[FeatureMapSize], list[int]]:
     """Steps of any stride, padding and dilation, their maps, and the rows of their kernels."""
-    steps, maps, taps = [], [Maps(1, 1, draw(st.integers(1, 40)), 1)], []
+    steps, maps, taps = [], [FeatureMapSize(1, 1, draw(st.integers(1, 40)), 1)], []
     for number in range(draw(st.integers(2, 5))):
         size, stride, dilation = draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
         padding, more = draw(st.integers(0, size)), draw(st.integers(0, 2))
@@ -35,14 +35,14 @@ def chains(draw: st.DrawFn) -> tuple[Chain, list[Maps], list[int]]:
             break
         steps.append(step(number, stride, padding, dilation))
         taps.append(size)
-        maps.append(Maps(1, 1, height, 1))
+        maps.append(FeatureMapSize(1, 1, height, 1))
     return Chain(tuple(steps)), maps, taps
 
 
 @given(drawn=chains(), room=st.integers(1, 60), segments=st.integers(1, 4))
 @settings(max_examples=300, deadline=None)
 def test_every_row_is_made_once_from_rows_that_are_there(
-    drawn: tuple[Chain, list[Maps], list[int]], room: int, segments: int
+    drawn: tuple[Chain, list[FeatureMapSize], list[int]], room: int, segments: int
 ) -> None:
     chain, maps, taps = drawn
     if not chain.steps:
@@ -50,7 +50,7 @@ def test_every_row_is_made_once_from_rows_that_are_there(
     last = len(chain.steps) - 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiling, "ROOM", room)
-        found = Bands(chain, maps, taps, min(segments, maps[-1].height))
+        found = ChainTiling(chain, maps, taps, min(segments, maps[-1].height))
     made: list[int] = []
     for segment in found.segments:
         memory: dict[int, int] = {}  # of one thread: at which place which row of which map, as map · 1000 + row
@@ -61,7 +61,7 @@ def test_every_row_is_made_once_from_rows_that_are_there(
                     memory[start + row] = memory[start + row + part.below]
             for row in part.makes:
                 one = chain.steps[part.number]
-                for needed in rows_read(one, taps[part.number], range(row, row + 1), maps[part.number].height):
+                for needed in find_input_rows(one, taps[part.number], range(row, row + 1), maps[part.number].height):
                     assert needed in part.reads
                     if part.number:
                         place = found.starts[part.number] + needed - part.reads.start
@@ -158,5 +158,5 @@ def test_what_is_needed_elsewhere_is_computed_as_a_whole(what: str, together: li
         torch.testing.assert_close(optimized(x), network(x), rtol=1e-4, atol=1e-5)
     fused = optimized._steps
     kept = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
-    steps = chained(fused.steps, optimized._plan(2).maps, optimized._packed, kept)
+    steps = form_chains(fused.steps, optimized._plan(2).maps, optimized._packed, kept)
     assert [[one.place for one in step.steps] for step in steps if isinstance(step, Chain)] == [together]

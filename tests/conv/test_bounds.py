@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from svertka.compiler.ir import UNBOUNDED, Convolution
-from svertka.compiler.packing import Packed
+from svertka.compiler.ir import UNBOUNDED, FusedConvolution
+from svertka.compiler.packing import PackedWeights
 from svertka.conv import native
 
 pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
@@ -42,7 +42,7 @@ class Fenced:
             assert PROTECT(fence, PAGE, 0) == 0
 
 
-def drawn_layer(choose: random.Random) -> tuple[Convolution, tuple[int, ...], tuple[int, ...], tuple[int, int]]:
+def drawn_layer(choose: random.Random) -> tuple[FusedConvolution, tuple[int, ...], tuple[int, ...], tuple[int, int]]:
     """A convolution, the sizes of its input (N, C, H, W) and its weights, and of its result in y and x."""
     ins, outs = (choose.choice((1, 2, 3, 4, 5, 8, 16, 17, 24, 31, 32, 33, 40, 64, 65)) for _ in range(2))
     groups, taps = 1, (choose.choice((1, 1, 2, 3, 3, 3, 4, 7)),) * 2
@@ -60,7 +60,7 @@ def drawn_layer(choose: random.Random) -> tuple[Convolution, tuple[int, ...], tu
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, taps, strict=True)]
     sides = [max(1, r - 2 * p) + choose.randint(0, 18) for r, p in zip(reach, padding, strict=True)]
     size = [(n + 2 * p - r) // s + 1 for n, p, r, s in zip(sides, padding, reach, stride, strict=True)]
-    step = Convolution(0, 1, "weight", "bias", stride, padding, dilation, groups)
+    step = FusedConvolution(0, 1, "weight", "bias", stride, padding, dilation, groups)
     return step, (choose.randint(1, 3), ins, *sides), (outs, ins // groups, *taps), (size[0], size[1])
 
 
@@ -73,7 +73,7 @@ def rows(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 2, 3, 1).contiguous()
 
 
-def sliding(step: Convolution, axis: int, size: int, out_size: int, taps: int) -> "native.kernels.Sliding":
+def sliding(step: FusedConvolution, axis: int, size: int, out_size: int, taps: int) -> "native.kernels.Sliding":
     return native.kernels.Sliding(size, out_size, taps, step.stride[axis], step.padding[axis], step.dilation[axis])
 
 
@@ -88,7 +88,7 @@ def test_convolutions_stay_inside(
         step, shape, of_weight, size = drawn_layer(choose)
         at_end, threads = choose.random() < 0.7, choose.choice((1, 2, 3))
         weight = torch.randn(of_weight).to(dtype)
-        packed = Packed.of(step, weight if step.groups == 1 else weight.float(), dense=False)
+        packed = PackedWeights.of(step, weight if step.groups == 1 else weight.float(), dense=False)
         low, high = choose.choice((UNBOUNDED, (0.0, math.inf), (0.0, 1.0)))
         x, bias, residual = torch.randn(shape), torch.randn(of_weight[0]), torch.randn(shape[0], of_weight[0], *size)
         tensors = rows(x), packed.numbers, bias, rows(residual), torch.zeros_like(rows(residual))

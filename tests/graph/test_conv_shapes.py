@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.graph.conv_shapes import convolutions
+from svertka.graph.conv_shapes import find_conv_shapes
 from svertka.graph.summary import trace
 from svertka.models.registry import MODELS
 
@@ -13,7 +13,7 @@ def test_their_multiply_adds_are_those_of_the_trace(name):
     with torch.device("meta"):
         network = model.build()
     layers = [layer for layer in trace(network, (1, *model.input_shape)).layers if layer.kind == "Conv2d"]
-    found = {name: shape.multiply_adds for name, shape in convolutions(network, (1, *model.input_shape)).items()}
+    found = {name: shape.multiply_adds for name, shape in find_conv_shapes(network, (1, *model.input_shape)).items()}
     assert found == {layer.name: layer.multiply_adds for layer in layers}
 
 
@@ -21,7 +21,7 @@ def test_settings_and_order():
     layers = nn.Conv2d(4, 6, (3, 5), stride=2, padding=(1, 2), groups=2), nn.ReLU(), nn.Conv2d(6, 2, 1, padding="same")
     network = nn.Sequential(*layers)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    found = convolutions(network, (3, 4, 9, 10))
+    found = find_conv_shapes(network, (3, 4, 9, 10))
     assert list(found) == ["0", "2"]
     assert found["0"].input == (3, 4, 9, 10)
     assert (found["0"].stride, found["0"].padding, found["0"].groups) == ((2, 2), (1, 2), 2)

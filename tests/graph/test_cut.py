@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.errors import UsageError
-from svertka.graph.cut import Stage, cut, stages
+from svertka.graph.cut import Stage, cut_network, find_stages
 from svertka.models.registry import MODELS
 
 # One of each family, at the smallest size that its stages can be told apart at.
@@ -49,13 +49,13 @@ def test_halves_do_what_the_whole_does(name: str) -> None:
     network, shape = built(name, FAMILIES[name])
     pictures = torch.rand(shape, generator=torch.Generator().manual_seed(1))
     before = copy.deepcopy(network.state_dict())
-    found = stages(network, (1, *shape[1:]))
+    found = find_stages(network, (1, *shape[1:]))
     assert len(found) >= (2 if name == "mlp" else 3)
     assert sum(stage.parameters for stage in found) == sum(one.numel() for one in _read(network))
     with torch.inference_mode():
         whole = network(pictures)
         for stage in (found[0], found[len(found) // 2], found[-1]):
-            halves = cut(network, stage.name, (1, *shape[1:]))
+            halves = cut_network(network, stage.name, (1, *shape[1:]))
             assert halves.shape == stage.given
             features = pictures if halves.prefix is None else halves.prefix(pictures)
             assert features.shape[1:] == halves.shape
@@ -72,8 +72,8 @@ def _read(network: nn.Module) -> list[Tensor]:
 
 def test_stages_are_those_of_the_papers() -> None:
     with torch.device("meta"):
-        found = stages(MODELS["resnet18"].build(), (1, 3, 224, 224))
-        names = [stage.name for stage in stages(MODELS["efficientnet_lite0"].build(), (1, 3, 224, 224))]
+        found = find_stages(MODELS["resnet18"].build(), (1, 3, 224, 224))
+        names = [stage.name for stage in find_stages(MODELS["efficientnet_lite0"].build(), (1, 3, 224, 224))]
     assert found == [
         Stage("conv1", 9_536, (64, 56, 56), (3, 224, 224)),
         Stage("layer1", 147_968, (64, 56, 56), (64, 56, 56)),
@@ -88,14 +88,14 @@ def test_stages_are_those_of_the_papers() -> None:
 
 def test_dropout_is_left_to_what_learns() -> None:
     network, shape = built("vgg11_bn", 32)
-    halves = cut(network, stages(network, shape)[-1].name, shape)
+    halves = cut_network(network, find_stages(network, shape)[-1].name, shape)
     assert halves.prefix is not None
     assert sum(isinstance(one, nn.Dropout) for one in halves.rest.modules()) == 1
 
 
 def test_any_module_may_be_cut_at() -> None:
     network, shape = built("resnet18", 64)
-    halves = cut(network, "layer3.1", shape)
+    halves = cut_network(network, "layer3.1", shape)
     names = {name for name, _ in halves.rest.named_parameters()}
     assert "layer3.1.conv1.weight" in names
     assert "layer3.0.conv1.weight" not in names
@@ -104,7 +104,7 @@ def test_any_module_may_be_cut_at() -> None:
 
 def test_learning_the_rest_is_learning_the_network() -> None:
     network, shape = built("resnet20", 32)
-    halves = cut(network, "layer3", shape)
+    halves = cut_network(network, "layer3", shape)
     assert halves.prefix is not None
     with torch.no_grad():
         features = halves.prefix(torch.rand(shape))
@@ -117,7 +117,7 @@ def test_learning_the_rest_is_learning_the_network() -> None:
 def test_a_module_that_more_than_one_tensor_flows_into_is_refused() -> None:
     network, shape = built("resnet18", 64)
     with pytest.raises(UsageError, match=r"layer1\.0\.conv2 cannot be cut off.*layer2"):
-        cut(network, "layer1.0.conv2", shape)
+        cut_network(network, "layer1.0.conv2", shape)
 
 
 def test_an_unknown_stage_is_told_with_those_there_are() -> None:
@@ -125,7 +125,7 @@ def test_an_unknown_stage_is_told_with_those_there_are() -> None:
     with pytest.raises(
         UsageError, match="ResNet has no stage layer9; it has conv1, layer1, layer2, layer3, layer4, fc"
     ):
-        cut(network, "layer9", shape)
+        cut_network(network, "layer9", shape)
 
 
 def test_shared_weights_read_as_plain_tensors() -> None:
@@ -142,6 +142,6 @@ def test_shared_weights_read_as_plain_tensors() -> None:
 
     network = Scaled().eval()
     pictures = torch.rand(2, 3, 8, 8)
-    halves = cut(network, "second", (1, 3, 8, 8))
+    halves = cut_network(network, "second", (1, 3, 8, 8))
     assert halves.prefix is not None
     torch.testing.assert_close(halves.rest(halves.prefix(pictures)), network(pictures), rtol=0, atol=0)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svertka.errors import UsageError
-from svertka.graph.fully_convolutional import Sliding, sliding
+from svertka.graph.fully_convolutional import FullyConvolutional, make_fully_convolutional
 from svertka.models.heads import replace_head
 from svertka.models.registry import MODELS
 
@@ -48,7 +48,7 @@ def unpadded(built: Built, name: str, size: int) -> tuple[nn.Module, int]:
     return network, channels
 
 
-def one_by_one(network: nn.Module, pictures: Tensor, made: Sliding) -> Tensor:
+def one_by_one(network: nn.Module, pictures: Tensor, made: FullyConvolutional) -> Tensor:
     """What `network` gives for each crop alone, at the places where `made` stands."""
     (height, width), (down, right) = made.window, made.stride
     rows, columns = range(0, pictures.shape[2] - height + 1, down), range(0, pictures.shape[3] - width + 1, right)
@@ -62,7 +62,7 @@ def test_one_window_is_the_network(built: Built, name: str) -> None:
     size = FAMILIES[name]
     network, channels = built(name, size)
     before = copy.deepcopy(network.state_dict())
-    made = sliding(network, (1, channels, size, size))
+    made = make_fully_convolutional(network, (1, channels, size, size))
     pictures = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(1))
     # The order of the sums differs where a dense layer became a convolution.
     torch.testing.assert_close(made(pictures)[:, :, 0, 0], network(pictures), rtol=1e-5, atol=1e-5)
@@ -75,7 +75,7 @@ def test_one_window_is_the_network(built: Built, name: str) -> None:
 def test_windows_are_crops_where_nothing_is_padded(built: Built, name: str) -> None:
     size, stride = UNPADDED[name]
     network, channels = unpadded(built, name, size)
-    made = sliding(network, (1, channels, size, size))
+    made = make_fully_convolutional(network, (1, channels, size, size))
     assert made.stride == (stride, stride)
     generator = torch.Generator().manual_seed(1)
     pictures = 4 * torch.randn(1, channels, size + 2 * stride, size + stride, generator=generator)
@@ -100,7 +100,7 @@ def test_dense_evaluation_of_vgg() -> None:
     for tensor in network.parameters():
         nn.init.normal_(tensor, std=(2 / max(tensor[0].numel(), 1)) ** 0.5)
     pictures = torch.rand(1, 3, 256, 300)
-    scores = sliding(network, (1, 3, 224, 224))(pictures)
+    scores = make_fully_convolutional(network, (1, 3, 224, 224))(pictures)
     maps = network.get_submodule("features")(pictures)
     first, second, third = (network.get_submodule(f"classifier.{index}") for index in (0, 3, 5))
     maps = F.conv2d(maps, first.weight.view(16, 512, 7, 7), first.bias).relu()  # type: ignore[operator, arg-type]
@@ -117,14 +117,14 @@ def test_any_head_may_follow(built: Built, head: str) -> None:
     replace_head(network, MODELS["resnet20"], head, 4)  # type: ignore[arg-type]
     network.eval()
     pictures = torch.rand(2, 3, 32, 32)
-    scores = sliding(network, (1, 3, 32, 32))(pictures)
+    scores = make_fully_convolutional(network, (1, 3, 32, 32))(pictures)
     torch.testing.assert_close(scores[:, :, 0, 0], network(pictures), rtol=1e-5, atol=1e-5)
 
 
 def test_weights_are_the_networks_own(built: Built) -> None:
     network, _ = built("alexnet_owt", 224)
     theirs = {tensor.data_ptr() for tensor in network.parameters()}
-    made = sliding(network, (1, 3, 224, 224))
+    made = make_fully_convolutional(network, (1, 3, 224, 224))
     assert {tensor.data_ptr() for tensor in made.parameters()} == theirs
 
 
@@ -149,10 +149,10 @@ class Squeezed(nn.Sequential):
 )
 def test_what_cannot_slide_is_refused(network: nn.Module, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        sliding(network, (1, 3, 8, 8))
+        make_fully_convolutional(network, (1, 3, 8, 8))
 
 
 def test_a_picture_smaller_than_the_window_is_refused(built: Built) -> None:
     network, _ = built("resnet20", 32)
     with pytest.raises(UsageError, match="a picture of 31×40 pixels is smaller than the network's window of 32×32"):
-        sliding(network, (1, 3, 32, 32))(torch.zeros(1, 3, 31, 40))
+        make_fully_convolutional(network, (1, 3, 32, 32))(torch.zeros(1, 3, 31, 40))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.errors import UsageError
-from svertka.graph.fx_trace import SHAPE, symbolic
+from svertka.graph.fx_trace import SHAPE, trace_to_fx
 from svertka.graph.summary import trace
 from svertka.models.registry import MODELS
 
@@ -15,7 +15,7 @@ def test_shapes_are_those_of_a_trace(name: str) -> None:
     with torch.device("meta"):
         network = MODELS[name].build()
     network.train()
-    graph = symbolic(network, (1, 3, 224, 224))
+    graph = trace_to_fx(network, (1, 3, 224, 224))
     traced = {layer.name: layer.shape for layer in trace(network, (1, 3, 224, 224)).layers}
     found = {str(node.target): node.meta[SHAPE] for node in graph.nodes if node.op == "call_module"}
     common = found.keys() & traced.keys()
@@ -38,4 +38,4 @@ class Deciding(nn.Module):
 
 def test_a_network_that_decides_by_values_is_refused() -> None:
     with pytest.raises(UsageError, match="Deciding cannot be followed step by step with an input of 1×3×4×4"):
-        symbolic(Deciding(), (1, 3, 4, 4))
+        trace_to_fx(Deciding(), (1, 3, 4, 4))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svertka.graph.cut import cut, stages
-from svertka.graph.shared_crops import SHARE, Ints, Windows, windows
+from svertka.graph.cut import cut_network, find_stages
+from svertka.graph.shared_crops import MAX_RECOMPUTED_SHARE, Ints, SharedCrops, share_crops
 from svertka.models.heads import replace_head
 from svertka.models.registry import MODELS
 
@@ -35,7 +35,7 @@ def without_padding(network: nn.Module) -> nn.Module:
     return network
 
 
-def crops(picture: Tensor, parts: Windows, places: Ints) -> Iterator[Tensor]:
+def crops(picture: Tensor, parts: SharedCrops, places: Ints) -> Iterator[Tensor]:
     """What `parts` computes for `places`, cut from the picture."""
     for y, x in (places * parts.stride).tolist():
         yield picture[:, :, y : y + parts.window[0], x : x + parts.window[1]]
@@ -46,7 +46,7 @@ def crops(picture: Tensor, parts: Windows, places: Ints) -> Iterator[Tensor]:
 def test_a_picture_of_the_right_size_is_one_window(built: Built, name: str) -> None:
     network, channels = built(name, SIZES[name])
     before = copy.deepcopy(network.state_dict())
-    parts = windows(network, (1, channels, SIZES[name], SIZES[name]))
+    parts = share_crops(network, (1, channels, SIZES[name], SIZES[name]))
     picture = torch.rand(1, channels, SIZES[name], SIZES[name], generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(parts(picture, np.zeros((1, 2), int)), network(picture), rtol=1e-5, atol=1e-5)
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
@@ -57,7 +57,7 @@ def test_a_picture_of_the_right_size_is_one_window(built: Built, name: str) -> N
 @torch.inference_mode()
 def test_without_padding_windows_are_crops(built: Built, name: str, size: int) -> None:
     network, channels = built(name, size)
-    parts = windows(without_padding(network), (1, channels, size, size))
+    parts = share_crops(without_padding(network), (1, channels, size, size))
     picture = torch.rand(1, channels, size + 70, size + 50, generator=torch.Generator().manual_seed(1))
     most = (torch.tensor([70, 50]) // torch.tensor(parts.stride)).tolist()
     places = np.random.default_rng(0).integers(0, most, (40, 2), endpoint=True)
@@ -75,10 +75,10 @@ def test_with_padding_windows_are_nearer_to_crops_than_what_is_shared_entirely(
     network, channels = built("resnet18", 96)
     shape = (1, channels, 96, 96)
     picture = torch.rand(1, channels, 224, 192, generator=torch.Generator().manual_seed(1))
-    some = windows(network, shape)
-    assert 0.2 < some.share <= SHARE
-    monkeypatch.setattr("svertka.graph.shared_crops.SHARE", 0.01)
-    few = windows(network, shape)
+    some = share_crops(network, shape)
+    assert 0.2 < some.share <= MAX_RECOMPUTED_SHARE
+    monkeypatch.setattr("svertka.graph.shared_crops.MAX_RECOMPUTED_SHARE", 0.01)
+    few = share_crops(network, shape)
     assert few.share <= 0.01
     places = np.stack(np.meshgrid(range(5), range(4), indexing="ij"), -1).reshape(-1, 2) * 32
     expected = torch.cat([network(crop) for crop in crops(picture, some, places // some.stride)])
@@ -91,10 +91,10 @@ def test_with_padding_windows_are_nearer_to_crops_than_what_is_shared_entirely(
 def test_what_is_below_a_head_is_cut_where_all_of_it_is(built: Built, name: str) -> None:
     network, channels = built(name, SIZES[name])
     shape = (1, channels, SIZES[name], SIZES[name])
-    parts = windows(network, shape)
-    halves = cut(network, stages(network, shape)[-1].name, shape)
+    parts = share_crops(network, shape)
+    halves = cut_network(network, find_stages(network, shape)[-1].name, shape)
     assert halves.prefix is not None
-    below = windows(halves.prefix, shape, parts.place)
+    below = share_crops(halves.prefix, shape, parts.place)
     assert (below.stride, below.shape) == (parts.stride, parts.shape)
     picture = torch.rand(1, channels, SIZES[name] + 64, SIZES[name] + 32, generator=torch.Generator().manual_seed(1))
     places = np.array([(0, 0), (1, 2), (2, 1)])
@@ -105,9 +105,9 @@ def test_what_is_below_a_head_is_cut_where_all_of_it_is(built: Built, name: str)
 def test_a_larger_head_changes_nothing(built: Built) -> None:
     network, channels = built("vgg11_bn", SIZES["vgg11_bn"])
     shape = (1, channels, SIZES["vgg11_bn"], SIZES["vgg11_bn"])
-    place = windows(network, shape).place
+    place = share_crops(network, shape).place
     replace_head(network, MODELS["vgg11_bn"], "adaptation", 2000)
-    assert windows(network, shape).place == place
+    assert share_crops(network, shape).place == place
 
 
 @torch.inference_mode()
@@ -127,7 +127,7 @@ def test_what_sees_all_of_a_map_sees_all_of_a_window() -> None:
 
     torch.manual_seed(0)
     network, picture = Excited(), torch.rand(1, 3, 60, 50)
-    parts = windows(network, (1, 3, 31, 31))
+    parts = share_crops(network, (1, 3, 31, 31))
     places = np.array([(0, 0), (3, 9), (14, 2)])
     expected = torch.cat([network(crop) for crop in crops(picture, parts, places)])
     torch.testing.assert_close(parts(picture, places), expected, rtol=1e-5, atol=1e-6)

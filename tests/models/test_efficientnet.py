@@ -6,7 +6,7 @@ from torch import nn
 
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
-from svertka.graph.summary import count
+from svertka.graph.summary import count_network
 from svertka.models import efficientnet
 from svertka.models.efficientnet import (
     EfficientNetLite0,
@@ -21,7 +21,7 @@ from svertka.models.efficientnet import (
 def test_published_counts():
     with torch.device("meta"):
         network = EfficientNetLite0()
-    size = count(network, (1, 3, 224, 224))
+    size = count_network(network, (1, 3, 224, 224))
     assert size.parameters == 4_652_008
     assert size.multiply_adds == pytest.approx(0.39e9, rel=0.02)  # of B0, table 2; squeeze-and-excitation adds little
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from svertka.data.loader import Batches
 from svertka.errors import UsageError
-from svertka.graph.cut import stages
+from svertka.graph.cut import find_stages
 from svertka.models.registry import MODELS
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import Observer, State, fit, make_optimizer
@@ -90,7 +90,7 @@ def test_auxiliary_classifiers_of_a_frozen_network_are_frozen() -> None:
 
 
 def test_first_trainable_stage() -> None:
-    found = stages(resnet20(), SHAPE)
+    found = find_stages(resnet20(), SHAPE)
     names = [stage.name for stage in found]
     assert first_trainable_stage(found, "head") == names[-1] == "linear"
     assert (

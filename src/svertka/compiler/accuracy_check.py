@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.compiler.network_copy import dtype_hint
-from svertka.compiler.output_structure import tensors_in
+from svertka.compiler.output_structure import find_tensors
 from svertka.errors import UsageError
 
 # Of the largest value; networks of the zoo stay below 1e-5 in float32. A network that is further off by much is one in
@@ -20,7 +20,7 @@ TOLERANCE, TIMES, LEAST = 1e-3, 5, 0.02
 BF16_TOLERANCE, BF16_OTHER_CLASSES = 0.1, 0.01
 
 
-def measured(
+def measure_error(
     optimized: Callable[[Tensor], Any], original: nn.Module, example: Tensor, sizes: set[int], *, bf16: bool
 ) -> float:
     """The largest error on `example` and on `sizes`, batches of other sizes made of it, over the largest value.
@@ -32,12 +32,12 @@ def measured(
     """
     name, worst = type(original).__name__, 0.0
     for pictures in (len(example), *sorted(sizes - {len(example)})):
-        x = example.clone() if pictures == len(example) else varied(example, pictures)
+        x = example.clone() if pictures == len(example) else make_similar_batch(example, pictures)
         try:
-            expected = list(tensors_in(original(x.clone())))
+            expected = list(find_tensors(original(x.clone())))
         except Exception as reason:
             raise UsageError(_cannot_run(original, pictures, reason)) from reason
-        ours = list(tensors_in(optimized(x)))
+        ours = list(find_tensors(optimized(x)))
         _need_same_kinds(name, ours, expected)
         for number, (a, b) in enumerate(zip(ours, expected, strict=True)):
             error = max_error(a, b)
@@ -56,13 +56,13 @@ def measured(
 def _only_rounds(original: nn.Module, x: Tensor, number: int, ours: Tensor, theirs: Tensor) -> bool:
     """Whether output `number` is, for `x`, nearly as close to `original` in float64 as PyTorch's float32 is."""
     try:
-        exact = list(tensors_in(copy.deepcopy(original).double()(x.double())))[number]
+        exact = list(find_tensors(copy.deepcopy(original).double()(x.double())))[number]
     except Exception:  # some of it is for float32 alone
         return False
     return channel_error(ours, exact) <= TIMES * channel_error(theirs, exact) < torch.inf
 
 
-def varied(example: Tensor, pictures: int) -> Tensor:
+def make_similar_batch(example: Tensor, pictures: int) -> Tensor:
     """So many images like those of `example`, no two alike."""
     chosen = example[torch.arange(pictures, device="cpu") % len(example)].clone()
     generator = torch.Generator().manual_seed(pictures)
@@ -132,7 +132,7 @@ def _need_near(name: str, ours: Tensor, theirs: Tensor, *, scores: bool) -> None
             )
 
 
-def way_out(original: nn.Module, example: Tensor) -> str:
+def suggest_fix(original: nn.Module, example: Tensor) -> str:
     """What to do about `original`, which fails when it is followed, to be added to a message."""
     try:
         original(example.clone())

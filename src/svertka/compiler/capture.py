@@ -8,11 +8,21 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from svertka.compiler.ir import Constant, Operation, Recording, Shape, Value, inputs_of, leaves, overload_of, replaced
-from svertka.compiler.output_structure import Output
-from svertka.compiler.view_writes import View, view_of
+from svertka.compiler.ir import (
+    CapturedGraph,
+    Constant,
+    Operation,
+    Shape,
+    Value,
+    find_overload,
+    inputs_of,
+    iter_leaves,
+    map_leaves,
+)
+from svertka.compiler.output_structure import OutputStructure
+from svertka.compiler.view_writes import View, describe_view
 from svertka.errors import SvertkaError, UsageError
-from svertka.graph.op_recorder import result_of
+from svertka.graph.op_recorder import run_on_meta
 
 VIEWS = {"view.default", "_unsafe_view.default"}
 READS_MEMORY = {"as_strided", "as_strided_", "as_strided_copy", "set_", "data_ptr", "resize_", "resize_as_", "resize"}
@@ -23,11 +33,11 @@ DEPENDS_ON_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_s
 FROM_NUMBERS = {torch.tensor, torch.as_tensor, torch.asarray}  # tensors of numbers that Python has
 
 
-class NotRunError(UsageError):
+class CaptureRunError(UsageError):
     """A network that is followed raises an error of its own, or one of PyTorch's."""
 
 
-class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The operations of one run of `twin`, a copy of `network` without values, on an input of `shape`.
 
     What is written into a view gets into what it is a view of, and from there into other views where these are read.
@@ -48,7 +58,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         named: Sequence[tuple[str, Tensor]],
         shape: tuple[int, ...],
         constants: Mapping[str, Tensor],
-        earlier: "Tape | None" = None,
+        earlier: "GraphCapture | None" = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.batch = shape[0]
@@ -76,8 +86,8 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         picture = torch.empty(shape, device="meta", dtype=torch.float32)
         self._new(picture)
         output = self._run(network, twin, picture)
-        self.output = Output.of(output, lambda leaf: self._seen(self._placeholder(leaf)))
-        self.recording = Recording(
+        self.output = OutputStructure.of(output, lambda leaf: self._seen(self._placeholder(leaf)))
+        self.recording = CapturedGraph(
             tuple(self.operations),
             self.shapes,
             self.dtypes,
@@ -109,7 +119,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except Exception as error:
             reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
             where = self._around[-1] if self._around else ""
-            raise NotRunError(
+            raise CaptureRunError(
                 f"{type(network).__name__} cannot be followed with an input of {'×'.join(map(str, picture.shape))}; "
                 f"{where or 'the network itself'} says: {reason}"
             ) from error
@@ -152,8 +162,8 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         schema = operation._schema.arguments
         given = dict(zip((argument.name for argument in schema), args, strict=False)) | (kwargs or {})
-        given = {key: replaced(value, self._placeholder) for key, value in given.items()}
-        arguments = {key: replaced(value, self._seen) for key, value in given.items()}
+        given = {key: map_leaves(value, self._placeholder) for key, value in given.items()}
+        arguments = {key: map_leaves(value, self._seen) for key, value in given.items()}
         if _looks_at_values(operation, name, given):
             return self._of_constants(operation, name, arguments)
         self._need_no_chance(operation, name, arguments)
@@ -169,7 +179,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             outputs = tuple(result) if isinstance(result, tuple | list) else (result,)
             operation_name = f"{name}.{operation._overloadname}"
             if any(argument.name == "device" for argument in schema) and not any(
-                isinstance(leaf, Value | Constant) for leaf in leaves(arguments)
+                isinstance(leaf, Value | Constant) for leaf in iter_leaves(arguments)
             ):  # a new tensor: what it is must not depend on the defaults of the time when it is computed
                 arguments |= {"device": torch.device("cpu"), "dtype": outputs[0].dtype}
         if operation_name in VIEWS:  # of a map that lies in another order it may have to be a copy
@@ -201,14 +211,14 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 break
             positional.append(given.get(argument.name, argument.default_value))
         named_only = {key: value for key, value in given.items() if key in named}
-        tensors = [leaf for leaf in leaves(given) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in iter_leaves(given) if isinstance(leaf, Tensor)]
         # PyTorch wants a view of a tensor from outside of inference mode to be such a tensor, too.
         with torch.inference_mode(not tensors or any(tensor.is_inference() for tensor in tensors)):
-            return result_of(operation, *positional, **named_only)
+            return run_on_meta(operation, *positional, **named_only)
 
     def _of_constants(self, operation: Any, name: str, arguments: dict[str, Any]) -> Any:
         """What an operation that looks at values gives, if it looks at nothing but tensors of the network."""
-        if any(isinstance(leaf, Value) and self.depends_on_images(leaf) for leaf in leaves(arguments)):
+        if any(isinstance(leaf, Value) and self.depends_on_images(leaf) for leaf in iter_leaves(arguments)):
             raise UsageError(
                 f"{self._place} decides by the values of a tensor ({name}), which can be different for each picture; "
                 "write that part of the network without it, or optimize the parts before and after"
@@ -297,11 +307,11 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _cast_back(self, target: Tensor, name: str, given: dict[str, Any]) -> None:
         """What was written into `target` has its dtype, whatever the operation `name` gives elsewhere."""
-        others = (leaf.dtype for leaf in leaves(given) if isinstance(leaf, Tensor))
+        others = (leaf.dtype for leaf in iter_leaves(given) if isinstance(leaf, Tensor))
         if all(other == target.dtype for other in others) and name.split(".")[0] not in COMPARE:
             return
         number = self._numbers[id(target)]
-        made = self._result(overload_of(name), given)
+        made = self._result(find_overload(name), given)
         if isinstance(number, Value) and made.dtype != target.dtype:
             self.dtypes[number.number] = made.dtype
             self._again(target, "to.dtype", {"self": number, "dtype": target.dtype})
@@ -312,7 +322,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not (isinstance(base, Tensor) and isinstance(output, Tensor)) or output is base:
                 continue
             if output.untyped_storage()._cdata == base.untyped_storage()._cdata:
-                view = view_of(base, name, arguments, outputs, index)
+                view = describe_view(base, name, arguments, outputs, index)
                 if view is not None:
                     self._views[id(output)] = view
 
@@ -432,10 +442,10 @@ def _indices(index: Any) -> Any:
     """An index with tensors in place of lists of numbers."""
     if isinstance(index, tuple):
         return tuple(map(_indices, index))
-    numbers = isinstance(index, list) and all(isinstance(leaf, int) for leaf in leaves(index))
+    numbers = isinstance(index, list) and all(isinstance(leaf, int) for leaf in iter_leaves(index))
     return torch.tensor(index, device="cpu") if numbers and index else index
 
 
 def _on_cpu(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-    holds_tensors = any(isinstance(leaf, Tensor) for leaf in leaves([args, kwargs]))
+    holds_tensors = any(isinstance(leaf, Tensor) for leaf in iter_leaves([args, kwargs]))
     return function(*args, **(kwargs if holds_tensors else kwargs | {"device": "cpu"}))

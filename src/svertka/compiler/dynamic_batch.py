@@ -1,4 +1,4 @@
-"""A network followed for several batch sizes, and written down for any; or for one alone, where those differ."""
+"""Capture of a network for any batch size, by comparing captures of several; or for one, where they differ."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,56 +7,62 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svertka.compiler.capture import Tape
-from svertka.compiler.ir import Operation, Recording, Size, replaced
-from svertka.compiler.network_copy import empty_twin
-from svertka.compiler.output_structure import Output
+from svertka.compiler.capture import GraphCapture
+from svertka.compiler.ir import BatchDependentSize, CapturedGraph, Operation, map_leaves
+from svertka.compiler.network_copy import copy_without_values
+from svertka.compiler.output_structure import OutputStructure
 from svertka.errors import UsageError
-from svertka.graph.summary import tensors_of
+from svertka.graph.summary import named_tensors
 
-BATCHES = 2, 3, 5  # recorded with each: from the first two is told what depends on the batch, the third proves it
+CAPTURED_BATCH_SIZES = (
+    2,
+    3,
+    5,
+)  # recorded with each: from the first two is told what depends on the batch, the third proves it
 
 
-def record(network: nn.Module, shape: tuple[int, ...]) -> Recording:
-    """What `network` does in inference with inputs of `shape`, for any number of pictures where that can be told.
+def capture_graph(network: nn.Module, shape: tuple[int, ...]) -> CapturedGraph:
+    """Capture `network` in inference for inputs of `shape`, (N, C, H, W), for any batch size if possible.
 
-    Nothing is computed, and nothing in `network` is touched. What it decides by an input's shape is decided for good;
-    whether it decides the same for another number of pictures, `Followed.repeats` tells.
+    Nothing is computed and `network` is not changed. Decisions that depend on the input's shape become fixed;
+    `DynamicBatchCapture.repeats` tells whether another batch size leads to the same ones.
 
     Raises:
-        UsageError: as for `tape.Tape`.
+        UsageError: as for `GraphCapture`.
     """
-    return Followed(network, shape[1:]).recording(shape[0])
+    return DynamicBatchCapture(network, shape[1:]).recording(shape[0])
 
 
-class Followed:
-    """`network`, to be followed with any number of images of `shape`, (C, H, W); `hooks`: with its forward hooks."""
+class DynamicBatchCapture:
+    """Captures `network` for any number of images of `shape`, (C, H, W); without its forward hooks if not `hooks`."""
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...], *, hooks: bool = True) -> None:
         self.network, self.shape, self.hooks = network, shape, hooks
-        self.constants = dict(tensors_of(network))
+        self.constants = dict(named_tensors(network))
 
-    def recording(self, pictures: int) -> Recording:
-        """What the network does, for any number of images, or, where that differs, for so many `pictures`."""
+    def recording(self, pictures: int) -> CapturedGraph:
+        """Return the graph for any batch size; where batch sizes differ, for `pictures` images only."""
         first = self._tapes(pictures, runs=3)
         whole = self._merged()
         return whole if whole is not None and _is_for(whole, first) else first.recording
 
-    def repeats(self, recording: Recording) -> "Repeats":
-        """Whether the network does the same for other batch sizes; for as long as you like: it keeps no weights."""
-        alone = Followed(empty_twin(self.network, hooks=self.hooks)[0], self.shape, hooks=self.hooks)
+    def repeats(self, recording: CapturedGraph) -> "BatchSizeCheck":
+        """Return a check of whether other batch sizes lead to the same graph. It keeps no weights alive."""
+        alone = DynamicBatchCapture(
+            copy_without_values(self.network, hooks=self.hooks)[0], self.shape, hooks=self.hooks
+        )
         read = recording.looked_at & self.constants.keys()
         own = {name: tensor for name, tensor in recording.constants.items() if name not in self.constants}
         alone.constants |= {name: self.constants[name].detach().clone() for name in read}
-        return Repeats(alone, replace(recording, constants=own))
+        return BatchSizeCheck(alone, replace(recording, constants=own))
 
-    def _tapes(self, pictures: int, runs: int = 1) -> Tape:
-        """The tape of the first run, with so many runs of one copy, the later of which must do the same."""
-        twin, named = empty_twin(self.network, hooks=self.hooks)
+    def _tapes(self, pictures: int, runs: int = 1) -> GraphCapture:
+        """Run one copy `runs` times and return the first capture; a later run must repeat the one before."""
+        twin, named = copy_without_values(self.network, hooks=self.hooks)
         constants, shape = self.constants, (pictures, *self.shape)
-        tapes = [first := Tape(self.network, twin, named, shape, constants)]
+        tapes = [first := GraphCapture(self.network, twin, named, shape, constants)]
         for _ in range(1, runs):
-            tapes.append(Tape(self.network, twin, named, shape, constants, tapes[-1]))
+            tapes.append(GraphCapture(self.network, twin, named, shape, constants, tapes[-1]))
             if _alike(tapes[-1].operations, tapes[-2].operations):  # what is made once and kept differs the first time
                 return first
         if runs > 1:
@@ -66,36 +72,36 @@ class Followed:
             )
         return first
 
-    def _merged(self) -> Recording | None:
-        """What the network does for any number of images; None where that is not one thing."""
+    def _merged(self) -> CapturedGraph | None:
+        """Return the graph for any batch size; None if batch sizes lead to different graphs."""
         try:
-            one, other, third = (self._tapes(batch) for batch in BATCHES)
+            one, other, third = (self._tapes(batch) for batch in CAPTURED_BATCH_SIZES)
         except UsageError:  # this network may want the number of pictures that it was given
             return None
         merged = _merged(one, other)
         return merged if merged is not None and _is_for(merged, third) else None
 
 
-class Repeats:
-    """Whether a network that was recorded does the same for a batch size, calls with which are remembered."""
+class BatchSizeCheck:
+    """Whether a captured network computes the same graph for a batch size; results are cached."""
 
-    def __init__(self, followed: Followed, recording: Recording) -> None:
+    def __init__(self, followed: DynamicBatchCapture, recording: CapturedGraph) -> None:
         self._followed, self._recording = followed, recording
         self._known: dict[int, bool] = {}
 
     def __call__(self, pictures: int) -> bool:
-        """Whether it does.
+        """Return whether it does for `pictures` images.
 
         Raises:
-            UsageError: the network cannot run on so many.
+            UsageError: the network cannot run on a batch of this size.
         """
         if pictures not in self._known:
             self._known[pictures] = _is_for(self._recording, self._followed._tapes(pictures))
         return self._known[pictures]
 
 
-def _merged(one: Tape, other: Tape) -> Recording | None:
-    """What both did, with Size where they differ as their batches do; None where they differ otherwise."""
+def _merged(one: GraphCapture, other: GraphCapture) -> CapturedGraph | None:
+    """Return the graph of both, with a BatchDependentSize for integers that differ; None if they differ otherwise."""
     step = other.batch - one.batch
 
     def both(a: Any, b: Any) -> Any:
@@ -103,7 +109,7 @@ def _merged(one: Tape, other: Tape) -> Recording | None:
             if (b - a) % step:
                 raise _DifferentError
             each = (b - a) // step
-            return Size(each, a - each * one.batch)
+            return BatchDependentSize(each, a - each * one.batch)
         if isinstance(a, list | tuple) and type(a) is type(b) and len(a) == len(b):
             return type(a)([both(x, y) for x, y in zip(a, b, strict=True)])
         if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
@@ -121,39 +127,39 @@ def _merged(one: Tape, other: Tape) -> Recording | None:
                 return None
             operations.append(Operation(a.name, both(a.arguments, b.arguments), a.results, a.place))
         shapes = both(one.shapes, other.shapes)
-        output = Output(one.output.template, both(one.output.leaves, other.output.leaves))
+        output = OutputStructure(one.output.template, both(one.output.leaves, other.output.leaves))
     except _DifferentError:
         return None
     return replace(one.recording, operations=tuple(operations), shapes=shapes, output=output, pictures=None)
 
 
 class _DifferentError(Exception):
-    """Two recordings are not the same network."""
+    """Two captures are not of the same graph."""
 
 
-def _is_for(recording: Recording, tape: Tape) -> bool:
-    """Whether `tape` did what `recording` says for as many pictures."""
+def _is_for(recording: CapturedGraph, tape: GraphCapture) -> bool:
+    """Whether `tape` captured what `recording` describes for its batch size."""
 
     def sized(leaf: Any) -> Any:
-        return leaf.of(tape.batch) if isinstance(leaf, Size) else leaf
+        return leaf.of(tape.batch) if isinstance(leaf, BatchDependentSize) else leaf
 
     if len(recording.operations) != len(tape.operations):
         return False
     same = all(
-        a.name == b.name and a.results == b.results and _alike(replaced(dict(a.arguments), sized), b.arguments)
+        a.name == b.name and a.results == b.results and _alike(map_leaves(dict(a.arguments), sized), b.arguments)
         for a, b in zip(recording.operations, tape.operations, strict=True)
     )
     own = {name: recording.constants[name] for name in tape.own if name in recording.constants}
     return (
         same
-        and _alike(replaced(dict(recording.shapes), sized), tape.shapes)
+        and _alike(map_leaves(dict(recording.shapes), sized), tape.shapes)
         and _alike(recording.output.with_leaves(sized).leaves, tape.output.leaves)
         and _alike(own, tape.own)
     )
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """Whether two arguments are the same, down to their types; NaN is the same as NaN."""
+    """Whether two structures are equal, including types; NaN equals NaN."""
     if type(a) is not type(b):
         return False
     if isinstance(a, list | tuple):

@@ -7,66 +7,66 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from svertka.compiler.fusion import Fused
+from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.ir import (
     UNBOUNDED,
+    BatchDependentSize,
     Chain,
     Concatenation,
     Constant,
-    Convolution,
+    FusedConvolution,
     Operation,
     Pool,
-    Size,
     Sum,
     Value,
     inputs_of,
     results_of,
 )
-from svertka.compiler.memory_planner import Maps, inner_parts, last_uses, slots
-from svertka.compiler.output_structure import own
-from svertka.compiler.packing import Packed
-from svertka.compiler.shape_check import need_fit
-from svertka.compiler.tiling import Bands, Part, chained
+from svertka.compiler.memory_planner import FeatureMapSize, assign_slots, find_concatenated_in_place, find_last_uses
+from svertka.compiler.output_structure import copy_for_caller
+from svertka.compiler.packing import PackedWeights
+from svertka.compiler.shape_check import check_step_shapes
+from svertka.compiler.tiling import ChainTiling, TileStep, form_chains
 from svertka.conv import native
 
 ARENA, INPUT, OUTPUT = range(3)  # the memories of a run,
 OWN, BEFORE, AFTER, RESIDUALS = range(4)  # and of a part of a chain; further residuals follow
 
 
-class Where(NamedTuple):
+class MapLocation(NamedTuple):
     """A map's `memory`, how many numbers from its beginning, and from one pixel to the next."""
 
     memory: int
     offset: int
     step: int
 
-    def after(self, pixels: int) -> "Where":
+    def after(self, pixels: int) -> "MapLocation":
         """The same from some pixel on."""
-        return Where(self.memory, self.offset + pixels * self.step, self.step)
+        return MapLocation(self.memory, self.offset + pixels * self.step, self.step)
 
     def place(self, more: int = 0) -> "native.kernels.Place":
         """So many numbers further, as kernels take it."""
         return native.kernels.Place(self.memory, self.offset + more)
 
 
-NOWHERE = Where(-1, 0, 0)
+NO_LOCATION = MapLocation(-1, 0, 0)
 
 
 @dataclass(frozen=True)
-class Ended:
+class OperationCall:
     """An operation, and the values that nobody reads after it."""
 
     operation: Operation
     over: list[int]
 
 
-class Plan:
+class ExecutionPlan:
     """The steps of `fused` for `pictures` pictures; `weights`: those of its convolutions, by name."""
 
-    def __init__(self, fused: Fused, weights: Mapping[str, Packed], pictures: int) -> None:
+    def __init__(self, fused: FusedNetwork, weights: Mapping[str, PackedWeights], pictures: int) -> None:
         self.fused, self.weights, self.pictures = fused, weights, pictures
         self.shapes = {
-            value: tuple(side.of(pictures) if isinstance(side, Size) else side for side in shape)
+            value: tuple(side.of(pictures) if isinstance(side, BatchDependentSize) else side for side in shape)
             for value, shape in fused.shapes.items()
         }
         self._need_fit()
@@ -75,17 +75,17 @@ class Plan:
         self.output = self._written(made)
         read = {value for step in ours for value in step.inputs}
         self.maps = {value: self._map(value) for value in made | read}
-        self.inner = inner_parts(fused.steps, made - {self.output})
+        self.inner = find_concatenated_in_place(fused.steps, made - {self.output})
         returned = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
-        steps = chained(fused.steps, self.maps, weights, returned)
+        steps = form_chains(fused.steps, self.maps, weights, returned)
         elsewhere = {0, self.output, *(step.x for one in steps if isinstance(one, Chain) for step in one.steps[1:])}
-        self.slots, self.size = slots(steps, self.maps, self.inner, returned, elsewhere)
+        self.slots, self.size = assign_slots(steps, self.maps, self.inner, returned, elsewhere)
         self.program = native.kernels.Program()
         # Steps of the program, first to last; between them operations, each with the values that nobody reads after it.
-        self.parts: list[tuple[int, int] | Ended] = []
-        last, begin = last_uses(steps, returned), 0
+        self.parts: list[tuple[int, int] | OperationCall] = []
+        last, begin = find_last_uses(steps, returned), 0
         for number, step in enumerate([*steps, None]):
-            if isinstance(step, Chain | Convolution | Pool | Sum | Concatenation):
+            if isinstance(step, Chain | FusedConvolution | Pool | Sum | Concatenation):
                 self._add(step)
                 continue
             if len(self.program) > begin:
@@ -93,14 +93,14 @@ class Plan:
                 begin = len(self.program)
             if step is not None:
                 values = [*inputs_of(step), *results_of(step)]
-                self.parts.append(Ended(step, [value for value in values if last[value] <= number]))
+                self.parts.append(OperationCall(step, [value for value in values if last[value] <= number]))
         self._arenas: list[Tensor] = []  # not in use; a call takes one, so that threads do not meet in it
 
     def _need_fit(self) -> None:
         weights = {name: packed.shape for name, packed in self.weights.items()}
         biases = {name: tuple(tensor.shape) for name, tensor in self.fused.tensors.items()}
         for step in self.fused.steps:
-            need_fit(step, self.shapes, weights, biases)
+            check_step_shapes(step, self.shapes, weights, biases)
 
     def run(self, x: Tensor) -> Any:
         """What the network returns for `x`, (N, C, H, W) float32, channels-last.
@@ -117,7 +117,7 @@ class Plan:
         def seen(leaf: Any) -> Any:
             if isinstance(leaf, Constant):
                 return self.fused.tensors[leaf.name]
-            if isinstance(leaf, Size):
+            if isinstance(leaf, BatchDependentSize):
                 return leaf.of(self.pictures)
             if not isinstance(leaf, Value):
                 return leaf
@@ -136,7 +136,7 @@ class Plan:
                         self._view(number, arena).copy_(result)
             for number in part.over:
                 values.pop(number, None)
-        returned = self.fused.output.filled(lambda leaf: own(seen(leaf)) if output is None else output)
+        returned = self.fused.output.filled(lambda leaf: copy_for_caller(seen(leaf)) if output is None else output)
         self._arenas.append(arena)
         return returned
 
@@ -168,33 +168,35 @@ class Plan:
             return None
         return None if any(output.number in inputs_of(step) for step in self.fused.steps) else output.number
 
-    def _map(self, value: int) -> Maps:
+    def _map(self, value: int) -> FeatureMapSize:
         batch, *sides = self.shapes[value]
         channels, height, width = (*sides, 1, 1)[:3]
-        return Maps(batch, channels, height, width)
+        return FeatureMapSize(batch, channels, height, width)
 
     def _view(self, value: int, arena: Tensor) -> Tensor:
         slot, maps, shape = self.slots[value], self.maps[value], self.shapes[value]
         strides = (maps.height * maps.width * slot.step, 1, maps.width * slot.step, slot.step)
         return arena.as_strided(shape, strides[: len(shape)], slot.offset)
 
-    def _where(self, value: int | None) -> Where:
+    def _where(self, value: int | None) -> MapLocation:
         if value is None:
-            return NOWHERE
+            return NO_LOCATION
         if value in self.slots:
-            return Where(ARENA, self.slots[value].offset, self.slots[value].step)
-        return Where(OUTPUT if value == self.output else INPUT, 0, self.maps[value].channels)
+            return MapLocation(ARENA, self.slots[value].offset, self.slots[value].step)
+        return MapLocation(OUTPUT if value == self.output else INPUT, 0, self.maps[value].channels)
 
-    def _ending(self, step: Convolution | Sum | None, residual: Where, more: int = 0) -> "native.kernels.Ending":
+    def _ending(
+        self, step: FusedConvolution | Sum | None, residual: MapLocation, more: int = 0
+    ) -> "native.kernels.Ending":
         """What comes after the sum of each result, of the channels from `more` on."""
-        bias = self.fused.tensors[step.bias][more:] if isinstance(step, Convolution) and step.bias else None
+        bias = self.fused.tensors[step.bias][more:] if isinstance(step, FusedConvolution) and step.bias else None
         low, high = UNBOUNDED if step is None else step.bounds
         return native.kernels.Ending(bias, residual.place(more), residual.step, low, high)
 
-    def _add(self, step: Chain | Convolution | Pool | Sum | Concatenation) -> None:
+    def _add(self, step: Chain | FusedConvolution | Pool | Sum | Concatenation) -> None:
         if isinstance(step, Chain):
             self._add_chain(step)
-        elif isinstance(step, Convolution):
+        elif isinstance(step, FusedConvolution):
             x, residual, result = (self._where(value) for value in (step.x, step.residual, step.result))
             if self.weights[step.weight].kernel == "winograd":
                 self._add_winograd(step, x, residual, result)
@@ -211,7 +213,7 @@ class Plan:
             channel = 0
             for number, part in enumerate(step.inputs):
                 if self.inner.get(part) != (step.result, number):
-                    self._add_sum(part, self._ending(None, NOWHERE), step.result, channel)
+                    self._add_sum(part, self._ending(None, NO_LOCATION), step.result, channel)
                 channel += self.maps[part].channels
 
     def _add_sum(self, x: int, ending: "native.kernels.Ending", result: int, more: int = 0) -> None:
@@ -223,12 +225,12 @@ class Plan:
     def _add_direct(
         self,
         program: "native.kernels.Program",
-        step: Convolution,
-        before: Maps,
-        after: Maps,
-        x: Where,
-        residual: Where,
-        result: Where,
+        step: FusedConvolution,
+        before: FeatureMapSize,
+        after: FeatureMapSize,
+        x: MapLocation,
+        residual: MapLocation,
+        result: MapLocation,
     ) -> None:
         """A convolution as it is defined, from `before` at `x` to `after` at `result`."""
         packed = self.weights[step.weight]
@@ -246,7 +248,7 @@ class Plan:
             places = x.place(group * reads), result.place(group * writes)
             program.add_direct(window, places[0], numbers, packed.precision, ending, places[1])
 
-    def _add_winograd(self, step: Convolution, x: Where, residual: Where, result: Where) -> None:
+    def _add_winograd(self, step: FusedConvolution, x: MapLocation, residual: MapLocation, result: MapLocation) -> None:
         """One kernel, or four, each of which reads three pixels further and adds to what the one before has left."""
         packed, before, after = self.weights[step.weight], self.maps[step.x], self.maps[step.result]
         sizes = before.height, before.width, after.height, after.width
@@ -264,7 +266,7 @@ class Plan:
         maps = [*(self.maps[step.x] for step in steps), self.maps[chain.result]]
         pictures, height = maps[-1].batch, maps[-1].height
         segments = min(-(-torch.get_num_threads() // pictures), height)
-        bands = Bands(chain, maps, [self.weights[step.weight].shape[2] for step in steps], segments)
+        bands = ChainTiling(chain, maps, [self.weights[step.weight].shape[2] for step in steps], segments)
         programs = []
         for segment in bands.segments:
             program = native.kernels.Program()
@@ -276,22 +278,22 @@ class Plan:
         moving = [(where.place(), maps.height * maps.width * where.step) for where, maps in places]
         self.program.add_parts(pictures, programs, bands.room, moving)
 
-    def _add_part(self, program: "native.kernels.Program", bands: Bands, part: Part) -> None:
+    def _add_part(self, program: "native.kernels.Program", bands: ChainTiling, part: TileStep) -> None:
         """A part of a chain, in the memories that a thread has for it."""
         chain, number = bands.chain, part.number
         step, last = chain.steps[number], len(chain.steps) - 1
         before, after = bands.maps[number : number + 2]
-        x, residual = Where(OWN, bands.starts[number], before.channels), NOWHERE
+        x, residual = MapLocation(OWN, bands.starts[number], before.channels), NO_LOCATION
         if number == 0:
             x = self._of_picture(BEFORE, step.x).after(part.reads.start * before.width)
         if number == last:
             result = self._of_picture(AFTER, step.result).after(part.makes.start * after.width)
         else:
-            own = Where(OWN, bands.starts[number + 1], after.channels)
+            own = MapLocation(OWN, bands.starts[number + 1], after.channels)
             result = own.after((part.makes.start - part.first) * after.width)
             if part.below:
                 pixels, further = part.kept * after.width, own.after(part.below * after.width)
-                ending = self._ending(None, NOWHERE)
+                ending = self._ending(None, NO_LOCATION)
                 program.add_sum(pixels, after.channels, further.place(), own.step, ending, own.place(), own.step)
         if not part.makes:
             return
@@ -304,9 +306,9 @@ class Plan:
         after = replace(after, batch=1, height=len(part.makes))
         self._add_direct(program, step, before, after, x, residual, result)
 
-    def _of_picture(self, memory: int, value: int) -> Where:
+    def _of_picture(self, memory: int, value: int) -> MapLocation:
         """A value in a memory that begins where it does, for the picture that is at hand."""
-        return Where(memory, 0, self._where(value).step)
+        return MapLocation(memory, 0, self._where(value).step)
 
 
 def _floats(shape: tuple[int, ...]) -> Tensor:
@@ -319,10 +321,10 @@ def _residuals(chain: Chain) -> list[int]:
 
 
 def _window(
-    step: Convolution | Pool,
+    step: FusedConvolution | Pool,
     kernel: tuple[int, ...],
-    before: Maps,
-    after: Maps,
+    before: FeatureMapSize,
+    after: FeatureMapSize,
     steps: tuple[int, int],
     groups: int = 1,
 ) -> "native.kernels.Window":

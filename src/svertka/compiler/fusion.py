@@ -1,4 +1,7 @@
-"""Fusion of recorded operations into few steps: batch norm folded, residuals and bounds joined to convolutions."""
+"""Fusion of captured operations into a few steps.
+
+Batch norm is folded into weights; bias, residual and clamp become the epilogue of the convolution before them.
+"""
 
 import math
 from collections import Counter
@@ -11,78 +14,78 @@ from torch import Tensor
 
 from svertka.compiler.ir import (
     UNBOUNDED,
+    BatchDependentSize,
+    CapturedGraph,
     Concatenation,
     Constant,
-    Convolution,
+    FusedConvolution,
     Operation,
     Pair,
     Pool,
-    Recording,
     Shape,
-    Size,
     Step,
     Sum,
     Value,
     inputs_of,
-    leaves,
-    replaced,
+    iter_leaves,
+    map_leaves,
     results_of,
 )
-from svertka.compiler.output_structure import Output
+from svertka.compiler.output_structure import OutputStructure
 
 FLATTENS = {"flatten.using_ints", "reshape.default", "squeeze.dims"}
 PADS = {"pad.default", "constant_pad_nd.default"}
 # They give what they are given: in inference, or as values.
-NOTHING = {"dropout.default", "feature_dropout.default", "alpha_dropout.default", "clone.default", "detach.default"}
-NOTHING |= {"alias.default", "contiguous.default", "lift_fresh.default"}
+NO_OPS = {"dropout.default", "feature_dropout.default", "alpha_dropout.default", "clone.default", "detach.default"}
+NO_OPS |= {"alias.default", "contiguous.default", "lift_fresh.default"}
 
 
 @dataclass(frozen=True)
-class Fused:
-    """Steps, the shapes of their values, the tensors that they name, the output and `pictures`, as in a Recording."""
+class FusedNetwork:
+    """The steps of a network, with their tensors and the output; `pictures` as in `CapturedGraph`."""
 
     steps: tuple[Step, ...]
     shapes: Mapping[int, Shape]
     dtypes: Mapping[int, torch.dtype]
     tensors: Mapping[str, Tensor]
-    output: Output
+    output: OutputStructure
     pictures: int | None = None
 
 
 @torch.inference_mode()
-def fused(recording: Recording) -> Fused:
-    """The steps of a recording. Its tensors are left as they are; folded ones are new, computed in float64."""
-    return Fusion(recording).fused()
+def fuse(recording: CapturedGraph) -> FusedNetwork:
+    """Return the steps of a captured graph. Its tensors are not changed; folded ones are new, computed in float64."""
+    return Fusion(recording).build()
 
 
-def plain_tensor(tensor: Tensor) -> Tensor:
-    """The numbers of a tensor, whatever subclass it is of, and not as a negative view."""
+def to_plain_tensor(tensor: Tensor) -> Tensor:
+    """Return the values of a tensor as a plain torch.Tensor, without conjugate or negative bits."""
     return tensor.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
 
 
 class Assembly:
-    """The steps that a recording's operations have become so far; rules look at them and change them."""
+    """The steps built so far, which rules read and change."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: CapturedGraph) -> None:
         self.shapes: Mapping[int, Any] = recording.shapes
         self.dtypes = recording.dtypes
-        self.tensors: dict[str, Tensor] = {name: plain_tensor(one) for name, one in recording.constants.items()}
+        self.tensors: dict[str, Tensor] = {name: to_plain_tensor(one) for name, one in recording.constants.items()}
         self.same: dict[int, Any] = {}  # values that are another value or a constant
         self.steps: dict[int, Step] = {}  # by the (first) value that they give, in order
         self.uses: Counter[int] = Counter()  # by operations and by the output
 
     def resolved(self, leaf: Any) -> Any:
-        """`leaf`, or what it is the same as."""
+        """Return `leaf`, or the value or constant that it is an alias of."""
         while isinstance(leaf, Value) and leaf.number in self.same:
             leaf = self.same[leaf.number]
         return leaf
 
     def is_map(self, value: Any) -> bool:
-        """Whether it is (N, C, H, W) float32, with something in it, and of one size whatever N is."""
+        """Whether `value` is a nonempty feature map, (N, C, H, W) float32; only N may depend on the batch size."""
         return self._is_of_rank(value, 4)
 
     def is_rows(self, value: Any) -> bool:
-        """Whether it is (N, C) float32, with something in it, and C is one number whatever N is."""
+        """Whether `value` is nonempty, (N, C) float32, with C independent of the batch size."""
         return self._is_of_rank(value, 2)
 
     def _is_of_rank(self, value: Any, rank: int) -> bool:
@@ -92,40 +95,40 @@ class Assembly:
         return len(shape) == rank and 0 not in shape and all(isinstance(side, int) for side in shape[1:])
 
     def is_float(self, value: Value) -> bool:
-        """Whether it is float32."""
+        """Whether `value` is float32."""
         return self.dtypes[value.number] == torch.float32
 
     def are_float(self, *names: str | None) -> bool:
-        """Whether tensors of these names are float32, where there is a name."""
+        """Whether the tensors of these names are float32; None is skipped."""
         return all(self.tensors[name].dtype == torch.float32 for name in names if name is not None)
 
     def producer(self, value: Any) -> Any:
-        """The step that gives `value`, if nothing but the operation at hand reads it."""
+        """Return the step that computes `value` if only the current operation reads it, otherwise None."""
         return self.steps.get(value.number) if isinstance(value, Value) and self.uses[value.number] == 1 else None
 
     def put(self, step: Step, result: int) -> bool:
-        """`step` as the last one."""
+        """Append `step`, which computes value `result`. Return True."""
         self.steps[result] = step
         return True
 
     def put_in_place_of(self, value: int, step: Step, result: int) -> bool:
-        """`step` as the last one, without the one that gave `value`."""
+        """Remove the step that computes `value` and append `step`. Return True."""
         del self.steps[value]
         return self.put(step, result)
 
     def tensor(self, name: str, tensor: Tensor) -> str:
-        """`name`, under which `tensor` now is."""
+        """Store `tensor` as contiguous float32 under `name`. Return `name`."""
         self.tensors[name] = tensor.float().contiguous()
         return name
 
     def bias(self, name: str | None, place: str, result: int) -> str | None:
-        """The name of a bias as kernels read it, numbers that follow each other."""
+        """Return the name of a bias whose memory is contiguous, as kernels need it; None for no bias."""
         if name is None or self.tensors[name].is_contiguous():
             return name
         return self.tensor(f"{place}.bias.{result}", self.tensors[name])
 
-    def scaled(self, step: Convolution, result: int, scale: Tensor, shift: Tensor | None) -> Convolution:
-        """`step` with its results times `scale`, (O) or a number, plus `shift`, (O)."""
+    def scaled(self, step: FusedConvolution, result: int, scale: Tensor, shift: Tensor | None) -> FusedConvolution:
+        """Return `step` with `scale`, (O) or a scalar, and `shift`, (O), folded into its weights and bias."""
         weight = self.tensors[step.weight].double()
         scale = scale.double().expand(len(weight))
         bias = weight.new_zeros(len(weight)) if step.bias is None else self.tensors[step.bias].double()
@@ -140,25 +143,25 @@ class Assembly:
 
 
 class Arguments:
-    """Those of an operation with one tensor for input and one for result."""
+    """The arguments of an operation with one input tensor and one result."""
 
     def __init__(self, operation: Operation, assembly: Assembly) -> None:
         given = operation.arguments
-        first = next((leaf for leaf in leaves(given) if isinstance(leaf, Value)), None)
+        first = next((leaf for leaf in iter_leaves(given) if isinstance(leaf, Value)), None)
         self.place = operation.place
         self.x: Any = assembly.resolved(first) if first is not None else None
         self.result: Any = operation.results[0]
         self.get: Callable[..., Any] = given.get
 
     def pair(self, name: str, default: Any = None) -> Pair:
-        """An argument for both axes."""
+        """Return an argument as (vertical, horizontal)."""
         value = self.get(name, default)
         value = default if value in (None, []) else value
         both = list(value) if isinstance(value, list | tuple) else [value]
         return (both[0], both[-1])
 
     def named(self, name: str) -> str | None:
-        """The name of a constant argument, if it is one."""
+        """Return the name of the constant given as an argument; None if it is not a constant."""
         value = self.get(name)
         return value.name if isinstance(value, Constant) else None
 
@@ -183,7 +186,7 @@ def _convolution(assembly: Assembly, given: Arguments) -> bool:
     if isinstance(pad, Operation) and pad.name in PADS and _zeros(pad):
         columns, _, rows, _ = pad.arguments["pad"]
         x, top, left = next(iter(pad.arguments.values())), top + rows, left + columns
-    step = Convolution(
+    step = FusedConvolution(
         x.number,
         given.result,
         weight,
@@ -198,7 +201,7 @@ def _convolution(assembly: Assembly, given: Arguments) -> bool:
 
 
 def _zeros(pad: Operation) -> bool:
-    """Whether it puts zeros around pictures, or takes rows and columns off them."""
+    """Whether a padding operation only adds zeros around images."""
     width = pad.arguments["pad"]
     value = pad.arguments.get("value") or 0
     return len(width) == 4 and min(width) >= 0 and pad.arguments.get("mode", "constant") == "constant" and value == 0
@@ -219,7 +222,7 @@ def _linear(assembly: Assembly, given: Arguments) -> bool:
             x, kernel = before, assembly.shapes[before.number][2:]
     name = assembly.tensor(f"{given.place}.dense.{given.result}", matrix.reshape(len(matrix), -1, *kernel))
     bias = assembly.bias(bias, given.place, given.result)
-    step = Convolution(x.number, given.result, name, bias, (1, 1), (0, 0), (1, 1), 1, place=given.place)
+    step = FusedConvolution(x.number, given.result, name, bias, (1, 1), (0, 0), (1, 1), 1, place=given.place)
     return assembly.put(step, given.result)
 
 
@@ -237,7 +240,7 @@ def _batch_norm(assembly: Assembly, given: Arguments) -> bool:
     shift = -tensors[mean].double() * scale
     shift = shift if bias is None else shift + tensors[bias].double()
     before = assembly.producer(given.x)
-    if _takes_more(before, Convolution):
+    if _takes_more(before, FusedConvolution):
         return assembly.put_in_place_of(
             before.result, assembly.scaled(before, given.result, scale, shift), given.result
         )
@@ -245,12 +248,12 @@ def _batch_norm(assembly: Assembly, given: Arguments) -> bool:
     names = f"{given.place}.scale.{given.result}", f"{given.place}.shift.{given.result}"
     assembly.tensor(names[0], scale[:, None, None, None])
     assembly.tensor(names[1], shift)
-    step = Convolution(given.x.number, given.result, *names, (1, 1), (0, 0), (1, 1), len(scale), place=given.place)
+    step = FusedConvolution(given.x.number, given.result, *names, (1, 1), (0, 0), (1, 1), len(scale), place=given.place)
     return assembly.put(step, given.result)
 
 
 def _takes_more(step: Any, *kinds: Any) -> Any:
-    """Whether `step` is of one of these kinds and nothing comes after its sum yet."""
+    """Whether `step` is of one of these kinds and has no residual or bounds yet."""
     return isinstance(step, kinds) and step.bounds == UNBOUNDED and getattr(step, "residual", None) is None
 
 
@@ -263,7 +266,7 @@ def _bounds(lower: Callable[[Arguments], Any], upper: Callable[[Arguments], Any]
         ):
             return False
         before = assembly.producer(given.x)
-        if isinstance(before, Convolution | Sum) and before.bounds == UNBOUNDED:
+        if isinstance(before, FusedConvolution | Sum) and before.bounds == UNBOUNDED:
             step: Step = replace(before, bounds=(float(low), float(high)), result=given.result)
             return assembly.put_in_place_of(before.result, step, given.result)
         step = Sum(given.x.number, given.result, bounds=(float(low), float(high)), place=given.place)
@@ -285,7 +288,7 @@ def _add(assembly: Assembly, given: Arguments) -> bool:
     )
     for first, second in reversed(pairs):
         before = assembly.producer(first)
-        if _takes_more(before, Convolution):
+        if _takes_more(before, FusedConvolution):
             step = replace(before, residual=second.number, result=given.result)
             return assembly.put_in_place_of(before.result, step, given.result)
     return assembly.put(Sum(one.number, given.result, other.number, place=given.place), given.result)
@@ -293,7 +296,7 @@ def _add(assembly: Assembly, given: Arguments) -> bool:
 
 def _times(assembly: Assembly, given: Arguments) -> bool:
     factor, before = given.get("other"), assembly.producer(given.x)
-    if not isinstance(factor, int | float) or not math.isfinite(factor) or not _takes_more(before, Convolution):
+    if not isinstance(factor, int | float) or not math.isfinite(factor) or not _takes_more(before, FusedConvolution):
         return False
     step = assembly.scaled(before, given.result, torch.tensor(float(factor), device="cpu"), None)
     return assembly.put_in_place_of(before.result, step, given.result)
@@ -343,7 +346,7 @@ def _flat(assembly: Assembly, given: Arguments) -> bool:
     before, shape = assembly.producer(given.x), assembly.shapes[given.result]
     if not assembly.is_map(given.x) or assembly.shapes[given.x.number] != (*shape, 1, 1):
         return False
-    if not isinstance(before, Convolution | Pool | Sum):
+    if not isinstance(before, FusedConvolution | Pool | Sum):
         return False
     return assembly.put_in_place_of(before.result, replace(before, result=given.result), given.result)
 
@@ -378,47 +381,51 @@ RULES: dict[str, Rule] = {
 
 
 class Fusion(Assembly):
-    """A recording's operations, one after the other, made steps by the rules, or left as they are."""
+    """Applies the rules to a captured graph; operations without a matching rule remain."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: CapturedGraph) -> None:
         super().__init__(recording)
         self.pictures = recording.pictures
         operations = []
         for operation in recording.operations:
-            arguments = replaced(dict(operation.arguments), self.resolved)
+            arguments = map_leaves(dict(operation.arguments), self.resolved)
             operation = replace(operation, arguments=arguments)
             if not self._vanishes(operation):
                 operations.append(operation)
         self.output = recording.output.with_leaves(self.resolved)
         operations = _needed(operations, self.output)
-        read = [*leaves([operation.arguments for operation in operations]), *self.output.leaves]
+        read = [*iter_leaves([operation.arguments for operation in operations]), *self.output.leaves]
         self.uses = Counter(leaf.number for leaf in read if isinstance(leaf, Value))
         for operation in operations:
-            operation = replace(operation, arguments=replaced(operation.arguments, self.resolved))  # what changed since
+            operation = replace(
+                operation, arguments=map_leaves(operation.arguments, self.resolved)
+            )  # what changed since
             if not self._joined(operation):
                 first = next((result for result in operation.results if result is not None), -len(self.steps) - 1)
                 self.steps[first] = operation
 
-    def fused(self) -> Fused:
-        """What is needed for the output, and nothing else."""
+    def build(self) -> FusedNetwork:
+        """Return the steps that the output depends on."""
         steps = tuple(_needed(list(self.steps.values()), self._out()))
-        names = {leaf.name for leaf in leaves([self._out().leaves, *map(_names, steps)]) if isinstance(leaf, Constant)}
+        names = {
+            leaf.name for leaf in iter_leaves([self._out().leaves, *map(_names, steps)]) if isinstance(leaf, Constant)
+        }
         tensors = {name: self.tensors[name] for name in sorted(names)}
-        return Fused(steps, self.shapes, self.dtypes, tensors, self._out(), self.pictures)
+        return FusedNetwork(steps, self.shapes, self.dtypes, tensors, self._out(), self.pictures)
 
-    def _out(self) -> Output:
-        resolved: Output = self.output.with_leaves(self.resolved)
+    def _out(self) -> OutputStructure:
+        resolved: OutputStructure = self.output.with_leaves(self.resolved)
         return resolved
 
     def _vanishes(self, operation: Operation) -> bool:
-        """Whether it gives what it is given, or can be computed once and for all."""
-        given = list(leaves(operation.arguments))
+        """Whether the operation returns its input, or a constant that is computed here."""
+        given = list(iter_leaves(operation.arguments))
         one = operation.results[0] if len(operation.results) == 1 else None
         if one is None:
             return False
-        if operation.name in NOTHING and not operation.arguments.get("train"):
+        if operation.name in NO_OPS and not operation.arguments.get("train"):
             self.same[one] = next(iter(operation.arguments.values()))
-        elif not any(isinstance(leaf, Value | Size) for leaf in given):
+        elif not any(isinstance(leaf, Value | BatchDependentSize) for leaf in given):
             name = f"{operation.place}:{one}"
             (self.tensors[name],) = operation.run(lambda x: self.tensors[x.name] if isinstance(x, Constant) else x)
             self.same[one] = Constant(name)
@@ -427,18 +434,20 @@ class Fusion(Assembly):
         return True
 
     def _joined(self, operation: Operation) -> bool:
-        """Whether the operation became a step of ours or part of one."""
+        """Whether a rule made the operation a step, or part of one."""
         rule = RULES.get(operation.name)
         if rule is None or len(operation.results) != 1 or operation.results[0] is None:
             return False
-        if operation.name not in FLATTENS and any(isinstance(leaf, Size) for leaf in leaves(operation.arguments)):
+        if operation.name not in FLATTENS and any(
+            isinstance(leaf, BatchDependentSize) for leaf in iter_leaves(operation.arguments)
+        ):
             return False  # kernels have the same settings for any number of pictures
         arguments = Arguments(operation, self)
         return arguments.x is not None and rule(self, arguments)
 
 
-def _needed(steps: Sequence[Any], output: Output) -> list[Any]:
-    """Of `steps` those that `output` depends on."""
+def _needed(steps: Sequence[Any], output: OutputStructure) -> list[Any]:
+    """Return those of `steps` that `output` depends on."""
     needed = {leaf.number for leaf in output.leaves if isinstance(leaf, Value)}
     kept = []
     for step in reversed(steps):
@@ -451,6 +460,6 @@ def _needed(steps: Sequence[Any], output: Output) -> list[Any]:
 def _names(step: Step) -> Any:
     if isinstance(step, Operation):
         return step.arguments
-    if isinstance(step, Convolution):
+    if isinstance(step, FusedConvolution):
         return [Constant(step.weight), *([Constant(step.bias)] if step.bias else [])]
     return []

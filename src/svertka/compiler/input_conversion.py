@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from svertka.errors import UsageError
 
 
-def images_of(x: Any) -> Tensor:
+def to_plain_images(x: Any) -> Tensor:
     """`x` as a plain tensor (N, C, H, W) float32 on the CPU, without gradient.
 
     Raises:

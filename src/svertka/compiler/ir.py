@@ -1,4 +1,8 @@
-"""The intermediate representation of a network: recorded ATen operations, and the steps that fusion makes of them."""
+"""The intermediate representation: captured ATen operations, and the fused steps that they become.
+
+A network is first a list of `Operation`s (`CapturedGraph`). Fusion turns many of them into `FusedConvolution`, `Pool`,
+`Sum` and `Concatenation` steps, which native kernels compute; the others stay operations.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -16,39 +20,42 @@ POOLINGS = "MAXIMUM", "MEAN", "PADDED_MEAN"  # as the kernels name them; the las
 
 @dataclass(frozen=True)
 class Value:
-    """What an operation gave, by its number; 0 is the network's input."""
+    """The output of an operation, identified by its number; 0 is the network's input."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor of the network, by its name there, or one that is computed from such."""
+    """A tensor of the network, or one computed from such tensors, identified by its name."""
 
     name: str
 
 
 @dataclass(frozen=True)
-class Size:
-    """A whole number that depends on the number of pictures: `each` · pictures + `more`."""
+class BatchDependentSize:
+    """An integer that depends on the batch size: `each` · batch size + `more`."""
 
     each: int
     more: int
 
     def of(self, pictures: int) -> int:
-        """The number."""
+        """Return the integer for a batch of `pictures` images."""
         return self.each * pictures + self.more
 
 
-Shape = tuple[int | Size, ...]
+Shape = tuple[int | BatchDependentSize, ...]
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One of torch.ops.aten, `name` as in "conv2d.default".
+    """A call of an ATen operator.
 
-    `arguments`, by name: numbers, strings, dtypes, lists, with Value, Constant and Size in them. `results`: the numbers
-    of the values that it gives, None where that is no tensor. `place`: the module that called it.
+    Attributes:
+        name: of the operator in torch.ops.aten, such as "conv2d.default".
+        arguments: name -> number, string, dtype or list; Value, Constant and BatchDependentSize stand for what varies.
+        results: the numbers of the values it returns; None for each result that is not a tensor.
+        place: the path of the module that calls it.
     """
 
     name: str
@@ -57,12 +64,12 @@ class Operation:
     place: str
 
     def run(self, value: Callable[[Any], Any]) -> tuple[Any, ...]:
-        """What it gives, with its arguments as `value` has them."""
-        function = overload_of(self.name)
+        """Return the results of the operator, with each leaf of its arguments replaced by `value(leaf)`."""
+        function = find_overload(self.name)
         positional, named = [], {}
         for argument in function._schema.arguments:
             if argument.name in self.arguments:
-                given = replaced(self.arguments[argument.name], value)
+                given = map_leaves(self.arguments[argument.name], value)
                 if argument.kwarg_only:
                     named[argument.name] = given
                 else:
@@ -72,11 +79,16 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Recording:
-    """The operations of a network, the shapes and dtypes of their values, its tensors, and what it returns.
+class CapturedGraph:
+    """The operations of a network, with its tensors and its output.
 
-    `output`: an `outputs.Output`, with Value, Constant and Size in it. `pictures`: the only batch size that it is for,
-    or None: any. `looked_at`: the constants whose values decided what was recorded.
+    Attributes:
+        operations: in the order in which they run.
+        shapes, dtypes: of each value, by its number.
+        constants: the network's tensors, by name.
+        output: an `OutputStructure` with Value, Constant and BatchDependentSize as leaves.
+        pictures: the only batch size for which the graph is valid; None if it is valid for any.
+        looked_at: names of the constants whose values determined what was captured.
     """
 
     operations: tuple[Operation, ...]
@@ -88,40 +100,46 @@ class Recording:
     looked_at: frozenset[str] = frozenset()
 
 
-def overload_of(name: str) -> Any:
-    """The operator of torch.ops.aten called `name`, as in "conv2d.default"."""
+def find_overload(name: str) -> Any:
+    """Return the operator of torch.ops.aten called `name`, such as "conv2d.default"."""
     packet, overload = name.split(".")
     return getattr(getattr(torch.ops.aten, packet), overload)
 
 
-def replaced(structure: Any, one: Callable[[Any], Any]) -> Any:
-    """`structure` with `one(leaf)` in place of each leaf of its lists, tuples and dicts."""
+def map_leaves(structure: Any, one: Callable[[Any], Any]) -> Any:
+    """Return `structure` with `one(leaf)` in place of each leaf of its lists, tuples and dicts."""
     if isinstance(structure, list | tuple):
-        inner = [replaced(part, one) for part in structure]
+        inner = [map_leaves(part, one) for part in structure]
         return inner if isinstance(structure, list) else tuple(inner)
     if isinstance(structure, dict):
-        return {key: replaced(part, one) for key, part in structure.items()}
+        return {key: map_leaves(part, one) for key, part in structure.items()}
     return one(structure)
 
 
-def leaves(structure: Any) -> Iterator[Any]:
-    """Of lists, tuples and dicts."""
+def iter_leaves(structure: Any) -> Iterator[Any]:
+    """Yield the leaves of nested lists, tuples and dicts."""
     if isinstance(structure, list | tuple):
         for part in structure:
-            yield from leaves(part)
+            yield from iter_leaves(part)
     elif isinstance(structure, Mapping):
         for part in structure.values():
-            yield from leaves(part)
+            yield from iter_leaves(part)
     else:
         yield structure
 
 
 @dataclass(frozen=True)
-class Convolution:
-    """Value `x` convolved, plus bias, plus value `residual`, then between two bounds, gives value `result`.
+class FusedConvolution:
+    """A convolution or dense layer with its epilogue: bias, residual and clamp to `bounds`.
 
-    `weight` and `bias`: names of tensors, (O, C / groups, kh, kw) and (O). `padding`: rows above and columns on the
-    left; below and on the right as many as the shape of the result asks for. A dense layer's kernel is the whole map.
+    Attributes:
+        x, result: numbers of the input and output values.
+        weight: name of the weights, (O, C / groups, kh, kw). The kernel of a dense layer covers the whole feature map.
+        bias: name of the bias, (O), or None.
+        padding: rows above and columns to the left. Those below and to the right follow from the shape of the result.
+        bounds: lower and upper bound of the result.
+        residual: number of the value added before clamping, or None.
+        place: the path of the module.
     """
 
     x: int
@@ -138,23 +156,23 @@ class Convolution:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """The values that it reads."""
+        """The numbers of the values it reads."""
         return (self.x,) if self.residual is None else (self.x, self.residual)
 
     def run(self, values: list[Tensor], size: Pair, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The result with PyTorch's own operations, (N, O, *size); `values`: of the inputs, (N, C, H, W)."""
+        """Return the result, (N, O, *size), computed with PyTorch's operations from inputs `values`, (N, C, H, W)."""
         x, *residual = values
         reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, weight.shape[2:], strict=True)]
         sides = zip(size, self.stride, reach, self.padding, x.shape[2:], strict=True)
         after = [(out - 1) * stride + width - pad - length for out, stride, width, pad, length in sides]
         x = F.pad(x, (self.padding[1], after[1], self.padding[0], after[0]))
         result = F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
-        return bounded(sum(residual, result), self.bounds)
+        return clamp_to_bounds(sum(residual, result), self.bounds)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Windows over value `x`, their largest or mean, give value `result`; `kind`: one of POOLINGS."""
+    """Maximum or average pooling of value `x`; `kind` is one of POOLINGS."""
 
     x: int
     result: int
@@ -168,11 +186,11 @@ class Pool:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """The values that it reads."""
+        """The numbers of the values it reads."""
         return (self.x,)
 
     def run(self, values: list[Tensor]) -> Tensor:
-        """The result with PyTorch's own operations."""
+        """Return the result, computed with PyTorch's operations."""
         if self.kind == "MAXIMUM":
             return F.max_pool2d(values[0], self.kernel, self.stride, self.padding, self.dilation, self.ceil)
         padded = self.kind == "PADDED_MEAN"
@@ -181,7 +199,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Sum:
-    """Value `x`, plus value `y`, if any, then between two bounds, gives value `result`."""
+    """Value `x`, plus value `y` if there is one, clamped to `bounds`."""
 
     x: int
     result: int
@@ -191,62 +209,62 @@ class Sum:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """The values that it reads."""
+        """The numbers of the values it reads."""
         return (self.x,) if self.y is None else (self.x, self.y)
 
     def run(self, values: list[Tensor]) -> Tensor:
-        """The result with PyTorch's own operations."""
-        return bounded(sum(values[1:], values[0]), self.bounds)
+        """Return the result, computed with PyTorch's operations."""
+        return clamp_to_bounds(sum(values[1:], values[0]), self.bounds)
 
 
 @dataclass(frozen=True)
 class Concatenation:
-    """The channels of the values `inputs`, one after the other, give value `result`."""
+    """The values `inputs`, concatenated along the channels."""
 
     inputs: tuple[int, ...]
     result: int
     place: str = ""
 
     def run(self, values: list[Tensor]) -> Tensor:
-        """The result with PyTorch's own operations."""
+        """Return the result, computed with PyTorch's operations."""
         return torch.cat(values, 1)
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Convolutions of which each reads what the one before gives, and nothing else does; computed together."""
+    """Convolutions computed together; only the next one reads the output of each."""
 
-    steps: tuple[Convolution, ...]
+    steps: tuple[FusedConvolution, ...]
 
     @property
     def result(self) -> int:
-        """What the last one gives."""
+        """The number of the last convolution's output."""
         return self.steps[-1].result
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """The values that they read, without those that they make."""
+        """The numbers of the values they read, without those that they compute themselves."""
         made = {step.result for step in self.steps}
         return tuple(value for step in self.steps for value in step.inputs if value not in made)
 
 
-Step = Convolution | Pool | Sum | Concatenation | Operation
+Step = FusedConvolution | Pool | Sum | Concatenation | Operation
 
 
-def bounded(values: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """`values` moved between two bounds."""
+def clamp_to_bounds(values: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Return `values` clamped to a lower and an upper bound."""
     return values if bounds == UNBOUNDED else values.clamp(*bounds)
 
 
 def results_of(step: Step | Chain) -> tuple[int, ...]:
-    """The values that a step gives."""
+    """Return the numbers of the values that a step computes."""
     if isinstance(step, Operation):
         return tuple(number for number in step.results if number is not None)
     return (step.result,)
 
 
 def inputs_of(step: Step | Chain) -> tuple[int, ...]:
-    """The values that a step reads."""
+    """Return the numbers of the values that a step reads."""
     if isinstance(step, Operation):
-        return tuple(leaf.number for leaf in leaves(step.arguments) if isinstance(leaf, Value))
+        return tuple(leaf.number for leaf in iter_leaves(step.arguments) if isinstance(leaf, Value))
     return step.inputs

@@ -1,4 +1,4 @@
-"""Where the values of an optimized network lie: in one piece of memory, parts of which are used again and again."""
+"""Memory planning: offsets in one arena, reused for values that are not needed at the same time."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,28 +6,28 @@ from functools import cache
 
 import torch
 
-from svertka.compiler.ir import Chain, Concatenation, Operation, Step, inputs_of, overload_of, results_of
+from svertka.compiler.ir import Chain, Concatenation, Operation, Step, find_overload, inputs_of, results_of
 
 ALIGNMENT = 64  # numbers: a multiple of every vector, and no two buffers in one cache line
 
 
 @cache
 def may_alias(name: str) -> bool:
-    """Whether the operation `name` may give a view, or the very tensor that it is given.
+    """Whether the operator `name` may return a view of its input, or the input itself.
 
-    Operators with kernels of their own say so in their schema. Those that are made of others need not: dropout gives
-    in inference what it is given, and einsum of one operand a transposed view.
+    Operators with their own kernels declare this in their schema. Composite operators need not: in inference dropout
+    returns its input, and einsum of one operand a transposed view.
     """
-    function = overload_of(name)
+    function = find_overload(name)
     declared = any(returned.alias_info is not None for returned in function._schema.returns)
     key = "CompositeImplicitAutograd"
     return declared or torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), key)
 
 
-def last_uses(steps: Sequence[Step | Chain], kept: Iterable[int]) -> dict[int, int]:
-    """For each value the number of the last step that may read its memory; len(steps) for the `kept` ones.
+def find_last_uses(steps: Sequence[Step | Chain], kept: Iterable[int]) -> dict[int, int]:
+    """Return value -> index of the last step that may read its memory; len(steps) for the `kept` values.
 
-    A view of a value that is read later counts as a use of the value.
+    Reading a view of a value counts as reading the value.
     """
     last: dict[int, int] = dict.fromkeys(kept, len(steps))
     for number in reversed(range(len(steps))):
@@ -44,15 +44,15 @@ def last_uses(steps: Sequence[Step | Chain], kept: Iterable[int]) -> dict[int, i
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a map lies: `offset` numbers from the beginning, each pixel `step` numbers behind the one before."""
+    """The location of a feature map in the arena: `offset` and distance from pixel to pixel, `step`, in numbers."""
 
     offset: int
     step: int
 
 
 @dataclass(frozen=True)
-class Maps:
-    """Sizes of a value as the kernels see it; dense vectors are maps of one pixel."""
+class FeatureMapSize:
+    """The size of a feature map; a vector is a map of one pixel."""
 
     batch: int
     channels: int
@@ -61,14 +61,16 @@ class Maps:
 
     @property
     def pixels(self) -> int:
-        """Of all pictures."""
+        """The pixels of all images in the batch."""
         return self.batch * self.height * self.width
 
 
-def inner_parts(steps: Sequence[Step | Chain], made: set[int]) -> dict[int, tuple[int, int]]:
-    """Values that are computed right where a concatenation wants them: value → (the concatenation's, which part).
+def find_concatenated_in_place(steps: Sequence[Step | Chain], made: set[int]) -> dict[int, tuple[int, int]]:
+    """Return the values that kernels can write into a concatenation: value -> (concatenation, index of the part).
 
-    `made`: values that kernels compute, which can be put anywhere.
+    Args:
+        steps: in the order in which they run.
+        made: values that native kernels compute; only these can be written anywhere.
     """
     found: dict[int, tuple[int, int]] = {}
     for step in steps:
@@ -79,17 +81,23 @@ def inner_parts(steps: Sequence[Step | Chain], made: set[int]) -> dict[int, tupl
     return found
 
 
-def slots(
+def assign_slots(
     steps: Sequence[Step | Chain],
-    maps: Mapping[int, Maps],
+    maps: Mapping[int, FeatureMapSize],
     inner: Mapping[int, tuple[int, int]],
     kept: Iterable[int],
     elsewhere: Container[int | None],
 ) -> tuple[dict[int, Slot], int]:
-    """A slot for each of `maps` that does not lie `elsewhere`, and how many numbers all of them need together.
+    """Return a slot for each of `maps`, and the size of the arena in numbers.
 
-    No two values that are needed at the same time, they or views of them, overlap. `inner`: as `inner_parts` gives it.
-    `kept`: values needed to the end.
+    Values that are needed at the same time, directly or through views, do not overlap.
+
+    Args:
+        steps: in the order in which they run.
+        maps: the sizes of values.
+        inner: as `find_concatenated_in_place` returns it.
+        kept: values needed to the end.
+        elsewhere: values that are not stored in the arena.
     """
     here = {value for value in maps if value not in elsewhere}
 
@@ -104,7 +112,7 @@ def slots(
         for value in (*results_of(step), *inputs_of(step)):
             if value in here:
                 first.setdefault(root(value), number)
-    for value, number in last_uses(steps, kept).items():
+    for value, number in find_last_uses(steps, kept).items():
         if value in here:
             last[root(value)] = max(last.get(root(value), number), number)
     sizes = {value: maps[value].pixels * maps[value].channels for value in first}

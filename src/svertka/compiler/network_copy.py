@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from svertka.conv.accelerate import restore
 from svertka.errors import UsageError
-from svertka.graph.summary import tensors_of
+from svertka.graph.summary import named_tensors
 
 
-def unwrapped(network: nn.Module) -> nn.Module:
+def unwrap_network(network: nn.Module) -> nn.Module:
     """`network` without the wrapper of torch.compile.
 
     Raises:
@@ -26,7 +26,7 @@ def unwrapped(network: nn.Module) -> nn.Module:
     network = getattr(network, "_orig_mod", network)
     if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise UsageError(f"{type(network).__name__} spreads a network over devices; optimize its .module")
-    for name, tensor in tensors_of(network):
+    for name, tensor in named_tensors(network):
         _need_plain(name, tensor)
     return network
 
@@ -53,7 +53,7 @@ def dtype_hint(network: nn.Module) -> str:
     return f"; its parameters are {named}: call .float() on it"
 
 
-def empty_twin(network: nn.Module, *, hooks: bool = True) -> tuple[nn.Module, list[tuple[str, Tensor]]]:
+def copy_without_values(network: nn.Module, *, hooks: bool = True) -> tuple[nn.Module, list[tuple[str, Tensor]]]:
     """A copy in inference whose tensors have no values, to be followed, and these, by their names in `network`.
 
     Without its forward hooks, if not `hooks`.
@@ -61,8 +61,8 @@ def empty_twin(network: nn.Module, *, hooks: bool = True) -> tuple[nn.Module, li
     Raises:
         UsageError: something in the network cannot be copied.
     """
-    copies = {id(tensor): _without_values(tensor) for _, tensor in tensors_of(network)}
-    named = [(name, copies[id(tensor)]) for name, tensor in tensors_of(network)]
+    copies = {id(tensor): _without_values(tensor) for _, tensor in named_tensors(network)}
+    named = [(name, copies[id(tensor)]) for name, tensor in named_tensors(network)]
     twin = _twin(network, copies)
     if not hooks:
         for module in twin.modules():
@@ -70,14 +70,14 @@ def empty_twin(network: nn.Module, *, hooks: bool = True) -> tuple[nn.Module, li
     return twin, named
 
 
-def check_twin(network: nn.Module) -> nn.Module:
+def copy_for_comparison(network: nn.Module) -> nn.Module:
     """A copy in inference that shares the parameters and has its own buffers, to compare with.
 
     Raises:
         UsageError: something in the network cannot be copied.
     """
     shared = {id(parameter): parameter for parameter in network.parameters()}
-    own = {id(tensor): tensor.detach().clone() for _, tensor in tensors_of(network) if id(tensor) not in shared}
+    own = {id(tensor): tensor.detach().clone() for _, tensor in named_tensors(network) if id(tensor) not in shared}
     return _twin(network, shared | own)
 
 
@@ -104,17 +104,17 @@ def _twin(network: nn.Module, copies: dict[int, Any]) -> nn.Module:
     for module in twin.modules():
         module._compiled_call_impl = None
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            hooks.update({key: isolated(hook, copies) for key, hook in hooks.items()})
+            hooks.update({key: isolate_hook(hook, copies) for key, hook in hooks.items()})
     try:
         return twin.eval()
     except NotImplementedError:  # an exported program is in inference already
         return twin
 
 
-def isolated(hook: Callable[..., Any], copies: dict[int, Any]) -> Callable[..., Any]:
+def isolate_hook(hook: Callable[..., Any], copies: dict[int, Any]) -> Callable[..., Any]:
     """`hook` on copies of what it may write into: variables around it, and global lists, dicts and sets."""
     if isinstance(hook, functools.partial):
-        return functools.partial(isolated(hook.func, copies), *hook.args, **hook.keywords)
+        return functools.partial(isolate_hook(hook.func, copies), *hook.args, **hook.keywords)
     if not isinstance(hook, types.FunctionType):
         return hook  # an object or a method of one: it was copied with the network
     stores = {

@@ -10,24 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from svertka.compiler import reference, serialize
-from svertka.compiler.accuracy_check import measured, way_out
-from svertka.compiler.capture import NotRunError
-from svertka.compiler.dynamic_batch import BATCHES, Followed, Repeats
-from svertka.compiler.executor import Plan
-from svertka.compiler.fusion import Fused, fused
-from svertka.compiler.input_conversion import images_of, is_traced
-from svertka.compiler.ir import Convolution, Recording
-from svertka.compiler.network_copy import check_twin, unwrapped
-from svertka.compiler.packing import DTYPES, Packed, is_dense, narrowed, separated
-from svertka.compiler.serialize import About
+from svertka.compiler.accuracy_check import measure_error, suggest_fix
+from svertka.compiler.capture import CaptureRunError
+from svertka.compiler.dynamic_batch import CAPTURED_BATCH_SIZES, BatchSizeCheck, DynamicBatchCapture
+from svertka.compiler.executor import ExecutionPlan
+from svertka.compiler.fusion import FusedNetwork, fuse
+from svertka.compiler.input_conversion import is_traced, to_plain_images
+from svertka.compiler.ir import CapturedGraph, FusedConvolution
+from svertka.compiler.network_copy import copy_for_comparison, unwrap_network
+from svertka.compiler.packing import DTYPES, PackedWeights, convert_weights, is_dense, separate_shared_weights
+from svertka.compiler.serialize import OptimizedInfo
 from svertka.conv import native
 from svertka.errors import UsageError
 from svertka.files import given_path
 
-MANY = 64  # pictures that are worth the second that it takes
-PLANS = 8  # for as many numbers of pictures memory is kept
-CHECKED = 1, 3, 2  # batch sizes that are compared beside the example's, until there are three
-SAVED_FOR = 0, 1, 7, 16, 33, 100, 256, 1000  # batch sizes that are followed before a network is saved for any
+MIN_NUM_IMAGES = 64  # pictures that are worth the second that it takes
+MAX_PLANS = 8  # for as many numbers of pictures memory is kept
+CHECKED_BATCH_SIZES = 1, 3, 2  # batch sizes that are compared beside the example's, until there are three
+SAVED_BATCH_SIZES = 0, 1, 7, 16, 33, 100, 256, 1000  # batch sizes that are followed before a network is saved for any
 
 
 def optimize(
@@ -50,7 +50,7 @@ def optimize(
     Convolutions of 3×3 and 5×5 are computed by tiles (Winograd): a NaN, an infinite or a huge value, more than about
     1e5 times as large as its neighbours, spoils the digits of whole tiles, that is up to 3 pixels (of 5×5 up to 6)
     further than where PyTorch does; and where values of a layer are above 1e30, its results may overflow to inf or NaN,
-    since tiles are sums of values. `Optimized.tiled` names these layers; `strict` avoids such algorithms.
+    since tiles are sums of values. `Optimized.winograd_layers` names these layers; `strict` avoids such algorithms.
 
     `example`: (N, C, H, W) float32, pictures such as there will be: of this size, and where the network allows it, in
     any number.
@@ -70,37 +70,39 @@ def optimize(
             raise UsageError(f"there is no precision {one!r}; use one of {', '.join(DTYPES)}")
     if not isinstance(strict, bool):
         raise UsageError(f"strict={strict!r} must be True or False")
-    network = unwrapped(network)
-    example = images_of(example)
+    network = unwrap_network(network)
+    example = to_plain_images(example)
     _need_images(example)
-    about = About(tuple(example.shape), precision, dense, strict=strict)
+    info = OptimizedInfo(tuple(example.shape), precision, dense, strict=strict)
     if isinstance(network, Optimized):
-        return network.as_asked(about)
+        return network.reuse_for(info)
     try:
-        recording, repeats = _recorded(network, about.example)
-    except NotRunError as reason:
+        recording, repeats = _recorded(network, info.example)
+    except CaptureRunError as reason:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-            raise UsageError(f"{reason}{way_out(check_twin(network), example)}") from reason
+            raise UsageError(f"{reason}{suggest_fix(copy_for_comparison(network), example)}") from reason
     try:
-        steps = separated(fused(recording))
-        optimized = Optimized(narrowed(steps, precision, dense), about, repeats)
+        steps = separate_shared_weights(fuse(recording))
+        optimized = Optimized(convert_weights(steps, precision, dense), info, repeats)
     except (RuntimeError, MemoryError) as reason:  # of PyTorch's operations on what depends on no image
         raise UsageError(f"{type(network).__name__} cannot be optimized: {' '.join(str(reason).split())}") from reason
-    sizes = optimized.sizes_of(len(example))
+    sizes = optimized.select_check_sizes(len(example))
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        error = measured(optimized, check_twin(network), example, sizes, bf16="bf16" in (precision, dense))
-    optimized.about = dataclasses.replace(about, error=error)
+        error = measure_error(
+            optimized, copy_for_comparison(network), example, sizes, bf16="bf16" in (precision, dense)
+        )
+    optimized.info = dataclasses.replace(info, error=error)
     return optimized
 
 
-def _recorded(network: nn.Module, shape: tuple[int, ...]) -> tuple[Recording, Repeats]:
+def _recorded(network: nn.Module, shape: tuple[int, ...]) -> tuple[CapturedGraph, BatchSizeCheck]:
     """What `network` does, and whether for other batch sizes, too; without hooks, if only these look at values."""
     try:
-        recording = (followed := Followed(network, shape[1:])).recording(shape[0])
+        recording = (followed := DynamicBatchCapture(network, shape[1:])).recording(shape[0])
     except UsageError:
         if not any(module._forward_hooks for module in network.modules()):
             raise
-        recording = (followed := Followed(network, shape[1:], hooks=False)).recording(shape[0])
+        recording = (followed := DynamicBatchCapture(network, shape[1:], hooks=False)).recording(shape[0])
     return recording, followed.repeats(recording)  # whether hooks changed anything, the check tells
 
 
@@ -116,7 +118,7 @@ def _need_images(example: Tensor) -> None:
         )
 
 
-def fastest(network: nn.Module, shape: tuple[int, ...], pictures: int) -> nn.Module:
+def optimize_if_worthwhile(network: nn.Module, shape: tuple[int, ...], pictures: int) -> nn.Module:
     """`network`, or the same optimized, if so many `pictures` of `shape`, (C, H, W), pay for that; for inference alone.
 
     `network` itself where it does not compute float32 on the CPU, where there are no kernels, and where it cannot be
@@ -124,7 +126,7 @@ def fastest(network: nn.Module, shape: tuple[int, ...], pictures: int) -> nn.Mod
     """
     tensors = [*network.parameters(), *network.buffers()]
     here = all(one.device.type == "cpu" and one.dtype in (torch.float32, torch.int64) for one in tensors)
-    if pictures < MANY or isinstance(network, Optimized) or native.why_not() or not here:
+    if pictures < MIN_NUM_IMAGES or isinstance(network, Optimized) or native.why_not() or not here:
         return network
     try:
         return optimize(network, torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)))
@@ -135,19 +137,19 @@ def fastest(network: nn.Module, shape: tuple[int, ...], pictures: int) -> nn.Mod
 class Optimized(nn.Module):
     """What `optimize` gives. It has no parameters, cannot learn, and stays on the CPU, whatever it is moved to.
 
-    Several threads may call it at once. `about`: the example's shape, the settings, and the error on the example. In
+    Several threads may call it at once. `info`: the example's shape, the settings, and the error on the example. In
     torch.compile it is called as it is; exported, traced with torch.jit or transformed with torch.func, it is PyTorch's
     own operations with the folded weights.
     """
 
-    def __init__(self, steps: Fused, about: About, repeats: Repeats | None = None) -> None:
+    def __init__(self, steps: FusedNetwork, info: OptimizedInfo, repeats: BatchSizeCheck | None = None) -> None:
         super().__init__()
-        self.about = about
-        weights = {step.weight: step for step in steps.steps if isinstance(step, Convolution)}
-        self._packed: Mapping[str, Packed] = {}
+        self.info = info
+        weights = {step.weight: step for step in steps.steps if isinstance(step, FusedConvolution)}
+        self._packed: Mapping[str, PackedWeights] = {}
         if not native.why_not():
             self._packed = {
-                name: Packed.of(step, steps.tensors[name], dense=is_dense(steps, step), strict=about.strict)
+                name: PackedWeights.of(step, steps.tensors[name], dense=is_dense(steps, step), strict=info.strict)
                 for name, step in weights.items()
             }
         # Copies, since the network may go on learning; not of inference mode, whoever optimizes.
@@ -155,29 +157,31 @@ class Optimized(nn.Module):
             tensors = {name: one.clone() for name, one in steps.tensors.items() if name not in self._packed}
         self._steps = dataclasses.replace(steps, tensors=tensors)
         self._repeats = repeats
-        self._same = {*BATCHES, about.example[0]}  # batch sizes that were recorded
-        self._plans: dict[int, Plan] = {}
+        self._same = {*CAPTURED_BATCH_SIZES, info.example[0]}  # batch sizes that were recorded
+        self._plans: dict[int, ExecutionPlan] = {}
         self._lock = threading.Lock()
         self.eval()
 
     @property
     def error(self) -> float:
         """The largest difference to the original on the example, over the largest value."""
-        return self.about.error
+        return self.info.error
 
     @property
-    def tiled(self) -> tuple[str, ...]:
+    def winograd_layers(self) -> tuple[str, ...]:
         """The modules that are computed by tiles: what is not finite spreads further there; see `optimize`."""
-        steps = (step for step in self._steps.steps if isinstance(step, Convolution) and step.weight in self._packed)
+        steps = (
+            step for step in self._steps.steps if isinstance(step, FusedConvolution) and step.weight in self._packed
+        )
         return tuple(step.place for step in steps if self._packed[step.weight].kernel == "winograd")
 
-    def as_asked(self, about: About) -> Self:
+    def reuse_for(self, info: OptimizedInfo) -> Self:
         """Itself, if it was made with the same settings for images of the same size.
 
         Raises:
             UsageError: it was not.
         """
-        settings = [(one.example[1:], one.precision, one.dense, one.strict) for one in (about, self.about)]
+        settings = [(one.example[1:], one.precision, one.dense, one.strict) for one in (info, self.info)]
         if settings[0] != settings[1]:
             raise UsageError(
                 "this network is optimized already, for another size or with other settings; optimize the network that "
@@ -185,11 +189,11 @@ class Optimized(nn.Module):
             )
         return self
 
-    def sizes_of(self, pictures: int) -> set[int]:
+    def select_check_sizes(self, pictures: int) -> set[int]:
         """`pictures` and up to two other batch sizes that it can be run with."""
         if self._steps.pictures is not None:
             return {pictures}
-        others = [size for size in CHECKED if size != pictures]
+        others = [size for size in CHECKED_BATCH_SIZES if size != pictures]
         return {pictures, *[size for size in others if self._does(size)][:2]}
 
     def forward(self, x: Tensor) -> Any:
@@ -205,13 +209,13 @@ class Optimized(nn.Module):
     def _run(self, x: Tensor) -> Any:
         if is_traced(x):
             return self._traced(x)
-        x = images_of(x)
+        x = to_plain_images(x)
         self._need_size(x)
         # Memory that is used again and again must not be of inference mode, whoever calls first.
         try:
             with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
                 if not self._packed or len(x) == 0:
-                    return reference.run(self._steps, self._weight, x)
+                    return reference.run_reference(self._steps, self._weight, x)
                 return self._plan(len(x)).run(x.contiguous(memory_format=torch.channels_last))
         except (RuntimeError, ValueError, MemoryError, IndexError) as error:
             reason = " ".join(str(error).split())
@@ -229,7 +233,7 @@ class Optimized(nn.Module):
         """
         whole = {name: packed.unpacked() for name, packed in self._packed.items()}
         steps = dataclasses.replace(self._steps, tensors={**self._steps.tensors, **whole})
-        serialize.write(given_path(path), steps, self._about_alone())
+        serialize.write_network(given_path(path), steps, self._info_for_saving())
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
@@ -238,10 +242,10 @@ class Optimized(nn.Module):
         Raises:
             RunError: the file is missing, damaged, or something else.
         """
-        return cls(*serialize.read(given_path(path)))
+        return cls(*serialize.read_network(given_path(path)))
 
     def __getstate__(self) -> dict[str, Any]:
-        alone = {"about": self._about_alone(), "_plans": {}, "_repeats": None, "_lock": None}
+        alone = {"info": self._info_for_saving(), "_plans": {}, "_repeats": None, "_lock": None}
         return {**self.__dict__, **alone}  # plans hold addresses
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -257,14 +261,14 @@ class Optimized(nn.Module):
         return self.__copy__()  # nothing in it changes but what was just made anew
 
     def _need_size(self, x: Tensor) -> None:
-        if x.shape[1:] != self.about.example[1:]:
-            sizes = ["×".join(map(str, shape[1:])) for shape in (x.shape, self.about.example)]
+        if x.shape[1:] != self.info.example[1:]:
+            sizes = ["×".join(map(str, shape[1:])) for shape in (x.shape, self.info.example)]
             raise UsageError(
                 f"the pictures are {sizes[0]} and this network was optimized for {sizes[1]}; optimize it with an "
                 "example of this size"
             )
         wanted = self._steps.pictures
-        if len(x) < self.about.least or not (self._does(len(x)) if wanted is None else len(x) == wanted):
+        if len(x) < self.info.least or not (self._does(len(x)) if wanted is None else len(x) == wanted):
             made = "does something else" if wanted is None else f"was optimized for {wanted} at a time"
             raise UsageError(
                 f"the batch has {len(x)} pictures, and this network {made}; optimize it with an example of {len(x)} "
@@ -281,43 +285,43 @@ class Optimized(nn.Module):
 
     def _traced(self, x: Tensor) -> Any:
         """The same with PyTorch's own operations, for those who write down or transform what is computed."""
-        if x.dim() != 4 or tuple(x.shape[1:]) != self.about.example[1:]:
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.info.example[1:]:
             raise UsageError(
-                f"an optimized network is traced with (N, {', '.join(map(str, self.about.example[1:]))}) float32"
+                f"an optimized network is traced with (N, {', '.join(map(str, self.info.example[1:]))}) float32"
             )
         with torch.no_grad():
-            return reference.run(self._steps, self._weight, x)
+            return reference.run_reference(self._steps, self._weight, x)
 
     def _weight(self, name: str) -> Tensor:
         """The weights of that name, (O, C / groups, kh, kw)."""
         return self._packed[name].unpacked() if name in self._packed else self._steps.tensors[name]
 
-    def _plan(self, pictures: int) -> Plan:
+    def _plan(self, pictures: int) -> ExecutionPlan:
         with self._lock:
             plan = self._plans.get(pictures)
         if plan is None:
-            plan = Plan(self._steps, self._packed, pictures)
+            plan = ExecutionPlan(self._steps, self._packed, pictures)
             with self._lock:
-                while len(self._plans) >= PLANS:
+                while len(self._plans) >= MAX_PLANS:
                     self._plans.pop(next(iter(self._plans)))
                 self._plans[pictures] = plan
         return plan
 
-    def _about_alone(self) -> About:
+    def _info_for_saving(self) -> OptimizedInfo:
         """What is known of it, for one that cannot follow the original.
 
         Raises:
             UsageError: the original does something else for some larger batches.
         """
         if self._repeats is None or self._steps.pictures is not None:
-            return self.about
-        others = [size for size in SAVED_FOR if not self._runs(size)]
+            return self.info
+        others = [size for size in SAVED_BATCH_SIZES if not self._runs(size)]
         if max(others, default=0) > 1:
             raise UsageError(
-                f"this network does something else for {max(others)} pictures than for {self.about.example[0]}, which "
+                f"this network does something else for {max(others)} pictures than for {self.info.example[0]}, which "
                 "a file or pickle cannot tell; keep the network itself and optimize it where it runs"
             )
-        return dataclasses.replace(self.about, least=max(others, default=-1) + 1)
+        return dataclasses.replace(self.info, least=max(others, default=-1) + 1)
 
     def _runs(self, pictures: int) -> bool:
         try:

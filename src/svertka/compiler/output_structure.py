@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svertka.compiler.ir import Size, Value
+from svertka.compiler.ir import BatchDependentSize, Value
 from svertka.errors import UsageError
 
-ATOMS = int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, Value, Size
+ATOMS = int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, Value, BatchDependentSize
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputStructure:
     """A nested output: `template` has its types, without tensors, and `leaves` what belongs into it, in order."""
 
     template: Any
     leaves: tuple[Any, ...]
 
     @classmethod
-    def of(cls, structure: Any, leaf: Callable[[Any], Any]) -> "Output":
+    def of(cls, structure: Any, leaf: Callable[[Any], Any]) -> "OutputStructure":
         """The parts of `structure`, with `leaf(part)` for each tensor, number or string in it.
 
         Raises:
@@ -34,7 +34,7 @@ class Output:
         template = _rebuilt(structure, lambda part: parts.append(_atom(part)))
         return cls(template, tuple(leaf(part) for part in parts))
 
-    def with_leaves(self, leaf: Callable[[Any], Any]) -> "Output":
+    def with_leaves(self, leaf: Callable[[Any], Any]) -> "OutputStructure":
         """The same with `leaf(part)` in place of each part."""
         return replace(self, leaves=tuple(map(leaf, self.leaves)))
 
@@ -44,14 +44,14 @@ class Output:
         return _rebuilt(self.template, lambda _: leaf(next(parts)))
 
 
-def tensors_in(structure: Any) -> Iterator[Tensor]:
+def find_tensors(structure: Any) -> Iterator[Tensor]:
     """The tensors of a nested output, in order."""
     found: list[Tensor] = []
     _rebuilt(structure, lambda part: found.append(part) if isinstance(part, Tensor) else None)
     return iter(found)
 
 
-def own(part: Any) -> Any:
+def copy_for_caller(part: Any) -> Any:
     """A part of an output as the caller's own: never a tensor of the network, or the input itself.
 
     In the usual memory order, whichever it is computed in: what is done with it next may be `view`.
@@ -83,7 +83,7 @@ def _rebuilt(structure: Any, leaf: Callable[[Any], Any]) -> Any:
         for key, part in items:
             new[key] = part
         return new
-    if dataclasses.is_dataclass(structure) and not isinstance(structure, (type, Value, Size)):
+    if dataclasses.is_dataclass(structure) and not isinstance(structure, (type, Value, BatchDependentSize)):
         new = copy.copy(structure)
         for field in dataclasses.fields(structure):  # not through __init__, which may check or compute
             if hasattr(structure, field.name):

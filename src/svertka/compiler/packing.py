@@ -7,25 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from svertka.compiler.fusion import Fused
-from svertka.compiler.ir import Constant, Convolution, Operation, leaves
+from svertka.compiler.fusion import FusedNetwork
+from svertka.compiler.ir import Constant, FusedConvolution, Operation, iter_leaves
 from svertka.conv import native
 
-LEAST_CHANNELS = 16  # with fewer, to transform tiles takes longer than what it saves
-FEW = 4  # inputs; kernels read pictures of no more in place, with weights of float32
+MIN_WINOGRAD_CHANNELS = 16  # with fewer, to transform tiles takes longer than what it saves
+MAX_FLOAT32_INPUTS = 4  # inputs; kernels read pictures of no more in place, with weights of float32
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of weights, by the name of a precision
 
-# Of a layer whose products are bfloat16 the root mean square of its error over that of its results, for normal inputs
-# and weights (of rectified inputs Winograd's is 0.95 %). What F(4,3) rounds are transformed tiles and weights. The
-# limit: errors of layers add up like the square root of their number, hence through sixteen of them to no more than
-# four times as much, 6 %. F(4,3) with the points that are usual, 0, ±1, ±2, ∞, with 2.1 % would not be taken.
-ERRORS = {"direct": 0.0024, "winograd": 0.0115}
-LIMIT = 0.015
-
 
 @dataclass(frozen=True, eq=False)
-class Packed:
+class PackedWeights:
     """Weights of `shape`, (O, C / groups, kh, kw), for the kernels "winograd", "direct", "depthwise" or "grouped".
 
     Winograd's take 3×3 taps; 4×4 to 6×6, with zeros to 6×6, are four such kernels, whose results are summed up.
@@ -42,11 +35,11 @@ class Packed:
     numbers: Tensor
 
     @classmethod
-    def of(cls, step: Convolution, weight: Tensor, *, dense: bool, strict: bool = False) -> "Packed":
+    def of(cls, step: FusedConvolution, weight: Tensor, *, dense: bool, strict: bool = False) -> "PackedWeights":
         """The weights of `step`, packed for the kernels that compute it; `dense`: it is a dense layer."""
         shape, groups = tuple(weight.shape), step.groups
         narrow = weight.dtype == torch.bfloat16
-        kernel = "direct" if dense else kernel_of(step, shape, strict=strict)
+        kernel = "direct" if dense else select_kernel(step, shape, strict=strict)
         if kernel in ("depthwise", "grouped"):
             # float32: a file may have been written where other kernels compute these groups, in bfloat16
             return cls(kernel, shape, groups, weight.float().permute(2, 3, 1, 0).contiguous())
@@ -82,7 +75,7 @@ class Packed:
         return native.kernels.Precision["BFLOAT16" if native.multiplies_bfloat16() else "WIDENED"]
 
 
-def narrowed(fused: Fused, precision: str, dense: str) -> Fused:
+def convert_weights(fused: FusedNetwork, precision: str, dense: str) -> FusedNetwork:
     """The steps with the weights of their convolutions in `precision`, of dense layers in `dense`: "fp32" or "bf16".
 
     What it would not make faster stays float32: small groups of channels, and where kernels do not multiply bfloat16,
@@ -90,47 +83,52 @@ def narrowed(fused: Fused, precision: str, dense: str) -> Fused:
     """
     tensors = dict(fused.tensors)
     for step in fused.steps:
-        if isinstance(step, Convolution):
+        if isinstance(step, FusedConvolution):
             shape = tuple(tensors[step.weight].shape)
-            few = shape[1] <= FEW and not native.multiplies_bfloat16()
-            if not few and kernel_of(step, shape) not in ("depthwise", "grouped"):
+            few = shape[1] <= MAX_FLOAT32_INPUTS and not native.multiplies_bfloat16()
+            if not few and select_kernel(step, shape) not in ("depthwise", "grouped"):
                 wanted = DTYPES[dense if is_dense(fused, step) else precision]
                 tensors[step.weight] = tensors[step.weight].to(wanted)
     return replace(fused, tensors=tensors)
 
 
-def is_dense(fused: Fused, step: Convolution) -> bool:
+def is_dense(fused: FusedNetwork, step: FusedConvolution) -> bool:
     """Whether it is a dense layer: its results are vectors."""
     return len(fused.shapes[step.result]) == 2
 
 
-def separated(fused: Fused) -> Fused:
+def separate_shared_weights(fused: FusedNetwork) -> FusedNetwork:
     """The steps with a name of its own for a weight for each way in which it is read.
 
     Convolutions that share a weight share its packed form only if the same kernels read it in the same groups; an
     operation of PyTorch reads it as it is.
     """
-    names = {leaf.name for leaf in leaves([step.arguments for step in fused.steps if isinstance(step, Operation)])
+    names = {leaf.name for leaf in iter_leaves([step.arguments for step in fused.steps if isinstance(step, Operation)])
              if isinstance(leaf, Constant)}  # fmt: skip
     names |= {leaf.name for leaf in fused.output.leaves if isinstance(leaf, Constant)}
-    names |= {step.bias for step in fused.steps if isinstance(step, Convolution) and step.bias is not None}
+    names |= {step.bias for step in fused.steps if isinstance(step, FusedConvolution) and step.bias is not None}
     tensors, steps = dict(fused.tensors), []
     ways: dict[str, Any] = dict.fromkeys(names, "as it is")
     for step in fused.steps:
-        if isinstance(step, Convolution):
+        if isinstance(step, FusedConvolution):
             shape = tuple(tensors[step.weight].shape)
-            way = is_dense(fused, step), kernel_of(step, shape), kernel_of(step, shape, strict=True), step.groups
+            way = (
+                is_dense(fused, step),
+                select_kernel(step, shape),
+                select_kernel(step, shape, strict=True),
+                step.groups,
+            )
             name = step.weight
             if ways.setdefault(name, way) != way:
                 name = f"{step.weight} read as {way}"
                 ways[name], tensors[name] = way, tensors[step.weight]
             step = replace(step, weight=name)
         steps.append(step)
-    read = names | {step.weight for step in steps if isinstance(step, Convolution)}
+    read = names | {step.weight for step in steps if isinstance(step, FusedConvolution)}
     return replace(fused, steps=tuple(steps), tensors={name: tensors[name] for name in sorted(read)})
 
 
-def kernel_of(step: Convolution, shape: tuple[int, ...], *, strict: bool = False) -> str:
+def select_kernel(step: FusedConvolution, shape: tuple[int, ...], *, strict: bool = False) -> str:
     """The kernels that compute it, whose weights have `shape`.
 
     `strict`: only such as give at each position what the values that its window sees give.
@@ -141,7 +139,7 @@ def kernel_of(step: Convolution, shape: tuple[int, ...], *, strict: bool = False
         return "grouped"
     plain = step.stride == step.dilation == (1, 1) and step.groups == 1
     sides = shape[2] == shape[3] and shape[2] in (3, 5)
-    if not strict and sides and plain and min(shape[:2]) >= LEAST_CHANNELS and ERRORS["winograd"] <= LIMIT:
+    if not strict and sides and plain and min(shape[:2]) >= MIN_WINOGRAD_CHANNELS:
         return "winograd"
     return "direct"
 

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svertka.compiler.fusion import Fused
-from svertka.compiler.ir import Constant, Convolution, Operation, Size, Value
-from svertka.compiler.output_structure import own
+from svertka.compiler.fusion import FusedNetwork
+from svertka.compiler.ir import BatchDependentSize, Constant, FusedConvolution, Operation, Value
+from svertka.compiler.output_structure import copy_for_caller
 
 
-def run(fused: Fused, weight: Callable[[str], Tensor], x: Tensor) -> Any:
+def run_reference(fused: FusedNetwork, weight: Callable[[str], Tensor], x: Tensor) -> Any:
     """What the network returns for `x`, (N, C, H, W); `weight`: the weights of that name, (O, C / groups, kh, kw)."""
     pictures = x.shape[0]  # when it is exported, a symbol
     values: dict[int, Tensor] = {0: x}
@@ -24,7 +24,7 @@ def run(fused: Fused, weight: Callable[[str], Tensor], x: Tensor) -> Any:
             return tensor.to(x.dtype) if tensor.dtype == torch.float32 else tensor
         if isinstance(leaf, torch.device):
             return x.device
-        return leaf.of(pictures) if isinstance(leaf, Size) else leaf
+        return leaf.of(pictures) if isinstance(leaf, BatchDependentSize) else leaf
 
     for step in fused.steps:
         if isinstance(step, Operation):
@@ -34,14 +34,14 @@ def run(fused: Fused, weight: Callable[[str], Tensor], x: Tensor) -> Any:
             continue
         shape = [seen(side) for side in fused.shapes[step.result]]
         given = [values[number][(...,) + (None,) * (4 - values[number].dim())] for number in step.inputs]
-        if isinstance(step, Convolution):
+        if isinstance(step, FusedConvolution):
             bias = None if step.bias is None else fused.tensors[step.bias].to(x.dtype)
             size: Any = (*shape[2:], 1, 1)[:2]
             result = step.run(given, size, weight(step.weight).to(x.dtype), bias)
         else:
             result = step.run(given)
         values[step.result] = _of_shape(result.flatten(len(shape) - 1) if len(shape) < 4 else result, shape)
-    return fused.output.filled(lambda leaf: own(seen(leaf)))
+    return fused.output.filled(lambda leaf: copy_for_caller(seen(leaf)))
 
 
 def _of_shape(result: Tensor, shape: list[int]) -> Tensor:

@@ -12,29 +12,37 @@ import torch
 
 from svertka.compiler import reference
 from svertka.compiler.capture import READS_MEMORY, READS_VALUES
-from svertka.compiler.fusion import Fused
+from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.ir import (
     POOLINGS,
+    BatchDependentSize,
     Concatenation,
     Constant,
-    Convolution,
+    FusedConvolution,
     Operation,
     Pool,
-    Size,
     Step,
     Sum,
     Value,
-    overload_of,
+    find_overload,
     results_of,
 )
-from svertka.compiler.output_structure import Output
+from svertka.compiler.output_structure import OutputStructure
 from svertka.compiler.packing import DTYPES, is_dense
 from svertka.errors import RunError, UsageError
 from svertka.tensor_files import read_tensors, write_tensors
 
 FORMAT = 3
-KINDS = {kind.__name__: kind for kind in (Convolution, Pool, Sum, Concatenation, Operation)}
-LEAVES = {kind.__name__: kind for kind in (Value, Constant, Size)}
+# The names of steps and of leaves in a file; part of its format, whatever the classes are called.
+STEP_KINDS: dict[str, Any] = {
+    "Convolution": FusedConvolution,
+    "Pool": Pool,
+    "Sum": Sum,
+    "Concatenation": Concatenation,
+    "Operation": Operation,
+}
+LEAF_KINDS: dict[str, Any] = {"Value": Value, "Constant": Constant, "Size": BatchDependentSize}
+KIND_NAMES = {kind: name for name, kind in (STEP_KINDS | LEAF_KINDS).items()}
 NAMED = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}  # attributes of torch
 LARGEST = 1 << 40  # of any number that a kernel is given
 # Operations without a tensor to read that make one of numbers.
@@ -56,7 +64,7 @@ ERRORS = (
 
 
 @dataclass(frozen=True)
-class About:
+class OptimizedInfo:
     """What is known of an optimized network beside its steps.
 
     `example`: the shape of the pictures that it was made with. `precision`, `dense`: of its layers, and of dense ones,
@@ -72,12 +80,12 @@ class About:
     least: int = 0
 
 
-def write(path: Path, fused: Fused, about: About) -> None:
+def write_network(path: Path, fused: FusedNetwork, about: OptimizedInfo) -> None:
     """Write `fused`, its weights as they are in networks, and what is known of it.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
-        UsageError: an operation or the output cannot be written, or not so that `read` reads it.
+        UsageError: an operation or the output cannot be written, or not so that `read_network` reads it.
     """
     for step in fused.steps:
         if isinstance(step, Operation):
@@ -85,7 +93,7 @@ def write(path: Path, fused: Fused, about: About) -> None:
     header = {
         "format": FORMAT,
         "pictures": fused.pictures,
-        "steps": [{"step": type(step).__name__} | _encoded(vars(step)) for step in fused.steps],
+        "steps": [{"step": KIND_NAMES[type(step)]} | _encoded(vars(step)) for step in fused.steps],
         "shapes": {str(value): _encoded(list(shape)) for value, shape in fused.shapes.items()},
         "dtypes": {str(value): _encoded(dtype) for value, dtype in fused.dtypes.items()},
         "output": _output_encoded(fused.output),
@@ -101,8 +109,8 @@ def write(path: Path, fused: Fused, about: About) -> None:
     write_tensors(path, separate, {"optimized": header})
 
 
-def read(path: Path) -> tuple[Fused, About]:
-    """What `write` has written. It is checked that all sizes fit one another, since kernels trust them.
+def read_network(path: Path) -> tuple[FusedNetwork, OptimizedInfo]:
+    """What `write_network` has written. It is checked that all sizes fit one another, since kernels trust them.
 
     Raises:
         RunError: the file is missing, damaged, made by a newer version, or something else.
@@ -123,9 +131,9 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _fused(content: dict[str, Any], tensors: dict[str, torch.Tensor]) -> tuple[Fused, About]:
+def _fused(content: dict[str, Any], tensors: dict[str, torch.Tensor]) -> tuple[FusedNetwork, OptimizedInfo]:
     """What a header says, checked."""
-    about = About(
+    about = OptimizedInfo(
         tuple(int(side) for side in content["example"]),
         content.get("precision", "fp32"),  # format 1 knew no other
         content.get("dense", "fp32"),
@@ -137,13 +145,13 @@ def _fused(content: dict[str, Any], tensors: dict[str, torch.Tensor]) -> tuple[F
     shapes = {int(value): tuple(_decoded(shape)) for value, shape in content["shapes"].items()}
     dtypes = {int(value): _decoded(dtype) for value, dtype in content["dtypes"].items()}
     leaves: list[Any] = []
-    output = Output(_template(content["output"], leaves), tuple(leaves))
-    fused = Fused(steps, shapes, dtypes, tensors, output, content.get("pictures"))
+    output = OutputStructure(_template(content["output"], leaves), tuple(leaves))
+    fused = FusedNetwork(steps, shapes, dtypes, tensors, output, content.get("pictures"))
     _check(fused, about)
     return fused, about
 
 
-def _output_encoded(output: Output) -> Any:
+def _output_encoded(output: OutputStructure) -> Any:
     """An output as JSON.
 
     Raises:
@@ -195,8 +203,8 @@ def _encoded(structure: Any) -> Any:
         return [_encoded(part) for part in structure]
     if isinstance(structure, tuple):
         return {"is": "tuple", "of": [_encoded(part) for part in structure]}
-    if isinstance(structure, Value | Constant | Size):
-        return {"is": type(structure).__name__} | vars(structure)
+    if isinstance(structure, Value | Constant | BatchDependentSize):
+        return {"is": KIND_NAMES[type(structure)]} | vars(structure)
     for name, kind in NAMED.items():
         if isinstance(structure, kind):
             return {"is": name, "of": str(structure).removeprefix("torch.")}
@@ -215,8 +223,8 @@ def _decoded(written: Any) -> Any:
     kind = written.get("is")
     if kind is None:
         return {key: _decoded(part) for key, part in written.items()}
-    if kind in LEAVES:
-        leaf = LEAVES[kind](**{key: part for key, part in written.items() if key != "is"})
+    if kind in LEAF_KINDS:
+        leaf = LEAF_KINDS[kind](**{key: part for key, part in written.items() if key != "is"})
         parts = vars(leaf).values()
         if not all(isinstance(part, str) if kind == "Constant" else _is_number(part) for part in parts):
             raise ValueError(f"{leaf} is none that there can be")
@@ -234,7 +242,7 @@ def _decoded(written: Any) -> Any:
 def _need_known(name: str) -> None:
     """Raise UsageError unless an operation computes, and nothing else: it neither reads files nor writes memory."""
     try:
-        schema = overload_of(name)._schema
+        schema = find_overload(name)._schema
     except (AttributeError, ValueError) as error:
         raise UsageError(f"there is no operation {name} here") from error
     packet = name.split(".")[0]
@@ -246,7 +254,7 @@ def _need_known(name: str) -> None:
 
 
 def _step(written: dict[str, Any]) -> Step:
-    kind = KINDS[written["step"]]
+    kind = STEP_KINDS[written["step"]]
     fields = {key: _decoded(part) for key, part in written.items() if key != "step"}
     step: Step = kind(**fields)
     if {field.name for field in dataclasses.fields(step)} != fields.keys():
@@ -258,7 +266,7 @@ def _step(written: dict[str, Any]) -> Step:
     return step
 
 
-def _need_types(step: Convolution | Pool | Sum | Concatenation) -> None:
+def _need_types(step: FusedConvolution | Pool | Sum | Concatenation) -> None:
     """Raise ValueError unless the fields of a step are of their types: kernels take them as they are."""
     for name, value in vars(step).items():
         if name in ("stride", "padding", "dilation", "kernel"):
@@ -288,7 +296,7 @@ def _is_size(value: Any) -> bool:
     return _is_number(value) and value >= 0
 
 
-def _check(fused: Fused, about: About) -> None:
+def _check(fused: FusedNetwork, about: OptimizedInfo) -> None:
     """That every step can do its work on what the others give, and that all is of the types that kernels take.
 
     Sizes are checked for the example's number of pictures; a plan checks them again for its own.
@@ -303,22 +311,22 @@ def _check(fused: Fused, about: About) -> None:
         if not isinstance(step, Operation):
             _need_floats(fused, step)
     for step in fused.steps:
-        if isinstance(step, Convolution):
+        if isinstance(step, FusedConvolution):
             _need_weights(fused, step, DTYPES[about.dense if is_dense(fused, step) else about.precision])
-    sides = [side.of(example[0]) if isinstance(side, Size) else side for side in fused.shapes[0]]
+    sides = [side.of(example[0]) if isinstance(side, BatchDependentSize) else side for side in fused.shapes[0]]
     if tuple(sides) != example or fused.dtypes[0] != torch.float32:
         raise ValueError("the example is not what the network takes")
     without = {name: tensor.to("meta") for name, tensor in fused.tensors.items()}
-    empty = Fused(fused.steps, fused.shapes, fused.dtypes, without, fused.output)
-    reference.run(empty, without.__getitem__, torch.empty(example, device="meta", dtype=torch.float32))
+    empty = FusedNetwork(fused.steps, fused.shapes, fused.dtypes, without, fused.output)
+    reference.run_reference(empty, without.__getitem__, torch.empty(example, device="meta", dtype=torch.float32))
 
 
-def _need_floats(fused: Fused, step: Convolution | Pool | Sum | Concatenation) -> None:
+def _need_floats(fused: FusedNetwork, step: FusedConvolution | Pool | Sum | Concatenation) -> None:
     if any(fused.dtypes[value] != torch.float32 for value in (*step.inputs, step.result)):
         raise ValueError("a kernel is to read what is not float32")
 
 
-def _need_weights(fused: Fused, step: Convolution, dtype: torch.dtype) -> None:
+def _need_weights(fused: FusedNetwork, step: FusedConvolution, dtype: torch.dtype) -> None:
     weight, bias = fused.tensors[step.weight], None if step.bias is None else fused.tensors[step.bias]
     if weight.dtype not in (torch.float32, dtype) or weight.dim() != 4:
         raise ValueError(f"the weights {step.weight} do not fit")

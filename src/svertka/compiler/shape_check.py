@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from svertka.compiler.ir import Concatenation, Convolution, Pool, Step, Sum
+from svertka.compiler.ir import Concatenation, FusedConvolution, Pool, Step, Sum
 
 Sizes = tuple[int, ...]
 
 
-def need_fit(
+def check_step_shapes(
     step: Step, shapes: Mapping[int, Sizes], weights: Mapping[str, Sizes], biases: Mapping[str, Sizes]
 ) -> None:
     """Check a step of ours; what operations of PyTorch give is checked when they have run.
@@ -17,7 +17,7 @@ def need_fit(
     Raises:
         ValueError: something does not fit, with what.
     """
-    if isinstance(step, Convolution):
+    if isinstance(step, FusedConvolution):
         bias = None if step.bias is None else biases[step.bias]
         fits = _convolution_fits(step, shapes, weights[step.weight], bias)
     elif isinstance(step, Pool):
@@ -41,7 +41,7 @@ def _map(shape: Sizes) -> Sizes:
     return (*shape, 1, 1)[:4]
 
 
-def _convolution_fits(step: Convolution, shapes: Mapping[int, Sizes], weight: Sizes, bias: Sizes | None) -> bool:
+def _convolution_fits(step: FusedConvolution, shapes: Mapping[int, Sizes], weight: Sizes, bias: Sizes | None) -> bool:
     x, result = _map(shapes[step.x]), _map(shapes[step.result])
     settings = (*step.stride, *step.dilation, step.groups, *(1 + pad for pad in step.padding))
     return (

@@ -10,15 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from svertka.compiler.ir import Chain, Convolution, Step, inputs_of
-from svertka.compiler.memory_planner import ALIGNMENT, Maps
-from svertka.compiler.packing import Packed
+from svertka.compiler.ir import Chain, FusedConvolution, Step, inputs_of
+from svertka.compiler.memory_planner import ALIGNMENT, FeatureMapSize
+from svertka.compiler.packing import PackedWeights
 
-ROOM = 1 << 18  # numbers between the steps of a chain at a time, for each thread: about what a second cache holds
+MAX_TILE_NUMBERS = (
+    1 << 18
+)  # numbers between the steps of a chain at a time, for each thread: about what a second cache holds
 
 
-def chained(
-    steps: Sequence[Step], maps: Mapping[int, Maps], weights: Mapping[str, Packed], kept: Iterable[int]
+def form_chains(
+    steps: Sequence[Step], maps: Mapping[int, FeatureMapSize], weights: Mapping[str, PackedWeights], kept: Iterable[int]
 ) -> list[Step | Chain]:
     """`steps` with chains in place of those that are better computed together. `kept`: values needed to the end.
 
@@ -29,7 +31,9 @@ def chained(
     uses = Counter(value for step in steps for value in inputs_of(step)) + Counter(kept)
 
     def follows(step: Step, before: Step) -> bool:
-        if not (isinstance(before, Convolution) and isinstance(step, Convolution) and step.x == before.result):
+        if not (
+            isinstance(before, FusedConvolution) and isinstance(step, FusedConvolution) and step.x == before.result
+        ):
             return False
         packed = weights[before.weight], weights[step.weight]
         by_definition = all(one.kernel == "depthwise" or (one.kernel == "direct" and one.groups == 1) for one in packed)
@@ -45,7 +49,7 @@ def chained(
             runs.append([step])
     found: list[Step | Chain] = []
     for run in runs:
-        convolutions = [step for step in run if isinstance(step, Convolution)]
+        convolutions = [step for step in run if isinstance(step, FusedConvolution)]
         if len(run) > 1 and any(weights[step.weight].kernel == "depthwise" for step in convolutions):
             found.append(Chain(tuple(convolutions)))
         else:
@@ -54,7 +58,7 @@ def chained(
 
 
 @dataclass(frozen=True)
-class Part:
+class TileStep:
     """What a step of a chain does in a band: it makes rows `makes` of its result from rows `reads`.
 
     What it makes begins in memory with row `first`, as what it reads does with reads.start, except in the maps before
@@ -70,24 +74,24 @@ class Part:
     below: int
 
 
-class Bands:
+class ChainTiling:
     """How a chain is computed: in `segments` of a picture, each in parts, one after the other, by one thread.
 
     `maps`: what each step reads, and the result. `taps`: rows of each step's kernel. `starts`: where in the thread's
     memory lies what each step but the first reads; `room`: numbers in all.
     """
 
-    def __init__(self, chain: Chain, maps: Sequence[Maps], taps: Sequence[int], segments: int) -> None:
+    def __init__(self, chain: Chain, maps: Sequence[FeatureMapSize], taps: Sequence[int], segments: int) -> None:
         self.chain, self.maps, self.taps = chain, maps, taps
         height = maps[-1].height
         rows = height
-        while rows > 1 and self._room(self._parts(range(height), rows))[1] > ROOM:
+        while rows > 1 and self._room(self._parts(range(height), rows))[1] > MAX_TILE_NUMBERS:
             rows -= 1
         edges = [height * number // segments for number in range(segments + 1)]
         self.segments = [list(self._parts(range(*edge), rows)) for edge in pairwise(edges)]
         self.starts, self.room = self._room(part for segment in self.segments for part in segment)
 
-    def _room(self, parts: Iterable[Part]) -> tuple[list[int], int]:
+    def _room(self, parts: Iterable[TileStep]) -> tuple[list[int], int]:
         most = Counter[int]()
         for part in parts:
             most[part.number] = max(most[part.number], len(part.reads))
@@ -97,23 +101,23 @@ class Bands:
             starts.append(starts[-1] + -(-size // ALIGNMENT) * ALIGNMENT)
         return starts[:-1], starts[-1]
 
-    def _parts(self, segment: range, rows: int) -> Iterator[Part]:
+    def _parts(self, segment: range, rows: int) -> Iterator[TileStep]:
         """For rows `segment` of the result, so many `rows` at a time."""
         steps = self.chain.steps
         there = [range(0)] * len(steps)  # what each step has in memory of the rows that it reads
         for start in range(segment.start, segment.stop, rows):
             makes = range(start, min(start + rows, segment.stop))
-            band: list[Part] = []
+            band: list[TileStep] = []
             first, kept, below = 0, 0, 0
             for number in reversed(range(len(steps))):
                 if not makes:
-                    band.append(Part(number, range(0), makes, first, kept, below))
+                    band.append(TileStep(number, range(0), makes, first, kept, below))
                     break
                 before, reads = (
                     there[number],
-                    rows_read(steps[number], self.taps[number], makes, self.maps[number].height),
+                    find_input_rows(steps[number], self.taps[number], makes, self.maps[number].height),
                 )
-                band.append(Part(number, reads, makes, first, kept, below))
+                band.append(TileStep(number, reads, makes, first, kept, below))
                 before, there[number] = there[number], reads
                 again = range(max(reads.start, before.start), max(before.stop, reads.start))
                 first, kept, below = reads.start, len(again), again.start - before.start if again else 0
@@ -121,7 +125,7 @@ class Bands:
             yield from reversed(band)
 
 
-def rows_read(step: Convolution, taps: int, makes: range, height: int) -> range:
+def find_input_rows(step: FusedConvolution, taps: int, makes: range, height: int) -> range:
     """The rows of its input, `height` of them, that a step needs for rows that it makes; one where it needs none."""
     first = makes.start * step.stride[0] - step.padding[0]
     last = (makes.stop - 1) * step.stride[0] - step.padding[0] + (taps - 1) * step.dilation[0] + 1

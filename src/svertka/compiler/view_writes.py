@@ -40,7 +40,9 @@ class View:
         return not self.put_back[0].endswith("_scatter.default")
 
 
-def view_of(base: Tensor, name: str, arguments: Mapping[str, Any], outputs: Sequence[Any], index: int) -> View | None:
+def describe_view(
+    base: Tensor, name: str, arguments: Mapping[str, Any], outputs: Sequence[Any], index: int
+) -> View | None:
     """How `outputs[index]`, which the operation `name` gave of `base`, lies in it; None where that is not known."""
     rest = {key: value for key, value in arguments.items() if key != "self"}
     if name in RESHAPES:

@@ -13,7 +13,7 @@ from svertka.data.prefetch import ahead
 from svertka.device import autocast
 from svertka.errors import DataError, PictureError
 from svertka.evaluation.crop_protocols import CropProtocol, crop_views, crop_views_144, to_batch
-from svertka.graph.fully_convolutional import sliding
+from svertka.graph.fully_convolutional import make_fully_convolutional
 
 CROPS_PER_BATCH = 64
 
@@ -53,7 +53,7 @@ class Predictor:
         classifier.network.eval()
         self._network, self._sliding = classifier.network, None
         if protocol.crops == "dense":
-            self._sliding = sliding(classifier.network, self.preprocess.input_shape)
+            self._sliding = make_fully_convolutional(classifier.network, self.preprocess.input_shape)
         else:
             num_images = len(dataset if only is None else only)
             self._network = classifier.optimized_for(num_images * protocol.num_views).network

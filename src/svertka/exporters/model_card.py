@@ -7,7 +7,7 @@ from svertka.classifier import CONFIG, WEIGHTS, Classifier
 from svertka.errors import RunError
 from svertka.escaping import command, printable
 from svertka.files import storage, write_atomic, write_json
-from svertka.graph.summary import count
+from svertka.graph.summary import count_network
 from svertka.run import Run
 from svertka.tensor_files import write_tensors
 from svertka.training.artifacts import facts
@@ -67,7 +67,7 @@ def _classes(classifier: Classifier) -> str:
 
 
 def _what(classifier: Classifier) -> list[str]:
-    size = count(classifier.network, classifier.preprocess.input_shape)
+    size = count_network(classifier.network, classifier.preprocess.input_shape)
     return [
         f"A convolutional network that names what is in a picture: {size.parameters:,} parameters, "
         f"{size.multiply_adds:,} multiply-adds a picture. Its classes, in order, as `label_names` of config.json:",

@@ -6,16 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from svertka.conv_geometry import ConvShape
-from svertka.graph.summary import without_values
+from svertka.graph.summary import copy_to_meta
 
 
-def convolutions(network: nn.Module, shape: tuple[int, ...]) -> dict[str, ConvShape]:
+def find_conv_shapes(network: nn.Module, shape: tuple[int, ...]) -> dict[str, ConvShape]:
     """Layer name → its sizes, for the nn.Conv2d that run in inference on an input of `shape`, (N, C, H, W), in order.
 
     Nothing is computed or changed. Padding counts as zeros, whatever it is; where it is uneven, as a larger input.
     """
     found: dict[str, ConvShape] = {}
-    twin = without_values(network).eval()
+    twin = copy_to_meta(network).eval()
 
     def watch(name: str, layer: nn.Conv2d) -> None:
         def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:

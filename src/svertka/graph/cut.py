@@ -7,9 +7,9 @@ from functools import cached_property
 from torch import Tensor, fx, nn
 
 from svertka.errors import UsageError
-from svertka.graph.fx_trace import SHAPE, symbolic
+from svertka.graph.fx_trace import SHAPE, trace_to_fx
 
-NEAR = 12  # stages that a message names
+MAX_LISTED_STAGES = 12  # stages that a message names
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class Halves:
     shape: tuple[int, ...]
 
 
-def stages(network: nn.Module, shape: tuple[int, ...]) -> list[Stage]:
+def find_stages(network: nn.Module, shape: tuple[int, ...]) -> list[Stage]:
     """The stages of `network` for inputs of `shape`, (1, C, H, W), from the picture to the head; one, if it has no cut.
 
     Raises:
         UsageError: as for `symbolic.symbolic`.
     """
-    return Cuts(network, shape).stages
+    return CutPoints(network, shape).stages
 
 
-def cut(network: nn.Module, before: str, shape: tuple[int, ...]) -> Halves:
+def cut_network(network: nn.Module, before: str, shape: tuple[int, ...]) -> Halves:
     """`network` in two, the second of which begins with the stage or module called `before`.
 
     Auxiliary classifiers, which only training has, are in neither half.
@@ -57,10 +57,10 @@ def cut(network: nn.Module, before: str, shape: tuple[int, ...]) -> Halves:
     Raises:
         UsageError: there is no such stage or module, or more than one tensor flows into it.
     """
-    return Cuts(network, shape).at(before)
+    return CutPoints(network, shape).at(before)
 
 
-class Cuts:
+class CutPoints:
     """The graph of a network, and the places in it through which one tensor flows: for several questions of one kind.
 
     Raises:
@@ -68,7 +68,7 @@ class Cuts:
     """
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
-        self.network, self.graph = network, symbolic(network, shape)
+        self.network, self.graph = network, trace_to_fx(network, shape)
         self.nodes = [node for node in self.graph.nodes if node.op not in ("get_attr", "output")]
         self.modules = dict(network.named_modules())
         self.places = sorted(self._places())  # 0: before everything
@@ -88,7 +88,7 @@ class Cuts:
 
     @property
     def stages(self) -> list[Stage]:
-        """As `stages` gives them."""
+        """As `find_stages` gives them."""
         return [stage for stage, _ in self._begun]
 
     @cached_property
@@ -159,13 +159,17 @@ class Cuts:
         return inside[0] if inside else str(self.nodes[first].target)
 
     def at(self, name: str) -> Halves:
-        """The two halves before the stage or module of that name, as `cut` gives them."""
+        """The two halves before the stage or module of that name, as `cut_network` gives them."""
         named = {stage.name: begin for stage, begin in self._begun}
         place = named.get(name)
         if place is None:
             place = next((number for number, node in enumerate(self.nodes) if name in _around(node)), None)
         there = list(named)
-        listed = ", ".join(there if len(there) <= NEAR else [*there[: NEAR // 2], "…", *there[-NEAR // 2 :]])
+        listed = ", ".join(
+            there
+            if len(there) <= MAX_LISTED_STAGES
+            else [*there[: MAX_LISTED_STAGES // 2], "…", *there[-MAX_LISTED_STAGES // 2 :]]
+        )
         if place is None:
             raise UsageError(f"{type(self.network).__name__} has no stage {name}; it has {listed}")
         if place not in (0, 1, *self.places):

@@ -9,14 +9,14 @@ from torch import Tensor, fx, nn
 
 from svertka.conv_geometry import Grid
 from svertka.errors import UsageError
-from svertka.graph.cut import cut
-from svertka.graph.fx_trace import SHAPE, symbolic
+from svertka.graph.cut import cut_network
+from svertka.graph.fx_trace import SHAPE, trace_to_fx
 from svertka.graph.summary import trace
 
 ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
 
 
-class Sliding(nn.Module):
+class FullyConvolutional(nn.Module):
     """Class scores of a network at every position of its window in a picture, (N, K, H', W').
 
     `maps`: the network up to where its maps are flattened. `gather`: one vector of each window of them, as a map again.
@@ -46,7 +46,7 @@ class Sliding(nn.Module):
         return scores.view(*gathered.shape[:3], -1).permute(0, 3, 1, 2)
 
 
-def sliding(network: nn.Module, shape: tuple[int, ...]) -> Sliding:
+def make_fully_convolutional(network: nn.Module, shape: tuple[int, ...]) -> FullyConvolutional:
     """`network`, which takes inputs of `shape`, (1, C, H, W), at every position of larger pictures.
 
     Raises:
@@ -55,7 +55,7 @@ def sliding(network: nn.Module, shape: tuple[int, ...]) -> Sliding:
     Source: Sermanet et al. 2013, "OverFeat", §3.5; Simonyan & Zisserman 2014, §3.2.
     """
     path, pool = _flattening(network, shape)
-    halves = cut(network, path, shape)
+    halves = cut_network(network, path, shape)
     maps = nn.Identity() if halves.prefix is None else halves.prefix
     side = halves.shape[1], halves.shape[2]
     flattened = iter(halves.rest.graph.nodes)
@@ -75,12 +75,12 @@ def sliding(network: nn.Module, shape: tuple[int, ...]) -> Sliding:
     halves.rest.recompile()
     made = nn.Sequential(maps, gather)
     window = shape[2], shape[3]
-    return Sliding(maps, gather, halves.rest, window, jumps(made, shape)).eval()
+    return FullyConvolutional(maps, gather, halves.rest, window, output_strides(made, shape)).eval()
 
 
 def _flattening(network: nn.Module, shape: tuple[int, ...]) -> tuple[str, nn.Module | None]:
     """Where maps become vectors: the path of that layer, or of the adaptive pool before it, and this pool."""
-    graph = symbolic(network, shape)
+    graph = trace_to_fx(network, shape)
     modules = dict(network.named_modules())
     called = {node: modules[str(node.target)] for node in graph.nodes if node.op == "call_module"}
     found = [node for node, module in called.items() if isinstance(module, nn.Flatten)]
@@ -146,20 +146,20 @@ def _grid(pool: Any, side: tuple[int, int]) -> tuple[int, int]:
     return rows or side[0], columns or side[1]
 
 
-def jumps(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, int]:
+def output_strides(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, int]:
     """Pixels of an input of `shape` between neighbours in the maps that `network` gives, down and across.
 
     Raises:
         UsageError: they are not evenly spaced.
     """
-    down, across = grids(network, shape)
+    down, across = output_grids(network, shape)
     if down is None or across is None:
         sides = "×".join(map(str, shape[2:]))
         raise UsageError(f"positions of a {sides} window are not evenly spaced in this network")
     return down.jump, across.jump
 
 
-def grids(network: nn.Module, shape: tuple[int, ...]) -> tuple[Grid | None, Grid | None]:
+def output_grids(network: nn.Module, shape: tuple[int, ...]) -> tuple[Grid | None, Grid | None]:
     """Where the units of the maps that `network` gives look in an input of `shape`, down and across.
 
     None where they are not evenly spaced, or where all of them see the whole picture.

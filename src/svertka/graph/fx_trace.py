@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from svertka.errors import UsageError
-from svertka.graph.summary import without_values
+from svertka.graph.summary import copy_to_meta
 
 SHAPE = "shape"  # of a node's value, in its `meta`: a tuple, or None where the value is no tensor
 
 
-class Tracer(fx.Tracer):
+class LeafModuleTracer(fx.Tracer):
     """Follows what modules do down to those that hold no others; what happens inside of these stays theirs."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -19,7 +19,7 @@ class Tracer(fx.Tracer):
         return next(m.children(), None) is None
 
 
-def symbolic(network: nn.Module, shape: tuple[int, ...]) -> fx.Graph:
+def trace_to_fx(network: nn.Module, shape: tuple[int, ...]) -> fx.Graph:
     """What `network` does in inference with an input of `shape`, (N, C, H, W): a graph of modules and functions.
 
     Nodes have their value's shape under SHAPE in their `meta`, and around which modules they run in
@@ -28,10 +28,10 @@ def symbolic(network: nn.Module, shape: tuple[int, ...]) -> fx.Graph:
     Raises:
         UsageError: it decides by values what to do, or cannot run on such an input.
     """
-    twin = without_values(network).eval()
+    twin = copy_to_meta(network).eval()
     floating = (tensor.dtype for tensor in twin.parameters() if tensor.is_floating_point())
     try:
-        graph = Tracer().trace(twin)
+        graph = LeafModuleTracer().trace(twin)
         module = fx.GraphModule(twin, graph)
         with torch.inference_mode(), torch.device("meta"):
             _Shapes(module).run(torch.empty(shape, dtype=next(floating, None)))

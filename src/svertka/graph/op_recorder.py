@@ -15,14 +15,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from svertka.conv_geometry import ReceptiveField
-from svertka.graph.receptive_field import Axis, after, is_known, united
+from svertka.graph.receptive_field import FieldAxis, has_field_rule, propagate_field, unite_axes
 
 INPUT = "input"  # the name by which layers call the picture itself
 COPIES = ("clone", "_to_copy", "_unsafe_view")  # they give what they were given, as views do
 
 
 @dataclass(eq=False)
-class Draft:
+class LayerRecord:
     """A layer while it runs; the fields are those of `trace.Layer`."""
 
     name: str
@@ -31,7 +31,7 @@ class Draft:
     shape: tuple[int, ...] = ()
     parameters: int = 0
     multiply_adds: int = 0
-    axes: tuple[Axis, ...] = ()
+    axes: tuple[FieldAxis, ...] = ()
     inputs: dict[str, None] = field(default_factory=dict)  # a set that keeps the order
 
 
@@ -43,27 +43,27 @@ class Origin:
     """
 
     makers: tuple[str, ...] = ()
-    axes: tuple[Axis, ...] = ()
+    axes: tuple[FieldAxis, ...] = ()
     parameters: frozenset[int] = frozenset()
 
     def joined(self, other: "Origin") -> "Origin":
         """That of what is made of both."""
         axes = self.axes or other.axes
         if self.axes and other.axes:
-            axes = tuple(united(one, another) for one, another in zip(self.axes, other.axes, strict=True))
+            axes = tuple(unite_axes(one, another) for one, another in zip(self.axes, other.axes, strict=True))
         makers = tuple(dict.fromkeys(self.makers + other.makers))
         return Origin(makers, axes, self.parameters | other.parameters)
 
 
-def function_name(function: str, around: str) -> str:
+def layer_name_of_function(function: str, around: str) -> str:
     """What a function is called that the module at the path `around` calls; in place or not, it is the same one."""
     return f"{around}.{function.strip('_')}" if around else function.strip("_")
 
 
-class Functions(TorchFunctionMode):
+class FunctionRecorder(TorchFunctionMode):
     """Tells the recorder which function of PyTorch is called; those that it calls in turn do not come here."""
 
-    def __init__(self, recorder: "Recorder") -> None:
+    def __init__(self, recorder: "OpRecorder") -> None:
         super().__init__()
         self._recorder = recorder
 
@@ -78,7 +78,7 @@ class Functions(TorchFunctionMode):
             return result
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operation on tensors while it is entered; `drafts` are the layers of `network` that have run.
 
     `network` is left with hooks in it.
@@ -86,8 +86,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, network: nn.Module, picture: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.drafts: list[Draft] = []
-        self._running: list[Draft | str] = []  # the layer that runs, after the paths of the modules around it
+        self.drafts: list[LayerRecord] = []
+        self._running: list[LayerRecord | str] = []  # the layer that runs, after the paths of the modules around it
         self._uses = {INPUT: 1}  # of names
         self._calls: Counter[str] = Counter()
         self._unread = {id(tensor): tensor.numel() for tensor in network.parameters()}
@@ -96,7 +96,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in network.parameters():
             self._remember(tensor, Origin(parameters=frozenset([id(tensor)])))
         pixels = {size: ReceptiveField.of_pixels(size) for size in picture.shape[2:]}
-        axes = tuple(Axis(pixels[size], dim) for dim, size in enumerate(picture.shape) if dim >= 2)
+        axes = tuple(FieldAxis(pixels[size], dim) for dim, size in enumerate(picture.shape) if dim >= 2)
         self._remember(picture, Origin((INPUT,), axes))
         for path, module in network.named_modules():
             module.register_forward_pre_hook(self._enterer(path))
@@ -111,19 +111,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def where(self) -> str:
         """The name of the layer that runs, or of the module between whose layers it is."""
         around = self._running[-1] if self._running else ""
-        return around.name if isinstance(around, Draft) else around or "the network itself"
+        return around.name if isinstance(around, LayerRecord) else around or "the network itself"
 
     @contextmanager
-    def calling(self, function: str) -> Iterator[Draft]:
+    def calling(self, function: str) -> Iterator[LayerRecord]:
         """While a function runs, the layer that it is part of.
 
         Called between layers it becomes one itself, once it does more than to look at a tensor in another shape.
         """
         around = self._running[-1] if self._running else ""
-        if isinstance(around, Draft):
+        if isinstance(around, LayerRecord):
             yield around
             return
-        layer = Draft(function_name(function, around), function.strip("_"))
+        layer = LayerRecord(layer_name_of_function(function, around), function.strip("_"))
         self._running.append(layer)
         yield layer  # what is raised ends the run, and with it this recorder
         self._running.pop()
@@ -133,7 +133,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._calls[name] += 1
         return name, self._calls[name]
 
-    def ending(self, layer: Draft, output: Any) -> None:
+    def ending(self, layer: LayerRecord, output: Any) -> None:
         """What a layer gives is what it gave last; of several tensors the first."""
         first = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
         if first is not None:
@@ -142,12 +142,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _enterer(self, path: str) -> Callable[[nn.Module, Any], None]:
         def enter(module: nn.Module, _: Any) -> None:
             around = self._running[-1] if self._running else ""
-            if isinstance(around, Draft):
+            if isinstance(around, LayerRecord):
                 self._running.append(around)  # a module that a layer runs
             elif next(module.children(), None) is None:
                 kind = type(module).__name__
                 name = path or kind
-                self._running.append(self._listed(Draft(name, kind, self.counted(name))))
+                self._running.append(self._listed(LayerRecord(name, kind, self.counted(name))))
             else:
                 self._running.append(path)
 
@@ -155,7 +155,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _leave(self, _: nn.Module, __: Any, output: Any) -> Any:
         layer = self._running.pop()
-        if isinstance(layer, Draft) and layer not in self._running:
+        if isinstance(layer, LayerRecord) and layer not in self._running:
             if isinstance(output, Tensor) and self._origin(output).makers != (layer.name,):
                 self._running.append(layer)
                 output = output.view_as(output)  # of a layer that does nothing: or nothing would come from it
@@ -165,18 +165,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, operation: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not is_known(operation):
+        if not has_field_rule(operation):
             with self:
                 result = operation.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        result = result_of(operation, *args, **kwargs)
+        result = run_on_meta(operation, *args, **kwargs)
         with self.calling(operation.overloadpacket.__name__) as layer:  # if no function called it
             self._record(layer, operation, args, kwargs, result)
             self.ending(layer, result)
         return result
 
-    def _record(self, layer: Draft, operation: Any, args: Any, kwargs: Any, result: Any) -> None:
+    def _record(self, layer: LayerRecord, operation: Any, args: Any, kwargs: Any, result: Any) -> None:
         arguments = _defaults(operation) | dict(zip(_defaults(operation), args, strict=False)) | kwargs
         inputs = {id(tensor): tensor for tensor in _tensors(arguments.values())}
         origins = {number: self._origins[number] for number in inputs if number in self._origins}
@@ -187,7 +187,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for output in _tensors([result]):
             whole = Origin()
             for number, origin in origins.items():
-                axes = tuple(after(operation, arguments, inputs[number], axis, output) for axis in origin.axes)
+                axes = tuple(
+                    propagate_field(operation, arguments, inputs[number], axis, output) for axis in origin.axes
+                )
                 whole = whole.joined(Origin(origin.makers, axes, origin.parameters))
             if listed:
                 whole = Origin((layer.name,) if whole.makers else (), whole.axes)
@@ -201,7 +203,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 layer.parameters += sum(self._unread.pop(parameter, 0) for parameter in origin.parameters)
             layer.multiply_adds += _multiply_adds(operation, args, kwargs, result)
 
-    def _listed(self, layer: Draft) -> Draft:
+    def _listed(self, layer: LayerRecord) -> LayerRecord:
         """`layer` as the last of `drafts`, under a name that no other has."""
         if not self.drafts or self.drafts[-1] is not layer:
             use = self._uses[layer.name] = self._uses.get(layer.name, 0) + 1
@@ -226,7 +228,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._origins[id(tensor)] = origin
 
 
-def result_of(operation: Any, *args: Any, **kwargs: Any) -> Any:
+def run_on_meta(operation: Any, *args: Any, **kwargs: Any) -> Any:
     """The result of an operation.
 
     That of the commonest is known beforehand; PyTorch has them in Python for tensors without values, which takes

@@ -1,6 +1,6 @@
 """What each of PyTorch's operations does to the receptive fields of its inputs.
 
-A tensor somewhere inside a network has one `Axis` for each axis of the picture: the field, and the dimension along
+A tensor somewhere inside a network has one `FieldAxis` for each axis of the picture: the field, and the dimension along
 which its positions lie. Whatever is not known here is taken to see all of its inputs, which is never too little.
 """
 
@@ -17,7 +17,7 @@ from svertka.conv_geometry import Grid, ReceptiveField
 Arguments = Mapping[str, Any]
 
 
-class Axis(NamedTuple):
+class FieldAxis(NamedTuple):
     """The field along one axis of the picture, and the dimension of a tensor that holds its positions.
 
     `dim`: None where every element of the tensor sees the same, the only interval of `field`.
@@ -26,31 +26,31 @@ class Axis(NamedTuple):
     field: ReceptiveField
     dim: int | None
 
-    def gathered(self) -> "Axis":
+    def gathered(self) -> "FieldAxis":
         """That of elements which read the whole of this."""
-        return self if self.dim is None else Axis(self.field.gathered(), None)
+        return self if self.dim is None else FieldAxis(self.field.gathered(), None)
 
 
-def united(one: Axis, other: Axis) -> Axis:
+def unite_axes(one: FieldAxis, other: FieldAxis) -> FieldAxis:
     """That of elements which read both."""
     if one.dim is None and other.dim is not None:
         one, other = other, one
     if one.dim is not None and other.dim is None:
         (interval,) = other.field.intervals
         spread = ReceptiveField(other.field.size, (interval,) * len(one.field.intervals), grid=None)
-        return Axis(one.field.united(spread), one.dim)
+        return FieldAxis(one.field.united(spread), one.dim)
     if one.dim != other.dim or len(one.field.intervals) != len(other.field.intervals):
         one, other = one.gathered(), other.gathered()
-    return Axis(one.field.united(other.field), one.dim)
+    return FieldAxis(one.field.united(other.field), one.dim)
 
 
 @cache
-def is_known(operation: Any) -> bool:
+def has_field_rule(operation: Any) -> bool:
     """Whether there is a rule for an operation of torch.ops.aten, so that it need not be taken apart."""
     return _rule(operation) is not None
 
 
-def after(operation: Any, arguments: Arguments, tensor: Tensor, axis: Axis, output: Tensor) -> Axis:
+def propagate_field(operation: Any, arguments: Arguments, tensor: Tensor, axis: FieldAxis, output: Tensor) -> FieldAxis:
     """What `axis` of `tensor`, one of the arguments of `operation`, becomes in `output`, a result of it."""
     rule = _rule(operation)
     if axis.dim is None or rule is None or not _is_data(operation, arguments, tensor):
@@ -61,7 +61,7 @@ def after(operation: Any, arguments: Arguments, tensor: Tensor, axis: Axis, outp
     return moved if fits else axis.gathered()
 
 
-Rule = Callable[[Arguments, Tensor, ReceptiveField, int, Tensor], Axis]
+Rule = Callable[[Arguments, Tensor, ReceptiveField, int, Tensor], FieldAxis]
 
 
 @cache
@@ -82,125 +82,125 @@ def _is_data(operation: Any, arguments: Arguments, tensor: Tensor) -> bool:
     return tensor is first or (isinstance(first, list | tuple) and any(tensor is one for one in first))
 
 
-def _gathered(field: ReceptiveField) -> Axis:
-    return Axis(field.gathered(), None)
+def _gathered(field: ReceptiveField) -> FieldAxis:
+    return FieldAxis(field.gathered(), None)
 
 
-def _pointwise(_: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> Axis:
+def _pointwise(_: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
     dim += output.ndim - tensor.ndim  # dimensions are aligned at the last one
     if len(field.intervals) == 1 and output.shape[dim] > 1:
         return _gathered(field)
-    return Axis(field, dim)
+    return FieldAxis(field, dim)
 
 
-def _along_dim(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> Axis:
+def _along_dim(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
     """Sums, maxima, softmax, concatenation: everything along the dimensions `dim`, all if there are none."""
     given = arguments["dim"]
     dims = [given] if isinstance(given, int) else given or range(tensor.ndim)
     dims = {one % tensor.ndim for one in dims}
     if dim in dims:
         kept = output.ndim == tensor.ndim and output.shape[dim] == 1  # padding may yet be put around it
-        return Axis(field.gathered(), dim) if kept else _gathered(field)
+        return FieldAxis(field.gathered(), dim) if kept else _gathered(field)
     dropped = 0 if arguments.get("keepdim", True) else sum(one < dim for one in dims)
-    return Axis(field, dim - dropped)
+    return FieldAxis(field, dim - dropped)
 
 
-def _convolution(arguments: Arguments, _: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> Axis:
+def _convolution(arguments: Arguments, _: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
     if dim < 2:
-        return Axis(field, 0) if dim == 0 else _gathered(field)
+        return FieldAxis(field, 0) if dim == 0 else _gathered(field)
     stride, padding, dilation = (_pick(arguments[name], dim - 2) for name in ("stride", "padding", "dilation"))
     kernel, positions = arguments["weight"].shape[dim], output.shape[dim]
     if not arguments["transposed"]:
-        return Axis(field.through(kernel, stride, padding, dilation, positions), dim)
+        return FieldAxis(field.through(kernel, stride, padding, dilation, positions), dim)
     # Position i of the input is added to the positions i·stride − padding + k·dilation of the output.
     reached = [[position + padding - k * dilation for k in range(kernel)] for position in range(positions)]
-    return Axis(field.reading([[at // stride for at in taps if at % stride == 0] for taps in reached]), dim)
+    return FieldAxis(field.reading([[at // stride for at in taps if at % stride == 0] for taps in reached]), dim)
 
 
 def _pooling(dimensions: int) -> Rule:
-    def rule(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> Axis:
+    def rule(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
         place = dim - (tensor.ndim - dimensions)
         if place < 0:
-            return Axis(field, dim)
+            return FieldAxis(field, dim)
         kernel, padding = _pick(arguments["kernel_size"], place), _pick(arguments["padding"], place)
         stride = _pick(arguments["stride"] or arguments["kernel_size"], place)
         dilation = _pick(arguments.get("dilation", 1), place)
-        return Axis(field.through(kernel, stride, padding, dilation, output.shape[dim]), dim)
+        return FieldAxis(field.through(kernel, stride, padding, dilation, output.shape[dim]), dim)
 
     return rule
 
 
-def _adaptive_pooling(_: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> Axis:
+def _adaptive_pooling(_: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
     before, behind = tensor.shape[dim], output.shape[dim]
     if before % behind == 0:
-        return Axis(field.through(kernel=before // behind, stride=before // behind), dim)
+        return FieldAxis(field.through(kernel=before // behind, stride=before // behind), dim)
     windows = [range(i * before // behind, -(-(i + 1) * before // behind)) for i in range(behind)]
-    return Axis(field.reading(windows), dim)
+    return FieldAxis(field.reading(windows), dim)
 
 
-def _padding(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> Axis:
+def _padding(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
     pad: Sequence[int] = arguments["pad"]  # (before, behind) of the last dimension, of the one before it …
     place = 2 * (tensor.ndim - 1 - dim)
     before = pad[place] if place < len(pad) else 0
-    return Axis(field.through(kernel=1, padding=before, positions=output.shape[dim]), dim)
+    return FieldAxis(field.through(kernel=1, padding=before, positions=output.shape[dim]), dim)
 
 
-def _same_order(_: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> Axis:
+def _same_order(_: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
     """The elements in the order in which they were, in another shape."""
     size, before = tensor.shape[dim], math.prod(tensor.shape[:dim])
     for place, other in enumerate(output.shape):
         if other == size and math.prod(output.shape[:place]) == before:
-            return Axis(field, place)
+            return FieldAxis(field, place)
     return _gathered(field)
 
 
-def _permute(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> Axis:
-    return Axis(field, [one % tensor.ndim for one in arguments["dims"]].index(dim))
+def _permute(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> FieldAxis:
+    return FieldAxis(field, [one % tensor.ndim for one in arguments["dims"]].index(dim))
 
 
-def _transpose(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> Axis:
+def _transpose(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> FieldAxis:
     one, other = arguments["dim0"] % tensor.ndim, arguments["dim1"] % tensor.ndim
-    return Axis(field, {one: other, other: one}.get(dim, dim))
+    return FieldAxis(field, {one: other, other: one}.get(dim, dim))
 
 
-def _slice(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> Axis:
+def _slice(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> FieldAxis:
     if arguments["dim"] % tensor.ndim != dim:
-        return Axis(field, dim)
+        return FieldAxis(field, dim)
     taken = range(tensor.shape[dim])[arguments["start"] : arguments["end"] : arguments["step"]]
     grid = field.grid
     if grid:
         grid = Grid(grid.start + taken.start * grid.jump, grid.jump * taken.step, grid.extent)
-    return Axis(field.reading([[position] for position in taken], grid), dim)
+    return FieldAxis(field.reading([[position] for position in taken], grid), dim)
 
 
-def _select(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> Axis:
+def _select(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> FieldAxis:
     chosen = arguments["dim"] % tensor.ndim
     if chosen == dim:
-        return Axis(field.reading([[arguments["index"] % tensor.shape[dim]]]), None)
-    return Axis(field, dim - (chosen < dim))
+        return FieldAxis(field.reading([[arguments["index"] % tensor.shape[dim]]]), None)
+    return FieldAxis(field, dim - (chosen < dim))
 
 
-def _unbind(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> Axis:
+def _unbind(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> FieldAxis:
     chosen = arguments["dim"] % tensor.ndim
-    return _gathered(field) if chosen == dim else Axis(field, dim - (chosen < dim))
+    return _gathered(field) if chosen == dim else FieldAxis(field, dim - (chosen < dim))
 
 
-def _stack(arguments: Arguments, _: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> Axis:
-    return Axis(field, dim + (arguments["dim"] % output.ndim <= dim))
+def _stack(arguments: Arguments, _: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
+    return FieldAxis(field, dim + (arguments["dim"] % output.ndim <= dim))
 
 
-def _linear(_: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, __: Tensor) -> Axis:
-    return _gathered(field) if dim == tensor.ndim - 1 else Axis(field, dim)
+def _linear(_: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, __: Tensor) -> FieldAxis:
+    return _gathered(field) if dim == tensor.ndim - 1 else FieldAxis(field, dim)
 
 
-def _batch_norm(arguments: Arguments, _: Tensor, field: ReceptiveField, dim: int, __: Tensor) -> Axis:
+def _batch_norm(arguments: Arguments, _: Tensor, field: ReceptiveField, dim: int, __: Tensor) -> FieldAxis:
     computes_statistics = arguments.get("training", False) and dim != 1
-    return _gathered(field) if computes_statistics else Axis(field, dim)
+    return _gathered(field) if computes_statistics else FieldAxis(field, dim)
 
 
-def _layer_norm(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> Axis:
+def _layer_norm(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> FieldAxis:
     inside = dim >= tensor.ndim - len(arguments["normalized_shape"])
-    return _gathered(field) if inside else Axis(field, dim)
+    return _gathered(field) if inside else FieldAxis(field, dim)
 
 
 def _pick(values: int | Sequence[int], place: int) -> int:

@@ -1,4 +1,4 @@
-"""A network on many windows of one picture: its first layers run once over all of it, the others on each window."""
+"""A network applied to many crops of one image: the first layers run once on the image, the others on each crop."""
 
 from bisect import bisect_left
 
@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from svertka.graph.cut import Cuts, Halves
-from svertka.graph.fully_convolutional import grids, jumps
+from svertka.graph.cut import CutPoints, Halves
+from svertka.graph.fully_convolutional import output_grids, output_strides
 from svertka.graph.fx_trace import SHAPE
 from svertka.graph.summary import Trace, trace
 
@@ -16,19 +16,23 @@ Ints = npt.NDArray[np.int64]
 
 # Of a network's multiply-adds, how much may be computed for each window anew. The more, the nearer are its scores to
 # those of crops, for the less its windows see of what lies around them; and the longer it takes.
-SHARE = 0.5
+MAX_RECOMPUTED_SHARE = 0.5
 BATCH = 32  # windows that are computed together
 
 
-class Windows(nn.Module):
-    """What a network gives for windows of a picture that is larger than what it was built for.
+class SharedCrops(nn.Module):
+    """A network applied to windows of an image that is larger than the network's input. For inference only.
 
-    `first` runs over the whole picture; from the maps that it gives windows of `side` are cut out, and `rest` does with
-    each what the network does with a whole picture, the zeros around it included. Where `first` pads its maps, windows
-    see there what the picture has around them, and crops see zeros: in this alone the two differ. `window`: height and
-    width of what the network was built for; `stride`: the way from one possible window to the next; both in pixels of
-    the picture. `shape`: of what `rest` takes, (C, H, W). `share`: the part of the network's multiply-adds that is in
-    it. `place`: of `cut.Cuts`, where the two were cut apart. In inference alone; its weights are the network's own.
+    `first` runs on the whole image. Crops of size `side` of its feature maps go through `rest`. Where `first` pads its
+    maps, a window sees the surrounding image and a separate crop sees zeros; otherwise both give the same. The weights
+    are the network's own.
+
+    Attributes:
+        window: height and width of the network's input, in pixels.
+        stride: distance between possible windows, in pixels of the image.
+        shape: of the input of `rest`, (C, H, W).
+        share: the fraction of the network's multiply-adds in `rest`.
+        place: the cut, one of `CutPoints.places`.
     """
 
     def __init__(
@@ -42,9 +46,11 @@ class Windows(nn.Module):
         self.eval()
 
     def forward(self, picture: Tensor, places: Ints) -> Tensor:
-        """What the network gives for windows of a `picture` (1, C, H, W), (P, …).
+        """Return the network's outputs, (P, …), for P windows of `picture`, (1, C, H, W).
 
-        `places`: (P, 2) integers; a window begins `stride` times these from the upper left corner.
+        Args:
+            picture: (1, C, H, W).
+            places: (P, 2) integers, the upper left corners of the windows in units of `stride`.
         """
         maps = self.first(picture)
         found = []
@@ -57,31 +63,36 @@ class Windows(nn.Module):
         return torch.cat(found)
 
 
-def windows(network: nn.Module, shape: tuple[int, ...], place: int | None = None) -> Windows:
-    """`network`, which takes inputs of `shape`, (1, C, H, W), for many windows of larger pictures.
+def share_crops(network: nn.Module, shape: tuple[int, ...], place: int | None = None) -> SharedCrops:
+    """Cut `network`, with inputs of `shape`, (1, C, H, W), so that windows of larger images share its first layers.
 
-    It is cut at `place`, that of a network with the same layers up to there; or, None, as early as `SHARE` allows, but
-    not before the first layer that pads: before that, the maps of a crop are those of its place in the picture, so that
-    a network without padding gives what it gives for crops. Dense layers do not count, so that heads change nothing.
+    By default it is cut as early as MAX_RECOMPUTED_SHARE allows, but not before the first layer that pads: up to there,
+    the feature maps of a crop are a part of those of the image, so that a network without padding gives the same as for
+    separate crops. Dense layers are not counted, so that the cut does not depend on the head.
+
+    Args:
+        network: any nn.Module.
+        shape: of its input, (1, C, H, W).
+        place: the cut, from a network with the same first layers; None for the default.
 
     Raises:
-        UsageError: as for `symbolic.symbolic`, or what it does first depends on the size of the whole picture.
+        UsageError: the network cannot be traced, or its first layers depend on the size of the whole image.
     """
-    cuts, whole = Cuts(network, shape), trace(network, shape)
+    cuts, whole = CutPoints(network, shape), trace(network, shape)
     place = _place(cuts, whole, shape) if place is None else place
     chosen = cuts.halves(place)
     share = trace(chosen.rest, (1, *chosen.shape)).multiply_adds / whole.multiply_adds
-    stride = (1, 1) if chosen.prefix is None else jumps(chosen.prefix, shape)
-    return Windows(chosen, (shape[2], shape[3]), stride, share, place)
+    stride = (1, 1) if chosen.prefix is None else output_strides(chosen.prefix, shape)
+    return SharedCrops(chosen, (shape[2], shape[3]), stride, share, place)
 
 
-def _place(cuts: Cuts, whole: Trace, shape: tuple[int, ...]) -> int:
-    """Where `windows` cuts a network by itself."""
+def _place(cuts: CutPoints, whole: Trace, shape: tuple[int, ...]) -> int:
+    """Return the default cut of a network."""
     places = [place for place in cuts.places if len(cuts.nodes[place - 1].meta[SHAPE]) == 4]
 
     def is_small(place: int) -> bool:
         halves = cuts.halves(place)
-        return _of_maps(trace(halves.rest, (1, *halves.shape))) <= SHARE * _of_maps(whole)
+        return _of_maps(trace(halves.rest, (1, *halves.shape))) <= MAX_RECOMPUTED_SHARE * _of_maps(whole)
 
     early = min(bisect_left(places, True, key=is_small), len(places) - 1)
     exact = bisect_left(places, True, lo=early, key=lambda place: not _is_exact(cuts.halves(place), shape)) - 1
@@ -89,15 +100,15 @@ def _place(cuts: Cuts, whole: Trace, shape: tuple[int, ...]) -> int:
 
 
 def _of_maps(traced: Trace) -> int:
-    """The multiply-adds of layers that give maps."""
+    """Return the multiply-adds of layers that output feature maps."""
     return sum(layer.multiply_adds for layer in traced.layers if len(layer.shape) == 4)
 
 
 def _is_exact(halves: Halves, shape: tuple[int, ...]) -> bool:
-    """Whether all that the maps of the prefix see lies inside of an input of `shape`."""
+    """Whether the receptive fields of the prefix's outputs lie entirely inside an input of `shape`."""
     if halves.prefix is None:
         return True
-    fields = grids(halves.prefix, shape)
+    fields = output_grids(halves.prefix, shape)
     sides = zip(fields, halves.shape[1:], shape[2:], strict=True)
     return all(
         field is not None and field.start >= 0 and field.start + (count - 1) * field.jump + field.extent <= side

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from svertka.conv.accelerate import restore
 from svertka.conv_geometry import ReceptiveField
 from svertka.errors import SvertkaError, UsageError
-from svertka.graph.op_recorder import Draft, Functions, Recorder
+from svertka.graph.op_recorder import FunctionRecorder, LayerRecord, OpRecorder
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Count:
+class NetworkSize:
     """How large a network is: its `parameters`, the `trainable` ones among them, and its `multiply_adds`."""
 
     parameters: int
@@ -77,14 +77,14 @@ class Count:
     multiply_adds: int
 
 
-def count(network: nn.Module, shape: tuple[int, ...]) -> Count:
+def count_network(network: nn.Module, shape: tuple[int, ...]) -> NetworkSize:
     """The size of `network`, with all that it has for training, and what inference takes for an input of `shape`.
 
     Raises:
         UsageError: it cannot run on such an input.
     """
     parameters = list(network.parameters())
-    return Count(
+    return NetworkSize(
         parameters=sum(parameter.numel() for parameter in parameters),
         trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         multiply_adds=trace(network, shape).multiply_adds,
@@ -101,16 +101,16 @@ def trace(network: nn.Module, shape: tuple[int, ...]) -> Trace:
     Raises:
         UsageError: it cannot run on such an input, or needs values to decide what to do.
     """
-    twin = without_values(network).eval()
+    twin = copy_to_meta(network).eval()
     floating = (tensor.dtype for tensor in twin.parameters() if tensor.is_floating_point())
     try:
         picture = torch.empty(shape, device="meta", dtype=next(floating, None))
     except RuntimeError as error:  # more bytes than 64 bits can count, or a negative size
         raise UsageError(f"shape={shape} is no shape of an input; give (N, C, H, W) as it has them") from error
-    recorder = Recorder(twin, picture)
+    recorder = OpRecorder(twin, picture)
     try:
         # In inference mode operations arrive whole, so that a dense layer over many positions is seen as one.
-        with torch.inference_mode(), torch.device("meta"), Functions(recorder), recorder:
+        with torch.inference_mode(), torch.device("meta"), FunctionRecorder(recorder), recorder:
             twin(picture)
     except SvertkaError:
         raise
@@ -123,7 +123,7 @@ def trace(network: nn.Module, shape: tuple[int, ...]) -> Trace:
     return Trace(tuple(_finished(draft) for draft in recorder.drafts))
 
 
-def _finished(draft: Draft) -> Layer:
+def _finished(draft: LayerRecord) -> Layer:
     return Layer(
         name=draft.name,
         kind=draft.kind,
@@ -136,16 +136,16 @@ def _finished(draft: Draft) -> Layer:
     )
 
 
-def without_values(network: nn.Module) -> nn.Module:
+def copy_to_meta(network: nn.Module) -> nn.Module:
     """A copy on the meta device, where tensors have shapes but no values; with PyTorch's own convolutions."""
     # A copy takes what it has copied already from its memo: so these are never copied.
-    twin = copy.deepcopy(network, {id(tensor): _empty_like(tensor) for _, tensor in tensors_of(network)})
+    twin = copy.deepcopy(network, {id(tensor): _empty_like(tensor) for _, tensor in named_tensors(network)})
     for module in twin.modules():
         module._forward_hooks.clear()  # somebody watches the network, but not this run of it
     return restore(twin)
 
 
-def tensors_of(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors: parameters, buffers, and plain attributes of modules, in lists and dicts, too."""
     yield from network.named_parameters()
     yield from network.named_buffers()

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from svertka.errors import UsageError
-from svertka.graph.op_recorder import function_name
+from svertka.graph.op_recorder import layer_name_of_function
 from svertka.graph.summary import Layer, trace
 from svertka.inspection.forward_pass import force_eager, prepare_input, run_network, unwrap_compiled
 from svertka.type_checking import check_types
@@ -202,7 +202,7 @@ class _LayerHooks(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         parent = self._running[-1] if self._running else None
-        call = self._count(function_name(function.__name__, parent)) if isinstance(parent, str) else None
+        call = self._count(layer_name_of_function(function.__name__, parent)) if isinstance(parent, str) else None
         result = function(*args, **(kwargs or {}))
         self._call_hook(call, result)
         return result

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from svertka.classifier import Classifier
-from svertka.compiler.optimize import fastest
+from svertka.compiler.optimize import optimize_if_worthwhile
 from svertka.data.bounding_boxes import BACKGROUND
 from svertka.data.dataset import Pixels
 from svertka.data.preprocessing import Preprocess, resized
 from svertka.device import device_of
-from svertka.graph.shared_crops import windows
+from svertka.graph.shared_crops import share_crops
 from svertka.localization.patch_grid import Level, levels
 
 HUNDREDS = 500  # of windows on a picture
@@ -34,8 +34,8 @@ class Locator:
 
     def __init__(self, classifier: Classifier) -> None:
         self.preprocess, self._require_finite = classifier.preprocess, classifier.require_finite
-        self.network = windows(classifier.network, self.preprocess.input_shape)
-        self.network.rest = fastest(self.network.rest, self.network.shape, HUNDREDS)
+        self.network = share_crops(classifier.network, self.preprocess.input_shape)
+        self.network.rest = optimize_if_worthwhile(self.network.rest, self.network.shape, HUNDREDS)
         self.index = {name: index for index, name in enumerate(classifier.names) if name != BACKGROUND}
         self.names = tuple(self.index)  # what can be looked for
 

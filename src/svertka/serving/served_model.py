@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from svertka.classifier import Classifier
-from svertka.compiler.optimize import MANY
+from svertka.compiler.optimize import MIN_NUM_IMAGES
 from svertka.data.dataset import Pixels
 from svertka.device import device_of
 from svertka.errors import RunError, UsageError
@@ -41,7 +41,7 @@ class Served:
         self.folder = Run(run).folder if Path(run).is_dir() else None
         self.name = display_name(run)
         self.key = _key(self.name, taken)
-        self._fast = self.classifier.optimized_for(MANY).network
+        self._fast = self.classifier.optimized_for(MIN_NUM_IMAGES).network
         self._best = read_largest_activations(self.folder / "atlas") if self.folder is not None else {}
 
     def warm_up(self) -> None:

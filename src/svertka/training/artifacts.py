@@ -9,7 +9,7 @@ from svertka.device import describe
 from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
 from svertka.evaluation.slices import error_slices
-from svertka.graph.summary import count
+from svertka.graph.summary import count_network
 from svertka.progress import duration
 from svertka.run import Run
 from svertka.training.config import Settings
@@ -46,7 +46,7 @@ def write(run: Run, settings: Settings, parts: Parts, judged: Evaluation | None,
 def facts(classifier: Classifier, settings: Settings, seconds: float | None = None) -> list[tuple[str, str]]:
     """What is trained on what, how and where, as (label, value); `seconds`: how long it may take."""
     recipe, preprocess = settings.recipe, classifier.preprocess
-    size = count(classifier.network, preprocess.input_shape)
+    size = count_network(classifier.network, preprocess.input_shape)
     colour = "grey" if preprocess.channels == 1 else "RGB"
     fit = {"crop": "", "pad": ", padded", "squeeze": ", squeezed"}[preprocess.fit]
     sizes = ", ".join(f"{number:,} {part}" for part, number in settings.parts.items() if number)

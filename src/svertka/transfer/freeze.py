@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from svertka.compiler.optimize import fastest
+from svertka.compiler.optimize import optimize_if_worthwhile
 from svertka.errors import UsageError
-from svertka.graph.cut import Cuts, Stage
+from svertka.graph.cut import CutPoints, Stage
 
 HEAD, LAST, ALL = "head", "last", "all"
 
@@ -35,7 +35,7 @@ class FrozenPrefix(nn.Module):
             pictures: Number of images that will be computed.
         """
         if self.optimized is None:
-            found = fastest(self.prefix, shape, pictures)
+            found = optimize_if_worthwhile(self.prefix, shape, pictures)
             self.optimized = None if found is self.prefix else found
 
     def train(self, mode: bool = True) -> "FrozenPrefix":
@@ -111,7 +111,7 @@ def split_at_frozen(network: nn.Module, unfreeze: str, shape: tuple[int, ...]) -
     """
     if unfreeze == ALL:
         return None
-    cuts = Cuts(network, shape)
+    cuts = CutPoints(network, shape)
     before = first_trainable_stage(cuts.stages, unfreeze)
     if before is None:
         return None
@@ -145,7 +145,7 @@ def stage_depths(network: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
     Raises:
         UsageError: The network cannot be cut.
     """
-    cuts = Cuts(network, shape)
+    cuts = CutPoints(network, shape)
     below: dict[int, int] = {}
     for depth, stage in enumerate(reversed(cuts.stages)):
         for parameter in cuts.at(stage.name).rest.parameters():
