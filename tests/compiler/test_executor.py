@@ -33,7 +33,7 @@ def test_what_is_joined_lies_side_by_side(order: tuple[int, ...]) -> None:
     x = torch.randn(3, 8, 9, 7)
     optimized = optimize(network, x[:1])
     steps = optimized._steps
-    weights = {name: packed.unpacked() for name, packed in optimized._packed.items()}
+    weights = {name: packed.unpack() for name, packed in optimized._packed.items()}
     with torch.inference_mode():
         expected = reference.run_reference(
             steps, lambda name: weights[name] if name in weights else steps.tensors[name], x

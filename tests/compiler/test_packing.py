@@ -130,8 +130,8 @@ def test_weights_come_out_as_they_went_in(size: tuple[int, ...], dtype: torch.dt
     step = FusedConvolution(0, 1, "w", None, (1, 1), (0, 0), (1, 1), groups)
     packed = PackedWeights.of(step, weight, dense=False)
     assert packed.kernel == select_kernel(step, size)
-    assert packed.unpacked().dtype == (torch.float32 if packed.kernel in ("depthwise", "grouped") else dtype)
-    assert torch.equal(packed.unpacked(), weight)
+    assert packed.unpack().dtype == (torch.float32 if packed.kernel in ("depthwise", "grouped") else dtype)
+    assert torch.equal(packed.unpack(), weight)
 
 
 @pytest.mark.parametrize(

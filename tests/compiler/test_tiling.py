@@ -49,7 +49,7 @@ def test_every_row_is_made_once_from_rows_that_are_there(
         return
     last = len(chain.steps) - 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiling, "ROOM", room)
+        patch.setattr(tiling, "MAX_TILE_NUMBERS", room)
         found = ChainTiling(chain, maps, taps, min(segments, maps[-1].height))
     made: list[int] = []
     for segment in found.segments:
@@ -116,7 +116,7 @@ def test_chains_give_what_the_network_gives(
         expected = network.double()(x.double()).float()
         network.float()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiling, "ROOM", rows * 40 * sides[1])
+        patch.setattr(tiling, "MAX_TILE_NUMBERS", rows * 40 * sides[1])
         found = optimize(network, x)(x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 

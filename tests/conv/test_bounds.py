@@ -120,7 +120,7 @@ def test_convolutions_stay_inside(
                                        kernels.Place(1, group * writes))  # fmt: skip
         program.run([source.numbers, target.numbers, more.numbers], 0, len(program), threads)
         exact = F.conv2d(
-            x.double(), packed.unpacked().double(), None, step.stride, step.padding, step.dilation, step.groups
+            x.double(), packed.unpack().double(), None, step.stride, step.padding, step.dilation, step.groups
         )
         exact = exact + bias.double()[:, None, None] * has_bias + residual * has_residual
         found = target.numbers.reshape(shape[0], *size, -1).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Whether an optimized network gives what the original gives, and in bfloat16 near enough to it."""
+"""The check that an optimized network agrees with the original, within rounding or, in bfloat16, a stated error."""
 
 import copy
 from collections.abc import Callable
@@ -23,12 +23,17 @@ BF16_TOLERANCE, BF16_OTHER_CLASSES = 0.1, 0.01
 def measure_error(
     optimized: Callable[[Tensor], Any], original: nn.Module, example: Tensor, sizes: set[int], *, bf16: bool
 ) -> float:
-    """The largest error on `example` and on `sizes`, batches of other sizes made of it, over the largest value.
+    """Return the largest error of `optimized` relative to the largest value of `original`.
 
-    `original`: in inference, not used by others.
+    Args:
+        optimized: called with images, (N, C, H, W) float32.
+        original: in inference mode; not shared with other users.
+        example: images, (N, C, H, W) float32.
+        sizes: batch sizes to compare beside that of `example`; their images are derived from it.
+        bf16: whether `optimized` uses bfloat16.
 
     Raises:
-        UsageError: it is too large, or the original cannot run.
+        UsageError: the error is too large, or the original cannot run.
     """
     name, worst = type(original).__name__, 0.0
     for pictures in (len(example), *sorted(sizes - {len(example)})):
@@ -36,13 +41,13 @@ def measure_error(
         try:
             expected = list(find_tensors(original(x.clone())))
         except Exception as reason:
-            raise UsageError(_cannot_run(original, pictures, reason)) from reason
+            raise UsageError(_describe_failure(original, pictures, reason)) from reason
         ours = list(find_tensors(optimized(x)))
-        _need_same_kinds(name, ours, expected)
+        _check_same_kinds(name, ours, expected)
         for number, (a, b) in enumerate(zip(ours, expected, strict=True)):
             error = max_error(a, b)
             if bf16:
-                _need_near(name, a, b, scores=pictures == len(example) and len(expected) == 1)
+                _check_bf16_error(name, a, b, scores=pictures == len(example) and len(expected) == 1)
             elif not (of_channel := channel_error(a, b)) <= TOLERANCE and not _only_rounds(original, x, number, a, b):
                 raise UsageError(
                     f"optimized, {name} gives something else on the example: the largest difference is "
@@ -54,7 +59,7 @@ def measure_error(
 
 
 def _only_rounds(original: nn.Module, x: Tensor, number: int, ours: Tensor, theirs: Tensor) -> bool:
-    """Whether output `number` is, for `x`, nearly as close to `original` in float64 as PyTorch's float32 is."""
+    """Whether output `number` is nearly as close to `original` in float64 as PyTorch's float32 is."""
     try:
         exact = list(find_tensors(copy.deepcopy(original).double()(x.double())))[number]
     except Exception:  # some of it is for float32 alone
@@ -63,7 +68,7 @@ def _only_rounds(original: nn.Module, x: Tensor, number: int, ours: Tensor, thei
 
 
 def make_similar_batch(example: Tensor, pictures: int) -> Tensor:
-    """So many images like those of `example`, no two alike."""
+    """Return `pictures` distinct images with the statistics of `example`."""
     chosen = example[torch.arange(pictures, device="cpu") % len(example)].clone()
     generator = torch.Generator().manual_seed(pictures)
     spread = float(chosen.std()) if chosen.numel() > 1 else 0.0
@@ -72,12 +77,12 @@ def make_similar_batch(example: Tensor, pictures: int) -> Tensor:
 
 
 def max_error(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference over the largest value; where values are not finite, 0 if they are the same, else inf."""
-    return _error(ours, theirs, lambda values: values.amax())
+    """Return the largest difference over the largest value; for nonfinite values 0 if they are equal, otherwise inf."""
+    return _relative_error(ours, theirs, lambda values: values.amax())
 
 
 def channel_error(ours: Tensor, theirs: Tensor) -> float:
-    """The same, with each channel, dimension 1, held against its own largest value, or 2 % of that of all."""
+    """Return the largest difference relative to the largest value of its channel, or to 2 % of the global one."""
 
     def scale(values: Tensor) -> Tensor:
         if values.dim() < 2:
@@ -85,10 +90,10 @@ def channel_error(ours: Tensor, theirs: Tensor) -> float:
         others = [dim for dim in range(values.dim()) if dim != 1]
         return torch.maximum(values.amax(others, keepdim=True), LEAST * values.amax())
 
-    return _error(ours, theirs, scale)
+    return _relative_error(ours, theirs, scale)
 
 
-def _error(ours: Tensor, theirs: Tensor, scale: Callable[[Tensor], Tensor]) -> float:
+def _relative_error(ours: Tensor, theirs: Tensor, scale: Callable[[Tensor], Tensor]) -> float:
     if not theirs.numel():
         return 0.0
     if theirs.is_complex():
@@ -102,7 +107,7 @@ def _error(ours: Tensor, theirs: Tensor, scale: Callable[[Tensor], Tensor]) -> f
     return float((difference / scale(values).clamp(min=1e-30)).amax().nan_to_num(nan=torch.inf))
 
 
-def _need_same_kinds(name: str, ours: list[Tensor], theirs: list[Tensor]) -> None:
+def _check_same_kinds(name: str, ours: list[Tensor], theirs: list[Tensor]) -> None:
     kinds = [[(tuple(one.shape), one.dtype, one.device) for one in tensors] for tensors in (ours, theirs)]
     if kinds[0] != kinds[1]:
         raise UsageError(
@@ -110,8 +115,8 @@ def _need_same_kinds(name: str, ours: list[Tensor], theirs: list[Tensor]) -> Non
         )
 
 
-def _need_near(name: str, ours: Tensor, theirs: Tensor, *, scores: bool) -> None:
-    """Raise UsageError unless what bfloat16 gives is near: all of it, and of class `scores` the class that is first."""
+def _check_bf16_error(name: str, ours: Tensor, theirs: Tensor, *, scores: bool) -> None:
+    """Raise UsageError unless bfloat16 outputs are near enough and, with `scores`, predict the same classes."""
     if not theirs.is_floating_point() or not theirs.numel():
         if not torch.equal(ours, theirs):
             raise UsageError(f"in bfloat16 {name} gives other whole numbers; use precision='fp32'")
@@ -133,7 +138,7 @@ def _need_near(name: str, ours: Tensor, theirs: Tensor, *, scores: bool) -> None
 
 
 def suggest_fix(original: nn.Module, example: Tensor) -> str:
-    """What to do about `original`, which fails when it is followed, to be added to a message."""
+    """Return what to do about `original`, whose capture failed, as the end of an error message."""
     try:
         original(example.clone())
     except Exception:  # networks raise whatever they like
@@ -141,6 +146,6 @@ def suggest_fix(original: nn.Module, example: Tensor) -> str:
     return "; write that part with operations of PyTorch on tensors, or optimize the parts before and after"
 
 
-def _cannot_run(network: nn.Module, pictures: int, error: Exception) -> str:
+def _describe_failure(network: nn.Module, pictures: int, error: Exception) -> str:
     reason = str(error).strip().split("\n")[0]
     return f"{type(network).__name__} cannot run on {pictures} float32 pictures itself: {reason}{dtype_hint(network)}"

@@ -1,4 +1,4 @@
-"""A network's operations written down while a copy of it runs without values."""
+"""Capture: the operations of a network, recorded while a copy of it runs on meta tensors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -34,21 +34,26 @@ FROM_NUMBERS = {torch.tensor, torch.as_tensor, torch.asarray}  # tensors of numb
 
 
 class CaptureRunError(UsageError):
-    """A network that is followed raises an error of its own, or one of PyTorch's."""
+    """The network raised an error of its own, or one of PyTorch's, while it was captured."""
 
 
 class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The operations of one run of `twin`, a copy of `network` without values, on an input of `shape`.
+    """Captures the operations of one run of a network.
 
-    What is written into a view gets into what it is a view of, and from there into other views where these are read.
+    Writes into a view are propagated to its base, and from there to other views when these are read.
 
-    `named`: names and tensors of `twin`; `constants`: the same of `network`, with values. `earlier`: the tape of the
-    run before, if this is not the first of this twin: what that run has left behind may be read, but not if it depends
-    on the images.
+    Args:
+        network: the network, named in errors.
+        twin: its copy on the meta device, which runs.
+        named: names and tensors of `twin`.
+        shape: of the input, (N, C, H, W).
+        constants: names and tensors of `network`, with values.
+        earlier: the capture of the previous run of `twin`, if any. What that run has stored may be read unless it
+            depends on the images.
 
     Raises:
-        UsageError: it decides by values what to do, writes through a view of a kind that is not known, draws random
-            numbers, changes or keeps what the next run reads, or cannot run on such an input.
+        UsageError: the network makes decisions based on the values of images, writes through an unknown kind of view,
+            draws random numbers, changes or stores what the next run reads, or cannot run on such an input.
     """
 
     def __init__(
@@ -82,11 +87,11 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._originals = {id(tensor): name for name, tensor in constants.items()}
         for name, tensor in named:
             self._numbers[id(tensor)] = Constant(name)
-            self._lies(tensor)
+            self._register_memory(tensor)
         picture = torch.empty(shape, device="meta", dtype=torch.float32)
-        self._new(picture)
+        self._add_value(picture)
         output = self._run(network, twin, picture)
-        self.output = OutputStructure.of(output, lambda leaf: self._seen(self._placeholder(leaf)))
+        self.output = OutputStructure.of(output, lambda leaf: self._to_symbol(self._placeholder(leaf)))
         self.recording = CapturedGraph(
             tuple(self.operations),
             self.shapes,
@@ -102,7 +107,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for path, module in twin.named_modules():
             if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
                 continue
-            handles.append(module.register_forward_pre_hook(self._enterer(path), prepend=True))
+            handles.append(module.register_forward_pre_hook(self._make_enter_hook(path), prepend=True))
             handles.append(module.register_forward_hook(self._leave))
         try:
             # TorchScript would do something else from the second run on.
@@ -110,7 +115,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
                 torch.inference_mode(),
                 torch.device("meta"),
-                _NumbersStay(),
+                _KeepNumbers(),
                 self,
             ):
                 return twin(picture)
@@ -133,10 +138,10 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: PyTorch would import its compiler for that, which takes longer than most runs."""
+        """Return False: otherwise PyTorch would import its compiler, which takes longer than most captures."""
         return False
 
-    def _enterer(self, path: str) -> Callable[[nn.Module, Any], None]:
+    def _make_enter_hook(self, path: str) -> Callable[[nn.Module, Any], None]:
         def enter(_: nn.Module, __: Any) -> None:
             self._around.append(path)
 
@@ -163,18 +168,18 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         schema = operation._schema.arguments
         given = dict(zip((argument.name for argument in schema), args, strict=False)) | (kwargs or {})
         given = {key: map_leaves(value, self._placeholder) for key, value in given.items()}
-        arguments = {key: map_leaves(value, self._seen) for key, value in given.items()}
-        if _looks_at_values(operation, name, given):
-            return self._of_constants(operation, name, arguments)
-        self._need_no_chance(operation, name, arguments)
+        arguments = {key: map_leaves(value, self._to_symbol) for key, value in given.items()}
+        if _reads_values(operation, name, given):
+            return self._compute_from_constants(operation, name, arguments)
+        self._check_not_random(operation, name, arguments)
         written = [argument.name for argument in schema if argument.is_write]
-        before = _lies_in(given[written[0]]) if written else ()
-        result = self._result(operation, given)
+        before = _memory_layout(given[written[0]]) if written else ()
+        result = self._run_on_meta(operation, given)
         if written:
             target = given[written[0]]
-            self._overwritten(target, name)
+            self._mark_stale(target, name)
             outputs: tuple[Any, ...] = (target,)
-            operation_name = self._functional(operation, name)
+            operation_name = self._find_functional_name(operation, name)
         else:
             outputs = tuple(result) if isinstance(result, tuple | list) else (result,)
             operation_name = f"{name}.{operation._overloadname}"
@@ -186,22 +191,22 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             operation_name, (x, size) = "reshape.default", arguments.values()
             arguments = {"self": x, "shape": size}
         if operation_name in COPIES and isinstance(arguments["self"], Value):
-            self._same_as(outputs[0], arguments["self"])
+            self._alias_to(outputs[0], arguments["self"])
             return result
-        numbers = tuple(self._new(output) if isinstance(output, Tensor) else None for output in outputs)
-        self._put(Operation(operation_name, arguments, numbers, self._place))
+        numbers = tuple(self._add_value(output) if isinstance(output, Tensor) else None for output in outputs)
+        self._append(Operation(operation_name, arguments, numbers, self._place))
         if written:
             self._cast_back(target, operation_name, given)
         if not written:
-            self._viewed(given.get("self"), operation_name, arguments, outputs)
-        elif _lies_in(target) == before:
-            self._put_back(target)
+            self._record_views(given.get("self"), operation_name, arguments, outputs)
+        elif _memory_layout(target) == before:
+            self._write_back(target)
         else:  # such as transpose_: of what it is a view, and what of it, is another matter now
-            self._forgotten(target)
+            self._forget_views(target)
         return result
 
-    def _result(self, operation: Any, given: dict[str, Any]) -> Any:
-        """What it gives, without values."""
+    def _run_on_meta(self, operation: Any, given: dict[str, Any]) -> Any:
+        """Return the result of an operation on meta tensors."""
         named = {argument.name for argument in operation._schema.arguments if argument.kwarg_only}
         positional = []
         for argument in operation._schema.arguments:
@@ -216,18 +221,18 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with torch.inference_mode(not tensors or any(tensor.is_inference() for tensor in tensors)):
             return run_on_meta(operation, *positional, **named_only)
 
-    def _of_constants(self, operation: Any, name: str, arguments: dict[str, Any]) -> Any:
-        """What an operation that looks at values gives, if it looks at nothing but tensors of the network."""
+    def _compute_from_constants(self, operation: Any, name: str, arguments: dict[str, Any]) -> Any:
+        """Return the result of an operation that reads values, if it depends only on tensors of the network."""
         if any(isinstance(leaf, Value) and self.depends_on_images(leaf) for leaf in iter_leaves(arguments)):
             raise UsageError(
                 f"{self._place} decides by the values of a tensor ({name}), which can be different for each picture; "
                 "write that part of the network without it, or optimize the parts before and after"
             )
-        results = self._computed(Operation(f"{name}.{operation._overloadname}", arguments, (), self._place))
+        results = self._compute(Operation(f"{name}.{operation._overloadname}", arguments, (), self._place))
         return results[0] if len(results) == 1 else results
 
-    def _computed(self, operation: Operation) -> tuple[Any, ...]:
-        """What an operation gives that depends on no image."""
+    def _compute(self, operation: Operation) -> tuple[Any, ...]:
+        """Return the results of an operation that depends on no image, with values."""
 
         def value(leaf: Any) -> Any:
             if isinstance(leaf, Constant):
@@ -248,7 +253,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._values |= {result: tensor for result, tensor in given if result is not None}
         return operation.run(value)
 
-    def _need_no_chance(self, operation: Any, name: str, arguments: dict[str, Any]) -> None:
+    def _check_not_random(self, operation: Any, name: str, arguments: dict[str, Any]) -> None:
         """Raise UsageError if the operation draws random numbers."""
         if torch.Tag.nondeterministic_seeded not in operation.tags:
             return
@@ -262,7 +267,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
 
     def _placeholder(self, leaf: Any) -> Any:
-        """For a tensor with values, which does not belong to the copy that runs, one without; others as they are."""
+        """Return a meta tensor for a tensor with values that is not part of the copy; other objects unchanged."""
         if isinstance(leaf, torch.device):
             return torch.device("meta")
         if not isinstance(leaf, Tensor) or leaf.is_meta:
@@ -276,12 +281,12 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.own[name] = leaf.detach()
             self._placeholders[id(leaf)] = empty
             self._numbers[id(empty)] = Constant(name)
-            self._lies(empty)
+            self._register_memory(empty)
             self._kept += [leaf, empty]
         return self._placeholders[id(leaf)]
 
-    def _functional(self, operation: Any, name: str) -> str:
-        """The operation that gives what this one writes into its first argument."""
+    def _find_functional_name(self, operation: Any, name: str) -> str:
+        """Return the name of the operation that returns what this one writes into its first argument."""
         packet, overload = name.removesuffix("_"), operation._overloadname
         if name == "copy_":
             return "copy.default"
@@ -293,8 +298,8 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise UsageError(f"{self._place} writes into a tensor ({name}) in a way that cannot be followed")
         return f"{packet}.{overload}"
 
-    def _overwritten(self, target: Tensor, name: str) -> None:
-        """Other tensors over the same memory hold something else now, and must be made anew before they are read."""
+    def _mark_stale(self, target: Tensor, name: str) -> None:
+        """Mark other tensors in the same memory as stale: they are recomputed before they are read."""
         same = self._in_memory.get(target.untyped_storage()._cdata, set())
         for one in same:
             number = self._numbers[one]
@@ -306,18 +311,18 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._stale |= dict.fromkeys(same - {id(target)}, self._place)
 
     def _cast_back(self, target: Tensor, name: str, given: dict[str, Any]) -> None:
-        """What was written into `target` has its dtype, whatever the operation `name` gives elsewhere."""
+        """Add a cast if the functional operation `name` does not return the dtype of `target`, its destination."""
         others = (leaf.dtype for leaf in iter_leaves(given) if isinstance(leaf, Tensor))
         if all(other == target.dtype for other in others) and name.split(".")[0] not in COMPARE:
             return
         number = self._numbers[id(target)]
-        made = self._result(find_overload(name), given)
+        made = self._run_on_meta(find_overload(name), given)
         if isinstance(number, Value) and made.dtype != target.dtype:
             self.dtypes[number.number] = made.dtype
-            self._again(target, "to.dtype", {"self": number, "dtype": target.dtype})
+            self._record_new_value(target, "to.dtype", {"self": number, "dtype": target.dtype})
 
-    def _viewed(self, base: Any, name: str, arguments: Mapping[str, Any], outputs: tuple[Any, ...]) -> None:
-        """Keep how `outputs` lie in `base`, if they are views of it."""
+    def _record_views(self, base: Any, name: str, arguments: Mapping[str, Any], outputs: tuple[Any, ...]) -> None:
+        """Remember how `outputs` are views of `base`, if they are."""
         for index, output in enumerate(outputs):
             if not (isinstance(base, Tensor) and isinstance(output, Tensor)) or output is base:
                 continue
@@ -326,50 +331,50 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if view is not None:
                     self._views[id(output)] = view
 
-    def _put_back(self, written: Tensor) -> None:
-        """The tensors that `written` is a view of hold what was written into it."""
+    def _write_back(self, written: Tensor) -> None:
+        """Write a modified view back into its base, and so on up to the last base."""
         while id(written) in self._views:
             view = self._views[id(written)]
             name, settings = view.put_back
             tensors = {"self": self._numbers[id(written)]}
             if not view.is_whole:
                 tensors = {"self": self._numbers[id(view.base)], "src": tensors["self"]}
-            self._again(view.base, name, tensors | dict(settings))
+            self._record_new_value(view.base, name, tensors | dict(settings))
             written = view.base
 
-    def _forgotten(self, tensor: Tensor) -> None:
+    def _forget_views(self, tensor: Tensor) -> None:
         same = self._in_memory[tensor.untyped_storage()._cdata]
         self._views = {one: view for one, view in self._views.items() if one not in same}
 
-    def _again(self, tensor: Tensor, name: str, arguments: Mapping[str, Any]) -> None:
-        """What `tensor` holds is now what this operation gives."""
-        self._put(Operation(name, arguments, (self._new(tensor),), self._place))
+    def _record_new_value(self, tensor: Tensor, name: str, arguments: Mapping[str, Any]) -> None:
+        """Record that `tensor` now holds the result of this operation."""
+        self._append(Operation(name, arguments, (self._add_value(tensor),), self._place))
 
-    def _put(self, operation: Operation) -> None:
+    def _append(self, operation: Operation) -> None:
         self.operations.append(operation)
         self._made |= dict.fromkeys((number for number in operation.results if number is not None), operation)
         if any(number in self._of_images for number in inputs_of(operation)):
             self._of_images.update(number for number in operation.results if number is not None)
 
-    def _new(self, tensor: Tensor) -> int:
+    def _add_value(self, tensor: Tensor) -> int:
         number = len(self.shapes)
         self._numbers[id(tensor)] = Value(number)
         self._stale.pop(id(tensor), None)
         self._kept.append(tensor)
-        self._lies(tensor)
+        self._register_memory(tensor)
         self.shapes[number], self.dtypes[number] = tuple(tensor.shape), tensor.dtype
         return number
 
-    def _same_as(self, tensor: Tensor, value: Value) -> None:
+    def _alias_to(self, tensor: Tensor, value: Value) -> None:
         self._numbers[id(tensor)] = value
         self._kept.append(tensor)
-        self._lies(tensor)
+        self._register_memory(tensor)
 
-    def _lies(self, tensor: Tensor) -> None:
+    def _register_memory(self, tensor: Tensor) -> None:
         self._in_memory.setdefault(tensor.untyped_storage()._cdata, set()).add(id(tensor))
 
-    def _seen(self, leaf: Any) -> Any:
-        """What stands for an argument: for tensors their Value or Constant."""
+    def _to_symbol(self, leaf: Any) -> Any:
+        """Return the Value or Constant for a tensor; other arguments unchanged."""
         if isinstance(leaf, torch.device):
             return torch.device("cpu")
         if not isinstance(leaf, Tensor):
@@ -377,7 +382,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if id(leaf) in self._stale and id(leaf) in self._views:
             view = self._views[id(leaf)]
             name, settings = view.taken
-            self._again(leaf, name, {"self": self._seen(view.base), **settings})
+            self._record_new_value(leaf, name, {"self": self._to_symbol(view.base), **settings})
         if id(leaf) in self._stale:
             raise UsageError(
                 f"{self._stale[id(leaf)]} writes into a part or another view of a tensor that is read later, which "
@@ -385,10 +390,10 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         if id(leaf) in self._numbers:
             return self._numbers[id(leaf)]
-        return self._left_behind(leaf)
+        return self._find_stored_tensor(leaf)
 
-    def _left_behind(self, tensor: Tensor) -> Constant:
-        """What stands for a tensor that the run before has made: a mask or positions, made once for all runs."""
+    def _find_stored_tensor(self, tensor: Tensor) -> Constant:
+        """Return the Constant for a tensor that the previous run has stored, such as a mask."""
         made = None if self._earlier is None else self._earlier._numbers.get(id(tensor))
         if self._earlier is None or made is None:
             raise UsageError(
@@ -410,20 +415,20 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return left
 
 
-def _lies_in(tensor: Tensor) -> tuple[Any, ...]:
-    """Where a tensor lies in its memory."""
+def _memory_layout(tensor: Tensor) -> tuple[Any, ...]:
+    """Return shape, strides and offset of a tensor in its storage."""
     return tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
 
 
-def _looks_at_values(operation: Any, name: str, given: Mapping[str, Any]) -> bool:
-    """Whether the size of what an operation gives, or a number in Python, depends on the values of tensors."""
+def _reads_values(operation: Any, name: str, given: Mapping[str, Any]) -> bool:
+    """Whether the size of the result, or a Python number, depends on the values of tensors."""
     if name == "index":  # by numbers of rows it does not, by a mask it does
         return any(isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in given["indices"])
     return name in READS_VALUES or bool(DEPENDS_ON_VALUES.intersection(operation.tags))
 
 
-class _NumbersStay(TorchFunctionMode):
-    """Tensors that are made of numbers in Python keep them, although all others have no values."""
+class _KeepNumbers(TorchFunctionMode):
+    """Creates tensors of Python numbers on the CPU, with values, while all others are on the meta device."""
 
     def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -439,7 +444,7 @@ class _NumbersStay(TorchFunctionMode):
 
 
 def _indices(index: Any) -> Any:
-    """An index with tensors in place of lists of numbers."""
+    """Return an index with tensors in place of lists of integers."""
     if isinstance(index, tuple):
         return tuple(map(_indices, index))
     numbers = isinstance(index, list) and all(isinstance(leaf, int) for leaf in iter_leaves(index))

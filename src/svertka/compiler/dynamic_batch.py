@@ -25,12 +25,12 @@ def capture_graph(network: nn.Module, shape: tuple[int, ...]) -> CapturedGraph:
     """Capture `network` in inference for inputs of `shape`, (N, C, H, W), for any batch size if possible.
 
     Nothing is computed and `network` is not changed. Decisions that depend on the input's shape become fixed;
-    `DynamicBatchCapture.repeats` tells whether another batch size leads to the same ones.
+    `DynamicBatchCapture.make_batch_size_check` tells whether another batch size leads to the same ones.
 
     Raises:
         UsageError: as for `GraphCapture`.
     """
-    return DynamicBatchCapture(network, shape[1:]).recording(shape[0])
+    return DynamicBatchCapture(network, shape[1:]).capture(shape[0])
 
 
 class DynamicBatchCapture:
@@ -40,13 +40,13 @@ class DynamicBatchCapture:
         self.network, self.shape, self.hooks = network, shape, hooks
         self.constants = dict(named_tensors(network))
 
-    def recording(self, pictures: int) -> CapturedGraph:
+    def capture(self, pictures: int) -> CapturedGraph:
         """Return the graph for any batch size; where batch sizes differ, for `pictures` images only."""
-        first = self._tapes(pictures, runs=3)
-        whole = self._merged()
-        return whole if whole is not None and _is_for(whole, first) else first.recording
+        first = self._capture_runs(pictures, runs=3)
+        whole = self._merge()
+        return whole if whole is not None and _matches(whole, first) else first.recording
 
-    def repeats(self, recording: CapturedGraph) -> "BatchSizeCheck":
+    def make_batch_size_check(self, recording: CapturedGraph) -> "BatchSizeCheck":
         """Return a check of whether other batch sizes lead to the same graph. It keeps no weights alive."""
         alone = DynamicBatchCapture(
             copy_without_values(self.network, hooks=self.hooks)[0], self.shape, hooks=self.hooks
@@ -56,14 +56,16 @@ class DynamicBatchCapture:
         alone.constants |= {name: self.constants[name].detach().clone() for name in read}
         return BatchSizeCheck(alone, replace(recording, constants=own))
 
-    def _tapes(self, pictures: int, runs: int = 1) -> GraphCapture:
+    def _capture_runs(self, pictures: int, runs: int = 1) -> GraphCapture:
         """Run one copy `runs` times and return the first capture; a later run must repeat the one before."""
         twin, named = copy_without_values(self.network, hooks=self.hooks)
         constants, shape = self.constants, (pictures, *self.shape)
         tapes = [first := GraphCapture(self.network, twin, named, shape, constants)]
         for _ in range(1, runs):
             tapes.append(GraphCapture(self.network, twin, named, shape, constants, tapes[-1]))
-            if _alike(tapes[-1].operations, tapes[-2].operations):  # what is made once and kept differs the first time
+            if _are_equal(
+                tapes[-1].operations, tapes[-2].operations
+            ):  # what is made once and kept differs the first time
                 return first
         if runs > 1:
             raise UsageError(
@@ -72,14 +74,14 @@ class DynamicBatchCapture:
             )
         return first
 
-    def _merged(self) -> CapturedGraph | None:
+    def _merge(self) -> CapturedGraph | None:
         """Return the graph for any batch size; None if batch sizes lead to different graphs."""
         try:
-            one, other, third = (self._tapes(batch) for batch in CAPTURED_BATCH_SIZES)
+            one, other, third = (self._capture_runs(batch) for batch in CAPTURED_BATCH_SIZES)
         except UsageError:  # this network may want the number of pictures that it was given
             return None
-        merged = _merged(one, other)
-        return merged if merged is not None and _is_for(merged, third) else None
+        merged = _merge(one, other)
+        return merged if merged is not None and _matches(merged, third) else None
 
 
 class BatchSizeCheck:
@@ -96,11 +98,11 @@ class BatchSizeCheck:
             UsageError: the network cannot run on a batch of this size.
         """
         if pictures not in self._known:
-            self._known[pictures] = _is_for(self._recording, self._followed._tapes(pictures))
+            self._known[pictures] = _matches(self._recording, self._followed._capture_runs(pictures))
         return self._known[pictures]
 
 
-def _merged(one: GraphCapture, other: GraphCapture) -> CapturedGraph | None:
+def _merge(one: GraphCapture, other: GraphCapture) -> CapturedGraph | None:
     """Return the graph of both, with a BatchDependentSize for integers that differ; None if they differ otherwise."""
     step = other.batch - one.batch
 
@@ -114,7 +116,7 @@ def _merged(one: GraphCapture, other: GraphCapture) -> CapturedGraph | None:
             return type(a)([both(x, y) for x, y in zip(a, b, strict=True)])
         if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
             return {key: both(a[key], b[key]) for key in a}
-        if not _alike(a, b):
+        if not _are_equal(a, b):
             raise _DifferentError
         return a
 
@@ -137,7 +139,7 @@ class _DifferentError(Exception):
     """Two captures are not of the same graph."""
 
 
-def _is_for(recording: CapturedGraph, tape: GraphCapture) -> bool:
+def _matches(recording: CapturedGraph, tape: GraphCapture) -> bool:
     """Whether `tape` captured what `recording` describes for its batch size."""
 
     def sized(leaf: Any) -> Any:
@@ -146,28 +148,28 @@ def _is_for(recording: CapturedGraph, tape: GraphCapture) -> bool:
     if len(recording.operations) != len(tape.operations):
         return False
     same = all(
-        a.name == b.name and a.results == b.results and _alike(map_leaves(dict(a.arguments), sized), b.arguments)
+        a.name == b.name and a.results == b.results and _are_equal(map_leaves(dict(a.arguments), sized), b.arguments)
         for a, b in zip(recording.operations, tape.operations, strict=True)
     )
     own = {name: recording.constants[name] for name in tape.own if name in recording.constants}
     return (
         same
-        and _alike(map_leaves(dict(recording.shapes), sized), tape.shapes)
-        and _alike(recording.output.with_leaves(sized).leaves, tape.output.leaves)
-        and _alike(own, tape.own)
+        and _are_equal(map_leaves(dict(recording.shapes), sized), tape.shapes)
+        and _are_equal(recording.output.map_leaves(sized).leaves, tape.output.leaves)
+        and _are_equal(own, tape.own)
     )
 
 
-def _alike(a: Any, b: Any) -> bool:
+def _are_equal(a: Any, b: Any) -> bool:
     """Whether two structures are equal, including types; NaN equals NaN."""
     if type(a) is not type(b):
         return False
     if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(_alike, a, b))
+        return len(a) == len(b) and all(map(_are_equal, a, b))
     if isinstance(a, Mapping):
-        return a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(_are_equal(a[key], b[key]) for key in a)
     if isinstance(a, Operation):
-        return (a.name, a.results) == (b.name, b.results) and _alike(dict(a.arguments), dict(b.arguments))
+        return (a.name, a.results) == (b.name, b.results) and _are_equal(dict(a.arguments), dict(b.arguments))
     if isinstance(a, Tensor):
         return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
     return bool(a == b or (a != a and b != b))

@@ -1,4 +1,4 @@
-"""An optimized network for so many pictures: every step with its kernel and its memory, ready to run."""
+"""The executor: an optimized network for one batch size, with a kernel and memory for each step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -34,18 +34,18 @@ OWN, BEFORE, AFTER, RESIDUALS = range(4)  # and of a part of a chain; further re
 
 
 class MapLocation(NamedTuple):
-    """A map's `memory`, how many numbers from its beginning, and from one pixel to the next."""
+    """The location of a feature map: `memory`, `offset` in it, and distance from pixel to pixel, `step`, in numbers."""
 
     memory: int
     offset: int
     step: int
 
     def after(self, pixels: int) -> "MapLocation":
-        """The same from some pixel on."""
+        """Return the location of the pixel `pixels` further on."""
         return MapLocation(self.memory, self.offset + pixels * self.step, self.step)
 
     def place(self, more: int = 0) -> "native.kernels.Place":
-        """So many numbers further, as kernels take it."""
+        """Return the location as kernels take it, `more` numbers further on."""
         return native.kernels.Place(self.memory, self.offset + more)
 
 
@@ -54,14 +54,14 @@ NO_LOCATION = MapLocation(-1, 0, 0)
 
 @dataclass(frozen=True)
 class OperationCall:
-    """An operation, and the values that nobody reads after it."""
+    """An operation of PyTorch, and the values that are no longer needed after it."""
 
     operation: Operation
     over: list[int]
 
 
 class ExecutionPlan:
-    """The steps of `fused` for `pictures` pictures; `weights`: those of its convolutions, by name."""
+    """The steps of `fused` for batches of `pictures` images, with packed `weights` by name."""
 
     def __init__(self, fused: FusedNetwork, weights: Mapping[str, PackedWeights], pictures: int) -> None:
         self.fused, self.weights, self.pictures = fused, weights, pictures
@@ -69,12 +69,12 @@ class ExecutionPlan:
             value: tuple(side.of(pictures) if isinstance(side, BatchDependentSize) else side for side in shape)
             for value, shape in fused.shapes.items()
         }
-        self._need_fit()
+        self._check_shapes()
         ours = [step for step in fused.steps if not isinstance(step, Operation)]
         made = {step.result for step in ours}
-        self.output = self._written(made)
+        self.output = self._find_direct_output(made)
         read = {value for step in ours for value in step.inputs}
-        self.maps = {value: self._map(value) for value in made | read}
+        self.maps = {value: self._find_map_size(value) for value in made | read}
         self.inner = find_concatenated_in_place(fused.steps, made - {self.output})
         returned = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
         steps = form_chains(fused.steps, self.maps, weights, returned)
@@ -96,20 +96,20 @@ class ExecutionPlan:
                 self.parts.append(OperationCall(step, [value for value in values if last[value] <= number]))
         self._arenas: list[Tensor] = []  # not in use; a call takes one, so that threads do not meet in it
 
-    def _need_fit(self) -> None:
+    def _check_shapes(self) -> None:
         weights = {name: packed.shape for name, packed in self.weights.items()}
         biases = {name: tuple(tensor.shape) for name, tensor in self.fused.tensors.items()}
         for step in self.fused.steps:
             check_step_shapes(step, self.shapes, weights, biases)
 
     def run(self, x: Tensor) -> Any:
-        """What the network returns for `x`, (N, C, H, W) float32, channels-last.
+        """Return the network's output for `x`, (N, C, H, W) float32, channels-last.
 
         Raises:
-            ValueError: an operation gives something else than what was recorded.
+            ValueError: an operation returns another shape or dtype than captured.
         """
         arena = self._arena()
-        output = None if self.output is None else _floats(self.shapes[self.output])
+        output = None if self.output is None else _empty_floats(self.shapes[self.output])
         memories = [arena, x, output]
         values: dict[int, Tensor] = {0: x}
         threads = torch.get_num_threads()
@@ -130,13 +130,13 @@ class ExecutionPlan:
             operation = part.operation
             for number, result in zip(operation.results, operation.run(seen), strict=True):
                 if number is not None:
-                    self._need_recorded(operation, number, result)
+                    self._check_result(operation, number, result)
                     values[number] = result
                     if number in self.slots:
                         self._view(number, arena).copy_(result)
             for number in part.over:
                 values.pop(number, None)
-        returned = self.fused.output.filled(lambda leaf: copy_for_caller(seen(leaf)) if output is None else output)
+        returned = self.fused.output.rebuild(lambda leaf: copy_for_caller(seen(leaf)) if output is None else output)
         self._arenas.append(arena)
         return returned
 
@@ -144,10 +144,10 @@ class ExecutionPlan:
         try:
             return self._arenas.pop()
         except IndexError:
-            return _floats((self.size,))
+            return _empty_floats((self.size,))
 
-    def _need_recorded(self, operation: Operation, number: int, result: Tensor) -> None:
-        """Raise ValueError unless `result` is of the size that the steps after it were made for."""
+    def _check_result(self, operation: Operation, number: int, result: Tensor) -> None:
+        """Raise ValueError unless `result` has the shape and dtype that were captured."""
         if tuple(result.shape) == self.shapes[number] and result.dtype == self.fused.dtypes[number]:
             return
         found, wanted = (
@@ -159,8 +159,8 @@ class ExecutionPlan:
         )
         raise ValueError(f"{operation.place} ({operation.name}) gives {found}, and gave {wanted} when it was optimized")
 
-    def _written(self, made: set[int]) -> int | None:
-        """The value that is written right where it is returned."""
+    def _find_direct_output(self, made: set[int]) -> int | None:
+        """Return the value that is written directly into the returned tensor, or None."""
         output, *more = [*self.fused.output.leaves, None]
         if more != [None] or not isinstance(output, Value):
             return None
@@ -168,7 +168,7 @@ class ExecutionPlan:
             return None
         return None if any(output.number in inputs_of(step) for step in self.fused.steps) else output.number
 
-    def _map(self, value: int) -> FeatureMapSize:
+    def _find_map_size(self, value: int) -> FeatureMapSize:
         batch, *sides = self.shapes[value]
         channels, height, width = (*sides, 1, 1)[:3]
         return FeatureMapSize(batch, channels, height, width)
@@ -185,7 +185,7 @@ class ExecutionPlan:
             return MapLocation(ARENA, self.slots[value].offset, self.slots[value].step)
         return MapLocation(OUTPUT if value == self.output else INPUT, 0, self.maps[value].channels)
 
-    def _ending(
+    def _make_epilogue(
         self, step: FusedConvolution | Sum | None, residual: MapLocation, more: int = 0
     ) -> "native.kernels.Ending":
         """What comes after the sum of each result, of the channels from `more` on."""
@@ -208,12 +208,12 @@ class ExecutionPlan:
             window = _window(step, step.kernel, self.maps[step.x], self.maps[step.result], (x.step, result.step))
             self.program.add_pool(window, native.kernels.Pooling[step.kind], x.place(), result.place())
         elif isinstance(step, Sum):
-            self._add_sum(step.x, self._ending(step, self._where(step.y)), step.result)
+            self._add_sum(step.x, self._make_epilogue(step, self._where(step.y)), step.result)
         else:
             channel = 0
             for number, part in enumerate(step.inputs):
                 if self.inner.get(part) != (step.result, number):
-                    self._add_sum(part, self._ending(None, NO_LOCATION), step.result, channel)
+                    self._add_sum(part, self._make_epilogue(None, NO_LOCATION), step.result, channel)
                 channel += self.maps[part].channels
 
     def _add_sum(self, x: int, ending: "native.kernels.Ending", result: int, more: int = 0) -> None:
@@ -232,24 +232,24 @@ class ExecutionPlan:
         residual: MapLocation,
         result: MapLocation,
     ) -> None:
-        """A convolution as it is defined, from `before` at `x` to `after` at `result`."""
+        """Add a direct, depthwise or grouped convolution from `before` at `x` to `after` at `result`."""
         packed = self.weights[step.weight]
         if packed.kernel in ("depthwise", "grouped"):
             window, ending = (
                 _window(step, packed.shape[2:], before, after, (x.step, result.step)),
-                self._ending(step, residual),
+                self._make_epilogue(step, residual),
             )
             program.add_grouped(window, step.groups, x.place(), packed.numbers, ending, result.place())
             return
         window = _window(step, packed.shape[2:], before, after, (x.step, result.step), step.groups)
         reads, writes = packed.shape[1], packed.shape[0] // step.groups
         for group, numbers in enumerate(packed.numbers):
-            ending = self._ending(step, residual, group * writes)
+            ending = self._make_epilogue(step, residual, group * writes)
             places = x.place(group * reads), result.place(group * writes)
             program.add_direct(window, places[0], numbers, packed.precision, ending, places[1])
 
     def _add_winograd(self, step: FusedConvolution, x: MapLocation, residual: MapLocation, result: MapLocation) -> None:
-        """One kernel, or four, each of which reads three pixels further and adds to what the one before has left."""
+        """Add one 3×3 Winograd convolution; for larger kernels four, each added to the result of the one before."""
         packed, before, after = self.weights[step.weight], self.maps[step.x], self.maps[step.result]
         sizes = before.height, before.width, after.height, after.width
         last = len(packed.numbers) - 1
@@ -258,7 +258,7 @@ class ExecutionPlan:
             shape = native.kernels.Convolution(before.batch, before.channels, after.channels, *sizes, *pads)
             shape.in_step, shape.out_step = x.step, result.step
             bias, bounds = step.bias if number == 0 else None, step.bounds if number == last else UNBOUNDED
-            ending = self._ending(replace(step, bias=bias, bounds=bounds), residual if number == 0 else result)
+            ending = self._make_epilogue(replace(step, bias=bias, bounds=bounds), residual if number == 0 else result)
             self.program.add_winograd(shape, x.place(), numbers, packed.precision, ending, result.place())
 
     def _add_chain(self, chain: Chain) -> None:
@@ -279,40 +279,40 @@ class ExecutionPlan:
         self.program.add_parts(pictures, programs, bands.room, moving)
 
     def _add_part(self, program: "native.kernels.Program", bands: ChainTiling, part: TileStep) -> None:
-        """A part of a chain, in the memories that a thread has for it."""
+        """Add a tile step to `program`, with locations in the memories of a thread."""
         chain, number = bands.chain, part.number
         step, last = chain.steps[number], len(chain.steps) - 1
         before, after = bands.maps[number : number + 2]
         x, residual = MapLocation(OWN, bands.starts[number], before.channels), NO_LOCATION
         if number == 0:
-            x = self._of_picture(BEFORE, step.x).after(part.reads.start * before.width)
+            x = self._locate_in_image(BEFORE, step.x).after(part.reads.start * before.width)
         if number == last:
-            result = self._of_picture(AFTER, step.result).after(part.makes.start * after.width)
+            result = self._locate_in_image(AFTER, step.result).after(part.makes.start * after.width)
         else:
             own = MapLocation(OWN, bands.starts[number + 1], after.channels)
             result = own.after((part.makes.start - part.first) * after.width)
             if part.below:
                 pixels, further = part.kept * after.width, own.after(part.below * after.width)
-                ending = self._ending(None, NO_LOCATION)
+                ending = self._make_epilogue(None, NO_LOCATION)
                 program.add_sum(pixels, after.channels, further.place(), own.step, ending, own.place(), own.step)
         if not part.makes:
             return
         if step.residual is not None:
             memory = RESIDUALS + _residuals(chain).index(step.residual)
-            residual = self._of_picture(memory, step.residual).after(part.makes.start * after.width)
+            residual = self._locate_in_image(memory, step.residual).after(part.makes.start * after.width)
         top = step.padding[0] + part.reads.start - part.makes.start * step.stride[0]
         step = replace(step, padding=(top, step.padding[1]))
         before = replace(before, batch=1, height=len(part.reads))
         after = replace(after, batch=1, height=len(part.makes))
         self._add_direct(program, step, before, after, x, residual, result)
 
-    def _of_picture(self, memory: int, value: int) -> MapLocation:
-        """A value in a memory that begins where it does, for the picture that is at hand."""
+    def _locate_in_image(self, memory: int, value: int) -> MapLocation:
+        """Return the location of `value` in `memory`, which begins at the current image."""
         return MapLocation(memory, 0, self._where(value).step)
 
 
-def _floats(shape: tuple[int, ...]) -> Tensor:
-    """Room for so many numbers, whatever the defaults of PyTorch are."""
+def _empty_floats(shape: tuple[int, ...]) -> Tensor:
+    """Return an uninitialized float32 tensor on the CPU, regardless of PyTorch's defaults."""
     return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 

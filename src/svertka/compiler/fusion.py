@@ -74,7 +74,7 @@ class Assembly:
         self.steps: dict[int, Step] = {}  # by the (first) value that they give, in order
         self.uses: Counter[int] = Counter()  # by operations and by the output
 
-    def resolved(self, leaf: Any) -> Any:
+    def resolve(self, leaf: Any) -> Any:
         """Return `leaf`, or the value or constant that it is an alias of."""
         while isinstance(leaf, Value) and leaf.number in self.same:
             leaf = self.same[leaf.number]
@@ -102,32 +102,34 @@ class Assembly:
         """Whether the tensors of these names are float32; None is skipped."""
         return all(self.tensors[name].dtype == torch.float32 for name in names if name is not None)
 
-    def producer(self, value: Any) -> Any:
+    def find_producer(self, value: Any) -> Any:
         """Return the step that computes `value` if only the current operation reads it, otherwise None."""
         return self.steps.get(value.number) if isinstance(value, Value) and self.uses[value.number] == 1 else None
 
-    def put(self, step: Step, result: int) -> bool:
+    def append(self, step: Step, result: int) -> bool:
         """Append `step`, which computes value `result`. Return True."""
         self.steps[result] = step
         return True
 
-    def put_in_place_of(self, value: int, step: Step, result: int) -> bool:
+    def replace_step(self, value: int, step: Step, result: int) -> bool:
         """Remove the step that computes `value` and append `step`. Return True."""
         del self.steps[value]
-        return self.put(step, result)
+        return self.append(step, result)
 
-    def tensor(self, name: str, tensor: Tensor) -> str:
+    def add_tensor(self, name: str, tensor: Tensor) -> str:
         """Store `tensor` as contiguous float32 under `name`. Return `name`."""
         self.tensors[name] = tensor.float().contiguous()
         return name
 
-    def bias(self, name: str | None, place: str, result: int) -> str | None:
+    def make_bias_contiguous(self, name: str | None, place: str, result: int) -> str | None:
         """Return the name of a bias whose memory is contiguous, as kernels need it; None for no bias."""
         if name is None or self.tensors[name].is_contiguous():
             return name
-        return self.tensor(f"{place}.bias.{result}", self.tensors[name])
+        return self.add_tensor(f"{place}.bias.{result}", self.tensors[name])
 
-    def scaled(self, step: FusedConvolution, result: int, scale: Tensor, shift: Tensor | None) -> FusedConvolution:
+    def scale_convolution(
+        self, step: FusedConvolution, result: int, scale: Tensor, shift: Tensor | None
+    ) -> FusedConvolution:
         """Return `step` with `scale`, (O) or a scalar, and `shift`, (O), folded into its weights and bias."""
         weight = self.tensors[step.weight].double()
         scale = scale.double().expand(len(weight))
@@ -137,8 +139,8 @@ class Assembly:
         return replace(
             step,
             result=result,
-            weight=self.tensor(names[0], weight * scale[:, None, None, None]),
-            bias=self.tensor(names[1], bias),
+            weight=self.add_tensor(names[0], weight * scale[:, None, None, None]),
+            bias=self.add_tensor(names[1], bias),
         )
 
 
@@ -149,7 +151,7 @@ class Arguments:
         given = operation.arguments
         first = next((leaf for leaf in iter_leaves(given) if isinstance(leaf, Value)), None)
         self.place = operation.place
-        self.x: Any = assembly.resolved(first) if first is not None else None
+        self.x: Any = assembly.resolve(first) if first is not None else None
         self.result: Any = operation.results[0]
         self.get: Callable[..., Any] = given.get
 
@@ -183,24 +185,24 @@ def _convolution(assembly: Assembly, given: Arguments) -> bool:
     else:
         top, left = (0, 0) if padding == "valid" else given.pair("padding", 0)
     pad = assembly.steps.get(x.number)
-    if isinstance(pad, Operation) and pad.name in PADS and _zeros(pad):
+    if isinstance(pad, Operation) and pad.name in PADS and _only_adds_zeros(pad):
         columns, _, rows, _ = pad.arguments["pad"]
         x, top, left = next(iter(pad.arguments.values())), top + rows, left + columns
     step = FusedConvolution(
         x.number,
         given.result,
         weight,
-        assembly.bias(bias, given.place, given.result),
+        assembly.make_bias_contiguous(bias, given.place, given.result),
         given.pair("stride", 1),
         (top, left),
         dilation,
         given.get("groups", 1),
         place=given.place,
     )
-    return assembly.put(step, given.result)
+    return assembly.append(step, given.result)
 
 
-def _zeros(pad: Operation) -> bool:
+def _only_adds_zeros(pad: Operation) -> bool:
     """Whether a padding operation only adds zeros around images."""
     width = pad.arguments["pad"]
     value = pad.arguments.get("value") or 0
@@ -220,10 +222,10 @@ def _linear(assembly: Assembly, given: Arguments) -> bool:
         before = next(iter(flat.arguments.values()))
         if assembly.is_map(before) and assembly.shapes[before.number][0] == shape[0]:
             x, kernel = before, assembly.shapes[before.number][2:]
-    name = assembly.tensor(f"{given.place}.dense.{given.result}", matrix.reshape(len(matrix), -1, *kernel))
-    bias = assembly.bias(bias, given.place, given.result)
+    name = assembly.add_tensor(f"{given.place}.dense.{given.result}", matrix.reshape(len(matrix), -1, *kernel))
+    bias = assembly.make_bias_contiguous(bias, given.place, given.result)
     step = FusedConvolution(x.number, given.result, name, bias, (1, 1), (0, 0), (1, 1), 1, place=given.place)
-    return assembly.put(step, given.result)
+    return assembly.append(step, given.result)
 
 
 def _batch_norm(assembly: Assembly, given: Arguments) -> bool:
@@ -239,20 +241,20 @@ def _batch_norm(assembly: Assembly, given: Arguments) -> bool:
     scale = scale if weight is None else scale * tensors[weight].double()
     shift = -tensors[mean].double() * scale
     shift = shift if bias is None else shift + tensors[bias].double()
-    before = assembly.producer(given.x)
-    if _takes_more(before, FusedConvolution):
-        return assembly.put_in_place_of(
-            before.result, assembly.scaled(before, given.result, scale, shift), given.result
+    before = assembly.find_producer(given.x)
+    if _can_extend(before, FusedConvolution):
+        return assembly.replace_step(
+            before.result, assembly.scale_convolution(before, given.result, scale, shift), given.result
         )
     # A scale and a shift for each channel are a convolution of each channel by itself.
     names = f"{given.place}.scale.{given.result}", f"{given.place}.shift.{given.result}"
-    assembly.tensor(names[0], scale[:, None, None, None])
-    assembly.tensor(names[1], shift)
+    assembly.add_tensor(names[0], scale[:, None, None, None])
+    assembly.add_tensor(names[1], shift)
     step = FusedConvolution(given.x.number, given.result, *names, (1, 1), (0, 0), (1, 1), len(scale), place=given.place)
-    return assembly.put(step, given.result)
+    return assembly.append(step, given.result)
 
 
-def _takes_more(step: Any, *kinds: Any) -> Any:
+def _can_extend(step: Any, *kinds: Any) -> Any:
     """Whether `step` is of one of these kinds and has no residual or bounds yet."""
     return isinstance(step, kinds) and step.bounds == UNBOUNDED and getattr(step, "residual", None) is None
 
@@ -265,12 +267,12 @@ def _bounds(lower: Callable[[Arguments], Any], upper: Callable[[Arguments], Any]
             isinstance(b, int | float) and not math.isnan(b) for b in (low, high)
         ):
             return False
-        before = assembly.producer(given.x)
+        before = assembly.find_producer(given.x)
         if isinstance(before, FusedConvolution | Sum) and before.bounds == UNBOUNDED:
             step: Step = replace(before, bounds=(float(low), float(high)), result=given.result)
-            return assembly.put_in_place_of(before.result, step, given.result)
+            return assembly.replace_step(before.result, step, given.result)
         step = Sum(given.x.number, given.result, bounds=(float(low), float(high)), place=given.place)
-        return assembly.put(step, given.result)
+        return assembly.append(step, given.result)
 
     return rule
 
@@ -287,19 +289,19 @@ def _add(assembly: Assembly, given: Arguments) -> bool:
         ((one, other), (other, one)), key=lambda pair: order.index(pair[0].number) if pair[0].number in order else -1
     )
     for first, second in reversed(pairs):
-        before = assembly.producer(first)
-        if _takes_more(before, FusedConvolution):
+        before = assembly.find_producer(first)
+        if _can_extend(before, FusedConvolution):
             step = replace(before, residual=second.number, result=given.result)
-            return assembly.put_in_place_of(before.result, step, given.result)
-    return assembly.put(Sum(one.number, given.result, other.number, place=given.place), given.result)
+            return assembly.replace_step(before.result, step, given.result)
+    return assembly.append(Sum(one.number, given.result, other.number, place=given.place), given.result)
 
 
 def _times(assembly: Assembly, given: Arguments) -> bool:
-    factor, before = given.get("other"), assembly.producer(given.x)
-    if not isinstance(factor, int | float) or not math.isfinite(factor) or not _takes_more(before, FusedConvolution):
+    factor, before = given.get("other"), assembly.find_producer(given.x)
+    if not isinstance(factor, int | float) or not math.isfinite(factor) or not _can_extend(before, FusedConvolution):
         return False
-    step = assembly.scaled(before, given.result, torch.tensor(float(factor), device="cpu"), None)
-    return assembly.put_in_place_of(before.result, step, given.result)
+    step = assembly.scale_convolution(before, given.result, torch.tensor(float(factor), device="cpu"), None)
+    return assembly.replace_step(before.result, step, given.result)
 
 
 def _pool(kind: str) -> Any:
@@ -311,7 +313,7 @@ def _pool(kind: str) -> Any:
         settings = kernel, given.pair("stride", kernel), given.pair("padding", 0), given.pair("dilation", 1)
         ceil = bool(given.get("ceil_mode", False))
         name = "PADDED_MEAN" if padded else kind
-        return assembly.put(Pool(given.x.number, given.result, name, *settings, ceil, given.place), given.result)
+        return assembly.append(Pool(given.x.number, given.result, name, *settings, ceil, given.place), given.result)
 
     return rule
 
@@ -327,7 +329,7 @@ def _adaptive(assembly: Assembly, given: Arguments) -> bool:
         return True
     kernel = height, width
     step = Pool(given.x.number, given.result, "MEAN", kernel, kernel, (0, 0), (1, 1), False, given.place)
-    return assembly.put(step, given.result)
+    return assembly.append(step, given.result)
 
 
 def _mean(assembly: Assembly, given: Arguments) -> bool:
@@ -339,23 +341,23 @@ def _mean(assembly: Assembly, given: Arguments) -> bool:
         return False
     kernel: Any = tuple(assembly.shapes[given.x.number][2:])
     step = Pool(given.x.number, given.result, "MEAN", kernel, kernel, (0, 0), (1, 1), False, given.place)
-    return assembly.put(step, given.result)
+    return assembly.append(step, given.result)
 
 
 def _flat(assembly: Assembly, given: Arguments) -> bool:
-    before, shape = assembly.producer(given.x), assembly.shapes[given.result]
+    before, shape = assembly.find_producer(given.x), assembly.shapes[given.result]
     if not assembly.is_map(given.x) or assembly.shapes[given.x.number] != (*shape, 1, 1):
         return False
     if not isinstance(before, FusedConvolution | Pool | Sum):
         return False
-    return assembly.put_in_place_of(before.result, replace(before, result=given.result), given.result)
+    return assembly.replace_step(before.result, replace(before, result=given.result), given.result)
 
 
 def _cat(assembly: Assembly, given: Arguments) -> bool:
     parts = given.get("tensors")
     if given.get("dim", 0) not in (1, -3) or not all(assembly.is_map(part) for part in parts):
         return False
-    return assembly.put(Concatenation(tuple(p.number for p in parts), given.result, given.place), given.result)
+    return assembly.append(Concatenation(tuple(p.number for p in parts), given.result, given.place), given.result)
 
 
 RULES: dict[str, Rule] = {
@@ -388,36 +390,38 @@ class Fusion(Assembly):
         self.pictures = recording.pictures
         operations = []
         for operation in recording.operations:
-            arguments = map_leaves(dict(operation.arguments), self.resolved)
+            arguments = map_leaves(dict(operation.arguments), self.resolve)
             operation = replace(operation, arguments=arguments)
-            if not self._vanishes(operation):
+            if not self._try_remove(operation):
                 operations.append(operation)
-        self.output = recording.output.with_leaves(self.resolved)
-        operations = _needed(operations, self.output)
+        self.output = recording.output.map_leaves(self.resolve)
+        operations = _keep_needed(operations, self.output)
         read = [*iter_leaves([operation.arguments for operation in operations]), *self.output.leaves]
         self.uses = Counter(leaf.number for leaf in read if isinstance(leaf, Value))
         for operation in operations:
             operation = replace(
-                operation, arguments=map_leaves(operation.arguments, self.resolved)
+                operation, arguments=map_leaves(operation.arguments, self.resolve)
             )  # what changed since
-            if not self._joined(operation):
+            if not self._try_fuse(operation):
                 first = next((result for result in operation.results if result is not None), -len(self.steps) - 1)
                 self.steps[first] = operation
 
     def build(self) -> FusedNetwork:
         """Return the steps that the output depends on."""
-        steps = tuple(_needed(list(self.steps.values()), self._out()))
+        steps = tuple(_keep_needed(list(self.steps.values()), self._out()))
         names = {
-            leaf.name for leaf in iter_leaves([self._out().leaves, *map(_names, steps)]) if isinstance(leaf, Constant)
+            leaf.name
+            for leaf in iter_leaves([self._out().leaves, *map(_list_constants, steps)])
+            if isinstance(leaf, Constant)
         }
         tensors = {name: self.tensors[name] for name in sorted(names)}
         return FusedNetwork(steps, self.shapes, self.dtypes, tensors, self._out(), self.pictures)
 
     def _out(self) -> OutputStructure:
-        resolved: OutputStructure = self.output.with_leaves(self.resolved)
-        return resolved
+        output: OutputStructure = self.output.map_leaves(self.resolve)
+        return output
 
-    def _vanishes(self, operation: Operation) -> bool:
+    def _try_remove(self, operation: Operation) -> bool:
         """Whether the operation returns its input, or a constant that is computed here."""
         given = list(iter_leaves(operation.arguments))
         one = operation.results[0] if len(operation.results) == 1 else None
@@ -433,7 +437,7 @@ class Fusion(Assembly):
             return False
         return True
 
-    def _joined(self, operation: Operation) -> bool:
+    def _try_fuse(self, operation: Operation) -> bool:
         """Whether a rule made the operation a step, or part of one."""
         rule = RULES.get(operation.name)
         if rule is None or len(operation.results) != 1 or operation.results[0] is None:
@@ -446,7 +450,7 @@ class Fusion(Assembly):
         return arguments.x is not None and rule(self, arguments)
 
 
-def _needed(steps: Sequence[Any], output: OutputStructure) -> list[Any]:
+def _keep_needed(steps: Sequence[Any], output: OutputStructure) -> list[Any]:
     """Return those of `steps` that `output` depends on."""
     needed = {leaf.number for leaf in output.leaves if isinstance(leaf, Value)}
     kept = []
@@ -457,7 +461,7 @@ def _needed(steps: Sequence[Any], output: OutputStructure) -> list[Any]:
     return kept[::-1]
 
 
-def _names(step: Step) -> Any:
+def _list_constants(step: Step) -> Any:
     if isinstance(step, Operation):
         return step.arguments
     if isinstance(step, FusedConvolution):

@@ -1,4 +1,4 @@
-"""What an optimized network is given: images as their kernels can read them, whatever tensor they come in."""
+"""The conversion of input images to tensors that native kernels can read."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from svertka.errors import UsageError
 
 
 def to_plain_images(x: Any) -> Tensor:
-    """`x` as a plain tensor (N, C, H, W) float32 on the CPU, without gradient.
+    """Return `x` as a plain tensor, (N, C, H, W) float32 on the CPU, without gradient.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: `x` has another type, shape, dtype, layout or device.
     """
     if not isinstance(x, Tensor):
         raise UsageError(
@@ -31,7 +31,7 @@ def to_plain_images(x: Any) -> Tensor:
 
 
 def _hint(x: Tensor) -> str:
-    """How to make it such as it must be."""
+    """Return how to convert `x`, as the end of an error message."""
     if x.dim() == 3:
         return "; for one image use x[None]"
     if x.device.type not in ("cpu", "meta"):
@@ -40,7 +40,7 @@ def _hint(x: Tensor) -> str:
 
 
 def is_traced(x: Any) -> bool:
-    """Whether somebody writes down what is computed, or transforms it, so that there is no memory to read."""
+    """Whether `x` is being traced or transformed, so that it has no memory to read."""
     if not isinstance(x, Tensor):
         return False
     return (

@@ -1,4 +1,4 @@
-"""Copies of a network to run in its place, so that nothing in it is touched; and which networks cannot be copied."""
+"""Copies of a network that run in its place, so that the network itself is not changed."""
 
 import copy
 import functools
@@ -15,10 +15,10 @@ from svertka.graph.summary import named_tensors
 
 
 def unwrap_network(network: nn.Module) -> nn.Module:
-    """`network` without the wrapper of torch.compile.
+    """Return `network` without the wrapper of torch.compile.
 
     Raises:
-        UsageError: it is no module, or one that cannot run here, with what to do.
+        UsageError: it is not an nn.Module, or one that cannot be optimized; the message says what to do.
     """
     if not isinstance(network, nn.Module):
         hint = "; use its .module()" if callable(getattr(network, "module", None)) else ""
@@ -27,12 +27,12 @@ def unwrap_network(network: nn.Module) -> nn.Module:
     if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise UsageError(f"{type(network).__name__} spreads a network over devices; optimize its .module")
     for name, tensor in named_tensors(network):
-        _need_plain(name, tensor)
+        _check_plain(name, tensor)
     return network
 
 
-def _need_plain(name: str, tensor: Tensor) -> None:
-    """Raise UsageError unless the tensor of a network can be read here."""
+def _check_plain(name: str, tensor: Tensor) -> None:
+    """Raise UsageError unless `tensor` is a dense tensor with values on the CPU."""
     if nn.parameter.is_lazy(tensor):
         raise UsageError(f"{name} is not initialised yet; run the network once on an example, then optimize it")
     if tensor.device.type == "meta":
@@ -45,7 +45,7 @@ def _need_plain(name: str, tensor: Tensor) -> None:
 
 
 def dtype_hint(network: nn.Module) -> str:
-    """What to do about parameters that are not float32, to be added to a message; nothing if all are."""
+    """Return what to do about parameters that are not float32, as the end of an error message; "" if all are."""
     others = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()} - {torch.float32}
     if not others:
         return ""
@@ -54,16 +54,18 @@ def dtype_hint(network: nn.Module) -> str:
 
 
 def copy_without_values(network: nn.Module, *, hooks: bool = True) -> tuple[nn.Module, list[tuple[str, Tensor]]]:
-    """A copy in inference whose tensors have no values, to be followed, and these, by their names in `network`.
+    """Return a copy in inference mode with meta tensors, and these tensors by their names in `network`.
 
-    Without its forward hooks, if not `hooks`.
+    Args:
+        network: any nn.Module.
+        hooks: whether the copy keeps the forward hooks.
 
     Raises:
         UsageError: something in the network cannot be copied.
     """
     copies = {id(tensor): _without_values(tensor) for _, tensor in named_tensors(network)}
     named = [(name, copies[id(tensor)]) for name, tensor in named_tensors(network)]
-    twin = _twin(network, copies)
+    twin = _copy_network(network, copies)
     if not hooks:
         for module in twin.modules():
             module._forward_hooks.clear()
@@ -71,14 +73,14 @@ def copy_without_values(network: nn.Module, *, hooks: bool = True) -> tuple[nn.M
 
 
 def copy_for_comparison(network: nn.Module) -> nn.Module:
-    """A copy in inference that shares the parameters and has its own buffers, to compare with.
+    """Return a copy in inference mode that shares the parameters and has its own buffers.
 
     Raises:
         UsageError: something in the network cannot be copied.
     """
     shared = {id(parameter): parameter for parameter in network.parameters()}
     own = {id(tensor): tensor.detach().clone() for _, tensor in named_tensors(network) if id(tensor) not in shared}
-    return _twin(network, shared | own)
+    return _copy_network(network, shared | own)
 
 
 def _without_values(tensor: Tensor) -> Tensor:
@@ -86,10 +88,12 @@ def _without_values(tensor: Tensor) -> Tensor:
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
-def _twin(network: nn.Module, copies: dict[int, Any]) -> nn.Module:
-    """A copy of `network` in inference, not accelerated or compiled, with hooks of its own.
+def _copy_network(network: nn.Module, copies: dict[int, Any]) -> nn.Module:
+    """Return a copy of `network` in inference mode, not accelerated or compiled, with its own hooks.
 
-    `copies`: what stands for some of its objects, by id, and all other copies when it is made.
+    Args:
+        network: any nn.Module.
+        copies: id -> the object that replaces it in the copy; deepcopy adds all others.
     """
     try:
         twin = restore(copy.deepcopy(network, copies))
@@ -112,25 +116,25 @@ def _twin(network: nn.Module, copies: dict[int, Any]) -> nn.Module:
 
 
 def isolate_hook(hook: Callable[..., Any], copies: dict[int, Any]) -> Callable[..., Any]:
-    """`hook` on copies of what it may write into: variables around it, and global lists, dicts and sets."""
+    """Return `hook` with copies of what it may modify: closure variables and global lists, dicts and sets."""
     if isinstance(hook, functools.partial):
         return functools.partial(isolate_hook(hook.func, copies), *hook.args, **hook.keywords)
     if not isinstance(hook, types.FunctionType):
         return hook  # an object or a method of one: it was copied with the network
     stores = {
-        name: _own(hook.__globals__[name], copies)
+        name: _copy_store(hook.__globals__[name], copies)
         for name in hook.__code__.co_names
         if isinstance(hook.__globals__.get(name), list | dict | set)
     }
     cell_of: Callable[[Any], types.CellType] = types.CellType
-    cells = tuple(cell_of(_own(cell.cell_contents, copies)) for cell in hook.__closure__ or ())
+    cells = tuple(cell_of(_copy_store(cell.cell_contents, copies)) for cell in hook.__closure__ or ())
     copied = types.FunctionType(hook.__code__, hook.__globals__ | stores, hook.__name__, hook.__defaults__, cells)
     copied.__kwdefaults__ = hook.__kwdefaults__
     return copied
 
 
-def _own(value: Any, copies: dict[int, Any]) -> Any:
-    """A copy of `value`; of what cannot be copied whole the outermost container, or nothing."""
+def _copy_store(value: Any, copies: dict[int, Any]) -> Any:
+    """Return a deep copy of `value`; if that fails, a shallow copy of a container, or `value` itself."""
     try:
         return copy.deepcopy(value, copies)
     except Exception:  # objects raise whatever they like when they are copied

@@ -1,4 +1,4 @@
-"""A network for inference on the CPU: folded, fused, its weights packed once, its memory planned."""
+"""Optimization of a network for inference on the CPU: fused, with packed weights and planned memory."""
 
 import dataclasses
 import threading
@@ -33,36 +33,40 @@ SAVED_BATCH_SIZES = 0, 1, 7, 16, 33, 100, 256, 1000  # batch sizes that are foll
 def optimize(
     network: nn.Module, example: Tensor, *, precision: str = "fp32", dense: str | None = None, strict: bool = False
 ) -> "Optimized":
-    """A module that returns what `network` returns in inference, on the CPU, as fast as it goes here.
+    """Return a module that computes what `network` computes in inference, faster, on the CPU.
 
-    Any nn.Module of float32 whose steps do not depend on the values that it is given. Batch norm is folded; bias, sums
-    and rectification are computed with the convolution before them; weights are packed once; maps are channels-last and
-    share one piece of memory. What `network` has now is taken over: later changes to it have no effect, and it stays as
-    it is. Images are only read, even where the network works in place. Hooks are part of it; what they write down is
-    lost. An optimized network is returned as it is.
+    Any float32 nn.Module works whose operations do not depend on the values of images. Batch norm is folded; bias,
+    residual connections and ReLU are computed by the convolution before them; weights are packed once; feature maps are
+    channels-last and share memory. The result has the weights that `network` has now; `network` itself is not changed.
+    Input images are only read, even where the network works in place. Forward hooks are included, but what they store
+    is lost. An optimized network is returned unchanged.
 
-    Only rounding differs, and that is checked on `example` and two other batch sizes: in each channel by no more than
-    1e-3 of its largest value, or, in a network that lets rounding grow, by no more than five times what PyTorch's own
-    float32 is off from float64. With bfloat16 in it, the error may be a tenth of the values (root mean square of both),
-    and where the output is (N, K), class scores, the largest of them must be the same one for 99 % of the example's
-    images, hence for all of them if there are fewer than 100.
+    Only rounding differs. It is checked on `example` and two other batch sizes: in each channel the difference is at
+    most 1e-3 of the largest value, or, in a network that amplifies rounding, five times the difference of PyTorch's own
+    float32 from float64. With bfloat16, the root mean square error is at most 10 % of that of the values. If the output
+    is (N, K), class scores, 99 % of the example's images must keep their class.
 
-    Convolutions of 3×3 and 5×5 are computed by tiles (Winograd): a NaN, an infinite or a huge value, more than about
-    1e5 times as large as its neighbours, spoils the digits of whole tiles, that is up to 3 pixels (of 5×5 up to 6)
-    further than where PyTorch does; and where values of a layer are above 1e30, its results may overflow to inf or NaN,
-    since tiles are sums of values. `Optimized.winograd_layers` names these layers; `strict` avoids such algorithms.
+    Convolutions of 3×3 and 5×5 use Winograd tiles. A NaN, an infinity, or a value about 1e5 times as large as its
+    neighbours affects up to 3 pixels more than in PyTorch (5×5: up to 6). If values of a layer exceed 1e30, its results
+    may overflow, because tiles are sums of values. `Optimized.winograd_layers` names these layers; `strict` avoids
+    Winograd.
 
-    `example`: (N, C, H, W) float32, pictures such as there will be: of this size, and where the network allows it, in
-    any number.
-    `precision`: "fp32", or "bf16": weights are stored in bfloat16, half the bytes to read, and where the processor
-    multiplies bfloat16, products are of such numbers, too; sums and all that lies between layers stay float32.
-    `dense`: the same for dense layers alone, if other than `precision`; one picture at a time, they take as long as it
-    takes to read their weights.
-    `strict`: only algorithms whose result at each position depends on the values that its window sees.
+    Args:
+        network: any nn.Module with float32 parameters on the CPU.
+        example: typical images, (N, C, H, W) float32. The result takes images of this size, in batches of any size if
+            the network allows it.
+        precision: "fp32" or "bf16". With "bf16", weights are stored in bfloat16, and multiplied in bfloat16 where the
+            CPU supports it; sums and feature maps stay float32.
+        dense: the same for dense layers only; default: `precision`. For single images, their time is that of reading
+            their weights.
+        strict: whether to use only algorithms whose result at each position depends only on its receptive field.
+
+    Returns:
+        The optimized network.
 
     Raises:
-        UsageError: the network cannot be followed, with the place, or what comes out is not what it gives, or a
-            precision is none of the two.
+        UsageError: the network cannot be captured (the message names the module), the results differ too much, or an
+            option is invalid.
     """
     dense = precision if dense is None else dense
     for one in (precision, dense):
@@ -72,12 +76,12 @@ def optimize(
         raise UsageError(f"strict={strict!r} must be True or False")
     network = unwrap_network(network)
     example = to_plain_images(example)
-    _need_images(example)
+    _check_example(example)
     info = OptimizedInfo(tuple(example.shape), precision, dense, strict=strict)
     if isinstance(network, Optimized):
         return network.reuse_for(info)
     try:
-        recording, repeats = _recorded(network, info.example)
+        recording, repeats = _capture(network, info.example)
     except CaptureRunError as reason:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
             raise UsageError(f"{reason}{suggest_fix(copy_for_comparison(network), example)}") from reason
@@ -95,18 +99,18 @@ def optimize(
     return optimized
 
 
-def _recorded(network: nn.Module, shape: tuple[int, ...]) -> tuple[CapturedGraph, BatchSizeCheck]:
-    """What `network` does, and whether for other batch sizes, too; without hooks, if only these look at values."""
+def _capture(network: nn.Module, shape: tuple[int, ...]) -> tuple[CapturedGraph, BatchSizeCheck]:
+    """Return the captured graph and a check of other batch sizes; without hooks, if only these depend on values."""
     try:
-        recording = (followed := DynamicBatchCapture(network, shape[1:])).recording(shape[0])
+        recording = (followed := DynamicBatchCapture(network, shape[1:])).capture(shape[0])
     except UsageError:
         if not any(module._forward_hooks for module in network.modules()):
             raise
-        recording = (followed := DynamicBatchCapture(network, shape[1:], hooks=False)).recording(shape[0])
-    return recording, followed.repeats(recording)  # whether hooks changed anything, the check tells
+        recording = (followed := DynamicBatchCapture(network, shape[1:], hooks=False)).capture(shape[0])
+    return recording, followed.make_batch_size_check(recording)  # whether hooks changed anything, the check tells
 
 
-def _need_images(example: Tensor) -> None:
+def _check_example(example: Tensor) -> None:
     try:
         good = 0 not in example.shape and bool(example.isfinite().all())
     except RuntimeError as error:
@@ -119,10 +123,9 @@ def _need_images(example: Tensor) -> None:
 
 
 def optimize_if_worthwhile(network: nn.Module, shape: tuple[int, ...], pictures: int) -> nn.Module:
-    """`network`, or the same optimized, if so many `pictures` of `shape`, (C, H, W), pay for that; for inference alone.
+    """Return `network` optimized if `pictures` images of `shape`, (C, H, W), justify it, otherwise `network`.
 
-    `network` itself where it does not compute float32 on the CPU, where there are no kernels, and where it cannot be
-    followed.
+    `network` itself is returned if it is not float32 on the CPU, if there are no kernels, or if it cannot be captured.
     """
     tensors = [*network.parameters(), *network.buffers()]
     here = all(one.device.type == "cpu" and one.dtype in (torch.float32, torch.int64) for one in tensors)
@@ -135,11 +138,13 @@ def optimize_if_worthwhile(network: nn.Module, shape: tuple[int, ...], pictures:
 
 
 class Optimized(nn.Module):
-    """What `optimize` gives. It has no parameters, cannot learn, and stays on the CPU, whatever it is moved to.
+    """A network made by `optimize`, for inference on the CPU. It has no parameters and cannot be trained.
 
-    Several threads may call it at once. `info`: the example's shape, the settings, and the error on the example. In
-    torch.compile it is called as it is; exported, traced with torch.jit or transformed with torch.func, it is PyTorch's
-    own operations with the folded weights.
+    It may be called from several threads at once. In torch.compile it is called as it is. Under torch.export, torch.jit
+    or torch.func it consists of PyTorch's operations with the folded weights.
+
+    Attributes:
+        info: the example's shape, the settings, and the error on the example.
     """
 
     def __init__(self, steps: FusedNetwork, info: OptimizedInfo, repeats: BatchSizeCheck | None = None) -> None:
@@ -164,22 +169,22 @@ class Optimized(nn.Module):
 
     @property
     def error(self) -> float:
-        """The largest difference to the original on the example, over the largest value."""
+        """The largest difference from the original on the example, relative to the largest value."""
         return self.info.error
 
     @property
     def winograd_layers(self) -> tuple[str, ...]:
-        """The modules that are computed by tiles: what is not finite spreads further there; see `optimize`."""
+        """The modules computed by Winograd tiles, where nonfinite values spread further; see `optimize`."""
         steps = (
             step for step in self._steps.steps if isinstance(step, FusedConvolution) and step.weight in self._packed
         )
         return tuple(step.place for step in steps if self._packed[step.weight].kernel == "winograd")
 
     def reuse_for(self, info: OptimizedInfo) -> Self:
-        """Itself, if it was made with the same settings for images of the same size.
+        """Return the network itself if it was made with these settings for images of this size.
 
         Raises:
-            UsageError: it was not.
+            UsageError: it was made with others.
         """
         settings = [(one.example[1:], one.precision, one.dense, one.strict) for one in (info, self.info)]
         if settings[0] != settings[1]:
@@ -190,27 +195,31 @@ class Optimized(nn.Module):
         return self
 
     def select_check_sizes(self, pictures: int) -> set[int]:
-        """`pictures` and up to two other batch sizes that it can be run with."""
+        """Return `pictures` and up to two other batch sizes that the network can run."""
         if self._steps.pictures is not None:
             return {pictures}
         others = [size for size in CHECKED_BATCH_SIZES if size != pictures]
-        return {pictures, *[size for size in others if self._does(size)][:2]}
+        return {pictures, *[size for size in others if self._supports_batch_size(size)][:2]}
 
     def forward(self, x: Tensor) -> Any:
-        """What the network returns for `x`, (N, C, H, W) float32; without gradients.
+        """Return what the network returns for `x`, without gradients.
+
+        Args:
+            x: images, (N, C, H, W) float32 on the CPU.
 
         Raises:
-            UsageError: `x` is not such as the example was, or the network does something else for so many pictures.
+            UsageError: `x` does not have the size of the example, or the network computes something else for this batch
+                size.
         """
         if torch.compiler.is_exporting():
-            return self._traced(x)
+            return self._run_traced(x)
         return self._run(x)
 
     def _run(self, x: Tensor) -> Any:
         if is_traced(x):
-            return self._traced(x)
+            return self._run_traced(x)
         x = to_plain_images(x)
-        self._need_size(x)
+        self._check_batch(x)
         # Memory that is used again and again must not be of inference mode, whoever calls first.
         try:
             with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
@@ -221,26 +230,32 @@ class Optimized(nn.Module):
             reason = " ".join(str(error).split())
             raise UsageError(f"this network cannot run on {len(x)} pictures: {reason}") from error
 
-    _run._torchdynamo_disable = True  # type: ignore[attr-defined]  # what torch.compiler.disable sets, without its import
+    _run._torchdynamo_disable = True  # type: ignore[attr-defined]  # as torch.compiler.disable, without its import
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write it to one file, which `load` reads on any machine.
+        """Write the network to one file, which `load` reads on any machine.
+
+        Args:
+            path: of the file.
 
         Raises:
             StorageError: the disk is full or the folder cannot be written.
-            UsageError: no system has such a path, or it has an operation or an output that `load` does not read, or
-                does something else for some numbers of pictures, which a file cannot tell.
+            UsageError: the path is invalid; the network contains an operation or output that cannot be stored, or
+                computes something else for some batch sizes.
         """
-        whole = {name: packed.unpacked() for name, packed in self._packed.items()}
+        whole = {name: packed.unpack() for name, packed in self._packed.items()}
         steps = dataclasses.replace(self._steps, tensors={**self._steps.tensors, **whole})
         serialize.write_network(given_path(path), steps, self._info_for_saving())
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
-        """The network in a file that `save` wrote. No code is in it: steps of few kinds, and their tensors.
+        """Return the network in a file that `save` wrote. The file contains no code.
+
+        Args:
+            path: of the file.
 
         Raises:
-            RunError: the file is missing, damaged, or something else.
+            RunError: the file is missing, damaged, or not an optimized network.
         """
         return cls(*serialize.read_network(given_path(path)))
 
@@ -260,7 +275,7 @@ class Optimized(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self.__copy__()  # nothing in it changes but what was just made anew
 
-    def _need_size(self, x: Tensor) -> None:
+    def _check_batch(self, x: Tensor) -> None:
         if x.shape[1:] != self.info.example[1:]:
             sizes = ["×".join(map(str, shape[1:])) for shape in (x.shape, self.info.example)]
             raise UsageError(
@@ -268,23 +283,23 @@ class Optimized(nn.Module):
                 "example of this size"
             )
         wanted = self._steps.pictures
-        if len(x) < self.info.least or not (self._does(len(x)) if wanted is None else len(x) == wanted):
+        if len(x) < self.info.least or not (self._supports_batch_size(len(x)) if wanted is None else len(x) == wanted):
             made = "does something else" if wanted is None else f"was optimized for {wanted} at a time"
             raise UsageError(
                 f"the batch has {len(x)} pictures, and this network {made}; optimize it with an example of {len(x)} "
                 "pictures"
             )
 
-    def _does(self, pictures: int) -> bool:
-        """Whether the network does for so many what was recorded.
+    def _supports_batch_size(self, pictures: int) -> bool:
+        """Whether the network computes the captured graph for batches of this size.
 
         Raises:
-            UsageError: it cannot run on so many.
+            UsageError: it cannot run on batches of this size.
         """
         return self._repeats is None or pictures in self._same or self._repeats(pictures)
 
-    def _traced(self, x: Tensor) -> Any:
-        """The same with PyTorch's own operations, for those who write down or transform what is computed."""
+    def _run_traced(self, x: Tensor) -> Any:
+        """Run PyTorch's operations, for callers that trace or transform them."""
         if x.dim() != 4 or tuple(x.shape[1:]) != self.info.example[1:]:
             raise UsageError(
                 f"an optimized network is traced with (N, {', '.join(map(str, self.info.example[1:]))}) float32"
@@ -293,8 +308,8 @@ class Optimized(nn.Module):
             return reference.run_reference(self._steps, self._weight, x)
 
     def _weight(self, name: str) -> Tensor:
-        """The weights of that name, (O, C / groups, kh, kw)."""
-        return self._packed[name].unpacked() if name in self._packed else self._steps.tensors[name]
+        """Return the weights called `name`, (O, C / groups, kh, kw)."""
+        return self._packed[name].unpack() if name in self._packed else self._steps.tensors[name]
 
     def _plan(self, pictures: int) -> ExecutionPlan:
         with self._lock:
@@ -308,14 +323,14 @@ class Optimized(nn.Module):
         return plan
 
     def _info_for_saving(self) -> OptimizedInfo:
-        """What is known of it, for one that cannot follow the original.
+        """Return the info for a copy that cannot capture the original again.
 
         Raises:
-            UsageError: the original does something else for some larger batches.
+            UsageError: the original computes something else for some larger batches.
         """
         if self._repeats is None or self._steps.pictures is not None:
             return self.info
-        others = [size for size in SAVED_BATCH_SIZES if not self._runs(size)]
+        others = [size for size in SAVED_BATCH_SIZES if not self._can_run(size)]
         if max(others, default=0) > 1:
             raise UsageError(
                 f"this network does something else for {max(others)} pictures than for {self.info.example[0]}, which "
@@ -323,8 +338,8 @@ class Optimized(nn.Module):
             )
         return dataclasses.replace(self.info, least=max(others, default=-1) + 1)
 
-    def _runs(self, pictures: int) -> bool:
+    def _can_run(self, pictures: int) -> bool:
         try:
-            return self._does(pictures)
+            return self._supports_batch_size(pictures)
         except UsageError:
             return False

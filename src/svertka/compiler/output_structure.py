@@ -1,4 +1,4 @@
-"""What a network returns: tensors in lists, tuples, dicts and dataclasses, taken apart and put together again."""
+"""Nested network outputs: tensors in lists, tuples, dicts and dataclasses, flattened and rebuilt."""
 
 import copy
 import dataclasses
@@ -18,44 +18,46 @@ ATOMS = int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.de
 
 @dataclass(frozen=True)
 class OutputStructure:
-    """A nested output: `template` has its types, without tensors, and `leaves` what belongs into it, in order."""
+    """A nested output, flattened.
+
+    Attributes:
+        template: an object of the same types, without tensors.
+        leaves: the tensors, numbers and strings, in order.
+    """
 
     template: Any
     leaves: tuple[Any, ...]
 
     @classmethod
     def of(cls, structure: Any, leaf: Callable[[Any], Any]) -> "OutputStructure":
-        """The parts of `structure`, with `leaf(part)` for each tensor, number or string in it.
+        """Flatten `structure`, with `leaf(part)` for each tensor, number or string in it.
 
         Raises:
-            UsageError: it holds an object that cannot be taken apart.
+            UsageError: it contains an object that cannot be flattened.
         """
         parts: list[Any] = []
-        template = _rebuilt(structure, lambda part: parts.append(_atom(part)))
+        template = _rebuild(structure, lambda part: parts.append(_atom(part)))
         return cls(template, tuple(leaf(part) for part in parts))
 
-    def with_leaves(self, leaf: Callable[[Any], Any]) -> "OutputStructure":
-        """The same with `leaf(part)` in place of each part."""
+    def map_leaves(self, leaf: Callable[[Any], Any]) -> "OutputStructure":
+        """Return the same structure with `leaf(part)` in place of each leaf."""
         return replace(self, leaves=tuple(map(leaf, self.leaves)))
 
-    def filled(self, leaf: Callable[[Any], Any]) -> Any:
-        """The output itself, of the types that the network returns, with `leaf(part)` for each part."""
+    def rebuild(self, leaf: Callable[[Any], Any]) -> Any:
+        """Return an output of the original types, with `leaf(part)` for each leaf."""
         parts = iter(self.leaves)
-        return _rebuilt(self.template, lambda _: leaf(next(parts)))
+        return _rebuild(self.template, lambda _: leaf(next(parts)))
 
 
 def find_tensors(structure: Any) -> Iterator[Tensor]:
-    """The tensors of a nested output, in order."""
+    """Return an iterator over the tensors of a nested output, in order."""
     found: list[Tensor] = []
-    _rebuilt(structure, lambda part: found.append(part) if isinstance(part, Tensor) else None)
+    _rebuild(structure, lambda part: found.append(part) if isinstance(part, Tensor) else None)
     return iter(found)
 
 
 def copy_for_caller(part: Any) -> Any:
-    """A part of an output as the caller's own: never a tensor of the network, or the input itself.
-
-    In the usual memory order, whichever it is computed in: what is done with it next may be `view`.
-    """
+    """Return a contiguous copy of a tensor, so that the caller owns it and can use `view`; other leaves unchanged."""
     return part.clone(memory_format=torch.contiguous_format) if isinstance(part, Tensor) else part
 
 
@@ -68,17 +70,17 @@ def _atom(part: Any) -> Any:
     return part
 
 
-def _rebuilt(structure: Any, leaf: Callable[[Any], Any]) -> Any:
-    """A new object of the same types as `structure`, with `leaf(part)` for each part, in a torch.Size a number or 0."""
+def _rebuild(structure: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Return a new object of the types of `structure`, with `leaf(part)` for each leaf (torch.Size: integer or 0)."""
     if isinstance(structure, torch.Size):
         parts = [leaf(part) for part in structure]
         return torch.Size(part if isinstance(part, int) else 0 for part in parts)
     if isinstance(structure, list | tuple | deque):
-        parts = [_rebuilt(part, leaf) for part in structure]
+        parts = [_rebuild(part, leaf) for part in structure]
         kind: Any = type(structure)
         return kind(*parts) if hasattr(structure, "_fields") else kind(parts)
     if isinstance(structure, dict):
-        items = [(key, _rebuilt(part, leaf)) for key, part in structure.items()]
+        items = [(key, _rebuild(part, leaf)) for key, part in structure.items()]
         new: Any = copy.copy(structure)
         for key, part in items:
             new[key] = part
@@ -87,6 +89,6 @@ def _rebuilt(structure: Any, leaf: Callable[[Any], Any]) -> Any:
         new = copy.copy(structure)
         for field in dataclasses.fields(structure):  # not through __init__, which may check or compute
             if hasattr(structure, field.name):
-                object.__setattr__(new, field.name, _rebuilt(getattr(structure, field.name), leaf))
+                object.__setattr__(new, field.name, _rebuild(getattr(structure, field.name), leaf))
         return new
     return leaf(structure)

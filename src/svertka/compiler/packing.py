@@ -1,4 +1,4 @@
-"""The weights of an optimized network, in the order in which its kernels read them, and in which precision."""
+"""Weights of an optimized network in the memory layout and precision that its kernels read."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,14 +19,19 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of weights, by the n
 
 @dataclass(frozen=True, eq=False)
 class PackedWeights:
-    """Weights of `shape`, (O, C / groups, kh, kw), for the kernels "winograd", "direct", "depthwise" or "grouped".
+    """Weights packed for one kind of kernel: "winograd", "direct", "depthwise" or "grouped".
 
-    Winograd's take 3×3 taps; 4×4 to 6×6, with zeros to 6×6, are four such kernels, whose results are summed up.
+    Winograd kernels have 3×3 taps. Kernels of 4×4 to 6×6 are padded with zeros to 6×6 and split into four of 3×3, whose
+    results are added.
 
-    `numbers`: of the two former (group or kernel, panel of outputs, …, output in its panel), in between (input, tap)
-    for Winograd's and (tap, input) for direct ones; for small groups, down to each channel by itself, (tap in y, tap in
-    x, input in its group, output), always float32. Else float32 or bfloat16, as the weights are; for direct kernels two
-    of bfloat16 that follow each other in (tap, input) lie side by side.
+    Attributes:
+        kernel: the kind of kernel.
+        shape: of the weights before packing, (O, C / groups, kh, kw).
+        groups: of the convolution.
+        numbers: the packed weights. "winograd" and "direct": (group or 3×3 kernel, output panel, …, output in panel),
+            the middle being (input, tap) for "winograd" and (tap, input) for "direct"; float32 or bfloat16. Two
+            consecutive bfloat16 numbers of a direct kernel are adjacent. "grouped" and "depthwise": (tap y, tap x,
+            input in group, output), always float32.
     """
 
     kernel: str
@@ -36,7 +41,14 @@ class PackedWeights:
 
     @classmethod
     def of(cls, step: FusedConvolution, weight: Tensor, *, dense: bool, strict: bool = False) -> "PackedWeights":
-        """The weights of `step`, packed for the kernels that compute it; `dense`: it is a dense layer."""
+        """Pack the weights of `step` for the kernel that computes it.
+
+        Args:
+            step: the convolution.
+            weight: (O, C / groups, kh, kw), float32 or bfloat16.
+            dense: whether the step is a dense layer.
+            strict: whether to exclude Winograd kernels.
+        """
         shape, groups = tuple(weight.shape), step.groups
         narrow = weight.dtype == torch.bfloat16
         kernel = "direct" if dense else select_kernel(step, shape, strict=strict)
@@ -46,15 +58,15 @@ class PackedWeights:
         panel = native.kernels.panel()
         order = (1, 2, 3, 0) if kernel == "winograd" else (2, 3, 1, 0)
         parts = []
-        for part in _thirds(weight) if kernel == "winograd" else weight.chunk(groups):
+        for part in _split_into_3x3(weight) if kernel == "winograd" else weight.chunk(groups):
             matrix = part.permute(order).reshape(-1, len(part))
             side_by_side = 2 if narrow and kernel == "direct" else 1
             matrix = F.pad(matrix, (0, -len(part) % panel, 0, -len(matrix) % side_by_side))
             parts.append(matrix.reshape(-1, side_by_side, matrix.shape[1] // panel, panel).permute(2, 0, 3, 1))
         return cls(kernel, shape, groups, torch.stack(parts).contiguous())
 
-    def unpacked(self) -> Tensor:
-        """The weights, (O, C / groups, kh, kw)."""
+    def unpack(self) -> Tensor:
+        """Return the weights, (O, C / groups, kh, kw)."""
         out_channels, in_channels, height, width = self.shape
         if self.kernel in ("depthwise", "grouped"):
             return self.numbers.permute(3, 2, 0, 1)
@@ -69,17 +81,22 @@ class PackedWeights:
 
     @property
     def precision(self) -> "native.kernels.Precision":
-        """What the kernels that are in use now do with them."""
+        """The precision in which the current kernels compute with these weights."""
         if self.numbers.dtype == torch.float32:
             return native.kernels.Precision.FLOAT32
         return native.kernels.Precision["BFLOAT16" if native.multiplies_bfloat16() else "WIDENED"]
 
 
 def convert_weights(fused: FusedNetwork, precision: str, dense: str) -> FusedNetwork:
-    """The steps with the weights of their convolutions in `precision`, of dense layers in `dense`: "fp32" or "bf16".
+    """Return the steps with the weights of their convolutions in the given precision.
 
-    What it would not make faster stays float32: small groups of channels, and where kernels do not multiply bfloat16,
-    few inputs.
+    Small groups of channels stay float32, and so do convolutions of few inputs where kernels do not multiply bfloat16:
+    these would not be faster.
+
+    Args:
+        fused: the network.
+        precision: of convolutions, "fp32" or "bf16".
+        dense: of dense layers, "fp32" or "bf16".
     """
     tensors = dict(fused.tensors)
     for step in fused.steps:
@@ -93,15 +110,15 @@ def convert_weights(fused: FusedNetwork, precision: str, dense: str) -> FusedNet
 
 
 def is_dense(fused: FusedNetwork, step: FusedConvolution) -> bool:
-    """Whether it is a dense layer: its results are vectors."""
+    """Whether `step` is a dense layer, whose results are vectors."""
     return len(fused.shapes[step.result]) == 2
 
 
 def separate_shared_weights(fused: FusedNetwork) -> FusedNetwork:
-    """The steps with a name of its own for a weight for each way in which it is read.
+    """Return the steps with a separate name for each way in which a shared weight is read.
 
-    Convolutions that share a weight share its packed form only if the same kernels read it in the same groups; an
-    operation of PyTorch reads it as it is.
+    Convolutions that share a weight share its packed form only if the same kernel reads it with the same groups.
+    PyTorch's operations read it unpacked.
     """
     names = {leaf.name for leaf in iter_leaves([step.arguments for step in fused.steps if isinstance(step, Operation)])
              if isinstance(leaf, Constant)}  # fmt: skip
@@ -129,9 +146,12 @@ def separate_shared_weights(fused: FusedNetwork) -> FusedNetwork:
 
 
 def select_kernel(step: FusedConvolution, shape: tuple[int, ...], *, strict: bool = False) -> str:
-    """The kernels that compute it, whose weights have `shape`.
+    """Return the kind of kernel that computes `step`: "depthwise", "grouped", "winograd" or "direct".
 
-    `strict`: only such as give at each position what the values that its window sees give.
+    Args:
+        step: the convolution.
+        shape: of its weights.
+        strict: whether to exclude Winograd, whose results depend on values outside of the receptive field.
     """
     if step.groups == shape[0] > 1 and shape[1] == 1:
         return "depthwise"
@@ -144,8 +164,8 @@ def select_kernel(step: FusedConvolution, shape: tuple[int, ...], *, strict: boo
     return "direct"
 
 
-def _thirds(weight: Tensor) -> list[Tensor]:
-    """`weight` as kernels of 3×3, side by side, those below after those above."""
+def _split_into_3x3(weight: Tensor) -> list[Tensor]:
+    """Return `weight` as 3×3 kernels in row-major order."""
     if weight.shape[2:] == (3, 3):
         return [weight]
     whole = F.pad(weight, (0, 6 - weight.shape[3], 0, 6 - weight.shape[2]))

@@ -1,4 +1,4 @@
-"""The steps of an optimized network with PyTorch's own operations: where there are no kernels, and to compare with."""
+"""The steps of an optimized network in PyTorch's operations: for machines without kernels, for export and for tests."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,16 @@ from svertka.compiler.output_structure import copy_for_caller
 
 
 def run_reference(fused: FusedNetwork, weight: Callable[[str], Tensor], x: Tensor) -> Any:
-    """What the network returns for `x`, (N, C, H, W); `weight`: the weights of that name, (O, C / groups, kh, kw)."""
+    """Return the output of the network.
+
+    Args:
+        fused: the network.
+        weight: called with a name; returns these weights, (O, C / groups, kh, kw).
+        x: images, (N, C, H, W).
+
+    Raises:
+        ValueError: a step's result has another shape than captured.
+    """
     pictures = x.shape[0]  # when it is exported, a symbol
     values: dict[int, Tensor] = {0: x}
 
@@ -41,7 +50,7 @@ def run_reference(fused: FusedNetwork, weight: Callable[[str], Tensor], x: Tenso
         else:
             result = step.run(given)
         values[step.result] = _of_shape(result.flatten(len(shape) - 1) if len(shape) < 4 else result, shape)
-    return fused.output.filled(lambda leaf: copy_for_caller(seen(leaf)))
+    return fused.output.rebuild(lambda leaf: copy_for_caller(seen(leaf)))
 
 
 def _of_shape(result: Tensor, shape: list[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Optimized networks in files of safetensors, with the steps as JSON in the header: to load one runs no code of its."""
+"""Optimized networks in safetensors files, with the steps as JSON in the header. Loading runs no code from the file."""
 
 import dataclasses
 import json
@@ -65,11 +65,15 @@ ERRORS = (
 
 @dataclass(frozen=True)
 class OptimizedInfo:
-    """What is known of an optimized network beside its steps.
+    """How an optimized network was made, and its error.
 
-    `example`: the shape of the pictures that it was made with. `precision`, `dense`: of its layers, and of dense ones,
-    "fp32" or "bf16". `error`: the largest difference to the original on the example, over the largest value. `strict`:
-    as for `optimize`. `least`: the smallest batch that it can be run with.
+    Attributes:
+        example: the shape of the example images.
+        precision: of convolutions, "fp32" or "bf16".
+        dense: of dense layers, "fp32" or "bf16".
+        error: the largest difference from the original on the example, relative to the largest value.
+        strict: as for `optimize`.
+        least: the smallest batch size that the network can run.
     """
 
     example: tuple[int, ...]
@@ -81,27 +85,27 @@ class OptimizedInfo:
 
 
 def write_network(path: Path, fused: FusedNetwork, about: OptimizedInfo) -> None:
-    """Write `fused`, its weights as they are in networks, and what is known of it.
+    """Write `fused`, with unpacked weights, and `info` to a file.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
-        UsageError: an operation or the output cannot be written, or not so that `read_network` reads it.
+        UsageError: an operation or the output cannot be stored in a file so that `read_network` restores it.
     """
     for step in fused.steps:
         if isinstance(step, Operation):
-            _need_known(step.name)
+            _check_operation(step.name)
     header = {
         "format": FORMAT,
         "pictures": fused.pictures,
-        "steps": [{"step": KIND_NAMES[type(step)]} | _encoded(vars(step)) for step in fused.steps],
-        "shapes": {str(value): _encoded(list(shape)) for value, shape in fused.shapes.items()},
-        "dtypes": {str(value): _encoded(dtype) for value, dtype in fused.dtypes.items()},
-        "output": _output_encoded(fused.output),
+        "steps": [{"step": KIND_NAMES[type(step)]} | _encode(vars(step)) for step in fused.steps],
+        "shapes": {str(value): _encode(list(shape)) for value, shape in fused.shapes.items()},
+        "dtypes": {str(value): _encode(dtype) for value, dtype in fused.dtypes.items()},
+        "output": _encode_output(fused.output),
         **vars(about),
     }
     separate = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in fused.tensors.items()}
     try:
-        again = _fused(json.loads(json.dumps(header)), separate)
+        again = _decode_network(json.loads(json.dumps(header)), separate)
     except ERRORS as error:
         raise UsageError(f"this network cannot be written so that it could be read: {_reason(error)}") from error
     if again[0].steps != fused.steps:
@@ -110,10 +114,10 @@ def write_network(path: Path, fused: FusedNetwork, about: OptimizedInfo) -> None
 
 
 def read_network(path: Path) -> tuple[FusedNetwork, OptimizedInfo]:
-    """What `write_network` has written. It is checked that all sizes fit one another, since kernels trust them.
+    """Return a network that `write_network` wrote, after checking all sizes, which kernels rely on.
 
     Raises:
-        RunError: the file is missing, damaged, made by a newer version, or something else.
+        RunError: the file is missing, damaged, from a newer version, or not an optimized network.
     """
     tensors, header = read_tensors(path)
     content = header.get("optimized")
@@ -122,7 +126,7 @@ def read_network(path: Path) -> tuple[FusedNetwork, OptimizedInfo]:
     if content.get("format") not in range(1, FORMAT + 1):
         raise RunError(f"{path} was made by a newer version of svertka; optimize the network again")
     try:
-        return _fused(content, tensors)
+        return _decode_network(content, tensors)
     except ERRORS as error:
         raise RunError(f"{path} is damaged ({_reason(error)}); copy it again or optimize the network again") from error
 
@@ -131,8 +135,8 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _fused(content: dict[str, Any], tensors: dict[str, torch.Tensor]) -> tuple[FusedNetwork, OptimizedInfo]:
-    """What a header says, checked."""
+def _decode_network(content: dict[str, Any], tensors: dict[str, torch.Tensor]) -> tuple[FusedNetwork, OptimizedInfo]:
+    """Return the network described by a header, checked."""
     about = OptimizedInfo(
         tuple(int(side) for side in content["example"]),
         content.get("precision", "fp32"),  # format 1 knew no other
@@ -141,21 +145,21 @@ def _fused(content: dict[str, Any], tensors: dict[str, torch.Tensor]) -> tuple[F
         bool(content.get("strict", False)),
         int(content.get("least", 0)),
     )
-    steps = tuple(_step(written) for written in content["steps"])
-    shapes = {int(value): tuple(_decoded(shape)) for value, shape in content["shapes"].items()}
-    dtypes = {int(value): _decoded(dtype) for value, dtype in content["dtypes"].items()}
+    steps = tuple(_decode_step(written) for written in content["steps"])
+    shapes = {int(value): tuple(_decode(shape)) for value, shape in content["shapes"].items()}
+    dtypes = {int(value): _decode(dtype) for value, dtype in content["dtypes"].items()}
     leaves: list[Any] = []
-    output = OutputStructure(_template(content["output"], leaves), tuple(leaves))
+    output = OutputStructure(_decode_template(content["output"], leaves), tuple(leaves))
     fused = FusedNetwork(steps, shapes, dtypes, tensors, output, content.get("pictures"))
     _check(fused, about)
     return fused, about
 
 
-def _output_encoded(output: OutputStructure) -> Any:
-    """An output as JSON.
+def _encode_output(output: OutputStructure) -> Any:
+    """Return an output structure as JSON.
 
     Raises:
-        UsageError: it is of a type that a file cannot have, since to make it takes code.
+        UsageError: it has a type that only code could restore.
     """
     parts = iter(output.leaves)
 
@@ -172,37 +176,37 @@ def _output_encoded(output: OutputStructure) -> Any:
                 f"an output of type {kind.__name__} cannot be written to a file, which holds no code; return a dict or "
                 "a tuple, or optimize the network where it runs"
             )
-        return _encoded(next(parts))
+        return _encode(next(parts))
 
     return encoded(output.template)
 
 
-def _template(written: Any, leaves: list[Any]) -> Any:
-    """The template of an output in a file; its leaves are appended to `leaves`."""
+def _decode_template(written: Any, leaves: list[Any]) -> Any:
+    """Return the template of a stored output; append its leaves to `leaves`."""
     kind = written.get("is") if isinstance(written, dict) else None
     if kind in ("dict", "OrderedDict"):
         made: dict[Any, Any] = {} if kind == "dict" else OrderedDict()
         for key, part in written["of"]:
-            made[key] = _template(part, leaves)
+            made[key] = _decode_template(part, leaves)
         return made
     if isinstance(written, dict) and kind is None:  # formats 1 and 2
-        return {key: _template(part, leaves) for key, part in written.items()}
+        return {key: _decode_template(part, leaves) for key, part in written.items()}
     if kind in ("list", "tuple", "Size") and "of" in written:
-        parts = [_template(part, leaves) for part in written["of"]]
+        parts = [_decode_template(part, leaves) for part in written["of"]]
         return torch.Size([0] * len(parts)) if kind == "Size" else {"list": list, "tuple": tuple}[kind](parts)
     if isinstance(written, list):
-        return [_template(part, leaves) for part in written]
-    leaves.append(_decoded(written))
+        return [_decode_template(part, leaves) for part in written]
+    leaves.append(_decode(written))
     return None
 
 
-def _encoded(structure: Any) -> Any:
+def _encode(structure: Any) -> Any:
     if isinstance(structure, dict):
-        return {key: _encoded(part) for key, part in structure.items()}
+        return {key: _encode(part) for key, part in structure.items()}
     if isinstance(structure, list):
-        return [_encoded(part) for part in structure]
+        return [_encode(part) for part in structure]
     if isinstance(structure, tuple):
-        return {"is": "tuple", "of": [_encoded(part) for part in structure]}
+        return {"is": "tuple", "of": [_encode(part) for part in structure]}
     if isinstance(structure, Value | Constant | BatchDependentSize):
         return {"is": KIND_NAMES[type(structure)]} | vars(structure)
     for name, kind in NAMED.items():
@@ -215,14 +219,14 @@ def _encoded(structure: Any) -> Any:
     raise UsageError(f"{type(structure).__name__} among the arguments of an operation cannot be written to a file")
 
 
-def _decoded(written: Any) -> Any:
+def _decode(written: Any) -> Any:
     if isinstance(written, list):
-        return [_decoded(part) for part in written]
+        return [_decode(part) for part in written]
     if not isinstance(written, dict):
         return written
     kind = written.get("is")
     if kind is None:
-        return {key: _decoded(part) for key, part in written.items()}
+        return {key: _decode(part) for key, part in written.items()}
     if kind in LEAF_KINDS:
         leaf = LEAF_KINDS[kind](**{key: part for key, part in written.items() if key != "is"})
         parts = vars(leaf).values()
@@ -230,7 +234,7 @@ def _decoded(written: Any) -> Any:
             raise ValueError(f"{leaf} is none that there can be")
         return leaf
     if kind == "tuple":
-        return tuple(_decoded(part) for part in written["of"])
+        return tuple(_decode(part) for part in written["of"])
     if kind == "device":
         return torch.device("cpu")
     value = getattr(torch, written["of"])
@@ -239,8 +243,8 @@ def _decoded(written: Any) -> Any:
     return value
 
 
-def _need_known(name: str) -> None:
-    """Raise UsageError unless an operation computes, and nothing else: it neither reads files nor writes memory."""
+def _check_operation(name: str) -> None:
+    """Raise UsageError unless the operation only computes: it must not read files or write memory."""
     try:
         schema = find_overload(name)._schema
     except (AttributeError, ValueError) as error:
@@ -253,21 +257,21 @@ def _need_known(name: str) -> None:
         raise UsageError(f"{name} cannot be in the file of an optimized network; optimize the network where it runs")
 
 
-def _step(written: dict[str, Any]) -> Step:
+def _decode_step(written: dict[str, Any]) -> Step:
     kind = STEP_KINDS[written["step"]]
-    fields = {key: _decoded(part) for key, part in written.items() if key != "step"}
+    fields = {key: _decode(part) for key, part in written.items() if key != "step"}
     step: Step = kind(**fields)
     if {field.name for field in dataclasses.fields(step)} != fields.keys():
         raise ValueError("a step is not whole")
     if isinstance(step, Operation):
-        _need_known(step.name)
+        _check_operation(step.name)
     else:
-        _need_types(step)
+        _check_types(step)
     return step
 
 
-def _need_types(step: FusedConvolution | Pool | Sum | Concatenation) -> None:
-    """Raise ValueError unless the fields of a step are of their types: kernels take them as they are."""
+def _check_types(step: FusedConvolution | Pool | Sum | Concatenation) -> None:
+    """Raise ValueError unless the fields of a step have the types that kernels rely on."""
     for name, value in vars(step).items():
         if name in ("stride", "padding", "dilation", "kernel"):
             good = isinstance(value, tuple) and len(value) == 2 and all(map(_is_size, value))
@@ -297,9 +301,9 @@ def _is_size(value: Any) -> bool:
 
 
 def _check(fused: FusedNetwork, about: OptimizedInfo) -> None:
-    """That every step can do its work on what the others give, and that all is of the types that kernels take.
+    """Raise ValueError unless all steps fit one another and have the types that kernels take.
 
-    Sizes are checked for the example's number of pictures; a plan checks them again for its own.
+    Sizes are checked for the batch size of the example; an execution plan checks them again for its own.
     """
     pictures, example = fused.pictures, about.example
     if pictures not in (None, example[0]) or len(example) != 4 or not all(0 < side < LARGEST for side in example):
@@ -309,10 +313,10 @@ def _check(fused: FusedNetwork, about: OptimizedInfo) -> None:
         raise ValueError("two steps give the same value")
     for step in fused.steps:
         if not isinstance(step, Operation):
-            _need_floats(fused, step)
+            _check_floats(fused, step)
     for step in fused.steps:
         if isinstance(step, FusedConvolution):
-            _need_weights(fused, step, DTYPES[about.dense if is_dense(fused, step) else about.precision])
+            _check_weights(fused, step, DTYPES[about.dense if is_dense(fused, step) else about.precision])
     sides = [side.of(example[0]) if isinstance(side, BatchDependentSize) else side for side in fused.shapes[0]]
     if tuple(sides) != example or fused.dtypes[0] != torch.float32:
         raise ValueError("the example is not what the network takes")
@@ -321,12 +325,12 @@ def _check(fused: FusedNetwork, about: OptimizedInfo) -> None:
     reference.run_reference(empty, without.__getitem__, torch.empty(example, device="meta", dtype=torch.float32))
 
 
-def _need_floats(fused: FusedNetwork, step: FusedConvolution | Pool | Sum | Concatenation) -> None:
+def _check_floats(fused: FusedNetwork, step: FusedConvolution | Pool | Sum | Concatenation) -> None:
     if any(fused.dtypes[value] != torch.float32 for value in (*step.inputs, step.result)):
         raise ValueError("a kernel is to read what is not float32")
 
 
-def _need_weights(fused: FusedNetwork, step: FusedConvolution, dtype: torch.dtype) -> None:
+def _check_weights(fused: FusedNetwork, step: FusedConvolution, dtype: torch.dtype) -> None:
     weight, bias = fused.tensors[step.weight], None if step.bias is None else fused.tensors[step.bias]
     if weight.dtype not in (torch.float32, dtype) or weight.dim() != 4:
         raise ValueError(f"the weights {step.weight} do not fit")

@@ -1,4 +1,4 @@
-"""Whether steps fit the shapes of their values: kernels trust sizes, and files and recordings could hold wrong ones."""
+"""The check that steps fit the shapes of their values, because native kernels do not check sizes themselves."""
 
 from collections.abc import Mapping
 
@@ -10,12 +10,16 @@ Sizes = tuple[int, ...]
 def check_step_shapes(
     step: Step, shapes: Mapping[int, Sizes], weights: Mapping[str, Sizes], biases: Mapping[str, Sizes]
 ) -> None:
-    """Check a step of ours; what operations of PyTorch give is checked when they have run.
+    """Raise ValueError if the shapes around `step` do not fit. Operations are checked when they have run.
 
-    `shapes`: of all values, for one number of images; `weights`, `biases`: of tensors.
+    Args:
+        step: any step.
+        shapes: value -> shape, for one batch size.
+        weights: name -> shape.
+        biases: name -> shape.
 
     Raises:
-        ValueError: something does not fit, with what.
+        ValueError: something does not fit; the message names the step and the shapes.
     """
     if isinstance(step, FusedConvolution):
         bias = None if step.bias is None else biases[step.bias]
@@ -35,7 +39,7 @@ def check_step_shapes(
 
 
 def _map(shape: Sizes) -> Sizes:
-    """(N, C, H, W) of a map or of vectors, which are maps of one pixel."""
+    """Return (N, C, H, W) for a feature map or for vectors, which are maps of one pixel."""
     if len(shape) not in (2, 4) or min(shape) < 1:
         raise ValueError(f"there is no map of {'×'.join(map(str, shape))}")
     return (*shape, 1, 1)[:4]

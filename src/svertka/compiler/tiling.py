@@ -1,8 +1,8 @@
-"""Convolutions that are computed together, a few rows at a time, so that what lies between them stays in the cache.
+"""Tiling: chains of convolutions computed a few rows at a time, so that intermediate rows stay in the cache.
 
-Networks for small machines widen their maps by 1×1 convolutions, filter each channel by itself, and narrow them again
-(Sandler et al. 2018, MobileNetV2, figure 3): what lies in between is six times what is there before and afterwards. It
-is never needed as a whole: a row of the result needs a few rows of it.
+The blocks of MobileNet-v2 expand feature maps by 1×1 convolutions, apply a depthwise convolution, and reduce them again
+(Sandler et al. 2018, figure 3). The intermediate maps are six times as large as the input and output. A row of the
+result needs only a few rows of them.
 """
 
 from collections import Counter
@@ -22,11 +22,16 @@ MAX_TILE_NUMBERS = (
 def form_chains(
     steps: Sequence[Step], maps: Mapping[int, FeatureMapSize], weights: Mapping[str, PackedWeights], kept: Iterable[int]
 ) -> list[Step | Chain]:
-    """`steps` with chains in place of those that are better computed together. `kept`: values needed to the end.
+    """Return `steps` with chains in place of runs of convolutions that are faster together.
 
-    A chain has convolutions of each channel by itself in it, and others around them that are computed as they are
-    defined. It goes on where the map in between is larger, for one picture, than the weights on both sides of it, which
-    are read again for every picture.
+    A chain contains depthwise convolutions and the direct convolutions around them. It is extended while the
+    intermediate map of one image is larger than the weights on both sides, which are read again for each image.
+
+    Args:
+        steps: in the order in which they run.
+        maps: the sizes of values.
+        weights: packed weights by name.
+        kept: values needed to the end.
     """
     uses = Counter(value for step in steps for value in inputs_of(step)) + Counter(kept)
 
@@ -59,11 +64,11 @@ def form_chains(
 
 @dataclass(frozen=True)
 class TileStep:
-    """What a step of a chain does in a band: it makes rows `makes` of its result from rows `reads`.
+    """The work of one convolution of a chain in one tile: rows `makes` of its result, from rows `reads` of its input.
 
-    What it makes begins in memory with row `first`, as what it reads does with reads.start, except in the maps before
-    and after the chain, which are there as a whole. `kept` rows of the result are there already, from the band before,
-    `below` rows further down; they have to be moved before anything is made. There may be nothing else to do.
+    In memory, the result begins with row `first` and the input with row reads.start; the input and output of the whole
+    chain are complete. `kept` rows of the result were computed in the previous tile and lie `below` rows further down;
+    they are moved first. `makes` may be empty.
     """
 
     number: int
@@ -75,10 +80,18 @@ class TileStep:
 
 
 class ChainTiling:
-    """How a chain is computed: in `segments` of a picture, each in parts, one after the other, by one thread.
+    """The computation of a chain: `segments` of an image, each a list of tile steps for one thread.
 
-    `maps`: what each step reads, and the result. `taps`: rows of each step's kernel. `starts`: where in the thread's
-    memory lies what each step but the first reads; `room`: numbers in all.
+    Args:
+        chain: the convolutions.
+        maps: sizes of each step's input, and of the result.
+        taps: rows of each step's kernel.
+        segments: number of segments per image.
+
+    Attributes:
+        segments: for each, its tile steps in order.
+        starts: offset in the thread's memory of each step's input, except the first.
+        room: size of the thread's memory, in numbers.
     """
 
     def __init__(self, chain: Chain, maps: Sequence[FeatureMapSize], taps: Sequence[int], segments: int) -> None:
@@ -102,7 +115,7 @@ class ChainTiling:
         return starts[:-1], starts[-1]
 
     def _parts(self, segment: range, rows: int) -> Iterator[TileStep]:
-        """For rows `segment` of the result, so many `rows` at a time."""
+        """Yield the tile steps for rows `segment` of the result, `rows` rows at a time."""
         steps = self.chain.steps
         there = [range(0)] * len(steps)  # what each step has in memory of the rows that it reads
         for start in range(segment.start, segment.stop, rows):
@@ -126,7 +139,7 @@ class ChainTiling:
 
 
 def find_input_rows(step: FusedConvolution, taps: int, makes: range, height: int) -> range:
-    """The rows of its input, `height` of them, that a step needs for rows that it makes; one where it needs none."""
+    """Return the rows of an input of `height` rows that a step needs for rows `makes`; one if it needs only padding."""
     first = makes.start * step.stride[0] - step.padding[0]
     last = (makes.stop - 1) * step.stride[0] - step.padding[0] + (taps - 1) * step.dilation[0] + 1
     first = min(max(first, 0), height - 1)

@@ -1,4 +1,4 @@
-"""Views of tensors: how each is taken of its base, and how the base is made with what was written into the view."""
+"""Views of tensors: how to take each from its base, and how to write it back after it was modified."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +24,13 @@ PARTS |= {"tensor_split.indices", "unsafe_split.Tensor", "unsafe_chunk.default"}
 
 @dataclass(frozen=True)
 class View:
-    """A view of `base`. Operations have their names and their arguments beside tensors.
+    """A view of `base`.
 
-    `taken`: what gives the view of its base ("self"). `put_back`: what gives the base with the view ("src") in it; of
-    the view alone ("self") where it holds the whole base.
+    Attributes:
+        base: the tensor viewed.
+        taken: operator and arguments that return the view, given the base as "self".
+        put_back: operator and arguments that return the modified base, given the base as "self" and the view as "src";
+            if the view covers the whole base, given the view as "self".
     """
 
     base: Tensor
@@ -36,14 +39,14 @@ class View:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing of the base is beside the view."""
+        """Whether the view covers the whole base."""
         return not self.put_back[0].endswith("_scatter.default")
 
 
 def describe_view(
     base: Tensor, name: str, arguments: Mapping[str, Any], outputs: Sequence[Any], index: int
 ) -> View | None:
-    """How `outputs[index]`, which the operation `name` gave of `base`, lies in it; None where that is not known."""
+    """Return how `outputs[index]` of the operator `name` is a view of `base`; None if that is not known."""
     rest = {key: value for key, value in arguments.items() if key != "self"}
     if name in RESHAPES:
         return View(base, (name, rest), ("reshape.default", {"shape": list(base.shape)}))
