@@ -19,9 +19,9 @@ from svertka.models.registry import find_model
 
 @pytest.fixture(scope="session")
 def exact_network() -> Callable[[str, int], nn.Module]:
-    """A network of the zoo by name and side of its input, in float64, with statistics and biases as trained ones have.
+    """Make a model by name and input size, in float64, with random batch-norm statistics and biases.
 
-    In float64 no max-pool decides differently for rounding, nor is a small difference hidden by it.
+    In float64, rounding neither changes the maximum of a pooling window nor hides small differences.
     """
 
     @cache
@@ -39,8 +39,8 @@ def exact_network() -> Callable[[str, int], nn.Module]:
 
 
 @pytest.fixture
-def left_as_it_was() -> Callable[[nn.Module], AbstractContextManager[None]]:
-    """In `left_as_it_was(network)` what happens must not change it, not in a single bit, however it ends."""
+def assert_unchanged() -> Callable[[nn.Module], AbstractContextManager[None]]:
+    """A context manager that asserts that its body leaves a network bit-for-bit unchanged, even after an exception."""
 
     @contextmanager
     def watched(network: nn.Module) -> Iterator[None]:
@@ -74,7 +74,7 @@ def _state(network: nn.Module) -> dict[str, Any]:
 
 @pytest.fixture
 def captum() -> Iterator[Any]:
-    """captum's `attr`, which warns that it sets hooks, and that it asks inputs for gradients."""
+    """captum's `attr` module, without its warnings about hooks and gradients."""
     import captum.attr
 
     with warnings.catch_warnings():
@@ -84,7 +84,7 @@ def captum() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 parts of two real photographs, 120×160 pixels, in folders "china" and "flower"."""
+    """24 crops of two photographs, 120×160 pixels, in folders "china" and "flower"."""
     root = tmp_path_factory.mktemp("photographs")
     for name in ("china", "flower"):
         (root / name).mkdir()
@@ -96,8 +96,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def squeezed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier in a folder: SqueezeNet with fresh weights for 96×96 pixels; of its first layer unit 3 is dead."""
+def squeezenet_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved classifier: SqueezeNet with random weights for 96×96 pixels, with unit 3 of the first layer dead."""
     torch.manual_seed(1)
     preprocess = Preprocess(size=96, resize=96, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     config = Config(model="squeezenet1_1", names=("china", "flower"), preprocess=preprocess)
@@ -105,6 +105,6 @@ def squeezed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         network.get_submodule("features.0").get_parameter("weight")[3] = 0
         network.get_submodule("features.0").get_parameter("bias")[3] = -1
-    folder = tmp_path_factory.mktemp("squeezed")
+    folder = tmp_path_factory.mktemp("squeezenet_run")
     Classifier(network, config).save(folder)
     return folder

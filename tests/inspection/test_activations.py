@@ -20,7 +20,7 @@ from svertka.models.registry import MODELS, find_model
 
 
 class Toy(nn.Module):
-    """What people write: functions between modules, in place, again, on branches; a function named as a module."""
+    """Functions between modules, in-place operations, repeated modules, branches, a function named like a module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Toy(nn.Module):
 
 
 def by_hand(toy: Toy, pictures: Tensor) -> dict[str, Tensor]:
-    """The outputs of its layers, with nothing in place."""
+    """Return the outputs of its layers, computed without in-place operations."""
     found = {"conv": toy.conv(pictures)}
     found["relu"] = found["conv"].clamp(min=0)
     found["again"] = toy.again(found["relu"])
@@ -94,7 +94,7 @@ def test_hooks_work_for_other_sizes_and_several_passes():
 
 
 def state(network: nn.Module) -> list[Any]:
-    """All that a run could leave behind in a network, and in the random numbers."""
+    """Return everything that a forward pass could change in a network, and the random state."""
     own = [{key: id(value) for key, value in vars(module).items()} for module in network.modules()]
     hooks = [
         [dict(value) for key, value in vars(module).items() if key.endswith("hooks")] for module in network.modules()
@@ -141,7 +141,7 @@ def test_network_is_left_unchanged_after_an_exception(fails):
 
 
 def leaves(network: nn.Module, picture: Tensor) -> dict[str, Tensor]:
-    """What the modules without others inside give, by path; of those that run again the first output."""
+    """Return the outputs of the modules without children, by path; the first output of repeated ones."""
     found: dict[str, Tensor] = {}
 
     def keep(path: str) -> Callable[..., None]:
@@ -190,7 +190,7 @@ def test_unknown_layer_is_rejected_with_similar_names():
 
 
 class Moody(nn.Module):
-    """Runs a layer for one picture that it does not run for more."""
+    """A network with a layer that runs for a single image only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ def test_units_are_read_after_their_relu(model, layer, expected):
 
 
 class Tokens(nn.Module):
-    """Convolutions of several spellings, then a dense layer and attention over positions, as transformers have."""
+    """Convolutions in several forms, then a linear layer and attention over positions, as in transformers."""
 
     def __init__(self) -> None:
         super().__init__()

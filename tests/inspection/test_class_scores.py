@@ -16,7 +16,7 @@ SIDE, STRIDE = 4, 3
 
 
 def backbone(classes: int, scale: float = 6.0) -> nn.Sequential:
-    """Convolutions and a head whose scores depend on what is covered."""
+    """Return convolutions with a head whose scores depend on the covered part."""
     torch.manual_seed(3)
     network = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(384, classes)
@@ -27,7 +27,7 @@ def backbone(classes: int, scale: float = 6.0) -> nn.Sequential:
 
 
 class Ending(nn.Module):
-    """`backbone`, and what `end` makes of its scores."""
+    """`backbone` followed by `end`, applied to its scores."""
 
     def __init__(self, classes: int, end: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -57,11 +57,11 @@ def both(yes: Tensor) -> Tensor:
 # What a network makes of its scores, how many there are, and the probabilities that it stands for.
 ENDINGS: dict[str, tuple[int, Callable[[Tensor], Any], Callable[[Tensor], Tensor]]] = {
     "one logit": (1, lambda scores: scores, sigmoid),
-    "one logit, squeezed": (1, lambda scores: scores.squeeze(1), sigmoid),
+    "one logit, squeezenet_run": (1, lambda scores: scores.squeeze(1), sigmoid),
     "one logit with places": (1, lambda scores: scores[:, :, None, None], sigmoid),
     "one probability": (1, torch.sigmoid, sigmoid),
     "one probability of a module": (1, nn.Sigmoid(), sigmoid),
-    "one probability, squeezed": (1, lambda scores: scores.sigmoid().squeeze(), sigmoid),
+    "one probability, squeezenet_run": (1, lambda scores: scores.sigmoid().squeeze(), sigmoid),
     "one probability in place": (1, lambda scores: scores.sigmoid_(), sigmoid),
     "one probability, cut off": (1, lambda scores: scores.sigmoid().clamp(1e-6, 1 - 1e-6), sigmoid),
     "log of one probability": (1, F.logsigmoid, sigmoid),

@@ -33,7 +33,7 @@ UNITS = 4  # of each layer
 
 
 def some(network: nn.Module, shape: tuple[int, ...], layer: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Units and places of a layer, corners first."""
+    """Return units and positions of a layer, corners first."""
     _, channels, rows, columns = follow_to_relu(list_layers(network, shape), layer).shape
     random = np.random.default_rng(len(layer))
     places = np.stack([random.integers(0, rows, count), random.integers(0, columns, count)], axis=1)
@@ -42,7 +42,7 @@ def some(network: nn.Module, shape: tuple[int, ...], layer: str, count: int) -> 
 
 
 def plainly(network: nn.Module, images: Tensor, layer: str, units: np.ndarray, places: np.ndarray) -> Tensor:
-    """The same by whole pictures, one after the other."""
+    """Project on whole images, one at a time."""
     seen = follow_to_relu(list_layers(network, tuple(images.shape)), layer).name
     found = []
     for image, unit, place in zip(images, units, places, strict=True):
@@ -58,7 +58,7 @@ def plainly(network: nn.Module, images: Tensor, layer: str, units: np.ndarray, p
 
 
 def largest_difference(found: Tensor, expected: Tensor) -> float:
-    """Relative to the largest value of each projection."""
+    """Return the largest difference relative to the largest value of each projection."""
     largest = expected.abs().amax((1, 2, 3), keepdim=True)
     assert (largest > 0).all()
     return float(((found - expected).abs() / largest).max())
@@ -105,7 +105,7 @@ def test_crops_give_the_same_projections_as_whole_images(exact_network: Make, na
 
 
 class WithPosition(nn.Module):
-    """Sees where it is."""
+    """A layer whose output depends on the absolute position."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         ramp = torch.linspace(-3, 3, inputs.shape[3], dtype=inputs.dtype)
@@ -120,18 +120,18 @@ class OneSizeOnly(nn.Module):
 @pytest.mark.parametrize(
     "odd", [WithPosition(), OneSizeOnly(), nn.AdaptiveAvgPool2d(16), nn.AdaptiveMaxPool2d(8)], ids=str
 )
-def test_networks_that_depend_on_the_image_size_get_whole_images(odd: nn.Module, left_as_it_was: Unchanged):
+def test_networks_that_depend_on_the_image_size_get_whole_images(odd: nn.Module, assert_unchanged: Unchanged):
     torch.manual_seed(1)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), odd, nn.Conv2d(4, 4, 3), nn.ReLU()).double()
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     units, places = np.array([0, 1, 2]), np.array([[2, 2], [1, 4], [3, 0]])
     expected = plainly(network, images, "4", units, places)
-    with left_as_it_was(network):
+    with assert_unchanged(network):
         assert largest_difference(project(network, images, "3", units, places), expected) < 1e-12
 
 
 class Written(nn.Module):
-    """One network in the ways in which people write a ReLU."""
+    """One network with different forms of ReLU."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -154,11 +154,11 @@ class Written(nn.Module):
 
 
 @pytest.mark.parametrize("way", ["reused", "in place", "function", "function in place", "method"])
-def test_all_forms_of_relu_give_the_same_projections(way: str, left_as_it_was: Unchanged):
+def test_all_forms_of_relu_give_the_same_projections(way: str, assert_unchanged: Unchanged):
     images = torch.randn(5, 3, 24, 24)
     expected = project(Written("modules"), images, "last", range(4), image_indices=range(4))
     network = Written(way).train()
-    with left_as_it_was(network):
+    with assert_unchanged(network):
         assert torch.equal(project(network, images, "last", range(4), image_indices=range(4)), expected)
 
 
@@ -204,7 +204,7 @@ def test_inference_mode_works_and_images_are_unchanged():
     assert not found.requires_grad
 
 
-def test_network_that_fails_is_left_unchanged(left_as_it_was: Unchanged):
+def test_network_that_fails_is_left_unchanged(assert_unchanged: Unchanged):
     class Failing(nn.Module):
         def forward(self, inputs: Tensor) -> Tensor:
             if not inputs.is_meta:
@@ -213,7 +213,7 @@ def test_network_that_fails_is_left_unchanged(left_as_it_was: Unchanged):
 
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Failing(), nn.ReLU()).train()
     image = torch.randn(3, 8, 8)
-    with left_as_it_was(network), pytest.raises(MemoryError):
+    with assert_unchanged(network), pytest.raises(MemoryError):
         project(network, image, "2", 0)
 
 

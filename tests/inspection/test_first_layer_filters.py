@@ -28,7 +28,7 @@ def test_first_layer_weights_become_images():
 
 
 def waves() -> FirstLayerFilters:
-    """Edges of 12 directions, each with four phases and three colours, and one that is nothing; in no order."""
+    """Edges of 12 orientations with four phases and three colours each, and one zero filter, shuffled."""
     y, x = np.mgrid[-3:4, -3:4]
     envelope = np.exp(-(x**2 + y**2) / 8)
     kinds = [(direction, colour) for colour in range(3) for direction in range(12)]

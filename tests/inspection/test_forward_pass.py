@@ -22,7 +22,7 @@ def plain(classes: int = 3) -> nn.Sequential:
 
 
 class Around(nn.Module):
-    """Runs `plain` as `forward` says."""
+    """Run `plain` inside a custom `forward`."""
 
     def __init__(self, run: Callable[[nn.Module, Tensor], Any]) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ FUNCTIONS: dict[str, Callable[[nn.Module, Any], Tensor]] = {
 
 
 def layer_of(network: Any) -> str:
-    """The second convolution."""
+    """Return the name of the second convolution."""
     names = [layer.name for layer in inspection.list_layers(network, (1, 3, 12, 12)) if layer.kind == "Conv2d"]
     return names[1]
 

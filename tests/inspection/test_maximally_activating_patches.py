@@ -23,7 +23,7 @@ SIZES = {
 
 @pytest.fixture(params=range(5))
 def some_networks(request: pytest.FixtureRequest, large_count: Callable[[int, int], int]) -> list[str]:
-    """One of five parts of the zoo; its first network in the slice."""
+    """One fifth of the models; only the first of them without --large."""
     return list(SIZES)[request.param :: 5][: large_count(1, 3)]
 
 
@@ -71,7 +71,7 @@ def test_top_patches_match_a_brute_force_search(name: str, quiet: None) -> None:
 def test_pixels_outside_the_box_do_not_change_the_activation(
     some_networks: list[str], large_count: Callable[[int, int], int], quiet: None
 ) -> None:
-    """On the plain network; 1,000 units over the zoo under --large."""
+    """Checked on the plain network; 1,000 units over all models under --large."""
     for name in some_networks:
         torch.manual_seed(2)
         network = find_model(name).build(size=SIZES[name]).eval()
@@ -100,7 +100,7 @@ def test_every_pixel_inside_the_box_affects_the_activation(
     large_count: Callable[[int, int], int],
     quiet: None,
 ) -> None:
-    """With positive weights nothing cancels: what changes an activation has a gradient."""
+    """With positive weights nothing cancels, so every pixel that matters has a gradient."""
     for name in some_networks:
         network = positive(find_model(name).build(size=SIZES[name]))
         picture = torch.rand(1, *pictures_for(name, 1).shape[1:], dtype=torch.float64, requires_grad=True)

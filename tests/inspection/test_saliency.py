@@ -53,7 +53,7 @@ def test_grad_cam_matches_captum_at_the_last_stage(exact_network: Make, captum: 
 
 
 class Functions(nn.Module):
-    """A classifier without a module that rectifies."""
+    """A classifier without a ReLU module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,10 +92,10 @@ def test_occlusion_matches_captum(captum: Any, side: int, stride: int):
     assert (falls / counts - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
-def test_network_is_left_unchanged(left_as_it_was: Unchanged):
+def test_network_is_left_unchanged(assert_unchanged: Unchanged):
     network, images = Functions().train(), torch.randn(20, 3, 12, 12)
     before = images.clone()
-    with left_as_it_was(network):
+    with assert_unchanged(network):
         guided = guided_backpropagation(network, images, 3)
         cam = grad_cam(network, images, [3] * 20)
         covered = occlusion(network, images, 3, side=4, stride=4)
@@ -120,9 +120,9 @@ def test_square_over_the_whole_image_gives_the_probability_of_a_zero_image():
 
 
 @pytest.mark.parametrize("method", [guided_backpropagation, grad_cam, lambda *asked: occlusion(*asked, 4, 4)])
-def test_invalid_arguments_are_rejected(method: Callable[..., Tensor], left_as_it_was: Unchanged):
+def test_invalid_arguments_are_rejected(method: Callable[..., Tensor], assert_unchanged: Unchanged):
     network, images = Functions(), torch.randn(2, 3, 12, 12)
-    with left_as_it_was(network):
+    with assert_unchanged(network):
         with pytest.raises(UsageError, match="class=4 is out of range; the network has 4 classes: use 0 to 3"):
             method(network, images, [0, 4])
         with pytest.raises(UsageError, match="3 classes for 2 images; give one for each, or one for all"):

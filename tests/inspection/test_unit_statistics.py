@@ -12,7 +12,7 @@ UNITS, PICTURES, CLASSES = 9, 700, 4
 
 @pytest.fixture(scope="module")
 def maps() -> Tensor:
-    """(700, 9, 3, 5): unit 4 is dead, 5 always gives 2, 7 follows 1, few excite 8; some pictures are equal."""
+    """(700, 9, 3, 5): unit 4 is dead, 5 is always 2, 7 correlates with 1, 8 is rarely active; some images are equal."""
     generator = torch.Generator().manual_seed(1)
     maps = torch.randn(PICTURES, UNITS, 3, 5, generator=generator).exp() - 2
     maps *= 10.0 ** torch.arange(-4, 5)[:, None, None]

@@ -10,7 +10,7 @@ from svertka.pages.html_page import bidi_isolate, escape, render_page
 
 
 class Reader(HTMLParser):
-    """What a browser would see: texts and the attributes of every element."""
+    """Texts and attributes of every element, as a browser reads them."""
 
     def __init__(self, document: str) -> None:
         super().__init__(convert_charrefs=True)

@@ -23,7 +23,7 @@ from svertka.run import Run
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_maps() -> Iterator[None]:
-    """Of four pictures only, since each takes a few hundred runs of the network."""
+    """Limit overlays to four images, since each takes a few hundred forward passes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_data, "MAX_OVERLAY_IMAGES", 4)
         yield
@@ -66,7 +66,7 @@ def test_atlas_contains_every_unit_of_every_convolution(run: Run, atlas: Atlas) 
 
 
 def test_tiles_show_the_receptive_field_in_the_original_image(run: Run, atlas: Atlas) -> None:
-    """Cut by hand out of the files that the run was tested on, and out of the sheet of tiles."""
+    """Crops of the original test images are compared with the tiles of the sprite sheet."""
     layer, found, names = facts(atlas)["layers"][1], data(atlas, "layer-1"), data(atlas, "pictures")["names"]
     classifier = run.classifier()
     side = layer["tile"]["kept"]
@@ -122,7 +122,7 @@ def test_finished_atlas_is_not_rebuilt(run: Run, atlas: Atlas, capsys: pytest.Ca
 
 
 def test_interrupted_build_resumes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped after 8 files, again after 16 more, and so on: the folder is an undisturbed one's, file by file."""
+    """Interrupted after 8 files, after 16 more, and so on, the folder equals that of an uninterrupted build."""
     atlas = look(run, layers=["c1", "c5"], output=tmp_path / "undisturbed", threads=1)
     real, left, made, said = ResumableFolder.write, [0], [], []
 
@@ -218,9 +218,14 @@ def test_full_disk_is_reported_and_finished_files_are_reused(
     assert look(run, layers=["c1"], output=tmp_path / "atlas", threads=1).units == 6
 
 
-def test_atlas_of_photographs_with_a_dead_unit(photographs: Path, squeezed: Path, tmp_path: Path) -> None:
+def test_atlas_of_photographs_with_a_dead_unit(photographs: Path, squeezenet_run: Path, tmp_path: Path) -> None:
     made = look(
-        squeezed, photographs, layers=["features.0", "features.6.expand3x3"], units=8, output=tmp_path / "a", threads=1
+        squeezenet_run,
+        photographs,
+        layers=["features.0", "features.6.expand3x3"],
+        units=8,
+        output=tmp_path / "a",
+        threads=1,
     )
     first, later = facts(made)["layers"]
     assert first["dead"] == [3]

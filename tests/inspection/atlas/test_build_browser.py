@@ -32,19 +32,21 @@ HOSTILE = "<script>window.broken = true</script><img src=x onerror='window.broke
 
 
 @pytest.fixture(scope="module")
-def atlas(photographs: Path, squeezed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page, of a few layers and units; one class is called as nobody would call it."""
+def atlas(photographs: Path, squeezenet_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of an atlas of a few layers and units; one class name contains HTML."""
     source = tmp_path_factory.mktemp("pictures")
     shutil.copytree(photographs / "china", source / "china")
     shutil.copytree(photographs / "flower", source / HOSTILE.replace("/", "∕"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_data, "MAX_OVERLAY_IMAGES", 4)
-        return look(squeezed, source, layers=LAYERS, units=40, output=source.parent / "an atlas #1", threads=1).page
+        return look(
+            squeezenet_run, source, layers=LAYERS, units=40, output=source.parent / "an atlas #1", threads=1
+        ).page
 
 
 @pytest.fixture
 def opened(opened: Opened) -> Opened:
-    """The same, at the entrance unless an address is given, and once the view is there."""
+    """Open a page, by default at the network view, and wait for the view."""
 
     @contextmanager
     def settled_tab(page: Path, address: str = "#/", **settings: Any) -> Iterator[Any]:
@@ -56,12 +58,12 @@ def opened(opened: Opened) -> Opened:
 
 
 def settled(tab: Any) -> None:
-    """Wait until the view is there; its pictures may still be on their way."""
+    """Wait until the view is shown; its images may still be loading."""
     tab.locator("main h1:visible").wait_for()
 
 
 def seen(tab: Any, place: Any) -> npt.NDArray[np.uint8]:
-    """What is on the screen at `place`, once the pictures are there."""
+    """Return a screenshot of the element `place` after all images have loaded."""
     tab.wait_for_load_state("networkidle")
     with Image.open(io.BytesIO(place.screenshot())) as file:
         return np.asarray(file.convert("RGB"))
@@ -89,7 +91,7 @@ def test_first_paint_takes_less_than_a_second(opened: Opened, first_paint: Calla
 
 @pytest.mark.parametrize("view", ["layer", "unit", "pictures", "picture"])
 def test_pictures_are_not_blank(opened: Opened, atlas: Path, view: str) -> None:
-    """The pixels on the screen, where the view's first pictures are."""
+    """Checked on a screenshot of the first images."""
     with opened(atlas, VIEWS[view]) as tab:
         shown = tab.locator("#stage .mosaic:visible, #stage .crop:visible, #stage .whole:visible").first
         assert seen(tab, shown).std() > 5

@@ -36,7 +36,7 @@ def test_small_patches_keep_every_pixel_and_large_ones_are_reduced() -> None:
 
 @given(st.data())
 def test_clipped_patch_keeps_its_place_in_the_receptive_field(data: st.DataObject) -> None:
-    """A unit sees `window` pixels from `start` on; what lies outside the picture is clear, at the same places."""
+    """A receptive field of `window` pixels from `start`: pixels outside the image are transparent."""
     size = 12
     window = data.draw(st.integers(1, size))
     start = [data.draw(st.integers(1 - window, size - 1)) for _ in range(2)]
