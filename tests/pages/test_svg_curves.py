@@ -7,9 +7,9 @@ import pytest
 
 from svertka.pages.axes import Scale
 from svertka.pages.number_format import format_brief
-from svertka.pages.svg_curves import LABEL_HEIGHT, WIDTH, Axis, Line, Panel, Reading, render_curves
+from svertka.pages.svg_curves import LABEL_HEIGHT, WIDTH, Line, Panel, Reading, XAxis, render_curves
 
-AXIS = Axis("epoch", Scale("linear", 0, 10), [0, 5, 10])
+AXIS = XAxis("epoch", Scale("linear", 0, 10), [0, 5, 10])
 
 
 def panel(*lines: Line, height: int = 200) -> Panel:

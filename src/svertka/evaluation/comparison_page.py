@@ -15,7 +15,7 @@ from svertka.pages.axes import Scale, fit_scale
 from svertka.pages.html_page import bidi_isolate, escape, render_page, render_scrollable, render_section
 from svertka.pages.inline_images import render_figure
 from svertka.pages.number_format import MISSING, NBSP, format_brief, format_count, format_number, format_percent
-from svertka.pages.svg_curves import LINE_STYLES, Axis, Line, Panel, Reading, render_curves
+from svertka.pages.svg_curves import LINE_STYLES, Line, Panel, Reading, XAxis, render_curves
 from svertka.progress import duration
 from svertka.run import display_name
 
@@ -166,7 +166,7 @@ def _curves(runs: Sequence[ComparedRun]) -> str:
     longest = max((epochs for _, epochs in trained), key=len)
     readings = [_reading(trained, metric(line, "epoch")) for line in subsample(longest)]
     how = f"A line a run, by epoch, with its letter at the end.{missing}"
-    drawn = render_curves(panels, Axis("epoch", scale, scale.ticks(5, whole=last >= 2)), readings, None, "")
+    drawn = render_curves(panels, XAxis("epoch", scale, scale.ticks(5, whole=last >= 2)), readings, None, "")
     return f'<p class="how">{how}</p>{drawn}'
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from svertka.pages.axes import Scale, fit_scale
 from svertka.pages.html_page import render_scrollable
 from svertka.pages.number_format import MISSING, NBSP, format_brief, format_number, format_percent
-from svertka.pages.svg_curves import Axis, Line, Panel, Reading, render_curves
+from svertka.pages.svg_curves import Line, Panel, Reading, XAxis, render_curves
 from svertka.progress import duration
 
 Entry = Mapping[str, Any]
@@ -65,7 +65,7 @@ class LearningCurves:
         ]
         last = max(metric(line, "epoch") for line in (*epochs, *rates))
         scale = Scale("linear", 0.0, last or 1.0)
-        axis = Axis("epoch", scale, scale.ticks(5, whole=scale.high >= 2))
+        axis = XAxis("epoch", scale, scale.ticks(5, whole=scale.high >= 2))
         readings = [self._reading(line) for line in marks]
         mark = marks.index(self.best_epoch) if self.best_epoch is not None else None
         label = f"kept: {epoch_name(metric(self.best_epoch, 'epoch'))}" if self.best_epoch is not None else ""
@@ -111,7 +111,7 @@ class LearningCurves:
         readings = [Reading(x, f"learning rate {format_brief(x)}", [format_number(y)]) for x, y in points]
         nearest = min(range(len(rates)), key=lambda k: abs(math.log(rates[k] / chosen))) if chosen > 0 else None
         return render_curves(
-            [panel], Axis("rate", scale, scale.ticks(4)), readings, nearest, f"chosen: {format_brief(chosen)}"
+            [panel], XAxis("rate", scale, scale.ticks(4)), readings, nearest, f"chosen: {format_brief(chosen)}"
         )
 
     def _of(self, kind: str) -> list[Entry]:

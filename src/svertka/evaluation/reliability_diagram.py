@@ -3,7 +3,7 @@
 from svertka.evaluation.calibration import BINS, Calibration, ConfidenceBin
 from svertka.pages.axes import Scale
 from svertka.pages.number_format import MISSING, NBSP, format_count, format_percent
-from svertka.pages.svg_curves import Axis, Line, Panel, Reading, render_curves
+from svertka.pages.svg_curves import Line, Panel, Reading, XAxis, render_curves
 
 HEIGHT = 288  # pixels
 
@@ -52,7 +52,7 @@ def _figure(calibration: Calibration) -> str:
                 [f"{format_percent(one.accuracy)} of {format_count(one.images, 'picture')} right"],
             )
         )
-    return render_curves([panel], Axis("% sure", scale, scale.ticks(5)), readings, None, MISSING)
+    return render_curves([panel], XAxis("% sure", scale, scale.ticks(5)), readings, None, MISSING)
 
 
 def _line(name: str, bins: tuple[ConfidenceBin, ...], style: "str") -> Line:

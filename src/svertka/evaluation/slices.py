@@ -14,7 +14,7 @@ from svertka.evaluation.metrics import Evaluation
 from svertka.pages.axes import Scale
 from svertka.pages.html_page import render_scrollable
 from svertka.pages.number_format import NBSP, format_brief, format_count, format_percent
-from svertka.pages.svg_curves import Axis, Line, Panel, Reading, render_curves
+from svertka.pages.svg_curves import Line, Panel, Reading, XAxis, render_curves
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -177,5 +177,5 @@ def _chart(condition: Slice) -> str:
     )
     numbers = f"<details><summary>The numbers</summary>{render_scrollable(condition.name, table)}</details>"
     return (
-        f'<div class="condition">{render_curves([panel], Axis("group", scale, x), readings, None, "")}{numbers}</div>'
+        f'<div class="condition">{render_curves([panel], XAxis("group", scale, x), readings, None, "")}{numbers}</div>'
     )

@@ -57,7 +57,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Axis:
+class XAxis:
     """The shared x axis: its title, scale and ticks."""
 
     title: str
@@ -66,7 +66,7 @@ class Axis:
 
 
 def render_curves(
-    panels: Sequence[Panel], axis: Axis, readings: Sequence[Reading], mark: int | None, label: str
+    panels: Sequence[Panel], axis: XAxis, readings: Sequence[Reading], mark: int | None, label: str
 ) -> str:
     """Render the panels as one HTML figure.
 
@@ -108,7 +108,7 @@ def render_curves(
     return f'<figure class="curves" data-readings="{read}">{"".join(parts)}</figure>'
 
 
-def _grid(panel: Panel, axis: Axis) -> str:
+def _grid(panel: Panel, axis: XAxis) -> str:
     """Return the grid lines with their values, and the curves."""
     parts = []
     for tick in panel.scale.ticks(max(3, panel.height // 40)):
@@ -130,7 +130,7 @@ def _grid(panel: Panel, axis: Axis) -> str:
     return "".join(parts) + f"{plot}{''.join(paths)}</svg>" + "".join(dots)
 
 
-def _runs(line: Line, panel: Panel, axis: Axis) -> list[list[tuple[float, float]]]:
+def _runs(line: Line, panel: Panel, axis: XAxis) -> list[list[tuple[float, float]]]:
     """Return the points in drawing coordinates, split where a value is missing."""
     runs: list[list[tuple[float, float]]] = [[]]
     for x, y in zip(line.x, line.y, strict=True):
@@ -148,7 +148,7 @@ def _path(run: Sequence[tuple[float, float]], *, steps: bool) -> str:
     return "".join(parts)
 
 
-def _marked(panel: Panel, axis: Axis, reading: Reading | None) -> str:
+def _marked(panel: Panel, axis: XAxis, reading: Reading | None) -> str:
     """Return the highlighted x as a line through the panel, with a dot on each named curve."""
     if reading is None:
         return ""
@@ -180,7 +180,7 @@ def _end_labels(panel: Panel) -> str:
     )
 
 
-def _x_labels(height: int, axis: Axis) -> str:
+def _x_labels(height: int, axis: XAxis) -> str:
     parts = [
         f'<text x="{axis.scale.place(tick):.2%}" y="{height + 20}" text-anchor="middle">{format_brief(tick)}</text>'
         for tick in axis.ticks

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from svertka.inspection.atlas import image_data
-from svertka.inspection.atlas.image_data import occlusion_per_pixel, select_images
+from svertka.inspection.atlas.image_data import occlusion_per_pixel, select_atlas_images
 
 
 @dataclass
@@ -20,7 +20,7 @@ def test_strongest_images_are_selected_and_all_classes_get_overlays(monkeypatch:
     monkeypatch.setattr(image_data, "MAX_OVERLAY_IMAGES", 4)
     labels = np.array([0, 0, 0, 0, 0, 1, 0, 2, 0, 1])
     some = [Found(np.array([[1, 2, 3], [4, -1, -1]])), Found(np.array([[5, 7], [9, 3]]))]
-    chosen = select_images(some, labels)  # type: ignore[arg-type]
+    chosen = select_atlas_images(some, labels)  # type: ignore[arg-type]
     assert chosen.indices.tolist() == [1, 2, 3, 4, 5, 7, 9]
     assert chosen.slots.tolist() == [-1, 0, 1, 2, 3, 4, -1, 5, -1, 6]
     assert [labels[chosen.indices[slot]] for slot in chosen.with_overlays] == [0, 0, 1, 2]

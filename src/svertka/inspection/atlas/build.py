@@ -20,7 +20,7 @@ from svertka.files import given_path
 from svertka.graph.summary import Trace, trace
 from svertka.inspection.activations import convolution_names, find_layer
 from svertka.inspection.atlas.dataset_pass import PASS_FILE, run_dataset_pass
-from svertka.inspection.atlas.image_data import select_images, write_image_data
+from svertka.inspection.atlas.image_data import select_atlas_images, write_image_data
 from svertka.inspection.atlas.index_page import IndexPage
 from svertka.inspection.atlas.inputs import AtlasInputs, open_inputs
 from svertka.inspection.atlas.layer_data import AtlasLayer, take_first_units, write_layer_data
@@ -154,7 +154,7 @@ def _build(
         )
         for index, name in enumerate(names)
     ]
-    images = select_images([layer.patches for layer in layers], inputs.dataset.labels)
+    images = select_atlas_images([layer.patches for layer in layers], inputs.dataset.labels)
     page = IndexPage(
         inputs=inputs,
         diagram=build_diagram(traced),

@@ -46,7 +46,7 @@ class AtlasImages:
     with_overlays: Ints
 
 
-def select_images(patches: Sequence[LayerPatches], labels: Ints) -> AtlasImages:
+def select_atlas_images(patches: Sequence[LayerPatches], labels: Ints) -> AtlasImages:
     """Select the strongest images of all units, and for overlays some of every class in turn."""
     indices = np.unique(np.concatenate([one.images.ravel() for one in patches]))
     indices = indices[indices >= 0]
