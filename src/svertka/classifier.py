@@ -479,8 +479,8 @@ def _finite(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     bad = not_finite(tensors)
     if bad:
         raise RunError(
-            f"{path} holds NaN or infinity (in {bad}), so that it predicts nothing: its training diverged, or the file "
-            "was changed; use another run, or train again with a lower learning rate"
+            f"{path} holds NaN or infinity (in {bad}), and predicts nothing: its training diverged, or the file was "
+            "changed; use another run, or train again with a lower learning rate"
         )
     return tensors
 

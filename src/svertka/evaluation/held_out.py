@@ -87,7 +87,7 @@ def select_images(
         if part != "all" and not np.array_equal(choice.chosen, choices[0].chosen):
             raise UsageError(
                 f"{found[0].run} and {one.run} were trained on different parts of {dataset.source}; "
-                "judge them together on other pictures, or on --part all, which leaves out what any of them trained on"
+                "evaluate them on other images, or on --part all, which leaves out the training images of all of them"
             )
     chosen = np.logical_and.reduce([choice.chosen for choice in choices])
     training = np.logical_or.reduce([choice.training for choice in choices])
@@ -106,7 +106,7 @@ def select_images(
     )
     good = np.array([i for i in wanted.tolist() if i not in prepared.bad], dtype=np.int64)
     if not len(good):
-        raise DataError(f"{dataset.source}: no picture can be read; see {command('check', Path(dataset.source))}")
+        raise DataError(f"{dataset.source}: no image can be read; see {command('check', Path(dataset.source))}")
     if sentence := misnamed_sentence(misnamed_among(dataset.pictures, prepared.facts)):
         say(sentence)
     alike, not_compared = _near_duplicates(found, dataset, contents, good, threads)
@@ -148,8 +148,8 @@ def _near_duplicates(
         alike = resembling(dataset.pictures, contents, new, one.trained_on, threads)
         if alike is None:
             note = (
-                f"{count_images(len(new))} judged could not be compared with those that trained {one.run} by "
-                "their looks: if some are copies that were saved anew, the error is too low"
+                f"{count_images(len(new))} could not be compared with the training images of {one.run}: "
+                "if some are near-duplicates, the error is too low"
             )
         else:
             counts.append(len(alike))
@@ -323,8 +323,8 @@ def _reconstruct_manifest(
         return Manifest.of(contents, indices), None
     if same_place(str(settings["source"]), dataset.source):
         raise RunError(
-            f"{fspath(run)} does not record which images it was trained on, and {dataset.source} has changed since, so "
-            "that they cannot be told; put the images back, judge it on others, or train anew"
+            f"{fspath(run)} does not record which images it was trained on, and {dataset.source} has changed since; "
+            "restore the images, evaluate the run on others, or train again"
         )
     return None, unknown
 
@@ -332,7 +332,7 @@ def _reconstruct_manifest(
 def _nothing_left(source: str, runs: str, part: str | None, training: int) -> UsageError:
     if training:
         return UsageError(
-            f"{source} holds no image to judge {runs} by: {count_images(training)} trained the network; give other "
-            "images, or --include-training to judge it by these"
+            f"{source} holds no new image for {runs}: {count_images(training)} trained the network; name other "
+            "images, or add --include-training"
         )
-    return UsageError(f"{source} has no {part} part; leave --part out to judge by what did not train it")
+    return UsageError(f"{source} has no {part} part; leave --part out to evaluate on all new images")

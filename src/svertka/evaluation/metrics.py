@@ -160,7 +160,7 @@ class Evaluation:
         if sentence := self._against_chance():
             said.append(sentence)
         if missed := self.never_predicted:
-            said.append(f"It never predicts {few(missed, CLASSES_IN_WARNING)}, of which there are pictures here.")
+            said.append(f"It never predicts {few(missed, CLASSES_IN_WARNING)}, though there are images of them.")
         return tuple(said)
 
     def _against_chance(self) -> str | None:
@@ -171,8 +171,8 @@ class Evaluation:
         right = 1 - self.top1_error
         if self.images < MIN_IMAGES_FOR_CHANCE_TEST:
             return (
-                f"It cannot be told from guessing with so few images: {right:.1%} of {self.images} are right, and "
-                f"{share:.1%} would be by chance."
+                f"With so few images it is not significantly better than guessing: {right:.1%} of {self.images} are "
+                f"right, and {share:.1%} would be by chance."
             )
         return (
             f"It is no better than guessing: {right:.1%} of {self.images:,} pictures are right, and {share:.1%} would "
