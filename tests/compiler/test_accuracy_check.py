@@ -1,4 +1,4 @@
-"""An optimized network held against the original."""
+"""The comparison of an optimized network with the original."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ class Growing(nn.Module):
         return y
 
 
-def test_what_only_rounds_as_pytorch_does_is_taken_and_what_is_further_off_is_not() -> None:
+def test_rounding_like_pytorch_is_accepted_and_larger_errors_are_not() -> None:
     network, x = Growing(), torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     assert TOLERANCE < optimize(network, x).error < 1
 
@@ -35,18 +35,18 @@ def test_what_only_rounds_as_pytorch_does_is_taken_and_what_is_further_off_is_no
         measure_error(off, network, x, {2}, bf16=False)
 
 
-def test_the_error_that_is_named_is_the_one_that_is_judged() -> None:
+def test_the_message_names_the_error_that_is_checked() -> None:
     example = torch.ones(1, 2, 4, 4)
     example[:, 0] = 0.05
 
     def first_channel_off(x: Tensor) -> Tensor:  # by 1e-4 of all, which would do, and by 2e-3 of the channel
         return x * torch.tensor([1.002, 1.0])[:, None, None]
 
-    with pytest.raises(UsageError, match=r"difference is 2\.0e-03 of the largest value of its channel for 1 pictures"):
+    with pytest.raises(UsageError, match=r"difference is 2\.0e-03 of the largest value of its channel for 1 images"):
         measure_error(first_channel_off, nn.Identity(), example, {1}, bf16=False)
 
 
-def test_outputs_on_other_devices_are_refused() -> None:
+def test_outputs_on_other_devices_are_rejected() -> None:
     class Elsewhere(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.to("meta")

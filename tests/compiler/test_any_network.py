@@ -1,4 +1,4 @@
-"""Networks of strangers: optimized they give what they give, of the same types, or one sentence says why not."""
+"""Unusual networks: optimized, they return the same values and types, or a one-line error says why not."""
 
 import copy
 import dataclasses
@@ -231,7 +231,7 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     "writes a buffer": (Stateful(lambda net, y: y * net.number.add_(1)), r"writes into number \(add_\)"),
     "draws": (Layer(lambda _, y: y + torch.rand(1)), r"draws random numbers \(rand\)"),
     "drops": (Layer(lambda _, y: F.dropout(y)), "draws random numbers .*training=self.training"),
-    "selects": (Layer(lambda _, y: y[y > 0]), r"decides by the values of a tensor \(index\)"),
+    "selects": (Layer(lambda _, y: y[y > 0]), r"depends on the values of a tensor \(index\)"),
     "leaves PyTorch": (Layer(lambda _, y: torch.from_numpy(y.numpy())), "to numpy.* with operations of PyTorch"),
     "returns an object": (Layer(lambda _, y: {y}), "returns an object of type set"),
     "writes through windows": (
@@ -285,7 +285,7 @@ def test_batches_for_which_a_network_does_something_else_are_refused(name: str) 
     optimized = optimize(network, images(2))
     assert same(optimized(images(2)), network(images(2)).detach())
     for size in others:
-        with pytest.raises(UsageError, match=f"with an example of {size} pictures|cannot be followed with an input of"):
+        with pytest.raises(UsageError, match=f"with an example of {size} images|cannot be traced with an input of"):
             optimized(images(size))
         if name != "a view of so many" and size:
             with torch.no_grad():
@@ -296,7 +296,7 @@ def test_a_file_refuses_the_batches_that_the_network_refuses(tmp_path) -> None:
     path = tmp_path / "network.safetensors"
     optimize(Layer(FIXED["squeezed"][0]), images(2)).save(path)
     loaded = Optimized.load(path)
-    with pytest.raises(UsageError, match="the batch has 1 pictures"):
+    with pytest.raises(UsageError, match="the batch has 1 images"):
         loaded(images(1))
     optimize(Layer(FIXED["a view of so many"][0]), images(2)).save(path)
     with pytest.raises(UsageError, match="optimized for 2 at a time"):

@@ -1,4 +1,4 @@
-"""What a network does, written down: for any number of pictures, and run again the same."""
+"""Captured graphs: valid for any batch size, with the results of the network."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from svertka.errors import UsageError
 
 
 class Branches(nn.Module):
-    """Two convolutions joined, an addition in place, and a shape that depends on the number of pictures."""
+    """Two convolutions joined, an addition in place, and a shape that depends on the number of images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,11 +44,11 @@ def run(recording: CapturedGraph, x: Tensor) -> Any:
     return recording.output.rebuild(seen)
 
 
-@pytest.mark.parametrize("pictures", [1, 2, 7])
-def test_a_recording_gives_what_the_network_gives_for_any_number(pictures: int) -> None:
+@pytest.mark.parametrize("images", [1, 2, 7])
+def test_a_captured_graph_computes_the_network_for_any_batch_size(images: int) -> None:
     network = Branches().eval()
     recording = capture_graph(network, (4, 3, 6, 6))
-    x = torch.randn(pictures, 3, 6, 6)
+    x = torch.randn(images, 3, 6, 6)
     with torch.inference_mode():
         expected, found = network(x), run(recording, x)
     assert found.keys() == expected.keys()
@@ -56,7 +56,7 @@ def test_a_recording_gives_what_the_network_gives_for_any_number(pictures: int) 
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
 
 
-def test_it_says_where_everything_is_called_and_what_depends_on_the_number() -> None:
+def test_operations_have_their_modules_and_batch_dependent_sizes() -> None:
     recording = capture_graph(Branches().eval(), (1, 3, 6, 6))
     assert {operation.place for operation in recording.operations} == {"left", "right", "head", "the network itself"}
     assert recording.shapes[0] == (BatchDependentSize(1, 0), 3, 6, 6)
@@ -82,12 +82,12 @@ class Positive(nn.Module):
         return self.conv(x) if shift.sum() > 0 else -self.conv(x)
 
 
-def test_what_decides_is_computed_once_however_often_it_is_used() -> None:
+def test_deciding_values_are_computed_once() -> None:
     recording = capture_graph(Positive(steps=400), (1, 3, 6, 6))  # 2 ** 400 if each use were computed by itself
     assert "neg.default" not in {operation.name for operation in recording.operations}
 
 
-def test_the_network_is_not_touched() -> None:
+def test_the_network_is_not_changed() -> None:
     network = Branches()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     capture_graph(network, (1, 3, 6, 6))
@@ -97,13 +97,13 @@ def test_the_network_is_not_touched() -> None:
 
 
 class Fixed(nn.Module):
-    """Wants four pictures."""
+    """Wants four images."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.view(4, 108)
 
 
-def test_what_wants_one_number_of_pictures_is_recorded_for_that() -> None:
+def test_a_network_for_one_batch_size_is_captured_for_that() -> None:
     recording = capture_graph(Fixed(), (4, 3, 6, 6))
     x = torch.randn(4, 3, 6, 6)
     assert torch.equal(run(recording, x), x.view(4, 108))
@@ -129,11 +129,11 @@ class Writing(nn.Module):
 @pytest.mark.parametrize(
     ("network", "sentence"),
     [
-        (Deciding(), "the network itself decides by the values of a tensor"),
+        (Deciding(), "the network itself depends on the values of a tensor"),
         (Writing(), "writes into a part or another view of a tensor that is read later"),
-        (nn.Sequential(nn.Conv2d(5, 4, 3)), r"Sequential cannot be followed with an input of 2×3×6×6; 0 says: "),
+        (nn.Sequential(nn.Conv2d(5, 4, 3)), r"Sequential cannot be traced with an input of 2×3×6×6; 0 says: "),
     ],
 )
-def test_what_cannot_be_recorded_is_named(network: nn.Module, sentence: str) -> None:
+def test_the_error_names_what_cannot_be_captured(network: nn.Module, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         capture_graph(network, (2, 3, 6, 6))

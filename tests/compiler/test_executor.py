@@ -1,4 +1,4 @@
-"""Steps with their kernels and their memory, held against the same steps with PyTorch's own operations."""
+"""The executor compared with the reference implementation of the same steps."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="no kernels here"
 
 
 class Joined(nn.Module):
-    """The picture itself and two convolutions of it, side by side in some order; and back to one map."""
+    """The image itself and two convolutions of it, side by side in some order; and back to one map."""
 
     def __init__(self, order: tuple[int, ...]) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Joined(nn.Module):
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0), (2, 0, 1), (0, 1, 2), (1, 2)])
-def test_what_is_joined_lies_side_by_side(order: tuple[int, ...]) -> None:
+def test_concatenation_in_any_order(order: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     network = Joined(order).eval()
     x = torch.randn(3, 8, 9, 7)
@@ -41,7 +41,7 @@ def test_what_is_joined_lies_side_by_side(order: tuple[int, ...]) -> None:
     torch.testing.assert_close(optimized(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_memory_is_as_much_as_what_is_needed_at_once() -> None:
+def test_the_arena_is_as_large_as_the_values_in_use() -> None:
     network = nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(12))).eval()
     optimized = optimize(network, torch.randn(1, 16, 32, 32))
     optimized(torch.randn(2, 16, 32, 32))
@@ -49,7 +49,7 @@ def test_memory_is_as_much_as_what_is_needed_at_once() -> None:
     assert optimized._plan(2).size <= 3 * 2 * 16 * 32 * 32
 
 
-def test_results_are_the_callers() -> None:
+def test_results_belong_to_the_caller() -> None:
     network = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()).eval()
     optimized = optimize(network, torch.randn(1, 8, 4, 4))
     one, other = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4)

@@ -62,7 +62,7 @@ def only(function: Function) -> Step:
     return step
 
 
-def test_what_follows_a_convolution_becomes_part_of_it() -> None:
+def test_epilogues_are_fused_into_convolutions() -> None:
     step = only(lambda net, x: F.relu6(net.norm(net.conv(x))))
     assert isinstance(step, FusedConvolution)
     assert step.bounds == (0, 6)
@@ -86,18 +86,18 @@ def test_what_follows_a_convolution_becomes_part_of_it() -> None:
         lambda net, x: net.conv(F.pad(x, (1, 1, 1, 1), value=3.0)),
     ],
 )
-def test_what_would_be_something_else_stays_apart(function: Function) -> None:
+def test_similar_functions_are_not_fused(function: Function) -> None:
     assert len(steps_of(function)) > 1
 
 
-def test_the_later_of_two_convolutions_takes_the_sum() -> None:
+def test_a_sum_is_fused_into_the_later_convolution() -> None:
     first, second = steps_of(lambda net, x: net.other(x) + net.conv(x))
     assert isinstance(first, FusedConvolution)
     assert isinstance(second, FusedConvolution)
     assert second.residual == first.result
 
 
-def test_poolings_sums_and_concatenations_are_steps() -> None:
+def test_pooling_sums_and_concatenations_are_steps() -> None:
     step = only(lambda _, x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True))
     assert isinstance(step, Pool)
     assert (step.kind, step.ceil) == ("MAXIMUM", True)
@@ -123,11 +123,11 @@ def test_poolings_sums_and_concatenations_are_steps() -> None:
         lambda _, x: x.sigmoid(),
     ],
 )
-def test_what_has_no_rule_stays_an_operation(function: Function) -> None:
+def test_functions_without_a_rule_remain_operations(function: Function) -> None:
     assert isinstance(only(function), Operation)
 
 
-def test_a_residual_network_has_a_step_a_convolution_and_two_poolings() -> None:
+def test_resnet18_has_one_step_per_convolution_and_two_pools() -> None:
     network = MODELS["resnet18"].build(classes=5).eval()
     made = fuse(capture_graph(network, (1, 3, 64, 64)))
     kinds = [type(step) for step in made.steps]
@@ -136,7 +136,7 @@ def test_a_residual_network_has_a_step_a_convolution_and_two_poolings() -> None:
     assert kinds.count(Pool) == len(kinds) - convolutions == 2
 
 
-def test_every_step_reads_what_is_there() -> None:
+def test_every_step_reads_earlier_values() -> None:
     for name in ("googlenet_bn", "efficientnet_lite0", "inception_v3"):
         made = fuse(capture_graph(MODELS[name].build(classes=5).eval(), (1, 3, 96, 96)))
         there = {0}
@@ -147,7 +147,7 @@ def test_every_step_reads_what_is_there() -> None:
 
 
 class Wasteful(nn.Module):
-    """Computes what nobody reads, and what depends on no picture."""
+    """Computes what nobody reads, and what depends on no image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Wasteful(nn.Module):
         return self.drop(self.used(x)).clone() * (self.scale.exp() + 1)[:, None, None]
 
 
-def test_what_is_not_needed_is_left_out_and_what_is_known_is_computed() -> None:
+def test_unused_operations_are_removed_and_constants_are_computed() -> None:
     network = Wasteful().eval()
     made = fuse(capture_graph(network, (1, 3, 8, 8)))
     assert [type(step) for step in made.steps] == [FusedConvolution, Operation]
@@ -168,7 +168,7 @@ def test_what_is_not_needed_is_left_out_and_what_is_known_is_computed() -> None:
     torch.testing.assert_close(made.tensors[known].flatten(), network.scale.exp() + 1)
 
 
-def test_tensors_of_the_network_stay_as_they_are() -> None:
+def test_tensors_of_the_network_are_not_changed() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     made = fuse(capture_graph(network, (1, 3, 8, 8)))

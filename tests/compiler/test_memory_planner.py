@@ -1,4 +1,4 @@
-"""Where values lie: none over another that is still needed, parts of a concatenation inside of it."""
+"""Memory planning: values in use do not overlap; parts of a concatenation are written in place."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +10,7 @@ from svertka.compiler.memory_planner import ALIGNMENT, FeatureMapSize, Slot, ass
 @st.composite
 def programs(draw: st.DrawFn) -> tuple[list[Step], dict[int, FeatureMapSize]]:
     """Steps that read values of before; values of the same size, so that they can be joined and summed up."""
-    pictures, side = draw(st.integers(1, 3)), draw(st.integers(1, 9))
+    images, side = draw(st.integers(1, 3)), draw(st.integers(1, 9))
     channels, steps = {0: draw(st.integers(1, 40))}, []
     for result in range(1, draw(st.integers(2, 14))):
         some = st.integers(0, result - 1)
@@ -22,7 +22,7 @@ def programs(draw: st.DrawFn) -> tuple[list[Step], dict[int, FeatureMapSize]]:
             x = draw(some)
             steps.append(Sum(x, result))
             channels[result] = channels[x]
-    return steps, {value: FeatureMapSize(pictures, count, side, side) for value, count in channels.items()}
+    return steps, {value: FeatureMapSize(images, count, side, side) for value, count in channels.items()}
 
 
 def numbers(slot: Slot, maps: FeatureMapSize) -> set[int]:
@@ -34,7 +34,7 @@ def numbers(slot: Slot, maps: FeatureMapSize) -> set[int]:
 
 @given(program=programs())
 @settings(max_examples=150, deadline=None)
-def test_nothing_is_overwritten_that_is_still_read(program: tuple[list[Step], dict[int, FeatureMapSize]]) -> None:
+def test_values_in_use_are_not_overwritten(program: tuple[list[Step], dict[int, FeatureMapSize]]) -> None:
     steps, maps = program
     last = steps[-1].result  # type: ignore[union-attr]
     inner = find_concatenated_in_place(steps, set(maps) - {0, last})
@@ -72,7 +72,7 @@ def test_nothing_is_overwritten_that_is_still_read(program: tuple[list[Step], di
     assert all(max(numbers(slot, maps[value])) < total for value, slot in found.items())
 
 
-def test_memory_is_used_again() -> None:
+def test_memory_is_reused() -> None:
     steps: list[Step] = [Sum(number, number + 1) for number in range(20)]
     maps = {value: FeatureMapSize(1, 64, 8, 8) for value in range(21)}
     found, total = assign_slots(steps, maps, {}, [20], {0})
@@ -80,7 +80,7 @@ def test_memory_is_used_again() -> None:
     assert all(slot.offset % ALIGNMENT == 0 for slot in found.values())
 
 
-def test_parts_lie_where_they_are_joined() -> None:
+def test_concatenated_values_are_written_in_place() -> None:
     steps: list[Step] = [Sum(0, 1), Sum(0, 2), Concatenation((1, 2), 3)]
     maps = {
         0: FeatureMapSize(1, 8, 2, 2),

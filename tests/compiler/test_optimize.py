@@ -63,7 +63,7 @@ def kinds(network: Optimized) -> dict[str, int]:
     return {name: names.count(name) for name in set(names)}
 
 
-# One of each family, on pictures as small as it takes; the others are made of the same layers.
+# One of each family, on images as small as it takes; the others are made of the same layers.
 SMALL = {
     "mlp": 28, "lenet5": 32, "alexnet_owt": 63, "alexnet": 67, "googlenet_bn": 33, "inception_v3": 75,
     "inception_resnet_v2": 75, "resnet18": 33, "resnet50": 40, "resnet20": 32, "plain20": 32, "squeezenet1_1": 35,
@@ -310,7 +310,7 @@ def test_what_cannot_be_followed_is_named(inner: nn.Module, sentence: str) -> No
 
 def test_other_inputs_are_refused() -> None:
     optimized = optimize(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8))
-    with pytest.raises(UsageError, match="the pictures are 3×9×8 and this network was optimized for 3×8×8"):
+    with pytest.raises(UsageError, match="the images are 3×9×8 and this network was optimized for 3×8×8"):
         optimized(torch.randn(1, 3, 9, 8))
     with pytest.raises(UsageError, match="float64 on cpu; an optimized network takes"):
         optimized(torch.randn(1, 3, 8, 8, dtype=torch.float64))
@@ -318,15 +318,15 @@ def test_other_inputs_are_refused() -> None:
 
 def test_threads_do_not_meet() -> None:
     network = with_statistics(MODELS["resnet20"].build())
-    pictures = torch.randn(8, 1, 3, 32, 32)
-    optimized = optimize(network, pictures[0])
-    expected = [optimized(picture) for picture in pictures]
+    images = torch.randn(8, 1, 3, 32, 32)
+    optimized = optimize(network, images[0])
+    expected = [optimized(image) for image in images]
     found: dict[int, list[Tensor]] = {}
 
     def work(number: int) -> None:
-        found[number] = [optimized(pictures[number]) for _ in range(20)]
+        found[number] = [optimized(images[number]) for _ in range(20)]
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(pictures))]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(images))]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -71,7 +71,7 @@ def layers(draw: st.DrawFn) -> tuple[nn.Conv2d, tuple[int, ...]]:
     return layer, (draw(st.integers(1, 3)), ins, *sides)
 
 
-def test_random_convolutions_in_bfloat16_err_by_rounding_alone(
+def test_random_bfloat16_convolutions_differ_by_rounding_only(
     multiplied: bool, large_count: Callable[[int, int], int]
 ) -> None:
     @settings(max_examples=large_count(25, 1000), deadline=None)
@@ -100,7 +100,7 @@ def test_random_convolutions_in_bfloat16_err_by_rounding_alone(
 
 
 @pytest.mark.parametrize(("name", "layer"), [("direct", nn.Conv2d(256, 64, 1)), ("winograd", nn.Conv2d(128, 64, 3))])
-def test_the_errors_by_which_kernels_are_chosen(multiplied: bool, name: str, layer: nn.Conv2d) -> None:
+def test_bfloat16_errors_of_kernels(multiplied: bool, name: str, layer: nn.Conv2d) -> None:
     torch.manual_seed(2)
     nn.init.normal_(layer.weight)
     x = torch.randn(1, layer.in_channels, 30, 30)
@@ -113,7 +113,7 @@ def test_the_errors_by_which_kernels_are_chosen(multiplied: bool, name: str, lay
     assert 0.9 * stated < error <= stated < LIMIT
 
 
-def test_without_instructions_for_it_few_inputs_stay_float32(multiplied: bool) -> None:
+def test_few_inputs_stay_float32_without_bfloat16_instructions(multiplied: bool) -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=8))
     optimized = in_bfloat16(network, torch.randn(1, 3, 9, 9))
     first, second, third = (packed.numbers.dtype for packed in optimized._packed.values())
@@ -124,7 +124,7 @@ def test_without_instructions_for_it_few_inputs_stay_float32(multiplied: bool) -
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [(70, 37, 3, 3), (33, 21, 5, 5), (40, 16, 2, 3), (24, 5, 3, 3), (9, 1, 3, 3)])
-def test_weights_come_out_as_they_went_in(size: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_unpack_inverts_packing(size: tuple[int, ...], dtype: torch.dtype) -> None:
     weight = torch.randn(size).to(dtype)
     groups = {5: 2, 1: 9}.get(size[1], 1)
     step = FusedConvolution(0, 1, "w", None, (1, 1), (0, 0), (1, 1), groups)
@@ -138,9 +138,7 @@ def test_weights_come_out_as_they_went_in(size: tuple[int, ...], dtype: torch.dt
     ("ins", "outs", "groups"),
     [(90, 90, 30), (64, 32, 16), (32, 96, 32), (128, 32, 32), (60, 60, 12), (63, 63, 9), (48, 48, 4), (64, 64, 4)],
 )
-def test_small_groups_are_computed_together_even_where_they_do_not_fill_a_vector(
-    ins: int, outs: int, groups: int
-) -> None:
+def test_small_groups_use_grouped_kernels_below_the_vector_width(ins: int, outs: int, groups: int) -> None:
     layer = nn.Conv2d(ins, outs, 3, padding=1, groups=groups)
     step = FusedConvolution(0, 1, "w", None, (1, 1), (1, 1), (1, 1), groups)
     for instructions in native.instruction_sets():
@@ -150,7 +148,7 @@ def test_small_groups_are_computed_together_even_where_they_do_not_fill_a_vector
         assert select_kernel(step, tuple(layer.weight.shape)) == kernel
 
 
-def test_a_file_is_read_by_kernels_of_other_instructions(tmp_path: Path) -> None:
+def test_a_file_is_read_with_other_instruction_sets(tmp_path: Path) -> None:
     """What one instruction set computes in small groups, with float32, another does in bfloat16, group by group."""
     sets, x = native.instruction_sets(), torch.randn(2, 48, 9, 9)
     groups = [nn.Conv2d(48, 48, 3, padding=1, groups=groups) for groups in (3, 6, 12, 16, 48)]

@@ -1,4 +1,4 @@
-"""Random networks against float64, in processes of their own, so that a crash is a finding and not the end."""
+"""Random networks compared with float64, in separate processes, so that a crash is reported as a failure."""
 
 import contextlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""Files of optimized networks that somebody has changed: refused, or run without reading beyond any memory."""
+"""Modified files of optimized networks: rejected, or run without reading out of bounds."""
 
 import contextlib
 import copy
@@ -80,7 +80,7 @@ def changed(header: Any, chance: random.Random) -> Any:
     return header
 
 
-def test_changed_headers_are_refused_or_run(tmp_path: Path, large_count: Callable[[int, int], int]) -> None:
+def test_modified_headers_are_rejected_or_run(tmp_path: Path, large_count: Callable[[int, int], int]) -> None:
     path, x = tmp_path / "network.safetensors", torch.randn(2, 3, 8, 8)
     optimize(Small(), x).save(path)
     tensors, header = read_tensors(path)
@@ -100,7 +100,7 @@ def test_changed_headers_are_refused_or_run(tmp_path: Path, large_count: Callabl
 
 
 @pytest.mark.parametrize("length", [0, 7, 8, 100, 1000, -1])
-def test_files_that_end_too_early_are_refused(tmp_path: Path, length: int) -> None:
+def test_truncated_files_are_rejected(tmp_path: Path, length: int) -> None:
     path = tmp_path / "network.safetensors"
     optimize(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8)).save(path)
     path.write_bytes(path.read_bytes()[:length])

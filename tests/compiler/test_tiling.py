@@ -1,4 +1,4 @@
-"""Convolutions computed together, a few rows at a time, held against the same network with PyTorch's own operations."""
+"""Chains of convolutions computed a few rows at a time, compared with PyTorch."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def chains(draw: st.DrawFn) -> tuple[Chain, list[FeatureMapSize], list[int]]:
 
 @given(drawn=chains(), room=st.integers(1, 60), segments=st.integers(1, 4))
 @settings(max_examples=300, deadline=None)
-def test_every_row_is_made_once_from_rows_that_are_there(
+def test_every_row_is_computed_once_from_rows_in_memory(
     drawn: tuple[Chain, list[FeatureMapSize], list[int]], room: int, segments: int
 ) -> None:
     chain, maps, taps = drawn
@@ -97,12 +97,12 @@ class Narrow(nn.Module):
     data=st.data(),
     blocks=st.integers(1, 3),
     sides=st.tuples(st.integers(5, 34), st.integers(5, 34)),
-    pictures=st.integers(1, 5),
+    images=st.integers(1, 5),
     rows=st.integers(1, 6),
     seed=st.integers(0, 1000),
 )
-def test_chains_give_what_the_network_gives(
-    data: st.DataObject, blocks: int, sides: tuple[int, int], pictures: int, rows: int, seed: int
+def test_chains_compute_what_the_network_does(
+    data: st.DataObject, blocks: int, sides: tuple[int, int], images: int, rows: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
     channels = data.draw(st.integers(1, 20))
@@ -111,7 +111,7 @@ def test_chains_give_what_the_network_gives(
         sizes: list[Any] = [st.integers(1, 70), st.integers(1, 6), st.integers(1, 3), st.integers(1, 2)]
         parts.append(Narrow(channels, *(data.draw(size) for size in sizes)))
     network = nn.Sequential(*parts).eval()
-    x = torch.randn(pictures, 3, *sides)
+    x = torch.randn(images, 3, *sides)
     with torch.inference_mode():
         expected = network.double()(x.double()).float()
         network.float()
@@ -122,7 +122,7 @@ def test_chains_give_what_the_network_gives(
 
 
 @kernels
-def test_what_lies_between_needs_no_memory_of_the_network() -> None:
+def test_intermediate_maps_need_no_arena_memory() -> None:
     wide = nn.Sequential(nn.Conv2d(8, 96, 1), nn.Conv2d(96, 96, 3, padding=1, groups=96), nn.Conv2d(96, 8, 1)).eval()
     optimized = optimize(wide, torch.randn(1, 8, 40, 40))
     assert optimized._plan(4).size <= 2 * 4 * 8 * 40 * 40
@@ -138,7 +138,7 @@ def test_what_lies_between_needs_no_memory_of_the_network() -> None:
         ("weights larger", ["widen", "each"]),
     ],
 )
-def test_what_is_needed_elsewhere_is_computed_as_a_whole(what: str, together: list[str]) -> None:
+def test_maps_with_other_readers_are_not_tiled(what: str, together: list[str]) -> None:
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()

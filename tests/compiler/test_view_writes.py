@@ -1,4 +1,4 @@
-"""What is written into views of tensors, in random order, against PyTorch."""
+"""Random writes into views of tensors, compared with PyTorch."""
 
 import random
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A network in two halves, held against the whole."""
+"""A network cut in two, compared with the whole."""
 
 import copy
 
@@ -45,19 +45,19 @@ def built(name: str, size: int) -> tuple[nn.Module, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_halves_do_what_the_whole_does(name: str) -> None:
+def test_halves_compute_what_the_network_does(name: str) -> None:
     network, shape = built(name, FAMILIES[name])
-    pictures = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(1))
     before = copy.deepcopy(network.state_dict())
     found = find_stages(network, (1, *shape[1:]))
     assert len(found) >= (2 if name == "mlp" else 3)
     assert sum(stage.parameters for stage in found) == sum(one.numel() for one in _read(network))
     with torch.inference_mode():
-        whole = network(pictures)
+        whole = network(images)
         for stage in (found[0], found[len(found) // 2], found[-1]):
             halves = cut_network(network, stage.name, (1, *shape[1:]))
             assert halves.shape == stage.given
-            features = pictures if halves.prefix is None else halves.prefix(pictures)
+            features = images if halves.prefix is None else halves.prefix(images)
             assert features.shape[1:] == halves.shape
             torch.testing.assert_close(halves.rest(features.clone()), whole, rtol=0, atol=0)
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
@@ -86,14 +86,14 @@ def test_stages_are_those_of_the_papers() -> None:
     assert names == ["conv_stem", *(f"blocks.{first}" for first in (0, 1, 3, 5, 8, 11, 15)), "conv_head", "fc"]
 
 
-def test_dropout_is_left_to_what_learns() -> None:
+def test_dropout_belongs_to_the_next_trainable_stage() -> None:
     network, shape = built("vgg11_bn", 32)
     halves = cut_network(network, find_stages(network, shape)[-1].name, shape)
     assert halves.prefix is not None
     assert sum(isinstance(one, nn.Dropout) for one in halves.rest.modules()) == 1
 
 
-def test_any_module_may_be_cut_at() -> None:
+def test_cut_before_any_module() -> None:
     network, shape = built("resnet18", 64)
     halves = cut_network(network, "layer3.1", shape)
     names = {name for name, _ in halves.rest.named_parameters()}
@@ -102,7 +102,7 @@ def test_any_module_may_be_cut_at() -> None:
     assert all(dict(network.named_parameters())[name] is one for name, one in halves.rest.named_parameters())
 
 
-def test_learning_the_rest_is_learning_the_network() -> None:
+def test_training_the_rest_trains_the_network() -> None:
     network, shape = built("resnet20", 32)
     halves = cut_network(network, "layer3", shape)
     assert halves.prefix is not None
@@ -114,13 +114,13 @@ def test_learning_the_rest_is_learning_the_network() -> None:
     assert all(name.startswith(("layer3", "linear")) for name in learnt)
 
 
-def test_a_module_that_more_than_one_tensor_flows_into_is_refused() -> None:
+def test_a_module_with_two_inputs_cannot_be_cut_off() -> None:
     network, shape = built("resnet18", 64)
     with pytest.raises(UsageError, match=r"layer1\.0\.conv2 cannot be cut off.*layer2"):
         cut_network(network, "layer1.0.conv2", shape)
 
 
-def test_an_unknown_stage_is_told_with_those_there_are() -> None:
+def test_the_error_for_an_unknown_stage_lists_the_stages() -> None:
     network, shape = built("resnet18", 64)
     with pytest.raises(
         UsageError, match="ResNet has no stage layer9; it has conv1, layer1, layer2, layer3, layer4, fc"
@@ -141,7 +141,7 @@ def test_shared_weights_read_as_plain_tensors() -> None:
             return out
 
     network = Scaled().eval()
-    pictures = torch.rand(2, 3, 8, 8)
+    images = torch.rand(2, 3, 8, 8)
     halves = cut_network(network, "second", (1, 3, 8, 8))
     assert halves.prefix is not None
-    torch.testing.assert_close(halves.rest(halves.prefix(pictures)), network(pictures), rtol=0, atol=0)
+    torch.testing.assert_close(halves.rest(halves.prefix(images)), network(images), rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""Networks that slide over pictures, held against the same networks on one crop after the other."""
+"""Fully convolutional networks compared with the same networks on single crops."""
 
 import copy
 from collections.abc import Callable
@@ -48,12 +48,12 @@ def unpadded(built: Built, name: str, size: int) -> tuple[nn.Module, int]:
     return network, channels
 
 
-def one_by_one(network: nn.Module, pictures: Tensor, made: FullyConvolutional) -> Tensor:
+def one_by_one(network: nn.Module, images: Tensor, made: FullyConvolutional) -> Tensor:
     """What `network` gives for each crop alone, at the places where `made` stands."""
     (height, width), (down, right) = made.window, made.stride
-    rows, columns = range(0, pictures.shape[2] - height + 1, down), range(0, pictures.shape[3] - width + 1, right)
-    scores = [network(pictures[:, :, y : y + height, x : x + width]) for y, x in product(rows, columns)]
-    return torch.stack(scores, -1).view(len(pictures), -1, len(rows), len(columns))
+    rows, columns = range(0, images.shape[2] - height + 1, down), range(0, images.shape[3] - width + 1, right)
+    scores = [network(images[:, :, y : y + height, x : x + width]) for y, x in product(rows, columns)]
+    return torch.stack(scores, -1).view(len(images), -1, len(rows), len(columns))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -63,10 +63,10 @@ def test_one_window_is_the_network(built: Built, name: str) -> None:
     network, channels = built(name, size)
     before = copy.deepcopy(network.state_dict())
     made = make_fully_convolutional(network, (1, channels, size, size))
-    pictures = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(1))
     # The order of the sums differs where a dense layer became a convolution.
-    torch.testing.assert_close(made(pictures)[:, :, 0, 0], network(pictures), rtol=1e-5, atol=1e-5)
-    assert made(F.pad(pictures, (0, made.stride[1], 0, 2 * made.stride[0]))).shape == (2, 4, 3, 2)
+    torch.testing.assert_close(made(images)[:, :, 0, 0], network(images), rtol=1e-5, atol=1e-5)
+    assert made(F.pad(images, (0, made.stride[1], 0, 2 * made.stride[0]))).shape == (2, 4, 3, 2)
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
 
 
@@ -78,8 +78,8 @@ def test_windows_are_crops_where_nothing_is_padded(built: Built, name: str) -> N
     made = make_fully_convolutional(network, (1, channels, size, size))
     assert made.stride == (stride, stride)
     generator = torch.Generator().manual_seed(1)
-    pictures = 4 * torch.randn(1, channels, size + 2 * stride, size + stride, generator=generator)
-    scores, expected = made(pictures), one_by_one(network, pictures, made)
+    images = 4 * torch.randn(1, channels, size + 2 * stride, size + stride, generator=generator)
+    scores, expected = made(images), one_by_one(network, images, made)
     assert scores.shape == (1, 4, 3, 2)
     # Positions can be told apart, and float32's rounding over a dozen layers is the only difference.
     assert expected.flatten(2).std(2).min() > 100 * (scores - expected).abs().max()
@@ -99,9 +99,9 @@ def test_dense_evaluation_of_vgg() -> None:
     torch.manual_seed(0)
     for tensor in network.parameters():
         nn.init.normal_(tensor, std=(2 / max(tensor[0].numel(), 1)) ** 0.5)
-    pictures = torch.rand(1, 3, 256, 300)
-    scores = make_fully_convolutional(network, (1, 3, 224, 224))(pictures)
-    maps = network.get_submodule("features")(pictures)
+    images = torch.rand(1, 3, 256, 300)
+    scores = make_fully_convolutional(network, (1, 3, 224, 224))(images)
+    maps = network.get_submodule("features")(images)
     first, second, third = (network.get_submodule(f"classifier.{index}") for index in (0, 3, 5))
     maps = F.conv2d(maps, first.weight.view(16, 512, 7, 7), first.bias).relu()  # type: ignore[operator, arg-type]
     maps = F.conv2d(maps, second.weight[:, :, None, None], second.bias).relu()  # type: ignore[index, arg-type]
@@ -116,9 +116,9 @@ def test_any_head_may_follow(built: Built, head: str) -> None:
     network, _ = built("resnet20", 32)
     replace_head(network, MODELS["resnet20"], head, 4)  # type: ignore[arg-type]
     network.eval()
-    pictures = torch.rand(2, 3, 32, 32)
-    scores = make_fully_convolutional(network, (1, 3, 32, 32))(pictures)
-    torch.testing.assert_close(scores[:, :, 0, 0], network(pictures), rtol=1e-5, atol=1e-5)
+    images = torch.rand(2, 3, 32, 32)
+    scores = make_fully_convolutional(network, (1, 3, 32, 32))(images)
+    torch.testing.assert_close(scores[:, :, 0, 0], network(images), rtol=1e-5, atol=1e-5)
 
 
 def test_weights_are_the_networks_own(built: Built) -> None:
@@ -129,7 +129,7 @@ def test_weights_are_the_networks_own(built: Built) -> None:
 
 
 class Squeezed(nn.Sequential):
-    """A network with a gate that sees the whole picture."""
+    """A network with a gate that sees the whole image."""
 
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(5), nn.Conv2d(4, 4, 5), nn.Flatten(), nn.Linear(4, 2))
@@ -139,7 +139,7 @@ class Squeezed(nn.Sequential):
     ("network", "message"),
     [
         (nn.Conv2d(3, 4, 8), "Conv2d has 0 layers nn.Flatten"),
-        (Squeezed(), "Squeezed cannot take pictures of any size: what 1 gives depends on the size of the whole"),
+        (Squeezed(), "Squeezed cannot take images of any size: what 1 gives depends on the size of the whole"),
         (nn.Sequential(nn.Flatten(), nn.ReLU()), "no dense layer reads its flattened maps"),
         (
             nn.Sequential(nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(12, 2)),
@@ -147,12 +147,12 @@ class Squeezed(nn.Sequential):
         ),
     ],
 )
-def test_what_cannot_slide_is_refused(network: nn.Module, message: str) -> None:
+def test_unsupported_networks_are_rejected(network: nn.Module, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make_fully_convolutional(network, (1, 3, 8, 8))
 
 
-def test_a_picture_smaller_than_the_window_is_refused(built: Built) -> None:
+def test_an_image_smaller_than_the_window_is_rejected(built: Built) -> None:
     network, _ = built("resnet20", 32)
-    with pytest.raises(UsageError, match="a picture of 31×40 pixels is smaller than the network's window of 32×32"):
+    with pytest.raises(UsageError, match="an image of 31×40 pixels is smaller than the network's window of 32×32"):
         make_fully_convolutional(network, (1, 3, 32, 32))(torch.zeros(1, 3, 31, 40))

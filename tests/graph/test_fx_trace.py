@@ -1,4 +1,4 @@
-"""Networks as graphs."""
+"""Networks as torch.fx graphs."""
 
 import pytest
 import torch
@@ -36,6 +36,8 @@ class Deciding(nn.Module):
         return out if out.sum() > 0 else -out
 
 
-def test_a_network_that_decides_by_values_is_refused() -> None:
-    with pytest.raises(UsageError, match="Deciding cannot be followed step by step with an input of 1×3×4×4"):
+def test_a_network_that_depends_on_values_is_rejected() -> None:
+    with pytest.raises(
+        UsageError, match="Deciding cannot be traced with an input of 1×3×4×4; the network itself says: "
+    ):
         trace_to_fx(Deciding(), (1, 3, 4, 4))

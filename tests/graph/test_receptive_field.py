@@ -17,15 +17,15 @@ Positive = Callable[[nn.Module], nn.Module]
 
 
 def seen(gradient: Tensor, axis: int) -> tuple[int, int] | None:
-    """The first and the last row, or column, of a picture that has a gradient."""
+    """The first and the last row, or column, of an image that has a gradient."""
     rows = gradient[0].abs().sum(dim=[0, 2 - axis]).nonzero().flatten().tolist()
     return (rows[0], rows[-1]) if rows else None
 
 
 def check_every_position(network: nn.Module, shape: Sequence[int]) -> None:
     """All intervals of the last layer of a positive network against the gradients of its rows and columns."""
-    picture = torch.rand(1, *shape, dtype=torch.float64, requires_grad=True)
-    output = network(picture)
+    image = torch.rand(1, *shape, dtype=torch.float64, requires_grad=True)
+    output = network(image)
     layer = trace(network, (1, *shape)).layers[-1]
     assert layer.shape == output.shape
     for axis, field in enumerate(layer.fields):
@@ -35,7 +35,7 @@ def check_every_position(network: nn.Module, shape: Sequence[int]) -> None:
         assert len(field.intervals) == output.shape[2 + axis]
         for position in range(output.shape[2 + axis]):
             line = output.select(2 + axis, position).sum()
-            (gradient,) = torch.autograd.grad(line, picture, retain_graph=True)
+            (gradient,) = torch.autograd.grad(line, image, retain_graph=True)
             first, last = field.of(position)
             assert seen(gradient, axis) == ((first, last) if first <= last else None), (axis, position)
 
@@ -125,11 +125,11 @@ def test_fields_in_real_networks_are_where_gradients_are(
     chosen = random.sample(spatial, min(len(spatial), large_count(6, 60)))
     for layer in chosen:
         modules[layer.name].register_forward_hook(lambda _, __, output, key=layer.name: outputs.update({key: output}))
-    picture = torch.rand(1, model.channels, size, size, dtype=torch.float64, requires_grad=True)
-    network(picture)
+    image = torch.rand(1, model.channels, size, size, dtype=torch.float64, requires_grad=True)
+    network(image)
     for layer in chosen:
         row, column = (random.randrange(length) for length in layer.shape[2:])
-        (gradient,) = torch.autograd.grad(outputs[layer.name][0, :, row, column].sum(), picture, retain_graph=True)
+        (gradient,) = torch.autograd.grad(outputs[layer.name][0, :, row, column].sum(), image, retain_graph=True)
         vertical, horizontal = (
             field.of(at if len(field.intervals) > 1 else 0)
             for field, at in zip(layer.fields, (row, column), strict=True)

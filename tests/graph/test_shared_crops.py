@@ -1,4 +1,4 @@
-"""Networks on many windows of a picture, held against the same networks on one crop after the other."""
+"""Networks on many windows of an image, compared with the same networks on single crops."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -35,60 +35,60 @@ def without_padding(network: nn.Module) -> nn.Module:
     return network
 
 
-def crops(picture: Tensor, parts: SharedCrops, places: Ints) -> Iterator[Tensor]:
-    """What `parts` computes for `places`, cut from the picture."""
+def crops(image: Tensor, parts: SharedCrops, places: Ints) -> Iterator[Tensor]:
+    """What `parts` computes for `places`, cut from the image."""
     for y, x in (places * parts.stride).tolist():
-        yield picture[:, :, y : y + parts.window[0], x : x + parts.window[1]]
+        yield image[:, :, y : y + parts.window[0], x : x + parts.window[1]]
 
 
 @pytest.mark.parametrize("name", SIZES)
 @torch.inference_mode()
-def test_a_picture_of_the_right_size_is_one_window(built: Built, name: str) -> None:
+def test_an_image_of_the_input_size_is_one_window(built: Built, name: str) -> None:
     network, channels = built(name, SIZES[name])
     before = copy.deepcopy(network.state_dict())
     parts = share_crops(network, (1, channels, SIZES[name], SIZES[name]))
-    picture = torch.rand(1, channels, SIZES[name], SIZES[name], generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(parts(picture, np.zeros((1, 2), int)), network(picture), rtol=1e-5, atol=1e-5)
+    image = torch.rand(1, channels, SIZES[name], SIZES[name], generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(parts(image, np.zeros((1, 2), int)), network(image), rtol=1e-5, atol=1e-5)
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
 
 
 # At sizes after which the pools have no pixel left over: crops then see what windows see.
 @pytest.mark.parametrize(("name", "size"), [("lenet5", 32), ("mlp", 28), ("alexnet_owt", 195)])
 @torch.inference_mode()
-def test_without_padding_windows_are_crops(built: Built, name: str, size: int) -> None:
+def test_without_padding_windows_equal_crops(built: Built, name: str, size: int) -> None:
     network, channels = built(name, size)
     parts = share_crops(without_padding(network), (1, channels, size, size))
-    picture = torch.rand(1, channels, size + 70, size + 50, generator=torch.Generator().manual_seed(1))
+    image = torch.rand(1, channels, size + 70, size + 50, generator=torch.Generator().manual_seed(1))
     most = (torch.tensor([70, 50]) // torch.tensor(parts.stride)).tolist()
     places = np.random.default_rng(0).integers(0, most, (40, 2), endpoint=True)
-    expected = torch.cat([network(crop) for crop in crops(picture, parts, places)])
-    torch.testing.assert_close(parts(picture, places), expected, rtol=1e-4, atol=1e-6)
+    expected = torch.cat([network(crop) for crop in crops(image, parts, places)])
+    torch.testing.assert_close(parts(image, places), expected, rtol=1e-4, atol=1e-6)
     assert expected.std(0).min() > 0
     # All but the dense layers has been shared.
     assert name == "mlp" or not any(isinstance(module, nn.Conv2d) for module in parts.rest.modules())
 
 
 @torch.inference_mode()
-def test_with_padding_windows_are_nearer_to_crops_than_what_is_shared_entirely(
+def test_with_padding_shared_crops_are_closer_than_fully_convolutional(
     built: Built, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, channels = built("resnet18", 96)
     shape = (1, channels, 96, 96)
-    picture = torch.rand(1, channels, 224, 192, generator=torch.Generator().manual_seed(1))
+    image = torch.rand(1, channels, 224, 192, generator=torch.Generator().manual_seed(1))
     some = share_crops(network, shape)
     assert 0.2 < some.share <= MAX_RECOMPUTED_SHARE
     monkeypatch.setattr("svertka.graph.shared_crops.MAX_RECOMPUTED_SHARE", 0.01)
     few = share_crops(network, shape)
     assert few.share <= 0.01
     places = np.stack(np.meshgrid(range(5), range(4), indexing="ij"), -1).reshape(-1, 2) * 32
-    expected = torch.cat([network(crop) for crop in crops(picture, some, places // some.stride)])
-    errors = [float((parts(picture, places // parts.stride) - expected).square().mean()) for parts in (some, few)]
+    expected = torch.cat([network(crop) for crop in crops(image, some, places // some.stride)])
+    errors = [float((parts(image, places // parts.stride) - expected).square().mean()) for parts in (some, few)]
     assert errors[0] < errors[1] / 2
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18"])
 @torch.inference_mode()
-def test_what_is_below_a_head_is_cut_where_all_of_it_is(built: Built, name: str) -> None:
+def test_a_prefix_is_cut_where_the_whole_network_is(built: Built, name: str) -> None:
     network, channels = built(name, SIZES[name])
     shape = (1, channels, SIZES[name], SIZES[name])
     parts = share_crops(network, shape)
@@ -96,10 +96,10 @@ def test_what_is_below_a_head_is_cut_where_all_of_it_is(built: Built, name: str)
     assert halves.prefix is not None
     below = share_crops(halves.prefix, shape, parts.place)
     assert (below.stride, below.shape) == (parts.stride, parts.shape)
-    picture = torch.rand(1, channels, SIZES[name] + 64, SIZES[name] + 32, generator=torch.Generator().manual_seed(1))
+    image = torch.rand(1, channels, SIZES[name] + 64, SIZES[name] + 32, generator=torch.Generator().manual_seed(1))
     places = np.array([(0, 0), (1, 2), (2, 1)])
-    scores = halves.rest(below(picture, places))
-    torch.testing.assert_close(scores, parts(picture, places), rtol=1e-5, atol=1e-5)
+    scores = halves.rest(below(image, places))
+    torch.testing.assert_close(scores, parts(image, places), rtol=1e-5, atol=1e-5)
 
 
 def test_a_larger_head_changes_nothing(built: Built) -> None:
@@ -111,7 +111,7 @@ def test_a_larger_head_changes_nothing(built: Built) -> None:
 
 
 @torch.inference_mode()
-def test_what_sees_all_of_a_map_sees_all_of_a_window() -> None:
+def test_global_layers_see_the_whole_window() -> None:
     class Excited(nn.Module):
         """Scales its maps by what they are in the mean."""
 
@@ -120,14 +120,14 @@ def test_what_sees_all_of_a_map_sees_all_of_a_window() -> None:
             self.body, self.mean = nn.Conv2d(3, 8, 5, stride=2), nn.AdaptiveAvgPool2d(1)
             self.flat, self.head = nn.Flatten(), nn.Linear(8, 4)
 
-        def forward(self, pictures: Tensor) -> Tensor:
-            maps = self.body(pictures)
+        def forward(self, images: Tensor) -> Tensor:
+            maps = self.body(images)
             scores: Tensor = self.head(self.flat(self.mean((maps * self.mean(maps)).relu())))
             return scores
 
     torch.manual_seed(0)
-    network, picture = Excited(), torch.rand(1, 3, 60, 50)
+    network, image = Excited(), torch.rand(1, 3, 60, 50)
     parts = share_crops(network, (1, 3, 31, 31))
     places = np.array([(0, 0), (3, 9), (14, 2)])
-    expected = torch.cat([network(crop) for crop in crops(picture, parts, places)])
-    torch.testing.assert_close(parts(picture, places), expected, rtol=1e-5, atol=1e-6)
+    expected = torch.cat([network(crop) for crop in crops(image, parts, places)])
+    torch.testing.assert_close(parts(image, places), expected, rtol=1e-5, atol=1e-6)

@@ -42,14 +42,14 @@ def test_multiply_adds_grow_with_the_batch_and_fall_with_groups():
     assert count_network(network, (5, 8, 6, 6)).multiply_adds == 5 * 4 * 4 * 8 * 2 * 9
 
 
-def test_frozen_parameters_are_counted_apart():
+def test_frozen_parameters_are_counted_separately():
     network = MODELS["resnet20"].build()
     network.conv1.requires_grad_(False)
     counted = count_network(network, (1, 3, 32, 32))
     assert counted.parameters - counted.trainable == 432
 
 
-def test_the_network_stays_as_it_was():
+def test_the_network_is_not_changed():
     network = MODELS["resnet20"].build().train()
     network.layer1.eval()
     before = copy.deepcopy(network)
@@ -186,7 +186,7 @@ def test_fields_are_those_of_the_literature(build, layer, extent):
     assert [(field.extent, field.grid.jump) for field in layers[layer].fields] == [(extent, 32)] * 2
 
 
-def test_what_trains_only_is_not_in_the_trace():
+def test_layers_that_only_train_are_not_traced():
     model = find_model("googlenet")
     with torch.device("meta"):
         network = model.build()
@@ -209,7 +209,7 @@ class Failing(nn.Module):
         return inputs
 
 
-def test_what_cannot_be_traced_is_said_and_stays_as_it_was():
+def test_an_untraceable_network_raises_and_is_not_changed():
     network = Failing().train()
     watched = []
     network.conv.register_forward_hook(lambda *_: watched.append(1))
@@ -230,12 +230,12 @@ def test_what_cannot_be_traced_is_said_and_stays_as_it_was():
 
 
 @pytest.mark.parametrize("shape", [(10**9, 3, 10**6, 10**6), (-1, 3, 4, 4)])
-def test_shapes_that_no_tensor_has_are_refused(shape):
+def test_impossible_shapes_are_rejected(shape):
     with pytest.raises(UsageError, match="is no shape of an input"):
         trace(nn.Conv2d(3, 2, 1), shape)
 
 
-def test_a_function_that_is_many_operations_is_one_layer():
+def test_a_composite_function_is_one_layer():
     class Attending(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -257,7 +257,7 @@ def test_a_function_that_is_many_operations_is_one_layer():
 
 
 @pytest.mark.parametrize("size", [(4, 4), (4,)])
-def test_other_inputs_than_pictures(size):
+def test_inputs_that_are_not_images(size):
     network = nn.Conv1d(2, 3, kernel_size=3) if len(size) == 1 else nn.Conv2d(2, 3, kernel_size=3)
     (layer,) = trace(network.double(), (2, 2, *size)).layers
     assert layer.name == layer.kind == type(network).__name__

@@ -11,12 +11,13 @@ from svertka.compiler.network_copy import dtype_hint
 from svertka.compiler.output_structure import find_tensors
 from svertka.errors import UsageError
 
-# Of the largest value; networks of the zoo stay below 1e-5 in float32. A network that is further off by much is one in
-# which rounding grows: it may be so many times as far from float64 as PyTorch's own float32 is.
-# A channel is held against its own largest value where that is more than so much of the whole.
-TOLERANCE, TIMES, LEAST = 1e-3, 5, 0.02
-# In bfloat16: the root mean square of the error over that of the values, and the share of images whose class of the
-# largest score is another one.
+# Largest float32 error relative to the largest value; the built-in models stay below 1e-5.
+TOLERANCE = 1e-3
+# A network that amplifies rounding may be this many times as far from float64 as PyTorch's float32 is.
+TIMES = 5
+# The scale of a channel's error is at least this fraction of the largest value of all channels.
+LEAST = 0.02
+# In bfloat16: root mean square error relative to that of the values, and fraction of images with another class.
 BF16_TOLERANCE, BF16_OTHER_CLASSES = 0.1, 0.01
 
 
@@ -36,22 +37,22 @@ def measure_error(
         UsageError: the error is too large, or the original cannot run.
     """
     name, worst = type(original).__name__, 0.0
-    for pictures in (len(example), *sorted(sizes - {len(example)})):
-        x = example.clone() if pictures == len(example) else make_similar_batch(example, pictures)
+    for batch_size in (len(example), *sorted(sizes - {len(example)})):
+        x = example.clone() if batch_size == len(example) else make_similar_batch(example, batch_size)
         try:
             expected = list(find_tensors(original(x.clone())))
         except Exception as reason:
-            raise UsageError(_describe_failure(original, pictures, reason)) from reason
+            raise UsageError(_describe_failure(original, batch_size, reason)) from reason
         ours = list(find_tensors(optimized(x)))
         _check_same_kinds(name, ours, expected)
         for number, (a, b) in enumerate(zip(ours, expected, strict=True)):
             error = max_error(a, b)
             if bf16:
-                _check_bf16_error(name, a, b, scores=pictures == len(example) and len(expected) == 1)
+                _check_bf16_error(name, a, b, scores=batch_size == len(example) and len(expected) == 1)
             elif not (of_channel := channel_error(a, b)) <= TOLERANCE and not _only_rounds(original, x, number, a, b):
                 raise UsageError(
                     f"optimized, {name} gives something else on the example: the largest difference is "
-                    f"{of_channel:.1e} of the largest value of its channel for {pictures} pictures, more than "
+                    f"{of_channel:.1e} of the largest value of its channel for {batch_size} images, more than "
                     f"{TOLERANCE:.0e}; run the network as it is"
                 )
             worst = max(worst, error)
@@ -62,15 +63,15 @@ def _only_rounds(original: nn.Module, x: Tensor, number: int, ours: Tensor, thei
     """Whether output `number` is nearly as close to `original` in float64 as PyTorch's float32 is."""
     try:
         exact = list(find_tensors(copy.deepcopy(original).double()(x.double())))[number]
-    except Exception:  # some of it is for float32 alone
+    except Exception:  # the network may only support float32
         return False
     return channel_error(ours, exact) <= TIMES * channel_error(theirs, exact) < torch.inf
 
 
-def make_similar_batch(example: Tensor, pictures: int) -> Tensor:
-    """Return `pictures` distinct images with the statistics of `example`."""
-    chosen = example[torch.arange(pictures, device="cpu") % len(example)].clone()
-    generator = torch.Generator().manual_seed(pictures)
+def make_similar_batch(example: Tensor, batch_size: int) -> Tensor:
+    """Return `batch_size` distinct images with the statistics of `example`."""
+    chosen = example[torch.arange(batch_size, device="cpu") % len(example)].clone()
+    generator = torch.Generator().manual_seed(batch_size)
     spread = float(chosen.std()) if chosen.numel() > 1 else 0.0
     noise = torch.randn(chosen.shape, generator=generator, dtype=torch.float32, device="cpu")
     return chosen + noise * (0.5 * spread or 1.0)
@@ -141,11 +142,11 @@ def suggest_fix(original: nn.Module, example: Tensor) -> str:
     """Return what to do about `original`, whose capture failed, as the end of an error message."""
     try:
         original(example.clone())
-    except Exception:  # networks raise whatever they like
+    except Exception:  # a network may raise anything
         return dtype_hint(original) or "; it cannot run as it is either: use an example such that network(example) runs"
     return "; write that part with operations of PyTorch on tensors, or optimize the parts before and after"
 
 
-def _describe_failure(network: nn.Module, pictures: int, error: Exception) -> str:
+def _describe_failure(network: nn.Module, batch_size: int, error: Exception) -> str:
     reason = str(error).strip().split("\n")[0]
-    return f"{type(network).__name__} cannot run on {pictures} float32 pictures itself: {reason}{dtype_hint(network)}"
+    return f"{type(network).__name__} cannot run on {batch_size} float32 images itself: {reason}{dtype_hint(network)}"

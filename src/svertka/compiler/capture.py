@@ -23,14 +23,15 @@ from svertka.compiler.output_structure import OutputStructure
 from svertka.compiler.view_writes import View, describe_view
 from svertka.errors import SvertkaError, UsageError
 from svertka.graph.op_recorder import run_on_meta
+from svertka.graph.trace_errors import THE_NETWORK, cannot_be_traced
 
 VIEWS = {"view.default", "_unsafe_view.default"}
 READS_MEMORY = {"as_strided", "as_strided_", "as_strided_copy", "set_", "data_ptr", "resize_", "resize_as_", "resize"}
 READS_VALUES = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "unique_dim", "masked_select"}
-COPIES = {"contiguous.default", "clone.default"}  # as values the same; made for some batch sizes only
+COPIES = {"contiguous.default", "clone.default"}  # they return equal values, and may occur for some batch sizes only
 COMPARE = {"gt", "ge", "lt", "le", "eq", "ne", "logical_not", "logical_and", "logical_or", "logical_xor"}
 DEPENDS_ON_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-FROM_NUMBERS = {torch.tensor, torch.as_tensor, torch.asarray}  # tensors of numbers that Python has
+FROM_NUMBERS = {torch.tensor, torch.as_tensor, torch.asarray}  # functions that make tensors of Python numbers
 
 
 class CaptureRunError(UsageError):
@@ -71,26 +72,26 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.shapes: dict[int, Shape] = {}
         self.dtypes: dict[int, torch.dtype] = {}
         self.constants = dict(constants)
-        self.own: dict[str, Tensor] = {}  # tensors that no module holds, by the names that they get here
+        self.own: dict[str, Tensor] = {}  # tensors outside of modules, by names assigned here
         self._around: list[str] = []
         self._numbers: dict[int, Value | Constant] = {}  # by the id of a tensor
-        self._kept: list[Tensor] = []  # so that no other tensor gets their id
-        self._in_memory: dict[int, set[int]] = {}  # ids of tensors by where they lie
-        self._stale: dict[int, str] = {}  # ids of tensors that were written into through others, and by whom
-        self._views: dict[int, View] = {}  # how tensors lie in others, by their ids
-        self._placeholders: dict[int, Tensor] = {}  # of tensors with values, by their id
-        self._made: dict[int, Operation] = {}  # what gave each value
-        self._of_images = {0}  # values that are computed from the input
-        self._values: dict[int, Tensor] = {}  # of values that do not, where they decide something
+        self._kept: list[Tensor] = []  # keeps ids unique
+        self._in_memory: dict[int, set[int]] = {}  # ids of tensors by storage
+        self._stale: dict[int, str] = {}  # id of a tensor modified through another -> module that did it
+        self._views: dict[int, View] = {}  # id of a tensor -> how it is a view
+        self._placeholders: dict[int, Tensor] = {}  # id of a tensor with values -> meta tensor
+        self._made: dict[int, Operation] = {}  # value -> operation that computed it
+        self._of_images = {0}  # values computed from the input
+        self._values: dict[int, Tensor] = {}  # tensors of values that do not depend on images, computed on demand
         self._looked_at: set[str] = set()
         self._earlier = earlier
         self._originals = {id(tensor): name for name, tensor in constants.items()}
         for name, tensor in named:
             self._numbers[id(tensor)] = Constant(name)
             self._register_memory(tensor)
-        picture = torch.empty(shape, device="meta", dtype=torch.float32)
-        self._add_value(picture)
-        output = self._run(network, twin, picture)
+        image = torch.empty(shape, device="meta", dtype=torch.float32)
+        self._add_value(image)
+        output = self._run(network, twin, image)
         self.output = OutputStructure.of(output, lambda leaf: self._to_symbol(self._placeholder(leaf)))
         self.recording = CapturedGraph(
             tuple(self.operations),
@@ -102,15 +103,15 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             frozenset(self._looked_at),
         )
 
-    def _run(self, network: nn.Module, twin: nn.Module, picture: Tensor) -> Any:
+    def _run(self, network: nn.Module, twin: nn.Module, image: Tensor) -> Any:
         handles = []
         for path, module in twin.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+            if isinstance(module, torch.jit.ScriptModule):  # does not accept hooks
                 continue
             handles.append(module.register_forward_pre_hook(self._make_enter_hook(path), prepend=True))
             handles.append(module.register_forward_hook(self._leave))
         try:
-            # TorchScript would do something else from the second run on.
+            # Otherwise TorchScript runs other operations from its second run on.
             with (
                 torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
                 torch.inference_mode(),
@@ -118,16 +119,12 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 _KeepNumbers(),
                 self,
             ):
-                return twin(picture)
+                return twin(image)
         except SvertkaError:
             raise
         except Exception as error:
-            reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
             where = self._around[-1] if self._around else ""
-            raise CaptureRunError(
-                f"{type(network).__name__} cannot be followed with an input of {'×'.join(map(str, picture.shape))}; "
-                f"{where or 'the network itself'} says: {reason}"
-            ) from error
+            raise CaptureRunError(cannot_be_traced(network, tuple(image.shape), error, where)) from error
         finally:
             for handle in handles:
                 handle.remove()
@@ -152,19 +149,17 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def _place(self) -> str:
-        return (self._around[-1] if self._around else "") or "the network itself"
+        return (self._around[-1] if self._around else "") or THE_NETWORK
 
     def __torch_dispatch__(self, operation: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = operation.overloadpacket.__name__
         if operation.namespace != "aten":
             raise UsageError(
-                f"{self._place} calls {operation.namespace}::{name}, which optimized networks do not know; optimize "
+                f"{self._place} calls {operation.namespace}::{name}, which optimized networks do not support; optimize "
                 "the parts before and after"
             )
         if name in READS_MEMORY:
-            raise UsageError(
-                f"{self._place} reads memory as it lies ({name}), which can lie otherwise; reshape instead"
-            )
+            raise UsageError(f"{self._place} reads memory directly ({name}), whose layout may change; use reshape")
         schema = operation._schema.arguments
         given = dict(zip((argument.name for argument in schema), args, strict=False)) | (kwargs or {})
         given = {key: map_leaves(value, self._placeholder) for key, value in given.items()}
@@ -185,9 +180,9 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             operation_name = f"{name}.{operation._overloadname}"
             if any(argument.name == "device" for argument in schema) and not any(
                 isinstance(leaf, Value | Constant) for leaf in iter_leaves(arguments)
-            ):  # a new tensor: what it is must not depend on the defaults of the time when it is computed
+            ):  # a new tensor must not depend on later defaults of dtype and device
                 arguments |= {"device": torch.device("cpu"), "dtype": outputs[0].dtype}
-        if operation_name in VIEWS:  # of a map that lies in another order it may have to be a copy
+        if operation_name in VIEWS:  # a feature map in another memory order may need a copy
             operation_name, (x, size) = "reshape.default", arguments.values()
             arguments = {"self": x, "shape": size}
         if operation_name in COPIES and isinstance(arguments["self"], Value):
@@ -201,7 +196,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._record_views(given.get("self"), operation_name, arguments, outputs)
         elif _memory_layout(target) == before:
             self._write_back(target)
-        else:  # such as transpose_: of what it is a view, and what of it, is another matter now
+        else:  # such as transpose_, which changes the view itself
             self._forget_views(target)
         return result
 
@@ -217,7 +212,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             positional.append(given.get(argument.name, argument.default_value))
         named_only = {key: value for key, value in given.items() if key in named}
         tensors = [leaf for leaf in iter_leaves(given) if isinstance(leaf, Tensor)]
-        # PyTorch wants a view of a tensor from outside of inference mode to be such a tensor, too.
+        # A view of a tensor from outside inference mode must be created outside, too.
         with torch.inference_mode(not tensors or any(tensor.is_inference() for tensor in tensors)):
             return run_on_meta(operation, *positional, **named_only)
 
@@ -225,7 +220,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return the result of an operation that reads values, if it depends only on tensors of the network."""
         if any(isinstance(leaf, Value) and self.depends_on_images(leaf) for leaf in iter_leaves(arguments)):
             raise UsageError(
-                f"{self._place} decides by the values of a tensor ({name}), which can be different for each picture; "
+                f"{self._place} depends on the values of a tensor ({name}), which may differ for each image; "
                 "write that part of the network without it, or optimize the parts before and after"
             )
         results = self._compute(Operation(f"{name}.{operation._overloadname}", arguments, (), self._place))
@@ -246,7 +241,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if number not in needed and number not in self._values:
                 needed.add(number)
                 waiting += inputs_of(self._made[number])
-        for number in sorted(needed):  # each is made of earlier ones
+        for number in sorted(needed):  # each depends on earlier ones only
             made = self._made[number]
             if number not in self._values:
                 given = zip(made.results, made.run(value), strict=True)
@@ -262,8 +257,8 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         shares = [settings[key] for key in ("p", "dropout_p", "dropout") if key in settings]
         if not (False in trains or (shares and shares[0] == 0)):
             raise UsageError(
-                f"{self._place} draws random numbers ({name}), so that no two runs give the same; for dropout pass "
-                "training=self.training"
+                f"{self._place} draws random numbers ({name}), so that results differ from run to run; for dropout "
+                "pass training=self.training"
             )
 
     def _placeholder(self, leaf: Any) -> Any:
@@ -295,7 +290,10 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             or not hasattr(torch.ops.aten, packet)
             or (overload not in getattr(torch.ops.aten, packet).overloads())
         ):
-            raise UsageError(f"{self._place} writes into a tensor ({name}) in a way that cannot be followed")
+            raise UsageError(
+                f"{self._place} writes into a tensor ({name}) in a way that cannot be traced; "
+                "use an operation that returns a new tensor"
+            )
         return f"{packet}.{overload}"
 
     def _mark_stale(self, target: Tensor, name: str) -> None:
@@ -386,7 +384,7 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if id(leaf) in self._stale:
             raise UsageError(
                 f"{self._stale[id(leaf)]} writes into a part or another view of a tensor that is read later, which "
-                "cannot be followed; make a new tensor there, as torch.where and torch.cat do"
+                "cannot be traced; make a new tensor there, as torch.where and torch.cat do"
             )
         if id(leaf) in self._numbers:
             return self._numbers[id(leaf)]
@@ -397,17 +395,17 @@ class GraphCapture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = None if self._earlier is None else self._earlier._numbers.get(id(tensor))
         if self._earlier is None or made is None:
             raise UsageError(
-                f"{self._place} reads a tensor that was made in a way that cannot be followed, such as .data; write it "
+                f"{self._place} reads a tensor that was made in a way that cannot be traced, such as .data; write it "
                 "with operations of PyTorch, or make it a buffer"
             )
         if id(tensor) in self._earlier._stale:
             raise UsageError(
-                f"{self._place} reads a tensor that the run before has written into through another view of it, which "
-                "cannot be followed; make a new tensor there, as torch.where and torch.cat do"
+                f"{self._place} reads a tensor that the previous run modified through another view, which "
+                "cannot be traced; make a new tensor there, as torch.where and torch.cat do"
             )
         if isinstance(made, Value) and self._earlier.depends_on_images(made):
             raise UsageError(
-                f"{self._place} reads what the run before has computed from its images; an optimized network keeps "
+                f"{self._place} reads what the previous run computed from its images; an optimized network keeps "
                 "nothing from one run to the next"
             )
         left = made if isinstance(made, Constant) else Constant(f"left behind {made.number}")
@@ -422,7 +420,7 @@ def _memory_layout(tensor: Tensor) -> tuple[Any, ...]:
 
 def _reads_values(operation: Any, name: str, given: Mapping[str, Any]) -> bool:
     """Whether the size of the result, or a Python number, depends on the values of tensors."""
-    if name == "index":  # by numbers of rows it does not, by a mask it does
+    if name == "index":  # only a mask makes the result's size depend on values
         return any(isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in given["indices"])
     return name in READS_VALUES or bool(DEPENDS_ON_VALUES.intersection(operation.tags))
 

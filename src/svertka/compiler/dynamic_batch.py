@@ -18,7 +18,7 @@ CAPTURED_BATCH_SIZES = (
     2,
     3,
     5,
-)  # recorded with each: from the first two is told what depends on the batch, the third proves it
+)  # captured with each: the first two show what depends on the batch size, the third confirms it
 
 
 def capture_graph(network: nn.Module, shape: tuple[int, ...]) -> CapturedGraph:
@@ -40,9 +40,9 @@ class DynamicBatchCapture:
         self.network, self.shape, self.hooks = network, shape, hooks
         self.constants = dict(named_tensors(network))
 
-    def capture(self, pictures: int) -> CapturedGraph:
-        """Return the graph for any batch size; where batch sizes differ, for `pictures` images only."""
-        first = self._capture_runs(pictures, runs=3)
+    def capture(self, batch_size: int) -> CapturedGraph:
+        """Return the graph for any batch size; where batch sizes differ, for `batch_size` images only."""
+        first = self._capture_runs(batch_size, runs=3)
         whole = self._merge()
         return whole if whole is not None and _matches(whole, first) else first.recording
 
@@ -56,16 +56,16 @@ class DynamicBatchCapture:
         alone.constants |= {name: self.constants[name].detach().clone() for name in read}
         return BatchSizeCheck(alone, replace(recording, constants=own))
 
-    def _capture_runs(self, pictures: int, runs: int = 1) -> GraphCapture:
+    def _capture_runs(self, batch_size: int, runs: int = 1) -> GraphCapture:
         """Run one copy `runs` times and return the first capture; a later run must repeat the one before."""
         twin, named = copy_without_values(self.network, hooks=self.hooks)
-        constants, shape = self.constants, (pictures, *self.shape)
+        constants, shape = self.constants, (batch_size, *self.shape)
         tapes = [first := GraphCapture(self.network, twin, named, shape, constants)]
         for _ in range(1, runs):
             tapes.append(GraphCapture(self.network, twin, named, shape, constants, tapes[-1]))
             if _are_equal(
                 tapes[-1].operations, tapes[-2].operations
-            ):  # what is made once and kept differs the first time
+            ):  # caches filled in the first run make it different
                 return first
         if runs > 1:
             raise UsageError(
@@ -78,7 +78,7 @@ class DynamicBatchCapture:
         """Return the graph for any batch size; None if batch sizes lead to different graphs."""
         try:
             one, other, third = (self._capture_runs(batch) for batch in CAPTURED_BATCH_SIZES)
-        except UsageError:  # this network may want the number of pictures that it was given
+        except UsageError:  # the network may only work with the batch size of the example
             return None
         merged = _merge(one, other)
         return merged if merged is not None and _matches(merged, third) else None
@@ -91,15 +91,15 @@ class BatchSizeCheck:
         self._followed, self._recording = followed, recording
         self._known: dict[int, bool] = {}
 
-    def __call__(self, pictures: int) -> bool:
-        """Return whether it does for `pictures` images.
+    def __call__(self, batch_size: int) -> bool:
+        """Return whether it does for `batch_size` images.
 
         Raises:
             UsageError: the network cannot run on a batch of this size.
         """
-        if pictures not in self._known:
-            self._known[pictures] = _matches(self._recording, self._followed._capture_runs(pictures))
-        return self._known[pictures]
+        if batch_size not in self._known:
+            self._known[batch_size] = _matches(self._recording, self._followed._capture_runs(batch_size))
+        return self._known[batch_size]
 
 
 def _merge(one: GraphCapture, other: GraphCapture) -> CapturedGraph | None:
@@ -132,7 +132,7 @@ def _merge(one: GraphCapture, other: GraphCapture) -> CapturedGraph | None:
         output = OutputStructure(one.output.template, both(one.output.leaves, other.output.leaves))
     except _DifferentError:
         return None
-    return replace(one.recording, operations=tuple(operations), shapes=shapes, output=output, pictures=None)
+    return replace(one.recording, operations=tuple(operations), shapes=shapes, output=output, batch_size=None)
 
 
 class _DifferentError(Exception):

@@ -29,8 +29,8 @@ from svertka.compiler.shape_check import check_step_shapes
 from svertka.compiler.tiling import ChainTiling, TileStep, form_chains
 from svertka.conv import native
 
-ARENA, INPUT, OUTPUT = range(3)  # the memories of a run,
-OWN, BEFORE, AFTER, RESIDUALS = range(4)  # and of a part of a chain; further residuals follow
+ARENA, INPUT, OUTPUT = range(3)  # the memories of a run
+OWN, BEFORE, AFTER, RESIDUALS = range(4)  # the memories of a tile step; further residuals follow
 
 
 class MapLocation(NamedTuple):
@@ -61,12 +61,12 @@ class OperationCall:
 
 
 class ExecutionPlan:
-    """The steps of `fused` for batches of `pictures` images, with packed `weights` by name."""
+    """The steps of `fused` for batches of `batch_size` images, with packed `weights` by name."""
 
-    def __init__(self, fused: FusedNetwork, weights: Mapping[str, PackedWeights], pictures: int) -> None:
-        self.fused, self.weights, self.pictures = fused, weights, pictures
+    def __init__(self, fused: FusedNetwork, weights: Mapping[str, PackedWeights], batch_size: int) -> None:
+        self.fused, self.weights, self.batch_size = fused, weights, batch_size
         self.shapes = {
-            value: tuple(side.of(pictures) if isinstance(side, BatchDependentSize) else side for side in shape)
+            value: tuple(side.of(batch_size) if isinstance(side, BatchDependentSize) else side for side in shape)
             for value, shape in fused.shapes.items()
         }
         self._check_shapes()
@@ -81,7 +81,7 @@ class ExecutionPlan:
         elsewhere = {0, self.output, *(step.x for one in steps if isinstance(one, Chain) for step in one.steps[1:])}
         self.slots, self.size = assign_slots(steps, self.maps, self.inner, returned, elsewhere)
         self.program = native.kernels.Program()
-        # Steps of the program, first to last; between them operations, each with the values that nobody reads after it.
+        # Ranges of steps in the native program, and between them operations of PyTorch.
         self.parts: list[tuple[int, int] | OperationCall] = []
         last, begin = find_last_uses(steps, returned), 0
         for number, step in enumerate([*steps, None]):
@@ -94,7 +94,7 @@ class ExecutionPlan:
             if step is not None:
                 values = [*inputs_of(step), *results_of(step)]
                 self.parts.append(OperationCall(step, [value for value in values if last[value] <= number]))
-        self._arenas: list[Tensor] = []  # not in use; a call takes one, so that threads do not meet in it
+        self._arenas: list[Tensor] = []  # unused; each call takes one, so threads do not share it
 
     def _check_shapes(self) -> None:
         weights = {name: packed.shape for name, packed in self.weights.items()}
@@ -118,7 +118,7 @@ class ExecutionPlan:
             if isinstance(leaf, Constant):
                 return self.fused.tensors[leaf.name]
             if isinstance(leaf, BatchDependentSize):
-                return leaf.of(self.pictures)
+                return leaf.of(self.batch_size)
             if not isinstance(leaf, Value):
                 return leaf
             return values[leaf.number] if leaf.number in values else self._view(leaf.number, arena)
@@ -264,8 +264,8 @@ class ExecutionPlan:
     def _add_chain(self, chain: Chain) -> None:
         steps = chain.steps
         maps = [*(self.maps[step.x] for step in steps), self.maps[chain.result]]
-        pictures, height = maps[-1].batch, maps[-1].height
-        segments = min(-(-torch.get_num_threads() // pictures), height)
+        batch_size, height = maps[-1].batch, maps[-1].height
+        segments = min(-(-torch.get_num_threads() // batch_size), height)
         bands = ChainTiling(chain, maps, [self.weights[step.weight].shape[2] for step in steps], segments)
         programs = []
         for segment in bands.segments:
@@ -276,7 +276,7 @@ class ExecutionPlan:
         whole = [steps[0].x, chain.result, *_residuals(chain)]
         places = [(self._where(value), self.maps[value]) for value in whole]
         moving = [(where.place(), maps.height * maps.width * where.step) for where, maps in places]
-        self.program.add_parts(pictures, programs, bands.room, moving)
+        self.program.add_parts(batch_size, programs, bands.room, moving)
 
     def _add_part(self, program: "native.kernels.Program", bands: ChainTiling, part: TileStep) -> None:
         """Add a tile step to `program`, with locations in the memories of a thread."""

@@ -35,21 +35,21 @@ from svertka.compiler.output_structure import OutputStructure
 
 FLATTENS = {"flatten.using_ints", "reshape.default", "squeeze.dims"}
 PADS = {"pad.default", "constant_pad_nd.default"}
-# They give what they are given: in inference, or as values.
+# Operations that return their input in inference.
 NO_OPS = {"dropout.default", "feature_dropout.default", "alpha_dropout.default", "clone.default", "detach.default"}
 NO_OPS |= {"alias.default", "contiguous.default", "lift_fresh.default"}
 
 
 @dataclass(frozen=True)
 class FusedNetwork:
-    """The steps of a network, with their tensors and the output; `pictures` as in `CapturedGraph`."""
+    """The steps of a network, with their tensors and the output; `batch_size` as in `CapturedGraph`."""
 
     steps: tuple[Step, ...]
     shapes: Mapping[int, Shape]
     dtypes: Mapping[int, torch.dtype]
     tensors: Mapping[str, Tensor]
     output: OutputStructure
-    pictures: int | None = None
+    batch_size: int | None = None
 
 
 @torch.inference_mode()
@@ -70,9 +70,9 @@ class Assembly:
         self.shapes: Mapping[int, Any] = recording.shapes
         self.dtypes = recording.dtypes
         self.tensors: dict[str, Tensor] = {name: to_plain_tensor(one) for name, one in recording.constants.items()}
-        self.same: dict[int, Any] = {}  # values that are another value or a constant
-        self.steps: dict[int, Step] = {}  # by the (first) value that they give, in order
-        self.uses: Counter[int] = Counter()  # by operations and by the output
+        self.same: dict[int, Any] = {}  # value -> the value or constant that equals it
+        self.steps: dict[int, Step] = {}  # by their first result, in order
+        self.uses: Counter[int] = Counter()  # how often operations and the output read each value
 
     def resolve(self, leaf: Any) -> Any:
         """Return `leaf`, or the value or constant that it is an alias of."""
@@ -246,7 +246,7 @@ def _batch_norm(assembly: Assembly, given: Arguments) -> bool:
         return assembly.replace_step(
             before.result, assembly.scale_convolution(before, given.result, scale, shift), given.result
         )
-    # A scale and a shift for each channel are a convolution of each channel by itself.
+    # A scale and a shift per channel are a depthwise 1×1 convolution.
     names = f"{given.place}.scale.{given.result}", f"{given.place}.shift.{given.result}"
     assembly.add_tensor(names[0], scale[:, None, None, None])
     assembly.add_tensor(names[1], shift)
@@ -283,7 +283,7 @@ def _add(assembly: Assembly, given: Arguments) -> bool:
         return False
     if assembly.shapes[one.number] != assembly.shapes[other.number]:
         return False
-    # The one computed last, so that the other is there when it is.
+    # Fuse with the convolution computed last, when the other summand exists.
     order = list(assembly.steps)
     pairs = sorted(
         ((one, other), (other, one)), key=lambda pair: order.index(pair[0].number) if pair[0].number in order else -1
@@ -387,7 +387,7 @@ class Fusion(Assembly):
 
     def __init__(self, recording: CapturedGraph) -> None:
         super().__init__(recording)
-        self.pictures = recording.pictures
+        self.batch_size = recording.batch_size
         operations = []
         for operation in recording.operations:
             arguments = map_leaves(dict(operation.arguments), self.resolve)
@@ -415,7 +415,7 @@ class Fusion(Assembly):
             if isinstance(leaf, Constant)
         }
         tensors = {name: self.tensors[name] for name in sorted(names)}
-        return FusedNetwork(steps, self.shapes, self.dtypes, tensors, self._out(), self.pictures)
+        return FusedNetwork(steps, self.shapes, self.dtypes, tensors, self._out(), self.batch_size)
 
     def _out(self) -> OutputStructure:
         output: OutputStructure = self.output.map_leaves(self.resolve)
@@ -445,7 +445,7 @@ class Fusion(Assembly):
         if operation.name not in FLATTENS and any(
             isinstance(leaf, BatchDependentSize) for leaf in iter_leaves(operation.arguments)
         ):
-            return False  # kernels have the same settings for any number of pictures
+            return False  # kernels have the same settings for any batch size
         arguments = Arguments(operation, self)
         return arguments.x is not None and rule(self, arguments)
 

@@ -24,7 +24,7 @@ def to_plain_images(x: Any) -> Tensor:
         raise UsageError(f"images are a {kind}, whose memory kernels cannot read; give a plain torch.Tensor")
     if x.dim() != 4 or x.dtype != torch.float32 or x.device.type != "cpu":
         raise UsageError(
-            f"pictures are {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}; an optimized network "
+            f"images are {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}; an optimized network "
             f"takes (N, C, H, W) float32 on the CPU{_hint(x)}"
         )
     return x.detach().as_subclass(Tensor).resolve_neg()

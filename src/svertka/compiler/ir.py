@@ -15,7 +15,7 @@ from torch import Tensor
 
 Pair = tuple[int, int]
 UNBOUNDED = (-math.inf, math.inf)
-POOLINGS = "MAXIMUM", "MEAN", "PADDED_MEAN"  # as the kernels name them; the last one with the zeros around the pixels
+POOLINGS = "MAXIMUM", "MEAN", "PADDED_MEAN"  # native names; PADDED_MEAN counts padding
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class BatchDependentSize:
     each: int
     more: int
 
-    def of(self, pictures: int) -> int:
-        """Return the integer for a batch of `pictures` images."""
-        return self.each * pictures + self.more
+    def of(self, batch_size: int) -> int:
+        """Return the integer for a batch of `batch_size` images."""
+        return self.each * batch_size + self.more
 
 
 Shape = tuple[int | BatchDependentSize, ...]
@@ -87,7 +87,7 @@ class CapturedGraph:
         shapes, dtypes: of each value, by its number.
         constants: the network's tensors, by name.
         output: an `OutputStructure` with Value, Constant and BatchDependentSize as leaves.
-        pictures: the only batch size for which the graph is valid; None if it is valid for any.
+        batch_size: the only batch size for which the graph is valid; None if it is valid for any.
         looked_at: names of the constants whose values determined what was captured.
     """
 
@@ -96,7 +96,7 @@ class CapturedGraph:
     dtypes: Mapping[int, torch.dtype]
     constants: Mapping[str, Tensor]
     output: Any
-    pictures: int | None = None
+    batch_size: int | None = None
     looked_at: frozenset[str] = frozenset()
 
 

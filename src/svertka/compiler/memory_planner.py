@@ -8,7 +8,7 @@ import torch
 
 from svertka.compiler.ir import Chain, Concatenation, Operation, Step, find_overload, inputs_of, results_of
 
-ALIGNMENT = 64  # numbers: a multiple of every vector, and no two buffers in one cache line
+ALIGNMENT = 64  # numbers: a multiple of vector and cache line sizes
 
 
 @cache

@@ -111,7 +111,7 @@ def _copy_network(network: nn.Module, copies: dict[int, Any]) -> nn.Module:
             hooks.update({key: isolate_hook(hook, copies) for key, hook in hooks.items()})
     try:
         return twin.eval()
-    except NotImplementedError:  # an exported program is in inference already
+    except NotImplementedError:  # an exported program is always in inference mode
         return twin
 
 
@@ -120,7 +120,7 @@ def isolate_hook(hook: Callable[..., Any], copies: dict[int, Any]) -> Callable[.
     if isinstance(hook, functools.partial):
         return functools.partial(isolate_hook(hook.func, copies), *hook.args, **hook.keywords)
     if not isinstance(hook, types.FunctionType):
-        return hook  # an object or a method of one: it was copied with the network
+        return hook  # an object or its method was copied with the network
     stores = {
         name: _copy_store(hook.__globals__[name], copies)
         for name in hook.__code__.co_names
@@ -137,5 +137,5 @@ def _copy_store(value: Any, copies: dict[int, Any]) -> Any:
     """Return a deep copy of `value`; if that fails, a shallow copy of a container, or `value` itself."""
     try:
         return copy.deepcopy(value, copies)
-    except Exception:  # objects raise whatever they like when they are copied
+    except Exception:  # copying an object may raise anything
         return copy.copy(value) if isinstance(value, list | dict | set) else value

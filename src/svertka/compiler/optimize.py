@@ -24,10 +24,10 @@ from svertka.conv import native
 from svertka.errors import UsageError
 from svertka.files import given_path
 
-MIN_NUM_IMAGES = 64  # pictures that are worth the second that it takes
-MAX_PLANS = 8  # for as many numbers of pictures memory is kept
-CHECKED_BATCH_SIZES = 1, 3, 2  # batch sizes that are compared beside the example's, until there are three
-SAVED_BATCH_SIZES = 0, 1, 7, 16, 33, 100, 256, 1000  # batch sizes that are followed before a network is saved for any
+MIN_NUM_IMAGES = 64  # fewer do not justify the second that optimizing takes
+MAX_PLANS = 8  # batch sizes for which memory is kept
+CHECKED_BATCH_SIZES = 1, 3, 2  # compared beside the example's, until there are three
+SAVED_BATCH_SIZES = 0, 1, 7, 16, 33, 100, 256, 1000  # checked before a network is saved for any batch size
 
 
 def optimize(
@@ -88,7 +88,7 @@ def optimize(
     try:
         steps = separate_shared_weights(fuse(recording))
         optimized = Optimized(convert_weights(steps, precision, dense), info, repeats)
-    except (RuntimeError, MemoryError) as reason:  # of PyTorch's operations on what depends on no image
+    except (RuntimeError, MemoryError) as reason:  # from operations on constants
         raise UsageError(f"{type(network).__name__} cannot be optimized: {' '.join(str(reason).split())}") from reason
     sizes = optimized.select_check_sizes(len(example))
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
@@ -107,7 +107,7 @@ def _capture(network: nn.Module, shape: tuple[int, ...]) -> tuple[CapturedGraph,
         if not any(module._forward_hooks for module in network.modules()):
             raise
         recording = (followed := DynamicBatchCapture(network, shape[1:], hooks=False)).capture(shape[0])
-    return recording, followed.make_batch_size_check(recording)  # whether hooks changed anything, the check tells
+    return recording, followed.make_batch_size_check(recording)  # the accuracy check detects effects of hooks
 
 
 def _check_example(example: Tensor) -> None:
@@ -122,14 +122,14 @@ def _check_example(example: Tensor) -> None:
         )
 
 
-def optimize_if_worthwhile(network: nn.Module, shape: tuple[int, ...], pictures: int) -> nn.Module:
-    """Return `network` optimized if `pictures` images of `shape`, (C, H, W), justify it, otherwise `network`.
+def optimize_if_worthwhile(network: nn.Module, shape: tuple[int, ...], num_images: int) -> nn.Module:
+    """Return `network` optimized if `num_images` images of `shape`, (C, H, W), justify it, otherwise `network`.
 
     `network` itself is returned if it is not float32 on the CPU, if there are no kernels, or if it cannot be captured.
     """
     tensors = [*network.parameters(), *network.buffers()]
     here = all(one.device.type == "cpu" and one.dtype in (torch.float32, torch.int64) for one in tensors)
-    if pictures < MIN_NUM_IMAGES or isinstance(network, Optimized) or native.why_not() or not here:
+    if num_images < MIN_NUM_IMAGES or isinstance(network, Optimized) or native.why_not() or not here:
         return network
     try:
         return optimize(network, torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)))
@@ -157,12 +157,12 @@ class Optimized(nn.Module):
                 name: PackedWeights.of(step, steps.tensors[name], dense=is_dense(steps, step), strict=info.strict)
                 for name, step in weights.items()
             }
-        # Copies, since the network may go on learning; not of inference mode, whoever optimizes.
+        # Copies, because the network may be trained further; never inference tensors.
         with torch.inference_mode(False), torch.no_grad():
             tensors = {name: one.clone() for name, one in steps.tensors.items() if name not in self._packed}
         self._steps = dataclasses.replace(steps, tensors=tensors)
         self._repeats = repeats
-        self._same = {*CAPTURED_BATCH_SIZES, info.example[0]}  # batch sizes that were recorded
+        self._same = {*CAPTURED_BATCH_SIZES, info.example[0]}  # batch sizes that were captured
         self._plans: dict[int, ExecutionPlan] = {}
         self._lock = threading.Lock()
         self.eval()
@@ -194,12 +194,12 @@ class Optimized(nn.Module):
             )
         return self
 
-    def select_check_sizes(self, pictures: int) -> set[int]:
-        """Return `pictures` and up to two other batch sizes that the network can run."""
-        if self._steps.pictures is not None:
-            return {pictures}
-        others = [size for size in CHECKED_BATCH_SIZES if size != pictures]
-        return {pictures, *[size for size in others if self._supports_batch_size(size)][:2]}
+    def select_check_sizes(self, batch_size: int) -> set[int]:
+        """Return `batch_size` and up to two other batch sizes that the network can run."""
+        if self._steps.batch_size is not None:
+            return {batch_size}
+        others = [size for size in CHECKED_BATCH_SIZES if size != batch_size]
+        return {batch_size, *[size for size in others if self._supports_batch_size(size)][:2]}
 
     def forward(self, x: Tensor) -> Any:
         """Return what the network returns for `x`, without gradients.
@@ -220,7 +220,7 @@ class Optimized(nn.Module):
             return self._run_traced(x)
         x = to_plain_images(x)
         self._check_batch(x)
-        # Memory that is used again and again must not be of inference mode, whoever calls first.
+        # The memory is reused by all callers, so it must not consist of inference tensors.
         try:
             with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
                 if not self._packed or len(x) == 0:
@@ -228,7 +228,7 @@ class Optimized(nn.Module):
                 return self._plan(len(x)).run(x.contiguous(memory_format=torch.channels_last))
         except (RuntimeError, ValueError, MemoryError, IndexError) as error:
             reason = " ".join(str(error).split())
-            raise UsageError(f"this network cannot run on {len(x)} pictures: {reason}") from error
+            raise UsageError(f"this network cannot run on {len(x)} images: {reason}") from error
 
     _run._torchdynamo_disable = True  # type: ignore[attr-defined]  # as torch.compiler.disable, without its import
 
@@ -261,7 +261,7 @@ class Optimized(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         alone = {"info": self._info_for_saving(), "_plans": {}, "_repeats": None, "_lock": None}
-        return {**self.__dict__, **alone}  # plans hold addresses
+        return {**self.__dict__, **alone}  # plans contain memory addresses
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -273,30 +273,30 @@ class Optimized(nn.Module):
         return new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self.__copy__()  # nothing in it changes but what was just made anew
+        return self.__copy__()  # all other attributes are immutable
 
     def _check_batch(self, x: Tensor) -> None:
         if x.shape[1:] != self.info.example[1:]:
             sizes = ["×".join(map(str, shape[1:])) for shape in (x.shape, self.info.example)]
             raise UsageError(
-                f"the pictures are {sizes[0]} and this network was optimized for {sizes[1]}; optimize it with an "
+                f"the images are {sizes[0]} and this network was optimized for {sizes[1]}; optimize it with an "
                 "example of this size"
             )
-        wanted = self._steps.pictures
+        wanted = self._steps.batch_size
         if len(x) < self.info.least or not (self._supports_batch_size(len(x)) if wanted is None else len(x) == wanted):
             made = "does something else" if wanted is None else f"was optimized for {wanted} at a time"
             raise UsageError(
-                f"the batch has {len(x)} pictures, and this network {made}; optimize it with an example of {len(x)} "
-                "pictures"
+                f"the batch has {len(x)} images, and this network {made}; optimize it with an example of {len(x)} "
+                "images"
             )
 
-    def _supports_batch_size(self, pictures: int) -> bool:
+    def _supports_batch_size(self, batch_size: int) -> bool:
         """Whether the network computes the captured graph for batches of this size.
 
         Raises:
             UsageError: it cannot run on batches of this size.
         """
-        return self._repeats is None or pictures in self._same or self._repeats(pictures)
+        return self._repeats is None or batch_size in self._same or self._repeats(batch_size)
 
     def _run_traced(self, x: Tensor) -> Any:
         """Run PyTorch's operations, for callers that trace or transform them."""
@@ -311,15 +311,15 @@ class Optimized(nn.Module):
         """Return the weights called `name`, (O, C / groups, kh, kw)."""
         return self._packed[name].unpack() if name in self._packed else self._steps.tensors[name]
 
-    def _plan(self, pictures: int) -> ExecutionPlan:
+    def _plan(self, batch_size: int) -> ExecutionPlan:
         with self._lock:
-            plan = self._plans.get(pictures)
+            plan = self._plans.get(batch_size)
         if plan is None:
-            plan = ExecutionPlan(self._steps, self._packed, pictures)
+            plan = ExecutionPlan(self._steps, self._packed, batch_size)
             with self._lock:
                 while len(self._plans) >= MAX_PLANS:
                     self._plans.pop(next(iter(self._plans)))
-                self._plans[pictures] = plan
+                self._plans[batch_size] = plan
         return plan
 
     def _info_for_saving(self) -> OptimizedInfo:
@@ -328,18 +328,18 @@ class Optimized(nn.Module):
         Raises:
             UsageError: the original computes something else for some larger batches.
         """
-        if self._repeats is None or self._steps.pictures is not None:
+        if self._repeats is None or self._steps.batch_size is not None:
             return self.info
         others = [size for size in SAVED_BATCH_SIZES if not self._can_run(size)]
         if max(others, default=0) > 1:
             raise UsageError(
-                f"this network does something else for {max(others)} pictures than for {self.info.example[0]}, which "
+                f"this network does something else for {max(others)} images than for {self.info.example[0]}, which "
                 "a file or pickle cannot tell; keep the network itself and optimize it where it runs"
             )
         return dataclasses.replace(self.info, least=max(others, default=-1) + 1)
 
-    def _can_run(self, pictures: int) -> bool:
+    def _can_run(self, batch_size: int) -> bool:
         try:
-            return self._supports_batch_size(pictures)
+            return self._supports_batch_size(batch_size)
         except UsageError:
             return False

@@ -87,7 +87,7 @@ def _rebuild(structure: Any, leaf: Callable[[Any], Any]) -> Any:
         return new
     if dataclasses.is_dataclass(structure) and not isinstance(structure, (type, Value, BatchDependentSize)):
         new = copy.copy(structure)
-        for field in dataclasses.fields(structure):  # not through __init__, which may check or compute
+        for field in dataclasses.fields(structure):  # bypass __init__, which may have side effects
             if hasattr(structure, field.name):
                 object.__setattr__(new, field.name, _rebuild(getattr(structure, field.name), leaf))
         return new

@@ -11,10 +11,10 @@ from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.ir import Constant, FusedConvolution, Operation, iter_leaves
 from svertka.conv import native
 
-MIN_WINOGRAD_CHANNELS = 16  # with fewer, to transform tiles takes longer than what it saves
-MAX_FLOAT32_INPUTS = 4  # inputs; kernels read pictures of no more in place, with weights of float32
+MIN_WINOGRAD_CHANNELS = 16  # with fewer, transforming tiles costs more than it saves
+MAX_FLOAT32_INPUTS = 4  # kernels read images of so few channels in place, with float32 weights
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of weights, by the name of a precision
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of weights, by precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class PackedWeights:
         narrow = weight.dtype == torch.bfloat16
         kernel = "direct" if dense else select_kernel(step, shape, strict=strict)
         if kernel in ("depthwise", "grouped"):
-            # float32: a file may have been written where other kernels compute these groups, in bfloat16
+            # a file from another CPU may have bfloat16 weights here
             return cls(kernel, shape, groups, weight.float().permute(2, 3, 1, 0).contiguous())
         panel = native.kernels.panel()
         order = (1, 2, 3, 0) if kernel == "winograd" else (2, 3, 1, 0)
@@ -70,7 +70,7 @@ class PackedWeights:
         out_channels, in_channels, height, width = self.shape
         if self.kernel in ("depthwise", "grouped"):
             return self.numbers.permute(3, 2, 0, 1)
-        # (group or kernel, output, number of the sum)
+        # (group or kernel, output, summand)
         matrix = self.numbers.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)[:, : out_channels // self.groups]
         if self.kernel == "winograd":
             side = 3 if len(matrix) == 1 else 6

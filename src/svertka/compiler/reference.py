@@ -22,7 +22,7 @@ def run_reference(fused: FusedNetwork, weight: Callable[[str], Tensor], x: Tenso
     Raises:
         ValueError: a step's result has another shape than captured.
     """
-    pictures = x.shape[0]  # when it is exported, a symbol
+    batch_size = x.shape[0]  # a symbol in torch.export
     values: dict[int, Tensor] = {0: x}
 
     def seen(leaf: Any) -> Any:
@@ -33,7 +33,7 @@ def run_reference(fused: FusedNetwork, weight: Callable[[str], Tensor], x: Tenso
             return tensor.to(x.dtype) if tensor.dtype == torch.float32 else tensor
         if isinstance(leaf, torch.device):
             return x.device
-        return leaf.of(pictures) if isinstance(leaf, BatchDependentSize) else leaf
+        return leaf.of(batch_size) if isinstance(leaf, BatchDependentSize) else leaf
 
     for step in fused.steps:
         if isinstance(step, Operation):

@@ -33,7 +33,7 @@ from svertka.errors import RunError, UsageError
 from svertka.tensor_files import read_tensors, write_tensors
 
 FORMAT = 3
-# The names of steps and of leaves in a file; part of its format, whatever the classes are called.
+# Names of steps and leaves in a file: part of the format, independent of class names.
 STEP_KINDS: dict[str, Any] = {
     "Convolution": FusedConvolution,
     "Pool": Pool,
@@ -44,13 +44,13 @@ STEP_KINDS: dict[str, Any] = {
 LEAF_KINDS: dict[str, Any] = {"Value": Value, "Constant": Constant, "Size": BatchDependentSize}
 KIND_NAMES = {kind: name for name, kind in (STEP_KINDS | LEAF_KINDS).items()}
 NAMED = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}  # attributes of torch
-LARGEST = 1 << 40  # of any number that a kernel is given
-# Operations without a tensor to read that make one of numbers.
+LARGEST = 1 << 40  # upper limit of every number passed to a kernel
+# Operations that create a tensor from numbers only.
 MAKERS = {"zeros", "ones", "full", "arange", "linspace", "logspace", "eye", "scalar_tensor", "empty", "range"}
 MAKERS |= {"tril_indices", "triu_indices", "hann_window", "hamming_window", "bartlett_window", "blackman_window"}
-# Of those with an underscore, which are PyTorch's own affair, the ones that networks come to.
+# The private operations of PyTorch that networks use.
 INNER = {"_to_copy", "_softmax", "_log_softmax", "_unsafe_view", "_adaptive_avg_pool2d", "_reshape_alias"}
-# What comes of a header that somebody has changed.
+# Errors caused by a damaged or modified header.
 ERRORS = (
     LookupError,
     TypeError,
@@ -84,7 +84,7 @@ class OptimizedInfo:
     least: int = 0
 
 
-def write_network(path: Path, fused: FusedNetwork, about: OptimizedInfo) -> None:
+def write_network(path: Path, fused: FusedNetwork, info: OptimizedInfo) -> None:
     """Write `fused`, with unpacked weights, and `info` to a file.
 
     Raises:
@@ -96,12 +96,12 @@ def write_network(path: Path, fused: FusedNetwork, about: OptimizedInfo) -> None
             _check_operation(step.name)
     header = {
         "format": FORMAT,
-        "pictures": fused.pictures,
+        "pictures": fused.batch_size,
         "steps": [{"step": KIND_NAMES[type(step)]} | _encode(vars(step)) for step in fused.steps],
         "shapes": {str(value): _encode(list(shape)) for value, shape in fused.shapes.items()},
         "dtypes": {str(value): _encode(dtype) for value, dtype in fused.dtypes.items()},
         "output": _encode_output(fused.output),
-        **vars(about),
+        **vars(info),
     }
     separate = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in fused.tensors.items()}
     try:
@@ -137,9 +137,9 @@ def _reason(error: BaseException) -> str:
 
 def _decode_network(content: dict[str, Any], tensors: dict[str, torch.Tensor]) -> tuple[FusedNetwork, OptimizedInfo]:
     """Return the network described by a header, checked."""
-    about = OptimizedInfo(
+    info = OptimizedInfo(
         tuple(int(side) for side in content["example"]),
-        content.get("precision", "fp32"),  # format 1 knew no other
+        content.get("precision", "fp32"),  # the only precision of format 1
         content.get("dense", "fp32"),
         float(content["error"]),
         bool(content.get("strict", False)),
@@ -151,8 +151,8 @@ def _decode_network(content: dict[str, Any], tensors: dict[str, torch.Tensor]) -
     leaves: list[Any] = []
     output = OutputStructure(_decode_template(content["output"], leaves), tuple(leaves))
     fused = FusedNetwork(steps, shapes, dtypes, tensors, output, content.get("pictures"))
-    _check(fused, about)
-    return fused, about
+    _check(fused, info)
+    return fused, info
 
 
 def _encode_output(output: OutputStructure) -> Any:
@@ -300,13 +300,13 @@ def _is_size(value: Any) -> bool:
     return _is_number(value) and value >= 0
 
 
-def _check(fused: FusedNetwork, about: OptimizedInfo) -> None:
+def _check(fused: FusedNetwork, info: OptimizedInfo) -> None:
     """Raise ValueError unless all steps fit one another and have the types that kernels take.
 
     Sizes are checked for the batch size of the example; an execution plan checks them again for its own.
     """
-    pictures, example = fused.pictures, about.example
-    if pictures not in (None, example[0]) or len(example) != 4 or not all(0 < side < LARGEST for side in example):
+    batch_size, example = fused.batch_size, info.example
+    if batch_size not in (None, example[0]) or len(example) != 4 or not all(0 < side < LARGEST for side in example):
         raise ValueError("the example is not what the network takes")
     made = [value for step in fused.steps for value in results_of(step)]
     if 0 in made or len(made) != len(set(made)):
@@ -316,7 +316,7 @@ def _check(fused: FusedNetwork, about: OptimizedInfo) -> None:
             _check_floats(fused, step)
     for step in fused.steps:
         if isinstance(step, FusedConvolution):
-            _check_weights(fused, step, DTYPES[about.dense if is_dense(fused, step) else about.precision])
+            _check_weights(fused, step, DTYPES[info.dense if is_dense(fused, step) else info.precision])
     sides = [side.of(example[0]) if isinstance(side, BatchDependentSize) else side for side in fused.shapes[0]]
     if tuple(sides) != example or fused.dtypes[0] != torch.float32:
         raise ValueError("the example is not what the network takes")

@@ -65,7 +65,7 @@ def _pool_fits(step: Pool, x: Sizes, result: Sizes) -> bool:
     if min(settings) < 1 or x[:2] != result[:2]:
         return False
     axes = zip(x[2:], result[2:], step.kernel, step.stride, step.padding, step.dilation, strict=True)
-    # Every window begins in the map or in the padding before it, and the last one reaches no further than it must.
+    # Each window begins in the map or the padding before it; the last does not extend beyond the padding and stride.
     return all(
         (made - 1) * stride - pad < size and (made - 1) * stride + dilation * (taps - 1) < size + 2 * pad + stride
         for size, made, taps, stride, pad, dilation in axes

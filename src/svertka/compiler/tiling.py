@@ -14,9 +14,7 @@ from svertka.compiler.ir import Chain, FusedConvolution, Step, inputs_of
 from svertka.compiler.memory_planner import ALIGNMENT, FeatureMapSize
 from svertka.compiler.packing import PackedWeights
 
-MAX_TILE_NUMBERS = (
-    1 << 18
-)  # numbers between the steps of a chain at a time, for each thread: about what a second cache holds
+MAX_TILE_NUMBERS = 1 << 18  # of intermediate rows per thread: about the size of an L2 cache
 
 
 def form_chains(
@@ -117,7 +115,7 @@ class ChainTiling:
     def _parts(self, segment: range, rows: int) -> Iterator[TileStep]:
         """Yield the tile steps for rows `segment` of the result, `rows` rows at a time."""
         steps = self.chain.steps
-        there = [range(0)] * len(steps)  # what each step has in memory of the rows that it reads
+        there = [range(0)] * len(steps)  # rows that each step has in memory
         for start in range(segment.start, segment.stop, rows):
             makes = range(start, min(start + rows, segment.stop))
             band: list[TileStep] = []

@@ -6,18 +6,18 @@ from typing import Any
 
 from torch import Tensor
 
-# The same numbers in the same order: the base is what is written, in the shape that the base has.
+# The same numbers in the same order: reshaping the view restores the base.
 RESHAPES = {"reshape.default", "_reshape_alias.default", "view_as.default", "reshape_as.default", "ravel.default"}
 RESHAPES |= {"flatten.using_ints", "unflatten.int", "unsqueeze.default", "alias.default", "detach.default"}
 RESHAPES |= {"squeeze.default", "squeeze.dim", "squeeze.dims"}
-# Done twice they give what they were given.
+# Operations that are their own inverse.
 SWAPS = {"transpose.int", "swapaxes.default", "swapdims.default", "t.default", "mT.default", "numpy_T.default"}
 SCATTERS = {
     "slice.Tensor": "slice_scatter.default",
     "select.int": "select_scatter.default",
     "diagonal.default": "diagonal_scatter.default",
 }
-# They give several parts that follow one another.
+# Operations that return consecutive parts.
 PARTS = {"split.Tensor", "split.sizes", "split_with_sizes.default", "chunk.default", "tensor_split.sections"}
 PARTS |= {"tensor_split.indices", "unsafe_split.Tensor", "unsafe_chunk.default"}
 

@@ -1,1 +1,1 @@
-"""Any network as a graph of its layers."""
+"""Analysis of any network: its layers, sizes, receptive fields, and where it can be cut."""

@@ -1,4 +1,4 @@
-"""The convolutions in a network, with all their sizes."""
+"""The sizes of the convolutions in a network."""
 
 from typing import Any
 
@@ -6,20 +6,30 @@ import torch
 from torch import Tensor, nn
 
 from svertka.conv_geometry import ConvShape
+from svertka.errors import SvertkaError, UsageError
 from svertka.graph.summary import copy_to_meta
+from svertka.graph.trace_errors import cannot_be_traced
 
 
 def find_conv_shapes(network: nn.Module, shape: tuple[int, ...]) -> dict[str, ConvShape]:
-    """Layer name → its sizes, for the nn.Conv2d that run in inference on an input of `shape`, (N, C, H, W), in order.
+    """Return layer name -> sizes, for each nn.Conv2d that runs in inference, in order.
 
-    Nothing is computed or changed. Padding counts as zeros, whatever it is; where it is uneven, as a larger input.
+    Nothing is computed and `network` is not changed. Padding of any mode counts as zeros; uneven padding is counted as
+    part of the input.
+
+    Args:
+        network: any nn.Module.
+        shape: of its input, (N, C, H, W).
+
+    Raises:
+        UsageError: the network cannot be traced with such an input.
     """
     found: dict[str, ConvShape] = {}
     twin = copy_to_meta(network).eval()
 
     def watch(name: str, layer: nn.Conv2d) -> None:
         def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            # In PyTorch's own terms: (left, right, top, bottom), which "same" may make uneven.
+            # (left, right, top, bottom); "same" padding may be uneven.
             left, right, top, bottom = layer._reversed_padding_repeated_twice
             uneven = (left != right) or (top != bottom)
             batch, channels, height, width = inputs[0].shape
@@ -33,6 +43,11 @@ def find_conv_shapes(network: nn.Module, shape: tuple[int, ...]) -> dict[str, Co
     for name, layer in twin.named_modules():
         if isinstance(layer, nn.Conv2d):
             watch(name, layer)
-    with torch.inference_mode(), torch.device("meta"):
-        twin(torch.empty(shape))
+    try:
+        with torch.inference_mode(), torch.device("meta"):
+            twin(torch.empty(shape))
+    except SvertkaError:
+        raise
+    except Exception as error:  # a network may raise anything
+        raise UsageError(cannot_be_traced(network, shape, error)) from error
     return found

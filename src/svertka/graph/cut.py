@@ -1,4 +1,4 @@
-"""A network as prefix and rest: cut between two layers, wherever all that is computed flows through one tensor."""
+"""Cutting a network into a prefix and a rest, at any point where a single tensor connects the two."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,17 +9,21 @@ from torch import Tensor, fx, nn
 from svertka.errors import UsageError
 from svertka.graph.fx_trace import SHAPE, trace_to_fx
 
-MAX_LISTED_STAGES = 12  # stages that a message names
+MAX_LISTED_STAGES = 12  # stages listed in an error message
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Layers one after the other whose outputs have the same shape, such as all of ResNet's conv4_x.
+    """Consecutive layers whose outputs have the same shape, such as conv4_x of ResNet.
 
-    `name`: of its first module, "layer4" or "features.24". `parameters`: numbers that it learns. `shape`: of one
-    picture's output, (C, H, W) or (C,). `given`: of one picture's input. The head, which gives the scores, is the last.
-    Of layers without parameters, dropout stands at the beginning of a stage, all others at the end of one: so what goes
-    into a stage is as small as can be, and the same each time.
+    The head, which computes the scores, is the last stage. Dropout belongs to the beginning of a stage; other layers
+    without parameters belong to the end of one. So the input of a stage is small and deterministic.
+
+    Attributes:
+        name: of its first module, such as "layer4" or "features.24".
+        parameters: number of trainable parameters.
+        shape: of the output for one image, (C, H, W) or (C,).
+        given: of the input for one image.
     """
 
     name: str
@@ -30,9 +34,12 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class Halves:
-    """`rest(prefix(x))` is `network(x)` in inference; both hold modules and parameters of the network itself.
+    """Two parts of a network, sharing its modules: in inference, `rest(prefix(x))` equals `network(x)`.
 
-    `prefix` is None where nothing comes before the cut. `shape`: of what flows from one to the other for one picture.
+    Attributes:
+        prefix: None if nothing precedes the cut.
+        rest: the remaining layers.
+        shape: of the tensor between the two, for one image.
     """
 
     prefix: fx.GraphModule | None
@@ -41,46 +48,60 @@ class Halves:
 
 
 def find_stages(network: nn.Module, shape: tuple[int, ...]) -> list[Stage]:
-    """The stages of `network` for inputs of `shape`, (1, C, H, W), from the picture to the head; one, if it has no cut.
+    """Return the stages of `network` from the input to the head; a single one if it cannot be cut.
+
+    Args:
+        network: any nn.Module.
+        shape: of its input, (1, C, H, W).
 
     Raises:
-        UsageError: as for `symbolic.symbolic`.
+        UsageError: the network cannot be traced.
     """
     return CutPoints(network, shape).stages
 
 
 def cut_network(network: nn.Module, before: str, shape: tuple[int, ...]) -> Halves:
-    """`network` in two, the second of which begins with the stage or module called `before`.
+    """Cut `network` in two; the second part begins with the stage or module called `before`.
 
-    Auxiliary classifiers, which only training has, are in neither half.
+    Neither part contains auxiliary classifiers, which only run in training.
+
+    Args:
+        network: any nn.Module.
+        before: name of a stage or module.
+        shape: of the input, (1, C, H, W).
 
     Raises:
-        UsageError: there is no such stage or module, or more than one tensor flows into it.
+        UsageError: there is no such stage or module, more than one tensor flows into it, or the network cannot be
+            traced.
     """
     return CutPoints(network, shape).at(before)
 
 
 class CutPoints:
-    """The graph of a network, and the places in it through which one tensor flows: for several questions of one kind.
+    """The graph of a network with all places where it can be cut.
+
+    Args:
+        network: any nn.Module.
+        shape: of its input, (1, C, H, W).
 
     Raises:
-        UsageError: as for `symbolic.symbolic`.
+        UsageError: the network cannot be traced.
     """
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
         self.network, self.graph = network, trace_to_fx(network, shape)
         self.nodes = [node for node in self.graph.nodes if node.op not in ("get_attr", "output")]
         self.modules = dict(network.named_modules())
-        self.places = sorted(self._places())  # 0: before everything
+        self.places = sorted(self._places())  # 0: before the first node
 
     def _places(self) -> Iterator[int]:
-        """Counts of nodes such that of the values of the first so many only the last one's is needed by the others."""
+        """Yield each number of nodes after which all later nodes depend only on the last one's value."""
         order = {node: number for number, node in enumerate(self.nodes)}
         end = len(self.nodes)
         last_use = {
             node: max((order.get(user, end) for user in node.users), default=order[node]) for node in self.nodes
         }
-        needed_until = -1  # by the values before the last
+        needed_until = -1  # by values before the last one
         for number, node in enumerate(self.nodes):
             if needed_until <= number and node.meta[SHAPE] is not None and number + 1 < end:
                 yield number + 1
@@ -88,7 +109,7 @@ class CutPoints:
 
     @property
     def stages(self) -> list[Stage]:
-        """As `find_stages` gives them."""
+        """The stages of the network, as `find_stages` returns them."""
         return [stage for stage, _ in self._begun]
 
     @cached_property
@@ -113,13 +134,13 @@ class CutPoints:
         return found
 
     def _beginnings(self) -> list[int]:
-        """Places at which stages begin."""
+        """Return the places at which stages begin."""
         places = [place for place in self.places if not self._in_block(place)]
         pieces = list(zip(places, [*places[1:], len(self.nodes)], strict=True))
         begins: list[int] = []
-        shape: tuple[int, ...] | None = None  # of the stage's output, as soon as it has parameters
+        shape: tuple[int, ...] | None = None  # of the stage's output; None before its first parameters
         last = max((number for number, piece in enumerate(pieces) if self._learns(*piece)), default=0)
-        waiting: int | None = None  # where random layers began that no parameters have followed yet
+        waiting: int | None = None  # start of dropout that precedes the next parameters
         for number, (begin, end) in enumerate(pieces):
             if not self._learns(begin, end):
                 if waiting is None and self._is_random(begin, end):
@@ -134,7 +155,7 @@ class CutPoints:
         return begins
 
     def _in_block(self, place: int) -> bool:
-        """Whether a module that is more than a list of others, such as a residual block, runs on both sides of it."""
+        """Whether the place is inside a module other than nn.Sequential, such as a residual block."""
         common = set(_around(self.nodes[place - 1])) & set(_around(self.nodes[place])) - {""}
         return any(type(self.modules[path]) is not nn.Sequential for path in common)
 
@@ -152,14 +173,14 @@ class CutPoints:
         return [one for name, one in self.network.named_parameters() if name in read]
 
     def _name(self, begin: int, end: int) -> str:
-        """Of the outermost module that begins with the first layer in the stage that learns, and lies within."""
+        """Return the outermost module inside the stage that starts with its first trainable layer."""
         first = next((number for number in range(begin, end) if self._learns(number, number + 1)), begin)
         outside = {path for node in (*self.nodes[:begin], *self.nodes[end:]) for path in _around(node)}
         inside = [path for path in _around(self.nodes[first]) if path and path not in outside]
         return inside[0] if inside else str(self.nodes[first].target)
 
     def at(self, name: str) -> Halves:
-        """The two halves before the stage or module of that name, as `cut_network` gives them."""
+        """Return the two parts before the stage or module called `name`, as `cut_network` does."""
         named = {stage.name: begin for stage, begin in self._begun}
         place = named.get(name)
         if place is None:
@@ -177,7 +198,7 @@ class CutPoints:
         return self.halves(place)
 
     def halves(self, place: int) -> Halves:
-        """The two halves at one of the `places`."""
+        """Return the two parts at one of the `places`."""
         if place <= 1:
             whole = fx.GraphModule(self.network, self.graph)
             return Halves(None, whole, self.nodes[0].meta[SHAPE][1:])
@@ -192,7 +213,7 @@ class CutPoints:
         )
 
     def _copy(self, nodes: list[fx.Node], graph: fx.Graph, made: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
-        """Append `nodes` to `graph`, with the tensors of the network that they read; what each became, with `made`."""
+        """Append `nodes`, and the tensors they read, to `graph`. Return `made` with the copy of each."""
         own = set(nodes)
         for node in self.graph.nodes:
             if node in own or (node.op == "get_attr" and not own.isdisjoint(node.users)):
@@ -201,5 +222,5 @@ class CutPoints:
 
 
 def _around(node: fx.Node) -> list[str]:
-    """The paths of the modules in which `node` runs, outermost first."""
+    """Return the paths of the modules in which `node` runs, outermost first."""
     return [path for path, _ in node.meta.get("nn_module_stack", {}).values()]

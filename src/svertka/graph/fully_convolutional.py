@@ -1,4 +1,4 @@
-"""A network for pictures of any size: its dense layers become convolutions, and its means windows that slide."""
+"""Fully convolutional networks: dense layers become convolutions and global pooling slides, for images of any size."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,14 +17,18 @@ ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn
 
 
 class FullyConvolutional(nn.Module):
-    """Class scores of a network at every position of its window in a picture, (N, K, H', W').
+    """Class scores at every window of an image, (N, K, H', W'). For inference only.
 
-    `maps`: the network up to where its maps are flattened. `gather`: one vector of each window of them, as a map again.
-    `vectors`: what the network does with such a vector. `window`, `stride`: height and width of what the network was
-    built for, and the way from one position to the next, pixels: position (i, j) is about the crop whose first pixel is
-    (i · stride, j · stride). Where the network pads its maps, a crop has zeros around it and the window has the
-    picture: the scores differ then. In inference alone; its weights are the network's own, but for a dense layer behind
-    a grid of means, which is a copy.
+    The window at (i, j) is about the crop whose first pixel is (i · stride, j · stride). Scores differ from those of
+    the crop where the network pads: a crop is surrounded by zeros, a window by the image. The weights are the network's
+    own, except for a copied dense layer behind adaptive pooling.
+
+    Attributes:
+        maps: the layers before the feature maps are flattened.
+        gather: the layer that turns each window of feature maps into one vector, as a feature map.
+        vectors: the layers after it, applied to each vector.
+        window: height and width of the network's original input, in pixels.
+        stride: distance between neighbouring windows, in pixels.
     """
 
     def __init__(
@@ -34,23 +38,28 @@ class FullyConvolutional(nn.Module):
         self.maps, self.gather, self.vectors = maps, gather, vectors
         self.window, self.stride = window, stride
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """The scores for pictures (N, C, H, W), none smaller than the window."""
-        if any(side < least for side, least in zip(pictures.shape[2:], self.window, strict=True)):
-            sizes = "×".join(map(str, pictures.shape[2:])), "×".join(map(str, self.window))
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the scores, (N, K, H', W'), for images (N, C, H, W) at least as large as the window."""
+        if any(side < least for side, least in zip(images.shape[2:], self.window, strict=True)):
+            sizes = "×".join(map(str, images.shape[2:])), "×".join(map(str, self.window))
             raise UsageError(
-                f"a picture of {sizes[0]} pixels is smaller than the network's window of {sizes[1]}; enlarge"
+                f"an image of {sizes[0]} pixels is smaller than the network's window of {sizes[1]}; enlarge"
             )
-        gathered = self.gather(self.maps(pictures)).permute(0, 2, 3, 1)
+        gathered = self.gather(self.maps(images)).permute(0, 2, 3, 1)
         scores: Tensor = self.vectors(gathered.flatten(0, 2))
         return scores.view(*gathered.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 def make_fully_convolutional(network: nn.Module, shape: tuple[int, ...]) -> FullyConvolutional:
-    """`network`, which takes inputs of `shape`, (1, C, H, W), at every position of larger pictures.
+    """Return `network`, with inputs of `shape`, as a network that is applied at every window of larger images.
+
+    Args:
+        network: any nn.Module with a single nn.Flatten.
+        shape: of its input, (1, C, H, W).
 
     Raises:
-        UsageError: it does not flatten its maps once (by nn.Flatten), or what it does before depends on their size.
+        UsageError: the network does not flatten its feature maps exactly once, an earlier layer depends on their size,
+            or the network cannot be traced.
 
     Source: Sermanet et al. 2013, "OverFeat", §3.5; Simonyan & Zisserman 2014, §3.2.
     """
@@ -59,7 +68,7 @@ def make_fully_convolutional(network: nn.Module, shape: tuple[int, ...]) -> Full
     maps = nn.Identity() if halves.prefix is None else halves.prefix
     side = halves.shape[1], halves.shape[2]
     flattened = iter(halves.rest.graph.nodes)
-    next(flattened)  # the maps
+    next(flattened)  # the feature maps
     for _ in range(1 if pool is None else 2):
         _skip(next(flattened))
     grid = side if pool is None else _grid(pool, side)
@@ -79,14 +88,14 @@ def make_fully_convolutional(network: nn.Module, shape: tuple[int, ...]) -> Full
 
 
 def _flattening(network: nn.Module, shape: tuple[int, ...]) -> tuple[str, nn.Module | None]:
-    """Where maps become vectors: the path of that layer, or of the adaptive pool before it, and this pool."""
+    """Return the path of the flattening layer, or of the adaptive pooling before it, and this pooling layer."""
     graph = trace_to_fx(network, shape)
     modules = dict(network.named_modules())
     called = {node: modules[str(node.target)] for node in graph.nodes if node.op == "call_module"}
     found = [node for node, module in called.items() if isinstance(module, nn.Flatten)]
     if len(found) != 1 or len(found[0].meta[SHAPE]) != 2 or len(found[0].all_input_nodes[0].meta[SHAPE]) != 4:
         raise UsageError(
-            f"{type(network).__name__} has {len(found)} layers nn.Flatten; to take pictures of any size a network must "
+            f"{type(network).__name__} has {len(found)} layers nn.Flatten; to take images of any size a network must "
             "make vectors of its maps by one such layer, (N, C, H, W) to (N, C · H · W)"
         )
     (flatten,) = found
@@ -97,19 +106,19 @@ def _flattening(network: nn.Module, shape: tuple[int, ...]) -> tuple[str, nn.Mod
     elsewhere = [node for node, module in called.items() if isinstance(module, ADAPTIVE) and node is not before]
     if elsewhere:
         raise UsageError(
-            f"{type(network).__name__} cannot take pictures of any size: what {elsewhere[0].target} gives depends on "
-            "the size of the whole picture"
+            f"{type(network).__name__} cannot take images of any size: what {elsewhere[0].target} gives depends on "
+            "the size of the whole image"
         )
     return str(before.target), pool
 
 
 def _skip(node: fx.Node) -> None:
-    """Let those that read `node` read its only input instead."""
+    """Make the readers of `node` read its only input instead."""
     node.replace_all_uses_with(node.all_input_nodes[0])
 
 
 def _dense_layer(network: nn.Module, rest: fx.GraphModule, nodes: Iterator[fx.Node]) -> nn.Linear:
-    """The dense layer that reads the flattened maps, taken out of `rest`, with dropout before it."""
+    """Remove the first dense layer, and dropout before it, from `rest`. Return the dense layer."""
     for node in nodes:
         layer = rest.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(layer, nn.Dropout | nn.Linear):
@@ -118,18 +127,18 @@ def _dense_layer(network: nn.Module, rest: fx.GraphModule, nodes: Iterator[fx.No
         if isinstance(layer, nn.Linear):
             return layer
     raise UsageError(
-        f"{type(network).__name__} cannot take pictures of any size: no dense layer reads its flattened maps"
+        f"{type(network).__name__} cannot take images of any size: no dense layer reads its flattened maps"
     )
 
 
 def _convolution(layer: nn.Linear, pool: nn.Module | None, grid: tuple[int, int], shape: tuple[int, ...]) -> nn.Conv2d:
-    """The convolution that gives, of maps of `shape`, (C, H, W), what `layer` gives of the flattened pool of them."""
+    """Return the convolution equivalent to `pool`, flattening and `layer`, for feature maps of `shape`, (C, H, W)."""
     channels, height, width = shape
     weight = layer.weight.detach().view(-1, channels, *grid)
     if grid != (height, width):
         if not isinstance(pool, nn.AdaptiveAvgPool2d):
             raise UsageError(f"a dense layer behind {type(pool).__name__} is no convolution; use AdaptiveAvgPool2d")
-        # A grid of means is linear: what it makes of each single pixel is its matrix, (H · W, cells).
+        # Average pooling is linear: its outputs for single pixels are its matrix, (H · W, cells).
         pixels = torch.eye(height * width).to(weight).view(-1, 1, height, width)
         means = F.adaptive_avg_pool2d(pixels, grid).flatten(1)
         weight = (weight.flatten(2) @ means.T).view(-1, *shape)
@@ -140,17 +149,17 @@ def _convolution(layer: nn.Linear, pool: nn.Module | None, grid: tuple[int, int]
 
 
 def _grid(pool: Any, side: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns that an adaptive pool gives, of maps of `side`."""
+    """Return the rows and columns of an adaptive pooling layer's output, for feature maps of `side`."""
     size = pool.output_size
     rows, columns = size if isinstance(size, tuple) else (size, size)
     return rows or side[0], columns or side[1]
 
 
 def output_strides(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Pixels of an input of `shape` between neighbours in the maps that `network` gives, down and across.
+    """Return the vertical and horizontal stride of the network's feature maps, in pixels of an input of `shape`.
 
     Raises:
-        UsageError: they are not evenly spaced.
+        UsageError: the positions are not evenly spaced.
     """
     down, across = output_grids(network, shape)
     if down is None or across is None:
@@ -160,9 +169,9 @@ def output_strides(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, int
 
 
 def output_grids(network: nn.Module, shape: tuple[int, ...]) -> tuple[Grid | None, Grid | None]:
-    """Where the units of the maps that `network` gives look in an input of `shape`, down and across.
+    """Return the vertical and horizontal grid of the network's receptive fields, for an input of `shape`.
 
-    None where they are not evenly spaced, or where all of them see the whole picture.
+    A grid is None if the positions are not evenly spaced, or if each sees the whole image.
     """
     batch, channels, height, width = shape
     fields = trace(network, (batch, channels, 2 * height, 2 * width)).layers[-1].fields

@@ -1,4 +1,4 @@
-"""Any nn.Module as a torch.fx graph, with the shape of every value."""
+"""Tracing of a network to a torch.fx graph, with the shape of every value."""
 
 from typing import Any
 
@@ -7,26 +7,31 @@ from torch import Tensor, fx, nn
 
 from svertka.errors import UsageError
 from svertka.graph.summary import copy_to_meta
+from svertka.graph.trace_errors import cannot_be_traced
 
-SHAPE = "shape"  # of a node's value, in its `meta`: a tuple, or None where the value is no tensor
+SHAPE = "shape"  # key in a node's `meta`: the shape of its value, None if not a tensor
 
 
 class LeafModuleTracer(fx.Tracer):
-    """Follows what modules do down to those that hold no others; what happens inside of these stays theirs."""
+    """An fx tracer that treats modules without children as single operations."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether `m` is a single step."""
+        """Whether `m` has no children."""
         return next(m.children(), None) is None
 
 
 def trace_to_fx(network: nn.Module, shape: tuple[int, ...]) -> fx.Graph:
-    """What `network` does in inference with an input of `shape`, (N, C, H, W): a graph of modules and functions.
+    """Return what `network` does in inference, as a graph of modules and functions.
 
-    Nodes have their value's shape under SHAPE in their `meta`, and around which modules they run in
-    "nn_module_stack". Nothing is computed, and nothing in `network` is touched.
+    Each node's `meta` contains the shape of its value under SHAPE, and the enclosing modules under "nn_module_stack".
+    Nothing is computed and `network` is not changed.
+
+    Args:
+        network: any nn.Module.
+        shape: of its input, (N, C, H, W).
 
     Raises:
-        UsageError: it decides by values what to do, or cannot run on such an input.
+        UsageError: the network makes decisions based on values, or cannot run on such an input.
     """
     twin = copy_to_meta(network).eval()
     floating = (tensor.dtype for tensor in twin.parameters() if tensor.is_floating_point())
@@ -36,16 +41,14 @@ def trace_to_fx(network: nn.Module, shape: tuple[int, ...]) -> fx.Graph:
         with torch.inference_mode(), torch.device("meta"):
             _Shapes(module).run(torch.empty(shape, dtype=next(floating, None)))
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
         raise UsageError(
-            f"{type(network).__name__} cannot be followed step by step with an input of {'×'.join(map(str, shape))}: "
-            f"{reason}; write what depends on values as a module of its own"
+            f"{cannot_be_traced(network, shape, error)}; move what depends on values into a leaf module"
         ) from error
     return module.graph
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph and notes the shapes of what its nodes give."""
+    """Runs a graph and stores the shapes of its values."""
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)

@@ -1,4 +1,4 @@
-"""Watches a network while it runs: which operations on tensors belong to which layer, and what they do."""
+"""Recording of the operations of a network by layer: inputs, shapes, parameters, multiply-adds and receptive fields."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -16,14 +16,15 @@ from torch.utils.flop_counter import flop_registry
 
 from svertka.conv_geometry import ReceptiveField
 from svertka.graph.receptive_field import FieldAxis, has_field_rule, propagate_field, unite_axes
+from svertka.graph.trace_errors import THE_NETWORK
 
-INPUT = "input"  # the name by which layers call the picture itself
-COPIES = ("clone", "_to_copy", "_unsafe_view")  # they give what they were given, as views do
+INPUT = "input"  # the name of the image among the inputs of layers
+COPIES = ("clone", "_to_copy", "_unsafe_view")  # they return their input, as views do
 
 
 @dataclass(eq=False)
 class LayerRecord:
-    """A layer while it runs; the fields are those of `trace.Layer`."""
+    """A layer while it runs; the fields are those of `summary.Layer`."""
 
     name: str
     kind: str
@@ -32,14 +33,17 @@ class LayerRecord:
     parameters: int = 0
     multiply_adds: int = 0
     axes: tuple[FieldAxis, ...] = ()
-    inputs: dict[str, None] = field(default_factory=dict)  # a set that keeps the order
+    inputs: dict[str, None] = field(default_factory=dict)  # an ordered set
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a tensor comes from: the layers that made it, what it sees, and the parameters (ids) that it is made of.
+    """The dependencies of a tensor.
 
-    No `makers`: it does not depend on the picture. No `parameters`: a layer has counted them.
+    Attributes:
+        makers: the layers that computed it; empty if it does not depend on the image.
+        axes: its receptive fields.
+        parameters: ids of the parameters that it was computed from and that no layer has counted yet.
     """
 
     makers: tuple[str, ...] = ()
@@ -47,7 +51,7 @@ class Origin:
     parameters: frozenset[int] = frozenset()
 
     def joined(self, other: "Origin") -> "Origin":
-        """That of what is made of both."""
+        """Return the dependencies of a tensor computed from both."""
         axes = self.axes or other.axes
         if self.axes and other.axes:
             axes = tuple(unite_axes(one, another) for one, another in zip(self.axes, other.axes, strict=True))
@@ -56,12 +60,12 @@ class Origin:
 
 
 def layer_name_of_function(function: str, around: str) -> str:
-    """What a function is called that the module at the path `around` calls; in place or not, it is the same one."""
+    """Return the layer name of a function called by the module at `around`; in-place variants have the same name."""
     return f"{around}.{function.strip('_')}" if around else function.strip("_")
 
 
 class FunctionRecorder(TorchFunctionMode):
-    """Tells the recorder which function of PyTorch is called; those that it calls in turn do not come here."""
+    """Reports calls of PyTorch functions to the recorder; nested calls are not reported."""
 
     def __init__(self, recorder: "OpRecorder") -> None:
         super().__init__()
@@ -74,50 +78,50 @@ class FunctionRecorder(TorchFunctionMode):
             result = function(*args, **(kwargs or {}))
             self._recorder.ending(layer, result)
             if result is None and not inside:
-                layer.call = None  # it wrote into a tensor, such as `maps[0] = 1`
+                layer.call = None  # it modified a tensor, such as `maps[0] = 1`
             return result
 
 
 class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operation on tensors while it is entered; `drafts` are the layers of `network` that have run.
+    """Records every tensor operation while active. `drafts` are the layers of `network` that have run.
 
-    `network` is left with hooks in it.
+    It registers hooks on `network` and does not remove them.
     """
 
-    def __init__(self, network: nn.Module, picture: Tensor) -> None:
+    def __init__(self, network: nn.Module, image: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.drafts: list[LayerRecord] = []
-        self._running: list[LayerRecord | str] = []  # the layer that runs, after the paths of the modules around it
-        self._uses = {INPUT: 1}  # of names
+        self._running: list[LayerRecord | str] = []  # paths of the enclosing modules, then the layer
+        self._uses = {INPUT: 1}  # how often each name was used
         self._calls: Counter[str] = Counter()
         self._unread = {id(tensor): tensor.numel() for tensor in network.parameters()}
         self._origins: dict[int, Origin] = {}
-        self._memory: dict[int, list[Tensor]] = {}  # tensors by where they lie; kept, so that no other gets their id
+        self._memory: dict[int, list[Tensor]] = {}  # tensors by storage; kept alive so that ids stay unique
         for tensor in network.parameters():
             self._remember(tensor, Origin(parameters=frozenset([id(tensor)])))
-        pixels = {size: ReceptiveField.of_pixels(size) for size in picture.shape[2:]}
-        axes = tuple(FieldAxis(pixels[size], dim) for dim, size in enumerate(picture.shape) if dim >= 2)
-        self._remember(picture, Origin((INPUT,), axes))
+        pixels = {size: ReceptiveField.of_pixels(size) for size in image.shape[2:]}
+        axes = tuple(FieldAxis(pixels[size], dim) for dim, size in enumerate(image.shape) if dim >= 2)
+        self._remember(image, Origin((INPUT,), axes))
         for path, module in network.named_modules():
             module.register_forward_pre_hook(self._enterer(path))
             module.register_forward_hook(self._leave)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: PyTorch would import its compiler for that, which takes longer than most runs."""
+        """Return False: otherwise PyTorch would import its compiler, which takes longer than most runs."""
         return False
 
     @property
     def where(self) -> str:
-        """The name of the layer that runs, or of the module between whose layers it is."""
+        """The name of the running layer, or of the module that runs between layers."""
         around = self._running[-1] if self._running else ""
-        return around.name if isinstance(around, LayerRecord) else around or "the network itself"
+        return around.name if isinstance(around, LayerRecord) else around or THE_NETWORK
 
     @contextmanager
     def calling(self, function: str) -> Iterator[LayerRecord]:
-        """While a function runs, the layer that it is part of.
+        """Yield the layer that the function `function` belongs to.
 
-        Called between layers it becomes one itself, once it does more than to look at a tensor in another shape.
+        A function called between layers is a layer of its own, unless it only returns a view.
         """
         around = self._running[-1] if self._running else ""
         if isinstance(around, LayerRecord):
@@ -125,16 +129,16 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         layer = LayerRecord(layer_name_of_function(function, around), function.strip("_"))
         self._running.append(layer)
-        yield layer  # what is raised ends the run, and with it this recorder
+        yield layer  # an exception ends the run, so this needs no finally
         self._running.pop()
 
     def counted(self, name: str) -> tuple[str, int]:
-        """`name` and how often it was called, this time included, whether or not that made it a layer."""
+        """Count a call of `name`. Return the name and the number of calls so far."""
         self._calls[name] += 1
         return name, self._calls[name]
 
     def ending(self, layer: LayerRecord, output: Any) -> None:
-        """What a layer gives is what it gave last; of several tensors the first."""
+        """Store the shape and receptive fields of a layer's output; of several tensors, the first."""
         first = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
         if first is not None:
             layer.shape, layer.axes = tuple(first.shape), self._origin(first).axes
@@ -143,7 +147,7 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def enter(module: nn.Module, _: Any) -> None:
             around = self._running[-1] if self._running else ""
             if isinstance(around, LayerRecord):
-                self._running.append(around)  # a module that a layer runs
+                self._running.append(around)  # a module inside a layer
             elif next(module.children(), None) is None:
                 kind = type(module).__name__
                 name = path or kind
@@ -158,7 +162,7 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(layer, LayerRecord) and layer not in self._running:
             if isinstance(output, Tensor) and self._origin(output).makers != (layer.name,):
                 self._running.append(layer)
-                output = output.view_as(output)  # of a layer that does nothing: or nothing would come from it
+                output = output.view_as(output)  # a layer that returns its input still gets an output of its own
                 self._running.pop()
             self.ending(layer, output)
         return output
@@ -204,7 +208,7 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             layer.multiply_adds += _multiply_adds(operation, args, kwargs, result)
 
     def _listed(self, layer: LayerRecord) -> LayerRecord:
-        """`layer` as the last of `drafts`, under a name that no other has."""
+        """Append `layer` to `drafts` with a unique name, unless it is there already."""
         if not self.drafts or self.drafts[-1] is not layer:
             use = self._uses[layer.name] = self._uses.get(layer.name, 0) + 1
             layer.name += f":{use}" if use > 1 else ""
@@ -219,7 +223,7 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._memory.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
 
     def _overwrite(self, tensor: Tensor, origin: Origin) -> None:
-        """New values in `tensor`, and so in every tensor that lies in the same memory."""
+        """Update the origin of `tensor` and of every tensor in the same memory."""
         scattered = Origin(origin.makers, tuple(axis.gathered() for axis in origin.axes), origin.parameters)
         for other in self._memory.get(tensor.untyped_storage()._cdata, []):
             places = [(one.shape, one.stride(), one.storage_offset()) for one in (tensor, other)]
@@ -229,10 +233,10 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def run_on_meta(operation: Any, *args: Any, **kwargs: Any) -> Any:
-    """The result of an operation.
+    """Return the result of an operation on meta tensors.
 
-    That of the commonest is known beforehand; PyTorch has them in Python for tensors without values, which takes
-    longer, and imports its compiler for that, a second or two.
+    Common operations are handled here: PyTorch implements them in Python for meta tensors, which is slower and imports
+    its compiler, a second or two.
     """
     name, inputs = operation.overloadpacket.__name__, args[0]
     if name == "relu_":
@@ -247,7 +251,7 @@ def run_on_meta(operation: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _multiply_adds(operation: Any, args: Any, kwargs: Any, result: Any) -> int:
-    """Those of one operation, if it is a convolution or a matrix product."""
+    """Return the multiply-adds of a convolution or matrix product, otherwise 0."""
     if operation.overloadpacket is torch.ops.aten.linear:
         return int(result.numel() * args[0].shape[-1])
     formula = flop_registry.get(operation.overloadpacket)
@@ -256,11 +260,11 @@ def _multiply_adds(operation: Any, args: Any, kwargs: Any, result: Any) -> int:
 
 @cache
 def _defaults(operation: Any) -> dict[str, Any]:
-    """The arguments of an operation in order, each with the value that it has if it is not given."""
+    """Return the arguments of an operation in order, with their default values."""
     return {argument.name: argument.default_value for argument in operation._schema.arguments}
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among values and in their lists."""
+    """Return the tensors among values and in their lists."""
     flat = [one for value in values for one in (value if isinstance(value, list | tuple) else (value,))]
     return [one for one in flat if isinstance(one, Tensor)]

@@ -1,7 +1,8 @@
-"""What each of PyTorch's operations does to the receptive fields of its inputs.
+"""Propagation of receptive fields through PyTorch's operations.
 
-A tensor somewhere inside a network has one `FieldAxis` for each axis of the picture: the field, and the dimension along
-which its positions lie. Whatever is not known here is taken to see all of its inputs, which is never too little.
+A tensor inside a network has one `FieldAxis` for each axis of the image: the receptive fields, and the dimension along
+which their positions lie. The result of an operation without a rule is assumed to see all of its inputs, which is never
+too little.
 """
 
 import math
@@ -18,21 +19,23 @@ Arguments = Mapping[str, Any]
 
 
 class FieldAxis(NamedTuple):
-    """The field along one axis of the picture, and the dimension of a tensor that holds its positions.
+    """The receptive fields along one axis of the image.
 
-    `dim`: None where every element of the tensor sees the same, the only interval of `field`.
+    Attributes:
+        field: one interval for each position.
+        dim: the dimension of the tensor that holds the positions; None if all elements see the same single interval.
     """
 
     field: ReceptiveField
     dim: int | None
 
     def gathered(self) -> "FieldAxis":
-        """That of elements which read the whole of this."""
+        """Return the axis of an element that reads all positions of this one."""
         return self if self.dim is None else FieldAxis(self.field.gathered(), None)
 
 
 def unite_axes(one: FieldAxis, other: FieldAxis) -> FieldAxis:
-    """That of elements which read both."""
+    """Return the axis of elements that read both."""
     if one.dim is None and other.dim is not None:
         one, other = other, one
     if one.dim is not None and other.dim is None:
@@ -46,17 +49,17 @@ def unite_axes(one: FieldAxis, other: FieldAxis) -> FieldAxis:
 
 @cache
 def has_field_rule(operation: Any) -> bool:
-    """Whether there is a rule for an operation of torch.ops.aten, so that it need not be taken apart."""
+    """Whether there is a rule for an operation of torch.ops.aten; otherwise it is decomposed."""
     return _rule(operation) is not None
 
 
 def propagate_field(operation: Any, arguments: Arguments, tensor: Tensor, axis: FieldAxis, output: Tensor) -> FieldAxis:
-    """What `axis` of `tensor`, one of the arguments of `operation`, becomes in `output`, a result of it."""
+    """Return the axis of `output` that results from `axis` of `tensor`, an argument of `operation`."""
     rule = _rule(operation)
     if axis.dim is None or rule is None or not _is_data(operation, arguments, tensor):
         return axis.gathered()
     moved = rule(arguments, tensor, axis.field, axis.dim, output)
-    # A rule that does not fit, as for a result of another shape than was thought of.
+    # Fall back if a rule does not fit the shape of the result.
     fits = moved.dim is None or (moved.dim < output.ndim and output.shape[moved.dim] == len(moved.field.intervals))
     return moved if fits else axis.gathered()
 
@@ -75,7 +78,7 @@ def _rule(operation: Any) -> Rule | None:
 
 
 def _is_data(operation: Any, arguments: Arguments, tensor: Tensor) -> bool:
-    """Whether the rule is about `tensor`: of a convolution the maps, not a kernel that was itself computed."""
+    """Whether the rule applies to `tensor`: for a convolution to its input, not to computed weights."""
     if torch.Tag.pointwise in operation.tags:
         return True
     first = next(iter(arguments.values()))
@@ -87,19 +90,19 @@ def _gathered(field: ReceptiveField) -> FieldAxis:
 
 
 def _pointwise(_: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
-    dim += output.ndim - tensor.ndim  # dimensions are aligned at the last one
+    dim += output.ndim - tensor.ndim  # broadcasting aligns the last dimensions
     if len(field.intervals) == 1 and output.shape[dim] > 1:
         return _gathered(field)
     return FieldAxis(field, dim)
 
 
 def _along_dim(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
-    """Sums, maxima, softmax, concatenation: everything along the dimensions `dim`, all if there are none."""
+    """Reductions, softmax and concatenation along the dimensions `dim`, or along all if there are none."""
     given = arguments["dim"]
     dims = [given] if isinstance(given, int) else given or range(tensor.ndim)
     dims = {one % tensor.ndim for one in dims}
     if dim in dims:
-        kept = output.ndim == tensor.ndim and output.shape[dim] == 1  # padding may yet be put around it
+        kept = output.ndim == tensor.ndim and output.shape[dim] == 1  # padding may follow
         return FieldAxis(field.gathered(), dim) if kept else _gathered(field)
     dropped = 0 if arguments.get("keepdim", True) else sum(one < dim for one in dims)
     return FieldAxis(field, dim - dropped)
@@ -139,7 +142,7 @@ def _adaptive_pooling(_: Arguments, tensor: Tensor, field: ReceptiveField, dim: 
 
 
 def _padding(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
-    pad: Sequence[int] = arguments["pad"]  # (before, behind) of the last dimension, of the one before it …
+    pad: Sequence[int] = arguments["pad"]  # (before, after) of the last dimension, then of the one before it
     place = 2 * (tensor.ndim - 1 - dim)
     before = pad[place] if place < len(pad) else 0
     return FieldAxis(field.through(kernel=1, padding=before, positions=output.shape[dim]), dim)
@@ -204,7 +207,7 @@ def _layer_norm(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim
 
 
 def _pick(values: int | Sequence[int], place: int) -> int:
-    """Of a number for each dimension, or one for all of them."""
+    """Return the value for one dimension, given one for each or one for all."""
     if isinstance(values, int):
         return values
     return values[place] if len(values) > 1 else values[0]

@@ -14,10 +14,10 @@ from svertka.graph.summary import Trace, trace
 
 Ints = npt.NDArray[np.int64]
 
-# Of a network's multiply-adds, how much may be computed for each window anew. The more, the nearer are its scores to
-# those of crops, for the less its windows see of what lies around them; and the longer it takes.
+# The fraction of multiply-adds that may be recomputed per window. A larger one is slower, and its scores are closer
+# to those of separate crops, because windows see less of the surrounding image.
 MAX_RECOMPUTED_SHARE = 0.5
-BATCH = 32  # windows that are computed together
+BATCH = 32  # windows per batch
 
 
 class SharedCrops(nn.Module):
@@ -45,14 +45,14 @@ class SharedCrops(nn.Module):
         self.window, self.stride, self.share, self.place = window, stride, share, place
         self.eval()
 
-    def forward(self, picture: Tensor, places: Ints) -> Tensor:
-        """Return the network's outputs, (P, …), for P windows of `picture`, (1, C, H, W).
+    def forward(self, image: Tensor, places: Ints) -> Tensor:
+        """Return the network's outputs, (P, …), for P windows of `image`, (1, C, H, W).
 
         Args:
-            picture: (1, C, H, W).
+            image: (1, C, H, W).
             places: (P, 2) integers, the upper left corners of the windows in units of `stride`.
         """
-        maps = self.first(picture)
+        maps = self.first(image)
         found = []
         for start in range(0, len(places), BATCH):
             some = [

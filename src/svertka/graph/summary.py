@@ -1,4 +1,4 @@
-"""What is inside any nn.Module."""
+"""The layers of any network: shapes, parameters, multiply-adds and receptive fields."""
 
 import copy
 from collections.abc import Iterator
@@ -12,20 +12,24 @@ from svertka.conv.accelerate import restore
 from svertka.conv_geometry import ReceptiveField
 from svertka.errors import SvertkaError, UsageError
 from svertka.graph.op_recorder import FunctionRecorder, LayerRecord, OpRecorder
+from svertka.graph.trace_errors import cannot_be_traced
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a network, as it was run.
+    """One layer of a network, as it ran.
 
-    `name`: the module's path, such as "layer1.0.conv2"; for a function, such as an addition or a concatenation, that
-    of the module which calls it and the function's: "layer1.0.add". What runs again is called "layer1.0.add:2".
-    `kind`: the class, or the function. `shape`: of the output. `parameters`: of those it reads, the ones that no layer
-    before it has read. `multiply_adds`: of convolutions and matrix products, without biases. `fields`: what its units
-    see along each axis of the picture; one interval where all of them see the same. `inputs`: the names of the layers
-    whose outputs it reads, two and more where branches join; `recorder.INPUT` is the picture. `call`: how to know it
-    again when the network runs: its name without the number, and which call of that name it is, from 1, calls that make
-    no layer included; None for what gives no tensor, and for an operation that no call in Python makes.
+    Attributes:
+        name: the path of the module, such as "layer1.0.conv2"; for a function, the path of the calling module and the
+            name of the function, such as "layer1.0.add". Repeated calls get the suffixes ":2", ":3".
+        kind: the class, or the function.
+        shape: of the output.
+        parameters: number of parameters it reads that no earlier layer has read.
+        multiply_adds: of convolutions and matrix products, without biases.
+        fields: receptive fields along each axis of the image; a single interval if all units see the same.
+        inputs: names of the layers whose outputs it reads; `op_recorder.INPUT` is the image.
+        call: identifies the call when the network runs: the name without suffix and the number of the call, from 1.
+            None if the layer returns no tensor, or is an operation that is not called from Python.
     """
 
     name: str
@@ -38,7 +42,7 @@ class Layer:
     call: tuple[str, int] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for a JSON file; of the fields their extents, and their grids or null."""
+        """Return the layer as JSON data, with the extents of its receptive fields and their grids, or null."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -53,24 +57,24 @@ class Layer:
 
 @dataclass(frozen=True)
 class Trace:
-    """The layers of a network in the order in which they run in inference; what they need, in total."""
+    """The layers of a network in the order in which they run in inference."""
 
     layers: tuple[Layer, ...]
 
     @property
     def parameters(self) -> int:
-        """Numbers that inference reads and training changes; those of auxiliary classifiers are not among them."""
+        """The number of parameters that inference reads, without auxiliary classifiers."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
     def multiply_adds(self) -> int:
-        """Those of convolutions and matrix products, without biases, as papers count them."""
+        """The multiply-adds of convolutions and matrix products, without biases, as papers count them."""
         return sum(layer.multiply_adds for layer in self.layers)
 
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """How large a network is: its `parameters`, the `trainable` ones among them, and its `multiply_adds`."""
+    """The number of parameters of a network, those that are trainable, and the multiply-adds of inference."""
 
     parameters: int
     trainable: int
@@ -78,10 +82,14 @@ class NetworkSize:
 
 
 def count_network(network: nn.Module, shape: tuple[int, ...]) -> NetworkSize:
-    """The size of `network`, with all that it has for training, and what inference takes for an input of `shape`.
+    """Return the size of `network`, including layers that only run in training.
+
+    Args:
+        network: any nn.Module.
+        shape: of its input, (1, C, H, W).
 
     Raises:
-        UsageError: it cannot run on such an input.
+        UsageError: the network cannot be traced with such an input.
     """
     parameters = list(network.parameters())
     return NetworkSize(
@@ -92,34 +100,33 @@ def count_network(network: nn.Module, shape: tuple[int, ...]) -> NetworkSize:
 
 
 def trace(network: nn.Module, shape: tuple[int, ...]) -> Trace:
-    """The layers of `network` in inference on an input of `shape`, (1, C, H, W) for one picture.
+    """Return the layers of `network` in inference.
 
-    Any network will do. It runs once without values, as a copy that has none, so that nothing is computed and nothing
-    in `network` is touched, whatever its layers do and however the run ends. Layers are modules that have no others
-    inside, and functions that are called between them, except those that only give another view of a tensor.
+    A copy of the network runs on the meta device: nothing is computed and `network` is not changed. Layers are modules
+    without children, and functions called between them, except those that only return a view.
+
+    Args:
+        network: any nn.Module.
+        shape: of its input, (1, C, H, W) for one image.
 
     Raises:
-        UsageError: it cannot run on such an input, or needs values to decide what to do.
+        UsageError: the network cannot run on such an input, or makes decisions based on values.
     """
     twin = copy_to_meta(network).eval()
     floating = (tensor.dtype for tensor in twin.parameters() if tensor.is_floating_point())
     try:
-        picture = torch.empty(shape, device="meta", dtype=next(floating, None))
+        image = torch.empty(shape, device="meta", dtype=next(floating, None))
     except RuntimeError as error:  # more bytes than 64 bits can count, or a negative size
-        raise UsageError(f"shape={shape} is no shape of an input; give (N, C, H, W) as it has them") from error
-    recorder = OpRecorder(twin, picture)
+        raise UsageError(f"shape={shape} is no shape of an input; give (N, C, H, W)") from error
+    recorder = OpRecorder(twin, image)
     try:
-        # In inference mode operations arrive whole, so that a dense layer over many positions is seen as one.
+        # In inference mode, PyTorch does not decompose operations such as a dense layer over many positions.
         with torch.inference_mode(), torch.device("meta"), FunctionRecorder(recorder), recorder:
-            twin(picture)
+            twin(image)
     except SvertkaError:
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UsageError(
-            f"{type(network).__name__} cannot be traced with an input of {'×'.join(map(str, shape))}; "
-            f"{recorder.where} says: {reason}"
-        ) from error
+        raise UsageError(cannot_be_traced(network, shape, error, recorder.where)) from error
     return Trace(tuple(_finished(draft) for draft in recorder.drafts))
 
 
@@ -137,16 +144,16 @@ def _finished(draft: LayerRecord) -> Layer:
 
 
 def copy_to_meta(network: nn.Module) -> nn.Module:
-    """A copy on the meta device, where tensors have shapes but no values; with PyTorch's own convolutions."""
-    # A copy takes what it has copied already from its memo: so these are never copied.
+    """Return a copy on the meta device, without forward hooks and with PyTorch's own convolutions."""
+    # Objects in the memo are not copied again.
     twin = copy.deepcopy(network, {id(tensor): _empty_like(tensor) for _, tensor in named_tensors(network)})
     for module in twin.modules():
-        module._forward_hooks.clear()  # somebody watches the network, but not this run of it
+        module._forward_hooks.clear()  # they are not meant for this run
     return restore(twin)
 
 
 def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors: parameters, buffers, and plain attributes of modules, in lists and dicts, too."""
+    """Yield names and tensors: parameters, buffers, and tensors in attributes of modules, including lists and dicts."""
     yield from network.named_parameters()
     yield from network.named_buffers()
     for path, module in network.named_modules():
