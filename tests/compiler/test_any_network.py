@@ -227,7 +227,7 @@ class Two(nn.Module):
 
 REFUSED: dict[str, tuple[nn.Module, str]] = {
     "counts": (Stateful(counted), "does something else each time it runs"),
-    "remembers": (Stateful(remembered), "reads what the run before has computed from its images"),
+    "remembers": (Stateful(remembered), "reads what the previous run computed from its images"),
     "writes a buffer": (Stateful(lambda net, y: y * net.number.add_(1)), r"writes into number \(add_\)"),
     "draws": (Layer(lambda _, y: y + torch.rand(1)), r"draws random numbers \(rand\)"),
     "drops": (Layer(lambda _, y: F.dropout(y)), "draws random numbers .*training=self.training"),
