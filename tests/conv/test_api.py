@@ -98,7 +98,7 @@ X, W = torch.zeros(1, 4, 5, 5), torch.zeros(6, 4, 3, 3)
             {"algorithm": "winograd", "strict": True},
             "spreads NaN to results .* with strict=True use auto or one of: aten, upcast, gemm",
         ),
-        ({"x": X.to("meta"), "weight": W.to("meta"), "strict": True}, "strict=True is for the CPU, .* on meta"),
+        ({"x": X.to("meta"), "weight": W.to("meta"), "strict": True}, "strict=True works only on the CPU, .* on meta"),
         (
             {"x": X.to_sparse()},
             "the input is a tensor of layout sparse_coo; turn it into a dense one, as with .to_dense",
@@ -150,7 +150,7 @@ def test_a_transposed_one_that_cannot_be_is_one_sentence():
         ({"groups": 3}, "groups=3 must divide 18 input and 4 output channels"),
         ({"bias": torch.zeros(4)}, r"bias of shape \(4,\) must be \(6,\)"),
         ({"stride": 0}, "strides and dilations are at least 1"),
-        ({"strict": True, "x": X.to("meta"), "weight": weight.to("meta")}, "strict=True is for the CPU"),
+        ({"strict": True, "x": X.to("meta"), "weight": weight.to("meta")}, "strict=True works only on the CPU"),
     ):
         with pytest.raises(UsageError, match=said):
             conv_transpose2d(**({"x": X, "weight": weight} | more))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from svertka.conv import validation
-from svertka.conv.validation import need_alike, need_bias, need_room, need_whole
+from svertka.conv.validation import check_bias, check_integer, check_memory, check_tensors
 from svertka.conv_geometry import ConvShape
 from svertka.errors import UsageError
 
@@ -12,29 +12,29 @@ from svertka.errors import UsageError
 def test_tensors_that_belong_together_pass():
     for dtype in validation.DTYPES:
         x = torch.zeros(1, 1, 1, 1, dtype=dtype)
-        need_alike(x, x, None)
-        need_alike(x, x, x[0, 0, 0])
-    need_bias(None, 3)
-    need_bias(torch.zeros(3), 3)
-    assert need_whole("groups", 2) == 2
+        check_tensors(x, x, None)
+        check_tensors(x, x, x[0, 0, 0])
+    check_bias(None, 3)
+    check_bias(torch.zeros(3), 3)
+    assert check_integer("groups", 2) == 2
 
 
 def test_under_autocast_the_dtype_is_that_in_which_it_computes():
     x = torch.zeros(1, 1, 1, 1)
     with pytest.raises(UsageError, match="weight torch.bfloat16; turn both into one dtype"):
-        need_alike(x, x.bfloat16(), None)
+        check_tensors(x, x.bfloat16(), None)
     with torch.autocast("cpu", torch.bfloat16):
-        need_alike(x, x.bfloat16(), None)
+        check_tensors(x, x.bfloat16(), None)
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_made(monkeypatch):
     shape = ConvShape(2, 3, 4, 16, 16, (3, 3))  # 2 · 3 · 16 · 16 numbers in, 2 · 4 · 14 · 14 out
     x = torch.zeros(shape.input)
-    need_room(x, shape)
+    check_memory(x, shape)
     monkeypatch.setattr(validation, "_MEMORY", 4 * 2 * 4 * 14 * 14 - 1)
     with pytest.raises(UsageError, match="the result, 2×4×14×14, takes"):
-        need_room(x, shape)
+        check_memory(x, shape)
     monkeypatch.setattr(validation, "_MEMORY", 4 * 2 * 3 * 16 * 16 - 1)
     with pytest.raises(UsageError, match="the input, 2×3×16×16, takes"):
-        need_room(x, shape)
-    need_room(x.to("meta"), shape)
+        check_memory(x, shape)
+    check_memory(x.to("meta"), shape)

@@ -1,4 +1,4 @@
-"""Convolution and its transpose as functions, with the arguments of torch.nn.functional's: checked here, once."""
+"""conv2d and conv_transpose2d, with the arguments of torch.nn.functional; all arguments are checked here."""
 
 from functools import lru_cache
 from typing import Any
@@ -10,11 +10,11 @@ from torch.autograd import forward_ad
 
 from svertka.conv import autotune
 from svertka.conv.operator import convolve, dtype_here, transpose
-from svertka.conv.validation import need_alike, need_bias, need_room, need_whole
+from svertka.conv.validation import check_bias, check_integer, check_memory, check_tensors
 from svertka.conv_geometry import ConvShape, pair
 from svertka.errors import UsageError
 
-# The ways to pad, by their names in layers and in torch.nn.functional.pad.
+# Padding modes by their names in layers, and in torch.nn.functional.pad.
 PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 
@@ -30,32 +30,43 @@ def conv2d(
     algorithm: str = "auto",
     strict: bool = False,
 ) -> Tensor:
-    """The convolution of `x`, (N, C, H, W) or (C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W').
+    """Return the 2-D convolution of `x` with `weight`, as torch.nn.functional.conv2d does.
 
-    As torch.nn.functional.conv2d, whose arguments these are, in the dtype of `x`, or of autocast where that is on, and
-    on the device of `x` and in its memory order. `padding`: pixels on each side, or "same" (the size stays, at stride
-    1) or "valid" (none). `padding_mode`: "zeros", "reflect", "replicate" or "circular". `algorithm`: one of
-    `choose.ALGORITHMS`, or "auto": the fastest, timed when a shape is first met (see `choose`); results of different
-    algorithms differ in rounding.
-    `strict`: only algorithms whose result at each position depends on the values that its window sees, on the CPU.
-    Others compute whole tiles (Winograd) or images (FFT): a NaN, an infinite or a huge value spoils results around it,
-    too, and since they add values up before they multiply them, results may overflow to inf or NaN where values or
-    results are above 1e30, although PyTorch's are finite.
+    Results of different algorithms differ in rounding.
+
+    Args:
+        x: (N, C, H, W) or (C, H, W).
+        weight: (O, C / groups, kh, kw).
+        bias: (O), or None.
+        stride: step of the kernel, in pixels.
+        padding: pixels on each side, "same" (keeps the size; needs stride 1) or "valid" (none).
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+        dilation: distance between taps, in pixels.
+        groups: number of channel groups.
+        algorithm: a key of `autotune.ALGORITHMS`, or "auto" for the fastest, which is timed at the first call with a
+            shape.
+        strict: use only algorithms whose results depend on nothing outside their window; CPU only. The others transform
+            whole tiles (Winograd) or images (FFT): a NaN, infinite or huge value also affects neighbouring results, and
+            since they add before they multiply, values or results above 1e30 may overflow to inf or NaN.
+
+    Returns:
+        (N, O, H', W') or (O, H', W'), in the dtype of `x`, or of autocast if it is enabled, on the device and in the
+        memory order of `x`.
 
     Raises:
-        UsageError: the shapes do not fit, the tensors do not belong together, or the algorithm cannot do it.
+        UsageError: shapes, dtypes or devices do not match, or the algorithm does not support the convolution.
     """
-    need_alike(x, weight, bias)
+    check_tensors(x, weight, bias)
     x = x.to(dtype_here(x))
     if x.dim() == 3:
         return conv2d(x[None], weight, bias, stride, padding, padding_mode, dilation, groups, algorithm, strict)[0]
     stride, dilation = pair("stride", stride), pair("dilation", dilation)
     x, pixels = _padded(x, weight, stride, padding, padding_mode, dilation)
-    shape = _checked(x.shape, weight.shape, stride, pixels, dilation, need_whole("groups", groups))
-    need_room(x, shape)
-    need_bias(bias, shape.out_channels)
+    shape = _checked(x.shape, weight.shape, stride, pixels, dilation, check_integer("groups", groups))
+    check_memory(x, shape)
+    check_bias(bias, shape.out_channels)
     name = _name(algorithm, shape, x, strict=strict)
-    if _is_transformed() or (algorithm == "auto" and not _is_ours(x)):
+    if _is_transformed() or (algorithm == "auto" and not _has_algorithms(x)):
         return torch.conv2d(x, weight, bias, shape.stride, shape.padding, shape.dilation, groups)
     return convolve(x, weight, bias, shape, name)
 
@@ -71,18 +82,30 @@ def conv_transpose2d(
     groups: int = 1,
     strict: bool = False,
 ) -> Tensor:
-    """The transposed convolution of `x`, (N, C, H, W) or (C, H, W), with `weight`, (C, O / groups, kh, kw).
+    """Return the transposed 2-D convolution of `x` with `weight`, as torch.nn.functional.conv_transpose2d does.
 
-    (N, O, H', W') or (O, H', W').
-    As torch.nn.functional.conv_transpose2d: what the convolution with these settings does to gradients.
-    H' = (H − 1)·stride − 2·padding + dilation·(kh − 1) + output_padding + 1. `strict`: as of `conv2d`.
+    It is the input gradient of the convolution with the same settings.
+
+    Args:
+        x: (N, C, H, W) or (C, H, W).
+        weight: (C, O / groups, kh, kw).
+        bias: (O), or None.
+        stride: stride of that convolution, in pixels.
+        padding: zero padding of that convolution, in pixels.
+        output_padding: additional rows and columns of the result; smaller than stride or dilation.
+        dilation: distance between taps, in pixels.
+        groups: number of channel groups.
+        strict: as in `conv2d`.
+
+    Returns:
+        (N, O, H', W') or (O, H', W') with H' = (H − 1)·stride − 2·padding + dilation·(kh − 1) + output_padding + 1.
 
     Raises:
-        UsageError: the shapes do not fit, or the tensors do not belong together; `strict` elsewhere than on the CPU.
+        UsageError: shapes, dtypes or devices do not match, or `strict` is used on another device than the CPU.
 
     Source: Dumoulin & Visin 2016, relationship 14.
     """
-    need_alike(x, weight, bias)
+    check_tensors(x, weight, bias)
     x = x.to(dtype_here(x))
     if x.dim() == 3:
         return conv_transpose2d(
@@ -107,25 +130,22 @@ def conv_transpose2d(
         raise UsageError(
             f"an input of shape {tuple(x.shape)} gives {size[0]}×{size[1]} pixels with {padding=}; use less padding"
         )
-    channels = weight.shape[1] * need_whole("groups", groups)
+    channels = weight.shape[1] * check_integer("groups", groups)
     shape = _checked((x.shape[0], channels, *size), weight.shape, *pairs, groups)
-    need_room(x, shape)
-    need_bias(bias, channels)
+    check_memory(x, shape)
+    check_bias(bias, channels)
     name = _name("auto", shape, x, strict=strict)
-    if _is_transformed() or not _is_ours(x):
+    if _is_transformed() or not _has_algorithms(x):
         return torch.conv_transpose2d(x, weight, bias, shape.stride, shape.padding, extra, groups, shape.dilation)
     return transpose(x, weight, bias, shape, extra, name)
 
 
 def _name(algorithm: str, shape: ConvShape, x: Tensor, *, strict: bool) -> str:
-    """What `choose.algorithm` calls it."""
+    """Return the name for `autotune.select_algorithm`."""
     if not isinstance(strict, bool):
         raise UsageError(f"strict is of type {type(strict).__name__}; use True or False")
     if strict and x.device.type != "cpu":
-        raise UsageError(
-            f"strict=True is for the CPU, the input is on {x.device}: which algorithm computes there cannot be said; "
-            "use strict=False"
-        )
+        raise UsageError(f"strict=True works only on the CPU, the input is on {x.device}; use strict=False")
     if algorithm == "auto":
         return "strict" if strict else "auto"
     autotune.check_algorithm(algorithm, shape, x.dtype, strict=strict)
@@ -140,13 +160,13 @@ def _padded(
     mode: str,
     dilation: tuple[int, int],
 ) -> tuple[Tensor, tuple[int, int]]:
-    """The input with what no algorithm pads by itself, and the zeros that they still have to add."""
+    """Return the padded input and the zero padding that is left to the algorithm."""
     if not isinstance(mode, str) or mode not in PADDING_MODES:
         raise UsageError(f"padding_mode={mode} is not known; use {', '.join(PADDING_MODES)}")
     if padding == "valid":
         return x, (0, 0)
     if x.dim() != 4 or weight.dim() != 4:
-        return x, (0, 0)  # which `ConvShape` refuses
+        return x, (0, 0)  # `ConvShape` raises the error
     if padding == "same":
         if stride != (1, 1):
             raise UsageError(f"padding=same needs stride=1, not {stride}; give the padding in pixels")
@@ -170,24 +190,24 @@ def _padded(
 
 
 def _is_transformed() -> bool:
-    """Whether a derivative in forward mode, a function transform or torch.jit.trace is under way.
+    """Return whether forward-mode AD, a function transform or torch.jit.trace is active.
 
-    Custom operators would not see the former, and the latter would keep results of kernels as constants.
+    Custom operators do not support the first two; tracing would record kernel results as constants.
     """
     if torch._C._get_tracing_state() is not None:
         return True
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _is_ours(x: Tensor) -> bool:
-    """Whether there is more than PyTorch's own to choose from: on graphics cards cuDNN makes its own search."""
+def _has_algorithms(x: Tensor) -> bool:
+    """Return whether svertka has algorithms for `x`; on GPUs cuDNN runs its own search."""
     return x.device.type == "cpu" and x.dtype in autotune.DTYPES
 
 
-# A shape is met again and again, and to look it up takes a tenth of the time.
-_remembered: Any = lru_cache(4096)(ConvShape.of)
+# Shapes repeat; a lookup takes a tenth of the time of a check.
+_cached_shape: Any = lru_cache(4096)(ConvShape.of)
 
 
 def _checked(*sizes: Any) -> ConvShape:
-    shape: ConvShape = ConvShape.of(*sizes) if torch.compiler.is_compiling() else _remembered(*sizes)
+    shape: ConvShape = ConvShape.of(*sizes) if torch.compiler.is_compiling() else _cached_shape(*sizes)
     return shape

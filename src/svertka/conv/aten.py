@@ -1,4 +1,4 @@
-"""PyTorch's own convolution: oneDNN on the CPU, cuDNN on graphics cards. What every other algorithm has to beat."""
+"""PyTorch's own convolution: oneDNN on the CPU, cuDNN on GPUs. The baseline of all other algorithms."""
 
 import torch
 
@@ -8,27 +8,27 @@ IS_LOCAL = True
 
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> None:
-    """None: it can do whatever PyTorch can."""
+    """Return None: it supports every convolution that PyTorch supports."""
 
 
 def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W').
+    """Return the convolution of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw), plus `bias`, (O), or None.
 
-    `bias`: (O), added.
+    The result has shape (N, O, H', W').
     """
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     return torch.conv2d(x, weight, bias, shape.stride, shape.padding, shape.dilation, shape.groups)
 
 
 def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
-    """The gradient with respect to the input, (N, C, H, W); `gradient`: that of the result, (N, O, H', W')."""
-    # The input's values do not matter, only its sizes and its memory order: one value, everywhere.
+    """Return the gradient with respect to the input, (N, C, H, W); `gradient`: of the result, (N, O, H', W')."""
+    # Only the input's shape matters, not its values: one expanded value saves the memory.
     x = gradient.new_empty(1).expand(shape.input)
     return _backward(gradient, x, weight.to(gradient.dtype), shape, (True, False, False))[0]
 
 
 def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, shape: ConvShape) -> torch.Tensor:
-    """The gradient with respect to the weights, (O, C / groups, kh, kw); `gradient`: that of the result."""
+    """Return the weight gradient, (O, C / groups, kh, kw); `gradient`: of the result."""
     weight = gradient.new_empty(1).expand(shape.weight)
     return _backward(gradient, x, weight, shape, (False, True, False))[1]
 

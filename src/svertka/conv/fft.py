@@ -1,4 +1,4 @@
-"""The convolution by Fourier transforms: on the frequency side it is one product, whatever the size of the kernel.
+"""Convolution by Fourier transforms: one product per frequency, for any kernel size.
 
 On a circle of L pixels the discrete Fourier transform ^ turns a shift by q into a factor for each frequency, hence
 correlation into a product (the convolution theorem, with the conjugate since the kernel is not mirrored):
@@ -6,10 +6,10 @@ correlation into a product (the convolution theorem, with the conjugate since th
     yₒ(q) = Σ_c Σᵢ w_oc(i) x_c(q + i)     ⟺     ŷₒ = Σ_c conj(ŵ_oc) · x̂_c.
 
 At each frequency that is a product of matrices over the channels, as in the other algorithms, but of complex numbers: 3
-or 4 real multiplications for each of L² / 2 frequencies (pictures are real, so half suffice), against kh · kw a pixel.
+or 4 real multiplications for each of L² / 2 frequencies (images are real, so half suffice), against kh · kw a pixel.
 
-**The circle.** A picture of H pixels with p zeros before and behind it fits on a circle of L ≥ H + p: the zeros before
-it are the same as those behind. The picture lies at 0, so result i, of stride s, is found at q = s · i − p, mod L. The
+**The circle.** A image of H pixels with p zeros before and behind it fits on a circle of L ≥ H + p: the zeros before
+it are the same as those behind. The image lies at 0, so result i, of stride s, is found at q = s · i − p, mod L. The
 kernel, its taps `dilation` apart, must not overlap itself, so L ≥ its span. L is rounded up to the next number without
 prime factors above 5, for which the fast transform is fastest. Rows and columns each have their own L.
 
@@ -20,8 +20,8 @@ sum Σ x(q + i) w(i) y(q) treats w and y alike, the gradient of the weights is t
 
 The error does not grow with the kernel. Measured in float32 against float64, 256 channels of 28×28 pixels, normal input
 and weights, relative to the root mean square of the results: 3.5e-7 for 3×3, 3.2e-7 for 11×11, 3.1e-7 for 27×27, and
-1.9e-6 at most (`tests/conv/test_fft.py` holds it to that). A value that is not finite makes all results of its picture
-and group not finite.
+1.9e-6 at most (`tests/conv/test_fft.py` holds it to that). A non-finite value makes all results of its image and
+group non-finite.
 
 Source: Mathieu, Henaff & LeCun 2014, "Fast training of convolutional networks through FFTs", §2; the circle that shares
 its zeros is ours.
@@ -31,64 +31,66 @@ import torch
 
 from svertka.conv_geometry import ConvShape
 
-IS_LOCAL = False  # the whole picture
+IS_LOCAL = False  # the whole image
 
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
-    """Why this algorithm cannot do it, as a phrase, or None: it can."""
+    """Return why this algorithm does not support `shape`, as a phrase, or None if it does."""
     if dtype not in (torch.float32, torch.float64):
         return f"Fourier transforms are made of float32 and float64, not {str(dtype).removeprefix('torch.')}"
     return None
 
 
 def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W').
+    """Return the convolution of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw), plus `bias`, (O), or None.
 
-    `bias`: (O), added.
+    The result has shape (N, O, H', W').
     """
     circles = _circles(shape)
-    products = torch.einsum("gocuv,ngcuv->ngouv", _of_taps(weight, shape).conj(), _of_pixels(x, shape))
+    products = torch.einsum("gocuv,ngcuv->ngouv", _kernel_spectra(weight, shape).conj(), _image_spectra(x, shape))
     rows, columns = _places(shape, x.device)
-    result = _back(products, circles).flatten(1, 2).index_select(2, rows).index_select(3, columns)
+    result = _invert(products, circles).flatten(1, 2).index_select(2, rows).index_select(3, columns)
     return result if bias is None else result + bias[:, None, None]
 
 
 def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
-    """The gradient with respect to the input, (N, C, H, W); `gradient`: that of the result, (N, O, H', W')."""
-    products = torch.einsum("gocuv,ngouv->ngcuv", _of_taps(weight, shape), _of_results(gradient, shape))
-    return _back(products, _circles(shape)).flatten(1, 2)[:, :, : shape.height, : shape.width]
+    """Return the gradient with respect to the input, (N, C, H, W); `gradient`: of the result, (N, O, H', W')."""
+    products = torch.einsum("gocuv,ngouv->ngcuv", _kernel_spectra(weight, shape), _result_spectra(gradient, shape))
+    return _invert(products, _circles(shape)).flatten(1, 2)[:, :, : shape.height, : shape.width]
 
 
 def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, shape: ConvShape) -> torch.Tensor:
-    """The gradient with respect to the weights, (O, C / groups, kh, kw); `gradient`: of the result; `x`: the input."""
-    products = torch.einsum("ngouv,ngcuv->gocuv", _of_results(gradient, shape).conj(), _of_pixels(x, shape))
+    """Return the weight gradient, (O, C / groups, kh, kw); `gradient`: of the result; `x`: the input."""
+    products = torch.einsum("ngouv,ngcuv->gocuv", _result_spectra(gradient, shape).conj(), _image_spectra(x, shape))
     (span_height, span_width), (dh, dw) = shape.span, shape.dilation
-    return _back(products, _circles(shape)).flatten(0, 1)[:, :, :span_height:dh, :span_width:dw]
+    return _invert(products, _circles(shape)).flatten(0, 1)[:, :, :span_height:dh, :span_width:dw]
 
 
 def good_size(least: int) -> int:
-    """The smallest number from `least`, which is at least 1, that has no prime factor above 5.
+    """Return the smallest number from `least` ≥ 1 on that has no prime factor above 5.
 
     >>> [good_size(least) for least in (1, 7, 61, 121)]
     [1, 8, 64, 125]
     """
     size = least
-    while 60 ** size.bit_length() % size:  # 60 = 2² · 3 · 5, so this power has each factor of a good size often enough
+    while (
+        60 ** size.bit_length() % size
+    ):  # this power of 60 = 2² · 3 · 5 is divisible by every good size of so many bits
         size += 1
     return size
 
 
 def _circles(shape: ConvShape) -> tuple[int, int]:
-    """Pixels of the circle of rows and of that of columns."""
+    """Return the transform lengths of rows and columns."""
     height = max(shape.height + shape.padding[0], shape.span[0])
     width = max(shape.width + shape.padding[1], shape.span[1])
     return good_size(height), good_size(width)
 
 
 def _places(shape: ConvShape, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where on the circles the results' rows and columns stand.
+    """Return the positions of the results' rows and columns on the circles.
 
-    Far out in wide padding two may share a place; there both read nothing but zeros.
+    Far out in wide padding, two results may share a position; both are then zero.
     """
     (height, width), (sh, sw), (ph, pw) = _circles(shape), shape.stride, shape.padding
     rows = torch.arange(shape.out_height, device=device) * sh - ph
@@ -96,20 +98,20 @@ def _places(shape: ConvShape, device: torch.device) -> tuple[torch.Tensor, torch
     return rows % height, columns % width
 
 
-def _of_pixels(x: torch.Tensor, shape: ConvShape) -> torch.Tensor:
-    """Spectra of the pictures, (N, groups, C / groups, …)."""
+def _image_spectra(x: torch.Tensor, shape: ConvShape) -> torch.Tensor:
+    """Return the spectra of the images, (N, groups, C / groups, …)."""
     return _spectra(torch.unflatten(x, 1, (shape.groups, -1)), _circles(shape))
 
 
-def _of_taps(weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
-    """Spectra of the kernels, (groups, O / groups, C / groups, …)."""
+def _kernel_spectra(weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
+    """Return the spectra of the kernels, (groups, O / groups, C / groups, …)."""
     spaced = weight.new_zeros(*weight.shape[:2], *shape.span)
     spaced[:, :, :: shape.dilation[0], :: shape.dilation[1]] = weight
     return _spectra(torch.unflatten(spaced, 0, (shape.groups, -1)), _circles(shape))
 
 
-def _of_results(gradient: torch.Tensor, shape: ConvShape) -> torch.Tensor:
-    """Spectra of the results' gradients, (N, groups, O / groups, …)."""
+def _result_spectra(gradient: torch.Tensor, shape: ConvShape) -> torch.Tensor:
+    """Return the spectra of the results' gradients, (N, groups, O / groups, …)."""
     rows, columns = _places(shape, gradient.device)
     height, width = _circles(shape)
     wide = gradient.new_zeros(*gradient.shape[:3], width).index_add(3, columns, gradient)
@@ -118,15 +120,15 @@ def _of_results(gradient: torch.Tensor, shape: ConvShape) -> torch.Tensor:
 
 
 def _spectra(signals: torch.Tensor, circles: tuple[int, int]) -> torch.Tensor:
-    """Transforms of the last two axes, filled up with zeros to the size of `circles`."""
+    """Return the transforms of the last two axes, zero-padded to the size of `circles`."""
     if signals.numel() == 0:  # MKL refuses to transform nothing
         return signals.new_zeros(*signals.shape[:-2], circles[0], circles[1] // 2 + 1, dtype=signals.dtype.to_complex())
     spectra: torch.Tensor = torch.fft.rfft2(signals, circles)
     return spectra
 
 
-def _back(spectra: torch.Tensor, circles: tuple[int, int]) -> torch.Tensor:
-    """The real signals with these spectra."""
+def _invert(spectra: torch.Tensor, circles: tuple[int, int]) -> torch.Tensor:
+    """Return the real signals with these spectra."""
     if spectra.numel() == 0:
         return spectra.new_zeros(*spectra.shape[:-2], *circles, dtype=spectra.dtype.to_real())
     signals: torch.Tensor = torch.fft.irfft2(spectra, circles)

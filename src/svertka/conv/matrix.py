@@ -1,7 +1,7 @@
-"""The convolution written out as one sparse matrix: all three passes from a list of its entries.
+"""Convolution as one sparse matrix: all three passes from the list of its entries.
 
-A convolution is linear in the picture, so it is a matrix A: as many rows as the result has numbers, as many columns as
-the picture has. A 2×2 kernel w on a 3×3 picture, both read row by row, is
+A convolution is linear in the image, so it is a matrix A with a row for each value of the result and a column for each
+value of the image. A 2×2 kernel w on a 3×3 image, both read row by row, is
 
     w₀₀ w₀₁  ·  w₁₀ w₁₁  ·   ·   ·   ·
      ·  w₀₀ w₀₁  ·  w₁₀ w₁₁  ·   ·   ·
@@ -9,10 +9,10 @@ the picture has. A 2×2 kernel w on a 3×3 picture, both read row by row, is
      ·   ·   ·   ·  w₀₀ w₀₁  ·  w₁₀ w₁₁
 
 Stride leaves out rows, padding lets entries fall off the sides, dilation moves the diagonals apart, groups make blocks.
-The gradient with respect to the picture is Aᵀ times that of the result, which is also the transposed convolution. The
+The gradient with respect to the image is Aᵀ times that of the result, which is also the transposed convolution. The
 weights are sums over their diagonals, so that the gradient of each is a sum over the entries which it stands in.
 
-Nothing here is fast; in float64 it is what the other algorithms are tested against.
+This is slow; in float64 it is the reference in the tests of the other algorithms.
 """
 
 import torch
@@ -24,7 +24,7 @@ MAX_ENTRIES = 2**25
 
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
-    """Why this algorithm cannot do it, as a phrase, or None: it can."""
+    """Return why this algorithm does not support `shape`, as a phrase, or None if it does."""
     if dtype not in (torch.float32, torch.float64):
         return f"sparse products are made of float32 and float64, not {str(dtype).removeprefix('torch.')}"
     entries = shape.multiply_adds // max(shape.batch, 1)
@@ -34,9 +34,9 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
 
 
 def matrix(weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
-    """The convolution of one picture as a sparse matrix, (O · H' · W', C · H · W), in COO form.
+    """Return the convolution of one image as a sparse matrix, (O · H' · W', C · H · W), in COO form.
 
-    `matrix(weight, shape) @ picture.flatten()` is the result, flat.
+    `matrix(weight, shape) @ image.flatten()` is the result, flat.
 
     >>> weight = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
     >>> matrix(weight, ConvShape.of((1, 1, 3, 3), weight.shape)).to_dense().int()
@@ -53,17 +53,17 @@ def matrix(weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
 
 
 def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
-    """The convolution A x of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W')."""
+    """Return the convolution A x of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W')."""
     return (matrix(weight, shape) @ x.flatten(1).T).T.reshape(shape.output)
 
 
 def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
-    """Aᵀ times `gradient`, that of the result: the gradient with respect to the input, (N, C, H, W)."""
+    """Return Aᵀ times `gradient`, that of the result: the gradient with respect to the input, (N, C, H, W)."""
     return (matrix(weight, shape).T @ gradient.flatten(1).T).T.reshape(shape.input)
 
 
 def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, shape: ConvShape) -> torch.Tensor:
-    """The gradient with respect to the weights, (O, C / groups, kh, kw); `gradient`: of the result; `x`: the input.
+    """Return the weight gradient, (O, C / groups, kh, kw); `gradient`: of the result; `x`: the input.
 
     Each entry of the matrix adds the gradient at its row times the input at its column to that of its weight.
     """
@@ -73,7 +73,7 @@ def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, shape: ConvShape) -
 
 
 def _entries(shape: ConvShape, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Row, column and index of the weight, of every entry of the matrix; a weight's entries differ in the position."""
+    """Return the row, the column and the index of the weight of every entry of the matrix."""
     out_channels, group_channels, *kernel = shape.weight
 
     def axis(length: int, place: int) -> torch.Tensor:
@@ -81,7 +81,7 @@ def _entries(shape: ConvShape, device: torch.device) -> tuple[torch.Tensor, torc
 
     o, c, i, j = axis(out_channels, 0), axis(group_channels, 1), axis(kernel[0], 2), axis(kernel[1], 3)
     p, q = axis(shape.out_height, 4), axis(shape.out_width, 5)
-    # Result (o, p, q) reads, by weight (o, c, i, j), the picture at (channel, y, x); padding is no column.
+    # Result (o, p, q) reads, by weight (o, c, i, j), the image at (channel, y, x); padding is no column.
     channel = o // (out_channels // shape.groups) * group_channels + c
     y = p * shape.stride[0] - shape.padding[0] + i * shape.dilation[0]
     x = q * shape.stride[1] - shape.padding[1] + j * shape.dilation[1]

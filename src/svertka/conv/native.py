@@ -1,6 +1,6 @@
-"""The compiled kernels (`native/`): whether they are here, for which instructions, and the tensors that they take.
+"""The compiled kernels (`native/`): availability, instruction sets and preparation of their tensors.
 
-This is the only file that imports them; `native_winograd` and others compute with them.
+This is the only module that imports them; `native_winograd` and others use them from here.
 """
 
 import os
@@ -36,18 +36,17 @@ except ImportError as error:
     MISSING = f"the compiled kernels cannot be loaded: {error}"
 
 
-def _compute_alone() -> None:
-    """In a process that was forked: GNU's OpenMP has none of its threads here, and whoever asks it for more than one,
-    as PyTorch's own operations do, would wait for them forever."""
+def _use_one_thread() -> None:
+    """Use one thread in a forked process: GNU OpenMP has lost its threads, and waiting for them would deadlock."""
     torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_compute_alone)
+    os.register_at_fork(after_in_child=_use_one_thread)
 
 
 def why_not(dtype: torch.dtype = torch.float32) -> str | None:
-    """Why no kernel can compute in `dtype`, as a phrase, or None."""
+    """Return why the kernels are not available for `dtype`, as a phrase, or None if they are."""
     if MISSING:
         return MISSING
     if dtype not in DTYPES:
@@ -56,52 +55,52 @@ def why_not(dtype: torch.dtype = torch.float32) -> str | None:
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Those of "avx512bf16", "avx512", "avx2", "baseline" that were built and that this processor has, best first."""
+    """Return the usable ones of "avx512bf16", "avx512", "avx2", "baseline", the fastest first."""
     return () if MISSING else tuple(kernels.instruction_sets())
 
 
 def use(instructions: str) -> None:
-    """From now on compute with this one of `instruction_sets()` in place of the first; what was packed is void."""
+    """Select one of `instruction_sets()`. Weights packed for another set become invalid."""
     kernels.use(instructions)
 
 
 def used() -> str:
-    """The one of `instruction_sets()` that is computed with."""
+    """Return the selected instruction set."""
     return kernels.used()
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether that one multiplies bfloat16 numbers; others only imitate it, which takes longer than with float32."""
+    """Return whether the selected set multiplies bfloat16 in hardware; emulation is slower than float32."""
     return not MISSING and kernels.multiplies_bfloat16()
 
 
 def poison_scratch(on: bool) -> None:
-    """For tests. `on`: scratch memory begins as NaN in every call, so that reading what was not written shows."""
+    """For tests: fill scratch memory with NaN in every call, so that uninitialized reads show."""
     if not MISSING:
         kernels.poison_scratch(on)
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """`tensor` in the order that the kernels read; an address of anything else would end the process."""
+    """Return `tensor` in channels-last order, the only one that the kernels read."""
     if tensor.device.type != "cpu" or tensor.dtype not in DTYPES:
         raise UsageError(
             f"the kernels compute float32 and bfloat16 on the CPU; this tensor is "
             f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}; use algorithm=auto"
         )
-    # `resolve_neg`: of a view that PyTorch will negate when it reads it, memory holds the numbers before.
+    # `resolve_neg`: the memory of a lazily negated view holds the values before negation.
     return tensor.resolve_neg().contiguous(memory_format=torch.channels_last)
 
 
 def floats(tensor: Tensor) -> Tensor:
-    """The same in float32, for kernels that read nothing else."""
+    """Return `tensor` in channels-last order and float32."""
     return channels_last(tensor).float()
 
 
 def numbers(vector: Tensor) -> Tensor:
-    """A bias, (O), as kernels read it: float32, side by side."""
+    """Return a bias, (O), as the kernels read it: contiguous float32."""
     return vector.float().resolve_neg().contiguous()
 
 
 def empty(shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Room for a result, (N, C, H, W), channels-last."""
+    """Return an uninitialized channels-last tensor, (N, C, H, W)."""
     return torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)

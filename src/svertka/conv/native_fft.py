@@ -1,14 +1,14 @@
 """The convolution by Fourier transforms in compiled kernels (`native/`): large kernels, on the CPU.
 
-The mathematics of `fft`, for channels-last pictures: a vector holds one place of as many channels, so that transforms
-need no shuffling, and at each frequency there is a product of complex matrices over the channels. Pictures that are
-large compared with the kernel are cut into tiles. Results and gradients are channels-last, and so should be what is
-given: all else is copied first. They are the same numbers for any number of threads. bfloat16 is widened, and results
-but the weights' gradient are rounded to it.
+The mathematics of `fft`, for channels-last images: a vector holds one place of as many channels, so that transforms
+need no shuffling, and at each frequency there is a product of complex matrices over the channels. Images that are
+large compared with the kernel are cut into tiles. Results and gradients are channels-last; tensors in other
+orders are copied first. Results do not depend on the number of threads. bfloat16 is upcast to float32; results except
+the weight gradient are rounded to bfloat16.
 
 Against float64, 256 channels of 28×28 pixels, 11×11 and 27×27 taps, normal input and weights, the error of each pass
 relative to the root mean square of its results is below 4e-7, and below 4e-6 at most (`tests/conv/test_native_fft.py`
-holds it to that). A value that is not finite can make all results of the tiles that read it not finite: of a picture no
+holds it to that). A value that is not finite can make all results of the tiles that read it not finite: of an image no
 larger than a circle, all.
 
 Source: Mathieu, Henaff & LeCun 2014, "Fast training of convolutional networks through FFTs", §2.
@@ -29,7 +29,7 @@ IS_LOCAL = False  # whole circles
 
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
-    """Why these kernels cannot do it, as a phrase, or None: they can."""
+    """Return why the kernels do not support `shape`, as a phrase, or None if they do."""
     reason = native.why_not(dtype)
     if reason:
         return reason
@@ -43,23 +43,23 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
 
 
 def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
-    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C, kh, kw), plus `bias`, (O): (N, O, H', W')."""
-    pictures, weight, result = floats(x), floats(weight), empty(shape.output)
-    native.kernels.fft_forward(_sizes(shape), pictures, weight, False, result, torch.get_num_threads())
+    """Return `x`, (N, C, H, W), convolved with `weight`, (O, C, kh, kw), plus `bias`, (O): (N, O, H', W')."""
+    images, weight, result = floats(x), floats(weight), empty(shape.output)
+    native.kernels.fft_forward(_sizes(shape), images, weight, False, result, torch.get_num_threads())
     return (result if bias is None else result.add_(bias[:, None, None])).to(x.dtype)
 
 
 def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
-    """The gradient with respect to the input, (N, C, H, W); `gradient`: that of the result, (N, O, H', W')."""
+    """Return the gradient with respect to the input, (N, C, H, W); `gradient`: of the result, (N, O, H', W')."""
     upstream, weight, result = floats(gradient), floats(weight), empty(shape.input)
     native.kernels.fft_forward(_adjoint_sizes(shape), upstream, weight, True, result, torch.get_num_threads())
     return result.to(gradient.dtype)
 
 
 def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
-    """The gradient with respect to the weights, (O, C, kh, kw); `gradient`: of the result; `x`: the input."""
-    upstream, pictures, result = floats(gradient), floats(x), empty(shape.weight)
-    native.kernels.fft_weight_gradient(_sizes(shape), upstream, pictures, result, torch.get_num_threads())
+    """Return the weight gradient, (O, C, kh, kw); `gradient`: of the result; `x`: the input."""
+    upstream, images, result = floats(gradient), floats(x), empty(shape.weight)
+    native.kernels.fft_weight_gradient(_sizes(shape), upstream, images, result, torch.get_num_threads())
     return result
 
 

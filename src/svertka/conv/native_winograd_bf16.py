@@ -1,4 +1,4 @@
-"""Winograd's convolution of bfloat16 pictures with products of bfloat16, for processors that have instructions for it.
+"""Winograd's convolution of bfloat16 images with products of bfloat16, for processors that have instructions for it.
 
 As `native_winograd`, in the same kernels, but what is multiplied is bfloat16, too: transformed tiles and weights are
 rounded, and pairs of them multiplied and added by one instruction (AVX512-BF16). Transforms and sums are float32, and
@@ -20,22 +20,22 @@ IS_LOCAL = False  # whole tiles
 
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
-    """Why these kernels cannot do it, as a phrase, or None: they can."""
+    """Return why the kernels do not support `shape`, as a phrase, or None if they do."""
     if dtype != torch.bfloat16:
         return "it is for bfloat16"
     return native_winograd.why_not(shape, dtype)
 
 
 def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
-    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C, 3, 3), plus `bias`, (O): (N, O, H', W')."""
+    """Return `x`, (N, C, H, W), convolved with `weight`, (O, C, 3, 3), plus `bias`, (O): (N, O, H', W')."""
     return native_winograd.forward(x, weight, shape, bias, pairs=True)
 
 
 def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
-    """The gradient with respect to the input, (N, C, H, W); `gradient`: that of the result, (N, O, H', W')."""
+    """Return the gradient with respect to the input, (N, C, H, W); `gradient`: of the result, (N, O, H', W')."""
     return native_winograd.input_gradient(gradient, weight, shape, pairs=True)
 
 
 def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
-    """The gradient with respect to the weights, (O, C, 3, 3); `gradient`: of the result; `x`: the input."""
+    """Return the weight gradient, (O, C, 3, 3); `gradient`: of the result; `x`: the input."""
     return native_winograd.weight_gradient(gradient, x, shape, pairs=True)

@@ -1,11 +1,10 @@
-"""Convolution as an operator of PyTorch, computed by whichever algorithm is fastest here.
+"""Convolution as a PyTorch operator that runs the fastest algorithm.
 
 A convolution is linear in its input and in its weights, and so are its two gradients. Hence three operators,
-`convolution`, `input_gradient` and `weight_gradient`, each of which has the two others as its derivatives; derived as
-often as one likes, they never leave this file. They trust their caller, `svertka.conv.api`.
+`convolution`, `input_gradient` and `weight_gradient`, each of which has the two others as its derivatives, to
+any order. They do not check their arguments; `svertka.conv.api` does.
 
-Beside pictures of bfloat16 weights may be float32, as they are under autocast: to round them first would gain nothing.
-Their gradients are float32 then.
+Weights may be float32 when images are bfloat16, as under autocast. Their gradients are then float32.
 """
 
 from functools import lru_cache, partial
@@ -29,21 +28,21 @@ LIBRARY.define(f"weight_gradient(Tensor gradient, Tensor x, SymInt[2] kernel, {S
 
 
 def dtype_here(tensor: Tensor) -> torch.dtype:
-    """The dtype in which PyTorch's convolution would take `tensor` here: autocast's, or its own."""
+    """Return the dtype in which PyTorch would convolve `tensor`: autocast's if enabled, else its own."""
     if tensor.dtype not in CAST or not _is_autocast(tensor):
         return tensor.dtype
     return torch.get_autocast_dtype(tensor.device.type)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, name: str) -> Tensor:
-    """What the operator `convolution` gives, by the algorithm of that `name`; without it where nobody looks on."""
+    """Return the result of the operator `convolution` with algorithm `name`; in eager mode the operator is bypassed."""
     layout = shape.stride, shape.padding, shape.dilation, shape.groups
     if not _is_eager(x, weight, bias):
         result: Tensor = torch.ops.svertka.convolution(x, weight, bias, *layout, name)
     elif _is_autocast(x):
-        with torch.autocast(x.device.type, enabled=False):  # in which dtype algorithms compute is for them to say
+        with torch.autocast(x.device.type, enabled=False):  # algorithms select their own dtype
             result = convolve(x, weight, bias, shape, name)
-    elif _is_direct(("forward", "input_gradient"), shape, x, weight, name):
+    elif _is_fastest_in_aten(("forward", "input_gradient"), shape, x, weight, name):
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         result = torch.conv2d(x, weight, bias, *layout).contiguous(memory_format=_layout(x, weight))
     elif torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, weight, bias)):
@@ -56,20 +55,20 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, n
 def transpose(
     x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, extra: tuple[int, int], name: str
 ) -> Tensor:
-    """What the operator `input_gradient` gives, plus `bias`, for results `x` of a convolution of that `shape`.
+    """Return the result of the operator `input_gradient` for `x`, the result of a convolution of `shape`, plus `bias`.
 
-    `extra`: rows and columns that the convolution's input has beyond the smallest with so many results.
+    `extra`: output padding, rows and columns.
     """
     layout = shape.stride, shape.padding, shape.dilation, shape.groups
     eager = _is_eager(x, weight, bias)
     if eager and _is_autocast(x):
         with torch.autocast(x.device.type, enabled=False):
             return transpose(x, weight, bias, shape, extra, name)
-    if eager and _is_direct(("input_gradient", "forward"), shape, x, weight, name):
+    if eager and _is_fastest_in_aten(("input_gradient", "forward"), shape, x, weight, name):
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         result = torch.conv_transpose2d(x, weight, bias, *layout[:2], extra, shape.groups, shape.dilation)
         return result.contiguous(memory_format=_layout(x, weight))
-    # More output than a stride: the convolution back has a position more, at which nothing comes in.
+    # Output padding beyond the stride adds a kernel position, whose input is zero.
     x = F.pad(x, (0, shape.out_width - x.shape[3], 0, shape.out_height - x.shape[2]))
     size, settings = (shape.height, shape.width), (*layout, name)
     if not eager:
@@ -81,12 +80,12 @@ def transpose(
     return result if bias is None else result + bias[:, None, None].to(x.dtype)
 
 
-def _is_direct(
+def _is_fastest_in_aten(
     passes: tuple[autotune.Pass, autotune.Pass], shape: ConvShape, x: Tensor, weight: Tensor, name: str
 ) -> bool:
-    """Whether PyTorch's own is fastest for the first of `passes` and all derivatives, of which the second is that of x.
+    """Return whether aten is fastest for `passes[0]` and all needed derivatives; `passes[1]` is that of x.
 
-    Then it is called as if we were not there: its own derivatives take less time to get at than ours.
+    PyTorch's function is then called directly, which has the least overhead.
     """
     own, of_x = passes
     wanted = [own]
@@ -96,12 +95,12 @@ def _is_direct(
 
 
 def _is_autocast(x: Tensor) -> bool:
-    """Whether PyTorch's autocast is on where `x` is."""
+    """Return whether autocast is enabled on the device of `x`."""
     return x.device.type in AUTOCAST and torch.is_autocast_enabled(x.device.type)
 
 
 def _is_eager(*tensors: Tensor | None) -> bool:
-    """Whether nobody looks on, as tracing does."""
+    """Return whether the call runs in plain eager mode, without tracing, compilation or tensor subclasses."""
     return (
         all(tensor is None or type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
         and not torch.compiler.is_compiling()
@@ -110,8 +109,8 @@ def _is_eager(*tensors: Tensor | None) -> bool:
 
 
 def _layout(x: Tensor, other: Tensor) -> torch.memory_format:
-    """The memory order of what is made of both: that of `x`, or where its channel makes it both orders, of `other`."""
-    if _is_batched(x, other):  # which has none that could be asked for
+    """Return the memory order of a result: that of `x`, or that of `other` if `x` is in both orders (one channel)."""
+    if _is_batched(x, other):  # batched tensors have no memory order
         return torch.contiguous_format
     both = x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     last = _is_channels_last(x) or (both and _is_channels_last(other))
@@ -119,7 +118,7 @@ def _layout(x: Tensor, other: Tensor) -> torch.memory_format:
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
-    """Whether it is so and not both, or by its strides meant to be, as PyTorch sees it too."""
+    """Return whether `tensor` is channels-last and, if it is also contiguous, has channels-last strides."""
     if not tensor.is_contiguous(memory_format=torch.channels_last):
         return False
     return not tensor.is_contiguous() or (tensor.stride(1) == 1 and tensor.stride(3) == tensor.shape[1])
@@ -161,9 +160,9 @@ def _weight_gradient(
     return result.to(dtype).contiguous(memory_format=_layout(x, gradient))
 
 
-@lru_cache(4096)  # a shape is met again and again, and to look it up takes a tenth of the time
+@lru_cache(4096)  # shapes repeat; a lookup takes a tenth of the time
 def _shape(inputs: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> ConvShape:
-    """Without a check, which took place at the door."""
+    """Return the ConvShape without checks, which `api` has made."""
     (batch, channels, height, width), (out_channels, _, *kernel) = inputs, weight
     sizes: Any = (batch, channels, out_channels, height, width, tuple(kernel), stride, padding, dilation, groups)
     return ConvShape(*sizes)
@@ -192,7 +191,7 @@ def _fake_weight_gradient(gradient: Tensor, x: Tensor, kernel: Pair, *settings: 
 
 
 class _Convolution(torch.autograd.Function):
-    """The operator without its detours, a fifth of the time for small tensors."""
+    """The convolution without the operator dispatch: a fifth of the time for small tensors."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, ...]) -> Tensor:
@@ -220,13 +219,13 @@ class _InputGradient(torch.autograd.Function):
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep the two tensors that the result is linear in, and the settings behind the third argument."""
+    """Save the two tensors in which the result is linear, and the settings."""
     ctx.save_for_backward(*inputs[:2])
     ctx.settings = inputs[3:]
 
 
 def _passes(*tensors: Tensor) -> tuple[Any, Any, Any]:
-    """The three passes of `tensors`: as operators, or as what these call, where nobody looks on or will derive them."""
+    """Return the three passes for `tensors`: operators, or in eager mode without grad the functions that they call."""
     if _is_batched(*tensors):
         convolution, input_gradient, weight_gradient = (
             partial(_by_pytorch, one) for one in (_convolution, _input_gradient, _weight_gradient)
@@ -238,14 +237,14 @@ def _passes(*tensors: Tensor) -> tuple[Any, Any, Any]:
 
 
 def _by_pytorch(compute: Any, *arguments: Any) -> Tensor:
-    """What a pass gives by PyTorch's own algorithm."""
+    """Return the result of a pass with the algorithm aten."""
     *others, _ = arguments
     result: Tensor = compute(*others, "aten")
     return result
 
 
 def _is_batched(*tensors: Tensor) -> bool:
-    """Whether torch.vmap runs for many at once, as for rows of a Jacobian: only PyTorch's own is known to it."""
+    """Return whether a tensor is batched by torch.vmap, which supports only PyTorch's operators."""
     functorch: Any = torch._C._functorch
     return any(functorch.is_batchedtensor(one) or functorch.is_legacy_batchedtensor(one) for one in tensors)
 
@@ -285,13 +284,13 @@ def _weight_gradient_backward(context: Any, upstream: Tensor) -> tuple[Any, ...]
 
 
 def _under_autocast(name: str, device: str) -> None:
-    """Let the operator compute in autocast's dtype, as PyTorch's convolution does; weights stay as they are."""
-    operator, pictures = getattr(torch.ops.svertka, name), 2 if name == "weight_gradient" else 1
+    """Register the operator for autocast: images are cast as in PyTorch, weights are not."""
+    operator, images = getattr(torch.ops.svertka, name), 2 if name == "weight_gradient" else 1
 
     def compute(*arguments: Any) -> Any:
-        cast = [one.to(dtype_here(one)) for one in arguments[:pictures]]
+        cast = [one.to(dtype_here(one)) for one in arguments[:images]]
         with torch.autocast(device, enabled=False):
-            return operator(*cast, *arguments[pictures:])
+            return operator(*cast, *arguments[images:])
 
     LIBRARY.impl(name, compute, f"Autocast{device.upper()}")
 

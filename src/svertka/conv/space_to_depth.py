@@ -1,17 +1,17 @@
-"""A convolution with a stride as one without, for Winograd's kernels: a picture's phases are its channels.
+"""Strided convolution as convolution with stride 1 by space-to-depth: the phases of the image become channels.
 
 Along one axis, with stride s, write the place of a tap as u = s·a + r, 0 ≤ r < s. What the kernel reads there at its
-i-th position, x(s·i + u), is pixel i + a of phase r of the picture, Xᵣ(i) = x(s·i + r). So with the phases as channels
+i-th position, x(s·i + u), is pixel i + a of phase r of the image, Xᵣ(i) = x(s·i + r). So with the phases as channels
 the kernel has ⌈k / s⌉ taps, a step apart:
 
     y(i) = Σᵤ w(u) x(s·i + u) = Σᵣ Σₐ w(s·a + r) Xᵣ(i + a)
 
-Taps beyond the kernel's own are zeros: (s·⌈k / s⌉ / k)² times as many multiplications. Where three taps are left, as of
-AlexNet's 11 with stride 4 and of 5 with stride 2, Winograd's kernels do them in a quarter. Gradients are folded and
-unfolded likewise.
+Taps beyond the kernel are zero, which costs (s·⌈k / s⌉ / k)² times as many multiplications. If three taps remain, as
+for AlexNet's 11 with stride 4 and for 5 with stride 2, the Winograd kernels need a quarter of them. Gradients use the
+same mapping.
 
-A value that is not finite is multiplied by those zeros, too, and it can make all results of the tiles that read it not
-finite (`native_winograd`).
+A non-finite value is also multiplied by those zeros, and can make all results of its tiles non-finite
+(`native_winograd`).
 """
 
 import torch
@@ -25,7 +25,7 @@ IS_LOCAL = False  # whole tiles
 
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
-    """Why this algorithm cannot do it, as a phrase, or None: it can."""
+    """Return why this algorithm does not support `shape`, as a phrase, or None if it does."""
     if shape.stride == (1, 1):
         return "it is for strides of 2 and more"
     if shape.dilation != (1, 1) or shape.groups != 1:
@@ -37,20 +37,20 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
 
 
 def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
-    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C, kh, kw), plus `bias`, (O): (N, O, H', W')."""
+    """Return `x`, (N, C, H, W), convolved with `weight`, (O, C, kh, kw), plus `bias`, (O): (N, O, H', W')."""
     folded = _folded(shape)
     return native_winograd.forward(_fold(x, shape, folded), _fold_weight(weight, shape, folded), folded, bias)
 
 
 def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
-    """The gradient with respect to the input, (N, C, H, W); `gradient`: that of the result, (N, O, H', W')."""
+    """Return the gradient with respect to the input, (N, C, H, W); `gradient`: of the result, (N, O, H', W')."""
     folded = _folded(shape)
     phases = native_winograd.input_gradient(gradient, _fold_weight(weight, shape, folded), folded)
     return _unfold(phases, shape, folded)
 
 
 def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
-    """The gradient with respect to the weights, (O, C, kh, kw); `gradient`: of the result; `x`: the input."""
+    """Return the weight gradient, (O, C, kh, kw); `gradient`: of the result; `x`: the input."""
     folded = _folded(shape)
     return _unfold_weight(native_winograd.weight_gradient(gradient, _fold(x, shape, folded), folded), shape, folded)
 
@@ -73,7 +73,7 @@ def _fold(x: Tensor, shape: ConvShape, folded: ConvShape) -> Tensor:
 
 
 def _unfold(phases: Tensor, shape: ConvShape, folded: ConvShape) -> Tensor:
-    """The picture, (N, C, H, W), channels-last, of which `phases` are those; 0 where they have none."""
+    """The image, (N, C, H, W), channels-last, of which `phases` are those; 0 where they have none."""
     (sy, sx), (py, px) = shape.stride, shape.padding
     split = phases.permute(0, 2, 3, 1).reshape(shape.batch, folded.height, folded.width, sy, sx, shape.in_channels)
     x = split.transpose(2, 3).reshape(shape.batch, folded.height * sy, folded.width * sx, shape.in_channels)

@@ -1,7 +1,7 @@
-"""PyTorch's own convolution in float32 of bfloat16 tensors: for processors that only imitate bfloat16.
+"""PyTorch's convolution of bfloat16 tensors, upcast to float32: for CPUs that emulate bfloat16.
 
-Without instructions for it PyTorch's products of bfloat16 numbers take several times as long as those of float32. All
-results but the weights' gradient, which stays float32, are rounded to bfloat16 once, at the end.
+Without hardware support, PyTorch's bfloat16 products take several times as long as float32. Results are rounded to
+bfloat16 once, at the end; the weight gradient stays float32.
 """
 
 import torch
@@ -14,23 +14,23 @@ IS_LOCAL = True
 
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
-    """Why it is of no use, as a phrase, or None."""
+    """Return why the algorithm does not apply, as a phrase, or None if it does."""
     return None if dtype == torch.bfloat16 else "it is for bfloat16"
 
 
 def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
-    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W').
+    """Return the convolution of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw), plus `bias`, (O), or None.
 
-    `bias`: (O), added.
+    The result has shape (N, O, H', W').
     """
     return aten.forward(x.float(), weight.float(), shape, None if bias is None else bias.float()).to(x.dtype)
 
 
 def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
-    """The gradient with respect to the input, (N, C, H, W); `gradient`: that of the result, (N, O, H', W')."""
+    """Return the gradient with respect to the input, (N, C, H, W); `gradient`: of the result, (N, O, H', W')."""
     return aten.input_gradient(gradient.float(), weight.float(), shape).to(gradient.dtype)
 
 
 def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
-    """The gradient with respect to the weights, (O, C / groups, kh, kw); `gradient`: that of the result."""
+    """Return the weight gradient, (O, C / groups, kh, kw); `gradient`: of the result."""
     return aten.weight_gradient(gradient.float(), x.float(), shape)

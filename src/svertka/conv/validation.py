@@ -1,4 +1,4 @@
-"""What can be convolved with what: other tensors and settings are refused before PyTorch or a kernel sees them."""
+"""Checks of the arguments of a convolution, made before PyTorch or a kernel receives them."""
 
 import os
 from math import prod
@@ -14,10 +14,10 @@ from svertka.errors import UsageError
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.complex128)
 
 
-def need_alike(x: Any, weight: Any, bias: Any) -> None:
-    """Raise UsageError unless these are dense tensors on one device, in one dtype that can be convolved.
+def check_tensors(x: Any, weight: Any, bias: Any) -> None:
+    """Raise UsageError unless these are dense tensors on one device, in one supported dtype.
 
-    Under autocast what counts is the dtype in which it computes.
+    Under autocast, its dtype counts.
     """
     for name, tensor in (("the input", x), ("weight", weight), ("bias", bias)):
         if tensor is None and name == "bias":
@@ -38,25 +38,21 @@ def need_alike(x: Any, weight: Any, bias: Any) -> None:
             )
 
 
-def need_bias(bias: Tensor | None, out_channels: int) -> None:
+def check_bias(bias: Tensor | None, out_channels: int) -> None:
     """Raise UsageError unless `bias` is None or has one number for each output channel."""
     if bias is not None and tuple(bias.shape) != (out_channels,):
         raise UsageError(f"bias of shape {tuple(bias.shape)} must be ({out_channels},), one an output channel")
 
 
-def need_whole(name: str, value: Any) -> int:
-    """`value`, if it is a whole number; `name`: of the argument.
-
-    Raises:
-        UsageError: it is something else.
-    """
+def check_integer(name: str, value: Any) -> int:
+    """Return `value`, the argument called `name`; raise UsageError unless it is an integer."""
     if isinstance(value, int | torch.SymInt):
         return value  # type: ignore[return-value]
     raise UsageError(f"{name}={value!r} must be a whole number")
 
 
-def need_room(x: Tensor, shape: ConvShape) -> None:
-    """Raise UsageError if the input or the result of a convolution of `shape` takes more memory than there is."""
+def check_memory(x: Tensor, shape: ConvShape) -> None:
+    """Raise UsageError if the input or the result of a convolution of `shape` exceeds the machine's memory."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return
     for what, sizes in (("input", shape.input), ("result", shape.output)):
@@ -69,7 +65,7 @@ def need_room(x: Tensor, shape: ConvShape) -> None:
 
 
 def _memory() -> int:
-    """Bytes of this machine's memory; where it does not say, as many as can be addressed."""
+    """Return the machine's memory in bytes, or the address space if it is unknown."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Winograd's convolution F(m, r): m neighbouring results of an r-tap kernel from m + r − 1 products instead of m · r.
+"""Winograd convolution F(m, r): m neighbouring results of an r-tap kernel from m + r − 1 products instead of m · r.
 
 **One axis.** The results yᵢ = Σⱼ gⱼ xᵢ₊ⱼ, i < m, j < r, of a tile of n = m + r − 1 pixels come from polynomials.
 
@@ -15,8 +15,8 @@
        y = Aᵀ [(G g) ⊙ (B x)].
 
 3. Row k of B holds the coefficients of Πₗ≠ₖ (t − αₗ), over Nₖ = Πₗ≠ₖ (αₖ − αₗ), by Lagrange's interpolation. Here the
-   divisors move to G, so that dyadic points make B and A exact in binary. Where they stand changes no rounding error by
-   more than a hundredth: it is relative, and the row's factor cancels.
+   divisors move to G, so that dyadic points make B and A exact in binary. Their place changes no rounding error by
+   more than a hundredth: the error is relative, and the row's factor cancels.
 
 4. The sum is Σₖ (G g)ₖ (A d)ₖ (B x)ₖ, the same form in each of the three. Its derivative with respect to g is the
    gradient of the weights, Gᵀ [(A d) ⊙ (B x)], where d is that of the results: the algorithm F(r, m), which is F(m, r)
@@ -24,7 +24,7 @@
    kernel rotated, and computed as such.
 
 **Two axes.** Rows, then columns: Y = Aᵀ [(G g Gᵀ) ⊙ (B x Bᵀ)] A, so F(4×4, 3×3) takes 36 products for 144. Sums over
-channels, or over tiles and pictures, are taken of the products, before the last transform, as one product of matrices
+channels, or over tiles and images, are taken of the products, before the last transform, as one product of matrices
 for each of the n². Tiles that reach over the border are filled with zeros, and what they compute outside is dropped.
 
 **Points.** Rounding is magnified √(Σᵢₖ Aₖᵢ² ‖Gₖ‖² ‖Bₖ‖² / (m r)) times an axis. Its minimum over all points, found
@@ -43,9 +43,9 @@ results (`tests/conv/test_winograd.py` holds them to it; the first column is of 
     PyTorch's own, 3×3, channels last                        8.5e-7    1.3e-5
     PyTorch's own, 3×3, channels first                       2.3e-7    1.5e-6
 
-A value that is not finite spreads over the tiles that contain it: results are not finite wherever those of the direct
-convolution are not, and up to m − 1 rows and columns further. One such value in the gradient of a kernel makes all of
-its taps so.
+A non-finite value spreads over the tiles that contain it: results are non-finite wherever those of the direct
+convolution are, and up to m − 1 rows and columns further. One such value in the gradient makes all taps of a kernel
+non-finite.
 
 Source: Winograd 1980, "Arithmetic complexity of computations", chapter V; Blahut 2010, "Fast algorithms for signal
 processing", chapter 5; Lavin & Gray 2015, "Fast algorithms for convolutional neural networks", eq. 8 and §4.
@@ -64,7 +64,7 @@ from svertka.conv_geometry import ConvShape
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
-# For n products the n − 1 finite points; ∞ is always the last. One product is that of a kernel one pixel wide.
+# The n − 1 finite points for n products; ∞ is always the last. n = 1 is a kernel one pixel wide.
 POINTS: dict[int, tuple[Fraction, ...]] = {
     1: (),
     4: (Fraction(0), Fraction(1), Fraction(-1)),
@@ -87,17 +87,17 @@ class Transforms:
 
     @property
     def products(self) -> int:
-        """Multiplications for a tile; also its pixels."""
+        """The number of multiplications, and of pixels, of a tile."""
         return len(self.data)
 
     @property
     def outputs(self) -> int:
-        """Results of a tile."""
+        """The number of results of a tile."""
         return len(self.inverse[0])
 
 
 def cook_toom(outputs: int, taps: int, points: Sequence[Fraction]) -> Transforms:
-    """F(outputs, taps) from `points`, outputs + taps − 2 different fractions, and ∞.
+    """Return F(outputs, taps) from `points`, outputs + taps − 2 different fractions, and ∞.
 
     >>> transforms = cook_toom(2, 3, [Fraction(0), Fraction(1), Fraction(-1)])
     >>> for row in transforms.kernel:
@@ -122,12 +122,12 @@ def _powers(points: Sequence[Fraction], count: int) -> Matrix:
 
 
 def _leading(count: int) -> tuple[Fraction, ...]:
-    """The row of ∞: of `count` coefficients, the last."""
+    """Return the row of ∞, which selects the last of `count` coefficients."""
     return tuple(Fraction(exponent == count - 1) for exponent in range(count))
 
 
 def _with_roots(roots: Sequence[Fraction]) -> tuple[Fraction, ...]:
-    """Coefficients of Π (t − root), that of t⁰ first."""
+    """Return the coefficients of Π (t − root), that of t⁰ first."""
     coefficients = [Fraction(1)]
     for root in roots:
         shifted, kept = [Fraction(0), *coefficients], [*coefficients, Fraction(0)]
@@ -137,14 +137,14 @@ def _with_roots(roots: Sequence[Fraction]) -> tuple[Fraction, ...]:
 
 @cache
 def transforms(outputs: int, taps: int) -> Transforms:
-    """F(outputs, taps) from the points that round best; outputs + taps − 1 is in POINTS."""
+    """Return F(outputs, taps) from the points with the least rounding error; outputs + taps − 1 is in POINTS."""
     return cook_toom(outputs, taps, POINTS[outputs + taps - 1])
 
 
-def fewest(size: int, taps: int) -> Transforms:
-    """Of F(2, taps) and F(4, taps) that with fewer products for `size` results on an axis; F(1, 1) for one tap."""
+def choose_tile(size: int, taps: int) -> Transforms:
+    """Return F(2, taps) or F(4, taps), whichever needs fewer products for `size` results; F(1, 1) for one tap."""
     candidates = [transforms(m, taps) for m in ((2, 4) if taps > 1 else (1,)) if m + taps - 1 in POINTS]
-    # The first of equals is the smaller, which rounds better.
+    # Of equals, min returns the smaller tile, which rounds better.
     return min(candidates, key=lambda each: -(-size // each.outputs) * each.products)
 
 
@@ -152,7 +152,7 @@ IS_LOCAL = False  # whole tiles
 
 
 def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
-    """Why this algorithm cannot do it, as a phrase, or None: it can."""
+    """Return why this algorithm does not support `shape`, as a phrase, or None if it does."""
     if dtype not in (torch.float32, torch.float64):
         return f"its transforms need float32 or float64, not {str(dtype).removeprefix('torch.')}"
     if shape.stride != (1, 1) or shape.dilation != (1, 1):
@@ -161,21 +161,21 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
         )
     if shape.kernel == (1, 1) or not {1, 3, 5, 7}.issuperset(shape.kernel):
         height, width = shape.kernel
-        return f"it is made for kernels whose sides are 3, 5 or 7 pixels, or one of them 1, not {height}×{width}"
+        return f"it supports kernels with sides of 3, 5 or 7 pixels, one of which may be 1, not {height}×{width}"
     return None
 
 
 def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """The convolution of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W').
+    """Return the convolution of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw), plus `bias`, (O), or None.
 
-    `bias`: (O), added.
+    The result has shape (N, O, H', W').
     """
     result = correlate(x, weight, shape.padding, shape.output[2:], _axes(shape, shape.output[2:]), shape.groups)
     return result if bias is None else result + bias[:, None, None]
 
 
 def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
-    """The gradient with respect to the input, (N, C, H, W): a convolution of `gradient`, that of the result.
+    """Return the gradient with respect to the input, (N, C, H, W): a convolution of `gradient`, that of the result.
 
     A pixel adds tap i to the result i before it, so the kernel is rotated by half a turn and its channels exchanged.
     """
@@ -187,12 +187,12 @@ def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShap
 
 
 def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, shape: ConvShape) -> torch.Tensor:
-    """The gradient with respect to the weights, (O, C / groups, kh, kw); `gradient`: of the result; `x`: the input."""
+    """Return the weight gradient, (O, C / groups, kh, kw); `gradient`: of the result; `x`: the input."""
     size = shape.output[2:]
     axes = rows, columns = _axes(shape, size)
     pixels = _pixel_tiles(x, shape.padding, axes, size)
     down, across = pixels.shape[4:]
-    # Tiles of results lie side by side; zeros fill the last ones.
+    # Tiles of results do not overlap; the last ones are padded with zeros.
     below, beside = down * rows.outputs - size[0], across * columns.outputs - size[1]
     tiles = torch.unflatten(torch.unflatten(F.pad(gradient, (0, beside, 0, below)), 3, (across, -1)), 2, (down, -1))
     results = torch.einsum("ai,nohiwj,bj->abonhw", _tensor(rows.inverse, x), tiles, _tensor(columns.inverse, x))
@@ -209,9 +209,9 @@ def correlate(
     axes: tuple[Transforms, Transforms],
     groups: int,
 ) -> torch.Tensor:
-    """`size` sums of products of `weight` with `x` from `before` pixels above and left of it, by `axes`; (N, O, *size).
+    """Return the correlation of `x` and `weight`, (N, O, *size), from `before` pixels above and left of `x` on.
 
-    `x` is zero outside. `before` may be negative: then the sums begin inside.
+    `axes`: the transforms of rows and columns. `x` is zero outside; a negative `before` starts inside.
     """
     rows, columns = axes
     pixels = _pixel_tiles(x, before, axes, size)
@@ -223,13 +223,13 @@ def correlate(
 
 
 def _axes(shape: ConvShape, size: tuple[int, int]) -> tuple[Transforms, Transforms]:
-    return fewest(size[0], shape.kernel[0]), fewest(size[1], shape.kernel[1])
+    return choose_tile(size[0], shape.kernel[0]), choose_tile(size[1], shape.kernel[1])
 
 
 def _pixel_tiles(
     x: torch.Tensor, before: tuple[int, int], axes: tuple[Transforms, Transforms], size: tuple[int, int]
 ) -> torch.Tensor:
-    """B x Bᵀ of every tile that `size` results need, (a, b, C, N, down, across) with a, b the products' places."""
+    """Return B x Bᵀ of every tile that `size` results need, (a, b, C, N, down, across); a, b: products."""
     rows, columns = axes
     down, across = -(-size[0] // rows.outputs), -(-size[1] // columns.outputs)
     # Neighbouring tiles share the pixels by which they are larger than their results. F.pad crops where it is negative.
@@ -241,12 +241,12 @@ def _pixel_tiles(
 
 
 def _by_group(transformed: torch.Tensor, groups: int) -> torch.Tensor:
-    """(a, b, channels, …) as matrices, (a · b, groups, channels / groups, …)."""
+    """Return (a, b, channels, …) as matrices, (a · b, groups, channels / groups, …)."""
     return torch.unflatten(transformed.flatten(3).flatten(0, 1), 1, (groups, -1))
 
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """`left` @ `right`, summed 32 terms at a time and then over these."""
+    """Return `left` @ `right`, summed in slices of 32 terms to reduce rounding."""
     # The rounding of these sums is most of the error: F(4×4, 3×3) of 256 channels errs by 1.06e-6 of the root mean
     # square of the results in one sum, by 6.7e-7 in slices.
     total = left[..., :32] @ right[..., :32, :]
