@@ -6,6 +6,7 @@ import io
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,14 @@ class Live:
                 with contextlib.suppress(OSError):  # which it is, and no ConnectionError, if the server has hung up
                     sock.shutdown(socket.SHUT_WR)
             return self.read(sock, headers_only=request.startswith(b"HEAD "))
+
+    def bytes_held(self, patience: float = 5.0) -> int:
+        """Bytes of request bodies that the server holds, zero as soon as it is: a body goes just after its answer."""
+        deadline = time.monotonic() + patience
+        while self.api._bodies.held and time.monotonic() < deadline:
+            time.sleep(0.01)
+        held: int = self.api._bodies.held
+        return held
 
     def ask(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, **options: Any

@@ -33,4 +33,4 @@ def test_no_more_is_held_than_has_come(small_run: Path, live: Callable[..., Any]
             (request_limits.BODY_LIMIT + 1, 413),
         ):
             assert server.ask("POST", "/predict", bytes(size)).status == status
-            assert server.api._bodies.held == 0
+            assert server.bytes_held() == 0
