@@ -98,7 +98,7 @@ def gives_what_it_gives_in_float64(name: str, size: int) -> None:
 def test_a_residual_network_is_convolutions_and_two_poolings() -> None:
     network = with_statistics(MODELS["resnet50"].build(classes=10))
     optimized = optimize(network, torch.randn(1, 3, 40, 40))
-    assert kinds(optimized) == {"Convolution": 54, "Pool": 2}
+    assert kinds(optimized) == {"FusedConvolution": 54, "Pool": 2}
     convolutions = [step for step in optimized._steps.steps if isinstance(step, FusedConvolution)]
     assert sum(step.residual is not None for step in convolutions) == 16
     assert sum(step.bounds == (0, torch.inf) for step in convolutions) == 49  # all but shortcuts and the dense layer
@@ -107,7 +107,7 @@ def test_a_residual_network_is_convolutions_and_two_poolings() -> None:
 def test_branches_are_computed_where_they_are_joined() -> None:
     network = with_statistics(MODELS["googlenet_bn"].build(classes=10))
     optimized = optimize(network, torch.randn(1, 3, 64, 64))
-    assert kinds(optimized) == {"Convolution": 58, "Pool": 14, "Concatenation": 9}
+    assert kinds(optimized) == {"FusedConvolution": 58, "Pool": 14, "Concatenation": 9}
     if native.why_not() is None:
         assert len(optimized._plan(1).program) == 58 + 14  # nothing is copied
 
@@ -464,8 +464,13 @@ def test_the_steps_are_of_few_kinds() -> None:
 
 
 @pytest.mark.parametrize("after", [nn.Identity(), nn.ReLU(), nn.AvgPool2d(2), nn.Upsample(scale_factor=2)])
-def test_outputs_lie_in_the_usual_order_so_that_they_can_be_viewed(after: nn.Module) -> None:
+def test_outputs_are_in_the_memory_format_of_the_input(after: nn.Module) -> None:
     network, images = nn.Sequential(nn.Conv2d(3, 4, 3), after).eval(), torch.randn(2, 3, 8, 8)
-    found = optimize(network, images)(images.contiguous(memory_format=torch.channels_last))
+    optimized = optimize(network, images)
+    found = optimized(images)
     assert found.is_contiguous()
     torch.testing.assert_close(found.view(2, -1), network(images).view(2, -1), rtol=1e-4, atol=1e-5)
+    expected = network(images.contiguous(memory_format=torch.channels_last))
+    found = optimized(images.contiguous(memory_format=torch.channels_last))
+    assert found.stride() == expected.stride()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -102,8 +102,10 @@ class ExecutionPlan:
         for step in self.fused.steps:
             check_step_shapes(step, self.shapes, weights, biases)
 
-    def run(self, x: Tensor) -> Any:
+    def run(self, x: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Any:
         """Return the network's output for `x`, (N, C, H, W) float32, channels-last.
+
+        Feature maps in the output, (N, C, H, W), are in `memory_format`.
 
         Raises:
             ValueError: an operation returns another shape or dtype than captured.
@@ -136,7 +138,9 @@ class ExecutionPlan:
                         self._view(number, arena).copy_(result)
             for number in part.over:
                 values.pop(number, None)
-        returned = self.fused.output.rebuild(lambda leaf: copy_for_caller(seen(leaf)) if output is None else output)
+        returned = self.fused.output.rebuild(
+            lambda leaf: copy_for_caller(seen(leaf), memory_format) if output is None else output
+        )
         self._arenas.append(arena)
         return returned
 

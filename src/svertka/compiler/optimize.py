@@ -137,6 +137,13 @@ def optimize_if_worthwhile(network: nn.Module, shape: tuple[int, ...], num_image
         return network
 
 
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """Return the memory format of `x`, in which PyTorch returns maps, too; contiguous if it is in both or neither."""
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format
+
+
 class Optimized(nn.Module):
     """A network made by `optimize`, for inference on the CPU. It has no parameters and cannot be trained.
 
@@ -225,7 +232,7 @@ class Optimized(nn.Module):
             with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
                 if not self._packed or len(x) == 0:
                     return reference.run_reference(self._steps, self._weight, x)
-                return self._plan(len(x)).run(x.contiguous(memory_format=torch.channels_last))
+                return self._plan(len(x)).run(x.contiguous(memory_format=torch.channels_last), _memory_format(x))
         except (RuntimeError, ValueError, MemoryError, IndexError) as error:
             reason = " ".join(str(error).split())
             raise UsageError(f"this network cannot run on {len(x)} images: {reason}") from error

@@ -56,9 +56,16 @@ def find_tensors(structure: Any) -> Iterator[Tensor]:
     return iter(found)
 
 
-def copy_for_caller(part: Any) -> Any:
-    """Return a contiguous copy of a tensor, so that the caller owns it and can use `view`; other leaves unchanged."""
-    return part.clone(memory_format=torch.contiguous_format) if isinstance(part, Tensor) else part
+def copy_for_caller(part: Any, memory_format: torch.memory_format = torch.contiguous_format) -> Any:
+    """Copy a part of an output if it is a tensor, so that it is neither a tensor of the network nor the input itself.
+
+    Args:
+        part: a tensor, or any other object, which is returned as it is.
+        memory_format: of the copy of a tensor with four axes; other tensors become contiguous.
+    """
+    if not isinstance(part, Tensor):
+        return part
+    return part.clone(memory_format=memory_format if part.dim() == 4 else torch.contiguous_format)
 
 
 def _atom(part: Any) -> Any:
