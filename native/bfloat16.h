@@ -1,15 +1,15 @@
-// bfloat16 numbers read and written: between memory and memory they are floats. And as many of either as there are.
+// Loads and stores of bfloat16, which is converted to float in registers, and partial loads and stores of both dtypes.
 #pragma once
 
-#include "numbers.h"
+#include "dtypes.h"
 #include "simd.h"
 
 namespace svertka::INSTRUCTIONS {
 
 using Halves = std::uint16_t __attribute__((vector_size(lanes * sizeof(std::uint16_t))));
 
-// What the compiler makes of `__builtin_convertvector` is several times as long.
-ALWAYS_INLINE Vector widened(Halves halves) {
+// The code generated for `__builtin_convertvector` is several times as long.
+ALWAYS_INLINE Vector upcast(Halves halves) {
 #if defined(__AVX512F__)
     return (Vector)((Bits)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)halves) << 16);
 #elif defined(__AVX2__)
@@ -19,40 +19,40 @@ ALWAYS_INLINE Vector widened(Halves halves) {
 #endif
 }
 
-// To the nearest, of two as near the even one, in the lower half; NaN stays NaN.
-ALWAYS_INLINE Bits nearest(Vector vector) {
+// Round to nearest, ties to even, into the lower half of each lane; NaN stays NaN.
+ALWAYS_INLINE Bits bf16_bits(Vector vector) {
     const Bits bits = (Bits)vector, number = bits + 0x7fff + (bits >> 16 & 1), quiet = bits | 0x400000;
     return (vector == vector ? number : quiet) >> 16;
 }
 
-// The same; AVX512-BF16 takes denormal numbers for zero.
-ALWAYS_INLINE Halves rounded(Vector vector) {
+// The same as bfloat16; AVX512-BF16 treats denormals as zero.
+ALWAYS_INLINE Halves to_bf16(Vector vector) {
 #if defined(__AVX512BF16__)
     return (Halves)_mm512_cvtneps_pbh((__m512)vector);
 #elif defined(__AVX512F__)
-    return (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)nearest(vector));
+    return (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)bf16_bits(vector));
 #elif defined(__AVX2__)
-    const __m256i upper = (__m256i)nearest(vector);
+    const __m256i upper = (__m256i)bf16_bits(vector);
     return (Halves)_mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
 #else
-    return __builtin_convertvector(nearest(vector), Halves);
+    return __builtin_convertvector(bf16_bits(vector), Halves);
 #endif
 }
 
 ALWAYS_INLINE Vector load(const BFloat16* from) {
     Halves halves;
     __builtin_memcpy(&halves, from, sizeof halves);
-    return widened(halves);
+    return upcast(halves);
 }
 
 ALWAYS_INLINE void store(BFloat16* to, Vector vector) {
-    const Halves halves = rounded(vector);
+    const Halves halves = to_bf16(vector);
     __builtin_memcpy(to, &halves, sizeof halves);
 }
 
 // `to` is aligned to half a vector.
-ALWAYS_INLINE void store_away(BFloat16* to, Vector vector) {
-    const Halves halves = rounded(vector);
+ALWAYS_INLINE void stream_store(BFloat16* to, Vector vector) {
+    const Halves halves = to_bf16(vector);
 #if defined(__AVX512F__)
     _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)halves);
 #elif defined(__AVX__)
@@ -62,27 +62,27 @@ ALWAYS_INLINE void store_away(BFloat16* to, Vector vector) {
 #endif
 }
 
-// The first `count` < lanes numbers, and zeros behind them.
-ALWAYS_INLINE Vector load_some(const BFloat16* from, Index count) {
+// The first `count` < lanes values, then zeros.
+ALWAYS_INLINE Vector load_partial(const BFloat16* from, Index count) {
     Halves halves{};
     __builtin_memcpy(&halves, from, count * sizeof(BFloat16));
-    return widened(halves);
+    return upcast(halves);
 }
 
-ALWAYS_INLINE void store_some(BFloat16* to, Vector vector, Index count) {
-    const Halves halves = rounded(vector);
+ALWAYS_INLINE void store_partial(BFloat16* to, Vector vector, Index count) {
+    const Halves halves = to_bf16(vector);
     __builtin_memcpy(to, &halves, count * sizeof(BFloat16));
 }
 
-// The first `count` of a vector, or all of it if there are more; none if there are fewer than one.
+// The first `count` values of a vector: none if count <= 0, all if count >= lanes.
 template <class Number>
 ALWAYS_INLINE Vector load_up_to(const Number* from, Index count) {
-    return count >= lanes ? load(from) : load_some(from, most(count, 0));
+    return count >= lanes ? load(from) : load_partial(from, max(count, 0));
 }
 
 template <class Number>
 ALWAYS_INLINE void store_up_to(Number* to, Vector vector, Index count) {
-    count >= lanes ? store(to, vector) : store_some(to, vector, most(count, 0));
+    count >= lanes ? store(to, vector) : store_partial(to, vector, max(count, 0));
 }
 
 }  // namespace svertka::INSTRUCTIONS

@@ -1,5 +1,5 @@
-// The kernels as Python sees them: they take tensors and sizes, and nothing is computed unless the tensors hold what the
-// sizes need. Here the instruction set is picked, once, at import.
+// The Python bindings of the kernels. Every function checks that its tensors are as large as the sizes require before it
+// computes anything. The instruction set is selected once, at import.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "bounded.h"
+#include "checked_program.h"
 #include "scratch.h"
-#include "sizes.h"
+#include "size_checks.h"
 #include "tensor.h"
 
 namespace svertka {
@@ -21,17 +21,17 @@ struct InstructionSet {
     Winograd winograd;
     Fourier fourier;
     Direct direct;
-    bool bfloat16 = false;  // whether it multiplies bfloat16 numbers; elsewhere that takes longer than with floats
+    bool bfloat16 = false;  // whether the CPU multiplies bfloat16; emulation is slower than float32
 };
 
-// Those that were built and that this processor has, the fastest first.
+// The sets that were built and that this CPU supports, the fastest first.
 std::vector<InstructionSet> available() {
     std::vector<InstructionSet> sets;
 #ifdef SVERTKA_X86
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-    if (avx512 && __builtin_cpu_supports("avx512bf16"))  // Fourier's kernels know floats alone
+    if (avx512 && __builtin_cpu_supports("avx512bf16"))  // the FFT kernels are float32 only
         sets.push_back({"avx512bf16", avx512bf16::winograd_functions(), avx512::fourier_functions,
                         avx512bf16::direct_functions(), true});
     if (avx512) sets.push_back({"avx512", avx512::winograd_functions(), avx512::fourier_functions,
@@ -61,9 +61,9 @@ void use(const std::string& name) {
 }
 
 void winograd_pack(nb::handle weights, Size in_channels, Size out_channels, nb::handle packed, int threads) {
-    need_between("in_channels", in_channels, 1, largest);
-    need_between("out_channels", out_channels, 1, largest);
-    need_between("threads", threads, 1, most_threads);
+    require_between("in_channels", in_channels, 1, max_size);
+    require_between("out_channels", out_channels, 1, max_size);
+    require_between("threads", threads, 1, max_threads);
     const float* from = Tensor("weights", weights).numbers<float>(product({out_channels, 9, in_channels}));
     float* to = Tensor("packed", packed).numbers<float>(used->winograd.packed_size(in_channels, out_channels));
     const nb::gil_scoped_release unlocked;
@@ -73,7 +73,7 @@ void winograd_pack(nb::handle weights, Size in_channels, Size out_channels, nb::
 void winograd_forward(const Convolution& shape, nb::handle input, nb::handle weights, Order order, nb::handle bias,
                       nb::handle residual, bool relu, Precision precision, nb::handle output, int threads) {
     check(shape);
-    need_between("threads", threads, 1, most_threads);
+    require_between("threads", threads, 1, max_threads);
     const Size in = reach(pixels_in(shape), shape.in_step, shape.in_channels);
     const Size out = reach(pixels_out(shape), shape.out_step, shape.out_channels);
     const bool packed = order == Order::packed;
@@ -85,27 +85,27 @@ void winograd_forward(const Convolution& shape, nb::handle input, nb::handle wei
     else
         numbers = by.numbers<float>(of_weights);
     const Size of_residual = reach(pixels_out(shape), shape.out_channels, shape.out_channels);
-    Finish finish{.bias = Tensor("bias", bias).numbers_if_any<float>(shape.out_channels),
+    Epilogue epilogue{.bias = Tensor("bias", bias).numbers_if_any<float>(shape.out_channels),
                   .residual = Tensor("residual", residual).numbers_if_any<float>(of_residual),
                   .residual_step = shape.out_channels};
-    if (relu) finish.low = 0;
+    if (relu) epilogue.low = 0;
     if (from.is_bfloat16()) {
         const BFloat16* pixels = from.numbers<BFloat16>(in);
         BFloat16* results = to.numbers<BFloat16>(out);
         const nb::gil_scoped_release unlocked;
-        used->winograd.forward_of_bfloat16(shape, pixels, numbers, order, precision, finish, results, threads);
+        used->winograd.forward_of_bfloat16(shape, pixels, numbers, order, precision, epilogue, results, threads);
     } else {
         const float* pixels = from.numbers<float>(in);
         float* results = to.numbers<float>(out);
         const nb::gil_scoped_release unlocked;
-        used->winograd.forward(shape, pixels, numbers, order, precision, finish, results, threads);
+        used->winograd.forward(shape, pixels, numbers, order, precision, epilogue, results, threads);
     }
 }
 
 void winograd_weight_gradient(const Convolution& shape, nb::handle gradient, nb::handle input, Precision precision,
                               nb::handle result, int threads) {
     check(shape);
-    need_between("threads", threads, 1, most_threads);
+    require_between("threads", threads, 1, max_threads);
     const Size in = reach(pixels_in(shape), shape.in_step, shape.in_channels);
     const Size out = reach(pixels_out(shape), shape.out_step, shape.out_channels);
     const Tensor from("input", input), of("gradient", gradient);
@@ -115,7 +115,7 @@ void winograd_weight_gradient(const Convolution& shape, nb::handle gradient, nb:
         const nb::gil_scoped_release unlocked;
         used->winograd.weight_gradient_of_bfloat16(shape, upstream, pixels, precision, sums, threads);
     } else {
-        need(precision == Precision::float32, "products of bfloat16 are for tensors of bfloat16");
+        require(precision == Precision::float32, "products of bfloat16 are for tensors of bfloat16");
         const float *pixels = from.numbers<float>(in), *upstream = of.numbers<float>(out);
         const nb::gil_scoped_release unlocked;
         used->winograd.weight_gradient(shape, upstream, pixels, sums, threads);
@@ -125,7 +125,7 @@ void winograd_weight_gradient(const Convolution& shape, nb::handle gradient, nb:
 void fft_forward(const Correlation& shape, nb::handle input, nb::handle weights, bool adjoint, nb::handle output,
                  int threads) {
     check(shape);
-    need_between("threads", threads, 1, most_threads);
+    require_between("threads", threads, 1, max_threads);
     const float* from = Tensor("input", input).numbers<float>(numbers_in(shape));
     const float* by = Tensor("weights", weights).numbers<float>(weights_of(shape));
     float* to = Tensor("output", output).numbers<float>(numbers_out(shape));
@@ -136,7 +136,7 @@ void fft_forward(const Correlation& shape, nb::handle input, nb::handle weights,
 void fft_weight_gradient(const Correlation& shape, nb::handle gradient, nb::handle input, nb::handle result,
                          int threads) {
     check(shape);
-    need_between("threads", threads, 1, most_threads);
+    require_between("threads", threads, 1, max_threads);
     const float* upstream = Tensor("gradient", gradient).numbers<float>(numbers_out(shape));
     const float* from = Tensor("input", input).numbers<float>(numbers_in(shape));
     float* sums = Tensor("result", result).numbers<float>(weights_of(shape));
@@ -162,7 +162,7 @@ NB_MODULE(_kernels, module) {
     module.def("multiplies_bfloat16", [] { return used->bfloat16; });
     nb::enum_<Precision>(module, "Precision")
         .value("FLOAT32", Precision::float32)
-        .value("WIDENED", Precision::widened)
+        .value("UPCAST", Precision::upcast)
         .value("BFLOAT16", Precision::bfloat16);
     nb::enum_<Order>(module, "Order")
         .value("PLAIN", Order::plain)
@@ -177,8 +177,8 @@ NB_MODULE(_kernels, module) {
     module.def(
         "winograd_packed_size",
         [](Size in_channels, Size out_channels) {
-            need_between("in_channels", in_channels, 1, largest);
-            need_between("out_channels", out_channels, 1, largest);
+            require_between("in_channels", in_channels, 1, max_size);
+            require_between("out_channels", out_channels, 1, max_size);
             return used->winograd.packed_size(in_channels, out_channels);
         },
         "in_channels"_a, "out_channels"_a);
@@ -194,7 +194,7 @@ NB_MODULE(_kernels, module) {
     nb::class_<Correlation>(module, "Correlation")
         .def(nb::init<Size, Size, Size, Axis, Axis>(), "batch"_a, "in_channels"_a, "out_channels"_a, "y"_a, "x"_a);
 
-    module.attr("FFT_LONGEST") = fft::longest;
+    module.attr("FFT_MAX_LENGTH") = fft::max_length;
     module.def("fft_forward", fft_forward, "shape"_a, "input"_a, "weights"_a, "adjoint"_a, "output"_a, "threads"_a);
     module.def("fft_weight_gradient", fft_weight_gradient, "shape"_a, "gradient"_a, "input"_a, "result"_a, "threads"_a);
 
@@ -202,37 +202,37 @@ NB_MODULE(_kernels, module) {
         .value("MAXIMUM", Pooling::maximum)
         .value("MEAN", Pooling::mean)
         .value("PADDED_MEAN", Pooling::padded_mean);
-    nb::class_<Sliding>(module, "Sliding")
+    nb::class_<WindowAxis>(module, "WindowAxis")
         .def(nb::init<Size, Size, Size, Size, Size, Size>(), "size"_a, "out_size"_a, "taps"_a, "stride"_a, "pad"_a,
              "dilation"_a);
     nb::class_<Window>(module, "Window")
-        .def(nb::init<Size, Size, Size, Sliding, Sliding, Size, Size>(), "batch"_a, "in_channels"_a, "out_channels"_a,
+        .def(nb::init<Size, Size, Size, WindowAxis, WindowAxis, Size, Size>(), "batch"_a, "in_channels"_a, "out_channels"_a,
              "y"_a, "x"_a, "in_step"_a, "out_step"_a);
     nb::class_<Place>(module, "Place").def(nb::init<int, Size>(), "memory"_a, "offset"_a);
-    nb::class_<Finishing>(module, "Ending")
+    nb::class_<EpilogueSpec>(module, "Epilogue")
         .def(
             "__init__",
-            [](Finishing* self, nb::object bias, Place residual, Size residual_step, float low, float high) {
-                new (self) Finishing{std::move(bias), residual, residual_step, low, high};
+            [](EpilogueSpec* self, nb::object bias, Place residual, Size residual_step, float low, float high) {
+                new (self) EpilogueSpec{std::move(bias), residual, residual_step, low, high};
             },
             "bias"_a.none(), "residual"_a, "residual_step"_a, "low"_a, "high"_a);
     module.def(
         "computes_groups", [](Size in, Size out) { return in > 0 && out > 0 && used->direct.computes_groups(in, out); },
         "in_channels"_a, "out_channels"_a);
-    module.def("panel", [] { return used->direct.panel; });
+    module.def("panel_width", [] { return used->direct.panel_width; });
 
-    nb::class_<BoundedProgram>(module, "Program")
-        .def("__init__", [](BoundedProgram* self) { new (self) BoundedProgram(used->winograd, used->direct); })
-        .def("__len__", &BoundedProgram::size)
-        .def("add_winograd", &BoundedProgram::add_winograd, "shape"_a, "input"_a, "weights"_a, "precision"_a, "ending"_a,
+    nb::class_<CheckedProgram>(module, "Program")
+        .def("__init__", [](CheckedProgram* self) { new (self) CheckedProgram(used->winograd, used->direct); })
+        .def("__len__", &CheckedProgram::size)
+        .def("add_winograd", &CheckedProgram::add_winograd, "shape"_a, "input"_a, "weights"_a, "precision"_a, "epilogue"_a,
              "output"_a)
-        .def("add_direct", &BoundedProgram::add_direct, "shape"_a, "input"_a, "weights"_a, "precision"_a, "ending"_a,
+        .def("add_direct", &CheckedProgram::add_direct, "shape"_a, "input"_a, "weights"_a, "precision"_a, "epilogue"_a,
              "output"_a)
-        .def("add_grouped", &BoundedProgram::add_grouped, "shape"_a, "groups"_a, "input"_a, "weights"_a, "ending"_a,
+        .def("add_grouped", &CheckedProgram::add_grouped, "shape"_a, "groups"_a, "input"_a, "weights"_a, "epilogue"_a,
              "output"_a)
-        .def("add_pool", &BoundedProgram::add_pool, "shape"_a, "pooling"_a, "input"_a, "output"_a)
-        .def("add_sum", &BoundedProgram::add_sum, "pixels"_a, "channels"_a, "input"_a, "in_step"_a, "ending"_a,
+        .def("add_pool", &CheckedProgram::add_pool, "shape"_a, "pooling"_a, "input"_a, "output"_a)
+        .def("add_sum", &CheckedProgram::add_sum, "pixels"_a, "channels"_a, "input"_a, "in_step"_a, "epilogue"_a,
              "output"_a, "out_step"_a)
-        .def("add_parts", &BoundedProgram::add_parts, "pictures"_a, "parts"_a, "room"_a, "maps"_a)
-        .def("run", &BoundedProgram::run, "memories"_a, "first"_a, "last"_a, "threads"_a);
+        .def("add_parts", &CheckedProgram::add_parts, "images"_a, "parts"_a, "room"_a, "maps"_a)
+        .def("run", &CheckedProgram::run, "memories"_a, "first"_a, "last"_a, "threads"_a);
 }

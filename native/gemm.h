@@ -1,30 +1,29 @@
-// The register-blocked product that all algorithms share: a few rows of A times two vectors' width of B.
+// The GEMM micro-kernel of all algorithms: an MR × NR register tile of A · B.
 #pragma once
 
-#include "pairs.h"
+#include "bf16_pairs.h"
 
 namespace svertka::INSTRUCTIONS {
 
-constexpr Index panel = 2 * lanes;  // columns of the register block
+constexpr Index NR = 2 * lanes;  // columns of the register tile
 
-// Where the numbers from `number` · lanes on of a row of A are stored that begins at `row`, if chunks of `rows` rows lie
-// side by side.
+// Address of element `number` · lanes of a row of packed A that begins at `row`; chunks of MR rows are interleaved.
 template <class Factor>
-ALWAYS_INLINE auto* place_in(Factor* row, Index number) {
-    if constexpr (numbers_in<Factor> == 2)
-        return reinterpret_cast<BFloat16*>(row + number / 2 * rows * lanes) + number % 2 * lanes;
+ALWAYS_INLINE auto* element_address(Factor* row, Index number) {
+    if constexpr (values_per<Factor> == 2)
+        return reinterpret_cast<BFloat16*>(row + number / 2 * MR * lanes) + number % 2 * lanes;
     else
-        return row + number * rows * lanes;
+        return row + number * MR * lanes;
 }
 
-// Σ_k A[row][k] · B[k][column], for `count` ≤ `rows` rows and `panel` columns: keep(row, half, vector) takes each sum,
-// one vector's width of columns at a time.
-// A lies in chunks of `lanes` steps of k, `chunk` factors apart, in a chunk at row · row_stride + k · step_stride;
-// B at k · b_stride, its second vector `second` factors behind its first. Factors are floats, or pairs of bfloat16
-// numbers, which belong to two neighbours of k: steps, strides and `depth` then count pairs.
-// The strides inside a chunk are compile-time numbers: each of A's elements is then an operand in memory at a fixed
-// distance from one pointer, spread over the lanes as it is read. With one of two `vectors` only the first half of the
-// columns is computed. There may be several `pieces` of k, `depth` long, those of A `piece` floats apart.
+// Σ_k A[row][k] · B[k][column], for `count` ≤ MR rows and NR columns; keep(row, half, vector) receives each sum, one
+// vector of columns at a time.
+// A is stored in chunks of `lanes` steps of k, `chunk` factors apart; within a chunk, element k of a row is at
+// row · row_stride + k · step_stride. B is at k · b_stride, its second vector `second` factors after the first. Factors
+// are floats, or pairs of bfloat16 for two consecutive k; steps, strides and `depth` then count pairs.
+// The strides inside a chunk are compile-time constants, so that each element of A is a broadcast memory operand at a
+// fixed offset from one pointer. With `vectors` = 1 only the first half of the columns is computed. k may be split into
+// `pieces` of `depth` steps, those of A `piece` floats apart.
 template <int count, Index row_stride, Index step_stride, int vectors, class Factor, class Keep>
 ALWAYS_INLINE void block_sums(const Factor* a, Index chunk, const Factor* b, Index b_stride, Index second, Index depth,
                               Index pieces, Index piece, Keep keep) {
@@ -55,26 +54,26 @@ ALWAYS_INLINE void block_sums(const Factor* a, Index chunk, const Factor* b, Ind
         for (int half = 0; half < vectors; ++half) keep(row, half, sums[row][half]);
 }
 
-// The same product, put to C at row · panel, `add`: to what is there.
+// The same product, stored to C at row · NR, or added to it if `add`.
 template <int count, Index row_stride, Index step_stride, class Factor>
 void block_product(const Factor* a, Index chunk, const Factor* b, Index b_stride, Index second, float* c, Index depth,
                    bool add) {
     block_sums<count, row_stride, step_stride, 2>(a, chunk, b, b_stride, second, depth, 1, 0,
                                                   [=](int row, int half, Vector sum) __attribute__((always_inline)) {
-                                                      float* to = c + row * panel + half * lanes;
+                                                      float* to = c + row * NR + half * lanes;
                                                       store(to, add ? load(to) + sum : sum);
                                                   });
 }
 
-// The same for a number of rows known only at run time.
-template <Index row_stride, Index step_stride, int most_rows = rows, class Factor>
+// The same for a row count known only at run time.
+template <Index row_stride, Index step_stride, int max_rows = MR, class Factor>
 ALWAYS_INLINE void product(Index count, const Factor* a, Index chunk, const Factor* b, Index b_stride, Index second,
                            float* c, Index depth, bool add) {
-    if constexpr (most_rows > 1) {
-        if (count < most_rows)
-            return product<row_stride, step_stride, most_rows - 1>(count, a, chunk, b, b_stride, second, c, depth, add);
+    if constexpr (max_rows > 1) {
+        if (count < max_rows)
+            return product<row_stride, step_stride, max_rows - 1>(count, a, chunk, b, b_stride, second, c, depth, add);
     }
-    block_product<most_rows, row_stride, step_stride>(a, chunk, b, b_stride, second, c, depth, add);
+    block_product<max_rows, row_stride, step_stride>(a, chunk, b, b_stride, second, c, depth, add);
 }
 
 }  // namespace svertka::INSTRUCTIONS

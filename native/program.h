@@ -1,4 +1,4 @@
-// A network's steps one after the other, without Python between them.
+// A network's steps, run in order without returning to Python.
 #pragma once
 
 #include <cstddef>
@@ -13,50 +13,50 @@
 
 namespace svertka {
 
-// Where a map lies: so many numbers behind the beginning of one of the pieces of memory that a run is given.
+// The location of a feature map: an offset in floats into one of the memories given to a run.
 struct Place {
-    int memory = -1;  // fewer than 0: nowhere
+    int memory = -1;  // negative: none
     std::ptrdiff_t offset = 0;
 
     float* in(const std::vector<float*>& memories) const { return memory < 0 ? nullptr : memories[memory] + offset; }
 };
 
-// A `Finish` whose residual is known only in a run.
-struct Ending {
+// An `Epilogue` whose residual is located when the program runs.
+struct PlacedEpilogue {
     const float* bias;
     Place residual;
     std::ptrdiff_t residual_step;
     float low, high;
 
-    Finish in(const std::vector<float*>& memories) const {
+    Epilogue in(const std::vector<float*>& memories) const {
         return {bias, residual.in(memories), residual_step, low, high};
     }
 };
 
-// The kernels are those of the instruction set that was used when a step was added.
+// Each step uses the instruction set that was selected when it was added.
 class Program {
   public:
     Program(const Winograd& winograd, const Direct& direct) : winograd_(winograd), direct_(direct) {}
 
     void add_winograd(const Convolution& shape, Place input, const void* weights, Precision precision,
-                      const Ending& ending, Place output) {
+                      const PlacedEpilogue& epilogue, Place output) {
         add([=, function = winograd_.forward](const Memories& memories, int threads) {
-            function(shape, input.in(memories), weights, Order::packed, precision, ending.in(memories),
+            function(shape, input.in(memories), weights, Order::packed, precision, epilogue.in(memories),
                      output.in(memories), threads);
         });
     }
 
-    void add_direct(const Window& shape, Place input, const void* weights, Precision precision, const Ending& ending,
+    void add_direct(const Window& shape, Place input, const void* weights, Precision precision, const PlacedEpilogue& epilogue,
                     Place output) {
         add([=, function = direct_.forward](const Memories& memories, int threads) {
-            function(shape, input.in(memories), weights, precision, ending.in(memories), output.in(memories), threads);
+            function(shape, input.in(memories), weights, precision, epilogue.in(memories), output.in(memories), threads);
         });
     }
 
     void add_grouped(const Window& shape, std::ptrdiff_t groups, Place input, const float* weights,
-                     const Ending& ending, Place output) {
+                     const PlacedEpilogue& epilogue, Place output) {
         add([=, function = direct_.grouped](const Memories& memories, int threads) {
-            function(shape, groups, input.in(memories), weights, ending.in(memories), output.in(memories), threads);
+            function(shape, groups, input.in(memories), weights, epilogue.in(memories), output.in(memories), threads);
         });
     }
 
@@ -67,22 +67,22 @@ class Program {
     }
 
     void add_sum(std::ptrdiff_t pixels, std::ptrdiff_t channels, Place input, std::ptrdiff_t in_step,
-                 const Ending& ending, Place output, std::ptrdiff_t out_step) {
+                 const PlacedEpilogue& epilogue, Place output, std::ptrdiff_t out_step) {
         add([=, function = direct_.add](const Memories& memories, int threads) {
-            function(pixels, channels, input.in(memories), in_step, ending.in(memories), output.in(memories), out_step,
+            function(pixels, channels, input.in(memories), in_step, epilogue.in(memories), output.in(memories), out_step,
                      threads);
         });
     }
 
-    // For each of `pictures` all of `parts`, in any order, each by one thread. The memories of a part are `room` floats
-    // of the thread's own and then `maps`, each of which begins for the next picture so many numbers further.
-    void add_parts(std::ptrdiff_t pictures, const std::vector<Program>& parts, std::ptrdiff_t room,
+    // For each of `images`, run all `parts`, in any order, each on one thread. Memory 0 of a part is `room` floats of
+    // the thread's own; the others are `maps`, with the number of floats from one image to the next.
+    void add_parts(std::ptrdiff_t images, const std::vector<Program>& parts, std::ptrdiff_t room,
                    const std::vector<std::pair<Place, std::ptrdiff_t>>& maps) {
         const auto count = static_cast<std::ptrdiff_t>(parts.size());
         add([=](const Memories& memories, int threads) {
-            std::exception_ptr failure;  // of any thread: none may leave a parallel region by an exception
+            std::exception_ptr failure;  // exceptions must not leave a parallel region
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-            for (std::ptrdiff_t number = 0; number < pictures * count; ++number) {
+            for (std::ptrdiff_t number = 0; number < images * count; ++number) {
                 try {
                     Memories own{scratch(room, Use::bands)};
                     for (const auto& [place, step] : maps) {
@@ -102,7 +102,7 @@ class Program {
 
     std::size_t size() const { return steps_.size(); }
 
-    // Steps `first` to `last`.
+    // Run steps `first` to `last`, without `last`.
     void run(const std::vector<float*>& memories, std::size_t first, std::size_t last, int threads) const {
         for (std::size_t step = first; step < last; ++step) steps_[step](memories, threads);
     }

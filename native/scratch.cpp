@@ -32,7 +32,7 @@ class Memory {
             madvise(numbers_, bytes, MADV_HUGEPAGE);  // a hint; tiles lie on many pages at a time
 #endif
         }
-        // Ones everywhere are NaN as float and as bfloat16; behind `count` numbers, too, where nothing should be read.
+        // All ones are NaN as float and as bfloat16. Memory after `count` is filled, too: nothing should read it.
         if (poisoned.load(std::memory_order_relaxed)) std::memset(numbers_, 0xff, count_ * sizeof(float));
         return numbers_;
     }

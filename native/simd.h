@@ -1,6 +1,6 @@
-// One vector of floats, as wide as the instruction set that this file is compiled for. Every .cpp file that includes it
-// is compiled once for each set (CMakeLists.txt), with INSTRUCTIONS naming the set; all that it defines lies in a
-// namespace of that name, so that the linker cannot mix code of different sets.
+// SIMD vectors of floats, as wide as the instruction set that this file is compiled for. Every .cpp file that includes it
+// is compiled once per set (CMakeLists.txt), with INSTRUCTIONS as the set's name. All definitions are in a namespace of
+// that name, so that the linker cannot mix code of different sets.
 #pragma once
 
 #include <cstddef>
@@ -16,14 +16,14 @@ namespace svertka::INSTRUCTIONS {
 
 using Index = std::ptrdiff_t;
 
-// `lanes`: floats in a vector. `rows`: of the register block of a product, two vectors wide; 14 · 2 sums leave four of
-// the 32 registers of AVX-512 for operands, 6 · 2 four of the 16 elsewhere.
+// `lanes`: floats in a vector. MR: rows of the register tile of a product, which is two vectors wide; 14 · 2 sums leave
+// four of the 32 registers of AVX-512 for operands, 6 · 2 four of the 16 elsewhere.
 #if defined(__AVX512F__)
-constexpr Index lanes = 16, rows = 14;
+constexpr Index lanes = 16, MR = 14;
 #elif defined(__AVX__)
-constexpr Index lanes = 8, rows = 6;
+constexpr Index lanes = 8, MR = 6;
 #else
-constexpr Index lanes = 4, rows = 6;
+constexpr Index lanes = 4, MR = 6;
 #endif
 
 using Vector = float __attribute__((vector_size(lanes * sizeof(float))));
@@ -38,7 +38,7 @@ ALWAYS_INLINE Vector load(const float* from) {
 
 ALWAYS_INLINE void store(float* to, Vector vector) { __builtin_memcpy(to, &vector, sizeof vector); }
 
-// AddressSanitizer does not see what instructions with a mask read and write.
+// AddressSanitizer does not track masked loads and stores.
 #if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
 ALWAYS_INLINE __mmask16 mask_of(Index count) { return static_cast<__mmask16>((1u << count) - 1); }
 #elif defined(__AVX2__) && !defined(__SANITIZE_ADDRESS__)
@@ -48,8 +48,8 @@ ALWAYS_INLINE __m256i mask_of(Index count) {
 }
 #endif
 
-// The first `count` < lanes numbers, and zeros behind them.
-ALWAYS_INLINE Vector load_some(const float* from, Index count) {
+// The first `count` < lanes values, then zeros.
+ALWAYS_INLINE Vector load_partial(const float* from, Index count) {
 #if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
     return (Vector)_mm512_maskz_loadu_ps(mask_of(count), from);
 #elif defined(__AVX2__) && !defined(__SANITIZE_ADDRESS__)
@@ -61,7 +61,7 @@ ALWAYS_INLINE Vector load_some(const float* from, Index count) {
 #endif
 }
 
-ALWAYS_INLINE void store_some(float* to, Vector vector, Index count) {
+ALWAYS_INLINE void store_partial(float* to, Vector vector, Index count) {
 #if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
     _mm512_mask_storeu_ps(to, mask_of(count), (__m512)vector);
 #elif defined(__AVX2__) && !defined(__SANITIZE_ADDRESS__)
@@ -71,14 +71,14 @@ ALWAYS_INLINE void store_some(float* to, Vector vector, Index count) {
 #endif
 }
 
-// Numbers below `low` and above `high` moved there; NaN stays.
-ALWAYS_INLINE Vector bounded(Vector vector, float low, float high) {
+// Values limited to [low, high]; NaN stays NaN.
+ALWAYS_INLINE Vector clamp(Vector vector, float low, float high) {
     vector = vector < low ? low - Vector{} : vector;
     return vector > high ? high - Vector{} : vector;
 }
 
-// To memory past the caches, where there is a way; `to` is aligned to a vector. `settle` before other threads read it.
-ALWAYS_INLINE void store_away(float* to, Vector vector) {
+// Non-temporal store, where supported; `to` is aligned to a vector. Call store_fence before other threads read it.
+ALWAYS_INLINE void stream_store(float* to, Vector vector) {
 #if defined(__AVX512F__)
     _mm512_stream_ps(to, vector);
 #elif defined(__AVX__)
@@ -90,7 +90,7 @@ ALWAYS_INLINE void store_away(float* to, Vector vector) {
 #endif
 }
 
-ALWAYS_INLINE void settle() {
+ALWAYS_INLINE void store_fence() {
 #if defined(__SSE__)
     _mm_sfence();
 #endif
@@ -107,8 +107,8 @@ ALWAYS_INLINE Vector interleave(Vector low, Vector high, std::integer_sequence<I
     return __builtin_shufflevector(low, high, (place & step ? lanes + own - step : own) + place...);
 }
 
-// In place i the number that is in places[i].
-ALWAYS_INLINE Vector permuted(Vector vector, Bits places) {
+// Lane i of the result is vector[places[i]].
+ALWAYS_INLINE Vector permute(Vector vector, Bits places) {
 #if defined(__AVX512F__)
     return (Vector)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)places, (__m512)vector);
 #elif defined(__AVX2__)
@@ -120,7 +120,7 @@ ALWAYS_INLINE Vector permuted(Vector vector, Bits places) {
 #endif
 }
 
-// Rows become columns: number j of vector i and number i of vector j change places.
+// Transpose in place: lane j of vector i is swapped with lane i of vector j.
 template <Index step = 1>
 ALWAYS_INLINE void transpose(Vector (&square)[lanes]) {
     if constexpr (step < lanes) {
@@ -136,8 +136,8 @@ ALWAYS_INLINE void transpose(Vector (&square)[lanes]) {
     }
 }
 
-constexpr Index least(Index a, Index b) { return a < b ? a : b; }
-constexpr Index most(Index a, Index b) { return a < b ? b : a; }
-constexpr Index parts(Index size, Index part) { return (size + part - 1) / part; }  // that cover `size`
+constexpr Index min(Index a, Index b) { return a < b ? a : b; }
+constexpr Index max(Index a, Index b) { return a < b ? b : a; }
+constexpr Index ceil_div(Index size, Index part) { return (size + part - 1) / part; }  // parts that cover `size`
 
 }  // namespace svertka::INSTRUCTIONS

@@ -1,18 +1,18 @@
-// Tensors of PyTorch as kernels take them: where their numbers begin, of which kind they are and how many may be read.
+// The address, dtype and size of a PyTorch tensor, as kernels need them.
 #pragma once
 
 #include <nanobind/nanobind.h>
 
 #include <string>
 
-#include "numbers.h"
-#include "sizes.h"
+#include "dtypes.h"
+#include "size_checks.h"
 
 namespace svertka {
 
 namespace nb = nanobind;
 
-// By DLPack, as nanobind offers it, handing over a tensor takes longer than a small layer; so its methods are asked.
+// nanobind's DLPack conversion takes longer than a small layer, so this calls the tensor's own methods.
 class Tensor {
   public:
     enum class Kind { none, float32, bfloat16 };
@@ -26,7 +26,7 @@ class Tensor {
         if (kind_ == Kind::none) refuse(" is neither float32 nor bfloat16");
         if (got(PyObject_GetAttr(tensor.ptr(), words.is_cpu.ptr())).ptr() != Py_True) refuse(" is not on the CPU");
         begin_ = static_cast<std::uintptr_t>(number(called(tensor, words.data_ptr)));
-        // Not `nbytes`: an expanded tensor has more of these than there is memory.
+        // Not the tensor's own `nbytes`, which for an expanded tensor exceeds its storage.
         const Size offset = number(called(tensor, words.storage_offset));
         const Size bytes = number(called(called(tensor, words.untyped_storage), words.nbytes));
         count_ = bytes / (kind_ == Kind::float32 ? 4 : 2) - offset;
@@ -34,7 +34,7 @@ class Tensor {
 
     bool is_bfloat16() const { return kind_ == Kind::bfloat16; }
 
-    // Its numbers, of which at least `count` may be read or written; null if there is no tensor and none is needed.
+    // A pointer to at least `count` values; null if there is no tensor and count is 0.
     template <class Number>
     Number* numbers(Size count) const {
         constexpr Kind wanted = sizeof(Number) == 4 ? Kind::float32 : Kind::bfloat16;
@@ -42,19 +42,19 @@ class Tensor {
         if (kind_ != Kind::none && kind_ != wanted)
             refuse(wanted == Kind::float32 ? " must be float32" : " must be bfloat16");
         if (count_ < count)
-            need(false, std::string(name_) + " holds " + std::to_string(count_) + " numbers; these sizes need " +
+            require(false, std::string(name_) + " holds " + std::to_string(count_) + " numbers; these sizes need " +
                             std::to_string(count));
         return reinterpret_cast<Number*>(begin_);
     }
 
-    // The same of one that may be left out.
+    // The same for an optional tensor.
     template <class Number>
     Number* numbers_if_any(Size count) const {
         return kind_ == Kind::none ? nullptr : numbers<Number>(count);
     }
 
   private:
-    // Made once: a call by a name that is a string of C takes three times as long.
+    // Interned once: a call by C string takes three times as long.
     struct Words {
         nb::handle dtype = word("dtype"), is_cpu = word("is_cpu"), data_ptr = word("data_ptr"),
                    storage_offset = word("storage_offset"), untyped_storage = word("untyped_storage"),

@@ -1,22 +1,22 @@
-// Convolutions as they are defined, and pooling, for any window: pictures of float32, channels-last. Sizes are trusted.
+// Direct convolution (implicit GEMM) and pooling, for any window: float32 images, channels-last. Sizes are not checked.
 #pragma once
 
 #include <cstddef>
 
-#include "../finish.h"
-#include "../numbers.h"
+#include "../epilogue.h"
+#include "../dtypes.h"
 
 namespace svertka {
 
-// One axis of a window that moves over pictures. `pad`: zeros before the first pixel.
-struct Sliding {
+// One axis of a sliding window. `pad`: zeros before the first pixel.
+struct WindowAxis {
     std::ptrdiff_t size, out_size, taps, stride, pad, dilation;
 };
 
-// `in_step`, `out_step`: numbers from one pixel to the next, more than the channels where others lie beside these.
+// `in_step`, `out_step`: values from one pixel to the next; more than the channels where maps are concatenated.
 struct Window {
     std::ptrdiff_t batch, in_channels, out_channels;
-    Sliding y, x;
+    WindowAxis y, x;
     std::ptrdiff_t in_step, out_step;
 };
 
@@ -28,40 +28,39 @@ enum class Pooling {
 
 // The functions of one instruction set; each uses at most `threads` threads of the caller's OpenMP pool.
 struct Direct {
-    std::ptrdiff_t panel;  // outputs whose weights lie side by side
+    std::ptrdiff_t panel_width;  // output channels whose weights are interleaved: NR
 
-    // Weights: (panel, tap in y, tap in x, input, output in its panel), outputs that are not there zero. Of bfloat16 two
-    // numbers that follow each other in (tap in y, tap in x, input) lie side by side: (panel, pair of these, output in
-    // its panel, which of the pair), the last one zero if there is none.
-    void (*forward)(const Window&, const float* input, const void* weights, Precision, const Finish&, float* output,
+    // Weights are packed in panels: (panel, tap in y, tap in x, input, output in panel), zero-padded. bfloat16 weights
+    // are stored in pairs of consecutive (tap in y, tap in x, input): (panel, pair, output in panel, element of pair).
+    void (*forward)(const Window&, const float* input, const void* weights, Precision, const Epilogue&, float* output,
                     int threads);
 
-    // In groups of so many input and output channels; each channel by itself always.
+    // Whether `grouped` supports groups of this many input and output channels; depthwise is always supported.
     bool (*computes_groups)(std::ptrdiff_t in, std::ptrdiff_t out);
 
-    // `groups` groups of channels, each by itself. Weights: (tap in y, tap in x, input in its group, output).
-    void (*grouped)(const Window&, std::ptrdiff_t groups, const float* input, const float* weights, const Finish&,
+    // Grouped convolution. Weights: (tap in y, tap in x, input in group, output).
+    void (*grouped)(const Window&, std::ptrdiff_t groups, const float* input, const float* weights, const Epilogue&,
                     float* output, int threads);
 
     void (*pool)(const Window&, Pooling, const float* input, float* output, int threads);
 
-    // The sum of two maps of `pixels` pixels, the second of which is the residual.
+    // The sum of two feature maps of `pixels` pixels; the second is the epilogue's residual.
     void (*add)(std::ptrdiff_t pixels, std::ptrdiff_t channels, const float* input, std::ptrdiff_t in_step,
-                const Finish&, float* output, std::ptrdiff_t out_step, int threads);
+                const Epilogue&, float* output, std::ptrdiff_t out_step, int threads);
 };
 
-// Of each instruction set that is built; they are defined in forward.cpp, grouped.cpp and pool.cpp.
+// One set of declarations per instruction set; defined in forward.cpp, grouped.cpp and pool.cpp.
 #define SVERTKA_DIRECT(instructions)                                                                                   \
     namespace instructions {                                                                                           \
-    std::ptrdiff_t direct_panel();                                                                                     \
-    void direct_forward(const Window&, const float*, const void*, Precision, const Finish&, float*, int);              \
+    std::ptrdiff_t direct_panel_width();                                                                                     \
+    void direct_forward(const Window&, const float*, const void*, Precision, const Epilogue&, float*, int);              \
     bool computes_groups(std::ptrdiff_t, std::ptrdiff_t);                                                              \
-    void grouped(const Window&, std::ptrdiff_t, const float*, const float*, const Finish&, float*, int);               \
+    void grouped(const Window&, std::ptrdiff_t, const float*, const float*, const Epilogue&, float*, int);               \
     void pool(const Window&, Pooling, const float*, float*, int);                                                      \
-    void add(std::ptrdiff_t, std::ptrdiff_t, const float*, std::ptrdiff_t, const Finish&, float*, std::ptrdiff_t,      \
+    void add(std::ptrdiff_t, std::ptrdiff_t, const float*, std::ptrdiff_t, const Epilogue&, float*, std::ptrdiff_t,      \
              int);                                                                                                     \
     inline Direct direct_functions() {                                                                                 \
-        return {direct_panel(), direct_forward, computes_groups, grouped, pool, add};                                  \
+        return {direct_panel_width(), direct_forward, computes_groups, grouped, pool, add};                                  \
     }                                                                                                                  \
     }
 

@@ -1,7 +1,7 @@
-// Maxima and means over windows, and sums of two maps.
+// Max and average pooling, and the sum of two feature maps.
 #include <limits>
 
-#include "../ending.h"
+#include "../vector_epilogue.h"
 #include "direct.h"
 
 namespace svertka::INSTRUCTIONS {
@@ -13,23 +13,23 @@ struct Pass {
     const float* input;
     float* output;
 
-    static Index inside(const Sliding& axis, Index start) {  // taps before the end of the padding
+    static Index inside(const WindowAxis& axis, Index start) {  // taps before the end of the padding
         const Index room = axis.size + axis.pad - start;
-        return least(parts(room, axis.dilation), axis.taps);
+        return min(ceil_div(room, axis.dilation), axis.taps);
     }
 
-    // One output of channels `channel` to `last`. A window's taps that lie inside are first found, then read.
+    // One output pixel, channels `channel` to `last`.
     void pixel(Index number, Index channel, Index last) const {
         const Index x = number % shape.x.out_size, above = number / shape.x.out_size;
-        const Index y = above % shape.y.out_size, picture = above / shape.y.out_size;
+        const Index y = above % shape.y.out_size, image = above / shape.y.out_size;
         const Index start_y = y * shape.y.stride - shape.y.pad, start_x = x * shape.x.stride - shape.x.pad;
-        const Index first_i = start_y < 0 ? parts(-start_y, shape.y.dilation) : 0;
-        const Index first_j = start_x < 0 ? parts(-start_x, shape.x.dilation) : 0;
-        const Index last_i = least(shape.y.taps, parts(shape.y.size - start_y, shape.y.dilation));
-        const Index last_j = least(shape.x.taps, parts(shape.x.size - start_x, shape.x.dilation));
+        const Index first_i = start_y < 0 ? ceil_div(-start_y, shape.y.dilation) : 0;
+        const Index first_j = start_x < 0 ? ceil_div(-start_x, shape.x.dilation) : 0;
+        const Index last_i = min(shape.y.taps, ceil_div(shape.y.size - start_y, shape.y.dilation));
+        const Index last_j = min(shape.x.taps, ceil_div(shape.x.size - start_x, shape.x.dilation));
         const Index count = pooling == Pooling::padded_mean ? inside(shape.y, start_y) * inside(shape.x, start_x)
                                                             : (last_i - first_i) * (last_j - first_j);
-        const float* corner = input + ((picture * shape.y.size + start_y) * shape.x.size + start_x) * shape.in_step;
+        const float* corner = input + ((image * shape.y.size + start_y) * shape.x.size + start_x) * shape.in_step;
         const Index down = shape.y.dilation * shape.x.size * shape.in_step, right = shape.x.dilation * shape.in_step;
         for (; channel < last; channel += lanes) {
             const Index here = shape.in_channels - channel;
@@ -61,22 +61,22 @@ void pool(const Window& shape, Pooling pooling, const float* input, float* outpu
     const Index pixels = shape.batch * shape.y.out_size * shape.x.out_size;
     // Where pixels are few, as in the mean over whole maps, threads share the channels.
     const Index pieces = pixels >= 4 * threads ? 1 : threads;
-    const Index piece = parts(parts(shape.in_channels, lanes), pieces) * lanes;
+    const Index piece = ceil_div(ceil_div(shape.in_channels, lanes), pieces) * lanes;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (Index number = 0; number < pixels * pieces; ++number) {
         const Index channel = number % pieces * piece;
-        pass.pixel(number / pieces, channel, least(channel + piece, shape.in_channels));
+        pass.pixel(number / pieces, channel, min(channel + piece, shape.in_channels));
     }
 }
 
 void add(std::ptrdiff_t pixels, std::ptrdiff_t channels, const float* input, std::ptrdiff_t in_step,
-         const Finish& finish, float* output, std::ptrdiff_t out_step, int threads) {
+         const Epilogue& epilogue, float* output, std::ptrdiff_t out_step, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (Index pixel = 0; pixel < pixels; ++pixel)
         for (Index channel = 0; channel < channels; channel += lanes) {
             const Index here = channels - channel;
-            const Ending ending(finish, output, out_step, pixel, channel, here);
-            ending.keep(load_up_to(input + pixel * in_step + channel, here) + ending.bias, 0);
+            const VectorEpilogue vector_epilogue(epilogue, output, out_step, pixel, channel, here);
+            vector_epilogue.store(load_up_to(input + pixel * in_step + channel, here) + vector_epilogue.bias, 0);
         }
 }
 

@@ -1,5 +1,5 @@
-// What the convolution by Fourier transforms offers: any kernel, stride and dilation, float32, no groups; pictures and
-// weights channels-last. Sizes are trusted.
+// Interface of the FFT kernels: any kernel size, stride and dilation, float32, no groups; images and weights channels-last.
+// Sizes are not checked.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 namespace svertka {
 
 namespace fft {
-constexpr std::ptrdiff_t longest = 128;  // places of a circle, and hence that the taps of an axis may span
+constexpr std::ptrdiff_t max_length = 128;  // length of a transform, hence the largest span of an axis's taps
 }
 
 // One axis of a correlation: out[stride · q] = Σ_i taps[i] · laid[q + dilation · i], and laid has input k at place
@@ -16,7 +16,7 @@ struct Axis {
     std::ptrdiff_t size, out_size, taps, pad, dilation, spacing, stride;
 };
 
-// Pictures (batch, y.size, x.size, in_channels) to (batch, y.out_size, x.out_size, out_channels).
+// Images (batch, y.size, x.size, in_channels) to (batch, y.out_size, x.out_size, out_channels).
 struct Correlation {
     std::ptrdiff_t batch, in_channels, out_channels;
     Axis y, x;
@@ -35,7 +35,7 @@ struct Fourier {
     void (*weight_gradient)(const Correlation&, const float* gradient, const float* input, float* result, int threads);
 };
 
-// Of each instruction set that is built; they are defined in forward.cpp and weight.cpp.
+// One set of declarations per instruction set; defined in forward.cpp and weight.cpp.
 #define SVERTKA_FOURIER(instructions)                                                                                  \
     namespace instructions::fft {                                                                                      \
     void forward(const Correlation&, const float*, const float*, bool, float*, int);                                   \

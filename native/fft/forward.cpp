@@ -1,39 +1,39 @@
-// The convolution, and with adjoint weights its input gradient.
+// FFT convolution; with adjoint weights, its input gradient.
 //
-// Tiles of the pictures are transformed. Then, for some panels of output channels after another, the rows of their
+// Tiles of the images are transformed. Then, for some panels of output channels after another, the rows of their
 // kernels are transformed; the columns only when their frequency along x is multiplied, into memory that stays in a
 // cache, since whole kernels, as large as a circle, are many times what the weights are. At last the tiles of the
 // results are transformed back.
 #include <omp.h>
 
 #include "../scratch.h"
-#include "kernels.h"
-#include "product.h"
-#include "spectra.h"
+#include "weight_transforms.h"
+#include "complex_gemm.h"
+#include "tile_transforms.h"
 
 namespace svertka::INSTRUCTIONS::fft {
 namespace {
 
 // Inputs whose kernels' columns are transformed and multiplied at a time.
-constexpr Index portion = 32;
+constexpr Index KC = 32;
 
 struct Pass {
     const Correlation& shape;
     Grid grid;
     Weights weights;
-    Spectra inputs, products;
-    Rows rows;
+    TileSpectra inputs, products;
+    TransformedRows rows;
     Places taps_y = grid.y.taps(), taps_x = grid.x.taps();
     float scale = 0.25f / static_cast<float>(grid.columns.size() * grid.rows.size());
-    Index column_stride = portion * pair + pair;
+    Index column_stride = KC * pair + pair;
 
     // Rows of the kernels from one group of inputs to panel `number`, to panel `local` of `rows`.
-    void spread_rows(Index number, Index local, Index group, float* strips, const Room& room) const {
-        const Index first = group * lanes, last = least(first + lanes, weights.depth), size = weights.taps_x * lanes;
-        Index place[longest];
+    void transform_rows(Index number, Index local, Index group, float* strips, const Workspace& room) const {
+        const Index first = group * lanes, last = min(first + lanes, weights.depth), size = weights.taps_x * lanes;
+        Index place[max_length];
         taps_x.by_order(grid.rows.size(), lanes, place);
         for (Index row = 0; row < weights.taps_y; row += 2) {
-            const Index next = least(row + 1, weights.taps_y - 1);
+            const Index next = min(row + 1, weights.taps_y - 1);
             float *const upper = strips, *const lower = strips + lanes * size;
             weights.read(number, first, last, row, scale, upper);
             weights.read(number, first, last, next, scale, lower);
@@ -45,12 +45,12 @@ struct Pass {
     }
 
     // All products at the frequencies v along x with one panel's kernels.
-    void multiply(Index number, Index local, Index v, Index tiles, float* columns, const Room& room) const {
-        Index down[longest], frequency[longest];
+    void multiply(Index number, Index local, Index v, Index tiles, float* columns, const Workspace& room) const {
+        Index down[max_length], frequency[max_length];
         taps_y.by_order(grid.columns.size(), pair, down);
         for (Index u = 0; u < grid.columns.size(); ++u) frequency[u] = u * column_stride;
-        for (Index first = 0; first < weights.depth; first += portion) {
-            const Index depth = least(portion, weights.depth - first);
+        for (Index first = 0; first < weights.depth; first += KC) {
+            const Index depth = min(KC, weights.depth - first);
             for (Index input = 0; input < depth; ++input) {
                 const float* from = rows.at(local, v, first + input, 0);
                 for (Index line = 0; line < weights.taps_y * pair; line += 16)  // of the one after the next
@@ -60,7 +60,7 @@ struct Pass {
             }
             for (Index u = 0; u < grid.columns.size(); ++u)
                 for (Index tile = 0; tile < tiles; tile += inputs.height)
-                    complex_product<pair, 1>(least(inputs.height, tiles - tile),
+                    complex_product<pair, 1>(min(inputs.height, tiles - tile),
                                              inputs.at(v, u, tile, first / lanes), inputs.height * pair,
                                              columns + frequency[u], pair, products.at(v, u, tile, number), depth,
                                              first > 0);
@@ -74,49 +74,49 @@ void forward(const Correlation& shape, const float* input, const float* weights,
              int threads) {
     const Grid grid(shape);
     if (grid.count() == 0) return;
-    const Index groups = parts(shape.in_channels, lanes), panels = parts(shape.out_channels, lanes);
-    const Index block = grid.block, height = parts(block, parts(block, rows));
+    const Index groups = ceil_div(shape.in_channels, lanes), panels = ceil_div(shape.out_channels, lanes);
+    const Index block = grid.block, height = ceil_div(block, ceil_div(block, MR));
     // Panels at a time: as many as have their kernels' rows in 16 MiB, or one.
     Pass pass{.shape = shape,
               .grid = grid,
               .weights = {weights, adjoint, shape.in_channels, shape.out_channels, shape.y.taps, shape.x.taps},
-              .inputs = {nullptr, groups, height, grid.columns.size(), Spectra::size(block, groups, height)},
-              .products = {nullptr, panels, height, grid.columns.size(), Spectra::size(block, panels, height)},
+              .inputs = {nullptr, groups, height, grid.columns.size(), TileSpectra::size(block, groups, height)},
+              .products = {nullptr, panels, height, grid.columns.size(), TileSpectra::size(block, panels, height)},
               .rows = {nullptr, shape.in_channels, shape.y.taps, grid.rows.frequencies()}};
     const Index of_rows = grid.rows.frequencies() * pass.rows.stride;
-    const Index some = least(most((Index{1} << 22) / of_rows, 1), panels);
+    const Index some = min(max((Index{1} << 22) / of_rows, 1), panels);
 
     const Index of_inputs = grid.frequencies() * pass.inputs.stride;
     const Index of_products = grid.frequencies() * pass.products.stride;
     const Index of_columns = grid.columns.size() * pass.column_stride, of_strips = 2 * lanes * lanes * shape.x.taps;
-    const Index common = of_inputs + of_products + some * of_rows, own = most(of_columns, of_strips) + Room::size(grid);
+    const Index common = of_inputs + of_products + some * of_rows, own = max(of_columns, of_strips) + Workspace::size(grid);
     float* const memory = scratch(common + threads * own);
     pass.inputs.numbers = memory;
     pass.products.numbers = memory + of_inputs;
     pass.rows.numbers = memory + of_inputs + of_products;
-    const Pictures<const float> from{input, shape.y.size, shape.x.size, shape.in_channels};
-    const Pictures<float> to{output, shape.y.out_size, shape.x.out_size, shape.out_channels};
+    const Images<const float> from{input, shape.y.size, shape.x.size, shape.in_channels};
+    const Images<float> to{output, shape.y.out_size, shape.x.out_size, shape.out_channels};
 
 #pragma omp parallel num_threads(threads)
     {
         float* const mine = memory + common + omp_get_thread_num() * own;
-        const Room room(mine + most(of_columns, of_strips), grid);
+        const Workspace room(mine + max(of_columns, of_strips), grid);
         for (Index start = 0; start < grid.count(); start += block) {
-            const Index tiles = least(block, grid.count() - start);
+            const Index tiles = min(block, grid.count() - start);
 #pragma omp for collapse(2) schedule(dynamic)
             for (Index index = 0; index < tiles; ++index)
                 for (Index group = 0; group < groups; ++group) {
                     const Tile tile = grid[start + index];
-                    spread(grid, from, tile.picture, grid.y.inputs(tile.y), grid.x.inputs(tile.x), group, room,
+                    transform_tile(grid, from, tile.image, grid.y.inputs(tile.y), grid.x.inputs(tile.x), group, room,
                            pass.inputs, index);
                 }
             for (Index first = 0; first < panels; first += some) {
-                const Index here = least(some, panels - first);
+                const Index here = min(some, panels - first);
                 if (start == 0 || some < panels) {
 #pragma omp for collapse(2) schedule(dynamic)
                     for (Index local = 0; local < here; ++local)
                         for (Index group = 0; group < groups; ++group)
-                            pass.spread_rows(first + local, local, group, mine, room);
+                            pass.transform_rows(first + local, local, group, mine, room);
                 }
 #pragma omp for collapse(2) schedule(dynamic)
                 for (Index v = 0; v < grid.rows.frequencies(); ++v)
@@ -126,7 +126,7 @@ void forward(const Correlation& shape, const float* input, const float* weights,
 #pragma omp for collapse(2) schedule(dynamic)
             for (Index index = 0; index < tiles; ++index)
                 for (Index panel = 0; panel < panels; ++panel)
-                    gather(grid, pass.products, index, grid[start + index], panel, room, to);
+                    inverse_transform_tile(grid, pass.products, index, grid[start + index], panel, room, to);
         }
     }
 }

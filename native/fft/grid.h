@@ -1,23 +1,23 @@
-// Both axes: their circles, and all tiles of all pictures.
+// The tiles of all images, along both axes, and the transform lengths.
 #pragma once
 
 #include <cmath>
 
-#include "circle.h"
+#include "overlap_save.h"
 
 namespace svertka::INSTRUCTIONS::fft {
 
 struct Tile {
-    Index picture, y, x;
+    Index image, y, x;
 };
 
 class Grid {
   public:
-    // Those circles for which the arithmetic is least.
+    // Uses the transform lengths with the least arithmetic.
     explicit Grid(const Correlation& shape) : Grid(shape, best(shape)) {}
 
-    Circle y, x;
-    Line columns, rows;  // the transforms along y and along x
+    OverlapSaveAxis y, x;
+    Dft columns, rows;  // the transforms along y and along x
 
     Index block;  // tiles at a time
 
@@ -36,13 +36,13 @@ class Grid {
 
     Grid(const Correlation& shape, Lengths chosen)
         : y(shape.y, chosen.y), x(shape.x, chosen.x), columns(chosen.y), rows(chosen.x), batch_(shape.batch) {
-        block = parts(count(), most(blocks(shape, count(), frequencies()), 1));
+        block = ceil_div(count(), max(blocks(shape, count(), frequencies()), 1));
     }
 
     // As many blocks of tiles as it takes for each to lie transformed in 64 MiB, but none below a register block.
     static Index blocks(const Correlation& shape, Index tiles, Index frequencies) {
-        const Index channels = parts(shape.in_channels, lanes) + parts(shape.out_channels, lanes);
-        return parts(tiles, most((Index{1} << 24) / (frequencies * channels * pair), svertka::INSTRUCTIONS::rows));
+        const Index channels = ceil_div(shape.in_channels, lanes) + ceil_div(shape.out_channels, lanes);
+        return ceil_div(tiles, max((Index{1} << 24) / (frequencies * channels * pair), MR));
     }
 
     static Lengths best(const Correlation& shape) {
@@ -59,7 +59,7 @@ class Grid {
 
     // Operations on vectors, roughly.
     static double cost(const Correlation& shape, Length y, Length x) {
-        const Circle rows(shape.y, y), columns(shape.x, x);
+        const OverlapSaveAxis rows(shape.y, y), columns(shape.x, x);
         if (!rows.fits() || !columns.fits()) return INFINITY;
         const auto line = [](Length length) {
             const double size = length.size();
@@ -68,11 +68,11 @@ class Grid {
         const Index tiles = shape.batch * rows.tiles() * columns.tiles();
         const Index across = x.size() / 2 + 1, frequencies = across * y.size();
         const auto both = [&](Index lines) { return (lines + 1) / 2 * line(x) + across * line(y); };
-        const Index in_groups = parts(shape.in_channels, lanes), out_groups = parts(shape.out_channels, lanes);
-        const double pictures = tiles * (in_groups + out_groups) * both(rows.reach());
+        const Index in_groups = ceil_div(shape.in_channels, lanes), out_groups = ceil_div(shape.out_channels, lanes);
+        const double images = tiles * (in_groups + out_groups) * both(rows.reach());
         const double kernels = blocks(shape, tiles, frequencies) * both(shape.y.taps);
         const double products = 4.0 * tiles * frequencies;
-        return pictures + out_groups * shape.in_channels * (kernels + products);
+        return images + out_groups * shape.in_channels * (kernels + products);
     }
 
     Index batch_;

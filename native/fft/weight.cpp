@@ -1,10 +1,10 @@
-// The weight gradient: at each frequency the product of what the pictures and the gradient have there, over all tiles.
+// The weight gradient: at each frequency, the product of the spectra of images and gradient, summed over tiles.
 #include <omp.h>
 
 #include "../scratch.h"
-#include "kernels.h"
-#include "product.h"
-#include "spectra.h"
+#include "weight_transforms.h"
+#include "complex_gemm.h"
+#include "tile_transforms.h"
 
 namespace svertka::INSTRUCTIONS::fft {
 namespace {
@@ -14,8 +14,8 @@ constexpr int height = lanes < 16 ? 4 : 8;  // of the register block: a divisor 
 struct Pass {
     const Correlation& shape;
     Grid grid;
-    Spectra inputs, gradients;
-    Rows rows;  // from the inputs in a panel to all outputs
+    TileSpectra inputs, gradients;
+    TransformedRows rows;  // from the inputs in a panel to all outputs
     float* result;
     Places taps_y = grid.y.taps(), taps_x = grid.x.taps();
     float scale = 0.25f / static_cast<float>(grid.columns.size() * grid.rows.size());
@@ -23,8 +23,8 @@ struct Pass {
 
     // The columns at the frequencies v along x, for one group of outputs and the inputs of panel `number`.
     void multiply(Index number, Index local, Index group, Index v, Index tiles, float* columns,
-                  const Room& room) const {
-        Index down[longest], frequency[longest];
+                  const Workspace& room) const {
+        Index down[max_length], frequency[max_length];
         taps_y.by_order(grid.columns.size(), pair, down);
         for (Index u = 0; u < grid.columns.size(); ++u) {
             frequency[u] = u * column_stride;
@@ -33,7 +33,7 @@ struct Pass {
                                                inputs.at(v, u, 0, number), pair,
                                                columns + frequency[u] + output * pair, tiles, false);
         }
-        const Index first = group * lanes, last = least(first + lanes, shape.out_channels);
+        const Index first = group * lanes, last = min(first + lanes, shape.out_channels);
         for (Index output = first; output < last; ++output) {
             const float* from = columns + (output - first) * pair;
             float* const to = rows.at(local, v, output, 0);
@@ -42,13 +42,13 @@ struct Pass {
     }
 
     // The weights that join the inputs of panel `number` to one output, `onto`: added to what is there.
-    void finish(Index number, Index local, Index output, bool onto, const Room& room) const {
-        const Index count = least(lanes, shape.in_channels - number * lanes);
-        Index place[longest];
+    void inverse_transform(Index number, Index local, Index output, bool onto, const Workspace& room) const {
+        const Index count = min(lanes, shape.in_channels - number * lanes);
+        Index place[max_length];
         taps_x.by_order(grid.rows.size(), lanes, place);
         for (Index row = 0; row < shape.y.taps; row += 2) {
-            const Index both[] = {row, least(row + 1, shape.y.taps - 1)};
-            float* const strips[] = {room.strips, room.strips + Room::of_strip};
+            const Index both[] = {row, min(row + 1, shape.y.taps - 1)};
+            float* const strips[] = {room.strips, room.strips + Workspace::of_strip};
             grid.rows.back_two(rows.at(local, 0, output, both[0]), rows.at(local, 0, output, both[1]), rows.stride,
                                {strips[0], strips[1], place}, room.lines);
             for (Index i = 0; i < 1 + (both[1] > row); ++i)
@@ -60,7 +60,7 @@ struct Pass {
                     if (count == lanes)
                         store(to, onto ? load(to) + sum : sum);
                     else
-                        store_some(to, onto ? load_some(to, count) + sum : sum, count);
+                        store_partial(to, onto ? load_partial(to, count) + sum : sum, count);
                 }
         }
     }
@@ -70,7 +70,7 @@ struct Pass {
 
 void weight_gradient(const Correlation& shape, const float* gradient, const float* input, float* result, int threads) {
     const Grid grid(shape);
-    const Index panels = parts(shape.in_channels, lanes), groups = parts(shape.out_channels, lanes);
+    const Index panels = ceil_div(shape.in_channels, lanes), groups = ceil_div(shape.out_channels, lanes);
     if (grid.count() == 0) {
         __builtin_memset(result, 0,
                          shape.out_channels * shape.y.taps * shape.x.taps * shape.in_channels * sizeof(float));
@@ -79,43 +79,43 @@ void weight_gradient(const Correlation& shape, const float* gradient, const floa
     const Index block = grid.block;
     Pass pass{.shape = shape,
               .grid = grid,
-              .inputs = {nullptr, panels, block, grid.columns.size(), Spectra::size(block, panels, block)},
-              .gradients = {nullptr, groups, block, grid.columns.size(), Spectra::size(block, groups, block)},
+              .inputs = {nullptr, panels, block, grid.columns.size(), TileSpectra::size(block, panels, block)},
+              .gradients = {nullptr, groups, block, grid.columns.size(), TileSpectra::size(block, groups, block)},
               .rows = {nullptr, shape.out_channels, shape.y.taps, grid.rows.frequencies()},
               .result = result};
     const Index of_rows = grid.rows.frequencies() * pass.rows.stride;
-    const Index some = least(most((Index{1} << 22) / of_rows, 1), panels);
+    const Index some = min(max((Index{1} << 22) / of_rows, 1), panels);
 
     const Index of_inputs = grid.frequencies() * pass.inputs.stride;
     const Index of_gradients = grid.frequencies() * pass.gradients.stride;
     const Index of_columns = grid.columns.size() * pass.column_stride;
-    const Index common = of_inputs + of_gradients + some * of_rows, own = of_columns + Room::size(grid);
+    const Index common = of_inputs + of_gradients + some * of_rows, own = of_columns + Workspace::size(grid);
     float* const memory = scratch(common + threads * own);
     pass.inputs.numbers = memory;
     pass.gradients.numbers = memory + of_inputs;
     pass.rows.numbers = memory + of_inputs + of_gradients;
-    const Pictures<const float> inputs{input, shape.y.size, shape.x.size, shape.in_channels};
-    const Pictures<const float> gradients{gradient, shape.y.out_size, shape.x.out_size, shape.out_channels};
+    const Images<const float> inputs{input, shape.y.size, shape.x.size, shape.in_channels};
+    const Images<const float> gradients{gradient, shape.y.out_size, shape.x.out_size, shape.out_channels};
 
 #pragma omp parallel num_threads(threads)
     {
         float* const mine = memory + common + omp_get_thread_num() * own;
-        const Room room(mine + of_columns, grid);
+        const Workspace room(mine + of_columns, grid);
         for (Index start = 0; start < grid.count(); start += block) {
-            const Index tiles = least(block, grid.count() - start);
+            const Index tiles = min(block, grid.count() - start);
 #pragma omp for collapse(2) schedule(dynamic)
             for (Index index = 0; index < tiles; ++index)
                 for (Index group = 0; group < panels + groups; ++group) {
                     const Tile tile = grid[start + index];
                     if (group < panels)
-                        spread(grid, inputs, tile.picture, grid.y.inputs(tile.y), grid.x.inputs(tile.x), group, room,
+                        transform_tile(grid, inputs, tile.image, grid.y.inputs(tile.y), grid.x.inputs(tile.x), group, room,
                                pass.inputs, index);
                     else
-                        spread(grid, gradients, tile.picture, grid.y.outputs(tile.y), grid.x.outputs(tile.x),
+                        transform_tile(grid, gradients, tile.image, grid.y.outputs(tile.y), grid.x.outputs(tile.x),
                                group - panels, room, pass.gradients, index);
                 }
             for (Index first = 0; first < panels; first += some) {
-                const Index here = least(some, panels - first);
+                const Index here = min(some, panels - first);
 #pragma omp for collapse(3) schedule(dynamic)
                 for (Index v = 0; v < grid.rows.frequencies(); ++v)
                     for (Index local = 0; local < here; ++local)
@@ -124,7 +124,7 @@ void weight_gradient(const Correlation& shape, const float* gradient, const floa
 #pragma omp for collapse(2) schedule(dynamic, 8)
                 for (Index local = 0; local < here; ++local)
                     for (Index output = 0; output < shape.out_channels; ++output)
-                        pass.finish(first + local, local, output, start > 0, room);
+                        pass.inverse_transform(first + local, local, output, start > 0, room);
             }
         }
     }

@@ -1,8 +1,8 @@
-// How a picture's outputs are cut into tiles, and in which order they are taken.
+// The division of an image's outputs into tiles, and their order.
 #pragma once
 
 #include "../simd.h"
-#include "points.h"
+#include "transform_matrices.h"
 
 namespace svertka::INSTRUCTIONS {
 
@@ -14,21 +14,21 @@ constexpr Index frequencies = winograd::points * winograd::points;  // pairs of 
 struct Axis {
     Index size, count, whole;
 
-    explicit Axis(Index size) : size(size), count(parts(size, outputs)), whole(most(size - 3 * count, 0)) {}
-    Index start(Index tile) const { return outputs * tile - most(tile - whole, 0); }
-    Index length(Index tile) const { return least(tile < whole ? outputs : outputs - 1, size - start(tile)); }
+    explicit Axis(Index size) : size(size), count(ceil_div(size, outputs)), whole(max(size - 3 * count, 0)) {}
+    Index start(Index tile) const { return outputs * tile - max(tile - whole, 0); }
+    Index length(Index tile) const { return min(tile < whole ? outputs : outputs - 1, size - start(tile)); }
 };
 
 struct Tile {
-    Index picture, y, x;    // of its first output
+    Index image, y, x;    // of its first output
     Index height, width;    // outputs
 };
 
 struct Range {
-    Index first, last;  // without `last`
+    Index first, last;  // exclusive of `last`
 };
 
-// The tiles of all pictures in one sequence of four kinds: whole in y and short in x; whole; short in y; short in both.
+// The tiles of all images in one sequence of four kinds: whole in y and short in x; whole; short in y; short in both.
 // In this order those that need a given pair of points lie side by side.
 class Tiles {
   public:
@@ -46,8 +46,8 @@ class Tiles {
     Range needing(Index frequency, Range block) const {
         const bool y = frequency / winograd::points == winograd::infinity;
         const bool x = frequency % winograd::points == winograd::infinity;
-        const Index first = most(bounds_[x ? 1 : 0], block.first);
-        const Index last = least(bounds_[y ? 2 : x ? 3 : 4], block.last);
+        const Index first = max(bounds_[x ? 1 : 0], block.first);
+        const Index last = min(bounds_[y ? 2 : x ? 3 : 4], block.last);
         return first < last ? Range{first - block.first, last - block.first} : Range{0, 0};
     }
 

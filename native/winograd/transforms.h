@@ -1,11 +1,11 @@
-// Winograd's matrices applied to tiles of vectors.
+// The Winograd transforms of tiles of vectors.
 #pragma once
 
 #include <type_traits>
 #include <utility>
 
 #include "../simd.h"
-#include "points.h"
+#include "transform_matrices.h"
 
 namespace svertka::INSTRUCTIONS {
 

@@ -7,7 +7,7 @@
 
 #include "../gemm.h"
 #include "../scratch.h"
-#include "spread.h"
+#include "input_transform.h"
 #include "weights.h"
 #include "winograd.h"
 
@@ -16,33 +16,33 @@ namespace {
 
 constexpr int height = lanes < 16 ? 4 : 8;  // of the register block: a divisor of `lanes`
 
-// Pictures are made of `Number`s; what is multiplied are `Factor`s, floats or pairs of tiles.
+// Images are made of `Number`s; what is multiplied are `Factor`s, floats or pairs of tiles.
 template <class Number, class Factor>
 struct Pass {
-    static constexpr Index several = numbers_in<Factor>;
+    static constexpr Index several = values_per<Factor>;
     Tiles tiles;
-    Pictures<Number> input, gradient;
+    Images<Number> input, gradient;
     Index pad_y, pad_x;
     Index block;    // tiles
     Index some;     // outputs, of one piece of the result: a multiple of `lanes`
-    Index steps = parts(block, several);  // of a product over a block
-    Index panels = parts(input.channels, panel), groups = parts(gradient.channels, lanes);
+    Index steps = ceil_div(block, several);  // of a product over a block
+    Index panels = ceil_div(input.channels, NR), groups = ceil_div(gradient.channels, lanes);
     // Factors from one frequency to the next, and floats.
-    Index input_stride = panels * steps * panel + lanes, gradient_stride = groups * steps * lanes + lanes;
-    Index product_stride = some * panel + lanes;
+    Index input_stride = panels * steps * NR + lanes, gradient_stride = groups * steps * lanes + lanes;
+    Index product_stride = some * NR + lanes;
 
     Range range(Index number) const {
-        return {least(number * block, tiles.count()), least((number + 1) * block, tiles.count())};
+        return {min(number * block, tiles.count()), min((number + 1) * block, tiles.count())};
     }
 
     // The tiles of one step of the block `here`.
-    void spread(Range here, Index step, Factor* inputs, Factor* gradients) const {
+    void transform_step(Range here, Index step, Factor* inputs, Factor* gradients) const {
         const Index tile = here.first + several * step;
         if constexpr (several == 1) {
-            spread_as<float>(tiles[tile], step, inputs, gradients);
+            transform_as<float>(tiles[tile], step, inputs, gradients);
         } else {
-            spread_as<First>(tiles[tile], step, inputs, gradients);
-            if (tile + 1 < here.last) spread_as<Second>(tiles[tile + 1], step, inputs, gradients);
+            transform_as<First>(tiles[tile], step, inputs, gradients);
+            if (tile + 1 < here.last) transform_as<Second>(tiles[tile + 1], step, inputs, gradients);
         }
     }
 
@@ -51,20 +51,20 @@ struct Pass {
              float* result) const {
         const Index first = piece / panels * some, number = piece % panels;
         multiply(here, inputs, gradients, first, number, products);
-        finish(products, first, number, onto, result);
+        inverse_transform(products, first, number, onto, result);
     }
 
   private:
     // The input's tile to (frequency, panel, step, input in its panel), the gradient's to (frequency, group of outputs,
     // step, output in its group).
     template <class Stored>
-    void spread_as(const Tile& tile, Index step, Factor* inputs, Factor* gradients) const {
+    void transform_as(const Tile& tile, Index step, Factor* inputs, Factor* gradients) const {
         const auto place = [](Factor* some) { return reinterpret_cast<Stored*>(some); };
-        spread_tile<winograd::data_matrix>(
-            input, tile.picture, tile.y - pad_y, tile.x - pad_x, winograd::points, winograd::points, input_stride,
-            [=, this](Index group) { return place(inputs + (group / 2 * steps + step) * panel + group % 2 * lanes); });
-        spread_tile<winograd::gradient_matrix>(
-            gradient, tile.picture, tile.y, tile.x, tile.height, tile.width, gradient_stride,
+        transform_tile<winograd::data_matrix>(
+            input, tile.image, tile.y - pad_y, tile.x - pad_x, winograd::points, winograd::points, input_stride,
+            [=, this](Index group) { return place(inputs + (group / 2 * steps + step) * NR + group % 2 * lanes); });
+        transform_tile<winograd::gradient_matrix>(
+            gradient, tile.image, tile.y, tile.x, tile.height, tile.width, gradient_stride,
             [=, this](Index group) { return place(gradients + (group * steps + step) * lanes); });
     }
 
@@ -72,31 +72,31 @@ struct Pass {
     // not need the product, but shares a step with one that does, adds zero: its gradient there is.
     void multiply(Range here, const Factor* inputs, const Factor* gradients, Index first, Index number,
                   float* products) const {
-        const Index last = least(first + some, groups * lanes);
+        const Index last = min(first + some, groups * lanes);
         for (Index frequency = 0; frequency < frequencies; ++frequency) {
             const Range needed = tiles.needing(frequency, here);
-            const Index begin = needed.first / several, end = parts(needed.last, several);
-            const Factor* b = inputs + frequency * input_stride + (number * steps + begin) * panel;
+            const Index begin = needed.first / several, end = ceil_div(needed.last, several);
+            const Factor* b = inputs + frequency * input_stride + (number * steps + begin) * NR;
             for (Index output = first; output < last; output += height) {
                 const Factor* a = gradients + frequency * gradient_stride +
                                   (output / lanes * steps + begin) * lanes + output % lanes;
-                block_product<height, 1, lanes>(a, lanes * lanes, b, panel, lanes,
-                                                products + frequency * product_stride + (output - first) * panel,
+                block_product<height, 1, lanes>(a, lanes * lanes, b, NR, lanes,
+                                                products + frequency * product_stride + (output - first) * NR,
                                                 end - begin, false);
             }
         }
     }
 
     // To (output, tap, input), `onto`: added to what is there.
-    void finish(const float* products, Index first, Index number, bool onto, float* result) const {
-        const Index last = least(first + some, gradient.channels);
+    void inverse_transform(const float* products, Index first, Index number, bool onto, float* result) const {
+        const Index last = min(first + some, gradient.channels);
         for (Index output = first; output < last; ++output)
-            for (Index half = 0; half < panel; half += lanes) {
-                const Index channel = number * panel + half, count = least(lanes, input.channels - channel);
+            for (Index half = 0; half < NR; half += lanes) {
+                const Index channel = number * NR + half, count = min(lanes, input.channels - channel);
                 if (count <= 0) break;
                 transform<winograd::weight_gradient_matrix>(
                     [&](auto i, auto j) __attribute__((always_inline)) {
-                        return load(products + (i * winograd::points + j) * product_stride + (output - first) * panel +
+                        return load(products + (i * winograd::points + j) * product_stride + (output - first) * NR +
                                     half);
                     },
                     [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
@@ -110,22 +110,22 @@ struct Pass {
 template <class Factor, class Number>
 void compute(const Convolution& shape, const Number* gradient, const Number* input, float* result, int threads) {
     const Tiles tiles(shape.batch, shape.out_height, shape.out_width);
-    const Index several = numbers_in<Factor>, blocks = most(parts(tiles.count(), several * 112), 1);
+    const Index several = values_per<Factor>, blocks = max(ceil_div(tiles.count(), several * 112), 1);
     Pass<Number, Factor> pass{
         .tiles = tiles,
         .input = {input, shape.height, shape.width, shape.in_channels, nullptr, shape.in_step},
         .gradient = {gradient, shape.out_height, shape.out_width, shape.out_channels, nullptr, shape.out_step},
         .pad_y = shape.pad_y,
         .pad_x = shape.pad_x,
-        .block = parts(tiles.count(), blocks),
-        .some = least(parts(shape.out_channels, lanes) * lanes, 64)};
-    const Index pieces = parts(shape.out_channels, pass.some) * pass.panels;
+        .block = ceil_div(tiles.count(), blocks),
+        .some = min(ceil_div(shape.out_channels, lanes) * lanes, 64)};
+    const Index pieces = ceil_div(shape.out_channels, pass.some) * pass.panels;
     // One block of tiles at a time, of which each thread takes pieces of the result. Where those are few, each takes
     // blocks and has a result of its own, and the results are added in the order of the threads.
     const bool shared = threads == 1 || pieces >= 4 * threads;
 
     // Floats, or pairs, of each part of the scratch memory; what threads share lies before what each has of its own.
-    const Index of_zeros = most(pass.panels * panel, pass.groups * lanes);
+    const Index of_zeros = max(pass.panels * NR, pass.groups * lanes);
     const Index of_inputs = frequencies * pass.input_stride, of_gradients = frequencies * pass.gradient_stride;
     const Index of_products = frequencies * pass.product_stride, of_tiles = of_inputs + of_gradients;
     const Index of_result = shape.out_channels * taps * shape.in_channels;
@@ -137,26 +137,26 @@ void compute(const Convolution& shape, const Number* gradient, const Number* inp
 #pragma omp parallel num_threads(threads)
     {
         float* const products = memory + common + omp_get_thread_num() * own;
-        float* const spread_tiles = shared ? memory + of_zeros : products + of_products;
-        const auto inputs = reinterpret_cast<Factor*>(spread_tiles), gradients = inputs + of_inputs;
+        float* const transformed_tiles = shared ? memory + of_zeros : products + of_products;
+        const auto inputs = reinterpret_cast<Factor*>(transformed_tiles), gradients = inputs + of_inputs;
         if (shared) {
             for (Index number = 0; number < blocks; ++number) {
                 const Range here = pass.range(number);
 #pragma omp for schedule(static)
-                for (Index step = 0; step < parts(here.last - here.first, several); ++step)
-                    pass.spread(here, step, inputs, gradients);
+                for (Index step = 0; step < ceil_div(here.last - here.first, several); ++step)
+                    pass.transform_step(here, step, inputs, gradients);
 #pragma omp for schedule(dynamic)
                 for (Index piece = 0; piece < pieces; ++piece)
                     pass.add(here, piece, number > 0, inputs, gradients, products, result);
             }
         } else {
-            float* const sums = spread_tiles + of_tiles;
+            float* const sums = transformed_tiles + of_tiles;
             __builtin_memset(sums, 0, of_result * sizeof(float));
 #pragma omp for schedule(static)
             for (Index number = 0; number < blocks; ++number) {
                 const Range here = pass.range(number);
-                for (Index step = 0; step < parts(here.last - here.first, several); ++step)
-                    pass.spread(here, step, inputs, gradients);
+                for (Index step = 0; step < ceil_div(here.last - here.first, several); ++step)
+                    pass.transform_step(here, step, inputs, gradients);
                 for (Index piece = 0; piece < pieces; ++piece)
                     pass.add(here, piece, true, inputs, gradients, products, sums);
             }

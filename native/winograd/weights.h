@@ -1,4 +1,4 @@
-// The weights of one pass, in the order in which their transform reads them.
+// The weights of one pass, packed in the order in which the weight transform reads them.
 #pragma once
 
 #include "../gemm.h"
@@ -8,25 +8,25 @@ namespace svertka::INSTRUCTIONS {
 
 constexpr Index taps = 9;
 
-// Packed: (panel of outputs, input, tap, output in its panel), outputs that are not there zero.
+// Packed: (panel of outputs, input, tap, output in panel), zero-padded.
 struct Weights {
     const void* numbers;
     Order order;
     bool narrow;  // packed, of bfloat16
     Index depth, width;  // input and output channels of the pass
 
-    // Inputs first to last of panel `number`, packed: where they are, or put into `room`.
+    // Inputs first to last of panel `number`, packed: in place, or packed into `room`.
     const float* packed(Index number, Index first, Index last, float* room) const {
         const auto numbers = static_cast<const float*>(this->numbers);
         if (order == Order::packed) return numbers + place(number, first);
-        const Index output = number * panel, here = least(panel, width - output);
+        const Index output = number * NR, here = min(NR, width - output);
         for (Index tap = 0; tap < taps; ++tap) {
-            float* to = room + tap * panel;
+            float* to = room + tap * NR;
             if (order == Order::adjoint)
                 copy(numbers + (taps - 1 - tap) * width + output, here, first, last, to);
             else
-                for (Index half = 0; half < panel; half += lanes)
-                    turn(numbers + ((output + half) * taps + tap) * depth, most(least(here - half, lanes), 0), first,
+                for (Index half = 0; half < NR; half += lanes)
+                    transpose_copy(numbers + ((output + half) * taps + tap) * depth, max(min(here - half, lanes), 0), first,
                          last, to + half);
         }
         return room;
@@ -37,19 +37,19 @@ struct Weights {
     }
 
   private:
-    Index place(Index number, Index first) const { return (number * depth + first) * taps * panel; }
+    Index place(Index number, Index first) const { return (number * depth + first) * taps * NR; }
 
     // The outputs of each input lie side by side already.
     void copy(const float* from, Index outputs, Index first, Index last, float* to) const {
-        for (Index input = first; input < last; ++input, to += taps * panel)
-            for (Index half = 0; half < panel; half += lanes)
+        for (Index input = first; input < last; ++input, to += taps * NR)
+            for (Index half = 0; half < NR; half += lanes)
                 store(to + half, load_up_to(from + input * taps * width + half, outputs - half));
     }
 
     // The inputs of each output lie side by side: a square at a time is transposed.
-    void turn(const float* from, Index outputs, Index first, Index last, float* to) const {
+    void transpose_copy(const float* from, Index outputs, Index first, Index last, float* to) const {
         for (Index input = first; input < last; input += lanes) {
-            const Index inputs = least(lanes, last - input);
+            const Index inputs = min(lanes, last - input);
             Vector square[lanes] = {};
 #pragma GCC unroll 16
             for (Index output = 0; output < lanes; ++output) {
@@ -57,7 +57,7 @@ struct Weights {
                 square[output] = load_up_to(from + output * taps * depth + input, inputs);
             }
             transpose(square);
-            for (Index i = 0; i < inputs; ++i) store(to + (input - first + i) * taps * panel, square[i]);
+            for (Index i = 0; i < inputs; ++i) store(to + (input - first + i) * taps * NR, square[i]);
         }
     }
 };

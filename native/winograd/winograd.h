@@ -1,15 +1,15 @@
-// What Winograd's convolution offers: 3×3, stride 1, pictures and weights channels-last. Sizes are trusted. Sums are of
-// floats, whatever the pictures' numbers.
+// Interface of the Winograd kernels: 3×3, stride 1, images and weights channels-last. Sizes are not checked. Sums are
+// float32 for every dtype of the images.
 #pragma once
 
 #include <cstddef>
 
-#include "../finish.h"
-#include "../numbers.h"
+#include "../epilogue.h"
+#include "../dtypes.h"
 
 namespace svertka {
 
-// Pictures (batch, height, width, in_channels), zeros around them, to (batch, out_height, out_width, out_channels).
+// Images (batch, height, width, in_channels), zeros around them, to (batch, out_height, out_width, out_channels).
 // `pad_y`, `pad_x`: rows and columns of zeros before the first; fewer than none leaves some out.
 // `in_step`, `out_step`: numbers from one pixel to the next, more than the channels where others lie beside these.
 struct Convolution {
@@ -34,10 +34,10 @@ struct Winograd {
 
     // With adjoint weights it is the input gradient of a convolution with the channels exchanged, padded by 2 − pad.
     // Packed weights are what the precision says, others float.
-    void (*forward)(const Convolution&, const float* input, const void* weights, Order, Precision, const Finish&,
+    void (*forward)(const Convolution&, const float* input, const void* weights, Order, Precision, const Epilogue&,
                     float* output, int threads);
     void (*forward_of_bfloat16)(const Convolution&, const BFloat16* input, const void* weights, Order, Precision,
-                                const Finish&, BFloat16* output, int threads);
+                                const Epilogue&, BFloat16* output, int threads);
 
     // (out_channels, 3, 3, in_channels), each sum in an order that depends on the sizes and on `threads` alone.
     void (*weight_gradient)(const Convolution&, const float* gradient, const float* input, float* result, int threads);
@@ -45,13 +45,13 @@ struct Winograd {
                                         float* result, int threads);
 };
 
-// Of each instruction set that is built; they are defined in forward.cpp and weight.cpp.
+// One set of declarations per instruction set; defined in forward.cpp and weight.cpp.
 #define SVERTKA_WINOGRAD(instructions)                                                                                 \
     namespace instructions {                                                                                           \
     std::ptrdiff_t packed_size(std::ptrdiff_t, std::ptrdiff_t);                                                        \
     void pack(const float*, std::ptrdiff_t, std::ptrdiff_t, float*, int);                                              \
     template <class Number>                                                                                            \
-    void forward(const Convolution&, const Number*, const void*, Order, Precision, const Finish&, Number*, int);       \
+    void forward(const Convolution&, const Number*, const void*, Order, Precision, const Epilogue&, Number*, int);       \
     void weight_gradient(const Convolution&, const float*, const float*, float*, int);                                 \
     void weight_gradient(const Convolution&, const BFloat16*, const BFloat16*, Precision, float*, int);                \
     inline Winograd winograd_functions() {                                                                             \

@@ -73,8 +73,8 @@ def rows(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 2, 3, 1).contiguous()
 
 
-def sliding(step: FusedConvolution, axis: int, size: int, out_size: int, taps: int) -> "native.kernels.Sliding":
-    return native.kernels.Sliding(size, out_size, taps, step.stride[axis], step.padding[axis], step.dilation[axis])
+def sliding(step: FusedConvolution, axis: int, size: int, out_size: int, taps: int) -> "native.kernels.WindowAxis":
+    return native.kernels.WindowAxis(size, out_size, taps, step.stride[axis], step.padding[axis], step.dilation[axis])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -94,7 +94,7 @@ def test_convolutions_stay_inside(
         tensors = rows(x), packed.numbers, bias, rows(residual), torch.zeros_like(rows(residual))
         source, numbers, added, more, target = (Fenced(one, at_end=at_end) for one in tensors)
         has_bias, has_residual = choose.random() < 0.7, choose.random() < 0.5
-        ending = kernels.Ending(
+        ending = kernels.Epilogue(
             added.numbers if has_bias else None, place(2 if has_residual else -1), of_weight[0], low, high
         )
         program = kernels.Program()
@@ -112,7 +112,7 @@ def test_convolutions_stay_inside(
                 one = kernels.Window(shape[0], reads, writes, *axes, shape[1], of_weight[0])
                 each = numbers.numbers.reshape(packed.numbers.shape)
                 for group, part in enumerate(each):
-                    own = kernels.Ending(
+                    own = kernels.Epilogue(
                         added.numbers[group * writes :] if has_bias else None,
                         kernels.Place(2 if has_residual else -1, group * writes), of_weight[0], low, high,
                     )  # fmt: skip
@@ -153,13 +153,13 @@ def test_pooling_and_sums_stay_inside(instructions: str, large_count: Callable[[
         pooled.numbers.zero_()
         added, other = Fenced(rows(x), at_end=at_end), Fenced(rows(x.flip(0)), at_end=at_end)
         axes = (
-            kernels.Sliding(size, out_size, taps, stride, padding, 1)
+            kernels.WindowAxis(size, out_size, taps, stride, padding, 1)
             for size, out_size in zip(sides, expected.shape[2:], strict=True)
         )
         program = kernels.Program()
         window = kernels.Window(batch, channels, channels, *axes, channels, channels)
         program.add_pool(window, kernels.Pooling[kind], place(0), place(1))
-        ending = kernels.Ending(None, place(3), channels, 0.0, math.inf)
+        ending = kernels.Epilogue(None, place(3), channels, 0.0, math.inf)
         program.add_sum(x[:, 0].numel(), channels, place(0), channels, ending, place(2), channels)
         program.run([one.numbers for one in (source, pooled, added, other)], 0, 2, threads)
         torch.testing.assert_close(pooled.numbers, rows(expected).flatten())
@@ -229,7 +229,7 @@ def test_sizes_that_make_no_sense_are_refused() -> None:
             kernels.fft_forward(correlation, x, x, False, x, 1)
         sliding = [5, 5, 3, 1, 1, 1]
         sliding[choose.choice((0, 1, 2, 3, 5))] = choose.choice((0, -1, 2**40))
-        window = kernels.Window(1, 4, 4, kernels.Sliding(*sliding), kernels.Sliding(5, 5, 3, 1, 1, 1), 4, 4)
+        window = kernels.Window(1, 4, 4, kernels.WindowAxis(*sliding), kernels.WindowAxis(5, 5, 3, 1, 1, 1), 4, 4)
         with pytest.raises(ValueError, match="must be from"):
             kernels.Program().add_pool(window, kernels.Pooling.MEAN, place(0), place(1))
 
@@ -239,7 +239,7 @@ def test_a_program_runs_only_in_memories_that_hold_what_its_steps_use() -> None:
     for seed in range(200):
         choose = random.Random(seed)
         pixels, channels, begin = (choose.randint(1, 30) for _ in range(3))
-        ending = kernels.Ending(None, place(2), channels, 0.0, math.inf)
+        ending = kernels.Epilogue(None, place(2), channels, 0.0, math.inf)
         program = kernels.Program()
         program.add_sum(pixels, channels, place(0), channels, ending, kernels.Place(1, begin), channels)
         needed = [pixels * channels, begin + pixels * channels, pixels * channels]
@@ -267,9 +267,9 @@ def test_a_program_runs_only_in_memories_that_hold_what_its_steps_use() -> None:
 def test_an_empty_batch_is_computed_by_every_kernel() -> None:
     kernels = native.kernels
     numbers = torch.zeros(4096)
-    axes = kernels.Sliding(5, 5, 3, 1, 1, 1), kernels.Sliding(5, 5, 3, 1, 1, 1)
+    axes = kernels.WindowAxis(5, 5, 3, 1, 1, 1), kernels.WindowAxis(5, 5, 3, 1, 1, 1)
     window, shape = kernels.Window(0, 4, 4, *axes, 4, 4), kernels.Convolution(0, 4, 4, 5, 5, 5, 5, 1, 1)
-    ending = kernels.Ending(None, place(-1), 0, -math.inf, math.inf)
+    ending = kernels.Epilogue(None, place(-1), 0, -math.inf, math.inf)
     program, whole = kernels.Program(), kernels.Program()
     program.add_direct(window, place(0), numbers, kernels.Precision.FLOAT32, ending, place(1))
     program.add_grouped(window, 4, place(0), numbers, ending, place(1))

@@ -191,11 +191,11 @@ class ExecutionPlan:
 
     def _make_epilogue(
         self, step: FusedConvolution | Sum | None, residual: MapLocation, more: int = 0
-    ) -> "native.kernels.Ending":
+    ) -> "native.kernels.Epilogue":
         """What comes after the sum of each result, of the channels from `more` on."""
         bias = self.fused.tensors[step.bias][more:] if isinstance(step, FusedConvolution) and step.bias else None
         low, high = UNBOUNDED if step is None else step.bounds
-        return native.kernels.Ending(bias, residual.place(more), residual.step, low, high)
+        return native.kernels.Epilogue(bias, residual.place(more), residual.step, low, high)
 
     def _add(self, step: Chain | FusedConvolution | Pool | Sum | Concatenation) -> None:
         if isinstance(step, Chain):
@@ -220,7 +220,7 @@ class ExecutionPlan:
                     self._add_sum(part, self._make_epilogue(None, NO_LOCATION), step.result, channel)
                 channel += self.maps[part].channels
 
-    def _add_sum(self, x: int, ending: "native.kernels.Ending", result: int, more: int = 0) -> None:
+    def _add_sum(self, x: int, ending: "native.kernels.Epilogue", result: int, more: int = 0) -> None:
         maps, source, target = self.maps[x], self._where(x), self._where(result)
         self.program.add_sum(
             maps.pixels, maps.channels, source.place(), source.step, ending, target.place(more), target.step
@@ -333,7 +333,7 @@ def _window(
     groups: int = 1,
 ) -> "native.kernels.Window":
     y, x = (
-        native.kernels.Sliding(size, out_size, taps, stride, pad, dilation)
+        native.kernels.WindowAxis(size, out_size, taps, stride, pad, dilation)
         for size, out_size, taps, stride, pad, dilation in zip(
             (before.height, before.width), (after.height, after.width), kernel, step.stride, step.padding,
             step.dilation, strict=True,

@@ -55,7 +55,7 @@ class PackedWeights:
         if kernel in ("depthwise", "grouped"):
             # a file from another CPU may have bfloat16 weights here
             return cls(kernel, shape, groups, weight.float().permute(2, 3, 1, 0).contiguous())
-        panel = native.kernels.panel()
+        panel = native.kernels.panel_width()
         order = (1, 2, 3, 0) if kernel == "winograd" else (2, 3, 1, 0)
         parts = []
         for part in _split_into_3x3(weight) if kernel == "winograd" else weight.chunk(groups):
@@ -84,7 +84,7 @@ class PackedWeights:
         """The precision in which the current kernels compute with these weights."""
         if self.numbers.dtype == torch.float32:
             return native.kernels.Precision.FLOAT32
-        return native.kernels.Precision["BFLOAT16" if native.multiplies_bfloat16() else "WIDENED"]
+        return native.kernels.Precision["BFLOAT16" if native.multiplies_bfloat16() else "UPCAST"]
 
 
 def convert_weights(fused: FusedNetwork, precision: str, dense: str) -> FusedNetwork:

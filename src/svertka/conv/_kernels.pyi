@@ -1,11 +1,11 @@
-"""The compiled module: tensors that are dense in the order that the kernels read, sizes, threads. See native/.
+"""The compiled module; see native/. Tensors must be dense, in the order that the kernels read.
 
-Of each tensor it is checked that it is float32, or bfloat16 where that is possible, lies on the CPU and holds as many
-numbers as the sizes need; of sizes that they make sense.
+Every function checks that its sizes are consistent and that each tensor is on the CPU, float32 (or bfloat16 where
+supported) and as large as the sizes require.
 
 Raises:
     TypeError: a tensor of another dtype, on another device, or missing.
-    ValueError: a tensor holds too few numbers, or a size makes no sense.
+    ValueError: a tensor is too small, or a size is out of range.
 """
 
 from enum import Enum
@@ -13,14 +13,14 @@ from enum import Enum
 from torch import Tensor
 
 class Precision(Enum):
-    """Of weights and products: float32; weights bfloat16, which become float32; both bfloat16. Sums are float32."""
+    """Dtype of weights and products: float32; bfloat16 weights, upcast; both bfloat16. Sums are float32."""
 
     FLOAT32 = 0
-    WIDENED = 1
+    UPCAST = 1
     BFLOAT16 = 2
 
 class Order(Enum):
-    """Of weights: (O, 3, 3, C); the same for the input gradient; as `winograd_pack` wrote them."""
+    """Order of weights: (O, 3, 3, C); the same for the input gradient; as written by `winograd_pack`."""
 
     PLAIN = 0
     ADJOINT = 1
@@ -29,7 +29,7 @@ class Order(Enum):
 class Convolution:
     """Sizes of a 3×3 convolution with stride 1; pads are the zeros before the first row and column.
 
-    Steps are numbers from one pixel to the next: the channels, or more where others lie beside these.
+    Steps are values from one pixel to the next: the channels, or more where maps are concatenated.
     """
 
     def __init__(
@@ -48,18 +48,18 @@ class Convolution:
     out_step: int
 
 class Axis:
-    """One axis of a correlation: sizes of input and output, and how taps, inputs and outputs lie."""
+    """One axis of a correlation: sizes of input and output, padding and distances of taps, inputs and outputs."""
 
     def __init__(
         self, size: int, out_size: int, taps: int, pad: int, dilation: int, spacing: int, stride: int
     ) -> None: ...
 
 class Correlation:
-    """Sizes of a correlation with any kernel."""
+    """Sizes of a correlation with any kernel size."""
 
     def __init__(self, batch: int, in_channels: int, out_channels: int, y: Axis, x: Axis) -> None: ...
 
-FFT_LONGEST: int  # pixels that the taps may span
+FFT_MAX_LENGTH: int  # the largest span of the taps, in pixels
 
 def instruction_sets() -> list[str]: ...
 def use(name: str) -> None: ...
@@ -105,41 +105,41 @@ def fft_weight_gradient(
 ) -> None: ...
 
 class Pooling(Enum):
-    """Of the pixels in a window: largest, mean, mean with the padding's zeros."""
+    """Pooling of a window: maximum, mean, or mean including padding."""
 
     MAXIMUM = 0
     MEAN = 1
     PADDED_MEAN = 2
 
-class Sliding:
-    """One axis of a window that moves over pictures."""
+class WindowAxis:
+    """One axis of a sliding window."""
 
     def __init__(self, size: int, out_size: int, taps: int, stride: int, pad: int, dilation: int) -> None: ...
 
 class Window:
-    """Sizes of a convolution or a pooling with any window."""
+    """Sizes of a convolution or pooling with any window."""
 
     def __init__(
-        self, batch: int, in_channels: int, out_channels: int, y: Sliding, x: Sliding, in_step: int, out_step: int
+        self, batch: int, in_channels: int, out_channels: int, y: WindowAxis, x: WindowAxis, in_step: int, out_step: int
     ) -> None: ...
 
 class Place:
-    """So many numbers behind the beginning of one of the memories that a run is given; memory −1: nowhere."""
+    """An offset in floats into one of the memories given to `Program.run`; memory −1 is none."""
 
     def __init__(self, memory: int, offset: int) -> None: ...
 
-class Ending:
-    """What is done to each result: plus bias, plus residual, then between two bounds."""
+class Epilogue:
+    """The operations fused after a product: bias, residual, clamp to [low, high]."""
 
     def __init__(self, bias: Tensor | None, residual: Place, residual_step: int, low: float, high: float) -> None: ...
 
-def computes_groups(in_channels: int, out_channels: int) -> bool: ...  # of each group
-def panel() -> int: ...
+def computes_groups(in_channels: int, out_channels: int) -> bool: ...  # channels per group
+def panel_width() -> int: ...
 
 class Program:
-    """Steps one after the other, with the kernels in use when it was made.
+    """A sequence of steps, with the instruction set that was selected when it was created.
 
-    It knows how much of each memory its steps read and write, and runs only in memories that have it.
+    It checks that the memories of a run are as large as its steps require.
     """
 
     def __init__(self) -> None: ...
@@ -150,7 +150,7 @@ class Program:
         input: Place,  # noqa: A002 - the kernels' own name
         weights: Tensor,
         precision: Precision,
-        ending: Ending,
+        epilogue: Epilogue,
         output: Place,
     ) -> None: ...
     def add_direct(
@@ -159,7 +159,7 @@ class Program:
         input: Place,  # noqa: A002 - the kernels' own name
         weights: Tensor,
         precision: Precision,
-        ending: Ending,
+        epilogue: Epilogue,
         output: Place,
     ) -> None: ...
     def add_grouped(
@@ -168,7 +168,7 @@ class Program:
         groups: int,
         input: Place,  # noqa: A002 - the kernels' own name
         weights: Tensor,
-        ending: Ending,
+        epilogue: Epilogue,
         output: Place,
     ) -> None: ...
     def add_pool(
@@ -184,9 +184,9 @@ class Program:
         channels: int,
         input: Place,  # noqa: A002 - the kernels' own name
         in_step: int,
-        ending: Ending,
+        epilogue: Epilogue,
         output: Place,
         out_step: int,
     ) -> None: ...
-    def add_parts(self, pictures: int, parts: list[Program], room: int, maps: list[tuple[Place, int]]) -> None: ...
+    def add_parts(self, images: int, parts: list[Program], room: int, maps: list[tuple[Place, int]]) -> None: ...
     def run(self, memories: list[Tensor | None], first: int, last: int, threads: int) -> None: ...

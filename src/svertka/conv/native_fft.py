@@ -37,8 +37,8 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
         return "the kernels have no groups"
     if shape.kernel[0] * shape.kernel[1] < MIN_TAPS:
         return f"the kernels are for {MIN_TAPS} taps or more"
-    if max(shape.span) > native.kernels.FFT_LONGEST:
-        return f"the kernels are for taps that span at most {native.kernels.FFT_LONGEST} pixels"
+    if max(shape.span) > native.kernels.FFT_MAX_LENGTH:
+        return f"the kernels are for taps that span at most {native.kernels.FFT_MAX_LENGTH} pixels"
     return None
 
 

@@ -1,4 +1,4 @@
-// The two steps in which a line of complex numbers is transformed, of one channel in each lane of the vectors.
+// The two mixed-radix steps of a Fourier transform, one channel per lane.
 //
 // With n = a · b numbers (Cooley & Tukey 1965), input place b · i + j and output place k + a · l,
 //     X(k + a · l) = Σ_j e^(−2πi jl/b) · [ e^(−2πi jk/n) · Σ_i e^(−2πi ik/a) · x(b · i + j) ],
@@ -6,7 +6,7 @@
 // is shuffled, since lanes do not meet.
 #pragma once
 
-#include "line.h"
+#include "dft.h"
 #include "roots.h"
 
 namespace svertka::INSTRUCTIONS::fft {
@@ -22,7 +22,7 @@ ALWAYS_INLINE void unrolled(Body body) {
 
 // exp(−2πi · k / n) · z
 template <int k, int n>
-ALWAYS_INLINE Complex turned(Complex z) {
+ALWAYS_INLINE Complex rotate(Complex z) {
     if constexpr (k % n == 0) return z;
     if constexpr (4 * k % n == 0) {
         constexpr int quarter = 4 * k / n % 4;
@@ -69,7 +69,7 @@ ALWAYS_INLINE void transform(Complex* x) {
             Complex column[a];
             unrolled<a>([&](auto i) __attribute__((always_inline)) { column[i] = x[b * i + j]; });
             transform<a>(column);
-            unrolled<a>([&](auto k) __attribute__((always_inline)) { middle[b * k + j] = turned<j * k, n>(column[k]); });
+            unrolled<a>([&](auto k) __attribute__((always_inline)) { middle[b * k + j] = rotate<j * k, n>(column[k]); });
         });
         unrolled<a>([&](auto k) __attribute__((always_inline)) {
             transform<b>(middle + b * k);

@@ -1,4 +1,4 @@
-// The matrices of Winograd's convolution, derived from interpolation points at compile time in exact fractions.
+// The Winograd transform matrices, computed from interpolation points at compile time in exact fractions (Cook–Toom).
 //
 // m outputs of a correlation with r taps, y_k = Σ_j g_j d_(k+j), are the transpose of a product of two polynomials, one
 // with r and one with m coefficients. Toom and Cook multiply polynomials by their values: at n − 1 = m + r − 2 points p
@@ -71,7 +71,7 @@ constexpr Matrix<points, taps> evaluation(bool divided) {
 }
 
 template <int height, int width>
-constexpr Matrix<width, height> transposed(Matrix<height, width> matrix) {
+constexpr Matrix<width, height> transpose(Matrix<height, width> matrix) {
     Matrix<width, height> result{};
     for (int i = 0; i < height; ++i)
         for (int j = 0; j < width; ++j) result.at[j][i] = matrix.at[i][j];
@@ -94,9 +94,9 @@ constexpr Matrix<points, points> interpolation() {
 
 constexpr auto data_matrix = interpolation();                            // Bᵀ
 constexpr auto weight_matrix = evaluation<3>(true);                      // G of F(4,3): the weights
-constexpr auto output_matrix = transposed(evaluation<4>(false));         // Aᵀ of F(4,3): 4 outputs
+constexpr auto output_matrix = transpose(evaluation<4>(false));         // Aᵀ of F(4,3): 4 outputs
 constexpr auto gradient_matrix = evaluation<4>(true);                    // G of F(3,4): a tile of the gradient
-constexpr auto weight_gradient_matrix = transposed(evaluation<3>(false));  // Aᵀ of F(3,4): 3 taps
+constexpr auto weight_gradient_matrix = transpose(evaluation<3>(false));  // Aᵀ of F(3,4): 3 taps
 
 // Whether Aᵀ [(G g) ⊙ (Bᵀ d)] is the correlation, in exact fractions.
 template <int outputs, int taps>

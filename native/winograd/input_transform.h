@@ -1,21 +1,21 @@
-// Tiles of channels-last pictures, transformed.
+// The input transform of tiles of channels-last images.
 #pragma once
 
-#include "../pairs.h"
+#include "../bf16_pairs.h"
 #include "tiles.h"
 #include "transforms.h"
 
 namespace svertka::INSTRUCTIONS {
 
 template <class Number>
-struct Pictures {
-    const Number* pixels;  // (picture, height, width, channels)
+struct Images {
+    const Number* pixels;  // (image, height, width, channels)
     Index height, width, channels;
     const Number* zeros;  // `channels` of them, in place of pixels outside
     Index step;           // numbers from one pixel to the next
 };
 
-// One of the two numbers of pairs, the others left or, for the first, zero.
+// One element of pairs; storing the first sets the second to zero.
 struct First {
     Pair pair;
 };
@@ -23,14 +23,14 @@ struct Second {
     Pair pair;
 };
 
-ALWAYS_INLINE void store(First* to, Vector vector) { store(&to->pair, nearest(vector)); }
-ALWAYS_INLINE void store(Second* to, Vector vector) { store(&to->pair, load(&to->pair) | nearest(vector) << 16); }
+ALWAYS_INLINE void store(First* to, Vector vector) { store(&to->pair, bf16_bits(vector)); }
+ALWAYS_INLINE void store(Second* to, Vector vector) { store(&to->pair, load(&to->pair) | bf16_bits(vector) << 16); }
 
 // Transforms the tile of pixels from (y, x) on, as many as the matrix has columns, for all channels: of the channels
 // `lanes` · group and following, number `frequency` goes to place(group) + frequency · stride. Pixels behind `height`
-// rows or `width` columns of the tile count as zero, as those outside the picture do.
+// rows or `width` columns of the tile count as zero, as those outside the image do.
 template <const auto& matrix, class Number, class Place>
-void spread_tile(const Pictures<Number>& from, Index picture, Index y, Index x, Index height, Index width, Index stride,
+void transform_tile(const Images<Number>& from, Index image, Index y, Index x, Index height, Index width, Index stride,
                  Place place) {
     constexpr int size = matrix.columns;
     const Number* pixel[size][size];
@@ -38,13 +38,13 @@ void spread_tile(const Pictures<Number>& from, Index picture, Index y, Index x, 
         for (Index j = 0; j < size; ++j) {
             const bool inside = i < height && j < width && y + i >= 0 && y + i < from.height && x + j >= 0 &&
                                 x + j < from.width;
-            pixel[i][j] = inside ? from.pixels + ((picture * from.height + y + i) * from.width + x + j) * from.step
+            pixel[i][j] = inside ? from.pixels + ((image * from.height + y + i) * from.width + x + j) * from.step
                                  : from.zeros;
         }
-    const Index groups = parts(from.channels, lanes), rest = from.channels % lanes;
+    const Index groups = ceil_div(from.channels, lanes), rest = from.channels % lanes;
     for (Index group = 0; group < groups; ++group) {
         // What the tile after the next will read, or something harmless: without it spreading is bound by memory, and
-        // the passes over large pictures take a tenth to a quarter longer.
+        // the passes over large images take a tenth to a quarter longer.
         for (Index i = 0; i < size; ++i)
             for (Index j = 0; j < outputs; ++j)
                 __builtin_prefetch(pixel[i][j] + group * lanes + 2 * outputs * from.step, 0, 2);
@@ -53,7 +53,7 @@ void spread_tile(const Pictures<Number>& from, Index picture, Index y, Index x, 
             store(to + (i * winograd::points + j) * stride, vector);
         };
         if (rest && group == groups - 1)
-            transform<matrix>([&](auto i, auto j) { return load_some(pixel[i][j] + group * lanes, rest); }, keep);
+            transform<matrix>([&](auto i, auto j) { return load_partial(pixel[i][j] + group * lanes, rest); }, keep);
         else
             transform<matrix>([&](auto i, auto j) __attribute__((always_inline)) {
                 return load(pixel[i][j] + group * lanes); }, keep);

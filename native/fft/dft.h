@@ -1,4 +1,4 @@
-// The discrete Fourier transform of a line of complex numbers, of one channel in each lane of the vectors.
+// The discrete Fourier transform of a line of complex numbers, one channel per lane.
 #pragma once
 
 #include "../simd.h"
@@ -36,9 +36,9 @@ constexpr Length lengths[] = {{4, 4},  {4, 5},  {4, 6},  {5, 5},  {5, 6},  {4, 8
                               {5, 10}, {6, 10}, {8, 8},  {6, 12}, {8, 10}, {8, 12}, {10, 10}, {10, 12}, {8, 16}};
 
 // The transform of lines of one length, at most svertka::fft::longest.
-class Line {
+class Dft {
   public:
-    explicit Line(Length length);
+    explicit Dft(Length length);
 
     Index size() const { return size_; }
     Index frequencies() const { return size_ / 2 + 1; }  // that a line of real numbers has
@@ -88,8 +88,8 @@ class Line {
     Index size_, a_, b_;
     FirstStep* first_;
     SecondStep* second_;
-    float roots_[2 * svertka::fft::longest];
-    Index natural_[svertka::fft::longest];
+    float roots_[2 * svertka::fft::max_length];
+    Index natural_[svertka::fft::max_length];
 };
 
 }  // namespace svertka::INSTRUCTIONS::fft

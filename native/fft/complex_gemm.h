@@ -1,11 +1,11 @@
 // The product of complex matrices at one frequency, in four real multiplications an element.
 #pragma once
 
-#include "line.h"
+#include "dft.h"
 
 namespace svertka::INSTRUCTIONS::fft {
 
-// C[row] = Σ_k A[row][k] · conj(B[k]), or `conjugate` that, for `count` ≤ `rows` rows and a complex vector of columns. Element k of a row of
+// C[row] = Σ_k A[row][k] · conj(B[k]), or `conjugate` that, for `count` ≤ `MR` rows and a complex vector of columns. Element k of a row of
 // A is at row · row_stride + k · step_stride in a chunk of `lanes` steps, `chunk` floats apart, its imaginary part
 // `lanes` floats behind; B at k · b_stride; C at row · pair, `add`: to what is there.
 //
@@ -41,14 +41,14 @@ void complex_block(const float* a, Index chunk, const float* b, Index b_stride, 
 }
 
 // The same for a number of rows known only at run time.
-template <Index row_stride, Index step_stride, int most_rows = rows>
+template <Index row_stride, Index step_stride, int max_rows = MR>
 ALWAYS_INLINE void complex_product(Index count, const float* a, Index chunk, const float* b, Index b_stride, float* c,
                                    Index depth, bool add) {
-    if constexpr (most_rows > 1) {
-        if (count < most_rows)
-            return complex_product<row_stride, step_stride, most_rows - 1>(count, a, chunk, b, b_stride, c, depth, add);
+    if constexpr (max_rows > 1) {
+        if (count < max_rows)
+            return complex_product<row_stride, step_stride, max_rows - 1>(count, a, chunk, b, b_stride, c, depth, add);
     }
-    complex_block<most_rows, row_stride, step_stride>(a, chunk, b, b_stride, c, depth, add);
+    complex_block<max_rows, row_stride, step_stride>(a, chunk, b, b_stride, c, depth, add);
 }
 
 }  // namespace svertka::INSTRUCTIONS::fft

@@ -1,4 +1,4 @@
-// Pairs of bfloat16 numbers, multiplied two and two and summed up in float32: what products in bfloat16 are made of.
+// Pairs of bfloat16 values, whose products are accumulated in float32 (VDPBF16PS or emulated).
 #pragma once
 
 #include <type_traits>
@@ -7,14 +7,14 @@
 
 namespace svertka::INSTRUCTIONS {
 
-// Two numbers that lie side by side, the first in the lower half.
+// Two consecutive values, the first in the lower half.
 struct Pair {
     std::uint32_t bits;
 };
 
-// Numbers in a factor of a product, a float or a pair.
+// Values in a factor of a product: 1 for a float, 2 for a pair.
 template <class Factor>
-constexpr Index numbers_in = std::is_same_v<Factor, Pair> ? 2 : 1;
+constexpr Index values_per = std::is_same_v<Factor, Pair> ? 2 : 1;
 
 ALWAYS_INLINE Bits load(const Pair* from) {
     Bits pairs;
@@ -29,7 +29,7 @@ ALWAYS_INLINE Vector second_of(Bits pairs) { return (Vector)(pairs & 0xffff0000)
 
 ALWAYS_INLINE void add_product(Vector& sum, float factor, Vector factors) { sum += factor * factors; }
 
-// The instruction takes denormal numbers for zero and rounds in an order of its own.
+// The instruction treats denormals as zero and rounds in its own order.
 ALWAYS_INLINE void add_product(Vector& sum, Pair factor, Bits factors) {
     const Bits pair = factor.bits + Bits{};
 #if defined(__AVX512BF16__)

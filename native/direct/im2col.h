@@ -1,4 +1,4 @@
-// What the windows of pictures read, gathered to rows of a matrix.
+// im2col: the windows of images, gathered as rows of a packed matrix.
 #pragma once
 
 #include "../gemm.h"
@@ -6,26 +6,26 @@
 
 namespace svertka::INSTRUCTIONS {
 
-// Rows are made of `Factor`s; there is one for each output pixel.
+// One row of `Factor`s for each output pixel.
 template <class Factor>
-struct Windows {
+struct Im2col {
     const Window& shape;
     const float* input;
     const float* zeros = nullptr;  // in_channels of them
     const float* end = input + shape.batch * shape.y.size * shape.x.size * shape.in_step;
     Index taps = shape.y.taps * shape.x.taps, depth = taps * shape.in_channels;
-    Index steps = parts(depth, numbers_in<Factor>), chunks = parts(steps, lanes);
-    // Whether the pixels that the taps of one row read are one piece of memory.
+    Index steps = ceil_div(depth, values_per<Factor>), chunks = ceil_div(steps, lanes);
+    // Whether the pixels of one row of taps are contiguous.
     bool dense = shape.in_step == shape.in_channels && shape.x.dilation == 1;
 
-    // Rows first to last, to (register block, group of factors, row of the register block, lane), the first at `to`.
+    // Gather rows first to last to (register tile, chunk of k, row of the tile, lane).
     void gather(Index first, Index last, Factor* to, float* line) const {
         Index x = first % shape.x.out_size, y = first / shape.x.out_size % shape.y.out_size;
-        const Index picture = first / shape.x.out_size / shape.y.out_size;
-        const Index of_picture = shape.y.size * shape.x.size * shape.in_step;
-        const float* from = input + picture * of_picture;
+        const Index image = first / shape.x.out_size / shape.y.out_size;
+        const Index of_image = shape.y.size * shape.x.size * shape.in_step;
+        const float* from = input + image * of_image;
         for (Index index = 0; index < last - first; ++index) {
-            Factor* row = to + (index / rows * chunks * rows + index % rows) * lanes;
+            Factor* row = to + (index / MR * chunks * MR + index % MR) * lanes;
             const Index in_y = y * shape.y.stride - shape.y.pad, in_x = x * shape.x.stride - shape.x.pad;
             if (shape.in_channels % lanes == 0 || taps == 1)
                 gather_channels(from, in_y, in_x, row);
@@ -35,7 +35,7 @@ struct Windows {
             x = 0;
             if (++y < shape.y.out_size) continue;
             y = 0;
-            from += of_picture;
+            from += of_image;
         }
     }
 
@@ -48,12 +48,12 @@ struct Windows {
                 const Index y = in_y + i * shape.y.dilation, x = in_x + j * shape.x.dilation;
                 const bool inside = y >= 0 && y < shape.y.size && x >= 0 && x < shape.x.size;
                 const float* pixel = inside ? from + (y * shape.x.size + x) * shape.in_step : zeros;
-                for (Index group = 0; group < whole; ++group) store(place_in(row, number++), load(pixel + group * lanes));
-                if (rest) store(place_in(row, number), load_some(pixel + whole * lanes, rest));
+                for (Index group = 0; group < whole; ++group) store(element_address(row, number++), load(pixel + group * lanes));
+                if (rest) store(element_address(row, number), load_partial(pixel + whole * lanes, rest));
             }
     }
 
-    // Where a pixel's channels do not fill vectors: first side by side, then cut. `line` has room for a vector more.
+    // For channels that do not fill vectors: copied to `line` contiguously, then split. `line` has space for one more vector.
     void gather_line(const float* from, Index in_y, Index in_x, Factor* row, float* line) const {
         const Index channels = shape.in_channels, width = shape.x.taps * channels;
         float* to = line;
@@ -62,7 +62,7 @@ struct Windows {
             const bool inside = y >= 0 && y < shape.y.size;
             const float* pixels = from + (y * shape.x.size + in_x) * shape.in_step;
             if (inside && dense && in_x >= 0 && in_x + shape.x.taps <= shape.x.size &&
-                pixels + parts(width, lanes) * lanes <= end) {
+                pixels + ceil_div(width, lanes) * lanes <= end) {
                 for (Index k = 0; k < width; k += lanes) store(to + k, load(pixels + k));
                 continue;
             }
@@ -74,7 +74,7 @@ struct Windows {
             }
         }
         line[depth] = 0;  // the other one of the last pair
-        for (Index number = 0; number * lanes < depth; ++number) store(place_in(row, number), load(line + number * lanes));
+        for (Index number = 0; number * lanes < depth; ++number) store(element_address(row, number), load(line + number * lanes));
     }
 };
 

@@ -1,4 +1,4 @@
-// The circle on which an axis is correlated, and the tiles that fit on it.
+// Overlap-save: the division of an axis into tiles that are correlated by circular transforms.
 //
 // A tile is `step` outputs side by side, not yet thinned by the stride. They read `step` + span − 1 places, which lie on
 // a circle of as many: then what a transform of the circle's length computes for these outputs is right, and what it
@@ -6,15 +6,15 @@
 // zeros before the first input may be the same as those behind the last.
 #pragma once
 
-#include "line.h"
+#include "dft.h"
 
 namespace svertka::INSTRUCTIONS::fft {
 
-using svertka::fft::longest;
+using svertka::fft::max_length;
 
 // Where on a circle some of an axis lie: number `index`[m] at `place`[m].
 struct Places {
-    Index count = 0, index[longest], place[longest];
+    Index count = 0, index[max_length], place[max_length];
 
     // For each place of a circle of `size` where its number is, m · stride or index · stride, or −1.
     void by_order(Index size, Index stride, Index* to) const { fill(size, to, [=](Index m) { return m * stride; }); }
@@ -34,18 +34,18 @@ struct Places {
 inline Index span(const Axis& axis) { return axis.dilation * (axis.taps - 1) + 1; }
 inline Index outputs(const Axis& axis) { return axis.stride * (axis.out_size - 1) + 1; }
 
-class Circle {
+class OverlapSaveAxis {
   public:
-    Circle(const Axis& axis, Length length) : axis_(axis), size_(length.size()) {
+    OverlapSaveAxis(const Axis& axis, Length length) : axis_(axis), size_(length.size()) {
         const Index all = fft::outputs(axis) + span(axis) - 1, last = axis.spacing * (axis.size - 1) + axis.pad + 1;
-        const bool whole = fft::outputs(axis) <= size_ && least(last, all) <= size_ && all - most(axis.pad, 0) <= size_;
+        const bool whole = fft::outputs(axis) <= size_ && min(last, all) <= size_ && all - max(axis.pad, 0) <= size_;
         step_ = whole ? fft::outputs(axis) : size_ - span(axis) + 1;
-        tiles_ = step_ > 0 ? parts(fft::outputs(axis), step_) : 0;
+        tiles_ = step_ > 0 ? ceil_div(fft::outputs(axis), step_) : 0;
     }
 
     bool fits() const { return span(axis_) <= size_; }
     Index tiles() const { return tiles_; }
-    Index reach() const { return least(size_, step_ + span(axis_) - 1); }  // places that a tile reads
+    Index reach() const { return min(size_, step_ + span(axis_) - 1); }  // places that a tile reads
 
     Places inputs(Index tile) const { return some(axis_.size, axis_.spacing, axis_.pad - tile * step_, reach()); }
     Places outputs(Index tile) const { return some(axis_.out_size, axis_.stride, -tile * step_, step_); }
@@ -55,7 +55,7 @@ class Circle {
     // The numbers 0 to count − 1, number k at first + k · step, as far as that is from 0 to below `size`.
     static Places some(Index count, Index step, Index first, Index size) {
         Places found;
-        Index index = first < 0 ? parts(-first, step) : 0;
+        Index index = first < 0 ? ceil_div(-first, step) : 0;
         for (Index place = first + index * step; place < size && index < count; place += step, ++index) {
             found.index[found.count] = index;
             found.place[found.count++] = place;

@@ -1,4 +1,4 @@
-// Tiles of channels-last pictures to and from the frequency side.
+// The transforms of tiles of channels-last images to and from the frequency domain.
 #pragma once
 
 #include "grid.h"
@@ -7,13 +7,13 @@ namespace svertka::INSTRUCTIONS::fft {
 
 // Numbers for each frequency (v along x, u along y), tile and channel. Of one frequency (block of `height` tiles, group
 // of channels, tile, a complex vector): a register block of a product reads that from front to back.
-struct Spectra {
+struct TileSpectra {
     float* numbers;
     Index groups, height, columns;  // `columns`: frequencies along y
     Index stride;                   // floats from one frequency to the next
 
     static Index size(Index tiles, Index groups, Index height) {  // of one frequency
-        return parts(tiles, height) * height * groups * pair + pair;  // not a multiple of a page: cache conflicts
+        return ceil_div(tiles, height) * height * groups * pair + pair;  // not a multiple of a page: cache conflicts
     }
     float* at(Index v, Index u, Index tile, Index group) const {
         return numbers + (v * columns + u) * stride +
@@ -21,14 +21,14 @@ struct Spectra {
     }
 };
 
-// Of each thread: a tile's rows transformed, then a few lines.
-struct Room {
-    static constexpr Index of_lines = 2 * longest * pair, of_strip = longest * lanes;
+// Scratch memory of each thread: a tile's transformed rows and a few lines.
+struct Workspace {
+    static constexpr Index of_lines = 2 * max_length * pair, of_strip = max_length * lanes;
 
     float *lines, *strips, *middle;
     Index stride;  // floats from one frequency along x to the next
 
-    Room(float* from, const Grid& grid)
+    Workspace(float* from, const Grid& grid)
         : lines(from), strips(lines + of_lines), middle(strips + 2 * of_strip), stride(grid.columns.size() * pair + pair) {}
     static Index size(const Grid& grid) {
         return of_lines + 2 * of_strip + grid.rows.frequencies() * (grid.columns.size() + 1) * pair;
@@ -36,40 +36,40 @@ struct Room {
 };
 
 template <class Pixel>
-struct Pictures {
-    Pixel* pixels;  // (picture, height, width, channels)
+struct Images {
+    Pixel* pixels;  // (image, height, width, channels)
     Index height, width, channels;
 
-    Pixel* row(Index picture, Index y, Index group) const {
-        return pixels + (picture * height + y) * width * channels + group * lanes;
+    Pixel* row(Index image, Index y, Index group) const {
+        return pixels + (image * height + y) * width * channels + group * lanes;
     }
 };
 
 // Of the pixels of `rows` and `columns`, channels `lanes` · group and following, the transform, times 2, to number
 // `index` of `to`.
-inline void spread(const Grid& grid, const Pictures<const float>& from, Index picture, const Places& rows,
-                   const Places& columns, Index group, const Room& room, const Spectra& to, Index index) {
+inline void transform_tile(const Grid& grid, const Images<const float>& from, Index image, const Places& rows,
+                   const Places& columns, Index group, const Workspace& room, const TileSpectra& to, Index index) {
     const Index count = from.channels - group * lanes;  // channels left
-    Index place[longest];
+    Index place[max_length];
     if (count < lanes)
         columns.by_order(grid.rows.size(), lanes, place);
     else
         columns.by_index(grid.rows.size(), from.channels, place);
     for (Index m = 0; m < rows.count; m += 2) {
-        const Index both[] = {m, least(m + 1, rows.count - 1)};  // the last one may be its own neighbour
+        const Index both[] = {m, min(m + 1, rows.count - 1)};  // the last one may be its own neighbour
         const float* row[2];
         for (int i = 0; i < 2; ++i) {
-            row[i] = from.row(picture, rows.index[both[i]], group);
+            row[i] = from.row(image, rows.index[both[i]], group);
             if (count >= lanes) continue;
-            float* const strip = room.strips + i * Room::of_strip;
+            float* const strip = room.strips + i * Workspace::of_strip;
             for (Index k = 0; k < columns.count; ++k)
-                store(strip + k * lanes, load_some(row[i] + columns.index[k] * from.channels, count));
+                store(strip + k * lanes, load_partial(row[i] + columns.index[k] * from.channels, count));
             row[i] = strip;
         }
         grid.rows.transform_two({row[0], row[1], place}, room.middle + both[0] * pair, room.middle + both[1] * pair,
                                 room.stride, room.lines);
     }
-    Index down[longest], frequency[longest];
+    Index down[max_length], frequency[max_length];
     rows.by_order(grid.columns.size(), pair, down);
     for (Index u = 0; u < grid.columns.size(); ++u) frequency[u] = u * to.stride;
     for (Index v = 0; v < grid.rows.frequencies(); ++v) {
@@ -80,10 +80,10 @@ inline void spread(const Grid& grid, const Pictures<const float>& from, Index pi
 }
 
 // The outputs of one tile, from number `index` of `from`, times the circles' sizes.
-inline void gather(const Grid& grid, const Spectra& from, Index index, Tile tile, Index group, const Room& room,
-                   const Pictures<float>& to) {
+inline void inverse_transform_tile(const Grid& grid, const TileSpectra& from, Index index, Tile tile, Index group, const Workspace& room,
+                   const Images<float>& to) {
     const Places rows = grid.y.outputs(tile.y), columns = grid.x.outputs(tile.x);
-    Index down[longest], frequency[longest];
+    Index down[max_length], frequency[max_length];
     rows.by_order(grid.columns.size(), pair, down);
     for (Index u = 0; u < grid.columns.size(); ++u) frequency[u] = u * from.stride;
     for (Index v = 0; v < grid.rows.frequencies(); ++v) {
@@ -95,24 +95,24 @@ inline void gather(const Grid& grid, const Spectra& from, Index index, Tile tile
         grid.columns.back({place_of, place_of + lanes, frequency}, {line, line + lanes, down}, room.lines);
     }
     const Index count = to.channels - group * lanes;
-    Index place[longest];
+    Index place[max_length];
     if (count < lanes)
         columns.by_order(grid.rows.size(), lanes, place);
     else
         columns.by_index(grid.rows.size(), to.channels, place);
     for (Index m = 0; m < rows.count; m += 2) {
-        const Index both[] = {m, least(m + 1, rows.count - 1)};
+        const Index both[] = {m, min(m + 1, rows.count - 1)};
         float *row[2], *target[2];
         for (int i = 0; i < 2; ++i) {
-            row[i] = to.row(tile.picture, rows.index[both[i]], group);
-            target[i] = count < lanes ? room.strips + i * Room::of_strip : row[i];
+            row[i] = to.row(tile.image, rows.index[both[i]], group);
+            target[i] = count < lanes ? room.strips + i * Workspace::of_strip : row[i];
         }
         grid.rows.back_two(room.middle + both[0] * pair, room.middle + both[1] * pair, room.stride,
                            {target[0], target[1], place}, room.lines);
         if (count >= lanes) continue;
         for (int i = 0; i < 2; ++i)
             for (Index k = 0; k < columns.count; ++k)
-                store_some(row[i] + columns.index[k] * to.channels, load(target[i] + k * lanes), count);
+                store_partial(row[i] + columns.index[k] * to.channels, load(target[i] + k * lanes), count);
     }
 }
 

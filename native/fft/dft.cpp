@@ -1,5 +1,5 @@
-// Here the steps are compiled, once for all passes.
-#include "steps.h"
+// Instantiates the radix steps once for all passes.
+#include "radix_steps.h"
 
 namespace svertka::INSTRUCTIONS::fft {
 namespace {
@@ -20,7 +20,7 @@ SecondStep* second(int radix) {
 
 }  // namespace
 
-Line::Line(Length length)
+Dft::Dft(Length length)
     : size_(length.size()),
       a_(length.a),
       b_(length.b),

@@ -1,4 +1,4 @@
-// The kernels of a pass: their rows to and from the frequency side.
+// The weight transform along x: kernel rows to and from the frequency domain.
 #pragma once
 
 #include "grid.h"
@@ -7,7 +7,7 @@ namespace svertka::INSTRUCTIONS::fft {
 
 // The transformed rows of the kernels that join `depth` channels to some panels of `lanes` others:
 // (panel, frequency along x, channel of the depth, row of taps, a complex vector of the panel's).
-struct Rows {
+struct TransformedRows {
     float* numbers;
     Index depth, taps, frequencies;
     Index stride = depth * taps * pair + pair;  // floats from one frequency to the next
@@ -25,14 +25,14 @@ struct Weights {
     // Row `row` of the kernels from the channels first to last to panel `number`, times `scale`, to (channel, tap,
     // number in the panel); what is not there is zero.
     void read(Index number, Index first, Index last, Index row, float scale, float* to) const {
-        const Index output = number * lanes, outputs = least(lanes, width - output);
+        const Index output = number * lanes, outputs = min(lanes, width - output);
         for (Index tap = 0; tap < taps_x; ++tap, to += lanes)
             if (adjoint)
                 for (Index channel = first; channel < last; ++channel) {
                     const Index place = (channel * taps_y + taps_y - 1 - row) * taps_x + taps_x - 1 - tap;
                     const float* from = numbers + place * width + output;
                     store(to + (channel - first) * taps_x * lanes,
-                          scale * (outputs == lanes ? load(from) : load_some(from, outputs)));
+                          scale * (outputs == lanes ? load(from) : load_partial(from, outputs)));
                 }
             else {
                 Vector square[lanes] = {};
@@ -40,7 +40,7 @@ struct Weights {
                 for (Index i = 0; i < lanes; ++i) {
                     if (i >= outputs) break;
                     const float* from = numbers + (((output + i) * taps_y + row) * taps_x + tap) * depth + first;
-                    square[i] = last - first == lanes ? load(from) : load_some(from, last - first);
+                    square[i] = last - first == lanes ? load(from) : load_partial(from, last - first);
                 }
                 transpose(square);
                 for (Index i = 0; i < last - first; ++i) store(to + i * taps_x * lanes, scale * square[i]);

@@ -1,0 +1,46 @@
+// The epilogue of a kernel for the channels of one vector: bias, residual, clamp, store.
+#pragma once
+
+#include "bfloat16.h"
+#include "epilogue.h"
+
+namespace svertka::INSTRUCTIONS {
+
+// Covers the `count` channels from `channel` on, at most one vector, of `pixel` and its neighbours. All members are copies:
+// through references the compiler would have to assume that a store changes them, and reload them each time.
+template <class Number>
+struct VectorEpilogue {
+    Vector bias;
+    Index count, step, line, residual_step, residual_line;
+    float low, high;
+    const float* residual;
+    Number* output;
+
+    VectorEpilogue() = default;
+
+    // `step`: values from one pixel to the next. `width`: pixels from one line to the next.
+    ALWAYS_INLINE VectorEpilogue(const Epilogue& epilogue, Number* output, Index step, Index pixel, Index channel, Index count,
+                         Index width = 0)
+        : bias(epilogue.bias ? load_up_to(epilogue.bias + channel, count) : Vector{}),
+          count(count),
+          step(step),
+          line(width * step),
+          residual_step(epilogue.residual_step),
+          residual_line(width * epilogue.residual_step),
+          low(epilogue.low),
+          high(epilogue.high),
+          residual(epilogue.residual ? epilogue.residual + pixel * residual_step + channel : nullptr),
+          output(output + pixel * step + channel) {}
+
+    // The result at the pixel `x` to the right and `y` below; `sum` includes the bias.
+    ALWAYS_INLINE Vector apply(Vector sum, Index x, Index y = 0) const {
+        if (residual) sum += load_up_to(residual + y * residual_line + x * residual_step, count);
+        return clamp(sum, low, high);
+    }
+
+    ALWAYS_INLINE Number* address(Index x, Index y = 0) const { return output + y * line + x * step; }
+
+    ALWAYS_INLINE void store(Vector sum, Index x, Index y = 0) const { store_up_to(address(x, y), apply(sum, x, y), count); }
+};
+
+}  // namespace svertka::INSTRUCTIONS
