@@ -16,7 +16,6 @@ from markdown_it.token import Token
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "svertka"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-WIDER = {"docs/design.md", "docs/decisions/0008-patches.md"}  # not wrapped at 100 columns
 FOLDERS = {"bench", "docs", "experiments", "native", "src", "tests"}
 PACKAGES = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
 
@@ -88,7 +87,7 @@ def missing_names(page: Path) -> list[str]:
     return missing
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if name_of(page) not in WIDER], ids=name_of)
+@every_page
 def test_fits_in_100_columns(page: Path) -> None:
     lines = page.read_text(encoding="utf-8").splitlines()
     assert [f"line {number}: {len(line)}" for number, line in enumerate(lines, start=1) if len(line) > 100] == []
@@ -124,3 +123,15 @@ def test_what_does_not_exist_is_found(tmp_path: Path) -> None:
     assert broken_links(page) == ["#of-3", "other.md", "figures/one.png"]
     assert missing_files(page) == ["bench/nothing.py", "bench/other.py", "conv/api/", "native/no.h"]
     assert missing_names(page) == ["svertka.conv.none", "svertka.nothing"]
+
+
+def test_the_tree_of_the_design_names_every_module() -> None:
+    tree = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("```")[1]
+    found, folder = set(), ""
+    for line in tree.strip("\n").split("\n"):
+        if line.startswith(" "):
+            found |= {f"{folder}{name}" for name in line.split()}
+        else:
+            folder = line.split()[0].removeprefix("./")
+    modules = {path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py")}
+    assert found == {module for module in modules if not module.rpartition("/")[2].startswith("__")}
