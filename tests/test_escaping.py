@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostile import TEXTS
-from svertka.escaping import FORMULA, command, csv_cell, csv_path, few, printable, printable_lines
+from svertka.escaping import FORMULA, command, csv_cell, csv_path, few, printable
 
 ANY = st.text(st.characters(exclude_categories=[]), max_size=20)
 
@@ -31,7 +31,6 @@ def test_ordinary_text_stays_as_it_is(text: str) -> None:
 
 def test_escapes_say_what_was_there() -> None:
     assert printable("\x1b[2J\u202e\n" + os.fsdecode(b"\xe9")) == "\\x1b[2J\\u202e\\n\\udce9"
-    assert printable_lines("a\nb\x1b") == "a\nb\\x1b"
 
 
 @given(ANY)

@@ -76,3 +76,8 @@ def test_no_time_is_said_where_nobody_knows_it(
     with progress("scoring", total) as shown:
         shown.advance(done)
     assert capsys.readouterr().err == f"scoring: {done} of {total}\n"
+
+
+def test_a_message_is_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    say("class a\nsvertka: test error 0.00%\x1b[31m")
+    assert capsys.readouterr().err == "class a\\nsvertka: test error 0.00%\\x1b[31m\n"

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -83,3 +84,10 @@ def test_any_changed_byte_is_noticed(tmp_path: Path, large_count: Callable[[int,
             tensors["a"], torch.from_numpy(np.frombuffer(whole[-1052:-28], "<f4").reshape(16, 16).copy())
         )
         assert header in ({"x": 1}, {})
+
+
+def test_a_path_need_not_be_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.safetensors")
+    write_tensors(path, {"a": torch.ones(2, 3)})
+    assert tensor_shapes(path) == {"a": (2, 3)}
+    assert read_tensors(path)[0]["a"].sum() == 6

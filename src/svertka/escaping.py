@@ -26,11 +26,6 @@ def printable(text: str) -> str:
     return "".join(letter if _is_visible(letter) else _escaped(letter) for letter in text)
 
 
-def printable_lines(text: str) -> str:
-    """`text` as `printable` makes it, but with its line breaks."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
 def few(names: Sequence[str], shown: int = 3, separator: str = ", ") -> str:
     """The first `shown` of `names` in a sentence, and how many more there are.
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from svertka import distributed
-from svertka.escaping import printable, printable_lines
+from svertka.escaping import printable
 from svertka.standard_streams import messages
 
 FIRST_LINE = 2.0  # seconds before the first line where stderr is not a terminal, and
@@ -21,7 +21,7 @@ LINE_EVERY = 10.0  # between lines
 def say(text: str = "") -> None:
     """Print a line for the person watching (stderr, first process only); stdout stays free for results."""
     if distributed.is_first():
-        Console(file=messages(sys.stderr), soft_wrap=True, highlight=False, markup=False).print(printable_lines(text))
+        Console(file=messages(sys.stderr), soft_wrap=True, highlight=False, markup=False).print(printable(text))
 
 
 class Progress:
@@ -51,7 +51,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self._bars is not None:
-            self._bars.console.print(printable_lines(text), markup=False, highlight=False, soft_wrap=True)
+            self._bars.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
         else:
             say(text)
 

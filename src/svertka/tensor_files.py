@@ -76,6 +76,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         with open_regular(path, memory()):  # else a pipe would be waited for
             pass
+        if not _is_text(path):  # safe_open takes no such path
+            return {name: tuple(tensor.shape) for name, tensor in load(read_regular(path, memory())).items()}
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
@@ -101,6 +103,15 @@ def memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # Windows
         return 2**36
+
+
+def _is_text(path: Path) -> bool:
+    """Return whether the bytes of `path` are UTF-8; file names need not be."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _reason(error: BaseException) -> str:

@@ -72,6 +72,7 @@ def test_raccoons_are_where_they_are_said_to_be(shared_data: Path) -> None:
             "a.xml has a cat between the edges 0, 10, 0, 40, which hold",
         ),
         (("a.xml", VOC.replace(">20<", ">nan<")), DataError, "edges 0, 10, nan, 40"),
+        (("a.xml", VOC.replace(">20<", ">1e300<")), DataError, "at most 10,000,000 pixels from the corner"),
         (("a.json", "{"), DataError, "a.json cannot be read as JSON"),
         (("a.json", "[]"), DataError, "a.json has no list images; is it a COCO file"),
         (("a.json", json.dumps(COCO | {"images": []})), DataError, "1, has a box without a picture: image_id=7"),

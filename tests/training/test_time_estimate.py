@@ -67,7 +67,7 @@ def test_a_batch_too_small_for_batch_norm_is_one_sentence() -> None:
 
 
 def test_tables_line_up() -> None:
-    assert table([("data", "x"), ("network", "y")]) == "data     x\nnetwork  y"
+    assert table([("data", "x"), ("network", "y")]) == ["data     x", "network  y"]
 
 
 def test_under_a_time_the_plan_names_no_number_of_passes() -> None:

@@ -194,8 +194,13 @@ def _box(name: str, edges: Sequence[float], where: str) -> Box:
     """The box between `edges` (left, top, right, bottom)."""
     if not name:
         raise DataError(f"{where} has a box without a class; name it")
+    said = ", ".join(f"{edge:g}" for edge in edges)
+    if all(map(math.isfinite, edges)) and max(map(abs, edges)) > LARGEST_SIDE:
+        raise DataError(
+            f"{where} has a {shortened(name)} between the edges {said}; an edge may be at most {LARGEST_SIDE:,} pixels "
+            "from the corner of the image; correct or remove the box"
+        )
     if not all(map(math.isfinite, edges)) or edges[2] <= edges[0] or edges[3] <= edges[1]:
-        said = ", ".join(f"{edge:g}" for edge in edges)
         raise DataError(
             f"{where} has a {shortened(name)} between the edges {said}, which hold nothing; correct or remove the box"
         )

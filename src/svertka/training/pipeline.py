@@ -164,7 +164,8 @@ def train_run(options: Options) -> Run:
         settings = _settings(resolved, prepared, measurement)
         parts, run = prepared.parts, Run(folder)
         lines = artifacts.facts(prepared.classifier, settings, measurement.seconds)
-        say(time_estimate.table([*lines, *parts.shown_part(prepared.preprocess)]))
+        for line in time_estimate.table([*lines, *parts.shown_part(prepared.preprocess)]):
+            say(line)
         few = parts.few(is_repeated=options.turn is not None)
         notes = (*prepared.notes, *measurement.notes)
         for sentence in filter(None, (*parts.not_used(), parts.misnamed(), *notes, few, parts.unstored)):

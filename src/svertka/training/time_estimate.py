@@ -243,7 +243,7 @@ def parse_rate(lr: float | str | None) -> float | None:
     return lr if isinstance(lr, float | int) else None
 
 
-def table(lines: Sequence[tuple[str, str]]) -> str:
-    """Labels and values as text, a line each."""
+def table(lines: Sequence[tuple[str, str]]) -> list[str]:
+    """Return a line of text for each label and value, the values aligned."""
     width = max(len(label) for label, _ in lines)
-    return "\n".join(f"{label:<{width}}  {value}" for label, value in lines)
+    return [f"{label:<{width}}  {value}" for label, value in lines]
