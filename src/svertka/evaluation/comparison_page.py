@@ -278,7 +278,7 @@ def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:
         if isinstance(content, Mapping):
             found |= _flat(content, f"{before}{name}.")
         elif isinstance(content, list):
-            kinds = [one.get("kind", "…") if isinstance(one, Mapping) else str(one) for one in content]
+            kinds = [str(one.get("kind", "…") if isinstance(one, Mapping) else one) for one in content]
             found[before + name] = ", ".join(kinds) or MISSING
         else:
             found[before + name] = MISSING if content is None else str(content)
