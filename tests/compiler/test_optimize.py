@@ -296,7 +296,7 @@ class Overwriting(nn.Module):
 @pytest.mark.parametrize(
     ("inner", "sentence"),
     [
-        (Deciding(), "1.0 decides by the values of a tensor (is_nonzero), which can be different"),
+        (Deciding(), "1.0 depends on the values of a tensor (is_nonzero), which may differ for each image"),
         (Overwriting(), "1.0 writes into a part or another view of a tensor that is read later"),
         (nn.Conv2d(5, 5, 1), "1.0 says: Invalid channel dimensions"),
     ],

@@ -40,4 +40,4 @@ def test_error_at_256_channels(error) -> None:
 def test_why_not() -> None:
     shape = ConvShape.of((1, 3, 32, 32), (16, 3, 3, 3))
     assert gemm.why_not(shape, torch.bfloat16) is None
-    assert gemm.why_not(shape, torch.int32) == "it is made for real numbers, not int32"
+    assert gemm.why_not(shape, torch.int32) == "it supports real numbers, not int32"

@@ -51,7 +51,7 @@ for attempt in range(attempts):
     if attempt % 4:  # most while it learns and saves, some while it prepares and makes the folder
         while not run.training.exists():
             time.sleep(0.001)
-        time.sleep(random.uniform(0, learning))
+        time.sleep(random.uniform(0, 0.8 * learning))  # the first step comes soon after the folder
     else:
         time.sleep(random.uniform(0, seconds))
     os.kill(child, signal.SIGKILL)
