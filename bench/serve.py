@@ -33,7 +33,7 @@ from svertka.classifier import Classifier, Config
 from svertka.compiler.optimize import optimize
 from svertka.data.image_io import read_picture
 from svertka.data.imagenet import NAMES
-from svertka.models.pretrained import MEAN, STD
+from svertka.models.published_weights import MEAN, STD
 
 CLIENTS, BATCH, BYTES = 16, 16, 110_000
 MODEL, SIZE, RESIZE = "resnet18", 224, 256

@@ -16,7 +16,7 @@ from svertka.classifier import Classifier, Config, predict, read_config
 from svertka.conv import native
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import RunError, SvertkaError, UsageError
-from svertka.models.pretrained import CIFAR10
+from svertka.models.published_weights import CIFAR10
 from svertka.models.registry import MODELS
 
 

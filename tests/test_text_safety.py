@@ -16,7 +16,7 @@ from hostile import TEXTS
 from svertka.classifier import Classifier, Config
 from svertka.cli.app import main
 from svertka.data.preprocessing import Preprocess
-from svertka.exporters.model_card import write_folder
+from svertka.exporters.hub_folder import write_folder
 from svertka.pages.html_page import bidi_isolate, escape
 from svertka.progress import progress, say
 

@@ -19,7 +19,7 @@ from svertka.device import choose_device, device_of, has_values, keeps_settings,
 from svertka.errors import PictureError, RunError, SvertkaError, UsageError
 from svertka.escaping import few
 from svertka.files import given_path, read_json, storage, write_json
-from svertka.models import pretrained, registry, weights
+from svertka.models import published_weights, registry, weights
 from svertka.models.heads import NATIVE_HEADS, HeadKind, head_path, replace_head
 from svertka.models.weights import Weights
 from svertka.notebook_html import THUMBNAIL_SIDE, Block, Thumbnail, image_address
@@ -503,11 +503,11 @@ def is_classifier(text: str) -> bool:
 
 
 def _is_run(text: str) -> bool:
-    return text not in pretrained.WEIGHT_NAMES and given_path(text).is_dir()
+    return text not in published_weights.WEIGHT_NAMES and given_path(text).is_dir()
 
 
 def _with_weights(model: str) -> str:
-    return " or ".join(f"{model}:{text}" for text in [*pretrained.PRETRAINED.get(model, {}), "FILE"])
+    return " or ".join(f"{model}:{text}" for text in [*published_weights.PRETRAINED.get(model, {}), "FILE"])
 
 
 def read_config(folder: Path) -> Config:

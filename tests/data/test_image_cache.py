@@ -21,7 +21,7 @@ from svertka.data.dataset import ArrayPictures, Dataset, FilePictures
 from svertka.data.image_cache import prepare
 from svertka.data.image_io import Decoded, Decoding, decode
 from svertka.data.preprocessing import central_square
-from svertka.data.row_cache import RECORD
+from svertka.data.record_store import RECORD
 from svertka.data.row_format import HEAD
 from svertka.errors import DataError
 from svertka.files import cache_folder

@@ -19,7 +19,7 @@ from svertka.data.sources import open_source
 from svertka.data.split_manifest import Manifest
 from svertka.errors import RunError, UsageError
 from svertka.evaluation.evaluate import evaluate_jointly
-from svertka.evaluation.evaluated_images import EvaluationScope
+from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.evaluation.held_out import TrainingImageFilter
 from svertka.files import cache_folder
 from svertka.run import Run

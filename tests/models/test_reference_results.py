@@ -4,7 +4,7 @@ import pytest
 
 from svertka.evaluation.crop_protocols import CROPS
 from svertka.models.ilsvrc_winners import ILSVRC_RESULTS
-from svertka.models.pretrained import PRETRAINED
+from svertka.models.published_weights import PRETRAINED
 from svertka.models.reference_results import IMAGENET_VAL, REFERENCE_RESULTS, ReferenceResult, reference_results
 from svertka.models.registry import MODELS
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from svertka.data import imagenet
 from svertka.errors import FetchError, UsageError
-from svertka.models.pretrained import CIFAR10, PRETRAINED, PretrainedWeights
+from svertka.models.published_weights import CIFAR10, PRETRAINED, PretrainedWeights
 from svertka.models.registry import MODELS
 from svertka.models.weights import Weights, head_tensors, load_pretrained
 

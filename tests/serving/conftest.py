@@ -96,8 +96,8 @@ class Live:
 def live() -> Callable[..., contextlib.AbstractContextManager[Live]]:
     """`with live(*served, hosts=…, token=…) as server`: it runs while the block does."""
     pytest.importorskip("uvicorn")
+    from svertka.serving.access_control import LOOPBACK
     from svertka.serving.app import Api
-    from svertka.serving.middleware import LOOPBACK
     from svertka.serving.uvicorn_server import Server, bound, configured
 
     @contextlib.contextmanager

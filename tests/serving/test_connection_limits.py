@@ -14,7 +14,7 @@ import pytest
 import torch
 
 pytest.importorskip("starlette")
-from svertka.serving import connection_limits, middleware
+from svertka.serving import access_control, connection_limits
 from svertka.serving.served_model import Served
 
 
@@ -108,7 +108,7 @@ def test_too_many_connections_are_told_to_come_again(server: Any, monkeypatch: p
 def test_everybody_in_a_crowd_is_answered(
     server: Any, jpeg: bytes, limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(middleware, limit, 4)
+    monkeypatch.setattr(access_control, limit, 4)
     found = Counter(answer.status for answer in answers(lambda: server.ask("POST", "/predict", jpeg), 60))
     assert found.keys() <= {200, 503}
     assert found[200] >= 4

@@ -12,9 +12,9 @@ from svertka.data.loader import Batches
 from svertka.progress import progress
 from svertka.run import Run
 from svertka.training.callbacks import Recorder, is_as_good
+from svertka.training.learner import Learner
 from svertka.training.metrics_log import Log
 from svertka.training.recipe import Recipe
-from svertka.training.train_inputs import Learner
 from svertka.training.training_loop import LOG_EVERY, State, fit, make_optimizer
 
 

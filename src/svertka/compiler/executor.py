@@ -22,10 +22,10 @@ from svertka.compiler.ir import (
     inputs_of,
     results_of,
 )
+from svertka.compiler.ir_verifier import check_step_shapes
 from svertka.compiler.memory_planner import FeatureMapSize, assign_slots, find_concatenated_in_place, find_last_uses
 from svertka.compiler.output_structure import copy_for_caller
 from svertka.compiler.packing import PackedWeights
-from svertka.compiler.shape_check import check_step_shapes
 from svertka.compiler.tiling import ChainTiling, TileStep, form_chains
 from svertka.conv import native
 

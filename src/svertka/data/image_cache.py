@@ -20,7 +20,7 @@ from svertka.data.image_io import SUFFIXES, Decoding, intensities, read_header
 from svertka.data.pixel_statistics import Rows
 from svertka.data.prefetch import ahead
 from svertka.data.preprocessing import Fit
-from svertka.data.row_cache import ANNOUNCED, RECORD, ByteStore, announce
+from svertka.data.record_store import ANNOUNCED, RECORD, ByteStore, announce
 from svertka.data.row_format import HEAD, Facts, Layout, Row, facts_of
 from svertka.errors import DataError, PictureError, StorageError
 from svertka.files import cache_folder, in_bytes, locked, read_json, write_json

@@ -16,9 +16,9 @@ from svertka.data import imagenet
 from svertka.data.dataset import PARTS, Dataset, FilePictures
 from svertka.data.file_accounting import HIDDEN, NO_CLASS, NO_PART, OWN, Account, by_suffix
 from svertka.data.file_tree import SOME_SUFFIXES, FileTree, kind_of, list_tree
+from svertka.data.filename_label_hint import way_out
 from svertka.data.folder_layout import Entry, Layout, clean_name, understand, united
 from svertka.data.label_tables import TABLE_SUFFIXES, read_table
-from svertka.data.name_labels import way_out
 from svertka.data.split_names import part_of
 from svertka.errors import DataError, UsageError
 from svertka.escaping import few, quoted

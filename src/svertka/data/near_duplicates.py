@@ -11,7 +11,7 @@ from svertka.data.content_hash import origin
 from svertka.data.dataset import ArrayPictures, Ints, Pictures, Pixels
 from svertka.data.perceptual_hash import SIDE, look_alikes, thumbnail
 from svertka.data.prefetch import ahead
-from svertka.data.row_cache import Store
+from svertka.data.record_store import Store
 from svertka.errors import PictureError, StorageError
 from svertka.files import cache_folder
 from svertka.progress import progress

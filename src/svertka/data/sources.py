@@ -3,9 +3,9 @@
 import difflib
 from pathlib import Path
 
+from svertka.data.box_labels import labelled_by_boxes
 from svertka.data.builtin import NAMES, open_published
 from svertka.data.dataset import Dataset
-from svertka.data.detection_dataset import labelled_by_boxes
 from svertka.data.image_folder import open_folder
 from svertka.data.label_tables import parse_columns
 from svertka.errors import UsageError

@@ -21,7 +21,7 @@ from svertka.evaluation.confidence_intervals import (
     paired_difference_interval,
 )
 from svertka.evaluation.evaluate import JointEvaluation, evaluate_jointly
-from svertka.evaluation.evaluated_images import PART_ADJECTIVES
+from svertka.evaluation.evaluation_scope import PART_ADJECTIVES
 from svertka.evaluation.held_out import read_manifest
 from svertka.evaluation.inference_speed import InferenceSpeed, measure_speeds
 from svertka.evaluation.metrics import Evaluation

@@ -21,7 +21,7 @@ from svertka.device import autocast, choose_device, keeps_settings, set_threads
 from svertka.errors import DataError, UsageError
 from svertka.escaping import few
 from svertka.evaluation.crop_protocols import CropProtocol, crop_protocol
-from svertka.evaluation.evaluated_images import EvaluationScope
+from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.evaluation.held_out import select_images
 from svertka.evaluation.metrics import Evaluation, MetricAccumulator
 from svertka.evaluation.predictor import Predictor, average_log_probabilities

@@ -22,7 +22,7 @@ from svertka.data.split import fingerprint
 from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError, RunError, UsageError
 from svertka.escaping import command
-from svertka.evaluation.evaluated_images import EvaluationScope, count_images
+from svertka.evaluation.evaluation_scope import EvaluationScope, count_images
 from svertka.progress import say
 from svertka.run import Run
 

@@ -17,7 +17,7 @@ from svertka.escaping import few
 from svertka.evaluation.calibration import Calibration, CalibrationAccumulator
 from svertka.evaluation.chance_level import chance_accuracy, is_at_chance
 from svertka.evaluation.confidence_intervals import Interval, wilson_interval
-from svertka.evaluation.evaluated_images import EvaluationScope, count_images
+from svertka.evaluation.evaluation_scope import EvaluationScope, count_images
 from svertka.notebook_html import Block
 
 MISTAKES_KEPT = 24  # most confident mistakes, and as many near misses

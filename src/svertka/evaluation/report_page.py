@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from svertka.errors import PictureError
 from svertka.evaluation.confusion_plot import MAX_TABLE_CLASSES, class_name_html, confusion_html
-from svertka.evaluation.evaluated_images import PART_ADJECTIVES
+from svertka.evaluation.evaluation_scope import PART_ADJECTIVES
 from svertka.evaluation.learning_curves import LearningCurves
 from svertka.evaluation.metrics import MISTAKES_KEPT, ClassMetrics, Evaluation, Mistake
 from svertka.evaluation.reliability_diagram import reliability_html

@@ -20,7 +20,7 @@ from svertka.data.preprocessing import Picture
 from svertka.data.sources import open_source
 from svertka.errors import DataError, FetchError, PictureError, RunError, UsageError
 from svertka.escaping import command
-from svertka.exporters.model_card import CARD, FRONT, write_folder
+from svertka.exporters.hub_folder import CARD, FRONT, write_folder
 from svertka.files import given_path, write_atomic
 from svertka.output_paths import output_file, output_folder
 from svertka.run import Run, training_boxes, training_columns

@@ -7,7 +7,7 @@ From memory of the papers: Inception-v3 over one crop, all on MNIST and CIFAR-10
 
 from dataclasses import dataclass
 
-from svertka.models.pretrained import PRETRAINED
+from svertka.models.published_weights import PRETRAINED
 
 IMAGENET_VAL, IMAGENET_VAL_FILTERED = "ImageNet val", "ImageNet val without blacklisted images"
 

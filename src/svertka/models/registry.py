@@ -14,7 +14,7 @@ from svertka.errors import UsageError
 from svertka.graph.summary import Trace, trace
 from svertka.models.airbench import AirBench
 from svertka.models.alexnet import AlexNet, AlexNetOWT
-from svertka.models.efficientnet import EfficientNetLite0
+from svertka.models.efficientnet_lite import EfficientNetLite0
 from svertka.models.googlenet import GoogLeNet, GoogLeNetBN
 from svertka.models.inception_v3 import InceptionV3
 from svertka.models.inception_v4 import InceptionResNetV2, InceptionV4

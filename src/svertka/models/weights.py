@@ -12,7 +12,7 @@ from svertka.errors import UsageError
 from svertka.escaping import few
 from svertka.files import given_path
 from svertka.models import checkpoint_files
-from svertka.models.pretrained import CIFAR10, CIFAR_RESNETS, MEAN, PRETRAINED, STATE_DICT_FORMATS, STD
+from svertka.models.published_weights import CIFAR10, CIFAR_RESNETS, MEAN, PRETRAINED, STATE_DICT_FORMATS, STD
 from svertka.models.registry import Model
 from svertka.progress import say
 

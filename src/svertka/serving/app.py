@@ -20,9 +20,9 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import Route
 
 from svertka.errors import FormatError, PictureError, RunError, SizeError
+from svertka.serving.access_control import Guard
 from svertka.serving.decoder_pool import Account, Decoders, Pixels
 from svertka.serving.http_errors import Refusal
-from svertka.serving.middleware import Guard
 from svertka.serving.openapi import PICTURE_TYPES, TOP_LIMIT, openapi
 from svertka.serving.request_batching import Desk
 from svertka.serving.request_limits import Bodies

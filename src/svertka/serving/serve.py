@@ -59,8 +59,8 @@ def serve(
     names = [allow_hosts] if isinstance(allow_hosts, str) else allow_hosts
     root, allowed = _root(root_path), frozenset(map(_allowed, names))
     try:
+        from svertka.serving.access_control import LOOPBACK
         from svertka.serving.app import Api
-        from svertka.serving.middleware import LOOPBACK
         from svertka.serving.uvicorn_server import answer, bound
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'svertka[serve]'") from error

@@ -19,9 +19,9 @@ from svertka.signals import Request, Stopped, noted
 from svertka.standard_streams import unseen
 from svertka.tensor_files import write_tensors
 from svertka.training import checkpoint, health
+from svertka.training.learner import Learner
 from svertka.training.metrics_log import Log
 from svertka.training.recipe import Recipe
-from svertka.training.train_inputs import Learner
 from svertka.training.training_loop import Look, Observer, State, gradient_ratios
 
 CHECKPOINT_EVERY = 30.0  # seconds between checkpoints, or

@@ -27,22 +27,16 @@ from svertka.models import registry
 from svertka.models.registry import Model
 from svertka.progress import say
 from svertka.run import Run
-from svertka.training import artifacts, time_estimate
+from svertka.training import time_estimate, training_report
 from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, find_recipe, recipe_for
 from svertka.training.config import LARGEST_SIDE, MOST_SEED, Cache, Settings, refuse_out_of_range
 from svertka.training.data_splits import Parts, divide, in_patches, measured, natural_input, stored_side
+from svertka.training.initial_run import begin, create, refuse_untrained
+from svertka.training.learner import at_a_stable_rate, freeze_for, head_seconds, optimize_frozen, scoring_seconds
 from svertka.training.lr_finder import RangeTest, find_learning_rate
 from svertka.training.recipe import Recipe
 from svertka.training.resume import resumable, resume, train_to_the_end
 from svertka.training.run_lock import claimed
-from svertka.training.setup import begin, create, refuse_untrained
-from svertka.training.train_inputs import (
-    at_a_stable_rate,
-    freeze_for,
-    head_seconds,
-    optimize_frozen,
-    scoring_seconds,
-)
 from svertka.transfer.feature_cache import available_bytes, row_bytes
 from svertka.transfer.freeze import PartiallyFrozen
 
@@ -163,7 +157,7 @@ def train_run(options: Options) -> Run:
         measurement = measure(resolved, prepared)
         settings = _settings(resolved, prepared, measurement)
         parts, run = prepared.parts, Run(folder)
-        lines = artifacts.facts(prepared.classifier, settings, measurement.seconds)
+        lines = training_report.facts(prepared.classifier, settings, measurement.seconds)
         for line in time_estimate.table([*lines, *parts.shown_part(prepared.preprocess)]):
             say(line)
         few = parts.few(is_repeated=options.turn is not None)

@@ -24,13 +24,11 @@ from svertka.files import write_json
 from svertka.progress import progress, say, working
 from svertka.run import Run
 from svertka.signals import Request, Stopped
-from svertka.training import artifacts, checkpoint, health
+from svertka.training import checkpoint, health, training_report
 from svertka.training.callbacks import Recorder
 from svertka.training.config import Settings
 from svertka.training.data_splits import Parts, divide, in_patches
-from svertka.training.metrics_log import Log
-from svertka.training.run_lock import in_use
-from svertka.training.train_inputs import (
+from svertka.training.learner import (
     compute_head,
     computes_head,
     freeze_for,
@@ -39,6 +37,8 @@ from svertka.training.train_inputs import (
     optimizer_for,
     val_error_of,
 )
+from svertka.training.metrics_log import Log
+from svertka.training.run_lock import in_use
 from svertka.training.training_loop import State, fit, steps_of
 from svertka.transfer.freeze import PartiallyFrozen
 from svertka.type_checking import check_types
@@ -173,7 +173,7 @@ def train_to_the_end(
             for sentence in judged.warnings:
                 say(sentence)
             with working("writing the report"):
-                artifacts.write(run, settings, images, judged, part)
+                training_report.write(run, settings, images, judged, part)
         distributed.barrier()
         return run
 
@@ -205,7 +205,7 @@ def _explained(run: Run, settings: Settings, parts: Parts, state: State, log: Lo
         sentence = f"training diverged: {error}; {kept} are in {run.folder}; {advice}"
         if log:
             log.write("health", epoch=None, step=state.step, finding="diverged", sentence=sentence)
-            artifacts.write(run, settings, parts, None, "val")
+            training_report.write(run, settings, parts, None, "val")
         raise TrainingError(sentence) from error
     except RuntimeError as error:
         if distributed.world() == 1 or not distributed.is_lost(error):

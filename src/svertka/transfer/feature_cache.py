@@ -9,8 +9,8 @@ import torch
 from svertka import distributed
 from svertka.data.dataset import Ints
 from svertka.data.loader import Batches
+from svertka.data.record_store import RECORD, Store, announce
 from svertka.data.rng import Draws
-from svertka.data.row_cache import RECORD, Store, announce
 from svertka.errors import StorageError
 from svertka.files import cache_folder, in_bytes
 from svertka.progress import progress

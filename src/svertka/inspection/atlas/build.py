@@ -15,7 +15,7 @@ from typing import Any
 
 from svertka.device import choose_device, keeps_settings, set_threads
 from svertka.errors import Interrupted, UsageError
-from svertka.evaluation.evaluated_images import EvaluationScope
+from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.files import given_path
 from svertka.graph.summary import Trace, trace
 from svertka.inspection.activations import convolution_names, find_layer

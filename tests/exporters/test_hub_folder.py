@@ -7,7 +7,7 @@ import torch
 
 import svertka
 from svertka.classifier import Classifier
-from svertka.exporters.model_card import card, write_folder
+from svertka.exporters.hub_folder import card, write_folder
 
 
 def test_the_folder_is_a_run_that_computes_the_same(made: Callable[..., Classifier], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from svertka.data import imagenet
 from svertka.data.preprocessing import Preprocess
 from svertka.download import fetch
 from svertka.files import cache_folder
-from svertka.models.efficientnet import bundled_weights, convert_bundled_state_dict
+from svertka.models.efficientnet_lite import bundled_weights, convert_bundled_state_dict
 from svertka.models.inception_v4 import convert_timm_state_dict
 from svertka.models.squeezenet import convert_caffe_state_dict
 

@@ -1,8 +1,8 @@
 from svertka.classifier import Classifier, Config
 from svertka.data.preprocessing import Preprocess
-from svertka.training.artifacts import facts
 from svertka.training.builtin_recipes import RECIPES
 from svertka.training.config import Settings
+from svertka.training.training_report import facts
 
 
 def test_the_plan_says_what_on_what_how_where_and_how_long() -> None:

@@ -10,8 +10,8 @@ from svertka.files import storage, write_atomic, write_json
 from svertka.graph.summary import count_network
 from svertka.run import Run
 from svertka.tensor_files import write_tensors
-from svertka.training.artifacts import facts
 from svertka.training.config import Settings
+from svertka.training.training_report import facts
 
 CARD = "README.md"
 FRONT = """---

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from svertka.cli.app import main
-from svertka.data.name_labels import way_out
+from svertka.data.filename_label_hint import way_out
 
 NAMES = {
     "Kaggle's dogs and cats": (["cat.0.jpg", "cat.1.jpg", "dog.0.jpg", "dog.12.jpg"], "cat, dog", "cat.0.jpg,cat"),

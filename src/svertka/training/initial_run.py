@@ -19,10 +19,10 @@ from svertka.run import Run
 from svertka.training import checkpoint
 from svertka.training.config import Settings
 from svertka.training.data_splits import Parts
+from svertka.training.learner import computes_head, optimizer_for
 from svertka.training.lr_finder import RangeTest
 from svertka.training.metrics_log import Log
 from svertka.training.recipe import Recipe
-from svertka.training.train_inputs import computes_head, optimizer_for
 from svertka.training.training_loop import State
 from svertka.transfer.freeze import ALL, HEAD
 

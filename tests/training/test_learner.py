@@ -17,8 +17,8 @@ from svertka.errors import Interrupted, UsageError
 from svertka.models.registry import MODELS
 from svertka.run import Run
 from svertka.training.builtin_recipes import BACKBONE, find_recipe
+from svertka.training.learner import head_seconds
 from svertka.training.recipe import Recipe
-from svertka.training.train_inputs import head_seconds
 from svertka.transfer import closed_form_heads
 
 FEW: dict[str, Any] = {"epochs": 2, "batch_size": 32, "threads": 1}
@@ -172,7 +172,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
             raise OSError(28, "No space left on device")
 
         shutil.rmtree(tmp_path / "cache")
-        monkeypatch.setattr("svertka.data.row_cache._write", full)
+        monkeypatch.setattr("svertka.data.record_store._write", full)
         reason = "no space left on device"
     else:
         oddities: list[Callable[[Path], object]] = [Path.mkdir, lambda path: path.symlink_to(path.name), os.mkfifo]

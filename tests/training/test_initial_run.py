@@ -9,7 +9,7 @@ import pytest
 import svertka
 from svertka.errors import UsageError
 from svertka.training.builtin_recipes import RECIPES
-from svertka.training.setup import refuse_untrained
+from svertka.training.initial_run import refuse_untrained
 
 
 @pytest.mark.parametrize("unfreeze", ["head", "last", "2", "layer3"])

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from svertka.models.efficientnet import bundled_weights
-from svertka.models.pretrained import CIFAR_RESNETS, PRETRAINED, STATE_DICT_FORMATS, WEIGHT_NAMES
+from svertka.models.efficientnet_lite import bundled_weights
+from svertka.models.published_weights import CIFAR_RESNETS, PRETRAINED, STATE_DICT_FORMATS, WEIGHT_NAMES
 from svertka.models.registry import MODELS
 
 
