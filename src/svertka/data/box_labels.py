@@ -27,7 +27,7 @@ def labelled_by_boxes(source: Path, boxes: Path, columns: Mapping[str, str]) -> 
     """The images in the folder `source` with the class of their largest box; None if its folders or a table label them.
 
     Images without an object are of the class background where an annotation says so, and are left out where none does,
-    unless they are in the folder of a class. `columns`: as for `data.tables.read_table`.
+    unless they are in the folder of a class. `columns`: as for `data.label_tables.read_table`.
 
     Raises:
         UsageError: `boxes` is not there, or of no known format.

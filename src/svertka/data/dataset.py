@@ -47,7 +47,7 @@ class Pictures(Protocol):
         ...
 
     def read(self, index: int, min_side: int | None = None) -> Pixels:
-        """Picture `index` as (H, W, 3) uint8, RGB; `min_side` as for `images.read_picture`.
+        """Picture `index` as (H, W, 3) uint8, RGB; `min_side` as for `image_io.read_picture`.
 
         Raises:
             PictureError: it cannot be read; the message is the reason.

@@ -190,7 +190,7 @@ def check(
     """What the data set, folder or CSV `source` holds, whatever is wrong with it.
 
     `val`, `test`: shares that training would take, as for `split`. `columns`: as for `sources.open_source`.
-    `group`: as for `groups.grouped_by`. `max_pixels`: of a picture that is read; None: `images.PIXEL_LIMIT`.
+    `group`: as for `filename_groups.grouped_by`. `max_pixels`: of a picture that is read; None: `image_io.PIXEL_LIMIT`.
 
     Raises:
         UsageError: there is no such source, or `group` does not tell groups apart.

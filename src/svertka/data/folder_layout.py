@@ -1,7 +1,7 @@
 """What the folders of a tree of images mean: parts, classes, a wrapper around them; and what is not used of it.
 
 photos/cat/*.jpg, photos/dog/*.jpg                      class folders; folders inside them belong to the class
-photos/train/cat/*.jpg, photos/val/cat/*.jpg            class folders in parts, by any of the names in `data.parts`
+photos/train/cat/*.jpg, photos/val/cat/*.jpg            class folders in parts, named as in `data.split_names`
 photos/cat/train/*.jpg, photos/cat/test/*.jpg           parts in class folders
 photos/PetImages/cat/*.jpg                              a wrapper: the only folder that leads to images
 photos/metadata.csv, photos/*.jpg                       images in a flat folder, labelled by a table beside them

@@ -28,7 +28,7 @@ from svertka.progress import progress, say
 
 __all__ = ["Prepared", "Rows", "prepare"]
 
-VERSION = 2  # of what `images.decode` and `rows.Row` make of a picture; another finds nothing stored
+VERSION = 2  # of what `image_io.decode` and `row_format.Row` make of a picture; another finds nothing stored
 IN_MEMORY = 2**29  # bytes of squares, made from an array, that are kept in memory; more are made when they are needed
 CHUNK_BYTES = 2**24  # of squares between two writes to the disk, and
 CHUNK = 256  # pictures at most, since each is lost if the process is killed before the write
@@ -66,7 +66,7 @@ def prepare(
     cache_limit: int | None = None,
     survey: bool = False,
 ) -> Prepared:
-    """The pictures of `dataset` as `preprocess.squared` makes them, ready to be read in any order.
+    """The pictures of `dataset` as `preprocessing.squared` makes them, ready to be read in any order.
 
     Files are decoded once, by `threads` threads, and their squares stored in the cache folder, found again by their
     content; where the picture is smaller than its square it is stored itself. `cache_limit`: bytes that all stored

@@ -1,7 +1,7 @@
 """A folder of images, or a table that names them -> Dataset.
 
-photos/cat/*.jpg, photos/dog/*.jpg                      class folders, or one of the other layouts in `data.layout`
-photos.csv: path,label,part,group                       or one of the other tables in `data.tables`
+photos/cat/*.jpg, photos/dog/*.jpg                      class folders, or another layout of `data.folder_layout`
+photos.csv: path,label,part,group                       or another table of `data.label_tables`
 val/ILSVRC2012_val_00000001.JPEG and a label file       ImageNet's validation images, as `data.imagenet` says
 """
 
@@ -146,7 +146,7 @@ class Listing:
 def open_folder(path: str | Path, *, to_train: bool = True, columns: Mapping[str, str] | None = None) -> Dataset:
     """The images in a folder, or those that a table names; `to_train`: whether they must do for training.
 
-    `columns`: as for `data.tables.read_table`.
+    `columns`: as for `data.label_tables.read_table`.
 
     Raises:
         UsageError: no such folder or file.
@@ -161,7 +161,7 @@ def open_folder(path: str | Path, *, to_train: bool = True, columns: Mapping[str
 
 
 def list_folder(path: str | Path, columns: Mapping[str, str] | None = None) -> Listing:
-    """What the folder or the table `path` holds; `columns`: as for `data.tables.read_table`.
+    """What the folder or the table `path` holds; `columns`: as for `data.label_tables.read_table`.
 
     Raises:
         UsageError: no such folder or file.

@@ -148,7 +148,7 @@ def checked_fit(fit: str | None, boxed: bool) -> Fit | None:
 
 
 def opened(picture: Picture, min_side: int | None = None, decoding: Decoding = DEFAULT) -> Pixels:
-    """`picture` as (H, W, 3) uint8, RGB; `min_side` as for `images.read_picture`, where it is a path.
+    """`picture` as (H, W, 3) uint8, RGB; `min_side` as for `image_io.read_picture`, where it is a path.
 
     Raises:
         PictureError: it cannot be read.

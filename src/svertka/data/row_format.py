@@ -18,7 +18,7 @@ FORMATS = tuple(DECODERS)
 
 @dataclass(frozen=True)
 class Layout:
-    """How pictures become rows: as `preprocess.squared` makes them of a `region`."""
+    """How pictures become rows: as `preprocessing.squared` makes them of a `region`."""
 
     resize: int
     channels: int
@@ -41,7 +41,7 @@ class Layout:
 
 
 class Facts(NamedTuple):
-    """What a row says of its picture: `format`, one of `images.DECODERS` ("" for pixels in memory), (height, width).
+    """What a row says of its picture: `format`, one of `image_io.DECODERS` ("" for pixels in memory), (height, width).
 
     `deep`: whether it has 16 bits; `intensities`: between which values its own lie, where that was asked for.
     """

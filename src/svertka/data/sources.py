@@ -19,8 +19,8 @@ def open_source(
 
     A folder that is called as a published data set is opened with a path that says so: "./mnist". `to_train`: whether
     the pictures must do for training, or only be judged. `columns`: what the columns of a table mean, where they are
-    called otherwise: "path=file,label=class". `boxes`: as for `boxes.read_boxes`; they label the images of a folder
-    that holds no class folders.
+    called otherwise: "path=file,label=class". `boxes`: as for `bounding_boxes.read_boxes`; they label the images of a
+    folder that holds no class folders.
 
     Raises:
         UsageError: neither a name nor a path; `columns` of something without columns.

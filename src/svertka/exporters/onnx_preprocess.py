@@ -1,6 +1,6 @@
 """The preprocessing of a classifier as ONNX nodes: pictures of any size in, what its network takes out.
 
-The same steps as `data.preprocess`, in the same order. The filter of the resize rounds between columns and rows, as
+The same steps as `data.preprocessing`, in the same order. The filter of the resize rounds between columns and rows, as
 PyTorch's does on bytes; PyTorch's weights have 16 bits, so that some values differ by 1 of 255, few by 2.
 """
 

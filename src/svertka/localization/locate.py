@@ -25,7 +25,7 @@ from svertka.type_checking import check_types
 
 @dataclass(frozen=True)
 class Sight:
-    """A class in a picture: its score, 0 to 1, as `dense.scores` gives it, and where it is most to be seen."""
+    """A class in a picture: its score, 0 to 1, as `score_maps.scores` gives it, and where it is most to be seen."""
 
     name: str
     score: float
@@ -97,8 +97,8 @@ def locate(
 
     `run`, `pictures`: as for `classifier.predict`. Any classifier will do; a run that was trained with boxes knows
     background, too, which is not looked for (a `Classifier` of it only if it was loaded `of_patches`). `boxes`: as for
-    `data.boxes.read_boxes`; pictures that have some are judged by them, but for those that the run was trained on,
-    unless `include_training`. `output`: a folder for overlays and a page that shows them; `overwrite`: it may hold
+    `data.bounding_boxes.read_boxes`; pictures that have some are judged by them, but for those that the run was trained
+    on, unless `include_training`. `output`: a folder for overlays and a page that shows them; `overwrite`: it may hold
     other things. `max_pixels`: of a picture that is read.
 
     Raises:

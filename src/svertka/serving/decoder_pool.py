@@ -39,7 +39,7 @@ PIPE_BYTES = 1 << 20  # that fit into a pipe, where the system lets one choose
 
 # Enough for 24 megapixels of a camera's JPEG, or 13 of a PNG.
 SMALL = Limits(memory=128 << 20, seconds=0.5, work=32_000_000)
-# An image may need 1 GiB (`images.MEMORY_LIMIT`), and the process has some more.
+# An image may need 1 GiB (`image_io.MEMORY_LIMIT`), and the process has some more.
 LARGE = Limits(memory=1408 << 20, seconds=6.0, work=sys.maxsize, niceness=10)
 LARGE_WAITING = 8  # images; the next one is told to come again
 

@@ -67,7 +67,7 @@ class Settings(NamedTuple):
     """How an image is decoded.
 
     `min_side`: the side, in pixels, to which it will be resized. `max_pixels`: of an image; with more it is refused.
-    `square`: whether its central square is enough. `intensity_range`: as in `images.Decoding`.
+    `square`: whether its central square is enough. `intensity_range`: as in `image_io.Decoding`.
     """
 
     min_side: int

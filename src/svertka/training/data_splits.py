@@ -289,7 +289,7 @@ def divide(
 def in_patches(parts: Parts, boxes: str, preprocess: Preprocess, *, seed: int, threads: int) -> Parts:
     """The patches of the pictures of `parts`, labelled from `boxes`, in their stead; one more class is background.
 
-    `boxes`: as for `data.boxes.read_boxes`. Patches of one image are in one part.
+    `boxes`: as for `data.bounding_boxes.read_boxes`. Patches of one image are in one part.
 
     Raises:
         DataError: no box is of a picture, or one is outside of it, or of an unknown class; no patch for a class.
