@@ -8,7 +8,8 @@ from importlib.resources import files
 
 from markupsafe import Markup
 
-from svertka.pages.templates import render_template, replace_forbidden
+from svertka.escaping import replace_forbidden
+from svertka.pages.templates import render_template
 
 # Files of pages/static/ that each kind of page contains, in their order.
 _STYLES = {
