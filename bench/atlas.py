@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.classifier import Classifier
-from svertka.device import describe, in_layout, processor
+from svertka.device import cpu_name, describe_device, set_memory_format
 from svertka.inspection import top_patches
 
 BATCH, COUNT = 32, 9
@@ -122,7 +122,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds, bytes and ratios."""
     weights = Path(os.environ["SVERTKA_DATA"]) / "weights" / "squeezenet1_1-imagenet.safetensors"
     classifier = Classifier.load(f"squeezenet1_1:{weights}")
-    network = in_layout(classifier.network, torch.channels_last)
+    network = set_memory_format(classifier.network, torch.channels_last)
     batches = photographs(classifier, options.pictures)
     ways: dict[str, Callable[[], object]] = {
         "plain": lambda: plain(network, batches),
@@ -136,7 +136,11 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             with measured(found[name]):
                 run()
     pictures = sum(len(batch) for batch in batches)
-    result: dict[str, Any] = {"pictures": pictures, "device": describe(torch.device("cpu")), "processor": processor()}
+    result: dict[str, Any] = {
+        "pictures": pictures,
+        "device": describe_device(torch.device("cpu")),
+        "processor": cpu_name(),
+    }
     if options.usual:
         some = [picture[None] for batch in batches for picture in batch][::SHARE]
         with measured(found["usual"]):

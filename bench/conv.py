@@ -21,7 +21,7 @@ from torch import Tensor
 from svertka.conv import aten, autotune, native, native_winograd
 from svertka.conv.autotune import PASSES, Pass
 from svertka.conv_geometry import ConvShape
-from svertka.device import processor, set_threads
+from svertka.device import cpu_name, set_threads
 from turns import finite, in_turns, ratios
 
 # (channels in, out, side of the maps, side of the kernel, stride)
@@ -105,7 +105,7 @@ def main() -> None:
         for name in dict.fromkeys(row["pass"] for row in small)
     }
     if options.json:
-        print(json.dumps({"processor": processor(), "threads": threads, "rows": rows, "3×3, geometric means": means}))
+        print(json.dumps({"processor": cpu_name(), "threads": threads, "rows": rows, "3×3, geometric means": means}))
         return
     for one_pass, ratio in means.items():
         print(f"{one_pass}: 3×3 layers, geometric mean {ratio:.2f}×")

@@ -35,7 +35,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from svertka.device import describe, processor
+from svertka.device import cpu_name, describe_device
 from svertka.models import weights
 from svertka.models.registry import MODELS
 
@@ -198,7 +198,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(rows, indent=2))
         return
-    print(f"{processor()}, {describe(torch.device('cpu'))}")
+    print(f"{cpu_name()}, {describe_device(torch.device('cpu'))}")
     times = ("learning", "seconds", "in_all")
     header = "".join(f"{name:>9}" for name in ("learning", "seconds", "in all"))
     print(f"{'':<14}{header}{'accuracy':>10}{'memory':>10}{'disk':>10}{'times as fast':>24}")

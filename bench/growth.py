@@ -29,7 +29,7 @@ from svertka.compiler.fusion import fuse
 from svertka.compiler.ir import BatchDependentSize, FusedConvolution, inputs_of, results_of
 from svertka.compiler.optimize import optimize
 from svertka.compiler.packing import is_dense, select_kernel
-from svertka.device import processor, set_threads
+from svertka.device import cpu_name, set_threads
 from svertka.files import write_atomic
 from svertka.models.registry import find_model
 from turns import seconds
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, help="a file for the lines of JSON")
     options = parser.parse_args()
-    machine: dict[str, Any] = {"processor": processor(), "roof": {}, "bandwidth": {}}
+    machine: dict[str, Any] = {"processor": cpu_name(), "roof": {}, "bandwidth": {}}
     for threads in (1, 2):
         set_threads(threads)
         machine["roof"][threads], machine["bandwidth"][threads] = roof(), bandwidth()

@@ -20,7 +20,7 @@ from svertka.conv import native
 from svertka.conv.api import conv2d
 from svertka.data.builtin import open_published
 from svertka.data.dataset import ArrayPictures
-from svertka.device import has_bfloat16, in_layout, processor, set_threads
+from svertka.device import cpu_name, has_bfloat16, set_memory_format, set_threads
 from svertka.models.registry import MODELS
 
 LAST, BATCH = 20, 64
@@ -36,7 +36,7 @@ def convolve(layer: nn.Conv2d, algorithm: str, x: Tensor, weight: Tensor, bias: 
 def loss(way: str, seed: int, steps: int, pictures: Tensor, labels: Tensor) -> float:
     """The mean of the last steps' cross-entropies."""
     torch.manual_seed(seed)
-    network = in_layout(MODELS["resnet20"].build(), torch.channels_last)
+    network = set_memory_format(MODELS["resnet20"].build(), torch.channels_last)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             winograd = way.startswith("native") and layer.kernel_size == (3, 3) and layer.stride == (1, 1)
@@ -77,7 +77,7 @@ def main() -> None:
             if not options.json:
                 print(f"seed {seed}  {way:16} {losses[-1]:.4f}", flush=True)
     if options.json:
-        here = {"processor": processor(), "threads": threads, "instructions": native.used(), "torch": torch.__version__}
+        here = {"processor": cpu_name(), "threads": threads, "instructions": native.used(), "torch": torch.__version__}
         print(json.dumps(here | {"steps": options.steps, "losses": found}))
 
 

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 import svertka
-from svertka.device import in_layout, processor, set_threads
+from svertka.device import cpu_name, set_memory_format, set_threads
 from svertka.models.registry import find_model
 from turns import finite, seconds
 
@@ -53,7 +53,7 @@ def eager(network: nn.Module, pictures: Tensor, _: Path) -> Run:
 
 def channels_last(network: nn.Module, pictures: Tensor, _: Path) -> Run:
     """PyTorch with its tensors channels-last."""
-    twin = in_layout(copy.deepcopy(network), torch.channels_last)
+    twin = set_memory_format(copy.deepcopy(network), torch.channels_last)
     pictures = pictures.contiguous(memory_format=torch.channels_last)
     return lambda: twin(pictures)
 
@@ -262,7 +262,7 @@ def main() -> None:
     if options.json:
         print(
             json.dumps(
-                {"processor": processor(), "threads": options.threads, "precision": options.precision, "rows": rows}
+                {"processor": cpu_name(), "threads": options.threads, "precision": options.precision, "rows": rows}
             )
         )
 

@@ -31,7 +31,7 @@ from svertka.data.image_cache import prepare
 from svertka.data.image_folder import open_folder
 from svertka.data.loader import Batches
 from svertka.data.preprocessing import Preprocess
-from svertka.device import in_layout
+from svertka.device import set_memory_format
 from svertka.models.resnet import CIFARResNet
 from svertka.training.lr_schedule import Constant
 from svertka.training.recipe import Recipe
@@ -117,7 +117,7 @@ def ours(network: nn.Module, dataset: Dataset, preprocess: Preprocess) -> Iterat
     network = accelerate(network)
     timing = time_steps(network, next(batches.epoch(0)), Recipe(), type(network).__name__)
     layout = getattr(torch, timing.memory_format)
-    network = in_layout(network, layout)
+    network = set_memory_format(network, layout)
     batches = Batches(rows, dataset.labels, everything, preprocess, memory_format=layout, **options)
     state, epoch = State(), 0
     optimizer = make_optimizer(network, Recipe(lr=0.01))

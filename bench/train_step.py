@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import svertka
-from svertka.device import has_bfloat16, in_layout, processor, set_threads
+from svertka.device import cpu_name, has_bfloat16, set_memory_format, set_threads
 from svertka.models.registry import find_model
 from train import lenet
 from turns import Way, finite, in_turns, ratios
@@ -81,7 +81,7 @@ def training(network: nn.Module, pictures: Tensor, classes: int = 1000, *, bfloa
 def compare(case: Case, rounds: int, *, bfloat16: bool = False) -> dict[str, Any]:
     """Milliseconds of a step, and for all sides but the first, ours, their ratios to it."""
     torch.manual_seed(1)
-    network = in_layout(case.build(), torch.channels_last)
+    network = set_memory_format(case.build(), torch.channels_last)
     pictures = torch.randn(case.batch, *case.picture).contiguous(memory_format=torch.channels_last)
     accelerated = svertka.accelerate(copy.deepcopy(network))
     once = {
@@ -153,7 +153,7 @@ def main() -> None:
                     line += f"  gradient {one['gradient_error']:.2%} off"
                 print(line, flush=True)
     if options.json:
-        print(json.dumps({"processor": processor(), "threads": threads, "torch": torch.__version__, "rows": rows}))
+        print(json.dumps({"processor": cpu_name(), "threads": threads, "torch": torch.__version__, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from record import COLOURS, figure, main, print_table
 from torch import nn
 
 from svertka.data.augmentation import Flip, PadCrop
-from svertka.device import in_layout
+from svertka.device import set_memory_format
 from svertka.training.builtin_recipes import find_recipe
 
 SEEDS = (0, 1, 2)
@@ -48,7 +48,7 @@ def measure(seed: int) -> list[dict[str, Any]]:
     rows = []
     for dropout, augmentation in WAYS:
         torch.manual_seed(seed)
-        network = in_layout(build(dropout=dropout), torch.channels_last)
+        network = set_memory_format(build(dropout=dropout), torch.channels_last)
         augmentations = AUGMENTATIONS if augmentation else ()
         learnt = batches(
             images,

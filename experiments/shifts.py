@@ -34,7 +34,7 @@ from record import COLOURS, figure, main, print_table
 from torch import nn
 
 from svertka.data.dataset import Ints, Pixels
-from svertka.device import in_layout
+from svertka.device import set_memory_format
 from svertka.training.builtin_recipes import find_recipe
 
 NETWORKS = ("max", "stride", "blur", "max overall")
@@ -120,7 +120,7 @@ def measure(seed: int) -> list[dict[str, Any]]:
             classes = int(numbers.max()) + 1
             preprocess = normalised(images)
             torch.manual_seed(seed)
-            trained = in_layout(build(network, classes), torch.channels_last)
+            trained = set_memory_format(build(network, classes), torch.channels_last)
             batch_size, layout = RECIPE.batch_size, torch.channels_last
             shuffled = batches(images, numbers, preprocess, batch_size=batch_size, seed=seed, memory_format=layout)
             learn(trained, shuffled, RECIPE)

@@ -27,7 +27,7 @@ from record import COLOURS, figure, main, print_table
 
 from svertka.data.loader import Batch
 from svertka.data.preprocessing import central_square
-from svertka.device import in_layout
+from svertka.device import set_memory_format
 from svertka.models.initialization import init_weights
 from svertka.models.vgg import VGG, warm_start_tensors
 from svertka.training.lr_schedule import Constant
@@ -69,7 +69,7 @@ def measure(seed: int) -> list[dict[str, Any]]:
             init_weights(network, "gaussian")
         if way == "D after A":
             network.load_state_dict(warm_start_tensors(trained["A, He"], network), strict=False)
-        in_layout(network, torch.channels_last)
+        set_memory_format(network, torch.channels_last)
         before = gradient(network, probe)
         shuffled = batches(images, labels, preprocess, batch_size=BATCH, seed=seed, memory_format=torch.channels_last)
         looks = learn(network, shuffled, RECIPE)

@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from svertka.device import autocast, choose_device, describe, has_values, in_layout, processor, set_threads
+from svertka.device import (
+    autocast,
+    choose_device,
+    cpu_name,
+    describe_device,
+    has_values,
+    set_memory_format,
+    set_threads,
+)
 from svertka.errors import UsageError
 
 
@@ -42,14 +50,14 @@ def test_the_cpu_computes_in_float32() -> None:
 def test_layout_changes_strides_and_nothing_else() -> None:
     layer = torch.nn.Conv2d(3, 4, 3)
     before = layer.weight.detach().clone()
-    in_layout(layer, torch.channels_last)
+    set_memory_format(layer, torch.channels_last)
     assert layer.weight.stride(1) == 1
     assert torch.equal(layer.weight, before)
 
 
 def test_descriptions_are_for_people() -> None:
-    assert describe(torch.device("cpu")) == f"cpu, {torch.get_num_threads()} threads"
-    assert processor()
+    assert describe_device(torch.device("cpu")) == f"cpu, {torch.get_num_threads()} threads"
+    assert cpu_name()
 
 
 def test_bfloat16_is_for_processors_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +65,7 @@ def test_bfloat16_is_for_processors_that_have_it(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr("svertka.device.has_bfloat16", lambda here=here: here)
         with autocast(torch.device("cpu"), bfloat16=True):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
-        said = describe(torch.device("cpu"), bfloat16=True)
+        said = describe_device(torch.device("cpu"), bfloat16=True)
         assert said.endswith(", bfloat16" if here else ", float32 for want of bfloat16")
 
 

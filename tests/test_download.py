@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import svertka.download as fetching
-from svertka.download import fetch
+from svertka.download import download_file
 from svertka.errors import FetchError, StorageError
 
 CONTENT = np.random.default_rng(0).bytes(2_500_000)
@@ -78,53 +78,53 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 @pytest.mark.parametrize("checksum", [MD5, SHA256, SHA256[:15]])
 def test_brings_the_file_whole_and_leaves_nothing_else(site: Site, tmp_path: Path, checksum: str) -> None:
-    path = fetch([site.url], tmp_path / "new" / "file.bin", checksum)
+    path = download_file([site.url], tmp_path / "new" / "file.bin", checksum)
     assert path.read_bytes() == CONTENT
     assert [file.name for file in path.parent.iterdir() if not file.name.startswith(".")] == ["file.bin"]
     assert site.asked == [None]
 
 
 def test_a_file_that_is_there_is_not_asked_for(site: Site, tmp_path: Path) -> None:
-    fetch([site.url], tmp_path / "file.bin", MD5)
-    fetch([site.url], tmp_path / "file.bin", MD5)
+    download_file([site.url], tmp_path / "file.bin", MD5)
+    download_file([site.url], tmp_path / "file.bin", MD5)
     assert len(site.asked) == 1
 
 
 def test_a_cut_connection_is_taken_up_where_it_was_cut(site: Site, tmp_path: Path) -> None:
     site.cut_after = 1_000_000
-    assert fetch([site.url], tmp_path / "file.bin", MD5).read_bytes() == CONTENT
+    assert download_file([site.url], tmp_path / "file.bin", MD5).read_bytes() == CONTENT
     assert site.asked == [None, "bytes=1000000-", "bytes=2000000-"]
 
 
 def test_a_later_call_goes_on_from_the_part(site: Site, tmp_path: Path) -> None:
     (tmp_path / "file.bin.part").write_bytes(CONTENT[:2_000_000])
-    assert fetch([site.url], tmp_path / "file.bin", MD5).read_bytes() == CONTENT
+    assert download_file([site.url], tmp_path / "file.bin", MD5).read_bytes() == CONTENT
     assert site.asked == ["bytes=2000000-"]
 
 
 def test_a_part_that_is_already_whole_is_only_checked(site: Site, tmp_path: Path) -> None:
     (tmp_path / "file.bin.part").write_bytes(CONTENT)
-    assert fetch([site.url], tmp_path / "file.bin", MD5).read_bytes() == CONTENT
+    assert download_file([site.url], tmp_path / "file.bin", MD5).read_bytes() == CONTENT
     assert site.asked == [f"bytes={len(CONTENT)}-"]
 
 
 @pytest.mark.parametrize("part", [b"x" * 1000, CONTENT + b"x", b"x" * 3_000_000])
 def test_a_part_of_something_else_is_thrown_away_once(site: Site, tmp_path: Path, part: bytes) -> None:
     (tmp_path / "file.bin.part").write_bytes(part)
-    assert fetch([site.url], tmp_path / "file.bin", MD5).read_bytes() == CONTENT
+    assert download_file([site.url], tmp_path / "file.bin", MD5).read_bytes() == CONTENT
     assert site.asked == [f"bytes={len(part)}-", None]
 
 
 def test_a_server_without_ranges_starts_again(site: Site, tmp_path: Path) -> None:
     site.ranges = False
     (tmp_path / "file.bin.part").write_bytes(CONTENT[:2_000_000])
-    assert fetch([site.url], tmp_path / "file.bin", MD5).read_bytes() == CONTENT
+    assert download_file([site.url], tmp_path / "file.bin", MD5).read_bytes() == CONTENT
 
 
 def test_a_server_that_always_cuts_at_the_same_byte_is_given_up(site: Site, tmp_path: Path) -> None:
     site.ranges, site.cut_after = False, 1_000_000
     with pytest.raises(FetchError, match="closed the connection 1500000 bytes before the end"):
-        fetch([site.url], tmp_path / "file.bin", MD5)
+        download_file([site.url], tmp_path / "file.bin", MD5)
     assert len(site.asked) == 2
 
 
@@ -132,26 +132,26 @@ def test_another_range_than_asked_for_is_refused(site: Site, tmp_path: Path) -> 
     (tmp_path / "file.bin.part").write_bytes(CONTENT[:1000])
     site.shift = 1
     with pytest.raises(FetchError, match="another range"):
-        fetch([site.url], tmp_path / "file.bin", MD5)
+        download_file([site.url], tmp_path / "file.bin", MD5)
 
 
 def test_a_wrong_checksum_leaves_no_file(site: Site, tmp_path: Path) -> None:
     site.content = CONTENT[:-1] + b"?"
     with pytest.raises(FetchError, match=rf"cannot fetch file.bin .*gave a file with checksum md5:\w+, not {MD5}"):
-        fetch([site.url], tmp_path / "file.bin", MD5)
+        download_file([site.url], tmp_path / "file.bin", MD5)
     assert [file.name for file in tmp_path.iterdir()] == [".file.bin.lock"]
 
 
 def test_the_next_address_is_tried(site: Site, tmp_path: Path) -> None:
     refused = f"http://127.0.0.1:{_closed_port()}/file.bin"
-    assert fetch([refused, site.url], tmp_path / "file.bin", MD5).read_bytes() == CONTENT
+    assert download_file([refused, site.url], tmp_path / "file.bin", MD5).read_bytes() == CONTENT
 
 
 def test_the_message_names_the_file_each_reason_and_where_to_put_it(site: Site, tmp_path: Path) -> None:
     site.status = 404
     refused = f"http://127.0.0.1:{_closed_port()}/file.bin"
     with pytest.raises(FetchError) as caught:
-        fetch([refused, site.url], tmp_path / "file.bin", MD5)
+        download_file([refused, site.url], tmp_path / "file.bin", MD5)
     message = str(caught.value)
     assert "cannot fetch file.bin" in message
     assert "connection refused" in message
@@ -159,7 +159,7 @@ def test_the_message_names_the_file_each_reason_and_where_to_put_it(site: Site, 
     assert message.endswith(f"put it at {tmp_path / 'file.bin'}")
     assert "\n" not in message
     with pytest.raises(FetchError, match=r"and ask a friend$"):
-        fetch([site.url], tmp_path / "file.bin", MD5, instead="ask a friend")
+        download_file([site.url], tmp_path / "file.bin", MD5, instead="ask a friend")
 
 
 def test_a_server_that_says_nothing_is_left(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,19 +167,19 @@ def test_a_server_that_says_nothing_is_left(site: Site, tmp_path: Path, monkeypa
     site.silence = 0.5
     site.status = 503  # it hangs up in the end
     with pytest.raises(FetchError, match="did not answer within"):
-        fetch([site.url], tmp_path / "file.bin", MD5)
+        download_file([site.url], tmp_path / "file.bin", MD5)
 
 
 def test_a_name_that_nobody_knows_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(FetchError, match=r"cannot fetch file.bin \(nowhere.invalid "):
-        fetch(["http://nowhere.invalid/file.bin"], tmp_path / "file.bin", MD5)
+        download_file(["http://nowhere.invalid/file.bin"], tmp_path / "file.bin", MD5)
 
 
 def test_of_two_that_want_it_one_downloads(site: Site, tmp_path: Path) -> None:
     site.silence = 0.1
     with ThreadPoolExecutor(2) as pool:
-        paths = list(pool.map(lambda _: fetch([site.url], tmp_path / "file.bin", MD5), range(2)))
+        paths = list(pool.map(lambda _: download_file([site.url], tmp_path / "file.bin", MD5), range(2)))
     assert paths == [tmp_path / "file.bin"] * 2
     assert site.asked == [None]
 
@@ -187,13 +187,13 @@ def test_of_two_that_want_it_one_downloads(site: Site, tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_no_fault_of_the_network(site: Site, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError):
-        fetch([site.url], tmp_path / "file" / "file.bin", MD5)
+        download_file([site.url], tmp_path / "file" / "file.bin", MD5)
 
 
 def test_a_disk_that_fills_is_no_fault_of_the_network(site: Site, tmp_path: Path, small_disk) -> None:
     with small_disk(1_000_000), pytest.raises(StorageError):
-        fetch([site.url], tmp_path / "file.bin", MD5)
-    assert fetch([site.url], tmp_path / "file.bin", MD5).read_bytes() == CONTENT
+        download_file([site.url], tmp_path / "file.bin", MD5)
+    assert download_file([site.url], tmp_path / "file.bin", MD5).read_bytes() == CONTENT
 
 
 def _closed_port() -> int:

@@ -11,10 +11,10 @@ from hostile import files
 from svertka.errors import StorageError, UsageError
 from svertka.files import (
     cache_folder,
+    format_bytes,
     free_bytes,
-    given_path,
-    in_bytes,
-    locked,
+    lock_file,
+    parse_path,
     read_json,
     write_atomic,
     write_json,
@@ -78,7 +78,7 @@ def test_bad_json_is_a_value_error(tmp_path: Path, content: bytes, reason: str) 
 
 def _add_one(path: Path) -> None:
     for _ in range(20):
-        with locked(path.with_suffix(".lock")):
+        with lock_file(path.with_suffix(".lock")):
             value = json.loads(path.read_text())
             time.sleep(0.001)
             path.write_text(json.dumps(value + 1))
@@ -110,7 +110,7 @@ def test_free_bytes_of_a_folder_to_be() -> None:
     ("count", "said"), [(0, "0 kB"), (72_700, "72.7 kB"), (3_302_400, "3.3 MB"), (1.25e9, "1.25 GB")]
 )
 def test_sizes_are_told_in_the_unit_that_suits(count: float, said: str) -> None:
-    assert in_bytes(count) == said
+    assert format_bytes(count) == said
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "endless device"])
@@ -135,12 +135,12 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path, kind: str) -> None:
 )
 def test_a_path_that_cannot_be_is_one_short_sentence(path: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence) as caught:
-        given_path(path)
+        parse_path(path)
     assert len(str(caught.value)) < 300
 
 
 def test_a_given_path_is_looked_up_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert given_path("~/x") == tmp_path / "x"
-    assert given_path(Path("~nosuchuser/x")) == Path("~nosuchuser/x")
-    assert given_path("a/../b") == Path("a/../b")
+    assert parse_path("~/x") == tmp_path / "x"
+    assert parse_path(Path("~nosuchuser/x")) == Path("~nosuchuser/x")
+    assert parse_path("a/../b") == Path("a/../b")

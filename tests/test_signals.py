@@ -13,7 +13,7 @@ import pytest
 from svertka.classifier import Classifier, Config
 from svertka.data.preprocessing import Preprocess
 from svertka.models.registry import MODELS
-from svertka.signals import Stopped, noted, raising
+from svertka.signals import Stopped, defer_stop, raise_on_stop
 
 # Sends the signal when the module argv[1] is first looked for, before the command line argv[3:] runs.
 SENT_WHILE_LOADING = """
@@ -51,7 +51,7 @@ def test_an_import_does_not_swallow_a_request(tmp_path: Path, monkeypatch: pytes
         imported.append(importlib.import_module("swallowing_module"))
         wait()
 
-    with raising() as request, pytest.raises(Stopped):
+    with raise_on_stop() as request, pytest.raises(Stopped):
         imports()
     assert imported
     assert request.exit_code == 143
@@ -67,17 +67,17 @@ def test_a_finalizer_does_not_swallow_a_request(capfd: pytest.CaptureFixture[str
         Stopping()
         wait()
 
-    with raising() as request, pytest.raises(Stopped):
+    with raise_on_stop() as request, pytest.raises(Stopped):
         finalizes()
     assert request.exit_code == 129
     assert capfd.readouterr().err == ""
 
 
 def test_a_request_that_was_raised_is_not_repeated() -> None:
-    with raising():
+    with raise_on_stop():
         with pytest.raises(Stopped):
             os.kill(os.getpid(), signal.SIGINT)
-        with noted() as again:
+        with defer_stop() as again:
             wait()
     assert again.number is None
 

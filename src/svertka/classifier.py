@@ -15,10 +15,10 @@ from svertka.data.image_inputs import Input, all_of, intensities_of, misnamed_fi
 from svertka.data.image_io import DEFAULT, Decoding, misnamed_sentence
 from svertka.data.pixel_statistics import other_intensities
 from svertka.data.preprocessing import Picture, Preprocess, opened
-from svertka.device import choose_device, device_of, has_values, keeps_settings, set_threads
+from svertka.device import choose_device, get_device, has_values, preserves_settings, set_threads
 from svertka.errors import PictureError, RunError, SvertkaError, UsageError
-from svertka.escaping import few
-from svertka.files import given_path, read_json, storage, write_json
+from svertka.escaping import join_first
+from svertka.files import parse_path, read_json, storage_errors, write_json
 from svertka.models import published_weights, registry, weights
 from svertka.models.heads import NATIVE_HEADS, HeadKind, head_path, replace_head
 from svertka.models.weights import Weights
@@ -116,7 +116,7 @@ class Classifier:
             UsageError: There is no such model, weights or device.
             FetchError: The weights cannot be downloaded.
         """
-        folder, device = given_path(path), choose_device(str(device))
+        folder, device = parse_path(path), choose_device(str(device))
         name, colon, text = fspath(path).partition(":")
         if not folder.is_dir():
             if colon and "/" not in name:
@@ -131,10 +131,10 @@ class Classifier:
         found = tensor_shapes(weights)
         if expected != found:
             different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-            few = ", ".join(f"{name} {found.get(name, 'missing')}" for name in different[:3])
+            listed = ", ".join(f"{name} {found.get(name, 'missing')}" for name in different[:3])
             raise RunError(
                 f"{weights} does not fit {config.model} with {len(config.names)} classes "
-                f"({len(different)} tensors differ: {few}); copy both files from the same run"
+                f"({len(different)} tensors differ: {listed}); copy both files from the same run"
             )
         tensors = _finite(weights, read_tensors(weights)[0])
         used = config if of_patches else config.of_whole_images()
@@ -164,8 +164,8 @@ class Classifier:
         Raises:
             StorageError: The disk is full or the folder cannot be written.
         """
-        folder = given_path(path)
-        with storage(folder):
+        folder = parse_path(path)
+        with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / WEIGHTS, self.network.state_dict())
         write_json(folder / CONFIG, self.config.model_dump())
@@ -256,7 +256,7 @@ class Classifier:
                     f"a tensor of images is {kind}; probabilities() needs dense ones of {shape} {torch.float32}, which "
                     "preprocess gives"
                 )
-        batch = torch.stack(list(images)).to(device_of(self.network) or "cpu")
+        batch = torch.stack(list(images)).to(get_device(self.network) or "cpu")
         logits: torch.Tensor = self.network(batch)
         return self.require_finite(logits.float().softmax(1).cpu())
 
@@ -284,7 +284,7 @@ class Classifier:
 
 
 @check_types
-@keeps_settings
+@preserves_settings
 def predict(
     run: str | PathLike[str] | Classifier,
     *images: Picture,
@@ -450,7 +450,7 @@ def load_initial_weights(model: registry.Model, text: str) -> Weights:
     """
     if not _is_run(text):
         return weights.load_pretrained(model, text)
-    folder = given_path(text)
+    folder = parse_path(text)
     config = read_config(folder)
     tensors = _finite(folder / WEIGHTS, read_tensors(folder / WEIGHTS)[0])
     if config.head not in NATIVE_HEADS and config.model == model.name:  # the backbone fits any head
@@ -491,19 +491,19 @@ def model_of_run_weights(text: str) -> str | None:
     Raises:
         RunError: The run is damaged.
     """
-    return read_config(given_path(text)).model if _is_run(text) else None
+    return read_config(parse_path(text)).model if _is_run(text) else None
 
 
 def is_classifier(text: str) -> bool:
     """Return whether `text` is meant for `Classifier.load`: a run folder or "model:weights"."""
     name, colon, _ = text.partition(":")
-    if given_path(text).is_dir():
-        return (given_path(text) / CONFIG).exists()
+    if parse_path(text).is_dir():
+        return (parse_path(text) / CONFIG).exists()
     return name in registry.MODELS or (bool(colon) and "/" not in name)
 
 
 def _is_run(text: str) -> bool:
-    return text not in published_weights.WEIGHT_NAMES and given_path(text).is_dir()
+    return text not in published_weights.WEIGHT_NAMES and parse_path(text).is_dir()
 
 
 def _with_weights(model: str) -> str:
@@ -521,7 +521,7 @@ def read_config(folder: Path) -> Config:
         raise RunError(f"{folder} is not a run folder; name one that `svertka train` made, such as runs/digits-lenet5")
     runs = sorted(one.parent.name for one in folder.glob(f"*/{CONFIG}"))
     if runs and not path.exists():
-        raise RunError(f"{folder} holds several runs, {few(runs)}; name one of them, as {folder / runs[0]}")
+        raise RunError(f"{folder} holds several runs, {join_first(runs)}; name one of them, as {folder / runs[0]}")
     try:
         content: Any = read_json(path)
     except FileNotFoundError as error:

@@ -40,7 +40,7 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def device_of(network: nn.Module) -> torch.device | None:
+def get_device(network: nn.Module) -> torch.device | None:
     """Where the parameters of `network` are; None if it has none."""
     return next((parameter.device for parameter in network.parameters()), None)
 
@@ -65,7 +65,7 @@ def set_threads(count: int | None) -> int:
 
 
 @contextmanager
-def settings_kept() -> Iterator[None]:
+def preserve_settings() -> Iterator[None]:
     """Let the settings of the whole process be after the body as they were before it.
 
     Those that functions of svertka change for as long as they run: PyTorch's threads, cuDNN's timing of its algorithms,
@@ -81,12 +81,12 @@ def settings_kept() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def keeps_settings(function: Callable[P, T]) -> Callable[P, T]:
-    """`function`, which leaves the settings of the whole process as they were; see `settings_kept`."""
+def preserves_settings(function: Callable[P, T]) -> Callable[P, T]:
+    """`function`, which leaves the settings of the whole process as they were; see `preserve_settings`."""
 
     @wraps(function)
     def keeping(*arguments: P.args, **options: P.kwargs) -> T:
-        with settings_kept():
+        with preserve_settings():
             return function(*arguments, **options)
 
     return keeping
@@ -107,12 +107,12 @@ def has_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def in_layout(network: nn.Module, layout: torch.memory_format) -> nn.Module:
+def set_memory_format(network: nn.Module, layout: torch.memory_format) -> nn.Module:
     """`network`, its weights put into the memory order `layout`, in place."""
     return network.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
-def describe(device: torch.device, *, bfloat16: bool = False) -> str:
+def describe_device(device: torch.device, *, bfloat16: bool = False) -> str:
     """One phrase for people: "cpu, 2 threads" or the graphics card's name, and whether it computes in bfloat16."""
     if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():  # else another machine's
         return f"{device}, {torch.cuda.get_device_name(device)}, bfloat16"
@@ -122,7 +122,7 @@ def describe(device: torch.device, *, bfloat16: bool = False) -> str:
     return f"{device}, {torch.get_num_threads()} threads{products}"
 
 
-def processor() -> str:
+def cpu_name() -> str:
     """The processor's name, as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from svertka.errors import FetchError
-from svertka.files import locked, storage, sync_folder
+from svertka.files import lock_file, storage_errors, sync_folder
 from svertka.progress import progress
 
 TIMEOUT = 20.0  # seconds without a byte before a server counts as gone
@@ -20,7 +20,7 @@ BLOCK = 1 << 18  # bytes read at once
 MEGABYTE = 1_000_000
 
 
-def fetch(urls: Sequence[str], path: Path, checksum: str, instead: str = "") -> Path:
+def download_file(urls: Sequence[str], path: Path, checksum: str, instead: str = "") -> Path:
     """`path`, downloaded from the first of `urls` that gives it, unless it is there already.
 
     `checksum`: "md5:" or "sha256:" (any name `hashlib` knows) and the first hexadecimal digits of the digest, all of
@@ -34,9 +34,9 @@ def fetch(urls: Sequence[str], path: Path, checksum: str, instead: str = "") -> 
     """
     if path.exists():
         return path
-    with storage(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_name(f".{path.name}.lock")):
+    with lock_file(path.with_name(f".{path.name}.lock")):
         failures = []
         for url in urls:
             if path.exists():  # another process had the lock before
@@ -66,7 +66,7 @@ def _fetch_one(url: str, path: Path, checksum: str) -> Path:
     if actual != checksum:
         part.unlink()
         raise _HostError(f"gave a file with checksum {actual}, not {checksum}")
-    with storage(path):
+    with storage_errors(path):
         part.replace(path)
         sync_folder(path.parent)
     return path
@@ -75,7 +75,7 @@ def _fetch_one(url: str, path: Path, checksum: str) -> Path:
 def _digest(path: Path, checksum: str) -> str:
     """The checksum that `path` has, written as `checksum` is."""
     algorithm, _, digits = checksum.partition(":")
-    with storage(path), path.open("rb") as file:
+    with storage_errors(path), path.open("rb") as file:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()[: len(digits)]}"
 
 
@@ -109,13 +109,13 @@ def _receive(url: str, part: Path, start: int) -> None:
             raise http.client.HTTPException("sent another range than the one asked for")
         left = int(response.headers.get("Content-Length") or 0)
         size = start + left
-        with storage(part):
+        with storage_errors(part):
             file = part.open("r+b" if start else "wb")
         with file, progress(f"fetching {part.stem} (MB)", -(-size // MEGABYTE)) as bar:
             file.seek(start)
             bar.advance(start // MEGABYTE)
             while block := response.read(BLOCK):
-                with storage(part):
+                with storage_errors(part):
                     file.write(block)
                 left -= len(block)
                 bar.advance(file.tell() // MEGABYTE - bar.done)

@@ -15,10 +15,10 @@ BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u206
 FORMULA = tuple("=+-@\t\r＝＋－＠")  # how a cell begins that a spreadsheet computes
 
 
-def printable(text: str) -> str:
+def to_printable(text: str) -> str:
     r"""`text` on one line, without control, bidirectional and other invisible characters, which become escapes.
 
-    >>> printable("a\nb\x1b[31m")
+    >>> to_printable("a\nb\x1b[31m")
     'a\\nb\\x1b[31m'
     """
     if text.isprintable() and text.isascii():
@@ -26,10 +26,10 @@ def printable(text: str) -> str:
     return "".join(letter if _is_visible(letter) else _escaped(letter) for letter in text)
 
 
-def few(names: Sequence[str], shown: int = 3, separator: str = ", ") -> str:
+def join_first(names: Sequence[str], shown: int = 3, separator: str = ", ") -> str:
     """The first `shown` of `names` in a sentence, and how many more there are.
 
-    >>> few(["cat", "dog", "fox", "owl", "rat"])
+    >>> join_first(["cat", "dog", "fox", "owl", "rat"])
     'cat, dog, fox and 2 more'
     """
     more = len(names) - shown
@@ -45,30 +45,30 @@ def _is_forbidden(letter: str) -> bool:
     return letter in BIDI_CONTROLS or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
 
 
-def csv_cell(text: str) -> str:
+def escape_csv_cell(text: str) -> str:
     """`text` as a CSV cell that no spreadsheet computes: on one line, with an apostrophe before what begins a formula.
 
     Source: OWASP, "CSV injection".
     """
-    shown = printable(text)
+    shown = to_printable(text)
     return f"'{shown}" if text.lstrip(" ").startswith(FORMULA) else shown
 
 
-def csv_path(path: str) -> str:
-    """The path `path` as a CSV cell: as `csv_cell`, but "./" in front keeps it a path."""
-    return f"./{printable(path)}" if path.lstrip(" ").startswith(FORMULA) else printable(path)
+def escape_csv_path(path: str) -> str:
+    """The path `path` as a CSV cell: as `escape_csv_cell`, but "./" in front keeps it a path."""
+    return f"./{to_printable(path)}" if path.lstrip(" ").startswith(FORMULA) else to_printable(path)
 
 
-def command(*words: str | os.PathLike[str]) -> str:
+def format_command(*words: str | os.PathLike[str]) -> str:
     """The command line `svertka WORDS`, quoted for a shell; a Path that begins with a dash does not become an option.
 
-    >>> command("train", "--resume", Path("my runs/1"))
+    >>> format_command("train", "--resume", Path("my runs/1"))
     "svertka train --resume 'my runs/1'"
     """
-    return quoted("svertka", *words)
+    return quote_words("svertka", *words)
 
 
-def quoted(*words: str | os.PathLike[str]) -> str:
+def quote_words(*words: str | os.PathLike[str]) -> str:
     """The words of a command line, quoted for a shell."""
     return " ".join(map(_shell_word, words))
 
@@ -77,7 +77,7 @@ def _shell_word(word: str | os.PathLike[str]) -> str:
     text = os.fspath(word)
     if isinstance(word, Path) and text.startswith("-"):
         text = f"./{text}"
-    if printable(text) == text:
+    if to_printable(text) == text:
         return shlex.quote(text)
     # What cannot be shown is named by its bytes, as bash, zsh and POSIX 2024 read them.
     return f"$'{''.join(map(_ansi_c, text))}'"

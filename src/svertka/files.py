@@ -16,7 +16,7 @@ from svertka.errors import StorageError, UsageError
 NAME_BYTES, PATH_BYTES = 255, 4095  # what Linux takes
 
 
-def given_path(path: str | os.PathLike[str]) -> Path:
+def parse_path(path: str | os.PathLike[str]) -> Path:
     """`path`, which somebody named, as a Path that the system can look up; a leading ~ is the home folder.
 
     Raises:
@@ -26,15 +26,15 @@ def given_path(path: str | os.PathLike[str]) -> Path:
     if not text:
         raise UsageError("a path is empty; name a file or a folder")
     if "\0" in text:
-        raise UsageError(f"the path {shortened(text)} holds a NUL character, which no path may; correct it")
+        raise UsageError(f"the path {shorten(text)} holds a NUL character, which no path may; correct it")
     try:
         encoded = os.fsencode(text)
     except UnicodeEncodeError as error:
-        raise UsageError(f"the path {shortened(text)!a} holds half a character (a lone surrogate)") from error
+        raise UsageError(f"the path {shorten(text)!a} holds half a character (a lone surrogate)") from error
     longest = max(map(len, encoded.split(b"/")))
     if longest > NAME_BYTES or len(encoded) > PATH_BYTES:
         raise UsageError(
-            f"the path {shortened(text)} is too long: a name may have {NAME_BYTES} bytes (one has {longest}) and a "
+            f"the path {shorten(text)} is too long: a name may have {NAME_BYTES} bytes (one has {longest}) and a "
             f"path {PATH_BYTES} (it has {len(encoded)}); correct it"
         )
     try:
@@ -43,7 +43,7 @@ def given_path(path: str | os.PathLike[str]) -> Path:
         return Path(text)  # a ~ that is no user's, which may be a name
 
 
-def shortened(text: str, most: int = 60) -> str:
+def shorten(text: str, most: int = 60) -> str:
     """`text` with its middle left out where it is longer than `most` characters."""
     half = most // 2
     return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
@@ -56,7 +56,7 @@ def cache_folder(*parts: str) -> Path:
         StorageError: it cannot be made.
     """
     folder = _cache_root().joinpath("svertka", *parts)
-    with storage(folder):
+    with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -79,7 +79,7 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
     if path.exists() and not path.is_file():  # which root could replace, and take from all others
         kind = "a folder" if path.is_dir() else "a device or a pipe"
         raise StorageError(f"cannot write {path}: it is {kind}, not a file; choose another name")
-    with storage(path):
+    with storage_errors(path):
         prefix = f".{path.name[:40]}."  # of which a name that is as long as names may be leaves room
         descriptor, temporary = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
         try:
@@ -154,10 +154,10 @@ def _refuse_irregular(status: os.stat_result, limit: int) -> None:
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
         raise ValueError(f"{kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, not a file")
     if status.st_size > limit:
-        raise ValueError(f"a file of {in_bytes(status.st_size)}, larger than the limit of {in_bytes(limit)}")
+        raise ValueError(f"a file of {format_bytes(status.st_size)}, larger than the limit of {format_bytes(limit)}")
 
 
-def start_of(path: Path, count: int = 64) -> bytes:
+def read_start(path: Path, count: int = 64) -> bytes:
     """The first `count` bytes of the regular file `path`; nothing of what is none.
 
     Raises:
@@ -179,22 +179,22 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+def lock_file(path: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold the lock file `path` (made if absent), waiting for other processes; `shared` lets other sharers in.
 
     The lock goes with the process, so that a killed one never blocks the next.
     """
-    with storage(path):
+    with storage_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        with storage(path):
-            lock(descriptor, shared=shared)
+        with storage_errors(path):
+            lock_descriptor(descriptor, shared=shared)
         yield
     finally:
         os.close(descriptor)
 
 
-def lock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:
+def lock_descriptor(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:
     """Lock an open file until it is closed or its process ends; False: another holds it, and `wait` is False.
 
     `shared`: beside others that share it (on Windows they exclude each other, too).
@@ -219,7 +219,7 @@ def lock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:
 
 
 @contextmanager
-def storage(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
     """Turn an OSError of the body into one sentence about `path`."""
     try:
         yield
@@ -229,7 +229,7 @@ def storage(path: Path) -> Iterator[None]:
         raise StorageError(f"cannot write {place}: {reason}; free space or choose another folder") from error
 
 
-def in_bytes(count: float) -> str:
+def format_bytes(count: float) -> str:
     """A size on disk as people say it, three digits: "72.7 kB", "3.3 MB", "1.25 GB"."""
     power, unit = next((pair for pair in ((1e9, "GB"), (1e6, "MB")) if count >= pair[0]), (1e3, "kB"))
     value = count / power

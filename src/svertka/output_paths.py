@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 
 from svertka.errors import UsageError
-from svertka.escaping import few, printable
-from svertka.files import given_path, storage
+from svertka.escaping import join_first, to_printable
+from svertka.files import parse_path, storage_errors
 
 SEARCHED = 2**16  # bytes of a file in which its mark stands
 HTML = "– svertka</title>".encode()  # in every page that svertka writes
@@ -21,14 +21,14 @@ def output_file(path: str | os.PathLike[str], mark: bytes, *, overwrite: bool = 
     Raises:
         UsageError: it is a folder or a device, or holds something else. StorageError: it cannot be written.
     """
-    file = given_path(path)
-    with storage(file):
+    file = parse_path(path)
+    with storage_errors(file):
         status = file.stat() if os.path.lexists(file) and file.exists() else None
         if status is not None and not stat.S_ISREG(status.st_mode):
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
-            raise UsageError(f"{printable(str(file))} is {what}; name a file to write")
+            raise UsageError(f"{to_printable(str(file))} is {what}; name a file to write")
         if status is not None and not overwrite and status.st_size and not _holds(file, mark):
-            raise UsageError(f"{printable(str(file))} is there and was not made by svertka; {ADVICE}")
+            raise UsageError(f"{to_printable(str(file))} is there and was not made by svertka; {ADVICE}")
         file.parent.mkdir(parents=True, exist_ok=True)
     _try_to_write(file.parent)
     return file
@@ -42,14 +42,15 @@ def output_folder(path: str | os.PathLike[str], name: str, mark: bytes, *, overw
     Raises:
         UsageError: it is a file, or holds something else. StorageError: it cannot be written.
     """
-    folder = given_path(path)
-    with storage(folder):
+    folder = parse_path(path)
+    with storage_errors(folder):
         if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{printable(str(folder))} is a file; name a folder")
+            raise UsageError(f"{to_printable(str(folder))} is a file; name a folder")
         inside = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
         if inside and not overwrite and not _holds(folder / name, mark):
             raise UsageError(
-                f"{printable(str(folder))} holds other things ({printable(few(inside))}), which may be lost; {ADVICE}"
+                f"{to_printable(str(folder))} holds other things ({to_printable(join_first(inside))}), which may be "
+                f"lost; {ADVICE}"
             )
         folder.mkdir(parents=True, exist_ok=True)
     _try_to_write(folder)
@@ -68,6 +69,6 @@ def _holds(file: Path, mark: bytes) -> bool:
 
 def _try_to_write(folder: Path) -> None:
     """Raise StorageError now, not after the work, if `folder` takes no file."""
-    with storage(folder), tempfile.TemporaryFile(dir=folder) as file:
+    with storage_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(SEARCHED))
         file.flush()

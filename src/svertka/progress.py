@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from svertka import distributed
-from svertka.escaping import printable
-from svertka.standard_streams import messages
+from svertka.escaping import to_printable
+from svertka.standard_streams import wrap_stderr
 
 FIRST_LINE = 2.0  # seconds before the first line where stderr is not a terminal, and
 LINE_EVERY = 10.0  # between lines
@@ -21,14 +21,14 @@ LINE_EVERY = 10.0  # between lines
 def say(text: str = "") -> None:
     """Print a line for the person watching (stderr, first process only); stdout stays free for results."""
     if distributed.is_first():
-        Console(file=messages(sys.stderr), soft_wrap=True, highlight=False, markup=False).print(printable(text))
+        Console(file=wrap_stderr(sys.stderr), soft_wrap=True, highlight=False, markup=False).print(to_printable(text))
 
 
 class Progress:
     """Tells how far one job is; made by `progress`."""
 
     def __init__(self, title: str, total: int, bars: Bars | None) -> None:
-        title = printable(title)
+        title = to_printable(title)
         self.title, self.total, self.done, self._note = title, total, 0, ""
         self._bars, self._task = bars, TaskID(0)
         self._began = self._told = time.monotonic()
@@ -51,7 +51,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self._bars is not None:
-            self._bars.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+            self._bars.console.print(to_printable(text), markup=False, highlight=False, soft_wrap=True)
         else:
             say(text)
 
@@ -59,7 +59,7 @@ class Progress:
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Progress]:
     """Show the progress of the body, which calls `.advance`; the bar goes away when the body ends."""
-    stderr = messages(sys.stderr)
+    stderr = wrap_stderr(sys.stderr)
     if stderr.isatty() and distributed.is_first():
         columns = (
             TextColumn("{task.description}", markup=False),

@@ -11,8 +11,8 @@ from svertka.classifier import CONFIG, WEIGHTS, Classifier, check_format_version
 from svertka.data.bounding_boxes import annotation_files
 from svertka.data.sources import same_place
 from svertka.errors import RunError, SvertkaError
-from svertka.escaping import command
-from svertka.files import given_path, open_regular, read_json
+from svertka.escaping import format_command
+from svertka.files import open_regular, parse_path, read_json
 from svertka.notebook_html import Block, Curve
 
 FORMAT = 1  # of training.json
@@ -47,7 +47,7 @@ class Run:
     """
 
     def __init__(self, folder: str | PathLike[str]) -> None:
-        self.folder = given_path(folder)
+        self.folder = parse_path(folder)
         self.config = self.folder / CONFIG
         self.weights = self.folder / WEIGHTS
         self.training = self.folder / "training.json"
@@ -191,7 +191,7 @@ class Run:
     @property
     def resume_command(self) -> str:
         """The command line that continues the training."""
-        return command("train", "--resume", self.folder)
+        return format_command("train", "--resume", self.folder)
 
 
 def training_columns(run: str | PathLike[str], source: str | PathLike[str]) -> str | None:
@@ -223,7 +223,7 @@ def training_boxes(run: str | PathLike[str], source: str | PathLike[str]) -> str
         return None
     if same_place(settings["source"], fspath(source)):
         return boxes
-    return fspath(source) if any(annotation_files(given_path(source))) else None
+    return fspath(source) if any(annotation_files(parse_path(source))) else None
 
 
 def _number(value: Any) -> float:
@@ -271,7 +271,7 @@ def _scalar(value: Any) -> str | float | bool | None:
 
 def display_name(run: str | PathLike[str]) -> str:
     """Return a short name of `run`: the folder name, or "model:weights" without the path of the file."""
-    if given_path(run).is_dir():
+    if parse_path(run).is_dir():
         return Run(run).name
     model, colon, weights = fspath(run).partition(":")
     return f"{model}{colon}{Path(weights).name}"

@@ -11,7 +11,7 @@ from types import FrameType
 
 Handler = Callable[[int, FrameType | None], object]
 AGAIN_SECONDS = 0.05  # until a request is repeated where an exception would be lost
-STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Stopped(KeyboardInterrupt):
@@ -23,7 +23,7 @@ class Stopped(KeyboardInterrupt):
 
 
 @dataclass
-class Request:
+class StopRequest:
     """`number`: the signal that came; None as long as none did."""
 
     number: int | None = None
@@ -35,13 +35,13 @@ class Request:
 
 
 @contextmanager
-def raising() -> Iterator[Request]:
+def raise_on_stop() -> Iterator[StopRequest]:
     """Let each request raise `Stopped` during the body, and tell which came.
 
     It is raised a little later where it would be lost: in an import, since PyTorch goes on without NumPy if that of
     NumPy fails, and in a finalizer.
     """
-    request = Request()
+    request = StopRequest()
     repeated: list[threading.Timer] = []
 
     def repeat(number: int) -> None:
@@ -74,9 +74,9 @@ def raising() -> Iterator[Request]:
 
 
 @contextmanager
-def noted() -> Iterator[Request]:
+def defer_stop() -> Iterator[StopRequest]:
     """Only note a request during the body; a second one of its kind is handled as it was before."""
-    request = Request()
+    request = StopRequest()
     before: dict[int, Handler | int | None] = {}
 
     def note(number: int, _frame: FrameType | None) -> None:
@@ -105,7 +105,7 @@ def _handled_by(handler: Handler) -> Iterator[dict[int, Handler | int | None]]:
     """
     before: dict[int, Handler | int | None] = {}
     if threading.current_thread() is threading.main_thread():
-        for number in STOPS:
+        for number in STOP_SIGNALS:
             known = signal.getsignal(number)
             if not (known is signal.SIG_IGN and number == getattr(signal, "SIGHUP", None)):
                 before[int(number)] = known

@@ -67,23 +67,23 @@ class _Messages(_Stream):
             _lost.append(_reason(error))
 
 
-def messages(stream: Any) -> Any:
+def wrap_stderr(stream: Any) -> Any:
     """`stream`, which is stderr, as one that goes on when nothing can be written into it."""
     return stream if isinstance(stream, _Messages) else _Messages(stream)
 
 
-def unseen() -> str | None:
+def stderr_failure() -> str | None:
     """Why messages on stderr are lost; None as long as they are not."""
     return _lost[0] if _lost else None
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
+def guard_streams() -> Iterator[None]:
     """Let stdout raise OutputLostError and stderr be silent during the body, where they take nothing more."""
     _occupy_closed()
     before = sys.stdout, sys.stderr
     _lost.clear()
-    sys.stdout, sys.stderr = _Results(sys.stdout), messages(sys.stderr)
+    sys.stdout, sys.stderr = _Results(sys.stdout), wrap_stderr(sys.stderr)
     try:
         yield
     finally:

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 from svertka.errors import RunError
-from svertka.escaping import few
-from svertka.files import open_regular, read_regular, shortened, write_atomic
+from svertka.escaping import join_first
+from svertka.files import open_regular, read_regular, shorten, write_atomic
 
 # What reading a file of tensors raises, whatever is in it: KeyError for a type of number that PyTorch lacks.
 UNREADABLE = (
@@ -94,7 +94,7 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
         return bool(wide.isfinite().all())
 
     bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not is_finite(tensor)]
-    return few(bad) or None
+    return join_first(bad) or None
 
 
 def memory() -> int:
@@ -115,7 +115,7 @@ def _is_text(path: Path) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    return shortened(" ".join(str(error).split()), 200) or type(error).__name__
+    return shorten(" ".join(str(error).split()), 200) or type(error).__name__
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], header: str) -> str:

@@ -17,7 +17,7 @@ from hostile import DEVICES, PATHS, TEXTS, files
 from svertka.classifier import Classifier, Config
 from svertka.cli.app import main
 from svertka.data.preprocessing import Preprocess
-from svertka.escaping import printable
+from svertka.escaping import to_printable
 
 NAMES = ("=1+1", "\x1b[31mred\n", "plain")
 
@@ -62,7 +62,7 @@ def test_names_of_every_kind_are_rows(run: str, album: Path, capsys: pytest.Capt
     assert main(["predict", run, str(album), "--csv", "--top", "1"]) == 1
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out, newline="")))
     assert rows[0] == ["path", "rank", "name", "probability", "error"]
-    assert {row[0] for row in rows[1:]} == {printable(path) for path in images}
+    assert {row[0] for row in rows[1:]} == {to_printable(path) for path in images}
     assert not any(cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row)
 
 

@@ -133,8 +133,8 @@ def test_a_file_system_without_locks_is_said(
 
     from svertka import files
 
-    real = files.lock
-    monkeypatch.setattr(module, "lock", lambda *args, **options: without() if options else real(*args))
+    real = files.lock_descriptor
+    monkeypatch.setattr(module, "lock_descriptor", lambda *args, **options: without() if options else real(*args))
     run = svertka.train(digit_folder, output=tmp_path / "run", **OPTIONS)
     assert f"{run.folder} is on a file system without locks: nothing keeps another process" in capsys.readouterr().err
     assert not run.lock.exists()

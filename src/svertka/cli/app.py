@@ -27,11 +27,11 @@ from svertka.cli.serve import serve
 from svertka.cli.train import train
 from svertka.cli.tune import tune
 from svertka.errors import SvertkaError, UsageError
-from svertka.escaping import printable
-from svertka.files import shortened
+from svertka.escaping import to_printable
+from svertka.files import shorten
 from svertka.malloc import keep_freed_memory
-from svertka.signals import Request, raising
-from svertka.standard_streams import OutputLostError, guarded
+from svertka.signals import StopRequest, raise_on_stop
+from svertka.standard_streams import OutputLostError, guard_streams
 
 INTERRUPTED = 130
 LONGEST = 300  # characters of a word in a message; file names are shorter
@@ -81,13 +81,13 @@ def _options(
     pass
 
 
-def main(arguments: Sequence[str] | None = None, asked: Request | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, asked: StopRequest | None = None) -> int:
     """Run one command line (None: this process's) and return its exit code; `asked`: to stop, before it began."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     keep_freed_memory()
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    with guarded(), raising() as request:
+    with guard_streams(), raise_on_stop() as request:
         request.number = asked.number if asked else None
         try:
             code = _answer(arguments, request)
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None, asked: Request | None = None) -
     return code
 
 
-def _answer(arguments: list[str], request: Request) -> int:
+def _answer(arguments: list[str], request: StopRequest) -> int:
     try:
         Path.cwd()
     except OSError:  # the libraries below PyTorch end the process where there is none
@@ -129,8 +129,8 @@ def _answer(arguments: list[str], request: Request) -> int:
 def _fault(error: Exception) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, MemoryError):
-        return f"the memory of this machine is too small for this ({shortened(message, 200)})"
-    return f"this is a fault of svertka's own: {type(error).__name__}: {shortened(message, 300)}"
+        return f"the memory of this machine is too small for this ({shorten(message, 200)})"
+    return f"this is a fault of svertka's own: {type(error).__name__}: {shorten(message, 300)}"
 
 
 def _one_sentence(error: typer.TyperException) -> str:
@@ -140,6 +140,6 @@ def _one_sentence(error: typer.TyperException) -> str:
 
 
 def _fail(sentence: str, code: int) -> int:
-    sentence = re.sub(rf"\S{{{LONGEST},}}", lambda word: shortened(word[0]), sentence)  # as 5,000 digits
-    print(f"svertka: {printable(sentence)}", file=sys.stderr)
+    sentence = re.sub(rf"\S{{{LONGEST},}}", lambda word: shorten(word[0]), sentence)  # as 5,000 digits
+    print(f"svertka: {to_printable(sentence)}", file=sys.stderr)
     return code

@@ -19,7 +19,7 @@ from svertka.cli.option_types import (
     pixel_count,
 )
 from svertka.cli.printing import print_json, print_line, print_table
-from svertka.escaping import printable
+from svertka.escaping import to_printable
 
 
 def locate(
@@ -64,7 +64,7 @@ def locate(
     )
     for found in located.pictures:
         if found.error:
-            print(f"svertka: {printable(found.path)}: {printable(found.error)}", file=sys.stderr)
+            print(f"svertka: {to_printable(found.path)}: {to_printable(found.error)}", file=sys.stderr)
     if as_json:
         print_json(located.to_dict())
     else:

@@ -12,7 +12,7 @@ import typer
 
 from svertka.cli.option_types import OUTPUT, AsJson, Device, Images, MaxPixels, RunArgument, Threads, pixel_count
 from svertka.cli.printing import json_text, print_line, print_table
-from svertka.escaping import csv_cell, csv_path, printable
+from svertka.escaping import escape_csv_cell, escape_csv_path, to_printable
 
 Batch = list[dict[str, Any]]
 Write = Callable[[Batch], None]
@@ -45,7 +45,7 @@ def predict(
             for one in batch:
                 failed |= "error" in one
                 if "error" in one and form is not _table_form:  # which shows it among the others
-                    print(f"svertka: {printable(one['path'])}: {printable(one['error'])}", file=sys.stderr)
+                    print(f"svertka: {to_printable(one['path'])}: {to_printable(one['error'])}", file=sys.stderr)
     if failed:
         raise typer.Exit(1)
 
@@ -81,11 +81,11 @@ def _csv_form() -> Iterator[Write]:
             table.writerow(("path", "rank", "name", "probability", "error"))
             is_begun = True
         for one in batch:
-            path = csv_path(one["path"])
+            path = escape_csv_path(one["path"])
             if "error" in one:
-                table.writerow((path, "", "", "", csv_cell(one["error"])))
+                table.writerow((path, "", "", "", escape_csv_cell(one["error"])))
             for rank, label in enumerate(one["labels"], start=1):
-                table.writerow((path, rank, csv_cell(label["name"]), f"{label['probability']:.6f}", ""))
+                table.writerow((path, rank, escape_csv_cell(label["name"]), f"{label['probability']:.6f}", ""))
 
     yield write
 

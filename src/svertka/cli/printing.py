@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from svertka.escaping import printable
+from svertka.escaping import to_printable
 
 WIDEST = 72  # characters; one long path must not widen every row
 
@@ -22,7 +22,7 @@ def json_text(value: Any) -> str:
 
 def print_line(text: str) -> None:
     """Print `text` on one line."""
-    print(printable(text))
+    print(to_printable(text))
 
 
 def print_table(rows: Sequence[Sequence[str]], right: str = "", widths: Sequence[int] = ()) -> list[int]:
@@ -33,7 +33,7 @@ def print_table(rows: Sequence[Sequence[str]], right: str = "", widths: Sequence
         right: digits of the columns to align right.
         widths: least width of each column, characters; columns grow up to WIDEST.
     """
-    shown = [[printable(cell) for cell in row] for row in rows]
+    shown = [[to_printable(cell) for cell in row] for row in rows]
     least = [*widths, *[0] * len(shown[0])]
     longest = [max(least[column], *(len(row[column]) for row in shown)) for column in range(len(shown[0]))]
     wide = [min(width, WIDEST) for width in longest]

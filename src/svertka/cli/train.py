@@ -21,7 +21,7 @@ from svertka.cli.option_types import (
 )
 from svertka.cli.printing import print_json, print_line
 from svertka.errors import UsageError
-from svertka.escaping import command
+from svertka.escaping import format_command
 
 MODEL, OPTIMIZATION = "Model and weights", "Optimization"
 
@@ -212,7 +212,7 @@ def train(
         changed = [name for name, value in given.items() if name not in RESUMABLE and value != DEFAULTS[name]]
         if changed:
             option = "--" + changed[0].replace("_", "-")
-            anew = command("train", Path(source or "SOURCE"), "--weights", Path(resume))
+            anew = format_command("train", Path(source or "SOURCE"), "--weights", Path(resume))
             raise UsageError(
                 f"{option} cannot be given with --resume: the run goes on with its own settings; leave it out, or "
                 f"start a new run from its weights: {anew} …"
@@ -245,7 +245,7 @@ def train(
         print_line(f"warning: {warning}")
     print_line(f"the run is in {run.folder}; open {run.report}")
     for verb, *arguments in (("predict", "IMAGE..."), ("look",), ("serve",)):
-        print_line(f"next: {command(verb, run.folder)} {' '.join(arguments)}".rstrip())
+        print_line(f"next: {format_command(verb, run.folder)} {' '.join(arguments)}".rstrip())
 
 
 def _repeat(source: str, repeats: int, options: dict[str, Any], *, as_json: bool) -> None:

@@ -22,7 +22,7 @@ from svertka.compiler.packing import DTYPES, PackedWeights, convert_weights, is_
 from svertka.compiler.serialize import OptimizedInfo
 from svertka.conv import native
 from svertka.errors import UsageError
-from svertka.files import given_path
+from svertka.files import parse_path
 
 MIN_NUM_IMAGES = 64  # fewer do not justify the second that optimizing takes
 MAX_PLANS = 8  # batch sizes for which memory is kept
@@ -252,7 +252,7 @@ class Optimized(nn.Module):
         """
         whole = {name: packed.unpack() for name, packed in self._packed.items()}
         steps = dataclasses.replace(self._steps, tensors={**self._steps.tensors, **whole})
-        serialize.write_network(given_path(path), steps, self._info_for_saving())
+        serialize.write_network(parse_path(path), steps, self._info_for_saving())
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
@@ -264,7 +264,7 @@ class Optimized(nn.Module):
         Raises:
             RunError: the file is missing, damaged, or not an optimized network.
         """
-        return cls(*serialize.read_network(given_path(path)))
+        return cls(*serialize.read_network(parse_path(path)))
 
     def __getstate__(self) -> dict[str, Any]:
         alone = {"info": self._info_for_saving(), "_plans": {}, "_repeats": None, "_lock": None}

@@ -28,9 +28,9 @@ from svertka.conv import (
     winograd,
 )
 from svertka.conv_geometry import ConvShape
-from svertka.device import has_bfloat16, processor
+from svertka.device import cpu_name, has_bfloat16
 from svertka.errors import StorageError, UsageError
-from svertka.files import cache_folder, locked, read_json, write_json
+from svertka.files import cache_folder, lock_file, read_json, write_json
 from svertka.progress import say
 
 Pass = Literal["forward", "input_gradient", "weight_gradient"]
@@ -353,7 +353,7 @@ def _look_up(key: Key) -> str | None:
 
 def environment(names: Iterable[str]) -> str:
     """Return what all timings depend on beside the shape: the CPU, PyTorch's version and the algorithms `names`."""
-    return f"{processor()}, torch {torch.__version__}, algorithms {', '.join(names)}"
+    return f"{cpu_name()}, torch {torch.__version__}, algorithms {', '.join(names)}"
 
 
 def with_current_names(choices: Mapping[str, Any]) -> dict[str, str]:
@@ -372,7 +372,7 @@ def save_choice(place: str, description: str, name: str) -> None:
     load_choices(place)[description] = name
     with suppress(StorageError):  # the next process then times it again
         path = cache_folder() / CACHE_FILE
-        with locked(path.with_suffix(".lock")):
+        with lock_file(path.with_suffix(".lock")):
             everything = _read_cache()
             everything[place] = _choices_for(place, everything) | {description: name}
             write_json(path, {"format": CACHE_FORMAT, "choices": everything})

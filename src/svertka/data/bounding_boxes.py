@@ -20,8 +20,8 @@ from xml.etree import ElementTree
 
 from svertka.data.label_tables import read_text
 from svertka.errors import DataError, UsageError
-from svertka.escaping import few
-from svertka.files import given_path, read_json, read_regular, shortened
+from svertka.escaping import join_first
+from svertka.files import parse_path, read_json, read_regular, shorten
 
 LARGEST_XML, LARGEST_JSON = 2**24, 2**30  # bytes
 LARGEST_SIDE = 10**7  # pixels
@@ -92,7 +92,7 @@ def read_boxes(path: str | Path) -> list[Annotation]:
         UsageError: no such file or folder, or none of these formats.
         DataError: it is damaged, or a box is empty or lacks an edge.
     """
-    path = given_path(path)
+    path = parse_path(path)
     if not path.exists():
         raise UsageError(f"there is no file or folder {path}; check the path of the boxes")
     if path.is_dir():
@@ -116,7 +116,7 @@ def _read_folder(path: Path) -> list[Annotation]:
         return [_read_voc(file) for file in here or files]
     tables = sorted(path.glob("*.json"))
     if len(tables) > 1:
-        named = few([table.name for table in tables])
+        named = join_first([table.name for table in tables])
         raise UsageError(f"{path} holds several .json files, {named}; give one of them")
     if not tables:
         raise UsageError(f"{path} holds no .xml file; give a folder of VOC annotations, a COCO .json or a .csv")
@@ -197,12 +197,12 @@ def _box(name: str, edges: Sequence[float], where: str) -> Box:
     said = ", ".join(f"{edge:g}" for edge in edges)
     if all(map(math.isfinite, edges)) and max(map(abs, edges)) > LARGEST_SIDE:
         raise DataError(
-            f"{where} has a {shortened(name)} between the edges {said}; an edge may be at most {LARGEST_SIDE:,} pixels "
+            f"{where} has a {shorten(name)} between the edges {said}; an edge may be at most {LARGEST_SIDE:,} pixels "
             "from the corner of the image; correct or remove the box"
         )
     if not all(map(math.isfinite, edges)) or edges[2] <= edges[0] or edges[3] <= edges[1]:
         raise DataError(
-            f"{where} has a {shortened(name)} between the edges {said}, which hold nothing; correct or remove the box"
+            f"{where} has a {shorten(name)} between the edges {said}, which hold nothing; correct or remove the box"
         )
     return Box(name, *edges)
 
@@ -237,16 +237,14 @@ def _xml(path: Path) -> ElementTree.Element:
         return ElementTree.fromstring(text)
     except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(
-            f"{path} cannot be read as XML: {shortened(reason, 200)}; write it again or remove it"
-        ) from error
+        raise DataError(f"{path} cannot be read as XML: {shorten(reason, 200)}; write it again or remove it") from error
 
 
 def _file_name(said: str, where: str) -> str:
     """The path of a picture as an annotation has it, if it can be one."""
     name = PurePosixPath(said.replace("\\", "/")).name
     if not name or "\0" in said:
-        raise DataError(f"{where} has the file name {shortened(repr(said))}, which is that of no picture; correct it")
+        raise DataError(f"{where} has the file name {shorten(repr(said))}, which is that of no picture; correct it")
     return said
 
 
@@ -274,34 +272,34 @@ def _as_number(text: object, name: str, where: str) -> float:
             return float(text)
     except (ValueError, OverflowError):
         pass
-    raise DataError(f"{where} has {name}={shortened(str(text))}, which is no number; correct it")
+    raise DataError(f"{where} has {name}={shorten(str(text))}, which is no number; correct it")
 
 
 def _read_coco(path: Path) -> list[Annotation]:
     try:
         content = read_json(path, LARGEST_JSON)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {shortened(str(error), 200)}; write it again") from error
+        raise DataError(f"{path} cannot be read as JSON: {shorten(str(error), 200)}; write it again") from error
     images, names = _by_id(content, "images", path), _by_id(content, "categories", path)
     boxes: dict[Any, list[Box]] = defaultdict(list)
     for number, one in enumerate(_rows(content, "annotations", path)):
-        where = f"{path}, annotation {shortened(str(one.get('id', f'#{number}')))},"
+        where = f"{path}, annotation {shorten(str(one.get('id', f'#{number}')))},"
         image, category, edges = one.get("image_id"), one.get("category_id"), one.get("bbox")
         if not _is_id(image) or image not in images:
             raise DataError(
-                f"{where} has a box without a picture: image_id={shortened(str(image))}; add it to images or remove "
+                f"{where} has a box without a picture: image_id={shorten(str(image))}; add it to images or remove "
                 "the box"
             )
         if not _is_id(category) or category not in names:
             raise DataError(
-                f"{where} has category_id={shortened(str(category))}, which is not among the categories; add it"
+                f"{where} has category_id={shorten(str(category))}, which is not among the categories; add it"
             )
         if not isinstance(edges, list) or len(edges) != 4:
-            raise DataError(f"{where} has bbox={shortened(str(edges))}; give [left, top, width, height]")
+            raise DataError(f"{where} has bbox={shorten(str(edges))}; give [left, top, width, height]")
         left, top, width, height = (_as_number(edge, "bbox", where) for edge in edges)
         name = names[category].get("name")
         if not isinstance(name, str):
-            raise DataError(f"{path} has the category {shortened(str(category))} without a name; give it one")
+            raise DataError(f"{path} has the category {shorten(str(category))} without a name; give it one")
         boxes[image].append(_box(name, (left, top, left + width, top + height), where))
     return [
         Annotation(_coco_name(image, path), str(path), _coco_size(image, path), tuple(boxes[key]))
@@ -321,10 +319,10 @@ def _by_id(content: Any, name: str, path: Path) -> dict[Any, dict[str, Any]]:
     for row in _rows(content, name, path):
         if not _is_id(row.get("id")):
             raise DataError(
-                f"{path} has an entry of {name} with id={shortened(str(row.get('id')))}; give a number or a text"
+                f"{path} has an entry of {name} with id={shorten(str(row.get('id')))}; give a number or a text"
             )
         if row["id"] in found:
-            raise DataError(f"{path} has two entries of {name} with id={shortened(str(row['id']))}; number them apart")
+            raise DataError(f"{path} has two entries of {name} with id={shorten(str(row['id']))}; number them apart")
         found[row["id"]] = row
     return found
 
@@ -334,9 +332,9 @@ def _is_id(value: object) -> bool:
 
 
 def _coco_name(image: Mapping[str, Any], path: Path) -> str:
-    name, where = image.get("file_name"), f"{path}, image {shortened(str(image['id']))},"
+    name, where = image.get("file_name"), f"{path}, image {shorten(str(image['id']))},"
     if not isinstance(name, str):
-        raise DataError(f"{where} has file_name={shortened(str(name))}; give the name of its file")
+        raise DataError(f"{where} has file_name={shorten(str(name))}; give the name of its file")
     return _file_name(name, where)
 
 
@@ -344,7 +342,7 @@ def _coco_size(image: Mapping[str, Any], path: Path) -> tuple[int, int] | None:
     sides = image.get("width"), image.get("height")
     if None in sides:
         return None
-    where = f"{path}, image {shortened(str(image['id']))},"
+    where = f"{path}, image {shorten(str(image['id']))},"
     width, height = (
         _side(_as_number(side, name, where), name, where) for side, name in zip(sides, ("width", "height"), strict=True)
     )

@@ -15,9 +15,9 @@ import numpy as np
 
 from svertka.data.dataset import ArrayPictures, Dataset, Pixels
 from svertka.data.split import split
-from svertka.download import fetch
+from svertka.download import download_file
 from svertka.errors import DataError, StorageError, UsageError
-from svertka.files import cache_folder, locked, write_atomic
+from svertka.files import cache_folder, lock_file, write_atomic
 from svertka.progress import progress
 
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
@@ -189,7 +189,7 @@ def _idx_folder(name: str) -> Path:
             return folder
     folder = cache_folder("data", published.folder)
     for file, checksum in published.checksums.items():
-        fetch(
+        download_file(
             [mirror + file for mirror in published.mirrors],
             folder / file,
             checksum,
@@ -247,7 +247,7 @@ def _cifar_folder(name: str) -> Path:
             if archive.suffix != ".part":
                 return _unpacked(archive, published)
     folder = cache_folder("data")
-    archive = fetch(
+    archive = download_file(
         [mirror + published.archive for mirror in published.mirrors],
         folder / published.archive,
         published.checksum,
@@ -261,7 +261,7 @@ def _unpacked(archive: Path, published: Cifar) -> Path:
     facts = archive.stat()
     key = hashlib.blake2b(f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode(), digest_size=8)
     folder = cache_folder("data", "unpacked", f"{published.folder}-{key.hexdigest()}")
-    with locked(folder / "lock"):
+    with lock_file(folder / "lock"):
         files = {**published.sizes(), published.names_file: None}
         missing = {name: size for name, size in files.items() if not (folder / name).exists()}
         if missing:

@@ -24,9 +24,9 @@ from svertka.data.pixel_statistics import intensity_range
 from svertka.data.preprocessing import discarded
 from svertka.data.sources import refuse_misspelt
 from svertka.data.split import VAL_SHARE
-from svertka.device import keeps_settings
+from svertka.device import preserves_settings
 from svertka.errors import DataError, PictureError
-from svertka.escaping import printable
+from svertka.escaping import to_printable
 from svertka.notebook_html import Block
 from svertka.progress import progress
 from svertka.type_checking import check_types
@@ -177,7 +177,7 @@ class _Seen:
 
 
 @check_types
-@keeps_settings
+@preserves_settings
 def check(
     source: str | Path,
     val: float = VAL_SHARE,
@@ -284,7 +284,7 @@ def describe(findings: Findings) -> list[str]:
     lines += findings.account.sentences()
     lines.append("split: " + ", ".join(f"{part} {sum(counts.values())}" for part, counts in findings.split.items()))
     lines += [f"training would refuse: {problem}" for problem in findings.problems]
-    return list(map(printable, lines))
+    return list(map(to_printable, lines))
 
 
 def _look_at_all(dataset: Dataset) -> tuple[dict[int, _Seen], dict[int, str]]:

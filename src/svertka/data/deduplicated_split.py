@@ -10,7 +10,7 @@ from svertka.data.dataset import Dataset, Ints
 from svertka.data.file_accounting import Account
 from svertka.data.group_split import split_groups
 from svertka.data.split import redraw, split
-from svertka.escaping import few
+from svertka.escaping import join_first
 
 WARNED_SHARE = 0.01  # of a part that resembles what was trained on; above it, the report says so
 LEFT_OUT = "are copies of training images and are left out"
@@ -41,7 +41,7 @@ class Overlap:
     def sentence(self) -> str:
         """The same for people."""
         share = f"{100 * self.count / self.images:.1f} %"
-        return f"{self.count:,} of {self.images:,} {self.part} images ({share}) {self.how}: {few(self.names)}"
+        return f"{self.count:,} of {self.images:,} {self.part} images ({share}) {self.how}: {join_first(self.names)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +153,7 @@ def _contradictions(dataset: Dataset, good: Ints, contents: list[bytes]) -> list
     if not pairs:
         return []
     are = "image is a copy" if len(pairs) == 1 else "images are copies"
-    return [f"{len(pairs):,} {are} of one of another class, so that one label is wrong: {few(pairs)}"]
+    return [f"{len(pairs):,} {are} of one of another class, so that one label is wrong: {join_first(pairs)}"]
 
 
 def _units(contents: list[bytes], alike: list[list[int]], groups: npt.NDArray[np.str_] | None) -> Ints:

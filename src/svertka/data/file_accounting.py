@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from svertka.escaping import few, printable
-from svertka.files import shortened
+from svertka.escaping import join_first, to_printable
+from svertka.files import shorten
 
 LONGEST = 100  # characters of a path, in a sentence
 SHOWN = 3  # examples of a kind, in a sentence
@@ -66,7 +66,7 @@ class Account:
             return None
         said = []
         for suffix, reason, paths in groups:
-            named = "" if reason == OWN else f" ({few([*map(_example, paths)], SHOWN)})"
+            named = "" if reason == OWN else f" ({join_first([*map(_example, paths)], SHOWN)})"
             said.append(f"{len(paths)} {suffix}, {reason}{named}")
         return f"left out: {'; '.join(said)}"
 
@@ -74,7 +74,7 @@ class Account:
         """All that a person should know: the notes, the warnings, and what was left out."""
         left_out = self.sentence()
         warnings = [f"warning: {one}" for one in self.warnings]
-        return [*map(printable, self.notes), *map(printable, warnings), *([left_out] if left_out else [])]
+        return [*map(to_printable, self.notes), *map(to_printable, warnings), *([left_out] if left_out else [])]
 
     def to_dict(self) -> dict[str, Any]:
         """`left_out` by suffix and reason, `not_images` by suffix, `notes` and `warnings`."""
@@ -95,7 +95,7 @@ def suffix_of(path: str) -> str:
 
 
 def _example(path: str) -> str:
-    return printable(shortened(path, LONGEST))
+    return to_printable(shorten(path, LONGEST))
 
 
 def by_suffix(paths: Iterable[str]) -> tuple[tuple[str, int], ...]:

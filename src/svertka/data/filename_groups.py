@@ -8,7 +8,7 @@ import numpy as np
 
 from svertka.data.dataset import Dataset, FilePictures
 from svertka.errors import UsageError
-from svertka.escaping import few
+from svertka.escaping import join_first
 
 
 def grouped_by(dataset: Dataset, pattern: str) -> Dataset:
@@ -27,7 +27,7 @@ def grouped_by(dataset: Dataset, pattern: str) -> Dataset:
     found = [compiled.search(name) for name in names]
     lost = [name for name, match in zip(names, found, strict=True) if match is None]
     if lost:
-        raise UsageError(f"group={pattern} does not match {len(lost):,} of {len(names):,} names: {few(lost)}")
+        raise UsageError(f"group={pattern} does not match {len(lost):,} of {len(names):,} names: {join_first(lost)}")
     # A group () that took no part in the match, as one side of an alternative, leaves the whole match.
     groups = [next((one for one in match.groups() if one), match[0]) for match in found if match is not None]
     empty = next((name for name, group in zip(names, groups, strict=True) if not group), None)

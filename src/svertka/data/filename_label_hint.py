@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from svertka.escaping import few
+from svertka.escaping import join_first
 
 WORDS = r"([^\W\d_]+(?:[ _-][^\W\d_]+)*)"
 FORMS = (
@@ -34,7 +34,8 @@ def way_out(paths: Sequence[str]) -> str | None:
         if len(many) > 1 and sum(counts[label] for label in many) >= KNOWN_SHARE * len(paths):
             path, label = next((path, label) for path, label in zip(paths, labels, strict=True) if label in many)
             return (
-                f"their names say {few(sorted(many), 5)}: if those are the classes, write a CSV file of path,label "
+                f"their names say {join_first(sorted(many), 5)}: if those are the classes, write a CSV file of "
+                "path,label "
                 f"with a line for each image, such as {path},{label}, and give it as SOURCE"
             )
     return None

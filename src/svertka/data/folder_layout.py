@@ -21,7 +21,7 @@ from svertka.data.file_tree import FileTree, Folder
 from svertka.data.label_tables import TABLE_SUFFIXES, Table, read_table
 from svertka.data.split_names import part_of, parts_of
 from svertka.errors import DataError, UsageError
-from svertka.escaping import few
+from svertka.escaping import join_first
 
 # Folders that go with images without being classes; of no account where they hold no image.
 COMPANIONS = {"annotations", "annotation", "labels", "label", "xml", "xmls", "docs", "doc", "scripts", "code", "meta"}
@@ -218,9 +218,10 @@ class _Reader:
         )
         if kinds:
             self.layout.warnings.append(
-                f"the parts of the class folders hold further folders, {few(kinds, SHOWN)}, which are taken together: "
+                f"the parts of the class folders hold further folders, {join_first(kinds, SHOWN)}, which are taken "
+                "together: "
                 "if those are the classes, as in MVTec's sets, give one of the folders "
-                f"{few([one.name for one, _ in inner])} as SOURCE"
+                f"{join_first([one.name for one, _ in inner])} as SOURCE"
             )
 
     def _read_classes(self, folders: Iterable[Folder], part: str) -> None:
@@ -303,8 +304,9 @@ class _Reader:
         common = sorted(name for name, count in names.items() if count > 1 and 2 * count > len(plain))
         if len(common) > 1:
             self.layout.warnings.append(
-                f"the class folders {few([folder.name for folder in plain], SHOWN)} hold the same folders, "
-                f"{few(common, SHOWN)}: are those the classes? Then give each of them one folder for all its images"
+                f"the class folders {join_first([folder.name for folder in plain], SHOWN)} hold the same folders, "
+                f"{join_first(common, SHOWN)}: are those the classes? Then give each of them one folder for all its "
+                "images"
             )
         beside = {folder.name for folder in classes}
         for folder in plain:
@@ -312,7 +314,7 @@ class _Reader:
             if inside:
                 self.layout.warnings.append(
                     f"the class folder {folder.path} holds folders that are called as classes beside it, "
-                    f"{few(inside, SHOWN)}: is it a copy of them, or a folder around them? Then move it away"
+                    f"{join_first(inside, SHOWN)}: is it a copy of them, or a folder around them? Then move it away"
                 )
 
     def _question_tables(self, tables: Sequence[Table], top: Folder) -> None:
@@ -344,7 +346,7 @@ class _Reader:
         if found:
             self.layout.warnings.append(
                 f"{len(found):,} of {len(used):,} images look like masks of others, as segmentation has them, and are "
-                f"learned from as images: {few(found)}; move them away if they are"
+                f"learned from as images: {join_first(found)}; move them away if they are"
             )
 
     def _name_wordnet_ids(self, top: Folder) -> None:
@@ -356,7 +358,7 @@ class _Reader:
         counts = Counter(names.values())
         called = {one: name if counts[name] == 1 else f"{name} ({one})" for one, name in sorted(names.items())}
         self.layout.notes.append(
-            f"classes are called as {top.path / 'words.txt'} has them: {few([*called.values()], SHOWN)}"
+            f"classes are called as {top.path / 'words.txt'} has them: {join_first([*called.values()], SHOWN)}"
         )
         self.layout.entries = [replace(one, label=called[one.label]) for one in self.layout.entries]
 

@@ -23,7 +23,7 @@ from svertka.data.preprocessing import Fit
 from svertka.data.record_store import ANNOUNCED, RECORD, ByteStore, announce
 from svertka.data.row_format import HEAD, Facts, Layout, Row, facts_of
 from svertka.errors import DataError, PictureError, StorageError
-from svertka.files import cache_folder, in_bytes, locked, read_json, write_json
+from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
 from svertka.progress import progress, say
 
 __all__ = ["Prepared", "Rows", "prepare"]
@@ -328,7 +328,7 @@ def _open_store(layout: Layout, limit: int | None) -> tuple[ByteStore | None, st
         store = ByteStore(cache_folder("pictures") / name, limit)
     except StorageError as error:
         return None, str(error)
-    return store, f"they do not fit into the {in_bytes(store.limit)} that the cache may take"
+    return store, f"they do not fit into the {format_bytes(store.limit)} that the cache may take"
 
 
 def _found(store: ByteStore, wanted: set[bytes], squares: _Squares) -> set[bytes]:
@@ -424,7 +424,7 @@ def _known_bad(decoding: Decoding) -> dict[bytes, str]:
 def _remember_bad(reasons: dict[bytes, str], decoding: Decoding) -> None:
     with suppress(StorageError):
         folder = cache_folder("pictures")
-        with locked(folder / "lock"):
+        with lock_file(folder / "lock"):
             known = _known_bad(decoding) | reasons
             value = {"header": _bad_header(decoding), "reasons": {key.hex(): reason for key, reason in known.items()}}
             write_json(folder / "bad.json", value)

@@ -21,8 +21,8 @@ from svertka.data.folder_layout import Entry, Layout, clean_name, understand, un
 from svertka.data.label_tables import TABLE_SUFFIXES, read_table
 from svertka.data.split_names import part_of
 from svertka.errors import DataError, UsageError
-from svertka.escaping import few, quoted
-from svertka.files import given_path
+from svertka.escaping import join_first, quote_words
+from svertka.files import parse_path
 
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar"}
 OWN_FOLDERS = "put the pictures of each class into a folder of its own, as photos/cat and photos/dog"
@@ -167,7 +167,7 @@ def list_folder(path: str | Path, columns: Mapping[str, str] | None = None) -> L
         UsageError: no such folder or file.
         DataError: it cannot be read, or a table has other columns.
     """
-    path = given_path(path)
+    path = parse_path(path)
     if path.is_dir():
         return _list_folder(path, columns or {})
     if not path.exists():
@@ -196,7 +196,7 @@ def _list_folder(path: Path, columns: Mapping[str, str]) -> Listing:
     not_images = [folder.inside(name) for folder in tree.root.walk() for name in folder.other]
     notes = list(layout.notes)
     if tree.misnamed:
-        notes.append(f"used, although their names do not say that they are images: {few(tree.misnamed)}")
+        notes.append(f"used, although their names do not say that they are images: {join_first(tree.misnamed)}")
     account = Account(
         left_out, by_suffix(not_images + tree.hidden_others), tuple(notes), warnings=tuple(layout.warnings)
     )
@@ -229,8 +229,8 @@ def _unpack(path: Path) -> str:
         ".rar": ("unrar", "x", path),
     }
     if path.suffix.lower() in simple:
-        return quoted(*simple[path.suffix.lower()])
-    return f"{quoted('mkdir', folder)} && {quoted('tar', '-xf', path, '-C', folder)}"
+        return quote_words(*simple[path.suffix.lower()])
+    return f"{quote_words('mkdir', folder)} && {quote_words('tar', '-xf', path, '-C', folder)}"
 
 
 def _in_order(names: Iterable[str]) -> str:

@@ -17,8 +17,8 @@ from svertka.data.label_tables import TABLE_SUFFIXES
 from svertka.data.pixel_modes import Range
 from svertka.data.preprocessing import Picture, opened
 from svertka.errors import DataError, PictureError, UsageError
-from svertka.escaping import few
-from svertka.files import shortened, start_of
+from svertka.escaping import join_first
+from svertka.files import read_start, shorten
 from svertka.progress import say
 
 Input = Picture | PictureError  # or why there is nothing to look at
@@ -36,7 +36,7 @@ def all_of(pictures: Iterable[Picture]) -> list[tuple[str, Input]]:
     """
     everything = list(expanded(pictures))
     if all(isinstance(picture, PictureError) for _, picture in everything):
-        reasons = few([f"{name}: {reason}" for name, reason in everything], separator="; ")
+        reasons = join_first([f"{name}: {reason}" for name, reason in everything], separator="; ")
         raise UsageError(
             f"there is no picture in what is named ({reasons or 'nothing'}); pictures end in {SOME_SUFFIXES}"
         )
@@ -61,7 +61,7 @@ def misnamed_files(pictures: Iterable[Input]) -> list[tuple[str, str]]:
         if isinstance(picture, str | PathLike):
             path = Path(picture)
             with suppress(OSError, ValueError):
-                name = format_of(start_of(path))
+                name = format_of(read_start(path))
                 if name is not None and path.suffix and SUFFIXES.get(path.suffix.lower()) != name:
                     found.append((str(picture), name))
     return found
@@ -124,7 +124,7 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Input]]:
 def _is_image(path: Path) -> bool:
     """Whether the content of `path` is an image, whatever its name says."""
     with suppress(OSError, ValueError):
-        return is_image_content(start_of(path))
+        return is_image_content(read_start(path))
     return False
 
 
@@ -141,7 +141,7 @@ def _read_array(path: Path) -> npt.NDArray[np.uint8]:
             raise FileNotFoundError(2, "no such file")
         array: npt.NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")  # np.load would open archives, too
     except Exception as error:  # whatever a damaged header leads the reader to
-        reason = shortened(" ".join((getattr(error, "strerror", None) or str(error)).split()), 200)
+        reason = shorten(" ".join((getattr(error, "strerror", None) or str(error)).split()), 200)
         raise UsageError(f"{path} cannot be read as an array ({reason}); save one of uint8 with numpy.save") from error
     if array.ndim == 3 and array.shape[2] in CHANNELS:  # one image, not many that are three pixels wide
         array = array[None]

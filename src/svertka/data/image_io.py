@@ -28,8 +28,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 from svertka.data.decode_memory import WEBP_BYTES, DecodingMemory, decoding_bytes, scan_count
 from svertka.data.pixel_modes import Pixels, Range, Source, over_white, shades
 from svertka.errors import FormatError, PictureError, SizeError, UsageError
-from svertka.escaping import few, printable
-from svertka.files import in_bytes, read_regular
+from svertka.escaping import join_first, to_printable
+from svertka.files import format_bytes, read_regular
 
 PIXEL_LIMIT = 100_000_000
 MEMORY_LIMIT = 2**30  # bytes that decoding one image may take, beside its file
@@ -250,8 +250,8 @@ def misnamed_sentence(found: Sequence[tuple[str, str]]) -> str | None:
     """What to say of files, path and format, whose names say another format; None if there are none."""
     if not found:
         return None
-    named = few([f"{path} is {name}" for path, name in found], separator="; ")
-    return printable(f"used, though the name says another format: {named}")
+    named = join_first([f"{path} is {name}" for path, name in found], separator="; ")
+    return to_printable(f"used, though the name says another format: {named}")
 
 
 @dataclass(frozen=True)
@@ -403,8 +403,9 @@ def _webp_bytes(data: bytes, max_memory: int) -> int:
         width, height = (value & 0x3FFF for value in struct.unpack("<HH", data[26:30].ljust(4, b"\0")))
     if (cost := WEBP_BYTES * width * height) > max_memory:
         raise SizeError(
-            f"{width * height / 1e6:.0f} megapixels of WebP take {in_bytes(cost)} of memory to decode, more than the "
-            f"limit of {in_bytes(max_memory)}; make it smaller or raise --max-pixels"
+            f"{width * height / 1e6:.0f} megapixels of WebP take {format_bytes(cost)} of memory to decode, more than "
+            "the "
+            f"limit of {format_bytes(max_memory)}; make it smaller or raise --max-pixels"
         )
     return cost
 
@@ -479,7 +480,8 @@ def _afford(image: ImageFile, data: bytes, factor: int, decoding: Decoding, *, d
     cost = decoding_bytes(image, data, factor, deep=deep)
     if cost > decoding.max_memory:
         raise SizeError(
-            f"takes {in_bytes(cost)} of memory to decode, more than the limit of {in_bytes(decoding.max_memory)}; "
+            f"takes {format_bytes(cost)} of memory to decode, more than the limit of "
+            f"{format_bytes(decoding.max_memory)}; "
             "make it smaller or raise --max-pixels"
         )
     return cost

@@ -18,8 +18,8 @@ from typing import Any
 from svertka.data.image_io import SUFFIXES
 from svertka.data.split_names import part_of
 from svertka.errors import DataError, UsageError
-from svertka.escaping import few, quoted
-from svertka.files import read_regular, shortened
+from svertka.escaping import join_first, quote_words
+from svertka.files import read_regular, shorten
 
 LARGEST = 2**28  # bytes of a table, some million rows
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
@@ -166,7 +166,7 @@ def read_text(file: Path) -> tuple[str, str]:
 def _unreadable(file: Path, error: Exception) -> DataError:
     reason = (getattr(error, "strerror", None) or str(error)).lower()
     kind = "JSON lines" if file.suffix.lower() in (".jsonl", ".ndjson") else "CSV"
-    return DataError(f"{file} cannot be read as {kind} in UTF-8: {shortened(reason, 200)}; save it as such")
+    return DataError(f"{file} cannot be read as {kind} in UTF-8: {shorten(reason, 200)}; save it as such")
 
 
 def _json_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[Row], list[str]]:
@@ -198,7 +198,7 @@ def _json_objects(text: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def _reason(error: Exception) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else shortened(str(error), 100)
+    return "nested too deeply" if isinstance(error, RecursionError) else shorten(str(error), 100)
 
 
 def _scalar(value: Any, key: str, where: str) -> str:
@@ -208,7 +208,7 @@ def _scalar(value: Any, key: str, where: str) -> str:
         return value
     if isinstance(value, int) and abs(value) < 2**63:
         return str(value)
-    raise DataError(f"{where} has {key}={shortened(repr(value))}; give a text or a whole number")
+    raise DataError(f"{where} has {key}={shorten(repr(value))}; give a text or a whole number")
 
 
 def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[Row], str, list[str]]:
@@ -232,7 +232,8 @@ def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[
             body = [line for _, line in numbered]
             if not columns and (classes := _one_hot(names, body)):
                 raise DataError(
-                    f"{file} has a column for each class ({few(classes)}), of which one is 1 in each row; write its "
+                    f"{file} has a column for each class ({join_first(classes)}), of which one is 1 in each row; "
+                    "write its "
                     "name into a column label instead"
                 )
             meanings = _meanings(names, columns, file)
@@ -293,12 +294,12 @@ def _on_unused(values: Mapping[str, set[str]], file: Path) -> list[str]:
     """What to say of columns that are not used, by their `values`."""
     if not values:
         return []
-    said = [f"columns of {file} that are not used: {shortened(', '.join(values), 200)}"]
+    said = [f"columns of {file} that are not used: {shorten(', '.join(values), 200)}"]
     for name, found in values.items():
         words = {value.strip() for value in found} - {""}
         if words and all(map(part_of, words)):
-            option = quoted("--columns", f"part={name}")
-            said.append(f"the column {name} of {file} says {few(sorted(words))}: {option} divides the images so")
+            option = quote_words("--columns", f"part={name}")
+            said.append(f"the column {name} of {file} says {join_first(sorted(words))}: {option} divides the images so")
         elif part_of(name.lower().removeprefix("is_")) and {word.lower() for word in words} <= BOOLEAN:
             said.append(f"the column {name} of {file} is not used: to divide by it, write train, val or test into it")
     return said
@@ -341,8 +342,8 @@ def _missing(column: str, names: list[str], found: Mapping[str, str], file: Path
         if meaning not in guesses and guess is not None:
             guesses[meaning] = guess
     pairs = ",".join(f"{meaning}={guesses.get(meaning, 'COLUMN')}" for meaning in ("path", "label"))
-    listed = shortened(", ".join(names), 400)
-    return f"{file} has no column {column}, but {listed}; say which is which: {quoted('--columns', pairs)}"
+    listed = shorten(", ".join(names), 400)
+    return f"{file} has no column {column}, but {listed}; say which is which: {quote_words('--columns', pairs)}"
 
 
 def _row(values: Mapping[str, str], where: str) -> Row:
@@ -354,7 +355,7 @@ def _row(values: Mapping[str, str], where: str) -> Row:
         raise DataError(f"{where} has a NUL character in its path; correct it")
     known = part_of(part) if part else ""
     if known is None:
-        raise DataError(f"{where} has part={shortened(part)}; use train, val or test, or leave it empty")
+        raise DataError(f"{where} has part={shorten(part)}; use train, val or test, or leave it empty")
     return Row(path, label, known, "" if group.lower() in UNKNOWN else group, where)
 
 
@@ -393,7 +394,7 @@ def _found(file: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
             if some - found:
                 used.append(other)
                 found |= some
-    notes.append(f"the images of {file} are in {few([str(folder / place.base) for place in used])}")
+    notes.append(f"the images of {file} are in {join_first([str(folder / place.base) for place in used])}")
     paths = (next(filter(None, (place.find(row.path) for place in used)), row.path) for row in rows)
     return [replace(row, path=path) for row, path in zip(rows, paths, strict=True)], notes
 

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from svertka.data.dataset import Ints
 from svertka.errors import StorageError
-from svertka.files import free_bytes, in_bytes, locked, read_json, storage, write_json
+from svertka.files import format_bytes, free_bytes, lock_file, read_json, storage_errors, write_json
 from svertka.progress import say
 
 Bytes = npt.NDArray[np.uint8]
@@ -57,9 +57,9 @@ class ByteStore:
         self._index: dict[bytes, int] = {}
         self._sound = np.zeros(0, bool)  # rows that were compared with their CRC, or written, by this object
         self._damaged: set[int] = set()
-        with storage(folder):
+        with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with locked(self._lock), storage(folder):
+        with lock_file(self._lock), storage_errors(folder):
             self._begin(layout or {"rows": "bytes"})
             self._use, self._keys_file, self._rows_file = files = [
                 os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644) for name in ("use", "keys", "rows")
@@ -80,7 +80,7 @@ class ByteStore:
 
         Each row is compared with its checksum the first time that it is found.
         """
-        with locked(self._lock), storage(self.folder):
+        with lock_file(self._lock), storage_errors(self.folder):
             self._refresh()
         positions = np.array([self._index.get(key, -1) for key in keys], dtype=np.int64)
         for place, position in enumerate(positions):
@@ -106,7 +106,7 @@ class ByteStore:
         Raises:
             StorageError: the disk is full or cannot be written; what was stored before stays.
         """
-        with locked(self._lock), storage(self.folder):
+        with lock_file(self._lock), storage_errors(self.folder):
             self._refresh()
             fresh = {key: place for place, key in enumerate(keys) if not self._has(key)}
             places = list(fresh.values())
@@ -118,12 +118,12 @@ class ByteStore:
 
     def room_for(self, row_bytes: int) -> int:
         """How many rows of `row_bytes` can still be appended, neighbours that nobody uses being removed for them."""
-        with locked(self._lock):
+        with lock_file(self._lock):
             return self._space(self.limit, remove=False) // (row_bytes + RECORD.itemsize)
 
     def clear(self) -> bool:
         """Forget every row, to make room for others; False, and nothing done, while another has the store open."""
-        with locked(self._lock), storage(self.folder):
+        with lock_file(self._lock), storage_errors(self.folder):
             try:
                 fcntl.flock(self._use, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -283,15 +283,15 @@ def announce(what: str, size: float, store: ByteStore) -> None:
     """Say that `what` will take about `size` bytes on disk and where, before it is written into `store`."""
     if size >= ANNOUNCED:
         say(
-            f"{what} will take about {in_bytes(min(size, store.limit))} in {store.folder.parent}, "
-            f"of at most {in_bytes(store.limit)}"
+            f"{what} will take about {format_bytes(min(size, store.limit))} in {store.folder.parent}, "
+            f"of at most {format_bytes(store.limit)}"
         )
 
 
 def _remove(folder: Path, *, really: bool) -> int:
     """Bytes that removing a store gives back; 0 while somebody has it open."""
     try:
-        with storage(folder):
+        with storage_errors(folder):
             use = os.open(folder / "use", os.O_RDWR | os.O_CREAT, 0o644)
     except StorageError:
         return 0

@@ -9,7 +9,7 @@ from svertka.data.dataset import Dataset
 from svertka.data.image_folder import open_folder
 from svertka.data.label_tables import parse_columns
 from svertka.errors import UsageError
-from svertka.files import given_path
+from svertka.files import parse_path
 
 
 def open_source(
@@ -32,8 +32,8 @@ def open_source(
             raise UsageError(f"columns={columns} are of a table, and {source} is a published data set; leave them out")
         return open_published(str(source))
     refuse_misspelt(source)
-    if boxes is not None and given_path(source).is_dir():
-        labelled = labelled_by_boxes(given_path(source), given_path(boxes), meanings)
+    if boxes is not None and parse_path(source).is_dir():
+        labelled = labelled_by_boxes(parse_path(source), parse_path(boxes), meanings)
         if labelled is not None:
             return labelled
     return open_folder(source, to_train=to_train, columns=meanings)
@@ -43,7 +43,7 @@ def same_place(one: str | Path, other: str | Path) -> bool:
     """Whether two sources are one: the same published data set, or paths that lead to the same place."""
     if str(one) in NAMES or str(other) in NAMES:
         return str(one) == str(other)
-    return given_path(one).resolve() == given_path(other).resolve()
+    return parse_path(one).resolve() == parse_path(other).resolve()
 
 
 def refuse_misspelt(source: str | Path) -> None:
@@ -52,7 +52,7 @@ def refuse_misspelt(source: str | Path) -> None:
     Raises:
         UsageError: there is no such path; where `source` resembles a published data set, that one is suggested.
     """
-    path = given_path(source)
+    path = parse_path(source)
     if path.exists():
         return
     near = difflib.get_close_matches(str(source).lower(), NAMES, n=1)

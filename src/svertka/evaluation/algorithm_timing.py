@@ -7,7 +7,7 @@ import torch
 
 from svertka.conv import autotune
 from svertka.conv_geometry import ConvShape
-from svertka.device import keeps_settings, set_threads
+from svertka.device import preserves_settings, set_threads
 from svertka.errors import UsageError
 from svertka.graph.conv_shapes import find_conv_shapes
 from svertka.models.registry import find_model
@@ -15,7 +15,7 @@ from svertka.type_checking import check_types
 
 
 @check_types
-@keeps_settings
+@preserves_settings
 def tune(
     name: str | None = None,
     *,

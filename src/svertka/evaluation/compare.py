@@ -10,9 +10,9 @@ from typing import Any
 from svertka.classifier import is_classifier
 from svertka.data.builtin import NAMES
 from svertka.data.sources import same_place
-from svertka.device import choose_device, describe, keeps_settings
+from svertka.device import choose_device, describe_device, preserves_settings
 from svertka.errors import UsageError
-from svertka.escaping import command
+from svertka.escaping import format_command
 from svertka.evaluation.confidence_intervals import (
     Interval,
     format_p,
@@ -38,7 +38,7 @@ SIGNIFICANCE_LEVEL = 0.05  # differences with a larger p are called not signific
 
 
 @check_types
-@keeps_settings
+@preserves_settings
 def compare(
     runs: Sequence[Source],
     source: Source | None = None,
@@ -110,7 +110,7 @@ def compare(
                 difference=Difference.between(joint.per_run[number], joint.per_run[0]) if number else None,
             )
         )
-    comparison = Comparison(tuple(compared), joint, describe(torch_device))
+    comparison = Comparison(tuple(compared), joint, describe_device(torch_device))
     if file is not None:
         write_comparison(file, comparison)
     return comparison
@@ -330,7 +330,7 @@ def _common_source(runs: Sequence[str]) -> str:
     if source not in NAMES and not Path(source).exists():
         raise UsageError(
             f"the training images of {' and '.join(runs)} are no longer in {source}; "
-            f"name their folder: {command('compare', *runs)} SOURCE"
+            f"name their folder: {format_command('compare', *runs)} SOURCE"
         )
     return source
 

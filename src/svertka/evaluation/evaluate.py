@@ -17,9 +17,9 @@ from svertka.data.image_io import Decoding
 from svertka.data.imagenet import name_of
 from svertka.data.loader import Batches
 from svertka.data.sources import open_source
-from svertka.device import autocast, choose_device, keeps_settings, set_threads
+from svertka.device import autocast, choose_device, preserves_settings, set_threads
 from svertka.errors import DataError, UsageError
-from svertka.escaping import few
+from svertka.escaping import join_first
 from svertka.evaluation.crop_protocols import CropProtocol, crop_protocol
 from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.evaluation.held_out import select_images
@@ -38,7 +38,7 @@ CLASSES_IN_ERROR = 5  # class names listed in an error message
 
 
 @check_types
-@keeps_settings
+@preserves_settings
 def evaluate(
     run: Source | Sequence[Source],
     source: Source,
@@ -284,8 +284,8 @@ def match_class_names(names: tuple[str, ...], dataset: Dataset) -> Dataset:
     if unknown:
         raise DataError(
             f"{dataset.source} holds classes that the run does not know: "
-            f"{few([*map(_with_meaning, unknown)], CLASSES_IN_ERROR)}; "
-            f"it knows {few([*map(_with_meaning, names)], CLASSES_IN_ERROR)}"
+            f"{join_first([*map(_with_meaning, unknown)], CLASSES_IN_ERROR)}; "
+            f"it knows {join_first([*map(_with_meaning, names)], CLASSES_IN_ERROR)}"
         )
     labels = np.array([place.get(name, 0) for name in dataset.names], dtype=np.int64)[dataset.labels]
     notes = [f"the class {name} is taken for {names[index]}" for name, index in inexact.items()]

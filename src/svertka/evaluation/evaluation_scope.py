@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from svertka.data.file_accounting import Account
-from svertka.escaping import few, printable
+from svertka.escaping import join_first, to_printable
 
 NAMED = 5
 
@@ -75,7 +75,9 @@ class EvaluationScope:
         return (*said, *([self.note] if self.note else []), *self.account.sentences())
 
     def _names(self) -> str:
-        named = few([f"{printable(path)}: {printable(reason)}" for path, reason in self.unread], NAMED, "; ")
+        named = join_first(
+            [f"{to_printable(path)}: {to_printable(reason)}" for path, reason in self.unread], NAMED, "; "
+        )
         return f" ({named})" if named else ""
 
     def to_dict(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from svertka.data.sources import same_place
 from svertka.data.split import fingerprint
 from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError, RunError, UsageError
-from svertka.escaping import command
+from svertka.escaping import format_command
 from svertka.evaluation.evaluation_scope import EvaluationScope, count_images
 from svertka.progress import say
 from svertka.run import Run
@@ -106,7 +106,7 @@ def select_images(
     )
     good = np.array([i for i in wanted.tolist() if i not in prepared.bad], dtype=np.int64)
     if not len(good):
-        raise DataError(f"{dataset.source}: no image can be read; see {command('check', Path(dataset.source))}")
+        raise DataError(f"{dataset.source}: no image can be read; see {format_command('check', Path(dataset.source))}")
     if sentence := misnamed_sentence(misnamed_among(dataset.pictures, prepared.facts)):
         say(sentence)
     alike, not_compared = _near_duplicates(found, dataset, contents, good, threads)

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from svertka import distributed
 from svertka.errors import UsageError
-from svertka.escaping import few
+from svertka.escaping import join_first
 from svertka.evaluation.calibration import Calibration, CalibrationAccumulator
 from svertka.evaluation.chance_level import chance_accuracy, is_at_chance
 from svertka.evaluation.confidence_intervals import Interval, wilson_interval
@@ -160,7 +160,7 @@ class Evaluation:
         if sentence := self._against_chance():
             said.append(sentence)
         if missed := self.never_predicted:
-            said.append(f"It never predicts {few(missed, CLASSES_IN_WARNING)}, though there are images of them.")
+            said.append(f"It never predicts {join_first(missed, CLASSES_IN_WARNING)}, though there are images of them.")
         return tuple(said)
 
     def _against_chance(self) -> str | None:

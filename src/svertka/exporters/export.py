@@ -19,9 +19,9 @@ from svertka.data.pixel_modes import Range
 from svertka.data.preprocessing import Picture
 from svertka.data.sources import open_source
 from svertka.errors import DataError, FetchError, PictureError, RunError, UsageError
-from svertka.escaping import command
+from svertka.escaping import format_command
 from svertka.exporters.hub_folder import CARD, FRONT, write_folder
-from svertka.files import given_path, write_atomic
+from svertka.files import parse_path, write_atomic
 from svertka.output_paths import output_file, output_folder
 from svertka.run import Run, training_boxes, training_columns
 from svertka.type_checking import check_types
@@ -71,7 +71,7 @@ def export(
         damaged. StorageError: `to` cannot be written.
     """
     began = time.monotonic()
-    path = given_path(to)
+    path = parse_path(to)
     pictures = (pictures,) if isinstance(pictures, str) else pictures
     is_file = path.suffix.lower() == ".onnx" and not path.is_dir()
     if not is_file and path.suffix and not path.is_dir() and not fspath(to).endswith("/"):
@@ -125,12 +125,12 @@ def _of_training(run: str | PathLike[str], intensity_range: Range | None) -> lis
         dataset = open_source(source, to_train=False, **how).seen_by(intensity_range)
     except (RunError, KeyError) as error:
         raise UsageError(
-            f"say which pictures to check it on: {command('export', Path(run))} PICTURES --to …"
+            f"say which pictures to check it on: {format_command('export', Path(run))} PICTURES --to …"
         ) from error
     except (UsageError, DataError, FetchError) as error:
         raise DataError(
             f"the pictures that {fspath(run)} was trained on are gone ({error}); "
-            f"give others: {command('export', Path(run))} PICTURES --to …"
+            f"give others: {format_command('export', Path(run))} PICTURES --to …"
         ) from error
 
     found = []
@@ -139,6 +139,6 @@ def _of_training(run: str | PathLike[str], intensity_range: Range | None) -> lis
             found.append(dataset.pictures.read(int(index)))
     if not found:
         raise DataError(
-            f"no picture of {source} can be read; give others: {command('export', Path(run))} PICTURES --to …"
+            f"no picture of {source} can be read; give others: {format_command('export', Path(run))} PICTURES --to …"
         )
     return found

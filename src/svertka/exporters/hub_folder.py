@@ -5,8 +5,8 @@ from pathlib import Path
 
 from svertka.classifier import CONFIG, WEIGHTS, Classifier
 from svertka.errors import RunError
-from svertka.escaping import command, printable
-from svertka.files import storage, write_atomic, write_json
+from svertka.escaping import format_command, to_printable
+from svertka.files import storage_errors, write_atomic, write_json
 from svertka.graph.summary import count_network
 from svertka.run import Run
 from svertka.tensor_files import write_tensors
@@ -32,7 +32,7 @@ def write_folder(folder: Path, classifier: Classifier, run: str) -> None:
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    with storage(folder):
+    with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, classifier.network.state_dict())
     config = classifier.config.model_dump()
@@ -131,7 +131,7 @@ def _how(classifier: Classifier, folder: str) -> list[str]:
     one = classifier.preprocess
     colour = "grey (ITU-R 601 luma)" if one.channels == 1 else "RGB"
     return [
-        *_literal(["pip install svertka", command("predict", Path(f"{folder}/"), "picture.jpg")]),
+        *_literal(["pip install svertka", format_command("predict", Path(f"{folder}/"), "picture.jpg")]),
         "",
         *_literal(["import svertka", f"svertka.Classifier.load({json.dumps(folder + '/')}).predict('picture.jpg')"]),
         "",
@@ -143,4 +143,4 @@ def _how(classifier: Classifier, folder: str) -> list[str]:
 
 def _literal(lines: list[str]) -> list[str]:
     """Indented, so that Markdown reads nothing in them, whatever a class is called."""
-    return [f"    {printable(line)}" for line in lines]
+    return [f"    {to_printable(line)}" for line in lines]

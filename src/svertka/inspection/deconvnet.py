@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from svertka.data.dataset import Ints
 from svertka.device import has_values
 from svertka.errors import UsageError
-from svertka.files import shortened
+from svertka.files import shorten
 from svertka.graph.summary import Layer, copy_to_meta
 from svertka.inspection import forward_pass
 from svertka.inspection.activations import feature_map_size, follow_to_relu, hook_layers, list_layers
@@ -331,9 +331,9 @@ def _to_integers(numbers: Indices) -> Ints:
         found = np.asarray(numbers.cpu() if isinstance(numbers, Tensor) else numbers)
         whole = found.astype(np.int64)
     except (ValueError, TypeError, OverflowError, NotImplementedError, RuntimeError) as error:
-        raise UsageError(f"{shortened(str(numbers))} must be integers") from error
+        raise UsageError(f"{shorten(str(numbers))} must be integers") from error
     if whole.size and not np.array_equal(whole, found):
-        raise UsageError(f"{shortened(str(numbers))} must be integers")
+        raise UsageError(f"{shorten(str(numbers))} must be integers")
     return whole
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from svertka.device import device_of, has_values
+from svertka.device import get_device, has_values
 from svertka.errors import SvertkaError, UsageError
 
 
@@ -47,7 +47,7 @@ def prepare_input(network: nn.Module, images: Tensor) -> Tensor:
         raise UsageError(f"images of {images.dtype} are not supported; give floating-point numbers or uint8")
     images = images[None] if images.ndim == 3 else images
     dtype = floating_point_dtype(network) if images.is_floating_point() else images.dtype
-    return images.to(device_of(network) or images.device, dtype or images.dtype)
+    return images.to(get_device(network) or images.device, dtype or images.dtype)
 
 
 def floating_point_dtype(network: nn.Module) -> torch.dtype | None:

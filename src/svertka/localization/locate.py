@@ -11,7 +11,7 @@ from svertka.data.dataset import Pixels
 from svertka.data.image_inputs import all_of, misnamed_files, pixels_of
 from svertka.data.image_io import Decoding, misnamed_sentence
 from svertka.data.preprocessing import Picture
-from svertka.device import choose_device, keeps_settings, set_threads
+from svertka.device import choose_device, preserves_settings, set_threads
 from svertka.errors import DataError, PictureError
 from svertka.evaluation.held_out import TrainingImageFilter
 from svertka.localization.heatmap import Region, heat, region
@@ -80,7 +80,7 @@ class Located:
 
 
 @check_types
-@keeps_settings
+@preserves_settings
 def locate(
     run: str | PathLike[str] | Classifier,
     *pictures: Picture,

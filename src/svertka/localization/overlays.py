@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from svertka.data.bounding_boxes import Annotation, Box
 from svertka.data.dataset import Pixels
-from svertka.files import storage, write_atomic
+from svertka.files import storage_errors, write_atomic
 from svertka.localization.heatmap import Heat, Region
 from svertka.pages.html_page import bidi_isolate, escape, render_page
 from svertka.pages.inline_images import shrink
@@ -34,7 +34,7 @@ class Album:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.figures: list[str] = []
-        with storage(folder):
+        with storage_errors(folder):
             (folder / "overlays").mkdir(parents=True, exist_ok=True)
 
     def add(

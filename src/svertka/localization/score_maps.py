@@ -13,7 +13,7 @@ from svertka.compiler.optimize import optimize_if_worthwhile
 from svertka.data.bounding_boxes import BACKGROUND
 from svertka.data.dataset import Pixels
 from svertka.data.preprocessing import Preprocess, resized
-from svertka.device import device_of
+from svertka.device import get_device
 from svertka.graph.shared_crops import share_crops
 from svertka.localization.patch_grid import Level, levels
 
@@ -58,7 +58,7 @@ class Locator:
         """
         found = []
         for level in self.levels(rgb):
-            picture = shown(self.preprocess, rgb, level).to(device_of(self.network), memory_format=torch.channels_last)
+            picture = shown(self.preprocess, rgb, level).to(get_device(self.network), memory_format=torch.channels_last)
             scores = self._require_finite(self.network(picture, level.places).float().softmax(1).cpu()).numpy()
             found.append(ScoreMap(level, scores.T.reshape(-1, len(level.rows), len(level.columns))))
         return found

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from svertka.errors import UsageError
-from svertka.escaping import few, printable
-from svertka.files import in_bytes, shortened
+from svertka.escaping import join_first, to_printable
+from svertka.files import format_bytes, shorten
 from svertka.progress import say
 from svertka.tensor_files import memory, not_finite, read_tensors
 
@@ -99,7 +99,7 @@ class _Entry:
         tensors = _tensors_in(self.content)
         if tensors:
             return tensors
-        keys = ", ".join(printable(str(key)[:40]) for key in list(self.content)[:5]) if self._is_dict else ""
+        keys = ", ".join(to_printable(str(key)[:40]) for key in list(self.content)[:5]) if self._is_dict else ""
         holds = f" (it contains {keys})" if keys else ""
         raise UsageError(
             f"{path} contains no state_dict, a dict of names and tensors{holds}; "
@@ -140,17 +140,18 @@ def _check_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         )  # fmt: skip
         if kind:
             raise UsageError(
-                f"{path} contains an unsupported tensor ({printable(name)} is {kind}); save the network's weights as "
+                f"{path} contains an unsupported tensor ({to_printable(name)} is {kind}); save the network's weights "
+                "as "
                 "dense float32 tensors on the CPU"
             )
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if size > MAX_EXPANSION * path.stat().st_size + EXPANSION_ALLOWANCE:
         raise UsageError(
-            f"{path} contains tensors of {in_bytes(size)}, far larger than the file; save contiguous tensors"
+            f"{path} contains tensors of {format_bytes(size)}, far larger than the file; save contiguous tensors"
         )
     bad = not_finite(tensors)
     if bad:
-        raise UsageError(f"{path} contains NaN or infinity (in {printable(bad)}); use weights that are finite")
+        raise UsageError(f"{path} contains NaN or infinity (in {to_printable(bad)}); use weights that are finite")
 
 
 def describe_mismatch(
@@ -172,7 +173,7 @@ def describe_mismatch(
         if name in found and shape(found, name) != shape(expected, name)
     ]
     parts = [
-        f"{len(some)} {what}: {few(some)}"
+        f"{len(some)} {what}: {join_first(some)}"
         for some, what in ((missing, "missing"), (unexpected, "unexpected"), (different, "with another shape"))
         if some
     ]
@@ -201,7 +202,7 @@ def _unpickled(path: Path) -> Any:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted:
             raise UsageError(
-                f"{path} would run code when read (it asks for {shortened(printable(wanted[1]))}) and is refused; "
+                f"{path} would run code when read (it asks for {shorten(to_printable(wanted[1]))}) and is refused; "
                 "use a file saved with torch.save(network.state_dict(), …), which contains tensors only"
             ) from error
         if "TorchScript" in str(error):
@@ -209,7 +210,7 @@ def _unpickled(path: Path) -> Any:
                 f"{path} is a TorchScript program, not a state_dict; save its weights with "
                 "torch.save(torch.jit.load(…).state_dict(), …)"
             ) from error
-        reason = printable(" ".join(str(error).split())[:100]) or type(error).__name__
+        reason = to_printable(" ".join(str(error).split())[:100]) or type(error).__name__
         raise UsageError(
             f"{path} is damaged or not a PyTorch file ({reason}); replace it with an intact copy"
         ) from error
@@ -222,6 +223,6 @@ def _refuse_bomb(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             size = sum(one.file_size for one in archive.infolist())
         if size > MAX_EXPANSION * path.stat().st_size + EXPANSION_ALLOWANCE:
-            raise UsageError(f"{path} unpacks to {in_bytes(size)}, which no PyTorch file does; replace it")
+            raise UsageError(f"{path} unpacks to {format_bytes(size)}, which no PyTorch file does; replace it")
     if size > memory():
-        raise UsageError(f"{path} contains {in_bytes(size)}, more than this machine's memory")
+        raise UsageError(f"{path} contains {format_bytes(size)}, more than this machine's memory")

@@ -9,7 +9,7 @@ import torch
 
 from svertka.data import imagenet
 from svertka.data.preprocessing import Preprocess
-from svertka.download import fetch
+from svertka.download import download_file
 from svertka.files import cache_folder
 from svertka.models.efficientnet_lite import bundled_weights, convert_bundled_state_dict
 from svertka.models.inception_v4 import convert_timm_state_dict
@@ -65,7 +65,9 @@ class PretrainedWeights:
         if not self.urls:
             return bundled_weights()
         path = cache_folder("weights") / self.file
-        return fetch(self.urls, path, self.checksum, instead=f"put it at {path}, or give its path as the weights")
+        return download_file(
+            self.urls, path, self.checksum, instead=f"put it at {path}, or give its path as the weights"
+        )
 
 
 def _preprocess(size: int, resize: int, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Preprocess:

@@ -9,8 +9,8 @@ from torch import nn
 from svertka.data import imagenet
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
-from svertka.escaping import few
-from svertka.files import given_path
+from svertka.escaping import join_first
+from svertka.files import parse_path
 from svertka.models import checkpoint_files
 from svertka.models.published_weights import CIFAR10, CIFAR_RESNETS, MEAN, PRETRAINED, STATE_DICT_FORMATS, STD
 from svertka.models.registry import Model
@@ -133,7 +133,7 @@ class Weights:
         replaced = f"the head of {old_count:,} classes is replaced by one of {new_count:,}"
         if not kept:
             return f"{replaced}, newly initialised"
-        return f"{replaced}; {len(kept):,} of them keep the weights of the class of the same name ({few(kept)})"
+        return f"{replaced}; {len(kept):,} of them keep the weights of the class of the same name ({join_first(kept)})"
 
 
 def _reshaped(head: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -167,7 +167,7 @@ def load_pretrained(model: Model, text: str) -> Weights:
         path = known.path()
         title, note = f"{text} ({path.name})", known.note
     else:
-        path, title, note = given_path(text), text, ""
+        path, title, note = parse_path(text), text, ""
         if not path.is_file():
             raise UsageError(_unknown(model, text))
     tensors = checkpoint_files.read_state_dict(path)
@@ -228,7 +228,7 @@ def _is_auxiliary(network: nn.Module, name: str) -> bool:
 
 def _unknown(model: Model, text: str) -> str:
     elsewhere = [name for name, published in PRETRAINED.items() if text in published]
-    others = f" ({text} exists for {few(elsewhere)})" if elsewhere else ""
+    others = f" ({text} exists for {join_first(elsewhere)})" if elsewhere else ""
     known = ", ".join([*PRETRAINED.get(model.name, {}), "a run folder"])
     return (
         f"weights={text} is neither a file nor published for {model.name}{others}; use {known}, or a .safetensors or "

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.errors import SizeError
-from svertka.files import in_bytes
+from svertka.files import format_bytes
 from svertka.serving.decoder_process import ANSWER, ERRORS, JOB, Kind, Limits, MoreError, Settings
 from svertka.serving.http_errors import Refusal
 
@@ -101,7 +101,7 @@ class Decoders:
         except TooMuchError as error:
             raise SizeError(f"takes more than {LARGE.seconds:.0f} seconds to decode") from error
         except MoreError as error:
-            raise SizeError(f"takes more than {in_bytes(LARGE.memory)} of memory to decode") from error
+            raise SizeError(f"takes more than {format_bytes(LARGE.memory)} of memory to decode") from error
 
 
 class Lane:

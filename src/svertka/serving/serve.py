@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
-from svertka.device import choose_device, keeps_settings, set_threads
+from svertka.device import choose_device, preserves_settings, set_threads
 from svertka.errors import UsageError
 from svertka.progress import say
 from svertka.serving.served_model import Served
@@ -31,7 +31,7 @@ class Place:
 
 
 @check_types
-@keeps_settings
+@preserves_settings
 def serve(
     *runs: str | PathLike[str],
     host: str = "127.0.0.1",

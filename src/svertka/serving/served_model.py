@@ -16,7 +16,7 @@ from torch import Tensor
 from svertka.classifier import Classifier
 from svertka.compiler.optimize import MIN_NUM_IMAGES
 from svertka.data.dataset import Pixels
-from svertka.device import device_of
+from svertka.device import get_device
 from svertka.errors import RunError, UsageError
 from svertka.inspection.atlas.image_data import encode_heatmap_overlay
 from svertka.inspection.atlas.top_units import find_top_units, read_largest_activations
@@ -92,7 +92,7 @@ class Served:
         offset = (preprocess.side - preprocess.size) // 2
         seen = square[offset : offset + preprocess.size, offset : offset + preprocess.size]
         image = preprocess.normalise(torch.from_numpy(square).permute(2, 0, 1)[None])
-        image = image.to(device_of(self.classifier.network) or self.device)
+        image = image.to(get_device(self.classifier.network) or self.device)
         probabilities = self.classifier.require_finite(self.classifier.probabilities([image[0]])[0])
         if label is None:
             label = int(probabilities.argmax())

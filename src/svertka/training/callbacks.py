@@ -15,8 +15,8 @@ from svertka.errors import Interrupted
 from svertka.evaluation.evaluate import evaluate_network
 from svertka.progress import Progress
 from svertka.run import Run
-from svertka.signals import Request, Stopped, noted
-from svertka.standard_streams import unseen
+from svertka.signals import Stopped, StopRequest, defer_stop
+from svertka.standard_streams import stderr_failure
 from svertka.tensor_files import write_tensors
 from svertka.training import checkpoint, health
 from svertka.training.learner import Learner
@@ -48,7 +48,7 @@ class Recorder(Observer):
         self.run, self.classifier, self.optimizer, self.recipe = run, classifier, optimizer, recipe
         self.learner, self.state, self.log, self.progress = learner, state, log, progress
         self._steps_per_epoch = learner.batches.steps
-        self._request = Request()
+        self._request = StopRequest()
         before = run.history() if log else []
         self._epochs = [entry for entry in before if entry["kind"] == "epoch" and health.is_whole(entry)]
         self._told = {str(entry.get("finding")) for entry in before if entry["kind"] == "health"}
@@ -147,7 +147,7 @@ class Recorder(Observer):
     @contextmanager
     def stoppable(self) -> Iterator[None]:
         """Let Ctrl-C, SIGTERM and SIGHUP ask for a stop during the body; a second Ctrl-C stops at once."""
-        with noted() as self._request:
+        with defer_stop() as self._request:
             yield
         if self._request.number is not None:  # in its last moments
             self.save()
@@ -200,7 +200,7 @@ class Recorder(Observer):
 
     def _say_what_is_unseen(self, epoch: int) -> None:
         """Write into the log, once, that messages are lost."""
-        reason = unseen()
+        reason = stderr_failure()
         if reason and "unseen" not in self._told and self.log:
             self._told.add("unseen")
             sentence = f"Nothing more could be printed on stderr ({reason}); the training went on."

@@ -13,7 +13,7 @@ from torch import nn
 from svertka import distributed
 from svertka.conv import autotune
 from svertka.errors import RunError
-from svertka.files import shortened
+from svertka.files import shorten
 from svertka.tensor_files import read_tensors, write_tensors
 from svertka.training.recipe import first_fault
 from svertka.training.training_loop import State
@@ -76,10 +76,10 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tu
             torch.manual_seed(state.step * distributed.world() + distributed.rank())
     except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         fault = first_fault(error) if isinstance(error, ValidationError) else str(error)
-        reason = shortened(" ".join(fault.split()), 200)
+        reason = shorten(" ".join(fault.split()), 200)
         raise RunError(f"{path} does not fit this run ({reason}); copy the run's files back together") from error
     if not isinstance(header.get("log", 0), int) or header.get("log", 0) < 0:
-        raise RunError(f"{path} does not fit this run (log={shortened(repr(header['log']))}); copy it back")
+        raise RunError(f"{path} does not fit this run (log={shorten(repr(header['log']))}); copy it back")
     return state, header | {"convolutions": choices}
 
 

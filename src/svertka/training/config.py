@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from svertka.errors import RunError, UsageError
-from svertka.files import shortened
+from svertka.files import shorten
 from svertka.run import FORMAT, Run
 from svertka.training.recipe import MANY, Recipe, first_fault
 
@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
 def refuse_out_of_range(name: str, value: int | None, least: int, most: int) -> None:
     """Raise UsageError unless `value` is None or from `least` to `most`."""
     if value is not None and not least <= value <= most:
-        raise UsageError(f"{name}={shortened(str(value))} must be from {least} to {most}")
+        raise UsageError(f"{name}={shorten(str(value))} must be from {least} to {most}")
 
 
 class Cache(BaseModel):

@@ -22,7 +22,7 @@ from svertka.data.row_format import Facts
 from svertka.data.split import fingerprint
 from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError
-from svertka.escaping import few, printable
+from svertka.escaping import join_first, to_printable
 from svertka.localization.patch_dataset import Patches, cut_out
 from svertka.models.registry import Model
 from svertka.training.recipe import Recipe
@@ -83,7 +83,7 @@ class Parts:
             f"crop: {np.median(list(lost.values())):.0%} of the median picture is not shown, {lost[worst]:.0%} of "
             f"{self.dataset.pictures.name(worst)}; --fit pad or --fit squeeze shows all"
         )
-        return [("fit", printable(text))]
+        return [("fit", to_printable(text))]
 
     def sizes(self) -> dict[str, int]:
         """Pictures in each part."""
@@ -205,12 +205,12 @@ def unread(bad: Sequence[Mapping[str, str]]) -> list[str]:
     if not bad:
         return []
     images = "1 image" if len(bad) == 1 else f"{len(bad)} images"
-    return [printable(f"left out: {images} that cannot be read: {_listed(bad)}")]
+    return [to_printable(f"left out: {images} that cannot be read: {_listed(bad)}")]
 
 
 def _listed(bad: Sequence[Mapping[str, str]]) -> str:
     """The first of them, with their reasons."""
-    return few([f"{one['path']}: {one['reason']}" for one in bad], LISTED, "; ")
+    return join_first([f"{one['path']}: {one['reason']}" for one in bad], LISTED, "; ")
 
 
 def divide(
@@ -339,12 +339,12 @@ def _unmatched(annotations: Sequence[Annotation], found: Mapping[int, Annotation
     lost = [annotation.picture for annotation in annotations if id(annotation) not in known]
     said = []
     if lost:
-        said.append(f"not used: {len(lost)} of {len(annotations)} annotations are of no image ({few(lost)})")
+        said.append(f"not used: {len(lost)} of {len(annotations)} annotations are of no image ({join_first(lost)})")
     every = [index for some in parts.indices.values() for index in some.tolist()]
     background = parts.dataset.names.index(BACKGROUND) if BACKGROUND in parts.dataset.names else -1
     bare = [index for index in every if index not in found and parts.dataset.labels[index] != background]
     if bare:
-        named = few([parts.dataset.pictures.name(index) for index in bare])
+        named = join_first([parts.dataset.pictures.name(index) for index in bare])
         said.append(f"{len(bare)} of {len(every)} images have no boxes, only their class is learned ({named})")
     return said
 

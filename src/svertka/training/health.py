@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from svertka.escaping import few
+from svertka.escaping import join_first
 from svertka.training.recipe import Recipe
 
 STALE_EPOCHS = 6  # without a better val error before it is called a plateau, and a fifth of all epochs
@@ -75,7 +75,8 @@ def constant(names: Sequence[str], recipe: Recipe) -> Finding | None:
     initial = "" if recipe.initial == "he" else ", other first weights (--initial he)"
     return Finding(
         "constant-scores",
-        f"The score of {few(names, NAMED)} is the same for every picture of a batch, so that nothing is learned of it: "
+        f"The score of {join_first(names, NAMED)} is the same for every picture of a batch, so that nothing is "
+        "learned of it: "
         f"try a lower learning rate (--lr {recipe.lr / 10:.2g}){initial} or another network.",
     )
 

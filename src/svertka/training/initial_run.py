@@ -10,7 +10,7 @@ from svertka.classifier import Classifier, Config
 from svertka.data.preprocessing import Preprocess
 from svertka.data.split_manifest import Manifest
 from svertka.errors import UsageError
-from svertka.files import storage, sync_folder, write_json
+from svertka.files import storage_errors, sync_folder, write_json
 from svertka.models.heads import replace_head, trainable_head
 from svertka.models.initialization import init_head, init_weights, signal_vanishes
 from svertka.models.registry import Model
@@ -109,7 +109,7 @@ def create(run: Run, classifier: Classifier, settings: Settings, manifest: Manif
     """
     draft = Run(run.folder.with_name(f".svertka.{os.getpid()}.{run.folder.name[:40]}.tmp"))
     try:
-        with storage(run.folder):
+        with storage_errors(run.folder):
             draft.folder.mkdir()
         classifier.save(draft.folder)
         write_json(draft.training, settings.model_dump())
@@ -121,7 +121,7 @@ def create(run: Run, classifier: Classifier, settings: Settings, manifest: Manif
             log.write("range_test", learning_rate=found.rates, loss=found.losses, chosen=found.chosen)
         optimizer = optimizer_for(classifier, settings.recipe)
         checkpoint.save(draft.checkpoint, classifier.network, optimizer, State(), log=log.offset)
-        with storage(run.folder):
+        with storage_errors(run.folder):
             run.lock.rename(draft.lock)
             draft.folder.replace(run.folder)
             sync_folder(run.folder.parent)

@@ -11,7 +11,7 @@ from torch import nn
 from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.data.loader import Batches
-from svertka.device import in_layout
+from svertka.device import set_memory_format
 from svertka.errors import DataError, PictureError, StorageError, UsageError
 from svertka.evaluation.evaluate import evaluate_network
 from svertka.evaluation.report_page import SHOWN_SIDE
@@ -91,7 +91,7 @@ def judged_by(
     classifier: Classifier, settings: Settings, parts: Parts, part: str, place: torch.device
 ) -> tuple[nn.Module, Batches]:
     """The network of `classifier`, and the images that it is to be judged by."""
-    network = in_layout(classifier.network, settings.layout)
+    network = set_memory_format(classifier.network, settings.layout)
     batches = parts.batches(part, classifier.preprocess, place, settings.layout)
     if settings.accelerate:
         network = classifier.optimized_for(len(batches.indices)).network

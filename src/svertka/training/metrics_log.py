@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from svertka.errors import UsageError
-from svertka.files import storage
+from svertka.files import storage_errors
 
 
 class Log:
@@ -15,7 +15,7 @@ class Log:
 
     def __init__(self, path: Path, offset: int = 0, *, tensorboard: bool = False) -> None:
         self.path = path
-        with storage(path):
+        with storage_errors(path):
             path.touch()
             os.truncate(path, min(offset, path.stat().st_size))
         self._board = _board(path.parent / "tensorboard") if tensorboard else None
@@ -28,7 +28,7 @@ class Log:
     def write(self, kind: str, **values: Any) -> None:
         """Append one line; NaN and infinity become null."""
         line = {"kind": kind} | {name: _plain(value) for name, value in values.items()}
-        with storage(self.path), self.path.open("a", encoding="utf-8") as file:
+        with storage_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         if self._board is not None and "step" in values:
             for name, value in values.items():

@@ -20,7 +20,7 @@ from svertka.data.image_io import Decoding
 from svertka.data.loader import Batches
 from svertka.data.preprocessing import Fit, Preprocess, checked_fit
 from svertka.data.sources import open_source
-from svertka.device import choose_device, in_layout, set_threads
+from svertka.device import choose_device, set_memory_format, set_threads
 from svertka.errors import UsageError
 from svertka.evaluation.held_out import read_manifest
 from svertka.models import registry
@@ -318,7 +318,7 @@ def measure(resolved: Resolved, prepared: Prepared) -> Measured:
     a_picture = optimizing = 0.0
     if frozen is not None:
         label = f"{label} above {recipe.unfreeze}"
-        in_layout(classifier.network, torch.channels_last)
+        set_memory_format(classifier.network, torch.channels_last)
         if accelerated:
             optimized_from = time.monotonic()
             optimize_frozen(frozen, classifier, parts)

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from svertka.data.augmentation import Augmentation
 from svertka.errors import UsageError
-from svertka.files import shortened
+from svertka.files import shorten
 from svertka.models.heads import HeadKind
 from svertka.models.initialization import InitScheme
 from svertka.training.lr_schedule import Cosine, Schedule
@@ -87,5 +87,5 @@ def first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False)[0]
     name = ".".join(str(part) for part in fault["loc"]) or "value"
     needed = fault["msg"][0].lower() + fault["msg"][1:]
-    given = "" if isinstance(fault["input"], dict) else f"={shortened(repr(fault['input']))}"
+    given = "" if isinstance(fault["input"], dict) else f"={shorten(repr(fault['input']))}"
     return f"{name}{given}: {needed}"

@@ -14,7 +14,7 @@ from svertka.data.split import VAL_SHARE
 from svertka.errors import UsageError
 from svertka.evaluation.confidence_intervals import wilson_interval
 from svertka.evaluation.held_out import read_manifest
-from svertka.files import shortened, write_json
+from svertka.files import shorten, write_json
 from svertka.run import Run
 from svertka.training.run_lock import claimed
 from svertka.training.train import train
@@ -76,7 +76,7 @@ def repeat(
             `train` raises.
     """
     if repeats > MOST_REPEATS:
-        raise UsageError(f"repeats={shortened(str(repeats))} is more than anybody waits for; use 5 or 10")
+        raise UsageError(f"repeats={shorten(str(repeats))} is more than anybody waits for; use 5 or 10")
     if repeats < 2:
         raise UsageError(f"repeats={repeats} gives no interval; use 5 or 10")
     varies = _what_varies(fspath(source), options)

@@ -15,15 +15,15 @@ from svertka.data.dataset import Ints
 from svertka.data.deduplicated_split import Division, divided_by_content
 from svertka.data.image_io import Decoding
 from svertka.data.sources import open_source
-from svertka.device import choose_device, in_layout, keeps_settings, set_threads
+from svertka.device import choose_device, preserves_settings, set_memory_format, set_threads
 from svertka.errors import DataError, Interrupted, RunError, TrainingError, UsageError
-from svertka.escaping import command
+from svertka.escaping import format_command
 from svertka.evaluation.evaluate import evaluate_network
 from svertka.evaluation.held_out import read_manifest
 from svertka.files import write_json
 from svertka.progress import progress, say, working
 from svertka.run import Run
-from svertka.signals import Request, Stopped
+from svertka.signals import Stopped, StopRequest
 from svertka.training import checkpoint, health, training_report
 from svertka.training.callbacks import Recorder
 from svertka.training.config import Settings
@@ -45,7 +45,7 @@ from svertka.type_checking import check_types
 
 
 @check_types
-@keeps_settings
+@preserves_settings
 def resume(
     folder: str | PathLike[str],
     source: str | PathLike[str] | None = None,
@@ -129,7 +129,7 @@ def train_to_the_end(
         frozen = freeze_for(classifier, settings.recipe)
         if settings.accelerate:
             accelerate(classifier.network)
-    in_layout(classifier.network, settings.layout)
+    set_memory_format(classifier.network, settings.layout)
     optimizer = optimizer_for(classifier, settings.recipe)
     state, extra = checkpoint.load(run.checkpoint, classifier.network, optimizer)
     with autotune.pin_choices(extra["convolutions"]):
@@ -186,7 +186,7 @@ def resumable(run: Run) -> Iterator[None]:
     except KeyboardInterrupt as error:
         if not run.training.exists():
             raise
-        request = Request(error.number) if isinstance(error, Stopped) else Request()
+        request = StopRequest(error.number) if isinstance(error, Stopped) else StopRequest()
         raise Interrupted(
             f"stopped; what was saved before stays, continue with: {run.resume_command}", request.exit_code
         ) from error
@@ -227,7 +227,7 @@ def _device_of(run: Run, settings: Settings) -> torch.device:
             say(
                 f"{run.folder} was begun on mps, which svertka no longer trains on; it goes on on {place}, with other "
                 "last digits. To have all numbers from one device, train anew: "
-                f"{command('train', Path(settings.source), '--device', str(place))}"
+                f"{format_command('train', Path(settings.source), '--device', str(place))}"
             )
         else:
             say(f"{run.folder} was begun on {settings.device}, which is not on this machine; it goes on on {place}")
@@ -240,7 +240,7 @@ def _parts_of(run: Run, settings: Settings) -> Parts:
         dataset = open_source(settings.source, columns=settings.columns, boxes=settings.boxes)
         dataset = dataset.decoded_as(Decoding.up_to(settings.max_pixels))
     except (UsageError, DataError) as error:
-        again = command("train", "--resume", run.folder)
+        again = format_command("train", "--resume", run.folder)
         raise type(error)(f"{error}; if the pictures were moved, say where they are now: {again} SOURCE") from error
     preprocess, manifest = read_config(run.folder).preprocess, read_manifest(run)
 
@@ -266,5 +266,5 @@ def _parts_of(run: Run, settings: Settings) -> Parts:
 
 def _further(run: Run, settings: Settings) -> str:
     """Return the advice on how to train further from a run that cannot be continued."""
-    again = command("train", Path(settings.source), "--weights", run.folder)
+    again = format_command("train", Path(settings.source), "--weights", run.folder)
     return f"to train further, also on other pictures, start a new run from its weights: {again}"

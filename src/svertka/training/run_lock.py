@@ -11,7 +11,7 @@ from pathlib import Path
 
 from svertka import distributed
 from svertka.errors import RunError, UsageError
-from svertka.files import lock, storage
+from svertka.files import lock_descriptor, storage_errors
 from svertka.progress import say
 from svertka.run import Run
 
@@ -75,7 +75,7 @@ def _in_use(run: Run) -> Iterator[None]:
     if not run.training.exists():  # no run, as is said later
         yield
         return
-    with storage(run.lock):
+    with storage_errors(run.lock):
         claim = _lock(run)
     if claim is None:
         refuse_if_held(run)
@@ -102,7 +102,7 @@ def refuse_if_held(run: Run) -> None:
 def _claim(run: Run) -> int | None:
     """Make the folder of `run` and lock it; None if it is there and holds something, or is another's."""
     for _ in range(ATTEMPTS):
-        with storage(run.folder):
+        with storage_errors(run.folder):
             try:
                 run.folder.mkdir(parents=True)
             except FileExistsError:
@@ -138,7 +138,7 @@ def _lock(run: Run) -> int | None:
     while True:
         descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if not lock(descriptor, wait=False):
+            if not lock_descriptor(descriptor, wait=False):
                 os.close(descriptor)
                 return None
         except OSError as error:

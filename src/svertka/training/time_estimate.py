@@ -14,9 +14,9 @@ from torch import nn
 
 from svertka import distributed
 from svertka.data.loader import Batch
-from svertka.device import in_layout, processor
+from svertka.device import cpu_name, set_memory_format
 from svertka.errors import StorageError, UsageError
-from svertka.files import cache_folder, in_bytes, locked, read_json, write_json
+from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
 from svertka.progress import duration
 from svertka.training.config import Cache
 from svertka.training.recipe import Recipe
@@ -50,7 +50,7 @@ def time_steps(network: nn.Module, batch: Batch, recipe: Recipe, label: str) -> 
     formats = ["contiguous_format", "channels_last"] if both else ["channels_last"]
     shape = tuple(batch.images.shape)
     products = "bfloat16, " if recipe.bfloat16 else ""
-    key = f"{label} {shape}, {products}{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    key = f"{label} {shape}, {products}{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     known = _remembered().get(key)
     if known in formats:
         formats = [known]
@@ -73,13 +73,13 @@ def _remembered() -> dict[str, str]:
 def _remember(key: str, layout: str) -> None:
     with suppress(StorageError):  # then it is timed again
         path = cache_folder() / REMEMBERED
-        with locked(path.with_suffix(".lock")):
+        with lock_file(path.with_suffix(".lock")):
             write_json(path, _remembered() | {key: layout})
 
 
 def _time(network: nn.Module, batch: Batch, recipe: Recipe, layout: torch.memory_format) -> float:
     with torch.random.fork_rng(devices=[batch.images.device] if batch.images.device.type == "cuda" else []):
-        scout = in_layout(copy.deepcopy(network).train(), layout)
+        scout = set_memory_format(copy.deepcopy(network).train(), layout)
         images = batch.images.contiguous(memory_format=layout) if batch.images.dim() == 4 else batch.images
         optimizer = make_optimizer(scout, recipe)
         loss_of = Loss(recipe)
@@ -166,13 +166,14 @@ class Passes:
             return None, f"features are not stored: {variants} variants of each picture are no fewer than the passes"
         if size > limit:
             return None, (
-                f"features are not stored: they take {in_bytes(size)}, and there is room for {in_bytes(limit)}; "
+                f"features are not stored: they take {format_bytes(size)}, and there is room for "
+                f"{format_bytes(limit)}; "
                 "the frozen part runs in every step"
             )
         each = f", {variants} variants of each picture" if variants > 1 else ""
         many = "as many as fit into the time" if is_timed and not recipe.is_computed else passes
         return Cache(variants=variants, half=half), (
-            f"features are computed once and stored, {in_bytes(size)}{each}: a pass through the frozen part takes "
+            f"features are computed once and stored, {format_bytes(size)}{each}: a pass through the frozen part takes "
             f"{duration(once)}, and there are {many}"
         )
 

@@ -3,7 +3,7 @@
 from os import PathLike, fspath
 
 from svertka.data.split import VAL_SHARE
-from svertka.device import keeps_settings
+from svertka.device import preserves_settings
 from svertka.run import Run
 from svertka.training.pipeline import Options, train_run
 from svertka.training.recipe import Recipe
@@ -11,7 +11,7 @@ from svertka.type_checking import check_types
 
 
 @check_types
-@keeps_settings
+@preserves_settings
 def train(
     source: str | PathLike[str],
     *,

@@ -5,7 +5,7 @@ import torch
 from svertka.classifier import Classifier
 from svertka.data.bounding_boxes import BACKGROUND
 from svertka.data.dataset import Pixels
-from svertka.device import describe
+from svertka.device import describe_device
 from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
 from svertka.evaluation.slices import error_slices
@@ -64,7 +64,7 @@ def facts(classifier: Classifier, settings: Settings, seconds: float | None = No
             f"{settings.recipe_name}: {recipe.optimizer}, lr {recipe.lr:g}, {recipe.schedule.kind}, "
             f"batch {recipe.batch_size}, {recipe.epochs:g} epochs, {changes}",
         ),
-        ("device", describe(torch.device(settings.device), bfloat16=recipe.bfloat16)),
+        ("device", describe_device(torch.device(settings.device), bfloat16=recipe.bfloat16)),
     ]
     if settings.weights is not None:
         lines.insert(2, ("weights", f"start from {settings.weights}"))

@@ -12,7 +12,7 @@ from svertka.data.loader import Batches
 from svertka.data.record_store import RECORD, Store, announce
 from svertka.data.rng import Draws
 from svertka.errors import StorageError
-from svertka.files import cache_folder, in_bytes
+from svertka.files import cache_folder, format_bytes
 from svertka.progress import progress
 from svertka.transfer.freeze import FrozenPrefix
 
@@ -170,7 +170,8 @@ def _compute_missing(
 
 def _no_room_error(store: Store) -> StorageError:
     return StorageError(
-        f"{store.folder} has no room for more features, within {in_bytes(store.limit)}; raise --cache-limit, or leave "
+        f"{store.folder} has no room for more features, within {format_bytes(store.limit)}; raise --cache-limit, or "
+        "leave "
         "the features unstored with --no-cache"
     )
 

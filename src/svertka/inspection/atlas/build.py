@@ -13,10 +13,10 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from svertka.device import choose_device, keeps_settings, set_threads
+from svertka.device import choose_device, preserves_settings, set_threads
 from svertka.errors import Interrupted, UsageError
 from svertka.evaluation.evaluation_scope import EvaluationScope
-from svertka.files import given_path
+from svertka.files import parse_path
 from svertka.graph.summary import Trace, trace
 from svertka.inspection.activations import convolution_names, find_layer
 from svertka.inspection.atlas.dataset_pass import PASS_FILE, run_dataset_pass
@@ -70,7 +70,7 @@ class Atlas:
 
 
 @check_types
-@keeps_settings
+@preserves_settings
 def look(
     run: str | PathLike[str],
     source: str | PathLike[str] | None = None,
@@ -205,7 +205,7 @@ def _first_layer_filters(inputs: AtlasInputs) -> FirstLayerFilters | None:
 
 def _atlas_folder(run: str | PathLike[str], output: str | PathLike[str] | None) -> Path:
     if output is not None:
-        return given_path(output)
-    if given_path(run).is_dir():
+        return parse_path(output)
+    if parse_path(run).is_dir():
         return Run(run).folder / "atlas"
     return Path(f"atlas-{fspath(run).partition(':')[0]}")

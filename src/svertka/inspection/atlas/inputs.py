@@ -16,7 +16,7 @@ from svertka.data.imagenet import name_of
 from svertka.data.loader import Batches
 from svertka.data.sources import open_source
 from svertka.errors import DataError, FetchError, RunError, UsageError
-from svertka.escaping import command
+from svertka.escaping import format_command
 from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.evaluation.held_out import select_images
 from svertka.run import Run, training_boxes, training_columns
@@ -170,7 +170,7 @@ def _training_source(run: str | PathLike[str]) -> str | None:
 
 
 def _suggested_command(run: str | PathLike[str]) -> str:
-    return f"{command('look', Path(run))} SOURCE"
+    return f"{format_command('look', Path(run))} SOURCE"
 
 
 def _open_labelled(run: str | PathLike[str], source: str) -> Dataset:
