@@ -17,7 +17,8 @@ from svertka.classifier import Classifier, Config
 from svertka.cli.app import main
 from svertka.data.preprocessing import Preprocess
 from svertka.exporters.hub_folder import write_folder
-from svertka.pages.html_page import bidi_isolate, escape
+from svertka.pages.html_page import bidi_isolate
+from svertka.pages.templates import escape
 from svertka.progress import progress, say
 
 FORBIDDEN = {"Cc", "Cs", "Zl", "Zp"}  # kinds of characters that move a cursor, end a line or are no text

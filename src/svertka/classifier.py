@@ -22,7 +22,7 @@ from svertka.files import parse_path, read_json, storage_errors, write_json
 from svertka.models import published_weights, registry, weights
 from svertka.models.heads import NATIVE_HEADS, HeadKind, head_path, replace_head
 from svertka.models.weights import Weights
-from svertka.notebook_html import THUMBNAIL_SIDE, Block, Thumbnail, image_address
+from svertka.pages.notebook_block import THUMBNAIL_SIDE, NotebookBlock, Thumbnail, thumbnail_uri
 from svertka.progress import progress, say
 from svertka.tensor_files import not_finite, read_tensors, tensor_shapes, write_tensors
 from svertka.type_checking import check_types
@@ -362,7 +362,7 @@ class Predictions(list[dict[str, Any]]):
             for one, image in zip(shown, images, strict=False)
         ]
         hidden = len(self) - len(shown)
-        return Block(
+        return NotebookBlock(
             f"{len(self):,} image{'' if len(self) == 1 else 's'}",
             thumbnails=thumbnails,
             omitted=f"{hidden:,} more images" if hidden else "",
@@ -377,7 +377,7 @@ def _label_lines(prediction: dict[str, Any]) -> list[str]:
 
 def _thumbnail_address(image: Input, decoding: Decoding) -> str | None:
     try:
-        return None if isinstance(image, PictureError) else image_address(opened(image, THUMBNAIL_SIDE, decoding))
+        return None if isinstance(image, PictureError) else thumbnail_uri(opened(image, THUMBNAIL_SIDE, decoding))
     except SvertkaError:
         return None
 

@@ -1,6 +1,6 @@
 """Text of unknown origin (paths, class names, options) where it is printed: on a terminal, in a CSV cell, in a command.
 
-HTML is escaped by `pages.html_page.escape` and `notebook_html.Block`, JSON by `cli.printing.print_json`.
+HTML is escaped by the templates of `pages.templates`, JSON by `cli.printing.print_json`.
 """
 
 import os
@@ -38,6 +38,8 @@ def join_first(names: Sequence[str], shown: int = 3, separator: str = ", ") -> s
 
 def replace_forbidden(text: str) -> str:
     """Return `text` with � in place of each character that HTML or UTF-8 forbids or that reorders text."""
+    if text.isprintable() and text.isascii():
+        return text
     return "".join("\ufffd" if _is_forbidden(letter) else letter for letter in text)
 
 

@@ -13,7 +13,7 @@ from svertka.data.sources import same_place
 from svertka.errors import RunError, SvertkaError
 from svertka.escaping import format_command
 from svertka.files import open_regular, parse_path, read_json
-from svertka.notebook_html import Block, Curve
+from svertka.pages.notebook_block import Curve, NotebookBlock
 
 FORMAT = 1  # of training.json
 NUMBER, MAYBE = int | float, int | float | None
@@ -78,7 +78,7 @@ class Run:
             epochs = [entry for entry in self.history() if entry["kind"] == "epoch"]
             findings = [str(finding["sentence"]) for finding in self.findings()]
         except SvertkaError as error:
-            return Block(str(self.folder), (str(error),)).render()
+            return NotebookBlock(str(self.folder), (str(error),)).render()
         numbers = self._numbers()
         state = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in numbers.items())
         curves = [
@@ -88,7 +88,7 @@ class Run:
             for name, key in (("validation error", "val_error"), ("training error", "train_error"))
         ]
         sentences = (state or "not finished", *dict.fromkeys(findings))
-        return Block(str(self.folder), sentences, curves, ("epoch", "error")).render()
+        return NotebookBlock(str(self.folder), sentences, curves, ("epoch", "error")).render()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON values that `svertka train --json` prints for a finished training.

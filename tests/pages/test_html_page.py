@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svertka.pages.html_page import bidi_isolate, escape, render_page
+from svertka.pages.html_page import bidi_isolate, render_page
+from svertka.pages.templates import escape
 
 
 class Reader(HTMLParser):

@@ -27,7 +27,7 @@ from svertka.data.split import VAL_SHARE
 from svertka.device import preserves_settings
 from svertka.errors import DataError, PictureError
 from svertka.escaping import to_printable
-from svertka.notebook_html import Block
+from svertka.pages.notebook_block import NotebookBlock
 from svertka.progress import progress
 from svertka.type_checking import check_types
 
@@ -133,7 +133,7 @@ class Findings:
         ]
         # The table has the classes.
         sentences = lines[len(rows) :]
-        return Block(title, sentences, header=("class", "images", *self.split), rows=rows).render()
+        return NotebookBlock(title, sentences, header=("class", "images", *self.split), rows=rows).render()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values; `split` has the sizes of the parts, `split_classes` those by class."""

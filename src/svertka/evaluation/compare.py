@@ -26,8 +26,8 @@ from svertka.evaluation.held_out import read_manifest
 from svertka.evaluation.inference_speed import InferenceSpeed, measure_speeds
 from svertka.evaluation.metrics import Evaluation
 from svertka.graph.summary import trace
-from svertka.notebook_html import Block
 from svertka.output_paths import HTML, output_file
+from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import format_count, format_percent
 from svertka.run import Run
 from svertka.type_checking import check_types
@@ -170,7 +170,7 @@ class Difference:
 
     def _repr_html_(self) -> str:
         counts = f"{self.only_here:,} images wrong only here, {self.only_first:,} only with the first run"
-        return Block(self.sentence, (counts,)).render()
+        return NotebookBlock(self.sentence, (counts,)).render()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, as in the output of `svertka compare --json`."""
@@ -272,7 +272,7 @@ class Comparison:
             for one in self.runs
         ]
         header = ("run", "network", "top-1 error", "against A", "parameters", "images/s")
-        return Block(self.sentence, header=header, rows=rows).render()
+        return NotebookBlock(self.sentence, header=header, rows=rows).render()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON values that `svertka compare --json` prints."""

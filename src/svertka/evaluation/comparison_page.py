@@ -12,10 +12,11 @@ from svertka.evaluation.metrics import ClassMetrics, Evaluation
 from svertka.evaluation.report_page import SHOWN_SIDE
 from svertka.files import write_atomic
 from svertka.pages.axes import Scale, fit_scale
-from svertka.pages.html_page import bidi_isolate, escape, render_page, render_scrollable, render_section
+from svertka.pages.html_page import bidi_isolate, render_page, render_scrollable, render_section
 from svertka.pages.inline_images import render_figure
 from svertka.pages.number_format import MISSING, NBSP, format_brief, format_count, format_number, format_percent
 from svertka.pages.svg_curves import LINE_STYLES, Line, Panel, Reading, XAxis, render_curves
+from svertka.pages.templates import escape
 from svertka.progress import duration
 from svertka.run import display_name
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import numpy as np
 
 from svertka.evaluation.metrics import Evaluation
-from svertka.pages.html_page import bidi_isolate, escape
+from svertka.pages.html_page import bidi_isolate
 from svertka.pages.number_format import NBSP, format_count, format_percent
+from svertka.pages.templates import escape
 
 MAX_TABLE_CLASSES = 20
 MAX_PAIRS = 20

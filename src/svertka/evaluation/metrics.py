@@ -18,7 +18,7 @@ from svertka.evaluation.calibration import Calibration, CalibrationAccumulator
 from svertka.evaluation.chance_level import chance_accuracy, is_at_chance
 from svertka.evaluation.confidence_intervals import Interval, wilson_interval
 from svertka.evaluation.evaluation_scope import EvaluationScope, count_images
-from svertka.notebook_html import Block
+from svertka.pages.notebook_block import NotebookBlock
 
 MISTAKES_KEPT = 24  # most confident mistakes, and as many near misses
 MISTAKES_PER_PAIR = 8  # most confident mistakes of each (true, predicted) pair
@@ -141,7 +141,7 @@ class Evaluation:
             if one.images
         ]
         header = ("class", "images", "recall", "precision")
-        return Block(self.sentence, (*scope, *self.warnings), header=header, rows=rows).render()
+        return NotebookBlock(self.sentence, (*scope, *self.warnings), header=header, rows=rows).render()
 
     @property
     def never_predicted(self) -> tuple[str, ...]:

@@ -18,9 +18,10 @@ from svertka.evaluation.metrics import MISTAKES_KEPT, ClassMetrics, Evaluation, 
 from svertka.evaluation.reliability_diagram import reliability_html
 from svertka.evaluation.slices import Slice, slices_html
 from svertka.files import write_atomic
-from svertka.pages.html_page import bidi_isolate, escape, render_page, render_scrollable, render_section
+from svertka.pages.html_page import bidi_isolate, render_page, render_scrollable, render_section
 from svertka.pages.inline_images import render_figure, render_strip
 from svertka.pages.number_format import format_count, format_number, format_percent
+from svertka.pages.templates import escape
 from svertka.progress import duration
 
 Pixels = npt.NDArray[np.uint8]

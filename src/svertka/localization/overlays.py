@@ -17,9 +17,10 @@ from svertka.data.bounding_boxes import Annotation, Box
 from svertka.data.dataset import Pixels
 from svertka.files import storage_errors, write_atomic
 from svertka.localization.heatmap import Heat, Region
-from svertka.pages.html_page import bidi_isolate, escape, render_page
+from svertka.pages.html_page import bidi_isolate, render_page
 from svertka.pages.inline_images import shrink
 from svertka.pages.number_format import format_count, format_percent
+from svertka.pages.templates import escape
 
 PAGE = "index.html"
 LONGEST = 1024

@@ -2,14 +2,12 @@
 
 import base64
 import hashlib
-import html
 from functools import cache
 from importlib.resources import files
 
 from markupsafe import Markup
 
-from svertka.escaping import replace_forbidden
-from svertka.pages.templates import render_template
+from svertka.pages.templates import escape, render_template
 
 # Files of pages/static/ that each kind of page contains, in their order.
 _STYLES = {
@@ -34,17 +32,9 @@ _SCRIPTS = {
 }
 
 
-def escape(text: str) -> str:
-    """Escape `text` for HTML elements and quoted attributes.
-
-    Characters that HTML or UTF-8 forbids, or that change the direction of the text around them, become �.
-    """
-    return html.escape(replace_forbidden(text))
-
-
-def bidi_isolate(text: str) -> str:
+def bidi_isolate(text: str) -> Markup:
     """Return `text` as an HTML element that does not affect the direction of the text around it."""
-    return f"<bdi>{escape(text)}</bdi>"
+    return Markup("<bdi>{}</bdi>").format(escape(text))
 
 
 def render_section(name: str, title: str, body: str) -> str:
@@ -67,7 +57,7 @@ def render_page(title: str, body: str, *, kind: str = "report", beside: bool = F
         beside: see `content_security_policy`.
         served: see `content_security_policy`.
     """
-    return render_template(
+    document = render_template(
         "page.html",
         title=title,
         body=Markup(body),
@@ -75,6 +65,7 @@ def render_page(title: str, body: str, *, kind: str = "report", beside: bool = F
         style=Markup(_style(kind)),
         script=Markup(_script(kind)),
     )
+    return str(document)
 
 
 def content_security_policy(kind: str = "report", *, beside: bool = False, served: bool = False) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from svertka.pages.html_page import escape
+from svertka.pages.templates import escape
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from svertka.pages.axes import Scale
-from svertka.pages.html_page import escape
 from svertka.pages.number_format import format_brief
+from svertka.pages.templates import escape
 
 WIDTH = 1000  # range of the x coordinates inside a plot
 LineStyle = Literal["solid", "dashed", "dotted", "mixed", "faint", "steps"]

@@ -1,4 +1,4 @@
-"""Jinja2 templates of the pages, with autoescaping."""
+"""The Jinja2 environment of all HTML: pages, their parts, and results in notebooks. It escapes every text."""
 
 from functools import cache
 from importlib.resources import files
@@ -8,22 +8,33 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from svertka.escaping import replace_forbidden
+from svertka.pages.number_format import format_brief, format_count, format_number, format_percent
+
+FILTERS = {"brief": format_brief, "count": format_count, "number": format_number, "percent": format_percent}
 
 
 def render_template(name: str, **values: Any) -> Markup:
-    """Render pages/templates/NAME. Strings are escaped as by `html_page.escape`, Markup is inserted as it is."""
+    """Render pages/templates/NAME. Strings are escaped as by `escape`, Markup is inserted as it is."""
     return Markup(_environment().get_template(name).render(**values))
+
+
+def escape(text: str) -> Markup:
+    """Escape `text` for HTML elements and quoted attributes.
+
+    Characters that HTML or UTF-8 forbids, or that change the direction of the text around them, become �.
+    """
+    return Markup.escape(replace_forbidden(text))
 
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FunctionLoader(lambda name: files("svertka.pages").joinpath("templates", name).read_text("utf-8")),
         autoescape=True,
-        finalize=lambda value: (
-            replace_forbidden(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-        ),
+        finalize=lambda value: replace_forbidden(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= FILTERS
+    return environment

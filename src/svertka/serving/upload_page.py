@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from svertka.pages.html_page import bidi_isolate, content_security_policy, escape, render_page
+from svertka.pages.html_page import bidi_isolate, content_security_policy, render_page
+from svertka.pages.templates import escape
 from svertka.serving.served_model import Served
 
 POLICY = content_security_policy("upload", served=True) + "; frame-ancestors 'none'"

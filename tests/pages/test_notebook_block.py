@@ -14,7 +14,7 @@ import svertka
 from hostile import TEXTS
 from svertka.classifier import Classifier, Config
 from svertka.data.preprocessing import Preprocess
-from svertka.notebook_html import MAX_ROWS, Block, Curve, Thumbnail, image_address
+from svertka.pages.notebook_block import MAX_ROWS, Curve, NotebookBlock, Thumbnail, thumbnail_uri
 
 NAMES = {kind: text for kind, text in TEXTS.items() if text not in (" ", "...")}
 ELEMENTS = {
@@ -65,12 +65,12 @@ def read(document: str) -> Reader:
 def test_hostile_text_stays_text_everywhere_in_a_block(kind: str) -> None:
     text = TEXTS[kind]
     pixels = np.zeros((4, 4, 3), np.uint8)
-    thumbnails = [Thumbnail(image_address(pixels), (text, text)), Thumbnail(None, (text,))]
+    thumbnails = [Thumbnail(thumbnail_uri(pixels), (text, text)), Thumbnail(None, (text,))]
     curves = [Curve(text, [1, 2], [0.5, 0.25])]
-    block = Block(text, (text,), curves, (text, text), (text,), [(text,)], thumbnails, text)
-    plain_thumbnails = [Thumbnail(image_address(pixels), ("x", "x")), Thumbnail(None, ("x",))]
+    block = NotebookBlock(text, (text,), curves, (text, text), (text,), [(text,)], thumbnails, text)
+    plain_thumbnails = [Thumbnail(thumbnail_uri(pixels), ("x", "x")), Thumbnail(None, ("x",))]
     plain_curves = [Curve("x", [1, 2], [0.5, 0.25])]
-    plain = read(Block("x", ("x",), plain_curves, ("x", "x"), ("x",), [("x",)], plain_thumbnails, "x").render())
+    plain = read(NotebookBlock("x", ("x",), plain_curves, ("x", "x"), ("x",), [("x",)], plain_thumbnails, "x").render())
     found = read(block.render())
     assert found.elements == plain.elements
     assert found.attributes == plain.attributes
@@ -79,14 +79,16 @@ def test_hostile_text_stays_text_everywhere_in_a_block(kind: str) -> None:
 
 
 def test_a_table_is_cut_and_says_so() -> None:
-    found = read(Block("x", header=("n",), rows=[(str(n),) for n in range(MAX_ROWS + 5)]).render())
+    found = read(NotebookBlock("x", header=("n",), rows=[(str(n),) for n in range(MAX_ROWS + 5)]).render())
     assert found.elements.count("td") == MAX_ROWS
     assert "5 more rows" in found.text
 
 
 def test_a_chart_leaves_out_what_is_not_finite() -> None:
-    assert "svg" not in read(Block("x", curves=[Curve("a", [1.0], [math.nan])]).render()).elements
-    found = read(Block("x", curves=[Curve("a", [1, 2, 3], [0.2, math.inf, 0.1])], axes=("epoch", "error")).render())
+    assert "svg" not in read(NotebookBlock("x", curves=[Curve("a", [1.0], [math.nan])]).render()).elements
+    found = read(
+        NotebookBlock("x", curves=[Curve("a", [1, 2, 3], [0.2, math.inf, 0.1])], axes=("epoch", "error")).render()
+    )
     assert found.elements.count("polyline") == 1
     assert "error 0 to 0.2" in found.text
 
