@@ -161,11 +161,62 @@ def test_too_little_for_all_processes_is_one_sentence(monkeypatch: pytest.Monkey
     need_pictures_for_all(3, 3)
 
 
+COLLECTIVES = """
+import json, sys
+import torch
+from svertka import distributed
+from svertka.errors import UsageError
+
+def fails():
+    raise UsageError("only the first process asked")
+
+with distributed.process_group(torch.device("cpu")):
+    rank = distributed.rank()
+    rows = torch.full((rank + 2, 3), rank)
+    try:
+        distributed.call_on_first(fails)
+        said = None
+    except UsageError as error:
+        said = str(error)
+    found = {
+        "sum": distributed.all_reduce(torch.tensor([1.0, rank])).tolist(),
+        "rows": torch.cat(distributed.all_gather(rows)).tolist(),
+        "values": distributed.all_gather(("rank", rank)),
+        "first": distributed.broadcast({"rank": rank, "value": float("inf")}),
+        "called": distributed.call_on_first(lambda: rank + 10),
+        "said": said,
+    }
+    with open(f"{sys.argv[1]}/{rank}.json", "w") as file:
+        json.dump(found, file)
+"""
+
+
+def test_collectives_give_every_process_the_same(tmp_path: Path) -> None:
+    script = tmp_path / "collectives.py"
+    script.write_text(COLLECTIVES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    subprocess.run(
+        [*command, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(script), str(tmp_path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120, check=True,
+    )  # fmt: skip
+    expected = {
+        "sum": [2, 1],
+        "rows": [[0] * 3] * 2 + [[1] * 3] * 3,
+        "values": [["rank", 0], ["rank", 1]],
+        "first": {"rank": 0, "value": float("inf")},
+        "called": 10,
+        "said": "only the first process asked",
+    }
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
+
+
 def test_alone_everything_is_a_no_op() -> None:
     values = torch.tensor([1.0, 2.0])
-    assert distributed.total(values) is values
-    assert distributed.of_first(3.5) == 3.5
-    assert distributed.gathered("x") == ["x"]
-    assert (distributed.rank(), distributed.world(), distributed.is_first()) == (0, 1, True)
-    with distributed.group(torch.device("cpu")):
+    assert distributed.all_reduce(values) is values
+    assert distributed.broadcast(3.5) == 3.5
+    assert distributed.call_on_first(lambda: "y") == "y"
+    assert distributed.all_gather("x") == ["x"]
+    assert (distributed.rank(), distributed.world_size(), distributed.is_first()) == (0, 1, True)
+    with distributed.process_group(torch.device("cpu")):
         distributed.barrier()

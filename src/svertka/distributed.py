@@ -1,6 +1,6 @@
-"""Several processes that train one network; alone, each function is the obvious no-op.
+"""Collectives of torch.distributed for several processes that train one network; without a group, no-ops.
 
-The processes are those that `torchrun` started: it sets RANK, WORLD_SIZE and the address at which they meet.
+`torchrun` starts the processes and sets RANK, WORLD_SIZE and the address of the rendezvous.
 """
 
 import os
@@ -15,13 +15,22 @@ from torch import nn
 from svertka.errors import SvertkaError, TrainingError
 
 T = TypeVar("T")
-FAILURE = "svertka/failure"  # under which a process leaves word why it ended, where all of them meet
+FAILURE = "svertka/failure"  # key of the rendezvous store under which a process writes why it failed
 
 
 @contextmanager
-def group(device: torch.device) -> Iterator[None]:
-    """Join the processes of this job for the body, unless they are joined: gloo on the CPU, NCCL on cuda."""
-    if world() == 1 or dist.is_initialized():
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the process group of this job during the body: gloo on the CPU, NCCL on cuda.
+
+    With one process, or inside a group, this does nothing.
+
+    Args:
+        device: Device that this process trains on.
+
+    Raises:
+        SvertkaError: The body failed in this process, or in another one; the message names its rank.
+    """
+    if world_size() == 1 or dist.is_initialized():
         yield
         return
     if device.type == "cuda":
@@ -35,8 +44,8 @@ def group(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def is_lost(error: BaseException) -> bool:
-    """Whether `error` says that another process is gone, not that something went wrong in this one."""
+def is_peer_lost(error: BaseException) -> bool:
+    """Return whether `error` means that another process ended, rather than that this one failed."""
     if isinstance(error.__cause__, RuntimeError) and isinstance(error, TrainingError):
         error = error.__cause__
     said = str(error).lower()
@@ -46,21 +55,21 @@ def is_lost(error: BaseException) -> bool:
 
 
 def _for_all(error: Exception) -> Exception:
-    """What to raise for an `error` that ended this process.
+    """Return what this process raises for `error`.
 
-    Its own is left where the others find it. One that says that another process is gone becomes that one's own.
+    An error of its own is written to the rendezvous store. If another process ended, its error is read from there.
     """
     store = dist.distributed_c10d._get_default_store()
-    if is_lost(error):
+    if is_peer_lost(error):
         with suppress(RuntimeError):
-            if store.check([FAILURE]):  # it leaves word before it goes
+            if store.check([FAILURE]):
                 return TrainingError(store.get(FAILURE).decode(errors="replace"))
         return error
     text = " ".join(str(error).split())[:500]
     if not isinstance(error, SvertkaError):
         text = f"{type(error).__name__}: {text}"
-    said = f"process {rank()} of {world()} failed: {text}"
-    with suppress(RuntimeError):  # the place where they meet may be gone too
+    said = f"process {rank()} of {world_size()} failed: {text}"
+    with suppress(RuntimeError):  # the store may be gone, too
         store.set(FAILURE, said)
     if isinstance(error, SvertkaError) and is_first():
         return error
@@ -68,55 +77,53 @@ def _for_all(error: Exception) -> Exception:
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return the number of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
-def world() -> int:
-    """How many processes the job has."""
+def world_size() -> int:
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first() -> bool:
-    """Whether this process is the one that prints and writes."""
+    """Return whether this process has rank 0, the one that prints and writes."""
     return rank() == 0
 
 
-def replicated(network: nn.Module) -> nn.Module:
-    """`network` such that gradients are means over all processes; it is wrapped anew when other parameters learn."""
+def data_parallel(network: nn.Module) -> nn.Module:
+    """Return `network` with gradients averaged over all processes.
+
+    Call it again after other parameters are unfrozen.
+    """
     return nn.parallel.DistributedDataParallel(network) if dist.is_initialized() else network
 
 
-def share_buffers(network: nn.Module) -> None:
-    """Give all processes the first one's buffers of `network`, such as the running statistics of batch norm."""
+def broadcast_buffers(network: nn.Module) -> None:
+    """Copy the buffers of `network`, such as running statistics of batch norm, from rank 0 to all processes."""
     if dist.is_initialized():
         for buffer in network.buffers():
             dist.broadcast(buffer, 0)
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process calls this."""
     if dist.is_initialized():
         dist.barrier()
 
 
-def total(values: torch.Tensor) -> torch.Tensor:
-    """The sum of `values` over all processes, same shape, dtype and device; every process gets it."""
+def all_reduce(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of `values` over all processes: same shape, dtype and device."""
     if not dist.is_initialized():
         return values
-    # NCCL sums only in a graphics card's memory.
+    # NCCL reduces only tensors on a GPU.
     there = values.cuda() if dist.get_backend() == "nccl" else values
     dist.all_reduce(there)
     return there.to(values.device)
 
 
-def of_first(value: float) -> float:
-    """The first process's `value`, to all of them."""
-    return float(total(torch.tensor(value if is_first() else 0.0, dtype=torch.float64)))
-
-
-def gathered(value: T) -> list[T]:
-    """Every process's `value`, in the order of their ranks; every process gets them all, and waits for them."""
+def all_gather(value: T) -> list[T]:
+    """Return the `value` of every process, in the order of their ranks. Values are pickled and may differ in size."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -124,18 +131,27 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def told_by_first(ask: Callable[[], T]) -> T:
-    """What `ask` returns in the first process, the only one that calls it; what it raises is raised in all of them."""
+def broadcast(value: T) -> T:
+    """Return the `value` of rank 0 in every process."""
     if not dist.is_initialized():
-        return ask()
-    told: T | None = None
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, 0)
+    return values[0]
+
+
+def call_on_first(function: Callable[[], T]) -> T:
+    """Call `function` in rank 0 only; return its result, or raise its exception, in every process."""
+    if not dist.is_initialized():
+        return function()
+    result: T | None = None
     fault: Exception | None = None
     if is_first():
         try:
-            told = ask()
+            result = function()
         except Exception as error:
             fault = error
-    told, fault = gathered((told, fault))[0]
+    result, fault = broadcast((result, fault))
     if fault is not None:
         raise fault
-    return cast(T, told)
+    return cast(T, result)

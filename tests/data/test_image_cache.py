@@ -358,7 +358,7 @@ def test_two_processes_prepare_at_once(tmp_path, cache):
 RANK = """
 import torch
 from svertka import distributed
-with distributed.group(torch.device("cpu")):
+with distributed.process_group(torch.device("cpu")):
     exec({code!r})
     from test_image_cache import everything, expected
     good = np.array([i for i in range(len(dataset)) if i not in prepared.bad])

@@ -268,7 +268,7 @@ import json, sys, torch
 from svertka import distributed
 from svertka.evaluation.metrics import MetricAccumulator
 logits, labels = torch.load(sys.argv[1])
-with distributed.group(torch.device("cpu")):
+with distributed.process_group(torch.device("cpu")):
     # Uneven on purpose: the last process has no picture at all.
     mine = torch.arange(len(labels))[distributed.rank()::2] if distributed.rank() < 2 else torch.arange(0)
     tally = MetricAccumulator(logits.shape[1])

@@ -265,12 +265,12 @@ def _through_store(squares: _Squares, contents: list[bytes], unreadable: dict[in
     except StorageError as error:  # the cache folder was taken away meanwhile
         store, unstored = None, str(error)
     # Not a share of the missing: another process may have begun to store them, and see others missing.
-    share = list(first)[distributed.rank() :: distributed.world()]
+    share = list(first)[distributed.rank() :: distributed.world_size()]
     share = [content for content in share if content in missing]
     _announce(squares, store, [first[content] for content in missing])
     fresh, known, unstored = _decode(squares, store, {content: first[content] for content in share}, unstored)
     lasting = {one: str(error) for one, error in fresh.items() if _lasts(error, pictures, first[one], contents)}
-    for others in distributed.gathered(({one: str(error) for one, error in fresh.items()}, known)):
+    for others in distributed.all_gather(({one: str(error) for one, error in fresh.items()}, known)):
         reasons.update(others[0])
         known = known | others[1]
     if lasting:

@@ -34,7 +34,7 @@ def near_duplicates(pictures: Pictures, digests: list[bytes], indices: Ints, thr
     if len(first) > MOST:
         return None
     found = _compared(pictures, digests, list(first.values()), threads) if distributed.is_first() else []
-    return distributed.gathered(found)[0]
+    return distributed.broadcast(found)
 
 
 def resembling(
@@ -49,7 +49,7 @@ def resembling(
     if isinstance(source, ArrayPictures) or not 0 < len(known) + len(indices) <= MOST or not len(indices):
         return None
     found = _resembling(pictures, digests, indices.tolist(), known, threads) if distributed.is_first() else None
-    return distributed.gathered(found)[0]
+    return distributed.broadcast(found)
 
 
 def _resembling(

@@ -87,8 +87,8 @@ class CalibrationAccumulator:
     def all_reduce(self) -> "CalibrationAccumulator":
         """Return the sum over all processes; this accumulator does not change."""
         whole = CalibrationAccumulator()
-        whole._loss = distributed.total(self._loss.clone())
-        whole._bins = distributed.total(self._bins.clone())
+        whole._loss = distributed.all_reduce(self._loss.clone())
+        whole._bins = distributed.all_reduce(self._bins.clone())
         return whole
 
     def result(self) -> Calibration:

@@ -198,9 +198,9 @@ def evaluate_jointly(
         )
         for one, protocol in zip(classifiers, protocols, strict=True)
     ]
-    size = min(one.batch_size for one in predictors) * distributed.world()
+    size = min(one.batch_size for one in predictors) * distributed.world_size()
     batches = [
-        indices[start : start + size][distributed.rank() :: distributed.world()]
+        indices[start : start + size][distributed.rank() :: distributed.world_size()]
         for start in range(0, len(indices), size)
     ]
     per_run = [MetricAccumulator(len(names)) for _ in predictors]
@@ -213,7 +213,7 @@ def evaluate_jointly(
                 accumulator.update(one, labels, where)
             if ensemble is not per_run[0]:
                 ensemble.update(average_log_probabilities(torch.stack(ordered), 0), labels, where)
-            shown.advance(len(batch) * distributed.world())
+            shown.advance(len(batch) * distributed.world_size())
     results = tuple(replace(one.all_reduce().result(names), scope=selection.scope) for one in per_run)
     return JointEvaluation(
         runs=tuple(fspath(one) for one in runs),

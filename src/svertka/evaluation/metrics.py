@@ -278,14 +278,14 @@ class MetricAccumulator:
     def all_reduce(self) -> "MetricAccumulator":
         """Return the sum over all processes; this accumulator does not change."""
         whole = MetricAccumulator(self.classes)
-        whole._loss = distributed.total(self._loss.clone())
-        whole._wrong5 = distributed.total(self._wrong5.clone())
-        whole._confusion = distributed.total(self._confusion.clone())
-        whole._mistakes = _gather(_worst(self._mistakes))
-        whole._near_misses = _closest(_gather(self._near_misses))
-        whole._outcomes = [_gather(self._all_outcomes()[:, None])[:, 0]]
+        whole._loss = distributed.all_reduce(self._loss.clone())
+        whole._wrong5 = distributed.all_reduce(self._wrong5.clone())
+        whole._confusion = distributed.all_reduce(self._confusion.clone())
+        whole._mistakes = torch.cat(distributed.all_gather(_worst(self._mistakes)))
+        whole._near_misses = _closest(torch.cat(distributed.all_gather(self._near_misses)))
+        whole._outcomes = distributed.all_gather(self._all_outcomes())
         whole._confidence = self._confidence.all_reduce()
-        whole._examples = _first_of_each(_gather(self._examples), EXAMPLES_PER_CLASS)
+        whole._examples = _first_of_each(torch.cat(distributed.all_gather(self._examples)), EXAMPLES_PER_CLASS)
         return whole
 
     def result(self, names: Sequence[str]) -> Evaluation:
@@ -371,17 +371,6 @@ def _place_in_group(group: Tensor) -> Tensor:
     places = torch.empty_like(order)
     places[order] = torch.arange(len(group)) - torch.searchsorted(ordered, ordered)
     return places
-
-
-def _gather(rows: Tensor) -> Tensor:
-    """Return the rows (N, C) int64 of all processes; N may differ between processes."""
-    counts = torch.zeros(distributed.world(), dtype=torch.int64)
-    counts[distributed.rank()] = len(rows)
-    counts = distributed.total(counts)
-    start = int(counts[: distributed.rank()].sum())
-    everyone = torch.zeros(int(counts.sum()), rows.shape[1], dtype=torch.int64)
-    everyone[start : start + len(rows)] = rows
-    return distributed.total(everyone)
 
 
 def _interval(error: float, images: int) -> Interval:

@@ -87,7 +87,7 @@ class Recorder(Observer):
         """Validate, keep the weights if none are surely better, and say what can be said."""
         gradients = gradient_ratios(self.network)
         val = self.learner.val
-        distributed.share_buffers(self.network)  # else each process would validate with its own running statistics
+        distributed.broadcast_buffers(self.network)  # else each process would validate with its own running statistics
         validation = evaluate_network(self.learner.network, val, self.classifier.names, "scoring val") if val else None
         val_error = validation.top1_error if validation else None
         errors, losses = self.state.val_errors, self.state.val_losses

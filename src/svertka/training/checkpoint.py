@@ -73,7 +73,7 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tu
             if torch.cuda.is_available() and "random.cuda" in tensors:
                 torch.cuda.set_rng_state(tensors["random.cuda"])
         else:  # the file holds the first process's; the others only need to differ from it
-            torch.manual_seed(state.step * distributed.world() + distributed.rank())
+            torch.manual_seed(state.step * distributed.world_size() + distributed.rank())
     except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         fault = first_fault(error) if isinstance(error, ValidationError) else str(error)
         reason = shorten(" ".join(fault.split()), 200)

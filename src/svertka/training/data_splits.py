@@ -177,7 +177,7 @@ class Parts:
             memory_format=layout,
             prefetch=prefetch,
             rank=distributed.rank(),
-            world=distributed.world(),
+            world=distributed.world_size(),
         )
 
     def sample(self, preprocess: Preprocess, count: int) -> torch.Tensor:
@@ -196,7 +196,7 @@ class Parts:
             device=place,
             memory_format=layout,
             rank=distributed.rank(),
-            world=distributed.world(),
+            world=distributed.world_size(),
         )
 
 

@@ -135,7 +135,7 @@ def head_features(classifier: Classifier, images: torch.Tensor) -> torch.Tensor 
 def at_a_stable_rate(classifier: Classifier, recipe: Recipe, images: torch.Tensor) -> tuple[Recipe, list[str]]:
     """`recipe` at a rate at which the head over the features of `images` does not diverge, and what to say of it."""
     features = head_features(classifier, images)
-    rate = distributed.of_first(recipe.lr if features is None else stable_rate(features, recipe))
+    rate = distributed.broadcast(recipe.lr if features is None else stable_rate(features, recipe))
     if rate >= recipe.lr:
         return recipe, []
     return recipe.with_changes(lr=rate), [

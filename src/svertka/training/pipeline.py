@@ -150,7 +150,10 @@ def train_run(options: Options) -> Run:
     """
     resolved = resolve(options)
     place = resolved.device
-    with distributed.group(place), claimed(resolved.dataset.source, resolved.model.name, options.output) as folder:
+    with (
+        distributed.process_group(place),
+        claimed(resolved.dataset.source, resolved.model.name, options.output) as folder,
+    ):
         if resolved.recipe.start not in (None, resolved.model.name) and resolved.start_from is None:
             resolved = replace(resolved, start_from=str(_first_stage(resolved, folder).folder))
         prepared = prepare(resolved)
@@ -341,14 +344,14 @@ def measure(resolved: Resolved, prepared: Prepared) -> Measured:
         one_epoch += each
     found = find_learning_rate(frozen or classifier.network, batches, recipe) if options.lr == "find" else None
     if found is not None:
-        recipe = recipe.with_changes(lr=distributed.of_first(found.chosen))
+        recipe = recipe.with_changes(lr=distributed.broadcast(found.chosen))
     forward = a_picture + time_estimate.forward_seconds(timing, len(batch.labels))
     around = once + head_seconds(classifier, recipe, parts, forward, stored=cache is not None, optimizing=optimizing)
     around += scoring_seconds(parts.of_whole_images(), forward)
     if resolved.budget is not None:
         spent = time.monotonic() - resolved.began
         epochs = time_estimate.fit_epochs(resolved.budget, spent, around, one_epoch)
-        recipe = recipe.with_changes(epochs=distributed.of_first(epochs))
+        recipe = recipe.with_changes(epochs=distributed.broadcast(epochs))
     return Measured(
         recipe=recipe,
         memory_format=timing.memory_format,
@@ -379,7 +382,7 @@ def _settings(resolved: Resolved, prepared: Prepared, measurement: Measured) -> 
         recipe=measurement.recipe,
         stored_side=prepared.stored_side,
         seed=options.seed,
-        device=place.type if distributed.world() > 1 else str(place),
+        device=place.type if distributed.world_size() > 1 else str(place),
         threads=resolved.threads,
         memory_format=measurement.memory_format,
         accelerate=measurement.accelerate,

@@ -82,7 +82,7 @@ def resume(
         return run
     place = _device_of(run, settings)
     set_threads(settings.threads)
-    with distributed.group(place), in_use(run), resumable(run):
+    with distributed.process_group(place), in_use(run), resumable(run):
         moved = settings.model_copy(
             update={name: fspath(path) for name, path in (("source", source), ("boxes", boxes)) if path is not None}
         )
@@ -208,7 +208,7 @@ def _explained(run: Run, settings: Settings, parts: Parts, state: State, log: Lo
             training_report.write(run, settings, parts, None, "val")
         raise TrainingError(sentence) from error
     except RuntimeError as error:
-        if distributed.world() == 1 or not distributed.is_lost(error):
+        if distributed.world_size() == 1 or not distributed.is_peer_lost(error):
             raise
         reason = str(error).splitlines()[0]
         raise TrainingError(

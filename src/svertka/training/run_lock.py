@@ -31,7 +31,7 @@ def claimed(source: str, model: str, output: str | PathLike[str] | None) -> Iter
         StorageError: it cannot be made.
     """
     with ExitStack() as held:
-        yield distributed.told_by_first(lambda: held.enter_context(_claimed(source, model, output)))
+        yield distributed.call_on_first(lambda: held.enter_context(_claimed(source, model, output)))
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def in_use(run: Run) -> Iterator[None]:
         StorageError: the folder cannot be written.
     """
     with ExitStack() as held:
-        distributed.told_by_first(lambda: held.enter_context(_in_use(run)))
+        distributed.call_on_first(lambda: held.enter_context(_in_use(run)))
         yield
 
 

@@ -56,10 +56,10 @@ def time_steps(network: nn.Module, batch: Batch, recipe: Recipe, label: str) -> 
         formats = [known]
     seconds = {layout: _time(network, batch, recipe, getattr(torch, layout)) for layout in formats}
     best = min(seconds, key=seconds.__getitem__)
-    best = ("contiguous_format", "channels_last")[round(distributed.of_first(float(best == "channels_last")))]
+    best = ("contiguous_format", "channels_last")[round(distributed.broadcast(float(best == "channels_last")))]
     if len(formats) > 1:
         _remember(key, best)
-    return Timing(distributed.of_first(seconds.get(best, min(seconds.values()))), best)
+    return Timing(distributed.broadcast(seconds.get(best, min(seconds.values()))), best)
 
 
 def _remembered() -> dict[str, str]:
@@ -95,7 +95,7 @@ def _time(network: nn.Module, batch: Batch, recipe: Recipe, layout: torch.memory
 
 def need_pictures_for_all(batch_size: int, pictures: int) -> None:
     """Raise UsageError if a batch, or all training pictures, leave a process without any."""
-    world = distributed.world()
+    world = distributed.world_size()
     if pictures < world:
         raise UsageError(f"{pictures} training pictures are too few for {world} processes; start fewer of them")
     if batch_size < world:
@@ -128,7 +128,7 @@ def time_frozen(made: PartiallyFrozen, batch: Batch, layout: torch.memory_format
     made.frozen(some)
     began = time.perf_counter()
     made.frozen(some)
-    seconds = distributed.of_first((time.perf_counter() - began) / max(len(some), 1))
+    seconds = distributed.broadcast((time.perf_counter() - began) / max(len(some), 1))
     return seconds, Batch(features, batch.labels, batch.indices, batch.count)
 
 

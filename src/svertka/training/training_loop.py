@@ -99,7 +99,7 @@ def fit(
     while state.step < total:
         epoch, first = divmod(state.step, batches.steps)
         if thaw(optimizer, epoch) or replica is None:
-            replica = distributed.replicated(network)
+            replica = distributed.data_parallel(network)
         for batch in batches.epoch(epoch, first):
             rate = learning_rate(
                 recipe.schedule,
@@ -119,11 +119,11 @@ def fit(
             look_due = epoch_over or state.step % LOG_EVERY == 0
             stop = observer.wants_stop()
             if look_due:
-                *seen, stops = distributed.total(torch.cat([recent, recent.new_tensor([stop])])).tolist()
+                *seen, stops = distributed.all_reduce(torch.cat([recent, recent.new_tensor([stop])])).tolist()
                 recent.zero_()
                 stop = stops > 0
                 _look(state, seen, rate, observer)
-            elif distributed.world() > 1:
+            elif distributed.world_size() > 1:
                 stop = False  # the other processes do not know of it before the next look
             if epoch_over:
                 loss, wrong, count = state.sums
@@ -181,10 +181,10 @@ def take_step(
     """One step of the optimizer on `batch`; returns (cross-entropy, wrong, pictures) of this process, (3,) float64."""
     optimizer.zero_grad(set_to_none=True)
     images, labels, row_weights = batch.images, batch.labels, batch.weights
-    weight = distributed.world() / batch.count
+    weight = distributed.world_size() / batch.count
     if not len(labels):  # this process has no picture left, but the others wait for its gradient
         images, labels, row_weights, weight = images.new_zeros(2, *images.shape[1:]), labels.new_zeros(2), None, 0.0
-    copies = 2 if len(labels) == 1 and distributed.world() > 1 else 1
+    copies = 2 if len(labels) == 1 and distributed.world_size() > 1 else 1
     if copies > 1:  # batch norm may find only one value per channel in one picture
         images, labels, weight = images.repeat(2, *[1] * (images.dim() - 1)), labels.repeat(2), weight / 2
         row_weights = None if row_weights is None else row_weights.repeat(2)

@@ -31,7 +31,7 @@ def gather_features(batches: Batches) -> tuple[Floats, Ints]:
     features = torch.cat([batch.images.flatten(1) for batch in some]).float().cpu().numpy()
     labels = torch.cat([batch.labels for batch in some]).cpu().numpy()
     indices = np.concatenate([batch.indices for batch in some])
-    shares = distributed.gathered((features, labels, indices))
+    shares = distributed.all_gather((features, labels, indices))
     features, labels, indices = (np.concatenate(share) for share in zip(*shares, strict=True))
     place = {index: number for number, index in enumerate(batches.order(0).tolist())}
     order = np.argsort([place[index] for index in indices.tolist()], kind="stable")
@@ -144,7 +144,7 @@ SOLVERS = {"logistic": logistic_regression, "nearest-mean": nearest_mean}
 def fit_head(head: nn.Linear, way: str, batches: Batches, classes: int) -> None:
     """Compute the weights of `head` from the features in `batches` with one of `SOLVERS`, in place."""
     everything = gather_features(batches)
-    weight, bias = distributed.told_by_first(lambda: SOLVERS[way](*everything, classes))
+    weight, bias = distributed.call_on_first(lambda: SOLVERS[way](*everything, classes))
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight))
         head.bias.copy_(torch.from_numpy(bias))

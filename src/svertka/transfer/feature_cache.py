@@ -76,7 +76,7 @@ def cache_on_disk(
     except StorageError as error:
         fault = error
     # A collective call: every process must reach it, also after an error.
-    faults = [one for one in distributed.gathered(fault and str(fault)) if one]
+    faults = [one for one in distributed.all_gather(fault and str(fault)) if one]
     if store is None or faults:
         raise StorageError(faults[0]) from fault
     where = np.full((variants, len(batches.rows)), -1, np.int64)
@@ -158,7 +158,7 @@ def _compute_missing(
     if count > store.room():  # before anything is computed
         raise _no_room_error(store)
     announce("features", count * (store.row_bytes + RECORD.itemsize), store)
-    missing = [np.array_split(some, distributed.world())[distributed.rank()] for some in missing]
+    missing = [np.array_split(some, distributed.world_size())[distributed.rank()] for some in missing]
     with progress(title, sum(map(len, missing))) as shown:
         for variant, indices in enumerate(missing):
             for some, features in _computed(batches, frozen, indices, variant):
