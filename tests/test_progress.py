@@ -31,20 +31,94 @@ def test_elsewhere_than_on_a_terminal_there_are_lines(
     assert err.splitlines()[2] == "[bold]as it is[/bold]"
 
 
-def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
 
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + 20
+        while text not in self.getvalue():
+            assert time.monotonic() < deadline, self.getvalue()
+            time.sleep(0.01)
+
+
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Make stderr a terminal; not in a fixture, after which pytest sets stderr again."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with progress("decoding", 3) as shown:
-        shown.advance(2, "loss 0.1")
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("CI", "NO_COLOR", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    return terminal
+
+
+def test_on_a_terminal_there_is_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch)
+    with progress("decoding", 3000, "images") as shown:
+        shown.advance(2000, "loss 0.1")
+        terminal.wait_for("2,000/3,000 images")
+        terminal.wait_for("loss 0.1")
         shown.say("a line")
-    assert "decoding" in terminal.getvalue()
-    assert "2/3" in terminal.getvalue()
-    assert "a line" in terminal.getvalue()
+        with progress("scoring", 0), working("reading"):
+            terminal.wait_for("reading")
+    assert "\x1b[2Ka line\n" in terminal.getvalue()
+    assert "0/0" not in terminal.getvalue()
+    assert terminal.getvalue().endswith("\x1b[1A\x1b[2K")  # the bar is removed
+
+
+def test_an_update_replaces_the_one_before_and_the_last_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch)
+    with progress("training", 3) as shown:
+        shown.update("epoch 1: loss 0.5")
+        terminal.wait_for("epoch 1: loss 0.5")
+        shown.update("epoch 2: loss 0.25")
+    lines = terminal.getvalue().split("\n")
+    assert lines[-2:] == [f"{lines[-2][:-18]}epoch 2: loss 0.25", ""]
+
+
+def test_a_short_job_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch)
+    with progress("decoding", 3) as shown, working("reading"):
+        shown.advance(3)
+    assert terminal.getvalue() == ""
+
+
+@pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("CI", "true")])
+def test_where_lines_cannot_be_redrawn_there_are_lines(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch)
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(module, "FIRST_LINE", -1.0)
+    with progress("training", 2, "steps") as shown:
+        shown.advance(1)
+        shown.update("epoch 1: loss 0.5")
+        shown.update("epoch 2: loss 0.25")
+    first, *rest = terminal.getvalue().splitlines()
+    assert first.startswith("training: 1 of 2 steps, ")
+    assert rest == ["epoch 1: loss 0.5", "epoch 2: loss 0.25"]
+
+
+def test_signs_that_an_encoding_lacks_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch)
+    monkeypatch.setattr(Terminal, "encoding", "ascii")
+    say("32×32 → 16 … 犬")
+    assert terminal.getvalue() == "32x32 -> 16 ... \\u72ac\n"
+    with working("loading 犬"):
+        terminal.wait_for("loading")
+    assert terminal.getvalue().isascii()
+
+
+def test_steps_of_before_do_not_count_as_speed() -> None:
+    shown = module.Progress("training", 100, done=90)
+    assert shown.seconds_left is None
+    shown.advance(5)
+    seconds_left = shown.seconds_left
+    assert seconds_left is not None
+    assert 0 < seconds_left <= 2 * shown.seconds
 
 
 def test_only_the_first_process_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,9 +132,9 @@ def test_what_nobody_knows_the_end_of_is_said_if_it_takes_long(
 ) -> None:
     with working("quick"):
         pass
-    monkeypatch.setattr(module, "FIRST_LINE", 0.0)
+    monkeypatch.setattr(module, "LINE_EVERY", 0.0)
     with working("writing the report"):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 20
         err = ""
         while not err and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+# What a stream prints that cannot encode these; other characters become escapes.
+ASCII = str.maketrans({"…": "...", "×": "x", "–": "-", "→": "->", "·": "*", "≤": "<=", "²": "2"})
+
 _lost: list[str] = []  # why nothing more can be printed on stderr
 
 
@@ -70,6 +73,16 @@ class _Messages(_Stream):
 def wrap_stderr(stream: Any) -> Any:
     """`stream`, which is stderr, as one that goes on when nothing can be written into it."""
     return stream if isinstance(stream, _Messages) else _Messages(stream)
+
+
+def to_encodable(text: str, stream: Any) -> str:
+    """Return `text` as `stream` prints it: with ASCII signs or escapes for what its encoding lacks."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(ASCII).encode(encoding, "backslashreplace").decode(encoding)
+    return text
 
 
 def stderr_failure() -> str | None:

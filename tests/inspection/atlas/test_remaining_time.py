@@ -41,7 +41,7 @@ def test_progress_reaches_100_and_finished_files_are_not_counted(
         < (everything - first_done) / atlas_layers[0].num_units
         < (first_done - last_done) / atlas_layers[-1].num_units
     )
-    shown = Progress("drawing", 100, None)
+    shown = Progress("drawing", 100)
     for one in atlas_layers[1:-1]:
         remaining.advance_units(shown, one)(one.num_units)
     assert 0 < shown.done < 100

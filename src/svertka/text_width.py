@@ -1,0 +1,68 @@
+"""Text in terminal columns: its width, and shortening that keeps both ends."""
+
+from collections.abc import Sequence
+
+ELLIPSIS = "…"
+
+
+def text_width(text: str) -> int:
+    """Return the terminal columns that `text` takes: 2 for CJK and emoji, 0 for combining characters."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def pad(text: str, width: int, *, right: bool = False) -> str:
+    """Return `text` filled with spaces to `width` columns, on its left if it is aligned right."""
+    spaces = " " * (width - text_width(text))
+    return spaces + text if right else text + spaces
+
+
+def shorten(text: str, width: int, ellipsis: str = ELLIPSIS) -> str:
+    """Return `text` in at most `width` columns, with … in place of its middle if it is longer.
+
+    Both ends stay: names of one folder often differ at the end only. The end gets the larger share.
+
+    >>> shorten("album/holidays/2024/0001.jpg", 16)
+    'album/…/0001.jpg'
+    """
+    if text_width(text) <= width:
+        return text
+    room = width - text_width(ellipsis)
+    if room < 2:
+        return text[: max(width, 0)] if text.isascii() else ellipsis[: max(width, 0)]
+    head = room * 2 // 5
+    return f"{_prefix(text, head)}{ellipsis}{_suffix(text, room - head)}"
+
+
+def join_that_fit(items: Sequence[str], width: int, separator: str = ", ") -> str:
+    """Return the first of `items` that fit into `width` columns, joined; none is cut, so that no number is.
+
+    >>> join_that_fit(["loss 0.25", "error 12.5%", "1,200 images/s"], 24)
+    'loss 0.25, error 12.5%'
+    """
+    joined = ""
+    for number, item in enumerate(items):
+        longer = f"{joined}{separator}{item}" if number else item
+        if text_width(longer) > width:
+            break
+        joined = longer
+    return joined
+
+
+def _prefix(text: str, width: int) -> str:
+    """Return the longest beginning of `text` that takes at most `width` columns."""
+    end = min(len(text), width)
+    while text_width(text[:end]) > width:
+        end -= 1
+    return text[:end]
+
+
+def _suffix(text: str, width: int) -> str:
+    """Return the longest end of `text` that takes at most `width` columns."""
+    start = max(len(text) - width, 0)
+    while text_width(text[start:]) > width:
+        start += 1
+    return text[start:]
