@@ -18,7 +18,7 @@ from svertka.classifier import load_initial_weights, model_of_run_weights
 from svertka.errors import Interrupted, RunError, SvertkaError
 from svertka.models import registry
 from svertka.run import MAX_HISTORY_BYTES, Run
-from svertka.serving.served_model import Served
+from svertka.serving.served_model import ServedModel
 from svertka.tensor_files import read_tensors, write_tensors
 from svertka.training.callbacks import Recorder
 
@@ -76,7 +76,7 @@ VERBS: dict[str, Verb] = {
         svertka.evaluate(run, pictures, threads=1).to_dict(), allow_nan=False
     ),
     "export": lambda run, _, place: svertka.export(run, place / "folder"),
-    "serve": lambda run, *_: Served(run, torch.device("cpu")).sentence,
+    "serve": lambda run, *_: ServedModel(run, torch.device("cpu")).sentence,
     "weights": started_from,
     "result": lambda run, *_: json.dumps(Run(run).result(), allow_nan=False),
     "resume": resumed,

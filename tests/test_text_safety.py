@@ -16,7 +16,7 @@ from hostile import TEXTS
 from svertka.classifier import Classifier, Config
 from svertka.cli.app import main
 from svertka.data.preprocessing import Preprocess
-from svertka.exporters.hub_folder import write_folder
+from svertka.exporters.hub_folder import write_hub_folder
 from svertka.pages.html_page import bidi_isolate
 from svertka.pages.templates import escape
 from svertka.progress import progress, say
@@ -92,7 +92,7 @@ def test_html(text: str) -> None:
 def test_the_model_card(tmp_path: Path) -> None:
     folder = tmp_path / "it's a `folder`\n---\n- x"
     folder.mkdir()
-    write_folder(folder, saved(tmp_path / "run"), str(tmp_path / "run"))
+    write_hub_folder(folder, saved(tmp_path / "run"), str(tmp_path / "run"))
     card = (folder / "README.md").read_text()
     assert harmless(card)
     front, _, body = card.removeprefix("---\n").partition("---\n")
@@ -106,10 +106,10 @@ def test_the_model_card(tmp_path: Path) -> None:
 
 def test_onnx_metadata(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'svertka[onnx]'")
-    from svertka.exporters.onnx import describe
+    from svertka.exporters.onnx import write_metadata
 
     classifier, model = saved(tmp_path / "run"), onnx.ModelProto()
-    describe(model, classifier, preprocessing=False)
+    write_metadata(model, classifier, preprocessing=False)
     metadata = {one.key: one.value for one in model.metadata_props}
     assert json.loads(metadata["names"]) == list(classifier.names)
     assert all(value.isprintable() for value in metadata.values())

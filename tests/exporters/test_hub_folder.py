@@ -7,12 +7,12 @@ import torch
 
 import svertka
 from svertka.classifier import Classifier
-from svertka.exporters.hub_folder import card, write_folder
+from svertka.exporters.hub_folder import render_card, write_hub_folder
 
 
 def test_the_folder_is_a_run_that_computes_the_same(made: Callable[..., Classifier], tmp_path: Path) -> None:
     classifier = made("resnet20", 32, 40, names=("cat", "dog\n---", "имя"))
-    write_folder(tmp_path / "hub", classifier, "resnet20:imagenet")
+    write_hub_folder(tmp_path / "hub", classifier, "resnet20:imagenet")
     assert {path.name for path in (tmp_path / "hub").iterdir()} == {"README.md", "config.json", "model.safetensors"}
     config = json.loads((tmp_path / "hub" / "config.json").read_text())
     assert config["label_names"] == ["cat", "dog\n---", "имя"]
@@ -27,7 +27,7 @@ def test_the_card_of_a_run_says_what_it_was_trained_on_and_what_came_of_it(
     digit_folder: Path, tmp_path: Path, quiet: None
 ) -> None:
     run = svertka.train(digit_folder, model="mlp", size=8, epochs=2, output=tmp_path / "run")
-    text = card(run.classifier(), str(run.folder), "digits")
+    text = render_card(run.classifier(), str(run.folder), "digits")
     front, _, body = text.removeprefix("---\n").partition("---\n")
     assert "library_name: svertka" in front
     assert "pipeline_tag: image-classification" in front
@@ -42,7 +42,7 @@ def test_the_card_of_a_run_says_what_it_was_trained_on_and_what_came_of_it(
 
 
 def test_a_card_reads_no_markdown_in_names(made: Callable[..., Classifier]) -> None:
-    text = card(made("resnet20", 32, 40, names=("```\n# no", "<script>", "| a |")), "resnet20:imagenet", "x")
+    text = render_card(made("resnet20", 32, 40, names=("```\n# no", "<script>", "| a |")), "resnet20:imagenet", "x")
     for name in ("```\n# no", "<script>", "| a |"):
         assert f"\n    {json.dumps(name)}\n" in text
     assert "Not measured" in text
@@ -50,5 +50,5 @@ def test_a_card_reads_no_markdown_in_names(made: Callable[..., Classifier]) -> N
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_one_class_is_one_class(made: Callable[..., Classifier], number: int) -> None:
-    text = card(made("resnet20", 32, 40, names=("a", "b")[:number]), "resnet20:x", "x")
+    text = render_card(made("resnet20", 32, 40, names=("a", "b")[:number]), "resnet20:x", "x")
     assert ("# resnet20, 1 class\n" in text) is (number == 1)

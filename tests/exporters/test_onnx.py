@@ -15,7 +15,7 @@ pytest.importorskip("onnx")
 import onnxruntime
 from onnx import numpy_helper
 
-from svertka.exporters.onnx import as_onnx, check
+from svertka.exporters.onnx import check_onnx, convert_to_onnx
 
 PICTURES = [
     np.asarray(Image.fromarray(load_sample_image(name)).resize(size))
@@ -30,9 +30,9 @@ def test_it_computes_the_same_and_says_what_it_needs(
 ) -> None:
     names = ("cat", 'a "quoted"\nname', "имя", "\0")
     classifier = made(model, size, resize, channels, names)
-    file = as_onnx(classifier, preprocessing=preprocessing)
+    file = convert_to_onnx(classifier, preprocessing=preprocessing)
     # Pixels that the resize rounds otherwise move a probability by more than float32 moves a logit.
-    assert check(file, classifier, PICTURES * 4) <= (1e-3 if preprocessing else 1e-5)
+    assert check_onnx(file, classifier, PICTURES * 4) <= (1e-3 if preprocessing else 1e-5)
     session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
     said = session.get_modelmeta().custom_metadata_map
     assert tuple(json.loads(said["names"])) == names
@@ -53,7 +53,7 @@ def test_the_plain_network_is_exported_and_the_given_one_left_alone(made: Callab
     classifier = made("lenet5", 32, 28, 1)
     fast = Classifier(accelerate(copy.deepcopy(classifier.network)), classifier.config)
     fast.network.train()
-    plain, exported = as_onnx(classifier), as_onnx(fast)
+    plain, exported = convert_to_onnx(classifier), convert_to_onnx(fast)
     assert exported.SerializeToString() == plain.SerializeToString()
     assert fast.network.training
     assert any("_conv_forward" in vars(module) for module in fast.network.modules())
@@ -62,14 +62,14 @@ def test_the_plain_network_is_exported_and_the_given_one_left_alone(made: Callab
 @pytest.mark.parametrize("preprocessing", [False, True])
 def test_a_file_that_computes_something_else_is_refused(made: Callable[..., Classifier], preprocessing: bool) -> None:
     classifier = made("mlp", 16, 16, 1)
-    file = as_onnx(classifier, preprocessing=preprocessing)
+    file = convert_to_onnx(classifier, preprocessing=preprocessing)
     (bias,) = [one for one in file.graph.initializer if one.name == "output.bias"]
     changed = numpy_helper.to_array(bias).copy()
     changed[1] += 0.1
     bias.CopyFrom(numpy_helper.from_array(changed, bias.name))
     with pytest.raises(ExportError, match=r"differs by 0\.\d+ where .* is allowed, so that no file was written"):
-        check(file, classifier, PICTURES)
+        check_onnx(file, classifier, PICTURES)
     changed[1] = np.nan
     bias.CopyFrom(numpy_helper.from_array(changed, bias.name))
     with pytest.raises(ExportError):
-        check(file, classifier, PICTURES)
+        check_onnx(file, classifier, PICTURES)

@@ -14,13 +14,13 @@ pytest.importorskip("onnx")
 import onnxruntime
 from onnx import TensorProto, checker, helper
 
-from svertka.exporters.onnx_preprocess import Entry
+from svertka.exporters.onnx_preprocess import PreprocessingGraph
 
 PHOTOGRAPH = load_sample_image("flower.jpg")
 
 
 def session(preprocess: Preprocess) -> Any:
-    entry = Entry(preprocess, "in", "out")
+    entry = PreprocessingGraph(preprocess, "in", "out")
     before = helper.make_tensor_value_info("in", entry.element_type, ["N", "H", "W", 3])
     size = preprocess.size
     behind = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", preprocess.channels, size, size])

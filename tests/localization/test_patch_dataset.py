@@ -221,7 +221,7 @@ def test_no_whole_image_is_named_background(boxed_run: Run, scenes: Scenes, tmp_
     pytest.importorskip("onnx")
     import onnxruntime
 
-    from svertka.serving.served_model import Served
+    from svertka.serving.served_model import ServedModel
 
     of_patches = Classifier.load(boxed_run.folder, of_patches=True)
     *_, last = (layer for layer in of_patches.network.modules() if isinstance(layer, torch.nn.Linear))
@@ -247,7 +247,9 @@ def test_no_whole_image_is_named_background(boxed_run: Run, scenes: Scenes, tmp_
 
     preprocess = Classifier.load(certain).preprocess
     images = torch.stack([preprocess(path) for path in paths])
-    np.testing.assert_allclose(Served(certain, torch.device("cpu")).probabilities(list(images)), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        ServedModel(certain, torch.device("cpu")).probabilities(list(images)), expected, atol=1e-5
+    )
     for preprocessing in (False, True):
         path = svertka.export(certain, tmp_path / "m.onnx", pictures=paths, preprocessing=preprocessing).path
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -97,15 +97,15 @@ def live() -> Callable[..., contextlib.AbstractContextManager[Live]]:
     """`with live(*served, hosts=…, token=…) as server`: it runs while the block does."""
     pytest.importorskip("uvicorn")
     from svertka.serving.access_control import LOOPBACK
-    from svertka.serving.app import Api
-    from svertka.serving.uvicorn_server import Server, bound, configured
+    from svertka.serving.app import App
+    from svertka.serving.uvicorn_server import Server, bind_socket, build_config
 
     @contextlib.contextmanager
     def running(*runs: Any, hosts: frozenset[str] | None = LOOPBACK, **options: Any) -> Iterator[Live]:
-        api = Api(runs, hosts=hosts, threads=2, **({"token": None} | options))
+        api = App(runs, hosts=hosts, threads=2, **({"token": None} | options))
         up = threading.Event()
-        server = Server(configured(api), up.set)
-        sock = bound("127.0.0.1", 0)
+        server = Server(build_config(api), up.set)
+        sock = bind_socket("127.0.0.1", 0)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])))
         thread.start()
         assert up.wait(20)

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 pytest.importorskip("starlette")
-from svertka.serving.served_model import Served
+from svertka.serving.served_model import ServedModel
 
 TOKEN = "a-token-of-the-test"
 
 
 @pytest.fixture(scope="module")
 def server(small_run: Path, live: Callable[..., Any]) -> Iterator[Any]:
-    with live(Served(small_run, torch.device("cpu")), hosts=None, token=TOKEN) as running:
+    with live(ServedModel(small_run, torch.device("cpu")), hosts=None, token=TOKEN) as running:
         yield running
 
 
@@ -78,7 +78,7 @@ def test_files_are_known_by_their_address(server: Any) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1:80", "LOCALHOST:8000", "localhost.", "[::1]:8000", "[::1]", "127.0.0.1"])
 def test_the_loopback_address_has_three_names(small_run: Path, live: Callable[..., Any], host: str) -> None:
-    with live(Served(small_run, torch.device("cpu"))) as running:
+    with live(ServedModel(small_run, torch.device("cpu"))) as running:
         assert running.ask("GET", "/health", headers={"Host": host}).status == 200
         own = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
         assert running.ask("GET", "/health", headers=own).status == 200
@@ -86,7 +86,7 @@ def test_the_loopback_address_has_three_names(small_run: Path, live: Callable[..
 
 @pytest.fixture(scope="module")
 def behind_a_proxy(small_run: Path, live: Callable[..., Any]) -> Iterator[Any]:
-    served = Served(small_run, torch.device("cpu"))
+    served = ServedModel(small_run, torch.device("cpu"))
     with live(served, root="/svertka", allowed=frozenset({"photos.example.org"})) as running:
         yield running
 
@@ -123,7 +123,7 @@ def test_a_name_that_is_not_allowed_is_told_how_it_could_be(behind_a_proxy: Any)
 
 
 def test_behind_a_proxy_the_token_leads_to_its_path(small_run: Path, live: Callable[..., Any]) -> None:
-    served = Served(small_run, torch.device("cpu"))
+    served = ServedModel(small_run, torch.device("cpu"))
     with live(served, hosts=None, token=TOKEN, root="/svertka") as running:
         answer = running.ask("GET", f"/svertka/?token={TOKEN}")
         assert answer.status == 303

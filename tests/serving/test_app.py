@@ -17,13 +17,13 @@ from svertka.classifier import Classifier, predict
 from svertka.errors import RunError
 
 pytest.importorskip("starlette")
-from svertka.serving.served_model import Served
+from svertka.serving.served_model import ServedModel
 
 
 @pytest.fixture(scope="module")
 def server(small_run: Path, live: Callable[..., Any]) -> Iterator[Any]:
-    one = Served(small_run, torch.device("cpu"))
-    two = Served(small_run, torch.device("cpu"), [one.key])
+    one = ServedModel(small_run, torch.device("cpu"))
+    two = ServedModel(small_run, torch.device("cpu"), [one.key])
     with live(one, two) as running:
         yield running
 
@@ -125,15 +125,15 @@ def test_those_who_come_together_are_answered_together(
     server: Any, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    desk = server.api._desks["small"]
-    compute = desk._compute
+    batcher = server.api._batchers["small"]
+    compute = batcher._compute
 
     def slow(pictures: Any) -> Any:
         sizes.append(len(pictures))
         time.sleep(0.05)  # so that the others have come when it is free again
         return compute(pictures)
 
-    monkeypatch.setattr(desk, "_compute", slow)
+    monkeypatch.setattr(batcher, "_compute", slow)
     threads = [threading.Thread(target=server.ask, args=("POST", "/predict", jpeg)) for _ in range(24)]
     for thread in threads:
         thread.start()
@@ -146,13 +146,13 @@ def test_those_who_come_together_are_answered_together(
 
 def test_a_stop_finishes_what_has_begun(small_run: Path, live: Callable[..., Any], jpeg: bytes) -> None:
     answers: list[Any] = []
-    served = Served(small_run, torch.device("cpu"))
+    served = ServedModel(small_run, torch.device("cpu"))
     begun = threading.Event()
 
     def slow(pictures: Any) -> Any:
         begun.set()
         time.sleep(0.5)
-        return Served.probabilities(served, pictures)
+        return ServedModel.probabilities(served, pictures)
 
     served.probabilities = slow  # type: ignore[method-assign]
     with live(served) as server:
@@ -217,14 +217,14 @@ def test_formats_are_those_of_predict(server: Any, small_run: Path, tmp_path: Pa
 
 
 def test_a_network_that_gives_nan_is_refused_where_it_is_loaded(small_run: Path) -> None:
-    served = Served(small_run, torch.device("cpu"))
+    served = ServedModel(small_run, torch.device("cpu"))
     served._fast = lambda images: torch.full((len(images), 3), torch.nan)  # type: ignore[assignment]
     with pytest.raises(RunError, match="gives scores that are NaN"):
         served.warm_up()
 
 
 def test_nan_is_no_error_of_the_server(small_run: Path, live: Callable[..., Any], jpeg: bytes) -> None:
-    served = Served(small_run, torch.device("cpu"))
+    served = ServedModel(small_run, torch.device("cpu"))
     served._fast = lambda images: torch.full((len(images), 3), torch.nan)  # type: ignore[assignment]
     with torch.no_grad():
         for parameter in served.classifier.network.parameters():
@@ -240,10 +240,10 @@ def test_nan_is_no_error_of_the_server(small_run: Path, live: Callable[..., Any]
 
 
 def test_json_never_holds_nan() -> None:
-    from svertka.serving.app import Json
+    from svertka.serving.app import ASCIIJSONResponse
 
     content = {"a": [1.0, float("nan"), (float("inf"),)], "b": -float("inf"), "c": "NaN"}
-    assert json.loads(Json(content).body) == {"a": [1.0, None, [None]], "b": None, "c": "NaN"}
+    assert json.loads(ASCIIJSONResponse(content).body) == {"a": [1.0, None, [None]], "b": None, "c": "NaN"}
 
 
 def test_a_request_whose_client_is_gone_is_given_up(server: Any, jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

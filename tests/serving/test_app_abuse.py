@@ -24,8 +24,8 @@ from svertka.errors import PictureError
 
 pytest.importorskip("starlette")
 from svertka.serving import connection_limits, request_batching, request_limits
-from svertka.serving.request_limits import BODY_LIMIT
-from svertka.serving.served_model import Served
+from svertka.serving.request_limits import MAX_BODY_BYTES
+from svertka.serving.served_model import ServedModel
 
 JSON = {"Content-Type": "application/json"}
 
@@ -36,7 +36,7 @@ def server(small_run: Path, live: Callable[..., Any]) -> Iterator[Any]:
     patience.setattr(request_limits, "BODY_SECONDS", 0.5)
     patience.setattr(connection_limits, "HEADER_SECONDS", 0.5)
     patience.setattr(connection_limits, "REQUEST_SECONDS", 3.0)
-    with live(Served(small_run, torch.device("cpu"))) as running:
+    with live(ServedModel(small_run, torch.device("cpu"))) as running:
         yield running
     patience.undo()
 
@@ -166,7 +166,7 @@ ASKED: dict[str, tuple[str, str, Callable[[], bytes], dict[str, str], int]] = {
     "a form of nothing": ("POST", "/predict", bytes, {"Content-Type": "multipart/form-data; boundary=x"}, 400),
     "a compressed body": ("POST", "/predict", lambda: zlib.compress(b""), {"Content-Encoding": "gzip"}, 415),
     "a type that is none": ("POST", "/predict", bytes, {"Content-Type": "text/html" * 50}, 415),
-    "too many bytes": ("POST", "/predict", lambda: bytes(BODY_LIMIT + 1), {}, 413),
+    "too many bytes": ("POST", "/predict", lambda: bytes(MAX_BODY_BYTES + 1), {}, 413),
     "a bomb of pixels": ("POST", "/predict", lambda: png(20_000, 3_000), {}, 413),
     "a header that lies": ("POST", "/predict", lying_png, {}, 413),
     "a thousand scans": ("POST", "/predict", many_scans, {}, 400),
@@ -217,13 +217,11 @@ def test_a_bad_picture_in_a_list_spoils_no_other(server: Any, jpeg: bytes) -> No
 def test_a_body_in_chunks_is_counted_as_it_comes(server: Any) -> None:
     chunk = b"10000\r\n" + bytes(65536) + b"\r\n"
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-    assert server.raw(head + chunk * (BODY_LIMIT // 65536 + 1) + b"0\r\n\r\n").status == 413
+    assert server.raw(head + chunk * (MAX_BODY_BYTES // 65536 + 1) + b"0\r\n\r\n").status == 413
 
 
 def test_a_client_that_asks_first_need_not_send_in_vain(server: Any) -> None:
-    head = (
-        f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {BODY_LIMIT + 1}\r\nExpect: 100-continue\r\n\r\n"
-    )
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\nExpect: 100-continue\r\n\r\n"
     began = time.monotonic()
     assert server.raw(head.encode(), keep=True).status == 413
     assert time.monotonic() - began < 2
@@ -298,7 +296,7 @@ def test_requests_in_a_row_on_one_connection_are_all_answered(server: Any, jpeg:
 
 
 def test_a_full_queue_says_when_to_come_again(server: Any, jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_batching, "PLACES", 3)
+    monkeypatch.setattr(request_batching, "MAX_PENDING_IMAGES", 3)
     body = json.dumps([base64.b64encode(jpeg).decode()] * 4).encode()
     answer = server.ask("POST", "/predict", body, JSON)
     assert answer.status == 503
@@ -306,7 +304,7 @@ def test_a_full_queue_says_when_to_come_again(server: Any, jpeg: bytes, monkeypa
 
 
 def test_bodies_at_a_time_are_bounded(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_limits, "TOTAL_LIMIT", 100_000)
+    monkeypatch.setattr(request_limits, "MAX_TOTAL_BYTES", 100_000)
     answer = server.ask("POST", "/predict", bytes(200_000))
     assert answer.status == 503
     assert answer.headers["retry-after"]
@@ -319,7 +317,7 @@ def test_an_error_of_ours_is_an_error_and_no_end(
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.api._desks["small"], "_compute", broken)
+        patch.setattr(server.api._batchers["small"], "_compute", broken)
         assert server.ask("POST", "/predict", jpeg).status == 500
     assert server.ask("POST", "/predict", jpeg).status == 200
 

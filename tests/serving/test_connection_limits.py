@@ -15,12 +15,12 @@ import torch
 
 pytest.importorskip("starlette")
 from svertka.serving import access_control, connection_limits
-from svertka.serving.served_model import Served
+from svertka.serving.served_model import ServedModel
 
 
 @pytest.fixture(scope="module")
 def server(small_run: Path, live: Callable[..., Any]) -> Iterator[Any]:
-    with live(Served(small_run, torch.device("cpu"))) as running:
+    with live(ServedModel(small_run, torch.device("cpu"))) as running:
         yield running
 
 
@@ -50,8 +50,8 @@ def answers(work: Callable[[], Any], count: int) -> list[Any]:
 
 
 def test_slow_headers_make_room_for_others(server: Any, jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_limits, "WAITING", 20)
-    monkeypatch.setattr(connection_limits, "PATIENCE", 0.0)
+    monkeypatch.setattr(connection_limits, "MAX_IDLE_CONNECTIONS", 20)
+    monkeypatch.setattr(connection_limits, "MIN_IDLE_SECONDS", 0.0)
     slow = opened(server, 20, b"POST /predict HTTP/1.1\r\nHost: local")
     time.sleep(0.2)
     slow += opened(server, 40, b"POST /predict HTTP/1.1\r\nHost: local")
@@ -66,8 +66,8 @@ def test_slow_headers_make_room_for_others(server: Any, jpeg: bytes, monkeypatch
 
 
 def test_whoever_makes_room_is_answered(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_limits, "WAITING", 5)
-    monkeypatch.setattr(connection_limits, "PATIENCE", 0.0)
+    monkeypatch.setattr(connection_limits, "MAX_IDLE_CONNECTIONS", 5)
+    monkeypatch.setattr(connection_limits, "MIN_IDLE_SECONDS", 0.0)
     waiting = opened(server, 12)
     time.sleep(0.2)
     for one in waiting:
@@ -80,8 +80,8 @@ def test_whoever_makes_room_is_answered(server: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_those_who_have_just_come_are_not_sent_away(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_limits, "WAITING", 5)
-    monkeypatch.setattr(connection_limits, "PATIENCE", 60.0)
+    monkeypatch.setattr(connection_limits, "MAX_IDLE_CONNECTIONS", 5)
+    monkeypatch.setattr(connection_limits, "MIN_IDLE_SECONDS", 60.0)
     waiting = opened(server, 40)
     for one in waiting:
         one.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -90,7 +90,7 @@ def test_those_who_have_just_come_are_not_sent_away(server: Any, monkeypatch: py
 
 
 def test_too_many_connections_are_told_to_come_again(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_limits, "CONNECTIONS", 10)
+    monkeypatch.setattr(connection_limits, "MAX_CONNECTIONS", 10)
     waiting = opened(server, 10)
     try:
         time.sleep(0.1)
@@ -104,7 +104,7 @@ def test_too_many_connections_are_told_to_come_again(server: Any, monkeypatch: p
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("limit", ["REQUESTS", "REQUESTS_OF_ONE"])
+@pytest.mark.parametrize("limit", ["MAX_REQUESTS", "MAX_REQUESTS_PER_ADDRESS"])
 def test_everybody_in_a_crowd_is_answered(
     server: Any, jpeg: bytes, limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,22 +21,22 @@ from svertka.data.image_io import read_picture
 from svertka.data.preprocessing import region
 from svertka.errors import FormatError, PictureError, SizeError
 from svertka.serving import decoder_pool as module
-from svertka.serving.decoder_pool import LARGE_WAITING, Account, Decoders
-from svertka.serving.decoder_process import Settings
-from svertka.serving.http_errors import Refusal
+from svertka.serving.decoder_pool import MAX_LARGE_WAITING, DecoderPool, DecodingUsage
+from svertka.serving.decoder_process import DecodingSettings
+from svertka.serving.http_errors import HTTPError
 
-SETTINGS = Settings(min_side=40, max_pixels=50_000_000)
+SETTINGS = DecodingSettings(min_side=40, max_pixels=50_000_000)
 
 
 def itself(pixels: Any) -> Any:
     return pixels
 
 
-def run(work: Callable[[Decoders], Any], processes: int = 1) -> Any:
+def run(work: Callable[[DecoderPool], Any], processes: int = 1) -> Any:
     """What the coroutine function `work` gives with decoders that run; afterwards no process is left."""
 
     async def all_of_it() -> Any:
-        decoders = Decoders(processes)
+        decoders = DecoderPool(processes)
         decoders.start()
         seen = set(decoders.pids)
         try:
@@ -67,10 +67,10 @@ def saved(width: int, height: int, kind: str, **options: Any) -> bytes:
 
 
 def test_pixels_are_those_that_are_decoded_here(kinds: dict[str, Path]) -> None:
-    async def all_of_them(decoders: Decoders) -> list[Any]:
+    async def all_of_them(decoders: DecoderPool) -> list[Any]:
         return await asyncio.gather(
-            *(decoders.decode(path.read_bytes(), SETTINGS, Account(), itself) for path in kinds.values()),
-            decoders.decode(kinds["plain.jpg"].read_bytes(), SETTINGS._replace(square=False), Account(), itself),
+            *(decoders.decode(path.read_bytes(), SETTINGS, DecodingUsage(), itself) for path in kinds.values()),
+            decoders.decode(kinds["plain.jpg"].read_bytes(), SETTINGS._replace(square=False), DecodingUsage(), itself),
         )
 
     *found, whole = run(all_of_them, processes=2)
@@ -96,13 +96,13 @@ def test_pixels_are_those_that_are_decoded_here(kinds: dict[str, Path]) -> None:
 )
 def test_what_cannot_be_read_says_why(data: bytes, error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
-        run(lambda decoders: decoders.decode(data, SETTINGS, Account(), itself))
+        run(lambda decoders: decoders.decode(data, SETTINGS, DecodingUsage(), itself))
 
 
 def test_a_large_image_is_decoded_by_the_one_process_for_such() -> None:
-    async def one(decoders: Decoders) -> Any:
+    async def one(decoders: DecoderPool) -> Any:
         first = set(decoders.pids)
-        pixels = await decoders.decode(saved(2600, 2500, "WEBP", lossless=True), SETTINGS, Account(), itself)
+        pixels = await decoders.decode(saved(2600, 2500, "WEBP", lossless=True), SETTINGS, DecodingUsage(), itself)
         return pixels, len(set(decoders.pids) - first)
 
     pixels, more = run(one)
@@ -114,17 +114,17 @@ def test_a_large_image_is_decoded_by_the_one_process_for_such() -> None:
 def test_slow_images_hold_up_no_others(jpeg: bytes) -> None:
     slow = scans(1500, 60)
 
-    async def beside(decoders: Decoders) -> tuple[int, int]:
-        hostile = Account()
+    async def beside(decoders: DecoderPool) -> tuple[int, int]:
+        hostile = DecodingUsage()
         waiting = [asyncio.create_task(decoders.decode(slow, SETTINGS, hostile, itself)) for _ in range(40)]
         await asyncio.sleep(0)
         for _ in range(20):
-            await decoders.decode(jpeg, SETTINGS, Account(), itself)
+            await decoders.decode(jpeg, SETTINGS, DecodingUsage(), itself)
         done = sum(task.done() for task in waiting)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        await decoders.decode(slow, SETTINGS, Account(), itself)  # there is room again
+        await decoders.decode(slow, SETTINGS, DecodingUsage(), itself)  # there is room again
         return done, hostile.running
 
     done, running = run(beside)
@@ -136,22 +136,22 @@ def test_what_takes_too_long_ends_and_the_next_one_is_decoded(jpeg: bytes, monke
     monkeypatch.setattr(module, "SMALL", module.SMALL._replace(seconds=0.05, work=sys.maxsize))
     monkeypatch.setattr(module, "LARGE", module.LARGE._replace(seconds=0.05))
 
-    async def slow_then_quick(decoders: Decoders) -> None:
+    async def slow_then_quick(decoders: DecoderPool) -> None:
         before = decoders.pids
         with pytest.raises(SizeError, match="takes more than .* seconds to decode"):
-            await decoders.decode(scans(3000, 90), SETTINGS, Account(), itself)
-        await decoders.decode(saved(20, 20, "PNG"), SETTINGS, Account(), itself)
+            await decoders.decode(scans(3000, 90), SETTINGS, DecodingUsage(), itself)
+        await decoders.decode(saved(20, 20, "PNG"), SETTINGS, DecodingUsage(), itself)
         assert not set(decoders.pids) & set(before)
 
     run(slow_then_quick)
 
 
 def test_a_process_that_is_killed_is_replaced(jpeg: bytes) -> None:
-    async def killed(decoders: Decoders) -> None:
+    async def killed(decoders: DecoderPool) -> None:
         for _ in range(3):
             (pid,) = decoders.pids[:1]
             os.kill(pid, signal.SIGKILL)
-            await decoders.decode(jpeg, SETTINGS, Account(), itself)
+            await decoders.decode(jpeg, SETTINGS, DecodingUsage(), itself)
 
     run(killed)
 
@@ -160,15 +160,15 @@ def test_whoever_gives_up_leaves_nothing(jpeg: bytes, monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "ABANDONED_SECONDS", 0.0)
     slow = scans(3000, 90)
 
-    async def abandoned(decoders: Decoders) -> float:
-        tasks = [asyncio.create_task(decoders.decode(slow, SETTINGS, Account(), itself)) for _ in range(6)]
+    async def abandoned(decoders: DecoderPool) -> float:
+        tasks = [asyncio.create_task(decoders.decode(slow, SETTINGS, DecodingUsage(), itself)) for _ in range(6)]
         await asyncio.sleep(0.5)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         began = time.monotonic()
-        await asyncio.gather(*(decoders.decode(jpeg, SETTINGS, Account(), itself) for _ in range(4)))
-        await decoders.decode(saved(2600, 2500, "WEBP", lossless=True), SETTINGS, Account(), itself)
+        await asyncio.gather(*(decoders.decode(jpeg, SETTINGS, DecodingUsage(), itself) for _ in range(4)))
+        await decoders.decode(saved(2600, 2500, "WEBP", lossless=True), SETTINGS, DecodingUsage(), itself)
         return time.monotonic() - began
 
     run(abandoned)
@@ -177,12 +177,12 @@ def test_whoever_gives_up_leaves_nothing(jpeg: bytes, monkeypatch: pytest.Monkey
 def test_a_request_may_not_take_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REQUEST_SECONDS", 0.0)
 
-    async def two(decoders: Decoders) -> None:
-        account = Account()
+    async def two(decoders: DecoderPool) -> None:
+        account = DecodingUsage()
         await decoders.decode(saved(20, 20, "PNG"), SETTINGS, account, itself)
         with pytest.raises(SizeError, match="the images of this request took more than 0 seconds"):
             await decoders.decode(saved(20, 20, "PNG"), SETTINGS, account, itself)
-        await decoders.decode(saved(20, 20, "PNG"), SETTINGS, Account(), itself)
+        await decoders.decode(saved(20, 20, "PNG"), SETTINGS, DecodingUsage(), itself)
 
     run(two)
 
@@ -190,9 +190,10 @@ def test_a_request_may_not_take_for_ever(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_too_many_large_images_are_told_to_come_again() -> None:
     slow = scans(1500, 60)
 
-    async def crowd(decoders: Decoders) -> list[Any]:
+    async def crowd(decoders: DecoderPool) -> list[Any]:
         tasks = [
-            asyncio.create_task(decoders.decode(slow, SETTINGS, Account(), itself)) for _ in range(LARGE_WAITING + 4)
+            asyncio.create_task(decoders.decode(slow, SETTINGS, DecodingUsage(), itself))
+            for _ in range(MAX_LARGE_WAITING + 4)
         ]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         refused = [task.exception() for task in tasks if task.done() and not task.cancelled() and task.exception()]
@@ -202,16 +203,16 @@ def test_too_many_large_images_are_told_to_come_again() -> None:
         return refused
 
     (first, *_) = run(crowd)
-    assert isinstance(first, Refusal)
+    assert isinstance(first, HTTPError)
     assert first.status == 503
     assert int(first.headers["Retry-After"]) > 0
 
 
 def test_large_images_of_one_request_wait_for_each_other() -> None:
-    many = [saved(2450, 2450, "WEBP", lossless=True)] * (LARGE_WAITING + 3)
+    many = [saved(2450, 2450, "WEBP", lossless=True)] * (MAX_LARGE_WAITING + 3)
 
-    async def all_of_them(decoders: Decoders) -> int:
-        account = Account()
+    async def all_of_them(decoders: DecoderPool) -> int:
+        account = DecodingUsage()
         return len(await asyncio.gather(*(decoders.decode(one, SETTINGS, account, itself) for one in many)))
 
     assert run(all_of_them) == len(many)
@@ -229,18 +230,18 @@ def test_a_process_ends_with_its_server_and_imports_little() -> None:
 
 
 def test_a_process_that_does_not_start_is_said(jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def one(decoders: Decoders) -> None:
-        with pytest.raises(Refusal, match="the process that decodes images ends with status 1"):
-            await decoders.decode(jpeg, SETTINGS, Account(), itself)
+    async def one(decoders: DecoderPool) -> None:
+        with pytest.raises(HTTPError, match="the process that decodes images ends with status 1"):
+            await decoders.decode(jpeg, SETTINGS, DecodingUsage(), itself)
 
     monkeypatch.setattr(module, "SMALL", module.SMALL._replace(memory="none"))
     run(one)
 
 
 def test_turns_of_those_who_give_up_go_to_others(jpeg: bytes) -> None:
-    async def hurried(decoders: Decoders) -> int:
+    async def hurried(decoders: DecoderPool) -> int:
         for _ in range(30):
-            tasks = [asyncio.create_task(decoders.decode(jpeg, SETTINGS, Account(), itself)) for _ in range(6)]
+            tasks = [asyncio.create_task(decoders.decode(jpeg, SETTINGS, DecodingUsage(), itself)) for _ in range(6)]
             await asyncio.sleep(0.003)
             for task in tasks[::2]:
                 task.cancel()

@@ -32,8 +32,8 @@ pytest.importorskip("starlette")
 import onnxruntime
 from onnx import TensorProto, helper
 
-from svertka.exporters.onnx import LOGIT_TOLERANCE, as_onnx, describe
-from svertka.serving.served_model import Served
+from svertka.exporters.onnx import LOGIT_TOLERANCE, convert_to_onnx, write_metadata
+from svertka.serving.served_model import ServedModel
 
 CPU = torch.device("cpu")
 NAMES = ("cat", "dog", "имя", "a\nb", "<b>")
@@ -153,11 +153,13 @@ def test_a_picture_has_one_answer(
     assert_same([entry["labels"] for entry in named], chances, wanted, margin, LOGIT_TOLERANCE)
 
     # the exported file, whole and with the preprocessing inside
-    plain = onnxruntime.InferenceSession(as_onnx(classifier).SerializeToString(), providers=["CPUExecutionProvider"])
+    plain = onnxruntime.InferenceSession(
+        convert_to_onnx(classifier).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     (found,) = plain.run(None, {"images": torch.stack(images).numpy()})
     assert (np.abs(found - logits).max(1) <= LOGIT_TOLERANCE * unit).all()
     assert [NAMES[best] for best in found.argmax(1)] == wanted or margin.min() < LOGIT_TOLERANCE
-    model = as_onnx(classifier, preprocessing=True)
+    model = convert_to_onnx(classifier, preprocessing=True)
     seen = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", channels, size, size])
     model.graph.output.append(seen)
     inside = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -172,7 +174,7 @@ def test_a_picture_has_one_answer(
         assert np.abs(found - expected).max() <= LOGIT_TOLERANCE
 
     # the server, which uses the optimised network
-    with live(Served(folder, CPU)) as server:
+    with live(ServedModel(folder, CPU)) as server:
         entries = []
         for first in range(0, len(pictures), 50):
             some = [base64.b64encode(path.read_bytes()).decode() for path in pictures[first : first + 50]]
@@ -271,13 +273,13 @@ def test_every_way_to_a_square_and_to_8_bits_is_one(
     assert Classifier.load(tmp_path / "hub").preprocess == preprocess
     assert_right(svertka.predict(tmp_path / "hub", *paths, device="cpu"))
 
-    session = onnxruntime.InferenceSession(as_onnx(classifier, preprocessing=True).SerializeToString())
+    session = onnxruntime.InferenceSession(convert_to_onnx(classifier, preprocessing=True).SerializeToString())
     for path, row in zip(paths, chances, strict=True):
         pixels = classifier.preprocess.read(path.read_bytes())
         (found,) = session.run(None, {"pictures": deepened(pixels, values)[None]})
         assert np.abs(found[0] - row).max() < 0.05  # the resize may round otherwise by a level or two
 
-    with live(Served(folder, CPU)) as server:
+    with live(ServedModel(folder, CPU)) as server:
         answers = [server.ask("POST", "/predict", path.read_bytes()).json() for path in paths]
     assert_right([entry for answer in answers for entry in answer], TOLERANCE)
 
@@ -299,7 +301,7 @@ class _Names:
 
     def __init__(self, made: Callable[..., Classifier]) -> None:
         self.classifier = made("mlp", 8, 8, 1, ("a",))
-        self.file = as_onnx(self.classifier)
+        self.file = convert_to_onnx(self.classifier)
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +316,7 @@ def test_names_survive_every_way(
 
     import httpx
 
-    from svertka.serving.app import Api
+    from svertka.serving.app import App
 
     picture = tmp_path / "picture.png"
     Image.effect_noise((9, 9), 90).save(picture)
@@ -328,7 +330,7 @@ def test_names_survive_every_way(
         assert main(["predict", str(tmp_path / "run"), str(picture), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)[0]["labels"][0]["name"] == name
         # the file
-        describe(mlp.file, classifier, preprocessing=False)
+        write_metadata(mlp.file, classifier, preprocessing=False)
         session = onnxruntime.InferenceSession(mlp.file.SerializeToString(), providers=["CPUExecutionProvider"])
         assert json.loads(session.get_modelmeta().custom_metadata_map["names"]) == [name]
         # the folder for the hub
@@ -336,8 +338,8 @@ def test_names_survive_every_way(
         assert Classifier.load(tmp_path / "hub").names == (name,)
         assert json.loads((tmp_path / "hub" / "config.json").read_text())["label_names"] == [name]
         # the server
-        served = Served(tmp_path / "run", CPU)
-        api = Api([served], hosts=None, token=None, threads=1)
+        served = ServedModel(tmp_path / "run", CPU)
+        api = App([served], hosts=None, token=None, threads=1)
 
         async def ask() -> Any:
             transport = httpx.ASGITransport(app=api.app)

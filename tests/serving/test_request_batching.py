@@ -9,8 +9,8 @@ from torch import Tensor
 
 pytest.importorskip("starlette")
 from svertka.serving import request_batching as module
-from svertka.serving.http_errors import Refusal
-from svertka.serving.request_batching import PLACES, TOGETHER, Desk
+from svertka.serving.http_errors import HTTPError
+from svertka.serving.request_batching import MAX_BATCH, MAX_PENDING_IMAGES, Batcher
 
 
 def twice(pictures: Sequence[Tensor]) -> Tensor:
@@ -26,14 +26,14 @@ def awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
 def run(count: int, compute: object = twice) -> list[Tensor | BaseException]:
     async def all_at_once() -> list[Tensor | BaseException]:
         with ThreadPoolExecutor(1) as thread:
-            desk = Desk(compute, thread)  # type: ignore[arg-type]
-            worker = asyncio.create_task(desk.work())
-            with desk.places(count):
+            batcher = Batcher(compute, thread)  # type: ignore[arg-type]
+            worker = asyncio.create_task(batcher.run())
+            with batcher.reserve(count):
                 found = await asyncio.gather(
-                    *(desk.result(torch.tensor([float(k)])) for k in range(count)), return_exceptions=True
+                    *(batcher.submit(torch.tensor([float(k)])) for k in range(count)), return_exceptions=True
                 )
             worker.cancel()
-            assert desk.open == 0
+            assert batcher.open == 0
             return found
 
     return awaited(all_at_once())
@@ -51,7 +51,7 @@ def test_no_batch_is_larger_than_allowed_and_the_first_does_not_go_alone() -> No
         return twice(pictures)
 
     run(50, counted)
-    assert sizes == [TOGETHER] * (50 // TOGETHER) + [50 % TOGETHER]
+    assert sizes == [MAX_BATCH] * (50 // MAX_BATCH) + [50 % MAX_BATCH]
 
 
 def test_a_mistake_reaches_whoever_asked_and_the_desk_goes_on() -> None:
@@ -63,12 +63,12 @@ def test_a_mistake_reaches_whoever_asked_and_the_desk_goes_on() -> None:
 
 def test_one_too_many_is_told_to_come_again() -> None:
     with ThreadPoolExecutor(1) as thread:
-        desk = Desk(twice, thread)
-        with desk.places(PLACES), pytest.raises(Refusal) as refused, desk.places(1):
+        batcher = Batcher(twice, thread)
+        with batcher.reserve(MAX_PENDING_IMAGES), pytest.raises(HTTPError) as refused, batcher.reserve(1):
             pass
         assert refused.value.status == 503
         assert int(refused.value.headers["Retry-After"]) >= 1
-        with desk.places(PLACES):
+        with batcher.reserve(MAX_PENDING_IMAGES):
             pass
 
 
@@ -89,12 +89,12 @@ def test_while_it_computes_it_says_so() -> None:
             return twice(pictures)
 
         with ThreadPoolExecutor(1) as thread:
-            desk = Desk(compute, thread, free)
+            batcher = Batcher(compute, thread, free)
             free.set()
-            worker = asyncio.create_task(desk.work())
+            worker = asyncio.create_task(batcher.run())
             for _ in range(2):
-                with desk.places(1):
-                    await asyncio.gather(desk.result(torch.ones(1)), return_exceptions=True)
+                with batcher.reserve(1):
+                    await asyncio.gather(batcher.submit(torch.ones(1)), return_exceptions=True)
                 found.append(free.is_set())  # also where computing failed
             worker.cancel()
         return found
@@ -112,14 +112,14 @@ def test_those_on_their_way_are_waited_for_one_after_the_other(monkeypatch: pyte
 
     async def one_by_one() -> None:
         with ThreadPoolExecutor(1) as thread:
-            desk = Desk(counted, thread)
-            worker = asyncio.create_task(desk.work())
+            batcher = Batcher(counted, thread)
+            worker = asyncio.create_task(batcher.run())
 
             async def later(seconds: float) -> None:
                 await asyncio.sleep(seconds)
-                await desk.result(torch.ones(1))
+                await batcher.submit(torch.ones(1))
 
-            with desk.places(4):  # the last one comes too late for the first, not for the one before
+            with batcher.reserve(4):  # the last one comes too late for the first, not for the one before
                 await asyncio.gather(*(later(0.2 * k) for k in range(4)))
             worker.cancel()
 
@@ -130,10 +130,10 @@ def test_those_on_their_way_are_waited_for_one_after_the_other(monkeypatch: pyte
 def test_who_waits_for_others_waits_no_longer_than_the_deadline() -> None:
     async def one_of_two() -> Tensor:
         with ThreadPoolExecutor(1) as thread:
-            desk = Desk(twice, thread)
-            worker = asyncio.create_task(desk.work())
-            with desk.places(2):  # the other one never comes
-                found = await asyncio.wait_for(desk.result(torch.ones(1)), 5)
+            batcher = Batcher(twice, thread)
+            worker = asyncio.create_task(batcher.run())
+            with batcher.reserve(2):  # the other one never comes
+                found = await asyncio.wait_for(batcher.submit(torch.ones(1)), 5)
             worker.cancel()
             return found
 
@@ -149,13 +149,13 @@ def test_what_nobody_waits_for_is_not_computed() -> None:
 
     async def one_of_three() -> None:
         with ThreadPoolExecutor(1) as thread:
-            desk = Desk(counted, thread)
-            with desk.places(3):
-                tasks = [asyncio.create_task(desk.result(torch.ones(1))) for _ in range(3)]
+            batcher = Batcher(counted, thread)
+            with batcher.reserve(3):
+                tasks = [asyncio.create_task(batcher.submit(torch.ones(1))) for _ in range(3)]
                 await asyncio.sleep(0)
                 tasks[0].cancel()
                 tasks[2].cancel()
-                worker = asyncio.create_task(desk.work())
+                worker = asyncio.create_task(batcher.run())
                 assert float(await tasks[1]) == 2
                 await asyncio.gather(*tasks, return_exceptions=True)
             worker.cancel()

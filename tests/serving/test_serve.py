@@ -22,7 +22,7 @@ from svertka.cli.app import main
 from svertka.errors import UsageError
 
 pytest.importorskip("uvicorn")
-from svertka.serving.uvicorn_server import bound
+from svertka.serving.uvicorn_server import bind_socket
 
 
 @contextlib.contextmanager
@@ -193,10 +193,10 @@ def test_the_loopback_address_of_ipv6(small_run: Path) -> None:
 
 
 def test_of_two_that_start_at_once_on_one_port_one_says_so(small_run: Path) -> None:
-    first = bound("127.0.0.1", 0)  # before it answers
+    first = bind_socket("127.0.0.1", 0)  # before it answers
     try:
         with pytest.raises(UsageError, match=r"port=\d+ is taken"):
-            bound("127.0.0.1", first.getsockname()[1])
+            bind_socket("127.0.0.1", first.getsockname()[1])
     finally:
         first.close()
 

@@ -9,13 +9,13 @@ from PIL import Image
 
 from svertka.classifier import Classifier
 from svertka.data.image_io import read_picture
-from svertka.serving.served_model import AT_ONCE, Served
+from svertka.serving.served_model import BATCH_SIZES, ServedModel
 
 CPU = torch.device("cpu")
 
 
 def test_any_number_of_pictures_is_computed_as_by_the_plain_network(small_run: Path) -> None:
-    served, plain = Served(small_run, CPU), Classifier.load(small_run)
+    served, plain = ServedModel(small_run, CPU), Classifier.load(small_run)
     torch.manual_seed(1)
     pictures = list(torch.randn(23, 3, 32, 32))
     for count in (1, 3, 4, 8, 23):
@@ -25,12 +25,12 @@ def test_any_number_of_pictures_is_computed_as_by_the_plain_network(small_run: P
 
 
 def test_few_sizes_of_batches_are_run(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    served = Served(small_run, CPU)
+    served = ServedModel(small_run, CPU)
     sizes: list[int] = []
     served._fast.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     served.warm_up()
     served.probabilities([torch.zeros(3, 32, 32)] * 16 + [torch.zeros(3, 32, 32)] * 6)
-    assert set(sizes) == set(AT_ONCE)
+    assert set(sizes) == set(BATCH_SIZES)
 
 
 def test_every_run_has_a_key_that_an_address_can_hold(small_run: Path, tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_every_run_has_a_key_that_an_address_can_hold(small_run: Path, tmp_path:
     for name in ("small", "имя", "a b", "x/small", "a?b", "..."):
         folder = tmp_path / name
         shutil.copytree(small_run, folder, symlinks=True)
-        served = Served(folder, CPU, taken)
+        served = ServedModel(folder, CPU, taken)
         assert served.name == folder.name
         taken.append(served.key)
     assert taken == ["small", "___", "a_b", "small-2", "a_b-2", "run"]
@@ -48,14 +48,14 @@ def test_a_network_without_maps_looks_nowhere(made: Callable[..., Classifier], t
     made("mlp", 16, 16, 1).save(tmp_path)
     picture = tmp_path / "picture.png"
     Image.effect_noise((30, 20), 90).save(picture)
-    said = Served(tmp_path, CPU).explain(read_picture(picture.read_bytes()), None)
+    said = ServedModel(tmp_path, CPU).explain(read_picture(picture.read_bytes()), None)
     assert said["heat"] is None
     assert said["units"] == []
     assert said["crisp"]
 
 
 def test_the_plain_network_stays_as_it_was(small_run: Path, jpeg: bytes) -> None:
-    served = Served(small_run, CPU)
+    served = ServedModel(small_run, CPU)
     before = {name: tensor.clone() for name, tensor in served.classifier.network.state_dict().items()}
     served.explain(read_picture(jpeg), 1)
     after = served.classifier.network.state_dict()
@@ -70,7 +70,7 @@ def test_what_is_seen_is_the_middle_of_the_square(small_run: Path, tmp_path: Pat
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[4:36, 14:46] = 255  # what a network of 32 pixels sees of a square of 40
     Image.fromarray(pixels).save(tmp_path / "x.png")
-    said = Served(small_run, CPU).explain(read_picture((tmp_path / "x.png").read_bytes()), 0)
+    said = ServedModel(small_run, CPU).explain(read_picture((tmp_path / "x.png").read_bytes()), 0)
     seen = Image.open(io.BytesIO(base64.b64decode(said["picture"].partition(",")[2])))
     assert seen.size == (32, 32)
     assert np.asarray(seen.convert("L")).min() == 255

@@ -11,7 +11,7 @@ import torch
 import svertka
 
 pytest.importorskip("starlette")
-from svertka.serving.served_model import Served
+from svertka.serving.served_model import ServedModel
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def server(
     bare = folder.parent / "bare"
     shutil.copytree(small_run, bare, symlinks=True)
     shutil.rmtree(bare / "atlas")
-    with live(Served(folder, torch.device("cpu")), Served(bare, torch.device("cpu"))) as running:
+    with live(ServedModel(folder, torch.device("cpu")), ServedModel(bare, torch.device("cpu"))) as running:
         yield running
 
 
@@ -183,7 +183,7 @@ def test_without_scripts_it_says_what_is_possible(browser: Any, server: Any) -> 
 def test_behind_a_proxy_the_page_works_under_its_path(
     browser: Any, small_run: Path, live: Callable[..., Any], digit_folder: Path
 ) -> None:
-    with live(Served(small_run, torch.device("cpu")), root="/svertka") as running:
+    with live(ServedModel(small_run, torch.device("cpu")), root="/svertka") as running:
         context = browser.new_context()
         tab = context.new_page()
         failed: list[str] = []

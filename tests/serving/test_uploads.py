@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("starlette")
 from svertka.errors import PictureError
-from svertka.serving.http_errors import Refusal
-from svertka.serving.uploads import FIELD_LIMIT, LIST_LIMIT, form, from_base64, listed
+from svertka.serving.http_errors import HTTPError
+from svertka.serving.uploads import MAX_FIELD_BYTES, MAX_IMAGES, decode_base64, parse_base64_list, parse_form
 
 DATA = bytes(range(256)) * 3 + b"\xff"  # with every letter of base64, and a padding
 
@@ -48,8 +48,8 @@ ENCODERS: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("length", [767, 768, 769])
 def test_base64_in_every_spelling(spelling: str, encoder: str, length: int) -> None:
     body = ENCODERS[encoder](SPELLINGS[spelling](DATA[:length])).encode()
-    (text,) = listed(bytearray(body))
-    assert from_base64(text) == DATA[:length]
+    (text,) = parse_base64_list(bytearray(body))
+    assert decode_base64(text) == DATA[:length]
 
 
 def test_a_list_is_read_as_json_reads_it(large_count: Callable[[int, int], int]) -> None:
@@ -59,7 +59,7 @@ def test_a_list_is_read_as_json_reads_it(large_count: Callable[[int, int], int])
             "".join(letters.choices('abc/+="\\\n\x7f', k=letters.randrange(9))) for _ in range(letters.randrange(1, 6))
         ]
         body = json.dumps(strings, indent=letters.choice([None, 1])).encode()
-        assert [json.loads(b'"' + bytes(one) + b'"') for one in listed(body)] == strings
+        assert [json.loads(b'"' + bytes(one) + b'"') for one in parse_base64_list(body)] == strings
         # Cut short or with a letter changed, it is refused as json refuses it, or is a list, too.
         mutant = bytearray(body)
         mutant[letters.randrange(len(mutant))] = letters.choice(b'[]",\\a1 {')
@@ -68,10 +68,10 @@ def test_a_list_is_read_as_json_reads_it(large_count: Callable[[int, int], int])
         except ValueError:
             continue
         if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
-            assert len(listed(mutant)) == len(value)
+            assert len(parse_base64_list(mutant)) == len(value)
         else:
-            with pytest.raises(Refusal):
-                listed(mutant)
+            with pytest.raises(HTTPError):
+                parse_base64_list(mutant)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_list_is_read_as_json_reads_it(large_count: Callable[[int, int], int])
 )
 def test_what_is_not_base64(text: str) -> None:
     with pytest.raises(PictureError, match="base64"):
-        from_base64(memoryview(text.encode()))
+        decode_base64(memoryview(text.encode()))
 
 
 @pytest.mark.parametrize(
@@ -103,15 +103,15 @@ def test_what_is_not_base64(text: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_list(body: bytes) -> None:
-    with pytest.raises(Refusal) as refused:
-        listed(body)
+    with pytest.raises(HTTPError) as refused:
+        parse_base64_list(body)
     assert refused.value.status == 400
 
 
 def test_a_list_that_is_too_long() -> None:
-    assert len(listed(json.dumps([""] * LIST_LIMIT).encode())) == LIST_LIMIT
-    with pytest.raises(Refusal) as refused:
-        listed(json.dumps([""] * (LIST_LIMIT + 1)).encode())
+    assert len(parse_base64_list(json.dumps([""] * MAX_IMAGES).encode())) == MAX_IMAGES
+    with pytest.raises(HTTPError) as refused:
+        parse_base64_list(json.dumps([""] * (MAX_IMAGES + 1)).encode())
     assert refused.value.status == 413
 
 
@@ -129,7 +129,7 @@ FORM = "multipart/form-data; boundary=----x"
 def test_a_form_gives_its_files_in_order_and_its_fields() -> None:
     pictures = [DATA, b"", b"\r\n--", b"\r\n----", b"\r\n------", b"------x"[1:], DATA * 300]
     parts = [(f'name="file"; filename="{number}.jpg"', data) for number, data in enumerate(pictures)]
-    found = form(written(('name="top"', b"3"), *parts), FORM)
+    found = parse_form(written(('name="top"', b"3"), *parts), FORM)
     assert [bytes(one.content) for one in found.files] == pictures
     assert [one.filename for one in found.files] == [f"{number}.jpg" for number in range(len(pictures))]
     assert found.fields == {"top": "3"}
@@ -146,7 +146,7 @@ def test_a_form_gives_its_files_in_order_and_its_fields() -> None:
     ],
 )
 def test_names_of_files(header: str, filename: str) -> None:
-    (file,) = form(written((header, DATA)), FORM).files
+    (file,) = parse_form(written((header, DATA)), FORM).files
     assert file.filename == filename
     assert file.content == DATA
 
@@ -162,8 +162,8 @@ def test_names_of_files(header: str, filename: str) -> None:
         (written(("name=a; filename=a", DATA))[:20], FORM, 400),
         (written(("name=a", b"x")), FORM, 400),
         (written(("name=a; filename=a", b"x"), ("name=top", b"1"), ("name=top", b"2")), FORM, 400),
-        (written(("name=a", b"x" * (FIELD_LIMIT + 1))), FORM, 413),
-        (written(*[("name=a; filename=a", b"")] * (LIST_LIMIT + 1)), FORM, 413),
+        (written(("name=a", b"x" * (MAX_FIELD_BYTES + 1))), FORM, 413),
+        (written(*[("name=a; filename=a", b"")] * (MAX_IMAGES + 1)), FORM, 413),
         (written(("x" * 100_000, b"x")), FORM, 400),
         (written(("x\r\n" + "a: b\r\n" * 1000, b"x")), FORM, 400),
         (b"", FORM, 400),
@@ -173,6 +173,6 @@ def test_names_of_files(header: str, filename: str) -> None:
     ],
 )
 def test_forms_that_are_refused(body: bytes, kind: str, status: int) -> None:
-    with pytest.raises(Refusal) as refused:
-        form(body, kind)
+    with pytest.raises(HTTPError) as refused:
+        parse_form(body, kind)
     assert refused.value.status == status

@@ -33,10 +33,10 @@ def serve(
     # While they wait for one another or for work, threads of the network sleep: by themselves they spin, for which the
     # decoders of the next pictures wait. Read once, as PyTorch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from svertka.serving.serve import Place
+    from svertka.serving.serve import ServerAddress
     from svertka.serving.serve import serve as answer
 
-    def ready(place: Place) -> None:
+    def ready(place: ServerAddress) -> None:
         if as_json:
             print_json(place.to_dict())
         else:

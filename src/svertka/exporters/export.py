@@ -20,13 +20,13 @@ from svertka.data.preprocessing import Picture
 from svertka.data.sources import open_source
 from svertka.errors import DataError, FetchError, PictureError, RunError, UsageError
 from svertka.escaping import format_command
-from svertka.exporters.hub_folder import CARD, FRONT, write_folder
+from svertka.exporters.hub_folder import CARD_FILE, FRONT_MATTER, write_hub_folder
 from svertka.files import parse_path, write_atomic
 from svertka.output_paths import output_file, output_folder
 from svertka.run import Run, training_boxes, training_columns
 from svertka.type_checking import check_types
 
-CHECKED = 32  # pictures that a file is held against the original on
+MAX_CHECKED_IMAGES = 32  # pictures that a file is held against the original on
 
 
 @dataclass(frozen=True)
@@ -84,28 +84,28 @@ def export(
     if is_file:
         path = output_file(path, b"svertka", overwrite=overwrite)
     else:
-        path = output_folder(path, CARD, FRONT.encode(), overwrite=overwrite)
+        path = output_folder(path, CARD_FILE, FRONT_MATTER.encode(), overwrite=overwrite)
     if not is_file:
-        write_folder(path, classifier, fspath(run))
+        write_hub_folder(path, classifier, fspath(run))
         size = sum(one.stat().st_size for one in path.iterdir() if one.is_file())
         return Export(path, size, 0, 0.0, time.monotonic() - began)
     try:
-        from svertka.exporters.onnx import as_onnx, check
+        from svertka.exporters.onnx import check_onnx, convert_to_onnx
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'svertka[onnx]'") from error
     seen_by = classifier.preprocess.intensity_range
-    shown = _readable(pictures, seen_by) if pictures else _of_training(run, seen_by)
-    model = as_onnx(classifier, preprocessing=preprocessing)
-    difference = check(model, classifier, shown)
+    shown = _read_images(pictures, seen_by) if pictures else _read_training_images(run, seen_by)
+    model = convert_to_onnx(classifier, preprocessing=preprocessing)
+    difference = check_onnx(model, classifier, shown)
     content = model.SerializeToString()
     write_atomic(path, content)
     return Export(path, len(content), len(shown), difference, time.monotonic() - began)
 
 
-def _readable(pictures: Sequence[Picture], intensity_range: Range | None) -> list[Pixels]:
+def _read_images(pictures: Sequence[Picture], intensity_range: Range | None) -> list[Pixels]:
     """The first CHECKED of `pictures`, whole."""
     found, reasons = [], []
-    for name, picture in islice(expanded(pictures), CHECKED):
+    for name, picture in islice(expanded(pictures), MAX_CHECKED_IMAGES):
         try:
             found.append(pixels_of(picture, Decoding(intensity_range=intensity_range)))
         except PictureError as error:
@@ -117,7 +117,7 @@ def _readable(pictures: Sequence[Picture], intensity_range: Range | None) -> lis
     return found
 
 
-def _of_training(run: str | PathLike[str], intensity_range: Range | None) -> list[Pixels]:
+def _read_training_images(run: str | PathLike[str], intensity_range: Range | None) -> list[Pixels]:
     """CHECKED pictures of the source that `run` was trained on, evenly spread over it, whole."""
     try:
         source = str(Run(run).settings()["source"])
@@ -134,7 +134,7 @@ def _of_training(run: str | PathLike[str], intensity_range: Range | None) -> lis
         ) from error
 
     found = []
-    for index in np.linspace(0, len(dataset) - 1, min(CHECKED, len(dataset))).astype(int):
+    for index in np.linspace(0, len(dataset) - 1, min(MAX_CHECKED_IMAGES, len(dataset))).astype(int):
         with suppress(PictureError):  # which training left out, too
             found.append(dataset.pictures.read(int(index)))
     if not found:

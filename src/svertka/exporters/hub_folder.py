@@ -13,8 +13,8 @@ from svertka.tensor_files import write_tensors
 from svertka.training.config import Settings
 from svertka.training.training_report import facts
 
-CARD = "README.md"
-FRONT = """---
+CARD_FILE = "README.md"
+FRONT_MATTER = """---
 library_name: svertka
 pipeline_tag: image-classification
 tags:
@@ -24,7 +24,7 @@ tags:
 """
 
 
-def write_folder(folder: Path, classifier: Classifier, run: str) -> None:
+def write_hub_folder(folder: Path, classifier: Classifier, run: str) -> None:
     """Write model.safetensors, config.json with `label_names`, and the card README.md; the folder is a run to read.
 
     `run`: what was exported, as it was asked for.
@@ -38,10 +38,12 @@ def write_folder(folder: Path, classifier: Classifier, run: str) -> None:
     config = classifier.config.model_dump()
     theirs = {"architecture": config.pop("model"), "label_names": config.pop("names")}
     write_json(folder / CONFIG, theirs | config)
-    write_atomic(folder / CARD, card(classifier, run, folder.resolve().name).encode(errors="backslashreplace"))
+    write_atomic(
+        folder / CARD_FILE, render_card(classifier, run, folder.resolve().name).encode(errors="backslashreplace")
+    )
 
 
-def card(classifier: Classifier, run: str, folder: str) -> str:
+def render_card(classifier: Classifier, run: str, folder: str) -> str:
     """The model card, Markdown: what it is, data, recipe, results, limits, and how to run it from `folder`."""
     trained = _training(run, classifier)
     sections = {
@@ -58,7 +60,7 @@ def card(classifier: Classifier, run: str, folder: str) -> str:
     }
     parts = [f"{'#' if number == 0 else '##'} {title}\n\n" for number, title in enumerate(sections)]
     bodies = ["\n".join(lines) for lines in sections.values()]
-    return FRONT + "\n".join(f"\n{head}{body}" for head, body in zip(parts, bodies, strict=True)) + "\n"
+    return FRONT_MATTER + "\n".join(f"\n{head}{body}" for head, body in zip(parts, bodies, strict=True)) + "\n"
 
 
 def _classes(classifier: Classifier) -> str:

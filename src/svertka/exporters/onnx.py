@@ -21,7 +21,7 @@ from svertka.conv.accelerate import restore
 from svertka.data.dataset import Pixels
 from svertka.data.pixel_modes import deepened
 from svertka.errors import ExportError
-from svertka.exporters.onnx_preprocess import Entry
+from svertka.exporters.onnx_preprocess import PreprocessingGraph
 
 IMAGES, LOGITS = "images", "logits"  # of a network alone
 PICTURES, PROBABILITIES = "pictures", "probabilities"  # with the preprocessing inside
@@ -31,7 +31,7 @@ PROBABILITY_TOLERANCE = 0.01
 BATCH = 8  # pictures that are checked together
 
 
-def as_onnx(classifier: Classifier, *, preprocessing: bool = False) -> ModelProto:
+def convert_to_onnx(classifier: Classifier, *, preprocessing: bool = False) -> ModelProto:
     """The network of `classifier` in ONNX: `images` (N, C, size, size) float32 to `logits` (N, K), for any N.
 
     `preprocessing`: `pictures` (N, H, W, 3), RGB, of any size, to `probabilities` (N, K); uint8, or uint16 where the
@@ -41,7 +41,7 @@ def as_onnx(classifier: Classifier, *, preprocessing: bool = False) -> ModelProt
     network = restore(copy.deepcopy(classifier.network)).cpu().float().eval()
     preprocess = classifier.preprocess
     example = torch.zeros(2, preprocess.channels, preprocess.size, preprocess.size)
-    with _quiet():
+    with _silence_exporter():
         program = torch.onnx.export(
             network,
             (example,),
@@ -53,27 +53,27 @@ def as_onnx(classifier: Classifier, *, preprocessing: bool = False) -> ModelProt
         )
     assert program is not None  # it is None only where a file was asked for
     model: ModelProto = program.model_proto
-    _anonymous(model)
+    _remove_source_locations(model)
     if preprocessing:
-        _prepend(model, Entry(preprocess, PICTURES, IMAGES))
-    describe(model, classifier, preprocessing=preprocessing)
+        _prepend_preprocessing(model, PreprocessingGraph(preprocess, PICTURES, IMAGES))
+    write_metadata(model, classifier, preprocessing=preprocessing)
     onnx.checker.check_model(model)
     return model
 
 
-def describe(model: ModelProto, classifier: Classifier, *, preprocessing: bool) -> None:
+def write_metadata(model: ModelProto, classifier: Classifier, *, preprocessing: bool) -> None:
     """Write into the metadata of `model` who made it, what its classes are called, and what it takes."""
     model.producer_name, model.producer_version = "svertka", version("svertka")
     metadata = {
         "names": json.dumps(classifier.names),
         "preprocess": classifier.preprocess.model_dump_json(),
         "model": classifier.config.model,
-        "input": _sentence(classifier, preprocessing=preprocessing),
+        "input": _describe_input(classifier, preprocessing=preprocessing),
     }
     helper.set_model_props(model, metadata)
 
 
-def check(model: ModelProto, classifier: Classifier, pictures: Sequence[Pixels]) -> float:
+def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pixels]) -> float:
     """The largest difference between `model` in ONNX Runtime and `classifier` on `pictures` (H, W, 3) uint8, RGB.
 
     Of logits, in units of the largest logit of a picture, or of 1 where that is larger; of probabilities where the
@@ -120,7 +120,7 @@ def _batches(pictures: Sequence[Pixels]) -> Iterator[Sequence[Pixels]]:
     yield from (pictures[first:last] for first, last in pairwise(bounds) if last > first)
 
 
-def _anonymous(model: ModelProto) -> None:
+def _remove_source_locations(model: ModelProto) -> None:
     """Take away where in which source file each node came from: longer than the node, and of no use elsewhere."""
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
@@ -131,7 +131,7 @@ def _anonymous(model: ModelProto) -> None:
             del node.metadata_props[:]
 
 
-def _prepend(model: ModelProto, entry: Entry) -> None:
+def _prepend_preprocessing(model: ModelProto, entry: PreprocessingGraph) -> None:
     """Put `entry` before the network, and probabilities behind it."""
     graph = model.graph
     nodes = [*entry.nodes, *graph.node, helper.make_node("Softmax", [LOGITS], [PROBABILITIES], axis=1)]
@@ -143,7 +143,7 @@ def _prepend(model: ModelProto, entry: Entry) -> None:
     graph.output.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["N", classes]))
 
 
-def _sentence(classifier: Classifier, *, preprocessing: bool) -> str:
+def _describe_input(classifier: Classifier, *, preprocessing: bool) -> str:
     one = classifier.preprocess
     if preprocessing:
         known = one.intensity_range
@@ -157,7 +157,7 @@ def _sentence(classifier: Classifier, *, preprocessing: bool) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_exporter() -> Iterator[None]:
     """Keep to itself what PyTorch's exporter says about its own insides."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

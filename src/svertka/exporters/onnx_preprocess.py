@@ -18,7 +18,7 @@ PREFIX = "preprocess/"
 LUMA = (19595.0, 38470.0, 7471.0)  # ITU-R 601 in units of 2⁻¹⁶, as Pillow rounds it; the sum stays exact in float32
 
 
-class Entry:
+class PreprocessingGraph:
     """`nodes` and `constants` that make `images` (N, C, size, size) float32 of `pictures` (N, H, W, 3), RGB.
 
     The pictures are uint8, or uint16 where the classifier knows an intensity range. `element_type` says which.

@@ -18,16 +18,18 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from svertka.serving.connection_limits import HEADER_BYTES
+from svertka.serving.connection_limits import MAX_HEADER_BYTES
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
-DRAINED = 64 << 20  # bytes of a refused body that are read and thrown away, so that the client hears the refusal
+MAX_DRAIN_BYTES = (
+    64 << 20
+)  # bytes of a refused body that are read and thrown away, so that the client hears the refusal
 DRAIN_SECONDS = 5.0
-REQUESTS = 512  # that are answered at a time, and
-REQUESTS_OF_ONE = 256  # of one address; the next one is told to come again
-ADDRESS_BYTES = 8 << 10  # of a path with its query
-NAME = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_][a-z0-9_.-]{0,252})(?::[0-9]{1,5})?", re.IGNORECASE)
-HEADERS = {
+MAX_REQUESTS = 512  # that are answered at a time, and
+MAX_REQUESTS_PER_ADDRESS = 256  # of one address; the next one is told to come again
+MAX_URL_BYTES = 8 << 10  # of a path with its query
+HOST_PATTERN = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_][a-z0-9_.-]{0,252})(?::[0-9]{1,5})?", re.IGNORECASE)
+SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -38,7 +40,7 @@ HEADERS = {
 }
 
 
-class Guard:
+class AccessControl:
     """ASGI around `app`: what is refused does not reach it.
 
     `hosts`: the names under which the server may be addressed; None: any, since the token tells friends. `allowed`:
@@ -70,14 +72,14 @@ class Guard:
         scope = self._without_root(scope, headers)
         address = scope["client"][0] if scope["client"] else ""
         answer = self._crowded(address) or self._refused(scope, headers) or self._visit(scope) or self._page(scope)
-        body = _Body(receive, waiting="100-continue" in headers.get("expect", "").lower())
+        body = _RequestBody(receive, waiting="100-continue" in headers.get("expect", "").lower())
 
         async def answered(message: Message) -> None:
             if message["type"] == "http.response.start":
                 if message["status"] >= 400 and message["status"] != 408:  # what is too slow is not waited for again
                     await body.drain()
                 told = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
+                for name, value in SECURITY_HEADERS.items():
                     told.setdefault(name, value)
             await send(message)
 
@@ -95,9 +97,9 @@ class Guard:
                 del self.requests[address]
 
     def _crowded(self, address: str) -> Response | None:
-        if self.requests[address] < REQUESTS_OF_ONE and self.requests.total() < REQUESTS:
+        if self.requests[address] < MAX_REQUESTS_PER_ADDRESS and self.requests.total() < MAX_REQUESTS:
             return None
-        return _said(503, "too many requests are being answered", {"Retry-After": "2"})
+        return _error_response(503, "too many requests are being answered", {"Retry-After": "2"})
 
     def _without_root(self, scope: Scope, headers: Headers) -> Scope:
         """`scope` with the path as the routes know it: behind `root`, and behind the name that proxies are sent."""
@@ -111,30 +113,30 @@ class Guard:
         return dict(scope, path=path)
 
     def _refused(self, scope: Scope, headers: Headers) -> Response | None:
-        if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > HEADER_BYTES:
-            return _said(431, f"headers may have {HEADER_BYTES >> 10} KiB")
-        if len(scope["raw_path"]) + len(scope["query_string"]) > ADDRESS_BYTES:
-            return _said(414, f"an address may have {ADDRESS_BYTES >> 10} KiB")
+        if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            return _error_response(431, f"headers may have {MAX_HEADER_BYTES >> 10} KiB")
+        if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
+            return _error_response(414, f"an address may have {MAX_URL_BYTES >> 10} KiB")
         hosts = headers.getlist("host")
-        if len(hosts) != 1 or (self.hosts is not None and _name(hosts[0]) not in self.hosts):
-            return _unknown(hosts)
-        if NAME.fullmatch(hosts[0]) is None:
-            return _said(400, "the header Host is not the name of a server")
+        if len(hosts) != 1 or (self.hosts is not None and _host_name(hosts[0]) not in self.hosts):
+            return _misdirected(hosts)
+        if HOST_PATTERN.fullmatch(hosts[0]) is None:
+            return _error_response(400, "the header Host is not the name of a server")
         if any(value.lower() != "100-continue" for value in headers.getlist("expect")):
-            return _said(417, "nothing but 100-continue can be expected")
+            return _error_response(417, "nothing but 100-continue can be expected")
         if "content-length" in headers and "transfer-encoding" in headers:
-            return _said(400, "a body has a length or comes in chunks", {"Connection": "close"})
+            return _error_response(400, "a body has a length or comes in chunks", {"Connection": "close"})
         if scope["path"].startswith(self.unguarded):
             return None
         for origin in headers.getlist("origin"):
-            place = _place(origin)
-            if place != hosts[0].lower() and _name(place) not in self.allowed:
-                return _said(403, f"pages of {origin[:100]} may not ask this server{_allowing(place)}")
+            place = _parse_origin(origin)
+            if place != hosts[0].lower() and _host_name(place) not in self.allowed:
+                return _error_response(403, f"pages of {origin[:100]} may not ask this server{_allow_host_hint(place)}")
         navigates = headers.get("sec-fetch-mode") == "navigate" and scope["method"] in ("GET", "HEAD")
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not navigates:
-            return _said(403, "pages of other sites may not ask this server")
+            return _error_response(403, "pages of other sites may not ask this server")
         if self.token is not None and not self._knows(self.token, scope, headers):
-            return _said(
+            return _error_response(
                 401,
                 "the token is missing or wrong; send it as Authorization: Bearer TOKEN",
                 {"WWW-Authenticate": "Bearer"},
@@ -147,9 +149,9 @@ class Guard:
         # Not http.cookies, whose time grows with the square of the backslashes in a header.
         for cookie in ";".join(headers.getlist("cookie")).split(";"):
             name, _, value = cookie.strip().partition("=")
-            if name == _cookie(scope):
+            if name == _cookie_name(scope):
                 candidates.append(value)
-        candidates += _token_in(scope)
+        candidates += _query_token(scope)
         return any(hmac.compare_digest(one.encode(errors="replace"), token.encode()) for one in candidates)
 
     def _page(self, scope: Scope) -> Response | None:
@@ -158,14 +160,14 @@ class Guard:
 
     def _visit(self, scope: Scope) -> Response | None:
         """Of a visit with ?token=: the cookie, and the address without the token."""
-        if self.token is None or not _token_in(scope):
+        if self.token is None or not _query_token(scope):
             return None
         response = RedirectResponse(f"{self.root}/", status_code=303)
-        response.set_cookie(_cookie(scope), self.token, httponly=True, samesite="strict", path=f"{self.root}/")
+        response.set_cookie(_cookie_name(scope), self.token, httponly=True, samesite="strict", path=f"{self.root}/")
         return response
 
 
-class _Body:
+class _RequestBody:
     """A request's body on its way: whether all of it has come."""
 
     def __init__(self, receive: Receive, *, waiting: bool) -> None:
@@ -179,7 +181,7 @@ class _Body:
 
     async def drain(self) -> None:
         """Throw away what is still to come: a connection that is closed on it would lose the answer, too."""
-        left = DRAINED
+        left = MAX_DRAIN_BYTES
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
                 # A client that waits to be told to go on has sent nothing.
@@ -189,24 +191,24 @@ class _Body:
             pass
 
 
-def _token_in(scope: Scope) -> list[str]:
+def _query_token(scope: Scope) -> list[str]:
     if scope["method"] not in ("GET", "HEAD"):
         return []
     return parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=None).get("token", [])
 
 
-def _cookie(scope: Scope) -> str:
+def _cookie_name(scope: Scope) -> str:
     # Browsers keep the cookies of all ports of a machine together.
     return f"svertka-{scope['server'][1]}"
 
 
-def _name(host: str) -> str:
+def _host_name(host: str) -> str:
     """Of "name:port", "name" in small letters."""
     name, colon, port = host.lower().rpartition(":")
     return (name if colon and port.isdigit() else host.lower()).rstrip(".")
 
 
-def _place(origin: str) -> str:
+def _parse_origin(origin: str) -> str:
     """The name and the port of an origin, in small letters; "" if it is none."""
     try:
         return urlsplit(origin).netloc.lower()
@@ -214,15 +216,17 @@ def _place(origin: str) -> str:
         return ""
 
 
-def _unknown(hosts: list[str]) -> Response:
+def _misdirected(hosts: list[str]) -> Response:
     name = hosts[0][:100] if hosts else "nothing"
-    return _said(421, f"this server is not called {name}" + (_allowing(name) if len(hosts) == 1 else ""))
+    return _error_response(
+        421, f"this server is not called {name}" + (_allow_host_hint(name) if len(hosts) == 1 else "")
+    )
 
 
-def _allowing(host: str) -> str:
+def _allow_host_hint(host: str) -> str:
     """What to do where `host` should be allowed."""
-    return f"; if it should, start it with --allow-host {_name(host)}" if NAME.fullmatch(host) else ""
+    return f"; if it should, start it with --allow-host {_host_name(host)}" if HOST_PATTERN.fullmatch(host) else ""
 
 
-def _said(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
+def _error_response(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
     return JSONResponse({"error": sentence}, status, headers)

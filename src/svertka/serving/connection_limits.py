@@ -10,18 +10,18 @@ from typing import Any, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-CONNECTIONS = 1024  # at a time; the next one is answered 503
+MAX_CONNECTIONS = 1024  # at a time; the next one is answered 503
 # Connections without a request that are left alone. Beyond, those that have waited for PATIENCE seconds make room.
-WAITING = 128
-PATIENCE = 1.0
+MAX_IDLE_CONNECTIONS = 128
+MIN_IDLE_SECONDS = 1.0
 HEADER_SECONDS = 10.0  # in which the first line and the headers of a request have to arrive
 REQUEST_SECONDS = 60.0  # in which a request has to be over: sent, answered, and the answer taken
-HEADER_BYTES = 16 << 10
+MAX_HEADER_BYTES = 16 << 10
 LINGER_SECONDS = 2.0  # that a connection stays open behind a last answer, which its client may still have to read
 LINGER_BYTES = 8 << 20  # that are read and thrown away meanwhile
 
 
-class Connection(H11Protocol):
+class LimitedConnection(H11Protocol):
     """uvicorn's, which by itself waits for ever for headers, for bodies that are thrown away, and for slow readers."""
 
     _watch: asyncio.TimerHandle | None = None
@@ -33,18 +33,18 @@ class Connection(H11Protocol):
         """Begin to wait for a request, unless there are too many who do."""
         super().connection_made(cast(asyncio.Transport, transport))
         self._since = self.loop.time()
-        if len(self.connections) > CONNECTIONS:
+        if len(self.connections) > MAX_CONNECTIONS:
             self._say(503, "too many connections; come again later", {"Retry-After": "5"})
             return
         self._wait(HEADER_SECONDS)
-        waiting = [one for one in cast(set[Connection], self.connections) if one._is_waiting]
-        if len(waiting) > WAITING:
+        waiting = [one for one in cast(set[LimitedConnection], self.connections) if one._is_waiting]
+        if len(waiting) > MAX_IDLE_CONNECTIONS:
             self._make_room(waiting)
 
-    def _make_room(self, waiting: "list[Connection]") -> None:
+    def _make_room(self, waiting: "list[LimitedConnection]") -> None:
         """End the connection that has waited longest, of the address that has most of them."""
         addresses = Counter(one._address for one in waiting)
-        patient = [one for one in waiting if self.loop.time() - one._since > PATIENCE]
+        patient = [one for one in waiting if self.loop.time() - one._since > MIN_IDLE_SECONDS]
         if patient:
             longest = min(patient, key=lambda one: (-addresses[one._address], one._since))
             # Answered, since its request may have come and not have been read yet.
@@ -93,8 +93,8 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Say that what came is no HTTP, or too much of it."""
-        if not self._in_request and len(self.conn.trailing_data[0]) > HEADER_BYTES:
-            self._say(431, f"headers may have {HEADER_BYTES >> 10} KiB")
+        if not self._in_request and len(self.conn.trailing_data[0]) > MAX_HEADER_BYTES:
+            self._say(431, f"headers may have {MAX_HEADER_BYTES >> 10} KiB")
         else:
             self._say(400, "the request is not HTTP as it should be")
 

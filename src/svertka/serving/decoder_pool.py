@@ -25,27 +25,35 @@ import numpy.typing as npt
 
 from svertka.errors import SizeError
 from svertka.files import format_bytes
-from svertka.serving.decoder_process import ANSWER, ERRORS, JOB, Kind, Limits, MoreError, Settings
-from svertka.serving.http_errors import Refusal
+from svertka.serving.decoder_process import (
+    ANSWER,
+    ERROR_TYPES,
+    JOB,
+    AnswerKind,
+    DecodingLimits,
+    DecodingSettings,
+    LimitExceededError,
+)
+from svertka.serving.http_errors import HTTPError
 
 Pixels = npt.NDArray[np.uint8]
 Result = TypeVar("Result")
 
 REQUEST_SECONDS = 20.0  # of decoding for one request, all of its images together
 ABANDONED_SECONDS = 0.25  # that an image which nobody waits for is still decoded: a new process costs as much
-MAPPED = 1 << 20  # bytes of pixels from which they get pages of their own
+MMAP_MIN_BYTES = 1 << 20  # bytes of pixels from which they get pages of their own
 PIPE_BYTES = 1 << 20  # that fit into a pipe, where the system lets one choose
 
 
 # Enough for 24 megapixels of a camera's JPEG, or 13 of a PNG.
-SMALL = Limits(memory=128 << 20, seconds=0.5, work=32_000_000)
+ORDINARY_LIMITS = DecodingLimits(memory=128 << 20, seconds=0.5, work=32_000_000)
 # An image may need 1 GiB (`image_io.MEMORY_LIMIT`), and the process has some more.
-LARGE = Limits(memory=1408 << 20, seconds=6.0, work=sys.maxsize, niceness=10)
-LARGE_WAITING = 8  # images; the next one is told to come again
+LARGE_LIMITS = DecodingLimits(memory=1408 << 20, seconds=6.0, work=sys.maxsize, niceness=10)
+MAX_LARGE_WAITING = 8  # images; the next one is told to come again
 
 
 @dataclass
-class Account:
+class DecodingUsage:
     """What one request has had decoded: `seconds` of it, and images that are being decoded now.
 
     `large`: held by the one of its images that is, or waits to be, in the second lane.
@@ -56,15 +64,18 @@ class Account:
     large: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class TooMuchError(Exception):
+class DecoderDiedError(Exception):
     """An image needs more time than its lane gives, or ends the process."""
 
 
-class Decoders:
+class DecoderPool:
     """Decodes images in other processes; `processes` of them for ordinary images, and one for those that are not."""
 
     def __init__(self, processes: int) -> None:
-        self._lanes = Lane(SMALL, processes, sys.maxsize), Lane(LARGE, 1, LARGE_WAITING)
+        self._lanes = (
+            WorkerGroup(ORDINARY_LIMITS, processes, sys.maxsize),
+            WorkerGroup(LARGE_LIMITS, 1, MAX_LARGE_WAITING),
+        )
 
     def start(self) -> None:
         """Start the processes, so that nobody has to wait for it; from within the event loop."""
@@ -81,37 +92,41 @@ class Decoders:
         return [worker.pid for lane in self._lanes for worker in lane.workers]
 
     async def decode(
-        self, data: bytes | bytearray, settings: Settings, account: Account, then: Callable[[Pixels], Result]
+        self,
+        data: bytes | bytearray,
+        settings: DecodingSettings,
+        account: DecodingUsage,
+        then: Callable[[Pixels], Result],
     ) -> Result:
         """What `then` makes of the image in `data`, as `decoding.decoded` gives it. Cancelled, it is given up.
 
         `then` runs in a thread.
 
         Raises:
-            PictureError: it cannot be read. Refusal: 503, too many large ones are waiting.
+            PictureError: it cannot be read. HTTPError: 503, too many large ones are waiting.
         """
         first, second = self._lanes
         try:
             return await first.decode(data, settings, account, then)
-        except (TooMuchError, MoreError):
+        except (DecoderDiedError, LimitExceededError):
             pass
         try:
             async with account.large:
                 return await second.decode(data, settings, account, then)
-        except TooMuchError as error:
-            raise SizeError(f"takes more than {LARGE.seconds:.0f} seconds to decode") from error
-        except MoreError as error:
-            raise SizeError(f"takes more than {format_bytes(LARGE.memory)} of memory to decode") from error
+        except DecoderDiedError as error:
+            raise SizeError(f"takes more than {LARGE_LIMITS.seconds:.0f} seconds to decode") from error
+        except LimitExceededError as error:
+            raise SizeError(f"takes more than {format_bytes(LARGE_LIMITS.memory)} of memory to decode") from error
 
 
-class Lane:
+class WorkerGroup:
     """So many `processes` with the same limits, and the images that wait for one of them, `waiting` at most."""
 
-    def __init__(self, limits: Limits, processes: int, waiting: int) -> None:
+    def __init__(self, limits: DecodingLimits, processes: int, waiting: int) -> None:
         self.workers: set[Worker] = set()
         self._limits, self._processes, self._free, self._most_waiting = limits, processes, processes, waiting
         self._idle: list[Worker] = []
-        self._waiting: list[tuple[Account, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[DecodingUsage, asyncio.Future[None]]] = []
         self._threads = ThreadPoolExecutor(processes, "decode")
         self._stopped = False
 
@@ -130,13 +145,17 @@ class Lane:
             worker.close()
 
     async def decode(
-        self, data: bytes | bytearray, settings: Settings, account: Account, then: Callable[[Pixels], Result]
+        self,
+        data: bytes | bytearray,
+        settings: DecodingSettings,
+        account: DecodingUsage,
+        then: Callable[[Pixels], Result],
     ) -> Result:
         """What `then` makes of the image in `data`.
 
         Raises:
             PictureError: it cannot be read. TooMuchError, MoreError: not within the limits.
-            Refusal: 503, too many wait.
+            HTTPError: 503, too many wait.
         """
         if account.seconds > REQUEST_SECONDS:
             raise SizeError(f"the images of this request took more than {REQUEST_SECONDS:.0f} seconds to decode")
@@ -145,7 +164,7 @@ class Lane:
             worker = self._idle.pop() if self._idle else self._started()
         except OSError as error:
             self._release(account)
-            raise Refusal(503, "no process to decode images can be started now", {"Retry-After": "5"}) from error
+            raise HTTPError(503, "no process to decode images can be started now", {"Retry-After": "5"}) from error
         loop = asyncio.get_running_loop()
         # Where there is no timer for CPU time, or the process hangs.
         limit = loop.call_later(10 * self._limits.seconds, worker.kill)
@@ -160,7 +179,7 @@ class Lane:
     def _finished(
         self,
         worker: "Worker",
-        account: Account,
+        account: DecodingUsage,
         limit: asyncio.TimerHandle,
         began: float,
         future: asyncio.Future[Any],
@@ -177,14 +196,14 @@ class Lane:
                 self.start()
         self._release(account)
 
-    async def _turn(self, account: Account) -> None:
+    async def _turn(self, account: DecodingUsage) -> None:
         """Wait until a process is free for this request."""
         if self._free:
             self._free -= 1
             account.running += 1
             return
         if len(self._waiting) >= self._most_waiting:
-            raise Refusal(503, "too many large images are waiting already", {"Retry-After": "10"})
+            raise HTTPError(503, "too many large images are waiting already", {"Retry-After": "10"})
         entry = account, asyncio.get_running_loop().create_future()
         self._waiting.append(entry)
         try:
@@ -196,7 +215,7 @@ class Lane:
                 self._release(account)
             raise
 
-    def _release(self, account: Account) -> None:
+    def _release(self, account: DecodingUsage) -> None:
         """Hand a turn on: to the request with the fewest images in work, and among these the least served."""
         account.running -= 1
         waiting = [entry for entry in self._waiting if not entry[1].done()]  # those given up are about to leave
@@ -217,7 +236,7 @@ class Lane:
 class Worker:
     """One process of `decoding`, asked over pipes."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: DecodingLimits) -> None:
         self.is_alive = True  # so that it can take another image
         # What this process can import, that one can; what lies in its working directory it does not import.
         environment = os.environ | {
@@ -247,28 +266,28 @@ class Worker:
         """The id of the process."""
         return self._process.pid
 
-    def decode(self, data: bytes | bytearray, settings: Settings) -> Pixels:
+    def decode(self, data: bytes | bytearray, settings: DecodingSettings) -> Pixels:
         """The image in `data`; blocks until it is there.
 
         Raises:
             PictureError: it cannot be read. TooMuchError, MoreError: not within the limits of the process.
-            Refusal: 503, the process does not work.
+            HTTPError: 503, the process does not work.
         """
         text = json.dumps(settings).encode()
         try:
             _write(self._jobs, JOB.pack(len(text), len(data)) + text)
             _write(self._jobs, data)
             kind, first, second = ANSWER.unpack(self._read(ANSWER.size))
-            if kind != Kind.PIXELS:
-                raise ERRORS[kind](bytes(self._read(first)).decode())
+            if kind != AnswerKind.PIXELS:
+                raise ERROR_TYPES[kind](bytes(self._read(first)).decode())
             return np.frombuffer(self._read(first * second * 3), np.uint8).reshape(first, second, 3)
         except (OSError, EOFError) as error:
             self.kill()
             status = self._process.wait()
             if status > 0:  # not by a signal, as where an image is too much for it
                 reason = f"the process that decodes images ends with status {status}"
-                raise Refusal(503, reason, {"Retry-After": "10"}) from error
-            raise TooMuchError from error
+                raise HTTPError(503, reason, {"Retry-After": "10"}) from error
+            raise DecoderDiedError from error
 
     def kill(self) -> None:
         """End it, whatever it does."""
@@ -283,7 +302,7 @@ class Worker:
 
     def _read(self, size: int) -> memoryview:
         # Memory of its own: the C library would keep what is freed, and large images would not leave it again.
-        content = memoryview(mmap.mmap(-1, size) if size > MAPPED else bytearray(size))
+        content = memoryview(mmap.mmap(-1, size) if size > MMAP_MIN_BYTES else bytearray(size))
         rest = content
         while rest:
             count = self._answers.readinto(rest)

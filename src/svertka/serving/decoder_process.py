@@ -31,7 +31,7 @@ JOB = struct.Struct("<IQ")  # bytes of the settings in JSON, and of the image; b
 ANSWER = struct.Struct("<BII")  # what kind of answer, height and width; or bytes of a message, and 0
 
 
-class Kind(IntEnum):
+class AnswerKind(IntEnum):
     """What a process answers: pixels, (height, width, 3) uint8, or a message that says why there are none."""
 
     PIXELS = 0
@@ -41,7 +41,7 @@ class Kind(IntEnum):
     MORE = 4  # MoreError
 
 
-class Limits(NamedTuple):
+class DecodingLimits(NamedTuple):
     """What an image may take: bytes of `memory`, `seconds` of CPU time, and `work`, pixels times scans of a JPEG."""
 
     memory: int
@@ -50,20 +50,20 @@ class Limits(NamedTuple):
     niceness: int = 0  # of the process
 
 
-class MoreError(Exception):
+class LimitExceededError(Exception):
     """An image needs more than the limits of this process."""
 
 
-ERRORS: dict[Kind, type[Exception]] = {
-    Kind.UNREADABLE: PictureError,
-    Kind.FORMAT: FormatError,
-    Kind.SIZE: SizeError,
-    Kind.MORE: MoreError,
+ERROR_TYPES: dict[AnswerKind, type[Exception]] = {
+    AnswerKind.UNREADABLE: PictureError,
+    AnswerKind.FORMAT: FormatError,
+    AnswerKind.SIZE: SizeError,
+    AnswerKind.MORE: LimitExceededError,
 }
-USED = 0.75  # of the memory of a process is what an image may need; the rest is what nobody foresees
+USABLE_MEMORY = 0.75  # of the memory of a process is what an image may need; the rest is what nobody foresees
 
 
-class Settings(NamedTuple):
+class DecodingSettings(NamedTuple):
     """How an image is decoded.
 
     `min_side`: the side, in pixels, to which it will be resized. `max_pixels`: of an image; with more it is refused.
@@ -76,7 +76,7 @@ class Settings(NamedTuple):
     intensity_range: tuple[int, int] | None = None
 
 
-def decoded(data: bytes, settings: Settings, limits: Limits) -> npt.NDArray[np.uint8]:
+def decode_image(data: bytes, settings: DecodingSettings, limits: DecodingLimits) -> npt.NDArray[np.uint8]:
     """The image in `data`, (H, W, 3) uint8, RGB; H and W are the same where its central square is enough.
 
     Raises:
@@ -84,9 +84,9 @@ def decoded(data: bytes, settings: Settings, limits: Limits) -> npt.NDArray[np.u
     """
     decoding = Decoding.up_to(settings.max_pixels).within(settings.intensity_range)
     try:
-        here = replace(decoding, max_memory=min(decoding.max_memory, int(USED * limits.memory)))
-        if _work(data, here) > limits.work:
-            raise MoreError
+        here = replace(decoding, max_memory=min(decoding.max_memory, int(USABLE_MEMORY * limits.memory)))
+        if _count_work(data, here) > limits.work:
+            raise LimitExceededError
         pixels = read_picture(data, settings.min_side, here)
         if settings.square:
             height, width = pixels.shape[:2]
@@ -96,21 +96,21 @@ def decoded(data: bytes, settings: Settings, limits: Limits) -> npt.NDArray[np.u
         return np.ascontiguousarray(pixels)
     except SizeError as error:
         memory_needed(data, settings.min_side, decoding)  # or it is too large anywhere
-        raise MoreError from error
+        raise LimitExceededError from error
     except (PictureError, MemoryError) as error:
         if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
-            raise MoreError from error
+            raise LimitExceededError from error
         raise
 
 
-def _work(data: bytes, decoding: Decoding) -> int:
+def _count_work(data: bytes, decoding: Decoding) -> int:
     """Pixels times scans of a JPEG that has several; else 0."""
     if data.count(b"\xff\xda") < 2 or format_of(data) != "JPEG":  # most are known at a glance
         return 0
     return scan_count(data) * math.prod(read_header(data, decoding).size)
 
 
-def main(limits: Limits) -> None:
+def main(limits: DecodingLimits) -> None:
     """Answer jobs until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to act on
     with contextlib.suppress(AttributeError, OSError):
@@ -122,22 +122,22 @@ def main(limits: Limits) -> None:
     with contextlib.suppress(BrokenPipeError):
         while head := jobs.read(JOB.size):
             count, size = JOB.unpack(head)
-            settings = Settings(*json.loads(jobs.read(count)))
-            answer = partial(decoded, jobs.read(size), settings, limits)
+            settings = DecodingSettings(*json.loads(jobs.read(count)))
+            answer = partial(decode_image, jobs.read(size), settings, limits)
             _answer(answer, answers, limits.seconds)
 
 
 def _answer(decode: Callable[[], npt.NDArray[np.uint8]], answers: BinaryIO, seconds: float) -> None:
     try:
-        with _at_most(seconds):
+        with _limit_cpu_time(seconds):
             pixels = decode()
-    except (PictureError, MoreError) as error:
-        kind = next(kind for kind in reversed(ERRORS) if isinstance(error, ERRORS[kind]))
+    except (PictureError, LimitExceededError) as error:
+        kind = next(kind for kind in reversed(ERROR_TYPES) if isinstance(error, ERROR_TYPES[kind]))
         # Options of the command line are not the client's.
         message = re.sub(r" or raise --max-pixels( to \d+M)?", "", str(error)).encode(errors="replace")
         _write(answers, ANSWER.pack(kind, len(message), 0) + message)
     else:
-        _write(answers, ANSWER.pack(Kind.PIXELS, *pixels.shape[:2]))
+        _write(answers, ANSWER.pack(AnswerKind.PIXELS, *pixels.shape[:2]))
         _write(answers, pixels.data.cast("B"))
 
 
@@ -148,7 +148,7 @@ def _write(file: BinaryIO, content: Any) -> None:
 
 
 @contextlib.contextmanager
-def _at_most(seconds: float) -> Any:
+def _limit_cpu_time(seconds: float) -> Any:
     """In the body, SIGPROF ends the process after so much CPU time, where the system has such a timer."""
     if not hasattr(signal, "setitimer"):
         yield
@@ -171,4 +171,4 @@ def _limit_memory(memory: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Limits(*json.loads(sys.argv[1])))
+    main(DecodingLimits(*json.loads(sys.argv[1])))

@@ -1,7 +1,7 @@
 """Why a request gets no answer: a status of HTTP, one sentence, and what the client may do about it."""
 
 
-class Refusal(Exception):  # noqa: N818 - nothing of ours went wrong
+class HTTPError(Exception):
     """`status` and `sentence` for the client, and `headers` that go with them.
 
     `reason`: the same where it is told of one of several pictures.

@@ -4,24 +4,24 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from svertka.serving.request_limits import BODY_LIMIT
-from svertka.serving.served_model import PIXEL_LIMIT, Served
-from svertka.serving.uploads import LIST_LIMIT
+from svertka.serving.request_limits import MAX_BODY_BYTES
+from svertka.serving.served_model import MAX_PIXELS, ServedModel
+from svertka.serving.uploads import MAX_IMAGES
 
-TOP_LIMIT = 1000  # names for each
+MAX_TOP = 1000  # names for each
 # What is told; what is sent is known by its content, so that any image/… is taken.
-PICTURE_TYPES = (
+IMAGE_TYPES = (
     *("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "image/gif"),
     *("image/avif", "image/heic", "image/jp2", "application/octet-stream"),
 )
 
-REFUSALS = {
+ERROR_STATUSES = {
     "400": "the request, or the picture in it, is damaged",
     "401": "the token is missing or wrong",
     "403": "a page of another site asked",
     "404": "there is no such run or class",
     "408": "the picture arrived too slowly",
-    "413": f"more than {BODY_LIMIT >> 20} MiB, {PIXEL_LIMIT / 1e6:.0f} megapixels or {LIST_LIMIT} pictures",
+    "413": f"more than {MAX_BODY_BYTES >> 20} MiB, {MAX_PIXELS / 1e6:.0f} megapixels or {MAX_IMAGES} pictures",
     "414": "the address is too long",
     "415": "not a picture in one of the formats, or a list of such",
     "417": "something else than 100-continue is expected",
@@ -32,16 +32,16 @@ REFUSALS = {
 }
 
 
-def openapi(runs: Sequence[Served], root: str) -> dict[str, Any]:
+def openapi(runs: Sequence[ServedModel], root: str) -> dict[str, Any]:
     """The document for these runs; `root`: the path under which a proxy shows the server, or ""."""
     run = _parameter("run", {"type": "string", "enum": [one.key for one in runs], "default": runs[0].key}, "which run")
-    top = _parameter("top", {"type": "integer", "minimum": 1, "maximum": TOP_LIMIT, "default": 5}, "names a picture")
+    top = _parameter("top", {"type": "integer", "minimum": 1, "maximum": MAX_TOP, "default": 5}, "names a picture")
     label = _parameter("label", {"type": "string"}, "the class that is explained; left out: the most probable")
-    picture = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in PICTURE_TYPES}
+    picture = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGE_TYPES}
     # data: addresses are taken, too.
-    encoded = {"type": "array", "maxItems": LIST_LIMIT, "items": {"type": "string", "contentEncoding": "base64"}}
+    encoded = {"type": "array", "maxItems": MAX_IMAGES, "items": {"type": "string", "contentEncoding": "base64"}}
     file = {"type": "string", "format": "binary"}
-    files = {"type": "array", "maxItems": LIST_LIMIT, "items": file}
+    files = {"type": "array", "maxItems": MAX_IMAGES, "items": file}
     refused = {
         status: {
             "description": why,
@@ -49,7 +49,7 @@ def openapi(runs: Sequence[Served], root: str) -> dict[str, Any]:
                 "application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}
             },
         }
-        for status, why in REFUSALS.items()
+        for status, why in ERROR_STATUSES.items()
     }
     return {
         "openapi": "3.1.0",

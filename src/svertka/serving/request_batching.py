@@ -9,16 +9,16 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from svertka.serving.http_errors import Refusal
+from svertka.serving.http_errors import HTTPError
 
-PLACES = 256  # pictures that are waited for at a time; the next one is told to come again
+MAX_PENDING_IMAGES = 256  # pictures that are waited for at a time; the next one is told to come again
 # Pictures that the network is given at once, at most: on a CPU eight take no longer each than sixteen do, and whoever
 # comes meanwhile waits half as long.
-TOGETHER = 8
-DEADLINE = 0.005  # seconds that pictures wait for the next one which is on its way
+MAX_BATCH = 8
+BATCH_WAIT_SECONDS = 0.005  # seconds that pictures wait for the next one which is on its way
 
 
-class Desk:
+class Batcher:
     """Hands pictures to `compute` (a list of them to rows of results), as many together as are there.
 
     While the network is free, pictures wait for each other one that is on its way, but not longer than DEADLINE for the
@@ -36,28 +36,28 @@ class Desk:
         self.answered = 0
 
     @contextmanager
-    def places(self, count: int) -> Iterator[None]:
+    def reserve(self, count: int) -> Iterator[None]:
         """In the block `count` pictures may be handed in.
 
         Raises:
-            Refusal: 503, there is no room.
+            HTTPError: 503, there is no room.
         """
-        if self.open + count > PLACES:
+        if self.open + count > MAX_PENDING_IMAGES:
             seconds = math.ceil(self.open * self._seconds)
-            raise Refusal(503, f"{self.open} pictures are waiting already", {"Retry-After": str(max(1, seconds))})
+            raise HTTPError(503, f"{self.open} pictures are waiting already", {"Retry-After": str(max(1, seconds))})
         self.open += count
         try:
             yield
         finally:
             self.open -= count
 
-    async def result(self, picture: Tensor) -> Tensor:
+    async def submit(self, picture: Tensor) -> Tensor:
         """What `compute` makes of `picture`."""
         future: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((picture, future))
         return await future
 
-    async def work(self) -> None:
+    async def run(self) -> None:
         """Answer, until it is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
@@ -83,10 +83,10 @@ class Desk:
         batch = [await self._next()]
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(DEADLINE) as limit:
-                while len(batch) < min(TOGETHER, self.open):
+            async with asyncio.timeout(BATCH_WAIT_SECONDS) as limit:
+                while len(batch) < min(MAX_BATCH, self.open):
                     batch.append(await self._next())
-                    limit.reschedule(loop.time() + DEADLINE)
+                    limit.reschedule(loop.time() + BATCH_WAIT_SECONDS)
         except TimeoutError:
             pass
         return batch

@@ -7,16 +7,16 @@ from contextlib import asynccontextmanager
 from starlette.requests import ClientDisconnect, Request
 
 from svertka.malloc import give_back_freed_memory
-from svertka.serving.http_errors import Refusal
+from svertka.serving.http_errors import HTTPError
 
-BODY_LIMIT = 24 << 20  # bytes of one
-TOTAL_LIMIT = 192 << 20  # bytes of all that are held at a time
-LARGE = 4 << 20  # bytes of one whose memory is given back; that of others serves the next ones
-TRIM_SECONDS = 2.0
+MAX_BODY_BYTES = 24 << 20  # bytes of one
+MAX_TOTAL_BYTES = 192 << 20  # bytes of all that are held at a time
+TRIM_MIN_BYTES = 4 << 20  # bytes of one whose memory is given back; that of others serves the next ones
+TRIM_DELAY_SECONDS = 2.0
 BODY_SECONDS = 20.0  # in which one has to arrive
 
 
-class Bodies:
+class BodyReader:
     """Reads bodies; `held` is how many bytes of them are in memory now."""
 
     def __init__(self) -> None:
@@ -24,15 +24,15 @@ class Bodies:
         self._trim: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
-    async def of(self, request: Request) -> AsyncIterator[bytearray]:
+    async def read(self, request: Request) -> AsyncIterator[bytearray]:
         """The body of `request`, counted as held until the block ends.
 
         Raises:
-            Refusal: 413 it is too large; 408 it is too slow; 503 the memory for bodies is taken; 400 it broke off.
+            HTTPError: 413 it is too large; 408 it is too slow; 503 the memory for bodies is taken; 400 it broke off.
         """
         said = request.headers.get("content-length", "")
-        if said.isdecimal() and (len(said) > 18 or int(said) > BODY_LIMIT):
-            raise _too_large()
+        if said.isdecimal() and (len(said) > 18 or int(said) > MAX_BODY_BYTES):
+            raise _too_large_error()
         body, size = bytearray(), 0
         try:
             try:
@@ -40,32 +40,32 @@ class Bodies:
                     async for chunk in request.stream():
                         size += len(chunk)
                         self.held += len(chunk)
-                        if size > BODY_LIMIT:
-                            raise _too_large()
-                        if self.held > TOTAL_LIMIT:
-                            raise Refusal(503, "too many pictures are being sent at a time", {"Retry-After": "2"})
+                        if size > MAX_BODY_BYTES:
+                            raise _too_large_error()
+                        if self.held > MAX_TOTAL_BYTES:
+                            raise HTTPError(503, "too many pictures are being sent at a time", {"Retry-After": "2"})
                         body += chunk
             except TimeoutError as error:
                 sentence = f"the picture did not arrive within {BODY_SECONDS:.0f} seconds"
-                raise Refusal(408, sentence, {"Connection": "close"}) from error
+                raise HTTPError(408, sentence, {"Connection": "close"}) from error
             except ClientDisconnect as error:
-                raise Refusal(400, "the picture broke off") from error
+                raise HTTPError(400, "the picture broke off") from error
             yield body
         finally:
             self.held -= size
-            if size > LARGE:
+            if size > TRIM_MIN_BYTES:
                 self._trim_soon()
 
     def _trim_soon(self) -> None:
         """Give back the memory that a large body and its copies took, once for all that end within a while."""
         if self._trim is None:
             loop = asyncio.get_running_loop()
-            self._trim = loop.call_later(TRIM_SECONDS, self._give_back, loop)
+            self._trim = loop.call_later(TRIM_DELAY_SECONDS, self._give_back, loop)
 
     def _give_back(self, loop: asyncio.AbstractEventLoop) -> None:
         self._trim = None
         loop.run_in_executor(None, give_back_freed_memory)
 
 
-def _too_large() -> Refusal:
-    return Refusal(413, f"a picture may have {BODY_LIMIT >> 20} MiB at most")
+def _too_large_error() -> HTTPError:
+    return HTTPError(413, f"a picture may have {MAX_BODY_BYTES >> 20} MiB at most")

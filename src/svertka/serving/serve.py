@@ -13,12 +13,12 @@ from typing import Any
 from svertka.device import choose_device, preserves_settings, set_threads
 from svertka.errors import UsageError
 from svertka.progress import say
-from svertka.serving.served_model import Served
+from svertka.serving.served_model import ServedModel
 from svertka.type_checking import check_types
 
 
 @dataclass(frozen=True)
-class Place:
+class ServerAddress:
     """Where a server is: the address to open, which holds the `token` where one is needed, and the `runs` by key."""
 
     url: str
@@ -40,7 +40,7 @@ def serve(
     threads: int | None = None,
     root_path: str = "",
     allow_hosts: str | Sequence[str] = (),
-    ready: Callable[[Place], object] = lambda place: say(f"open {place.url}"),
+    ready: Callable[[ServerAddress], object] = lambda place: say(f"open {place.url}"),
 ) -> None:
     """Answer for `runs` on `host` and `port` until SIGINT, SIGTERM or SIGHUP; what has begun by then is finished.
 
@@ -57,28 +57,28 @@ def serve(
     if not runs:
         raise UsageError("name a RUN to serve")
     names = [allow_hosts] if isinstance(allow_hosts, str) else allow_hosts
-    root, allowed = _root(root_path), frozenset(map(_allowed, names))
+    root, allowed = _parse_root_path(root_path), frozenset(map(_parse_host_name, names))
     try:
         from svertka.serving.access_control import LOOPBACK
-        from svertka.serving.app import Api
-        from svertka.serving.uvicorn_server import answer, bound
+        from svertka.serving.app import App
+        from svertka.serving.uvicorn_server import bind_socket, run_server
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'svertka[serve]'") from error
     place, count = choose_device(device), set_threads(threads)
-    served: list[Served] = []
+    served: list[ServedModel] = []
     for run in runs:
-        served.append(Served(run, place, [one.key for one in served]))
-    with contextlib.closing(bound(host, port)) as sock:
+        served.append(ServedModel(run, place, [one.key for one in served]))
+    with contextlib.closing(bind_socket(host, port)) as sock:
         for one in served:
             one.warm_up()
         here = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
         token = None if here else secrets.token_urlsafe(24)
         hosts = LOOPBACK if here else None
-        api = Api(served, hosts=hosts, allowed=allowed, token=token, threads=count, root=root)
-        answer(api, sock, lambda: ready(_place(sock, host, token, list(api.runs))))
+        api = App(served, hosts=hosts, allowed=allowed, token=token, threads=count, root=root)
+        run_server(api, sock, lambda: ready(_server_address(sock, host, token, list(api.runs))))
 
 
-def _root(path: str) -> str:
+def _parse_root_path(path: str) -> str:
     """`path` with a slash before it and none behind it; "" is the root itself."""
     root = f"/{path.strip('/')}" if path.strip("/") else ""
     if re.fullmatch(r"[A-Za-z0-9._~/-]*", root) is None or "//" in root:
@@ -86,7 +86,7 @@ def _root(path: str) -> str:
     return root
 
 
-def _allowed(name: str) -> str:
+def _parse_host_name(name: str) -> str:
     """The name of a host in small letters, without a port."""
     found = re.fullmatch(r"([a-z0-9_.-]{1,253}|\[[0-9a-f:.]+\])(:[0-9]+)?", name.lower())
     if found is None:
@@ -94,11 +94,11 @@ def _allowed(name: str) -> str:
     return found[1].rstrip(".")
 
 
-def _place(sock: socket.socket, host: str, token: str | None, runs: Sequence[str]) -> Place:
+def _server_address(sock: socket.socket, host: str, token: str | None, runs: Sequence[str]) -> ServerAddress:
     address = ipaddress.ip_address(sock.getsockname()[0])
     # Of "every address" people open the one of the machine itself.
     name = socket.gethostname() if address.is_unspecified else f"[{address}]" if address.version == 6 else host
-    return Place(
+    return ServerAddress(
         url=f"http://{name}:{sock.getsockname()[1]}/" + (f"?token={token}" if token else ""),
         token=token,
         runs=tuple(runs),

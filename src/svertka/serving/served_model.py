@@ -23,14 +23,14 @@ from svertka.inspection.atlas.top_units import find_top_units, read_largest_acti
 from svertka.inspection.saliency import grad_cam
 from svertka.pages.inline_images import encode_webp
 from svertka.run import Run, display_name
-from svertka.serving.decoder_process import Settings
+from svertka.serving.decoder_process import DecodingSettings
 
-PIXEL_LIMIT = 50_000_000  # of a picture: what is decoded stays in memory beside others
-AT_ONCE = (8, 4, 2, 1)  # pictures in a pass: few sizes, since for each memory is planned and kept
-SMALL = 64  # pixels a side up to which a picture is shown crisp
+MAX_PIXELS = 50_000_000  # of a picture: what is decoded stays in memory beside others
+BATCH_SIZES = (8, 4, 2, 1)  # pictures in a pass: few sizes, since for each memory is planned and kept
+MAX_PIXELATED_SIZE = 64  # pixels a side up to which a picture is shown crisp
 
 
-class Served:
+class ServedModel:
     """The network of `run`, a run folder or a network with weights; `key` is its name in addresses.
 
     `taken`: keys of others.
@@ -40,7 +40,7 @@ class Served:
         self.classifier, self.device = Classifier.load(run, device), device
         self.folder = Run(run).folder if Path(run).is_dir() else None
         self.name = display_name(run)
-        self.key = _key(self.name, taken)
+        self.key = _make_key(self.name, taken)
         self._fast = self.classifier.optimized_for(MIN_NUM_IMAGES).network
         self._best = read_largest_activations(self.folder / "atlas") if self.folder is not None else {}
 
@@ -50,7 +50,7 @@ class Served:
         Raises:
             RunError: the network gives NaN.
         """
-        for number in AT_ONCE:
+        for number in BATCH_SIZES:
             self.classifier.require_finite(self.probabilities([self._nothing()] * number))
 
     def _nothing(self) -> Tensor:
@@ -58,10 +58,10 @@ class Served:
         return torch.zeros(preprocess.channels, preprocess.size, preprocess.size)
 
     @property
-    def decoding(self) -> Settings:
+    def decoding(self) -> DecodingSettings:
         """How pictures are decoded for it."""
         preprocess = self.classifier.preprocess
-        return Settings(preprocess.resize, PIXEL_LIMIT, preprocess.fit == "crop", preprocess.intensity_range)
+        return DecodingSettings(preprocess.resize, MAX_PIXELS, preprocess.fit == "crop", preprocess.intensity_range)
 
     def prepared(self, pixels: Pixels) -> Tensor:
         """What the network gets for a decoded picture (H, W, 3) uint8, (C, size, size) float32."""
@@ -73,7 +73,7 @@ class Served:
         """Class probabilities (N, K) float32 of N prepared pictures; NaN in one row says nothing of the others."""
         rows, done = [], 0
         while done < len(pictures):
-            number = next(size for size in AT_ONCE if size <= len(pictures) - done)
+            number = next(size for size in BATCH_SIZES if size <= len(pictures) - done)
             images = torch.stack(list(pictures[done : done + number])).to(self.device)
             rows.append(self._fast(images).float().softmax(1).cpu())
             done += number
@@ -96,12 +96,12 @@ class Served:
         probabilities = self.classifier.require_finite(self.classifier.probabilities([image[0]])[0])
         if label is None:
             label = int(probabilities.argmax())
-        crisp = preprocess.size <= SMALL
+        crisp = preprocess.size <= MAX_PIXELATED_SIZE
         result: dict[str, Any] = {
             "label": self.classifier.names[label],
             "size": preprocess.size,
             "crisp": crisp,
-            "picture": _address(encode_webp(seen, exact=crisp)),
+            "picture": _data_url(encode_webp(seen, exact=crisp)),
             "heat": None,
             "units": [],
         }
@@ -109,7 +109,7 @@ class Served:
             heat = grad_cam(self.classifier.network, image, label)
             size = preprocess.size, preprocess.size
             places = F.interpolate(heat[:, None], size, mode="bilinear")[0, 0]
-            result["heat"] = _address(encode_heatmap_overlay(places))
+            result["heat"] = _data_url(encode_heatmap_overlay(places))
             result["units"] = [asdict(one) for one in find_top_units(self.classifier.network, image[0], self._best)]
         except UsageError:  # a network without maps looks nowhere in particular
             pass
@@ -141,11 +141,11 @@ class Served:
         return path if allowed and path.is_file() else None
 
 
-def _key(name: str, taken: Collection[str]) -> str:
+def _make_key(name: str, taken: Collection[str]) -> str:
     """`name` with letters that need no care in an address, and a number where another has it."""
     stem = re.sub(r"[^A-Za-z0-9_.:-]", "_", name).strip(".") or "run"
     return next(key for number in count(1) if (key := stem if number == 1 else f"{stem}-{number}") not in taken)
 
 
-def _address(content: bytes) -> str:
+def _data_url(content: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(content).decode()

@@ -6,17 +6,17 @@ from urllib.parse import quote
 
 from svertka.pages.html_page import bidi_isolate, content_security_policy, render_page
 from svertka.pages.templates import escape
-from svertka.serving.served_model import Served
+from svertka.serving.served_model import ServedModel
 
 POLICY = content_security_policy("upload", served=True) + "; frame-ancestors 'none'"
 
 
-def html(runs: Sequence[Served], files: str, address: str) -> str:
+def render_upload_page(runs: Sequence[ServedModel], files: str, address: str) -> str:
     """The whole document; `files` begins the addresses of the runs' own files, `address` is the server's.
 
     All links are relative, and the page's script writes the address under which it was found.
     """
-    facts = [_facts(one, files) for one in runs]
+    facts = [_describe_run(one, files) for one in runs]
     options = "".join(f'<option value="{escape(one.key)}">{escape(one.name)}</option>' for one in runs)
     chosen = f'<label>Run <select id="run" autocomplete="off">{options}</select></label>' if len(runs) > 1 else ""
     links = "".join(
@@ -33,13 +33,13 @@ def html(runs: Sequence[Served], files: str, address: str) -> str:
         '<noscript><p class="how">To name pictures on this page a browser has to run its script.</p></noscript>'
         '<section><h2>From a program</h2><p class="how">The bytes of one picture, a form with files, or a JSON list of '
         'pictures in base64; <a href="openapi.json">openapi.json</a> says the rest.</p>'
-        f"<pre>curl --data-binary @picture.jpg {_example(runs, address)}</pre></section></main>"
+        f"<pre>curl --data-binary @picture.jpg {_curl_url(runs, address)}</pre></section></main>"
         f'<script type="application/json" id="facts">{text}</script>'
     )
     return render_page(f"{runs[0].name} – svertka", body, kind="upload", served=True)
 
 
-def _facts(run: Served, files: str) -> dict[str, str | None]:
+def _describe_run(run: ServedModel, files: str) -> dict[str, str | None]:
     there = {name: run.file(path) for name, path in (("report", "report.html"), ("atlas", "atlas/index.html"))}
     start = f"{files.lstrip('/')}/{quote(run.key, safe='')}"
     return {
@@ -51,6 +51,6 @@ def _facts(run: Served, files: str) -> dict[str, str | None]:
     }
 
 
-def _example(runs: Sequence[Served], address: str) -> str:
+def _curl_url(runs: Sequence[ServedModel], address: str) -> str:
     place = f'<span id="address">{escape(address)}</span>/predict'
     return place if len(runs) == 1 else f"'{place}?run={escape(quote(runs[0].key, safe=''))}'"

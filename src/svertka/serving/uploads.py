@@ -14,11 +14,11 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from svertka.errors import PictureError
-from svertka.serving.http_errors import Refusal
+from svertka.serving.http_errors import HTTPError
 
-LIST_LIMIT = 64  # images in one list or form
-FIELD_LIMIT = 1024  # bytes of a form's field that is no file
-HEADER_LIMIT = 4096  # bytes of one header of a part of a form
+MAX_IMAGES = 64  # images in one list or form
+MAX_FIELD_BYTES = 1024  # bytes of a form's field that is no file
+MAX_HEADER_BYTES = 4096  # bytes of one header of a part of a form
 ESCAPED = 8  # one in so many letters of a JSON list may be an escape: of base64 it is one in twenty, and they are slow
 CHUNK = 1 << 16  # bytes of a form that are read at once, between looks at the limits
 
@@ -45,21 +45,21 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 
-def listed(body: bytes | bytearray) -> list[memoryview]:
+def parse_base64_list(body: bytes | bytearray) -> list[memoryview]:
     """The strings of the JSON list in `body`, between their quotation marks, for `from_base64`.
 
     Raises:
-        Refusal: 400, it is something else; 413, they are too many.
+        HTTPError: 400, it is something else; 413, they are too many.
     """
     if not body.isascii() or body.count(b"\\") > len(body) // ESCAPED + 100:
-        raise Refusal(400, "the body is not a JSON list of images in base64")
+        raise HTTPError(400, "the body is not a JSON list of images in base64")
     whole = memoryview(body)
     found = _START.match(body)
     strings: list[memoryview] = []
     end = found.end() if found else 0
     while found is not None:
-        if len(strings) == LIST_LIMIT:
-            raise Refusal(413, f"a list may hold {LIST_LIMIT} images")
+        if len(strings) == MAX_IMAGES:
+            raise HTTPError(413, f"a list may hold {MAX_IMAGES} images")
         found = _STRING.match(body, end)
         if found is not None:
             strings.append(whole[found.start(1) : found.end(1)])
@@ -68,10 +68,10 @@ def listed(body: bytes | bytearray) -> list[memoryview]:
                 return strings
             if found[2] == b"]":
                 break
-    raise Refusal(400, "the body is not a JSON list of images in base64")
+    raise HTTPError(400, "the body is not a JSON list of images in base64")
 
 
-def from_base64(text: memoryview) -> bytes:
+def decode_base64(text: memoryview) -> bytes:
     """The bytes that a string of JSON holds in base64, or in a data: address.
 
     Line breaks, the letters - and _ of addresses, and a missing = at the end do not matter.
@@ -100,7 +100,7 @@ def from_base64(text: memoryview) -> bytes:
 
 
 @dataclass
-class Part:
+class FormPart:
     """A part of a form: what its headers say, and its `content`. A part with a `filename` is a file."""
 
     name: str = ""
@@ -112,31 +112,31 @@ class Part:
 class Form:
     """A form's `files`, in order, and its other `fields` by name."""
 
-    files: list[Part] = field(default_factory=list)
+    files: list[FormPart] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
 
 
-def form(body: bytes | bytearray, content_type: str) -> Form:
+def parse_form(body: bytes | bytearray, content_type: str) -> Form:
     """What the multipart/form-data in `body` holds; `content_type`: the header that names its boundary.
 
     Raises:
-        Refusal: 400, it is damaged or has no file; 413, it has too many parts or a field that is too long.
+        HTTPError: 400, it is damaged or has no file; 413, it has too many parts or a field that is too long.
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not boundary:
-        raise Refusal(400, "multipart/form-data needs a boundary")
+        raise HTTPError(400, "multipart/form-data needs a boundary")
     reader = _FormReader()
     try:
-        parser = MultipartParser(boundary, reader.callbacks(), max_header_count=8, max_header_size=HEADER_LIMIT)
+        parser = MultipartParser(boundary, reader.callbacks(), max_header_count=8, max_header_size=MAX_HEADER_BYTES)
         for start in range(0, len(body), CHUNK):
             parser.write(bytes(body[start : start + CHUNK]))
         parser.finalize()
     except FormParserError as error:
-        raise Refusal(400, "the form is damaged") from error
+        raise HTTPError(400, "the form is damaged") from error
     if not reader.ended:
-        raise Refusal(400, "the form breaks off")
+        raise HTTPError(400, "the form breaks off")
     if not reader.form.files:
-        raise Refusal(400, "the form holds no file; send images as in curl -F file=@picture.jpg")
+        raise HTTPError(400, "the form holds no file; send images as in curl -F file=@picture.jpg")
     return reader.form
 
 
@@ -145,7 +145,7 @@ class _FormReader:
 
     def __init__(self) -> None:
         self.form, self.ended = Form(), False
-        self._part = Part()
+        self._part = FormPart()
         self._parts = 0
         self._name, self._value = bytearray(), bytearray()
 
@@ -161,10 +161,10 @@ class _FormReader:
         }
 
     def _begin(self) -> None:
-        self._part = Part()
+        self._part = FormPart()
         self._parts += 1
-        if self._parts > LIST_LIMIT:
-            raise Refusal(413, f"a form may hold {LIST_LIMIT} images")
+        if self._parts > MAX_IMAGES:
+            raise HTTPError(413, f"a form may hold {MAX_IMAGES} images")
 
     def _header(self) -> None:
         if bytes(self._name).lower() == b"content-disposition":
@@ -177,14 +177,14 @@ class _FormReader:
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         self._part.content += data[start:end]
-        if self._part.filename is None and len(self._part.content) > FIELD_LIMIT:
-            raise Refusal(413, "a field of a form that is no file is too long; send images as files")
+        if self._part.filename is None and len(self._part.content) > MAX_FIELD_BYTES:
+            raise HTTPError(413, "a field of a form that is no file is too long; send images as files")
 
     def _end(self) -> None:
         if self._part.filename is not None:
             self.form.files.append(self._part)
         elif self._part.name in self.form.fields:
-            raise Refusal(400, f"the form has more than one {self._part.name[:80]}")
+            raise HTTPError(400, f"the form has more than one {self._part.name[:80]}")
         else:
             self.form.fields[self._part.name] = self._part.content.decode(errors="replace")
 

@@ -12,23 +12,23 @@ from collections.abc import Callable, Iterator
 import uvicorn
 
 from svertka.errors import UsageError
-from svertka.serving.app import Api
-from svertka.serving.connection_limits import CONNECTIONS, HEADER_BYTES, Connection
+from svertka.serving.app import App
+from svertka.serving.connection_limits import MAX_CONNECTIONS, MAX_HEADER_BYTES, LimitedConnection
 
-STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 STOP_SECONDS = 20  # that requests which have begun may take to end
 BACKLOG = 1024
 
 
-def answer(api: Api, sock: socket.socket, ready: Callable[[], object]) -> None:
+def run_server(api: App, sock: socket.socket, ready: Callable[[], object]) -> None:
     """Answer on `sock` until SIGINT, SIGTERM or SIGHUP, and finish what has begun; `ready`: called once it answers."""
-    _allow_files(4 * CONNECTIONS)
-    server = Server(configured(api), ready)
+    _raise_file_limit(4 * MAX_CONNECTIONS)
+    server = Server(build_config(api), ready)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(server.serve([sock]))
 
 
-def _allow_files(count: int) -> None:
+def _raise_file_limit(count: int) -> None:
     """Let this process open `count` files and connections, where the system would let it have fewer."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
@@ -58,7 +58,7 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():  # where no signals arrive
             yield
             return
-        before = {number: signal.signal(number, self.handle_exit) for number in STOPPING}
+        before = {number: signal.signal(number, self.handle_exit) for number in STOP_SIGNALS}
         try:
             yield
         finally:
@@ -66,13 +66,13 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def configured(api: Api) -> uvicorn.Config:
+def build_config(api: App) -> uvicorn.Config:
     """What uvicorn is told."""
     # "Invalid HTTP request" is the client's affair; what goes wrong here is not kept quiet.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     return uvicorn.Config(
         api.app,
-        http=Connection,
+        http=LimitedConnection,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -80,13 +80,13 @@ def configured(api: Api) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         backlog=BACKLOG,
-        h11_max_incomplete_event_size=HEADER_BYTES,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         timeout_keep_alive=10,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
 
 
-def bound(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int) -> socket.socket:
     """A socket that listens on `host` and `port`: from now on nobody else can have them.
 
     Raises:
