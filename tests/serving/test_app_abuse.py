@@ -221,7 +221,10 @@ def test_a_body_in_chunks_is_counted_as_it_comes(server: Any) -> None:
 
 
 def test_a_client_that_asks_first_need_not_send_in_vain(server: Any) -> None:
-    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\nExpect: 100-continue\r\n\r\n"
+    head = (
+        f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n"
+        "Expect: 100-continue\r\n\r\n"
+    )
     began = time.monotonic()
     assert server.raw(head.encode(), keep=True).status == 413
     assert time.monotonic() - began < 2

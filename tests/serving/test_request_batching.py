@@ -73,7 +73,7 @@ def test_one_too_many_is_told_to_come_again() -> None:
 
 
 def test_who_is_alone_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DEADLINE", 3600.0)
+    monkeypatch.setattr(module, "BATCH_WAIT_SECONDS", 3600.0)
     assert len(run(1)) == 1  # it would wait an hour
 
 
@@ -103,7 +103,7 @@ def test_while_it_computes_it_says_so() -> None:
 
 
 def test_those_on_their_way_are_waited_for_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DEADLINE", 0.5)
+    monkeypatch.setattr(module, "BATCH_WAIT_SECONDS", 0.5)
     sizes: list[int] = []
 
     def counted(pictures: Sequence[Tensor]) -> Tensor:

@@ -14,8 +14,8 @@ def test_as_many_connections_as_it_takes_can_be_open() -> None:
         "import resource; from svertka.serving import uvicorn_server as server;"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1];"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard));"
-        "server._allow_files(100); before = resource.getrlimit(resource.RLIMIT_NOFILE)[0];"
-        "server._allow_files(2000); print(before, resource.getrlimit(resource.RLIMIT_NOFILE)[0], hard)"
+        "server._raise_file_limit(100); before = resource.getrlimit(resource.RLIMIT_NOFILE)[0];"
+        "server._raise_file_limit(2000); print(before, resource.getrlimit(resource.RLIMIT_NOFILE)[0], hard)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
     before, after, hard = map(int, done.stdout.split())
