@@ -133,8 +133,8 @@ def test_slow_images_hold_up_no_others(jpeg: bytes) -> None:
 
 
 def test_what_takes_too_long_ends_and_the_next_one_is_decoded(jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SMALL", module.ORDINARY_LIMITS._replace(seconds=0.05, work=sys.maxsize))
-    monkeypatch.setattr(module, "LARGE", module.LARGE_LIMITS._replace(seconds=0.05))
+    monkeypatch.setattr(module, "ORDINARY_LIMITS", module.ORDINARY_LIMITS._replace(seconds=0.05, work=sys.maxsize))
+    monkeypatch.setattr(module, "LARGE_LIMITS", module.LARGE_LIMITS._replace(seconds=0.05))
 
     async def slow_then_quick(decoders: DecoderPool) -> None:
         before = decoders.pids
@@ -234,7 +234,7 @@ def test_a_process_that_does_not_start_is_said(jpeg: bytes, monkeypatch: pytest.
         with pytest.raises(HTTPError, match="the process that decodes images ends with status 1"):
             await decoders.decode(jpeg, SETTINGS, DecodingUsage(), itself)
 
-    monkeypatch.setattr(module, "SMALL", module.ORDINARY_LIMITS._replace(memory="none"))
+    monkeypatch.setattr(module, "ORDINARY_LIMITS", module.ORDINARY_LIMITS._replace(memory="none"))
     run(one)
 
 
