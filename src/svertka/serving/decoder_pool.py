@@ -13,7 +13,6 @@ import mmap
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -39,7 +38,7 @@ from svertka.serving.http_errors import HTTPError
 Pixels = npt.NDArray[np.uint8]
 Result = TypeVar("Result")
 
-REQUEST_SECONDS = 20.0  # of decoding for one request, all of its images together
+REQUEST_SECONDS = 20.0  # of CPU time for one request, all of its images together
 ABANDONED_SECONDS = 0.25  # that an image which nobody waits for is still decoded: a new process costs as much
 MMAP_MIN_BYTES = 1 << 20  # bytes of pixels from which they get pages of their own
 PIPE_BYTES = 1 << 20  # that fit into a pipe, where the system lets one choose
@@ -169,7 +168,7 @@ class WorkerGroup:
         # Where there is no timer for CPU time, or the process hangs.
         limit = loop.call_later(10 * self._limits.seconds, worker.kill)
         future = loop.run_in_executor(self._threads, lambda: then(worker.decode(data, settings)))
-        future.add_done_callback(partial(self._finished, worker, account, limit, time.monotonic()))
+        future.add_done_callback(partial(self._finished, worker, account, limit))
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -181,12 +180,11 @@ class WorkerGroup:
         worker: "Worker",
         account: DecodingUsage,
         limit: asyncio.TimerHandle,
-        began: float,
         future: asyncio.Future[Any],
     ) -> None:
         limit.cancel()
         future.exception()  # whoever waited has been told; if nobody did, nobody need be
-        account.seconds += time.monotonic() - began
+        account.seconds += worker.seconds
         if worker.is_alive:
             self._idle.append(worker)
         else:
@@ -238,6 +236,8 @@ class Worker:
 
     def __init__(self, limits: DecodingLimits) -> None:
         self.is_alive = True  # so that it can take another image
+        self.seconds = 0.0  # of CPU time, for the last image
+        self._limit_seconds = limits.seconds
         # What this process can import, that one can; what lies in its working directory it does not import.
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -274,10 +274,11 @@ class Worker:
             HTTPError: 503, the process does not work.
         """
         text = json.dumps(settings).encode()
+        self.seconds = self._limit_seconds  # unless it says otherwise
         try:
             _write(self._jobs, JOB.pack(len(text), len(data)) + text)
             _write(self._jobs, data)
-            kind, first, second = ANSWER.unpack(self._read(ANSWER.size))
+            kind, self.seconds, first, second = ANSWER.unpack(self._read(ANSWER.size))
             if kind != AnswerKind.PIXELS:
                 raise ERROR_TYPES[kind](bytes(self._read(first)).decode())
             return np.frombuffer(self._read(first * second * 3), np.uint8).reshape(first, second, 3)

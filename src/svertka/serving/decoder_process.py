@@ -14,6 +14,7 @@ import re
 import signal
 import struct
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from enum import IntEnum
@@ -28,7 +29,8 @@ from svertka.data.image_io import Decoding, format_of, memory_needed, read_heade
 from svertka.errors import FormatError, PictureError, SizeError
 
 JOB = struct.Struct("<IQ")  # bytes of the settings in JSON, and of the image; both follow
-ANSWER = struct.Struct("<BII")  # what kind of answer, height and width; or bytes of a message, and 0
+# AnswerKind, CPU seconds, then height and width of the pixels that follow; or bytes of the message that follows, and 0.
+ANSWER = struct.Struct("<BfII")
 
 
 class AnswerKind(IntEnum):
@@ -128,6 +130,7 @@ def main(limits: DecodingLimits) -> None:
 
 
 def _answer(decode: Callable[[], npt.NDArray[np.uint8]], answers: BinaryIO, seconds: float) -> None:
+    began = time.process_time()
     try:
         with _limit_cpu_time(seconds):
             pixels = decode()
@@ -135,9 +138,9 @@ def _answer(decode: Callable[[], npt.NDArray[np.uint8]], answers: BinaryIO, seco
         kind = next(kind for kind in reversed(ERROR_TYPES) if isinstance(error, ERROR_TYPES[kind]))
         # Options of the command line are not the client's.
         message = re.sub(r" or raise --max-pixels( to \d+M)?", "", str(error)).encode(errors="replace")
-        _write(answers, ANSWER.pack(kind, len(message), 0) + message)
+        _write(answers, ANSWER.pack(kind, time.process_time() - began, len(message), 0) + message)
     else:
-        _write(answers, ANSWER.pack(AnswerKind.PIXELS, *pixels.shape[:2]))
+        _write(answers, ANSWER.pack(AnswerKind.PIXELS, time.process_time() - began, *pixels.shape[:2]))
         _write(answers, pixels.data.cast("B"))
 
 
