@@ -39,7 +39,7 @@ def measure(seed: int) -> list[dict[str, Any]]:
             time=BUDGET,
             test=0.3,
             seed=seed,
-            turn=seed,
+            split_seed=seed,
             threads=2,
             **settings,
         )

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from svertka.run import Run as Run
     from svertka.serving.serve import serve as serve
     from svertka.training.recipe import Recipe as Recipe
+    from svertka.training.repeated_splits import Repeats as Repeats
     from svertka.training.resume import resume as resume
     from svertka.training.train import train as train
 
@@ -53,6 +54,7 @@ _HOMES = {
     "locate": "svertka.localization.locate",
     "list_models": "svertka.models.registry",
     "Recipe": "svertka.training.recipe",
+    "Repeats": "svertka.training.repeated_splits",
     "Run": "svertka.run",
     "resume": "svertka.training.resume",
     "serve": "svertka.serving.serve",

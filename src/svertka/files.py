@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from svertka.errors import StorageError, UsageError
 
+MAX_GIGABYTES = 1_000_000
 NAME_BYTES, PATH_BYTES = 255, 4095  # what Linux takes
 
 
@@ -234,6 +235,19 @@ def format_bytes(count: float) -> str:
     power, unit = next((pair for pair in ((1e9, "GB"), (1e6, "MB")) if count >= pair[0]), (1e3, "kB"))
     value = count / power
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"  # never 1e+03
+
+
+def cache_bytes(cache_limit: float | None) -> int | None:
+    """Return the option `cache_limit`, given in gigabytes, in bytes; None gives None.
+
+    Raises:
+        UsageError: It is not from 0 to a million.
+    """
+    if cache_limit is None:
+        return None
+    if not 0 <= cache_limit <= MAX_GIGABYTES:
+        raise UsageError(f"cache_limit={cache_limit:g} must be from 0 to {MAX_GIGABYTES:,} GB")
+    return round(cache_limit * 1e9)
 
 
 def free_bytes(folder: Path) -> int:

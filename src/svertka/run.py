@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 
 from svertka.classifier import CONFIG, WEIGHTS, Classifier, check_format_version
 from svertka.data.bounding_boxes import annotation_files
-from svertka.data.sources import same_place
+from svertka.data.in_memory import IN_MEMORY
+from svertka.data.sources import Source, is_path, same_place
 from svertka.errors import RunError, SvertkaError
 from svertka.escaping import format_command
 from svertka.files import open_regular, parse_path, read_json
@@ -190,24 +191,33 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        """The command line that continues the training."""
+        """The command line, or the call if it was trained on images in memory, that continues the training."""
+        if self._is_of_memory():
+            return f"svertka.resume({str(self.folder)!r}, source)"
         return format_command("train", "--resume", self.folder)
 
+    def _is_of_memory(self) -> bool:
+        """Return whether the run was trained on images in memory."""
+        try:
+            return self.settings()["source"] in IN_MEMORY
+        except SvertkaError:
+            return False
 
-def training_columns(run: str | PathLike[str], source: str | PathLike[str]) -> str | None:
+
+def training_columns(run: str | PathLike[str], source: Source) -> str | None:
     """Return how the training of `run` read the columns of the table `source`; None if it used other data.
 
     Raises:
         RunError: training.json is damaged.
     """
-    if not Run(run).training.exists():
+    if not is_path(source) or not Run(run).training.exists():
         return None
     settings = Run(run).settings()
     columns = settings.get("columns")
     return columns if same_place(settings["source"], fspath(source)) and isinstance(columns, str) else None
 
 
-def training_boxes(run: str | PathLike[str], source: str | PathLike[str]) -> str | None:
+def training_boxes(run: str | PathLike[str], source: Source) -> str | None:
     """Return the boxes that label the images of `source`, for a run that was trained with boxes.
 
     Returns:
@@ -216,7 +226,7 @@ def training_boxes(run: str | PathLike[str], source: str | PathLike[str]) -> str
     Raises:
         RunError: training.json is damaged.
     """
-    if not Run(run).training.exists():
+    if not is_path(source) or not Run(run).training.exists():
         return None
     settings = Run(run).settings()
     if not isinstance(boxes := settings.get("boxes"), str):

@@ -1,4 +1,4 @@
-"""Several divisions of the same pictures, and how sure their mean error is."""
+"""train(repeats=…): the confidence interval against scipy and a simulation; refusals; what varies."""
 
 import json
 import shutil
@@ -10,30 +10,30 @@ from scipy import stats
 
 from svertka.errors import UsageError
 from svertka.run import Run
-from svertka.training.repeated_splits import interval, repeat
+from svertka.training.repeated_splits import confidence_interval
 from svertka.training.train import train
 
 QUICK = {"model": "mlp", "size": 8, "epochs": 2, "threads": 1}
 
 
-def test_every_repeat_divides_otherwise(digit_folder: Path, tmp_path: Path) -> None:
-    made = repeat(digit_folder, 3, output=tmp_path / "runs", test=0.3, **QUICK)
+def test_each_repeat_has_its_own_split(digit_folder: Path, tmp_path: Path) -> None:
+    made = train(digit_folder, repeats=3, output=tmp_path / "runs", test=0.3, **QUICK)
     assert made.part == "test"
     assert [run.folder.name for run in made.runs] == ["0", "1", "2"]
     assert len({run.settings()["fingerprint"] for run in made.runs}) == 3
     assert list(made.errors) == [run.result()["test_error"] for run in made.runs]
     assert made.mean == pytest.approx(np.mean(made.errors))
-    assert json.loads((tmp_path / "runs" / "repeats.json").read_text()) == made.summary()
+    assert json.loads((tmp_path / "runs" / "repeats.json").read_text()) == made.to_dict()
 
 
-def test_without_pictures_to_judge_by_there_is_nothing_to_say(digit_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="left to judge by; set --test"):
-        repeat(digit_folder, 3, output=tmp_path / "runs", val=0, **QUICK)
-    with pytest.raises(UsageError, match="repeats=1 gives no interval"):
-        repeat(digit_folder, 1, output=tmp_path / "one")
+def test_repeats_without_images_to_evaluate_on_are_refused(digit_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="left to evaluate on; set --test"):
+        train(digit_folder, repeats=3, output=tmp_path / "runs", val=0, **QUICK)
+    with pytest.raises(UsageError, match="repeats=1 must be from 2 to 1000; use 5 or 10"):
+        train(digit_folder, repeats=1, output=tmp_path / "one")
 
 
-def test_repeats_are_not_advised_to_those_who_repeat(
+def test_repeats_are_advised_only_to_single_trainings(
     digit_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in sorted(digit_folder.rglob("*.png")):
@@ -41,7 +41,7 @@ def test_repeats_are_not_advised_to_those_who_repeat(
             place = tmp_path / "few" / path.relative_to(digit_folder)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, place)
-    repeat(tmp_path / "few", 2, output=tmp_path / "runs", **QUICK)
+    train(tmp_path / "few", repeats=2, output=tmp_path / "runs", **QUICK)
     said = capsys.readouterr().err
     assert said.count("what so few teach depends on which they are\n") == 2
     assert "--repeats" not in said
@@ -60,12 +60,12 @@ def in_parts(source: Path, target: Path, *parts: str) -> Path:
 @pytest.mark.parametrize(
     ("parts", "options", "advice"),
     [
-        (("train", "train", "val"), {}, "which images are val, .* the same; give --test 0.3"),
-        (("train", "train", "test"), {"val": 0}, "which images are test, .* the same; give --val 0.1"),
+        (("train", "train", "val"), {}, "names its val images, .* the same; give --test 0.3"),
+        (("train", "train", "test"), {"val": 0}, "names its test images, .* the same; give --val 0.1"),
         (
             ("train", "val", "test"),
             {"test": 0.3},
-            "which images are val and test, .* the same; put all images",
+            "names its val and test images, .* the same; put all images",
         ),
     ],
 )
@@ -74,43 +74,43 @@ def test_repeats_that_would_be_the_same_are_refused_before_any_training(
 ) -> None:
     source = in_parts(digit_folder, tmp_path / "parts", *parts)
     with pytest.raises(UsageError, match=advice):
-        repeat(source, 3, output=tmp_path / "runs", **QUICK, **options)
+        train(source, repeats=3, output=tmp_path / "runs", **QUICK, **options)
     assert not (tmp_path / "runs").exists()
 
 
 def test_what_varies_is_stated(digit_folder: Path, tmp_path: Path) -> None:
     source = in_parts(digit_folder, tmp_path / "parts", "train", "train", "test")
-    made = repeat(source, 2, output=tmp_path / "runs", **QUICK)
+    made = train(source, repeats=2, output=tmp_path / "runs", **QUICK)
     assert (made.part, made.varies) == ("test", "trained on")
-    assert "the images trained on; all are judged by the same test images, as the source has it" in made.sentence
+    assert "the images trained on; the test images, which the source names, are the same" in made.sentence
     assert len({run.settings()["fingerprint"] for run in made.runs}) == 2
     source = in_parts(digit_folder, tmp_path / "own-val", "train", "train", "val")
-    made = repeat(source, 2, output=tmp_path / "tested", test=0.3, **QUICK)
+    made = train(source, repeats=2, output=tmp_path / "tested", test=0.3, **QUICK)
     assert (made.part, made.varies) == ("test", "trained and judged on")
-    assert made.summary()["varies"] == made.varies
+    assert made.to_dict()["varies"] == made.varies
 
 
-def test_divisions_that_come_out_the_same_give_no_interval(digit_folder: Path, tmp_path: Path) -> None:
+def test_equal_splits_are_refused(digit_folder: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / "few" / name).mkdir(parents=True)
         for path in sorted((digit_folder / name).iterdir())[:2]:
             shutil.copy(path, tmp_path / "few" / name)
-    with pytest.raises(UsageError, match="has too few pictures for 40 divisions: those of .* are the same"):
-        repeat(tmp_path / "few", 40, output=tmp_path / "runs", test=0.3, **QUICK | {"epochs": 1})
+    with pytest.raises(UsageError, match="has too few images for 40 splits: those of .* are the same"):
+        train(tmp_path / "few", repeats=40, output=tmp_path / "runs", test=0.3, **QUICK | {"epochs": 1})
 
 
-def test_errors_that_are_all_the_same_still_have_an_interval(
+def test_equal_errors_have_the_interval_of_one_split(
     digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = Run.result
     monkeypatch.setattr(Run, "result", lambda self: result(self) | {"test_error": 0.0})
-    low, high = repeat(digit_folder, 2, output=tmp_path / "runs", test=0.3, **QUICK).interval
+    low, high = train(digit_folder, repeats=2, output=tmp_path / "runs", test=0.3, **QUICK).interval
     assert low == 0
     assert 0.03 < high < 0.1
 
 
-def test_the_interval_holds_the_error_of_fresh_pictures_as_often_as_it_says() -> None:
-    # Divisions of one set of numbers, "trained" by taking the mean: the error is that of a threshold at it.
+def test_the_interval_covers_the_true_error_in_95_of_100_simulations() -> None:
+    # Splits of one set of numbers, "trained" by taking the mean: the error is that of a threshold at it.
     random, held, times = np.random.default_rng(0), 0, 300
     for _ in range(times):
         values, labels = random.normal(size=60), random.integers(0, 2, 60)
@@ -121,19 +121,19 @@ def test_the_interval_holds_the_error_of_fresh_pictures_as_often_as_it_says() ->
             learnt, judged = order[:40], order[40:]
             threshold = (values[learnt][labels[learnt] == 0].mean() + values[learnt][labels[learnt] == 1].mean()) / 2
             errors.append(float(((values[judged] > threshold) != labels[judged]).mean()))
-        low, high = interval(tuple(errors), 20 / 40)
+        low, high = confidence_interval(tuple(errors), 20 / 40)
         held += low <= stats.norm.cdf(-0.5) + 0.01 and high >= stats.norm.cdf(-0.5)  # 40 numbers find nearly the best
     assert 0.88 < held / times <= 1
 
 
-def test_the_interval_is_student_s_for_divisions_that_share_nothing() -> None:
+def test_the_interval_of_independent_errors_is_that_of_scipy() -> None:
     errors = (0.1, 0.2, 0.15, 0.12)
     expected = stats.t.interval(0.95, 3, loc=np.mean(errors), scale=stats.sem(errors))
-    assert interval(errors, 0.0) == pytest.approx(expected)
+    assert confidence_interval(errors, 0.0) == pytest.approx(expected)
 
 
-def test_a_test_part_of_copies_alone_does_not_judge_all_alike(digit_folder: Path, tmp_path: Path) -> None:
+def test_a_test_part_of_copies_is_drawn_anew_for_each_repeat(digit_folder: Path, tmp_path: Path) -> None:
     for part in ("train", "test"):
         shutil.copytree(digit_folder, tmp_path / "parts" / part)
-    made = repeat(tmp_path / "parts", 2, output=tmp_path / "runs", **QUICK)
+    made = train(tmp_path / "parts", repeats=2, output=tmp_path / "runs", **QUICK)
     assert (made.part, made.varies) == ("val", "trained and judged on")

@@ -181,7 +181,7 @@ def test_a_run_goes_on_with_pictures_that_were_moved(
     begun(data, run, monkeypatch, stop_at)
     data.rename(elsewhere)
     again = re.escape(f"svertka train --resume '{run}' SOURCE")
-    with pytest.raises(UsageError, match=f"there is no folder .*; if the pictures were moved, say where .* {again}"):
+    with pytest.raises(UsageError, match=f"there is no folder .*; if the images were moved, say where .* {again}"):
         svertka.resume(run)
     other = tmp_path / "other"
     shutil.copytree(digit_folder, other)
@@ -209,7 +209,7 @@ def test_a_finished_run_says_how_to_train_further(
     before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
     assert svertka.resume(run).result() == run.result()
     command = f"start a new run from its weights: svertka train {data} --weights {run.folder}"
-    assert f"{run.folder} has finished already; to train further, also on other pictures, {command}" in (
+    assert f"{run.folder} has finished already; to train further, also on other images, {command}" in (
         capsys.readouterr().err
     )
     assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before

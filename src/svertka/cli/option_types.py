@@ -6,8 +6,6 @@ import typer
 
 from svertka.errors import UsageError
 
-MOST_GIGABYTES = 1_000_000
-
 RUN_HELP = "A run folder, or a network with weights, such as resnet50:imagenet."
 IMAGES_HELP = "Image files, folders of images, or .npy arrays of uint8."
 
@@ -103,12 +101,3 @@ def whole_numbers(option: str, text: str | None) -> list[int] | None:
         return [int(number) for number in text.split(",")]
     except ValueError:
         raise UsageError(f"{option} {text} is not a list of whole numbers; give pixels, such as 256,288") from None
-
-
-def gigabytes(option: str, number: float | None) -> int | None:
-    """Convert the value of `option` from gigabytes to bytes; None gives None."""
-    if number is None:
-        return None
-    if not 0 <= number <= MOST_GIGABYTES:
-        raise UsageError(f"{option} {number:g} is not a size; give gigabytes, from 0 to {MOST_GIGABYTES:,}")
-    return round(number * 1e9)

@@ -2,7 +2,7 @@
 
 import inspect
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,12 +16,14 @@ from svertka.cli.option_types import (
     Group,
     MaxPixels,
     Threads,
-    gigabytes,
     pixel_count,
 )
 from svertka.cli.printing import print_json, print_line
 from svertka.errors import UsageError
 from svertka.escaping import format_command
+
+if TYPE_CHECKING:
+    from svertka.run import Run
 
 MODEL, OPTIMIZATION = "Model and weights", "Optimization"
 
@@ -97,6 +99,9 @@ def train(
     repeats: Annotated[
         int | None,
         typer.Option(help="Train on this many random splits and report a confidence interval.", rich_help_panel=DATA),
+    ] = None,
+    split_seed: Annotated[
+        int | None, typer.Option(help="Draw another random split for each number.", rich_help_panel=DATA)
     ] = None,
     group: Group = None,
     columns: Columns = None,
@@ -221,23 +226,27 @@ def train(
 
         run = continue_run(resume, source, boxes=boxes, tensorboard=tensorboard)
     else:
-        options = {name: value for name, value in given.items() if name not in NOT_FOR_TRAIN}
-        options["cache_limit"] = gigabytes("--cache-limit", cache_limit)
-        options["max_pixels"] = pixel_count(max_pixels)
-        if repeats is not None:
-            _repeat(str(source), repeats, options, as_json=as_json)
-            return
         from svertka.training.train import train as train_run
 
-        run = train_run(str(source), **options)
+        options = {name: value for name, value in given.items() if name not in NOT_FOR_TRAIN}
+        run = train_run(str(source), **options | {"max_pixels": pixel_count(max_pixels)})
     from svertka import distributed
+    from svertka.training.repeated_splits import Repeats
 
     if not distributed.is_first():
         return
-    result = run.result()
     if as_json:
         print_json(run.to_dict())
-        return
+    elif isinstance(run, Repeats):
+        print_line(run.sentence)
+        print_line(f"the runs are in {run.folder}")
+    else:
+        _print_run(run)
+
+
+def _print_run(run: "Run") -> None:
+    """Print the errors of a finished run, warnings, and what to do next."""
+    result = run.result()
     errors = [f"{part} error {result[key]:.2%}" for part, key in PARTS.items() if result[key] is not None]
     speed = f"{result['images_per_second']:,.0f} images/s"
     print_line(f"{', '.join(errors) or 'trained'} after {result['epochs']:g} epochs, {speed}")
@@ -248,21 +257,7 @@ def train(
         print_line(f"next: {format_command(verb, run.folder)} {' '.join(arguments)}".rstrip())
 
 
-def _repeat(source: str, repeats: int, options: dict[str, Any], *, as_json: bool) -> None:
-    from svertka import distributed
-    from svertka.training.repeated_splits import repeat
-
-    made = repeat(source, repeats, **options)
-    if not distributed.is_first():
-        return
-    if as_json:
-        print_json(made.summary())
-        return
-    print_line(made.sentence)
-    print_line(f"the runs are in {made.folder}")
-
-
 PARTS = {"val": "val_error", "test": "test_error"}
 RESUMABLE = ("source", "resume", "boxes", "tensorboard", "as_json")
-NOT_FOR_TRAIN = {"source", "resume", "repeats", "as_json"}
+NOT_FOR_TRAIN = {"source", "resume", "as_json"}
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}

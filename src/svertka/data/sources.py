@@ -1,57 +1,71 @@
-"""What a SOURCE on the command line means: a published data set by name, a folder, or a CSV file."""
+"""Sources of labeled images: built-in data sets by name, folders, tables, and objects in memory."""
 
 import difflib
-from pathlib import Path
+from os import PathLike
+from typing import TypeGuard
 
 from svertka.data.box_labels import labelled_by_boxes
 from svertka.data.builtin import NAMES, open_published
 from svertka.data.dataset import Dataset
 from svertka.data.image_folder import open_folder
+from svertka.data.in_memory import IN_MEMORY, open_in_memory
+from svertka.data.in_memory import Source as Source
 from svertka.data.label_tables import parse_columns
 from svertka.errors import UsageError
 from svertka.files import parse_path
 
 
 def open_source(
-    source: str | Path, *, to_train: bool = True, columns: str | None = None, boxes: str | Path | None = None
+    source: Source, *, to_train: bool = True, columns: str | None = None, boxes: str | PathLike[str] | None = None
 ) -> Dataset:
-    """The pictures that `source` names: one of `published.NAMES`, else a folder or a table such as a CSV file.
+    """Open a source of labeled images.
 
-    A folder that is called as a published data set is opened with a path that says so: "./mnist". `to_train`: whether
-    the pictures must do for training, or only be judged. `columns`: what the columns of a table mean, where they are
-    called otherwise: "path=file,label=class". `boxes`: as for `bounding_boxes.read_boxes`; they label the images of a
-    folder that holds no class folders.
+    Args:
+        source: The name of a built-in data set, which wins over a folder of that name ("./mnist" is the folder); a
+            folder; a table such as a CSV file; or images in memory, as for `open_in_memory`. A Dataset is returned as
+            it is.
+        to_train: Whether the images must suffice for training.
+        columns: Which columns of a table hold what, such as "path=file,label=class".
+        boxes: As for `bounding_boxes.read_boxes`; they label the images of a folder without class folders.
 
     Raises:
-        UsageError: neither a name nor a path; `columns` of something without columns.
-        DataError, FetchError: as `open_published` and `open_folder`.
+        UsageError: The source is neither a name nor a path nor images; or `columns` are given without a table.
+        DataError, FetchError: As `open_published`, `open_folder` and `open_in_memory`.
     """
     meanings = parse_columns(columns)
+    is_table = isinstance(source, str | PathLike) and str(source) not in NAMES
+    if meanings and not is_table:
+        named = source if is_path(source) else "the source"
+        raise UsageError(f"columns={columns} are of a table, and {named} is none; leave them out")
+    if not isinstance(source, str | PathLike):
+        return source if isinstance(source, Dataset) else open_in_memory(source)
     if str(source) in NAMES:
-        if meanings:
-            raise UsageError(f"columns={columns} are of a table, and {source} is a published data set; leave them out")
         return open_published(str(source))
+    if str(source) in IN_MEMORY:
+        raise UsageError(f"{source} were images in memory; pass them again in Python, or name a folder")
     refuse_misspelt(source)
     if boxes is not None and parse_path(source).is_dir():
         labelled = labelled_by_boxes(parse_path(source), parse_path(boxes), meanings)
         if labelled is not None:
             return labelled
-    return open_folder(source, to_train=to_train, columns=meanings)
+    return open_folder(parse_path(source), to_train=to_train, columns=meanings)
 
 
-def same_place(one: str | Path, other: str | Path) -> bool:
-    """Whether two sources are one: the same published data set, or paths that lead to the same place."""
-    if str(one) in NAMES or str(other) in NAMES:
-        return str(one) == str(other)
+def is_path(source: Source) -> TypeGuard[str | PathLike[str]]:
+    """Return whether `source` is a name or a path, not images in memory."""
+    return isinstance(source, str | PathLike)
+
+
+def same_place(one: str | PathLike[str], other: str | PathLike[str]) -> bool:
+    """Return whether two names or paths lead to the same images; never true of images in memory."""
+    for names in (NAMES, IN_MEMORY):
+        if str(one) in names or str(other) in names:
+            return str(one) == str(other) and names is NAMES
     return parse_path(one).resolve() == parse_path(other).resolve()
 
 
-def refuse_misspelt(source: str | Path) -> None:
-    """Nothing, if `source` is a path that exists.
-
-    Raises:
-        UsageError: there is no such path; where `source` resembles a published data set, that one is suggested.
-    """
+def refuse_misspelt(source: str | PathLike[str]) -> None:
+    """Raise UsageError if there is no path `source`; a built-in data set of a similar name is suggested."""
     path = parse_path(source)
     if path.exists():
         return

@@ -25,6 +25,7 @@ from svertka.evaluation.evaluation_scope import PART_ADJECTIVES
 from svertka.evaluation.held_out import read_manifest
 from svertka.evaluation.inference_speed import InferenceSpeed, measure_speeds
 from svertka.evaluation.metrics import Evaluation
+from svertka.files import cache_bytes
 from svertka.graph.summary import trace
 from svertka.output_paths import HTML, output_file
 from svertka.pages.notebook_block import NotebookBlock
@@ -51,7 +52,7 @@ def compare(
     overwrite: bool = False,
     device: str = "auto",
     threads: int | None = None,
-    cache_limit: int | None = None,
+    cache_limit: float | None = None,
     max_pixels: int | None = None,
 ) -> "Comparison":
     """Compare runs on the same labeled images: errors, their differences from the first run, and speed.
@@ -67,7 +68,7 @@ def compare(
         overwrite: Whether `output` may replace a file that svertka did not write.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         threads: CPU threads. None: all cores.
-        cache_limit: Size limit of the image cache, bytes. None: a share of the free disk.
+        cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
 
     Returns:
@@ -89,7 +90,7 @@ def compare(
     file = None if output is None else output_file(output, HTML, overwrite=overwrite)
     given = fspath(source) if source is not None else _common_source(names)
     joint = evaluate_jointly(
-        names, given, crops, scales, part, include_training, device, threads, cache_limit, max_pixels
+        names, given, crops, scales, part, include_training, device, threads, cache_bytes(cache_limit), max_pixels
     )
     torch_device = choose_device(device)
     speeds = measure_speeds(joint.classifiers, torch_device)

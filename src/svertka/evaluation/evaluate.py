@@ -16,7 +16,7 @@ from svertka.data.folder_layout import alike
 from svertka.data.image_io import Decoding
 from svertka.data.imagenet import name_of
 from svertka.data.loader import Batches
-from svertka.data.sources import open_source
+from svertka.data.sources import Source, open_source
 from svertka.device import autocast, choose_device, preserves_settings, set_threads
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first
@@ -27,12 +27,13 @@ from svertka.evaluation.metrics import Evaluation, MetricAccumulator
 from svertka.evaluation.predictor import Predictor, average_log_probabilities
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
 from svertka.evaluation.slices import error_slices
+from svertka.files import cache_bytes
 from svertka.output_paths import HTML, output_file
 from svertka.progress import progress
 from svertka.run import training_boxes, training_columns
 from svertka.type_checking import check_types
 
-Source = str | PathLike[str]
+RunPath = str | PathLike[str]
 
 CLASSES_IN_ERROR = 5  # class names listed in an error message
 
@@ -40,19 +41,19 @@ CLASSES_IN_ERROR = 5  # class names listed in an error message
 @check_types
 @preserves_settings
 def evaluate(
-    run: Source | Sequence[Source],
+    run: RunPath | Sequence[RunPath],
     source: Source,
     *,
     crops: str | int = "1",
     scales: Sequence[int] | None = None,
     part: str | None = None,
     include_training: bool = False,
-    output: Source | None = None,
+    output: RunPath | None = None,
     overwrite: bool = False,
     columns: str | None = None,
     device: str = "auto",
     threads: int | None = None,
-    cache_limit: int | None = None,
+    cache_limit: float | None = None,
     max_pixels: int | None = None,
 ) -> Evaluation:
     """Measure the error of a run, or of the mean of several, on labeled images.
@@ -63,7 +64,7 @@ def evaluate(
     Args:
         run: A run folder or a network with weights, as for `Classifier.load`; or a list of them, whose class
             probabilities are averaged.
-        source: Labeled images: a folder, a table, or the name of a built-in data set, as for `train`.
+        source: Labeled images, as for `train`: a folder, a table, the name of a built-in data set, or images in memory.
         crops: Crops of each image: "1", "10", "144" or "dense"; see `evaluation.crop_protocols`.
         scales: Lengths of the shorter side of the image at which crops are taken, pixels. None: those of the
             protocol's paper.
@@ -76,7 +77,7 @@ def evaluate(
             training of the run if it used the same source, else detected.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         threads: CPU threads. None: all cores.
-        cache_limit: Size limit of the image cache, bytes. None: a share of the free disk.
+        cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
 
     Returns:
@@ -91,8 +92,9 @@ def evaluate(
         StorageError: `output` or the cache cannot be written.
     """
     file = None if output is None else output_file(output, HTML, overwrite=overwrite)
+    limit = cache_bytes(cache_limit)
     joint = evaluate_jointly(
-        run, source, crops, scales, part, include_training, device, threads, cache_limit, max_pixels, columns
+        run, source, crops, scales, part, include_training, device, threads, limit, max_pixels, columns
     )
     if file is not None:
         write_report(file, joint.report())
@@ -154,7 +156,7 @@ class JointEvaluation:
 
 @torch.inference_mode()
 def evaluate_jointly(
-    run: Source | Sequence[Source],
+    run: RunPath | Sequence[RunPath],
     source: Source,
     crops: str | int = "1",
     scales: Sequence[int] | None = None,
@@ -178,7 +180,7 @@ def evaluate_jointly(
         for one, name in zip(classifiers, runs, strict=True)
     ]
     columns = columns or training_columns(runs[0], source)
-    opened = open_source(fspath(source), to_train=False, columns=columns, boxes=training_boxes(runs[0], source))
+    opened = open_source(source, to_train=False, columns=columns, boxes=training_boxes(runs[0], source))
     opened = opened.decoded_as(Decoding.up_to(max_pixels))
     dataset = match_class_names(names, opened)
     selection = select_images(

@@ -14,6 +14,7 @@ from svertka.data.dataset import ArrayPictures, Dataset, FilePictures, Ints, Pic
 from svertka.data.deduplicated_split import divided_by_content
 from svertka.data.image_cache import Rows, misnamed_among, prepare
 from svertka.data.image_io import intensities, misnamed_sentence
+from svertka.data.in_memory import IN_MEMORY
 from svertka.data.near_duplicates import resembling
 from svertka.data.pixel_statistics import other_intensities
 from svertka.data.preprocessing import Picture, Preprocess
@@ -106,7 +107,7 @@ def select_images(
     )
     good = np.array([i for i in wanted.tolist() if i not in prepared.bad], dtype=np.int64)
     if not len(good):
-        raise DataError(f"{dataset.source}: no image can be read; see {format_command('check', Path(dataset.source))}")
+        raise DataError(f"{dataset.source}: no image can be read; see {_check_command(dataset.source)}")
     if sentence := misnamed_sentence(misnamed_among(dataset.pictures, prepared.facts)):
         say(sentence)
     alike, not_compared = _near_duplicates(found, dataset, contents, good, threads)
@@ -327,6 +328,10 @@ def _reconstruct_manifest(
             "restore the images, evaluate the run on others, or train again"
         )
     return None, unknown
+
+
+def _check_command(source: str) -> str:
+    return "svertka.check(source)" if source in IN_MEMORY else format_command("check", Path(source))
 
 
 def _nothing_left(source: str, runs: str, part: str | None, training: int) -> UsageError:

@@ -19,7 +19,7 @@ from svertka.data.filename_groups import grouped_by
 from svertka.data.image_io import Decoding
 from svertka.data.loader import Batches
 from svertka.data.preprocessing import Fit, Preprocess, checked_fit
-from svertka.data.sources import open_source
+from svertka.data.sources import Source, is_path, open_source
 from svertka.device import choose_device, set_memory_format, set_threads
 from svertka.errors import UsageError
 from svertka.evaluation.held_out import read_manifest
@@ -46,16 +46,22 @@ CUSTOM = "custom"  # name of a recipe that is given as an object
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of `svertka.train`, except the settings of the recipe, which are `changes`."""
+    """The options of `svertka.train`, without `repeats`.
 
-    source: str
+    Attributes:
+        changes: The options that are settings of the recipe, where they are not None.
+        cache_limit: In bytes.
+        is_repeated: Whether this is one of several splits.
+    """
+
+    source: Source
     model: str | None
     weights: str | None
     recipe: str | Recipe | None
     changes: Mapping[str, Any]
     boxes: str | None
     output: str | Path | None
-    time: str | None
+    time: str | float | None
     lr: float | str | None
     augment: bool
     size: int | None
@@ -72,10 +78,11 @@ class Options:
     half_features: bool
     cache_limit: int | None
     max_pixels: int | None
-    turn: int | None
+    split_seed: int | None
     columns: str | None
     group: str | None
     tensorboard: bool
+    is_repeated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +170,7 @@ def train_run(options: Options) -> Run:
         lines = training_report.facts(prepared.classifier, settings, measurement.seconds)
         for line in time_estimate.table([*lines, *parts.shown_part(prepared.preprocess)]):
             say(line)
-        few = parts.few(is_repeated=options.turn is not None)
+        few = parts.few(is_repeated=options.is_repeated)
         notes = (*prepared.notes, *measurement.notes)
         for sentence in filter(None, (*parts.not_used(), parts.misnamed(), *notes, few, parts.unstored)):
             say(sentence)
@@ -207,7 +214,7 @@ def resolve(options: Options) -> Resolved:
     refuse_out_of_range("size", options.size, 1, LARGEST_SIDE)
     if options.variants is not None and options.variants < 1:
         raise UsageError(f"variants={options.variants} must be at least 1; leave it out to store as many as save time")
-    refuse_out_of_range("turn", options.turn, 0, 2**32 - 1)
+    refuse_out_of_range("split_seed", options.split_seed, 0, 2**32 - 1)
     budget = None if options.time is None else time_estimate.parse_time(options.time)
     if budget is not None and options.changes.get("epochs") is not None:
         raise UsageError(
@@ -270,7 +277,7 @@ def prepare(resolved: Resolved) -> Prepared:
         options.test,
         threads=threads,
         limit=options.cache_limit,
-        turn=options.turn or 0,
+        turn=options.split_seed or 0,
         survey=True,
         boxed=boxes is not None,
         inherited=_trained_on_before(resolved.start_from),
@@ -390,7 +397,7 @@ def _settings(resolved: Resolved, prepared: Prepared, measurement: Measured) -> 
         cache=measurement.cache,
         cache_limit=options.cache_limit,
         max_pixels=options.max_pixels,
-        turn=options.turn or 0,
+        turn=options.split_seed or 0,
         group=options.group,
     )
 
@@ -423,6 +430,7 @@ def _first_stage(resolved: Resolved, folder: Path) -> Run:
         recipe = options.recipe or resolved.recipe_name
         return train_run(replace(options, model=model, recipe=recipe, output=run.folder))
     settings = Settings.of(run)
-    if (settings.source, settings.recipe_name, settings.seed) != (options.source, resolved.recipe_name, options.seed):
+    expected = resolved.dataset.source, resolved.recipe_name, options.seed
+    if (settings.source, settings.recipe_name, settings.seed) != expected:
         raise UsageError(f"{run.folder} is of another training; remove it, or choose another --output")
-    return run if run.is_finished else resume(run)
+    return run if run.is_finished else resume(run, None if is_path(options.source) else options.source)

@@ -1,36 +1,40 @@
-"""The same training on several divisions of the pictures: how much a result owes to which pictures were learnt from."""
+"""The same training on several random splits of the images, and a confidence interval of its error."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from os import PathLike, fspath
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from svertka.data.sources import open_source
-from svertka.data.split import VAL_SHARE
+from svertka.data.sources import is_path, open_source
 from svertka.errors import UsageError
 from svertka.evaluation.confidence_intervals import wilson_interval
 from svertka.evaluation.held_out import read_manifest
 from svertka.files import shorten, write_json
+from svertka.pages.notebook_block import NotebookBlock
 from svertka.run import Run
+from svertka.training.pipeline import Options, train_run
 from svertka.training.run_lock import claimed
-from svertka.training.train import train
 
-MOST_REPEATS = 1000
+MAX_REPEATS = 1000
 
-BOTH, TRAINED_ON = "trained and judged on", "trained on"  # images that vary
+BOTH, TRAINED_ON = "trained and judged on", "trained on"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Repeats:
-    """`runs`, one a division, and the error of each on its `part`, val or test: `errors`, 0 to 1.
+    """The runs of one training on several random splits of the images; usable as the path of their folder.
 
-    `interval`: 95 % confidence interval of the error that training on so many pictures leads to; `mean`: its middle.
-    `varies`: "trained and judged on" where each run has other images for both, "trained on" where the source names the
-    images that judge, so that the interval says nothing of what other images would judge.
+    Attributes:
+        folder: The folder that holds the runs and repeats.json.
+        runs: The runs, one per split, N of them.
+        part: The part on which each was evaluated, "val" or "test".
+        errors: The error of each run on that part, 0 to 1, N of them.
+        mean: Mean of the errors.
+        interval: 95 % confidence interval of the error of a training on as many images.
+        varies: "trained and judged on" if each run was trained and evaluated on other images; "trained on" if the
+            source names the images for evaluation, which are then the same for all runs.
     """
 
     folder: Path
@@ -41,18 +45,30 @@ class Repeats:
     interval: tuple[float, float]
     varies: str
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __repr__(self) -> str:
+        return f"Repeats({str(self.folder)!r}: {self.sentence})"
+
+    def _repr_html_(self) -> str:
+        rows = [(run.name, f"{error:.2%}") for run, error in zip(self.runs, self.errors, strict=True)]
+        return NotebookBlock(
+            str(self.folder), (self.sentence,), header=("run", f"{self.part} error"), rows=rows
+        ).render()
+
     @property
     def sentence(self) -> str:
-        """The same for people."""
+        """The result in words."""
         low, high = self.interval
-        judged = "" if self.varies == BOTH else f"; all are judged by the same {self.part} images, as the source has it"
+        judged = "" if self.varies == BOTH else f"; the {self.part} images, which the source names, are the same"
         return (
-            f"{self.part} error {self.mean:.2%} over {len(self.runs)} divisions, 95 % interval {low:.2%} to {high:.2%} "
+            f"{self.part} error {self.mean:.2%} over {len(self.runs)} splits, 95 % interval {low:.2%} to {high:.2%} "
             f"(what varies: the images {self.varies}{judged})"
         )
 
-    def summary(self) -> dict[str, Any]:
-        """All of it as JSON takes it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON values of repeats.json, which `svertka train --repeats N --json` prints."""
         return {
             "runs": [str(run.folder) for run in self.runs],
             "part": self.part,
@@ -63,92 +79,108 @@ class Repeats:
         }
 
 
-def repeat(
-    source: str | PathLike[str], repeats: int, *, output: str | PathLike[str] | None = None, **options: Any
-) -> Repeats:
-    """What `train(source, **options)` comes to on `repeats` divisions of the pictures, each a run in `output`/0, 1, …
+def train_repeatedly(options: Options, repeats: int) -> Repeats:
+    """Train on `repeats` random splits of the images, each in a run folder OUTPUT/0, OUTPUT/1, …
 
-    What the source itself calls test stays test, and val val: only what is divided by shares changes. The summary is
-    written to `output`/repeats.json.
+    Val and test parts that the source names stay as they are. The result is also written to OUTPUT/repeats.json.
 
     Raises:
-        UsageError: fewer than two repeats, no pictures are left to judge by, or every division is the same. And what
-            `train` raises.
+        UsageError: There are fewer than 2 repeats or more than 1000, no image is left for evaluation, or two splits
+            are the same.
+        DataError, TrainingError, Interrupted: As `train_run`.
     """
-    if repeats > MOST_REPEATS:
-        raise UsageError(f"repeats={shorten(str(repeats))} is more than anybody waits for; use 5 or 10")
-    if repeats < 2:
-        raise UsageError(f"repeats={repeats} gives no interval; use 5 or 10")
-    varies = _what_varies(fspath(source), options)
-    with claimed(fspath(source), "repeats", output) as folder:
-        return _repeat_in(folder, source, repeats, varies, **options)
+    if not 2 <= repeats <= MAX_REPEATS:
+        raise UsageError(f"repeats={shorten(str(repeats))} must be from 2 to {MAX_REPEATS}; use 5 or 10")
+    if options.split_seed is not None:
+        raise UsageError(f"split_seed={options.split_seed} and repeats={repeats} exclude each other; leave one out")
+    if not is_path(options.source):  # opened once, not once per split
+        options = replace(options, source=open_source(options.source))
+    source, varies = _find_what_varies(options)
+    with claimed(source, "repeats", options.output) as folder:
+        runs = _train_all(options, repeats, source, folder)
+        made = _summarize(runs, source, folder, varies)
+        write_json(folder / "repeats.json", made.to_dict())
+        return made
 
 
-def _what_varies(source: str, options: Mapping[str, Any]) -> str:
-    """What of the divisions differs, as `Repeats.varies` says.
+def _find_what_varies(options: Options) -> tuple[str, str]:
+    """Return the name of the source and what differs between splits, as `Repeats.varies`.
 
     Raises:
-        UsageError: nothing is left to judge by, or no part is drawn, so that every training would be the same.
+        UsageError: No image is left for evaluation, or no part is drawn at random.
     """
-    named = set(open_source(source, columns=options.get("columns"), boxes=options.get("boxes")).parts.tolist()) & {
-        "val",
-        "test",
-    }
-    asked = {"val": options.get("val", VAL_SHARE), "test": options.get("test", 0.0)}
-    drawn = {part for part, share in asked.items() if share and part not in named}
-    judges = next((part for part in ("test", "val") if part in named | drawn), None)
-    if judges is None:
-        raise UsageError(f"no picture of {source} is left to judge by; set --test 0.3, or --val")
+    dataset = open_source(options.source, columns=options.columns, boxes=options.boxes)
+    source, named = dataset.source, set(dataset.parts.tolist()) & {"val", "test"}
+    drawn = {part for part, share in (("val", options.val), ("test", options.test)) if share and part not in named}
+    judge = next((part for part in ("test", "val") if part in named | drawn), None)
+    if judge is None:
+        raise _nothing_to_evaluate_on(source)
     if not drawn:
         if "test" not in named:
-            advice = "give --test 0.3 to have a test part drawn anew each time"
+            advice = "give --test 0.3 to draw another test set each time"
         elif "val" not in named:
-            advice = "give --val 0.1 to have other images trained on each time"
+            advice = "give --val 0.1 to train on other images each time"
         else:
-            advice = "put all images into one part to have them divided anew each time"
+            advice = "put all images into one part to have them split anew each time"
         parts = " and ".join(sorted(named, reverse=True))
-        raise UsageError(f"{source} says which images are {parts}, so that all repeats would be the same; {advice}")
-    return BOTH if judges in drawn else TRAINED_ON
+        raise UsageError(f"{source} names its {parts} images, so that all repeats would be the same; {advice}")
+    return source, BOTH if judge in drawn else TRAINED_ON
 
 
-def _repeat_in(folder: Path, source: str | PathLike[str], repeats: int, varies: str, **options: Any) -> Repeats:
+def _nothing_to_evaluate_on(source: str) -> UsageError:
+    return UsageError(f"no image of {source} is left to evaluate on; set --test 0.3, or --val")
+
+
+def _train_all(options: Options, repeats: int, source: str, folder: Path) -> list[Run]:
+    """Train on each split.
+
+    Raises:
+        UsageError: Two splits are the same.
+    """
     runs: list[Run] = []
-    for turn in range(repeats):
-        runs.append(train(source, output=folder / str(turn), turn=turn, **options))
-        divisions = [run.settings()["fingerprint"] for run in runs]
-        if divisions[-1] in divisions[:-1]:
+    seen: dict[str, Run] = {}
+    for number in range(repeats):
+        run = train_run(replace(options, output=folder / str(number), split_seed=number, is_repeated=True))
+        first = seen.setdefault(run.settings()["fingerprint"], run)
+        if first is not run:
             raise UsageError(
-                f"{fspath(source)} has too few pictures for {repeats} divisions: those of {runs[-1].folder} and "
-                f"{runs[divisions.index(divisions[-1])].folder} are the same; give fewer --repeats"
+                f"{source} has too few images for {repeats} splits: those of {run.folder} and {first.folder} are the "
+                "same; give fewer --repeats"
             )
-    part = next((part for part in ("test", "val") if runs[0].result()[f"{part}_error"] is not None), None)
+        runs.append(run)
+    return runs
+
+
+def _summarize(runs: list[Run], source: str, folder: Path, varies: str) -> Repeats:
+    results = [run.result() for run in runs]
+    part = next((part for part in ("test", "val") if results[0][f"{part}_error"] is not None), None)
     if part is None:
-        raise UsageError(f"no picture of {fspath(source)} is left to judge by; set --test 0.3, or --val")
-    errors = tuple(float(run.result()[f"{part}_error"]) for run in runs)
+        raise _nothing_to_evaluate_on(source)
+    errors = tuple(float(result[f"{part}_error"]) for result in results)
     sizes = [run.settings()["parts"] for run in runs]
-    judged_share = float(np.mean([size[part] / size["train"] for size in sizes]))
-    reach = interval(errors, judged_share)
-    if len(set(errors)) == 1:  # such a spread says nothing: what one division can tell at best
-        judged = min(size[part] for size in sizes)
-        reach = wilson_interval(round(errors[0] * judged), judged)
+    limits = confidence_interval(errors, float(np.mean([size[part] / size["train"] for size in sizes])))
+    if len(set(errors)) == 1:  # no spread to estimate from: the interval of a single split
+        images = min(size[part] for size in sizes)
+        limits = wilson_interval(round(errors[0] * images), images)
     if varies == TRAINED_ON and len({manifest.parts[part] for run in runs if (manifest := read_manifest(run))}) > 1:
-        varies = BOTH  # the source's own part held nothing but copies
-    made = Repeats(folder, tuple(runs), part, errors, float(np.mean(errors)), reach, varies)
-    write_json(folder / "repeats.json", made.summary())
-    return made
+        varies = BOTH  # the part that the source names held only copies and was drawn anew
+    return Repeats(folder, tuple(runs), part, errors, float(np.mean(errors)), limits, varies)
 
 
-def interval(errors: tuple[float, ...], judged_share: float) -> tuple[float, float]:
-    """The 95 % confidence interval of the mean of `errors`, within 0 to 1.
+def confidence_interval(errors: tuple[float, ...], test_to_train_ratio: float) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the mean error over random splits, within 0 to 1.
 
-    `judged_share`: pictures judged for each one learnt from. The divisions share pictures, so their errors vary less
-    than those of fresh pictures would: the variance is the corrected one.
+    Splits share images, so that their errors vary less than those of independent samples: the variance is corrected.
+
+    Args:
+        errors: The errors on N splits, 0 to 1.
+        test_to_train_ratio: Images evaluated per image trained on.
 
     Source: Nadeau & Bengio 2003, "Inference for the generalization error", eq. 16.
     """
     from scipy.special import stdtrit
 
     count, mean = len(errors), float(np.mean(errors))
-    variance = float(np.var(errors, ddof=1)) * (1 / count + judged_share)
-    reach = float(stdtrit(count - 1, 0.975)) * math.sqrt(variance)
-    return max(0.0, mean - reach), min(1.0, mean + reach)
+    variance = float(np.var(errors, ddof=1)) * (1 / count + test_to_train_ratio)
+    half = float(stdtrit(count - 1, 0.975)) * math.sqrt(variance)
+    return max(0.0, mean - half), min(1.0, mean + half)

@@ -11,10 +11,11 @@ from svertka import distributed
 from svertka.classifier import Classifier, read_config
 from svertka.conv import autotune
 from svertka.conv.accelerate import accelerate
-from svertka.data.dataset import Ints
+from svertka.data.dataset import Dataset, Ints
 from svertka.data.deduplicated_split import Division, divided_by_content
 from svertka.data.image_io import Decoding
-from svertka.data.sources import open_source
+from svertka.data.in_memory import IN_MEMORY
+from svertka.data.sources import Source, is_path, open_source
 from svertka.device import choose_device, preserves_settings, set_memory_format, set_threads
 from svertka.errors import DataError, Interrupted, RunError, TrainingError, UsageError
 from svertka.escaping import format_command
@@ -48,7 +49,7 @@ from svertka.type_checking import check_types
 @preserves_settings
 def resume(
     folder: str | PathLike[str],
-    source: str | PathLike[str] | None = None,
+    source: Source | None = None,
     *,
     boxes: str | PathLike[str] | None = None,
     tensorboard: bool = False,
@@ -60,7 +61,7 @@ def resume(
 
     Args:
         folder: the run folder.
-        source: where the images are now, if they have moved.
+        source: where the images are now, if they have moved; or the images in memory that the run was trained on.
         boxes: where the bounding boxes are now, if they have moved.
         tensorboard: also write TensorBoard logs.
 
@@ -77,21 +78,22 @@ def resume(
     settings = Settings.of(run)
     if run.is_finished:
         run.classifier()  # which says what is damaged
-        now = settings.source if source is None else fspath(source)
-        say(f"{run.folder} has finished already; {_further(run, settings.model_copy(update={'source': now}))}")
+        now = fspath(source) if source is not None and is_path(source) else settings.source
+        say(f"{run.folder} has finished already; {_further(run, now)}")
         return run
     place = _device_of(run, settings)
     set_threads(settings.threads)
     with distributed.process_group(place), in_use(run), resumable(run):
-        moved = settings.model_copy(
-            update={name: fspath(path) for name, path in (("source", source), ("boxes", boxes)) if path is not None}
-        )
-        parts = _parts_of(run, moved)
+        moved = settings if boxes is None else settings.model_copy(update={"boxes": fspath(boxes)})
+        dataset = _open(run, moved, source)
+        if source is not None:
+            moved = moved.model_copy(update={"source": dataset.source})
+        parts = _split_as_before(run, moved, dataset)
         if parts.fingerprint != settings.fingerprint:
             raise RunError(
-                f"the pictures of {moved.source} are not those that {run.folder} was begun with "
+                f"the images of {moved.source} are not those that {run.folder} was begun with "
                 f"({sum(parts.sizes().values())} now, {sum(settings.parts.values())} then); put them back, or "
-                f"{_further(run, moved)}"
+                f"{_further(run, moved.source)}"
             )
         if read_manifest(run) is None and distributed.is_first():
             parts.manifest.write(run.manifest)
@@ -234,14 +236,29 @@ def _device_of(run: Run, settings: Settings) -> torch.device:
         return place
 
 
-def _parts_of(run: Run, settings: Settings) -> Parts:
-    """Open the images of `settings` and divide them as when `run` was started."""
+def _open(run: Run, settings: Settings, source: Source | None) -> Dataset:
+    """Open `source`, or the images that `run` was trained on.
+
+    Raises:
+        UsageError, DataError: They are not there, or were in memory and `source` is None.
+    """
+    if source is None and settings.source in IN_MEMORY:
+        raise UsageError(
+            f"{run.folder} was trained on images in memory; pass them again in Python: {run.resume_command}"
+        )
+    named = settings.source if source is None else source
     try:
-        dataset = open_source(settings.source, columns=settings.columns, boxes=settings.boxes)
-        dataset = dataset.decoded_as(Decoding.up_to(settings.max_pixels))
+        dataset = open_source(named, columns=settings.columns, boxes=settings.boxes)
     except (UsageError, DataError) as error:
+        if not is_path(named):
+            raise
         again = format_command("train", "--resume", run.folder)
-        raise type(error)(f"{error}; if the pictures were moved, say where they are now: {again} SOURCE") from error
+        raise type(error)(f"{error}; if the images were moved, say where they are now: {again} SOURCE") from error
+    return dataset.decoded_as(Decoding.up_to(settings.max_pixels))
+
+
+def _split_as_before(run: Run, settings: Settings, dataset: Dataset) -> Parts:
+    """Split the images of `dataset` as when `run` was started."""
     preprocess, manifest = read_config(run.folder).preprocess, read_manifest(run)
 
     def as_divided(digests: list[bytes], good: Ints) -> Division:
@@ -264,7 +281,9 @@ def _parts_of(run: Run, settings: Settings) -> Parts:
     return in_patches(parts, settings.boxes, preprocess, seed=settings.seed, threads=settings.threads)
 
 
-def _further(run: Run, settings: Settings) -> str:
+def _further(run: Run, source: str) -> str:
     """Return the advice on how to train further from a run that cannot be continued."""
-    again = format_command("train", Path(settings.source), "--weights", run.folder)
-    return f"to train further, also on other pictures, start a new run from its weights: {again}"
+    again = format_command("train", Path(source), "--weights", run.folder)
+    if source in IN_MEMORY:
+        again = f"svertka.train(source, weights={str(run.folder)!r})"
+    return f"to train further, also on other images, start a new run from its weights: {again}"

@@ -58,7 +58,7 @@ def _claimed(source: str, model: str, output: str | PathLike[str] | None) -> Ite
             raise UsageError(f"{run.folder} exists already; {go_on}choose another --output")
     else:
         path = Path(source).resolve()
-        stem = f"{(path.stem if path.is_file() else path.name)[:LONGEST]}-{model}"
+        stem = f"{(path.stem if path.is_file() else path.name.strip('<>'))[:LONGEST]}-{model}"
         number = 1
         while (claim := _claim(run := Run(Path("runs") / (stem if number == 1 else f"{stem}-{number}")))) is None:
             number += 1

@@ -213,13 +213,14 @@ def fit_epochs(budget: float, spent: float, around: float, one_epoch: float) -> 
     return round(epochs, 2)
 
 
-def parse_time(text: str) -> float:
-    """Seconds in "90", "90s", "10m" or "1.5h".
+def parse_time(time: str | float) -> float:
+    """Return the seconds in "90", "90s", "10m" or "1.5h"; a number is in seconds.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: It is none of these, or not between 0 and a billion seconds.
     """
     units = {"s": 1, "m": 60, "h": 3600}
+    text = str(time)
     number, unit = (text[:-1], text[-1]) if text and text[-1] in units else (text, "s")
     try:
         seconds = float(number) * units[unit]

@@ -1,19 +1,24 @@
 """train(): train a network on a source of labeled images."""
 
+from inspect import signature
 from os import PathLike, fspath
+from typing import Any
 
+from svertka.data.sources import Source, is_path
 from svertka.data.split import VAL_SHARE
 from svertka.device import preserves_settings
+from svertka.files import cache_bytes
 from svertka.run import Run
 from svertka.training.pipeline import Options, train_run
 from svertka.training.recipe import Recipe
+from svertka.training.repeated_splits import train_repeatedly
 from svertka.type_checking import check_types
 
 
 @check_types
 @preserves_settings
 def train(
-    source: str | PathLike[str],
+    source: Source,
     *,
     model: str | None = None,
     weights: str | PathLike[str] | None = None,
@@ -27,11 +32,13 @@ def train(
     augment: bool = True,
     val: float = VAL_SHARE,
     test: float = 0.0,
+    split_seed: int | None = None,
+    repeats: int | None = None,
     group: str | None = None,
     columns: str | None = None,
     max_pixels: int | None = None,
     epochs: float | None = None,
-    time: str | None = None,
+    time: str | float | None = None,
     lr: float | str | None = None,
     batch_size: int | None = None,
     optimizer: str | None = None,
@@ -56,17 +63,23 @@ def train(
     cache: bool = True,
     variants: int | None = None,
     half_features: bool = False,
-    cache_limit: int | None = None,
-    turn: int | None = None,
+    cache_limit: float | None = None,
     output: str | PathLike[str] | None = None,
     tensorboard: bool = False,
-) -> Run:
-    """Train a network on `source` and return the finished run.
+) -> Run | Any:  # a Repeats if `repeats` is given; as a union, every use of a Run would have to be narrowed
+    """Train a network on `source` and return the finished run, or the runs if `repeats` is given.
 
     The options are those of `svertka train`. Settings of the recipe that are None keep the recipe's value.
 
     Args:
-        source: digits, mnist, fashion-mnist, cifar10, cifar100, a folder of images, or a table that labels images.
+        source: labeled images, as one of
+            digits, mnist, fashion-mnist, cifar10 or cifar100;
+            the path of a folder of images, or of a table that labels images;
+            a list of (path, label) pairs;
+            a pair of arrays, images (N, H, W), (N, H, W, 3) or (N, 3, H, W) uint8 and labels (N,);
+            a PyTorch Dataset of (image, label), the images as PIL images or uint8 arrays.
+            Labels are integers or strings. The run records the content of the images, not the objects: pass them again
+            to `resume`, `evaluate` and `check`.
         model: name of a network, as `svertka models` lists them; None: the one that suits `source`.
         weights: weights to start from, with the preprocessing that belongs to them: "imagenet" or "bundled" if they are
             published for `model`, a run folder, whose network is then the model, or a file. None: fresh weights; for a
@@ -83,11 +96,13 @@ def train(
         augment: apply the recipe's random augmentations.
         val: share of the training images held out for validation if `source` has no val part, 0 to 1.
         test: share held out for testing if `source` has no test part, 0 to 1.
+        split_seed: draws another random split into train, val and test for each number; None: the default split.
+        repeats: train on this many random splits, 2 to 1000, and return a `Repeats` with a confidence interval.
         group: regular expression; images in whose file names it finds the same text stay in one part.
         columns: which columns of a table hold what, such as "path=file,label=class".
         max_pixels: largest image to read, pixels; larger JPEGs are decoded at reduced size. None: 100 million.
         epochs: passes over the training set.
-        time: train for as many epochs as fit into "90s", "10m" or "1.5h".
+        time: train for as many epochs as fit into "90s", "10m" or "1.5h"; a number is in seconds.
         lr: highest learning rate, or "find" for a learning rate range test.
         batch_size: images per step, over all processes.
         optimizer: "sgd" or "adamw".
@@ -112,13 +127,13 @@ def train(
         cache: compute the features of frozen layers once and store them, if that saves time.
         variants: stored augmented variants of each image; None: as many as save time.
         half_features: store features as float16.
-        cache_limit: disk space for decoded images, and for features, bytes each; None: the default limit.
-        turn: index of the random split, from 0; None: the only one.
-        output: run folder; None: a free name under runs/.
+        cache_limit: disk space for decoded images, and for features, GB each (10⁹ bytes); None: a share of the free
+            disk.
+        output: run folder, or with `repeats` the folder of the runs; None: a free name under runs/.
         tensorboard: also write TensorBoard logs.
 
     Returns:
-        The finished run.
+        The finished `Run`; with `repeats`, a `Repeats` with the runs, their errors and their confidence interval.
 
     Raises:
         UsageError: an option has an impossible value, or the run folder exists.
@@ -127,14 +142,16 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; the run is saved and can be resumed.
     """
     given = locals()
-    changes = {name: given.pop(name) for name in CHANGES}
-    given |= {name: None if given[name] is None else fspath(given[name]) for name in PATHS}
-    return train_run(Options(**given, changes={name: value for name, value in changes.items() if value is not None}))
+    given.pop("repeats")
+    changes = {name: value for name in RECIPE_SETTINGS if (value := given.pop(name)) is not None}
+    given |= {name: fspath(given[name]) for name in PATHS if given[name] is not None}
+    given |= {"source": fspath(source) if is_path(source) else source, "cache_limit": cache_bytes(cache_limit)}
+    options = Options(**given, changes=changes)
+    return train_run(options) if repeats is None else train_repeatedly(options, repeats)
 
 
-PATHS = ("source", "weights", "boxes", "output")
-CHANGES = (
-    "unfreeze", "head", "initial", "epochs", "batch_size", "optimizer", "schedule", "warmup", "momentum", "nesterov",
-    "weight_decay", "label_smoothing", "clip", "accumulate", "class_weights", "early_stop", "stage_rate", "gradual",
-    "bfloat16",
-)  # fmt: skip
+PATHS = ("weights", "boxes", "output")
+NOT_SETTINGS = ("source", "lr")  # options that are called as fields of Recipe, but handled otherwise
+RECIPE_SETTINGS = tuple(
+    name for name in signature(train).parameters if name in Recipe.model_fields and name not in NOT_SETTINGS
+)

@@ -16,7 +16,7 @@ from typing import Any
 from svertka.device import choose_device, preserves_settings, set_threads
 from svertka.errors import Interrupted, UsageError
 from svertka.evaluation.evaluation_scope import EvaluationScope
-from svertka.files import parse_path
+from svertka.files import cache_bytes, parse_path
 from svertka.graph.summary import Trace, trace
 from svertka.inspection.activations import convolution_names, find_layer
 from svertka.inspection.atlas.dataset_pass import PASS_FILE, run_dataset_pass
@@ -82,7 +82,7 @@ def look(
     output: str | PathLike[str] | None = None,
     device: str = "auto",
     threads: int | None = None,
-    cache_limit: int | None = None,
+    cache_limit: float | None = None,
     max_pixels: int | None = None,
 ) -> Atlas:
     """Build the atlas of a network. An interrupted build resumes when called again.
@@ -97,7 +97,7 @@ def look(
         output: folder for the atlas; None for RUN/atlas, or atlas-NAME for a pretrained model.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads; None for all cores.
-        cache_limit: bytes of decoded images kept on disk.
+        cache_limit: size limit of the image cache, GB (10⁹ bytes); None for a share of the free disk.
         max_pixels: limit for an image that is read; None for `image_io.PIXEL_LIMIT`.
 
     Raises:
@@ -119,7 +119,7 @@ def look(
         include_training=include_training,
         device=chosen_device,
         threads=num_threads,
-        cache_limit=cache_limit,
+        cache_limit=cache_bytes(cache_limit),
         max_pixels=max_pixels,
     )
     say(inputs.scope.sentence)
