@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from svertka import torch_internals
 from svertka.errors import SvertkaError, TrainingError
 
 T = TypeVar("T")
@@ -59,7 +60,9 @@ def _for_all(error: Exception) -> Exception:
 
     An error of its own is written to the rendezvous store. If another process ended, its error is read from there.
     """
-    store = dist.distributed_c10d._get_default_store()
+    store = torch_internals.rendezvous_store()
+    if store is None:
+        return error
     if is_peer_lost(error):
         with suppress(RuntimeError):
             if store.check([FAILURE]):

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from svertka import torch_internals
 from svertka.errors import UsageError
 
 
@@ -45,7 +46,7 @@ def is_traced(x: Any) -> bool:
         return False
     return (
         x.is_meta
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        or torch_internals.is_tracing()
+        or torch_internals.is_wrapped(x)
         or (type(x) not in (Tensor, nn.Parameter) and any(one.__name__ == "FakeTensor" for one in type(x).__mro__))
     )

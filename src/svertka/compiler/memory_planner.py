@@ -4,8 +4,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import torch
-
+from svertka import torch_internals
 from svertka.compiler.ir import Chain, Concatenation, Operation, Step, find_overload, inputs_of, results_of
 
 ALIGNMENT = 64  # numbers: a multiple of vector and cache line sizes
@@ -20,8 +19,7 @@ def may_alias(name: str) -> bool:
     """
     function = find_overload(name)
     declared = any(returned.alias_info is not None for returned in function._schema.returns)
-    key = "CompositeImplicitAutograd"
-    return declared or torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), key)
+    return declared or torch_internals.is_composite(function.name())
 
 
 def find_last_uses(steps: Sequence[Step | Chain], kept: Iterable[int]) -> dict[int, int]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from svertka import torch_internals
 from svertka.conv.api import conv2d, conv_transpose2d
 from svertka.errors import UsageError
 from svertka.type_checking import check_types
@@ -110,9 +111,9 @@ def _must_use_pytorch(layer: nn.Module, x: Any, own: Any, replaced: str) -> bool
         or isinstance(x, torch.fx.Proxy)
         or getattr(type(layer), replaced) is not own
         or torch.compiler.is_exporting()  # the exported network runs without svertka
-        or torch._C._get_tracing_state() is not None
+        or torch_internals.is_tracing()
         # dispatch modes, such as FLOP counters, know only PyTorch's operators
-        or (not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0)
+        or (not torch.compiler.is_compiling() and torch_internals.has_dispatch_mode())
     )
 
 

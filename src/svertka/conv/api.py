@@ -6,8 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from svertka import torch_internals
 from svertka.conv import autotune
 from svertka.conv.operator import convolve, dtype_here, transpose
 from svertka.conv.validation import check_bias, check_integer, check_memory, check_tensors
@@ -194,9 +194,7 @@ def _is_transformed() -> bool:
 
     Custom operators do not support the first two; tracing would record kernel results as constants.
     """
-    if torch._C._get_tracing_state() is not None:
-        return True
-    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    return torch_internals.is_tracing() or torch_internals.has_transform()
 
 
 def _has_algorithms(x: Tensor) -> bool:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from svertka import torch_internals
 from svertka.conv import aten, autotune
 from svertka.conv_geometry import ConvShape, output_size
 
@@ -104,7 +105,7 @@ def _is_eager(*tensors: Tensor | None) -> bool:
     return (
         all(tensor is None or type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
         and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch_internals.has_dispatch_mode()
     )
 
 
@@ -245,8 +246,7 @@ def _by_pytorch(compute: Any, *arguments: Any) -> Tensor:
 
 def _is_batched(*tensors: Tensor) -> bool:
     """Return whether a tensor is batched by torch.vmap, which supports only PyTorch's operators."""
-    functorch: Any = torch._C._functorch
-    return any(functorch.is_batchedtensor(one) or functorch.is_legacy_batchedtensor(one) for one in tensors)
+    return any(map(torch_internals.is_batched, tensors))
 
 
 def _convolution_backward(context: Any, upstream: Tensor) -> tuple[Any, ...]:

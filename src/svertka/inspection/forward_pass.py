@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from svertka import torch_internals
 from svertka.device import get_device, has_values
 from svertka.errors import SvertkaError, UsageError
 
@@ -134,7 +135,7 @@ class _IgnoreNoGrad(TorchFunctionMode):
     """Ignore torch.no_grad() and torch.set_grad_enabled(False)."""
 
     def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch._C._set_grad_enabled:
+        if torch_internals.is_grad_switch(function):
             return None
         return function(*args, **(kwargs or {}))
 
