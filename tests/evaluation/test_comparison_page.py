@@ -10,7 +10,7 @@ import pytest
 
 import svertka
 from svertka.evaluation.compare import Comparison, compare
-from svertka.evaluation.comparison_page import DISAGREEMENTS_SHOWN
+from svertka.evaluation.comparison_page import MAX_DISAGREEMENTS
 
 Opened = Callable[..., AbstractContextManager[Any]]
 
@@ -56,7 +56,7 @@ def test_page_contains_the_errors_and_sizes(opened: Opened, drawn: tuple[Path, C
         for compared_run, row in zip(compared.runs, errors, strict=False):
             assert row[0] == compared_run.letter
             assert f"{100 * compared_run.evaluation.top1_error:.1f}" in row
-        assert errors[3][:2] == ["their", "mean"]
+        assert errors[3][:2] == ["ensemble", f"{100 * compared.ensemble.top1_error:.1f}"]
         costs = page.locator("#costs tbody tr").all_inner_texts()
         assert all(f"{one.multiply_adds:,}" in row for one, row in zip(compared.runs, costs, strict=True))
         differing = page.locator("#made tbody th").all_text_contents()
@@ -78,13 +78,13 @@ def test_disagreements_are_images_that_one_run_gets_wrong(opened: Opened, drawn:
         assert f": {len(these):,}\u00a0picture" in title
         shown = {int(re.sub(r"\D", "", name)) for name in wall}
         assert shown <= these
-        assert len(shown) == min(DISAGREEMENTS_SHOWN, len(these))
-    assert sum(map(len, walls)) > DISAGREEMENTS_SHOWN
+        assert len(shown) == min(MAX_DISAGREEMENTS, len(these))
+    assert sum(map(len, walls)) > MAX_DISAGREEMENTS
 
 
 def test_curves_have_a_line_per_trained_run(opened: Opened, drawn: tuple[Path, Comparison]) -> None:
     with opened(drawn[0]) as page:
-        assert "Of C there is no history." in page.locator("#curves .how").text_content()
+        assert "No history: C." in page.locator("#curves .how").text_content()
         assert sorted(page.locator("#curves text.name").all_text_contents()) == ["A", "A", "B", "B"]
         page.locator("#curves").get_by_role("slider").focus()
         page.keyboard.press("Home")

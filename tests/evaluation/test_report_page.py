@@ -59,8 +59,8 @@ def report(nearest_centre: Judge, digit_pictures: Pixels) -> Maker:
         "history": epochs(20),
         "part": "test",
         "evaluation": nearest_centre([str(k) for k in range(10)]),
-        "picture": lambda index: digit_pictures[index],
-        "picture_name": lambda index: f"digits #{index}",
+        "read_image": lambda index: digit_pictures[index],
+        "image_name": lambda index: f"digits #{index}",
     }
     return lambda **changes: Report(**settings | changes)
 
@@ -124,8 +124,8 @@ def test_sentence_contains_error_and_duration(written: Writer, report: Maker) ->
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"history": [], "evaluation": None}, "centres on digits: not judged yet before the end of the first epoch."),
-        ({"history": epochs(1), "evaluation": None}, "centres on digits: not judged yet after 1 epoch, 0.6 s."),
+        ({"history": [], "evaluation": None}, "centres on digits: not evaluated yet before the end of the first epoch."),
+        ({"history": epochs(1), "evaluation": None}, "centres on digits: not evaluated yet after 1 epoch, 0.6 s."),
     ],
 )
 def test_sentence_before_the_first_epoch(
@@ -161,7 +161,7 @@ def test_worst_mistakes_are_in_order_with_names_and_probability(written: Writer,
     read = Reader(written())
     alts = [image["alt"] for image in read.all("img", "crisp")][:24]
     assert alts == [
-        f"digits #{one.index}: {one.label}, taken for {one.predicted} with {100 * one.probability:.1f}\u00a0%"
+        f"digits #{one.index}: {one.label}, predicted as {one.predicted} with {100 * one.probability:.1f}\u00a0%"
         for one in evaluation.mistakes[:24]
     ]
 
@@ -198,7 +198,7 @@ def test_names_of_any_kind_are_text_and_nothing_else(written: Writer, nearest_ce
         evaluation = nearest_centre(names)
         document = written(
             evaluation=evaluation, name=AWKWARD[0], source=AWKWARD[1], facts=[(AWKWARD[0], AWKWARD[3])],
-            picture_name=lambda index: f"/a/{AWKWARD[0]}/{index}.png",
+            image_name=lambda index: f"/a/{AWKWARD[0]}/{index}.png",
         )  # fmt: skip
         read = Reader(document)
         assert len(list(read.all("script"))) == 1
@@ -245,7 +245,7 @@ def test_missing_image_leaves_an_empty_frame(written: Writer) -> None:
     def gone(index: int) -> Pixels:
         raise PictureError("no such file or directory")
 
-    read = Reader(written(picture=gone))
+    read = Reader(written(read_image=gone))
     assert read.text().count("cannot be read") == 48
     assert not list(read.all("img"))
 

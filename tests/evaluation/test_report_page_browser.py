@@ -54,8 +54,8 @@ def pages(
                 history=history(),
                 part="test",
                 evaluation=evaluation,
-                picture=lambda index: digit_pictures[index],
-                picture_name=lambda index: f"digits #{index}",
+                read_image=lambda index: digit_pictures[index],
+                image_name=lambda index: f"digits #{index}",
             ),
         )
     return {name: folder / f"{name}.html" for name in kinds}

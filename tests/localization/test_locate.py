@@ -78,7 +78,7 @@ def test_the_command_says_the_same(lamp: Path, bright_or_dark: Maker, capsys: py
     assert said == json.loads(json.dumps(located.to_dict()))
     assert said["page"] == str(album / "index.html")
     assert main(arguments) == 0
-    assert "the spot lies in a box in 100.0\u00a0% of 1 cases" in capsys.readouterr().out
+    assert "the point lies in a box in 100.0\u00a0% of 1 cases" in capsys.readouterr().out
     with Image.open(said["pictures"][0]["overlay"]) as overlay:
         assert overlay.size == (160, 120)
 

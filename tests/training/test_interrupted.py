@@ -40,7 +40,7 @@ PHASES: dict[str, tuple[Any, str, int]] = {
     "loading what was kept": (Classifier, "load", 1),
     "scoring": (resume, "judged_by", 1),
     "the result": (metrics_log.Log, "close", 1),
-    "the report": (resume.training_report, "write", 1),
+    "the report": (resume.training_report, "write_training_report", 1),
 }
 
 

@@ -2,7 +2,7 @@ from svertka.classifier import Classifier, Config
 from svertka.data.preprocessing import Preprocess
 from svertka.training.builtin_recipes import RECIPES
 from svertka.training.config import Settings
-from svertka.training.training_report import facts
+from svertka.training.training_report import describe_training
 
 
 def test_the_plan_says_what_on_what_how_where_and_how_long() -> None:
@@ -14,7 +14,7 @@ def test_the_plan_says_what_on_what_how_where_and_how_long() -> None:
     )  # fmt: skip
     preprocess = Preprocess(size=32, resize=28, mean=(0.1,), std=(0.8,))
     config = Config(model="lenet5", names=tuple("0123456789"), preprocess=preprocess)
-    lines = dict(facts(Classifier(config.build(), config), settings, seconds=75))
+    lines = dict(describe_training(Classifier(config.build(), config), settings, seconds=75))
     assert lines["data"] == "digits: 1,233 train, 180 val; 10 classes; 1 bad left out"
     assert lines["network"] == "lenet5, 32×32 grey, 60,000 parameters, 415,680 multiply-adds"
     assert lines["recipe"].startswith("lenet5-digits: sgd, lr ")

@@ -48,7 +48,7 @@ def locate(
     Example: svertka locate runs/photos-efficientnet_lite0 album/ --output found
     """
     from svertka.localization.locate import locate as search
-    from svertka.localization.overlays import in_words
+    from svertka.localization.overlays import describe_pointing
 
     located = search(
         run,
@@ -76,7 +76,7 @@ def locate(
         if rows:
             print_table([("image", "class", "score", "left", "top", "right", "bottom"), *rows], right="23456")
         if located.judgement:
-            print_line(in_words(located.judgement))
+            print_line(describe_pointing(located.judgement))
         if located.page:
             print_line(f"open {located.page}")
     if any(found.error for found in located.pictures):

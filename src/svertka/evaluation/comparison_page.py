@@ -1,30 +1,33 @@
 """comparison.html: several runs side by side in one self-contained HTML file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
+
+from markupsafe import Markup
 
 from svertka.errors import PictureError
 from svertka.evaluation.compare import ComparedRun, Comparison
 from svertka.evaluation.confidence_intervals import Interval, format_p, format_points
 from svertka.evaluation.learning_curves import LearningCurves, epoch_name, metric, subsample
-from svertka.evaluation.metrics import ClassMetrics, Evaluation
+from svertka.evaluation.metrics import ClassMetrics
 from svertka.evaluation.report_page import SHOWN_SIDE
 from svertka.files import write_atomic
 from svertka.pages.axes import Scale, fit_scale
-from svertka.pages.html_page import bidi_isolate, render_page, render_scrollable, render_section
-from svertka.pages.inline_images import render_figure
+from svertka.pages.html_page import render_page
+from svertka.pages.inline_images import render_image
 from svertka.pages.number_format import MISSING, NBSP, format_brief, format_count, format_number, format_percent
 from svertka.pages.svg_curves import LINE_STYLES, Line, Panel, Reading, XAxis, render_curves
-from svertka.pages.templates import escape
+from svertka.pages.templates import render_template
 from svertka.progress import duration
 from svertka.run import display_name
 
 HEIGHT = 224  # pixels of a panel of curves
-POINTS = 400  # readings of the curves
-DISAGREEMENTS_SHOWN = 6  # pictures of each kind that two runs disagree about: a row
+MAX_DISAGREEMENTS = 6  # images of each kind that two runs disagree about: a row
 SIDE = 128  # CSS pixels of one
-CLASSES = 100  # rows of the table of classes
+MAX_CLASSES = 100  # rows of the table of classes
+
+Trained = Sequence[tuple[ComparedRun, Sequence[Mapping[str, Any]]]]
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
@@ -35,146 +38,115 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
     """
     title = " and ".join(display_name(one.run) for one in comparison.runs[:2])
     more = len(comparison.runs) - 2
-    write_atomic(
-        path, render_page(f"{title}{f' and {more} more' if more else ''} – svertka", _body(comparison)).encode()
-    )
+    document = render_page(f"{title}{f' and {more} more' if more > 0 else ''} – svertka", _body(comparison))
+    write_atomic(path, document.encode())
 
 
-def _body(comparison: Comparison) -> str:
+def _body(comparison: Comparison) -> Markup:
     runs = comparison.runs
-    named = ", ".join(f"{one.letter}{NBSP}is {display_name(one.run)}" for one in runs)
-    parts = [
-        f"<header><p><b>{bidi_isolate(named)}</b></p><h1>{escape(comparison.sentence)}</h1>{_chosen(comparison)}</header>",
-        render_section("errors", "How often they are wrong", _errors(comparison)),
-        render_section("costs", "What they take", _costs(comparison)),
-        render_section("curves", "Learning curves", _curves(runs)),
-        render_section("disagree", "Where they disagree", _disagreements(comparison)),
-        render_section("classes", "Classes", _classes(runs)),
-        render_section("made", "What differs in how they were made", _settings(runs)),
-    ]
-    return f"<main>{''.join(parts)}</main>"
-
-
-def _chosen(comparison: Comparison) -> str:
-    if comparison.joint.part != "test":
-        return ""
-    return (
-        "<p>The best of several runs on the test pictures is worse on new pictures: "
-        "choose a run on the validation part, and use the test part to measure the chosen one.</p>"
-    )
-
-
-def _errors(comparison: Comparison) -> str:
-    runs, together = comparison.runs, comparison.ensemble
-    top = max(one.evaluation.top1_interval[1] for one in runs)
+    evaluations = [comparison.ensemble, *(one.evaluation for one in runs)]
+    largest_error = max(one.top1_interval[1] for one in evaluations)
     reach = max((abs(end) for one in runs if one.difference for end in one.difference.interval), default=1.0)
-    rows = [f"<tr>{_head(one)}{_error_cells(one.evaluation, top)}{_difference_cells(one, reach)}</tr>" for one in runs]
-    mean = f'<th scope="row"><span class="called">their mean</span></th>{_error_cells(together, top)}{"<td></td>" * 3}'
-    how = (
-        "The bar is the 95 % confidence interval of the share of all such pictures that a run would get wrong "
-        "(Wilson 1927). Two runs are compared on the same pictures: those that only one of them gets wrong "
-        "count, those that both get wrong do not. The difference from A has an interval, too (Bonett &amp; Price 2012; "
-        "the line is zero), and p is the probability of a split at least as unequal between equally good runs "
-        "(McNemar 1947, exact): one in twenty comparisons of equals falls below 0.05. "
-        "Their mean is the average of the probabilities of all runs."
-    )
-    heads = (
-        "run", "wrong", "95 % interval", "with five guesses", "loss, nats", "calibration error", "points over A",
-        "95 % interval", "p",
-    )  # fmt: skip
-    return f'<p class="how">{how}</p>' + _table("Errors", heads, [*rows, f"<tr>{mean}</tr>"])
-
-
-def _head(one: ComparedRun) -> str:
-    said = f"<b>{one.letter}</b> {bidi_isolate(display_name(one.run))}"
-    return f'<th scope="row"><span class="called" title="{escape(one.run)}">{said}</span></th>'
-
-
-def _error_cells(evaluation: Evaluation, top: float) -> str:
-    low, high = evaluation.top1_interval
-    said = f"{format_percent(low)} to {format_percent(high)}".replace(" ", NBSP)
-    return (
-        f"<td>{format_percent(evaluation.top1_error)}</td>"
-        f"<td>{_whisker((low, high), evaluation.top1_error, 0.0, top, said)}</td>"
-        f"<td>{format_percent(evaluation.top5_error)}</td><td>{format_number(evaluation.loss)}</td><td>{format_percent(evaluation.calibration.error)}</td>"
+    trained = [(one, epochs) for one in runs if (epochs := LearningCurves(one.history).epochs)]
+    classes = _classes_by_range(runs)
+    return render_template(
+        "comparison.html",
+        comparison=comparison,
+        names=", ".join(f"{one.letter}{NBSP}is {display_name(one.run)}" for one in runs),
+        letters=[one.letter for one in runs],
+        runs=[_describe_run(one, largest_error, reach) for one in runs],
+        ensemble_bar=_bar(
+            comparison.ensemble.top1_interval, comparison.ensemble.top1_error, (0.0, largest_error), format_percent
+        ),
+        curves=_curves(trained),
+        without_history=_without_history(runs, trained),
+        walls=_disagreements(comparison),
+        classes=[_describe_class(some) for some in classes[:MAX_CLASSES]],
+        classes_left_out=max(0, len(classes) - MAX_CLASSES),
+        settings=_different_settings(runs),
     )
 
 
-def _difference_cells(one: ComparedRun, reach: float) -> str:
-    if one.difference is None:
-        return "<td></td>" * 3
-    low, high = one.difference.interval
-    said = f"{format_points(low)} to {format_points(high)}".replace(" ", NBSP)
-    return (
-        f"<td>{format_points(one.difference.top1_error)}</td>"
-        f"<td>{_whisker((low, high), one.difference.top1_error, -reach, reach, said)}</td>"
-        f"<td>{format_p(one.difference.p).removeprefix('= ').replace(' ', NBSP)}</td>"
-    )
+def _describe_run(one: ComparedRun, largest_error: float, reach: float) -> dict[str, Any]:
+    """Return what the template shows of a run.
 
-
-def _whisker(interval: Interval, middle: float, low: float, high: float, said: str) -> str:
-    """Return `interval` as a bar with a tick in the middle, on an axis from `low` to `high`, and in words."""
-
-    def place(share: float) -> str:
-        return f"{100 * (share - low) / (high - low):.2f}%"
-
-    start, end = interval
-    width = f"{100 * (end - start) / (high - low):.2f}%"
-    return (
-        f'<svg class="whisker" aria-hidden="true"><line class="zero" x1="{place(0)}" x2="{place(0)}" y1="0" y2="16"/>'
-        f'<rect x="{place(start)}" y="6" width="{width}" height="4"/>'
-        f'<line class="middle" x1="{place(middle)}" x2="{place(middle)}" y1="2" y2="14"/></svg>'
-        f'<span class="quiet">{said}</span>'
-    )
-
-
-def _costs(comparison: Comparison) -> str:
-    rows = []
-    for one in comparison.runs:
-        history = LearningCurves(one.history)
-        trained = (f"{len(history.epochs):,}", duration(history.seconds)) if history.epochs else (MISSING, MISSING)
-        cells = (
-            escape(one.network),
+    Args:
+        one: The run.
+        largest_error: End of the axis of errors.
+        reach: End of the axis of differences, in both directions.
+    """
+    history = LearningCurves(one.history)
+    is_trained = bool(history.epochs)
+    difference = one.difference
+    return {
+        "letter": one.letter,
+        "run": one.run,
+        "name": display_name(one.run),
+        "evaluation": one.evaluation,
+        "error_bar": _bar(
+            one.evaluation.top1_interval, one.evaluation.top1_error, (0.0, largest_error), format_percent
+        ),
+        "difference": difference
+        and {
+            "points": format_points(difference.top1_error),
+            "bar": _bar(difference.interval, difference.top1_error, (-reach, reach), format_points),
+            "p": format_p(difference.p).removeprefix("= ").replace(" ", NBSP),
+        },
+        "costs": (
+            one.network,
             f"{one.parameters:,}",
             f"{one.multiply_adds:,}",
             f"{format_number(1000 * one.speed.seconds)}{NBSP}ms",
             f"{one.speed.per_second:,.0f}",
-            *trained,
-        )
-        rows.append(f"<tr>{_head(one)}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    how = (
-        f"The times are of the network alone on this machine ({escape(comparison.device)}), the runs taking turns, "
-        "medians: of one picture, and of pictures a second, sixteen at a time."
-    )
-    heads = ("run", "network", "parameters", "multiply-adds", "one picture", "pictures/s", "epochs", "trained for")
-    return f'<p class="how">{how}</p>' + _table("Costs", heads, rows)
+            f"{len(history.epochs):,}" if is_trained else MISSING,
+            duration(history.seconds) if is_trained else MISSING,
+        ),
+    }
 
 
-def _curves(runs: Sequence[ComparedRun]) -> str:
+def _bar(interval: Interval, estimate: float, axis: Interval, text: Callable[[float], str]) -> dict[str, str]:
+    """Return the places of `interval` and `estimate` on `axis`, shares of its length, and the interval in words."""
+    low, high = interval
+    start, end = axis
+    length = end - start or 1.0
+
+    def place(value: float) -> str:
+        return f"{100 * (value - start) / length:.2f}%"
+
+    return {
+        "zero": place(0),
+        "low": place(low),
+        "width": f"{100 * (high - low) / length:.2f}%",
+        "estimate": place(estimate),
+        "text": f"{text(low)} to {text(high)}".replace(" ", NBSP),
+    }
+
+
+def _curves(trained: Trained) -> Markup:
     """Return validation error and training loss of the runs that were trained here."""
-    trained = [(one, LearningCurves(one.history).epochs) for one in runs]
-    trained = [(one, epochs) for one, epochs in trained if epochs]
-    without = [one.letter for one in runs if one not in [other for other, _ in trained]]
-    missing = f" Of {' and '.join(without)} there is no history." if without else ""
     if not trained:
-        return ""
+        return Markup()
     panels = [
-        _panel(trained, "Error on the validation part", "val_error", "root", lambda y: f"{100 * y:g}{NBSP}%"),
-        _panel(trained, "Loss on the training part, nats", "train_loss", "log", format_brief),
+        _panel(trained, "Validation error", "val_error", "root", lambda y: f"{100 * y:g}{NBSP}%"),
+        _panel(trained, "Training loss, nats", "train_loss", "log", format_brief),
     ]
     last = max(metric(epochs[-1], "epoch") for _, epochs in trained)
     scale = Scale("linear", 0.0, last)
     longest = max((epochs for _, epochs in trained), key=len)
     readings = [_reading(trained, metric(line, "epoch")) for line in subsample(longest)]
-    how = f"A line a run, by epoch, with its letter at the end.{missing}"
-    drawn = render_curves(panels, XAxis("epoch", scale, scale.ticks(5, whole=last >= 2)), readings, None, "")
-    return f'<p class="how">{how}</p>{drawn}'
+    return render_curves(panels, XAxis("epoch", scale, scale.ticks(5, whole=last >= 2)), readings, None, "")
 
 
-Trained = Sequence[tuple[ComparedRun, Sequence[Mapping[str, Any]]]]
+def _without_history(runs: Sequence[ComparedRun], trained: Trained) -> str:
+    """Return a sentence on the runs without learning curves; empty if there are none."""
+    known = {one.letter for one, _ in trained}
+    without = [one.letter for one in runs if one.letter not in known]
+    return f"No history: {', '.join(without)}." if without else ""
 
 
-def _panel(trained: Trained, title: str, name: str, bent: Any, text: Any) -> Panel:
+def _panel(
+    trained: Trained, title: str, name: str, nonlinear: Literal["log", "root"], text: Callable[[float], str]
+) -> Panel:
     lines = [
         Line(
             one.letter,
@@ -184,92 +156,76 @@ def _panel(trained: Trained, title: str, name: str, bent: Any, text: Any) -> Pan
         )
         for k, (one, epochs) in enumerate(trained)
     ]
-    return Panel(title, fit_scale([y for line in lines for y in line.y], bent), lines, text, HEIGHT)
+    return Panel(title, fit_scale([y for line in lines for y in line.y], nonlinear), lines, text, HEIGHT)
 
 
-def _reading(trained: Trained, at: float) -> Reading:
-    """Return what each run had reached at epoch `at`, or ended with."""
-    then = [(one, [line for line in epochs if metric(line, "epoch") <= at][-1:]) for one, epochs in trained]
-    errors = ", ".join(f"{one.letter} {format_percent(metric(line[0], 'val_error'))}" for one, line in then if line)
-    losses = ", ".join(f"{one.letter} {format_number(metric(line[0], 'train_loss'))}" for one, line in then if line)
-    return Reading(at, epoch_name(at), [errors, losses])
+def _reading(trained: Trained, epoch: float) -> Reading:
+    """Return the values of each run at `epoch`, or at its last epoch if that was earlier."""
+    reached = [(one, [line for line in epochs if metric(line, "epoch") <= epoch][-1:]) for one, epochs in trained]
+    errors = ", ".join(f"{one.letter} {format_percent(metric(line[0], 'val_error'))}" for one, line in reached if line)
+    losses = ", ".join(f"{one.letter} {format_number(metric(line[0], 'train_loss'))}" for one, line in reached if line)
+    return Reading(epoch, epoch_name(epoch), [errors, losses])
 
 
-def _disagreements(comparison: Comparison) -> str:
+def _disagreements(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return the images that only one of the first and each other run gets wrong."""
     first, *others = comparison.runs
-    how = "Pictures that one run gets wrong and the other right: what they have in common says where the two differ."
     walls = []
     for one in others:
         for wrong, right in ((one, first), (first, one)):
-            these = wrong.evaluation.pictures[wrong.evaluation.wrong & ~right.evaluation.wrong].tolist()
-            said = f"Wrong with {wrong.letter}, right with {right.letter}: {format_count(len(these), 'picture')}"
-            if len(these) > DISAGREEMENTS_SHOWN:
-                said += f", of which {DISAGREEMENTS_SHOWN} are shown"
-            # Evenly spread over them, since neighbours in a folder are alike.
-            shown = (
-                [these[k * len(these) // DISAGREEMENTS_SHOWN] for k in range(DISAGREEMENTS_SHOWN)]
-                if len(these) > DISAGREEMENTS_SHOWN
-                else these
-            )
-            walls.append(f"<h3>{said}</h3>" + _wall(comparison, wrong, shown))
-    return f'<p class="how">{how}</p>' + "".join(walls)
+            indices = wrong.evaluation.pictures[wrong.evaluation.wrong & ~right.evaluation.wrong].tolist()
+            title = f"{wrong.letter} wrong, {right.letter} right: {format_count(len(indices), 'picture')}"
+            if len(indices) > MAX_DISAGREEMENTS:
+                title += f", {MAX_DISAGREEMENTS} of them shown"
+                # Evenly spread, since neighbors in a folder are alike.
+                indices = [indices[k * len(indices) // MAX_DISAGREEMENTS] for k in range(MAX_DISAGREEMENTS)]
+            walls.append({"title": title, "images": [_describe_image(comparison, wrong, index) for index in indices]})
+    return walls
 
 
-def _wall(comparison: Comparison, wrong: ComparedRun, indices: Sequence[int]) -> str:
+def _describe_image(comparison: Comparison, wrong: ComparedRun, index: int) -> dict[str, Any]:
+    """Return what the template shows of an image that `wrong` gets wrong."""
     dataset = comparison.joint.dataset
-    figures = []
-    for index in indices:
-        try:
-            pixels = dataset.pictures.read(index, SHOWN_SIDE)
-        except PictureError:
-            pixels = None
-        name, path = dataset.names[int(dataset.labels[index])], dataset.pictures.name(index)
-        lines = [
-            f'<span title="{escape(name)}">is {bidi_isolate(name)}</span>',
-            f'<span class="quiet" title="{escape(path)}">{bidi_isolate(PurePath(path).name)}</span>',
-        ]
-        figures.append(render_figure(pixels, SIDE, f"{path}: {name}, which {wrong.letter} gets wrong", lines))
-    return f'<div class="wall">{"".join(figures)}</div>' if figures else ""
+    name, path = dataset.names[int(dataset.labels[index])], dataset.pictures.name(index)
+    alt = f"{path}: {name}, which {wrong.letter} gets wrong"
+    try:
+        image = render_image(dataset.pictures.read(index, SHOWN_SIDE), SIDE, alt)
+    except PictureError:
+        image = None
+    return {"name": name, "path": path, "file": PurePath(path).name, "alt": alt, "image": image}
 
 
-def _classes(runs: Sequence[ComparedRun]) -> str:
-    """Return recall by class; the classes on which the runs differ most come first."""
-    rows = [some for some in zip(*(one.evaluation.per_class for one in runs), strict=True) if some[0].images]
-    rows.sort(key=_spread, reverse=True)
-    cells = [
-        f'<tr><th scope="row" data-value="{escape(some[0].name)}">{bidi_isolate(some[0].name)}</th>'
-        f'<td data-value="{some[0].images}">{some[0].images:,}</td>'
-        + "".join(f'<td data-value="{one.recall:.6f}">{format_percent(one.recall)}</td>' for one in some)
-        + f'<td data-value="{_spread(some):.6f}">{100 * _spread(some):.1f}</td></tr>'
-        for some in rows[:CLASSES]
-    ]
-    more = f" {len(rows) - CLASSES:,} more classes are left out." if len(rows) > CLASSES else ""
-    how = f"Recall, the share of a class that was found, with each run; those first on which they differ most.{more}"
-    heads = ("class", "pictures", *(one.letter for one in runs), "points between them")
-    return f'<p class="how">{how}</p>' + _table("Classes", heads, cells, sortable=True)
+def _classes_by_range(runs: Sequence[ComparedRun]) -> list[tuple[ClassMetrics, ...]]:
+    """Return the metrics of each class with images, one of each run, those with the largest range of recall first."""
+    classes = [some for some in zip(*(one.evaluation.per_class for one in runs), strict=True) if some[0].images]
+    return sorted(classes, key=_range, reverse=True)
 
 
-def _spread(some: Sequence[ClassMetrics]) -> float:
-    shares = [one.recall or 0.0 for one in some]
-    return max(shares) - min(shares)
+def _describe_class(some: Sequence[ClassMetrics]) -> dict[str, Any]:
+    return {
+        "name": some[0].name,
+        "images": some[0].images,
+        "recalls": [one.recall or 0.0 for one in some],
+        "range": _range(some),
+    }
 
 
-def _settings(runs: Sequence[ComparedRun]) -> str:
-    """Return the settings of training.json that differ between the runs."""
+def _range(some: Sequence[ClassMetrics]) -> float:
+    """Return the difference of the highest and the lowest recall."""
+    recalls = [one.recall or 0.0 for one in some]
+    return max(recalls) - min(recalls)
+
+
+def _different_settings(runs: Sequence[ComparedRun]) -> list[tuple[str, list[str]]]:
+    """Return the settings of training.json that differ between the runs: the name and the value of each run."""
     flat = [_flat(one.settings) for one in runs]
-    some = [one for one in flat if one]
-    names = dict.fromkeys(name for one in some for name in one)
-    rows = [
-        f'<tr><th scope="row">{escape(name)}</th>'
-        + "".join(f"<td>{escape(one.get(name, MISSING))}</td>" for one in flat)
-        + "</tr>"
+    known = [one for one in flat if one]
+    names = dict.fromkeys(name for one in known for name in one)
+    return [
+        (name, [one.get(name, MISSING) for one in flat])
         for name in names
-        if len({one.get(name) for one in some}) > 1 and name != "recipe.source"  # a paragraph, and recipe_name says it
+        if len({one.get(name) for one in known}) > 1 and name != "recipe.source"  # a paragraph, and recipe_name says it
     ]
-    if not rows:
-        return ""
-    how = "From the runs' training.json: what is not written here was the same."
-    return f'<p class="how">{how}</p>' + _table("Settings", ("", *(one.letter for one in runs)), rows)
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:
@@ -284,11 +240,3 @@ def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:
         else:
             found[before + name] = MISSING if content is None else str(content)
     return found
-
-
-def _table(name: str, heads: Sequence[str], rows: Sequence[str], *, sortable: bool = False) -> str:
-    head = "".join(f'<th scope="col">{one}</th>' for one in heads)
-    kind = "numbers sortable" if sortable else "numbers"
-    return render_scrollable(
-        name, f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-    )

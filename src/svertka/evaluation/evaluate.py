@@ -148,8 +148,8 @@ class JointEvaluation:
             history=(),
             part=self.part,
             evaluation=self.ensemble,
-            picture=lambda index: pictures.read(index, SHOWN_SIDE),
-            picture_name=pictures.name,
+            read_image=lambda index: pictures.read(index, SHOWN_SIDE),
+            image_name=pictures.name,
             slices=error_slices(self.ensemble, pictures.read, torch.get_num_threads()),
         )
 

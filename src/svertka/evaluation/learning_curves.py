@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
+from markupsafe import Markup
+
 from svertka.pages.axes import Scale, fit_scale
-from svertka.pages.html_page import render_scrollable
 from svertka.pages.number_format import MISSING, NBSP, format_brief, format_number, format_percent
 from svertka.pages.svg_curves import Line, Panel, Reading, XAxis, render_curves
+from svertka.pages.templates import render_template
 from svertka.progress import duration
 
 Entry = Mapping[str, Any]
@@ -17,6 +19,9 @@ MAX_POINTS = 400  # of a curve
 FEW_RATES = 8  # up to so many rates they are a step schedule, drawn on a log axis
 MAX_FINDINGS = 12  # sentences shown
 HEIGHT, LOW_HEIGHT = 224, 72  # pixels
+COLUMNS = (
+    "epoch", "train loss, nats", "val loss, nats", "train error", "val error", "learning rate", "pictures/s", "time",
+)  # fmt: skip
 
 
 class LearningCurves:
@@ -50,12 +55,12 @@ class LearningCurves:
             said.setdefault(str(line.get("sentence", "")), epoch_name(metric(line, "epoch")))
         return [(when, sentence) for sentence, when in said.items()][:MAX_FINDINGS]
 
-    def curves_html(self) -> str:
+    def curves_html(self) -> Markup:
         """Return loss, top-1 error and learning rate by epoch as HTML; empty before the first step."""
         epochs = subsample(self.epochs, keep=self.best_epoch)
         marks = epochs or subsample(self.steps)
         if not marks:
-            return ""
+            return Markup()
         rates = subsample(self.steps) or epochs
         smooth = bucket_means(self.steps, ("epoch", "loss", "error"))
         panels = [
@@ -71,37 +76,36 @@ class LearningCurves:
         label = f"kept: {epoch_name(metric(self.best_epoch, 'epoch'))}" if self.best_epoch is not None else ""
         return render_curves(panels, axis, readings, mark, label)
 
-    def table_html(self) -> str:
+    def table_html(self) -> Markup:
         """Return the numbers of the curves as an HTML table; empty before the first epoch."""
         shown = subsample(self.epochs, keep=self.best_epoch)
         if not shown:
-            return ""
-        rows = "".join(
-            f"<tr><th scope=row>{metric(line, 'epoch'):g}</th>"
-            f"<td>{format_number(metric(line, 'train_loss'))}</td><td>{format_number(metric(line, 'val_loss'))}</td>"
-            f"<td>{format_percent(metric(line, 'train_error'))}</td>"
-            f"<td>{format_percent(metric(line, 'val_error'))}</td>"
-            f"<td>{format_brief(metric(line, 'learning_rate'))}</td>"
-            f"<td>{_whole(metric(line, 'images_per_second'))}</td>"
-            f"<td>{_time(metric(line, 'seconds'))}</td></tr>"
-            for line in shown
-        )
+            return Markup()
         title = "The numbers" if len(shown) == len(self.epochs) else f"The numbers of {len(shown)} of these epochs"
-        table = (
-            '<table class="numbers"><thead><tr><th scope=col>epoch</th><th scope=col>train loss, nats</th>'
-            "<th scope=col>val loss, nats</th><th scope=col>train error</th><th scope=col>val error</th>"
-            "<th scope=col>learning rate</th><th scope=col>pictures/s</th><th scope=col>time</th></tr></thead>"
-            f"<tbody>{rows}</tbody></table>"
-        )
-        return f"<details><summary>{title}</summary>{render_scrollable(title, table)}</details>"
+        rows = [
+            (
+                f"{metric(line, 'epoch'):g}",
+                (
+                    format_number(metric(line, "train_loss")),
+                    format_number(metric(line, "val_loss")),
+                    format_percent(metric(line, "train_error")),
+                    format_percent(metric(line, "val_error")),
+                    format_brief(metric(line, "learning_rate")),
+                    _whole(metric(line, "images_per_second")),
+                    _time(metric(line, "seconds")),
+                ),
+            )
+            for line in shown
+        ]
+        return render_template("epochs_table.html", title=title, columns=COLUMNS, rows=rows)
 
-    def lr_finder_html(self) -> str:
+    def lr_finder_html(self) -> Markup:
         """Return the curve of the learning-rate finder as HTML; empty if it did not run."""
         line = next(reversed(self._of("range_test")), None)
         pairs = list(zip(line.get("learning_rate") or [], line.get("loss") or [], strict=False)) if line else []
         points = [(float(x), _float(y)) for x, y in pairs if _float(x) > 0]
         if line is None or len(points) < 2:
-            return ""
+            return Markup()
         chosen = _float(line.get("chosen"))
         rates, losses = [x for x, _ in points], [y for _, y in points]
         scale = Scale("log", min(rates), max(rates) * 1.001)

@@ -1,50 +1,45 @@
 """The reliability diagram: accuracy against confidence."""
 
+from markupsafe import Markup
+
 from svertka.evaluation.calibration import BINS, Calibration, ConfidenceBin
 from svertka.pages.axes import Scale
 from svertka.pages.number_format import MISSING, NBSP, format_count, format_percent
-from svertka.pages.svg_curves import Line, Panel, Reading, XAxis, render_curves
+from svertka.pages.svg_curves import Line, LineStyle, Panel, Reading, XAxis, render_curves
+from svertka.pages.templates import render_template
 
 HEIGHT = 288  # pixels
+MIN_DIFFERENCE = 0.01  # of mean confidence and accuracy below which neither is called larger
 
 
-def reliability_html(calibration: Calibration) -> str:
+def reliability_html(calibration: Calibration) -> Markup:
     """Return the section as HTML; empty if no image was evaluated."""
     if not calibration.bins:
-        return ""
-    said = _sentence(calibration)
-    how = (
-        "The pictures in groups by the probability of the class they were given: solid is the share of them that is "
-        "right, grey where it would be if probabilities were exact, dashed after all "
-        "scores were divided by one number, the temperature, chosen for each half of the pictures on the other half "
-        '(<a href="https://arxiv.org/abs/1706.04599">Guo et al. 2017, §2 and §4.2</a>).'
-    )
-    return f'<p>{said}</p><p class="how">{how}</p>{_figure(calibration)}'
-
-
-def _sentence(calibration: Calibration) -> str:
+        return Markup()
     images = sum(one.images for one in calibration.bins)
-    sure = sum(one.images * one.confidence for one in calibration.bins) / images
-    right = sum(one.images * one.accuracy for one in calibration.bins) / images
-    much = "too sure of itself" if sure > right else "not sure enough"
-    judged = f"On average it is {format_percent(sure)} sure and {format_percent(right)} right"
-    verdict = f": {much}" if abs(sure - right) >= 0.01 else ""
-    return (
-        f"{judged}{verdict}. Expected calibration error {format_percent(calibration.error)}; with a temperature of "
-        f"{calibration.temperature:.2f} it is {format_percent(calibration.scaled_error)}."
+    confidence = sum(one.images * one.confidence for one in calibration.bins) / images
+    accuracy = sum(one.images * one.accuracy for one in calibration.bins) / images
+    verdict = "overconfident" if confidence > accuracy else "underconfident"
+    return render_template(
+        "reliability.html",
+        calibration=calibration,
+        confidence=confidence,
+        accuracy=accuracy,
+        verdict=verdict if abs(confidence - accuracy) >= MIN_DIFFERENCE else "",
+        curves=_curves(calibration),
     )
 
 
-def _figure(calibration: Calibration) -> str:
+def _curves(calibration: Calibration) -> Markup:
     share = Scale("linear", 0.0, 1.0)
     lines = [Line("", [0, 100], [0, 1], "faint"), _line("scaled", calibration.scaled_bins, "dashed")]
-    lines.append(_line("as it is", calibration.bins, "solid"))
+    lines.append(_line("unscaled", calibration.bins, "solid"))
     panel = Panel("Right", share, lines, lambda value: f"{100 * value:.0f}{NBSP}%", HEIGHT)
     scale = Scale("linear", 0.0, 100.0)
     readings = []
     for one in calibration.bins:
         low = int(min(one.confidence * BINS, BINS - 1))
-        between = f"{100 * low / BINS:.0f} to {100 * (low + 1) / BINS:.0f}{NBSP}% sure"
+        between = f"{100 * low / BINS:.0f} to {100 * (low + 1) / BINS:.0f}{NBSP}% confident"
         readings.append(
             Reading(
                 100 * one.confidence,
@@ -52,8 +47,8 @@ def _figure(calibration: Calibration) -> str:
                 [f"{format_percent(one.accuracy)} of {format_count(one.images, 'picture')} right"],
             )
         )
-    return render_curves([panel], XAxis("% sure", scale, scale.ticks(5)), readings, None, MISSING)
+    return render_curves([panel], XAxis("% confident", scale, scale.ticks(5)), readings, None, MISSING)
 
 
-def _line(name: str, bins: tuple[ConfidenceBin, ...], style: "str") -> Line:
-    return Line(name, [100 * one.confidence for one in bins], [one.accuracy for one in bins], style)  # type: ignore[arg-type]
+def _line(name: str, bins: tuple[ConfidenceBin, ...], style: LineStyle) -> Line:
+    return Line(name, [100 * one.confidence for one in bins], [one.accuracy for one in bins], style)

@@ -3,18 +3,20 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 from PIL import Image
 
 from svertka.errors import PictureError
 from svertka.evaluation.confidence_intervals import Interval, wilson_interval
 from svertka.evaluation.metrics import Evaluation
 from svertka.pages.axes import Scale
-from svertka.pages.html_page import render_scrollable
 from svertka.pages.number_format import NBSP, format_brief, format_count, format_percent
 from svertka.pages.svg_curves import Line, Panel, Reading, XAxis, render_curves
+from svertka.pages.templates import render_template
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -25,7 +27,7 @@ HEIGHT = 120  # pixels of a chart
 
 
 @dataclass(frozen=True)
-class SliceBin:
+class PropertyBin:
     """The images whose value lies between `low` and `high`.
 
     Attributes:
@@ -52,23 +54,23 @@ class SliceBin:
 
 
 @dataclass(frozen=True)
-class Slice:
+class ErrorByProperty:
     """The error by one image property.
 
     Attributes:
         name: Name of the property.
         unit: Its unit.
         how: How it is measured.
-        groups: Bins with equally many images, ascending.
+        bins: Bins with equally many images, ascending.
     """
 
     name: str
     unit: str
     how: str
-    groups: tuple[SliceBin, ...]
+    bins: tuple[PropertyBin, ...]
 
 
-def error_slices(evaluation: Evaluation, read: Callable[[int], Pixels], threads: int) -> tuple[Slice, ...]:
+def error_slices(evaluation: Evaluation, read: Callable[[int], Pixels], threads: int) -> tuple[ErrorByProperty, ...]:
     """Return the error by brightness, size and sharpness; a property that all images share is left out.
 
     Args:
@@ -99,8 +101,8 @@ def error_slices(evaluation: Evaluation, read: Callable[[int], Pixels], threads:
         ("Size", "pixels", "the shorter side"),
         ("Sharpness", "grey levels", f"standard deviation of the Laplacian at {SIDE} pixels; blurred is low"),
     )
-    found = (Slice(*kind, _groups(values[:, k], wrong)) for k, kind in enumerate(kinds))
-    return tuple(one for one in found if len(one.groups) > 1)
+    found = (ErrorByProperty(*kind, _equal_bins(values[:, k], wrong)) for k, kind in enumerate(kinds))
+    return tuple(one for one in found if len(one.bins) > 1)
 
 
 def image_properties(picture: Pixels) -> tuple[float, float, float]:
@@ -117,7 +119,7 @@ def image_properties(picture: Pixels) -> tuple[float, float, float]:
     return brightness, float(shorter), float(laplacian.std())
 
 
-def _groups(values: npt.NDArray[np.float64], wrong: npt.NDArray[np.bool_]) -> tuple[SliceBin, ...]:
+def _equal_bins(values: npt.NDArray[np.float64], wrong: npt.NDArray[np.bool_]) -> tuple[PropertyBin, ...]:
     """Return bins with equally many images, as far as equal values allow."""
     number = min(MAX_BINS, len(values) // MIN_IMAGES_PER_BIN)
     if number < 2:
@@ -125,57 +127,44 @@ def _groups(values: npt.NDArray[np.float64], wrong: npt.NDArray[np.bool_]) -> tu
     edges = np.unique(np.quantile(values, np.linspace(0, 1, number + 1)[1:-1], method="higher"))
     place = np.searchsorted(edges, values, side="right")
     return tuple(
-        SliceBin(float(values[here].min()), float(values[here].max()), int(here.sum()), int(wrong[here].sum()))
+        PropertyBin(float(values[here].min()), float(values[here].max()), int(here.sum()), int(wrong[here].sum()))
         for here in (place == k for k in range(len(edges) + 1))
         if here.any()
     )
 
 
-def slices_html(found: Sequence[Slice], images: int) -> str:
+def slices_html(found: Sequence[ErrorByProperty], images: int) -> Markup:
     """Return the section as HTML, empty without slices; `images` is the number of evaluated images."""
     if not found:
-        return ""
-    looked = sum(group.images for group in found[0].groups)
-    of = f" Of {format_count(images, 'picture')} {looked:,} were measured, drawn at random." if looked < images else ""
-    how = (
-        "The pictures in groups of equally many, from low to high values: the line is the error in each, grey its 95 % "
-        f"confidence interval.{of} Where it rises, train on more pictures of that kind."
+        return Markup()
+    return render_template(
+        "slices.html",
+        slices=[_describe(one) for one in found],
+        measured=sum(one.images for one in found[0].bins),
+        images=images,
     )
-    return f'<p class="how">{how}</p>' + "".join(_chart(one) for one in found)
 
 
-def _chart(condition: Slice) -> str:
-    groups = condition.groups
-    x = [float(k) for k in range(1, len(groups) + 1)]
-    low, high = zip(*(group.interval for group in groups), strict=True)
-    top = max(high)
+def _describe(of_property: ErrorByProperty) -> dict[str, Any]:
+    """Return what the template shows of one property."""
+    bins, unit = of_property.bins, of_property.unit
+    ranges = [f"{format_brief(round(one.low, 1))} to {format_brief(round(one.high, 1))}{NBSP}{unit}" for one in bins]
+    x = [float(k) for k in range(1, len(bins) + 1)]
+    low, high = zip(*(one.interval for one in bins), strict=True)
     lines = [
         Line("", x, low, "faint"),
         Line("", x, high, "faint"),
-        Line("error", x, [group.error for group in groups], "solid"),
+        Line("error", x, [one.error for one in bins], "solid"),
     ]
-    title = f"{condition.name}: {condition.how}"
-    panel = Panel(title, Scale("linear", 0.0, top), lines, lambda share: f"{100 * share:g}{NBSP}%", HEIGHT)
+    title = f"{of_property.name}: {of_property.how}"
+    panel = Panel(title, Scale("linear", 0.0, max(high)), lines, lambda share: f"{100 * share:g}{NBSP}%", HEIGHT)
     readings = [
-        Reading(
-            place,
-            f"{format_brief(round(group.low, 1))} to {format_brief(round(group.high, 1))}{NBSP}{condition.unit}",
-            [f"{format_percent(group.error)} of {format_count(group.images, 'picture')} wrong"],
-        )
-        for place, group in zip(x, groups, strict=True)
+        Reading(place, name, [f"{format_percent(one.error)} of {format_count(one.images, 'picture')} wrong"])
+        for place, name, one in zip(x, ranges, bins, strict=True)
     ]
-    scale = Scale("linear", 0.5, len(groups) + 0.5)
-    rows = "".join(
-        f'<tr><th scope="row">{reading.name}</th><td>{group.images:,}</td><td>{format_percent(group.error)}</td>'
-        f"<td>{format_percent(group.interval[0])} to {format_percent(group.interval[1])}</td></tr>"
-        for reading, group in zip(readings, groups, strict=True)
-    )
-    table = (
-        '<table class="numbers"><thead>'
-        f'<tr><th scope="col">{condition.name.lower()}</th><th scope="col">pictures</th><th scope="col">error</th>'
-        f'<th scope="col">95 % interval</th></tr></thead><tbody>{rows}</tbody></table>'
-    )
-    numbers = f"<details><summary>The numbers</summary>{render_scrollable(condition.name, table)}</details>"
-    return (
-        f'<div class="condition">{render_curves([panel], XAxis("group", scale, x), readings, None, "")}{numbers}</div>'
-    )
+    axis = XAxis("group", Scale("linear", 0.5, len(bins) + 0.5), x)
+    return {
+        "name": of_property.name,
+        "curves": render_curves([panel], axis, readings, None, ""),
+        "bins": list(zip(ranges, bins, strict=True)),
+    }

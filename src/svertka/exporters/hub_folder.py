@@ -11,7 +11,7 @@ from svertka.graph.summary import count_network
 from svertka.run import Run
 from svertka.tensor_files import write_tensors
 from svertka.training.config import Settings
-from svertka.training.training_report import facts
+from svertka.training.training_report import describe_training
 
 CARD_FILE = "README.md"
 FRONT_MATTER = """---
@@ -87,7 +87,7 @@ def _training(run: str, classifier: Classifier) -> list[str]:
     # Where it lay on the trainer's disk is nobody's business.
     settings = settings.model_copy(update={"source": Path(settings.source).name})
     made = ", ".join(f"{name} {number}" for name, number in settings.versions.items())
-    shown = [*facts(classifier, settings), ("made with", made), ("data fingerprint", settings.fingerprint)]
+    shown = [*describe_training(classifier, settings), ("made with", made), ("data fingerprint", settings.fingerprint)]
     return _literal([f"{label:<16}  {value}" for label, value in shown])
 
 

@@ -15,7 +15,7 @@ from svertka.device import choose_device, preserves_settings, set_threads
 from svertka.errors import DataError, PictureError
 from svertka.evaluation.held_out import TrainingImageFilter
 from svertka.localization.heatmap import Region, heat, region
-from svertka.localization.overlays import PAGE, Album
+from svertka.localization.overlays import PAGE, OverlayFolder
 from svertka.localization.pointing_game import Point, Pointing
 from svertka.localization.score_maps import Locator, scores
 from svertka.output_paths import HTML, output_folder
@@ -111,7 +111,7 @@ def locate(
     locator = Locator(run if isinstance(run, Classifier) else Classifier.load(run, place, of_patches=True))
     everything = all_of(pictures)
     annotations = _annotations(boxes, [path for path, _ in everything], locator.names)
-    album = None if output is None else Album(output_folder(output, PAGE, HTML, overwrite=overwrite))
+    album = None if output is None else OverlayFolder(output_folder(output, PAGE, HTML, overwrite=overwrite))
     pointing, admission = Pointing(), TrainingImageFilter(run, include_training=include_training)
     decoding = Decoding.up_to(max_pixels).within(locator.preprocess.intensity_range)
     found = []
@@ -155,7 +155,7 @@ def _found(
     top: int,
     annotation: Annotation | None,
     pointing: Pointing | None,
-    album: Album | None,
+    album: OverlayFolder | None,
 ) -> Found:
     height, width = rgb.shape[:2]
     if annotation is not None:

@@ -1,7 +1,7 @@
-"""Pictures with what was found in them drawn over: PNG files, and a page that shows them all.
+"""Overlays: images with a heat map and boxes drawn over them, as PNG files and a page that shows them all.
 
 FOLDER/index.html       opens offline
-       overlays/        a PNG a picture, in order, at most `LONGEST` pixels a side
+       overlays/        a PNG file per image, in order, at most 1024 pixels a side
 """
 
 import io
@@ -17,82 +17,90 @@ from svertka.data.bounding_boxes import Annotation, Box
 from svertka.data.dataset import Pixels
 from svertka.files import storage_errors, write_atomic
 from svertka.localization.heatmap import Heat, Region
-from svertka.pages.html_page import bidi_isolate, render_page
+from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import shrink
 from svertka.pages.number_format import format_count, format_percent
-from svertka.pages.templates import escape
+from svertka.pages.templates import render_template
 
 PAGE = "index.html"
-LONGEST = 1024
-SHOWN = 288  # CSS pixels of a picture on the page
-VEIL = 0.75  # how much of the cold parts the grey hides
-GREY, WHITE, BLACK, MARK = (128, 128, 128), (255, 255, 255), (0, 0, 0), (11, 92, 173)
+MAX_SIDE = 1024  # pixels of an overlay
+SHOWN_SIDE = 288  # CSS pixels of an overlay on the page
+VEIL = 0.75  # opacity of the grey over the coldest parts
+GREY, WHITE, BLACK, BLUE = (128, 128, 128), (255, 255, 255), (0, 0, 0), (11, 92, 173)
 
 
-class Album:
-    """A folder of overlays that grows picture by picture, and its page."""
+class OverlayFolder:
+    """A folder of overlays, to which images are added, and its page.
+
+    Args:
+        folder: The folder; created if needed.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.figures: list[str] = []
+        self._shown: list[dict[str, Any]] = []
         with storage_errors(folder):
             (folder / "overlays").mkdir(parents=True, exist_ok=True)
 
     def add(
-        self, path: str, rgb: Pixels, hot: Heat, found: Region, score: float, annotation: Annotation | None
+        self, path: str, image: Pixels, heat: Heat, found: Region, score: float, annotation: Annotation | None
     ) -> Path:
-        """Draw one picture (H, W, 3) uint8; the file that it was written into.
+        """Write the overlay of one image and return its file.
+
+        Args:
+            path: Path of the image.
+            image: The image, (H, W, 3) uint8.
+            heat: Heat map of the class found, (h, w).
+            found: Where the class was found.
+            score: Score of the class, 0 to 1.
+            annotation: Known boxes.
 
         Raises:
-            StorageError: the disk is full.
+            StorageError: The disk is full.
         """
         stem = re.sub(r"[^\w.-]", "_", Path(path).stem)
-        name = f"{len(self.figures):04}-{stem}.png"
-        picture = overlay(rgb, hot, found, annotation.boxes if annotation else ())
+        address = f"overlays/{len(self._shown):04}-{stem}.png"
+        overlay = draw_overlay(image, heat, found, annotation.boxes if annotation else ())
         buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "PNG")
-        file = self.folder / "overlays" / name
-        write_atomic(file, buffer.getvalue())
-        height, width = picture.shape[:2]
-        scale = SHOWN / max(height, width)
-        label = f"{found.box.name} in {Path(path).name}"
-        self.figures.append(
-            f'<figure><a href="overlays/{name}"><img width="{round(width * scale)}" height="{round(height * scale)}" '
-            f'loading="lazy" alt="{escape(label)}" src="overlays/{name}"></a>'
-            f"<figcaption>{bidi_isolate(found.box.name)} {score:.3f}<br>"
-            f'<span class="quiet">{bidi_isolate(Path(path).name)}</span></figcaption></figure>'
+        Image.fromarray(overlay).save(buffer, "PNG")
+        write_atomic(self.folder / address, buffer.getvalue())
+        height, width = overlay.shape[:2]
+        scale = SHOWN_SIDE / max(height, width)
+        self._shown.append(
+            {
+                "address": address,
+                "width": round(width * scale),
+                "height": round(height * scale),
+                "name": found.box.name,
+                "score": score,
+                "file": Path(path).name,
+            }
         )
-        return file
+        return self.folder / address
 
     def write_page(self, judgement: dict[str, Any] | None) -> Path:
-        """Write the page, with the figures of `judgement` (of `Pointing.to_dict`) above the pictures; its file."""
-        sentence = f"What was found in {format_count(len(self.figures), 'picture')}, and where"
-        how = (
-            "Grey hides what does not speak for the class. The ring is on the spot that speaks most, the blue box "
-            "around what speaks half as much or more; boxes that were given are black and white."
-        )
-        said = in_words(judgement) if judgement else ""
-        judged = f"<p>{escape(said[0].upper() + said[1:])}.</p>" if said else ""
-        body = (
-            f'<main><header><h1>{escape(sentence)}</h1><p class="how">{how}</p>{judged}</header>'
-            f'<section class="plates">{"".join(self.figures)}</section></main>'
-        )
+        """Write the page, with the result of the pointing game if there is one, and return its file."""
+        verdict = describe_pointing(judgement) if judgement else ""
+        body = render_template("overlays.html", overlays=self._shown, verdict=verdict[:1].upper() + verdict[1:])
         file = self.folder / PAGE
         write_atomic(file, render_page("locate – svertka", body, kind="overlays", beside=True).encode())
         return file
 
 
-def in_words(judgement: dict[str, Any]) -> str:
-    """One sentence of what `Pointing.to_dict` gave, and `Scope.to_dict`, where that is known."""
+def describe_pointing(judgement: dict[str, Any]) -> str:
+    """Return a judgement of `Located` as a sentence without a capital letter and a period."""
     training = judgement.get("training_images", 0)
     left_out = format_count(training, "picture") + " that trained the network left out (--include-training)"
     if not judgement["pictures"]:
         reason = left_out if training else "no picture has a box"
-        return f"{reason}, so nothing was judged"
+        return f"{reason}, so nothing was evaluated"
     small = judgement["small"]
     text = (
-        f"the spot lies in a box in {format_percent(judgement['hits'])} of {judgement['pictures']} cases; "
-        f"the centre of the picture would in {format_percent(judgement['centre_hits'])}"
+        f"the point lies in a box in {format_percent(judgement['hits'])} of {judgement['pictures']} cases; "
+        f"the center of the picture would in {format_percent(judgement['centre_hits'])}"
     )
     if small["pictures"]:
         text += (
@@ -100,34 +108,41 @@ def in_words(judgement: dict[str, Any]) -> str:
             f"{format_percent(small['covered'])} covered"
         )
     if training:
-        trained = f"{format_count(training, 'picture')} of these trained the network: the figures are too good"
+        trained = f"{format_count(training, 'picture')} of these trained the network, so these shares are too high"
         text += f"; {trained if judgement['includes_training'] else left_out}"
     return text
 
 
-def overlay(rgb: Pixels, hot: Heat, found: Region, boxes: tuple[Box, ...]) -> Pixels:
-    """`rgb` (H, W, 3) uint8, at most `LONGEST` pixels a side, with grey over what is cold in `hot`, and `found` drawn.
+def draw_overlay(image: Pixels, heat: Heat, found: Region, boxes: tuple[Box, ...]) -> Pixels:
+    """Draw grey over the cold parts of `image`, and the region found.
 
-    The box found is blue, its spot a ring; `boxes`, those that are known, are black and white.
+    Args:
+        image: The image, (H, W, 3) uint8.
+        heat: Heat map, (h, w).
+        found: The region, drawn as a blue box with a ring around its peak.
+        boxes: Known boxes, drawn in black and white.
+
+    Returns:
+        The overlay, (H, W, 3) uint8, reduced to at most 1024 pixels a side.
     """
-    small = shrink(rgb, LONGEST)
+    small = shrink(image, MAX_SIDE)
     height, width = small.shape[:2]
     share = np.asarray(
-        Image.fromarray(hot / max(float(hot.max()), 1e-12)).resize((width, height), Image.Resampling.BILINEAR)
+        Image.fromarray(heat / max(float(heat.max()), 1e-12)).resize((width, height), Image.Resampling.BILINEAR)
     )
     veil = VEIL * (1 - share.clip(0, 1))[..., None]
-    image = Image.fromarray(np.rint(small * (1 - veil) + np.array(GREY) * veil).astype(np.uint8))
-    scale = width / rgb.shape[1], height / rgb.shape[0]
-    draw, line = ImageDraw.Draw(image), math.ceil(max(width, height) / SHOWN)  # a CSS pixel of the page or more
+    canvas = Image.fromarray(np.rint(small * (1 - veil) + np.array(GREY) * veil).astype(np.uint8))
+    scale = width / image.shape[1], height / image.shape[0]
+    draw, line = ImageDraw.Draw(canvas), math.ceil(max(width, height) / SHOWN_SIDE)  # at least one CSS pixel
     for box in boxes:
-        for inset, colour in ((0, BLACK), (line, WHITE)):
-            draw.rectangle(_edges(box, scale, inset), outline=colour, width=line)
+        for inset, color in ((0, BLACK), (line, WHITE)):
+            draw.rectangle(_edges(box, scale, inset), outline=color, width=line)
     draw.rectangle(_edges(found.box, scale), outline=WHITE, width=4 * line)
-    draw.rectangle(_edges(found.box, scale, inset=line), outline=MARK, width=2 * line)
+    draw.rectangle(_edges(found.box, scale, inset=line), outline=BLUE, width=2 * line)
     x, y = found.peak[0] * scale[0], found.peak[1] * scale[1]
-    for radius, colour, width_of in ((6 * line, WHITE, 4 * line), (5 * line, MARK, 2 * line)):
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=width_of)
-    return np.asarray(image)
+    for radius, color, line_width in ((6 * line, WHITE, 4 * line), (5 * line, BLUE, 2 * line)):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=color, width=line_width)
+    return np.asarray(canvas)
 
 
 def _edges(box: Box, scale: tuple[float, float], inset: int = 0) -> tuple[float, float, float, float]:

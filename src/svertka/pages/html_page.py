@@ -37,16 +37,6 @@ def bidi_isolate(text: str) -> Markup:
     return Markup("<bdi>{}</bdi>").format(escape(text))
 
 
-def render_section(name: str, title: str, body: str) -> str:
-    """Return a section with the address "#name"; empty if `body` (HTML) is."""
-    return f'<section id="{name}"><h2>{title}</h2>{body}</section>' if body else ""
-
-
-def render_scrollable(name: str, table: str) -> str:
-    """Return `table` (HTML) in a frame that scrolls sideways on narrow pages; `name` is its accessible name."""
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">{table}</div>'
-
-
 def render_page(title: str, body: str, *, kind: str = "report", beside: bool = False, served: bool = False) -> str:
     """Return a complete HTML document with its style and scripts inside.
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 from PIL import Image
 
-from svertka.pages.templates import escape
+from svertka.pages.templates import render_template
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -33,7 +34,7 @@ def to_data_uri(image: Pixels, *, exact: bool) -> str:
     return "data:image/webp;base64," + base64.b64encode(encode_webp(image, exact=exact)).decode()
 
 
-def render_image(image: Pixels, side: int, alt: str) -> str:
+def render_image(image: Pixels, side: int, alt: str) -> Markup:
     """Return an `<img>` of `image` (H, W, 1 | 3) uint8, at most `side` CSS pixels wide and high."""
     height, width = image.shape[:2]
     scale = _enlargement(image, side) or side / max(height, width)
@@ -45,14 +46,7 @@ def render_image(image: Pixels, side: int, alt: str) -> str:
     )
 
 
-def render_figure(image: Pixels | None, side: int, alt: str, lines: Sequence[str]) -> str:
-    """Return a `<figure>` of `image` with `lines` (HTML) as caption; None stands for an unreadable image."""
-    unreadable = f'<span class="unreadable" role="img" aria-label="{escape(alt)}">cannot be read</span>'
-    drawn = unreadable if image is None else render_image(image, side, alt)
-    return f'<figure><div class="frame">{drawn}</div><figcaption>{"".join(lines)}</figcaption></figure>'
-
-
-def render_strip(images: Sequence[Pixels], side: int, alt: str) -> str:
+def render_strip(images: Sequence[Pixels], side: int, alt: str) -> Markup:
     """Return an `<img>` of `images` in a row, one pixel apart, each at most `side` CSS pixels wide and high.
 
     Larger images are cropped to their central squares.
@@ -122,6 +116,5 @@ def _image(image: Pixels) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image))
 
 
-def _img(source: str, width: int, height: int, alt: str, *, crisp: bool) -> str:
-    kind = "crisp" if crisp else "smooth"
-    return f'<img class="{kind}" width="{width}" height="{height}" alt="{escape(alt)}" decoding="async" src="{source}">'
+def _img(uri: str, width: int, height: int, alt: str, *, crisp: bool) -> Markup:
+    return render_template("image.html", uri=Markup(uri), width=width, height=height, alt=alt, crisp=crisp)

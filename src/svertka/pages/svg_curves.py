@@ -8,11 +8,13 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from markupsafe import Markup
 
 from svertka.pages.axes import Scale
 from svertka.pages.number_format import format_brief
-from svertka.pages.templates import escape
+from svertka.pages.templates import render_template
 
 WIDTH = 1000  # range of the x coordinates inside a plot
 LineStyle = Literal["solid", "dashed", "dotted", "mixed", "faint", "steps"]
@@ -67,7 +69,7 @@ class XAxis:
 
 def render_curves(
     panels: Sequence[Panel], axis: XAxis, readings: Sequence[Reading], mark: int | None, label: str
-) -> str:
+) -> Markup:
     """Render the panels as one HTML figure.
 
     Args:
@@ -77,57 +79,75 @@ def render_curves(
         mark: index of the reading to highlight, or None.
         label: text at the highlighted reading.
     """
-    shown = readings[-1 if mark is None else mark] if readings else None
-    parts = []
-    for number, panel in enumerate(panels):
-        said = shown.texts[number] if shown else ""
-        if shown and number == 0:
-            said = f"{shown.name} · {said}"
-        inside = _grid(panel, axis) + _marked(panel, axis, None if mark is None else readings[mark])
-        if number == 0 and mark is not None:
-            place = axis.scale.place(readings[mark].x)
-            anchor = "start" if place < 0.5 else "end"
-            inside += f'<text class="mark" x="{place:.2%}" y="-8" text-anchor="{anchor}">{escape(label)}</text>'
-        inside += _end_labels(panel)
-        if number == len(panels) - 1:
-            inside += _x_labels(panel.height, axis)
-        described = f"{panel.full_title} against {axis.title}. {said}"
-        parts.append(
-            f'<div class="panel"><div class="head"><h3>{escape(panel.full_title)}</h3>'
-            f"<output>{escape(said)}</output></div>"
-            f'<svg height="{panel.height}" role="img" aria-label="{escape(described)}">{inside}'
-            f'<line class="cursor" x1="0" x2="0" y1="0" y2="{panel.height}"/></svg></div>'
-        )
+    marked = None if mark is None else readings[mark]
+    shown = marked or (readings[-1] if readings else None)
+    drawn = [_describe_panel(panel, number, axis, shown, marked) for number, panel in enumerate(panels)]
     data = {
         "places": [round(axis.scale.place(reading.x), 4) for reading in readings],
         "names": [reading.name for reading in readings],
         "texts": [list(reading.texts) for reading in readings],
         "rest": len(readings) - 1 if mark is None else mark,
     }
-    read = escape(json.dumps(data, ensure_ascii=False))
-    return f'<figure class="curves" data-readings="{read}">{"".join(parts)}</figure>'
+    return render_template(
+        "curves.html",
+        panels=drawn,
+        readings=json.dumps(data, ensure_ascii=False),
+        width=WIDTH,
+        mark=marked and _describe_mark(marked, axis, label),
+        ticks=[(_percent_of_width(axis, tick), format_brief(tick)) for tick in axis.ticks],
+        axis=axis.title,
+    )
 
 
-def _grid(panel: Panel, axis: XAxis) -> str:
-    """Return the grid lines with their values, and the curves."""
-    parts = []
-    for tick in panel.scale.ticks(max(3, panel.height // 40)):
-        y = panel.height * (1 - panel.scale.place(tick))
-        parts.append(f'<line class="hair" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="-8" y="{y + 5:.1f}" text-anchor="end">{escape(panel.text(tick))}</text>')
-    paths: list[str] = []
-    dots: list[str] = []
+def _describe_panel(
+    panel: Panel, number: int, axis: XAxis, shown: Reading | None, marked: Reading | None
+) -> dict[str, Any]:
+    """Return what the template draws in a panel; `shown` is the reading beside its title."""
+    reading = shown.texts[number] if shown else ""
+    if shown and number == 0:
+        reading = f"{shown.name} · {reading}"
+    ticks = panel.scale.ticks(max(3, panel.height // 40))
+    paths, dots = _paths_and_dots(panel, axis)
+    return {
+        "title": panel.full_title,
+        "reading": reading,
+        "description": f"{panel.full_title} against {axis.title}. {reading}",
+        "height": panel.height,
+        "grid": [(_y(panel, tick), panel.text(tick)) for tick in ticks],
+        "paths": paths,
+        "dots": dots,
+        "marked": [_y(panel, y) for y in _values_at(panel, marked)],
+        "names": _end_labels(panel, axis),
+    }
+
+
+def _describe_mark(marked: Reading, axis: XAxis, label: str) -> dict[str, str]:
+    """Return the place and the text of the highlighted reading."""
+    anchor = "start" if axis.scale.place(marked.x) < 0.5 else "end"
+    return {"x": _percent_of_width(axis, marked.x), "anchor": anchor, "label": label}
+
+
+def _percent_of_width(axis: XAxis, x: float) -> str:
+    return f"{axis.scale.place(x):.2%}"
+
+
+def _y(panel: Panel, value: float) -> float:
+    """Return the y coordinate of `value`, pixels from the top of the panel."""
+    return round(panel.height * (1 - panel.scale.place(value)), 1)
+
+
+def _paths_and_dots(panel: Panel, axis: XAxis) -> tuple[list[tuple[LineStyle, str]], list[tuple[str, float]]]:
+    """Return the curves as (style, path data), and points without neighbors as (x, y)."""
+    paths: list[tuple[LineStyle, str]] = []
+    dots: list[tuple[str, float]] = []
     for line in panel.lines:
         runs = _runs(line, panel, axis)
         if line.style != "faint":
-            alone = [run[0] for run in runs if len(run) == 1]
-            dots += [f'<circle cx="{x / WIDTH:.2%}" cy="{y:.1f}" r="3"/>' for x, y in alone]
+            dots += [(f"{run[0][0] / WIDTH:.2%}", round(run[0][1], 1)) for run in runs if len(run) == 1]
         drawn = "".join(_path(run, steps=line.style == "steps") for run in runs if len(run) > 1)
         if drawn:
-            paths.append(f'<path class="{line.style}" d="{drawn}"/>')
-    # Stretched along x only; strokes keep their width (vector-effect in base.css).
-    plot = f'<svg width="100%" height="{panel.height}" viewBox="0 0 {WIDTH} {panel.height}" preserveAspectRatio="none">'
-    return "".join(parts) + f"{plot}{''.join(paths)}</svg>" + "".join(dots)
+            paths.append((line.style, drawn))
+    return paths, dots
 
 
 def _runs(line: Line, panel: Panel, axis: XAxis) -> list[list[tuple[float, float]]]:
@@ -148,41 +168,25 @@ def _path(run: Sequence[tuple[float, float]], *, steps: bool) -> str:
     return "".join(parts)
 
 
-def _marked(panel: Panel, axis: XAxis, reading: Reading | None) -> str:
-    """Return the highlighted x as a line through the panel, with a dot on each named curve."""
-    if reading is None:
-        return ""
-    place = f"{axis.scale.place(reading.x):.2%}"
-    parts = [f'<line class="mark" x1="{place}" x2="{place}" y1="0" y2="{panel.height}"/>']
-    for line in panel.lines:
-        for x, y in zip(line.x, line.y, strict=True):
-            if line.name and x == reading.x and math.isfinite(y):
-                y = panel.height * (1 - panel.scale.place(y))
-                parts.append(f'<circle class="mark" cx="{place}" cy="{y:.1f}" r="4"/>')
-    return "".join(parts)
+def _values_at(panel: Panel, marked: Reading | None) -> list[float]:
+    """Return the values of the named curves at the highlighted x."""
+    if marked is None:
+        return []
+    named = [line for line in panel.lines if line.name]
+    return [y for line in named for x, y in zip(line.x, line.y, strict=True) if x == marked.x and math.isfinite(y)]
 
 
-def _end_labels(panel: Panel) -> str:
-    """Return the curves' names at their ends, moved apart where they would overlap."""
+def _end_labels(panel: Panel, axis: XAxis) -> list[tuple[str, float, str]]:
+    """Return the curves' names with their places at the ends, (x, y, name), moved apart where they would overlap."""
     ends = []
     for line in panel.lines:
-        last = next((y for y in reversed(line.y) if math.isfinite(y)), None)
-        if line.name and last is not None:
-            ends.append((panel.height * (1 - panel.scale.place(last)), line.name))
+        points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
+        if line.name and points:
+            x, y = points[-1]
+            ends.append((panel.height * (1 - panel.scale.place(y)), _percent_of_width(axis, x), line.name))
     ends.sort()
     places: list[float] = []
-    for y, _ in ends:
+    for y, _, _ in ends:
         places.append(max(y, places[-1] + LABEL_HEIGHT) if places else y)
     sink = max(0.0, places[-1] - panel.height) if places else 0.0
-    return "".join(
-        f'<text class="name" x="100%" dx="8" y="{place - sink + 5:.1f}">{escape(name)}</text>'
-        for place, (_, name) in zip(places, ends, strict=True)
-    )
-
-
-def _x_labels(height: int, axis: XAxis) -> str:
-    parts = [
-        f'<text x="{axis.scale.place(tick):.2%}" y="{height + 20}" text-anchor="middle">{format_brief(tick)}</text>'
-        for tick in axis.ticks
-    ]
-    return "".join(parts) + f'<text x="100%" dx="16" y="{height + 20}">{escape(axis.title)}</text>'
+    return [(x, round(place - sink + 5, 1), name) for place, (_, x, name) in zip(places, ends, strict=True)]

@@ -10,7 +10,13 @@ from markupsafe import Markup
 from svertka.escaping import replace_forbidden
 from svertka.pages.number_format import format_brief, format_count, format_number, format_percent
 
-FILTERS = {"brief": format_brief, "count": format_count, "number": format_number, "percent": format_percent}
+FILTERS = {
+    "brief": format_brief,
+    "count": format_count,
+    "integer": "{:,}".format,
+    "number": format_number,
+    "percent": format_percent,
+}
 
 
 def render_template(name: str, **values: Any) -> Markup:

@@ -167,7 +167,7 @@ def train_run(options: Options) -> Run:
         measurement = measure(resolved, prepared)
         settings = _settings(resolved, prepared, measurement)
         parts, run = prepared.parts, Run(folder)
-        lines = training_report.facts(prepared.classifier, settings, measurement.seconds)
+        lines = training_report.describe_training(prepared.classifier, settings, measurement.seconds)
         for line in time_estimate.table([*lines, *parts.shown_part(prepared.preprocess)]):
             say(line)
         few = parts.few(is_repeated=options.is_repeated)

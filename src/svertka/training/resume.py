@@ -175,7 +175,7 @@ def train_to_the_end(
             for sentence in judged.warnings:
                 say(sentence)
             with working("writing the report"):
-                training_report.write(run, settings, images, judged, part)
+                training_report.write_training_report(run, settings, images, judged, part)
         distributed.barrier()
         return run
 
@@ -207,7 +207,7 @@ def _explained(run: Run, settings: Settings, parts: Parts, state: State, log: Lo
         sentence = f"training diverged: {error}; {kept} are in {run.folder}; {advice}"
         if log:
             log.write("health", epoch=None, step=state.step, finding="diverged", sentence=sentence)
-            training_report.write(run, settings, parts, None, "val")
+            training_report.write_training_report(run, settings, parts, None, "val")
         raise TrainingError(sentence) from error
     except RuntimeError as error:
         if distributed.world_size() == 1 or not distributed.is_peer_lost(error):

@@ -1,10 +1,9 @@
-"""What a finished training leaves for people: report.html, from the run folder and the pictures."""
+"""The report of a training: its settings in words, and report.html."""
 
 import torch
 
 from svertka.classifier import Classifier
 from svertka.data.bounding_boxes import BACKGROUND
-from svertka.data.dataset import Pixels
 from svertka.device import describe_device
 from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
@@ -17,34 +16,42 @@ from svertka.training.data_splits import Parts
 from svertka.transfer.freeze import split_at_frozen
 
 
-def write(run: Run, settings: Settings, parts: Parts, judged: Evaluation | None, part: str) -> None:
-    """Write report.html into `run`; `judged`: what its network does on `part` of the data.
+def write_training_report(run: Run, settings: Settings, parts: Parts, evaluation: Evaluation | None, part: str) -> None:
+    """Write report.html into the folder of a run.
+
+    Args:
+        run: The run.
+        settings: Its settings.
+        parts: Its data.
+        evaluation: The evaluation of its network on `part`; None shows the learning curves only.
+        part: Part of the data ("val", "test").
 
     Raises:
-        StorageError: the disk is full or the folder cannot be written.
+        StorageError: The disk is full or the folder cannot be written.
     """
     pictures = parts.dataset.pictures
-
-    def picture(index: int) -> Pixels:
-        return pictures.read(index, SHOWN_SIDE)
-
     report = Report(
         name=run.name,
         network=settings.model,
         source=settings.source,
-        facts=[*facts(run.classifier(), settings), *(("source", sentence) for sentence in parts.not_used())],
+        facts=[
+            *describe_training(run.classifier(), settings),
+            *(("notes on the data", sentence) for sentence in parts.not_used()),
+        ],
         history=run.history(),
         part=part,
-        evaluation=judged,
-        picture=picture,
-        picture_name=pictures.name,
-        slices=error_slices(judged, pictures.read, torch.get_num_threads()) if judged is not None else (),
+        evaluation=evaluation,
+        read_image=lambda index: pictures.read(index, SHOWN_SIDE),
+        image_name=pictures.name,
+        slices=() if evaluation is None else error_slices(evaluation, pictures.read, torch.get_num_threads()),
     )
     write_report(run.report, report)
 
 
-def facts(classifier: Classifier, settings: Settings, seconds: float | None = None) -> list[tuple[str, str]]:
-    """What is trained on what, how and where, as (label, value); `seconds`: how long it may take."""
+def describe_training(
+    classifier: Classifier, settings: Settings, seconds: float | None = None
+) -> list[tuple[str, str]]:
+    """Return what is trained on what, how and where, as (label, text); `seconds` is the estimated time."""
     recipe, preprocess = settings.recipe, classifier.preprocess
     size = count_network(classifier.network, preprocess.input_shape)
     colour = "grey" if preprocess.channels == 1 else "RGB"

@@ -95,7 +95,7 @@
       const [row, column, count] = cells[index];
       cursor.setAttribute("x", column);
       cursor.setAttribute("y", row);
-      output.textContent = `${names[row]} taken for ${names[column]}: ${count} of ${images[row]}`;
+      output.textContent = `${names[row]} predicted as ${names[column]}: ${count} of ${images[row]}`;
       return output.textContent;
     });
   }
