@@ -119,7 +119,8 @@ def describe_device(device: torch.device, *, bfloat16: bool = False) -> str:
     if device.type != "cpu":
         return str(device)
     products = "" if not bfloat16 else ", bfloat16" if has_bfloat16() else ", float32 for want of bfloat16"
-    return f"{device}, {torch.get_num_threads()} threads{products}"
+    threads = "1 thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
+    return f"{device}, {threads}{products}"
 
 
 def cpu_name() -> str:

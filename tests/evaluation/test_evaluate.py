@@ -57,5 +57,5 @@ def test_report_is_written_to_output(photographs: Path, fresh_run: Callable[...,
     text = (tmp_path / "judged.html").read_text()
     assert f"mlp on {photographs}: {100 * judged.top1_error:.1f}" in text
     assert "12\u00a0all pictures" not in text
-    for said in ("10 crops at 20 pixels", "their probabilities averaged", "Can its probabilities be believed?"):
+    for said in ("10 crops at 20 pixels", "their probabilities averaged", "Calibration"):
         assert said in text

@@ -124,7 +124,10 @@ def test_sentence_contains_error_and_duration(written: Writer, report: Maker) ->
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"history": [], "evaluation": None}, "centres on digits: not evaluated yet before the end of the first epoch."),
+        (
+            {"history": [], "evaluation": None},
+            "centres on digits: not evaluated yet before the end of the first epoch.",
+        ),
         ({"history": epochs(1), "evaluation": None}, "centres on digits: not evaluated yet after 1 epoch, 0.6 s."),
     ],
 )

@@ -33,8 +33,8 @@ def reliability_html(calibration: Calibration) -> Markup:
 def _curves(calibration: Calibration) -> Markup:
     share = Scale("linear", 0.0, 1.0)
     lines = [Line("", [0, 100], [0, 1], "faint"), _line("scaled", calibration.scaled_bins, "dashed")]
-    lines.append(_line("unscaled", calibration.bins, "solid"))
-    panel = Panel("Right", share, lines, lambda value: f"{100 * value:.0f}{NBSP}%", HEIGHT)
+    lines.append(_line("raw", calibration.bins, "solid"))
+    panel = Panel("Accuracy by confidence", share, lines, lambda value: f"{100 * value:.0f}{NBSP}%", HEIGHT)
     scale = Scale("linear", 0.0, 100.0)
     readings = []
     for one in calibration.bins:
@@ -47,7 +47,7 @@ def _curves(calibration: Calibration) -> Markup:
                 [f"{format_percent(one.accuracy)} of {format_count(one.images, 'picture')} right"],
             )
         )
-    return render_curves([panel], XAxis("% confident", scale, scale.ticks(5)), readings, None, MISSING)
+    return render_curves([panel], XAxis("%", scale, scale.ticks(5)), readings, None, MISSING)
 
 
 def _line(name: str, bins: tuple[ConfidenceBin, ...], style: LineStyle) -> Line:

@@ -20,7 +20,7 @@ from svertka.evaluation.slices import ErrorByProperty, slices_html
 from svertka.files import write_atomic
 from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import render_image, render_strip
-from svertka.pages.number_format import format_count, format_number, format_percent
+from svertka.pages.number_format import NBSP, format_count, format_number, format_percent
 from svertka.pages.templates import render_template
 from svertka.progress import duration
 
@@ -115,7 +115,7 @@ def _summary(report: Report, evaluation: Evaluation) -> str:
     """Return the metrics that the first sentence leaves out."""
     low, high = evaluation.top1_interval
     sentences = [
-        f"95 % confidence interval of the error: {format_percent(low)} to {format_percent(high)}. "
+        f"95{NBSP}% confidence interval of the error: {format_percent(low)} to {format_percent(high)}. "
         f"Mean loss {format_number(evaluation.loss)} nats."
     ]
     if evaluation.top5_error is not None:
