@@ -1,15 +1,175 @@
-"""Evaluations of several runs together, and reports of runs that were not trained here."""
+"""evaluate(), evaluate_jointly() and evaluate_network() against plain loops over the same images."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
 
 import svertka
 from svertka.classifier import Classifier
-from svertka.errors import UsageError
-from svertka.evaluation.evaluate import evaluate, evaluate_jointly
+from svertka.data.dataset import ArrayPictures, Dataset
+from svertka.data.loader import Batches
+from svertka.data.sources import open_source
+from svertka.errors import DataError, UsageError
+from svertka.evaluation.evaluate import evaluate, evaluate_jointly, evaluate_network, match_class_names
+from svertka.run import Run
+
+
+@pytest.fixture(scope="module")
+def run(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return svertka.train(digit_folder, model="mlp", size=8, epochs=8, output=folder, threads=1)
+
+
+def test_evaluation_matches_a_plain_loop(run: Run, digit_folder: Path) -> None:
+    classifier = Classifier.load(run)
+    wrong, losses = [], []
+    for path in sorted(digit_folder.rglob("*.png")):
+        logits = classifier.network(classifier.preprocess(path)[None])[0].detach()
+        truth = classifier.names.index(path.parent.name)
+        wrong.append(int(logits.argmax()) != truth)
+        losses.append(-logits.log_softmax(0)[truth].item())
+    judged = evaluate(run, digit_folder, part="all", include_training=True)
+    assert judged.images == 240
+    assert judged.top1_error == pytest.approx(np.mean(wrong))
+    assert judged.loss == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_new_images_are_matched_by_class_name(run: Run, digit_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(digit_folder / "three", tmp_path / "three")
+    one_class = evaluate(run, tmp_path, include_training=True)
+    assert one_class.images == 60
+    assert [one.images for one in one_class.per_class if one.name == "three"] == [60]
+
+    (tmp_path / "seven").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "seven" / "x.png")
+    with pytest.raises(DataError, match="holds classes that the run does not know: seven; it knows four, one, three"):
+        evaluate(run, tmp_path)
+
+
+def test_labels_are_matched_by_name_not_by_number() -> None:
+    pictures = ArrayPictures(np.zeros((3, 2, 2, 1), np.uint8), "x")
+    dataset = Dataset("x", ("b", "a", "unused"), pictures, np.array([0, 1, 1]), np.array(["", "", ""]))
+    assert match_class_names(("a", "b"), dataset).labels.tolist() == [1, 0, 0]
+
+
+def test_classes_of_imagenet_are_matched_by_wordnet_id() -> None:
+    pictures = ArrayPictures(np.zeros((3, 2, 2, 1), np.uint8), "x")
+    labels, parts = np.array([0, 1, 1]), np.array(["", "", ""])
+    by_id = Dataset("x", ("n01440764", "n02123045"), pictures, labels, parts)
+    by_name = Dataset("x", ("tench", "tabby"), pictures, labels, parts)
+    for names in (("tabby", "tench"), ("n02123045", "n01440764")):
+        assert match_class_names(names, by_id).labels.tolist() == [1, 0, 0]
+        assert match_class_names(names, by_name).labels.tolist() == [1, 0, 0]
+
+
+def resnet20(tensors: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """He et al.'s network of 20 layers, written out: logits (B, 10) of normalised pictures (B, 3, 32, 32)."""
+
+    def layer(inputs: torch.Tensor, place: str, number: int, stride: int = 1) -> torch.Tensor:
+        outputs = F.conv2d(inputs, tensors[f"{place}conv{number}.weight"], stride=stride, padding=1)
+        mean, variance, scale, shift = (
+            tensors[f"{place}bn{number}.{what}"] for what in ("running_mean", "running_var", "weight", "bias")
+        )
+        return F.batch_norm(outputs, mean, variance, scale, shift)
+
+    maps = layer(images, "", 1).relu()
+    for stage in (1, 2, 3):
+        for block in range(3):
+            stride = 2 if stage > 1 and block == 0 else 1
+            place = f"layer{stage}.{block}."
+            outputs = layer(layer(maps, place, 1, stride).relu(), place, 2)
+            added = (outputs.shape[1] - maps.shape[1]) // 2
+            maps = (outputs + F.pad(maps[:, :, ::stride, ::stride], (0, 0, 0, 0, added, added))).relu()
+    return F.linear(maps.mean((2, 3)), tensors["linear.weight"], tensors["linear.bias"])
+
+
+def test_pretrained_weights_match_plain_pytorch(shared_data: Path) -> None:
+    file = shared_data / "weights" / "resnet20-cifar10.safetensors"
+    classifier = Classifier.load(f"resnet20:{file}")
+    dataset = open_source("cifar10")
+    assert dataset.names == classifier.names
+    first = np.flatnonzero(dataset.parts == "test")[:1000]
+    assert isinstance(dataset.pictures, ArrayPictures)
+    judged = evaluate_network(
+        classifier.network,
+        Batches(dataset.pictures.array, dataset.labels, first, classifier.preprocess, batch_size=125),
+        classifier.names,
+    )
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    images = ((torch.from_numpy(dataset.pictures.array[first]) / 255 - mean) / std).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(dataset.labels[first])
+    tensors = load_file(file)
+    logits = torch.cat([resnet20(tensors, some) for some in images.split(125)])
+    wrong = (logits.argmax(1) != labels).float().mean().item()
+    # A picture in a thousand may have two best scores that are equal up to rounding.
+    assert judged.top1_error == pytest.approx(wrong, abs=0.0011)
+    assert judged.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
+
+
+@pytest.mark.large
+def test_resnet20_matches_its_published_error(shared_data: Path, large_count: Callable[[int, int], int]) -> None:
+    file = shared_data / "weights" / "resnet20-cifar10.safetensors"
+    count = large_count(1000, 10_000)
+    if count == 10_000:
+        judged = evaluate(f"resnet20:{file}", "cifar10")
+    else:
+        classifier, dataset = Classifier.load(f"resnet20:{file}"), open_source("cifar10")
+        assert isinstance(dataset.pictures, ArrayPictures)
+        last = np.flatnonzero(dataset.parts == "test")[-count:]
+        batches = Batches(dataset.pictures.array, dataset.labels, last, classifier.preprocess, batch_size=125)
+        judged = evaluate_network(classifier.network, batches, classifier.names)
+    assert judged.images == count
+    error = 1 - 0.9173
+    tolerance = 0.0002 if count == 10_000 else 3 * (error / count) ** 0.5  # three standard errors
+    assert judged.top1_error == pytest.approx(error, abs=tolerance)
+
+
+def test_bundled_network_classifies_the_sample_images(shared_data: Path, tmp_path: Path) -> None:
+    for picture in (shared_data / "imagenet-samples").glob("*.JPEG"):
+        folder = tmp_path / picture.name.partition("_")[0]
+        folder.mkdir()
+        (folder / picture.name).symlink_to(picture)
+    judged = evaluate("efficientnet_lite0:bundled", tmp_path)
+    assert judged.images == 63
+    assert 1 - judged.top1_error >= 0.84
+    assert judged.top5_error is not None
+    assert 1 - judged.top5_error >= 0.96
+
+
+def test_parts_are_those_of_the_training(run: Run, digit_folder: Path) -> None:
+    sizes = run.settings()["parts"]
+    assert evaluate(run, digit_folder).images == sizes["val"]
+    assert evaluate(run, digit_folder, part="train").images == sizes["train"]
+    with pytest.raises(UsageError, match="has no test part; leave --part out"):
+        evaluate(run, digit_folder, part="test")
+    with pytest.raises(UsageError, match="part=valid is not a part; use train, val, test or all"):
+        evaluate(run, digit_folder, part="valid")
+
+
+def test_loaded_network_is_in_evaluation_mode(run: Run) -> None:
+    classifier = Classifier.load(run)
+    assert not classifier.network.training
+    assert not torch.is_inference(next(classifier.network.parameters()))
+
+
+def test_class_names_match_up_to_case_and_spaces_with_a_note() -> None:
+    array = ArrayPictures(np.zeros((3, 1, 1, 1), np.uint8), "x")
+    dataset = Dataset("x", ("CAT", "Fire_truck "), array, np.array([0, 1, 1]), np.array(["", "", ""]))
+    named = match_class_names(("cat", "dog", "fire truck"), dataset)
+    assert named.labels.tolist() == [0, 2, 2]
+    assert named.account.notes == (
+        "the class CAT is taken for cat",
+        "the class Fire_truck  is taken for fire truck",
+    )
+    with pytest.raises(DataError, match="does not know: CAT"):  # which of the two?
+        match_class_names(("cat", "Cat", "fire truck"), dataset)
 
 
 def test_ensemble_averages_probabilities(photographs: Path, fresh_run: Callable[..., Path]) -> None:

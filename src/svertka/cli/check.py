@@ -4,12 +4,14 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.option_types import AsJson, Columns, Group, MaxPixels, pixel_count
+from svertka.cli.option_types import AsJson, Columns, Group, MaxPixels, Test, Val, pixel_count
 from svertka.cli.printing import print_json
 
 
 def check(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Labeled images, as for svertka train.")],
+    val: Val = 0.1,
+    test: Test = 0.0,
     columns: Columns = None,
     group: Group = None,
     max_pixels: MaxPixels = None,
@@ -21,7 +23,7 @@ def check(
     """
     from svertka.data import dataset_check as checking
 
-    findings = checking.check(source, columns=columns, group=group, max_pixels=pixel_count(max_pixels))
+    findings = checking.check(source, val, test, columns=columns, group=group, max_pixels=pixel_count(max_pixels))
     if as_json:
         print_json(findings.to_dict())
     else:

@@ -7,6 +7,7 @@ import typer
 from svertka.cli.option_types import (
     OUTPUT,
     AsJson,
+    CacheLimit,
     Crops,
     Device,
     IncludeTraining,
@@ -43,6 +44,7 @@ def compare(
     max_pixels: MaxPixels = None,
     device: Device = "auto",
     threads: Threads = None,
+    cache_limit: CacheLimit = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare runs on the same images: their errors, whether these differ significantly, and their speed.
@@ -64,6 +66,7 @@ def compare(
         overwrite=overwrite,
         device=device,
         threads=threads,
+        cache_limit=cache_limit,
         max_pixels=pixel_count(max_pixels),
     )
     if as_json:

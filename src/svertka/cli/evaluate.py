@@ -8,6 +8,7 @@ from svertka.cli.option_types import (
     OUTPUT,
     RUN_HELP,
     AsJson,
+    CacheLimit,
     Columns,
     Crops,
     Device,
@@ -39,6 +40,7 @@ def evaluate(
     columns: Columns = None,
     device: Device = "auto",
     threads: Threads = None,
+    cache_limit: CacheLimit = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the error of a run, or of the mean of several, on labeled images.
@@ -59,6 +61,7 @@ def evaluate(
         columns=columns,
         device=device,
         threads=threads,
+        cache_limit=cache_limit,
         max_pixels=pixel_count(max_pixels),
     )
     if as_json:

@@ -7,6 +7,7 @@ import typer
 from svertka.cli.option_types import (
     OUTPUT,
     AsJson,
+    CacheLimit,
     Device,
     IncludeTraining,
     MaxPixels,
@@ -36,6 +37,7 @@ def look(
     max_pixels: MaxPixels = None,
     device: Device = "auto",
     threads: Threads = None,
+    cache_limit: CacheLimit = None,
     as_json: AsJson = False,
 ) -> None:
     """Build an atlas of a network: pages that show what each unit responds to in your images.
@@ -55,6 +57,7 @@ def look(
         output=output,
         device=device,
         threads=threads,
+        cache_limit=cache_limit,
         max_pixels=pixel_count(max_pixels),
     )
     if as_json:

@@ -42,6 +42,12 @@ IncludeTraining = Annotated[
     typer.Option("--include-training", help="Include images that the run was trained on.", rich_help_panel=EVALUATION),
 ]
 
+Val = Annotated[
+    float, typer.Option(help="Share held out for validation if SOURCE has no val part.", rich_help_panel=DATA)
+]
+Test = Annotated[
+    float, typer.Option(help="Share held out for testing if SOURCE has no test part.", rich_help_panel=DATA)
+]
 Columns = Annotated[
     str | None,
     typer.Option(
@@ -68,6 +74,15 @@ MaxPixels = Annotated[
 
 Device = Annotated[str, typer.Option(help="Device: auto, cpu or cuda.", rich_help_panel=COMPUTE)]
 Threads = Annotated[int | None, typer.Option(help="CPU threads (default: all cores).", rich_help_panel=COMPUTE)]
+
+CacheLimit = Annotated[
+    float | None,
+    typer.Option(
+        metavar="GB",
+        help="Disk space for the image cache, and for stored features, GB each (default: a share of the free disk).",
+        rich_help_panel=COMPUTE,
+    ),
+]
 
 Overwrite = Annotated[
     bool,

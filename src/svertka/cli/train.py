@@ -11,11 +11,14 @@ from svertka.cli.option_types import (
     DATA,
     OUTPUT,
     AsJson,
+    CacheLimit,
     Columns,
     Device,
     Group,
     MaxPixels,
+    Test,
     Threads,
+    Val,
     pixel_count,
 )
 from svertka.cli.printing import print_json, print_line
@@ -90,12 +93,8 @@ def train(
     augment: Annotated[
         bool, typer.Option(help="Apply the recipe's random augmentations.", rich_help_panel=DATA)
     ] = True,
-    val: Annotated[
-        float, typer.Option(help="Share held out for validation if SOURCE has no val part.", rich_help_panel=DATA)
-    ] = 0.1,
-    test: Annotated[
-        float, typer.Option(help="Share held out for testing if SOURCE has no test part.", rich_help_panel=DATA)
-    ] = 0.0,
+    val: Val = 0.1,
+    test: Test = 0.0,
     repeats: Annotated[
         int | None,
         typer.Option(help="Train on this many random splits and report a confidence interval.", rich_help_panel=DATA),
@@ -190,10 +189,7 @@ def train(
     half_features: Annotated[
         bool, typer.Option("--half-features", help="Store features as float16.", rich_help_panel=COMPUTE)
     ] = False,
-    cache_limit: Annotated[
-        float | None,
-        typer.Option(help="Disk space for decoded images, and for features, GB each.", rich_help_panel=COMPUTE),
-    ] = None,
+    cache_limit: CacheLimit = None,
     output: Annotated[
         str | None, typer.Option(help="Run folder (default: a free name under runs/).", rich_help_panel=OUTPUT)
     ] = None,
