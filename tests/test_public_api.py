@@ -32,7 +32,6 @@ INCOMPLETE = {
     "svertka.Recipe",
     "svertka.Recipe.with_changes",
     "svertka.accelerate",
-    "svertka.check",
     "svertka.conv.conv2d",
     "svertka.conv.conv_transpose2d",
     "svertka.export",

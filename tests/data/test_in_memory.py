@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from svertka.data import in_memory
 from svertka.data.dataset import ArrayPictures
+from svertka.data.dataset_check import check
 from svertka.data.image_folder import open_folder
 from svertka.data.in_memory import ItemPictures, open_in_memory
 from svertka.data.sources import open_source
@@ -198,3 +199,18 @@ def test_any_arrays_are_read_or_refused(images: npt.NDArray[Any], labels: list[A
     assert [dataset.names[label] for label in dataset.labels] == [str(label) for label in labels]
     read = np.stack([dataset.pictures.read(index) for index in range(len(dataset))])
     assert sorted(set(read.ravel().tolist())) == sorted(set(images.ravel().tolist()))
+
+
+def test_check_reports_images_in_memory() -> None:
+    images = np.concatenate([GRAY, GRAY[:1], np.zeros_like(GRAY[:1])])
+    found = check((images, ["a", "b", "a", "a"]))
+    assert found.classes == {"a": 3, "b": 1}
+    assert [copies.paths for copies in found.duplicates] == [("image #0", "image #2")]
+    assert (found.modes, found.sizes) == ({"L": 4}, ((48, 64),) * 3)
+    assert check((images, [1] * 4)).problems == ("<arrays> has one class only, 1; a classifier needs two or more",)
+    sizes = Items([(PHOTOGRAPHS[0], "a"), (GRAY[0, :50], "b")])
+    assert check(sizes).modes == {"RGB": 1, "L": 1}
+    assert check(Twins()).bad[0] == (
+        "item #0",
+        "it differs each time it is read; remove random transforms from the Dataset",
+    )

@@ -5,24 +5,27 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from svertka.data.builtin import NAMES, open_published
+from svertka.data.builtin import NAMES
+from svertka.data.content_hash import origin
 from svertka.data.dataset import BAD_SHARE, PARTS, ArrayPictures, Dataset, FilePictures, Ints, Pictures, Pixels
 from svertka.data.deduplicated_split import Division, divided
 from svertka.data.file_accounting import Account
 from svertka.data.filename_groups import grouped_by
 from svertka.data.image_folder import Listing, list_folder
 from svertka.data.image_io import NOT_INSTALLED, Decoding, intensities, misnamed, read_header, read_picture
+from svertka.data.in_memory import IN_MEMORY, ItemPictures
 from svertka.data.label_tables import parse_columns
 from svertka.data.perceptual_hash import SIDE, look_alikes, thumbnail
 from svertka.data.pixel_modes import FULL, Range
 from svertka.data.pixel_statistics import intensity_range
 from svertka.data.preprocessing import discarded
-from svertka.data.sources import refuse_misspelt
+from svertka.data.sources import Source, open_source, refuse_misspelt
 from svertka.data.split import VAL_SHARE
 from svertka.device import preserves_settings
 from svertka.errors import DataError, PictureError
@@ -179,7 +182,7 @@ class _Seen:
 @check_types
 @preserves_settings
 def check(
-    source: str | Path,
+    source: Source,
     val: float = VAL_SHARE,
     test: float = 0.0,
     *,
@@ -187,22 +190,32 @@ def check(
     group: str | None = None,
     max_pixels: int | None = None,
 ) -> Findings:
-    """What the data set, folder or CSV `source` holds, whatever is wrong with it.
+    """Report what a source of labeled images contains and what is wrong with it.
 
-    `val`, `test`: shares that training would take, as for `split`. `columns`: as for `sources.open_source`.
-    `group`: as for `filename_groups.grouped_by`. `max_pixels`: of a picture that is read; None: `image_io.PIXEL_LIMIT`.
+    Args:
+        source: Labeled images, as for `train`.
+        val: Share that training would hold out for validation, 0 to 1.
+        test: Share that training would hold out for testing, 0 to 1.
+        columns: Which columns of a table hold what, such as "path=file,label=class".
+        group: Regular expression; images in whose file names it finds the same text stay in one part.
+        max_pixels: Largest image to read, pixels. None: 100 million.
+
+    Returns:
+        The findings, which are complete whatever is wrong with the images.
 
     Raises:
-        UsageError: there is no such source, or `group` does not tell groups apart.
-        DataError: it cannot be listed: a damaged published file or CSV.
+        UsageError: There is no such source, or `group` does not tell groups apart.
+        DataError: The source cannot be listed: a built-in data set or a table is damaged.
+        FetchError: The built-in data set cannot be downloaded.
     """
-    if str(source) in NAMES:
-        dataset, listing = open_published(str(source)), Listing(Path(), Path(), ())
-        problems: list[str] = []
-    else:
+    if isinstance(source, str | PathLike) and str(source) not in (*NAMES, *IN_MEMORY):
         refuse_misspelt(source)
-        listing = list_folder(source, parse_columns(columns))
+        listing = list_folder(Path(source), parse_columns(columns))
         dataset, problems = listing.dataset(), listing.problems()
+    else:
+        dataset, listing = open_source(source, columns=columns), Listing(Path(), Path(), ())
+        one_class = f"{dataset.source} has one class only, {dataset.names[0]}; a classifier needs two or more"
+        problems = [one_class] if len(dataset.names) < 2 else []
     if group is not None:
         dataset = grouped_by(dataset, group)
     dataset = dataset.decoded_as(Decoding.up_to(max_pixels))
@@ -291,11 +304,12 @@ def _look_at_all(dataset: Dataset) -> tuple[dict[int, _Seen], dict[int, str]]:
     """What each readable picture shows, and why the others are bad, by index."""
     seen: dict[int, _Seen] = {}
     bad: dict[int, str] = {}
+    pictures, where = origin(dataset.pictures)
 
     def look(indices: range) -> None:
         for index in indices:
             try:
-                seen[index] = _look(dataset.pictures, index)
+                seen[index] = _look(pictures, int(where[index]))
             except PictureError as error:
                 bad[index] = str(error)
 
@@ -308,10 +322,11 @@ def _look_at_all(dataset: Dataset) -> tuple[dict[int, _Seen], dict[int, str]]:
 
 def _look(pictures: Pictures, index: int) -> _Seen:
     digest = pictures.digest(index)
-    if isinstance(pictures, ArrayPictures):
-        height, width, channels = pictures.array.shape[1:]
-        return _Seen(digest, ARRAY_MODES[channels], (width, height), False, thumbnail(pictures.array[index]))
-    assert isinstance(pictures, FilePictures)  # the two kinds that sources give
+    if isinstance(pictures, ArrayPictures | ItemPictures):
+        pixels = pictures.array[index] if isinstance(pictures, ArrayPictures) else pictures.pixels(index)
+        height, width, channels = pixels.shape
+        return _Seen(digest, ARRAY_MODES[channels], (width, height), False, thumbnail(pixels))
+    assert isinstance(pictures, FilePictures)  # the three kinds that sources give
     content, decoding = pictures.content(index), pictures.decoding
     header = read_header(content, decoding)
     values = intensities(content, decoding) if header.deep else None

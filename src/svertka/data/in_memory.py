@@ -147,13 +147,22 @@ class ItemPictures:
         """Return the image as RGB, (H, W, 3) uint8.
 
         Raises:
+            PictureError: As `pixels`.
+        """
+        pixels = self.pixels(index)
+        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+
+    def pixels(self, index: int) -> Pixels:
+        """Return the image as the Dataset has it, (H, W, 1) or (H, W, 3) uint8.
+
+        Raises:
             PictureError: The Dataset returned another image before.
         """
         with self._lock:
             pixels, _ = _read_item(self.source, index)
         if _digest(pixels) != self.hashes[index]:
             raise PictureError("it differs each time it is read; remove random transforms from the Dataset")
-        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+        return pixels
 
 
 def _read_item(source: Indexable, index: int) -> tuple[Pixels, Any]:
