@@ -4,7 +4,7 @@ Three ways from a JPEG file's bytes to a square of `--side` pixels:
 
     plain    Pillow: open, convert to RGB, resize the central square with its BILINEAR, a triangle as wide as needed
     draft    the same after Image.draft, which lets the decoder reduce the picture
-    svertka  read_picture and central_square, as training and prediction do it
+    svertka  read_image and resize_central_square, as training and prediction do it
 
 Each round runs all three, in changing order. Quality is the PSNR against the picture decoded whole and resized with
 Lanczos's filter in floating point. Needs SVERTKA_DATA, or `--pictures FOLDER`.
@@ -30,8 +30,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from svertka.data.image_io import read_picture
-from svertka.data.preprocessing import central_square
+from svertka.data.image_io import read_image
+from svertka.data.preprocessing import resize_central_square
 
 Pixels = npt.NDArray[np.uint8]
 Rounds = dict[str, list[float]]
@@ -61,7 +61,7 @@ def draft(data: bytes, side: int) -> Pixels:
 
 def svertka(data: bytes, side: int) -> Pixels:
     """What svertka does."""
-    return central_square(read_picture(data, min_side=side), side, 3)
+    return resize_central_square(read_image(data, min_side=side), side, 3)
 
 
 WAYS: dict[str, Way] = {"plain": plain, "draft": draft, "svertka": svertka}

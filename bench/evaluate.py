@@ -29,7 +29,7 @@ from torch import Tensor
 
 from svertka.classifier import Classifier, Config
 from svertka.data.dataset import Dataset, Ints
-from svertka.data.preprocessing import Preprocess, whole_picture
+from svertka.data.preprocessing import Preprocess, resize_whole
 from svertka.data.sources import open_source
 from svertka.evaluation.crop_protocols import crop_protocol, to_batch
 from svertka.evaluation.metrics import MetricAccumulator
@@ -86,7 +86,7 @@ def dense(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[
     stride = make_fully_convolutional(one.network, (1, 3, size, size)).stride
     pictures = [
         [
-            to_batch(one.preprocess, whole_picture(dataset.pictures.read(k, max(how.scales)), scale, 3))
+            to_batch(one.preprocess, resize_whole(dataset.images.read(k, max(how.scales)), scale, 3))
             for scale in how.scales
         ]
         for k in range(len(dataset))

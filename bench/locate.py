@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 import svertka
 from svertka.classifier import Classifier
 from svertka.data.dataset import Pixels
-from svertka.data.preprocessing import opened
+from svertka.data.preprocessing import load_image
 from svertka.localization.heatmap import heat
 from svertka.localization.score_maps import Locator, ScoreMap, shown
 from turns import Way, in_turns, ratios
@@ -68,7 +68,7 @@ def speed(run: str, picture: str, rounds: int) -> dict[str, Any]:
     """Seconds of both ways, and how alike they rank."""
     classifier = Classifier.load(run)
     locator = Locator(classifier)
-    rgb = opened(data() / "raccoons" / "images" / f"{picture}.jpg")
+    rgb = load_image(data() / "raccoons" / "images" / f"{picture}.jpg")
     ways: dict[str, Way] = {
         "patches": lambda: patch_by_patch(classifier, locator, rgb),
         "dense": lambda: locator.maps(rgb),

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from svertka.conv import native
 from svertka.conv.api import conv2d
-from svertka.data.builtin import open_published
-from svertka.data.dataset import ArrayPictures
+from svertka.data.builtin import open_builtin
+from svertka.data.dataset import ArrayImages
 from svertka.device import cpu_name, has_bfloat16, set_memory_format, set_threads
 from svertka.models.registry import MODELS
 
@@ -65,10 +65,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     threads = set_threads(options.threads)
-    cifar = open_published("cifar10")
+    cifar = open_builtin("cifar10")
     some = slice(0, 20_000)
-    assert isinstance(cifar.pictures, ArrayPictures)
-    pictures = torch.from_numpy(cifar.pictures.array[some]).permute(0, 3, 1, 2)  # channels-last as they lie
+    assert isinstance(cifar.images, ArrayImages)
+    pictures = torch.from_numpy(cifar.images.array[some]).permute(0, 3, 1, 2)  # channels-last as they lie
     labels = torch.from_numpy(cifar.labels[some]).long()
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     for seed in range(1, options.seeds + 1):

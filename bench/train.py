@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from svertka.conv.accelerate import accelerate
-from svertka.data.builtin import open_published
-from svertka.data.dataset import ArrayPictures, Dataset
-from svertka.data.image_cache import prepare
-from svertka.data.image_folder import open_folder
-from svertka.data.loader import Batches
+from svertka.data.builtin import open_builtin
+from svertka.data.dataset import ArrayImages, Dataset
+from svertka.data.folder_dataset import open_folder
+from svertka.data.image_cache import prepare_images
+from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess
 from svertka.device import set_memory_format
 from svertka.models.resnet import CIFARResNet
@@ -62,8 +62,8 @@ class Images(TorchDataset[tuple[torch.Tensor, int]]):
 
     def __init__(self, dataset: Dataset, preprocess: Preprocess) -> None:
         self.labels, self.preprocess = dataset.labels, preprocess
-        pictures = dataset.pictures
-        self.array = pictures.array if isinstance(pictures, ArrayPictures) else None
+        pictures = dataset.images
+        self.array = pictures.array if isinstance(pictures, ArrayImages) else None
         self.paths = None if self.array is not None else [pictures.name(i) for i in range(len(pictures))]
         shape = (preprocess.channels, 1, 1)
         self.mean, self.std = (torch.tensor(values).view(shape) for values in (preprocess.mean, preprocess.std))
@@ -110,15 +110,15 @@ def ours(network: nn.Module, dataset: Dataset, preprocess: Preprocess) -> Iterat
     """
     began = time.perf_counter()
     threads = torch.get_num_threads()
-    rows = prepare(dataset, preprocess.resize, preprocess.channels, threads=threads).rows
+    rows = prepare_images(dataset, preprocess.resize, preprocess.channels, threads=threads).rows
     everything = np.arange(len(dataset))
     options: dict[str, Any] = {"batch_size": BATCH, "shuffle": True}
-    batches = Batches(rows, dataset.labels, everything, preprocess, **options)
+    batches = BatchLoader(rows, dataset.labels, everything, preprocess, **options)
     network = accelerate(network)
     timing = time_steps(network, next(batches.epoch(0)), Recipe(), type(network).__name__)
     layout = getattr(torch, timing.memory_format)
     network = set_memory_format(network, layout)
-    batches = Batches(rows, dataset.labels, everything, preprocess, memory_format=layout, **options)
+    batches = BatchLoader(rows, dataset.labels, everything, preprocess, memory_format=layout, **options)
     state, epoch = State(), 0
     optimizer = make_optimizer(network, Recipe(lr=0.01))
     while True:
@@ -168,10 +168,10 @@ def main() -> None:
     options = parser.parse_args()
     results: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     if "mnist" in options.what:
-        mnist = open_published("mnist")
+        mnist = open_builtin("mnist")
         train = np.flatnonzero(mnist.parts == "train")
-        assert isinstance(mnist.pictures, ArrayPictures)
-        pictures = ArrayPictures(mnist.pictures.array[train], "mnist")
+        assert isinstance(mnist.images, ArrayImages)
+        pictures = ArrayImages(mnist.images.array[train], "mnist")
         mnist = Dataset(mnist.source, mnist.names, pictures, mnist.labels[train], mnist.parts[train])
         preprocess = Preprocess(size=28, resize=28, mean=(0.1307,), std=(0.3081,))
         results["mnist"] = compare(mnist, preprocess, lenet, options.rounds)

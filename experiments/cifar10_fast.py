@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from record import print_table, trained, write_metrics
 
 from svertka.classifier import Classifier
-from svertka.data.builtin import open_published
+from svertka.data.builtin import open_builtin
 
 MOVES = (((0, 0), 2), ((-1, -1), 1), ((1, 1), 1))  # (down, right) in pixels, and how often it counts
 
@@ -35,9 +35,9 @@ def averaged(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def error_over_views(classifier: Classifier) -> float:
     """The test error where each picture is judged by the average over its views, 0 to 1."""
-    dataset = open_published("cifar10")
+    dataset = open_builtin("cifar10")
     chosen = torch.from_numpy(dataset.parts == "test").nonzero()[:, 0]
-    squares = torch.from_numpy(dataset.pictures.array)[chosen].permute(0, 3, 1, 2)
+    squares = torch.from_numpy(dataset.images.array)[chosen].permute(0, 3, 1, 2)
     labels = torch.from_numpy(dataset.labels)[chosen]
     order = [dataset.names.index(name) for name in classifier.names]
     wrong = 0

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from svertka.data.augmentation import Augmentation
-from svertka.data.dataset import ArrayPictures, Ints, Pixels
-from svertka.data.loader import Batches
-from svertka.data.pixel_statistics import measure
+from svertka.data.dataset import ArrayImages, Ints, Pixels
+from svertka.data.loader import BatchLoader
+from svertka.data.pixel_statistics import measure_statistics
 from svertka.data.preprocessing import Preprocess
 from svertka.data.sources import open_source
 from svertka.evaluation.evaluate import evaluate_network
@@ -20,14 +20,14 @@ from svertka.training.training_loop import Look, Observer, State, fit, make_opti
 def pictures(source: str, part: str, count: int) -> tuple[Pixels, Ints]:
     """The first `count` pictures of a part of a published data set, (N, H, W, C) uint8, and their labels."""
     dataset = open_source(source)
-    assert isinstance(dataset.pictures, ArrayPictures)
+    assert isinstance(dataset.images, ArrayImages)
     chosen = np.flatnonzero(dataset.parts == part)[:count]
-    return dataset.pictures.array[chosen], dataset.labels[chosen]
+    return dataset.images.array[chosen], dataset.labels[chosen]
 
 
 def normalised(images: Pixels) -> Preprocess:
     """As they are, each channel with the mean and the deviation of `images`."""
-    side, statistics = images.shape[1], measure(images, np.arange(len(images)))
+    side, statistics = images.shape[1], measure_statistics(images, np.arange(len(images)))
     return Preprocess(size=side, resize=side, mean=statistics.mean, std=statistics.std)
 
 
@@ -40,9 +40,9 @@ def batches(
     seed: int | None = None,
     augmentations: Sequence[Augmentation] = (),
     memory_format: torch.memory_format = torch.contiguous_format,
-) -> Batches:
+) -> BatchLoader:
     """All of them; shuffled if there is a `seed`."""
-    return Batches(
+    return BatchLoader(
         images,
         labels,
         np.arange(len(images)),
@@ -66,14 +66,14 @@ class Looks(Observer):
         self.seen.append(look)
 
 
-def learn(network: nn.Module, learnt: Batches, recipe: Recipe) -> list[Look]:
+def learn(network: nn.Module, learnt: BatchLoader, recipe: Recipe) -> list[Look]:
     """Train `network` in place; returns the looks at it, one every 20 steps."""
     looks = Looks()
     fit(network, make_optimizer(network, recipe), learnt, recipe, State(), looks)
     return looks.seen
 
 
-def error(network: nn.Module, judged: Batches, classes: int) -> float:
+def error(network: nn.Module, judged: BatchLoader, classes: int) -> float:
     """The share of `judged` that `network` gets wrong, 0 to 1."""
     return evaluate_network(network, judged, tuple(map(str, range(classes)))).top1_error
 

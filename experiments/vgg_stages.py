@@ -26,7 +26,7 @@ from learning import batches, learn, normalised, pictures
 from record import COLOURS, figure, main, print_table
 
 from svertka.data.loader import Batch
-from svertka.data.preprocessing import central_square
+from svertka.data.preprocessing import resize_central_square
 from svertka.device import set_memory_format
 from svertka.models.initialization import init_weights
 from svertka.models.vgg import VGG, warm_start_tensors
@@ -57,7 +57,7 @@ def gradient(network: VGG, batch: Batch) -> float:
 def measure(seed: int) -> list[dict[str, Any]]:
     """All ways, in an order in which the second stage finds the first."""
     images, labels = pictures("cifar10", "train", STEPS * BATCH)
-    images = np.stack([central_square(image, SIDE, channels=3) for image in images])
+    images = np.stack([resize_central_square(image, SIDE, channels=3) for image in images])
     preprocess = normalised(images)
     probe = next(batches(images, labels, preprocess, batch_size=BATCH).epoch(0))
     trained: dict[str, VGG] = {}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from svertka.classifier import Classifier
-    from svertka.data.loader import Batches
+    from svertka.data.loader import BatchLoader
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -123,12 +123,12 @@ def digit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def digit_batches() -> Callable[..., "Batches"]:
+def digit_batches() -> Callable[..., "BatchLoader"]:
     """`digit_batches(pictures=1000, batch_size=64)`: shuffled batches of so many digits."""
     import numpy as np
     from sklearn.datasets import load_digits
 
-    from svertka.data.loader import Batches
+    from svertka.data.loader import BatchLoader
     from svertka.data.preprocessing import Preprocess
 
     digits = load_digits()
@@ -136,8 +136,8 @@ def digit_batches() -> Callable[..., "Batches"]:
     rows = (digits.images * 15.9).astype(np.uint8)[..., None]
     preprocess = Preprocess(size=8, resize=8, mean=(0.3,), std=(0.4,))
 
-    def batches(pictures: int = 1000, batch_size: int = 64) -> Batches:
-        return Batches(rows, labels, np.arange(pictures), preprocess, batch_size=batch_size, shuffle=True)
+    def batches(pictures: int = 1000, batch_size: int = 64) -> BatchLoader:
+        return BatchLoader(rows, labels, np.arange(pictures), preprocess, batch_size=batch_size, shuffle=True)
 
     return batches
 

@@ -152,7 +152,7 @@ def test_predict_accepts_images_folders_and_arrays(saved: Path, tmp_path: Path) 
     ]
     errors = {one["path"].rpartition("/")[2]: one["error"] for one in found if "error" in one}
     assert errors == {
-        "bad.png": "not a picture (JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC, JPEG 2000, PNM)",
+        "bad.png": "not an image (JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC, JPEG 2000, PNM)",
         "gone.png": "no such file or directory",
     }
     assert all(len(one["labels"]) == (0 if "error" in one else 2) for one in found)
@@ -189,7 +189,7 @@ def test_predictions_do_not_depend_on_the_batch(saved: Path, tmp_path: Path) -> 
 
 
 def test_predict_names_unreadable_images(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no picture in"):
+    with pytest.raises(UsageError, match="there is no image in"):
         predict(saved, tmp_path)
     np.save(tmp_path / "x.npy", np.zeros((2, 3)))
     with pytest.raises(UsageError, match=r"holds float64 \(2, 3\); it needs uint8 \(N, H, W\)"):

@@ -11,12 +11,12 @@ import torch
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from svertka.compiler.optimize import optimize_if_worthwhile
-from svertka.data.image_inputs import Input, all_of, intensities_of, misnamed_files
-from svertka.data.image_io import DEFAULT, Decoding, misnamed_sentence
-from svertka.data.pixel_statistics import other_intensities
-from svertka.data.preprocessing import Picture, Preprocess, opened
+from svertka.data.image_io import DEFAULT, Decoding, describe_misnamed
+from svertka.data.pixel_statistics import describe_intensity_mismatch
+from svertka.data.prediction_inputs import Input, find_misnamed_files, list_inputs, sample_intensities
+from svertka.data.preprocessing import ImageLike, Preprocess, load_image
 from svertka.device import choose_device, get_device, has_values, preserves_settings, set_threads
-from svertka.errors import PictureError, RunError, SvertkaError, UsageError
+from svertka.errors import ImageError, RunError, SvertkaError, UsageError
 from svertka.escaping import join_first
 from svertka.files import parse_path, read_json, storage_errors, write_json
 from svertka.models import published_weights, registry, weights
@@ -186,7 +186,7 @@ class Classifier:
         return type(self)(optimize_if_worthwhile(self.network, shape, num_images), self.config)
 
     @check_types
-    def predict(self, image: Picture, top: int = 5) -> list[tuple[str, float]]:
+    def predict(self, image: ImageLike, top: int = 5) -> list[tuple[str, float]]:
         """Return the most probable classes of one image.
 
         Args:
@@ -197,7 +197,7 @@ class Classifier:
             Pairs of class name and probability (0 to 1), most probable first.
 
         Raises:
-            PictureError: The image cannot be read.
+            ImageError: The image cannot be read.
             UsageError: `top` is below 1.
             RunError: The network gives NaN.
         """
@@ -287,7 +287,7 @@ class Classifier:
 @preserves_settings
 def predict(
     run: str | PathLike[str] | Classifier,
-    *images: Picture,
+    *images: ImageLike,
     top: int = 5,
     device: str = "auto",
     threads: int | None = None,
@@ -316,7 +316,7 @@ def predict(
     """
     torch_device, workers = choose_device(device), set_threads(threads)
     classifier = run if isinstance(run, Classifier) else Classifier.load(run, torch_device)
-    inputs, decoding = all_of(images), Decoding.up_to(max_pixels)
+    inputs, decoding = list_inputs(images), Decoding.up_to(max_pixels)
     batches = _predict_batches(classifier, inputs, decoding, workers, top)
     return Predictions([one for batch in batches for one in batch], [image for _, image in inputs], decoding)
 
@@ -356,7 +356,7 @@ class Predictions(list[dict[str, Any]]):
     def _repr_html_(self) -> str:
         shown = list(self)[: self.MAX_THUMBNAILS]
         # Elements may have been added or removed: then no image belongs to a prediction for certain.
-        images = self._images if len(self._images) == len(self) else [PictureError("")] * len(self)
+        images = self._images if len(self._images) == len(self) else [ImageError("")] * len(self)
         thumbnails = [
             Thumbnail(_thumbnail_address(image, self._decoding), (one["path"], *_label_lines(one)))
             for one, image in zip(shown, images, strict=False)
@@ -377,14 +377,14 @@ def _label_lines(prediction: dict[str, Any]) -> list[str]:
 
 def _thumbnail_address(image: Input, decoding: Decoding) -> str | None:
     try:
-        return None if isinstance(image, PictureError) else thumbnail_uri(opened(image, THUMBNAIL_SIDE, decoding))
+        return None if isinstance(image, ImageError) else thumbnail_uri(load_image(image, THUMBNAIL_SIDE, decoding))
     except SvertkaError:
         return None
 
 
 def predict_in_batches(
     run: str | PathLike[str] | Classifier,
-    *images: Picture,
+    *images: ImageLike,
     top: int = 5,
     device: str = "auto",
     threads: int | None = None,
@@ -396,7 +396,7 @@ def predict_in_batches(
     """
     torch_device, workers = choose_device(device), set_threads(threads)
     classifier = run if isinstance(run, Classifier) else Classifier.load(run, torch_device)
-    yield from _predict_batches(classifier, all_of(images), Decoding.up_to(max_pixels), workers, top)
+    yield from _predict_batches(classifier, list_inputs(images), Decoding.up_to(max_pixels), workers, top)
 
 
 def _predict_batches(
@@ -421,18 +421,18 @@ def _predict_batches(
                     batch.append({"path": path, "labels": labels})
             yield batch
             shown.advance(len(batch))
-    if sentence := misnamed_sentence(misnamed_files(image for _, image in inputs)):
+    if sentence := describe_misnamed(find_misnamed_files(image for _, image in inputs)):
         say(sentence)
-    ranges = intensities_of((image for _, image in inputs), decoding)
-    if sentence := other_intensities(ranges, classifier.preprocess.intensity_range):
+    ranges = sample_intensities((image for _, image in inputs), decoding)
+    if sentence := describe_intensity_mismatch(ranges, classifier.preprocess.intensity_range):
         say(f"16-bit images {sentence}")
 
 
 def _preprocess_or_error(preprocess: Preprocess, decoding: Decoding, image: Input) -> torch.Tensor | str:
     """Return the input of the network, (C, H, W) float32, or why the image cannot be read."""
     try:
-        return str(image) if isinstance(image, PictureError) else preprocess(image, decoding)
-    except PictureError as error:
+        return str(image) if isinstance(image, ImageError) else preprocess(image, decoding)
+    except ImageError as error:
         return str(error)
 
 

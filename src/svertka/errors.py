@@ -3,7 +3,7 @@
     SvertkaError          the message is one sentence: what, which value, what was needed, what to do
     ├── UsageError        what was asked for cannot be: an option, a name, a path, a combination
     ├── DataError         the pictures do not allow it
-    │   └── PictureError  one picture cannot be read
+    │   └── ImageError  one image cannot be read
     │       ├── FormatError   it is in none of the formats
     │       └── SizeError     it has more pixels than the limit
     ├── RunError          a run folder or a file in it: there already, damaged, made by a newer version
@@ -33,15 +33,15 @@ class DataError(SvertkaError):
     """The pictures do not allow what was asked: one class only, none readable, too many bad ones."""
 
 
-class PictureError(DataError):
+class ImageError(DataError):
     """One picture cannot be read; the message is the reason alone, since the caller knows the path."""
 
 
-class FormatError(PictureError):
+class FormatError(ImageError):
     """A picture is in none of the formats that are read."""
 
 
-class SizeError(PictureError):
+class SizeError(ImageError):
     """A picture has more pixels than the limit."""
 
 

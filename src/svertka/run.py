@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from svertka.classifier import CONFIG, WEIGHTS, Classifier, check_format_version
-from svertka.data.bounding_boxes import annotation_files
+from svertka.data.bounding_boxes import find_annotation_files
 from svertka.data.in_memory import IN_MEMORY
-from svertka.data.sources import Source, is_path, same_place
+from svertka.data.sources import Source, is_path, is_same_source
 from svertka.errors import RunError, SvertkaError
 from svertka.escaping import format_command
 from svertka.files import open_regular, parse_path, read_json
@@ -214,7 +214,7 @@ def training_columns(run: str | PathLike[str], source: Source) -> str | None:
         return None
     settings = Run(run).settings()
     columns = settings.get("columns")
-    return columns if same_place(settings["source"], fspath(source)) and isinstance(columns, str) else None
+    return columns if is_same_source(settings["source"], fspath(source)) and isinstance(columns, str) else None
 
 
 def training_boxes(run: str | PathLike[str], source: Source) -> str | None:
@@ -231,9 +231,9 @@ def training_boxes(run: str | PathLike[str], source: Source) -> str | None:
     settings = Run(run).settings()
     if not isinstance(boxes := settings.get("boxes"), str):
         return None
-    if same_place(settings["source"], fspath(source)):
+    if is_same_source(settings["source"], fspath(source)):
         return boxes
-    return fspath(source) if any(annotation_files(parse_path(source))) else None
+    return fspath(source) if any(find_annotation_files(parse_path(source))) else None
 
 
 def _number(value: Any) -> float:

@@ -48,7 +48,7 @@ def test_names_of_every_kind_are_rows(run: str, album: Path, capsys: pytest.Capt
     assert main(["predict", run, str(album)]) == 1
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == len(images)
-    assert f"{album}/bad.png  cannot be read: not a picture" in out
+    assert f"{album}/bad.png  cannot be read: not an image" in out
     assert "\x1b" not in out + err
 
     assert main(["predict", run, str(album), "--json"]) == 1
@@ -154,7 +154,7 @@ def test_what_a_folder_leaves_out_is_said(run: str, tmp_path: Path, capsys: pyte
     assert "left out: 1 .psd, format not read (b.psd)" in capsys.readouterr().err
     (tmp_path / "a.png").unlink()
     assert main(["predict", run, str(tmp_path)]) == 2
-    assert "holds no picture (left out: 1 .psd, format not read (b.psd))" in capsys.readouterr().err
+    assert "holds no image (left out: 1 .psd, format not read (b.psd))" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["--json", "--csv"])

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from svertka.conv import native, native_winograd_bf16
 from svertka.conv.accelerate import accelerate, restore
-from svertka.data.builtin import open_published
+from svertka.data.builtin import open_builtin
 from svertka.errors import UsageError
 from svertka.models.registry import MODELS
 
@@ -135,9 +135,9 @@ def losses(seed, steps, batch, pictures, labels, *, with_engine):
 @pytest.mark.timeout(900)
 def test_it_trains_as_well_within_the_spread_of_two_seeds(shared_data, large_count):
     steps, batch, window = large_count(4, 200), large_count(16, 64), large_count(1, 20)
-    cifar = open_published("cifar10")
+    cifar = open_builtin("cifar10")
     some = slice(0, 20_000)
-    pictures = torch.from_numpy(cifar.pictures.array[some]).permute(0, 3, 1, 2)  # channels-last as they lie
+    pictures = torch.from_numpy(cifar.images.array[some]).permute(0, 3, 1, 2)  # channels-last as they lie
     data = pictures, torch.from_numpy(cifar.labels[some]).long()
     plain, engine = (losses(1, steps, batch, *data, with_engine=way) for way in (False, True))
     other = losses(2, steps, batch, *data, with_engine=False)

@@ -8,33 +8,33 @@ from pydantic import TypeAdapter, ValidationError
 from scipy import stats
 
 from svertka.data.augmentation import AreaCrop, Augmentation, Flip, PadCrop, PCAColour, RandomCrop, ScaleJitter, augment
+from svertka.data.per_image_random import PerImageRandom
 from svertka.data.pixel_statistics import Statistics
 from svertka.data.preprocessing import Preprocess
-from svertka.data.rng import Draws
 from svertka.errors import UsageError
 
 COVARIANCE = ((0.06, 0.05, 0.04), (0.05, 0.07, 0.05), (0.04, 0.05, 0.08))
 STATISTICS = Statistics(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), covariance=COVARIANCE)
-ALL = [PadCrop(), RandomCrop(), Flip(), PCAColour().fitted(STATISTICS), ScaleJitter(), AreaCrop()]
+ALL = [PadCrop(), RandomCrop(), Flip(), PCAColour().fit(STATISTICS), ScaleJitter(), AreaCrop()]
 KINDS = [augmentation.kind for augmentation in ALL]
 
 
-def pictures(count, side, channels=3):
+def random_images(count, side, channels=3):
     """Noise as the rows give it: (B, C, S, S) uint8, the channels last in memory."""
     values = np.random.default_rng(0).integers(0, 256, (count, side, side, channels), dtype=np.uint8)
     return torch.from_numpy(values).permute(0, 3, 1, 2)
 
 
 def draws(count, epoch=0):
-    return Draws(11, epoch, np.arange(count))
+    return PerImageRandom(11, epoch, np.arange(count))
 
 
 @pytest.mark.parametrize("augmentation", ALL, ids=KINDS)
-def test_a_picture_is_changed_alike_in_any_batch_and_memory_order(augmentation):
-    images, order = pictures(12, 40), np.random.default_rng(1).permutation(12)
+def test_an_image_is_changed_alike_in_any_batch_and_memory_order(augmentation):
+    images, order = random_images(12, 40), np.random.default_rng(1).permutation(12)
     whole = augmentation(images, draws(12), 32)
     for some in np.array_split(order, 5):
-        part = augmentation(images[some].contiguous(), Draws(11, 0, some), 32)
+        part = augmentation(images[some].contiguous(), PerImageRandom(11, 0, some), 32)
         assert torch.equal(part, whole[some])
     assert not torch.equal(augmentation(images, draws(12, epoch=1), 32), whole)
 
@@ -45,8 +45,8 @@ def test_a_picture_is_changed_alike_in_any_batch_and_memory_order(augmentation):
 def test_shapes_and_dtypes(augmentation, channels, count):
     if augmentation.kind == "pca_colour":
         one = Statistics(mean=(0.5,), std=(0.2,), covariance=((0.04,),))
-        augmentation = augmentation.fitted(STATISTICS if channels == 3 else one)
-    images = pictures(count, 40, channels)
+        augmentation = augmentation.fit(STATISTICS if channels == 3 else one)
+    images = random_images(count, 40, channels)
     result = augmentation(images, draws(count), 32)
     side = 32 if augmentation.kind in ("random_crop", "scale_jitter", "area_crop") else 40
     assert result.shape == (count, channels, side, side)
@@ -60,7 +60,7 @@ def test_shapes_and_dtypes(augmentation, channels, count):
 )
 def test_crops_come_from_everywhere_equally_often(augmentation, side, size):
     count, room = 3000, 7
-    images = pictures(1, side).expand(count, -1, -1, -1)
+    images = random_images(1, side).expand(count, -1, -1, -1)
     results = augmentation(images, draws(count), size).numpy()
     source = images[0].numpy()
     if augmentation.kind == "pad_crop":
@@ -74,8 +74,8 @@ def test_crops_come_from_everywhere_equally_often(augmentation, side, size):
     assert stats.chisquare(found.ravel()).pvalue > 1e-4
 
 
-def test_half_of_the_pictures_are_mirrored():
-    images = pictures(2000, 6)
+def test_half_of_the_images_are_mirrored():
+    images = random_images(2000, 6)
     results = Flip()(images, draws(2000), 6).numpy()
     mirrored = (results == images.numpy()[..., ::-1]).all(axis=(1, 2, 3))
     same = (results == images.numpy()).all(axis=(1, 2, 3))
@@ -83,11 +83,11 @@ def test_half_of_the_pictures_are_mirrored():
     assert stats.binomtest(int(mirrored.sum()), 2000).pvalue > 1e-4
 
 
-def test_colours_shift_along_the_covariance_of_the_training_pictures():
+def test_colours_shift_along_the_covariance_of_the_training_images():
     count = 20_000
     images = torch.full((count, 3, 2, 2), 100, dtype=torch.uint8)
-    shifts = PCAColour(deviation=0.1).fitted(STATISTICS)(images, draws(count), 2) - 100
-    assert torch.equal(shifts, shifts[:, :, :1, :1].expand_as(shifts))  # one for all pixels of a picture
+    shifts = PCAColour(deviation=0.1).fit(STATISTICS)(images, draws(count), 2) - 100
+    assert torch.equal(shifts, shifts[:, :, :1, :1].expand_as(shifts))  # one for all pixels of a image
     # A sample of 20,000 knows a covariance to about 1 %.
     measured = np.cov((shifts[:, :, 0, 0].double() / 255).T)
     assert np.allclose(measured, 0.1**2 * np.asarray(COVARIANCE), rtol=0.05)
@@ -95,21 +95,21 @@ def test_colours_shift_along_the_covariance_of_the_training_pictures():
 
 
 def test_colours_that_were_never_measured_are_said():
-    with pytest.raises(UsageError, match="call fitted"):
-        PCAColour()(pictures(1, 4), draws(1), 4)
+    with pytest.raises(UsageError, match="call fit"):
+        PCAColour()(random_images(1, 4), draws(1), 4)
 
 
 def windows(augmentation, side, count):
-    """Where each window lay, (count, 4) as left, top, width, height: read off a picture of its own coordinates.
+    """Where each window lay, (count, 4) as left, top, width, height: read off a image of its own coordinates.
 
-    The results are as large as the picture, so that windows are enlarged: that keeps a straight line exact.
+    The results are as large as the image, so that windows are enlarged: that keeps a straight line exact.
     """
     ramp = torch.arange(side, dtype=torch.float32)
-    picture = torch.stack((ramp.expand(side, side), ramp[:, None].expand(side, side)))
+    image = torch.stack((ramp.expand(side, side), ramp[:, None].expand(side, side)))
     first, last = side // 4, side - side // 4  # away from the edges, where the line is cut off
     boxes = []
     for some in np.array_split(np.arange(count), -(-count // 50)):
-        results = augmentation(picture.expand(len(some), -1, -1, -1), Draws(11, 0, some), side).double()
+        results = augmentation(image.expand(len(some), -1, -1, -1), PerImageRandom(11, 0, some), side).double()
         for values in (results[:, 0, first, [first, last]], results[:, 1, [first, last], first]):
             slope = (values[:, 1] - values[:, 0]) / (last - first)
             boxes.append(torch.stack((values[:, 0] + 0.5 - slope * (first + 0.5), slope * side)))
@@ -121,9 +121,9 @@ def windows(augmentation, side, count):
 
 
 @pytest.mark.parametrize("augmentation", [ScaleJitter(), AreaCrop()], ids=["scale_jitter", "area_crop"])
-def test_windows_are_resized_as_pictures_elsewhere(augmentation):
+def test_windows_are_resized_as_images_elsewhere(augmentation):
     count, side, size = 40, 96, 48
-    images = pictures(count, side)
+    images = random_images(count, side)
     results = augmentation(images, draws(count), size)
     boxes = windows(augmentation, side, count)
     for image, result, (left, top, width, height) in zip(images, results, boxes, strict=True):
@@ -157,7 +157,7 @@ def test_areas_and_aspects_are_those_of_googlenet():
     area, aspect = boxes[:, 2] * boxes[:, 3] / side**2, boxes[:, 2] / boxes[:, 3]
     assert area.min() == pytest.approx(0.08, rel=0.05)
     assert 0.95 < area.max() <= 1
-    # Only where neither side can have been cut to the picture's is the law the paper's.
+    # Only where neither side can have been cut to the image's is the law the paper's.
     free = area < 0.7
     assert stats.kstest((area[free] - 0.08) / 0.62, "uniform").pvalue > 1e-4
     assert stats.kstest(np.log(aspect[free]) / (2 * math.log(4 / 3)) + 0.5, "uniform").pvalue > 1e-4
@@ -171,7 +171,7 @@ def test_what_each_wants_to_be_given():
 
 
 def test_two_of_a_kind_in_a_row_draw_numbers_of_their_own():
-    images = pictures(400, 4)
+    images = random_images(400, 4)
     once = augment(images, [Flip()], draws(400), 4)
     twice = augment(images, [Flip(), Flip()], draws(400), 4)
     changed = (once != images).flatten(1).any(dim=1), (twice != once).flatten(1).any(dim=1)
@@ -187,8 +187,8 @@ def test_they_are_written_and_read_as_json():
             adapter.validate_python([wrong])
 
 
-def test_flips_in_turns_show_every_picture_both_ways():
-    images, flip = pictures(400, 8), Flip(in_turns=True)
+def test_flips_in_turns_show_every_image_both_ways():
+    images, flip = random_images(400, 8), Flip(in_turns=True)
     first, second, third = (flip(images, draws(400, epoch), 8) for epoch in range(3))
     assert torch.equal(second, first.flip(3))
     assert torch.equal(third, first)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hostile import DEVICES, PATHS, csv_documents, files, json_documents, xml_documents
-from svertka.data.bounding_boxes import Annotation, Box, of_pictures, read_boxes, refuse_unknown
+from svertka.data.bounding_boxes import Annotation, Box, check_classes, match_to_images, read_boxes
 from svertka.errors import DataError, SvertkaError, UsageError
 
 VOC = """<annotation><filename>a.jpg</filename><size><width>60</width><height>40</height></size>
@@ -40,22 +40,22 @@ def test_the_same_box_in_three_formats(tmp_path: Path) -> None:
     ]
     assert read_boxes(table) == [Annotation("a.jpg", str(table), None, (CAT,))]
     assert CAT.area == 600
-    held = [CAT.holds(*point) for point in ((0, 10), (19.9, 39.9), (20, 20), (5, 9))]
+    held = [CAT.contains(*point) for point in ((0, 10), (19.9, 39.9), (20, 20), (5, 9))]
     assert held == [True, True, False, False]
 
 
 def test_raccoons_are_where_they_are_said_to_be(shared_data: Path) -> None:
     annotations = read_boxes(shared_data / "raccoons" / "annotations")
     paths = sorted(str(path) for path in (shared_data / "raccoons" / "images").iterdir())
-    found = of_pictures(annotations, paths)
+    found = match_to_images(annotations, paths)
     assert len(found) == len(annotations) == len(paths) == 200
-    refuse_unknown(annotations, ["raccoon"])
+    check_classes(annotations, ["raccoon"])
     inside = 0
     for index, annotation in found.items():
         with Image.open(paths[index]) as image:
             width, height = image.size
         annotation.check(width, height)
-        inside += any(box.holds(width / 2, height / 2) for box in annotation.boxes)
+        inside += any(box.contains(width / 2, height / 2) for box in annotation.boxes)
     assert inside == 191  # 95.5 %, as counted from the XML by hand
 
 
@@ -75,11 +75,11 @@ def test_raccoons_are_where_they_are_said_to_be(shared_data: Path) -> None:
         (("a.xml", VOC.replace(">20<", ">1e300<")), DataError, "at most 10,000,000 pixels from the corner"),
         (("a.json", "{"), DataError, "a.json cannot be read as JSON"),
         (("a.json", "[]"), DataError, "a.json has no list images; is it a COCO file"),
-        (("a.json", json.dumps(COCO | {"images": []})), DataError, "1, has a box without a picture: image_id=7"),
+        (("a.json", json.dumps(COCO | {"images": []})), DataError, "1, has a box without an image: image_id=7"),
         (("a.json", json.dumps(COCO | {"categories": []})), DataError, "has category_id=3, which is not among"),
         (("a.json", json.dumps(COCO).replace("[0, 10, 20, 30]", "[0, 10]")), DataError, r"has bbox=\[0, 10\]; give"),
         (("a.csv", CSV.replace("xmin", "x")), DataError, "a.csv has no column xmin; its first line must be path,label"),
-        (("a.csv", CSV.replace("a.jpg", "")), DataError, "line 2 of .*a.csv has a box without a picture"),
+        (("a.csv", CSV.replace("a.jpg", "")), DataError, "line 2 of .*a.csv has a box without an image"),
         (("a.csv", CSV.replace("cat", "")), DataError, "line 2 of .*a.csv has a box without a class"),
         (("a.csv", CSV + "b.jpg,cat,1\n"), DataError, "line 3 of .*a.csv has ymin=None, which is no number"),
         (("a.txt", CSV), UsageError, "a.txt is of no known format; give a folder of VOC"),
@@ -99,7 +99,7 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
         read_boxes(tmp_path / "annotations")
 
 
-def test_a_box_outside_its_picture_is_told(tmp_path: Path) -> None:
+def test_a_box_outside_its_image_is_told(tmp_path: Path) -> None:
     (annotation,) = read_boxes(written(tmp_path, "a.xml", VOC))
     annotation.check(60, 40)
     with pytest.raises(DataError, match="a.xml is about a.jpg of 60×40 pixels, but upright it has 40×60"):
@@ -111,18 +111,18 @@ def test_a_box_outside_its_picture_is_told(tmp_path: Path) -> None:
 
 def test_a_box_of_an_unknown_class_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a.csv has a box of class cat, and the classes are dog, bird; rename"):
-        refuse_unknown(read_boxes(written(tmp_path, "a.csv", CSV)), ["dog", "bird"])
+        check_classes(read_boxes(written(tmp_path, "a.csv", CSV)), ["dog", "bird"])
 
 
-def test_pictures_are_found_by_name_and_folder() -> None:
+def test_images_are_found_by_name_and_folder() -> None:
     first, second = (Annotation(name, f"{number}.xml", None, ()) for number, name in enumerate(("x/a.jpg", "b.jpg")))
     paths = ["photos/y/a.jpg", "photos/x/a.jpg", "photos/b.jpg", "photos/c.jpg"]
-    assert of_pictures([first, second], paths) == {1: first, 2: second}
-    assert of_pictures([Annotation("none.jpg", "3.xml", None, ())], paths) == {}
+    assert match_to_images([first, second], paths) == {1: first, 2: second}
+    assert match_to_images([Annotation("none.jpg", "3.xml", None, ())], paths) == {}
     with pytest.raises(DataError, match="a.jpg, which may be photos/y/a.jpg or photos/x/a.jpg; give"):
-        of_pictures([Annotation("a.jpg", "4.xml", None, ())], paths)
+        match_to_images([Annotation("a.jpg", "4.xml", None, ())], paths)
     with pytest.raises(DataError, match="1.xml and 5.xml are both about photos/b.jpg"):
-        of_pictures([second, Annotation("b.jpg", "5.xml", None, ())], paths)
+        match_to_images([second, Annotation("b.jpg", "5.xml", None, ())], paths)
 
 
 GOOD_XML = (
@@ -153,7 +153,7 @@ def test_hostile_annotations_are_read_or_refused(
         (tmp_path / name).write_bytes(content)
         try:
             annotations = read_boxes(tmp_path / name)
-            of_pictures(annotations, ["/x/a.jpg"])
+            match_to_images(annotations, ["/x/a.jpg"])
             for one in annotations:
                 with suppress(DataError):
                     one.check(40, 30)

@@ -16,7 +16,7 @@ Boxes = Sequence[tuple[str, int, int, int, int]]
 CAT, DOG = ("cat", 2, 2, 30, 30), ("dog", 1, 1, 12, 12)
 
 
-def picture(path: Path, shade: int = 90) -> None:
+def image(path: Path, shade: int = 90) -> None:
     """40×36 pixels of one grey."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((36, 40, 3), shade, np.uint8)).save(path)
@@ -37,7 +37,7 @@ def voc(path: Path, name: str, boxes: Boxes) -> None:
 def labels(dataset: Dataset) -> dict[str, str]:
     """The class of each image by its file name."""
     return {
-        Path(dataset.pictures.name(index)).name: dataset.names[label]
+        Path(dataset.images.name(index)).name: dataset.names[label]
         for index, label in enumerate(dataset.labels.tolist())
     }
 
@@ -57,12 +57,12 @@ LAYOUTS = {  # images, annotations, SOURCE, --boxes
 def test_usual_layouts_are_labelled_by_their_boxes(layout: str, tmp_path: Path) -> None:
     images, annotations, source, boxes = LAYOUTS[layout]
     for number, drawn in enumerate([[CAT], [DOG], [CAT, DOG], []]):
-        picture(tmp_path / images / f"{number}.jpg", 10 * number)
+        image(tmp_path / images / f"{number}.jpg", 10 * number)
         voc(tmp_path / annotations / f"{number}.xml", f"{number}.jpg", drawn)
-    picture(tmp_path / images / "bare.jpg")
+    image(tmp_path / images / "bare.jpg")
     voc(tmp_path / annotations / "gone.xml", "gone.jpg", [CAT])
     if "VOC" in layout:  # masks are no images to learn from
-        picture(tmp_path / images / "../SegmentationClass/0.png")
+        image(tmp_path / images / "../SegmentationClass/0.png")
     dataset = open_source(tmp_path / source, boxes=tmp_path / boxes)
     assert labels(dataset) == {"0.jpg": "cat", "1.jpg": "dog", "2.jpg": "cat", "3.jpg": "background"}
     assert dataset.names == ("background", "cat", "dog")
@@ -75,7 +75,7 @@ def test_usual_layouts_are_labelled_by_their_boxes(layout: str, tmp_path: Path) 
 
 def test_parts_are_kept(tmp_path: Path) -> None:
     for number, part in enumerate(("train", "train", "valid", "test")):
-        picture(tmp_path / part / f"{number}.jpg")
+        image(tmp_path / part / f"{number}.jpg")
         voc(tmp_path / part / f"{number}.xml", f"{number}.jpg", [CAT])
     dataset = open_source(tmp_path, boxes=tmp_path)
     assert dataset.names == ("cat",)
@@ -84,7 +84,7 @@ def test_parts_are_kept(tmp_path: Path) -> None:
 
 def test_equal_names_are_told_apart_by_folders(tmp_path: Path) -> None:
     for part, box in (("train", CAT), ("test", DOG)):
-        picture(tmp_path / part / "0.jpg")
+        image(tmp_path / part / "0.jpg")
         voc(tmp_path / part / "0.xml", "0.jpg", [box])
     dataset = open_source(tmp_path, boxes=tmp_path)
     assert dict(zip(dataset.parts.tolist(), dataset.labels.tolist(), strict=True)) == {"train": 0, "test": 1}
@@ -92,7 +92,7 @@ def test_equal_names_are_told_apart_by_folders(tmp_path: Path) -> None:
 
 def test_one_class_folder_labels_images_without_boxes(tmp_path: Path) -> None:
     for number in range(3):
-        picture(tmp_path / "photos" / "cat" / f"{number}.jpg")
+        image(tmp_path / "photos" / "cat" / f"{number}.jpg")
     voc(tmp_path / "xml" / "0.xml", "0.jpg", [CAT])
     dataset = open_source(tmp_path / "photos", boxes=tmp_path / "xml")
     assert labels(dataset) == {f"{number}.jpg": "cat" for number in range(3)}
@@ -100,7 +100,7 @@ def test_one_class_folder_labels_images_without_boxes(tmp_path: Path) -> None:
 
 def test_class_folders_label_their_images_themselves(tmp_path: Path) -> None:
     for number, name in enumerate(("cat", "dog", "images")):
-        picture(tmp_path / name / f"{number}.jpg")
+        image(tmp_path / name / f"{number}.jpg")
     voc(tmp_path / "xml" / "0.xml", "0.jpg", [DOG])
     assert labels(open_source(tmp_path, boxes=tmp_path / "xml"))["0.jpg"] == "cat"
     shutil.rmtree(tmp_path / "images")
@@ -113,20 +113,20 @@ def test_class_folders_label_their_images_themselves(tmp_path: Path) -> None:
 def test_images_are_found_under_another_suffix_and_by_the_name_of_the_annotation(
     said: str, file: str, tmp_path: Path
 ) -> None:
-    picture(tmp_path / "images" / "0.jpg")
+    image(tmp_path / "images" / "0.jpg")
     voc(tmp_path / "annotations" / file, said, [CAT])
     assert labels(open_source(tmp_path, boxes=tmp_path / "annotations")) == {"0.jpg": "cat"}
 
 
 def test_the_table_of_object_detection_tutorials(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "0.jpg")
+    image(tmp_path / "images" / "0.jpg")
     table = tmp_path / "labels.csv"
     table.write_text("filename,width,height,class,xmin,ymin,xmax,ymax\n0.jpg,40,36,cat,2,2,30,30\n")
     assert labels(open_source(tmp_path, boxes=table)) == {"0.jpg": "cat"}
 
 
 def test_boxes_of_other_images_are_refused(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "0.jpg")
+    image(tmp_path / "images" / "0.jpg")
     voc(tmp_path / "annotations" / "1.xml", "1.jpg", [CAT])
     with pytest.raises(DataError, match="no box in .*annotations is of any of its images; check which folder"):
         open_source(tmp_path, boxes=tmp_path / "annotations")

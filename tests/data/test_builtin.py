@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from svertka.data import builtin
-from svertka.data.builtin import CIFAR_SETS, IDX_SETS, NAMES, open_published
-from svertka.data.dataset import ArrayPictures
+from svertka.data.builtin import CIFAR_SETS, IDX_SETS, NAMES, open_builtin
+from svertka.data.dataset import ArrayImages
 from svertka.errors import DataError, FetchError, UsageError
 
 PARTS = {"train-images", "train-labels", "t10k-images", "t10k-labels"}
@@ -37,7 +37,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def small_cifar100(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """CIFAR-100 with 30 + 10 random pictures: the archive, packed as published."""
+    """CIFAR-100 with 30 + 10 random images: the archive, packed as published."""
     draws = np.random.default_rng(0)
     records = draws.integers(0, 256, (40, 3074), dtype=np.uint8)
     records[:, 0], records[:, 1] = np.arange(40) % 20, np.arange(40) * 2
@@ -75,14 +75,14 @@ def unpacked(archive: bytes) -> dict[str, bytes]:
 
 
 def array(dataset: object) -> np.ndarray:
-    assert isinstance(dataset.pictures, ArrayPictures)  # type: ignore[attr-defined]
-    return dataset.pictures.array  # type: ignore[attr-defined]
+    assert isinstance(dataset.images, ArrayImages)  # type: ignore[attr-defined]
+    return dataset.images.array  # type: ignore[attr-defined]
 
 
 def test_digits() -> None:
     from sklearn.datasets import load_digits
 
-    dataset = open_published("digits")
+    dataset = open_builtin("digits")
     bunch = load_digits()
     assert array(dataset).shape == (1797, 8, 8, 1)
     assert np.abs(array(dataset)[..., 0] / 255 * 16 - bunch.images).max() < 0.04  # half a step of 255
@@ -95,7 +95,7 @@ def test_digits() -> None:
 
 
 def test_mnist_as_published(shared_data: Path) -> None:
-    dataset = open_published("mnist")
+    dataset = open_builtin("mnist")
     images = array(dataset)
     assert images.shape == (70_000, 28, 28, 1)
     assert images.dtype == np.uint8
@@ -107,20 +107,20 @@ def test_mnist_as_published(shared_data: Path) -> None:
     assert dataset.labels[60_000:60_010].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert np.bincount(dataset.labels[60_000:]).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert dataset.parts.tolist() == ["train"] * 60_000 + ["test"] * 10_000
-    assert dataset.pictures.name(60_000) == "mnist #60000"
+    assert dataset.images.name(60_000) == "mnist #60000"
 
 
 def test_fashion_mnist_where_debian_puts_it() -> None:
     if not (builtin.SYSTEM_FOLDER / "fashion-mnist").is_dir():
         pytest.skip("needs Debian's package dataset-fashion-mnist")
-    dataset = open_published("fashion-mnist")
+    dataset = open_builtin("fashion-mnist")
     assert dataset.counts().tolist() == [7000] * 10
     assert dataset.names[dataset.labels[0]] == "Ankle boot"
     assert dataset.parts.tolist() == ["train"] * 60_000 + ["test"] * 10_000
 
 
 def test_cifar10_as_published(shared_data: Path) -> None:
-    dataset = open_published("cifar10")
+    dataset = open_builtin("cifar10")
     images = array(dataset)
     assert images.shape == (60_000, 32, 32, 3)
     assert dataset.names == ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -133,7 +133,7 @@ def test_cifar10_as_published(shared_data: Path) -> None:
 def test_every_set_is_asked_for_by_name() -> None:
     assert {"digits", *IDX_SETS, *CIFAR_SETS} == set(NAMES)
     with pytest.raises(UsageError, match="no data set is called emnist; use one of: digits, mnist"):
-        open_published("emnist")
+        open_builtin("emnist")
 
 
 @pytest.mark.parametrize("compression", ["gz", "xz", "bz2", ""])
@@ -141,7 +141,7 @@ def test_cifar100_in_any_packing(small_cifar100: bytes, nowhere: Path, compressi
     files = unpacked(small_cifar100)
     suffix = f".{compression}" if compression else ""
     (nowhere / f"cifar-100-binary.tar{suffix}").write_bytes(packed(files, "cifar-100-binary/", compression))
-    dataset = open_published("cifar100")
+    dataset = open_builtin("cifar100")
     records = np.frombuffer(files["train.bin"] + files["test.bin"], np.uint8).reshape(40, 3074)
     assert dataset.labels.tolist() == records[:, 1].tolist()  # the fine label, not the coarse one before it
     assert dataset.names[78] == "fine_78"
@@ -153,24 +153,24 @@ def test_cifar100_in_any_packing(small_cifar100: bytes, nowhere: Path, compressi
 def test_an_archive_is_unpacked_once(small_cifar100: bytes, nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = nowhere / "cifar-100-binary.tar.gz"
     archive.write_bytes(small_cifar100)
-    first = open_published("cifar100")
+    first = open_builtin("cifar100")
     with monkeypatch.context() as patch:
         patch.setattr(tarfile, "open", None)
-        again = open_published("cifar100")
+        again = open_builtin("cifar100")
     assert (array(first) == array(again)).all()
     # Another archive in its place is another set.
     files = unpacked(small_cifar100)
     files["test.bin"] = files["test.bin"][:-1] + bytes([files["test.bin"][-1] ^ 255])
     archive.write_bytes(packed(files, "cifar-100-binary/", "gz"))
-    assert (array(open_published("cifar100")) != array(first)).sum() == 1
+    assert (array(open_builtin("cifar100")) != array(first)).sum() == 1
 
 
 def test_an_unpacking_that_was_interrupted_goes_on(small_cifar100: bytes, nowhere: Path) -> None:
     (nowhere / "cifar-100-binary.tar.gz").write_bytes(small_cifar100)
-    first = open_published("cifar100")
+    first = open_builtin("cifar100")
     for name in ("test.bin", "fine_label_names.txt"):
         next((nowhere.parent / "cache").rglob(name)).unlink()
-    assert (array(open_published("cifar100")) == array(first)).all()
+    assert (array(open_builtin("cifar100")) == array(first)).all()
 
 
 def test_an_unpacked_folder_is_read_where_it_is(small_cifar100: bytes, nowhere: Path) -> None:
@@ -178,7 +178,7 @@ def test_an_unpacked_folder_is_read_where_it_is(small_cifar100: bytes, nowhere: 
     folder.mkdir()
     for name, content in unpacked(small_cifar100).items():
         (folder / name).write_bytes(content)
-    assert len(open_published("cifar100")) == 40
+    assert len(open_builtin("cifar100")) == 40
     assert not list((nowhere.parent / "cache").rglob("*.bin"))
 
 
@@ -187,7 +187,7 @@ def test_the_pickled_version_is_not_read(small_cifar100: bytes, nowhere: Path) -
     for name in ("cifar-100-python.tar.gz", "cifar-100-binary.tar.gz"):
         (nowhere / name).write_bytes(packed({"train": trap, "test": trap, "meta": trap}, "cifar-100-python/", "gz"))
     with pytest.raises(DataError, match=r"lacks fine_label_names.txt, test.bin, train.bin; .* binary version"):
-        open_published("cifar100")
+        open_builtin("cifar100")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_damaged_cifar_file_is_named(small_cifar100: bytes, nowhere: Path, nam
     files[name] = change(files[name])
     (nowhere / "cifar-100-binary.tar.gz").write_bytes(packed(files, "cifar-100-binary/", "gz"))
     with pytest.raises(DataError, match=message):
-        open_published("cifar100")
+        open_builtin("cifar100")
 
 
 def test_a_damaged_file_in_an_unpacked_folder_is_named(small_cifar100: bytes, nowhere: Path) -> None:
@@ -213,10 +213,10 @@ def test_a_damaged_file_in_an_unpacked_folder_is_named(small_cifar100: bytes, no
     files = unpacked(small_cifar100)
     (folder / "train.bin").write_bytes(files["train.bin"][:-1])
     with pytest.raises(DataError, match=r"train\.bin has 92219 bytes and must have 92220"):
-        open_published("cifar100")
+        open_builtin("cifar100")
     (folder / "train.bin").write_bytes(files["train.bin"])
     with pytest.raises(DataError, match=r"test\.bin cannot be read \(no such file"):
-        open_published("cifar100")
+        open_builtin("cifar100")
 
 
 def test_no_cache_is_needed_where_the_files_are(
@@ -225,7 +225,7 @@ def test_no_cache_is_needed_where_the_files_are(
     (nowhere / "file").write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(nowhere / "file"))
     monkeypatch.setattr(builtin, "SYSTEM_FOLDER", shared_data)
-    assert len(open_published("mnist")) == 70_000
+    assert len(open_builtin("mnist")) == 70_000
 
 
 def test_a_damaged_archive_is_named(small_cifar100: bytes, nowhere: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_damaged_archive_is_named(small_cifar100: bytes, nowhere: Path) -> Non
     ):
         archive.write_bytes(content)
         with pytest.raises(DataError, match=r"cifar-100-binary.tar.gz (cannot be unpacked|lacks)") as caught:
-            open_published("cifar100")
+            open_builtin("cifar100")
         assert "\n" not in str(caught.value)
 
 
@@ -267,7 +267,7 @@ def test_a_damaged_idx_file_is_named(shared_data: Path, nowhere: Path, file: str
     else:
         (folder / file).write_bytes(change(gzip.decompress(packed_file)))  # unpacked ones are read too
     with pytest.raises(DataError, match=f"{file}.*{message}") as caught:
-        open_published("mnist")
+        open_builtin("mnist")
     assert "\n" not in str(caught.value)
 
 
@@ -278,13 +278,13 @@ def test_a_label_that_is_no_digit_is_named(shared_data: Path, nowhere: Path) -> 
     raw = gzip.decompress(labels.read_bytes())
     labels.write_bytes(gzip.compress(raw[:-1] + b"\x0a"))
     with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte.gz holds label 10"):
-        open_published("mnist")
+        open_builtin("mnist")
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
 def test_offline_one_sentence_says_which_files_go_where(nowhere: Path, name: str) -> None:
     with pytest.raises(FetchError) as caught:
-        open_published(name)
+        open_builtin(name)
     message = str(caught.value)
     folder = nowhere.parent / "cache" / "svertka" / "data"
     if name in IDX_SETS:
@@ -322,9 +322,9 @@ def test_what_is_nowhere_is_fetched_and_found_again(
     (folder / "cifar-100-binary.tar.gz").write_bytes(small_cifar100)
     here = dataclasses.replace(CIFAR_SETS["cifar100"], mirrors=("http://127.0.0.1:9/", address))
     monkeypatch.setitem(CIFAR_SETS, "cifar100", here)
-    assert len(open_published("cifar100")) == 40
+    assert len(open_builtin("cifar100")) == 40
     (folder / "cifar-100-binary.tar.gz").unlink()
-    assert len(open_published("cifar100")) == 40
+    assert len(open_builtin("cifar100")) == 40
 
 
 def test_the_four_files_are_fetched(
@@ -338,6 +338,6 @@ def test_the_four_files_are_fetched(
         checksums[file] = f"sha256:{hashlib.sha256(content).hexdigest()}"
     here = dataclasses.replace(IDX_SETS["mnist"], mirrors=(address,), checksums=checksums)
     monkeypatch.setitem(IDX_SETS, "mnist", here)
-    assert len(open_published("mnist")) == 70_000
+    assert len(open_builtin("mnist")) == 70_000
     (folder / "train-images-idx3-ubyte.gz").unlink()
-    assert len(open_published("mnist")) == 70_000
+    assert len(open_builtin("mnist")) == 70_000

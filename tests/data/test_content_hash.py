@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from svertka.data import content_hash as module
-from svertka.data.content_hash import digests, origin
-from svertka.data.dataset import ArrayPictures, FilePictures, Subset
+from svertka.data.content_hash import hash_images, resolve_subset
+from svertka.data.dataset import ArrayImages, FileImages, Subset
 
 
 @pytest.fixture(autouse=True)
@@ -24,18 +24,18 @@ def memories(tmp_path, monkeypatch) -> Path:
 def read(monkeypatch) -> list[int]:
     """Every file that is read."""
     calls: list[int] = []
-    whole = FilePictures.content
-    monkeypatch.setattr(FilePictures, "content", lambda self, index: calls.append(index) or whole(self, index))
+    whole = FileImages.read_bytes
+    monkeypatch.setattr(FileImages, "read_bytes", lambda self, index: calls.append(index) or whole(self, index))
     return calls
 
 
 @pytest.fixture
-def files(tmp_path) -> FilePictures:
+def files(tmp_path) -> FileImages:
     root = tmp_path / "photos"
     root.mkdir()
     for number in range(10):
         (root / f"{number}.jpg").write_bytes(bytes([number]) * (number + 1))
-    return FilePictures(root, [f"{number}.jpg" for number in range(10)])
+    return FileImages(root, [f"{number}.jpg" for number in range(10)])
 
 
 def settle(monkeypatch) -> None:
@@ -44,48 +44,48 @@ def settle(monkeypatch) -> None:
     time.sleep(0.05)
 
 
-def right(files: FilePictures) -> list[bytes]:
+def right(files: FileImages) -> list[bytes]:
     contents = [(files.root / path).read_bytes() for path in files.paths]
     return [hashlib.blake2b(content, digest_size=16).digest() for content in contents]
 
 
 def test_files_that_did_not_change_are_not_read_again(files, read, monkeypatch):
     settle(monkeypatch)
-    assert digests(files, 2) == (right(files), {})
+    assert hash_images(files, 2) == (right(files), {})
     assert sorted(read) == list(range(10))
     read.clear()
-    assert digests(files, 2) == (right(files), {})
+    assert hash_images(files, 2) == (right(files), {})
     some = Subset(Subset(files, np.array([9, 4, 2])), np.array([1, 0]))
-    assert digests(some, 2)[0] == [right(files)[4], right(files)[9]]
+    assert hash_images(some, 2)[0] == [right(files)[4], right(files)[9]]
     assert read == []
 
 
 def test_a_change_that_hides_is_seen(files, read, monkeypatch):
     settle(monkeypatch)
-    digests(files, 2)
+    hash_images(files, 2)
     read.clear()
     path = files.root / "5.jpg"
     before = path.stat()
     path.write_bytes(b"x" * before.st_size)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # same size, same time
-    assert digests(files, 2) == (right(files), {})
+    assert hash_images(files, 2) == (right(files), {})
     assert read == [5]
 
 
 def test_a_file_that_changed_just_now_is_read_again(files, read):
-    digests(files, 2)
+    hash_images(files, 2)
     read.clear()
-    digests(files, 2)
+    hash_images(files, 2)
     assert sorted(read) == list(range(10))
 
 
 def test_files_that_cannot_be_read_have_a_reason(files, monkeypatch):
     settle(monkeypatch)
-    digests(files, 2)
+    hash_images(files, 2)
     (files.root / "3.jpg").unlink()
     (files.root / "4.jpg").unlink()
     (files.root / "4.jpg").mkdir()
-    found, bad = digests(files, 2)
+    found, bad = hash_images(files, 2)
     assert bad == {3: "no such file or directory", 4: "a folder, not a file"}
     assert found[3] == found[4] == b""
     assert all(found[:3] + found[5:])
@@ -93,34 +93,34 @@ def test_files_that_cannot_be_read_have_a_reason(files, monkeypatch):
 
 def test_damaged_memory_is_not_used(files, monkeypatch, memories):
     settle(monkeypatch)
-    digests(files, 2)
+    hash_images(files, 2)
     (memory,) = memories.iterdir()
     whole = memory.read_bytes()
     rng = np.random.default_rng(4)
     for content in (b"", whole[:-30], b"[]", b"{}", whole.replace(b'"version": 1', b'"version": 0'), b"\xff"):
         memory.write_bytes(content)
-        assert digests(files, 2) == (right(files), {})
+        assert hash_images(files, 2) == (right(files), {})
     for _ in range(50):  # letters that are not hexadecimal, at random places: nothing but an error may come of it
         damaged = bytearray(whole)
         damaged[rng.integers(len(damaged))] = ord("z")
         memory.write_bytes(damaged)
-        assert digests(files, 2) == (right(files), {})
+        assert hash_images(files, 2) == (right(files), {})
 
 
 def test_a_cache_that_cannot_be_written(files, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert digests(files, 2) == (right(files), {})
+    assert hash_images(files, 2) == (right(files), {})
 
 
 def test_arrays_are_hashed_where_they_are(memories):
     array = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 1)).astype(np.uint8)
-    pictures = ArrayPictures(array, "d")
-    subset = Subset(pictures, np.array([5, 1]))
-    found, bad = digests(subset, 2)
+    images = ArrayImages(array, "d")
+    subset = Subset(images, np.array([5, 1]))
+    found, bad = hash_images(subset, 2)
     assert found == [hashlib.blake2b(array[index].tobytes(), digest_size=16).digest() for index in (5, 1)]
     assert bad == {}
-    base, where = origin(subset)
-    assert base is pictures
+    base, where = resolve_subset(subset)
+    assert base is images
     assert where.tolist() == [5, 1]
     assert not memories.exists()

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from svertka.data.dataset import ArrayPictures, Dataset, FilePictures
-from svertka.errors import PictureError
+from svertka.data.dataset import ArrayImages, Dataset, FileImages
+from svertka.errors import ImageError
 
 
 @pytest.fixture
 def three() -> Dataset:
     array = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2, 1)
     return Dataset(
-        "three", ("a", "b"), ArrayPictures(array, "three"), np.array([1, 0, 1]), np.array(["train", "val", "test"])
+        "three", ("a", "b"), ArrayImages(array, "three"), np.array([1, 0, 1]), np.array(["train", "val", "test"])
     )
 
 
@@ -24,7 +24,7 @@ def test_counts(three: Dataset) -> None:
 
 
 def test_grey_arrays_are_read_as_rgb(three: Dataset) -> None:
-    pixels = three.pictures.read(1)
+    pixels = three.images.read(1)
     assert pixels.shape == (2, 2, 3)
     assert (pixels == np.array([[4, 5], [6, 7]])[..., None]).all()
 
@@ -32,18 +32,18 @@ def test_grey_arrays_are_read_as_rgb(three: Dataset) -> None:
 def test_equal_pixels_have_equal_digests() -> None:
     array = np.zeros((3, 2, 2, 3), np.uint8)
     array[2, 0, 0, 0] = 1
-    pictures = ArrayPictures(array, "x")
-    assert pictures.digest(0) == pictures.digest(1) != pictures.digest(2)
-    assert len(pictures.digest(0)) == 16
+    images = ArrayImages(array, "x")
+    assert images.digest(0) == images.digest(1) != images.digest(2)
+    assert len(images.digest(0)) == 16
 
 
 def test_a_part_of_a_part_keeps_names_pixels_and_digests(three: Dataset) -> None:
     some = three.take(np.array([2, 0])).take(np.array([1]))
-    assert some.pictures.name(0) == three.pictures.name(0) == "three #0"
-    assert some.pictures.digest(0) == three.pictures.digest(0)
-    assert (some.pictures.read(0) == three.pictures.read(0)).all()
-    assert some.pictures.size(0) == (2, 2)
-    assert len(some.pictures) == 1
+    assert some.images.name(0) == three.images.name(0) == "three #0"
+    assert some.images.digest(0) == three.images.digest(0)
+    assert (some.images.read(0) == three.images.read(0)).all()
+    assert some.images.size(0) == (2, 2)
+    assert len(some.images) == 1
     assert some.labels.tolist() == [1]
     assert some.parts.tolist() == ["train"]
 
@@ -51,23 +51,23 @@ def test_a_part_of_a_part_keeps_names_pixels_and_digests(three: Dataset) -> None
 def test_files(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     Image.new("RGB", (3, 2), (1, 2, 3)).save(tmp_path / "in" / "a.png")
-    (tmp_path / "b.png").write_bytes(b"no picture")
-    pictures = FilePictures(tmp_path, ["in/a.png", "b.png", "gone.png"])
-    assert len(pictures) == 3
-    assert pictures.name(0) == str(tmp_path / "in" / "a.png")
-    assert (pictures.read(0) == (1, 2, 3)).all()
-    assert pictures.size(0) == pictures.read(0).shape[:2] == (2, 3)
-    assert pictures.digest(1) == hashlib.blake2b(b"no picture", digest_size=16).digest()
-    with pytest.raises(PictureError, match="not a picture"):
-        pictures.read(1)
-    for ask in (pictures.read, pictures.size, pictures.digest):
-        with pytest.raises(PictureError, match="no such file"):
+    (tmp_path / "b.png").write_bytes(b"no image")
+    images = FileImages(tmp_path, ["in/a.png", "b.png", "gone.png"])
+    assert len(images) == 3
+    assert images.name(0) == str(tmp_path / "in" / "a.png")
+    assert (images.read(0) == (1, 2, 3)).all()
+    assert images.size(0) == images.read(0).shape[:2] == (2, 3)
+    assert images.digest(1) == hashlib.blake2b(b"no image", digest_size=16).digest()
+    with pytest.raises(ImageError, match="not an image"):
+        images.read(1)
+    for ask in (images.read, images.size, images.digest):
+        with pytest.raises(ImageError, match="no such file"):
             ask(2)
 
 
 def test_a_file_of_another_format_than_its_name_says_is_read(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2)).save(tmp_path / "a.jpg", "PNG")
-    pictures = FilePictures(tmp_path, ["a.jpg"])
-    assert pictures.read(0).shape == (2, 3, 3)
-    assert pictures.size(0) == (2, 3)
-    assert pictures.decoded(0).format == "PNG"
+    images = FileImages(tmp_path, ["a.jpg"])
+    assert images.read(0).shape == (2, 3, 3)
+    assert images.size(0) == (2, 3)
+    assert images.decode(0).format == "PNG"

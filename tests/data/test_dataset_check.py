@@ -8,13 +8,13 @@ import pytest
 from PIL import Image, ImageOps
 
 from svertka.data.dataset_check import check, describe
-from svertka.data.image_folder import open_folder
+from svertka.data.folder_dataset import open_folder
 from svertka.data.split import split
 from svertka.errors import UsageError
 
 
 def noise(seed: int, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
-    """A picture like no other: 5×4 coloured fields."""
+    """An image like no other: 5×4 coloured fields."""
     fields = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return Image.fromarray(fields).resize(size, Image.Resampling.NEAREST).convert(mode)
 
@@ -45,7 +45,7 @@ def test_a_folder_in_order(photos: Path) -> None:
 
 def test_the_split_is_that_of_training(photos: Path) -> None:
     dataset = open_folder(photos)
-    digests = [dataset.pictures.digest(index) for index in range(len(dataset))]
+    digests = [dataset.images.digest(index) for index in range(len(dataset))]
     wanted = split(digests, dataset.labels, dataset.parts, 0.2, 0.1)
     found = check(photos, val=0.2, test=0.1)
     assert found.to_dict()["split"] == {part: len(indices) for part, indices in wanted.items()}
@@ -68,7 +68,7 @@ def test_bad_files_by_path_and_reason(photos: Path) -> None:
     assert findings.classes == {"cat": 12, "dog": 11}  # what the folder holds
     assert sum(findings.to_dict()["split"].values()) == 20  # what can be used
     assert findings.misnamed == ((str(photos / "dog" / "00.png"), "JPEG"),)
-    assert findings.problems == ("3 of 23 pictures are bad, more than a tenth; mend or remove them",)
+    assert findings.problems == ("3 of 23 images are bad, more than a tenth; mend or remove them",)
     assert f"  {photos / 'cat' / '00.png'}: truncated" in describe(findings)
 
 
@@ -86,7 +86,7 @@ def test_exact_copies_across_classes_and_parts(photos: Path) -> None:
     assert line.endswith("across classes (cat, dog)")
 
 
-def test_a_test_picture_that_is_also_learnt_from(photos: Path) -> None:
+def test_a_test_image_that_is_also_learnt_from(photos: Path) -> None:
     for part in ("train", "test"):
         shutil.copytree(photos, photos.parent / "parts" / part)
     for number, path in enumerate((photos.parent / "parts" / "test").rglob("*.png")):
@@ -114,7 +114,7 @@ def test_look_alikes_are_told_from_copies(photos: Path, shared_data: Path) -> No
     assert alike.across_classes
 
 
-def test_modes_sizes_and_turned_pictures(photos: Path) -> None:
+def test_modes_sizes_and_turned_images(photos: Path) -> None:
     noise(1, "CMYK", (300, 200)).save(photos / "cat" / "cmyk.jpg")
     noise(2, "L", (5, 4)).save(photos / "cat" / "grey.png")
     noise(3, "P").save(photos / "cat" / "palette.gif")
@@ -129,7 +129,7 @@ def test_modes_sizes_and_turned_pictures(photos: Path) -> None:
     assert findings.turned == 1
 
 
-def test_turned_and_upright_are_the_same_picture(photos: Path, shared_data: Path) -> None:
+def test_turned_and_upright_are_the_same_image(photos: Path, shared_data: Path) -> None:
     path = min((shared_data / "imagenet-samples").glob("*.JPEG"))
     with Image.open(path) as image:
         exif = Image.Exif()
@@ -151,7 +151,7 @@ def test_what_is_ignored_is_named(photos: Path) -> None:
     assert findings.ignored == ("bird", "dog/empty")
     assert findings.hidden == (".DS_Store",)
     assert findings.others == ("readme.txt",)
-    assert findings.problems == (f"{photos / 'bird'} holds no picture; add some or remove the folder",)
+    assert findings.problems == (f"{photos / 'bird'} holds no image; add some or remove the folder",)
 
 
 def test_what_training_refuses_is_reported_not_raised(photos: Path) -> None:
@@ -159,7 +159,7 @@ def test_what_training_refuses_is_reported_not_raised(photos: Path) -> None:
     assert "one class only, cat" in check(photos).problems[0]
     shutil.rmtree(photos / "cat")
     findings = check(photos)
-    assert "holds no picture" in findings.problems[0]
+    assert "holds no image" in findings.problems[0]
     assert findings.to_dict()["split"] == {"train": 0, "val": 0, "test": 0}
     assert findings.imbalance is None
     assert describe(findings)[-1].startswith("training would refuse: ")
@@ -169,8 +169,8 @@ def test_what_training_refuses_is_reported_not_raised(photos: Path) -> None:
 
 def test_a_class_that_cannot_be_read_at_all(photos: Path) -> None:
     for path in (photos / "dog").iterdir():
-        path.write_bytes(b"no picture")
-    assert "no picture of dog is left to train on; add some" in check(photos).problems
+        path.write_bytes(b"no image")
+    assert "no image of dog is left to train on; add some" in check(photos).problems
 
 
 def test_json_is_json_and_has_the_promised_keys(photos: Path) -> None:
@@ -181,7 +181,7 @@ def test_json_is_json_and_has_the_promised_keys(photos: Path) -> None:
     assert value["classes"] == {"cat": 12, "dog": 12}
     assert value["bad"][0] == {
         "path": str(photos / "dog" / "00.png"),
-        "reason": "not a picture (JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC, JPEG 2000, PNM)",
+        "reason": "not an image (JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC, JPEG 2000, PNM)",
     }
     assert value["bad"][1]["path"].endswith("\\udcff.png")
     assert value["duplicates"][0]["paths"] == [str(photos / "cat" / "03.png"), str(photos / "dog" / "copy.png")]
@@ -223,7 +223,7 @@ def test_the_share_that_the_central_square_leaves_out(tmp_path: Path) -> None:
         noise(number).resize((width, height)).save(folder / f"{number}.png")
     findings = check(tmp_path)
     assert findings.discarded == (0.5, pytest.approx(2 / 3), str(tmp_path / "a" / "0.png"))
-    assert any("leaves out 50% of the median picture and 67% of" in line for line in describe(findings))
+    assert any("leaves out 50% of the median image and 67% of" in line for line in describe(findings))
 
 
 def test_long_lists_are_cut_in_the_terminal_only(photos: Path) -> None:
@@ -256,10 +256,10 @@ def test_photographs(shared_data: Path) -> None:
 
 def test_cifar10_has_copies_on_both_sides_of_its_published_split(shared_data: Path, large_count) -> None:
     if not large_count(0, 1):
-        pytest.skip("unpacks and compares 60,000 pictures: only with --large")
+        pytest.skip("unpacks and compares 60,000 images: only with --large")
     findings = check("cifar10")
     across = [copies for copies in findings.near_duplicates if {"train", "test"} <= set(copies.parts)]
-    # Barz & Denzler 2020 count 3.3 % of the test pictures with looser bounds and by eye.
+    # Barz & Denzler 2020 count 3.3 % of the test images with looser bounds and by eye.
     assert 100 < len(across) < 330
 
 

@@ -13,24 +13,24 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from svertka.data.decode_memory import STRIP_BYTES, DecodingMemory, scan_count
-from svertka.data.image_io import Decoding, memory_needed, read_picture
+from svertka.data.decode_memory import STRIP_BYTES, DecodingBudget, count_scans
+from svertka.data.image_io import Decoding, estimate_memory, read_image
 from svertka.errors import SizeError
 
 MEASURE = """
 import sys
 from pathlib import Path
-from svertka.data.image_io import Decoding, memory_needed, read_picture
+from svertka.data.image_io import Decoding, estimate_memory, read_image
 
 def now(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
 
 data, side = Path(sys.argv[1]).read_bytes(), int(sys.argv[2]) or None
 decoding = Decoding.up_to(10**9)
-needed = memory_needed(data, side, decoding)
+needed = estimate_memory(data, side, decoding)
 open("/proc/self/clear_refs", "w").write("5")  # the highest mark begins anew
 before = now("VmRSS")
-shape = read_picture(data, side, decoding).shape
+shape = read_image(data, side, decoding).shape
 print(needed, now("VmHWM") - before, *shape)
 """
 
@@ -50,7 +50,7 @@ FORMATS = {
 }
 
 
-def picture(side: int) -> Image.Image:
+def make_image(side: int) -> Image.Image:
     coarse = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
 
@@ -66,7 +66,7 @@ def measured(path: Path, side: int) -> tuple[int, int, tuple[int, ...]]:
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
 def test_no_more_memory_is_taken_than_was_expected(tmp_path, large_count):
     names = list(FORMATS)[:: large_count(6, 1)]
-    image = picture(large_count(1500, 4000))
+    image = make_image(large_count(1500, 4000))
     for name in names:
         made, options = FORMATS[name](image)
         made.save(tmp_path / name, **options)
@@ -77,7 +77,7 @@ def test_no_more_memory_is_taken_than_was_expected(tmp_path, large_count):
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
 @pytest.mark.parametrize("name", ["palette.png", "one_bit.png"])
-def test_a_very_large_picture_takes_little_more_than_its_own_pixels(tmp_path, large_count, name):
+def test_a_very_large_image_takes_little_more_than_its_own_pixels(tmp_path, large_count, name):
     side = large_count(5000, 10_000)
     made, _ = FORMATS[name](Image.new("RGB", (side, side), (200, 30, 60)))
     made.save(tmp_path / name)
@@ -94,63 +94,63 @@ def saved(image: Image.Image, format_name: str, **options: object) -> bytes:
 
 @pytest.mark.parametrize("format_name", ["PNG", "WebP", "TIFF", "JPEG2000", "AVIF", "BMP", "GIF", "PPM"])
 def test_more_than_the_memory_limit_is_refused_before_it_is_decoded(format_name):
-    data = saved(picture(300), format_name)
-    needed = memory_needed(data)
-    assert read_picture(data, decoding=Decoding(max_memory=max(needed, 2 * STRIP_BYTES))).shape == (300, 300, 3)
+    data = saved(make_image(300), format_name)
+    needed = estimate_memory(data)
+    assert read_image(data, decoding=Decoding(max_memory=max(needed, 2 * STRIP_BYTES))).shape == (300, 300, 3)
     with pytest.raises(SizeError, match="of memory to decode, more than the limit of .*--max-pixels"):
-        read_picture(data, decoding=Decoding(max_memory=300 * 300))
+        read_image(data, decoding=Decoding(max_memory=300 * 300))
 
 
 def test_a_jpeg_above_the_pixel_limit_is_decoded_reduced():
-    data = saved(picture(1200), "JPEG")
+    data = saved(make_image(1200), "JPEG")
     decoding = Decoding(max_pixels=100_000)
-    assert read_picture(data, 40, decoding).shape == (150, 150, 3)
+    assert read_image(data, 40, decoding).shape == (150, 150, 3)
     for side in (None, 200):  # all of it is wanted, or too much
         with pytest.raises(
             SizeError,
             match=r"^1.4 megapixels, more than the limit of 0.1; make it smaller or raise --max-pixels to 2M$",
         ):
-            read_picture(data, side, decoding)
-    assert read_picture(data, 200, Decoding.up_to(2_000_000)).shape == (600, 600, 3)
+            read_image(data, side, decoding)
+    assert read_image(data, 200, Decoding.up_to(2_000_000)).shape == (600, 600, 3)
 
 
 def test_no_higher_limit_is_advised_where_it_would_not_help():
     data = b"P3 5000 4000 255\n" + b"0 " * 100
     with pytest.raises(SizeError, match=r"^20 megapixels, more than the limit of 17; save it as PNG$"):
-        read_picture(data, decoding=Decoding.up_to(200_000_000))
+        read_image(data, decoding=Decoding.up_to(200_000_000))
 
 
-def test_large_pictures_are_reduced_to_the_mean_of_their_pixels(monkeypatch):
+def test_large_images_are_reduced_to_the_mean_of_their_pixels(monkeypatch):
     monkeypatch.setattr("svertka.data.image_io.LARGE", 10_000)
-    image = picture(401)
+    image = make_image(401)
     exact = np.asarray(image).astype(float)
-    small = read_picture(saved(image, "PNG"), 30)
+    small = read_image(saved(image, "PNG"), 30)
     assert small.shape == (101, 101, 3)
     means = exact[:400, :400].reshape(100, 4, 100, 4, 3).mean(axis=(1, 3))
     assert np.abs(small[:100, :100] - means).max() <= 0.51
-    np.testing.assert_array_equal(read_picture(saved(image, "PNG")), np.asarray(image))
+    np.testing.assert_array_equal(read_image(saved(image, "PNG")), np.asarray(image))
 
 
 def test_scans_are_counted_and_limited():
-    plain, progressive = saved(picture(64), "JPEG"), saved(picture(64), "JPEG", progressive=True)
-    assert scan_count(plain) == 1
-    assert 5 < scan_count(progressive) < 20
-    assert scan_count(plain + b"\xff\xda" * 500) == 1  # what follows the end does not count
-    assert read_picture(plain + b"\xff\xda" * 500).shape == (64, 64, 3)
+    plain, progressive = saved(make_image(64), "JPEG"), saved(make_image(64), "JPEG", progressive=True)
+    assert count_scans(plain) == 1
+    assert 5 < count_scans(progressive) < 20
+    assert count_scans(plain + b"\xff\xda" * 500) == 1  # what follows the end does not count
+    assert read_image(plain + b"\xff\xda" * 500).shape == (64, 64, 3)
     start = progressive.rindex(b"\xff\xda")
     bomb = progressive[:start] + progressive[start:-2] * 300 + b"\xff\xd9"
     with pytest.raises(SizeError.__mro__[1], match="scans, more than the limit"):
-        read_picture(bomb)
+        read_image(bomb)
 
 
 def test_threads_wait_for_memory_and_never_for_ever():
-    memory = DecodingMemory(3 * 2**26)
+    memory = DecodingBudget(3 * 2**26)
     most, waiting = 0, threading.Barrier(6)
 
     def decode(count: int) -> None:
         nonlocal most
         waiting.wait(20)
-        with memory.reserved(count):
+        with memory.reserve(count):
             most = max(most, memory.taken)
             time.sleep(0.02)
 
@@ -166,11 +166,11 @@ def test_threads_wait_for_memory_and_never_for_ever():
 
 
 def test_heic_is_turned_once():
-    image = picture(40).resize((40, 24))
+    image = make_image(40).resize((40, 24))
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()
     pillow_heif.from_pillow(image).save(file, exif=exif.tobytes(), quality=95)
-    assert read_picture(file.getvalue()).shape[:2] in ((40, 24), (24, 40))
+    assert read_image(file.getvalue()).shape[:2] in ((40, 24), (24, 40))
     opened = pillow_heif.open_heif(file.getvalue())
-    assert read_picture(file.getvalue()).shape[:2] == opened.size[::-1]
+    assert read_image(file.getvalue()).shape[:2] == opened.size[::-1]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svertka.data.dataset import PARTS, ArrayPictures, Dataset
-from svertka.data.deduplicated_split import Division, divided, divided_by_content
+from svertka.data.dataset import PARTS, ArrayImages, Dataset
+from svertka.data.deduplicated_split import DatasetSplit, split_by_content, split_dataset
 from svertka.errors import DataError
 
 few = settings(max_examples=40, deadline=None)
@@ -39,7 +39,7 @@ def dataset_of(some: list[Image], *, named: bool, grouped: bool) -> Dataset:
     return Dataset(
         "x",
         ("a", "b", "c"),
-        ArrayPictures(array, "x"),
+        ArrayImages(array, "x"),
         np.array([label for _, label, *_ in some], dtype=np.int64),
         np.array([part if named else "" for _, _, part, *_ in some], dtype="<U5"),
         groups=np.array([group for *_, group, _ in some]) if grouped else None,
@@ -57,10 +57,12 @@ def crowds(some: list[Image]) -> list[list[int]]:
     return [group for group in found.values() if len(group) == 2]
 
 
-def division_of(some: list[Image], val: float, test: float, *, named: bool, grouped: bool, **options: Any) -> Division:
+def division_of(
+    some: list[Image], val: float, test: float, *, named: bool, grouped: bool, **options: Any
+) -> DatasetSplit:
     dataset = dataset_of(some, named=named, grouped=grouped)
     digests = [content(number) for number, *_ in some]
-    return divided(dataset, digests, np.arange(len(some)), val, test, alike=crowds(some), **options)
+    return split_dataset(dataset, digests, np.arange(len(some)), val, test, alike=crowds(some), **options)
 
 
 @few
@@ -125,8 +127,8 @@ def test_without_copies_groups_and_look_alikes_it_is_the_split_of_before() -> No
     some: list[Image] = [(number, number % 3, "", "", 0) for number in range(300)]
     dataset, digests = dataset_of(some, named=False, grouped=False), [content(number) for number in range(300)]
     for turn in (0, 3):
-        now = divided(dataset, digests, np.arange(300), 0.1, 0.2, alike=[], turn=turn).indices
-        before = divided_by_content(dataset, digests, np.arange(300), 0.1, 0.2, turn=turn).indices
+        now = split_dataset(dataset, digests, np.arange(300), 0.1, 0.2, alike=[], turn=turn).indices
+        before = split_by_content(dataset, digests, np.arange(300), 0.1, 0.2, turn=turn).indices
         assert all(np.array_equal(now[part], before[part]) for part in PARTS)
 
 
@@ -157,7 +159,7 @@ def test_near_duplicates_and_groups_across_parts_of_the_source_are_said() -> Non
 def test_a_crowd_of_look_alikes_is_divided_and_that_is_said() -> None:
     some: list[Image] = [(number, number % 3, "", "", 0) for number in range(100)]
     dataset, digests = dataset_of(some, named=False, grouped=False), [content(number) for number in range(100)]
-    division = divided(dataset, digests, np.arange(100), 0.2, 0.0, alike=[list(range(80))])
+    division = split_dataset(dataset, digests, np.arange(100), 0.2, 0.0, alike=[list(range(80))])
     assert len(division.indices["val"]) > 5
     assert division.notes == (
         "80 images look nearly the same, too many to keep them in one part; if they belong together, as frames of a "

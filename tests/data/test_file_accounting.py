@@ -1,12 +1,12 @@
 import json
 
-from svertka.data.file_accounting import OWN, Account, LeftOut, by_suffix, suffix_of
+from svertka.data.file_accounting import OWN, FileAccount, LeftOut, count_by_suffix, suffix_of
 
 
 def test_what_is_left_out_is_counted_by_suffix_and_reason() -> None:
     left_out = [LeftOut(f"{number}.HEIC", "format not read") for number in range(5)]
     left_out += [LeftOut("runs/a.png", OWN), LeftOut("x\n", "in no class folder")]
-    account = Account(tuple(left_out), by_suffix(["a.txt", "b.txt", "LICENSE"]), ("read so",), ("odd\x1b",))
+    account = FileAccount(tuple(left_out), count_by_suffix(["a.txt", "b.txt", "LICENSE"]), ("read so",), ("odd\x1b",))
     assert account.sentences() == [
         "read so",
         "warning: odd\\x1b",
@@ -24,5 +24,5 @@ def test_what_is_left_out_is_counted_by_suffix_and_reason() -> None:
 
 
 def test_nothing_left_out_is_nothing_said() -> None:
-    assert Account().sentences() == []
+    assert FileAccount().sentences() == []
     assert suffix_of("a.b/c") == "no suffix"

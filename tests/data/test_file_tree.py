@@ -13,9 +13,9 @@ import svertka
 from hostile import TEXTS, files
 from svertka.data.file_accounting import LISTED_ALREADY, NO_CLASS, NO_LABEL, NO_PART
 from svertka.data.file_tree import FileTree, is_image_content, list_tree
-from svertka.data.folder_layout import understand
-from svertka.data.image_folder import list_folder, open_folder
-from svertka.data.image_inputs import expanded
+from svertka.data.folder_dataset import list_folder, open_folder
+from svertka.data.folder_layout import detect_layout
+from svertka.data.prediction_inputs import expand_inputs
 from svertka.errors import DataError, SvertkaError
 
 PNG = bytes.fromhex(
@@ -90,7 +90,7 @@ def test_what_svertka_made_is_no_data_wherever_it_lies(made: Path) -> None:
     assert listing.problems() == []
     assert {one.reason for one in listing.account.left_out} == {"made by svertka"}
     assert len(listing.account.left_out) > 6
-    assert len([name for name, _ in expanded([made])]) == 12
+    assert len([name for name, _ in expand_inputs([made])]) == 12
 
 
 def test_moved_and_renamed_it_is_none_either(made: Path, tmp_path: Path) -> None:
@@ -148,12 +148,12 @@ def test_what_is_no_file_is_an_image_only_where_reading_says_why_not(tmp_path: P
     left_out = {Path(one.path).name: one.reason for one in listing.account.left_out}
     assert left_out == {"pipe.jpg": "not a regular file", "endless-device.jpg": "not a regular file"}
     dataset = listing.dataset()
-    named = {Path(dataset.pictures.name(index)).name for index in range(len(dataset))}
+    named = {Path(dataset.images.name(index)).name for index in range(len(dataset))}
     assert named == {"1.png", *(path.name for path in odd.values())} - {*left_out, "folder.jpg", "absent.jpg"}
     for index in range(len(dataset)):
-        if "odd" in dataset.pictures.name(index):
+        if "odd" in dataset.images.name(index):
             with pytest.raises(DataError):
-                dataset.pictures.read(index)
+                dataset.images.read(index)
 
 
 FOLDERS = ["a", "b", "A", "train", "Training", "test", "val", "valid", "images", "data", "seg_train", "runs", "café"]
@@ -219,7 +219,7 @@ def _check_account(root: Path) -> int:
     there = {str((Path(folder) / name).relative_to(root)) for folder, _, names in os.walk(root) for name in names}
     tree = list_tree(root)
     try:
-        layout = understand(tree)
+        layout = detect_layout(tree)
         listing = list_folder(root)
     except SvertkaError:
         return 0
@@ -233,7 +233,7 @@ def _check_account(root: Path) -> int:
     assert real == there
     assert sum(number for _, number in listing.account.not_images) == len(others(tree))
 
-    predicted = {os.path.realpath(path) for _, path in expanded([root]) if isinstance(path, Path)}
+    predicted = {os.path.realpath(path) for _, path in expand_inputs([root]) if isinstance(path, Path)}
     unlabelled = (NO_CLASS, NO_PART, NO_LABEL, LISTED_ALREADY)
     could = {os.path.realpath(root / one.path) for one in listing.account.left_out if one.reason in unlabelled}
     learnt = {os.path.realpath(root / path) for path in entries}

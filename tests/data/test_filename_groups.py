@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from svertka.data.dataset import Dataset, FilePictures
-from svertka.data.filename_groups import grouped_by
-from svertka.data.image_folder import open_folder
+from svertka.data.dataset import Dataset, FileImages
+from svertka.data.filename_groups import assign_groups
+from svertka.data.folder_dataset import open_folder
 from svertka.errors import UsageError
 
 
 def files(tmp_path: Path, *paths: str) -> Dataset:
     nothing = np.zeros(len(paths), np.int64)
-    return Dataset(str(tmp_path), ("a", "b"), FilePictures(tmp_path, paths), nothing, np.full(len(paths), "", "<U5"))
+    return Dataset(str(tmp_path), ("a", "b"), FileImages(tmp_path, paths), nothing, np.full(len(paths), "", "<U5"))
 
 
 @pytest.mark.parametrize(
@@ -30,9 +30,9 @@ def test_the_group_is_what_the_pattern_finds(tmp_path: Path, pattern: str, group
     dataset = files(tmp_path, "a/p1_x.jpg", "b/p1_y.jpg", "a/p22_x.jpg")
     if len(set(groups)) == 1:
         with pytest.raises(UsageError, match="finds one group only, p; it must tell several groups apart"):
-            grouped_by(dataset, pattern)
+            assign_groups(dataset, pattern)
         return
-    found = grouped_by(dataset, pattern).groups
+    found = assign_groups(dataset, pattern).groups
     assert found is not None
     assert found.tolist() == groups
 
@@ -49,7 +49,7 @@ def test_the_group_is_what_the_pattern_finds(tmp_path: Path, pattern: str, group
 )
 def test_a_pattern_that_cannot_be_is_one_sentence(tmp_path: Path, pattern: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        grouped_by(files(tmp_path, "a/p1_x.jpg", "b/p1_y.jpg", "a/p22_x.jpg"), pattern)
+        assign_groups(files(tmp_path, "a/p1_x.jpg", "b/p1_y.jpg", "a/p22_x.jpg"), pattern)
 
 
 @pytest.mark.parametrize("column", ["Patient", "group", "video_id", "Site"])

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from svertka.cli.app import main
-from svertka.data.filename_label_hint import way_out
+from svertka.data.filename_label_hint import suggest_labeling
 
 NAMES = {
     "Kaggle's dogs and cats": (["cat.0.jpg", "cat.1.jpg", "dog.0.jpg", "dog.12.jpg"], "cat, dog", "cat.0.jpg,cat"),
@@ -25,7 +25,7 @@ NAMES = {
 @pytest.mark.parametrize("names", NAMES)
 def test_names_that_say_classes_show_how_to_label_by_them(names: str) -> None:
     paths, classes, row = NAMES[names]
-    said = way_out(paths)
+    said = suggest_labeling(paths)
     assert said is not None
     assert f"their names say {classes}: " in said
     assert f"such as {row}" in said
@@ -42,7 +42,7 @@ def test_names_that_say_classes_show_how_to_label_by_them(names: str) -> None:
     ],
 )
 def test_names_that_say_no_classes_suggest_none(paths: list[str]) -> None:
-    assert way_out(paths) is None
+    assert suggest_labeling(paths) is None
 
 
 @pytest.mark.parametrize("folder", ["", "train/", "photos/", "a/b/"])

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from svertka.data.file_accounting import NO_PART
-from svertka.data.folder_layout import alike, clean_name
-from svertka.data.image_folder import Listing, list_folder, open_folder
+from svertka.data.folder_dataset import Listing, list_folder, open_folder
+from svertka.data.folder_layout import clean_name, normalize_class_name
 from svertka.errors import DataError
 
 
@@ -146,14 +146,18 @@ def test_names_that_differ_by_case_in_one_part_are_two_classes_and_a_warning(tmp
 
 
 def test_what_names_have_in_common() -> None:
-    assert alike("Golden Retriever") == alike("golden_retriever ") == alike("golden-retriever")
-    assert alike("C++") != alike("C")
+    assert (
+        normalize_class_name("Golden Retriever")
+        == normalize_class_name("golden_retriever ")
+        == normalize_class_name("golden-retriever")
+    )
+    assert normalize_class_name("C++") != normalize_class_name("C")
     assert clean_name(os.fsdecode(b"caf\xe9")) == "caf\\udce9"
 
 
 def test_a_class_whose_images_have_no_format_that_is_read_says_so(tmp_path: Path) -> None:
     make(tmp_path, *each("a", "b"), "c/0.psd", "c/1.psd")
-    with pytest.raises(DataError, match=r"c holds no picture that can be used \(left out: 2 \.psd, format not read"):
+    with pytest.raises(DataError, match=r"c holds no image that can be used \(left out: 2 \.psd, format not read"):
         open_folder(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Every picture is decoded once, whatever the disk, the limit and the processes do, and its square is the right one."""
+"""Every image is decoded once, whatever the disk, the limit and the processes do, and its square is the right one."""
 
 import io
 import os
@@ -17,10 +17,10 @@ from PIL import Image
 
 from svertka.data import dataset as dataset_module
 from svertka.data import image_cache
-from svertka.data.dataset import ArrayPictures, Dataset, FilePictures
-from svertka.data.image_cache import prepare
+from svertka.data.dataset import ArrayImages, Dataset, FileImages
+from svertka.data.image_cache import prepare_images
 from svertka.data.image_io import Decoded, Decoding, decode
-from svertka.data.preprocessing import central_square
+from svertka.data.preprocessing import resize_central_square
 from svertka.data.record_store import RECORD
 from svertka.data.row_format import HEAD
 from svertka.errors import DataError
@@ -39,7 +39,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def opened(monkeypatch) -> list[str]:
-    """The first bytes of every picture that is decoded."""
+    """The first bytes of every image that is decoded."""
     calls: list[str] = []
 
     def counted(data: bytes, *options: object) -> Decoded:
@@ -67,12 +67,12 @@ def folder_of(root: Path, count: int, first: int = 0) -> Dataset:
 
 def dataset_of(root: Path, paths: list[str]) -> Dataset:
     labels = np.arange(len(paths)) % 2
-    return Dataset(str(root), ("a", "b"), FilePictures(root, paths), labels, np.full(len(paths), ""))
+    return Dataset(str(root), ("a", "b"), FileImages(root, paths), labels, np.full(len(paths), ""))
 
 
 def expected(dataset: Dataset, resize: int = SIDE, channels: int = 3, pad_to: int = 0) -> np.ndarray:
-    decoded = [dataset.pictures.read(index, min_side=resize) for index in range(len(dataset))]
-    return np.stack([central_square(picture, resize, channels, pad_to) for picture in decoded])
+    decoded = [dataset.images.read(index, min_side=resize) for index in range(len(dataset))]
+    return np.stack([resize_central_square(image, resize, channels, pad_to) for image in decoded])
 
 
 def everything(rows, seed: int = 0) -> np.ndarray:
@@ -86,12 +86,12 @@ def everything(rows, seed: int = 0) -> np.ndarray:
 def test_rows_are_the_central_squares(tmp_path, resize, channels, pad_to):
     dataset = folder_of(tmp_path / "photos", 20)
     for _ in range(2):
-        prepared = prepare(dataset, resize, channels, pad_to, threads=2)
+        prepared = prepare_images(dataset, resize, channels, pad_to, threads=2)
         rows = everything(prepared.rows)
         assert rows.dtype == np.uint8
         np.testing.assert_array_equal(rows, expected(dataset, resize, channels, pad_to))
         assert (prepared.stored, prepared.bad, prepared.unstored) == (20, {}, None)
-        assert prepared.digests == [dataset.pictures.digest(index) for index in range(20)]
+        assert prepared.digests == [dataset.images.digest(index) for index in range(20)]
         assert len(prepared.rows) == 20
         assert prepared.rows[np.zeros(0, np.int64)].shape[0] == 0
 
@@ -99,10 +99,10 @@ def test_rows_are_the_central_squares(tmp_path, resize, channels, pad_to):
 def test_photographs_are_decoded_once(shared_data, opened):
     paths = sorted(path.name for path in (shared_data / "cats-dogs" / "cat").iterdir())[:60]
     dataset = dataset_of(shared_data / "cats-dogs" / "cat", paths)
-    first = prepare(dataset, 64, 3, threads=2)
+    first = prepare_images(dataset, 64, 3, threads=2)
     assert first.decoded == len(opened) == len(paths)
     epochs = [everything(first.rows, seed) for seed in range(3)]
-    again = prepare(dataset, 64, 3, threads=2)
+    again = prepare_images(dataset, 64, 3, threads=2)
     epochs.append(everything(again.rows))
     assert again.decoded == 0
     assert len(opened) == len(paths)  # in no epoch, and at no other start, was one opened
@@ -115,27 +115,27 @@ def test_other_settings_decode_again_and_copies_do_not(tmp_path, opened):
     dataset = folder_of(tmp_path / "photos", 5)
     for number in range(5):
         shutil.copy(tmp_path / "photos" / f"{number}.jpg", tmp_path / "photos" / f"copy{number}.jpeg")
-    both = dataset_of(tmp_path / "photos", [*dataset.pictures.paths, *(f"copy{number}.jpeg" for number in range(5))])
-    prepared = prepare(both, SIDE, 3, threads=2)
+    both = dataset_of(tmp_path / "photos", [*dataset.images.paths, *(f"copy{number}.jpeg" for number in range(5))])
+    prepared = prepare_images(both, SIDE, 3, threads=2)
     assert len(opened) == 5
     assert prepared.stored == 10
     np.testing.assert_array_equal(prepared.rows[np.arange(5)], prepared.rows[np.arange(5, 10)])
-    prepare(both, SIDE, 1, threads=2)
-    prepare(both, SIDE + 1, 3, threads=2)
-    prepare(both, SIDE, 3, SIDE + 1, threads=2)
+    prepare_images(both, SIDE, 1, threads=2)
+    prepare_images(both, SIDE + 1, 3, threads=2)
+    prepare_images(both, SIDE, 3, SIDE + 1, threads=2)
     assert len(opened) == 20
     (tmp_path / "photos").rename(tmp_path / "moved")
-    prepare(dataset_of(tmp_path / "moved", both.pictures.paths), SIDE, 3, threads=2)
+    prepare_images(dataset_of(tmp_path / "moved", both.images.paths), SIDE, 3, threads=2)
     assert len(opened) == 20
 
 
-def test_new_and_changed_pictures_are_decoded_and_no_other(tmp_path, opened):
+def test_new_and_changed_images_are_decoded_and_no_other(tmp_path, opened):
     folder_of(tmp_path / "photos", 6)
-    prepare(folder_of(tmp_path / "photos", 6), SIDE, 3, threads=2)
+    prepare_images(folder_of(tmp_path / "photos", 6), SIDE, 3, threads=2)
     opened.clear()
     dataset = folder_of(tmp_path / "photos", 8)
     (tmp_path / "photos" / "3.jpg").write_bytes(jpeg(99))
-    prepared = prepare(dataset, SIDE, 3, threads=2)
+    prepared = prepare_images(dataset, SIDE, 3, threads=2)
     assert len(opened) == 3
     np.testing.assert_array_equal(everything(prepared.rows), expected(dataset))
 
@@ -153,19 +153,19 @@ def bad_folder(root: Path) -> Dataset:
 BAD = {
     1: "truncated",
     2: "empty file",
-    3: "not a picture (JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC, JPEG 2000, PNM)",
+    3: "not an image (JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC, JPEG 2000, PNM)",
     11: "no such file or directory",
 }
 
 
-def test_bad_pictures_are_told_by_reason_and_not_tried_again(tmp_path, opened):
+def test_bad_images_are_told_by_reason_and_not_tried_again(tmp_path, opened):
     dataset = bad_folder(tmp_path / "photos")
     good = [index for index in range(len(dataset)) if index not in BAD]
     for start in range(3):
-        prepared = prepare(dataset, SIDE, 3, threads=2)
+        prepared = prepare_images(dataset, SIDE, 3, threads=2)
         assert prepared.bad == BAD
         assert prepared.stored == 8
-        assert prepared.facts[10].format == "JPEG"  # though it is named .png
+        assert prepared.info[10].format == "JPEG"  # though it is named .png
         assert len(opened) == 10, start  # all but the absent one, once; one is a copy
         right = dataset.take(np.array(good))
         opened_before = len(opened)
@@ -175,59 +175,61 @@ def test_bad_pictures_are_told_by_reason_and_not_tried_again(tmp_path, opened):
         prepared.rows[np.array([0, 1])]
 
 
-def test_a_mended_picture_is_good_again(tmp_path):
+def test_a_mended_image_is_good_again(tmp_path):
     dataset = bad_folder(tmp_path / "photos")
-    prepare(dataset, SIDE, 3, threads=2)
+    prepare_images(dataset, SIDE, 3, threads=2)
     (tmp_path / "photos" / "1.jpg").write_bytes(jpeg(1))
     (tmp_path / "photos" / "absent.jpg").write_bytes(jpeg(50))
-    assert prepare(dataset, SIDE, 3, threads=2).bad.keys() == {2, 3}
+    assert prepare_images(dataset, SIDE, 3, threads=2).bad.keys() == {2, 3}
 
 
-def test_another_decoder_tries_bad_pictures_again(tmp_path, opened, monkeypatch):
+def test_another_decoder_tries_bad_images_again(tmp_path, opened, monkeypatch):
     dataset = bad_folder(tmp_path / "photos")
-    prepare(dataset, SIDE, 3, threads=2)
+    prepare_images(dataset, SIDE, 3, threads=2)
     opened.clear()
     monkeypatch.setattr(PIL, "__version__", "0")
-    assert prepare(dataset, SIDE, 3, threads=2).bad == BAD
+    assert prepare_images(dataset, SIDE, 3, threads=2).bad == BAD
     assert len(opened) == 3
-    assert prepare(dataset.decoded_as(Decoding(10**9)), SIDE, 3, threads=2).bad == BAD
+    assert prepare_images(dataset.with_decoding(Decoding(10**9)), SIDE, 3, threads=2).bad == BAD
     assert len(opened) == 6
     for content in (b"{", b"[]", b'{"header": 1}', b"\xff"):
         (cache_folder("pictures") / "bad.json").write_bytes(content)
-        assert prepare(dataset, SIDE, 3, threads=2).bad == BAD
+        assert prepare_images(dataset, SIDE, 3, threads=2).bad == BAD
 
 
 def test_what_does_not_fit_is_decoded_when_needed(tmp_path, opened):
     dataset = folder_of(tmp_path / "photos", 30)
-    prepared = prepare(dataset, SIDE, 3, threads=2, cache_limit=12 * COST)
+    prepared = prepare_images(dataset, SIDE, 3, threads=2, cache_limit=12 * COST)
     assert prepared.stored == 12
-    assert prepared.unstored.startswith("18 pictures are decoded again whenever they are needed: they do not fit into")
+    assert prepared.unstored.startswith("18 images are decoded again whenever they are needed: they do not fit into")
     opened.clear()
     rows = everything(prepared.rows)
     assert len(opened) == 18
     np.testing.assert_array_equal(rows, expected(dataset))
     opened.clear()
-    assert prepare(dataset, SIDE, 3, threads=2, cache_limit=12 * COST).stored == 12
+    assert prepare_images(dataset, SIDE, 3, threads=2, cache_limit=12 * COST).stored == 12
     assert len(opened) == 18
 
 
 def test_nothing_fits(tmp_path):
     dataset = folder_of(tmp_path / "photos", 8)
-    prepared = prepare(dataset, SIDE, 3, threads=2, cache_limit=0)
+    prepared = prepare_images(dataset, SIDE, 3, threads=2, cache_limit=0)
     assert prepared.stored == 0
     np.testing.assert_array_equal(everything(prepared.rows), expected(dataset))
 
 
-def test_pictures_of_another_data_set_make_room(tmp_path, cache):
-    prepare(folder_of(tmp_path / "other", 12, first=100), SIDE, 3, threads=2, cache_limit=15 * COST)
+def test_images_of_another_data_set_make_room(tmp_path, cache):
+    prepare_images(folder_of(tmp_path / "other", 12, first=100), SIDE, 3, threads=2, cache_limit=15 * COST)
     dataset = folder_of(tmp_path / "photos", 15)
-    prepared = prepare(dataset, SIDE, 3, threads=2, cache_limit=15 * COST)
+    prepared = prepare_images(dataset, SIDE, 3, threads=2, cache_limit=15 * COST)
     assert prepared.stored == 15
     np.testing.assert_array_equal(everything(prepared.rows), expected(dataset))
-    grey = prepare(dataset, SIDE, 1, threads=2, cache_limit=15 * COST)  # there is room left beside: grey is a third
+    grey = prepare_images(
+        dataset, SIDE, 1, threads=2, cache_limit=15 * COST
+    )  # there is room left beside: grey is a third
     assert grey.stored == 0  # the colour ones are still in use, and fill it
     del prepared
-    assert prepare(dataset, SIDE, 1, threads=2, cache_limit=15 * COST).stored == 15
+    assert prepare_images(dataset, SIDE, 1, threads=2, cache_limit=15 * COST).stored == 15
     assert len(list((cache / "pictures").glob("squares-*"))) == 1
 
 
@@ -235,7 +237,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, opened):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     dataset = bad_folder(tmp_path / "photos")
-    prepared = prepare(dataset, SIDE, 3, threads=2)
+    prepared = prepare_images(dataset, SIDE, 3, threads=2)
     assert prepared.bad == BAD
     assert prepared.stored == 0
     assert "cannot write" in prepared.unstored
@@ -255,7 +257,7 @@ def test_a_disk_that_fills_while_storing(tmp_path, monkeypatch):
         return real(file, data, offset)
 
     monkeypatch.setattr(os, "pwrite", full)
-    prepared = prepare(dataset, SIDE, 3, threads=2)
+    prepared = prepare_images(dataset, SIDE, 3, threads=2)
     assert prepared.stored == 20
     assert "no space left on device" in prepared.unstored
     np.testing.assert_array_equal(everything(prepared.rows), expected(dataset))
@@ -263,13 +265,13 @@ def test_a_disk_that_fills_while_storing(tmp_path, monkeypatch):
 
 def test_damaged_rows_are_decoded_again(tmp_path, cache, opened):
     dataset = folder_of(tmp_path / "photos", 10)
-    prepare(dataset, SIDE, 3, threads=2)
+    prepare_images(dataset, SIDE, 3, threads=2)
     (rows,) = cache.glob("pictures/*/rows")
     content = bytearray(rows.read_bytes())
     content[3 * ROW + HEAD.size + 5] ^= 64
     rows.write_bytes(content)
     opened.clear()
-    prepared = prepare(dataset, SIDE, 3, threads=2)
+    prepared = prepare_images(dataset, SIDE, 3, threads=2)
     assert len(opened) == 1
     np.testing.assert_array_equal(everything(prepared.rows), expected(dataset))
 
@@ -277,24 +279,24 @@ def test_damaged_rows_are_decoded_again(tmp_path, cache, opened):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_arrays_stay_in_memory(channels, cache):
     array = np.random.default_rng(1).integers(0, 256, (50, 28, 28, channels)).astype(np.uint8)
-    whole = Dataset("d", ("a", "b"), ArrayPictures(array, "d"), np.zeros(50, np.int64), np.full(50, ""))
+    whole = Dataset("d", ("a", "b"), ArrayImages(array, "d"), np.zeros(50, np.int64), np.full(50, ""))
     chosen = np.array([7, 3, 40, 3])
     for dataset, right in ((whole, array), (whole.take(chosen), array[chosen])):
-        same = prepare(dataset, 28, channels, 28, threads=2)
+        same = prepare_images(dataset, 28, channels, 28, threads=2)
         np.testing.assert_array_equal(everything(same.rows), right)
         assert same.rows.array is array
         for resize, wanted, pad_to in ((28, channels, 32), (14, channels, 0), (28, 4 - channels, 0), (40, 3, 0)):
-            other = prepare(dataset, resize, wanted, pad_to, threads=2)
+            other = prepare_images(dataset, resize, wanted, pad_to, threads=2)
             np.testing.assert_array_equal(everything(other.rows), expected(dataset, resize, wanted, pad_to))
-        assert same.digests == [dataset.pictures.digest(index) for index in range(len(dataset))]
+        assert same.digests == [dataset.images.digest(index) for index in range(len(dataset))]
     assert not (cache / "pictures").exists()
 
 
 def test_large_squares_of_arrays_are_made_when_needed_and_never_stored(monkeypatch, cache):
     monkeypatch.setattr(image_cache, "IN_MEMORY", 10 * 40 * 40 * 3 - 1)
     array = np.random.default_rng(1).integers(0, 256, (10, 28, 28, 3)).astype(np.uint8)
-    dataset = Dataset("d", ("a", "b"), ArrayPictures(array, "d"), np.zeros(10, np.int64), np.full(10, ""))
-    prepared = prepare(dataset, 40, 3, threads=2)
+    dataset = Dataset("d", ("a", "b"), ArrayImages(array, "d"), np.zeros(10, np.int64), np.full(10, ""))
+    prepared = prepare_images(dataset, 40, 3, threads=2)
     assert (prepared.stored, prepared.unstored) == (0, None)
     np.testing.assert_array_equal(everything(prepared.rows), expected(dataset, 40))
     assert not (cache / "pictures").exists()
@@ -311,14 +313,14 @@ import sys
 from pathlib import Path
 import numpy as np
 from svertka.data import image_cache
-from svertka.data.dataset import Dataset, FilePictures
+from svertka.data.dataset import Dataset, FileImages
 image_cache.CHUNK = 4
 root = Path({root!r})
 paths = sorted(path.name for path in root.iterdir())
 labels = np.zeros(len(paths), np.int64)
-dataset = Dataset("d", ("a",), FilePictures(root, paths), labels, np.full(len(paths), ""))
+dataset = Dataset("d", ("a",), FileImages(root, paths), labels, np.full(len(paths), ""))
 print("ready", flush=True)
-prepared = image_cache.prepare(dataset, 24, 3, threads=2)
+prepared = image_cache.prepare_images(dataset, 24, 3, threads=2)
 print(prepared.stored, prepared.decoded, len(prepared.bad))
 """
 
@@ -332,7 +334,7 @@ def test_killed_while_preparing_it_goes_on(tmp_path, cache, large_count):
             assert process.stdout.readline() == "ready\n"
             time.sleep(rng.uniform(0.05, 0.4))
             process.send_signal(signal.SIGKILL)
-        prepared = prepare(dataset, SIDE, 3, threads=2)
+        prepared = prepare_images(dataset, SIDE, 3, threads=2)
         decoded.append(prepared.decoded)
         assert prepared.stored == 300
         np.testing.assert_array_equal(everything(prepared.rows), expected(dataset))
@@ -352,7 +354,7 @@ def test_two_processes_prepare_at_once(tmp_path, cache):
         assert (int(stored), int(bad)) == (158, 3)
     (rows,) = cache.glob("pictures/*/rows")
     assert rows.stat().st_size == 157 * ROW  # nothing twice
-    assert prepare(dataset, SIDE, 3, threads=1).decoded == 0
+    assert prepare_images(dataset, SIDE, 3, threads=1).decoded == 0
 
 
 RANK = """
@@ -404,7 +406,7 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path, cache, large_count):
         root = tmp_path / f"photos{count}"
         root.mkdir()
         base = jpeg(1)
-        for number in range(count):  # other contents, same picture: a comment in front of the end
+        for number in range(count):  # other contents, same image: a comment in front of the end
             comment = f"{count:06}{number:06}".encode()
             (root / f"{number}.jpg").write_bytes(base[:2] + b"\xff\xfe\0\x0e" + comment + base[2:])
         code = PREPARE.replace("24, 3", "96, 3").format(root=str(root))
@@ -417,7 +419,7 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path, cache, large_count):
 
 def test_several_threads_may_ask_for_rows(tmp_path):
     dataset = folder_of(tmp_path / "photos", 20)
-    prepared = prepare(dataset, SIDE, 3, threads=2, cache_limit=10 * COST)
+    prepared = prepare_images(dataset, SIDE, 3, threads=2, cache_limit=10 * COST)
     right = expected(dataset)
     with ThreadPoolExecutor(4) as pool:
         for rows in pool.map(lambda seed: everything(prepared.rows, seed), range(8)):
@@ -426,7 +428,7 @@ def test_several_threads_may_ask_for_rows(tmp_path):
 
 def test_a_row_that_is_damaged_while_it_is_used_is_decoded_again(tmp_path, cache, opened, capsys):
     dataset = folder_of(tmp_path / "photos", 10)
-    prepared = prepare(dataset, SIDE, 3, threads=2)
+    prepared = prepare_images(dataset, SIDE, 3, threads=2)
     (rows,) = cache.glob("pictures/*/rows")
     with rows.open("r+b") as file:
         file.seek(4 * ROW + HEAD.size + 7)
@@ -436,25 +438,25 @@ def test_a_row_that_is_damaged_while_it_is_used_is_decoded_again(tmp_path, cache
     assert "4.jpg was damaged in" in capsys.readouterr().err
     rows.write_bytes(rows.read_bytes()[: 7 * ROW])  # and now it ends too early
     np.testing.assert_array_equal(everything(prepared.rows), expected(dataset))
-    assert prepare(dataset, SIDE, 3, threads=2).stored == 10
+    assert prepare_images(dataset, SIDE, 3, threads=2).stored == 10
 
 
-def test_small_pictures_are_stored_as_they_are_and_announced(tmp_path, cache, capsys):
+def test_small_images_are_stored_as_they_are_and_announced(tmp_path, cache, capsys):
     dataset = folder_of(tmp_path / "photos", 30)  # of 60 × 48 pixels
-    prepared = prepare(dataset, 224, 3, threads=2)
+    prepared = prepare_images(dataset, 224, 3, threads=2)
     (rows,) = cache.glob("pictures/*/rows")
     assert rows.stat().st_size == 30 * (48 * 48 * 3 + HEAD.size)
     np.testing.assert_array_equal(everything(prepared.rows), expected(dataset, 224))
-    prepare(dataset, 448, 1, threads=2, cache_limit=10**9)
+    prepare_images(dataset, 448, 1, threads=2, cache_limit=10**9)
     assert capsys.readouterr().err == ""  # a few hundred kilobytes
-    prepare(folder_of(tmp_path / "more", 160, first=200), 224, 3, threads=2)
-    assert "decoded pictures will take about 1.11 MB in" in capsys.readouterr().err
+    prepare_images(folder_of(tmp_path / "more", 160, first=200), 224, 3, threads=2)
+    assert "decoded images will take about 1.11 MB in" in capsys.readouterr().err
 
 
 def deep_folder(root: Path, top: int) -> Dataset:
-    """Pictures of 16 bits whose values go up to `top`, between those of 8 bits."""
+    """Images of 16 bits whose values go up to `top`, between those of 8 bits."""
     dataset = folder_of(root, 8)
-    paths = list(dataset.pictures.paths)
+    paths = list(dataset.images.paths)
     for number in range(0, 8, 2):
         grey = np.asarray(Image.open(root / paths[number]).convert("L")).astype(np.float64)
         grey -= grey.min()
@@ -466,17 +468,19 @@ def deep_folder(root: Path, top: int) -> Dataset:
 def test_16_bits_are_surveyed_once_and_stored_by_their_range(tmp_path, opened):
     dataset = deep_folder(tmp_path / "photos", 1023)
     for _ in range(2):
-        surveyed = prepare(dataset, SIDE, 3, threads=2, survey=True)
-        found = [fact.intensities for fact in surveyed.facts.values()]
+        surveyed = prepare_images(dataset, SIDE, 3, threads=2, survey=True)
+        found = [fact.intensities for fact in surveyed.info.values()]
         assert [one is not None for one in found] == [True, False] * 4
         assert all(one[0] < 10 < 1000 < one[1] <= 1023 for one in found[::2])
     assert len(opened) == 4  # those of 8 bits, which serve every range
     for used in ((0, 1023), None, (0, 4095)):
-        seen = dataset.seen_by(used)
-        prepared = prepare(seen, SIDE, 3, threads=2)
+        seen = dataset.with_intensity_range(used)
+        prepared = prepare_images(seen, SIDE, 3, threads=2)
         np.testing.assert_array_equal(everything(prepared.rows), expected(seen))
         opened.clear()
-        np.testing.assert_array_equal(everything(prepare(seen, SIDE, 3, threads=2).rows), everything(prepared.rows))
+        np.testing.assert_array_equal(
+            everything(prepare_images(seen, SIDE, 3, threads=2).rows), everything(prepared.rows)
+        )
         assert not opened
-    dark, right = (expected(dataset.seen_by(used))[0].mean() for used in (None, (0, 1023)))
+    dark, right = (expected(dataset.with_intensity_range(used))[0].mean() for used in (None, (0, 1023)))
     assert right > 30 * dark

@@ -21,15 +21,15 @@ from svertka.data.image_io import (
     PIXEL_LIMIT,
     SUFFIXES,
     Decoding,
-    as_rgb,
+    detect_misnamed,
     format_of,
-    intensities,
-    misnamed,
-    picture_size,
+    measure_intensities,
     read_header,
-    read_picture,
+    read_image,
+    read_image_size,
+    to_rgb,
 )
-from svertka.errors import PictureError, UsageError
+from svertka.errors import ImageError, UsageError
 
 SIZES = [(23, 37), (5, 3)]  # odd, higher than wide; smaller than a JPEG block
 
@@ -273,17 +273,17 @@ JPEGS = {
 def test_lossless_pixels_are_exact_and_upright(case, orientation, size):
     data, stored = TURNED[case](size, orientation)
     expected = UPRIGHT[orientation](stored)
-    pixels = read_picture(data)
+    pixels = read_image(data)
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, expected)
-    np.testing.assert_array_equal(as_rgb(Image.open(io.BytesIO(data))), expected)
+    np.testing.assert_array_equal(to_rgb(Image.open(io.BytesIO(data))), expected)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("case", UNTURNED)
 def test_formats_without_orientation_are_exact(case, size):
     data, expected = UNTURNED[case](size, 1)
-    np.testing.assert_array_equal(read_picture(data), expected)
+    np.testing.assert_array_equal(read_image(data), expected)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -293,10 +293,10 @@ def test_jpeg_is_what_pillow_decodes_turned_upright(case, orientation, size):
     data, _ = JPEGS[case](size, orientation)
     pillow = Image.open(io.BytesIO(data))
     turned = np.asarray(ImageOps.exif_transpose(pillow).convert("RGB"))
-    pixels = read_picture(data)
+    pixels = read_image(data)
     np.testing.assert_array_equal(pixels, turned)  # both are libjpeg-turbo with its accurate transform: exact
     np.testing.assert_array_equal(pixels, UPRIGHT[orientation](np.asarray(pillow.convert("RGB"))))
-    np.testing.assert_array_equal(as_rgb(pillow), turned)
+    np.testing.assert_array_equal(to_rgb(pillow), turned)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -305,7 +305,7 @@ def test_size_is_that_of_the_upright_pixels(orientation, size):
     for name, case in (TURNED | UNTURNED | JPEGS).items():
         data, stored = case(size, orientation)
         upright = stored if name in UNTURNED else UPRIGHT[orientation](stored)
-        assert picture_size(data) == upright.shape[:2], name
+        assert read_image_size(data) == upright.shape[:2], name
 
 
 def late_exif(data: bytes) -> bytes:
@@ -317,13 +317,13 @@ def late_exif(data: bytes) -> bytes:
 
 def test_size_needs_no_pixels(shared_data, monkeypatch):
     late = late_exif(TURNED["PNG RGB"]((23, 37), 6)[0])
-    assert picture_size(late) == read_picture(late).shape[:2] == (37, 23)
+    assert read_image_size(late) == read_image(late).shape[:2] == (37, 23)
     photographs = [path.read_bytes() for path in sorted((shared_data / "cats-dogs" / "cat").iterdir())[:20]]
-    sizes = [read_picture(data).shape[:2] for data in photographs]
+    sizes = [read_image(data).shape[:2] for data in photographs]
     monkeypatch.setattr(simplejpeg, "decode_jpeg", None)
     monkeypatch.setattr(Image.Image, "load", None)
-    assert [picture_size(data) for data in photographs] == sizes
-    assert picture_size(ONE_OF_EACH["PNG"]) == picture_size(ONE_OF_EACH["JPEG"][:-100]) == (40, 56)
+    assert [read_image_size(data) for data in photographs] == sizes
+    assert read_image_size(ONE_OF_EACH["PNG"]) == read_image_size(ONE_OF_EACH["JPEG"][:-100]) == (40, 56)
 
 
 def test_photographs_are_what_pillow_decodes(shared_data):
@@ -331,14 +331,14 @@ def test_photographs_are_what_pillow_decodes(shared_data):
     assert len(paths) > 15
     for path in paths:
         expected = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        np.testing.assert_array_equal(read_picture(path.read_bytes()), np.asarray(expected))
+        np.testing.assert_array_equal(read_image(path.read_bytes()), np.asarray(expected))
 
 
 def test_min_side_reduces_photographs_unnoticed(shared_data):
     reduced = 0
     for path in sorted(shared_data.glob("imagenet-samples/*"))[::4]:
         data = path.read_bytes()
-        full, small = read_picture(data), read_picture(data, min_side=40)
+        full, small = read_image(data), read_image(data, min_side=40)
         factor = round(full.shape[0] / small.shape[0])
         assert small.shape == (*(-(-side // factor) for side in full.shape[:2]), 3)
         assert factor in (1, 2, 4, 8)
@@ -348,23 +348,23 @@ def test_min_side_reduces_photographs_unnoticed(shared_data):
         squares = [
             np.asarray(Image.fromarray(one).resize((40, 40), Image.Resampling.BILINEAR)) for one in (full, small)
         ]
-        assert np.abs(squares[0].astype(int) - squares[1]).mean() < 4  # levels; another picture differs by 50
-        assert read_picture(data, min_side=10**6).shape == full.shape
+        assert np.abs(squares[0].astype(int) - squares[1]).mean() < 4  # levels; another image differs by 50
+        assert read_image(data, min_side=10**6).shape == full.shape
     assert reduced > 10
 
 
 @pytest.mark.parametrize("mode", ["RGB", "CMYK"])
 def test_min_side_holds_on_both_jpeg_paths(mode):
     data = save(Image.fromarray(noise((800, 600), len(mode)), mode), "JPEG")
-    assert read_picture(data, min_side=51).shape == (400, 300, 3)
-    assert read_picture(data, min_side=50).shape == (200, 150, 3)
-    assert read_picture(data, min_side=101).shape == (800, 600, 3)
+    assert read_image(data, min_side=51).shape == (400, 300, 3)
+    assert read_image(data, min_side=50).shape == (200, 150, 3)
+    assert read_image(data, min_side=101).shape == (800, 600, 3)
 
 
 def test_jpeg_with_stray_bytes_is_readable():
     data = save(Image.fromarray(noise((64, 64), 3)), "JPEG")
     stray = data[:-2] + b"\0\0\0" + data[-2:]  # libjpeg: "extraneous bytes before marker"
-    np.testing.assert_array_equal(read_picture(stray), read_picture(data))
+    np.testing.assert_array_equal(read_image(stray), read_image(data))
 
 
 def test_cielab_tiff_is_close_to_the_formula():
@@ -386,7 +386,7 @@ def test_cielab_tiff_is_close_to_the_formula():
     assert inside.mean() > 0.5
     linear = np.clip(linear, 0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055) * 255
-    assert np.abs(read_picture(data) - srgb)[inside].max() <= 1  # level
+    assert np.abs(read_image(data) - srgb)[inside].max() <= 1  # level
 
 
 def grey_tiff(body: bytes, width: int, height: int, bits: int, photometric: int) -> bytes:
@@ -398,9 +398,9 @@ def grey_tiff(body: bytes, width: int, height: int, bits: int, photometric: int)
 
 def test_min_is_white_tiff():
     wide, narrow = noise((4, 6), kind=np.uint16), noise((4, 6))
-    np.testing.assert_array_equal(read_picture(grey_tiff(wide.tobytes(), 6, 4, 16, 1)), grey(wide >> 8))
-    np.testing.assert_array_equal(read_picture(grey_tiff(wide.tobytes(), 6, 4, 16, 0)), grey((65535 - wide) >> 8))
-    np.testing.assert_array_equal(read_picture(grey_tiff(narrow.tobytes(), 6, 4, 8, 0)), grey(255 - narrow))
+    np.testing.assert_array_equal(read_image(grey_tiff(wide.tobytes(), 6, 4, 16, 1)), grey(wide >> 8))
+    np.testing.assert_array_equal(read_image(grey_tiff(wide.tobytes(), 6, 4, 16, 0)), grey((65535 - wide) >> 8))
+    np.testing.assert_array_equal(read_image(grey_tiff(narrow.tobytes(), 6, 4, 8, 0)), grey(255 - narrow))
 
 
 def test_twelve_bit_tiff():
@@ -408,14 +408,14 @@ def test_twelve_bit_tiff():
     pairs = values.reshape(-1, 2).astype(np.int64)
     packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=1)
     data = grey_tiff(packed.astype(np.uint8).tobytes(), 6, 4, 12, 1)
-    np.testing.assert_array_equal(read_picture(data), grey(values >> 4))
+    np.testing.assert_array_equal(read_image(data), grey(values >> 4))
 
 
 def test_animation_gives_its_first_frame():
     frames = [Image.fromarray(noise((8, 8)) // 2 + shift) for shift in (0, 100)]
     for format_name, options in (("GIF", {}), ("WebP", {"lossless": True}), ("PNG", {}), ("TIFF", {})):
         data = save(frames[0], format_name, save_all=True, append_images=frames[1:], **options)
-        np.testing.assert_array_equal(read_picture(data), grey(np.asarray(frames[0])))
+        np.testing.assert_array_equal(read_image(data), grey(np.asarray(frames[0])))
 
 
 @pytest.mark.parametrize("mode", ["RGBX", "HSV", "YCbCr", "I", "RGBa", "La", "PA", "1", "CMYK"])
@@ -430,18 +430,18 @@ def test_as_rgb_takes_every_mode(mode):
         expected = np.asarray(image.convert({"RGBa": "RGBA", "La": "LA", "PA": "RGBA"}[mode]).convert("RGB"))
     else:
         expected = np.asarray(image.convert("RGB"))
-    np.testing.assert_array_equal(as_rgb(image), expected)
+    np.testing.assert_array_equal(to_rgb(image), expected)
 
 
 def test_as_rgb_takes_arrays():
     rgba = noise((6, 9), 4)
-    np.testing.assert_array_equal(as_rgb(rgba[..., 0]), grey(rgba[..., 0]))
-    np.testing.assert_array_equal(as_rgb(rgba[..., :1]), grey(rgba[..., 0]))
-    np.testing.assert_array_equal(as_rgb(rgba[..., :3]), rgba[..., :3])
-    np.testing.assert_array_equal(as_rgb(rgba), over_white(rgba[..., :3], rgba[..., 3]))
+    np.testing.assert_array_equal(to_rgb(rgba[..., 0]), grey(rgba[..., 0]))
+    np.testing.assert_array_equal(to_rgb(rgba[..., :1]), grey(rgba[..., 0]))
+    np.testing.assert_array_equal(to_rgb(rgba[..., :3]), rgba[..., :3])
+    np.testing.assert_array_equal(to_rgb(rgba), over_white(rgba[..., :3], rgba[..., 3]))
     for wrong in (rgba[..., :2], rgba / 255, rgba[0, 0], rgba[:0], np.zeros((1, 2, 3, 3), np.uint8)):
         with pytest.raises(UsageError, match="uint8"):
-            as_rgb(wrong)
+            to_rgb(wrong)
 
 
 REASONS = {
@@ -470,8 +470,8 @@ ONE_OF_EACH = {
 @pytest.mark.parametrize("left", [0.3, 0.5, 0.9])
 def test_truncated(name, left):
     data = ONE_OF_EACH[name]
-    with pytest.raises(PictureError, match=r"^(truncated|damaged)$"):
-        read_picture(data[: int(len(data) * left)])
+    with pytest.raises(ImageError, match=r"^(truncated|damaged)$"):
+        read_image(data[: int(len(data) * left)])
 
 
 @pytest.mark.parametrize("min_side", [None, 20])
@@ -479,25 +479,25 @@ def test_truncated(name, left):
 def test_a_jpeg_that_ends_early_is_truncated(min_side, progressive):
     data = save(_rgb((400, 400))[0], "JPEG", progressive=progressive)
     for length in (len(data) // 2, len(data) - 100, len(data) - 1):
-        with pytest.raises(PictureError, match=r"^truncated$"):
-            read_picture(data[:length], min_side=min_side)
+        with pytest.raises(ImageError, match=r"^truncated$"):
+            read_image(data[:length], min_side=min_side)
 
 
 def test_a_damaged_jpeg_is_refused():
     data = bytearray(save(_rgb((200, 200))[0], "JPEG"))
     data[len(data) // 2 : len(data) // 2 + 40] = bytes(range(1, 41))
     data[len(data) // 2 + 60 : len(data) // 2 + 62] = b"\xff\xd9"
-    with pytest.raises(PictureError):
-        read_picture(bytes(data))
+    with pytest.raises(ImageError):
+        read_image(bytes(data))
 
 
 def test_empty_and_foreign():
-    with pytest.raises(PictureError, match=r"^empty file$"):
-        read_picture(b"")
+    with pytest.raises(ImageError, match=r"^empty file$"):
+        read_image(b"")
     icon = save(_rgb((16, 16))[0], "ICO")
     for foreign in (b"\0", b"<html>", b"%PDF-1.7", b"P7\nWIDTH 4", icon, bytes(1000)):
-        for reads in (read_picture, picture_size):
-            with pytest.raises(PictureError, match=r"^not a picture"):
+        for reads in (read_image, read_image_size):
+            with pytest.raises(ImageError, match=r"^not an image"):
                 reads(foreign)
 
 
@@ -506,14 +506,14 @@ def test_the_content_decides_and_a_wrong_suffix_is_told():
     for name, data in ONE_OF_EACH.items():
         assert format_of(data) == name
         for suffix, claimed in SUFFIXES.items():
-            assert misnamed(f"a/b{suffix.upper()}", data) == (None if claimed == name else name)
-        assert misnamed("a/b.picture", data) is None
+            assert detect_misnamed(f"a/b{suffix.upper()}", data) == (None if claimed == name else name)
+        assert detect_misnamed("a/b.image", data) is None
 
 
 def test_floating_point_and_wide_integers_are_refused():
     for values in (np.ones((4, 4), np.float32), np.full((4, 4), 70000, np.int32)):
-        with pytest.raises(PictureError, match=r"^unsupported: 1 band of .* whose range is not known$"):
-            read_picture(save(Image.fromarray(values), "TIFF"))
+        with pytest.raises(ImageError, match=r"^unsupported: 1 band of .* whose range is not known$"):
+            read_image(save(Image.fromarray(values), "TIFF"))
 
 
 def resized_header(name: str, width: int, height: int) -> bytes:
@@ -557,25 +557,25 @@ def test_over_large_is_refused_before_decoding(name, min_side):
         pytest.skip("such a JPEG is decoded reduced; libheif finds the header at odds with the rest")
     tracemalloc.start()
     try:
-        with pytest.raises(PictureError, match=OVER_LARGE):
-            read_picture(resized_header(name, 12000, 10000), min_side=min_side)
-        with pytest.raises(PictureError, match=r"^120 megapixels"):
-            picture_size(resized_header(name, 12000, 10000))
+        with pytest.raises(ImageError, match=OVER_LARGE):
+            read_image(resized_header(name, 12000, 10000), min_side=min_side)
+        with pytest.raises(ImageError, match=r"^120 megapixels"):
+            read_image_size(resized_header(name, 12000, 10000))
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
 
 
-def test_a_picture_at_the_limit_is_read():
+def test_an_image_at_the_limit_is_read():
     side = int(PIXEL_LIMIT**0.5)
     data = save(Image.new("1", (side, side)), "PNG")
-    pixels = read_picture(data)  # Pillow itself would warn from 89 megapixels on
+    pixels = read_image(data)  # Pillow itself would warn from 89 megapixels on
     assert pixels.shape == (side, side, 3)
     assert not pixels.any()
 
 
 def tiled_tiff(tile: int) -> bytes:
-    """A grey picture of 16 × 16 in one compressed tile of `tile` × `tile`."""
+    """A grey image of 16 × 16 in one compressed tile of `tile` × `tile`."""
     body = zlib.compress(bytes(16 * 16))
     tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 200, 325: len(body)}
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
@@ -583,9 +583,9 @@ def tiled_tiff(tile: int) -> bytes:
 
 
 def test_tiles_beyond_the_limit_are_refused():
-    assert not read_picture(tiled_tiff(16)).any()
-    with pytest.raises(PictureError, match=r"^25600 megapixels, more than the limit of 100; make it"):
-        read_picture(tiled_tiff(160_000))
+    assert not read_image(tiled_tiff(16)).any()
+    with pytest.raises(ImageError, match=r"^25600 megapixels, more than the limit of 100; make it"):
+        read_image(tiled_tiff(160_000))
 
 
 def test_compressed_text_does_not_fill_memory():
@@ -599,7 +599,7 @@ def test_compressed_text_does_not_fill_memory():
     for text in (chunk(b"zTXt", bomb), chunk(b"iCCP", bomb), chunk(b"zTXt", bomb) * 3, chunk(b"tEXt", long), many):
         tracemalloc.start()
         try:
-            np.testing.assert_array_equal(read_picture(data[:33] + text + data[33:]), read_picture(data))
+            np.testing.assert_array_equal(read_image(data[:33] + text + data[33:]), read_image(data))
             assert tracemalloc.get_traced_memory()[1] < 20 * 2**20 + 3 * len(text)
         finally:
             tracemalloc.stop()
@@ -663,7 +663,7 @@ def hostile_files() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", hostile_files())
-@pytest.mark.parametrize("read", [read_picture, picture_size, read_header, intensities])
+@pytest.mark.parametrize("read", [read_image, read_image_size, read_header, measure_intensities])
 def test_files_made_to_hurt_end_in_pixels_or_a_reason(name, read):
     data = hostile_files()[name]
     began = time.process_time()
@@ -672,7 +672,7 @@ def test_files_made_to_hurt_end_in_pixels_or_a_reason(name, read):
         reason = ""
         try:
             read(data)
-        except PictureError as error:
+        except ImageError as error:
             reason = str(error)
         assert re.fullmatch(".{0,200}", reason)
         assert tracemalloc.get_traced_memory()[1] < 2**27
@@ -681,21 +681,21 @@ def test_files_made_to_hurt_end_in_pixels_or_a_reason(name, read):
         tracemalloc.stop()
 
 
-def test_mutated_pictures_give_pixels_or_a_reason(large_count):
+def test_mutated_images_give_pixels_or_a_reason(large_count):
     outcomes = {"pixels": 0, "refused": 0}
     formats = len(seeds())
     for number, data in enumerate(mutants(seeds(), large_count(300, 5000))):
         try:
             side = 4 if number // formats % 2 else None
-            pixels = read_picture(data, side, Decoding(intensity_range=(0, 1023) if number % 3 else None))
-        except PictureError as error:
+            pixels = read_image(data, side, Decoding(intensity_range=(0, 1023) if number % 3 else None))
+        except ImageError as error:
             reason = str(error)
-            assert reason in REASONS or re.match("unsupported|[0-9]+ (mega|scans)|not a pic|takes|HEIC|AVIF", reason), (
-                reason
-            )
+            assert reason in REASONS or re.match(
+                "unsupported|[0-9]+ (mega|scans)|not an image|takes|HEIC|AVIF", reason
+            ), reason
             outcomes["refused"] += 1
         else:
-            assert number // formats % 2 or picture_size(data) == pixels.shape[:2], number
+            assert number // formats % 2 or read_image_size(data) == pixels.shape[:2], number
             assert pixels.dtype == np.uint8, number
             assert pixels.ndim == 3, number
             assert pixels.shape[2] == 3, number
@@ -704,16 +704,16 @@ def test_mutated_pictures_give_pixels_or_a_reason(large_count):
 
 
 def test_threads_read_what_one_thread_reads_and_warnings_stay_inside():
-    pictures = mutants(seeds(), 400)
+    images = mutants(seeds(), 400)
 
     def outcome(data: bytes) -> object:
         try:
-            return zlib.crc32(read_picture(data).tobytes())
-        except PictureError as error:
+            return zlib.crc32(read_image(data).tobytes())
+        except ImageError as error:
             return str(error)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        alone = [outcome(data) for data in pictures]
+        alone = [outcome(data) for data in images]
         with ThreadPoolExecutor(4) as pool:
-            assert list(pool.map(outcome, pictures)) == alone
+            assert list(pool.map(outcome, images)) == alone

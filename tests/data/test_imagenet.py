@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from svertka.data.imagenet import CLASSES, DEVKIT, GROUND_TRUTH, NAMES, SENSES, name_of
+from svertka.data.imagenet import CLASSES, DEVKIT, GROUND_TRUTH, NAMES, SENSES, class_name
 from svertka.data.sources import open_source
 from svertka.errors import DataError
 from svertka.evaluation.evaluate import evaluate
@@ -16,7 +16,7 @@ DEVKIT_NUMBER = {wordnet: 1000 - index for index, wordnet in enumerate(WORDNET)}
 
 
 def flat(folder: Path, count: int = 5) -> list[str]:
-    """Empty files, named as the pictures are; and the ids of classes that are said to be on them."""
+    """Empty files, named as the images are; and the ids of classes that are said to be on them."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(1, count + 1):
         (folder / f"ILSVRC2012_val_{number:08}.JPEG").touch()
@@ -24,9 +24,9 @@ def flat(folder: Path, count: int = 5) -> list[str]:
 
 
 def found(folder: Path) -> list[str]:
-    """The classes in the order of the pictures' names."""
+    """The classes in the order of the images' names."""
     dataset = open_source(folder, to_train=False)
-    pairs = [(dataset.pictures.name(k), dataset.names[dataset.labels[k]]) for k in range(len(dataset))]
+    pairs = [(dataset.images.name(k), dataset.names[dataset.labels[k]]) for k in range(len(dataset))]
     return [label for _, label in sorted(pairs)]
 
 
@@ -35,7 +35,7 @@ def devkit(folder: Path, ids: list[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / GROUND_TRUTH).write_text("".join(f"{DEVKIT_NUMBER[wordnet]}\n" for wordnet in ids))
     kind = [("ILSVRC2012_ID", "f8"), ("WNID", "O"), ("words", "O"), ("num_children", "f8")]
-    rows = [(number, wordnet, name_of(wordnet), 0) for wordnet, number in DEVKIT_NUMBER.items()]
+    rows = [(number, wordnet, class_name(wordnet), 0) for wordnet, number in DEVKIT_NUMBER.items()]
     rows.append((1001, "n00001740", "entity", 82))
     savemat(folder / "meta.mat", {"synsets": np.array(rows, dtype=kind)[:, None]})
     return folder
@@ -51,22 +51,22 @@ def test_the_classes_are_in_the_order_of_the_published_networks() -> None:
 
 
 def test_a_wordnet_id_is_its_class_and_other_words_are_themselves() -> None:
-    assert name_of("n01440764") == "tench"
-    assert name_of("tench") == "tench"
-    assert name_of("n00000000") == "n00000000"
-    assert {name_of("n02012849"), name_of("n03126707")} == {"crane (bird)", "crane (machine)"}
+    assert class_name("n01440764") == "tench"
+    assert class_name("tench") == "tench"
+    assert class_name("n00000000") == "n00000000"
+    assert {class_name("n02012849"), class_name("n03126707")} == {"crane (bird)", "crane (machine)"}
 
 
-def test_the_names_are_the_published_ones_and_those_of_the_pictures(shared_data: Path) -> None:
+def test_the_names_are_the_published_ones_and_those_of_the_images(shared_data: Path) -> None:
     lines = (shared_data / "imagenet-classes.tsv").read_text().splitlines()
     published = [tuple(line.split("\t")) for line in lines]
     ours = [(one.wordnet, one.name.partition(" (")[0] if one.wordnet in SENSES else one.name) for one in CLASSES]
     assert ours == published
-    pictures = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))
-    assert len(pictures) == 63
-    for picture in pictures:
-        wordnet, _, name = picture.stem.partition("_")
-        assert name_of(wordnet).partition(" (")[0].replace(" ", "_") == name
+    images = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))
+    assert len(images) == 63
+    for image in images:
+        wordnet, _, name = image.stem.partition("_")
+        assert class_name(wordnet).partition(" (")[0].replace(" ", "_") == name
 
 
 @pytest.mark.parametrize("place", [Path("val"), Path(), Path("val") / DEVKIT, DEVKIT])
@@ -96,7 +96,7 @@ def test_lines_of_name_and_class(tmp_path: Path, ending: str, by_index: bool) ->
     assert found(tmp_path) == ids
 
 
-def test_ids_in_the_order_of_the_pictures_and_a_part_of_the_pictures(tmp_path: Path) -> None:
+def test_ids_in_the_order_of_the_images_and_a_part_of_the_images(tmp_path: Path) -> None:
     ids = flat(tmp_path)
     (tmp_path / "imagenet_2012_validation_synset_labels.txt").write_text("\n".join(ids))
     (tmp_path / "ILSVRC2012_val_00000002.JPEG").unlink()
@@ -106,11 +106,11 @@ def test_ids_in_the_order_of_the_pictures_and_a_part_of_the_pictures(tmp_path: P
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("val.txt", "", "val.txt is empty; it needs a line a picture"),
+        ("val.txt", "", "val.txt is empty; it needs a line an image"),
         (
             "val.txt",
             "ILSVRC2012_val_00000001 1\n7",
-            "with a picture's name and lines without; give all of them one form",
+            "with an image's name and lines without; give all of them one form",
         ),
         ("val.txt", "ILSVRC2012_val_00000001 1000", "line 1 of .* has the index 1000; indices count from 0 to 999"),
         (
@@ -130,11 +130,11 @@ def test_what_cannot_be_understood_is_said(tmp_path: Path, name: str, text: str,
         open_source(tmp_path)
 
 
-def test_pictures_without_numbers_need_names(tmp_path: Path) -> None:
+def test_images_without_numbers_need_names(tmp_path: Path) -> None:
     ids = flat(tmp_path)
     (tmp_path / "imagenet_2012_validation_synset_labels.txt").write_text("\n".join(ids))
     (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(DataError, match=r"names no pictures, so that holiday\.jpg would have to be called as"):
+    with pytest.raises(DataError, match=r"names no images, so that holiday\.jpg would have to be called as"):
         open_source(tmp_path)
 
 
@@ -149,14 +149,14 @@ def test_damaged_files_of_the_devkit_are_named(tmp_path: Path) -> None:
 
 
 def test_all_layouts_are_judged_alike(shared_data: Path, tmp_path: Path) -> None:
-    pictures = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))[::8]
-    ids = [picture.name.partition("_")[0] for picture in pictures]
-    for number, (picture, wordnet) in enumerate(zip(pictures, ids, strict=True), start=1):
+    images = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))[::8]
+    ids = [image.name.partition("_")[0] for image in images]
+    for number, (image, wordnet) in enumerate(zip(images, ids, strict=True), start=1):
         folder = tmp_path / "folders" / wordnet
         folder.mkdir(parents=True)
-        (folder / picture.name).symlink_to(picture)
+        (folder / image.name).symlink_to(image)
         flat(tmp_path / "flat", 0)
-        (tmp_path / "flat" / f"ILSVRC2012_val_{number:08}.JPEG").symlink_to(picture)
+        (tmp_path / "flat" / f"ILSVRC2012_val_{number:08}.JPEG").symlink_to(image)
     shutil.copytree(tmp_path / "flat", tmp_path / "other" / "val", symlinks=True)
     devkit(tmp_path / "flat", ids)
     (tmp_path / "other" / "val.txt").write_text(

@@ -16,12 +16,12 @@ from sklearn.datasets import load_sample_images
 from torch.utils.data import Dataset, TensorDataset
 
 from svertka.data import in_memory
-from svertka.data.dataset import ArrayPictures
+from svertka.data.dataset import ArrayImages
 from svertka.data.dataset_check import check
-from svertka.data.image_folder import open_folder
-from svertka.data.in_memory import ItemPictures, open_in_memory
+from svertka.data.folder_dataset import open_folder
+from svertka.data.in_memory import ItemImages, open_in_memory
 from svertka.data.sources import open_source
-from svertka.errors import PictureError, SvertkaError, UsageError
+from svertka.errors import ImageError, SvertkaError, UsageError
 
 PHOTOGRAPHS = np.stack(load_sample_images().images)[:, 100:164, 200:248]  # two of 64×48 pixels
 GRAY = PHOTOGRAPHS[..., 1]
@@ -75,33 +75,33 @@ def test_every_layout_gives_the_same_pixels(layout: str) -> None:
         assert dataset.names == ("-3", "7")
         assert dataset.labels.tolist() == [1, 0]
         for index in range(2):
-            assert (dataset.pictures.read(index) == expected[index]).all()
-            assert dataset.pictures.size(index) == (64, 48)
-            assert dataset.pictures.digest(index) == hashlib.blake2b(expected[index].tobytes(), digest_size=16).digest()
+            assert (dataset.images.read(index) == expected[index]).all()
+            assert dataset.images.size(index) == (64, 48)
+            assert dataset.images.digest(index) == hashlib.blake2b(expected[index].tobytes(), digest_size=16).digest()
 
 
 def test_items_of_several_sizes_are_read_again_when_needed() -> None:
     photograph = Image.fromarray(PHOTOGRAPHS[0])
     items = [photograph, photograph.crop((0, 0, 20, 30)), np.asarray(photograph.convert("L"))]
     dataset = open_in_memory(Items([(image, name) for image, name in zip(items, ("b", "a", "b"), strict=True)]))
-    assert isinstance(dataset.pictures, ItemPictures)
+    assert isinstance(dataset.images, ItemImages)
     assert (dataset.names, dataset.labels.tolist()) == (("a", "b"), [1, 0, 1])
-    assert (dataset.pictures.read(1) == PHOTOGRAPHS[0][:30, :20]).all()
-    assert (dataset.pictures.read(2) == np.asarray(photograph.convert("L"))[..., None]).all()
-    assert [dataset.pictures.size(index) for index in range(3)] == [(64, 48), (30, 20), (64, 48)]
+    assert (dataset.images.read(1) == PHOTOGRAPHS[0][:30, :20]).all()
+    assert (dataset.images.read(2) == np.asarray(photograph.convert("L"))[..., None]).all()
+    assert [dataset.images.size(index) for index in range(3)] == [(64, 48), (30, 20), (64, 48)]
 
 
 def test_items_beyond_the_memory_limit_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_memory, "MAX_KEPT_BYTES", PHOTOGRAPHS[0].nbytes)
     pairs = Items(list(zip(PHOTOGRAPHS, "ab", strict=True)))
-    assert isinstance(open_in_memory(pairs).pictures, ItemPictures)
+    assert isinstance(open_in_memory(pairs).images, ItemImages)
     monkeypatch.undo()
-    assert isinstance(open_in_memory(pairs).pictures, ArrayPictures)
+    assert isinstance(open_in_memory(pairs).images, ArrayImages)
 
 
 def test_a_dataset_with_random_transforms_is_refused() -> None:
-    with pytest.raises(PictureError, match="differs each time it is read; remove random transforms"):
-        open_in_memory(Twins()).pictures.read(0)
+    with pytest.raises(ImageError, match="differs each time it is read; remove random transforms"):
+        open_in_memory(Twins()).images.read(0)
 
 
 def test_pairs_are_the_files_of_a_folder(digit_folder: Path) -> None:
@@ -109,10 +109,10 @@ def test_pairs_are_the_files_of_a_folder(digit_folder: Path) -> None:
     pairs = [(path, path.parent.name) for path in sorted(digit_folder.rglob("*.png"))]
     dataset = open_in_memory(pairs)
     assert dataset.names == folder.names
-    assert {(dataset.pictures.digest(i), int(dataset.labels[i])) for i in range(len(dataset))} == {
-        (folder.pictures.digest(i), int(folder.labels[i])) for i in range(len(folder))
+    assert {(dataset.images.digest(i), int(dataset.labels[i])) for i in range(len(dataset))} == {
+        (folder.images.digest(i), int(folder.labels[i])) for i in range(len(folder))
     }
-    assert dataset.pictures.name(5) == str(pairs[5][0])
+    assert dataset.images.name(5) == str(pairs[5][0])
 
 
 def test_a_dataset_of_svertka_is_taken_as_it_is(digit_folder: Path) -> None:
@@ -195,9 +195,9 @@ def test_any_arrays_are_read_or_refused(images: npt.NDArray[Any], labels: list[A
         assert "\n" not in refusal
         return
     assert images.dtype == np.uint8
-    assert len(dataset) == len(dataset.pictures) == len(images) == len(labels)
+    assert len(dataset) == len(dataset.images) == len(images) == len(labels)
     assert [dataset.names[label] for label in dataset.labels] == [str(label) for label in labels]
-    read = np.stack([dataset.pictures.read(index) for index in range(len(dataset))])
+    read = np.stack([dataset.images.read(index) for index in range(len(dataset))])
     assert sorted(set(read.ravel().tolist())) == sorted(set(images.ravel().tolist()))
 
 

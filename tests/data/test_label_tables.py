@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from hostile import DEVICES, PATHS, csv_documents, files
-from svertka.data.folder_layout import Entry
-from svertka.data.image_folder import Listing, list_folder
+from svertka.data.folder_dataset import Listing, list_folder
+from svertka.data.folder_layout import LabeledImage
 from svertka.data.label_tables import parse_columns, read_table
 from svertka.errors import DataError, SvertkaError, UsageError
 
@@ -140,7 +140,7 @@ def test_an_image_has_one_label(tmp_path: Path) -> None:
 
 def test_a_group_is_read(tmp_path: Path) -> None:
     (tmp_path / "all.csv").write_text("path,label,group\na.jpg,cat,7\n")
-    assert list_folder(tmp_path / "all.csv").entries == (Entry("a.jpg", "cat", "", "7"),)
+    assert list_folder(tmp_path / "all.csv").entries == (LabeledImage("a.jpg", "cat", "", "7"),)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svertka.data.augmentation import Flip, PadCrop, RandomCrop
-from svertka.data.loader import Batches
+from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
 
@@ -24,7 +24,7 @@ def rows():
 def make(rows):
     def make(indices=None, **settings):
         indices = np.arange(COUNT) if indices is None else indices
-        return Batches(rows, np.arange(COUNT) % 7, indices, PREPROCESS, **{"batch_size": 20, **settings})
+        return BatchLoader(rows, np.arange(COUNT) % 7, indices, PREPROCESS, **{"batch_size": 20, **settings})
 
     return make
 
@@ -40,7 +40,7 @@ def threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
-def test_an_epoch_has_every_picture_once_in_its_own_order(make):
+def test_an_epoch_has_every_image_once_in_its_own_order(make):
     batches = make(np.arange(3, COUNT), shuffle=True)
     assert batches.steps == 5
     orders = []
@@ -103,7 +103,7 @@ def test_processes_share_every_batch(make, world):
         for rank, part in enumerate(parts):
             assert np.array_equal(part.indices, whole.indices[rank::world])
             assert torch.equal(part.images, whole.images[rank::world])
-    # 103 pictures leave 3 for the last batch: the fourth process has none, and must still take part.
+    # 103 images leave 3 for the last batch: the fourth process has none, and must still take part.
     assert len(shares[-1][-1].images) == (0 if world == 4 else 1)
     assert shares[-1][-1].images.shape[1:] == (3, 12, 12)
 
@@ -145,12 +145,12 @@ def test_memory_order_is_the_one_asked_for(rows, make):
     assert last.stride() == (432, 1, 36, 3)
     assert torch.equal(plain, last)
     grey = Preprocess(size=12, resize=16, mean=(0.5,), std=(0.5,))
-    batches = Batches(rows[..., :1], np.zeros(COUNT, np.int64), np.arange(COUNT), grey, batch_size=4)
+    batches = BatchLoader(rows[..., :1], np.zeros(COUNT, np.int64), np.arange(COUNT), grey, batch_size=4)
     assert next(iter(batches.epoch(0))).images.stride() == (144, 144, 12, 1)
 
 
 def test_a_batch_that_cannot_be_filled_is_said(make):
-    with pytest.raises(UsageError, match="batch_size=104 is more than the 103 pictures; use at most 103"):
+    with pytest.raises(UsageError, match="batch_size=104 is more than the 103 images; use at most 103"):
         make(batch_size=104, shuffle=True)
     assert make(batch_size=104).steps == 1  # to score them, it need not be full
     with pytest.raises(UsageError, match="batch_size=0 must be at least 1"):
@@ -158,13 +158,13 @@ def test_a_batch_that_cannot_be_filled_is_said(make):
 
 
 @given(st.integers(2, 90), st.integers(2, 40), st.integers(1, 3))
-def test_no_batch_is_a_single_picture_and_processes_share_them_all(count, size, world):
+def test_no_batch_is_a_single_image_and_processes_share_them_all(count, size, world):
     size = min(size, count)
     rows = np.zeros((count, 1, 1, 1), np.uint8)
     preprocess = Preprocess(size=1, resize=1, mean=(0.0,), std=(1.0,))
     shares = []
     for rank in range(world):
-        batches = Batches(
+        batches = BatchLoader(
             rows,
             np.zeros(count, np.int64),
             np.arange(count),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from svertka.data.image_io import read_picture
-from svertka.data.perceptual_hash import SIDE, look_alikes, perceptual_hashes, thumbnail
+from svertka.data.image_io import read_image
+from svertka.data.perceptual_hash import SIDE, compute_perceptual_hashes, find_look_alikes, make_thumbnail
 
 
 def large(count: int) -> np.ndarray:
@@ -32,12 +32,12 @@ CHANGES = {
 
 def test_changed_photographs_are_found_and_others_are_not(shared_data) -> None:
     paths = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))
-    images = [Image.fromarray(read_picture(path.read_bytes(), min_side=128)) for path in paths]
-    originals = np.stack([thumbnail(np.asarray(image)) for image in images])
-    assert look_alikes(originals, large(len(originals))) == []
+    images = [Image.fromarray(read_image(path.read_bytes(), min_side=128)) for path in paths]
+    originals = np.stack([make_thumbnail(np.asarray(image)) for image in images])
+    assert find_look_alikes(originals, large(len(originals))) == []
     for name, change in CHANGES.items():
-        changed = np.stack([thumbnail(np.asarray(change(image))) for image in images])
-        groups = look_alikes(np.concatenate([originals, changed]), large(2 * len(images)))
+        changed = np.stack([make_thumbnail(np.asarray(change(image))) for image in images])
+        groups = find_look_alikes(np.concatenate([originals, changed]), large(2 * len(images)))
         wanted = [[index, index + len(images)] for index in range(len(images))]
         assert all(group in wanted for group in groups), name
         assert len(groups) >= 0.95 * len(images), name
@@ -48,7 +48,7 @@ def test_groups_are_the_same_as_by_comparing_all_with_all() -> None:
     few = draws.integers(0, 256, (40, 4, 4), dtype=np.uint8)
     noisy = few[draws.integers(0, 40, 400)].repeat(8, 1).repeat(8, 2) + draws.integers(0, 12, (400, SIDE, SIDE))
     thumbnails = noisy.clip(0, 255).astype(np.uint8)
-    hashes = perceptual_hashes(thumbnails)
+    hashes = compute_perceptual_hashes(thumbnails)
     bits = np.unpackbits(hashes.view(np.uint8).reshape(-1, 8), axis=1).astype(int)
     near = (bits[:, None] != bits[None]).sum(axis=2) <= 6
     flat = thumbnails.reshape(400, -1).astype(float)
@@ -56,16 +56,16 @@ def test_groups_are_the_same_as_by_comparing_all_with_all() -> None:
     # What hangs together: by powers of the adjacency.
     reached = np.linalg.matrix_power(near.astype(float), 64) > 0
     wanted = sorted({tuple(np.flatnonzero(row).tolist()) for row in reached if row.sum() > 1})
-    assert [tuple(group) for group in look_alikes(thumbnails, large(400))] == wanted
+    assert [tuple(group) for group in find_look_alikes(thumbnails, large(400))] == wanted
     assert len(wanted) > 20
 
 
 def test_hash_by_the_formula() -> None:
-    picture = np.random.default_rng(2).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+    image = np.random.default_rng(2).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
     x = np.arange(SIDE)
     spectrum = [
         sum(
-            picture[a, b] * np.cos(np.pi * k * (2 * a + 1) / 64) * np.cos(np.pi * m * (2 * b + 1) / 64)
+            image[a, b] * np.cos(np.pi * k * (2 * a + 1) / 64) * np.cos(np.pi * m * (2 * b + 1) / 64)
             for a in x
             for b in x
         )
@@ -74,39 +74,39 @@ def test_hash_by_the_formula() -> None:
     ]
     wanted = [value > np.median(spectrum[1:]) for value in spectrum]
     wanted[0] = False
-    found = np.unpackbits(perceptual_hashes(picture[None]).view(np.uint8))
+    found = np.unpackbits(compute_perceptual_hashes(image[None]).view(np.uint8))
     assert found.tolist() == wanted
 
 
-def test_small_pictures_have_stricter_bounds() -> None:
+def test_small_images_have_stricter_bounds() -> None:
     draws = np.random.default_rng(3)
-    picture = draws.integers(0, 256, (SIDE, SIDE), dtype=np.uint8).astype(float)
-    changed = picture + draws.normal(0, 0.2 * picture.std(), picture.shape)
-    pair = np.stack([picture, changed]).clip(0, 255).astype(np.uint8)
-    assert look_alikes(pair, large(2)) == [[0, 1]]
-    assert look_alikes(pair, ~large(2)) == []
-    assert look_alikes(np.stack([pair[0], pair[0]]), ~large(2)) == [[0, 1]]
+    image = draws.integers(0, 256, (SIDE, SIDE), dtype=np.uint8).astype(float)
+    changed = image + draws.normal(0, 0.2 * image.std(), image.shape)
+    pair = np.stack([image, changed]).clip(0, 255).astype(np.uint8)
+    assert find_look_alikes(pair, large(2)) == [[0, 1]]
+    assert find_look_alikes(pair, ~large(2)) == []
+    assert find_look_alikes(np.stack([pair[0], pair[0]]), ~large(2)) == [[0, 1]]
 
 
 def test_frames_of_a_film_are_one_group() -> None:
     draws = np.random.default_rng(4)
     scene = draws.integers(0, 256, (8, 8), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
     frames = (scene + draws.integers(0, 8, (3000, SIDE, SIDE))).clip(0, 255).astype(np.uint8)
-    assert look_alikes(frames, large(3000)) == [list(range(3000))]
+    assert find_look_alikes(frames, large(3000)) == [list(range(3000))]
 
 
 def test_single_colours_are_like_nothing() -> None:
     flat = np.full((3, SIDE, SIDE), 200, np.uint8)
-    assert look_alikes(flat, large(3)) == []
+    assert find_look_alikes(flat, large(3)) == []
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_nothing_to_compare(count: int) -> None:
-    assert look_alikes(np.zeros((count, SIDE, SIDE), np.uint8), large(count)) == []
+    assert find_look_alikes(np.zeros((count, SIDE, SIDE), np.uint8), large(count)) == []
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (8, 8, 1), (31, 500, 3), (400, 300, 3), (32, 32, 1)])
 def test_thumbnails_of_any_shape(shape: tuple[int, int, int]) -> None:
-    small = thumbnail(np.full(shape, 77, np.uint8))
+    small = make_thumbnail(np.full(shape, 77, np.uint8))
     assert small.shape == (SIDE, SIDE)
     assert (small == 77).all()

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from svertka.data import pixel_statistics
-from svertka.data.builtin import open_published
-from svertka.data.pixel_statistics import intensity_range, measure
+from svertka.data.builtin import open_builtin
+from svertka.data.pixel_statistics import choose_intensity_range, measure_statistics
 
 
 @pytest.fixture
@@ -11,9 +11,9 @@ def rows():
     return np.random.default_rng(0).integers(0, 256, (50, 6, 6, 3), dtype=np.uint8) // [[[[1, 2, 3]]]]
 
 
-def test_moments_of_the_pictures_asked_for(rows):
+def test_moments_of_the_images_asked_for(rows):
     indices = np.arange(5, 50, 2)
-    measured = measure(rows.astype(np.uint8), indices)
+    measured = measure_statistics(rows.astype(np.uint8), indices)
     pixels = rows[indices].reshape(-1, 3) / 255
     assert measured.mean == pytest.approx(pixels.mean(axis=0), rel=1e-12)
     assert measured.std == pytest.approx(pixels.std(axis=0), rel=1e-9)
@@ -22,12 +22,12 @@ def test_moments_of_the_pictures_asked_for(rows):
 
 def test_chunks_do_not_show(rows, monkeypatch):
     rows = rows.astype(np.uint8)
-    whole = measure(rows, np.arange(50))
+    whole = measure_statistics(rows, np.arange(50))
     monkeypatch.setattr(pixel_statistics, "CHUNK", 7 * 36)
-    assert measure(rows, np.arange(50)) == whole
+    assert measure_statistics(rows, np.arange(50)) == whole
 
 
-def test_very_many_pictures_are_sampled_and_the_sample_is_fixed(rows, monkeypatch):
+def test_very_many_images_are_sampled_and_the_sample_is_fixed(rows, monkeypatch):
     rows, asked = rows.astype(np.uint8), []
 
     class Watched:
@@ -39,23 +39,23 @@ def test_very_many_pictures_are_sampled_and_the_sample_is_fixed(rows, monkeypatc
             return rows[indices]
 
     monkeypatch.setattr(pixel_statistics, "PIXELS", 20 * 36)
-    first = measure(Watched(), np.arange(50))
+    first = measure_statistics(Watched(), np.arange(50))
     looked_at = asked[1:]  # after the one that tells the size
     assert len(set(looked_at)) == len(looked_at) == 20
-    assert measure(rows, np.arange(50)) == first
-    assert first == measure(rows, np.array(looked_at))
+    assert measure_statistics(rows, np.arange(50)) == first
+    assert first == measure_statistics(rows, np.array(looked_at))
 
 
 def test_one_colour_can_be_divided_by_its_std():
-    measured = measure(np.full((3, 4, 4, 1), 200, np.uint8), np.arange(3))
+    measured = measure_statistics(np.full((3, 4, 4, 1), 200, np.uint8), np.arange(3))
     assert measured.mean == pytest.approx([200 / 255])
     assert measured.std == pytest.approx([1 / 255])
 
 
 @pytest.mark.usefixtures("shared_data")
 def test_mnist_has_the_figures_that_everybody_writes():
-    mnist = open_published("mnist")
-    measured = measure(mnist.pictures.array, np.flatnonzero(mnist.parts == "train"))
+    mnist = open_builtin("mnist")
+    measured = measure_statistics(mnist.images.array, np.flatnonzero(mnist.parts == "train"))
     assert (round(measured.mean[0], 4), round(measured.std[0], 4)) == (0.1307, 0.3081)
 
 
@@ -74,5 +74,5 @@ def test_mnist_has_the_figures_that_everybody_writes():
         ([(500, 1000)] * 150 + [(0, 65535)], (0, 1023)),  # one in a hundred does not count
     ],
 )
-def test_the_16_bit_values_that_pictures_use(ranges, expected):
-    assert intensity_range(ranges) == expected
+def test_the_16_bit_values_that_images_use(ranges, expected):
+    assert choose_intensity_range(ranges) == expected

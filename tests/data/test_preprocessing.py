@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from svertka.data.preprocessing import FITS, Preprocess, central_square, checked_fit, discarded
+from svertka.data.preprocessing import FITS, Preprocess, check_fit, discarded_share, resize_central_square
 from svertka.errors import UsageError
 
 
-def picture(height: int, width: int) -> np.ndarray:
+def image(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
@@ -29,7 +29,7 @@ def triangle(before: int, after: int) -> np.ndarray:
 @pytest.mark.parametrize("resize", [1, 7, 24, 64, 224])
 @pytest.mark.parametrize("shape", [(60, 48), (31, 90), (300, 200), (25, 25), (1, 5)], ids=str)
 def test_square_is_the_triangle_filter_of_the_central_square(shape, resize):
-    rgb = picture(*shape)
+    rgb = image(*shape)
     side = min(shape)
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     centre = rgb[top : top + side, left : left + side].astype(np.float64)
@@ -37,7 +37,7 @@ def test_square_is_the_triangle_filter_of_the_central_square(shape, resize):
     expected = np.einsum(
         "ah,hbc->abc", weights, np.einsum("hwc,bw->hbc", centre, weights, optimize=True), optimize=True
     )
-    square = central_square(rgb, resize, 3)
+    square = resize_central_square(rgb, resize, 3)
     assert square.shape == (resize, resize, 3)
     assert square.dtype == np.uint8
     assert np.abs(square - expected).max() <= 1 + 1e-9  # two passes round to a whole level each
@@ -46,54 +46,54 @@ def test_square_is_the_triangle_filter_of_the_central_square(shape, resize):
 
 
 def test_without_resizing_every_pixel_is_itself():
-    rgb = picture(40, 41)
-    np.testing.assert_array_equal(central_square(rgb, 40, 3), rgb[:, :40])
-    grey = np.broadcast_to(picture(28, 28)[:, :, :1], (28, 28, 3))
-    np.testing.assert_array_equal(central_square(grey, 28, 1), grey[:, :, :1])
+    rgb = image(40, 41)
+    np.testing.assert_array_equal(resize_central_square(rgb, 40, 3), rgb[:, :40])
+    grey = np.broadcast_to(image(28, 28)[:, :, :1], (28, 28, 3))
+    np.testing.assert_array_equal(resize_central_square(grey, 28, 1), grey[:, :, :1])
 
 
 @pytest.mark.parametrize("resize", [20, 32])
 def test_grey_is_luma(resize):
-    rgb = picture(32, 32)
-    square = central_square(rgb, resize, 3)
-    luma = central_square(rgb, resize, 1)
+    rgb = image(32, 32)
+    square = resize_central_square(rgb, resize, 3)
+    luma = resize_central_square(rgb, resize, 1)
     assert luma.shape == (resize, resize, 1)
     assert np.abs(luma[..., 0] - square @ [0.299, 0.587, 0.114]).max() < 0.51
 
 
 def test_zeros_surround_a_padded_square():
-    rgb = picture(28, 28)
+    rgb = image(28, 28)
     for side, before in ((32, 2), (33, 2), (29, 0)):
-        square = central_square(rgb, 28, 3, pad_to=side)
+        square = resize_central_square(rgb, 28, 3, pad_to=side)
         assert square.shape == (side, side, 3)
         np.testing.assert_array_equal(square[before : before + 28, before : before + 28], rgb)
         square[before : before + 28, before : before + 28] = 0
         assert not square.any()
-    np.testing.assert_array_equal(central_square(rgb, 28, 3, pad_to=20), rgb)
+    np.testing.assert_array_equal(resize_central_square(rgb, 28, 3, pad_to=20), rgb)
 
 
 def test_what_lies_outside_the_square_does_not_matter():
-    rgb = picture(40, 60)
+    rgb = image(40, 60)
     other = rgb.copy()
     other[:, :10] = other[:, 50:] = 255
-    np.testing.assert_array_equal(central_square(rgb, 24, 3), central_square(other, 24, 3))
+    np.testing.assert_array_equal(resize_central_square(rgb, 24, 3), resize_central_square(other, 24, 3))
 
 
-def test_any_memory_layout_and_any_thread_give_the_same_and_leave_the_picture():
-    rgb = picture(50, 70)
-    right = central_square(rgb, 32, 3)
+def test_any_memory_layout_and_any_thread_give_the_same_and_leave_the_image():
+    rgb = image(50, 70)
+    right = resize_central_square(rgb, 32, 3)
     fixed = rgb.copy()
     fixed.flags.writeable = False
     turned = np.ascontiguousarray(rgb.swapaxes(0, 1)).swapaxes(0, 1)
     wide = np.repeat(rgb, 2, axis=1)[:, ::2]
     backwards = np.ascontiguousarray(rgb[::-1, ::-1])[::-1, ::-1]
     for layout in (fixed, turned, wide, backwards):
-        np.testing.assert_array_equal(central_square(layout, 32, 3), right)
-        np.testing.assert_array_equal(central_square(layout, 50, 3), rgb[:, 10:60])
+        np.testing.assert_array_equal(resize_central_square(layout, 32, 3), right)
+        np.testing.assert_array_equal(resize_central_square(layout, 50, 3), rgb[:, 10:60])
     with ThreadPoolExecutor(4) as pool:
-        for square in pool.map(lambda _: central_square(rgb, 32, 3), range(50)):
+        for square in pool.map(lambda _: resize_central_square(rgb, 32, 3), range(50)):
             np.testing.assert_array_equal(square, right)
-    np.testing.assert_array_equal(rgb, picture(50, 70))
+    np.testing.assert_array_equal(rgb, image(50, 70))
 
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -102,7 +102,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 @pytest.mark.parametrize(("size", "stored"), [(24, 24), (24, 32), (24, 27)])
 def test_normalise_takes_the_centre_and_units_of_full_scale(size, stored):
     preprocess = Preprocess(size=size, resize=stored, mean=MEAN, std=STD)
-    squares = torch.from_numpy(np.stack([picture(stored, stored) for _ in range(3)])).permute(0, 3, 1, 2)
+    squares = torch.from_numpy(np.stack([image(stored, stored) for _ in range(3)])).permute(0, 3, 1, 2)
     offset = (stored - size) // 2
     centre = squares[:, :, offset : offset + size, offset : offset + size].double()
     expected = (centre / 255 - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
@@ -118,7 +118,7 @@ def test_normalise_takes_the_centre_and_units_of_full_scale(size, stored):
 @pytest.mark.parametrize(("size", "resize"), [(32, 32), (24, 30), (40, 30)])
 def test_path_image_and_array_give_the_same(tmp_path, channels, size, resize):
     preprocess = Preprocess(size=size, resize=resize, mean=MEAN[:channels], std=STD[:channels])
-    rgb = picture(50, 60)
+    rgb = image(50, 60)
     path = tmp_path / "one.png"
     Image.fromarray(rgb).save(path)
     got = preprocess(path)
@@ -132,7 +132,7 @@ def test_path_image_and_array_give_the_same(tmp_path, channels, size, resize):
 
 
 def test_orientation_is_applied(tmp_path):
-    rgb = np.asarray(Image.fromarray(picture(4, 4)).resize((48, 40)))
+    rgb = np.asarray(Image.fromarray(image(4, 4)).resize((48, 40)))
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()
@@ -165,7 +165,7 @@ def used_part(rgb: np.ndarray, side: int, fit: str) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(30, 90), (90, 30), (64, 64), (7, 50), (1, 40), (300, 200)], ids=str)
 @pytest.mark.parametrize("fit", FITS)
 def test_every_way_to_a_square(shape, fit):
-    rgb = np.asarray(Image.fromarray(picture(*shape)).resize(shape[::-1], Image.Resampling.BICUBIC))
+    rgb = np.asarray(Image.fromarray(image(*shape)).resize(shape[::-1], Image.Resampling.BICUBIC))
     preprocess = Preprocess(size=40, resize=40, mean=MEAN, std=STD, fit=fit)
     square = preprocess.square(rgb)
     assert square.shape == (40, 40, 3)
@@ -186,9 +186,9 @@ def test_nothing_is_left_out_but_by_the_crop(fit):
 
 
 def test_the_share_that_is_left_out():
-    assert discarded(30, 90) == pytest.approx(2 / 3)
-    assert discarded(50, 50) == 0
-    assert discarded(50, 50, 224 / 256) == pytest.approx(1 - (224 / 256) ** 2)
+    assert discarded_share(30, 90) == pytest.approx(2 / 3)
+    assert discarded_share(50, 50) == 0
+    assert discarded_share(50, 50, 224 / 256) == pytest.approx(1 - (224 / 256) ** 2)
 
 
 def test_what_came_later_is_written_only_where_it_changes_something():
@@ -218,9 +218,9 @@ def test_16_bits_look_the_same_however_many_are_used(tmp_path, top):
 def test_only_known_ways_are_asked_for(fit, boxed):
     if fit in ("stretch", "") or (boxed and fit in ("pad", "squeeze")):
         with pytest.raises(UsageError, match=f"fit={fit}"):
-            checked_fit(fit, boxed)
+            check_fit(fit, boxed)
     else:
-        assert checked_fit(fit, boxed) == fit
+        assert check_fit(fit, boxed) == fit
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from svertka.data.sources import open_source, same_place
+from svertka.data.sources import is_same_source, open_source
 from svertka.errors import UsageError
 
 
@@ -10,12 +10,12 @@ def test_a_name_a_folder_and_a_csv(digit_folder: Path, tmp_path: Path) -> None:
     assert len(open_source("digits")) == 1797
     folder = open_source(str(digit_folder))
     assert folder.names == ("four", "one", "three", "two")
-    rows = [f"{folder.pictures.name(index)},{folder.names[folder.labels[index]]}" for index in range(len(folder))]
+    rows = [f"{folder.images.name(index)},{folder.names[folder.labels[index]]}" for index in range(len(folder))]
     (tmp_path / "digits.csv").write_text("\n".join(["path,label", *rows]))
     table = open_source(tmp_path / "digits.csv")
     assert table.names == folder.names
     assert (table.labels == folder.labels).all()
-    assert (table.pictures.read(7) == folder.pictures.read(7)).all()
+    assert (table.images.read(7) == folder.images.read(7)).all()
 
 
 def test_a_source_opens_again_from_elsewhere(
@@ -76,7 +76,7 @@ def test_what_is_nothing_is_told_what_there_is() -> None:
 def test_a_published_name_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("digits").mkdir()
-    assert same_place("digits", "digits")
-    assert same_place("./digits", tmp_path / "digits")
-    assert not same_place("digits", "./digits")
-    assert not same_place(tmp_path / "digits", "digits")
+    assert is_same_source("digits", "digits")
+    assert is_same_source("./digits", tmp_path / "digits")
+    assert not is_same_source("digits", "./digits")
+    assert not is_same_source(tmp_path / "digits", "digits")

@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svertka.data.dataset import PARTS
-from svertka.data.split import position, split
+from svertka.data.split import hash_position, split
 from svertka.errors import UsageError
 
 few = settings(max_examples=60, deadline=None)  # a busy machine is no failure
 
-Pictures = list[tuple[int, int]]  # (content, label); equal contents are copies
+Images = list[tuple[int, int]]  # (content, label); equal contents are copies
 
-pictures = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), min_size=1, max_size=120)
+images = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), min_size=1, max_size=120)
 shares = st.sampled_from([0.0, 0.05, 0.1, 0.3, 0.6])
 
 
@@ -21,8 +21,8 @@ def content(number: int) -> bytes:
     return hashlib.md5(str(number).encode()).digest()
 
 
-def divide(some: Pictures, val: float = 0.1, test: float = 0.0, parts: list[str] | None = None) -> list[str]:
-    """The part of each picture."""
+def divide(some: Images, val: float = 0.1, test: float = 0.0, parts: list[str] | None = None) -> list[str]:
+    """The part of each image."""
     digests = [content(number) for number, _ in some]
     labels = np.array([label for _, label in some], dtype=np.int64)
     given_parts = np.array([""] * len(some) if parts is None else parts, dtype="<U5")
@@ -34,13 +34,13 @@ def divide(some: Pictures, val: float = 0.1, test: float = 0.0, parts: list[str]
     return [part_of[index] for index in range(len(some))]
 
 
-def one_label_each(some: Pictures) -> Pictures:
+def one_label_each(some: Images) -> Images:
     return [(number, number % 4) for number, _ in some]
 
 
 @few
-@given(pictures, shares, st.sampled_from([0.0, 0.1, 0.3]))
-def test_copies_are_never_on_both_sides(some: Pictures, val: float, test: float) -> None:
+@given(images, shares, st.sampled_from([0.0, 0.1, 0.3]))
+def test_copies_are_never_on_both_sides(some: Images, val: float, test: float) -> None:
     parts: dict[int, set[str]] = {}
     for (number, _), part in zip(some, divide(some, val, test), strict=True):
         parts.setdefault(number, set()).add(part)
@@ -48,8 +48,8 @@ def test_copies_are_never_on_both_sides(some: Pictures, val: float, test: float)
 
 
 @few
-@given(pictures, st.sampled_from([0.05, 0.1, 0.3]), st.sampled_from([0.0, 0.1, 0.6]))
-def test_every_class_can_be_learnt_and_chosen_by(some: Pictures, val: float, test: float) -> None:
+@given(images, st.sampled_from([0.05, 0.1, 0.3]), st.sampled_from([0.0, 0.1, 0.6]))
+def test_every_class_can_be_learnt_and_chosen_by(some: Images, val: float, test: float) -> None:
     some = one_label_each(some)
     chosen = divide(some, val, test)
     for label in range(4):
@@ -62,8 +62,8 @@ def test_every_class_can_be_learnt_and_chosen_by(some: Pictures, val: float, tes
 
 
 @few
-@given(pictures, pictures)
-def test_files_that_come_later_move_none_of_a_class_that_was_well(some: Pictures, more: Pictures) -> None:
+@given(images, images)
+def test_files_that_come_later_move_none_of_a_class_that_was_well(some: Images, more: Images) -> None:
     some, more = one_label_each(some), one_label_each(more)
     before, after = divide(some, 0.3, 0.2), divide(some + more, 0.3, 0.2)[: len(some)]
     for label in range(4):
@@ -74,8 +74,8 @@ def test_files_that_come_later_move_none_of_a_class_that_was_well(some: Pictures
 
 
 @few
-@given(pictures, shares, st.sampled_from([0.0, 0.1, 0.3]), st.randoms())
-def test_the_order_of_the_files_does_not_matter(some: Pictures, val: float, test: float, random) -> None:
+@given(images, shares, st.sampled_from([0.0, 0.1, 0.3]), st.randoms())
+def test_the_order_of_the_files_does_not_matter(some: Images, val: float, test: float, random) -> None:
     shuffled = list(some)
     random.shuffle(shuffled)
     assert dict(zip(some, divide(some, val, test), strict=True)) == dict(
@@ -114,14 +114,14 @@ def test_shares_are_met_and_one_does_not_move_the_other() -> None:
 
 
 def test_positions_are_the_same_for_ever() -> None:
-    # (printf "svertka split"; cat digest) | b2sum -l 64. Others would move pictures of everyone from train to val.
-    assert position(b"") == pytest.approx(0x236D710A304C0E9B / 2**64, abs=2**-50)
-    assert position(content(0)) == pytest.approx(0xCB4E17D9CD2763FA / 2**64, abs=2**-50)
+    # (printf "svertka split"; cat digest) | b2sum -l 64. Others would move images of everyone from train to val.
+    assert hash_position(b"") == pytest.approx(0x236D710A304C0E9B / 2**64, abs=2**-50)
+    assert hash_position(content(0)) == pytest.approx(0xCB4E17D9CD2763FA / 2**64, abs=2**-50)
 
 
 @few
-@given(pictures)
-def test_no_val_is_taken_where_none_is_asked_for(some: Pictures) -> None:
+@given(images)
+def test_no_val_is_taken_where_none_is_asked_for(some: Images) -> None:
     assert set(divide(some, 0.0)) == {"train"}
 
 
@@ -139,5 +139,5 @@ def test_a_thousand_small_classes_are_quick() -> None:
 
 
 def _by_hash(number: int, val: float, test: float) -> str:
-    u = position(content(number))
+    u = hash_position(content(number))
     return "val" if u < val else "test" if u >= 1 - test else "train"

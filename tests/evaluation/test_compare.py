@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 import svertka
 from svertka.classifier import Classifier
 from svertka.cli.app import main
-from svertka.data.image_folder import open_folder
+from svertka.data.folder_dataset import open_folder
 from svertka.errors import RunError, UsageError
 from svertka.evaluation.compare import compare, runs_and_source
 from svertka.evaluation.confidence_intervals import paired_difference_interval
@@ -37,7 +37,7 @@ def test_differences_match_predictions_image_by_image(photographs: Path, fresh_r
         fresh_run("resnet20", 24, 24, seed=2),
     ]
     dataset = open_folder(photographs)
-    paths = [photographs / dataset.pictures.name(index) for index in range(len(dataset))]
+    paths = [photographs / dataset.images.name(index) for index in range(len(dataset))]
     wrong = [[Classifier.load(run).predict(path)[0][0] != path.parent.name for path in paths] for run in runs]
     assert len({tuple(one) for one in wrong}) == 3  # otherwise it would prove nothing
     compared = compare(runs, photographs)

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import svertka
 from svertka.classifier import Classifier
-from svertka.data.dataset import ArrayPictures, Dataset
-from svertka.data.loader import Batches
+from svertka.data.dataset import ArrayImages, Dataset
+from svertka.data.loader import BatchLoader
 from svertka.data.sources import open_source
 from svertka.errors import DataError, UsageError
 from svertka.evaluation.evaluate import evaluate, evaluate_jointly, evaluate_network, match_class_names
@@ -54,13 +54,13 @@ def test_new_images_are_matched_by_class_name(run: Run, digit_folder: Path, tmp_
 
 
 def test_labels_are_matched_by_name_not_by_number() -> None:
-    pictures = ArrayPictures(np.zeros((3, 2, 2, 1), np.uint8), "x")
+    pictures = ArrayImages(np.zeros((3, 2, 2, 1), np.uint8), "x")
     dataset = Dataset("x", ("b", "a", "unused"), pictures, np.array([0, 1, 1]), np.array(["", "", ""]))
     assert match_class_names(("a", "b"), dataset).labels.tolist() == [1, 0, 0]
 
 
 def test_classes_of_imagenet_are_matched_by_wordnet_id() -> None:
-    pictures = ArrayPictures(np.zeros((3, 2, 2, 1), np.uint8), "x")
+    pictures = ArrayImages(np.zeros((3, 2, 2, 1), np.uint8), "x")
     labels, parts = np.array([0, 1, 1]), np.array(["", "", ""])
     by_id = Dataset("x", ("n01440764", "n02123045"), pictures, labels, parts)
     by_name = Dataset("x", ("tench", "tabby"), pictures, labels, parts)
@@ -96,14 +96,14 @@ def test_pretrained_weights_match_plain_pytorch(shared_data: Path) -> None:
     dataset = open_source("cifar10")
     assert dataset.names == classifier.names
     first = np.flatnonzero(dataset.parts == "test")[:1000]
-    assert isinstance(dataset.pictures, ArrayPictures)
+    assert isinstance(dataset.images, ArrayImages)
     judged = evaluate_network(
         classifier.network,
-        Batches(dataset.pictures.array, dataset.labels, first, classifier.preprocess, batch_size=125),
+        BatchLoader(dataset.images.array, dataset.labels, first, classifier.preprocess, batch_size=125),
         classifier.names,
     )
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    images = ((torch.from_numpy(dataset.pictures.array[first]) / 255 - mean) / std).permute(0, 3, 1, 2)
+    images = ((torch.from_numpy(dataset.images.array[first]) / 255 - mean) / std).permute(0, 3, 1, 2)
     labels = torch.from_numpy(dataset.labels[first])
     tensors = load_file(file)
     logits = torch.cat([resnet20(tensors, some) for some in images.split(125)])
@@ -121,9 +121,9 @@ def test_resnet20_matches_its_published_error(shared_data: Path, large_count: Ca
         judged = evaluate(f"resnet20:{file}", "cifar10")
     else:
         classifier, dataset = Classifier.load(f"resnet20:{file}"), open_source("cifar10")
-        assert isinstance(dataset.pictures, ArrayPictures)
+        assert isinstance(dataset.images, ArrayImages)
         last = np.flatnonzero(dataset.parts == "test")[-count:]
-        batches = Batches(dataset.pictures.array, dataset.labels, last, classifier.preprocess, batch_size=125)
+        batches = BatchLoader(dataset.images.array, dataset.labels, last, classifier.preprocess, batch_size=125)
         judged = evaluate_network(classifier.network, batches, classifier.names)
     assert judged.images == count
     error = 1 - 0.9173
@@ -160,7 +160,7 @@ def test_loaded_network_is_in_evaluation_mode(run: Run) -> None:
 
 
 def test_class_names_match_up_to_case_and_spaces_with_a_note() -> None:
-    array = ArrayPictures(np.zeros((3, 1, 1, 1), np.uint8), "x")
+    array = ArrayImages(np.zeros((3, 1, 1, 1), np.uint8), "x")
     dataset = Dataset("x", ("CAT", "Fire_truck "), array, np.array([0, 1, 1]), np.array(["", "", ""]))
     named = match_class_names(("cat", "dog", "fire truck"), dataset)
     assert named.labels.tolist() == [0, 2, 2]

@@ -62,7 +62,7 @@ def runs(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[t
 
 def judged_contents(run: Run, source: Path, **options: Any) -> set[str]:
     joint = evaluate_jointly(run, source, threads=1, **options)
-    return {content(Path(joint.dataset.pictures.name(i))) for i in joint.ensemble.pictures.tolist()}
+    return {content(Path(joint.dataset.images.name(i))) for i in joint.ensemble.pictures.tolist()}
 
 
 def dotted(source: Path, work: Path, random: np.random.Generator) -> Path:
@@ -309,7 +309,7 @@ def test_comparison_leaves_out_training_images_of_all_runs(
     ):
         svertka.compare([one, other], digit_folder, threads=1)
     compared = svertka.compare([one, other], digit_folder, part="all", threads=1)
-    pictures, judged = compared.joint.dataset.pictures, compared.ensemble.pictures.tolist()
+    pictures, judged = compared.joint.dataset.images, compared.ensemble.pictures.tolist()
     assert not {content(Path(pictures.name(i))) for i in judged} & (learnt | also_learnt)
     assert compared.to_dict()["training_images"] == len(learnt | also_learnt)
     assert f"{len(learnt | also_learnt)} images that trained the network left out" in compared.sentence
@@ -327,7 +327,7 @@ def test_atlas_shows_held_out_images(
     for source in (None, copied(digit_folder, tmp_path, np.random.default_rng(0))):
         options: dict[str, Any] = {"pictures": None, "device": torch.device("cpu"), "threads": 1, "cache_limit": None}
         subject = open_inputs(run, source, **options)
-        shown = {content(Path(subject.dataset.pictures.name(i))) for i in range(len(subject))}
+        shown = {content(Path(subject.dataset.images.name(i))) for i in range(len(subject))}
         assert shown == scored
         assert len(open_inputs(run, source, include_training=True, **options)) == len(learnt) + len(scored)
 
@@ -354,7 +354,7 @@ def test_single_images_are_filtered_by_content(
 def test_arrays_are_recognized_by_their_pixels(tmp_path: Path) -> None:
     run = svertka.train("digits", model="mlp", epochs=1, output=tmp_path / "run", threads=1)
     dataset = open_source("digits")
-    array = dataset.pictures.array  # type: ignore[attr-defined]
+    array = dataset.images.array  # type: ignore[attr-defined]
     admission = TrainingImageFilter(run, include_training=False)
     admitted = sum(admission.is_allowed(one) for one in array)
     sizes = run.settings()["parts"]

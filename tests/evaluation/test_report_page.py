@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from svertka.errors import PictureError, StorageError
+from svertka.errors import ImageError, StorageError
 from svertka.evaluation.metrics import Evaluation, MetricAccumulator
 from svertka.evaluation.report_page import Pixels, Report, write_report
 
@@ -246,7 +246,7 @@ def test_a_class_without_pictures_has_dashes(written: Writer) -> None:
 
 def test_missing_image_leaves_an_empty_frame(written: Writer) -> None:
     def gone(index: int) -> Pixels:
-        raise PictureError("no such file or directory")
+        raise ImageError("no such file or directory")
 
     read = Reader(written(read_image=gone))
     assert read.text().count("cannot be read") == 48

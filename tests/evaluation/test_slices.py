@@ -3,7 +3,7 @@ import numpy.typing as npt
 import pytest
 from sklearn.datasets import load_sample_image
 
-from svertka.errors import PictureError
+from svertka.errors import ImageError
 from svertka.evaluation.metrics import Evaluation, MetricAccumulator
 from svertka.evaluation.slices import MAX_BINS, MAX_IMAGES, error_slices, image_properties, slices_html
 
@@ -55,7 +55,7 @@ def test_many_images_are_sampled_and_missing_ones_left_out() -> None:
     def read(index: int) -> Pixels:
         asked.append(index)
         if index % 2:
-            raise PictureError("gone")
+            raise ImageError("gone")
         return np.full((8, 8 + index % 4, 3), index % 251, np.uint8)
 
     found = error_slices(evaluation(np.zeros(3000, bool)), read, threads=2)

@@ -65,7 +65,7 @@ def test_given_pictures_are_checked_instead(run: Run, kinds: dict[str, Path], tm
     folder = next(iter(kinds.values())).parent
     assert svertka.export(run, tmp_path / "a.onnx", pictures=[folder]).pictures == len(kinds)
     (tmp_path / "bad.png").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"can be read \(.*bad.png: not a picture"):
+    with pytest.raises(DataError, match=r"can be read \(.*bad.png: not an image"):
         svertka.export(run, tmp_path / "b.onnx", pictures=[tmp_path / "bad.png"])
     with pytest.raises(DataError, match="nowhere.png: no such file"):
         svertka.export(run, tmp_path / "b.onnx", pictures=[tmp_path / "nowhere.png"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svertka.data.loader import Batches
+from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import DataError, UsageError
 from svertka.inspection import layer_outputs, list_layers, top_patches
@@ -127,7 +127,7 @@ def test_all_forms_of_data_give_the_same_result(quiet: None) -> None:
     preprocess = Preprocess(size=28, resize=28, mean=(0.5,), std=(0.3,))
     network = nn.Sequential(nn.ZeroPad2d(2), network)
     labels, indices = np.arange(70) % 3, np.arange(69, -1, -1)
-    batches = Batches(rows, labels, indices, preprocess, batch_size=32, prefetch=True)
+    batches = BatchLoader(rows, labels, indices, preprocess, batch_size=32, prefetch=True)
     found = top_patches(network, batches, "1.c3")["1.c3"]
     again = top_patches(network, batches.epoch(0), ["1.c3"])["1.c3"]
     assert np.array_equal(again.images, found.images)

@@ -31,7 +31,7 @@ def test_the_hottest_region_is_where_the_object_is(box: tuple[int, int, int, int
     assert box[0] <= found.peak[0] < box[2]
     assert box[1] <= found.peak[1] < box[3]
     assert found.box.name == "cat"
-    assert found.box.holds(*found.peak)
+    assert found.box.contains(*found.peak)
     # Region and object share more than a half of what either has.
     width = min(found.box.right, box[2]) - max(found.box.left, box[0])
     height = min(found.box.bottom, box[3]) - max(found.box.top, box[1])

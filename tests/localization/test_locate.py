@@ -24,8 +24,8 @@ def test_what_is_bright_is_found(lamp: Path, bright_or_dark: Maker) -> None:
     (found,) = svertka.locate(bright_or_dark(), lamp).pictures
     assert [sight.name for sight in found.classes] == ["dark", "bright"]  # most of the picture is dark
     bright = found.classes[1]
-    assert LAMP.holds(*bright.region.peak)
-    assert bright.region.box.holds(*bright.region.peak)
+    assert LAMP.contains(*bright.region.peak)
+    assert bright.region.box.contains(*bright.region.peak)
     assert bright.region.box.area < 4 * LAMP.area
 
 
@@ -62,7 +62,7 @@ def test_bad_boxes_are_told(rows: str, error: type[Exception], message: str, lam
 
 
 def test_no_picture_is_told(tmp_path: Path, bright_or_dark: Maker) -> None:
-    with pytest.raises(UsageError, match="there is no picture in"):
+    with pytest.raises(UsageError, match="there is no image in"):
         svertka.locate(bright_or_dark(), tmp_path)
 
 
@@ -93,5 +93,5 @@ def test_pictures_that_cannot_be_looked_at_are_told(
     assert main(["locate", str(run), str(small), str(broken), str(lamp), "--json"]) == 1
     shown = capsys.readouterr()
     assert "small.png: 40×31 pixels, too few for patches; it needs 32 a side or more" in shown.err
-    assert "broken.png: not a picture" in shown.err
+    assert "broken.png: not an image" in shown.err
     assert [bool(one["classes"]) for one in json.loads(shown.out)["pictures"]] == [False, False, True]

@@ -14,8 +14,8 @@ from PIL import Image
 
 import svertka
 from svertka.classifier import Classifier
-from svertka.data.bounding_boxes import Annotation, Box, of_pictures, read_boxes
-from svertka.data.image_cache import prepare
+from svertka.data.bounding_boxes import Annotation, Box, match_to_images, read_boxes
+from svertka.data.image_cache import prepare_images
 from svertka.data.preprocessing import Preprocess
 from svertka.data.sources import open_source
 from svertka.errors import DataError, UsageError
@@ -31,10 +31,10 @@ Scenes = tuple[Path, Path]  # the folder of pictures, and the file of boxes
 def patches(scenes: Scenes, bright_or_dark: Maker) -> Patches:
     """Those of every image, for a network that sees 16×16 pixels."""
     dataset, preprocess = open_source(scenes[0]), bright_or_dark().preprocess
-    found = of_pictures(read_boxes(scenes[1]), [dataset.pictures.name(index) for index in range(len(dataset))])
+    found = match_to_images(read_boxes(scenes[1]), [dataset.images.name(index) for index in range(len(dataset))])
     del found[3], found[40]  # of these nobody knows where the digit is
     every = np.arange(len(dataset))
-    squares = prepare(dataset, 16, 1, threads=1).rows
+    squares = prepare_images(dataset, 16, 1, threads=1).rows
     return cut_out(dataset, every, found, squares, preprocess, seed=0, threads=1)
 
 
@@ -62,7 +62,7 @@ def test_large_images_are_decoded_reduced(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(tmp_path / name / "ramp.jpg", quality=95)
     dataset, preprocess = open_source(tmp_path), Preprocess(size=16, resize=16, mean=(0.5,) * 3, std=(0.5,) * 3)
     found = {0: Annotation("ramp.jpg", "boxes.csv", None, (Box("one", 0, 0, 400, 300),))}
-    squares = prepare(dataset, 16, 3, threads=1).rows
+    squares = prepare_images(dataset, 16, 3, threads=1).rows
     patches = cut_out(dataset, np.arange(2), found, squares, preprocess, seed=0, threads=1)
     assert patches._decoded(0).shape[0] < 1200
     indices = np.flatnonzero(~patches.is_whole)

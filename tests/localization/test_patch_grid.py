@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svertka.data.bounding_boxes import Box
-from svertka.errors import PictureError
+from svertka.errors import ImageError
 from svertka.localization.patch_grid import SCALES, labels_of, levels
 
 WINDOW, STRIDE = (224, 224), (32, 32)
@@ -52,7 +52,7 @@ def test_every_patch_lies_in_the_picture(
 
 
 def test_too_small_a_picture_is_refused() -> None:
-    with pytest.raises(PictureError, match="31×400 pixels, too few for patches; it needs 32 a side or more"):
+    with pytest.raises(ImageError, match="31×400 pixels, too few for patches; it needs 32 a side or more"):
         levels(400, 31, WINDOW, STRIDE)
 
 

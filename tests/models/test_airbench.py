@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.data.builtin import open_published
+from svertka.data.builtin import open_builtin
 from svertka.errors import UsageError
 from svertka.graph.summary import count_network
 from svertka.models.airbench import AirBench
@@ -13,9 +13,9 @@ from svertka.models.airbench import AirBench
 def images(request):
     """300 training images of CIFAR-10, normalised, (300, 3, 32, 32)."""
     request.getfixturevalue("shared_data")
-    dataset = open_published("cifar10")
+    dataset = open_builtin("cifar10")
     rows = np.flatnonzero(dataset.parts == "train")[:300]
-    some = torch.from_numpy(dataset.pictures.array[rows]).permute(0, 3, 1, 2).float() / 255
+    some = torch.from_numpy(dataset.images.array[rows]).permute(0, 3, 1, 2).float() / 255
     return (some - some.mean(dim=(0, 2, 3), keepdim=True)) / some.std(dim=(0, 2, 3), keepdim=True)
 
 

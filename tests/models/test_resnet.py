@@ -4,8 +4,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from svertka.data.builtin import open_published
-from svertka.data.loader import Batches
+from svertka.data.builtin import open_builtin
+from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess
 from svertka.graph.summary import count_network
 from svertka.models.initialization import init_weights
@@ -152,9 +152,9 @@ def test_published_weights_reach_their_published_accuracy(shared_data, large_cou
     network = CIFARResNet(3)
     network.load_state_dict(load_file(shared_data / "weights" / "resnet20-cifar10.safetensors"))
     network.eval()
-    dataset = open_published("cifar10")
-    batches = Batches(
-        dataset.pictures.array,
+    dataset = open_builtin("cifar10")
+    batches = BatchLoader(
+        dataset.images.array,
         dataset.labels,
         np.flatnonzero(dataset.parts == "test")[: large_count(2000, 10_000)],
         Preprocess(size=32, resize=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),

@@ -55,7 +55,7 @@ def test_a_list_has_an_entry_for_each_and_names_what_is_wrong(
     assert [entry["path"] for entry in entries] == [f"#{number}" for number in range(len(pictures))]
     for entry, wanted in zip(entries, predict(small_run, *kinds.values()), strict=False):
         assert close(entry["labels"], wanted["labels"])
-    assert entries[-2]["error"].startswith("not a picture (JPEG")
+    assert entries[-2]["error"].startswith("not an image (JPEG")
     assert entries[-1] == {"path": f"#{len(pictures) - 1}", "labels": [], "error": "not base64"}
 
 

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from svertka.classifier import Classifier
-from svertka.data.image_io import read_picture
-from svertka.errors import PictureError
+from svertka.data.image_io import read_image
+from svertka.errors import ImageError
 
 pytest.importorskip("starlette")
 from svertka.serving import connection_limits, request_batching, request_limits
@@ -338,8 +338,8 @@ def test_mutated_pictures_are_refused_or_named_right(
         mutant = mutated(files[number % len(files)], random)
         answer = server.ask("POST", "/predict", mutant)
         try:
-            wanted = preprocess(Image.fromarray(read_picture(mutant, min_side=preprocess.resize)))
-        except PictureError:
+            wanted = preprocess(Image.fromarray(read_image(mutant, min_side=preprocess.resize)))
+        except ImageError:
             assert answer.status in (400, 413, 415)
             refused += 1
             continue

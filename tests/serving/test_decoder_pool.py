@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("starlette")
-from svertka.data.image_io import read_picture
-from svertka.data.preprocessing import region
-from svertka.errors import FormatError, PictureError, SizeError
+from svertka.data.image_io import read_image
+from svertka.data.preprocessing import crop_region
+from svertka.errors import FormatError, ImageError, SizeError
 from svertka.serving import decoder_pool as module
 from svertka.serving.decoder_pool import MAX_LARGE_WAITING, DecoderPool, DecodingUsage
 from svertka.serving.decoder_process import DecodingSettings
@@ -75,23 +75,23 @@ def test_pixels_are_those_that_are_decoded_here(kinds: dict[str, Path]) -> None:
 
     *found, whole = run(all_of_them, processes=2)
     for path, pixels in zip(kinds.values(), found, strict=True):
-        assert np.array_equal(pixels, region(read_picture(path.read_bytes(), 40), "crop"))
-    assert np.array_equal(whole, read_picture(kinds["plain.jpg"].read_bytes(), 40))
+        assert np.array_equal(pixels, crop_region(read_image(path.read_bytes(), 40), "crop"))
+    assert np.array_equal(whole, read_image(kinds["plain.jpg"].read_bytes(), 40))
 
 
 @pytest.mark.parametrize(
     ("data", "error", "sentence"),
     [
-        (b"", PictureError, "empty file"),
-        (b"hello" * 20, FormatError, "not a picture"),
-        (saved(30, 20, "PNG")[:60], PictureError, "truncated|damaged"),
+        (b"", ImageError, "empty file"),
+        (b"hello" * 20, FormatError, "not an image"),
+        (saved(30, 20, "PNG")[:60], ImageError, "truncated|damaged"),
         (
             saved(8000, 7000, "PNG", compress_level=1),
             SizeError,
             "56 megapixels, more than the limit of 50; make it smaller$",
         ),
         (saved(8192, 8192, "WEBP", lossless=True), SizeError, "67 megapixels of WebP .*make it smaller$"),
-        (scans(64, 1000), PictureError, "scans, more than the limit"),
+        (scans(64, 1000), ImageError, "scans, more than the limit"),
     ],
 )
 def test_what_cannot_be_read_says_why(data: bytes, error: type[Exception], sentence: str) -> None:

@@ -21,8 +21,8 @@ import svertka
 from svertka.classifier import Classifier
 from svertka.cli.app import main
 from svertka.compiler.accuracy_check import TOLERANCE
-from svertka.data.image_io import read_picture
-from svertka.data.pixel_modes import deepened
+from svertka.data.image_io import read_image
+from svertka.data.pixel_modes import to_16_bit
 from svertka.inspection.atlas.inputs import open_inputs
 from svertka.models import registry
 from svertka.models.heads import head_path
@@ -166,7 +166,7 @@ def test_a_picture_has_one_answer(
     level = 1 / (255 * np.array(classifier.preprocess.std).reshape(-1, 1, 1))
     for path, image in zip(pictures, images, strict=True):
         # The same pixels: of a large JPEG svertka decodes a half or a quarter, as it is resized.
-        (found, prepared) = inside.run(None, {"pictures": read_picture(path.read_bytes(), resize)[None]})
+        (found, prepared) = inside.run(None, {"pictures": read_image(path.read_bytes(), resize)[None]})
         # A network of chance may amplify what the resize rounds otherwise (test_entry.py); nothing else may differ.
         assert (np.abs(prepared[0] - image.numpy()) <= (2 + 1e-3) * level).all()
         with torch.inference_mode():
@@ -276,7 +276,7 @@ def test_every_way_to_a_square_and_to_8_bits_is_one(
     session = onnxruntime.InferenceSession(convert_to_onnx(classifier, preprocessing=True).SerializeToString())
     for path, row in zip(paths, chances, strict=True):
         pixels = classifier.preprocess.read(path.read_bytes())
-        (found,) = session.run(None, {"pictures": deepened(pixels, values)[None]})
+        (found,) = session.run(None, {"pictures": to_16_bit(pixels, values)[None]})
         assert np.abs(found[0] - row).max() < 0.05  # the resize may round otherwise by a level or two
 
     with live(ServedModel(folder, CPU)) as server:

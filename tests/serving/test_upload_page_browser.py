@@ -116,7 +116,7 @@ def test_a_file_that_is_no_picture_says_so(tab: Any, tmp_path: Path, browser: An
     answers = given(page, path)
     answers.locator(".wrong").wait_for()
     assert answers.locator("h2").inner_text() == "<b>notes.txt"
-    assert "not a picture" in answers.locator(".wrong").inner_text()
+    assert "not an image" in answers.locator(".wrong").inner_text()
     context.close()
 
 

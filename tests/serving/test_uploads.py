@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 pytest.importorskip("starlette")
-from svertka.errors import PictureError
+from svertka.errors import ImageError
 from svertka.serving.http_errors import HTTPError
 from svertka.serving.uploads import MAX_FIELD_BYTES, MAX_IMAGES, decode_base64, parse_base64_list, parse_form
 
@@ -91,7 +91,7 @@ def test_a_list_is_read_as_json_reads_it(large_count: Callable[[int, int], int])
     ],
 )
 def test_what_is_not_base64(text: str) -> None:
-    with pytest.raises(PictureError, match="base64"):
+    with pytest.raises(ImageError, match="base64"):
         decode_base64(memoryview(text.encode()))
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from svertka.classifier import Classifier, Config
-from svertka.data.loader import Batches
+from svertka.data.loader import BatchLoader
 from svertka.progress import progress
 from svertka.run import Run
 from svertka.training.callbacks import Recorder, is_as_good
@@ -61,7 +61,7 @@ def test_what_is_kept_is_as_good_as_the_best_and_its_loss_is_no_higher(epochs: l
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("dead", [(), (2, 7)])
 def test_scores_that_die_behind_a_relu_are_said_after_the_first_batches(
-    digit_batches: Callable[..., Batches], dead: tuple[int, ...], tmp_path: Path
+    digit_batches: Callable[..., BatchLoader], dead: tuple[int, ...], tmp_path: Path
 ) -> None:
     batches, recipe = digit_batches(batch_size=16), Recipe(epochs=1, lr=0.01)
     assert batches.steps > LOG_EVERY

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from svertka.data.augmentation import ScaleJitter
-from svertka.data.builtin import open_published
-from svertka.data.image_folder import open_folder
+from svertka.data.builtin import open_builtin
+from svertka.data.folder_dataset import open_folder
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import DataError
 from svertka.models.registry import MODELS
@@ -60,7 +60,7 @@ def test_a_class_whose_pictures_are_all_bad_is_one_sentence(digit_folder: Path, 
 
 
 def test_inputs_suit_network_and_pictures(digit_folder: Path) -> None:
-    digits, photos = open_published("digits"), open_folder(digit_folder)
+    digits, photos = open_builtin("digits"), open_folder(digit_folder)
     assert natural_input(digits, MODELS["lenet5"], None) == (32, 28, 1)
     assert natural_input(digits, MODELS["mlp"], None) == (8, 8, 1)
     assert natural_input(digits, MODELS["resnet20"], 16) == (16, 16, 1)
@@ -69,7 +69,7 @@ def test_inputs_suit_network_and_pictures(digit_folder: Path) -> None:
 
 
 def test_inputs_suit_the_weights_that_training_starts_from() -> None:
-    digits = open_published("digits")
+    digits = open_builtin("digits")
     expected = Preprocess(size=224, resize=256, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert natural_input(digits, MODELS["resnet20"], None, expected) == (224, 256, 3)
     assert natural_input(digits, MODELS["resnet20"], 112, expected) == (112, 128, 3)

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from svertka.data.loader import Batches
+from svertka.data.loader import BatchLoader
 from svertka.errors import TrainingError
 from svertka.models.registry import MODELS
 from svertka.training.lr_finder import find_learning_rate, stable_rate, steepest
@@ -12,7 +12,7 @@ from svertka.training.training_loop import make_optimizer
 
 
 @pytest.mark.usefixtures("quiet")
-def test_the_rate_found_learns_and_everything_is_left_bit_for_bit(digit_batches: Callable[..., Batches]) -> None:
+def test_the_rate_found_learns_and_everything_is_left_bit_for_bit(digit_batches: Callable[..., BatchLoader]) -> None:
     batches = digit_batches(pictures=1797)
     torch.manual_seed(0)
     network = MODELS["mlp"].build(size=8)

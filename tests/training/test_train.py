@@ -162,7 +162,7 @@ def test_bad_pictures_are_left_out_by_name_and_too_many_stop(digit_folder: Path,
     assert sum(run.settings()["parts"].values()) == 238
 
     for number in range(30):
-        (folder / "three" / f"{number:02}.png").write_bytes(b"not a picture")
+        (folder / "three" / f"{number:02}.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"32 of 240 pictures in .* are bad, more than a tenth: .*three/00.png"):
         svertka.train(folder, output=tmp_path / "other", **SMALL)
     assert not (tmp_path / "other").exists()
@@ -209,7 +209,7 @@ def test_a_disk_that_fills_keeps_the_run(
         ({"time": "soon"}, UsageError, "time=soon is not a length of time; write 90s, 10m or 1.5h"),
         ({"time": "0.01s"}, UsageError, "is too short"),
         ({"size": 4}, UsageError, "size=4 is too small for resnet20; use at least 8 pixels"),
-        ({"batch_size": 1000}, UsageError, "batch_size=1000 is more than the 221 pictures"),
+        ({"batch_size": 1000}, UsageError, "batch_size=1000 is more than the 221 images"),
         ({"device": "tpu"}, UsageError, "device=tpu is not on this machine; use auto or one of: cpu"),
         ({"threads": 0}, UsageError, "threads=0 must be at least 1"),
         ({"val": 0.7, "test": 0.5}, UsageError, "val=0.7 and test=0.5"),

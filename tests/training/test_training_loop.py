@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.data.loader import Batches
+from svertka.data.loader import BatchLoader
 from svertka.errors import TrainingError
 from svertka.models.registry import MODELS
 from svertka.training import checkpoint
@@ -53,7 +53,7 @@ def mlp() -> nn.Module:
     Recipe(epochs=1.5, lr=0.1, schedule=Constant(), nesterov=True, clip=0.5),
     Recipe(epochs=1.5, lr=0.001, schedule=Constant(), optimizer="adamw", weight_decay=0.1),
 ])  # fmt: skip
-def test_it_computes_what_the_textbook_loop_computes(digit_batches: Callable[..., Batches], recipe: Recipe) -> None:
+def test_it_computes_what_the_textbook_loop_computes(digit_batches: Callable[..., BatchLoader], recipe: Recipe) -> None:
     batches, network, watcher = digit_batches(), mlp(), Watcher()
     fit(network, make_optimizer(network, recipe), batches, recipe, State(), watcher)
 
@@ -77,7 +77,7 @@ def test_it_computes_what_the_textbook_loop_computes(digit_batches: Callable[...
     assert [epoch for epoch, _, _ in watcher.epochs] == [1, 2]
 
 
-def test_every_picture_is_counted_once_and_looks_come_when_promised(digit_batches: Callable[..., Batches]) -> None:
+def test_every_picture_is_counted_once_and_looks_come_when_promised(digit_batches: Callable[..., BatchLoader]) -> None:
     batches, network, watcher = digit_batches(pictures=1600), mlp(), Watcher()
     recipe, state = Recipe(epochs=2, lr=0.0001), State()
     fit(network, make_optimizer(network, recipe), batches, recipe, state, watcher)
@@ -87,7 +87,7 @@ def test_every_picture_is_counted_once_and_looks_come_when_promised(digit_batche
     assert LOG_EVERY == 20
 
 
-def test_the_epochs_means_are_those_of_its_batches(digit_batches: Callable[..., Batches]) -> None:
+def test_the_epochs_means_are_those_of_its_batches(digit_batches: Callable[..., BatchLoader]) -> None:
     batches, network, watcher = digit_batches(), mlp(), Watcher()
     recipe = Recipe(epochs=1, lr=1e-30, schedule=Constant())
     fit(network, make_optimizer(network, recipe), batches, recipe, State(), watcher)
@@ -98,7 +98,7 @@ def test_the_epochs_means_are_those_of_its_batches(digit_batches: Callable[..., 
     assert error == pytest.approx((logits.argmax(1) != labels).float().mean().item())
 
 
-def test_what_is_shown_is_plain_cross_entropy_whatever_is_minimised(digit_batches: Callable[..., Batches]) -> None:
+def test_what_is_shown_is_plain_cross_entropy_whatever_is_minimised(digit_batches: Callable[..., BatchLoader]) -> None:
     shown = []
     for recipe in (Recipe(lr=1e-30), Recipe(lr=1e-30, label_smoothing=0.2, rubbish=3.0)):
         watcher, network = Watcher(), mlp()
@@ -108,7 +108,9 @@ def test_what_is_shown_is_plain_cross_entropy_whatever_is_minimised(digit_batche
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_rows_count_in_the_loss_as_they_are_weighted(accumulate: int, digit_batches: Callable[..., Batches]) -> None:
+def test_rows_count_in_the_loss_as_they_are_weighted(
+    accumulate: int, digit_batches: Callable[..., BatchLoader]
+) -> None:
     batches, network = digit_batches(batch_size=1000), mlp()
     batches.weights = torch.from_numpy(batches.labels == 0).float()  # zeros only
     recipe = Recipe(epochs=1, lr=0.1, schedule=Constant(), momentum=0, accumulate=accumulate)
@@ -131,7 +133,7 @@ def test_the_loss_with_a_rubbish_class_is_equation_9_of_the_paper() -> None:
     assert weighed.item() == pytest.approx((expected * weights).sum().item(), rel=1e-5)
 
 
-def test_divergence_names_the_steps(digit_batches: Callable[..., Batches]) -> None:
+def test_divergence_names_the_steps(digit_batches: Callable[..., BatchLoader]) -> None:
     network = mlp()
     recipe = Recipe(epochs=9, lr=0.05, schedule=Constant())
     state, batches = State(), digit_batches(pictures=1600)
@@ -172,7 +174,7 @@ class WithAuxiliary(nn.Module):
         return (self.main(images), self.aux(images)) if self.training else self.main(images)
 
 
-def test_auxiliary_losses_count_three_tenths_and_are_not_shown(digit_batches: Callable[..., Batches]) -> None:
+def test_auxiliary_losses_count_three_tenths_and_are_not_shown(digit_batches: Callable[..., BatchLoader]) -> None:
     batch, recipe = next(digit_batches().epoch(0)), Recipe(lr=1e-30)
     network, alone = WithAuxiliary().train(), mlp()
     optimizer = make_optimizer(network, recipe)
@@ -215,7 +217,7 @@ def test_lookahead_ends_on_the_slow_weights() -> None:
 
 
 @pytest.mark.usefixtures("quiet")
-def test_a_training_that_looks_ahead_resumes_exactly(digit_batches: Callable[..., Batches], tmp_path: Path) -> None:
+def test_a_training_that_looks_ahead_resumes_exactly(digit_batches: Callable[..., BatchLoader], tmp_path: Path) -> None:
     recipe = Recipe(epochs=1, lr=0.1, lookahead=3, bias_rate=4)
     batches = digit_batches()
 

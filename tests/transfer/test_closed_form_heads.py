@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from svertka.data.loader import Batches
+from svertka.data.loader import BatchLoader
 from svertka.transfer import closed_form_heads
 from svertka.transfer.closed_form_heads import SOLVERS, fit_head, gather_features, logistic_regression, nearest_mean
 
@@ -54,7 +54,7 @@ def test_the_nearest_mean_has_the_highest_score() -> None:
     assert ((features @ weight.T + bias).argmax(1) == nearest).all()
 
 
-def test_fit_head_changes_the_head_in_place(digit_batches: Callable[..., Batches]) -> None:
+def test_fit_head_changes_the_head_in_place(digit_batches: Callable[..., BatchLoader]) -> None:
     batches, head = digit_batches(500), nn.Linear(64, 10)
     fit_head(head, "logistic", batches, 10)
     features, labels = gather_features(batches)

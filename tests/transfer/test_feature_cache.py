@@ -12,7 +12,7 @@ from torch import nn
 from svertka.compiler.optimize import Optimized
 from svertka.conv import native
 from svertka.data.augmentation import Flip, PadCrop
-from svertka.data.loader import Batches
+from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import StorageError
 from svertka.files import cache_folder
@@ -57,10 +57,10 @@ def digests(pictures: np.ndarray) -> list[bytes]:
     return [one.tobytes() for one in pictures]
 
 
-def batches(pictures: np.ndarray, **options: Any) -> Batches:
+def batches(pictures: np.ndarray, **options: Any) -> BatchLoader:
     preprocess = options.pop("preprocess", Preprocess(size=8, resize=8, mean=(0.3,), std=(0.4,)))
     labels = np.arange(len(pictures)) % 10
-    return Batches(pictures, labels, np.arange(len(pictures)), preprocess, batch_size=16, **options)
+    return BatchLoader(pictures, labels, np.arange(len(pictures)), preprocess, batch_size=16, **options)
 
 
 SHAPE = (32, 4, 4)

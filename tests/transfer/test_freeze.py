@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.data.loader import Batches
+from svertka.data.loader import BatchLoader
 from svertka.errors import UsageError
 from svertka.graph.cut import find_stages
 from svertka.models.registry import MODELS
@@ -41,7 +41,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
     ("layer3", ("linear.", "layer3.")),
 ])  # fmt: skip
 def test_training_leaves_the_frozen_part_unchanged(
-    digit_batches: Callable[..., Batches], unfreeze: str, learns: tuple[str, ...]
+    digit_batches: Callable[..., BatchLoader], unfreeze: str, learns: tuple[str, ...]
 ) -> None:
     network = resnet20()
     made = freeze(network, unfreeze, SHAPE)
@@ -123,7 +123,7 @@ def test_depths_count_stages_from_the_head() -> None:
 
 
 @pytest.mark.usefixtures("quiet")
-def test_stages_unfreeze_one_per_epoch_with_lower_learning_rates(digit_batches: Callable[..., Batches]) -> None:
+def test_stages_unfreeze_one_per_epoch_with_lower_learning_rates(digit_batches: Callable[..., BatchLoader]) -> None:
     network, recipe = resnet20(), Recipe(epochs=2, lr=0.05, gradual=True, stage_rate=0.5)
     optimizer = make_optimizer(network, recipe, stage_depths(network, SHAPE))
     start = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}

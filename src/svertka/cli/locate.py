@@ -10,7 +10,7 @@ from svertka.cli.option_types import (
     OUTPUT,
     AsJson,
     Device,
-    Images,
+    ImageArguments,
     IncludeTraining,
     MaxPixels,
     Overwrite,
@@ -24,7 +24,7 @@ from svertka.escaping import to_printable
 
 def locate(
     run: RunArgument,
-    images: Images,
+    images: ImageArguments,
     boxes: Annotated[
         str | None,
         typer.Option(

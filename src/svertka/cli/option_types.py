@@ -13,7 +13,7 @@ IMAGES_HELP = "Image files, folders of images, or .npy arrays of uint8."
 EVALUATION, DATA, COMPUTE, OUTPUT = "Evaluation", "Data", "Compute", "Output"
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
-Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help=IMAGES_HELP)]
+ImageArguments = Annotated[list[str], typer.Argument(metavar="IMAGE...", help=IMAGES_HELP)]
 
 Crops = Annotated[
     str,

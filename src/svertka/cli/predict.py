@@ -10,7 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from svertka.cli.option_types import OUTPUT, AsJson, Device, Images, MaxPixels, RunArgument, Threads, pixel_count
+from svertka.cli.option_types import (
+    OUTPUT,
+    AsJson,
+    Device,
+    ImageArguments,
+    MaxPixels,
+    RunArgument,
+    Threads,
+    pixel_count,
+)
 from svertka.cli.printing import json_text, print_line, print_table
 from svertka.escaping import escape_csv_cell, escape_csv_path, to_printable
 
@@ -20,7 +29,7 @@ Write = Callable[[Batch], None]
 
 def predict(
     run: RunArgument,
-    images: Images,
+    images: ImageArguments,
     top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
     max_pixels: MaxPixels = None,
     device: Device = "auto",

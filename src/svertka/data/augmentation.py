@@ -1,7 +1,7 @@
-"""Batches of pictures, changed at random: the ways of the papers.
+"""Batches of images, changed at random: the ways of the papers.
 
 Each is called with `images` (B, C, S, S) uint8 or float32 in 0 to 255, on any device and in any memory order, the
-`draws` of those pictures, and the `size` of the network's input. uint8 stays uint8, except in PCAColour.
+`draws` of those images, and the `size` of the network's input. uint8 stays uint8, except in PCAColour.
 """
 
 import math
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 
+from svertka.data.per_image_random import PerImageRandom
 from svertka.data.pixel_statistics import Statistics
 from svertka.data.preprocessing import Preprocess
-from svertka.data.rng import Draws
 from svertka.errors import UsageError
 
 
@@ -27,17 +27,17 @@ class _Augmentation(BaseModel, ABC):
         """Side of the squares that it wants to be given, pixels."""
         return preprocess.side
 
-    def fitted(self, statistics: Statistics) -> Self:
-        """Itself, with what it has to know of the training pictures."""
+    def fit(self, statistics: Statistics) -> Self:
+        """Itself, with what it has to know of the training images."""
         return self
 
     @abstractmethod
-    def __call__(self, images: torch.Tensor, draws: Draws, size: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
         """The changed batch, (B, C, S', S')."""
 
 
 class PadCrop(_Augmentation):
-    """Moved by up to `pixels` in each direction; black, or the picture's own reflection, comes in from outside.
+    """Moved by up to `pixels` in each direction; black, or the image's own reflection, comes in from outside.
 
     Source: He et al. 2015, §4.2 (there the mean comes in: black is what is widely done, before the mean is known).
     """
@@ -46,7 +46,7 @@ class PadCrop(_Augmentation):
     pixels: int = Field(default=4, ge=1, le=64)
     outside: Literal["black", "reflection"] = "black"
 
-    def __call__(self, images: torch.Tensor, draws: Draws, size: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
         """S' is S."""
         side = images.shape[-1]
         if self.outside == "black":
@@ -65,7 +65,7 @@ class RandomCrop(_Augmentation):
 
     kind: Literal["random_crop"] = "random_crop"
 
-    def __call__(self, images: torch.Tensor, draws: Draws, size: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
         """S' is `size`."""
         return _windows(images, size, draws)
 
@@ -79,7 +79,7 @@ class Flip(_Augmentation):
     kind: Literal["flip"] = "flip"
     in_turns: bool = False
 
-    def __call__(self, images: torch.Tensor, draws: Draws, size: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
         """S' is S."""
         if self.in_turns:
             mirrored = (draws.in_epoch(0).uniform(0) < 0.5) ^ (draws.epoch % 2 == 1)
@@ -90,7 +90,7 @@ class Flip(_Augmentation):
 
 
 class PCAColour(_Augmentation):
-    """All pixels shifted by one random colour along the principal axes of the training pictures' colours.
+    """All pixels shifted by one random colour along the principal axes of the training images' colours.
 
     float32, which may leave 0 to 255. Along each axis the shift is normal with `deviation` times the standard deviation
     of the pixels on that axis. `axes`: principal axes times that standard deviation, in grey levels.
@@ -103,27 +103,27 @@ class PCAColour(_Augmentation):
     deviation: float = Field(default=0.1, gt=0, le=1)
     axes: tuple[tuple[float, ...], ...] | None = None
 
-    def fitted(self, statistics: Statistics) -> Self:
+    def fit(self, statistics: Statistics) -> Self:
         """Itself, with the axes of `statistics`."""
         variances, axes = np.linalg.eigh(np.asarray(statistics.covariance) * 255**2)
         axes = axes.T * np.sqrt(np.maximum(variances, 0))[:, None]
         return self.model_copy(update={"axes": tuple(tuple(axis) for axis in axes.tolist())})
 
-    def __call__(self, images: torch.Tensor, draws: Draws, size: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
         """S' is S."""
         if self.axes is None:
-            raise UsageError("pca_colour does not know the colours of the training pictures; call fitted() first")
+            raise UsageError("pca_colour does not know the colours of the training images; call fit() first")
         factors = torch.stack([draws.normal(stream) for stream in range(len(self.axes))], dim=1) * self.deviation
         shift = (factors @ torch.tensor(self.axes, dtype=torch.float64)).to(images.device, torch.float32)
         return images + shift[:, :, None, None]
 
 
 class ScaleJitter(_Augmentation):
-    """A square of the network's size from anywhere in the picture at a random scale.
+    """A square of the network's size from anywhere in the image at a random scale.
 
-    The picture's side is `low` to `high` times the network's.
+    The image's side is `low` to `high` times the network's.
 
-    Source: Simonyan & Zisserman 2014 (VGG), §3.1: 256 to 512 for 224. The picture is its central square here.
+    Source: Simonyan & Zisserman 2014 (VGG), §3.1: 256 to 512 for 224. The image is its central square here.
     """
 
     kind: Literal["scale_jitter"] = "scale_jitter"
@@ -134,26 +134,26 @@ class ScaleJitter(_Augmentation):
         """The largest scale, so that nothing is enlarged."""
         return max(preprocess.side, round(self.high * preprocess.size))
 
-    def __call__(self, images: torch.Tensor, draws: Draws, size: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
         """S' is `size`."""
         scale = self.low + (self.high - self.low) * draws.uniform(2)
         return _resized_windows(images, 1 / scale, 1 / scale, draws, size)
 
 
 class AreaCrop(_Augmentation):
-    """A part of the picture, of random area and aspect, stretched to the network's size.
+    """A part of the image, of random area and aspect, stretched to the network's size.
 
-    `area`: the smallest share of the picture; `aspect`: width to height lies between 1 / aspect and aspect, evenly in
-    its logarithm. A side that would be longer than the picture is cut to it.
+    `area`: the smallest share of the image; `aspect`: width to height lies between 1 / aspect and aspect, evenly in
+    its logarithm. A side that would be longer than the image is cut to it.
 
-    Source: Szegedy et al. 2014 (GoogLeNet), §6. Always resized with a triangle filter, as pictures elsewhere here.
+    Source: Szegedy et al. 2014 (GoogLeNet), §6. Always resized with a triangle filter, as images elsewhere here.
     """
 
     kind: Literal["area_crop"] = "area_crop"
     area: float = Field(default=0.08, gt=0, le=1)
     aspect: float = Field(default=4 / 3, ge=1, le=4)
 
-    def __call__(self, images: torch.Tensor, draws: Draws, size: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
         """S' is `size`."""
         area = self.area + (1 - self.area) * draws.uniform(2)
         root = torch.exp((draws.uniform(3) - 0.5) * math.log(self.aspect))
@@ -166,15 +166,17 @@ Augmentation = Annotated[
 ]
 
 
-def augment(images: torch.Tensor, augmentations: Sequence[Augmentation], draws: Draws, size: int) -> torch.Tensor:
+def augment(
+    images: torch.Tensor, augmentations: Sequence[Augmentation], draws: PerImageRandom, size: int
+) -> torch.Tensor:
     """`images` after all `augmentations`, one after the other, each with random numbers of its own."""
     for place, augmentation in enumerate(augmentations):
-        images = augmentation(images, draws.at(place), size)
+        images = augmentation(images, draws.for_augmentation(place), size)
     return images
 
 
-def _windows(images: torch.Tensor, side: int, draws: Draws) -> torch.Tensor:
-    """A square of `side` pixels from anywhere in each picture, (B, C, side, side)."""
+def _windows(images: torch.Tensor, side: int, draws: PerImageRandom) -> torch.Tensor:
+    """A square of `side` pixels from anywhere in each image, (B, C, side, side)."""
     room = images.shape[-1] - side + 1
     top, left = draws.below(0, room).to(images.device), draws.below(1, room).to(images.device)
     every = torch.arange(len(images), device=images.device)
@@ -182,9 +184,9 @@ def _windows(images: torch.Tensor, side: int, draws: Draws) -> torch.Tensor:
 
 
 def _resized_windows(
-    images: torch.Tensor, height: torch.Tensor, width: torch.Tensor, draws: Draws, size: int
+    images: torch.Tensor, height: torch.Tensor, width: torch.Tensor, draws: PerImageRandom, size: int
 ) -> torch.Tensor:
-    """A window from anywhere in each picture, its `height` and `width` shares of the side (B,), at size×size pixels."""
+    """A window from anywhere in each image, its `height` and `width` shares of the side (B,), at size×size pixels."""
     side = images.shape[-1]
     height, width = ((share * side).round().clamp(1, side).long() for share in (height, width))
     top = (draws.uniform(0) * (side - height + 1)).long()

@@ -1,6 +1,6 @@
-"""Where objects are in pictures: boxes from VOC XML, COCO JSON or CSV.
+"""Where objects are in images: boxes from VOC XML, COCO JSON or CSV.
 
-annotations/*.xml       VOC: a file a picture; its pixels count from 1, and the last one belongs to the box
+annotations/*.xml       VOC: a file an image; its pixels count from 1, and the last one belongs to the box
 instances.json          COCO: images, categories and annotations, bbox = [left, top, width, height]
 boxes.csv               path,label,xmin,ymin,xmax,ymax: a box a row, edges in pixels from the upper left corner;
                         filename and class do for path and label
@@ -32,7 +32,7 @@ BACKGROUND = "background"  # the class of what shows no object
 
 @dataclass(frozen=True)
 class Box:
-    """An object of class `name` between four edges, in pixels from the upper left corner of the upright picture."""
+    """An object of class `name` between four edges, in pixels from the upper left corner of the upright image."""
 
     name: str
     left: float
@@ -45,26 +45,26 @@ class Box:
         """Square pixels."""
         return (self.right - self.left) * (self.bottom - self.top)
 
-    def holds(self, x: float, y: float) -> bool:
+    def contains(self, x: float, y: float) -> bool:
         """Whether the point (x, y) lies in it."""
         return self.left <= x < self.right and self.top <= y < self.bottom
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """All objects in one picture.
+    """All objects in one image.
 
-    `picture`: its path as far as the file says, or its name alone. `where`: the file, or the line in it. `size`:
+    `image`: its path as far as the file says, or its name alone. `where`: the file, or the line in it. `size`:
     (width, height) as the file says, or None.
     """
 
-    picture: str
+    image: str
     where: str
     size: tuple[int, int] | None
     boxes: tuple[Box, ...]
 
     def check(self, width: int, height: int) -> None:
-        """Nothing, if the boxes can be of a picture of that size.
+        """Nothing, if the boxes can be of an image of that size.
 
         Raises:
             DataError: the file states another size, or a box reaches over an edge.
@@ -72,19 +72,19 @@ class Annotation:
         if self.size not in (None, (width, height)):
             stated = "×".join(map(str, self.size or ()))
             raise DataError(
-                f"{self.where} is about {self.picture} of {stated} pixels, but upright it has {width}×{height}; "
+                f"{self.where} is about {self.image} of {stated} pixels, but upright it has {width}×{height}; "
                 "draw the boxes anew"
             )
         for box in self.boxes:
             if box.left < 0 or box.top < 0 or box.right > width or box.bottom > height:
                 raise DataError(
                     f"{self.where}: the {box.name} at {box.left:g},{box.top:g} to {box.right:g},{box.bottom:g} lies "
-                    f"outside {self.picture}, which has {width}×{height} pixels; correct the box"
+                    f"outside {self.image}, which has {width}×{height} pixels; correct the box"
                 )
 
 
 def read_boxes(path: str | Path) -> list[Annotation]:
-    """The objects in each picture that `path` is about: a folder of .xml files, an .xml, a .json or a .csv file.
+    """The objects in each image that `path` is about: a folder of .xml files, an .xml, a .json or a .csv file.
 
     Where no .xml file lies in the folder itself, those in the folders below are read; without any, its .json file.
 
@@ -103,14 +103,14 @@ def read_boxes(path: str | Path) -> list[Annotation]:
     return readers[path.suffix.lower()](path)
 
 
-def annotation_files(folder: Path) -> Iterator[Path]:
+def find_annotation_files(folder: Path) -> Iterator[Path]:
     """Yield every .xml file below `folder`; a subfolder that cannot be listed, or vanishes meanwhile, has none."""
     for place, _, names in os.walk(folder):
         yield from (Path(place, name) for name in names if name.endswith(".xml"))
 
 
 def _read_folder(path: Path) -> list[Annotation]:
-    files = sorted(annotation_files(path))
+    files = sorted(find_annotation_files(path))
     if files:
         here = [file for file in files if file.parent == path]
         return [_read_voc(file) for file in here or files]
@@ -123,7 +123,7 @@ def _read_folder(path: Path) -> list[Annotation]:
     return _read_coco(tables[0])
 
 
-def refuse_unknown(annotations: Iterable[Annotation], names: Sequence[str]) -> None:
+def check_classes(annotations: Iterable[Annotation], names: Sequence[str]) -> None:
     """Nothing, if every box is of one of the classes `names`.
 
     Raises:
@@ -138,15 +138,15 @@ def refuse_unknown(annotations: Iterable[Annotation], names: Sequence[str]) -> N
                 )
 
 
-def of_pictures(annotations: Iterable[Annotation], paths: Sequence[str]) -> dict[int, Annotation]:
-    """The annotations by the index of their picture in `paths`; those of no picture there are left out.
+def match_to_images(annotations: Iterable[Annotation], paths: Sequence[str]) -> dict[int, Annotation]:
+    """The annotations by the index of their image in `paths`; those of no image there are left out.
 
-    A picture is found by its file name, or else by that without the suffix, which converted pictures have changed, or
+    An image is found by its file name, or else by that without the suffix, which converted images have changed, or
     else by that of the .xml file. Where several have that name, by the folders that the annotation names, or in which
     it lies itself.
 
     Raises:
-        DataError: two pictures, or two annotations, could be meant.
+        DataError: two images, or two annotations, could be meant.
     """
     by_name: dict[str, list[int]] = defaultdict(list)
     by_stem: dict[str, list[int]] = defaultdict(list)
@@ -155,7 +155,7 @@ def of_pictures(annotations: Iterable[Annotation], paths: Sequence[str]) -> dict
         by_stem[Path(path).stem].append(index)
     found: dict[int, Annotation] = {}
     for annotation in annotations:
-        said = PurePosixPath(annotation.picture.replace("\\", "/"))
+        said = PurePosixPath(annotation.image.replace("\\", "/"))
         there: Sequence[int] = by_name.get(said.name) or by_stem.get(said.stem) or by_stem.get(said.name) or ()
         file = Path(annotation.where)
         if not there and file.suffix.lower() == ".xml":
@@ -163,8 +163,8 @@ def of_pictures(annotations: Iterable[Annotation], paths: Sequence[str]) -> dict
         there = _nearest(there, paths, said, file)
         if len(there) > 1:
             raise DataError(
-                f"{annotation.where} is about {annotation.picture}, which may be {paths[there[0]]} or "
-                f"{paths[there[1]]}; give pictures names of their own"
+                f"{annotation.where} is about {annotation.image}, which may be {paths[there[0]]} or "
+                f"{paths[there[1]]}; give images names of their own"
             )
         for index in there:
             if index in found:
@@ -176,7 +176,7 @@ def of_pictures(annotations: Iterable[Annotation], paths: Sequence[str]) -> dict
 
 
 def _nearest(there: Sequence[int], paths: Sequence[str], said: PurePosixPath, file: Path) -> Sequence[int]:
-    """Of pictures that have one name, those in the folders that an annotation names, or in that of its own `file`."""
+    """Of images that have one name, those in the folders that an annotation names, or in that of its own `file`."""
     if len(there) < 2:
         return there
     named = [index for index in there if Path(paths[index]).parts[-len(said.parts) :] == said.parts]
@@ -209,7 +209,7 @@ def _box(name: str, edges: Sequence[float], where: str) -> Box:
 
 def _read_voc(path: Path) -> Annotation:
     root = _xml(path)
-    picture = _file_name(_text(root, "filename", path), str(path))
+    image = _file_name(_text(root, "filename", path), str(path))
     size = None
     if root.find("size") is not None:
         width, height = (_side(_number(root, f"size/{side}", path), side, str(path)) for side in ("width", "height"))
@@ -219,7 +219,7 @@ def _read_voc(path: Path) -> Annotation:
         left, top, right, bottom = (_number(thing, f"bndbox/{edge}", path) for edge in COLUMNS[2:])
         # Pixels count from 1; the tools that count from 0 are not told apart, but for a first pixel.
         boxes.append(_box(_text(thing, "name", path), (max(left - 1, 0), max(top - 1, 0), right, bottom), str(path)))
-    return Annotation(picture, str(path), size, tuple(boxes))
+    return Annotation(image, str(path), size, tuple(boxes))
 
 
 def _xml(path: Path) -> ElementTree.Element:
@@ -241,10 +241,10 @@ def _xml(path: Path) -> ElementTree.Element:
 
 
 def _file_name(said: str, where: str) -> str:
-    """The path of a picture as an annotation has it, if it can be one."""
+    """The path of an image as an annotation has it, if it can be one."""
     name = PurePosixPath(said.replace("\\", "/")).name
     if not name or "\0" in said:
-        raise DataError(f"{where} has the file name {shorten(repr(said))}, which is that of no picture; correct it")
+        raise DataError(f"{where} has the file name {shorten(repr(said))}, which is that of no image; correct it")
     return said
 
 
@@ -287,7 +287,7 @@ def _read_coco(path: Path) -> list[Annotation]:
         image, category, edges = one.get("image_id"), one.get("category_id"), one.get("bbox")
         if not _is_id(image) or image not in images:
             raise DataError(
-                f"{where} has a box without a picture: image_id={shorten(str(image))}; add it to images or remove "
+                f"{where} has a box without an image: image_id={shorten(str(image))}; add it to images or remove "
                 "the box"
             )
         if not _is_id(category) or category not in names:
@@ -353,11 +353,11 @@ def _read_csv(path: Path) -> list[Annotation]:
     boxes: dict[str, list[Box]] = defaultdict(list)
     try:
         with io.StringIO(read_text(path)[0], newline="") as file:
-            for picture, box in _csv_rows(csv.DictReader(file, strict=True), path):
-                boxes[picture].append(box)
+            for image, box in _csv_rows(csv.DictReader(file, strict=True), path):
+                boxes[image].append(box)
     except csv.Error as error:
         raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}; save it as such") from error
-    return [Annotation(picture, str(path), None, tuple(found)) for picture, found in boxes.items()]
+    return [Annotation(image, str(path), None, tuple(found)) for image, found in boxes.items()]
 
 
 def _csv_rows(rows: "csv.DictReader[str]", path: Path) -> Iterator[tuple[str, Box]]:
@@ -367,9 +367,9 @@ def _csv_rows(rows: "csv.DictReader[str]", path: Path) -> Iterator[tuple[str, Bo
         raise DataError(f"{path} has no column {missing[0]}; its first line must be {','.join(COLUMNS)}")
     for row in rows:
         where = f"line {rows.line_num} of {path}"
-        picture = (row["path"] or "").strip()
-        if not picture:
-            raise DataError(f"{where} has a box without a picture; fill in its path")
-        _file_name(picture, where)
+        image = (row["path"] or "").strip()
+        if not image:
+            raise DataError(f"{where} has a box without an image; fill in its path")
+        _file_name(image, where)
         edges = [_as_number(row[column], column, where) for column in COLUMNS[2:]]
-        yield picture, _box((row["label"] or "").strip(), edges, where)
+        yield image, _box((row["label"] or "").strip(), edges, where)

@@ -13,17 +13,17 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from svertka.data.bounding_boxes import BACKGROUND, Annotation, of_pictures, read_boxes
-from svertka.data.dataset import PARTS, Dataset, FilePictures
-from svertka.data.file_accounting import NO_BOXES, Account, LeftOut, by_suffix
+from svertka.data.bounding_boxes import BACKGROUND, Annotation, match_to_images, read_boxes
+from svertka.data.dataset import PARTS, Dataset, FileImages
+from svertka.data.file_accounting import NO_BOXES, FileAccount, LeftOut, count_by_suffix
 from svertka.data.file_tree import FileTree, list_tree
+from svertka.data.folder_dataset import Listing, list_folder, natural_order
 from svertka.data.folder_layout import WRAPPERS, clean_name
-from svertka.data.image_folder import Listing, list_folder, natural_order
 from svertka.data.split_names import part_of
 from svertka.errors import DataError
 
 
-def labelled_by_boxes(source: Path, boxes: Path, columns: Mapping[str, str]) -> Dataset | None:
+def label_by_boxes(source: Path, boxes: Path, columns: Mapping[str, str]) -> Dataset | None:
     """The images in the folder `source` with the class of their largest box; None if its folders or a table label them.
 
     Images without an object are of the class background where an annotation says so, and are left out where none does,
@@ -46,7 +46,7 @@ def labelled_by_boxes(source: Path, boxes: Path, columns: Mapping[str, str]) -> 
         return None
     tree = list_tree(source)
     paths = sorted(tree.images())
-    found = of_pictures(annotations, paths)
+    found = match_to_images(annotations, paths)
     if not any(annotation.boxes for annotation in found.values()):
         raise DataError(
             f"{source} has no two class folders, and no box in {boxes} is of any of its images; check which folder "
@@ -86,10 +86,10 @@ def _dataset(tree: FileTree, labels: Mapping[str, str], found: Mapping[int, Anno
     return Dataset(
         source=str(tree.root.path.absolute()),
         names=names,
-        pictures=FilePictures(tree.root.path, paths),
+        images=FileImages(tree.root.path, paths),
         labels=np.array([index[labels[path]] for path in paths], dtype=np.int64),
         parts=np.array([parts[path] for path in paths], dtype="<U5"),
-        account=Account(tuple(sorted(left_out)), by_suffix(not_images + tree.hidden_others), tuple(notes)),
+        account=FileAccount(tuple(sorted(left_out)), count_by_suffix(not_images + tree.hidden_others), tuple(notes)),
     )
 
 

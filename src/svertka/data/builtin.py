@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from svertka.data.dataset import ArrayPictures, Dataset, Pixels
+from svertka.data.dataset import ArrayImages, Dataset, Pixels
 from svertka.data.split import split
 from svertka.download import download_file
 from svertka.errors import DataError, StorageError, UsageError
@@ -24,12 +24,12 @@ NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
 
 SYSTEM_FOLDER = Path("/usr/share/datasets")  # where Debian's package dataset-fashion-mnist puts its files
 DIGITS_TEST_SHARE = 0.2
-VALUES = 3 * 32 * 32  # bytes of a CIFAR picture
+VALUES = 3 * 32 * 32  # bytes of a CIFAR image
 SHORT = 100_000  # bytes; a list of class names has fewer
 
 
 @dataclass(frozen=True)
-class Idx:
+class IdxFiles:
     """The four gzip files of a set in MNIST's layout: file name -> MD5 as published, in a folder of the set's name."""
 
     folder: str
@@ -39,7 +39,7 @@ class Idx:
 
 
 @dataclass(frozen=True)
-class Cifar:
+class CifarArchive:
     """One archive of records: `label_bytes` labels (the last one counts), then 32×32 red, green and blue values.
 
     `train` and `test`: file name -> records in it.
@@ -63,7 +63,7 @@ class Cifar:
 
 IDX_SETS = {
     # LeCun, Cortes & Burges 1998; the mirrors are those in common use since the original address wants a password.
-    "mnist": Idx(
+    "mnist": IdxFiles(
         folder="mnist",
         names=tuple("0123456789"),
         mirrors=(
@@ -78,7 +78,7 @@ IDX_SETS = {
         },
     ),
     # Xiao, Rasul & Vollgraf 2017.
-    "fashion-mnist": Idx(
+    "fashion-mnist": IdxFiles(
         folder="fashion-mnist",
         names=(
             *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -99,7 +99,7 @@ IDX_SETS = {
 
 # Krizhevsky 2009; the checksums stand at https://www.cs.toronto.edu/~kriz/cifar.html
 CIFAR_SETS = {
-    "cifar10": Cifar(
+    "cifar10": CifarArchive(
         archive="cifar-10-binary.tar.gz",
         folder="cifar-10-batches-bin",
         label_bytes=1,
@@ -110,7 +110,7 @@ CIFAR_SETS = {
         mirrors=("https://www.cs.toronto.edu/~kriz/",),
         checksum="md5:c32a1d4ab5d03f1284b67883e8d87530",
     ),
-    "cifar100": Cifar(
+    "cifar100": CifarArchive(
         archive="cifar-100-binary.tar.gz",
         folder="cifar-100-binary",
         label_bytes=2,
@@ -124,8 +124,8 @@ CIFAR_SETS = {
 }
 
 
-def open_published(name: str) -> Dataset:
-    """The data set called `name`: (N, H, W, 1 or 3) uint8 pictures, those published for training first.
+def open_builtin(name: str) -> Dataset:
+    """The data set called `name`: (N, H, W, 1 or 3) uint8 images, those published for training first.
 
     Looked for in $SVERTKA_DATA, then in the cache, then where Debian installs it, and fetched into the cache if it is
     nowhere. What is found is accepted by its layout (sizes, magic numbers, labels), not by a checksum. CIFAR's
@@ -148,7 +148,7 @@ def open_published(name: str) -> Dataset:
 
 
 def _dataset(name: str, names: tuple[str, ...], images: Pixels, labels: Pixels, parts: list[str]) -> Dataset:
-    return Dataset(name, names, ArrayPictures(images, name), labels.astype(np.int64), np.array(parts))
+    return Dataset(name, names, ArrayImages(images, name), labels.astype(np.int64), np.array(parts))
 
 
 def _digits() -> Dataset:
@@ -159,14 +159,14 @@ def _digits() -> Dataset:
     from sklearn.datasets import load_digits  # here: it takes a second that the other sets need not wait for
 
     bunch = load_digits()
-    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    pictures = ArrayPictures(images, "digits")
-    digests = [pictures.digest(index) for index in range(len(pictures))]
+    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    images = ArrayImages(pixels, "digits")
+    digests = [images.digest(index) for index in range(len(images))]
     labels = bunch.target.astype(np.int64)
     unknown = np.full(len(labels), "", dtype="<U5")
     test = split(digests, labels, unknown, val=0, test=DIGITS_TEST_SHARE)["test"]
     parts = np.where(np.isin(np.arange(len(labels)), test), "test", "train")
-    return _dataset("digits", tuple("0123456789"), images, labels, parts.tolist())
+    return _dataset("digits", tuple("0123456789"), pixels, labels, parts.tolist())
 
 
 def _roots() -> Iterator[Path]:
@@ -256,7 +256,7 @@ def _cifar_folder(name: str) -> Path:
     return _unpacked(archive, published)
 
 
-def _unpacked(archive: Path, published: Cifar) -> Path:
+def _unpacked(archive: Path, published: CifarArchive) -> Path:
     """A folder in the cache with the archive's files; unpacking takes seconds, so it is done once."""
     facts = archive.stat()
     key = hashlib.blake2b(f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode(), digest_size=8)

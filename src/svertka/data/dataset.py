@@ -1,4 +1,4 @@
-"""Labelled pictures, wherever they come from."""
+"""Labelled images, wherever they come from."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,53 +10,53 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.data import image_io
-from svertka.data.file_accounting import Account
-from svertka.data.image_io import DEFAULT, Decoded, Decoding, decode, picture_size
+from svertka.data.file_accounting import FileAccount
+from svertka.data.image_io import DEFAULT, Decoded, Decoding, decode, read_image_size
 from svertka.data.pixel_modes import Range
 
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 
 PARTS = ("train", "val", "test")
-BAD_SHARE = 0.1  # of the pictures; if more cannot be read, nothing is trained
+BAD_SHARE = 0.1  # of the images; if more cannot be read, nothing is trained
 
 
-class Pictures(Protocol):
-    """A sequence of pictures, each with a name for people and a digest of its content."""
+class Images(Protocol):
+    """A sequence of images, each with a name for people and a digest of its content."""
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What to call picture `index` in a message: its path, or the source and its number."""
+        """What to call image `index` in a message: its path, or the source and its number."""
         ...
 
     def digest(self, index: int) -> bytes:
-        """16 bytes that are equal exactly for pictures of equal content.
+        """16 bytes that are equal exactly for images of equal content.
 
         Raises:
-            PictureError: it cannot be read from disk.
+            ImageError: it cannot be read from disk.
         """
         ...
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of picture `index` as `read` gives it whole, pixels; without decoding it, if that can be.
+        """Height and width of image `index` as `read` gives it whole, pixels; without decoding it, if that can be.
 
         Raises:
-            PictureError: it cannot be read; the message is the reason.
+            ImageError: it cannot be read; the message is the reason.
         """
         ...
 
     def read(self, index: int, min_side: int | None = None) -> Pixels:
-        """Picture `index` as (H, W, 3) uint8, RGB; `min_side` as for `image_io.read_picture`.
+        """Image `index` as (H, W, 3) uint8, RGB; `min_side` as for `image_io.read_image`.
 
         Raises:
-            PictureError: it cannot be read; the message is the reason.
+            ImageError: it cannot be read; the message is the reason.
         """
         ...
 
 
-class ArrayPictures:
-    """Pictures of one size, held in memory: `array` is (N, H, W, 1 or 3) uint8."""
+class ArrayImages:
+    """Images of one size, held in memory: `array` is (N, H, W, 1 or 3) uint8."""
 
     def __init__(self, array: Pixels, label: str) -> None:
         self.array, self.label = array, label
@@ -82,8 +82,8 @@ class ArrayPictures:
         return np.broadcast_to(self.array[index], (*self.array.shape[1:3], 3))
 
 
-class FilePictures:
-    """Pictures in files; `paths` are relative to `root`."""
+class FileImages:
+    """Images in files; `paths` are relative to `root`."""
 
     def __init__(self, root: Path, paths: Sequence[str], decoding: Decoding = DEFAULT) -> None:
         self.root, self.paths, self.decoding = root, paths, decoding
@@ -97,28 +97,28 @@ class FilePictures:
 
     def digest(self, index: int) -> bytes:
         """BLAKE2b of the file."""
-        return hashlib.blake2b(self.content(index), digest_size=16).digest()
+        return hashlib.blake2b(self.read_bytes(index), digest_size=16).digest()
 
     def size(self, index: int) -> tuple[int, int]:
         """As the file's header says."""
-        return picture_size(self.content(index), self.decoding)
+        return read_image_size(self.read_bytes(index), self.decoding)
 
     def read(self, index: int, min_side: int | None = None) -> Pixels:
         """The decoded file, whatever format its name claims."""
-        return self.decoded(index, min_side).pixels
+        return self.decode(index, min_side).pixels
 
-    def decoded(self, index: int, min_side: int | None = None) -> Decoded:
+    def decode(self, index: int, min_side: int | None = None) -> Decoded:
         """The same with what it is."""
-        return decode(self.content(index), min_side, self.decoding)
+        return decode(self.read_bytes(index), min_side, self.decoding)
 
-    def content(self, index: int) -> bytes:
+    def read_bytes(self, index: int) -> bytes:
         """The bytes of the file."""
-        return image_io.content(self.root / self.paths[index], self.decoding)
+        return image_io.read_bytes(self.root / self.paths[index], self.decoding)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Pictures with labels, class names and the parts that the source itself names.
+    """Images with labels, class names and the parts that the source itself names.
 
     `labels`: (N,) int64, index into `names`. `parts`: (N,) of "train", "val", "test", or "" where the source says
     nothing. `source` is what `open_source` takes to open it again. `account`: what of the source is not used, and why.
@@ -128,32 +128,32 @@ class Dataset:
 
     source: str
     names: tuple[str, ...]
-    pictures: Pictures
+    images: Images
     labels: Ints
     parts: npt.NDArray[np.str_]
-    account: Account = field(default_factory=Account)
+    account: FileAccount = field(default_factory=FileAccount)
     groups: npt.NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def counts(self) -> Ints:
-        """Pictures of each class, (classes,)."""
+        """Images of each class, (classes,)."""
         return np.bincount(self.labels, minlength=len(self.names)).astype(np.int64)
 
-    def decoded_as(self, decoding: Decoding) -> "Dataset":
+    def with_decoding(self, decoding: Decoding) -> "Dataset":
         """The same with files decoded otherwise."""
-        return replace(self, pictures=decoded_as(self.pictures, decoding))
+        return replace(self, images=with_decoding(self.images, decoding))
 
-    def seen_by(self, intensity_range: Range | None) -> "Dataset":
+    def with_intensity_range(self, intensity_range: Range | None) -> "Dataset":
         """The same as a classifier with this range of 16-bit values sees it."""
-        return self.decoded_as(decoding_of(self.pictures).within(intensity_range))
+        return self.with_decoding(decoding_of(self.images).with_intensity_range(intensity_range))
 
     def take(self, indices: Ints) -> "Dataset":
-        """The pictures at `indices`, in that order."""
+        """The images at `indices`, in that order."""
         return replace(
             self,
-            pictures=Subset(self.pictures, indices),
+            images=Subset(self.images, indices),
             labels=self.labels[indices],
             parts=self.parts[indices],
             groups=None if self.groups is None else self.groups[indices],
@@ -161,42 +161,42 @@ class Dataset:
 
 
 class Subset:
-    """Some of `pictures`."""
+    """Some of `images`."""
 
-    def __init__(self, pictures: Pictures, indices: Ints) -> None:
-        self.pictures, self.indices = pictures, indices
+    def __init__(self, images: Images, indices: Ints) -> None:
+        self.images, self.indices = images, indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def name(self, index: int) -> str:
         """As the whole calls it."""
-        return self.pictures.name(int(self.indices[index]))
+        return self.images.name(int(self.indices[index]))
 
     def digest(self, index: int) -> bytes:
         """As in the whole."""
-        return self.pictures.digest(int(self.indices[index]))
+        return self.images.digest(int(self.indices[index]))
 
     def size(self, index: int) -> tuple[int, int]:
         """As in the whole."""
-        return self.pictures.size(int(self.indices[index]))
+        return self.images.size(int(self.indices[index]))
 
     def read(self, index: int, min_side: int | None = None) -> Pixels:
         """As in the whole."""
-        return self.pictures.read(int(self.indices[index]), min_side)
+        return self.images.read(int(self.indices[index]), min_side)
 
 
-def decoded_as(pictures: Pictures, decoding: Decoding) -> Pictures:
-    """`pictures` with files decoded as `decoding` says; those in memory are what they are."""
-    if isinstance(pictures, Subset):
-        return Subset(decoded_as(pictures.pictures, decoding), pictures.indices)
-    if isinstance(pictures, FilePictures):
-        return FilePictures(pictures.root, pictures.paths, decoding)
-    return pictures
+def with_decoding(images: Images, decoding: Decoding) -> Images:
+    """`images` with files decoded as `decoding` says; those in memory are what they are."""
+    if isinstance(images, Subset):
+        return Subset(with_decoding(images.images, decoding), images.indices)
+    if isinstance(images, FileImages):
+        return FileImages(images.root, images.paths, decoding)
+    return images
 
 
-def decoding_of(pictures: Pictures) -> Decoding:
-    """How `pictures` in files are decoded; those in memory are not."""
-    while isinstance(pictures, Subset):
-        pictures = pictures.pictures
-    return pictures.decoding if isinstance(pictures, FilePictures) else DEFAULT
+def decoding_of(images: Images) -> Decoding:
+    """How `images` in files are decoded; those in memory are not."""
+    while isinstance(images, Subset):
+        images = images.images
+    return images.decoding if isinstance(images, FileImages) else DEFAULT

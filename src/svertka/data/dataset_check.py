@@ -12,41 +12,41 @@ from typing import Any
 import numpy as np
 
 from svertka.data.builtin import NAMES
-from svertka.data.content_hash import origin
-from svertka.data.dataset import BAD_SHARE, PARTS, ArrayPictures, Dataset, FilePictures, Ints, Pictures, Pixels
-from svertka.data.deduplicated_split import Division, divided
-from svertka.data.file_accounting import Account
-from svertka.data.filename_groups import grouped_by
-from svertka.data.image_folder import Listing, list_folder
-from svertka.data.image_io import NOT_INSTALLED, Decoding, intensities, misnamed, read_header, read_picture
-from svertka.data.in_memory import IN_MEMORY, ItemPictures
+from svertka.data.content_hash import resolve_subset
+from svertka.data.dataset import BAD_SHARE, PARTS, ArrayImages, Dataset, FileImages, Images, Ints, Pixels
+from svertka.data.deduplicated_split import DatasetSplit, split_dataset
+from svertka.data.file_accounting import FileAccount
+from svertka.data.filename_groups import assign_groups
+from svertka.data.folder_dataset import Listing, list_folder
+from svertka.data.image_io import NOT_INSTALLED, Decoding, detect_misnamed, measure_intensities, read_header, read_image
+from svertka.data.in_memory import IN_MEMORY, ItemImages
 from svertka.data.label_tables import parse_columns
-from svertka.data.perceptual_hash import SIDE, look_alikes, thumbnail
+from svertka.data.perceptual_hash import SIDE, find_look_alikes, make_thumbnail
 from svertka.data.pixel_modes import FULL, Range
-from svertka.data.pixel_statistics import intensity_range
-from svertka.data.preprocessing import discarded
-from svertka.data.sources import Source, open_source, refuse_misspelt
+from svertka.data.pixel_statistics import choose_intensity_range
+from svertka.data.preprocessing import discarded_share
+from svertka.data.sources import Source, check_exists, open_source
 from svertka.data.split import VAL_SHARE
 from svertka.device import preserves_settings
-from svertka.errors import DataError, PictureError
+from svertka.errors import DataError, ImageError
 from svertka.escaping import to_printable
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.progress import progress
 from svertka.type_checking import check_types
 
-AT_ONCE = 64  # pictures a thread looks at before it tells how far it is
+AT_ONCE = 64  # images a thread looks at before it tells how far it is
 SHOWN = 10  # of a kind, in `describe`
 UNEVEN = 1.5  # largest class by smallest; below this nobody need hear of it
-CROPPED = 0.05  # share of a picture; what is cut off less nobody need hear of
-FEWEST = 10  # pictures, among which one may be called unusual
-USUAL, RARE = 0.9, 0.02  # shares of the pictures that have a mode
+CROPPED = 0.05  # share of an image; what is cut off less nobody need hear of
+FEWEST = 10  # images, among which one may be called unusual
+USUAL, RARE = 0.9, 0.02  # shares of the images that have a mode
 TINY = 100  # times smaller than the median
 ARRAY_MODES = {1: "L", 3: "RGB"}
 
 
 @dataclass(frozen=True)
-class Copies:
-    """Pictures of one content, or that look the same: their paths, classes and parts, one each."""
+class DuplicateGroup:
+    """Images of one content, or that look the same: their paths, classes and parts, one each."""
 
     paths: tuple[str, ...]
     classes: tuple[str, ...]
@@ -59,7 +59,7 @@ class Copies:
 
     @property
     def across_parts(self) -> bool:
-        """Whether a picture that judges the network was also learnt from, or chosen by."""
+        """Whether an image that judges the network was also learnt from, or chosen by."""
         return len(set(self.parts)) > 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,8 +102,8 @@ class Findings:
     source: str
     classes: dict[str, int]
     bad: tuple[tuple[str, str], ...]
-    duplicates: tuple[Copies, ...]
-    near_duplicates: tuple[Copies, ...]
+    duplicates: tuple[DuplicateGroup, ...]
+    near_duplicates: tuple[DuplicateGroup, ...]
     split: dict[str, dict[str, int]]
     modes: dict[str, int]
     sizes: tuple[tuple[int, int], ...]
@@ -116,7 +116,7 @@ class Findings:
     hidden: tuple[str, ...]
     others: tuple[str, ...]
     problems: tuple[str, ...]
-    account: Account
+    account: FileAccount
 
     @property
     def imbalance(self) -> float | None:
@@ -142,7 +142,7 @@ class Findings:
         """Return JSON values; `split` has the sizes of the parts, `split_classes` those by class."""
         return {
             "source": self.source,
-            "pictures": sum(self.classes.values()),
+            "images": sum(self.classes.values()),
             "classes": self.classes,
             "imbalance": self.imbalance,
             "bad": [{"path": path, "reason": reason} for path, reason in self.bad],
@@ -155,7 +155,7 @@ class Findings:
             "outliers": [{"path": path, "reason": reason} for path, reason in self.outliers],
             "discarded": self.discarded and dict(zip(("median", "most", "path"), self.discarded, strict=True)),
             "sixteen_bits": self.intensities
-            and dict(zip(("pictures", "values", "range"), self.intensities, strict=True)),
+            and dict(zip(("images", "values", "range"), self.intensities, strict=True)),
             "ignored": list(self.ignored),
             "hidden": list(self.hidden),
             "others": list(self.others),
@@ -168,7 +168,7 @@ class Findings:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What one look at a picture tells."""
+    """What one look at an image tells."""
 
     digest: bytes
     mode: str
@@ -209,7 +209,7 @@ def check(
         FetchError: The built-in data set cannot be downloaded.
     """
     if isinstance(source, str | PathLike) and str(source) not in (*NAMES, *IN_MEMORY):
-        refuse_misspelt(source)
+        check_exists(source)
         listing = list_folder(Path(source), parse_columns(columns))
         dataset, problems = listing.dataset(), listing.problems()
     else:
@@ -217,8 +217,8 @@ def check(
         one_class = f"{dataset.source} has one class only, {dataset.names[0]}; a classifier needs two or more"
         problems = [one_class] if len(dataset.names) < 2 else []
     if group is not None:
-        dataset = grouped_by(dataset, group)
-    dataset = dataset.decoded_as(Decoding.up_to(max_pixels))
+        dataset = assign_groups(dataset, group)
+    dataset = dataset.with_decoding(Decoding.up_to(max_pixels))
     seen, bad = _look_at_all(dataset)
     good = np.array(sorted(seen), dtype=np.int64)
     digests = [seen[index].digest for index in good.tolist()]
@@ -226,22 +226,20 @@ def check(
     alike = _same_look(seen, [group[0] for group in groups])
     contents = [seen[index].digest if index in seen else b"" for index in range(len(dataset))]
     try:
-        division = divided(dataset, contents, good, val, test, alike=alike)
+        division = split_dataset(dataset, contents, good, val, test, alike=alike)
     except DataError as error:  # its groups cannot be divided
         problems.append(str(error))
-        division = Division({part: good if part == "train" else good[:0] for part in PARTS})
+        division = DatasetSplit({part: good if part == "train" else good[:0] for part in PARTS})
     parts = division.indices
     per_class = {part: _per_class(dataset, parts[part]) for part in PARTS}
     if sum(reason not in NOT_INSTALLED.values() for reason in bad.values()) > BAD_SHARE * len(dataset):
-        problems.append(f"{len(bad)} of {len(dataset)} pictures are bad, more than a tenth; mend or remove them")
-    problems += [
-        f"no picture of {name} is left to train on; add some" for name, n in per_class["train"].items() if not n
-    ]
+        problems.append(f"{len(bad)} of {len(dataset)} images are bad, more than a tenth; mend or remove them")
+    problems += [f"no image of {name} is left to train on; add some" for name, n in per_class["train"].items() if not n]
     areas = sorted((one.size for one in seen.values()), key=lambda size: (size[0] * size[1], size))
     return Findings(
         source=_text(dataset.source),
         classes=dict(zip(dataset.names, dataset.counts().tolist(), strict=True)),
-        bad=tuple((_text(dataset.pictures.name(index)), reason) for index, reason in sorted(bad.items())),
+        bad=tuple((_text(dataset.images.name(index)), reason) for index, reason in sorted(bad.items())),
         duplicates=_copies(dataset, parts, (group for group in groups if len(group) > 1)),
         near_duplicates=_copies(dataset, parts, alike),
         split=per_class,
@@ -249,27 +247,27 @@ def check(
         sizes=(areas[0], areas[len(areas) // 2], areas[-1]) if areas else (),
         turned=sum(one.turned for one in seen.values()),
         misnamed=tuple(
-            (_text(dataset.pictures.name(i)), name) for i, one in sorted(seen.items()) if (name := one.misnamed)
+            (_text(dataset.images.name(i)), name) for i, one in sorted(seen.items()) if (name := one.misnamed)
         ),
-        outliers=tuple((_text(dataset.pictures.name(index)), why) for index, why in sorted(_outliers(seen).items())),
+        outliers=tuple((_text(dataset.images.name(index)), why) for index, why in sorted(_outliers(seen).items())),
         discarded=_discarded(dataset, seen),
         intensities=_intensities([one.intensities for one in seen.values() if one.intensities is not None]),
         ignored=tuple(map(_text, listing.empty_classes + listing.ignored)),
         hidden=tuple(map(_text, listing.hidden)),
         others=tuple(map(_text, listing.others)),
         problems=tuple(map(_text, problems)),
-        account=division.told(dataset.account),
+        account=division.add_to(dataset.account),
     )
 
 
 def describe(findings: Findings) -> list[str]:
     """The findings in plain words, a line each."""
-    pictures, classes = sum(findings.classes.values()), len(findings.classes)
-    lines = [f"{findings.source}: {_count(pictures, 'picture', 'pictures')}, {_count(classes, 'class', 'classes')}"]
+    images, classes = sum(findings.classes.values()), len(findings.classes)
+    lines = [f"{findings.source}: {_count(images, 'image', 'images')}, {_count(classes, 'class', 'classes')}"]
     widest = max(map(len, findings.classes), default=0)
     lines += [f"  {name:{widest}}  {count}" for name, count in findings.classes.items()]
     if findings.imbalance is not None and findings.imbalance >= UNEVEN:
-        lines.append(f"the largest class has {findings.imbalance:.1f} times the pictures of the smallest")
+        lines.append(f"the largest class has {findings.imbalance:.1f} times the images of the smallest")
     sizes = " / ".join(f"{width}×{height}" for width, height in findings.sizes)
     if sizes:
         modes = ", ".join(f"{mode} {count}" for mode, count in findings.modes.items())
@@ -277,13 +275,13 @@ def describe(findings: Findings) -> list[str]:
     if findings.intensities is not None:
         number, (low, high), (black, white) = findings.intensities
         lines.append(
-            f"16 bits: {_count(number, 'picture', 'pictures')} with values of {low:,} to {high:,}; training takes "
+            f"16 bits: {_count(number, 'image', 'images')} with values of {low:,} to {high:,}; training takes "
             f"{black:,} for black and {white:,} for white"
         )
     if findings.discarded is not None and findings.discarded[1] >= CROPPED:
         middle, most, path = findings.discarded
         lines.append(
-            f"the central square leaves out {middle:.0%} of the median picture and {most:.0%} of {path}; "
+            f"the central square leaves out {middle:.0%} of the median image and {most:.0%} of {path}; "
             "--fit pad or --fit squeeze keeps all"
         )
     lines += _listed("bad", [f"{path}: {reason}" for path, reason in findings.bad])
@@ -293,7 +291,7 @@ def describe(findings: Findings) -> list[str]:
     lines += _listed("near-duplicates, groups", map(_one_line, _worst_first(findings.near_duplicates)))
     lines += _listed("ignored, empty or in no part", findings.ignored)
     lines += _listed("ignored, hidden", findings.hidden)
-    lines += _listed("ignored, not a picture in a class folder", findings.others)
+    lines += _listed("ignored, not an image in a class folder", findings.others)
     lines += findings.account.sentences()
     lines.append("split: " + ", ".join(f"{part} {sum(counts.values())}" for part, counts in findings.split.items()))
     lines += [f"training would refuse: {problem}" for problem in findings.problems]
@@ -301,44 +299,46 @@ def describe(findings: Findings) -> list[str]:
 
 
 def _look_at_all(dataset: Dataset) -> tuple[dict[int, _Seen], dict[int, str]]:
-    """What each readable picture shows, and why the others are bad, by index."""
+    """What each readable image shows, and why the others are bad, by index."""
     seen: dict[int, _Seen] = {}
     bad: dict[int, str] = {}
-    pictures, where = origin(dataset.pictures)
+    images, where = resolve_subset(dataset.images)
 
     def look(indices: range) -> None:
         for index in indices:
             try:
-                seen[index] = _look(pictures, int(where[index]))
-            except PictureError as error:
+                seen[index] = _look(images, int(where[index]))
+            except ImageError as error:
                 bad[index] = str(error)
 
     blocks = [range(start, min(start + AT_ONCE, len(dataset))) for start in range(0, len(dataset), AT_ONCE)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("checking pictures", len(dataset)) as bar:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("checking images", len(dataset)) as bar:
         for block, _ in zip(blocks, pool.map(look, blocks), strict=True):
             bar.advance(len(block))
     return seen, bad
 
 
-def _look(pictures: Pictures, index: int) -> _Seen:
-    digest = pictures.digest(index)
-    if isinstance(pictures, ArrayPictures | ItemPictures):
-        pixels = pictures.array[index] if isinstance(pictures, ArrayPictures) else pictures.pixels(index)
+def _look(images: Images, index: int) -> _Seen:
+    digest = images.digest(index)
+    if isinstance(images, ArrayImages | ItemImages):
+        pixels = images.array[index] if isinstance(images, ArrayImages) else images.pixels(index)
         height, width, channels = pixels.shape
-        return _Seen(digest, ARRAY_MODES[channels], (width, height), False, thumbnail(pixels))
-    assert isinstance(pictures, FilePictures)  # the three kinds that sources give
-    content, decoding = pictures.content(index), pictures.decoding
+        return _Seen(digest, ARRAY_MODES[channels], (width, height), False, make_thumbnail(pixels))
+    assert isinstance(images, FileImages)  # the three kinds that sources give
+    content, decoding = images.read_bytes(index), images.decoding
     header = read_header(content, decoding)
-    values = intensities(content, decoding) if header.deep else None
-    small = thumbnail(
-        read_picture(content, SIDE, decoding.within(None if values is None else intensity_range([values])))
+    values = measure_intensities(content, decoding) if header.deep else None
+    small = make_thumbnail(
+        read_image(
+            content, SIDE, decoding.with_intensity_range(None if values is None else choose_intensity_range([values]))
+        )
     )
-    wrong = misnamed(pictures.paths[index], content)
+    wrong = detect_misnamed(images.paths[index], content)
     return _Seen(digest, header.mode, header.size, header.orientation != 1, small, wrong, values)
 
 
 def _outliers(seen: dict[int, _Seen]) -> dict[int, str]:
-    """Pictures unlike nearly all others, and in what: often no picture of the subject, but an icon, a text, a blank."""
+    """Images unlike nearly all others, and in what: often no image of the subject, but an icon, a text, a blank."""
     if len(seen) < FEWEST:
         return {}
     modes = Counter(one.mode for one in seen.values())
@@ -363,16 +363,16 @@ def _outliers(seen: dict[int, _Seen]) -> dict[int, str]:
 def _discarded(dataset: Dataset, seen: dict[int, _Seen]) -> tuple[float, float, str] | None:
     if not seen:
         return None
-    shares = {index: discarded(height, width) for index, one in seen.items() for width, height in [one.size]}
+    shares = {index: discarded_share(height, width) for index, one in seen.items() for width, height in [one.size]}
     worst = max(shares, key=shares.__getitem__)
-    return float(np.median(list(shares.values()))), shares[worst], _text(dataset.pictures.name(worst))
+    return float(np.median(list(shares.values()))), shares[worst], _text(dataset.images.name(worst))
 
 
 def _intensities(ranges: list[Range]) -> tuple[int, Range, Range] | None:
     if not ranges:
         return None
     values = min(low for low, _ in ranges), max(high for _, high in ranges)
-    return len(ranges), values, intensity_range(ranges) or FULL
+    return len(ranges), values, choose_intensity_range(ranges) or FULL
 
 
 def _same_content(indices: list[int], digests: list[bytes]) -> list[list[int]]:
@@ -384,19 +384,19 @@ def _same_content(indices: list[int], digests: list[bytes]) -> list[list[int]]:
 
 
 def _same_look(seen: dict[int, _Seen], indices: list[int]) -> list[list[int]]:
-    """Groups of those `indices` whose pictures look the same."""
+    """Groups of those `indices` whose images look the same."""
     if not indices:
         return []
     thumbnails = np.stack([seen[index].thumbnail for index in indices])
     small = np.array([min(seen[index].size) < SIDE for index in indices])
-    return [[indices[place] for place in group] for group in look_alikes(thumbnails, small)]
+    return [[indices[place] for place in group] for group in find_look_alikes(thumbnails, small)]
 
 
-def _copies(dataset: Dataset, parts: dict[str, Ints], groups: Iterable[list[int]]) -> tuple[Copies, ...]:
+def _copies(dataset: Dataset, parts: dict[str, Ints], groups: Iterable[list[int]]) -> tuple[DuplicateGroup, ...]:
     part_of = {index: part for part, indices in parts.items() for index in indices.tolist()}
     return tuple(
-        Copies(
-            paths=tuple(_text(dataset.pictures.name(index)) for index in group),
+        DuplicateGroup(
+            paths=tuple(_text(dataset.images.name(index)) for index in group),
             classes=tuple(dataset.names[dataset.labels[index]] for index in group),
             parts=tuple(part_of.get(index, str(dataset.parts[index])) for index in group),
         )
@@ -424,11 +424,11 @@ def _listed(what: str, items: Iterable[str]) -> list[str]:
     return [f"{what}: {len(items)}", *(f"  {item}" for item in items[:SHOWN]), *rest] if items else []
 
 
-def _worst_first(copies: Iterable[Copies]) -> list[Copies]:
+def _worst_first(copies: Iterable[DuplicateGroup]) -> list[DuplicateGroup]:
     return sorted(copies, key=lambda group: (not group.across_classes, not group.across_parts))
 
 
-def _one_line(copies: Copies) -> str:
+def _one_line(copies: DuplicateGroup) -> str:
     across = [
         f"across {what} ({', '.join(sorted(set(values)))})"
         for what, values, apart in (

@@ -26,7 +26,7 @@ _OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
-def decoding_bytes(image: ImageFile, data: bytes, factor: int, *, deep: bool) -> int:
+def estimate_decoding_bytes(image: ImageFile, data: bytes, factor: int, *, deep: bool) -> int:
     """Bytes that decoding `image`, opened from `data`, takes at its peak, the RGB pixels that come back included.
 
     `factor`: by how much it is reduced. `deep`: whether all bits of 16-bit colours are wanted.
@@ -35,7 +35,7 @@ def decoding_bytes(image: ImageFile, data: bytes, factor: int, *, deep: bool) ->
     pixels = width * height
     reduced = pixels // factor**2
     if isinstance(image, JpegImageFile):
-        return STRIP_BYTES + 7 * reduced + (int(_coefficients(image) * pixels) if scan_count(data) > 1 else 0)
+        return STRIP_BYTES + 7 * reduced + (int(_coefficients(image) * pixels) if count_scans(data) > 1 else 0)
     native = _OF_MODE.get(image.mode, 4)
     decoder = 0
     if isinstance(image, WebPImageFile):
@@ -53,7 +53,7 @@ def decoding_bytes(image: ImageFile, data: bytes, factor: int, *, deep: bool) ->
     return STRIP_BYTES + (twice * native + decoder) * pixels + 3 * reduced
 
 
-def scan_count(jpeg: bytes) -> int:
+def count_scans(jpeg: bytes) -> int:
     """How many scans the first image of a JPEG file has; each is a pass over its pixels."""
     at, count = 2, 0
     while at + 4 <= len(jpeg):
@@ -74,7 +74,7 @@ def _coefficients(image: JpegImageFile) -> float:
     return 2 * sum(across * down for across, down in bands) / largest
 
 
-class DecodingMemory:
+class DecodingBudget:
     """Bytes that the decoders of one process may take together, so that many threads do not take many times as much."""
 
     def __init__(self, limit: int) -> None:
@@ -82,7 +82,7 @@ class DecodingMemory:
         self._changed = threading.Condition()
 
     @contextmanager
-    def reserved(self, count: float) -> Iterator[None]:
+    def reserve(self, count: float) -> Iterator[None]:
         """Hold `count` bytes during the body, once they are free; more than the limit is given to one alone."""
         if count < SMALL:
             yield

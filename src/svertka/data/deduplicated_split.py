@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.data.dataset import Dataset, Ints
-from svertka.data.file_accounting import Account
+from svertka.data.file_accounting import FileAccount
 from svertka.data.group_split import split_groups
-from svertka.data.split import redraw, split
+from svertka.data.split import reseed, split
 from svertka.escaping import join_first
 
 WARNED_SHARE = 0.01  # of a part that resembles what was trained on; above it, the report says so
@@ -45,7 +45,7 @@ class Overlap:
 
 
 @dataclass(frozen=True, eq=False)
-class Division:
+class DatasetSplit:
     """`indices` of the images in "train", "val" and "test", each (n,) int64, ascending.
 
     `overlaps`: what the source has in several parts. `notes`: what else to know of how it was divided, sentences.
@@ -55,23 +55,23 @@ class Division:
     overlaps: tuple[Overlap, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def told(self, account: Account) -> Account:
+    def add_to(self, account: FileAccount) -> FileAccount:
         """`account` with what this says: large overlaps are warnings, for they put the results in doubt."""
         large = [one.sentence for one in self.overlaps if one.is_large]
         small = [one.sentence for one in self.overlaps if not one.is_large]
         return replace(account, notes=(*account.notes, *self.notes, *small), warnings=(*account.warnings, *large))
 
 
-def divided_by_content(
+def split_by_content(
     dataset: Dataset, digests: Sequence[bytes], good: Ints, val: float, test: float, *, turn: int = 0
-) -> Division:
+) -> DatasetSplit:
     """As `divided`, but by nothing except the contents: as all runs were before they recorded their images."""
-    contents = redraw([digests[i] for i in good.tolist()], turn)
+    contents = reseed([digests[i] for i in good.tolist()], turn)
     chosen = split(contents, dataset.labels[good], dataset.parts[good], val, test)
-    return Division({part: good[places] for part, places in chosen.items()})
+    return DatasetSplit({part: good[places] for part, places in chosen.items()})
 
 
-def divided(
+def split_dataset(
     dataset: Dataset,
     digests: Sequence[bytes],
     good: Ints,
@@ -81,7 +81,7 @@ def divided(
     alike: Sequence[Sequence[int]],
     turn: int = 0,
     inherited: frozenset[bytes] = frozenset(),
-) -> Division:
+) -> DatasetSplit:
     """The images at `good` of `dataset` in their parts; `val`, `test`: shares, as for `split`.
 
     Copies, near-duplicates and images of one group are kept in one part where the source does not say which. Where it
@@ -96,7 +96,7 @@ def divided(
     """
     contents = [digests[i] for i in good.tolist()]
     labels, named = dataset.labels[good], dataset.parts[good]
-    void = void_parts(contents, named, inherited)
+    void = find_duplicate_parts(contents, named, inherited)
     named = np.where(np.isin(named, list(void)), COPIES, named)
     notes = _contradictions(dataset, good, contents)
     place_of = {int(index): place for place, index in enumerate(good)}
@@ -118,7 +118,7 @@ def divided(
         are = "image trained" if learnt == 1 else "images trained"
         notes.append(f"{learnt:,} {are} the weights that it starts from, and cannot be taken for val or test")
     if groups is None:
-        chosen = split(redraw(keys, turn), labels, named, val, test, pinned=set(redraw(sorted(pinned), turn)))
+        chosen = split(reseed(keys, turn), labels, named, val, test, pinned=set(reseed(sorted(pinned), turn)))
     else:
         notes.append(f"images of one group are kept in one part; there are {len(set(groups.tolist()) - {''}):,} groups")
         chosen = split_groups(dataset, keys, labels, named, val, test, turn=turn, pinned=pinned)
@@ -131,7 +131,9 @@ def divided(
     return _without_copies(dataset, good, contents, chosen, together, groups, inherited, notes, void, drawn)
 
 
-def void_parts(contents: Sequence[bytes], named: npt.NDArray[np.str_], inherited: frozenset[bytes]) -> dict[str, Ints]:
+def find_duplicate_parts(
+    contents: Sequence[bytes], named: npt.NDArray[np.str_], inherited: frozenset[bytes]
+) -> dict[str, Ints]:
     """The parts that the source names and of which every image is a copy of one to train on: places of these images."""
     learnt = {content for content, part in zip(contents, named.tolist(), strict=True) if part in ("", "train")}
     found = {part: np.flatnonzero(named == part).astype(np.int64) for part in ("val", "test")}
@@ -149,7 +151,7 @@ def _contradictions(dataset: Dataset, good: Ints, contents: list[bytes]) -> list
     for index, content in zip(good.tolist(), contents, strict=True):
         other = first.setdefault(content, index)
         if dataset.labels[other] != dataset.labels[index]:
-            pairs.append(f"{dataset.pictures.name(other)} = {dataset.pictures.name(index)}")
+            pairs.append(f"{dataset.images.name(other)} = {dataset.images.name(index)}")
     if not pairs:
         return []
     are = "image is a copy" if len(pairs) == 1 else "images are copies"
@@ -194,7 +196,7 @@ def _without_copies(
     notes: list[str],
     void: dict[str, Ints],
     val_is_drawn: bool,
-) -> Division:
+) -> DatasetSplit:
     """`chosen` without the copies that the source itself has in several parts, and what of it is in doubt.
 
     `void`: what was left out of it before, for being copies. `val_is_drawn`: val was taken from the training images of
@@ -208,7 +210,7 @@ def _without_copies(
 
     def note(part: str, how: str, places: list[int], names: list[str] | None = None, total: int | None = None) -> None:
         if places:
-            named = names or [dataset.pictures.name(int(good[place])) for place in places]
+            named = names or [dataset.images.name(int(good[place])) for place in places]
             overlaps.append(Overlap(part, how, len(places), total or len(chosen[part]), tuple(named)))
 
     for part, some in void.items():
@@ -234,4 +236,4 @@ def _without_copies(
             of_group = [place for place in left if groups[place] in groups_learnt]
             named = list(dict.fromkeys(str(groups[place]) for place in of_group))
             note(part, "are of groups that are in the training set, too", of_group, named)
-    return Division({part: good[kept[part]] for part in kept}, tuple(overlaps), tuple(notes))
+    return DatasetSplit({part: good[kept[part]] for part in kept}, tuple(overlaps), tuple(notes))

@@ -39,7 +39,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Account:
+class FileAccount:
     """All files under a SOURCE that are not used, and what has to be said of how it was read.
 
     `left_out`: images, or what may be some, by path. `not_images`: suffix -> other files. `notes`: sentences on how the
@@ -98,6 +98,6 @@ def _example(path: str) -> str:
     return to_printable(shorten(path, LONGEST))
 
 
-def by_suffix(paths: Iterable[str]) -> tuple[tuple[str, int], ...]:
+def count_by_suffix(paths: Iterable[str]) -> tuple[tuple[str, int], ...]:
     """How many of `paths` have each suffix, the most numerous first."""
     return tuple(sorted(Counter(map(suffix_of, paths)).items(), key=lambda item: (-item[1], item[0])))

@@ -142,7 +142,7 @@ def list_tree(path: Path) -> FileTree:
     return lister.tree
 
 
-def kind_of(folder: Path, names: set[str]) -> str | None:
+def detect_output_kind(folder: Path, names: set[str]) -> str | None:
     """What svertka made `folder`, which holds `names`: "a run", "runs", "an atlas", "overlays"; None: it did not."""
     begun = names <= {".lock", "checkpoint"} and ".lock" in names  # a training that prepares its images
     if begun or {"config.json", "model.safetensors"} <= names or {"training.json", "metrics.jsonl"} <= names:
@@ -217,7 +217,7 @@ class _Lister:
             self._unlisted(folder.relative, error)
             return False
         if parent is not None:
-            if kind_of(folder.path, {entry.name for entry in entries}):
+            if detect_output_kind(folder.path, {entry.name for entry in entries}):
                 parent.own = True
                 self.tree.made.append(folder.relative)
                 self._leave_all(folder.path, folder.relative, OWN)

@@ -6,12 +6,12 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from svertka.data.dataset import Dataset, FilePictures
+from svertka.data.dataset import Dataset, FileImages
 from svertka.errors import UsageError
 from svertka.escaping import join_first
 
 
-def grouped_by(dataset: Dataset, pattern: str) -> Dataset:
+def assign_groups(dataset: Dataset, pattern: str) -> Dataset:
     """`dataset` with the group of each image taken from its file name: what `pattern` finds, or its first group ().
 
     A pattern with a slash is searched in the path from the source on instead, as "/(patient[0-9]+)/".
@@ -39,10 +39,10 @@ def grouped_by(dataset: Dataset, pattern: str) -> Dataset:
 
 
 def _searched(dataset: Dataset, index: int, *, whole: bool) -> str:
-    name = dataset.pictures.name(index)
+    name = dataset.images.name(index)
     if not whole:
         return PurePath(name).name
-    root = dataset.pictures.root if isinstance(dataset.pictures, FilePictures) else Path()
+    root = dataset.images.root if isinstance(dataset.images, FileImages) else Path()
     try:
         return "/" + PurePath(name).relative_to(root).as_posix()
     except ValueError:  # an absolute path in a CSV

@@ -16,19 +16,19 @@ FORMS = (
 KNOWN_SHARE = 0.9  # of the files; where fewer are of one form, it says no classes
 
 
-def label_in(path: str, form: re.Pattern[str]) -> str | None:
+def extract_label(path: str, form: re.Pattern[str]) -> str | None:
     """What the name of the file `path` says of its class in this form; None: nothing."""
     match = form.fullmatch(PurePath(path).stem)
     return match[1] if match else None
 
 
-def way_out(paths: Sequence[str]) -> str | None:
+def suggest_labeling(paths: Sequence[str]) -> str | None:
     """What to do where the names of the files `paths` seem to say their classes; None where they do not.
 
     The same two words or more, each in several names, are taken for classes.
     """
     for form in FORMS:
-        labels = [label_in(path, form) for path in paths]
+        labels = [extract_label(path, form) for path in paths]
         counts = Counter(label for label in labels if label)
         many = [label for label, count in counts.items() if count > 1]
         if len(many) > 1 and sum(counts[label] for label in many) >= KNOWN_SHARE * len(paths):

@@ -38,7 +38,7 @@ PLAIN_PARTS = ("train", "val", "valid", "validation", "test")
 
 
 @dataclass(frozen=True, order=True)
-class Entry:
+class LabeledImage:
     """An image's path, its class, its part ("train", "val", "test" or "") and its group ("" where none is said)."""
 
     path: str
@@ -48,10 +48,10 @@ class Entry:
 
 
 @dataclass
-class Layout:
+class FolderLayout:
     """How a tree is understood. Paths are from its root; `ignored`: folders without images, or in no part."""
 
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[LabeledImage] = field(default_factory=list)
     empty_classes: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Layout:
     warnings: list[str] = field(default_factory=list)
 
 
-def understand(tree: FileTree, columns: Mapping[str, str] | None = None) -> Layout:
+def detect_layout(tree: FileTree, columns: Mapping[str, str] | None = None) -> FolderLayout:
     """How the folders of `tree` label its images; `columns`: as for `read_table`, of a table in it.
 
     Raises:
@@ -76,12 +76,12 @@ def clean_name(name: str) -> str:
     return unicodedata.normalize("NFC", name).encode("utf-8", "backslashreplace").decode()
 
 
-def alike(name: str) -> str:
+def normalize_class_name(name: str) -> str:
     """What two class names have in common that differ by case, width, spaces and dashes alone."""
     return re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
 
 
-def united(entries: Sequence[Entry]) -> tuple[list[Entry], list[str], list[str]]:
+def merge_spellings(entries: Sequence[LabeledImage]) -> tuple[list[LabeledImage], list[str], list[str]]:
     """`entries` with one name for classes that differ between parts by case alone; and notes and warnings on names.
 
     Those that differ within a part are two classes, of which a warning says that they may be one.
@@ -89,7 +89,7 @@ def united(entries: Sequence[Entry]) -> tuple[list[Entry], list[str], list[str]]
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
     parts: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
-        spellings[alike(entry.label)][entry.label] += 1
+        spellings[normalize_class_name(entry.label)][entry.label] += 1
         parts[entry.label].add(entry.part or "train")
     called: dict[str, str] = {}
     notes, warnings = [], []
@@ -112,8 +112,8 @@ class _Reader:
     """Fills a Layout."""
 
     def __init__(self, tree: FileTree, columns: Mapping[str, str]) -> None:
-        self.tree, self.columns, self.layout = tree, columns, Layout()
-        self.found: list[tuple[Entry, Folder | None]] = []
+        self.tree, self.columns, self.layout = tree, columns, FolderLayout()
+        self.found: list[tuple[LabeledImage, Folder | None]] = []
         self.reasons: list[
             tuple[bool, str]
         ] = []  # why tables were not read, and whether they are of another part than train
@@ -138,7 +138,7 @@ class _Reader:
                 self._read_classes(top.folders, "")
         self._keep_once()
         self._name_wordnet_ids(top)
-        self.layout.entries, notes, warnings = united(self.layout.entries)
+        self.layout.entries, notes, warnings = merge_spellings(self.layout.entries)
         self.layout.notes += notes
         self.layout.warnings += warnings
         self._note_rest(top, parts)
@@ -236,7 +236,9 @@ class _Reader:
     def _read_class(self, folder: Folder, name: str, part: str) -> None:
         label = clean_name(name)
         self.found += [
-            (Entry(inside.inside(image), label, part), inside) for inside in folder.walk() for image in inside.images
+            (LabeledImage(inside.inside(image), label, part), inside)
+            for inside in folder.walk()
+            for image in inside.images
         ]
 
     # Tables
@@ -284,7 +286,7 @@ class _Reader:
             path = PurePosixPath(folder.relative, row.path).as_posix()
             if path in left_out:
                 continue
-            self.found.append((Entry(path, clean_name(row.label), part or row.part, row.group), None))
+            self.found.append((LabeledImage(path, clean_name(row.label), part or row.part, row.group), None))
 
     # What is odd
 
@@ -322,7 +324,14 @@ class _Reader:
         labels = {entry.path: entry.label for entry, _ in self.found}
         for table in tables:
             rows = [(labels.get(top.inside(row.path)), row) for row in table.rows]
-            other = next((row for label, row in rows if label and alike(label) != alike(row.label)), None)
+            other = next(
+                (
+                    row
+                    for label, row in rows
+                    if label and normalize_class_name(label) != normalize_class_name(row.label)
+                ),
+                None,
+            )
             if other is not None:
                 self.layout.warnings.append(
                     f"{table.file} gives {other.path} the label {other.label}, but its folder is taken for its class; "
@@ -354,7 +363,7 @@ class _Reader:
         ids = {entry.label for entry in self.layout.entries}
         if "words.txt" not in top.other or not ids or not all(map(imagenet.WORDNET.fullmatch, ids)):
             return
-        names = imagenet.words(top.path / "words.txt", ids)
+        names = imagenet.read_wordnet_names(top.path / "words.txt", ids)
         counts = Counter(names.values())
         called = {one: name if counts[name] == 1 else f"{name} ({one})" for one, name in sorted(names.items())}
         self.layout.notes.append(

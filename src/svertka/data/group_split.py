@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.data.dataset import Dataset, Ints
-from svertka.data.split import refuse_shares
+from svertka.data.split import check_shares
 from svertka.errors import DataError
 
 FOLDS = 20  # at most; shares are rounded to so many parts
@@ -34,7 +34,7 @@ def split_groups(
         UsageError: the shares leave nothing to learn from.
         DataError: the groups cannot be divided so.
     """
-    refuse_shares(val, test)
+    check_shares(val, test)
     chosen = np.where(parts == "", "train", parts).astype("<U5")
     shares = {"test": 0.0 if (parts == "test").any() else test, "val": 0.0 if (parts == "val").any() else val}
     left = 1.0

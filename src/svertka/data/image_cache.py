@@ -1,4 +1,4 @@
-"""The squares of a data set's pictures: each decoded once, then read from the disk."""
+"""The squares of a data set's images: each decoded once, then read from the disk."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -14,47 +14,47 @@ import PIL
 import simplejpeg
 
 from svertka import distributed
-from svertka.data.content_hash import digests, origin
-from svertka.data.dataset import ArrayPictures, Dataset, FilePictures, Ints, Pictures, Pixels, decoding_of
-from svertka.data.image_io import SUFFIXES, Decoding, intensities, read_header
+from svertka.data.content_hash import hash_images, resolve_subset
+from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, Ints, Pixels, decoding_of
+from svertka.data.image_io import SUFFIXES, Decoding, measure_intensities, read_header
+from svertka.data.parallel_map import map_chunks
 from svertka.data.pixel_statistics import Rows
-from svertka.data.prefetch import ahead
 from svertka.data.preprocessing import Fit
 from svertka.data.record_store import ANNOUNCED, RECORD, ByteStore, announce
-from svertka.data.row_format import HEAD, Facts, Layout, Row, facts_of
-from svertka.errors import DataError, PictureError, StorageError
+from svertka.data.row_format import HEAD, ImageInfo, RowLayout, StoredImage, read_info
+from svertka.errors import DataError, ImageError, StorageError
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
 from svertka.progress import progress, say
 
-__all__ = ["Prepared", "Rows", "prepare"]
+__all__ = ["PreparedImages", "Rows", "prepare_images"]
 
-VERSION = 2  # of what `image_io.decode` and `row_format.Row` make of a picture; another finds nothing stored
+VERSION = 2  # of what `image_io.decode` and `row_format.Row` make of an image; another finds nothing stored
 IN_MEMORY = 2**29  # bytes of squares, made from an array, that are kept in memory; more are made when they are needed
 CHUNK_BYTES = 2**24  # of squares between two writes to the disk, and
-CHUNK = 256  # pictures at most, since each is lost if the process is killed before the write
-SAMPLED = 32  # pictures, of whose sizes it is told how much all will take
+CHUNK = 256  # images at most, since each is lost if the process is killed before the write
+SAMPLED = 32  # images, of whose sizes it is told how much all will take
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class PreparedImages:
     """A data set's squares.
 
-    `rows[indices]`: those of the pictures at `indices` (B,), as (B, S, S, C) uint8. `digests`: of their contents, 16
-    bytes each, b"" for a file that cannot be read. `bad`: pictures that have no square, by index, and why. `facts`: of
-    the others in files, by index, what they are. `stored`: pictures whose square is on disk. `decoded`: contents that
+    `rows[indices]`: those of the images at `indices` (B,), as (B, S, S, C) uint8. `digests`: of their contents, 16
+    bytes each, b"" for a file that cannot be read. `bad`: images that have no square, by index, and why. `facts`: of
+    the others in files, by index, what they are. `stored`: images whose square is on disk. `decoded`: contents that
     this process decoded now. `unstored`: why not every square is on disk, a sentence; None if each is, or in memory.
     """
 
     rows: Rows
     digests: list[bytes]
     bad: dict[int, str]
-    facts: dict[int, Facts]
+    info: dict[int, ImageInfo]
     stored: int
     decoded: int
     unstored: str | None
 
 
-def prepare(
+def prepare_images(
     dataset: Dataset,
     resize: int,
     channels: int,
@@ -65,50 +65,52 @@ def prepare(
     threads: int,
     cache_limit: int | None = None,
     survey: bool = False,
-) -> Prepared:
-    """The pictures of `dataset` as `preprocessing.squared` makes them, ready to be read in any order.
+) -> PreparedImages:
+    """The images of `dataset` as `preprocessing.squared` makes them, ready to be read in any order.
 
     Files are decoded once, by `threads` threads, and their squares stored in the cache folder, found again by their
-    content; where the picture is smaller than its square it is stored itself. `cache_limit`: bytes that all stored
+    content; where the image is smaller than its square it is stored itself. `cache_limit`: bytes that all stored
     squares may take there (None: as `ByteStore` says). Those for which there is no room, or no disk that can be
     written, are decoded whenever asked for, and those that the disk does not give back as they were. Of several
-    processes each decodes its share, and all return when all are done. Pictures in memory stay there.
+    processes each decodes its share, and all return when all are done. Images in memory stay there.
 
-    `only`: (n,) indices of the pictures that are wanted; of the others nothing is read, and there is no digest.
-    `survey`: of pictures of 16 bits only find out what values they use; they get no row.
+    `only`: (n,) indices of the images that are wanted; of the others nothing is read, and there is no digest.
+    `survey`: of images of 16 bits only find out what values they use; they get no row.
     """
     if only is not None:
         part = dataset.take(only)
-        some = prepare(part, resize, channels, pad_to, fit=fit, threads=threads, cache_limit=cache_limit, survey=survey)
+        some = prepare_images(
+            part, resize, channels, pad_to, fit=fit, threads=threads, cache_limit=cache_limit, survey=survey
+        )
         return _at(only, len(dataset), some)
-    squares = _Squares(dataset.pictures, Layout(resize, channels, max(resize, pad_to), fit), threads, survey=survey)
-    contents, unreadable = digests(dataset.pictures, threads)
-    source, where = origin(dataset.pictures)
-    if isinstance(source, ArrayPictures):
+    squares = _Squares(dataset.images, RowLayout(resize, channels, max(resize, pad_to), fit), threads, survey=survey)
+    contents, unreadable = hash_images(dataset.images, threads)
+    source, where = resolve_subset(dataset.images)
+    if isinstance(source, ArrayImages):
         rows: Rows = squares
         everything = np.arange(len(where), dtype=np.int64)
         if source.array.shape[1:] == squares.layout.shape and resize == squares.layout.side:
             rows = _ArrayRows(source.array, where)
         elif len(where) * squares.layout.bytes <= IN_MEMORY:
             rows = _ArrayRows(squares[everything], everything)
-        return Prepared(rows, contents, {}, {}, 0, 0, None)
+        return PreparedImages(rows, contents, {}, {}, 0, 0, None)
     return _through_store(squares, contents, unreadable, cache_limit)
 
 
-def _at(indices: Ints, count: int, some: Prepared) -> Prepared:
-    """What was prepared of the pictures at `indices`, of `count`, by their places among all."""
+def _at(indices: Ints, count: int, some: PreparedImages) -> PreparedImages:
+    """What was prepared of the images at `indices`, of `count`, by their places among all."""
     where = np.full(count, -1, np.int64)
     where[indices] = np.arange(len(indices))
     found = [b""] * count
     for index, digest in zip(indices.tolist(), some.digests, strict=True):
         found[index] = digest
     bad = {int(indices[place]): reason for place, reason in some.bad.items()}
-    facts = {int(indices[place]): fact for place, fact in some.facts.items()}
-    return replace(some, rows=_SomeRows(some.rows, where), digests=found, bad=bad, facts=facts)
+    facts = {int(indices[place]): fact for place, fact in some.info.items()}
+    return replace(some, rows=_SomeRows(some.rows, where), digests=found, bad=bad, info=facts)
 
 
 class _SomeRows:
-    """Rows of some pictures by their places among all; `where` (N,) says which row, -1 that there is none."""
+    """Rows of some images by their places among all; `where` (N,) says which row, -1 that there is none."""
 
     def __init__(self, rows: Rows, where: Ints) -> None:
         self.rows, self.where = rows, where
@@ -119,22 +121,22 @@ class _SomeRows:
     def __getitem__(self, indices: Ints) -> Pixels:
         places = self.where[indices]
         if len(places) and places.min() < 0:
-            raise IndexError("a picture was not among those prepared")
+            raise IndexError("an image was not among those prepared")
         return self.rows[places]
 
 
-def misnamed_among(pictures: Pictures, facts: Mapping[int, Facts]) -> list[tuple[str, str]]:
-    """Path and format of the pictures with these `facts` whose name says another format."""
+def find_misnamed(images: Images, facts: Mapping[int, ImageInfo]) -> list[tuple[str, str]]:
+    """Path and format of the images with these `facts` whose name says another format."""
     found = []
     for index, one in sorted(facts.items()):
-        name = pictures.name(index)
+        name = images.name(index)
         if SUFFIXES.get(Path(name).suffix.lower(), one.format) != one.format:
             found.append((name, one.format))
     return found
 
 
 class _ArrayRows:
-    """Rows of an array in memory; `where` (N,) says which of them each picture is."""
+    """Rows of an array in memory; `where` (N,) says which of them each image is."""
 
     def __init__(self, array: Pixels, where: Ints) -> None:
         self.array, self.where = array, where
@@ -149,12 +151,12 @@ class _ArrayRows:
 class _Squares:
     """Rows decoded whenever asked for."""
 
-    def __init__(self, pictures: Pictures, layout: Layout, threads: int, *, survey: bool = False) -> None:
-        self.pictures, self.layout, self.threads, self.survey = pictures, layout, threads, survey
-        self.source, self.where = origin(pictures)
+    def __init__(self, images: Images, layout: RowLayout, threads: int, *, survey: bool = False) -> None:
+        self.images, self.layout, self.threads, self.survey = images, layout, threads, survey
+        self.source, self.where = resolve_subset(images)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, indices: Ints) -> Pixels:
         rows = np.empty((len(indices), *self.layout.shape), np.uint8)
@@ -167,37 +169,37 @@ class _Squares:
         """How the files are decoded."""
         return decoding_of(self.source)
 
-    def row(self, index: int) -> Row:
-        """What is stored of picture `index`.
+    def row(self, index: int) -> StoredImage:
+        """What is stored of image `index`.
 
         Raises:
-            PictureError: it cannot be read.
+            ImageError: it cannot be read.
         """
-        if not isinstance(self.source, FilePictures):
-            return Row.of(self.pictures.read(index, min_side=self.layout.resize), self.layout)
-        if self.survey and (facts := self._surveyed(self.source.content(int(self.where[index])))):
-            return Row(facts, np.empty((0, 0, 1), np.uint8))
-        decoded = self.source.decoded(int(self.where[index]), self.layout.resize)
-        return Row.of(decoded.pixels, self.layout, decoded.format, deep=decoded.deep)
+        if not isinstance(self.source, FileImages):
+            return StoredImage.from_image(self.images.read(index, min_side=self.layout.resize), self.layout)
+        if self.survey and (facts := self._surveyed(self.source.read_bytes(int(self.where[index])))):
+            return StoredImage(facts, np.empty((0, 0, 1), np.uint8))
+        decoded = self.source.decode(int(self.where[index]), self.layout.resize)
+        return StoredImage.from_image(decoded.pixels, self.layout, decoded.format, deep=decoded.deep)
 
     def square(self, index: int) -> Pixels:
-        """The square of picture `index`.
+        """The square of image `index`.
 
         Raises:
             DataError: it cannot be read.
         """
         try:
             return self.row(index).square(self.layout)
-        except PictureError as error:
-            name = self.pictures.name(index)
+        except ImageError as error:
+            name = self.images.name(index)
             raise DataError(f"{name} cannot be read: {error}; put it right or take it away, and start again") from error
 
-    def _surveyed(self, content: bytes) -> Facts | None:
-        """Of a picture of 16 bits, what values it uses; of others None."""
+    def _surveyed(self, content: bytes) -> ImageInfo | None:
+        """Of an image of 16 bits, what values it uses; of others None."""
         header = read_header(content, self.decoding)
         if not header.deep:
             return None
-        return Facts(header.format, header.size[::-1], True, intensities(content, self.decoding))
+        return ImageInfo(header.format, header.size[::-1], True, measure_intensities(content, self.decoding))
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:
@@ -231,17 +233,17 @@ class _StoredRows:
         return rows
 
     def _read(self, index: int, row: Pixels) -> bool:
-        """Whether `row` (S, S, C) now holds what is stored of picture `index`."""
+        """Whether `row` (S, S, C) now holds what is stored of image `index`."""
         position = int(self.positions[index])
         if position < 0:
             return False
         try:
             data = self.store.read(position)
         except StorageError as error:
-            return self._tell(f"{error}; until then pictures are decoded again")
+            return self._tell(f"{error}; until then images are decoded again")
         if data is None:
-            return self._tell(f"{self.squares.pictures.name(index)} was damaged in {self.store.folder}; decoded again")
-        row[...] = Row.unpacked(data).square(self.squares.layout)
+            return self._tell(f"{self.squares.images.name(index)} was damaged in {self.store.folder}; decoded again")
+        row[...] = StoredImage.unpack(data).square(self.squares.layout)
         return True
 
     def _tell(self, sentence: str) -> bool:
@@ -251,9 +253,11 @@ class _StoredRows:
         return False
 
 
-def _through_store(squares: _Squares, contents: list[bytes], unreadable: dict[int, str], limit: int | None) -> Prepared:
-    pictures = squares.pictures
-    readable = [index for index in range(len(pictures)) if index not in unreadable]
+def _through_store(
+    squares: _Squares, contents: list[bytes], unreadable: dict[int, str], limit: int | None
+) -> PreparedImages:
+    images = squares.images
+    readable = [index for index in range(len(images)) if index not in unreadable]
     first: dict[bytes, int] = {}
     for index in readable:
         first.setdefault(contents[index], index)
@@ -269,7 +273,7 @@ def _through_store(squares: _Squares, contents: list[bytes], unreadable: dict[in
     share = [content for content in share if content in missing]
     _announce(squares, store, [first[content] for content in missing])
     fresh, known, unstored = _decode(squares, store, {content: first[content] for content in share}, unstored)
-    lasting = {one: str(error) for one, error in fresh.items() if _lasts(error, pictures, first[one], contents)}
+    lasting = {one: str(error) for one, error in fresh.items() if _lasts(error, images, first[one], contents)}
     for others in distributed.all_gather(({one: str(error) for one, error in fresh.items()}, known)):
         reasons.update(others[0])
         known = known | others[1]
@@ -278,7 +282,7 @@ def _through_store(squares: _Squares, contents: list[bytes], unreadable: dict[in
 
     bad = unreadable | {index: reasons[contents[index]] for index in readable if contents[index] in reasons}
     good = [index for index in readable if index not in bad]
-    positions = np.full(len(pictures), -1, np.int64)
+    positions = np.full(len(images), -1, np.int64)
     try:
         if store is not None:
             positions[good] = _places(store, [contents[index] for index in good], squares)
@@ -287,14 +291,14 @@ def _through_store(squares: _Squares, contents: list[bytes], unreadable: dict[in
         store, unstored = None, str(error)
     stored = int((positions >= 0).sum())
     left = len(good) - stored
-    return Prepared(
+    return PreparedImages(
         rows=_StoredRows(store, positions, squares) if store is not None else squares,
         digests=contents,
         bad=bad,
-        facts={index: known[contents[index]] for index in good},
+        info={index: known[contents[index]] for index in good},
         stored=stored,
         decoded=len(share),
-        unstored=f"{left} pictures are decoded again whenever they are needed: {unstored}" if left else None,
+        unstored=f"{left} images are decoded again whenever they are needed: {unstored}" if left else None,
     )
 
 
@@ -314,13 +318,13 @@ def _places(store: ByteStore, contents: Sequence[bytes], squares: _Squares) -> I
     return plain
 
 
-def _facts(store: ByteStore, position: int) -> Facts:
+def _facts(store: ByteStore, position: int) -> ImageInfo:
     head = store.read(position, HEAD.size)
     assert head is not None  # only whole rows are compared with their checksum
-    return facts_of(head)
+    return read_info(head)
 
 
-def _open_store(layout: Layout, limit: int | None) -> tuple[ByteStore | None, str]:
+def _open_store(layout: RowLayout, limit: int | None) -> tuple[ByteStore | None, str]:
     """The store of these squares, and why there may be no room in it; None, and why there is none."""
     fit = "" if layout.fit == "crop" else f"-{layout.fit}"
     name = f"squares-{layout.side}-{layout.channels}-resized-{layout.resize}{fit}-version-{VERSION}"
@@ -341,43 +345,43 @@ def _found(store: ByteStore, wanted: set[bytes], squares: _Squares) -> set[bytes
 
 
 def _announce(squares: _Squares, store: ByteStore | None, indices: Sequence[int]) -> None:
-    """Say what the rows of the pictures at `indices` will take on disk, before they are written."""
+    """Say what the rows of the images at `indices` will take on disk, before they are written."""
     if store is None or len(indices) * (squares.layout.bytes + RECORD.itemsize) < ANNOUNCED:
         return
     sizes = []
     for index in indices[:: -(-len(indices) // SAMPLED)]:
-        with suppress(PictureError):
-            height, width = squares.pictures.size(index)
+        with suppress(ImageError):
+            height, width = squares.images.size(index)
             used = min(height, width) ** 2 if squares.layout.fit == "crop" else height * width
             sizes.append(min(3 * used, squares.layout.bytes))
-    announce("decoded pictures", len(indices) * float(np.mean(sizes or [squares.layout.bytes])), store)
+    announce("decoded images", len(indices) * float(np.mean(sizes or [squares.layout.bytes])), store)
 
 
 def _decode(
     squares: _Squares, store: ByteStore | None, indices: dict[bytes, int], unstored: str
-) -> tuple[dict[bytes, PictureError], dict[bytes, Facts], str]:
-    """Decode the pictures at `indices` and store their rows: the bad ones, of the others what they are, and why there
+) -> tuple[dict[bytes, ImageError], dict[bytes, ImageInfo], str]:
+    """Decode the images at `indices` and store their rows: the bad ones, of the others what they are, and why there
     may be no room."""
 
-    def attempt(content: bytes) -> Row | PictureError:
+    def attempt(content: bytes) -> StoredImage | ImageError:
         try:
             return squares.row(indices[content])
-        except PictureError as error:
+        except ImageError as error:
             return error
 
-    bad: dict[bytes, PictureError] = {}
-    known: dict[bytes, Facts] = {}
+    bad: dict[bytes, ImageError] = {}
+    known: dict[bytes, ImageInfo] = {}
     contents = list(indices)
     chunk = max(min(CHUNK, CHUNK_BYTES // squares.layout.bytes), squares.threads)
     with progress("decoding", len(contents)) as shown:
-        for number, results in enumerate(ahead(attempt, contents, squares.threads, chunk)):
+        for number, results in enumerate(map_chunks(attempt, contents, squares.threads, chunk)):
             rows: dict[bytes, Pixels] = {}
             for content, result in zip(contents[number * chunk :], results, strict=False):
-                if isinstance(result, PictureError):
+                if isinstance(result, ImageError):
                     bad[content] = result
                 else:
-                    known[content] = result.facts
-                    rows[_key(content, squares, deep=result.facts.deep)] = result.packed()
+                    known[content] = result.info
+                    rows[_key(content, squares, deep=result.info.deep)] = result.pack()
             if store is not None and rows:
                 try:
                     if (store.append_bytes(list(rows), list(rows.values())) < 0).any():
@@ -388,16 +392,16 @@ def _decode(
     return bad, known, unstored
 
 
-def _lasts(error: PictureError, pictures: Pictures, index: int, contents: list[bytes]) -> bool:
-    """Whether the picture is bad by its content, not because the file or the memory was gone at that moment."""
+def _lasts(error: ImageError, images: Images, index: int, contents: list[bytes]) -> bool:
+    """Whether the image is bad by its content, not because the file or the memory was gone at that moment."""
     try:
-        return not isinstance(error.__cause__, MemoryError) and pictures.digest(index) == contents[index]
-    except PictureError:
+        return not isinstance(error.__cause__, MemoryError) and images.digest(index) == contents[index]
+    except ImageError:
         return False
 
 
 def _bad_header(decoding: Decoding) -> dict[str, object]:
-    """What decides, besides the content, whether a picture is bad."""
+    """What decides, besides the content, whether an image is bad."""
     decoders = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__, "heif": _version_of("pillow-heif")}
     limits = {"pixels": decoding.max_pixels, "memory": decoding.max_memory}
     return {"version": VERSION} | decoders | limits
@@ -411,7 +415,7 @@ def _version_of(package: str) -> str | None:
 
 
 def _known_bad(decoding: Decoding) -> dict[bytes, str]:
-    """Pictures that were found bad before, by content, and why."""
+    """Images that were found bad before, by content, and why."""
     try:
         value = read_json(cache_folder("pictures") / "bad.json", 2**28)
         if value["header"] != _bad_header(decoding):

@@ -25,9 +25,9 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from svertka.data.decode_memory import WEBP_BYTES, DecodingMemory, decoding_bytes, scan_count
-from svertka.data.pixel_modes import Pixels, Range, Source, over_white, shades
-from svertka.errors import FormatError, PictureError, SizeError, UsageError
+from svertka.data.decode_memory import WEBP_BYTES, DecodingBudget, count_scans, estimate_decoding_bytes
+from svertka.data.pixel_modes import Pixels, Range, RawImage, composite_on_white, shades
+from svertka.errors import FormatError, ImageError, SizeError, UsageError
 from svertka.escaping import join_first, to_printable
 from svertka.files import format_bytes, read_regular
 
@@ -113,7 +113,7 @@ SUFFIXES = {
 TURNED = (5, 6, 7, 8)  # EXIF orientations of images that are stored on their side
 
 _BITS, _STRIPS, _BANDS, _TILE_WIDTH, _TILE_LENGTH, _TILES, _SAMPLE_FORMAT = 258, 273, 277, 322, 323, 324, 339
-_IN_USE = DecodingMemory(2 * MEMORY_LIMIT)
+_IN_USE = DecodingBudget(2 * MEMORY_LIMIT)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Decoding:
             raise UsageError(f"max_pixels={max_pixels} must be at least 1")
         return cls(max_pixels, max(MEMORY_LIMIT, MEMORY_LIMIT * max_pixels // PIXEL_LIMIT))
 
-    def within(self, intensity_range: Range | None) -> "Decoding":
+    def with_intensity_range(self, intensity_range: Range | None) -> "Decoding":
         """The same with another range of 16-bit values."""
         return replace(self, intensity_range=intensity_range)
 
@@ -159,7 +159,7 @@ class Decoded:
     deep: bool
 
 
-def read_picture(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAULT) -> Pixels:
+def read_image(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAULT) -> Pixels:
     """The pixels of the image in `data`, as `decode` gives it."""
     return decode(data, min_side, decoding).pixels
 
@@ -173,30 +173,30 @@ def decode(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAUL
     comes back reduced by 2, 4 or 8 where that leaves `SPARE` times as much. Safe to call from several threads.
 
     Raises:
-        PictureError: it cannot be read; the message is the reason. It is a FormatError where it is in none of these
+        ImageError: it cannot be read; the message is the reason. It is a FormatError where it is in none of these
         formats, a SizeError where it is too large.
     """
     with _refusal(decoding):
         image, factor, cost = _planned(data, min_side, decoding)
         deep = decoding.intensity_range is not None
         name = format_of(data) or ""
-        with _IN_USE.reserved(cost):
+        with _IN_USE.reserve(cost):
             if isinstance(image, JpegImageFile):
-                if (scans := scan_count(data)) > SCANS:
-                    raise PictureError(f"{scans} scans, more than the limit of {SCANS}; save it anew")
+                if (scans := count_scans(data)) > SCANS:
+                    raise ImageError(f"{scans} scans, more than the limit of {SCANS}; save it anew")
                 pixels = _decode_jpeg(data, image, factor)
                 if pixels is not None:
                     return Decoded(_upright(pixels, image), name, deep=False)
                 factor = 1  # Pillow decodes it reduced
-            source = _decoded(Source.of(image), data, deep=deep)
+            source = _decoded(RawImage.of(image), data, deep=deep)
             return Decoded(_upright(source.pixels(factor, decoding.intensity_range), image), name, source.deep)
 
 
-def memory_needed(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAULT) -> int:
+def estimate_memory(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAULT) -> int:
     """Bytes that `decode` takes for the image in `data`, from its header.
 
     Raises:
-        PictureError: it is refused for what its header says.
+        ImageError: it is refused for what its header says.
     """
     with _refusal(decoding):
         if format_of(data) == "WebP":  # whose decoder takes the memory as soon as it is made
@@ -213,26 +213,26 @@ def _planned(data: bytes, min_side: int | None, decoding: Decoding) -> tuple[Ima
 
 
 def read_file(path: str | Path, min_side: int | None = None, decoding: Decoding = DEFAULT) -> Pixels:
-    """The image in the file `path`, as `read_picture` gives it.
+    """The image in the file `path`, as `read_image` gives it.
 
     Raises:
-        PictureError: as `read_picture`; or it is no regular file, or a very large one.
+        ImageError: as `read_image`; or it is no regular file, or a very large one.
     """
-    return read_picture(content(path, decoding), min_side, decoding)
+    return read_image(read_bytes(path, decoding), min_side, decoding)
 
 
-def content(path: str | Path, decoding: Decoding = DEFAULT) -> bytes:
+def read_bytes(path: str | Path, decoding: Decoding = DEFAULT) -> bytes:
     """The bytes of the image file `path`; a pipe, a device or a file beyond `decoding.max_memory` is not read.
 
     Raises:
-        PictureError: it cannot be read.
+        ImageError: it cannot be read.
     """
     try:
         return read_regular(Path(path), decoding.max_memory)
     except OSError as error:
-        raise PictureError((error.strerror or str(error)).lower()) from error
+        raise ImageError((error.strerror or str(error)).lower()) from error
     except ValueError as error:
-        raise PictureError(str(error)) from error
+        raise ImageError(str(error)) from error
 
 
 def format_of(data: bytes) -> str | None:
@@ -240,13 +240,13 @@ def format_of(data: bytes) -> str | None:
     return next((name for name, (start, _) in DECODERS.items() if start.match(data[:64])), None)
 
 
-def misnamed(path: str | Path, data: bytes) -> str | None:
+def detect_misnamed(path: str | Path, data: bytes) -> str | None:
     """The format of `data` where the suffix of `path` names another one, else None."""
     claimed, found = SUFFIXES.get(Path(path).suffix.lower()), format_of(data)
     return found if claimed is not None and found != claimed else None
 
 
-def misnamed_sentence(found: Sequence[tuple[str, str]]) -> str | None:
+def describe_misnamed(found: Sequence[tuple[str, str]]) -> str | None:
     """What to say of files, path and format, whose names say another format; None if there are none."""
     if not found:
         return None
@@ -269,31 +269,31 @@ def read_header(data: bytes, decoding: Decoding = DEFAULT) -> Header:
     """The header of the image in `data`.
 
     Raises:
-        PictureError: it cannot be read.
+        ImageError: it cannot be read.
     """
     with _refusal(decoding), _opened(data, decoding.max_memory) as image:
         orientation = _orientation(image)
-        deep = Source.of(image).deep
+        deep = RawImage.of(image).deep
         mode = f"{image.mode};16" if deep and not image.mode.startswith("I") else image.mode
         orientation = orientation if orientation in range(1, 9) else 1
         return Header(format_of(data) or "", mode, image.size, orientation, deep)
 
 
-def intensities(data: bytes, decoding: Decoding = DEFAULT) -> Range | None:
+def measure_intensities(data: bytes, decoding: Decoding = DEFAULT) -> Range | None:
     """Of a 16-bit image the values between which nearly all of its pixels lie, else None.
 
     A ten-thousandth of the pixels may lie below, and as many above: a sensor's hot pixels do not count.
 
     Raises:
-        PictureError: it cannot be read.
+        ImageError: it cannot be read.
     """
     with _refusal(decoding):
         image = _opened(data, decoding.max_memory)
-        source = Source.of(image)
+        source = RawImage.of(image)
         if not source.deep:
             return None
         _check_size(image, 1, decoding.max_pixels)
-        with _IN_USE.reserved(_afford(image, data, 1, decoding, deep=True)):
+        with _IN_USE.reserve(_afford(image, data, 1, decoding, deep=True)):
             counts = np.zeros(65536, np.int64)
             for values in _decoded(source, data, deep=True).deep_values():
                 counts += np.bincount(values, minlength=65536)
@@ -304,11 +304,11 @@ def intensities(data: bytes, decoding: Decoding = DEFAULT) -> Range | None:
         return low, high
 
 
-def picture_size(data: bytes, decoding: Decoding = DEFAULT) -> tuple[int, int]:
-    """Height and width of what `read_picture` gives for `data`, from the header alone where that says how it is turned.
+def read_image_size(data: bytes, decoding: Decoding = DEFAULT) -> tuple[int, int]:
+    """Height and width of what `read_image` gives for `data`, from the header alone where that says how it is turned.
 
     Raises:
-        PictureError: as for `read_picture`; but pixels that are damaged may go unnoticed.
+        ImageError: as for `read_image`; but pixels that are damaged may go unnoticed.
     """
     with _refusal(decoding):
         image = _opened(data, decoding.max_memory)
@@ -316,33 +316,33 @@ def picture_size(data: bytes, decoding: Decoding = DEFAULT) -> tuple[int, int]:
         # PNG may say behind the pixels how it is turned, and Pillow turns TIFF as it reads them.
         late = isinstance(image, PngImageFile) and re.search(rb"exif|xmp", data, re.IGNORECASE)
         if late or isinstance(image, TiffImageFile):
-            height, width = read_picture(data, decoding=decoding).shape[:2]
+            height, width = read_image(data, decoding=decoding).shape[:2]
             return height, width
         return image.size if _orientation(image) in TURNED else image.size[::-1]
 
 
-def as_rgb(
-    picture: Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16], intensity_range: Range | None = None
+def to_rgb(
+    image: Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16], intensity_range: Range | None = None
 ) -> Pixels:
-    """`picture` as (H, W, 3) uint8, RGB: a PIL image (turned as its EXIF says), or an array.
+    """`image` as (H, W, 3) uint8, RGB: a PIL image (turned as its EXIF says), or an array.
 
     Arrays are (H, W), (H, W, 1, 3 or 4) uint8, or (H, W), (H, W, 1 or 3) uint16. `intensity_range`: as in `Decoding`.
 
     Raises:
-        PictureError: the PIL image cannot be read, or its pixels have no known range.
+        ImageError: the PIL image cannot be read, or its pixels have no known range.
         UsageError: an array of another shape or type.
     """
-    if isinstance(picture, np.ndarray):
-        return _array_as_rgb(picture, intensity_range)
-    decoding = DEFAULT.within(intensity_range)
+    if isinstance(image, np.ndarray):
+        return _array_as_rgb(image, intensity_range)
+    decoding = DEFAULT.with_intensity_range(intensity_range)
     with _refusal(decoding):
-        source = Source.of(picture)
-        if source.deep and intensity_range and picture.mode.startswith("RGB"):  # of which Pillow drops the lower bits
-            file = picture.fp  # type: ignore[attr-defined]
+        source = RawImage.of(image)
+        if source.deep and intensity_range and image.mode.startswith("RGB"):  # of which Pillow drops the lower bits
+            file = image.fp  # type: ignore[attr-defined]
             file.seek(0)
-            return read_picture(file.read(), decoding=decoding)
-        picture.load()  # before the orientation: PNG may keep it behind the pixels, and TIFF is turned by Pillow here
-        return _upright(source.pixels(1, intensity_range), picture)
+            return read_image(file.read(), decoding=decoding)
+        image.load()  # before the orientation: PNG may keep it behind the pixels, and TIFF is turned by Pillow here
+        return _upright(source.pixels(1, intensity_range), image)
 
 
 def _array_as_rgb(array: npt.NDArray[np.generic], intensity_range: Range | None) -> Pixels:
@@ -357,17 +357,17 @@ def _array_as_rgb(array: npt.NDArray[np.generic], intensity_range: Range | None)
     if shown.ndim == 2:
         shown = shown[:, :, None]
     if channels == 4:
-        return over_white(Image.fromarray(shown))
+        return composite_on_white(Image.fromarray(shown))
     return np.broadcast_to(shown, (*shown.shape[:2], 3))
 
 
 def _opened(data: bytes, max_memory: int) -> ImageFile:
     """The image in `data`, of a known format, not decoded yet."""
     if not data:
-        raise PictureError("empty file")
+        raise ImageError("empty file")
     name = format_of(data)
     if name is None:
-        raise FormatError(f"not a picture ({', '.join(DECODERS)})")
+        raise FormatError(f"not an image ({', '.join(DECODERS)})")
     if name == "WebP":  # whose decoder takes memory for all pixels as soon as it is made
         _webp_bytes(data, max_memory)
     if name == "PNG":
@@ -380,11 +380,9 @@ def _opened(data: bytes, max_memory: int) -> ImageFile:
             and re.search("pixel mode|samples per pixel|organization", str(error))
             and (bands := _bands_of_tiff(data))
         ):
-            raise PictureError(
-                f"unsupported: {bands}; save it with 1 (grey) or 3 (RGB) bands of 8 or 16 bits"
-            ) from error
+            raise ImageError(f"unsupported: {bands}; save it with 1 (grey) or 3 (RGB) bands of 8 or 16 bits") from error
         if re.search("unsupported|not yet supported|unable to determine", str(error), re.IGNORECASE):
-            raise PictureError(f"unsupported kind of {name}; save it as PNG") from error
+            raise ImageError(f"unsupported kind of {name}; save it as PNG") from error
         raise
 
 
@@ -459,7 +457,7 @@ def megapixels(pixels: int) -> str:
 def _check_size(image: ImageFile, factor: int, limit: int) -> None:
     width, height = image.size
     if width < 1 or height < 1:
-        raise PictureError("no pixels")
+        raise ImageError("no pixels")
     pixels = width * height
     if isinstance(image, TiffImageFile):  # a tile is decoded whole, however little of it lies in the image
         pixels = max(pixels, image.tag_v2.get(_TILE_WIDTH, 1) * image.tag_v2.get(_TILE_LENGTH, 1))
@@ -477,7 +475,7 @@ def _afford(image: ImageFile, data: bytes, factor: int, decoding: Decoding, *, d
     Raises:
         SizeError: more than the limit.
     """
-    cost = decoding_bytes(image, data, factor, deep=deep)
+    cost = estimate_decoding_bytes(image, data, factor, deep=deep)
     if cost > decoding.max_memory:
         raise SizeError(
             f"takes {format_bytes(cost)} of memory to decode, more than the limit of "
@@ -487,7 +485,7 @@ def _afford(image: ImageFile, data: bytes, factor: int, decoding: Decoding, *, d
     return cost
 
 
-def _decoded(source: Source, data: bytes, *, deep: bool) -> Source:
+def _decoded(source: RawImage, data: bytes, *, deep: bool) -> RawImage:
     """`source` once it is loaded; `deep`: whether all bits of its values are wanted."""
     if deep and source.deep and source.image.mode in ("RGB", "RGBA"):
         source = replace(source, low=_lower_bits(source, data))
@@ -495,7 +493,7 @@ def _decoded(source: Source, data: bytes, *, deep: bool) -> Source:
     return source
 
 
-def _lower_bits(source: Source, data: bytes) -> Image.Image:
+def _lower_bits(source: RawImage, data: bytes) -> Image.Image:
     """The lower 8 bits of a colour image of 16: Pillow keeps the upper ones, so it is told the other byte order."""
     image = _opened(data, MEMORY_LIMIT)
     swapped = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
@@ -522,9 +520,9 @@ def _decode_jpeg(data: bytes, image: JpegImageFile, factor: int) -> Pixels | Non
         except ValueError as error:
             # What else libjpeg complains about (stray bytes before a marker, rare subsampling) every viewer forgives.
             if "Premature end of JPEG file" in str(error):
-                raise PictureError("truncated") from error
+                raise ImageError("truncated") from error
             if "Corrupt JPEG data" in str(error) and "extraneous bytes" not in str(error):
-                raise PictureError("damaged") from error
+                raise ImageError("damaged") from error
     image.draft(None, (width, height))
     return None
 
@@ -555,17 +553,17 @@ _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 @contextmanager
 def _refusal(decoding: Decoding) -> Iterator[None]:
-    """Make PictureError of whatever a decoder raises in the body, and keep Pillow's warnings to itself."""
+    """Make ImageError of whatever a decoder raises in the body, and keep Pillow's warnings to itself."""
     if _QUIET not in warnings.filters:  # warnings.catch_warnings would change them under other threads' feet
         warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         yield
-    except (PictureError, UsageError):
+    except (ImageError, UsageError):
         raise
     except Image.DecompressionBombError as error:  # from inside a decoder, before it tells the size
         raise SizeError(f"more than the limit of {decoding.max_pixels / 1e6:.0f} megapixels") from error
     except MemoryError as error:
-        raise PictureError("too large for the memory that is left") from error
+        raise ImageError("too large for the memory that is left") from error
     except Exception as error:  # decoders raise nearly anything: OSError, SyntaxError, struct.error, zlib.error
         truncated = isinstance(error, EOFError) or re.search("truncated|incomplete|unpack", str(error), re.IGNORECASE)
-        raise PictureError("truncated" if truncated else "damaged") from error
+        raise ImageError("truncated" if truncated else "damaged") from error

@@ -1,12 +1,12 @@
-"""ImageNet's 1000 classes, and its validation pictures as the challenge gave them out: a flat folder and a text file.
+"""ImageNet's 1000 classes, and its validation images as the challenge gave them out: a flat folder and a text file.
 
 The label file lies in the folder, in the one above, or in the devkit's ILSVRC2012_devkit_t12/data in either:
 
 ILSVRC2012_validation_ground_truth.txt          a number a line, with the devkit's meta.mat or map_clsloc.txt beside it
 imagenet_2012_validation_synset_labels.txt      a WordNet id a line
-val.txt                                         lines of a picture's name and its class: a WordNet id, or an index
+val.txt                                         lines of an image's name and its class: a WordNet id, or an index
 
-A line without a name belongs to the picture of that number, ILSVRC2012_val_00000001.JPEG being the first. An index
+A line without a name belongs to the image of that number, ILSVRC2012_val_00000001.JPEG being the first. An index
 counts from 0 in the order of the WordNet ids, as the outputs of published networks do. The numbers of the ground truth
 do not: the devkit numbered the classes in an order of its own, from 1, and only its files say which.
 """
@@ -38,18 +38,18 @@ K = TypeVar("K", str, int)
 
 
 @dataclass(frozen=True)
-class Class:
+class ImageNetClass:
     """One of the 1000: `wordnet`, the id that names its folder ("n01440764"), and `name`, its own ("tench")."""
 
     wordnet: str
     name: str
 
 
-def _read() -> tuple[Class, ...]:
+def _read() -> tuple[ImageNetClass, ...]:
     """The lines of imagenet-classes.tsv: WordNet id, tab, name as the challenge spells it."""
     lines = Path(__file__).with_name("imagenet-classes.tsv").read_text(encoding="utf-8").splitlines()
     pairs = (line.split("\t") for line in lines)
-    return tuple(Class(wordnet, SENSES.get(wordnet, name)) for wordnet, name in pairs)
+    return tuple(ImageNetClass(wordnet, SENSES.get(wordnet, name)) for wordnet, name in pairs)
 
 
 # In the order of the published networks' outputs, which is that of the WordNet ids.
@@ -58,7 +58,7 @@ NAMES = tuple(one.name for one in CLASSES)
 _NAME_OF = {one.wordnet: one.name for one in CLASSES}
 
 
-def name_of(text: str) -> str:
+def class_name(text: str) -> str:
     """The class name of a WordNet id among the 1000; any other text as it is.
 
     >>> name_of("n01440764")
@@ -67,7 +67,7 @@ def name_of(text: str) -> str:
     return _NAME_OF.get(text, text)
 
 
-def words(file: Path, ids: Iterable[str]) -> dict[str, str]:
+def read_wordnet_names(file: Path, ids: Iterable[str]) -> dict[str, str]:
     """What classes are called: ImageNet's own names, and for others the first that `file` has, WordNet's words.txt.
 
     Raises:
@@ -78,24 +78,24 @@ def words(file: Path, ids: Iterable[str]) -> dict[str, str]:
     return {one: _NAME_OF.get(one) or first.get(one) or one for one in ids}
 
 
-def label_file(folder: Path) -> Path | None:
-    """The text file that says what is on the pictures of a flat `folder`; None where there is none."""
+def find_label_file(folder: Path) -> Path | None:
+    """The text file that says what is on the images of a flat `folder`; None where there is none."""
     places = [place / inside for inside in (Path(), DEVKIT) for place in (folder, folder.absolute().parent)]
     return next((path for name in LABEL_FILES for place in places if (path := place / name).is_file()), None)
 
 
-def labels(file: Path, pictures: list[str]) -> list[str]:
-    """The WordNet id of each of `pictures`, names of files, as the label file `file` has it.
+def read_labels(file: Path, images: list[str]) -> list[str]:
+    """The WordNet id of each of `images`, names of files, as the label file `file` has it.
 
     Raises:
-        DataError: a picture is not in it, or a line cannot be understood; or the devkit's order of classes is missing.
+        DataError: an image is not in it, or a line cannot be understood; or the devkit's order of classes is missing.
     """
     lines = [line.split() for line in _text(file).splitlines() if line.strip()]
     if not lines:
-        raise DataError(f"{file} is empty; it needs a line a picture")
+        raise DataError(f"{file} is empty; it needs a line an image")
     by_name = len(lines[0]) > 1
     if any((len(line) > 1) != by_name for line in lines):
-        raise DataError(f"{file} has lines with a picture's name and lines without; give all of them one form")
+        raise DataError(f"{file} has lines with an image's name and lines without; give all of them one form")
     numbers = {} if by_name or file.name != GROUND_TRUTH else _devkit_order(file)
     ids = [
         _wordnet(line[-1] if not by_name else line[1], numbers, f"line {k} of {file}")
@@ -103,9 +103,9 @@ def labels(file: Path, pictures: list[str]) -> list[str]:
     ]
     if by_name:
         known = {Path(line[0]).name.partition(".")[0]: label for line, label in zip(lines, ids, strict=True)}
-        return [_of(known, name.partition(".")[0], name, file) for name in pictures]
+        return [_of(known, name.partition(".")[0], name, file) for name in images]
     in_order = dict(enumerate(ids, start=1))
-    return [_of(in_order, _number(name, file), name, file) for name in pictures]
+    return [_of(in_order, _number(name, file), name, file) for name in images]
 
 
 def _text(file: Path) -> str:
@@ -120,15 +120,15 @@ def _number(name: str, file: Path) -> int:
     found = NUMBERED.match(name)
     if not found:
         raise DataError(
-            f"{file} names no pictures, so that {name} would have to be called as ILSVRC2012_val_00000001.JPEG; "
-            "rename the pictures as they were, or give lines of name and class in a val.txt"
+            f"{file} names no images, so that {name} would have to be called as ILSVRC2012_val_00000001.JPEG; "
+            "rename the images as they were, or give lines of name and class in a val.txt"
         )
     return int(found[1])
 
 
 def _of(known: dict[K, str], key: K, name: str, file: Path) -> str:
     if key not in known:
-        raise DataError(f"{file} has no line for {name}; add it or take the picture away")
+        raise DataError(f"{file} has no line for {name}; add it or take the image away")
     return known[key]
 
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from svertka.data.dataset import ArrayPictures, Dataset, FilePictures, Ints, Pixels
-from svertka.data.image_folder import natural_order
-from svertka.errors import DataError, PictureError, UsageError
+from svertka.data.dataset import ArrayImages, Dataset, FileImages, Ints, Pixels
+from svertka.data.folder_dataset import natural_order
+from svertka.errors import DataError, ImageError, UsageError
 from svertka.files import parse_path, shorten
 from svertka.progress import progress
 
@@ -79,7 +79,7 @@ def _from_arrays(images: Array, labels: Any) -> Dataset:
         raise UsageError(f"labels have shape {_shape(given)}; give one label per image, shape (N,)")
     if len(given) != len(stack):
         raise UsageError(f"there are {len(stack):,} images and {len(given):,} labels; give one label per image")
-    return _dataset(ARRAYS, ArrayPictures(np.ascontiguousarray(stack), "image"), list(given))
+    return _dataset(ARRAYS, ArrayImages(np.ascontiguousarray(stack), "image"), list(given))
 
 
 def _from_pairs(pairs: Sequence[Any]) -> Dataset:
@@ -88,7 +88,7 @@ def _from_pairs(pairs: Sequence[Any]) -> Dataset:
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str | PathLike)):
             raise UsageError(f"item {index} of source is {shorten(repr(pair))}; give a (path, label) pair")
         paths.append(str(parse_path(pair[0])))
-    return _dataset(FILES, FilePictures(Path(), paths), [pair[1] for pair in pairs])
+    return _dataset(FILES, FileImages(Path(), paths), [pair[1] for pair in pairs])
 
 
 def _from_items(source: Indexable) -> Dataset:
@@ -111,11 +111,11 @@ def _from_items(source: Indexable) -> Dataset:
                 kept.append(pixels)
             shown.advance()
     if kept is not None:
-        return _dataset(ITEMS, ArrayPictures(np.stack(kept), "item"), labels)
-    return _dataset(ITEMS, ItemPictures(source, hashes, sizes), labels)
+        return _dataset(ITEMS, ArrayImages(np.stack(kept), "item"), labels)
+    return _dataset(ITEMS, ItemImages(source, hashes, sizes), labels)
 
 
-class ItemPictures:
+class ItemImages:
     """Images of a Dataset of (image, label), read whenever they are needed.
 
     Args:
@@ -147,7 +147,7 @@ class ItemPictures:
         """Return the image as RGB, (H, W, 3) uint8.
 
         Raises:
-            PictureError: As `pixels`.
+            ImageError: As `pixels`.
         """
         pixels = self.pixels(index)
         return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
@@ -156,12 +156,12 @@ class ItemPictures:
         """Return the image as the Dataset has it, (H, W, 1) or (H, W, 3) uint8.
 
         Raises:
-            PictureError: The Dataset returned another image before.
+            ImageError: The Dataset returned another image before.
         """
         with self._lock:
             pixels, _ = _read_item(self.source, index)
         if _digest(pixels) != self.hashes[index]:
-            raise PictureError("it differs each time it is read; remove random transforms from the Dataset")
+            raise ImageError("it differs each time it is read; remove random transforms from the Dataset")
         return pixels
 
 
@@ -206,8 +206,8 @@ def _channels_last(array: npt.NDArray[Any], what: str, shapes: str, *, batched: 
     return array if inner[2] in CHANNELS else np.moveaxis(array, -3, -1)
 
 
-def _dataset(source: str, pictures: Any, labels: list[Any]) -> Dataset:
-    """Return the dataset of `pictures` with these labels; classes are sorted, integers by value."""
+def _dataset(source: str, images: Any, labels: list[Any]) -> Dataset:
+    """Return the dataset of `images` with these labels; classes are sorted, integers by value."""
     values = [_label(label, index) for index, label in enumerate(labels)]
     kinds = {type(value) for value in values}
     if len(kinds) > 1:
@@ -216,7 +216,7 @@ def _dataset(source: str, pictures: Any, labels: list[Any]) -> Dataset:
     classes = sorted(set(values), key=key)
     number = {value: place for place, value in enumerate(classes)}
     indices: Ints = np.array([number[value] for value in values], dtype=np.int64)
-    return Dataset(source, tuple(map(str, classes)), pictures, indices, np.full(len(values), "", "<U5"))
+    return Dataset(source, tuple(map(str, classes)), images, indices, np.full(len(values), "", "<U5"))
 
 
 def _label(label: Any, index: int) -> int | str:

@@ -59,7 +59,7 @@ MOST_FOLDERS = 500  # beside a table in which they are looked for
 
 
 @dataclass(frozen=True)
-class Row:
+class LabelRow:
     """An image's path as the table has it, what the table says of it, and `where`: "line 2 of photos.csv"."""
 
     path: str
@@ -75,7 +75,7 @@ class Table:
 
     file: Path
     root: Path
-    rows: tuple[Row, ...]
+    rows: tuple[LabelRow, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -122,9 +122,9 @@ def read_table(file: Path, columns: Mapping[str, str] | None = None) -> Table:
     return Table(file, file.parent, tuple(kept), (*notes, *where))
 
 
-def _once(rows: Sequence[Row]) -> list[Row]:
+def _once(rows: Sequence[LabelRow]) -> list[LabelRow]:
     """Each row of one content once."""
-    first: dict[str, Row] = {}
+    first: dict[str, LabelRow] = {}
     kept = []
     for row in rows:
         before = first.setdefault(row.path, row)
@@ -169,7 +169,7 @@ def _unreadable(file: Path, error: Exception) -> DataError:
     return DataError(f"{file} cannot be read as {kind} in UTF-8: {shorten(reason, 200)}; save it as such")
 
 
-def _json_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[Row], list[str]]:
+def _json_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[LabelRow], list[str]]:
     """The rows, and what to say of the keys that are not used."""
     objects = list(_json_objects(text, file))
     keys = list(dict.fromkeys(key for _, value in objects for key in value))  # an object may lack some
@@ -211,7 +211,7 @@ def _scalar(value: Any, key: str, where: str) -> str:
     raise DataError(f"{where} has {key}={shorten(repr(value))}; give a text or a whole number")
 
 
-def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[Row], str, list[str]]:
+def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[LabelRow], str, list[str]]:
     """The rows, the separator of their columns, and what to say of those that are not used."""
     told = text[:5].lower() == "sep=" + text[4:5] and text[5:6] in ("\r", "\n")  # a line that Excel writes
     first = next((line for line in text.splitlines()[told:] if line.strip()), "")
@@ -262,7 +262,7 @@ def _is_row(names: list[str], folder: Path) -> bool:
     """Whether what should be a header is a row: its first cell names an image that is there."""
     if len(names) < 2 or Path(names[0]).suffix.lower() not in SUFFIXES:
         return False
-    return any(is_there(folder / base / names[0]) for base in ("", "images"))
+    return any(is_file(folder / base / names[0]) for base in ("", "images"))
 
 
 def _places_without_header(first: list[str]) -> dict[str, int]:
@@ -270,7 +270,7 @@ def _places_without_header(first: list[str]) -> dict[str, int]:
     return {"path": 0, "label": 1} | ({"part": 2} if len(first) > 2 and part_of(first[2]) else {})
 
 
-def _cells(line: list[str], width: int, places: Mapping[str, int], where: str) -> Row:
+def _cells(line: list[str], width: int, places: Mapping[str, int], where: str) -> LabelRow:
     """The row in `line` of a table of `width` columns."""
     if any(cell.strip() for cell in line[width:]):
         raise DataError(
@@ -346,7 +346,7 @@ def _missing(column: str, names: list[str], found: Mapping[str, str], file: Path
     return f"{file} has no column {column}, but {listed}; say which is which: {quote_words('--columns', pairs)}"
 
 
-def _row(values: Mapping[str, str], where: str) -> Row:
+def _row(values: Mapping[str, str], where: str) -> LabelRow:
     path, label, part, group = (values.get(name, "").strip() for name in MEANINGS)
     for name, value in (("path", path), ("label", label)):
         if not value:
@@ -356,10 +356,10 @@ def _row(values: Mapping[str, str], where: str) -> Row:
     known = part_of(part) if part else ""
     if known is None:
         raise DataError(f"{where} has part={shorten(part)}; use train, val or test, or leave it empty")
-    return Row(path, label, known, "" if group.lower() in UNKNOWN else group, where)
+    return LabelRow(path, label, known, "" if group.lower() in UNKNOWN else group, where)
 
 
-def _found(file: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
+def _found(file: Path, rows: list[LabelRow]) -> tuple[list[LabelRow], list[str]]:
     """`rows` with the paths at which their images are, from the folder of `file`; and where that is, in words.
 
     Paths that lead to nothing anywhere stay as they are.
@@ -367,11 +367,11 @@ def _found(file: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
     folder = file.parent
     tried = rows[:: max(1, len(rows) // TRIED)]
     notes: list[str] = []
-    if any("\\" in row.path and not is_there(folder / row.path) for row in tried):
+    if any("\\" in row.path and not is_file(folder / row.path) for row in tried):
         rows = [replace(row, path=row.path.replace("\\", "/")) for row in rows]
         tried = rows[:: max(1, len(rows) // TRIED)]
         notes.append(f"the paths in {file} are written with backslashes")
-    if not rows or any(is_there(folder / row.path) for row in tried):
+    if not rows or any(is_file(folder / row.path) for row in tried):
         return rows, notes
     if cut := _leading(folder, [row.path for row in tried]):
         notes.append(f"the paths in {file} begin with {cut}, which is left out: the images are in {folder}")
@@ -406,7 +406,7 @@ def _leading(folder: Path, paths: list[str]) -> PurePosixPath | None:
     except ValueError:  # some are absolute and others are not
         return None
     for cut in (*reversed(common.parents), common):
-        if cut.name and any(is_there(folder / _without(cut, path)) for path in paths):
+        if cut.name and any(is_file(folder / _without(cut, path)) for path in paths):
             return cut
     return None
 
@@ -427,10 +427,10 @@ class _Place:
     def find(self, path: str) -> str | None:
         """Where the image `path` is, from the table's folder; None if it is not here."""
         straight = f"{self.base}/{path}" if self.base else path
-        if is_there(self.folder / straight):
+        if is_file(self.folder / straight):
             return straight
         if "/" in path:  # further folders, of which the suffix alone is missing
-            return next((straight + suffix for suffix in SUFFIXES if is_there(self.folder / (straight + suffix))), None)
+            return next((straight + suffix for suffix in SUFFIXES if is_file(self.folder / (straight + suffix))), None)
         if self._by_stem is None:
             self._by_stem = {Path(name).stem: name for name in _images_in(self.folder / self.base)}
         name = self._by_stem.get(path)
@@ -472,7 +472,7 @@ def _belongs(base: str, file: Path) -> bool:
     )
 
 
-def is_there(path: Path) -> bool:
+def is_file(path: Path) -> bool:
     """Whether `path` leads to a file; False for one that no system can have."""
     try:
         path.stat()

@@ -1,4 +1,4 @@
-"""An epoch of training pictures, batch by batch: in seeded order, shared among processes, prepared ahead."""
+"""An epoch of training images, batch by batch: in seeded order, shared among processes, prepared ahead."""
 
 import copy
 from collections import deque
@@ -13,9 +13,9 @@ import torch
 
 from svertka.data.augmentation import Augmentation, augment
 from svertka.data.dataset import Ints
+from svertka.data.per_image_random import PerImageRandom
 from svertka.data.pixel_statistics import Rows
 from svertka.data.preprocessing import Preprocess
-from svertka.data.rng import Draws
 from svertka.errors import UsageError
 
 AHEAD = 3  # batches prepared before they are asked for
@@ -26,7 +26,7 @@ class Batch:
     """What one process gets of a batch.
 
     `images`: (B, C, size, size) float32, normalised, and `labels`: (B,) int64, both on the device. `indices`: (B,),
-    where they stand in the rows. `count`: pictures in the whole batch, all processes together. `weights`: what each
+    where they stand in the rows. `count`: images in the whole batch, all processes together. `weights`: what each
     counts in the loss, (B,) float32 on the device; None: all the same. B may be 0 in the last batch of an epoch.
     """
 
@@ -37,16 +37,16 @@ class Batch:
     weights: torch.Tensor | None = None
 
 
-class Batches:
-    """The pictures at `indices` of `rows`, in batches of `batch_size`, all processes together; the last may be smaller.
+class BatchLoader:
+    """The images at `indices` of `rows`, in batches of `batch_size`, all processes together; the last may be smaller.
 
     `labels`: one for each of the rows. An epoch's order depends on `seed` and its number alone (`shuffle` off: as
-    `indices` stand), its augmentations on those and the picture. Of each batch, process `rank` of `world` gets every
-    `world`-th picture. `weights`: what each of the rows counts in the loss, (N,) float32. `prefetch`: batches are
+    `indices` stand), its augmentations on those and the image. Of each batch, process `rank` of `world` gets every
+    `world`-th image. `weights`: what each of the rows counts in the loss, (N,) float32. `prefetch`: batches are
     prepared by a thread, ahead of their use; they are the same.
 
     Raises:
-        UsageError: `batch_size` below 1, or, when shuffled, more than there are pictures.
+        UsageError: `batch_size` below 1, or, when shuffled, more than there are images.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class Batches:
         if batch_size < 1:
             raise UsageError(f"batch_size={batch_size} must be at least 1")
         if shuffle and batch_size > len(indices):
-            pictures = len(indices)
-            raise UsageError(f"batch_size={batch_size} is more than the {pictures} pictures; use at most {pictures}")
+            images = len(indices)
+            raise UsageError(f"batch_size={batch_size} is more than the {images} images; use at most {images}")
         self.rows, self.labels, self.indices, self.preprocess = rows, labels, indices, preprocess
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.augmentations, self.weights = tuple(augmentations), weights
@@ -80,8 +80,8 @@ class Batches:
         self.rank, self.world = rank, world
         self.images: Callable[[Ints, int], torch.Tensor] = self._augmented
 
-    def giving(self, images: Callable[[Ints, int], torch.Tensor]) -> "Batches":
-        """The same batches with something else in place of pictures: what `images(indices, epoch)` gives for them."""
+    def with_images(self, images: Callable[[Ints, int], torch.Tensor]) -> "BatchLoader":
+        """The same batches with something else in place of images: what `images(indices, epoch)` gives for them."""
         other = copy.copy(self)
         other.images = images
         return other
@@ -92,7 +92,7 @@ class Batches:
         return len(self._ends)
 
     def order(self, epoch: int) -> Ints:
-        """The epoch's pictures in its order, all processes together."""
+        """The epoch's images in its order, all processes together."""
         if not self.shuffle:
             return self.indices
         return np.random.default_rng((self.seed, epoch)).permutation(self.indices)
@@ -119,8 +119,8 @@ class Batches:
     def _ends(self) -> list[int]:
         """Where each batch ends in the order of an epoch.
 
-        When shuffled, a last batch of one picture shares those of the one before, or is joined to it: batch norm may
-        find only one value per channel in one picture.
+        When shuffled, a last batch of one image shares those of the one before, or is joined to it: batch norm may
+        find only one value per channel in one image.
         """
         count, size = len(self.indices), self.batch_size
         ends = [*range(size, count, size), count] if count else []
@@ -136,9 +136,9 @@ class Batches:
         return Batch(self.images(indices, epoch), labels, indices, len(whole), weights)
 
     def _augmented(self, indices: Ints, epoch: int) -> torch.Tensor:
-        """The pictures at `indices` as they are in that epoch, normalised."""
+        """The images at `indices` as they are in that epoch, normalised."""
         images = self._to_device(torch.from_numpy(self.rows[indices])).permute(0, 3, 1, 2)
-        draws = Draws(self.seed, epoch, indices)
+        draws = PerImageRandom(self.seed, epoch, indices)
         images = augment(images, self.augmentations, draws, self.preprocess.size)
         # Reordering is cheaper here, a byte a value, than after normalisation.
         images = self.preprocess.normalise(images.contiguous(memory_format=self.memory_format))

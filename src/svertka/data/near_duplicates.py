@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka import distributed
-from svertka.data.content_hash import origin
-from svertka.data.dataset import ArrayPictures, Ints, Pictures, Pixels
-from svertka.data.perceptual_hash import SIDE, look_alikes, thumbnail
-from svertka.data.prefetch import ahead
+from svertka.data.content_hash import resolve_subset
+from svertka.data.dataset import ArrayImages, Images, Ints, Pixels
+from svertka.data.parallel_map import map_chunks
+from svertka.data.perceptual_hash import SIDE, find_look_alikes, make_thumbnail
 from svertka.data.record_store import Store
-from svertka.errors import PictureError, StorageError
+from svertka.errors import ImageError, StorageError
 from svertka.files import cache_folder
 from svertka.progress import progress
 
@@ -22,10 +22,10 @@ CHUNK = 256  # thumbnails between two writes to the disk
 ROW = SIDE * SIDE + 1  # bytes: a thumbnail, and 1 where the image is smaller than it
 
 
-def near_duplicates(pictures: Pictures, digests: list[bytes], indices: Ints, threads: int) -> list[list[int]] | None:
+def find_near_duplicates(images: Images, digests: list[bytes], indices: Ints, threads: int) -> list[list[int]] | None:
     """Groups of the images at `indices` that look the same, each of two or more, ascending; None: too many to compare.
 
-    `digests`: of the contents of all `pictures`; of copies only one is compared. Of several processes the first
+    `digests`: of the contents of all `images`; of copies only one is compared. Of several processes the first
     compares, and all get its answer.
     """
     first: dict[bytes, int] = {}
@@ -33,27 +33,27 @@ def near_duplicates(pictures: Pictures, digests: list[bytes], indices: Ints, thr
         first.setdefault(digests[index], index)
     if len(first) > MOST:
         return None
-    found = _compared(pictures, digests, list(first.values()), threads) if distributed.is_first() else []
+    found = _compared(images, digests, list(first.values()), threads) if distributed.is_first() else []
     return distributed.broadcast(found)
 
 
-def resembling(
-    pictures: Pictures, digests: list[bytes], indices: Ints, known: Set[bytes], threads: int
+def find_resembling(
+    images: Images, digests: list[bytes], indices: Ints, known: Set[bytes], threads: int
 ) -> list[int] | None:
     """Which of the images at `indices` look the same as an image whose digest is in `known`; None: not compared.
 
-    Of the known images the thumbnails are needed that an earlier comparison left on this machine. Pictures in memory,
+    Of the known images the thumbnails are needed that an earlier comparison left on this machine. Images in memory,
     which leave none, are not compared.
     """
-    source, _ = origin(pictures)
-    if isinstance(source, ArrayPictures) or not 0 < len(known) + len(indices) <= MOST or not len(indices):
+    source, _ = resolve_subset(images)
+    if isinstance(source, ArrayImages) or not 0 < len(known) + len(indices) <= MOST or not len(indices):
         return None
-    found = _resembling(pictures, digests, indices.tolist(), known, threads) if distributed.is_first() else None
+    found = _resembling(images, digests, indices.tolist(), known, threads) if distributed.is_first() else None
     return distributed.broadcast(found)
 
 
 def _resembling(
-    pictures: Pictures, digests: list[bytes], indices: list[int], known: Set[bytes], threads: int
+    images: Images, digests: list[bytes], indices: list[int], known: Set[bytes], threads: int
 ) -> list[int] | None:
     store, keys = _store(), sorted(known)
     if store is None:
@@ -65,8 +65,8 @@ def _resembling(
         return None
     if not len(learnt):
         return None
-    rows = np.concatenate([learnt, _through_store(pictures, digests, indices, threads)])
-    groups = look_alikes(rows[:, :-1].reshape(-1, SIDE, SIDE), rows[:, -1].astype(bool))
+    rows = np.concatenate([learnt, _through_store(images, digests, indices, threads)])
+    groups = find_look_alikes(rows[:, :-1].reshape(-1, SIDE, SIDE), rows[:, -1].astype(bool))
     count = len(learnt)
     return sorted(indices[place - count] for group in groups if group[0] < count for place in group if place >= count)
 
@@ -79,15 +79,15 @@ def _store() -> Store | None:
         return None
 
 
-def _compared(pictures: Pictures, digests: list[bytes], indices: list[int], threads: int) -> list[list[int]]:
-    source, where = origin(pictures)
-    if isinstance(source, ArrayPictures):
+def _compared(images: Images, digests: list[bytes], indices: list[int], threads: int) -> list[list[int]]:
+    source, where = resolve_subset(images)
+    if isinstance(source, ArrayImages):
         rows = _rows_of_array(source.array[where[indices]], threads)
     else:
-        rows = _through_store(pictures, digests, indices, threads)
+        rows = _through_store(images, digests, indices, threads)
     if not len(rows):
         return []
-    groups = look_alikes(rows[:, :-1].reshape(-1, SIDE, SIDE), rows[:, -1].astype(bool))
+    groups = find_look_alikes(rows[:, :-1].reshape(-1, SIDE, SIDE), rows[:, -1].astype(bool))
     return [[indices[place] for place in group] for group in groups]
 
 
@@ -95,13 +95,13 @@ def _rows_of_array(array: Pixels, threads: int) -> Pixels:
     small = min(array.shape[1:3]) < SIDE
     rows = np.full((len(array), ROW), small, np.uint8)
     with progress("comparing", len(array)) as shown:
-        for number, some in enumerate(ahead(thumbnail, list(array), threads, CHUNK)):
+        for number, some in enumerate(map_chunks(make_thumbnail, list(array), threads, CHUNK)):
             rows[number * CHUNK :][: len(some), :-1] = np.stack(some).reshape(len(some), -1)
             shown.advance(len(some))
     return rows
 
 
-def _through_store(pictures: Pictures, digests: list[bytes], indices: list[int], threads: int) -> Pixels:
+def _through_store(images: Images, digests: list[bytes], indices: list[int], threads: int) -> Pixels:
     """The rows of files: found again by their contents, or decoded and stored."""
     store = _store()
     rows = np.zeros((len(indices), ROW), np.uint8)
@@ -113,11 +113,11 @@ def _through_store(pictures: Pictures, digests: list[bytes], indices: list[int],
             missing = positions < 0
 
     def made(place: int) -> npt.NDArray[np.uint8]:
-        return _row(pictures, indices[place])
+        return _row(images, indices[place])
 
     places = np.flatnonzero(missing).tolist()
     with progress("comparing", len(places)) as shown:
-        for number, some in enumerate(ahead(made, places, threads, CHUNK)):
+        for number, some in enumerate(map_chunks(made, places, threads, CHUNK)):
             here = places[number * CHUNK :][: len(some)]
             rows[here] = some
             if store is not None:
@@ -129,13 +129,13 @@ def _through_store(pictures: Pictures, digests: list[bytes], indices: list[int],
     return rows
 
 
-def _row(pictures: Pictures, index: int) -> npt.NDArray[np.uint8]:
+def _row(images: Images, index: int) -> npt.NDArray[np.uint8]:
     """The thumbnail of one image; of a single colour, which resembles nothing, if it cannot be read any more."""
     row = np.zeros(ROW, np.uint8)
     try:
-        pixels = pictures.read(index, min_side=SIDE)
-    except PictureError:
+        pixels = images.read(index, min_side=SIDE)
+    except ImageError:
         return row
-    row[:-1] = thumbnail(pixels).ravel()
+    row[:-1] = make_thumbnail(pixels).ravel()
     row[-1] = min(pixels.shape[:2]) < SIDE
     return row

@@ -1,4 +1,4 @@
-"""Which pictures look the same though their files differ: resized, recompressed, lightened, trimmed copies."""
+"""Which images look the same though their files differ: resized, recompressed, lightened, trimmed copies."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,53 +11,53 @@ from PIL import Image
 from svertka.data.dataset import Ints, Pixels
 
 SIDE = 32  # pixels of the thumbnails that are compared
-WINDOW = 4096  # hashes of one bucket that are compared with each; only a set of nearly equal pictures has more
+WINDOW = 4096  # hashes of one bucket that are compared with each; only a set of nearly equal images has more
 LINKS = 8  # near ones that are noted for each hash in each band: frames of a film are all near each other
 CHUNK = 4096  # thumbnails turned into floats at once
 Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class Alike:
-    """How near two pictures must be: bits in which their hashes differ, correlation of their thumbnails."""
+class SimilarityThreshold:
+    """How near two images must be: bits in which their hashes differ, correlation of their thumbnails."""
 
     distance: int
     correlation: float
 
 
-# Chosen by eye: of the 538 pairs inside these bounds in CIFAR-10, 48 were looked at, and each showed one picture twice.
+# Chosen by eye: of the 538 pairs inside these bounds in CIFAR-10, 48 were looked at, and each showed one image twice.
 # Of 200 photographs all were found again when halved or saved at quality 10, 199 when a fifth lighter, and about 160
 # when trimmed by 2 % a side.
-LARGE = Alike(distance=6, correlation=0.9)
-# Two ones written by two hands correlate up to 0.994 in MNIST; its pictures saved at quality 90 do above 0.999.
-SMALL = Alike(distance=4, correlation=0.995)
+LARGE = SimilarityThreshold(distance=6, correlation=0.9)
+# Two ones written by two hands correlate up to 0.994 in MNIST; its images saved at quality 90 do above 0.999.
+SMALL = SimilarityThreshold(distance=4, correlation=0.995)
 
 
-def thumbnail(pixels: Pixels) -> Pixels:
-    """A picture (H, W, 1 or 3) uint8 as grey (SIDE, SIDE) uint8, squeezed to a square."""
+def make_thumbnail(pixels: Pixels) -> Pixels:
+    """An image (H, W, 1 or 3) uint8 as grey (SIDE, SIDE) uint8, squeezed to a square."""
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("L")
     reduced = min(image.size) >= SIDE
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX if reduced else Image.Resampling.BILINEAR))
 
 
-def look_alikes(thumbnails: Pixels, small: npt.NDArray[np.bool_]) -> list[list[int]]:
-    """Groups of indices whose pictures look the same, each of two or more and ascending.
+def find_look_alikes(thumbnails: Pixels, small: npt.NDArray[np.bool_]) -> list[list[int]]:
+    """Groups of indices whose images look the same, each of two or more and ascending.
 
-    `thumbnails`: (N, SIDE, SIDE) uint8. `small`: (N,), whether the picture itself was smaller than a thumbnail: those
+    `thumbnails`: (N, SIDE, SIDE) uint8. `small`: (N,), whether the image itself was smaller than a thumbnail: those
     are compared among themselves and by the stricter bounds, because little detail makes strangers look alike.
     """
     pairs = []
     for indices, bounds in ((np.flatnonzero(~small), LARGE), (np.flatnonzero(small), SMALL)):
         some = thumbnails[indices]
-        near = _near(perceptual_hashes(some), bounds.distance)
+        near = _near(compute_perceptual_hashes(some), bounds.distance)
         for rows in _chunks(len(near)):
             alike = _correlations(some, near[rows]) > bounds.correlation
             pairs.append(indices[near[rows][alike]])
     return _groups(np.concatenate(pairs)) if pairs else []
 
 
-def perceptual_hashes(thumbnails: Pixels) -> Hashes:
-    """A 63-bit hash of each thumbnail (N, SIDE, SIDE) uint8, (N,) uint64: alike pictures differ in few bits.
+def compute_perceptual_hashes(thumbnails: Pixels) -> Hashes:
+    """A 63-bit hash of each thumbnail (N, SIDE, SIDE) uint8, (N,) uint64: alike images differ in few bits.
 
     Bit k says whether the k-th of the 63 lowest frequencies of the cosine transform is above their median.
 

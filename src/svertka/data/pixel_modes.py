@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import TiffImageFile
 
-from svertka.errors import PictureError
+from svertka.errors import ImageError
 
 Pixels = npt.NDArray[np.uint8]
 Deep = npt.NDArray[np.uint16]
@@ -46,7 +46,7 @@ def shades(intensity_range: Range | None) -> Pixels:
     return ((values * factor + offset) // divisor).astype(np.uint8)
 
 
-def deepened(pixels: Pixels, intensity_range: Range | None) -> Pixels | Deep:
+def to_16_bit(pixels: Pixels, intensity_range: Range | None) -> Pixels | Deep:
     """The lowest values with the shades `pixels`, uint16 of the same shape; without a range `pixels` themselves."""
     if intensity_range is None:
         return pixels
@@ -57,7 +57,7 @@ def deepened(pixels: Pixels, intensity_range: Range | None) -> Pixels | Deep:
 
 
 @dataclass(frozen=True)
-class Source:
+class RawImage:
     """An image and what Pillow forgets of its file once it is loaded.
 
     `rawmode`: as `rawmode_of` says. `low`: of a colour image of 16 bits the lower 8, as an image of the same mode,
@@ -72,7 +72,7 @@ class Source:
     min_is_white: bool = False
 
     @classmethod
-    def of(cls, image: Image.Image) -> "Source":
+    def of(cls, image: Image.Image) -> "RawImage":
         """That of an image which is not loaded yet."""
         rawmode = rawmode_of(image)
         scaled = bool(rawmode) and image.tile[0][0].startswith("ppm")  # type: ignore[attr-defined]
@@ -88,7 +88,7 @@ class Source:
         `intensity_range`: the values of a deep image that become 0 and 255; None is all 16 bits.
 
         Raises:
-            PictureError: its values have no known range.
+            ImageError: its values have no known range.
         """
         width, height = self.image.size
         shade = shades(intensity_range if self.deep else None)
@@ -109,7 +109,7 @@ class Source:
             values = strip._grey_values() if strip.low is None else strip._joined()[..., :3]
             yield values.reshape(-1)
 
-    def _strips(self, rows: int) -> Iterator[tuple[int, "Source"]]:
+    def _strips(self, rows: int) -> Iterator[tuple[int, "RawImage"]]:
         """Where each strip of so many rows begins, and the strip."""
         width, height = self.image.size
         if rows >= height:
@@ -125,9 +125,9 @@ class Source:
         if self.low is not None:
             return self._deep_colours(shade, key)
         if mode in ("LA", "La", "RGBA", "RGBa", "PA", "P"):
-            return over_white(image)
+            return composite_on_white(image)
         if mode == "F":
-            raise PictureError("unsupported: 1 band of 32-bit floating-point values, whose range is not known")
+            raise ImageError("unsupported: 1 band of 32-bit floating-point values, whose range is not known")
         if mode == "LAB":
             lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
             exact = ImageCms.Flags.NOOPTIMIZE  # without it a coarse table is up to 16 levels off
@@ -151,7 +151,7 @@ class Source:
         """The values (H, W) of an image of one band; Pillow's own conversion cuts them off at 255."""
         values = np.asarray(self.image)
         if self.image.mode == "I" and (values.min() < 0 or values.max() > 65535):
-            raise PictureError("unsupported: 1 band of 32-bit values beyond 0 to 65535, whose range is not known")
+            raise ImageError("unsupported: 1 band of 32-bit values beyond 0 to 65535, whose range is not known")
         deep: Deep = values.astype(np.uint16)
         if self.min_is_white:
             deep = np.uint16(65535) - deep
@@ -161,7 +161,7 @@ class Source:
         values = self._joined()
         colours = shade[values[..., :3]]
         if self.image.mode == "RGBA":
-            return over_white(Image.fromarray(np.dstack([colours, (values[..., 3] >> 8).astype(np.uint8)])))
+            return composite_on_white(Image.fromarray(np.dstack([colours, (values[..., 3] >> 8).astype(np.uint8)])))
         if isinstance(key, tuple):
             colours = np.where((values == key).all(axis=2, keepdims=True), np.uint8(255), colours)
         return colours
@@ -173,7 +173,7 @@ class Source:
         return values
 
 
-def over_white(image: Image.Image) -> Pixels:
+def composite_on_white(image: Image.Image) -> Pixels:
     """round((c a + 255 (255 − a)) / 255) for colours c and alpha a."""
     if image.mode in ("La", "RGBa"):  # colours multiplied by alpha
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])

@@ -1,4 +1,4 @@
-"""What pictures look like on average, channel by channel."""
+"""What images look like on average, channel by channel."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from svertka.data.dataset import Ints, Pixels
 from svertka.data.pixel_modes import FULL, Range
 
-PIXELS = 1 << 27  # Pixels that are looked at: all of MNIST or CIFAR, 2,700 pictures of 224×224.
+PIXELS = 1 << 27  # Pixels that are looked at: all of MNIST or CIFAR, 2,700 images of 224×224.
 CHUNK = 1 << 20  # Pixels in memory at once, as float64.
 
 
@@ -25,7 +25,7 @@ class Rows(Protocol):
 class Statistics:
     """Mean, standard deviation and covariance of the channels over all pixels, in units of full scale (0 to 1).
 
-    `std` is one grey level at least, so that pictures of one colour can be divided by it.
+    `std` is one grey level at least, so that images of one colour can be divided by it.
     """
 
     mean: tuple[float, ...]
@@ -33,7 +33,7 @@ class Statistics:
     covariance: tuple[tuple[float, ...], ...]
 
 
-def measure(rows: Rows, indices: Ints) -> Statistics:
+def measure_statistics(rows: Rows, indices: Ints) -> Statistics:
     """The statistics of the squares at `indices`; of a fixed random choice of them where they are very many."""
     sample = rows[indices[:1]]
     pixels = sample.shape[1] * sample.shape[2]
@@ -59,12 +59,12 @@ def measure(rows: Rows, indices: Ints) -> Statistics:
     )
 
 
-def intensity_range(ranges: Sequence[Range]) -> Range | None:
-    """The 16-bit values that become black and white where pictures use those in `ranges`, each lowest and highest.
+def choose_intensity_range(ranges: Sequence[Range]) -> Range | None:
+    """The 16-bit values that become black and white where images use those in `ranges`, each lowest and highest.
 
-    As many bits as they need: 0 to 1023 of a sensor of 10 bits, and never fewer than 8, so that a dark picture stays
+    As many bits as they need: 0 to 1023 of a sensor of 10 bits, and never fewer than 8, so that a dark image stays
     dark. Where all lie close together far from 0, it is their own range. None: all 16 bits, or `ranges` are empty. One
-    picture in a hundred may lie beyond.
+    image in a hundred may lie beyond.
     """
     if not ranges:
         return None
@@ -77,12 +77,12 @@ def intensity_range(ranges: Sequence[Range]) -> Range | None:
     return None if (0, top) == FULL else (0, top)
 
 
-def other_intensities(ranges: Sequence[Range], trained_with: Range | None) -> str | None:
+def describe_intensity_mismatch(ranges: Sequence[Range], trained_with: Range | None) -> str | None:
     """What to say of 16-bit images that use other values than those that a network was trained with; None: the same.
 
     `ranges`: the values of each image, as for `intensity_range`; `trained_with`: which are black and white to it.
     """
-    low, high = intensity_range(ranges) or FULL
+    low, high = choose_intensity_range(ranges) or FULL
     black, white = trained_with or FULL
     if not ranges or (low, high) == (black, white):
         return None

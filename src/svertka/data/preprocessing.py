@@ -1,4 +1,4 @@
-"""From a picture to what a network is given: the deterministic part, written once and read by every verb."""
+"""From an image to what a network is given: the deterministic part, written once and read by every verb."""
 
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -11,16 +11,16 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from svertka.data.dataset import Pixels
-from svertka.data.image_io import DEFAULT, Decoding, as_rgb, read_file, read_picture
+from svertka.data.image_io import DEFAULT, Decoding, read_file, read_image, to_rgb
 from svertka.errors import UsageError
 
-Picture = str | Path | Image.Image | npt.NDArray[np.uint8]
+ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8]
 Fit = Literal["crop", "pad", "squeeze"]
 FITS: tuple[Fit, ...] = ("crop", "pad", "squeeze")
 
 
 class Preprocess(BaseModel):
-    """A picture made square, `resize` pixels a side, cropped or zero-padded to `size`, normalised.
+    """An image made square, `resize` pixels a side, cropped or zero-padded to `size`, normalised.
 
     `fit` says how it becomes square: "crop" takes the central square and discards the rest; "pad" takes all of it and
     puts black above and below, or left and right; "squeeze" takes all of it and changes its proportions. The network
@@ -33,7 +33,7 @@ class Preprocess(BaseModel):
     resize: int = Field(ge=1, le=4096, description="side to which the central square is resized, pixels")
     mean: tuple[float, ...] = Field(description="one a channel, in units of full scale")
     std: tuple[float, ...] = Field(description="one a channel, in units of full scale")
-    fit: Fit = Field(default="crop", description="how a picture becomes square")
+    fit: Fit = Field(default="crop", description="how an image becomes square")
     intensity_range: tuple[int, int] | None = Field(
         default=None, description="16-bit values that become 0 and 255; None: 0 and 65535"
     )
@@ -64,7 +64,7 @@ class Preprocess(BaseModel):
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """Of one picture as the network takes it, (1, C, H, W)."""
+        """Of one image as the network takes it, (1, C, H, W)."""
         return 1, self.channels, self.size, self.size
 
     @property
@@ -74,66 +74,66 @@ class Preprocess(BaseModel):
 
     def square(self, rgb: Pixels) -> Pixels:
         """`rgb` (H, W, 3) made square, (side, side, channels) uint8: resized, and padded where smaller."""
-        return squared(region(rgb, self.fit), self.resize, self.channels, pad_to=self.size, fit=self.fit)
+        return resize_to_square(crop_region(rgb, self.fit), self.resize, self.channels, pad_to=self.size, fit=self.fit)
 
-    def whole(self, rgb: Pixels, resize: int) -> Pixels:
+    def resize_whole(self, rgb: Pixels, resize: int) -> Pixels:
         """All of `rgb` (H, W, 3) that crops are taken from, (H', W', channels) uint8: its shorter side is `resize`.
 
-        Of pictures that are padded or squeezed it is their square.
+        Of images that are padded or squeezed it is their square.
         """
         if self.fit == "crop":
-            return whole_picture(rgb, resize, self.channels)
-        return squared(rgb, resize, self.channels, fit=self.fit)
+            return resize_whole(rgb, resize, self.channels)
+        return resize_to_square(rgb, resize, self.channels, fit=self.fit)
 
-    def in_words(self) -> str:
-        """What becomes of a picture before it is normalised, for people."""
+    def describe(self) -> str:
+        """What becomes of an image before it is normalised, for people."""
         resized = {
             "crop": f"the central square, resized to {self.resize} pixels a side",
-            "pad": f"the whole picture, its longer side resized to {self.resize} pixels, in a black square",
-            "squeeze": f"the whole picture, resized to {self.resize} pixels on both sides",
+            "pad": f"the whole image, its longer side resized to {self.resize} pixels, in a black square",
+            "squeeze": f"the whole image, resized to {self.resize} pixels on both sides",
         }[self.fit]
         if self.resize == self.size:
             return resized
         return f"{resized}, " + (f"its middle {self.size}" if self.resize > self.size else f"zeros up to {self.size}")
 
     def read(self, data: bytes, decoding: Decoding = DEFAULT) -> Pixels:
-        """The picture in the bytes of a file, as `square` takes it: (H, W, 3) uint8, RGB.
+        """The image in the bytes of a file, as `square` takes it: (H, W, 3) uint8, RGB.
 
         Raises:
-            PictureError: it cannot be read within the limits of `decoding`.
+            ImageError: it cannot be read within the limits of `decoding`.
         """
-        return read_picture(data, self.resize, decoding.within(self.intensity_range))
+        return read_image(data, self.resize, decoding.with_intensity_range(self.intensity_range))
 
     def normalise(self, squares: torch.Tensor) -> torch.Tensor:
         """What the network gets, (B, C, size, size) float32, of (B, C, S, S) uint8 or float32 in 0 to 255, S ≥ size."""
         offset = (squares.shape[-1] - self.size) // 2
         return self.standardise(squares[..., offset : offset + self.size, offset : offset + self.size])
 
-    def standardise(self, pictures: torch.Tensor) -> torch.Tensor:
-        """(x / 255 − mean) / std of `pictures`, (B, C, H, W) uint8 or float32 in 0 to 255: nothing is cropped."""
+    def standardise(self, images: torch.Tensor) -> torch.Tensor:
+        """(x / 255 − mean) / std of `images`, (B, C, H, W) uint8 or float32 in 0 to 255: nothing is cropped."""
         shape = (1, self.channels, 1, 1)
-        mean = torch.tensor(self.mean, device=pictures.device).mul_(255).view(shape)
-        scale = torch.tensor(self.std, device=pictures.device).mul_(255).reciprocal_().view(shape)
-        if pictures.dtype == torch.uint8:
-            return pictures.to(torch.float32).sub_(mean).mul_(scale)
-        return (pictures - mean) * scale
+        mean = torch.tensor(self.mean, device=images.device).mul_(255).view(shape)
+        scale = torch.tensor(self.std, device=images.device).mul_(255).reciprocal_().view(shape)
+        if images.dtype == torch.uint8:
+            return images.to(torch.float32).sub_(mean).mul_(scale)
+        return (images - mean) * scale
 
-    def __call__(self, picture: Picture, decoding: Decoding = DEFAULT) -> torch.Tensor:
-        """What the network gets for one picture, (C, size, size) float32: a path, a PIL image, or an array.
+    def __call__(self, image: ImageLike, decoding: Decoding = DEFAULT) -> torch.Tensor:
+        """What the network gets for one image, (C, size, size) float32: a path, a PIL image, or an array.
 
         Arrays are (H, W[, 3]) uint8, or uint16.
 
         Raises:
-            PictureError: it cannot be read within the limits of `decoding`.
+            ImageError: it cannot be read within the limits of `decoding`.
         """
-        rgb = opened(picture, self.resize, decoding.within(self.intensity_range))
+        rgb = load_image(image, self.resize, decoding.with_intensity_range(self.intensity_range))
         return self.normalise(torch.from_numpy(self.square(rgb)).permute(2, 0, 1)[None])[0]
 
 
 _AS_EVER = (("fit", "crop"), ("intensity_range", None))
 
 
-def checked_fit(fit: str | None, boxed: bool) -> Fit | None:
+def check_fit(fit: str | None, boxed: bool) -> Fit | None:
     """`fit` if it is one of FITS, None for None; `boxed`: whether patches are learnt from, which need no square.
 
     Raises:
@@ -143,22 +143,22 @@ def checked_fit(fit: str | None, boxed: bool) -> Fit | None:
     if fit is not None and known is None:
         raise UsageError(f"fit={fit} is not known; use crop, pad or squeeze")
     if boxed and known not in (None, "crop"):
-        raise UsageError(f"fit={fit} goes without --boxes, which learn from patches of whole pictures; leave out one")
+        raise UsageError(f"fit={fit} goes without --boxes, which learn from patches of whole images; leave out one")
     return known
 
 
-def opened(picture: Picture, min_side: int | None = None, decoding: Decoding = DEFAULT) -> Pixels:
-    """`picture` as (H, W, 3) uint8, RGB; `min_side` as for `image_io.read_picture`, where it is a path.
+def load_image(image: ImageLike, min_side: int | None = None, decoding: Decoding = DEFAULT) -> Pixels:
+    """`image` as (H, W, 3) uint8, RGB; `min_side` as for `image_io.read_image`, where it is a path.
 
     Raises:
-        PictureError: it cannot be read.
+        ImageError: it cannot be read.
     """
-    if isinstance(picture, str | Path):
-        return read_file(picture, min_side, decoding)
-    return as_rgb(picture, decoding.intensity_range)
+    if isinstance(image, str | Path):
+        return read_file(image, min_side, decoding)
+    return to_rgb(image, decoding.intensity_range)
 
 
-def region(rgb: Pixels, fit: Fit) -> Pixels:
+def crop_region(rgb: Pixels, fit: Fit) -> Pixels:
     """What is used of `rgb` (H, W, 3): its central square, or all of it."""
     if fit != "crop":
         return rgb
@@ -168,33 +168,33 @@ def region(rgb: Pixels, fit: Fit) -> Pixels:
     return rgb[top : top + side, left : left + side]
 
 
-def squared(used: Pixels, resize: int, channels: int, pad_to: int = 0, fit: Fit = "crop") -> Pixels:
+def resize_to_square(used: Pixels, resize: int, channels: int, pad_to: int = 0, fit: Fit = "crop") -> Pixels:
     """A `region` (H, W, 3) uint8 as a square of `resize` pixels a side, (S, S, channels) uint8.
 
     Reduced with a triangle filter as wide as the reduction, enlarged bilinearly; nothing outside it is looked at. Grey
-    is made of the result. S is `resize`, or `pad_to` where that is larger: zeros then surround the picture.
+    is made of the result. S is `resize`, or `pad_to` where that is larger: zeros then surround the image.
     """
     height, width = padded_size(used.shape[0], used.shape[1], resize) if fit == "pad" else (resize, resize)
-    square = resized(used, height, width, channels)
+    square = resize_image(used, height, width, channels)
     return _centred(_centred(square, resize), max(resize, pad_to))
 
 
 def padded_size(height: int, width: int, resize: int) -> tuple[int, int]:
-    """Height and width of a picture whose longer side is brought to `resize`; halves are rounded up."""
+    """Height and width of an image whose longer side is brought to `resize`; halves are rounded up."""
     longer = max(height, width)
     shrunk = [max((2 * side * resize + longer) // (2 * longer), 1) for side in (height, width)]
     return shrunk[0], shrunk[1]
 
 
-def discarded(height: int, width: int, seen: float = 1.0) -> float:
-    """The share of a picture, 0 to 1, that its central square leaves out; `seen`: the share of a side that is used."""
+def discarded_share(height: int, width: int, seen: float = 1.0) -> float:
+    """The share of an image, 0 to 1, that its central square leaves out; `seen`: the share of a side that is used."""
     side = min(height, width)
     return 1 - (side * seen) ** 2 / (height * width)
 
 
-def central_square(rgb: Pixels, resize: int, channels: int, pad_to: int = 0) -> Pixels:
+def resize_central_square(rgb: Pixels, resize: int, channels: int, pad_to: int = 0) -> Pixels:
     """The central square of `rgb` (H, W, 3) uint8, resized and padded as `squared` says, (S, S, channels) uint8."""
-    return squared(region(rgb, "crop"), resize, channels, pad_to)
+    return resize_to_square(crop_region(rgb, "crop"), resize, channels, pad_to)
 
 
 def _centred(pixels: Pixels, side: int) -> Pixels:
@@ -206,15 +206,15 @@ def _centred(pixels: Pixels, side: int) -> Pixels:
     return np.pad(pixels, ((top, side - height - top), (left, side - width - left), (0, 0)))
 
 
-def whole_picture(rgb: Pixels, resize: int, channels: int) -> Pixels:
+def resize_whole(rgb: Pixels, resize: int, channels: int) -> Pixels:
     """All of `rgb` (H, W, 3) uint8 with its shorter side at `resize` pixels, (H', W', channels) uint8."""
     height, width = rgb.shape[:2]
     scale = resize / min(height, width)
-    return resized(rgb, max(resize, round(height * scale)), max(resize, round(width * scale)), channels)
+    return resize_image(rgb, max(resize, round(height * scale)), max(resize, round(width * scale)), channels)
 
 
-def resized(rgb: Pixels, height: int, width: int, channels: int) -> Pixels:
-    """`rgb` (H, W, 3) uint8 at another size, (height, width, channels) uint8, filtered as `central_square` says."""
+def resize_image(rgb: Pixels, height: int, width: int, channels: int) -> Pixels:
+    """`rgb` (H, W, 3) uint8 at another size, (height, width, channels) uint8, filtered as `resize_to_square` says."""
     pixels = np.require(rgb, requirements=["C", "W"])
     if pixels.shape[:2] != (height, width):
         # PyTorch's filter on bytes is 5 to 9 times as fast as Pillow's where there is AVX2. In this layout, channels

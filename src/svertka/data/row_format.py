@@ -1,4 +1,4 @@
-"""A picture as it is stored: its square, or what the square is made of where that is smaller; in bytes and back."""
+"""An image as it is stored: its square, or what the square is made of where that is smaller; in bytes and back."""
 
 import struct
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ import numpy as np
 
 from svertka.data.image_io import DECODERS
 from svertka.data.pixel_modes import Pixels, Range
-from svertka.data.preprocessing import Fit, region, squared
+from svertka.data.preprocessing import Fit, crop_region, resize_to_square
 
 PAYS = 0.75  # of the bytes of the square; what is not smaller than that need not be resized whenever it is read
-HEAD = struct.Struct("<IIIIBBBHH")  # height and width of the picture, of the row; channels; kind; format; intensities
+HEAD = struct.Struct("<IIIIBBBHH")  # height and width of the image, of the row; channels; kind; format; intensities
 DEEP, OWN_SIZE, SURVEYED = 1, 2, 4
 FORMATS = tuple(DECODERS)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How pictures become rows: as `preprocessing.squared` makes them of a `region`."""
+class RowLayout:
+    """How images become rows: as `preprocessing.squared` makes them of a `region`."""
 
     resize: int
     channels: int
@@ -37,11 +37,11 @@ class Layout:
 
     def square(self, used: Pixels) -> Pixels:
         """The row that a region (H, W, 3) gives, (S, S, C) uint8."""
-        return squared(used, self.resize, self.channels, self.side, self.fit)
+        return resize_to_square(used, self.resize, self.channels, self.side, self.fit)
 
 
-class Facts(NamedTuple):
-    """What a row says of its picture: `format`, one of `image_io.DECODERS` ("" for pixels in memory), (height, width).
+class ImageInfo(NamedTuple):
+    """What a row says of its image: `format`, one of `image_io.DECODERS` ("" for pixels in memory), (height, width).
 
     `deep`: whether it has 16 bits; `intensities`: between which values its own lie, where that was asked for.
     """
@@ -53,51 +53,51 @@ class Facts(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
-    """What is stored of a picture: `pixels` (h, w, 1 or 3), its square or, with `own_size`, what that is made of."""
+class StoredImage:
+    """What is stored of an image: `pixels` (h, w, 1 or 3), its square or, with `own_size`, what that is made of."""
 
-    facts: Facts
+    info: ImageInfo
     pixels: Pixels
     own_size: bool = False
 
     @classmethod
-    def of(cls, rgb: Pixels, layout: Layout, format_name: str = "", *, deep: bool = False) -> "Row":
-        """That of a picture (H, W, 3): the smaller of what its square is made of, and the square."""
-        facts = Facts(format_name, (rgb.shape[0], rgb.shape[1]), deep)
-        used = region(rgb, layout.fit)
+    def from_image(cls, rgb: Pixels, layout: RowLayout, format_name: str = "", *, deep: bool = False) -> "StoredImage":
+        """That of an image (H, W, 3): the smaller of what its square is made of, and the square."""
+        info = ImageInfo(format_name, (rgb.shape[0], rgb.shape[1]), deep)
+        used = crop_region(rgb, layout.fit)
         if used.shape[0] * used.shape[1] <= PAYS * layout.bytes:  # grey, it might be
             own = _without_colour(used)
             if own.size <= PAYS * layout.bytes:
-                return cls(facts, own, own_size=True)
-        return cls(facts, _without_colour(layout.square(used)))
+                return cls(info, own, own_size=True)
+        return cls(info, _without_colour(layout.square(used)))
 
-    def square(self, layout: Layout) -> Pixels:
-        """The square, (S, S, C) uint8: the same, to the bit, as that of the whole picture."""
+    def square(self, layout: RowLayout) -> Pixels:
+        """The square, (S, S, C) uint8: the same, to the bit, as that of the whole image."""
         if not self.own_size:
             return np.broadcast_to(self.pixels, layout.shape)
         return layout.square(np.broadcast_to(self.pixels, (*self.pixels.shape[:2], 3)))
 
-    def packed(self) -> Pixels:
+    def pack(self) -> Pixels:
         """As bytes, (n,) uint8."""
         height, width, channels = self.pixels.shape
-        format_name, size, deep, intensities = self.facts
+        format_name, size, deep, intensities = self.info
         kind = DEEP * deep + OWN_SIZE * self.own_size + SURVEYED * (intensities is not None)
         number = FORMATS.index(format_name) + 1 if format_name else 0
         head = HEAD.pack(*size, height, width, channels, kind, number, *(intensities or (0, 0)))
         return np.concatenate([np.frombuffer(head, np.uint8), self.pixels.reshape(-1)])
 
     @classmethod
-    def unpacked(cls, data: Pixels) -> "Row":
+    def unpack(cls, data: Pixels) -> "StoredImage":
         """That of `packed` bytes."""
         _, _, height, width, channels, kind, *_ = HEAD.unpack(data[: HEAD.size].tobytes())
-        return cls(facts_of(data), data[HEAD.size :].reshape(height, width, channels), bool(kind & OWN_SIZE))
+        return cls(read_info(data), data[HEAD.size :].reshape(height, width, channels), bool(kind & OWN_SIZE))
 
 
-def facts_of(head: Pixels) -> Facts:
+def read_info(head: Pixels) -> ImageInfo:
     """The facts in the first `HEAD.size` bytes of a packed row."""
     tall, wide, _, _, _, kind, number, low, high = HEAD.unpack(head[: HEAD.size].tobytes())
     format_name = FORMATS[number - 1] if 0 < number <= len(FORMATS) else ""
-    return Facts(format_name, (tall, wide), bool(kind & DEEP), (low, high) if kind & SURVEYED else None)
+    return ImageInfo(format_name, (tall, wide), bool(kind & DEEP), (low, high) if kind & SURVEYED else None)
 
 
 def _without_colour(pixels: Pixels) -> Pixels:

@@ -4,10 +4,10 @@ import difflib
 from os import PathLike
 from typing import TypeGuard
 
-from svertka.data.box_labels import labelled_by_boxes
-from svertka.data.builtin import NAMES, open_published
+from svertka.data.box_labels import label_by_boxes
+from svertka.data.builtin import NAMES, open_builtin
 from svertka.data.dataset import Dataset
-from svertka.data.image_folder import open_folder
+from svertka.data.folder_dataset import open_folder
 from svertka.data.in_memory import IN_MEMORY, open_in_memory
 from svertka.data.in_memory import Source as Source
 from svertka.data.label_tables import parse_columns
@@ -30,7 +30,7 @@ def open_source(
 
     Raises:
         UsageError: The source is neither a name nor a path nor images; or `columns` are given without a table.
-        DataError, FetchError: As `open_published`, `open_folder` and `open_in_memory`.
+        DataError, FetchError: As `open_builtin`, `open_folder` and `open_in_memory`.
     """
     meanings = parse_columns(columns)
     is_table = isinstance(source, str | PathLike) and str(source) not in NAMES
@@ -40,12 +40,12 @@ def open_source(
     if not isinstance(source, str | PathLike):
         return source if isinstance(source, Dataset) else open_in_memory(source)
     if str(source) in NAMES:
-        return open_published(str(source))
+        return open_builtin(str(source))
     if str(source) in IN_MEMORY:
         raise UsageError(f"{source} were images in memory; pass them again in Python, or name a folder")
-    refuse_misspelt(source)
+    check_exists(source)
     if boxes is not None and parse_path(source).is_dir():
-        labelled = labelled_by_boxes(parse_path(source), parse_path(boxes), meanings)
+        labelled = label_by_boxes(parse_path(source), parse_path(boxes), meanings)
         if labelled is not None:
             return labelled
     return open_folder(parse_path(source), to_train=to_train, columns=meanings)
@@ -56,7 +56,7 @@ def is_path(source: Source) -> TypeGuard[str | PathLike[str]]:
     return isinstance(source, str | PathLike)
 
 
-def same_place(one: str | PathLike[str], other: str | PathLike[str]) -> bool:
+def is_same_source(one: str | PathLike[str], other: str | PathLike[str]) -> bool:
     """Return whether two names or paths lead to the same images; never true of images in memory."""
     for names in (NAMES, IN_MEMORY):
         if str(one) in names or str(other) in names:
@@ -64,7 +64,7 @@ def same_place(one: str | PathLike[str], other: str | PathLike[str]) -> bool:
     return parse_path(one).resolve() == parse_path(other).resolve()
 
 
-def refuse_misspelt(source: str | PathLike[str]) -> None:
+def check_exists(source: str | PathLike[str]) -> None:
     """Raise UsageError if there is no path `source`; a built-in data set of a similar name is suggested."""
     path = parse_path(source)
     if path.exists():

@@ -1,4 +1,4 @@
-"""Which pictures a network learns from, which choose between networks, and which judge once, at the end."""
+"""Which images a network learns from, which choose between networks, and which judge once, at the end."""
 
 import hashlib
 from collections.abc import Sequence, Set
@@ -21,22 +21,22 @@ def split(
     *,
     pinned: Set[bytes] = frozenset(),
 ) -> dict[str, Ints]:
-    """Indices of the pictures in "train", "val" and "test", each (n,) int64, ascending.
+    """Indices of the images in "train", "val" and "test", each (n,) int64, ascending.
 
-    `digests`: one a picture, equal for equal content. `labels`: (N,) int64. `parts`: (N,) as in `Dataset`. `val` and
-    `test`: shares, 0 to 1, of the pictures that the source calls "train" or nothing; a part that the source has itself
+    `digests`: one an image, equal for equal content. `labels`: (N,) int64. `parts`: (N,) as in `Dataset`. `val` and
+    `test`: shares, 0 to 1, of the images that the source calls "train" or nothing; a part that the source has itself
     is kept, and its share is not taken. `pinned`: digests that must be in train.
 
     A content's hash is a number u in [0, 1): val is u < val, test is u ≥ 1 − test, the rest is train. So copies of a
-    picture stay together, a picture's part does not depend on the others, and changing one share moves nothing
-    between the other two. Exceptions, the only cases in which pictures that come later may move one: a class that
+    image stay together, an image's part does not depend on the others, and changing one share moves nothing
+    between the other two. Exceptions, the only cases in which images that come later may move one: a class that
     would be left without train keeps its middle content there, one that would be left without val takes its lowest
     (unless it has no second content).
 
     Raises:
         UsageError: the shares leave nothing to learn from.
     """
-    refuse_shares(val, test)
+    check_shares(val, test)
     val = 0.0 if (parts == "val").any() else val
     test = 0.0 if (parts == "test").any() else test
 
@@ -44,8 +44,8 @@ def split(
     contents: dict[bytes, list[int]] = {}
     for index in np.flatnonzero(chosen == "train"):
         contents.setdefault(digests[int(index)], []).append(int(index))
-    order = sorted(contents, key=lambda digest: (position(digest), digest))
-    place = {digest: "train" if digest in pinned else _place(position(digest), val, test) for digest in order}
+    order = sorted(contents, key=lambda digest: (hash_position(digest), digest))
+    place = {digest: "train" if digest in pinned else _place(hash_position(digest), val, test) for digest in order}
     # A content that was given several labels belongs to several classes.
     holders = {digest: {int(labels[index]) for index in contents[digest]} for digest in order}
     members: dict[int, list[bytes]] = {label: [] for label in sorted(set().union(*holders.values()))}
@@ -68,7 +68,7 @@ def split(
     return {part: np.flatnonzero(chosen == part).astype(np.int64) for part in PARTS}
 
 
-def refuse_shares(val: float, test: float) -> None:
+def check_shares(val: float, test: float) -> None:
     """Nothing, if the shares of val and test leave something to learn from.
 
     Raises:
@@ -80,12 +80,12 @@ def refuse_shares(val: float, test: float) -> None:
         )
 
 
-def redraw(digests: Sequence[bytes], turn: int) -> Sequence[bytes]:
+def reseed(digests: Sequence[bytes], turn: int) -> Sequence[bytes]:
     """Other keys for `split`, one for each of `digests`, so that every `turn` divides otherwise; 0 leaves them."""
     return [hashlib.blake2b(one + turn.to_bytes(4)).digest() for one in digests] if turn else digests
 
 
-def fingerprint(dataset: Dataset, digests: Sequence[bytes], good: Ints, indices: dict[str, Ints]) -> str:
+def compute_fingerprint(dataset: Dataset, digests: Sequence[bytes], good: Ints, indices: dict[str, Ints]) -> str:
     """A digest of the contents, labels and parts of the images at `good`, whatever their paths and order.
 
     `digests`: of the contents of all images of `dataset`. `indices`: of the images in each part; some may be in none.
@@ -98,7 +98,7 @@ def fingerprint(dataset: Dataset, digests: Sequence[bytes], good: Ints, indices:
     return hashlib.blake2b("\n".join(lines).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
-def position(digest: bytes) -> float:
+def hash_position(digest: bytes) -> float:
     """Where a content lies, from 0 to below 1: evenly spread, and forever the same."""
     # The upper 53 of 64 bits, which a float holds exactly; all 64 could round to 1.
     return (int.from_bytes(hashlib.blake2b(b"svertka split" + digest, digest_size=8).digest()) >> 11) / 2**53

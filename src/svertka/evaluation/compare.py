@@ -9,7 +9,7 @@ from typing import Any
 
 from svertka.classifier import is_classifier
 from svertka.data.builtin import NAMES
-from svertka.data.sources import same_place
+from svertka.data.sources import is_same_source
 from svertka.device import choose_device, describe_device, preserves_settings
 from svertka.errors import UsageError
 from svertka.escaping import format_command
@@ -323,7 +323,7 @@ def _common_source(runs: Sequence[str]) -> str:
             raise UsageError(f"{run} does not say what it was trained on; name a SOURCE after the runs")
         sources.append(source)
     for run, source in zip(runs, sources, strict=True):
-        if not (same_place(source, sources[0]) or _have_same_images(run, runs[0])):
+        if not (is_same_source(source, sources[0]) or _have_same_images(run, runs[0])):
             raise UsageError(
                 f"{runs[0]} was trained on {sources[0]} and {run} on {source}; name the SOURCE to compare them on"
             )

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
-from svertka.errors import PictureError
+from svertka.errors import ImageError
 from svertka.evaluation.compare import ComparedRun, Comparison
 from svertka.evaluation.confidence_intervals import Interval, format_p, format_points
 from svertka.evaluation.learning_curves import LearningCurves, epoch_name, metric, subsample
@@ -186,11 +186,11 @@ def _disagreements(comparison: Comparison) -> list[dict[str, Any]]:
 def _describe_image(comparison: Comparison, wrong: ComparedRun, index: int) -> dict[str, Any]:
     """Return what the template shows of an image that `wrong` gets wrong."""
     dataset = comparison.joint.dataset
-    name, path = dataset.names[int(dataset.labels[index])], dataset.pictures.name(index)
+    name, path = dataset.names[int(dataset.labels[index])], dataset.images.name(index)
     alt = f"{path}: {name}, which {wrong.letter} gets wrong"
     try:
-        image = render_image(dataset.pictures.read(index, SHOWN_SIDE), SIDE, alt)
-    except PictureError:
+        image = render_image(dataset.images.read(index, SHOWN_SIDE), SIDE, alt)
+    except ImageError:
         image = None
     return {"name": name, "path": path, "file": PurePath(path).name, "alt": alt, "image": image}
 

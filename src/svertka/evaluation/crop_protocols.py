@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from svertka.data.dataset import Pixels
-from svertka.data.preprocessing import Preprocess, resized
+from svertka.data.preprocessing import Preprocess, resize_image
 from svertka.errors import UsageError
 
 CROPS = ("1", "10", "144", "dense")
@@ -109,7 +109,7 @@ def crop_views_144(preprocess: Preprocess, pictures: Sequence[Pixels]) -> Tensor
     for square in (square for picture in pictures for square in three_squares(picture)):
         # The resizing filter needs three channels.
         rgb = square if square.shape[2] == 3 else square.repeat(3, 2)
-        small = resized(rgb, size, size, 3)[..., : square.shape[2]]
+        small = resize_image(rgb, size, size, 3)[..., : square.shape[2]]
         large, little = (to_batch(preprocess, pixels) for pixels in (square, small))
         shown += [ten_crops(large, size)[0], little, little.flip(-1)]
     return torch.cat(shown)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.data.dataset import Dataset
-from svertka.data.folder_layout import alike
+from svertka.data.folder_layout import normalize_class_name
 from svertka.data.image_io import Decoding
-from svertka.data.imagenet import name_of
-from svertka.data.loader import Batches
+from svertka.data.imagenet import class_name
+from svertka.data.loader import BatchLoader
 from svertka.data.sources import Source, open_source
 from svertka.device import autocast, choose_device, preserves_settings, set_threads
 from svertka.errors import DataError, UsageError
@@ -130,7 +130,7 @@ class JointEvaluation:
 
     def report(self) -> Report:
         """Return the report on the ensemble; its images are read again."""
-        pictures, protocol = self.dataset.pictures, self.protocols[0]
+        pictures, protocol = self.dataset.images, self.protocols[0]
         scales = f" at {', '.join(map(str, protocol.scales))} pixels"
         crops = {"1": "the centre", "dense": "all positions"}.get(protocol.crops, f"{protocol.crops} crops") + scales
         facts = [
@@ -181,7 +181,7 @@ def evaluate_jointly(
     ]
     columns = columns or training_columns(runs[0], source)
     opened = open_source(source, to_train=False, columns=columns, boxes=training_boxes(runs[0], source))
-    opened = opened.decoded_as(Decoding.up_to(max_pixels))
+    opened = opened.with_decoding(Decoding.up_to(max_pixels))
     dataset = match_class_names(names, opened)
     selection = select_images(
         runs,
@@ -219,7 +219,7 @@ def evaluate_jointly(
     results = tuple(replace(one.all_reduce().result(names), scope=selection.scope) for one in per_run)
     return JointEvaluation(
         runs=tuple(fspath(one) for one in runs),
-        dataset=dataset.seen_by(classifiers[0].preprocess.intensity_range),
+        dataset=dataset.with_intensity_range(classifiers[0].preprocess.intensity_range),
         scope=selection.scope,
         classifiers=tuple(classifiers),
         protocols=tuple(protocols),
@@ -232,7 +232,7 @@ def evaluate_jointly(
 
 @torch.inference_mode()
 def evaluate_network(
-    network: nn.Module, batches: Batches, names: tuple[str, ...], title: str = "scoring"
+    network: nn.Module, batches: BatchLoader, names: tuple[str, ...], title: str = "scoring"
 ) -> Evaluation:
     """Evaluate a network on batches, in all processes together, and leave it in evaluation mode.
 
@@ -271,14 +271,16 @@ def match_class_names(names: tuple[str, ...], dataset: Dataset) -> Dataset:
     Raises:
         DataError: A class that has images is not among `names`.
     """
-    place = {name_of(name): index for index, name in enumerate(names)}
+    place = {class_name(name): index for index, name in enumerate(names)}
     place |= {name: index for index, name in enumerate(names)}
-    place |= {name: place[name_of(name)] for name in dataset.names if name not in place and name_of(name) in place}
-    simplified = [alike(name) for name in names]
+    place |= {
+        name: place[class_name(name)] for name in dataset.names if name not in place and class_name(name) in place
+    }
+    simplified = [normalize_class_name(name) for name in names]
     inexact = {
-        name: simplified.index(alike(name))
+        name: simplified.index(normalize_class_name(name))
         for name in dataset.names
-        if name not in place and simplified.count(alike(name)) == 1
+        if name not in place and simplified.count(normalize_class_name(name)) == 1
     }
     place |= inexact
     counts = dataset.counts()
@@ -297,7 +299,7 @@ def match_class_names(names: tuple[str, ...], dataset: Dataset) -> Dataset:
 
 def _with_meaning(name: str) -> str:
     """Return the class `name`; a WordNet id is followed by the English name."""
-    meaning = name_of(name)
+    meaning = class_name(name)
     return name if meaning == name else f"{name} ({meaning})"
 
 

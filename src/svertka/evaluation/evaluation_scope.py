@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from svertka.data.file_accounting import Account
+from svertka.data.file_accounting import FileAccount
 from svertka.escaping import join_first, to_printable
 
 NAMED = 5
@@ -46,7 +46,7 @@ class EvaluationScope:
     note: str | None = None
     copies: int = 0
     unread: tuple[tuple[str, str], ...] = ()
-    account: Account = field(default_factory=Account)
+    account: FileAccount = field(default_factory=FileAccount)
 
     @property
     def sentence(self) -> str:

@@ -9,17 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.classifier import Classifier
-from svertka.data.content_hash import digests, origin
-from svertka.data.dataset import ArrayPictures, Dataset, FilePictures, Ints, Pictures
-from svertka.data.deduplicated_split import divided_by_content
-from svertka.data.image_cache import Rows, misnamed_among, prepare
-from svertka.data.image_io import intensities, misnamed_sentence
+from svertka.data.content_hash import hash_images, resolve_subset
+from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, Ints
+from svertka.data.deduplicated_split import split_by_content
+from svertka.data.image_cache import Rows, find_misnamed, prepare_images
+from svertka.data.image_io import describe_misnamed, measure_intensities
 from svertka.data.in_memory import IN_MEMORY
-from svertka.data.near_duplicates import resembling
-from svertka.data.pixel_statistics import other_intensities
-from svertka.data.preprocessing import Picture, Preprocess
-from svertka.data.sources import same_place
-from svertka.data.split import fingerprint
+from svertka.data.near_duplicates import find_resembling
+from svertka.data.pixel_statistics import describe_intensity_mismatch
+from svertka.data.preprocessing import ImageLike, Preprocess
+from svertka.data.sources import is_same_source
+from svertka.data.split import compute_fingerprint
 from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError, RunError, UsageError
 from svertka.escaping import format_command
@@ -81,7 +81,7 @@ def select_images(
     """
     if part is not None and part not in PART_CHOICES:
         raise UsageError(f"part={part} is not a part; use train, val, test or all")
-    contents, _ = digests(dataset.pictures, threads)
+    contents, _ = hash_images(dataset.images, threads)
     found = [_RunSplit.of(run, dataset, contents) for run in runs]
     choices = [one.chosen(part, include_training) for one in found]
     for one, choice in zip(found, choices, strict=True):
@@ -95,8 +95,8 @@ def select_images(
     if not chosen.any():
         raise _nothing_left(dataset.source, " and ".join(one.run for one in found), part, int(training.sum()))
     wanted = np.flatnonzero(chosen)
-    prepared = prepare(
-        dataset.seen_by(preprocess.intensity_range),
+    prepared = prepare_images(
+        dataset.with_intensity_range(preprocess.intensity_range),
         preprocess.resize,
         preprocess.channels,
         pad_to=preprocess.size,
@@ -108,13 +108,13 @@ def select_images(
     good = np.array([i for i in wanted.tolist() if i not in prepared.bad], dtype=np.int64)
     if not len(good):
         raise DataError(f"{dataset.source}: no image can be read; see {_check_command(dataset.source)}")
-    if sentence := misnamed_sentence(misnamed_among(dataset.pictures, prepared.facts)):
+    if sentence := describe_misnamed(find_misnamed(dataset.images, prepared.info)):
         say(sentence)
     alike, not_compared = _near_duplicates(found, dataset, contents, good, threads)
-    deep = [index for index in good.tolist() if index in prepared.facts and prepared.facts[index].deep]
+    deep = [index for index in good.tolist() if index in prepared.info and prepared.info[index].deep]
     notes = [
         next((one.note for one in found if one.note), not_compared),
-        _other_intensities(dataset.pictures, deep, preprocess),
+        _other_intensities(dataset.images, deep, preprocess),
     ]
     scope = EvaluationScope(
         dataset.source,
@@ -125,7 +125,7 @@ def select_images(
         alike,
         "; ".join(filter(None, notes)) or None,
         len(good) - len({prepared.digests[i] for i in good.tolist()}),
-        tuple((dataset.pictures.name(index), reason) for index, reason in sorted(prepared.bad.items())),
+        tuple((dataset.images.name(index), reason) for index, reason in sorted(prepared.bad.items())),
         dataset.account,
     )
     return Selection(prepared.rows, good, [prepared.digests[i] for i in good], scope)
@@ -146,7 +146,7 @@ def _near_duplicates(
         new = judged[one.own[judged] == ""]
         if not one.trained_on or not len(new):
             continue
-        alike = resembling(dataset.pictures, contents, new, one.trained_on, threads)
+        alike = find_resembling(dataset.images, contents, new, one.trained_on, threads)
         if alike is None:
             note = (
                 f"{count_images(len(new))} could not be compared with the training images of {one.run}: "
@@ -157,14 +157,14 @@ def _near_duplicates(
     return max(counts, default=None), note
 
 
-def _other_intensities(pictures: Pictures, deep: list[int], preprocess: Preprocess) -> str | None:
+def _other_intensities(pictures: Images, deep: list[int], preprocess: Preprocess) -> str | None:
     """Return a sentence if the 16-bit images at `deep` have another intensity range than `preprocess`."""
-    files, where = origin(pictures)
-    if not deep or not isinstance(files, FilePictures):
+    files, where = resolve_subset(pictures)
+    if not deep or not isinstance(files, FileImages):
         return None
     some = deep[:: -(-len(deep) // MEASURED)]
-    ranges = [intensities(files.content(int(where[index])), files.decoding) for index in some]
-    said = other_intensities([one for one in ranges if one is not None], preprocess.intensity_range)
+    ranges = [measure_intensities(files.read_bytes(int(where[index])), files.decoding) for index in some]
+    said = describe_intensity_mismatch([one for one in ranges if one is not None], preprocess.intensity_range)
     return said and f"{count_images(len(deep))} judged have 16 bits and {said}"
 
 
@@ -191,11 +191,11 @@ class TrainingImageFilter:
         self._include, self._training = include_training, 0
         self._parts: set[str] = set()
 
-    def is_allowed(self, image: Picture) -> bool:
+    def is_allowed(self, image: ImageLike) -> bool:
         """Return whether the run may be evaluated on `image`.
 
         Raises:
-            PictureError: The image cannot be read from disk.
+            ImageError: The image cannot be read from disk.
         """
         digest = b"" if self._manifest is None else _digest(image)
         part = str(self._manifest.parts_of([digest])[0]) if self._manifest is not None else ""
@@ -215,12 +215,12 @@ class TrainingImageFilter:
         return EvaluationScope(source, part, self._training, self._include and self._training > 0)
 
 
-def _digest(image: Picture) -> bytes:
+def _digest(image: ImageLike) -> bytes:
     """Return the content hash of an image as in a data set; empty for a PIL image, which has no file."""
     if isinstance(image, str | PathLike):
-        return FilePictures(Path(), [fspath(image)]).digest(0)
+        return FileImages(Path(), [fspath(image)]).digest(0)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-        return ArrayPictures(np.ascontiguousarray(image)[None], "").digest(0)
+        return ArrayImages(np.ascontiguousarray(image)[None], "").digest(0)
     return b""
 
 
@@ -316,13 +316,13 @@ def _reconstruct_manifest(
         return None, unknown  # saved by Classifier.save
     settings = Run(run).settings()
     bad = {PurePath(str(one.get("path"))).name for one in settings.get("bad") or ()}
-    names = [PurePath(dataset.pictures.name(i)).name if bad else "" for i in range(len(dataset))]
+    names = [PurePath(dataset.images.name(i)).name if bad else "" for i in range(len(dataset))]
     good = np.array([i for i, name in enumerate(names) if contents[i] and name not in bad], dtype=np.int64)
     shares = float(settings["val"]), float(settings["test"])
-    indices = divided_by_content(dataset, contents, good, *shares, turn=int(settings.get("turn", 0))).indices
-    if fingerprint(dataset, contents, good, indices) == settings["fingerprint"]:
+    indices = split_by_content(dataset, contents, good, *shares, turn=int(settings.get("turn", 0))).indices
+    if compute_fingerprint(dataset, contents, good, indices) == settings["fingerprint"]:
         return Manifest.of(contents, indices), None
-    if same_place(str(settings["source"]), dataset.source):
+    if is_same_source(str(settings["source"]), dataset.source):
         raise RunError(
             f"{fspath(run)} does not record which images it was trained on, and {dataset.source} has changed since; "
             "restore the images, evaluate the run on others, or train again"

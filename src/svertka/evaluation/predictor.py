@@ -8,10 +8,10 @@ from torch import Tensor
 
 from svertka.classifier import Classifier
 from svertka.data.dataset import Dataset, Ints, Pixels
-from svertka.data.image_cache import Prepared, prepare
-from svertka.data.prefetch import ahead
+from svertka.data.image_cache import PreparedImages, prepare_images
+from svertka.data.parallel_map import map_chunks
 from svertka.device import autocast
-from svertka.errors import DataError, PictureError
+from svertka.errors import DataError, ImageError
 from svertka.evaluation.crop_protocols import CropProtocol, crop_views, crop_views_144, to_batch
 from svertka.graph.fully_convolutional import make_fully_convolutional
 
@@ -46,10 +46,10 @@ class Predictor:
         cache_limit: int | None = None,
     ) -> None:
         self.classifier, self.protocol, self.only = classifier, protocol, only
-        self.dataset = dataset.seen_by(classifier.preprocess.intensity_range)
+        self.dataset = dataset.with_intensity_range(classifier.preprocess.intensity_range)
         self.device, self.threads, self.cache_limit = device, threads, cache_limit
         self.preprocess = classifier.preprocess
-        self._squares: list[Prepared] = []
+        self._squares: list[PreparedImages] = []
         classifier.network.eval()
         self._network, self._sliding = classifier.network, None
         if protocol.crops == "dense":
@@ -86,7 +86,7 @@ class Predictor:
 
     def _over_whole(self, batches: Sequence[Ints]) -> Iterator[Tensor]:
         everything = [int(index) for indices in batches for index in indices]
-        pictures = (one for some in ahead(self._read, everything, self.threads, self.threads) for one in some)
+        pictures = (one for some in map_chunks(self._read, everything, self.threads, self.threads) for one in some)
         for indices in batches:
             yield torch.stack([self._predict_whole(next(pictures)) for _ in indices])
 
@@ -103,9 +103,9 @@ class Predictor:
             scores.append(maps.float().mean((2, 3)))
         return average_log_probabilities(self.classifier.require_finite(torch.cat(scores).log_softmax(1).cpu()), 0)
 
-    def _prepared(self, scale: int) -> Prepared:
+    def _prepared(self, scale: int) -> PreparedImages:
         size, channels = self.preprocess.size, self.preprocess.channels
-        return prepare(
+        return prepare_images(
             self.dataset,
             scale,
             channels,
@@ -120,11 +120,11 @@ class Predictor:
         """Return the whole image at every scale."""
         scales = self.protocol.scales
         try:
-            rgb = self.dataset.pictures.read(index, max(scales))
-        except PictureError as error:
-            name = self.dataset.pictures.name(index)
+            rgb = self.dataset.images.read(index, max(scales))
+        except ImageError as error:
+            name = self.dataset.images.name(index)
             raise DataError(f"{name} cannot be read: {error}; fix or remove the file, and start again") from error
-        return [self.preprocess.whole(rgb, scale) for scale in scales]
+        return [self.preprocess.resize_whole(rgb, scale) for scale in scales]
 
     def _log_probabilities(self, shown: Tensor) -> Tensor:
         """Return log probabilities of crops (N, C, H, W), computed in chunks of about 64."""

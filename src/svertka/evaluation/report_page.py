@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from svertka.errors import PictureError
+from svertka.errors import ImageError
 from svertka.evaluation.confusion_plot import MAX_TABLE_CLASSES, confusion_html
 from svertka.evaluation.evaluation_scope import PART_ADJECTIVES
 from svertka.evaluation.learning_curves import LearningCurves
@@ -44,7 +44,7 @@ class Report:
         history: Lines of metrics.jsonl; empty if nothing was trained.
         part: Part of the data set that was evaluated ("test", "val").
         evaluation: The evaluation; None shows the learning curves only.
-        read_image: Returns the image at an index, (H, W, 1 | 3) uint8; may raise PictureError.
+        read_image: Returns the image at an index, (H, W, 1 | 3) uint8; may raise ImageError.
         image_name: Returns its path, or the source and a number.
         slices: Error by image properties.
     """
@@ -198,5 +198,5 @@ def _read(report: Report, index: int) -> Pixels | None:
     """Return the pixels; None if the file is gone."""
     try:
         return report.read_image(index)
-    except PictureError:
+    except ImageError:
         return None

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 from PIL import Image
 
-from svertka.errors import PictureError
+from svertka.errors import ImageError
 from svertka.evaluation.confidence_intervals import Interval, wilson_interval
 from svertka.evaluation.metrics import Evaluation
 from svertka.pages.axes import Scale
@@ -76,7 +76,7 @@ def error_slices(evaluation: Evaluation, read: Callable[[int], Pixels], threads:
     Args:
         evaluation: The evaluation.
         read: Returns the image at an index in its own size, (H, W, 1 | 3) uint8; an image for which it raises
-            PictureError is left out.
+            ImageError is left out.
         threads: Threads for reading.
     """
     places = np.arange(len(evaluation.pictures))
@@ -86,7 +86,7 @@ def error_slices(evaluation: Evaluation, read: Callable[[int], Pixels], threads:
     def look(index: int) -> tuple[float, float, float] | None:
         try:
             return image_properties(read(index))
-        except PictureError:
+        except ImageError:
             return None
 
     with ThreadPoolExecutor(threads) as pool:

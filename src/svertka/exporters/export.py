@@ -13,12 +13,12 @@ import numpy as np
 
 from svertka.classifier import Classifier
 from svertka.data.dataset import Pixels
-from svertka.data.image_inputs import expanded, pixels_of
 from svertka.data.image_io import Decoding
 from svertka.data.pixel_modes import Range
-from svertka.data.preprocessing import Picture
+from svertka.data.prediction_inputs import expand_inputs, load_pixels
+from svertka.data.preprocessing import ImageLike
 from svertka.data.sources import open_source
-from svertka.errors import DataError, FetchError, PictureError, RunError, UsageError
+from svertka.errors import DataError, FetchError, ImageError, RunError, UsageError
 from svertka.escaping import format_command
 from svertka.exporters.hub_folder import CARD_FILE, FRONT_MATTER, write_hub_folder
 from svertka.files import parse_path, write_atomic
@@ -53,7 +53,7 @@ def export(
     run: str | PathLike[str],
     to: str | PathLike[str],
     *,
-    pictures: Sequence[Picture] = (),
+    pictures: Sequence[ImageLike] = (),
     preprocessing: bool = False,
     overwrite: bool = False,
 ) -> Export:
@@ -102,13 +102,13 @@ def export(
     return Export(path, len(content), len(shown), difference, time.monotonic() - began)
 
 
-def _read_images(pictures: Sequence[Picture], intensity_range: Range | None) -> list[Pixels]:
+def _read_images(pictures: Sequence[ImageLike], intensity_range: Range | None) -> list[Pixels]:
     """The first CHECKED of `pictures`, whole."""
     found, reasons = [], []
-    for name, picture in islice(expanded(pictures), MAX_CHECKED_IMAGES):
+    for name, picture in islice(expand_inputs(pictures), MAX_CHECKED_IMAGES):
         try:
-            found.append(pixels_of(picture, Decoding(intensity_range=intensity_range)))
-        except PictureError as error:
+            found.append(load_pixels(picture, Decoding(intensity_range=intensity_range)))
+        except ImageError as error:
             reasons.append(f"{name}: {error}")
     if not found:
         raise DataError(
@@ -122,7 +122,7 @@ def _read_training_images(run: str | PathLike[str], intensity_range: Range | Non
     try:
         source = str(Run(run).settings()["source"])
         how = {"columns": training_columns(run, source), "boxes": training_boxes(run, source)}
-        dataset = open_source(source, to_train=False, **how).seen_by(intensity_range)
+        dataset = open_source(source, to_train=False, **how).with_intensity_range(intensity_range)
     except (RunError, KeyError) as error:
         raise UsageError(
             f"say which pictures to check it on: {format_command('export', Path(run))} PICTURES --to …"
@@ -135,8 +135,8 @@ def _read_training_images(run: str | PathLike[str], intensity_range: Range | Non
 
     found = []
     for index in np.linspace(0, len(dataset) - 1, min(MAX_CHECKED_IMAGES, len(dataset))).astype(int):
-        with suppress(PictureError):  # which training left out, too
-            found.append(dataset.pictures.read(int(index)))
+        with suppress(ImageError):  # which training left out, too
+            found.append(dataset.images.read(int(index)))
     if not found:
         raise DataError(
             f"no picture of {source} can be read; give others: {format_command('export', Path(run))} PICTURES --to …"

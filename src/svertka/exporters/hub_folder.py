@@ -138,7 +138,7 @@ def _how(classifier: Classifier, folder: str) -> list[str]:
         *_literal(["import svertka", f"svertka.Classifier.load({json.dumps(folder + '/')}).predict('picture.jpg')"]),
         "",
         f"The network takes (N, {one.channels}, {one.size}, {one.size}) float32, {colour}: the picture turned upright "
-        f"as its EXIF says, {one.in_words()}, with an antialiased bilinear filter, and (x / 255 − mean) / std "
+        f"as its EXIF says, {one.describe()}, with an antialiased bilinear filter, and (x / 255 − mean) / std "
         f"with mean {list(one.mean)} and std {list(one.std)}. It gives logits.",
     ]
 

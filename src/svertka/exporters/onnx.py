@@ -19,7 +19,7 @@ from onnx import ModelProto, TensorProto, helper
 from svertka.classifier import Classifier
 from svertka.conv.accelerate import restore
 from svertka.data.dataset import Pixels
-from svertka.data.pixel_modes import deepened
+from svertka.data.pixel_modes import to_16_bit
 from svertka.errors import ExportError
 from svertka.exporters.onnx_preprocess import PreprocessingGraph
 
@@ -93,7 +93,7 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
             logits = network(images)
         if inside:
             wanted = logits.softmax(1).numpy()
-            values = [deepened(picture, classifier.preprocess.intensity_range) for picture in some]
+            values = [to_16_bit(picture, classifier.preprocess.intensity_range) for picture in some]
             twice = [np.stack([picture] * min(2, len(some))) for picture in values]  # by itself and with others
             found = np.concatenate([session.run(None, {PICTURES: pair})[0][-1:] for pair in twice])
             unit = np.ones(len(some))
@@ -151,7 +151,7 @@ def _describe_input(classifier: Classifier, *, preprocessing: bool) -> str:
         return f"pictures: (N, H, W, 3) {bits}, RGB, upright, of any size; all N of the same"
     colour = "grey" if one.channels == 1 else "RGB"
     return (
-        f"images: (N, {one.channels}, {one.size}, {one.size}) float32, {colour}: {one.in_words()}, "
+        f"images: (N, {one.channels}, {one.size}, {one.size}) float32, {colour}: {one.describe()}, "
         "(x / 255 - mean) / std of bytes x"
     )
 

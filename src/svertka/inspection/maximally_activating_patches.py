@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from svertka.conv_geometry import ReceptiveField
 from svertka.data.dataset import Ints
-from svertka.data.loader import Batch, Batches
+from svertka.data.loader import Batch, BatchLoader
 from svertka.device import has_values
 from svertka.errors import DataError, UsageError
 from svertka.graph.summary import Layer
@@ -29,7 +29,7 @@ from svertka.inspection.unit_statistics import UnitStatistics
 from svertka.type_checking import check_types
 
 Floats = npt.NDArray[np.float32]
-Data = Tensor | Batches | Iterable[Tensor | Batch | tuple[Tensor, Tensor]]
+Data = Tensor | BatchLoader | Iterable[Tensor | Batch | tuple[Tensor, Tensor]]
 
 BATCH_SIZE = 32  # for data given as one tensor
 IMAGES_PER_UPDATE = 256  # maxima are collected for this many images before the statistics are updated
@@ -104,8 +104,8 @@ def top_patches(
 
     Args:
         network: any nn.Module.
-        data: `Batches`, one tensor (N, C, H, W), or an iterable of such tensors, alone or paired with labels (N,); all
-            images of one shape.
+        data: `BatchLoader`, one tensor (N, C, H, W), or an iterable of such tensors, alone or paired with labels (N,);
+            all images of one shape.
         layers: layer names as in `list_layers`; None for every convolution. Each is read after its ReLU where one
             follows (`follow_to_relu`).
         count: patches per unit, 1 to `MAX_COUNT`, at most one from each image.
@@ -143,7 +143,7 @@ def _batches(data: Data) -> Iterator[_ImageBatch]:
     index = 0
     if isinstance(data, Tensor):
         data = torch.split(_check_four_axes(data), BATCH_SIZE)
-    for given in data.epoch(0) if isinstance(data, Batches) else data:
+    for given in data.epoch(0) if isinstance(data, BatchLoader) else data:
         if isinstance(given, Batch):
             batch = _ImageBatch(given.images, given.labels.cpu(), torch.from_numpy(given.indices))
         else:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from svertka.classifier import Classifier
-from svertka.data.bounding_boxes import Annotation, of_pictures, read_boxes, refuse_unknown
+from svertka.data.bounding_boxes import Annotation, check_classes, match_to_images, read_boxes
 from svertka.data.dataset import Pixels
-from svertka.data.image_inputs import all_of, misnamed_files, pixels_of
-from svertka.data.image_io import Decoding, misnamed_sentence
-from svertka.data.preprocessing import Picture
+from svertka.data.image_io import Decoding, describe_misnamed
+from svertka.data.prediction_inputs import find_misnamed_files, list_inputs, load_pixels
+from svertka.data.preprocessing import ImageLike
 from svertka.device import choose_device, preserves_settings, set_threads
-from svertka.errors import DataError, PictureError
+from svertka.errors import DataError, ImageError
 from svertka.evaluation.held_out import TrainingImageFilter
 from svertka.localization.heatmap import Region, heat, region
 from svertka.localization.overlays import PAGE, OverlayFolder
@@ -83,7 +83,7 @@ class Located:
 @preserves_settings
 def locate(
     run: str | PathLike[str] | Classifier,
-    *pictures: Picture,
+    *pictures: ImageLike,
     boxes: str | PathLike[str] | None = None,
     include_training: bool = False,
     top: int = 5,
@@ -109,24 +109,24 @@ def locate(
     """
     place, _ = choose_device(device), set_threads(threads)
     locator = Locator(run if isinstance(run, Classifier) else Classifier.load(run, place, of_patches=True))
-    everything = all_of(pictures)
+    everything = list_inputs(pictures)
     annotations = _annotations(boxes, [path for path, _ in everything], locator.names)
     album = None if output is None else OverlayFolder(output_folder(output, PAGE, HTML, overwrite=overwrite))
     pointing, admission = Pointing(), TrainingImageFilter(run, include_training=include_training)
-    decoding = Decoding.up_to(max_pixels).within(locator.preprocess.intensity_range)
+    decoding = Decoding.up_to(max_pixels).with_intensity_range(locator.preprocess.intensity_range)
     found = []
     with progress("locating", len(everything)) as shown:
         for number, (path, picture) in enumerate(everything):
             try:
-                rgb, annotation = pixels_of(picture, decoding), annotations.get(number)
+                rgb, annotation = load_pixels(picture, decoding), annotations.get(number)
                 judges = (
-                    annotation is not None and not isinstance(picture, PictureError) and admission.is_allowed(picture)
+                    annotation is not None and not isinstance(picture, ImageError) and admission.is_allowed(picture)
                 )
                 found.append(_found(locator, path, rgb, top, annotation, pointing if judges else None, album))
-            except PictureError as error:
+            except ImageError as error:
                 found.append(Found(path, error=str(error)))
             shown.advance()
-    if sentence := misnamed_sentence(misnamed_files(picture for _, picture in everything)):
+    if sentence := describe_misnamed(find_misnamed_files(picture for _, picture in everything)):
         say(sentence)
     judgement = None
     if boxes is not None:
@@ -139,8 +139,8 @@ def _annotations(boxes: str | PathLike[str] | None, paths: list[str], names: tup
     if boxes is None:
         return {}
     read = read_boxes(Path(boxes))
-    refuse_unknown(read, names)
-    found = of_pictures(read, paths)
+    check_classes(read, names)
+    found = match_to_images(read, paths)
     if not found:
         raise DataError(
             f"{boxes} has boxes without a picture: none is of {paths[0]} or the others; check its file names"

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 
 from svertka.data.bounding_boxes import BACKGROUND, Annotation, Box
-from svertka.data.dataset import Dataset, Ints, Pictures, Pixels
+from svertka.data.dataset import Dataset, Images, Ints, Pixels
+from svertka.data.parallel_map import map_chunks
 from svertka.data.pixel_statistics import Rows
-from svertka.data.prefetch import ahead
-from svertka.data.preprocessing import Preprocess, resized
-from svertka.errors import DataError, PictureError
+from svertka.data.preprocessing import Preprocess, resize_image
+from svertka.errors import DataError, ImageError
 from svertka.localization.patch_grid import BACKGROUND_SHARE, SCALES, Level, covered_alike, labels_of, levels
 from svertka.progress import progress
 
@@ -38,7 +38,7 @@ class Patches:
     zeros. `labels`: (P,), of a class, or as many as there are classes for background.
     """
 
-    pictures: Pictures
+    pictures: Images
     squares: Rows
     preprocess: Preprocess
     sizes: Mapping[int, tuple[int, int]]
@@ -103,10 +103,10 @@ class Patches:
             for place in np.flatnonzero(~is_whole & (of_picture == picture)).tolist():
                 left, top, right, bottom = self.edges(int(indices[place]))
                 tops, lefts = _scaled(top, bottom, scale[0]), _scaled(left, right, scale[1])
-                rows[place] = resized(rgb[tops, lefts], size, size, channels)
+                rows[place] = resize_image(rgb[tops, lefts], size, size, channels)
 
         # One image at a time for each thread: large ones take much memory.
-        for _ in ahead(cut, np.unique(of_picture[~is_whole]).tolist(), torch.get_num_threads(), 1):
+        for _ in map_chunks(cut, np.unique(of_picture[~is_whole]).tolist(), torch.get_num_threads(), 1):
             pass
         return rows
 
@@ -156,11 +156,11 @@ def cut_out(
     labels: list[Ints] = []
 
     def size_of(picture: int) -> tuple[int, int]:
-        with _telling(dataset.pictures, picture):
-            return dataset.pictures.size(picture)
+        with _telling(dataset.images, picture):
+            return dataset.images.size(picture)
 
     with progress("cutting patches", len(indices)) as shown_progress:
-        chunks = ahead(size_of, indices.tolist(), threads, CHUNK)
+        chunks = map_chunks(size_of, indices.tolist(), threads, CHUNK)
         for picture, (height, width) in zip(indices.tolist(), (size for some in chunks for size in some), strict=True):
             sizes[picture] = height, width
             annotation = annotations.get(picture)
@@ -176,7 +176,7 @@ def cut_out(
             places.append(np.array([(picture, WHOLE, 0, 0)]))
             labels.append(np.array([background if name == BACKGROUND else names.index(name)]))
             draws = np.random.default_rng((seed, picture))
-            for number, level in enumerate(_levels_of(dataset.pictures, picture, height, width, preprocess)):
+            for number, level in enumerate(_levels_of(dataset.images, picture, height, width, preprocess)):
                 edges = level.edges(level.places)
                 of_all = labels_of(edges, boxes, names)
                 drawn = draws.random(len(of_all)) < (BACKGROUND_SHARE if knows_background else 0.0)
@@ -186,7 +186,7 @@ def cut_out(
                 labels.append(of_all[kept])
             shown_progress.advance()
     return Patches(
-        dataset.pictures,
+        dataset.images,
         squares,
         preprocess,
         sizes,
@@ -207,18 +207,18 @@ def _levels(height: int, width: int, preprocess: Preprocess) -> list[Level]:
     return levels(height, width, (preprocess.size, preprocess.size), (1, 1))
 
 
-def _levels_of(pictures: Pictures, picture: int, height: int, width: int, preprocess: Preprocess) -> list[Level]:
+def _levels_of(pictures: Images, picture: int, height: int, width: int, preprocess: Preprocess) -> list[Level]:
     try:
         return _levels(height, width, preprocess)
-    except PictureError as error:
+    except ImageError as error:
         raise DataError(f"{pictures.name(picture)} has {error}; take it away, and start again") from error
 
 
 @contextmanager
-def _telling(pictures: Pictures, picture: int) -> Iterator[None]:
+def _telling(pictures: Images, picture: int) -> Iterator[None]:
     """Say of a picture that cannot be read in the body which one it is."""
     try:
         yield
-    except PictureError as error:
+    except ImageError as error:
         name = pictures.name(picture)
         raise DataError(f"{name} cannot be read: {error}; put it right or take it away, and start again") from error

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from svertka.data.bounding_boxes import Box
 from svertka.data.dataset import Ints
-from svertka.errors import PictureError
+from svertka.errors import ImageError
 
 Floats = npt.NDArray[np.float64]
 
@@ -66,12 +66,12 @@ def levels(
     `squeezed`: as a square, whatever its proportions, for a network that learnt from pictures so changed.
 
     Raises:
-        PictureError: the smallest patch would have less than `LEAST_SIDE` pixels.
+        ImageError: the smallest patch would have less than `LEAST_SIDE` pixels.
     """
     least = math.ceil(LEAST_SIDE * max(SCALES))
     shorter = min(height, width)
     if shorter < least:
-        raise PictureError(f"{width}×{height} pixels, too few for patches; it needs {least} a side or more")
+        raise ImageError(f"{width}×{height} pixels, too few for patches; it needs {least} a side or more")
     proportions = (1.0, 1.0) if squeezed else (height / shorter, width / shorter)
     found = []
     for scale in SCALES:

@@ -28,8 +28,8 @@ class Count:
     def add(self, boxes: list[Box], point: Point, width: int, height: int) -> None:
         """Count one picture of `width` × `height` pixels, in which `boxes` are those of the class."""
         self.pictures += 1
-        self.hits += any(box.holds(*point) for box in boxes)
-        self.centre_hits += any(box.holds(width / 2, height / 2) for box in boxes)
+        self.hits += any(box.contains(*point) for box in boxes)
+        self.centre_hits += any(box.contains(width / 2, height / 2) for box in boxes)
         self.covered += cover(boxes, width, height)
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,6 +94,6 @@ def cover(boxes: list[Box], width: int, height: int) -> float:
         (right - left) * (bottom - top)
         for left, right in pairwise(xs)
         for top, bottom in pairwise(ys)
-        if any(box.holds(left, top) for box in boxes)
+        if any(box.contains(left, top) for box in boxes)
     )
     return covered / (width * height)

@@ -12,7 +12,7 @@ from svertka.classifier import Classifier
 from svertka.compiler.optimize import optimize_if_worthwhile
 from svertka.data.bounding_boxes import BACKGROUND
 from svertka.data.dataset import Pixels
-from svertka.data.preprocessing import Preprocess, resized
+from svertka.data.preprocessing import Preprocess, resize_image
 from svertka.device import get_device
 from svertka.graph.shared_crops import share_crops
 from svertka.localization.patch_grid import Level, levels
@@ -43,7 +43,7 @@ class Locator:
         """The sizes at which a picture (H, W, 3) is looked at.
 
         Raises:
-            PictureError: it is too small.
+            ImageError: it is too small.
         """
         height, width = rgb.shape[:2]
         squeezed = self.preprocess.fit == "squeeze"
@@ -54,7 +54,7 @@ class Locator:
         """The score maps of one picture (H, W, 3) uint8, from the largest patches to the smallest.
 
         Raises:
-            PictureError: it is too small.
+            ImageError: it is too small.
         """
         found = []
         for level in self.levels(rgb):
@@ -66,7 +66,7 @@ class Locator:
 
 def shown(preprocess: Preprocess, rgb: Pixels, level: Level) -> Tensor:
     """All of `rgb` (H, W, 3) uint8 at the level's size, (1, C, H, W) float32 normalised: patches are cut out of it."""
-    pixels = torch.from_numpy(resized(rgb, *level.size, preprocess.channels)).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(resize_image(rgb, *level.size, preprocess.channels)).permute(2, 0, 1)[None]
     return preprocess.standardise(pixels)
 
 

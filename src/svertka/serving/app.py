@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from svertka.errors import FormatError, PictureError, RunError, SizeError
+from svertka.errors import FormatError, ImageError, RunError, SizeError
 from svertka.serving.access_control import AccessControl
 from svertka.serving.decoder_pool import DecoderPool, DecodingUsage, Pixels
 from svertka.serving.http_errors import HTTPError
@@ -330,7 +330,7 @@ def _convert_errors() -> Iterator[None]:
     """Make a refusal of what is wrong with a picture, or with what the network says of it."""
     try:
         yield
-    except PictureError as error:
+    except ImageError as error:
         status = 415 if isinstance(error, FormatError) else 413 if isinstance(error, SizeError) else 400
         raise HTTPError(status, f"the picture cannot be read: {error}", reason=str(error)) from error
     except RunError as error:

@@ -102,7 +102,7 @@ class DecoderPool:
         `then` runs in a thread.
 
         Raises:
-            PictureError: it cannot be read. HTTPError: 503, too many large ones are waiting.
+            ImageError: it cannot be read. HTTPError: 503, too many large ones are waiting.
         """
         first, second = self._lanes
         try:
@@ -153,7 +153,7 @@ class WorkerGroup:
         """What `then` makes of the image in `data`.
 
         Raises:
-            PictureError: it cannot be read. TooMuchError, MoreError: not within the limits.
+            ImageError: it cannot be read. TooMuchError, MoreError: not within the limits.
             HTTPError: 503, too many wait.
         """
         if account.seconds > REQUEST_SECONDS:
@@ -270,7 +270,7 @@ class Worker:
         """The image in `data`; blocks until it is there.
 
         Raises:
-            PictureError: it cannot be read. TooMuchError, MoreError: not within the limits of the process.
+            ImageError: it cannot be read. TooMuchError, MoreError: not within the limits of the process.
             HTTPError: 503, the process does not work.
         """
         text = json.dumps(settings).encode()

@@ -24,9 +24,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from svertka.data.decode_memory import scan_count
-from svertka.data.image_io import Decoding, format_of, memory_needed, read_header, read_picture
-from svertka.errors import FormatError, PictureError, SizeError
+from svertka.data.decode_memory import count_scans
+from svertka.data.image_io import Decoding, estimate_memory, format_of, read_header, read_image
+from svertka.errors import FormatError, ImageError, SizeError
 
 JOB = struct.Struct("<IQ")  # bytes of the settings in JSON, and of the image; both follow
 # AnswerKind, CPU seconds, then height and width of the pixels that follow; or bytes of the message that follows, and 0.
@@ -37,7 +37,7 @@ class AnswerKind(IntEnum):
     """What a process answers: pixels, (height, width, 3) uint8, or a message that says why there are none."""
 
     PIXELS = 0
-    UNREADABLE = 1  # PictureError
+    UNREADABLE = 1  # ImageError
     FORMAT = 2  # FormatError
     SIZE = 3  # SizeError
     MORE = 4  # MoreError
@@ -57,7 +57,7 @@ class LimitExceededError(Exception):
 
 
 ERROR_TYPES: dict[AnswerKind, type[Exception]] = {
-    AnswerKind.UNREADABLE: PictureError,
+    AnswerKind.UNREADABLE: ImageError,
     AnswerKind.FORMAT: FormatError,
     AnswerKind.SIZE: SizeError,
     AnswerKind.MORE: LimitExceededError,
@@ -82,14 +82,14 @@ def decode_image(data: bytes, settings: DecodingSettings, limits: DecodingLimits
     """The image in `data`, (H, W, 3) uint8, RGB; H and W are the same where its central square is enough.
 
     Raises:
-        PictureError: it cannot be read. MoreError: not within the limits.
+        ImageError: it cannot be read. MoreError: not within the limits.
     """
-    decoding = Decoding.up_to(settings.max_pixels).within(settings.intensity_range)
+    decoding = Decoding.up_to(settings.max_pixels).with_intensity_range(settings.intensity_range)
     try:
         here = replace(decoding, max_memory=min(decoding.max_memory, int(USABLE_MEMORY * limits.memory)))
         if _count_work(data, here) > limits.work:
             raise LimitExceededError
-        pixels = read_picture(data, settings.min_side, here)
+        pixels = read_image(data, settings.min_side, here)
         if settings.square:
             height, width = pixels.shape[:2]
             side = min(height, width)
@@ -97,9 +97,9 @@ def decode_image(data: bytes, settings: DecodingSettings, limits: DecodingLimits
             pixels = pixels[top : top + side, left : left + side]
         return np.ascontiguousarray(pixels)
     except SizeError as error:
-        memory_needed(data, settings.min_side, decoding)  # or it is too large anywhere
+        estimate_memory(data, settings.min_side, decoding)  # or it is too large anywhere
         raise LimitExceededError from error
-    except (PictureError, MemoryError) as error:
+    except (ImageError, MemoryError) as error:
         if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
             raise LimitExceededError from error
         raise
@@ -109,7 +109,7 @@ def _count_work(data: bytes, decoding: Decoding) -> int:
     """Pixels times scans of a JPEG that has several; else 0."""
     if data.count(b"\xff\xda") < 2 or format_of(data) != "JPEG":  # most are known at a glance
         return 0
-    return scan_count(data) * math.prod(read_header(data, decoding).size)
+    return count_scans(data) * math.prod(read_header(data, decoding).size)
 
 
 def main(limits: DecodingLimits) -> None:
@@ -134,7 +134,7 @@ def _answer(decode: Callable[[], npt.NDArray[np.uint8]], answers: BinaryIO, seco
     try:
         with _limit_cpu_time(seconds):
             pixels = decode()
-    except (PictureError, LimitExceededError) as error:
+    except (ImageError, LimitExceededError) as error:
         kind = next(kind for kind in reversed(ERROR_TYPES) if isinstance(error, ERROR_TYPES[kind]))
         # Options of the command line are not the client's.
         message = re.sub(r" or raise --max-pixels( to \d+M)?", "", str(error)).encode(errors="replace")

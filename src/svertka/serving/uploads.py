@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from svertka.errors import PictureError
+from svertka.errors import ImageError
 from svertka.serving.http_errors import HTTPError
 
 MAX_IMAGES = 64  # images in one list or form
@@ -77,25 +77,25 @@ def decode_base64(text: memoryview) -> bytes:
     Line breaks, the letters - and _ of addresses, and a missing = at the end do not matter.
 
     Raises:
-        PictureError: it is not base64.
+        ImageError: it is not base64.
     """
     content = bytes(text)
     if b"\\" in content:
         try:
             content = json.loads(b'"' + content + b'"', strict=False).encode()
         except ValueError as error:
-            raise PictureError("not base64") from error
+            raise ImageError("not base64") from error
     address = _ADDRESS.match(content)
     if address is not None:
         if not address[1].lower().endswith(b";base64"):
-            raise PictureError("a data: address that is not in base64")
+            raise ImageError("a data: address that is not in base64")
         content = content[address.end() :]
         for written, letter in _QUOTED:
             content = content.replace(written, letter)
     content = content.translate(_URL_SAFE, _BLANKS)
     bare = content.rstrip(b"=")
     if len(content) - len(bare) > 2 or len(bare) % 4 == 1 or bare.translate(None, _ALPHABET):
-        raise PictureError("not base64")
+        raise ImageError("not base64")
     return binascii.a2b_base64(bare + b"=" * (-len(bare) % 4))
 
 

@@ -8,18 +8,18 @@ import torch
 
 from svertka import distributed
 from svertka.data.augmentation import Augmentation
-from svertka.data.bounding_boxes import BACKGROUND, Annotation, of_pictures, read_boxes, refuse_unknown
-from svertka.data.dataset import BAD_SHARE, ArrayPictures, Dataset, Ints, decoding_of
-from svertka.data.deduplicated_split import Division, divided
-from svertka.data.image_cache import Prepared, Rows, misnamed_among, prepare
-from svertka.data.image_io import NOT_INSTALLED, misnamed_sentence
-from svertka.data.loader import Batches
-from svertka.data.near_duplicates import near_duplicates
+from svertka.data.bounding_boxes import BACKGROUND, Annotation, check_classes, match_to_images, read_boxes
+from svertka.data.dataset import BAD_SHARE, ArrayImages, Dataset, Ints, decoding_of
+from svertka.data.deduplicated_split import DatasetSplit, split_dataset
+from svertka.data.image_cache import PreparedImages, Rows, find_misnamed, prepare_images
+from svertka.data.image_io import NOT_INSTALLED, describe_misnamed
+from svertka.data.loader import BatchLoader
+from svertka.data.near_duplicates import find_near_duplicates
 from svertka.data.pixel_modes import Range
-from svertka.data.pixel_statistics import intensity_range, measure
-from svertka.data.preprocessing import Fit, Preprocess, discarded
-from svertka.data.row_format import Facts
-from svertka.data.split import fingerprint
+from svertka.data.pixel_statistics import choose_intensity_range, measure_statistics
+from svertka.data.preprocessing import Fit, Preprocess, discarded_share
+from svertka.data.row_format import ImageInfo
+from svertka.data.split import compute_fingerprint
 from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError
 from svertka.escaping import join_first, to_printable
@@ -58,16 +58,16 @@ class Parts:
     digests: list[bytes]
     manifest: Manifest
     patches: Patches | None = None
-    facts: Mapping[int, Facts] = field(default_factory=dict)
+    facts: Mapping[int, ImageInfo] = field(default_factory=dict)
 
     @property
     def intensity_range(self) -> Range | None:
         """The 16-bit values that are black and white in the rows; None: all 16 bits."""
-        return decoding_of(self.dataset.pictures).intensity_range
+        return decoding_of(self.dataset.images).intensity_range
 
     def misnamed(self) -> str | None:
         """The sentence on files that are of another format than their name says; None if there are none."""
-        return misnamed_sentence(misnamed_among(self.dataset.pictures, self.facts))
+        return describe_misnamed(find_misnamed(self.dataset.images, self.facts))
 
     def shown_part(self, preprocess: Preprocess) -> list[tuple[str, str]]:
         """The line of the plan on how much of the pictures the network is shown; none where it is all, or nearly."""
@@ -75,13 +75,13 @@ class Parts:
             how = "black around it" if preprocess.fit == "pad" else "its proportions changed"
             return [("fit", f"{preprocess.fit}: all of each picture is shown, {how}")]
         share = min(1.0, preprocess.size / preprocess.resize)
-        lost = {index: discarded(*facts.size, share) for index, facts in self.facts.items()}
+        lost = {index: discarded_share(*facts.size, share) for index, facts in self.facts.items()}
         if self.patches is not None or not lost or max(lost.values()) < CROPPED:
             return []
         worst = max(lost, key=lost.__getitem__)
         text = (
             f"crop: {np.median(list(lost.values())):.0%} of the median picture is not shown, {lost[worst]:.0%} of "
-            f"{self.dataset.pictures.name(worst)}; --fit pad or --fit squeeze shows all"
+            f"{self.dataset.images.name(worst)}; --fit pad or --fit squeeze shows all"
         )
         return [("fit", to_printable(text))]
 
@@ -161,9 +161,9 @@ class Parts:
         layout: torch.memory_format = torch.contiguous_format,
         *,
         prefetch: bool = False,
-    ) -> Batches:
+    ) -> BatchLoader:
         """The training pictures, shuffled and augmented as `recipe` says."""
-        return Batches(
+        return BatchLoader(
             self.drawn,
             self.dataset.labels,
             self.indices["train"],
@@ -185,9 +185,11 @@ class Parts:
         squares = torch.from_numpy(self.shown[self.indices["train"][:count]])
         return preprocess.normalise(squares.permute(0, 3, 1, 2))
 
-    def batches(self, part: str, preprocess: Preprocess, place: torch.device, layout: torch.memory_format) -> Batches:
+    def batches(
+        self, part: str, preprocess: Preprocess, place: torch.device, layout: torch.memory_format
+    ) -> BatchLoader:
         """The pictures of `part` as the finished classifier sees them, in order."""
-        return Batches(
+        return BatchLoader(
             self.shown,
             self.dataset.labels,
             self.indices[part],
@@ -226,7 +228,7 @@ def divide(
     survey: bool = False,
     boxed: bool = False,
     inherited: frozenset[bytes] = frozenset(),
-    as_divided: Callable[[list[bytes], Ints], Division] | None = None,
+    as_divided: Callable[[list[bytes], Ints], DatasetSplit] | None = None,
 ) -> Parts:
     """Decode every picture of `dataset` once and divide them; `val`, `test`: shares where the source has no such part.
 
@@ -239,34 +241,38 @@ def divide(
     Raises:
         DataError: one class only, a class without pictures, or more than a tenth of the pictures bad.
     """
-    dataset = dataset.seen_by(preprocess.intensity_range)
+    dataset = dataset.with_intensity_range(preprocess.intensity_range)
 
-    def squares(resize: int, pad_to: int = 0, *, survey: bool = False) -> Prepared:
+    def squares(resize: int, pad_to: int = 0, *, survey: bool = False) -> PreparedImages:
         """Those of the pictures as they are decoded now."""
         channels, fit = preprocess.channels, preprocess.fit
-        return prepare(dataset, resize, channels, pad_to, fit=fit, threads=threads, cache_limit=limit, survey=survey)
+        return prepare_images(
+            dataset, resize, channels, pad_to, fit=fit, threads=threads, cache_limit=limit, survey=survey
+        )
 
     seen = squares(preprocess.resize, preprocess.size, survey=survey)
-    bad = [{"path": dataset.pictures.name(i), "reason": reason} for i, reason in sorted(seen.bad.items())]
+    bad = [{"path": dataset.images.name(i), "reason": reason} for i, reason in sorted(seen.bad.items())]
     spoilt = [one for one in bad if one["reason"] not in NOT_INSTALLED.values()]
     if len(spoilt) > BAD_SHARE * len(dataset):
         sentence = f"{len(spoilt)} of {len(dataset)} pictures in {dataset.source} are bad, more than a tenth"
         raise DataError(f"{sentence}: {_listed(spoilt)}")
     good = np.array([i for i in range(len(dataset)) if i not in seen.bad], dtype=np.int64)
-    deep = {index: facts.intensities for index, facts in seen.facts.items() if facts.intensities is not None}
+    deep = {index: facts.intensities for index, facts in seen.info.items() if facts.intensities is not None}
     if as_divided is not None:
         division = as_divided(seen.digests, good)
     else:
-        visible = dataset.seen_by(intensity_range(list(deep.values()))) if deep else dataset
-        alike = near_duplicates(visible.pictures, seen.digests, good, threads)
-        division = divided(dataset, seen.digests, good, val, test, alike=alike or [], turn=turn, inherited=inherited)
+        visible = dataset.with_intensity_range(choose_intensity_range(list(deep.values()))) if deep else dataset
+        alike = find_near_duplicates(visible.images, seen.digests, good, threads)
+        division = split_dataset(
+            dataset, seen.digests, good, val, test, alike=alike or [], turn=turn, inherited=inherited
+        )
         if alike is None:
             notes = (*division.notes, "near-duplicates are not looked for among so many images; exact copies are")
             division = replace(division, notes=notes)
-    dataset = replace(dataset, account=division.told(dataset.account))
+    dataset = replace(dataset, account=division.add_to(dataset.account))
     if deep:  # decoded now that it is known what is black and what is white, of those that are learnt from
-        found = intensity_range([deep[index] for index in division.indices["train"].tolist() if index in deep])
-        dataset = dataset.seen_by(found)
+        found = choose_intensity_range([deep[index] for index in division.indices["train"].tolist() if index in deep])
+        dataset = dataset.with_intensity_range(found)
         seen = squares(preprocess.resize, preprocess.size)
     drawn = seen if stored_side == preprocess.side else squares(stored_side)
     parts = Parts(
@@ -276,10 +282,10 @@ def divide(
         seen.rows,
         bad,
         drawn.unstored,
-        fingerprint(dataset, seen.digests, good, division.indices),
+        compute_fingerprint(dataset, seen.digests, good, division.indices),
         seen.digests,
         Manifest.of(seen.digests, division.indices, inherited),
-        facts=seen.facts,
+        facts=seen.info,
     )
     if as_divided is None and not boxed:  # a run that goes on is refused as a whole if its images have changed
         _need_classes(parts)
@@ -298,11 +304,11 @@ def in_patches(parts: Parts, boxes: str, preprocess: Preprocess, *, seed: int, t
     pictures = parts.dataset
     names = tuple(name for name in pictures.names if name != BACKGROUND)
     annotations = read_boxes(boxes)
-    refuse_unknown(annotations, names)
-    found = of_pictures(annotations, [pictures.pictures.name(index) for index in range(len(pictures))])
+    check_classes(annotations, names)
+    found = match_to_images(annotations, [pictures.images.name(index) for index in range(len(pictures))])
     if not found:
         raise DataError(
-            f"{boxes} has boxes without a picture: {annotations[0].picture if annotations else 'none'} and all others "
+            f"{boxes} has boxes without a picture: {annotations[0].image if annotations else 'none'} and all others "
             f"are not in {pictures.source}; check the file names"
         )
     every = np.concatenate([some for some in parts.indices.values() if len(some)])
@@ -325,7 +331,7 @@ def in_patches(parts: Parts, boxes: str, preprocess: Preprocess, *, seed: int, t
         drawn=patches,
         shown=patches,
         unstored=None,
-        fingerprint=fingerprint(dataset, digests, np.arange(len(patches)), indices),
+        fingerprint=compute_fingerprint(dataset, digests, np.arange(len(patches)), indices),
         digests=digests,
         patches=patches,
     )
@@ -336,7 +342,7 @@ def in_patches(parts: Parts, boxes: str, preprocess: Preprocess, *, seed: int, t
 def _unmatched(annotations: Sequence[Annotation], found: Mapping[int, Annotation], parts: Parts) -> list[str]:
     """Sentences on annotations without an image, and on images without one."""
     known = {id(annotation) for annotation in found.values()}
-    lost = [annotation.picture for annotation in annotations if id(annotation) not in known]
+    lost = [annotation.image for annotation in annotations if id(annotation) not in known]
     said = []
     if lost:
         said.append(f"not used: {len(lost)} of {len(annotations)} annotations are of no image ({join_first(lost)})")
@@ -344,7 +350,7 @@ def _unmatched(annotations: Sequence[Annotation], found: Mapping[int, Annotation
     background = parts.dataset.names.index(BACKGROUND) if BACKGROUND in parts.dataset.names else -1
     bare = [index for index in every if index not in found and parts.dataset.labels[index] != background]
     if bare:
-        named = join_first([parts.dataset.pictures.name(index) for index in bare])
+        named = join_first([parts.dataset.images.name(index) for index in bare])
         said.append(f"{len(bare)} of {len(every)} images have no boxes, only their class is learned ({named})")
     return said
 
@@ -360,7 +366,7 @@ def natural_input(
     if weights is not None:
         size, proportion = size or weights.size, weights.resize / weights.size
         return size, round(size * proportion) if fit == "crop" else size, weights.channels
-    array = dataset.pictures.array if isinstance(dataset.pictures, ArrayPictures) else None
+    array = dataset.images.array if isinstance(dataset.images, ArrayImages) else None
     if model.mean is not None:  # its own normalisation goes with its own channels and size
         channels, native = model.channels, model.size
     else:
@@ -377,7 +383,7 @@ def measured(
 
     `given`: the preprocessing that the weights expect from which training starts, if it starts from any.
     """
-    statistics = measure(parts.drawn, parts.indices["train"])
+    statistics = measure_statistics(parts.drawn, parts.indices["train"])
     mean, std = statistics.mean, statistics.std
     if given is not None:
         mean, std = given.mean, given.std
@@ -385,7 +391,7 @@ def measured(
         mean, std = (facts.mean,) * preprocess.channels, (facts.std,) * preprocess.channels
     elif recipe.normalise == "mean":
         std = (1 / 255,) * preprocess.channels
-    fitted = tuple(one.fitted(statistics) for one in recipe.augmentations)
+    fitted = tuple(one.fit(statistics) for one in recipe.augmentations)
     known = {"mean": mean, "std": std, "intensity_range": parts.intensity_range}
     return preprocess.model_copy(update=known), recipe.with_changes(augmentations=fitted)
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from svertka import distributed
 from svertka.classifier import Classifier
-from svertka.data.loader import Batches
+from svertka.data.loader import BatchLoader
 from svertka.device import set_memory_format
-from svertka.errors import DataError, PictureError, StorageError, UsageError
+from svertka.errors import DataError, ImageError, StorageError, UsageError
 from svertka.evaluation.evaluate import evaluate_network
 from svertka.evaluation.report_page import SHOWN_SIDE
 from svertka.models import registry
@@ -36,8 +36,8 @@ class Learner:
     """`network`, whose modules are the classifier's own, takes what `batches` and `val` (None: no such part) give."""
 
     network: nn.Module
-    batches: Batches
-    val: Batches | None
+    batches: BatchLoader
+    val: BatchLoader | None
 
 
 def freeze_for(classifier: Classifier, recipe: Recipe) -> PartiallyFrozen | None:
@@ -89,7 +89,7 @@ def learner(
 
 def judged_by(
     classifier: Classifier, settings: Settings, parts: Parts, part: str, place: torch.device
-) -> tuple[nn.Module, Batches]:
+) -> tuple[nn.Module, BatchLoader]:
     """The network of `classifier`, and the images that it is to be judged by."""
     network = set_memory_format(classifier.network, settings.layout)
     batches = parts.batches(part, classifier.preprocess, place, settings.layout)
@@ -166,8 +166,8 @@ def scoring_seconds(parts: Parts, forward: float) -> float:
     indices = parts.indices[parts.judged]
     began = time.perf_counter()
     for index in indices[:READ].tolist():
-        with suppress(PictureError, DataError):
-            parts.dataset.pictures.read(index, SHOWN_SIDE)
+        with suppress(ImageError, DataError):
+            parts.dataset.images.read(index, SHOWN_SIDE)
     return len(indices) * (forward + (time.perf_counter() - began) / max(len(indices[:READ]), 1))
 
 
@@ -188,7 +188,7 @@ def compute_head(classifier: Classifier, settings: Settings, parts: Parts, place
     if settings.accelerate:
         optimize_frozen(made, classifier, parts)
     if settings.cache is None:
-        features = batches.giving(lambda indices, _: frozen(batches.images(indices, 0)))
+        features = batches.with_images(lambda indices, _: frozen(batches.images(indices, 0)))
     else:
         features = _stored(made, settings, parts, batches, "computing features for the head")
     closed_form_heads.fit_head(head, _way(settings.recipe), features, len(classifier.names))
@@ -202,7 +202,7 @@ def _head(classifier: Classifier) -> nn.Module:
     return classifier.network.get_submodule(head_path(registry.find_model(classifier.config.model)))
 
 
-def _stored(made: PartiallyFrozen, settings: Settings, parts: Parts, batches: Batches, title: str) -> Batches:
+def _stored(made: PartiallyFrozen, settings: Settings, parts: Parts, batches: BatchLoader, title: str) -> BatchLoader:
     """`batches` of the features that `made` learns from, as the settings have them stored."""
     assert settings.cache is not None
     variants = settings.cache.variants if batches.augmentations else 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from svertka.data.loader import Batch, Batches
+from svertka.data.loader import Batch, BatchLoader
 from svertka.errors import TrainingError
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import Loss, make_optimizer, set_rate, take_step
@@ -28,7 +28,7 @@ class RangeTest:
     chosen: float
 
 
-def find_learning_rate(network: nn.Module, batches: Batches, recipe: Recipe) -> RangeTest:
+def find_learning_rate(network: nn.Module, batches: BatchLoader, recipe: Recipe) -> RangeTest:
     """The rate at which the smoothed loss falls most steeply against the logarithm of the rate.
 
     Works on a copy; `network`, and the random state, are bit for bit as before.
@@ -94,7 +94,7 @@ def stable_rate(features: torch.Tensor, recipe: Recipe) -> float:
     return recipe.lr if recipe.lr <= limit else float(f"{limit / 2:.2g}")
 
 
-def _endless(batches: Batches) -> Iterator[Batch]:
+def _endless(batches: BatchLoader) -> Iterator[Batch]:
     epoch = 0
     while True:
         yield from batches.epoch(epoch)

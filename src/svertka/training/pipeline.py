@@ -15,10 +15,10 @@ from svertka import distributed
 from svertka.classifier import Classifier, load_initial_weights, model_of_run_weights
 from svertka.conv.accelerate import accelerate
 from svertka.data.dataset import Dataset
-from svertka.data.filename_groups import grouped_by
+from svertka.data.filename_groups import assign_groups
 from svertka.data.image_io import Decoding
-from svertka.data.loader import Batches
-from svertka.data.preprocessing import Fit, Preprocess, checked_fit
+from svertka.data.loader import BatchLoader
+from svertka.data.preprocessing import Fit, Preprocess, check_fit
 from svertka.data.sources import Source, is_path, open_source
 from svertka.device import choose_device, set_memory_format, set_threads
 from svertka.errors import UsageError
@@ -126,7 +126,7 @@ class Prepared:
     stored_side: int
     classifier: Classifier
     frozen: PartiallyFrozen | None
-    batches: Batches
+    batches: BatchLoader
     notes: list[str]
 
 
@@ -199,10 +199,10 @@ def resolve(options: Options) -> Resolved:
     began = time.monotonic()
     place, threads = choose_device(options.device), set_threads(options.threads)
     dataset = open_source(options.source, columns=options.columns, boxes=options.boxes)
-    dataset = dataset.decoded_as(Decoding.up_to(options.max_pixels))
-    fit = checked_fit(options.fit, options.boxes is not None)
+    dataset = dataset.with_decoding(Decoding.up_to(options.max_pixels))
+    fit = check_fit(options.fit, options.boxes is not None)
     if options.group is not None:
-        dataset = grouped_by(dataset, options.group)
+        dataset = assign_groups(dataset, options.group)
     model, start_from = options.model, options.weights
     if dataset.source not in DEFAULTS and model is None and start_from is None and options.recipe is None:
         model, start_from = BACKBONE

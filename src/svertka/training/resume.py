@@ -12,7 +12,7 @@ from svertka.classifier import Classifier, read_config
 from svertka.conv import autotune
 from svertka.conv.accelerate import accelerate
 from svertka.data.dataset import Dataset, Ints
-from svertka.data.deduplicated_split import Division, divided_by_content
+from svertka.data.deduplicated_split import DatasetSplit, split_by_content
 from svertka.data.image_io import Decoding
 from svertka.data.in_memory import IN_MEMORY
 from svertka.data.sources import Source, is_path, open_source
@@ -254,17 +254,17 @@ def _open(run: Run, settings: Settings, source: Source | None) -> Dataset:
             raise
         again = format_command("train", "--resume", run.folder)
         raise type(error)(f"{error}; if the images were moved, say where they are now: {again} SOURCE") from error
-    return dataset.decoded_as(Decoding.up_to(settings.max_pixels))
+    return dataset.with_decoding(Decoding.up_to(settings.max_pixels))
 
 
 def _split_as_before(run: Run, settings: Settings, dataset: Dataset) -> Parts:
     """Split the images of `dataset` as when `run` was started."""
     preprocess, manifest = read_config(run.folder).preprocess, read_manifest(run)
 
-    def as_divided(digests: list[bytes], good: Ints) -> Division:
+    def as_divided(digests: list[bytes], good: Ints) -> DatasetSplit:
         if manifest is None:  # it was begun before runs recorded their images
-            return divided_by_content(dataset, digests, good, settings.val, settings.test, turn=settings.turn)
-        return Division(manifest.indices(digests, dataset.parts, good))
+            return split_by_content(dataset, digests, good, settings.val, settings.test, turn=settings.turn)
+        return DatasetSplit(manifest.indices(digests, dataset.parts, good))
 
     parts = divide(
         dataset,

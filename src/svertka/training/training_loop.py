@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from svertka import distributed
-from svertka.data.loader import Batch, Batches
+from svertka.data.loader import Batch, BatchLoader
 from svertka.device import autocast
 from svertka.errors import TrainingError
 from svertka.training.lr_schedule import learning_rate
@@ -79,7 +79,7 @@ class Observer:
 def fit(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Batches,
+    batches: BatchLoader,
     recipe: Recipe,
     state: State,
     observer: Observer,

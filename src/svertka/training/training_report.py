@@ -29,7 +29,7 @@ def write_training_report(run: Run, settings: Settings, parts: Parts, evaluation
     Raises:
         StorageError: The disk is full or the folder cannot be written.
     """
-    pictures = parts.dataset.pictures
+    pictures = parts.dataset.images
     report = Report(
         name=run.name,
         network=settings.model,

@@ -11,7 +11,7 @@ from torch import nn
 
 from svertka import distributed
 from svertka.data.dataset import Ints
-from svertka.data.loader import Batches
+from svertka.data.loader import BatchLoader
 from svertka.progress import Progress, progress
 
 Floats = npt.NDArray[np.float32]
@@ -22,7 +22,7 @@ MEAN_ITERATIONS = 50  # a generous average: strong penalties take 10, weak ones 
 TIMED_IMAGES = 2000
 
 
-def gather_features(batches: Batches) -> tuple[Floats, Ints]:
+def gather_features(batches: BatchLoader) -> tuple[Floats, Ints]:
     """Return all features and labels of the first epoch: (N, D) float32 and (N,).
 
     Every process gets all of them, in the order of a single process.
@@ -141,7 +141,7 @@ def nearest_mean(features: Floats, labels: Ints, classes: int) -> tuple[Floats, 
 SOLVERS = {"logistic": logistic_regression, "nearest-mean": nearest_mean}
 
 
-def fit_head(head: nn.Linear, way: str, batches: Batches, classes: int) -> None:
+def fit_head(head: nn.Linear, way: str, batches: BatchLoader, classes: int) -> None:
     """Compute the weights of `head` from the features in `batches` with one of `SOLVERS`, in place."""
     everything = gather_features(batches)
     weight, bias = distributed.call_on_first(lambda: SOLVERS[way](*everything, classes))

@@ -8,9 +8,9 @@ import torch
 
 from svertka import distributed
 from svertka.data.dataset import Ints
-from svertka.data.loader import Batches
+from svertka.data.loader import BatchLoader
+from svertka.data.per_image_random import PerImageRandom
 from svertka.data.record_store import RECORD, Store, announce
-from svertka.data.rng import Draws
 from svertka.errors import StorageError
 from svertka.files import cache_folder, format_bytes
 from svertka.progress import progress
@@ -32,7 +32,7 @@ def row_bytes(shape: tuple[int, ...], *, half: bool) -> int:
 
 
 def cache_on_disk(
-    batches: Batches,
+    batches: BatchLoader,
     frozen: FrozenPrefix,
     shape: tuple[int, ...],
     digests: Sequence[bytes],
@@ -41,7 +41,7 @@ def cache_on_disk(
     half: bool = False,
     limit: int | None = None,
     title: str = "computing features",
-) -> Batches:
+) -> BatchLoader:
     """Return `batches` with features in place of images, computed once and stored in the cache folder.
 
     Rows are stored by hashes of the image content, the weights and the preprocessing: what exists is read, what changed
@@ -93,14 +93,14 @@ def cache_on_disk(
 
 
 def cache_in_memory(
-    batches: Batches,
+    batches: BatchLoader,
     frozen: FrozenPrefix,
     shape: tuple[int, ...],
     *,
     variants: int = 1,
     half: bool = False,
     title: str = "computing features",
-) -> Batches:
+) -> BatchLoader:
     """Return the same batches as `cache_on_disk`, kept in memory, or computed in every epoch if they exceed 512 MiB."""
     fetch = _compute_on_read(batches, frozen, shape, half=half)
     if row_bytes(shape, half=half) * len(batches.indices) * variants <= IN_MEMORY:
@@ -121,20 +121,22 @@ def cache_in_memory(
 Fetch = Callable[[Ints, Ints], torch.Tensor]
 
 
-def _replace_images(batches: Batches, variants: int, fetch: Fetch) -> Batches:
+def _replace_images(batches: BatchLoader, variants: int, fetch: Fetch) -> BatchLoader:
     """Return batches of what `fetch` returns: variant k in epoch k, and a random one after the last."""
 
     def read(indices: Ints, epoch: int) -> torch.Tensor:
-        drawn = Draws(batches.seed, epoch, indices, place=len(batches.augmentations)).below(0, variants).numpy()
+        drawn = (
+            PerImageRandom(batches.seed, epoch, indices, place=len(batches.augmentations)).below(0, variants).numpy()
+        )
         chosen = np.full(len(indices), epoch) if epoch < variants else drawn
         features = fetch(indices, chosen).to(batches.device).float()
         layout = batches.memory_format if features.dim() == 4 else torch.contiguous_format
         return features.contiguous(memory_format=layout)
 
-    return batches.giving(read)
+    return batches.with_images(read)
 
 
-def _compute_on_read(batches: Batches, frozen: FrozenPrefix, shape: tuple[int, ...], *, half: bool) -> Fetch:
+def _compute_on_read(batches: BatchLoader, frozen: FrozenPrefix, shape: tuple[int, ...], *, half: bool) -> Fetch:
     def fetch(indices: Ints, chosen: Ints) -> torch.Tensor:
         features = torch.empty(len(indices), *shape, dtype=torch.float16 if half else torch.float32)
         for variant in np.unique(chosen).tolist():
@@ -146,7 +148,7 @@ def _compute_on_read(batches: Batches, frozen: FrozenPrefix, shape: tuple[int, .
 
 
 def _compute_missing(
-    store: Store, keys: Sequence[Mapping[int, bytes]], batches: Batches, title: str, frozen: FrozenPrefix
+    store: Store, keys: Sequence[Mapping[int, bytes]], batches: BatchLoader, title: str, frozen: FrozenPrefix
 ) -> None:
     """Compute and store this process's share of the missing features.
 
@@ -177,7 +179,7 @@ def _no_room_error(store: Store) -> StorageError:
 
 
 def _computed(
-    batches: Batches, frozen: FrozenPrefix, indices: Ints, variant: int
+    batches: BatchLoader, frozen: FrozenPrefix, indices: Ints, variant: int
 ) -> Iterator[tuple[Ints, torch.Tensor]]:
     """Some of `indices` after the other, and the features of that `variant` of their pictures."""
     at_once = min(batches.batch_size, computed_at_once(batches.preprocess.size))
@@ -195,7 +197,7 @@ def _network_digest(frozen: FrozenPrefix) -> str:
     return digest.hexdigest()
 
 
-def _preprocessing_digest(batches: Batches) -> bytes:
+def _preprocessing_digest(batches: BatchLoader) -> bytes:
     """Return a hash of everything that happens to an image before the network."""
     parts = [batches.preprocess.model_dump_json(), str(batches.rows[batches.indices[:1]].shape)]
     if batches.augmentations:

@@ -45,7 +45,7 @@ def test_random_subset_is_reproducible(squeezenet_run: Path, photographs: Path) 
 
 def test_unreadable_files_are_left_out(squeezenet_run: Path, photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "bad.png").write_bytes(b"not a picture")
+    (tmp_path / "a" / "bad.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match="no image can be read"):
         opened(squeezenet_run, tmp_path)
     (tmp_path / "a" / "good.png").symlink_to(photographs / "china" / "00.png")

@@ -12,8 +12,8 @@ from svertka.classifier import Classifier
 from svertka.data.dataset import Dataset, Ints, Pixels
 from svertka.data.image_cache import Rows
 from svertka.data.image_io import Decoding
-from svertka.data.imagenet import name_of
-from svertka.data.loader import Batches
+from svertka.data.imagenet import class_name
+from svertka.data.loader import BatchLoader
 from svertka.data.sources import open_source
 from svertka.errors import DataError, FetchError, RunError, UsageError
 from svertka.escaping import format_command
@@ -64,12 +64,12 @@ class AtlasInputs:
         """Device of the network."""
         return next(self.classifier.network.parameters()).device
 
-    def batches(self, indices: Ints | None = None) -> Batches:
+    def batches(self, indices: Ints | None = None) -> BatchLoader:
         """Return the images at `indices` (None for all) as network input, in order, with their labels."""
         chosen = self.indices if indices is None else self.indices[indices]
         labels = np.zeros(len(self.rows), np.int64)
         labels[self.indices] = self.dataset.labels
-        return Batches(
+        return BatchLoader(
             self.rows,
             labels,
             chosen,
@@ -93,7 +93,7 @@ class AtlasInputs:
 
     def image_name(self, index: int) -> str:
         """Return the last two parts of an image's path, or its source and number."""
-        name = self.dataset.pictures.name(index)
+        name = self.dataset.images.name(index)
         return "/".join(Path(name).parts[-2:])
 
     def fingerprint(self, *options: object) -> str:
@@ -140,9 +140,9 @@ def open_inputs(
         raise UsageError(f"pictures={pictures} must be at least 1")
     classifier = Classifier.load(run, device)
     training_source = _training_source(run)
-    dataset = _open_dataset(run, source, training_source).decoded_as(Decoding.up_to(max_pixels))
-    names = tuple(name_of(name) for name in dataset.names)
-    dataset = Dataset(dataset.source, names, dataset.pictures, dataset.labels, dataset.parts)
+    dataset = _open_dataset(run, source, training_source).with_decoding(Decoding.up_to(max_pixels))
+    names = tuple(class_name(name) for name in dataset.names)
+    dataset = Dataset(dataset.source, names, dataset.images, dataset.labels, dataset.parts)
     selected = select_images(
         [run],
         dataset,

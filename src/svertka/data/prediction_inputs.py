@@ -10,76 +10,74 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.data.dataset import Pixels
-from svertka.data.file_accounting import Account
+from svertka.data.file_accounting import FileAccount
 from svertka.data.file_tree import SOME_SUFFIXES, is_image_content, list_tree
-from svertka.data.image_io import DEFAULT, SUFFIXES, Decoding, content, format_of, intensities
+from svertka.data.image_io import DEFAULT, SUFFIXES, Decoding, format_of, measure_intensities, read_bytes
 from svertka.data.label_tables import TABLE_SUFFIXES
 from svertka.data.pixel_modes import Range
-from svertka.data.preprocessing import Picture, opened
-from svertka.errors import DataError, PictureError, UsageError
+from svertka.data.preprocessing import ImageLike, load_image
+from svertka.errors import DataError, ImageError, UsageError
 from svertka.escaping import join_first
 from svertka.files import read_start, shorten
 from svertka.progress import say
 
-Input = Picture | PictureError  # or why there is nothing to look at
+Input = ImageLike | ImageError  # or why there is nothing to look at
 
 ARRAY_LIMIT = 10**6  # images in one .npy file
 MEASURED = 100  # images of 16 bits whose values are looked at
 CHANNELS = (1, 3, 4)  # of an array that is one image: grey, RGB, RGBA
 
 
-def all_of(pictures: Iterable[Picture]) -> list[tuple[str, Input]]:
+def list_inputs(images: Iterable[ImageLike]) -> list[tuple[str, Input]]:
     """All of `expanded`.
 
     Raises:
         UsageError: there is nothing that could be an image.
     """
-    everything = list(expanded(pictures))
-    if all(isinstance(picture, PictureError) for _, picture in everything):
+    everything = list(expand_inputs(images))
+    if all(isinstance(image, ImageError) for _, image in everything):
         reasons = join_first([f"{name}: {reason}" for name, reason in everything], separator="; ")
-        raise UsageError(
-            f"there is no picture in what is named ({reasons or 'nothing'}); pictures end in {SOME_SUFFIXES}"
-        )
+        raise UsageError(f"there is no image in what is named ({reasons or 'nothing'}); images end in {SOME_SUFFIXES}")
     return everything
 
 
-def pixels_of(picture: Input, decoding: Decoding = DEFAULT) -> Pixels:
-    """`picture` as (H, W, 3) uint8, RGB, whole.
+def load_pixels(image: Input, decoding: Decoding = DEFAULT) -> Pixels:
+    """`image` as (H, W, 3) uint8, RGB, whole.
 
     Raises:
-        PictureError: it cannot be read, or is the reason why there is none.
+        ImageError: it cannot be read, or is the reason why there is none.
     """
-    if isinstance(picture, PictureError):
-        raise picture
-    return opened(picture, decoding=decoding)
+    if isinstance(image, ImageError):
+        raise image
+    return load_image(image, decoding=decoding)
 
 
-def misnamed_files(pictures: Iterable[Input]) -> list[tuple[str, str]]:
-    """Path and format of the files among `pictures` that are of another format than their name says."""
+def find_misnamed_files(images: Iterable[Input]) -> list[tuple[str, str]]:
+    """Path and format of the files among `images` that are of another format than their name says."""
     found = []
-    for picture in pictures:
-        if isinstance(picture, str | PathLike):
-            path = Path(picture)
+    for image in images:
+        if isinstance(image, str | PathLike):
+            path = Path(image)
             with suppress(OSError, ValueError):
                 name = format_of(read_start(path))
                 if name is not None and path.suffix and SUFFIXES.get(path.suffix.lower()) != name:
-                    found.append((str(picture), name))
+                    found.append((str(image), name))
     return found
 
 
-def intensities_of(pictures: Iterable[Input], decoding: Decoding = DEFAULT) -> list[Range]:
-    """The values that 16-bit files among `pictures` use, each lowest and highest; of many, `MEASURED` are looked at."""
-    files = [Path(one) for one in pictures if isinstance(one, str | PathLike)]
+def sample_intensities(images: Iterable[Input], decoding: Decoding = DEFAULT) -> list[Range]:
+    """The values that 16-bit files among `images` use, each lowest and highest; of many, `MEASURED` are looked at."""
+    files = [Path(one) for one in images if isinstance(one, str | PathLike)]
     files = [path for path in files if SUFFIXES.get(path.suffix.lower()) != "JPEG"]  # which has 8 bits
     found = []
     for path in files[:: -(-len(files) // MEASURED) or 1]:
-        with suppress(PictureError):
-            found.append(intensities(content(path, decoding), decoding))
+        with suppress(ImageError):
+            found.append(measure_intensities(read_bytes(path, decoding), decoding))
     return [one for one in found if one is not None]
 
 
-def expanded(pictures: Iterable[Picture]) -> Iterator[tuple[str, Input]]:
-    """Each of `pictures` with what to call it; a folder is all images in it, a .npy file the arrays in it.
+def expand_inputs(images: Iterable[ImageLike]) -> Iterator[tuple[str, Input]]:
+    """Each of `images` with what to call it; a folder is all images in it, a .npy file the arrays in it.
 
     What cannot be looked at at all, such as a folder without an image, is the reason. What of a folder is left out is
     said on stderr.
@@ -87,21 +85,21 @@ def expanded(pictures: Iterable[Picture]) -> Iterator[tuple[str, Input]]:
     Raises:
         UsageError: a .npy file does not hold images.
     """
-    for number, picture in enumerate(pictures):
-        if not isinstance(picture, str | PathLike):
-            yield f"#{number}", picture
+    for number, image in enumerate(images):
+        if not isinstance(image, str | PathLike):
+            yield f"#{number}", image
             continue
-        text, path = os.fspath(picture), Path(picture)
+        text, path = os.fspath(image), Path(image)
         if not text:
-            yield "", PictureError("no path; name a file or a folder")
+            yield "", ImageError("no path; name a file or a folder")
         elif text.startswith(("http://", "https://")):
-            yield text, PictureError("a web address; download the image and name the file")
+            yield text, ImageError("a web address; download the image and name the file")
         elif _is_folder(path):
             yield from _in_folder(path)
         elif path.suffix.lower() == ".npy":
             yield from ((f"{path}[{row}]", array) for row, array in enumerate(_read_array(path)))
         elif path.suffix.lower() in TABLE_SUFFIXES and not _is_image(path):
-            yield str(path), PictureError("a table or a text, not an image; name the images, or their folder")
+            yield str(path), ImageError("a table or a text, not an image; name the images, or their folder")
         else:
             yield str(path), path
 
@@ -110,12 +108,12 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Input]]:
     try:
         tree = list_tree(folder)
     except DataError as error:
-        yield str(folder), PictureError(str(error))
+        yield str(folder), ImageError(str(error))
         return
-    left_out = Account(tuple(tree.left_out)).sentence()
+    left_out = FileAccount(tuple(tree.left_out)).sentence()
     paths = tree.images()
     if not paths:
-        yield str(folder), PictureError("holds no picture" + (f" ({left_out})" if left_out else ""))
+        yield str(folder), ImageError("holds no image" + (f" ({left_out})" if left_out else ""))
     elif left_out:
         say(f"{folder}: {left_out}")
     yield from ((str(folder / path), folder / path) for path in paths)

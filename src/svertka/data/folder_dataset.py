@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from svertka.data import imagenet
-from svertka.data.dataset import PARTS, Dataset, FilePictures
-from svertka.data.file_accounting import HIDDEN, NO_CLASS, NO_PART, OWN, Account, by_suffix
-from svertka.data.file_tree import SOME_SUFFIXES, FileTree, kind_of, list_tree
-from svertka.data.filename_label_hint import way_out
-from svertka.data.folder_layout import Entry, Layout, clean_name, understand, united
+from svertka.data.dataset import PARTS, Dataset, FileImages
+from svertka.data.file_accounting import HIDDEN, NO_CLASS, NO_PART, OWN, FileAccount, count_by_suffix
+from svertka.data.file_tree import SOME_SUFFIXES, FileTree, detect_output_kind, list_tree
+from svertka.data.filename_label_hint import suggest_labeling
+from svertka.data.folder_layout import FolderLayout, LabeledImage, clean_name, detect_layout, merge_spellings
 from svertka.data.label_tables import TABLE_SUFFIXES, read_table
 from svertka.data.split_names import part_of
 from svertka.errors import DataError, UsageError
@@ -25,7 +25,7 @@ from svertka.escaping import join_first, quote_words
 from svertka.files import parse_path
 
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar"}
-OWN_FOLDERS = "put the pictures of each class into a folder of its own, as photos/cat and photos/dog"
+OWN_FOLDERS = "put the images of each class into a folder of its own, as photos/cat and photos/dog"
 # Files of many images, or of arrays.
 CONTAINERS = {".parquet", ".arrow", ".tfrecord", ".tfrecords", ".rec", ".lmdb", ".mdb", ".h5", ".hdf5", ".npy", ".npz"}
 CONTAINERS |= {".mat", ".pkl", ".pickle", ".pt", ".pth", ".idx", ".bin", ".mp4", ".avi", ".mov", ".mkv", ".pdf"}
@@ -42,12 +42,12 @@ class Listing:
 
     source: Path
     root: Path
-    entries: tuple[Entry, ...]
+    entries: tuple[LabeledImage, ...]
     empty_classes: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
-    account: Account = field(default_factory=Account)
+    account: FileAccount = field(default_factory=FileAccount)
 
     def names(self) -> tuple[str, ...]:
         """The class names in order."""
@@ -60,16 +60,16 @@ class Listing:
             left_out = "; ".join(filter(None, (left_out, self._containers())))
             unlabelled = [one.path for one in self.account.left_out if one.reason in (NO_CLASS, NO_PART)]
             return [
-                f"{self.source} holds no picture ({SOME_SUFFIXES}) in a class folder; "
-                + (way_out(unlabelled) or OWN_FOLDERS)
+                f"{self.source} holds no image ({SOME_SUFFIXES}) in a class folder; "
+                + (suggest_labeling(unlabelled) or OWN_FOLDERS)
                 + (f" ({left_out})" if left_out else "")
             ]
         found = [
-            f"{self.root / path} holds no picture{self._left_out_in(path)}; add some or remove the folder"
+            f"{self.root / path} holds no image{self._left_out_in(path)}; add some or remove the folder"
             for path in self.empty_classes
         ]
         to_learn = [entry for entry in self.entries if part_of(entry.label) in (None, "train")] or self.entries
-        first, in_names = to_learn[0].label, way_out([entry.path for entry in to_learn])
+        first, in_names = to_learn[0].label, suggest_labeling([entry.path for entry in to_learn])
         if all(part_of(name) for name in self.names()):
             to_do = in_names or (
                 f"put those of each class into a folder of its own, as {first}/cat and {first}/dog, or name their "
@@ -87,7 +87,7 @@ class Listing:
             if only:
                 found.append(
                     f"classes of {part} of {self.source} must be in train, but {_in_order(only)} is only in {part}; "
-                    "add training pictures of it or rename the class"
+                    "add training images of it or rename the class"
                 )
         return found
 
@@ -95,7 +95,7 @@ class Listing:
         """What may be wrong with it, a sentence each."""
         classes = self._classes()
         missing = [
-            f"{part} of {self.source} has no picture of {_in_order(only)}, so it does not say how that is recognised"
+            f"{part} of {self.source} has no image of {_in_order(only)}, so it does not say how that is recognised"
             for part in ("val", "test")
             if classes[part] and (only := classes["train"] - classes[part])
         ]
@@ -120,11 +120,11 @@ class Listing:
     def _left_out_in(self, folder: str) -> str:
         """What of `folder` is left out, in parentheses, or nothing."""
         inside = tuple(one for one in self.account.left_out if one.path.startswith(f"{folder}/"))
-        said = Account(inside).sentence()
+        said = FileAccount(inside).sentence()
         return f" that can be used ({said})" if said else ""
 
     def dataset(self) -> Dataset:
-        """The pictures by class, part and path, whatever `problems` says."""
+        """The images by class, part and path, whatever `problems` says."""
         names = self.names()
         index = {name: number for number, name in enumerate(names)}
         parts = ("", *PARTS)
@@ -132,7 +132,7 @@ class Listing:
         return Dataset(
             source=str(self.source.absolute()),
             names=names,
-            pictures=FilePictures(self.root, [entry.path for entry in entries]),
+            images=FileImages(self.root, [entry.path for entry in entries]),
             labels=np.array([index[entry.label] for entry in entries], dtype=np.int64),
             parts=np.array([entry.part for entry in entries], dtype="<U5"),
             account=replace(self.account, warnings=tuple(self.warnings())),
@@ -178,27 +178,27 @@ def list_folder(path: str | Path, columns: Mapping[str, str] | None = None) -> L
     if suffix not in TABLE_SUFFIXES:
         raise UsageError(f"{path} is a file; give a folder of class folders, or a .csv file of path,label,part")
     table = read_table(path, columns)
-    entries, notes, warnings = united(
-        [Entry(row.path, clean_name(row.label), row.part, row.group) for row in table.rows]
+    entries, notes, warnings = merge_spellings(
+        [LabeledImage(row.path, clean_name(row.label), row.part, row.group) for row in table.rows]
     )
-    account = Account(notes=(*table.notes, *notes), warnings=tuple(warnings))
+    account = FileAccount(notes=(*table.notes, *notes), warnings=tuple(warnings))
     return Listing(source=path, root=path.parent, entries=tuple(entries), account=account)
 
 
 def _list_folder(path: Path, columns: Mapping[str, str]) -> Listing:
     tree = list_tree(path)
-    kind = kind_of(path, {*tree.root.other, *(folder.name for folder in tree.root.folders)})
+    kind = detect_output_kind(path, {*tree.root.other, *(folder.name for folder in tree.root.folders)})
     if kind == "an atlas":
         raise UsageError(f"{path} is {kind} that svertka made, not images to learn from; give the folder of the images")
-    file = imagenet.label_file(path) if tree.root.images and not tree.root.full and not columns else None
-    layout = understand(tree, columns) if file is None else _labelled_flat(tree, file)
+    file = imagenet.find_label_file(path) if tree.root.images and not tree.root.full and not columns else None
+    layout = detect_layout(tree, columns) if file is None else _labelled_flat(tree, file)
     left_out = tuple(sorted({*tree.left_out, *layout.left_out}))
     not_images = [folder.inside(name) for folder in tree.root.walk() for name in folder.other]
     notes = list(layout.notes)
     if tree.misnamed:
         notes.append(f"used, although their names do not say that they are images: {join_first(tree.misnamed)}")
-    account = Account(
-        left_out, by_suffix(not_images + tree.hidden_others), tuple(notes), warnings=tuple(layout.warnings)
+    account = FileAccount(
+        left_out, count_by_suffix(not_images + tree.hidden_others), tuple(notes), warnings=tuple(layout.warnings)
     )
     ignored = {*layout.ignored, *tree.empty} - set(layout.empty_classes)
     elsewhere = (HIDDEN, NO_PART, OWN)
@@ -214,10 +214,10 @@ def _list_folder(path: Path, columns: Mapping[str, str]) -> Listing:
     )
 
 
-def _labelled_flat(tree: FileTree, file: Path) -> Layout:
+def _labelled_flat(tree: FileTree, file: Path) -> FolderLayout:
     """The images in the root of `tree`, with the classes that ImageNet's label file `file` gives them."""
-    found = zip(tree.root.images, imagenet.labels(file, tree.root.images), strict=True)
-    return Layout(entries=[Entry(path, label, "") for path, label in found])
+    found = zip(tree.root.images, imagenet.read_labels(file, tree.root.images), strict=True)
+    return FolderLayout(entries=[LabeledImage(path, label, "") for path, label in found])
 
 
 def _unpack(path: Path) -> str:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from svertka.data.prefetch import ahead
+from svertka.data.parallel_map import map_chunks
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 100])
@@ -14,14 +14,14 @@ def test_results_come_in_order_chunk_by_chunk(count):
         time.sleep(0.001 * (number % 3))
         return number * number
 
-    chunks = list(ahead(late, range(count), threads=4, chunk=8))
+    chunks = list(map_chunks(late, range(count), threads=4, chunk=8))
     assert [number for chunk in chunks for number in chunk] == [number * number for number in range(count)]
     assert [len(chunk) for chunk in chunks[:-1]] == [8] * (len(chunks) - 1)
 
 
 def test_no_more_than_two_chunks_are_begun():
     begun = []
-    chunks = ahead(begun.append, range(1000), threads=2, chunk=10)
+    chunks = map_chunks(begun.append, range(1000), threads=2, chunk=10)
     for number in range(1, 20):
         next(chunks)
         time.sleep(0.002)
@@ -37,13 +37,13 @@ def test_an_exception_comes_through_and_the_rest_is_dropped():
         raise ValueError(str(number))
 
     with pytest.raises(ValueError, match=r"^0$"):
-        list(ahead(fail, range(1000), threads=2, chunk=100))
+        list(map_chunks(fail, range(1000), threads=2, chunk=100))
     assert len(begun) < 300
 
 
 def test_closing_ends_the_threads():
     before = threading.active_count()
-    chunks = ahead(lambda number: time.sleep(0.001), range(1000), threads=4, chunk=10)
+    chunks = map_chunks(lambda number: time.sleep(0.001), range(1000), threads=4, chunk=10)
     next(chunks)
     assert threading.active_count() > before
     chunks.close()

@@ -1,4 +1,4 @@
-"""Random numbers that depend on the picture, not on who asks, nor when."""
+"""Random numbers that depend on the image, not on who asks, nor when."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -14,11 +14,11 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
-    """Random numbers for the pictures at `indices` (B,) in one epoch.
+class PerImageRandom:
+    """Random numbers for the images at `indices` (B,) in one epoch.
 
     Each is a hash of seed, epoch, place (which of several augmentations asks), stream (which of its numbers) and the
-    picture's index. So they are the same in any batch, order or process, and after a resume.
+    image's index. So they are the same in any batch, order or process, and after a resume.
     """
 
     seed: int
@@ -26,16 +26,16 @@ class Draws:
     indices: Ints
     place: int = 0
 
-    def at(self, place: int) -> Self:
-        """Other numbers for the same pictures: those of the augmentation that stands at `place`."""
+    def for_augmentation(self, place: int) -> Self:
+        """Other numbers for the same images: those of the augmentation that stands at `place`."""
         return replace(self, place=place)
 
     def in_epoch(self, epoch: int) -> Self:
-        """The numbers that the same pictures have in another epoch."""
+        """The numbers that the same images have in another epoch."""
         return replace(self, epoch=epoch)
 
     def uniform(self, stream: int) -> torch.Tensor:
-        """One number a picture from 0 up to but not 1, (B,) float64: the multiples of 2⁻⁵³."""
+        """One number an image from 0 up to but not 1, (B,) float64: the multiples of 2⁻⁵³."""
         key = 0
         for word in (self.seed, self.epoch, self.place, stream):
             key = _mixed((key ^ word & WORD) + GOLDEN & WORD)
@@ -43,11 +43,11 @@ class Draws:
         return torch.from_numpy((_mixed_array(counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
     def below(self, stream: int, bound: int) -> torch.Tensor:
-        """One whole number a picture from 0 up to but not `bound`, (B,) int64."""
+        """One whole number an image from 0 up to but not `bound`, (B,) int64."""
         return (self.uniform(stream) * bound).long()
 
     def normal(self, stream: int) -> torch.Tensor:
-        """One number a picture from the standard normal distribution, (B,) float64."""
+        """One number an image from the standard normal distribution, (B,) float64."""
         numbers: torch.Tensor = torch.special.ndtri(self.uniform(stream).clamp(min=2.0**-54))  # 0 would give −∞
         return numbers
 

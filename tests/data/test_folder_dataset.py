@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from svertka.data.image_folder import list_folder, natural_order, open_folder
-from svertka.errors import DataError, PictureError, UsageError
+from svertka.data.folder_dataset import list_folder, natural_order, open_folder
+from svertka.errors import DataError, ImageError, UsageError
 
 
 def make(root: Path, *paths: str) -> Path:
-    """Files at `paths` under `root`, and a folder for each that ends in a slash; pictures are not opened here."""
+    """Files at `paths` under `root`, and a folder for each that ends in a slash; images are not opened here."""
     for path in paths:
         place = root / path
         if path.endswith("/"):
@@ -24,9 +24,9 @@ def make(root: Path, *paths: str) -> Path:
 
 
 def facts(root: Path) -> list[tuple[str, str, str]]:
-    """(path, class, part) of each picture in order."""
+    """(path, class, part) of each image in order."""
     dataset = open_folder(root)
-    paths = [str(Path(dataset.pictures.name(index)).relative_to(root)) for index in range(len(dataset))]
+    paths = [str(Path(dataset.images.name(index)).relative_to(root)) for index in range(len(dataset))]
     labels = [dataset.names[label] for label in dataset.labels]
     return list(zip(paths, labels, dataset.parts.tolist(), strict=True))
 
@@ -42,7 +42,7 @@ def test_class_folders(tmp_path: Path) -> None:
     dataset = open_folder(tmp_path)
     assert dataset.source == str(tmp_path)
     assert dataset.labels.dtype == np.int64
-    assert dataset.pictures.digest(0) != dataset.pictures.digest(1)
+    assert dataset.images.digest(0) != dataset.images.digest(1)
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
@@ -75,20 +75,20 @@ def test_a_csv_gives_the_same_as_folders(tmp_path: Path) -> None:
     for encoding in ("utf-8", "utf-8-sig"):
         (tmp_path / "all.csv").write_text("\r\n".join(rows), encoding=encoding)
         dataset = open_folder(tmp_path / "all.csv")
-        paths = [str(Path(dataset.pictures.name(index)).relative_to(tmp_path)) for index in range(len(dataset))]
+        paths = [str(Path(dataset.images.name(index)).relative_to(tmp_path)) for index in range(len(dataset))]
         parts = dataset.parts.tolist()
         assert list(zip(paths, [dataset.names[label] for label in dataset.labels], parts, strict=True)) == facts(
             tmp_path
         )
-        assert dataset.pictures.digest(0) == open_folder(tmp_path).pictures.digest(0)
+        assert dataset.images.digest(0) == open_folder(tmp_path).images.digest(0)
 
 
 def test_a_csv_without_parts(tmp_path: Path) -> None:
     (tmp_path / "all.csv").write_text("path,label,remark\na.jpg,cat,nice\nb.jpg,dog,\n")
     dataset = open_folder(tmp_path / "all.csv")
     assert dataset.parts.tolist() == ["", ""]
-    with pytest.raises(PictureError, match="no such file"):  # named as bad when it is read, not here
-        dataset.pictures.read(0)
+    with pytest.raises(ImageError, match="no such file"):  # named as bad when it is read, not here
+        dataset.images.read(0)
 
 
 @pytest.mark.parametrize(
@@ -116,14 +116,14 @@ def test_a_csv_that_says_something_else(tmp_path: Path, text: str | bytes, messa
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        ([], r"holds no picture \(\.jpg"),
-        (["a.jpg", "b.jpg"], "holds no picture .* in a class folder"),
-        (["cat/a.txt"], "holds no picture"),
+        ([], r"holds no image \(\.jpg"),
+        (["a.jpg", "b.jpg"], "holds no image .* in a class folder"),
+        (["cat/a.txt"], "holds no image"),
         (["cat/a.jpg"], "one class only, cat"),
         (["train/cat/a.jpg", "test/cat/a.jpg"], "one class only, cat"),
-        (["cat/a.jpg", "dog/a.jpg", "bird/"], "bird holds no picture; add some or remove the folder"),
-        (["cat/a.jpg", "dog/a.jpg", "bird/a.txt"], "bird holds no picture"),
-        (["cat/a.jpg", "dog/a.jpg", "bird/.hidden.jpg"], "bird holds no picture"),
+        (["cat/a.jpg", "dog/a.jpg", "bird/"], "bird holds no image; add some or remove the folder"),
+        (["cat/a.jpg", "dog/a.jpg", "bird/a.txt"], "bird holds no image"),
+        (["cat/a.jpg", "dog/a.jpg", "bird/.hidden.jpg"], "bird holds no image"),
         (["train/cat/a.jpg", "train/dog/a.jpg", "val/cat/a.jpg", "val/hog/a.jpg"], "in train, but hog is only in val;"),
         (["train/cat/a.jpg", "train/dog/a.jpg", "test/hog/a.jpg"], "in train, but hog is only in test;"),
         (["test/cat/a.jpg", "test/dog/a.jpg"], "nothing to train on"),
@@ -137,12 +137,12 @@ def test_what_cannot_be_trained_on_is_one_sentence(tmp_path: Path, paths: list[s
     assert "\n" not in str(caught.value)
 
 
-def test_a_class_without_test_pictures_is_a_warning(tmp_path: Path) -> None:
+def test_a_class_without_test_images_is_a_warning(tmp_path: Path) -> None:
     make(tmp_path, *(f"{part}/{name}/a.jpg" for part in ("train", "val") for name in ("cat", "dog")), "test/cat/a.jpg")
     dataset = open_folder(tmp_path)
     assert len(dataset) == 5
     assert dataset.account.warnings == (
-        f"test of {tmp_path} has no picture of dog, so it does not say how that is recognised",
+        f"test of {tmp_path} has no image of dog, so it does not say how that is recognised",
     )
 
 
@@ -182,8 +182,8 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (root / "dog" / "self").symlink_to("self")
     (root / "dog" / "gone.jpg").symlink_to("nowhere.jpg")
     assert [path for path, _, _ in facts(root)] == ["cat/a.jpg", "cat/more/b.jpg", "dog/a.jpg", "dog/gone.jpg"]
-    with pytest.raises(PictureError, match="no such file"):
-        open_folder(root).pictures.read(3)
+    with pytest.raises(ImageError, match="no such file"):
+        open_folder(root).images.read(3)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_names_sort_as_people_sort(tmp_path: Path) -> None:
 
 
 def test_the_order_of_creation_does_not_matter(tmp_path: Path) -> None:
-    paths = [f"class {number}/{picture}.jpg" for number in range(12) for picture in range(5)]
+    paths = [f"class {number}/{image}.jpg" for number in range(12) for image in range(5)]
     first = facts(make(tmp_path / "one", *paths))
     assert facts(make(tmp_path / "two", *reversed(paths))) == first
     assert first[-1][0] == "class 11/4.jpg"
@@ -218,7 +218,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xff\xfe") / os.fsdecode(b"\xfd.jpg")).write_bytes(b"x")
     dataset = open_folder(tmp_path)
     assert dataset.names == ("\\udcff\\udcfe", "cat")
-    assert dataset.pictures.digest(0) != dataset.pictures.digest(1)
+    assert dataset.images.digest(0) != dataset.images.digest(1)
 
 
 def test_deep_folders(tmp_path: Path) -> None:
