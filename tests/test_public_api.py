@@ -29,8 +29,6 @@ INCOMPLETE = {
     "svertka.Optimized",
     "svertka.Optimized.reuse_for",
     "svertka.Optimized.select_check_sizes",
-    "svertka.Recipe",
-    "svertka.Recipe.with_changes",
     "svertka.accelerate",
     "svertka.conv.conv2d",
     "svertka.conv.conv_transpose2d",

@@ -187,7 +187,7 @@ def test_tables_and_csv(digit_folder: Path, tmp_path: Path, capsys: pytest.Captu
     assert main(["check", str(digit_folder)]) == 0
     assert "240" in capsys.readouterr().out
     assert main(["train", str(digit_folder), *settings]) == 2
-    assert "exists already; continue it (svertka train --resume" in capsys.readouterr().err
+    assert "exists; continue it (svertka train --resume" in capsys.readouterr().err
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:

@@ -3,7 +3,7 @@ import pytest
 from svertka.data.builtin import NAMES
 from svertka.errors import UsageError
 from svertka.models.registry import MODELS
-from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, RECIPES, find_recipe, recipe_for
+from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, RECIPES, default_recipe, find_recipe
 from svertka.training.lr_schedule import learning_rate
 from svertka.training.training_loop import steps_of
 
@@ -17,18 +17,18 @@ def test_every_source_has_a_network_and_a_recipe() -> None:
     for source, (model, recipe) in DEFAULTS.items():
         assert model in MODELS
         assert recipe in RECIPES
-        assert recipe_for(source, model) == recipe
+        assert default_recipe(source, model) == recipe
 
 
 def test_trained_weights_are_frozen_but_for_what_is_to_learn() -> None:
     for unfreeze, recipe in ((None, "frozen"), ("head", "frozen"), ("last", "fine-tuning"), ("all", "fine-tuning")):
-        assert recipe_for("/photos", BACKBONE[0], unfreeze=unfreeze, trained=True) == recipe
+        assert default_recipe("/photos", BACKBONE[0], unfreeze=unfreeze, trained=True) == recipe
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("source", [*NAMES, "/photos"])
 def test_every_network_has_a_recipe_on_every_source(source: str, model: str) -> None:
-    assert recipe_for(source, model) in RECIPES
+    assert default_recipe(source, model) in RECIPES
 
 
 def test_an_unknown_recipe_lists_the_known() -> None:

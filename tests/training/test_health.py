@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from svertka.training.health import against_divergence, constant_scores, dead_units, findings
+from svertka.training.health import divergence_advice, find_constant_scores, find_problems, measure_dead_units
 from svertka.training.lr_schedule import Constant, Cosine
 from svertka.training.recipe import Recipe
 
@@ -30,7 +30,7 @@ def epochs(val_errors: list[float], **changes: Any) -> list[dict[str, Any]]:
 
 
 def kinds(history: list[dict[str, Any]], planned: float = 20) -> list[str]:
-    found = findings(history, classes=10, recipe=Recipe(epochs=planned))
+    found = find_problems(history, classes=10, recipe=Recipe(epochs=planned))
     assert all(finding.sentence.endswith(".") and "\n" not in finding.sentence for finding in found)
     return [finding.kind for finding in found]
 
@@ -95,7 +95,7 @@ def test_dead_units_counts_channels_and_leaves_the_network_as_it_was() -> None:
         network[4].bias[:] = torch.tensor([-1000.0, 10, 10, 10])
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network.train()
-    assert dead_units(network, torch.randn(16, 1, 8, 8)) == {"2": 0.25, "5": 0.25}
+    assert measure_dead_units(network, torch.randn(16, 1, 8, 8)) == {"2": 0.25, "5": 0.25}
     assert network.training
     assert network[1].training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -109,8 +109,8 @@ def test_extreme_values_say_nothing_false(error: float) -> None:
 
 def test_a_class_whose_score_never_changes_is_named() -> None:
     assert kinds(epochs([0.5], constant_scores=[["cat"]])) == ["constant-scores"]
-    (finding,) = findings(epochs([0.5], constant_scores=[["cat", "dog"]]), 10, Recipe())
-    assert "The score of cat, dog is the same for every picture" in finding.sentence
+    (finding,) = find_problems(epochs([0.5], constant_scores=[["cat", "dog"]]), 10, Recipe())
+    assert "The score of cat, dog is the same for every image" in finding.sentence
 
 
 @pytest.mark.parametrize("rectified", [False, True])
@@ -121,9 +121,9 @@ def test_scores_that_are_dead_are_found_in_any_network(rectified: bool) -> None:
     )
     with torch.no_grad():
         network[0].bias[2] = -1000
-    assert constant_scores(network.train(), torch.randn(8, 3, 9, 9)) == ([2] if rectified else [])
+    assert find_constant_scores(network.train(), torch.randn(8, 3, 9, 9)) == ([2] if rectified else [])
     assert network.training
-    assert constant_scores(network, torch.randn(1, 3, 9, 9)) == []
+    assert find_constant_scores(network, torch.randn(1, 3, 9, 9)) == []
 
 
 USED = Recipe(schedule=Cosine(), warmup=1, clip=1, weight_decay=1e-4, initial="he", augmentations=({"kind": "flip"},))  # type: ignore[arg-type]
@@ -140,13 +140,13 @@ SIGNS = {
 
 @pytest.mark.parametrize("kind", SIGNS)
 def test_nothing_is_advised_that_is_in_use(kind: str) -> None:
-    (used,) = [one for one in findings(SIGNS[kind], 10, USED, rate_was_found=True) if one.kind == kind]
+    (used,) = [one for one in find_problems(SIGNS[kind], 10, USED, rate_was_found=True) if one.kind == kind]
     assert not any(option in used.sentence for option in ("--schedule", "--warmup", "--clip", "--initial", "--lr find"))
-    assert "pictures, augmentation" not in used.sentence
-    assert [one.kind for one in findings(SIGNS[kind], 10, BARE)] == [kind]
+    assert "images, augmentation" not in used.sentence
+    assert [one.kind for one in find_problems(SIGNS[kind], 10, BARE)] == [kind]
 
 
 def test_against_divergence_all_that_is_not_in_use_is_advised() -> None:
     everything = "try a lower learning rate (--lr 0.01), --warmup 1 or --clip 1"
-    assert against_divergence(BARE.with_changes(lr=0.1)) == everything
-    assert against_divergence(USED.with_changes(lr=0.1)) == "try a lower learning rate (--lr 0.01)"
+    assert divergence_advice(BARE.with_changes(lr=0.1)) == everything
+    assert divergence_advice(USED.with_changes(lr=0.1)) == "try a lower learning rate (--lr 0.01)"

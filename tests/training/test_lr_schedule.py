@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svertka.training.builtin_recipes import RECIPES
-from svertka.training.lr_schedule import Constant, Cosine, Plateau, Polynomial, Step, drops, learning_rate
+from svertka.training.lr_schedule import Constant, Cosine, Plateau, Polynomial, Step, count_plateaus, learning_rate
 from svertka.training.training_loop import steps_of
 
 
@@ -44,7 +44,7 @@ def test_drops_are_those_of_pytorchs_plateau(errors: list[float], patience: int)
     )
     for error in errors:
         theirs.step(error)
-    assert optimizer.param_groups[0]["lr"] == 0.5 ** drops(errors, patience)
+    assert optimizer.param_groups[0]["lr"] == 0.5 ** count_plateaus(errors, patience)
 
 
 def test_plateau_uses_the_drops() -> None:

@@ -92,7 +92,7 @@ def test_what_is_there_is_left_alone(tmp_path: Path, what: str) -> None:
     else:
         place.mkdir()
         (place / "mine").write_text("mine")
-    with pytest.raises(UsageError, match="place exists already; choose another"), claimed("digits", "mlp", place):
+    with pytest.raises(UsageError, match="place exists; choose another"), claimed("digits", "mlp", place):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["place"]
 
@@ -136,7 +136,9 @@ def test_a_file_system_without_locks_is_said(
     real = files.lock_descriptor
     monkeypatch.setattr(module, "lock_descriptor", lambda *args, **options: without() if options else real(*args))
     run = svertka.train(digit_folder, output=tmp_path / "run", **OPTIONS)
-    assert f"{run.folder} is on a file system without locks: nothing keeps another process" in capsys.readouterr().err
+    assert (
+        f"{run.folder} is on a file system without locks; do not train it in two processes" in capsys.readouterr().err
+    )
     assert not run.lock.exists()
 
 
@@ -156,10 +158,10 @@ def test_another_machine_is_named(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.lock.write_text(json.dumps({"process": 7, "host": "elsewhere"}))
     with pytest.raises(RunError, match="by process 7 on elsewhere; wait"):
-        module.refuse_if_held(run)
+        module.check_not_locked(run)
     run.lock.write_text(json.dumps({"process": 7, "host": platform.node()}))
     with pytest.raises(RunError, match="by process 7; wait"):
-        module.refuse_if_held(run)
+        module.check_not_locked(run)
 
 
 # ---- going on when things have moved

@@ -214,7 +214,7 @@ def test_a_disk_that_fills_keeps_the_run(
         ({"threads": 0}, UsageError, "threads=0 must be at least 1"),
         ({"val": 0.7, "test": 0.5}, UsageError, "val=0.7 and test=0.5"),
         ({"output": "/proc/nowhere/run"}, StorageError, "free space or choose another folder"),
-        ({"output": "/tmp"}, UsageError, r"/tmp exists already; choose another --output"),
+        ({"output": "/tmp"}, UsageError, r"/tmp exists; choose another --output"),
         ({"early_stop": 0}, UsageError, "early_stop=0"),
         ({"colour": "red"}, TypeError, "colour"),
     ],

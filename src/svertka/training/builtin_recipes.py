@@ -1,4 +1,4 @@
-"""The recipes by name, each with its source, and which one a network is trained with unless another is asked for."""
+"""The built-in recipes, each with its source, and the default recipe for a source and a network."""
 
 import torch
 from torch import nn
@@ -11,9 +11,9 @@ from svertka.training.recipe import Recipe
 from svertka.transfer.freeze import HEAD
 
 LENET5 = Recipe(
-    source="LeCun et al. 1998 §III.B: a falling rate, no distortions. Momentum and a cosine stand for "
-    "its second-order step sizes; clipping and smoothing tame logits that are distances of a hundred and "
-    "more, as the constant in its eq. 9 does. Values chosen on val",
+    source="LeCun et al. 1998 §III.B: a falling learning rate, no distortions. Momentum and a cosine replace its "
+    "second-order step sizes; clipping and label smoothing keep logits, which are distances of 100 and more, "
+    "bounded, as the constant in its eq. 9 does. Values chosen on the validation set",
     batch_size=64,
     epochs=30,
     lr=0.03,
@@ -25,7 +25,7 @@ LENET5 = Recipe(
 )
 
 RESNET_CIFAR = Recipe(
-    source="He et al. 2015 §4.2: rate 0.1, ÷10 at 32k and 48k of 64k steps, pad-4 crops and flips",
+    source="He et al. 2015 §4.2: learning rate 0.1, ÷10 at 32k and 48k of 64k steps, pad-4 crops and flips",
     batch_size=128,
     epochs=164,
     lr=0.1,
@@ -36,8 +36,8 @@ RESNET_CIFAR = Recipe(
 )
 
 GOOGLENET = Recipe(
-    source="Szegedy et al. 2014 §5, §6: auxiliary losses at 0.3, crops of 8 to 100 % of the area, the rate 4 % lower "
-    "every 8 epochs; 0.01, weight decay and batch size, which it leaves open, are those of Caffe's GoogLeNet",
+    source="Szegedy et al. 2014 §5, §6: auxiliary losses at 0.3, crops of 8 to 100 % of the area, a learning rate 4 % "
+    "lower every 8 epochs; 0.01, weight decay and batch size, which it does not name, are those of Caffe's GoogLeNet",
     batch_size=32,
     epochs=240,
     lr=0.01,
@@ -61,7 +61,7 @@ PHOTOS = Recipe(
 )
 
 FROZEN = Recipe(
-    source="svertka: everything frozen but the head, on the features of trained weights. Values chosen on val",
+    source="svertka: all layers frozen but the head, from trained weights. Values chosen on the validation set",
     unfreeze="head",
     batch_size=64,
     epochs=30,
@@ -71,7 +71,7 @@ FROZEN = Recipe(
 )
 
 PLAIN = Recipe(
-    source="svertka: settings that learn most things; no augmentation, so that nothing is assumed of the pictures",
+    source="svertka: settings that suit most data; no augmentation, which would assume something about the images",
     batch_size=64,
     epochs=20,
     lr=0.02,
@@ -88,8 +88,8 @@ RECIPES = {
     ),
     "frozen": FROZEN,
     "fine-tuning": FROZEN.with_changes(
-        source="svertka: the head computed first (Kumar et al. 2022), then with the stages below it at a rate that "
-        "does not undo what they know; stages further below learn more slowly (Howard & Ruder 2018)",
+        source="svertka: the head is computed first (Kumar et al. 2022), then trained with the stages below it at a "
+        "low learning rate, which is lower for stages further below (Howard & Ruder 2018)",
         unfreeze="last",
         computed_first=True,
         batch_size=32,
@@ -101,7 +101,7 @@ RECIPES = {
         augmentations=(Flip(),),
     ),
     "patches": FROZEN.with_changes(
-        source="Oquab et al. 2014 §3.1: two adaptation layers on patches, all else frozen; the rate is svertka's",
+        source="Oquab et al. 2014 §3.1: two adaptation layers on patches, all else frozen. Learning rate: svertka's",
         head="adaptation",
         batch_size=256,
         epochs=10,
@@ -109,20 +109,20 @@ RECIPES = {
     ),
     "lenet5-mnist": LENET5,
     "lenet5-digits": LENET5.with_changes(
-        source="svertka: as for MNIST, with shifts and more passes over fewer pictures. Values chosen by "
-        "cross-validation on train and val",
+        source="svertka: as for MNIST, with shifts and more passes over fewer images. Values chosen by "
+        "cross-validation on the training and validation sets",
         batch_size=32,
         epochs=100,
         augmentations=(PadCrop(pixels=2),),
     ),
     "photos": PHOTOS,
     "photos-no-batch-norm": PHOTOS.with_changes(
-        source="svertka: as photos, at the rate that AlexNet, VGG and GoogLeNet were trained with, and clipped",
+        source="svertka: as photos, at the learning rate of AlexNet, VGG and GoogLeNet, and clipped",
         lr=0.01,
         clip=1,
     ),
     "alexnet": Recipe(
-        source="Krizhevsky et al. 2012 §4.1, §5: crops, flips, PCA colour; 0.01, ÷10 whenever the val error stalls",
+        source="Krizhevsky et al. 2012 §4.1, §5: crops, flips, PCA color; 0.01, ÷10 when the validation error stalls",
         batch_size=128,
         epochs=90,
         lr=0.01,
@@ -133,7 +133,7 @@ RECIPES = {
     ),
     "vgg": Recipe(
         source="Simonyan & Zisserman 2014 §3.1: net A from N(0, 0.01), the deeper ones from its first four "
-        "convolutions and its dense layers; scales 256 to 512; 0.01, ÷10 whenever the val error stalls; 74 epochs",
+        "convolutions and its dense layers; scales 256 to 512; 0.01, ÷10 when the validation error stalls; 74 epochs",
         start="vgg11",
         initial="gaussian",
         batch_size=256,
@@ -146,15 +146,15 @@ RECIPES = {
     ),
     "googlenet": GOOGLENET,
     "googlenet-quick": GOOGLENET.with_changes(
-        source="Caffe's GoogLeNet of 2014: rate falling as the root of what is left of 60 epochs, random crops; the "
-        "rest as Szegedy et al. 2014",
+        source="Caffe's GoogLeNet of 2014: learning rate falling as the square root of the remaining share of 60 "
+        "epochs, random crops; the rest as Szegedy et al. 2014",
         epochs=60,
         schedule=Polynomial(power=0.5),
         augmentations=(RandomCrop(), Flip()),
     ),
     "resnet": Recipe(
-        source="He et al. 2015 §3.4: scales 256 to 480, flips, PCA colour; 0.1, ÷10 whenever the val error stalls; "
-        "600,000 steps of 256 pictures are 120 epochs",
+        source="He et al. 2015 §3.4: scales 256 to 480, flips, PCA color; 0.1, ÷10 when the validation error stalls; "
+        "600,000 steps of 256 images are 120 epochs",
         batch_size=256,
         epochs=120,
         lr=0.1,
@@ -166,12 +166,12 @@ RECIPES = {
     "resnet-cifar": RESNET_CIFAR,
     "resnet-cifar-110": RESNET_CIFAR.with_changes(
         source="He et al. 2015 §4.2: for 110 layers, 0.01 during the first 400 steps; then as the others",
-        warmup=400 / 352,  # 45,000 pictures are 352 steps
+        warmup=400 / 352,  # 45,000 images are 352 steps
         warmup_rate=0.01,
     ),
     "cifar10-fast": Recipe(
-        source="Jordan 2024, 94% on CIFAR-10 in 3.29 seconds on a single GPU, table 1 and §3: its rates for 1024 "
-        "pictures halved for 512, since smaller steps suit a CPU's caches; 12 epochs for its 9.9",
+        source="Jordan 2024, 94% on CIFAR-10 in 3.29 seconds on a single GPU, table 1 and §3: its learning "
+        "rates for batches of 1024 halved for 512, which suits a CPU's caches; 12 epochs instead of 9.9",
         batch_size=512,
         epochs=12,
         lr=0.75,
@@ -188,7 +188,7 @@ RECIPES = {
     ),
 }
 
-# source → (model, recipe), from fresh weights.
+# Default model and recipe of each built-in data set, from fresh weights.
 DEFAULTS = {
     "digits": ("lenet5", "lenet5-digits"),
     "mnist": ("lenet5", "lenet5-mnist"),
@@ -197,17 +197,21 @@ DEFAULTS = {
     "cifar100": ("resnet20", "resnet-cifar"),
 }
 
-# (model, weights) for pictures of one's own: everything frozen but the head.
+# (model, weights) for images of one's own: all layers frozen but the head.
 BACKBONE = ("efficientnet_lite0", "bundled")
 
-# Networks for 32×32 pictures that are not trained as He et al.'s are, on CIFAR.
-OF_SMALL_NETWORKS = {"airbench": "cifar10-fast", "resnet110": "resnet-cifar-110", "plain110": "resnet-cifar-110"}
+# Networks for 32×32 images with a recipe of their own on CIFAR.
+SMALL_NETWORK_RECIPES = {"airbench": "cifar10-fast", "resnet110": "resnet-cifar-110", "plain110": "resnet-cifar-110"}
 
 
-def recipe_for(source: str, model: str, *, unfreeze: str | None = None, trained: bool = False) -> str:
-    """The name of the recipe for training `model` on `source` where none is asked for.
+def default_recipe(source: str, model: str, *, unfreeze: str | None = None, trained: bool = False) -> str:
+    """Return the name of the default recipe.
 
-    `trained`: it starts from trained weights; then `unfreeze` says what is to learn, None: the head.
+    Args:
+        source: The source of the images.
+        model: Name of the network.
+        unfreeze: Layers to train if it starts from trained weights. None: the head.
+        trained: Whether it starts from trained weights.
     """
     if trained:
         return "frozen" if unfreeze in (None, HEAD) else "fine-tuning"
@@ -219,7 +223,7 @@ def recipe_for(source: str, model: str, *, unfreeze: str | None = None, trained:
     if source in ("digits", "mnist", "fashion-mnist"):
         return "plain" if _has_batch_norm(model) else "plain-no-batch-norm"
     if source in ("cifar10", "cifar100") and MODELS[model].size == 32:
-        return OF_SMALL_NETWORKS.get(model, "resnet-cifar")
+        return SMALL_NETWORK_RECIPES.get(model, "resnet-cifar")
     return "photos" if _has_batch_norm(model) else "photos-no-batch-norm"
 
 
@@ -229,10 +233,10 @@ def _has_batch_norm(model: str) -> bool:
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe called `name`.
+    """Return the recipe called `name`.
 
     Raises:
-        UsageError: there is none.
+        UsageError: There is none.
     """
     if name not in RECIPES:
         raise UsageError(f"recipe={name} is not known; use one of: {', '.join(RECIPES)}")

@@ -50,7 +50,7 @@ class Recorder(Observer):
         self._steps_per_epoch = learner.batches.steps
         self._request = StopRequest()
         before = run.history() if log else []
-        self._epochs = [entry for entry in before if entry["kind"] == "epoch" and health.is_whole(entry)]
+        self._epochs = [entry for entry in before if entry["kind"] == "epoch" and health.is_complete(entry)]
         self._told = {str(entry.get("finding")) for entry in before if entry["kind"] == "health"}
         self._rate_was_found = any(entry["kind"] == "range_test" for entry in before)
         self._marked = self._saved = time.monotonic()
@@ -81,7 +81,7 @@ class Recorder(Observer):
             )
             if look.step < self._steps_per_epoch and not self._looked_early:
                 self._looked_early = True
-                self._tell([health.constant(self._constant_scores(self._probe()), self.recipe)], None)
+                self._tell([health.describe_constant_scores(self._constant_scores(self._probe()), self.recipe)], None)
 
     def epoch_ended(self, epoch: int, loss: float, error: float) -> bool:
         """Validate, keep the weights if none are surely better, and say what can be said."""
@@ -183,7 +183,9 @@ class Recorder(Observer):
         seen = "" if val_error is None else f", val loss {val_loss:.4f}, val error {val_error:.2%}"
         self.progress.say(f"epoch {epoch}: loss {loss:.4f}, error {error:.2%}{seen}")
         self._tell(
-            health.findings(self._epochs, len(self.classifier.names), self.recipe, rate_was_found=self._rate_was_found),
+            health.find_problems(
+                self._epochs, len(self.classifier.names), self.recipe, rate_was_found=self._rate_was_found
+            ),
             epoch,
         )
 
@@ -210,7 +212,7 @@ class Recorder(Observer):
         """The share of dead units behind each ReLU, and the classes whose score is the same for all of a batch."""
         images = self._probe()
         return {
-            "dead": health.dead_units(self.learner.network, images),
+            "dead": health.measure_dead_units(self.learner.network, images),
             "constant_scores": self._constant_scores(images),
         }
 
@@ -221,7 +223,7 @@ class Recorder(Observer):
     def _constant_scores(self, images: torch.Tensor) -> list[str]:
         """The classes whose score is the same for all of `images`."""
         names = self.classifier.names
-        return [names[unit] for unit in health.constant_scores(self.learner.network, images)]
+        return [names[unit] for unit in health.find_constant_scores(self.learner.network, images)]
 
     def _lap(self) -> float:
         """Seconds since the last call, which also count towards the whole."""

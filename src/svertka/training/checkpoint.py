@@ -1,4 +1,4 @@
-"""Everything that a bit-exact resume needs, in one file that is whole or absent: tensors and JSON, no pickle."""
+"""Checkpoints: all that a bit-exact resume needs, in one file of tensors and JSON, written atomically."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,26 +15,33 @@ from svertka.conv import autotune
 from svertka.errors import RunError
 from svertka.files import shorten
 from svertka.tensor_files import read_tensors, write_tensors
-from svertka.training.recipe import first_fault
+from svertka.training.recipe import first_validation_error
 from svertka.training.training_loop import State
 
-# What a stranger's file may hold is checked before anything is computed with it.
+# A file of unknown origin is checked before anything is computed with it.
 _STATE = TypeAdapter(State)
 _NUMBERS = TypeAdapter(dict[str, float])
 _CHOICES = TypeAdapter(dict[str, str])
 ADAM = {"step", "exp_avg", "exp_avg_sq"}
-SLOTS: dict[type, tuple[set[str], set[str]]] = {  # of a parameter: those that there must be, and that there may be
+SLOTS: dict[type, tuple[set[str], set[str]]] = {  # required and allowed state of a parameter
     torch.optim.SGD: (set(), {"momentum_buffer"}),
     torch.optim.AdamW: (ADAM, ADAM),
 }
-MOST_STEPS = 2**53
+MAX_STEPS = 2**53
 
 
 def save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state: State, **extra: Any) -> None:
-    """Write network, optimizer, random state, `state` and the JSON values `extra` to `path`, atomically.
+    """Write a checkpoint, atomically.
+
+    Args:
+        path: The file.
+        network: The network.
+        optimizer: Its optimizer.
+        state: Progress of the training.
+        extra: JSON values that `load` returns.
 
     Raises:
-        StorageError: the disk is full or the folder cannot be written; the former file is then untouched.
+        StorageError: The disk is full or the folder cannot be written; the previous file is kept.
     """
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     numbers: dict[str, Any] = {}
@@ -53,29 +60,31 @@ def save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state
 
 
 def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, Any]]:
-    """Put what `save` wrote back into `network`, `optimizer` and the random state; returns the State and the extras.
+    """Restore a checkpoint into `network`, `optimizer` and PyTorch's random state.
 
-    The extras include `convolutions`, for `autotune.pin_choices`: other algorithms would round differently.
+    Returns:
+        The progress of the training, and the extra values. Among these is `convolutions`, for `autotune.pin_choices`:
+        other algorithms would round differently.
 
     Raises:
-        RunError: the file is missing, damaged, or of another network.
+        RunError: The file is missing, damaged, or of another network.
     """
     tensors, header = read_tensors(path)
     try:
         state = _STATE.validate_python(header.pop("state"))
         numbers = _NUMBERS.validate_python(header.pop("optimizer"))
         choices = autotune.with_current_names(_CHOICES.validate_python(header.pop("convolutions", {})))
-        _refuse_impossible(state, choices)
-        network.load_state_dict(_under("network.", tensors))
-        _restore_optimizer(optimizer, _under("optimizer.", tensors) | dict(numbers))
+        _check_state(state, choices)
+        network.load_state_dict(_select("network.", tensors))
+        _restore_optimizer(optimizer, _select("optimizer.", tensors) | dict(numbers))
         if distributed.is_first():
             torch.set_rng_state(tensors["random.cpu"])
             if torch.cuda.is_available() and "random.cuda" in tensors:
                 torch.cuda.set_rng_state(tensors["random.cuda"])
-        else:  # the file holds the first process's; the others only need to differ from it
+        else:  # the file holds the state of the first process; the others only have to differ
             torch.manual_seed(state.step * distributed.world_size() + distributed.rank())
     except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-        fault = first_fault(error) if isinstance(error, ValidationError) else str(error)
+        fault = first_validation_error(error) if isinstance(error, ValidationError) else str(error)
         reason = shorten(" ".join(fault.split()), 200)
         raise RunError(f"{path} does not fit this run ({reason}); copy the run's files back together") from error
     if not isinstance(header.get("log", 0), int) or header.get("log", 0) < 0:
@@ -83,43 +92,45 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tu
     return state, header | {"convolutions": choices}
 
 
-def _refuse_impossible(state: State, choices: Mapping[str, str]) -> None:
+def _check_state(state: State, choices: Mapping[str, str]) -> None:
     if unknown := set(choices.values()) - autotune.ALGORITHMS.keys():
         raise ValueError(f"convolutions by {unknown.pop()!r}")
-    if len(state.sums) != 3 or len(state.recent) != 3 or state.step > MOST_STEPS:
+    if len(state.sums) != 3 or len(state.recent) != 3 or state.step > MAX_STEPS:
         raise ValueError(f"step {state.step}, sums of {len(state.sums)} and {len(state.recent)} values")
     if not 0 <= state.looked <= state.step:
-        raise ValueError(f"step {state.step} is before the last look at it, {state.looked}")
+        raise ValueError(f"step {state.step} is before the last logged step, {state.looked}")
     if not 0 <= state.kept_epoch <= (len(state.val_errors) or state.kept_epoch):
         raise ValueError(f"epoch {state.kept_epoch} is kept of {len(state.val_errors)}")
 
 
-def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _select(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, slots: Mapping[str, Any]) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    whole: dict[int, dict[str, Any]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for name, value in slots.items():
         index, _, slot = name.partition(".")
         parameter = parameters[int(index)]
         if isinstance(value, torch.Tensor) and slot != "step":
-            if value.shape != parameter.shape:  # which a fused update would read beyond
+            if value.shape != parameter.shape:  # a fused update would read out of bounds
                 raise ValueError(f"optimizer.{name} is {tuple(value.shape)} in place of {tuple(parameter.shape)}")
-            # In the parameter's own memory order, which a file does not keep and fused updates rely on.
+            # Fused updates need the parameter's memory format, which a file does not keep.
             value = torch.empty_like(parameter).copy_(value)
-        whole.setdefault(int(index), {})[slot] = value
+        state.setdefault(int(index), {})[slot] = value
     needed, known = SLOTS[type(optimizer)]
-    for number, found in whole.items():
+    for number, found in state.items():
         if not needed <= found.keys() <= known | {"slow"} or np.shape(found.get("step", 0)) != ():
-            raise ValueError(f"optimizer.{number} holds {', '.join(sorted(found))}, and not {', '.join(sorted(known))}")
-    _complete_momentum(optimizer, whole)
-    optimizer.load_state_dict({"state": whole, "param_groups": optimizer.state_dict()["param_groups"]})
+            raise ValueError(
+                f"optimizer.{number} holds {', '.join(sorted(found))} instead of {', '.join(sorted(known))}"
+            )
+    _complete_momentum(optimizer, state)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _complete_momentum(optimizer: torch.optim.Optimizer, slots: dict[int, dict[str, Any]]) -> None:
-    """Let all parameters of a group have a momentum if one has: a fused step takes all or none. Zero is as good."""
+    """Add zero momentum where it is missing in a group that has some: a fused step needs all or none."""
     first = 0
     for group in optimizer.param_groups:
         numbers = range(first, first + len(group["params"]))

@@ -1,4 +1,4 @@
-"""Is it learning? What the history of a training says, one plain sentence a finding."""
+"""Problems that the history of a training shows: guessing, plateaus, overfitting, dead units, bad gradients."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,34 +12,43 @@ from torch import nn
 from svertka.escaping import join_first
 from svertka.training.recipe import Recipe
 
-STALE_EPOCHS = 6  # without a better val error before it is called a plateau, and a fifth of all epochs
-NAMED = 5  # classes that a sentence names
-CONSTANT = 1e-6  # difference between the highest and the lowest score of a class, below which it is the same for all
-DEAD_SHARE = 0.25  # of a layer's units
-EXPLODING = 30.0  # times the median of the epochs before
-VANISHING = 1e-4  # of the last layer's, in the first; both relative to their weights
+STALE_EPOCHS = 6  # without a lower validation error: a plateau, if they are also a fifth of all epochs
+NAMED = 5  # classes named in a sentence
+CONSTANT = 1e-6  # largest range of a score that counts as constant
+DEAD_SHARE = 0.25  # share of a layer's units that is reported
+EXPLODING = 30.0  # gradient norm relative to the median of earlier epochs
+VANISHING = 1e-4  # gradient of the first layer relative to that of the last, each divided by its weights
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`kind` is one word; `sentence` says what was seen and what to try."""
+    """A problem.
+
+    Attributes:
+        kind: A word, such as "plateau".
+        sentence: What was observed and what to try.
+    """
 
     kind: str
     sentence: str
 
 
-def findings(
+def find_problems(
     epochs: Sequence[Mapping[str, Any]], classes: int, recipe: Recipe, *, rate_was_found: bool = False
 ) -> list[Finding]:
-    """What can be said after the last of `epochs` of a training by `recipe`; it advises nothing that is in use.
+    """Return the problems that show after the last of `epochs`; no advice repeats a setting of the recipe.
 
-    `epochs`: the "epoch" lines of metrics.jsonl. Looks at train_loss, train_error, val_loss, val_error, gradients,
-    dead and constant_scores of each. `rate_was_found`: the learning-rate finder chose the rate.
+    Args:
+        epochs: The "epoch" lines of metrics.jsonl, with train_loss, train_error, val_loss, val_error, gradients, dead
+            and constant_scores.
+        classes: Number of classes.
+        recipe: The recipe.
+        rate_was_found: Whether a learning rate range test chose the learning rate.
     """
     return [
         finding
         for finding in (
-            constant(epochs[-1].get("constant_scores", ()), recipe),
+            describe_constant_scores(epochs[-1].get("constant_scores", ()), recipe),
             _guessing(epochs, classes, rate_was_found=rate_was_found),
             _plateau(epochs, recipe),
             _overfit(epochs, recipe),
@@ -51,33 +60,32 @@ def findings(
     ]
 
 
-def is_whole(entry: Mapping[str, Any]) -> bool:
-    """Whether an "epoch" line of metrics.jsonl holds all that `findings` looks at, as training writes it."""
-    needed, judged = ("train_loss", "train_error", "learning_rate"), ("val_loss", "val_error")
-    numbers = [entry.get(name) for name in needed] + [entry[name] for name in judged if entry.get(name) is not None]
+def is_complete(entry: Mapping[str, Any]) -> bool:
+    """Return whether an "epoch" line of metrics.jsonl holds all numbers that `find_problems` reads."""
+    needed, optional = ("train_loss", "train_error", "learning_rate"), ("val_loss", "val_error")
+    numbers = [entry.get(name) for name in needed] + [entry[name] for name in optional if entry.get(name) is not None]
     for name in ("gradients", "dead"):
         shares = entry.get(name, {})
         numbers += shares.values() if isinstance(shares, dict) else [None]
-    return all(isinstance(number, int | float) for number in numbers) and all(name in entry for name in judged)
+    return all(isinstance(number, int | float) for number in numbers) and all(name in entry for name in optional)
 
 
-def against_divergence(recipe: Recipe) -> str:
-    """What to try where the loss diverged, a phrase."""
+def divergence_advice(recipe: Recipe) -> str:
+    """Return what to try after the loss diverged, a phrase."""
     tried = [f"a lower learning rate (--lr {recipe.lr / 10:.2g})"]
     tried += ["--warmup 1"] * (not recipe.warmup) + ["--clip 1"] * (recipe.clip is None)
     return "try " + " or ".join(filter(None, (", ".join(tried[:-1]), tried[-1])))
 
 
-def constant(names: Sequence[str], recipe: Recipe) -> Finding | None:
-    """The finding on the classes `names`, whose score is the same for every image; None if there are none."""
+def describe_constant_scores(names: Sequence[str], recipe: Recipe) -> Finding | None:
+    """Return the finding that the scores of the classes `names` are the same for every image; None without names."""
     if not names:
         return None
-    initial = "" if recipe.initial == "he" else ", other first weights (--initial he)"
+    initial = "" if recipe.initial == "he" else ", another initialization (--initial he)"
     return Finding(
         "constant-scores",
-        f"The score of {join_first(names, NAMED)} is the same for every picture of a batch, so that nothing is "
-        "learned of it: "
-        f"try a lower learning rate (--lr {recipe.lr / 10:.2g}){initial} or another network.",
+        f"The score of {join_first(names, NAMED)} is the same for every image of a batch, so that it does "
+        f"not learn: try a lower learning rate (--lr {recipe.lr / 10:.2g}){initial} or another network.",
     )
 
 
@@ -88,8 +96,8 @@ def _guessing(epochs: Sequence[Mapping[str, Any]], classes: int, *, rate_was_fou
         return None
     return Finding(
         "guessing",
-        f"After {len(epochs)} epochs it is right as often as a guess (train error {error:.1%}, chance {chance:.1%}): "
-        f"try another learning rate{'' if rate_was_found else ' (--lr find)'} and look at the labels (svertka check).",
+        f"After {len(epochs)} epochs the training error is at chance level ({error:.1%}; chance is {chance:.1%}): "
+        f"try another learning rate{'' if rate_was_found else ' (--lr find)'} and check the labels (svertka check).",
     )
 
 
@@ -98,16 +106,20 @@ def _plateau(epochs: Sequence[Mapping[str, Any]], recipe: Recipe) -> Finding | N
     if None in errors or None in losses:
         return None
     best = min(range(len(errors)), key=errors.__getitem__)
-    # The loss moves first: while it still falls, the error is only waiting for pictures near the border.
+    # While the loss still falls, the error may follow: images near the boundary change their class last.
     stale = len(errors) - 1 - max(best, min(range(len(losses)), key=losses.__getitem__))
     rates = [epoch["learning_rate"] for epoch in epochs[best:]]
     if stale < max(STALE_EPOCHS, recipe.epochs / 5) or errors[best] == 0 or min(rates) < 0.5 * max(rates):
         return None
-    falls = "" if recipe.schedule.kind != "constant" else ", or let it fall by itself (--schedule plateau or cosine)"
+    falls = (
+        ""
+        if recipe.schedule.kind != "constant"
+        else ", or choose a schedule that lowers it (--schedule plateau or cosine)"
+    )
     return Finding(
         "plateau",
-        f"The val error has not improved for {stale} epochs at nearly the same learning rate (best {errors[best]:.1%} "
-        f"in epoch {best + 1}): lower the rate (--lr {recipe.lr / 10:.2g}){falls}.",
+        f"The validation error has not improved for {stale} epochs at nearly the same learning rate (best "
+        f"{errors[best]:.1%} in epoch {best + 1}): lower the learning rate (--lr {recipe.lr / 10:.2g}){falls}.",
     )
 
 
@@ -121,9 +133,9 @@ def _overfit(epochs: Sequence[Mapping[str, Any]], recipe: Recipe) -> Finding | N
         return None
     return Finding(
         "overfit",
-        f"It learns the training pictures by heart: the val loss has risen from {min(losses):.3g} to {losses[-1]:.3g} "
-        f"while the train loss is {last['train_loss']:.3g} (errors {last['val_error']:.1%} and "
-        f"{last['train_error']:.1%}): more pictures, {'' if recipe.augmentations else 'augmentation, '}"
+        f"The network overfits: the validation loss has risen from {min(losses):.3g} to {losses[-1]:.3g} while the "
+        f"training loss is {last['train_loss']:.3g} (errors {last['val_error']:.1%} and {last['train_error']:.1%}): "
+        f"more images, {'' if recipe.augmentations else 'augmentation, '}"
         f"{'more ' if recipe.weight_decay else ''}weight decay or fewer epochs would help.",
     )
 
@@ -134,8 +146,8 @@ def _dead(epochs: Sequence[Mapping[str, Any]], recipe: Recipe) -> Finding | None
         return None
     return Finding(
         "dead",
-        f"{worst[1]:.0%} of the units after {worst[0]} are dead (zero on every picture of a val batch): a lower "
-        f"learning rate{'' if recipe.warmup else ' or a warm-up (--warmup 1)'} keeps them alive.",
+        f"{worst[1]:.0%} of the units after {worst[0]} are dead (zero for every image of a validation batch): try a "
+        f"lower learning rate{'' if recipe.warmup else ' or a warm-up (--warmup 1)'}.",
     )
 
 
@@ -146,8 +158,8 @@ def _exploding(epochs: Sequence[Mapping[str, Any]], recipe: Recipe) -> Finding |
     times = sizes[-1] / max(median(sizes[:-1]), 1e-30)
     return Finding(
         "exploding",
-        f"The gradient is {times:.0f} times what it was: {'clip it (--clip 1) or ' if recipe.clip is None else ''}"
-        "lower the learning rate.",
+        f"The gradient has grown {times:.0f}-fold: {'clip it (--clip 1) or ' if recipe.clip is None else ''}lower the "
+        "learning rate.",
     )
 
 
@@ -158,16 +170,18 @@ def _vanishing(epochs: Sequence[Mapping[str, Any]]) -> Finding | None:
     (first, low), (last, high) = ratios[0], ratios[-1]
     return Finding(
         "vanishing",
-        f"The gradient vanishes on its way down: relative to the weights it is {low:.1e} at {first} and {high:.1e} at "
-        f"{last}; a network with batch norm or shortcuts, or another initialisation, lets it through.",
+        f"The gradient vanishes: relative to the weights it is {low:.1e} at {first} and {high:.1e} at {last}; try a "
+        "network with batch norm or residual connections, or another initialization (--initial).",
     )
 
 
 @torch.no_grad()
-def constant_scores(network: nn.Module, images: torch.Tensor) -> list[int]:
-    """The classes whose score is the same for all of `images`, (B, …), of which there are two or more.
+def find_constant_scores(network: nn.Module, images: torch.Tensor) -> list[int]:
+    """Return the classes whose score is the same for all images, as behind a ReLU that is always 0.
 
-    Such a unit has died: behind a ReLU that gives 0 for everything, say. The network is left as it was.
+    Args:
+        network: The network; its mode is restored.
+        images: Images (B, …); with fewer than two no class is returned.
     """
     training = network.training
     scores: torch.Tensor = network.eval()(images)
@@ -178,8 +192,8 @@ def constant_scores(network: nn.Module, images: torch.Tensor) -> list[int]:
 
 
 @torch.no_grad()
-def dead_units(network: nn.Module, images: torch.Tensor) -> dict[str, float]:
-    """Share of units (channels) of each ReLU module that are zero on all of `images`; the network is left as it was."""
+def measure_dead_units(network: nn.Module, images: torch.Tensor) -> dict[str, float]:
+    """Return the share of units (channels) of each ReLU module that are zero for all of `images` (B, …), by name."""
     shares: dict[str, float] = {}
 
     def watch(name: str) -> Any:

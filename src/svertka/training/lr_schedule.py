@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step: pure functions, and the settings that choose among them."""
+"""Learning rate schedules: the learning rate as a function of the step."""
 
 import math
 from collections.abc import Sequence
@@ -12,13 +12,16 @@ class _Schedule(BaseModel):
 
 
 class Constant(_Schedule):
-    """The same rate throughout."""
+    """A constant learning rate."""
 
     kind: Literal["constant"] = "constant"
 
 
 class Step(_Schedule):
-    """Multiplied by `factor` at each of the fractions `at` of the training (He et al. 2015: ÷10 at 1/2 and 3/4)."""
+    """Multiply by `factor` at each of the fractions `at` of the training.
+
+    Source: He et al. 2015, "Deep residual learning", §4.2: ÷10 at 1/2 and 3/4.
+    """
 
     kind: Literal["step"] = "step"
     at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.75)
@@ -26,7 +29,10 @@ class Step(_Schedule):
 
 
 class Plateau(_Schedule):
-    """Multiplied by `factor` when the val error has not improved for `patience` epochs (Krizhevsky et al. 2012 §5)."""
+    """Multiply by `factor` when the validation error has not improved for `patience` epochs.
+
+    Source: Krizhevsky et al. 2012, "ImageNet classification", §5.
+    """
 
     kind: Literal["plateau"] = "plateau"
     patience: int = Field(default=5, ge=1)
@@ -34,15 +40,18 @@ class Plateau(_Schedule):
 
 
 class Cosine(_Schedule):
-    """Half a cosine from the full rate to zero (Loshchilov & Hutter 2017, eq. 5, without restarts)."""
+    """Half a period of a cosine, from the full learning rate to zero.
+
+    Source: Loshchilov & Hutter 2017, "SGDR", eq. 5, without restarts.
+    """
 
     kind: Literal["cosine"] = "cosine"
 
 
 class Polynomial(_Schedule):
-    """From the full rate to `end` times it, as the `power` of what is left of the training; 1 is a straight line.
+    """Fall from the full learning rate to `end` times it, as the remaining share of the training to the `power`.
 
-    Source: the ½ of the GoogLeNet that Caffe's makers published, which trained it faster than the paper's steps.
+    Source: Caffe's GoogLeNet (BVLC 2014), whose power of 1/2 trained faster than the paper's steps.
     """
 
     kind: Literal["polynomial"] = "polynomial"
@@ -63,49 +72,58 @@ def learning_rate(
     warmup_rate: float | None = None,
     val_errors: Sequence[float] = (),
 ) -> float:
-    """The rate of step `step` (from 0) of `total`: `base` times a factor.
+    """Return the learning rate of one step.
 
-    During the first `warmup` steps it is `warmup_rate`, or rises linearly where that is None.
-    `val_errors`: one an epoch so far; only `Plateau` looks at them.
+    Args:
+        schedule: The schedule.
+        base: The highest learning rate.
+        step: Number of the step, from 0.
+        total: Number of steps of the training.
+        warmup: Number of steps of the warm-up.
+        warmup_rate: Learning rate during the warm-up. None: it rises linearly.
+        val_errors: Validation error after each epoch so far; only used by `Plateau`.
     """
     if step < warmup:
-        return base * linear_warmup(step, warmup) if warmup_rate is None else warmup_rate
+        return base * warmup_factor(step, warmup) if warmup_rate is None else warmup_rate
     progress = (step - warmup) / max(1, total - warmup)
     match schedule:
         case Constant():
             return base
         case Step():
-            return base * stepped(step / total, schedule.at, schedule.factor)
+            return base * step_factor(step / total, schedule.at, schedule.factor)
         case Plateau():
-            return base * schedule.factor ** drops(val_errors, schedule.patience)
+            return base * schedule.factor ** count_plateaus(val_errors, schedule.patience)
         case Cosine():
-            return base * cosine(progress)
+            return base * cosine_factor(progress)
         case Polynomial():
-            return base * polynomial(progress, schedule.power, schedule.end)
+            return base * polynomial_factor(progress, schedule.power, schedule.end)
 
 
-def linear_warmup(step: int, steps: int) -> float:
-    """1/steps at step 0, rising to 1 at the last of `steps` (Goyal et al. 2017 §2.2)."""
+def warmup_factor(step: int, steps: int) -> float:
+    """Return a factor that rises from 1/steps at step 0 to 1 at the last of `steps`.
+
+    Source: Goyal et al. 2017, "Accurate, large minibatch SGD", §2.2.
+    """
     return (step + 1) / steps
 
 
-def stepped(progress: float, at: Sequence[float], factor: float) -> float:
-    """`factor` to the power of how many of the fractions `at` lie behind `progress`."""
+def step_factor(progress: float, at: Sequence[float], factor: float) -> float:
+    """Return `factor` to the power of the number of fractions `at` that `progress` has reached."""
     return float(factor ** sum(progress >= fraction for fraction in at))
 
 
-def cosine(progress: float) -> float:
-    """1 at progress 0, 0 at progress 1."""
+def cosine_factor(progress: float) -> float:
+    """Return 1 at progress 0, falling to 0 at progress 1."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def polynomial(progress: float, power: float, end: float) -> float:
-    """1 at progress 0, `end` at progress 1."""
+def polynomial_factor(progress: float, power: float, end: float) -> float:
+    """Return 1 at progress 0, falling to `end` at progress 1."""
     return float(end + (1 - end) * (1 - progress) ** power)
 
 
-def drops(val_errors: Sequence[float], patience: int) -> int:
-    """How often the error has stalled: each run of `patience` epochs without a new best counts once."""
+def count_plateaus(val_errors: Sequence[float], patience: int) -> int:
+    """Return how often the error did not improve for `patience` epochs in a row."""
     best, stale, count = math.inf, 0, 0
     for error in val_errors:
         stale = 0 if error < best else stale + 1

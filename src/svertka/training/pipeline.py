@@ -28,8 +28,8 @@ from svertka.models.registry import Model
 from svertka.progress import say
 from svertka.run import Run
 from svertka.training import time_estimate, training_report
-from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, find_recipe, recipe_for
-from svertka.training.config import LARGEST_SIDE, MOST_SEED, Cache, Settings, refuse_out_of_range
+from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, default_recipe, find_recipe
+from svertka.training.config import MAX_SEED, MAX_SIDE, Cache, Settings, check_range
 from svertka.training.data_splits import Parts, divide, in_patches, measured, natural_input, stored_side
 from svertka.training.initial_run import begin, create, refuse_untrained
 from svertka.training.learner import at_a_stable_rate, freeze_for, head_seconds, optimize_frozen, scoring_seconds
@@ -210,11 +210,11 @@ def resolve(options: Options) -> Resolved:
     found = registry.find_model(model or known or DEFAULTS.get(dataset.source, BACKBONE)[0])
     recipe_name, recipe = _recipe(options, dataset.source, found.name, trained=start_from is not None)
     refuse_untrained(recipe, options.boxes, trained=start_from is not None)
-    refuse_out_of_range("seed", options.seed, 0, MOST_SEED - 1)
-    refuse_out_of_range("size", options.size, 1, LARGEST_SIDE)
+    check_range("seed", options.seed, 0, MAX_SEED)
+    check_range("size", options.size, 1, MAX_SIDE)
     if options.variants is not None and options.variants < 1:
         raise UsageError(f"variants={options.variants} must be at least 1; leave it out to store as many as save time")
-    refuse_out_of_range("split_seed", options.split_seed, 0, 2**32 - 1)
+    check_range("split_seed", options.split_seed, 0, 2**32 - 1)
     budget = None if options.time is None else time_estimate.parse_time(options.time)
     if budget is not None and options.changes.get("epochs") is not None:
         raise UsageError(
@@ -244,7 +244,7 @@ def _recipe(options: Options, source: str, model: str, *, trained: bool) -> tupl
     if isinstance(options.recipe, Recipe):
         name, recipe = CUSTOM, options.recipe
     else:
-        default = recipe_for(source, model, unfreeze=changes.get("unfreeze"), trained=trained)
+        default = default_recipe(source, model, unfreeze=changes.get("unfreeze"), trained=trained)
         name = options.recipe or (default if options.boxes is None else "patches")
         recipe = find_recipe(name)
     return name, recipe.with_changes(lr=time_estimate.parse_rate(options.lr), **changes)

@@ -1,4 +1,4 @@
-"""How a network is trained, apart from the data: one value that can be named, written down and repeated."""
+"""The settings of a training, apart from the data: a value with a name that can be stored and repeated."""
 
 from typing import Any, Literal, cast
 
@@ -15,63 +15,96 @@ from svertka.transfer.freeze import ALL, HEAD
 
 HeadWay = Literal["linear", "cosine", "adaptation", "logistic", "nearest-mean"]
 
-MANY = 1_000_000  # more of anything is a slip of the pen, or a file that somebody changed
+MANY = 1_000_000  # larger values are typing errors, or come from a file that was changed
 
 
 class Recipe(BaseModel):
-    """Settings of stochastic gradient descent, in the order in which one would explain them.
+    """The settings of stochastic gradient descent, from the weights to start from to the normalization.
 
-    The loss is cross-entropy, the mean over a batch, in nats.
+    The loss is the cross-entropy, in nats, averaged over a batch. Fields are checked when a recipe is made; a value out
+    of range raises pydantic's ValidationError, which is a ValueError.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    source: str = Field(default="", description="paper and section, or who chose it and why")
-    start: str | None = Field(default=None, description="the network that is trained first, to start this one from")
-    initial: InitScheme | None = Field(default=None, description="first weights; unset: the network's own")
-    unfreeze: str = Field(default=ALL, description="what learns: head, last, a number of stages below it, a stage, all")
-    head: HeadWay = Field(default="linear", description="the last layer, and whether it is computed or learnt")
-    batch_size: int = Field(default=128, ge=1, le=MANY, description="pictures a step, over all processes")
-    epochs: float = Field(default=30, gt=0, le=MANY, description="passes over the training part; may end within one")
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(default=0.1, gt=0, le=MANY, description="the highest learning rate")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="adamw: its β₁")
-    nesterov: bool = False
-    weight_decay: float = Field(default=0.0, ge=0, le=MANY, description="as PyTorch's optimizers define it")
-    schedule: Schedule = Cosine()
-    warmup: float = Field(default=0.0, ge=0, le=MANY, description="epochs")
-    warmup_rate: float | None = Field(default=None, gt=0, le=MANY, description="in warm-up; unset: it rises to lr")
-    bias_rate: float = Field(default=1.0, gt=0, le=MANY, description="times lr, for the biases of batch norm")
-    computed_first: bool = Field(default=False, description="before all else, the head is computed from the features")
-    stage_rate: float = Field(default=1.0, gt=0, le=1, description="times lr, for each stage further below the head")
-    gradual: bool = Field(default=False, description="begin with the head; each epoch the next stage below learns too")
-    lookahead: int | None = Field(default=None, ge=1, le=MANY, description="steps between two averages of the weights")
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    source: str = Field(default="", description="paper and section, or who chose the values and why")
+    start: str | None = Field(
+        default=None, description="network that is trained first, whose weights this one starts from"
+    )
+    initial: InitScheme | None = Field(default=None, description="weight initialization; None: the network's own")
+    unfreeze: str = Field(
+        default=ALL,
+        description="layers to train: head, last, a number of stages below the head, a stage's name, or all",
+    )
+    head: HeadWay = Field(
+        default="linear",
+        description="last layer: linear, cosine or adaptation; in closed form: logistic or nearest-mean",
+    )
+    batch_size: int = Field(default=128, ge=1, le=MANY, description="images per step, over all processes")
+    epochs: float = Field(
+        default=30, gt=0, le=MANY, description="passes over the training set; the last may be partial"
+    )
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="optimizer")
+    lr: float = Field(default=0.1, gt=0, le=MANY, description="highest learning rate")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum; for adamw its β₁")
+    nesterov: bool = Field(default=False, description="use Nesterov momentum")
+    weight_decay: float = Field(
+        default=0.0, ge=0, le=MANY, description="weight decay, as PyTorch's optimizers define it"
+    )
+    schedule: Schedule = Field(default=Cosine(), description="learning rate schedule")
+    warmup: float = Field(default=0.0, ge=0, le=MANY, description="warm-up, epochs")
+    warmup_rate: float | None = Field(
+        default=None, gt=0, le=MANY, description="learning rate during warm-up; None: rises linearly to lr"
+    )
+    bias_rate: float = Field(
+        default=1.0, gt=0, le=MANY, description="factor of the learning rate of batch norm's biases"
+    )
+    computed_first: bool = Field(
+        default=False, description="compute the head from the features before the first step of training"
+    )
+    stage_rate: float = Field(
+        default=1.0, gt=0, le=1, description="factor of the learning rate for each stage further below the head"
+    )
+    gradual: bool = Field(default=False, description="unfreeze one more stage each epoch, from the head down")
+    lookahead: int | None = Field(default=None, ge=1, le=MANY, description="steps between updates of averaged weights")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="label smoothing")
     auxiliary: float = Field(default=0.3, ge=0, le=MANY, description="weight of each auxiliary classifier's loss")
     rubbish: float | None = Field(default=None, gt=0, le=MANY, description="the constant j of LeCun et al. 1998, eq. 9")
-    bfloat16: bool = Field(default=False, description="products in bfloat16 on a CPU that has it; cuda: always")
-    clip: float | None = Field(default=None, gt=0, le=MANY, description="largest norm of the whole gradient")
-    accumulate: int = Field(default=1, ge=1, le=MANY, description="parts in which a batch is computed, to save memory")
-    class_weights: bool = Field(default=False, description="weigh classes by the inverse of their frequency")
-    early_stop: int | None = Field(default=None, ge=1, le=MANY, description="epochs without a better val error")
-    augmentations: tuple[Augmentation, ...] = ()
-    normalise: Literal["mean", "mean-std"] = Field(default="mean-std", description="where the network names no own way")
+    bfloat16: bool = Field(default=False, description="multiply in bfloat16 on CPUs with AVX512-BF16; CUDA always does")
+    clip: float | None = Field(default=None, gt=0, le=MANY, description="largest norm of the gradient")
+    accumulate: int = Field(
+        default=1, ge=1, le=MANY, description="number of parts in which a batch is computed, to save memory"
+    )
+    class_weights: bool = Field(default=False, description="weight classes by inverse frequency")
+    early_stop: int | None = Field(
+        default=None, ge=1, le=MANY, description="stop after this many epochs without a lower validation error"
+    )
+    augmentations: tuple[Augmentation, ...] = Field(default=(), description="random augmentations, in order")
+    normalise: Literal["mean", "mean-std"] = Field(
+        default="mean-std", description="statistics of the training set to normalize by, if the network names none"
+    )
 
     @property
     def is_computed(self) -> bool:
-        """Whether nothing is learnt step by step: all that learns is a head that is computed from the features."""
+        """Whether the head is computed in closed form and nothing else is trained, so that there are no steps."""
         return self.unfreeze == HEAD and self.head in SOLVERS
 
     @property
     def head_kind(self) -> HeadKind:
-        """Of what kind the last layer is."""
+        """The kind of the last layer."""
         return "linear" if self.head in SOLVERS else cast(HeadKind, self.head)
 
     def with_changes(self, **changes: Any) -> "Recipe":
-        """This recipe with the settings that are not None changed; a schedule may be given by its kind alone.
+        """Return a copy with other settings.
+
+        Args:
+            changes: Values by field; None keeps the value of this recipe. `schedule` may be a name, such as "cosine".
+
+        Returns:
+            The changed recipe.
 
         Raises:
-            UsageError: a value that a setting does not take.
+            UsageError: A value is out of range, or there is no such field.
         """
         changes = {name: value for name, value in changes.items() if value is not None}
         if isinstance(changes.get("schedule"), str):
@@ -79,11 +112,11 @@ class Recipe(BaseModel):
         try:
             return Recipe.model_validate(self.model_dump() | changes)
         except ValidationError as error:
-            raise UsageError(first_fault(error)) from error
+            raise UsageError(first_validation_error(error)) from error
 
 
-def first_fault(error: ValidationError) -> str:
-    """The first thing wrong, as "name=value: what was needed"."""
+def first_validation_error(error: ValidationError) -> str:
+    """Return the first error of a validation, such as "lr=-1: input should be greater than 0"."""
     fault = error.errors(include_url=False)[0]
     name = ".".join(str(part) for part in fault["loc"]) or "value"
     needed = fault["msg"][0].lower() + fault["msg"][1:]

@@ -203,7 +203,7 @@ def _explained(run: Run, settings: Settings, parts: Parts, state: State, log: Lo
         raise
     except TrainingError as error:
         kept = f"the weights of epoch {state.kept_epoch}" if state.kept_epoch else "the weights that it began with"
-        advice = health.against_divergence(settings.recipe)
+        advice = health.divergence_advice(settings.recipe)
         sentence = f"training diverged: {error}; {kept} are in {run.folder}; {advice}"
         if log:
             log.write("health", epoch=None, step=state.step, finding="diverged", sentence=sentence)

@@ -1,4 +1,4 @@
-"""Which process has a run folder: names that are taken before the preparation, and a lock while it is trained."""
+"""Locks on run folders: a new run claims its folder before the preparation, a resumed one for its duration."""
 
 import errno
 import json
@@ -15,20 +15,29 @@ from svertka.files import lock_descriptor, storage_errors
 from svertka.progress import say
 from svertka.run import Run
 
-ATTEMPTS = 100  # at a folder that others make and give up at the same time
-LONGEST = 80  # characters of a source's name in that of a run
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+ATTEMPTS = 100  # if other processes create and remove the folder at the same time
+MAX_NAME_LENGTH = 80  # characters of the source's name in a run's name
+NO_LOCK_SUPPORT = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 @contextmanager
 def claimed(source: str, model: str, output: str | PathLike[str] | None) -> Iterator[Path]:
-    """The folder of a new run, this job's alone: `output`, or the first of runs/SOURCE-MODEL, …-2, …-3 that is free.
+    """Create and lock the folder of a new run.
 
-    It is made at once, so that of several trainings each takes its own, and removed if the body leaves nothing in it.
+    The folder is removed at the end of the context if it is empty.
+
+    Args:
+        source: Name of the source, for the name of the folder.
+        model: Name of the network, for the name of the folder.
+        output: The folder. None: the first of runs/SOURCE-MODEL, runs/SOURCE-MODEL-2, … that does not exist.
+
+    Yields:
+        The folder; the same in all processes of a distributed training.
 
     Raises:
-        UsageError: `output` is there already, and not empty. RunError: another process trains into it.
-        StorageError: it cannot be made.
+        UsageError: `output` exists and is not empty.
+        RunError: Another process trains into it.
+        StorageError: It cannot be created.
     """
     with ExitStack() as held:
         yield distributed.call_on_first(lambda: held.enter_context(_claimed(source, model, output)))
@@ -36,11 +45,11 @@ def claimed(source: str, model: str, output: str | PathLike[str] | None) -> Iter
 
 @contextmanager
 def in_use(run: Run) -> Iterator[None]:
-    """Keep other processes from training `run` during the body.
+    """Lock an existing run, so that no other process trains it.
 
     Raises:
-        RunError: another process does.
-        StorageError: the folder cannot be written.
+        RunError: Another process trains it.
+        StorageError: The folder cannot be written.
     """
     with ExitStack() as held:
         distributed.call_on_first(lambda: held.enter_context(_in_use(run)))
@@ -53,41 +62,41 @@ def _claimed(source: str, model: str, output: str | PathLike[str] | None) -> Ite
         run = Run(output)
         claim = _claim(run)
         if claim is None:
-            refuse_if_held(run)
-            go_on = f"continue it ({run.resume_command}) or " if run.training.exists() else ""
-            raise UsageError(f"{run.folder} exists already; {go_on}choose another --output")
+            check_not_locked(run)
+            advice = f"continue it ({run.resume_command}) or " if run.training.exists() else ""
+            raise UsageError(f"{run.folder} exists; {advice}choose another --output")
     else:
         path = Path(source).resolve()
-        stem = f"{(path.stem if path.is_file() else path.name.strip('<>'))[:LONGEST]}-{model}"
+        stem = f"{(path.stem if path.is_file() else path.name.strip('<>'))[:MAX_NAME_LENGTH]}-{model}"
         number = 1
         while (claim := _claim(run := Run(Path("runs") / (stem if number == 1 else f"{stem}-{number}")))) is None:
             number += 1
     try:
         yield run.folder
     finally:
-        _give_up(run, claim)
-        with suppress(OSError):  # it holds a run
+        _release(run, claim)
+        with suppress(OSError):  # not empty: it holds a run
             run.folder.rmdir()
 
 
 @contextmanager
 def _in_use(run: Run) -> Iterator[None]:
-    if not run.training.exists():  # no run, as is said later
+    if not run.training.exists():  # not a run; the caller raises the error
         yield
         return
     with storage_errors(run.lock):
         claim = _lock(run)
     if claim is None:
-        refuse_if_held(run)
+        check_not_locked(run)
         raise RunError(f"{run.folder} is being trained by another process; wait until it ends")
     try:
         yield
     finally:
-        _give_up(run, claim)
+        _release(run, claim)
 
 
-def refuse_if_held(run: Run) -> None:
-    """Raise RunError if a process trains `run`; the message names it."""
+def check_not_locked(run: Run) -> None:
+    """Raise RunError if a process trains `run`; the message names the process."""
     try:
         holder = json.loads(run.lock.read_bytes())
         process, host = int(holder["process"]), str(holder["host"])
@@ -100,7 +109,7 @@ def refuse_if_held(run: Run) -> None:
 
 
 def _claim(run: Run) -> int | None:
-    """Make the folder of `run` and lock it; None if it is there and holds something, or is another's."""
+    """Create and lock the folder of `run`; return None if it is not empty or another process holds it."""
     for _ in range(ATTEMPTS):
         with storage_errors(run.folder):
             try:
@@ -110,17 +119,17 @@ def _claim(run: Run) -> int | None:
                     return None
             try:
                 claim = _lock(run)
-            except FileNotFoundError:  # whoever made it gave it up meanwhile
+            except FileNotFoundError:  # another process removed it meanwhile
                 continue
             if claim is not None and not _is_empty(run):
-                _give_up(run, claim)
+                _release(run, claim)
                 return None
             return claim
-    return None  # a link that leads nowhere
+    return None  # a dangling link
 
 
 def _is_empty(run: Run) -> bool:
-    """Whether the folder holds nothing, or the lock alone that a killed process left."""
+    """Return whether the folder is empty but for the lock of a killed process."""
     try:
         return all(path == run.lock for path in run.folder.iterdir())
     except FileNotFoundError:
@@ -130,10 +139,10 @@ def _is_empty(run: Run) -> bool:
 
 
 def _lock(run: Run) -> int | None:
-    """The open lock file of `run`, held by this process; None if another holds it.
+    """Return the descriptor of the locked lock file of `run`; None if another process holds the lock.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: The file cannot be created.
     """
     while True:
         descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
@@ -142,25 +151,25 @@ def _lock(run: Run) -> int | None:
                 os.close(descriptor)
                 return None
         except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
+            if error.errno not in NO_LOCK_SUPPORT:
                 raise
-            say(f"{run.folder} is on a file system without locks: nothing keeps another process from training it, too")
-        if _is_at(run.lock, descriptor):
+            say(f"{run.folder} is on a file system without locks; do not train it in two processes at once")
+        if _is_same_file(run.lock, descriptor):
             os.ftruncate(descriptor, 0)
             os.write(descriptor, json.dumps({"process": os.getpid(), "host": platform.node()}).encode())
             return descriptor
-        os.close(descriptor)  # who held it removed it before this process could
+        os.close(descriptor)  # its holder removed it before it was locked
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
+def _is_same_file(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 
 
-def _give_up(run: Run, claim: int) -> None:
-    if _is_at(run.lock, claim):
+def _release(run: Run, claim: int) -> None:
+    if _is_same_file(run.lock, claim):
         with suppress(OSError):
             run.lock.unlink()
     os.close(claim)

@@ -76,26 +76,24 @@ def describe_training(
     if settings.weights is not None:
         lines.insert(2, ("weights", f"start from {settings.weights}"))
     elif recipe.initial is not None:
-        lines.insert(2, ("weights", f"start as {recipe.initial} draws them"))
+        lines.insert(2, ("weights", f"{recipe.initial} initialization"))
     made = split_at_frozen(classifier.network, recipe.unfreeze, preprocess.input_shape)
     if made is not None:
         learning = sum(parameter.numel() for parameter in made.trainable.parameters())
-        lines.insert(3, ("frozen", f"all below {made.first_trainable}; {learning:,} parameters learn"))
+        lines.insert(3, ("frozen", f"all layers below {made.first_trainable}; {learning:,} parameters are trained"))
     if settings.boxes is not None:
-        alone = ", of patches alone" if classifier.config.of_whole_images() != classifier.config else ""
+        alone = ", of patches only" if classifier.config.of_whole_images() != classifier.config else ""
         lines.insert(
             1,
             (
                 "patches",
-                f"at 8 scales, labelled from {settings.boxes}, and whole images; {BACKGROUND} is one more class{alone}",
+                f"at 8 scales, labeled from {settings.boxes}, and whole images; {BACKGROUND} is one more class{alone}",
             ),
         )
-        lines.insert(
-            2, ("errors", "while it learns, of patches; at the end, of whole images, as svertka evaluate has it")
-        )
+        lines.insert(2, ("errors", "of patches during training; of whole images at the end, as in svertka evaluate"))
     if preprocess.intensity_range is not None:
         black, white = preprocess.intensity_range
-        lines.insert(1, ("16 bits", f"{black:,} is black and {white:,} is white, as the training pictures use them"))
+        lines.insert(1, ("16 bits", f"{black:,} is black and {white:,} is white, as in the training images"))
     if seconds is not None:
         lines.append(("time", f"about {duration(seconds)}"))
     return lines
