@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("starlette")
+pytest.importorskip("fastapi")
 from svertka.serving.served_model import ServedModel
 
 TOKEN = "a-token-of-the-test"
@@ -23,6 +23,7 @@ def server(small_run: Path, live: Callable[..., Any]) -> Iterator[Any]:
         ("/health", {}, 401),
         ("/", {}, 401),
         ("/openapi.json", {}, 401),
+        ("/docs", {}, 401),
         ("/nowhere", {}, 401),  # a stranger does not even learn what is there
         ("/health", {"Authorization": f"Bearer {TOKEN}"}, 200),
         ("/health", {"Authorization": f"bearer  {TOKEN}"}, 200),
@@ -70,7 +71,7 @@ def test_a_visit_with_the_token_leaves_a_cookie_and_a_clean_address(server: Any)
 
 def test_files_are_known_by_their_address(server: Any) -> None:
     page = server.ask("GET", "/", headers={"Authorization": f"Bearer {TOKEN}"})
-    report = page.body.split(b'"report":"')[1].split(b'"')[0].decode()
+    report = page.body.split(b'"report": "')[1].split(b'"')[0].decode()
     # In its sandbox a page sends neither cookie nor origin.
     headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
     assert server.ask("GET", f"/{report}", headers=headers).status == 200
@@ -99,7 +100,7 @@ def test_a_proxy_may_leave_its_path_on_or_take_it_off(behind_a_proxy: Any, jpeg:
     assert behind_a_proxy.ask("POST", f"{root}/predict?top=1", jpeg, headers).status == 200
     page = behind_a_proxy.ask("GET", f"{root}/", headers=headers)
     assert page.status == 200
-    report = page.body.split(b'"report":"')[1].split(b'"')[0].decode()
+    report = page.body.split(b'"report": "')[1].split(b'"')[0].decode()
     assert behind_a_proxy.ask("GET", f"{root}/{report}", headers=headers).status == 200
     assert behind_a_proxy.ask("GET", f"{root}/openapi.json", headers=headers).json()["servers"] == [{"url": "/svertka"}]
 

@@ -1,6 +1,7 @@
 import asyncio
 import base64
 import json
+import re
 import socket
 import threading
 import time
@@ -16,7 +17,8 @@ from sklearn.datasets import load_sample_image
 from svertka.classifier import Classifier, predict
 from svertka.errors import RunError
 
-pytest.importorskip("starlette")
+pytest.importorskip("fastapi")
+from svertka.serving.openapi import Explanation, Health, ImageLabels, Unit
 from svertka.serving.served_model import ServedModel
 
 
@@ -70,11 +72,60 @@ def test_health_and_the_interface_say_what_is_there(server: Any) -> None:
     assert said["runs"] == ["small", "small-2"]
     assert said["waiting"] == 0
     document = server.ask("GET", "/openapi.json").json()
-    assert document["openapi"].startswith("3.")
+    assert document["openapi"].startswith("3.1")
+    predict, explain = (document["paths"][path]["post"] for path in ("/predict", "/explain"))
+    assert [one["name"] for one in predict["parameters"]] == ["run", "top"]
+    assert [one["name"] for one in explain["parameters"]] == ["run", "label"]
+    assert predict["parameters"][0]["schema"]["enum"] == ["small", "small-2"]
+    assert {"200", "400", "401", "403", "413", "415", "421", "422", "503"} <= predict["responses"].keys()
+    assert {"image/jpeg", "multipart/form-data", "application/json"} <= predict["requestBody"]["content"].keys()
+    assert "application/json" not in explain["requestBody"]["content"]
     for path, verbs in document["paths"].items():
         for verb in verbs:
             assert server.ask(verb.upper(), path).status in (200, 400)  # it is there; the body of a POST was empty
     assert server.ask("HEAD", "/health").status == 200
+
+
+def test_answers_have_the_documented_keys(server: Any, jpeg: bytes) -> None:
+    for model, path in ((Explanation, "/explain"), (Health, "/health")):
+        answer = server.ask("GET" if path == "/health" else "POST", path, b"" if path == "/health" else jpeg).json()
+        assert answer.keys() == model.model_fields.keys()
+        model.model_validate(answer, strict=True)
+    for unit in server.ask("POST", "/explain", jpeg).json()["units"]:
+        assert unit.keys() == Unit.model_fields.keys()
+    (entry,) = server.ask("POST", "/predict", jpeg).json()
+    assert entry.keys() <= ImageLabels.model_fields.keys()
+    ImageLabels.model_validate(entry, strict=True)
+
+
+def test_the_docs_page_names_every_path_and_asks_nobody_else(server: Any) -> None:
+    page = server.ask("GET", "/docs")
+    assert page.status == 200
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "unsafe" not in page.headers["content-security-policy"]
+    document = server.ask("GET", "/openapi.json").json()
+    text = page.body.decode()
+    assert all(f" {path}</code>" in text for path in document["paths"])
+    assert all(f'href="#{name}"' in text for name in ("ImageLabels", "Explanation", "Health", "ErrorMessage"))
+    links = re.findall(r'(?:href|src)="([^"]*)"', text)
+    assert [link for link in links if not link.startswith("#")] == ["data:,", "openapi.json"]
+    assert {link[1:] for link in links if link.startswith("#")} <= set(re.findall(r'id="([^"]*)"', text))
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("top=0", "top=0 should be greater than or equal to 1"),
+        ("top=x", "top=x should be a valid integer, unable to parse string as an integer"),
+        ("shell=ls", "there is no option shell"),
+        ("label=cat", "there is no option label"),
+        ("top=1&top=2", "the query has top 2 times; give it once"),
+        ("run=%ff", "the query cannot be read"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(server: Any, jpeg: bytes, query: str, sentence: str) -> None:
+    answer = server.ask("POST", f"/predict?{query}", jpeg)
+    assert (answer.status, answer.json()) == (400, {"error": sentence})
 
 
 def test_every_run_answers_under_its_key(server: Any, jpeg: bytes) -> None:
@@ -87,8 +138,8 @@ def test_what_it_saw_and_what_fired(server: Any, small_run: Path, jpeg: bytes) -
     said = server.ask("POST", "/explain", jpeg).json()
     best = Classifier.load(small_run)
     assert said["label"] in best.names
-    assert said["picture"].startswith("data:image/webp;base64,")
-    assert said["heat"].startswith("data:image/webp;base64,")
+    assert said["image"].startswith("data:image/webp;base64,")
+    assert said["heatmap"].startswith("data:image/webp;base64,")
     assert {one["layer"] for one in said["units"]} >= {"conv1", "layer1.0.conv1"}
     for one in said["units"]:
         top, left, bottom, right = one["box"]

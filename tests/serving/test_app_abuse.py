@@ -22,7 +22,7 @@ from svertka.classifier import Classifier
 from svertka.data.image_io import read_image
 from svertka.errors import ImageError
 
-pytest.importorskip("starlette")
+pytest.importorskip("fastapi")
 from svertka.serving import connection_limits, request_batching, request_limits
 from svertka.serving.request_limits import MAX_BODY_BYTES
 from svertka.serving.served_model import ServedModel

@@ -1,19 +1,23 @@
 """Connections: crowds of them, slow ones and strange ones, each of which is answered or ended."""
 
+import inspect
 import json
 import socket
 import struct
 import threading
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 
-pytest.importorskip("starlette")
+pytest.importorskip("fastapi")
 from svertka.serving import access_control, connection_limits
 from svertka.serving.served_model import ServedModel
 
@@ -229,3 +233,38 @@ def test_a_client_that_breaks_off_is_no_error_of_the_server(server: Any, caplog:
     time.sleep(0.2)
     assert server.ask("GET", "/health").status == 200
     assert not caplog.records
+
+
+def test_uvicorn_has_the_internals_that_are_used() -> None:
+    """`LimitedConnection` overrides methods and reads attributes that uvicorn documents nowhere."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+    parameters = {
+        "connection_made": ["transport"],
+        "connection_lost": ["exc"],
+        "data_received": ["data"],
+        "handle_events": [],
+        "on_response_complete": [],
+        "send_400_response": ["msg"],
+        "shutdown": [],
+        "_unset_keepalive_if_required": [],
+    }
+    for name, wanted in parameters.items():
+        assert list(inspect.signature(getattr(H11Protocol, name)).parameters) == ["self", *wanted], name
+    used = connection_limits.LimitedConnection.__dict__.keys() & vars(H11Protocol).keys()
+    assert {name for name in used if not name.startswith("__")} == parameters.keys() - {"_unset_keepalive_if_required"}
+    made = inspect.getsource(H11Protocol.__init__)
+    assert all(
+        f"self.{name}" in made for name in ("conn", "connections", "loop", "transport", "flow", "client", "cycle")
+    )
+    cycle = inspect.getsource(RequestResponseCycle.__init__)
+    for name in ("disconnected", "message_event", "response_started", "response_complete"):
+        assert f"self.{name}" in cycle
+
+
+def test_uvicorn_is_of_the_declared_range() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    declared = map(Requirement, project["optional-dependencies"]["serve"])
+    (uvicorn,) = [one for one in declared if one.name == "uvicorn"]
+    assert any(bound.operator == "<" for bound in uvicorn.specifier)
+    assert uvicorn.specifier.contains(version("uvicorn"))

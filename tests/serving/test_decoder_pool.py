@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("starlette")
+pytest.importorskip("fastapi")
 from svertka.data.image_io import read_image
 from svertka.data.preprocessing import crop_region
 from svertka.errors import FormatError, ImageError, SizeError

@@ -28,7 +28,7 @@ from svertka.models import registry
 from svertka.models.heads import head_path
 
 pytest.importorskip("onnxruntime")
-pytest.importorskip("starlette")
+pytest.importorskip("fastapi")
 import onnxruntime
 from onnx import TensorProto, helper
 
@@ -342,8 +342,8 @@ def test_names_survive_every_way(
         api = App([served], hosts=None, token=None, threads=1)
 
         async def ask() -> Any:
-            transport = httpx.ASGITransport(app=api.app)
-            async with api._working(api.app), httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            transport = httpx.ASGITransport(app=api.asgi)
+            async with api._lifespan(api.asgi), httpx.AsyncClient(transport=transport, base_url="http://x") as client:
                 return (await client.post("/predict", content=picture.read_bytes())).json()
 
         assert elsewhere.submit(asyncio.run, ask()).result()[0]["labels"][0]["name"] == name

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("starlette")
+pytest.importorskip("fastapi")
 from svertka.serving import request_batching as module
 from svertka.serving.http_errors import HTTPError
 from svertka.serving.request_batching import MAX_BATCH, MAX_PENDING_IMAGES, Batcher

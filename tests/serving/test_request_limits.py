@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("starlette")
+pytest.importorskip("fastapi")
 from svertka.serving import request_limits
 from svertka.serving.served_model import ServedModel
 

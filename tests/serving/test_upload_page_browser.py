@@ -10,7 +10,7 @@ import torch
 
 import svertka
 
-pytest.importorskip("starlette")
+pytest.importorskip("fastapi")
 from svertka.serving.served_model import ServedModel
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-pytest.importorskip("starlette")
+pytest.importorskip("fastapi")
 from svertka.errors import ImageError
 from svertka.serving.http_errors import HTTPError
 from svertka.serving.uploads import MAX_FIELD_BYTES, MAX_IMAGES, decode_base64, parse_base64_list, parse_form

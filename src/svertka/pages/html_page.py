@@ -15,6 +15,7 @@ _STYLES = {
     "atlas": ("base.css", "components.css", "atlas.css"),
     "overlays": ("base.css", "components.css", "overlays.css"),
     "upload": ("base.css", "components.css", "upload.css"),
+    "docs": ("base.css", "docs.css"),
 }
 _SCRIPTS = {
     "report": ("base.js",),
@@ -29,6 +30,7 @@ _SCRIPTS = {
     ),
     "overlays": ("base.js", "dom.js"),
     "upload": ("base.js", "dom.js", "upload.js"),
+    "docs": ("base.js",),
 }
 
 
@@ -43,7 +45,7 @@ def render_page(title: str, body: str, *, kind: str = "report", beside: bool = F
     Args:
         title: text.
         body: HTML.
-        kind: "report", "atlas", "overlays" or "upload"; selects style and scripts.
+        kind: "report", "atlas", "overlays", "upload" or "docs"; selects style and scripts.
         beside: see `content_security_policy`.
         served: see `content_security_policy`.
     """

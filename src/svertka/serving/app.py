@@ -1,54 +1,67 @@
-"""The HTTP interface and the page, as an ASGI application."""
+"""The HTTP interface and the upload page, as an ASGI application."""
 
 import asyncio
 import contextlib
 import json
 import math
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from importlib.metadata import version
+from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import parse_qs
 
-from starlette.applications import Starlette
+from fastapi import Depends, FastAPI, Query
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
 
 from svertka.errors import FormatError, ImageError, RunError, SizeError
+from svertka.serving import docs_page, upload_page
 from svertka.serving.access_control import AccessControl
 from svertka.serving.decoder_pool import DecoderPool, DecodingUsage, Pixels
 from svertka.serving.http_errors import HTTPError
-from svertka.serving.openapi import IMAGE_TYPES, MAX_TOP, openapi
+from svertka.serving.openapi import (
+    IMAGE_TYPES,
+    ExplainOptions,
+    Explanation,
+    Health,
+    ImageLabels,
+    PredictOptions,
+    add_run_keys,
+    describe_body,
+    error_responses,
+)
 from svertka.serving.request_batching import Batcher
 from svertka.serving.request_limits import BodyReader
 from svertka.serving.served_model import ServedModel
-from svertka.serving.upload_page import POLICY, render_upload_page
 from svertka.serving.uploads import decode_base64, parse_base64_list, parse_form
 
-# What curl says by itself of --data-binary is not held against it: the content tells.
+# The last is curl's default for --data-binary. The content says whether the body is an image.
 BYTES_TYPES = ("", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded")
 JSON_TYPE, FORM_TYPE = "application/json", "multipart/form-data"
-MAX_DECODERS = 8  # processes that decode pictures, at most; they keep up with any network on as many cores
+MAX_DECODERS = 8  # processes that decode images; they keep up with any network on as many cores
 RUN_FILES_POLICY = (
     "sandbox allow-scripts allow-popups; default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; "
     "script-src 'self' 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-
 Result = TypeVar("Result")
-EncodedImage = bytearray | memoryview  # the bytes of a file, or a string of JSON that holds them in base64
+Options = TypeVar("Options", PredictOptions, ExplainOptions)
+EncodedImage = bytearray | memoryview  # the bytes of a file, or a JSON string with the file in base64
 
 
 class ASCIIJSONResponse(JSONResponse):
-    """In ASCII, so that any name survives: a class may be called what UTF-8 cannot hold."""
+    """JSON in ASCII: class names may hold lone surrogates, which UTF-8 cannot encode."""
 
     def render(self, content: Any) -> bytes:
-        """The bytes; what is no number, such as NaN, becomes null."""
+        """Encode `content`; NaN and infinity become null."""
         try:
             return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
         except ValueError:
@@ -64,22 +77,33 @@ def _replace_nan(content: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class ImageRequest:
-    """What a request is about: its `query`, and its `pictures`.
+class ImageRequest(Generic[Options]):
+    """Options and images of a request.
 
-    `names`: of files in a form. `alone`: whether it is one picture, sent as it is.
+    `names`: file names in a form, None elsewhere. `is_single`: the body is one image, and not a list or a form.
     """
 
-    query: dict[str, str]
-    pictures: Sequence[EncodedImage]
+    options: Options
+    images: Sequence[EncodedImage]
     names: Sequence[str | None]
-    alone: bool
+    is_single: bool
+
+    def entry(self, number: int, labels: list[dict[str, Any]], **more: str) -> dict[str, Any]:
+        """Return the entry of image `number` in the answer."""
+        name = self.names[number]
+        return {"path": f"#{number}"} | ({"name": name} if name is not None else {}) | {"labels": labels} | more
 
 
 class App:
-    """Answers for `runs`, the first of which is meant where none is named; `app` is the ASGI application.
+    """The application; `asgi` is what a server runs.
 
-    `hosts`, `allowed`, `token`, `root`: as for `AccessControl`. `threads`: that prepare pictures.
+    Args:
+        runs: the served networks; requests that name no run get the first.
+        hosts: see `AccessControl`.
+        token: see `AccessControl`.
+        threads: threads that read requests and prepare images, and decoder processes up to MAX_DECODERS.
+        allowed: see `AccessControl`.
+        root: see `AccessControl`.
     """
 
     def __init__(
@@ -92,40 +116,69 @@ class App:
         allowed: frozenset[str] = frozenset(),
         root: str = "",
     ) -> None:
-        self.runs = {one.key: one for one in runs}
-        self.first, self._root = runs[0], root
+        self.runs = {run.key: run for run in runs}
         self.decoders = DecoderPool(min(threads, MAX_DECODERS))
+        self._first, self._root = runs[0], root
         self._readers = ThreadPoolExecutor(threads, "read")
-        self._network = ThreadPoolExecutor(1, "network")  # one at a time, with all cores
-        # On the processor no picture is read while the network computes: its threads share their work equally, and
-        # would all wait for the one whose core was taken.
-        self._reading = asyncio.Event()
-        self._reading.set()
-        shared = asyncio.Event() if self.first.device.type != "cpu" else self._reading
-        self._batchers = {one.key: Batcher(one.probabilities, self._network, shared) for one in runs}
+        self._network = ThreadPoolExecutor(1, "network")  # one batch at a time, on all cores
+        # On a CPU no image is decoded while the network computes: its threads share the work equally, and all would
+        # wait for the one whose core the decoder took.
+        self._may_decode = asyncio.Event()
+        self._may_decode.set()
+        shared = asyncio.Event() if self._first.device.type != "cpu" else self._may_decode
+        self._batchers = {run.key: Batcher(run.probabilities, self._network, shared) for run in runs}
         self._bodies = BodyReader()
-        self._files = f"/files/{secrets.token_urlsafe(16)}"  # whoever knows it has seen the page
-        routes = [
-            Route("/", self._show, methods=["GET"]),
-            Route("/predict", self._predict, methods=["POST"]),
-            Route("/explain", self._explain, methods=["POST"]),
-            Route("/health", self._health, methods=["GET"]),
-            Route("/openapi.json", self._interface, methods=["GET"]),
-            Route(self._files + "/{run}/{name:path}", self._file, methods=["GET"]),
-        ]
-        guard = Middleware(
-            AccessControl, hosts=hosts, allowed=allowed, token=token, unguarded=f"{self._files}/", root=self._root
+        self._files = f"/files/{secrets.token_urlsafe(16)}"  # a secret that only the upload page tells
+        access_control = Middleware(
+            AccessControl, hosts=hosts, allowed=allowed, token=token, unguarded=f"{self._files}/", root=root
         )
-        self.app = Starlette(
-            routes=routes,
-            middleware=[guard],
-            exception_handlers={HTTPError: _handle_http_error, HTTPException: _handle_starlette_error},
-            lifespan=self._working,
+        self.asgi = FastAPI(
+            title="svertka",
+            version=version("svertka"),
+            servers=[{"url": root or "/"}],
+            openapi_url=None,  # and so neither /docs nor /redoc, whose scripts come from a CDN
+            redirect_slashes=False,
+            middleware=[access_control],
+            exception_handlers={
+                HTTPError: _handle_http_error,
+                HTTPException: _handle_starlette_error,
+                RequestValidationError: _handle_validation_error,
+            },
+            lifespan=self._lifespan,
         )
-        self.app.router.redirect_slashes = False
+        self._add_routes()
+
+    def _add_routes(self) -> None:
+        add, checked = self.asgi.add_api_route, [Depends(_check_query)]
+        for path, page in (("/", self._upload_page), ("/docs", self._docs_page), ("/openapi.json", self._openapi)):
+            add(path, page, include_in_schema=False, response_model=None, methods=["GET", "HEAD"])
+        files = f"{self._files}/{{run}}/{{name:path}}"
+        add(files, self._file, include_in_schema=False, response_model=None, methods=["GET", "HEAD"])
+        add(
+            "/predict",
+            self._predict,
+            methods=["POST"],
+            summary="Predict the classes of one image or of several",
+            dependencies=checked,
+            response_model=list[ImageLabels],
+            responses=error_responses(),
+            openapi_extra=describe_body(several=True),
+        )
+        add(
+            "/explain",
+            self._explain,
+            methods=["POST"],
+            summary="Show the input of the network, the evidence for a class, and the most active units",
+            dependencies=checked,
+            response_model=Explanation,
+            responses=error_responses(),
+            openapi_extra=describe_body(several=False),
+        )
+        add("/health", self._health, methods=["GET"], summary="Report the state of the server", response_model=Health)
+        add("/health", self._health, methods=["HEAD"], include_in_schema=False, response_model=None)
 
     @contextlib.asynccontextmanager
-    async def _working(self, _: Starlette) -> AsyncIterator[None]:
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         self.decoders.start()
         tasks = [asyncio.create_task(batcher.run()) for batcher in self._batchers.values()]
         try:
@@ -138,15 +191,24 @@ class App:
             self._readers.shutdown(cancel_futures=True)
             self._network.shutdown(cancel_futures=True)
 
-    async def _show(self, request: Request) -> Response:
-        address = f"http://{request.headers['host']}{self._root}"
-        document = render_upload_page(list(self.runs.values()), self._files, address)
-        return HTMLResponse(document, headers={"Content-Security-Policy": POLICY})
+    def _document(self) -> dict[str, Any]:
+        return add_run_keys(self.asgi.openapi(), list(self.runs))
 
-    async def _interface(self, _: Request) -> Response:
-        return ASCIIJSONResponse(openapi(list(self.runs.values()), self._root))
+    def _url(self, request: Request) -> str:
+        return f"http://{request.headers['host']}{self._root}"
 
-    async def _health(self, _: Request) -> Response:
+    async def _upload_page(self, request: Request) -> Response:
+        document = upload_page.render_upload_page(list(self.runs.values()), self._files, self._url(request))
+        return HTMLResponse(document, headers={"Content-Security-Policy": upload_page.POLICY})
+
+    async def _docs_page(self) -> Response:
+        document = docs_page.render_docs_page(self._document())
+        return HTMLResponse(document, headers={"Content-Security-Policy": docs_page.POLICY})
+
+    async def _openapi(self) -> Response:
+        return ASCIIJSONResponse(self._document())
+
+    async def _health(self) -> Response:
         batchers = self._batchers.values()
         return ASCIIJSONResponse(
             {
@@ -157,105 +219,102 @@ class App:
             }
         )
 
-    async def _predict(self, request: Request) -> Response:
-        query, kind = _parse_query(request, "run", "top"), _content_type(request)
-        self._run(query), _parse_top(query)  # before the body is sent in vain
+    async def _predict(self, request: Request, options: Annotated[PredictOptions, Query()]) -> Response:
+        self._find_run(options.run)  # before the body is sent in vain
+        content_type = _content_type(request)
         async with self._bodies.read(request) as body:
-            asked = await self._asked(request, body, query, kind, "run", "top")
-            run, top = self._run(asked.query), _parse_top(asked.query)
-            account = DecodingUsage()
-            with self._batchers[run.key].reserve(len(asked.pictures)):
-                if asked.alone:
-                    answer = self._labelled(run, 0, asked, top, account)
-                    return ASCIIJSONResponse([await _cancel_on_disconnect(request, answer)])
-                answers = [self._entry(run, number, asked, top, account) for number in range(len(asked.pictures))]
-                return ASCIIJSONResponse(await _cancel_on_disconnect(request, _gather(answers)))
+            wanted = await self._parse_body(request, body, options, content_type)
+            run, usage = self._find_run(wanted.options.run), DecodingUsage()
+            with self._batchers[run.key].reserve(len(wanted.images)):
+                if wanted.is_single:
+                    entry = await _cancel_on_disconnect(request, self._predict_one(run, wanted, 0, usage))
+                    return ASCIIJSONResponse([entry])
+                entries = [self._try_one(run, wanted, number, usage) for number in range(len(wanted.images))]
+                return ASCIIJSONResponse(await _cancel_on_disconnect(request, _gather(entries)))
 
-    async def _entry(
-        self, run: ServedModel, number: int, asked: ImageRequest, top: int, account: DecodingUsage
+    async def _try_one(
+        self, run: ServedModel, wanted: ImageRequest[PredictOptions], number: int, usage: DecodingUsage
     ) -> dict[str, Any]:
-        """The entry of one of several, which says itself why it has no labels."""
+        """Return the entry of image `number`, with `error` where it has no labels."""
         try:
-            return await self._labelled(run, number, asked, top, account)
-        except HTTPError as refusal:
-            return _entry(number, asked, [], error=refusal.reason)
+            return await self._predict_one(run, wanted, number, usage)
+        except HTTPError as error:
+            return wanted.entry(number, [], error=error.reason)
 
-    async def _labelled(
-        self, run: ServedModel, number: int, asked: ImageRequest, top: int, account: DecodingUsage
+    async def _predict_one(
+        self, run: ServedModel, wanted: ImageRequest[PredictOptions], number: int, usage: DecodingUsage
     ) -> dict[str, Any]:
-        prepared = await self._decoded(run, asked.pictures[number], account, run.prepared)
+        prepared = await self._decode(run, wanted.images[number], usage, run.prepared)
         row = await self._batchers[run.key].submit(prepared)
         with _convert_errors():
-            ranked = run.classifier.rank(run.classifier.require_finite(row), top)
-        return _entry(number, asked, [{"name": name, "probability": probability} for name, probability in ranked])
+            ranked = run.classifier.rank(run.classifier.require_finite(row), wanted.options.top)
+        return wanted.entry(number, [{"name": name, "probability": probability} for name, probability in ranked])
 
-    async def _explain(self, request: Request) -> Response:
-        query, kind = _parse_query(request, "run", "label"), _content_type(request)
-        if kind == JSON_TYPE:
-            raise HTTPError(415, "send the bytes of one picture")
-        self._class(query)
+    async def _explain(self, request: Request, options: Annotated[ExplainOptions, Query()]) -> Response:
+        self._find_class(options)
+        content_type = _content_type(request)
+        if content_type == JSON_TYPE:
+            raise HTTPError(415, "/explain takes the bytes of one image, not a JSON list")
         async with self._bodies.read(request) as body:
-            asked = await self._asked(request, body, query, kind, "run", "label")
-            if len(asked.pictures) != 1:
-                raise HTTPError(413, "send one picture")
-            run, label = self._class(asked.query)
+            wanted = await self._parse_body(request, body, options, content_type)
+            if len(wanted.images) != 1:
+                raise HTTPError(413, f"/explain takes one image, not {len(wanted.images)}")
+            run, label = self._find_class(wanted.options)
             with self._batchers[run.key].reserve(1):
-                return ASCIIJSONResponse(await _cancel_on_disconnect(request, self._explained(run, asked, label)))
+                explained = self._explain_one(run, wanted.images[0], label)
+                return ASCIIJSONResponse(await _cancel_on_disconnect(request, explained))
 
-    async def _explained(self, run: ServedModel, asked: ImageRequest, label: int | None) -> dict[str, Any]:
-        pixels = await self._decoded(run, asked.pictures[0], DecodingUsage(), lambda pixels: pixels)
+    async def _explain_one(self, run: ServedModel, image: EncodedImage, label: int | None) -> dict[str, Any]:
+        pixels = await self._decode(run, image, DecodingUsage(), lambda pixels: pixels)
         work = partial(run.explain, pixels, label)
         with _convert_errors():
             return await asyncio.get_running_loop().run_in_executor(self._network, work)
 
-    async def _decoded(
-        self, run: ServedModel, picture: EncodedImage, account: DecodingUsage, then: Callable[[Pixels], Result]
+    async def _decode(
+        self, run: ServedModel, image: EncodedImage, usage: DecodingUsage, then: Callable[[Pixels], Result]
     ) -> Result:
-        """What `then` makes of the pixels of `picture`."""
-        await self._reading.wait()
+        """Return what `then` returns for the pixels of `image`."""
+        await self._may_decode.wait()
         with _convert_errors():
-            data = await self._read(decode_base64, picture) if isinstance(picture, memoryview) else picture
-            return await self.decoders.decode(data, run.decoding, account, then)
+            data = await self._read(decode_base64, image) if isinstance(image, memoryview) else image
+            return await self.decoders.decode(data, run.decoding, usage, then)
 
-    async def _asked(
-        self, request: Request, body: bytearray, query: dict[str, str], kind: str, *names: str
-    ) -> ImageRequest:
-        """What a request is about; `names`: what the fields of a form may hold."""
-        if kind == JSON_TYPE:
+    async def _parse_body(
+        self, request: Request, body: bytearray, options: Options, content_type: str
+    ) -> ImageRequest[Options]:
+        if content_type == JSON_TYPE:
             strings = await self._read(parse_base64_list, body)
-            return ImageRequest(query, strings, [None] * len(strings), alone=False)
-        if kind == FORM_TYPE:
-            sent = await self._read(parse_form, body, request.headers["content-type"])
-            _reject_unknown(sent.fields, names, "the fields of a form that are no files")
-            if query.keys() & sent.fields.keys():
-                raise HTTPError(400, f"{min(query.keys() & sent.fields.keys())} is in the query and in the form")
-            names_of_files = [part.filename for part in sent.files]
-            return ImageRequest(query | sent.fields, [part.content for part in sent.files], names_of_files, alone=False)
-        return ImageRequest(query, [body], [None], alone=True)
+            return ImageRequest(options, strings, [None] * len(strings), is_single=False)
+        if content_type == FORM_TYPE:
+            form = await self._read(parse_form, body, request.headers["content-type"])
+            options = _merge_options(options, form.fields)
+            names = [part.filename for part in form.files]
+            return ImageRequest(options, [part.content for part in form.files], names, is_single=False)
+        return ImageRequest(options, [body], [None], is_single=True)
 
-    async def _file(self, request: Request) -> Response:
-        run = self.runs.get(request.path_params["run"])
-        path = run.file(request.path_params["name"]) if run is not None else None
+    async def _file(self, run: str, name: str) -> Response:
+        found = self.runs.get(run)
+        path = found.file(name) if found is not None else None
         if path is None:
-            raise HTTPError(404, "there is no such file")
-        # In its sandbox the page has no origin, so that what lies beside it counts as another site's.
+            raise HTTPError(404, "no such file")
+        # A sandboxed page has no origin: the files beside it count as another site's.
         headers = {"Content-Security-Policy": RUN_FILES_POLICY, "Cross-Origin-Resource-Policy": "cross-origin"}
         return FileResponse(path, headers=headers)
 
-    def _run(self, query: dict[str, str]) -> ServedModel:
-        key = query.get("run", self.first.key)
+    def _find_run(self, key: str | None) -> ServedModel:
+        key = self._first.key if key is None else key
         if key not in self.runs:
-            raise HTTPError(404, f"there is no run {key[:200]}; there is {', '.join(self.runs)}")
+            raise HTTPError(404, f"no run {key[:200]}; served are {', '.join(self.runs)}")
         return self.runs[key]
 
-    def _class(self, query: dict[str, str]) -> tuple[ServedModel, int | None]:
-        """The run and the class that are meant; None: the most probable."""
-        run, wanted = self._run(query), query.get("label")
-        if wanted is None:
+    def _find_class(self, options: ExplainOptions) -> tuple[ServedModel, int | None]:
+        """Return the run and the index of the class; None: the most probable class."""
+        run = self._find_run(options.run)
+        if options.label is None:
             return run, None
-        if wanted not in run.classifier.names:
-            raise HTTPError(404, f"{run.name} knows no class {wanted[:200]}")
-        return run, run.classifier.names.index(wanted)
+        if options.label not in run.classifier.names:
+            raise HTTPError(404, f"{run.name} has no class {options.label[:200]}")
+        return run, run.classifier.names.index(options.label)
 
     async def _read(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
@@ -266,73 +325,74 @@ async def _gather(answers: Sequence[Coroutine[Any, Any, Result]]) -> list[Result
 
 
 async def _cancel_on_disconnect(request: Request, answer: Coroutine[Any, Any, Result]) -> Result:
-    """What `answer` gives; it is given up as soon as the client is gone."""
+    """Return the result of `answer`, which is cancelled when the client disconnects."""
 
-    async def gone() -> None:
+    async def disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    tasks = asyncio.create_task(answer), asyncio.create_task(gone())
+    tasks = asyncio.create_task(answer), asyncio.create_task(disconnect())
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if tasks[0].done():
             return tasks[0].result()
-        raise HTTPError(400, "the client is gone")
+        raise HTTPError(400, "the client disconnected")
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _entry(number: int, asked: ImageRequest, labels: list[dict[str, Any]], **more: str) -> dict[str, Any]:
-    name = asked.names[number]
-    return {"path": f"#{number}"} | ({"name": name} if name is not None else {}) | {"labels": labels} | more
-
-
 def _content_type(request: Request) -> str:
-    """The type of the body: JSON_TYPE, FORM_TYPE, one of BYTES_TYPES, or some image/…"""
+    """Return the type of the body: JSON_TYPE, FORM_TYPE, one of BYTES_TYPES, or image/…"""
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise HTTPError(415, "bodies may not be compressed")
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in (JSON_TYPE, FORM_TYPE, *BYTES_TYPES) and not kind.startswith("image/"):
-        raise HTTPError(415, f"{kind[:80]} is none of {', '.join(IMAGE_TYPES)}, {FORM_TYPE} and {JSON_TYPE}")
-    return kind
+        raise HTTPError(415, "a compressed body is not supported; send it uncompressed")
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type not in (JSON_TYPE, FORM_TYPE, *BYTES_TYPES) and not content_type.startswith("image/"):
+        types = f"{', '.join(IMAGE_TYPES)}, {FORM_TYPE} or {JSON_TYPE}"
+        raise HTTPError(415, f"the type {content_type[:80]} is not supported; use {types}")
+    return content_type
 
 
-def _parse_query(request: Request, *names: str) -> dict[str, str]:
-    """The query's values; what is not among `names` is a mistake of the client's."""
+async def _check_query(request: Request) -> None:
+    """Raise HTTPError if the query is not ASCII with UTF-8 in its escapes, or names an option twice."""
     try:
         text = request.scope["query_string"].decode("ascii")
         query = parse_qs(text, keep_blank_values=True, max_num_fields=8, errors="strict")
     except ValueError as error:
         raise HTTPError(400, "the query cannot be read") from error
-    if any(len(values) != 1 for values in query.values()):
-        raise HTTPError(400, f"the query may hold {' and '.join(names)}, once each")
-    _reject_unknown(query, (*names, "token"), "the query")
-    return {name: values[0] for name, values in query.items()}
+    for name, values in query.items():
+        if len(values) != 1:
+            raise HTTPError(400, f"the query has {name[:80]} {len(values)} times; give it once")
 
 
-def _reject_unknown(fields: Iterable[str], names: Sequence[str], where: str) -> None:
-    for name in fields:
-        if name not in names:
-            raise HTTPError(400, f"{where} may hold {' and '.join(names)}, not {name[:80]}")
+def _merge_options(options: Options, fields: dict[str, str]) -> Options:
+    """Return `options` of the query together with those in the `fields` of a form."""
+    if both := options.model_fields_set & fields.keys():
+        raise HTTPError(400, f"{min(both)} is in the query and in the form; give it once")
+    try:
+        return type(options).model_validate(options.model_dump(exclude_unset=True) | fields)
+    except ValidationError as error:
+        raise HTTPError(400, _describe_fault(error.errors()[0])) from error
 
 
-def _parse_top(query: dict[str, str]) -> int:
-    text = query.get("top", "5")
-    if not (text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= MAX_TOP):
-        raise HTTPError(400, f"top={text[:20]} is not a number from 1 to {MAX_TOP}")
-    return int(text)
+def _describe_fault(fault: ErrorDetails) -> str:
+    """Return one sentence about an option that pydantic rejects."""
+    name = str(fault["loc"][-1])[:80]
+    if fault["type"] == "extra_forbidden":
+        return f"there is no option {name}"
+    reason = fault["msg"].removeprefix("Input should be ")
+    return f"{name}={str(fault['input'])[:20]} should be {reason}"
 
 
 @contextlib.contextmanager
 def _convert_errors() -> Iterator[None]:
-    """Make a refusal of what is wrong with a picture, or with what the network says of it."""
+    """Turn errors about an image, or about the network's output for it, into HTTPError."""
     try:
         yield
     except ImageError as error:
         status = 415 if isinstance(error, FormatError) else 413 if isinstance(error, SizeError) else 400
-        raise HTTPError(status, f"the picture cannot be read: {error}", reason=str(error)) from error
+        raise HTTPError(status, f"the image cannot be read: {error}", reason=str(error)) from error
     except RunError as error:
         raise HTTPError(422, str(error)) from error
 
@@ -345,3 +405,8 @@ async def _handle_http_error(_: Request, error: Exception) -> Response:
 async def _handle_starlette_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return ASCIIJSONResponse({"error": error.detail.lower()}, error.status_code, error.headers)
+
+
+async def _handle_validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return ASCIIJSONResponse({"error": _describe_fault(error.errors()[0])}, 400)

@@ -100,16 +100,16 @@ class ServedModel:
         result: dict[str, Any] = {
             "label": self.classifier.names[label],
             "size": preprocess.size,
-            "crisp": crisp,
-            "picture": _data_url(encode_webp(seen, exact=crisp)),
-            "heat": None,
+            "pixelated": crisp,
+            "image": _data_url(encode_webp(seen, exact=crisp)),
+            "heatmap": None,
             "units": [],
         }
         try:
             heat = grad_cam(self.classifier.network, image, label)
             size = preprocess.size, preprocess.size
             places = F.interpolate(heat[:, None], size, mode="bilinear")[0, 0]
-            result["heat"] = _data_url(encode_heatmap_overlay(places))
+            result["heatmap"] = _data_url(encode_heatmap_overlay(places))
             result["units"] = [asdict(one) for one in find_top_units(self.classifier.network, image[0], self._best)]
         except UsageError:  # a network without maps looks nowhere in particular
             pass

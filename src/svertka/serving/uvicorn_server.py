@@ -20,10 +20,10 @@ STOP_SECONDS = 20  # that requests which have begun may take to end
 BACKLOG = 1024
 
 
-def run_server(api: App, sock: socket.socket, ready: Callable[[], object]) -> None:
+def run_server(app: App, sock: socket.socket, ready: Callable[[], object]) -> None:
     """Answer on `sock` until SIGINT, SIGTERM or SIGHUP, and finish what has begun; `ready`: called once it answers."""
     _raise_file_limit(4 * MAX_CONNECTIONS)
-    server = Server(build_config(api), ready)
+    server = Server(build_config(app), ready)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(server.serve([sock]))
 
@@ -66,12 +66,12 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def build_config(api: App) -> uvicorn.Config:
+def build_config(app: App) -> uvicorn.Config:
     """What uvicorn is told."""
     # "Invalid HTTP request" is the client's affair; what goes wrong here is not kept quiet.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     return uvicorn.Config(
-        api.app,
+        app.asgi,
         http=LimitedConnection,
         ws="none",
         lifespan="on",

@@ -95,12 +95,12 @@ document.addEventListener("DOMContentLoaded", () => {
     async function explain(label) {
       const seen = await ask("explain", { run: source.key, label }, file);
       item.select(label);
-      const scale = seen.crisp ? Math.max(1, Math.floor(figure.clientWidth / seen.size)) : Math.min(SIDE, figure.clientWidth) / seen.size;
+      const scale = seen.pixelated ? Math.max(1, Math.floor(figure.clientWidth / seen.size)) : Math.min(SIDE, figure.clientWidth) / seen.size;
       const side = `${seen.size * scale}px`;
-      const overlay = seen.heat && make("img", { class: "overlay", src: seen.heat, alt: "", hidden: true });
+      const overlay = seen.heatmap && make("img", { class: "overlay", src: seen.heatmap, alt: "", hidden: true });
       const frame = make("b", { class: "frame-line", hidden: true });
-      const image = make("img", { src: seen.picture, alt: `What the network sees of ${file.name}` });
-      picture.className = `crop whole ${seen.crisp ? "crisp" : "smooth"}`;
+      const image = make("img", { src: seen.image, alt: `What the network sees of ${file.name}` });
+      picture.className = `crop whole ${seen.pixelated ? "crisp" : "smooth"}`;
       Object.assign(picture.style, { width: side, height: side, aspectRatio: "auto" });
       picture.replaceChildren(...[image, overlay, frame].filter(Boolean));
       URL.revokeObjectURL(address);
@@ -155,9 +155,9 @@ document.addEventListener("DOMContentLoaded", () => {
   // A crop of the picture, scaled to the square.
   function piece(seen, [top, left, bottom, right]) {
     const scale = PATCH / Math.max(bottom - top, right - left);
-    return make("span", { class: `crop small ${seen.crisp || scale > 2 ? "crisp" : "smooth"}` }, make("i", { style: {
+    return make("span", { class: `crop small ${seen.pixelated || scale > 2 ? "crisp" : "smooth"}` }, make("i", { style: {
       width: `${(right - left) * scale}px`, height: `${(bottom - top) * scale}px`,
-      "background-image": `url("${seen.picture}")`, "background-size": `${seen.size * scale}px auto`,
+      "background-image": `url("${seen.image}")`, "background-size": `${seen.size * scale}px auto`,
       "background-position": `${-left * scale}px ${-top * scale}px`,
     } }));
   }
