@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import svertka
@@ -136,6 +137,28 @@ def test_findings_of_a_check_are_short_in_a_terminal_and_a_table_in_a_notebook(d
     assert "\n" not in repr(findings)
     found = read(findings._repr_html_())
     assert found.elements.count("tr") == 1 + len(findings.classes)
+
+
+def test_an_optimized_network_shows_its_layers_and_error() -> None:
+    layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 5)
+    fast = svertka.optimize(torch.nn.Sequential(*layers), torch.rand(2, 3, 8, 8))
+    assert [(one.name, one.shape) for one in fast.layers] == [("0", (8, 3, 3, 3)), ("3", (5, 8, 6, 6))]
+    assert repr(fast).startswith("Optimized(2\u00a0layers for 3×8×8 images, fp32; largest error ")
+    assert read(fast._repr_html_()).elements.count("tr") == 1 + 2
+    shown = json.loads(json.dumps(fast.to_dict()))
+    assert shown["error"] == fast.error <= 1e-3
+    assert [one["name"] for one in shown["layers"]] == ["0", "3"]
+
+
+def test_an_export_shows_its_files_and_an_atlas_its_size(run: svertka.Run, tmp_path: Path) -> None:
+    exported = svertka.export(run, tmp_path / "hub/")
+    assert "config.json" in read(exported._repr_html_()).text
+    assert sum(one.stat().st_size for one in exported.files) == exported.bytes
+    assert repr(exported).startswith(f"Export({str(tmp_path / 'hub')!r}, ")
+    with_convolution = svertka.train("digits", epochs=1, output=tmp_path / "run", threads=1)
+    atlas = svertka.look(with_convolution, pictures=20, units=2, threads=1)
+    assert f"{atlas.units:,}\u00a0units" in repr(atlas)
+    assert str(atlas.page) in read(atlas._repr_html_()).text
 
 
 def network(names: tuple[str, ...]) -> Classifier:

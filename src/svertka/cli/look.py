@@ -63,6 +63,5 @@ def look(
     if as_json:
         print_json(atlas.to_dict())
         return
-    dead = f", {atlas.dead:,} dead" if atlas.dead else ""
-    print(f"{atlas.layers} layers, {atlas.units:,} units{dead}, {atlas.pictures:,} images; {atlas.bytes / 1e6:.1f} MB")
+    print_line(atlas.sentence)
     print_line(f"open {atlas.page}")

@@ -1,6 +1,7 @@
 """Optimization of a network for inference on the CPU: fused, with packed weights and planned memory."""
 
 import dataclasses
+import math
 import threading
 from collections.abc import Mapping
 from os import PathLike
@@ -23,6 +24,8 @@ from svertka.compiler.serialize import OptimizedInfo
 from svertka.conv import native
 from svertka.errors import UsageError
 from svertka.files import parse_path
+from svertka.pages.notebook_block import NotebookBlock
+from svertka.pages.number_format import format_count
 
 MIN_NUM_IMAGES = 64  # fewer do not justify the second that optimizing takes
 MAX_PLANS = 8  # batch sizes for which memory is kept
@@ -144,11 +147,33 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+@dataclasses.dataclass(frozen=True)
+class OptimizedLayer:
+    """A convolution or a dense layer of an optimized network.
+
+    Attributes:
+        name: Path of the module in the original network.
+        kernel: How it is computed: "winograd", "direct", "depthwise", "grouped", or "torch" without kernels.
+        shape: Shape of its weights, (O, C / groups, kh, kw).
+        precision: Of the stored weights, "fp32" or "bf16".
+    """
+
+    name: str
+    kernel: str
+    shape: tuple[int, ...]
+    precision: str
+
+
 class Optimized(nn.Module):
     """A network made by `optimize`, for inference on the CPU. It has no parameters and cannot be trained.
 
     It may be called from several threads at once. In torch.compile it is called as it is. Under torch.export, torch.jit
     or torch.func it consists of PyTorch's operations with the folded weights.
+
+    Args:
+        steps: The fused operations and their weights.
+        info: As below.
+        repeats: Tells for which batch sizes the original network does the same; None: for all.
 
     Attributes:
         info: the example's shape, the settings, and the error on the example.
@@ -180,15 +205,47 @@ class Optimized(nn.Module):
         return self.info.error
 
     @property
+    def layers(self) -> tuple[OptimizedLayer, ...]:
+        """The convolutions and dense layers, in the order in which they run."""
+        return tuple(self._describe_layer(step) for step in self._steps.steps if isinstance(step, FusedConvolution))
+
+    @property
     def winograd_layers(self) -> tuple[str, ...]:
         """The modules computed by Winograd tiles, where nonfinite values spread further; see `optimize`."""
-        steps = (
-            step for step in self._steps.steps if isinstance(step, FusedConvolution) and step.weight in self._packed
-        )
-        return tuple(step.place for step in steps if self._packed[step.weight].kernel == "winograd")
+        return tuple(layer.name for layer in self.layers if layer.kernel == "winograd")
+
+    @property
+    def sentence(self) -> str:
+        """Summary, "21 layers for 3×224×224 images, fp32; largest error 2e-06"."""
+        size = "×".join(map(str, self.info.example[1:]))
+        dense = "" if self.info.dense == self.info.precision else f", dense layers {self.info.dense}"
+        error = f"; largest error {self.error:.1g}" if math.isfinite(self.error) else ""
+        return f"{format_count(len(self.layers), 'layer')} for {size} images, {self.info.precision}{dense}{error}"
+
+    def __repr__(self) -> str:
+        return f"Optimized({self.sentence})"
+
+    def _repr_html_(self) -> str:
+        rows = [(one.name, "×".join(map(str, one.shape)), one.kernel, one.precision) for one in self.layers]
+        header = ("layer", "weights", "kernel", "precision")
+        return NotebookBlock("Optimized network", (self.sentence,), header=header, rows=rows).render()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings, the error and the layers as JSON values."""
+        return {
+            "example": list(self.info.example),
+            "precision": self.info.precision,
+            "dense": self.info.dense,
+            "strict": self.info.strict,
+            "error": self.error if math.isfinite(self.error) else None,
+            "layers": [{**vars(one), "shape": list(one.shape)} for one in self.layers],
+        }
 
     def reuse_for(self, info: OptimizedInfo) -> Self:
         """Return the network itself if it was made with these settings for images of this size.
+
+        Args:
+            info: The shape of the images and the settings.
 
         Raises:
             UsageError: it was made with others.
@@ -202,7 +259,11 @@ class Optimized(nn.Module):
         return self
 
     def select_check_sizes(self, batch_size: int) -> set[int]:
-        """Return `batch_size` and up to two other batch sizes that the network can run."""
+        """Return `batch_size` and up to two other batch sizes that the network can run.
+
+        Args:
+            batch_size: Number of images of the example.
+        """
         if self._steps.batch_size is not None:
             return {batch_size}
         others = [size for size in CHECKED_BATCH_SIZES if size != batch_size]
@@ -281,6 +342,13 @@ class Optimized(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self.__copy__()  # all other attributes are immutable
+
+    def _describe_layer(self, step: FusedConvolution) -> OptimizedLayer:
+        packed = self._packed.get(step.weight)
+        weight = self._steps.tensors[step.weight] if packed is None else packed.numbers
+        precision = "bf16" if weight.dtype == torch.bfloat16 else "fp32"
+        shape = tuple(weight.shape) if packed is None else packed.shape
+        return OptimizedLayer(step.place, "torch" if packed is None else packed.kernel, shape, precision)
 
     def _check_batch(self, x: Tensor) -> None:
         if x.shape[1:] != self.info.example[1:]:

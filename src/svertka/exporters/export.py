@@ -1,4 +1,4 @@
-"""export(): a run as one ONNX file, or as a folder to publish."""
+"""export(): a network as an ONNX file, or as a folder to publish."""
 
 import time
 from collections.abc import Sequence
@@ -21,20 +21,27 @@ from svertka.data.sources import open_source
 from svertka.errors import DataError, FetchError, ImageError, RunError, UsageError
 from svertka.escaping import format_command
 from svertka.exporters.hub_folder import CARD_FILE, FRONT_MATTER, write_hub_folder
-from svertka.files import parse_path, write_atomic
+from svertka.files import format_bytes, parse_path, write_atomic
 from svertka.output_paths import output_file, output_folder
+from svertka.pages.notebook_block import NotebookBlock
+from svertka.pages.number_format import format_count
 from svertka.run import Run, training_boxes, training_columns
 from svertka.type_checking import check_types
 
-MAX_CHECKED_IMAGES = 32  # pictures that a file is held against the original on
+MAX_CHECKED_IMAGES = 32  # on which a file is compared with the original
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Export:
-    """What was written to `path`: `bytes`, how many `pictures` it was checked on, and the largest `difference` there.
+    """An exported network.
 
-    `difference`: of logits, in units of the largest of a picture, or of 1 where that is larger; of probabilities where
-    the preprocessing is inside; 0 for a folder, which holds the weights themselves.
+    Attributes:
+        path: The ONNX file, or the folder.
+        bytes: Its size.
+        pictures: Images on which ONNX Runtime was compared with the original; 0 for a folder.
+        difference: The largest difference there: of probabilities if the file contains the preprocessing, else of
+            logits, relative to the largest logit of an image, or absolute if that is below 1. 0 for a folder.
+        seconds: Duration of the export.
     """
 
     path: Path
@@ -43,8 +50,28 @@ class Export:
     difference: float
     seconds: float
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files written."""
+        return (self.path,) if self.path.is_file() else tuple(sorted(one for one in self.path.iterdir()))
+
+    @property
+    def sentence(self) -> str:
+        """The check in words, such as "checked in ONNX Runtime on 32 images: largest difference 3e-06"."""
+        if not self.pictures:
+            return "a folder with the weights themselves; nothing to check"
+        images = format_count(self.pictures, "image")
+        return f"checked in ONNX Runtime on {images}: largest difference {self.difference:.1g}"
+
+    def __repr__(self) -> str:
+        return f"Export({str(self.path)!r}, {format_bytes(self.bytes)}; {self.sentence})"
+
+    def _repr_html_(self) -> str:
+        rows = [(str(one), format_bytes(one.stat().st_size)) for one in self.files if one.is_file()]
+        return NotebookBlock(str(self.path), (self.sentence,), header=("file", "size"), rows=rows).render()
+
     def to_dict(self) -> dict[str, Any]:
-        """The same for a JSON file."""
+        """Return JSON values, as `svertka export --json` prints them."""
         return asdict(self) | {"path": str(self.path)}
 
 
@@ -57,18 +84,26 @@ def export(
     preprocessing: bool = False,
     overwrite: bool = False,
 ) -> Export:
-    """Write the network of `run` to `to`: an ONNX file, or a folder with weights, config.json and a model card.
+    """Write a network to an ONNX file, or to a folder with weights, config.json and a model card.
 
-    `run`: a run folder, or a network with its weights, as for `Classifier.load`. `to`: a name that ends in .onnx, or a
-    folder. An ONNX file is checked by ONNX Runtime against the original on `pictures`, as for `predict`; where there
-    are none, on some that the run was trained on; one that differs is not written. `preprocessing`: the file takes
-    uint8 pictures of any size and gives probabilities, instead of prepared pictures and logits. `overwrite`: what is at
-    `to` may be lost, even if svertka did not make it.
+    Args:
+        run: A run folder, or a network with weights, as for `Classifier.load`.
+        to: A name that ends in .onnx, or a folder.
+        pictures: Images on which ONNX Runtime is compared with the original, as for `predict`. Empty: up to 32 of
+            the images that the run was trained on. A file that differs is not written.
+        preprocessing: Whether the file includes the preprocessing: uint8 images of any size in, probabilities out,
+            instead of prepared images in, logits out.
+        overwrite: Whether `to` may replace what svertka did not write.
+
+    Returns:
+        The files written and the result of the check.
 
     Raises:
-        ExportError: ONNX Runtime computes something else. DataError: no picture can be read to check it on.
-        UsageError: a package is missing; `to` is neither; no pictures are known. RunError: the run is missing or
-        damaged. StorageError: `to` cannot be written.
+        ExportError: ONNX Runtime computes something else.
+        DataError: None of the images can be read.
+        UsageError: A package is missing; `to` is neither a file nor a folder; or there are no images to check on.
+        RunError: The run is missing or damaged.
+        StorageError: `to` cannot be written.
     """
     began = time.monotonic()
     path = parse_path(to)

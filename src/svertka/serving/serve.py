@@ -1,4 +1,4 @@
-"""serve(): runs as a page and an HTTP interface on this machine, until it is told to stop."""
+"""serve(): runs as a page and an HTTP API."""
 
 import contextlib
 import ipaddress
@@ -42,17 +42,22 @@ def serve(
     allow_hosts: str | Sequence[str] = (),
     ready: Callable[[ServerAddress], object] = lambda place: say(f"open {place.url}"),
 ) -> None:
-    """Answer for `runs` on `host` and `port` until SIGINT, SIGTERM or SIGHUP; what has begun by then is finished.
+    """Serve runs as a page and an HTTP API until SIGINT, SIGTERM or SIGHUP; requests in progress are finished.
 
-    `runs`: run folders, or networks with their weights, as for `Classifier.load`. `host`: other than a loopback address
-    needs the token, which is drawn anew each time. `port`: 0 is any that is free. `root_path`: the path under which a
-    proxy shows the server, such as "/svertka"; the proxy may leave it on or take it off. `allow_hosts`: further names
-    under which it may be asked, such as the proxy's: "photos.example.org". `ready`: told where the server is as
-    soon as it answers.
+    Args:
+        *runs: Run folders, or networks with weights, as for `Classifier.load`.
+        host: Address to bind to. Any other than a loopback address requires a token, which is new for each server.
+        port: Port, 0 for any free one.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        threads: CPU threads. None: all cores.
+        root_path: Path under which a proxy publishes the server, such as "/svertka"; the proxy may strip it or not.
+        allow_hosts: Further host names accepted in requests, such as that of the proxy, "photos.example.org".
+        ready: Called with the address as soon as the server answers.
 
     Raises:
-        RunError: a run is missing or damaged, or gives NaN. UsageError: no run is named, there are no such weights, the
-        address is taken or not of this machine, or a package is missing.
+        RunError: A run is missing or damaged, or computes NaN.
+        UsageError: There is no run; weights do not exist; the address is in use or not one of this machine; or a
+            package is missing.
     """
     if not runs:
         raise UsageError("name a RUN to serve")

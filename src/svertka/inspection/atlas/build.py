@@ -16,7 +16,7 @@ from typing import Any
 from svertka.device import choose_device, preserves_settings, set_threads
 from svertka.errors import Interrupted, UsageError
 from svertka.evaluation.evaluation_scope import EvaluationScope
-from svertka.files import cache_bytes, parse_path
+from svertka.files import cache_bytes, format_bytes, parse_path
 from svertka.graph.summary import Trace, trace
 from svertka.inspection.activations import convolution_names, find_layer
 from svertka.inspection.atlas.dataset_pass import PASS_FILE, run_dataset_pass
@@ -29,6 +29,8 @@ from svertka.inspection.atlas.remaining_time import RemainingTime
 from svertka.inspection.atlas.resumable_folder import ResumableFolder
 from svertka.inspection.deconvnet import Deconvnet, describe_missing_layers
 from svertka.inspection.first_layer_filters import FirstLayerFilters, get_first_layer_filters
+from svertka.pages.notebook_block import NotebookBlock
+from svertka.pages.number_format import format_count
 from svertka.progress import duration, progress, say
 from svertka.run import Run
 from svertka.type_checking import check_types
@@ -37,7 +39,7 @@ FORMAT_VERSION = 1  # an unfinished atlas of another version is not resumed
 PAGE = "index.html"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Atlas:
     """A finished atlas.
 
@@ -63,8 +65,21 @@ class Atlas:
     seconds: float
     scope: EvaluationScope
 
+    @property
+    def sentence(self) -> str:
+        """Summary, "3 layers, 142 units, 1 dead, 384 images; 1.2 MB"."""
+        dead = f", {self.dead:,} dead" if self.dead else ""
+        counts = f"{format_count(self.layers, 'layer')}, {format_count(self.units, 'unit')}{dead}"
+        return f"{counts}, {format_count(self.pictures, 'image')}; {format_bytes(self.bytes)}"
+
+    def __repr__(self) -> str:
+        return f"Atlas({str(self.page)!r}: {self.network}, {self.sentence})"
+
+    def _repr_html_(self) -> str:
+        return NotebookBlock(f"Atlas of {self.network}", (self.sentence, f"open {self.page}")).render()
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields for a JSON file."""
+        """Return JSON values, as `svertka look --json` prints them."""
         facts = {name: value for name, value in asdict(self).items() if name != "scope"}
         return facts | {"page": str(self.page)} | self.scope.to_dict()
 
