@@ -1,9 +1,8 @@
-"""A process that decodes images for the server, so that a hostile file takes no more than its own time and memory.
+"""A process that decodes images for the server within limits of CPU time and memory.
 
-`python -m svertka.serving.decoder_process LIMITS`, in JSON, reads jobs from standard input and writes an answer for
-each to standard output, until the input ends. A job that takes too much CPU time ends the process, whatever C code it
-is in; one that takes too much memory fails. Neither torch nor the server is imported: it starts within a fraction of a
-second.
+`python -m svertka.serving.decoder_process LIMITS`, with the limits in JSON, reads jobs from standard input and writes
+an answer for each to standard output until the input ends. A job that exceeds the CPU time ends the process, also
+inside C code; one that exceeds the memory fails. Neither torch nor the server is imported, so that it starts fast.
 """
 
 import contextlib
@@ -28,13 +27,13 @@ from svertka.data.decode_memory import count_scans
 from svertka.data.image_io import Decoding, estimate_memory, format_of, read_header, read_image
 from svertka.errors import FormatError, ImageError, SizeError
 
-JOB = struct.Struct("<IQ")  # bytes of the settings in JSON, and of the image; both follow
+JOB = struct.Struct("<IQ")  # size of the settings in JSON and size of the image in bytes; both follow
 # AnswerKind, CPU seconds, then height and width of the pixels that follow; or bytes of the message that follows, and 0.
 ANSWER = struct.Struct("<BfII")
 
 
 class AnswerKind(IntEnum):
-    """What a process answers: pixels, (height, width, 3) uint8, or a message that says why there are none."""
+    """Kind of an answer: pixels, (height, width, 3) uint8, or the message of an error."""
 
     PIXELS = 0
     UNREADABLE = 1  # ImageError
@@ -44,7 +43,7 @@ class AnswerKind(IntEnum):
 
 
 class DecodingLimits(NamedTuple):
-    """What an image may take: bytes of `memory`, `seconds` of CPU time, and `work`, pixels times scans of a JPEG."""
+    """Limits for one image: `memory` in bytes, `seconds` of CPU time, and `work` as counted by `_count_work`."""
 
     memory: int
     seconds: float
@@ -53,7 +52,7 @@ class DecodingLimits(NamedTuple):
 
 
 class LimitExceededError(Exception):
-    """An image needs more than the limits of this process."""
+    """An image exceeds the limits of this process."""
 
 
 ERROR_TYPES: dict[AnswerKind, type[Exception]] = {
@@ -62,14 +61,18 @@ ERROR_TYPES: dict[AnswerKind, type[Exception]] = {
     AnswerKind.SIZE: SizeError,
     AnswerKind.MORE: LimitExceededError,
 }
-USABLE_MEMORY = 0.75  # of the memory of a process is what an image may need; the rest is what nobody foresees
+USABLE_MEMORY = 0.75  # share of the memory limit that an image may need by estimate; the rest is a reserve
+JPEG_2000_WORK = 10  # times the work of other formats for a pixel
 
 
 class DecodingSettings(NamedTuple):
-    """How an image is decoded.
+    """How to decode an image.
 
-    `min_side`: the side, in pixels, to which it will be resized. `max_pixels`: of an image; with more it is refused.
-    `square`: whether its central square is enough. `intensity_range`: as in `image_io.Decoding`.
+    Attributes:
+        min_side: shorter side in pixels to which the image will be resized.
+        max_pixels: larger images are refused.
+        square: whether only the central square is needed.
+        intensity_range: see `image_io.Decoding`.
     """
 
     min_side: int
@@ -79,15 +82,17 @@ class DecodingSettings(NamedTuple):
 
 
 def decode_image(data: bytes, settings: DecodingSettings, limits: DecodingLimits) -> npt.NDArray[np.uint8]:
-    """The image in `data`, (H, W, 3) uint8, RGB; H and W are the same where its central square is enough.
+    """Decode the image in `data` to (H, W, 3) uint8 RGB; H equals W if `settings.square`.
 
     Raises:
-        ImageError: it cannot be read. MoreError: not within the limits.
+        ImageError: the image cannot be read.
+        LimitExceededError: the image exceeds `limits`.
     """
     decoding = Decoding.up_to(settings.max_pixels).with_intensity_range(settings.intensity_range)
     try:
         here = replace(decoding, max_memory=min(decoding.max_memory, int(USABLE_MEMORY * limits.memory)))
         if _count_work(data, here) > limits.work:
+            estimate_memory(data, settings.min_side, decoding)
             raise LimitExceededError
         pixels = read_image(data, settings.min_side, here)
         if settings.square:
@@ -97,7 +102,7 @@ def decode_image(data: bytes, settings: DecodingSettings, limits: DecodingLimits
             pixels = pixels[top : top + side, left : left + side]
         return np.ascontiguousarray(pixels)
     except SizeError as error:
-        estimate_memory(data, settings.min_side, decoding)  # or it is too large anywhere
+        estimate_memory(data, settings.min_side, decoding)  # raises if it is too large for any process
         raise LimitExceededError from error
     except (ImageError, MemoryError) as error:
         if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
@@ -106,20 +111,25 @@ def decode_image(data: bytes, settings: DecodingSettings, limits: DecodingLimits
 
 
 def _count_work(data: bytes, decoding: Decoding) -> int:
-    """Pixels times scans of a JPEG that has several; else 0."""
-    if data.count(b"\xff\xda") < 2 or format_of(data) != "JPEG":  # most are known at a glance
+    """Return pixels times scans of a progressive JPEG, 0 for other JPEGs, and pixels of other formats, weighted.
+
+    So an image that would exceed the CPU time is known before it ends the process.
+    """
+    kind = format_of(data)
+    if kind is None or (kind == "JPEG" and data.count(b"\xff\xda") < 2):
         return 0
-    return count_scans(data) * math.prod(read_header(data, decoding).size)
+    factor = count_scans(data) if kind == "JPEG" else JPEG_2000_WORK if kind == "JPEG 2000" else 1
+    return factor * math.prod(read_header(data, decoding).size)
 
 
 def main(limits: DecodingLimits) -> None:
-    """Answer jobs until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to act on
+    """Answer jobs until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C
     with contextlib.suppress(AttributeError, OSError):
         os.nice(limits.niceness)
     _limit_memory(limits.memory)
     jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
-    for descriptor in (0, 1):  # what a decoder prints must not be taken for an answer
+    for descriptor in (0, 1):  # what a decoder prints must not end up among the answers
         os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
     with contextlib.suppress(BrokenPipeError):
         while head := jobs.read(JOB.size):
@@ -136,7 +146,7 @@ def _answer(decode: Callable[[], npt.NDArray[np.uint8]], answers: BinaryIO, seco
             pixels = decode()
     except (ImageError, LimitExceededError) as error:
         kind = next(kind for kind in reversed(ERROR_TYPES) if isinstance(error, ERROR_TYPES[kind]))
-        # Options of the command line are not the client's.
+        # A client cannot set options of the command line.
         message = re.sub(r" or raise --max-pixels( to \d+M)?", "", str(error)).encode(errors="replace")
         _write(answers, ANSWER.pack(kind, time.process_time() - began, len(message), 0) + message)
     else:
@@ -152,7 +162,7 @@ def _write(file: BinaryIO, content: Any) -> None:
 
 @contextlib.contextmanager
 def _limit_cpu_time(seconds: float) -> Any:
-    """In the body, SIGPROF ends the process after so much CPU time, where the system has such a timer."""
+    """During the body, end the process by SIGPROF after `seconds` of CPU time, where the system has such a timer."""
     if not hasattr(signal, "setitimer"):
         yield
         return
@@ -164,7 +174,7 @@ def _limit_cpu_time(seconds: float) -> Any:
 
 
 def _limit_memory(memory: int) -> None:
-    """Let the process have `memory` bytes more than it has now, where the system keeps account of that."""
+    """Limit the address space of this process to `memory` bytes more than now, where the system supports it."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
