@@ -36,7 +36,7 @@ from svertka.models.resnet import CIFARResNet
 from svertka.training.lr_schedule import Constant
 from svertka.training.recipe import Recipe
 from svertka.training.time_estimate import time_steps
-from svertka.training.training_loop import Observer, State, fit, make_optimizer
+from svertka.training.training_loop import Callback, State, fit, make_optimizer
 
 BATCH, WORKERS = 64, 2
 Net = Callable[[], nn.Module]
@@ -124,7 +124,7 @@ def ours(network: nn.Module, dataset: Dataset, preprocess: Preprocess) -> Iterat
     while True:
         epoch += 1
         recipe = Recipe(lr=0.01, schedule=Constant(), epochs=epoch)
-        fit(network, optimizer, batches, recipe, state, Observer())
+        fit(network, optimizer, batches, recipe, state, Callback())
         yield len(dataset) / (time.perf_counter() - began)
         began = time.perf_counter()
 

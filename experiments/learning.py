@@ -14,7 +14,7 @@ from svertka.data.preprocessing import Preprocess
 from svertka.data.sources import open_source
 from svertka.evaluation.evaluate import evaluate_network
 from svertka.training.recipe import Recipe
-from svertka.training.training_loop import Look, Observer, State, fit, make_optimizer
+from svertka.training.training_loop import Callback, State, StepMetrics, fit, make_optimizer
 
 
 def pictures(source: str, part: str, count: int) -> tuple[Pixels, Ints]:
@@ -55,18 +55,18 @@ def batches(
     )
 
 
-class Looks(Observer):
+class Looks(Callback):
     """Remembers every look."""
 
     def __init__(self) -> None:
-        self.seen: list[Look] = []
+        self.seen: list[StepMetrics] = []
 
-    def looked(self, look: Look) -> None:
+    def on_metrics(self, metrics: StepMetrics) -> None:
         """Remember it."""
-        self.seen.append(look)
+        self.seen.append(metrics)
 
 
-def learn(network: nn.Module, learnt: BatchLoader, recipe: Recipe) -> list[Look]:
+def learn(network: nn.Module, learnt: BatchLoader, recipe: Recipe) -> list[StepMetrics]:
     """Train `network` in place; returns the looks at it, one every 20 steps."""
     looks = Looks()
     fit(network, make_optimizer(network, recipe), learnt, recipe, State(), looks)

@@ -131,14 +131,14 @@ from svertka import distributed
 from svertka.cli.app import main
 from svertka.training.callbacks import Recorder
 
-looked = Recorder.looked
+looked = Recorder.on_metrics
 
 def fails(self, look):
     if distributed.rank() == 1 and look.step > 5:
         raise RuntimeError("the second process has no luck")
     looked(self, look)
 
-Recorder.looked = fails
+Recorder.on_metrics = fails
 sys.exit(main())
 """
     )

@@ -5,7 +5,7 @@ from svertka.errors import UsageError
 from svertka.models.registry import MODELS
 from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, RECIPES, default_recipe, find_recipe
 from svertka.training.lr_schedule import learning_rate
-from svertka.training.training_loop import steps_of
+from svertka.training.training_loop import count_steps
 
 
 def test_every_recipe_names_its_source() -> None:
@@ -38,7 +38,7 @@ def test_an_unknown_recipe_lists_the_known() -> None:
 
 def rates(recipe: str, steps_per_epoch: int, steps: list[int], val_errors: list[float] | None = None) -> list[float]:
     chosen = find_recipe(recipe)
-    total, warmup = steps_of(chosen, steps_per_epoch)
+    total, warmup = count_steps(chosen, steps_per_epoch)
     return [
         learning_rate(
             chosen.schedule,

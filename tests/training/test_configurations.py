@@ -22,7 +22,7 @@ from svertka.run import Run
 from svertka.training import training_loop
 from svertka.training.builtin_recipes import RECIPES
 from svertka.training.config import Settings
-from svertka.training.training_loop import steps_of
+from svertka.training.training_loop import count_steps
 
 SHARDS, LARGE = 12, 600  # configurations: the first ones, one a test, or all under --large
 SMALL = ("mlp", "lenet5", "resnet20", "plain20", "airbench", "squeezenet1_1")
@@ -128,7 +128,7 @@ def check_history(run: Run, rates: list[float]) -> None:
     steps_per_epoch = -(-count // batch_size)
     if batch_size == 2 and count > 2:  # a last picture joins the pair before it
         steps_per_epoch = count // 2
-    total, warmup = steps_of(settings.recipe, steps_per_epoch)
+    total, warmup = count_steps(settings.recipe, steps_per_epoch)
     if settings.recipe.early_stop is None:
         assert len(rates) == total
     after = rates[warmup:]
@@ -152,13 +152,13 @@ def check_judged(run: Run, source: Path, result: dict[str, Any], capsys: pytest.
 def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The learning rate of each step that trainings of this test take."""
     seen: list[float] = []
-    set_rate = training_loop.set_rate
+    set_learning_rate = training_loop.set_learning_rate
 
     def noting(optimizer: torch.optim.Optimizer, rate: float) -> None:
         seen.append(rate)
-        set_rate(optimizer, rate)
+        set_learning_rate(optimizer, rate)
 
-    monkeypatch.setattr(training_loop, "set_rate", noting)
+    monkeypatch.setattr(training_loop, "set_learning_rate", noting)
     return seen
 
 

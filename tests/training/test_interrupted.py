@@ -184,4 +184,4 @@ def test_a_training_goes_on_when_nobody_hears_it(
     assert run.result()["epochs"] == 2
     said = [entry["sentence"] for entry in run.history() if entry.get("finding") == "unseen"]
     assert len(said) == 1
-    assert said[0].startswith("Nothing more could be printed on stderr (")
+    assert said[0].startswith("stderr cannot be written (")

@@ -6,7 +6,7 @@ import torch
 from svertka.data.loader import BatchLoader
 from svertka.errors import TrainingError
 from svertka.models.registry import MODELS
-from svertka.training.lr_finder import find_learning_rate, stable_rate, steepest
+from svertka.training.lr_finder import find_learning_rate, find_steepest_fall, stable_rate
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import make_optimizer
 
@@ -33,13 +33,13 @@ def test_the_rate_found_learns_and_everything_is_left_bit_for_bit(digit_batches:
 def test_steepest_is_in_the_middle_of_the_steepest_fall() -> None:
     losses = [2.3, 2.3, 2.3, 2.2, 1.8, 1.4, 1.2, 1.15, 1.1, 3.0, 9.0]
     rates = [10.0**power for power in range(-8, 3)]
-    assert steepest(rates, losses) == rates[4]
+    assert find_steepest_fall(rates, losses) == rates[4]
 
 
 @pytest.mark.parametrize("losses", [[], [1.0], [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6]])
 def test_no_fall_is_one_sentence(losses: list[float]) -> None:
-    with pytest.raises(TrainingError, match=r"saw the loss fall at no rate.*give one \(--lr 0.01\)"):
-        steepest([0.1] * len(losses), losses)
+    with pytest.raises(TrainingError, match=r"does not fall at any learning rate.*choose one \(--lr 0.01\)"):
+        find_steepest_fall([0.1] * len(losses), losses)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -15,29 +15,29 @@ from svertka.training.lr_schedule import Constant
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import (
     LOG_EVERY,
-    Look,
+    Callback,
     Loss,
-    Observer,
     State,
+    StepMetrics,
+    count_steps,
     fit,
     gradient_ratios,
-    look_ahead,
     make_optimizer,
-    set_rate,
-    steps_of,
+    set_learning_rate,
     take_step,
+    update_lookahead,
 )
 
 
-class Watcher(Observer):
+class Watcher(Callback):
     def __init__(self) -> None:
-        self.looks: list[Look] = []
+        self.looks: list[StepMetrics] = []
         self.epochs: list[tuple[int, float, float]] = []
 
-    def looked(self, look: Look) -> None:
-        self.looks.append(look)
+    def on_metrics(self, metrics: StepMetrics) -> None:
+        self.looks.append(metrics)
 
-    def epoch_ended(self, epoch: int, loss: float, error: float) -> bool:
+    def on_epoch_end(self, epoch: int, loss: float, error: float) -> bool:
         self.epochs.append((epoch, loss, error))
         return False
 
@@ -83,7 +83,7 @@ def test_every_picture_is_counted_once_and_looks_come_when_promised(digit_batche
     fit(network, make_optimizer(network, recipe), batches, recipe, state, watcher)
     assert [look.step for look in watcher.looks] == [20, 25, 40, 50]
     assert [look.steps for look in watcher.looks] == [20, 5, 15, 10]
-    assert sum(look.pictures for look in watcher.looks) == state.pictures == 3200
+    assert sum(look.images for look in watcher.looks) == state.pictures == 3200
     assert LOG_EVERY == 20
 
 
@@ -115,7 +115,7 @@ def test_rows_count_in_the_loss_as_they_are_weighted(
     batches.weights = torch.from_numpy(batches.labels == 0).float()  # zeros only
     recipe = Recipe(epochs=1, lr=0.1, schedule=Constant(), momentum=0, accumulate=accumulate)
     before = network.output.bias.detach().clone()
-    fit(network, make_optimizer(network, recipe), batches, recipe, State(), Observer())
+    fit(network, make_optimizer(network, recipe), batches, recipe, State(), Callback())
     change = network.output.bias.detach() - before
     assert change[0] > 0
     assert (change[1:] < 0).all()
@@ -138,9 +138,9 @@ def test_divergence_names_the_steps(digit_batches: Callable[..., BatchLoader]) -
     recipe = Recipe(epochs=9, lr=0.05, schedule=Constant())
     state, batches = State(), digit_batches(pictures=1600)
 
-    class Saboteur(Observer):
-        def looked(self, look: Look) -> None:
-            if look.step == 40:
+    class Saboteur(Callback):
+        def on_metrics(self, metrics: StepMetrics) -> None:
+            if metrics.step == 40:
                 next(network.parameters()).data.fill_(float("nan"))
 
     with pytest.raises(
@@ -150,10 +150,10 @@ def test_divergence_names_the_steps(digit_batches: Callable[..., BatchLoader]) -
 
 
 def test_steps_round_but_are_never_none() -> None:
-    assert steps_of(Recipe(epochs=8, warmup=1), 20) == (160, 20)
-    assert steps_of(Recipe(epochs=1.5, warmup=1), 20) == (30, 8)  # a quarter of a short training at most
-    assert steps_of(Recipe(epochs=0.29, warmup=2), 100) == (29, 7)
-    assert steps_of(Recipe(epochs=0.001), 20) == (1, 0)
+    assert count_steps(Recipe(epochs=8, warmup=1), 20) == (160, 20)
+    assert count_steps(Recipe(epochs=1.5, warmup=1), 20) == (30, 8)  # a quarter of a short training at most
+    assert count_steps(Recipe(epochs=0.29, warmup=2), 100) == (29, 7)
+    assert count_steps(Recipe(epochs=0.001), 20) == (1, 0)
 
 
 def test_gradient_ratios_are_root_mean_squares() -> None:
@@ -192,7 +192,7 @@ def test_biases_of_batch_norm_learn_faster_but_decay_alike() -> None:
     nn.init.ones_(network[1].bias)
     recipe = Recipe(lr=0.1, momentum=0.0, weight_decay=0.01, bias_rate=64)
     optimizer = make_optimizer(network, recipe)
-    set_rate(optimizer, 0.05)
+    set_learning_rate(optimizer, 0.05)
     before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     for parameter in network.parameters():
         parameter.grad = torch.full_like(parameter, 0.5)
@@ -210,7 +210,7 @@ def test_lookahead_ends_on_the_slow_weights() -> None:
     for step, value in enumerate([1.0, 2.0, 3.0], start=1):
         with torch.no_grad():
             weights.fill_(value)
-        look_ahead(optimizer, progress=step / 3, steps=5)
+        update_lookahead(optimizer, progress=step / 3, steps=5)
         share = 0.95**5 * (step / 3) ** 3
         slow = share * slow + (1 - share) * value
         assert float(weights.detach()) == pytest.approx(slow)
@@ -225,12 +225,12 @@ def test_a_training_that_looks_ahead_resumes_exactly(digit_batches: Callable[...
         torch.manual_seed(0)
         return MODELS["resnet20"].build(size=8, channels=1)
 
-    class Saver(Observer):
+    class Saver(Callback):
         def wants_stop(self) -> bool:
             return state.step == 7
 
-        def between_steps(self, agreed_stop: bool) -> None:
-            if agreed_stop and state.step == 7:
+        def save_or_stop(self, *, stop: bool) -> None:
+            if stop and state.step == 7:
                 checkpoint.save(tmp_path / "checkpoint" / "at", whole, optimizer, state)
 
     state, whole = State(), network()
@@ -240,6 +240,6 @@ def test_a_training_that_looks_ahead_resumes_exactly(digit_batches: Callable[...
     optimizer = make_optimizer(resumed, recipe)
     state, _ = checkpoint.load(tmp_path / "checkpoint" / "at", resumed, optimizer)
     assert state.step == 7
-    fit(resumed, optimizer, batches, recipe, state, Observer())
+    fit(resumed, optimizer, batches, recipe, state, Callback())
     for one, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other)

@@ -1,4 +1,4 @@
-"""What happens around the loop: validation, the log, the weights kept, checkpoints, and stopping when asked to."""
+"""The callback of the training loop: validation, log, best weights, checkpoints, and stops on request."""
 
 import math
 import time
@@ -22,17 +22,28 @@ from svertka.training import checkpoint, health
 from svertka.training.learner import Learner
 from svertka.training.metrics_log import Log
 from svertka.training.recipe import Recipe
-from svertka.training.training_loop import Look, Observer, State, gradient_ratios
+from svertka.training.training_loop import Callback, State, StepMetrics, gradient_ratios
 
 CHECKPOINT_EVERY = 30.0  # seconds between checkpoints, or
-CHECKPOINT_COST = 20.0  # times what the last one took, if that is more
-RISEN = 1.05  # times the lowest val loss: beyond it a network has begun to overfit
-HUGE = 1e300  # nats, in place of an infinite loss, which JSON cannot hold
-PROBED = 256  # pictures on which units are looked at
+CHECKPOINT_COST = 20.0  # times the duration of the last one, whichever is longer
+RISEN = 1.05  # validation loss, relative to the lowest, that counts as overfitting
+HUGE = 1e300  # nats; replaces an infinite loss, which JSON cannot hold
+PROBED = 256  # images on which units and scores are checked
 
 
-class Recorder(Observer):
-    """Keeps `run` up to date while the loop runs; all processes have one, the first writes."""
+class Recorder(Callback):
+    """Keeps a run folder up to date during training. Each process has one; only the first writes.
+
+    Args:
+        run: The run.
+        classifier: Its classifier.
+        learner: The trained part of the network, and the data.
+        optimizer: The optimizer.
+        recipe: The recipe.
+        state: Progress of the training.
+        log: The training log; None in all processes but the first.
+        progress: The progress bar.
+    """
 
     def __init__(
         self,
@@ -55,39 +66,41 @@ class Recorder(Observer):
         self._rate_was_found = any(entry["kind"] == "range_test" for entry in before)
         self._marked = self._saved = time.monotonic()
         self._save_time = 0.0
-        self._looked_early = bool(self._epochs)  # at the first batches, where scores die before an epoch is over
+        self._checked_early = bool(self._epochs)  # scores may die within the first steps
 
     @property
     def network(self) -> nn.Module:
-        """The whole network, of which a part may learn."""
+        """The whole network, including frozen layers."""
         return self.classifier.network
 
-    def looked(self, look: Look) -> None:
-        """Write a line and move the bar."""
+    def on_metrics(self, metrics: StepMetrics) -> None:
+        """Log the metrics and advance the progress bar."""
         elapsed = self._lap()
         self.state.learning_seconds += elapsed
-        rate = look.pictures / max(elapsed, 1e-9)
-        self.progress.advance(look.steps, f"loss {look.loss:.3f}, error {look.error:.1%}, {rate:,.0f} images/s")
+        rate = metrics.images / max(elapsed, 1e-9)
+        self.progress.advance(
+            metrics.steps, f"loss {metrics.loss:.3f}, error {metrics.error:.1%}, {rate:,.0f} images/s"
+        )
         if self.log:
             self.log.write(
                 "step",
-                step=look.step,
-                epoch=look.step / self._steps_per_epoch,
-                loss=look.loss,
-                error=look.error,
-                learning_rate=look.learning_rate,
+                step=metrics.step,
+                epoch=metrics.step / self._steps_per_epoch,
+                loss=metrics.loss,
+                error=metrics.error,
+                learning_rate=metrics.learning_rate,
                 images_per_second=rate,
                 seconds=self.state.seconds,
             )
-            if look.step < self._steps_per_epoch and not self._looked_early:
-                self._looked_early = True
+            if metrics.step < self._steps_per_epoch and not self._checked_early:
+                self._checked_early = True
                 self._tell([health.describe_constant_scores(self._constant_scores(self._probe()), self.recipe)], None)
 
-    def epoch_ended(self, epoch: int, loss: float, error: float) -> bool:
-        """Validate, keep the weights if none are surely better, and say what can be said."""
+    def on_epoch_end(self, epoch: int, loss: float, error: float) -> bool:
+        """Validate, keep the weights unless earlier ones are better, log the epoch, and report problems."""
         gradients = gradient_ratios(self.network)
         val = self.learner.val
-        distributed.broadcast_buffers(self.network)  # else each process would validate with its own running statistics
+        distributed.broadcast_buffers(self.network)  # else each process would use its own
         validation = evaluate_network(self.learner.network, val, self.classifier.names, "scoring val") if val else None
         val_error = validation.top1_error if validation else None
         errors, losses = self.state.val_errors, self.state.val_losses
@@ -103,28 +116,28 @@ class Recorder(Observer):
             val_loss = validation.loss if validation else None
             self._write_epoch(epoch, loss, error, val_loss, val_error, kept, gradients)
         self._lap()
-        return self.out_of_patience()
+        return self.is_out_of_patience()
 
-    def out_of_patience(self) -> bool:
-        """Whether the val error has not improved for as many epochs as the recipe waits."""
+    def is_out_of_patience(self) -> bool:
+        """Return whether the validation error has not improved for `recipe.early_stop` epochs."""
         patience, errors = self.recipe.early_stop, self.state.val_errors
         return patience is not None and bool(errors) and len(errors) - 1 - errors.index(min(errors)) >= patience
 
-    def computed(self) -> None:
-        """What is to be done when nothing learns step by step: one look at all pictures, and the end of an epoch."""
+    def on_head_computed(self) -> None:
+        """Evaluate a head in closed form on the training set, as the end of the only epoch."""
         batches = self.learner.batches
         judged = evaluate_network(self.learner.network, batches, self.classifier.names, "scoring train")
         self.state.step = self.state.looked = batches.steps
         self.state.pictures = judged.images
         self.state.learning_seconds = self._lap()
-        self.epoch_ended(1, judged.loss, judged.top1_error)
+        self.on_epoch_end(1, judged.loss, judged.top1_error)
 
-    def between_steps(self, agreed_stop: bool) -> None:
-        """Save from time to time; save and raise Interrupted when asked to stop."""
+    def save_or_stop(self, *, stop: bool) -> None:
+        """Save from time to time; on a stop, save and raise Interrupted."""
         due = time.monotonic() - self._saved > max(CHECKPOINT_EVERY, CHECKPOINT_COST * self._save_time)
-        if agreed_stop or due:
+        if stop or due:
             self.save()
-        if agreed_stop:
+        if stop:
             epoch = self.state.step / self._steps_per_epoch
             raise Interrupted(
                 f"stopped after step {self.state.step} (epoch {epoch:.2f}) and saved; "
@@ -133,11 +146,11 @@ class Recorder(Observer):
             )
 
     def wants_stop(self) -> bool:
-        """Whether Ctrl-C, SIGTERM or SIGHUP came."""
+        """Return whether Ctrl-C, SIGTERM or SIGHUP was received."""
         return self._request.number is not None
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write a checkpoint."""
         if self.log:
             began = time.monotonic()
             checkpoint.save(self.run.checkpoint, self.network, self.optimizer, self.state, log=self.log.offset)
@@ -146,10 +159,10 @@ class Recorder(Observer):
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Let Ctrl-C, SIGTERM and SIGHUP ask for a stop during the body; a second Ctrl-C stops at once."""
+        """Turn Ctrl-C, SIGTERM and SIGHUP into a request to stop; a second Ctrl-C stops at once."""
         with defer_stop() as self._request:
             yield
-        if self._request.number is not None:  # in its last moments
+        if self._request.number is not None:  # after the last step
             self.save()
             raise Stopped(self._request.number)
 
@@ -176,9 +189,9 @@ class Recorder(Observer):
             "images_per_second": self.state.pictures / max(self.state.learning_seconds, 1e-9),
             "seconds": self.state.seconds,
             "gradients": {name: ratio for name, ratio in gradients.items() if math.isfinite(ratio)},
-        } | self._looked_into()
+        } | self._unit_statistics()
         self.log.write("epoch", **entry)
-        self._say_what_is_unseen(epoch)
+        self._log_lost_messages(epoch)
         self._epochs.append(entry)
         seen = "" if val_error is None else f", val loss {val_loss:.4f}, val error {val_error:.2%}"
         self.progress.say(f"epoch {epoch}: loss {loss:.4f}, error {error:.2%}{seen}")
@@ -190,7 +203,7 @@ class Recorder(Observer):
         )
 
     def _tell(self, findings: Sequence[health.Finding | None], epoch: int | None) -> None:
-        """Say and log those of `findings` that are of a new kind."""
+        """Print and log the findings of a new kind."""
         assert self.log is not None
         for finding in findings:
             if finding is not None and finding.kind not in self._told:
@@ -200,16 +213,16 @@ class Recorder(Observer):
                 )
                 self.progress.say(finding.sentence)
 
-    def _say_what_is_unseen(self, epoch: int) -> None:
-        """Write into the log, once, that messages are lost."""
+    def _log_lost_messages(self, epoch: int) -> None:
+        """Log, once, that stderr cannot be written."""
         reason = stderr_failure()
         if reason and "unseen" not in self._told and self.log:
             self._told.add("unseen")
-            sentence = f"Nothing more could be printed on stderr ({reason}); the training went on."
+            sentence = f"stderr cannot be written ({reason}), so that messages are lost; training continued."
             self.log.write("health", epoch=epoch, step=self.state.step, finding="unseen", sentence=sentence)
 
-    def _looked_into(self) -> dict[str, Any]:
-        """The share of dead units behind each ReLU, and the classes whose score is the same for all of a batch."""
+    def _unit_statistics(self) -> dict[str, Any]:
+        """Return the share of dead units after each ReLU, and the classes whose scores are constant."""
         images = self._probe()
         return {
             "dead": health.measure_dead_units(self.learner.network, images),
@@ -217,37 +230,43 @@ class Recorder(Observer):
         }
 
     def _probe(self) -> torch.Tensor:
-        """Images, or their features, on which units and scores are looked at."""
+        """Return images, or their features, on which units and scores are checked."""
         return next((self.learner.val or self.learner.batches).epoch(0)).images[:PROBED]
 
     def _constant_scores(self, images: torch.Tensor) -> list[str]:
-        """The classes whose score is the same for all of `images`."""
+        """Return the names of the classes whose score is the same for all of `images`."""
         names = self.classifier.names
         return [names[unit] for unit in health.find_constant_scores(self.learner.network, images)]
 
     def _lap(self) -> float:
-        """Seconds since the last call, which also count towards the whole."""
+        """Return the seconds since the last call and add them to the total time."""
         now = time.monotonic()
         elapsed, self._marked = now - self._marked, now
         self.state.seconds += elapsed
         return elapsed
 
 
-def is_as_good(val_errors: Sequence[float], val_losses: Sequence[float], pictures: int, kept_epoch: int) -> bool:
-    """Whether the last epoch is to be kept in place of `kept_epoch`, from 1; 0: none is kept yet.
+def is_as_good(val_errors: Sequence[float], val_losses: Sequence[float], images: int, kept_epoch: int) -> bool:
+    """Return whether to keep the weights of the last epoch instead of those of `kept_epoch`.
 
-    Its error is at most one standard error above the lowest, and its loss has not risen: it is at most a twentieth
-    above the lowest loss of all epochs with such an error. The lowest of many noisy errors is low by luck, above all
-    where the rate is still high; of epochs that cannot be told apart by their errors the later is taken, whose rate
-    has fallen further, unless it has begun to overfit, which the loss shows first. The standard error is that of a
-    count of wrong pictures, √count, and one picture at least.
+    They are kept if the error is at most one standard error above the lowest, and the loss at most 5 % above the lowest
+    loss of all epochs with such an error. The lowest of many noisy errors is low by chance, above all at a high
+    learning rate. Among epochs that do not differ by more than noise the latest is kept, whose learning rate is lowest,
+    unless its loss shows that it overfits. The standard error of a count of wrong images is its square root, at least
+    one image.
+
+    Args:
+        val_errors: Validation error after each epoch, 0 to 1.
+        val_losses: Validation loss after each epoch, nats; runs of earlier versions lack some.
+        images: Number of validation images.
+        kept_epoch: The epoch whose weights are kept, from 1; 0 for none.
 
     Source: the one-standard-error rule of Breiman et al. 1984, "Classification and regression trees", §3.4.3.
     """
-    lowest = min(val_errors) * pictures
+    lowest = min(val_errors) * images
     limit = lowest + math.sqrt(max(lowest, 1.0)) + 1e-9
-    alike = {epoch for epoch, error in enumerate(val_errors, start=1) if error * pictures <= limit}
+    alike = {epoch for epoch, error in enumerate(val_errors, start=1) if error * images <= limit}
     last = len(val_errors)
     if last not in alike or kept_epoch not in alike or len(val_losses) < last:
-        return last in alike  # a run of an older version has no losses of its first epochs
+        return last in alike  # a run of an earlier version lacks the losses of its first epochs
     return val_losses[-1] <= RISEN * min(val_losses[epoch - 1] for epoch in alike)

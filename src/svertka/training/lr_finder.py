@@ -1,4 +1,4 @@
-"""The learning-rate finder: train a copy for a moment while the rate rises, and see where the loss falls best."""
+"""The learning rate range test, and the highest stable learning rate of a head on frozen features."""
 
 import copy
 import math
@@ -12,16 +12,22 @@ from torch import nn
 from svertka.data.loader import Batch, BatchLoader
 from svertka.errors import TrainingError
 from svertka.training.recipe import Recipe
-from svertka.training.training_loop import Loss, make_optimizer, set_rate, take_step
+from svertka.training.training_loop import Loss, make_optimizer, set_learning_rate, take_step
 
 LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 120
-SMOOTHING = 0.9  # of the exponential average of the loss
-STOP = 4.0  # times the lowest smoothed loss
+SMOOTHING = 0.9  # decay of the exponential moving average of the loss
+STOP = 4.0  # smoothed loss, relative to its minimum, at which the test ends
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """The rates tried, the smoothed loss (nats) at each, and the one chosen."""
+    """Result of a learning rate range test.
+
+    Attributes:
+        rates: The learning rates tried.
+        losses: The smoothed loss at each, nats.
+        chosen: The chosen learning rate.
+    """
 
     rates: list[float]
     losses: list[float]
@@ -29,24 +35,32 @@ class RangeTest:
 
 
 def find_learning_rate(network: nn.Module, batches: BatchLoader, recipe: Recipe) -> RangeTest:
-    """The rate at which the smoothed loss falls most steeply against the logarithm of the rate.
+    """Choose the learning rate at which the smoothed loss falls most steeply against the logarithm of the rate.
 
-    Works on a copy; `network`, and the random state, are bit for bit as before.
+    A copy of the network is trained while the learning rate rises. The network and the random state stay as they are.
+
+    Args:
+        network: The network.
+        batches: The training set.
+        recipe: The recipe.
+
+    Returns:
+        The curve and the chosen learning rate.
 
     Raises:
-        TrainingError: the loss falls nowhere.
+        TrainingError: The loss falls at no learning rate.
 
-    Source: Smith 2017, "Cyclical learning rates", §3.3 (the test); the steepest fall as the choice is common practice.
+    Source: Smith 2017, "Cyclical learning rates", §3.3 (the test); choosing the steepest fall is common practice.
     """
     rates, losses = [], []
-    with _random_state_kept(batches.device):
+    with _random_state_preserved(batches.device):
         scout = copy.deepcopy(network).train()
         optimizer = make_optimizer(scout, recipe)
         loss_of = Loss(recipe)
         average, lowest = 0.0, math.inf
-        for step, batch in zip(range(STEPS), _endless(batches), strict=False):
+        for step, batch in zip(range(STEPS), _repeat_epochs(batches), strict=False):
             rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
-            set_rate(optimizer, rate)
+            set_learning_rate(optimizer, rate)
             loss, _, count = take_step(scout, optimizer, batch, loss_of, recipe).tolist()
             average = SMOOTHING * average + (1 - SMOOTHING) * loss / max(count, 1)
             smoothed = average / (1 - SMOOTHING ** (step + 1))
@@ -55,32 +69,36 @@ def find_learning_rate(network: nn.Module, batches: BatchLoader, recipe: Recipe)
                 break
             rates.append(rate)
             losses.append(smoothed)
-    return RangeTest(rates, losses, steepest(rates, losses))
+    return RangeTest(rates, losses, find_steepest_fall(rates, losses))
 
 
-def steepest(rates: list[float], losses: list[float]) -> float:
-    """The rate in the middle of the steepest fall of `losses` over five neighbours, before their lowest point.
+def find_steepest_fall(rates: list[float], losses: list[float]) -> float:
+    """Return the rate in the middle of the five neighbors over which the losses fall most, before their minimum.
 
     Raises:
-        TrainingError: there is no fall.
+        TrainingError: The losses do not fall.
     """
     end = losses.index(min(losses)) + 1 if losses else 0
     falls = {start + 2: losses[start] - losses[start + 4] for start in range(end - 4)}
     best = max(falls, key=falls.__getitem__, default=None)
     if best is None or falls[best] <= 0:
         raise TrainingError(
-            "the learning-rate finder saw the loss fall at no rate between "
-            f"{LOWEST:g} and {HIGHEST:g}; give one (--lr 0.01) and look at the labels (svertka check)"
+            f"the loss does not fall at any learning rate from {LOWEST:g} to {HIGHEST:g}; choose one (--lr 0.01) and "
+            "check the labels (svertka check)"
         )
     return float(f"{rates[best]:.2g}")
 
 
 def stable_rate(features: torch.Tensor, recipe: Recipe) -> float:
-    """`recipe.lr`, or a lower rate, at which a dense layer over `features`, (B, D), learns without diverging.
+    """Return `recipe.lr`, or a lower learning rate at which a dense layer on frozen features does not diverge.
 
-    Gradient descent with momentum β is stable up to 2 (1 + β) / λ, with Nesterov's up to that over 1 + 2β, for a
-    largest curvature λ. That of the cross-entropy of a dense layer is at most half the largest eigenvalue of the
-    features' second moment. Half of the limit is taken where the recipe's rate is beyond it.
+    Gradient descent with momentum β is stable up to a learning rate of 2 (1 + β) / λ, with Nesterov momentum up to that
+    divided by 1 + 2β, where λ is the largest curvature. For the cross-entropy of a dense layer λ is at most half the
+    largest eigenvalue of the features' second moment. If the recipe exceeds the limit, half of the limit is used.
+
+    Args:
+        features: Inputs of the layer, (B, D).
+        recipe: The recipe.
 
     Source: Sutskever et al. 2013, "On the importance of initialization and momentum", §2 and appendix A.1 (momentum);
     Böhning 1992, "Multinomial logistic regression algorithm", §2 (the bound).
@@ -94,7 +112,7 @@ def stable_rate(features: torch.Tensor, recipe: Recipe) -> float:
     return recipe.lr if recipe.lr <= limit else float(f"{limit / 2:.2g}")
 
 
-def _endless(batches: BatchLoader) -> Iterator[Batch]:
+def _repeat_epochs(batches: BatchLoader) -> Iterator[Batch]:
     epoch = 0
     while True:
         yield from batches.epoch(epoch)
@@ -102,6 +120,6 @@ def _endless(batches: BatchLoader) -> Iterator[Batch]:
 
 
 @contextmanager
-def _random_state_kept(device: torch.device) -> Iterator[None]:
+def _random_state_preserved(device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield

@@ -40,7 +40,7 @@ from svertka.training.learner import (
 )
 from svertka.training.metrics_log import Log
 from svertka.training.run_lock import in_use
-from svertka.training.training_loop import State, fit, steps_of
+from svertka.training.training_loop import State, count_steps, fit
 from svertka.transfer.freeze import PartiallyFrozen
 from svertka.type_checking import check_types
 
@@ -140,14 +140,14 @@ def train_to_the_end(
         learning = learner(classifier, frozen, settings, parts, place)
         batches = learning.batches
         log = Log(run.metrics, extra.get("log", 0), tensorboard=tensorboard) if distributed.is_first() else None
-        with progress(f"training {run.folder}", steps_of(settings.recipe, batches.steps)[0]) as shown:
+        with progress(f"training {run.folder}", count_steps(settings.recipe, batches.steps)[0]) as shown:
             shown.advance(state.step)
             recorder = Recorder(run, classifier, learning, optimizer, settings.recipe, state, log, shown)
             with recorder.stoppable(), _explained(run, settings, parts, state, log):
                 if settings.recipe.is_computed:
                     if not state.step:  # else it was interrupted afterwards
-                        recorder.computed()
-                elif not recorder.out_of_patience():
+                        recorder.on_head_computed()
+                elif not recorder.is_out_of_patience():
                     fit(learning.network, optimizer, batches, settings.recipe, state, recorder)
             recorder.save()
         distributed.barrier()  # the first process has now written the weights that all load

@@ -1,4 +1,4 @@
-"""(network, batches) → weights. Everything else about a training happens around this file."""
+"""The training loop: steps of the optimizer over batches; callbacks do everything else."""
 
 import math
 from collections.abc import Mapping
@@ -16,18 +16,27 @@ from svertka.errors import TrainingError
 from svertka.training.lr_schedule import learning_rate
 from svertka.training.recipe import Recipe
 
-LOG_EVERY = 20  # steps between two looks at the loss; each look waits for the device
-WARMUP_SHARE = 0.25  # of all steps, at most, over which the rate rises
-DIVERGED = 10.0  # times the loss of the first look
+LOG_EVERY = 20  # steps between two readings of the loss; each waits for the device
+WARMUP_SHARE = 0.25  # largest share of all steps that the warm-up takes
+DIVERGED = 10.0  # loss relative to the first reading
 
 
 @dataclass
 class State:
-    """How far a training is; with the network and the optimizer, all that a resume needs.
+    """Progress of a training; with the network and the optimizer, all that a resume needs.
 
-    `sums` and `recent` are (loss, wrong, pictures) summed over this epoch up to the last look, and since then.
-    `looked`: the step of that look. `seconds` count validation too, `learning_seconds` do not; `pictures` were learnt
-    from in the latter. `kept_epoch`: whose weights the run holds, from 1; 0 are those that it began with.
+    Attributes:
+        step: Number of steps done.
+        looked: The step at which the loss was last read.
+        sums: Sums of loss (nats), wrong images and images over this epoch, up to the last reading.
+        recent: The same since the last reading.
+        first_loss: Mean loss at the first reading.
+        val_errors: Validation error after each epoch.
+        val_losses: Validation loss after each epoch, nats.
+        kept_epoch: The epoch, from 1, whose weights the run holds; 0 for the weights at the start.
+        seconds: Time of training and validation.
+        learning_seconds: Time of training alone.
+        pictures: Images trained on in that time.
     """
 
     step: int = 0
@@ -44,35 +53,54 @@ class State:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What was seen at step `step`: mean loss (nats) and error (0 to 1) of the pictures of the last `steps` steps."""
+class StepMetrics:
+    """Means over the images of the last steps.
+
+    Attributes:
+        step: Number of steps done.
+        steps: Number of steps that the means are over.
+        loss: Mean loss, nats.
+        error: Error, 0 to 1.
+        learning_rate: Learning rate of the last step.
+        images: Number of images.
+    """
 
     step: int
     steps: int
     loss: float
     error: float
     learning_rate: float
-    pictures: int
+    images: int
 
 
-class Observer:
-    """Told what happens, and asked what else to do; the methods of this one do nothing."""
+class Callback:
+    """What the training loop calls; the methods of this class do nothing."""
 
-    def looked(self, look: Look) -> None:
-        """Every LOG_EVERY steps and at the end of an epoch."""
+    def on_metrics(self, metrics: StepMetrics) -> None:
+        """Handle the metrics of the last steps: every LOG_EVERY steps and at the end of an epoch."""
 
-    def epoch_ended(self, epoch: int, loss: float, error: float) -> bool:
-        """After each pass (or the part of one that ends the training); True ends the training here.
+    def on_epoch_end(self, epoch: int, loss: float, error: float) -> bool:
+        """Handle the end of an epoch, or of the part of one that ends the training.
 
-        `loss`, `error`: means over the pass, while the network was learning.
+        Args:
+            epoch: Number of the epoch, from 1.
+            loss: Mean training loss over the epoch, nats.
+            error: Training error over the epoch, 0 to 1.
+
+        Returns:
+            Whether to end the training.
         """
         return False
 
-    def between_steps(self, agreed_stop: bool) -> None:
-        """After each look, and when asked to stop, which all processes agree on; may save, may raise Interrupted."""
+    def save_or_stop(self, *, stop: bool) -> None:
+        """Save the training if it is time; called after each reading of the loss and before a stop.
+
+        Args:
+            stop: Whether any process was asked to stop; the same in all processes. Then raise Interrupted.
+        """
 
     def wants_stop(self) -> bool:
-        """Whether this process was asked to stop."""
+        """Return whether this process was asked to stop."""
         return False
 
 
@@ -82,23 +110,31 @@ def fit(
     batches: BatchLoader,
     recipe: Recipe,
     state: State,
-    observer: Observer,
+    callback: Callback,
 ) -> None:
-    """Train `network` in place from `state.step` to the end of `recipe`.
+    """Train a network in place, from `state.step` to the end of the recipe.
 
-    Of several processes each calls this; gradients are then means over them.
+    In a distributed training every process calls this; gradients are averaged.
+
+    Args:
+        network: The network.
+        optimizer: Its optimizer.
+        batches: The training set.
+        recipe: The recipe.
+        state: Progress of the training, updated in place.
+        callback: Called during the training.
 
     Raises:
-        TrainingError: the loss diverged; the message names the steps between which it happened.
+        TrainingError: The loss diverged; the message names the steps between which it happened.
     """
     loss_of = Loss(recipe)
-    total, warmup = steps_of(recipe, batches.steps)
+    total, warmup = count_steps(recipe, batches.steps)
     recent = torch.tensor(state.recent, dtype=torch.float64, device=batches.device)
     network.train()
     replica = None
     while state.step < total:
         epoch, first = divmod(state.step, batches.steps)
-        if thaw(optimizer, epoch) or replica is None:
+        if unfreeze_scheduled(optimizer, epoch) or replica is None:
             replica = distributed.data_parallel(network)
         for batch in batches.epoch(epoch, first):
             rate = learning_rate(
@@ -110,41 +146,44 @@ def fit(
                 warmup_rate=recipe.warmup_rate,
                 val_errors=state.val_errors,
             )
-            set_rate(optimizer, rate)
+            set_learning_rate(optimizer, rate)
             recent += take_step(replica, optimizer, batch, loss_of, recipe)
             state.step += 1
             if recipe.lookahead and (state.step % recipe.lookahead == 0 or state.step == total):
-                look_ahead(optimizer, state.step / total, recipe.lookahead)
+                update_lookahead(optimizer, state.step / total, recipe.lookahead)
             epoch_over = state.step % batches.steps == 0 or state.step == total
-            look_due = epoch_over or state.step % LOG_EVERY == 0
-            stop = observer.wants_stop()
-            if look_due:
+            reading_due = epoch_over or state.step % LOG_EVERY == 0
+            stop = callback.wants_stop()
+            if reading_due:
                 *seen, stops = distributed.all_reduce(torch.cat([recent, recent.new_tensor([stop])])).tolist()
                 recent.zero_()
                 stop = stops > 0
-                _look(state, seen, rate, observer)
+                _read_metrics(state, seen, rate, callback)
             elif distributed.world_size() > 1:
-                stop = False  # the other processes do not know of it before the next look
+                stop = False  # other processes learn of it at the next reading
             if epoch_over:
                 loss, wrong, count = state.sums
                 state.sums = [0.0, 0.0, 0.0]
-                if observer.epoch_ended(epoch + 1, loss / count, wrong / count):
+                if callback.on_epoch_end(epoch + 1, loss / count, wrong / count):
                     return
                 network.train()
-            if look_due or stop:
+            if reading_due or stop:
                 state.recent = recent.tolist()
-                observer.between_steps(stop)
+                callback.save_or_stop(stop=stop)
             if state.step == total:
                 return
 
 
 class Loss(nn.Module):
-    """The sum over a batch of the cross-entropy that `recipe` asks for, nats.
+    """Cross-entropy as in a recipe, summed over a batch, nats.
 
-    With `recipe.rubbish` = j the classes have one more beside them, of constant logit −j, which no picture is of:
-    logits that are distances then have to be small, not only smaller than the others.
+    With `recipe.rubbish` = j there is one more class, of constant logit −j, that no image belongs to. Logits that are
+    distances then have to be small, not only smaller than those of other classes.
 
-    Source: LeCun et al. 1998, eq. 9, for the latter.
+    Args:
+        recipe: The recipe.
+
+    Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition", eq. 9, for the rubbish class.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -153,7 +192,13 @@ class Loss(nn.Module):
         self.plain = self.rubbish is None and not self.smoothing
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """A scalar, for `logits` (B, K) and `labels` (B,); `weights`: what each row counts, (B,)."""
+        """Return the loss, a scalar.
+
+        Args:
+            logits: Logits (B, K).
+            labels: Classes (B,) int64.
+            weights: Weight of each row (B,). None: all 1.
+        """
         if self.rubbish is not None:
             logits = F.pad(logits, (0, 1), value=-self.rubbish)
         if weights is None:
@@ -163,14 +208,21 @@ class Loss(nn.Module):
     def shown(
         self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, *, weighted: bool = False
     ) -> torch.Tensor:
-        """What to show of a batch with this `loss`: the plain cross-entropy, which val's can be held against."""
+        """Return the plain cross-entropy of a batch, which is comparable with the validation loss.
+
+        Args:
+            loss: What `forward` returned.
+            logits: Logits (B, K).
+            labels: Classes (B,) int64.
+            weighted: Whether rows were weighted.
+        """
         if self.plain and not weighted:
             return loss.detach()
         return F.cross_entropy(logits.detach().float(), labels, reduction="sum")
 
 
-def steps_of(recipe: Recipe, steps_per_epoch: int) -> tuple[int, int]:
-    """Steps of the whole training, and of its warm-up, which is a quarter of a short training at most."""
+def count_steps(recipe: Recipe, steps_per_epoch: int) -> tuple[int, int]:
+    """Return the number of steps of a training, and of its warm-up, which takes at most a quarter of them."""
     total = max(1, round(recipe.epochs * steps_per_epoch))
     return total, min(round(recipe.warmup * steps_per_epoch), round(WARMUP_SHARE * total))
 
@@ -178,18 +230,29 @@ def steps_of(recipe: Recipe, steps_per_epoch: int) -> tuple[int, int]:
 def take_step(
     network: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, loss_of: Loss, recipe: Recipe
 ) -> torch.Tensor:
-    """One step of the optimizer on `batch`; returns (cross-entropy, wrong, pictures) of this process, (3,) float64."""
+    """Take a step of the optimizer.
+
+    Args:
+        network: The network.
+        optimizer: Its optimizer.
+        batch: The share of this process of a batch; it may be empty.
+        loss_of: The loss.
+        recipe: The recipe.
+
+    Returns:
+        Cross-entropy (nats), number of wrong images and number of images of this process, (3,) float64.
+    """
     optimizer.zero_grad(set_to_none=True)
     images, labels, row_weights = batch.images, batch.labels, batch.weights
     weight = distributed.world_size() / batch.count
-    if not len(labels):  # this process has no picture left, but the others wait for its gradient
+    if not len(labels):  # no image is left for this process, but the others wait for its gradient
         images, labels, row_weights, weight = images.new_zeros(2, *images.shape[1:]), labels.new_zeros(2), None, 0.0
     copies = 2 if len(labels) == 1 and distributed.world_size() > 1 else 1
-    if copies > 1:  # batch norm may find only one value per channel in one picture
+    if copies > 1:  # batch norm needs more than one value per channel
         images, labels, weight = images.repeat(2, *[1] * (images.dim() - 1)), labels.repeat(2), weight / 2
         row_weights = None if row_weights is None else row_weights.repeat(2)
     seen = []
-    parts = min(recipe.accumulate, max(1, len(images) // 2))  # of two pictures at least, for the sake of batch norm
+    parts = min(recipe.accumulate, max(1, len(images) // 2))  # at least two images, for batch norm
     split_weights = [None] * parts if row_weights is None else row_weights.tensor_split(parts)
     for some_images, some_labels, some_weights in zip(
         images.tensor_split(parts), labels.tensor_split(parts), split_weights, strict=True
@@ -210,7 +273,7 @@ def take_step(
 
 
 def gradient_ratios(network: nn.Module) -> dict[str, float]:
-    """Root mean square of the gradient over that of the weight, for each weight tensor with a gradient, in order."""
+    """Return the norm of the gradient divided by that of the weights, for each weight tensor, by name."""
     return {
         name: float(weight.grad.norm() / weight.detach().norm().clamp_min(1e-12))
         for name, weight in network.named_parameters()
@@ -221,12 +284,19 @@ def gradient_ratios(network: nn.Module) -> dict[str, float]:
 def make_optimizer(
     network: nn.Module, recipe: Recipe, depths: Mapping[str, int] | None = None
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the parameters that learn.
+    """Return the recipe's optimizer of the parameters that require gradients.
 
-    The biases of batch norm, groups of their own where `recipe.bias_rate` is not 1, learn so much faster, but are
-    not pulled towards zero faster: their weight decay is as much smaller (Jordan 2024 §3.4). `depths`: how many stages
-    each parameter lies below the head, for `recipe.stage_rate` and `recipe.gradual` (Howard & Ruder 2018, "Universal
-    language model fine-tuning", §3.2, §3.3).
+    With `recipe.bias_rate` the biases of batch norm have a higher learning rate, and a weight decay that is lower by
+    the same factor.
+
+    Args:
+        network: The network.
+        recipe: The recipe.
+        depths: Number of stages that each parameter lies below the head, by name, for `recipe.stage_rate` and
+            `recipe.gradual`. None: 0.
+
+    Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", §3.4 (biases); Howard & Ruder 2018,
+        "Universal language model fine-tuning", §3.2, §3.3 (stages).
     """
     biases = {
         id(layer.bias)
@@ -255,8 +325,8 @@ def make_optimizer(
     return torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.nesterov, **options)
 
 
-def thaw(optimizer: torch.optim.Optimizer, epoch: int) -> bool:
-    """Let those parameters learn whose time has come by `epoch`, from 0, and no others; whether that changes any."""
+def unfreeze_scheduled(optimizer: torch.optim.Optimizer, epoch: int) -> bool:
+    """Train only the parameter groups scheduled up to `epoch`, from 0; return whether any group changed."""
     changed = False
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -265,20 +335,24 @@ def thaw(optimizer: torch.optim.Optimizer, epoch: int) -> bool:
     return changed
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Let the next steps be taken at the learning rate `rate`, times each group's own factor."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of each parameter group to `rate` times the group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate_factor"]
 
 
 @torch.no_grad()
-def look_ahead(optimizer: torch.optim.Optimizer, progress: float, steps: int) -> None:
-    """Draw the weights and their slow copies together, in place; at progress 1 the weights become the slow ones.
+def update_lookahead(optimizer: torch.optim.Optimizer, progress: float, steps: int) -> None:
+    """Average the weights with their slow copies, in place, and continue from the average.
 
-    The slow ones keep a share of 0.95^`steps` · `progress`³ of themselves and take the rest from the weights, which go
-    on from there. They lie with the optimizer's state.
+    The slow copies keep a share of 0.95^steps · progress³ of themselves. They are part of the optimizer's state.
 
-    Source: Zhang et al. 2019, "Lookahead optimizer", algorithm 1; the share is Jordan's (2024, §3.4).
+    Args:
+        optimizer: The optimizer.
+        progress: Share of the training that is done, 0 to 1.
+        steps: Number of steps since the last update.
+
+    Source: Zhang et al. 2019, "Lookahead optimizer", algorithm 1; the share is from Jordan 2024, §3.4.
     """
     share = 0.95**steps * progress**3
     for group in optimizer.param_groups:
@@ -288,17 +362,22 @@ def look_ahead(optimizer: torch.optim.Optimizer, progress: float, steps: int) ->
             weights.copy_(slow)
 
 
-def _look(state: State, seen: list[float], rate: float, observer: Observer) -> None:
-    loss, wrong, count = seen
+def _read_metrics(state: State, sums: list[float], rate: float, callback: Callback) -> None:
+    """Check the loss of the last steps, add it to the sums of the epoch and pass the metrics on.
+
+    Raises:
+        TrainingError: The loss diverged.
+    """
+    loss, wrong, count = sums
     mean = loss / count
     if state.first_loss is None:
         state.first_loss = mean
     if not math.isfinite(mean) or mean > DIVERGED * max(state.first_loss, 1.0):
-        what = f"rose to {mean:.3g}" if math.isfinite(mean) else "became infinite or NaN"
+        change = f"rose to {mean:.3g}" if math.isfinite(mean) else "became infinite or NaN"
         raise TrainingError(
-            f"the loss {what} between steps {state.looked} and {state.step}, at learning rate {rate:.3g}"
+            f"the loss {change} between steps {state.looked} and {state.step}, at learning rate {rate:.3g}"
         )
-    state.sums = [a + b for a, b in zip(state.sums, seen, strict=True)]
+    state.sums = [a + b for a, b in zip(state.sums, sums, strict=True)]
     state.pictures += round(count)
     steps, state.looked = state.step - state.looked, state.step
-    observer.looked(Look(state.step, steps, mean, wrong / count, rate, round(count)))
+    callback.on_metrics(StepMetrics(state.step, steps, mean, wrong / count, rate, round(count)))
