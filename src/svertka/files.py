@@ -171,7 +171,9 @@ def read_start(path: Path, count: int = 64) -> bytes:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
+    """Make renames inside `folder` survive a power cut, where the system can sync folders (not on Windows)."""
+    if os.name != "posix":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -198,7 +200,7 @@ def lock_file(path: Path, *, shared: bool = False) -> Iterator[None]:
 def lock_descriptor(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:
     """Lock an open file until it is closed or its process ends; False: another holds it, and `wait` is False.
 
-    `shared`: beside others that share it (on Windows they exclude each other, too).
+    `shared`: beside others that share it (on Windows they exclude each other, too). A lock that is held is changed.
 
     Raises:
         OSError: the file system has no locks.

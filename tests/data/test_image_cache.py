@@ -21,14 +21,14 @@ from svertka.data.dataset import ArrayImages, Dataset, FileImages
 from svertka.data.image_cache import prepare_images
 from svertka.data.image_io import Decoded, Decoding, decode
 from svertka.data.preprocessing import resize_central_square
-from svertka.data.record_store import RECORD
+from svertka.data.record_store import INDEX_ENTRY
 from svertka.data.row_format import HEAD
 from svertka.errors import DataError
 from svertka.files import cache_folder
 
 SIDE = 24
 ROW = SIDE * SIDE * 3 + HEAD.size
-COST = ROW + RECORD.itemsize
+COST = ROW + INDEX_ENTRY.itemsize
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from svertka.data.record_store import LIMIT, RECORD, Store
+from svertka.data.record_store import INDEX_ENTRY, LIMIT, ArrayStore
 from svertka.errors import StorageError
 
 SHAPE = (8, 8, 3)
-COST = 8 * 8 * 3 + RECORD.itemsize
+COST = 8 * 8 * 3 + INDEX_ENTRY.itemsize
 
 
 def key(number: int) -> bytes:
@@ -34,7 +34,7 @@ def rows_of(*numbers: int, shape: tuple[int, ...] = SHAPE, dtype: type = np.uint
     return np.stack([np.random.default_rng(number).integers(0, 256, shape).astype(dtype) for number in numbers])
 
 
-def check(store: Store, *numbers: int) -> None:
+def check(store: ArrayStore, *numbers: int) -> None:
     positions = store.find(keys(*numbers))
     assert (positions >= 0).all()
     if not numbers:
@@ -43,12 +43,12 @@ def check(store: Store, *numbers: int) -> None:
 
 
 def test_rows_come_back_in_any_order_and_after_reopening(tmp_path):
-    store = Store(tmp_path / "store", SHAPE, np.uint8)
+    store = ArrayStore(tmp_path / "store", SHAPE, np.uint8)
     assert store.find(keys(1, 2)).tolist() == [-1, -1]
     assert store.append(keys(1, 2, 3), rows_of(1, 2, 3)).tolist() == [0, 1, 2]
     assert store.append(keys(4), rows_of(4)).tolist() == [3]
     check(store, 4, 1, 1, 3)
-    again = Store(tmp_path / "store", SHAPE, np.uint8)
+    again = ArrayStore(tmp_path / "store", SHAPE, np.uint8)
     check(again, 2, 4, 3, 1)
     assert len(again) == 4
     assert again.find(keys(5, 1)).tolist() == [-1, 0]
@@ -61,16 +61,16 @@ def test_rows_come_back_in_any_order_and_after_reopening(tmp_path):
     ("shape", "dtype"), [((3,), np.float16), ((), np.float32), ((2, 5), np.int64), ((1000,), np.float16)]
 )
 def test_any_shape_and_type(tmp_path, shape, dtype):
-    store = Store(tmp_path / "store", shape, dtype)
+    store = ArrayStore(tmp_path / "store", shape, dtype)
     store.append(keys(1, 2), rows_of(1, 2, shape=shape, dtype=dtype))
-    again = Store(tmp_path / "store", shape, dtype)
+    again = ArrayStore(tmp_path / "store", shape, dtype)
     got = again.gather(again.find(keys(2, 1)))
     assert got.dtype == dtype
     np.testing.assert_array_equal(got, rows_of(2, 1, shape=shape, dtype=dtype))
 
 
 def test_a_key_is_stored_once(tmp_path):
-    store = Store(tmp_path / "store", SHAPE, np.uint8)
+    store = ArrayStore(tmp_path / "store", SHAPE, np.uint8)
     store.append(keys(1, 2, 1), rows_of(1, 2, 1))
     store.append(keys(2, 3), rows_of(2, 3))
     assert len(store) == 3
@@ -78,7 +78,7 @@ def test_a_key_is_stored_once(tmp_path):
 
 
 def test_two_stores_open_at_once_see_each_other_and_store_nothing_twice(tmp_path):
-    one, two = (Store(tmp_path / "store", SHAPE, np.uint8) for _ in range(2))
+    one, two = (ArrayStore(tmp_path / "store", SHAPE, np.uint8) for _ in range(2))
     one.append(keys(1, 2), rows_of(1, 2))
     two.append(keys(2, 3), rows_of(2, 3))
     one.append(keys(3, 1), rows_of(3, 1))
@@ -88,40 +88,40 @@ def test_two_stores_open_at_once_see_each_other_and_store_nothing_twice(tmp_path
 
 
 def test_another_format_or_version_is_begun_anew(tmp_path):
-    Store(tmp_path / "store", SHAPE, np.uint8).append(keys(1), rows_of(1))
+    ArrayStore(tmp_path / "store", SHAPE, np.uint8).append(keys(1), rows_of(1))
     for shape, dtype in (((8, 8, 1), np.uint8), (SHAPE, np.float16), (SHAPE, np.uint8)):
-        store = Store(tmp_path / "store", shape, dtype)
+        store = ArrayStore(tmp_path / "store", shape, dtype)
         assert len(store) == 0
         store.append(keys(1), rows_of(1, shape=shape, dtype=dtype))
     header = tmp_path / "store" / "format.json"
     for content in (header.read_bytes().replace(b'"version": 2', b'"version": 1'), b"{", b"[]", b""):
         header.write_bytes(content)
-        store = Store(tmp_path / "store", SHAPE, np.uint8)
+        store = ArrayStore(tmp_path / "store", SHAPE, np.uint8)
         assert len(store) == 0
         store.append(keys(1), rows_of(1))
         check(store, 1)
 
 
 def test_a_damaged_row_is_missing_and_written_again(tmp_path):
-    Store(tmp_path / "store", SHAPE, np.uint8).append(keys(1, 2, 3), rows_of(1, 2, 3))
+    ArrayStore(tmp_path / "store", SHAPE, np.uint8).append(keys(1, 2, 3), rows_of(1, 2, 3))
     with (tmp_path / "store" / "rows").open("r+b") as file:
         file.seek(8 * 8 * 3 + 17)
         byte = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 1]))
-    first, second = (Store(tmp_path / "store", SHAPE, np.uint8) for _ in range(2))
+    first, second = (ArrayStore(tmp_path / "store", SHAPE, np.uint8) for _ in range(2))
     assert first.find(keys(1, 2, 3)).tolist() == [0, -1, 2]
     assert second.find(keys(2)).tolist() == [-1]
     assert first.append(keys(1, 2), rows_of(1, 2)).tolist() == [0, 3]
     check(first, 1, 2, 3)
     assert second.append(keys(2), rows_of(2)).tolist() == [3]  # mended by the other meanwhile
-    again = Store(tmp_path / "store", SHAPE, np.uint8)
+    again = ArrayStore(tmp_path / "store", SHAPE, np.uint8)
     assert len(again) == 4
     check(again, 1, 2, 3)
 
 
 def test_every_flipped_byte_and_every_cut_gives_right_rows_or_none(tmp_path, large_count):
-    store = Store(tmp_path / "store", SHAPE, np.uint8)
+    store = ArrayStore(tmp_path / "store", SHAPE, np.uint8)
     store.append(keys(*range(1, 6)), rows_of(*range(1, 6)))
     whole = {name: (tmp_path / "store" / name).read_bytes() for name in ("keys", "rows", "format.json")}
     rng = np.random.default_rng(5)
@@ -136,7 +136,7 @@ def test_every_flipped_byte_and_every_cut_gives_right_rows_or_none(tmp_path, lar
         else:
             content[rng.integers(len(content))] ^= 1 << rng.integers(8)
         (tmp_path / "store" / name).write_bytes(content)
-        mended = Store(tmp_path / "store", SHAPE, np.uint8)
+        mended = ArrayStore(tmp_path / "store", SHAPE, np.uint8)
         found = mended.find(keys(*range(1, 6)))
         here = [number for number, position in zip(range(1, 6), found, strict=True) if position >= 0]
         lost += len(here) < 5
@@ -144,7 +144,7 @@ def test_every_flipped_byte_and_every_cut_gives_right_rows_or_none(tmp_path, lar
             check(mended, *here)
         mended.append(keys(*range(1, 8)), rows_of(*range(1, 8)))
         check(mended, *range(1, 8))
-        check(Store(tmp_path / "store", SHAPE, np.uint8), *range(1, 8))
+        check(ArrayStore(tmp_path / "store", SHAPE, np.uint8), *range(1, 8))
     assert lost > 20
 
 
@@ -153,7 +153,7 @@ import sys
 import numpy as np
 sys.path[:0] = {path!r}
 from test_record_store import *
-store = Store(Path(sys.argv[1]), SHAPE, np.uint8)
+store = ArrayStore(Path(sys.argv[1]), SHAPE, np.uint8)
 print("ready", flush=True)
 for start in range(1, 4001, 4):
     numbers = range(start, start + 4)
@@ -175,7 +175,7 @@ def test_killed_while_appending_it_still_works(tmp_path, large_count):
         with writer(tmp_path / "store") as process:
             time.sleep(rng.uniform(0.05, 0.3))
             process.send_signal(signal.SIGKILL)
-        store = Store(tmp_path / "store", SHAPE, np.uint8)
+        store = ArrayStore(tmp_path / "store", SHAPE, np.uint8)
         stored = len(store)
         total += stored
         check(store, *range(1, stored + 1))
@@ -190,15 +190,15 @@ def test_two_processes_append_the_same_at_once(tmp_path):
         time.sleep(1)
         one.kill()
         two.kill()
-    store = Store(tmp_path / "store", SHAPE, np.uint8)
+    store = ArrayStore(tmp_path / "store", SHAPE, np.uint8)
     assert len(store) > 8
-    records = np.fromfile(tmp_path / "store" / "keys", RECORD, count=len(store))
+    records = np.fromfile(tmp_path / "store" / "keys", INDEX_ENTRY, count=len(store))
     assert len({bytes(one) for one in records["key"]}) == len(store)
     check(store, *range(1, len(store) + 1))
 
 
 def test_the_limit_is_kept_and_what_fits_is_stored(tmp_path):
-    store = Store(tmp_path / "store", SHAPE, np.uint8, limit=10 * COST + COST // 2)
+    store = ArrayStore(tmp_path / "store", SHAPE, np.uint8, limit=10 * COST + COST // 2)
     assert store.room() == 10
     assert (store.append(keys(*range(1, 9)), rows_of(*range(1, 9))) >= 0).all()
     assert store.append(keys(*range(9, 13)), rows_of(*range(9, 13))).tolist() == [8, 9, -1, -1]
@@ -209,7 +209,7 @@ def test_the_limit_is_kept_and_what_fits_is_stored(tmp_path):
 
 
 def test_the_default_limit_is_a_quarter_of_what_is_free(tmp_path):
-    store = Store(tmp_path / "store", SHAPE, np.uint8)
+    store = ArrayStore(tmp_path / "store", SHAPE, np.uint8)
     status = os.statvfs(tmp_path)
     assert store.limit == LIMIT or abs(store.limit - status.f_bavail * status.f_frsize / 4) < 2**30
 
@@ -217,19 +217,19 @@ def test_the_default_limit_is_a_quarter_of_what_is_free(tmp_path):
 def test_the_least_recently_opened_neighbour_makes_room(tmp_path):
     limit = 10 * COST
     for number, name in enumerate(("oldest", "middle", "newest")):
-        store = Store(tmp_path / name, SHAPE, np.uint8, limit)
+        store = ArrayStore(tmp_path / name, SHAPE, np.uint8, limit)
         store.append(keys(1, 2, 3), rows_of(1, 2, 3))
         os.utime(tmp_path / name / "use", (number, number))
     del store
     gc.collect()
-    in_use = Store(tmp_path / "oldest", SHAPE, np.uint8, limit)
+    in_use = ArrayStore(tmp_path / "oldest", SHAPE, np.uint8, limit)
     os.utime(tmp_path / "oldest" / "use", (0, 0))
-    mine = Store(tmp_path / "mine", SHAPE, np.uint8, limit)
+    mine = ArrayStore(tmp_path / "mine", SHAPE, np.uint8, limit)
     assert mine.room() == 7
     assert (mine.append(keys(1, 2, 3, 4), rows_of(1, 2, 3, 4)) >= 0).all()
     assert not (tmp_path / "middle").exists()  # the oldest is open
     check(in_use, 1, 2, 3)
-    check(Store(tmp_path / "newest", SHAPE, np.uint8, limit), 1, 2, 3)
+    check(ArrayStore(tmp_path / "newest", SHAPE, np.uint8, limit), 1, 2, 3)
     gc.collect()
     assert (mine.append(keys(5, 6, 7, 8), rows_of(5, 6, 7, 8)) >= 0).tolist() == [True, True, True, False]
     assert not (tmp_path / "newest").exists()
@@ -238,7 +238,7 @@ def test_the_least_recently_opened_neighbour_makes_room(tmp_path):
 
 
 def test_clear_only_when_nobody_else_has_it_open(tmp_path):
-    one, two = (Store(tmp_path / "store", SHAPE, np.uint8) for _ in range(2))
+    one, two = (ArrayStore(tmp_path / "store", SHAPE, np.uint8) for _ in range(2))
     one.append(keys(1, 2), rows_of(1, 2))
     assert not one.clear()
     check(two, 1, 2)
@@ -249,12 +249,12 @@ def test_clear_only_when_nobody_else_has_it_open(tmp_path):
     assert one.find(keys(1)).tolist() == [-1]
     one.append(keys(3, 1), rows_of(3, 1))
     check(one, 1, 3)
-    check(Store(tmp_path / "store", SHAPE, np.uint8), 1, 3)
+    check(ArrayStore(tmp_path / "store", SHAPE, np.uint8), 1, 3)
 
 
 def _fill(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-    store = Store(folder, SHAPE, np.uint8)
+    store = ArrayStore(folder, SHAPE, np.uint8)
     store.append(keys(1, 2), rows_of(1, 2))
     for _ in range(2):
         with pytest.raises(StorageError, match=r"cannot write .*free space or choose another folder"):
@@ -269,7 +269,7 @@ def test_a_disk_that_fills_leaves_what_is_stored(tmp_path):
     process.start()
     process.join()
     assert process.exitcode == 0
-    store = Store(tmp_path / "store", SHAPE, np.uint8)
+    store = ArrayStore(tmp_path / "store", SHAPE, np.uint8)
     assert len(store) == 3
     check(store, 1, 2, 3)
 
@@ -277,12 +277,12 @@ def test_a_disk_that_fills_leaves_what_is_stored(tmp_path):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot write"):
-        Store(tmp_path / "file" / "store", SHAPE, np.uint8)
+        ArrayStore(tmp_path / "file" / "store", SHAPE, np.uint8)
 
 
 def test_threads_gather_at_once(tmp_path):
     shape = (64, 64, 3)
-    store = Store(tmp_path / "store", shape, np.uint8)
+    store = ArrayStore(tmp_path / "store", shape, np.uint8)
     rows = rows_of(*range(1500), shape=shape)
     store.append(keys(*range(1500)), rows)
 
@@ -296,7 +296,7 @@ def test_threads_gather_at_once(tmp_path):
 
 def _resident(folder: Path, rows: int) -> int:
     """Megabytes that this process grows by while all stored rows are read, in random order."""
-    store = Store(folder, (64, 64, 3), np.uint8)
+    store = ArrayStore(folder, (64, 64, 3), np.uint8)
 
     def resident() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -315,7 +315,7 @@ def _resident(folder: Path, rows: int) -> int:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_reading_all_rows_keeps_few_in_memory(tmp_path):
     rows = 8000  # 98 MB
-    store = Store(tmp_path / "store", (64, 64, 3), np.uint8)
+    store = ArrayStore(tmp_path / "store", (64, 64, 3), np.uint8)
     for start in range(0, rows, 500):
         store.append(keys(*range(start, start + 500)), np.zeros((500, 64, 64, 3), np.uint8))
     del store

@@ -20,7 +20,7 @@ from svertka.data.image_io import SUFFIXES, Decoding, measure_intensities, read_
 from svertka.data.parallel_map import map_chunks
 from svertka.data.pixel_statistics import Rows
 from svertka.data.preprocessing import Fit
-from svertka.data.record_store import ANNOUNCED, RECORD, ByteStore, announce
+from svertka.data.record_store import INDEX_ENTRY, REPORTED_BYTES, RecordStore, report_disk_use
 from svertka.data.row_format import HEAD, ImageInfo, RowLayout, StoredImage, read_info
 from svertka.errors import DataError, ImageError, StorageError
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
@@ -70,7 +70,7 @@ def prepare_images(
 
     Files are decoded once, by `threads` threads, and their squares stored in the cache folder, found again by their
     content; where the image is smaller than its square it is stored itself. `cache_limit`: bytes that all stored
-    squares may take there (None: as `ByteStore` says). Those for which there is no room, or no disk that can be
+    squares may take there (None: as `RecordStore` says). Those for which there is no room, or no disk that can be
     written, are decoded whenever asked for, and those that the disk does not give back as they were. Of several
     processes each decodes its share, and all return when all are done. Images in memory stay there.
 
@@ -210,7 +210,7 @@ class _Squares:
 class _StoredRows:
     """Rows of `store` at `positions` (N,), and from `squares` where the position is -1 or the row was damaged since."""
 
-    def __init__(self, store: ByteStore, positions: Ints, squares: _Squares) -> None:
+    def __init__(self, store: RecordStore, positions: Ints, squares: _Squares) -> None:
         self.store, self.positions, self.squares = store, positions, squares
         self._said = False
 
@@ -310,7 +310,7 @@ def _key(content: bytes, squares: _Squares, *, deep: bool) -> bytes:
     return hashlib.blake2b(content + asked.encode(), digest_size=16).digest()
 
 
-def _places(store: ByteStore, contents: Sequence[bytes], squares: _Squares) -> Ints:
+def _places(store: RecordStore, contents: Sequence[bytes], squares: _Squares) -> Ints:
     """Where the rows of these contents are, (n,) int64, -1 if they are absent; which have 16 bits shows then."""
     plain = store.find([_key(one, squares, deep=False) for one in contents])
     absent = np.flatnonzero(plain < 0).tolist()
@@ -318,24 +318,24 @@ def _places(store: ByteStore, contents: Sequence[bytes], squares: _Squares) -> I
     return plain
 
 
-def _facts(store: ByteStore, position: int) -> ImageInfo:
+def _facts(store: RecordStore, position: int) -> ImageInfo:
     head = store.read(position, HEAD.size)
     assert head is not None  # only whole rows are compared with their checksum
     return read_info(head)
 
 
-def _open_store(layout: RowLayout, limit: int | None) -> tuple[ByteStore | None, str]:
+def _open_store(layout: RowLayout, limit: int | None) -> tuple[RecordStore | None, str]:
     """The store of these squares, and why there may be no room in it; None, and why there is none."""
     fit = "" if layout.fit == "crop" else f"-{layout.fit}"
     name = f"squares-{layout.side}-{layout.channels}-resized-{layout.resize}{fit}-version-{VERSION}"
     try:
-        store = ByteStore(cache_folder("pictures") / name, limit)
+        store = RecordStore(cache_folder("pictures") / name, limit)
     except StorageError as error:
         return None, str(error)
     return store, f"they do not fit into the {format_bytes(store.limit)} that the cache may take"
 
 
-def _found(store: ByteStore, wanted: set[bytes], squares: _Squares) -> set[bytes]:
+def _found(store: RecordStore, wanted: set[bytes], squares: _Squares) -> set[bytes]:
     """The contents in `store`; none, after it was emptied, if others fill it and the wanted ones would not fit."""
     contents = list(wanted)
     found = {one for one, place in zip(contents, _places(store, contents, squares), strict=True) if place >= 0}
@@ -344,9 +344,9 @@ def _found(store: ByteStore, wanted: set[bytes], squares: _Squares) -> set[bytes
     return set() if crowded and store.clear() else found
 
 
-def _announce(squares: _Squares, store: ByteStore | None, indices: Sequence[int]) -> None:
+def _announce(squares: _Squares, store: RecordStore | None, indices: Sequence[int]) -> None:
     """Say what the rows of the images at `indices` will take on disk, before they are written."""
-    if store is None or len(indices) * (squares.layout.bytes + RECORD.itemsize) < ANNOUNCED:
+    if store is None or len(indices) * (squares.layout.bytes + INDEX_ENTRY.itemsize) < REPORTED_BYTES:
         return
     sizes = []
     for index in indices[:: -(-len(indices) // SAMPLED)]:
@@ -354,11 +354,11 @@ def _announce(squares: _Squares, store: ByteStore | None, indices: Sequence[int]
             height, width = squares.images.size(index)
             used = min(height, width) ** 2 if squares.layout.fit == "crop" else height * width
             sizes.append(min(3 * used, squares.layout.bytes))
-    announce("decoded images", len(indices) * float(np.mean(sizes or [squares.layout.bytes])), store)
+    report_disk_use("decoded images", len(indices) * float(np.mean(sizes or [squares.layout.bytes])), store)
 
 
 def _decode(
-    squares: _Squares, store: ByteStore | None, indices: dict[bytes, int], unstored: str
+    squares: _Squares, store: RecordStore | None, indices: dict[bytes, int], unstored: str
 ) -> tuple[dict[bytes, ImageError], dict[bytes, ImageInfo], str]:
     """Decode the images at `indices` and store their rows: the bad ones, of the others what they are, and why there
     may be no room."""

@@ -11,7 +11,7 @@ from svertka.data.content_hash import resolve_subset
 from svertka.data.dataset import ArrayImages, Images, Ints, Pixels
 from svertka.data.parallel_map import map_chunks
 from svertka.data.perceptual_hash import SIDE, find_look_alikes, make_thumbnail
-from svertka.data.record_store import Store
+from svertka.data.record_store import ArrayStore
 from svertka.errors import ImageError, StorageError
 from svertka.files import cache_folder
 from svertka.progress import progress
@@ -71,10 +71,10 @@ def _resembling(
     return sorted(indices[place - count] for group in groups if group[0] < count for place in group if place >= count)
 
 
-def _store() -> Store | None:
+def _store() -> ArrayStore | None:
     """Where thumbnails are kept; None where nothing can be."""
     try:
-        return Store(cache_folder("thumbnails") / f"{SIDE}-version-{VERSION}", (ROW,), np.uint8)
+        return ArrayStore(cache_folder("thumbnails") / f"{SIDE}-version-{VERSION}", (ROW,), np.uint8)
     except StorageError:
         return None
 

@@ -10,7 +10,7 @@ from svertka import distributed
 from svertka.data.dataset import Ints
 from svertka.data.loader import BatchLoader
 from svertka.data.per_image_random import PerImageRandom
-from svertka.data.record_store import RECORD, Store, announce
+from svertka.data.record_store import INDEX_ENTRY, ArrayStore, report_disk_use
 from svertka.errors import StorageError
 from svertka.files import cache_folder, format_bytes
 from svertka.progress import progress
@@ -28,7 +28,7 @@ def computed_at_once(side: int) -> int:
 
 def row_bytes(shape: tuple[int, ...], *, half: bool) -> int:
     """Return the bytes of the features of one image, float32 or float16 (`half`), on disk."""
-    return int(np.prod(shape)) * (2 if half else 4) + RECORD.itemsize
+    return int(np.prod(shape)) * (2 if half else 4) + INDEX_ENTRY.itemsize
 
 
 def cache_on_disk(
@@ -71,7 +71,7 @@ def cache_on_disk(
     name = f"{_network_digest(frozen)}-{'x'.join(map(str, shape))}-{'half' if half else 'single'}-version-{VERSION}"
     store, fault = None, None
     try:
-        store = Store(cache_folder("features") / name, shape, np.float16 if half else np.float32, limit)
+        store = ArrayStore(cache_folder("features") / name, shape, np.float16 if half else np.float32, limit)
         _compute_missing(store, keys, batches, title, frozen)
     except StorageError as error:
         fault = error
@@ -148,7 +148,7 @@ def _compute_on_read(batches: BatchLoader, frozen: FrozenPrefix, shape: tuple[in
 
 
 def _compute_missing(
-    store: Store, keys: Sequence[Mapping[int, bytes]], batches: BatchLoader, title: str, frozen: FrozenPrefix
+    store: ArrayStore, keys: Sequence[Mapping[int, bytes]], batches: BatchLoader, title: str, frozen: FrozenPrefix
 ) -> None:
     """Compute and store this process's share of the missing features.
 
@@ -159,7 +159,7 @@ def _compute_missing(
     count = sum(map(len, missing))
     if count > store.room():  # before anything is computed
         raise _no_room_error(store)
-    announce("features", count * (store.row_bytes + RECORD.itemsize), store)
+    report_disk_use("features", count * (store.row_bytes + INDEX_ENTRY.itemsize), store)
     missing = [np.array_split(some, distributed.world_size())[distributed.rank()] for some in missing]
     with progress(title, sum(map(len, missing))) as shown:
         for variant, indices in enumerate(missing):
@@ -170,7 +170,7 @@ def _compute_missing(
                 shown.advance(len(some))
 
 
-def _no_room_error(store: Store) -> StorageError:
+def _no_room_error(store: ArrayStore) -> StorageError:
     return StorageError(
         f"{store.folder} has no room for more features, within {format_bytes(store.limit)}; raise --cache-limit, or "
         "leave "
@@ -212,7 +212,7 @@ def _row_key(content: bytes, prepared: bytes, variant: int) -> bytes:
 def available_bytes(limit: int | None) -> int:
     """Return the bytes of features that can be cached: on disk within `limit`, else in memory."""
     try:
-        store = Store(cache_folder("features") / "room", (1,), np.float32, limit)
+        store = ArrayStore(cache_folder("features") / "room", (1,), np.float32, limit)
     except StorageError:
         return IN_MEMORY
     return store.room() * row_bytes((1,), half=False)
