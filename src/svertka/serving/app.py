@@ -161,6 +161,7 @@ class App:
             summary="Predict the classes of one image or of several",
             dependencies=checked,
             response_model=list[ImageLabels],
+            response_description="one entry for each image, in order",
             responses=error_responses(),
             openapi_extra=describe_body(several=True),
         )
@@ -171,10 +172,18 @@ class App:
             summary="Show the input of the network, the evidence for a class, and the most active units",
             dependencies=checked,
             response_model=Explanation,
+            response_description="images as data: URLs",
             responses=error_responses(),
             openapi_extra=describe_body(several=False),
         )
-        add("/health", self._health, methods=["GET"], summary="Report the state of the server", response_model=Health)
+        add(
+            "/health",
+            self._health,
+            methods=["GET"],
+            summary="Report the state of the server",
+            response_model=Health,
+            response_description="the server is ready",
+        )
         add("/health", self._health, methods=["HEAD"], include_in_schema=False, response_model=None)
 
     @contextlib.asynccontextmanager

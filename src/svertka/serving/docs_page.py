@@ -42,12 +42,20 @@ def _tables(operation: Mapping[str, Any]) -> dict[str, Iterable[Row]]:
             _row(one["name"], one["schema"] | {"description": one["description"]})
             for one in operation.get("parameters", ())
         ],
-        "Body": [_row(kind, media["schema"]) for kind, media in body.items()],
-        "Answers": [
+        "Body": _body_rows(body),
+        "Responses": [
             _row(status, answer["content"]["application/json"]["schema"] | {"description": answer["description"]})
             for status, answer in operation["responses"].items()
         ],
     }
+
+
+def _body_rows(content: Mapping[str, Any]) -> list[Row]:
+    """Return a row for each type of body; content types of one type share it."""
+    kinds: dict[Markup, list[str]] = {}
+    for kind, media in content.items():
+        kinds.setdefault(_type(media["schema"]), []).append(kind)
+    return [(", ".join(names), shown, "") for shown, names in kinds.items()]
 
 
 def _row(name: str, schema: Mapping[str, Any]) -> Row:

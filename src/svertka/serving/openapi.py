@@ -60,7 +60,7 @@ class Label(BaseModel):
 
 
 class ImageLabels(BaseModel):
-    """The labels of one image, or the error that left it without; the keys of `svertka predict --json`."""
+    """The labels of one image, or the error that left it without labels, with the keys of svertka predict --json."""
 
     path: Annotated[str, Field(description="#0, #1, …: position in the request.")]
     labels: Annotated[list[Label], Field(description="Most probable first; empty after an error.")]

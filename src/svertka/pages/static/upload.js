@@ -22,8 +22,9 @@ document.addEventListener("DOMContentLoaded", () => {
     showRun();
   }
   function showRun() {
-    const { sentence, report, atlas } = run();
+    const { key, sentence, report, atlas } = run();
     document.getElementById("sentence").textContent = sentence;
+    if (choice) document.getElementById("query").textContent = `?run=${encodeURIComponent(key)}`;
     for (const [id, to] of [["report", report], ["atlas", atlas]]) {
       const link = document.getElementById(id);
       link.hidden = !to;
@@ -126,7 +127,7 @@ document.addEventListener("DOMContentLoaded", () => {
       units.hidden = false;
       units.replaceChildren(make("summary", {}, "Most active units"),
         make("p", { class: "how" }, source.atlas ? "For each layer: the units closest to their own largest activation, with the percentage of it and the patch that activates them. Each links to its page in the atlas."
-          : "For each layer: the units with the largest activations and the patches that activate them. svertka look builds an atlas that shows what each unit responds to."),
+          : "For each layer: the units with the largest activations and the patches that activate them. To see what each unit responds to, run svertka look."),
         ...rows(seen, source, focus));
     }
   }
