@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
+PEERS := .venv-bench
 NATIVE := $(wildcard native/*.* native/*/*.*)
 # A process a core, each with one thread: two with two each would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
@@ -12,7 +13,7 @@ ifneq ($(shell command -v $${CXX:-c++}),)
 export SVERTKA_REQUIRE_NATIVE := 1
 endif
 
-.PHONY: demo test test-full lint sanitize clean
+.PHONY: demo test test-full lint docs bench-peers sanitize clean
 
 demo: $(INSTALLED)
 	rm -rf runs/demo
@@ -31,6 +32,21 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell src tests docs native bench experiments $(wildcard *.md)
+	$(BIN)/python -m pytest --quiet --noconftest tests/test_style.py
+
+# The API reference, from docstrings.
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --quiet --strict
+
+# An environment with what bench/ compares with.
+bench-peers: $(PEERS)/installed
+
+$(PEERS)/installed: bench/requirements.txt pyproject.toml constraints.txt $(NATIVE)
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt $(BUILD_TOOLS)
+	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[onnx,serve]" \
+		--requirement bench/requirements.txt
+	touch $@
 
 # The kernels' tests and random networks with a build that finds accesses out of bounds and undefined behaviour.
 NETWORKS := 300
@@ -47,4 +63,4 @@ $(INSTALLED): pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv $(PEERS) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
