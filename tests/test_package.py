@@ -11,7 +11,7 @@ import svertka
 
 def test_the_public_names() -> None:
     assert svertka.__all__ == [
-        "Classifier", "Optimized", "Recipe", "Run", "SvertkaError",
+        "Classifier", "Optimized", "Recipe", "Repeats", "Run", "SvertkaError",
         "accelerate", "check", "compare", "evaluate", "export", "list_models", "locate", "look", "optimize", "predict",
         "restore", "resume", "serve", "train", "tune",
     ]  # fmt: skip
