@@ -30,8 +30,8 @@ import svertka
 from svertka.classifier import Classifier
 from svertka.data.dataset import Pixels
 from svertka.data.preprocessing import load_image
-from svertka.localization.heatmap import heat
-from svertka.localization.score_maps import Locator, ScoreMap, shown
+from svertka.localization.heatmap import heat_map
+from svertka.localization.score_maps import PatchScorer, ScoreMap, resize_to_level
 from turns import Way, in_turns, ratios
 
 BACKBONE = "efficientnet_lite0:bundled"
@@ -48,11 +48,11 @@ def data() -> Path:
 
 
 @torch.inference_mode()
-def patch_by_patch(classifier: Classifier, locator: Locator, rgb: Pixels) -> list[ScoreMap]:
+def patch_by_patch(classifier: Classifier, locator: PatchScorer, rgb: Pixels) -> list[ScoreMap]:
     """The score maps as the network gives them for one patch after the other."""
     parts, levels, crops = locator.network, locator.levels(rgb), []
     for level in levels:
-        picture = shown(classifier.preprocess, rgb, level)[0]
+        picture = resize_to_level(classifier.preprocess, rgb, level)[0]
         for y, x in (level.places * parts.stride).tolist():
             crops.append(picture[:, y : y + parts.window[0], x : x + parts.window[1]])
     batches = [torch.stack(crops[start : start + BATCH]) for start in range(0, len(crops), BATCH)]
@@ -67,14 +67,14 @@ def patch_by_patch(classifier: Classifier, locator: Locator, rgb: Pixels) -> lis
 def speed(run: str, picture: str, rounds: int) -> dict[str, Any]:
     """Seconds of both ways, and how alike they rank."""
     classifier = Classifier.load(run)
-    locator = Locator(classifier)
+    locator = PatchScorer(classifier)
     rgb = load_image(data() / "raccoons" / "images" / f"{picture}.jpg")
     ways: dict[str, Way] = {
         "patches": lambda: patch_by_patch(classifier, locator, rgb),
-        "dense": lambda: locator.maps(rgb),
+        "dense": lambda: locator.score_maps(rgb),
     }
     times = in_turns(ways, rounds)
-    patches, dense = patch_by_patch(classifier, locator, rgb), locator.maps(rgb)
+    patches, dense = patch_by_patch(classifier, locator, rgb), locator.score_maps(rgb)
     name = max(locator.names, key=lambda one: max(each.scores[locator.index[one]].max() for each in patches))
     index, sides = locator.index[name], rgb.shape[:2]
     of_class = [np.concatenate([one.scores[index].ravel() for one in maps]) for maps in (patches, dense)]
@@ -86,7 +86,7 @@ def speed(run: str, picture: str, rounds: int) -> dict[str, Any]:
         "class": name,
         "spearman": float(spearmanr(*of_class).statistic),
         "spearman_of_heat": float(
-            spearmanr(*(heat(maps, index, *sides).ravel() for maps in (patches, dense))).statistic
+            spearmanr(*(heat_map(maps, index, *sides).ravel() for maps in (patches, dense))).statistic
         ),
     }
 

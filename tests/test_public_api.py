@@ -23,15 +23,18 @@ from svertka.evaluation.compare import ComparedRun, Comparison, Difference
 from svertka.evaluation.metrics import Evaluation
 from svertka.exporters.export import Export
 from svertka.inspection.atlas.build import Atlas
+from svertka.localization.locate import Located, LocatedClass, LocatedImage
 
-RESULTS = (Atlas, ComparedRun, Comparison, Difference, Evaluation, Export, Findings, Predictions)
+RESULTS = (
+    Atlas, ComparedRun, Comparison, Difference, Evaluation, Export, Findings, Located, LocatedClass, LocatedImage,
+    Predictions,
+)  # fmt: skip
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Source", "Example", "Examples", "Note")
 # Names whose docstrings are not complete yet. Remove a name once they are; the last test asks for that.
 INCOMPLETE = {
     "svertka.accelerate",
     "svertka.conv.conv2d",
     "svertka.conv.conv_transpose2d",
-    "svertka.locate",
     "svertka.restore",
 }
 

@@ -21,8 +21,8 @@ CSV = "path,label,xmin,ymin,xmax,ymax\nlamp.png,bright,70,30,110,60\n"
 
 
 def test_what_is_bright_is_found(lamp: Path, bright_or_dark: Maker) -> None:
-    (found,) = svertka.locate(bright_or_dark(), lamp).pictures
-    assert [sight.name for sight in found.classes] == ["dark", "bright"]  # most of the picture is dark
+    (found,) = svertka.locate(bright_or_dark(), lamp).images
+    assert [one.name for one in found.classes] == ["dark", "bright"]  # most of the picture is dark
     bright = found.classes[1]
     assert LAMP.contains(*bright.region.peak)
     assert bright.region.box.contains(*bright.region.peak)
@@ -30,8 +30,8 @@ def test_what_is_bright_is_found(lamp: Path, bright_or_dark: Maker) -> None:
 
 
 def test_background_is_no_answer(lamp: Path, bright_or_dark: Maker) -> None:
-    (found,) = svertka.locate(bright_or_dark(("bright", "background")), lamp).pictures
-    assert [sight.name for sight in found.classes] == ["bright"]
+    (found,) = svertka.locate(bright_or_dark(("bright", "background")), lamp).images
+    assert [one.name for one in found.classes] == ["bright"]
 
 
 def test_boxes_judge(lamp: Path, bright_or_dark: Maker) -> None:
@@ -51,7 +51,11 @@ def test_boxes_judge(lamp: Path, bright_or_dark: Maker) -> None:
     [
         (CSV.replace(",110,", ",161,"), DataError, "lies outside lamp.png, which has 160×120 pixels; correct the box"),
         (CSV.replace("bright", "red"), DataError, "a box of class red, and the classes are bright, dark; rename"),
-        (CSV.replace("lamp", "sun"), DataError, "has boxes without a picture: none is of .*lamp.png or the others"),
+        (
+            CSV.replace("lamp", "sun"),
+            DataError,
+            "belong to none of the images, such as .*lamp.png; check",
+        ),
     ],
 )
 def test_bad_boxes_are_told(rows: str, error: type[Exception], message: str, lamp: Path, bright_or_dark: Maker) -> None:
@@ -59,6 +63,15 @@ def test_bad_boxes_are_told(rows: str, error: type[Exception], message: str, lam
     boxes.write_text(rows)
     with pytest.raises(error, match=message):
         svertka.locate(bright_or_dark(), lamp, boxes=boxes)
+
+
+def test_the_result_shows_itself(lamp: Path, bright_or_dark: Maker) -> None:
+    located = svertka.locate(bright_or_dark(), lamp, np.zeros((3, 3, 3), np.uint8), output=lamp.with_name("shown"))
+    page = lamp.with_name("shown") / "index.html"
+    assert repr(located) == f"Located(2\u00a0images, 1 of them not processed; open {page})"
+    html = located._repr_html_()
+    assert html.count("<img") == 1
+    assert html.count("<tr>") == 1 + 2  # the header and a row for each class
 
 
 def test_no_picture_is_told(tmp_path: Path, bright_or_dark: Maker) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from svertka.data.bounding_boxes import Annotation, Box
 from svertka.localization.heatmap import Region
 from svertka.localization.overlays import GREY, MAX_SIDE, VEIL, OverlayFolder, describe_pointing, draw_overlay
-from svertka.localization.pointing_game import Pointing
+from svertka.localization.pointing_game import PointingGame
 
 FOUND = Region((30.0, 20.0), Box("<b>", 20, 10, 40, 30))
 
@@ -34,7 +34,7 @@ def test_the_page_shows_every_picture(tmp_path: Path) -> None:
     annotation = Annotation("a.png", "a.xml", None, (Box("<b>", 0, 0, 80, 60),))
     files = [folder.add(path, rgb, hot, FOUND, 0.5, annotation) for path in ("x/a.png", "y/a.png", "ä/☃&.png")]
     assert len(set(files)) == 3
-    pointing = Pointing()
+    pointing = PointingGame()
     pointing.add(annotation, (80, 60), {"<b>": 0.5}, lambda name: (30, 20))
     text = folder.write_page(pointing.to_dict()).read_text(encoding="utf-8")
     assert all(f'src="overlays/{file.name}"' in text for file in files)
@@ -44,4 +44,4 @@ def test_the_page_shows_every_picture(tmp_path: Path) -> None:
 
 
 def test_without_boxes_nothing_is_evaluated() -> None:
-    assert describe_pointing(Pointing().to_dict()) == "no picture has a box, so nothing was evaluated"
+    assert describe_pointing(PointingGame().to_dict()) == "no picture has a box, so nothing was evaluated"

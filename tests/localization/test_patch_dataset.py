@@ -1,4 +1,4 @@
-"""Patches as images of their own, and a head that learns from them."""
+"""PatchDataset as images of their own, and a head that learns from them."""
 
 import shutil
 import subprocess
@@ -19,8 +19,8 @@ from svertka.data.image_cache import prepare_images
 from svertka.data.preprocessing import Preprocess
 from svertka.data.sources import open_source
 from svertka.errors import DataError, UsageError
-from svertka.localization.patch_dataset import Patches, cut_out
-from svertka.localization.patch_grid import labels_of, levels
+from svertka.localization.patch_dataset import PatchDataset, cut_patches
+from svertka.localization.patch_grid import label_patches, pyramid_levels
 from svertka.run import Run
 
 Maker = Callable[..., Classifier]
@@ -28,29 +28,29 @@ Scenes = tuple[Path, Path]  # the folder of pictures, and the file of boxes
 
 
 @pytest.fixture
-def patches(scenes: Scenes, bright_or_dark: Maker) -> Patches:
+def patches(scenes: Scenes, bright_or_dark: Maker) -> PatchDataset:
     """Those of every image, for a network that sees 16×16 pixels."""
     dataset, preprocess = open_source(scenes[0]), bright_or_dark().preprocess
     found = match_to_images(read_boxes(scenes[1]), [dataset.images.name(index) for index in range(len(dataset))])
     del found[3], found[40]  # of these nobody knows where the digit is
     every = np.arange(len(dataset))
     squares = prepare_images(dataset, 16, 1, threads=1).rows
-    return cut_out(dataset, every, found, squares, preprocess, seed=0, threads=1)
+    return cut_patches(dataset, every, found, squares, preprocess, seed=0, threads=1)
 
 
-def test_a_row_is_what_the_classifier_would_see_of_the_patch_as_an_image(patches: Patches) -> None:
+def test_a_row_is_what_the_classifier_would_see_of_the_patch_as_an_image(patches: PatchDataset) -> None:
     """Pillow's filter is the oracle: it differs by rounding."""
     indices = np.random.default_rng(0).permutation(np.flatnonzero(~patches.is_whole))[:40]
     rows = patches[indices]
     assert rows.shape == (40, 16, 16, 1)
     for row, index in zip(rows, indices.tolist(), strict=True):
         left, top, right, bottom = edges = patches.edges(index)
-        crop = Image.fromarray(patches.pictures.read(int(patches.places[index, 0]))).crop(edges)
+        crop = Image.fromarray(patches.images.read(int(patches.places[index, 0]))).crop(edges)
         assert np.array_equal(np.asarray(crop), patches.read(index))
         expected = np.asarray(crop.resize((16, 16), Image.Resampling.BILINEAR).convert("L")).astype(int)
         assert np.abs(row[..., 0] - expected).max() <= 2
         assert patches.size(index) == (bottom - top, right - left)
-        assert patches.name(index) == f"{patches.pictures.name(int(patches.places[index, 0]))} {edges}"
+        assert patches.name(index) == f"{patches.images.name(int(patches.places[index, 0]))} {edges}"
 
 
 def test_large_images_are_decoded_reduced(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_large_images_are_decoded_reduced(tmp_path: Path) -> None:
     dataset, preprocess = open_source(tmp_path), Preprocess(size=16, resize=16, mean=(0.5,) * 3, std=(0.5,) * 3)
     found = {0: Annotation("ramp.jpg", "boxes.csv", None, (Box("one", 0, 0, 400, 300),))}
     squares = prepare_images(dataset, 16, 3, threads=1).rows
-    patches = cut_out(dataset, np.arange(2), found, squares, preprocess, seed=0, threads=1)
+    patches = cut_patches(dataset, np.arange(2), found, squares, preprocess, seed=0, threads=1)
     assert patches._decoded(0).shape[0] < 1200
     indices = np.flatnonzero(~patches.is_whole)
     for row, index in zip(patches[indices], indices.tolist(), strict=True):
@@ -71,32 +71,32 @@ def test_large_images_are_decoded_reduced(tmp_path: Path) -> None:
         assert row.mean() == pytest.approx(ramp[left:right].mean(), abs=3)
 
 
-def test_labels_are_those_of_the_boxes(patches: Patches, scenes: Scenes) -> None:
-    boxes = {annotation.picture: annotation.boxes for annotation in read_boxes(scenes[1])}
+def test_labels_are_those_of_the_boxes(patches: PatchDataset, scenes: Scenes) -> None:
+    boxes = {annotation.image: annotation.boxes for annotation in read_boxes(scenes[1])}
     for index in range(0, len(patches), 7):
         picture, number, row, column = patches.places[index].tolist()
-        level = levels(48, 64, (16, 16), (1, 1))[number]
+        level = pyramid_levels(48, 64, (16, 16), (1, 1))[number]
         if picture not in (3, 40) and not patches.is_whole[index]:
-            of_picture = boxes[Path(patches.pictures.name(picture)).name]
+            of_picture = boxes[Path(patches.images.name(picture)).name]
             edges = level.edges(np.array([(row, column)]))
-            assert patches.labels[index] == labels_of(edges, of_picture, ["one", "two"])[0]
+            assert patches.labels[index] == label_patches(edges, of_picture, ["one", "two"])[0]
     # Of pictures without boxes only what shows most of them, with the label that they have.
     assert set(patches.labels[patches.places[:, 0] == 3].tolist()) == {0}
     assert set(patches.labels[patches.places[:, 0] == 40].tolist()) == {1}
     assert 1 <= (patches.places[:, 0] == 3).sum() < 40
 
 
-def test_a_tenth_of_the_background_is_kept(patches: Patches) -> None:
+def test_a_tenth_of_the_background_is_kept(patches: PatchDataset) -> None:
     background = int((patches.labels == 2).sum())
-    every = sum(len(level.places) for level in levels(48, 64, (16, 16), (1, 1)))
+    every = sum(len(level.places) for level in pyramid_levels(48, 64, (16, 16), (1, 1)))
     others = int((patches.labels != 2).sum())
     # 46 pictures with boxes; drawn one by one with a share of a tenth
     assert background == pytest.approx((46 * every - others) / 10, rel=0.07)
 
 
-def test_patches_differ_by_their_place(patches: Patches) -> None:
+def test_patches_differ_by_their_place(patches: PatchDataset) -> None:
     assert len({patches.digest(index) for index in range(300)}) == 300
-    content = patches.pictures.digest(int(patches.places[5, 0]))
+    content = patches.images.digest(int(patches.places[5, 0]))
     assert patches.digest_in(content, 5) == patches.digest(5)
 
 
@@ -203,16 +203,16 @@ def test_one_class_is_learnt_against_background(backbone: Run, scenes: Scenes, t
     assert svertka.evaluate(run, others, include_training=True).top1_error == evaluation.top1_error
 
 
-def test_each_picture_is_a_patch_of_its_own_class(patches: Patches, scenes: Scenes) -> None:
+def test_each_picture_is_a_patch_of_its_own_class(patches: PatchDataset, scenes: Scenes) -> None:
     whole = np.flatnonzero(patches.is_whole)
     dataset = open_source(scenes[0])
     assert patches.places[whole, 0].tolist() == list(range(len(dataset)))
     assert patches.labels[whole].tolist() == dataset.labels.tolist()
     for index in whole[::7].tolist():
-        rgb = patches.pictures.read(int(patches.places[index, 0]))
+        rgb = patches.images.read(int(patches.places[index, 0]))
         assert np.array_equal(patches[np.array([index])][0], patches.preprocess.square(rgb))
         assert patches.edges(index) == (8, 0, 56, 48)
-        assert patches.name(index) == patches.pictures.name(int(patches.places[index, 0]))
+        assert patches.name(index) == patches.images.name(int(patches.places[index, 0]))
 
 
 @pytest.mark.usefixtures("quiet")

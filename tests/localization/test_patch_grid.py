@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from svertka.data.bounding_boxes import Box
 from svertka.errors import ImageError
-from svertka.localization.patch_grid import SCALES, labels_of, levels
+from svertka.localization.patch_grid import SCALES, label_patches, pyramid_levels
 
 WINDOW, STRIDE = (224, 224), (32, 32)
 
 
 def test_a_photograph_has_about_five_hundred_patches_at_eight_scales() -> None:
-    found = levels(480, 640, WINDOW, STRIDE)
+    found = pyramid_levels(480, 640, WINDOW, STRIDE)
     assert [level.scale for level in found] == list(SCALES)
     assert len(SCALES) == 8
     chosen = [level.edges(level.places) for level in found]
@@ -38,7 +38,7 @@ def test_a_photograph_has_about_five_hundred_patches_at_eight_scales() -> None:
 def test_every_patch_lies_in_the_picture(
     height: int, width: int, window: tuple[tuple[int, int], tuple[int, int]]
 ) -> None:
-    for level in levels(height, width, *window):
+    for level in pyramid_levels(height, width, *window):
         for axis, places in enumerate((level.rows, level.columns)):
             assert places[0] == 0
             assert level.size[axis] == window[0][axis] + places[-1] * window[1][axis]  # from edge to edge
@@ -53,7 +53,7 @@ def test_every_patch_lies_in_the_picture(
 
 def test_too_small_a_picture_is_refused() -> None:
     with pytest.raises(ImageError, match="31×400 pixels, too few for patches; it needs 32 a side or more"):
-        levels(400, 31, WINDOW, STRIDE)
+        pyramid_levels(400, 31, WINDOW, STRIDE)
 
 
 def _box(name: str, left: int, top: int, right: int, bottom: int) -> Box:
@@ -74,7 +74,7 @@ def _box(name: str, left: int, top: int, right: int, bottom: int) -> Box:
     ],
 )
 def test_the_papers_rule(boxes: list[Box], expected: int) -> None:
-    assert labels_of(np.array([[0.0, 0, 100, 100]]), boxes, ["cat", "dog"]).tolist() == [expected]
+    assert label_patches(np.array([[0.0, 0, 100, 100]]), boxes, ["cat", "dog"]).tolist() == [expected]
 
 
 @given(st.data())
@@ -99,4 +99,4 @@ def test_labels_are_those_of_counted_pixels(data: st.DataObject) -> None:
         if 5 * shared > inside.sum() and 5 * shared > 3 * thing.sum():
             shown.add(box.name)
     expected = names.index(shown.pop()) if shown and len(touched) == 1 else 3
-    assert labels_of(np.array([patch], float), boxes, names).tolist() == [expected]
+    assert label_patches(np.array([patch], float), boxes, names).tolist() == [expected]

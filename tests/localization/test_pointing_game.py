@@ -3,11 +3,11 @@
 import pytest
 
 from svertka.data.bounding_boxes import Annotation, Box
-from svertka.localization.pointing_game import Pointing, cover
+from svertka.localization.pointing_game import PointingGame, covered_share
 
 
 def test_hits_are_counted_by_class_and_where_boxes_are_small() -> None:
-    pointing = Pointing()
+    pointing = PointingGame()
     spots = {"cat": (5.0, 5.0), "dog": (95.0, 95.0)}
     left, right = Box("cat", 0, 0, 10, 10), Box("cat", 50, 0, 100, 100)
     for boxes, cat in (
@@ -31,5 +31,5 @@ def test_hits_are_counted_by_class_and_where_boxes_are_small() -> None:
 
 def test_overlapping_boxes_cover_what_they_share_once() -> None:
     boxes = [Box("a", 0, 0, 60, 50), Box("a", 40, 0, 100, 50), Box("b", 45, 10, 50, 20)]
-    assert cover(boxes, 100, 100) == 0.5
-    assert cover([], 100, 100) == 0
+    assert covered_share(boxes, 100, 100) == 0.5
+    assert covered_share([], 100, 100) == 0

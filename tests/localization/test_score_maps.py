@@ -10,17 +10,17 @@ from scipy.stats import spearmanr
 from svertka.classifier import Classifier, Config
 from svertka.data.preprocessing import Preprocess, load_image
 from svertka.localization.patch_grid import SCALES
-from svertka.localization.score_maps import Locator, ScoreMap, shown
+from svertka.localization.score_maps import PatchScorer, ScoreMap, resize_to_level
 
 Maker = Callable[..., Classifier]
 
 
 def one_by_one(classifier: Classifier, path: Path, some: slice | np.ndarray = slice(None)) -> np.ndarray:
     """Probabilities (patches, K) of crops of the resized pictures, level after level, or of `some` of them."""
-    locator, rgb, crops = Locator(classifier), load_image(path), []
+    locator, rgb, crops = PatchScorer(classifier), load_image(path), []
     (height, width), stride = locator.network.window, locator.network.stride
     for level in locator.levels(rgb):
-        picture = shown(classifier.preprocess, rgb, level)[0]
+        picture = resize_to_level(classifier.preprocess, rgb, level)[0]
         crops += [picture[:, y : y + height, x : x + width] for y, x in (level.places * stride).tolist()]
     return classifier.probabilities([crops[place] for place in np.arange(len(crops))[some]]).numpy()
 
@@ -32,7 +32,7 @@ def values(maps: list[ScoreMap]) -> np.ndarray:
 
 def test_maps_are_those_of_patches_where_nothing_is_padded(lamp: Path, bright_or_dark: Maker) -> None:
     for classifier in (bright_or_dark(), lenet()):
-        maps = Locator(classifier).maps(load_image(lamp))
+        maps = PatchScorer(classifier).score_maps(load_image(lamp))
         assert [one.level.scale for one in maps] == list(SCALES)
         dense, patches = values(maps), one_by_one(classifier, lamp)
         assert len(dense) > 300
@@ -57,7 +57,7 @@ def test_maps_rank_positions_as_patches_do_where_something_is_padded(
     weights = shared_data / "weights" / "squeezenet1_1-imagenet.safetensors"
     classifier = Classifier.load(f"squeezenet1_1:{weights}")
     path = shared_data / "imagenet-samples" / "n02088094_Afghan_hound.JPEG"
-    maps = Locator(classifier).maps(load_image(path))
+    maps = PatchScorer(classifier).score_maps(load_image(path))
     index, dense = classifier.names.index("Afghan hound"), values(maps)
     some = np.random.default_rng(0).choice(len(dense), large_count(120, len(dense)), replace=False)
     patches = one_by_one(classifier, path, some)[:, index]

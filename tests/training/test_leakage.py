@@ -52,7 +52,7 @@ class Reads:
         for index in indices.tolist():
             digest = self.parts.digests[index]
             if patches is not None:
-                digest = patches.pictures.digest(int(patches.places[index, 0]))
+                digest = patches.images.digest(int(patches.places[index, 0]))
             self.contents[purpose].add(digest.hex())
 
     def of_parts(self, parts: Parts) -> Parts:

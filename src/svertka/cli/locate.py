@@ -62,16 +62,16 @@ def locate(
         threads=threads,
         max_pixels=pixel_count(max_pixels),
     )
-    for found in located.pictures:
-        if found.error:
-            print(f"svertka: {to_printable(found.path)}: {to_printable(found.error)}", file=sys.stderr)
+    for image in located.images:
+        if image.error:
+            print(f"svertka: {to_printable(image.path)}: {to_printable(image.error)}", file=sys.stderr)
     if as_json:
         print_json(located.to_dict())
     else:
         rows = [
-            (found.path, sight.name, f"{sight.score:.3f}", *(f"{edge:.0f}" for edge in sight.to_dict()["box"]))
-            for found in located.pictures
-            for sight in found.classes
+            (image.path, one.name, f"{one.score:.3f}", *(f"{edge:.0f}" for edge in one.to_dict()["box"]))
+            for image in located.images
+            for one in image.classes
         ]
         if rows:
             print_table([("image", "class", "score", "left", "top", "right", "bottom"), *rows], right="23456")
@@ -79,5 +79,5 @@ def locate(
             print_line(describe_pointing(located.judgement))
         if located.page:
             print_line(f"open {located.page}")
-    if any(found.error for found in located.pictures):
+    if any(image.error for image in located.images):
         raise typer.Exit(1)

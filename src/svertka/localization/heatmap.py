@@ -1,4 +1,4 @@
-"""From score maps to a place: how much each spot of a picture speaks for a class, and the region that does most."""
+"""Heat maps from score maps, and the region of an image that shows a class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,37 +11,57 @@ from svertka.data.bounding_boxes import Box
 from svertka.localization.patch_grid import Floats
 from svertka.localization.score_maps import POWER, ScoreMap
 
-CELLS = 96  # of a heat map, along the shorter side of its picture
-EDGE = 0.5  # of the highest heat: where a region ends
+CELLS = 96  # of a heat map, along the shorter side of its image
+REGION_EDGE = 0.5  # share of the highest heat at which a region ends
 
-Heat = npt.NDArray[np.float32]
+HeatMap = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Region:
-    """Where a class is most to be seen: the spot (x, y) of highest heat, and the box around what is half as hot.
+    """The region of an image that shows a class.
 
-    In pixels of the picture, from its upper left corner.
+    Attributes:
+        peak: Point of the highest heat, (x, y), pixels from the upper left corner of the image.
+        box: Bounding box of the connected area around the peak with at least half of its heat, pixels.
     """
 
     peak: tuple[float, float]
     box: Box
 
 
-def heat(maps: Sequence[ScoreMap], index: int, height: int, width: int) -> Heat:
-    """How much each spot of a picture of `height` × `width` pixels speaks for class `index`, (h, w) float32, 0 to 1.
+def heat_map(maps: Sequence[ScoreMap], index: int, height: int, width: int) -> HeatMap:
+    """Return the heat map of one class over an image, as `combine_scales` of all patches.
 
-    As `heat_of`, of all patches.
+    Args:
+        maps: Score maps of the image.
+        index: Index of the class.
+        height: Height of the image, pixels.
+        width: Width of the image, pixels.
+
+    Returns:
+        The heat, (h, w) float32, 0 to 1; 96 cells along the shorter side.
     """
-    return heat_of([(one.level.edges(one.level.places), one.scores[index].ravel()) for one in maps], height, width)
+    return combine_scales(
+        [(one.level.edges(one.level.places), one.scores[index].ravel()) for one in maps], height, width
+    )
 
 
-def heat_of(scales: Sequence[tuple[Floats, Heat]], height: int, width: int) -> Heat:
-    """How much each spot speaks for a class, by some patches a scale: their edges (P, 4), and its probabilities (P,).
+def combine_scales(scales: Sequence[tuple[Floats, HeatMap]], height: int, width: int) -> HeatMap:
+    """Return the heat map of a class from the probabilities of patches at several scales.
 
-    At each scale the sum of yᵏ over the patches that a spot lies in, over the most patches that any spot lies in; and
-    the mean of these over the scales. (A mean over its own patches would let single ones speak at the edges, where few
-    reach.) The shorter of h and w is `CELLS`.
+    The heat of a scale is, in each cell, the sum of yᵏ over the patches that cover the cell, divided by the largest
+    number of patches over any cell. The result is the mean over the scales. (A mean over the patches of each cell
+    would let single patches decide at the edges, which few patches cover.)
+
+    Args:
+        scales: For each scale, the edges (left, top, right, bottom) of its patches, (P, 4), and their probabilities
+            of the class, (P,).
+        height: Height of the image, pixels.
+        width: Width of the image, pixels.
+
+    Returns:
+        The heat, (h, w) float32, 0 to 1; 96 cells along the shorter side.
     """
     cell = min(height, width) / CELLS
     shape = max(CELLS, round(height / cell)), max(CELLS, round(width / cell))
@@ -50,16 +70,40 @@ def heat_of(scales: Sequence[tuple[Floats, Heat]], height: int, width: int) -> H
     for patches, probabilities in scales:
         edges = np.rint(patches * per_cell).astype(np.int64)
         values = probabilities.astype(np.float64) ** POWER
-        sums, counts = (_covered(edges, each, shape) for each in (values, np.ones_like(values)))
+        sums, counts = (_sum_of_rectangles(edges, each, shape) for each in (values, np.ones_like(values)))
         total += sums / counts.max()
     return (total / len(scales)).astype(np.float32)
 
 
-def _covered(
+def find_region(heat: HeatMap, name: str, height: int, width: int) -> Region:
+    """Return the hottest region of a heat map.
+
+    Args:
+        heat: The heat map, (h, w).
+        name: Name of the class.
+        height: Height of the image, pixels.
+        width: Width of the image, pixels.
+    """
+    cell_height, cell_width = height / heat.shape[0], width / heat.shape[1]
+    highest = heat.max()
+    peak = np.unravel_index(heat.argmax(), heat.shape)
+    ys, xs = np.nonzero(_connected_part(heat >= highest * (1 - 1e-4), peak))
+    rows, columns = np.nonzero(_connected_part(heat >= highest * REGION_EDGE, peak))
+    box = Box(
+        name,
+        columns.min() * cell_width,
+        rows.min() * cell_height,
+        (columns.max() + 1) * cell_width,
+        (rows.max() + 1) * cell_height,
+    )
+    return Region((float(xs.mean() + 0.5) * cell_width, float(ys.mean() + 0.5) * cell_height), box)
+
+
+def _sum_of_rectangles(
     edges: npt.NDArray[np.int64], values: npt.NDArray[np.float64], shape: tuple[int, int]
 ) -> npt.NDArray[np.float64]:
-    """The sum of the `values` of all rectangles that a cell lies in, (h, w); `edges`: (P, 4), in cells."""
-    # A rectangle is four corners of a field that is then summed along both axes.
+    """Return in each cell the sum of the `values` of the rectangles that cover it, (h, w); `edges` (P, 4) in cells."""
+    # Each rectangle adds four corners; cumulative sums along both axes fill it.
     corners = np.zeros((shape[0] + 1, shape[1] + 1))
     left, top, right, bottom = np.minimum(edges, [shape[1], shape[0]] * 2).T
     for rows, columns, sign in ((top, left, 1), (top, right, -1), (bottom, left, -1), (bottom, right, 1)):
@@ -68,19 +112,8 @@ def _covered(
     return sums
 
 
-def region(of: Heat, name: str, height: int, width: int) -> Region:
-    """The hottest region of heat map `of`, for a class called `name` in a picture of `height` × `width` pixels."""
-    tall, wide = height / of.shape[0], width / of.shape[1]
-    highest = of.max()
-    spot = np.unravel_index(of.argmax(), of.shape)
-    ys, xs = np.nonzero(_around(of >= highest * (1 - 1e-4), spot))
-    rows, columns = np.nonzero(_around(of >= highest * EDGE, spot))
-    box = Box(name, columns.min() * wide, rows.min() * tall, (columns.max() + 1) * wide, (rows.max() + 1) * tall)
-    return Region((float(xs.mean() + 0.5) * wide, float(ys.mean() + 0.5) * tall), box)
-
-
-def _around(where: npt.NDArray[np.bool_], spot: tuple[np.intp, ...]) -> npt.NDArray[np.bool_]:
-    """The connected part of `where` that `spot` lies in."""
-    parts, _ = ndimage.label(where)
-    around: npt.NDArray[np.bool_] = parts == parts[spot]
-    return around
+def _connected_part(mask: npt.NDArray[np.bool_], cell: tuple[np.intp, ...]) -> npt.NDArray[np.bool_]:
+    """Return the connected part of `mask` that contains `cell`."""
+    parts, _ = ndimage.label(mask)
+    part: npt.NDArray[np.bool_] = parts == parts[cell]
+    return part

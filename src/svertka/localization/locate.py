@@ -1,9 +1,12 @@
-"""locate(): where in pictures the classes are, and how sure that is."""
+"""locate(): where in images the classes are."""
 
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from svertka.classifier import Classifier
 from svertka.data.bounding_boxes import Annotation, check_classes, match_to_images, read_boxes
@@ -14,25 +17,35 @@ from svertka.data.preprocessing import ImageLike
 from svertka.device import choose_device, preserves_settings, set_threads
 from svertka.errors import DataError, ImageError
 from svertka.evaluation.held_out import TrainingImageFilter
-from svertka.localization.heatmap import Region, heat, region
-from svertka.localization.overlays import PAGE, OverlayFolder
-from svertka.localization.pointing_game import Point, Pointing
-from svertka.localization.score_maps import Locator, scores
+from svertka.localization.heatmap import Region, find_region, heat_map
+from svertka.localization.overlays import PAGE, OverlayFolder, describe_pointing
+from svertka.localization.pointing_game import Point, PointingGame
+from svertka.localization.score_maps import PatchScorer, class_scores
 from svertka.output_paths import HTML, output_folder
+from svertka.pages.notebook_block import NotebookBlock, Thumbnail, thumbnail_uri
+from svertka.pages.number_format import format_count
 from svertka.progress import progress, say
 from svertka.type_checking import check_types
 
+MAX_THUMBNAILS = 24  # in a notebook
+
 
 @dataclass(frozen=True)
-class Sight:
-    """A class in a picture: its score, 0 to 1, as `score_maps.scores` gives it, and where it is most to be seen."""
+class LocatedClass:
+    """A class in an image.
+
+    Attributes:
+        name: Class name.
+        score: Its score, 0 to 1, by `score_maps.class_scores`.
+        region: The region that shows it.
+    """
 
     name: str
     score: float
     region: Region
 
     def to_dict(self) -> dict[str, Any]:
-        """`name`, `score`, `peak` [x, y] and `box` [left, top, right, bottom], pixels of the upright picture."""
+        """Return JSON values: `peak` is [x, y], `box` is [left, top, right, bottom], pixels of the upright image."""
         box = self.region.box
         edges = [box.left, box.top, box.right, box.bottom]
         peak = [round(value, 1) for value in self.region.peak]
@@ -40,40 +53,76 @@ class Sight:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found in one picture: its classes, the best first; or why it could not be looked at.
+class LocatedImage:
+    """The classes located in one image.
 
-    `overlay`: the file that shows where the first of them is, if one was asked for.
+    Attributes:
+        path: Path of the image, or its number.
+        classes: The classes, the highest score first.
+        overlay: File that shows the first of them; None if no output was requested.
+        error: Why the image was not processed; None if it was.
     """
 
     path: str
-    classes: tuple[Sight, ...] = ()
+    classes: tuple[LocatedClass, ...] = ()
     overlay: Path | None = None
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for a JSON file; `overlay` and `error` where there is one."""
-        more = {"overlay": self.overlay and str(self.overlay), "error": self.error}
-        classes = [sight.to_dict() for sight in self.classes]
-        return {"path": self.path, "classes": classes} | {name: text for name, text in more.items() if text}
+        """Return JSON values; `overlay` and `error` only if they are not None."""
+        optional = {"overlay": self.overlay and str(self.overlay), "error": self.error}
+        classes = [one.to_dict() for one in self.classes]
+        return {"path": self.path, "classes": classes} | {name: text for name, text in optional.items() if text}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Located:
-    """The pictures in order; `judgement`: how good it was, as `Pointing.to_dict` and `Scope.to_dict` say, where
-    boxes were given.
+    """Images with the classes located in them.
 
-    `page`: that shows all of them, if one was asked for.
+    Attributes:
+        images: The images, in the order given.
+        judgement: Result of the pointing game, as `PointingGame.to_dict` and `EvaluationScope.to_dict`; None without
+            boxes.
+        page: Page that shows all images; None if no output was requested.
     """
 
-    pictures: tuple[Found, ...]
+    images: tuple[LocatedImage, ...]
     judgement: dict[str, Any] | None
     page: Path | None
 
+    @property
+    def sentence(self) -> str:
+        """Summary, "12 images, 1 of them not processed"."""
+        failed = sum(one.error is not None for one in self.images)
+        return format_count(len(self.images), "image") + (f", {failed:,} of them not processed" if failed else "")
+
+    def __repr__(self) -> str:
+        page = f"; open {self.page}" if self.page else ""
+        return f"Located({self.sentence}{page})"
+
+    def _repr_html_(self) -> str:
+        sentences = [describe_pointing(self.judgement)] if self.judgement else []
+        if self.page:
+            sentences.append(f"open {self.page}")
+        rows = [
+            (image.path, one.name, f"{one.score:.3f}", *(f"{edge:.0f}" for edge in one.to_dict()["box"]))
+            for image in self.images
+            for one in image.classes
+        ]
+        header = ("image", "class", "score", "left", "top", "right", "bottom")
+        thumbnails = [
+            Thumbnail(_thumbnail(one.overlay), (Path(one.path).name, one.classes[0].name))
+            for one in self.images
+            if one.overlay is not None and one.classes
+        ]
+        return NotebookBlock(
+            self.sentence, sentences, header=header, rows=rows, thumbnails=thumbnails[:MAX_THUMBNAILS]
+        ).render()
+
     def to_dict(self) -> dict[str, Any]:
-        """The same for a JSON file."""
+        """Return JSON values, as `svertka locate --json` prints them."""
         return {
-            "pictures": [found.to_dict() for found in self.pictures],
+            "pictures": [one.to_dict() for one in self.images],
             "judgement": self.judgement,
             "page": self.page and str(self.page),
         }
@@ -83,7 +132,7 @@ class Located:
 @preserves_settings
 def locate(
     run: str | PathLike[str] | Classifier,
-    *pictures: ImageLike,
+    *images: ImageLike,
     boxes: str | PathLike[str] | None = None,
     include_training: bool = False,
     top: int = 5,
@@ -93,87 +142,110 @@ def locate(
     threads: int | None = None,
     max_pixels: int | None = None,
 ) -> Located:
-    """Where in each picture the `top` classes of highest score are.
+    """Locate the classes with the highest scores in images.
 
-    `run`, `pictures`: as for `classifier.predict`. Any classifier will do; a run that was trained with boxes knows
-    background, too, which is not looked for (a `Classifier` of it only if it was loaded `of_patches`). `boxes`: as for
-    `data.bounding_boxes.read_boxes`; pictures that have some are judged by them, but for those that the run was trained
-    on, unless `include_training`. `output`: a folder for overlays and a page that shows them; `overwrite`: it may hold
-    other things. `max_pixels`: of a picture that is read.
+    Args:
+        run: A run folder, a network with weights as for `Classifier.load`, or a `Classifier`. Any classifier works; a
+            run that was trained with boxes works best.
+        *images: Images, files or folders, as for `predict`.
+        boxes: Bounding boxes to evaluate with: a folder of VOC .xml files, a COCO .json or a .csv. Images that the
+            run was trained on are left out of the evaluation.
+        include_training: Whether to evaluate on images that the run was trained on, too.
+        top: Number of classes per image.
+        output: Folder for overlays and a page that shows them. None: no files.
+        overwrite: Whether `output` may be a folder that svertka did not write.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        threads: CPU threads. None: all cores.
+        max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
+
+    Returns:
+        The classes, their scores and regions in each image. Images that cannot be read have an `error`.
 
     Raises:
-        UsageError: no picture is there, or no such weights, or the network cannot be followed step by step; `output`
-            holds other things.
-        DataError: no box is of any of the pictures, or one lies outside its picture or is of no class of the run.
-        RunError: the run is missing or damaged. StorageError: the folder cannot be written.
+        UsageError: There is no image; the weights do not exist; the network cannot be traced; or `output` exists.
+        DataError: No box belongs to any of the images, or a box lies outside its image or has an unknown class.
+        RunError: The run is missing or damaged.
+        StorageError: The folder cannot be written.
     """
-    place, _ = choose_device(device), set_threads(threads)
-    locator = Locator(run if isinstance(run, Classifier) else Classifier.load(run, place, of_patches=True))
-    everything = list_inputs(pictures)
-    annotations = _annotations(boxes, [path for path, _ in everything], locator.names)
-    album = None if output is None else OverlayFolder(output_folder(output, PAGE, HTML, overwrite=overwrite))
-    pointing, admission = Pointing(), TrainingImageFilter(run, include_training=include_training)
-    decoding = Decoding.up_to(max_pixels).with_intensity_range(locator.preprocess.intensity_range)
-    found = []
-    with progress("locating", len(everything)) as shown:
-        for number, (path, picture) in enumerate(everything):
+    torch_device, _ = choose_device(device), set_threads(threads)
+    scorer = PatchScorer(run if isinstance(run, Classifier) else Classifier.load(run, torch_device, of_patches=True))
+    inputs = list_inputs(images)
+    annotations = _read_annotations(boxes, [path for path, _ in inputs], scorer.names)
+    folder = None if output is None else OverlayFolder(output_folder(output, PAGE, HTML, overwrite=overwrite))
+    game, training_filter = PointingGame(), TrainingImageFilter(run, include_training=include_training)
+    decoding = Decoding.up_to(max_pixels).with_intensity_range(scorer.preprocess.intensity_range)
+    located = []
+    with progress("locating", len(inputs)) as shown:
+        for number, (path, image) in enumerate(inputs):
             try:
-                rgb, annotation = load_pixels(picture, decoding), annotations.get(number)
-                judges = (
-                    annotation is not None and not isinstance(picture, ImageError) and admission.is_allowed(picture)
+                pixels, annotation = load_pixels(image, decoding), annotations.get(number)
+                is_evaluated = (
+                    annotation is not None and not isinstance(image, ImageError) and training_filter.is_allowed(image)
                 )
-                found.append(_found(locator, path, rgb, top, annotation, pointing if judges else None, album))
+                located.append(
+                    _locate_in_image(scorer, path, pixels, top, annotation, game if is_evaluated else None, folder)
+                )
             except ImageError as error:
-                found.append(Found(path, error=str(error)))
+                located.append(LocatedImage(path, error=str(error)))
             shown.advance()
-    if sentence := describe_misnamed(find_misnamed_files(picture for _, picture in everything)):
+    if sentence := describe_misnamed(find_misnamed_files(image for _, image in inputs)):
         say(sentence)
     judgement = None
     if boxes is not None:
-        judgement = pointing.to_dict() | admission.scope(", ".join(map(str, pictures))).to_dict()
-    page = None if album is None else album.write_page(judgement)
-    return Located(tuple(found), judgement, page)
+        judgement = game.to_dict() | training_filter.scope(", ".join(map(str, images))).to_dict()
+    page = None if folder is None else folder.write_page(judgement)
+    return Located(tuple(located), judgement, page)
 
 
-def _annotations(boxes: str | PathLike[str] | None, paths: list[str], names: tuple[str, ...]) -> dict[int, Annotation]:
+def _read_annotations(
+    boxes: str | PathLike[str] | None, paths: list[str], names: tuple[str, ...]
+) -> dict[int, Annotation]:
+    """Return the annotations by number of the image."""
     if boxes is None:
         return {}
-    read = read_boxes(Path(boxes))
-    check_classes(read, names)
-    found = match_to_images(read, paths)
-    if not found:
-        raise DataError(
-            f"{boxes} has boxes without a picture: none is of {paths[0]} or the others; check its file names"
-        )
-    return found
+    annotations = read_boxes(Path(boxes))
+    check_classes(annotations, names)
+    matched = match_to_images(annotations, paths)
+    if not matched:
+        raise DataError(f"the boxes in {boxes} belong to none of the images, such as {paths[0]}; check the file names")
+    return matched
 
 
-def _found(
-    locator: Locator,
+def _locate_in_image(
+    scorer: PatchScorer,
     path: str,
-    rgb: Pixels,
+    image: Pixels,
     top: int,
     annotation: Annotation | None,
-    pointing: Pointing | None,
-    album: OverlayFolder | None,
-) -> Found:
-    height, width = rgb.shape[:2]
+    game: PointingGame | None,
+    folder: OverlayFolder | None,
+) -> LocatedImage:
+    """Locate the `top` classes in `image` (H, W, 3) uint8, add it to `game`, and its overlay to `folder`."""
+    height, width = image.shape[:2]
     if annotation is not None:
         annotation.check(width, height)
-    maps = locator.maps(rgb)
-    of_all = scores(maps).tolist()
-    by_class = {name: of_all[index] for name, index in locator.index.items()}
-    best = sorted(by_class, key=lambda name: -by_class[name])[:top]
-    heats = {name: heat(maps, locator.index[name], height, width) for name in best}
-    sights = tuple(Sight(name, by_class[name], region(heats[name], name, height, width)) for name in best)
-    if annotation is not None and pointing is not None:
+    maps = scorer.score_maps(image)
+    of_all = class_scores(maps).tolist()
+    scores = {name: of_all[index] for name, index in scorer.index.items()}
+    best = sorted(scores, key=lambda name: -scores[name])[:top]
+    heats = {name: heat_map(maps, scorer.index[name], height, width) for name in best}
+    classes = tuple(LocatedClass(name, scores[name], find_region(heats[name], name, height, width)) for name in best)
+    if annotation is not None and game is not None:
 
-        def spot(name: str) -> Point:
-            hot = heats[name] if name in heats else heat(maps, locator.index[name], height, width)
-            return region(hot, name, height, width).peak
+        def locate_class(name: str) -> Point:
+            heat = heats[name] if name in heats else heat_map(maps, scorer.index[name], height, width)
+            return find_region(heat, name, height, width).peak
 
-        pointing.add(annotation, (width, height), by_class, spot)
-    overlay = (
-        None if album is None else album.add(path, rgb, heats[best[0]], sights[0].region, sights[0].score, annotation)
-    )
-    return Found(path, sights, overlay)
+        game.add(annotation, (width, height), scores, locate_class)
+    overlay = None
+    if folder is not None:
+        overlay = folder.add(path, image, heats[best[0]], classes[0].region, classes[0].score, annotation)
+    return LocatedImage(path, classes, overlay)
+
+
+def _thumbnail(overlay: Path) -> str | None:
+    """Return a `data:` URI of an overlay; None if the file is gone."""
+    try:
+        return thumbnail_uri(np.asarray(Image.open(overlay).convert("RGB")))
+    except OSError:
+        return None

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from svertka.data.bounding_boxes import Annotation, Box
 from svertka.data.dataset import Pixels
 from svertka.files import storage_errors, write_atomic
-from svertka.localization.heatmap import Heat, Region
+from svertka.localization.heatmap import HeatMap, Region
 from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import shrink
 from svertka.pages.number_format import format_count, format_percent
@@ -46,7 +46,7 @@ class OverlayFolder:
             (folder / "overlays").mkdir(parents=True, exist_ok=True)
 
     def add(
-        self, path: str, image: Pixels, heat: Heat, found: Region, score: float, annotation: Annotation | None
+        self, path: str, image: Pixels, heat: HeatMap, found: Region, score: float, annotation: Annotation | None
     ) -> Path:
         """Write the overlay of one image and return its file.
 
@@ -113,7 +113,7 @@ def describe_pointing(judgement: dict[str, Any]) -> str:
     return text
 
 
-def draw_overlay(image: Pixels, heat: Heat, found: Region, boxes: tuple[Box, ...]) -> Pixels:
+def draw_overlay(image: Pixels, heat: HeatMap, found: Region, boxes: tuple[Box, ...]) -> Pixels:
     """Draw grey over the cold parts of `image`, and the region found.
 
     Args:

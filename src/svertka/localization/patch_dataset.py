@@ -1,11 +1,11 @@
-"""Patches of many images, as if they were images of their own: what a head is trained on, given boxes.
+"""Patches of images as training data for a head, labeled from bounding boxes.
 
 Source: Oquab, Bottou, Laptev & Sivic 2014, §3.2.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -20,25 +20,37 @@ from svertka.data.parallel_map import map_chunks
 from svertka.data.pixel_statistics import Rows
 from svertka.data.preprocessing import Preprocess, resize_image
 from svertka.errors import DataError, ImageError
-from svertka.localization.patch_grid import BACKGROUND_SHARE, SCALES, Level, covered_alike, labels_of, levels
+from svertka.localization.patch_grid import (
+    BACKGROUND_SHARE,
+    SCALES,
+    PyramidLevel,
+    intersection_over_union,
+    label_patches,
+    pyramid_levels,
+)
 from svertka.progress import progress
 
 CHUNK = 32  # images whose sizes are read together
-WHOLE = -1  # in place of a level: what a classifier is shown of an image that it is to name, its central square
-CENTRAL = 0.5  # a patch that shares more than this of what it and that square cover shows the same
-KEPT = 2  # decoded images: the next batch goes on in the one in which the last one ended
+WHOLE_IMAGE = -1  # in place of a level: the central square, which a classifier of whole images sees
+MAX_OVERLAP = 0.5  # with the central square (intersection over union), above which a background patch is left out
+CACHED_IMAGES = 2  # decoded images; a batch often begins in the image in which the last one ended
 
 
 @dataclass(frozen=True, eq=False)
-class Patches:
-    """Patches of `pictures`: each an image of its own, and a row as a network of `preprocess` sees it.
+class PatchDataset:
+    """P patches of images, each used like an image of its own.
 
-    `squares`: of the whole images, by their index. `sizes`: height and width of the images, by their index. `places`:
-    the image of each patch, its level, its row and its column there, (P, 4); for a whole image the level `WHOLE`, and
-    zeros. `labels`: (P,), of a class, or as many as there are classes for background.
+    Attributes:
+        images: The images.
+        squares: Prepared squares of the whole images, by the index of the image.
+        preprocess: Preprocessing of the network.
+        sizes: Height and width of the images, by the index of the image.
+        places: For each patch the index of its image, its level, and its row and column there, (P, 4); for a whole
+            image the level is `WHOLE_IMAGE`, row and column are 0.
+        labels: Class of each patch, (P,); background has the index after the last class.
     """
 
-    pictures: Images
+    images: Images
     squares: Rows
     preprocess: Preprocess
     sizes: Mapping[int, tuple[int, int]]
@@ -49,87 +61,87 @@ class Patches:
         return len(self.places)
 
     def name(self, index: int) -> str:
-        """The image, and the edges of the patch in it."""
+        """Return the name of the image, and the edges of the patch in it."""
         if self.is_whole[index]:
-            return self.pictures.name(int(self.places[index, 0]))
-        return f"{self.pictures.name(int(self.places[index, 0]))} {self.edges(index)}"
+            return self.images.name(int(self.places[index, 0]))
+        return f"{self.images.name(int(self.places[index, 0]))} {self.edges(index)}"
 
     @cached_property
     def is_whole(self) -> npt.NDArray[np.bool_]:
-        """Which of them are whole images, (P,)."""
-        found: npt.NDArray[np.bool_] = self.places[:, 1] == WHOLE
+        """Whether each patch is a whole image, (P,)."""
+        found: npt.NDArray[np.bool_] = self.places[:, 1] == WHOLE_IMAGE
         return found
 
     def digest(self, index: int) -> bytes:
-        """Equal for equal places in images of equal content."""
-        return self.digest_in(self.pictures.digest(int(self.places[index, 0])), index)
+        """Return a digest that is equal for equal places in images of equal content."""
+        return self.digest_in(self.images.digest(int(self.places[index, 0])), index)
 
     def digest_in(self, content: bytes, index: int) -> bytes:
-        """The same, where the digest of the image is known."""
+        """Return `digest` from the digest `content` of the image."""
         place = f"{self.places[index, 1:].tolist()} {self.preprocess.size}"
         return hashlib.blake2b(content + place.encode(), digest_size=16).digest()
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of the patch in its image."""
+        """Return height and width of the patch, pixels of its image."""
         left, top, right, bottom = self.edges(index)
         return bottom - top, right - left
 
     def read(self, index: int, min_side: int | None = None) -> Pixels:
-        """What the patch holds of its image, (H, W, 3) uint8."""
+        """Return the pixels of the patch, (H, W, 3) uint8."""
         left, top, right, bottom = self.edges(index)
-        return self.pictures.read(int(self.places[index, 0]))[top:bottom, left:right]
+        return self.images.read(int(self.places[index, 0]))[top:bottom, left:right]
 
     def edges(self, index: int) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom in the image, pixels."""
-        picture, level, row, column = self.places[index].tolist()
-        if level == WHOLE:
-            return central(*self.sizes[picture], self.preprocess)
-        (there,) = _levels(*self.sizes[picture], self.preprocess)[level].edges(np.array([(row, column)]))
+        """Return left, top, right and bottom of the patch, pixels of its image."""
+        image, level, row, column = self.places[index].tolist()
+        if level == WHOLE_IMAGE:
+            return central_square(*self.sizes[image], self.preprocess)
+        (there,) = _levels(*self.sizes[image], self.preprocess)[level].edges(np.array([(row, column)]))
         left, top, right, bottom = np.rint(there).astype(int).tolist()
         return left, top, right, bottom
 
     def __getitem__(self, indices: Ints) -> Pixels:
-        """The rows at `indices`, (B, size, size, C) uint8; of whole images, what a classifier is shown of them."""
+        """Return the patches at `indices`, resized, (B, size, size, C) uint8; of whole images, the central square."""
         size, channels = self.preprocess.size, self.preprocess.channels
         rows = np.empty((len(indices), size, size, channels), np.uint8)
-        is_whole, of_picture = self.is_whole[indices], self.places[indices, 0]
-        squares = self.squares[of_picture[is_whole]]
+        is_whole, of_image = self.is_whole[indices], self.places[indices, 0]
+        squares = self.squares[of_image[is_whole]]
         offset = (squares.shape[1] - size) // 2
         rows[is_whole] = squares[:, offset : offset + size, offset : offset + size]
 
-        def cut(picture: int) -> None:
-            rgb = self._decoded(picture)
-            scale = rgb.shape[0] / self.sizes[picture][0], rgb.shape[1] / self.sizes[picture][1]
-            for place in np.flatnonzero(~is_whole & (of_picture == picture)).tolist():
+        def cut(image: int) -> None:
+            rgb = self._decoded(image)
+            scale = rgb.shape[0] / self.sizes[image][0], rgb.shape[1] / self.sizes[image][1]
+            for place in np.flatnonzero(~is_whole & (of_image == image)).tolist():
                 left, top, right, bottom = self.edges(int(indices[place]))
                 tops, lefts = _scaled(top, bottom, scale[0]), _scaled(left, right, scale[1])
                 rows[place] = resize_image(rgb[tops, lefts], size, size, channels)
 
         # One image at a time for each thread: large ones take much memory.
-        for _ in map_chunks(cut, np.unique(of_picture[~is_whole]).tolist(), torch.get_num_threads(), 1):
+        for _ in map_chunks(cut, np.unique(of_image[~is_whole]).tolist(), torch.get_num_threads(), 1):
             pass
         return rows
 
     @cached_property
     def _decoded(self) -> Callable[[int], Pixels]:
-        """Gives an image, (H, W, 3) uint8, at least as large as its smallest patches need it."""
+        """A function that decodes an image, (H, W, 3) uint8, at least as large as its smallest patches need."""
         enough = math.ceil(max(SCALES) * self.preprocess.size)
 
-        @lru_cache(KEPT)
-        def read(picture: int) -> Pixels:
-            with _telling(self.pictures, picture):
-                return self.pictures.read(picture, min_side=enough)
+        @lru_cache(CACHED_IMAGES)
+        def read(image: int) -> Pixels:
+            with _naming_image(self.images, image):
+                return self.images.read(image, min_side=enough)
 
         return read
 
 
 def _scaled(begin: int, end: int, scale: float) -> slice:
-    """The pixels from `begin` to `end` of an image, in the same at another `scale`; one at least."""
+    """Return `begin` to `end`, pixels of an image, for the image resized by `scale`; at least one pixel."""
     first = round(begin * scale)
     return slice(first, max(round(end * scale), first + 1))
 
 
-def cut_out(
+def cut_patches(
     dataset: Dataset,
     indices: Ints,
     annotations: Mapping[int, Annotation],
@@ -138,87 +150,106 @@ def cut_out(
     *,
     seed: int,
     threads: int,
-) -> Patches:
-    """The patches of the images at `indices` of `dataset` that a head learns from; `squares`: of its images.
+) -> PatchDataset:
+    """Return the patches that a head is trained on.
 
-    Each image is one of them, of the class that it has, so that the classifier can name whole images, too;
-    background that shows nearly the same is left out. Of an image with an annotation, those that show an object, and a
-    tenth of all others, drawn at random with `seed`. Of one without, only those that hold most of it, as what the
-    image is labelled with: where in it the object is, nobody says.
+    Each whole image is one of them, with its own class, so that the classifier also recognizes whole images;
+    background patches that show nearly the same are left out. Of an image with an annotation, all patches that show an
+    object are taken, and a tenth of the others at random. Of an image without one, only patches that contain most of
+    it are taken, with its class, since the place of the object is unknown.
+
+    Args:
+        dataset: The images.
+        indices: Indices of those to cut.
+        annotations: Boxes by index.
+        squares: Prepared squares of all images of the data set.
+        preprocess: Preprocessing of the network.
+        seed: Seed of the random choice.
+        threads: Threads that read sizes.
 
     Raises:
-        DataError: a box lies outside its image, or an image is too small or cannot be read.
+        DataError: A box lies outside its image, or an image is too small or cannot be read.
     """
     names = tuple(name for name in dataset.names if name != BACKGROUND)
-    background = len(names)
     sizes: dict[int, tuple[int, int]] = {}
     places: list[Ints] = []
     labels: list[Ints] = []
 
-    def size_of(picture: int) -> tuple[int, int]:
-        with _telling(dataset.images, picture):
-            return dataset.images.size(picture)
+    def size_of(index: int) -> tuple[int, int]:
+        with _naming_image(dataset.images, index):
+            return dataset.images.size(index)
 
     with progress("cutting patches", len(indices)) as shown_progress:
         chunks = map_chunks(size_of, indices.tolist(), threads, CHUNK)
-        for picture, (height, width) in zip(indices.tolist(), (size for some in chunks for size in some), strict=True):
-            sizes[picture] = height, width
-            annotation = annotations.get(picture)
-            name = dataset.names[dataset.labels[picture]]
-            boxes: tuple[Box, ...]
-            if annotation is None:
-                boxes = () if name == BACKGROUND else (Box(name, 0, 0, width, height),)
-            else:
-                annotation.check(width, height)
-                boxes = annotation.boxes
-            knows_background = annotation is not None or name == BACKGROUND
-            middle = central(height, width, preprocess)
-            places.append(np.array([(picture, WHOLE, 0, 0)]))
-            labels.append(np.array([background if name == BACKGROUND else names.index(name)]))
-            draws = np.random.default_rng((seed, picture))
-            for number, level in enumerate(_levels_of(dataset.images, picture, height, width, preprocess)):
-                edges = level.edges(level.places)
-                of_all = labels_of(edges, boxes, names)
-                drawn = draws.random(len(of_all)) < (BACKGROUND_SHARE if knows_background else 0.0)
-                kept = (of_all != background) | (drawn & (covered_alike(edges, middle) <= CENTRAL))
-                there = level.places[kept]
-                places.append(np.concatenate([np.full((len(there), 2), (picture, number)), there], axis=1))
-                labels.append(of_all[kept])
+        for index, size in zip(indices.tolist(), (size for chunk in chunks for size in chunk), strict=True):
+            sizes[index] = size
+            levels = _levels_or_refuse(dataset.images, index, *size, preprocess)
+            name = dataset.names[dataset.labels[index]]
+            central = central_square(*size, preprocess)
+            generator = np.random.default_rng((seed, index))
+            of_image = _select_patches(levels, name, names, annotations.get(index), size, central, generator)
+            places.append(np.insert(of_image[0], 0, index, axis=1))
+            labels.append(of_image[1])
             shown_progress.advance()
-    return Patches(
-        dataset.images,
-        squares,
-        preprocess,
-        sizes,
-        np.concatenate(places).astype(np.int64),
-        np.concatenate(labels).astype(np.int64),
-    )
+    return PatchDataset(dataset.images, squares, preprocess, sizes, np.concatenate(places), np.concatenate(labels))
 
 
-def central(height: int, width: int, preprocess: Preprocess) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of what the network is shown of a picture that it is to name, pixels."""
+def _select_patches(
+    levels: Sequence[PyramidLevel],
+    name: str,
+    names: tuple[str, ...],
+    annotation: Annotation | None,
+    size: tuple[int, int],
+    central: tuple[int, int, int, int],
+    generator: np.random.Generator,
+) -> tuple[Ints, Ints]:
+    """Return level, row and column, (P, 3), and the label, (P,), of the patches of one image, called `name`."""
+    height, width = size
+    boxes: tuple[Box, ...] = () if name == BACKGROUND else (Box(name, 0, 0, width, height),)
+    if annotation is not None:
+        annotation.check(width, height)
+        boxes = annotation.boxes
+    background = len(names)
+    background_share = BACKGROUND_SHARE if annotation is not None or name == BACKGROUND else 0.0
+    places = [np.array([(WHOLE_IMAGE, 0, 0)])]
+    labels = [np.array([background if name == BACKGROUND else names.index(name)])]
+    for number, level in enumerate(levels):
+        edges = level.edges(level.places)
+        of_level = label_patches(edges, boxes, names)
+        is_drawn = generator.random(len(of_level)) < background_share
+        is_kept = (of_level != background) | (is_drawn & (intersection_over_union(edges, central) <= MAX_OVERLAP))
+        places.append(np.insert(level.places[is_kept], 0, number, axis=1))
+        labels.append(of_level[is_kept])
+    return np.concatenate(places).astype(np.int64), np.concatenate(labels).astype(np.int64)
+
+
+def central_square(height: int, width: int, preprocess: Preprocess) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of the part of an image that a classifier sees, pixels."""
     side = max(1, round(min(height, width) * min(1.0, preprocess.size / preprocess.resize)))
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
 
 
-def _levels(height: int, width: int, preprocess: Preprocess) -> list[Level]:
-    """Those of an image of `height` × `width`, whose windows are squares of as many pixels as the network takes."""
-    return levels(height, width, (preprocess.size, preprocess.size), (1, 1))
+def _levels(height: int, width: int, preprocess: Preprocess) -> list[PyramidLevel]:
+    """Return the levels of an image of `height` × `width` pixels, with windows of the size of the network's input."""
+    return pyramid_levels(height, width, (preprocess.size, preprocess.size), (1, 1))
 
 
-def _levels_of(pictures: Images, picture: int, height: int, width: int, preprocess: Preprocess) -> list[Level]:
+def _levels_or_refuse(
+    images: Images, index: int, height: int, width: int, preprocess: Preprocess
+) -> list[PyramidLevel]:
+    """Return the levels of the image at `index`; raise DataError if it is too small."""
     try:
         return _levels(height, width, preprocess)
     except ImageError as error:
-        raise DataError(f"{pictures.name(picture)} has {error}; take it away, and start again") from error
+        raise DataError(f"{images.name(index)} has {error}; remove it and start again") from error
 
 
 @contextmanager
-def _telling(pictures: Images, picture: int) -> Iterator[None]:
-    """Say of a picture that cannot be read in the body which one it is."""
+def _naming_image(images: Images, index: int) -> Iterator[None]:
+    """Raise DataError with the name of the image if it cannot be read in the body."""
     try:
         yield
     except ImageError as error:
-        name = pictures.name(picture)
-        raise DataError(f"{name} cannot be read: {error}; put it right or take it away, and start again") from error
+        name = images.name(index)
+        raise DataError(f"{name} cannot be read: {error}; fix or remove it and start again") from error

@@ -1,4 +1,4 @@
-"""The squares of a picture that a classifier is shown, at eight sizes, and what boxes say is in them.
+"""The grid of square patches of an image at eight scales, and the labels that boxes give them.
 
 Source: Oquab, Bottou, Laptev & Sivic 2014, "Learning and transferring mid-level image representations using
 convolutional neural networks", §3.2.
@@ -18,26 +18,30 @@ from svertka.errors import ImageError
 
 Floats = npt.NDArray[np.float64]
 
-# A patch is as wide as the shorter side of its picture over one of these λ. There are eight, as in the paper; each is
-# about a quarter larger than the one before.
+# The side of a patch is the shorter side of the image divided by λ. The paper has eight scales, too.
 SCALES = (1.0, 1.3, 1.6, 2.0, 2.4, 2.8, 3.4, 4.0)
-# From one patch to the next, of its side; so neighbours share 71 % at least (the paper: half), and a photograph of 4:3
-# has about the paper's 500 patches.
-STEP = Fraction(2, 7)
-LEAST_SIDE = 8  # pixels of a patch: what is smaller shows nothing
+# Distance of neighboring patches, as a share of their side. Neighbors share at least 71 % (in the paper: half), and a
+# 4:3 photograph has about as many patches as in the paper, 500.
+MAX_STEP = Fraction(2, 7)
+MIN_PATCH_SIDE = 8  # pixels
 
-PATCH_SHARE, OBJECT_SHARE = 0.2, 0.6  # more than this of the patch is object, and of the object in the patch
-BACKGROUND_SHARE = 0.1  # of the patches without an object that are trained on
+PATCH_SHARE, OBJECT_SHARE = 0.2, 0.6  # least share of the patch that is object, and of the object in the patch
+BACKGROUND_SHARE = 0.1  # share of the patches without an object that are trained on
 
 
 @dataclass(frozen=True, eq=False)
-class Level:
-    """A picture at one size, and the windows of a network on it.
+class PyramidLevel:
+    """An image at one scale, and the positions of the network's window on it.
 
-    `scale`: λ. `size`: height and width to which the picture is resized, pixels. `rows`, `columns`: where windows
-    begin, in ways from the upper left corner, `STEP` apart or less, from edge to edge. `patch`, `way`: height and width
-    of a window, and the way to the next place where one could begin, in pixels of the picture itself. (Sizes are
-    rounded so that nothing is left over; so patches are square to a few per cent.)
+    Sizes are rounded so that windows reach the edges; patches are therefore square only to a few percent.
+
+    Attributes:
+        scale: λ.
+        size: Height and width to which the image is resized, pixels.
+        rows: Rows of the windows, in strides of the network from the upper edge.
+        columns: Columns of the windows, in strides from the left edge.
+        patch: Height and width of a window in the original image, pixels.
+        stride: Vertical and horizontal stride of the network in the original image, pixels.
     """
 
     scale: float
@@ -45,30 +49,35 @@ class Level:
     rows: Ints
     columns: Ints
     patch: tuple[float, float]
-    way: tuple[float, float]
+    stride: tuple[float, float]
 
     @property
     def places(self) -> Ints:
-        """Row and column of each window, (P, 2), line by line."""
+        """Row and column of each window, (P, 2), row by row."""
         return np.stack(np.meshgrid(self.rows, self.columns, indexing="ij"), axis=-1).reshape(-1, 2)
 
     def edges(self, places: Ints) -> Floats:
-        """Edges (left, top, right, bottom) of the patches at `places`, (P, 2), in pixels of the picture, (P, 4)."""
-        tops, lefts = (places * self.way).T
+        """Return left, top, right and bottom of the patches at `places` (P, 2), pixels of the image, (P, 4)."""
+        tops, lefts = (places * self.stride).T
         return np.stack([lefts, tops, lefts + self.patch[1], tops + self.patch[0]], axis=-1)
 
 
-def levels(
+def pyramid_levels(
     height: int, width: int, window: tuple[int, int], stride: tuple[int, int], *, squeezed: bool = False
-) -> list[Level]:
-    """A picture of `height` × `width` at each of the SCALES, for a network of such a `window` and `stride`, pixels.
+) -> list[PyramidLevel]:
+    """Return the levels of an image, from the largest patches to the smallest.
 
-    `squeezed`: as a square, whatever its proportions, for a network that learnt from pictures so changed.
+    Args:
+        height: Height of the image, pixels.
+        width: Width of the image, pixels.
+        window: Height and width of the network's input, pixels.
+        stride: Vertical and horizontal distance of possible windows, pixels.
+        squeezed: Whether the image is resized to a square, for a network that was trained on such images.
 
     Raises:
-        ImageError: the smallest patch would have less than `LEAST_SIDE` pixels.
+        ImageError: The smallest patch would have less than 8 pixels a side.
     """
-    least = math.ceil(LEAST_SIDE * max(SCALES))
+    least = math.ceil(MIN_PATCH_SIDE * max(SCALES))
     shorter = min(height, width)
     if shorter < least:
         raise ImageError(f"{width}×{height} pixels, too few for patches; it needs {least} a side or more")
@@ -81,30 +90,38 @@ def levels(
         down, across = height / size[0], width / size[1]
         rows, columns = (_spaced(*axis) for axis in zip(more, window, stride, strict=True))
         found.append(
-            Level(
+            PyramidLevel(
                 scale=scale,
                 size=size,
                 rows=rows,
                 columns=columns,
                 patch=(window[0] * down, window[1] * across),
-                way=(stride[0] * down, stride[1] * across),
+                stride=(stride[0] * down, stride[1] * across),
             )
         )
     return found
 
 
 def _spaced(last: int, side: int, stride: int) -> Ints:
-    """Places from 0 to `last`, no more than `STEP` of a window's `side` apart."""
-    ways = max(1, STEP * side // stride)
-    places: Ints = np.linspace(0, last, math.ceil(last / ways) + 1).round().astype(np.int64)
+    """Return evenly spaced positions from 0 to `last`, at most 2/7 of `side` apart; `side` and `stride` in pixels."""
+    step = max(1, MAX_STEP * side // stride)
+    places: Ints = np.linspace(0, last, math.ceil(last / step) + 1).round().astype(np.int64)
     return places
 
 
-def labels_of(patches: Floats, boxes: Sequence[Box], names: Sequence[str]) -> Ints:
-    """What each of `patches`, (P, 4) edges, shows: an index into `names`, or `len(names)` for background, (P,).
+def label_patches(patches: Floats, boxes: Sequence[Box], names: Sequence[str]) -> Ints:
+    """Return the label of each patch from the boxes of its image.
 
-    A patch shows an object if more than a fifth of the patch is the object's box and more than three fifths of the box
-    are in the patch, and if the patch touches no box of another class.
+    A patch shows an object if the object's box covers more than a fifth of it, if it contains more than three fifths
+    of the box, and if it touches no box of another class.
+
+    Args:
+        patches: Edges of the patches, (P, 4), pixels.
+        boxes: Boxes of the image.
+        names: Class names.
+
+    Returns:
+        Indices into `names`, or `len(names)` for background, (P,).
     """
     background = len(names)
     if not boxes:
@@ -122,8 +139,8 @@ def labels_of(patches: Floats, boxes: Sequence[Box], names: Sequence[str]) -> In
     return np.where(shows.any(axis=1) & alone, touched.argmax(axis=1), background)
 
 
-def covered_alike(patches: Floats, square: tuple[float, float, float, float]) -> Floats:
-    """Of what each of `patches`, (P, 4) edges, and `square` cover together, the share that both do, 0 to 1, (P,)."""
+def intersection_over_union(patches: Floats, square: tuple[float, float, float, float]) -> Floats:
+    """Return the intersection over union of each of `patches` (P, 4) with `square`, both edges in pixels, (P,)."""
     other = np.array([square], dtype=np.float64)
     sides = np.minimum(patches[:, 2:], other[:, 2:]) - np.maximum(patches[:, :2], other[:, :2])
     shared = np.clip(sides, 0, None).prod(axis=1)

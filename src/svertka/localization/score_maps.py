@@ -1,4 +1,4 @@
-"""Class scores of the patches of a picture, over a pyramid of scales."""
+"""Score maps: class probabilities of the patches of an image, at eight scales."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,65 +15,84 @@ from svertka.data.dataset import Pixels
 from svertka.data.preprocessing import Preprocess, resize_image
 from svertka.device import get_device
 from svertka.graph.shared_crops import share_crops
-from svertka.localization.patch_grid import Level, levels
+from svertka.localization.patch_grid import PyramidLevel, pyramid_levels
 
-HUNDREDS = 500  # of windows on a picture
-POWER = 5  # the paper's k: how much more the best patches count than the others
+EXPECTED_PATCHES = 500  # of an image, to decide whether optimizing the network is worthwhile
+POWER = 5  # the paper's k: the larger, the more the best patches count
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreMap:
-    """Class probabilities of the patches of one level, (K, rows, columns) float32."""
+    """Class probabilities of the patches of one level.
 
-    level: Level
+    Attributes:
+        level: The level.
+        scores: Probabilities, (K, rows, columns) float32.
+    """
+
+    level: PyramidLevel
     scores: npt.NDArray[np.float32]
 
 
-class Locator:
-    """A classifier that is shown the patches of a picture, at eight sizes; what they share is computed once."""
+class PatchScorer:
+    """A classifier of the patches of an image at eight scales. Overlapping patches share their feature maps.
+
+    Args:
+        classifier: The classifier.
+
+    Attributes:
+        network: The network, prepared for overlapping patches.
+        preprocess: Preprocessing of the classifier.
+        index: Index of each class but background by its name.
+        names: These names.
+
+    Raises:
+        UsageError: The network cannot be traced.
+    """
 
     def __init__(self, classifier: Classifier) -> None:
         self.preprocess, self._require_finite = classifier.preprocess, classifier.require_finite
         self.network = share_crops(classifier.network, self.preprocess.input_shape)
-        self.network.rest = optimize_if_worthwhile(self.network.rest, self.network.shape, HUNDREDS)
+        self.network.rest = optimize_if_worthwhile(self.network.rest, self.network.shape, EXPECTED_PATCHES)
         self.index = {name: index for index, name in enumerate(classifier.names) if name != BACKGROUND}
-        self.names = tuple(self.index)  # what can be looked for
+        self.names = tuple(self.index)
 
-    def levels(self, rgb: Pixels) -> list[Level]:
-        """The sizes at which a picture (H, W, 3) is looked at.
+    def levels(self, image: Pixels) -> list[PyramidLevel]:
+        """Return the levels of `image` (H, W, 3), from the largest patches to the smallest.
 
         Raises:
-            ImageError: it is too small.
+            ImageError: The image is too small.
         """
-        height, width = rgb.shape[:2]
+        height, width = image.shape[:2]
         squeezed = self.preprocess.fit == "squeeze"
-        return levels(height, width, self.network.window, self.network.stride, squeezed=squeezed)
+        return pyramid_levels(height, width, self.network.window, self.network.stride, squeezed=squeezed)
 
     @torch.inference_mode()
-    def maps(self, rgb: Pixels) -> list[ScoreMap]:
-        """The score maps of one picture (H, W, 3) uint8, from the largest patches to the smallest.
+    def score_maps(self, image: Pixels) -> list[ScoreMap]:
+        """Return the score maps of `image` (H, W, 3) uint8, one per level.
 
         Raises:
-            ImageError: it is too small.
+            ImageError: The image is too small.
         """
-        found = []
-        for level in self.levels(rgb):
-            picture = shown(self.preprocess, rgb, level).to(get_device(self.network), memory_format=torch.channels_last)
-            scores = self._require_finite(self.network(picture, level.places).float().softmax(1).cpu()).numpy()
-            found.append(ScoreMap(level, scores.T.reshape(-1, len(level.rows), len(level.columns))))
-        return found
+        maps = []
+        for level in self.levels(image):
+            resized = resize_to_level(self.preprocess, image, level)
+            resized = resized.to(get_device(self.network), memory_format=torch.channels_last)
+            scores = self._require_finite(self.network(resized, level.places).float().softmax(1).cpu()).numpy()
+            maps.append(ScoreMap(level, scores.T.reshape(-1, len(level.rows), len(level.columns))))
+        return maps
 
 
-def shown(preprocess: Preprocess, rgb: Pixels, level: Level) -> Tensor:
-    """All of `rgb` (H, W, 3) uint8 at the level's size, (1, C, H, W) float32 normalised: patches are cut out of it."""
-    pixels = torch.from_numpy(resize_image(rgb, *level.size, preprocess.channels)).permute(2, 0, 1)[None]
+def resize_to_level(preprocess: Preprocess, image: Pixels, level: PyramidLevel) -> Tensor:
+    """Resize `image` (H, W, 3) uint8 to the size of `level` and standardize it: (1, C, h, w) float32."""
+    pixels = torch.from_numpy(resize_image(image, *level.size, preprocess.channels)).permute(2, 0, 1)[None]
     return preprocess.standardise(pixels)
 
 
-def scores(maps: Sequence[ScoreMap]) -> npt.NDArray[np.float32]:
-    """How much of each class is in a picture, (K,) in 0 to 1: the mean of yᵏ over its patches at all scales, k = 5.
+def class_scores(maps: Sequence[ScoreMap]) -> npt.NDArray[np.float32]:
+    """Return the score of each class in the image, (K,) in 0 to 1: the mean of yᵏ over all patches, k = 5.
 
-    y is the probability of the class in a patch. High powers let few patches speak, as suits objects that fill few.
+    y is the probability of the class in a patch. The power lets a few patches decide, as suits small objects.
 
     Source: Oquab et al. 2014, §3.3.
     """

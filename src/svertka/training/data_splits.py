@@ -23,7 +23,7 @@ from svertka.data.split import compute_fingerprint
 from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError
 from svertka.escaping import join_first, to_printable
-from svertka.localization.patch_dataset import Patches, cut_out
+from svertka.localization.patch_dataset import PatchDataset, cut_patches
 from svertka.models.registry import Model
 from svertka.training.recipe import Recipe
 
@@ -57,7 +57,7 @@ class Parts:
     fingerprint: str
     digests: list[bytes]
     manifest: Manifest
-    patches: Patches | None = None
+    patches: PatchDataset | None = None
     facts: Mapping[int, ImageInfo] = field(default_factory=dict)
 
     @property
@@ -295,7 +295,7 @@ def divide(
 def in_patches(parts: Parts, boxes: str, preprocess: Preprocess, *, seed: int, threads: int) -> Parts:
     """The patches of the pictures of `parts`, labelled from `boxes`, in their stead; one more class is background.
 
-    `boxes`: as for `data.bounding_boxes.read_boxes`. Patches of one image are in one part.
+    `boxes`: as for `data.bounding_boxes.read_boxes`. PatchDataset of one image are in one part.
 
     Raises:
         DataError: no box is of a picture, or one is outside of it, or of an unknown class; no patch for a class.
@@ -312,7 +312,7 @@ def in_patches(parts: Parts, boxes: str, preprocess: Preprocess, *, seed: int, t
             f"are not in {pictures.source}; check the file names"
         )
     every = np.concatenate([some for some in parts.indices.values() if len(some)])
-    patches = cut_out(pictures, every, found, parts.shown, preprocess, seed=seed, threads=threads)
+    patches = cut_patches(pictures, every, found, parts.shown, preprocess, seed=seed, threads=threads)
     of_picture = patches.places[:, 0]
     digests = [patches.digest_in(parts.digests[picture], index) for index, picture in enumerate(of_picture.tolist())]
     indices = {part: np.flatnonzero(np.isin(of_picture, some)) for part, some in parts.indices.items()}
