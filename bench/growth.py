@@ -26,7 +26,7 @@ from torch import nn
 from networks import FLOAT32, compare
 from svertka.compiler.dynamic_batch import capture_graph
 from svertka.compiler.fusion import fuse
-from svertka.compiler.ir import BatchDependentSize, FusedConvolution, inputs_of, results_of
+from svertka.compiler.ir import BatchDependentSize, FusedConvolution, results_of
 from svertka.compiler.optimize import optimize
 from svertka.compiler.packing import is_dense, select_kernel
 from svertka.device import cpu_name, set_threads
@@ -73,7 +73,7 @@ def work(network: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
                 kernels = ceil(weight[2] / 3) ** 2  # F(4,3) takes 6×6 products for 4×4 results
                 every = batch * prod(ceil(side / 4) for side in window) * 36 * weight[0] * weight[1] * kernels
             left += every
-    maps = sum(prod(sides(value)) for step in steps.steps for value in (*inputs_of(step), *results_of(step)))
+    maps = sum(prod(sides(value)) for step in steps.steps for value in (*step.inputs, *results_of(step)))
     weights = sum(tensor.numel() for tensor in steps.tensors.values())
     return {
         "multiplications": defined / 1e9,

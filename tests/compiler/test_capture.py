@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from svertka.compiler.dynamic_batch import capture_graph
-from svertka.compiler.ir import BatchDependentSize, CapturedGraph, Constant, Operation, Value, iter_leaves
+from svertka.compiler.ir import BatchDependentSize, CapturedGraph
 from svertka.errors import UsageError
+from svertka.graph.operations import Constant, Operation, Value, iter_leaves
 
 
 class Branches(nn.Module):

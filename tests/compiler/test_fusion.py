@@ -11,19 +11,8 @@ from torch import Tensor, nn
 from svertka.compiler import reference
 from svertka.compiler.dynamic_batch import capture_graph
 from svertka.compiler.fusion import FusedNetwork, fuse
-from svertka.compiler.ir import (
-    Concatenation,
-    Constant,
-    FusedConvolution,
-    Operation,
-    Pool,
-    Step,
-    Sum,
-    Value,
-    inputs_of,
-    iter_leaves,
-    results_of,
-)
+from svertka.compiler.ir import Concatenation, FusedConvolution, Pool, Step, Sum, results_of
+from svertka.graph.operations import Constant, Operation, Value, iter_leaves
 from svertka.models.registry import MODELS
 
 Function = Callable[[nn.Module, Tensor], Tensor]
@@ -141,7 +130,7 @@ def test_every_step_reads_earlier_values() -> None:
         made = fuse(capture_graph(MODELS[name].build(classes=5).eval(), (1, 3, 96, 96)))
         there = {0}
         for step in made.steps:
-            assert there.issuperset(inputs_of(step))
+            assert there.issuperset(step.inputs)
             there.update(results_of(step))
         assert {leaf.number for leaf in made.output.leaves if isinstance(leaf, Value)} <= there
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from svertka.compiler.ir import BatchDependentSize, Constant, Operation, Value, iter_leaves, map_leaves
+from svertka.compiler.ir import BatchDependentSize
+from svertka.graph.operations import Constant, Operation, Value, iter_leaves, map_leaves
 
 
 def test_an_operation_computes_what_pytorch_does() -> None:

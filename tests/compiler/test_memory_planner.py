@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svertka.compiler.ir import Concatenation, Step, Sum, inputs_of
+from svertka.compiler.ir import Concatenation, Step, Sum
 from svertka.compiler.memory_planner import ALIGNMENT, FeatureMapSize, Slot, assign_slots, find_concatenated_in_place
 
 
@@ -54,7 +54,7 @@ def test_values_in_use_are_not_overwritten(program: tuple[list[Step], dict[int, 
     expected: dict[int, list[object]] = {0: content(0)}
     for step in steps:
         result: int = step.result  # type: ignore[union-attr]
-        for value in inputs_of(step):
+        for value in step.inputs:
             assert content(value) == expected[value]
         if isinstance(step, Concatenation):
             count, rows = maps[result].channels, []

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 import svertka
 from svertka.compiler import accuracy_check, serialize
-from svertka.compiler.ir import Concatenation, FusedConvolution, Operation, Pool, Sum
+from svertka.compiler.ir import Concatenation, FusedConvolution, Pool, Sum
 from svertka.compiler.optimize import Optimized, optimize
 from svertka.conv import native
 from svertka.conv.accelerate import accelerate
 from svertka.errors import RunError, UsageError
+from svertka.graph.operations import Operation
 from svertka.models.registry import MODELS
 from svertka.tensor_files import read_tensors, write_tensors
 

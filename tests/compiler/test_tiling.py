@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from svertka.compiler import tiling
-from svertka.compiler.ir import Chain, FusedConvolution, Value
+from svertka.compiler.ir import Chain, FusedConvolution
 from svertka.compiler.memory_planner import FeatureMapSize
 from svertka.compiler.optimize import optimize
 from svertka.compiler.tiling import ChainTiling, find_input_rows, form_chains
 from svertka.conv import native
+from svertka.graph.operations import Value
 
 kernels = pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
 

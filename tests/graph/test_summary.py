@@ -214,7 +214,7 @@ def test_an_untraceable_network_raises_and_is_not_changed():
     watched = []
     network.conv.register_forward_hook(lambda *_: watched.append(1))
     before = set(vars(network))
-    with pytest.raises(UsageError, match="Failing cannot be traced with an input of 1×3×4×4; [a-z_]+ says: "):
+    with pytest.raises(UsageError, match=r"the network itself depends on the values of a tensor \(\w+\)"):
         trace(network, (1, 3, 4, 4))
     with pytest.raises(UsageError, match="Failing cannot be traced with an input of 1×2×4×4; conv says: "):
         trace(network, (1, 2, 4, 4))

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svertka.compiler.network_copy import dtype_hint
 from svertka.compiler.output_structure import find_tensors
+from svertka.compiler.supported_networks import dtype_hint
 from svertka.errors import UsageError
 
 # Largest float32 error relative to the largest value; the built-in models stay below 1e-5.

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svertka.compiler.capture import GraphCapture
-from svertka.compiler.ir import BatchDependentSize, CapturedGraph, Operation, map_leaves
-from svertka.compiler.network_copy import copy_without_values
+from svertka.compiler.capture import RepeatableCapture
+from svertka.compiler.ir import BatchDependentSize, CapturedGraph
 from svertka.compiler.output_structure import OutputStructure
 from svertka.errors import UsageError
-from svertka.graph.summary import named_tensors
+from svertka.graph.network_copy import copy_without_values, named_tensors
+from svertka.graph.operations import Operation, map_leaves
 
 CAPTURED_BATCH_SIZES = (
     2,
@@ -28,7 +28,7 @@ def capture_graph(network: nn.Module, shape: tuple[int, ...]) -> CapturedGraph:
     `DynamicBatchCapture.make_batch_size_check` tells whether another batch size leads to the same ones.
 
     Raises:
-        UsageError: as for `GraphCapture`.
+        UsageError: as for `RepeatableCapture`.
     """
     return DynamicBatchCapture(network, shape[1:]).capture(shape[0])
 
@@ -56,13 +56,13 @@ class DynamicBatchCapture:
         alone.constants |= {name: self.constants[name].detach().clone() for name in read}
         return BatchSizeCheck(alone, replace(recording, constants=own))
 
-    def _capture_runs(self, batch_size: int, runs: int = 1) -> GraphCapture:
+    def _capture_runs(self, batch_size: int, runs: int = 1) -> RepeatableCapture:
         """Run one copy `runs` times and return the first capture; a later run must repeat the one before."""
         twin, named = copy_without_values(self.network, hooks=self.hooks)
         constants, shape = self.constants, (batch_size, *self.shape)
-        tapes = [first := GraphCapture(self.network, twin, named, shape, constants)]
+        tapes = [first := RepeatableCapture(self.network, twin, named, shape, constants)]
         for _ in range(1, runs):
-            tapes.append(GraphCapture(self.network, twin, named, shape, constants, tapes[-1]))
+            tapes.append(RepeatableCapture(self.network, twin, named, shape, constants, tapes[-1]))
             if _are_equal(
                 tapes[-1].operations, tapes[-2].operations
             ):  # caches filled in the first run make it different
@@ -102,7 +102,7 @@ class BatchSizeCheck:
         return self._known[batch_size]
 
 
-def _merge(one: GraphCapture, other: GraphCapture) -> CapturedGraph | None:
+def _merge(one: RepeatableCapture, other: RepeatableCapture) -> CapturedGraph | None:
     """Return the graph of both, with a BatchDependentSize for integers that differ; None if they differ otherwise."""
     step = other.batch - one.batch
 
@@ -139,7 +139,7 @@ class _DifferentError(Exception):
     """Two captures are not of the same graph."""
 
 
-def _matches(recording: CapturedGraph, tape: GraphCapture) -> bool:
+def _matches(recording: CapturedGraph, tape: RepeatableCapture) -> bool:
     """Whether `tape` captured what `recording` describes for its batch size."""
 
     def sized(leaf: Any) -> Any:

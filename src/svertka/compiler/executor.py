@@ -13,13 +13,9 @@ from svertka.compiler.ir import (
     BatchDependentSize,
     Chain,
     Concatenation,
-    Constant,
     FusedConvolution,
-    Operation,
     Pool,
     Sum,
-    Value,
-    inputs_of,
     results_of,
 )
 from svertka.compiler.ir_verifier import check_step_shapes
@@ -28,6 +24,7 @@ from svertka.compiler.output_structure import copy_for_caller
 from svertka.compiler.packing import PackedWeights
 from svertka.compiler.tiling import ChainTiling, TileStep, form_chains
 from svertka.conv import native
+from svertka.graph.operations import Constant, Operation, Value
 
 ARENA, INPUT, OUTPUT = range(3)  # the memories of a run
 OWN, BEFORE, AFTER, RESIDUALS = range(4)  # the memories of a tile step; further residuals follow
@@ -92,7 +89,7 @@ class ExecutionPlan:
                 self.parts.append((begin, len(self.program)))
                 begin = len(self.program)
             if step is not None:
-                values = [*inputs_of(step), *results_of(step)]
+                values = [*step.inputs, *results_of(step)]
                 self.parts.append(OperationCall(step, [value for value in values if last[value] <= number]))
         self._arenas: list[Tensor] = []  # unused; each call takes one, so threads do not share it
 
@@ -170,7 +167,7 @@ class ExecutionPlan:
             return None
         if output.number not in made or len(self.shapes[output.number]) != 2:
             return None
-        return None if any(output.number in inputs_of(step) for step in self.fused.steps) else output.number
+        return None if any(output.number in step.inputs for step in self.fused.steps) else output.number
 
     def _find_map_size(self, value: int) -> FeatureMapSize:
         batch, *sides = self.shapes[value]

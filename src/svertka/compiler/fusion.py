@@ -17,21 +17,16 @@ from svertka.compiler.ir import (
     BatchDependentSize,
     CapturedGraph,
     Concatenation,
-    Constant,
     FusedConvolution,
-    Operation,
     Pair,
     Pool,
     Shape,
     Step,
     Sum,
-    Value,
-    inputs_of,
-    iter_leaves,
-    map_leaves,
     results_of,
 )
 from svertka.compiler.output_structure import OutputStructure
+from svertka.graph.operations import Constant, Operation, Value, iter_leaves, map_leaves
 
 FLATTENS = {"flatten.using_ints", "reshape.default", "squeeze.dims"}
 PADS = {"pad.default", "constant_pad_nd.default"}
@@ -457,7 +452,7 @@ def _keep_needed(steps: Sequence[Any], output: OutputStructure) -> list[Any]:
     for step in reversed(steps):
         if needed.intersection(results_of(step)):
             kept.append(step)
-            needed.update(inputs_of(step))
+            needed.update(step.inputs)
     return kept[::-1]
 
 

@@ -5,7 +5,7 @@ A network is first a list of `Operation`s (`CapturedGraph`). Fusion turns many o
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from svertka.graph.operations import Operation
+
 Pair = tuple[int, int]
 UNBOUNDED = (-math.inf, math.inf)
 POOLINGS = "MAXIMUM", "MEAN", "PADDED_MEAN"  # native names; PADDED_MEAN counts padding
-
-
-@dataclass(frozen=True)
-class Value:
-    """The output of an operation, identified by its number; 0 is the network's input."""
-
-    number: int
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A tensor of the network, or one computed from such tensors, identified by its name."""
-
-    name: str
 
 
 @dataclass(frozen=True)
@@ -45,37 +33,6 @@ class BatchDependentSize:
 
 
 Shape = tuple[int | BatchDependentSize, ...]
-
-
-@dataclass(frozen=True)
-class Operation:
-    """A call of an ATen operator.
-
-    Attributes:
-        name: of the operator in torch.ops.aten, such as "conv2d.default".
-        arguments: name -> number, string, dtype or list; Value, Constant and BatchDependentSize stand for what varies.
-        results: the numbers of the values it returns; None for each result that is not a tensor.
-        place: the path of the module that calls it.
-    """
-
-    name: str
-    arguments: Mapping[str, Any]
-    results: tuple[int | None, ...]
-    place: str
-
-    def run(self, value: Callable[[Any], Any]) -> tuple[Any, ...]:
-        """Return the results of the operator, with each leaf of its arguments replaced by `value(leaf)`."""
-        function = find_overload(self.name)
-        positional, named = [], {}
-        for argument in function._schema.arguments:
-            if argument.name in self.arguments:
-                given = map_leaves(self.arguments[argument.name], value)
-                if argument.kwarg_only:
-                    named[argument.name] = given
-                else:
-                    positional.append(given)
-        result = function(*positional, **named)
-        return tuple(result) if isinstance(result, tuple | list) else (result,)
 
 
 @dataclass(frozen=True)
@@ -98,34 +55,6 @@ class CapturedGraph:
     output: Any
     batch_size: int | None = None
     looked_at: frozenset[str] = frozenset()
-
-
-def find_overload(name: str) -> Any:
-    """Return the operator of torch.ops.aten called `name`, such as "conv2d.default"."""
-    packet, overload = name.split(".")
-    return getattr(getattr(torch.ops.aten, packet), overload)
-
-
-def map_leaves(structure: Any, one: Callable[[Any], Any]) -> Any:
-    """Return `structure` with `one(leaf)` in place of each leaf of its lists, tuples and dicts."""
-    if isinstance(structure, list | tuple):
-        inner = [map_leaves(part, one) for part in structure]
-        return inner if isinstance(structure, list) else tuple(inner)
-    if isinstance(structure, dict):
-        return {key: map_leaves(part, one) for key, part in structure.items()}
-    return one(structure)
-
-
-def iter_leaves(structure: Any) -> Iterator[Any]:
-    """Yield the leaves of nested lists, tuples and dicts."""
-    if isinstance(structure, list | tuple):
-        for part in structure:
-            yield from iter_leaves(part)
-    elif isinstance(structure, Mapping):
-        for part in structure.values():
-            yield from iter_leaves(part)
-    else:
-        yield structure
 
 
 @dataclass(frozen=True)
@@ -261,10 +190,3 @@ def results_of(step: Step | Chain) -> tuple[int, ...]:
     if isinstance(step, Operation):
         return tuple(number for number in step.results if number is not None)
     return (step.result,)
-
-
-def inputs_of(step: Step | Chain) -> tuple[int, ...]:
-    """Return the numbers of the values that a step reads."""
-    if isinstance(step, Operation):
-        return tuple(leaf.number for leaf in iter_leaves(step.arguments) if isinstance(leaf, Value))
-    return step.inputs

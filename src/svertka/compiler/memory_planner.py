@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from svertka import torch_internals
-from svertka.compiler.ir import Chain, Concatenation, Operation, Step, find_overload, inputs_of, results_of
+from svertka.compiler.ir import Chain, Concatenation, Step, results_of
+from svertka.graph.operations import Operation, find_overload
 
 ALIGNMENT = 64  # numbers: a multiple of vector and cache line sizes
 
@@ -33,7 +34,7 @@ def find_last_uses(steps: Sequence[Step | Chain], kept: Iterable[int]) -> dict[i
         until = number
         if isinstance(step, Operation) and may_alias(step.name):
             until = max([number, *(last.get(result, number) for result in results_of(step))])
-        for value in inputs_of(step):
+        for value in step.inputs:
             last[value] = max(last.get(value, until), until)
         for value in results_of(step):
             last.setdefault(value, number)
@@ -107,7 +108,7 @@ def assign_slots(
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for number, step in enumerate(steps):
-        for value in (*results_of(step), *inputs_of(step)):
+        for value in (*results_of(step), *step.inputs):
             if value in here:
                 first.setdefault(root(value), number)
     for value, number in find_last_uses(steps, kept).items():

@@ -12,20 +12,21 @@ from torch import Tensor, nn
 
 from svertka.compiler import reference, serialize
 from svertka.compiler.accuracy_check import measure_error, suggest_fix
-from svertka.compiler.capture import CaptureRunError
 from svertka.compiler.dynamic_batch import CAPTURED_BATCH_SIZES, BatchSizeCheck, DynamicBatchCapture
 from svertka.compiler.executor import ExecutionPlan
 from svertka.compiler.fusion import FusedNetwork, fuse
 from svertka.compiler.input_conversion import is_traced, to_plain_images
 from svertka.compiler.ir import CapturedGraph, FusedConvolution
-from svertka.compiler.network_copy import copy_for_comparison, unwrap_network
 from svertka.compiler.packing import DTYPES, PackedWeights, convert_weights, is_dense, separate_shared_weights
 from svertka.compiler.serialize import OptimizedInfo
+from svertka.compiler.supported_networks import unwrap_network
 from svertka.conv import native
 from svertka.errors import UsageError
 from svertka.files import parse_path
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import format_count
+from svertka.graph.network_copy import copy_for_comparison
+from svertka.graph.trace_errors import TraceRunError
 
 MIN_NUM_IMAGES = 64  # fewer do not justify the second that optimizing takes
 MAX_PLANS = 8  # batch sizes for which memory is kept
@@ -85,7 +86,7 @@ def optimize(
         return network.reuse_for(info)
     try:
         recording, repeats = _capture(network, info.example)
-    except CaptureRunError as reason:
+    except TraceRunError as reason:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
             raise UsageError(f"{reason}{suggest_fix(copy_for_comparison(network), example)}") from reason
     try:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svertka.compiler.ir import BatchDependentSize, Value
+from svertka.compiler.ir import BatchDependentSize
 from svertka.errors import UsageError
+from svertka.graph.operations import Value
 
 ATOMS = int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, Value, BatchDependentSize
 

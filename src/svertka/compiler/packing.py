@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from svertka.compiler.fusion import FusedNetwork
-from svertka.compiler.ir import Constant, FusedConvolution, Operation, iter_leaves
+from svertka.compiler.ir import FusedConvolution
 from svertka.conv import native
+from svertka.graph.operations import Constant, Operation, iter_leaves
 
 MIN_WINOGRAD_CHANNELS = 16  # with fewer, transforming tiles costs more than it saves
 MAX_FLOAT32_INPUTS = 4  # kernels read images of so few channels in place, with float32 weights

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from svertka.compiler.fusion import FusedNetwork
-from svertka.compiler.ir import BatchDependentSize, Constant, FusedConvolution, Operation, Value
+from svertka.compiler.ir import BatchDependentSize, FusedConvolution
 from svertka.compiler.output_structure import copy_for_caller
+from svertka.graph.operations import Constant, Operation, Value
 
 
 def run_reference(fused: FusedNetwork, weight: Callable[[str], Tensor], x: Tensor) -> Any:

@@ -11,25 +11,23 @@ from typing import Any
 import torch
 
 from svertka.compiler import reference
-from svertka.compiler.capture import READS_MEMORY, READS_VALUES
+from svertka.compiler.capture import READS_MEMORY
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.ir import (
     POOLINGS,
     BatchDependentSize,
     Concatenation,
-    Constant,
     FusedConvolution,
-    Operation,
     Pool,
     Step,
     Sum,
-    Value,
-    find_overload,
     results_of,
 )
 from svertka.compiler.output_structure import OutputStructure
 from svertka.compiler.packing import DTYPES, is_dense
 from svertka.errors import RunError, UsageError
+from svertka.graph.capture import READS_VALUES
+from svertka.graph.operations import Constant, Operation, Value, find_overload
 from svertka.tensor_files import read_tensors, write_tensors
 
 FORMAT = 3
@@ -250,6 +248,8 @@ def _check_operation(name: str) -> None:
     except (AttributeError, ValueError) as error:
         raise UsageError(f"there is no operation {name} here") from error
     packet = name.split(".")[0]
+    if "::" in name:
+        raise UsageError(f"{name} is not an operation of PyTorch; optimize the network where it runs")
     reads = any("Tensor" in str(argument.type) for argument in schema.arguments)
     changes = any(argument.is_write for argument in schema.arguments)
     inner = packet.startswith("_") and packet not in INNER

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from svertka.compiler.ir import Chain, FusedConvolution, Step, inputs_of
+from svertka.compiler.ir import Chain, FusedConvolution, Step
 from svertka.compiler.memory_planner import ALIGNMENT, FeatureMapSize
 from svertka.compiler.packing import PackedWeights
 
@@ -31,7 +31,7 @@ def form_chains(
         weights: packed weights by name.
         kept: values needed to the end.
     """
-    uses = Counter(value for step in steps for value in inputs_of(step)) + Counter(kept)
+    uses = Counter(value for step in steps for value in step.inputs) + Counter(kept)
 
     def follows(step: Step, before: Step) -> bool:
         if not (

@@ -9,7 +9,7 @@ from svertka.conv import autotune
 from svertka.conv_geometry import ConvShape
 from svertka.device import preserves_settings, set_threads
 from svertka.errors import UsageError
-from svertka.graph.conv_shapes import find_conv_shapes
+from svertka.graph.summary import trace
 from svertka.models.registry import find_model
 from svertka.type_checking import check_types
 
@@ -63,6 +63,6 @@ def tune(
         side = size or model.size
         with torch.device("meta"):
             network = model.build(size=side)
-        layers = find_conv_shapes(network, (batch, model.channels, side, side))
+        layers = trace(network, (batch, model.channels, side, side)).convolutions
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     return [trial for layer in layers.items() for trial in autotune.explain_choice(*layer, dtype)]

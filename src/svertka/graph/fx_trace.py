@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from svertka.errors import UsageError
-from svertka.graph.summary import copy_to_meta
+from svertka.graph.network_copy import copy_without_values
 from svertka.graph.trace_errors import cannot_be_traced
 
 SHAPE = "shape"  # key in a node's `meta`: the shape of its value, None if not a tensor
@@ -33,7 +33,7 @@ def trace_to_fx(network: nn.Module, shape: tuple[int, ...]) -> fx.Graph:
     Raises:
         UsageError: the network makes decisions based on values, or cannot run on such an input.
     """
-    twin = copy_to_meta(network).eval()
+    twin = copy_without_values(network, hooks=False)[0]
     floating = (tensor.dtype for tensor in twin.parameters() if tensor.is_floating_point())
     try:
         graph = LeafModuleTracer().trace(twin)

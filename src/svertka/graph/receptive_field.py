@@ -7,15 +7,28 @@ too little.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from svertka.conv_geometry import Grid, ReceptiveField
 
 Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """A tensor among the arguments or results of an operation, known by its shape; `symbol` says which it is."""
+
+    shape: tuple[int, ...]
+    symbol: Any = None
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
 
 
 class FieldAxis(NamedTuple):
@@ -53,7 +66,9 @@ def has_field_rule(operation: Any) -> bool:
     return _rule(operation) is not None
 
 
-def propagate_field(operation: Any, arguments: Arguments, tensor: Tensor, axis: FieldAxis, output: Tensor) -> FieldAxis:
+def propagate_field(
+    operation: Any, arguments: Arguments, tensor: Operand, axis: FieldAxis, output: Operand
+) -> FieldAxis:
     """Return the axis of `output` that results from `axis` of `tensor`, an argument of `operation`."""
     rule = _rule(operation)
     if axis.dim is None or rule is None or not _is_data(operation, arguments, tensor):
@@ -64,7 +79,7 @@ def propagate_field(operation: Any, arguments: Arguments, tensor: Tensor, axis: 
     return moved if fits else axis.gathered()
 
 
-Rule = Callable[[Arguments, Tensor, ReceptiveField, int, Tensor], FieldAxis]
+Rule = Callable[[Arguments, Operand, ReceptiveField, int, Operand], FieldAxis]
 
 
 @cache
@@ -77,7 +92,7 @@ def _rule(operation: Any) -> Rule | None:
     return _along_dim if any(argument.name == "dim" for argument in operation._schema.arguments) else None
 
 
-def _is_data(operation: Any, arguments: Arguments, tensor: Tensor) -> bool:
+def _is_data(operation: Any, arguments: Arguments, tensor: Operand) -> bool:
     """Whether the rule applies to `tensor`: for a convolution to its input, not to computed weights."""
     if torch.Tag.pointwise in operation.tags:
         return True
@@ -89,14 +104,14 @@ def _gathered(field: ReceptiveField) -> FieldAxis:
     return FieldAxis(field.gathered(), None)
 
 
-def _pointwise(_: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
+def _pointwise(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
     dim += output.ndim - tensor.ndim  # broadcasting aligns the last dimensions
     if len(field.intervals) == 1 and output.shape[dim] > 1:
         return _gathered(field)
     return FieldAxis(field, dim)
 
 
-def _along_dim(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
+def _along_dim(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
     """Reductions, softmax and concatenation along the dimensions `dim`, or along all if there are none."""
     given = arguments["dim"]
     dims = [given] if isinstance(given, int) else given or range(tensor.ndim)
@@ -108,7 +123,7 @@ def _along_dim(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim:
     return FieldAxis(field, dim - dropped)
 
 
-def _convolution(arguments: Arguments, _: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
+def _convolution(arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
     if dim < 2:
         return FieldAxis(field, 0) if dim == 0 else _gathered(field)
     stride, padding, dilation = (_pick(arguments[name], dim - 2) for name in ("stride", "padding", "dilation"))
@@ -121,7 +136,7 @@ def _convolution(arguments: Arguments, _: Tensor, field: ReceptiveField, dim: in
 
 
 def _pooling(dimensions: int) -> Rule:
-    def rule(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
+    def rule(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
         place = dim - (tensor.ndim - dimensions)
         if place < 0:
             return FieldAxis(field, dim)
@@ -133,7 +148,7 @@ def _pooling(dimensions: int) -> Rule:
     return rule
 
 
-def _adaptive_pooling(_: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
+def _adaptive_pooling(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
     before, behind = tensor.shape[dim], output.shape[dim]
     if before % behind == 0:
         return FieldAxis(field.through(kernel=before // behind, stride=before // behind), dim)
@@ -141,14 +156,14 @@ def _adaptive_pooling(_: Arguments, tensor: Tensor, field: ReceptiveField, dim: 
     return FieldAxis(field.reading(windows), dim)
 
 
-def _padding(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
+def _padding(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
     pad: Sequence[int] = arguments["pad"]  # (before, after) of the last dimension, then of the one before it
     place = 2 * (tensor.ndim - 1 - dim)
     before = pad[place] if place < len(pad) else 0
     return FieldAxis(field.through(kernel=1, padding=before, positions=output.shape[dim]), dim)
 
 
-def _same_order(_: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
+def _same_order(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
     """The elements in the order in which they were, in another shape."""
     size, before = tensor.shape[dim], math.prod(tensor.shape[:dim])
     for place, other in enumerate(output.shape):
@@ -157,16 +172,16 @@ def _same_order(_: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, o
     return _gathered(field)
 
 
-def _permute(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> FieldAxis:
+def _permute(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
     return FieldAxis(field, [one % tensor.ndim for one in arguments["dims"]].index(dim))
 
 
-def _transpose(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> FieldAxis:
+def _transpose(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
     one, other = arguments["dim0"] % tensor.ndim, arguments["dim1"] % tensor.ndim
     return FieldAxis(field, {one: other, other: one}.get(dim, dim))
 
 
-def _slice(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> FieldAxis:
+def _slice(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
     if arguments["dim"] % tensor.ndim != dim:
         return FieldAxis(field, dim)
     taken = range(tensor.shape[dim])[arguments["start"] : arguments["end"] : arguments["step"]]
@@ -176,32 +191,32 @@ def _slice(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int
     return FieldAxis(field.reading([[position] for position in taken], grid), dim)
 
 
-def _select(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> FieldAxis:
+def _select(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
     chosen = arguments["dim"] % tensor.ndim
     if chosen == dim:
         return FieldAxis(field.reading([[arguments["index"] % tensor.shape[dim]]]), None)
     return FieldAxis(field, dim - (chosen < dim))
 
 
-def _unbind(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> FieldAxis:
+def _unbind(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
     chosen = arguments["dim"] % tensor.ndim
     return _gathered(field) if chosen == dim else FieldAxis(field, dim - (chosen < dim))
 
 
-def _stack(arguments: Arguments, _: Tensor, field: ReceptiveField, dim: int, output: Tensor) -> FieldAxis:
+def _stack(arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, output: Operand) -> FieldAxis:
     return FieldAxis(field, dim + (arguments["dim"] % output.ndim <= dim))
 
 
-def _linear(_: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, __: Tensor) -> FieldAxis:
+def _linear(_: Arguments, tensor: Operand, field: ReceptiveField, dim: int, __: Operand) -> FieldAxis:
     return _gathered(field) if dim == tensor.ndim - 1 else FieldAxis(field, dim)
 
 
-def _batch_norm(arguments: Arguments, _: Tensor, field: ReceptiveField, dim: int, __: Tensor) -> FieldAxis:
+def _batch_norm(arguments: Arguments, _: Operand, field: ReceptiveField, dim: int, __: Operand) -> FieldAxis:
     computes_statistics = arguments.get("training", False) and dim != 1
     return _gathered(field) if computes_statistics else FieldAxis(field, dim)
 
 
-def _layer_norm(arguments: Arguments, tensor: Tensor, field: ReceptiveField, dim: int, _: Tensor) -> FieldAxis:
+def _layer_norm(arguments: Arguments, tensor: Operand, field: ReceptiveField, dim: int, _: Operand) -> FieldAxis:
     inside = dim >= tensor.ndim - len(arguments["normalized_shape"])
     return _gathered(field) if inside else FieldAxis(field, dim)
 
@@ -226,7 +241,7 @@ RULES: dict[str, Rule] = {
     "native_layer_norm": _layer_norm,
     **dict.fromkeys(("hardswish", "hardswish_", "log_sigmoid_forward", "_prelu_kernel"), _pointwise),
     **dict.fromkeys(("expand", "clone", "_to_copy", "detach", "alias"), _pointwise),
-    **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "squeeze", "unsqueeze"), _same_order),
+    **dict.fromkeys(("view", "reshape", "_unsafe_view", "_reshape_alias", "squeeze", "unsqueeze"), _same_order),
     "permute": _permute,
     "transpose": _transpose,
     "slice": _slice,

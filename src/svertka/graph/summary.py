@@ -1,18 +1,24 @@
-"""The layers of any network: shapes, parameters, multiply-adds and receptive fields."""
+"""The layers of any network: shapes, parameters, multiply-adds, receptive fields and convolutions."""
 
-import copy
+import math
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import flop_registry
 
-from svertka.conv.accelerate import restore
-from svertka.conv_geometry import ReceptiveField
-from svertka.errors import SvertkaError, UsageError
-from svertka.graph.op_recorder import FunctionRecorder, LayerRecord, OpRecorder
-from svertka.graph.trace_errors import cannot_be_traced
+from svertka.conv_geometry import ConvShape, ReceptiveField
+from svertka.graph.capture import GraphCapture
+from svertka.graph.layer_calls import LayerCall, first_tensor
+from svertka.graph.network_copy import copy_without_values, named_tensors
+from svertka.graph.operations import Constant, Operation, Value, find_overload, iter_leaves, map_leaves
+from svertka.graph.receptive_field import FieldAxis, Operand, has_field_rule, propagate_field, unite_axes
+
+INPUT = "input"  # the name of the image among the inputs of layers
+COPIES = ("clone", "_to_copy", "_unsafe_view")  # they return their input, as views do
 
 
 @dataclass(frozen=True)
@@ -27,9 +33,10 @@ class Layer:
         parameters: number of parameters it reads that no earlier layer has read.
         multiply_adds: of convolutions and matrix products, without biases.
         fields: receptive fields along each axis of the image; a single interval if all units see the same.
-        inputs: names of the layers whose outputs it reads; `op_recorder.INPUT` is the image.
+        inputs: names of the layers whose outputs it reads; `INPUT` is the image.
         call: identifies the call when the network runs: the name without suffix and the number of the call, from 1.
             None if the layer returns no tensor, or is an operation that is not called from Python.
+        conv_arguments: of its convolution, for `ConvShape.of`; None if it has none, or only a transposed one.
     """
 
     name: str
@@ -40,6 +47,7 @@ class Layer:
     fields: tuple[ReceptiveField, ...]
     inputs: tuple[str, ...]
     call: tuple[str, int] | None
+    conv_arguments: tuple[Any, ...] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the layer as JSON data, with the extents of its receptive fields and their grids, or null."""
@@ -70,6 +78,11 @@ class Trace:
     def multiply_adds(self) -> int:
         """The multiply-adds of convolutions and matrix products, without biases, as papers count them."""
         return sum(layer.multiply_adds for layer in self.layers)
+
+    @property
+    def convolutions(self) -> dict[str, ConvShape]:
+        """The sizes of the convolutions of images, by layer. Padding by a separate operation is part of the input."""
+        return {layer.name: ConvShape.of(*layer.conv_arguments) for layer in self.layers if layer.conv_arguments}
 
 
 @dataclass(frozen=True)
@@ -112,64 +125,189 @@ def trace(network: nn.Module, shape: tuple[int, ...]) -> Trace:
     Raises:
         UsageError: the network cannot run on such an input, or makes decisions based on values.
     """
-    twin = copy_to_meta(network).eval()
+    twin, named = copy_without_values(network, hooks=False)
+    capture = _LayerCapture(network, twin, named, dict(named_tensors(network)))
     floating = (tensor.dtype for tensor in twin.parameters() if tensor.is_floating_point())
-    try:
-        image = torch.empty(shape, device="meta", dtype=next(floating, None))
-    except RuntimeError as error:  # more bytes than 64 bits can count, or a negative size
-        raise UsageError(f"shape={shape} is no shape of an input; give (N, C, H, W)") from error
-    recorder = OpRecorder(twin, image)
-    try:
-        # In inference mode, PyTorch does not decompose operations such as a dense layer over many positions.
-        with torch.inference_mode(), torch.device("meta"), FunctionRecorder(recorder), recorder:
-            twin(image)
-    except SvertkaError:
-        raise
-    except Exception as error:
-        raise UsageError(cannot_be_traced(network, shape, error, recorder.where)) from error
-    return Trace(tuple(_finished(draft) for draft in recorder.drafts))
+    capture.run(shape, next(floating, None))
+    return Trace(tuple(_LayerAnalysis(capture, shape).layers()))
 
 
-def _finished(draft: LayerRecord) -> Layer:
-    return Layer(
-        name=draft.name,
-        kind=draft.kind,
-        shape=draft.shape,
-        parameters=draft.parameters,
-        multiply_adds=draft.multiply_adds,
-        fields=tuple(axis.field for axis in draft.axes),
-        inputs=tuple(draft.inputs),
-        call=draft.call,
-    )
+class _LayerCapture(GraphCapture):  # type: ignore[no-untyped-call]
+    """A capture in which every operation has a rule for receptive fields, and every layer an output of its own."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.outputs: dict[LayerCall, tuple[tuple[int, ...], int | None]] = {}  # shape and number
+
+    def splits(self, operation: Any) -> bool:
+        """Whether the operation has no rule."""
+        return not has_field_rule(operation)
+
+    def leave_layer(self, call: LayerCall, output: Any) -> Any:
+        """Note the layer's output; of several tensors, the first. A module that returns its input gets a view of it."""
+        if call.is_module and isinstance(output, Tensor) and output.is_meta:
+            value = self.to_symbol(output)
+            made = self.made.get(value.number) if isinstance(value, Value) else None
+            if made is None or made.layer is not call:
+                output = torch.ops.aten.alias.default(output)
+        tensor = self.placeholder(first_tensor(output))
+        if tensor is not None:
+            value = self.to_symbol(tensor) if id(tensor) in self.numbers else None
+            self.outputs[call] = tuple(tensor.shape), value.number if isinstance(value, Value) else None
+        return output
 
 
-def copy_to_meta(network: nn.Module) -> nn.Module:
-    """Return a copy on the meta device, without forward hooks and with PyTorch's own convolutions."""
-    # Objects in the memo are not copied again.
-    twin = copy.deepcopy(network, {id(tensor): _empty_like(tensor) for _, tensor in named_tensors(network)})
-    for module in twin.modules():
-        module._forward_hooks.clear()  # they are not meant for this run
-    return restore(twin)
+@dataclass
+class _Origin:
+    """What a tensor depends on.
+
+    Attributes:
+        makers: the layers that computed it; empty if it does not depend on the image.
+        axes: its receptive fields.
+        parameters: ids of the parameters that it was computed from and that no layer has counted yet.
+    """
+
+    makers: tuple[LayerCall, ...] = ()
+    axes: tuple[FieldAxis, ...] = ()
+    parameters: frozenset[int] = frozenset()
+
+    def joined(self, other: "_Origin") -> "_Origin":
+        """Return what a tensor computed from both depends on."""
+        axes = self.axes or other.axes
+        if self.axes and other.axes:
+            axes = tuple(unite_axes(one, another) for one, another in zip(self.axes, other.axes, strict=True))
+        return _Origin(tuple(dict.fromkeys(self.makers + other.makers)), axes, self.parameters | other.parameters)
 
 
-def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield names and tensors: parameters, buffers, and tensors in attributes of modules, including lists and dicts."""
-    yield from network.named_parameters()
-    yield from network.named_buffers()
-    for path, module in network.named_modules():
-        for name, value in vars(module).items():
-            if name not in ("_parameters", "_buffers", "_modules"):
-                yield from _nested(f"{path}.{name}" if path else name, value)
+@dataclass
+class _Draft:
+    """A layer whose operations are being read; `inputs` is an ordered set."""
+
+    output: int | None = None
+    parameters: int = 0
+    multiply_adds: int = 0
+    convolution: tuple[Any, ...] | None = None
+    inputs: dict[LayerCall, None] = field(default_factory=dict)
 
 
-def _nested(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, list | tuple | dict):
-        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _nested(f"{name}.{key}", part)
+class _LayerAnalysis:
+    """Reads the layers of a capture off its operations."""
+
+    def __init__(self, capture: _LayerCapture, shape: tuple[int, ...]) -> None:
+        self._capture = capture
+        self._image = LayerCall(INPUT, INPUT, None, is_module=False)
+        self._drafts = {call: _Draft() for call in capture.layers if call.is_module}
+        parameters = list(capture.network.parameters())
+        self._unread = {id(tensor): tensor.numel() for tensor in parameters}
+        self._parameters = {name: id(one) for name, one in capture.constants.items() if id(one) in self._unread}
+        pixels = {size: ReceptiveField.of_pixels(size) for size in shape[2:]}
+        axes = tuple(FieldAxis(pixels[size], dim) for dim, size in enumerate(shape) if dim >= 2)
+        self._origins = {0: _Origin((self._image,), axes)}
+        for operation in capture.operations:
+            self._read(operation)
+
+    def layers(self) -> Iterator[Layer]:
+        """Yield the layers in the order in which they run."""
+        names, uses = {self._image: INPUT}, Counter([INPUT])
+        for call in self._capture.layers:
+            draft = self._drafts.get(call)
+            if draft is None:
+                continue
+            uses[call.name] += 1
+            names[call] = call.name if uses[call.name] == 1 else f"{call.name}:{uses[call.name]}"
+            shape, number = self._capture.outputs.get(call, ((), None))
+            if call not in self._capture.outputs and draft.output is not None:  # it returns nothing: `maps[0] = 1`
+                shape, number = self._capture.shapes[draft.output], draft.output
+            axes = () if number is None else self._origins[number].axes
+            yield Layer(
+                name=names[call],
+                kind=call.kind,
+                shape=shape,
+                parameters=draft.parameters,
+                multiply_adds=draft.multiply_adds,
+                fields=tuple(axis.field for axis in axes),
+                inputs=tuple(names[maker] for maker in draft.inputs),
+                call=call.key if call in self._capture.outputs else None,
+                conv_arguments=draft.convolution,
+            )
+
+    def _read(self, operation: Operation) -> None:
+        """Add an operation to its layer, and find what its results depend on."""
+        call, overload = operation.layer, find_overload(operation.name)
+        defaults = {argument.name: argument.default_value for argument in overload._schema.arguments}
+        arguments = defaults | map_leaves(dict(operation.arguments), self._operand)
+        operands = [leaf for leaf in iter_leaves(arguments) if isinstance(leaf, Operand)]
+        origins = [self._origin(operand) for operand in operands]
+        is_copy = overload.is_view or operation.name.partition(".")[0] in COPIES
+        if call and not is_copy and any(origin.makers for origin in origins):
+            self._drafts.setdefault(call, _Draft())
+        draft = self._drafts.get(call) if call else None
+        for number in operation.results:
+            if number is not None:
+                shape = self._capture.shapes[number]
+                origin = self._combine(overload, arguments, list(zip(operands, origins, strict=True)), shape)
+                if call and draft:
+                    origin = _Origin((call,) if origin.makers else (), origin.axes)
+                self._origins[number] = origin
+        if draft:
+            draft.output = next((one for one in operation.results if one is not None), draft.output)
+            for origin in origins:
+                draft.inputs |= dict.fromkeys(maker for maker in origin.makers if maker is not call)
+                draft.parameters += sum(self._unread.pop(parameter, 0) for parameter in origin.parameters)
+            draft.multiply_adds += self._multiply_adds(operation, overload)
+            draft.convolution = _conv_arguments(overload, arguments) or draft.convolution
+
+    def _combine(
+        self,
+        overload: Any,
+        arguments: dict[str, Any],
+        inputs: list[tuple["Operand", _Origin]],
+        shape: tuple[int, ...],
+    ) -> _Origin:
+        """Return what a result of `shape` depends on, from what the operands do."""
+        whole = _Origin()
+        for operand, origin in inputs:
+            axes = tuple(propagate_field(overload, arguments, operand, axis, Operand(shape)) for axis in origin.axes)
+            whole = whole.joined(_Origin(origin.makers, axes, origin.parameters))
+        return whole
+
+    def _operand(self, leaf: Any) -> Any:
+        """Return the Operand for a Value or Constant; other arguments unchanged."""
+        return Operand(self._shape(leaf), leaf) if isinstance(leaf, Value | Constant) else leaf
+
+    def _shape(self, leaf: Value | Constant) -> tuple[int, ...]:
+        if isinstance(leaf, Value):
+            return self._capture.shapes[leaf.number]
+        own = self._capture.own.get(leaf.name)
+        return tuple((self._capture.constants[leaf.name] if own is None else own).shape)
+
+    def _origin(self, operand: Operand) -> _Origin:
+        symbol = operand.symbol
+        if isinstance(symbol, Constant):
+            parameter = self._parameters.get(symbol.name)
+            return _Origin() if parameter is None else _Origin(parameters=frozenset([parameter]))
+        return self._origins[symbol.number]
+
+    def _multiply_adds(self, operation: Operation, overload: Any) -> int:
+        """Return the multiply-adds of a convolution or matrix product, otherwise 0."""
+
+        def shape(leaf: Any) -> Any:
+            return torch.Size(self._shape(leaf)) if isinstance(leaf, Value | Constant) else leaf
+
+        positional, named = operation.bind(shape)
+        results = [torch.Size(self._capture.shapes[one]) for one in operation.results if one is not None]
+        if overload.overloadpacket is torch.ops.aten.linear:
+            return math.prod(results[0]) * int(positional[0][-1])
+        formula = flop_registry.get(overload.overloadpacket)
+        if formula is None:
+            return 0
+        return int(formula(*positional, **named, out_val=results[0] if len(results) == 1 else results)) // 2
 
 
-def _empty_like(tensor: Tensor) -> Tensor:
-    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+def _conv_arguments(overload: Any, arguments: dict[str, Any]) -> tuple[Any, ...] | None:
+    """Return the arguments of `ConvShape.of` if the operation is a convolution of images, otherwise None."""
+    if overload.overloadpacket is not torch.ops.aten.convolution or arguments["transposed"]:
+        return None
+    weight = arguments["weight"].shape
+    settings = [tuple(arguments[name]) for name in ("stride", "padding", "dilation")]
+    return (arguments["input"].shape, weight, *settings, arguments["groups"]) if len(weight) == 4 else None

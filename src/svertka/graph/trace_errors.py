@@ -1,8 +1,15 @@
-"""The error of a network that cannot be traced: one wording, whichever tracer follows it."""
+"""The errors of networks that cannot be traced: one wording, whatever the trace is for."""
 
 from torch import nn
 
+from svertka.errors import UsageError
+
 THE_NETWORK = "the network itself"
+NEW_TENSOR = "make a new tensor there, as torch.where and torch.cat do"
+
+
+class TraceRunError(UsageError):
+    """The network raised an error of its own, or one of PyTorch's, while it was traced."""
 
 
 def describe_error(error: Exception) -> str:
@@ -22,4 +29,36 @@ def cannot_be_traced(network: nn.Module, shape: tuple[int, ...], error: Exceptio
     size = "×".join(map(str, shape))
     return f"{type(network).__name__} cannot be traced with an input of {size}; {where or THE_NETWORK} says: " + (
         describe_error(error)
+    )
+
+
+def depends_on_values(place: str, operation: str) -> UsageError:
+    """Return the error of a decision, size or index that depends on the values of images."""
+    return UsageError(
+        f"{place} depends on the values of a tensor ({operation}), which may differ for each image; write that part of "
+        "the network without it, for example with torch.where"
+    )
+
+
+def writes_in_unknown_way(place: str, operation: str) -> UsageError:
+    """Return the error of an operation that writes into a tensor and has no form that returns a new one."""
+    return UsageError(
+        f"{place} writes into a tensor ({operation}) in a way that cannot be traced; use an operation that returns a "
+        "new tensor"
+    )
+
+
+def reads_written_part(place: str) -> UsageError:
+    """Return the error of a tensor that is read after the module at `place` has written into an unknown part of it."""
+    return UsageError(
+        f"{place} writes into a part or another view of a tensor that is read later, which cannot be traced; "
+        + NEW_TENSOR
+    )
+
+
+def reads_unknown_tensor(place: str) -> UsageError:
+    """Return the error of a tensor that no recorded operation has made."""
+    return UsageError(
+        f"{place} reads a tensor that was made in a way that cannot be traced, such as .data; write it with operations "
+        "of PyTorch, or make it a buffer"
     )

@@ -4,25 +4,21 @@ Layers are named as in `svertka.graph.summary`: by the path of their module, or,
 calling module and the name of the function, such as "layer1.0.add". Repeated calls get the suffixes ":2", ":3".
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 
 from svertka.errors import UsageError
-from svertka.graph.op_recorder import layer_name_of_function
+from svertka.graph.layer_calls import LayerCall, LayerTracker, first_tensor
 from svertka.graph.summary import Layer, trace
 from svertka.inspection.forward_pass import force_eager, prepare_input, run_network, unwrap_compiled
 from svertka.type_checking import check_types
 
 LayerHook = Callable[[Tensor], None]
-LayerCall = tuple[str, int]
+LayerKey = tuple[str, int]  # as `LayerCall.key`
 
 # Kinds of layers, as in `Layer.kind`.
 RELU_KINDS = ("ReLU", "relu", "ReLU6", "relu6", "hardtanh")
@@ -150,8 +146,7 @@ def hook_layers(network: nn.Module, known: Sequence[Layer], hooks: Mapping[str, 
             undo.callback(setattr, module, "training", was)
             module.training = False
         layer_hooks = _LayerHooks(network, hook_of_call)
-        for handle in layer_hooks.handles:
-            undo.callback(handle.remove)
+        undo.callback(layer_hooks.remove_hooks)
         undo.enter_context(force_eager())
         undo.enter_context(layer_hooks)
         yield
@@ -185,64 +180,29 @@ def layer_outputs(network: nn.Module, images: Tensor, names: Sequence[str]) -> d
     return {name: found[name] for name in names}
 
 
-class _LayerHooks(TorchFunctionMode):
-    """Identify calls as `graph.op_recorder` counts them: modules without children, and functions between them."""
+class _LayerHooks(LayerTracker):
+    """Calls a hook with the output of each named layer call."""
 
-    def __init__(self, network: nn.Module, hooks: Mapping[LayerCall, LayerHook]) -> None:
-        super().__init__()
-        self._network, self._hooks = network, hooks
-        # The call stack: paths of modules, then the call of a layer; None for anything inside a layer.
-        self._running: list[str | LayerCall | None] = []
-        self._counts: Counter[str] = Counter()
-        self._missing: set[LayerCall] = set()
-        self.handles: list[RemovableHandle] = []
-        for path, module in network.named_modules():
-            self.handles.append(module.register_forward_pre_hook(self._make_enter_hook(path, module)))
-            self.handles.append(module.register_forward_hook(self._leave))
+    def __init__(self, network: nn.Module, hooks: Mapping[LayerKey, LayerHook]) -> None:
+        super().__init__(network)
+        self._hooks = hooks
+        self._missing: set[LayerKey] = set()
 
-    def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
-        parent = self._running[-1] if self._running else None
-        call = self._count(layer_name_of_function(function.__name__, parent)) if isinstance(parent, str) else None
-        result = function(*args, **(kwargs or {}))
-        self._call_hook(call, result)
-        return result
+    def begin_pass(self) -> None:
+        self._missing = set(self._hooks)
 
-    def _make_enter_hook(self, path: str, module: nn.Module) -> Callable[[nn.Module, Any], None]:
-        name = path or type(module).__name__
-        is_layer = next(module.children(), None) is None
+    def leave_layer(self, call: LayerCall, output: Any) -> Any:
+        key, tensor = call.key, first_tensor(output)
+        if key and key in self._hooks:
+            self._missing.discard(key)
+            if tensor is not None:
+                self._hooks[key](tensor)
+        return output
 
-        def enter(_: nn.Module, __: Any) -> None:
-            if module is self._network:  # a forward pass begins; the previous one may have ended with an exception
-                self._running.clear()
-                self._counts.clear()
-                self._missing = set(self._hooks)
-            if self._running and not isinstance(self._running[-1], str):
-                self._running.append(None)
-            else:
-                self._running.append(self._count(name) if is_layer else path)
-
-        return enter
-
-    def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
-        left = self._running.pop()
-        self._call_hook(left if isinstance(left, tuple) else None, output)
-        if module is self._network and self._missing:
+    def end_pass(self) -> None:
+        if self._missing:
             names = ", ".join(sorted(name for name, _ in self._missing))
             raise UsageError(
                 f"layer={names} did not run on these images, although it ran when the network was traced; "
                 "use a layer that runs on every input"
             )
-
-    def _count(self, name: str) -> LayerCall:
-        self._counts[name] += 1
-        return name, self._counts[name]
-
-    def _call_hook(self, call: LayerCall | None, output: Any) -> None:
-        if call is None or call not in self._hooks:
-            return
-        self._missing.discard(call)
-        first = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
-        if first is not None:
-            self._running.append(None)  # operations inside the hook do not count as calls of the network
-            self._hooks[call](first)
-            self._running.pop()

@@ -29,7 +29,8 @@ from svertka.data.dataset import Ints
 from svertka.device import has_values
 from svertka.errors import UsageError
 from svertka.files import shorten
-from svertka.graph.summary import Layer, copy_to_meta
+from svertka.graph.network_copy import copy_without_values
+from svertka.graph.summary import Layer
 from svertka.inspection import forward_pass
 from svertka.inspection.activations import feature_map_size, follow_to_relu, hook_layers, list_layers
 from svertka.inspection.backward_rules import ReLURule, backward
@@ -228,7 +229,7 @@ def describe_missing_layers(network: nn.Module, shape: tuple[int, ...]) -> str |
         network: any nn.Module; nothing is computed.
         shape: of its input, (N, C, H, W).
     """
-    copy = copy_to_meta(network).eval()
+    copy = copy_without_values(network, hooks=False)[0]
     floating = next((one.dtype for one in copy.parameters() if one.is_floating_point()), None)
     with torch.inference_mode(False), torch.enable_grad(), torch.device("meta"):
         output = copy(torch.empty(shape, dtype=floating, requires_grad=True))

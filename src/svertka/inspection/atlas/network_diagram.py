@@ -7,8 +7,7 @@ from functools import partial
 
 from markupsafe import Markup
 
-from svertka.graph.op_recorder import INPUT
-from svertka.graph.summary import Layer, Trace
+from svertka.graph.summary import INPUT, Layer, Trace
 from svertka.pages.templates import render_template
 
 ROW_HEIGHT = 48  # pixels per node
