@@ -263,3 +263,45 @@ def test_inputs_that_are_not_images(size):
     assert layer.name == layer.kind == type(network).__name__
     assert layer.shape == (2, 3, *(2 for _ in size))
     assert [field.intervals for field in layer.fields] == [((0, 2), (1, 3))] * len(size)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "alexnet", "googlenet_bn"])
+def test_convolutions_have_the_multiply_adds_of_their_layers(name):
+    model = MODELS[name]
+    with torch.device("meta"):
+        traced = trace(model.build(), (1, *model.input_shape))
+    expected = {layer.name: layer.multiply_adds for layer in traced.layers if layer.kind == "Conv2d"}
+    assert {name: shape.multiply_adds for name, shape in traced.convolutions.items()} == expected
+
+
+def test_convolutions_have_their_settings_and_order():
+    layers = nn.Conv2d(4, 6, (3, 5), stride=2, padding=(1, 2), groups=2), nn.ReLU(), nn.Conv2d(6, 2, 1, padding="same")
+    found = trace(nn.Sequential(*layers, nn.ConvTranspose2d(2, 3, 2)), (3, 4, 9, 10)).convolutions
+    assert list(found) == ["0", "2"]
+    assert found["0"].input == (3, 4, 9, 10)
+    assert (found["0"].stride, found["0"].padding, found["0"].groups) == ((2, 2), (1, 2), 2)
+    assert found["2"].output == (3, 2, 5, 5)
+
+
+class Rewriting(nn.Module):
+    """It writes into a view that two layers read, and decides by its own weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = conv(3)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        maps = self.one(inputs)
+        part = maps[:, :, 1:]
+        maps.relu_()
+        maps = self.two(part) + self.three(part)
+        return maps if self.one.weight.isfinite().all() else -maps
+
+
+def test_views_follow_writes_and_decisions_by_weights_are_known():
+    layers = {layer.name: layer for layer in trace(Rewriting(), (1, 2, 5, 5)).layers}
+    assert layers["two"].inputs == layers["three"].inputs == ("relu",)
+    assert list(layers) == ["one", "relu", "two", "three", "add"]
+    assert [field.intervals[0] for field in layers["add"].fields] == [(1, 1), (0, 0)]

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svertka.compiler.capture import RepeatableCapture
 from svertka.compiler.ir import BatchDependentSize, CapturedGraph
 from svertka.compiler.output_structure import OutputStructure
+from svertka.compiler.repeatable_capture import RepeatableCapture
 from svertka.errors import UsageError
 from svertka.graph.network_copy import copy_without_values, named_tensors
 from svertka.graph.operations import Operation, map_leaves
@@ -60,11 +60,11 @@ class DynamicBatchCapture:
         """Run one copy `runs` times and return the first capture; a later run must repeat the one before."""
         twin, named = copy_without_values(self.network, hooks=self.hooks)
         constants, shape = self.constants, (batch_size, *self.shape)
-        tapes = [first := RepeatableCapture(self.network, twin, named, shape, constants)]
+        captures = [first := RepeatableCapture(self.network, twin, named, shape, constants)]
         for _ in range(1, runs):
-            tapes.append(RepeatableCapture(self.network, twin, named, shape, constants, tapes[-1]))
+            captures.append(RepeatableCapture(self.network, twin, named, shape, constants, captures[-1]))
             if _are_equal(
-                tapes[-1].operations, tapes[-2].operations
+                captures[-1].operations, captures[-2].operations
             ):  # caches filled in the first run make it different
                 return first
         if runs > 1:
@@ -139,24 +139,24 @@ class _DifferentError(Exception):
     """Two captures are not of the same graph."""
 
 
-def _matches(recording: CapturedGraph, tape: RepeatableCapture) -> bool:
-    """Whether `tape` captured what `recording` describes for its batch size."""
+def _matches(recording: CapturedGraph, capture: RepeatableCapture) -> bool:
+    """Whether `capture` has captured what `recording` describes for its batch size."""
 
     def sized(leaf: Any) -> Any:
-        return leaf.of(tape.batch) if isinstance(leaf, BatchDependentSize) else leaf
+        return leaf.of(capture.batch) if isinstance(leaf, BatchDependentSize) else leaf
 
-    if len(recording.operations) != len(tape.operations):
+    if len(recording.operations) != len(capture.operations):
         return False
     same = all(
         a.name == b.name and a.results == b.results and _are_equal(map_leaves(dict(a.arguments), sized), b.arguments)
-        for a, b in zip(recording.operations, tape.operations, strict=True)
+        for a, b in zip(recording.operations, capture.operations, strict=True)
     )
-    own = {name: recording.constants[name] for name in tape.own if name in recording.constants}
+    own = {name: recording.constants[name] for name in capture.own if name in recording.constants}
     return (
         same
-        and _are_equal(map_leaves(dict(recording.shapes), sized), tape.shapes)
-        and _are_equal(recording.output.map_leaves(sized).leaves, tape.output.leaves)
-        and _are_equal(own, tape.own)
+        and _are_equal(map_leaves(dict(recording.shapes), sized), capture.shapes)
+        and _are_equal(recording.output.map_leaves(sized).leaves, capture.output.leaves)
+        and _are_equal(own, capture.own)
     )
 
 

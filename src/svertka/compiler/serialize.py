@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from svertka.compiler import reference
-from svertka.compiler.capture import READS_MEMORY
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.ir import (
     POOLINGS,
@@ -25,6 +24,7 @@ from svertka.compiler.ir import (
 )
 from svertka.compiler.output_structure import OutputStructure
 from svertka.compiler.packing import DTYPES, is_dense
+from svertka.compiler.repeatable_capture import READS_MEMORY
 from svertka.errors import RunError, UsageError
 from svertka.graph.capture import READS_VALUES
 from svertka.graph.operations import Constant, Operation, Value, find_overload

@@ -1,6 +1,7 @@
 """Capture of a network for the compiler: operations that give the same results in every run, or an error."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class RepeatableCapture(GraphCapture):  # type: ignore[no-untyped-call]
         output = self.run(shape, torch.float32)
         self.output = OutputStructure.of(output, lambda leaf: self.to_symbol(self.placeholder(leaf)))
         self.recording = CapturedGraph(
-            tuple(self.operations),
+            tuple(replace(operation, layer=None) for operation in self.operations),  # layers are not of the graph
             self.shapes,
             self.dtypes,
             self.constants | self.own,
