@@ -23,10 +23,10 @@ from svertka.compiler.supported_networks import unwrap_network
 from svertka.conv import native
 from svertka.errors import UsageError
 from svertka.files import parse_path
-from svertka.pages.notebook_block import NotebookBlock
-from svertka.pages.number_format import format_count
 from svertka.graph.network_copy import copy_for_comparison
 from svertka.graph.trace_errors import TraceRunError
+from svertka.pages.notebook_block import NotebookBlock
+from svertka.pages.number_format import format_count
 
 MIN_NUM_IMAGES = 64  # fewer do not justify the second that optimizing takes
 MAX_PLANS = 8  # batch sizes for which memory is kept
