@@ -5,7 +5,7 @@ import contextlib
 import json
 import math
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -296,7 +296,7 @@ class App:
             return ImageRequest(options, strings, [None] * len(strings), is_single=False)
         if content_type == FORM_TYPE:
             form = await self._read(parse_form, body, request.headers["content-type"])
-            options = _merge_options(options, form.fields)
+            options = _merge_options(options, request.query_params.keys(), form.fields)
             names = [part.filename for part in form.files]
             return ImageRequest(options, [part.content for part in form.files], names, is_single=False)
         return ImageRequest(options, [body], [None], is_single=True)
@@ -375,12 +375,12 @@ async def _check_query(request: Request) -> None:
             raise HTTPError(400, f"the query has {name[:80]} {len(values)} times; give it once")
 
 
-def _merge_options(options: Options, fields: dict[str, str]) -> Options:
-    """Return `options` of the query together with those in the `fields` of a form."""
-    if both := options.model_fields_set & fields.keys():
+def _merge_options(options: Options, query: Set[str], fields: dict[str, str]) -> Options:
+    """Return the `options` that the `query` names together with those in the `fields` of a form."""
+    if both := query & fields.keys():
         raise HTTPError(400, f"{min(both)} is in the query and in the form; give it once")
     try:
-        return type(options).model_validate(options.model_dump(exclude_unset=True) | fields)
+        return type(options).model_validate(options.model_dump(include=set(query)) | fields)
     except ValidationError as error:
         raise HTTPError(400, _describe_fault(error.errors()[0])) from error
 
