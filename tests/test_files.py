@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from svertka.files import (
     lock_file,
     parse_path,
     read_json,
+    storage_errors,
     write_atomic,
     write_json,
 )
@@ -144,3 +146,20 @@ def test_a_given_path_is_looked_up_at_home(monkeypatch: pytest.MonkeyPatch, tmp_
     assert parse_path("~/x") == tmp_path / "x"
     assert parse_path(Path("~nosuchuser/x")) == Path("~nosuchuser/x")
     assert parse_path("a/../b") == Path("a/../b")
+
+
+def test_a_temporary_file_that_cannot_be_written_is_not_named(tmp_path: Path) -> None:
+    for wanted in (tmp_path, tmp_path / "model.onnx"):
+        with (
+            pytest.raises(StorageError, match=re.escape(f"cannot write {wanted}: permission denied; ")),
+            storage_errors(wanted),
+        ):
+            raise PermissionError(13, "Permission denied", str(tmp_path / "tmpx1y2"))
+    with pytest.raises(StorageError, match="cannot write /elsewhere/x: no space"), storage_errors(tmp_path):
+        raise OSError(28, "No space left on device", "/elsewhere/x")
+
+
+def test_a_number_of_too_many_digits_is_a_value_error_without_pythons_advice(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(f'{{"id": {"9" * 5000}}}')
+    with pytest.raises(ValueError, match=r"^a number has more than 4,300 digits$"):
+        read_json(tmp_path / "x.json")

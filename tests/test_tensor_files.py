@@ -91,3 +91,19 @@ def test_a_path_need_not_be_utf_8(tmp_path: Path) -> None:
     write_tensors(path, {"a": torch.ones(2, 3)})
     assert tensor_shapes(path) == {"a": (2, 3)}
     assert read_tensors(path)[0]["a"].sum() == 6
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": torch.zeros(2)})
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    for read in (read_tensors, tensor_shapes):
+        with pytest.raises(
+            RunError, match=r"x\.safetensors cannot be read: permission denied; allow this user"
+        ) as caught:
+            read(path)
+        assert "Errno" not in str(caught.value)

@@ -24,7 +24,7 @@ from svertka.models.heads import NATIVE_HEADS, HeadKind, head_path, replace_head
 from svertka.models.weights import Weights
 from svertka.pages.notebook_block import THUMBNAIL_SIDE, NotebookBlock, Thumbnail, thumbnail_uri
 from svertka.progress import progress, say
-from svertka.tensor_files import not_finite, read_tensors, tensor_shapes, write_tensors
+from svertka.tensor_files import not_finite, read_tensors, tensor_shapes, unreadable, write_tensors
 from svertka.type_checking import check_types
 
 FORMAT = 1  # of config.json; a reader refuses what is newer
@@ -529,7 +529,7 @@ def read_config(folder: Path) -> Config:
             f"{folder} holds no {CONFIG}, so it is not a run; name a folder that `svertka train` made"
         ) from error
     except (ValueError, OSError) as error:
-        raise RunError(f"{path} is damaged ({error}); copy it back or train again") from error
+        raise unreadable(path, error) from error
     check_format_version(path, content, FORMAT)
     try:
         config = Config.model_validate(content)

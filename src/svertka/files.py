@@ -121,6 +121,10 @@ def read_json(path: Path, limit: int = 1 << 24) -> Any:
         return json.loads(content)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    except ValueError as error:
+        if "integer string conversion" not in str(error):
+            raise
+        raise ValueError(f"a number has more than {sys.get_int_max_str_digits():,} digits") from error
 
 
 def read_regular(path: Path, limit: int) -> bytes:
@@ -221,15 +225,25 @@ def lock_descriptor(descriptor: int, *, shared: bool = False, wait: bool = True)
     return True
 
 
+def error_reason(error: Exception) -> str:
+    """Return why `error` was raised, without its path: the system's words for an OSError, else the message."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error)
+
+
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn an OSError of the body into one sentence about `path`."""
     try:
         yield
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        place = error.filename or path
-        raise StorageError(f"cannot write {place}: {reason}; free space or choose another folder") from error
+        named = error.filename
+        is_temporary = isinstance(named, str) and Path(named).parent in (path, path.parent)
+        place = path if named is None or is_temporary else named
+        raise StorageError(
+            f"cannot write {place}: {error_reason(error)}; free space or choose another folder"
+        ) from error
 
 
 def format_bytes(count: float) -> str:

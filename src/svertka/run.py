@@ -13,8 +13,9 @@ from svertka.data.in_memory import IN_MEMORY
 from svertka.data.sources import Source, is_path, is_same_source
 from svertka.errors import RunError, SvertkaError
 from svertka.escaping import format_command
-from svertka.files import open_regular, parse_path, read_json
+from svertka.files import error_reason, open_regular, parse_path, read_json
 from svertka.pages.notebook_block import Curve, NotebookBlock
+from svertka.tensor_files import unreadable
 
 FORMAT = 1  # of training.json
 NUMBER, MAYBE = int | float, int | float | None
@@ -126,7 +127,7 @@ class Run:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RunError(f"{self.folder} holds no training.json, so it is not a run of `svertka train`") from error
         except (ValueError, OSError) as error:
-            raise RunError(f"{self.training} is damaged ({error}); copy it back or train again") from error
+            raise unreadable(self.training, error) from error
         check_format_version(self.training, content, FORMAT)
         if not isinstance(content, dict) or not isinstance(content.get("source"), str):
             raise RunError(f"{self.training} is damaged (it names no source); copy it back or train again")
@@ -150,7 +151,7 @@ class Run:
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
-            raise RunError(f"{self.metrics} cannot be read ({error}); fix or remove it") from error
+            raise RunError(f"{self.metrics} cannot be read ({error_reason(error)}); fix or remove it") from error
 
     def findings(self) -> list[dict[str, Any]]:
         """Return the problems found during training.

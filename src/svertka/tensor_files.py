@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 
 from svertka.errors import RunError
 from svertka.escaping import join_first
-from svertka.files import open_regular, read_regular, shorten, write_atomic
+from svertka.files import error_reason, open_regular, read_regular, shorten, write_atomic
 
 # What reading a file of tensors raises, whatever is in it: KeyError for a type of number that PyTorch lacks.
 UNREADABLE = (
@@ -59,7 +59,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; copy it back or train again") from error
     except UNREADABLE as error:
-        raise RunError(f"{path} is damaged ({_reason(error)}); copy it again or train again") from error
+        raise unreadable(path, error) from error
     if metadata.get("blake2b") != (_digest(tensors, metadata["svertka"]) if "svertka" in metadata else None):
         raise RunError(f"{path} is damaged (its digest does not match its content); copy it again or train again")
     if not isinstance(header, dict):
@@ -83,7 +83,14 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; copy it back or train again") from error
     except UNREADABLE as error:
-        raise RunError(f"{path} is damaged ({_reason(error)}); copy it again or train again") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> RunError:
+    """Return the error to raise for a file of a run that raises `error` when it is read."""
+    if isinstance(error, PermissionError):
+        return RunError(f"{path} cannot be read: {error_reason(error)}; allow this user to read it")
+    return RunError(f"{path} is damaged ({_reason(error)}); copy it again or train again")
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:

@@ -74,6 +74,11 @@ def test_raccoons_are_where_they_are_said_to_be(shared_data: Path) -> None:
         (("a.xml", VOC.replace(">20<", ">nan<")), DataError, "edges 0, 10, nan, 40"),
         (("a.xml", VOC.replace(">20<", ">1e300<")), DataError, "at most 10,000,000 pixels from the corner"),
         (("a.json", "{"), DataError, "a.json cannot be read as JSON"),
+        (
+            ("a.json", json.dumps(COCO).replace("3", "9" * 5000)),
+            DataError,
+            "JSON: a number has more than 4,300",
+        ),
         (("a.json", "[]"), DataError, "a.json has no list images; is it a COCO file"),
         (("a.json", json.dumps(COCO | {"images": []})), DataError, "1, has a box without an image: image_id=7"),
         (("a.json", json.dumps(COCO | {"categories": []})), DataError, "has category_id=3, which is not among"),

@@ -151,7 +151,8 @@ def test_what_is_ignored_is_named(photos: Path) -> None:
     assert findings.ignored == ("bird", "dog/empty")
     assert findings.hidden == (".DS_Store",)
     assert findings.others == ("readme.txt",)
-    assert findings.problems == (f"{photos / 'bird'} holds no image; add some or remove the folder",)
+    assert findings.problems == ()
+    assert findings.account.warnings == (f"{photos / 'bird'} holds no image, so that the class is not learned",)
 
 
 def test_what_training_refuses_is_reported_not_raised(photos: Path) -> None:

@@ -12,6 +12,7 @@ def test_what_is_left_out_is_counted_by_suffix_and_reason() -> None:
         "warning: odd\\x1b",
         "left out: 5 .heic, format not read (0.HEIC, 1.HEIC, 2.HEIC and 2 more); 1 .png, made by svertka; "
         "1 no suffix, in no class folder (x\\n)",
+        "not images: 2 .txt, 1 no suffix",
     ]
     value = json.loads(json.dumps(account.to_dict()))
     assert value["left_out"][0] == {

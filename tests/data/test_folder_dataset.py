@@ -121,9 +121,8 @@ def test_a_csv_that_says_something_else(tmp_path: Path, text: str | bytes, messa
         (["cat/a.txt"], "holds no image"),
         (["cat/a.jpg"], "one class only, cat"),
         (["train/cat/a.jpg", "test/cat/a.jpg"], "one class only, cat"),
-        (["cat/a.jpg", "dog/a.jpg", "bird/"], "bird holds no image; add some or remove the folder"),
-        (["cat/a.jpg", "dog/a.jpg", "bird/a.txt"], "bird holds no image"),
-        (["cat/a.jpg", "dog/a.jpg", "bird/.hidden.jpg"], "bird holds no image"),
+        (["cat/a.jpg", "bird/"], "bird holds no image; add some or remove the folder"),
+        (["cat/a.jpg", "dog/a.jpg", "bird/a.psd"], "bird holds no image that can be used .left out: 1 .psd, format"),
         (["train/cat/a.jpg", "train/dog/a.jpg", "val/cat/a.jpg", "val/hog/a.jpg"], "in train, but hog is only in val;"),
         (["train/cat/a.jpg", "train/dog/a.jpg", "test/hog/a.jpg"], "in train, but hog is only in test;"),
         (["test/cat/a.jpg", "test/dog/a.jpg"], "nothing to train on"),
@@ -135,6 +134,22 @@ def test_what_cannot_be_trained_on_is_one_sentence(tmp_path: Path, paths: list[s
         open_folder(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("inside", ["", "a.txt", ".hidden.jpg", "deeper/"])
+def test_an_empty_class_folder_is_a_warning(tmp_path: Path, inside: str) -> None:
+    make(tmp_path, "cat/a.jpg", "dog/a.jpg", f"bird/{inside}")
+    dataset = open_folder(tmp_path)
+    assert dataset.names == ("cat", "dog")
+    (warning,) = dataset.account.warnings
+    assert warning.startswith(f"{tmp_path / 'bird'} holds no image")
+    assert warning.endswith(", so that the class is not learned")
+
+
+def test_a_class_folder_that_is_empty_in_one_part_is_said_once(tmp_path: Path) -> None:
+    make(tmp_path, *(f"train/{name}/a.jpg" for name in ("cat", "dog")), "val/cat/a.jpg", "val/dog/")
+    (warning,) = open_folder(tmp_path).account.warnings
+    assert warning.startswith(f"val of {tmp_path} has no image of dog")
 
 
 def test_a_class_without_test_images_is_a_warning(tmp_path: Path) -> None:

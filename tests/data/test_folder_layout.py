@@ -174,8 +174,28 @@ def test_a_folder_that_cannot_be_listed_is_left_out_and_named(tmp_path: Path, mo
     listing = list_folder(tmp_path)
     assert counted(listing) == {"": BOTH}
     assert [(one.path, one.reason) for one in listing.account.left_out] == [
-        ("secret/", "folder cannot be listed: permission denied")
+        ("secret/", "cannot be listed: permission denied")
     ]
+    assert listing.problems() == []
+    assert listing.warnings() == [
+        f"{tmp_path / 'secret'} holds no image that can be used (left out: 1 folder, cannot be listed: permission "
+        "denied (secret/)), so that the class is not learned"
+    ]
+
+
+def test_a_part_that_cannot_be_listed_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, *each("train/a", "train/b", "test/a", "test/b"))
+    scandir = os.scandir
+
+    def refusing(path: object) -> object:
+        if str(path).endswith("test"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    listing = list_folder(tmp_path)
+    assert listing.problems() == []
+    assert listing.warnings() == [f"{tmp_path / 'test'} cannot be listed, so that its test part is not used"]
 
 
 def test_tiny_imagenet(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,17 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     for path in (*PATHS.values(), *DEVICES.values()):
         with pytest.raises(SvertkaError):
             list_folder(f"{path}.csv" if path else path)
+
+
+def test_a_table_that_may_not_be_read_is_not_to_be_saved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.csv").write_text("path,label\na.jpg,cat\n")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(DataError, match=r"x\.csv cannot be read: permission denied; allow this user"):
+        list_folder(tmp_path / "x.csv")
 
 
 def test_a_row_of_more_columns_than_the_first_line_is_refused(tmp_path: Path) -> None:

@@ -9,8 +9,15 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from svertka.data.preprocessing import FITS, Preprocess, check_fit, discarded_share, resize_central_square
-from svertka.errors import UsageError
+from svertka.data.preprocessing import (
+    FITS,
+    Preprocess,
+    check_fit,
+    discarded_share,
+    load_image,
+    resize_central_square,
+)
+from svertka.errors import SizeError, UsageError
 
 
 def image(height: int, width: int) -> np.ndarray:
@@ -129,6 +136,15 @@ def test_path_image_and_array_give_the_same(tmp_path, channels, size, resize):
     square = torch.from_numpy(preprocess.square(rgb)).permute(2, 0, 1)[None]
     assert square.shape[-1] == preprocess.side == max(size, resize)
     torch.testing.assert_close(preprocess.normalise(square)[0], got, rtol=0, atol=0)
+
+
+def test_images_in_memory_have_the_pixel_limit_of_files():
+    preprocess = Preprocess(size=8, resize=8, mean=MEAN, std=STD)
+    view = np.broadcast_to(np.uint8(0), (20_000, 20_000, 3))
+    for huge in (view, view[..., 0], Image.new("1", (20_000, 20_000))):
+        with pytest.raises(SizeError, match="400 megapixels, more than the limit of 100; .* raise max_pixels"):
+            preprocess(huge)
+    assert load_image(view[:9000, :9000]).shape == (9000, 9000, 3)
 
 
 def test_orientation_is_applied(tmp_path):

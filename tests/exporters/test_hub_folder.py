@@ -39,6 +39,12 @@ def test_the_card_of_a_run_says_what_it_was_trained_on_and_what_came_of_it(
     assert f"{digit_folder.name}: " in body
     assert str(digit_folder) not in body  # where it lay is nobody's business
     assert 'svertka.Classifier.load("digits/")' in body
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)  # as on another machine
+        assert render_card(run.classifier(), str(run.folder), "digits") == text
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_card_reads_no_markdown_in_names(made: Callable[..., Classifier]) -> None:

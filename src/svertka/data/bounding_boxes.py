@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 from svertka.data.label_tables import read_text
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first
-from svertka.files import parse_path, read_json, read_regular, shorten
+from svertka.files import error_reason, parse_path, read_json, read_regular, shorten
 
 LARGEST_XML, LARGEST_JSON = 2**24, 2**30  # bytes
 LARGEST_SIDE = 10**7  # pixels
@@ -279,7 +279,9 @@ def _read_coco(path: Path) -> list[Annotation]:
     try:
         content = read_json(path, LARGEST_JSON)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {shorten(str(error), 200)}; write it again") from error
+        raise DataError(
+            f"{path} cannot be read as JSON: {shorten(error_reason(error), 200)}; write it again"
+        ) from error
     images, names = _by_id(content, "images", path), _by_id(content, "categories", path)
     boxes: dict[Any, list[Box]] = defaultdict(list)
     for number, one in enumerate(_rows(content, "annotations", path)):

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from svertka.data.builtin import NAMES
+from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
 from svertka.data.content_hash import resolve_subset
 from svertka.data.dataset import BAD_SHARE, PARTS, ArrayImages, Dataset, FileImages, Images, Ints, Pixels
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
@@ -177,6 +178,7 @@ class _Seen:
     thumbnail: Pixels
     misnamed: str | None = None
     intensities: Range | None = None
+    file: FileProperties | None = None
 
 
 @check_types
@@ -235,6 +237,7 @@ def check(
     if sum(reason not in NOT_INSTALLED.values() for reason in bad.values()) > BAD_SHARE * len(dataset):
         problems.append(f"{len(bad)} of {len(dataset)} images are bad, more than a tenth; mend or remove them")
     problems += [f"no image of {name} is left to train on; add some" for name, n in per_class["train"].items() if not n]
+    account = division.add_to(dataset.account)
     areas = sorted((one.size for one in seen.values()), key=lambda size: (size[0] * size[1], size))
     return Findings(
         source=_text(dataset.source),
@@ -256,7 +259,7 @@ def check(
         hidden=tuple(map(_text, listing.hidden)),
         others=tuple(map(_text, listing.others)),
         problems=tuple(map(_text, problems)),
-        account=division.add_to(dataset.account),
+        account=replace(account, warnings=(*account.warnings, *_shortcuts(dataset, seen))),
     )
 
 
@@ -292,7 +295,7 @@ def describe(findings: Findings) -> list[str]:
     lines += _listed("ignored, empty or in no part", findings.ignored)
     lines += _listed("ignored, hidden", findings.hidden)
     lines += _listed("ignored, not an image in a class folder", findings.others)
-    lines += findings.account.sentences()
+    lines += replace(findings.account, not_images=()).sentences()  # those are listed above
     lines.append("split: " + ", ".join(f"{part} {sum(counts.values())}" for part, counts in findings.split.items()))
     lines += [f"training would refuse: {problem}" for problem in findings.problems]
     return list(map(to_printable, lines))
@@ -333,8 +336,15 @@ def _look(images: Images, index: int) -> _Seen:
             content, SIDE, decoding.with_intensity_range(None if values is None else choose_intensity_range([values]))
         )
     )
+    properties = FileProperties(header.format, 16 if header.deep else 8, header.size)
     wrong = detect_misnamed(images.paths[index], content)
-    return _Seen(digest, header.mode, header.size, header.orientation != 1, small, wrong, values)
+    return _Seen(digest, header.mode, header.size, header.orientation != 1, small, wrong, values, properties)
+
+
+def _shortcuts(dataset: Dataset, seen: dict[int, _Seen]) -> list[str]:
+    """Return the sentences on properties of the image files that tell the class."""
+    files = {index: one.file for index, one in seen.items() if one.file is not None}
+    return describe_shortcuts(dataset.names, [int(dataset.labels[index]) for index in files], list(files.values()))
 
 
 def _outliers(seen: dict[int, _Seen]) -> dict[int, str]:

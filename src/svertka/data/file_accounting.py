@@ -22,7 +22,7 @@ NO_BOXES = "no boxes"
 LISTED_ALREADY = "its folder is used already, through a link"
 LEADS_BACK = "a link that leads back"
 NOT_REGULAR = "not a regular file"
-UNLISTED = "folder cannot be listed"
+UNLISTED = "cannot be listed"
 
 
 @dataclass(frozen=True, order=True)
@@ -34,7 +34,7 @@ class LeftOut:
 
     @property
     def suffix(self) -> str:
-        """As files are counted by: ".jpg", or "no suffix"."""
+        """As files are counted by: ".jpg", "no suffix", or "folder"."""
         return suffix_of(self.path)
 
 
@@ -67,14 +67,20 @@ class FileAccount:
         said = []
         for suffix, reason, paths in groups:
             named = "" if reason == OWN else f" ({join_first([*map(_example, paths)], SHOWN)})"
-            said.append(f"{len(paths)} {suffix}, {reason}{named}")
+            said.append(f"{len(paths):,} {suffix}, {reason}{named}")
         return f"left out: {'; '.join(said)}"
+
+    def others(self) -> str | None:
+        """Return a sentence that counts the files that are not images by suffix; None if there are none."""
+        if not self.not_images:
+            return None
+        return "not images: " + to_printable(", ".join(f"{count:,} {suffix}" for suffix, count in self.not_images))
 
     def sentences(self) -> list[str]:
         """All that a person should know: the notes, the warnings, and what was left out."""
-        left_out = self.sentence()
         warnings = [f"warning: {one}" for one in self.warnings]
-        return [*map(to_printable, self.notes), *map(to_printable, warnings), *([left_out] if left_out else [])]
+        files = filter(None, (self.sentence(), self.others()))
+        return [*map(to_printable, self.notes), *map(to_printable, warnings), *files]
 
     def to_dict(self) -> dict[str, Any]:
         """`left_out` by suffix and reason, `not_images` by suffix, `notes` and `warnings`."""
@@ -90,7 +96,9 @@ class FileAccount:
 
 
 def suffix_of(path: str) -> str:
-    """The suffix of a path in lower case, or "no suffix"."""
+    """The suffix of a path in lower case, "no suffix", or "folder" for a path that ends in a slash."""
+    if path.endswith("/"):
+        return "folder"
     return PurePath(path).suffix.lower() or "no suffix"
 
 

@@ -62,7 +62,8 @@ class Folder:
     """A folder: the names of its `images` and `other` files, and its `folders`, all sorted by name.
 
     `path` leads there, `relative` from the root ("" for the root itself). `identity`: device and inode. `linked`:
-    whether a link leads there. `total`: images in it and below. `own`: whether svertka made something in it.
+    whether a link leads there. `total`: images in it and below. `own`: whether svertka made something in it. `listed`:
+    whether its content is known.
     """
 
     path: Path
@@ -74,6 +75,7 @@ class Folder:
     folders: list["Folder"] = field(default_factory=list)
     total: int = 0
     own: bool = False
+    listed: bool = True
 
     @property
     def name(self) -> str:
@@ -215,7 +217,8 @@ class _Lister:
                 entries = sorted(found, key=lambda entry: entry.name)
         except OSError as error:
             self._unlisted(folder.relative, error)
-            return False
+            folder.listed = False
+            return parent is not None  # it may be a class or a part, of which something has to be said
         if parent is not None:
             if detect_output_kind(folder.path, {entry.name for entry in entries}):
                 parent.own = True

@@ -14,7 +14,7 @@ import numpy as np
 
 from svertka.data import imagenet
 from svertka.data.dataset import PARTS, Dataset, FileImages
-from svertka.data.file_accounting import HIDDEN, NO_CLASS, NO_PART, OWN, FileAccount, count_by_suffix
+from svertka.data.file_accounting import HIDDEN, NO_CLASS, NO_PART, OWN, UNREAD_FORMAT, FileAccount, count_by_suffix
 from svertka.data.file_tree import SOME_SUFFIXES, FileTree, detect_output_kind, list_tree
 from svertka.data.filename_label_hint import suggest_labeling
 from svertka.data.folder_layout import FolderLayout, LabeledImage, clean_name, detect_layout, merge_spellings
@@ -64,19 +64,21 @@ class Listing:
                 + (suggest_labeling(unlabelled) or OWN_FOLDERS)
                 + (f" ({left_out})" if left_out else "")
             ]
+        names = self.names()
         found = [
-            f"{self.root / path} holds no image{self._left_out_in(path)}; add some or remove the folder"
-            for path in self.empty_classes
+            f"{sentence}; add some or remove the folder"
+            for path, sentence in self._without_images().items()
+            if len(names) < 2 or self._has_unread(path)
         ]
         to_learn = [entry for entry in self.entries if part_of(entry.label) in (None, "train")] or self.entries
         first, in_names = to_learn[0].label, suggest_labeling([entry.path for entry in to_learn])
-        if all(part_of(name) for name in self.names()):
+        if all(part_of(name) for name in names):
             to_do = in_names or (
                 f"put those of each class into a folder of its own, as {first}/cat and {first}/dog, or name their "
                 "classes in a CSV file of path,label,part"
             )
             found.append(f"{self.source} has images in {_in_order(self.names())} that are in no class folder; {to_do}")
-        elif len(self.names()) < 2:
+        elif len(names) < 2:
             needed = f"a classifier needs two or more{f'; {in_names}' if in_names else ''}"
             found.append(f"{self.source} has one class only, {first}; {needed}")
         classes = self._classes()
@@ -102,7 +104,18 @@ class Listing:
         groups = self._groups()
         if len(groups) == 1 and groups != {""}:
             missing.append(f"all images of {self.source} are of one group, {groups.pop()}; they are divided one by one")
-        return [*self.account.warnings, *missing]
+        unlearned = [f"{sentence}, so that the class is not learned" for sentence in self._without_images().values()]
+        return [*self.account.warnings, *unlearned, *missing]
+
+    def _without_images(self) -> dict[str, str]:
+        """The folder of each class without an image in any part -> the beginning of a sentence on it."""
+        names = set(self.names())
+        unlearned = [path for path in self.empty_classes if clean_name(Path(path).name) not in names]
+        return {path: f"{self.root / path} holds no image{self._left_out_in(path)}" for path in unlearned}
+
+    def _has_unread(self, folder: str) -> bool:
+        """Whether images of `folder` are in formats that are not read, so that somebody meant it to be learned."""
+        return any(one.reason == UNREAD_FORMAT and one.path.startswith(f"{folder}/") for one in self.account.left_out)
 
     def _classes(self) -> dict[str, set[str]]:
         """The classes in each part."""

@@ -189,6 +189,8 @@ class _Reader:
                 self._use_table(tables[0], folder, part)
             else:
                 ignored.append(folder.relative)
+                if not folder.listed:
+                    self.layout.warnings.append(f"{folder.path} cannot be listed, so that its {part} part is not used")
                 if folder.total:
                     notes.append(
                         f"{folder.path} holds {folder.total} images, neither in class folders nor in a table, so they "

@@ -345,6 +345,15 @@ def to_rgb(
         return _upright(source.pixels(1, intensity_range), image)
 
 
+def check_pixel_count(height: int, width: int, limit: int) -> None:
+    """Raise SizeError if an image in memory has more than `limit` pixels: decoding and resizing would copy them."""
+    if height * width > limit:
+        raise SizeError(
+            f"{megapixels(height * width)} megapixels, more than the limit of {megapixels(limit)}; make it smaller or "
+            f"raise max_pixels to {height * width}"
+        )
+
+
 def _array_as_rgb(array: npt.NDArray[np.generic], intensity_range: Range | None) -> Pixels:
     channels = array.shape[2] if array.ndim == 3 else 1
     allowed = {np.dtype(np.uint8): (1, 3, 4), np.dtype(np.uint16): (1, 3)}.get(array.dtype, ())

@@ -19,7 +19,7 @@ from svertka.data.image_io import SUFFIXES
 from svertka.data.split_names import part_of
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first, quote_words
-from svertka.files import read_regular, shorten
+from svertka.files import error_reason, read_regular, shorten
 
 LARGEST = 2**28  # bytes of a table, some million rows
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
@@ -164,7 +164,9 @@ def read_text(file: Path) -> tuple[str, str]:
 
 
 def _unreadable(file: Path, error: Exception) -> DataError:
-    reason = (getattr(error, "strerror", None) or str(error)).lower()
+    reason = error_reason(error)
+    if isinstance(error, OSError):
+        return DataError(f"{file} cannot be read: {reason}; allow this user to read it, or copy it again")
     kind = "JSON lines" if file.suffix.lower() in (".jsonl", ".ndjson") else "CSV"
     return DataError(f"{file} cannot be read as {kind} in UTF-8: {shorten(reason, 200)}; save it as such")
 

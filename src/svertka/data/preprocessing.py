@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from svertka.data.dataset import Pixels
-from svertka.data.image_io import DEFAULT, Decoding, read_file, read_image, to_rgb
+from svertka.data.image_io import DEFAULT, Decoding, check_pixel_count, read_file, read_image, to_rgb
 from svertka.errors import UsageError
 
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8]
@@ -155,6 +155,8 @@ def load_image(image: ImageLike, min_side: int | None = None, decoding: Decoding
     """
     if isinstance(image, str | Path):
         return read_file(image, min_side, decoding)
+    height, width = (image.height, image.width) if isinstance(image, Image.Image) else (*image.shape, 0, 0)[:2]
+    check_pixel_count(height, width, decoding.max_pixels)
     return to_rgb(image, decoding.intensity_range)
 
 

@@ -1,6 +1,7 @@
 """Read a state_dict from a checkpoint file of any origin, without running code in it."""
 
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -195,7 +196,9 @@ def _is_safetensors(path: Path) -> bool:
 def _unpickled(path: Path) -> Any:
     try:
         _refuse_bomb(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tensors that are refused afterwards: quantized, nested
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UsageError:
         raise
     except Exception as error:  # damaged files make PyTorch's reader raise all kinds of exceptions

@@ -69,6 +69,7 @@ class Settings(BaseModel):
     # mps: runs of earlier versions, which resume on another device.
     device: str = Field(pattern=r"^(cpu|mps|cuda(:[0-9]{1,3})?)$")
     threads: int = Field(ge=1)
+    hardware: str | None = Field(default=None, max_length=200, description="CPU threads or GPU that computed, in words")
     memory_format: str = Field(pattern="^(contiguous_format|channels_last)$")
     accelerate: bool = Field(default=False, description="whether svertka.accelerate was used")
     prefetch: bool

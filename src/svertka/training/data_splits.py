@@ -9,6 +9,7 @@ import torch
 from svertka import distributed
 from svertka.data.augmentation import Augmentation
 from svertka.data.bounding_boxes import BACKGROUND, Annotation, check_classes, match_to_images, read_boxes
+from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
 from svertka.data.dataset import BAD_SHARE, ArrayImages, Dataset, Ints, decoding_of
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
 from svertka.data.image_cache import PreparedImages, Rows, find_misnamed, prepare_images
@@ -269,7 +270,9 @@ def divide(
         if alike is None:
             notes = (*division.notes, "near-duplicates are not looked for among so many images; exact copies are")
             division = replace(division, notes=notes)
-    dataset = replace(dataset, account=division.add_to(dataset.account))
+    account = division.add_to(dataset.account)
+    warnings = (*account.warnings, *_shortcuts(dataset, seen.info))
+    dataset = replace(dataset, account=replace(account, warnings=warnings))
     if deep:  # decoded now that it is known what is black and what is white, of those that are learnt from
         found = choose_intensity_range([deep[index] for index in division.indices["train"].tolist() if index in deep])
         dataset = dataset.with_intensity_range(found)
@@ -290,6 +293,13 @@ def divide(
     if as_divided is None and not boxed:  # a run that goes on is refused as a whole if its images have changed
         _need_classes(parts)
     return parts
+
+
+def _shortcuts(dataset: Dataset, infos: Mapping[int, ImageInfo]) -> list[str]:
+    """Return the sentences on properties of the image files that tell the class."""
+    labels = [int(dataset.labels[index]) for index in infos]
+    files = [FileProperties(one.format, 16 if one.deep else 8, (one.size[1], one.size[0])) for one in infos.values()]
+    return describe_shortcuts(dataset.names, labels, files)
 
 
 def in_patches(parts: Parts, boxes: str, preprocess: Preprocess, *, seed: int, threads: int) -> Parts:

@@ -20,7 +20,7 @@ from svertka.data.image_io import Decoding
 from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Fit, Preprocess, check_fit
 from svertka.data.sources import Source, is_path, open_source
-from svertka.device import choose_device, set_memory_format, set_threads
+from svertka.device import choose_device, describe_device, set_memory_format, set_threads
 from svertka.errors import UsageError
 from svertka.evaluation.held_out import read_manifest
 from svertka.models import registry
@@ -391,6 +391,7 @@ def _settings(resolved: Resolved, prepared: Prepared, measurement: Measured) -> 
         seed=options.seed,
         device=place.type if distributed.world_size() > 1 else str(place),
         threads=resolved.threads,
+        hardware=describe_device(place, bfloat16=measurement.recipe.bfloat16),
         memory_format=measurement.memory_format,
         accelerate=measurement.accelerate,
         prefetch=_prefetch_pays(parts, place) if options.prefetch is None else options.prefetch,

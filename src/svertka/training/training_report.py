@@ -4,7 +4,6 @@ import torch
 
 from svertka.classifier import Classifier
 from svertka.data.bounding_boxes import BACKGROUND
-from svertka.device import describe_device
 from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
 from svertka.evaluation.slices import error_slices
@@ -71,7 +70,8 @@ def describe_training(
             f"{settings.recipe_name}: {recipe.optimizer}, lr {recipe.lr:g}, {recipe.schedule.kind}, "
             f"batch {recipe.batch_size}, {recipe.epochs:g} epochs, {changes}",
         ),
-        ("device", describe_device(torch.device(settings.device), bfloat16=recipe.bfloat16)),
+        # As recorded, since a model card may be written on another machine.
+        ("device", settings.hardware or f"{settings.device}, {settings.threads} threads"),
     ]
     if settings.weights is not None:
         lines.insert(2, ("weights", f"start from {settings.weights}"))
