@@ -33,9 +33,9 @@ def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param not in native.instruction_sets():
         pytest.skip(f"no {request.param} here")
     threads = torch.get_num_threads()
-    native.use(request.param)
+    native.select_instruction_set(request.param)
     yield request.param
-    native.use(native.instruction_sets()[0])
+    native.select_instruction_set(native.instruction_sets()[0])
     torch.set_num_threads(threads)
 
 
@@ -475,3 +475,15 @@ def test_outputs_are_in_the_memory_format_of_the_input(after: nn.Module) -> None
     found = optimized(images.contiguous(memory_format=torch.channels_last))
     assert found.stride() == expected.stride()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_example_may_be_a_shape() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    images = torch.randn(2, 3, 9, 8)
+    for shape in ((3, 9, 8), [2, 3, 9, 8], torch.Size((1, 3, 9, 8))):
+        torch.testing.assert_close(optimize(network, shape)(images), network(images), rtol=1e-5, atol=1e-5)
+    for wrong in ((9, 8), (3, 9, 0), (3, 9, 8.0), ("3", 9, 8), ()):
+        with pytest.raises(UsageError, match="is no shape; give .C, H, W."):
+            optimize(network, wrong)
+    with pytest.raises(UsageError, match="needs more memory than there is"):
+        optimize(network, (10**6, 10**6, 10**6))

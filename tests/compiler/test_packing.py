@@ -32,7 +32,7 @@ SETS = "avx512bf16", "avx512", "avx2", "baseline"
 @pytest.fixture(autouse=True)
 def _best_instructions() -> Iterator[None]:
     yield
-    native.use(native.instruction_sets()[0])
+    native.select_instruction_set(native.instruction_sets()[0])
 
 
 @pytest.fixture(params=[f"{name} {products}" for name in SETS for products in ("widened", "multiplied")])
@@ -42,7 +42,7 @@ def multiplied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if instructions not in native.instruction_sets():
         pytest.skip(f"no {instructions} here")
     threads = torch.get_num_threads()
-    native.use(instructions)
+    native.select_instruction_set(instructions)
     monkeypatch.setattr(native, "multiplies_bfloat16", lambda: products == "multiplied")
     yield products == "multiplied"
     torch.set_num_threads(threads)
@@ -142,7 +142,7 @@ def test_small_groups_use_grouped_kernels_below_the_vector_width(ins: int, outs:
     layer = nn.Conv2d(ins, outs, 3, padding=1, groups=groups)
     step = FusedConvolution(0, 1, "w", None, (1, 1), (1, 1), (1, 1), groups)
     for instructions in native.instruction_sets():
-        native.use(instructions)
+        native.select_instruction_set(instructions)
         lanes = {"baseline": 4, "avx2": 8}.get(instructions, 16)
         kernel = "grouped" if max(ins, outs) // groups <= lanes else "direct"
         assert select_kernel(step, tuple(layer.weight.shape)) == kernel
@@ -155,10 +155,10 @@ def test_a_file_is_read_with_other_instruction_sets(tmp_path: Path) -> None:
     network = nn.Sequential(*groups, nn.Conv2d(48, 20, 3)).eval()
     exact = copy.deepcopy(network).double()(x.double())
     for writes in sets:
-        native.use(writes)
+        native.select_instruction_set(writes)
         optimize(network, x, precision="bf16").save(tmp_path / writes)
     for reads in sets:
-        native.use(reads)
+        native.select_instruction_set(reads)
         for writes in sets:
             found = Optimized.load(tmp_path / writes)(x)
             assert (found - exact).square().mean().sqrt() < 0.02 * exact.square().mean().sqrt()

@@ -194,9 +194,9 @@ def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that the kernels are built for and that the processor has, in use meanwhile."""
     if request.param not in native.instruction_sets():
         pytest.skip(f"this processor has no {request.param}")
-    native.use(request.param)
+    native.select_instruction_set(request.param)
     yield request.param
-    native.use(native.instruction_sets()[0])
+    native.select_instruction_set(native.instruction_sets()[0])
 
 
 @pytest.fixture(autouse=True)

@@ -41,7 +41,7 @@ def test_other_tensors_are_refused_before_their_addresses_are_used() -> None:
     with pytest.raises(UsageError, match="this tensor is float32 on meta"):
         native_winograd.forward(x, weight.to("meta"), shape)
     with pytest.raises(ValueError, match="no kernels for sse9"):
-        native.use("sse9")
+        native.select_instruction_set("sse9")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")

@@ -27,7 +27,7 @@ def tune(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time every convolution algorithm on this machine and report which one is chosen, and why.
+    """Time the convolution algorithms on this machine (this trains nothing) and show which one is chosen.
 
     Example: svertka tune resnet18
     """

@@ -50,7 +50,7 @@ class FusedNetwork:
 @torch.inference_mode()
 def fuse(recording: CapturedGraph) -> FusedNetwork:
     """Return the steps of a captured graph. Its tensors are not changed; folded ones are new, computed in float64."""
-    return Fusion(recording).build()
+    return GraphFuser(recording).build()
 
 
 def to_plain_tensor(tensor: Tensor) -> Tensor:
@@ -377,7 +377,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-class Fusion(Assembly):
+class GraphFuser(Assembly):
     """Applies the rules to a captured graph; operations without a matching rule remain."""
 
     def __init__(self, recording: CapturedGraph) -> None:

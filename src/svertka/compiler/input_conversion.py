@@ -17,8 +17,8 @@ def to_plain_images(x: Any) -> Tensor:
     """
     if not isinstance(x, Tensor):
         raise UsageError(
-            f"images are a {type(x).__name__}; an optimized network takes a torch.Tensor, (N, C, H, W) float32 on the "
-            "CPU"
+            f"images are of type {type(x).__name__}; an optimized network takes a torch.Tensor, (N, C, H, W) float32 "
+            "on the CPU"
         )
     if type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ or x.layout != torch.strided or x.is_nested:
         kind = type(x).__name__ if type(x) is not Tensor else "sparse or nested tensor"

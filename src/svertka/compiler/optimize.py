@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, Self
 
@@ -35,7 +35,12 @@ SAVED_BATCH_SIZES = 0, 1, 7, 16, 33, 100, 256, 1000  # checked before a network 
 
 
 def optimize(
-    network: nn.Module, example: Tensor, *, precision: str = "fp32", dense: str | None = None, strict: bool = False
+    network: nn.Module,
+    example: Tensor | Sequence[int],
+    *,
+    precision: str = "fp32",
+    dense: str | None = None,
+    strict: bool = False,
 ) -> "Optimized":
     """Return a module that computes what `network` computes in inference, faster, on the CPU.
 
@@ -57,8 +62,9 @@ def optimize(
 
     Args:
         network: any nn.Module with float32 parameters on the CPU.
-        example: typical images, (N, C, H, W) float32. The result takes images of this size, in batches of any size if
-            the network allows it.
+        example: typical images, (N, C, H, W) float32; or a shape, (C, H, W) or (N, C, H, W), for which random images
+            are drawn from a normal distribution. The result takes images of this size, in batches of any size if the
+            network allows it.
         precision: "fp32" or "bf16". With "bf16", weights are stored in bfloat16, and multiplied in bfloat16 where the
             CPU supports it; sums and feature maps stay float32.
         dense: the same for dense layers only; default: `precision`. For single images, their time is that of reading
@@ -79,11 +85,11 @@ def optimize(
     if not isinstance(strict, bool):
         raise UsageError(f"strict={strict!r} must be True or False")
     network = unwrap_network(network)
-    example = to_plain_images(example)
+    example = to_plain_images(_draw_images(example) if isinstance(example, tuple | list) else example)
     _check_example(example)
     info = OptimizedInfo(tuple(example.shape), precision, dense, strict=strict)
     if isinstance(network, Optimized):
-        return network.reuse_for(info)
+        return network._reuse_for(info)
     try:
         recording, repeats = _capture(network, info.example)
     except TraceRunError as reason:
@@ -94,7 +100,7 @@ def optimize(
         optimized = Optimized(convert_weights(steps, precision, dense), info, repeats)
     except (RuntimeError, MemoryError) as reason:  # from operations on constants
         raise UsageError(f"{type(network).__name__} cannot be optimized: {' '.join(str(reason).split())}") from reason
-    sizes = optimized.select_check_sizes(len(example))
+    sizes = optimized._select_check_sizes(len(example))
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         error = measure_error(
             optimized, copy_for_comparison(network), example, sizes, bf16="bf16" in (precision, dense)
@@ -112,6 +118,20 @@ def _capture(network: nn.Module, shape: tuple[int, ...]) -> tuple[CapturedGraph,
             raise
         recording = (followed := DynamicBatchCapture(network, shape[1:], hooks=False)).capture(shape[0])
     return recording, followed.make_batch_size_check(recording)  # the accuracy check detects effects of hooks
+
+
+def _draw_images(shape: Sequence[int]) -> Tensor:
+    """Return images of `shape`, (C, H, W) or (N, C, H, W), from a normal distribution.
+
+    Raises:
+        UsageError: it is no such shape.
+    """
+    if len(shape) not in (3, 4) or not all(type(side) is int and side > 0 for side in shape):
+        raise UsageError(f"example={shape!r} is no shape; give (C, H, W), such as (3, 224, 224), or images")
+    try:
+        return torch.randn((1, *shape)[-4:], generator=torch.Generator().manual_seed(0))
+    except (RuntimeError, MemoryError) as error:
+        raise UsageError(f"example={shape!r} needs more memory than there is; give a smaller shape") from error
 
 
 def _check_example(example: Tensor) -> None:
@@ -136,7 +156,7 @@ def optimize_if_worthwhile(network: nn.Module, shape: tuple[int, ...], num_image
     if num_images < MIN_NUM_IMAGES or isinstance(network, Optimized) or native.why_not() or not here:
         return network
     try:
-        return optimize(network, torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)))
+        return optimize(network, shape)
     except UsageError:
         return network
 
@@ -242,7 +262,7 @@ class Optimized(nn.Module):
             "layers": [{**vars(one), "shape": list(one.shape)} for one in self.layers],
         }
 
-    def reuse_for(self, info: OptimizedInfo) -> Self:
+    def _reuse_for(self, info: OptimizedInfo) -> Self:
         """Return the network itself if it was made with these settings for images of this size.
 
         Args:
@@ -259,7 +279,7 @@ class Optimized(nn.Module):
             )
         return self
 
-    def select_check_sizes(self, batch_size: int) -> set[int]:
+    def _select_check_sizes(self, batch_size: int) -> set[int]:
         """Return `batch_size` and up to two other batch sizes that the network can run.
 
         Args:

@@ -43,6 +43,9 @@ def accelerate(model: Network, *, strict: bool = False) -> Network:
 
     Returns:
         `model` itself.
+
+    Raises:
+        UsageError: `model` is not an nn.Module, or `strict` is not a bool.
     """
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d) and _is_plain(layer, nn.Conv2d, CONVOLVES):
@@ -54,7 +57,17 @@ def accelerate(model: Network, *, strict: bool = False) -> Network:
 
 @check_types
 def restore(model: Network) -> Network:
-    """Make `model` compute its convolutions with PyTorch again, in place, and return it."""
+    """Make `model` compute its convolutions with PyTorch again, in place.
+
+    Args:
+        model: any nn.Module, whether `accelerate` has changed it or not.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        UsageError: `model` is not an nn.Module.
+    """
     for layer in model.modules():
         for name in (CONVOLVES, TRANSPOSES):
             if _is_replacement(vars(layer).get(name)):

@@ -37,7 +37,7 @@ def conv2d(
     Args:
         x: (N, C, H, W) or (C, H, W).
         weight: (O, C / groups, kh, kw).
-        bias: (O), or None.
+        bias: (O,), or None.
         stride: step of the kernel, in pixels.
         padding: pixels on each side, "same" (keeps the size; needs stride 1) or "valid" (none).
         padding_mode: "zeros", "reflect", "replicate" or "circular".
@@ -89,7 +89,7 @@ def conv_transpose2d(
     Args:
         x: (N, C, H, W) or (C, H, W).
         weight: (C, O / groups, kh, kw).
-        bias: (O), or None.
+        bias: (O,), or None.
         stride: stride of that convolution, in pixels.
         padding: zero padding of that convolution, in pixels.
         output_padding: additional rows and columns of the result; smaller than stride or dilation.

@@ -20,7 +20,7 @@ __all__ = [
     "multiplies_bfloat16",
     "numbers",
     "poison_scratch",
-    "use",
+    "select_instruction_set",
     "used",
     "why_not",
 ]
@@ -59,7 +59,7 @@ def instruction_sets() -> tuple[str, ...]:
     return () if MISSING else tuple(kernels.instruction_sets())
 
 
-def use(instructions: str) -> None:
+def select_instruction_set(instructions: str) -> None:
     """Select one of `instruction_sets()`. Weights packed for another set become invalid."""
     kernels.use(instructions)
 
