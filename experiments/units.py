@@ -22,7 +22,7 @@ from record import FIGURES, figure, main, print_table, trained
 
 from svertka.data.dataset import Ints, Pixels
 from svertka.inspection import project, to_images, top_patches
-from svertka.inspection.atlas.inputs import AtlasInputs, open_inputs
+from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_inputs
 from svertka.inspection.maximally_activating_patches import LayerPatches
 from svertka.run import Run
 

@@ -321,7 +321,7 @@ def test_atlas_shows_held_out_images(
 ) -> None:
     import torch
 
-    from svertka.inspection.atlas.inputs import open_inputs
+    from svertka.inspection.atlas.classifier_and_images import open_inputs
 
     run, _, learnt, scored = runs[3]
     for source in (None, copied(digit_folder, tmp_path, np.random.default_rng(0))):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from svertka import distributed
 from svertka.classifier import Classifier
-from svertka.data.dataset import Dataset
+from svertka.data.dataset import Dataset, Ints
 from svertka.data.folder_layout import normalize_class_name
 from svertka.data.image_io import Decoding
 from svertka.data.imagenet import class_name
@@ -200,23 +200,8 @@ def evaluate_jointly(
         )
         for one, protocol in zip(classifiers, protocols, strict=True)
     ]
-    size = min(one.batch_size for one in predictors) * distributed.world_size()
-    batches = [
-        indices[start : start + size][distributed.rank() :: distributed.world_size()]
-        for start in range(0, len(indices), size)
-    ]
-    per_run = [MetricAccumulator(len(names)) for _ in predictors]
-    ensemble = MetricAccumulator(len(names)) if len(predictors) > 1 else per_run[0]
-    with progress("evaluating", len(indices)) as shown:
-        for batch, *outputs in zip(batches, *(one.predict_batches(batches) for one in predictors), strict=True):
-            where, labels = torch.from_numpy(batch), torch.from_numpy(dataset.labels[batch])
-            ordered = [one[:, order] for one, order in zip(outputs, orders, strict=True)]
-            for accumulator, one in zip(per_run, ordered, strict=True):
-                accumulator.update(one, labels, where)
-            if ensemble is not per_run[0]:
-                ensemble.update(average_log_probabilities(torch.stack(ordered), 0), labels, where)
-            shown.advance(len(batch) * distributed.world_size())
-    results = tuple(replace(one.all_reduce().result(names), scope=selection.scope) for one in per_run)
+    per_run, ensemble = _accumulate(predictors, orders, dataset, indices, len(names))
+    results = tuple(replace(one.result(names), scope=selection.scope) for one in per_run)
     return JointEvaluation(
         runs=tuple(fspath(one) for one in runs),
         dataset=dataset.with_intensity_range(classifiers[0].preprocess.intensity_range),
@@ -224,10 +209,42 @@ def evaluate_jointly(
         classifiers=tuple(classifiers),
         protocols=tuple(protocols),
         per_run=results,
-        ensemble=results[0]
-        if ensemble is per_run[0]
-        else replace(ensemble.all_reduce().result(names), scope=selection.scope),
+        ensemble=results[0] if ensemble is None else replace(ensemble.result(names), scope=selection.scope),
     )
+
+
+def _accumulate(
+    predictors: Sequence[Predictor], orders: Sequence[Tensor], dataset: Dataset, indices: Ints, num_classes: int
+) -> tuple[list[MetricAccumulator], MetricAccumulator | None]:
+    """Predict the images at `indices` on all processes and accumulate the metrics.
+
+    Args:
+        predictors: One for each run.
+        orders: For each run, the index of each class among its outputs.
+        dataset: The images and labels.
+        indices: Those to predict, (N,).
+        num_classes: Number of classes.
+
+    Returns:
+        The metrics of each run, and those of the mean probabilities; None for a single run.
+    """
+    size = min(one.batch_size for one in predictors) * distributed.world_size()
+    batches = [
+        indices[start : start + size][distributed.rank() :: distributed.world_size()]
+        for start in range(0, len(indices), size)
+    ]
+    per_run = [MetricAccumulator(num_classes) for _ in predictors]
+    ensemble = MetricAccumulator(num_classes) if len(predictors) > 1 else None
+    with progress("evaluating", len(indices)) as shown:
+        for batch, *outputs in zip(batches, *(one.predict_batches(batches) for one in predictors), strict=True):
+            where, labels = torch.from_numpy(batch), torch.from_numpy(dataset.labels[batch])
+            ordered = [one[:, order] for one, order in zip(outputs, orders, strict=True)]
+            for accumulator, one in zip(per_run, ordered, strict=True):
+                accumulator.update(one, labels, where)
+            if ensemble is not None:
+                ensemble.update(average_log_probabilities(torch.stack(ordered), 0), labels, where)
+            shown.advance(len(batch) * distributed.world_size())
+    return [one.all_reduce() for one in per_run], None if ensemble is None else ensemble.all_reduce()
 
 
 @torch.inference_mode()

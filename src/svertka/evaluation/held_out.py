@@ -82,18 +82,8 @@ def select_images(
     if part is not None and part not in PART_CHOICES:
         raise UsageError(f"part={part} is not a part; use train, val, test or all")
     contents, _ = hash_images(dataset.images, threads)
-    found = [_RunSplit.of(run, dataset, contents) for run in runs]
-    choices = [one.chosen(part, include_training) for one in found]
-    for one, choice in zip(found, choices, strict=True):
-        if part != "all" and not np.array_equal(choice.chosen, choices[0].chosen):
-            raise UsageError(
-                f"{found[0].run} and {one.run} were trained on different parts of {dataset.source}; "
-                "evaluate them on other images, or on --part all, which leaves out the training images of all of them"
-            )
-    chosen = np.logical_and.reduce([choice.chosen for choice in choices])
-    training = np.logical_or.reduce([choice.training for choice in choices])
-    if not chosen.any():
-        raise _nothing_left(dataset.source, " and ".join(one.run for one in found), part, int(training.sum()))
+    splits = [_RunSplit.of(run, dataset, contents) for run in runs]
+    chosen, training, used_part = _choose(splits, dataset.source, part, include_training)
     wanted = np.flatnonzero(chosen)
     prepared = prepare_images(
         dataset.with_intensity_range(preprocess.intensity_range),
@@ -110,25 +100,48 @@ def select_images(
         raise DataError(f"{dataset.source}: no image can be read; see {_check_command(dataset.source)}")
     if sentence := describe_misnamed(find_misnamed(dataset.images, prepared.info)):
         say(sentence)
-    alike, not_compared = _near_duplicates(found, dataset, contents, good, threads)
+    near_duplicates, not_compared = _near_duplicates(splits, dataset, contents, good, threads)
     deep = [index for index in good.tolist() if index in prepared.info and prepared.info[index].deep]
     notes = [
-        next((one.note for one in found if one.note), not_compared),
+        next((one.note for one in splits if one.note), not_compared),
         _other_intensities(dataset.images, deep, preprocess),
     ]
+    digests = [prepared.digests[i] for i in good.tolist()]
     scope = EvaluationScope(
         dataset.source,
-        choices[0].part,
+        used_part,
         int(training.sum()),
         bool((chosen & training).any()),
         len(prepared.bad),
-        alike,
+        near_duplicates,
         "; ".join(filter(None, notes)) or None,
-        len(good) - len({prepared.digests[i] for i in good.tolist()}),
+        len(good) - len(set(digests)),
         tuple((dataset.images.name(index), reason) for index, reason in sorted(prepared.bad.items())),
         dataset.account,
     )
-    return Selection(prepared.rows, good, [prepared.digests[i] for i in good], scope)
+    return Selection(prepared.rows, good, digests, scope)
+
+
+def _choose(
+    splits: Sequence["_RunSplit"], source: str, part: str | None, include_training: bool
+) -> tuple[Flags, Flags, str]:
+    """Return which images to evaluate, which ones trained a run, both (N,), and the part.
+
+    Raises:
+        UsageError: The runs were trained on different parts, or no image is left.
+    """
+    choices = [one.chosen(part, include_training) for one in splits]
+    for one, choice in zip(splits, choices, strict=True):
+        if part != "all" and not np.array_equal(choice.chosen, choices[0].chosen):
+            raise UsageError(
+                f"{splits[0].run} and {one.run} were trained on different parts of {source}; evaluate them on other "
+                "images, or on --part all, which leaves out the training images of all of them"
+            )
+    chosen = np.logical_and.reduce([choice.chosen for choice in choices])
+    training = np.logical_or.reduce([choice.training for choice in choices])
+    if not chosen.any():
+        raise _nothing_left(source, " and ".join(one.run for one in splits), part, int(training.sum()))
+    return chosen, training, choices[0].part
 
 
 def _near_duplicates(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from svertka.errors import UsageError
 from svertka.graph.layer_calls import LayerCall, LayerTracker, first_tensor
 from svertka.graph.summary import Layer, trace
-from svertka.inspection.forward_pass import force_eager, prepare_input, run_network, unwrap_compiled
+from svertka.inspection.forward_pass import call_network, force_eager, prepare_input, unwrap_compiled
 from svertka.type_checking import check_types
 
 LayerHook = Callable[[Tensor], None]
@@ -176,7 +176,7 @@ def layer_outputs(network: nn.Module, images: Tensor, names: Sequence[str]) -> d
         return lambda output: found.update({name: output.clone()})
 
     with hook_layers(network, list_layers(network, tuple(images.shape)), {name: copy_to(name) for name in names}):
-        run_network(network, images)
+        call_network(network, images)
     return {name: found[name] for name in names}
 
 

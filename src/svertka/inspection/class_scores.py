@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from svertka.errors import UsageError
-from svertka.inspection.forward_pass import run_network
+from svertka.inspection.forward_pass import call_network
 
 ClassIndices = int | Sequence[int] | npt.NDArray[np.integer] | Tensor
 
@@ -74,7 +74,7 @@ def compute_class_scores(network: nn.Module, images: Tensor, classes: Tensor, mu
         UsageError: the output is not (N, K) scores, contains NaN, or has no such class.
     """
     with _LastActivation() as last:
-        output = run_network(network, images)
+        output = call_network(network, images)
     scores: ClassScores = last.scores(_as_matrix(network, output, len(images)), multilabel)
     count = scores.values.shape[1]
     wrong = classes[(classes < 0) | (classes >= count)]

@@ -119,7 +119,7 @@ class Deconvnet:
         def run(images: Tensor) -> Tensor:
             with suppress(_LayerReached):
                 # A clone, since a layer may modify its input in place.
-                forward_pass.run_network(self._network, images.clone(memory_format=torch.channels_last))
+                forward_pass.call_network(self._network, images.clone(memory_format=torch.channels_last))
             return found.pop()
 
         with hook_layers(self._network, self._known, {layer.name: stop}):

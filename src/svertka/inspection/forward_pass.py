@@ -66,7 +66,7 @@ def make_differentiable(network: nn.Module, images: Tensor) -> Tensor:
         return images
     converted = images.to(floating_point_dtype(network) or torch.float32)
     with torch.no_grad():
-        expected, output = run_network(network, images[:1].clone()), run_network(network, converted[:1].clone())
+        expected, output = call_network(network, images[:1].clone()), call_network(network, converted[:1].clone())
     if not (
         isinstance(expected, Tensor) and isinstance(output, Tensor) and torch.allclose(expected, output, equal_nan=True)
     ):
@@ -77,7 +77,7 @@ def make_differentiable(network: nn.Module, images: Tensor) -> Tensor:
     return converted
 
 
-def run_network(network: nn.Module, images: Tensor) -> Any:
+def call_network(network: nn.Module, images: Tensor) -> Any:
     """Return `network(images)`.
 
     Raises:

@@ -24,7 +24,7 @@ from svertka.inspection.activations import (
     hook_layers,
     list_layers,
 )
-from svertka.inspection.forward_pass import StopForward, prepare_input, run_network, unwrap_compiled
+from svertka.inspection.forward_pass import StopForward, call_network, prepare_input, unwrap_compiled
 from svertka.inspection.unit_statistics import UnitStatistics
 from svertka.type_checking import check_types
 
@@ -220,7 +220,7 @@ def _run_pass(
                 raise DataError(f"data contains images of {both}; give images of one shape")
             with suppress(StopForward):
                 inputs = prepare_input(network, batch.images).contiguous(memory_format=torch.channels_last)
-                run_network(network, inputs)
+                call_network(network, inputs)
             waiting.append(batch)
             if sum(len(batch.indices) for batch in waiting) >= IMAGES_PER_UPDATE:
                 update()

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from svertka.inspection.atlas import dataset_pass as dataset_pass
+from svertka.inspection.atlas.classifier_and_images import open_inputs
 from svertka.inspection.atlas.dataset_pass import PASS_FILE, run_dataset_pass
-from svertka.inspection.atlas.inputs import open_inputs
 from svertka.inspection.atlas.resumable_folder import ResumableFolder
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from svertka.graph.summary import trace
 from svertka.inspection import top_patches
-from svertka.inspection.atlas.inputs import AtlasInputs, open_inputs
+from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_inputs
 from svertka.inspection.atlas.layer_data import (
     AtlasLayer,
     _draw_tiles,

@@ -7,8 +7,8 @@ import torch
 
 from svertka.graph.summary import trace
 from svertka.inspection import top_patches
+from svertka.inspection.atlas.classifier_and_images import open_inputs
 from svertka.inspection.atlas.image_data import select_atlas_images
-from svertka.inspection.atlas.inputs import open_inputs
 from svertka.inspection.atlas.layer_data import AtlasLayer
 from svertka.inspection.atlas.remaining_time import RemainingTime
 from svertka.inspection.atlas.resumable_folder import ResumableFolder

@@ -19,10 +19,10 @@ from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.files import cache_bytes, format_bytes, parse_path
 from svertka.graph.summary import Trace, trace
 from svertka.inspection.activations import convolution_names, find_layer
+from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_inputs
 from svertka.inspection.atlas.dataset_pass import PASS_FILE, run_dataset_pass
 from svertka.inspection.atlas.image_data import select_atlas_images, write_image_data
 from svertka.inspection.atlas.index_page import IndexPage
-from svertka.inspection.atlas.inputs import AtlasInputs, open_inputs
 from svertka.inspection.atlas.layer_data import AtlasLayer, take_first_units, write_layer_data
 from svertka.inspection.atlas.network_diagram import build_diagram
 from svertka.inspection.atlas.remaining_time import RemainingTime

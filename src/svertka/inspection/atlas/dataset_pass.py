@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from svertka.errors import RunError
-from svertka.inspection.atlas.inputs import AtlasInputs
+from svertka.inspection.atlas.classifier_and_images import AtlasInputs
 from svertka.inspection.atlas.resumable_folder import ResumableFolder
 from svertka.inspection.maximally_activating_patches import LayerPatches, top_patches
 from svertka.progress import progress

@@ -12,7 +12,7 @@ from torch import Tensor
 from svertka.data.dataset import Ints
 from svertka.graph.summary import Layer
 from svertka.inspection.activations import hook_layers, list_layers
-from svertka.inspection.atlas.inputs import AtlasInputs
+from svertka.inspection.atlas.classifier_and_images import AtlasInputs
 from svertka.inspection.atlas.layer_data import AtlasLayer
 from svertka.inspection.atlas.resumable_folder import ResumableFolder
 from svertka.inspection.atlas.sprite_sheets import MAX_CRISP_IMAGE, encode_sheet, images_per_row, to_rgb

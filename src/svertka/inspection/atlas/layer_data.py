@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from svertka.data.dataset import Ints, Pixels
 from svertka.graph.summary import Layer
-from svertka.inspection.atlas.inputs import AtlasInputs
+from svertka.inspection.atlas.classifier_and_images import AtlasInputs
 from svertka.inspection.atlas.resumable_folder import ResumableFolder
 from svertka.inspection.atlas.sprite_sheets import (
     UNITS_PER_SHEET,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from svertka.graph.summary import Layer
 from svertka.inspection.activations import convolution_names, find_layer, follow_to_relu, hook_layers, list_layers
-from svertka.inspection.forward_pass import prepare_input, run_network, unwrap_compiled
+from svertka.inspection.forward_pass import call_network, prepare_input, unwrap_compiled
 
 UNITS_PER_LAYER = 6
 MAX_FILE_SIZE = 1 << 26  # bytes of an atlas file that is read
@@ -60,7 +60,7 @@ def find_top_units(network: nn.Module, image: Tensor, largest: LargestActivation
     observed = {name: follow_to_relu(known, name).name for name in names}
     outputs: dict[str, Tensor] = {}
     with hook_layers(network, known, {name: _hook(outputs, name) for name in observed.values()}):
-        run_network(network, prepare_input(network, image).clone())
+        call_network(network, prepare_input(network, image).clone())
     return [
         one for name in names for one in _strongest_units(find_layer(known, name), outputs[observed[name]], largest)
     ]

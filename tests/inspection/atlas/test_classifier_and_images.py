@@ -9,7 +9,7 @@ from PIL import Image
 
 from svertka.classifier import Classifier
 from svertka.errors import DataError, UsageError
-from svertka.inspection.atlas.inputs import AtlasInputs, open_inputs
+from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_inputs
 
 
 def opened(run: Path, source: Path | str | None, pictures: int | None = None) -> AtlasInputs:
