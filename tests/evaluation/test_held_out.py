@@ -23,7 +23,6 @@ from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.evaluation.held_out import TrainingImageFilter
 from svertka.files import cache_folder
 from svertka.run import Run
-from svertka.training.repeated_splits import repeat
 
 QUICK: dict[str, Any] = {"model": "mlp", "size": 8, "epochs": 2, "threads": 1}
 
@@ -50,7 +49,7 @@ def runs(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[t
     made = [
         svertka.train(digit_folder, output=folder / "plain", **QUICK),
         svertka.train(digit_folder, output=folder / "tested", test=0.3, **QUICK),
-        *repeat(digit_folder, 3, output=folder / "repeats", test=0.2, **QUICK).runs,
+        *svertka.train(digit_folder, repeats=3, output=folder / "repeats", test=0.2, **QUICK).runs,
     ]
     found = []
     for run in made:
@@ -262,7 +261,7 @@ def test_training_images_of_initial_weights_are_left_out(
     runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
 ) -> None:
     first, _, learnt, _ = runs[2]
-    options = QUICK | {"weights": first, "unfreeze": "all", "test": 0.3, "turn": 7}
+    options = QUICK | {"weights": first, "unfreeze": "all", "test": 0.3, "split_seed": 7}
     second = svertka.train(digit_folder, output=tmp_path / "second", **options)
     assert not judged_contents(second, digit_folder) & learnt
     inherited = Manifest.read(second.manifest).inherited

@@ -25,10 +25,9 @@ from svertka.cli.app import main
 from svertka.data.dataset import Ints
 from svertka.errors import Interrupted
 from svertka.run import Run
-from svertka.training import callbacks, pipeline, resume, training_loop
+from svertka.training import callbacks, pipeline, repeated_splits, resume, training_loop
 from svertka.training import data_splits as parts_module
 from svertka.training.data_splits import Parts
-from svertka.training.repeated_splits import repeat
 
 QUICK: dict[str, Any] = {"model": "mlp", "size": 8, "epochs": 2, "batch_size": 32, "threads": 1}
 
@@ -229,7 +228,7 @@ def test_copies_in_several_parts_are_said_everywhere(
 
 @pytest.mark.usefixtures("quiet")
 def test_every_repeat_keeps_its_own_test_images_apart(digit_folder: Path, tmp_path: Path) -> None:
-    train, held = svertka.training.repeated_splits.train, []
+    train, held = repeated_splits.train_run, []
 
     def recording(*arguments: Any, **options: Any) -> Run:
         with recorded() as reads:
@@ -239,8 +238,8 @@ def test_every_repeat_keeps_its_own_test_images_apart(digit_folder: Path, tmp_pa
         return run
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(svertka.training.repeated_splits, "train", recording)
-        repeat(digit_folder, 3, output=tmp_path / "runs", test=0.3, **QUICK)
+        patch.setattr(repeated_splits, "train_run", recording)
+        svertka.train(digit_folder, repeats=3, output=tmp_path / "runs", test=0.3, **QUICK)
     assert len(set(held)) == 3
 
 
