@@ -20,10 +20,10 @@ def pad(text: str, width: int, *, right: bool = False) -> str:
     return spaces + text if right else text + spaces
 
 
-def shorten(text: str, width: int, ellipsis: str = ELLIPSIS) -> str:
-    """Return `text` in at most `width` columns, with … in place of its middle if it is longer.
+def shorten(text: str, width: int, ellipsis: str = ELLIPSIS, *, is_prose: bool = False) -> str:
+    """Return `text` in at most `width` columns, with … in place of what is left out if it is longer.
 
-    Both ends stay: names of one folder often differ at the end only. The end gets the larger share.
+    A name loses its middle and keeps both ends: names of one folder often differ at the end only. Prose loses its end.
 
     >>> shorten("album/holidays/2024/0001.jpg", 16)
     'album/…/0001.jpg'
@@ -33,6 +33,8 @@ def shorten(text: str, width: int, ellipsis: str = ELLIPSIS) -> str:
     room = width - text_width(ellipsis)
     if room < 2:
         return text[: max(width, 0)] if text.isascii() else ellipsis[: max(width, 0)]
+    if is_prose:
+        return f"{_prefix(text, room).rstrip()}{ellipsis}"
     head = room * 2 // 5
     return f"{_prefix(text, head)}{ellipsis}{_suffix(text, room - head)}"
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from svertka.cli.option_types import AsJson, Columns, Group, MaxPixels, Test, Val, pixel_count
-from svertka.cli.printing import print_json
+from svertka.cli.printing import print_json, print_line
 
 
 def check(
@@ -27,4 +27,5 @@ def check(
     if as_json:
         print_json(findings.to_dict())
     else:
-        print("\n".join(checking.describe(findings)))
+        for line in checking.describe(findings):
+            print_line(line)

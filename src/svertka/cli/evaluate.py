@@ -76,4 +76,4 @@ def evaluate(
             continue
         recall, precision = (f"{v:.1%}" if v is not None else "–" for v in (one.recall, one.precision))
         shown.append((one.name, f"{one.images:,}", recall, precision))
-    print_table(shown, right="123")
+    print_table(shown, right=(1, 2, 3), shrink=(0,))

@@ -74,7 +74,9 @@ def locate(
             for one in image.classes
         ]
         if rows:
-            print_table([("image", "class", "score", "left", "top", "right", "bottom"), *rows], right="23456")
+            print_table(
+                [("image", "class", "score", "left", "top", "right", "bottom"), *rows], right=range(2, 7), shrink=(0, 1)
+            )
         if located.judgement:
             print_line(describe_pointing(located.judgement))
         if located.page:

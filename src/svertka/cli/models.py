@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from svertka.cli.option_types import AsJson
-from svertka.cli.printing import print_json, print_table
+from svertka.cli.printing import print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from svertka.graph.summary import Layer, Trace
@@ -33,21 +33,28 @@ def models(
             counts = f"{one['parameters']:,}", f"{one['multiply_adds']:,}"
             plainest = _errors(one["published"][0]) if one["published"] else ("",) * 4
             rows.append((one["name"], *counts, "×".join(map(str, one["input"])), *plainest, one["source"]))
-        print_table(rows, right="1245")
-        print("top-1, top-5: reported error, %; svertka models NAME lists all reported errors and their sources")
+        print_table(rows, right=(1, 2, 4, 5), shrink=(8, 7, 6), drop=(8, 7, 6, 3, 5), prose=(6, 7, 8))
+        print_line("top-1, top-5: reported error, %; svertka models NAME lists all and their sources")
         return
     model = registry.find_model(name)
     trace = registry.trace_model(model)
     if as_json:
         print_json(registry.list_models(name)[0])
         return
-    print(f"{name} on {'×'.join(map(str, model.input_shape))} pixels: {model.source}")
+    print_line(f"{name} on {'×'.join(map(str, model.input_shape))} pixels: {model.source}")
     if reported := registry.describe(model)["published"]:
-        print("\nReported errors, %")
+        print_line()
+        print_line("Reported errors, %")
         header = ("top-1", "top-5", "crops", "of", "source", "note")
-        print_table([header, *((*_errors(one), one["source"], one["note"]) for one in reported)], right="01")
-        print()
-    print_table(_layer_table(trace), right="3456")
+        print_table(
+            [header, *((*_errors(one), one["source"], one["note"]) for one in reported)],
+            right=(0, 1),
+            shrink=(5, 4),
+            drop=(5, 4),
+            prose=(4, 5),
+        )
+        print_line()
+    print_table(_layer_table(trace), right=(3, 4, 5, 6), shrink=(1, 0), drop=(6, 4, 7, 5))
 
 
 def _errors(figure: dict[str, Any]) -> tuple[str, str, str, str]:

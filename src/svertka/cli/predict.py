@@ -20,7 +20,7 @@ from svertka.cli.option_types import (
     Threads,
     pixel_count,
 )
-from svertka.cli.printing import json_text, print_line, print_table
+from svertka.cli.printing import json_text, print_table
 from svertka.escaping import escape_csv_cell, escape_csv_path, to_printable
 
 Batch = list[dict[str, Any]]
@@ -109,12 +109,13 @@ def _table_form() -> Iterator[Write]:
         for failed, some in groupby(batch, key=lambda one: "error" in one):
             if failed:
                 for one in some:
-                    print_line(f"{one['path']}  cannot be read: {one['error']}")
+                    print_table([(one["path"], f"cannot be read: {one['error']}")], shrink=(0, 1), prose=(1,))
                 continue
             rows = [
                 (one["path"], *(f"{label['name']} {label['probability']:.1%}" for label in one["labels"]))
                 for one in some
             ]
-            widths = print_table(rows, widths=widths)
+            labels = range(1, len(rows[0]))
+            widths = print_table(rows, shrink=(0, *reversed(labels)), drop=labels[:0:-1], widths=widths)
 
     yield write

@@ -50,7 +50,7 @@ def tune(
         print_json(found)
         return
     header: tuple[str, ...] = ("layer", "pass", "algorithm", "ms", "GFLOP/s", "error", "")
-    print_table([header, *map(_row, found)], right="345")
+    print_table([header, *map(_row, found)], right=(3, 4, 5), shrink=(6, 0), drop=(5, 4), prose=(6,))
 
 
 def _sizes(option: str, text: str) -> tuple[int, ...]:
