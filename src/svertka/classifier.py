@@ -23,7 +23,7 @@ from svertka.models import published_weights, registry, weights
 from svertka.models.heads import NATIVE_HEADS, HeadKind, head_path, replace_head
 from svertka.models.weights import Weights
 from svertka.pages.notebook_block import THUMBNAIL_SIDE, NotebookBlock, Thumbnail, thumbnail_uri
-from svertka.progress import progress, say
+from svertka.progress import progress, say, working
 from svertka.tensor_files import not_finite, read_tensors, tensor_shapes, unreadable, write_tensors
 from svertka.type_checking import check_types
 
@@ -98,6 +98,7 @@ class Classifier:
 
     @classmethod
     @check_types
+    @working("loading the network")
     def load(cls, path: str | PathLike[str], device: torch.device | str = "cpu", *, of_patches: bool = False) -> Self:
         """Load a run or pretrained weights for inference.
 
@@ -404,7 +405,7 @@ def _predict_batches(
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the predictions for images with their paths, `BATCH_SIZE` at a time."""
     classifier = classifier.optimized_for(len(inputs))
-    with ThreadPoolExecutor(workers) as pool, progress("predicting", len(inputs)) as shown:
+    with ThreadPoolExecutor(workers) as pool, progress("predicting", len(inputs), "images") as shown:
         for start in range(0, len(inputs), BATCH_SIZE):
             some = inputs[start : start + BATCH_SIZE]
             tensors = list(

@@ -111,7 +111,7 @@ def _receive(url: str, part: Path, start: int) -> None:
         size = start + left
         with storage_errors(part):
             file = part.open("r+b" if start else "wb")
-        with file, progress(f"fetching {part.stem} (MB)", -(-size // MEGABYTE)) as bar:
+        with file, progress(f"fetching {part.stem}", -(-size // MEGABYTE), "MB") as bar:
             file.seek(start)
             bar.advance(start // MEGABYTE)
             while block := response.read(BLOCK):

@@ -7,7 +7,7 @@ from svertka.errors import UsageError
 from svertka.models.registry import MODELS
 from svertka.training.builtin_recipes import RECIPES
 from svertka.training.recipe import Recipe
-from svertka.training.time_estimate import Passes, epoch_seconds, fit_epochs, parse_time, repeated, table, time_steps
+from svertka.training.time_estimate import Passes, epoch_seconds, fit_epochs, parse_time, repeated, time_steps
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400)])
@@ -64,10 +64,6 @@ def test_a_batch_too_small_for_batch_norm_is_one_sentence() -> None:
     batch = Batch(torch.randn(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64), np.arange(1), 1)
     with pytest.raises(UsageError, match="a batch of 1 gives the batch norm of this network one value per channel"):
         time_steps(network, batch, Recipe(), "a network of this test")
-
-
-def test_tables_line_up() -> None:
-    assert table([("data", "x"), ("network", "y")]) == ["data     x", "network  y"]
 
 
 def test_under_a_time_the_plan_names_no_number_of_passes() -> None:

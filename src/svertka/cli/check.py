@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from svertka.cli.option_types import AsJson, Columns, Group, MaxPixels, Test, Val, pixel_count
-from svertka.cli.printing import print_json, print_line
+from svertka.cli.printing import loading, print_json, print_line
 
 
 def check(
@@ -21,7 +21,8 @@ def check(
 
     Example: svertka check photos/
     """
-    from svertka.data import dataset_check as checking
+    with loading():
+        from svertka.data import dataset_check as checking
 
     findings = checking.check(source, val, test, columns=columns, group=group, max_pixels=pixel_count(max_pixels))
     if as_json:

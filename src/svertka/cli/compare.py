@@ -19,7 +19,7 @@ from svertka.cli.option_types import (
     pixel_count,
     whole_numbers,
 )
-from svertka.cli.printing import print_json, print_line, print_table
+from svertka.cli.printing import loading, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from svertka.evaluation.compare import ComparedRun
@@ -51,8 +51,9 @@ def compare(
 
     Example: svertka compare runs/photos-resnet18 runs/photos-vgg16 --output comparison.html
     """
-    from svertka.evaluation.compare import compare as side_by_side
-    from svertka.evaluation.compare import runs_and_source
+    with loading():
+        from svertka.evaluation.compare import compare as side_by_side
+        from svertka.evaluation.compare import runs_and_source
 
     runs, source = runs_and_source(run)
     result = side_by_side(

@@ -21,7 +21,7 @@ from svertka.cli.option_types import (
     pixel_count,
     whole_numbers,
 )
-from svertka.cli.printing import print_json, print_line, print_table
+from svertka.cli.printing import loading, print_json, print_line, print_table
 
 
 def evaluate(
@@ -47,7 +47,8 @@ def evaluate(
 
     Example: svertka evaluate runs/photos-resnet18 runs/photos-vgg16 photos/ --crops 10
     """
-    from svertka.evaluation.evaluate import evaluate as judge
+    with loading():
+        from svertka.evaluation.evaluate import evaluate as judge
 
     result = judge(
         run,

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from svertka.cli.option_types import AsJson, Overwrite, RunArgument
-from svertka.cli.printing import print_json, print_line
+from svertka.cli.printing import loading, print_json, print_line
 
 
 def export(
@@ -30,7 +30,8 @@ def export(
 
     Example: svertka export runs/photos-resnet18 --to model.onnx
     """
-    from svertka.exporters.export import export as write
+    with loading():
+        from svertka.exporters.export import export as write
 
     written = write(run, to, pictures=images or (), preprocessing=preprocessing, overwrite=overwrite)
     if as_json:

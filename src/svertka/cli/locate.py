@@ -18,7 +18,7 @@ from svertka.cli.option_types import (
     Threads,
     pixel_count,
 )
-from svertka.cli.printing import print_json, print_line, print_table
+from svertka.cli.printing import loading, print_json, print_line, print_table
 from svertka.escaping import to_printable
 
 
@@ -47,8 +47,9 @@ def locate(
 
     Example: svertka locate runs/photos-efficientnet_lite0 album/ --output found
     """
-    from svertka.localization.locate import locate as search
-    from svertka.localization.overlays import describe_pointing
+    with loading():
+        from svertka.localization.locate import locate as search
+        from svertka.localization.overlays import describe_pointing
 
     located = search(
         run,

@@ -15,7 +15,7 @@ from svertka.cli.option_types import (
     Threads,
     pixel_count,
 )
-from svertka.cli.printing import print_json, print_line
+from svertka.cli.printing import loading, print_json, print_line
 
 
 def look(
@@ -44,7 +44,8 @@ def look(
 
     Example: svertka look runs/digits-lenet5
     """
-    from svertka.inspection.atlas.build import look as make
+    with loading():
+        from svertka.inspection.atlas.build import look as make
 
     names = None if layers is None else [name.strip() for name in layers.split(",") if name.strip()]
     atlas = make(

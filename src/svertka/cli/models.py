@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from svertka.cli.option_types import AsJson
-from svertka.cli.printing import print_json, print_line, print_table
+from svertka.cli.printing import loading, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from svertka.graph.summary import Layer, Trace
@@ -21,7 +21,8 @@ def models(
 
     Example: svertka models vgg16
     """
-    from svertka.models import registry
+    with loading():
+        from svertka.models import registry
 
     if name is None:
         facts = registry.list_models()

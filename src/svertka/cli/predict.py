@@ -20,7 +20,7 @@ from svertka.cli.option_types import (
     Threads,
     pixel_count,
 )
-from svertka.cli.printing import json_text, print_table
+from svertka.cli.printing import json_text, loading, print_table
 from svertka.escaping import escape_csv_cell, escape_csv_path, to_printable
 
 Batch = list[dict[str, Any]]
@@ -43,7 +43,8 @@ def predict(
 
     Example: svertka predict runs/photos-resnet20 holiday.jpg album/
     """
-    from svertka.classifier import predict_in_batches
+    with loading():
+        from svertka.classifier import predict_in_batches
 
     failed, limit = False, pixel_count(max_pixels)
     form = _json_form if as_json else _csv_form if as_csv else _table_form

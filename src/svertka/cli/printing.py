@@ -4,7 +4,8 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
 from unicodedata import bidirectional
@@ -27,6 +28,18 @@ def print_json(value: Any) -> None:
 def json_text(value: Any) -> str:
     """Return `value` as strict JSON: null for NaN and infinity, escapes for bytes that are not UTF-8."""
     return json.dumps(_readable(value), indent=2, allow_nan=False)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Show a spinner while the body imports PyTorch and what needs it; elsewhere than on a terminal, nothing."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield
+        return
+    from svertka.progress import working
+
+    with working("loading PyTorch"):
+        yield
 
 
 def print_line(text: str = "") -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from svertka.cli.option_types import Device, Threads
-from svertka.cli.printing import print_json, print_line
+from svertka.cli.printing import loading, print_json, print_line
 
 
 def serve(
@@ -33,8 +33,9 @@ def serve(
     # While they wait for one another or for work, threads of the network sleep: by themselves they spin, for which the
     # decoders of the next pictures wait. Read once, as PyTorch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from svertka.serving.serve import ServerAddress
-    from svertka.serving.serve import serve as answer
+    with loading():
+        from svertka.serving.serve import ServerAddress
+        from svertka.serving.serve import serve as answer
 
     def ready(place: ServerAddress) -> None:
         if as_json:

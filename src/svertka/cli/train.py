@@ -21,7 +21,7 @@ from svertka.cli.option_types import (
     Val,
     pixel_count,
 )
-from svertka.cli.printing import print_json, print_line
+from svertka.cli.printing import loading, print_json, print_line
 from svertka.errors import UsageError
 from svertka.escaping import format_command
 
@@ -218,11 +218,13 @@ def train(
                 f"{option} cannot be given with --resume: the run goes on with its own settings; leave it out, or "
                 f"start a new run from its weights: {anew} …"
             )
-        from svertka.training.resume import resume as continue_run
+        with loading():
+            from svertka.training.resume import resume as continue_run
 
         run = continue_run(resume, source, boxes=boxes, tensorboard=tensorboard)
     else:
-        from svertka.training.train import train as train_run
+        with loading():
+            from svertka.training.train import train as train_run
 
         options = {name: value for name, value in given.items() if name not in NOT_FOR_TRAIN}
         run = train_run(str(source), **options | {"max_pixels": pixel_count(max_pixels)})
@@ -244,9 +246,11 @@ def _print_run(run: "Run") -> None:
     """Print the errors of a finished run, warnings, and what to do next."""
     result = run.result()
     errors = [f"{part} error {result[key]:.2%}" for part, key in PARTS.items() if result[key] is not None]
-    speed = f"{result['images_per_second']:,.0f} images/s"
-    print_line(f"{', '.join(errors) or 'trained'} after {result['epochs']:g} epochs, {speed}")
-    for warning in run.settings()["account"].get("warnings", ()):
+    settings = run.settings()
+    unit = "features" if settings["cache"] else "images"  # of frozen layers, if stored
+    speed = f"{result['images_per_second']:,.0f} {unit}/s"
+    print_line(f"{', '.join(errors) or 'trained'} after {result['epochs']:g} epochs at {speed}")
+    for warning in settings["account"].get("warnings", ()):
         print_line(f"warning: {warning}")
     print_line(f"the run is in {run.folder}; open {run.report}")
     for verb, *arguments in (("predict", "IMAGE..."), ("look",), ("serve",)):

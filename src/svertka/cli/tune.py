@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from svertka.cli.option_types import AsJson, Threads
-from svertka.cli.printing import print_json, print_table
+from svertka.cli.printing import loading, print_json, print_table
 from svertka.errors import UsageError
 
 
@@ -31,7 +31,8 @@ def tune(
 
     Example: svertka tune resnet18
     """
-    from svertka.evaluation.algorithm_timing import tune as time_algorithms
+    with loading():
+        from svertka.evaluation.algorithm_timing import tune as time_algorithms
 
     found = time_algorithms(
         name,

@@ -27,6 +27,7 @@ from svertka.graph.network_copy import copy_for_comparison
 from svertka.graph.trace_errors import TraceRunError
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import format_count
+from svertka.progress import working
 
 MIN_NUM_IMAGES = 64  # fewer do not justify the second that optimizing takes
 MAX_PLANS = 8  # batch sizes for which memory is kept
@@ -146,6 +147,7 @@ def _check_example(example: Tensor) -> None:
         )
 
 
+@working("optimizing the network")
 def optimize_if_worthwhile(network: nn.Module, shape: tuple[int, ...], num_images: int) -> nn.Module:
     """Return `network` optimized if `num_images` images of `shape`, (C, H, W), justify it, otherwise `network`.
 

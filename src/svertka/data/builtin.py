@@ -272,7 +272,7 @@ def _unpacked(archive: Path, published: CifarArchive) -> Path:
 def _unpack(archive: Path, folder: Path, missing: dict[str, int | None]) -> None:
     """Write the `missing` files of the archive, name -> bytes (None: short, of any length), into `folder`."""
     try:
-        with tarfile.open(archive) as tar, progress(f"unpacking {archive.name}, files", len(missing)) as bar:
+        with tarfile.open(archive) as tar, progress(f"unpacking {archive.name}", len(missing), "files") as bar:
             for member in tar:
                 name = Path(member.name).name
                 file = tar.extractfile(member) if name in missing else None

@@ -38,7 +38,7 @@ def hash_images(images: Images, threads: int) -> tuple[list[bytes], dict[int, st
             return b""
 
     found: list[bytes] = []
-    with progress("reading", len(images)) as shown:
+    with progress("reading", len(images), "images") as shown:
         for some in map_chunks(digest, range(len(images)), threads, CHUNK):
             found += some
             shown.advance(len(some))

@@ -315,7 +315,7 @@ def _look_at_all(dataset: Dataset) -> tuple[dict[int, _Seen], dict[int, str]]:
                 bad[index] = str(error)
 
     blocks = [range(start, min(start + AT_ONCE, len(dataset))) for start in range(0, len(dataset), AT_ONCE)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("checking images", len(dataset)) as bar:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("checking", len(dataset), "images") as bar:
         for block, _ in zip(blocks, pool.map(look, blocks), strict=True):
             bar.advance(len(block))
     return seen, bad

@@ -373,7 +373,7 @@ def _decode(
     known: dict[bytes, ImageInfo] = {}
     contents = list(indices)
     chunk = max(min(CHUNK, CHUNK_BYTES // squares.layout.bytes), squares.threads)
-    with progress("decoding", len(contents)) as shown:
+    with progress("decoding", len(contents), "images") as shown:
         for number, results in enumerate(map_chunks(attempt, contents, squares.threads, chunk)):
             rows: dict[bytes, Pixels] = {}
             for content, result in zip(contents[number * chunk :], results, strict=False):

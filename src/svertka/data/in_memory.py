@@ -98,7 +98,7 @@ def _from_items(source: Indexable) -> Dataset:
     sizes: list[tuple[int, int]] = []
     kept: list[Pixels] | None = []
     kept_bytes = 0
-    with progress("reading the dataset", len(source)) as shown:
+    with progress("reading", len(source), "images") as shown:
         for index in range(len(source)):
             pixels, label = _read_item(source, index)
             labels.append(label)

@@ -94,7 +94,7 @@ def _compared(images: Images, digests: list[bytes], indices: list[int], threads:
 def _rows_of_array(array: Pixels, threads: int) -> Pixels:
     small = min(array.shape[1:3]) < SIDE
     rows = np.full((len(array), ROW), small, np.uint8)
-    with progress("comparing", len(array)) as shown:
+    with progress("comparing", len(array), "images") as shown:
         for number, some in enumerate(map_chunks(make_thumbnail, list(array), threads, CHUNK)):
             rows[number * CHUNK :][: len(some), :-1] = np.stack(some).reshape(len(some), -1)
             shown.advance(len(some))
@@ -116,7 +116,7 @@ def _through_store(images: Images, digests: list[bytes], indices: list[int], thr
         return _row(images, indices[place])
 
     places = np.flatnonzero(missing).tolist()
-    with progress("comparing", len(places)) as shown:
+    with progress("comparing", len(places), "images") as shown:
         for number, some in enumerate(map_chunks(made, places, threads, CHUNK)):
             here = places[number * CHUNK :][: len(some)]
             rows[here] = some

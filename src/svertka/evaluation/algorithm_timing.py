@@ -11,6 +11,7 @@ from svertka.device import preserves_settings, set_threads
 from svertka.errors import UsageError
 from svertka.graph.summary import trace
 from svertka.models.registry import find_model
+from svertka.progress import progress
 from svertka.type_checking import check_types
 
 
@@ -65,4 +66,9 @@ def tune(
             network = model.build(size=side)
         layers = trace(network, (batch, model.channels, side, side)).convolutions
     dtype = torch.bfloat16 if bfloat16 else torch.float32
-    return [trial for layer in layers.items() for trial in autotune.explain_choice(*layer, dtype)]
+    trials: list[dict[str, Any]] = []
+    with progress("timing", len(layers), "convolutions") as shown:
+        for layer in layers.items():
+            trials += autotune.explain_choice(*layer, dtype)
+            shown.advance()
+    return trials

@@ -19,7 +19,7 @@ from svertka.pages.inline_images import render_image
 from svertka.pages.number_format import MISSING, NBSP, format_brief, format_count, format_number, format_percent
 from svertka.pages.svg_curves import LINE_STYLES, Line, Panel, Reading, XAxis, render_curves
 from svertka.pages.templates import render_template
-from svertka.progress import duration
+from svertka.progress import duration, working
 from svertka.run import display_name
 
 HEIGHT = 224  # pixels of a panel of curves
@@ -30,6 +30,7 @@ MAX_CLASSES = 100  # rows of the table of classes
 Trained = Sequence[tuple[ComparedRun, Sequence[Mapping[str, Any]]]]
 
 
+@working("writing the page")
 def write_comparison(path: Path, comparison: Comparison) -> None:
     """Write `comparison` to `path` as one HTML file, atomically; some of the images are read again.
 

@@ -235,7 +235,7 @@ def _accumulate(
     ]
     per_run = [MetricAccumulator(num_classes) for _ in predictors]
     ensemble = MetricAccumulator(num_classes) if len(predictors) > 1 else None
-    with progress("evaluating", len(indices)) as shown:
+    with progress("evaluating", len(indices), "images") as shown:
         for batch, *outputs in zip(batches, *(one.predict_batches(batches) for one in predictors), strict=True):
             where, labels = torch.from_numpy(batch), torch.from_numpy(dataset.labels[batch])
             ordered = [one[:, order] for one, order in zip(outputs, orders, strict=True)]
@@ -264,7 +264,7 @@ def evaluate_network(
     """
     network.eval()
     metrics = MetricAccumulator(len(names))
-    with progress(title, batches.steps) as shown:
+    with progress(title, batches.steps, "batches") as shown:
         for batch in batches.epoch(0):
             if len(batch.labels):  # the last batch may be too small for every process to get a share
                 with autocast(batch.images.device):

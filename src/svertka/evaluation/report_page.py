@@ -22,7 +22,7 @@ from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import render_image, render_strip
 from svertka.pages.number_format import NBSP, format_count, format_number, format_percent
 from svertka.pages.templates import render_template
-from svertka.progress import duration
+from svertka.progress import duration, working
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -83,6 +83,7 @@ class Report:
         return f"{what}: {format_percent(evaluation.top1_error)} of {pictures} wrong{training}."
 
 
+@working("writing the report")
 def write_report(path: Path, report: Report) -> None:
     """Write `report` to `path` as one HTML file, atomically.
 

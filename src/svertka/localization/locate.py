@@ -175,7 +175,7 @@ def locate(
     game, training_filter = PointingGame(), TrainingImageFilter(run, include_training=include_training)
     decoding = Decoding.up_to(max_pixels).with_intensity_range(scorer.preprocess.intensity_range)
     located = []
-    with progress("locating", len(inputs)) as shown:
+    with progress("locating", len(inputs), "images") as shown:
         for number, (path, image) in enumerate(inputs):
             try:
                 pixels, annotation = load_pixels(image, decoding), annotations.get(number)

@@ -179,7 +179,7 @@ def cut_patches(
         with _naming_image(dataset.images, index):
             return dataset.images.size(index)
 
-    with progress("cutting patches", len(indices)) as shown_progress:
+    with progress("cutting patches", len(indices), "images") as shown_progress:
         chunks = map_chunks(size_of, indices.tolist(), threads, CHUNK)
         for index, size in zip(indices.tolist(), (size for chunk in chunks for size in chunk), strict=True):
             sizes[index] = size

@@ -13,7 +13,7 @@ from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.errors import Interrupted
 from svertka.evaluation.evaluate import evaluate_network
-from svertka.progress import Progress
+from svertka.progress import Progress, duration
 from svertka.run import Run
 from svertka.signals import Stopped, StopRequest, defer_stop
 from svertka.standard_streams import stderr_failure
@@ -59,6 +59,7 @@ class Recorder(Callback):
         self.run, self.classifier, self.optimizer, self.recipe = run, classifier, optimizer, recipe
         self.learner, self.state, self.log, self.progress = learner, state, log, progress
         self._steps_per_epoch = learner.batches.steps
+        self._epoch_count = 1 if recipe.is_computed else math.ceil(recipe.epochs)
         self._request = StopRequest()
         before = run.history() if log else []
         self._epochs = [entry for entry in before if entry["kind"] == "epoch" and health.is_complete(entry)]
@@ -79,7 +80,7 @@ class Recorder(Callback):
         self.state.learning_seconds += elapsed
         rate = metrics.images / max(elapsed, 1e-9)
         self.progress.advance(
-            metrics.steps, f"loss {metrics.loss:.3f}, error {metrics.error:.1%}, {rate:,.0f} images/s"
+            metrics.steps, f"{rate:,.0f} {self.learner.unit}/s, loss {metrics.loss:.3f}, error {metrics.error:.1%}"
         )
         if self.log:
             self.log.write(
@@ -117,6 +118,17 @@ class Recorder(Callback):
             self._write_epoch(epoch, loss, error, val_loss, val_error, kept, gradients)
         self._lap()
         return self.is_out_of_patience()
+
+    def summary(self) -> str:
+        """Return the course of the val error in a sentence; empty if fewer than two epochs were validated."""
+        errors = self.state.val_errors
+        if len(errors) < 2:
+            return ""
+        return (
+            f"{len(errors)} epochs in {duration(self.state.seconds)}: val error {errors[0]:.2%} at first, lowest "
+            f"{min(errors):.2%} in epoch {errors.index(min(errors)) + 1}; kept the weights of epoch "
+            f"{self.state.kept_epoch}"
+        )
 
     def is_out_of_patience(self) -> bool:
         """Return whether the validation error has not improved for `recipe.early_stop` epochs."""
@@ -193,8 +205,10 @@ class Recorder(Callback):
         self.log.write("epoch", **entry)
         self._log_lost_messages(epoch)
         self._epochs.append(entry)
-        seen = "" if val_error is None else f", val loss {val_loss:.4f}, val error {val_error:.2%}"
-        self.progress.say(f"epoch {epoch}: loss {loss:.4f}, error {error:.2%}{seen}")
+        facts = [f"train error {error:.2%}", f"train loss {loss:.4f}"]
+        if val_error is not None:
+            facts = [f"val error {val_error:.2%}", facts[0], f"val loss {val_loss:.4f}", facts[1]]
+        self.progress.update(f"epoch {epoch} of {self._epoch_count}: {', '.join(facts)}")
         self._tell(
             health.find_problems(
                 self._epochs, len(self.classifier.names), self.recipe, rate_was_found=self._rate_was_found

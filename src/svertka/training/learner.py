@@ -38,6 +38,7 @@ class Learner:
     network: nn.Module
     batches: BatchLoader
     val: BatchLoader | None
+    unit: str = "images"
 
 
 def freeze_for(classifier: Classifier, recipe: Recipe) -> PartiallyFrozen | None:
@@ -84,6 +85,7 @@ def learner(
         made.trainable,
         _stored(made, settings, parts, batches, "computing features"),
         val and _stored(made, settings, parts, val, "computing features of val"),
+        unit="features",
     )
 
 

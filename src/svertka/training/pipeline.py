@@ -25,7 +25,7 @@ from svertka.errors import UsageError
 from svertka.evaluation.held_out import read_manifest
 from svertka.models import registry
 from svertka.models.registry import Model
-from svertka.progress import say
+from svertka.progress import say, say_table, working
 from svertka.run import Run
 from svertka.training import time_estimate, training_report
 from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, default_recipe, find_recipe
@@ -155,7 +155,8 @@ def train_run(options: Options) -> Run:
     Raises:
         UsageError, DataError, TrainingError, Interrupted: as `svertka.train`.
     """
-    resolved = resolve(options)
+    with working("reading the dataset"):
+        resolved = resolve(options)
     place = resolved.device
     with (
         distributed.process_group(place),
@@ -163,13 +164,14 @@ def train_run(options: Options) -> Run:
     ):
         if resolved.recipe.start not in (None, resolved.model.name) and resolved.start_from is None:
             resolved = replace(resolved, start_from=str(_first_stage(resolved, folder).folder))
-        prepared = prepare(resolved)
-        measurement = measure(resolved, prepared)
+        with working("preparing the data and the network"):
+            prepared = prepare(resolved)
+        with working("timing the training"):
+            measurement = measure(resolved, prepared)
         settings = _settings(resolved, prepared, measurement)
         parts, run = prepared.parts, Run(folder)
         lines = training_report.describe_training(prepared.classifier, settings, measurement.seconds)
-        for line in time_estimate.table([*lines, *parts.shown_part(prepared.preprocess)]):
-            say(line)
+        say_table([*lines, *parts.shown_part(prepared.preprocess)])
         few = parts.few(is_repeated=options.is_repeated)
         notes = (*prepared.notes, *measurement.notes)
         for sentence in filter(None, (*parts.not_used(), parts.misnamed(), *notes, few, parts.unstored)):

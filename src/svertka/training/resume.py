@@ -22,7 +22,7 @@ from svertka.escaping import format_command
 from svertka.evaluation.evaluate import evaluate_network
 from svertka.evaluation.held_out import read_manifest
 from svertka.files import write_json
-from svertka.progress import progress, say, working
+from svertka.progress import progress, say
 from svertka.run import Run
 from svertka.signals import Stopped, StopRequest
 from svertka.training import checkpoint, health, training_report
@@ -140,8 +140,8 @@ def train_to_the_end(
         learning = learner(classifier, frozen, settings, parts, place)
         batches = learning.batches
         log = Log(run.metrics, extra.get("log", 0), tensorboard=tensorboard) if distributed.is_first() else None
-        with progress(f"training {run.folder}", count_steps(settings.recipe, batches.steps)[0]) as shown:
-            shown.advance(state.step)
+        total = count_steps(settings.recipe, batches.steps)[0]
+        with progress("training", total, "steps", done=state.step) as shown:
             recorder = Recorder(run, classifier, learning, optimizer, settings.recipe, state, log, shown)
             with recorder.stoppable(), _explained(run, settings, parts, state, log):
                 if settings.recipe.is_computed:
@@ -150,6 +150,8 @@ def train_to_the_end(
                 elif not recorder.is_out_of_patience():
                     fit(learning.network, optimizer, batches, settings.recipe, state, recorder)
             recorder.save()
+        if summary := recorder.summary():
+            say(summary)
         distributed.barrier()  # the first process has now written the weights that all load
 
         part = parts.judged
@@ -174,8 +176,7 @@ def train_to_the_end(
             log.close()
             for sentence in judged.warnings:
                 say(sentence)
-            with working("writing the report"):
-                training_report.write_training_report(run, settings, images, judged, part)
+            training_report.write_training_report(run, settings, images, judged, part)
         distributed.barrier()
         return run
 

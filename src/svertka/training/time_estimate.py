@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from statistics import median
@@ -243,9 +243,3 @@ def parse_rate(lr: float | str | None) -> float | None:
         except ValueError:
             raise UsageError(f"lr={lr} is neither a number nor find; write --lr 0.01 or --lr find") from None
     return lr if isinstance(lr, float | int) else None
-
-
-def table(lines: Sequence[tuple[str, str]]) -> list[str]:
-    """Return a line of text for each label and value, the values aligned."""
-    width = max(len(label) for label, _ in lines)
-    return [f"{label:<{width}}  {value}" for label, value in lines]

@@ -105,7 +105,7 @@ def cache_in_memory(
     fetch = _compute_on_read(batches, frozen, shape, half=half)
     if row_bytes(shape, half=half) * len(batches.indices) * variants <= IN_MEMORY:
         kept = torch.empty(variants, len(batches.rows), *shape, dtype=torch.float16 if half else torch.float32)
-        with progress(title, variants * len(batches.indices)) as shown:
+        with progress(title, variants * len(batches.indices), "images") as shown:
             for variant in range(variants):
                 for some, features in _computed(batches, frozen, batches.indices, variant):
                     kept[variant, some] = features.to(kept)
@@ -161,7 +161,7 @@ def _compute_missing(
         raise _no_room_error(store)
     report_disk_use("features", count * (store.row_bytes + INDEX_ENTRY.itemsize), store)
     missing = [np.array_split(some, distributed.world_size())[distributed.rank()] for some in missing]
-    with progress(title, sum(map(len, missing))) as shown:
+    with progress(title, sum(map(len, missing)), "images") as shown:
         for variant, indices in enumerate(missing):
             for some, features in _computed(batches, frozen, indices, variant):
                 row_keys = [keys[variant][index] for index in some.tolist()]

@@ -181,7 +181,7 @@ def _build(
     remaining = RemainingTime(traced, layers, images, dataset_pass.seconds_per_image, inputs.image_size)
     say(f"{page.headline} The rest takes about {duration(remaining.estimate(folder))}.")
     deconvnet = Deconvnet(inputs.classifier.network, inputs.input_shape)
-    with progress("drawing, %", 100) as shown:
+    with progress("drawing", 100, "%") as shown:
         for layer in layers:
             if layer.script not in folder:
                 advance = remaining.advance_units(shown, layer)

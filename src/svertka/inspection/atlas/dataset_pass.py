@@ -43,7 +43,7 @@ def run_dataset_pass(inputs: AtlasInputs, folder: ResumableFolder, layers: Seque
             pass  # damaged: repeat the pass
     started = time.monotonic()
     batches = inputs.batches()
-    with progress("finding patches", batches.steps) as shown:
+    with progress("finding patches", batches.steps, "batches") as shown:
 
         def with_progress() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             # Without the batches' own indices, so that images are numbered from 0.
