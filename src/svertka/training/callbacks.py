@@ -120,14 +120,13 @@ class Recorder(Callback):
         return self.is_out_of_patience()
 
     def summary(self) -> str:
-        """Return the course of the val error in a sentence; empty if fewer than two epochs were validated."""
+        """Return the lowest val error and the epoch that is kept, in words; empty if fewer than two were validated."""
         errors = self.state.val_errors
         if len(errors) < 2:
             return ""
         return (
-            f"{len(errors)} epochs in {duration(self.state.seconds)}: val error {errors[0]:.2%} at first, lowest "
-            f"{min(errors):.2%} in epoch {errors.index(min(errors)) + 1}; kept the weights of epoch "
-            f"{self.state.kept_epoch}"
+            f"{len(errors)} epochs in {duration(self.state.seconds)}: lowest val error {min(errors):.2%} "
+            f"(epoch {errors.index(min(errors)) + 1}), kept epoch {self.state.kept_epoch}"
         )
 
     def is_out_of_patience(self) -> bool:
