@@ -132,7 +132,7 @@ def test_what_nobody_knows_the_end_of_is_said_if_it_takes_long(
 ) -> None:
     with working("quick"):
         pass
-    monkeypatch.setattr(module, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(module, "WORKING_LINE", 0.0)
     with working("writing the report"):
         deadline = time.monotonic() + 20
         err = ""

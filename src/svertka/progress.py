@@ -23,7 +23,8 @@ from svertka.standard_streams import to_encodable, wrap_stderr
 from svertka.text_width import ELLIPSIS, join_that_fit, shorten, text_width
 
 FIRST_LINE = 2.0  # seconds before the first line where stderr is not a terminal, and
-LINE_EVERY = 10.0  # between lines; also before a job of unknown length is mentioned
+LINE_EVERY = 10.0  # between lines, and
+WORKING_LINE = 30.0  # before a job of unknown length is mentioned
 BAR_DELAY = 0.3  # seconds before a bar appears, so that short jobs do not flash
 REFRESHES = 8  # per second
 GAP = 2  # columns between the fields of the bar's line
@@ -215,7 +216,7 @@ def working(title: str) -> Iterator[None]:
     """Show a spinner and the elapsed time while the body runs; elsewhere, a line if it takes long."""
     job = Progress(title, 0)
     with _displayed(job):
-        timer = None if is_live() else threading.Timer(LINE_EVERY, say, [f"{title} …"])
+        timer = None if is_live() else threading.Timer(WORKING_LINE, say, [f"{title} …"])
         if timer is not None:
             timer.daemon = True
             timer.start()
