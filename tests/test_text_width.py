@@ -5,7 +5,7 @@ from svertka.text_width import join_that_fit, pad, shorten, text_width
 TEXTS = ["album/holidays/0001.jpg", "犬の写真_0001", "a👩‍👩‍👧b👩‍👩‍👧c", "שלום עולם", "e\u0301" * 9, "…………", ""]
 
 
-@pytest.mark.parametrize(("text", "width"), [("abc", 3), ("犬", 2), ("e\u0301", 1), ("👩‍👩‍👧", 2), ("", 0)])
+@pytest.mark.parametrize(("text", "width"), [("abc", 3), ("犬", 2), ("e\u0301", 1), ("👩‍👩‍👧", 6), ("✈️", 2), ("", 0)])
 def test_widths_are_those_of_a_terminal(text: str, width: int) -> None:
     assert text_width(text) == width
 

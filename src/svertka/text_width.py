@@ -6,12 +6,16 @@ ELLIPSIS = "…"
 
 
 def text_width(text: str) -> int:
-    """Return the terminal columns that `text` takes: 2 for CJK and emoji, 0 for combining characters."""
+    """Return the terminal columns that `text` takes: 2 for CJK and emoji, 0 for combining characters.
+
+    Terminals draw a sequence such as a family emoji as one sign or as its parts; the wider way counts, so that no row
+    wraps.
+    """
     if text.isascii():
         return len(text)
     from rich.cells import cell_len
 
-    return cell_len(text)
+    return max(cell_len(text), sum(map(cell_len, text)))
 
 
 def pad(text: str, width: int, *, right: bool = False) -> str:
