@@ -98,7 +98,7 @@ def recorded() -> Iterator[Reads]:
 
     for module, name in product((pipeline, resume), ("divide", "in_patches")):
         patch.setattr(module, name, _then(getattr(module, name), reads.of_parts))
-    before(parts_module, "measure", lambda rows, indices: reads.note("statistics", indices))
+    before(parts_module, "measure_statistics", lambda rows, indices: reads.note("statistics", indices))
     before(training_loop, "take_step", lambda network, optimizer, batch, *_: reads.note("fit", batch.indices))
     before(callbacks, "evaluate_network", lambda network, batches, *_: reads.note("choice", batches.indices))
     before(resume, "judged_by", lambda *_: setattr(reads, "at_the_end", True))
