@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import svertka
 from svertka import distributed
@@ -122,6 +123,32 @@ def test_all_that_one_process_trains_two_do(
     assert result["val_error"] == pytest.approx(judged.top1_error)
 
 
+def test_two_processes_train_with_boxes_and_gradual(
+    digit_folder: Path, tmp_path: Path, trained: Run, large_count: Callable[[int, int], int]
+) -> None:
+    if not large_count(0, 1):
+        pytest.skip("boxes: make test-full")
+    source, rows = tmp_path / "source", []
+    for path in sorted(digit_folder.rglob("*.png")):  # patches need 32 pixels a side
+        larger = source / path.relative_to(digit_folder)
+        larger.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            image.resize((48, 48)).save(larger)
+        rows.append(f"{larger.relative_to(source)},{path.parent.name},6,6,42,42")
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("\n".join(["path,label,xmin,ymin,xmax,ymax", *rows]))
+    run = Run(tmp_path / "run")
+    process = torchrun(
+        "train", str(source), "--output", str(run.folder), "--boxes", str(boxes), "--gradual", "--epochs", "1",
+        "--weights", str(trained.folder), "--threads", "1",
+    )  # fmt: skip
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert stderr.count("--gradual changes nothing: with --boxes only the head is trained") == 1
+    judged = svertka.evaluate(run.folder, source, part="val")
+    assert run.result()["val_error"] == pytest.approx(judged.top1_error)
+
+
 def test_what_went_wrong_in_one_process_is_said_with_its_rank(digit_folder: Path, tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
     script.write_text(
@@ -164,6 +191,7 @@ def test_too_little_for_all_processes_is_one_sentence(monkeypatch: pytest.Monkey
 COLLECTIVES = """
 import json, sys
 import torch
+from PIL import Image
 from svertka import distributed
 from svertka.errors import UsageError
 

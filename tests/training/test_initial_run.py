@@ -9,7 +9,7 @@ import pytest
 import svertka
 from svertka.errors import UsageError
 from svertka.training.builtin_recipes import RECIPES
-from svertka.training.initial_run import refuse_untrained
+from svertka.training.initial_run import describe_ignored, refuse_untrained
 
 
 @pytest.mark.parametrize("unfreeze", ["head", "last", "2", "layer3"])
@@ -40,3 +40,15 @@ def test_a_training_says_so_before_anything_else(options: dict[str, Any], digit_
     with pytest.raises(UsageError, match="nothing has trained them"):
         svertka.train(source, output=tmp_path / "run", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_changes_nothing_is_said() -> None:
+    head = RECIPES["patches"]
+    assert describe_ignored(head, "b.csv") == []
+    assert describe_ignored(head.with_changes(gradual=True, unfreeze="all"), None) == []
+    (sentence,) = describe_ignored(head.with_changes(gradual=True), "b.csv")
+    assert sentence == "--gradual changes nothing: with --boxes only the head is trained"
+    (sentence,) = describe_ignored(head.with_changes(gradual=True, stage_rate=0.5), None)
+    assert sentence.startswith(
+        "--gradual and --stage-rate changes nothing: only the head is trained; give --unfreeze all"
+    )

@@ -45,6 +45,17 @@ def refuse_untrained(recipe: Recipe, boxes: str | None, *, trained: bool) -> Non
         )
 
 
+def describe_ignored(recipe: Recipe, boxes: str | None) -> list[str]:
+    """Return a sentence on the settings of `recipe` that change nothing, because only the head is trained."""
+    given = {"--gradual": recipe.gradual, "--stage-rate": recipe.stage_rate != 1}
+    ignored = [option for option, is_given in given.items() if is_given]
+    if recipe.unfreeze != HEAD or not ignored:
+        return []
+    why = "with --boxes only the head is trained" if boxes is not None else "only the head is trained"
+    advice = "" if boxes is not None else "; give --unfreeze all, last or a number of stages"
+    return [f"{' and '.join(ignored)} changes nothing: {why}{advice}"]
+
+
 def begin(
     model: Model,
     start: Weights | None,

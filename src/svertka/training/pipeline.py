@@ -31,7 +31,7 @@ from svertka.training import time_estimate, training_report
 from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, default_recipe, find_recipe
 from svertka.training.config import MAX_SEED, MAX_SIDE, Cache, Settings, check_range
 from svertka.training.data_splits import Parts, divide, in_patches, measured, natural_input, stored_side
-from svertka.training.initial_run import begin, create, refuse_untrained
+from svertka.training.initial_run import begin, create, describe_ignored, refuse_untrained
 from svertka.training.learner import at_a_stable_rate, freeze_for, head_seconds, optimize_frozen, scoring_seconds
 from svertka.training.lr_finder import RangeTest, find_learning_rate
 from svertka.training.recipe import Recipe
@@ -302,7 +302,7 @@ def prepare(resolved: Resolved) -> Prepared:
         classifier=classifier,
         frozen=freeze_for(classifier, recipe),
         batches=parts.training_batches(preprocess, recipe, options.seed, place),
-        notes=notes,
+        notes=[*notes, *describe_ignored(recipe, boxes)],
     )
 
 
