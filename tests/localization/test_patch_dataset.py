@@ -195,7 +195,7 @@ def test_one_class_is_learnt_against_background(backbone: Run, scenes: Scenes, t
     assert run.classifier().names == ("one", "background")
     account = run.settings()["account"]
     assert "labels are read from boxes: 24 images of one" in account["notes"]
-    assert "not used: 1 of 25 annotations are of no image (gone.png)" in account["notes"]
+    assert "not used: 1 of 25 annotations match no image (gone.png)" in account["notes"]
     evaluation = svertka.evaluate(run, images.parent, include_training=True)  # labelled as they were for training
     assert evaluation.images == 24
     others = tmp_path / "others"

@@ -13,32 +13,32 @@ from svertka.data.folder_dataset import open_folder
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import DataError
 from svertka.models.registry import MODELS
-from svertka.training.data_splits import Parts, divide, natural_input, stored_side
+from svertka.training.data_splits import DataSplits, choose_input, side_for_crops, split_data
 
 PREPROCESS = Preprocess(size=8, resize=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def test_parts_are_disjoint_and_whole(digit_folder: Path) -> None:
-    parts = divide(open_folder(digit_folder), PREPROCESS, 8, 0.2, 0.1, threads=1, limit=None)
+    parts = split_data(open_folder(digit_folder), PREPROCESS, 8, 0.2, 0.1, threads=1, limit=None)
     together = np.concatenate(list(parts.indices.values()))
     assert sorted(together) == list(range(240))
     assert parts.sizes()["val"] > 20
-    assert parts.counts("train").sum() == parts.sizes()["train"]
+    assert parts.class_counts("train").sum() == parts.sizes()["train"]
 
 
 def test_training_may_draw_from_larger_squares_than_are_shown(digit_folder: Path) -> None:
-    side = stored_side(PREPROCESS, (ScaleJitter(),))
+    side = side_for_crops(PREPROCESS, (ScaleJitter(),))
     assert side == 18  # 512/224 of 8
-    parts = divide(open_folder(digit_folder), PREPROCESS, side, 0.1, 0.0, threads=1, limit=None)
-    assert parts.drawn[np.array([0])].shape == (1, 18, 18, 3)
-    assert parts.shown[np.array([0])].shape == (1, 8, 8, 3)
-    (batch, *_) = parts.batches("val", PREPROCESS, torch.device("cpu"), torch.contiguous_format).epoch(0)
+    parts = split_data(open_folder(digit_folder), PREPROCESS, side, 0.1, 0.0, threads=1, limit=None)
+    assert parts.train_rows[np.array([0])].shape == (1, 18, 18, 3)
+    assert parts.eval_rows[np.array([0])].shape == (1, 8, 8, 3)
+    (batch, *_) = parts.eval_batches("val", PREPROCESS, torch.device("cpu"), torch.contiguous_format).epoch(0)
     assert batch.images.shape[1:] == (3, 8, 8)
 
 
 def test_the_fingerprint_is_of_contents_labels_and_parts(digit_folder: Path, tmp_path: Path) -> None:
     def fingerprint(root: Path, val: float = 0.1) -> str:
-        return divide(open_folder(root), PREPROCESS, 8, val, 0.0, threads=1, limit=None).fingerprint
+        return split_data(open_folder(root), PREPROCESS, 8, val, 0.0, threads=1, limit=None).fingerprint
 
     copy = tmp_path / "copy"
     shutil.copytree(digit_folder, copy)
@@ -55,24 +55,24 @@ def test_a_class_whose_pictures_are_all_bad_is_one_sentence(digit_folder: Path, 
     shutil.copytree(digit_folder, copy)
     (copy / "zero").mkdir()
     (copy / "zero" / "0.png").write_bytes(b"no")
-    with pytest.raises(DataError, match="no usable training picture of zero; add some or remove the folder"):
-        divide(open_folder(copy), PREPROCESS, 8, 0.1, 0.0, threads=1, limit=None)
+    with pytest.raises(DataError, match="no usable training image of zero; add some or remove the class"):
+        split_data(open_folder(copy), PREPROCESS, 8, 0.1, 0.0, threads=1, limit=None)
 
 
 def test_inputs_suit_network_and_pictures(digit_folder: Path) -> None:
     digits, photos = open_builtin("digits"), open_folder(digit_folder)
-    assert natural_input(digits, MODELS["lenet5"], None) == (32, 28, 1)
-    assert natural_input(digits, MODELS["mlp"], None) == (8, 8, 1)
-    assert natural_input(digits, MODELS["resnet20"], 16) == (16, 16, 1)
-    assert natural_input(photos, MODELS["resnet20"], None) == (64, 64, 3)
-    assert natural_input(photos, MODELS["lenet5"], None) == (32, 28, 1)
+    assert choose_input(digits, MODELS["lenet5"], None) == (32, 28, 1)
+    assert choose_input(digits, MODELS["mlp"], None) == (8, 8, 1)
+    assert choose_input(digits, MODELS["resnet20"], 16) == (16, 16, 1)
+    assert choose_input(photos, MODELS["resnet20"], None) == (64, 64, 3)
+    assert choose_input(photos, MODELS["lenet5"], None) == (32, 28, 1)
 
 
 def test_inputs_suit_the_weights_that_training_starts_from() -> None:
     digits = open_builtin("digits")
     expected = Preprocess(size=224, resize=256, mean=(0.5,) * 3, std=(0.5,) * 3)
-    assert natural_input(digits, MODELS["resnet20"], None, expected) == (224, 256, 3)
-    assert natural_input(digits, MODELS["resnet20"], 112, expected) == (112, 128, 3)
+    assert choose_input(digits, MODELS["resnet20"], None, expected) == (224, 256, 3)
+    assert choose_input(digits, MODELS["resnet20"], 112, expected) == (112, 128, 3)
 
 
 def _weights(labels: np.ndarray, patches: Any = None, *, by_class: bool = True) -> np.ndarray:
@@ -82,7 +82,7 @@ def _weights(labels: np.ndarray, patches: Any = None, *, by_class: bool = True) 
         indices={"train": np.arange(len(labels) - 1)},
         patches=patches,
     )
-    weights = Parts.weights(parts, by_class=by_class)  # type: ignore[arg-type]
+    weights = DataSplits.row_weights(parts, by_class=by_class)  # type: ignore[arg-type]
     assert weights is not None
     return weights.numpy()[:-1]
 

@@ -9,25 +9,25 @@ import pytest
 import svertka
 from svertka.errors import UsageError
 from svertka.training.builtin_recipes import RECIPES
-from svertka.training.initial_run import describe_ignored, refuse_untrained
+from svertka.training.initial_run import check_frozen_layers, describe_ignored
 
 
 @pytest.mark.parametrize("unfreeze", ["head", "last", "2", "layer3"])
 def test_fresh_weights_are_not_frozen(unfreeze: str) -> None:
     recipe = RECIPES["photos"].with_changes(unfreeze=unfreeze)
-    sentence = f"unfreeze={unfreeze} leaves the other weights as they are, and nothing has trained them; name --weights"
+    sentence = f"unfreeze={unfreeze} freezes layers with random weights; give --weights"
     with pytest.raises(UsageError, match=re.escape(sentence)):
-        refuse_untrained(recipe, None, trained=False)
-    refuse_untrained(recipe, None, trained=True)
-    refuse_untrained(recipe.with_changes(unfreeze="all"), None, trained=False)
+        check_frozen_layers(recipe, None, trained=False)
+    check_frozen_layers(recipe, None, trained=True)
+    check_frozen_layers(recipe.with_changes(unfreeze="all"), None, trained=False)
 
 
 @pytest.mark.parametrize(("unfreeze", "trained"), [("head", False), ("last", True), ("all", True), ("all", False)])
 def test_boxes_train_a_head_on_what_is_trained(unfreeze: str, trained: bool) -> None:
     recipe = RECIPES["patches"].with_changes(unfreeze=unfreeze)
     with pytest.raises(UsageError, match="boxes=b.csv train a head on trained weights"):
-        refuse_untrained(recipe, "b.csv", trained=trained)
-    refuse_untrained(RECIPES["patches"], "b.csv", trained=True)
+        check_frozen_layers(recipe, "b.csv", trained=trained)
+    check_frozen_layers(RECIPES["patches"], "b.csv", trained=True)
 
 
 @pytest.mark.parametrize("options", [
@@ -37,7 +37,7 @@ def test_boxes_train_a_head_on_what_is_trained(unfreeze: str, trained: bool) -> 
 ])  # fmt: skip
 def test_a_training_says_so_before_anything_else(options: dict[str, Any], digit_folder: Path, tmp_path: Path) -> None:
     source = options.pop("source").replace("photos", str(digit_folder))
-    with pytest.raises(UsageError, match="nothing has trained them"):
+    with pytest.raises(UsageError, match="freezes layers with random weights"):
         svertka.train(source, output=tmp_path / "run", **options)
     assert not list(tmp_path.iterdir())
 

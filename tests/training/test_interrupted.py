@@ -27,18 +27,18 @@ STOPPED_EARLY = [*PLAIN, "--epochs", "9", "--early-stop", "1", "--lr", "1e-6"]
 # Where a signal comes: owner and name of what is called in this phase, at which call.
 PHASES: dict[str, tuple[Any, str, int]] = {
     "reading": (pipeline, "open_source", 1),
-    "decoding": (pipeline, "divide", 1),
+    "decoding": (pipeline, "split_data", 1),
     "timing": (pipeline.time_estimate, "time_steps", 1),
-    "making the run": (pipeline, "create", 1),
+    "making the run": (pipeline, "create_run", 1),
     "first checkpoint": (checkpoint, "write_tensors", 1),
-    "the optimizer": (resume, "optimizer_for", 1),
+    "the optimizer": (resume, "build_optimizer", 1),
     "computing the head": (resume, "compute_head", 1),
-    "computing features": (resume, "learner", 1),
+    "computing features": (resume, "build_learner", 1),
     "a step": (training_loop, "take_step", 9),
     "scoring val": (callbacks, "evaluate_network", 2),
     "last checkpoint": (checkpoint, "save", 2),
     "loading what was kept": (Classifier, "load", 1),
-    "scoring": (resume, "judged_by", 1),
+    "scoring": (resume, "prepare_evaluation", 1),
     "the result": (metrics_log.Log, "close", 1),
     "the report": (resume.training_report, "write_training_report", 1),
 }
@@ -158,7 +158,7 @@ def test_ctrl_c_in_a_notebook_stays_ctrl_c_until_there_is_a_run(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "divide", interrupted)
+    monkeypatch.setattr(pipeline, "split_data", interrupted)
     with pytest.raises(KeyboardInterrupt):
         svertka.train(digit_folder, output=tmp_path / "run", model="mlp", size=8, epochs=1, threads=1)
     assert not list(tmp_path.iterdir())

@@ -27,7 +27,7 @@ from svertka.errors import Interrupted
 from svertka.run import Run
 from svertka.training import callbacks, pipeline, repeated_splits, resume, training_loop
 from svertka.training import data_splits as parts_module
-from svertka.training.data_splits import Parts
+from svertka.training.data_splits import DataSplits
 
 QUICK: dict[str, Any] = {"model": "mlp", "size": 8, "epochs": 2, "batch_size": 32, "threads": 1}
 
@@ -39,7 +39,7 @@ class Reads:
     def __init__(self) -> None:
         self.contents: dict[str, set[str]] = {name: set() for name in ("rows", "statistics", "fit", "choice", "result")}
         self.scored = 0
-        self.parts: Parts | None = None
+        self.parts: DataSplits | None = None
         self.at_the_end = False
 
     def note(self, purpose: str, indices: Ints) -> None:
@@ -54,11 +54,13 @@ class Reads:
                 digest = patches.images.digest(int(patches.places[index, 0]))
             self.contents[purpose].add(digest.hex())
 
-    def of_parts(self, parts: Parts) -> Parts:
+    def of_parts(self, parts: DataSplits) -> DataSplits:
         """`parts`, whose rows say when they are read."""
         self.parts, self.at_the_end = parts, False
         patches = None if parts.patches is None else _Rows(parts.patches, self)
-        return replace(parts, drawn=_Rows(parts.drawn, self), shown=_Rows(parts.shown, self), patches=patches)
+        return replace(
+            parts, train_rows=_Rows(parts.train_rows, self), eval_rows=_Rows(parts.eval_rows, self), patches=patches
+        )
 
 
 class _Rows:
@@ -96,12 +98,12 @@ def recorded() -> Iterator[Reads]:
         reads.scored += 1
         reads.note("result", batches.indices)
 
-    for module, name in product((pipeline, resume), ("divide", "in_patches")):
+    for module, name in product((pipeline, resume), ("split_data", "use_patches")):
         patch.setattr(module, name, _then(getattr(module, name), reads.of_parts))
     before(parts_module, "measure_statistics", lambda rows, indices: reads.note("statistics", indices))
     before(training_loop, "take_step", lambda network, optimizer, batch, *_: reads.note("fit", batch.indices))
     before(callbacks, "evaluate_network", lambda network, batches, *_: reads.note("choice", batches.indices))
-    before(resume, "judged_by", lambda *_: setattr(reads, "at_the_end", True))
+    before(resume, "prepare_evaluation", lambda *_: setattr(reads, "at_the_end", True))
     before(resume, "evaluate_network", judged)
     try:
         yield reads
@@ -109,7 +111,7 @@ def recorded() -> Iterator[Reads]:
         patch.undo()
 
 
-def _then(function: Callable[..., Parts], more: Callable[[Parts], Parts]) -> Callable[..., Parts]:
+def _then(function: Callable[..., DataSplits], more: Callable[[DataSplits], DataSplits]) -> Callable[..., DataSplits]:
     return lambda *arguments, **options: more(function(*arguments, **options))
 
 
@@ -310,7 +312,7 @@ def test_two_processes_keep_them_apart(digit_folder: Path, tmp_path: Path) -> No
 def leaks() -> dict[str, tuple[Any, str, Callable[[Any], Any]]]:
     """Mistakes that a change could make: what is replaced, and by what, given what it was."""
 
-    def everything(parts: Parts) -> Ints:
+    def everything(parts: DataSplits) -> Ints:
         return np.concatenate(list(parts.indices.values()))
 
     def with_test(train: Any) -> Any:
@@ -323,9 +325,9 @@ def leaks() -> dict[str, tuple[Any, str, Callable[[Any], Any]]]:
         return lambda parts, *a: measured(replace(parts, indices=parts.indices | {"train": everything(parts)}), *a)
 
     return {
-        "fit": (Parts, "training_batches", with_test),
-        "choice": (Parts, "batches", val_is_test),
-        "statistics": (pipeline, "measured", of_all),
+        "fit": (DataSplits, "training_batches", with_test),
+        "choice": (DataSplits, "eval_batches", val_is_test),
+        "statistics": (pipeline, "add_statistics", of_all),
     }
 
 

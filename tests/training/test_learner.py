@@ -17,7 +17,7 @@ from svertka.errors import Interrupted, UsageError
 from svertka.models.registry import MODELS
 from svertka.run import Run
 from svertka.training.builtin_recipes import BACKBONE, find_recipe
-from svertka.training.learner import head_seconds
+from svertka.training.computed_head import estimate_head_seconds
 from svertka.training.recipe import Recipe
 from svertka.transfer import closed_form_heads
 
@@ -110,7 +110,7 @@ def test_the_plan_says_what_is_frozen(
 ) -> None:
     svertka.train(digit_folder, weights=trained, output=tmp_path / "run", **FEW)
     said = capsys.readouterr().err
-    assert "frozen   all below linear; 260 parameters learn" in said
+    assert "frozen   all layers below linear; 260 parameters are trained" in said
     assert re.search(r"features are computed once and stored, [\d.]+ kB: a pass", said)
     svertka.train(digit_folder, weights=trained, output=tmp_path / "again", **(FEW | {"unfreeze": "all"}))
     assert "frozen" not in capsys.readouterr().err
@@ -141,7 +141,7 @@ def test_pictures_of_one_s_own_start_from_the_bundled_backbone(
     run = svertka.train(tmp_path / "photos", output=tmp_path / "run", epochs=20)
     assert (run.settings()["model"], run.settings()["weights"]) == BACKBONE
     assert run.result()["val_error"] == 0
-    assert re.search(r"(cat|dog) has \d training pictures: what so few teach", capsys.readouterr().err)
+    assert re.search(r"(cat|dog) has \d training images: the result depends", capsys.readouterr().err)
 
 
 @pytest.mark.usefixtures("quiet")
@@ -209,5 +209,5 @@ def test_the_time_of_a_head_counts_that_the_network_is_made_fast_once_more(
     monkeypatch.setattr(closed_form_heads, "estimate_seconds", lambda *_: 7.0)
     parts: Any = SimpleNamespace(indices={"train": range(50)})
     recipe = Recipe(unfreeze=unfreeze, head="logistic")
-    known = head_seconds(trained.classifier(), recipe, parts, 0.5, stored=False, optimizing=100.0)
+    known = estimate_head_seconds(trained.classifier(), recipe, parts, 0.5, stored=False, optimizing=100.0)
     assert known == 7 + 50 * 0.5 + again

@@ -43,10 +43,10 @@ def test_repeats_are_advised_only_to_single_trainings(
             shutil.copy(path, place)
     train(tmp_path / "few", repeats=2, output=tmp_path / "runs", **QUICK)
     said = capsys.readouterr().err
-    assert said.count("what so few teach depends on which they are\n") == 2
+    assert said.count("the result depends on which these are\n") == 2
     assert "--repeats" not in said
     train(tmp_path / "few", output=tmp_path / "alone", **QUICK)
-    assert "depends on which they are; --repeats 10 --test 0.3 shows how much" in capsys.readouterr().err
+    assert "depends on which these are; --repeats 10 --test 0.3 shows how much" in capsys.readouterr().err
 
 
 def in_parts(source: Path, target: Path, *parts: str) -> Path:

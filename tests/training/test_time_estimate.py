@@ -7,7 +7,14 @@ from svertka.errors import UsageError
 from svertka.models.registry import MODELS
 from svertka.training.builtin_recipes import RECIPES
 from svertka.training.recipe import Recipe
-from svertka.training.time_estimate import Passes, epoch_seconds, fit_epochs, parse_time, repeated, time_steps
+from svertka.training.time_estimate import (
+    FrozenCost,
+    estimate_epoch_seconds,
+    fit_epochs,
+    parse_time,
+    repeat_batch,
+    time_steps,
+)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400)])
@@ -43,7 +50,7 @@ def test_a_budget_becomes_epochs() -> None:
         Recipe(),
         "mlp of this test",
     )
-    one = epoch_seconds(timing, steps=100, batch_size=8, val_pictures=80)
+    one = estimate_epoch_seconds(timing, steps=100, batch_size=8, val_images=80)
     assert one > 100 * timing.step
     assert fit_epochs(10 * one, 0, 0, one) == 9
     assert fit_epochs(10 * one + 70, 50, 20, one) == 9
@@ -67,18 +74,18 @@ def test_a_batch_too_small_for_batch_norm_is_one_sentence() -> None:
 
 
 def test_under_a_time_the_plan_names_no_number_of_passes() -> None:
-    passes = Passes(seconds=1.0, train=10, val=2, feature_bytes=8)
+    passes = FrozenCost(seconds=1.0, train=10, val=2, feature_bytes=8)
     recipe = RECIPES["frozen"]
-    _, said = passes.cache(recipe, 0.1, None, False, 10**6)
+    _, said = passes.plan_cache(recipe, 0.1, None, False, 10**6)
     assert said.endswith("takes 10 s, and there are 30")
-    _, said = passes.cache(recipe, 0.1, None, False, 10**6, is_timed=True)
+    _, said = passes.plan_cache(recipe, 0.1, None, False, 10**6, is_timed=True)
     assert said.endswith("takes 10 s, and there are as many as fit into the time")
-    _, said = passes.cache(recipe.with_changes(head="logistic"), 0.1, None, False, 10**6, is_timed=True)
+    _, said = passes.plan_cache(recipe.with_changes(head="logistic"), 0.1, None, False, 10**6, is_timed=True)
     assert said.endswith("and there are 1")
 
 
 def test_a_batch_is_repeated_as_one() -> None:
     batch = Batch(torch.arange(6.0).view(3, 2), torch.tensor([0, 1, 2]), np.array([5, 7, 9]), 3)
-    twice = repeated(batch, 2)
+    twice = repeat_batch(batch, 2)
     assert twice.images.tolist() == 2 * batch.images.tolist()
     assert (twice.labels.tolist(), twice.indices.tolist(), twice.count) == ([0, 1, 2] * 2, [5, 7, 9] * 2, 6)

@@ -163,7 +163,7 @@ def test_bad_pictures_are_left_out_by_name_and_too_many_stop(digit_folder: Path,
 
     for number in range(30):
         (folder / "three" / f"{number:02}.png").write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"32 of 240 pictures in .* are bad, more than a tenth: .*three/00.png"):
+    with pytest.raises(DataError, match=r"32 of 240 images in .* cannot be read, more than a tenth: .*three/00.png"):
         svertka.train(folder, output=tmp_path / "other", **SMALL)
     assert not (tmp_path / "other").exists()
 
@@ -456,7 +456,7 @@ def test_how_pictures_become_square_and_8_bits_is_the_runs(
     run = svertka.train(deep_digits, output=tmp_path / "run", **options)
     said = capsys.readouterr().err
     assert "0 is black and 1,023 is white" in said
-    assert f"{fit}: all of each picture is shown" in said
+    assert f"{fit}: all of each image is shown" in said
     preprocess = run.classifier().preprocess
     # What the test pictures use has no say.
     assert (preprocess.fit, preprocess.intensity_range, preprocess.resize) == (fit, (0, 1023), 24)

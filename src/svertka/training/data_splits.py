@@ -1,4 +1,4 @@
-"""The pictures of a training: opened, decoded once, cleaned of bad ones and divided into train, val and test."""
+"""The images of a training: opened, decoded once, without unreadable ones, and split into train, val and test."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,100 +28,112 @@ from svertka.localization.patch_dataset import PatchDataset, cut_patches
 from svertka.models.registry import Model
 from svertka.training.recipe import Recipe
 
-LISTED = 20  # bad pictures that a message names
-SCORED_AT_ONCE = 128  # pictures a batch where nothing is learnt, or fewer of so many pixels together;
-SCORED_PIXELS = 2**20  # more would set the peak of memory
-FOLDER_SIZE = 64  # pixels, on a folder of photographs, of networks that take any size
+LISTED = 20  # unreadable images named in a message
+EVAL_BATCH_SIZE = 128  # largest batch in evaluation, and
+EVAL_BATCH_PIXELS = 2**20  # its largest number of pixels: larger batches would set the peak of memory
+DEFAULT_SIZE = 64  # pixels; input of networks that take any size, unless the images are smaller
 
-CROPPED = 0.05  # share of a picture; what is cut off less nobody need hear of
-HEAVIEST = 8.0  # what a whole image counts beside the mean of 1; single ones with more make training diverge
-FEW = 20  # training pictures of a class, below which results vary with the pictures by chance
+CROPPED = 0.05  # smallest discarded share of an image that is reported
+MAX_WEIGHT = 8.0  # of a whole image among patches, relative to the mean; with more, training diverges
+FEW = 20  # training images of a class, below which results depend on which images these are
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
-    """Which pictures serve what, and their squares.
+class DataSplits:
+    """The images of a training, split into parts, and their square versions.
 
-    `indices`: of the pictures in "train", "val" and "test". `drawn`: squares that training takes its crops from;
-    `shown`: squares as the finished classifier sees them. `bad`: what was left out, as path and reason. `unstored`: why
-    some squares are not on disk, a sentence, if so. `digests`: of the contents of all pictures of `dataset`. `patches`:
-    these pictures, where they are patches of others. `manifest`: the contents of each part, for the run to keep.
-    `facts`: of pictures in files, by index, what they are.
+    Attributes:
+        dataset: The images, N of them.
+        indices: The indices (n,) of the images in "train", "val" and "test".
+        train_rows: Squares from which training takes its crops, (N, S, S, C) uint8.
+        eval_rows: Squares as the finished classifier sees them.
+        bad: Path and reason of each unreadable image.
+        unstored: Why some squares are not in the cache on disk, a sentence; None if all are.
+        fingerprint: Hash of the contents, labels and parts of the images.
+        digests: Content hash of each image.
+        manifest: Content hashes by part, for the run.
+        patches: The dataset's images, if they are patches; else None.
+        image_info: Facts about images in files, by index.
     """
 
     dataset: Dataset
     indices: dict[str, Ints]
-    drawn: Rows
-    shown: Rows
+    train_rows: Rows
+    eval_rows: Rows
     bad: list[dict[str, str]]
     unstored: str | None
     fingerprint: str
     digests: list[bytes]
     manifest: Manifest
     patches: PatchDataset | None = None
-    facts: Mapping[int, ImageInfo] = field(default_factory=dict)
+    image_info: Mapping[int, ImageInfo] = field(default_factory=dict)
 
     @property
     def intensity_range(self) -> Range | None:
         """The 16-bit values that are black and white in the rows; None: all 16 bits."""
         return decoding_of(self.dataset.images).intensity_range
 
-    def misnamed(self) -> str | None:
-        """The sentence on files that are of another format than their name says; None if there are none."""
-        return describe_misnamed(find_misnamed(self.dataset.images, self.facts))
+    def describe_misnamed(self) -> str | None:
+        """Return a sentence on files whose suffix names another format; None without such files."""
+        return describe_misnamed(find_misnamed(self.dataset.images, self.image_info))
 
-    def shown_part(self, preprocess: Preprocess) -> list[tuple[str, str]]:
-        """The line of the plan on how much of the pictures the network is shown; none where it is all, or nearly."""
+    def describe_fit(self, preprocess: Preprocess) -> list[tuple[str, str]]:
+        """Return label and value of the line that says how much of each image the network sees; [] if nearly all."""
         if preprocess.fit != "crop":
-            how = "black around it" if preprocess.fit == "pad" else "its proportions changed"
-            return [("fit", f"{preprocess.fit}: all of each picture is shown, {how}")]
+            how = "with black borders" if preprocess.fit == "pad" else "with other proportions"
+            return [("fit", f"{preprocess.fit}: all of each image is shown, {how}")]
         share = min(1.0, preprocess.size / preprocess.resize)
-        lost = {index: discarded_share(*facts.size, share) for index, facts in self.facts.items()}
+        lost = {index: discarded_share(*info.size, share) for index, info in self.image_info.items()}
         if self.patches is not None or not lost or max(lost.values()) < CROPPED:
             return []
         worst = max(lost, key=lost.__getitem__)
         text = (
-            f"crop: {np.median(list(lost.values())):.0%} of the median picture is not shown, {lost[worst]:.0%} of "
+            f"crop: {np.median(list(lost.values())):.0%} of the median image is not shown, {lost[worst]:.0%} of "
             f"{self.dataset.images.name(worst)}; --fit pad or --fit squeeze shows all"
         )
         return [("fit", to_printable(text))]
 
     def sizes(self) -> dict[str, int]:
-        """Pictures in each part."""
+        """Return the number of images in each part."""
         return {part: len(indices) for part, indices in self.indices.items()}
 
-    def of_whole_images(self) -> "Parts":
-        """The same without patches that show a part of an image only: what `evaluate` and `predict` judge by."""
+    def whole_images(self) -> "DataSplits":
+        """Return the splits without patches of parts of images, as `evaluate` and `predict` see them."""
         if self.patches is None:
             return self
         is_whole = self.patches.is_whole
         return replace(self, indices={part: some[is_whole[some]] for part, some in self.indices.items()})
 
     @property
-    def judged(self) -> str:
-        """The part by which a finished training is judged: test, or else val, or else train."""
+    def final_part(self) -> str:
+        """The part on which the finished network is evaluated: test, or without it val, or without that train."""
         return next(name for name in ("test", "val", "train") if len(self.indices[name]))
 
-    def counts(self, part: str) -> Ints:
-        """Pictures of each class in `part`, (classes,)."""
+    def class_counts(self, part: str) -> Ints:
+        """Return the number of images of each class in `part`, (K,)."""
         return np.bincount(self.dataset.labels[self.indices[part]], minlength=len(self.dataset.names))
 
     @property
     def patches_only(self) -> tuple[str, ...]:
-        """The classes that no whole image is of: background, where objects are of two classes or more."""
-        labels = self.of_whole_images().dataset.labels
-        whole = np.concatenate([labels[some] for some in self.of_whole_images().indices.values()])
+        """The classes that no whole image belongs to: background, if objects have two classes or more."""
+        labels = self.whole_images().dataset.labels
+        whole = np.concatenate([labels[some] for some in self.whole_images().indices.values()])
         names = self.dataset.names
         if self.patches is None or len(names) < 3 or (whole == names.index(BACKGROUND)).any():
             return ()
         return (BACKGROUND,)
 
-    def weights(self, *, by_class: bool) -> torch.Tensor | None:
-        """What each row counts in the loss, (rows,) float32, 1 on average over the training part; None: all the same.
+    def row_weights(self, *, by_class: bool) -> torch.Tensor | None:
+        """Return the weight of each row in the loss, (N,) float32, 1 on average over the training set.
 
-        `by_class`: inverse to the frequency of its class. Where patches are learned from, they count so among
-        themselves, and all whole images together count as much as all patches that show a part of one, or each of them
-        `HEAVIEST`: there are so many more of the latter that whole images would hardly be learned.
+        Among patches, all whole images together have the weight of all other patches together, but each at most
+        `MAX_WEIGHT`: they are so few that they would hardly be learned otherwise.
+
+        Args:
+            by_class: Whether weights are inversely proportional to the frequency of the class.
+
+        Returns:
+            The weights; None if all are the same.
         """
         train, weights = self.indices["train"], np.ones(len(self.dataset.labels))
         if self.patches is None and not by_class:
@@ -131,27 +143,28 @@ class Parts:
         if by_class:
             counts = np.bincount(self.dataset.labels[parts], minlength=len(self.dataset.names))
             weights[parts] = 1 / counts[self.dataset.labels[parts]]
-        share = min(0.5, HEAVIEST * len(whole) / len(train)) if len(parts) else 1.0
+        share = min(0.5, MAX_WEIGHT * len(whole) / len(train)) if len(parts) else 1.0
         for some, of_all in ((parts, 1 - share), (whole, share)):
             weights[some] *= of_all * len(train) / max(weights[some].sum(), 1e-12)
         return torch.from_numpy(weights).float()
 
-    def not_used(self) -> list[str]:
-        """What of the source is not used and why, and what else has to be said of it, a sentence each."""
-        return [*self.dataset.account.sentences(), *unread(self.bad)]
+    def notes(self) -> list[str]:
+        """Return sentences on what of the source is not used and why, and on anything else that is unusual."""
+        return [*self.dataset.account.sentences(), *describe_unreadable(self.bad)]
 
-    def few(self, *, is_repeated: bool = False) -> str | None:
-        """A warning, if a class has so few training pictures that which they are decides what is learnt.
+    def small_class_warning(self, *, is_repeated: bool = False) -> str | None:
+        """Return a warning if the smallest class has so few training images that the result depends on which they are.
 
-        `is_repeated`: this is one of several divisions, so that their errors will show how much.
+        Args:
+            is_repeated: Whether this is one of several splits, whose errors show how much.
         """
-        counts = self.counts("train")
+        counts = self.class_counts("train")
         smallest = int(counts.argmin())
         if counts[smallest] >= FEW:
             return None
-        pictures = "1 training picture" if counts[smallest] == 1 else f"{counts[smallest]} training pictures"
+        images = "1 training image" if counts[smallest] == 1 else f"{counts[smallest]} training images"
         advice = "" if is_repeated else "; --repeats 10 --test 0.3 shows how much"
-        return f"{self.dataset.names[smallest]} has {pictures}: what so few teach depends on which they are{advice}"
+        return f"{self.dataset.names[smallest]} has {images}: the result depends on which these are{advice}"
 
     def training_batches(
         self,
@@ -163,9 +176,9 @@ class Parts:
         *,
         prefetch: bool = False,
     ) -> BatchLoader:
-        """The training pictures, shuffled and augmented as `recipe` says."""
+        """Return the training set in shuffled batches, augmented as in `recipe`."""
         return BatchLoader(
-            self.drawn,
+            self.train_rows,
             self.dataset.labels,
             self.indices["train"],
             preprocess,
@@ -173,7 +186,7 @@ class Parts:
             seed=seed,
             shuffle=True,
             augmentations=recipe.augmentations,
-            weights=self.weights(by_class=recipe.class_weights),
+            weights=self.row_weights(by_class=recipe.class_weights),
             device=place,
             memory_format=layout,
             prefetch=prefetch,
@@ -181,21 +194,21 @@ class Parts:
             world=distributed.world_size(),
         )
 
-    def sample(self, preprocess: Preprocess, count: int) -> torch.Tensor:
-        """The first `count` training pictures as the finished classifier sees them, (N, C, size, size) float32."""
-        squares = torch.from_numpy(self.shown[self.indices["train"][:count]])
+    def first_training_images(self, preprocess: Preprocess, count: int) -> torch.Tensor:
+        """Return the first `count` training images as the finished classifier sees them, (N, C, S, S) float32."""
+        squares = torch.from_numpy(self.eval_rows[self.indices["train"][:count]])
         return preprocess.normalise(squares.permute(0, 3, 1, 2))
 
-    def batches(
+    def eval_batches(
         self, part: str, preprocess: Preprocess, place: torch.device, layout: torch.memory_format
     ) -> BatchLoader:
-        """The pictures of `part` as the finished classifier sees them, in order."""
+        """Return the images of `part` in order, as the finished classifier sees them."""
         return BatchLoader(
-            self.shown,
+            self.eval_rows,
             self.dataset.labels,
             self.indices[part],
             preprocess,
-            batch_size=min(SCORED_AT_ONCE, max(1, SCORED_PIXELS // preprocess.size**2)),
+            batch_size=min(EVAL_BATCH_SIZE, max(1, EVAL_BATCH_PIXELS // preprocess.size**2)),
             device=place,
             memory_format=layout,
             rank=distributed.rank(),
@@ -203,8 +216,8 @@ class Parts:
         )
 
 
-def unread(bad: Sequence[Mapping[str, str]]) -> list[str]:
-    """The sentence on images that cannot be read, of path and reason each; none if there are none."""
+def describe_unreadable(bad: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return a sentence on images that cannot be read, given path and reason of each; [] without such images."""
     if not bad:
         return []
     images = "1 image" if len(bad) == 1 else f"{len(bad)} images"
@@ -212,11 +225,11 @@ def unread(bad: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _listed(bad: Sequence[Mapping[str, str]]) -> str:
-    """The first of them, with their reasons."""
+    """Return the first paths with their reasons."""
     return join_first([f"{one['path']}: {one['reason']}" for one in bad], LISTED, "; ")
 
 
-def divide(
+def split_data(
     dataset: Dataset,
     preprocess: Preprocess,
     stored_side: int,
@@ -229,171 +242,229 @@ def divide(
     survey: bool = False,
     boxed: bool = False,
     inherited: frozenset[bytes] = frozenset(),
-    as_divided: Callable[[list[bytes], Ints], DatasetSplit] | None = None,
-) -> Parts:
-    """Decode every picture of `dataset` once and divide them; `val`, `test`: shares where the source has no such part.
+    resplit: Callable[[list[bytes], Ints], DatasetSplit] | None = None,
+) -> DataSplits:
+    """Decode every image once and split the images into parts.
 
-    `turn`: another number divides them otherwise. `stored_side`: pixels of the squares that training draws its crops
-    from. `limit`: bytes of the cache on disk. `survey`: find out which values pictures of 16 bits use; else
-    `preprocess` says it. `inherited`: digests of what the weights were trained on before.
-    `boxed`: whether patches are to be cut from them, whose background is one more class.
-    `as_divided`: for a run that goes on, its parts by the digests of all contents and the indices of what can be read.
+    Args:
+        dataset: The images.
+        preprocess: The preprocessing; its statistics are not used.
+        stored_side: Side of the squares from which training takes its crops, pixels.
+        val: Share held out for validation if the dataset has no val part, 0 to 1.
+        test: Share held out for testing if the dataset has no test part, 0 to 1.
+        threads: Threads for decoding.
+        limit: Size limit of the image cache, bytes. None: a share of the free disk.
+        turn: Number of the random split.
+        survey: Whether to measure the range of 16-bit values; otherwise it is that of `preprocess`.
+        boxed: Whether `use_patches` follows, which adds a class for background.
+        inherited: Content hashes of the images that the weights were trained on before.
+        resplit: Returns the parts of a resumed run, given the content hash of each image and the readable indices.
 
     Raises:
-        DataError: one class only, a class without pictures, or more than a tenth of the pictures bad.
+        UsageError: The shares leave nothing to train on.
+        DataError: There is one class only, a class has no training images, or more than a tenth of the images cannot
+            be read.
     """
     dataset = dataset.with_intensity_range(preprocess.intensity_range)
 
     def squares(resize: int, pad_to: int = 0, *, survey: bool = False) -> PreparedImages:
-        """Those of the pictures as they are decoded now."""
         channels, fit = preprocess.channels, preprocess.fit
         return prepare_images(
             dataset, resize, channels, pad_to, fit=fit, threads=threads, cache_limit=limit, survey=survey
         )
 
-    seen = squares(preprocess.resize, preprocess.size, survey=survey)
-    bad = [{"path": dataset.images.name(i), "reason": reason} for i, reason in sorted(seen.bad.items())]
-    spoilt = [one for one in bad if one["reason"] not in NOT_INSTALLED.values()]
-    if len(spoilt) > BAD_SHARE * len(dataset):
-        sentence = f"{len(spoilt)} of {len(dataset)} pictures in {dataset.source} are bad, more than a tenth"
-        raise DataError(f"{sentence}: {_listed(spoilt)}")
-    good = np.array([i for i in range(len(dataset)) if i not in seen.bad], dtype=np.int64)
-    deep = {index: facts.intensities for index, facts in seen.info.items() if facts.intensities is not None}
-    if as_divided is not None:
-        division = as_divided(seen.digests, good)
+    prepared = squares(preprocess.resize, preprocess.size, survey=survey)
+    bad = [{"path": dataset.images.name(i), "reason": reason} for i, reason in sorted(prepared.bad.items())]
+    _check_readable(dataset, bad)
+    good = np.array([i for i in range(len(dataset)) if i not in prepared.bad], dtype=np.int64)
+    ranges = {index: info.intensities for index, info in prepared.info.items() if info.intensities is not None}
+    if resplit is not None:
+        division = resplit(prepared.digests, good)
     else:
-        visible = dataset.with_intensity_range(choose_intensity_range(list(deep.values()))) if deep else dataset
-        alike = find_near_duplicates(visible.images, seen.digests, good, threads)
-        division = split_dataset(
-            dataset, seen.digests, good, val, test, alike=alike or [], turn=turn, inherited=inherited
+        visible = dataset.with_intensity_range(choose_intensity_range(list(ranges.values()))) if ranges else dataset
+        division = _split_without_duplicates(
+            visible, prepared.digests, good, val, test, threads=threads, turn=turn, inherited=inherited
         )
-        if alike is None:
-            notes = (*division.notes, "near-duplicates are not looked for among so many images; exact copies are")
-            division = replace(division, notes=notes)
     account = division.add_to(dataset.account)
-    warnings = (*account.warnings, *_shortcuts(dataset, seen.info))
+    warnings = (*account.warnings, *_describe_shortcuts(dataset, prepared.info))
     dataset = replace(dataset, account=replace(account, warnings=warnings))
-    if deep:  # decoded now that it is known what is black and what is white, of those that are learnt from
-        found = choose_intensity_range([deep[index] for index in division.indices["train"].tolist() if index in deep])
-        dataset = dataset.with_intensity_range(found)
-        seen = squares(preprocess.resize, preprocess.size)
-    drawn = seen if stored_side == preprocess.side else squares(stored_side)
-    parts = Parts(
+    if ranges:  # decode 16-bit images with the range of the training images
+        of_train = [ranges[index] for index in division.indices["train"].tolist() if index in ranges]
+        dataset = dataset.with_intensity_range(choose_intensity_range(of_train))
+        prepared = squares(preprocess.resize, preprocess.size)
+    for_crops = prepared if stored_side == preprocess.side else squares(stored_side)
+    splits = DataSplits(
         dataset,
         division.indices,
-        drawn.rows,
-        seen.rows,
+        for_crops.rows,
+        prepared.rows,
         bad,
-        drawn.unstored,
-        compute_fingerprint(dataset, seen.digests, good, division.indices),
-        seen.digests,
-        Manifest.of(seen.digests, division.indices, inherited),
-        facts=seen.info,
+        for_crops.unstored,
+        compute_fingerprint(dataset, prepared.digests, good, division.indices),
+        prepared.digests,
+        Manifest.of(prepared.digests, division.indices, inherited),
+        image_info=prepared.info,
     )
-    if as_divided is None and not boxed:  # a run that goes on is refused as a whole if its images have changed
-        _need_classes(parts)
-    return parts
+    if resplit is None and not boxed:  # a resumed run whose images have changed is refused later
+        _check_classes(splits)
+    return splits
 
 
-def _shortcuts(dataset: Dataset, infos: Mapping[int, ImageInfo]) -> list[str]:
-    """Return the sentences on properties of the image files that tell the class."""
+def _describe_shortcuts(dataset: Dataset, infos: Mapping[int, ImageInfo]) -> list[str]:
+    """Return sentences on properties of the image files that tell the class."""
     labels = [int(dataset.labels[index]) for index in infos]
     files = [FileProperties(one.format, 16 if one.deep else 8, (one.size[1], one.size[0])) for one in infos.values()]
     return describe_shortcuts(dataset.names, labels, files)
 
 
-def in_patches(parts: Parts, boxes: str, preprocess: Preprocess, *, seed: int, threads: int) -> Parts:
-    """The patches of the pictures of `parts`, labelled from `boxes`, in their stead; one more class is background.
+def _check_readable(dataset: Dataset, bad: Sequence[Mapping[str, str]]) -> None:
+    """Raise DataError if more than a tenth of the images cannot be read though a decoder is installed."""
+    broken = [one for one in bad if one["reason"] not in NOT_INSTALLED.values()]
+    if len(broken) > BAD_SHARE * len(dataset):
+        sentence = f"{len(broken)} of {len(dataset)} images in {dataset.source} cannot be read, more than a tenth"
+        raise DataError(f"{sentence}: {_listed(broken)}")
 
-    `boxes`: as for `data.bounding_boxes.read_boxes`. PatchDataset of one image are in one part.
+
+def _split_without_duplicates(
+    dataset: Dataset,
+    digests: list[bytes],
+    good: Ints,
+    val: float,
+    test: float,
+    *,
+    threads: int,
+    turn: int,
+    inherited: frozenset[bytes],
+) -> DatasetSplit:
+    """Split the readable images so that near-duplicates stay in one part, if there are few enough to compare."""
+    alike = find_near_duplicates(dataset.images, digests, good, threads)
+    division = split_dataset(dataset, digests, good, val, test, alike=alike or [], turn=turn, inherited=inherited)
+    if alike is not None:
+        return division
+    note = "near-duplicates are not searched for among so many images; exact copies are"
+    return replace(division, notes=(*division.notes, note))
+
+
+def use_patches(splits: DataSplits, boxes: str, preprocess: Preprocess, *, seed: int, threads: int) -> DataSplits:
+    """Replace images by patches labeled from bounding boxes, with one more class for background.
+
+    Patches of one image stay in one part.
+
+    Args:
+        splits: The images.
+        boxes: As for `data.bounding_boxes.read_boxes`.
+        preprocess: The preprocessing.
+        seed: Seed of the choice of patches.
+        threads: Threads for decoding.
 
     Raises:
-        DataError: no box is of a picture, or one is outside of it, or of an unknown class; no patch for a class.
-        UsageError: `boxes` is not there.
+        DataError: No box belongs to an image, a box lies outside its image or has an unknown class, or a class has no
+            patches.
+        UsageError: `boxes` does not exist.
     """
-    pictures = parts.dataset
-    names = tuple(name for name in pictures.names if name != BACKGROUND)
+    images = splits.dataset
+    names = tuple(name for name in images.names if name != BACKGROUND)
     annotations = read_boxes(boxes)
     check_classes(annotations, names)
-    found = match_to_images(annotations, [pictures.images.name(index) for index in range(len(pictures))])
+    found = match_to_images(annotations, [images.images.name(index) for index in range(len(images))])
     if not found:
         raise DataError(
-            f"{boxes} has boxes without a picture: {annotations[0].image if annotations else 'none'} and all others "
-            f"are not in {pictures.source}; check the file names"
+            f"{boxes} has boxes without an image: {annotations[0].image if annotations else 'none'} and all others "
+            f"are not in {images.source}; check the file names"
         )
-    every = np.concatenate([some for some in parts.indices.values() if len(some)])
-    patches = cut_patches(pictures, every, found, parts.shown, preprocess, seed=seed, threads=threads)
-    of_picture = patches.places[:, 0]
-    digests = [patches.digest_in(parts.digests[picture], index) for index, picture in enumerate(of_picture.tolist())]
-    indices = {part: np.flatnonzero(np.isin(of_picture, some)) for part, some in parts.indices.items()}
+    used = np.concatenate([some for some in splits.indices.values() if len(some)])
+    patches = cut_patches(images, used, found, splits.eval_rows, preprocess, seed=seed, threads=threads)
+    image_of = patches.places[:, 0]
+    digests = [patches.digest_in(splits.digests[image], index) for index, image in enumerate(image_of.tolist())]
+    indices = {part: np.flatnonzero(np.isin(image_of, some)) for part, some in splits.indices.items()}
+    notes = (*images.account.notes, *_describe_unmatched(annotations, found, splits))
     dataset = Dataset(
-        pictures.source,
+        images.source,
         (*names, BACKGROUND),
         patches,
         patches.labels,
         np.full(len(patches), "", "<U5"),
-        account=replace(pictures.account, notes=(*pictures.account.notes, *_unmatched(annotations, found, parts))),
+        account=replace(images.account, notes=notes),
     )
-    made = replace(
-        parts,
+    result = replace(
+        splits,
         dataset=dataset,
         indices=indices,
-        drawn=patches,
-        shown=patches,
+        train_rows=patches,
+        eval_rows=patches,
         unstored=None,
         fingerprint=compute_fingerprint(dataset, digests, np.arange(len(patches)), indices),
         digests=digests,
         patches=patches,
     )
-    _need_classes(made)
-    return made
+    _check_classes(result)
+    return result
 
 
-def _unmatched(annotations: Sequence[Annotation], found: Mapping[int, Annotation], parts: Parts) -> list[str]:
-    """Sentences on annotations without an image, and on images without one."""
-    known = {id(annotation) for annotation in found.values()}
-    lost = [annotation.image for annotation in annotations if id(annotation) not in known]
-    said = []
+def _describe_unmatched(
+    annotations: Sequence[Annotation], found: Mapping[int, Annotation], splits: DataSplits
+) -> list[str]:
+    """Return sentences on annotations without an image, and on images without annotations."""
+    matched = {id(annotation) for annotation in found.values()}
+    lost = [annotation.image for annotation in annotations if id(annotation) not in matched]
+    notes = []
     if lost:
-        said.append(f"not used: {len(lost)} of {len(annotations)} annotations are of no image ({join_first(lost)})")
-    every = [index for some in parts.indices.values() for index in some.tolist()]
-    background = parts.dataset.names.index(BACKGROUND) if BACKGROUND in parts.dataset.names else -1
-    bare = [index for index in every if index not in found and parts.dataset.labels[index] != background]
+        notes.append(f"not used: {len(lost)} of {len(annotations)} annotations match no image ({join_first(lost)})")
+    dataset = splits.dataset
+    used = [index for some in splits.indices.values() for index in some.tolist()]
+    background = dataset.names.index(BACKGROUND) if BACKGROUND in dataset.names else -1
+    bare = [index for index in used if index not in found and dataset.labels[index] != background]
     if bare:
-        named = join_first([parts.dataset.images.name(index) for index in bare])
-        said.append(f"{len(bare)} of {len(every)} images have no boxes, only their class is learned ({named})")
-    return said
+        named = join_first([dataset.images.name(index) for index in bare])
+        notes.append(f"{len(bare)} of {len(used)} images have no boxes, so that only their class is learned ({named})")
+    return notes
 
 
-def natural_input(
+def choose_input(
     dataset: Dataset, model: Model, size: int | None, weights: Preprocess | None = None, fit: Fit = "crop"
 ) -> tuple[int, int, int]:
-    """(size, resize, channels) of the input of `model` on these pictures; `size`: the one asked for, if any.
+    """Choose the input of a network for these images.
 
-    `weights`: what the weights that it starts from expect, if it does. Pictures that are not cropped to a square are
-    not cropped after that, either: `resize` is then `size`.
+    Args:
+        dataset: The images.
+        model: The network.
+        size: Requested height and width of the input, pixels. None: that of the weights, of the network, or of the
+            images.
+        weights: The preprocessing that the weights expect. None: fresh weights.
+        fit: How images are made square. Images that are not cropped to a square are not cropped afterwards either.
+
+    Returns:
+        Height and width of the input, side of the square that it is cropped from, and number of channels.
     """
     if weights is not None:
         size, proportion = size or weights.size, weights.resize / weights.size
         return size, round(size * proportion) if fit == "crop" else size, weights.channels
     array = dataset.images.array if isinstance(dataset.images, ArrayImages) else None
-    if model.mean is not None:  # its own normalisation goes with its own channels and size
+    if model.mean is not None:  # a network with its own normalization has its own channels and size
         channels, native = model.channels, model.size
     else:
         channels = 3 if array is None else array.shape[3]
-        native = FOLDER_SIZE if array is None else max(array.shape[1], model.min_size)
+        native = DEFAULT_SIZE if array is None else max(min(DEFAULT_SIZE, *array.shape[1:3]), model.min_size)
     size = size or native
     return size, model.resize_for(size) if fit == "crop" else size, channels
 
 
-def measured(
-    parts: Parts, preprocess: Preprocess, facts: Model, recipe: Recipe, given: Preprocess | None
+def add_statistics(
+    parts: DataSplits, preprocess: Preprocess, facts: Model, recipe: Recipe, given: Preprocess | None
 ) -> tuple[Preprocess, Recipe]:
-    """The preprocessing and the augmentations with what they have to know of the training pictures.
+    """Add the statistics of the training set to the preprocessing and to the recipe's augmentations.
 
-    `given`: the preprocessing that the weights expect from which training starts, if it starts from any.
+    Args:
+        parts: The images.
+        preprocess: The preprocessing without statistics.
+        facts: The network.
+        recipe: The recipe.
+        given: The preprocessing that the weights expect. None: fresh weights.
+
+    Returns:
+        The preprocessing and the recipe.
     """
-    statistics = measure_statistics(parts.drawn, parts.indices["train"])
+    statistics = measure_statistics(parts.train_rows, parts.indices["train"])
     mean, std = statistics.mean, statistics.std
     if given is not None:
         mean, std = given.mean, given.std
@@ -406,18 +477,19 @@ def measured(
     return preprocess.model_copy(update=known), recipe.with_changes(augmentations=fitted)
 
 
-def stored_side(preprocess: Preprocess, augmentations: tuple[Augmentation, ...]) -> int:
-    """Side of the squares from which the augmentations take what they want, pixels."""
+def side_for_crops(preprocess: Preprocess, augmentations: tuple[Augmentation, ...]) -> int:
+    """Return the side of the squares that the augmentations need, pixels."""
     return max([preprocess.side, *(one.stored_side(preprocess) for one in augmentations)])
 
 
-def _need_classes(parts: Parts) -> None:
+def _check_classes(parts: DataSplits) -> None:
+    """Raise DataError unless there are two classes or more and each has training images."""
     dataset = parts.dataset
     if len(dataset.names) < 2:
-        raise DataError(f"{dataset.source} holds one class only, {dataset.names[0]}; a classifier needs two or more")
-    counts = parts.counts("train")
+        raise DataError(f"{dataset.source} has one class only, {dataset.names[0]}; a classifier needs two or more")
+    counts = parts.class_counts("train")
     empty = [name for name, count in zip(dataset.names, counts, strict=True) if not count]
     if empty:
         raise DataError(
-            f"{dataset.source}: no usable training picture of {', '.join(empty[:5])}; add some or remove the folder"
+            f"{dataset.source}: no usable training image of {join_first(empty, 5)}; add some or remove the class"
         )

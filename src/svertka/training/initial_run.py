@@ -1,4 +1,4 @@
-"""How a training begins: the network with its first weights and the head that it is to have, and the run folder."""
+"""The start of a training: the network with its initial weights and head, and the run folder."""
 
 import os
 import shutil
@@ -17,31 +17,37 @@ from svertka.models.registry import Model
 from svertka.models.weights import Weights, head_tensors
 from svertka.run import Run
 from svertka.training import checkpoint
+from svertka.training.computed_head import needs_computed_head
 from svertka.training.config import Settings
-from svertka.training.data_splits import Parts
-from svertka.training.learner import computes_head, optimizer_for
+from svertka.training.data_splits import DataSplits
+from svertka.training.learner import build_optimizer
 from svertka.training.lr_finder import RangeTest
 from svertka.training.metrics_log import Log
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import State
 from svertka.transfer.freeze import ALL, HEAD
 
-PREPARED_WITH = 5000  # training pictures, for networks that want to see some before their first step
-PROBED = 64  # training pictures by which fresh weights are tried
+INIT_IMAGES = 5000  # training images, for networks that are initialized from data
+PROBED = 64  # training images on which fresh weights are tested
 
 
-def refuse_untrained(recipe: Recipe, boxes: str | None, *, trained: bool) -> None:
-    """Nothing, if what `recipe` freezes is `trained`, and if `boxes`, where there are some, have a head to train.
+def check_frozen_layers(recipe: Recipe, boxes: str | None, *, trained: bool) -> None:
+    """Check that only trained layers are frozen, and that boxes train a head on trained weights.
+
+    Args:
+        recipe: The recipe.
+        boxes: The option boxes.
+        trained: Whether training starts from trained weights.
 
     Raises:
-        UsageError: otherwise.
+        UsageError: Otherwise.
     """
     if boxes is not None and not (trained and recipe.unfreeze == HEAD):
-        raise UsageError(f"boxes={boxes} train a head on trained weights; name --weights, and leave out --unfreeze")
+        raise UsageError(f"boxes={boxes} train a head on trained weights; give --weights, and leave out --unfreeze")
     if recipe.unfreeze != ALL and not trained:
         raise UsageError(
-            f"unfreeze={recipe.unfreeze} leaves the other weights as they are, and nothing has trained them; name "
-            "--weights to start from, or give --unfreeze all"
+            f"unfreeze={recipe.unfreeze} freezes layers with random weights; give --weights to start from, or "
+            "--unfreeze all"
         )
 
 
@@ -56,67 +62,90 @@ def describe_ignored(recipe: Recipe, boxes: str | None) -> list[str]:
     return [f"{' and '.join(ignored)} changes nothing: {why}{advice}"]
 
 
-def begin(
+def build_initial_classifier(
     model: Model,
     start: Weights | None,
-    parts: Parts,
+    parts: DataSplits,
     preprocess: Preprocess,
     recipe: Recipe,
     seed: int,
-    place: torch.device,
+    device: torch.device,
     *,
-    may_redraw: bool = False,
+    may_reinitialize: bool = False,
 ) -> tuple[Classifier, list[str]]:
-    """The classifier before its first step, on `place`, and what to say of the weights that it starts from.
+    """Build the classifier with its initial weights and head.
 
-    `may_redraw`: fresh weights through which no signal passes are replaced by those of He et al. 2015.
+    Args:
+        model: The network.
+        start: The weights to start from. None: fresh weights.
+        parts: The images.
+        preprocess: The preprocessing.
+        recipe: The recipe.
+        seed: Seed of fresh weights.
+        device: The device.
+        may_reinitialize: Whether fresh weights through which no signal passes are replaced by He initialization.
+
+    Returns:
+        The classifier, and sentences about its weights.
 
     Raises:
-        UsageError: the weights are another network's, or it cannot have such a head.
+        UsageError: The weights belong to another network, or the network cannot have the head.
     """
     torch.manual_seed(seed)
     names = parts.dataset.names
-    network = model.build(len(names), preprocess.channels, preprocess.size).to(place)
+    network = model.build(len(names), preprocess.channels, preprocess.size).to(device)
     if recipe.initial is not None:
         init_weights(network, recipe.initial)
-    said = []
-    if may_redraw and start is None and recipe.initial is None:
-        said += _redrawn(network, model, parts.sample(preprocess, PROBED).to(place))
+    notes = []
+    if may_reinitialize and start is None and recipe.initial is None:
+        notes += _reinitialize_if_vanishing(network, model, parts.first_training_images(preprocess, PROBED).to(device))
     if model.init_from_data is not None:
-        model.init_from_data(network, parts.sample(preprocess, PREPARED_WITH).to(place))
+        model.init_from_data(network, parts.first_training_images(preprocess, INIT_IMAGES).to(device))
     own_head = trainable_head(model, "linear")
     replace_head(network, model, own_head, len(names))
     if start is not None:
-        said += [start.note, start.load_into(network, names)]
+        notes += [start.note, start.load_into(network, names)]
     if own_head != "linear":
-        said.append(
-            f"{model.name} is trained without the ReLU behind its class scores: a class that it sets to 0 never learns"
+        notes.append(
+            f"{model.name} is trained without the ReLU after its class scores: a class that it sets to 0 never learns"
         )
     kind = trainable_head(model, recipe.head_kind)
     if kind != own_head:
         replace_head(network, model, kind, len(names))
     config = Config(model=model.name, names=names, preprocess=preprocess, head=kind, patches_only=parts.patches_only)
     classifier = Classifier(network, config)
-    computes_head(classifier, recipe)  # says now, before there is a run, that it cannot be
-    return classifier, [sentence for sentence in said if sentence]
+    needs_computed_head(classifier, recipe)  # raises an error before there is a run
+    return classifier, [sentence for sentence in notes if sentence]
 
 
-def _redrawn(network: nn.Module, model: Model, images: torch.Tensor) -> list[str]:
-    """What to say, if the fresh weights of `network` let its scores for `images` vanish and others were drawn."""
+def _reinitialize_if_vanishing(network: nn.Module, model: Model, images: torch.Tensor) -> list[str]:
+    """Initialize `network` as He et al. 2015 if its scores for `images` are all the same; return a sentence on it."""
     if not signal_vanishes(network, images):
         return []
     init_weights(network, "he")
     init_head(network, head_tensors(model))
     return [
-        f"the scores of {model.name} with its own first weights are the same for every picture, so that nothing would "
-        "be learned; its weights are drawn as in He et al. 2015 (--initial he) instead"
+        f"the scores of {model.name} with its own initialization are the same for every image, so that it would not "
+        "learn; its weights are initialized as in He et al. 2015 (--initial he) instead"
     ]
 
 
-def create(run: Run, classifier: Classifier, settings: Settings, manifest: Manifest, found: RangeTest | None) -> None:
-    """Make the claimed folder a run, whole from its first moment: untrained weights, settings, a checkpoint of step 0.
+def create_run(
+    run: Run, classifier: Classifier, settings: Settings, manifest: Manifest, found: RangeTest | None
+) -> None:
+    """Write the initial weights, the settings and a checkpoint of step 0 into the claimed folder, atomically.
 
-    It is made beside the folder, and takes its place with its lock.
+    The run is written beside the folder, which it then replaces.
+
+    Args:
+        run: The claimed folder.
+        classifier: The classifier before its first step.
+        settings: The settings of the training.
+        manifest: Content hashes of the images by part.
+        found: The learning rate range test. None: there was none.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written.
     """
     draft = Run(run.folder.with_name(f".svertka.{os.getpid()}.{run.folder.name[:40]}.tmp"))
     try:
@@ -130,7 +159,7 @@ def create(run: Run, classifier: Classifier, settings: Settings, manifest: Manif
             log.write("health", epoch=None, step=0, finding="source", sentence=sentence)
         if found is not None:
             log.write("range_test", learning_rate=found.rates, loss=found.losses, chosen=found.chosen)
-        optimizer = optimizer_for(classifier, settings.recipe)
+        optimizer = build_optimizer(classifier, settings.recipe)
         checkpoint.save(draft.checkpoint, classifier.network, optimizer, State(), log=log.offset)
         with storage_errors(run.folder):
             run.lock.rename(draft.lock)

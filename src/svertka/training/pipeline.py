@@ -29,10 +29,23 @@ from svertka.progress import say, say_table, working
 from svertka.run import Run
 from svertka.training import time_estimate, training_report
 from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, default_recipe, find_recipe
+from svertka.training.computed_head import estimate_head_seconds, limit_learning_rate
 from svertka.training.config import MAX_SEED, MAX_SIDE, Cache, Settings, check_range
-from svertka.training.data_splits import Parts, divide, in_patches, measured, natural_input, stored_side
-from svertka.training.initial_run import begin, create, describe_ignored, refuse_untrained
-from svertka.training.learner import at_a_stable_rate, freeze_for, head_seconds, optimize_frozen, scoring_seconds
+from svertka.training.data_splits import (
+    DataSplits,
+    add_statistics,
+    choose_input,
+    side_for_crops,
+    split_data,
+    use_patches,
+)
+from svertka.training.initial_run import (
+    build_initial_classifier,
+    check_frozen_layers,
+    create_run,
+    describe_ignored,
+)
+from svertka.training.learner import estimate_evaluation_seconds, freeze_classifier, optimize_frozen
 from svertka.training.lr_finder import RangeTest, find_learning_rate
 from svertka.training.recipe import Recipe
 from svertka.training.resume import resumable, resume, train_to_the_end
@@ -120,7 +133,7 @@ class Prepared:
         notes: sentences about the weights.
     """
 
-    parts: Parts
+    parts: DataSplits
     preprocess: Preprocess
     recipe: Recipe
     stored_side: int
@@ -171,14 +184,14 @@ def train_run(options: Options) -> Run:
         settings = _settings(resolved, prepared, measurement)
         parts, run = prepared.parts, Run(folder)
         lines = training_report.describe_training(prepared.classifier, settings, measurement.seconds)
-        say_table([*lines, *parts.shown_part(prepared.preprocess)])
-        few = parts.few(is_repeated=options.is_repeated)
+        say_table([*lines, *parts.describe_fit(prepared.preprocess)])
+        warning = parts.small_class_warning(is_repeated=options.is_repeated)
         notes = (*prepared.notes, *measurement.notes)
-        for sentence in filter(None, (*parts.not_used(), parts.misnamed(), *notes, few, parts.unstored)):
+        for sentence in filter(None, (*parts.notes(), parts.describe_misnamed(), *notes, warning, parts.unstored)):
             say(sentence)
         with resumable(run):
             if distributed.is_first():
-                create(run, prepared.classifier, settings, parts.manifest, measurement.found)
+                create_run(run, prepared.classifier, settings, parts.manifest, measurement.found)
             distributed.barrier()
             return train_to_the_end(
                 run,
@@ -211,7 +224,7 @@ def resolve(options: Options) -> Resolved:
     known = None if start_from is None else model_of_run_weights(start_from)
     found = registry.find_model(model or known or DEFAULTS.get(dataset.source, BACKBONE)[0])
     recipe_name, recipe = _recipe(options, dataset.source, found.name, trained=start_from is not None)
-    refuse_untrained(recipe, options.boxes, trained=start_from is not None)
+    check_frozen_layers(recipe, options.boxes, trained=start_from is not None)
     check_range("seed", options.seed, 0, MAX_SEED)
     check_range("size", options.size, 1, MAX_SIDE)
     if options.variants is not None and options.variants < 1:
@@ -264,14 +277,14 @@ def prepare(resolved: Resolved) -> Prepared:
     start = None if resolved.start_from is None else load_initial_weights(model, resolved.start_from)
     given = None if start is None else start.preprocess
     fit = resolved.fit or ("crop" if given is None or boxes is not None else given.fit)
-    side, resize, channels = natural_input(dataset, model, options.size, given, fit)
+    side, resize, channels = choose_input(dataset, model, options.size, given, fit)
     with torch.device("meta"):  # fails early if the size is too small, or if the weights are another network's
         unmade = model.build(len(dataset.names), channels, side)
     if start is not None:
         start.check(unmade)
     unmeasured = Preprocess(size=side, resize=resize, mean=(0.0,) * channels, std=(1.0,) * channels, fit=fit)
-    stored = stored_side(unmeasured, resolved.recipe.augmentations)
-    parts = divide(
+    stored = side_for_crops(unmeasured, resolved.recipe.augmentations)
+    parts = split_data(
         dataset,
         unmeasured,
         stored,
@@ -284,15 +297,15 @@ def prepare(resolved: Resolved) -> Prepared:
         boxed=boxes is not None,
         inherited=_trained_on_before(resolved.start_from),
     )
-    preprocess, recipe = measured(parts, unmeasured, model, resolved.recipe, given)
+    preprocess, recipe = add_statistics(parts, unmeasured, model, resolved.recipe, given)
     if boxes is not None:
-        parts = in_patches(parts, boxes, preprocess, seed=options.seed, threads=threads)
+        parts = use_patches(parts, boxes, preprocess, seed=options.seed, threads=threads)
     train_count = len(parts.indices["train"])
     if "batch_size" not in options.changes and not isinstance(options.recipe, Recipe):
         recipe = recipe.with_changes(batch_size=min(recipe.batch_size, train_count))
-    time_estimate.need_pictures_for_all(recipe.batch_size, train_count)
-    classifier, notes = begin(
-        model, start, parts, preprocess, recipe, options.seed, place, may_redraw=options.recipe is None
+    time_estimate.check_batch_size(recipe.batch_size, train_count)
+    classifier, notes = build_initial_classifier(
+        model, start, parts, preprocess, recipe, options.seed, place, may_reinitialize=options.recipe is None
     )
     return Prepared(
         parts=parts,
@@ -300,7 +313,7 @@ def prepare(resolved: Resolved) -> Prepared:
         recipe=recipe,
         stored_side=stored,
         classifier=classifier,
-        frozen=freeze_for(classifier, recipe),
+        frozen=freeze_classifier(classifier, recipe),
         batches=parts.training_batches(preprocess, recipe, options.seed, place),
         notes=[*notes, *describe_ignored(recipe, boxes)],
     )
@@ -322,7 +335,7 @@ def measure(resolved: Resolved, prepared: Prepared) -> Measured:
     batch = next(parts.training_batches(prepared.preprocess, timed, options.seed, place).epoch(0))
     has_rate = options.lr is not None or isinstance(options.recipe, Recipe)
     if resolved.start_from is not None and not recipe.is_computed and not has_rate:
-        recipe, notes = at_a_stable_rate(classifier, recipe, batch.images)
+        recipe, notes = limit_learning_rate(classifier, recipe, batch.images)
     accelerated = options.accelerate and place.type == "cpu"
     if accelerated:
         accelerate(classifier.network)
@@ -336,27 +349,29 @@ def measure(resolved: Resolved, prepared: Prepared) -> Measured:
             optimize_frozen(frozen, classifier, parts)
             optimizing = time.monotonic() - optimized_from
         a_picture, batch = time_estimate.time_frozen(frozen, batch, torch.channels_last)
-        batch = time_estimate.repeated(batch, max(1, round(recipe.batch_size / timed.batch_size)))
+        batch = time_estimate.repeat_batch(batch, max(1, round(recipe.batch_size / timed.batch_size)))
     timing = time_estimate.time_steps(classifier.network if frozen is None else frozen.trainable, batch, recipe, label)
     sizes = len(parts.indices["train"]), len(parts.indices["val"])
-    one_epoch = time_estimate.epoch_seconds(timing, batches.steps, recipe.batch_size, sizes[1])
+    one_epoch = time_estimate.estimate_epoch_seconds(timing, batches.steps, recipe.batch_size, sizes[1])
     cache, once = None, 0.0
     if frozen is not None:
-        passes = time_estimate.Passes(a_picture, *sizes, row_bytes(frozen.shape, half=options.half_features))
+        frozen_cost = time_estimate.FrozenCost(a_picture, *sizes, row_bytes(frozen.shape, half=options.half_features))
         if options.cache:
             allowed, is_timed = available_bytes(options.cache_limit), resolved.budget is not None
-            cache, why = passes.cache(
+            cache, why = frozen_cost.plan_cache(
                 recipe, one_epoch, options.variants, options.half_features, allowed, is_timed=is_timed
             )
             notes = [*notes, why]
-        once, each = passes.cost(cache)
+        once, each = frozen_cost.cost(cache)
         one_epoch += each
     found = find_learning_rate(frozen or classifier.network, batches, recipe) if options.lr == "find" else None
     if found is not None:
         recipe = recipe.with_changes(lr=distributed.broadcast(found.chosen))
-    forward = a_picture + time_estimate.forward_seconds(timing, len(batch.labels))
-    around = once + head_seconds(classifier, recipe, parts, forward, stored=cache is not None, optimizing=optimizing)
-    around += scoring_seconds(parts.of_whole_images(), forward)
+    forward = a_picture + time_estimate.estimate_forward_seconds(timing, len(batch.labels))
+    around = once + estimate_head_seconds(
+        classifier, recipe, parts, forward, stored=cache is not None, optimizing=optimizing
+    )
+    around += estimate_evaluation_seconds(parts.whole_images(), forward)
     if resolved.budget is not None:
         spent = time.monotonic() - resolved.began
         epochs = time_estimate.fit_epochs(resolved.budget, spent, around, one_epoch)
@@ -405,7 +420,7 @@ def _settings(resolved: Resolved, prepared: Prepared, measurement: Measured) -> 
     )
 
 
-def _prefetch_pays(parts: Parts, place: torch.device) -> bool:
+def _prefetch_pays(parts: DataSplits, place: torch.device) -> bool:
     """Return whether to prepare batches in a thread: not if that thread takes a core from the network."""
     return place.type != "cpu" or parts.unstored is not None
 

@@ -27,16 +27,15 @@ from svertka.run import Run
 from svertka.signals import Stopped, StopRequest
 from svertka.training import checkpoint, health, training_report
 from svertka.training.callbacks import Recorder
+from svertka.training.computed_head import compute_head, needs_computed_head
 from svertka.training.config import Settings
-from svertka.training.data_splits import Parts, divide, in_patches
+from svertka.training.data_splits import DataSplits, split_data, use_patches
 from svertka.training.learner import (
-    compute_head,
-    computes_head,
-    freeze_for,
-    judged_by,
-    learner,
-    optimizer_for,
-    val_error_of,
+    build_learner,
+    build_optimizer,
+    freeze_classifier,
+    measure_val_error,
+    prepare_evaluation,
 )
 from svertka.training.metrics_log import Log
 from svertka.training.run_lock import in_use
@@ -105,7 +104,7 @@ def resume(
 def train_to_the_end(
     run: Run,
     settings: Settings,
-    parts: Parts,
+    parts: DataSplits,
     place: torch.device,
     *,
     tensorboard: bool,
@@ -121,46 +120,48 @@ def train_to_the_end(
         place: the device.
         tensorboard: also write TensorBoard logs.
         classifier: the run's classifier in any state, accelerated if the settings say so; None: loaded from the run.
-        frozen: its frozen part, as `freeze_for` gives it, if it has any. Only with `classifier`.
+        frozen: its frozen part, from `freeze_classifier`, if it has any. Only with `classifier`.
 
     Returns:
         The finished run.
     """
     if classifier is None:
         classifier = Classifier.load(run.folder, place, of_patches=True)
-        frozen = freeze_for(classifier, settings.recipe)
+        frozen = freeze_classifier(classifier, settings.recipe)
         if settings.accelerate:
             accelerate(classifier.network)
     set_memory_format(classifier.network, settings.layout)
-    optimizer = optimizer_for(classifier, settings.recipe)
+    optimizer = build_optimizer(classifier, settings.recipe)
     state, extra = checkpoint.load(run.checkpoint, classifier.network, optimizer)
     with autotune.pin_choices(extra["convolutions"]):
-        if state.step == 0 and computes_head(classifier, settings.recipe):
+        if state.step == 0 and needs_computed_head(classifier, settings.recipe):
             compute_head(classifier, settings, parts, place)
-        learning = learner(classifier, frozen, settings, parts, place)
-        batches = learning.batches
+        learner = build_learner(classifier, frozen, settings, parts, place)
+        batches = learner.batches
         log = Log(run.metrics, extra.get("log", 0), tensorboard=tensorboard) if distributed.is_first() else None
         total = count_steps(settings.recipe, batches.steps)[0]
         with progress("training", total, "steps", done=state.step) as shown:
-            recorder = Recorder(run, classifier, learning, optimizer, settings.recipe, state, log, shown)
+            recorder = Recorder(run, classifier, learner, optimizer, settings.recipe, state, log, shown)
             with recorder.stoppable(), _explained(run, settings, parts, state, log):
                 if settings.recipe.is_computed:
                     if not state.step:  # else it was interrupted afterwards
                         recorder.on_head_computed()
                 elif not recorder.is_out_of_patience():
-                    fit(learning.network, optimizer, batches, settings.recipe, state, recorder)
+                    fit(learner.network, optimizer, batches, settings.recipe, state, recorder)
             recorder.save()
         if summary := recorder.summary():
             say(summary)
         distributed.barrier()  # the first process has now written the weights that all load
 
-        part = parts.judged
-        kept, images = Classifier.load(run.folder, place), parts.of_whole_images()
-        judged = evaluate_network(*judged_by(kept, settings, images, part, place), kept.names, f"scoring {part}")
+        part = parts.final_part
+        kept, images = Classifier.load(run.folder, place), parts.whole_images()
+        judged = evaluate_network(
+            *prepare_evaluation(kept, settings, images, part, place), kept.names, f"scoring {part}"
+        )
         last = state.val_errors[state.kept_epoch - 1] if state.val_errors else None
         val_error = last
         if parts.patches is not None and last is not None:  # that was of patches
-            val_error = judged.top1_error if part == "val" else val_error_of(kept, settings, images, place)
+            val_error = judged.top1_error if part == "val" else measure_val_error(kept, settings, images, place)
         if log:
             log.write(
                 "result",
@@ -196,7 +197,7 @@ def resumable(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(run: Run, settings: Settings, parts: Parts, state: State, log: Log | None) -> Iterator[None]:
+def _explained(run: Run, settings: Settings, parts: DataSplits, state: State, log: Log | None) -> Iterator[None]:
     """Add to the errors of the body what is kept and what to try, also in the report."""
     try:
         yield
@@ -258,16 +259,16 @@ def _open(run: Run, settings: Settings, source: Source | None) -> Dataset:
     return dataset.with_decoding(Decoding.up_to(settings.max_pixels))
 
 
-def _split_as_before(run: Run, settings: Settings, dataset: Dataset) -> Parts:
+def _split_as_before(run: Run, settings: Settings, dataset: Dataset) -> DataSplits:
     """Split the images of `dataset` as when `run` was started."""
     preprocess, manifest = read_config(run.folder).preprocess, read_manifest(run)
 
-    def as_divided(digests: list[bytes], good: Ints) -> DatasetSplit:
+    def resplit(digests: list[bytes], good: Ints) -> DatasetSplit:
         if manifest is None:  # it was begun before runs recorded their images
             return split_by_content(dataset, digests, good, settings.val, settings.test, turn=settings.turn)
         return DatasetSplit(manifest.indices(digests, dataset.parts, good))
 
-    parts = divide(
+    parts = split_data(
         dataset,
         preprocess,
         settings.stored_side,
@@ -275,11 +276,11 @@ def _split_as_before(run: Run, settings: Settings, dataset: Dataset) -> Parts:
         settings.test,
         threads=settings.threads,
         limit=settings.cache_limit,
-        as_divided=as_divided,
+        resplit=resplit,
     )
     if settings.boxes is None:
         return parts
-    return in_patches(parts, settings.boxes, preprocess, seed=settings.seed, threads=settings.threads)
+    return use_patches(parts, settings.boxes, preprocess, seed=settings.seed, threads=settings.threads)
 
 
 def _further(run: Run, source: str) -> str:

@@ -1,4 +1,4 @@
-"""What will be trained on what, where and how long: timed on the real network, and said before it starts."""
+"""Estimates of training time from timed steps, and the choices that depend on them: memory format, cache, epochs."""
 
 import copy
 import math
@@ -26,27 +26,41 @@ from svertka.transfer.freeze import PartiallyFrozen
 
 REMEMBERED = "memory_formats.json"  # in the cache folder
 TIMED_FOR = 0.4  # seconds at least, and
-TIMED_STEPS = 4  # steps at least, after one that warms up
-TIMED_PICTURES = 8  # by which the frozen part of a network is timed
-EPOCH_END = 0.04  # seconds, for the weights that are written and synced
-VAL_COST = 0.4  # of a training step's time, a picture: a forward pass without gradients
+TIMED_STEPS = 4  # steps at least, after a warm-up step
+TIMED_IMAGES = 8  # images by which the frozen layers are timed
+EPOCH_END = 0.04  # seconds to write and sync the weights
+VAL_COST = 0.4  # time of a forward pass without gradients, relative to a training step
 
 
 @dataclass(frozen=True)
 class Timing:
-    """`step`: seconds of one training step. `memory_format`: "channels_last" or "contiguous_format"."""
+    """The time of a training step.
+
+    Attributes:
+        step: Seconds per step.
+        memory_format: The faster one, "channels_last" or "contiguous_format".
+    """
 
     step: float
     memory_format: str
 
 
 def time_steps(network: nn.Module, batch: Batch, recipe: Recipe, label: str) -> Timing:
-    """How long a step takes, in the memory format that suits the network: timed on copies, so that nothing changes.
+    """Time steps on copies of a network and choose the memory format.
 
-    On the CPU both formats are timed once and the better one is remembered under `label`, so that the same training
-    started twice computes the same numbers; graphics cards get channels-last. All processes get the first one's answer.
+    On the CPU both formats are timed once and the faster one is stored in the cache folder, so that the same training
+    computes the same numbers each time. GPUs use channels-last.
+
+    Args:
+        network: The network; it stays as it is.
+        batch: A batch.
+        recipe: The recipe.
+        label: Name of the network, under which its memory format is stored.
+
+    Returns:
+        The timing; the same in all processes.
     """
-    both = batch.images.device.type == "cpu" and batch.images.dim() == 4  # features of one number a unit have no order
+    both = batch.images.device.type == "cpu" and batch.images.dim() == 4  # vectors have no memory format
     formats = ["contiguous_format", "channels_last"] if both else ["channels_last"]
     shape = tuple(batch.images.shape)
     products = "bfloat16, " if recipe.bfloat16 else ""
@@ -71,7 +85,7 @@ def _remembered() -> dict[str, str]:
 
 
 def _remember(key: str, layout: str) -> None:
-    with suppress(StorageError):  # then it is timed again
+    with suppress(StorageError):  # it is timed again next time
         path = cache_folder() / REMEMBERED
         with lock_file(path.with_suffix(".lock")):
             write_json(path, _remembered() | {key: layout})
@@ -87,17 +101,17 @@ def _time(network: nn.Module, batch: Batch, recipe: Recipe, layout: torch.memory
         times: list[float] = []
         while len(times) <= TIMED_STEPS or sum(times[1:]) < TIMED_FOR:
             began = time.perf_counter()
-            with _enough_for_batch_norm(batch):
+            with _explain_batch_norm_error(batch):
                 take_step(scout, optimizer, alone, loss_of, recipe).tolist()
             times.append(time.perf_counter() - began)
     return median(times[1:])
 
 
-def need_pictures_for_all(batch_size: int, pictures: int) -> None:
-    """Raise UsageError if a batch, or all training pictures, leave a process without any."""
+def check_batch_size(batch_size: int, images: int) -> None:
+    """Raise UsageError if there are fewer training images, or images per batch, than processes."""
     world = distributed.world_size()
-    if pictures < world:
-        raise UsageError(f"{pictures} training pictures are too few for {world} processes; start fewer of them")
+    if images < world:
+        raise UsageError(f"{images} training images are too few for {world} processes; start fewer processes")
     if batch_size < world:
         raise UsageError(
             f"batch_size={batch_size} is less than the {world} processes, which share each batch; "
@@ -106,56 +120,73 @@ def need_pictures_for_all(batch_size: int, pictures: int) -> None:
 
 
 @contextmanager
-def _enough_for_batch_norm(batch: Batch) -> Iterator[None]:
-    """Say of a step in the body that fails for want of pictures in `batch` how many it takes."""
+def _explain_batch_norm_error(batch: Batch) -> Iterator[None]:
+    """Turn PyTorch's error about a batch that is too small for batch norm into a UsageError."""
     try:
         yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise UsageError(
-            f"a batch of {len(batch.labels)} gives the batch norm of this network one value per channel, which is no "
-            "batch; use --batch-size 2 or more for each process, a larger --size, or a --model without batch norm"
+            f"a batch of {len(batch.labels)} gives the batch norm of this network one value per channel, and it needs "
+            "more; use --batch-size 2 or more for each process, a larger --size, or a --model without batch norm"
         ) from error
 
 
-def time_frozen(made: PartiallyFrozen, batch: Batch, layout: torch.memory_format) -> tuple[float, Batch]:
-    """Seconds a picture that the frozen part of a network takes, and `batch` with the features in place of pictures."""
+def time_frozen(partial: PartiallyFrozen, batch: Batch, layout: torch.memory_format) -> tuple[float, Batch]:
+    """Return the seconds per image of the frozen layers, and `batch` with features in place of images."""
     images = batch.images.contiguous(memory_format=layout)
-    # Chooses algorithms too, for batches of this size.
-    features = torch.cat([made.frozen(some) for some in torch.split(images, computed_at_once(images.shape[-1]))])
-    some = images[:TIMED_PICTURES]
-    made.frozen(some)
+    # Also chooses algorithms for batches of this size.
+    features = torch.cat([partial.frozen(some) for some in torch.split(images, computed_at_once(images.shape[-1]))])
+    some = images[:TIMED_IMAGES]
+    partial.frozen(some)
     began = time.perf_counter()
-    made.frozen(some)
+    partial.frozen(some)
     seconds = distributed.broadcast((time.perf_counter() - began) / max(len(some), 1))
     return seconds, Batch(features, batch.labels, batch.indices, batch.count)
 
 
-def repeated(batch: Batch, times: int) -> Batch:
-    """`batch` so many times over, as one: a step with it takes as long as one with as many other pictures."""
+def repeat_batch(batch: Batch, times: int) -> Batch:
+    """Return `batch` repeated `times` times as one batch, which takes as long as one of as many different images."""
     images = batch.images.repeat(times, *[1] * (batch.images.dim() - 1))
     return Batch(images, batch.labels.repeat(times), np.tile(batch.indices, times), times * batch.count)
 
 
 @dataclass(frozen=True)
-class Passes:
-    """What the frozen part costs: `seconds` a picture; so many pictures learnt from and for val, and their features."""
+class FrozenCost:
+    """The cost of the frozen layers.
+
+    Attributes:
+        seconds: Seconds per image.
+        train: Number of training images.
+        val: Number of validation images.
+        feature_bytes: Bytes of the stored features of an image.
+    """
 
     seconds: float
     train: int
     val: int
     feature_bytes: int
 
-    def cache(
+    def plan_cache(
         self, recipe: Recipe, one_epoch: float, asked: int | None, half: bool, limit: int, *, is_timed: bool = False
     ) -> tuple[Cache | None, str]:
-        """How features are stored (None: not at all), and why, a sentence.
+        """Decide whether and how features are stored.
 
-        They are where that saves passes and there is room within `limit`, bytes. Without augmentation one variant of
-        each picture does. With it as many as are computed in the time that learning itself takes, `one_epoch` seconds a
-        pass, from 2 to one for each pass: fewer would save time that is not much of the whole, more would cost it.
-        `asked`: another number. `is_timed`: the epochs are not those of `recipe`, but those that fit into a time.
+        They are stored if that saves passes through the frozen layers and they fit. Without augmentation one variant of
+        each image suffices. With augmentation as many are stored as can be computed in the time that training takes, at
+        least 2 and at most one per epoch: fewer would save little of the whole time, more would dominate it.
+
+        Args:
+            recipe: The recipe.
+            one_epoch: Seconds of an epoch of the trainable layers.
+            asked: Requested number of variants. None: chosen here.
+            half: Whether features are stored as float16.
+            limit: Bytes that features may take.
+            is_timed: Whether the number of epochs is the one that fits into a given time, not that of the recipe.
+
+        Returns:
+            The cache, or None, and the reason, a sentence.
         """
         passes = 1 if recipe.is_computed else math.ceil(recipe.epochs)
         once = self.seconds * self.train
@@ -163,52 +194,54 @@ class Passes:
         variants = asked or (min(max(break_even, 2), passes) if recipe.augmentations else 1)
         size = self.feature_bytes * (self.train * variants + self.val)
         if variants >= passes and passes > 1:
-            return None, f"features are not stored: {variants} variants of each picture are no fewer than the passes"
+            return None, f"features are not stored: {variants} variants of each image are as many as there are epochs"
         if size > limit:
             return None, (
                 f"features are not stored: they take {format_bytes(size)}, and there is room for "
-                f"{format_bytes(limit)}; "
-                "the frozen part runs in every step"
+                f"{format_bytes(limit)}; the frozen layers run in every step"
             )
-        each = f", {variants} variants of each picture" if variants > 1 else ""
+        each = f", {variants} variants of each image" if variants > 1 else ""
         many = "as many as fit into the time" if is_timed and not recipe.is_computed else passes
         return Cache(variants=variants, half=half), (
-            f"features are computed once and stored, {format_bytes(size)}{each}: a pass through the frozen part takes "
-            f"{duration(once)}, and there are {many}"
+            f"features are computed once and stored, {format_bytes(size)}{each}: a pass through the frozen layers "
+            f"takes {duration(once)}, and there are {many}"
         )
 
     def cost(self, cache: Cache | None) -> tuple[float, float]:
-        """Seconds that the frozen part takes before the first epoch, and in each."""
+        """Return the seconds that the frozen layers take before the first epoch, and in each epoch."""
         if cache is None:
             return 0.0, self.seconds * (self.train + self.val)
         return self.seconds * (self.train * cache.variants + self.val), 0.0
 
 
-def epoch_seconds(timing: Timing, steps: int, batch_size: int, val_pictures: int) -> float:
-    """How long an epoch with its validation will take."""
-    return timing.step * (steps + VAL_COST * val_pictures / batch_size) + EPOCH_END
+def estimate_epoch_seconds(timing: Timing, steps: int, batch_size: int, val_images: int) -> float:
+    """Estimate the seconds of an epoch with its validation."""
+    return timing.step * (steps + VAL_COST * val_images / batch_size) + EPOCH_END
 
 
-def forward_seconds(timing: Timing, pictures: int) -> float:
-    """How long a picture takes without gradients, given a step with so many `pictures`."""
-    return VAL_COST * timing.step / max(pictures, 1)
+def estimate_forward_seconds(timing: Timing, images: int) -> float:
+    """Estimate the seconds of a forward pass per image, given the timing of a step with `images` images."""
+    return VAL_COST * timing.step / max(images, 1)
 
 
 def fit_epochs(budget: float, spent: float, around: float, one_epoch: float) -> float:
-    """How many epochs fit into `budget` seconds, with a tenth kept back for what was not timed.
+    """Return the number of epochs that fit into a time, less a tenth for what was not timed.
 
-    `spent`: seconds that the preparation has taken. `around`: what goes before the first epoch and after the last.
+    Args:
+        budget: The time, seconds.
+        spent: Seconds that the preparation took.
+        around: Seconds needed before the first epoch and after the last.
+        one_epoch: Seconds of an epoch.
 
     Raises:
-        UsageError: less than a twentieth of an epoch.
+        UsageError: Less than a twentieth of an epoch fits.
     """
     epochs = 0.9 * (budget - spent - around) / one_epoch
     if epochs < 0.05:
         needed, asked = spent + around + one_epoch / 0.9, duration(budget) if budget >= 1 else f"{budget:g} s"
         raise UsageError(
-            f"time={asked} is too short: the preparation took {duration(spent)}, and all but the epochs takes "
-            f"{duration(around)} more, one epoch {duration(one_epoch)}; allow {duration(math.ceil(needed))} or "
-            "more, or choose a smaller --model"
+            f"time={asked} is too short: the preparation took {duration(spent)}, an epoch takes {duration(one_epoch)} "
+            f"and the rest {duration(around)}; allow {duration(math.ceil(needed))} or more, or choose a smaller --model"
         )
     return round(epochs, 2)
 
@@ -232,10 +265,10 @@ def parse_time(time: str | float) -> float:
 
 
 def parse_rate(lr: float | str | None) -> float | None:
-    """`lr` where it is a number.
+    """Return the option `lr` if it is a number; None for None and "find".
 
     Raises:
-        UsageError: it is text, but not "find".
+        UsageError: It is other text.
     """
     if isinstance(lr, str) and lr != "find":
         try:

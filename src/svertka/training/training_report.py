@@ -11,11 +11,13 @@ from svertka.graph.summary import count_network
 from svertka.progress import duration
 from svertka.run import Run
 from svertka.training.config import Settings
-from svertka.training.data_splits import Parts
+from svertka.training.data_splits import DataSplits
 from svertka.transfer.freeze import split_at_frozen
 
 
-def write_training_report(run: Run, settings: Settings, parts: Parts, evaluation: Evaluation | None, part: str) -> None:
+def write_training_report(
+    run: Run, settings: Settings, parts: DataSplits, evaluation: Evaluation | None, part: str
+) -> None:
     """Write report.html into the folder of a run.
 
     Args:
@@ -35,7 +37,7 @@ def write_training_report(run: Run, settings: Settings, parts: Parts, evaluation
         source=settings.source,
         facts=[
             *describe_training(run.classifier(), settings),
-            *(("notes on the data", sentence) for sentence in parts.not_used()),
+            *(("notes on the data", sentence) for sentence in parts.notes()),
         ],
         history=run.history(),
         part=part,

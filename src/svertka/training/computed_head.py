@@ -1,0 +1,126 @@
+"""The head computed from features before training, and the learning rate at which a head on features is stable."""
+
+import torch
+from torch import nn
+
+from svertka import distributed
+from svertka.classifier import Classifier
+from svertka.errors import UsageError
+from svertka.models import registry
+from svertka.models.heads import AdaptationHead, head_path
+from svertka.training.config import Settings
+from svertka.training.data_splits import DataSplits
+from svertka.training.learner import optimize_frozen, store_features
+from svertka.training.lr_finder import stable_rate
+from svertka.training.recipe import Recipe
+from svertka.transfer import closed_form_heads, freeze
+
+RATED_IMAGES = 64  # images whose features limit the learning rate
+RATED_AT_ONCE = 4  # of them per batch: 16 took 240 MB
+
+
+def needs_computed_head(classifier: Classifier, recipe: Recipe) -> bool:
+    """Return whether the head is computed before training: by the recipe's solver, or for training to start from.
+
+    Raises:
+        UsageError: The recipe names a solver, and the network does not end in a dense layer with biases.
+    """
+    head = _find_head(classifier)
+    is_dense = isinstance(head, nn.Linear) and head.bias is not None
+    if recipe.head in closed_form_heads.SOLVERS and not is_dense:
+        raise UsageError(
+            f"head={recipe.head} computes a dense layer with biases, and {classifier.config.model} does not end in "
+            "one; use linear"
+        )
+    return is_dense and (recipe.head in closed_form_heads.SOLVERS or recipe.computed_first)
+
+
+def compute_head(classifier: Classifier, settings: Settings, parts: DataSplits, device: torch.device) -> None:
+    """Compute the head of `classifier` from the features of the training images without augmentation, in place.
+
+    A head that is then trained with stages below it is computed by logistic regression: a random head would spoil their
+    features.
+
+    Args:
+        classifier: The classifier.
+        settings: The settings of the training.
+        parts: The images.
+        device: The device.
+
+    Source: Kumar et al. 2022, "Fine-tuning can distort pretrained features and underperform out-of-distribution", §4.
+    """
+    partial = freeze.split_at_frozen(classifier.network, freeze.HEAD, classifier.preprocess.input_shape)
+    batches = parts.eval_batches("train", classifier.preprocess, device, settings.layout)
+    head = _find_head(classifier)
+    assert partial is not None
+    assert isinstance(head, nn.Linear)
+    frozen = partial.frozen
+    if settings.accelerate:
+        optimize_frozen(partial, classifier, parts)
+    if settings.cache is None:
+        features = batches.with_images(lambda indices, _: frozen(batches.images(indices, 0)))
+    else:
+        features = store_features(partial, settings, parts, batches, "computing features for the head")
+    closed_form_heads.fit_head(head, _solver(settings.recipe), features, len(classifier.names))
+
+
+def estimate_head_seconds(
+    classifier: Classifier, recipe: Recipe, parts: DataSplits, forward: float, *, stored: bool, optimizing: float = 0.0
+) -> float:
+    """Estimate the time of `compute_head`; 0 if the head is not computed.
+
+    Args:
+        classifier: The classifier.
+        recipe: The recipe.
+        parts: The images.
+        forward: Seconds of the network per image.
+        stored: Whether the features of frozen layers are stored for training.
+        optimizing: Seconds that compiling the frozen layers took. It is done once more if stages below the head are
+            trained.
+    """
+    if not needs_computed_head(classifier, recipe):
+        return 0.0
+    images, head = len(parts.indices["train"]), _find_head(classifier)
+    assert isinstance(head, nn.Linear)
+    has_features = stored and recipe.unfreeze == freeze.HEAD and not recipe.augmentations
+    solving = closed_form_heads.estimate_seconds(_solver(recipe), images, head.in_features, head.out_features)
+    again = optimizing if recipe.unfreeze != freeze.HEAD else 0.0
+    return solving + again + (0.0 if has_features else forward * images)
+
+
+def limit_learning_rate(classifier: Classifier, recipe: Recipe, images: torch.Tensor) -> tuple[Recipe, list[str]]:
+    """Lower the learning rate if a head on frozen features would diverge.
+
+    Args:
+        classifier: The classifier.
+        recipe: The recipe.
+        images: Training images (B, C, H, W).
+
+    Returns:
+        The recipe, and a sentence if its learning rate changed.
+    """
+    features = _head_inputs(classifier, images)
+    rate = distributed.broadcast(recipe.lr if features is None else stable_rate(features, recipe))
+    if rate >= recipe.lr:
+        return recipe, []
+    return recipe.with_changes(lr=rate), [
+        f"the learning rate is {rate:g}: at {recipe.lr:g} a head on features as large as these diverges"
+    ]
+
+
+@torch.inference_mode()
+def _head_inputs(classifier: Classifier, images: torch.Tensor) -> torch.Tensor | None:
+    """Return the inputs (B, D) of the dense layers at the end of the network; None if it ends in something else."""
+    partial = freeze.split_at_frozen(classifier.network, freeze.HEAD, classifier.preprocess.input_shape)
+    if partial is None or not isinstance(_find_head(classifier), nn.Linear | AdaptationHead):
+        return None
+    some = torch.split(images[:RATED_IMAGES], RATED_AT_ONCE)
+    return torch.cat([partial.frozen(batch).flatten(1) for batch in some])
+
+
+def _solver(recipe: Recipe) -> str:
+    return recipe.head if recipe.head in closed_form_heads.SOLVERS else "logistic"
+
+
+def _find_head(classifier: Classifier) -> nn.Module:
+    return classifier.network.get_submodule(head_path(registry.find_model(classifier.config.model)))
