@@ -150,7 +150,7 @@ def test_memory_order_is_the_one_asked_for(rows, make):
 
 
 def test_a_batch_that_cannot_be_filled_is_said(make):
-    with pytest.raises(UsageError, match="batch_size=104 is more than the 103 images; use at most 103"):
+    with pytest.raises(UsageError, match="batch_size=104 exceeds the 103 images; use at most 103"):
         make(batch_size=104, shuffle=True)
     assert make(batch_size=104).steps == 1  # to score them, it need not be full
     with pytest.raises(UsageError, match="batch_size=0 must be at least 1"):

@@ -209,7 +209,7 @@ def test_a_disk_that_fills_keeps_the_run(
         ({"time": "soon"}, UsageError, "time=soon is not a length of time; write 90s, 10m or 1.5h"),
         ({"time": "0.01s"}, UsageError, "is too short"),
         ({"size": 4}, UsageError, "size=4 is too small for resnet20; use at least 8 pixels"),
-        ({"batch_size": 1000}, UsageError, "batch_size=1000 is more than the 221 images"),
+        ({"batch_size": 1000}, UsageError, "batch_size=1000 exceeds the 221 images"),
         ({"device": "tpu"}, UsageError, "device=tpu is not on this machine; use auto or one of: cpu"),
         ({"threads": 0}, UsageError, "threads=0 must be at least 1"),
         ({"val": 0.7, "test": 0.5}, UsageError, "val=0.7 and test=0.5"),

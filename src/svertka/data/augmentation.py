@@ -1,7 +1,8 @@
-"""Batches of images, changed at random: the ways of the papers.
+"""Random augmentations of image batches, each as in the paper that introduced it.
 
-Each is called with `images` (B, C, S, S) uint8 or float32 in 0 to 255, on any device and in any memory order, the
-`draws` of those images, and the `size` of the network's input. uint8 stays uint8, except in PCAColour.
+Each is called with `images` (B, C, S, S), uint8 or float32 in 0 to 255, on any device and in any memory format, with
+`draws`, the random numbers of those images, and with `size`, the side of the network's input in pixels. The dtype is
+kept, except by PCAColour, which returns float32.
 """
 
 import math
@@ -21,25 +22,31 @@ from svertka.errors import UsageError
 
 
 class _Augmentation(BaseModel, ABC):
+    """Base class of all augmentations."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def stored_side(self, preprocess: Preprocess) -> int:
-        """Side of the squares that it wants to be given, pixels."""
+        """Return the side of the stored squares that the augmentation needs, pixels."""
         return preprocess.side
 
     def fit(self, statistics: Statistics) -> Self:
-        """Itself, with what it has to know of the training images."""
+        """Return a copy that holds the statistics of the training images, if the augmentation needs them."""
         return self
 
     @abstractmethod
     def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
-        """The changed batch, (B, C, S', S')."""
+        """Return the augmented batch, (B, C, S', S')."""
 
 
 class PadCrop(_Augmentation):
-    """Moved by up to `pixels` in each direction; black, or the image's own reflection, comes in from outside.
+    """Random shift by up to `pixels` in each direction, as a crop of the padded image.
 
-    Source: He et al. 2015, §4.2 (there the mean comes in: black is what is widely done, before the mean is known).
+    Attributes:
+        pixels: Width of the padding, 1 to 64.
+        outside: What the padding holds: black, or a reflection of the image.
+
+    Source: He et al. 2015, §4.2. They pad with the mean; black is common practice and needs no statistics.
     """
 
     kind: Literal["pad_crop"] = "pad_crop"
@@ -47,18 +54,18 @@ class PadCrop(_Augmentation):
     outside: Literal["black", "reflection"] = "black"
 
     def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
-        """S' is S."""
+        """Return the batch shifted; S' is S."""
         side = images.shape[-1]
         if self.outside == "black":
-            return _windows(F.pad(images, (self.pixels,) * 4), side, draws)
-        # By index, since PyTorch reflects no uint8: −1 becomes 1, and S becomes S − 2.
+            return _random_crops(F.pad(images, (self.pixels,) * 4), side, draws)
+        # PyTorch cannot pad uint8 by reflection, so index: −1 becomes 1, and S becomes S − 2.
         places = torch.arange(-self.pixels, side + self.pixels, device=images.device).abs()
         places = side - 1 - (side - 1 - places).abs()
-        return _windows(images[:, :, places][:, :, :, places], side, draws)
+        return _random_crops(images[:, :, places][:, :, :, places], side, draws)
 
 
 class RandomCrop(_Augmentation):
-    """A square of the network's size from anywhere in the stored one.
+    """Random crop of the network's size from the stored square.
 
     Source: Krizhevsky et al. 2012 (AlexNet), §4.1: 224×224 out of 256×256.
     """
@@ -66,21 +73,24 @@ class RandomCrop(_Augmentation):
     kind: Literal["random_crop"] = "random_crop"
 
     def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
-        """S' is `size`."""
-        return _windows(images, size, draws)
+        """Return the crops; S' is `size`."""
+        return _random_crops(images, size, draws)
 
 
 class Flip(_Augmentation):
-    """Mirrored, left for right, every second time: by chance, or in turns that begin by chance.
+    """Horizontal flip with probability 1/2.
 
-    Source: Krizhevsky et al. 2012 (AlexNet), §4.1; Jordan 2024, §3.6, for the turns.
+    Attributes:
+        in_turns: Flip each image at random in the first epoch, then in every other epoch.
+
+    Source: Krizhevsky et al. 2012 (AlexNet), §4.1; Jordan 2024, §3.6, for `in_turns`.
     """
 
     kind: Literal["flip"] = "flip"
     in_turns: bool = False
 
     def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
-        """S' is S."""
+        """Return the batch with about half of its images flipped; S' is S."""
         if self.in_turns:
             mirrored = (draws.in_epoch(0).uniform(0) < 0.5) ^ (draws.epoch % 2 == 1)
         else:
@@ -90,13 +100,17 @@ class Flip(_Augmentation):
 
 
 class PCAColour(_Augmentation):
-    """All pixels shifted by one random colour along the principal axes of the training images' colours.
+    """Random color shift along the principal components of the training images' colors.
 
-    float32, which may leave 0 to 255. Along each axis the shift is normal with `deviation` times the standard deviation
-    of the pixels on that axis. `axes`: principal axes times that standard deviation, in grey levels.
+    All pixels of an image shift by one color. The result is float32 and may exceed 0 to 255. Along each component the
+    shift is normal with `deviation` times the standard deviation of the pixels along it.
 
-    Source: Krizhevsky et al. 2012 (AlexNet), §4.1. There the eigenvalue itself, a variance, is the factor, which makes
-    the shift depend on the unit of intensity; its square root does not.
+    Attributes:
+        deviation: Relative standard deviation of the shift, 0 to 1.
+        axes: Principal components scaled by their standard deviation, in gray levels; None before `fit`.
+
+    Source: Krizhevsky et al. 2012 (AlexNet), §4.1. They scale by the eigenvalue, a variance, so that the shift depends
+    on the unit of intensity; its square root does not.
     """
 
     kind: Literal["pca_colour"] = "pca_colour"
@@ -104,26 +118,27 @@ class PCAColour(_Augmentation):
     axes: tuple[tuple[float, ...], ...] | None = None
 
     def fit(self, statistics: Statistics) -> Self:
-        """Itself, with the axes of `statistics`."""
+        """Return a copy with the principal components of `statistics`."""
         variances, axes = np.linalg.eigh(np.asarray(statistics.covariance) * 255**2)
         axes = axes.T * np.sqrt(np.maximum(variances, 0))[:, None]
         return self.model_copy(update={"axes": tuple(tuple(axis) for axis in axes.tolist())})
 
     def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
-        """S' is S."""
+        """Return the shifted batch, float32; S' is S."""
         if self.axes is None:
-            raise UsageError("pca_colour does not know the colours of the training images; call fit() first")
+            raise UsageError("pca_colour needs the statistics of the training images; call fit() first")
         factors = torch.stack([draws.normal(stream) for stream in range(len(self.axes))], dim=1) * self.deviation
         shift = (factors @ torch.tensor(self.axes, dtype=torch.float64)).to(images.device, torch.float32)
         return images + shift[:, :, None, None]
 
 
 class ScaleJitter(_Augmentation):
-    """A square of the network's size from anywhere in the image at a random scale.
+    """Random crop of the network's size from the image at a random scale.
 
-    The image's side is `low` to `high` times the network's.
+    Attributes:
+        low, high: Range of the image's side, as a multiple of the network's input size.
 
-    Source: Simonyan & Zisserman 2014 (VGG), §3.1: 256 to 512 for 224. The image is its central square here.
+    Source: Simonyan & Zisserman 2014 (VGG), §3.1: 256 to 512 for an input of 224. Here the image is its central square.
     """
 
     kind: Literal["scale_jitter"] = "scale_jitter"
@@ -131,22 +146,26 @@ class ScaleJitter(_Augmentation):
     high: float = Field(default=512 / 224, ge=1, le=8)
 
     def stored_side(self, preprocess: Preprocess) -> int:
-        """The largest scale, so that nothing is enlarged."""
+        """Return the side at the largest scale, so that nothing is enlarged."""
         return max(preprocess.side, round(self.high * preprocess.size))
 
     def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
-        """S' is `size`."""
+        """Return the crops; S' is `size`."""
         scale = self.low + (self.high - self.low) * draws.uniform(2)
-        return _resized_windows(images, 1 / scale, 1 / scale, draws, size)
+        return _crop_and_resize(images, 1 / scale, 1 / scale, draws, size)
 
 
 class AreaCrop(_Augmentation):
-    """A part of the image, of random area and aspect, stretched to the network's size.
+    """Random crop of random area and aspect ratio, resized to the network's size.
 
-    `area`: the smallest share of the image; `aspect`: width to height lies between 1 / aspect and aspect, evenly in
-    its logarithm. A side that would be longer than the image is cut to it.
+    A side that would exceed the image is clipped to it.
 
-    Source: Szegedy et al. 2014 (GoogLeNet), §6. Always resized with a triangle filter, as images elsewhere here.
+    Attributes:
+        area: Smallest share of the image's area, 0 to 1.
+        aspect: Largest aspect ratio; ratios are drawn log-uniformly from 1 / aspect to aspect.
+
+    Source: Szegedy et al. 2014 (GoogLeNet), §6. Resized with the antialiased bilinear filter that svertka uses
+    everywhere.
     """
 
     kind: Literal["area_crop"] = "area_crop"
@@ -154,10 +173,10 @@ class AreaCrop(_Augmentation):
     aspect: float = Field(default=4 / 3, ge=1, le=4)
 
     def __call__(self, images: torch.Tensor, draws: PerImageRandom, size: int) -> torch.Tensor:
-        """S' is `size`."""
+        """Return the crops; S' is `size`."""
         area = self.area + (1 - self.area) * draws.uniform(2)
         root = torch.exp((draws.uniform(3) - 0.5) * math.log(self.aspect))
-        return _resized_windows(images, area.sqrt() / root, area.sqrt() * root, draws, size)
+        return _crop_and_resize(images, area.sqrt() / root, area.sqrt() * root, draws, size)
 
 
 Augmentation = Annotated[
@@ -169,24 +188,37 @@ Augmentation = Annotated[
 def augment(
     images: torch.Tensor, augmentations: Sequence[Augmentation], draws: PerImageRandom, size: int
 ) -> torch.Tensor:
-    """`images` after all `augmentations`, one after the other, each with random numbers of its own."""
+    """Apply augmentations in order, each with its own random numbers.
+
+    Args:
+        images: (B, C, S, S) uint8 or float32 in 0 to 255.
+        augmentations: The augmentations.
+        draws: Random numbers of these images.
+        size: Side of the network's input, pixels.
+
+    Returns:
+        The augmented batch, (B, C, S', S').
+    """
     for place, augmentation in enumerate(augmentations):
         images = augmentation(images, draws.for_augmentation(place), size)
     return images
 
 
-def _windows(images: torch.Tensor, side: int, draws: PerImageRandom) -> torch.Tensor:
-    """A square of `side` pixels from anywhere in each image, (B, C, side, side)."""
+def _random_crops(images: torch.Tensor, side: int, draws: PerImageRandom) -> torch.Tensor:
+    """Return a random square of `side` pixels of each image, (B, C, side, side)."""
     room = images.shape[-1] - side + 1
     top, left = draws.below(0, room).to(images.device), draws.below(1, room).to(images.device)
     every = torch.arange(len(images), device=images.device)
     return images.unfold(2, side, 1).unfold(3, side, 1)[every, :, top, left]
 
 
-def _resized_windows(
+def _crop_and_resize(
     images: torch.Tensor, height: torch.Tensor, width: torch.Tensor, draws: PerImageRandom, size: int
 ) -> torch.Tensor:
-    """A window from anywhere in each image, its `height` and `width` shares of the side (B,), at size×size pixels."""
+    """Return a random window of each image, resized to (B, C, size, size).
+
+    `height` and `width` (B,) are shares of the side.
+    """
     side = images.shape[-1]
     height, width = ((share * side).round().clamp(1, side).long() for share in (height, width))
     top = (draws.uniform(0) * (side - height + 1)).long()
@@ -194,13 +226,13 @@ def _resized_windows(
     results = images.new_empty((len(images), images.shape[1], size, size))
     boxes = torch.stack((top, left, top + height, left + width), dim=1).tolist()
     for number, (above, before, below, behind) in enumerate(boxes):
-        results[number] = _resized(images[number : number + 1, :, above:below, before:behind], size)[0]
+        results[number] = _resize(images[number : number + 1, :, above:below, before:behind], size)[0]
     return results
 
 
-def _resized(images: torch.Tensor, size: int) -> torch.Tensor:
-    """(B, C, size, size) of the same dtype, through a triangle filter as wide as the reduction."""
+def _resize(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Return (B, C, size, size) of the same dtype, resized bilinearly with antialiasing."""
     if images.dtype == torch.uint8 and images.device.type != "cpu":
-        # Only the CPU resizes uint8, and there eight times as fast as float32.
-        return _resized(images.float(), size).round_().clamp_(0, 255).to(torch.uint8)
+        # Only the CPU can resize uint8, eight times as fast as float32.
+        return _resize(images.float(), size).round_().clamp_(0, 255).to(torch.uint8)
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)

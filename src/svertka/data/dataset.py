@@ -1,4 +1,4 @@
-"""Labelled images, wherever they come from."""
+"""Labeled images from files or memory, with class names and the parts that their source names."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,45 +18,54 @@ Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 
 PARTS = ("train", "val", "test")
-BAD_SHARE = 0.1  # of the images; if more cannot be read, nothing is trained
+BAD_SHARE = 0.1  # of the images; training refuses a data set of which more cannot be read
 
 
 class Images(Protocol):
-    """A sequence of images, each with a name for people and a digest of its content."""
+    """Sequence of images, each with a name and a digest of its content."""
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What to call image `index` in a message: its path, or the source and its number."""
+        """Return what messages call an image: its path, or its source and number."""
         ...
 
     def digest(self, index: int) -> bytes:
-        """16 bytes that are equal exactly for images of equal content.
+        """Return 16 bytes that are equal for equal contents only.
 
         Raises:
-            ImageError: it cannot be read from disk.
+            ImageError: The file cannot be read.
         """
         ...
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of image `index` as `read` gives it whole, pixels; without decoding it, if that can be.
+        """Return the height and width in pixels of the image in full, from its header where possible.
 
         Raises:
-            ImageError: it cannot be read; the message is the reason.
+            ImageError: The image cannot be read; the message is the reason.
         """
         ...
 
     def read(self, index: int, min_side: int | None = None) -> Pixels:
-        """Image `index` as (H, W, 3) uint8, RGB; `min_side` as for `image_io.read_image`.
+        """Return an image as (H, W, 3) uint8, RGB.
+
+        Args:
+            index: Index of the image.
+            min_side: As for `image_io.read_image`.
 
         Raises:
-            ImageError: it cannot be read; the message is the reason.
+            ImageError: The image cannot be read; the message is the reason.
         """
         ...
 
 
 class ArrayImages:
-    """Images of one size, held in memory: `array` is (N, H, W, 1 or 3) uint8."""
+    """Images of one size in memory.
+
+    Args:
+        array: (N, H, W, 1 or 3) uint8.
+        label: What messages call the source.
+    """
 
     def __init__(self, array: Pixels, label: str) -> None:
         self.array, self.label = array, label
@@ -65,25 +74,31 @@ class ArrayImages:
         return len(self.array)
 
     def name(self, index: int) -> str:
-        """`label` and the number."""
+        """Return the label and the number."""
         return f"{self.label} #{index}"
 
     def digest(self, index: int) -> bytes:
-        """BLAKE2b of the pixels."""
+        """Return the BLAKE2b hash of the pixels."""
         return hashlib.blake2b(self.array[index].data, digest_size=16).digest()
 
     def size(self, index: int) -> tuple[int, int]:
-        """The same for all."""
+        """Return the height and width, which all images share."""
         height, width = self.array.shape[1:3]
         return height, width
 
     def read(self, index: int, min_side: int | None = None) -> Pixels:
-        """The pixels as RGB; grey ones three times."""
+        """Return the pixels as RGB; a gray channel is repeated."""
         return np.broadcast_to(self.array[index], (*self.array.shape[1:3], 3))
 
 
 class FileImages:
-    """Images in files; `paths` are relative to `root`."""
+    """Images in files.
+
+    Args:
+        root: Folder that `paths` are relative to.
+        paths: Path of each image.
+        decoding: How the files are decoded.
+    """
 
     def __init__(self, root: Path, paths: Sequence[str], decoding: Decoding = DEFAULT) -> None:
         self.root, self.paths, self.decoding = root, paths, decoding
@@ -92,38 +107,43 @@ class FileImages:
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """The path."""
+        """Return the path."""
         return str(self.root / self.paths[index])
 
     def digest(self, index: int) -> bytes:
-        """BLAKE2b of the file."""
+        """Return the BLAKE2b hash of the file."""
         return hashlib.blake2b(self.read_bytes(index), digest_size=16).digest()
 
     def size(self, index: int) -> tuple[int, int]:
-        """As the file's header says."""
+        """Return the height and width that the file's header states."""
         return read_image_size(self.read_bytes(index), self.decoding)
 
     def read(self, index: int, min_side: int | None = None) -> Pixels:
-        """The decoded file, whatever format its name claims."""
+        """Return the decoded image; its format is that of the content, whatever its suffix."""
         return self.decode(index, min_side).pixels
 
     def decode(self, index: int, min_side: int | None = None) -> Decoded:
-        """The same with what it is."""
+        """Return the decoded image with its format and bit depth."""
         return decode(self.read_bytes(index), min_side, self.decoding)
 
     def read_bytes(self, index: int) -> bytes:
-        """The bytes of the file."""
+        """Return the bytes of the file."""
         return image_io.read_bytes(self.root / self.paths[index], self.decoding)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images with labels, class names and the parts that the source itself names.
+    """Labeled images.
 
-    `labels`: (N,) int64, index into `names`. `parts`: (N,) of "train", "val", "test", or "" where the source says
-    nothing. `source` is what `open_source` takes to open it again. `account`: what of the source is not used, and why.
-    `groups`: (N,) of what must stay in one part, such as the patient of an image, or "" for one that stands by itself;
-    None where the source says nothing of groups.
+    Attributes:
+        source: What `open_source` takes to open the data set again.
+        names: Class names.
+        images: The images.
+        labels: Class of each image, (N,) int64, an index into `names`.
+        parts: Part of each image as the source names it, (N,): "train", "val", "test", or "".
+        account: Files of the source that are not used, and why.
+        groups: Group of each image, such as the patient, (N,); images of one group stay in one part. "" for an image
+            without a group; None if the source has no groups.
     """
 
     source: str
@@ -138,19 +158,19 @@ class Dataset:
         return len(self.labels)
 
     def counts(self) -> Ints:
-        """Images of each class, (classes,)."""
+        """Return the number of images of each class, (classes,)."""
         return np.bincount(self.labels, minlength=len(self.names)).astype(np.int64)
 
     def with_decoding(self, decoding: Decoding) -> "Dataset":
-        """The same with files decoded otherwise."""
+        """Return the data set with its files decoded as `decoding` says."""
         return replace(self, images=with_decoding(self.images, decoding))
 
     def with_intensity_range(self, intensity_range: Range | None) -> "Dataset":
-        """The same as a classifier with this range of 16-bit values sees it."""
+        """Return the data set as a classifier with this range of 16-bit values sees it."""
         return self.with_decoding(decoding_of(self.images).with_intensity_range(intensity_range))
 
     def take(self, indices: Ints) -> "Dataset":
-        """The images at `indices`, in that order."""
+        """Return the data set of the images at `indices`, in that order."""
         return replace(
             self,
             images=Subset(self.images, indices),
@@ -161,7 +181,7 @@ class Dataset:
 
 
 class Subset:
-    """Some of `images`."""
+    """Images at `indices` of other images."""
 
     def __init__(self, images: Images, indices: Ints) -> None:
         self.images, self.indices = images, indices
@@ -170,24 +190,24 @@ class Subset:
         return len(self.indices)
 
     def name(self, index: int) -> str:
-        """As the whole calls it."""
+        """Return the name in the full sequence."""
         return self.images.name(int(self.indices[index]))
 
     def digest(self, index: int) -> bytes:
-        """As in the whole."""
+        """Return the digest of the content."""
         return self.images.digest(int(self.indices[index]))
 
     def size(self, index: int) -> tuple[int, int]:
-        """As in the whole."""
+        """Return the height and width in pixels."""
         return self.images.size(int(self.indices[index]))
 
     def read(self, index: int, min_side: int | None = None) -> Pixels:
-        """As in the whole."""
+        """Return the image as (H, W, 3) uint8, RGB."""
         return self.images.read(int(self.indices[index]), min_side)
 
 
 def with_decoding(images: Images, decoding: Decoding) -> Images:
-    """`images` with files decoded as `decoding` says; those in memory are what they are."""
+    """Return `images` with files decoded as `decoding` says; images in memory stay as they are."""
     if isinstance(images, Subset):
         return Subset(with_decoding(images.images, decoding), images.indices)
     if isinstance(images, FileImages):
@@ -196,7 +216,7 @@ def with_decoding(images: Images, decoding: Decoding) -> Images:
 
 
 def decoding_of(images: Images) -> Decoding:
-    """How `images` in files are decoded; those in memory are not."""
+    """Return how files among `images` are decoded; the default for images in memory."""
     while isinstance(images, Subset):
         images = images.images
     return images.decoding if isinstance(images, FileImages) else DEFAULT

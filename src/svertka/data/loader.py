@@ -1,4 +1,4 @@
-"""An epoch of training images, batch by batch: in seeded order, shared among processes, prepared ahead."""
+"""Training batches: shuffled by seed, shared among processes, augmented and prepared ahead."""
 
 import copy
 from collections import deque
@@ -18,16 +18,19 @@ from svertka.data.pixel_statistics import Rows
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
 
-AHEAD = 3  # batches prepared before they are asked for
+AHEAD = 3  # batches prepared in advance
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one process gets of a batch.
+    """One process's share of a batch.
 
-    `images`: (B, C, size, size) float32, normalised, and `labels`: (B,) int64, both on the device. `indices`: (B,),
-    where they stand in the rows. `count`: images in the whole batch, all processes together. `weights`: what each
-    counts in the loss, (B,) float32 on the device; None: all the same. B may be 0 in the last batch of an epoch.
+    Attributes:
+        images: (B, C, size, size) float32, normalized, on the device. B may be 0 in the last batch of an epoch.
+        labels: (B,) int64, on the device.
+        indices: Positions of the images in the rows, (B,).
+        count: Images in the whole batch, over all processes.
+        weights: Weight of each image in the loss, (B,) float32 on the device; None for equal weights.
     """
 
     images: torch.Tensor
@@ -38,15 +41,28 @@ class Batch:
 
 
 class BatchLoader:
-    """The images at `indices` of `rows`, in batches of `batch_size`, all processes together; the last may be smaller.
+    """Loader of the images at `indices` of `rows`, batch by batch; the last batch may be smaller.
 
-    `labels`: one for each of the rows. An epoch's order depends on `seed` and its number alone (`shuffle` off: as
-    `indices` stand), its augmentations on those and the image. Of each batch, process `rank` of `world` gets every
-    `world`-th image. `weights`: what each of the rows counts in the loss, (N,) float32. `prefetch`: batches are
-    prepared by a thread, ahead of their use; they are the same.
+    The order of an epoch depends only on the seed and its number, the augmentations on those and the image.
+
+    Args:
+        rows: Stored squares, (N, S, S, C) uint8.
+        labels: Class of each row, (N,) int64.
+        indices: Rows to load, (n,) int64.
+        preprocess: How squares become the network's input.
+        batch_size: Images per batch, over all processes.
+        seed: Seed of the order and of the augmentations.
+        shuffle: Whether the order is random; else it is that of `indices`.
+        augmentations: Applied in order.
+        weights: Weight of each row in the loss, (N,) float32; None for equal weights.
+        device: Where batches go (default: CPU).
+        memory_format: Memory format of the images.
+        prefetch: Prepare batches ahead in a thread; the batches are the same.
+        rank: Number of this process; it gets every `world`-th image of a batch.
+        world: Number of processes.
 
     Raises:
-        UsageError: `batch_size` below 1, or, when shuffled, more than there are images.
+        UsageError: `batch_size` is below 1, or, when shuffled, exceeds the number of images.
     """
 
     def __init__(
@@ -71,7 +87,7 @@ class BatchLoader:
             raise UsageError(f"batch_size={batch_size} must be at least 1")
         if shuffle and batch_size > len(indices):
             images = len(indices)
-            raise UsageError(f"batch_size={batch_size} is more than the {images} images; use at most {images}")
+            raise UsageError(f"batch_size={batch_size} exceeds the {images} images; use at most {images}")
         self.rows, self.labels, self.indices, self.preprocess = rows, labels, indices, preprocess
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.augmentations, self.weights = tuple(augmentations), weights
@@ -81,24 +97,24 @@ class BatchLoader:
         self.images: Callable[[Ints, int], torch.Tensor] = self._augmented
 
     def with_images(self, images: Callable[[Ints, int], torch.Tensor]) -> "BatchLoader":
-        """The same batches with something else in place of images: what `images(indices, epoch)` gives for them."""
+        """Return the same batches with `images(indices, epoch)` in place of the images."""
         other = copy.copy(self)
         other.images = images
         return other
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches per epoch."""
         return len(self._ends)
 
     def order(self, epoch: int) -> Ints:
-        """The epoch's images in its order, all processes together."""
+        """Return the order of the images in an epoch, over all processes."""
         if not self.shuffle:
             return self.indices
         return np.random.default_rng((self.seed, epoch)).permutation(self.indices)
 
     def epoch(self, number: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of epoch `number` from `first_step` on; closing the iterator ends its thread."""
+        """Yield the batches of epoch `number` from `first_step` on; closing the iterator ends its thread."""
         order = self.order(number)
         if not self.prefetch:
             yield from (self._batch(order, number, step) for step in range(first_step, self.steps))
@@ -119,8 +135,8 @@ class BatchLoader:
     def _ends(self) -> list[int]:
         """Where each batch ends in the order of an epoch.
 
-        When shuffled, a last batch of one image shares those of the one before, or is joined to it: batch norm may
-        find only one value per channel in one image.
+        When shuffled, a last batch of one image takes some of the batch before or joins it: batch normalization fails
+        if a channel has a single value.
         """
         count, size = len(self.indices), self.batch_size
         ends = [*range(size, count, size), count] if count else []
@@ -136,18 +152,18 @@ class BatchLoader:
         return Batch(self.images(indices, epoch), labels, indices, len(whole), weights)
 
     def _augmented(self, indices: Ints, epoch: int) -> torch.Tensor:
-        """The images at `indices` as they are in that epoch, normalised."""
+        """Return the images at `indices` as they are in an epoch, normalized."""
         images = self._to_device(torch.from_numpy(self.rows[indices])).permute(0, 3, 1, 2)
         draws = PerImageRandom(self.seed, epoch, indices)
         images = augment(images, self.augmentations, draws, self.preprocess.size)
-        # Reordering is cheaper here, a byte a value, than after normalisation.
+        # Reordering is cheaper here, at one byte per value, than after normalization.
         images = self.preprocess.normalise(images.contiguous(memory_format=self.memory_format))
         if images.shape[1] == 1:
-            # The strides of one channel are ambiguous: these say plainly what the network would else have to guess.
+            # The strides of a single channel are ambiguous; make them those of a contiguous tensor.
             images = images.squeeze(1).unsqueeze(1)
         return images
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cuda":
-            tensor = tensor.pin_memory()  # else the copy would wait for all that the device has still to do
+            tensor = tensor.pin_memory()  # otherwise the copy waits for the device to finish its work
         return tensor.to(self.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Work spread over threads, in order, and only so far ahead that memory does not grow with the amount of it."""
+"""Ordered map over threads that works one chunk ahead, so that memory does not grow with the number of items."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -10,12 +10,24 @@ R = TypeVar("R")
 
 
 def map_chunks(function: Callable[[T], R], items: Sequence[T], threads: int, chunk: int) -> Iterator[list[R]]:
-    """`function` of every item, `chunk` items at a time; while one chunk is used, the next is worked on.
+    """Map a function over items in threads and yield the results in order, a chunk at a time.
 
-    An exception of `function` is raised here; what was not begun then is dropped, as when the iterator is closed.
+    While the caller uses a chunk, the threads work on the next one. Closing the iterator drops what has not begun.
+
+    Args:
+        function: Function of one item.
+        items: The items.
+        threads: Number of threads.
+        chunk: Items per chunk.
+
+    Yields:
+        The results of each chunk.
+
+    Raises:
+        Exception: Whatever `function` raises.
     """
     coming: deque[list[Future[R]]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="map_chunks")
     try:
         for start in range(0, len(items), chunk):
             coming.append([pool.submit(function, item) for item in items[start : start + chunk]])

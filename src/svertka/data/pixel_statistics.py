@@ -1,4 +1,4 @@
-"""What images look like on average, channel by channel."""
+"""Mean, standard deviation and covariance of the channels, and ranges of 16-bit values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import numpy as np
 from svertka.data.dataset import Ints, Pixels
 from svertka.data.pixel_modes import FULL, Range
 
-PIXELS = 1 << 27  # Pixels that are looked at: all of MNIST or CIFAR, 2,700 images of 224×224.
-CHUNK = 1 << 20  # Pixels in memory at once, as float64.
+PIXELS = 1 << 27  # pixels measured at most: all of MNIST or CIFAR, 2,700 images of 224×224
+CHUNK = 1 << 20  # pixels in memory at once, as float64
 
 
 class Rows(Protocol):
-    """Squares of one size: `rows[indices]` is (B, S, S, C) uint8."""
+    """Images of one size: `rows[indices]` is (B, S, S, C) uint8."""
 
     def __len__(self) -> int: ...
 
@@ -25,7 +25,7 @@ class Rows(Protocol):
 class Statistics:
     """Mean, standard deviation and covariance of the channels over all pixels, in units of full scale (0 to 1).
 
-    `std` is one grey level at least, so that images of one colour can be divided by it.
+    `std` is at least one gray level, so that images of one color can be divided by it.
     """
 
     mean: tuple[float, ...]
@@ -34,7 +34,12 @@ class Statistics:
 
 
 def measure_statistics(rows: Rows, indices: Ints) -> Statistics:
-    """The statistics of the squares at `indices`; of a fixed random choice of them where they are very many."""
+    """Measure the statistics of images; of very many images, those of a fixed random sample.
+
+    Args:
+        rows: The images.
+        indices: Indices of the images to measure, (n,) int64.
+    """
     sample = rows[indices[:1]]
     pixels = sample.shape[1] * sample.shape[2]
     limit = max(PIXELS // pixels, 1)
@@ -44,7 +49,7 @@ def measure_statistics(rows: Rows, indices: Ints) -> Statistics:
     channels = sample.shape[3]
     total, products = np.zeros(channels), np.zeros((channels, channels))
     for start in range(0, len(indices), step):
-        # Whole numbers below 2⁵³ add up exactly in float64, so that the chunks do not show in the result.
+        # Integers below 2⁵³ add up exactly in float64, so the result does not depend on the chunks.
         values = rows[indices[start : start + step]].reshape(-1, channels).astype(np.float64)
         total += values.sum(axis=0)
         products += values.T @ values
@@ -60,11 +65,17 @@ def measure_statistics(rows: Rows, indices: Ints) -> Statistics:
 
 
 def choose_intensity_range(ranges: Sequence[Range]) -> Range | None:
-    """The 16-bit values that become black and white where images use those in `ranges`, each lowest and highest.
+    """Choose the 16-bit values that become black and white.
 
-    As many bits as they need: 0 to 1023 of a sensor of 10 bits, and never fewer than 8, so that a dark image stays
-    dark. Where all lie close together far from 0, it is their own range. None: all 16 bits, or `ranges` are empty. One
-    image in a hundred may lie beyond.
+    The range has as many bits as the images need, as 0 to 1023 for a sensor of 10 bits, and at least 8, so that a dark
+    image stays dark. If all values lie close together and far from 0, the range is their own. One image in a hundred
+    may exceed it.
+
+    Args:
+        ranges: Lowest and highest value of each image.
+
+    Returns:
+        The range; None for all 16 bits, or if `ranges` is empty.
     """
     if not ranges:
         return None
@@ -78,9 +89,11 @@ def choose_intensity_range(ranges: Sequence[Range]) -> Range | None:
 
 
 def describe_intensity_mismatch(ranges: Sequence[Range], trained_with: Range | None) -> str | None:
-    """What to say of 16-bit images that use other values than those that a network was trained with; None: the same.
+    """Return a sentence if 16-bit images use other values than those that a network was trained on, else None.
 
-    `ranges`: the values of each image, as for `intensity_range`; `trained_with`: which are black and white to it.
+    Args:
+        ranges: Lowest and highest value of each image.
+        trained_with: Values that are black and white to the network; None for all 16 bits.
     """
     low, high = choose_intensity_range(ranges) or FULL
     black, white = trained_with or FULL
