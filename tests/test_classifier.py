@@ -189,7 +189,7 @@ def test_predictions_do_not_depend_on_the_batch(saved: Path, tmp_path: Path) -> 
 
 
 def test_predict_names_unreadable_images(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no image in"):
+    with pytest.raises(UsageError, match="no image among the inputs"):
         predict(saved, tmp_path)
     np.save(tmp_path / "x.npy", np.zeros((2, 3)))
     with pytest.raises(UsageError, match=r"holds float64 \(2, 3\); it needs uint8 \(N, H, W\)"):

@@ -34,7 +34,7 @@ def test_what_was_not_judged_is_said_everywhere(run: str, other: Path, capsys: p
     said = capsys.readouterr().out
     assert said.startswith("2 images: ")
     unread = [f"{other}/{name}/cut.png" for name in ("one", "two")]
-    wanted = ["2 images could not be read", *unread, "left out: 1 .psd, format not read (one/x.psd)"]
+    wanted = ["2 images could not be read", *unread, "left out: 1 .psd, unsupported format (one/x.psd)"]
     assert all(sentence in said for sentence in wanted)
     assert all(sentence in report.read_text() for sentence in wanted)
 
@@ -42,7 +42,7 @@ def test_what_was_not_judged_is_said_everywhere(run: str, other: Path, capsys: p
     judged = json.loads(capsys.readouterr().out)
     assert [one["path"] for one in judged["unread"]] == unread
     assert judged["left_out"] == [
-        {"suffix": ".psd", "reason": "format not read", "count": 1, "examples": ["one/x.psd"]}
+        {"suffix": ".psd", "reason": "unsupported format", "count": 1, "examples": ["one/x.psd"]}
     ]
     assert judged["not_images"] == {".txt": 1, "no suffix": 1}
 
@@ -58,7 +58,7 @@ def test_what_is_not_trained_on_is_said_everywhere(
     arguments = ["--model", "mlp", "--size", "8", "--epochs", "1", "--threads", "1", "--output", str(output), "--json"]
     assert main(["train", str(other), *arguments]) == 0
     out, err = capsys.readouterr()
-    wanted = [f"1 image that cannot be read: {other}/one/cut.png", "left out: 1 .psd, format not read (one/x.psd)"]
+    wanted = [f"1 image that cannot be read: {other}/one/cut.png", "left out: 1 .psd, unsupported format (one/x.psd)"]
     assert all(sentence in err for sentence in wanted)
     assert all(sentence in (output / "report.html").read_text() for sentence in wanted)
     settings, trained = json.loads((output / "training.json").read_text()), json.loads(out)

@@ -89,7 +89,7 @@ def test_a_path_that_leads_to_no_image_is_one_sentence(
     assert code in (1, 2)
     (line,) = (err if form or code == 2 else out).splitlines()
     assert len(line) < 900
-    assert ("a web address; download the image" in line) == path.startswith("https")
+    assert ("a URL; download the image" in line) == path.startswith("https")
 
 
 def test_hostile_paths_are_a_row_each(
@@ -151,10 +151,10 @@ def test_what_a_folder_leaves_out_is_said(run: str, tmp_path: Path, capsys: pyte
     Image.effect_noise((20, 20), 90).save(tmp_path / "a.png")
     (tmp_path / "b.psd").write_bytes(b"x")
     assert main(["predict", run, str(tmp_path)]) == 0
-    assert "left out: 1 .psd, format not read (b.psd)" in capsys.readouterr().err
+    assert "left out: 1 .psd, unsupported format (b.psd)" in capsys.readouterr().err
     (tmp_path / "a.png").unlink()
     assert main(["predict", run, str(tmp_path)]) == 2
-    assert "holds no image (left out: 1 .psd, format not read (b.psd))" in capsys.readouterr().err
+    assert "holds no image (left out: 1 .psd, unsupported format (b.psd))" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["--json", "--csv"])

@@ -195,7 +195,11 @@ def test_the_pickled_version_is_not_read(small_cifar100: bytes, nowhere: Path) -
     [
         ("train.bin", lambda content: content[:-1], "holds a train.bin of 92219 bytes, not 92220"),
         ("test.bin", lambda content: content + b"x", "holds a test.bin of 30741 bytes, not 30740"),
-        ("test.bin", lambda content: b"\0\x64" + content[2:], "test.bin holds label 100, and labels must be below 100"),
+        (
+            "test.bin",
+            lambda content: b"\0\x64" + content[2:],
+            "test.bin holds the label 100, and labels must be below 100",
+        ),
         ("fine_label_names.txt", lambda content: b"cat\n", "must hold 100 class names, not 1"),
     ],
 )
@@ -212,7 +216,7 @@ def test_a_damaged_file_in_an_unpacked_folder_is_named(small_cifar100: bytes, no
     folder.mkdir()
     files = unpacked(small_cifar100)
     (folder / "train.bin").write_bytes(files["train.bin"][:-1])
-    with pytest.raises(DataError, match=r"train\.bin has 92219 bytes and must have 92220"):
+    with pytest.raises(DataError, match=r"train\.bin has 92219 bytes, and must have 92220"):
         open_builtin("cifar100")
     (folder / "train.bin").write_bytes(files["train.bin"])
     with pytest.raises(DataError, match=r"test\.bin cannot be read \(no such file"):
@@ -246,7 +250,7 @@ def test_a_damaged_archive_is_named(small_cifar100: bytes, nowhere: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda raw: raw[:-1], "must hold 60000.* unsigned bytes in IDX form"),
+        (lambda raw: raw[:-1], "must hold 60000.* unsigned bytes in IDX format"),
         (lambda raw: raw + b"\0", "it begins with .* and has more; replace it"),
         (lambda raw: b"\0\0\x0d" + raw[3:], "must hold 60000"),
         (lambda raw: raw[:7] + b"\x61" + raw[8:], "must hold 60000"),
@@ -277,7 +281,7 @@ def test_a_label_that_is_no_digit_is_named(shared_data: Path, nowhere: Path) -> 
     labels = nowhere / "mnist" / "t10k-labels-idx1-ubyte.gz"
     raw = gzip.decompress(labels.read_bytes())
     labels.write_bytes(gzip.compress(raw[:-1] + b"\x0a"))
-    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte.gz holds label 10"):
+    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte.gz holds the label 10"):
         open_builtin("mnist")
 
 

@@ -4,20 +4,20 @@ from svertka.data.file_accounting import OWN, FileAccount, LeftOut, count_by_suf
 
 
 def test_what_is_left_out_is_counted_by_suffix_and_reason() -> None:
-    left_out = [LeftOut(f"{number}.HEIC", "format not read") for number in range(5)]
-    left_out += [LeftOut("runs/a.png", OWN), LeftOut("x\n", "in no class folder")]
+    left_out = [LeftOut(f"{number}.HEIC", "unsupported format") for number in range(5)]
+    left_out += [LeftOut("runs/a.png", OWN), LeftOut("x\n", "not in a class folder")]
     account = FileAccount(tuple(left_out), count_by_suffix(["a.txt", "b.txt", "LICENSE"]), ("read so",), ("odd\x1b",))
     assert account.sentences() == [
         "read so",
         "warning: odd\\x1b",
-        "left out: 5 .heic, format not read (0.HEIC, 1.HEIC, 2.HEIC and 2 more); 1 .png, made by svertka; "
-        "1 no suffix, in no class folder (x\\n)",
+        "left out: 5 .heic, unsupported format (0.HEIC, 1.HEIC, 2.HEIC and 2 more); 1 .png, made by svertka; "
+        "1 no suffix, not in a class folder (x\\n)",
         "not images: 2 .txt, 1 no suffix",
     ]
     value = json.loads(json.dumps(account.to_dict()))
     assert value["left_out"][0] == {
         "suffix": ".heic",
-        "reason": "format not read",
+        "reason": "unsupported format",
         "count": 5,
         "examples": ["0.HEIC", "1.HEIC", "2.HEIC"],
     }

@@ -57,7 +57,7 @@ def test_a_raw_photograph_is_not_taken_for_the_thumbnail_in_it(tmp_path: Path) -
     make(tmp_path, "a/1.png", "b/1.png")
     (tmp_path / "a" / "2.nef").write_bytes(b"II*\0" + bytes(60))
     listing = list_folder(tmp_path)
-    assert [(one.path, one.reason) for one in listing.account.left_out] == [("a/2.nef", "format not read")]
+    assert [(one.path, one.reason) for one in listing.account.left_out] == [("a/2.nef", "unsupported format")]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_links_lead_to_each_folder_once(tmp_path: Path) -> None:
     assert used == [("test/cat/1.png", "test"), ("train/dog/1.png", "train")]
     reasons = {one.path: one.reason for one in listing.account.left_out}
     assert reasons["train/cat/"] == LISTED_ALREADY
-    assert reasons["train/above/"] == reasons["train/round/"] == "a link that leads back"
+    assert reasons["train/above/"] == reasons["train/round/"] == "a link to a folder that contains it"
 
 
 def test_the_folder_itself_goes_before_a_link_to_it(tmp_path: Path) -> None:

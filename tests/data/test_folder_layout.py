@@ -92,7 +92,7 @@ def test_how_a_layout_was_read_is_said(tmp_path: Path) -> None:
         f"the images are in {tmp_path}/x",
         f"parts of {tmp_path}/x: Testing is test, Training is train",
         f"the classes of {tmp_path}/x/Testing are in {tmp_path}/x/Testing/Testing",
-        "left out: 2 .jpg, in no part (train, val, test) (x/pred/0.jpg, x/pred/1.jpg)",
+        "left out: 2 .jpg, not in a part (train, val, test) (x/pred/0.jpg, x/pred/1.jpg)",
     ]
 
 
@@ -107,7 +107,7 @@ def test_what_systems_leave_behind_is_no_class_anywhere(tmp_path: Path, where: s
     assert counted(listing) == {"train": BOTH, "val": BOTH}
     assert listing.hidden == (f"{where}{junk}",)
     assert [(one.path, one.reason) for one in listing.account.left_out] == [
-        (f"{where}{junk}/a/0.jpg", "hidden, or left by the system")
+        (f"{where}{junk}/a/0.jpg", "hidden or a system file")
     ]
     assert dict(listing.account.not_images) == {"no suffix": 1}
 
@@ -157,7 +157,7 @@ def test_what_names_have_in_common() -> None:
 
 def test_a_class_whose_images_have_no_format_that_is_read_says_so(tmp_path: Path) -> None:
     make(tmp_path, *each("a", "b"), "c/0.psd", "c/1.psd")
-    with pytest.raises(DataError, match=r"c holds no image that can be used \(left out: 2 \.psd, format not read"):
+    with pytest.raises(DataError, match=r"c holds no image that can be used \(left out: 2 \.psd, unsupported format"):
         open_folder(tmp_path)
 
 
@@ -211,7 +211,7 @@ def test_tiny_imagenet(tmp_path: Path) -> None:
     classes = dict.fromkeys(("goldfish", "European fire salamander", "thing"), 2)
     assert counted(listing) == {"train": classes, "val": dict.fromkeys(classes, 1)}
     assert {(one.path, one.reason) for one in listing.account.left_out} == {
-        ("test/images/test_0.JPEG", "in no class folder"),
+        ("test/images/test_0.JPEG", "not in a class folder"),
         ("val/images/val_3.JPEG", "no label in the table"),
     }
     assert listing.problems() == []

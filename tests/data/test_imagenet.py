@@ -80,7 +80,7 @@ def test_the_devkit_s_order_may_come_as_text(tmp_path: Path) -> None:
     ids = flat(tmp_path)
     devkit(tmp_path, ids)
     (tmp_path / "meta.mat").unlink()
-    with pytest.raises(DataError, match=r"own order, not in that of WordNet ids; put the devkit's meta\.mat beside it"):
+    with pytest.raises(DataError, match=r"own order, not that of the WordNet ids; put the devkit's meta\.mat beside it"):
         open_source(tmp_path)
     (tmp_path / "map_clsloc.txt").write_text("".join(f"{one} {DEVKIT_NUMBER[one]} some_name\n" for one in WORDNET))
     assert found(tmp_path) == ids
@@ -106,21 +106,21 @@ def test_ids_in_the_order_of_the_images_and_a_part_of_the_images(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("val.txt", "", "val.txt is empty; it needs a line an image"),
+        ("val.txt", "", "val.txt is empty; it needs one line per image"),
         (
             "val.txt",
             "ILSVRC2012_val_00000001 1\n7",
-            "with an image's name and lines without; give all of them one form",
+            "mixes lines with and without an image name; use one format for all lines",
         ),
-        ("val.txt", "ILSVRC2012_val_00000001 1000", "line 1 of .* has the index 1000; indices count from 0 to 999"),
+        ("val.txt", "ILSVRC2012_val_00000001 1000", "line 1 of .* has the index 1000; indices range from 0 to 999"),
         (
             "val.txt",
             "ILSVRC2012_val_00000001 cat",
             "line 1 of .* has the class cat; use a WordNet id such as n01440764",
         ),
-        ("val.txt", "ILSVRC2012_val_00000001 5", "has no line for ILSVRC2012_val_00000002.JPEG; add it or take"),
+        ("val.txt", "ILSVRC2012_val_00000001 5", "has no line for ILSVRC2012_val_00000002.JPEG; add it or remove"),
         ("val.txt", "5", "has no line for ILSVRC2012_val_00000002.JPEG"),
-        (GROUND_TRUTH, "1\n2\n3\n4\n5000", "line 5 of .* has the class 5000, which the devkit does not number"),
+        (GROUND_TRUTH, "1\n2\n3\n4\n5000", "line 5 of .* has the class 5000, which is not in the devkit"),
     ],
 )
 def test_what_cannot_be_understood_is_said(tmp_path: Path, name: str, text: str, said: str) -> None:
@@ -134,7 +134,7 @@ def test_images_without_numbers_need_names(tmp_path: Path) -> None:
     ids = flat(tmp_path)
     (tmp_path / "imagenet_2012_validation_synset_labels.txt").write_text("\n".join(ids))
     (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(DataError, match=r"names no images, so that holiday\.jpg would have to be called as"):
+    with pytest.raises(DataError, match=r"has no image names, so holiday\.jpg must have its original name"):
         open_source(tmp_path)
 
 

@@ -75,7 +75,7 @@ def test_the_result_shows_itself(lamp: Path, bright_or_dark: Maker) -> None:
 
 
 def test_no_picture_is_told(tmp_path: Path, bright_or_dark: Maker) -> None:
-    with pytest.raises(UsageError, match="there is no image in"):
+    with pytest.raises(UsageError, match="no image among the inputs"):
         svertka.locate(bright_or_dark(), tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Data sets in their published files: digits, MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100."""
+"""Built-in data sets in their published files: digits, MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100."""
 
 import gzip
 import hashlib
@@ -22,15 +22,22 @@ from svertka.progress import progress
 
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
 
-SYSTEM_FOLDER = Path("/usr/share/datasets")  # where Debian's package dataset-fashion-mnist puts its files
+SYSTEM_FOLDER = Path("/usr/share/datasets")  # of Debian's package dataset-fashion-mnist
 DIGITS_TEST_SHARE = 0.2
-VALUES = 3 * 32 * 32  # bytes of a CIFAR image
-SHORT = 100_000  # bytes; a list of class names has fewer
+VALUES = 3 * 32 * 32  # bytes per CIFAR image
+SHORT = 100_000  # bytes; limit of a list of class names
 
 
 @dataclass(frozen=True)
 class IdxFiles:
-    """The four gzip files of a set in MNIST's layout: file name -> MD5 as published, in a folder of the set's name."""
+    """The four gzip files of a data set in MNIST's layout.
+
+    Attributes:
+        folder: Folder that holds the files.
+        names: Class names.
+        mirrors: URLs of the folder.
+        checksums: File name -> published MD5.
+    """
 
     folder: str
     names: tuple[str, ...]
@@ -40,9 +47,18 @@ class IdxFiles:
 
 @dataclass(frozen=True)
 class CifarArchive:
-    """One archive of records: `label_bytes` labels (the last one counts), then 32×32 red, green and blue values.
+    """Archive of CIFAR records: label bytes, of which the last counts, then 32×32 red, green and blue values.
 
-    `train` and `test`: file name -> records in it.
+    Attributes:
+        archive: Name of the archive.
+        folder: Folder inside the archive.
+        label_bytes: Labels per record.
+        train: File name -> number of records.
+        test: File name -> number of records.
+        names_file: File of class names.
+        classes: Number of classes.
+        mirrors: URLs of the folder that holds the archive.
+        checksum: Published MD5.
     """
 
     archive: str
@@ -56,13 +72,13 @@ class CifarArchive:
     checksum: str
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file of records."""
+        """Return the size of each file of records, bytes."""
         files = {**self.train, **self.test}
         return {name: count * (self.label_bytes + VALUES) for name, count in files.items()}
 
 
 IDX_SETS = {
-    # LeCun, Cortes & Burges 1998; the mirrors are those in common use since the original address wants a password.
+    # LeCun, Cortes & Burges 1998; the original site requires a password, so use the common mirrors.
     "mnist": IdxFiles(
         folder="mnist",
         names=tuple("0123456789"),
@@ -97,7 +113,7 @@ IDX_SETS = {
     ),
 }
 
-# Krizhevsky 2009; the checksums stand at https://www.cs.toronto.edu/~kriz/cifar.html
+# Krizhevsky 2009; checksums from https://www.cs.toronto.edu/~kriz/cifar.html
 CIFAR_SETS = {
     "cifar10": CifarArchive(
         archive="cifar-10-binary.tar.gz",
@@ -125,16 +141,22 @@ CIFAR_SETS = {
 
 
 def open_builtin(name: str) -> Dataset:
-    """The data set called `name`: (N, H, W, 1 or 3) uint8 images, those published for training first.
+    """Open a built-in data set.
 
-    Looked for in $SVERTKA_DATA, then in the cache, then where Debian installs it, and fetched into the cache if it is
-    nowhere. What is found is accepted by its layout (sizes, magic numbers, labels), not by a checksum. CIFAR's
-    pickled version is not read: a pickle can run anything.
+    Looks in $SVERTKA_DATA, then in the cache, then where Debian installs it; otherwise downloads it to the cache. Files
+    are checked by their layout (sizes, magic numbers, labels). CIFAR's pickled version is not read, because a pickle
+    can execute code.
+
+    Args:
+        name: One of NAMES.
+
+    Returns:
+        The data set, images (N, H, W, 1 or 3) uint8, those of the training part first.
 
     Raises:
-        UsageError: no such data set.
-        DataError: a file has another layout.
-        FetchError: it is nowhere and cannot be fetched.
+        UsageError: There is no such data set.
+        DataError: A file has another layout.
+        FetchError: The data set is not on this machine and cannot be downloaded.
     """
     if name == "digits":
         return _digits()
@@ -152,11 +174,11 @@ def _dataset(name: str, names: tuple[str, ...], images: Pixels, labels: Pixels, 
 
 
 def _digits() -> Dataset:
-    """scikit-learn's 1,797 digits, 8×8, 0 to 16 stretched to 0 to 255.
+    """Return scikit-learn's 1,797 digits, 8×8, their values 0 to 16 scaled to 0 to 255.
 
-    They come without a test part: a fifth of them, by the hash of the content as `split` does it, is called test here.
+    They have no test part, so a fifth of them, chosen by content hash, becomes it.
     """
-    from sklearn.datasets import load_digits  # here: it takes a second that the other sets need not wait for
+    from sklearn.datasets import load_digits  # here, because it takes a second that other data sets need not
 
     bunch = load_digits()
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
@@ -172,7 +194,7 @@ def _digits() -> Dataset:
 def _roots() -> Iterator[Path]:
     if given := os.environ.get("SVERTKA_DATA"):
         yield Path(given)
-    with suppress(StorageError):  # the files may be found without a cache
+    with suppress(StorageError):  # the files may be elsewhere
         yield cache_folder("data")
     yield SYSTEM_FOLDER
 
@@ -181,7 +203,7 @@ def _roots() -> Iterator[Path]:
 
 
 def _idx_folder(name: str) -> Path:
-    """Where the four files of the set lie, packed or not; fetched if nowhere."""
+    """Return the folder of the four files, compressed or not; download them if they are nowhere."""
     published = IDX_SETS[name]
     for root in _roots():
         folder = root / published.folder
@@ -199,7 +221,7 @@ def _idx_folder(name: str) -> Path:
 
 
 def _packed_or_not(path: Path) -> Path:
-    """`path` (ending in .gz), or the same without that ending where only this is there."""
+    """Return `path` (ending in .gz), or the uncompressed file if only that exists."""
     plain = path.with_suffix("")
     return plain if plain.exists() and not path.exists() else path
 
@@ -214,7 +236,7 @@ def _read_idx_set(name: str, folder: Path) -> tuple[Pixels, Pixels, list[str]]:
 
 
 def _read_idx(path: Path, shape: tuple[int, ...]) -> Pixels:
-    """The unsigned bytes that an IDX file of exactly this shape holds."""
+    """Return the unsigned bytes of an IDX file, which must have this shape."""
     header = b"".join(value.to_bytes(4) for value in (0x0800 | len(shape), *shape))
     size = len(header) + int(np.prod(shape))
     try:
@@ -222,13 +244,14 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> Pixels:
             content = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise DataError(f"{path} cannot be read ({reason}); replace it by the published file") from error
+        raise DataError(f"{path} cannot be read ({reason}); replace it with the published file") from error
     if content[: len(header)] != header or len(content) != size:
         layout = "×".join(map(str, shape))
         raise DataError(
-            f"{path} must hold {layout} unsigned bytes in IDX form, {size} bytes that begin with {header.hex(' ', 4)}; "
+            f"{path} must hold {layout} unsigned bytes in IDX format, {size} bytes that begin with "
+            f"{header.hex(' ', 4)}; "
             f"it begins with {content[: len(header)].hex(' ', 4)} and has "
-            f"{'more' if len(content) > size else len(content)}; replace it by the published file"
+            f"{'more' if len(content) > size else len(content)}; replace it with the published file"
         )
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
 
@@ -237,7 +260,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> Pixels:
 
 
 def _cifar_folder(name: str) -> Path:
-    """Where the files of the set lie, unpacked; fetched if nowhere."""
+    """Return the folder of the unpacked files; download the archive if they are nowhere."""
     published = CIFAR_SETS[name]
     stem = published.archive.removesuffix(".gz")
     for root in _roots():
@@ -245,7 +268,7 @@ def _cifar_folder(name: str) -> Path:
             return root / published.folder
         for archive in sorted(root.glob(f"{stem}*")):
             if archive.suffix != ".part":
-                return _unpacked(archive, published)
+                return _ensure_unpacked(archive, published)
     folder = cache_folder("data")
     archive = download_file(
         [mirror + published.archive for mirror in published.mirrors],
@@ -253,11 +276,11 @@ def _cifar_folder(name: str) -> Path:
         published.checksum,
         instead=f"put {published.archive} into {folder}",
     )
-    return _unpacked(archive, published)
+    return _ensure_unpacked(archive, published)
 
 
-def _unpacked(archive: Path, published: CifarArchive) -> Path:
-    """A folder in the cache with the archive's files; unpacking takes seconds, so it is done once."""
+def _ensure_unpacked(archive: Path, published: CifarArchive) -> Path:
+    """Return a folder in the cache with the files of the archive, which is unpacked once."""
     facts = archive.stat()
     key = hashlib.blake2b(f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode(), digest_size=8)
     folder = cache_folder("data", "unpacked", f"{published.folder}-{key.hexdigest()}")
@@ -270,7 +293,10 @@ def _unpacked(archive: Path, published: CifarArchive) -> Path:
 
 
 def _unpack(archive: Path, folder: Path, missing: dict[str, int | None]) -> None:
-    """Write the `missing` files of the archive, name -> bytes (None: short, of any length), into `folder`."""
+    """Write the `missing` files of the archive into `folder`.
+
+    `missing` maps names to sizes in bytes; None for a short file of any size.
+    """
     try:
         with tarfile.open(archive) as tar, progress(f"unpacking {archive.name}", len(missing), "files") as bar:
             for member in tar:
@@ -285,9 +311,9 @@ def _unpack(archive: Path, folder: Path, missing: dict[str, int | None]) -> None
                 bar.advance()
     except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = str(error).partition("\n")[0].rstrip(":").lower()
-        raise DataError(f"{archive} cannot be unpacked ({reason}); replace it by the published file") from error
+        raise DataError(f"{archive} cannot be unpacked ({reason}); replace it with the published file") from error
     if missing:
-        raise DataError(f"{archive} lacks {', '.join(sorted(missing))}; svertka reads CIFAR's binary version")
+        raise DataError(f"{archive} lacks {', '.join(sorted(missing))}; use CIFAR's binary version")
 
 
 def _read_cifar(name: str, folder: Path) -> tuple[tuple[str, ...], Pixels, Pixels, list[str]]:
@@ -312,16 +338,16 @@ def _read_cifar(name: str, folder: Path) -> tuple[tuple[str, ...], Pixels, Pixel
 
 
 def _read_exactly(path: Path, size: int) -> Pixels:
-    """The bytes of a file that must be there and have `size` of them."""
+    """Return the bytes of a file, which must have `size` of them."""
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({(error.strerror or str(error)).lower()}); replace it") from error
     if len(content) != size:
-        raise DataError(f"{path} has {len(content)} bytes and must have {size}; replace it by the published file")
+        raise DataError(f"{path} has {len(content)} bytes, and must have {size}; replace it with the published file")
     return content
 
 
 def _check_labels(path: Path, labels: Pixels, classes: int) -> None:
     if labels.max() >= classes:
-        raise DataError(f"{path} holds label {labels.max()}, and labels must be below {classes}; replace it")
+        raise DataError(f"{path} holds the label {labels.max()}, and labels must be below {classes}; replace it")

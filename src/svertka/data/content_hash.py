@@ -1,4 +1,4 @@
-"""A digest of every image's content; that of a file that has not changed is remembered, not computed again."""
+"""Content hashes of images, remembered for files that have not changed."""
 
 import hashlib
 import os
@@ -15,15 +15,24 @@ from svertka.files import cache_folder, read_json, write_json
 from svertka.progress import progress
 
 VERSION = 1
-SETTLED = 2 * 10**9  # nanoseconds: a file changed later than this before may change again and keep its times
-MEMORY_BYTES = 2**28  # of what is remembered about one folder, some 2 million files
+SETTLED = 2 * 10**9  # nanoseconds; a file changed more recently may change again without a new time stamp
+MEMORY_BYTES = 2**28  # limit of the file that remembers one folder, about 2 million images
 CHUNK = 256  # images
 
-FileStamp = tuple[int, ...]  # size, times of content and of inode, number of inode
+FileStamp = tuple[int, ...]  # size, mtime, ctime, inode
 
 
 def hash_images(images: Images, threads: int) -> tuple[list[bytes], dict[int, str]]:
-    """The digest of each image, b"" where it cannot be read; and by index, why it cannot."""
+    """Hash the contents of images.
+
+    Args:
+        images: The images.
+        threads: Number of threads.
+
+    Returns:
+        The digest of each image, 16 bytes, b"" for an unreadable one; and for each unreadable image its index and the
+        reason.
+    """
     files, where = resolve_subset(images)
     if not isinstance(files, FileImages):
         return [images.digest(index) for index in range(len(images))], {}
@@ -47,7 +56,10 @@ def hash_images(images: Images, threads: int) -> tuple[list[bytes], dict[int, st
 
 
 def resolve_subset(images: Images) -> tuple[Images, Ints]:
-    """The images of which these are a subset (of a subset …), and where each of these stands among them, (N,)."""
+    """Return the images that a subset was taken from, and the index of each of its images there, (N,) int64.
+
+    A subset of a subset is followed to its end.
+    """
     where = np.arange(len(images), dtype=np.int64)
     while isinstance(images, Subset):
         where = images.indices[where]
@@ -56,7 +68,7 @@ def resolve_subset(images: Images) -> tuple[Images, Ints]:
 
 
 class _Memory:
-    """The digests of the files under one root, from one start to the next."""
+    """Digests of the files under one root, kept from one start to the next."""
 
     def __init__(self, images: FileImages) -> None:
         self.images = images
@@ -69,12 +81,13 @@ class _Memory:
             self.known = _load(self.place)
 
     def digest(self, index: int) -> bytes:
+        """Return the digest of an image, hashing it only if its file has changed."""
         path = self.images.paths[index]
         try:
             status = (self.images.root / path).stat()
         except OSError:
-            return self.images.digest(index)  # which says what is wrong
-        # The inode's time moves with every change, and unlike the content's cannot be set back.
+            return self.images.digest(index)  # raises with the reason
+        # ctime changes with every write and, unlike mtime, cannot be set back.
         facts = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
         if path in self.known and self.known[path][0] == facts:
             return bytes.fromhex(self.known[path][1])
@@ -84,23 +97,28 @@ class _Memory:
         return digest
 
     def save(self) -> None:
+        """Write the new digests, if the cache folder can be written."""
         if self.place is not None and self.fresh:
             with suppress(StorageError):
                 write_json(self.place, {"version": VERSION, "files": self.known | self.fresh})
 
 
 def _load(place: Path) -> dict[str, tuple[FileStamp, str]]:
-    """What was remembered; nothing if the file is absent, damaged, or of another version."""
+    """Return the remembered digests; none if the file is absent, damaged or of another version."""
     try:
         value = read_json(place, MEMORY_BYTES)
         if value["version"] != VERSION:
             return {}
-        return {str(path): (tuple(map(int, facts)), _hex(digest)) for path, (facts, digest) in value["files"].items()}
+        return {
+            str(path): (tuple(map(int, facts)), _checked_hex(digest))
+            for path, (facts, digest) in value["files"].items()
+        }
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
 
 
-def _hex(digest: str) -> str:
+def _checked_hex(digest: str) -> str:
+    """Return `digest` if it is 16 bytes in hexadecimal; else raise ValueError."""
     if len(bytes.fromhex(digest)) != 16:
         raise ValueError(digest)
     return digest

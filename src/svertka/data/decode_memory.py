@@ -1,4 +1,4 @@
-"""How much memory decoding an image takes, known before it is decoded, and how much all threads together may take."""
+"""Memory that decoding an image takes, estimated before decoding, and a budget that all threads share."""
 
 import re
 import struct
@@ -13,13 +13,13 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-# Bytes a pixel that decoders take beside what Pillow keeps, measured (tests/data/test_memory.py).
-WEBP_BYTES = 17  # two canvases, the frame, and what is decoded
+# Bytes per pixel that decoders take besides what Pillow keeps; measured by tests/data/test_decode_memory.py.
+WEBP_BYTES = 17  # two canvases, the frame and the decoded pixels
 AVIF_BYTES = 10
 HEIC_BYTES = 10
-JPEG_2000_BYTES = 5  # for each band
-STRIP_BYTES = 2**25  # for what is converted at once
-SMALL = 2**26  # bytes; what takes less never waits
+JPEG_2000_BYTES = 5  # per band
+STRIP_BYTES = 2**25  # for the strip being converted
+SMALL = 2**26  # bytes; smaller images never wait
 
 _COMPRESSION, _STRIP_ROWS, _TILE_LENGTH = 259, 278, 323
 _OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
@@ -27,9 +27,13 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def estimate_decoding_bytes(image: ImageFile, data: bytes, factor: int, *, deep: bool) -> int:
-    """Bytes that decoding `image`, opened from `data`, takes at its peak, the RGB pixels that come back included.
+    """Estimate the peak memory of decoding an image, including the RGB result, bytes.
 
-    `factor`: by how much it is reduced. `deep`: whether all bits of 16-bit colours are wanted.
+    Args:
+        image: The image, opened from `data` but not loaded.
+        data: The bytes of the file.
+        factor: By how much the image is reduced.
+        deep: Whether all bits of 16-bit colors are wanted.
     """
     width, height = image.size
     pixels = width * height
@@ -44,17 +48,17 @@ def estimate_decoding_bytes(image: ImageFile, data: bytes, factor: int, *, deep:
         decoder = AVIF_BYTES
     elif isinstance(image, Jpeg2KImageFile):
         decoder = JPEG_2000_BYTES * max(len(image.getbands()), 1)
-    elif isinstance(image, TiffImageFile):  # it is turned anew; one strip or row of tiles is unpacked beside it
+    elif isinstance(image, TiffImageFile):  # rotated into a copy, while one strip or row of tiles is unpacked
         rows = min(image.tag_v2.get(_TILE_LENGTH, image.tag_v2.get(_STRIP_ROWS, height)), height)
         decoder = native + (native * rows // height if image.tag_v2.get(_COMPRESSION, 1) != 1 else 0)
     elif image.format == "HEIF":
         decoder = HEIC_BYTES
-    twice = 2 if deep and native == 4 else 1  # the upper bits, then the lower ones
+    twice = 2 if deep and native == 4 else 1  # decoded once for the upper bits and once for the lower ones
     return STRIP_BYTES + (twice * native + decoder) * pixels + 3 * reduced
 
 
 def count_scans(jpeg: bytes) -> int:
-    """How many scans the first image of a JPEG file has; each is a pass over its pixels."""
+    """Return the number of scans of a JPEG file's first image; each is a pass over its pixels."""
     at, count = 2, 0
     while at + 4 <= len(jpeg):
         found = _MARKER.search(jpeg, at)
@@ -68,14 +72,18 @@ def count_scans(jpeg: bytes) -> int:
 
 
 def _coefficients(image: JpegImageFile) -> float:
-    """Bytes a pixel that a JPEG of several scans keeps of its coefficients, by the sampling of its bands."""
+    """Return the bytes per pixel of the coefficients that a multi-scan JPEG keeps, from the sampling of its bands."""
     bands = [(across, down) for _, across, down, _ in image.layer]
     largest = max(across for across, _ in bands) * max(down for _, down in bands)
     return 2 * sum(across * down for across, down in bands) / largest
 
 
 class DecodingBudget:
-    """Bytes that the decoders of one process may take together, so that many threads do not take many times as much."""
+    """Memory that the decoders of one process may take together.
+
+    Args:
+        limit: Bytes.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit, self.taken = limit, 0
@@ -83,7 +91,7 @@ class DecodingBudget:
 
     @contextmanager
     def reserve(self, count: float) -> Iterator[None]:
-        """Hold `count` bytes during the body, once they are free; more than the limit is given to one alone."""
+        """Hold `count` bytes during the body, once they are free; a request above the limit runs alone."""
         if count < SMALL:
             yield
             return

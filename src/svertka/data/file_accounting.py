@@ -1,4 +1,4 @@
-"""What became of every file under a SOURCE: used, left out and why, or not an image."""
+"""Account of every file under a SOURCE: used, left out and why, or not an image."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -9,41 +9,44 @@ from typing import Any
 from svertka.escaping import join_first, to_printable
 from svertka.files import shorten
 
-LONGEST = 100  # characters of a path, in a sentence
-SHOWN = 3  # examples of a kind, in a sentence
+LONGEST = 100  # characters of a path in a sentence
+SHOWN = 3  # examples per reason in a sentence
 
-HIDDEN = "hidden, or left by the system"
+HIDDEN = "hidden or a system file"
 OWN = "made by svertka"
-UNREAD_FORMAT = "format not read"
-NO_CLASS = "in no class folder"
-NO_PART = "in no part (train, val, test)"
+UNREAD_FORMAT = "unsupported format"
+NO_CLASS = "not in a class folder"
+NO_PART = "not in a part (train, val, test)"
 NO_LABEL = "no label in the table"
 NO_BOXES = "no boxes"
-LISTED_ALREADY = "its folder is used already, through a link"
-LEADS_BACK = "a link that leads back"
+LISTED_ALREADY = "its folder is already used through a link"
+LEADS_BACK = "a link to a folder that contains it"
 NOT_REGULAR = "not a regular file"
 UNLISTED = "cannot be listed"
 
 
 @dataclass(frozen=True, order=True)
 class LeftOut:
-    """A file that is an image, or may be one, or a folder that cannot be listed; and why it is not used."""
+    """File that is or may be an image, or a folder that cannot be listed, and why it is not used."""
 
     path: str
     reason: str
 
     @property
     def suffix(self) -> str:
-        """As files are counted by: ".jpg", "no suffix", or "folder"."""
+        """Suffix by which files are counted: ".jpg", "no suffix", or "folder"."""
         return suffix_of(self.path)
 
 
 @dataclass(frozen=True)
 class FileAccount:
-    """All files under a SOURCE that are not used, and what has to be said of how it was read.
+    """Files under a SOURCE that are not used, and remarks on how it was read.
 
-    `left_out`: images, or what may be some, by path. `not_images`: suffix -> other files. `notes`: sentences on how the
-    source was understood, `warnings`: on what may be wrong with it.
+    Attributes:
+        left_out: Images, or files that may be images, by path.
+        not_images: (suffix, number) of other files.
+        notes: Sentences on how the source was interpreted.
+        warnings: Sentences on what may be wrong with it.
     """
 
     left_out: tuple[LeftOut, ...] = ()
@@ -52,7 +55,7 @@ class FileAccount:
     warnings: tuple[str, ...] = ()
 
     def groups(self) -> list[tuple[str, str, list[str]]]:
-        """(suffix, reason, paths) of what was left out, the most numerous first."""
+        """Return (suffix, reason, paths) of the files left out, the most numerous first."""
         found: dict[tuple[str, str], list[str]] = defaultdict(list)
         for one in self.left_out:
             found[one.suffix, one.reason].append(one.path)
@@ -60,7 +63,7 @@ class FileAccount:
         return [(suffix, reason, paths) for (suffix, reason), paths in ordered]
 
     def sentence(self) -> str | None:
-        """What was left out in one sentence; None if nothing was."""
+        """Return what was left out as one sentence; None if nothing was."""
         groups = self.groups()
         if not groups:
             return None
@@ -77,13 +80,13 @@ class FileAccount:
         return "not images: " + to_printable(", ".join(f"{count:,} {suffix}" for suffix, count in self.not_images))
 
     def sentences(self) -> list[str]:
-        """All that a person should know: the notes, the warnings, and what was left out."""
+        """Return the notes, the warnings, what was left out and what is not an image, as sentences for people."""
         warnings = [f"warning: {one}" for one in self.warnings]
         files = filter(None, (self.sentence(), self.others()))
         return [*map(to_printable, self.notes), *map(to_printable, warnings), *files]
 
     def to_dict(self) -> dict[str, Any]:
-        """`left_out` by suffix and reason, `not_images` by suffix, `notes` and `warnings`."""
+        """Return JSON values: `left_out` by suffix and reason, `not_images` by suffix, `notes` and `warnings`."""
         return {
             "left_out": [
                 {"suffix": suffix, "reason": reason, "count": len(paths), "examples": paths[:SHOWN]}
@@ -96,7 +99,7 @@ class FileAccount:
 
 
 def suffix_of(path: str) -> str:
-    """The suffix of a path in lower case, "no suffix", or "folder" for a path that ends in a slash."""
+    """Return the suffix of a path in lower case, "no suffix", or "folder" for a path that ends in a slash."""
     if path.endswith("/"):
         return "folder"
     return PurePath(path).suffix.lower() or "no suffix"
@@ -107,5 +110,5 @@ def _example(path: str) -> str:
 
 
 def count_by_suffix(paths: Iterable[str]) -> tuple[tuple[str, int], ...]:
-    """How many of `paths` have each suffix, the most numerous first."""
+    """Return the number of `paths` with each suffix, the most numerous first."""
     return tuple(sorted(Counter(map(suffix_of, paths)).items(), key=lambda item: (-item[1], item[0])))

@@ -1,6 +1,6 @@
-"""Everything below a folder, each file once: images, what is left out and why, and other files.
+"""Listing of everything below a folder, each file once: images, files left out and why, and other files.
 
-All verbs list folders with this, so that they see the same images.
+All commands list folders with this module, so that they see the same images.
 """
 
 import os
@@ -25,7 +25,7 @@ from svertka.data.image_io import DECODERS, SUFFIXES
 from svertka.errors import DataError
 from svertka.files import read_json
 
-# What systems and tools leave behind, in lower case; and whatever begins with a dot.
+# Names that systems and tools leave behind, in lower case. Names that begin with a dot are junk, too.
 JUNK = {"__macosx", "@eadir", "#recycle", "lost+found", "$recycle.bin", "recycler", "system volume information"}
 JUNK |= {
     "thumbs.db",
@@ -39,7 +39,7 @@ JUNK |= {
     "venv",
 }
 
-# Images in formats that are not read, and raw photographs: many of those are TIFF with only a thumbnail inside.
+# Images in unsupported formats, and raw photographs, many of which are TIFF with only a thumbnail inside.
 UNREAD_SUFFIXES = {
     f".{suffix}"
     for line in (
@@ -49,9 +49,9 @@ UNREAD_SUFFIXES = {
     )
     for suffix in line.split()
 }
-SOME_SUFFIXES = ".jpg, .png, .webp, .heic, .tif, …"  # of those that are read, in a sentence
-SIGNATURE = 32  # bytes from which a format is known
-BMP = re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL)  # with the size of a header that exists
+SOME_SUFFIXES = ".jpg, .png, .webp, .heic, .tif, …"  # of supported formats, for sentences
+SIGNATURE = 32  # bytes that identify a format
+BMP = re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL)  # with a valid header size
 Identity = tuple[int, int]
 
 ALBUM_TITLE = b"<title>locate \xe2\x80\x93 svertka</title>"
@@ -59,11 +59,19 @@ ALBUM_TITLE = b"<title>locate \xe2\x80\x93 svertka</title>"
 
 @dataclass(eq=False)
 class Folder:
-    """A folder: the names of its `images` and `other` files, and its `folders`, all sorted by name.
+    """Folder in the tree, with its contents sorted by name.
 
-    `path` leads there, `relative` from the root ("" for the root itself). `identity`: device and inode. `linked`:
-    whether a link leads there. `total`: images in it and below. `own`: whether svertka made something in it. `listed`:
-    whether its content is known.
+    Attributes:
+        path: Path of the folder.
+        relative: Path from the root; "" for the root.
+        identity: Device and inode.
+        linked: Whether it is reached through a link.
+        images: Names of the images.
+        other: Names of the other files.
+        folders: The subfolders.
+        total: Number of images in it and below.
+        own: Whether svertka wrote something into it.
+        listed: Whether its contents are known.
     """
 
     path: Path
@@ -79,16 +87,16 @@ class Folder:
 
     @property
     def name(self) -> str:
-        """Its own name."""
+        """Name of the folder."""
         return self.path.name
 
     @property
     def full(self) -> list["Folder"]:
-        """The folders in it that hold images."""
+        """Subfolders that contain images, at any depth."""
         return [folder for folder in self.folders if folder.total]
 
     def walk(self) -> Iterator["Folder"]:
-        """This folder and all below it, each before what it holds, in the order of names."""
+        """Yield this folder and all below it, parents first, in order of names."""
         waiting = [self]
         while waiting:
             folder = waiting.pop()
@@ -96,18 +104,28 @@ class Folder:
             waiting.extend(reversed(folder.folders))
 
     def all_images(self) -> Iterator[str]:
-        """The images in it and below, by path from the root."""
+        """Yield the images in it and below, as paths from the root."""
         for folder in self.walk():
             yield from map(folder.inside, folder.images)
 
     def inside(self, name: str) -> str:
-        """The path of `name` in this folder, from the root."""
+        """Return the path from the root of `name` in this folder."""
         return f"{self.relative}/{name}" if self.relative else name
 
 
 @dataclass(eq=False)
 class FileTree:
-    """What lies below `root`. `left_out` and `hidden`, `empty` (folders without anything): paths from the root."""
+    """Contents of a folder; all paths are relative to `root`.
+
+    Attributes:
+        root: The folder.
+        left_out: Images that are not used, and why.
+        hidden: Hidden files and folders.
+        hidden_others: Hidden files that are not images.
+        empty: Empty folders.
+        misnamed: Images without the suffix of an image.
+        made: Folders that svertka wrote.
+    """
 
     root: Folder
     left_out: list[LeftOut] = field(default_factory=list)
@@ -118,7 +136,7 @@ class FileTree:
     made: list[str] = field(default_factory=list)
 
     def images(self) -> list[str]:
-        """All images by path from the root; of a folder that a link leads to as well, those in the folder itself."""
+        """Return all images as paths from the root; a folder that is also reached through a link counts once."""
         real = {folder.identity for folder in self.root.walk() if not folder.linked}
         return [
             folder.inside(name)
@@ -129,10 +147,10 @@ class FileTree:
 
 
 def list_tree(path: Path) -> FileTree:
-    """All that lies below the folder `path`; links are followed, to each folder once, and never in a circle.
+    """List everything below a folder; links are followed, to each folder once.
 
     Raises:
-        DataError: the folder itself cannot be listed.
+        DataError: The folder cannot be listed.
     """
     try:
         status = path.stat()
@@ -145,8 +163,13 @@ def list_tree(path: Path) -> FileTree:
 
 
 def detect_output_kind(folder: Path, names: set[str]) -> str | None:
-    """What svertka made `folder`, which holds `names`: "a run", "runs", "an atlas", "overlays"; None: it did not."""
-    begun = names <= {".lock", "checkpoint"} and ".lock" in names  # a training that prepares its images
+    """Return what svertka wrote to `folder`: "a run", "runs", "an atlas", "overlays"; None if it is not svertka's.
+
+    Args:
+        folder: The folder.
+        names: Names in it.
+    """
+    begun = names <= {".lock", "checkpoint"} and ".lock" in names  # a training that is preparing its images
     if begun or {"config.json", "model.safetensors"} <= names or {"training.json", "metrics.jsonl"} <= names:
         return "a run"
     if "atlas.json" in names and _has_key(folder / "atlas.json", "identity"):
@@ -177,25 +200,25 @@ def _is_album(path: Path) -> bool:
 
 
 def is_junk(name: str) -> bool:
-    """Whether systems or tools leave files or folders called `name` behind."""
+    """Return whether systems or tools leave files or folders called `name` behind."""
     return name.startswith(".") or name.lower() in JUNK
 
 
 def is_image_content(start: bytes) -> bool:
-    """Whether a file that begins with `start` is in a format that is read."""
+    """Return whether a file that begins with `start` is in a supported format."""
     found = next((name for name, (pattern, _) in DECODERS.items() if pattern.match(start)), None)
     return found is not None and (found != "BMP" or BMP.match(start) is not None)
 
 
 class _Lister:
-    """Fills a FileTree."""
+    """Builder of a FileTree."""
 
     def __init__(self, root: Folder) -> None:
         self.tree = FileTree(root)
         self._through_links: set[Identity] = set()
 
     def run(self) -> None:
-        """List all folders, each before those in it, and add up their images."""
+        """List all folders, parents first, and count their images."""
         root = self.tree.root
         waiting: list[tuple[Folder, Folder | None, frozenset[Identity]]] = [(root, None, _above(root))]
         order = []
@@ -211,7 +234,7 @@ class _Lister:
             folder.total = len(folder.images) + sum(inside.total for inside in folder.folders)
 
     def _list(self, folder: Folder, parent: Folder | None, above: frozenset[Identity]) -> bool:
-        """Put what is in `folder` into it; False, noted, if it is left out as a whole."""
+        """Fill in the contents of `folder`; return False if the folder itself is left out."""
         try:
             with os.scandir(folder.path) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
@@ -265,9 +288,9 @@ class _Lister:
         suffix = Path(entry.name).suffix.lower()
         regular = _is_regular(entry)
         if suffix in SUFFIXES:
-            if regular is False:  # a pipe would wait for ever, a device may have no end
+            if regular is False:  # reading a pipe blocks, a device may be endless
                 self.tree.left_out.append(LeftOut(path, NOT_REGULAR))
-            else:  # a broken link is named as a bad image
+            else:  # a broken link is reported as an unreadable image
                 folder.images.append(entry.name)
         elif suffix in UNREAD_SUFFIXES:
             self.tree.left_out.append(LeftOut(path, UNREAD_FORMAT))
@@ -278,14 +301,14 @@ class _Lister:
             folder.other.append(entry.name)
 
     def _leave(self, path: str, reason: str) -> None:
-        """Note a file that is left out for where it lies or how it is called."""
+        """Record a file that is left out for its place or name."""
         if Path(path).suffix.lower() in SUFFIXES.keys() | UNREAD_SUFFIXES:
             self.tree.left_out.append(LeftOut(path, reason))
         else:
             self.tree.hidden_others.append(path)
 
     def _leave_all(self, folder: Path, relative: str, reason: str) -> None:
-        """The same of all files below `folder`; links are not followed."""
+        """Record all files below `folder` as left out; links are not followed."""
         waiting = [(folder, relative)]
         while waiting:
             place, path = waiting.pop()
@@ -304,7 +327,7 @@ class _Lister:
 
 
 def _above(root: Folder) -> frozenset[Identity]:
-    """The folders that hold `root`: a link to one of them leads back."""
+    """Return the identities of the folders above `root`; a link to one of them would loop."""
     found = set()
     for folder in root.path.resolve().parents:
         with suppress(OSError):
@@ -321,7 +344,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _is_regular(entry: "os.DirEntry[str]") -> bool | None:
-    """Whether it is a file with an end; None where nothing is there, as behind a broken link."""
+    """Return whether an entry is a regular file; None for a broken link."""
     try:
         return stat.S_ISREG(entry.stat().st_mode) if entry.is_symlink() else entry.is_file()
     except OSError:
@@ -329,7 +352,7 @@ def _is_regular(entry: "os.DirEntry[str]") -> bool | None:
 
 
 def _start(path: str) -> bytes:
-    """The first bytes of a regular file; by the system's own calls, since there may be as many texts as images."""
+    """Return the first bytes of a regular file, by system calls, because there may be as many text files as images."""
     try:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError:

@@ -1,4 +1,4 @@
-"""Bytes of an image file to upright RGB pixels; what cannot be read is refused with a short reason."""
+"""Decoding of image files to upright RGB pixels; an unreadable file is refused with a short reason."""
 
 import io
 import re
@@ -32,20 +32,20 @@ from svertka.escaping import join_first, to_printable
 from svertka.files import format_bytes, read_regular
 
 PIXEL_LIMIT = 100_000_000
-MEMORY_LIMIT = 2**30  # bytes that decoding one image may take, beside its file
+MEMORY_LIMIT = 2**30  # bytes that decoding one image may take, besides its file
 
-# A JPEG is reduced while it is decoded only as far as leaves this many times the side wanted: the resize that follows
-# then gives what it gives from the whole image (bench/decode.py). Reduced to just the side, 5 dB are lost.
+# A JPEG is decoded at reduced size only if this many times the wanted side remains, so that the resize that follows
+# gives the same as from the full image (bench/decode.py). Reducing to the side itself loses 5 dB.
 SPARE = 3
-LARGE = 2**24  # pixels from which images of other formats are reduced, too, as they are converted
-SCANS = 100  # of a JPEG; each is a pass over all of its pixels, for a few bytes. Encoders write 10 or so
+LARGE = 2**24  # pixels; larger images of other formats are reduced during conversion
+SCANS = 100  # of a JPEG at most: a scan of a few bytes costs a pass over all pixels; encoders write about 10
 SLOW = 2**24  # pixels of a PNM file that Pillow decodes in Python, a microsecond each
 
 
-# Why a file cannot be read here that others read; it says nothing against the file.
+# Formats whose decoder is not installed: such a file is not damaged.
 NOT_INSTALLED = {
-    "HEIC": "HEIC needs pillow-heif; pip install 'svertka[heif]'",
-    "AVIF": "AVIF needs a Pillow that was built with it; pip install --upgrade Pillow",
+    "HEIC": "HEIC needs pillow-heif; run pip install 'svertka[heif]'",
+    "AVIF": "AVIF needs a Pillow built with it; run pip install --upgrade Pillow",
 }
 
 
@@ -66,8 +66,8 @@ def _avif_file(file: io.BytesIO) -> ImageFile:
 
 _BRAND = rb".{4}ftyp(?:%s)"
 
-# The decoders themselves, not Image.open: that one warns above a pixel limit of its own, which all of a process
-# shares, and takes a JPEG with previews for another format.
+# The decoders themselves, not Image.open, which warns above a pixel limit that the whole process shares, and takes a
+# JPEG with previews for another format.
 DECODERS: dict[str, tuple[re.Pattern[bytes], Callable[[io.BytesIO], ImageFile]]] = {
     "JPEG": (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
     "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
@@ -110,7 +110,7 @@ SUFFIXES = {
     ".pnm": "PNM",
 }
 
-TURNED = (5, 6, 7, 8)  # EXIF orientations of images that are stored on their side
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 _BITS, _STRIPS, _BANDS, _TILE_WIDTH, _TILE_LENGTH, _TILES, _SAMPLE_FORMAT = 258, 273, 277, 322, 323, 324, 339
 _IN_USE = DecodingBudget(2 * MEMORY_LIMIT)
@@ -118,11 +118,12 @@ _IN_USE = DecodingBudget(2 * MEMORY_LIMIT)
 
 @dataclass(frozen=True)
 class Decoding:
-    """How image files are decoded.
+    """Limits and settings of decoding.
 
-    `max_pixels`: an image with more is refused before it is decoded, but for JPEGs that can be decoded reduced.
-    `max_memory`: bytes that decoding may take, the pixels that come back included. `intensity_range`: the 16-bit values
-    that become 0 and 255; None is all 16 bits, of which the upper 8 are kept.
+    Attributes:
+        max_pixels: Larger images are refused before they are decoded, except JPEGs that can be decoded at reduced size.
+        max_memory: Bytes that decoding may take, including the resulting pixels.
+        intensity_range: 16-bit values that become 0 and 255; None keeps the upper 8 of 16 bits.
     """
 
     max_pixels: int = PIXEL_LIMIT
@@ -131,10 +132,10 @@ class Decoding:
 
     @classmethod
     def up_to(cls, max_pixels: int | None) -> "Decoding":
-        """That of images with `max_pixels` (None: PIXEL_LIMIT), and memory in proportion.
+        """Return the decoding of images of up to `max_pixels` (None: PIXEL_LIMIT), with memory in proportion.
 
         Raises:
-            UsageError: `max_pixels` below 1.
+            UsageError: `max_pixels` is below 1.
         """
         if max_pixels is None:
             return cls()
@@ -143,7 +144,7 @@ class Decoding:
         return cls(max_pixels, max(MEMORY_LIMIT, MEMORY_LIMIT * max_pixels // PIXEL_LIMIT))
 
     def with_intensity_range(self, intensity_range: Range | None) -> "Decoding":
-        """The same with another range of 16-bit values."""
+        """Return the same with another range of 16-bit values."""
         return replace(self, intensity_range=intensity_range)
 
 
@@ -152,7 +153,13 @@ DEFAULT = Decoding()
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """An image's `pixels` (H, W, 3) uint8, its `format`, one of `DECODERS`, and whether it has 16 bits a value."""
+    """Decoded image.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, RGB.
+        format: One of `DECODERS`.
+        deep: Whether the image has 16 bits per value.
+    """
 
     pixels: Pixels
     format: str
@@ -160,72 +167,76 @@ class Decoded:
 
 
 def read_image(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAULT) -> Pixels:
-    """The pixels of the image in `data`, as `decode` gives it."""
+    """Decode the bytes of an image file and return its pixels, as `decode` does."""
     return decode(data, min_side, decoding).pixels
 
 
 def decode(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAULT) -> Decoded:
-    """The image in `data`, RGB, turned upright as its EXIF orientation says.
+    """Decode the bytes of an image file to RGB, rotated upright as EXIF says.
 
-    JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC, JPEG 2000 and PNM; of an animation the first frame. What the content
-    is decides, not the file's name. Alpha and transparent colours are laid over white, colour profiles are ignored.
-    `min_side`: the side, in pixels, to which the image will be resized; a JPEG, and a large image of another format,
-    comes back reduced by 2, 4 or 8 where that leaves `SPARE` times as much. Safe to call from several threads.
+    Reads JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC, JPEG 2000 and PNM; of an animation the first frame. The content
+    decides the format. Alpha and transparent colors are composited on white; color profiles are ignored. Thread-safe.
+
+    Args:
+        data: The bytes of the file.
+        min_side: Side in pixels to which the image will be resized. A JPEG, or a large image of another format, is
+            returned reduced by 2, 4 or 8 if `SPARE` times this side remains. None for full size.
+        decoding: Limits and settings.
 
     Raises:
-        ImageError: it cannot be read; the message is the reason. It is a FormatError where it is in none of these
-        formats, a SizeError where it is too large.
+        ImageError: The image cannot be read; the message is the reason. FormatError if it is in none of these formats,
+            SizeError if it is too large.
     """
-    with _refusal(decoding):
-        image, factor, cost = _planned(data, min_side, decoding)
+    with _image_errors(decoding):
+        image, factor, cost = _plan(data, min_side, decoding)
         deep = decoding.intensity_range is not None
         name = format_of(data) or ""
         with _IN_USE.reserve(cost):
             if isinstance(image, JpegImageFile):
                 if (scans := count_scans(data)) > SCANS:
-                    raise ImageError(f"{scans} scans, more than the limit of {SCANS}; save it anew")
+                    raise ImageError(f"{scans} scans, more than the limit of {SCANS}; save it again")
                 pixels = _decode_jpeg(data, image, factor)
                 if pixels is not None:
                     return Decoded(_upright(pixels, image), name, deep=False)
                 factor = 1  # Pillow decodes it reduced
-            source = _decoded(RawImage.of(image), data, deep=deep)
+            source = _load(RawImage.of(image), data, deep=deep)
             return Decoded(_upright(source.pixels(factor, decoding.intensity_range), image), name, source.deep)
 
 
 def estimate_memory(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAULT) -> int:
-    """Bytes that `decode` takes for the image in `data`, from its header.
+    """Estimate from the header the bytes that `decode` takes.
 
     Raises:
-        ImageError: it is refused for what its header says.
+        ImageError: The header shows that the image is refused.
     """
-    with _refusal(decoding):
-        if format_of(data) == "WebP":  # whose decoder takes the memory as soon as it is made
+    with _image_errors(decoding):
+        if format_of(data) == "WebP":  # its decoder allocates as soon as it is created
             return _webp_bytes(data, decoding.max_memory)
-        return _planned(data, min_side, decoding)[2]
+        return _plan(data, min_side, decoding)[2]
 
 
-def _planned(data: bytes, min_side: int | None, decoding: Decoding) -> tuple[ImageFile, int, int]:
-    """The image in `data`, not decoded yet, by how much it will be reduced, and the bytes that takes."""
-    image = _opened(data, decoding.max_memory)
+def _plan(data: bytes, min_side: int | None, decoding: Decoding) -> tuple[ImageFile, int, int]:
+    """Return the unloaded image in `data`, by how much to reduce it, and the bytes that takes."""
+    image = _open(data, decoding.max_memory)
     factor = _factor(image, SPARE * (min_side or 0), decoding.max_pixels)
     _check_size(image, factor, decoding.max_pixels)
-    return image, factor, _afford(image, data, factor, decoding, deep=decoding.intensity_range is not None)
+    return image, factor, _check_memory(image, data, factor, decoding, deep=decoding.intensity_range is not None)
 
 
 def read_file(path: str | Path, min_side: int | None = None, decoding: Decoding = DEFAULT) -> Pixels:
-    """The image in the file `path`, as `read_image` gives it.
+    """Decode an image file, as `read_image` does.
 
     Raises:
-        ImageError: as `read_image`; or it is no regular file, or a very large one.
+        ImageError: As `read_image`; or the path is not a regular file, or the file is too large.
     """
     return read_image(read_bytes(path, decoding), min_side, decoding)
 
 
 def read_bytes(path: str | Path, decoding: Decoding = DEFAULT) -> bytes:
-    """The bytes of the image file `path`; a pipe, a device or a file beyond `decoding.max_memory` is not read.
+    """Return the bytes of an image file.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: The file cannot be read, is not a regular file, or exceeds `decoding.max_memory`.
     """
     try:
         return read_regular(Path(path), decoding.max_memory)
@@ -236,18 +247,22 @@ def read_bytes(path: str | Path, decoding: Decoding = DEFAULT) -> bytes:
 
 
 def format_of(data: bytes) -> str | None:
-    """The format that `data` begins as, one of `DECODERS`; None if it is of none."""
+    """Return the format that `data` begins with, one of `DECODERS`; None if unknown."""
     return next((name for name, (start, _) in DECODERS.items() if start.match(data[:64])), None)
 
 
 def detect_misnamed(path: str | Path, data: bytes) -> str | None:
-    """The format of `data` where the suffix of `path` names another one, else None."""
+    """Return the format of `data` if the suffix of `path` names another one, else None."""
     claimed, found = SUFFIXES.get(Path(path).suffix.lower()), format_of(data)
     return found if claimed is not None and found != claimed else None
 
 
 def describe_misnamed(found: Sequence[tuple[str, str]]) -> str | None:
-    """What to say of files, path and format, whose names say another format; None if there are none."""
+    """Return a sentence on files whose suffix names another format; None if there are none.
+
+    Args:
+        found: Path and true format of each file.
+    """
     if not found:
         return None
     named = join_first([f"{path} is {name}" for path, name in found], separator="; ")
@@ -256,7 +271,15 @@ def describe_misnamed(found: Sequence[tuple[str, str]]) -> str | None:
 
 @dataclass(frozen=True)
 class Header:
-    """What an image file says of itself: `mode` as Pillow calls it, (width, height) as stored, EXIF orientation."""
+    """Header of an image file.
+
+    Attributes:
+        format: One of `DECODERS`.
+        mode: The mode in Pillow's terms; ";16" marks color with 16 bits per value.
+        size: (width, height) as stored, pixels.
+        orientation: EXIF orientation, 1 to 8.
+        deep: Whether the image has 16 bits per value.
+    """
 
     format: str
     mode: str
@@ -266,12 +289,12 @@ class Header:
 
 
 def read_header(data: bytes, decoding: Decoding = DEFAULT) -> Header:
-    """The header of the image in `data`.
+    """Read the header of an image file.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: The header cannot be read.
     """
-    with _refusal(decoding), _opened(data, decoding.max_memory) as image:
+    with _image_errors(decoding), _open(data, decoding.max_memory) as image:
         orientation = _orientation(image)
         deep = RawImage.of(image).deep
         mode = f"{image.mode};16" if deep and not image.mode.startswith("I") else image.mode
@@ -280,22 +303,23 @@ def read_header(data: bytes, decoding: Decoding = DEFAULT) -> Header:
 
 
 def measure_intensities(data: bytes, decoding: Decoding = DEFAULT) -> Range | None:
-    """Of a 16-bit image the values between which nearly all of its pixels lie, else None.
+    """Return the range that contains nearly all values of a 16-bit image; None for other images.
 
-    A ten-thousandth of the pixels may lie below, and as many above: a sensor's hot pixels do not count.
+    A ten-thousandth of the values may lie below the range and as many above, so that hot pixels of a sensor do not
+    count.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: The image cannot be read.
     """
-    with _refusal(decoding):
-        image = _opened(data, decoding.max_memory)
+    with _image_errors(decoding):
+        image = _open(data, decoding.max_memory)
         source = RawImage.of(image)
         if not source.deep:
             return None
         _check_size(image, 1, decoding.max_pixels)
-        with _IN_USE.reserve(_afford(image, data, 1, decoding, deep=True)):
+        with _IN_USE.reserve(_check_memory(image, data, 1, decoding, deep=True)):
             counts = np.zeros(65536, np.int64)
-            for values in _decoded(source, data, deep=True).deep_values():
+            for values in _load(source, data, deep=True).deep_values():
                 counts += np.bincount(values, minlength=65536)
         below = counts.cumsum()
         outside = below[-1] // 10_000
@@ -305,15 +329,15 @@ def measure_intensities(data: bytes, decoding: Decoding = DEFAULT) -> Range | No
 
 
 def read_image_size(data: bytes, decoding: Decoding = DEFAULT) -> tuple[int, int]:
-    """Height and width of what `read_image` gives for `data`, from the header alone where that says how it is turned.
+    """Return the height and width of the image that `read_image` returns, from the header where possible.
 
     Raises:
-        ImageError: as for `read_image`; but pixels that are damaged may go unnoticed.
+        ImageError: As `read_image`, except that damaged pixels may go unnoticed.
     """
-    with _refusal(decoding):
-        image = _opened(data, decoding.max_memory)
+    with _image_errors(decoding):
+        image = _open(data, decoding.max_memory)
         _check_size(image, 1, decoding.max_pixels)
-        # PNG may say behind the pixels how it is turned, and Pillow turns TIFF as it reads them.
+        # PNG may store the orientation after the pixels, and Pillow rotates TIFF while loading.
         late = isinstance(image, PngImageFile) and re.search(rb"exif|xmp", data, re.IGNORECASE)
         if late or isinstance(image, TiffImageFile):
             height, width = read_image(data, decoding=decoding).shape[:2]
@@ -324,24 +348,30 @@ def read_image_size(data: bytes, decoding: Decoding = DEFAULT) -> tuple[int, int
 def to_rgb(
     image: Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16], intensity_range: Range | None = None
 ) -> Pixels:
-    """`image` as (H, W, 3) uint8, RGB: a PIL image (turned as its EXIF says), or an array.
+    """Convert an image to RGB.
 
-    Arrays are (H, W), (H, W, 1, 3 or 4) uint8, or (H, W), (H, W, 1 or 3) uint16. `intensity_range`: as in `Decoding`.
+    Args:
+        image: A PIL image, which is rotated upright as its EXIF says; or an array (H, W) or (H, W, 1, 3 or 4) of uint8,
+            or (H, W) or (H, W, 1 or 3) of uint16.
+        intensity_range: 16-bit values that become 0 and 255; None for all 16 bits.
+
+    Returns:
+        (H, W, 3) uint8.
 
     Raises:
-        ImageError: the PIL image cannot be read, or its pixels have no known range.
-        UsageError: an array of another shape or type.
+        ImageError: The PIL image cannot be read, or the range of its values is unknown.
+        UsageError: The array has another shape or dtype.
     """
     if isinstance(image, np.ndarray):
-        return _array_as_rgb(image, intensity_range)
+        return _array_to_rgb(image, intensity_range)
     decoding = DEFAULT.with_intensity_range(intensity_range)
-    with _refusal(decoding):
+    with _image_errors(decoding):
         source = RawImage.of(image)
-        if source.deep and intensity_range and image.mode.startswith("RGB"):  # of which Pillow drops the lower bits
+        if source.deep and intensity_range and image.mode.startswith("RGB"):  # Pillow drops the lower bits
             file = image.fp  # type: ignore[attr-defined]
             file.seek(0)
             return read_image(file.read(), decoding=decoding)
-        image.load()  # before the orientation: PNG may keep it behind the pixels, and TIFF is turned by Pillow here
+        image.load()  # first: PNG may store the orientation after the pixels, and Pillow rotates TIFF here
         return _upright(source.pixels(1, intensity_range), image)
 
 
@@ -354,13 +384,13 @@ def check_pixel_count(height: int, width: int, limit: int) -> None:
         )
 
 
-def _array_as_rgb(array: npt.NDArray[np.generic], intensity_range: Range | None) -> Pixels:
+def _array_to_rgb(array: npt.NDArray[np.generic], intensity_range: Range | None) -> Pixels:
     channels = array.shape[2] if array.ndim == 3 else 1
     allowed = {np.dtype(np.uint8): (1, 3, 4), np.dtype(np.uint16): (1, 3)}.get(array.dtype, ())
     if array.size == 0 or array.ndim not in (2, 3) or channels not in allowed:
         raise UsageError(
-            f"an image of shape {array.shape} and type {array.dtype} cannot be used; "
-            "give (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of type uint8"
+            f"an image of shape {array.shape} and dtype {array.dtype} is not supported; "
+            "give (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of dtype uint8"
         )
     shown: Pixels = array if array.dtype == np.uint8 else shades(intensity_range)[array]  # type: ignore[assignment]
     if shown.ndim == 2:
@@ -370,14 +400,14 @@ def _array_as_rgb(array: npt.NDArray[np.generic], intensity_range: Range | None)
     return np.broadcast_to(shown, (*shown.shape[:2], 3))
 
 
-def _opened(data: bytes, max_memory: int) -> ImageFile:
-    """The image in `data`, of a known format, not decoded yet."""
+def _open(data: bytes, max_memory: int) -> ImageFile:
+    """Open the image in `data` with the decoder of its format, without loading it."""
     if not data:
         raise ImageError("empty file")
     name = format_of(data)
     if name is None:
         raise FormatError(f"not an image ({', '.join(DECODERS)})")
-    if name == "WebP":  # whose decoder takes memory for all pixels as soon as it is made
+    if name == "WebP":  # its decoder allocates for all pixels as soon as it is created
         _webp_bytes(data, max_memory)
     if name == "PNG":
         data = _without_text(data)
@@ -396,17 +426,17 @@ def _opened(data: bytes, max_memory: int) -> ImageFile:
 
 
 def _webp_bytes(data: bytes, max_memory: int) -> int:
-    """The bytes that the decoder of a WebP takes, as its header promises.
+    """Return the bytes that the decoder of a WebP takes, from its header.
 
     Raises:
-        SizeError: more than `max_memory`.
+        SizeError: More than `max_memory`.
     """
     if data[12:16] == b"VP8X" and len(data) >= 30:
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
     elif data[12:16] == b"VP8L" and len(data) >= 25:
         bits = int.from_bytes(data[21:25], "little")
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    else:  # of the other kind, or cut short: what is refused below anyway
+    else:  # lossy, or truncated, which decoding refuses
         width, height = (value & 0x3FFF for value in struct.unpack("<HH", data[26:30].ljust(4, b"\0")))
     if (cost := WEBP_BYTES * width * height) > max_memory:
         raise SizeError(
@@ -418,7 +448,7 @@ def _webp_bytes(data: bytes, max_memory: int) -> int:
 
 
 def _without_text(png: bytes) -> bytes:
-    """A PNG without its texts and colour profile, which nobody reads and Pillow refuses where they are large."""
+    """Return a PNG without its texts and color profile, which Pillow refuses if they are large."""
     kept, at = [png[:8]], 8
     while at + 12 <= len(png):
         length, name = struct.unpack(">I4s", png[at : at + 8])
@@ -431,7 +461,7 @@ def _without_text(png: bytes) -> bytes:
 
 
 def _bands_of_tiff(data: bytes) -> str | None:
-    """What the pixels of a TIFF are made of, as text; None if it does not say."""
+    """Return a description of a TIFF's bands; None if they are not declared."""
     try:
         directory = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
         file = io.BytesIO(data)
@@ -439,26 +469,26 @@ def _bands_of_tiff(data: bytes) -> str | None:
         directory.load(file)
         bits = directory[_BITS]
         number = int(directory.get(_BANDS, len(bits)))
-        if not directory.keys() & {_STRIPS, _TILES}:  # cut short before its last entries
+        if not directory.keys() & {_STRIPS, _TILES}:  # truncated before its last entries
             return None
         kinds = {1: "unsigned integers", 2: "signed integers", 3: "floating-point values", 5: "complex integers"}
         kind = kinds.get(directory.get(_SAMPLE_FORMAT, (1,))[0], "values of unknown kind")
         return f"{number} {'band' if number == 1 else 'bands'} of {'/'.join(map(str, sorted(set(bits))))}-bit {kind}"
-    except Exception:  # as damaged as its pixels
+    except Exception:  # a damaged directory
         return None
 
 
 def _factor(image: ImageFile, least: int, limit: int) -> int:
-    """By how much decoding reduces the image: 8, 4 or 2, the largest that leaves `least` pixels a side, or else 1."""
+    """Return the largest of 8, 4 and 2 by which the image can be reduced to `least` pixels a side or more, else 1."""
     width, height = image.size
     if not least or not (isinstance(image, JpegImageFile) or width * height > min(LARGE, limit)):
         return 1
-    # The JPEG decoder's other scales, such as 5/8, would be neither faster nor as good.
+    # The JPEG decoder's other scales, such as 5/8, are neither faster nor as good.
     return next((factor for factor in (8, 4, 2) if -(-min(width, height) // factor) >= least), 1)
 
 
 def megapixels(pixels: int) -> str:
-    """A number of pixels in millions, for people: "120", "1.4", "0.0001"."""
+    """Format a number of pixels in millions: "120", "1.4", "0.0001"."""
     count = pixels / 1e6
     return f"{count:.0f}" if count >= 10 else f"{count:.2g}"
 
@@ -468,7 +498,7 @@ def _check_size(image: ImageFile, factor: int, limit: int) -> None:
     if width < 1 or height < 1:
         raise ImageError("no pixels")
     pixels = width * height
-    if isinstance(image, TiffImageFile):  # a tile is decoded whole, however little of it lies in the image
+    if isinstance(image, TiffImageFile):  # tiles are decoded whole, even beyond the image
         pixels = max(pixels, image.tag_v2.get(_TILE_WIDTH, 1) * image.tag_v2.get(_TILE_LENGTH, 1))
     decoded = pixels // factor**2 if isinstance(image, JpegImageFile) else pixels
     advice = f"make it smaller or raise --max-pixels to {-(-pixels // 10**6)}M"
@@ -478,11 +508,11 @@ def _check_size(image: ImageFile, factor: int, limit: int) -> None:
         raise SizeError(f"{megapixels(pixels)} megapixels, more than the limit of {megapixels(limit)}; {advice}")
 
 
-def _afford(image: ImageFile, data: bytes, factor: int, decoding: Decoding, *, deep: bool) -> int:
-    """Bytes that decoding takes.
+def _check_memory(image: ImageFile, data: bytes, factor: int, decoding: Decoding, *, deep: bool) -> int:
+    """Return the bytes that decoding takes.
 
     Raises:
-        SizeError: more than the limit.
+        SizeError: More than the limit.
     """
     cost = estimate_decoding_bytes(image, data, factor, deep=deep)
     if cost > decoding.max_memory:
@@ -494,8 +524,8 @@ def _afford(image: ImageFile, data: bytes, factor: int, decoding: Decoding, *, d
     return cost
 
 
-def _decoded(source: RawImage, data: bytes, *, deep: bool) -> RawImage:
-    """`source` once it is loaded; `deep`: whether all bits of its values are wanted."""
+def _load(source: RawImage, data: bytes, *, deep: bool) -> RawImage:
+    """Load `source`; `deep` says whether all bits of 16-bit values are wanted."""
     if deep and source.deep and source.image.mode in ("RGB", "RGBA"):
         source = replace(source, low=_lower_bits(source, data))
     source.image.load()
@@ -503,8 +533,8 @@ def _decoded(source: RawImage, data: bytes, *, deep: bool) -> RawImage:
 
 
 def _lower_bits(source: RawImage, data: bytes) -> Image.Image:
-    """The lower 8 bits of a colour image of 16: Pillow keeps the upper ones, so it is told the other byte order."""
-    image = _opened(data, MEMORY_LIMIT)
+    """Return the lower 8 bits of a 16-bit color image. Pillow keeps the upper ones, so swap the byte order."""
+    image = _open(data, MEMORY_LIMIT)
     swapped = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
     grey_alpha = source.rawmode == "LA;16B"
     rawmode = "RGBA" if grey_alpha else source.rawmode[:-1] + swapped[source.rawmode[-1]]
@@ -515,19 +545,19 @@ def _lower_bits(source: RawImage, data: bytes) -> Image.Image:
     image.load()
     if not grey_alpha:
         return image
-    _, grey, _, alpha = image.split()  # grey and alpha, of each the upper bits first
+    _, grey, _, alpha = image.split()  # each of gray and alpha has its upper bits first
     return Image.merge("RGBA", (grey, grey, grey, alpha))
 
 
 def _decode_jpeg(data: bytes, image: JpegImageFile, factor: int) -> Pixels | None:
-    """The pixels as stored; None where Pillow, left ready to decode `image` reduced, should have a try."""
+    """Return the pixels as stored; None to let Pillow try, which is left ready to decode `image` at reduced size."""
     width, height = (-(-side // factor) for side in image.size)
-    if image.mode != "CMYK":  # whose conversion to RGB simplejpeg does otherwise than everyone else
+    if image.mode != "CMYK":  # simplejpeg converts CMYK differently from everyone else
         try:
             pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, strict=True)
             return pixels
         except ValueError as error:
-            # What else libjpeg complains about (stray bytes before a marker, rare subsampling) every viewer forgives.
+            # Other complaints of libjpeg (stray bytes before a marker, rare subsampling) are ignored by every viewer.
             if "Premature end of JPEG file" in str(error):
                 raise ImageError("truncated") from error
             if "Corrupt JPEG data" in str(error) and "extraneous bytes" not in str(error):
@@ -537,7 +567,7 @@ def _decode_jpeg(data: bytes, image: JpegImageFile, factor: int) -> Pixels | Non
 
 
 def _upright(pixels: Pixels, image: Image.Image) -> Pixels:
-    """`pixels` turned and mirrored as the EXIF orientation of `image` says."""
+    """Rotate and mirror `pixels` as the EXIF orientation of `image` says."""
     orientation = _orientation(image)
     if orientation in TURNED:
         pixels = pixels.swapaxes(0, 1)
@@ -549,10 +579,10 @@ def _upright(pixels: Pixels, image: Image.Image) -> Pixels:
 
 
 def _orientation(image: Image.Image) -> int:
-    """That of the EXIF of `image`, 1 to 8, as far as it is read."""
+    """Return the EXIF orientation of `image`; 1 if it is absent or unreadable."""
     try:
         found: int = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged EXIF spoils no image
+    except Exception:  # damaged EXIF does not make the image unusable
         return 1
     return found
 
@@ -561,18 +591,18 @@ _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 @contextmanager
-def _refusal(decoding: Decoding) -> Iterator[None]:
-    """Make ImageError of whatever a decoder raises in the body, and keep Pillow's warnings to itself."""
-    if _QUIET not in warnings.filters:  # warnings.catch_warnings would change them under other threads' feet
+def _image_errors(decoding: Decoding) -> Iterator[None]:
+    """Raise ImageError for whatever a decoder raises in the body, and silence Pillow's warnings."""
+    if _QUIET not in warnings.filters:  # warnings.catch_warnings is not thread-safe
         warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         yield
     except (ImageError, UsageError):
         raise
-    except Image.DecompressionBombError as error:  # from inside a decoder, before it tells the size
+    except Image.DecompressionBombError as error:  # raised inside a decoder, before the size is known
         raise SizeError(f"more than the limit of {decoding.max_pixels / 1e6:.0f} megapixels") from error
     except MemoryError as error:
-        raise ImageError("too large for the memory that is left") from error
-    except Exception as error:  # decoders raise nearly anything: OSError, SyntaxError, struct.error, zlib.error
+        raise ImageError("too large for the available memory") from error
+    except Exception as error:  # decoders raise many types: OSError, SyntaxError, struct.error, zlib.error
         truncated = isinstance(error, EOFError) or re.search("truncated|incomplete|unpack", str(error), re.IGNORECASE)
         raise ImageError("truncated" if truncated else "damaged") from error

@@ -1,4 +1,4 @@
-"""Near-duplicates in a data set: thumbnails of its images, kept on disk, and the groups that look the same."""
+"""Near-duplicates in a data set, found by thumbnails that are kept on disk."""
 
 from collections.abc import Set
 from contextlib import suppress
@@ -16,34 +16,52 @@ from svertka.errors import ImageError, StorageError
 from svertka.files import cache_folder
 from svertka.progress import progress
 
-VERSION = 1  # of thumbnails; another finds nothing stored
-MOST = 200_000  # images; more take gigabytes and minutes
-CHUNK = 256  # thumbnails between two writes to the disk
-ROW = SIDE * SIDE + 1  # bytes: a thumbnail, and 1 where the image is smaller than it
+VERSION = 1  # of thumbnails; part of the folder's name
+MOST = 200_000  # images that are compared; more would take gigabytes and minutes
+CHUNK = 256  # thumbnails per write to the disk
+ROW = SIDE * SIDE + 1  # bytes: a thumbnail, and whether the image is smaller than it
 
 
 def find_near_duplicates(images: Images, digests: list[bytes], indices: Ints, threads: int) -> list[list[int]] | None:
-    """Groups of the images at `indices` that look the same, each of two or more, ascending; None: too many to compare.
+    """Find groups of images that look the same.
 
-    `digests`: of the contents of all `images`; of copies only one is compared. Of several processes the first
-    compares, and all get its answer.
+    In a distributed job the first process compares, and all processes return its answer.
+
+    Args:
+        images: The images.
+        digests: Content digest of each image; of exact copies only one is compared.
+        indices: Indices of the images to compare, (n,) int64.
+        threads: Number of threads.
+
+    Returns:
+        Groups of two or more indices, ascending; None if there are more than MOST images.
     """
     first: dict[bytes, int] = {}
     for index in indices.tolist():
         first.setdefault(digests[index], index)
     if len(first) > MOST:
         return None
-    found = _compared(images, digests, list(first.values()), threads) if distributed.is_first() else []
+    found = _compare(images, digests, list(first.values()), threads) if distributed.is_first() else []
     return distributed.broadcast(found)
 
 
 def find_resembling(
     images: Images, digests: list[bytes], indices: Ints, known: Set[bytes], threads: int
 ) -> list[int] | None:
-    """Which of the images at `indices` look the same as an image whose digest is in `known`; None: not compared.
+    """Find images that look the same as images of known contents.
 
-    Of the known images the thumbnails are needed that an earlier comparison left on this machine. Images in memory,
-    which leave none, are not compared.
+    Only known images whose thumbnails an earlier comparison left on this machine are compared. Images in memory leave
+    none.
+
+    Args:
+        images: The images.
+        digests: Content digest of each image.
+        indices: Indices of the images to compare, (n,) int64.
+        known: Content digests of the known images.
+        threads: Number of threads.
+
+    Returns:
+        Indices of the images that resemble a known one; None if nothing could be compared.
     """
     source, _ = resolve_subset(images)
     if isinstance(source, ArrayImages) or not 0 < len(known) + len(indices) <= MOST or not len(indices):
@@ -55,7 +73,7 @@ def find_resembling(
 def _resembling(
     images: Images, digests: list[bytes], indices: list[int], known: Set[bytes], threads: int
 ) -> list[int] | None:
-    store, keys = _store(), sorted(known)
+    store, keys = _open_store(), sorted(known)
     if store is None:
         return None
     try:
@@ -65,33 +83,33 @@ def _resembling(
         return None
     if not len(learnt):
         return None
-    rows = np.concatenate([learnt, _through_store(images, digests, indices, threads)])
+    rows = np.concatenate([learnt, _thumbnails_of_files(images, digests, indices, threads)])
     groups = find_look_alikes(rows[:, :-1].reshape(-1, SIDE, SIDE), rows[:, -1].astype(bool))
     count = len(learnt)
     return sorted(indices[place - count] for group in groups if group[0] < count for place in group if place >= count)
 
 
-def _store() -> ArrayStore | None:
-    """Where thumbnails are kept; None where nothing can be."""
+def _open_store() -> ArrayStore | None:
+    """Return the store of thumbnails; None if the cache folder cannot be used."""
     try:
         return ArrayStore(cache_folder("thumbnails") / f"{SIDE}-version-{VERSION}", (ROW,), np.uint8)
     except StorageError:
         return None
 
 
-def _compared(images: Images, digests: list[bytes], indices: list[int], threads: int) -> list[list[int]]:
+def _compare(images: Images, digests: list[bytes], indices: list[int], threads: int) -> list[list[int]]:
     source, where = resolve_subset(images)
     if isinstance(source, ArrayImages):
-        rows = _rows_of_array(source.array[where[indices]], threads)
+        rows = _thumbnails_of_array(source.array[where[indices]], threads)
     else:
-        rows = _through_store(images, digests, indices, threads)
+        rows = _thumbnails_of_files(images, digests, indices, threads)
     if not len(rows):
         return []
     groups = find_look_alikes(rows[:, :-1].reshape(-1, SIDE, SIDE), rows[:, -1].astype(bool))
     return [[indices[place] for place in group] for group in groups]
 
 
-def _rows_of_array(array: Pixels, threads: int) -> Pixels:
+def _thumbnails_of_array(array: Pixels, threads: int) -> Pixels:
     small = min(array.shape[1:3]) < SIDE
     rows = np.full((len(array), ROW), small, np.uint8)
     with progress("comparing", len(array), "images") as shown:
@@ -101,9 +119,9 @@ def _rows_of_array(array: Pixels, threads: int) -> Pixels:
     return rows
 
 
-def _through_store(images: Images, digests: list[bytes], indices: list[int], threads: int) -> Pixels:
-    """The rows of files: found again by their contents, or decoded and stored."""
-    store = _store()
+def _thumbnails_of_files(images: Images, digests: list[bytes], indices: list[int], threads: int) -> Pixels:
+    """Return the rows of files, from the store or decoded and stored."""
+    store = _open_store()
     rows = np.zeros((len(indices), ROW), np.uint8)
     missing = np.ones(len(indices), bool)
     if store is not None:
@@ -123,14 +141,14 @@ def _through_store(images: Images, digests: list[bytes], indices: list[int], thr
             if store is not None:
                 try:
                     store.append([digests[indices[place]] for place in here], rows[here])
-                except StorageError:  # they are made again the next time
+                except StorageError:  # the thumbnails are made again next time
                     store = None
             shown.advance(len(some))
     return rows
 
 
 def _row(images: Images, index: int) -> npt.NDArray[np.uint8]:
-    """The thumbnail of one image; of a single colour, which resembles nothing, if it cannot be read any more."""
+    """Return the thumbnail of one image; one of a single color, which resembles nothing, if the image is unreadable."""
     row = np.zeros(ROW, np.uint8)
     try:
         pixels = images.read(index, min_side=SIDE)

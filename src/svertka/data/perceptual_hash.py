@@ -1,4 +1,7 @@
-"""Which images look the same though their files differ: resized, recompressed, lightened, trimmed copies."""
+"""Perceptual hashing: find images that look the same although their files differ.
+
+Resized, recompressed, brightened and trimmed copies are found.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,59 +13,75 @@ from PIL import Image
 
 from svertka.data.dataset import Ints, Pixels
 
-SIDE = 32  # pixels of the thumbnails that are compared
-WINDOW = 4096  # hashes of one bucket that are compared with each; only a set of nearly equal images has more
-LINKS = 8  # near ones that are noted for each hash in each band: frames of a film are all near each other
-CHUNK = 4096  # thumbnails turned into floats at once
+SIDE = 32  # of the thumbnails, pixels
+WINDOW = 4096  # neighbors in a bucket that each hash is compared with; only nearly equal images have more
+LINKS = 8  # pairs per hash and band at most; the frames of a film are all near each other
+CHUNK = 4096  # thumbnails converted to float at once
 Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
 class SimilarityThreshold:
-    """How near two images must be: bits in which their hashes differ, correlation of their thumbnails."""
+    """Bounds within which two images look the same.
+
+    Attributes:
+        distance: Largest number of bits in which their hashes differ.
+        correlation: Smallest correlation of their thumbnails.
+    """
 
     distance: int
     correlation: float
 
 
-# Chosen by eye: of the 538 pairs inside these bounds in CIFAR-10, 48 were looked at, and each showed one image twice.
-# Of 200 photographs all were found again when halved or saved at quality 10, 199 when a fifth lighter, and about 160
-# when trimmed by 2 % a side.
+# Chosen by eye: 48 of the 538 pairs within these bounds in CIFAR-10 were inspected, and each showed one image twice.
+# Of 200 photographs, all were found when halved or saved at quality 10, 199 when 20 % brighter, and about 160 when
+# trimmed by 2 % per side.
 LARGE = SimilarityThreshold(distance=6, correlation=0.9)
-# Two ones written by two hands correlate up to 0.994 in MNIST; its images saved at quality 90 do above 0.999.
+# Different images of a 1 in MNIST correlate up to 0.994, MNIST images and their JPEGs of quality 90 above 0.999.
 SMALL = SimilarityThreshold(distance=4, correlation=0.995)
 
 
 def make_thumbnail(pixels: Pixels) -> Pixels:
-    """An image (H, W, 1 or 3) uint8 as grey (SIDE, SIDE) uint8, squeezed to a square."""
+    """Squeeze an image (H, W, 1 or 3) uint8 to a grayscale square, (SIDE, SIDE) uint8."""
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("L")
     reduced = min(image.size) >= SIDE
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX if reduced else Image.Resampling.BILINEAR))
 
 
 def find_look_alikes(thumbnails: Pixels, small: npt.NDArray[np.bool_]) -> list[list[int]]:
-    """Groups of indices whose images look the same, each of two or more and ascending.
+    """Group images that look the same.
 
-    `thumbnails`: (N, SIDE, SIDE) uint8. `small`: (N,), whether the image itself was smaller than a thumbnail: those
-    are compared among themselves and by the stricter bounds, because little detail makes strangers look alike.
+    Args:
+        thumbnails: (N, SIDE, SIDE) uint8.
+        small: Whether each image was smaller than its thumbnail, (N,). Small images are compared only with each other
+            and with stricter bounds, because with little detail different images look alike.
+
+    Returns:
+        Groups of two or more indices, ascending.
     """
     pairs = []
     for indices, bounds in ((np.flatnonzero(~small), LARGE), (np.flatnonzero(small), SMALL)):
         some = thumbnails[indices]
-        near = _near(compute_perceptual_hashes(some), bounds.distance)
+        near = _find_near(compute_perceptual_hashes(some), bounds.distance)
         for rows in _chunks(len(near)):
-            alike = _correlations(some, near[rows]) > bounds.correlation
+            alike = _correlate(some, near[rows]) > bounds.correlation
             pairs.append(indices[near[rows][alike]])
-    return _groups(np.concatenate(pairs)) if pairs else []
+    return _connect(np.concatenate(pairs)) if pairs else []
 
 
 def compute_perceptual_hashes(thumbnails: Pixels) -> Hashes:
-    """A 63-bit hash of each thumbnail (N, SIDE, SIDE) uint8, (N,) uint64: alike images differ in few bits.
+    """Compute a 63-bit hash of each thumbnail; similar images differ in few bits.
 
     Bit k says whether the k-th of the 63 lowest frequencies of the cosine transform is above their median.
 
-    Source: Zauner 2010, "Implementation and benchmarking of perceptual image hash functions", §3.2.1; the constant
-    term, which is brightness, is left out.
+    Args:
+        thumbnails: (N, SIDE, SIDE) uint8.
+
+    Returns:
+        (N,) uint64.
+
+    Source: Zauner 2010, "Implementation and benchmarking of perceptual image hash functions", §3.2.1, without the
+    constant term, which is brightness.
     """
     frequency, pixel = np.arange(8)[:, None], np.arange(SIDE)[None]
     cosines = np.cos(np.pi * frequency * (2 * pixel + 1) / (2 * SIDE)).astype(np.float32)
@@ -75,12 +94,12 @@ def compute_perceptual_hashes(thumbnails: Pixels) -> Hashes:
     return np.concatenate(hashes)
 
 
-def _near(hashes: Hashes, distance: int) -> Ints:
-    """Pairs of indices (P, 2) whose hashes differ in at most `distance` bits, each once.
+def _find_near(hashes: Hashes, distance: int) -> Ints:
+    """Return the pairs of hashes that differ in at most `distance` bits, (P, 2) indices.
 
-    Of `distance` + 1 bands of bits two such hashes share one, so that only hashes in the same bucket of some band are
-    compared. Where more than LINKS hashes are near one, only so many pairs are given: a film's frames still
-    hang together, and Fashion-MNIST, where a crowd of strangers is near, loses one group of 70.
+    Of `distance` + 1 bands of bits, two such hashes share one, so that only hashes in the same bucket of a band are
+    compared. Beyond LINKS pairs per hash and band the rest are dropped: the frames of a film still form one group, and
+    Fashion-MNIST, where many different images are near each other, loses one group of 70.
     """
     found = [np.empty((0, 2), np.int64)]
     edges = [64 * band // (distance + 1) for band in range(distance + 2)]
@@ -101,8 +120,8 @@ def _near(hashes: Hashes, distance: int) -> Ints:
     return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
 
 
-def _correlations(thumbnails: Pixels, pairs: Ints) -> npt.NDArray[np.float32]:
-    """The correlation of the two thumbnails of each pair, (P,); 0 where one is of a single colour."""
+def _correlate(thumbnails: Pixels, pairs: Ints) -> npt.NDArray[np.float32]:
+    """Return the correlation of the two thumbnails of each pair, (P,); 0 if one is of a single color."""
     left, right = (thumbnails[pairs[:, side]].reshape(len(pairs), -1).astype(np.float32) for side in (0, 1))
     left -= left.mean(axis=1, keepdims=True)
     right -= right.mean(axis=1, keepdims=True)
@@ -112,12 +131,13 @@ def _correlations(thumbnails: Pixels, pairs: Ints) -> npt.NDArray[np.float32]:
 
 
 def _chunks(count: int) -> Iterator[slice]:
+    """Yield slices of CHUNK items."""
     for start in range(0, count, CHUNK):
         yield slice(start, start + CHUNK)
 
 
-def _groups(pairs: Ints) -> list[list[int]]:
-    """What hangs together by `pairs` (P, 2)."""
+def _connect(pairs: Ints) -> list[list[int]]:
+    """Return the connected components of `pairs` (P, 2), sorted."""
     groups: dict[int, list[int]] = {}
     for left, right in pairs.tolist():
         mine, other = groups.setdefault(left, [left]), groups.setdefault(right, [right])

@@ -1,4 +1,4 @@
-"""Pillow images of every mode -> RGB bytes, a strip at a time, so that no second copy of a large image is made."""
+"""Conversion of Pillow images of every mode to RGB, strip by strip, so that large images are not copied whole."""
 
 import re
 from collections.abc import Iterator
@@ -15,23 +15,23 @@ Pixels = npt.NDArray[np.uint8]
 Deep = npt.NDArray[np.uint16]
 Range = tuple[int, int]
 
-FULL = (0, 65535)  # the range of 16-bit values that are shown by their upper 8 bits
-STRIP = 2**20  # pixels that are converted at once
+FULL = (0, 65535)  # the range in which 16-bit values are shown by their upper 8 bits
+STRIP = 2**20  # pixels converted at once
 
 _PHOTOMETRIC, _MIN_IS_WHITE = 262, 0
 
 
 def rawmode_of(image: Image.Image) -> str:
-    """How the file stores the pixels of an image that is not loaded yet, as Pillow's unpackers call it; else ""."""
+    """Return how the file stores the pixels of an unloaded image, as Pillow's unpackers call it; "" if unknown."""
     tiles = getattr(image, "tile", None)
     args = tiles[0][3] if tiles else ""
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
 def shading(intensity_range: Range) -> tuple[int, int, int]:
-    """(a, b, c): a value v of the range has the shade ((v − low) a + b) // c, 0 to 255.
+    """Return (a, b, c) such that a value v of the range has the shade ((v − low) a + b) // c, 0 to 255.
 
-    Of a power of two values, as sensors have, the upper 8 bits; of others the nearest shade.
+    A range of 256·n values, as sensors have, is shown by its upper 8 bits; another by the nearest shade.
     """
     low, high = intensity_range
     count = high - low + 1
@@ -39,7 +39,10 @@ def shading(intensity_range: Range) -> tuple[int, int, int]:
 
 
 def shades(intensity_range: Range | None) -> Pixels:
-    """The 8-bit shade of every 16-bit value, (65536,): the range becomes 0 to 255, what lies outside is cut off."""
+    """Return the 8-bit shade of every 16-bit value, (65536,) uint8.
+
+    The range maps to 0 to 255; values outside are clipped. None is the full range.
+    """
     low, high = intensity_range or FULL
     factor, offset, divisor = shading((low, high))
     values = np.arange(65536, dtype=np.int64).clip(low, high) - low
@@ -47,7 +50,10 @@ def shades(intensity_range: Range | None) -> Pixels:
 
 
 def to_16_bit(pixels: Pixels, intensity_range: Range | None) -> Pixels | Deep:
-    """The lowest values with the shades `pixels`, uint16 of the same shape; without a range `pixels` themselves."""
+    """Return the lowest 16-bit values with the shades `pixels`, uint16 of the same shape.
+
+    Without a range, return `pixels` themselves.
+    """
     if intensity_range is None:
         return pixels
     low, high = intensity_range
@@ -58,11 +64,14 @@ def to_16_bit(pixels: Pixels, intensity_range: Range | None) -> Pixels | Deep:
 
 @dataclass(frozen=True)
 class RawImage:
-    """An image and what Pillow forgets of its file once it is loaded.
+    """Image with what Pillow forgets of its file once it is loaded.
 
-    `rawmode`: as `rawmode_of` says. `low`: of a colour image of 16 bits the lower 8, as an image of the same mode,
-    where they are wanted; `image` then holds the upper ones. `deep`: whether values have 16 bits of which the file does
-    not say how many are used. `min_is_white`: whether 0 is white.
+    Attributes:
+        image: The image.
+        rawmode: How the file stores pixels, as `rawmode_of` returns it.
+        low: The lower 8 bits of a 16-bit color image, as an image of the same mode; `image` then has the upper ones.
+        deep: Whether values have 16 bits of which the file does not say how many are used.
+        min_is_white: Whether 0 is white.
     """
 
     image: Image.Image
@@ -73,7 +82,7 @@ class RawImage:
 
     @classmethod
     def of(cls, image: Image.Image) -> "RawImage":
-        """That of an image which is not loaded yet."""
+        """Return the raw image of an image that is not loaded yet."""
         rawmode = rawmode_of(image)
         scaled = bool(rawmode) and image.tile[0][0].startswith("ppm")  # type: ignore[attr-defined]
         grey = image.mode.startswith("I") and rawmode != "I;12"
@@ -83,12 +92,17 @@ class RawImage:
         return cls(image, rawmode, deep=bool(deep), min_is_white=bool(inverted))
 
     def pixels(self, factor: int, intensity_range: Range | None) -> Pixels:
-        """The loaded image as (H, W, 3) uint8, RGB, not turned; each pixel is the mean of `factor` × `factor`.
+        """Convert the loaded image to RGB, not rotated.
 
-        `intensity_range`: the values of a deep image that become 0 and 255; None is all 16 bits.
+        Args:
+            factor: Side of the squares of pixels that are averaged to one.
+            intensity_range: Values of a deep image that become 0 and 255; None for all 16 bits.
+
+        Returns:
+            (H, W, 3) uint8.
 
         Raises:
-            ImageError: its values have no known range.
+            ImageError: The range of the values is unknown.
         """
         width, height = self.image.size
         shade = shades(intensity_range if self.deep else None)
@@ -104,13 +118,13 @@ class RawImage:
         return pixels
 
     def deep_values(self) -> Iterator[Deep]:
-        """The values of a loaded deep image, without its alpha, strip by strip: each (n,) uint16."""
+        """Yield the values of a loaded deep image without alpha, strip by strip, each (n,) uint16."""
         for _, strip in self._strips(max(STRIP // self.image.width, 1)):
-            values = strip._grey_values() if strip.low is None else strip._joined()[..., :3]
+            values = strip._grey_values() if strip.low is None else strip._join_bytes()[..., :3]
             yield values.reshape(-1)
 
     def _strips(self, rows: int) -> Iterator[tuple[int, "RawImage"]]:
-        """Where each strip of so many rows begins, and the strip."""
+        """Yield the first row of each strip of `rows` rows, and the strip."""
         width, height = self.image.size
         if rows >= height:
             yield 0, self
@@ -139,7 +153,9 @@ class RawImage:
                 grey[values == key] = 255
             return np.broadcast_to(grey[:, :, None], (*grey.shape, 3))
         if mode == "L" and self.rawmode in ("L;2", "L;4") and isinstance(key, int):
-            key *= 85 if self.rawmode == "L;2" else 17  # Pillow scales the pixels to 8 bits, not the transparent one
+            key *= (
+                85 if self.rawmode == "L;2" else 17
+            )  # Pillow scales the pixels to 8 bits, but not the transparent value
         if mode == "RGB" and self.rawmode == "RGB;16B" and isinstance(key, tuple):
             key = tuple(value >> 8 for value in key)
         pixels = np.asarray(image.convert("RGB"))
@@ -148,7 +164,7 @@ class RawImage:
         return pixels
 
     def _grey_values(self) -> Deep:
-        """The values (H, W) of an image of one band; Pillow's own conversion cuts them off at 255."""
+        """Return the values (H, W) of a single-band image, which Pillow's own conversion clips at 255."""
         values = np.asarray(self.image)
         if self.image.mode == "I" and (values.min() < 0 or values.max() > 65535):
             raise ImageError("unsupported: 1 band of 32-bit values beyond 0 to 65535, whose range is not known")
@@ -158,7 +174,7 @@ class RawImage:
         return deep << np.uint16(4) if self.rawmode == "I;12" else deep
 
     def _deep_colours(self, shade: Pixels, key: object) -> Pixels:
-        values = self._joined()
+        values = self._join_bytes()
         colours = shade[values[..., :3]]
         if self.image.mode == "RGBA":
             return composite_on_white(Image.fromarray(np.dstack([colours, (values[..., 3] >> 8).astype(np.uint8)])))
@@ -166,7 +182,8 @@ class RawImage:
             colours = np.where((values == key).all(axis=2, keepdims=True), np.uint8(255), colours)
         return colours
 
-    def _joined(self) -> Deep:
+    def _join_bytes(self) -> Deep:
+        """Return the 16-bit values of a color image, from its upper and lower bytes."""
         values: Deep = np.asarray(self.image).astype(np.uint16)
         values <<= 8
         values |= np.asarray(self.low)
@@ -174,8 +191,8 @@ class RawImage:
 
 
 def composite_on_white(image: Image.Image) -> Pixels:
-    """round((c a + 255 (255 − a)) / 255) for colours c and alpha a."""
-    if image.mode in ("La", "RGBa"):  # colours multiplied by alpha
+    """Return colors c with alpha a on white: round((c a + 255 (255 − a)) / 255), (H, W, 3) uint8."""
+    if image.mode in ("La", "RGBa"):  # premultiplied by alpha
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     if image.mode != "RGBA":
         image = image.convert("RGBA")

@@ -1,4 +1,4 @@
-"""Images as people name them to be looked at: files, folders, arrays in .npy files, images in memory."""
+"""Inputs of prediction: files, folders, .npy arrays and images in memory, expanded to single images."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -21,31 +21,31 @@ from svertka.escaping import join_first
 from svertka.files import read_start, shorten
 from svertka.progress import say
 
-Input = ImageLike | ImageError  # or why there is nothing to look at
+Input = ImageLike | ImageError  # an image, or the reason why there is none
 
 ARRAY_LIMIT = 10**6  # images in one .npy file
-MEASURED = 100  # images of 16 bits whose values are looked at
-CHANNELS = (1, 3, 4)  # of an array that is one image: grey, RGB, RGBA
+MEASURED = 100  # 16-bit images whose values are measured
+CHANNELS = (1, 3, 4)  # of an array that is one image: grayscale, RGB, RGBA
 
 
 def list_inputs(images: Iterable[ImageLike]) -> list[tuple[str, Input]]:
-    """All of `expanded`.
+    """Return all of `expand_inputs` as a list.
 
     Raises:
-        UsageError: there is nothing that could be an image.
+        UsageError: None of the inputs can be an image.
     """
     everything = list(expand_inputs(images))
     if all(isinstance(image, ImageError) for _, image in everything):
         reasons = join_first([f"{name}: {reason}" for name, reason in everything], separator="; ")
-        raise UsageError(f"there is no image in what is named ({reasons or 'nothing'}); images end in {SOME_SUFFIXES}")
+        raise UsageError(f"no image among the inputs ({reasons or 'nothing'}); images end in {SOME_SUFFIXES}")
     return everything
 
 
 def load_pixels(image: Input, decoding: Decoding = DEFAULT) -> Pixels:
-    """`image` as (H, W, 3) uint8, RGB, whole.
+    """Return an input as (H, W, 3) uint8, RGB, at full size.
 
     Raises:
-        ImageError: it cannot be read, or is the reason why there is none.
+        ImageError: The image cannot be read, or the input is an ImageError.
     """
     if isinstance(image, ImageError):
         raise image
@@ -53,7 +53,7 @@ def load_pixels(image: Input, decoding: Decoding = DEFAULT) -> Pixels:
 
 
 def find_misnamed_files(images: Iterable[Input]) -> list[tuple[str, str]]:
-    """Path and format of the files among `images` that are of another format than their name says."""
+    """Return the path and true format of each file whose suffix names another format."""
     found = []
     for image in images:
         if isinstance(image, str | PathLike):
@@ -66,9 +66,9 @@ def find_misnamed_files(images: Iterable[Input]) -> list[tuple[str, str]]:
 
 
 def sample_intensities(images: Iterable[Input], decoding: Decoding = DEFAULT) -> list[Range]:
-    """The values that 16-bit files among `images` use, each lowest and highest; of many, `MEASURED` are looked at."""
+    """Return the lowest and highest value of 16-bit files among `images`; of at most `MEASURED` of them."""
     files = [Path(one) for one in images if isinstance(one, str | PathLike)]
-    files = [path for path in files if SUFFIXES.get(path.suffix.lower()) != "JPEG"]  # which has 8 bits
+    files = [path for path in files if SUFFIXES.get(path.suffix.lower()) != "JPEG"]  # always 8 bits
     found = []
     for path in files[:: -(-len(files) // MEASURED) or 1]:
         with suppress(ImageError):
@@ -77,13 +77,16 @@ def sample_intensities(images: Iterable[Input], decoding: Decoding = DEFAULT) ->
 
 
 def expand_inputs(images: Iterable[ImageLike]) -> Iterator[tuple[str, Input]]:
-    """Each of `images` with what to call it; a folder is all images in it, a .npy file the arrays in it.
+    """Yield each input with its name; a folder becomes its images, a .npy file its arrays.
 
-    What cannot be looked at at all, such as a folder without an image, is the reason. What of a folder is left out is
-    said on stderr.
+    What cannot be an image, such as a folder without images, is yielded as an ImageError. Files of a folder that are
+    left out are reported on stderr.
+
+    Args:
+        images: Paths, PIL images or arrays.
 
     Raises:
-        UsageError: a .npy file does not hold images.
+        UsageError: A .npy file does not hold images.
     """
     for number, image in enumerate(images):
         if not isinstance(image, str | PathLike):
@@ -91,15 +94,15 @@ def expand_inputs(images: Iterable[ImageLike]) -> Iterator[tuple[str, Input]]:
             continue
         text, path = os.fspath(image), Path(image)
         if not text:
-            yield "", ImageError("no path; name a file or a folder")
+            yield "", ImageError("empty path; name a file or a folder")
         elif text.startswith(("http://", "https://")):
-            yield text, ImageError("a web address; download the image and name the file")
+            yield text, ImageError("a URL; download the image and name the file")
         elif _is_folder(path):
             yield from _in_folder(path)
         elif path.suffix.lower() == ".npy":
             yield from ((f"{path}[{row}]", array) for row, array in enumerate(_read_array(path)))
         elif path.suffix.lower() in TABLE_SUFFIXES and not _is_image(path):
-            yield str(path), ImageError("a table or a text, not an image; name the images, or their folder")
+            yield str(path), ImageError("a table or text file, not an image; name the images or their folder")
         else:
             yield str(path), path
 
@@ -120,7 +123,7 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Input]]:
 
 
 def _is_image(path: Path) -> bool:
-    """Whether the content of `path` is an image, whatever its name says."""
+    """Return whether the content of `path` is an image, whatever its suffix."""
     with suppress(OSError, ValueError):
         return is_image_content(read_start(path))
     return False
@@ -129,24 +132,24 @@ def _is_image(path: Path) -> bool:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # a name that is too long
+    except OSError:  # the name is too long
         return False
 
 
 def _read_array(path: Path) -> npt.NDArray[np.uint8]:
     try:
-        if not path.is_file():  # a pipe would wait for ever
+        if not path.is_file():  # reading a pipe would block
             raise FileNotFoundError(2, "no such file")
-        array: npt.NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")  # np.load would open archives, too
-    except Exception as error:  # whatever a damaged header leads the reader to
+        array: npt.NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")  # np.load would also open archives
+    except Exception as error:  # whatever a damaged header makes numpy raise
         reason = shorten(" ".join((getattr(error, "strerror", None) or str(error)).split()), 200)
         raise UsageError(f"{path} cannot be read as an array ({reason}); save one of uint8 with numpy.save") from error
-    if array.ndim == 3 and array.shape[2] in CHANNELS:  # one image, not many that are three pixels wide
+    if array.ndim == 3 and array.shape[2] in CHANNELS:  # one image, not many images three pixels wide
         array = array[None]
     is_grey = array.ndim == 3 and array.shape[2] != 2
     fits = array.dtype in (np.uint8, np.uint16) and (is_grey or (array.ndim == 4 and array.shape[3] in CHANNELS))
     if fits and len(array) > ARRAY_LIMIT:
-        raise UsageError(f"{path} holds {len(array):,} images, more than the limit of {ARRAY_LIMIT:,}; divide it")
+        raise UsageError(f"{path} holds {len(array):,} images, more than the limit of {ARRAY_LIMIT:,}; split it")
     if not fits or not all(array.shape[1:]):
         raise UsageError(
             f"{path} holds {array.dtype} {array.shape}; it needs uint8 (N, H, W), (H, W, 3) or (N, H, W, 3)"

@@ -1,4 +1,4 @@
-"""An image as it is stored: its square, or what the square is made of where that is smaller; in bytes and back."""
+"""Binary format of stored images: the square, or, if smaller, the region that the square is made from."""
 
 import struct
 from dataclasses import dataclass
@@ -10,15 +10,22 @@ from svertka.data.image_io import DECODERS
 from svertka.data.pixel_modes import Pixels, Range
 from svertka.data.preprocessing import Fit, crop_region, resize_to_square
 
-PAYS = 0.75  # of the bytes of the square; what is not smaller than that need not be resized whenever it is read
-HEAD = struct.Struct("<IIIIBBBHH")  # height and width of the image, of the row; channels; kind; format; intensities
+PAYS = 0.75  # of the square's bytes; a larger region is not stored, to save resizing it at each read
+HEAD = struct.Struct("<IIIIBBBHH")  # height and width of the image and of the row; channels; flags; format; intensities
 DEEP, OWN_SIZE, SURVEYED = 1, 2, 4
 FORMATS = tuple(DECODERS)
 
 
 @dataclass(frozen=True)
 class RowLayout:
-    """How images become rows: as `preprocessing.squared` makes them of a `region`."""
+    """How images become rows of one size.
+
+    Attributes:
+        resize: Side to which the region is resized, pixels.
+        channels: 1 or 3.
+        side: Side of the padded square, pixels.
+        fit: How an image becomes square, as in `Preprocess`.
+    """
 
     resize: int
     channels: int
@@ -27,23 +34,27 @@ class RowLayout:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of a row, (S, S, C)."""
+        """Shape of a row, (S, S, C)."""
         return self.side, self.side, self.channels
 
     @property
     def bytes(self) -> int:
-        """Of a row."""
+        """Bytes of a row."""
         return self.side * self.side * self.channels
 
     def square(self, used: Pixels) -> Pixels:
-        """The row that a region (H, W, 3) gives, (S, S, C) uint8."""
+        """Return the row of a region (H, W, 3), (S, S, C) uint8."""
         return resize_to_square(used, self.resize, self.channels, self.side, self.fit)
 
 
 class ImageInfo(NamedTuple):
-    """What a row says of its image: `format`, one of `image_io.DECODERS` ("" for pixels in memory), (height, width).
+    """What is known of a stored image.
 
-    `deep`: whether it has 16 bits; `intensities`: between which values its own lie, where that was asked for.
+    Attributes:
+        format: One of `image_io.DECODERS`; "" for pixels in memory.
+        size: (height, width), pixels.
+        deep: Whether it has 16 bits per value.
+        intensities: Range of its 16-bit values, if they were surveyed.
     """
 
     format: str
@@ -54,7 +65,13 @@ class ImageInfo(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """What is stored of an image: `pixels` (h, w, 1 or 3), its square or, with `own_size`, what that is made of."""
+    """Image as it is stored.
+
+    Attributes:
+        info: What is known of the image.
+        pixels: (h, w, 1 or 3) uint8: the square or, if `own_size`, the region that the square is made from.
+        own_size: Whether the region is stored.
+    """
 
     info: ImageInfo
     pixels: Pixels
@@ -62,23 +79,23 @@ class StoredImage:
 
     @classmethod
     def from_image(cls, rgb: Pixels, layout: RowLayout, format_name: str = "", *, deep: bool = False) -> "StoredImage":
-        """That of an image (H, W, 3): the smaller of what its square is made of, and the square."""
+        """Return the smaller of the region and the square of an image (H, W, 3)."""
         info = ImageInfo(format_name, (rgb.shape[0], rgb.shape[1]), deep)
         used = crop_region(rgb, layout.fit)
-        if used.shape[0] * used.shape[1] <= PAYS * layout.bytes:  # grey, it might be
+        if used.shape[0] * used.shape[1] <= PAYS * layout.bytes:  # it may still be smaller as grayscale
             own = _without_colour(used)
             if own.size <= PAYS * layout.bytes:
                 return cls(info, own, own_size=True)
         return cls(info, _without_colour(layout.square(used)))
 
     def square(self, layout: RowLayout) -> Pixels:
-        """The square, (S, S, C) uint8: the same, to the bit, as that of the whole image."""
+        """Return the square (S, S, C) uint8, bit for bit that of the whole image."""
         if not self.own_size:
             return np.broadcast_to(self.pixels, layout.shape)
         return layout.square(np.broadcast_to(self.pixels, (*self.pixels.shape[:2], 3)))
 
     def pack(self) -> Pixels:
-        """As bytes, (n,) uint8."""
+        """Return the header and the pixels as bytes, (n,) uint8."""
         height, width, channels = self.pixels.shape
         format_name, size, deep, intensities = self.info
         kind = DEEP * deep + OWN_SIZE * self.own_size + SURVEYED * (intensities is not None)
@@ -88,20 +105,20 @@ class StoredImage:
 
     @classmethod
     def unpack(cls, data: Pixels) -> "StoredImage":
-        """That of `packed` bytes."""
+        """Return the image of bytes that `pack` returned."""
         _, _, height, width, channels, kind, *_ = HEAD.unpack(data[: HEAD.size].tobytes())
         return cls(read_info(data), data[HEAD.size :].reshape(height, width, channels), bool(kind & OWN_SIZE))
 
 
 def read_info(head: Pixels) -> ImageInfo:
-    """The facts in the first `HEAD.size` bytes of a packed row."""
+    """Return the information in the first `HEAD.size` bytes of a packed image."""
     tall, wide, _, _, _, kind, number, low, high = HEAD.unpack(head[: HEAD.size].tobytes())
     format_name = FORMATS[number - 1] if 0 < number <= len(FORMATS) else ""
     return ImageInfo(format_name, (tall, wide), bool(kind & DEEP), (low, high) if kind & SURVEYED else None)
 
 
 def _without_colour(pixels: Pixels) -> Pixels:
-    """(H, W, 1) where the channels are the same."""
+    """Return (H, W, 1) if all channels are equal, else `pixels`."""
     if pixels.shape[2] == 3 and (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all():
         return pixels[..., :1]
     return pixels

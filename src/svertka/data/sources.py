@@ -57,7 +57,7 @@ def is_path(source: Source) -> TypeGuard[str | PathLike[str]]:
 
 
 def is_same_source(one: str | PathLike[str], other: str | PathLike[str]) -> bool:
-    """Return whether two names or paths lead to the same images; never true of images in memory."""
+    """Return whether two names or paths lead to the same images; never for images in memory."""
     for names in (NAMES, IN_MEMORY):
         if str(one) in names or str(other) in names:
             return str(one) == str(other) and names is NAMES
@@ -65,7 +65,7 @@ def is_same_source(one: str | PathLike[str], other: str | PathLike[str]) -> bool
 
 
 def check_exists(source: str | PathLike[str]) -> None:
-    """Raise UsageError if there is no path `source`; a built-in data set of a similar name is suggested."""
+    """Raise UsageError if there is no path `source`; suggest a built-in data set of a similar name."""
     path = parse_path(source)
     if path.exists():
         return
