@@ -63,31 +63,31 @@ def test_raccoons_are_where_they_are_said_to_be(shared_data: Path) -> None:
     ("change", "error", "message"),
     [
         (("a.xml", VOC[:-10]), DataError, "a.xml cannot be read as XML"),
-        (("a.xml", VOC.replace("filename", "file")), DataError, "a.xml has no <filename>; is it a VOC annotation"),
+        (("a.xml", VOC.replace("filename", "file")), DataError, "a.xml has no <filename>; give a VOC annotation"),
         (("a.xml", VOC.replace("ymax", "yend")), DataError, "a.xml has no <bndbox><ymax>"),
-        (("a.xml", VOC.replace(">20<", ">twenty<")), DataError, "a.xml has <xmax>=twenty, which is no number"),
+        (("a.xml", VOC.replace(">20<", ">twenty<")), DataError, "a.xml has <xmax>=twenty, which is not a number"),
         (
             ("a.xml", VOC.replace(">20<", ">0<")),
             DataError,
-            "a.xml has a cat between the edges 0, 10, 0, 40, which hold",
+            "a.xml has a cat between the edges 0, 10, 0, 40, which is empty",
         ),
         (("a.xml", VOC.replace(">20<", ">nan<")), DataError, "edges 0, 10, nan, 40"),
-        (("a.xml", VOC.replace(">20<", ">1e300<")), DataError, "at most 10,000,000 pixels from the corner"),
+        (("a.xml", VOC.replace(">20<", ">1e300<")), DataError, "within 10,000,000 pixels of the image.s corner"),
         (("a.json", "{"), DataError, "a.json cannot be read as JSON"),
         (
             ("a.json", json.dumps(COCO).replace("3", "9" * 5000)),
             DataError,
             "JSON: a number has more than 4,300",
         ),
-        (("a.json", "[]"), DataError, "a.json has no list images; is it a COCO file"),
+        (("a.json", "[]"), DataError, "a.json has no list images; give a COCO file"),
         (("a.json", json.dumps(COCO | {"images": []})), DataError, "1, has a box without an image: image_id=7"),
         (("a.json", json.dumps(COCO | {"categories": []})), DataError, "has category_id=3, which is not among"),
         (("a.json", json.dumps(COCO).replace("[0, 10, 20, 30]", "[0, 10]")), DataError, r"has bbox=\[0, 10\]; give"),
         (("a.csv", CSV.replace("xmin", "x")), DataError, "a.csv has no column xmin; its first line must be path,label"),
         (("a.csv", CSV.replace("a.jpg", "")), DataError, "line 2 of .*a.csv has a box without an image"),
         (("a.csv", CSV.replace("cat", "")), DataError, "line 2 of .*a.csv has a box without a class"),
-        (("a.csv", CSV + "b.jpg,cat,1\n"), DataError, "line 3 of .*a.csv has ymin=None, which is no number"),
-        (("a.txt", CSV), UsageError, "a.txt is of no known format; give a folder of VOC"),
+        (("a.csv", CSV + "b.jpg,cat,1\n"), DataError, "line 3 of .*a.csv has ymin=None, which is not a number"),
+        (("a.txt", CSV), UsageError, "a.txt has an unknown format; give a folder of VOC"),
     ],
 )
 def test_bad_files_are_told(change: tuple[str, str], error: type[SvertkaError], message: str, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_bad_files_are_told(change: tuple[str, str], error: type[SvertkaError], 
 
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no .xml file"):
+    with pytest.raises(UsageError, match="has no .xml file"):
         read_boxes(tmp_path)
     with pytest.raises(UsageError, match="there is no file or folder .*boxes.json; check"):
         read_boxes(tmp_path / "boxes.json")
@@ -107,7 +107,7 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
 def test_a_box_outside_its_image_is_told(tmp_path: Path) -> None:
     (annotation,) = read_boxes(written(tmp_path, "a.xml", VOC))
     annotation.check(60, 40)
-    with pytest.raises(DataError, match="a.xml is about a.jpg of 60×40 pixels, but upright it has 40×60"):
+    with pytest.raises(DataError, match="a.xml states 60×40 pixels for a.jpg, which upright has 40×60"):
         annotation.check(40, 60)
     (annotation,) = read_boxes(written(tmp_path, "a.csv", CSV))
     with pytest.raises(DataError, match="the cat at 0,10 to 20,40 lies outside a.jpg, which has 60×39 pixels"):
@@ -115,7 +115,7 @@ def test_a_box_outside_its_image_is_told(tmp_path: Path) -> None:
 
 
 def test_a_box_of_an_unknown_class_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a.csv has a box of class cat, and the classes are dog, bird; rename"):
+    with pytest.raises(DataError, match="a.csv has a box of class cat, but the classes are dog, bird; rename"):
         check_classes(read_boxes(written(tmp_path, "a.csv", CSV)), ["dog", "bird"])
 
 

@@ -271,4 +271,4 @@ def test_groups_are_kept_whole_and_what_cannot_be_divided_is_a_problem(photos: P
     rows = [f"{path},{path.parent.name},{path.parent.name}" for path in photos.rglob("*.png")]
     (photos / "rows.csv").write_text("path,label,group\n" + "\n".join(rows) + "\n")
     findings = check(photos / "rows.csv")
-    assert any("cannot be divided by groups: cat has one group only" in problem for problem in findings.problems)
+    assert any("cannot be split by groups: cat has only one group" in problem for problem in findings.problems)

@@ -183,7 +183,7 @@ def test_groups_are_divided_in_about_the_shares_and_classes_asked_for(share: flo
 
 def test_classes_of_one_group_each_cannot_be_divided() -> None:
     some: list[Image] = [(number, number % 3, "", f"g{number % 3}", 0) for number in range(30)]
-    with pytest.raises(DataError, match="x cannot be divided by groups: a has one group only, and val needs one"):
+    with pytest.raises(DataError, match="x cannot be split by groups: a has only one group, and val needs one"):
         division_of(some, 0.1, 0.0, named=False, grouped=True)
     assert len(division_of(some, 0.0, 0.0, named=False, grouped=True).indices["train"]) == 30
 

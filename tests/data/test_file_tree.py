@@ -43,7 +43,7 @@ def test_images_are_known_by_their_content_where_the_name_says_nothing(tmp_path:
     listing = list_folder(tmp_path)
     assert [entry.path for entry in listing.entries] == ["a/1.png", "a/photo", "b/3.PNG", "b/5.dat", "b/6.txt"]
     assert listing.account.notes == (
-        "used, although their names do not say that they are images: a/photo, b/5.dat, b/6.txt",
+        "used, although their names lack the suffix of an image: a/photo, b/5.dat, b/6.txt",
     )
     assert dict(listing.account.not_images) == {".txt": 1, "no suffix": 2}
 
@@ -100,7 +100,7 @@ def test_moved_and_renamed_it_is_none_either(made: Path, tmp_path: Path) -> None
     listing = list_folder(tmp_path / "copy")
     assert listing.names() == ("a", "b")
     assert len(listing.entries) == 12
-    with pytest.raises(SvertkaError, match="an atlas that svertka made"):
+    with pytest.raises(SvertkaError, match="an atlas that svertka wrote"):
         open_folder(tmp_path / "copy" / "c")
 
 

@@ -29,7 +29,7 @@ def files(tmp_path: Path, *paths: str) -> Dataset:
 def test_the_group_is_what_the_pattern_finds(tmp_path: Path, pattern: str, groups: list[str]) -> None:
     dataset = files(tmp_path, "a/p1_x.jpg", "b/p1_y.jpg", "a/p22_x.jpg")
     if len(set(groups)) == 1:
-        with pytest.raises(UsageError, match="finds one group only, p; it must tell several groups apart"):
+        with pytest.raises(UsageError, match="finds only one group, p; it must find several"):
             assign_groups(dataset, pattern)
         return
     found = assign_groups(dataset, pattern).groups
@@ -74,4 +74,4 @@ def test_a_column_of_one_group_says_nothing(tmp_path: Path) -> None:
     file.write_text("path,label,site\n1.png,a,here\n2.png,b,here\n")
     dataset = open_folder(file)
     assert dataset.groups is None
-    assert dataset.account.warnings == (f"all images of {file} are of one group, here; they are divided one by one",)
+    assert dataset.account.warnings == (f"all images of {file} are of one group, here; they are split individually",)

@@ -27,7 +27,7 @@ def test_names_that_say_classes_show_how_to_label_by_them(names: str) -> None:
     paths, classes, row = NAMES[names]
     said = suggest_labeling(paths)
     assert said is not None
-    assert f"their names say {classes}: " in said
+    assert f"their names contain {classes}: " in said
     assert f"such as {row}" in said
 
 

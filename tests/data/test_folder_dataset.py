@@ -98,9 +98,9 @@ def test_a_csv_without_parts(tmp_path: Path) -> None:
         ("path,class\na.jpg,cat\n", "has no column label"),
         ("path,label\na.jpg,cat\nb.jpg\n", "line 3 of .* has no label"),
         ("path,label\n,cat\n", "line 2 of .* has no path"),
-        ("path,label,part\na.jpg,cat,holdout\n", "part=holdout; use train, val or test"),
+        ("path,label,part\na.jpg,cat,holdout\n", "part=holdout; use train, val, test"),
         ('path,label\n"a.jpg,cat\n', "line 2 of .* is not CSV: a double quote is not closed"),
-        ("path,label\n", "has a first line only"),
+        ("path,label\n", "has only a first line"),
         ("path,label\na.jpg,cat\n", "one class only, cat"),
         (b"path,label\n\xff.jpg,cat\n", "cannot be read as CSV in UTF-8"),
         ("path,label,part\na.jpg,cat,train\nb.jpg,dog,\nc.jpg,hog,val\n", "hog is only in val"),
@@ -122,7 +122,7 @@ def test_a_csv_that_says_something_else(tmp_path: Path, text: str | bytes, messa
         (["cat/a.jpg"], "one class only, cat"),
         (["train/cat/a.jpg", "test/cat/a.jpg"], "one class only, cat"),
         (["cat/a.jpg", "bird/"], "bird holds no image; add some or remove the folder"),
-        (["cat/a.jpg", "dog/a.jpg", "bird/a.psd"], "bird holds no image that can be used .left out: 1 .psd, format"),
+        (["cat/a.jpg", "dog/a.jpg", "bird/a.psd"], "bird holds no image that can be used .left out: 1 .psd, unsupp"),
         (["train/cat/a.jpg", "train/dog/a.jpg", "val/cat/a.jpg", "val/hog/a.jpg"], "in train, but hog is only in val;"),
         (["train/cat/a.jpg", "train/dog/a.jpg", "test/hog/a.jpg"], "in train, but hog is only in test;"),
         (["test/cat/a.jpg", "test/dog/a.jpg"], "nothing to train on"),
@@ -157,7 +157,7 @@ def test_a_class_without_test_images_is_a_warning(tmp_path: Path) -> None:
     dataset = open_folder(tmp_path)
     assert len(dataset) == 5
     assert dataset.account.warnings == (
-        f"test of {tmp_path} has no image of dog, so it does not say how that is recognised",
+        f"test of {tmp_path} has no image of dog, so it does not measure the error on it",
     )
 
 
@@ -253,7 +253,7 @@ def test_parts_without_class_folders_are_no_classes(tmp_path: Path, folders: tup
         for name in ("cat.0.png", "dog.0.png"):
             Image.effect_noise((9, 9), 90).save(tmp_path / folder / name)
     with pytest.raises(
-        DataError, match=r"that are in no class folder; (put those of each class|their names say cat, dog)"
+        DataError, match=r"outside class folders; (put those of each class|their names contain cat, dog)"
     ):
         open_folder(tmp_path)
 
@@ -275,5 +275,5 @@ def test_files_with_images_inside_are_named(tmp_path: Path, paths: list[str], sa
 def test_loose_images_of_two_parts_are_no_classes(tmp_path: Path) -> None:
     """As Kaggle's dogs-vs-cats has them."""
     make(tmp_path, "train/cat.0.jpg", "train/cat.1.jpg", "train/dog.0.jpg", "train/dog.1.jpg", "test1/1.jpg")
-    with pytest.raises(DataError, match=r"are in no class folder; their names say cat, dog"):
+    with pytest.raises(DataError, match=r"outside class folders; their names contain cat, dog"):
         open_folder(tmp_path)

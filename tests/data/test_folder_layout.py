@@ -122,14 +122,14 @@ def test_empty_folders_of_the_system_do_not_refuse_the_source(tmp_path: Path, na
 def test_folders_that_all_classes_hold_are_questioned(tmp_path: Path) -> None:
     make(tmp_path, *each("2019/cat", "2019/dog", "2020/cat", "2020/dog"))
     (warning,) = list_folder(tmp_path).account.warnings
-    assert "2019, 2020 hold the same folders, cat, dog: are those the classes?" in warning
+    assert "2019, 2020 have the same subfolders, cat, dog; if those are the classes" in warning
     assert list_folder(make(tmp_path / "x", *each("cat/in", "dog/in"))).account.warnings == ()
 
 
 def test_a_class_folder_that_holds_the_others_is_questioned(tmp_path: Path) -> None:
     make(tmp_path, *each("yes", "no", "brain/yes", "brain/no"))
     (warning,) = list_folder(tmp_path).account.warnings
-    assert f"{tmp_path}/brain holds folders that are called as classes beside it, no, yes" in warning
+    assert f"{tmp_path}/brain has subfolders named like the classes beside it, no, yes" in warning
 
 
 def test_names_that_differ_by_case_between_parts_are_one_class(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_names_that_differ_by_case_between_parts_are_one_class(tmp_path: Path) -
 def test_names_that_differ_by_case_in_one_part_are_two_classes_and_a_warning(tmp_path: Path) -> None:
     listing = list_folder(make(tmp_path, *each("Cat", "cat", "dog")))
     assert listing.names() == ("Cat", "cat", "dog")
-    assert "Cat and cat differ in case" in listing.account.warnings[0]
+    assert "Cat and cat differ only in case" in listing.account.warnings[0]
 
 
 def test_what_names_have_in_common() -> None:
@@ -229,7 +229,7 @@ MASKS = {
 def test_masks_that_are_taken_for_images_are_said(masks: str, tmp_path: Path) -> None:
     listing = list_folder(make(tmp_path, *MASKS[masks]))
     (said,) = [one for one in listing.warnings() if "masks" in one and "look like" in one]
-    assert said.startswith(f"3 of {len(MASKS[masks])} images look like masks of others")
+    assert said.startswith(f"3 of {len(MASKS[masks])} images look like segmentation masks")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_an_anomaly_data_set_is_questioned(tmp_path: Path) -> None:
     listing = list_folder(tmp_path)
     assert counted(listing) == {"train": {"bottle": 2, "cable": 2}, "test": {"bottle": 4, "cable": 4}}
     (said,) = listing.warnings()
-    assert "hold further folders, bent, good" in said
+    assert "have subfolders, bent, good" in said
     assert "give one of the folders bottle, cable as SOURCE" in said
     assert {(one.path.split("/")[1], one.reason) for one in listing.account.left_out} == {("ground_truth", NO_PART)}
     assert "must be in train, but bent is only in test" in list_folder(tmp_path / "cable").problems()[0]

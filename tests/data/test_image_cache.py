@@ -171,7 +171,7 @@ def test_bad_images_are_told_by_reason_and_not_tried_again(tmp_path, opened):
         opened_before = len(opened)
         np.testing.assert_array_equal(prepared.rows[np.array(good)], expected(right))
         del opened[opened_before:]
-    with pytest.raises(DataError, match=r"1.jpg cannot be read: truncated; put it right"):
+    with pytest.raises(DataError, match=r"1.jpg cannot be read: truncated; fix or remove"):
         prepared.rows[np.array([0, 1])]
 
 
@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_decoded_when_needed(tmp_path, opened):
     dataset = folder_of(tmp_path / "photos", 30)
     prepared = prepare_images(dataset, SIDE, 3, threads=2, cache_limit=12 * COST)
     assert prepared.stored == 12
-    assert prepared.unstored.startswith("18 images are decoded again whenever they are needed: they do not fit into")
+    assert prepared.unstored.startswith("18 images are decoded at each read: they exceed the")
     opened.clear()
     rows = everything(prepared.rows)
     assert len(opened) == 18
@@ -435,7 +435,7 @@ def test_a_row_that_is_damaged_while_it_is_used_is_decoded_again(tmp_path, cache
         file.write(b"\xff" * 40)
     opened.clear()
     np.testing.assert_array_equal(everything(prepared.rows), expected(dataset))
-    assert "4.jpg was damaged in" in capsys.readouterr().err
+    assert "4.jpg is damaged in" in capsys.readouterr().err
     rows.write_bytes(rows.read_bytes()[: 7 * ROW])  # and now it ends too early
     np.testing.assert_array_equal(everything(prepared.rows), expected(dataset))
     assert prepare_images(dataset, SIDE, 3, threads=2).stored == 10

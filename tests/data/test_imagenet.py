@@ -80,7 +80,7 @@ def test_the_devkit_s_order_may_come_as_text(tmp_path: Path) -> None:
     ids = flat(tmp_path)
     devkit(tmp_path, ids)
     (tmp_path / "meta.mat").unlink()
-    with pytest.raises(DataError, match=r"own order, not that of the WordNet ids; put the devkit's meta\.mat beside it"):
+    with pytest.raises(DataError, match=r"own order, not that of the WordNet ids; put the devkit's meta\.mat beside"):
         open_source(tmp_path)
     (tmp_path / "map_clsloc.txt").write_text("".join(f"{one} {DEVKIT_NUMBER[one]} some_name\n" for one in WORDNET))
     assert found(tmp_path) == ids

@@ -67,7 +67,7 @@ def test_kaggle_names_without_suffix_in_a_folder_beside(tmp_path: Path, folder: 
 def test_names_that_are_in_two_folders_are_refused(tmp_path: Path) -> None:
     make(tmp_path, "one/a.jpg", "two/a.jpg")
     (tmp_path / "all.csv").write_text("id,label\na,cat\n")
-    with pytest.raises(DataError, match=r"images that are in one as well as in two; write the folder into its paths"):
+    with pytest.raises(DataError, match=r"images that are in one as well as in two; add the folder to its paths"):
         list_folder(tmp_path / "all.csv")
 
 
@@ -119,7 +119,7 @@ def test_other_columns_are_listed_and_can_be_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "path", "path=", "=x", "path=a,path=b", "wings=a", "path=a,,label=b"])
 def test_columns_that_are_not_understood(text: str) -> None:
-    with pytest.raises(UsageError, match="is not understood"):
+    with pytest.raises(UsageError, match="cannot be parsed"):
         parse_columns(text)
     assert parse_columns(" path = a ,label=b c") == {"path": "a", "label": "b c"}
 
@@ -130,7 +130,7 @@ def test_a_table_that_contradicts_class_folders_is_a_warning(tmp_path: Path) -> 
     listing = list_folder(tmp_path)
     assert found(listing) == [("cat/a.jpg", "cat", ""), ("dog/b.jpg", "dog", "")]
     (warning,) = listing.account.warnings
-    assert "all.csv gives dog/b.jpg the label pug, but its folder is taken for its class" in warning
+    assert "all.csv gives dog/b.jpg the label pug, but its folder is used as its class" in warning
 
 
 def test_an_image_has_one_label(tmp_path: Path) -> None:
@@ -147,12 +147,12 @@ def test_a_group_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("[1]", "line 1 of .* is no JSON object"),
+        ("[1]", "line 1 of .* is not a JSON object"),
         ("{", "line 1 of .* is not JSON"),
         ("[" * 100_000, "line 1 of .* is not JSON: nested too deeply"),
-        ('{"file_name": "a.jpg", "label": {"x": 1}}', r"label={'x': 1}; give a text or a whole number"),
+        ('{"file_name": "a.jpg", "label": {"x": 1}}', r"label={'x': 1}; give a string or an integer"),
         ('{"file_name": "a.jpg", "label": ' + "9" * 5000 + "}", "line 1 of .* is not JSON"),
-        ('{"file_name": "a.jpg", "label": 1e400}', "label=inf; give a text"),
+        ('{"file_name": "a.jpg", "label": 1e400}', "label=inf; give a string"),
         ('{"file_name": "a.jpg", "text": "x"}', "has no column label, but file_name, text;"),
         ('{"file_name": "a\\u0000.jpg", "label": "x"}', "NUL character in its path"),
     ],
@@ -202,7 +202,7 @@ def test_a_row_of_more_columns_than_the_first_line_is_refused(tmp_path: Path) ->
     make(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     table = tmp_path / "all.csv"
     table.write_text("path,label\na.jpg,white dog,\nb.jpg,black, dog\nc.jpg,cat\n")
-    with pytest.raises(DataError, match=r"line 3 of .* has 3 columns, and the first line 2; .* double quotes"):
+    with pytest.raises(DataError, match=r"line 3 of .* has 3 columns, and the first line 2; quote cells"):
         read_table(table)
     table.write_text('path,label\na.jpg,white dog,\nb.jpg,"black, dog"\nc.jpg,cat\n')
     assert [row.label for row in read_table(table).rows] == ["white dog", "black, dog", "cat"]
@@ -238,13 +238,13 @@ def test_keys_that_the_first_json_line_lacks_are_read(tmp_path: Path) -> None:
 def test_columns_that_are_not_used_are_said(tmp_path: Path, name: str, text: str) -> None:
     make(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / name).write_text(text)
-    assert read_table(tmp_path / name).notes == (f"columns of {tmp_path / name} that are not used: fold",)
+    assert read_table(tmp_path / name).notes == (f"unused columns of {tmp_path / name}: fold",)
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("path,label\n", "all.csv has a first line only; write a line"),
+        ("path,label\n", "all.csv has only a first line; write a line"),
         ('path,label\n"a.jpg,cat\nb.jpg,dog\n', "line 3 of .*all.csv is not CSV: a double quote is not closed"),
     ],
 )
@@ -290,7 +290,7 @@ def test_folders_above_the_table_in_its_paths_are_left_out(prefix: str, tmp_path
     assert [(entry.path, entry.label) for entry in listing.entries] == [
         (f"train/p{number}/view.jpg", "ab"[number % 2]) for number in (0, 1, 2, 3)
     ]
-    assert any("which is left out: the images are in" in note for note in listing.account.notes)
+    assert any("which is ignored: the images are in" in note for note in listing.account.notes)
 
 
 def test_a_table_that_contradicts_class_folders_in_parts_is_said(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_a_table_that_contradicts_class_folders_in_parts_is_said(tmp_path: Path)
     rows = [f"train/p{number}/view.jpg,{'ab'[number % 2]}\n" for number in range(4)]
     (tmp_path / "train.csv").write_text("".join(["path,label\n", *rows]))
     (said,) = list_folder(tmp_path).warnings()
-    assert "gives train/p0/view.jpg the label a, but its folder is taken for its class; give " in said
+    assert "gives train/p0/view.jpg the label a, but its folder is used as its class; give " in said
 
 
 def test_of_several_tables_with_other_columns_the_training_one_is_named(tmp_path: Path) -> None:
@@ -321,16 +321,16 @@ def test_a_column_for_each_class_is_named(key: str, tmp_path: Path) -> None:
     one, zero = ("1", "0") if key == "0" else ("1.0", "0.0")
     rows = f"a.jpg,{one},{zero},{zero}\nb.jpg,{zero},{one},{zero}\nc.jpg,{zero},{zero},{one}\n"
     (tmp_path / "all.csv").write_text(f"image_id,healthy,rust,scab\n{rows}")
-    with pytest.raises(DataError, match=r"a column for each class \(healthy, rust, scab\), of which one is 1"):
+    with pytest.raises(DataError, match=r"one-hot columns \(healthy, rust, scab\); write the name"):
         list_folder(tmp_path / "all.csv")
 
 
 @pytest.mark.parametrize(
     ("column", "values", "said"),
     [
-        ("Usage", ("Training", "Test"), "says Test, Training: --columns part=Usage divides the images so"),
-        ("my phase", ("train", "dev"), "says dev, train: --columns 'part=my phase' divides the images so"),
-        ("is_valid", ("True", "False"), "is not used: to divide by it, write train, val or test into it"),
+        ("Usage", ("Training", "Test"), "says Test, Training: --columns part=Usage splits the images by it"),
+        ("my phase", ("train", "dev"), "says dev, train: --columns 'part=my phase' splits the images by it"),
+        ("is_valid", ("True", "False"), "is not used: to split by it, write train, val or test in it"),
         ("age", ("30", "1"), None),
     ],
 )
@@ -340,7 +340,7 @@ def test_columns_that_may_be_parts_are_said(
     make(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / "all.csv").write_text(f"path,label,{column}\na.jpg,cat,{values[0]}\nb.jpg,dog,{values[1]}\n")
     first, *rest = list_folder(tmp_path / "all.csv").account.notes
-    assert first.endswith(f"that are not used: {column}")
+    assert first == f"unused columns of {tmp_path / 'all.csv'}: {column}"
     assert rest == [f"the column {column} of {tmp_path / 'all.csv'} {said}"] * (said is not None)
 
 

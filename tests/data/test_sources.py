@@ -60,7 +60,7 @@ def test_an_archive_is_named_with_how_to_unpack_it(name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("columns", ["path", "wings=2", ""])
 def test_columns_of_nothing_are_one_sentence(columns: str, digit_folder: Path) -> None:
-    with pytest.raises(UsageError, match="is not understood"):
+    with pytest.raises(UsageError, match="cannot be parsed"):
         open_source(digit_folder, columns=columns)
     with pytest.raises(UsageError, match="leave them out"):
         open_source("digits", columns="path=a")

@@ -50,7 +50,7 @@ def test_boxes_judge(lamp: Path, bright_or_dark: Maker) -> None:
     ("rows", "error", "message"),
     [
         (CSV.replace(",110,", ",161,"), DataError, "lies outside lamp.png, which has 160×120 pixels; correct the box"),
-        (CSV.replace("bright", "red"), DataError, "a box of class red, and the classes are bright, dark; rename"),
+        (CSV.replace("bright", "red"), DataError, "a box of class red, but the classes are bright, dark; rename"),
         (
             CSV.replace("lamp", "sun"),
             DataError,

@@ -1,9 +1,9 @@
-"""Where objects are in images: boxes from VOC XML, COCO JSON or CSV.
+"""Bounding boxes of objects in images, from VOC XML, COCO JSON or CSV.
 
-annotations/*.xml       VOC: a file an image; its pixels count from 1, and the last one belongs to the box
+annotations/*.xml       VOC: one file per image; pixels count from 1, and the last one is inside the box
 instances.json          COCO: images, categories and annotations, bbox = [left, top, width, height]
-boxes.csv               path,label,xmin,ymin,xmax,ymax: a box a row, edges in pixels from the upper left corner;
-                        filename and class do for path and label
+boxes.csv               path,label,xmin,ymin,xmax,ymax: one box per row, edges in pixels from the upper left corner;
+                        filename and class are accepted for path and label
 """
 
 import csv
@@ -26,13 +26,13 @@ from svertka.files import error_reason, parse_path, read_json, read_regular, sho
 LARGEST_XML, LARGEST_JSON = 2**24, 2**30  # bytes
 LARGEST_SIDE = 10**7  # pixels
 COLUMNS = ("path", "label", "xmin", "ymin", "xmax", "ymax")
-ALSO_CALLED = {"filename": "path", "image": "path", "class": "label"}  # columns, by other tools
-BACKGROUND = "background"  # the class of what shows no object
+ALSO_CALLED = {"filename": "path", "image": "path", "class": "label"}  # names of columns in other tools
+BACKGROUND = "background"  # the class of images without objects
 
 
 @dataclass(frozen=True)
 class Box:
-    """An object of class `name` between four edges, in pixels from the upper left corner of the upright image."""
+    """Object of class `name` between four edges, in pixels from the upper left corner of the upright image."""
 
     name: str
     left: float
@@ -42,11 +42,11 @@ class Box:
 
     @property
     def area(self) -> float:
-        """Square pixels."""
+        """Area in square pixels."""
         return (self.right - self.left) * (self.bottom - self.top)
 
     def contains(self, x: float, y: float) -> bool:
-        """Whether the point (x, y) lies in it."""
+        """Return whether the point (x, y) lies in the box."""
         return self.left <= x < self.right and self.top <= y < self.bottom
 
 
@@ -54,8 +54,11 @@ class Box:
 class Annotation:
     """All objects in one image.
 
-    `image`: its path as far as the file says, or its name alone. `where`: the file, or the line in it. `size`:
-    (width, height) as the file says, or None.
+    Attributes:
+        image: Path of the image as far as the file states it, or only its name.
+        where: The file, or the line in it, for messages.
+        size: (width, height) as the file states it, or None.
+        boxes: The objects.
     """
 
     image: str
@@ -64,16 +67,16 @@ class Annotation:
     boxes: tuple[Box, ...]
 
     def check(self, width: int, height: int) -> None:
-        """Nothing, if the boxes can be of an image of that size.
+        """Check that the boxes fit an image of this size.
 
         Raises:
-            DataError: the file states another size, or a box reaches over an edge.
+            DataError: The file states another size, or a box exceeds the image.
         """
         if self.size not in (None, (width, height)):
             stated = "×".join(map(str, self.size or ()))
             raise DataError(
-                f"{self.where} is about {self.image} of {stated} pixels, but upright it has {width}×{height}; "
-                "draw the boxes anew"
+                f"{self.where} states {stated} pixels for {self.image}, which upright has {width}×{height}; "
+                "draw the boxes again"
             )
         for box in self.boxes:
             if box.left < 0 or box.top < 0 or box.right > width or box.bottom > height:
@@ -84,13 +87,13 @@ class Annotation:
 
 
 def read_boxes(path: str | Path) -> list[Annotation]:
-    """The objects in each image that `path` is about: a folder of .xml files, an .xml, a .json or a .csv file.
+    """Read the objects in each image from a folder of .xml files, an .xml, a .json or a .csv file.
 
-    Where no .xml file lies in the folder itself, those in the folders below are read; without any, its .json file.
+    In a folder without .xml files, those of its subfolders are read; without any, its .json file.
 
     Raises:
-        UsageError: no such file or folder, or none of these formats.
-        DataError: it is damaged, or a box is empty or lacks an edge.
+        UsageError: There is no such file or folder, or its format is unknown.
+        DataError: A file is damaged, or a box is empty or lacks an edge.
     """
     path = parse_path(path)
     if not path.exists():
@@ -99,12 +102,12 @@ def read_boxes(path: str | Path) -> list[Annotation]:
         return _read_folder(path)
     readers = {".xml": lambda file: [_read_voc(file)], ".json": _read_coco, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
-        raise UsageError(f"boxes={path} is of no known format; give a folder of VOC .xml files, a COCO .json or a .csv")
+        raise UsageError(f"boxes={path} has an unknown format; give a folder of VOC .xml files, a COCO .json or a .csv")
     return readers[path.suffix.lower()](path)
 
 
 def find_annotation_files(folder: Path) -> Iterator[Path]:
-    """Yield every .xml file below `folder`; a subfolder that cannot be listed, or vanishes meanwhile, has none."""
+    """Yield every .xml file below `folder`, except in subfolders that cannot be listed."""
     for place, _, names in os.walk(folder):
         yield from (Path(place, name) for name in names if name.endswith(".xml"))
 
@@ -117,23 +120,19 @@ def _read_folder(path: Path) -> list[Annotation]:
     tables = sorted(path.glob("*.json"))
     if len(tables) > 1:
         named = join_first([table.name for table in tables])
-        raise UsageError(f"{path} holds several .json files, {named}; give one of them")
+        raise UsageError(f"{path} has several .json files, {named}; give one of them")
     if not tables:
-        raise UsageError(f"{path} holds no .xml file; give a folder of VOC annotations, a COCO .json or a .csv")
+        raise UsageError(f"{path} has no .xml file; give a folder of VOC annotations, a COCO .json or a .csv")
     return _read_coco(tables[0])
 
 
 def check_classes(annotations: Iterable[Annotation], names: Sequence[str]) -> None:
-    """Nothing, if every box is of one of the classes `names`.
-
-    Raises:
-        DataError: one is not.
-    """
+    """Raise DataError if a box is not of one of the classes `names`."""
     for annotation in annotations:
         for box in annotation.boxes:
             if box.name not in names:
                 raise DataError(
-                    f"{annotation.where} has a box of class {box.name}, and the classes are {', '.join(names)}; "
+                    f"{annotation.where} has a box of class {box.name}, but the classes are {', '.join(names)}; "
                     "rename it or remove the box"
                 )
 
@@ -176,7 +175,7 @@ def match_to_images(annotations: Iterable[Annotation], paths: Sequence[str]) -> 
 
 
 def _nearest(there: Sequence[int], paths: Sequence[str], said: PurePosixPath, file: Path) -> Sequence[int]:
-    """Of images that have one name, those in the folders that an annotation names, or in that of its own `file`."""
+    """Return those of several images of one name that are in the folders of the annotation's path or of its `file`."""
     if len(there) < 2:
         return there
     named = [index for index in there if Path(paths[index]).parts[-len(said.parts) :] == said.parts]
@@ -191,18 +190,18 @@ def _nearest(there: Sequence[int], paths: Sequence[str], said: PurePosixPath, fi
 
 
 def _box(name: str, edges: Sequence[float], where: str) -> Box:
-    """The box between `edges` (left, top, right, bottom)."""
+    """Return the box between `edges` (left, top, right, bottom)."""
     if not name:
         raise DataError(f"{where} has a box without a class; name it")
     said = ", ".join(f"{edge:g}" for edge in edges)
     if all(map(math.isfinite, edges)) and max(map(abs, edges)) > LARGEST_SIDE:
         raise DataError(
-            f"{where} has a {shorten(name)} between the edges {said}; an edge may be at most {LARGEST_SIDE:,} pixels "
-            "from the corner of the image; correct or remove the box"
+            f"{where} has a {shorten(name)} between the edges {said}; an edge must be within {LARGEST_SIDE:,} pixels "
+            "of the image's corner; correct or remove the box"
         )
     if not all(map(math.isfinite, edges)) or edges[2] <= edges[0] or edges[3] <= edges[1]:
         raise DataError(
-            f"{where} has a {shorten(name)} between the edges {said}, which hold nothing; correct or remove the box"
+            f"{where} has a {shorten(name)} between the edges {said}, which is empty; correct or remove the box"
         )
     return Box(name, *edges)
 
@@ -213,27 +212,27 @@ def _read_voc(path: Path) -> Annotation:
     size = None
     if root.find("size") is not None:
         width, height = (_side(_number(root, f"size/{side}", path), side, str(path)) for side in ("width", "height"))
-        size = (width, height) if width and height else None  # 0: some tools did not know
+        size = (width, height) if width and height else None  # 0 means unknown in some tools
     boxes = []
     for thing in root.iter("object"):
         left, top, right, bottom = (_number(thing, f"bndbox/{edge}", path) for edge in COLUMNS[2:])
-        # Pixels count from 1; the tools that count from 0 are not told apart, but for a first pixel.
+        # Pixels count from 1; tools that count from 0 are only detected by an edge of 0.
         boxes.append(_box(_text(thing, "name", path), (max(left - 1, 0), max(top - 1, 0), right, bottom), str(path)))
     return Annotation(image, str(path), size, tuple(boxes))
 
 
 def _xml(path: Path) -> ElementTree.Element:
-    """The root of an XML file, in whatever encoding it declares."""
+    """Return the root of an XML file in its declared encoding."""
     try:
         content = read_regular(path, LARGEST_XML)
         declared = re.match(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)["'][^>]*\?>""", content)
         if declared is None:
             text: str | bytes = content
-        else:  # the parser itself knows no encoding of Chinese and Japanese texts
+        else:  # the parser itself does not support Chinese and Japanese encodings
             text = content[declared.end() :].decode(declared[1].decode())
         kind = "<!DOCTYPE" if isinstance(text, str) else b"<!DOCTYPE"
         if kind in text:  # type: ignore[operator]
-            raise ValueError("it declares a document type, as no annotation does")
+            raise ValueError("it declares a document type, which annotations do not")
         return ElementTree.fromstring(text)
     except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -241,24 +240,28 @@ def _xml(path: Path) -> ElementTree.Element:
 
 
 def _file_name(said: str, where: str) -> str:
-    """The path of an image as an annotation has it, if it can be one."""
+    """Return the path of an image as an annotation states it.
+
+    Raises:
+        DataError: The path cannot be that of an image.
+    """
     name = PurePosixPath(said.replace("\\", "/")).name
     if not name or "\0" in said:
-        raise DataError(f"{where} has the file name {shorten(repr(said))}, which is that of no image; correct it")
+        raise DataError(f"{where} has the file name {shorten(repr(said))}, which cannot be an image; correct it")
     return said
 
 
 def _side(number: float, name: str, where: str) -> int:
-    """A width or height in pixels, 0 where a tool did not know."""
+    """Return a width or height in pixels, 0 if unknown."""
     if not 0 <= number <= LARGEST_SIDE or number != int(number):
-        raise DataError(f"{where} has {name}={number:g}; give a number of pixels, or 0 if it is not known")
+        raise DataError(f"{where} has {name}={number:g}; give a number of pixels, or 0 if unknown")
     return int(number)
 
 
 def _text(element: ElementTree.Element, name: str, path: Path) -> str:
     text = (element.findtext(name) or "").strip()
     if not text:
-        raise DataError(f"{path} has no <{name.replace('/', '><')}>; is it a VOC annotation?")
+        raise DataError(f"{path} has no <{name.replace('/', '><')}>; give a VOC annotation")
     return text
 
 
@@ -272,7 +275,7 @@ def _as_number(text: object, name: str, where: str) -> float:
             return float(text)
     except (ValueError, OverflowError):
         pass
-    raise DataError(f"{where} has {name}={shorten(str(text))}, which is no number; correct it")
+    raise DataError(f"{where} has {name}={shorten(str(text))}, which is not a number; correct it")
 
 
 def _read_coco(path: Path) -> list[Annotation]:
@@ -312,7 +315,7 @@ def _read_coco(path: Path) -> list[Annotation]:
 def _rows(content: Any, name: str, path: Path) -> list[dict[str, Any]]:
     rows = content.get(name) if isinstance(content, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path} has no list {name}; is it a COCO file of instances?")
+        raise DataError(f"{path} has no list {name}; give a COCO file of instances")
     return rows
 
 
@@ -321,10 +324,10 @@ def _by_id(content: Any, name: str, path: Path) -> dict[Any, dict[str, Any]]:
     for row in _rows(content, name, path):
         if not _is_id(row.get("id")):
             raise DataError(
-                f"{path} has an entry of {name} with id={shorten(str(row.get('id')))}; give a number or a text"
+                f"{path} has an entry of {name} with id={shorten(str(row.get('id')))}; give a number or a string"
             )
         if row["id"] in found:
-            raise DataError(f"{path} has two entries of {name} with id={shorten(str(row['id']))}; number them apart")
+            raise DataError(f"{path} has two entries of {name} with id={shorten(str(row['id']))}; make the ids unique")
         found[row["id"]] = row
     return found
 
@@ -358,7 +361,7 @@ def _read_csv(path: Path) -> list[Annotation]:
             for image, box in _csv_rows(csv.DictReader(file, strict=True), path):
                 boxes[image].append(box)
     except csv.Error as error:
-        raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}; save it as such") from error
+        raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}; save it in that format") from error
     return [Annotation(image, str(path), None, tuple(found)) for image, found in boxes.items()]
 
 

@@ -1,10 +1,10 @@
-"""Images that are labelled by the boxes drawn on them, in the layouts that annotation tools leave.
+"""Images labeled by their bounding boxes, in the layouts that annotation tools write.
 
-photos/images/*.jpg, photos/annotations/*.xml           and JPEGImages/ with Annotations/, as in VOC
+photos/images/*.jpg, photos/annotations/*.xml           also JPEGImages/ with Annotations/, as in VOC
 photos/*.jpg, photos/*.xml                              annotations beside the images
 photos/train/*.jpg, photos/valid/*.jpg                  either of these in parts
 
-Folders of two classes or more that are named like boxes, or are no images/, label their images themselves.
+Two or more folders named like the classes of boxes, or named otherwise than images/, label their images themselves.
 """
 
 from collections import Counter
@@ -24,18 +24,26 @@ from svertka.errors import DataError
 
 
 def label_by_boxes(source: Path, boxes: Path, columns: Mapping[str, str]) -> Dataset | None:
-    """The images in the folder `source` with the class of their largest box; None if its folders or a table label them.
+    """Label the images in a folder with the class of their largest box.
 
-    Images without an object are of the class background where an annotation says so, and are left out where none does,
-    unless they are in the folder of a class. `columns`: as for `data.label_tables.read_table`.
+    An image without an object is of the class "background" if an annotation says so; an image without an annotation is
+    left out, unless it is in a class folder.
+
+    Args:
+        source: The folder.
+        boxes: As for `read_boxes`.
+        columns: Meaning -> column, as for `label_tables.read_table`.
+
+    Returns:
+        The data set; None if folders or a table label the images.
 
     Raises:
-        UsageError: `boxes` is not there, or of no known format.
-        DataError: it is damaged, or no box is of any of the images.
+        UsageError: `boxes` does not exist or has an unknown format.
+        DataError: `boxes` is damaged, or no box belongs to any of the images.
     """
     try:
         listing = list_folder(source, columns)
-    except DataError:  # a table beside the images may be about their boxes
+    except DataError:  # a table beside the images may be that of their boxes
         listing = Listing(source, source, ())
     names = listing.names()
     if columns or (len(names) > 1 and not any(_is_no_class(name) for name in names)):
@@ -49,7 +57,7 @@ def label_by_boxes(source: Path, boxes: Path, columns: Mapping[str, str]) -> Dat
     found = match_to_images(annotations, paths)
     if not any(annotation.boxes for annotation in found.values()):
         raise DataError(
-            f"{source} has no two class folders, and no box in {boxes} is of any of its images; check which folder "
+            f"{source} has fewer than two class folders, and no box in {boxes} is of its images; check which folder "
             "holds the images, and the file names in the annotations"
         )
     folders = {entry.path: entry.label for entry in listing.entries if entry.label in drawn}
@@ -58,12 +66,12 @@ def label_by_boxes(source: Path, boxes: Path, columns: Mapping[str, str]) -> Dat
 
 
 def _is_no_class(name: str) -> bool:
-    """Whether a folder called `name` is more likely to hold images of all classes."""
+    """Return whether a folder called `name` is more likely to hold images of all classes."""
     return name.lower() in WRAPPERS or part_of(name) is not None
 
 
 def _label(annotation: Annotation | None, folder: str | None) -> str | None:
-    """The class of an image by its boxes, or else by the class folder in which it is; None if neither says one."""
+    """Return the class of an image by its boxes, else by its class folder; None if it has neither."""
     if annotation is None:
         return folder
     areas: Counter[str] = Counter()
@@ -82,7 +90,7 @@ def _dataset(tree: FileTree, labels: Mapping[str, str], found: Mapping[int, Anno
     notes = ["labels are read from boxes: " + ", ".join(f"{counts[name]:,} images of {name}" for name in names)]
     mixed = sum(len({box.name for box in annotation.boxes}) > 1 for annotation in found.values())
     if mixed:
-        notes.append(f"{mixed:,} images show several classes; each is labelled with the one of the largest boxes")
+        notes.append(f"{mixed:,} images show several classes; each is labeled with that of its largest boxes")
     return Dataset(
         source=str(tree.root.path.absolute()),
         names=names,
@@ -94,7 +102,7 @@ def _dataset(tree: FileTree, labels: Mapping[str, str], found: Mapping[int, Anno
 
 
 def _parts(paths: Sequence[str]) -> dict[str, str]:
-    """The part of each image, by the first folder on its path that means one; "" for all if there is no train part."""
+    """Return the part of each image by the first folder that names one; "" for all if there is no train part."""
     said = {
         path: next(filter(None, (part_of(folder) for folder in PurePosixPath(path).parts[:-1])), "") for path in paths
     }

@@ -1,8 +1,8 @@
-"""A folder of images, or a table that names them -> Dataset.
+"""Data sets from a folder of images or a table that names them.
 
-photos/cat/*.jpg, photos/dog/*.jpg                      class folders, or another layout of `data.folder_layout`
-photos.csv: path,label,part,group                       or another table of `data.label_tables`
-val/ILSVRC2012_val_00000001.JPEG and a label file       ImageNet's validation images, as `data.imagenet` says
+photos/cat/*.jpg, photos/dog/*.jpg                      class folders, or another layout of `folder_layout`
+photos.csv: path,label,part,group                       or another table of `label_tables`
+val/ILSVRC2012_val_00000001.JPEG and a label file       ImageNet's validation images, see `imagenet`
 """
 
 import re
@@ -25,19 +25,25 @@ from svertka.escaping import join_first, quote_words
 from svertka.files import parse_path
 
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar"}
-OWN_FOLDERS = "put the images of each class into a folder of its own, as photos/cat and photos/dog"
-# Files of many images, or of arrays.
+OWN_FOLDERS = "put the images of each class into a folder of its own, such as photos/cat and photos/dog"
+# Files that hold many images, or arrays.
 CONTAINERS = {".parquet", ".arrow", ".tfrecord", ".tfrecords", ".rec", ".lmdb", ".mdb", ".h5", ".hdf5", ".npy", ".npz"}
 CONTAINERS |= {".mat", ".pkl", ".pickle", ".pt", ".pth", ".idx", ".bin", ".mp4", ".avi", ".mov", ".mkv", ".pdf"}
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder or a table holds, what is not used of it too; all paths are relative to `root`.
+    """Contents of a folder or a table; all paths are relative to `root`.
 
-    `empty_classes`: class folders without an image. `ignored`: empty folders and folders in no part, `hidden`: hidden
-    files and folders, `others`: visible files that are not images, or not used. `account`: every file that is not used,
-    and why.
+    Attributes:
+        source: The folder or table.
+        root: Folder that paths are relative to.
+        entries: The labeled images.
+        empty_classes: Class folders without images.
+        ignored: Empty folders and folders in no part.
+        hidden: Hidden files and folders.
+        others: Visible files that are not images or not used.
+        account: Every file that is not used, and why.
     """
 
     source: Path
@@ -50,11 +56,11 @@ class Listing:
     account: FileAccount = field(default_factory=FileAccount)
 
     def names(self) -> tuple[str, ...]:
-        """The class names in order."""
+        """Return the class names in natural order."""
         return tuple(sorted({entry.label for entry in self.entries}, key=natural_order))
 
     def problems(self) -> list[str]:
-        """Why nothing can be trained on it, a sentence each; empty if nothing is in the way."""
+        """Return why training is impossible, a sentence per problem; empty if it is possible."""
         if not self.entries:
             left_out = self.account.sentence()
             left_out = "; ".join(filter(None, (left_out, self._containers())))
@@ -74,10 +80,10 @@ class Listing:
         first, in_names = to_learn[0].label, suggest_labeling([entry.path for entry in to_learn])
         if all(part_of(name) for name in names):
             to_do = in_names or (
-                f"put those of each class into a folder of its own, as {first}/cat and {first}/dog, or name their "
+                f"put those of each class into a folder of its own, such as {first}/cat and {first}/dog, or list their "
                 "classes in a CSV file of path,label,part"
             )
-            found.append(f"{self.source} has images in {_in_order(self.names())} that are in no class folder; {to_do}")
+            found.append(f"{self.source} has images in {_in_order(self.names())} outside class folders; {to_do}")
         elif len(names) < 2:
             needed = f"a classifier needs two or more{f'; {in_names}' if in_names else ''}"
             found.append(f"{self.source} has one class only, {first}; {needed}")
@@ -89,40 +95,40 @@ class Listing:
             if only:
                 found.append(
                     f"classes of {part} of {self.source} must be in train, but {_in_order(only)} is only in {part}; "
-                    "add training images of it or rename the class"
+                    "add training images or rename the class"
                 )
         return found
 
     def warnings(self) -> list[str]:
-        """What may be wrong with it, a sentence each."""
+        """Return what may be wrong, a sentence per finding."""
         classes = self._classes()
         missing = [
-            f"{part} of {self.source} has no image of {_in_order(only)}, so it does not say how that is recognised"
+            f"{part} of {self.source} has no image of {_in_order(only)}, so it does not measure the error on it"
             for part in ("val", "test")
             if classes[part] and (only := classes["train"] - classes[part])
         ]
         groups = self._groups()
         if len(groups) == 1 and groups != {""}:
-            missing.append(f"all images of {self.source} are of one group, {groups.pop()}; they are divided one by one")
+            missing.append(f"all images of {self.source} are of one group, {groups.pop()}; they are split individually")
         unlearned = [f"{sentence}, so that the class is not learned" for sentence in self._without_images().values()]
         return [*self.account.warnings, *unlearned, *missing]
 
     def _without_images(self) -> dict[str, str]:
-        """The folder of each class without an image in any part -> the beginning of a sentence on it."""
+        """Return the folder of each class without images in any part -> the beginning of a sentence on it."""
         names = set(self.names())
         unlearned = [path for path in self.empty_classes if clean_name(Path(path).name) not in names]
         return {path: f"{self.root / path} holds no image{self._left_out_in(path)}" for path in unlearned}
 
     def _has_unread(self, folder: str) -> bool:
-        """Whether images of `folder` are in formats that are not read, so that somebody meant it to be learned."""
+        """Return whether `folder` has images in unsupported formats, so that it was meant as a class."""
         return any(one.reason == UNREAD_FORMAT and one.path.startswith(f"{folder}/") for one in self.account.left_out)
 
     def _classes(self) -> dict[str, set[str]]:
-        """The classes in each part."""
+        """Return the classes in each part."""
         return {part: {entry.label for entry in self.entries if (entry.part or "train") == part} for part in PARTS}
 
     def _containers(self) -> str | None:
-        """A sentence on files that may have images inside, if there are any."""
+        """Return a sentence on archives and files that may hold images; None if there are none."""
         counts = [(suffix, count) for suffix, count in self.account.not_images if suffix in ARCHIVES | CONTAINERS]
         if not counts:
             return None
@@ -131,13 +137,13 @@ class Listing:
         return f"there are {named}: {to_do} first"
 
     def _left_out_in(self, folder: str) -> str:
-        """What of `folder` is left out, in parentheses, or nothing."""
+        """Return what is left out of `folder`, in parentheses; "" if nothing."""
         inside = tuple(one for one in self.account.left_out if one.path.startswith(f"{folder}/"))
         said = FileAccount(inside).sentence()
         return f" that can be used ({said})" if said else ""
 
     def dataset(self) -> Dataset:
-        """The images by class, part and path, whatever `problems` says."""
+        """Return the images by class, part and path, regardless of `problems`."""
         names = self.names()
         index = {name: number for number, name in enumerate(names)}
         parts = ("", *PARTS)
@@ -157,14 +163,17 @@ class Listing:
 
 
 def open_folder(path: str | Path, *, to_train: bool = True, columns: Mapping[str, str] | None = None) -> Dataset:
-    """The images in a folder, or those that a table names; `to_train`: whether they must do for training.
+    """Open a folder of images or a table that names them.
 
-    `columns`: as for `data.label_tables.read_table`.
+    Args:
+        path: The folder or table.
+        to_train: Whether the images must suffice for training.
+        columns: Meaning -> column, as for `label_tables.read_table`.
 
     Raises:
-        UsageError: no such folder or file.
-        DataError: no image, a row without a label; or, to train on, one class only, an empty class, a class that is in
-            val or test alone.
+        UsageError: There is no such folder or file.
+        DataError: There are no images, or a row has no label; or, for training, there is only one class, an empty
+            class, or a class that is only in val or test.
     """
     listing = list_folder(path, columns)
     problems = listing.problems()
@@ -174,11 +183,15 @@ def open_folder(path: str | Path, *, to_train: bool = True, columns: Mapping[str
 
 
 def list_folder(path: str | Path, columns: Mapping[str, str] | None = None) -> Listing:
-    """What the folder or the table `path` holds; `columns`: as for `data.label_tables.read_table`.
+    """List a folder of images or a table that names them.
+
+    Args:
+        path: The folder or table.
+        columns: Meaning -> column, as for `label_tables.read_table`.
 
     Raises:
-        UsageError: no such folder or file.
-        DataError: it cannot be read, or a table has other columns.
+        UsageError: There is no such folder or file.
+        DataError: The folder or table cannot be read, or a table has other columns.
     """
     path = parse_path(path)
     if path.is_dir():
@@ -187,7 +200,7 @@ def list_folder(path: str | Path, columns: Mapping[str, str] | None = None) -> L
         raise UsageError(f"there is no folder {path}; check the path")
     suffix = path.suffix.lower()
     if suffix in ARCHIVES:
-        raise UsageError(f"{path} is an archive; unpack it ({_unpack(path)}) and give the folder")
+        raise UsageError(f"{path} is an archive; unpack it ({_unpack_command(path)}) and give the folder")
     if suffix not in TABLE_SUFFIXES:
         raise UsageError(f"{path} is a file; give a folder of class folders, or a .csv file of path,label,part")
     table = read_table(path, columns)
@@ -202,14 +215,14 @@ def _list_folder(path: Path, columns: Mapping[str, str]) -> Listing:
     tree = list_tree(path)
     kind = detect_output_kind(path, {*tree.root.other, *(folder.name for folder in tree.root.folders)})
     if kind == "an atlas":
-        raise UsageError(f"{path} is {kind} that svertka made, not images to learn from; give the folder of the images")
+        raise UsageError(f"{path} is {kind} that svertka wrote, not a source of images; give the folder of the images")
     file = imagenet.find_label_file(path) if tree.root.images and not tree.root.full and not columns else None
     layout = detect_layout(tree, columns) if file is None else _labelled_flat(tree, file)
     left_out = tuple(sorted({*tree.left_out, *layout.left_out}))
     not_images = [folder.inside(name) for folder in tree.root.walk() for name in folder.other]
     notes = list(layout.notes)
     if tree.misnamed:
-        notes.append(f"used, although their names do not say that they are images: {join_first(tree.misnamed)}")
+        notes.append(f"used, although their names lack the suffix of an image: {join_first(tree.misnamed)}")
     account = FileAccount(
         left_out, count_by_suffix(not_images + tree.hidden_others), tuple(notes), warnings=tuple(layout.warnings)
     )
@@ -228,13 +241,13 @@ def _list_folder(path: Path, columns: Mapping[str, str]) -> Listing:
 
 
 def _labelled_flat(tree: FileTree, file: Path) -> FolderLayout:
-    """The images in the root of `tree`, with the classes that ImageNet's label file `file` gives them."""
+    """Return the images in the root of `tree`, labeled by ImageNet's label file."""
     found = zip(tree.root.images, imagenet.read_labels(file, tree.root.images), strict=True)
     return FolderLayout(entries=[LabeledImage(path, label, "") for path, label in found])
 
 
-def _unpack(path: Path) -> str:
-    """The command that unpacks the archive `path` beside it."""
+def _unpack_command(path: Path) -> str:
+    """Return the command that unpacks the archive `path` beside it."""
     folder = path.with_name(path.name.partition(".")[0] or "images")
     simple: dict[str, tuple[str | Path, ...]] = {
         ".zip": ("unzip", path, "-d", folder),
@@ -251,7 +264,7 @@ def _in_order(names: Iterable[str]) -> str:
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
-    """A key that sorts names as people do: case aside, numbers by value."""
-    # Python makes no number of more than 4300 digits.
-    pieces = re.split(r"(\d+)", name.casefold())  # strings and numbers by turns, so that like meets like
+    """Return a key that sorts names as people do: ignoring case, numbers by value."""
+    # Python converts at most 4300 digits to a number.
+    pieces = re.split(r"(\d+)", name.casefold())  # strings and numbers alternate, so that keys are comparable
     return [int(piece[:4000]) if number % 2 else piece for number, piece in enumerate(pieces)], name

@@ -1,10 +1,10 @@
-"""What the folders of a tree of images mean: parts, classes, a wrapper around them; and what is not used of it.
+"""Layouts of image folders: which folders are parts, classes or wrappers, and what is not used.
 
-photos/cat/*.jpg, photos/dog/*.jpg                      class folders; folders inside them belong to the class
-photos/train/cat/*.jpg, photos/val/cat/*.jpg            class folders in parts, named as in `data.split_names`
+photos/cat/*.jpg, photos/dog/*.jpg                      class folders; their subfolders belong to the class
+photos/train/cat/*.jpg, photos/val/cat/*.jpg            class folders in parts, named as in `split_names`
 photos/cat/train/*.jpg, photos/cat/test/*.jpg           parts in class folders
 photos/PetImages/cat/*.jpg                              a wrapper: the only folder that leads to images
-photos/metadata.csv, photos/*.jpg                       images in a flat folder, labelled by a table beside them
+photos/metadata.csv, photos/*.jpg                       images in a flat folder, labeled by a table beside them
 photos/train/n01443537/images/*.JPEG, photos/val/images/*.JPEG, photos/val/val_annotations.txt      Tiny-ImageNet
 """
 
@@ -23,23 +23,30 @@ from svertka.data.split_names import part_of, parts_of
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first
 
-# Folders that go with images without being classes; of no account where they hold no image.
+# Folders that accompany images without being classes; ignored if they hold no image.
 COMPANIONS = {"annotations", "annotation", "labels", "label", "xml", "xmls", "docs", "doc", "scripts", "code", "meta"}
 COMPANIONS |= {"metadata", "imagesets", "logs", "checkpoints", "weights", "models", "runs"}
 WRAPPERS = {"images", "image", "imgs", "img", "data", "dataset", "photos", "pictures", "jpegimages", "classes"}
-# Masks of segmentation: images that label the pixels of others.
+# Segmentation masks: images that label the pixels of other images.
 MASK_FOLDERS = {"mask", "masks", "ground_truth", "groundtruth", "gt", "segmentation", "segmentations", "seg", "trimaps"}
 MASK_FOLDERS |= {"segmentationclass", "segmentationobject", "labelmaps", "label_maps"}
 MASK = re.compile(r"(.+?)[ _.-](?:mask|masks|seg|segmentation|gt|groundtruth|ground_truth|label|labels)(?:[ _.-]?\d+)?")
-UNLABELLED = {"unknown", "unlabeled", "unlabelled", "unclassified"}  # of images whose class nobody says
-EXAMPLE = re.compile(r"submission|sample", re.IGNORECASE)  # of what a challenge takes, with labels that mean nothing
+UNLABELLED = {"unknown", "unlabeled", "unlabelled", "unclassified"}  # folders of images without a class
+EXAMPLE = re.compile(r"submission|sample", re.IGNORECASE)  # tables of a challenge, whose labels are placeholders
 SHOWN = 5  # names in a sentence
 PLAIN_PARTS = ("train", "val", "valid", "validation", "test")
 
 
 @dataclass(frozen=True, order=True)
 class LabeledImage:
-    """An image's path, its class, its part ("train", "val", "test" or "") and its group ("" where none is said)."""
+    """Image with its label.
+
+    Attributes:
+        path: Path of the image.
+        label: Class name.
+        part: "train", "val", "test" or "".
+        group: Group, or "".
+    """
 
     path: str
     label: str
@@ -49,7 +56,16 @@ class LabeledImage:
 
 @dataclass
 class FolderLayout:
-    """How a tree is understood. Paths are from its root; `ignored`: folders without images, or in no part."""
+    """Interpretation of a tree of folders; all paths are relative to its root.
+
+    Attributes:
+        entries: The labeled images.
+        empty_classes: Class folders without images.
+        ignored: Folders without images, or in no part.
+        left_out: Images that are not used, and why.
+        notes: Sentences on how the folders were interpreted.
+        warnings: Sentences on what may be wrong.
+    """
 
     entries: list[LabeledImage] = field(default_factory=list)
     empty_classes: list[str] = field(default_factory=list)
@@ -60,10 +76,14 @@ class FolderLayout:
 
 
 def detect_layout(tree: FileTree, columns: Mapping[str, str] | None = None) -> FolderLayout:
-    """How the folders of `tree` label its images; `columns`: as for `read_table`, of a table in it.
+    """Detect how the folders of `tree` label its images.
+
+    Args:
+        tree: The folders.
+        columns: Meaning -> column, as for `read_table`, for a table in the tree.
 
     Raises:
-        DataError: a table that labels its images cannot be read, or several could.
+        DataError: A table that labels the images cannot be read, or there are several.
     """
     reader = _Reader(tree, columns or {})
     reader.read()
@@ -71,20 +91,23 @@ def detect_layout(tree: FileTree, columns: Mapping[str, str] | None = None) -> F
 
 
 def clean_name(name: str) -> str:
-    """`name` as text that can be written anywhere: composed, and bytes that are no UTF-8 as escapes."""
-    # macOS decomposes é in file names; the same class made on two machines is one class.
+    """Return `name` as NFC text, with bytes that are not UTF-8 as escapes."""
+    # macOS decomposes é in file names, and a class from two machines must be one class.
     return unicodedata.normalize("NFC", name).encode("utf-8", "backslashreplace").decode()
 
 
 def normalize_class_name(name: str) -> str:
-    """What two class names have in common that differ by case, width, spaces and dashes alone."""
+    """Return a key that is equal for class names that differ only in case, width, spaces and dashes."""
     return re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
 
 
 def merge_spellings(entries: Sequence[LabeledImage]) -> tuple[list[LabeledImage], list[str], list[str]]:
-    """`entries` with one name for classes that differ between parts by case alone; and notes and warnings on names.
+    """Give one name to classes whose names differ between parts only in spelling.
 
-    Those that differ within a part are two classes, of which a warning says that they may be one.
+    Within a part, such classes stay apart, with a warning that they may be one.
+
+    Returns:
+        The images, notes and warnings.
     """
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
     parts: dict[str, set[str]] = defaultdict(set)
@@ -100,28 +123,28 @@ def merge_spellings(entries: Sequence[LabeledImage]) -> tuple[list[LabeledImage]
         listed = " and ".join(ordered)
         if any(parts[one] & parts[other] for one in ordered for other in ordered if one < other):
             warnings.append(
-                f"the classes {listed} differ in case, spaces or dashes alone: if they are one, give them one name"
+                f"the classes {listed} differ only in case, spaces or dashes: if they are one class, give them one name"
             )
         else:
-            notes.append(f"the classes {listed}, of different parts, are taken for one, {ordered[0]}")
+            notes.append(f"the classes {listed} of different parts are merged to {ordered[0]}")
             called |= dict.fromkeys(ordered[1:], ordered[0])
     return [replace(one, label=called[one.label]) if one.label in called else one for one in entries], notes, warnings
 
 
 class _Reader:
-    """Fills a Layout."""
+    """Builder of a FolderLayout."""
 
     def __init__(self, tree: FileTree, columns: Mapping[str, str]) -> None:
         self.tree, self.columns, self.layout = tree, columns, FolderLayout()
         self.found: list[tuple[LabeledImage, Folder | None]] = []
         self.reasons: list[
             tuple[bool, str]
-        ] = []  # why tables were not read, and whether they are of another part than train
+        ] = []  # why tables were not read, and whether they belong to another part than train
         self.in_no_part: set[str] = set()  # folders in class folders, beside parts
-        self.in_tables: set[str] = set()  # images in folders that a table is about
+        self.in_tables: set[str] = set()  # images in the folders of tables
 
     def read(self) -> None:
-        """Try one layout after the other."""
+        """Try one layout after another."""
         top = self._unwrapped(self.tree.root)
         parts = _parts_in(top)
         inner = _parts_inside_classes(top)
@@ -131,8 +154,7 @@ class _Reader:
                 raise DataError(min(self.reasons, key=lambda reason: reason[0])[1])
             if not self.found and self.columns:
                 raise UsageError(
-                    f"{self.tree.root.path} has no table that labels its images, so that nothing has columns; "
-                    "leave --columns out, or give the table"
+                    f"{self.tree.root.path} has no table that labels its images; leave out --columns or give the table"
                 )
             if not self.found:
                 self._read_classes(top.folders, "")
@@ -147,7 +169,7 @@ class _Reader:
     def _read_labelled_folders(
         self, top: Folder, parts: Mapping[str, str], inner: Sequence[tuple[Folder, Mapping[str, str]]]
     ) -> bool:
-        """Read folders named after classes; False if there are none."""
+        """Read folders named after classes; return False if there are none."""
         if parts:
             self._read_parts(top, parts)
         elif inner:
@@ -155,7 +177,7 @@ class _Reader:
         elif len(top.full) > 1:
             tables = self._tables_in(top)
             if tables and any(_is_wrapper(folder, top) for folder in top.full):
-                return False  # images/ and test/ beside labels.csv are no classes
+                return False  # images/ and test/ beside labels.csv are not classes
             self._read_classes(top.folders, "")
             self._question_subfolders(top.full)
             self._question_tables(tables, top)
@@ -164,7 +186,7 @@ class _Reader:
     # Folders
 
     def _unwrapped(self, root: Folder) -> Folder:
-        """The folder that holds parts or classes: `root`, or one inside wrappers."""
+        """Return the folder that holds parts or classes: `root`, or one inside wrappers."""
         folder = root
         while not folder.images and not _parts_in(folder) and len(folder.full) == 1 and _leads_on(folder.full[0]):
             self.layout.ignored += [other.relative for other in folder.folders if other is not folder.full[0]]
@@ -197,7 +219,7 @@ class _Reader:
                         "are not used"
                     )
         if not self.found:
-            return  # a table beside the parts may say what is in them
+            return  # a table beside the parts may label them
         self.layout.notes += notes
         self.layout.ignored += [*ignored, *(one.relative for one in top.folders if one.name not in parts)]
         self._question_subfolders(
@@ -207,7 +229,7 @@ class _Reader:
 
     def _read_parts_of_classes(self, inner: Sequence[tuple[Folder, Mapping[str, str]]]) -> None:
         names = sorted({name for _, parts in inner for name in parts})
-        self.layout.notes.append(f"each class folder holds its parts: {', '.join(names)}")
+        self.layout.notes.append(f"each class folder has its own parts: {', '.join(names)}")
         for folder, parts in inner:
             for inside in folder.folders:
                 if inside.name in parts:
@@ -220,9 +242,8 @@ class _Reader:
         )
         if kinds:
             self.layout.warnings.append(
-                f"the parts of the class folders hold further folders, {join_first(kinds, SHOWN)}, which are taken "
-                "together: "
-                "if those are the classes, as in MVTec's sets, give one of the folders "
+                f"the parts of the class folders have subfolders, {join_first(kinds, SHOWN)}, which are merged; "
+                "if those are the classes, as in MVTec's data sets, give one of the folders "
                 f"{join_first([one.name for one, _ in inner])} as SOURCE"
             )
 
@@ -246,7 +267,7 @@ class _Reader:
     # Tables
 
     def _read_tables(self, root: Folder) -> None:
-        """The images that tables label, in `root` or in the only folder with images below."""
+        """Read the images that tables label, in `root` or in the only folder with images below."""
         folder = root
         while True:
             tables = self._tables_in(folder)
@@ -263,7 +284,7 @@ class _Reader:
             folder = folder.full[0]
 
     def _tables_in(self, folder: Folder) -> list[Table]:
-        """The tables in `folder` that label images in it."""
+        """Return the tables in `folder` that label images in it."""
         found = []
         images = set(folder.all_images())
         for name in folder.other:
@@ -273,7 +294,7 @@ class _Reader:
             try:
                 table = read_table(folder.path / name, self.columns)
             except DataError as error:
-                if suffix != ".txt":  # which may be anything
+                if suffix != ".txt":  # a text file may be anything
                     self.reasons.append((part_of(Path(name).stem) != "train", str(error)))
                 continue
             if any(folder.inside(row.path) in images for row in table.rows):
@@ -290,10 +311,10 @@ class _Reader:
                 continue
             self.found.append((LabeledImage(path, clean_name(row.label), part or row.part, row.group), None))
 
-    # What is odd
+    # Checks
 
     def _keep_once(self) -> None:
-        """Of a folder that is used, and used through a link as well, leave the latter out."""
+        """Leave out images that are reached through a link if their folder is used directly."""
         plain = {folder.identity for _, folder in self.found if folder is not None and not folder.linked}
         for entry, folder in self.found:
             if folder is not None and folder.linked and folder.identity in plain:
@@ -302,27 +323,26 @@ class _Reader:
                 self.layout.entries.append(entry)
 
     def _question_subfolders(self, classes: Sequence[Folder]) -> None:
-        """Warn where class folders hold the same folders: those may be the classes."""
+        """Warn if class folders have the same subfolders, which may be the classes."""
         plain = [folder for folder in classes if not folder.images]
         names = Counter(inside.name for folder in plain for inside in folder.full)
         common = sorted(name for name, count in names.items() if count > 1 and 2 * count > len(plain))
         if len(common) > 1:
             self.layout.warnings.append(
-                f"the class folders {join_first([folder.name for folder in plain], SHOWN)} hold the same folders, "
-                f"{join_first(common, SHOWN)}: are those the classes? Then give each of them one folder for all its "
-                "images"
+                f"the class folders {join_first([folder.name for folder in plain], SHOWN)} have the same subfolders, "
+                f"{join_first(common, SHOWN)}; if those are the classes, put all images of each into one folder"
             )
         beside = {folder.name for folder in classes}
         for folder in plain:
             inside = sorted(one.name for one in folder.full if one.name in beside)
             if inside:
                 self.layout.warnings.append(
-                    f"the class folder {folder.path} holds folders that are called as classes beside it, "
-                    f"{join_first(inside, SHOWN)}: is it a copy of them, or a folder around them? Then move it away"
+                    f"the class folder {folder.path} has subfolders named like the classes beside it, "
+                    f"{join_first(inside, SHOWN)}; if it is a copy or a wrapper of them, move it away"
                 )
 
     def _question_tables(self, tables: Sequence[Table], top: Folder) -> None:
-        """Warn of tables that give images other labels than the folders in which they are."""
+        """Warn of tables whose labels differ from the folders of the images."""
         labels = {entry.path: entry.label for entry, _ in self.found}
         for table in tables:
             rows = [(labels.get(top.inside(row.path)), row) for row in table.rows]
@@ -336,12 +356,12 @@ class _Reader:
             )
             if other is not None:
                 self.layout.warnings.append(
-                    f"{table.file} gives {other.path} the label {other.label}, but its folder is taken for its class; "
+                    f"{table.file} gives {other.path} the label {other.label}, but its folder is used as its class; "
                     f"give {table.file} as SOURCE if the table is right"
                 )
 
     def _question_masks(self) -> None:
-        """Warn of images that look like masks of others: beside these, or in folders of their own."""
+        """Warn of images that look like segmentation masks, beside other images or in folders of their own."""
         used = {entry.path for entry in self.layout.entries}
         found = []
         for folder in self.tree.root.walk():
@@ -356,12 +376,12 @@ class _Reader:
         found = [path for path in dict.fromkeys(found) if path in used]
         if found:
             self.layout.warnings.append(
-                f"{len(found):,} of {len(used):,} images look like masks of others, as segmentation has them, and are "
-                f"learned from as images: {join_first(found)}; move them away if they are"
+                f"{len(found):,} of {len(used):,} images look like segmentation masks of other images and are "
+                f"used as images: {join_first(found)}; if they are masks, move them away"
             )
 
     def _name_wordnet_ids(self, top: Folder) -> None:
-        """Call classes by the names that a words.txt beside them has for their WordNet ids."""
+        """Rename classes from WordNet ids to the names in a words.txt beside them."""
         ids = {entry.label for entry in self.layout.entries}
         if "words.txt" not in top.other or not ids or not all(map(imagenet.WORDNET.fullmatch, ids)):
             return
@@ -369,12 +389,12 @@ class _Reader:
         counts = Counter(names.values())
         called = {one: name if counts[name] == 1 else f"{name} ({one})" for one, name in sorted(names.items())}
         self.layout.notes.append(
-            f"classes are called as {top.path / 'words.txt'} has them: {join_first([*called.values()], SHOWN)}"
+            f"class names are taken from {top.path / 'words.txt'}: {join_first([*called.values()], SHOWN)}"
         )
         self.layout.entries = [replace(one, label=called[one.label]) for one in self.layout.entries]
 
     def _note_rest(self, top: Folder, parts: Mapping[str, str]) -> None:
-        """Every image that is not used is left out."""
+        """Record every other image as left out."""
         known = {one.path for one in self.layout.left_out} | {one.path for one in self.layout.entries}
         beside = {one.relative: NO_PART for one in top.folders if one.name not in parts} if parts else {}
         beside |= dict.fromkeys(self.in_no_part, NO_PART)
@@ -387,20 +407,20 @@ class _Reader:
 
 
 def _parts_in(folder: Folder) -> dict[str, str]:
-    """Which of the folders in `folder` are parts, and which part each is; none if they are classes."""
+    """Return the folders in `folder` that are parts, and which; none if its folders are classes."""
     found = parts_of([one.name for one in folder.folders])
     if not any(one.name in found for one in folder.full):
         return {}
-    # "train" beside "bus" and "car" is a class, beside "val" it is a part.
+    # "train" is a class beside "bus" and "car", and a part beside "val".
     if all(one.name in found for one in folder.full) or {"train"} < set(found.values()):
         return found
     return {}
 
 
 def _parts_inside_classes(top: Folder) -> list[tuple[Folder, Mapping[str, str]]]:
-    """The class folders in `top`, each with its parts, if all of them hold parts.
+    """Return the class folders in `top`, each with its parts, if all of them contain parts.
 
-    Other folders beside these, as MVTec's ground_truth/, count as in no part; but not beside a train/ alone.
+    Their other subfolders, such as MVTec's ground_truth/, are in no part; but not beside a train/ alone.
     """
     found: list[tuple[Folder, Mapping[str, str]]] = [
         (folder, parts_of([one.name for one in folder.full])) for folder in top.full
@@ -412,14 +432,14 @@ def _parts_inside_classes(top: Folder) -> list[tuple[Folder, Mapping[str, str]]]
 
 
 def _holds_masks(folder: Folder, parent: Folder) -> bool:
-    """Whether the images in `folder` are masks of those beside it, and not a class such as "mask" beside "no mask"."""
+    """Return whether `folder` has masks of the images beside it, and is not a class such as "mask" beside "no mask"."""
     if folder.name.lower() not in MASK_FOLDERS:
         return False
     return bool(parent.images) or any(one.name.lower() in WRAPPERS for one in parent.full)
 
 
 def _leads_on(folder: Folder) -> bool:
-    """Whether `folder` holds no image itself, but parts or several folders with images, or leads to such a one."""
+    """Return whether `folder` has parts or several folders with images, directly or through single folders."""
     while not folder.images:
         if _parts_in(folder) or len(folder.full) > 1:
             return True
@@ -430,7 +450,7 @@ def _leads_on(folder: Folder) -> bool:
 
 
 def _without_wrapper(part: Folder, parts: Sequence[Folder]) -> Folder:
-    """The folder in `part` that holds its classes: seg_train/seg_train, or `part` itself."""
+    """Return the folder in `part` that holds its classes: seg_train/seg_train, or `part` itself."""
     elsewhere = {inside.name for other in parts if other is not part for inside in other.full}
     folder = part
     while not folder.images and len(folder.full) == 1:
@@ -443,7 +463,7 @@ def _without_wrapper(part: Folder, parts: Sequence[Folder]) -> Folder:
 
 
 def _holds_classes(folder: Folder) -> bool:
-    """Whether the folders in `folder` are classes, and not one that is there for all images alike."""
+    """Return whether the folders in `folder` are classes, not a single folder for all images."""
     full = folder.full
     alone = len(full) == 1 and bool(full[0].images)
     return bool(full) and not (alone and (_is_wrapper(full[0], folder) or full[0].name.lower() in UNLABELLED))

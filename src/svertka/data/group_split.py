@@ -1,4 +1,4 @@
-"""Groups of images divided into train, val and test, each group whole, with the classes in like shares."""
+"""Split of images into train, val and test in whole groups, stratified by class."""
 
 import warnings
 from collections.abc import Set
@@ -11,7 +11,7 @@ from svertka.data.dataset import Dataset, Ints
 from svertka.data.split import check_shares
 from svertka.errors import DataError
 
-FOLDS = 20  # at most; shares are rounded to so many parts
+FOLDS = 20  # at most; shares are rounded to this many folds
 
 
 def split_groups(
@@ -25,14 +25,25 @@ def split_groups(
     turn: int = 0,
     pinned: Set[bytes] = frozenset(),
 ) -> dict[str, Ints]:
-    """Indices of the images in "train", "val" and "test", as for `split`; images with equal `keys` are in one part.
+    """Split images in whole groups.
 
-    `keys`: (N,). `dataset`: whose class names and source are told in messages. `pinned`: keys of groups that must be
-    trained on. Every class that is there keeps a group to train on.
+    Every class keeps at least one group in train.
+
+    Args:
+        dataset: Data set whose class names and source appear in messages.
+        keys: Key of each image, (N,); images with equal keys stay in one part.
+        labels: Class of each image, (N,) int64.
+        parts: Part that the source names for each image, (N,).
+        val, test: Shares, as for `split`.
+        turn: Another number splits differently.
+        pinned: Keys of groups that must be in train.
+
+    Returns:
+        Indices of the images in "train", "val" and "test".
 
     Raises:
-        UsageError: the shares leave nothing to learn from.
-        DataError: the groups cannot be divided so.
+        UsageError: The shares leave nothing to train on.
+        DataError: The groups cannot be split in this way.
     """
     check_shares(val, test)
     chosen = np.where(parts == "", "train", parts).astype("<U5")
@@ -41,7 +52,7 @@ def split_groups(
     for part, share in shares.items():
         if share:
             free = np.array([i for i in np.flatnonzero(chosen == "train") if keys[i] not in pinned], dtype=np.int64)
-            free = free[np.lexsort((labels[free], [keys[i] for i in free]))]  # whatever the order of the files
+            free = free[np.lexsort((labels[free], [keys[i] for i in free]))]  # independent of the order of the files
             numbers = np.unique([keys[i] for i in free], return_inverse=True)[1]
             taken = free[_fold(numbers, labels[free], share / left, turn)]
             chosen[_spared(taken, keys, labels, chosen)] = part
@@ -52,7 +63,7 @@ def split_groups(
 
 
 def _fold(groups: Ints, labels: Ints, share: float, turn: int) -> Ints:
-    """Places of about `share` of the images, in whole groups; none where there are no two groups."""
+    """Return the places of about `share` of the images, in whole groups; none if there are fewer than two groups."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     count = len(np.unique(groups))
@@ -64,14 +75,14 @@ def _fold(groups: Ints, labels: Ints, share: float, turn: int) -> Ints:
     taken = min(max(round(share * folds), 1), folds - 1)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=turn)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that a class has fewer images than there are folds
+        warnings.simplefilter("ignore", UserWarning)  # a class has fewer images than there are folds
         tests = [test for _, test in splitter.split(labels, labels, groups)]
     tests = sorted(tests, key=lambda test: len(test) == 0)  # with few groups a fold may be empty
     return np.sort(np.concatenate(tests[:taken])).astype(np.int64)
 
 
 def _spared(taken: Ints, keys: list[bytes], labels: Ints, chosen: npt.NDArray[np.str_]) -> Ints:
-    """`taken` without the smallest groups that a class needs to be trained on."""
+    """Return `taken` without the smallest groups that a class needs in train."""
     while True:
         rest = chosen == "train"
         rest[taken] = False
@@ -92,8 +103,8 @@ def _why_not(dataset: Dataset, keys: list[bytes], labels: Ints, chosen: npt.NDAr
     for place in pool:
         groups_of.setdefault(int(labels[place]), set()).add(keys[place])
     alone = [dataset.names[label] for label, some in sorted(groups_of.items()) if len(some) == 1]
-    reason = f"{alone[0]} has one group only" if alone else f"{len({keys[place] for place in pool})} groups are too few"
+    reason = f"{alone[0]} has only one group" if alone else f"{len({keys[place] for place in pool})} groups are too few"
     return (
-        f"{dataset.source} cannot be divided by groups: {reason}, and {part} needs one beside those to train on; add "
-        f"groups, or give --{part} 0"
+        f"{dataset.source} cannot be split by groups: {reason}, and {part} needs one besides those in train; add "
+        f"groups or use --{part} 0"
     )

@@ -1,4 +1,4 @@
-"""The squares of a data set's images: each decoded once, then read from the disk."""
+"""Cache of preprocessed images: each is decoded once, then read from the disk."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -28,21 +28,25 @@ from svertka.progress import progress, say
 
 __all__ = ["PreparedImages", "Rows", "prepare_images"]
 
-VERSION = 2  # of what `image_io.decode` and `row_format.Row` make of an image; another finds nothing stored
-IN_MEMORY = 2**29  # bytes of squares, made from an array, that are kept in memory; more are made when they are needed
-CHUNK_BYTES = 2**24  # of squares between two writes to the disk, and
-CHUNK = 256  # images at most, since each is lost if the process is killed before the write
-SAMPLED = 32  # images, of whose sizes it is told how much all will take
+VERSION = 2  # of the results of `image_io.decode` and `StoredImage`; part of the folder's name
+IN_MEMORY = 2**29  # bytes of squares of an array that are kept in memory; larger ones are computed when needed
+CHUNK_BYTES = 2**24  # of squares per write to the disk
+CHUNK = 256  # images per write at most: they are lost if the process is killed before
+SAMPLED = 32  # images whose sizes predict the size of the cache
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedImages:
-    """A data set's squares.
+    """Images of a data set as squares of one size.
 
-    `rows[indices]`: those of the images at `indices` (B,), as (B, S, S, C) uint8. `digests`: of their contents, 16
-    bytes each, b"" for a file that cannot be read. `bad`: images that have no square, by index, and why. `facts`: of
-    the others in files, by index, what they are. `stored`: images whose square is on disk. `decoded`: contents that
-    this process decoded now. `unstored`: why not every square is on disk, a sentence; None if each is, or in memory.
+    Attributes:
+        rows: `rows[indices]` is (B, S, S, C) uint8.
+        digests: Content digest of each image, 16 bytes; b"" for an unreadable file.
+        bad: Index and reason of each unreadable image.
+        info: By index, what is known of each readable image in a file.
+        stored: Number of images that are on disk.
+        decoded: Number of contents that this process decoded now.
+        unstored: Why some images are not on disk, a sentence; None if all are, or are in memory.
     """
 
     rows: Rows
@@ -66,23 +70,30 @@ def prepare_images(
     cache_limit: int | None = None,
     survey: bool = False,
 ) -> PreparedImages:
-    """The images of `dataset` as `preprocessing.squared` makes them, ready to be read in any order.
+    """Prepare the images of a data set as squares that can be read in any order.
 
-    Files are decoded once, by `threads` threads, and their squares stored in the cache folder, found again by their
-    content; where the image is smaller than its square it is stored itself. `cache_limit`: bytes that all stored
-    squares may take there (None: as `RecordStore` says). Those for which there is no room, or no disk that can be
-    written, are decoded whenever asked for, and those that the disk does not give back as they were. Of several
-    processes each decodes its share, and all return when all are done. Images in memory stay there.
+    Each file is decoded once and stored in the cache folder under its content digest; an image smaller than its square
+    is stored at its own size. Images that do not fit, or that the disk returns damaged, are decoded whenever they are
+    read. In a distributed job each process decodes its share, and all return when all are done. Images in memory stay
+    there.
 
-    `only`: (n,) indices of the images that are wanted; of the others nothing is read, and there is no digest.
-    `survey`: of images of 16 bits only find out what values they use; they get no row.
+    Args:
+        dataset: The images.
+        resize: Side to which images are resized, pixels.
+        channels: 1 or 3.
+        pad_to: Pad the squares with zeros to this side, pixels.
+        fit: How an image becomes square, as in `Preprocess`.
+        only: Indices of the wanted images, (n,) int64; the others are not read and get no digest. None for all.
+        threads: Number of threads that decode.
+        cache_limit: Bytes that all stored images may take. None: as `RecordStore` decides.
+        survey: Only measure the range of 16-bit images; they get no row.
     """
     if only is not None:
         part = dataset.take(only)
         some = prepare_images(
             part, resize, channels, pad_to, fit=fit, threads=threads, cache_limit=cache_limit, survey=survey
         )
-        return _at(only, len(dataset), some)
+        return _scatter(only, len(dataset), some)
     squares = _Squares(dataset.images, RowLayout(resize, channels, max(resize, pad_to), fit), threads, survey=survey)
     contents, unreadable = hash_images(dataset.images, threads)
     source, where = resolve_subset(dataset.images)
@@ -97,8 +108,8 @@ def prepare_images(
     return _through_store(squares, contents, unreadable, cache_limit)
 
 
-def _at(indices: Ints, count: int, some: PreparedImages) -> PreparedImages:
-    """What was prepared of the images at `indices`, of `count`, by their places among all."""
+def _scatter(indices: Ints, count: int, some: PreparedImages) -> PreparedImages:
+    """Return what was prepared of the images at `indices` of `count`, by their indices among all."""
     where = np.full(count, -1, np.int64)
     where[indices] = np.arange(len(indices))
     found = [b""] * count
@@ -110,7 +121,7 @@ def _at(indices: Ints, count: int, some: PreparedImages) -> PreparedImages:
 
 
 class _SomeRows:
-    """Rows of some images by their places among all; `where` (N,) says which row, -1 that there is none."""
+    """Rows of some of the images; `where` (N,) is the row of each image, -1 if it has none."""
 
     def __init__(self, rows: Rows, where: Ints) -> None:
         self.rows, self.where = rows, where
@@ -121,12 +132,12 @@ class _SomeRows:
     def __getitem__(self, indices: Ints) -> Pixels:
         places = self.where[indices]
         if len(places) and places.min() < 0:
-            raise IndexError("an image was not among those prepared")
+            raise IndexError("the image was not prepared")
         return self.rows[places]
 
 
 def find_misnamed(images: Images, facts: Mapping[int, ImageInfo]) -> list[tuple[str, str]]:
-    """Path and format of the images with these `facts` whose name says another format."""
+    """Return the path and true format of each image whose suffix names another format."""
     found = []
     for index, one in sorted(facts.items()):
         name = images.name(index)
@@ -136,7 +147,7 @@ def find_misnamed(images: Images, facts: Mapping[int, ImageInfo]) -> list[tuple[
 
 
 class _ArrayRows:
-    """Rows of an array in memory; `where` (N,) says which of them each image is."""
+    """Rows of an array in memory; `where` (N,) is the row of each image."""
 
     def __init__(self, array: Pixels, where: Ints) -> None:
         self.array, self.where = array, where
@@ -149,7 +160,7 @@ class _ArrayRows:
 
 
 class _Squares:
-    """Rows decoded whenever asked for."""
+    """Rows that are decoded whenever they are read."""
 
     def __init__(self, images: Images, layout: RowLayout, threads: int, *, survey: bool = False) -> None:
         self.images, self.layout, self.threads, self.survey = images, layout, threads, survey
@@ -170,32 +181,32 @@ class _Squares:
         return decoding_of(self.source)
 
     def row(self, index: int) -> StoredImage:
-        """What is stored of image `index`.
+        """Return what is stored of image `index`.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: The image cannot be read.
         """
         if not isinstance(self.source, FileImages):
             return StoredImage.from_image(self.images.read(index, min_side=self.layout.resize), self.layout)
-        if self.survey and (facts := self._surveyed(self.source.read_bytes(int(self.where[index])))):
+        if self.survey and (facts := self._survey(self.source.read_bytes(int(self.where[index])))):
             return StoredImage(facts, np.empty((0, 0, 1), np.uint8))
         decoded = self.source.decode(int(self.where[index]), self.layout.resize)
         return StoredImage.from_image(decoded.pixels, self.layout, decoded.format, deep=decoded.deep)
 
     def square(self, index: int) -> Pixels:
-        """The square of image `index`.
+        """Return the square of image `index`.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: The image cannot be read.
         """
         try:
             return self.row(index).square(self.layout)
         except ImageError as error:
             name = self.images.name(index)
-            raise DataError(f"{name} cannot be read: {error}; put it right or take it away, and start again") from error
+            raise DataError(f"{name} cannot be read: {error}; fix or remove the file and start again") from error
 
-    def _surveyed(self, content: bytes) -> ImageInfo | None:
-        """Of an image of 16 bits, what values it uses; of others None."""
+    def _survey(self, content: bytes) -> ImageInfo | None:
+        """Return the information on a 16-bit image with the range of its values; None for other images."""
         header = read_header(content, self.decoding)
         if not header.deep:
             return None
@@ -208,7 +219,7 @@ class _Squares:
 
 
 class _StoredRows:
-    """Rows of `store` at `positions` (N,), and from `squares` where the position is -1 or the row was damaged since."""
+    """Rows of `store` at `positions` (N,), or of `squares` where the position is -1 or the stored row is damaged."""
 
     def __init__(self, store: RecordStore, positions: Ints, squares: _Squares) -> None:
         self.store, self.positions, self.squares = store, positions, squares
@@ -222,10 +233,10 @@ class _StoredRows:
         parts = np.array_split(np.arange(len(indices)), min(self.squares.threads, len(indices)) or 1)
 
         def read(part: Ints) -> list[int]:
-            """Fill in those that are stored; the others are left."""
+            """Fill in the stored rows and return the places of the others."""
             return [place for place in part.tolist() if not self._read(int(indices[place]), rows[place])]
 
-        # Each waits for the disk and checks or resizes what it gives, which frees Python's lock.
+        # Each thread waits for the disk and checks or resizes rows, which releases the GIL.
         read_in = map(read, parts) if len(parts) == 1 else self.squares.pool.map(read, parts)
         left = np.array([place for some in read_in for place in some], np.int64)
         if len(left):
@@ -233,16 +244,16 @@ class _StoredRows:
         return rows
 
     def _read(self, index: int, row: Pixels) -> bool:
-        """Whether `row` (S, S, C) now holds what is stored of image `index`."""
+        """Read image `index` into `row` (S, S, C); return whether it was stored intact."""
         position = int(self.positions[index])
         if position < 0:
             return False
         try:
             data = self.store.read(position)
         except StorageError as error:
-            return self._tell(f"{error}; until then images are decoded again")
+            return self._tell(f"{error}; until then images are decoded at each read")
         if data is None:
-            return self._tell(f"{self.squares.images.name(index)} was damaged in {self.store.folder}; decoded again")
+            return self._tell(f"{self.squares.images.name(index)} is damaged in {self.store.folder}; decoding it again")
         row[...] = StoredImage.unpack(data).square(self.squares.layout)
         return True
 
@@ -266,9 +277,9 @@ def _through_store(
     missing = set(first) - set(reasons)
     try:
         missing -= _found(store, missing, squares) if store is not None else set()
-    except StorageError as error:  # the cache folder was taken away meanwhile
+    except StorageError as error:  # the cache folder has been removed meanwhile
         store, unstored = None, str(error)
-    # Not a share of the missing: another process may have begun to store them, and see others missing.
+    # A share of all, not of the missing ones, which differ between processes once one begins to store.
     share = list(first)[distributed.rank() :: distributed.world_size()]
     share = [content for content in share if content in missing]
     _announce(squares, store, [first[content] for content in missing])
@@ -286,7 +297,7 @@ def _through_store(
     try:
         if store is not None:
             positions[good] = _places(store, [contents[index] for index in good], squares)
-            known |= {contents[i]: _facts(store, int(positions[i])) for i in good if contents[i] not in known}
+            known |= {contents[i]: _info_at(store, int(positions[i])) for i in good if contents[i] not in known}
     except StorageError as error:
         store, unstored = None, str(error)
     stored = int((positions >= 0).sum())
@@ -298,12 +309,12 @@ def _through_store(
         info={index: known[contents[index]] for index in good},
         stored=stored,
         decoded=len(share),
-        unstored=f"{left} images are decoded again whenever they are needed: {unstored}" if left else None,
+        unstored=f"{left} images are decoded at each read: {unstored}" if left else None,
     )
 
 
 def _key(content: bytes, squares: _Squares, *, deep: bool) -> bytes:
-    """What a row is stored under: the content, and for 16 bits the range of values, which decides how it looks."""
+    """Return the key of a row: the content and, for 16 bits, the range of values, which decides how it looks."""
     if not deep:
         return content
     asked = "survey" if squares.survey else f"range {squares.decoding.intensity_range}"
@@ -311,32 +322,32 @@ def _key(content: bytes, squares: _Squares, *, deep: bool) -> bytes:
 
 
 def _places(store: RecordStore, contents: Sequence[bytes], squares: _Squares) -> Ints:
-    """Where the rows of these contents are, (n,) int64, -1 if they are absent; which have 16 bits shows then."""
+    """Return the positions of the rows of 8-bit or 16-bit contents, (n,) int64, -1 if absent."""
     plain = store.find([_key(one, squares, deep=False) for one in contents])
     absent = np.flatnonzero(plain < 0).tolist()
     plain[absent] = store.find([_key(contents[place], squares, deep=True) for place in absent])
     return plain
 
 
-def _facts(store: RecordStore, position: int) -> ImageInfo:
+def _info_at(store: RecordStore, position: int) -> ImageInfo:
     head = store.read(position, HEAD.size)
-    assert head is not None  # only whole rows are compared with their checksum
+    assert head is not None  # only whole rows are checksummed
     return read_info(head)
 
 
 def _open_store(layout: RowLayout, limit: int | None) -> tuple[RecordStore | None, str]:
-    """The store of these squares, and why there may be no room in it; None, and why there is none."""
+    """Open the store of these squares; return it and why it may be full, or None and why there is none."""
     fit = "" if layout.fit == "crop" else f"-{layout.fit}"
     name = f"squares-{layout.side}-{layout.channels}-resized-{layout.resize}{fit}-version-{VERSION}"
     try:
         store = RecordStore(cache_folder("pictures") / name, limit)
     except StorageError as error:
         return None, str(error)
-    return store, f"they do not fit into the {format_bytes(store.limit)} that the cache may take"
+    return store, f"they exceed the {format_bytes(store.limit)} that the cache may take"
 
 
 def _found(store: RecordStore, wanted: set[bytes], squares: _Squares) -> set[bytes]:
-    """The contents in `store`; none, after it was emptied, if others fill it and the wanted ones would not fit."""
+    """Return the contents in `store`; none, after emptying it, if others fill it and the wanted do not fit."""
     contents = list(wanted)
     found = {one for one, place in zip(contents, _places(store, contents, squares), strict=True) if place >= 0}
     room = store.room_for(HEAD.size + squares.layout.bytes)
@@ -345,7 +356,7 @@ def _found(store: RecordStore, wanted: set[bytes], squares: _Squares) -> set[byt
 
 
 def _announce(squares: _Squares, store: RecordStore | None, indices: Sequence[int]) -> None:
-    """Say what the rows of the images at `indices` will take on disk, before they are written."""
+    """Report how much disk space the rows of the images at `indices` will take, before they are written."""
     if store is None or len(indices) * (squares.layout.bytes + INDEX_ENTRY.itemsize) < REPORTED_BYTES:
         return
     sizes = []
@@ -360,8 +371,11 @@ def _announce(squares: _Squares, store: RecordStore | None, indices: Sequence[in
 def _decode(
     squares: _Squares, store: RecordStore | None, indices: dict[bytes, int], unstored: str
 ) -> tuple[dict[bytes, ImageError], dict[bytes, ImageInfo], str]:
-    """Decode the images at `indices` and store their rows: the bad ones, of the others what they are, and why there
-    may be no room."""
+    """Decode the images at `indices` and store their rows.
+
+    Returns:
+        The unreadable images and why, the information on the others, and why there may be no room.
+    """
 
     def attempt(content: bytes) -> StoredImage | ImageError:
         try:
@@ -385,7 +399,7 @@ def _decode(
             if store is not None and rows:
                 try:
                     if (store.append_bytes(list(rows), list(rows.values())) < 0).any():
-                        store = None  # full; the rest is decoded only to know which are bad
+                        store = None  # full; the rest is decoded only to find unreadable images
                 except StorageError as error:
                     store, unstored = None, str(error)
             shown.advance(len(results))
@@ -393,7 +407,7 @@ def _decode(
 
 
 def _lasts(error: ImageError, images: Images, index: int, contents: list[bytes]) -> bool:
-    """Whether the image is bad by its content, not because the file or the memory was gone at that moment."""
+    """Return whether an image is bad by its content, not because the file or memory was unavailable."""
     try:
         return not isinstance(error.__cause__, MemoryError) and images.digest(index) == contents[index]
     except ImageError:
@@ -401,7 +415,7 @@ def _lasts(error: ImageError, images: Images, index: int, contents: list[bytes])
 
 
 def _bad_header(decoding: Decoding) -> dict[str, object]:
-    """What decides, besides the content, whether an image is bad."""
+    """Return what decides, besides the content, whether an image is bad."""
     decoders = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__, "heif": _version_of("pillow-heif")}
     limits = {"pixels": decoding.max_pixels, "memory": decoding.max_memory}
     return {"version": VERSION} | decoders | limits
@@ -415,14 +429,14 @@ def _version_of(package: str) -> str | None:
 
 
 def _known_bad(decoding: Decoding) -> dict[bytes, str]:
-    """Images that were found bad before, by content, and why."""
+    """Return the contents that were found bad before, and why."""
     try:
         value = read_json(cache_folder("pictures") / "bad.json", 2**28)
         if value["header"] != _bad_header(decoding):
             return {}
         return {bytes.fromhex(key): str(reason) for key, reason in value["reasons"].items()}
     except (OSError, StorageError, ValueError, TypeError, KeyError, AttributeError):
-        return {}  # absent, or damaged: they are found again
+        return {}  # absent or damaged: the bad images are found again
 
 
 def _remember_bad(reasons: dict[bytes, str], decoding: Decoding) -> None:

@@ -1,9 +1,9 @@
-"""Tables that label images: CSV with any usual separator and encoding, JSON lines, and lines of name and label.
+"""Tables that label images: CSV with any common separator and encoding, JSON lines, and lines of name and label.
 
-photos.csv              path,label[,part][,group]; the path is from the table's folder
-metadata.csv, .jsonl    file_name and label, as Hugging Face has them
-train.csv               id,label, as Kaggle has them: images/ID.jpg or train/ID.jpg beside it
-val_annotations.txt     name, tab, class: Tiny-ImageNet; a table without a header, whose first column names files
+photos.csv              path,label[,part][,group]; paths are relative to the table's folder
+metadata.csv, .jsonl    file_name and label, as on Hugging Face
+train.csv               id,label, as on Kaggle: images/ID.jpg or train/ID.jpg beside it
+val_annotations.txt     name, tab, class, as in Tiny-ImageNet; a table without a header whose first column names files
 """
 
 import csv
@@ -21,7 +21,7 @@ from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first, quote_words
 from svertka.files import error_reason, read_regular, shorten
 
-LARGEST = 2**28  # bytes of a table, some million rows
+LARGEST = 2**28  # bytes of a table, several million rows
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
 SEPARATORS = (",", ";", "\t", "|")
 MEANINGS = ("path", "label", "part", "group")
@@ -40,27 +40,35 @@ KNOWN = {
     ),
     "label": ("label",),
     "part": ("part", "split"),
-    # Images of one such are alike: they are kept in one part.
+    # Images of one group are similar, so they stay in one part.
     "group": (
         *("group", "group_id", "patient", "patient_id", "patientid", "subject", "subject_id", "participant"),
         *("person", "person_id", "case", "case_id", "individual", "animal_id", "video", "video_id", "clip"),
         *("sequence", "scene", "burst", "slide", "slide_id", "site", "hospital", "location", "camera"),
     ),
 }
-# What is only suggested: a column of such a name is most often what it says, but not always.
+# Names that are only suggested in messages, because such a column is not always what it seems.
 LIKELY = {
     "path": ("img", "name", "image_file", "picture", "photo", "url", "fname", "img_path", "img_name", "images"),
     "label": ("labels", "class", "classes", "category", "target", "species", "breed", "diagnosis", "class_name", "y"),
 }
-UNKNOWN = ("nan", "na", "n/a", "null", "none")  # instead of a group: the image stands by itself
+UNKNOWN = ("nan", "na", "n/a", "null", "none")  # in place of a group: the image has none
 BOOLEAN = {"true", "false", "0", "1", "yes", "no"}
-TRIED = 64  # rows by which it is found where the images are
-MOST_FOLDERS = 500  # beside a table in which they are looked for
+TRIED = 64  # rows that are tried to locate the images
+MOST_FOLDERS = 500  # searched beside a table
 
 
 @dataclass(frozen=True)
 class LabelRow:
-    """An image's path as the table has it, what the table says of it, and `where`: "line 2 of photos.csv"."""
+    """Row of a table.
+
+    Attributes:
+        path: Path of the image as the table has it.
+        label: Class name.
+        part: "train", "val", "test" or "".
+        group: Group, or "".
+        where: Place of the row for messages: "line 2 of photos.csv".
+    """
 
     path: str
     label: str
@@ -71,7 +79,7 @@ class LabelRow:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of the table `file`, their paths from `root`; `notes`: what was understood, a sentence each."""
+    """Rows of a table, their paths relative to `root`, and sentences on how it was interpreted."""
 
     file: Path
     root: Path
@@ -80,17 +88,20 @@ class Table:
 
 
 def parse_columns(text: str | None) -> dict[str, str]:
-    """What each column means, of "path=file,label=class"; `text` None: nothing.
+    """Parse the meanings of columns, such as "path=file,label=class".
+
+    Returns:
+        Meaning -> column; empty for None.
 
     Raises:
-        UsageError: it has another form, or a meaning that is not one of MEANINGS.
+        UsageError: The text has another form, or a meaning that is not one of MEANINGS.
     """
     found: dict[str, str] = {}
     for pair in text.split(",") if text is not None else ():
         meaning, equals, column = (piece.strip() for piece in pair.partition("="))
         if meaning not in MEANINGS or not equals or not column or meaning in found:
             raise UsageError(
-                f"columns={text} is not understood at {pair or 'its end'}; "
+                f"columns={text} cannot be parsed at {pair or 'its end'}; "
                 f"write --columns path=COLUMN,label=COLUMN, each of {', '.join(MEANINGS)} at most once"
             )
         found[meaning] = column
@@ -98,10 +109,15 @@ def parse_columns(text: str | None) -> dict[str, str]:
 
 
 def read_table(file: Path, columns: Mapping[str, str] | None = None) -> Table:
-    """The labelled images that the table `file` names; `columns`: meaning -> column, where its names are others.
+    """Read a table of labeled images.
+
+    Args:
+        file: The table.
+        columns: Meaning -> column, for columns with other names.
 
     Raises:
-        DataError: it cannot be read, has other columns, or a row lacks a path or a label, or contradicts another.
+        DataError: The table cannot be read, lacks a column, or has a row that lacks a path or a label or contradicts
+            another.
     """
     text, encoding = read_text(file)
     notes = [] if encoding == "UTF-8" else [f"{file} is in {encoding}"]
@@ -114,16 +130,16 @@ def read_table(file: Path, columns: Mapping[str, str] | None = None) -> Table:
             notes.append(f"the columns of {file} are separated by {named}")
     notes += unused
     if not rows:
-        raise DataError(f"{file} has a first line only; write a line of path,label for each image")
-    found, where = _found(file, rows)
-    kept = _once(found)
+        raise DataError(f"{file} has only a first line; write a line of path,label for each image")
+    found, where = _locate(file, rows)
+    kept = _without_repetitions(found)
     if len(kept) < len(rows):
-        notes.append(f"{len(rows) - len(kept)} rows of {file} are there twice; each counts once")
+        notes.append(f"{len(rows) - len(kept)} rows of {file} are repeated; each counts once")
     return Table(file, file.parent, tuple(kept), (*notes, *where))
 
 
-def _once(rows: Sequence[LabelRow]) -> list[LabelRow]:
-    """Each row of one content once."""
+def _without_repetitions(rows: Sequence[LabelRow]) -> list[LabelRow]:
+    """Return the rows without repetitions."""
     first: dict[str, LabelRow] = {}
     kept = []
     for row in rows:
@@ -139,10 +155,10 @@ def _once(rows: Sequence[LabelRow]) -> list[LabelRow]:
 
 
 def read_text(file: Path) -> tuple[str, str]:
-    """The text of the table `file`, and its encoding: UTF-8, or UTF-16 or UTF-32 as its first bytes say.
+    """Read the text of a table and its encoding: UTF-8, or UTF-16 or UTF-32 as its first bytes show.
 
     Raises:
-        DataError: it cannot be read, is too large, or is in another encoding.
+        DataError: The file cannot be read, is too large, or has another encoding.
     """
     try:
         content = read_regular(file, LARGEST)
@@ -168,13 +184,13 @@ def _unreadable(file: Path, error: Exception) -> DataError:
     if isinstance(error, OSError):
         return DataError(f"{file} cannot be read: {reason}; allow this user to read it, or copy it again")
     kind = "JSON lines" if file.suffix.lower() in (".jsonl", ".ndjson") else "CSV"
-    return DataError(f"{file} cannot be read as {kind} in UTF-8: {shorten(reason, 200)}; save it as such")
+    return DataError(f"{file} cannot be read as {kind} in UTF-8: {shorten(reason, 200)}; save it in that format")
 
 
 def _json_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[LabelRow], list[str]]:
-    """The rows, and what to say of the keys that are not used."""
+    """Return the rows, and notes on unused keys."""
     objects = list(_json_objects(text, file))
-    keys = list(dict.fromkeys(key for _, value in objects for key in value))  # an object may lack some
+    keys = list(dict.fromkeys(key for _, value in objects for key in value))  # an object may lack some keys
     meanings = _meanings(keys, columns, file) if objects else {}
     rows = [
         _row({meaning: _scalar(value.get(key), key, where) for meaning, key in meanings.items()}, where)
@@ -185,7 +201,7 @@ def _json_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[
 
 
 def _json_objects(text: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each line is, and the object in it."""
+    """Yield the place and the object of each line."""
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
@@ -195,7 +211,7 @@ def _json_objects(text: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where} is not JSON: {_reason(error)}; correct or remove it") from error
         if not isinstance(value, dict):
-            raise DataError(f'{where} is no JSON object; write lines such as {{"file_name": …, "label": …}}')
+            raise DataError(f'{where} is not a JSON object; write lines such as {{"file_name": …, "label": …}}')
         yield where, value
 
 
@@ -210,12 +226,12 @@ def _scalar(value: Any, key: str, where: str) -> str:
         return value
     if isinstance(value, int) and abs(value) < 2**63:
         return str(value)
-    raise DataError(f"{where} has {key}={shorten(repr(value))}; give a text or a whole number")
+    raise DataError(f"{where} has {key}={shorten(repr(value))}; give a string or an integer")
 
 
 def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[list[LabelRow], str, list[str]]:
-    """The rows, the separator of their columns, and what to say of those that are not used."""
-    told = text[:5].lower() == "sep=" + text[4:5] and text[5:6] in ("\r", "\n")  # a line that Excel writes
+    """Return the rows, the separator, and notes on unused columns."""
+    told = text[:5].lower() == "sep=" + text[4:5] and text[5:6] in ("\r", "\n")  # written by Excel
     first = next((line for line in text.splitlines()[told:] if line.strip()), "")
     separator = text[4] if told else _separator(first, columns)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -225,7 +241,7 @@ def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[
         header = next((line for line in lines if line), [])
         names = [name.strip() for name in header]
         first_line = lines.line_num
-        numbered = [(lines.line_num, line) for line in lines if any(map(str.strip, line))]  # Excel leaves empty rows
+        numbered = [(lines.line_num, line) for line in lines if any(map(str.strip, line))]  # Excel writes empty rows
         headless = not columns and _is_row(names, file.parent)
         if headless:
             places = _places_without_header(names)
@@ -234,9 +250,8 @@ def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[
             body = [line for _, line in numbered]
             if not columns and (classes := _one_hot(names, body)):
                 raise DataError(
-                    f"{file} has a column for each class ({join_first(classes)}), of which one is 1 in each row; "
-                    "write its "
-                    "name into a column label instead"
+                    f"{file} has one-hot columns ({join_first(classes)}); write the name of the column that is 1 "
+                    "into a column label instead"
                 )
             meanings = _meanings(names, columns, file)
             places = {meaning: names.index(column) for meaning, column in meanings.items()}
@@ -249,66 +264,67 @@ def _delimited_rows(text: str, file: Path, columns: Mapping[str, str]) -> tuple[
 
 
 def _separator(header: str, columns: Mapping[str, str]) -> str:
-    """The separator by which `header` falls into columns that are known, or else into most."""
+    """Return the separator that splits `header` into the most known columns, or else into the most columns."""
     wanted = {column.lower() for column in columns.values()} or {name for names in KNOWN.values() for name in names}
 
     def worth(separator: str) -> tuple[int, int]:
         names = [name.strip(' "').lower() for name in header.split(separator)]
         return len(wanted.intersection(names)), len(names)
 
-    best = max(SEPARATORS, key=worth)  # the first of equals, a comma before others
+    best = max(SEPARATORS, key=worth)  # the first of equals, so that a comma is preferred
     return " " if worth(best)[1] == 1 and " " in header.strip() else best
 
 
 def _is_row(names: list[str], folder: Path) -> bool:
-    """Whether what should be a header is a row: its first cell names an image that is there."""
+    """Return whether the first line is a row, not a header: its first cell names an existing image."""
     if len(names) < 2 or Path(names[0]).suffix.lower() not in SUFFIXES:
         return False
     return any(is_file(folder / base / names[0]) for base in ("", "images"))
 
 
 def _places_without_header(first: list[str]) -> dict[str, int]:
-    """Meaning -> column of a table whose first line `first` is a row; the third is the part if it names one."""
+    """Return meaning -> column of a table without a header; the third column is the part if it names one."""
     return {"path": 0, "label": 1} | ({"part": 2} if len(first) > 2 and part_of(first[2]) else {})
 
 
 def _cells(line: list[str], width: int, places: Mapping[str, int], where: str) -> LabelRow:
-    """The row in `line` of a table of `width` columns."""
+    """Return the row of a line of a table with `width` columns."""
     if any(cell.strip() for cell in line[width:]):
         raise DataError(
-            f"{where} has {len(line)} columns, and the first line {width}; "
-            "put a text that holds the separator into double quotes"
+            f"{where} has {len(line)} columns, and the first line {width}; quote cells that contain the separator"
         )
     return _row({meaning: line[place] if place < len(line) else "" for meaning, place in places.items()}, where)
 
 
 def _unused(names: list[str], meanings: Mapping[str, str]) -> list[str]:
-    """Those of `names` that mean nothing."""
+    """Return those of `names` that have no meaning."""
     return [name for name in names if name and name not in meanings.values()]
 
 
 def _column(place: int, lines: Sequence[Sequence[str]]) -> set[str]:
-    """The values in the column at `place`."""
+    """Return the values in the column at `place`."""
     return {line[place] for line in lines if len(line) > place}
 
 
 def _on_unused(values: Mapping[str, set[str]], file: Path) -> list[str]:
-    """What to say of columns that are not used, by their `values`."""
+    """Return notes on unused columns, given their `values`."""
     if not values:
         return []
-    said = [f"columns of {file} that are not used: {shorten(', '.join(values), 200)}"]
+    said = [f"unused columns of {file}: {shorten(', '.join(values), 200)}"]
     for name, found in values.items():
         words = {value.strip() for value in found} - {""}
         if words and all(map(part_of, words)):
             option = quote_words("--columns", f"part={name}")
-            said.append(f"the column {name} of {file} says {join_first(sorted(words))}: {option} divides the images so")
+            said.append(
+                f"the column {name} of {file} says {join_first(sorted(words))}: {option} splits the images by it"
+            )
         elif part_of(name.lower().removeprefix("is_")) and {word.lower() for word in words} <= BOOLEAN:
-            said.append(f"the column {name} of {file} is not used: to divide by it, write train, val or test into it")
+            said.append(f"the column {name} of {file} is not used: to split by it, write train, val or test in it")
     return said
 
 
 def _one_hot(names: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """The columns of which in each row one is 1 and all others are 0, if there are two or more and none is a label."""
+    """Return the columns of a one-hot encoding, if there are two or more and no column is a label."""
     lower = {name.lower() for name in names}
     if not lines or lower & {*KNOWN["label"], *LIKELY["label"]}:
         return []
@@ -321,7 +337,7 @@ def _one_hot(names: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _meanings(names: list[str], columns: Mapping[str, str], file: Path) -> dict[str, str]:
-    """Meaning -> column, of those that `names` holds."""
+    """Return meaning -> column, for the columns in `names`."""
     lower = {name.lower(): name for name in reversed(names)}
     found: dict[str, str] = {}
     for meaning in MEANINGS:
@@ -345,7 +361,7 @@ def _missing(column: str, names: list[str], found: Mapping[str, str], file: Path
             guesses[meaning] = guess
     pairs = ",".join(f"{meaning}={guesses.get(meaning, 'COLUMN')}" for meaning in ("path", "label"))
     listed = shorten(", ".join(names), 400)
-    return f"{file} has no column {column}, but {listed}; say which is which: {quote_words('--columns', pairs)}"
+    return f"{file} has no column {column}, but {listed}; name the columns: {quote_words('--columns', pairs)}"
 
 
 def _row(values: Mapping[str, str], where: str) -> LabelRow:
@@ -357,14 +373,16 @@ def _row(values: Mapping[str, str], where: str) -> LabelRow:
         raise DataError(f"{where} has a NUL character in its path; correct it")
     known = part_of(part) if part else ""
     if known is None:
-        raise DataError(f"{where} has part={shorten(part)}; use train, val or test, or leave it empty")
+        raise DataError(f"{where} has part={shorten(part)}; use train, val, test or an empty cell")
     return LabelRow(path, label, known, "" if group.lower() in UNKNOWN else group, where)
 
 
-def _found(file: Path, rows: list[LabelRow]) -> tuple[list[LabelRow], list[str]]:
-    """`rows` with the paths at which their images are, from the folder of `file`; and where that is, in words.
+def _locate(file: Path, rows: list[LabelRow]) -> tuple[list[LabelRow], list[str]]:
+    """Locate the images of a table.
 
-    Paths that lead to nothing anywhere stay as they are.
+    Returns:
+        `rows` with paths relative to the table's folder, those of missing images unchanged; and notes on where they
+            are.
     """
     folder = file.parent
     tried = rows[:: max(1, len(rows) // TRIED)]
@@ -372,11 +390,11 @@ def _found(file: Path, rows: list[LabelRow]) -> tuple[list[LabelRow], list[str]]
     if any("\\" in row.path and not is_file(folder / row.path) for row in tried):
         rows = [replace(row, path=row.path.replace("\\", "/")) for row in rows]
         tried = rows[:: max(1, len(rows) // TRIED)]
-        notes.append(f"the paths in {file} are written with backslashes")
+        notes.append(f"the paths in {file} use backslashes")
     if not rows or any(is_file(folder / row.path) for row in tried):
         return rows, notes
     if cut := _leading(folder, [row.path for row in tried]):
-        notes.append(f"the paths in {file} begin with {cut}, which is left out: the images are in {folder}")
+        notes.append(f"the paths in {file} begin with {cut}, which is ignored: the images are in {folder}")
         return [replace(row, path=_without(cut, row.path)) for row in rows], notes
     places = [_Place(folder, base) for base in ("", *_folders_beside(file))]
     hits = [(place, {row.path for row in tried if place.find(row.path) is not None}) for place in places]
@@ -390,9 +408,9 @@ def _found(file: Path, rows: list[LabelRow]) -> tuple[list[LabelRow], list[str]]
         if twice is not None:
             raise DataError(
                 f"{file} names images that are in {first.base or folder} as well as in {twice.base}; "
-                "write the folder into its paths"
+                "add the folder to its paths"
             )
-        for other, some in others:  # of images that are in several folders
+        for other, some in others:  # the images are spread over several folders
             if some - found:
                 used.append(other)
                 found |= some
@@ -402,7 +420,7 @@ def _found(file: Path, rows: list[LabelRow]) -> tuple[list[LabelRow], list[str]]
 
 
 def _leading(folder: Path, paths: list[str]) -> PurePosixPath | None:
-    """The folders with which all of `paths` begin and without which they lead to images in `folder`, if so."""
+    """Return the leading folders that all `paths` share and without which they lead to images in `folder`, if any."""
     try:
         common = PurePosixPath(os.path.commonpath([PurePosixPath(path).parent for path in paths]))
     except ValueError:  # some are absolute and others are not
@@ -414,24 +432,24 @@ def _leading(folder: Path, paths: list[str]) -> PurePosixPath | None:
 
 
 def _without(cut: PurePosixPath, path: str) -> str:
-    """`path` without the folders `cut` that it begins with."""
+    """Return `path` without the leading folders `cut`."""
     place = PurePosixPath(path)
     return str(place.relative_to(cut)) if place.is_relative_to(cut) else path
 
 
 class _Place:
-    """The folder `base` beside a table, in which images are found by name, with or without their suffix."""
+    """Folder `base` beside a table, in which images are found by name with or without suffix."""
 
     def __init__(self, folder: Path, base: str) -> None:
         self.folder, self.base = folder, base
         self._by_stem: dict[str, str] | None = None
 
     def find(self, path: str) -> str | None:
-        """Where the image `path` is, from the table's folder; None if it is not here."""
+        """Return the path of an image from the table's folder; None if it is not here."""
         straight = f"{self.base}/{path}" if self.base else path
         if is_file(self.folder / straight):
             return straight
-        if "/" in path:  # further folders, of which the suffix alone is missing
+        if "/" in path:  # a path with folders, which may lack only the suffix
             return next((straight + suffix for suffix in SUFFIXES if is_file(self.folder / (straight + suffix))), None)
         if self._by_stem is None:
             self._by_stem = {Path(name).stem: name for name in _images_in(self.folder / self.base)}
@@ -448,7 +466,7 @@ def _images_in(folder: Path) -> list[str]:
 
 
 def _folders_beside(file: Path) -> list[str]:
-    """The folders beside the table `file` and in these, those first that go by its name."""
+    """Return the folders beside a table and their subfolders, those that match its name first."""
     found: list[str] = []
     waiting = [""]
     while waiting and len(found) < MOST_FOLDERS:
@@ -466,7 +484,7 @@ def _folders_beside(file: Path) -> list[str]:
 
 
 def _belongs(base: str, file: Path) -> bool:
-    """Whether the folder `base` goes by the name of the table: train/ beside train.csv, images/ beside any."""
+    """Return whether a folder matches the table's name: train/ beside train.csv, images/ beside any."""
     first = base.partition("/")[0].lower()
     stem = file.stem.lower()
     return (
@@ -475,7 +493,7 @@ def _belongs(base: str, file: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether `path` leads to a file; False for one that no system can have."""
+    """Return whether `path` leads to a file; False for a path that cannot exist."""
     try:
         path.stat()
     except (OSError, ValueError):

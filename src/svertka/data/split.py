@@ -1,4 +1,4 @@
-"""Which images a network learns from, which choose between networks, and which judge once, at the end."""
+"""Random split of images into training, validation and test parts by the hash of their content."""
 
 import hashlib
 from collections.abc import Sequence, Set
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from svertka.data.dataset import PARTS, Dataset, Ints
 from svertka.errors import UsageError
 
-VAL_SHARE = 0.1  # taken for val where a source has no val part
+VAL_SHARE = 0.1  # of the training images, if a source has no val part
 
 
 def split(
@@ -21,20 +21,26 @@ def split(
     *,
     pinned: Set[bytes] = frozenset(),
 ) -> dict[str, Ints]:
-    """Indices of the images in "train", "val" and "test", each (n,) int64, ascending.
+    """Split images into "train", "val" and "test".
 
-    `digests`: one an image, equal for equal content. `labels`: (N,) int64. `parts`: (N,) as in `Dataset`. `val` and
-    `test`: shares, 0 to 1, of the images that the source calls "train" or nothing; a part that the source has itself
-    is kept, and its share is not taken. `pinned`: digests that must be in train.
+    A content hashes to a number u in [0, 1): val is u < val, test is u ≥ 1 − test, the rest is train. So copies of an
+    image stay together, the part of an image does not depend on the others, and changing one share moves nothing
+    between the other two parts. The only exceptions are small classes: a class without training images keeps its middle
+    content in train, and one without validation images gives its lowest to val, if it has two contents.
 
-    A content's hash is a number u in [0, 1): val is u < val, test is u ≥ 1 − test, the rest is train. So copies of a
-    image stay together, an image's part does not depend on the others, and changing one share moves nothing
-    between the other two. Exceptions, the only cases in which images that come later may move one: a class that
-    would be left without train keeps its middle content there, one that would be left without val takes its lowest
-    (unless it has no second content).
+    Args:
+        digests: Content digest of each image.
+        labels: Class of each image, (N,) int64.
+        parts: Part that the source names for each image, (N,), as in `Dataset`. A part that the source has is kept, and
+            its share is ignored.
+        val, test: Shares of the images that the source calls "train" or nothing, 0 to 1.
+        pinned: Digests that must be in train.
+
+    Returns:
+        Indices of the images in each part, (n,) int64, ascending.
 
     Raises:
-        UsageError: the shares leave nothing to learn from.
+        UsageError: The shares leave nothing to train on.
     """
     check_shares(val, test)
     val = 0.0 if (parts == "val").any() else val
@@ -46,7 +52,7 @@ def split(
         contents.setdefault(digests[int(index)], []).append(int(index))
     order = sorted(contents, key=lambda digest: (hash_position(digest), digest))
     place = {digest: "train" if digest in pinned else _place(hash_position(digest), val, test) for digest in order}
-    # A content that was given several labels belongs to several classes.
+    # A content with several labels belongs to several classes.
     holders = {digest: {int(labels[index]) for index in contents[digest]} for digest in order}
     members: dict[int, list[bytes]] = {label: [] for label in sorted(set().union(*holders.values()))}
     for digest in order:
@@ -69,26 +75,24 @@ def split(
 
 
 def check_shares(val: float, test: float) -> None:
-    """Nothing, if the shares of val and test leave something to learn from.
-
-    Raises:
-        UsageError: otherwise.
-    """
+    """Raise UsageError if the shares of val and test leave nothing to train on."""
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
-        raise UsageError(
-            f"shares val={val} and test={test} must each be 0 or more and together below 1; use 0.1 and 0.1"
-        )
+        raise UsageError(f"val={val} and test={test} must each be 0 or more and together below 1; use 0.1 and 0.1")
 
 
 def reseed(digests: Sequence[bytes], turn: int) -> Sequence[bytes]:
-    """Other keys for `split`, one for each of `digests`, so that every `turn` divides otherwise; 0 leaves them."""
+    """Return other keys for `split`, so that each `turn` splits differently; turn 0 returns `digests`."""
     return [hashlib.blake2b(one + turn.to_bytes(4)).digest() for one in digests] if turn else digests
 
 
 def compute_fingerprint(dataset: Dataset, digests: Sequence[bytes], good: Ints, indices: dict[str, Ints]) -> str:
-    """A digest of the contents, labels and parts of the images at `good`, whatever their paths and order.
+    """Compute a digest of the contents, classes and parts of images, independent of their paths and order.
 
-    `digests`: of the contents of all images of `dataset`. `indices`: of the images in each part; some may be in none.
+    Args:
+        dataset: The images.
+        digests: Content digest of each image.
+        good: Indices of the readable images.
+        indices: Indices of the images in each part; some images may be in none.
     """
     part_of = {index: part for part, some in indices.items() for index in some.tolist()}
     lines = sorted(
@@ -99,8 +103,8 @@ def compute_fingerprint(dataset: Dataset, digests: Sequence[bytes], good: Ints, 
 
 
 def hash_position(digest: bytes) -> float:
-    """Where a content lies, from 0 to below 1: evenly spread, and forever the same."""
-    # The upper 53 of 64 bits, which a float holds exactly; all 64 could round to 1.
+    """Return the position of a content, in [0, 1): uniform, and the same forever."""
+    # A float holds the upper 53 of 64 bits exactly; all 64 could round to 1.
     return (int.from_bytes(hashlib.blake2b(b"svertka split" + digest, digest_size=8).digest()) >> 11) / 2**53
 
 
@@ -109,5 +113,5 @@ def _place(u: float, val: float, test: float) -> str:
 
 
 def _other_train(digest: bytes, members: list[bytes], place: dict[bytes, str]) -> bool:
-    """Whether a class with these `members` still has something to learn from without `digest`."""
+    """Return whether a class with these `members` has training images other than `digest`."""
     return any(place[other] == "train" and other != digest for other in members)

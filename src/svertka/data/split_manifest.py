@@ -1,6 +1,6 @@
-"""Which images a run was trained on, chose by and was tested on, by the digests of their contents.
+"""Manifest of a run's images: the content digests of its training, validation and test images.
 
-Kept with the run: a path says nothing about an image once a folder was moved, linked, copied or mounted elsewhere.
+A path would no longer identify an image once a folder is moved, linked, copied or mounted elsewhere.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,10 +22,11 @@ INHERITED = "inherited"
 
 @dataclass(frozen=True)
 class Manifest:
-    """The digests of a run's images.
+    """Digests of a run's images.
 
-    `parts`: those in "train", "val" and "test"; no digest is in two of them. `inherited`: those that the weights from
-    which the run started had been trained on.
+    Attributes:
+        parts: Digests in "train", "val" and "test"; no digest is in two of them.
+        inherited: Digests that the initial weights had been trained on.
     """
 
     parts: dict[str, frozenset[bytes]]
@@ -35,32 +36,38 @@ class Manifest:
     def of(
         cls, digests: Sequence[bytes], indices: dict[str, Ints], inherited: frozenset[bytes] = frozenset()
     ) -> "Manifest":
-        """The manifest of images with `digests`, (N,), whose parts are at `indices`."""
+        """Return the manifest of images with `digests`, (N,), whose parts are at `indices`."""
         return cls({part: frozenset(digests[i] for i in indices[part].tolist()) for part in PARTS}, inherited)
 
     @property
     def contents(self) -> frozenset[bytes]:
-        """Digests of all images of the run, whatever their part."""
+        """Digests of all images of the run."""
         return frozenset().union(*self.parts.values())
 
     @property
     def trained_on(self) -> frozenset[bytes]:
-        """Digests of all images that the weights have been fitted to, those of earlier runs included."""
+        """Digests of all images that the weights were trained on, in this run or earlier ones."""
         return self.parts["train"] | self.inherited
 
     def part_of(self, digest: bytes) -> str:
-        """The part of the run that holds this content; "" if none does."""
+        """Return the part of the run that holds a content; "" if none does."""
         return next((part for part in PARTS if digest in self.parts[part]), "")
 
     def parts_of(self, digests: Iterable[bytes]) -> npt.NDArray[np.str_]:
-        """`part_of` each of `digests`, (N,), but "train" for all that the weights have been fitted to."""
+        """Return the part of each of `digests`, (N,), but "train" for all that the weights were trained on."""
         return np.array(["train" if one in self.inherited else self.part_of(one) for one in digests], dtype="<U5")
 
     def indices(self, digests: Sequence[bytes], parts: npt.NDArray[np.str_], good: Ints) -> dict[str, Ints]:
-        """The images at `good` that the run has in each part, found again; each (n,) int64, ascending.
+        """Find the images of each part of the run again.
 
-        `digests`: (N,) of contents. `parts`: (N,), those that the source itself names, as in `Dataset`: a copy of a
-        training image in the source's own test part is in no part of the run.
+        Args:
+            digests: Content digest of each image.
+            parts: Part that the source names for each image, (N,), as in `Dataset`. A copy of a training image in the
+                source's test part is in no part of the run.
+            good: Indices of the readable images.
+
+        Returns:
+            Indices of the images in each part, (n,) int64, ascending.
         """
         contents = [digests[i] for i in good.tolist()]
         held, named = np.array([self.part_of(one) for one in contents], dtype="<U5"), parts[good]
@@ -72,20 +79,20 @@ class Manifest:
         }
 
     def write(self, path: Path) -> None:
-        """Write the manifest, 16 bytes an image.
+        """Write the manifest, 16 bytes per image.
 
         Raises:
-            StorageError: the disk is full or the folder cannot be written.
+            StorageError: The disk is full or the folder cannot be written.
         """
         everything = self.parts | {INHERITED: self.inherited}
         write_tensors(path, {name: _as_tensor(digests) for name, digests in everything.items()})
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
-        """The manifest in `path`.
+        """Read the manifest in `path`.
 
         Raises:
-            RunError: it is missing or damaged.
+            RunError: The file is missing or damaged.
         """
         tensors, _ = read_tensors(path)
         wanted = {*PARTS, INHERITED}

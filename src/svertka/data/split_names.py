@@ -1,4 +1,4 @@
-"""By what names people call the training, validation and test parts of their data."""
+"""Names that people give to the training, validation and test parts of their data."""
 
 import re
 from collections.abc import Iterable
@@ -10,12 +10,12 @@ WORDS = {
 }
 PART_OF_WORD = {word: part for part, words in WORDS.items() for word in words}
 EVALUATION = ("eval", "evaluation")
-# Beside the part's own name, these say nothing: train_images, test-set.
+# Words without meaning beside the name of a part: train_images, test-set.
 FILLERS = {"set", "data", "images", "image", "imgs", "img", "split", "folder", "part", "photos", "pictures", "labels"}
 
 
 def part_of(name: str) -> str | None:
-    """The part ("train", "val", "test") that a folder or a word called `name` means; None if it means none.
+    """Return the part that a folder or word called `name` means; None if it means none.
 
     >>> part_of("Training"), part_of("test_images"), part_of("seg_train"), part_of("trains")
     ('train', 'test', None, None)
@@ -25,10 +25,10 @@ def part_of(name: str) -> str | None:
 
 
 def parts_of(names: Iterable[str]) -> dict[str, str]:
-    """The part that each of the folders `names`, which lie together, means; those that mean none are left out.
+    """Return the part that each of the sibling folders `names` means, without those that mean none.
 
-    A further word that several share ("seg_train", "seg_test") does not count. Where there is a val part and no test
-    part, "evaluation" is the test part.
+    A further word that several share ("seg_train", "seg_test") is ignored. "evaluation" is the test part if there is
+    another val part and no test part.
     """
     read = {name: meant for name in names if (meant := _read(name))}
     shared = {rest for part, rest in read.values() if part == "train"}
@@ -37,7 +37,7 @@ def parts_of(names: Iterable[str]) -> dict[str, str]:
     late = [name for name, part in found.items() if part == "val" and set(_words(name)) & set(EVALUATION)]
     if late and "test" not in kinds and kinds.count("val") > len(late):
         found |= dict.fromkeys(late, "test")
-    # One folder called after a part and something else, alone, is a folder like any other.
+    # A single folder whose name has a further word is not a part.
     lone = [name for name in found if read[name][1]]
     if len({found[name] for name in lone}) < 2:
         found = {name: part for name, part in found.items() if name not in lone}
@@ -45,7 +45,7 @@ def parts_of(names: Iterable[str]) -> dict[str, str]:
 
 
 def _read(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """The part that `name` means, and its further words; None if it means none, or several."""
+    """Return the part that `name` means and its further words; None if it means none, or several."""
     words = _words(name)
     parts = [PART_OF_WORD[word] for word in words if word in PART_OF_WORD]
     if len(parts) != 1:
@@ -54,7 +54,7 @@ def _read(name: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def _words(name: str) -> list[str]:
-    """The words of "segTrain", "seg_train" or "SEG TRAIN 2", in lower case, without numbers at their ends."""
+    """Return the words of "segTrain", "seg_train" or "SEG TRAIN 2", in lower case, without trailing numbers."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     words = [word for word in re.split(r"[\W_]+", spaced.lower()) if word]
     return [word.rstrip("0123456789") or word for word in words]

@@ -252,4 +252,4 @@ def _naming_image(images: Images, index: int) -> Iterator[None]:
         yield
     except ImageError as error:
         name = images.name(index)
-        raise DataError(f"{name} cannot be read: {error}; fix or remove it and start again") from error
+        raise DataError(f"{name} cannot be read: {error}; fix or remove the file and start again") from error
