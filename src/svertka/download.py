@@ -1,4 +1,4 @@
-"""Files from the network: resumed where they were cut, checked, and whole or absent."""
+"""Downloads: resumed after interruptions, verified by checksum, and complete or absent."""
 
 import hashlib
 import http
@@ -14,23 +14,30 @@ from svertka.errors import FetchError
 from svertka.files import lock_file, storage_errors, sync_folder
 from svertka.progress import progress
 
-TIMEOUT = 20.0  # seconds without a byte before a server counts as gone
-CUTS = 5  # a connection that is cut is taken up again this often in a row, as long as each brings something
+TIMEOUT = 20.0  # seconds without data after which a server counts as gone
+CUTS = 5  # interrupted connections in a row that are resumed, as long as each brings data
 BLOCK = 1 << 18  # bytes read at once
 MEGABYTE = 1_000_000
 
 
 def download_file(urls: Sequence[str], path: Path, checksum: str, instead: str = "") -> Path:
-    """`path`, downloaded from the first of `urls` that gives it, unless it is there already.
+    """Download `path` from the first of `urls` that provides it, unless it exists.
 
-    `checksum`: "md5:" or "sha256:" (any name `hashlib` knows) and the first hexadecimal digits of the digest, all of
-    them or as many as were published. `instead`: what to do by hand when nothing can be fetched; by default, to put
-    the file at `path`. Until it is checked the file is called `path` + ".part"; a later call goes on from there. Of
-    two processes that want the same file one downloads and the other waits.
+    Until the checksum is verified the file is called `path` + ".part"; a later call resumes it. If two processes
+    need the same file, one downloads it and the other waits.
+
+    Args:
+        urls: addresses of the same file.
+        path: where to store it.
+        checksum: "md5:" or "sha256:" (any name that `hashlib` has) and the first hexadecimal digits of the digest.
+        instead: what to do by hand if the download fails; default: put the file at `path`.
+
+    Returns:
+        `path`.
 
     Raises:
-        FetchError: no address gave a file with that checksum.
-        StorageError: it cannot be written.
+        FetchError: no URL provided a file with this checksum.
+        StorageError: the file cannot be written.
     """
     if path.exists():
         return path
@@ -39,7 +46,7 @@ def download_file(urls: Sequence[str], path: Path, checksum: str, instead: str =
     with lock_file(path.with_name(f".{path.name}.lock")):
         failures = []
         for url in urls:
-            if path.exists():  # another process had the lock before
+            if path.exists():  # another process has downloaded it
                 return path
             try:
                 return _fetch_one(url, path, checksum)
@@ -50,7 +57,7 @@ def download_file(urls: Sequence[str], path: Path, checksum: str, instead: str =
 
 
 class _HostError(Exception):
-    """Why one address did not give the file, to follow the host's name in a sentence."""
+    """Why one URL failed, to follow the host's name in a sentence."""
 
 
 def _fetch_one(url: str, path: Path, checksum: str) -> Path:
@@ -59,13 +66,13 @@ def _fetch_one(url: str, path: Path, checksum: str) -> Path:
     _download(url, part)
     actual = _digest(part, checksum)
     if resumed and actual != checksum:
-        # What was there came from elsewhere, or the file changed in between: once more, from the beginning.
+        # The part came from elsewhere, or the file has changed: download all of it once.
         part.unlink()
         _download(url, part)
         actual = _digest(part, checksum)
     if actual != checksum:
         part.unlink()
-        raise _HostError(f"gave a file with checksum {actual}, not {checksum}")
+        raise _HostError(f"sent a file with checksum {actual}, not {checksum}")
     with storage_errors(path):
         part.replace(path)
         sync_folder(path.parent)
@@ -73,14 +80,14 @@ def _fetch_one(url: str, path: Path, checksum: str) -> Path:
 
 
 def _digest(path: Path, checksum: str) -> str:
-    """The checksum that `path` has, written as `checksum` is."""
+    """Return the checksum of `path` in the form of `checksum`."""
     algorithm, _, digits = checksum.partition(":")
     with storage_errors(path), path.open("rb") as file:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()[: len(digits)]}"
 
 
 def _download(url: str, part: Path) -> None:
-    """Bring `part` to its full length, taking cut connections up again."""
+    """Complete `part`, resuming interrupted connections."""
     cuts = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
@@ -90,7 +97,7 @@ def _download(url: str, part: Path) -> None:
         except urllib.error.HTTPError as error:
             error.close()
             if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and before:
-                return  # nothing is left after what we have; the checksum tells whether that is the file
+                return  # the part has the full length; the checksum decides
             raise _HostError(f"answered {error.code} {error.reason}") from error
         except (OSError, http.client.HTTPException) as error:
             cuts += 1
@@ -100,7 +107,7 @@ def _download(url: str, part: Path) -> None:
 
 
 def _receive(url: str, part: Path, start: int) -> None:
-    """Append to `part` what the server has from byte `start` on, or all of it where it does not do ranges."""
+    """Append to `part` from byte `start`, or write all of it if the server does not support ranges."""
     headers = {"User-Agent": "svertka", **({"Range": f"bytes={start}-"} if start else {})}
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:

@@ -1,4 +1,4 @@
-"""How the C library deals with freed memory: a setting of the whole process, made by the command line."""
+"""Settings of glibc's malloc for freed memory; they apply to the whole process."""
 
 import ctypes
 from contextlib import suppress
@@ -7,12 +7,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Let the C library use freed memory again, up to blocks of 1 GB, where it would give it back to the system.
+    """Let malloc reuse freed blocks of up to 1 GB instead of returning them to the system.
 
-    Its own limit is 32 MB: every larger tensor is then given back when it is freed, and the system clears each page of
-    the next one, which took half of the time of EfficientNet-Lite0 at 64 pictures. It cannot be undone, so that no
-    function of the library does it; a program or notebook that has the process to itself may. Elsewhere than in glibc:
-    nothing.
+    glibc's own limit is 32 MB. Beyond it, the system clears each page of every new tensor, which took half of the time
+    of EfficientNet-Lite0 with 64 images. The setting cannot be undone, so that only the command line uses it. Without
+    glibc this does nothing.
     """
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -21,6 +20,6 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Let the system have what `keep_freed_memory` keeps. Elsewhere than in glibc: nothing."""
+    """Return freed memory to the system. Without glibc this does nothing."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Requests to stop, by Ctrl-C, SIGTERM or SIGHUP: followed at once, or noted until a good moment."""
+"""Handling of Ctrl-C, SIGTERM and SIGHUP: an exception at once, or a flag to check later."""
 
 import os
 import signal
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from types import FrameType
 
 Handler = Callable[[int, FrameType | None], object]
-AGAIN_SECONDS = 0.05  # until a request is repeated where an exception would be lost
+AGAIN_SECONDS = 0.05  # until a signal is repeated where the exception would be lost
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Stopped(KeyboardInterrupt):
-    """A request to stop came, the signal `number`; whoever handles Ctrl-C handles this, too."""
+    """Raised on the signal `number`; code that handles KeyboardInterrupt handles it, too."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -24,22 +24,22 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class StopRequest:
-    """`number`: the signal that came; None as long as none did."""
+    """The last signal received during a context; `number` is None before."""
 
     number: int | None = None
 
     @property
     def exit_code(self) -> int:
-        """As shells say that a process ended by a signal: 130, 143 or 129."""
+        """Exit code of a process that a signal ended: 130, 143 or 129."""
         return 128 + (self.number or signal.SIGINT)
 
 
 @contextmanager
 def raise_on_stop() -> Iterator[StopRequest]:
-    """Let each request raise `Stopped` during the body, and tell which came.
+    """Raise `Stopped` on each signal during the body.
 
-    It is raised a little later where it would be lost: in an import, since PyTorch goes on without NumPy if that of
-    NumPy fails, and in a finalizer.
+    It is raised AGAIN_SECONDS later where it would be lost: in an import, since PyTorch continues without NumPy if the
+    import of NumPy fails, and in a finalizer.
     """
     request = StopRequest()
     repeated: list[threading.Timer] = []
@@ -75,7 +75,7 @@ def raise_on_stop() -> Iterator[StopRequest]:
 
 @contextmanager
 def defer_stop() -> Iterator[StopRequest]:
-    """Only note a request during the body; a second one of its kind is handled as it was before."""
+    """Only record a signal during the body; a second one of its kind is handled as before."""
     request = StopRequest()
     before: dict[int, Handler | int | None] = {}
 
@@ -89,7 +89,7 @@ def defer_stop() -> Iterator[StopRequest]:
 
 
 def _is_import(frame: FrameType | None) -> bool:
-    """Whether what runs in `frame` is called by an import."""
+    """Return whether `frame` runs inside an import."""
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             return True
@@ -99,9 +99,9 @@ def _is_import(frame: FrameType | None) -> bool:
 
 @contextmanager
 def _handled_by(handler: Handler) -> Iterator[dict[int, Handler | int | None]]:
-    """Let `handler` handle the requests during the body, in the main thread; what handled them before, by number.
+    """Install `handler` for STOP_SIGNALS during the body, in the main thread; yield the previous handlers by number.
 
-    A hang-up that is ignored, as under nohup, stays ignored.
+    SIGHUP stays ignored if it is, as under nohup.
     """
     before: dict[int, Handler | int | None] = {}
     if threading.current_thread() is threading.main_thread():

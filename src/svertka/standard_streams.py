@@ -1,4 +1,4 @@
-"""stdout and stderr that may be full, closed, or a terminal that is gone: only messages are lost in silence."""
+"""stdout and stderr that may be full, closed or gone: results raise an error, messages are dropped."""
 
 import errno
 import os
@@ -10,11 +10,11 @@ from typing import Any
 # What a stream prints that cannot encode these; other characters become escapes.
 ASCII = str.maketrans({"…": "...", "×": "x", "–": "-", "→": "->", "·": "*", "≤": "<=", "²": "2"})
 
-_lost: list[str] = []  # why nothing more can be printed on stderr
+_lost: list[str] = []  # why stderr failed
 
 
 class OutputLostError(Exception):
-    """stdout takes nothing more; `wanted`: whether somebody still reads it. Not an OSError, which may be of a file."""
+    """Raised when stdout fails; `wanted` is False if its reader is gone. Not an OSError, which files raise."""
 
     def __init__(self, reason: str, *, wanted: bool) -> None:
         super().__init__(reason)
@@ -22,13 +22,13 @@ class OutputLostError(Exception):
 
 
 class _Stream:
-    """A text stream (None: a closed one) whose failures are `_failed`; all else is the stream's own."""
+    """A wrapper of a text stream (None if closed) that passes failures to `_failed`."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Write `text`, or say why not in the way of the class."""
+        """Write `text`."""
         try:
             if self.stream is None:
                 raise OSError(errno.EBADF, "it is closed")
@@ -38,7 +38,7 @@ class _Stream:
         return len(text)
 
     def flush(self) -> None:
-        """Write what is still held back."""
+        """Flush the stream."""
         try:
             if self.stream is not None:
                 self.stream.flush()
@@ -46,7 +46,7 @@ class _Stream:
             self._failed(error)
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Return whether it is a terminal."""
         with suppress(OSError, ValueError):
             return self.stream is not None and bool(self.stream.isatty())
         return False
@@ -71,7 +71,7 @@ class _Messages(_Stream):
 
 
 def wrap_stderr(stream: Any) -> Any:
-    """`stream`, which is stderr, as one that goes on when nothing can be written into it."""
+    """Return a wrapper of stderr that drops what cannot be written."""
     return stream if isinstance(stream, _Messages) else _Messages(stream)
 
 
@@ -86,13 +86,13 @@ def to_encodable(text: str, stream: Any) -> str:
 
 
 def stderr_failure() -> str | None:
-    """Why messages on stderr are lost; None as long as they are not."""
+    """Return why stderr failed; None if it did not."""
     return _lost[0] if _lost else None
 
 
 @contextmanager
 def guard_streams() -> Iterator[None]:
-    """Let stdout raise OutputLostError and stderr be silent during the body, where they take nothing more."""
+    """During the body, raise OutputLostError if stdout fails, and drop messages if stderr fails."""
     _occupy_closed()
     before = sys.stdout, sys.stderr
     _lost.clear()
@@ -106,16 +106,16 @@ def guard_streams() -> Iterator[None]:
 
 
 def _occupy_closed() -> None:
-    """Open what is closed of the first three descriptors, else a file of ours becomes stdout for libraries in C."""
+    """Open closed descriptors among the first three, so that no file becomes stdout for C libraries."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
 def _let_go(stream: Any) -> None:
-    """Flush `stream`; what it cannot take is dropped, else the interpreter complains about it when it ends."""
+    """Flush `stream` and drop what fails, so that the interpreter does not report it at exit."""
     try:
         if stream is not None:
             stream.flush()

@@ -231,7 +231,7 @@ def test_a_process_ends_with_its_server_and_imports_little() -> None:
 
 def test_a_process_that_does_not_start_is_said(jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     async def one(decoders: DecoderPool) -> None:
-        with pytest.raises(HTTPError, match="the process that decodes images ends with status 1"):
+        with pytest.raises(HTTPError, match="the decoder process exited with status 1"):
             await decoders.decode(jpeg, SETTINGS, DecodingUsage(), itself)
 
     monkeypatch.setattr(module, "ORDINARY_LIMITS", module.ORDINARY_LIMITS._replace(memory="none"))

@@ -1,8 +1,8 @@
-"""Processes that decode images: how many, with which limits, and whose turn it is.
+"""A pool of processes that decode images, with limits on CPU time and memory, and a fair order of requests.
 
-An image is tried in the first of two lanes, whose processes have little time and memory: enough for nearly all that
-people send. What needs more goes to the second lane, where one process of low priority works at a time. So a slow or
-large image holds up others of its kind alone, and all decoders together have a fixed limit of memory.
+An image is tried first in the group for ordinary images, whose processes have little time and memory. An image that
+needs more goes to the group for large images, a single process of low priority. So slow and large images delay only
+each other, and all decoders together have a fixed limit of memory.
 """
 
 import asyncio
@@ -39,23 +39,23 @@ Pixels = npt.NDArray[np.uint8]
 Result = TypeVar("Result")
 
 REQUEST_SECONDS = 20.0  # of CPU time for one request, all of its images together
-ABANDONED_SECONDS = 0.25  # that an image which nobody waits for is still decoded: a new process costs as much
-MMAP_MIN_BYTES = 1 << 20  # bytes of pixels from which they get pages of their own
-PIPE_BYTES = 1 << 20  # that fit into a pipe, where the system lets one choose
+ABANDONED_SECONDS = 0.25  # that decoding goes on for a client that is gone: a new process takes as long
+MMAP_MIN_BYTES = 1 << 20  # pixels of this size get memory pages of their own
+PIPE_BYTES = 1 << 20  # capacity of a pipe, where the system lets one choose
 
 
 # Enough for 24 megapixels of a camera's JPEG, or 13 of a PNG.
 ORDINARY_LIMITS = DecodingLimits(memory=128 << 20, seconds=0.5, work=32_000_000)
 # An image may need 1 GiB (`image_io.MEMORY_LIMIT`), and the process has some more.
 LARGE_LIMITS = DecodingLimits(memory=1408 << 20, seconds=6.0, work=sys.maxsize, niceness=10)
-MAX_LARGE_WAITING = 8  # images; the next one is told to come again
+MAX_LARGE_WAITING = 8  # images; further ones get 503
 
 
 @dataclass
 class DecodingUsage:
-    """What one request has had decoded: `seconds` of it, and images that are being decoded now.
+    """CPU time that decoding for one request has taken, and its images in progress.
 
-    `large`: held by the one of its images that is, or waits to be, in the second lane.
+    `large`: held by the one image of the request that is in the group for large images, or waits for it.
     """
 
     seconds: float = 0.0
@@ -64,11 +64,11 @@ class DecodingUsage:
 
 
 class DecoderDiedError(Exception):
-    """An image needs more time than its lane gives, or ends the process."""
+    """An image exceeds the time limit of its group, or crashes the process."""
 
 
 class DecoderPool:
-    """Decodes images in other processes; `processes` of them for ordinary images, and one for those that are not."""
+    """Decoder processes: `processes` of them for ordinary images, and one for large images."""
 
     def __init__(self, processes: int) -> None:
         self._lanes = (
@@ -77,17 +77,17 @@ class DecoderPool:
         )
 
     def start(self) -> None:
-        """Start the processes, so that nobody has to wait for it; from within the event loop."""
+        """Start the processes for ordinary images, from within the event loop."""
         self._lanes[0].start()
 
     def stop(self) -> None:
-        """End all processes, whatever they do."""
+        """Kill all processes."""
         for lane in self._lanes:
             lane.stop()
 
     @property
     def pids(self) -> list[int]:
-        """The ids of the processes that run."""
+        """Ids of the running processes."""
         return [worker.pid for lane in self._lanes for worker in lane.workers]
 
     async def decode(
@@ -97,9 +97,7 @@ class DecoderPool:
         account: DecodingUsage,
         then: Callable[[Pixels], Result],
     ) -> Result:
-        """What `then` makes of the image in `data`, as `decoding.decoded` gives it. Cancelled, it is given up.
-
-        `then` runs in a thread.
+        """Return what `then`, in a thread, returns for the pixels of the image in `data`; see `decode_image`.
 
         Raises:
             ImageError: it cannot be read. HTTPError: 503, too many large ones are waiting.
@@ -119,7 +117,7 @@ class DecoderPool:
 
 
 class WorkerGroup:
-    """So many `processes` with the same limits, and the images that wait for one of them, `waiting` at most."""
+    """Processes with the same limits, and a queue of at most `waiting` images."""
 
     def __init__(self, limits: DecodingLimits, processes: int, waiting: int) -> None:
         self.workers: set[Worker] = set()
@@ -130,12 +128,12 @@ class WorkerGroup:
         self._stopped = False
 
     def start(self) -> None:
-        """Start all processes that do not run."""
+        """Start the processes that are not running."""
         while len(self.workers) < self._processes and not self._stopped:
             self._idle.append(self._started())
 
     def stop(self) -> None:
-        """End all processes."""
+        """Kill all processes."""
         self._stopped = True
         for worker in self.workers:
             worker.kill()
@@ -150,7 +148,7 @@ class WorkerGroup:
         account: DecodingUsage,
         then: Callable[[Pixels], Result],
     ) -> Result:
-        """What `then` makes of the image in `data`.
+        """Return what `then` returns for the pixels of the image in `data`.
 
         Raises:
             ImageError: it cannot be read. TooMuchError, MoreError: not within the limits.
@@ -165,7 +163,7 @@ class WorkerGroup:
             self._release(account)
             raise HTTPError(503, "no process to decode images can be started now", {"Retry-After": "5"}) from error
         loop = asyncio.get_running_loop()
-        # Where there is no timer for CPU time, or the process hangs.
+        # For systems without a CPU timer, and for processes that hang.
         limit = loop.call_later(10 * self._limits.seconds, worker.kill)
         future = loop.run_in_executor(self._threads, lambda: then(worker.decode(data, settings)))
         future.add_done_callback(partial(self._finished, worker, account, limit))
@@ -183,25 +181,25 @@ class WorkerGroup:
         future: asyncio.Future[Any],
     ) -> None:
         limit.cancel()
-        future.exception()  # whoever waited has been told; if nobody did, nobody need be
+        future.exception()  # marks it as retrieved, if the client is gone
         account.seconds += worker.seconds
         if worker.is_alive:
             self._idle.append(worker)
         else:
             self.workers.discard(worker)
             worker.close()
-            with contextlib.suppress(OSError):  # the next image tries again
+            with contextlib.suppress(OSError):  # the next image starts one
                 self.start()
         self._release(account)
 
     async def _turn(self, account: DecodingUsage) -> None:
-        """Wait until a process is free for this request."""
+        """Wait for a process."""
         if self._free:
             self._free -= 1
             account.running += 1
             return
         if len(self._waiting) >= self._most_waiting:
-            raise HTTPError(503, "too many large images are waiting already", {"Retry-After": "10"})
+            raise HTTPError(503, "too many large images are waiting; try again later", {"Retry-After": "10"})
         entry = account, asyncio.get_running_loop().create_future()
         self._waiting.append(entry)
         try:
@@ -209,14 +207,16 @@ class WorkerGroup:
         except asyncio.CancelledError:
             if entry in self._waiting:
                 self._waiting.remove(entry)
-            else:  # its turn had come
+            else:  # a process was already assigned
                 self._release(account)
             raise
 
     def _release(self, account: DecodingUsage) -> None:
-        """Hand a turn on: to the request with the fewest images in work, and among these the least served."""
+        """Assign the free process to the request with the fewest images in progress and the least CPU time."""
         account.running -= 1
-        waiting = [entry for entry in self._waiting if not entry[1].done()]  # those given up are about to leave
+        waiting = [
+            entry for entry in self._waiting if not entry[1].done()
+        ]  # cancelled ones are about to leave the queue
         if not waiting:
             self._free += 1
             return
@@ -232,19 +232,19 @@ class WorkerGroup:
 
 
 class Worker:
-    """One process of `decoding`, asked over pipes."""
+    """One decoder process, with pipes to it and from it."""
 
     def __init__(self, limits: DecodingLimits) -> None:
-        self.is_alive = True  # so that it can take another image
+        self.is_alive = True  # and can take another image
         self.seconds = 0.0  # of CPU time, for the last image
         self._limit_seconds = limits.seconds
-        # What this process can import, that one can; what lies in its working directory it does not import.
+        # It imports what this process can import, and nothing from its working directory.
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
-            "MALLOC_ARENA_MAX": "1",  # each further one takes 64 MB of the memory that it may have
-            "MALLOC_MMAP_THRESHOLD_": str(4 << 20),  # what was large is given back as soon as it is freed
+            "MALLOC_ARENA_MAX": "1",  # each further arena takes 64 MB of address space
+            "MALLOC_MMAP_THRESHOLD_": str(4 << 20),  # returns large blocks to the system when they are freed
         }
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "svertka.serving.decoder_process", json.dumps(limits)],
@@ -253,7 +253,7 @@ class Worker:
             stderr=subprocess.DEVNULL,
             env=environment,
             bufsize=0,
-            start_new_session=True,  # signals of the terminal are the server's to act on
+            start_new_session=True,  # the server handles signals of the terminal
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -263,18 +263,18 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """The id of the process."""
+        """Id of the process."""
         return self._process.pid
 
     def decode(self, data: bytes | bytearray, settings: DecodingSettings) -> Pixels:
-        """The image in `data`; blocks until it is there.
+        """Return the image in `data`, (H, W, 3) uint8 RGB; blocks until it is decoded.
 
         Raises:
             ImageError: it cannot be read. TooMuchError, MoreError: not within the limits of the process.
             HTTPError: 503, the process does not work.
         """
         text = json.dumps(settings).encode()
-        self.seconds = self._limit_seconds  # unless it says otherwise
+        self.seconds = self._limit_seconds  # unless its answer says otherwise
         try:
             _write(self._jobs, JOB.pack(len(text), len(data)) + text)
             _write(self._jobs, data)
@@ -285,24 +285,24 @@ class Worker:
         except (OSError, EOFError) as error:
             self.kill()
             status = self._process.wait()
-            if status > 0:  # not by a signal, as where an image is too much for it
-                reason = f"the process that decodes images ends with status {status}"
+            if status > 0:  # not killed by a signal
+                reason = f"the decoder process exited with status {status}"
                 raise HTTPError(503, reason, {"Retry-After": "10"}) from error
             raise DecoderDiedError from error
 
     def kill(self) -> None:
-        """End it, whatever it does."""
+        """Kill the process."""
         self.is_alive = False
         self._process.kill()
 
     def close(self) -> None:
-        """Wait for the end of a process that was killed, and close its pipes."""
+        """Wait for the end of a killed process, and close its pipes."""
         self._process.wait()
         self._jobs.close()
         self._answers.close()
 
     def _read(self, size: int) -> memoryview:
-        # Memory of its own: the C library would keep what is freed, and large images would not leave it again.
+        # Mapped memory is returned when freed; the C library would keep it.
         content = memoryview(mmap.mmap(-1, size) if size > MMAP_MIN_BYTES else bytearray(size))
         rest = content
         while rest:
@@ -320,7 +320,7 @@ def _write(file: Any, content: bytes | bytearray) -> None:
 
 
 def _widen(pipe: Any) -> None:
-    """Let a pipe hold more, so that an image is handed over in few steps, where the system allows it."""
+    """Enlarge a pipe, where the system allows it, so that an image takes few writes."""
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import fcntl
 

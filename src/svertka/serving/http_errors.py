@@ -1,10 +1,10 @@
-"""Why a request gets no answer: a status of HTTP, one sentence, and what the client may do about it."""
+"""The error that a request is answered with."""
 
 
 class HTTPError(Exception):
-    """`status` and `sentence` for the client, and `headers` that go with them.
+    """An HTTP `status`, one `sentence` for the client, and `headers`.
 
-    `reason`: the same where it is told of one of several pictures.
+    `reason`: the sentence in the entry of an image among several; default: `sentence`.
     """
 
     def __init__(

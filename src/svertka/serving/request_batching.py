@@ -1,4 +1,4 @@
-"""Requests that come at the same time, answered together."""
+"""Request batching: images that arrive together go through the network together."""
 
 import asyncio
 import math
@@ -11,18 +11,22 @@ from torch import Tensor
 
 from svertka.serving.http_errors import HTTPError
 
-MAX_PENDING_IMAGES = 256  # pictures that are waited for at a time; the next one is told to come again
-# Pictures that the network is given at once, at most: on a CPU eight take no longer each than sixteen do, and whoever
-# comes meanwhile waits half as long.
+MAX_PENDING_IMAGES = 256  # further ones get 503
+# Images per batch: on a CPU, an image of 8 takes no longer than one of 16, and later images wait half as long.
 MAX_BATCH = 8
-BATCH_WAIT_SECONDS = 0.005  # seconds that pictures wait for the next one which is on its way
+BATCH_WAIT_SECONDS = 0.005  # that images wait for the next one in progress
 
 
 class Batcher:
-    """Hands pictures to `compute` (a list of them to rows of results), as many together as are there.
+    """Passes images to `compute` in batches, as they arrive.
 
-    While the network is free, pictures wait for each other one that is on its way, but not longer than DEADLINE for the
-    next, and not at all when there is none. `free`: set but while it computes.
+    While the network is idle, a batch waits up to BATCH_WAIT_SECONDS for each image that is being read or decoded, and
+    not at all if there is none.
+
+    Args:
+        compute: maps a list of images to rows of results.
+        thread: runs `compute`.
+        free: an event that is set except while `compute` runs.
     """
 
     def __init__(
@@ -30,21 +34,23 @@ class Batcher:
     ) -> None:
         self._compute, self._thread, self._free = compute, thread, free or asyncio.Event()
         self._queue: asyncio.Queue[tuple[Tensor, asyncio.Future[Tensor]]] = asyncio.Queue()
-        self._seconds = 0.05  # a picture takes, about
+        self._seconds = 0.05  # running mean per image
 
-        self.open = 0  # pictures that were let in and are not answered
+        self.open = 0  # images in progress
         self.answered = 0
 
     @contextmanager
     def reserve(self, count: int) -> Iterator[None]:
-        """In the block `count` pictures may be handed in.
+        """Reserve places for `count` images during the body.
 
         Raises:
-            HTTPError: 503, there is no room.
+            HTTPError: 503, all places are taken.
         """
         if self.open + count > MAX_PENDING_IMAGES:
             seconds = math.ceil(self.open * self._seconds)
-            raise HTTPError(503, f"{self.open} pictures are waiting already", {"Retry-After": str(max(1, seconds))})
+            raise HTTPError(
+                503, f"{self.open} images are waiting; try again later", {"Retry-After": str(max(1, seconds))}
+            )
         self.open += count
         try:
             yield
@@ -52,13 +58,13 @@ class Batcher:
             self.open -= count
 
     async def submit(self, picture: Tensor) -> Tensor:
-        """What `compute` makes of `picture`."""
+        """Return the row that `compute` returns for `picture`."""
         future: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((picture, future))
         return await future
 
     async def run(self) -> None:
-        """Answer, until it is cancelled."""
+        """Compute batches until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             batch = await self._batch()
@@ -66,7 +72,7 @@ class Batcher:
             self._free.clear()
             try:
                 rows = await loop.run_in_executor(self._thread, self._compute, [picture for picture, _ in batch])
-            except Exception as error:  # whoever asked has to hear of it
+            except Exception as error:  # each request fails with it
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)
@@ -92,7 +98,7 @@ class Batcher:
         return batch
 
     async def _next(self) -> tuple[Tensor, asyncio.Future[Tensor]]:
-        """The next picture whose client still waits for it."""
+        """Return the next image whose client is still connected."""
         while True:
             picture, future = await self._queue.get()
             if not future.done():

@@ -1,4 +1,4 @@
-"""Bodies of requests: no larger, no slower and no more at a time than the memory and the patience of a server allow."""
+"""Limits on the bodies of requests: size, time, and the memory of all bodies together."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,15 +9,15 @@ from starlette.requests import ClientDisconnect, Request
 from svertka.malloc import give_back_freed_memory
 from svertka.serving.http_errors import HTTPError
 
-MAX_BODY_BYTES = 24 << 20  # bytes of one
-MAX_TOTAL_BYTES = 192 << 20  # bytes of all that are held at a time
-TRIM_MIN_BYTES = 4 << 20  # bytes of one whose memory is given back; that of others serves the next ones
+MAX_BODY_BYTES = 24 << 20  # of one body
+MAX_TOTAL_BYTES = 192 << 20  # of all bodies in memory
+TRIM_MIN_BYTES = 4 << 20  # freed bodies of this size are returned to the system; smaller ones are reused
 TRIM_DELAY_SECONDS = 2.0
-BODY_SECONDS = 20.0  # in which one has to arrive
+BODY_SECONDS = 20.0  # for one body to arrive
 
 
 class BodyReader:
-    """Reads bodies; `held` is how many bytes of them are in memory now."""
+    """Reads bodies; `held` counts their bytes in memory."""
 
     def __init__(self) -> None:
         self.held = 0
@@ -25,10 +25,11 @@ class BodyReader:
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytearray]:
-        """The body of `request`, counted as held until the block ends.
+        """Read the body of `request`; it counts as held until the context ends.
 
         Raises:
-            HTTPError: 413 it is too large; 408 it is too slow; 503 the memory for bodies is taken; 400 it broke off.
+            HTTPError: 413, it is too large; 408, it is too slow; 503, the memory for bodies is in use; 400, the client
+                disconnected.
         """
         said = request.headers.get("content-length", "")
         if said.isdecimal() and (len(said) > 18 or int(said) > MAX_BODY_BYTES):
@@ -43,13 +44,15 @@ class BodyReader:
                         if size > MAX_BODY_BYTES:
                             raise _too_large_error()
                         if self.held > MAX_TOTAL_BYTES:
-                            raise HTTPError(503, "too many pictures are being sent at a time", {"Retry-After": "2"})
+                            raise HTTPError(
+                                503, "too many images are being sent; try again later", {"Retry-After": "2"}
+                            )
                         body += chunk
             except TimeoutError as error:
-                sentence = f"the picture did not arrive within {BODY_SECONDS:.0f} seconds"
+                sentence = f"the body did not arrive within {BODY_SECONDS:.0f} seconds"
                 raise HTTPError(408, sentence, {"Connection": "close"}) from error
             except ClientDisconnect as error:
-                raise HTTPError(400, "the picture broke off") from error
+                raise HTTPError(400, "the client disconnected") from error
             yield body
         finally:
             self.held -= size
@@ -57,7 +60,7 @@ class BodyReader:
                 self._trim_soon()
 
     def _trim_soon(self) -> None:
-        """Give back the memory that a large body and its copies took, once for all that end within a while."""
+        """Return the memory of large bodies to the system, once for all that end within TRIM_DELAY_SECONDS."""
         if self._trim is None:
             loop = asyncio.get_running_loop()
             self._trim = loop.call_later(TRIM_DELAY_SECONDS, self._give_back, loop)
@@ -68,4 +71,4 @@ class BodyReader:
 
 
 def _too_large_error() -> HTTPError:
-    return HTTPError(413, f"a picture may have {MAX_BODY_BYTES >> 20} MiB at most")
+    return HTTPError(413, f"a body may have at most {MAX_BODY_BYTES >> 20} MiB")

@@ -19,14 +19,15 @@ from svertka.type_checking import check_types
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """Where a server is: the address to open, which holds the `token` where one is needed, and the `runs` by key."""
+    """Address of a server: the `url` to open, with the `token` if remote clients can connect, and the keys of the "
+    "`runs`."""
 
     url: str
     token: str | None
     runs: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for a JSON file."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
@@ -84,24 +85,24 @@ def serve(
 
 
 def _parse_root_path(path: str) -> str:
-    """`path` with a slash before it and none behind it; "" is the root itself."""
+    """Return `path` with a slash before it and none after it; "" is the root."""
     root = f"/{path.strip('/')}" if path.strip("/") else ""
     if re.fullmatch(r"[A-Za-z0-9._~/-]*", root) is None or "//" in root:
-        raise UsageError(f"root_path={path} is not a path in an address; use one such as /svertka")
+        raise UsageError(f"root_path={path} is not a URL path; use one such as /svertka")
     return root
 
 
 def _parse_host_name(name: str) -> str:
-    """The name of a host in small letters, without a port."""
+    """Return the host name in lowercase, without a port."""
     found = re.fullmatch(r"([a-z0-9_.-]{1,253}|\[[0-9a-f:.]+\])(:[0-9]+)?", name.lower())
     if found is None:
-        raise UsageError(f"allow_hosts={name} is not the name of a host; use one such as photos.example.org")
+        raise UsageError(f"allow_hosts={name} is not a host name; use one such as photos.example.org")
     return found[1].rstrip(".")
 
 
 def _server_address(sock: socket.socket, host: str, token: str | None, runs: Sequence[str]) -> ServerAddress:
     address = ipaddress.ip_address(sock.getsockname()[0])
-    # Of "every address" people open the one of the machine itself.
+    # 0.0.0.0 cannot be opened in a browser; the name of the machine can.
     name = socket.gethostname() if address.is_unspecified else f"[{address}]" if address.version == 6 else host
     return ServerAddress(
         url=f"http://{name}:{sock.getsockname()[1]}/" + (f"?token={token}" if token else ""),

@@ -1,4 +1,4 @@
-"""A run that is served: its network made fast, its names, and what may be read of its folder."""
+"""A served run: its optimized network, its classes, and the files of its folder that clients may read."""
 
 import base64
 import re
@@ -25,15 +25,18 @@ from svertka.pages.inline_images import encode_webp
 from svertka.run import Run, display_name
 from svertka.serving.decoder_process import DecodingSettings
 
-MAX_PIXELS = 50_000_000  # of a picture: what is decoded stays in memory beside others
-BATCH_SIZES = (8, 4, 2, 1)  # pictures in a pass: few sizes, since for each memory is planned and kept
-MAX_PIXELATED_SIZE = 64  # pixels a side up to which a picture is shown crisp
+MAX_PIXELS = 50_000_000  # of an image, since several decoded images are in memory
+BATCH_SIZES = (8, 4, 2, 1)  # few sizes, since each has a memory plan that is kept
+MAX_PIXELATED_SIZE = 64  # side in pixels up to which a page shows the pixels
 
 
 class ServedModel:
-    """The network of `run`, a run folder or a network with weights; `key` is its name in addresses.
+    """A network ready to serve; `key` is its name in URLs.
 
-    `taken`: keys of others.
+    Args:
+        run: run folder, or name of a network with weights.
+        device: where it computes.
+        taken: keys of other runs.
     """
 
     def __init__(self, run: str | PathLike[str], device: torch.device, taken: Collection[str] = ()) -> None:
@@ -45,7 +48,7 @@ class ServedModel:
         self._best = read_largest_activations(self.folder / "atlas") if self.folder is not None else {}
 
     def warm_up(self) -> None:
-        """Run once for each number of pictures, so that no request waits for what is found out only once.
+        """Run once for each batch size, so that no request waits for memory plans and timings.
 
         Raises:
             RunError: the network gives NaN.
@@ -59,18 +62,19 @@ class ServedModel:
 
     @property
     def decoding(self) -> DecodingSettings:
-        """How pictures are decoded for it."""
+        """How to decode its images."""
         preprocess = self.classifier.preprocess
         return DecodingSettings(preprocess.resize, MAX_PIXELS, preprocess.fit == "crop", preprocess.intensity_range)
 
     def prepared(self, pixels: Pixels) -> Tensor:
-        """What the network gets for a decoded picture (H, W, 3) uint8, (C, size, size) float32."""
+        """Preprocess a decoded image, (H, W, 3) uint8, to (C, size, size) float32."""
         preprocess = self.classifier.preprocess
         return preprocess.normalise(torch.from_numpy(preprocess.square(pixels)).permute(2, 0, 1)[None])[0]
 
     @torch.inference_mode()
     def probabilities(self, pictures: Sequence[Tensor]) -> Tensor:
-        """Class probabilities (N, K) float32 of N prepared pictures; NaN in one row says nothing of the others."""
+        """Return class probabilities, (N, K) float32, of N preprocessed images; rows are independent, also if one "
+        "is NaN."""
         rows, done = [], 0
         while done < len(pictures):
             number = next(size for size in BATCH_SIZES if size <= len(pictures) - done)
@@ -80,12 +84,17 @@ class ServedModel:
         return torch.cat(rows)
 
     def explain(self, pixels: Pixels, label: int | None) -> dict[str, Any]:
-        """For people: the picture as the network sees it, where it looked for class `label`, which units fired.
+        """Return the input of the network, the Grad-CAM overlay for a class, and the most active units.
 
-        `pixels`: of the decoded picture, (H, W, 3) uint8. `label`: None is the most probable.
+        Args:
+            pixels: decoded image, (H, W, 3) uint8.
+            label: index of the class; None for the most probable.
+
+        Returns:
+            The fields of `openapi.Explanation`.
 
         Raises:
-            RunError: the network gives NaN for it.
+            RunError: the network computes NaN for it.
         """
         preprocess = self.classifier.preprocess
         square = preprocess.square(pixels)
@@ -111,13 +120,13 @@ class ServedModel:
             places = F.interpolate(heat[:, None], size, mode="bilinear")[0, 0]
             result["heatmap"] = _data_url(encode_heatmap_overlay(places))
             result["units"] = [asdict(one) for one in find_top_units(self.classifier.network, image[0], self._best)]
-        except UsageError:  # a network without maps looks nowhere in particular
+        except UsageError:  # a network without feature maps
             pass
         return result
 
     @property
     def sentence(self) -> str:
-        """What it is, for people."""
+        """One or two sentences about the network, for a page."""
         config = self.classifier.config
         known, size = len(config.names), config.preprocess.size
         try:
@@ -129,20 +138,20 @@ class ServedModel:
         return f"{config.model}{trained}: {classes}. It sees a picture at {size}×{size} pixels."
 
     def file(self, name: str) -> Path | None:
-        """The file `name` of what people may see of the run: report.html and the atlas; None if there is none."""
+        """Return the path of report.html or of a file of the atlas; None for other names and for missing files."""
         if self.folder is None:
             return None
         try:
             folder = self.folder.resolve(strict=True)
             path = (folder / name).resolve(strict=True)
-        except (OSError, ValueError, RuntimeError):  # no such file; a NUL in its name; a ring of links
+        except (OSError, ValueError, RuntimeError):  # no such file, a NUL in its name, a loop of links
             return None
         allowed = path == folder / "report.html" or path.is_relative_to(folder / "atlas")
         return path if allowed and path.is_file() else None
 
 
 def _make_key(name: str, taken: Collection[str]) -> str:
-    """`name` with letters that need no care in an address, and a number where another has it."""
+    """Return `name` with URL-safe characters, and with a number if the key is taken."""
     stem = re.sub(r"[^A-Za-z0-9_.:-]", "_", name).strip(".") or "run"
     return next(key for number in count(1) if (key := stem if number == 1 else f"{stem}-{number}") not in taken)
 

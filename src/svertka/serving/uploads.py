@@ -1,6 +1,6 @@
-"""Images in the bodies of requests: bytes, a JSON list of them in base64, or a form with files (curl -F).
+"""Parsers of request bodies: a JSON list of images in base64, and a form with files (curl -F).
 
-All of it takes linear time and little more memory than the body, whatever that holds.
+They take linear time and little more memory than the body, whatever it contains.
 """
 
 import binascii
@@ -17,18 +17,18 @@ from svertka.errors import ImageError
 from svertka.serving.http_errors import HTTPError
 
 MAX_IMAGES = 64  # images in one list or form
-MAX_FIELD_BYTES = 1024  # bytes of a form's field that is no file
-MAX_HEADER_BYTES = 4096  # bytes of one header of a part of a form
-ESCAPED = 8  # one in so many letters of a JSON list may be an escape: of base64 it is one in twenty, and they are slow
-CHUNK = 1 << 16  # bytes of a form that are read at once, between looks at the limits
+MAX_FIELD_BYTES = 1024  # of a form field other than a file
+MAX_HEADER_BYTES = 4096  # of one header of a form part
+ESCAPED = 8  # a JSON list may have one backslash per this many bytes; base64 has one in twenty at most
+CHUNK = 1 << 16  # of a form that are parsed between checks of the limits
 
-logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a damaged form is the client's affair
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # damaged forms are not errors of the server
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 _START = re.compile(rb"\s*+\[\s*+")
-# Possessive: what has been read is never read again. A raw line break is not JSON, but what `base64 FILE` puts there.
+# Possessive, for linear time. Raw line breaks are not JSON, but `base64 FILE` writes them.
 _STRING = re.compile(rb'"((?:[^"\\]++|\\.)*+)"\s*+(,|\])\s*+', re.DOTALL)
 _ADDRESS = re.compile(rb"\s*+data:([^,]{0,200}+),", re.IGNORECASE)
 _QUOTED = (
@@ -46,10 +46,10 @@ _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 
 def parse_base64_list(body: bytes | bytearray) -> list[memoryview]:
-    """The strings of the JSON list in `body`, between their quotation marks, for `from_base64`.
+    """Return the raw strings of the JSON list in `body`, without quotation marks, for `decode_base64`.
 
     Raises:
-        HTTPError: 400, it is something else; 413, they are too many.
+        HTTPError: 400, it is not a list of strings; 413, the list is too long.
     """
     if not body.isascii() or body.count(b"\\") > len(body) // ESCAPED + 100:
         raise HTTPError(400, "the body is not a JSON list of images in base64")
@@ -59,7 +59,7 @@ def parse_base64_list(body: bytes | bytearray) -> list[memoryview]:
     end = found.end() if found else 0
     while found is not None:
         if len(strings) == MAX_IMAGES:
-            raise HTTPError(413, f"a list may hold {MAX_IMAGES} images")
+            raise HTTPError(413, f"a list may have at most {MAX_IMAGES} images")
         found = _STRING.match(body, end)
         if found is not None:
             strings.append(whole[found.start(1) : found.end(1)])
@@ -72,9 +72,9 @@ def parse_base64_list(body: bytes | bytearray) -> list[memoryview]:
 
 
 def decode_base64(text: memoryview) -> bytes:
-    """The bytes that a string of JSON holds in base64, or in a data: address.
+    """Decode a raw JSON string with base64 or a data: URL.
 
-    Line breaks, the letters - and _ of addresses, and a missing = at the end do not matter.
+    Accepts line breaks, the URL-safe alphabet and missing padding.
 
     Raises:
         ImageError: it is not base64.
@@ -88,7 +88,7 @@ def decode_base64(text: memoryview) -> bytes:
     address = _ADDRESS.match(content)
     if address is not None:
         if not address[1].lower().endswith(b";base64"):
-            raise ImageError("a data: address that is not in base64")
+            raise ImageError("a data: URL that is not in base64")
         content = content[address.end() :]
         for written, letter in _QUOTED:
             content = content.replace(written, letter)
@@ -101,7 +101,7 @@ def decode_base64(text: memoryview) -> bytes:
 
 @dataclass
 class FormPart:
-    """A part of a form: what its headers say, and its `content`. A part with a `filename` is a file."""
+    """A part of a form; one with a `filename` is a file."""
 
     name: str = ""
     filename: str | None = None
@@ -110,14 +110,14 @@ class FormPart:
 
 @dataclass
 class Form:
-    """A form's `files`, in order, and its other `fields` by name."""
+    """The files of a form in order, and its other fields by name."""
 
     files: list[FormPart] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
 
 
 def parse_form(body: bytes | bytearray, content_type: str) -> Form:
-    """What the multipart/form-data in `body` holds; `content_type`: the header that names its boundary.
+    """Parse the multipart/form-data in `body`, whose boundary is in the header `content_type`.
 
     Raises:
         HTTPError: 400, it is damaged or has no file; 413, it has too many parts or a field that is too long.
@@ -134,9 +134,9 @@ def parse_form(body: bytes | bytearray, content_type: str) -> Form:
     except FormParserError as error:
         raise HTTPError(400, "the form is damaged") from error
     if not reader.ended:
-        raise HTTPError(400, "the form breaks off")
+        raise HTTPError(400, "the form is cut off")
     if not reader.form.files:
-        raise HTTPError(400, "the form holds no file; send images as in curl -F file=@picture.jpg")
+        raise HTTPError(400, "the form has no file; send images as in curl -F file=@image.jpg")
     return reader.form
 
 
@@ -164,7 +164,7 @@ class _FormReader:
         self._part = FormPart()
         self._parts += 1
         if self._parts > MAX_IMAGES:
-            raise HTTPError(413, f"a form may hold {MAX_IMAGES} images")
+            raise HTTPError(413, f"a form may have at most {MAX_IMAGES} images")
 
     def _header(self) -> None:
         if bytes(self._name).lower() == b"content-disposition":
@@ -178,7 +178,7 @@ class _FormReader:
     def _data(self, data: bytes, start: int, end: int) -> None:
         self._part.content += data[start:end]
         if self._part.filename is None and len(self._part.content) > MAX_FIELD_BYTES:
-            raise HTTPError(413, "a field of a form that is no file is too long; send images as files")
+            raise HTTPError(413, f"a form field may have at most {MAX_FIELD_BYTES} bytes; send images as files")
 
     def _end(self) -> None:
         if self._part.filename is not None:

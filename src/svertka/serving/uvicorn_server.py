@@ -1,4 +1,4 @@
-"""uvicorn, told to be patient with nobody and to end in peace."""
+"""The uvicorn server: its configuration, its socket, and a graceful shutdown."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,12 @@ from svertka.serving.app import App
 from svertka.serving.connection_limits import MAX_CONNECTIONS, MAX_HEADER_BYTES, LimitedConnection
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-STOP_SECONDS = 20  # that requests which have begun may take to end
+STOP_SECONDS = 20  # for requests in progress to end
 BACKLOG = 1024
 
 
 def run_server(app: App, sock: socket.socket, ready: Callable[[], object]) -> None:
-    """Answer on `sock` until SIGINT, SIGTERM or SIGHUP, and finish what has begun; `ready`: called once it answers."""
+    """Serve `app` on `sock` until SIGINT, SIGTERM or SIGHUP; call `ready` at the start, finish requests at the end."""
     _raise_file_limit(4 * MAX_CONNECTIONS)
     server = Server(build_config(app), ready)
     with contextlib.suppress(KeyboardInterrupt):
@@ -29,7 +29,7 @@ def run_server(app: App, sock: socket.socket, ready: Callable[[], object]) -> No
 
 
 def _raise_file_limit(count: int) -> None:
-    """Let this process open `count` files and connections, where the system would let it have fewer."""
+    """Raise the limit of open files of this process to `count`, as far as the system allows."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -40,22 +40,22 @@ def _raise_file_limit(count: int) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which ends in peace where it was asked to end, rather than by the signal that asked."""
+    """uvicorn's server, which returns after a signal instead of raising it again."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], object]) -> None:
         super().__init__(config)
         self.ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer, and say so."""
+        """Start to serve, and call `ready`."""
         await super().startup(sockets)
         if not self.should_exit:
             self.ready()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """While the block runs, signals ask it to end."""
-        if threading.current_thread() is not threading.main_thread():  # where no signals arrive
+        """Let signals stop the server during the body."""
+        if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
             yield
             return
         before = {number: signal.signal(number, self.handle_exit) for number in STOP_SIGNALS}
@@ -67,8 +67,8 @@ class Server(uvicorn.Server):
 
 
 def build_config(app: App) -> uvicorn.Config:
-    """What uvicorn is told."""
-    # "Invalid HTTP request" is the client's affair; what goes wrong here is not kept quiet.
+    """Return the configuration of uvicorn for `app`."""
+    # Without warnings such as "Invalid HTTP request", which are the client's fault; errors of the server are logged.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     return uvicorn.Config(
         app.asgi,
@@ -87,10 +87,10 @@ def build_config(app: App) -> uvicorn.Config:
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens on `host` and `port`: from now on nobody else can have them.
+    """Return a socket that listens on `host` and `port`.
 
     Raises:
-        UsageError: the address is taken, or not of this machine.
+        UsageError: the port is in use, or the address does not belong to this machine.
     """
     if not 0 <= port <= 65535:
         raise UsageError(f"port={port} must be 1 to 65535, or 0 for any that is free")
