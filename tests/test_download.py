@@ -137,7 +137,7 @@ def test_another_range_than_asked_for_is_refused(site: Site, tmp_path: Path) -> 
 
 def test_a_wrong_checksum_leaves_no_file(site: Site, tmp_path: Path) -> None:
     site.content = CONTENT[:-1] + b"?"
-    with pytest.raises(FetchError, match=rf"cannot fetch file.bin .*gave a file with checksum md5:\w+, not {MD5}"):
+    with pytest.raises(FetchError, match=rf"cannot fetch file.bin .*sent a file with checksum md5:\w+, not {MD5}"):
         download_file([site.url], tmp_path / "file.bin", MD5)
     assert [file.name for file in tmp_path.iterdir()] == [".file.bin.lock"]
 

@@ -1,4 +1,4 @@
-"""Where the arithmetic happens: device, threads, precision."""
+"""Device, CPU threads and precision of computations."""
 
 import os
 import platform
@@ -14,44 +14,44 @@ from torch import nn
 
 from svertka.errors import UsageError
 
-MOST_THREADS = 64  # a core, beyond which they only wait for each other
+MOST_THREADS = 64  # per core; more only wait for each other
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device called `name`: "cpu", "cuda", "cuda:1"; "auto" is cuda where it is here, and cpu otherwise.
+    """Return the device `name`: "cpu", "cuda", "cuda:1", or "auto" for cuda if available, else cpu.
 
     Raises:
         UsageError: no such device on this machine.
     """
-    # Not mps: sums are in float64, which it does not have.
+    # Not mps, which has no float64.
     here = {"cuda": torch.cuda.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, present in here.items() if present)
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: a graphics card for each process
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one GPU per process
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     kind, _, index = name.partition(":")
     if not here.get(kind) or (index and not (index.isdigit() and int(index) < torch.cuda.device_count())):
         present = ", ".join(kind for kind, present in here.items() if present)
         raise UsageError(f"device={name} is not on this machine; use auto or one of: {present}")
     if kind == "cuda":
-        torch.backends.cudnn.benchmark = True  # it times its algorithms too; two runs may then differ in the last bits
+        torch.backends.cudnn.benchmark = True  # results of two runs may differ in the last bits
     return torch.device(name)
 
 
 def get_device(network: nn.Module) -> torch.device | None:
-    """Where the parameters of `network` are; None if it has none."""
+    """Return the device of the parameters of `network`; None without parameters."""
     return next((parameter.device for parameter in network.parameters()), None)
 
 
 def has_values(tensor: torch.Tensor) -> bool:
-    """Whether `tensor` holds a number for each place: it is not sparse, nested, quantized or on the device meta."""
+    """Return whether `tensor` is dense and has values: not sparse, nested, quantized or on the device meta."""
     return not (tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta)
 
 
 def set_threads(count: int | None) -> int:
-    """Let PyTorch compute with `count` threads (None: as it chose itself); returns the number in force.
+    """Set PyTorch's CPU threads to `count`, unless it is None, and return their number.
 
     Raises:
         UsageError: `count` is below 1, or far more than there are cores.
@@ -66,11 +66,7 @@ def set_threads(count: int | None) -> int:
 
 @contextmanager
 def preserve_settings() -> Iterator[None]:
-    """Let the settings of the whole process be after the body as they were before it.
-
-    Those that functions of svertka change for as long as they run: PyTorch's threads, cuDNN's timing of its algorithms,
-    and which warnings are shown.
-    """
+    """Restore settings of the process after the body: PyTorch's threads, cuDNN's benchmark mode, warning filters."""
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     try:
         with warnings.catch_warnings():
@@ -82,7 +78,7 @@ def preserve_settings() -> Iterator[None]:
 
 
 def preserves_settings(function: Callable[P, T]) -> Callable[P, T]:
-    """`function`, which leaves the settings of the whole process as they were; see `preserve_settings`."""
+    """Decorate `function` to run in `preserve_settings`."""
 
     @wraps(function)
     def keeping(*arguments: P.args, **options: P.kwargs) -> T:
@@ -93,28 +89,25 @@ def preserves_settings(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def autocast(device: torch.device, *, bfloat16: bool = False) -> AbstractContextManager[Any]:
-    """The precision that suits `device`: bfloat16 products on cuda, on the CPU if `bfloat16`; float32 elsewhere.
-
-    `bfloat16` has no effect on a processor that would only imitate it.
-    """
+    """Return the autocast context for `device`: bfloat16 on cuda, and on a CPU if `bfloat16` and it is native there."""
     if device.type == "cuda" or (bfloat16 and device.type == "cpu" and has_bfloat16()):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 numbers itself (AVX512-BF16 or AMX)."""
+    """Return whether this CPU has bfloat16 products (AVX512-BF16 or AMX)."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def set_memory_format(network: nn.Module, layout: torch.memory_format) -> nn.Module:
-    """`network`, its weights put into the memory order `layout`, in place."""
+    """Convert the weights of `network` to the memory format `layout`, in place, and return it."""
     return network.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
 def describe_device(device: torch.device, *, bfloat16: bool = False) -> str:
-    """One phrase for people: "cpu, 2 threads" or the graphics card's name, and whether it computes in bfloat16."""
-    if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():  # else another machine's
+    """Return "cpu, 2 threads" or the name of the GPU, and whether products are in bfloat16."""
+    if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():  # else it is another machine's
         return f"{device}, {torch.cuda.get_device_name(device)}, bfloat16"
     if device.type != "cpu":
         return str(device)
@@ -124,7 +117,7 @@ def describe_device(device: torch.device, *, bfloat16: bool = False) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name, as the system gives it."""
+    """Return the name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -1,4 +1,4 @@
-"""Text of unknown origin (paths, class names, options) where it is printed: on a terminal, in a CSV cell, in a command.
+"""Escaping of text of unknown origin (paths, class names, options) for terminals, CSV cells and command lines.
 
 HTML is escaped by the templates of `pages.templates`, JSON by `cli.printing.print_json`.
 """
@@ -9,14 +9,14 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-JOINERS = "\u200c\u200d"  # invisible, but part of words and of emoji; every other invisible character may deceive
+JOINERS = "\u200c\u200d"  # invisible, but part of words and emoji; other invisible characters may deceive
 # Embeddings, overrides and isolates: <bdi> does not contain what closes it.
 BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-FORMULA = tuple("=+-@\t\r＝＋－＠")  # how a cell begins that a spreadsheet computes
+FORMULA = tuple("=+-@\t\r＝＋－＠")  # first characters of a formula in a spreadsheet
 
 
 def to_printable(text: str) -> str:
-    r"""`text` on one line, without control, bidirectional and other invisible characters, which become escapes.
+    r"""Return `text` on one line, with control, bidirectional and other invisible characters as escapes.
 
     >>> to_printable("a\nb\x1b[31m")
     'a\\nb\\x1b[31m'
@@ -27,7 +27,7 @@ def to_printable(text: str) -> str:
 
 
 def join_first(names: Sequence[str], shown: int = 3, separator: str = ", ") -> str:
-    """The first `shown` of `names` in a sentence, and how many more there are.
+    """Return the first `shown` of `names`, and how many more there are.
 
     >>> join_first(["cat", "dog", "fox", "owl", "rat"])
     'cat, dog, fox and 2 more'
@@ -48,7 +48,7 @@ def _is_forbidden(letter: str) -> bool:
 
 
 def escape_csv_cell(text: str) -> str:
-    """`text` as a CSV cell that no spreadsheet computes: on one line, with an apostrophe before what begins a formula.
+    """Return `text` as a CSV cell on one line, with an apostrophe before what a spreadsheet takes for a formula.
 
     Source: OWASP, "CSV injection".
     """
@@ -57,12 +57,12 @@ def escape_csv_cell(text: str) -> str:
 
 
 def escape_csv_path(path: str) -> str:
-    """The path `path` as a CSV cell: as `escape_csv_cell`, but "./" in front keeps it a path."""
+    """Return `path` as a CSV cell; "./" before what a spreadsheet takes for a formula keeps it a path."""
     return f"./{to_printable(path)}" if path.lstrip(" ").startswith(FORMULA) else to_printable(path)
 
 
 def format_command(*words: str | os.PathLike[str]) -> str:
-    """The command line `svertka WORDS`, quoted for a shell; a Path that begins with a dash does not become an option.
+    """Return the command line `svertka WORDS`, quoted for a shell; a Path that begins with a dash gets "./".
 
     >>> format_command("train", "--resume", Path("my runs/1"))
     "svertka train --resume 'my runs/1'"
@@ -71,7 +71,7 @@ def format_command(*words: str | os.PathLike[str]) -> str:
 
 
 def quote_words(*words: str | os.PathLike[str]) -> str:
-    """The words of a command line, quoted for a shell."""
+    """Return the words of a command line, quoted for a shell."""
     return " ".join(map(_shell_word, words))
 
 
@@ -81,7 +81,7 @@ def _shell_word(word: str | os.PathLike[str]) -> str:
         text = f"./{text}"
     if to_printable(text) == text:
         return shlex.quote(text)
-    # What cannot be shown is named by its bytes, as bash, zsh and POSIX 2024 read them.
+    # Invisible characters as bytes in $'…', which bash, zsh and POSIX 2024 read.
     return f"$'{''.join(map(_ansi_c, text))}'"
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, the cache folder, locks, and the space that is left."""
+"""Files: atomic writes, bounded reads, the cache folder, locks, and free space."""
 
 import json
 import os
@@ -14,14 +14,14 @@ from typing import Any, BinaryIO
 from svertka.errors import StorageError, UsageError
 
 MAX_GIGABYTES = 1_000_000
-NAME_BYTES, PATH_BYTES = 255, 4095  # what Linux takes
+NAME_BYTES, PATH_BYTES = 255, 4095  # limits of Linux
 
 
 def parse_path(path: str | os.PathLike[str]) -> Path:
-    """`path`, which somebody named, as a Path that the system can look up; a leading ~ is the home folder.
+    """Return a path that a user gave as a Path; a leading ~ is the home folder.
 
     Raises:
-        UsageError: no system has such a path: it is empty, too long, or holds a NUL or half a character.
+        UsageError: the path is impossible: empty, too long, or with a NUL or a lone surrogate.
     """
     text = os.fspath(path)
     if not text:
@@ -41,20 +41,20 @@ def parse_path(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        return Path(text)  # a ~ that is no user's, which may be a name
+        return Path(text)  # no such user: the ~ may be part of a name
 
 
 def shorten(text: str, most: int = 60) -> str:
-    """`text` with its middle left out where it is longer than `most` characters."""
+    """Return `text`, without its middle if it is longer than `most` characters."""
     half = most // 2
     return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 def cache_folder(*parts: str) -> Path:
-    """The folder `$XDG_CACHE_HOME/svertka/PARTS`, made if absent.
+    """Return the folder `$XDG_CACHE_HOME/svertka/PARTS`, which is created if missing.
 
     Raises:
-        StorageError: it cannot be made.
+        StorageError: it cannot be created.
     """
     folder = _cache_root().joinpath("svertka", *parts)
     with storage_errors(folder):
@@ -65,23 +65,25 @@ def cache_folder(*parts: str) -> Path:
 def _cache_root() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:  # neither HOME nor an entry of this user in the system's list
+    except RuntimeError as error:  # no HOME, and no entry of this user in the password database
         raise StorageError("there is no home folder for the cache; set HOME, or XDG_CACHE_HOME") from error
 
 
 def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Write `content` (bytes, or a function that writes to an open file) so that `path` is old or new, never half.
+    """Write `path` atomically: a temporary file beside it is written, synced and renamed.
 
-    A temporary file beside `path` is written, synced and renamed. After a failure `path` is as it was.
+    Args:
+        path: the file; after a failure it is unchanged.
+        content: bytes, or a function that writes to an open file.
 
     Raises:
-        StorageError: the disk is full or the folder cannot be written; or `path` is a device or a pipe.
+        StorageError: the disk is full, the folder cannot be written, or `path` is a device or a pipe.
     """
-    if path.exists() and not path.is_file():  # which root could replace, and take from all others
+    if path.exists() and not path.is_file():  # root could replace a device, for everybody
         kind = "a folder" if path.is_dir() else "a device or a pipe"
         raise StorageError(f"cannot write {path}: it is {kind}, not a file; choose another name")
     with storage_errors(path):
-        prefix = f".{path.name[:40]}."  # of which a name that is as long as names may be leaves room
+        prefix = f".{path.name[:40]}."  # shortened, so that the longest name has room
         descriptor, temporary = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -101,19 +103,19 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON, atomically; non-ASCII names stay as they are where UTF-8 can hold them."""
+    """Write `value` as indented JSON, atomically; in UTF-8 unless a name has lone surrogates."""
     try:
         content = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:  # a file name that is not UTF-8: Python holds it in lone surrogates
+    except UnicodeEncodeError:  # lone surrogates, from a file name that is not UTF-8
         content = json.dumps(value, indent=2, allow_nan=False).encode()
     write_atomic(path, content + b"\n")
 
 
 def read_json(path: Path, limit: int = 1 << 24) -> Any:
-    """The JSON value in `path`, at most `limit` bytes.
+    """Return the JSON value in `path`, a file of at most `limit` bytes.
 
     Raises:
-        ValueError: it is larger, no regular file, not UTF-8, or not JSON; the message is the reason.
+        ValueError: it is larger, not a regular file, not UTF-8, or not JSON; the message is the reason.
         OSError: it cannot be read.
     """
     content = read_regular(path, limit)
@@ -128,26 +130,26 @@ def read_json(path: Path, limit: int = 1 << 24) -> Any:
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """The bytes of the regular file `path`; nothing else is opened, since a pipe would block and a device never end.
+    """Return the content of the regular file `path`. A pipe could block, and a device never end.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no regular file, or larger than `limit` bytes; the message is the reason.
+        ValueError: it is not a regular file, or larger than `limit` bytes; the message is the reason.
     """
     with open_regular(path, limit) as file:
         size = os.fstat(file.fileno()).st_size
-        content = file.read(size + 1)  # not `limit` more, for which memory would be taken
+        content = file.read(size + 1)  # not `limit`, which would allocate as much
     if len(content) > size:
         raise ValueError("it grows while it is read")
     return content
 
 
 def open_regular(path: Path, limit: int) -> BinaryIO:
-    """The regular file `path`, opened for reading; raises what `read_regular` does."""
+    """Open the regular file `path` for reading; raises as `read_regular`."""
     _refuse_irregular(path.stat(), limit)
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        _refuse_irregular(os.fstat(descriptor), limit)  # which may have become another meanwhile
+        _refuse_irregular(os.fstat(descriptor), limit)  # the path may name another file by now
     except BaseException:
         os.close(descriptor)
         raise
@@ -163,7 +165,7 @@ def _refuse_irregular(status: os.stat_result, limit: int) -> None:
 
 
 def read_start(path: Path, count: int = 64) -> bytes:
-    """The first `count` bytes of the regular file `path`; nothing of what is none.
+    """Return the first `count` bytes of the regular file `path`; empty for anything else.
 
     Raises:
         OSError: it cannot be read.
@@ -187,9 +189,9 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def lock_file(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock file `path` (made if absent), waiting for other processes; `shared` lets other sharers in.
+    """Hold the lock file `path`, which is created if missing, during the body; waits for other processes.
 
-    The lock goes with the process, so that a killed one never blocks the next.
+    The lock ends with the process, so that a killed one blocks nobody. `shared`: several may hold it together.
     """
     with storage_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -213,7 +215,7 @@ def lock_descriptor(descriptor: int, *, shared: bool = False, wait: bool = True)
         if sys.platform == "win32":
             import msvcrt
 
-            os.lseek(descriptor, 2**30, os.SEEK_SET)  # a byte that nobody reads: Windows keeps others from those locked
+            os.lseek(descriptor, 2**30, os.SEEK_SET)  # an unused byte: Windows blocks reads of locked ones
             msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
@@ -234,7 +236,7 @@ def error_reason(error: Exception) -> str:
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of the body into one sentence about `path`."""
+    """Turn an OSError of the body into a StorageError about `path`."""
     try:
         yield
     except OSError as error:
@@ -247,7 +249,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def format_bytes(count: float) -> str:
-    """A size on disk as people say it, three digits: "72.7 kB", "3.3 MB", "1.25 GB"."""
+    """Return a size with three digits: "72.7 kB", "3.3 MB", "1.25 GB"."""
     power, unit = next((pair for pair in ((1e9, "GB"), (1e6, "MB")) if count >= pair[0]), (1e3, "kB"))
     value = count / power
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"  # never 1e+03
@@ -267,7 +269,7 @@ def cache_bytes(cache_limit: float | None) -> int | None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that this user can still write where `folder` (or its nearest existing parent) is."""
+    """Return the bytes that this user can write on the disk of `folder` or of its nearest existing parent."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

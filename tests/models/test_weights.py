@@ -190,7 +190,7 @@ def test_a_wrong_checksum_is_refused(site: str, tmp_path: Path, monkeypatch: pyt
     its = publish(site, tmp_path / "site", monkeypatch)
     with (tmp_path / "site" / its.file).open("ab") as file:
         file.write(b"!")
-    with pytest.raises(FetchError, match=rf"gave a file with checksum sha256:\w{{8}}, not {its.checksum}"):
+    with pytest.raises(FetchError, match=rf"sent a file with checksum sha256:\w{{8}}, not {its.checksum}"):
         load_pretrained(MODELS["resnet18"], "imagenet")
 
 

@@ -18,6 +18,7 @@ from svertka.classifier import Classifier, predict
 from svertka.errors import RunError
 
 pytest.importorskip("fastapi")
+from svertka.serving import uvicorn_server
 from svertka.serving.openapi import Explanation, Health, ImageLabels, Unit
 from svertka.serving.served_model import ServedModel
 
@@ -212,6 +213,35 @@ def test_a_stop_finishes_what_has_begun(small_run: Path, live: Callable[..., Any
         assert begun.wait(10)
     thread.join()
     assert [one.status for one in answers] == [200]
+
+
+def test_a_stop_that_waits_too_long_answers_what_has_begun(
+    small_run: Path,
+    live: Callable[..., Any],
+    jpeg: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(uvicorn_server, "STOP_SECONDS", 1)
+    answers: list[Any] = []
+    served = ServedModel(small_run, torch.device("cpu"))
+    begun = threading.Event()
+
+    def slow(pictures: Any) -> Any:
+        begun.set()
+        time.sleep(4)
+        return ServedModel.probabilities(served, pictures)
+
+    served.probabilities = slow  # type: ignore[method-assign]
+    with live(served) as server:
+        thread = threading.Thread(target=lambda: answers.append(server.ask("POST", "/predict", jpeg)))
+        thread.start()
+        assert begun.wait(10)
+    thread.join()
+    (answer,) = answers
+    assert answer.status == 503
+    assert int(answer.headers["retry-after"]) > 0
+    assert not any(record.exc_info for record in caplog.records)
 
 
 def test_files_of_a_form_are_named_as_they_came(server: Any, kinds: dict[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""A folder to publish: weights, config.json and a model card, as Hugging Face's hub lays them out."""
+"""A folder for Hugging Face's hub: weights, config.json and a model card."""
 
 import json
 from pathlib import Path
@@ -25,9 +25,12 @@ tags:
 
 
 def write_hub_folder(folder: Path, classifier: Classifier, run: str) -> None:
-    """Write model.safetensors, config.json with `label_names`, and the card README.md; the folder is a run to read.
+    """Write model.safetensors, config.json with `label_names`, and the card README.md; `Classifier.load` reads them.
 
-    `run`: what was exported, as it was asked for.
+    Args:
+        folder: created if missing.
+        classifier: the network.
+        run: the run or network as the user named it.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
@@ -44,13 +47,13 @@ def write_hub_folder(folder: Path, classifier: Classifier, run: str) -> None:
 
 
 def render_card(classifier: Classifier, run: str, folder: str) -> str:
-    """The model card, Markdown: what it is, data, recipe, results, limits, and how to run it from `folder`."""
+    """Return the model card in Markdown: network, data, recipe, results, limits, and how to run it from `folder`."""
     trained = _training(run, classifier)
     sections = {
         f"{classifier.config.model}, {_classes(classifier)}": _what(classifier),
         "Data and recipe": trained
         or [
-            "The network below, taken as it was published:",
+            "The published network:",
             "",
             *_literal([run]),
         ],
@@ -71,20 +74,20 @@ def _classes(classifier: Classifier) -> str:
 def _what(classifier: Classifier) -> list[str]:
     size = count_network(classifier.network, classifier.preprocess.input_shape)
     return [
-        f"A convolutional network that names what is in a picture: {size.parameters:,} parameters, "
-        f"{size.multiply_adds:,} multiply-adds a picture. Its classes, in order, as `label_names` of config.json:",
+        f"A convolutional network that classifies images: {size.parameters:,} parameters, "
+        f"{size.multiply_adds:,} multiply-adds per image. Its classes, in the order of `label_names` in config.json:",
         "",
         *_literal([json.dumps(name, ensure_ascii=False) for name in classifier.names]),
     ]
 
 
 def _training(run: str, classifier: Classifier) -> list[str]:
-    """What it was trained on and how; nothing for a network that was not trained here."""
+    """Return data and recipe; nothing for a network that svertka did not train."""
     try:
         settings = Settings.of(Run(run))
     except RunError:
         return []
-    # Where it lay on the trainer's disk is nobody's business.
+    # The path on the trainer's disk is private.
     settings = settings.model_copy(update={"source": Path(settings.source).name})
     made = ", ".join(f"{name} {number}" for name, number in settings.versions.items())
     shown = [*describe_training(classifier, settings), ("made with", made), ("data fingerprint", settings.fingerprint)]
@@ -97,8 +100,8 @@ def _results(run: str) -> list[str]:
     except RunError:
         return []
     rows = [
-        ("val", result.get("val_error"), "used for choosing the epoch that was kept"),
-        ("test", result.get("test_error"), "scored once, at the end; never used for choosing"),
+        ("val", result.get("val_error"), "chose the epoch that was kept"),
+        ("test", result.get("test_error"), "scored once, at the end"),
     ]
     return [
         "| part | top-1 error | |",
@@ -109,10 +112,10 @@ def _results(run: str) -> list[str]:
 
 def _limits(classifier: Classifier) -> list[str]:
     return [
-        f"- It knows only its {_classes(classifier)}, and names one of them whatever it is shown.",
+        f"- It predicts one of its {_classes(classifier)} for any image, also for images of something else.",
         *_unseen(classifier),
-        "- The results above are of pictures like those that it was trained on; on others it has not been measured.",
-        "- Its probabilities are what the network says, not calibrated: 90 % need not be right nine times in ten.",
+        "- The results above are for images like the training images. Others have not been measured.",
+        "- Probabilities are not calibrated: predictions with 90 % need not be right nine times in ten.",
     ]
 
 
@@ -120,12 +123,10 @@ def _unseen(classifier: Classifier) -> list[str]:
     one = classifier.preprocess
     lines = []
     if one.fit == "crop":
-        lines.append("- It looks at the central square of a picture; what lies outside is not seen.")
+        lines.append("- It sees only the central square of an image.")
     if one.intensity_range is not None:
         low, high = one.intensity_range
-        lines.append(
-            f"- Of 16-bit pictures {low} is taken for black and {high} for white, as in its training pictures."
-        )
+        lines.append(f"- In 16-bit images {low} is black and {high} is white, as in the training images.")
     return lines
 
 
@@ -133,16 +134,16 @@ def _how(classifier: Classifier, folder: str) -> list[str]:
     one = classifier.preprocess
     colour = "grey (ITU-R 601 luma)" if one.channels == 1 else "RGB"
     return [
-        *_literal(["pip install svertka", format_command("predict", Path(f"{folder}/"), "picture.jpg")]),
+        *_literal(["pip install svertka", format_command("predict", Path(f"{folder}/"), "image.jpg")]),
         "",
-        *_literal(["import svertka", f"svertka.Classifier.load({json.dumps(folder + '/')}).predict('picture.jpg')"]),
+        *_literal(["import svertka", f"svertka.Classifier.load({json.dumps(folder + '/')}).predict('image.jpg')"]),
         "",
-        f"The network takes (N, {one.channels}, {one.size}, {one.size}) float32, {colour}: the picture turned upright "
+        f"The network takes (N, {one.channels}, {one.size}, {one.size}) float32, {colour}: the image rotated "
         f"as its EXIF says, {one.describe()}, with an antialiased bilinear filter, and (x / 255 − mean) / std "
         f"with mean {list(one.mean)} and std {list(one.std)}. It gives logits.",
     ]
 
 
 def _literal(lines: list[str]) -> list[str]:
-    """Indented, so that Markdown reads nothing in them, whatever a class is called."""
+    """Return lines of a code block, in which class names cannot be Markdown."""
     return [f"    {to_printable(line)}" for line in lines]

@@ -1,4 +1,4 @@
-"""A classifier as an ONNX file that says what it needs, held against the original before anybody gets it."""
+"""Export to ONNX, with metadata, and a comparison with the original in ONNX Runtime."""
 
 import copy
 import json
@@ -23,20 +23,20 @@ from svertka.data.pixel_modes import to_16_bit
 from svertka.errors import ExportError
 from svertka.exporters.onnx_preprocess import PreprocessingGraph
 
-IMAGES, LOGITS = "images", "logits"  # of a network alone
-PICTURES, PROBABILITIES = "pictures", "probabilities"  # with the preprocessing inside
-LOGIT_TOLERANCE = 1e-4  # of the largest logit of a picture, or of 1 where that is larger: two ways to add float32
-# With the preprocessing inside: values of the picture may differ by 1 or 2 of 255 (`entry`), probabilities by this.
+IMAGES, LOGITS = "images", "logits"  # without preprocessing
+PICTURES, PROBABILITIES = "pictures", "probabilities"  # with preprocessing
+LOGIT_TOLERANCE = 1e-4  # relative to the largest logit of an image, at least 1: float32 sums in another order
+# With preprocessing, where pixels may differ by 1 or 2 of 255 (`onnx_preprocess`).
 PROBABILITY_TOLERANCE = 0.01
-BATCH = 8  # pictures that are checked together
+BATCH = 8  # images that are checked together
 
 
 def convert_to_onnx(classifier: Classifier, *, preprocessing: bool = False) -> ModelProto:
-    """The network of `classifier` in ONNX: `images` (N, C, size, size) float32 to `logits` (N, K), for any N.
+    """Return `classifier` as an ONNX model in float32.
 
-    `preprocessing`: `pictures` (N, H, W, 3), RGB, of any size, to `probabilities` (N, K); uint8, or uint16 where the
-    classifier has an intensity range. In the metadata:
-    `names` and `preprocess`, as JSON, `model`, and `input`, a sentence. It is always the plain network in float32.
+    It maps `images`, (N, C, size, size) float32, to `logits`, (N, K). With `preprocessing` it maps `pictures`,
+    (N, H, W, 3) RGB of any size, to `probabilities`, (N, K); they are uint8, or uint16 if the classifier has an
+    intensity range. The metadata has `names` and `preprocess` as JSON, `model`, and `input`, a sentence.
     """
     network = restore(copy.deepcopy(classifier.network)).cpu().float().eval()
     preprocess = classifier.preprocess
@@ -51,7 +51,7 @@ def convert_to_onnx(classifier: Classifier, *, preprocessing: bool = False) -> M
             output_names=[LOGITS],
             dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
         )
-    assert program is not None  # it is None only where a file was asked for
+    assert program is not None  # None only if it wrote a file
     model: ModelProto = program.model_proto
     _remove_source_locations(model)
     if preprocessing:
@@ -62,7 +62,7 @@ def convert_to_onnx(classifier: Classifier, *, preprocessing: bool = False) -> M
 
 
 def write_metadata(model: ModelProto, classifier: Classifier, *, preprocessing: bool) -> None:
-    """Write into the metadata of `model` who made it, what its classes are called, and what it takes."""
+    """Write producer, class names, preprocessing and a description of the input into the metadata of `model`."""
     model.producer_name, model.producer_version = "svertka", version("svertka")
     metadata = {
         "names": json.dumps(classifier.names),
@@ -74,13 +74,14 @@ def write_metadata(model: ModelProto, classifier: Classifier, *, preprocessing: 
 
 
 def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pixels]) -> float:
-    """The largest difference between `model` in ONNX Runtime and `classifier` on `pictures` (H, W, 3) uint8, RGB.
+    """Compare `model` in ONNX Runtime with `classifier` on `pictures`, (H, W, 3) uint8 RGB.
 
-    Of logits, in units of the largest logit of a picture, or of 1 where that is larger; of probabilities where the
-    preprocessing is inside.
+    Returns:
+        The largest difference: of probabilities with preprocessing, else of logits, relative to the largest logit of
+        an image, at least 1.
 
     Raises:
-        ExportError: it is beyond the tolerance, or a best class is another although it leads by more than that.
+        ExportError: the difference exceeds the tolerance, or a most probable class that leads by more changes.
     """
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     inside = session.get_inputs()[0].name == PICTURES
@@ -94,7 +95,7 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
         if inside:
             wanted = logits.softmax(1).numpy()
             values = [to_16_bit(picture, classifier.preprocess.intensity_range) for picture in some]
-            twice = [np.stack([picture] * min(2, len(some))) for picture in values]  # by itself and with others
+            twice = [np.stack([picture] * min(2, len(some))) for picture in values]  # alone and in a batch
             found = np.concatenate([session.run(None, {PICTURES: pair})[0][-1:] for pair in twice])
             unit = np.ones(len(some))
         else:
@@ -106,8 +107,8 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
         if not (differences <= tolerance).all() or (lost > tolerance * unit).any():
             what = "probability" if inside else "logit"
             raise ExportError(
-                f"ONNX Runtime {onnxruntime.__version__} gives a {what} that differs by {differences.max():.2g} "
-                f"where {tolerance:g} is allowed, so that no file was written; report it with the versions of torch "
+                f"a {what} of ONNX Runtime {onnxruntime.__version__} differs by {differences.max():.2g}, more than "
+                f"{tolerance:g}; no file was written; report it with the versions of torch "
                 f"({torch.__version__}) and onnx ({onnx.__version__})"
             )
         largest = max(largest, float(differences.max()))
@@ -115,13 +116,13 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
 
 
 def _batches(pictures: Sequence[Pixels]) -> Iterator[Sequence[Pixels]]:
-    """One by itself, then BATCH at a time: any count of pictures must do."""
+    """Yield one image alone, then batches of BATCH, to test several batch sizes."""
     bounds = [0, 1, *range(1 + BATCH, len(pictures), BATCH), len(pictures)]
     yield from (pictures[first:last] for first, last in pairwise(bounds) if last > first)
 
 
 def _remove_source_locations(model: ModelProto) -> None:
-    """Take away where in which source file each node came from: longer than the node, and of no use elsewhere."""
+    """Remove the source locations of nodes, which take more bytes than the nodes."""
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
     for item in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
@@ -132,7 +133,7 @@ def _remove_source_locations(model: ModelProto) -> None:
 
 
 def _prepend_preprocessing(model: ModelProto, entry: PreprocessingGraph) -> None:
-    """Put `entry` before the network, and probabilities behind it."""
+    """Put the preprocessing `entry` before the network, and a softmax after it."""
     graph = model.graph
     nodes = [*entry.nodes, *graph.node, helper.make_node("Softmax", [LOGITS], [PROBABILITIES], axis=1)]
     classes = graph.output[0].type.tensor_type.shape.dim[1].dim_value
@@ -158,7 +159,7 @@ def _describe_input(classifier: Classifier, *, preprocessing: bool) -> str:
 
 @contextmanager
 def _silence_exporter() -> Iterator[None]:
-    """Keep to itself what PyTorch's exporter says about its own insides."""
+    """Silence the logs and warnings of PyTorch's exporter during the body."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

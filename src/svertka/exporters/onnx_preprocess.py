@@ -1,7 +1,7 @@
-"""The preprocessing of a classifier as ONNX nodes: pictures of any size in, what its network takes out.
+"""The preprocessing of a classifier as ONNX nodes: from images of any size to the input of its network.
 
-The same steps as `data.preprocessing`, in the same order. The filter of the resize rounds between columns and rows, as
-PyTorch's does on bytes; PyTorch's weights have 16 bits, so that some values differ by 1 of 255, few by 2.
+The steps and their order are those of `data.preprocessing`. The resize rounds between columns and rows, as PyTorch's
+does on bytes. PyTorch's filter weights have 16 bits, so that some values differ by 1 of 255, few by 2.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ LUMA = (19595.0, 38470.0, 7471.0)  # ITU-R 601 in units of 2⁻¹⁶, as Pillow 
 
 
 class PreprocessingGraph:
-    """`nodes` and `constants` that make `images` (N, C, size, size) float32 of `pictures` (N, H, W, 3), RGB.
+    """`nodes` and `constants` that map `pictures`, (N, H, W, 3) RGB, to `images`, (N, C, size, size) float32.
 
-    The pictures are uint8, or uint16 where the classifier knows an intensity range. `element_type` says which.
+    `element_type`: uint8, or uint16 if the preprocessing has an intensity range.
     """
 
     def __init__(self, preprocess: Preprocess, pictures: str, images: str) -> None:
@@ -42,7 +42,7 @@ class PreprocessingGraph:
         self._normalised(self._fitted(coloured, preprocess), preprocess, images)
 
     def _shades(self, pictures: str, low: int, high: int) -> str:
-        """(N, H, W, 3) int32 in 0 to 255 of uint16 values: whole numbers, since float32 would round some."""
+        """Map uint16 values to (N, H, W, 3) int32 from 0 to 255, in integers, since float32 would round some."""
         values = self._node("Sub", [self._node("Cast", [pictures], to=TensorProto.INT32), self._int32(low)])
         values = self._node("Min", [self._node("Max", [values, self._int32(0)]), self._int32(high - low)])
         factor, offset, divisor = shading((low, high))
@@ -50,7 +50,7 @@ class PreprocessingGraph:
         return self._node("Div", [scaled, self._int32(divisor)])
 
     def _central_square(self, pictures: str) -> str:
-        """(N, S, S, 3), S the shorter side."""
+        """Crop to (N, S, S, 3), S the shorter side."""
         sides = self._node("Shape", [pictures], start=1, end=3)
         side = self._node("ReduceMin", [sides], keepdims=1)
         first = self._node("Div", [self._node("Sub", [sides, side]), self._whole([2])])
@@ -58,7 +58,7 @@ class PreprocessingGraph:
         return self._node("Slice", [pictures, first, last, self._whole([1, 2])])
 
     def _padded_size(self, pictures: str, resize: int) -> tuple[str, str]:
-        """Height and width, (1,) each, of the picture with its longer side at `resize`, as `padded_size` says."""
+        """Return height and width, (1,) each, of the image with its longer side at `resize`; see `padded_size`."""
         sides = self._node("Shape", [pictures], start=1, end=3)
         longer = self._node("ReduceMax", [sides], keepdims=1)
         doubled = self._node("Add", [self._node("Mul", [sides, self._whole([2 * resize])]), longer])
@@ -68,7 +68,7 @@ class PreprocessingGraph:
         return height, self._node("Slice", [shrunk, self._whole([1]), self._whole([2])])
 
     def _padded(self, planes: str, height: str, width: str, side: int) -> str:
-        """Zeros around, so that both sides are `side`."""
+        """Pad with zeros so that both sides are `side`."""
         before, after = [], []
         for length in (height, width):
             missing = self._node("Sub", [self._whole([side]), length])
@@ -91,7 +91,7 @@ class PreprocessingGraph:
         return self._node("Floor", [self._node("Mul", [rounded, self._real(np.array(2.0**-16))])])
 
     def _fitted(self, square: str, preprocess: Preprocess) -> str:
-        """Zeros around a square that is too small, or the middle of one that is too large."""
+        """Pad a square that is too small with zeros, or crop the center of one that is too large."""
         size, side = preprocess.size, preprocess.resize
         if side < size:
             before = (size - side) // 2

@@ -75,7 +75,11 @@ class AccessControl:
         answer = self._crowded(address) or self._refused(scope, headers) or self._visit(scope) or self._page(scope)
         body = _RequestBody(receive, waiting="100-continue" in headers.get("expect", "").lower())
 
+        started = False
+
         async def answered(message: Message) -> None:
+            nonlocal started
+            started = True
             if message["type"] == "http.response.start":
                 if (
                     message["status"] >= 400 and message["status"] != 408
@@ -87,7 +91,13 @@ class AccessControl:
             await send(message)
 
         with self._counted(address):
-            await (answer or self.app)(scope, body.receive, answered)
+            try:
+                await (answer or self.app)(scope, body.receive, answered)
+            except asyncio.CancelledError:  # by a shutdown that has waited long enough
+                if started:
+                    raise
+                stopping = _error_response(503, "the server is shutting down; try again later", {"Retry-After": "10"})
+                await stopping(scope, body.receive, send)
 
     @contextmanager
     def _counted(self, address: str) -> Iterator[None]:

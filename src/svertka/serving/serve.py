@@ -19,8 +19,7 @@ from svertka.type_checking import check_types
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """Address of a server: the `url` to open, with the `token` if remote clients can connect, and the keys of the "
-    "`runs`."""
+    """Address of a server: the `url` to open, the `token` if remote clients can connect, and the keys of `runs`."""
 
     url: str
     token: str | None

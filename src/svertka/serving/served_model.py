@@ -73,8 +73,7 @@ class ServedModel:
 
     @torch.inference_mode()
     def probabilities(self, pictures: Sequence[Tensor]) -> Tensor:
-        """Return class probabilities, (N, K) float32, of N preprocessed images; rows are independent, also if one "
-        "is NaN."""
+        """Return class probabilities, (N, K) float32, of N preprocessed images; NaN stays in its row."""
         rows, done = [], 0
         while done < len(pictures):
             number = next(size for size in BATCH_SIZES if size <= len(pictures) - done)
