@@ -115,7 +115,7 @@ def test_the_path_of_a_proxy_without_its_slash_leads_to_the_page(behind_a_proxy:
 def test_a_name_that_is_not_allowed_is_told_how_it_could_be(behind_a_proxy: Any) -> None:
     answer = behind_a_proxy.ask("GET", "/health", headers={"Host": "other.example.org:8080"})
     assert answer.status == 421
-    assert answer.json()["error"].endswith("if it should, start it with --allow-host other.example.org")
+    assert answer.json()["error"].endswith("to allow it, start the server with --allow-host other.example.org")
     assert "--allow-host" not in behind_a_proxy.ask("GET", "/health", headers={"Host": "$(reboot)"}).json()["error"]
     headers = {"Origin": "https://other.example.org"}
     answer = behind_a_proxy.ask("GET", "/health", headers=headers)
