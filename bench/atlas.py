@@ -1,18 +1,18 @@
 """The nine strongest patches of every unit of SqueezeNet 1.1, against a plain forward pass and the usual scripts.
 
-    python bench/atlas.py [--pictures 1400] [--threads 2] [--rounds 5] [--no-usual] [--json]
+    python bench/atlas.py [--images 1400] [--threads 2] [--rounds 5] [--no-usual] [--json]
 
 All 26 convolutions over photographs of `imagenet-samples` and `cats-dogs`, which are decoded and normalised before
 anything is timed. What is timed takes turns; ratios to `plain` are the median of those of a round, and that of the best
-times (on a busy machine look at that). Memory is what the process grows by at its peak, beyond pictures and network.
+times (on a busy machine look at that). Memory is what the process grows by at its peak, beyond images and network.
 
 - `plain`: the network alone, in batches of 32 with channels last.
 - `ours`: `inspection.top_patches`, in the same batches.
-- `hooks`: the same batches, a hook on each of the 26 layers at once, which keeps every picture's maxima and places;
+- `hooks`: the same batches, a hook on each of the 26 layers at once, which keeps every image's maxima and places;
   they are sorted afterwards.
-- `usual`: as such scripts are mostly written: a hook on one layer, one picture at a time, the maps kept, and sorted
-  afterwards. One of the 26 layers (`features.3.expand3x3`) is timed, over a tenth of the pictures; the time is told for
-  all layers and pictures at that rate, the memory for all pictures and this one layer.
+- `usual`: as such scripts are mostly written: a hook on one layer, one image at a time, the maps kept, and sorted
+  afterwards. One of the 26 layers (`features.3.expand3x3`) is timed, over a tenth of the images; the time is told for
+  all layers and images at that rate, the memory for all images and this one layer.
 
 Real data: SVERTKA_DATA. Linux, for the peak of memory.
 """
@@ -38,7 +38,7 @@ from svertka.inspection import top_patches
 
 BATCH, COUNT = 32, 9
 USUAL = "features.3.expand3x3"
-SHARE = 10  # of the pictures one in so many is run by the usual script
+SHARE = 10  # of the images one in so many is run by the usual script
 
 
 def photographs(classifier: Classifier, count: int) -> list[Tensor]:
@@ -47,8 +47,8 @@ def photographs(classifier: Classifier, count: int) -> list[Tensor]:
     paths = [path for folder in ("imagenet-samples", "cats-dogs") for path in sorted((data / folder).rglob("*.*"))]
     paths = [path for path in paths if path.suffix.lower() in (".jpeg", ".jpg")][:count]
     with ThreadPoolExecutor() as pool:
-        pictures = torch.stack(list(pool.map(classifier.preprocess, paths)))
-    return [some.contiguous(memory_format=torch.channels_last) for some in torch.split(pictures, BATCH)]
+        images = torch.stack(list(pool.map(classifier.preprocess, paths)))
+    return [some.contiguous(memory_format=torch.channels_last) for some in torch.split(images, BATCH)]
 
 
 def plain(network: nn.Module, batches: list[Tensor]) -> None:
@@ -84,19 +84,19 @@ def hooks(network: nn.Module, batches: list[Tensor]) -> dict[str, tuple[Tensor, 
     }
 
 
-def usual(network: nn.Module, pictures: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """A hook on one layer, a picture at a time; the maps are kept and sorted afterwards."""
+def usual(network: nn.Module, images: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """A hook on one layer, an image at a time; the maps are kept and sorted afterwards."""
     kept: list[Tensor] = []
     handle = network.get_submodule(USUAL + "_relu").register_forward_hook(lambda _, __, output: kept.append(output))
     with torch.inference_mode():
-        for picture in pictures:
-            network(picture)
+        for image in images:
+            network(image)
     handle.remove()
     return strongest(*torch.cat(kept).flatten(2).max(dim=2))
 
 
 def strongest(values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """The pictures and places of the nine largest `values` (pictures, units) of each unit."""
+    """The images and places of the nine largest `values` (images, units) of each unit."""
     order = values.topk(COUNT, dim=0).indices
     return order, places.gather(0, order)
 
@@ -123,7 +123,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     weights = Path(os.environ["SVERTKA_DATA"]) / "weights" / "squeezenet1_1-imagenet.safetensors"
     classifier = Classifier.load(f"squeezenet1_1:{weights}")
     network = set_memory_format(classifier.network, torch.channels_last)
-    batches = photographs(classifier, options.pictures)
+    batches = photographs(classifier, options.images)
     ways: dict[str, Callable[[], object]] = {
         "plain": lambda: plain(network, batches),
         "ours": lambda: top_patches(network, batches, count=COUNT),
@@ -135,18 +135,18 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         for name, run in list(ways.items())[:: -1 if number % 2 else 1]:
             with measured(found[name]):
                 run()
-    pictures = sum(len(batch) for batch in batches)
+    images = sum(len(batch) for batch in batches)
     result: dict[str, Any] = {
-        "pictures": pictures,
+        "images": images,
         "device": describe_device(torch.device("cpu")),
         "processor": cpu_name(),
     }
     if options.usual:
-        some = [picture[None] for batch in batches for picture in batch][::SHARE]
+        some = [image[None] for batch in batches for image in batch][::SHARE]
         with measured(found["usual"]):
             usual(network, some)
-        found["usual"]["seconds"] = [26 * pictures / len(some) * seconds for seconds in found["usual"]["seconds"]]
-        found["usual"]["bytes"] = [pictures / len(some) * bytes_ for bytes_ in found["usual"]["bytes"]]
+        found["usual"]["seconds"] = [26 * images / len(some) * seconds for seconds in found["usual"]["seconds"]]
+        found["usual"]["bytes"] = [images / len(some) * bytes_ for bytes_ in found["usual"]["bytes"]]
     for name, numbers in found.items():
         if numbers["seconds"]:
             turns = zip(numbers["seconds"], found["plain"]["seconds"], strict=name != "usual")
@@ -162,7 +162,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=1400)
+    parser.add_argument("--images", type=int, default=1400)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-usual", dest="usual", action="store_false", help="leave out the slowest")
@@ -173,7 +173,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(result, indent=2))
         return
-    print(f"{result['pictures']} pictures, {result['processor']}, {result['device']}")
+    print(f"{result['images']} images, {result['processor']}, {result['device']}")
     print(f"{'':<8}{'seconds':>10}{'of plain':>10}{'of best':>10}{'memory':>10}")
     for name in ("plain", "ours", "hooks", "usual"):
         if name in result:

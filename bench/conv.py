@@ -77,7 +77,7 @@ def named(channels: int, out_channels: int, side: int, kernel: int, stride: int)
 def main() -> None:
     """Compare, print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=16, help=f"pictures at once; for large kernels {LARGE_BATCH}")
+    parser.add_argument("--batch", type=int, default=16, help=f"images at once; for large kernels {LARGE_BATCH}")
     parser.add_argument("--threads", type=int, help="of the processor; unset: all cores")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=list(LAYERS), default=list(LAYERS))

@@ -3,11 +3,11 @@
 Three ways from a JPEG file's bytes to a square of `--side` pixels:
 
     plain    Pillow: open, convert to RGB, resize the central square with its BILINEAR, a triangle as wide as needed
-    draft    the same after Image.draft, which lets the decoder reduce the picture
+    draft    the same after Image.draft, which lets the decoder reduce the image
     svertka  read_image and resize_central_square, as training and prediction do it
 
-Each round runs all three, in changing order. Quality is the PSNR against the picture decoded whole and resized with
-Lanczos's filter in floating point. Needs SVERTKA_DATA, or `--pictures FOLDER`.
+Each round runs all three, in changing order. Quality is the PSNR against the image decoded whole and resized with
+Lanczos's filter in floating point. Needs SVERTKA_DATA, or `--images FOLDER`.
 
     python bench/decode.py --rounds 20 --threads 2
 """
@@ -46,13 +46,13 @@ class Way(Protocol):
 
 
 def plain(data: bytes, side: int) -> Pixels:
-    """Pillow, the picture decoded whole."""
+    """Pillow, the image decoded whole."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=centre(image.size)))
 
 
 def draft(data: bytes, side: int) -> Pixels:
-    """Pillow, the picture reduced by the decoder."""
+    """Pillow, the image reduced by the decoder."""
     file = Image.open(io.BytesIO(data))
     file.draft("RGB", (side, side))
     image = file.convert("RGB")
@@ -68,7 +68,7 @@ WAYS: dict[str, Way] = {"plain": plain, "draft": draft, "svertka": svertka}
 
 
 def centre(size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The central square of a picture of `size` (width, height), as Pillow wants it."""
+    """The central square of an image of `size` (width, height), as Pillow wants it."""
     width, height = size
     side = min(size)
     left, top = (width - side) // 2, (height - side) // 2
@@ -90,7 +90,7 @@ def psnr(square: Pixels, truth: npt.NDArray[np.float64]) -> float:
     return float(10 * np.log10(255**2 / np.mean((square - truth) ** 2)))
 
 
-def measure(pictures: list[bytes], side: int, threads: int, rounds: int) -> tuple[Rounds, Rounds]:
+def measure(images: list[bytes], side: int, threads: int, rounds: int) -> tuple[Rounds, Rounds]:
     """Images per second, and processor milliseconds an image, of each way: one number a round."""
     speeds: Rounds = {name: [] for name in WAYS}
     loads: Rounds = {name: [] for name in WAYS}
@@ -99,41 +99,39 @@ def measure(pictures: list[bytes], side: int, threads: int, rounds: int) -> tupl
         for number in range(rounds + 1):
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 began, worked = time.perf_counter(), time.process_time()
-                deque(pool.map(partial(WAYS[name], side=side), pictures), maxlen=0)
+                deque(pool.map(partial(WAYS[name], side=side), images), maxlen=0)
                 if number:  # the first round warms up
-                    speeds[name].append(len(pictures) / (time.perf_counter() - began))
-                    loads[name].append((time.process_time() - worked) / len(pictures) * 1000)
+                    speeds[name].append(len(images) / (time.perf_counter() - began))
+                    loads[name].append((time.process_time() - worked) / len(images) * 1000)
     return speeds, loads
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--pictures", type=Path, help="folder of JPEG files (default: imagenet-samples of SVERTKA_DATA)"
-    )
+    parser.add_argument("--images", type=Path, help="folder of JPEG files (default: imagenet-samples of SVERTKA_DATA)")
     parser.add_argument("--side", type=int, default=224, help="pixels (default 224)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each way (default 2)")
     parser.add_argument("--rounds", type=int, default=10, help="rounds (default 10)")
     parser.add_argument("--json", action="store_true", help="one JSON value on stdout")
     options = parser.parse_args()
-    folder = options.pictures or Path(os.environ.get("SVERTKA_DATA", "")) / "imagenet-samples"
+    folder = options.images or Path(os.environ.get("SVERTKA_DATA", "")) / "imagenet-samples"
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not files:
-        sys.exit(f"no JPEG files in {folder}; set SVERTKA_DATA or give --pictures FOLDER")
+        sys.exit(f"no JPEG files in {folder}; set SVERTKA_DATA or give --images FOLDER")
     torch.set_num_threads(1)  # every way runs in `--threads` threads of its own
-    pictures = [path.read_bytes() for path in files]
-    truths = [reference(data, options.side) for data in pictures]
-    speeds, loads = measure(pictures, options.side, options.threads, options.rounds)
+    images = [path.read_bytes() for path in files]
+    truths = [reference(data, options.side) for data in images]
+    speeds, loads = measure(images, options.side, options.threads, options.rounds)
     slowest = {name: min(values) for name, values in speeds.items()}
     middle = {name: statistics.median(values) for name, values in speeds.items()}
     against = [ours / theirs for ours, theirs in zip(speeds["svertka"], speeds["plain"], strict=True)]
     quality = {
-        name: [psnr(way(data, options.side), truth) for data, truth in zip(pictures, truths, strict=True)]
+        name: [psnr(way(data, options.side), truth) for data, truth in zip(images, truths, strict=True)]
         for name, way in WAYS.items()
     }
     result = {
-        "pictures": len(pictures),
+        "images": len(images),
         "side": options.side,
         "threads": options.threads,
         "rounds": options.rounds,
@@ -145,7 +143,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(result))
         return
-    print(f"{len(pictures)} pictures to {options.side} pixels, {options.threads} threads, {options.rounds} rounds")
+    print(f"{len(images)} images to {options.side} pixels, {options.threads} threads, {options.rounds} rounds")
     print(f"{'':10}{'images/s, min':>16}{'median':>10}{'× plain':>10}{'CPU ms':>10}{'PSNR mean':>12}{'min':>10}")
     for name in WAYS:
         ratio = statistics.median(mine / theirs for mine, theirs in zip(speeds[name], speeds["plain"], strict=True))

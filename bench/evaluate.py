@@ -1,15 +1,15 @@
 """Evaluation in many crops, and in all of them at once, against the bare network and the plain loop.
 
-    python bench/evaluate.py [--models resnet18 squeezenet1_1] [--pictures 64] [--dense 1] [--rounds 3] [--threads 2]
+    python bench/evaluate.py [--models resnet18 squeezenet1_1] [--images 64] [--dense 1] [--rounds 3] [--threads 2]
 
 Ten crops: what `svertka evaluate --crops 10` does with photographs, from the store of squares to the counts, in crops a
 second, beside the network alone on as many crops in batches as large, ready in memory. The store is filled first, in a
-pass that is timed by itself: it decodes the pictures.
+pass that is timed by itself: it decodes the images.
 
 Dense: what `--crops dense` does with whole photographs at 256, 384 and 512 pixels, decoding included, beside the loop
-that it replaces: every crop at every position of the network's stride, and their mirror images, cut from pictures that
+that it replaces: every crop at every position of the network's stride, and their mirror images, cut from images that
 are decoded already, in batches of 64. Both say how far apart their probabilities are; where a network pads its maps
-they are not the same, since a crop has zeros around it and a window has the picture.
+they are not the same, since a crop has zeros around it and a window has the image.
 
 The sides take turns. Weights are fresh. Real data: SVERTKA_DATA.
 """
@@ -51,7 +51,7 @@ def classifier(name: str, names: tuple[str, ...]) -> Classifier:
 
 
 def judged(predictor: Predictor, dataset: Dataset) -> MetricAccumulator:
-    """The counts of all pictures, as `evaluate` makes them."""
+    """The counts of all images, as `evaluate` makes them."""
     size = predictor.batch_size
     batches: list[Ints] = [np.arange(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
     tally = MetricAccumulator(len(dataset.names))
@@ -79,7 +79,7 @@ def ten(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[st
 
 
 def dense(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[str, Any]:
-    """Seconds a picture of both, and the ratio."""
+    """Seconds an image of both, and the ratio."""
     how = crop_protocol("dense", None, one.preprocess)
     predictor = Predictor(one, dataset, how, device=CPU, threads=threads)
     size = one.preprocess.size
@@ -99,20 +99,20 @@ def dense(one: Classifier, dataset: Dataset, rounds: int, threads: int) -> dict[
 
     times = in_turns({"loop": loop, "ours": lambda: judged(predictor, dataset)}, rounds)
     ours = torch.cat(list(predictor.predict_batches([np.arange(len(dataset))])))
-    crops = sum(2 * len(positions(picture, size, stride)) for scales in pictures for picture in scales)
+    crops = sum(2 * len(positions(image, size, stride)) for scales in pictures for image in scales)
     return {
-        "seconds_per_picture": {name: statistics.median(some) / len(dataset) for name, some in times.items()},
-        "crops_per_picture": crops / len(dataset),
+        "seconds_per_image": {name: statistics.median(some) / len(dataset) for name, some in times.items()},
+        "crops_per_image": crops / len(dataset),
         "apart": float((torch.stack(loops).exp() - ours.exp()).abs().max()),
         **ratios(times["loop"], times["ours"]),
     }
 
 
 def looped(one: Classifier, scales: list[Tensor], stride: tuple[int, int]) -> Tensor:
-    """Log probabilities (K,) of one picture: scores averaged over its crops, probabilities over scales and mirror."""
+    """Log probabilities (K,) of one image: scores averaged over its crops, probabilities over scales and mirror."""
     size, said = one.preprocess.size, []
-    for picture in scales:
-        for shown in (picture, picture.flip(-1)):
+    for image in scales:
+        for shown in (image, image.flip(-1)):
             places = positions(shown, size, stride)
             crops = torch.cat([shown[..., y : y + size, x : x + size] for y, x in places])
             scores = torch.cat([one.network(some) for some in crops.split(CROPS_PER_BATCH)])  # type: ignore[no-untyped-call]
@@ -120,9 +120,9 @@ def looped(one: Classifier, scales: list[Tensor], stride: tuple[int, int]) -> Te
     return average_log_probabilities(torch.stack(said), 0)
 
 
-def positions(picture: Tensor, size: int, stride: tuple[int, int]) -> list[tuple[int, int]]:
+def positions(image: Tensor, size: int, stride: tuple[int, int]) -> list[tuple[int, int]]:
     """The first pixels of all crops."""
-    height, width = picture.shape[-2:]
+    height, width = image.shape[-2:]
     return [(y, x) for y in range(0, height - size + 1, stride[0]) for x in range(0, width - size + 1, stride[1])]
 
 
@@ -130,15 +130,15 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["resnet18", "squeezenet1_1"], help="names of the zoo")
-    parser.add_argument("--pictures", type=int, default=64, help="in ten crops (default 64)")
-    parser.add_argument("--dense", type=int, default=1, help="pictures seen dense (default 1; 0 leaves it out)")
+    parser.add_argument("--images", type=int, default=64, help="in ten crops (default 64)")
+    parser.add_argument("--dense", type=int, default=1, help="images seen dense (default 1; 0 leaves it out)")
     parser.add_argument("--rounds", type=int, default=3, help="of each side (default 3)")
     parser.add_argument("--threads", type=int, default=2, help="of each side (default 2)")
     parser.add_argument("--json", action="store_true", help="one JSON value on stdout")
     options = parser.parse_args()
     folder = Path(os.environ.get("SVERTKA_DATA", "")) / "cats-dogs"
     if not folder.is_dir():
-        sys.exit(f"no pictures in {folder}; set SVERTKA_DATA")
+        sys.exit(f"no images in {folder}; set SVERTKA_DATA")
     torch.set_num_threads(options.threads)
     everything = open_source(folder, to_train=False)
 
@@ -151,8 +151,8 @@ def main() -> None:
         for name in options.models:
             one = classifier(name, everything.names)
             result[name] = {}
-            if options.pictures:
-                result[name]["ten"] = ten(one, some(options.pictures), options.rounds, options.threads)
+            if options.images:
+                result[name]["ten"] = ten(one, some(options.images), options.rounds, options.threads)
             if options.dense:
                 result[name]["dense"] = dense(one, some(options.dense), options.rounds, options.threads)
             if not options.json:
@@ -171,9 +171,9 @@ def show(name: str, found: dict[str, Any]) -> None:
             f"least {found['ten']['ratio_least']:.3f})"
         )
     if "dense" in found:
-        times = found["dense"]["seconds_per_picture"]
+        times = found["dense"]["seconds_per_image"]
         print(
-            f"{name:16}dense: {times['ours']:.2f} s a picture; loop over {found['dense']['crops_per_picture']:.0f} "
+            f"{name:16}dense: {times['ours']:.2f} s an image; loop over {found['dense']['crops_per_image']:.0f} "
             f"crops {times['loop']:.2f} s; ratio {found['dense']['ratio_median']:.1f} (best "
             f"{found['dense']['ratio_of_best']:.1f}, least {found['dense']['ratio_least']:.1f}); "
             f"probabilities up to {found['dense']['apart']:.1g} apart"

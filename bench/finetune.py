@@ -1,11 +1,11 @@
 """Carrying features over, against the loop that everybody copies: frozen layers, a DataLoader, forward in each epoch.
 
-    python bench/finetune.py [head] [half] [last] [first] [--pictures 100] [--json]
+    python bench/finetune.py [head] [half] [last] [first] [--images 100] [--json]
 
-EfficientNet-Lite0 with the bundled weights on `cats-dogs`, 100 pictures of each class to learn from, all others held
-out and judged once at the end; both sides have the same network, weights, pictures and threads, and judge as they are.
+EfficientNet-Lite0 with the bundled weights on `cats-dogs`, 100 images of each class to learn from, all others held
+out and judged once at the end; both sides have the same network, weights, images and threads, and judge as they are.
 
-- `head`: everything frozen but the head, 30 epochs. Theirs: SGD with momentum at batch 64, pictures decoded, cut to
+- `head`: everything frozen but the head, 30 epochs. Theirs: SGD with momentum at batch 64, images decoded, cut to
   224 pixels and normalised by two workers, which are kept between epochs. Ours: `svertka train`, as the command.
 - `half`: ours with features stored as float16.
 - `last`: the last stage learns too, 10 epochs, mirrored at random.
@@ -56,13 +56,11 @@ class Photos(TorchDataset[tuple[torch.Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         path, label = self.items[index]
-        picture = Image.open(path).convert("RGB")
-        scale = 256 / min(picture.size)
-        picture = picture.resize(
-            (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
-        )
-        left, top = (picture.width - 224) // 2, (picture.height - 224) // 2
-        pixels = torch.from_numpy(np.array(picture.crop((left, top, left + 224, top + 224)))).permute(2, 0, 1)
+        image = Image.open(path).convert("RGB")
+        scale = 256 / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+        left, top = (image.width - 224) // 2, (image.height - 224) // 2
+        pixels = torch.from_numpy(np.array(image.crop((left, top, left + 224, top + 224)))).permute(2, 0, 1)
         if self.mirrored and torch.rand(()) < 0.5:
             pixels = pixels.flip(2)
         return (pixels.float() - 127) / 128, label
@@ -142,7 +140,7 @@ def command(source: Path, options: list[str], threads: int) -> dict[str, Any]:
 
 
 def divided(data: Path, pictures: int, root: Path) -> None:
-    """`root`/train with so many pictures of each class of `data`, and `root`/test with the others."""
+    """`root`/train with so many images of each class of `data`, and `root`/test with the others."""
     for folder in (data / "cat", data / "dog"):
         paths = sorted(folder.iterdir())
         chosen = set(np.random.default_rng(0).choice(len(paths), pictures, replace=False).tolist())
@@ -172,7 +170,7 @@ def main() -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=list(OURS), choices=[*OURS, []])
-    parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--side", choices=("theirs", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -191,7 +189,7 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        divided(data, options.pictures, folder)
+        divided(data, options.images, folder)
         for what in options.what or list(OURS):
             for side in ("theirs", "ours") if what in EPOCHS else ("ours",):
                 rows[f"{what}, {side}"] = one(what, side, folder, data, options.threads)

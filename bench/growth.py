@@ -1,11 +1,11 @@
-"""How the time of a network grows with batch, picture size, threads and depth: ours, three peers, and two bounds.
+"""How the time of a network grows with batch, image size, threads and depth: ours, three peers, and two bounds.
 
     pip install onnxruntime ncnn pnnx MNN
     python bench/growth.py [--peers onnxruntime ncnn mnn] [--axes batch size threads depth] [--rounds 5] [--output FILE]
     python experiments/growth.py                    # the figure and the tables, from experiments/metrics/growth.jsonl
 
-ResNet-18 in batches of 1 to 64, with pictures of 96 to 512 pixels, with 1 and 2 threads, and ResNet-18 to 152, in
-float32, random weights and pictures, the engines in turns as in bench/networks.py. A line of JSON each: what was run,
+ResNet-18 in batches of 1 to 64, with images of 96 to 512 pixels, with 1 and 2 threads, and ResNet-18 to 152, in
+float32, random weights and images, the engines in turns as in bench/networks.py. A line of JSON each: what was run,
 the milliseconds of a whole batch, and the work: 10⁹ multiplications by the definition of a convolution, those that
 Winograd's algorithm leaves (`multiplications_left`), the megabytes of all weights and of all maps, each written once
 and read once by each step that needs it. The bounds are those multiplications over `roof`, and these bytes over
@@ -56,7 +56,7 @@ AXES = {
 
 
 def work(network: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
-    """What an optimized network has to do for pictures of `shape`: 10⁹ multiplications, MB of weights and of maps."""
+    """What an optimized network has to do for images of `shape`: 10⁹ multiplications, MB of weights and of maps."""
     steps = fuse(capture_graph(network, shape))
 
     def sides(value: int) -> list[int]:
@@ -91,9 +91,9 @@ def roof() -> float:
             a, b = torch.randn(side, side), torch.randn(side, side)
             best = max(best, side**3 / min(seconds(partial(torch.mm, a, b)) for _ in range(20)))
         for channels, size in ((128, 56), (256, 56), (256, 28), (512, 28)):
-            pictures = torch.randn(1, channels, size, size).contiguous(memory_format=torch.channels_last)
-            pointwise = optimize(nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False)), pictures)
-            fastest = min(seconds(partial(pointwise, pictures)) for _ in range(40))
+            images = torch.randn(1, channels, size, size).contiguous(memory_format=torch.channels_last)
+            pointwise = optimize(nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False)), images)
+            fastest = min(seconds(partial(pointwise, images)) for _ in range(40))
             best = max(best, (channels * size) ** 2 / fastest)
     return best / 1e9
 

@@ -79,7 +79,7 @@ def ask(port: int, body: bytes) -> None:
 def load(
     port: int,
     seconds: float,
-    pictures: Sequence[bytes],
+    images: Sequence[bytes],
     clients: int,
     rate: float | None = None,
     even: bool = False,
@@ -102,7 +102,7 @@ def load(
             time.sleep(max(0, due - time.perf_counter()))
             began = due if rate else time.perf_counter()  # what waits for its turn waits, too
             try:
-                _answered(connection, choose.choice(pictures))
+                _answered(connection, choose.choice(images))
             except OSError as error:
                 failures.append(error)
             latencies.append(time.perf_counter() - began)

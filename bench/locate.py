@@ -1,6 +1,6 @@
 """Where things are: how fast, and how well, after Oquab et al. 2014.
 
-    python bench/locate.py speed [RUN] [--picture raccoon-1] [--rounds 3] [--threads 2] [--json]
+    python bench/locate.py speed [RUN] [--image raccoon-1] [--rounds 3] [--threads 2] [--json]
     python bench/locate.py raccoons [--only boxes] [--folder FOLDER] [--threads 2] [--json]
 
 `speed`: the score maps of one photograph at eight scales (`svertka locate`), and the same network on the same patches,
@@ -9,7 +9,7 @@ patches, and the spots of the heat maps that are made of them (Spearman), for th
 folder; unset: `efficientnet_lite0:bundled`.
 
 `raccoons`: trains on 150 of the raccoons and 100 cats and 100 dogs, on the bundled network's features: once with boxes,
-on patches, and once with the labels of the pictures alone; then points at the raccoons in the other 50. Pictures are
+on patches, and once with the labels of the images alone; then points at the raccoons in the other 50. Images are
 drawn by a seed. A run that is in FOLDER already is gone on with. Real data: SVERTKA_DATA.
 """
 
@@ -52,9 +52,9 @@ def patch_by_patch(classifier: Classifier, locator: PatchScorer, rgb: Pixels) ->
     """The score maps as the network gives them for one patch after the other."""
     parts, levels, crops = locator.network, locator.levels(rgb), []
     for level in levels:
-        picture = resize_to_level(classifier.preprocess, rgb, level)[0]
+        image = resize_to_level(classifier.preprocess, rgb, level)[0]
         for y, x in (level.places * parts.stride).tolist():
-            crops.append(picture[:, y : y + parts.window[0], x : x + parts.window[1]])
+            crops.append(image[:, y : y + parts.window[0], x : x + parts.window[1]])
     batches = [torch.stack(crops[start : start + BATCH]) for start in range(0, len(crops), BATCH)]
     logits = [classifier.network(batch.contiguous(memory_format=torch.channels_last)) for batch in batches]
     each = torch.split(torch.cat(logits).softmax(1), [len(level.places) for level in levels])
@@ -64,11 +64,11 @@ def patch_by_patch(classifier: Classifier, locator: PatchScorer, rgb: Pixels) ->
     ]
 
 
-def speed(run: str, picture: str, rounds: int) -> dict[str, Any]:
+def speed(run: str, image: str, rounds: int) -> dict[str, Any]:
     """Seconds of both ways, and how alike they rank."""
     classifier = Classifier.load(run)
     locator = PatchScorer(classifier)
-    rgb = load_image(data() / "raccoons" / "images" / f"{picture}.jpg")
+    rgb = load_image(data() / "raccoons" / "images" / f"{image}.jpg")
     ways: dict[str, Way] = {
         "patches": lambda: patch_by_patch(classifier, locator, rgb),
         "dense": lambda: locator.score_maps(rgb),
@@ -79,7 +79,7 @@ def speed(run: str, picture: str, rounds: int) -> dict[str, Any]:
     index, sides = locator.index[name], rgb.shape[:2]
     of_class = [np.concatenate([one.scores[index].ravel() for one in maps]) for maps in (patches, dense)]
     return {
-        "picture": f"{sides[1]}×{sides[0]}",
+        "image": f"{sides[1]}×{sides[0]}",
         "patches": len(of_class[0]),
         "seconds": {way: {"min": min(some), "median": statistics.median(some)} for way, some in times.items()},
         **ratios(times["patches"], times["dense"]),
@@ -92,7 +92,7 @@ def speed(run: str, picture: str, rounds: int) -> dict[str, Any]:
 
 
 def raccoons(folder: Path, only: str | None) -> dict[str, Any]:
-    """Where the raccoons of 50 pictures are found, by two runs, or `only` one of them."""
+    """Where the raccoons of 50 images are found, by two runs, or `only` one of them."""
     sources = data()
     images = sorted((sources / "raccoons" / "images").iterdir(), key=lambda path: int(path.stem.rpartition("-")[2]))
     drawn = np.random.default_rng(SEED).permutation(len(images))
@@ -121,7 +121,7 @@ def raccoons(folder: Path, only: str | None) -> dict[str, Any]:
         )
         found[name] = {
             "train_seconds": trained,
-            "locate_seconds_a_picture": (time.perf_counter() - began) / len(asked),
+            "locate_seconds_a_image": (time.perf_counter() - began) / len(asked),
             "result": svertka.Run(run).result(),
             "judgement": located.judgement,
         }
@@ -140,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("speed", "raccoons"))
     parser.add_argument("run", nargs="?", default=BACKBONE)
-    parser.add_argument("--picture", default="raccoon-1")
+    parser.add_argument("--image", default="raccoon-1")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("boxes", "labels"), help="unset: both runs")
     parser.add_argument("--folder", type=Path, help="unset: one that is removed afterwards")
@@ -149,7 +149,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     if asked.what == "speed":
-        result = speed(asked.run, asked.picture, asked.rounds)
+        result = speed(asked.run, asked.image, asked.rounds)
     else:
         with TemporaryDirectory() as passing:
             result = raccoons(asked.folder or Path(passing), asked.only)
@@ -159,7 +159,7 @@ def main() -> None:
         times = ", ".join(
             f"{way} {some['min']:.2f} s (median {some['median']:.2f})" for way, some in result["seconds"].items()
         )
-        print(f"{result['picture']}: {result['patches']} patches: {times}")
+        print(f"{result['image']}: {result['patches']} patches: {times}")
         print(f"{result['ratio_of_best']:.1f} times as fast (median {result['ratio_median']:.1f})")
         print(f"{result['class']}: Spearman {result['spearman']:.3f}, of heat maps {result['spearman_of_heat']:.3f}")
     else:
@@ -168,7 +168,7 @@ def main() -> None:
             print(
                 f"{name}: trained in {one['train_seconds']:.0f} s, val error {one['result']['val_error']:.2%}; ", end=""
             )
-            print(f"{one['locate_seconds_a_picture']:.1f} s a picture; inside a box {judged['hits']:.1%}", end="")
+            print(f"{one['locate_seconds_a_image']:.1f} s an image; inside a box {judged['hits']:.1%}", end="")
             print(f" (the centre {judged['centre_hits']:.1%}, covered {judged['covered']:.1%})", end="")
             print(f"; boxes under a quarter, {small['pictures']}: {small['hits']:.1%} (covered {small['covered']:.1%})")
 

@@ -1,4 +1,4 @@
-"""Peak memory of training on a folder, for all of cats-dogs and for ten times as many pictures.
+"""Peak memory of training on a folder, for all of cats-dogs and for ten times as many images.
 
     python bench/memory.py [--epochs 1] [--json]
 
@@ -27,7 +27,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def multiply(source: Path, target: Path, times: int) -> None:
-    """Fill `target` with the pictures of `source` and `times` − 1 changed copies of each."""
+    """Fill `target` with the images of `source` and `times` − 1 changed copies of each."""
 
     def copy(path: Path) -> None:
         folder = target / path.parent.name
@@ -64,10 +64,10 @@ def main() -> None:
         few, many = (peak(source, folder, options.epochs) for source in (photos, folder / "many"))
         counts = [len(list(source.rglob("*.jpg"))) for source in (photos, folder / "many")]
     if options.json:
-        print(json.dumps({"pictures": counts, "peak_bytes": [few, many], "ratio": many / few}))
+        print(json.dumps({"images": counts, "peak_bytes": [few, many], "ratio": many / few}))
         return
     for count, bytes_ in zip(counts, (few, many), strict=True):
-        print(f"{count:>7,} pictures: peak {bytes_ / 1e6:,.0f} MB")
+        print(f"{count:>7,} images: peak {bytes_ / 1e6:,.0f} MB")
     print(f"ratio {many / few:.2f}")
 
 

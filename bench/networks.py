@@ -5,11 +5,11 @@
     python bench/networks.py --precision bf16
 
 float32, or with `--precision bf16` what engines do that may compute in bfloat16: PyTorch under autocast, OpenVINO and
-ncnn, beside them ours in float32, and so with the weights of dense layers in bfloat16. Random weights, random pictures
+ncnn, beside them ours in float32, and so with the weights of dense layers in bfloat16. Random weights, random images
 of the size that each network is for. Times are milliseconds of a whole batch: the best run and the median. `ratio`: the
 peer's best time over ours, above 1 where ours is faster. The error is the largest difference to the original network in
-float64, over the largest value. Each engine gets the pictures in the order that it likes, converted before the clock
-runs. ncnn takes pictures one by one.
+float64, over the largest value. Each engine gets the images in the order that it likes, converted before the clock
+runs. ncnn takes images one by one.
 """
 
 import argparse
@@ -39,28 +39,28 @@ Run = Callable[[], Any]  # one run, which gives the scores as a tensor or an arr
 Maker = Callable[[nn.Module, Tensor, Path], Run]
 
 
-def ours(network: nn.Module, pictures: Tensor, _: Path, precision: str = "fp32", dense: str | None = None) -> Run:
+def ours(network: nn.Module, images: Tensor, _: Path, precision: str = "fp32", dense: str | None = None) -> Run:
     """`svertka.optimize`, in these precisions."""
-    pictures = pictures.contiguous(memory_format=torch.channels_last)
-    optimized = svertka.optimize(network, pictures, precision=precision, dense=dense)
-    return lambda: optimized(pictures)
+    images = images.contiguous(memory_format=torch.channels_last)
+    optimized = svertka.optimize(network, images, precision=precision, dense=dense)
+    return lambda: optimized(images)
 
 
-def eager(network: nn.Module, pictures: Tensor, _: Path) -> Run:
+def eager(network: nn.Module, images: Tensor, _: Path) -> Run:
     """PyTorch as it is."""
-    return lambda: network(pictures)
+    return lambda: network(images)
 
 
-def channels_last(network: nn.Module, pictures: Tensor, _: Path) -> Run:
+def channels_last(network: nn.Module, images: Tensor, _: Path) -> Run:
     """PyTorch with its tensors channels-last."""
     twin = set_memory_format(copy.deepcopy(network), torch.channels_last)
-    pictures = pictures.contiguous(memory_format=torch.channels_last)
-    return lambda: twin(pictures)
+    images = images.contiguous(memory_format=torch.channels_last)
+    return lambda: twin(images)
 
 
-def autocast(network: nn.Module, pictures: Tensor, folder: Path) -> Run:
+def autocast(network: nn.Module, images: Tensor, folder: Path) -> Run:
     """PyTorch with its tensors channels-last, under autocast."""
-    run = channels_last(network, pictures, folder)
+    run = channels_last(network, images, folder)
 
     def under() -> Any:
         with torch.autocast("cpu", torch.bfloat16):
@@ -69,7 +69,7 @@ def autocast(network: nn.Module, pictures: Tensor, folder: Path) -> Run:
     return under
 
 
-def compiled(network: nn.Module, pictures: Tensor, _: Path) -> Run:
+def compiled(network: nn.Module, images: Tensor, _: Path) -> Run:
     """`torch.compile` with its weights frozen."""
     import torch._inductor.config
 
@@ -79,34 +79,34 @@ def compiled(network: nn.Module, pictures: Tensor, _: Path) -> Run:
 
     def run() -> Any:
         with torch.no_grad():  # it does not freeze in inference mode
-            return twin(pictures)
+            return twin(images)
 
     with torch.inference_mode(False):
         run()
     return run
 
 
-def _as_onnx(network: nn.Module, pictures: Tensor, folder: Path) -> Path:
+def _as_onnx(network: nn.Module, images: Tensor, folder: Path) -> Path:
     path = folder / "network.onnx"
     if not path.exists():
         with torch.inference_mode(False):
-            torch.onnx.export(network, (pictures,), path, input_names=["x"], output_names=["y"], dynamo=False)
+            torch.onnx.export(network, (images,), path, input_names=["x"], output_names=["y"], dynamo=False)
     return path
 
 
-def onnxruntime(network: nn.Module, pictures: Tensor, folder: Path) -> Run:
+def onnxruntime(network: nn.Module, images: Tensor, folder: Path) -> Run:
     """ONNX Runtime."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    path = _as_onnx(network, pictures, folder)
+    path = _as_onnx(network, images, folder)
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    array = pictures.numpy()
+    array = images.numpy()
     return lambda: session.run(None, {"x": array})[0]
 
 
-def openvino(network: nn.Module, pictures: Tensor, folder: Path, hint: str = "f32") -> Run:
+def openvino(network: nn.Module, images: Tensor, folder: Path, hint: str = "f32") -> Run:
     """OpenVINO, told to compute in float32, or as `hint` says."""
     import openvino as ov
 
@@ -116,18 +116,18 @@ def openvino(network: nn.Module, pictures: Tensor, folder: Path, hint: str = "f3
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    model = core.compile_model(core.read_model(_as_onnx(network, pictures, folder)), "CPU", settings)
-    request, array = model.create_infer_request(), pictures.numpy()
+    model = core.compile_model(core.read_model(_as_onnx(network, images, folder)), "CPU", settings)
+    request, array = model.create_infer_request(), images.numpy()
     return lambda: request.infer({0: array})[model.output(0)]
 
 
-def ncnn(network: nn.Module, pictures: Tensor, folder: Path, bfloat16: bool = False) -> Run:
+def ncnn(network: nn.Module, images: Tensor, folder: Path, bfloat16: bool = False) -> Run:
     """Tencent's ncnn, its network made by pnnx, in float32 or, all that it stores, in bfloat16."""
     import ncnn as library
 
     with torch.inference_mode(False):
-        torch.jit.trace(network, pictures[:1]).save(str(folder / "one.pt"))  # type: ignore[no-untyped-call]
-    sizes = ",".join(map(str, (1, *pictures.shape[1:])))
+        torch.jit.trace(network, images[:1]).save(str(folder / "one.pt"))  # type: ignore[no-untyped-call]
+    sizes = ",".join(map(str, (1, *images.shape[1:])))
     _call(["pnnx", "one.pt", f"inputshape=[{sizes}]", "fp16=0"], folder)
     net = library.Net()
     net.opt.num_threads = torch.get_num_threads()
@@ -135,7 +135,7 @@ def ncnn(network: nn.Module, pictures: Tensor, folder: Path, bfloat16: bool = Fa
     net.opt.use_bf16_storage = bfloat16
     net.load_param(str(folder / "one.ncnn.param"))
     net.load_model(str(folder / "one.ncnn.bin"))
-    arrays = [np.ascontiguousarray(picture) for picture in pictures.numpy()]
+    arrays = [np.ascontiguousarray(image) for image in images.numpy()]
 
     def run() -> Any:
         found = []
@@ -148,17 +148,17 @@ def ncnn(network: nn.Module, pictures: Tensor, folder: Path, bfloat16: bool = Fa
     return run
 
 
-def mnn(network: nn.Module, pictures: Tensor, folder: Path) -> Run:
+def mnn(network: nn.Module, images: Tensor, folder: Path) -> Run:
     """Alibaba's MNN, in float32."""
     import MNN.expr
     import MNN.nn
 
-    source, target = _as_onnx(network, pictures, folder), folder / "network.mnn"
+    source, target = _as_onnx(network, images, folder), folder / "network.mnn"
     _call(["mnnconvert", "-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(target)], folder)
     settings = ({"backend": 0, "numThread": torch.get_num_threads(), "precision": "high"},)
     manager = MNN.nn.create_runtime_manager(settings)
     module = MNN.nn.load_module_from_file(str(target), ["x"], ["y"], runtime_manager=manager)
-    given = MNN.expr.const(pictures.numpy(), list(pictures.shape), MNN.expr.NCHW)
+    given = MNN.expr.const(images.numpy(), list(images.shape), MNN.expr.NCHW)
     given = MNN.expr.convert(given, MNN.expr.NC4HW4)
     return lambda: np.array(module.forward(given).read())
 
@@ -196,17 +196,17 @@ def compare(
 ) -> dict[str, dict[str, float]]:
     """For each side `ms`, `ms_median`, `error`, and for peers `ratio`, their best time over ours.
 
-    `size`: of the pictures, if other than the network is for.
+    `size`: of the images, if other than the network is for.
     """
     torch.manual_seed(1)
     model = find_model(name)
     with torch.inference_mode(False):
         network = model.build().eval().requires_grad_(False)
         channels, height, width = model.input_shape
-        pictures = torch.randn(batch, channels, size or height, size or width)
-    exact = copy.deepcopy(network).double()(pictures[:1].double())
+        images = torch.randn(batch, channels, size or height, size or width)
+    exact = copy.deepcopy(network).double()(images[:1].double())
     with tempfile.TemporaryDirectory() as folder:
-        sides = {side: maker(network, pictures, Path(folder)) for side, maker in makers.items()}
+        sides = {side: maker(network, images, Path(folder)) for side, maker in makers.items()}
         found = {side: {"error": _error(side, run(), exact)} for side, run in sides.items()}
         for side, seconds in in_turns(sides, rounds, max(1, 5 // batch)).items():
             found[side] |= {"ms": 1e3 * min(seconds), "ms_median": 1e3 * statistics.median(seconds)}

@@ -81,19 +81,19 @@ def pair(name: str) -> tuple[nn.Module, nn.Module]:
 
 
 @torch.inference_mode()
-def difference(our: nn.Module, their: nn.Module, pictures: Tensor) -> float:
+def difference(our: nn.Module, their: nn.Module, images: Tensor) -> float:
     """The largest between outputs in inference, relative to the largest of theirs."""
-    expected = their.eval()(pictures)
-    return float((our.eval()(pictures) - expected).abs().max() / expected.abs().max())
+    expected = their.eval()(images)
+    return float((our.eval()(images) - expected).abs().max() / expected.abs().max())
 
 
-def forward(network: nn.Module, pictures: Tensor) -> Callable[[], None]:
+def forward(network: nn.Module, images: Tensor) -> Callable[[], None]:
     """One pass in inference."""
     network.eval()
 
     def step() -> None:
         with torch.inference_mode():
-            network(pictures)
+            network(images)
 
     return step
 
@@ -110,8 +110,8 @@ def speeds(
         our, their = (network.to(memory_format=layout) for network in networks)  # type: ignore[call-overload]
         batch = 8
         while True:
-            pictures = torch.randn(batch, 3, size, size).contiguous(memory_format=layout)
-            steps = make(our, pictures), make(their, pictures)
+            images = torch.randn(batch, 3, size, size).contiguous(memory_format=layout)
+            steps = make(our, images), make(their, images)
             for step in steps:
                 step()
             took = seconds(steps[0])

@@ -1,9 +1,9 @@
 """A server under load against LitServe, a plain FastAPI handler, and the network's own speed with nothing around it.
 
-    pip install 'svertka[bench]'
+    make bench-peers  # then use .venv-bench/bin/python
     python bench/serve.py [--seconds 10] [--rounds 3] [--only svertka fastapi] [--soak 0] [--json]
 
-`resnet18` with fresh weights, photographs of about 110 kB, loopback, 16 clients that each send the next picture when
+`resnet18` with fresh weights, photographs of about 110 kB, loopback, 16 clients that each send the next image when
 they have the answer to the last (closed loop). Each server is a process of its own with the same threads, the clients
 are another on the same cores; the sides take turns. `network`: batches of 16 in memory, PyTorch's own and optimised;
 `decoding and network`: the same files decoded by as many threads, then the optimised network, in turns.
@@ -41,7 +41,7 @@ IDEAL = 4.33  # services: 99th percentile of waiting and service in M/D/1 that i
 
 Command = Callable[[int], list[str]]
 
-# What people write: open, resize, crop, normalise, one picture at a time.
+# What people write: open, resize, crop, normalise, one image at a time.
 HANDLER = """
 import io, sys, torch, numpy
 from PIL import Image
@@ -118,7 +118,7 @@ if __name__ == "__main__":
 
 
 def alone(run: Path, pictures: Sequence[bytes], seconds: float) -> dict[str, float]:
-    """Pictures a second of the network itself, in batches, in this process: PyTorch's own, optimised, with decoding."""
+    """Images a second of the network itself, in batches, in this process: PyTorch's own, optimised, with decoding."""
     classifier = Classifier.load(run)
     images = torch.randn(BATCH, 3, SIZE, SIZE)
     fast = optimize(classifier.network, images)
@@ -170,7 +170,7 @@ def main() -> None:
         servers = commands(run, options.threads)
         results = {
             "threads": options.threads,
-            "picture, kB": round(statistics.mean(map(len, pictures)) / 1000),
+            "image, kB": round(statistics.mean(map(len, pictures)) / 1000),
             **compare(run, {name: servers[name] for name in options.only or servers}, pictures, options),
         }
         if options.soak:
@@ -210,7 +210,7 @@ def compare(
         for name, speed in alone(run, pictures, options.seconds / 2).items():
             speeds.setdefault(name, []).append(speed)
         for name in list(servers)[:: 1 if number % 2 else -1]:
-            bodies = [_in_json(picture) for picture in pictures] if name == "litserve" else pictures
+            bodies = [_in_json(image) for image in pictures] if name == "litserve" else pictures
             with served(servers[name], bodies[0]) as (port, pid):
                 load(port, 2, bodies, CLIENTS)
                 before, began = spent(pid), time.perf_counter()
@@ -225,9 +225,9 @@ def compare(
                     for what, wait in latencies(port, pictures, options.seconds, speeds[name][-1]).items():
                         waits.setdefault(what, []).append(1000 * wait)
     results: dict[str, Any] = {
-        "pictures a second": {name: _told(values, min) for name, values in speeds.items()},
+        "images a second": {name: _told(values, min) for name, values in speeds.items()},
         "milliseconds": {name: _told(values, max) for name, values in waits.items()},
-        "ms of processor a picture, by thread": shares,
+        "ms of processor an image, by thread": shares,
     }
     for name, values in speeds.items():
         if name != "svertka" and "svertka" in speeds:
@@ -241,7 +241,7 @@ def compare(
 
 
 def latencies(port: int, pictures: Sequence[bytes], seconds: float, speed: float) -> dict[str, float]:
-    """Seconds: of a single prediction, and the 99th percentiles at half of `speed`, pictures a second."""
+    """Seconds: of a single prediction, and the 99th percentiles at half of `speed`, images a second."""
     single = load(port, seconds, pictures, 1)
     even = load(port, 3 * seconds, pictures, CLIENTS, speed / 2, even=True)
     random = load(port, 3 * seconds, pictures, CLIENTS, speed / 2)
@@ -267,8 +267,8 @@ def soak(server: Command, pictures: Sequence[bytes], seconds: float) -> dict[str
         }
 
 
-def _in_json(picture: bytes) -> bytes:
-    return json.dumps({"image": base64.b64encode(picture).decode()}).encode()
+def _in_json(image: bytes) -> bytes:
+    return json.dumps({"image": base64.b64encode(image).decode()}).encode()
 
 
 def _told(values: Sequence[float], worst: Callable[[Sequence[float]], float]) -> dict[str, float]:

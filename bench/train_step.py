@@ -3,7 +3,7 @@
     python bench/train_step.py [--only resnet18 vgg16 alexnet_owt airbench lenet] [--precision fp32 | bf16]
                                [--threads 2] [--rounds 7] [--json]
 
-A step is forward, cross-entropy, backward and SGD with momentum, on random pictures. Speeds are ratios, PyTorch's
+A step is forward, cross-entropy, backward and SGD with momentum, on random images. Speeds are ratios, PyTorch's
 seconds over ours: above 1 is faster than PyTorch. Algorithms are chosen before the clock runs. Gradients that are not
 finite end the comparison with exit code 1.
 `airbench`, whose recipe computes in bfloat16, is compared with that as well; `lenet`: that of bench/train.py on MNIST.
@@ -34,11 +34,11 @@ Step = Callable[[], None]
 
 @dataclass(frozen=True)
 class Case:
-    """A network and what it is trained on: `picture`, (channels, height, width); `steps`: as many are timed at once."""
+    """A network and what it is trained on: `image`, (channels, height, width); `steps`: as many are timed at once."""
 
     build: Callable[[], nn.Module]
     batch: int
-    picture: tuple[int, int, int]
+    image: tuple[int, int, int]
     classes: int
     steps: int = 1
     bfloat16: bool = False
@@ -59,17 +59,17 @@ CASES = {
 }
 
 
-def training(network: nn.Module, pictures: Tensor, classes: int = 1000, *, bfloat16: bool = False) -> Step:
+def training(network: nn.Module, images: Tensor, classes: int = 1000, *, bfloat16: bool = False) -> Step:
     """One step of training, auxiliary classifiers included; `bfloat16`: under autocast to it."""
     network.train()
-    labels = torch.arange(len(pictures)) % classes
+    labels = torch.arange(len(images)) % classes
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(learning, lr=1e-9, momentum=0.9)  # so small that no value runs away
 
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            outputs = network(pictures)
+            outputs = network(images)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             loss: Any = sum(nn.functional.cross_entropy(one, labels) for one in outputs)
         loss.backward()
@@ -82,25 +82,25 @@ def compare(case: Case, rounds: int, *, bfloat16: bool = False) -> dict[str, Any
     """Milliseconds of a step, and for all sides but the first, ours, their ratios to it."""
     torch.manual_seed(1)
     network = set_memory_format(case.build(), torch.channels_last)
-    pictures = torch.randn(case.batch, *case.picture).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(case.batch, *case.image).contiguous(memory_format=torch.channels_last)
     accelerated = svertka.accelerate(copy.deepcopy(network))
     once = {
-        "ours": training(accelerated, pictures, case.classes, bfloat16=bfloat16),
-        "pytorch": training(network, pictures, case.classes, bfloat16=bfloat16),
+        "ours": training(accelerated, images, case.classes, bfloat16=bfloat16),
+        "pytorch": training(network, images, case.classes, bfloat16=bfloat16),
     }
     networks, errors = {"ours": accelerated, "pytorch": network}, {}
     if bfloat16:
         networks["ours, float32"] = copy.deepcopy(accelerated)
-        once["ours, float32"] = training(networks["ours, float32"], pictures, case.classes)
+        once["ours, float32"] = training(networks["ours, float32"], images, case.classes)
     gradients = {
         side: finite(f"the gradients of {side}", gradient(networks[side], step)) for side, step in once.items()
     }
     if bfloat16:
         of = gradients.pop("ours, float32")
         errors = {side: float((one - of).norm() / of.norm()) for side, one in gradients.items()}
-        once["pytorch, float32"] = training(copy.deepcopy(network), pictures, case.classes)
+        once["pytorch, float32"] = training(copy.deepcopy(network), images, case.classes)
     elif case.bfloat16 and has_bfloat16():
-        once["pytorch, bfloat16"] = training(copy.deepcopy(network), pictures, case.classes, bfloat16=True)
+        once["pytorch, bfloat16"] = training(copy.deepcopy(network), images, case.classes, bfloat16=True)
     times = in_turns({side: repeated(step, case.steps) for side, step in once.items()}, rounds)
     found: dict[str, Any] = {}
     for side, seconds in times.items():

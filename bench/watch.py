@@ -86,7 +86,7 @@ def digest(tensor: Tensor) -> bytes:
     return hashlib.blake2b(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data).digest()
 
 
-def plainly(network: nn.Module, picture: Tensor) -> dict[str, Tensor]:
+def plainly(network: nn.Module, image: Tensor) -> dict[str, Tensor]:
     """What the modules without others inside give, by path: of those that run again the first; tensors only."""
     torch.backends.mha.set_fastpath_enabled(False)  # it takes another way, and so rounds otherwise, when watched
     found: dict[str, Tensor] = {}
@@ -100,7 +100,7 @@ def plainly(network: nn.Module, picture: Tensor) -> dict[str, Tensor]:
 
     own = {path: one for path, one in network.named_modules() if next(one.children(), None) is None}
     handles = [module.register_forward_hook(keep(path)) for path, module in own.items()]
-    network(picture)
+    network(image)
     for handle in handles:
         handle.remove()
     return found
@@ -109,12 +109,12 @@ def plainly(network: nn.Module, picture: Tensor) -> dict[str, Tensor]:
 def problems(name: str) -> tuple[int, int, list[str]]:
     """How many layers and convolutions a network has, and what went wrong with it."""
     network = used(built(name))
-    picture = torch.randn(2, 3, *[SIZES.get(name, 224)] * 2)
+    image = torch.randn(2, 3, *[SIZES.get(name, 224)] * 2)
     wrong: list[str] = []
     before = state(network)
-    known = list_layers(network, tuple(picture.shape))
+    known = list_layers(network, tuple(image.shape))
     with torch.no_grad():
-        found = layer_outputs(network, picture, [layer.name for layer in known])
+        found = layer_outputs(network, image, [layer.name for layer in known])
     wrong += [f"{what} changed" for what, value in state(network).items() if value != before[what]]
 
     def fail(_: Tensor) -> None:
@@ -122,7 +122,7 @@ def problems(name: str) -> tuple[int, int, list[str]]:
 
     try:
         with torch.no_grad(), hook_layers(network, known, {known[len(known) // 2].name: fail}):
-            network(picture)
+            network(image)
         wrong.append("no exception came through")
     except KeyError:
         after = state(network)
@@ -130,7 +130,7 @@ def problems(name: str) -> tuple[int, int, list[str]]:
 
     wrong += [f"{layer.name} has the shape of another" for layer in known if found[layer.name].shape != layer.shape]
     with torch.no_grad():
-        expected = plainly(network.eval(), picture)
+        expected = plainly(network.eval(), image)
     for path in sorted(expected.keys() & found.keys()):
         if not torch.equal(found[path], expected[path]):
             wrong.append(f"{path} gives something else")

@@ -1,9 +1,9 @@
 """Auxiliary classifiers push the gradient into the network (Szegedy et al. 2014, §5).
 
-GoogLeNet in its 32×32 form on CIFAR-10; the size of the gradient of every part, from the picture to the classifier, of
-the main loss alone and of the main loss with 0.3 times each auxiliary loss, on the same 32 pictures and in the same
+GoogLeNet in its 32×32 form on CIFAR-10; the size of the gradient of every part, from the image to the classifier, of
+the main loss alone and of the main loss with 0.3 times each auxiliary loss, on the same 32 images and in the same
 forward pass. At the start: with the first weights of the network here (Glorot & Bengio's, as in Caffe's reproduction)
-and from the normal numbers of deviation 0.01 of the time. And after 20 steps of 16 pictures with recipe `googlenet`
+and from the normal numbers of deviation 0.01 of the time. And after 20 steps of 16 images with recipe `googlenet`
 (rate 0.01, no augmentation, products in bfloat16): one network trained with the auxiliary losses, one without. 3 seeds,
 one thread: about three minutes.
 
@@ -119,7 +119,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
             table[-2].append(", ".join(f"{ratio:.3g}" for ratio in ratios))
             parts = list(own[0]["main"])
             axes.set_xticks(range(len(parts)), [part.replace("inception", "") for part in parts], rotation=90)
-            axes.set(title=title, xlabel="part, from the picture")
+            axes.set(title=title, xlabel="part, from the image")
             axes.title.set_fontsize(9)
         panels[0].set(ylabel="norm of the gradient (a line a seed)")
         panels[0].legend(loc="best", fontsize=8)

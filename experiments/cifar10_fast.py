@@ -1,8 +1,8 @@
 """CIFAR-10 to 94 % in a short time: the recipe `cifar10-fast`, its test accuracy with and without averaging over views.
 
 Three seeds; the settings were fixed before any was scored, and each is scored once. The views are those of Jordan 2024
-(§3.5): the picture as it is, and moved by one pixel up and left, and down and right, each with its mirror image; the
-logits of the first pair count twice. 2 % of the training pictures are val, the others are learnt from.
+(§3.5): the image as it is, and moved by one pixel up and left, and down and right, each with its mirror image; the
+logits of the first pair count twice. 2 % of the training images are val, the others are learnt from.
 
     python experiments/cifar10_fast.py [--seeds 0 1 2] [--threads N]
 """
@@ -34,7 +34,7 @@ def averaged(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def error_over_views(classifier: Classifier) -> float:
-    """The test error where each picture is judged by the average over its views, 0 to 1."""
+    """The test error where each image is judged by the average over its views, 0 to 1."""
     dataset = open_builtin("cifar10")
     chosen = torch.from_numpy(dataset.parts == "test").nonzero()[:, 0]
     squares = torch.from_numpy(dataset.images.array)[chosen].permute(0, 3, 1, 2)

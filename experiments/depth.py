@@ -1,7 +1,7 @@
 """Adding layers does not simply work; with shortcuts it does (He et al. 2015, figures 1 and 6).
 
 Plain and residual networks of 20 and 56 layers on CIFAR-10, 3 seeds each: training error over the steps, val and test
-error at the end, and the size of the gradient layer by layer. Settings are those of the paper's §4.2 (45,000 pictures,
+error at the end, and the size of the gradient layer by layer. Settings are those of the paper's §4.2 (45,000 images,
 5,000 for val, batches of 128, rate 0.1 divided by ten at 1/2 and 3/4, shifts and flips), shortened from 64,000 steps to
 two passes, with products in bfloat16: about 65 minutes on one core.
 
@@ -58,7 +58,7 @@ def draw(lines: list[dict[str, Any]]) -> None:
                     gradients.semilogy(sizes, color=colour, linestyle=dashes, linewidth=1, label=label)
         curves.set(xlabel="step", ylabel="training error, %")
         curves.legend()
-        gradients.set(xlabel="convolution, from the picture", ylabel="gradient / weight, RMS, after one pass")
+        gradients.set(xlabel="convolution, from the image", ylabel="gradient / weight, RMS, after one pass")
     rows = []
     for network in NETWORKS:
         results = [line for line in lines if line["kind"] == "result" and line["network"] == network]

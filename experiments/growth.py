@@ -1,4 +1,4 @@
-"""How the time of a network grows with batch, picture size, threads and depth, and what bounds it.
+"""How the time of a network grows with batch, image size, threads and depth, and what bounds it.
 
 Drawn from what bench/growth.py measured; nothing is measured here.
 
@@ -17,8 +17,8 @@ NAMES = {"ours": "svertka", "ncnn": "ncnn", "mnn": "MNN", "openvino": "OpenVINO"
 # What is the same along an axis unless the axis says otherwise; and of each axis its label, and what else it has.
 USUAL: Row = {"network": "resnet18", "batch": 1, "size": 224, "threads": 2}
 AXES: dict[str, tuple[str, Row]] = {
-    "batch": ("pictures in the batch", {}),
-    "size": ("side of the picture, pixels", {}),
+    "batch": ("images in the batch", {}),
+    "size": ("side of the image, pixels", {}),
     "threads": ("threads, batch of 16", {"batch": 16}),
     "network": ("layers of the ResNet", {}),
 }
@@ -56,7 +56,7 @@ def draw() -> None:
                 least = [bounds(row, machine)[number] / count for row, count in zip(own, pictures, strict=True)]
                 axes.plot(places, least, style, color="black", linewidth=1, label=f"bound: {name}")
             logarithmic = places[-1] / places[0] > 4
-            axes.set(xlabel=label, ylabel="ms a picture", ylim=(0, None))
+            axes.set(xlabel=label, ylabel="ms an image", ylim=(0, None))
             if logarithmic:
                 axes.set_xscale("log", base=2)
             axes.set_xticks(places, [str(place) for place in places])

@@ -18,7 +18,7 @@ from svertka.training.training_loop import Callback, State, StepMetrics, fit, ma
 
 
 def pictures(source: str, part: str, count: int) -> tuple[Pixels, Ints]:
-    """The first `count` pictures of a part of a published data set, (N, H, W, C) uint8, and their labels."""
+    """The first `count` images of a part of a published data set, (N, H, W, C) uint8, and their labels."""
     dataset = open_source(source)
     assert isinstance(dataset.images, ArrayImages)
     chosen = np.flatnonzero(dataset.parts == part)[:count]

@@ -1,8 +1,8 @@
 """Dropout and augmentation: the test error with each left out, and with both.
 
 AlexNet in small: three 3×3 convolutions (16, 32, 32 channels) with max-pooling behind the first two, then 256 hidden
-units and the classes, dropout of a half before both dense layers. Fashion-MNIST, 2,000 pictures to learn from, all
-10,000 test pictures, scored once at the end; 100 passes of recipe `plain` with products in bfloat16; augmentation is
+units and the classes, dropout of a half before both dense layers. Fashion-MNIST, 2,000 images to learn from, all
+10,000 test images, scored once at the end; 100 passes of recipe `plain` with products in bfloat16; augmentation is
 what AlexNet had for its size: shifts of up to 2 pixels, and mirroring. 3 seeds, one thread: about seven minutes.
 
     SVERTKA_DATA=… python experiments/left_out.py [--seeds 0 1 2]
@@ -90,7 +90,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
             own = [row for row in rows if (row["dropout"], row["augmentation"]) == way]
             columns = [[row[key] for row in own] for key in ("train_error", "test_error")]
             for offset, values, colour, label in zip(
-                (-0.19, 0.19), columns, COLOURS, ("pictures learnt from", "test pictures"), strict=False
+                (-0.19, 0.19), columns, COLOURS, ("images learnt from", "test images"), strict=False
             ):
                 heights = [100 * value for value in values]
                 mean = sum(heights) / len(heights)
@@ -101,7 +101,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
         axes.set(ylabel="error, % (dots: the seeds)", ylim=(0, 27))
         axes.grid(axis="x", visible=False)
         axes.legend(loc="upper center", ncols=2, frameon=False)
-    print_table(["", "error on the pictures learnt from", "test error"], table)
+    print_table(["", "error on the images learnt from", "test error"], table)
 
 
 if __name__ == "__main__":

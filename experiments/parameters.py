@@ -1,10 +1,10 @@
 """Too many parameters, overfits quickly: a multilayer perceptron against a convnet on photographs of 100×100×3.
 
-cats-dogs, 1,399 photographs, 30 % held out (the split depends on the pictures, not on the seed). `mlp` (300 hidden
+cats-dogs, 1,399 photographs, 30 % held out (the split depends on the images, not on the seed). `mlp` (300 hidden
 units) and `resnet20`, recipe `plain` without augmentation: batches of 32, a constant rate of 0.02 after one pass of
 warm-up, gradients clipped to 1, products in bfloat16, 3 seeds, one thread. 20 passes for the perceptron and 4 for the
 convnet, whose passes take forty times as long; since the rate is constant, the curves can be compared pass by pass.
-Errors on the pictures learnt from are those while they are learnt from; the held-out ones choose nothing. About six
+Errors on the images learnt from are those while they are learnt from; the held-out ones choose nothing. About six
 minutes. The second table needs no training.
 
     SVERTKA_DATA=… python experiments/parameters.py [--seeds 0 1 2]
@@ -68,8 +68,8 @@ def draw(lines: list[dict[str, Any]]) -> None:
             own = [line for line in lines if line["network"] == network]
             seeds = sorted({line["seed"] for line in own})
             for key, colour, label in (
-                ("train_error", COLOURS[0], "pictures learnt from"),
-                ("val_error", COLOURS[1], "held-out pictures"),
+                ("train_error", COLOURS[0], "images learnt from"),
+                ("val_error", COLOURS[1], "held-out images"),
             ):
                 for seed in seeds:
                     curve = [line for line in own if line["seed"] == seed]

@@ -8,12 +8,12 @@ Four networks of three 3×3 convolutions (16, 32, 64 channels), which differ in 
                  "Making convolutional networks shift-invariant again")
     max overall  as max, and behind the last convolution the maximum over all positions; the others keep its 8×8
 
-and then a dense layer. Fashion-MNIST, framed in 32×32, 5,000 pictures to learn from, 2,000 test pictures, 4 passes,
+and then a dense layer. Fashion-MNIST, framed in 32×32, 5,000 images to learn from, 2,000 test images, 4 passes,
 recipe `plain` without augmentation, 3 seeds, one thread, two tasks:
 
-    what    the ten classes. Test error, and how often the answer changes when a test picture moves by one pixel, in any
+    what    the ten classes. Test error, and how often the answer changes when a test image moves by one pixel, in any
             of the eight directions
-    where   every picture, learnt from and judged, has been moved by −2, 0 or 2 pixels across and by as much down, at
+    where   every image, learnt from and judged, has been moved by −2, 0 or 2 pixels across and by as much down, at
             random; which of the nine was it? Guessing is wrong 88.9 % of the time
 
 About three minutes.
@@ -85,12 +85,12 @@ def framed(images: Pixels) -> Pixels:
 
 
 def moved(images: Pixels, down: int, across: int) -> Pixels:
-    """Every picture moved so far; the frame is wide enough, so that nothing is lost."""
+    """Every image moved so far; the frame is wide enough, so that nothing is lost."""
     return np.roll(images, (down, across), axis=(1, 2))
 
 
 def moved_at_random(images: Pixels, seed: int) -> tuple[Pixels, Ints]:
-    """Every picture moved by one of MOVES, and which."""
+    """Every image moved by one of MOVES, and which."""
     chosen = np.random.default_rng(seed).integers(len(MOVES), size=len(images))
     results = np.empty_like(images)
     for number, move in enumerate(MOVES):

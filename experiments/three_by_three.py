@@ -1,7 +1,7 @@
 """Three convolutions of 3×3 instead of one of 7×7 (Simonyan & Zisserman 2014, §2.3).
 
 Both keep size and channels, have biases and a ReLU behind each convolution, and see 7×7 pixels. Counted by
-`graph.trace`; timed with one picture in float32 on one thread, forward and forward with backward, the two taking turns,
+`graph.trace`; timed with one image in float32 on one thread, forward and forward with backward, the two taking turns,
 15 rounds after 2 that warm up, at the channels and sizes of VGG's blocks 2 to 4: about a minute. Times are those of the
 processor, which other programs on the machine disturb least.
 

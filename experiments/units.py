@@ -1,10 +1,10 @@
 """What units look for, early, in the middle and late in a network: the patches that excite them most, and projections.
 
 SqueezeNet 1.1 on the photographs of cats-dogs, LeNet-5 (trained here as `svertka train mnist` does) on MNIST's test
-set, ResNet-20 on CIFAR-10's. Of each layer six units are drawn, evenly spread over those that some picture excites:
-none is picked. Each has its nine strongest patches, one a picture, and below them their projections to pixels. The
-table counts, for all units of a layer: the pixels they see, those that nothing excites, in how many pictures the others
-are active, and how far their favourite class has more of what excites them than its share of the pictures.
+set, ResNet-20 on CIFAR-10's. Of each layer six units are drawn, evenly spread over those that some image excites:
+none is picked. Each has its nine strongest patches, one an image, and below them their projections to pixels. The
+table counts, for all units of a layer: the pixels they see, those that nothing excites, in how many images the others
+are active, and how far their favourite class has more of what excites them than its share of the images.
 
     SVERTKA_DATA=… python experiments/units.py
     python experiments/units.py --draw      # the table alone, from what is there
@@ -36,7 +36,7 @@ SIDE = 48  # pixels of a patch in the figure
 
 
 def subject(name: str) -> AtlasInputs:
-    """The network of that `name` and its pictures."""
+    """The network of that `name` and its images."""
     data = Path(os.environ["SVERTKA_DATA"])
     run: str | Run
     match name:
@@ -96,7 +96,7 @@ def draw_units(name: str, shown: AtlasInputs, layers: list[LayerPatches]) -> Non
 
 
 def card(shown: AtlasInputs, found: LayerPatches, unit: int) -> Pixels:
-    """The patches of a unit, three by three, and their projections below, as one picture."""
+    """The patches of a unit, three by three, and their projections below, as one image."""
     there = found.images[unit] >= 0
     pictures, boxes = found.images[unit][there], found.boxes[unit][there]
     places = found.positions[unit][there]
@@ -111,7 +111,7 @@ def card(shown: AtlasInputs, found: LayerPatches, unit: int) -> Pixels:
 def as_pictures_in(
     shown: AtlasInputs, found: LayerPatches, unit: int, pictures: Ints, places: Ints, boxes: Ints
 ) -> list[Pixels]:
-    """The projections of a unit's patches, as pictures."""
+    """The projections of a unit's patches, as images."""
     images = shown.network_inputs(pictures)
     whole = project(shown.classifier.network, images, found.layer, unit, places)
     parts = [one[None, :, top:bottom, left:right] for one, (top, left, bottom, right) in zip(whole, boxes, strict=True)]
@@ -119,7 +119,7 @@ def as_pictures_in(
 
 
 def square(picture: npt.NDArray[np.uint8]) -> Pixels:
-    """`picture` at the size at which it is drawn; crisp where it is enlarged."""
+    """`image` at the size at which it is drawn; crisp where it is enlarged."""
     way = Image.Resampling.NEAREST if max(picture.shape[:2]) < SIDE else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((SIDE, SIDE), way))
 

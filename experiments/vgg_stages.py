@@ -1,7 +1,7 @@
 """VGG does not train as a whole, stages do (Simonyan & Zisserman 2014, §3.1).
 
-VGG A (11 layers) and D (16) in the form for small pictures, on CIFAR-10 reduced to 16×16 pixels, so that it takes
-minutes (the last block then sees one pixel); 160 steps of 64 pictures, 3 seeds:
+VGG A (11 layers) and D (16) in the form for small images, on CIFAR-10 reduced to 16×16 pixels, so that it takes
+minutes (the last block then sees one pixel); 160 steps of 64 images, 3 seeds:
 
     D, He              the deep one as a whole from He et al. 2015's N(0, 2 / fan-in)
     A, He              the shallow one from the same: the first stage that learns here
@@ -9,7 +9,7 @@ minutes (the last block then sees one pixel); 160 steps of 64 pictures, 3 seeds:
     A, Gaussian        the shallow one from N(0, 0.01²), the paper's first stage
     D, Gaussian        the deep one as a whole from the same
 
-The rest is the same for all: normalised pictures, rate 0.01, momentum 0.9, weight decay 0.0005, gradients clipped to 1,
+The rest is the same for all: normalised images, rate 0.01, momentum 0.9, weight decay 0.0005, gradients clipped to 1,
 products in bfloat16, no augmentation, one thread. About nine minutes.
 
     SVERTKA_DATA=… python experiments/vgg_stages.py [--seeds 0 1 2]
@@ -109,7 +109,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
             )
         curves.axhline(math.log(10), color="black", linewidth=0.8, linestyle=":")
         curves.annotate("guessing", (STEPS, math.log(10)), xytext=(0, 3), textcoords="offset points", ha="right")
-        curves.set(xlabel=f"step of {BATCH} pictures", ylabel="training loss, nats")
+        curves.set(xlabel=f"step of {BATCH} images", ylabel="training loss, nats")
         curves.legend(loc="lower left")
         norms.set_xticks(range(len(WAYS)), [way.replace(", ", ",\n").replace(" after", "\nafter") for way in WAYS])
         norms.set(

@@ -1,12 +1,12 @@
-"""Filters do not depend on the size of the picture: one trained network, pictures of many sizes.
+"""Filters do not depend on the size of the image: one trained network, images of many sizes.
 
 The same weights, not touched, on the 63 photographs of imagenet-samples (one a class, 1000 classes to choose from) at
 each size: the central square is resized to 256/227 (SqueezeNet) or 256/224 (EfficientNet-Lite0) of it and cropped.
 SqueezeNet 1.1 and EfficientNet-Lite0 end in an average over all positions, so that nothing in them knows the size.
-Times: of the processor, one picture a batch, float32, one thread, min and median over the photographs. A minute.
+Times: of the processor, one image a batch, float32, one thread, min and median over the photographs. A minute.
 
-    SVERTKA_DATA=… python experiments/picture_size.py
-    python experiments/picture_size.py --draw      # the figure and the table from what is there
+    SVERTKA_DATA=… python experiments/image_size.py
+    python experiments/image_size.py --draw      # the figure and the table from what is there
 """
 
 import os
@@ -67,7 +67,7 @@ def measure() -> list[dict[str, Any]]:
 
 def draw(rows: list[dict[str, Any]]) -> None:
     """The figure and the table."""
-    with figure("picture_size", panels=2) as (_, (right, times)):
+    with figure("image_size", panels=2) as (_, (right, times)):
         for network, colour in zip(NETWORKS, COLOURS, strict=False):
             own = [row for row in rows if row["network"] == network]
             sizes = [row["size"] for row in own]
@@ -77,10 +77,10 @@ def draw(rows: list[dict[str, Any]]) -> None:
             times.plot(sizes, milliseconds, "o-", ms=4, color=colour, label=network)
         for axes in (right, times):
             axes.axvline(224, color="black", linewidth=0.8, linestyle=":")
-            axes.set(xlabel="side of the picture, pixels (dotted: as in training)", xticks=SIZES)
+            axes.set(xlabel="side of the image, pixels (dotted: as in training)", xticks=SIZES)
         right.set(ylabel="of 63 photographs recognised, %", ylim=(0, 102))
         right.legend(loc="lower right")
-        times.set(ylabel="median processor time a picture, ms", ylim=(0, None))
+        times.set(ylabel="median processor time an image, ms", ylim=(0, None))
         times.legend(loc="upper left")
     table = [
         [
@@ -91,8 +91,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
         ]
         for row in rows
     ]
-    print_table(["network", "size", "right, of 63", "among five", "ms a picture, min / median"], table)
+    print_table(["network", "size", "right, of 63", "among five", "ms an image, min / median"], table)
 
 
 if __name__ == "__main__":
-    main(__doc__, "picture_size", measure, draw)
+    main(__doc__, "image_size", measure, draw)
