@@ -1,4 +1,4 @@
-"""What is in a data set and what is wrong with it, by path, before anything is trained."""
+"""Report on a data set before training: its contents, and by path what is wrong with it."""
 
 import os
 from collections import Counter
@@ -35,19 +35,23 @@ from svertka.pages.notebook_block import NotebookBlock
 from svertka.progress import progress
 from svertka.type_checking import check_types
 
-AT_ONCE = 64  # images a thread looks at before it tells how far it is
-SHOWN = 10  # of a kind, in `describe`
-UNEVEN = 1.5  # largest class by smallest; below this nobody need hear of it
-CROPPED = 0.05  # share of an image; what is cut off less nobody need hear of
-FEWEST = 10  # images, among which one may be called unusual
-USUAL, RARE = 0.9, 0.02  # shares of the images that have a mode
+AT_ONCE = 64  # images per thread between two updates of the progress bar
+SHOWN = 10  # items per kind in `describe`
+UNEVEN = 1.5  # ratio of the largest to the smallest class from which it is reported
+CROPPED = 0.05  # share of an image cut off from which it is reported
+FEWEST = 10  # images needed to call one unusual
+USUAL, RARE = 0.9, 0.02  # shares of images with the usual mode, and with a rare one
 TINY = 100  # times smaller than the median
 ARRAY_MODES = {1: "L", 3: "RGB"}
 
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Images of one content, or that look the same: their paths, classes and parts, one each."""
+    """Images of equal content, or that look the same.
+
+    Attributes:
+        paths, classes, parts: Path, class and part of each image.
+    """
 
     paths: tuple[str, ...]
     classes: tuple[str, ...]
@@ -55,16 +59,16 @@ class DuplicateGroup:
 
     @property
     def across_classes(self) -> bool:
-        """Whether they were given different labels, so that at least one is wrong."""
+        """Whether the images have different labels, so that at least one label is wrong."""
         return len(set(self.classes)) > 1
 
     @property
     def across_parts(self) -> bool:
-        """Whether an image that judges the network was also learnt from, or chosen by."""
+        """Whether the images are in different parts, so that a training image also judges the network."""
         return len(set(self.parts)) > 1
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """Return JSON values."""
         return {
             "paths": list(self.paths),
             "classes": list(self.classes),
@@ -169,7 +173,7 @@ class Findings:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What one look at an image tells."""
+    """Facts about one image."""
 
     digest: bytes
     mode: str
@@ -210,14 +214,7 @@ def check(
         DataError: The source cannot be listed: a built-in data set or a table is damaged.
         FetchError: The built-in data set cannot be downloaded.
     """
-    if isinstance(source, str | PathLike) and str(source) not in (*NAMES, *IN_MEMORY):
-        check_exists(source)
-        listing = list_folder(Path(source), parse_columns(columns))
-        dataset, problems = listing.dataset(), listing.problems()
-    else:
-        dataset, listing = open_source(source, columns=columns), Listing(Path(), Path(), ())
-        one_class = f"{dataset.source} has one class only, {dataset.names[0]}; a classifier needs two or more"
-        problems = [one_class] if len(dataset.names) < 2 else []
+    dataset, listing, problems = _open(source, columns)
     if group is not None:
         dataset = assign_groups(dataset, group)
     dataset = dataset.with_decoding(Decoding.up_to(max_pixels))
@@ -229,14 +226,12 @@ def check(
     contents = [seen[index].digest if index in seen else b"" for index in range(len(dataset))]
     try:
         division = split_dataset(dataset, contents, good, val, test, alike=alike)
-    except DataError as error:  # its groups cannot be divided
+    except DataError as error:  # its groups cannot be split
         problems.append(str(error))
         division = DatasetSplit({part: good if part == "train" else good[:0] for part in PARTS})
     parts = division.indices
     per_class = {part: _per_class(dataset, parts[part]) for part in PARTS}
-    if sum(reason not in NOT_INSTALLED.values() for reason in bad.values()) > BAD_SHARE * len(dataset):
-        problems.append(f"{len(bad)} of {len(dataset)} images are bad, more than a tenth; mend or remove them")
-    problems += [f"no image of {name} is left to train on; add some" for name, n in per_class["train"].items() if not n]
+    problems += _find_problems(dataset, bad, per_class["train"])
     account = division.add_to(dataset.account)
     areas = sorted((one.size for one in seen.values()), key=lambda size: (size[0] * size[1], size))
     return Findings(
@@ -263,8 +258,29 @@ def check(
     )
 
 
+def _open(source: Source, columns: str | None) -> tuple[Dataset, Listing, list[str]]:
+    """Return the data set, what its folder holds (empty without a folder), and why it cannot be trained on."""
+    if isinstance(source, str | PathLike) and str(source) not in (*NAMES, *IN_MEMORY):
+        check_exists(source)
+        listing = list_folder(Path(source), parse_columns(columns))
+        dataset, problems = listing.dataset(), listing.problems()
+    else:
+        dataset, listing = open_source(source, columns=columns), Listing(Path(), Path(), ())
+        one_class = f"{dataset.source} has one class only, {dataset.names[0]}; a classifier needs two or more"
+        problems = [one_class] if len(dataset.names) < 2 else []
+    return dataset, listing, problems
+
+
+def _find_problems(dataset: Dataset, bad: dict[int, str], trained_on: dict[str, int]) -> list[str]:
+    """Return why training would refuse the readable images; `trained_on` is their number per class."""
+    problems = []
+    if sum(reason not in NOT_INSTALLED.values() for reason in bad.values()) > BAD_SHARE * len(dataset):
+        problems.append(f"{len(bad)} of {len(dataset)} images are bad, more than a tenth; mend or remove them")
+    return problems + [f"no image of {name} is left to train on; add some" for name, n in trained_on.items() if not n]
+
+
 def describe(findings: Findings) -> list[str]:
-    """The findings in plain words, a line each."""
+    """Describe the findings in plain words, a line each."""
     images, classes = sum(findings.classes.values()), len(findings.classes)
     lines = [f"{findings.source}: {_count(images, 'image', 'images')}, {_count(classes, 'class', 'classes')}"]
     widest = max(map(len, findings.classes), default=0)
@@ -302,7 +318,7 @@ def describe(findings: Findings) -> list[str]:
 
 
 def _look_at_all(dataset: Dataset) -> tuple[dict[int, _Seen], dict[int, str]]:
-    """What each readable image shows, and why the others are bad, by index."""
+    """Examine all images; return the facts of readable ones and the reasons of the others, by index."""
     seen: dict[int, _Seen] = {}
     bad: dict[int, str] = {}
     images, where = resolve_subset(dataset.images)
@@ -348,7 +364,7 @@ def _shortcuts(dataset: Dataset, seen: dict[int, _Seen]) -> list[str]:
 
 
 def _outliers(seen: dict[int, _Seen]) -> dict[int, str]:
-    """Images unlike nearly all others, and in what: often no image of the subject, but an icon, a text, a blank."""
+    """Return the images unlike nearly all others and why, such as an icon, a page of text or a blank image."""
     if len(seen) < FEWEST:
         return {}
     modes = Counter(one.mode for one in seen.values())
@@ -386,7 +402,7 @@ def _intensities(ranges: list[Range]) -> tuple[int, Range, Range] | None:
 
 
 def _same_content(indices: list[int], digests: list[bytes]) -> list[list[int]]:
-    """Every index once, together with those of the same content."""
+    """Return groups of indices with equal content, singletons included."""
     groups: dict[bytes, list[int]] = {}
     for index, digest in zip(indices, digests, strict=True):
         groups.setdefault(digest, []).append(index)
@@ -394,7 +410,7 @@ def _same_content(indices: list[int], digests: list[bytes]) -> list[list[int]]:
 
 
 def _same_look(seen: dict[int, _Seen], indices: list[int]) -> list[list[int]]:
-    """Groups of those `indices` whose images look the same."""
+    """Return groups of those `indices` whose images look the same."""
     if not indices:
         return []
     thumbnails = np.stack([seen[index].thumbnail for index in indices])
@@ -419,7 +435,7 @@ def _per_class(dataset: Dataset, indices: Ints) -> dict[str, int]:
 
 
 def _text(path: str) -> str:
-    """`path` as text that can be printed; bytes that are no UTF-8 become escapes."""
+    """Return `path` as printable text; bytes that are not UTF-8 become escapes."""
     return path.encode("utf-8", "backslashreplace").decode()
 
 
@@ -428,7 +444,7 @@ def _count(number: int, one: str, many: str) -> str:
 
 
 def _listed(what: str, items: Iterable[str]) -> list[str]:
-    """A heading with the number of `items` and the first of them; nothing if there are none."""
+    """Return a heading with the number of `items` and the first of them; nothing if there are none."""
     items = list(items)
     rest = [f"  and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
     return [f"{what}: {len(items)}", *(f"  {item}" for item in items[:SHOWN]), *rest] if items else []

@@ -1,4 +1,4 @@
-"""A data set divided into train, val and test, so that no image of one part, nor a copy of it, is in another."""
+"""Split of a data set into train, val and test without copies of an image in different parts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,18 +12,22 @@ from svertka.data.group_split import split_groups
 from svertka.data.split import reseed, split
 from svertka.escaping import join_first
 
-WARNED_SHARE = 0.01  # of a part that resembles what was trained on; above it, the report says so
+WARNED_SHARE = 0.01  # of a part may overlap with the training images without a warning
 LEFT_OUT = "are copies of training images and are left out"
-COPIES = "copy"  # in place of the part that the source says, of images in no part
-CROWD = 0.1  # of the images to divide: look-alikes beyond that share are all of one kind, not copies
+COPIES = "copy"  # replaces the part that the source names, for images in no part
+CROWD = 0.1  # of the images; a larger group of look-alikes is one kind of image, not copies
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Images of `part` that are in the training set, too: `count` of `images`, `names` says which, or of
-    which groups.
+    """Images of a part that are also in the training set.
 
-    `how`: what they have in common with it, the verb and all.
+    Attributes:
+        part: The part.
+        how: What they have in common with training images, as a predicate.
+        count: Number of these images.
+        images: Number of images in the part.
+        names: Names of the images or of their groups.
     """
 
     part: str
@@ -34,21 +38,24 @@ class Overlap:
 
     @property
     def is_large(self) -> bool:
-        """Whether the error on this part is in doubt for them."""
+        """Whether the overlap puts the error on this part in doubt."""
         return self.count > WARNED_SHARE * self.images
 
     @property
     def sentence(self) -> str:
-        """The same for people."""
+        """The overlap as a sentence."""
         share = f"{100 * self.count / self.images:.1f} %"
         return f"{self.count:,} of {self.images:,} {self.part} images ({share}) {self.how}: {join_first(self.names)}"
 
 
 @dataclass(frozen=True, eq=False)
 class DatasetSplit:
-    """`indices` of the images in "train", "val" and "test", each (n,) int64, ascending.
+    """Split of a data set.
 
-    `overlaps`: what the source has in several parts. `notes`: what else to know of how it was divided, sentences.
+    Attributes:
+        indices: Indices of the images in "train", "val" and "test", (n,) int64, ascending.
+        overlaps: Images that the source has in several parts.
+        notes: Sentences on how the data set was split.
     """
 
     indices: dict[str, Ints]
@@ -56,7 +63,7 @@ class DatasetSplit:
     notes: tuple[str, ...] = ()
 
     def add_to(self, account: FileAccount) -> FileAccount:
-        """`account` with what this says: large overlaps are warnings, for they put the results in doubt."""
+        """Return `account` with the notes of this split; large overlaps become warnings."""
         large = [one.sentence for one in self.overlaps if one.is_large]
         small = [one.sentence for one in self.overlaps if not one.is_large]
         return replace(account, notes=(*account.notes, *self.notes, *small), warnings=(*account.warnings, *large))
@@ -65,7 +72,7 @@ class DatasetSplit:
 def split_by_content(
     dataset: Dataset, digests: Sequence[bytes], good: Ints, val: float, test: float, *, turn: int = 0
 ) -> DatasetSplit:
-    """As `divided`, but by nothing except the contents: as all runs were before they recorded their images."""
+    """Split by content only, as runs did before they recorded their images."""
     contents = reseed([digests[i] for i in good.tolist()], turn)
     chosen = split(contents, dataset.labels[good], dataset.parts[good], val, test)
     return DatasetSplit({part: good[places] for part, places in chosen.items()})
@@ -82,17 +89,24 @@ def split_dataset(
     turn: int = 0,
     inherited: frozenset[bytes] = frozenset(),
 ) -> DatasetSplit:
-    """The images at `good` of `dataset` in their parts; `val`, `test`: shares, as for `split`.
+    """Split the images at `good` into parts.
 
-    Copies, near-duplicates and images of one group are kept in one part where the source does not say which. Where it
-    does, copies of training images in its test part, or of either in its val part, are in no part: they would judge, or
-    choose, by what was trained on. `digests`: of the contents of all images. `alike`: indices of near-duplicates, group
-    by group. `turn`: another number divides otherwise. `inherited`: digests of images that the weights were already
-    trained on, which therefore cannot judge.
+    Where the source names no part, copies, near-duplicates and images of one group stay in one part. Where it does,
+    copies of training images in its test part, and of training or test images in its val part, are in no part, because
+    they would judge or choose by images that were trained on.
+
+    Args:
+        dataset: The images.
+        digests: Content digest of each image.
+        good: Indices of the readable images, (n,) int64.
+        val, test: Shares, as for `split`.
+        alike: Groups of near-duplicates, indices.
+        turn: Another number splits differently.
+        inherited: Digests of images that the initial weights were trained on, which cannot judge.
 
     Raises:
-        UsageError: the shares leave nothing to learn from.
-        DataError: the groups cannot be divided.
+        UsageError: The shares leave nothing to train on.
+        DataError: The groups cannot be split.
     """
     contents = [digests[i] for i in good.tolist()]
     labels, named = dataset.labels[good], dataset.parts[good]
@@ -134,7 +148,11 @@ def split_dataset(
 def find_duplicate_parts(
     contents: Sequence[bytes], named: npt.NDArray[np.str_], inherited: frozenset[bytes]
 ) -> dict[str, Ints]:
-    """The parts that the source names and of which every image is a copy of one to train on: places of these images."""
+    """Find parts of the source that consist only of copies of training images.
+
+    Returns:
+        Part -> places of its images.
+    """
     learnt = {content for content, part in zip(contents, named.tolist(), strict=True) if part in ("", "train")}
     found = {part: np.flatnonzero(named == part).astype(np.int64) for part in ("val", "test")}
     return {
@@ -145,7 +163,7 @@ def find_duplicate_parts(
 
 
 def _contradictions(dataset: Dataset, good: Ints, contents: list[bytes]) -> list[str]:
-    """A sentence on images that are copies of one of another class, if there are any."""
+    """Return a sentence on images that are copies of an image of another class, if there are any."""
     first: dict[bytes, int] = {}
     pairs = []
     for index, content in zip(good.tolist(), contents, strict=True):
@@ -159,7 +177,7 @@ def _contradictions(dataset: Dataset, good: Ints, contents: list[bytes]) -> list
 
 
 def _units(contents: list[bytes], alike: list[list[int]], groups: npt.NDArray[np.str_] | None) -> Ints:
-    """What must stay together, as a number for each image, (N,)."""
+    """Return a number for each image, (N,), equal for images that must stay together."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -178,7 +196,7 @@ def _units(contents: list[bytes], alike: list[list[int]], groups: npt.NDArray[np
 
 
 def _keys(contents: list[bytes], units: Ints) -> list[bytes]:
-    """For each image the lowest content of its unit: which does not depend on names or order."""
+    """Return the lowest digest in each image's unit, which does not depend on names or order."""
     lowest: dict[int, bytes] = {}
     for unit, content in zip(units.tolist(), contents, strict=True):
         lowest[unit] = min(lowest.get(unit, content), content)
@@ -197,10 +215,20 @@ def _without_copies(
     void: dict[str, Ints],
     val_is_drawn: bool,
 ) -> DatasetSplit:
-    """`chosen` without the copies that the source itself has in several parts, and what of it is in doubt.
+    """Return the split without images that the source has in several parts, and the overlaps that remain.
 
-    `void`: what was left out of it before, for being copies. `val_is_drawn`: val was taken from the training images of
-    the source: a test image that is a copy of one of them is left out, or else nothing might be left to choose by.
+    Args:
+        dataset: The images.
+        good: Indices of the readable images.
+        contents: Their digests.
+        chosen: Places of the images in each part.
+        alike: Groups of near-duplicates, places.
+        groups: Group of each image.
+        inherited: Digests that the initial weights were trained on.
+        notes: Sentences so far.
+        void: Images left out before, because their whole part is copies.
+        val_is_drawn: Whether val was taken from the source's training images; then test images that are copies of val
+            images are left out, because otherwise val might become empty.
     """
     trained = inherited | {contents[place] for place in chosen["train"].tolist()}
     drawn = {contents[place] for place in chosen["val"].tolist()} if val_is_drawn else set()
