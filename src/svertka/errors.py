@@ -2,7 +2,7 @@
 
     SvertkaError          the message is one sentence: what, which value, what was needed, what to do
     ├── UsageError        what was asked for cannot be: an option, a name, a path, a combination
-    ├── DataError         the pictures do not allow it
+    ├── DataError         the images do not allow it
     │   └── ImageError  one image cannot be read
     │       ├── FormatError   it is in none of the formats
     │       └── SizeError     it has more pixels than the limit
@@ -30,19 +30,19 @@ class UsageError(SvertkaError, ValueError):
 
 
 class DataError(SvertkaError):
-    """The pictures do not allow what was asked: one class only, none readable, too many bad ones."""
+    """The images do not allow the request: only one class, none readable, or too many unreadable."""
 
 
 class ImageError(DataError):
-    """One picture cannot be read; the message is the reason alone, since the caller knows the path."""
+    """An image cannot be read; the message is only the reason, because the caller knows the path."""
 
 
 class FormatError(ImageError):
-    """A picture is in none of the formats that are read."""
+    """An image has an unsupported format."""
 
 
 class SizeError(ImageError):
-    """A picture has more pixels than the limit."""
+    """An image has more pixels than the limit."""
 
 
 class RunError(SvertkaError):

@@ -94,7 +94,7 @@ def test_colours_shift_along_the_covariance_of_the_training_images():
     assert abs(float(shifts.mean())) < 0.1
 
 
-def test_colours_that_were_never_measured_are_said():
+def test_pca_colour_needs_statistics():
     with pytest.raises(UsageError, match="call fit"):
         PCAColour()(random_images(1, 4), draws(1), 4)
 
@@ -163,7 +163,7 @@ def test_areas_and_aspects_are_those_of_googlenet():
     assert stats.kstest(np.log(aspect[free]) / (2 * math.log(4 / 3)) + 0.5, "uniform").pvalue > 1e-4
 
 
-def test_what_each_wants_to_be_given():
+def test_stored_sides():
     preprocess = Preprocess(size=224, resize=256, mean=(0.5,) * 3, std=(0.2,) * 3)
     assert {augmentation.kind: augmentation.stored_side(preprocess) for augmentation in ALL} == {
         "pad_crop": 256, "random_crop": 256, "flip": 256, "pca_colour": 256, "scale_jitter": 512, "area_crop": 256,

@@ -44,7 +44,7 @@ def test_the_same_box_in_three_formats(tmp_path: Path) -> None:
     assert held == [True, True, False, False]
 
 
-def test_raccoons_are_where_they_are_said_to_be(shared_data: Path) -> None:
+def test_raccoon_annotations_are_read(shared_data: Path) -> None:
     annotations = read_boxes(shared_data / "raccoons" / "annotations")
     paths = sorted(str(path) for path in (shared_data / "raccoons" / "images").iterdir())
     found = match_to_images(annotations, paths)
@@ -90,12 +90,14 @@ def test_raccoons_are_where_they_are_said_to_be(shared_data: Path) -> None:
         (("a.txt", CSV), UsageError, "a.txt has an unknown format; give a folder of VOC"),
     ],
 )
-def test_bad_files_are_told(change: tuple[str, str], error: type[SvertkaError], message: str, tmp_path: Path) -> None:
+def test_damaged_files_are_refused(
+    change: tuple[str, str], error: type[SvertkaError], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(error, match=message):
         read_boxes(written(tmp_path, *change))
 
 
-def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+def test_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no .xml file"):
         read_boxes(tmp_path)
     with pytest.raises(UsageError, match="there is no file or folder .*boxes.json; check"):
@@ -104,7 +106,7 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
         read_boxes(tmp_path / "annotations")
 
 
-def test_a_box_outside_its_image_is_told(tmp_path: Path) -> None:
+def test_a_box_outside_its_image_is_refused(tmp_path: Path) -> None:
     (annotation,) = read_boxes(written(tmp_path, "a.xml", VOC))
     annotation.check(60, 40)
     with pytest.raises(DataError, match="a.xml states 60×40 pixels for a.jpg, which upright has 40×60"):
@@ -114,7 +116,7 @@ def test_a_box_outside_its_image_is_told(tmp_path: Path) -> None:
         annotation.check(60, 39)
 
 
-def test_a_box_of_an_unknown_class_is_told(tmp_path: Path) -> None:
+def test_a_box_of_an_unknown_class_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a.csv has a box of class cat, but the classes are dog, bird; rename"):
         check_classes(read_boxes(written(tmp_path, "a.csv", CSV)), ["dog", "bird"])
 

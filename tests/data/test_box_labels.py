@@ -82,7 +82,7 @@ def test_parts_are_kept(tmp_path: Path) -> None:
     assert dataset.parts.tolist() == ["train", "train", "val", "test"]
 
 
-def test_equal_names_are_told_apart_by_folders(tmp_path: Path) -> None:
+def test_folders_distinguish_equal_file_names(tmp_path: Path) -> None:
     for part, box in (("train", CAT), ("test", DOG)):
         image(tmp_path / part / "0.jpg")
         voc(tmp_path / part / "0.xml", "0.jpg", [box])

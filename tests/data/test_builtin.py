@@ -165,7 +165,7 @@ def test_an_archive_is_unpacked_once(small_cifar100: bytes, nowhere: Path, monke
     assert (array(open_builtin("cifar100")) != array(first)).sum() == 1
 
 
-def test_an_unpacking_that_was_interrupted_goes_on(small_cifar100: bytes, nowhere: Path) -> None:
+def test_interrupted_unpacking_is_resumed(small_cifar100: bytes, nowhere: Path) -> None:
     (nowhere / "cifar-100-binary.tar.gz").write_bytes(small_cifar100)
     first = open_builtin("cifar100")
     for name in ("test.bin", "fine_label_names.txt"):
@@ -275,7 +275,7 @@ def test_a_damaged_idx_file_is_named(shared_data: Path, nowhere: Path, file: str
     assert "\n" not in str(caught.value)
 
 
-def test_a_label_that_is_no_digit_is_named(shared_data: Path, nowhere: Path) -> None:
+def test_an_invalid_label_is_refused(shared_data: Path, nowhere: Path) -> None:
     shutil.copytree(shared_data / "mnist", nowhere / "mnist", copy_function=shutil.copyfile)
     (nowhere / "mnist").chmod(0o755)
     labels = nowhere / "mnist" / "t10k-labels-idx1-ubyte.gz"
@@ -286,7 +286,7 @@ def test_a_label_that_is_no_digit_is_named(shared_data: Path, nowhere: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
-def test_offline_one_sentence_says_which_files_go_where(nowhere: Path, name: str) -> None:
+def test_offline_the_error_says_where_to_put_files(nowhere: Path, name: str) -> None:
     with pytest.raises(FetchError) as caught:
         open_builtin(name)
     message = str(caught.value)
@@ -319,7 +319,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pa
         thread.join()
 
 
-def test_what_is_nowhere_is_fetched_and_found_again(
+def test_missing_files_are_downloaded_once(
     small_cifar100: bytes, mirror: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, address = mirror

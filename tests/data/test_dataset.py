@@ -65,7 +65,7 @@ def test_files(tmp_path: Path) -> None:
             ask(2)
 
 
-def test_a_file_of_another_format_than_its_name_says_is_read(tmp_path: Path) -> None:
+def test_the_content_decides_the_format(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2)).save(tmp_path / "a.jpg", "PNG")
     images = FileImages(tmp_path, ["a.jpg"])
     assert images.read(0).shape == (2, 3, 3)

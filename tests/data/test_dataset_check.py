@@ -86,7 +86,7 @@ def test_exact_copies_across_classes_and_parts(photos: Path) -> None:
     assert line.endswith("across classes (cat, dog)")
 
 
-def test_a_test_image_that_is_also_learnt_from(photos: Path) -> None:
+def test_a_copy_across_parts_is_reported(photos: Path) -> None:
     for part in ("train", "test"):
         shutil.copytree(photos, photos.parent / "parts" / part)
     for number, path in enumerate((photos.parent / "parts" / "test").rglob("*.png")):
@@ -100,7 +100,7 @@ def test_a_test_image_that_is_also_learnt_from(photos: Path) -> None:
         assert {Path(path).stem for path in copies.paths} == {"05"}
 
 
-def test_look_alikes_are_told_from_copies(photos: Path, shared_data: Path) -> None:
+def test_near_duplicates_are_distinguished_from_copies(photos: Path, shared_data: Path) -> None:
     photographs = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))[:6]
     for path in photographs:
         shutil.copy(path, photos / "cat" / f"{path.stem}.jpg")
@@ -142,7 +142,7 @@ def test_turned_and_upright_are_the_same_image(photos: Path, shared_data: Path) 
     assert len(check(photos).near_duplicates) == 1
 
 
-def test_what_is_ignored_is_named(photos: Path) -> None:
+def test_ignored_files_are_listed(photos: Path) -> None:
     (photos / "bird").mkdir()
     (photos / "dog" / "empty").mkdir()
     (photos / ".DS_Store").write_bytes(b"x")
@@ -155,7 +155,7 @@ def test_what_is_ignored_is_named(photos: Path) -> None:
     assert findings.account.warnings == (f"{photos / 'bird'} holds no image, so that the class is not learned",)
 
 
-def test_what_training_refuses_is_reported_not_raised(photos: Path) -> None:
+def test_problems_are_reported_not_raised(photos: Path) -> None:
     shutil.rmtree(photos / "dog")
     assert "one class only, cat" in check(photos).problems[0]
     shutil.rmtree(photos / "cat")
@@ -192,7 +192,7 @@ def test_json_is_json_and_has_the_promised_keys(photos: Path) -> None:
     "\n".join(describe(check(photos))).encode()  # can be printed
 
 
-def test_what_is_unlike_the_others_is_named(photos: Path) -> None:
+def test_outliers_are_listed(photos: Path) -> None:
     noise(40).convert("L").quantize(4).save(photos / "cat" / "text.gif")
     Image.new("RGB", (48, 48), "white").save(photos / "dog" / "blank.png")
     noise(41).resize((2, 2)).save(photos / "dog" / "icon.png")
@@ -264,7 +264,7 @@ def test_cifar10_has_copies_on_both_sides_of_its_published_split(shared_data: Pa
     assert 100 < len(across) < 330
 
 
-def test_groups_are_kept_whole_and_what_cannot_be_divided_is_a_problem(photos: Path) -> None:
+def test_groups_stay_whole_or_are_a_problem(photos: Path) -> None:
     findings = check(photos, 0.3, group="[0-9](?=.png)")
     assert any("images of one group are kept in one part" in note for note in findings.account.notes)
     assert sum(findings.split["val"].values()) > 0

@@ -111,7 +111,7 @@ def test_a_group_is_kept_together(some: list[Image], share: tuple[float, float],
 
 @few
 @given(images, shares, st.sets(st.integers(0, 40)), st.booleans(), st.booleans())
-def test_what_the_weights_were_trained_on_never_judges(
+def test_inherited_images_are_never_val_or_test(
     some: list[Image], share: tuple[float, float], known: set[int], named: bool, grouped: bool
 ) -> None:
     inherited = frozenset(map(content, known))
@@ -132,7 +132,7 @@ def test_without_copies_groups_and_look_alikes_it_is_the_split_of_before() -> No
         assert all(np.array_equal(now[part], before[part]) for part in PARTS)
 
 
-def test_what_the_source_has_in_several_parts_is_counted_and_named() -> None:
+def test_overlaps_between_parts_are_counted_and_named() -> None:
     some: list[Image] = [(number, number % 3, "train", "", 0) for number in range(100)]
     some += [(number, number % 3, "test", "", 0) for number in (*range(97, 100), *range(200, 257))]
     division = division_of(some, 0.0, 0.0, named=True, grouped=False)
@@ -146,7 +146,7 @@ def test_what_the_source_has_in_several_parts_is_counted_and_named() -> None:
     assert not overlap.is_large
 
 
-def test_near_duplicates_and_groups_across_parts_of_the_source_are_said() -> None:
+def test_near_duplicates_and_groups_across_parts_are_noted() -> None:
     some: list[Image] = [(n, n % 3, "train", f"g{n}", n if n in (1, 2) else 0) for n in range(60)]
     some += [(100 + n, n % 3, "val", f"g{n + 50}", n if n in (1, 2) else 0) for n in range(20)]
     said = [one.sentence for one in division_of(some, 0.0, 0.0, named=True, grouped=True).overlaps]
@@ -156,7 +156,7 @@ def test_near_duplicates_and_groups_across_parts_of_the_source_are_said() -> Non
     ]
 
 
-def test_a_crowd_of_look_alikes_is_divided_and_that_is_said() -> None:
+def test_a_large_group_of_look_alikes_is_split_with_a_note() -> None:
     some: list[Image] = [(number, number % 3, "", "", 0) for number in range(100)]
     dataset, digests = dataset_of(some, named=False, grouped=False), [content(number) for number in range(100)]
     division = split_dataset(dataset, digests, np.arange(100), 0.2, 0.0, alike=[list(range(80))])
@@ -188,14 +188,14 @@ def test_classes_of_one_group_each_cannot_be_divided() -> None:
     assert len(division_of(some, 0.0, 0.0, named=False, grouped=True).indices["train"]) == 30
 
 
-def test_copies_of_other_classes_are_said() -> None:
+def test_copies_of_other_classes_are_noted() -> None:
     some: list[Image] = [(number % 28, number % 3, "", "", 0) for number in range(30)]
     assert division_of(some, 0.0, 0.0, named=False, grouped=False).notes == (
         "2 images are copies of one of another class, so that one label is wrong: x #0 = x #28, x #1 = x #29",
     )
 
 
-def test_what_the_weights_were_trained_on_is_said() -> None:
+def test_inherited_images_are_noted() -> None:
     some: list[Image] = [(number, number % 3, "train" if number < 60 else "test", "", 0) for number in range(80)]
     inherited = frozenset(map(content, [*range(20), 70, 71]))
     division = division_of(some, 0.2, 0.0, named=True, grouped=False, inherited=inherited)

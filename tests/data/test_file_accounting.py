@@ -3,7 +3,7 @@ import json
 from svertka.data.file_accounting import OWN, FileAccount, LeftOut, count_by_suffix, suffix_of
 
 
-def test_what_is_left_out_is_counted_by_suffix_and_reason() -> None:
+def test_left_out_files_are_counted_by_suffix_and_reason() -> None:
     left_out = [LeftOut(f"{number}.HEIC", "unsupported format") for number in range(5)]
     left_out += [LeftOut("runs/a.png", OWN), LeftOut("x\n", "not in a class folder")]
     account = FileAccount(tuple(left_out), count_by_suffix(["a.txt", "b.txt", "LICENSE"]), ("read so",), ("odd\x1b",))
@@ -24,6 +24,6 @@ def test_what_is_left_out_is_counted_by_suffix_and_reason() -> None:
     assert value["not_images"] == {".txt": 2, "no suffix": 1}
 
 
-def test_nothing_left_out_is_nothing_said() -> None:
+def test_an_empty_account_has_no_sentences() -> None:
     assert FileAccount().sentences() == []
     assert suffix_of("a.b/c") == "no suffix"

@@ -36,7 +36,7 @@ def others(tree: FileTree) -> list[str]:
     return [folder.inside(name) for folder in tree.root.walk() for name in folder.other] + tree.hidden_others
 
 
-def test_images_are_known_by_their_content_where_the_name_says_nothing(tmp_path: Path) -> None:
+def test_files_without_suffix_are_recognized_by_content(tmp_path: Path) -> None:
     make(tmp_path, "a/1.png", "a/2", "b/3.PNG", "b/4.txt", "b/note")
     for name in ("a/photo", "b/5.dat", "b/6.txt"):
         (tmp_path / name).write_bytes(PNG)
@@ -83,7 +83,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_what_svertka_made_is_no_data_wherever_it_lies(made: Path) -> None:
+def test_outputs_of_svertka_are_not_data(made: Path) -> None:
     listing = list_folder(made)
     assert listing.names() == ("a", "b")
     assert len(listing.entries) == 12

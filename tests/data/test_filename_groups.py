@@ -26,7 +26,7 @@ def files(tmp_path: Path, *paths: str) -> Dataset:
         ("/([ab])/", ["a", "b", "a"]),
     ],
 )
-def test_the_group_is_what_the_pattern_finds(tmp_path: Path, pattern: str, groups: list[str]) -> None:
+def test_the_group_is_the_match_of_the_pattern(tmp_path: Path, pattern: str, groups: list[str]) -> None:
     dataset = files(tmp_path, "a/p1_x.jpg", "b/p1_y.jpg", "a/p22_x.jpg")
     if len(set(groups)) == 1:
         with pytest.raises(UsageError, match="finds only one group, p; it must find several"):
@@ -53,7 +53,7 @@ def test_a_pattern_that_cannot_be_is_one_sentence(tmp_path: Path, pattern: str, 
 
 
 @pytest.mark.parametrize("column", ["Patient", "group", "video_id", "Site"])
-def test_a_column_says_what_belongs_together(tmp_path: Path, column: str) -> None:
+def test_a_column_assigns_groups(tmp_path: Path, column: str) -> None:
     file = tmp_path / "x.csv"
     file.write_text(f"path,label,{column}\n1.png,a,p1\n2.png,b,p2\n3.png,b,\n")
     groups = open_folder(file).groups
@@ -69,7 +69,7 @@ def test_one_column_counts_and_others_may_be_named(tmp_path: Path) -> None:
     assert open_folder(file, columns={"group": "film"}).groups.tolist() == ["f", "g"]  # type: ignore[union-attr]
 
 
-def test_a_column_of_one_group_says_nothing(tmp_path: Path) -> None:
+def test_a_column_of_one_group_is_a_warning(tmp_path: Path) -> None:
     file = tmp_path / "x.csv"
     file.write_text("path,label,site\n1.png,a,here\n2.png,b,here\n")
     dataset = open_folder(file)

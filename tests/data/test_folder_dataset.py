@@ -106,7 +106,7 @@ def test_a_csv_without_parts(tmp_path: Path) -> None:
         ("path,label,part\na.jpg,cat,train\nb.jpg,dog,\nc.jpg,hog,val\n", "hog is only in val"),
     ],
 )
-def test_a_csv_that_says_something_else(tmp_path: Path, text: str | bytes, message: str) -> None:
+def test_invalid_csv_files_are_refused(tmp_path: Path, text: str | bytes, message: str) -> None:
     (tmp_path / "all.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=message) as caught:
         open_folder(tmp_path / "all.csv")
@@ -128,7 +128,7 @@ def test_a_csv_that_says_something_else(tmp_path: Path, text: str | bytes, messa
         (["test/cat/a.jpg", "test/dog/a.jpg"], "nothing to train on"),
     ],
 )
-def test_what_cannot_be_trained_on_is_one_sentence(tmp_path: Path, paths: list[str], message: str) -> None:
+def test_each_problem_is_one_sentence(tmp_path: Path, paths: list[str], message: str) -> None:
     make(tmp_path, *paths)
     with pytest.raises(DataError, match=message) as caught:
         open_folder(tmp_path)
@@ -146,7 +146,7 @@ def test_an_empty_class_folder_is_a_warning(tmp_path: Path, inside: str) -> None
     assert warning.endswith(", so that the class is not learned")
 
 
-def test_a_class_folder_that_is_empty_in_one_part_is_said_once(tmp_path: Path) -> None:
+def test_an_empty_class_folder_in_one_part_is_reported_once(tmp_path: Path) -> None:
     make(tmp_path, *(f"train/{name}/a.jpg" for name in ("cat", "dog")), "val/cat/a.jpg", "val/dog/")
     (warning,) = open_folder(tmp_path).account.warnings
     assert warning.startswith(f"val of {tmp_path} has no image of dog")
@@ -161,7 +161,7 @@ def test_a_class_without_test_images_is_a_warning(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_no_folder(tmp_path: Path) -> None:
+def test_paths_that_are_not_folders_are_refused(tmp_path: Path) -> None:
     make(tmp_path, "a.jpg")
     with pytest.raises(UsageError, match=r"there is no folder .*/nowhere"):
         open_folder(tmp_path / "nowhere")
@@ -169,7 +169,7 @@ def test_what_is_no_folder(tmp_path: Path) -> None:
         open_folder(tmp_path / "a.jpg")
 
 
-def test_what_is_ignored_is_named(tmp_path: Path) -> None:
+def test_ignored_files_are_listed(tmp_path: Path) -> None:
     make(tmp_path, "cat/a.jpg", "cat/.b.jpg", "cat/Thumbs.db", "cat/empty/", "dog/a.jpg", "dog/a.svg", "loose.jpg")
     make(tmp_path, ".git/a.jpg", "__MACOSX/cat/a.jpg", "bird/")
     listing = list_folder(tmp_path)

@@ -85,7 +85,7 @@ def test_layouts_that_people_have(tmp_path: Path, layout: str) -> None:
     assert {entry.path for entry in listing.entries} | {one.path for one in listing.account.left_out} == images
 
 
-def test_how_a_layout_was_read_is_said(tmp_path: Path) -> None:
+def test_the_detected_layout_is_noted(tmp_path: Path) -> None:
     make(tmp_path, *each("x/Training/a", "x/Training/b", "x/Testing/Testing/a", "x/Testing/Testing/b", "x/pred"))
     said = list_folder(tmp_path).account.sentences()
     assert said == [
@@ -101,7 +101,7 @@ JUNK = (".git", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+f
 
 @pytest.mark.parametrize("where", ["", "train/", "train/a/"])
 @pytest.mark.parametrize("junk", JUNK)
-def test_what_systems_leave_behind_is_no_class_anywhere(tmp_path: Path, where: str, junk: str) -> None:
+def test_system_folders_are_never_classes(tmp_path: Path, where: str, junk: str) -> None:
     make(tmp_path, *each("train/a", "train/b", "val/a", "val/b"), f"{where}{junk}/a/0.jpg", f"{where}{junk}/x")
     listing = list_folder(tmp_path)
     assert counted(listing) == {"train": BOTH, "val": BOTH}
@@ -145,7 +145,7 @@ def test_names_that_differ_by_case_in_one_part_are_two_classes_and_a_warning(tmp
     assert "Cat and cat differ only in case" in listing.account.warnings[0]
 
 
-def test_what_names_have_in_common() -> None:
+def test_normalized_class_names() -> None:
     assert (
         normalize_class_name("Golden Retriever")
         == normalize_class_name("golden_retriever ")
@@ -155,7 +155,7 @@ def test_what_names_have_in_common() -> None:
     assert clean_name(os.fsdecode(b"caf\xe9")) == "caf\\udce9"
 
 
-def test_a_class_whose_images_have_no_format_that_is_read_says_so(tmp_path: Path) -> None:
+def test_a_class_of_unsupported_formats_is_explained(tmp_path: Path) -> None:
     make(tmp_path, *each("a", "b"), "c/0.psd", "c/1.psd")
     with pytest.raises(DataError, match=r"c holds no image that can be used \(left out: 2 \.psd, unsupported format"):
         open_folder(tmp_path)
@@ -226,7 +226,7 @@ MASKS = {
 
 
 @pytest.mark.parametrize("masks", MASKS)
-def test_masks_that_are_taken_for_images_are_said(masks: str, tmp_path: Path) -> None:
+def test_segmentation_masks_are_a_warning(masks: str, tmp_path: Path) -> None:
     listing = list_folder(make(tmp_path, *MASKS[masks]))
     (said,) = [one for one in listing.warnings() if "masks" in one and "look like" in one]
     assert said.startswith(f"3 of {len(MASKS[masks])} images look like segmentation masks")

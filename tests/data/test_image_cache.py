@@ -158,7 +158,7 @@ BAD = {
 }
 
 
-def test_bad_images_are_told_by_reason_and_not_tried_again(tmp_path, opened):
+def test_unreadable_images_are_remembered_with_their_reason(tmp_path, opened):
     dataset = bad_folder(tmp_path / "photos")
     good = [index for index in range(len(dataset)) if index not in BAD]
     for start in range(3):
@@ -197,7 +197,7 @@ def test_another_decoder_tries_bad_images_again(tmp_path, opened, monkeypatch):
         assert prepare_images(dataset, SIDE, 3, threads=2).bad == BAD
 
 
-def test_what_does_not_fit_is_decoded_when_needed(tmp_path, opened):
+def test_rows_beyond_the_limit_are_decoded_at_each_read(tmp_path, opened):
     dataset = folder_of(tmp_path / "photos", 30)
     prepared = prepare_images(dataset, SIDE, 3, threads=2, cache_limit=12 * COST)
     assert prepared.stored == 12
@@ -325,7 +325,7 @@ print(prepared.stored, prepared.decoded, len(prepared.bad))
 """
 
 
-def test_killed_while_preparing_it_goes_on(tmp_path, cache, large_count):
+def test_a_killed_preparation_is_resumed(tmp_path, cache, large_count):
     dataset = folder_of(tmp_path / "photos", 300)
     rng = np.random.default_rng(3)
     decoded = []

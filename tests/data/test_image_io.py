@@ -501,7 +501,7 @@ def test_empty_and_foreign():
                 reads(foreign)
 
 
-def test_the_content_decides_and_a_wrong_suffix_is_told():
+def test_the_content_decides_and_a_wrong_suffix_is_reported():
     assert set(SUFFIXES.values()) == set(DECODERS)
     for name, data in ONE_OF_EACH.items():
         assert format_of(data) == name

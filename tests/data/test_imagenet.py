@@ -123,7 +123,7 @@ def test_ids_in_the_order_of_the_images_and_a_part_of_the_images(tmp_path: Path)
         (GROUND_TRUTH, "1\n2\n3\n4\n5000", "line 5 of .* has the class 5000, which is not in the devkit"),
     ],
 )
-def test_what_cannot_be_understood_is_said(tmp_path: Path, name: str, text: str, said: str) -> None:
+def test_invalid_label_files_are_refused(tmp_path: Path, name: str, text: str, said: str) -> None:
     devkit(tmp_path, flat(tmp_path))
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=said):

@@ -82,7 +82,7 @@ def test_prefetching_changes_nothing(make, augmentations):
 
 @pytest.mark.parametrize("prefetch", [False, True])
 @pytest.mark.parametrize("first_step", [0, 1, 4, 5, 6])
-def test_an_epoch_goes_on_where_it_stopped(make, prefetch, first_step):
+def test_an_epoch_resumes_at_a_step(make, prefetch, first_step):
     batches = make(shuffle=True, augmentations=(PadCrop(), Flip()), prefetch=prefetch)
     whole = list(batches.epoch(2))
     rest = list(batches.epoch(2, first_step))
