@@ -92,7 +92,7 @@ def test_command_prints_and_writes_the_comparison(
     first, header, *rows = capsys.readouterr().out.splitlines()
     assert first.startswith("A gets ")
     assert header.split()[:2] == ["run", "top-1"]
-    assert [row.split()[0] for row in rows] == ["A", "B", "their"]
+    assert [row.split()[0] for row in rows] == ["A", "B", "ensemble"]
     assert page.read_text().startswith("<!DOCTYPE html>")
     assert main([*arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -77,7 +77,7 @@ def compare(
     errors = ("run", "top-1 error", "top-5 error", "loss", "points more than A", "p")
     rows: list[tuple[str, ...]] = [(*errors, "parameters", "multiply-adds", "ms an image", "images/s")]
     rows += [(f"{one.letter}  {one.run}", *_errors(one.evaluation), *_rest(one)) for one in result.runs]
-    rows.append(("   their mean", *_errors(result.ensemble), *("",) * 6))
+    rows.append(("   ensemble", *_errors(result.ensemble), *("",) * 6))
     print_table(rows, right=range(1, 10), shrink=(0,), drop=(7, 6, 8, 9, 3, 2, 5))
 
 

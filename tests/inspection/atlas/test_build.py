@@ -156,7 +156,7 @@ def test_interrupted_build_resumes(run: Run, tmp_path: Path, monkeypatch: pytest
 
 def test_options_limit_layers_units_and_images(run: Run, tmp_path: Path) -> None:
     some = look(run, layers=["c5", "c3"], units=4, pictures=20, output=tmp_path / "some", threads=1)
-    assert (some.layers, some.units, some.images) == (2, 8, 20)
+    assert (some.layers, some.units, some.pictures) == (2, 8, 20)
     assert [one["name"] for one in facts(some)["layers"]] == ["c3", "c5"]  # as they run
     assert [one["all"] for one in facts(some)["layers"]] == [16, 120]
     with pytest.raises(UsageError, match="is an atlas of other weights, images or options"):
