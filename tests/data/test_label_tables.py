@@ -118,7 +118,7 @@ def test_other_columns_are_listed_and_can_be_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "path", "path=", "=x", "path=a,path=b", "wings=a", "path=a,,label=b"])
-def test_columns_that_are_not_understood(text: str) -> None:
+def test_invalid_columns_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="cannot be parsed"):
         parse_columns(text)
     assert parse_columns(" path = a ,label=b c") == {"path": "a", "label": "b c"}
@@ -177,7 +177,7 @@ def test_hostile_tables_are_read_or_refused(tmp_path: Path) -> None:
     assert max(refused) < 1200
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_special_files_are_refused_at_once(tmp_path: Path) -> None:
     for kind, path in files(tmp_path, ".csv").items():
         if kind != "folder":
             with pytest.raises(SvertkaError):
@@ -235,7 +235,7 @@ def test_keys_that_the_first_json_line_lacks_are_read(tmp_path: Path) -> None:
         ("all.jsonl", '{"path": "a.jpg", "fold": 1, "label": "cat"}\n{"path": "b.jpg", "label": "dog"}\n'),
     ],
 )
-def test_columns_that_are_not_used_are_said(tmp_path: Path, name: str, text: str) -> None:
+def test_unused_columns_are_noted(tmp_path: Path, name: str, text: str) -> None:
     make(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / name).write_text(text)
     assert read_table(tmp_path / name).notes == (f"unused columns of {tmp_path / name}: fold",)
@@ -293,7 +293,7 @@ def test_folders_above_the_table_in_its_paths_are_left_out(prefix: str, tmp_path
     assert any("which is ignored: the images are in" in note for note in listing.account.notes)
 
 
-def test_a_table_that_contradicts_class_folders_in_parts_is_said(tmp_path: Path) -> None:
+def test_a_table_that_contradicts_class_folders_in_parts_is_a_warning(tmp_path: Path) -> None:
     make(tmp_path, *(f"train/p{number}/view.jpg" for number in range(4)))
     rows = [f"train/p{number}/view.jpg,{'ab'[number % 2]}\n" for number in range(4)]
     (tmp_path / "train.csv").write_text("".join(["path,label\n", *rows]))
@@ -334,7 +334,7 @@ def test_a_column_for_each_class_is_named(key: str, tmp_path: Path) -> None:
         ("age", ("30", "1"), None),
     ],
 )
-def test_columns_that_may_be_parts_are_said(
+def test_columns_that_may_be_parts_are_noted(
     column: str, values: tuple[str, str], said: str | None, tmp_path: Path
 ) -> None:
     make(tmp_path, "a.jpg", "b.jpg")
@@ -344,7 +344,7 @@ def test_columns_that_may_be_parts_are_said(
     assert rest == [f"the column {column} of {tmp_path / 'all.csv'} {said}"] * (said is not None)
 
 
-def test_what_is_there_is_suggested_for_every_column(tmp_path: Path) -> None:
+def test_existing_columns_are_suggested(tmp_path: Path) -> None:
     make(tmp_path, "a.jpg")
     (tmp_path / "all.csv").write_text("url,label\nhttp://x/a.jpg,cat\n")
     with pytest.raises(DataError, match=r"--columns path=url,label=label$"):
