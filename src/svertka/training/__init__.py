@@ -1,1 +1,1 @@
-"""Training: from a plan to a run folder."""
+"""Training: from options to a finished run."""

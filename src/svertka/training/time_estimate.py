@@ -21,7 +21,7 @@ from svertka.progress import duration
 from svertka.training.config import Cache
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import Loss, make_optimizer, take_step
-from svertka.transfer.feature_cache import computed_at_once
+from svertka.transfer.feature_cache import feature_batch_size
 from svertka.transfer.freeze import PartiallyFrozen
 
 REMEMBERED = "memory_formats.json"  # in the cache folder
@@ -137,7 +137,7 @@ def time_frozen(partial: PartiallyFrozen, batch: Batch, layout: torch.memory_for
     """Return the seconds per image of the frozen layers, and `batch` with features in place of images."""
     images = batch.images.contiguous(memory_format=layout)
     # Also chooses algorithms for batches of this size.
-    features = torch.cat([partial.frozen(some) for some in torch.split(images, computed_at_once(images.shape[-1]))])
+    features = torch.cat([partial.frozen(some) for some in torch.split(images, feature_batch_size(images.shape[-1]))])
     some = images[:TIMED_IMAGES]
     partial.frozen(some)
     began = time.perf_counter()

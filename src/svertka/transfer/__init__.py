@@ -1,1 +1,1 @@
-"""Carrying features over to another task: what learns, and what is computed once."""
+"""Transfer learning: frozen layers, stored features, and heads in closed form."""

@@ -98,16 +98,16 @@ def _fit_logistic(features: Floats, labels: Ints, strength: float) -> Any:
         return LogisticRegression(C=strength, max_iter=MAX_ITERATIONS).fit(features, labels)
 
 
-def estimate_seconds(way: str, pictures: int, features: int, classes: int) -> float:
+def estimate_seconds(solver: str, images: int, features: int, classes: int) -> float:
     """Estimate the seconds that a head takes to compute, from one timed product and one timed fit."""
-    if way == "nearest-mean":
+    if solver == "nearest-mean":
         return 0.0
-    some = min(pictures, TIMED_IMAGES)
+    some = min(images, TIMED_IMAGES)
     rows, weights = np.ones((some, features), np.float32), np.ones((features, classes), np.float32)
     rows @ weights
     began = time.perf_counter()
     rows @ weights
-    product = (time.perf_counter() - began) * pictures / some
+    product = (time.perf_counter() - began) * images / some
     return (2 * product + _fixed_seconds()) * MEAN_ITERATIONS * FOLDS * len(STRENGTHS)
 
 
@@ -141,10 +141,10 @@ def nearest_mean(features: Floats, labels: Ints, classes: int) -> tuple[Floats, 
 SOLVERS = {"logistic": logistic_regression, "nearest-mean": nearest_mean}
 
 
-def fit_head(head: nn.Linear, way: str, batches: BatchLoader, classes: int) -> None:
+def fit_head(head: nn.Linear, solver: str, batches: BatchLoader, classes: int) -> None:
     """Compute the weights of `head` from the features in `batches` with one of `SOLVERS`, in place."""
     everything = gather_features(batches)
-    weight, bias = distributed.call_on_first(lambda: SOLVERS[way](*everything, classes))
+    weight, bias = distributed.call_on_first(lambda: SOLVERS[solver](*everything, classes))
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight))
         head.bias.copy_(torch.from_numpy(bias))

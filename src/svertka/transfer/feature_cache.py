@@ -16,14 +16,14 @@ from svertka.files import cache_folder, format_bytes
 from svertka.progress import progress
 from svertka.transfer.freeze import FrozenPrefix
 
-IN_MEMORY = 2**29  # bytes of features kept in memory
-COMPUTED_PIXELS = 2**20  # that are computed together
+IN_MEMORY = 2**29  # largest size of features kept in memory, bytes
+PIXELS_AT_ONCE = 2**20  # pixels per batch through the frozen layers
 VERSION = 1  # of the computation; features of other versions are not found
 
 
-def computed_at_once(side: int) -> int:
-    """Images of `side` pixels that go through what is frozen together: more are no faster, and take more memory."""
-    return max(1, COMPUTED_PIXELS // side**2)
+def feature_batch_size(side: int) -> int:
+    """Return how many images of `side` pixels to compute at once: more are not faster, and take more memory."""
+    return max(1, PIXELS_AT_ONCE // side**2)
 
 
 def row_bytes(shape: tuple[int, ...], *, half: bool) -> int:
@@ -181,8 +181,8 @@ def _no_room_error(store: ArrayStore) -> StorageError:
 def _computed(
     batches: BatchLoader, frozen: FrozenPrefix, indices: Ints, variant: int
 ) -> Iterator[tuple[Ints, torch.Tensor]]:
-    """Some of `indices` after the other, and the features of that `variant` of their pictures."""
-    at_once = min(batches.batch_size, computed_at_once(batches.preprocess.size))
+    """Yield indices of some images and their features of one variant, until all of `indices` are done."""
+    at_once = min(batches.batch_size, feature_batch_size(batches.preprocess.size))
     for start in range(0, len(indices), at_once):
         some = indices[start : start + at_once]
         yield some, frozen(batches.images(some, variant))

@@ -27,15 +27,15 @@ class FrozenPrefix(nn.Module):
         self.optimized: nn.Module | None = None
         self.train(False)
 
-    def optimize(self, shape: tuple[int, ...], pictures: int) -> None:
+    def optimize(self, shape: tuple[int, ...], images: int) -> None:
         """Optimize the forward pass with the present weights, if that pays off.
 
         Args:
             shape: Shape of an image (C, H, W).
-            pictures: Number of images that will be computed.
+            images: Number of images that will be computed.
         """
         if self.optimized is None:
-            found = optimize_if_worthwhile(self.prefix, shape, pictures)
+            found = optimize_if_worthwhile(self.prefix, shape, images)
             self.optimized = None if found is self.prefix else found
 
     def train(self, mode: bool = True) -> "FrozenPrefix":
