@@ -1,6 +1,7 @@
 // The Python bindings of the kernels. Every function checks that its tensors are as large as the sizes require before it
 // computes anything. The instruction set is selected once, at import.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -202,6 +203,26 @@ NB_MODULE(_kernels, module) {
         .value("MAXIMUM", Pooling::maximum)
         .value("MEAN", Pooling::mean)
         .value("PADDED_MEAN", Pooling::padded_mean);
+    nb::enum_<Activation>(module, "Activation")
+        .value("NONE", Activation::none)
+        .value("SIGMOID", Activation::sigmoid)
+        .value("SILU", Activation::silu)
+        .value("HARD_SIGMOID", Activation::hard_sigmoid)
+        .value("HARD_SWISH", Activation::hard_swish)
+        .value("GELU", Activation::gelu)
+        .value("GELU_TANH", Activation::gelu_tanh)
+        .value("TANH", Activation::tanh)
+        .value("MISH", Activation::mish)
+        .value("ELU", Activation::elu)
+        .value("LEAKY_RELU", Activation::leaky_relu);
+    nb::enum_<Combination>(module, "Combination")
+        .value("FIRST", Combination::first)
+        .value("ADD", Combination::add)
+        .value("SUBTRACT", Combination::subtract)
+        .value("MULTIPLY", Combination::multiply)
+        .value("DIVIDE", Combination::divide)
+        .value("MAXIMUM", Combination::maximum)
+        .value("MINIMUM", Combination::minimum);
     nb::class_<WindowAxis>(module, "WindowAxis")
         .def(nb::init<Size, Size, Size, Size, Size, Size>(), "size"_a, "out_size"_a, "taps"_a, "stride"_a, "pad"_a,
              "dilation"_a);
@@ -212,10 +233,19 @@ NB_MODULE(_kernels, module) {
     nb::class_<EpilogueSpec>(module, "Epilogue")
         .def(
             "__init__",
-            [](EpilogueSpec* self, nb::object bias, Place residual, Size residual_step, float low, float high) {
-                new (self) EpilogueSpec{std::move(bias), residual, residual_step, low, high};
+            [](EpilogueSpec* self, nb::object bias, Place residual, Size residual_step, float low, float high,
+               Activation activation, float slope, bool multiply, bool residual_last) {
+                new (self) EpilogueSpec{std::move(bias), residual, residual_step, low, high,
+                                        activation,      slope,    multiply,      residual_last};
             },
-            "bias"_a.none(), "residual"_a, "residual_step"_a, "low"_a, "high"_a);
+            "bias"_a.none(), "residual"_a, "residual_step"_a, "low"_a, "high"_a, "activation"_a = Activation::none,
+            "slope"_a = 0.0f, "multiply"_a = false, "residual_last"_a = false);
+    nb::class_<Strided>(module, "Strided")
+        .def(nb::init<Strided::Axes, Strided::Axes, Strided::Axes, Strided::Axes>(), "sizes"_a, "input"_a, "other"_a,
+             "output"_a);
+    nb::class_<Normalization>(module, "Normalization")
+        .def(nb::init<Size, Size, Size, Size, Size, Size, float>(), "batch"_a, "pixels"_a, "channels"_a, "groups"_a,
+             "in_step"_a, "out_step"_a, "epsilon"_a);
     module.def(
         "computes_groups", [](Size in, Size out) { return in > 0 && out > 0 && used->direct.computes_groups(in, out); },
         "in_channels"_a, "out_channels"_a);
@@ -231,8 +261,10 @@ NB_MODULE(_kernels, module) {
         .def("add_grouped", &CheckedProgram::add_grouped, "shape"_a, "groups"_a, "input"_a, "weights"_a, "epilogue"_a,
              "output"_a)
         .def("add_pool", &CheckedProgram::add_pool, "shape"_a, "pooling"_a, "input"_a, "output"_a)
-        .def("add_sum", &CheckedProgram::add_sum, "pixels"_a, "channels"_a, "input"_a, "in_step"_a, "epilogue"_a,
-             "output"_a, "out_step"_a)
+        .def("add_elementwise", &CheckedProgram::add_elementwise, "shape"_a, "combination"_a, "input"_a,
+             "other"_a.none(), "epilogue"_a, "output"_a)
+        .def("add_normalize", &CheckedProgram::add_normalize, "shape"_a, "input"_a, "weight"_a.none(), "bias"_a.none(),
+             "epilogue"_a, "output"_a)
         .def("add_parts", &CheckedProgram::add_parts, "images"_a, "parts"_a, "room"_a, "maps"_a)
         .def("run", &CheckedProgram::run, "memories"_a, "first"_a, "last"_a, "threads"_a);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <utility>
 #include <vector>
 
@@ -16,6 +17,9 @@ struct EpilogueSpec {
     Place residual;
     Size residual_step;
     float low, high;
+    Activation activation;
+    float slope;
+    bool multiply, residual_last;
 };
 
 class CheckedProgram {
@@ -68,16 +72,48 @@ class CheckedProgram {
         program_.add_pool(shape, pooling, input, output);
     }
 
-    void add_sum(Size pixels, Size channels, Place input, Size in_step, const EpilogueSpec& epilogue, Place output,
-                 Size out_step) {
-        require_between("pixels", pixels, 0, PTRDIFF_MAX);
-        require_between("channels", channels, 1, max_size);
-        require_between("in_step", in_step, channels, max_size);
-        require_between("out_step", out_step, channels, max_size);
-        reads(input, reach(pixels, in_step, channels));
-        const PlacedEpilogue after = place_epilogue(epilogue, pixels, channels);
-        reads(output, reach(pixels, out_step, channels));
-        program_.add_sum(pixels, channels, input, in_step, after, output, out_step);
+    // `other`: a tensor, a place, or None.
+    void add_elementwise(const Strided& shape, Combination combination, Place input, const nb::object& other,
+                         const EpilogueSpec& epilogue, Place output) {
+        for (std::size_t axis = 0; axis < shape.sizes.size(); ++axis) {
+            require_between("sizes", shape.sizes[axis], 0, max_size);
+            for (const Size stride : {shape.input[axis], shape.other[axis], shape.output[axis]})
+                require_between("strides", stride, 0, PTRDIFF_MAX / 64);
+        }
+        require(epilogue.residual.memory < 0 && epilogue.bias.is_none(), "elementwise operations have no bias or residual");
+        require(other.is_none() == (combination == Combination::first), "two tensors are combined, or one is given alone");
+        reads(input, extent(shape.sizes, shape.input));
+        const Size count = extent(shape.sizes, shape.other);
+        Place place;
+        const float* numbers = nullptr;
+        if (nb::isinstance<Place>(other)) {
+            place = nb::cast<Place>(other);
+            reads(place, count);
+        } else if (!other.is_none()) {
+            numbers = static_cast<const float*>(kept(other, count, Precision::float32));
+        }
+        reads(output, extent(shape.sizes, shape.output));
+        program_.add_elementwise(shape, combination, input, place, numbers, place_epilogue(epilogue, 0, 1), output);
+    }
+
+    void add_normalize(const Normalization& shape, Place input, const nb::object& weight, const nb::object& bias,
+                       const EpilogueSpec& epilogue, Place output) {
+        require_between("batch", shape.batch, 0, max_size);
+        require_between("pixels", shape.pixels, 1, max_size);
+        require_between("channels", shape.channels, 1, max_size);
+        require_between("groups", shape.groups, 1, shape.channels);
+        require(shape.channels % shape.groups == 0, "groups must divide the channels");
+        require_between("in_step", shape.in_step, shape.channels, max_size);
+        require_between("out_step", shape.out_step, shape.channels, max_size);
+        require(epilogue.residual.memory < 0 && epilogue.bias.is_none(), "normalization has no residual");
+        const Size pixels = product({shape.batch, shape.pixels});
+        const Tensor factors("weight", weight), summands("bias", bias);
+        tensors_.push_back(weight);
+        tensors_.push_back(bias);
+        reads(input, reach(pixels, shape.in_step, shape.channels));
+        reads(output, reach(pixels, shape.out_step, shape.channels));
+        program_.add_normalize(shape, input, factors.numbers_if_any<float>(shape.channels),
+                               summands.numbers_if_any<float>(shape.channels), place_epilogue(epilogue, 0, 1), output);
     }
 
     void add_parts(Size images, const std::vector<CheckedProgram>& parts, Size room,
@@ -147,7 +183,18 @@ class CheckedProgram {
             require_between("residual_step", epilogue.residual_step, channels, max_size);
             reads(epilogue.residual, reach(pixels, epilogue.residual_step, channels));
         }
-        return {bias.numbers_if_any<float>(channels), epilogue.residual, epilogue.residual_step, epilogue.low, epilogue.high};
+        return {bias.numbers_if_any<float>(channels), epilogue.residual, epilogue.residual_step, epilogue.low, epilogue.high,
+                epilogue.activation, epilogue.slope, epilogue.multiply, epilogue.residual_last};
+    }
+
+    // Values from the first element to the last of a strided tensor.
+    static Size extent(const Strided::Axes& sizes, const Strided::Axes& strides) {
+        Size last = 0;
+        for (std::size_t axis = 0; axis < sizes.size(); ++axis) {
+            if (sizes[axis] == 0) return 0;
+            last += product({sizes[axis] - 1, strides[axis]});
+        }
+        return last + 1;
     }
 
     Winograd winograd_;

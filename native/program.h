@@ -27,9 +27,12 @@ struct PlacedEpilogue {
     Place residual;
     std::ptrdiff_t residual_step;
     float low, high;
+    Activation activation;
+    float slope;
+    bool multiply, residual_last;
 
     Epilogue in(const std::vector<float*>& memories) const {
-        return {bias, residual.in(memories), residual_step, low, high};
+        return {bias, residual.in(memories), residual_step, low, high, activation, slope, multiply, residual_last};
     }
 };
 
@@ -66,11 +69,19 @@ class Program {
         });
     }
 
-    void add_sum(std::ptrdiff_t pixels, std::ptrdiff_t channels, Place input, std::ptrdiff_t in_step,
-                 const PlacedEpilogue& epilogue, Place output, std::ptrdiff_t out_step) {
-        add([=, function = direct_.add](const Memories& memories, int threads) {
-            function(pixels, channels, input.in(memories), in_step, epilogue.in(memories), output.in(memories), out_step,
-                     threads);
+    // The second operand is the tensor `other`, or what is located at `place`; neither for one operand.
+    void add_elementwise(const Strided& shape, Combination combination, Place input, Place place, const float* other,
+                         const PlacedEpilogue& epilogue, Place output) {
+        add([=, function = direct_.elementwise](const Memories& memories, int threads) {
+            function(shape, combination, input.in(memories), other ? other : place.in(memories), epilogue.in(memories),
+                     output.in(memories), threads);
+        });
+    }
+
+    void add_normalize(const Normalization& shape, Place input, const float* weight, const float* bias,
+                       const PlacedEpilogue& epilogue, Place output) {
+        add([=, function = direct_.normalize](const Memories& memories, int threads) {
+            function(shape, input.in(memories), weight, bias, epilogue.in(memories), output.in(memories), threads);
         });
     }
 

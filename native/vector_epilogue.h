@@ -1,8 +1,9 @@
-// The epilogue of a kernel for the channels of one vector: bias, residual, clamp, store.
+// The epilogue of a kernel for the channels of one vector: bias, residual, activation function, clamp, store.
 #pragma once
 
 #include "bfloat16.h"
 #include "epilogue.h"
+#include "vector_math.h"
 
 namespace svertka::INSTRUCTIONS {
 
@@ -12,7 +13,9 @@ template <class Number>
 struct VectorEpilogue {
     Vector bias;
     Index count, step, line, residual_step, residual_line;
-    float low, high;
+    float low, high, slope;
+    Activation activation;
+    bool multiply, residual_last;
     const float* residual;
     Number* output;
 
@@ -29,10 +32,14 @@ struct VectorEpilogue {
           residual_line(width * epilogue.residual_step),
           low(epilogue.low),
           high(epilogue.high),
+          slope(epilogue.slope),
+          activation(epilogue.activation),
+          multiply(epilogue.multiply),
+          residual_last(epilogue.residual_last),
           residual(epilogue.residual ? epilogue.residual + pixel * residual_step + channel : nullptr),
           output(output + pixel * step + channel) {}
 
-    // The result at the pixel `x` to the right and `y` below; `sum` includes the bias.
+    // The result at the pixel `x` to the right and `y` below, of one pass; `sum` includes the bias.
     ALWAYS_INLINE Vector apply(Vector sum, Index x, Index y = 0) const {
         if (residual) sum += load_up_to(residual + y * residual_line + x * residual_step, count);
         return clamp(sum, low, high);
@@ -41,6 +48,19 @@ struct VectorEpilogue {
     ALWAYS_INLINE Number* address(Index x, Index y = 0) const { return output + y * line + x * step; }
 
     ALWAYS_INLINE void store(Vector sum, Index x, Index y = 0) const { store_up_to(address(x, y), apply(sum, x, y), count); }
+
+    // The second pass of two; `sum` includes the bias.
+    [[gnu::noinline]] void finish(const Vector& sum, Index x, Index y = 0) const {
+        Vector result = sum;
+        const auto combine = [&] {
+            const Vector other = load_up_to(residual + y * residual_line + x * residual_step, count);
+            result = multiply ? result * other : result + other;
+        };
+        if (residual && !residual_last) combine();
+        result = activate(result, activation, slope);
+        if (residual && residual_last) combine();
+        store_up_to(address(x, y), clamp(result, low, high), count);
+    }
 };
 
 }  // namespace svertka::INSTRUCTIONS

@@ -5,6 +5,7 @@
 
 #include "../epilogue.h"
 #include "../dtypes.h"
+#include "elementwise.h"
 
 namespace svertka {
 
@@ -44,9 +45,13 @@ struct Direct {
 
     void (*pool)(const Window&, Pooling, const float* input, float* output, int threads);
 
-    // The sum of two feature maps of `pixels` pixels; the second is the epilogue's residual.
-    void (*add)(std::ptrdiff_t pixels, std::ptrdiff_t channels, const float* input, std::ptrdiff_t in_step,
-                const Epilogue&, float* output, std::ptrdiff_t out_step, int threads);
+    // `combination` of two tensors, then the epilogue's activation function and clamp; `other` may be null.
+    void (*elementwise)(const Strided&, Combination, const float* input, const float* other, const Epilogue&,
+                        float* output, int threads);
+
+    // (x - mean) / sqrt(variance + epsilon) · weight + bias; weight and bias, (channels), may be null.
+    void (*normalize)(const Normalization&, const float* input, const float* weight, const float* bias, const Epilogue&,
+                      float* output, int threads);
 };
 
 // One set of declarations per instruction set; defined in forward.cpp, grouped.cpp and pool.cpp.
@@ -57,10 +62,8 @@ struct Direct {
     bool computes_groups(std::ptrdiff_t, std::ptrdiff_t);                                                              \
     void grouped(const Window&, std::ptrdiff_t, const float*, const float*, const Epilogue&, float*, int);               \
     void pool(const Window&, Pooling, const float*, float*, int);                                                      \
-    void add(std::ptrdiff_t, std::ptrdiff_t, const float*, std::ptrdiff_t, const Epilogue&, float*, std::ptrdiff_t,      \
-             int);                                                                                                     \
     inline Direct direct_functions() {                                                                                 \
-        return {direct_panel_width(), direct_forward, computes_groups, grouped, pool, add};                                  \
+        return {direct_panel_width(), direct_forward, computes_groups, grouped, pool, elementwise, normalize};                                  \
     }                                                                                                                  \
     }
 

@@ -99,7 +99,7 @@ struct Pass {
     // `whole`: all channels of each vector exist; otherwise some are missing in the panel's last vector.
     template <int vectors, bool whole, Index row_stride, int count>
     [[gnu::noinline]] void rows_of(Index pixel, const Factor* a, const Block& block, float* products) const {
-        const bool add = block.add, last = block.last;  // copies, as those of Ending
+        const bool add = block.add, last = block.last, later = epilogue.in_two_passes();  // copies, as in VectorEpilogue
         VectorEpilogue<float> epilogues[vectors];
         for (Index half = 0; half < vectors; ++half) {
             const Index channel = block.number * NR + half * lanes;
@@ -111,8 +111,12 @@ struct Pass {
             [&](int row, int half, Vector sum) __attribute__((always_inline)) {
                 float* kept = products + row * NR + half * lanes;
                 if (add) sum += load(kept);
-                last ? epilogues[half].store(sum + epilogues[half].bias, row) : store(kept, sum);
+                last && !later ? epilogues[half].store(sum + epilogues[half].bias, row) : store(kept, sum);
             });
+        if (last && later)
+            for (int row = 0; row < count; ++row)
+                for (int half = 0; half < vectors; ++half)
+                    epilogues[half].finish(load(products + row * NR + half * lanes) + epilogues[half].bias, row);
     }
 
     // Whether im2col can be skipped: with few channels, consecutive rows of one line are a fixed distance apart.

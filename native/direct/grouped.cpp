@@ -174,6 +174,7 @@ struct Pass {
         const Index inputs = several ? groups.in : 1, between = inputs * chunk_width, of_row = shape.x.taps * between;
         Epilogue after = epilogue;
         if (simple) after.residual = nullptr;
+        const bool later = after.in_two_passes();
         VectorEpilogue<float> epilogues[vectors];
         for (Index part = 0; part < vectors; ++part) {
             const Index first = channel + part * groups.made;
@@ -190,6 +191,16 @@ struct Pass {
                 for (Index number = 0; number < inputs; ++number)
                     add_row(from + i * of_line, factors + i * of_row + number * chunk_width, between, groups.places[number],
                             sums);
+            if (later) {
+                Vector kept[outputs_per_block][vectors];
+#pragma GCC unroll 8
+                for (Index one = 0; one < outputs_per_block; ++one)
+#pragma GCC unroll 4
+                    for (Index part = 0; part < vectors; ++part) kept[one][part] = sums[one][part];
+                for (Index one = 0; one < min(outputs_per_block, out_size - x); ++one)
+                    for (Index part = 0; part < vectors; ++part) epilogues[part].finish(kept[one][part], x + one);
+                continue;
+            }
 #pragma GCC unroll 8
             for (Index one = 0; one < outputs_per_block; ++one) {
                 if (x + one >= out_size) break;

@@ -1,4 +1,4 @@
-// Max and average pooling, and the sum of two feature maps.
+// Max and average pooling.
 #include <limits>
 
 #include "../vector_epilogue.h"
@@ -67,17 +67,6 @@ void pool(const Window& shape, Pooling pooling, const float* input, float* outpu
         const Index channel = number % pieces * piece;
         pass.pixel(number / pieces, channel, min(channel + piece, shape.in_channels));
     }
-}
-
-void add(std::ptrdiff_t pixels, std::ptrdiff_t channels, const float* input, std::ptrdiff_t in_step,
-         const Epilogue& epilogue, float* output, std::ptrdiff_t out_step, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (Index pixel = 0; pixel < pixels; ++pixel)
-        for (Index channel = 0; channel < channels; channel += lanes) {
-            const Index here = channels - channel;
-            const VectorEpilogue vector_epilogue(epilogue, output, out_step, pixel, channel, here);
-            vector_epilogue.store(load_up_to(input + pixel * in_step + channel, here) + vector_epilogue.bias, 0);
-        }
 }
 
 }  // namespace svertka::INSTRUCTIONS

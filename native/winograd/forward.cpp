@@ -100,15 +100,20 @@ struct Pass {
     void store_tile(const Tile& tile, const float* products, Index number) const {
         const Index first = number * NR, here = min(NR, shape.out_channels - first);
         const Index pixel = (tile.image * shape.out_height + tile.y) * shape.out_width + tile.x;
-        const Index height = tile.height, width = tile.width, stride = product_stride;  // copies, as those of Ending
-        const bool past_caches = stream;
+        // Copies, as in VectorEpilogue.
+        const Index height = tile.height, width = tile.width, stride = product_stride;
+        const bool past_caches = stream, later = epilogue.in_two_passes();
         for (Index half = 0; half < here; half += lanes) {
             const VectorEpilogue vector_epilogue(epilogue, output, shape.out_step, pixel, first + half, here - half, shape.out_width);
+            const auto product_at = [=](auto i, auto j) __attribute__((always_inline)) {
+                return load(products + (i * winograd::points + j) * stride + half);
+            };
+            if (later) {
+                store_in_two_passes(vector_epilogue, product_at, height, width);
+                continue;
+            }
             transform<winograd::output_matrix>(
-                [=](auto i, auto j) __attribute__((always_inline)) {
-                    return load(products + (i * winograd::points + j) * stride + half);
-                },
-                [=](auto i, auto j, Vector vector) __attribute__((always_inline)) {
+                product_at, [=](auto i, auto j, Vector vector) __attribute__((always_inline)) {
                     if (i >= height || j >= width) return;
                     vector += vector_epilogue.bias;
                     if (past_caches)
@@ -117,6 +122,17 @@ struct Pass {
                         vector_epilogue.store(vector, j, i);
                 });
         }
+    }
+
+    template <class ProductAt>
+    [[gnu::noinline]] static void store_in_two_passes(const VectorEpilogue<Number>& vector_epilogue, ProductAt product_at,
+                                                      Index height, Index width) {
+        Vector sums[outputs][outputs];
+        transform<winograd::output_matrix>(product_at, [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
+            sums[i][j] = vector + vector_epilogue.bias;
+        });
+        for (Index i = 0; i < height; ++i)
+            for (Index j = 0; j < width; ++j) vector_epilogue.finish(sums[i][j], j, i);
     }
 
     void store_block(Range here, const float* products, Index number) const {

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,21 +12,22 @@ from torch import Tensor, nn
 from svertka.compiler import reference
 from svertka.compiler.dynamic_batch import capture_graph
 from svertka.compiler.fusion import FusedNetwork, fuse
-from svertka.compiler.ir import Concatenation, FusedConvolution, Pool, Step, Sum, results_of
-from svertka.graph.operations import Constant, Operation, Value, iter_leaves
+from svertka.compiler.ir import Concatenation, Elementwise, FusedConvolution, Normalization, Pool, Step, results_of
+from svertka.graph.operations import Operation, Value
 from svertka.models.registry import MODELS
 
-Function = Callable[[nn.Module, Tensor], Tensor]
+Function = Callable[[Any, Tensor], Tensor]
 
 
 class Around(nn.Module):
-    """A convolution, a batch norm and a dense layer, and what is done with them."""
+    """Some layers, and a function of them."""
 
     def __init__(self, function: Function) -> None:
         super().__init__()
         self.function = function
         self.conv, self.other = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
         self.norm, self.dense = nn.BatchNorm2d(4), nn.Linear(4 * 64, 3)
+        self.wide, self.layer_norm, self.narrow = nn.Linear(4, 12), nn.LayerNorm(12), nn.Linear(12, 4)
         self.norm.running_mean = torch.tensor([0.1, -0.2, 0.3, 0])
         self.norm.running_var = torch.tensor([0.5, 1, 2, 0.1])
 
@@ -97,7 +99,7 @@ def test_pooling_sums_and_concatenations_are_steps() -> None:
         assert step.kind == kind
     assert isinstance(only(lambda _, x: x.mean((2, 3))), Pool)
     assert isinstance(only(lambda _, x: F.adaptive_avg_pool2d(x, 4)), Pool)
-    assert isinstance(only(lambda _, x: torch.relu(x)), Sum)
+    assert isinstance(only(lambda _, x: torch.relu(x)), Elementwise)
     assert isinstance(steps_of(lambda net, x: torch.cat([net.conv(x), x], 1))[-1], Concatenation)
     assert isinstance(only(lambda net, x: net.norm(x)), FusedConvolution)  # of each channel by itself
 
@@ -109,11 +111,78 @@ def test_pooling_sums_and_concatenations_are_steps() -> None:
         lambda _, x: F.adaptive_avg_pool2d(x, 3),
         lambda _, x: x.mean((1, 2)),
         lambda _, x: torch.cat([x, x], 2),
-        lambda _, x: x.sigmoid(),
+        lambda _, x: x.cumsum(1),
     ],
 )
 def test_functions_without_a_rule_remain_operations(function: Function) -> None:
     assert isinstance(only(function), Operation)
+
+
+@pytest.mark.parametrize(
+    ("function", "activation", "slope"),
+    [
+        (torch.sigmoid, "SIGMOID", 0.0),
+        (F.silu, "SILU", 0.0),
+        (F.hardsigmoid, "HARD_SIGMOID", 0.0),
+        (F.hardswish, "HARD_SWISH", 0.0),
+        (F.gelu, "GELU", 0.0),
+        (lambda x: F.gelu(x, approximate="tanh"), "GELU_TANH", 0.0),
+        (torch.tanh, "TANH", 0.0),
+        (F.mish, "MISH", 0.0),
+        (lambda x: F.elu(x, 0.3), "ELU", 0.3),
+        (lambda x: F.leaky_relu(x, 0.2), "LEAKY_RELU", 0.2),
+    ],
+)
+def test_activation_functions_are_fused_into_what_is_before_them(
+    function: Callable[[Tensor], Tensor], activation: str, slope: float
+) -> None:
+    for before in (lambda net, x: net.norm(net.conv(x)), lambda net, x: x + net.conv(x), lambda _, x: x * x.flip(0)):
+        step = steps_of(lambda net, x, before=before: function(before(net, x)))[-1]
+        assert (step.activation, step.slope) == (activation, slope)  # type: ignore[union-attr]
+    alone = only(lambda _, x: function(x))
+    assert isinstance(alone, Elementwise)
+    assert alone.combination == "FIRST"
+
+
+def test_a_residual_comes_before_or_after_the_activation_function() -> None:
+    step = only(lambda net, x: F.silu(net.conv(x) + x))
+    assert (step.residual, step.activation, step.residual_last) == (0, "SILU", False)  # type: ignore[union-attr]
+    step = only(lambda net, x: F.silu(net.conv(x)) + x)
+    assert (step.residual, step.activation, step.residual_last) == (0, "SILU", True)  # type: ignore[union-attr]
+    step = only(lambda net, x: torch.sigmoid(net.conv(x)) * x)
+    assert (step.multiply, step.activation, step.residual_last) == (True, "SIGMOID", True)  # type: ignore[union-attr]
+
+
+def test_factors_and_summands_of_channels_are_folded() -> None:
+    factors = torch.linspace(-1, 2, 4)[:, None, None]
+    for function in (
+        lambda net, x: net.conv(x) * factors,
+        lambda net, x: factors[None] * net.conv(x) - 0.5,
+        lambda net, x: net.conv(x) / 3 + factors,
+    ):
+        assert isinstance(only(function), FusedConvolution)
+    for function in (  # along another axis, after an activation function, or by zero
+        lambda net, x: net.conv(x) * torch.linspace(0, 1, x.shape[3]),
+        lambda net, x: net.conv(x).sigmoid() * factors,
+    ):
+        assert [type(step) for step in steps_of(function)] == [FusedConvolution, Elementwise]
+
+
+def test_dense_layers_of_rows_are_convolutions_of_maps() -> None:
+    def block(net: Any, x: Tensor) -> Tensor:
+        rows = net.layer_norm(net.wide(net.conv(x).permute(0, 2, 3, 1)))
+        return x + net.narrow(F.gelu(rows)).permute(0, 3, 1, 2) * 0.5
+
+    kinds = [type(step) for step in steps_of(block) if not isinstance(step, Operation)]
+    assert kinds == [FusedConvolution, FusedConvolution, Normalization, FusedConvolution]
+
+    def tokens(net: Any, x: Tensor) -> Tensor:
+        rows = net.conv(x).flatten(2).transpose(1, 2)
+        return rows + net.narrow(F.gelu(net.wide(rows)))
+
+    convolutions = [step for step in steps_of(tokens) if isinstance(step, FusedConvolution)]
+    assert [step.activation for step in convolutions] == ["NONE", "GELU", "NONE"]
+    assert [step.residual is None for step in convolutions] == [True, True, False]
 
 
 def test_resnet18_has_one_step_per_convolution_and_two_pools() -> None:
@@ -151,10 +220,11 @@ class Wasteful(nn.Module):
 def test_unused_operations_are_removed_and_constants_are_computed() -> None:
     network = Wasteful().eval()
     made = fuse(capture_graph(network, (1, 3, 8, 8)))
-    assert [type(step) for step in made.steps] == [FusedConvolution, Operation]
+    (step,) = made.steps
+    assert isinstance(step, FusedConvolution)
     assert not any(name.startswith("unused") for name in made.tensors)
-    (known,) = [leaf.name for leaf in iter_leaves(made.steps[1].arguments) if isinstance(leaf, Constant)]  # type: ignore[union-attr]
-    torch.testing.assert_close(made.tensors[known].flatten(), network.scale.exp() + 1)
+    scale = (network.scale.exp() + 1)[:, None, None, None]
+    torch.testing.assert_close(made.tensors[step.weight], network.used.weight * scale)
 
 
 def test_tensors_of_the_network_are_not_changed() -> None:

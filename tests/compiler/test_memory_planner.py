@@ -1,98 +1,100 @@
 """Memory planning: values in use do not overlap; parts of a concatenation are written in place."""
 
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svertka.compiler.ir import Concatenation, Step, Sum
-from svertka.compiler.memory_planner import ALIGNMENT, FeatureMapSize, Slot, assign_slots, find_concatenated_in_place
+from svertka.compiler.ir import Concatenation, Elementwise, Step
+from svertka.compiler.layouts import Layouts
+from svertka.compiler.memory_planner import ALIGNMENT, assign_offsets, find_concatenated_in_place
+from svertka.graph.operations import Operation, Value
+
+Shapes = dict[int, tuple[int, ...]]
 
 
 @st.composite
-def programs(draw: st.DrawFn) -> tuple[list[Step], dict[int, FeatureMapSize]]:
-    """Steps that read values of before; values of the same size, so that they can be joined and summed up."""
+def programs(draw: st.DrawFn) -> tuple[list[Step], Shapes]:
+    """Draw steps that read earlier values: sums, concatenations, and slices of channels."""
     images, side = draw(st.integers(1, 3)), draw(st.integers(1, 9))
-    channels, steps = {0: draw(st.integers(1, 40))}, []
+    channels, steps = {0: draw(st.integers(1, 40))}, list[Step]()
     for result in range(1, draw(st.integers(2, 14))):
         some = st.integers(0, result - 1)
-        if draw(st.booleans()):
+        kind, x = draw(st.sampled_from(("concatenation", "slice", "copy"))), draw(some)
+        if kind == "concatenation":
             parts = tuple(draw(st.lists(some, min_size=1, max_size=4)))
             steps.append(Concatenation(parts, result))
             channels[result] = sum(channels[part] for part in parts)
+        elif kind == "slice":
+            begin = draw(st.integers(0, channels[x] - 1))
+            end = draw(st.integers(begin + 1, channels[x]))
+            arguments = {"self": Value(x), "dim": 1, "start": begin, "end": end}
+            steps.append(Operation("slice.Tensor", arguments, (result,), ""))
+            channels[result] = end - begin
         else:
-            x = draw(some)
-            steps.append(Sum(x, result))
+            steps.append(Elementwise(x, result))
             channels[result] = channels[x]
-    return steps, {value: FeatureMapSize(images, count, side, side) for value, count in channels.items()}
+    steps.append(Elementwise(len(channels) - 1, len(channels)))
+    channels[len(channels)] = channels[len(channels) - 1]
+    return steps, {value: (images, count, side, side) for value, count in channels.items()}
 
 
-def numbers(slot: Slot, maps: FeatureMapSize) -> set[int]:
-    """The places of all numbers of a value."""
-    return {
-        slot.offset + pixel * slot.step + channel for pixel in range(maps.pixels) for channel in range(maps.channels)
-    }
+def lay_out(steps: list[Step], shapes: Shapes, last: int) -> tuple[Layouts, dict[int, int], int]:
+    made = {step.result for step in steps if isinstance(step, Elementwise | Concatenation)}
+    inner = find_concatenated_in_place(steps, made - {last})
+    layouts = Layouts(steps, shapes, dict.fromkeys(shapes, torch.float32), 1, inner)
+    roots = {value: layout.root for value, layout in layouts.of.items()}
+    sizes = {root: torch.Size(shapes[root]).numel() for root in set(roots.values()) - {0}}
+    return layouts, *assign_offsets(layouts.steps, sizes, roots, [last])
 
 
 @given(program=programs())
 @settings(max_examples=150, deadline=None)
-def test_values_in_use_are_not_overwritten(program: tuple[list[Step], dict[int, FeatureMapSize]]) -> None:
-    steps, maps = program
-    last = steps[-1].result  # type: ignore[union-attr]
-    inner = find_concatenated_in_place(steps, set(maps) - {0, last})
-    found, total = assign_slots(steps, maps, inner, [last], {0})
-    # Run it: each number remembers whose it is.
-    memory: dict[int, tuple[int, int, int]] = {}
+def test_values_in_use_are_not_overwritten(program: tuple[list[Step], Shapes]) -> None:
+    steps, shapes = program
+    last = len(shapes) - 1
+    layouts, offsets, total = lay_out(steps, shapes, last)
+    memory, source = torch.zeros(total), torch.randn(shapes[0]).contiguous(memory_format=torch.channels_last)
 
-    def places(value: int) -> list[int]:
-        slot, one = found[value], maps[value]
-        return [slot.offset + p * slot.step + c for p in range(one.pixels) for c in range(one.channels)]
+    def seen(value: int) -> torch.Tensor:
+        """Return the value as it is in memory."""
+        layout = layouts.of[value]
+        if layout.root == 0:
+            return source.as_strided(shapes[value], layout.strides, layout.offset)
+        return memory.as_strided(shapes[value], layout.strides, offsets[layout.root] + layout.offset)
 
-    def content(value: int) -> list[object]:
-        if value == 0:
-            return [(0, place) for place in range(maps[0].pixels * maps[0].channels)]
-        return [memory.get(place) for place in places(value)]
-
-    expected: dict[int, list[object]] = {0: content(0)}
+    expected = {0: source.clone()}
     for step in steps:
-        result: int = step.result  # type: ignore[union-attr]
+        if isinstance(step, Operation):
+            (expected[step.results[0] or 0],) = step.run(
+                lambda leaf: expected[leaf.number] if isinstance(leaf, Value) else leaf
+            )
+        elif isinstance(step, Concatenation):
+            expected[step.result] = torch.cat([expected[part] for part in step.inputs], 1)
+        elif isinstance(step, Elementwise):
+            expected[step.result] = expected[step.x] + 1
+    for step in layouts.steps:
         for value in step.inputs:
-            assert content(value) == expected[value]
-        if isinstance(step, Concatenation):
-            count, rows = maps[result].channels, []
-            for pixel in range(maps[result].pixels):
-                for part in step.inputs:
-                    width = maps[part].channels
-                    rows += expected[part][pixel * width : (pixel + 1) * width]
-            assert len(rows) == count * maps[result].pixels
-            expected[result] = rows
-        else:
-            expected[result] = [(result, place) for place in range(maps[result].pixels * maps[result].channels)]
-        if result in found:
-            memory.update(zip(places(result), expected[result], strict=True))  # type: ignore[arg-type]
-    assert content(last) == expected[last]
-    assert all(max(numbers(slot, maps[value])) < total for value, slot in found.items())
+            torch.testing.assert_close(seen(value), expected[value], rtol=0, atol=0)
+        if isinstance(step, Concatenation | Elementwise) and layouts.of[step.result].root != 0:
+            seen(step.result).copy_(expected[step.result])
+    torch.testing.assert_close(seen(last), expected[last], rtol=0, atol=0)
+    assert all(offset % ALIGNMENT == 0 for offset in offsets.values())
 
 
 def test_memory_is_reused() -> None:
-    steps: list[Step] = [Sum(number, number + 1) for number in range(20)]
-    maps = {value: FeatureMapSize(1, 64, 8, 8) for value in range(21)}
-    found, total = assign_slots(steps, maps, {}, [20], {0})
+    steps: list[Step] = [Elementwise(number, number + 1) for number in range(20)]
+    _, offsets, total = lay_out(steps, dict.fromkeys(range(21), (1, 64, 8, 8)), 20)
     assert total == 2 * 64 * 64
-    assert all(slot.offset % ALIGNMENT == 0 for slot in found.values())
+    assert len(offsets) == 20
 
 
 def test_concatenated_values_are_written_in_place() -> None:
-    steps: list[Step] = [Sum(0, 1), Sum(0, 2), Concatenation((1, 2), 3)]
-    maps = {
-        0: FeatureMapSize(1, 8, 2, 2),
-        1: FeatureMapSize(1, 16, 2, 2),
-        2: FeatureMapSize(1, 8, 2, 2),
-        3: FeatureMapSize(1, 24, 2, 2),
-    }
-    inner = find_concatenated_in_place(steps, {1, 2, 3})
-    assert inner == {1: (3, 0), 2: (3, 1)}
-    found, total = assign_slots(steps, maps, inner, [3], {0})
-    assert (found[1], found[2]) == (Slot(found[3].offset, 24), Slot(found[3].offset + 16, 24))
+    steps: list[Step] = [Elementwise(0, 1), Elementwise(0, 2), Concatenation((1, 2), 3)]
+    shapes = {0: (1, 8, 2, 2), 1: (1, 16, 2, 2), 2: (1, 8, 2, 2), 3: (1, 24, 2, 2)}
+    assert find_concatenated_in_place(steps, {1, 2}) == {1: (3, 0), 2: (3, 1)}
+    layouts, _, total = lay_out(steps, shapes, 3)
+    assert [(layouts.of[part].root, layouts.of[part].offset) for part in (1, 2)] == [(3, 0), (3, 16)]
+    assert layouts.step_of(1) == layouts.step_of(2) == 24
     assert total == 24 * 4
-    assert (
-        find_concatenated_in_place([Sum(0, 1), Concatenation((1, 1), 2)], {1, 2}) == {}
-    )  # it cannot lie in two places
+    # A value cannot be in two places.
+    assert find_concatenated_in_place([Elementwise(0, 1), Concatenation((1, 1), 2)], {1, 2}) == {}

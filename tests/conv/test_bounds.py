@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from svertka.compiler.ir import UNBOUNDED, FusedConvolution
+from svertka.compiler.ir import ACTIVATIONS, COMBINATIONS, UNBOUNDED, FusedConvolution
 from svertka.compiler.packing import PackedWeights
 from svertka.conv import native
 
@@ -66,6 +66,11 @@ def drawn_layer(choose: random.Random) -> tuple[FusedConvolution, tuple[int, ...
 
 def place(memory: int) -> "native.kernels.Place":
     return native.kernels.Place(memory, 0)
+
+
+def line(count: int) -> "native.kernels.Strided":
+    """Contiguous numbers."""
+    return native.kernels.Strided([1, 1, 1, 1, count], *([[0, 0, 0, 0, 1]] * 3))
 
 
 def rows(tensor: Tensor) -> Tensor:
@@ -159,11 +164,80 @@ def test_pooling_and_sums_stay_inside(instructions: str, large_count: Callable[[
         program = kernels.Program()
         window = kernels.Window(batch, channels, channels, *axes, channels, channels)
         program.add_pool(window, kernels.Pooling[kind], place(0), place(1))
-        ending = kernels.Epilogue(None, place(3), channels, 0.0, math.inf)
-        program.add_sum(x[:, 0].numel(), channels, place(0), channels, ending, place(2), channels)
+        ending = kernels.Epilogue(None, place(-1), 0, 0.0, math.inf)
+        program.add_elementwise(line(x.numel()), kernels.Combination.ADD, place(0), place(3), ending, place(2))
         program.run([one.numbers for one in (source, pooled, added, other)], 0, 2, threads)
         torch.testing.assert_close(pooled.numbers, rows(expected).flatten())
         torch.testing.assert_close(added.numbers, rows((x + x.flip(0)).relu()).flatten())
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_activation_functions_are_those_of_pytorch(instructions: str, name: str) -> None:
+    kernels = native.kernels
+    special = torch.tensor([math.inf, -math.inf, math.nan, 0.0, 1e-38, -1e-38, 88.0, -88.0, 104.0, -104.0, 3e30, -3e30])
+    x = torch.cat([special, torch.linspace(-12, 12, 9973), torch.randn(500) * 1e-3])
+    found, slope = torch.zeros_like(x), 0.7
+    program = kernels.Program()
+    ending = kernels.Epilogue(None, place(-1), 0, -math.inf, math.inf, kernels.Activation[name], slope)
+    program.add_elementwise(line(len(x)), kernels.Combination.FIRST, place(0), None, ending, place(1))
+    program.run([x, found], 0, 1, 2)
+    exact, theirs = ACTIVATIONS[name](x.double(), slope), ACTIVATIONS[name](x, slope)
+    finite = exact.isfinite() & (exact.abs() < 1e38)
+    torch.testing.assert_close(found[finite].double(), exact[finite], rtol=1e-6, atol=2e-6)
+    others = ~finite & (theirs == theirs)
+    torch.testing.assert_close(found[others], theirs[others])
+    assert found[~finite & x.isnan()].isnan().all()
+
+
+def test_strided_operations_stay_inside(instructions: str, large_count: Callable[[int, int], int]) -> None:
+    kernels = native.kernels
+    for seed in range(large_count(60, 2000)):
+        choose = random.Random(seed)
+        torch.manual_seed(seed)
+        sizes = [choose.choice((1, 2, 3, choose.randint(1, 20))) for _ in range(4)] + [
+            choose.choice((2, 3, choose.randint(1, 70)))
+        ]
+        name = choose.choice((*COMBINATIONS, "FIRST"))
+        order = choose.sample(range(5), 5)
+        result = torch.zeros([sizes[axis] for axis in order]).permute([order.index(axis) for axis in range(5)])
+        other_order = choose.sample(range(5), 5)
+        x = torch.randn([sizes[a] for a in other_order]).permute([other_order.index(a) for a in range(5)])
+        repeated = [size if choose.random() < 0.6 else 1 for size in sizes]
+        y = torch.randn(repeated).abs() + 0.5
+        at_end = choose.random() < 0.7
+        before, second, after = (Fenced(one.as_strided((one.numel(),), (1,)), at_end=at_end) for one in (x, y, result))
+        strides = [list(x.stride()), list(y.expand(sizes).stride()), list(result.stride())]
+        low, high = choose.choice((UNBOUNDED, (0.0, math.inf), (-0.5, 0.5)))
+        ending = kernels.Epilogue(None, place(-1), 0, low, high)
+        program = kernels.Program()
+        program.add_elementwise(
+            kernels.Strided(sizes, *strides), kernels.Combination[name], place(0),
+            None if name == "FIRST" else choose.choice((place(2), second.numbers)), ending, place(1),
+        )  # fmt: skip
+        program.run([before.numbers, after.numbers, second.numbers], 0, 1, choose.choice((1, 2, 3)))
+        exact = (x if name == "FIRST" else COMBINATIONS[name](x, y.expand(sizes))).clamp(low, high)
+        found = after.numbers.as_strided(sizes, result.stride(), after.numbers.storage_offset())
+        torch.testing.assert_close(found, exact, msg=lambda text, seed=seed: f"seed {seed}: {text}")
+
+
+def test_normalization_stays_inside(instructions: str, large_count: Callable[[int, int], int]) -> None:
+    kernels = native.kernels
+    for seed in range(large_count(60, 2000)):
+        choose = random.Random(seed)
+        torch.manual_seed(seed)
+        groups, pixels, batch = choose.randint(1, 5), choose.choice((1, choose.randint(2, 40))), choose.randint(1, 4)
+        channels = groups * choose.randint(1, 40)
+        x = torch.randn(batch, pixels, channels) * choose.choice((1.0, 30.0)) + choose.choice((0.0, 100.0))
+        tensors = x, torch.zeros_like(x), torch.randn(channels), torch.randn(channels)
+        at_end = choose.random() < 0.7
+        source, target, weight, bias = (Fenced(one, at_end=at_end) for one in tensors)
+        program, ending = kernels.Program(), kernels.Epilogue(None, place(-1), 0, 0.0, math.inf)
+        settings = kernels.Normalization(batch, pixels, channels, groups, channels, channels, 1e-5)
+        program.add_normalize(settings, place(0), weight.numbers, bias.numbers, ending, place(1))
+        program.run([source.numbers, target.numbers], 0, 1, choose.choice((1, 2, 3)))
+        exact = F.group_norm(x.double().transpose(1, 2), groups, weight.numbers.double(), bias.numbers.double(), 1e-5)
+        found = target.numbers.reshape(x.shape).double()
+        torch.testing.assert_close(found, exact.transpose(1, 2).relu(), rtol=0, atol=3e-4)
 
 
 def wrong(choose: random.Random, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -239,9 +313,9 @@ def test_a_program_runs_only_in_memories_that_hold_what_its_steps_use() -> None:
     for seed in range(200):
         choose = random.Random(seed)
         pixels, channels, begin = (choose.randint(1, 30) for _ in range(3))
-        ending = kernels.Epilogue(None, place(2), channels, 0.0, math.inf)
-        program = kernels.Program()
-        program.add_sum(pixels, channels, place(0), channels, ending, kernels.Place(1, begin), channels)
+        ending = kernels.Epilogue(None, place(-1), 0, 0.0, math.inf)
+        program, add = kernels.Program(), kernels.Combination.ADD
+        program.add_elementwise(line(pixels * channels), add, place(0), place(2), ending, kernels.Place(1, begin))
         needed = [pixels * channels, begin + pixels * channels, pixels * channels]
         memories = [torch.zeros(size) for size in needed]
         program.run(memories, 0, 1, 1)
@@ -276,7 +350,8 @@ def test_an_empty_batch_is_computed_by_every_kernel() -> None:
     program.add_grouped(window, 1, place(0), numbers, ending, place(1))
     program.add_winograd(shape, place(0), numbers, kernels.Precision.FLOAT32, ending, place(1))
     program.add_pool(window, kernels.Pooling.MAXIMUM, place(0), place(1))
-    program.add_sum(0, 4, place(0), 4, ending, place(1), 4)
+    program.add_elementwise(line(0), kernels.Combination.FIRST, place(0), None, ending, place(1))
+    program.add_normalize(kernels.Normalization(0, 1, 4, 1, 4, 4, 1e-5), place(0), None, None, ending, place(1))
     whole.add_parts(0, [program], 0, [(place(0), 4)])
     for threads in (1, 2, 3):
         program.run([numbers[:0], numbers[:0]], 0, len(program), threads)

@@ -1,6 +1,10 @@
 """The executor: an optimized network for one batch size, with a kernel and memory for each step."""
 
-from collections.abc import Mapping
+import itertools
+import math
+import operator
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,13 +17,15 @@ from svertka.compiler.ir import (
     BatchDependentSize,
     Chain,
     Concatenation,
+    Elementwise,
     FusedConvolution,
+    Normalization,
     Pool,
-    Sum,
     results_of,
 )
 from svertka.compiler.ir_verifier import check_step_shapes
-from svertka.compiler.memory_planner import FeatureMapSize, assign_slots, find_concatenated_in_place, find_last_uses
+from svertka.compiler.layouts import Layouts, broadcast_strides, collapse_axes, row_step, values_of
+from svertka.compiler.memory_planner import FeatureMapSize, assign_offsets, find_concatenated_in_place, find_last_uses
 from svertka.compiler.output_structure import copy_for_caller
 from svertka.compiler.packing import PackedWeights
 from svertka.compiler.tiling import ChainTiling, TileStep, form_chains
@@ -47,6 +53,7 @@ class MapLocation(NamedTuple):
 
 
 NO_LOCATION = MapLocation(-1, 0, 0)
+MAX_AXES = 5  # of a strided kernel
 
 
 @dataclass(frozen=True)
@@ -62,27 +69,34 @@ class ExecutionPlan:
 
     def __init__(self, fused: FusedNetwork, weights: Mapping[str, PackedWeights], batch_size: int) -> None:
         self.fused, self.weights, self.batch_size = fused, weights, batch_size
-        self.shapes = {
+        shapes = {
             value: tuple(side.of(batch_size) if isinstance(side, BatchDependentSize) else side for side in shape)
             for value, shape in fused.shapes.items()
         }
-        self._check_shapes()
-        ours = [step for step in fused.steps if not isinstance(step, Operation)]
-        made = {step.result for step in ours}
-        self.output = self._find_direct_output(made)
-        read = {value for step in ours for value in step.inputs}
-        self.maps = {value: self._find_map_size(value) for value in made | read}
-        self.inner = find_concatenated_in_place(fused.steps, made - {self.output})
+        of_weights = {name: packed.shape for name, packed in self.weights.items()}
+        of_tensors = {name: tuple(tensor.shape) for name, tensor in self.fused.tensors.items()}
+        for one in self.fused.steps:
+            check_step_shapes(one, shapes, of_weights, of_tensors)
+        self.output = self._find_direct_output(shapes)
+        made = {one.result for one in fused.steps if isinstance(one, FusedConvolution | Pool | Elementwise)}
+        inner = find_concatenated_in_place(fused.steps, made - {self.output})
+        self.inner = {part: outer for part, outer in inner.items() if len(shapes[part]) == 4}
+        self.layouts = Layouts(fused.steps, shapes, fused.dtypes, batch_size, self.inner)
+        self.shapes = self.layouts.shapes
+        self.maps = {value: self._find_map_size(value) for value in self.layouts.of}
         returned = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
-        steps = form_chains(fused.steps, self.maps, weights, returned)
+        viewed = self._find_viewed(returned)
+        steps = form_chains(self.layouts.steps, self.maps, weights, [*returned, *viewed])
         elsewhere = {0, self.output, *(step.x for one in steps if isinstance(one, Chain) for step in one.steps[1:])}
-        self.slots, self.size = assign_slots(steps, self.maps, self.inner, returned, elsewhere)
+        roots = {value: layout.root for value, layout in self.layouts.of.items()}
+        sizes = {root: math.prod(self.shapes[root]) for root in set(roots.values()) - elsewhere}
+        self.offsets, self.size = assign_offsets(steps, sizes, roots, returned)
         self.program = native.kernels.Program()
         # Ranges of steps in the native program, and between them operations of PyTorch.
         self.parts: list[tuple[int, int] | OperationCall] = []
         last, begin = find_last_uses(steps, returned), 0
         for number, step in enumerate([*steps, None]):
-            if isinstance(step, Chain | FusedConvolution | Pool | Sum | Concatenation):
+            if step is not None and not isinstance(step, Operation):
                 self._add(step)
                 continue
             if len(self.program) > begin:
@@ -92,12 +106,6 @@ class ExecutionPlan:
                 values = [*step.inputs, *results_of(step)]
                 self.parts.append(OperationCall(step, [value for value in values if last[value] <= number]))
         self._arenas: list[Tensor] = []  # unused; each call takes one, so threads do not share it
-
-    def _check_shapes(self) -> None:
-        weights = {name: packed.shape for name, packed in self.weights.items()}
-        biases = {name: tuple(tensor.shape) for name, tensor in self.fused.tensors.items()}
-        for step in self.fused.steps:
-            check_step_shapes(step, self.shapes, weights, biases)
 
     def run(self, x: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Any:
         """Return the network's output for `x`, (N, C, H, W) float32, channels-last.
@@ -120,7 +128,7 @@ class ExecutionPlan:
                 return leaf.of(self.batch_size)
             if not isinstance(leaf, Value):
                 return leaf
-            return values[leaf.number] if leaf.number in values else self._view(leaf.number, arena)
+            return values[leaf.number] if leaf.number in values else self._view(leaf.number, memories)
 
         for part in self.parts:
             if isinstance(part, tuple):
@@ -131,8 +139,8 @@ class ExecutionPlan:
                 if number is not None:
                     self._check_result(operation, number, result)
                     values[number] = result
-                    if number in self.slots:
-                        self._view(number, arena).copy_(result)
+                    if number in self.layouts.stored:
+                        self._view(number, memories).copy_(result)
             for number in part.over:
                 values.pop(number, None)
         returned = self.fused.output.rebuild(
@@ -160,41 +168,60 @@ class ExecutionPlan:
         )
         raise ValueError(f"{operation.place} ({operation.name}) gives {found}, and gave {wanted} when it was optimized")
 
-    def _find_direct_output(self, made: set[int]) -> int | None:
+    def _find_direct_output(self, shapes: Mapping[int, tuple[int, ...]]) -> int | None:
         """Return the value that is written directly into the returned tensor, or None."""
         output, *more = [*self.fused.output.leaves, None]
-        if more != [None] or not isinstance(output, Value):
+        if more != [None] or not isinstance(output, Value) or len(shapes[output.number]) != 2:
             return None
-        if output.number not in made or len(self.shapes[output.number]) != 2:
+        made = {step.result for step in self.fused.steps if isinstance(step, FusedConvolution | Pool)}
+        if output.number not in made or any(output.number in step.inputs for step in self.fused.steps):
             return None
-        return None if any(output.number in step.inputs for step in self.fused.steps) else output.number
+        return output.number
+
+    def _find_viewed(self, returned: Sequence[int]) -> list[int]:
+        """Return the values whose memory other values share, so that it must be complete when it is computed."""
+        read = Counter(value for step in self.layouts.steps for value in values_of(step))
+        roots = Counter(self.layouts.of[value].root for value in {*read, *returned} if value in self.layouts.of)
+        return [root for root, count in roots.items() if count > 1]
 
     def _find_map_size(self, value: int) -> FeatureMapSize:
-        batch, *sides = self.shapes[value]
-        channels, height, width = (*sides, 1, 1)[:3]
+        batch, *sides = self.shapes[value] or (1,)
+        channels, height, width = (*sides, 1, 1, 1)[:3]
         return FeatureMapSize(batch, channels, height, width)
 
-    def _view(self, value: int, arena: Tensor) -> Tensor:
-        slot, maps, shape = self.slots[value], self.maps[value], self.shapes[value]
-        strides = (maps.height * maps.width * slot.step, 1, maps.width * slot.step, slot.step)
-        return arena.as_strided(shape, strides[: len(shape)], slot.offset)
+    def _view(self, value: int, memories: Sequence[Tensor | None]) -> Tensor:
+        layout = self.layouts.of[value]
+        memory, offset = self._locate(value)
+        tensor = memories[memory]
+        assert tensor is not None
+        return tensor.as_strided(self.shapes[value], layout.strides, offset)
+
+    def _locate(self, value: int) -> tuple[int, int]:
+        """Return the memory of `value` and its offset in it."""
+        layout = self.layouts.of[value]
+        if layout.root in self.offsets:
+            return ARENA, self.offsets[layout.root] + layout.offset
+        return (OUTPUT if layout.root == self.output else INPUT), layout.offset
 
     def _where(self, value: int | None) -> MapLocation:
         if value is None:
             return NO_LOCATION
-        if value in self.slots:
-            return MapLocation(ARENA, self.slots[value].offset, self.slots[value].step)
-        return MapLocation(OUTPUT if value == self.output else INPUT, 0, self.maps[value].channels)
+        return MapLocation(*self._locate(value), self.layouts.step_of(value))
 
     def _make_epilogue(
-        self, step: FusedConvolution | Sum | None, residual: MapLocation, more: int = 0
+        self, step: FusedConvolution | None, residual: MapLocation, more: int = 0
     ) -> "native.kernels.Epilogue":
         """What comes after the sum of each result, of the channels from `more` on."""
-        bias = self.fused.tensors[step.bias][more:] if isinstance(step, FusedConvolution) and step.bias else None
-        low, high = UNBOUNDED if step is None else step.bounds
-        return native.kernels.Epilogue(bias, residual.place(more), residual.step, low, high)
+        if step is None:
+            return native.kernels.Epilogue(None, residual.place(), residual.step, *UNBOUNDED)
+        bias = self.fused.tensors[step.bias][more:] if step.bias else None
+        activation = native.kernels.Activation[step.activation]
+        return native.kernels.Epilogue(
+            bias, residual.place(more), residual.step, *step.bounds, activation, step.slope, step.multiply,
+            step.residual_last,
+        )  # fmt: skip
 
-    def _add(self, step: Chain | FusedConvolution | Pool | Sum | Concatenation) -> None:
+    def _add(self, step: Chain | FusedConvolution | Pool | Elementwise | Normalization | Concatenation) -> None:
         if isinstance(step, Chain):
             self._add_chain(step)
         elif isinstance(step, FusedConvolution):
@@ -208,20 +235,91 @@ class ExecutionPlan:
             x, result = self._where(step.x), self._where(step.result)
             window = _window(step, step.kernel, self.maps[step.x], self.maps[step.result], (x.step, result.step))
             self.program.add_pool(window, native.kernels.Pooling[step.kind], x.place(), result.place())
-        elif isinstance(step, Sum):
-            self._add_sum(step.x, self._make_epilogue(step, self._where(step.y)), step.result)
+        elif isinstance(step, Elementwise):
+            self._add_elementwise(step)
+        elif isinstance(step, Normalization):
+            self._add_normalization(step)
         else:
-            channel = 0
-            for number, part in enumerate(step.inputs):
-                if self.inner.get(part) != (step.result, number):
-                    self._add_sum(part, self._make_epilogue(None, NO_LOCATION), step.result, channel)
-                channel += self.maps[part].channels
+            self._add_concatenation(step)
 
-    def _add_sum(self, x: int, ending: "native.kernels.Epilogue", result: int, more: int = 0) -> None:
-        maps, source, target = self.maps[x], self._where(x), self._where(result)
-        self.program.add_sum(
-            maps.pixels, maps.channels, source.place(), source.step, ending, target.place(more), target.step
+    def _add_elementwise(self, step: Elementwise) -> None:
+        y = self.fused.tensors[step.y.name] if isinstance(step.y, Constant) else step.y
+        other = None if y is None else (y.stride() if isinstance(y, Tensor) else self.layouts.of[y].strides)
+        of_other = () if y is None else (tuple(y.shape) if isinstance(y, Tensor) else self.shapes[y])
+        place = self._locate(y) if isinstance(y, int) else y
+        ending = _make_ending(step)
+        self._add_strided(
+            self.shapes[step.result],
+            (self._locate(step.x), self.shapes[step.x], self.layouts.of[step.x].strides),
+            (place, of_other, () if other is None else tuple(other)),
+            (self._locate(step.result), self.layouts.of[step.result].strides),
+            native.kernels.Combination[step.combination],
+            ending,
         )
+
+    def _add_strided(
+        self,
+        shape: tuple[int, ...],
+        x: tuple[tuple[int, int], tuple[int, ...], tuple[int, ...]],
+        y: tuple[Any, tuple[int, ...], tuple[int, ...]],
+        result: tuple[tuple[int, int], tuple[int, ...]],
+        combination: "native.kernels.Combination",
+        ending: "native.kernels.Epilogue",
+    ) -> None:
+        """Add an elementwise operation.
+
+        Args:
+            shape: of the result.
+            x, y: location, shape and strides of the operands; y may be a tensor, or None.
+            result: location and strides.
+            combination: of the operands.
+            ending: what comes after it.
+        """
+        operands = [result[1], broadcast_strides(shape, *x[1:]), broadcast_strides(shape, *y[1:])]
+        sizes, strides = collapse_axes(shape, operands)
+        missing, more = max(MAX_AXES - len(sizes), 0), len(sizes) - min(MAX_AXES, len(sizes))
+        axes = [[0] * missing + one[more:] for one in strides]
+        strided = native.kernels.Strided([1] * missing + sizes[more:], axes[1], axes[2], axes[0])
+        for index in itertools.product(*map(range, sizes[:more])):  # an operation for each index of further axes
+            to, of_x, of_y = (sum(map(operator.mul, index, one)) for one in strides)
+            other = _further(y[0], of_y)
+            self.program.add_elementwise(
+                strided, combination, _further(x[0], of_x), other, ending, _further(result[0], to)
+            )
+
+    def _add_normalization(self, step: Normalization) -> None:
+        shape = self.shapes[step.x]
+        weight, bias = (None if name is None else self.fused.tensors[name] for name in (step.weight, step.bias))
+        if step.groups is None:
+            channels, groups, pixels = shape[-1], 1, 1
+            batch = math.prod(shape[:-1])
+            in_step, out_step = (row_step(shape, self.layouts.of[value].strides) for value in (step.x, step.result))
+            assert in_step is not None
+            assert out_step is not None
+        else:
+            batch, channels, *sides = shape
+            groups, pixels = step.groups, math.prod(sides)
+            in_step, out_step = (self.layouts.step_of(value) for value in (step.x, step.result))
+        settings = native.kernels.Normalization(batch, pixels, channels, groups, in_step, out_step, step.epsilon)
+        before, after = (native.kernels.Place(*self._locate(value)) for value in (step.x, step.result))
+        self.program.add_normalize(settings, before, weight, bias, _make_ending(step), after)
+
+    def _add_concatenation(self, step: Concatenation) -> None:
+        channel = 0
+        memory, offset = self._locate(step.result)
+        strides = self.layouts.of[step.result].strides
+        for number, part in enumerate(step.inputs):
+            if self.inner.get(part) != (step.result, number):
+                shape = self.shapes[part]
+                self._add_strided(
+                    shape,
+                    (self._locate(part), shape, self.layouts.of[part].strides),
+                    (None, (), ()),
+                    ((memory, offset + channel * strides[1]), strides),
+                    native.kernels.Combination.FIRST,
+                    self._make_epilogue(None, NO_LOCATION),
+                )
+            channel += self.shapes[part][1]
 
     def _add_direct(
         self,
@@ -253,14 +351,33 @@ class ExecutionPlan:
         """Add one 3×3 Winograd convolution; for larger kernels four, each added to the result of the one before."""
         packed, before, after = self.weights[step.weight], self.maps[step.x], self.maps[step.result]
         sizes = before.height, before.width, after.height, after.width
+        plain = replace(step, bounds=UNBOUNDED, activation="NONE", multiply=False, residual_last=False)
         last = len(packed.numbers) - 1
+        # The last of four sums is the residual of the next kernel, so other residuals than summands come after it.
+        apart = last > 0 and step.residual is not None and (step.multiply or step.residual_last)
         for number, numbers in enumerate(packed.numbers):
             pads = step.padding[0] - 3 * (number // 2), step.padding[1] - 3 * (number % 2)
             shape = native.kernels.Convolution(before.batch, before.channels, after.channels, *sizes, *pads)
             shape.in_step, shape.out_step = x.step, result.step
-            bias, bounds = step.bias if number == 0 else None, step.bounds if number == last else UNBOUNDED
-            ending = self._make_epilogue(replace(step, bias=bias, bounds=bounds), residual if number == 0 else result)
-            self.program.add_winograd(shape, x.place(), numbers, packed.precision, ending, result.place())
+            part = plain if number < last or apart else step
+            if number > 0:
+                part = replace(part, bias=None, multiply=False, residual_last=False)
+            added = result if number > 0 else NO_LOCATION if apart else residual
+            self.program.add_winograd(
+                shape, x.place(), numbers, packed.precision, self._make_epilogue(part, added), result.place()
+            )
+        if apart:
+            self._add_late_residual(step)
+
+    def _add_late_residual(self, step: FusedConvolution) -> None:
+        """Apply the epilogue of `step`, without bias, to its result in memory."""
+        assert step.residual is not None
+        combination = "MULTIPLY" if step.multiply else "ADD"
+        activation = Elementwise(step.result, step.result, activation=step.activation, slope=step.slope)
+        combined = Elementwise(step.result, step.result, step.residual, combination)
+        for one in (activation, combined) if step.residual_last else (combined, activation):
+            self._add_elementwise(one)
+        self._add_elementwise(Elementwise(step.result, step.result, bounds=step.bounds))
 
     def _add_chain(self, chain: Chain) -> None:
         steps = chain.steps
@@ -293,9 +410,13 @@ class ExecutionPlan:
             own = MapLocation(OWN, bands.starts[number + 1], after.channels)
             result = own.after((part.makes.start - part.first) * after.width)
             if part.below:
-                pixels, further = part.kept * after.width, own.after(part.below * after.width)
+                count, further = part.kept * after.width * after.channels, own.after(part.below * after.width)
                 ending = self._make_epilogue(None, NO_LOCATION)
-                program.add_sum(pixels, after.channels, further.place(), own.step, ending, own.place(), own.step)
+                line = [[1, 1, 1, 1, count], [0, 0, 0, 0, 1], [0] * 5, [0, 0, 0, 0, 1]]
+                first = native.kernels.Combination.FIRST
+                program.add_elementwise(
+                    native.kernels.Strided(*line), first, further.place(), None, ending, own.place()
+                )
         if not part.makes:
             return
         if step.residual is not None:
@@ -310,6 +431,19 @@ class ExecutionPlan:
     def _locate_in_image(self, memory: int, value: int) -> MapLocation:
         """Return the location of `value` in `memory`, which begins at the current image."""
         return MapLocation(memory, 0, self._where(value).step)
+
+
+def _further(where: Any, more: int) -> Any:
+    """Return a location, (memory, offset), or a tensor, from `more` numbers further on; None stays None."""
+    if isinstance(where, Tensor):
+        return where.as_strided((1,), (1,), where.storage_offset() + more) if more else where
+    return None if where is None else native.kernels.Place(where[0], where[1] + more)
+
+
+def _make_ending(step: Elementwise | Normalization) -> "native.kernels.Epilogue":
+    """What comes after each result: activation function and clamp."""
+    activation = native.kernels.Activation[step.activation]
+    return native.kernels.Epilogue(None, NO_LOCATION.place(), 0, *step.bounds, activation, step.slope)
 
 
 def _empty_floats(shape: tuple[int, ...]) -> Tensor:

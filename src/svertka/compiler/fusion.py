@@ -1,6 +1,8 @@
 """Fusion of captured operations into a few steps.
 
-Batch norm is folded into weights; bias, residual and clamp become the epilogue of the convolution before them.
+Batch norm and factors of channels are folded into weights; bias, residual, activation function and clamp become the
+epilogue of the convolution before them. A dense layer of any rank is a 1×1 convolution of the map that holds the same
+numbers in memory: (N, H, W, C) and (N, L, C) are channels-last maps.
 """
 
 import math
@@ -17,12 +19,13 @@ from svertka.compiler.ir import (
     BatchDependentSize,
     CapturedGraph,
     Concatenation,
+    Elementwise,
     FusedConvolution,
+    Normalization,
     Pair,
     Pool,
     Shape,
     Step,
-    Sum,
     results_of,
 )
 from svertka.compiler.output_structure import OutputStructure
@@ -33,6 +36,11 @@ PADS = {"pad.default", "constant_pad_nd.default"}
 # Operations that return their input in inference.
 NO_OPS = {"dropout.default", "feature_dropout.default", "alpha_dropout.default", "clone.default", "detach.default"}
 NO_OPS |= {"alias.default", "contiguous.default", "lift_fresh.default"}
+# Operations with one result that arrange the values of their input in another way.
+VIEWS = {"permute.default", "transpose.int", "reshape.default", "flatten.using_ints", "unflatten.int", "movedim.int"}
+VIEWS |= {"unsqueeze.default", "squeeze.dim", "squeeze.dims", "swapaxes.default", "view.default", "t.default"}
+NHWC, NCHW = [0, 2, 3, 1], [0, 3, 1, 2]  # the axes of permutations between them
+EPILOGUES = FusedConvolution, Elementwise, Normalization  # steps that an activation function can extend
 
 
 @dataclass(frozen=True)
@@ -62,12 +70,13 @@ class Assembly:
     """The steps built so far, which rules read and change."""
 
     def __init__(self, recording: CapturedGraph) -> None:
-        self.shapes: Mapping[int, Any] = recording.shapes
-        self.dtypes = recording.dtypes
+        self.shapes: dict[int, Any] = dict(recording.shapes)
+        self.dtypes = dict(recording.dtypes)
         self.tensors: dict[str, Tensor] = {name: to_plain_tensor(one) for name, one in recording.constants.items()}
         self.same: dict[int, Any] = {}  # value -> the value or constant that equals it
         self.steps: dict[int, Step] = {}  # by their first result, in order
         self.uses: Counter[int] = Counter()  # how often operations and the output read each value
+        self.map_of: dict[int, int] = {}  # value (..., C) -> map with the same numbers in memory, channels-last
 
     def resolve(self, leaf: Any) -> Any:
         """Return `leaf`, or the value or constant that it is an alias of."""
@@ -89,6 +98,10 @@ class Assembly:
         shape = self.shapes[value.number]
         return len(shape) == rank and 0 not in shape and all(isinstance(side, int) for side in shape[1:])
 
+    def is_nonempty(self, value: Any) -> bool:
+        """Whether `value` is float32 and has elements."""
+        return isinstance(value, Value) and self.is_float(value) and 0 not in self.shapes[value.number]
+
     def is_float(self, value: Value) -> bool:
         """Whether `value` is float32."""
         return self.dtypes[value.number] == torch.float32
@@ -100,6 +113,82 @@ class Assembly:
     def find_producer(self, value: Any) -> Any:
         """Return the step that computes `value` if only the current operation reads it, otherwise None."""
         return self.steps.get(value.number) if isinstance(value, Value) and self.uses[value.number] == 1 else None
+
+    def find_epilogue(self, value: Any) -> tuple[Any, list[Operation]]:
+        """Return the step that computes `value`, and the views between them, if nothing else reads any of them.
+
+        Returns:
+            (step, views), or (None, []) if something else does, or the step has no epilogue.
+        """
+        views: list[Operation] = []
+        step = self.find_producer(value)
+        while isinstance(step, Operation) and step.name in VIEWS:
+            views.insert(0, step)
+            step = self.find_producer(self.resolve(next(iter(step.arguments.values()))))
+        return (step, views) if isinstance(step, EPILOGUES) else (None, [])
+
+    def extend(self, step: Any, given: "Arguments") -> bool:
+        """Replace the step with the result `step.result`; the current operation's result is its input. Return True."""
+        self.steps[step.result] = step
+        return self.drop(given)
+
+    def drop(self, given: "Arguments") -> bool:
+        """Remove the current operation, whose result is its input `given.x`. Return True."""
+        self.same[given.result] = given.x
+        self.uses[given.x.number] += self.uses[given.result] - 1
+        return True
+
+    def release(self, value: int) -> None:
+        """Count one reader of `value` less, and so on for the inputs of views that nothing reads any more."""
+        self.uses[value] -= 1
+        step = self.steps.get(value)
+        if self.uses[value] == 0 and isinstance(step, Operation) and step.name in VIEWS:
+            self.release(self.resolve(next(iter(step.arguments.values()))).number)
+
+    def append_view(self, x: int, shape: Shape, place: str, axes: list[int] | None = None) -> int:
+        """Append `x` permuted to `axes`, or reshaped. Return the number of its result, which one step reads."""
+        result = max(self.shapes) + 1
+        self.uses[result] = 1
+        self._append_view(x, shape, place, axes, result)
+        return result
+
+    def _append_view(self, x: int, shape: Shape, place: str, axes: list[int] | None, result: int) -> None:
+        self.shapes[result], self.dtypes[result] = shape, self.dtypes[x]
+        name, more = (
+            ("reshape.default", {"shape": list(shape)}) if axes is None else ("permute.default", {"dims": axes})
+        )
+        self.steps[result] = Operation(name, {"self": Value(x), **more}, (result,), place)
+
+    def as_map(self, value: Value, place: str) -> int | None:
+        """Return the map (N, C, H, W) with the numbers of `value`, (N, …, C), in memory; None if there is none.
+
+        The caller is to read the map instead of `value`.
+        """
+        number = value.number
+        if number in self.map_of:
+            self.uses[self.map_of[number]] += 1
+            self.release(number)
+            return self.map_of[number]
+        first, *middle, channels = self.shapes[number]
+        if len(middle) < 1 or not all(isinstance(side, int) for side in (*middle, channels)):
+            return None
+        axes = [0, len(middle) + 1, *range(1, len(middle) + 1)]
+        found = self.append_view(number, (first, channels, *middle), place, axes)
+        if len(middle) != 2:
+            sides = (middle[0], math.prod(middle[1:]))
+            found = self.append_view(found, (first, channels, *sides), place)
+        self.map_of[number] = found
+        return found
+
+    def append_rows(self, number: int, result: int, place: str) -> None:
+        """Append the views from map `number` to value `result`, (N, …, C), with the same numbers in memory."""
+        first, *middle, channels = self.shapes[result]
+        shape, found = (first, channels, *middle), number
+        if len(middle) != 2:
+            found = self.append_view(found, shape, place)
+        axes = [0, *range(2, len(middle) + 2), 1]
+        self._append_view(found, self.shapes[result], place, axes, result)
+        self.map_of[result] = number
 
     def append(self, step: Step, result: int) -> bool:
         """Append `step`, which computes value `result`. Return True."""
@@ -116,16 +205,23 @@ class Assembly:
         self.tensors[name] = tensor.float().contiguous()
         return name
 
-    def make_bias_contiguous(self, name: str | None, place: str, result: int) -> str | None:
-        """Return the name of a bias whose memory is contiguous, as kernels need it; None for no bias."""
+    def make_contiguous(self, name: str | None, new_name: str) -> str | None:
+        """Return the name of a tensor whose memory is contiguous, as kernels need it; None stays None."""
         if name is None or self.tensors[name].is_contiguous():
             return name
-        return self.add_tensor(f"{place}.bias.{result}", self.tensors[name])
+        return self.add_tensor(new_name, self.tensors[name])
 
     def scale_convolution(
         self, step: FusedConvolution, result: int, scale: Tensor, shift: Tensor | None
     ) -> FusedConvolution:
-        """Return `step` with `scale`, (O) or a scalar, and `shift`, (O), folded into its weights and bias."""
+        """Return `step` with `scale` and `shift`, (O) or scalars, folded into its weights and bias.
+
+        Args:
+            step: the convolution.
+            result: number of the value that an operation with scale and shift computes.
+            scale: factor of each output channel.
+            shift: summand of each output channel, or None.
+        """
         weight = self.tensors[step.weight].double()
         scale = scale.double().expand(len(weight))
         bias = weight.new_zeros(len(weight)) if step.bias is None else self.tensors[step.bias].double()
@@ -133,7 +229,6 @@ class Assembly:
         names = f"{step.place}.folded.{result}.weight", f"{step.place}.folded.{result}.bias"
         return replace(
             step,
-            result=result,
             weight=self.add_tensor(names[0], weight * scale[:, None, None, None]),
             bias=self.add_tensor(names[1], bias),
         )
@@ -187,7 +282,7 @@ def _convolution(assembly: Assembly, given: Arguments) -> bool:
         x.number,
         given.result,
         weight,
-        assembly.make_bias_contiguous(bias, given.place, given.result),
+        assembly.make_contiguous(bias, f"{given.place}.bias.{given.result}"),
         given.pair("stride", 1),
         (top, left),
         dilation,
@@ -209,7 +304,12 @@ def _linear(assembly: Assembly, given: Arguments) -> bool:
     if weight is None or (given.get("bias") is not None and bias is None):
         return False
     matrix, shape = assembly.tensors[weight], assembly.shapes[given.x.number]
-    if not assembly.is_rows(given.x) or not assembly.are_float(weight, bias):
+    if not assembly.is_float(given.x) or 0 in shape or not assembly.are_float(weight, bias):
+        return False
+    bias = assembly.make_contiguous(bias, f"{given.place}.bias.{given.result}")
+    if len(shape) > 2:
+        return _linear_of_rows(assembly, given, matrix, bias)
+    if not assembly.is_rows(given.x):
         return False
     flat, x = assembly.steps.get(given.x.number), given.x
     kernel: tuple[Any, ...] = (1, 1)
@@ -218,13 +318,42 @@ def _linear(assembly: Assembly, given: Arguments) -> bool:
         if assembly.is_map(before) and assembly.shapes[before.number][0] == shape[0]:
             x, kernel = before, assembly.shapes[before.number][2:]
     name = assembly.add_tensor(f"{given.place}.dense.{given.result}", matrix.reshape(len(matrix), -1, *kernel))
-    bias = assembly.make_bias_contiguous(bias, given.place, given.result)
     step = FusedConvolution(x.number, given.result, name, bias, (1, 1), (0, 0), (1, 1), 1, place=given.place)
     return assembly.append(step, given.result)
 
 
+def _linear_of_rows(assembly: Assembly, given: Arguments, matrix: Tensor, bias: str | None) -> bool:
+    """Make a dense layer of (N, …, C) a convolution of the map with the same numbers in memory."""
+    x = assembly.as_map(given.x, given.place)
+    if x is None:
+        return False
+    result = max(assembly.shapes) + 1
+    first, _, *sides = assembly.shapes[x]
+    assembly.shapes[result], assembly.dtypes[result] = (first, len(matrix), *sides), torch.float32
+    assembly.uses[result] = 1
+    name = assembly.add_tensor(f"{given.place}.dense.{given.result}", matrix[:, :, None, None])
+    step = FusedConvolution(x, result, name, bias, (1, 1), (0, 0), (1, 1), 1, place=given.place)
+    assembly.append(step, result)
+    assembly.append_rows(result, given.result, given.place)
+    return True
+
+
+def _permute(assembly: Assembly, given: Arguments) -> bool:
+    """Remember which map has the same numbers in memory as (N, H, W, C), and remove permutations that undo another."""
+    axes = [axis % 4 for axis in given.get("dims")]
+    if axes == NHWC and assembly.is_map(given.x):
+        assembly.map_of[given.result] = given.x.number
+    original = assembly.map_of.get(given.x.number)
+    if axes != NCHW or original is None or assembly.shapes[original] != assembly.shapes[given.result]:
+        return False
+    assembly.same[given.result] = Value(original)
+    assembly.uses[original] += assembly.uses[given.result]
+    assembly.release(given.x.number)
+    return True
+
+
 def _batch_norm(assembly: Assembly, given: Arguments) -> bool:
-    if given.get("training") or not assembly.is_map(given.x):
+    if given.get("training") or not (assembly.is_map(given.x) or assembly.is_rows(given.x)):
         return False
     mean, variance = given.named("running_mean"), given.named("running_var")
     weight, bias = given.named("weight"), given.named("bias")
@@ -236,11 +365,11 @@ def _batch_norm(assembly: Assembly, given: Arguments) -> bool:
     scale = scale if weight is None else scale * tensors[weight].double()
     shift = -tensors[mean].double() * scale
     shift = shift if bias is None else shift + tensors[bias].double()
-    before = assembly.find_producer(given.x)
-    if _can_extend(before, FusedConvolution):
-        return assembly.replace_step(
-            before.result, assembly.scale_convolution(before, given.result, scale, shift), given.result
-        )
+    before, views = assembly.find_epilogue(given.x)
+    if _can_fold(before) and _channel_axis(assembly, before, views) == 1:
+        return assembly.extend(assembly.scale_convolution(before, given.result, scale, shift), given)
+    if not assembly.is_map(given.x):
+        return False
     # A scale and a shift per channel are a depthwise 1×1 convolution.
     names = f"{given.place}.scale.{given.result}", f"{given.place}.shift.{given.result}"
     assembly.add_tensor(names[0], scale[:, None, None, None])
@@ -249,54 +378,188 @@ def _batch_norm(assembly: Assembly, given: Arguments) -> bool:
     return assembly.append(step, given.result)
 
 
-def _can_extend(step: Any, *kinds: Any) -> Any:
-    """Whether `step` is of one of these kinds and has no residual or bounds yet."""
-    return isinstance(step, kinds) and step.bounds == UNBOUNDED and getattr(step, "residual", None) is None
+def _can_fold(step: Any) -> bool:
+    """Whether factors and summands of channels can be folded into the weights of `step`: it has no epilogue yet."""
+    plain = isinstance(step, FusedConvolution) and step.bounds == UNBOUNDED and step.residual is None
+    return plain and step.activation == "NONE"
+
+
+def _channel_axis(assembly: Assembly, step: FusedConvolution, views: Sequence[Operation]) -> int | None:
+    """Return the axis of the last of `views` that holds the channels of `step`, if one axis holds exactly these."""
+    axis, shape = 1, assembly.shapes[step.result]
+    for view in views:
+        after = assembly.shapes[results_of(view)[0]]
+        if view.name == "permute.default":
+            axis = [one % len(shape) for one in view.arguments["dims"]].index(axis)
+        elif view.name in FLATTENS and axis == len(shape) - 1 and after[-1] == shape[-1]:
+            axis = len(after) - 1
+        elif view.name in FLATTENS and axis == 1 and after[:2] == shape[:2]:
+            pass
+        else:
+            return None
+        shape = after
+    return axis
+
+
+def _activation(name: str, slope: Callable[[Arguments], Any] = lambda _: 0.0) -> Any:
+    def rule(assembly: Assembly, given: Arguments) -> bool:
+        factor = slope(given)
+        if not assembly.is_nonempty(given.x) or not isinstance(factor, int | float) or not math.isfinite(factor):
+            return False
+        before, _ = assembly.find_epilogue(given.x)
+        if before is not None and before.bounds == UNBOUNDED and before.activation == "NONE":
+            return assembly.extend(replace(before, activation=name, slope=float(factor)), given)
+        step = Elementwise(given.x.number, given.result, activation=name, slope=float(factor), place=given.place)
+        return assembly.append(step, given.result)
+
+    return rule
+
+
+def _gelu(assembly: Assembly, given: Arguments) -> bool:
+    name = "GELU" if given.get("approximate", "none") == "none" else "GELU_TANH"
+    return bool(_activation(name)(assembly, given))
+
+
+def _elu(assembly: Assembly, given: Arguments) -> bool:
+    if given.get("scale", 1) != 1 or given.get("input_scale", 1) != 1:
+        return False
+    return bool(_activation("ELU", lambda _: given.get("alpha", 1.0))(assembly, given))
 
 
 def _bounds(lower: Callable[[Arguments], Any], upper: Callable[[Arguments], Any]) -> Any:
     def rule(assembly: Assembly, given: Arguments) -> bool:
         low, high = lower(given), upper(given)
         low, high = -math.inf if low is None else low, math.inf if high is None else high
-        if not (assembly.is_map(given.x) or assembly.is_rows(given.x)) or not all(
-            isinstance(b, int | float) and not math.isnan(b) for b in (low, high)
-        ):
+        numbers = all(isinstance(bound, int | float) and not math.isnan(bound) for bound in (low, high))
+        if not numbers or not assembly.is_nonempty(given.x):
             return False
-        before = assembly.find_producer(given.x)
-        if isinstance(before, FusedConvolution | Sum) and before.bounds == UNBOUNDED:
-            step: Step = replace(before, bounds=(float(low), float(high)), result=given.result)
-            return assembly.replace_step(before.result, step, given.result)
-        step = Sum(given.x.number, given.result, bounds=(float(low), float(high)), place=given.place)
+        bounds = float(low), float(high)
+        before, _ = assembly.find_epilogue(given.x)
+        if before is not None and before.bounds == UNBOUNDED:
+            return assembly.extend(replace(before, bounds=bounds), given)
+        step = Elementwise(given.x.number, given.result, bounds=bounds, place=given.place)
         return assembly.append(step, given.result)
 
     return rule
 
 
-def _add(assembly: Assembly, given: Arguments) -> bool:
-    one, other = given.get("self"), given.get("other")
-    if not (assembly.is_map(one) and assembly.is_map(other)) or given.get("alpha", 1) != 1 or one == other:
-        return False
-    if assembly.shapes[one.number] != assembly.shapes[other.number]:
-        return False
-    # Fuse with the convolution computed last, when the other summand exists.
-    order = list(assembly.steps)
-    pairs = sorted(
-        ((one, other), (other, one)), key=lambda pair: order.index(pair[0].number) if pair[0].number in order else -1
-    )
-    for first, second in reversed(pairs):
-        before = assembly.find_producer(first)
-        if _can_extend(before, FusedConvolution):
-            step = replace(before, residual=second.number, result=given.result)
-            return assembly.replace_step(before.result, step, given.result)
-    return assembly.append(Sum(one.number, given.result, other.number, place=given.place), given.result)
+def _combination(name: str) -> Any:
+    """The rule of an operation on two values, or on a value and a constant or number."""
+
+    def rule(assembly: Assembly, given: Arguments) -> bool:
+        one, other = assembly.resolve(given.get("self")), assembly.resolve(given.get("other"))
+        if given.get("alpha", 1) != 1 or given.get("rounding_mode") is not None:
+            return False
+        if not isinstance(one, Value):  # a constant first
+            if name not in ("ADD", "MULTIPLY"):
+                return False
+            one, other = other, one
+        if not assembly.is_nonempty(one):
+            return False
+        if isinstance(other, Value):
+            both = assembly.is_nonempty(other)
+            return both and (
+                _add_residual(assembly, given, name, one, other) or _combine(assembly, given, name, one, other)
+            )
+        if isinstance(other, int | float) and not isinstance(other, bool):
+            tensor = torch.tensor(float(other), device="cpu")
+            other = Constant(assembly.add_tensor(f"{given.place}.number.{given.result}", tensor))
+        if not isinstance(other, Constant) or not assembly.are_float(other.name):
+            return False
+        return _fold_constant(assembly, given, name, one, other) or _combine(assembly, given, name, one, other)
+
+    return rule
 
 
-def _times(assembly: Assembly, given: Arguments) -> bool:
-    factor, before = given.get("other"), assembly.find_producer(given.x)
-    if not isinstance(factor, int | float) or not math.isfinite(factor) or not _can_extend(before, FusedConvolution):
+def _combine(assembly: Assembly, given: Arguments, name: str, one: Value, other: Value | Constant) -> bool:
+    y: int | Constant
+    if isinstance(other, Value):
+        y = other.number
+    else:
+        y = Constant(assembly.make_contiguous(other.name, f"{given.place}.operand.{given.result}") or other.name)
+    return assembly.append(Elementwise(one.number, given.result, y, name, place=given.place), given.result)
+
+
+def _fold_constant(assembly: Assembly, given: Arguments, name: str, one: Value, other: Constant) -> bool:
+    """Whether a factor or summand of each channel was folded into the convolution that computes `one`."""
+    before, views = assembly.find_epilogue(one)
+    if not _can_fold(before) or assembly.shapes[one.number] != assembly.shapes[given.result]:
         return False
-    step = assembly.scale_convolution(before, given.result, torch.tensor(float(factor), device="cpu"), None)
-    return assembly.replace_step(before.result, step, given.result)
+    tensor = assembly.tensors[other.name].double()
+    if not bool(tensor.isfinite().all()):
+        return False
+    if tensor.numel() > 1:
+        axis, rank = _channel_axis(assembly, before, views), len(assembly.shapes[one.number])
+        shape = (1,) * (rank - tensor.dim()) + tuple(tensor.shape)
+        if axis is None or tensor.numel() != shape[axis]:
+            return False
+    values, ones = tensor.flatten(), torch.ones((), dtype=torch.float64, device="cpu")
+    if name == "DIVIDE" and not bool((values != 0).all()):
+        return False
+    folds: dict[str, Callable[[], tuple[Tensor, Tensor | None]]] = {
+        "MULTIPLY": lambda: (values, None),
+        "DIVIDE": lambda: (1 / values, None),
+        "ADD": lambda: (ones, values),
+        "SUBTRACT": lambda: (ones, -values),
+    }
+    if name not in folds:
+        return False
+    given.x = one
+    return assembly.extend(assembly.scale_convolution(before, given.result, *folds[name]()), given)
+
+
+def _add_residual(assembly: Assembly, given: Arguments, name: str, one: Value, other: Value) -> bool:
+    """Whether one operand became the residual of the convolution that computes the other."""
+    same = assembly.shapes[one.number] == assembly.shapes[other.number]
+    if name not in ("ADD", "MULTIPLY") or one == other or not same:
+        return False
+    order = {value: number for number, value in enumerate(assembly.steps)}  # extend the one computed last
+    pairs = sorted(((one, other), (other, one)), key=lambda pair: -order.get(pair[0].number, -1))
+    for first, second in pairs:
+        before, views = assembly.find_epilogue(first)
+        if not isinstance(before, FusedConvolution) or before.residual is not None or before.bounds != UNBOUNDED:
+            continue
+        if views and assembly.map_of.get(first.number) != before.result:
+            continue
+        if not views and not (assembly.is_map(second) or assembly.is_rows(second)):
+            continue
+        known = assembly.map_of.get(second.number, before.result)
+        if assembly.shapes[known] != assembly.shapes[before.result]:
+            continue
+        residual = assembly.as_map(second, given.place) if views else second.number
+        if residual is None:
+            continue
+        late, multiply = before.activation != "NONE", name == "MULTIPLY"
+        step = replace(before, residual=residual, residual_last=late, multiply=multiply)
+        moved: list[Step] = [step, *views]
+        for part in moved:  # after what computes the residual
+            assembly.replace_step(results_of(part)[0], part, results_of(part)[0])
+        given.x = first
+        return assembly.drop(given)
+    return False
+
+
+def _layer_norm(assembly: Assembly, given: Arguments) -> bool:
+    return len(given.get("normalized_shape")) == 1 and _normalize(assembly, given, None)
+
+
+def _group_norm(assembly: Assembly, given: Arguments) -> bool:
+    return assembly.is_map(given.x) and _normalize(assembly, given, given.get("num_groups"))
+
+
+def _normalize(assembly: Assembly, given: Arguments, groups: int | None) -> bool:
+    if not assembly.is_nonempty(given.x) or not isinstance(assembly.shapes[given.x.number][-1], int):
+        return False
+    names: list[str | None] = []
+    for key in ("weight", "bias"):
+        name = given.named(key)
+        if (given.get(key) is not None and name is None) or not assembly.are_float(name):
+            return False
+        names.append(assembly.make_contiguous(name, f"{given.place}.{key}.{given.result}"))
+    weight, bias = names
+    epsilon = float(given.get("eps", 1e-5))
+    step = Normalization(given.x.number, given.result, weight, bias, epsilon, groups, place=given.place)
+    return assembly.append(step, given.result)
 
 
 def _pool(kind: str) -> Any:
@@ -343,7 +606,7 @@ def _flat(assembly: Assembly, given: Arguments) -> bool:
     before, shape = assembly.find_producer(given.x), assembly.shapes[given.result]
     if not assembly.is_map(given.x) or assembly.shapes[given.x.number] != (*shape, 1, 1):
         return False
-    if not isinstance(before, FusedConvolution | Pool | Sum):
+    if not isinstance(before, FusedConvolution | Pool):
         return False
     return assembly.replace_step(before.result, replace(before, result=given.result), given.result)
 
@@ -366,8 +629,24 @@ RULES: dict[str, Rule] = {
     "hardtanh.default": _bounds(lambda given: given.get("min_val", -1), lambda given: given.get("max_val", 1)),
     "clamp.default": _bounds(lambda given: given.get("min"), lambda given: given.get("max")),
     "clamp_min.default": _bounds(lambda given: given.get("min"), lambda _: math.inf),
-    "add.Tensor": _add,
-    "mul.Tensor": _times,
+    **dict.fromkeys(("add.Tensor", "add.Scalar"), _combination("ADD")),
+    **dict.fromkeys(("sub.Tensor", "sub.Scalar"), _combination("SUBTRACT")),
+    **dict.fromkeys(("mul.Tensor", "mul.Scalar", "multiply.Tensor"), _combination("MULTIPLY")),
+    **dict.fromkeys(("div.Tensor", "div.Scalar"), _combination("DIVIDE")),
+    "maximum.default": _combination("MAXIMUM"),
+    "minimum.default": _combination("MINIMUM"),
+    "sigmoid.default": _activation("SIGMOID"),
+    "silu.default": _activation("SILU"),
+    "hardsigmoid.default": _activation("HARD_SIGMOID"),
+    "hardswish.default": _activation("HARD_SWISH"),
+    "gelu.default": _gelu,
+    "tanh.default": _activation("TANH"),
+    "mish.default": _activation("MISH"),
+    "elu.default": _elu,
+    "leaky_relu.default": _activation("LEAKY_RELU", lambda given: given.get("negative_slope", 0.01)),
+    "layer_norm.default": _layer_norm,
+    "group_norm.default": _group_norm,
+    "permute.default": _permute,
     "max_pool2d.default": _pool("MAXIMUM"),
     "avg_pool2d.default": _pool("MEAN"),
     "adaptive_avg_pool2d.default": _adaptive,
@@ -406,7 +685,7 @@ class GraphFuser(Assembly):
         steps = tuple(_keep_needed(list(self.steps.values()), self._out()))
         names = {
             leaf.name
-            for leaf in iter_leaves([self._out().leaves, *map(_list_constants, steps)])
+            for leaf in iter_leaves([self._out().leaves, *map(list_constants, steps)])
             if isinstance(leaf, Constant)
         }
         tensors = {name: self.tensors[name] for name in sorted(names)}
@@ -456,9 +735,11 @@ def _keep_needed(steps: Sequence[Any], output: OutputStructure) -> list[Any]:
     return kept[::-1]
 
 
-def _list_constants(step: Step) -> Any:
+def list_constants(step: Step, *, packed: bool = True) -> Any:
+    """Return what a step reads, its constants among them; without weights that kernels pack unless `packed`."""
     if isinstance(step, Operation):
         return step.arguments
-    if isinstance(step, FusedConvolution):
-        return [Constant(step.weight), *([Constant(step.bias)] if step.bias else [])]
-    return []
+    if isinstance(step, FusedConvolution | Normalization):
+        names = [step.bias] if isinstance(step, FusedConvolution) and not packed else [step.weight, step.bias]
+        return [Constant(name) for name in names if name]
+    return [step.y] if isinstance(step, Elementwise) else []

@@ -1,11 +1,11 @@
 """The intermediate representation: captured ATen operations, and the fused steps that they become.
 
 A network is first a list of `Operation`s (`CapturedGraph`). Fusion turns many of them into `FusedConvolution`, `Pool`,
-`Sum` and `Concatenation` steps, which native kernels compute; the others stay operations.
+`Elementwise`, `Normalization` and `Concatenation` steps, which native kernels compute; the others stay operations.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from svertka.graph.operations import Operation
+from svertka.graph.operations import Constant, Operation
 
 Pair = tuple[int, int]
 UNBOUNDED = (-math.inf, math.inf)
 POOLINGS = "MAXIMUM", "MEAN", "PADDED_MEAN"  # native names; PADDED_MEAN counts padding
+# Activation functions by their native names; the second argument is the slope.
+ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "NONE": lambda x, _: x,
+    "SIGMOID": lambda x, _: x.sigmoid(),
+    "SILU": lambda x, _: F.silu(x),
+    "HARD_SIGMOID": lambda x, _: F.hardsigmoid(x),
+    "HARD_SWISH": lambda x, _: F.hardswish(x),
+    "GELU": lambda x, _: F.gelu(x),
+    "GELU_TANH": lambda x, _: F.gelu(x, approximate="tanh"),
+    "TANH": lambda x, _: x.tanh(),
+    "MISH": lambda x, _: F.mish(x),
+    "ELU": lambda x, slope: F.elu(x, slope),
+    "LEAKY_RELU": lambda x, slope: F.leaky_relu(x, slope),
+}
+# Combinations of two values by their native names; "FIRST" is the first alone.
+COMBINATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ADD": torch.add,
+    "SUBTRACT": torch.sub,
+    "MULTIPLY": torch.mul,
+    "DIVIDE": torch.div,
+    "MAXIMUM": torch.maximum,
+    "MINIMUM": torch.minimum,
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +82,7 @@ class CapturedGraph:
 
 @dataclass(frozen=True)
 class FusedConvolution:
-    """A convolution or dense layer with its epilogue: bias, residual and clamp to `bounds`.
+    """A convolution or dense layer with its epilogue: bias, residual, activation function and clamp to `bounds`.
 
     Attributes:
         x, result: numbers of the input and output values.
@@ -67,8 +90,11 @@ class FusedConvolution:
         bias: name of the bias, (O), or None.
         padding: rows above and columns to the left. Those below and to the right follow from the shape of the result.
         bounds: lower and upper bound of the result.
-        residual: number of the value added before clamping, or None.
+        residual: number of the value added before the activation function, or None.
         place: the path of the module.
+        activation, slope: one of ACTIVATIONS, and its second argument.
+        multiply: whether the residual is a factor instead of a summand.
+        residual_last: whether the residual comes after the activation function.
     """
 
     x: int
@@ -82,6 +108,10 @@ class FusedConvolution:
     bounds: tuple[float, float] = UNBOUNDED
     residual: int | None = None
     place: str = ""
+    activation: str = "NONE"
+    slope: float = 0.0
+    multiply: bool = False
+    residual_last: bool = False
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -96,7 +126,13 @@ class FusedConvolution:
         after = [(out - 1) * stride + width - pad - length for out, stride, width, pad, length in sides]
         x = F.pad(x, (self.padding[1], after[1], self.padding[0], after[0]))
         result = F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
-        return clamp_to_bounds(sum(residual, result), self.bounds)
+        combine = COMBINATIONS["MULTIPLY" if self.multiply else "ADD"]
+        if residual and not self.residual_last:
+            result = combine(result, residual[0])
+        result = ACTIVATIONS[self.activation](result, self.slope)
+        if residual and self.residual_last:
+            result = combine(result, residual[0])
+        return clamp_to_bounds(result, self.bounds)
 
 
 @dataclass(frozen=True)
@@ -127,23 +163,75 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Sum:
-    """Value `x`, plus value `y` if there is one, clamped to `bounds`."""
+class Elementwise:
+    """`combination` of value `x` with `y`, broadcast, then an activation function and a clamp to `bounds`.
+
+    Attributes:
+        x, result: numbers of the first operand and of the result.
+        y: number of the second operand, a Constant, or None for combination "FIRST".
+        combination: one of COMBINATIONS, or "FIRST".
+        activation, slope: one of ACTIVATIONS, and its second argument.
+        bounds: lower and upper bound of the result.
+        place: the path of the module.
+    """
 
     x: int
     result: int
-    y: int | None = None
+    y: int | Constant | None = None
+    combination: str = "FIRST"
+    activation: str = "NONE"
+    slope: float = 0.0
     bounds: tuple[float, float] = UNBOUNDED
     place: str = ""
 
     @property
     def inputs(self) -> tuple[int, ...]:
         """The numbers of the values it reads."""
-        return (self.x,) if self.y is None else (self.x, self.y)
+        return (self.x, self.y) if isinstance(self.y, int) else (self.x,)
 
-    def run(self, values: list[Tensor]) -> Tensor:
+    def run(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Return the result, computed with PyTorch's operations."""
-        return clamp_to_bounds(sum(values[1:], values[0]), self.bounds)
+        result = x if y is None else COMBINATIONS[self.combination](x, y)
+        return clamp_to_bounds(ACTIVATIONS[self.activation](result, self.slope), self.bounds)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Layer norm over the last axis of value `x`, or group norm if `groups` is not None; then a clamp to `bounds`.
+
+    Attributes:
+        x, result: numbers of the input and output values.
+        weight, bias: names of the factors and summands of each channel, or None.
+        epsilon: added to the variance.
+        groups: number of groups of channels, axis 1.
+        activation, slope: one of ACTIVATIONS, and its second argument.
+        bounds: lower and upper bound of the result.
+        place: the path of the module.
+    """
+
+    x: int
+    result: int
+    weight: str | None
+    bias: str | None
+    epsilon: float
+    groups: int | None = None
+    activation: str = "NONE"
+    slope: float = 0.0
+    bounds: tuple[float, float] = UNBOUNDED
+    place: str = ""
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The numbers of the values it reads."""
+        return (self.x,)
+
+    def run(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Return the result, computed with PyTorch's operations."""
+        if self.groups is None:
+            result = F.layer_norm(x, x.shape[-1:], weight, bias, self.epsilon)
+        else:
+            result = F.group_norm(x, self.groups, weight, bias, self.epsilon)
+        return clamp_to_bounds(ACTIVATIONS[self.activation](result, self.slope), self.bounds)
 
 
 @dataclass(frozen=True)
@@ -177,7 +265,7 @@ class Chain:
         return tuple(value for step in self.steps for value in step.inputs if value not in made)
 
 
-Step = FusedConvolution | Pool | Sum | Concatenation | Operation
+Step = FusedConvolution | Pool | Elementwise | Normalization | Concatenation | Operation
 
 
 def clamp_to_bounds(values: Tensor, bounds: tuple[float, float]) -> Tensor:

@@ -2,32 +2,37 @@
 
 from collections.abc import Mapping
 
-from svertka.compiler.ir import Concatenation, FusedConvolution, Pool, Step, Sum
+from svertka.compiler.ir import Concatenation, Elementwise, FusedConvolution, Normalization, Pool, Step
+from svertka.graph.operations import Constant
 
 Sizes = tuple[int, ...]
 
 
 def check_step_shapes(
-    step: Step, shapes: Mapping[int, Sizes], weights: Mapping[str, Sizes], biases: Mapping[str, Sizes]
+    step: Step, shapes: Mapping[int, Sizes], weights: Mapping[str, Sizes], tensors: Mapping[str, Sizes]
 ) -> None:
     """Raise ValueError if the shapes around `step` do not fit. Operations are checked when they have run.
 
     Args:
         step: any step.
         shapes: value -> shape, for one batch size.
-        weights: name -> shape.
-        biases: name -> shape.
+        weights: name -> shape, of convolutions.
+        tensors: name -> shape, of others.
 
     Raises:
         ValueError: something does not fit; the message names the step and the shapes.
     """
     if isinstance(step, FusedConvolution):
-        bias = None if step.bias is None else biases[step.bias]
+        bias = None if step.bias is None else tensors[step.bias]
         fits = _convolution_fits(step, shapes, weights[step.weight], bias)
     elif isinstance(step, Pool):
         fits = _pool_fits(step, _map(shapes[step.x]), _map(shapes[step.result]))
-    elif isinstance(step, Sum):
-        fits = all(shapes[value] == shapes[step.result] for value in step.inputs)
+    elif isinstance(step, Elementwise):
+        y = tensors[step.y.name] if isinstance(step.y, Constant) else () if step.y is None else shapes[step.y]
+        fits = _broadcasts((shapes[step.x], y), shapes[step.result])
+    elif isinstance(step, Normalization):
+        of_channels = [tensors[name] for name in (step.weight, step.bias) if name is not None]
+        fits = _normalization_fits(step, shapes[step.x], shapes[step.result], of_channels)
     elif isinstance(step, Concatenation):
         fits = _concatenation_fits([shapes[part] for part in step.inputs], shapes[step.result])
     else:
@@ -36,6 +41,23 @@ def check_step_shapes(
         given = ", ".join("×".join(map(str, shapes[value])) for value in step.inputs)
         made = "×".join(map(str, shapes[step.result]))
         raise ValueError(f"{type(step).__name__} {step.place} cannot make {made} of {given}")
+
+
+def _broadcasts(operands: tuple[Sizes, ...], result: Sizes) -> bool:
+    """Whether `result` is the shape of the broadcast operands."""
+    longest = max(map(len, operands))
+    sides = list(zip(*((1,) * (longest - len(shape)) + shape for shape in operands), strict=True))
+    fits = all(len({side for side in sizes if side != 1}) <= 1 for sizes in sides)
+    return fits and result == tuple(next((side for side in sizes if side != 1), 1) for sizes in sides)
+
+
+def _normalization_fits(step: Normalization, x: Sizes, result: Sizes, of_channels: list[Sizes]) -> bool:
+    if x != result or not x or 0 in x or not step.epsilon >= 0:
+        return False
+    if step.groups is None:
+        return all(shape == x[-1:] for shape in of_channels)
+    fits = len(x) == 4 and step.groups >= 1 and x[1] % step.groups == 0
+    return fits and all(shape == x[1:2] for shape in of_channels)
 
 
 def _map(shape: Sizes) -> Sizes:

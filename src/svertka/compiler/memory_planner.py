@@ -1,6 +1,6 @@
 """Memory planning: offsets in one arena, reused for values that are not needed at the same time."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -42,14 +42,6 @@ def find_last_uses(steps: Sequence[Step | Chain], kept: Iterable[int]) -> dict[i
 
 
 @dataclass(frozen=True)
-class Slot:
-    """The location of a feature map in the arena: `offset` and distance from pixel to pixel, `step`, in numbers."""
-
-    offset: int
-    step: int
-
-
-@dataclass(frozen=True)
 class FeatureMapSize:
     """The size of a feature map; a vector is a map of one pixel."""
 
@@ -80,43 +72,34 @@ def find_concatenated_in_place(steps: Sequence[Step | Chain], made: set[int]) ->
     return found
 
 
-def assign_slots(
+def assign_offsets(
     steps: Sequence[Step | Chain],
-    maps: Mapping[int, FeatureMapSize],
-    inner: Mapping[int, tuple[int, int]],
+    sizes: Mapping[int, int],
+    roots: Mapping[int, int],
     kept: Iterable[int],
-    elsewhere: Container[int | None],
-) -> tuple[dict[int, Slot], int]:
-    """Return a slot for each of `maps`, and the size of the arena in numbers.
+) -> tuple[dict[int, int], int]:
+    """Return the offset in the arena of each memory, and the size of the arena, in numbers.
 
-    Values that are needed at the same time, directly or through views, do not overlap.
+    Memories that are needed at the same time, directly or through views, do not overlap.
 
     Args:
         steps: in the order in which they run.
-        maps: the sizes of values.
-        inner: as `find_concatenated_in_place` returns it.
+        sizes: of each memory in the arena, by the value that owns it.
+        roots: value -> the value that owns its memory; other values are not stored in the arena.
         kept: values needed to the end.
-        elsewhere: values that are not stored in the arena.
     """
-    here = {value for value in maps if value not in elsewhere}
-
-    def root(value: int) -> int:
-        while value in inner:
-            value = inner[value][0]
-        return value
-
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for number, step in enumerate(steps):
         for value in (*results_of(step), *step.inputs):
-            if value in here:
-                first.setdefault(root(value), number)
+            if roots.get(value) in sizes:
+                first.setdefault(roots[value], number)
     for value, number in find_last_uses(steps, kept).items():
-        if value in here:
-            last[root(value)] = max(last.get(root(value), number), number)
-    sizes = {value: maps[value].pixels * maps[value].channels for value in first}
+        root = roots.get(value)
+        if root in first:
+            last[root] = max(last.get(root, number), number)
     offsets: dict[int, int] = {}
-    for value in sorted(sizes, key=lambda one: (-sizes[one], one)):
+    for value in sorted(first, key=lambda one: (-sizes[one], one)):
         meanwhile = sorted(
             (offsets[other], offsets[other] + sizes[other])
             for other in offsets
@@ -128,20 +111,4 @@ def assign_slots(
                 break
             offset = max(offset, -(-end // ALIGNMENT) * ALIGNMENT)
         offsets[value] = offset
-    total = max((offsets[value] + sizes[value] for value in offsets), default=0)
-
-    parts = {step.result: step.inputs for step in steps if isinstance(step, Concatenation)}
-    found: dict[int, Slot] = {}
-
-    def slot(value: int) -> Slot:
-        if value not in found:
-            if value in inner:
-                outer, number = inner[value]
-                whole = slot(outer)
-                before = sum(maps[part].channels for part in parts[outer][:number])
-                found[value] = Slot(whole.offset + before, whole.step)
-            else:
-                found[value] = Slot(offsets[value], maps[value].channels)
-        return found[value]
-
-    return {value: slot(value) for value in maps if value in here and root(value) in offsets}, total
+    return offsets, max((offsets[value] + sizes[value] for value in offsets), default=0)

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from svertka.compiler.fusion import FusedNetwork
+from svertka.compiler.fusion import FusedNetwork, list_constants
 from svertka.compiler.ir import FusedConvolution
 from svertka.conv import native
-from svertka.graph.operations import Constant, Operation, iter_leaves
+from svertka.graph.operations import Constant, iter_leaves
 
 MIN_WINOGRAD_CHANNELS = 16  # with fewer, transforming tiles costs more than it saves
 MAX_FLOAT32_INPUTS = 4  # kernels read images of so few channels in place, with float32 weights
@@ -121,10 +121,8 @@ def separate_shared_weights(fused: FusedNetwork) -> FusedNetwork:
     Convolutions that share a weight share its packed form only if the same kernel reads it with the same groups.
     PyTorch's operations read it unpacked.
     """
-    names = {leaf.name for leaf in iter_leaves([step.arguments for step in fused.steps if isinstance(step, Operation)])
-             if isinstance(leaf, Constant)}  # fmt: skip
-    names |= {leaf.name for leaf in fused.output.leaves if isinstance(leaf, Constant)}
-    names |= {step.bias for step in fused.steps if isinstance(step, FusedConvolution) and step.bias is not None}
+    read = [*fused.output.leaves, *iter_leaves([list_constants(step, packed=False) for step in fused.steps])]
+    names = {leaf.name for leaf in read if isinstance(leaf, Constant)}
     tensors, steps = dict(fused.tensors), []
     ways: dict[str, Any] = dict.fromkeys(names, "as it is")
     for step in fused.steps:
@@ -142,8 +140,8 @@ def separate_shared_weights(fused: FusedNetwork) -> FusedNetwork:
                 ways[name], tensors[name] = way, tensors[step.weight]
             step = replace(step, weight=name)
         steps.append(step)
-    read = names | {step.weight for step in steps if isinstance(step, FusedConvolution)}
-    return replace(fused, steps=tuple(steps), tensors={name: tensors[name] for name in sorted(read)})
+    names |= {step.weight for step in steps if isinstance(step, FusedConvolution)}
+    return replace(fused, steps=tuple(steps), tensors={name: tensors[name] for name in sorted(names)})
 
 
 def select_kernel(step: FusedConvolution, shape: tuple[int, ...], *, strict: bool = False) -> str:

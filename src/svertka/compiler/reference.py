@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from svertka.compiler.fusion import FusedNetwork
-from svertka.compiler.ir import BatchDependentSize, FusedConvolution
+from svertka.compiler.ir import BatchDependentSize, Elementwise, FusedConvolution, Normalization
 from svertka.compiler.output_structure import copy_for_caller
 from svertka.graph.operations import Constant, Operation, Value
 
@@ -43,6 +43,14 @@ def run_reference(fused: FusedNetwork, weight: Callable[[str], Tensor], x: Tenso
                     values[number] = _of_shape(result, [seen(side) for side in fused.shapes[number]])
             continue
         shape = [seen(side) for side in fused.shapes[step.result]]
+        if isinstance(step, Elementwise):
+            y = None if step.y is None else seen(Value(step.y) if isinstance(step.y, int) else step.y)
+            values[step.result] = _of_shape(step.run(values[step.x], y), shape)
+            continue
+        if isinstance(step, Normalization):
+            of_channels = [None if name is None else seen(Constant(name)) for name in (step.weight, step.bias)]
+            values[step.result] = _of_shape(step.run(values[step.x], *of_channels), shape)
+            continue
         given = [values[number][(...,) + (None,) * (4 - values[number].dim())] for number in step.inputs]
         if isinstance(step, FusedConvolution):
             bias = None if step.bias is None else fused.tensors[step.bias].to(x.dtype)

@@ -13,13 +13,16 @@ import torch
 from svertka.compiler import reference
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.ir import (
+    ACTIVATIONS,
+    COMBINATIONS,
     POOLINGS,
     BatchDependentSize,
     Concatenation,
+    Elementwise,
     FusedConvolution,
+    Normalization,
     Pool,
     Step,
-    Sum,
     results_of,
 )
 from svertka.compiler.output_structure import OutputStructure
@@ -30,12 +33,13 @@ from svertka.graph.capture import READS_VALUES
 from svertka.graph.operations import Constant, Operation, Value, find_overload
 from svertka.tensor_files import read_tensors, write_tensors
 
-FORMAT = 3
+FORMAT = 4
 # Names of steps and leaves in a file: part of the format, independent of class names.
 STEP_KINDS: dict[str, Any] = {
     "Convolution": FusedConvolution,
     "Pool": Pool,
-    "Sum": Sum,
+    "Elementwise": Elementwise,
+    "Normalization": Normalization,
     "Concatenation": Concatenation,
     "Operation": Operation,
 }
@@ -258,11 +262,12 @@ def _check_operation(name: str) -> None:
 
 
 def _decode_step(written: dict[str, Any]) -> Step:
-    kind = STEP_KINDS[written["step"]]
     fields = {key: _decode(part) for key, part in written.items() if key != "step"}
+    if written["step"] == "Sum":  # until format 3
+        kind, fields["combination"] = Elementwise, "FIRST" if fields["y"] is None else "ADD"
+    else:
+        kind = STEP_KINDS[written["step"]]
     step: Step = kind(**fields)
-    if {field.name for field in dataclasses.fields(step)} != fields.keys():
-        raise ValueError("a step is not whole")
     if isinstance(step, Operation):
         _check_operation(step.name)
     else:
@@ -270,7 +275,7 @@ def _decode_step(written: dict[str, Any]) -> Step:
     return step
 
 
-def _check_types(step: FusedConvolution | Pool | Sum | Concatenation) -> None:
+def _check_types(step: FusedConvolution | Pool | Elementwise | Normalization | Concatenation) -> None:
     """Raise ValueError unless the fields of a step have the types that kernels rely on."""
     for name, value in vars(step).items():
         if name in ("stride", "padding", "dilation", "kernel"):
@@ -282,12 +287,19 @@ def _check_types(step: FusedConvolution | Pool | Sum | Concatenation) -> None:
             good = isinstance(value, tuple) and all(map(_is_size, value))
         elif name == "kind":
             good = value in POOLINGS
+        elif name == "activation":
+            good = value in ACTIVATIONS
+        elif name == "combination":
+            good = value in (COMBINATIONS if step.y is not None else ("FIRST",))  # type: ignore[union-attr]
+        elif name in ("slope", "epsilon"):
+            good = isinstance(value, float) and math.isfinite(value)
         elif name in ("weight", "place") or (name == "bias" and value is not None):
-            good = isinstance(value, str)
-        elif name == "ceil":
+            good = isinstance(value, str) or (value is None and isinstance(step, Normalization))
+        elif name in ("ceil", "multiply", "residual_last"):
             good = isinstance(value, bool)
         else:
             good = _is_size(value) or (value is None and name in ("y", "residual", "bias"))
+            good = good or (name == "y" and isinstance(value, Constant)) or (name == "groups" and value is None)
         if not good:
             raise ValueError(f"{name} of a step is {value!r}")
 
@@ -325,8 +337,14 @@ def _check(fused: FusedNetwork, info: OptimizedInfo) -> None:
     reference.run_reference(empty, without.__getitem__, torch.empty(example, device="meta", dtype=torch.float32))
 
 
-def _check_floats(fused: FusedNetwork, step: FusedConvolution | Pool | Sum | Concatenation) -> None:
-    if any(fused.dtypes[value] != torch.float32 for value in (*step.inputs, step.result)):
+def _check_floats(
+    fused: FusedNetwork, step: FusedConvolution | Pool | Elementwise | Normalization | Concatenation
+) -> None:
+    names = [step.y.name] if isinstance(step, Elementwise) and isinstance(step.y, Constant) else []
+    names += [name for name in (step.weight, step.bias) if name] if isinstance(step, Normalization) else []
+    dtypes = [fused.tensors[name].dtype for name in names]
+    dtypes += [fused.dtypes[value] for value in (*step.inputs, step.result)]
+    if any(dtype != torch.float32 for dtype in dtypes):
         raise ValueError("a kernel is to read what is not float32")
 
 

@@ -128,10 +128,62 @@ class Place:
 
     def __init__(self, memory: int, offset: int) -> None: ...
 
-class Epilogue:
-    """The operations fused after a product: bias, residual, clamp to [low, high]."""
+class Activation(Enum):
+    """Activation function of an epilogue; slope is that of ELU and LEAKY_RELU below 0."""
 
-    def __init__(self, bias: Tensor | None, residual: Place, residual_step: int, low: float, high: float) -> None: ...
+    NONE = 0
+    SIGMOID = 1
+    SILU = 2
+    HARD_SIGMOID = 3
+    HARD_SWISH = 4
+    GELU = 5
+    GELU_TANH = 6
+    TANH = 7
+    MISH = 8
+    ELU = 9
+    LEAKY_RELU = 10
+
+class Combination(Enum):
+    """Operation on two numbers; FIRST is the first alone."""
+
+    FIRST = 0
+    ADD = 1
+    SUBTRACT = 2
+    MULTIPLY = 3
+    DIVIDE = 4
+    MAXIMUM = 5
+    MINIMUM = 6
+
+class Epilogue:
+    """The operations fused after a product: bias, residual, activation function, clamp to [low, high].
+
+    The residual is added, or with `multiply` multiplied, before the activation function, or with `residual_last` after.
+    """
+
+    def __init__(
+        self,
+        bias: Tensor | None,
+        residual: Place,
+        residual_step: int,
+        low: float,
+        high: float,
+        activation: Activation = ...,
+        slope: float = ...,
+        multiply: bool = ...,
+        residual_last: bool = ...,
+    ) -> None: ...
+
+class Strided:
+    """Sizes of five axes, the innermost last, and the strides of two operands and the result along them."""
+
+    def __init__(self, sizes: list[int], input: list[int], other: list[int], output: list[int]) -> None: ...  # noqa: A002
+
+class Normalization:
+    """Sizes of a normalization: one mean and variance for each group of the channels of `pixels` pixels."""
+
+    def __init__(
+        self, batch: int, pixels: int, channels: int, groups: int, in_step: int, out_step: int, epsilon: float
+    ) -> None: ...
 
 def computes_groups(in_channels: int, out_channels: int) -> bool: ...  # channels per group
 def panel_width() -> int: ...
@@ -178,15 +230,23 @@ class Program:
         input: Place,  # noqa: A002 - the kernels' own name
         output: Place,
     ) -> None: ...
-    def add_sum(
+    def add_elementwise(
         self,
-        pixels: int,
-        channels: int,
+        shape: Strided,
+        combination: Combination,
         input: Place,  # noqa: A002 - the kernels' own name
-        in_step: int,
+        other: Place | Tensor | None,
         epilogue: Epilogue,
         output: Place,
-        out_step: int,
+    ) -> None: ...
+    def add_normalize(
+        self,
+        shape: Normalization,
+        input: Place,  # noqa: A002 - the kernels' own name
+        weight: Tensor | None,
+        bias: Tensor | None,
+        epilogue: Epilogue,
+        output: Place,
     ) -> None: ...
     def add_parts(self, images: int, parts: list[Program], room: int, maps: list[tuple[Place, int]]) -> None: ...
     def run(self, memories: list[Tensor | None], first: int, last: int, threads: int) -> None: ...

@@ -1,0 +1,36 @@
+// Elementwise operations on one or two strided tensors, with the activation function that follows.
+#pragma once
+
+#include <array>
+#include <cstddef>
+
+#include "../epilogue.h"
+
+namespace svertka {
+
+// Up to five axes, the innermost last, with the distance in values from one element to the next along each.
+struct Strided {
+    using Axes = std::array<std::ptrdiff_t, 5>;
+    Axes sizes, input, other, output;
+};
+
+enum class Combination { first, add, subtract, multiply, divide, maximum, minimum };
+
+// The vectors that one mean and variance normalize: `groups` of the channels of `pixels` consecutive pixels.
+struct Normalization {
+    std::ptrdiff_t batch, pixels, channels, groups, in_step, out_step;
+    float epsilon;
+};
+
+#define SVERTKA_ELEMENTWISE(instructions)                                                                              \
+    namespace instructions {                                                                                           \
+    void elementwise(const Strided&, Combination, const float*, const float*, const Epilogue&, float*, int);           \
+    void normalize(const Normalization&, const float*, const float*, const float*, const Epilogue&, float*, int);      \
+    }
+
+SVERTKA_ELEMENTWISE(avx512bf16)
+SVERTKA_ELEMENTWISE(avx512)
+SVERTKA_ELEMENTWISE(avx2)
+SVERTKA_ELEMENTWISE(baseline)
+
+}  // namespace svertka

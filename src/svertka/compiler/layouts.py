@@ -1,0 +1,303 @@
+"""The layouts of values in memory, for one batch size.
+
+Kernels compute values in memory of their own, channels-last. Views of these values, such as permutations, slices and
+splits, cost nothing: they are other strides of the same memory. Steps that need a map whose memory is not one get a
+copy.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svertka.compiler.ir import (
+    BatchDependentSize,
+    Chain,
+    Concatenation,
+    Elementwise,
+    FusedConvolution,
+    Normalization,
+    Pool,
+    Step,
+    results_of,
+)
+from svertka.graph.operations import Constant, Operation, Value, iter_leaves
+
+Sizes = tuple[int, ...]
+# Operations that may have to copy their input to return it in another shape.
+RESHAPES = {"reshape.default", "flatten.using_ints", "unflatten.int", "clone.default", "contiguous.default"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a value lies: in the memory of value `root`, from number `offset` on, its elements `strides` apart."""
+
+    root: int
+    offset: int
+    strides: Sizes
+
+
+def dense_strides(shape: Sizes, order: Iterable[int]) -> Sizes:
+    """Return the strides of a dense tensor whose axes are in `order` in memory, the last one contiguous."""
+    strides, step = [0] * len(shape), 1
+    for axis in reversed(list(order)):
+        strides[axis] = step
+        step *= shape[axis]
+    return tuple(strides)
+
+
+def default_order(shape: Sizes) -> list[int]:
+    """Return the order of axes in memory: channels-last for maps, otherwise that of the axes."""
+    return [0, 2, 3, 1] if len(shape) == 4 else list(range(len(shape)))
+
+
+def order_of(shape: Sizes, strides: Sizes) -> list[int]:
+    """Return the axes from the largest stride to the smallest; axes of one element, of arbitrary stride, first."""
+    return sorted(range(len(shape)), key=lambda axis: (shape[axis] > 1, -strides[axis], axis))
+
+
+def pixel_step(shape: Sizes, strides: Sizes) -> int | None:
+    """Return the distance between the pixels of a map (N, C, H, W) or (N, C), or None if kernels cannot read it.
+
+    Kernels read pixels that lie the same distance apart, with their channels contiguous.
+    """
+    return row_step((shape[0], *shape[2:], shape[1]), (strides[0], *strides[2:], strides[1]))
+
+
+def row_step(shape: Sizes, strides: Sizes) -> int | None:
+    """Return the distance between the rows of (…, C), or None if they are not the same distance apart."""
+    channels = shape[-1]
+    if strides[-1] != 1 and channels != 1:
+        return None
+    step: int | None = None
+    reach = 1
+    for size, stride in reversed(list(zip(shape[:-1], strides[:-1], strict=True))):
+        if size == 1:
+            continue
+        step = stride if step is None else step
+        if stride != step * reach:
+            return None
+        reach *= size
+    step = channels if step is None else step
+    return step if step >= channels else None
+
+
+class Layouts:
+    """The layouts of the values of a network for one batch size, and the steps with the copies that they need.
+
+    Args:
+        steps: of the network.
+        shapes: of its values, for this batch size.
+        dtypes: of its values.
+        batch_size: the batch size.
+        inner: values that lie inside a concatenation: value -> (concatenation, index of the part).
+
+    Attributes:
+        steps: those that do something, in order: all but views.
+        shapes: of the values and of copies.
+        of: value -> its layout, for each value that a kernel reads or writes, or that is a view of one.
+        stored: values computed by operations of PyTorch that are copied to their layout for kernels.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        shapes: Mapping[int, Sizes],
+        dtypes: Mapping[int, torch.dtype],
+        batch_size: int,
+        inner: Mapping[int, tuple[int, int]],
+    ) -> None:
+        self.shapes, self.dtypes, self.batch_size, self.inner = dict(shapes), dtypes, batch_size, inner
+        self._parts = {step.result: step.inputs for step in steps if isinstance(step, Concatenation)}
+        self.of = {0: Layout(0, 0, dense_strides(shapes[0], default_order(shapes[0])))}
+        self.steps: list[Step] = []
+        self.stored: set[int] = set()
+        self._copies: dict[int, int] = {}
+        for step in steps:
+            if isinstance(step, Operation):
+                self._add_operation(step)
+            else:
+                self._add_kernel(step)
+
+    def step_of(self, value: int) -> int:
+        """Return the distance from pixel to pixel of a map that a kernel reads or writes."""
+        step = pixel_step(self.shapes[value], self.of[value].strides)
+        assert step is not None
+        return step
+
+    def _add_operation(self, step: Operation) -> None:
+        views = self._follow_views(step)
+        if views is not None:
+            self.of |= views
+            return
+        first = next(iter(step.arguments.values()), None)
+        if step.name in RESHAPES and isinstance(first, Value) and first.number in self.of:
+            (result,) = step.results
+            if result is not None and self._copy_to_shape(first.number, result, step.place):
+                return
+        self.steps.append(step)
+
+    def _follow_views(self, step: Operation) -> dict[int, Layout] | None:
+        """Return the layouts of the results, if all are views of a value that has one."""
+        read = [leaf.number for leaf in iter_leaves(step.arguments) if isinstance(leaf, Value)]
+        if len(read) != 1 or read[0] not in self.of:
+            return None
+        if any(isinstance(leaf, Constant) for leaf in iter_leaves(step.arguments)):
+            return None
+        base = self.of[read[0]]
+        reach = 1 + sum((size - 1) * stride for size, stride in zip(self.shapes[read[0]], base.strides, strict=True))
+        memory = torch.empty(max(reach, 0), device="meta", dtype=torch.float32)
+        x = memory.as_strided(self.shapes[read[0]], base.strides)
+        found = step.run(self._on_meta(x))
+        views: dict[int, Layout] = {}
+        for number, result in zip(step.results, found, strict=True):
+            if number is None:
+                continue
+            if not isinstance(result, Tensor) or result.dtype != x.dtype or min(result.stride(), default=0) < 0:
+                return None
+            if result.untyped_storage()._cdata != memory.untyped_storage()._cdata:
+                return None
+            if tuple(result.shape) != self.shapes[number]:
+                return None
+            views[number] = Layout(base.root, base.offset + int(result.storage_offset()), tuple(result.stride()))
+        return views
+
+    def _on_meta(self, x: Tensor) -> Callable[[Any], Any]:
+        def value(leaf: Any) -> Any:
+            if isinstance(leaf, Value):
+                return x
+            return leaf.of(self.batch_size) if isinstance(leaf, BatchDependentSize) else leaf
+
+        return value
+
+    def _copy_to_shape(self, x: int, result: int, place: str) -> bool:
+        """Append a copy of `x` that has the shape of `result` as a view, if there is one.
+
+        Its contiguous axis is that of `x` if possible, so that kernels copy whole vectors.
+        """
+        shape, strides = self.shapes[x], self.of[x].strides
+        contiguous = [axis for axis, stride in enumerate(strides) if stride == 1 and shape[axis] > 1]
+        found: list[tuple[bool, Layout, Sizes]] = []
+        for order in (default_order(self.shapes[result]), list(range(len(self.shapes[result])))):
+            inside = dense_strides(self.shapes[result], order)
+            memory = torch.empty(math.prod(shape), device="meta").as_strided(self.shapes[result], inside)
+            try:
+                copied = memory.view(shape).stride()
+            except RuntimeError:  # no view of this memory has that shape
+                continue
+            matches = any(copied[axis] == 1 for axis in contiguous)
+            found.append((not matches, Layout(result, 0, inside), tuple(copied)))
+        if not found:
+            return False
+        _, layout, copied = min(found, key=lambda one: one[0])
+        copy = self._new_value(shape, Layout(result, 0, copied))
+        self.of[result] = layout
+        self.steps.append(Elementwise(x, copy, place=place))
+        return True
+
+    def _new_value(self, shape: Sizes, layout: Layout) -> int:
+        number = max(self.shapes) + 1
+        self.shapes[number], self.of[number] = shape, layout
+        return number
+
+    def _add_kernel(self, step: FusedConvolution | Pool | Elementwise | Normalization | Concatenation) -> None:
+        for value in step.inputs:
+            if value not in self.of:  # computed by an operation of PyTorch
+                self.of[value] = self._own(value, default_order(self.shapes[value]))
+                self.stored.add(value)
+        if isinstance(step, FusedConvolution):
+            residual = None if step.residual is None else self._as_map(step.residual)
+            step = replace(step, x=self._as_map(step.x), residual=residual)
+        elif isinstance(step, Pool) or (isinstance(step, Normalization) and step.groups is not None):
+            step = replace(step, x=self._as_map(step.x))
+        elif isinstance(step, Normalization):
+            step = replace(step, x=self._as_rows(step.x))
+        self.of[step.result] = self._make_result(step)
+        self.steps.append(step)
+
+    def _make_result(self, step: FusedConvolution | Pool | Elementwise | Normalization | Concatenation) -> Layout:
+        if step.result in self.inner:
+            return self._inside(step.result)
+        shape = self.shapes[step.result]
+        order = default_order(shape)
+        if isinstance(step, Elementwise) or (isinstance(step, Normalization) and step.groups is None):
+            for value in step.inputs:  # broadcast operands have fewer elements
+                if self.shapes[value] == shape:
+                    order = order_of(shape, self.of[value].strides)
+                    break
+        return self._own(step.result, order)
+
+    def _own(self, value: int, order: Iterable[int]) -> Layout:
+        return Layout(value, 0, dense_strides(self.shapes[value], order))
+
+    def _inside(self, value: int) -> Layout:
+        """Return the layout of a map that is a part of a concatenation."""
+        outer, number = self.inner[value]
+        shape = self.shapes[outer]
+        whole = self._inside(outer) if outer in self.inner else self._own(outer, default_order(shape))
+        before = sum(self.shapes[part][1] for part in self._parts[outer][:number])
+        return Layout(whole.root, whole.offset + before, whole.strides)
+
+    def _as_map(self, value: int) -> int:
+        """Return `value`, or a copy of it whose memory is a channels-last map."""
+        shape = self.shapes[value]
+        if pixel_step(shape, self.of[value].strides) is not None:
+            return value
+        return self._copy(value, default_order(shape))
+
+    def _as_rows(self, value: int) -> int:
+        """Return `value`, (…, C), or a copy of it whose last axis is contiguous."""
+        shape = self.shapes[value]
+        if row_step(shape, self.of[value].strides) is not None:
+            return value
+        return self._copy(value, range(len(shape)))
+
+    def _copy(self, value: int, order: Iterable[int]) -> int:
+        if value not in self._copies:
+            shape = self.shapes[value]
+            copy = self._new_value(shape, Layout(-1, 0, ()))
+            self.of[copy] = self._own(copy, order)
+            self.steps.append(Elementwise(value, copy))
+            self._copies[value] = copy
+        return self._copies[value]
+
+
+def collapse_axes(shape: Sizes, operands: Sequence[Sizes]) -> tuple[list[int], list[list[int]]]:
+    """Return the sizes and strides of an elementwise operation with as few axes as possible, the innermost last.
+
+    Args:
+        shape: of the result.
+        operands: strides of the result, then of each operand, 0 along broadcast axes.
+
+    Returns:
+        sizes, and for each operand its strides.
+    """
+    axes = [axis for axis in order_of(shape, operands[0]) if shape[axis] != 1]
+    sizes: list[int] = []
+    strides: list[list[int]] = [[] for _ in operands]
+    for axis in axes:
+        size = shape[axis]
+        inner = [operand[axis] for operand in operands]
+        if sizes and all(outer[-1] == step * size for outer, step in zip(strides, inner, strict=True)):
+            sizes[-1] *= size
+            for outer, step in zip(strides, inner, strict=True):
+                outer[-1] = step
+            continue
+        sizes.append(size)
+        for outer, step in zip(strides, inner, strict=True):
+            outer.append(step)
+    return sizes, strides
+
+
+def broadcast_strides(shape: Sizes, of: Sizes, strides: Sizes) -> Sizes:
+    """Return the strides of an operand of shape `of` as one of shape `shape`: 0 along axes that are repeated."""
+    missing = len(shape) - len(of)
+    return (0,) * missing + tuple(0 if size == 1 else stride for size, stride in zip(of, strides, strict=True))
+
+
+def values_of(step: Step | Chain) -> tuple[int, ...]:
+    """Return the numbers of the values that a step reads and writes."""
+    return (*step.inputs, *results_of(step))
