@@ -295,7 +295,7 @@ def test_a_run_of_a_graphics_card_is_used_where_there_is_none(
         pytest.skip("there is one")
     for device in ("cuda", "cuda:3", "mps"):
         run = copied(finished, tmp_path / device / "finished")
-        settings = run.settings() | {"device": device}
+        settings = run.settings() | {"device": device, "hardware": None}
         run.training.write_text(json.dumps(settings))
         for verb in ("predict", "evaluate", "export", "serve", "look"):
             assert not outcome(VERBS[verb], run.folder, pictures, tmp_path / "place"), verb

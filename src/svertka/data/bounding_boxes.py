@@ -235,7 +235,7 @@ def _xml(path: Path) -> ElementTree.Element:
             raise ValueError("it declares a document type, which annotations do not")
         return ElementTree.fromstring(text)
     except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = error_reason(error)
         raise DataError(f"{path} cannot be read as XML: {shorten(reason, 200)}; write it again or remove it") from error
 
 
