@@ -49,9 +49,9 @@ def test_a_network_without_maps_looks_nowhere(made: Callable[..., Classifier], t
     picture = tmp_path / "picture.png"
     Image.effect_noise((30, 20), 90).save(picture)
     said = ServedModel(tmp_path, CPU).explain(read_image(picture.read_bytes()), None)
-    assert said["heat"] is None
+    assert said["heatmap"] is None
     assert said["units"] == []
-    assert said["crisp"]
+    assert said["pixelated"]
 
 
 def test_the_plain_network_stays_as_it_was(small_run: Path, jpeg: bytes) -> None:
@@ -71,6 +71,6 @@ def test_what_is_seen_is_the_middle_of_the_square(small_run: Path, tmp_path: Pat
     pixels[4:36, 14:46] = 255  # what a network of 32 pixels sees of a square of 40
     Image.fromarray(pixels).save(tmp_path / "x.png")
     said = ServedModel(small_run, CPU).explain(read_image((tmp_path / "x.png").read_bytes()), 0)
-    seen = Image.open(io.BytesIO(base64.b64decode(said["picture"].partition(",")[2])))
+    seen = Image.open(io.BytesIO(base64.b64decode(said["image"].partition(",")[2])))
     assert seen.size == (32, 32)
     assert np.asarray(seen.convert("L")).min() == 255
