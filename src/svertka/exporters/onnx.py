@@ -1,6 +1,5 @@
 """Export to ONNX, with metadata, and a comparison with the original in ONNX Runtime."""
 
-import copy
 import json
 import logging
 import warnings
@@ -22,6 +21,7 @@ from svertka.data.dataset import Pixels
 from svertka.data.pixel_modes import to_16_bit
 from svertka.errors import ExportError
 from svertka.exporters.onnx_preprocess import PreprocessingGraph
+from svertka.graph.network_copy import copy_network
 
 IMAGES, LOGITS = "images", "logits"  # without preprocessing
 PICTURES, PROBABILITIES = "pictures", "probabilities"  # with preprocessing
@@ -38,7 +38,7 @@ def convert_to_onnx(classifier: Classifier, *, preprocessing: bool = False) -> M
     (N, H, W, 3) RGB of any size, to `probabilities`, (N, K); they are uint8, or uint16 if the classifier has an
     intensity range. The metadata has `names` and `preprocess` as JSON, `model`, and `input`, a sentence.
     """
-    network = restore(copy.deepcopy(classifier.network)).cpu().float().eval()
+    network = restore(copy_network(classifier.network)).cpu().float().eval()
     preprocess = classifier.preprocess
     example = torch.zeros(2, preprocess.channels, preprocess.size, preprocess.size)
     with _silence_exporter():
@@ -86,7 +86,7 @@ def check_onnx(model: ModelProto, classifier: Classifier, pictures: Sequence[Pix
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     inside = session.get_inputs()[0].name == PICTURES
     tolerance = PROBABILITY_TOLERANCE if inside else LOGIT_TOLERANCE
-    network = restore(copy.deepcopy(classifier.network)).cpu().float().eval()
+    network = restore(copy_network(classifier.network)).cpu().float().eval()
     largest = 0.0
     for some in _batches(pictures):
         images = torch.stack([classifier.preprocess(picture) for picture in some])

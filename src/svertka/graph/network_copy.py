@@ -13,6 +13,32 @@ from svertka.conv.accelerate import restore
 from svertka.errors import UsageError
 
 
+def copy_network(network: nn.Module, copies: dict[int, Any] | None = None) -> nn.Module:
+    """Return a deep copy, which keeps the mode of `network` and is accelerated if `network` is.
+
+    A tensor that the network has computed and keeps, such as cached attention biases, is copied without the operations
+    that it was computed by; copy.deepcopy rejects it.
+
+    Args:
+        network: any nn.Module.
+        copies: id -> the object that replaces it in the copy; deepcopy adds all others.
+
+    Raises:
+        UsageError: something in the network cannot be copied.
+    """
+    memo = {} if copies is None else copies
+    for _, tensor in named_tensors(network):
+        if not tensor.is_leaf:
+            memo.setdefault(id(tensor), tensor.detach().clone())
+    try:
+        return copy.deepcopy(network, memo)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UsageError(
+            f"{type(network).__name__} cannot be copied ({reason}); remove what cannot be from its attributes"
+        ) from error
+
+
 def copy_without_values(network: nn.Module, *, hooks: bool = True) -> tuple[nn.Module, list[tuple[str, Tensor]]]:
     """Return a copy in inference mode with meta tensors, and these tensors by their names in `network`.
 
@@ -25,7 +51,7 @@ def copy_without_values(network: nn.Module, *, hooks: bool = True) -> tuple[nn.M
     """
     copies = {id(tensor): _without_values(tensor) for _, tensor in named_tensors(network)}
     named = [(name, copies[id(tensor)]) for name, tensor in named_tensors(network)]
-    twin = _copy_network(network, copies)
+    twin = _copy_for_inference(network, copies)
     if not hooks:
         for module in twin.modules():
             module._forward_hooks.clear()
@@ -40,7 +66,7 @@ def copy_for_comparison(network: nn.Module) -> nn.Module:
     """
     shared = {id(parameter): parameter for parameter in network.parameters()}
     own = {id(tensor): tensor.detach().clone() for _, tensor in named_tensors(network) if id(tensor) not in shared}
-    return _copy_network(network, shared | own)
+    return _copy_for_inference(network, shared | own)
 
 
 def _without_values(tensor: Tensor) -> Tensor:
@@ -48,20 +74,9 @@ def _without_values(tensor: Tensor) -> Tensor:
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
-def _copy_network(network: nn.Module, copies: dict[int, Any]) -> nn.Module:
-    """Return a copy of `network` in inference mode, not accelerated or compiled, with its own hooks.
-
-    Args:
-        network: any nn.Module.
-        copies: id -> the object that replaces it in the copy; deepcopy adds all others.
-    """
-    try:
-        twin = restore(copy.deepcopy(network, copies))
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UsageError(
-            f"{type(network).__name__} cannot be copied ({reason}); remove what cannot be from its attributes"
-        ) from error
+def _copy_for_inference(network: nn.Module, copies: dict[int, Any]) -> nn.Module:
+    """Return a copy of `network` in inference mode, not accelerated or compiled, with its own hooks."""
+    twin = restore(copy_network(network, copies))
     for path, module in list(twin.named_modules()):
         if path and hasattr(module, "_orig_mod"):
             twin.set_submodule(path, module._orig_mod)

@@ -1,6 +1,5 @@
 """The learning rate range test, and the highest stable learning rate of a head on frozen features."""
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from torch import nn
 
 from svertka.data.loader import Batch, BatchLoader
 from svertka.errors import TrainingError
+from svertka.graph.network_copy import copy_network
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import Loss, make_optimizer, set_learning_rate, take_step
 
@@ -54,7 +54,7 @@ def find_learning_rate(network: nn.Module, batches: BatchLoader, recipe: Recipe)
     """
     rates, losses = [], []
     with _random_state_preserved(batches.device):
-        scout = copy.deepcopy(network).train()
+        scout = copy_network(network).train()
         optimizer = make_optimizer(scout, recipe)
         loss_of = Loss(recipe)
         average, lowest = 0.0, math.inf

@@ -1,6 +1,5 @@
 """Estimates of training time from timed steps, and the choices that depend on them: memory format, cache, epochs."""
 
-import copy
 import math
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from svertka.data.loader import Batch
 from svertka.device import cpu_name, set_memory_format
 from svertka.errors import StorageError, UsageError
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
+from svertka.graph.network_copy import copy_network
 from svertka.progress import duration
 from svertka.training.config import Cache
 from svertka.training.recipe import Recipe
@@ -93,7 +93,7 @@ def _remember(key: str, layout: str) -> None:
 
 def _time(network: nn.Module, batch: Batch, recipe: Recipe, layout: torch.memory_format) -> float:
     with torch.random.fork_rng(devices=[batch.images.device] if batch.images.device.type == "cuda" else []):
-        scout = set_memory_format(copy.deepcopy(network).train(), layout)
+        scout = set_memory_format(copy_network(network).train(), layout)
         images = batch.images.contiguous(memory_format=layout) if batch.images.dim() == 4 else batch.images
         optimizer = make_optimizer(scout, recipe)
         loss_of = Loss(recipe)
