@@ -1,14 +1,24 @@
 """A trained network with its class names and preprocessing, and predictions for images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Self, SupportsIndex, overload
 
 import torch
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from svertka.compiler.optimize import optimize_if_worthwhile
 from svertka.data.image_io import DEFAULT, Decoding, describe_misnamed
@@ -19,7 +29,10 @@ from svertka.device import choose_device, get_device, has_values, preserves_sett
 from svertka.errors import ImageError, RunError, SvertkaError, UsageError
 from svertka.escaping import join_first
 from svertka.files import parse_path, read_json, storage_errors, write_json
-from svertka.models import published_weights, registry, weights
+from svertka.models import external, published_weights, registry, weights
+from svertka.models.builder import GRAPH, PACKAGES, Builder
+from svertka.models.exported_graph import write_graph
+from svertka.models.known_packages import PRETRAINED
 from svertka.models.heads import NATIVE_HEADS, HeadKind, head_path, replace_head
 from svertka.models.weights import Weights
 from svertka.pages.notebook_block import THUMBNAIL_SIDE, NotebookBlock, Thumbnail, thumbnail_uri
@@ -46,10 +59,19 @@ class Config(BaseModel):
         min_length=1, max_length=1_000_000, validation_alias=AliasChoices("names", "label_names")
     )
     preprocess: Preprocess
+    builder: Builder | None = Field(
+        default=None, description="what builds the network, if svertka has no network called `model`"
+    )
     head: HeadKind = "linear"
     patches_only: tuple[str, ...] = Field(
         default=(), description="the last of names, which only patches of images show: no whole image is named so"
     )
+
+    @model_serializer(mode="wrap")
+    def _without_builder(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit `builder` if there is none, so that earlier versions read the file, too."""
+        fields: dict[str, Any] = dump(self)
+        return {name: value for name, value in fields.items() if (name, value) != ("builder", None)}
 
     @model_validator(mode="after")
     def _ends_in_patches_only(self) -> Self:
@@ -65,10 +87,29 @@ class Config(BaseModel):
             update={"names": self.names[: len(self.names) - len(self.patches_only)], "patches_only": ()}
         )
 
-    def build(self) -> torch.nn.Module:
-        """Return the network with fresh weights."""
+    def find_model(self, folder: Path, *, trust: bool = False) -> registry.Model:
+        """Return the model that builds the network of a run in `folder`.
+
+        Raises:
+            UsageError: there is none, or its builder needs consent (`trust`), or cannot be imported.
+            RunError: the exported graph of the run is missing or damaged.
+        """
+        if self.builder is None:
+            return registry.find_model(self.model)
         size, channels = self.preprocess.size, self.preprocess.channels
-        model = registry.find_model(self.model)
+        model = external.open_builder(
+            self.builder, folder, trust=trust, size=size, channels=channels, classes=len(self.names)
+        )
+        return replace(model, name=self.model)
+
+    def build(self, model: registry.Model | None = None) -> torch.nn.Module:
+        """Return the network with fresh weights.
+
+        Args:
+            model: as `find_model` returns it; None: a network of the registry.
+        """
+        size, channels = self.preprocess.size, self.preprocess.channels
+        model = model or registry.find_model(self.model)
         network = model.build(classes=len(self.names), channels=channels, size=size)
         replace_head(network, model, self.head, len(self.names))
         return network
@@ -80,6 +121,7 @@ class Classifier:
     Args:
         network: Maps preprocessed images (B, C, H, W) float32 to logits (B, K).
         config: The model, the K class names and the preprocessing.
+        model: What built the network. None: the network of the registry that `config` names.
 
     Attributes:
         network: As given.
@@ -92,22 +134,44 @@ class Classifier:
     """
 
     @check_types
-    def __init__(self, network: torch.nn.Module, config: Config) -> None:
+    def __init__(self, network: torch.nn.Module, config: Config, model: registry.Model | None = None) -> None:
         self.network, self.config = network, config
         self.names, self.preprocess = config.names, config.preprocess
+        self._model = model
+
+    @property
+    def model(self) -> registry.Model:
+        """The model that built the network.
+
+        Raises:
+            UsageError: it is unknown.
+        """
+        return self._model or registry.find_model(self.config.model)
 
     @classmethod
     @check_types
     @working("loading the network")
-    def load(cls, path: str | PathLike[str], device: torch.device | str = "cpu", *, of_patches: bool = False) -> Self:
+    def load(
+        cls,
+        path: str | PathLike[str],
+        device: torch.device | str = "cpu",
+        *,
+        of_patches: bool = False,
+        trust: bool = False,
+        model: registry.Model | None = None,
+    ) -> Self:
         """Load a run or pretrained weights for inference.
 
         Args:
             path: A run folder, or "model:weights" such as "resnet50:imagenet", "efficientnet_lite0:bundled" or
-                "resnet20:file.safetensors"; see `svertka models` for names.
+                "resnet20:file.safetensors"; see `svertka models` for names. "timm:NAME" and "torchvision:NAME" have
+                the weights that their package publishes.
             device: Device of the network.
             of_patches: Whether to keep the classes that occur in patches only, such as the background of a run trained
                 with boxes; `locate` needs them.
+            trust: Whether the run may import the code that builds its network, or read an exported graph, if the
+                network is not one of svertka's, timm's or torchvision's.
+            model: What builds the network of a run, if that is known already. None: what its config.json says.
 
         Returns:
             The classifier, in evaluation mode.
@@ -120,15 +184,18 @@ class Classifier:
         folder, device = parse_path(path), choose_device(str(device))
         name, colon, text = fspath(path).partition(":")
         if not folder.is_dir():
+            if name in PACKAGES:
+                return cls._load_pretrained(external.open_model(fspath(path)), PRETRAINED, device)
             if colon and "/" not in name:
                 return cls._load_pretrained(registry.find_model(name), text, device)
             if name in registry.MODELS:
                 raise UsageError(f"{name} is a network without weights; name some as in {_with_weights(name)}")
         config = read_config(folder)
         weights = folder / WEIGHTS
+        model = model or config.find_model(folder, trust=trust)
         # Shapes are compared on a meta network: a damaged config must not allocate terabytes.
         with torch.device("meta"):
-            expected = {name: tuple(tensor.shape) for name, tensor in config.build().state_dict().items()}
+            expected = {name: tuple(tensor.shape) for name, tensor in config.build(model).state_dict().items()}
         found = tensor_shapes(weights)
         if expected != found:
             different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -139,21 +206,23 @@ class Classifier:
             )
         tensors = _finite(weights, read_tensors(weights)[0])
         used = config if of_patches else config.of_whole_images()
-        network = used.build()
+        network = used.build(model)
         # Classes that are left out are the last rows of the output layer.
         shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
         network.load_state_dict(
             {name: one if one.shape == shapes[name] else one[: shapes[name][0]] for name, one in tensors.items()}
         )
-        return cls(network.to(device).eval(), used)
+        return cls(network.to(device).eval(), used, model)
 
     @classmethod
     def _load_pretrained(cls, model: registry.Model, text: str, device: torch.device | str) -> Self:
         trained = weights.load_pretrained(model, text)
-        config = Config(model=model.name, names=trained.names_or_numbers, preprocess=trained.preprocess)
-        network = config.build()
+        config = Config(
+            model=model.name, names=trained.names_or_numbers, preprocess=trained.preprocess, builder=model.reference
+        )
+        network = config.build(model)
         trained.load_into(network, config.names)
-        return cls(network.to(device).eval(), config)
+        return cls(network.to(device).eval(), config, model)
 
     @check_types
     def save(self, path: str | PathLike[str]) -> None:
@@ -168,6 +237,8 @@ class Classifier:
         folder = parse_path(path)
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
+        if self.config.builder is not None and self.config.builder.is_graph and not (folder / GRAPH).exists():
+            write_graph(folder / GRAPH, self.network, self.preprocess.input_shape)
         write_tensors(folder / WEIGHTS, self.network.state_dict())
         write_json(folder / CONFIG, self.config.model_dump())
 
@@ -184,7 +255,7 @@ class Classifier:
             UsageError: `num_images` is not an integer.
         """
         shape = self.preprocess.channels, self.preprocess.size, self.preprocess.size
-        return type(self)(optimize_if_worthwhile(self.network, shape, num_images), self.config)
+        return type(self)(optimize_if_worthwhile(self.network, shape, num_images), self.config, self._model)
 
     @check_types
     def predict(self, image: ImageLike, top: int = 5) -> list[tuple[str, float]]:
@@ -534,7 +605,8 @@ def read_config(folder: Path) -> Config:
     check_format_version(path, content, FORMAT)
     try:
         config = Config.model_validate(content)
-        registry.find_model(config.model)
+        if config.builder is None:
+            registry.find_model(config.model)
     except (ValidationError, ValueError) as error:
         reason = error.errors(include_input=False)[0]["msg"] if isinstance(error, ValidationError) else error
         raise RunError(f"{path} is damaged ({reason}); copy it back or train again") from error

@@ -54,6 +54,8 @@ def trainable_head(model: Model, kind: HeadKind) -> HeadKind:
     A network whose logits pass through a ReLU, such as SqueezeNet, gets a "pooled" head instead of its own: with the
     ReLU, a class whose logits are negative for every image has no gradient and never learns.
     """
+    if kind == "linear" and not has_head(model):
+        return kind
     with torch.device("meta"):
         has_relu = _rectified_head(model.build(2), head_path(model)) is not None
     return "pooled" if has_relu and kind == "linear" else kind
@@ -88,8 +90,24 @@ def replace_head(network: nn.Module, model: Model, kind: HeadKind, classes: int)
     network.set_submodule(path, made.to(old.weight.device))
 
 
+def has_head(model: Model) -> bool:
+    """Whether a layer computes the logits of `model`, as in all networks of the registry."""
+    return model.reference is None or model.reference.head_layer is not None
+
+
 def head_path(model: Model) -> str:
-    """Return the path of the module that computes the logits of `model`."""
+    """Return the path of the module that computes the logits of `model`.
+
+    Raises:
+        UsageError: the network is somebody else's, and no layer does.
+    """
+    if model.reference is not None:
+        if model.reference.head_layer is None:
+            raise UsageError(
+                f"{model.name} has no linear layer or 1×1 convolution that computes its class scores; name the layer "
+                "with head_layer, or train all of it with head=linear"
+            )
+        return model.reference.head_layer
     with torch.device("meta"):
         auxiliary = tuple(getattr(model.build(), "auxiliaries", ()))
     paths = {name.rpartition(".")[0] for name in head_tensors(model)}

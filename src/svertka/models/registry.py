@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
 from svertka.graph.summary import Trace, trace
 from svertka.models.airbench import AirBench
 from svertka.models.alexnet import AlexNet, AlexNetOWT
+from svertka.models.builder import Builder
 from svertka.models.efficientnet_lite import EfficientNetLite0
 from svertka.models.googlenet import GoogLeNet, GoogLeNetBN
 from svertka.models.inception_v3 import InceptionV3
@@ -30,7 +32,7 @@ from svertka.type_checking import check_types
 
 @dataclass(frozen=True)
 class Model:
-    """A published network.
+    """A network that is trained: a published one of the registry, or one of somebody else (`models.external`).
 
     Attributes:
         builder: (classes, channels, size) → the network.
@@ -42,6 +44,9 @@ class Model:
         warm_start: (trained network, deeper network of the same family) → tensors that the deeper one starts from.
         init_from_data: (network, training images (N, C, H, W), normalised) → None; initialises the network before the
             first step.
+        reference: of a network of somebody else, how config.json names it; None: a network of the registry.
+        preprocess: of a network of somebody else, its published preprocessing; None: unknown.
+        has_own_weights: the network is built with weights that training starts from, which may be pretrained.
     """
 
     name: str
@@ -56,6 +61,9 @@ class Model:
     std: float | None = None
     warm_start: Callable[[Any, Any], dict[str, torch.Tensor]] | None = None
     init_from_data: Callable[[Any, torch.Tensor], None] | None = None
+    reference: Builder | None = None
+    preprocess: Preprocess | None = None
+    has_own_weights: bool = False
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from svertka.data.preprocessing import Preprocess
 from svertka.errors import UsageError
 from svertka.escaping import join_first
 from svertka.files import parse_path
-from svertka.models import checkpoint_files
+from svertka.models import checkpoint_files, known_packages
 from svertka.models.published_weights import CIFAR10, CIFAR_RESNETS, MEAN, PRETRAINED, STATE_DICT_FORMATS, STD
 from svertka.models.registry import Model
 from svertka.progress import say
@@ -161,6 +161,8 @@ def load_pretrained(model: Model, text: str) -> Weights:
         UsageError: there are no weights of that name; or the file is damaged, or would run code when read.
         FetchError: the download failed.
     """
+    if model.reference is not None and model.reference.package is not None and text == known_packages.PRETRAINED:
+        return _published_by_package(model, model.reference.package)
     published = PRETRAINED.get(model.name, {})
     known = published.get(text) or next(iter(published.values()), None)
     if known and text in published:
@@ -172,11 +174,19 @@ def load_pretrained(model: Model, text: str) -> Weights:
             raise UsageError(_unknown(model, text))
     tensors = checkpoint_files.read_state_dict(path)
     other_format = STATE_DICT_FORMATS.get(model.name)
-    preprocess = known.preprocess if known else _default_preprocess(model, title)
+    preprocess = known.preprocess if known else model.preprocess or _default_preprocess(model, title)
     if other_format and other_format.marker in tensors:
         tensors, preprocess = other_format.convert(tensors), other_format.preprocess or preprocess
     found = Weights(model, tensors, preprocess, None, title, note)
     return _with_class_names(found, known.names if known else imagenet.NAMES)
+
+
+def _published_by_package(model: Model, package: str) -> Weights:
+    """Return the weights that timm or torchvision publishes for a network of theirs."""
+    tensors = known_packages.pretrained_state_dict(package, model.name.partition(":")[2])
+    assert model.preprocess is not None
+    found = Weights(model, tensors, model.preprocess, None, f"{known_packages.PRETRAINED} ({model.name})")
+    return _with_class_names(found, imagenet.NAMES)
 
 
 @cache
@@ -229,7 +239,8 @@ def _is_auxiliary(network: nn.Module, name: str) -> bool:
 def _unknown(model: Model, text: str) -> str:
     elsewhere = [name for name, published in PRETRAINED.items() if text in published]
     others = f" ({text} exists for {join_first(elsewhere)})" if elsewhere else ""
-    known = ", ".join([*PRETRAINED.get(model.name, {}), "a run folder"])
+    package = [known_packages.PRETRAINED] if model.reference is not None and model.reference.package else []
+    known = ", ".join([*package, *PRETRAINED.get(model.name, {}), "a run folder"])
     return (
         f"weights={text} is neither a file nor published for {model.name}{others}; use {known}, or a .safetensors or "
         ".pth file"

@@ -1,0 +1,123 @@
+"""The layer that computes a network's class scores, found in a trace, and a replacement with other classes."""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from svertka.errors import UsageError
+from svertka.graph.network_copy import copy_without_values
+from svertka.graph.summary import Layer, trace
+from svertka.graph.trace_errors import cannot_be_traced, describe_error
+
+BATCH = 2  # images; with one, a network that mixes up batch and classes is not noticed
+
+
+def count_classes(network: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return the number of class scores that `network` computes for each image; nothing is computed.
+
+    Args:
+        network: any nn.Module.
+        shape: of its input, (1, C, H, W).
+
+    Raises:
+        UsageError: the network needs other inputs, cannot run on such an input, or returns anything but (N, K) scores.
+    """
+    name = type(network).__name__
+    twin = copy_without_values(network, hooks=False)[0]
+    if needed := _other_inputs(twin):
+        raise UsageError(
+            f"{name} needs other inputs than images ({', '.join(needed)}); wrap it in a module whose forward takes "
+            "images only"
+        )
+    floating = (tensor.dtype for tensor in twin.parameters() if tensor.is_floating_point())
+    try:
+        with torch.inference_mode(), torch.device("meta"):
+            output = twin(torch.empty(BATCH, *shape[1:], dtype=next(floating, None)))
+    except Exception as error:
+        if isinstance(error, NotImplementedError | RuntimeError) and "meta" in describe_error(error).lower():
+            raise UsageError(
+                f"{name} depends on the values of its input ({describe_error(error)}), which may differ for each image; "
+                "write that part of the network without it, for example with torch.where"
+            ) from error
+        raise UsageError(cannot_be_traced(network, shape, error)) from error
+    if not isinstance(output, Tensor):
+        raise UsageError(
+            f"{name} returns a {type(output).__name__}; svertka needs class scores (N, K); wrap it in a module that "
+            "returns only these"
+        )
+    if output.dim() != 2 or len(output) != BATCH or not output.is_floating_point():
+        size = "×".join(("N" if side == BATCH and not axis else str(side)) for axis, side in enumerate(output.shape))
+        raise UsageError(
+            f"{name} returns a tensor of {size or 'a single number'}, {output.dtype}; svertka needs class scores (N, K), "
+            "such as those of a linear layer behind global pooling"
+        )
+    return output.shape[1]
+
+
+def _other_inputs(network: nn.Module) -> list[str]:
+    """Return the names of the arguments of forward that have no default, apart from the images."""
+    try:
+        parameters = list(inspect.signature(network.forward).parameters.values())
+    except (TypeError, ValueError):
+        return []
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [one.name for one in parameters if one.kind in positional and one.default is inspect.Parameter.empty]
+    keyword = [
+        one.name
+        for one in parameters
+        if one.kind is inspect.Parameter.KEYWORD_ONLY and one.default is inspect.Parameter.empty
+    ]
+    return needed[1:] + keyword
+
+
+def find_output_layer(network: nn.Module, shape: tuple[int, ...]) -> str | None:
+    """Return the path of the linear layer or 1×1 convolution whose outputs are the class scores; None without one.
+
+    Behind it may be only layers without parameters and with a single input, such as pooling or an activation function.
+
+    Args:
+        network: any nn.Module.
+        shape: of its input, (1, C, H, W).
+
+    Raises:
+        UsageError: the network cannot be traced.
+    """
+    layers = {layer.name: layer for layer in trace(network, shape).layers}
+    modules = dict(network.named_modules())
+    layer: Layer | None = next(reversed(layers.values()), None)
+    while layer is not None:
+        path = layer.call[0] if layer.call else layer.name
+        if is_output_layer(modules.get(path)):
+            return path
+        layer = layers.get(layer.inputs[0]) if len(layer.inputs) == 1 and not layer.parameters else None
+    return None
+
+
+def is_output_layer(module: nn.Module | None) -> bool:
+    """Whether `module` is a linear layer or a 1×1 convolution in one group."""
+    if isinstance(module, nn.Conv2d):
+        return module.kernel_size == (1, 1) and module.groups == 1
+    return isinstance(module, nn.Linear)
+
+
+def resize_output_layer(network: nn.Module, path: str, classes: int) -> nn.Module:
+    """Replace the linear layer or 1×1 convolution at `path` with one of `classes` outputs; return the network.
+
+    The new layer starts from zeros: random weights on pretrained features would have to be unlearned first.
+    """
+    old = network.get_submodule(path)
+    assert isinstance(old, nn.Linear | nn.Conv2d)
+    own = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
+    new: nn.Module
+    if isinstance(old, nn.Conv2d):
+        new = nn.Conv2d(old.in_channels, classes, 1, stride=old.stride, padding=old.padding, **own)
+    else:
+        new = nn.Linear(old.in_features, classes, **own)
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.zero_()
+    if not path:
+        return new
+    network.set_submodule(path, new.train(old.training))
+    return network

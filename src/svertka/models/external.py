@@ -1,0 +1,306 @@
+"""Models made of networks that are not in the registry: modules, functions that build one, and names of builders."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+from svertka.conv.accelerate import restore
+from svertka.data.preprocessing import Preprocess
+from svertka.errors import SvertkaError, UsageError
+from svertka.files import shorten
+from svertka.graph.network_copy import copy_without_values
+from svertka.graph.output_layer import count_classes, find_output_layer, is_output_layer, resize_output_layer
+from svertka.graph.trace_errors import describe_error
+from svertka.models import known_packages
+from svertka.models.builder import (
+    GRAPH,
+    Builder,
+    absolute_target,
+    describe_function,
+    fingerprint,
+    import_function,
+    require_consent,
+)
+from svertka.models.exported_graph import read_graph
+from svertka.models.registry import Model, find_model
+from svertka.progress import say
+
+# Of the input, pixels; the first that a network runs on is taken.
+SIZES = (224, 32, 28, 64, 96, 128, 160, 192, 256, 299, 384, 512)
+PROBED_CLASSES = 3  # asked of a function, to see whether it gives as many
+
+Function = Callable[..., nn.Module]
+
+
+def open_model(
+    model: str | nn.Module | Function, *, head_layer: str | None = None, sizes: Sequence[int] = ()
+) -> Model:
+    """Return the model that the caller of svertka names, whose code is imported without asking.
+
+    Args:
+        model: the name of a network of the registry; "timm:NAME", "torchvision:NAME", "package.module:function" or
+            "file.py:function"; a function from the number of classes to a network; or a network.
+        head_layer: path of the layer that computes the class scores; None: found in a trace.
+        sizes: of the input, to be tried before SIZES, pixels.
+
+    Raises:
+        UsageError: there is no such network; it cannot be imported or built; or it does not compute class scores from
+            images.
+    """
+    if isinstance(model, str) and ":" not in model:
+        if head_layer is not None:
+            raise UsageError(f"head_layer={head_layer} is for networks of others, and {model} is one of svertka's")
+        return find_model(model)
+    if isinstance(model, str):
+        return _of_builder(Builder(target=absolute_target(model), head_layer=head_layer), sizes)
+    if isinstance(model, nn.Module):
+        return _of_module(model, head_layer, sizes)
+    described = describe_function(model)
+    target, arguments = described or (GRAPH, {})
+    builder = Builder(target=target, arguments=arguments, head_layer=head_layer)
+    name = getattr(model, "__name__", type(model).__name__) if described is None else _short_name(target)
+    return _of_function(model, builder, name, sizes)
+
+
+def open_builder(builder: Builder, folder: Path, *, trust: bool, size: int, channels: int, classes: int) -> Model:
+    """Return the model of a run in `folder`, if its builder needs no consent or is trusted.
+
+    Args:
+        builder: of config.json.
+        folder: of the run.
+        trust: whether code that config.json names may run.
+        size, channels, classes: of the run.
+
+    Raises:
+        UsageError: consent is needed, or the builder cannot be imported.
+        RunError: the exported graph is missing or damaged.
+    """
+    require_consent(builder, str(folder), trust=trust)
+    if builder.is_graph:
+        template = read_graph(folder / GRAPH)
+
+        def rebuild(_: int) -> nn.Module:
+            return copy.deepcopy(template).to_empty(device="cpu")
+
+        facts = _Facts("exported graph", size, channels, classes, builder.head_layer, None)
+        return _model(facts, builder, _Build(rebuild, None, classes), has_own_weights=True)
+    model = _of_builder(builder.model_copy(update={"fingerprint": None}), (size,))
+    assert model.reference is not None
+    now = model.reference.fingerprint
+    if builder.fingerprint not in (None, now):
+        say(f"{builder.target} or a layer that it uses has changed since {folder} was trained; its scores may differ")
+    return replace(model, reference=builder)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is found out about a network: its name, input, number of classes and head, and its published input."""
+
+    name: str
+    size: int
+    channels: int
+    classes: int
+    head_layer: str | None
+    preprocess: Preprocess | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Build:
+    """A model's `builder`: (classes, channels, size) → the network; on the meta device from a template.
+
+    Attributes:
+        function: number of classes → network, with any number of classes if it has its own.
+        head_layer: the layer that is replaced if there are other classes; None: no layer can be.
+        own_classes: the number of classes of a network that has its own; None: the function heeds the number.
+        adapt: (size, channels) → the function for such images; None: any size.
+    """
+
+    function: Function
+    head_layer: str | None
+    own_classes: int | None
+    adapt: Callable[[int, int], Function] | None = None
+    templates: dict[tuple[int, int, int], nn.Module] = field(default_factory=dict)
+
+    def __call__(self, classes: int, channels: int, size: int) -> nn.Module:
+        if torch.get_default_device().type != "meta":
+            return self._build(classes, channels, size)
+        key = classes, channels, size
+        if key not in self.templates:
+            # Functions of others read values, as of drop rates, which meta tensors do not have.
+            with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+                self.templates[key] = copy_without_values(self._build(*key), hooks=False)[0]
+        return copy.deepcopy(self.templates[key])
+
+    def _build(self, classes: int, channels: int, size: int) -> nn.Module:
+        network = (self.function if self.adapt is None else self.adapt(size, channels))(classes)
+        if self.own_classes in (None, classes):
+            return network
+        if self.head_layer is None:
+            raise UsageError(
+                f"{type(network).__name__} computes scores for {self.own_classes} classes, without a linear layer or "
+                f"1×1 convolution at its end that could be replaced for {classes}; name the layer with head_layer, or "
+                "give a function of the number of classes"
+            )
+        return resize_output_layer(network, self.head_layer, classes)
+
+
+def _model(facts: _Facts, builder: Builder, build: _Build, *, has_own_weights: bool) -> Model:
+    return Model(
+        name=facts.name,
+        builder=build,
+        channels=facts.channels,
+        size=facts.size,
+        resize=facts.size if facts.preprocess is None else facts.preprocess.resize,
+        classes=facts.classes,
+        min_size=1,
+        source=builder.target,
+        reference=builder.model_copy(update={"head_layer": facts.head_layer}),
+        preprocess=facts.preprocess,
+        has_own_weights=has_own_weights,
+    )
+
+
+def _of_builder(builder: Builder, sizes: Sequence[int]) -> Model:
+    """Import the builder and return its model."""
+    package = builder.package
+    if package is None:
+        return _of_function(import_function(builder.target), builder, _short_name(builder.target), sizes)
+    name = builder.target.partition(":")[2]
+    native = known_packages.native_preprocess(package, name)
+    function = known_packages.network_function(package, name)
+
+    def adapt(size: int, channels: int) -> Function:
+        arguments = known_packages.build_arguments(package, name, None if size == native.size else size, channels)
+        return lambda classes: _call(function, classes, builder.target, arguments)
+
+    classes = 1000
+    build = _Build(function, None, None, adapt)
+    with torch.device("meta"):
+        template = build(classes, native.channels, native.size)
+    facts = _probe(template, builder.target, builder.head_layer, (native.size,), native)
+    return _model(facts, builder, replace(build, head_layer=facts.head_layer), has_own_weights=False)
+
+
+def _of_function(function: Function, builder: Builder, name: str, sizes: Sequence[int]) -> Model:
+    def call(classes: int) -> nn.Module:
+        return _call(function, classes, name, builder.arguments if builder.target != GRAPH else {})
+
+    with torch.random.fork_rng(devices=[]):
+        network = call(PROBED_CLASSES)
+    facts = _probe(network, name, builder.head_layer, sizes)
+    if not builder.is_graph:
+        builder = builder.model_copy(update={"fingerprint": fingerprint(function, network)})
+    own_classes = None if facts.classes == PROBED_CLASSES else facts.classes
+    return _model(facts, builder, _Build(call, facts.head_layer, own_classes), has_own_weights=True)
+
+
+def _of_module(network: nn.Module, head_layer: str | None, sizes: Sequence[int]) -> Model:
+    facts = _probe(network, type(network).__name__, head_layer, sizes)
+
+    def copied(_: int) -> nn.Module:
+        try:
+            return restore(copy.deepcopy(network)).train()
+        except Exception as error:
+            raise UsageError(
+                f"{facts.name} cannot be copied ({describe_error(error)}); remove what cannot be from its attributes"
+            ) from error
+
+    return _model(facts, Builder(target=GRAPH), _Build(copied, facts.head_layer, facts.classes), has_own_weights=True)
+
+
+def _call(function: Function, classes: int, name: str, arguments: dict[str, object]) -> nn.Module:
+    """Return the network that `function` builds.
+
+    Raises:
+        UsageError: it fails, or returns something else.
+    """
+    try:
+        network: object = function(classes, **arguments)
+    except SvertkaError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {shorten(describe_error(error), 200)}"
+        raise UsageError(
+            f"model={name} fails for {classes} classes ({reason}); it is to take the number of classes and return a "
+            "network"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise UsageError(
+            f"model={name} returns a {type(network).__name__}; it is to take the number of classes and return a network"
+        )
+    return network
+
+
+def _probe(
+    network: nn.Module,
+    name: str,
+    head_layer: str | None,
+    sizes: Sequence[int],
+    preprocess: Preprocess | None = None,
+) -> _Facts:
+    """Return what is found out about `network` from traces.
+
+    Args:
+        network: any nn.Module.
+        name: for messages.
+        head_layer: path of its head; None: found.
+        sizes: to be tried first.
+        preprocess: its published preprocessing; None: that in its `pretrained_cfg`, if any.
+    """
+    _refuse_unusual_parameters(network, name)
+    published = preprocess or known_packages.preprocess_of(getattr(network, "pretrained_cfg", None))
+    tried = dict.fromkeys((*sizes, *(() if published is None else (published.size,)), *SIZES))
+    channels = _channels(network, name)
+    first_error: UsageError | None = None
+    for size in tried:
+        shape = 1, channels, size, size
+        try:
+            classes = count_classes(network, shape)
+        except UsageError as error:
+            first_error = first_error or error
+            continue
+        if head_layer is None:
+            head_layer = find_output_layer(network, shape)
+        elif not is_output_layer(dict(network.named_modules()).get(head_layer)):
+            linear = [path for path, module in network.named_modules() if is_output_layer(module)]
+            raise UsageError(
+                f"head_layer={shorten(head_layer)} is not a linear layer or 1×1 convolution of {name}; it has "
+                f"{', '.join(linear[-5:]) or 'none'}"
+            )
+        if published is not None and published.channels != channels:
+            published = None
+        return _Facts(name, size, channels, classes, head_layer, published)
+    assert first_error is not None
+    raise first_error
+
+
+def _refuse_unusual_parameters(network: nn.Module, name: str) -> None:
+    for path, parameter in network.named_parameters():
+        if isinstance(parameter, UninitializedTensorMixin):
+            raise UsageError(f"{name} has a lazy layer ({path}), which has no weights yet; run it on an image first")
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise UsageError(f"{name} has {kind} parameters ({path}); svertka needs float32: call its float()")
+
+
+def _channels(network: nn.Module, name: str) -> int:
+    """Return the number of channels of the first convolution, 1 or 3; 3 without a convolution."""
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None:
+        return 3
+    if first.in_channels not in (1, 3) and first.in_channels % 3:
+        raise UsageError(
+            f"{name} takes images of {first.in_channels} channels; svertka's have 1 (grey) or 3 (RGB)"
+        )
+    return 1 if first.in_channels == 1 else 3
+
+
+def _short_name(target: str) -> str:
+    """Return the name of a builder without the folder of its file."""
+    path, _, function = target.rpartition(":")
+    return f"{Path(path).name}:{function}"

@@ -1,0 +1,206 @@
+"""Networks of timm and torchvision by name: how they are built, what their inputs are and their published weights."""
+
+import importlib
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from svertka.data.preprocessing import Preprocess
+from svertka.errors import FetchError, UsageError
+from svertka.files import cache_folder, shorten
+from svertka.models.builder import Argument
+from svertka.models.checkpoint_files import read_state_dict
+
+TIMEOUT = 20.0  # seconds without an answer before a server counts as gone
+PRETRAINED = "pretrained"  # the name of the weights that a package publishes for a network
+RESIZE = 256 / 224  # of networks whose package names no size before the crop
+
+
+def build_arguments(package: str, name: str, size: int | None, channels: int) -> dict[str, Argument]:
+    """Return the keyword arguments with which `name` is built for other images than the package's own.
+
+    Args:
+        package: "timm" or "torchvision".
+        name: of the network.
+        size: of the image, pixels; None: the package's.
+        channels: of the image.
+    """
+    arguments: dict[str, Argument] = {}
+    if package == "timm":
+        if channels != 3:
+            arguments["in_chans"] = channels
+        if size is not None and _timm_config(name).fixed_input_size:
+            arguments["img_size"] = size
+    elif size is not None and name.startswith("vit_"):
+        arguments["image_size"] = size
+    return arguments
+
+
+def network_function(package: str, name: str) -> Callable[..., nn.Module]:
+    """Return the function (classes, **arguments) → the network `name` of `package`, with fresh weights.
+
+    Raises:
+        UsageError: the package is not installed, or has no such network.
+    """
+    return partial(_build_timm if package == "timm" else _build_torchvision, name)
+
+
+def _build_timm(name: str, classes: int, **arguments: Any) -> nn.Module:
+    _timm_config(name)
+    network: nn.Module = _package("timm").create_model(name, pretrained=False, num_classes=classes, **arguments)
+    return network
+
+
+def _build_torchvision(name: str, classes: int, **arguments: Any) -> nn.Module:
+    _torchvision_weights(name)
+    if name in ("googlenet", "inception_v3"):
+        arguments["init_weights"] = True  # without it they warn, and do the same
+    network: nn.Module = _package("torchvision.models").get_model(name, weights=None, num_classes=classes, **arguments)
+    return network
+
+
+def native_preprocess(package: str, name: str) -> Preprocess:
+    """Return the preprocessing that `package` publishes for its network `name`.
+
+    Raises:
+        UsageError: the package is not installed, or has no such network, or its images are not square.
+    """
+    if package == "timm":
+        found = preprocess_of(_timm_config(name).to_dict())
+        assert found is not None
+        return found
+    weights = _torchvision_weights(name)
+    transforms = weights.transforms()
+    (size,), (resize,) = transforms.crop_size, transforms.resize_size
+    return Preprocess(size=size, resize=resize, mean=tuple(transforms.mean), std=tuple(transforms.std))
+
+
+def preprocess_of(config: Any) -> Preprocess | None:
+    """Return the preprocessing of timm's `pretrained_cfg`; None if it does not name one.
+
+    Raises:
+        UsageError: its images are not square.
+    """
+    if not isinstance(config, dict) or not {"input_size", "mean", "std"} <= config.keys():
+        return None
+    channels, height, width = config["input_size"]
+    if height != width:
+        raise UsageError(f"this network takes images of {height}×{width} pixels, and svertka's are square; choose another")
+    is_squeezed = config.get("crop_mode") == "squash"
+    resize = height if is_squeezed else int(height / (config.get("crop_pct") or 1 / RESIZE))
+    try:
+        return Preprocess(
+            size=height,
+            resize=resize,
+            mean=tuple(config["mean"])[:channels],
+            std=tuple(config["std"])[:channels],
+            fit="squeeze" if is_squeezed else "crop",
+        )
+    except ValidationError:
+        return None
+
+
+def pretrained_state_dict(package: str, name: str) -> dict[str, torch.Tensor]:
+    """Return the published weights of `name`, from the local cache of its package or fetched.
+
+    Raises:
+        UsageError: the package publishes none for it.
+        FetchError: they are in no cache, and cannot be fetched.
+    """
+    return _timm_weights(name) if package == "timm" else read_state_dict(_torchvision_file(name))
+
+
+def _timm_weights(name: str) -> dict[str, torch.Tensor]:
+    config = _timm_config(name)
+    own = cache_folder("weights") / f"timm-{name}.safetensors"
+    if own.is_file():
+        return read_state_dict(own)
+    if not config.hf_hub_id:
+        raise UsageError(f"timm publishes no weights for {name}; leave out --weights, or give a file")
+    repository = config.hf_hub_id
+    if "/" not in repository:
+        repository = f"timm/{repository}"
+    file = config.hf_hub_filename or "model.safetensors"
+    hub = _package("huggingface_hub")
+    if not isinstance(hub.try_to_load_from_cache(repository, file), str):
+        # The hub's client retries for a minute where there is no network; ask once.
+        _reach(f"https://huggingface.co/{repository}/resolve/main/{file}", file, own)
+    path: str = hub.hf_hub_download(repository, file)
+    if path.endswith(".safetensors"):
+        return read_state_dict(Path(path))
+    network: nn.Module = _package("timm").create_model(name, pretrained=True)
+    return network.state_dict()
+
+
+def _torchvision_file(name: str) -> Path:
+    url = str(_torchvision_weights(name).url)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not path.is_file():
+        _reach(url, path.name, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
+    return path
+
+
+def _reach(url: str, file: str, place: Path) -> None:
+    """Raise FetchError unless the server answers."""
+    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "svertka"})
+    try:
+        urllib.request.urlopen(request, timeout=TIMEOUT).close()
+    except (OSError, urllib.error.HTTPError) as error:
+        reason = str(getattr(error, "reason", None) or error).lower()
+        raise FetchError(
+            f"cannot fetch {file} ({shorten(reason, 100)}); get it another way, from {url}, and put it at {place}"
+        ) from error
+
+
+def _timm_config(name: str) -> Any:
+    timm = _package("timm")
+    if not timm.is_model(name.partition(".")[0]):
+        raise UsageError(_unknown("timm", name, timm.list_models(f"*{name.partition('.')[0]}*")))
+    config = _package("timm.models").get_pretrained_cfg(name, allow_unregistered=True)
+    if config is None:
+        tags = _package("timm").list_pretrained(f"{name.partition('.')[0]}.*")
+        raise UsageError(_unknown("timm", name, tags))
+    return config
+
+
+def _torchvision_weights(name: str) -> Any:
+    models = _package("torchvision.models")
+    known = models.list_models(module=models)
+    if name not in known:
+        raise UsageError(_unknown("torchvision", name, [one for one in known if name[:6] in one]))
+    return models.get_model_weights(name).DEFAULT
+
+
+def _unknown(package: str, name: str, similar: list[str]) -> str:
+    listed = f"; it has {', '.join(similar[:5])}" if similar else ""
+    return f"model={package}:{shorten(name, 100)} is not a network of {package}{listed}; see {package}'s list_models()"
+
+
+def _package(name: str) -> Any:
+    """Import a package, or one of its modules.
+
+    Raises:
+        UsageError: it is not installed, or does not import beside this PyTorch.
+    """
+    package = name.partition(".")[0]
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == package:
+            raise UsageError(f"{package} is not installed; pip install 'svertka[{package}]'") from error
+        raise UsageError(f"{package} does not import ({error}); install what it needs") from error
+    except (ImportError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"{package} does not import beside PyTorch {torch.__version__} ({shorten(reason, 150)}); install versions "
+            "that belong together"
+        ) from error
