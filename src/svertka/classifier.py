@@ -1,6 +1,6 @@
 """A trained network with its class names and preprocessing, and predictions for images."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -32,8 +32,8 @@ from svertka.files import parse_path, read_json, storage_errors, write_json
 from svertka.models import external, published_weights, registry, weights
 from svertka.models.builder import GRAPH, PACKAGES, Builder
 from svertka.models.exported_graph import write_graph
-from svertka.models.known_packages import PRETRAINED
 from svertka.models.heads import NATIVE_HEADS, HeadKind, head_path, replace_head
+from svertka.models.known_packages import PRETRAINED
 from svertka.models.weights import Weights
 from svertka.pages.notebook_block import THUMBNAIL_SIDE, NotebookBlock, Thumbnail, thumbnail_uri
 from svertka.progress import progress, say, working
@@ -111,7 +111,8 @@ class Config(BaseModel):
         size, channels = self.preprocess.size, self.preprocess.channels
         model = model or registry.find_model(self.model)
         network = model.build(classes=len(self.names), channels=channels, size=size)
-        replace_head(network, model, self.head, len(self.names))
+        if not model.is_exported:
+            replace_head(network, model, self.head, len(self.names))
         return network
 
 
@@ -531,8 +532,8 @@ def load_initial_weights(model: registry.Model, text: str) -> Weights:
         return Weights(model, tensors, config.preprocess, None, text, partial=True)
     if config.model == model.name:
         return Weights(model, tensors, config.preprocess, config.names, text)
-    other = registry.find_model(config.model)
-    if model.warm_start is None or other.warm_start is not model.warm_start:
+    other = registry.MODELS.get(config.model)
+    if other is None or model.warm_start is None or other.warm_start is not model.warm_start:
         raise UsageError(f"weights={text} are of {config.model}, not {model.name}; give --model {config.model}")
     shape = len(config.names), config.preprocess.channels, config.preprocess.size
     with torch.device("meta"):
@@ -557,13 +558,18 @@ def _finite(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return tensors
 
 
-def model_of_run_weights(text: str) -> str | None:
-    """Return the name of the model that a run was trained with; None if `text` names no run.
+def model_of_run_weights(text: str, *, trust: bool = False) -> registry.Model | None:
+    """Return the model that a run was trained with; None if `text` names no run.
+
+    Args:
+        text: A run folder, or anything else that names weights.
+        trust: As for `Classifier.load`.
 
     Raises:
         RunError: The run is damaged.
+        UsageError: The network is built by code that is neither svertka's nor trusted.
     """
-    return read_config(parse_path(text)).model if _is_run(text) else None
+    return read_config(parse_path(text)).find_model(parse_path(text), trust=trust) if _is_run(text) else None
 
 
 def is_classifier(text: str) -> bool:

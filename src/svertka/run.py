@@ -108,13 +108,17 @@ class Run:
         """The name of the folder."""
         return self.folder.resolve().name
 
-    def classifier(self) -> Classifier:
+    def classifier(self, *, trust: bool = False) -> Classifier:
         """Return the best network of the run with its class names and preprocessing.
+
+        Args:
+            trust: As for `Classifier.load`.
 
         Raises:
             RunError: A file of the run is missing or damaged.
+            UsageError: The network is built by code that is neither svertka's nor trusted.
         """
-        return Classifier.load(self.folder)
+        return Classifier.load(self.folder, trust=trust)
 
     def settings(self) -> dict[str, Any]:
         """Return the content of training.json: source, recipe, parts, versions.

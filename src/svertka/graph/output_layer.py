@@ -37,8 +37,8 @@ def count_classes(network: nn.Module, shape: tuple[int, ...]) -> int:
     except Exception as error:
         if isinstance(error, NotImplementedError | RuntimeError) and "meta" in describe_error(error).lower():
             raise UsageError(
-                f"{name} depends on the values of its input ({describe_error(error)}), which may differ for each image; "
-                "write that part of the network without it, for example with torch.where"
+                f"{name} depends on the values of its input ({describe_error(error)}), which may differ for each "
+                "image; write that part of the network without it, for example with torch.where"
             ) from error
         raise UsageError(cannot_be_traced(network, shape, error)) from error
     if not isinstance(output, Tensor):
@@ -49,8 +49,8 @@ def count_classes(network: nn.Module, shape: tuple[int, ...]) -> int:
     if output.dim() != 2 or len(output) != BATCH or not output.is_floating_point():
         size = "×".join(("N" if side == BATCH and not axis else str(side)) for axis, side in enumerate(output.shape))
         raise UsageError(
-            f"{name} returns a tensor of {size or 'a single number'}, {output.dtype}; svertka needs class scores (N, K), "
-            "such as those of a linear layer behind global pooling"
+            f"{name} returns a tensor of {size or 'a single number'}, {output.dtype}; svertka needs class scores "
+            "(N, K), such as those of a linear layer behind global pooling"
         )
     return output.shape[1]
 
@@ -95,29 +95,24 @@ def find_output_layer(network: nn.Module, shape: tuple[int, ...]) -> str | None:
 
 
 def is_output_layer(module: nn.Module | None) -> bool:
-    """Whether `module` is a linear layer or a 1×1 convolution in one group."""
+    """Whether `module` is a linear layer, or a 1×1 convolution with stride 1 and one group."""
     if isinstance(module, nn.Conv2d):
-        return module.kernel_size == (1, 1) and module.groups == 1
+        settings = module.kernel_size, module.stride, module.padding, module.groups
+        return settings == ((1, 1), (1, 1), (0, 0), 1)
     return isinstance(module, nn.Linear)
 
 
 def resize_output_layer(network: nn.Module, path: str, classes: int) -> nn.Module:
-    """Replace the linear layer or 1×1 convolution at `path` with one of `classes` outputs; return the network.
-
-    The new layer starts from zeros: random weights on pretrained features would have to be unlearned first.
-    """
+    """Replace the linear layer or 1×1 convolution at `path` with a new one of `classes` outputs; return the network."""
     old = network.get_submodule(path)
     assert isinstance(old, nn.Linear | nn.Conv2d)
-    own = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
     new: nn.Module
     if isinstance(old, nn.Conv2d):
-        new = nn.Conv2d(old.in_channels, classes, 1, stride=old.stride, padding=old.padding, **own)
+        new = nn.Conv2d(old.in_channels, classes, 1, bias=old.bias is not None)
     else:
-        new = nn.Linear(old.in_features, classes, **own)
-    with torch.no_grad():
-        for parameter in new.parameters():
-            parameter.zero_()
-    if not path:
+        new = nn.Linear(old.in_features, classes, bias=old.bias is not None)
+    new = new.to(old.weight.device).train(old.training)
+    if not path:  # the network is this layer
         return new
-    network.set_submodule(path, new.train(old.training))
+    network.set_submodule(path, new)
     return network

@@ -75,9 +75,7 @@ def require_consent(builder: Builder, origin: str, *, trust: bool) -> None:
         if builder.is_graph
         else f"with {target}, whose code is run when it is imported"
     )
-    raise UsageError(
-        f"{origin} builds its network {what}; if you trust it, give --trust-builder (trust=True)"
-    )
+    raise UsageError(f"{origin} builds its network {what}; if you trust it, give --trust-builder (trust=True)")
 
 
 def import_function(target: str) -> Callable[..., Any]:
@@ -104,8 +102,8 @@ def import_function(target: str) -> Callable[..., Any]:
         functions = [one for one, value in vars(module).items() if inspect.isfunction(value) and one[0] != "_"]
         listed = f"; it has {', '.join(functions[:5])}" if functions else ""
         raise UsageError(
-            f"{shorten(target, 200)} cannot be imported: there is no function {name} in it{listed}; name one that takes "
-            "the number of classes and returns a network"
+            f"{shorten(target, 200)} cannot be imported: there is no function {name} in it{listed}; name one that "
+            "takes the number of classes and returns a network"
         )
     function: Callable[..., Any] = found
     return function

@@ -1,13 +1,13 @@
 """Models made of networks that are not in the registry: modules, functions that build one, and names of builders."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from svertka.conv.accelerate import restore
 from svertka.data.preprocessing import Preprocess
@@ -37,9 +37,7 @@ PROBED_CLASSES = 3  # asked of a function, to see whether it gives as many
 Function = Callable[..., nn.Module]
 
 
-def open_model(
-    model: str | nn.Module | Function, *, head_layer: str | None = None, sizes: Sequence[int] = ()
-) -> Model:
+def open_model(model: str | nn.Module | Function, *, head_layer: str | None = None, sizes: Sequence[int] = ()) -> Model:
     """Return the model that the caller of svertka names, whose code is imported without asking.
 
     Args:
@@ -88,7 +86,7 @@ def open_builder(builder: Builder, folder: Path, *, trust: bool, size: int, chan
             return copy.deepcopy(template).to_empty(device="cpu")
 
         facts = _Facts("exported graph", size, channels, classes, builder.head_layer, None)
-        return _model(facts, builder, _Build(rebuild, None, classes), has_own_weights=True)
+        return replace(_model(facts, builder, _Build(rebuild, None, classes), has_own_weights=True), is_exported=True)
     model = _of_builder(builder.model_copy(update={"fingerprint": None}), (size,))
     assert model.reference is not None
     now = model.reference.fingerprint
@@ -213,7 +211,7 @@ def _of_module(network: nn.Module, head_layer: str | None, sizes: Sequence[int])
     return _model(facts, Builder(target=GRAPH), _Build(copied, facts.head_layer, facts.classes), has_own_weights=True)
 
 
-def _call(function: Function, classes: int, name: str, arguments: dict[str, object]) -> nn.Module:
+def _call(function: Function, classes: int, name: str, arguments: Mapping[str, object]) -> nn.Module:
     """Return the network that `function` builds.
 
     Raises:
@@ -281,7 +279,7 @@ def _probe(
 
 def _refuse_unusual_parameters(network: nn.Module, name: str) -> None:
     for path, parameter in network.named_parameters():
-        if isinstance(parameter, UninitializedTensorMixin):
+        if isinstance(parameter, UninitializedParameter | UninitializedBuffer):
             raise UsageError(f"{name} has a lazy layer ({path}), which has no weights yet; run it on an image first")
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             kind = str(parameter.dtype).removeprefix("torch.")
@@ -294,9 +292,7 @@ def _channels(network: nn.Module, name: str) -> int:
     if first is None:
         return 3
     if first.in_channels not in (1, 3) and first.in_channels % 3:
-        raise UsageError(
-            f"{name} takes images of {first.in_channels} channels; svertka's have 1 (grey) or 3 (RGB)"
-        )
+        raise UsageError(f"{name} takes images of {first.in_channels} channels; svertka's have 1 (grey) or 3 (RGB)")
     return 1 if first.in_channels == 1 else 3
 
 

@@ -46,6 +46,7 @@ class Model:
             first step.
         reference: of a network of somebody else, how config.json names it; None: a network of the registry.
         preprocess: of a network of somebody else, its published preprocessing; None: unknown.
+        is_exported: the network is an exported graph, which ends in the head that it was trained with.
         has_own_weights: the network is built with weights that training starts from, which may be pretrained.
     """
 
@@ -64,6 +65,7 @@ class Model:
     reference: Builder | None = None
     preprocess: Preprocess | None = None
     has_own_weights: bool = False
+    is_exported: bool = False
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

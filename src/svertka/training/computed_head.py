@@ -6,8 +6,7 @@ from torch import nn
 from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.errors import UsageError
-from svertka.models import registry
-from svertka.models.heads import AdaptationHead, head_path
+from svertka.models.heads import AdaptationHead, has_head, head_path
 from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits
 from svertka.training.learner import optimize_frozen, store_features
@@ -122,5 +121,6 @@ def _solver(recipe: Recipe) -> str:
     return recipe.head if recipe.head in closed_form_heads.SOLVERS else "logistic"
 
 
-def _find_head(classifier: Classifier) -> nn.Module:
-    return classifier.network.get_submodule(head_path(registry.find_model(classifier.config.model)))
+def _find_head(classifier: Classifier) -> nn.Module | None:
+    model = classifier.model
+    return classifier.network.get_submodule(head_path(model)) if has_head(model) else None

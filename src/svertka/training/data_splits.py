@@ -440,7 +440,9 @@ def choose_input(
         size, proportion = size or weights.size, weights.resize / weights.size
         return size, round(size * proportion) if fit == "crop" else size, weights.channels
     array = dataset.images.array if isinstance(dataset.images, ArrayImages) else None
-    if model.mean is not None:  # a network with its own normalization has its own channels and size
+    if (
+        model.mean is not None or model.reference is not None
+    ):  # a network with its own normalization has its own channels and size
         channels, native = model.channels, model.size
     else:
         channels = 3 if array is None else array.shape[3]

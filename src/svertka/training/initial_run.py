@@ -11,7 +11,7 @@ from svertka.data.preprocessing import Preprocess
 from svertka.data.split_manifest import Manifest
 from svertka.errors import UsageError
 from svertka.files import storage_errors, sync_folder, write_json
-from svertka.models.heads import replace_head, trainable_head
+from svertka.models.heads import has_head, head_path, replace_head, trainable_head
 from svertka.models.initialization import init_head, init_weights, signal_vanishes
 from svertka.models.registry import Model
 from svertka.models.weights import Weights, head_tensors
@@ -97,7 +97,7 @@ def build_initial_classifier(
     if recipe.initial is not None:
         init_weights(network, recipe.initial)
     notes = []
-    if may_reinitialize and start is None and recipe.initial is None:
+    if may_reinitialize and start is None and recipe.initial is None and not model.has_own_weights:
         notes += _reinitialize_if_vanishing(network, model, parts.first_training_images(preprocess, PROBED).to(device))
     if model.init_from_data is not None:
         model.init_from_data(network, parts.first_training_images(preprocess, INIT_IMAGES).to(device))
@@ -105,6 +105,9 @@ def build_initial_classifier(
     replace_head(network, model, own_head, len(names))
     if start is not None:
         notes += [start.note, start.load_into(network, names)]
+    elif recipe.unfreeze != ALL and model.classes != len(names) and has_head(model):
+        for parameter in network.get_submodule(head_path(model)).parameters():
+            nn.init.zeros_(parameter)  # as `Weights.load_into`: random weights would have to be unlearned first
     if own_head != "linear":
         notes.append(
             f"{model.name} is trained without the ReLU after its class scores: a class that it sets to 0 never learns"
@@ -112,8 +115,15 @@ def build_initial_classifier(
     kind = trainable_head(model, recipe.head_kind)
     if kind != own_head:
         replace_head(network, model, kind, len(names))
-    config = Config(model=model.name, names=names, preprocess=preprocess, head=kind, patches_only=parts.patches_only)
-    classifier = Classifier(network, config)
+    config = Config(
+        model=model.name,
+        names=names,
+        preprocess=preprocess,
+        builder=model.reference,
+        head=kind,
+        patches_only=parts.patches_only,
+    )
+    classifier = Classifier(network, config, model)
     needs_computed_head(classifier, recipe)  # raises an error before there is a run
     return classifier, [sentence for sentence in notes if sentence]
 

@@ -4,17 +4,18 @@ Each step takes the result of the one before. Nothing is written to the run fold
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from svertka import distributed
 from svertka.classifier import Classifier, load_initial_weights, model_of_run_weights
 from svertka.conv.accelerate import accelerate
-from svertka.data.dataset import Dataset
+from svertka.data.dataset import ArrayImages, Dataset
 from svertka.data.filename_groups import assign_groups
 from svertka.data.image_io import Decoding
 from svertka.data.loader import BatchLoader
@@ -23,7 +24,8 @@ from svertka.data.sources import Source, is_path, open_source
 from svertka.device import choose_device, describe_device, set_memory_format, set_threads
 from svertka.errors import UsageError
 from svertka.evaluation.held_out import read_manifest
-from svertka.models import registry
+from svertka.graph.output_layer import count_classes
+from svertka.models.external import open_model
 from svertka.models.registry import Model
 from svertka.progress import say, say_table, working
 from svertka.run import Run
@@ -68,7 +70,9 @@ class Options:
     """
 
     source: Source
-    model: str | None
+    model: str | nn.Module | Callable[..., nn.Module] | None
+    head_layer: str | None
+    trust: bool
     weights: str | None
     recipe: str | Recipe | None
     changes: Mapping[str, Any]
@@ -221,10 +225,14 @@ def resolve(options: Options) -> Resolved:
     model, start_from = options.model, options.weights
     if dataset.source not in DEFAULTS and model is None and start_from is None and options.recipe is None:
         model, start_from = BACKBONE
-    known = None if start_from is None else model_of_run_weights(start_from)
-    found = registry.find_model(model or known or DEFAULTS.get(dataset.source, BACKBONE)[0])
-    recipe_name, recipe = _recipe(options, dataset.source, found.name, trained=start_from is not None)
-    check_frozen_layers(recipe, options.boxes, trained=start_from is not None)
+    known = None if start_from is None else model_of_run_weights(start_from, trust=options.trust)
+    found = _find_model(options, dataset, model or known or DEFAULTS.get(dataset.source, BACKBONE)[0])
+    # The weights that a network comes with may be pretrained or not: all of it is trained by default.
+    trained = start_from is not None or (found.has_own_weights and options.changes.get("unfreeze") is not None)
+    recipe_name, recipe = _recipe(options, dataset.source, found.name, trained=trained)
+    check_frozen_layers(recipe, options.boxes, trained=trained or found.has_own_weights)
+    if options.boxes is not None and found.reference is not None and found.reference.is_graph:
+        raise UsageError(f"boxes={options.boxes} need a network with an importable builder, and {found.name} has none")
     check_range("seed", options.seed, 0, MAX_SEED)
     check_range("size", options.size, 1, MAX_SIDE)
     if options.variants is not None and options.variants < 1:
@@ -251,6 +259,15 @@ def resolve(options: Options) -> Resolved:
     )
 
 
+def _find_model(options: Options, dataset: Dataset, model: str | nn.Module | Callable[..., nn.Module] | Model) -> Model:
+    """Return the network that is trained; a function may be called, and a builder imported."""
+    if isinstance(model, Model):
+        return model
+    array = dataset.images.array if isinstance(dataset.images, ArrayImages) else None
+    sizes = [options.size] if options.size is not None else [] if array is None else [array.shape[1]]
+    return open_model(model, head_layer=options.head_layer, sizes=sizes)
+
+
 def _recipe(options: Options, source: str, model: str, *, trained: bool) -> tuple[str, Recipe]:
     """Return the name of the recipe and the recipe with the changes that the options ask for."""
     changes = dict(options.changes)
@@ -275,11 +292,13 @@ def prepare(resolved: Resolved) -> Prepared:
     options, model, place, threads = resolved.options, resolved.model, resolved.device, resolved.threads
     dataset, boxes = resolved.dataset, options.boxes
     start = None if resolved.start_from is None else load_initial_weights(model, resolved.start_from)
-    given = None if start is None else start.preprocess
+    given = model.preprocess if start is None else start.preprocess
     fit = resolved.fit or ("crop" if given is None or boxes is not None else given.fit)
     side, resize, channels = choose_input(dataset, model, options.size, given, fit)
     with torch.device("meta"):  # fails early if the size is too small, or if the weights are another network's
         unmade = model.build(len(dataset.names), channels, side)
+    if model.reference is not None:
+        _check_classes(unmade, model, dataset, (1, channels, side, side))
     if start is not None:
         start.check(unmade)
     unmeasured = Preprocess(size=side, resize=resize, mean=(0.0,) * channels, std=(1.0,) * channels, fit=fit)
@@ -317,6 +336,16 @@ def prepare(resolved: Resolved) -> Prepared:
         batches=parts.training_batches(preprocess, recipe, options.seed, place),
         notes=[*notes, *describe_ignored(recipe, boxes)],
     )
+
+
+def _check_classes(network: nn.Module, model: Model, dataset: Dataset, shape: tuple[int, ...]) -> None:
+    """Raise UsageError unless `network` computes a score for each class of `dataset` from images of `shape`."""
+    found = count_classes(network, shape)
+    if found != len(dataset.names):
+        raise UsageError(
+            f"{model.name} computes scores for {found} classes, and {dataset.source} has {len(dataset.names)}; name "
+            "its last linear layer with head_layer, or give a function of the number of classes"
+        )
 
 
 def measure(resolved: Resolved, prepared: Prepared) -> Measured:

@@ -1,14 +1,16 @@
 """resume(): continue an interrupted training. A new training is one that is continued from step 0."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from svertka import distributed
-from svertka.classifier import Classifier, read_config
+from svertka.classifier import Classifier, Config, read_config
 from svertka.conv import autotune
 from svertka.conv.accelerate import accelerate
 from svertka.data.dataset import Dataset, Ints
@@ -22,6 +24,8 @@ from svertka.escaping import format_command
 from svertka.evaluation.evaluate import evaluate_network
 from svertka.evaluation.held_out import read_manifest
 from svertka.files import write_json
+from svertka.models.external import open_model
+from svertka.models.registry import Model
 from svertka.progress import progress, say
 from svertka.run import Run
 from svertka.signals import Stopped, StopRequest
@@ -52,6 +56,8 @@ def resume(
     *,
     boxes: str | PathLike[str] | None = None,
     tensorboard: bool = False,
+    model: nn.Module | Callable[..., nn.Module] | None = None,
+    trust: bool = False,
 ) -> Run:
     """Continue the interrupted run in `folder` and return it once it is finished.
 
@@ -63,6 +69,9 @@ def resume(
         source: where the images are now, if they have moved; or the images in memory that the run was trained on.
         boxes: where the bounding boxes are now, if they have moved.
         tensorboard: also write TensorBoard logs.
+        model: the module or the function that the run was trained with, if its config.json names no importable builder.
+        trust: whether the run may import the code that builds its network, if it is not svertka's, timm's or
+            torchvision's.
 
     Returns:
         The finished run.
@@ -75,8 +84,15 @@ def resume(
     """
     run = Run(folder)
     settings = Settings.of(run)
+    config = read_config(run.folder)
+    known = None if model is None else _given_model(model, config)
+    if known is None and config.builder is not None and config.builder.is_graph and not run.is_finished:
+        raise UsageError(
+            f"{run.folder} was trained from a {config.model} that has no importable builder, and its exported graph is "
+            f"for inference only; pass the same: svertka.resume({str(run.folder)!r}, model=…)"
+        )
     if run.is_finished:
-        run.classifier()  # which says what is damaged
+        run.classifier(trust=trust)  # which says what is damaged
         now = fspath(source) if source is not None and is_path(source) else settings.source
         say(f"{run.folder} has finished already; {_further(run, now)}")
         return run
@@ -98,7 +114,13 @@ def resume(
             parts.manifest.write(run.manifest)
         if moved != settings and distributed.is_first():
             write_json(run.training, moved.model_dump())  # where `evaluate` and `look` will find them
-        return train_to_the_end(run, moved, parts, place, tensorboard=tensorboard)
+        return train_to_the_end(run, moved, parts, place, tensorboard=tensorboard, model=known, trust=trust)
+
+
+def _given_model(model: nn.Module | Callable[..., nn.Module], config: Config) -> Model:
+    """Return the model of the network that is passed again to a run with `config`."""
+    head_layer = None if config.builder is None else config.builder.head_layer
+    return replace(open_model(model, head_layer=head_layer, sizes=(config.preprocess.size,)), reference=config.builder)
 
 
 def train_to_the_end(
@@ -110,6 +132,8 @@ def train_to_the_end(
     tensorboard: bool,
     classifier: Classifier | None = None,
     frozen: PartiallyFrozen | None = None,
+    model: Model | None = None,
+    trust: bool = False,
 ) -> Run:
     """Train from the checkpoint in `run` to the last epoch, score the kept weights and write the report.
 
@@ -121,12 +145,14 @@ def train_to_the_end(
         tensorboard: also write TensorBoard logs.
         classifier: the run's classifier in any state, accelerated if the settings say so; None: loaded from the run.
         frozen: its frozen part, from `freeze_classifier`, if it has any. Only with `classifier`.
+        model: without `classifier`, what builds the network; None: what config.json says.
+        trust: without `classifier`, whether config.json may name code that is not svertka's.
 
     Returns:
         The finished run.
     """
     if classifier is None:
-        classifier = Classifier.load(run.folder, place, of_patches=True)
+        classifier = Classifier.load(run.folder, place, of_patches=True, trust=trust, model=model)
         frozen = freeze_classifier(classifier, settings.recipe)
         if settings.accelerate:
             accelerate(classifier.network)
@@ -142,7 +168,7 @@ def train_to_the_end(
         total = count_steps(settings.recipe, batches.steps)[0]
         with progress("training", total, "steps", done=state.step) as shown:
             recorder = Recorder(run, classifier, learner, optimizer, settings.recipe, state, log, shown)
-            with recorder.stoppable(), _explained(run, settings, parts, state, log):
+            with recorder.stoppable(), _explained(run, classifier.model, settings, parts, state, log):
                 if settings.recipe.is_computed:
                     if not state.step:  # else it was interrupted afterwards
                         recorder.on_head_computed()
@@ -154,7 +180,7 @@ def train_to_the_end(
         distributed.barrier()  # the first process has now written the weights that all load
 
         part = parts.final_part
-        kept, images = Classifier.load(run.folder, place), parts.whole_images()
+        kept, images = Classifier.load(run.folder, place, model=classifier.model), parts.whole_images()
         judged = evaluate_network(
             *prepare_evaluation(kept, settings, images, part, place), kept.names, f"scoring {part}"
         )
@@ -177,7 +203,7 @@ def train_to_the_end(
             log.close()
             for sentence in judged.warnings:
                 say(sentence)
-            training_report.write_training_report(run, settings, images, judged, part)
+            training_report.write_training_report(run, classifier.model, settings, images, judged, part)
         distributed.barrier()
         return run
 
@@ -197,7 +223,9 @@ def resumable(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(run: Run, settings: Settings, parts: DataSplits, state: State, log: Log | None) -> Iterator[None]:
+def _explained(
+    run: Run, model: Model, settings: Settings, parts: DataSplits, state: State, log: Log | None
+) -> Iterator[None]:
     """Add to the errors of the body what is kept and what to try, also in the report."""
     try:
         yield
@@ -209,7 +237,7 @@ def _explained(run: Run, settings: Settings, parts: DataSplits, state: State, lo
         sentence = f"training diverged: {error}; {kept} are in {run.folder}; {advice}"
         if log:
             log.write("health", epoch=None, step=state.step, finding="diverged", sentence=sentence)
-            training_report.write_training_report(run, settings, parts, None, "val")
+            training_report.write_training_report(run, model, settings, parts, None, "val")
         raise TrainingError(sentence) from error
     except RuntimeError as error:
         if distributed.world_size() == 1 or not distributed.is_peer_lost(error):

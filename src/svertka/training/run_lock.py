@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from os import PathLike
@@ -18,6 +19,8 @@ from svertka.run import Run
 ATTEMPTS = 100  # if other processes create and remove the folder at the same time
 MAX_NAME_LENGTH = 80  # characters of the source's name in a run's name
 NO_LOCK_SUPPORT = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+MARKS = re.compile(r"[^\w.-]+")  # in names of networks of others; not in those of folders
 
 
 @contextmanager
@@ -67,7 +70,7 @@ def _claimed(source: str, model: str, output: str | PathLike[str] | None) -> Ite
             raise UsageError(f"{run.folder} exists; {advice}choose another --output")
     else:
         path = Path(source).resolve()
-        stem = f"{(path.stem if path.is_file() else path.name.strip('<>'))[:MAX_NAME_LENGTH]}-{model}"
+        stem = f"{(path.stem if path.is_file() else path.name.strip('<>'))[:MAX_NAME_LENGTH]}-{MARKS.sub('-', model)}"
         number = 1
         while (claim := _claim(run := Run(Path("runs") / (stem if number == 1 else f"{stem}-{number}")))) is None:
             number += 1

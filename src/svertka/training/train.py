@@ -1,8 +1,11 @@
 """train(): train a network on a source of labeled images."""
 
+from collections.abc import Callable
 from inspect import signature
 from os import PathLike, fspath
 from typing import Any
+
+from torch import nn
 
 from svertka.data.sources import Source, is_path
 from svertka.data.split import VAL_SHARE
@@ -20,7 +23,8 @@ from svertka.type_checking import check_types
 def train(
     source: Source,
     *,
-    model: str | None = None,
+    model: str | nn.Module | Callable[..., nn.Module] | None = None,
+    head_layer: str | None = None,
     weights: str | PathLike[str] | None = None,
     recipe: str | Recipe | None = None,
     unfreeze: str | None = None,
@@ -66,6 +70,7 @@ def train(
     cache_limit: float | None = None,
     output: str | PathLike[str] | None = None,
     tensorboard: bool = False,
+    trust: bool = False,
 ) -> Run | Any:  # a Repeats if `repeats` is given; as a union, every use of a Run would have to be narrowed
     """Train a network on `source` and return the finished run, or the runs if `repeats` is given.
 
@@ -80,10 +85,16 @@ def train(
             a PyTorch Dataset of (image, label), the images as PIL images or uint8 arrays.
             Labels are integers or strings. The run records the content of the images, not the objects: pass them again
             to `resume`, `evaluate` and `check`.
-        model: name of a network, as `svertka models` lists them; None: the one that suits `source`.
+        model: name of a network, as `svertka models` lists them, "timm:NAME" or "torchvision:NAME"; an nn.Module, which
+            is copied, and whose head is replaced if it has another number of classes; a function from the number of
+            classes to an nn.Module, or its name, "package.module:function" or "file.py:function". Modules and functions
+            start from the weights that they come with. None: the one that suits `source`.
+        head_layer: path of the linear layer or 1×1 convolution that computes the class scores of a network that is not
+            svertka's; None: found in a trace.
         weights: weights to start from, with the preprocessing that belongs to them: "imagenet" or "bundled" if they are
-            published for `model`, a run folder, whose network is then the model, or a file. None: fresh weights; for a
-            source of your own without `model`, the bundled EfficientNet-Lite0.
+            published for `model`, "pretrained" for those of timm and torchvision, a run folder, whose network is then
+            the model, or a file. None: fresh weights; for a source of your own without `model`, the bundled
+            EfficientNet-Lite0.
         recipe: a recipe, or the name of one; None: the one that suits `source`, `model` and `weights`.
         unfreeze: layers to train when starting from weights: "head" (the default), "last", a number of stages below the
             head, the name of a stage, or "all".
@@ -131,6 +142,8 @@ def train(
             disk.
         output: run folder, or with `repeats` the folder of the runs; None: a free name under runs/.
         tensorboard: also write TensorBoard logs.
+        trust: whether a run that is given as `weights` may import the code that builds its network, if it is not
+            svertka's, timm's or torchvision's.
 
     Returns:
         The finished `Run`; with `repeats`, a `Repeats` with the runs, their errors and their confidence interval.

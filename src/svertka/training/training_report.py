@@ -8,6 +8,7 @@ from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
 from svertka.evaluation.slices import error_slices
 from svertka.graph.summary import count_network
+from svertka.models.registry import Model
 from svertka.progress import duration
 from svertka.run import Run
 from svertka.training.config import Settings
@@ -16,12 +17,13 @@ from svertka.transfer.freeze import split_at_frozen
 
 
 def write_training_report(
-    run: Run, settings: Settings, parts: DataSplits, evaluation: Evaluation | None, part: str
+    run: Run, model: Model, settings: Settings, parts: DataSplits, evaluation: Evaluation | None, part: str
 ) -> None:
     """Write report.html into the folder of a run.
 
     Args:
         run: The run.
+        model: What builds its network.
         settings: Its settings.
         parts: Its data.
         evaluation: The evaluation of its network on `part`; None shows the learning curves only.
@@ -36,7 +38,7 @@ def write_training_report(
         network=settings.model,
         source=settings.source,
         facts=[
-            *describe_training(run.classifier(), settings),
+            *describe_training(Classifier.load(run.folder, model=model), settings),
             *(("notes on the data", sentence) for sentence in parts.notes()),
         ],
         history=run.history(),
