@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from svertka.exporters.export import export as export
     from svertka.inspection.atlas.build import look as look
     from svertka.localization.locate import locate as locate
-    from svertka.models.registry import list_models as list_models
+    from svertka.models.external import list_models as list_models
     from svertka.run import Run as Run
     from svertka.serving.serve import serve as serve
     from svertka.training.recipe import Recipe as Recipe
@@ -52,7 +52,7 @@ _HOMES = {
     "Optimized": "svertka.compiler.optimize",
     "optimize": "svertka.compiler.optimize",
     "locate": "svertka.localization.locate",
-    "list_models": "svertka.models.registry",
+    "list_models": "svertka.models.external",
     "Recipe": "svertka.training.recipe",
     "Repeats": "svertka.training.repeated_splits",
     "Run": "svertka.run",

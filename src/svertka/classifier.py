@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from svertka.compiler.optimize import optimize_if_worthwhile
+from svertka.data import imagenet
 from svertka.data.image_io import DEFAULT, Decoding, describe_misnamed
 from svertka.data.pixel_statistics import describe_intensity_mismatch
 from svertka.data.prediction_inputs import Input, find_misnamed_files, list_inputs, sample_intensities
@@ -29,6 +30,7 @@ from svertka.device import choose_device, get_device, has_values, preserves_sett
 from svertka.errors import ImageError, RunError, SvertkaError, UsageError
 from svertka.escaping import join_first
 from svertka.files import parse_path, read_json, storage_errors, write_json
+from svertka.graph.network_copy import copy_for_comparison
 from svertka.models import external, published_weights, registry, weights
 from svertka.models.builder import GRAPH, PACKAGES, Builder
 from svertka.models.exported_graph import write_graph
@@ -123,22 +125,27 @@ class Classifier:
         network: Maps preprocessed images (B, C, H, W) float32 to logits (B, K).
         config: The model, the K class names and the preprocessing.
         model: What built the network. None: the network of the registry that `config` names.
+        origin: The run folder or "model:weights" that it was loaded from. None: it was made in memory.
 
     Attributes:
         network: As given.
         config: As given.
         names: The K class names, in the order of the logits.
         preprocess: Maps an image to a tensor (C, H, W) float32.
+        origin: As given, or the name of the model in angle brackets. Commands find the training images by it.
 
     Raises:
         UsageError: An argument has another type.
     """
 
     @check_types
-    def __init__(self, network: torch.nn.Module, config: Config, model: registry.Model | None = None) -> None:
+    def __init__(
+        self, network: torch.nn.Module, config: Config, model: registry.Model | None = None, origin: str | None = None
+    ) -> None:
         self.network, self.config = network, config
         self.names, self.preprocess = config.names, config.preprocess
         self._model = model
+        self.origin = origin or f"<{config.model}>"
 
     @property
     def model(self) -> registry.Model:
@@ -213,7 +220,7 @@ class Classifier:
         network.load_state_dict(
             {name: one if one.shape == shapes[name] else one[: shapes[name][0]] for name, one in tensors.items()}
         )
-        return cls(network.to(device).eval(), used, model)
+        return cls(network.to(device).eval(), used, model, fspath(path))
 
     @classmethod
     def _load_pretrained(cls, model: registry.Model, text: str, device: torch.device | str) -> Self:
@@ -223,7 +230,66 @@ class Classifier:
         )
         network = config.build(model)
         trained.load_into(network, config.names)
-        return cls(network.to(device).eval(), config, model)
+        return cls(network.to(device).eval(), config, model, f"{model.name}:{text}")
+
+    @classmethod
+    @check_types
+    def wrap(
+        cls, network: torch.nn.Module, names: Sequence[str] | None = None, preprocess: Preprocess | None = None
+    ) -> Self:
+        """Return a classifier of a network in memory; the network is not changed, and its parameters are shared.
+
+        Args:
+            network: Maps images (B, C, H, W) float32 to logits (B, K).
+            names: The K class names. None: ImageNet's for 1000 classes, else "0", "1", …
+            preprocess: Preprocessing of the images. None: that of the network's `pretrained_cfg`, as timm's have; else
+                the mean and standard deviation of ImageNet.
+
+        Returns:
+            The classifier, in evaluation mode.
+
+        Raises:
+            UsageError: The network does not compute such logits, or cannot be copied; or the names are not K.
+        """
+        model = external.open_model(network, sizes=() if preprocess is None else (preprocess.size,))
+        if names is None:
+            names = imagenet.NAMES if model.classes == len(imagenet.NAMES) else tuple(map(str, range(model.classes)))
+        if len(names) != model.classes:
+            raise UsageError(f"{model.name} computes scores for {model.classes} classes; {len(names)} names are given")
+        if preprocess is None and model.preprocess is None:
+            preprocess = weights.assumed_preprocess(model, model.name)
+        config = Config(
+            model=model.name,
+            names=tuple(names),
+            preprocess=preprocess or model.preprocess,
+            builder=model.reference,
+        )
+        return cls(copy_for_comparison(network), config, model)
+
+    @classmethod
+    def open(
+        cls,
+        run: "str | PathLike[str] | Classifier | torch.nn.Module",
+        device: torch.device | str = "cpu",
+        *,
+        of_patches: bool = False,
+        trust: bool = False,
+    ) -> "Classifier":
+        """Return the classifier that the argument `run` of a command means.
+
+        Args:
+            run: A run folder or "model:weights", as for `load`; a Classifier, which stays on its device; or a network,
+                as for `wrap`.
+            device, of_patches, trust: As for `load`.
+
+        Raises:
+            RunError, UsageError, FetchError: As `load` and `wrap`.
+        """
+        if isinstance(run, Classifier):
+            return run
+        if isinstance(run, torch.nn.Module):
+            return cls.wrap(run)
+        return cls.load(run, device, of_patches=of_patches, trust=trust)
 
     @check_types
     def save(self, path: str | PathLike[str]) -> None:
@@ -256,7 +322,9 @@ class Classifier:
             UsageError: `num_images` is not an integer.
         """
         shape = self.preprocess.channels, self.preprocess.size, self.preprocess.size
-        return type(self)(optimize_if_worthwhile(self.network, shape, num_images), self.config, self._model)
+        return type(self)(
+            optimize_if_worthwhile(self.network, shape, num_images), self.config, self._model, self.origin
+        )
 
     @check_types
     def predict(self, image: ImageLike, top: int = 5) -> list[tuple[str, float]]:
@@ -359,23 +427,25 @@ class Classifier:
 @check_types
 @preserves_settings
 def predict(
-    run: str | PathLike[str] | Classifier,
+    run: str | PathLike[str] | Classifier | torch.nn.Module,
     *images: ImageLike,
     top: int = 5,
     device: str = "auto",
     threads: int | None = None,
     max_pixels: int | None = None,
+    trust: bool = False,
 ) -> "Predictions":
     """Classify images and return the most probable classes of each.
 
     Args:
-        run: A run folder, a network with weights as for `Classifier.load`, or a Classifier.
+        run: A run folder, a network with weights as for `Classifier.load`, a Classifier or an nn.Module.
         images: Images: paths of image files, of folders (all images in them, at any depth) or of .npy files,
             (N, H, W) or (N, H, W, 3) uint8; PIL images; arrays (H, W) or (H, W, 3) uint8, RGB.
         top: Classes per image, at least 1.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps"; a Classifier stays on its own device.
         threads: CPU threads. None: all cores.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
+        trust: As for `Classifier.load`.
 
     Returns:
         A list of dicts, one per image in the order given: `path`, and `labels`, a list of dicts with `name` and
@@ -388,7 +458,7 @@ def predict(
         FetchError: The weights cannot be downloaded.
     """
     torch_device, workers = choose_device(device), set_threads(threads)
-    classifier = run if isinstance(run, Classifier) else Classifier.load(run, torch_device)
+    classifier = Classifier.open(run, torch_device, trust=trust)
     inputs, decoding = list_inputs(images), Decoding.up_to(max_pixels)
     batches = _predict_batches(classifier, inputs, decoding, workers, top)
     return Predictions([one for batch in batches for one in batch], [image for _, image in inputs], decoding)
@@ -456,19 +526,20 @@ def _thumbnail_address(image: Input, decoding: Decoding) -> str | None:
 
 
 def predict_in_batches(
-    run: str | PathLike[str] | Classifier,
+    run: str | PathLike[str] | Classifier | torch.nn.Module,
     *images: ImageLike,
     top: int = 5,
     device: str = "auto",
     threads: int | None = None,
     max_pixels: int | None = None,
+    trust: bool = False,
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield what `predict` returns, batch by batch as they are computed, with progress on stderr.
 
     Arguments and errors are those of `predict`; errors are raised before the first batch.
     """
     torch_device, workers = choose_device(device), set_threads(threads)
-    classifier = run if isinstance(run, Classifier) else Classifier.load(run, torch_device)
+    classifier = Classifier.open(run, torch_device, trust=trust)
     yield from _predict_batches(classifier, list_inputs(images), Decoding.up_to(max_pixels), workers, top)
 
 

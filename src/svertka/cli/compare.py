@@ -16,6 +16,7 @@ from svertka.cli.option_types import (
     Part,
     Scales,
     Threads,
+    TrustBuilder,
     pixel_count,
     whole_numbers,
 )
@@ -42,6 +43,7 @@ def compare(
     output: Annotated[str | None, typer.Option(help="HTML file for the comparison.", rich_help_panel=OUTPUT)] = None,
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
+    trust_builder: TrustBuilder = False,
     device: Device = "auto",
     threads: Threads = None,
     cache_limit: CacheLimit = None,
@@ -69,6 +71,7 @@ def compare(
         threads=threads,
         cache_limit=cache_limit,
         max_pixels=pixel_count(max_pixels),
+        trust=trust_builder,
     )
     if as_json:
         print_json(result.to_dict())

@@ -18,6 +18,7 @@ from svertka.cli.option_types import (
     Part,
     Scales,
     Threads,
+    TrustBuilder,
     pixel_count,
     whole_numbers,
 )
@@ -38,6 +39,7 @@ def evaluate(
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
     columns: Columns = None,
+    trust_builder: TrustBuilder = False,
     device: Device = "auto",
     threads: Threads = None,
     cache_limit: CacheLimit = None,
@@ -64,6 +66,7 @@ def evaluate(
         threads=threads,
         cache_limit=cache_limit,
         max_pixels=pixel_count(max_pixels),
+        trust=trust_builder,
     )
     if as_json:
         print_json(result.to_dict())

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.option_types import AsJson, Overwrite, RunArgument
+from svertka.cli.option_types import AsJson, Overwrite, RunArgument, TrustBuilder
 from svertka.cli.printing import loading, print_json, print_line
 
 
@@ -23,6 +23,7 @@ def export(
         bool,
         typer.Option("--preprocessing", help="Include the preprocessing in the file: uint8 RGB in, probabilities out."),
     ] = False,
+    trust_builder: TrustBuilder = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -33,7 +34,9 @@ def export(
     with loading():
         from svertka.exporters.export import export as write
 
-    written = write(run, to, pictures=images or (), preprocessing=preprocessing, overwrite=overwrite)
+    written = write(
+        run, to, pictures=images or (), preprocessing=preprocessing, overwrite=overwrite, trust=trust_builder
+    )
     if as_json:
         print_json(written.to_dict())
         return

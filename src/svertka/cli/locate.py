@@ -16,6 +16,7 @@ from svertka.cli.option_types import (
     Overwrite,
     RunArgument,
     Threads,
+    TrustBuilder,
     pixel_count,
 )
 from svertka.cli.printing import loading, print_json, print_line, print_table
@@ -39,6 +40,7 @@ def locate(
     ] = None,
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
+    trust_builder: TrustBuilder = False,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -62,6 +64,7 @@ def locate(
         device=device,
         threads=threads,
         max_pixels=pixel_count(max_pixels),
+        trust=trust_builder,
     )
     for image in located.images:
         if image.error:

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 def models(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Network to print layer by layer (default: list all).")
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="Network to print layer by layer, also timm:NAME or torchvision:NAME (default: list all).",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -22,10 +26,10 @@ def models(
     Example: svertka models vgg16
     """
     with loading():
-        from svertka.models import registry
+        from svertka.models import external, registry
 
     if name is None:
-        facts = registry.list_models()
+        facts = external.list_models()
         if as_json:
             print_json(facts)
             return
@@ -37,10 +41,10 @@ def models(
         print_table(rows, right=(1, 2, 4, 5), shrink=(8, 7, 6), drop=(8, 7, 6, 3, 5), prose=(6, 7, 8))
         print_line("top-1, top-5: reported error, %; svertka models NAME lists all and their sources")
         return
-    model = registry.find_model(name)
+    model = external.open_model(name)
     trace = registry.trace_model(model)
     if as_json:
-        print_json(registry.list_models(name)[0])
+        print_json(external.list_models(name)[0])
         return
     print_line(f"{name} on {'×'.join(map(str, model.input_shape))} pixels: {model.source}")
     if reported := registry.describe(model)["published"]:

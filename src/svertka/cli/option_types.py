@@ -84,6 +84,16 @@ CacheLimit = Annotated[
     ),
 ]
 
+TrustBuilder = Annotated[
+    bool,
+    typer.Option(
+        "--trust-builder",
+        help="Allow RUN to import the code that builds its network, if the network is not svertka's, timm's or "
+        "torchvision's.",
+        rich_help_panel=COMPUTE,
+    ),
+]
+
 Overwrite = Annotated[
     bool,
     typer.Option(

@@ -18,6 +18,7 @@ from svertka.cli.option_types import (
     MaxPixels,
     RunArgument,
     Threads,
+    TrustBuilder,
     pixel_count,
 )
 from svertka.cli.printing import json_text, loading, print_table
@@ -32,6 +33,7 @@ def predict(
     images: ImageArguments,
     top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
     max_pixels: MaxPixels = None,
+    trust_builder: TrustBuilder = False,
     device: Device = "auto",
     threads: Threads = None,
     as_csv: Annotated[
@@ -49,7 +51,9 @@ def predict(
     failed, limit = False, pixel_count(max_pixels)
     form = _json_form if as_json else _csv_form if as_csv else _table_form
     with form() as write:
-        for batch in predict_in_batches(run, *images, top=top, device=device, threads=threads, max_pixels=limit):
+        for batch in predict_in_batches(
+            run, *images, top=top, device=device, threads=threads, max_pixels=limit, trust=trust_builder
+        ):
             write(batch)
             sys.stdout.flush()
             for one in batch:

@@ -18,6 +18,7 @@ from svertka.cli.option_types import (
     MaxPixels,
     Test,
     Threads,
+    TrustBuilder,
     Val,
     pixel_count,
 )
@@ -40,12 +41,25 @@ def train(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Network to train; svertka models lists them.", rich_help_panel=MODEL)
+        str | None,
+        typer.Option(
+            help="Network to train; svertka models lists them. Or timm:NAME, torchvision:NAME, or a function of the "
+            "number of classes, package.module:function or file.py:function.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    head_layer: Annotated[
+        str | None,
+        typer.Option(
+            help="Layer that computes the class scores of a network that is not svertka's (default: found in a trace).",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Weights to start from: imagenet, bundled, a run folder, or a .safetensors or .pth file.",
+            help="Weights to start from: imagenet, bundled, pretrained (of timm and torchvision), a run folder, or a "
+            ".safetensors or .pth file.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -197,6 +211,7 @@ def train(
         str | None,
         typer.Option(help="Run folder to continue. Give SOURCE only if its images have moved.", rich_help_panel=OUTPUT),
     ] = None,
+    trust_builder: TrustBuilder = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write TensorBoard logs.", rich_help_panel=OUTPUT)
     ] = False,
@@ -221,13 +236,13 @@ def train(
         with loading():
             from svertka.training.resume import resume as continue_run
 
-        run = continue_run(resume, source, boxes=boxes, tensorboard=tensorboard)
+        run = continue_run(resume, source, boxes=boxes, tensorboard=tensorboard, trust=trust_builder)
     else:
         with loading():
             from svertka.training.train import train as train_run
 
         options = {name: value for name, value in given.items() if name not in NOT_FOR_TRAIN}
-        run = train_run(str(source), **options | {"max_pixels": pixel_count(max_pixels)})
+        run = train_run(str(source), **options | {"max_pixels": pixel_count(max_pixels), "trust": trust_builder})
     from svertka import distributed
     from svertka.training.repeated_splits import Repeats
 
@@ -258,6 +273,6 @@ def _print_run(run: "Run") -> None:
 
 
 PARTS = {"val": "val_error", "test": "test_error"}
-RESUMABLE = ("source", "resume", "boxes", "tensorboard", "as_json")
-NOT_FOR_TRAIN = {"source", "resume", "as_json"}
+RESUMABLE = ("source", "resume", "boxes", "tensorboard", "trust_builder", "as_json")
+NOT_FOR_TRAIN = {"source", "resume", "trust_builder", "as_json"}
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from svertka.conv import autotune
 from svertka.conv_geometry import ConvShape
 from svertka.device import preserves_settings, set_threads
 from svertka.errors import UsageError
 from svertka.graph.summary import trace
-from svertka.models.registry import find_model
+from svertka.models.external import open_model
 from svertka.progress import progress
 from svertka.type_checking import check_types
 
@@ -18,7 +19,7 @@ from svertka.type_checking import check_types
 @check_types
 @preserves_settings
 def tune(
-    name: str | None = None,
+    name: str | nn.Module | None = None,
     *,
     batch: int = 16,
     size: int | None = None,
@@ -34,7 +35,8 @@ def tune(
     """Time every convolution algorithm on this machine and return the timings.
 
     Args:
-        name: name of a network, as `svertka models` lists them; None: the convolution of `shape` and `weight`.
+        name: name of a network, as `svertka models` lists them, also "timm:NAME" or "torchvision:NAME"; an nn.Module;
+            or None: the convolution of `shape` and `weight`.
         batch: batch size for the network.
         size: height and width of the network's input, pixels; None: the paper's.
         shape: input shape of a single convolution, (B, C, H, W).
@@ -60,7 +62,8 @@ def tune(
         one = ConvShape.of(tuple(shape), tuple(weight), stride, padding, dilation, groups)
         layers = {"convolution": one}
     else:
-        model = find_model(str(name))
+        assert name is not None
+        model = open_model(name, sizes=() if size is None else (size,))
         side = size or model.size
         with torch.device("meta"):
             network = model.build(size=side)

@@ -7,10 +7,12 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from svertka.classifier import is_classifier
+from torch import nn
+
+from svertka.classifier import Classifier, is_classifier
 from svertka.data.builtin import NAMES
 from svertka.data.sources import is_same_source
-from svertka.device import choose_device, describe_device, preserves_settings
+from svertka.device import choose_device, describe_device, get_device, preserves_settings
 from svertka.errors import UsageError
 from svertka.escaping import format_command
 from svertka.evaluation.confidence_intervals import (
@@ -41,7 +43,7 @@ SIGNIFICANCE_LEVEL = 0.05  # differences with a larger p are called not signific
 @check_types
 @preserves_settings
 def compare(
-    runs: Sequence[Source],
+    runs: Sequence[Source | Classifier | nn.Module],
     source: Source | None = None,
     *,
     crops: str | int = "1",
@@ -54,11 +56,12 @@ def compare(
     threads: int | None = None,
     cache_limit: float | None = None,
     max_pixels: int | None = None,
+    trust: bool = False,
 ) -> "Comparison":
     """Compare runs on the same labeled images: errors, their differences from the first run, and speed.
 
     Args:
-        runs: 2 to 26 run folders or networks with weights, as for `Classifier.load`.
+        runs: 2 to 26 run folders or networks with weights, as for `Classifier.load`, Classifiers or nn.Modules.
         source: Labeled images, as for `evaluate`. None: the source that all runs were trained on.
         crops: Crops of each image: "1", "10", "144" or "dense".
         scales: Lengths of the shorter side at which crops are taken, pixels. None: those of the protocol's paper.
@@ -70,6 +73,7 @@ def compare(
         threads: CPU threads. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
+        trust: As for `Classifier.load`.
 
     Returns:
         The runs in the order given, each with its evaluation, size, speed and difference from the first.
@@ -85,14 +89,25 @@ def compare(
     """
     from svertka.evaluation.comparison_page import write_comparison  # which imports this module
 
-    names = [fspath(one) for one in runs]
+    opened = [Classifier.wrap(one) if isinstance(one, nn.Module) else one for one in runs]
+    names = [one.origin if isinstance(one, Classifier) else fspath(one) for one in opened]
     _check_runs(names)
     file = None if output is None else output_file(output, HTML, overwrite=overwrite)
     given = fspath(source) if source is not None else _common_source(names)
     joint = evaluate_jointly(
-        names, given, crops, scales, part, include_training, device, threads, cache_bytes(cache_limit), max_pixels
+        opened,
+        given,
+        crops,
+        scales,
+        part,
+        include_training,
+        device,
+        threads,
+        cache_bytes(cache_limit),
+        max_pixels,
+        trust=trust,
     )
-    torch_device = choose_device(device)
+    torch_device = get_device(joint.classifiers[0].network) or choose_device(device)
     speeds = measure_speeds(joint.classifiers, torch_device)
     compared = []
     for number, (name, classifier) in enumerate(zip(names, joint.classifiers, strict=True)):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from svertka.data.image_io import Decoding
 from svertka.data.imagenet import class_name
 from svertka.data.loader import BatchLoader
 from svertka.data.sources import Source, open_source
-from svertka.device import autocast, choose_device, preserves_settings, set_threads
+from svertka.device import autocast, choose_device, get_device, preserves_settings, set_threads
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first
 from svertka.evaluation.crop_protocols import CropProtocol, crop_protocol
@@ -34,6 +34,7 @@ from svertka.run import training_boxes, training_columns
 from svertka.type_checking import check_types
 
 RunPath = str | PathLike[str]
+RunLike = RunPath | Classifier | nn.Module
 
 CLASSES_IN_ERROR = 5  # class names listed in an error message
 
@@ -41,7 +42,7 @@ CLASSES_IN_ERROR = 5  # class names listed in an error message
 @check_types
 @preserves_settings
 def evaluate(
-    run: RunPath | Sequence[RunPath],
+    run: RunLike | Sequence[RunLike],
     source: Source,
     *,
     crops: str | int = "1",
@@ -55,6 +56,7 @@ def evaluate(
     threads: int | None = None,
     cache_limit: float | None = None,
     max_pixels: int | None = None,
+    trust: bool = False,
 ) -> Evaluation:
     """Measure the error of a run, or of the mean of several, on labeled images.
 
@@ -62,8 +64,8 @@ def evaluate(
     `Evaluation.scope` counts them.
 
     Args:
-        run: A run folder or a network with weights, as for `Classifier.load`; or a list of them, whose class
-            probabilities are averaged.
+        run: A run folder or a network with weights, as for `Classifier.load`; a Classifier or an nn.Module; or a list
+            of them, whose class probabilities are averaged.
         source: Labeled images, as for `train`: a folder, a table, the name of a built-in data set, or images in memory.
         crops: Crops of each image: "1", "10", "144" or "dense"; see `evaluation.crop_protocols`.
         scales: Lengths of the shorter side of the image at which crops are taken, pixels. None: those of the
@@ -79,6 +81,7 @@ def evaluate(
         threads: CPU threads. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
+        trust: As for `Classifier.load`.
 
     Returns:
         Errors, confusion matrix, calibration and mistakes.
@@ -94,7 +97,7 @@ def evaluate(
     file = None if output is None else output_file(output, HTML, overwrite=overwrite)
     limit = cache_bytes(cache_limit)
     joint = evaluate_jointly(
-        run, source, crops, scales, part, include_training, device, threads, limit, max_pixels, columns
+        run, source, crops, scales, part, include_training, device, threads, limit, max_pixels, columns, trust=trust
     )
     if file is not None:
         write_report(file, joint.report())
@@ -156,7 +159,7 @@ class JointEvaluation:
 
 @torch.inference_mode()
 def evaluate_jointly(
-    run: RunPath | Sequence[RunPath],
+    run: RunLike | Sequence[RunLike],
     source: Source,
     crops: str | int = "1",
     scales: Sequence[int] | None = None,
@@ -167,18 +170,19 @@ def evaluate_jointly(
     cache_limit: int | None = None,
     max_pixels: int | None = None,
     columns: str | None = None,
+    *,
+    trust: bool = False,
 ) -> JointEvaluation:
     """Evaluate runs on the same images, each by itself and their mean; see `evaluate` for arguments and errors."""
-    runs = [run] if isinstance(run, str | PathLike) else list(run)
-    if not runs:
+    given = [run] if isinstance(run, str | PathLike | Classifier | nn.Module) else list(run)
+    if not given:
         raise UsageError("there is no run to evaluate; name one")
     torch_device, num_threads = choose_device(device), set_threads(threads)
-    classifiers = [Classifier.load(one, torch_device) for one in runs]
+    classifiers = [Classifier.open(one, torch_device, trust=trust) for one in given]
+    torch_device = get_device(classifiers[0].network) or torch_device
+    runs = [one.origin for one in classifiers]
     names = classifiers[0].names
-    orders = [
-        _class_order(names, one.names, fspath(runs[0]), fspath(name))
-        for one, name in zip(classifiers, runs, strict=True)
-    ]
+    orders = [_class_order(names, one.names, runs[0], name) for one, name in zip(classifiers, runs, strict=True)]
     columns = columns or training_columns(runs[0], source)
     opened = open_source(source, to_train=False, columns=columns, boxes=training_boxes(runs[0], source))
     opened = opened.with_decoding(Decoding.up_to(max_pixels))
@@ -203,7 +207,7 @@ def evaluate_jointly(
     per_run, ensemble = _accumulate(predictors, orders, dataset, indices, len(names))
     results = tuple(replace(one.result(names), scope=selection.scope) for one in per_run)
     return JointEvaluation(
-        runs=tuple(fspath(one) for one in runs),
+        runs=tuple(runs),
         dataset=dataset.with_intensity_range(classifiers[0].preprocess.intensity_range),
         scope=selection.scope,
         classifiers=tuple(classifiers),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from svertka.classifier import Classifier
 from svertka.data.dataset import Pixels
@@ -78,23 +79,25 @@ class Export:
 
 @check_types
 def export(
-    run: str | PathLike[str],
+    run: str | PathLike[str] | Classifier | nn.Module,
     to: str | PathLike[str],
     *,
     pictures: Sequence[ImageLike] = (),
     preprocessing: bool = False,
     overwrite: bool = False,
+    trust: bool = False,
 ) -> Export:
     """Write a network to an ONNX file, or to a folder with weights, config.json and a model card.
 
     Args:
-        run: A run folder, or a network with weights, as for `Classifier.load`.
+        run: A run folder, or a network with weights, as for `Classifier.load`; a Classifier or an nn.Module.
         to: A name that ends in .onnx, or a folder.
         pictures: Images on which ONNX Runtime is compared with the original, as for `predict`. Empty: up to 32 of
             the images that the run was trained on. A file that differs is not written.
         preprocessing: Whether the file includes the preprocessing: uint8 images of any size in, probabilities out,
             instead of prepared images in, logits out.
         overwrite: Whether `to` may replace what svertka did not write.
+        trust: As for `Classifier.load`.
 
     Returns:
         The files written and the result of the check.
@@ -116,13 +119,14 @@ def export(
         raise UsageError(f"--to {fspath(to)} is a folder, which has weights and no graph to check or to extend")
     if not is_file and Run(path).training.exists():
         raise UsageError(f"--to {fspath(to)} is a run itself; choose another folder")
-    classifier = Classifier.load(run)
+    classifier = Classifier.open(run, trust=trust)
+    origin = classifier.origin
     if is_file:
         path = output_file(path, b"svertka", overwrite=overwrite)
     else:
         path = output_folder(path, CARD_FILE, FRONT_MATTER.encode(), overwrite=overwrite)
     if not is_file:
-        write_hub_folder(path, classifier, fspath(run))
+        write_hub_folder(path, classifier, origin)
         size = sum(one.stat().st_size for one in path.iterdir() if one.is_file())
         return Export(path, size, 0, 0.0, time.monotonic() - began)
     try:
@@ -130,7 +134,7 @@ def export(
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'svertka[onnx]'") from error
     seen_by = classifier.preprocess.intensity_range
-    shown = _read_images(pictures, seen_by) if pictures else _read_training_images(run, seen_by)
+    shown = _read_images(pictures, seen_by) if pictures else _read_training_images(origin, seen_by)
     with working("converting and checking the network"):
         model = convert_to_onnx(classifier, preprocessing=preprocessing)
         difference = check_onnx(model, classifier, shown)

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
-from svertka.classifier import CONFIG, WEIGHTS, Classifier
+from svertka.classifier import CONFIG, WEIGHTS, Classifier, Config
 from svertka.errors import RunError
 from svertka.escaping import format_command, to_printable
 from svertka.files import storage_errors, write_atomic, write_json
 from svertka.graph.summary import count_network
+from svertka.models.builder import GRAPH, Builder
+from svertka.models.exported_graph import write_graph
 from svertka.run import Run
 from svertka.tensor_files import write_tensors
 from svertka.training.config import Settings
@@ -38,12 +40,23 @@ def write_hub_folder(folder: Path, classifier: Classifier, run: str) -> None:
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, classifier.network.state_dict())
-    config = classifier.config.model_dump()
+    config = _shareable(classifier, folder).model_dump()
     theirs = {"architecture": config.pop("model"), "label_names": config.pop("names")}
     write_json(folder / CONFIG, theirs | config)
     write_atomic(
         folder / CARD_FILE, render_card(classifier, run, folder.resolve().name).encode(errors="backslashreplace")
     )
+
+
+def _shareable(classifier: Classifier, folder: Path) -> Config:
+    """Return the config; a network whose builder others do not have is exported as a graph into `folder`."""
+    builder = classifier.config.builder
+    if builder is None or builder.package is not None:
+        return classifier.config
+    write_graph(folder / GRAPH, classifier.network, classifier.preprocess.input_shape)
+    shared = Builder(target=GRAPH, head_layer=builder.head_layer)
+    # The path of a builder on the trainer's disk is private.
+    return classifier.config.model_copy(update={"builder": shared, "model": classifier.config.model.rpartition(":")[2]})
 
 
 def render_card(classifier: Classifier, run: str, folder: str) -> str:

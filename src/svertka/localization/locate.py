@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
 from svertka.classifier import Classifier
 from svertka.data.bounding_boxes import Annotation, check_classes, match_to_images, read_boxes
@@ -131,7 +132,7 @@ class Located:
 @check_types
 @preserves_settings
 def locate(
-    run: str | PathLike[str] | Classifier,
+    run: str | PathLike[str] | Classifier | nn.Module,
     *images: ImageLike,
     boxes: str | PathLike[str] | None = None,
     include_training: bool = False,
@@ -141,12 +142,13 @@ def locate(
     device: str = "auto",
     threads: int | None = None,
     max_pixels: int | None = None,
+    trust: bool = False,
 ) -> Located:
     """Locate the classes with the highest scores in images.
 
     Args:
-        run: A run folder, a network with weights as for `Classifier.load`, or a `Classifier`. Any classifier works; a
-            run that was trained with boxes works best.
+        run: A run folder, a network with weights as for `Classifier.load`, a `Classifier` or an nn.Module. Any
+            classifier works; a run that was trained with boxes works best.
         *images: Images, files or folders, as for `predict`.
         boxes: Bounding boxes to evaluate with: a folder of VOC .xml files, a COCO .json or a .csv. Images that the
             run was trained on are left out of the evaluation.
@@ -157,6 +159,7 @@ def locate(
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         threads: CPU threads. None: all cores.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
+        trust: As for `Classifier.load`.
 
     Returns:
         The classes, their scores and regions in each image. Images that cannot be read have an `error`.
@@ -168,11 +171,12 @@ def locate(
         StorageError: The folder cannot be written.
     """
     torch_device, _ = choose_device(device), set_threads(threads)
-    scorer = PatchScorer(run if isinstance(run, Classifier) else Classifier.load(run, torch_device, of_patches=True))
+    classifier = Classifier.open(run, torch_device, of_patches=True, trust=trust)
+    scorer = PatchScorer(classifier)
     inputs = list_inputs(images)
     annotations = _read_annotations(boxes, [path for path, _ in inputs], scorer.names)
     folder = None if output is None else OverlayFolder(output_folder(output, PAGE, HTML, overwrite=overwrite))
-    game, training_filter = PointingGame(), TrainingImageFilter(run, include_training=include_training)
+    game, training_filter = PointingGame(), TrainingImageFilter(classifier.origin, include_training=include_training)
     decoding = Decoding.up_to(max_pixels).with_intensity_range(scorer.preprocess.intensity_range)
     located = []
     with progress("locating", len(inputs), "images") as shown:

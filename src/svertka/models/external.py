@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,8 +28,9 @@ from svertka.models.builder import (
     require_consent,
 )
 from svertka.models.exported_graph import read_graph
-from svertka.models.registry import Model, find_model
+from svertka.models.registry import MODELS, Model, describe, find_model, trace_model
 from svertka.progress import say
+from svertka.type_checking import check_types
 
 # Of the input, pixels; the first that a network runs on is taken.
 SIZES = (224, 32, 28, 64, 96, 128, 160, 192, 256, 299, 384, 512)
@@ -63,6 +65,27 @@ def open_model(model: str | nn.Module | Function, *, head_layer: str | None = No
     builder = Builder(target=target, arguments=arguments, head_layer=head_layer)
     name = getattr(model, "__name__", type(model).__name__) if described is None else _short_name(target)
     return _of_function(model, builder, name, sizes)
+
+
+@check_types
+def list_models(name: str | nn.Module | None = None) -> list[dict[str, Any]]:
+    """List the networks with their size, source and reported errors, as `svertka models --json` prints them.
+
+    Args:
+        name: one network, to list only that one with its layers: its name, also "timm:NAME", "torchvision:NAME",
+            "package.module:function" or "file.py:function", or an nn.Module; None: all networks of svertka.
+
+    Returns:
+        One dict per network, as `describe` returns it; with `name`, also `layers`, one dict per layer.
+
+    Raises:
+        UsageError: there is no network called `name`, or it cannot be traced.
+    """
+    if name is None:
+        return [describe(model) for model in MODELS.values()]
+    model = open_model(name)
+    layers = [layer.to_dict() for layer in trace_model(model).layers]
+    return [describe(model) | {"layers": layers}]
 
 
 def open_builder(builder: Builder, folder: Path, *, trust: bool, size: int, channels: int, classes: int) -> Model:

@@ -92,9 +92,7 @@ def preprocess_of(config: Any) -> Preprocess | None:
         return None
     channels, height, width = config["input_size"]
     if height != width:
-        raise UsageError(
-            f"the network takes images of {height}×{width} pixels, and svertka's are square; use another"
-        )
+        raise UsageError(f"the network takes images of {height}×{width} pixels, and svertka's are square; use another")
     is_squeezed = config.get("crop_mode") == "squash"
     resize = height if is_squeezed else int(height / (config.get("crop_pct") or 1 / RESIZE))
     try:

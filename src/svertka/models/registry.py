@@ -27,7 +27,6 @@ from svertka.models.resnet import RESNETS, CIFARResNet, ResNet
 from svertka.models.squeezenet import SqueezeNet
 from svertka.models.vgg import VGG, warm_start_tensors
 from svertka.models.zfnet import ZFNet
-from svertka.type_checking import check_types
 
 
 @dataclass(frozen=True)
@@ -98,12 +97,12 @@ class Model:
 
 
 def describe(model: Model) -> dict[str, Any]:
-    """Return the JSON object of `svertka models` for a network as in its paper.
+    """Return the JSON object of `svertka models` for a network as in its paper or package.
 
     Keys: name; parameters and multiply_adds in inference; training_parameters, including auxiliary classifiers; input,
     [channels, size, size]; source; and published, the reported errors with the fields of ReferenceResult.
     """
-    parameters, training_parameters, multiply_adds = SIZES[model.name]
+    parameters, training_parameters, multiply_adds = SIZES.get(model.name) or _count(model)
     return {
         "name": model.name,
         "parameters": parameters,
@@ -115,23 +114,12 @@ def describe(model: Model) -> dict[str, Any]:
     }
 
 
-@check_types
-def list_models(name: str | None = None) -> list[dict[str, Any]]:
-    """List the networks with their size, source and reported errors, as `svertka models --json` prints them.
-
-    Args:
-        name: name of one network, to list only that one with its layers; None: all networks.
-
-    Returns:
-        One dict per network, as `describe` returns it; with `name`, also `layers`, one dict per layer.
-
-    Raises:
-        UsageError: there is no network called `name`.
-    """
-    if name is None:
-        return [describe(model) for model in MODELS.values()]
-    model = find_model(name)
-    return [describe(model) | {"layers": [layer.to_dict() for layer in trace_model(model).layers]}]
+def _count(model: Model) -> tuple[int, int, int]:
+    """Return parameters in inference, parameters in training, and multiply-adds of a network, as in its paper."""
+    with torch.device("meta"):
+        network = model.build()
+    layers = trace(network, (1, *model.input_shape))
+    return layers.parameters, sum(parameter.numel() for parameter in network.parameters()), layers.multiply_adds
 
 
 def _read_sizes() -> dict[str, tuple[int, ...]]:

@@ -174,7 +174,7 @@ def load_pretrained(model: Model, text: str) -> Weights:
             raise UsageError(_unknown(model, text))
     tensors = checkpoint_files.read_state_dict(path)
     other_format = STATE_DICT_FORMATS.get(model.name)
-    preprocess = known.preprocess if known else model.preprocess or _default_preprocess(model, title)
+    preprocess = known.preprocess if known else model.preprocess or assumed_preprocess(model, title)
     if other_format and other_format.marker in tensors:
         tensors, preprocess = other_format.convert(tensors), other_format.preprocess or preprocess
     found = Weights(model, tensors, preprocess, None, title, note)
@@ -212,7 +212,7 @@ def _with_class_names(found: Weights, names: tuple[str, ...]) -> Weights:
     return replace(found, names=by_number.get(found.classes))
 
 
-def _default_preprocess(model: Model, title: str) -> Preprocess:
+def assumed_preprocess(model: Model, title: str) -> Preprocess:
     """Return the preprocessing for a weights file of a model without published weights."""
     if model.mean is not None and model.std is not None:
         mean, std = (model.mean,) * model.channels, (model.std,) * model.channels

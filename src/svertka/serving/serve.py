@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
+from torch import nn
+
+from svertka.classifier import Classifier
 from svertka.device import choose_device, preserves_settings, set_threads
 from svertka.errors import UsageError
 from svertka.progress import say
@@ -33,25 +36,27 @@ class ServerAddress:
 @check_types
 @preserves_settings
 def serve(
-    *runs: str | PathLike[str],
+    *runs: str | PathLike[str] | Classifier | nn.Module,
     host: str = "127.0.0.1",
     port: int = 8000,
     device: str = "auto",
     threads: int | None = None,
     root_path: str = "",
     allow_hosts: str | Sequence[str] = (),
+    trust: bool = False,
     ready: Callable[[ServerAddress], object] = lambda place: say(f"open {place.url}"),
 ) -> None:
     """Serve runs as a page and an HTTP API until SIGINT, SIGTERM or SIGHUP; requests in progress are finished.
 
     Args:
-        *runs: Run folders, or networks with weights, as for `Classifier.load`.
+        *runs: Run folders, or networks with weights, as for `Classifier.load`; Classifiers or nn.Modules.
         host: Address to bind to. Any other than a loopback address requires a token, which is new for each server.
         port: Port, 0 for any free one.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         threads: CPU threads. None: all cores.
         root_path: Path under which a proxy publishes the server, such as "/svertka"; the proxy may strip it or not.
         allow_hosts: Further host names accepted in requests, such as that of the proxy, "photos.example.org".
+        trust: As for `Classifier.load`.
         ready: Called with the address as soon as the server answers.
 
     Raises:
@@ -72,7 +77,7 @@ def serve(
     place, count = choose_device(device), set_threads(threads)
     served: list[ServedModel] = []
     for run in runs:
-        served.append(ServedModel(run, place, [one.key for one in served]))
+        served.append(ServedModel(run, place, [one.key for one in served], trust=trust))
     with contextlib.closing(bind_socket(host, port)) as sock:
         for one in served:
             one.warm_up()

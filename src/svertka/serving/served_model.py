@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from svertka.classifier import Classifier
 from svertka.compiler.optimize import MIN_NUM_IMAGES
@@ -39,8 +39,17 @@ class ServedModel:
         taken: keys of other runs.
     """
 
-    def __init__(self, run: str | PathLike[str], device: torch.device, taken: Collection[str] = ()) -> None:
-        self.classifier, self.device = Classifier.load(run, device), device
+    def __init__(
+        self,
+        run: str | PathLike[str] | Classifier | nn.Module,
+        device: torch.device,
+        taken: Collection[str] = (),
+        *,
+        trust: bool = False,
+    ) -> None:
+        self.classifier = Classifier.open(run, device, trust=trust)
+        self.device = get_device(self.classifier.network) or device
+        run = self.classifier.origin
         self.folder = Run(run).folder if Path(run).is_dir() else None
         self.name = display_name(run)
         self.key = _make_key(self.name, taken)

@@ -6,13 +6,17 @@ atlas/layers/K/       patches and projections of a layer, 32 units per file
 atlas/pictures/       whole images as network input;  overlays/  saliency overlays for some of them
 """
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from svertka.classifier import Classifier
 from svertka.device import choose_device, preserves_settings, set_threads
 from svertka.errors import Interrupted, UsageError
 from svertka.evaluation.evaluation_scope import EvaluationScope
@@ -84,10 +88,13 @@ class Atlas:
         return facts | {"page": str(self.page)} | self.scope.to_dict()
 
 
+UNSAFE = re.compile(r"[^\w.-]+")  # in names of networks of others; not in the default name of a folder
+
+
 @check_types
 @preserves_settings
 def look(
-    run: str | PathLike[str],
+    run: str | PathLike[str] | Classifier | nn.Module,
     source: str | PathLike[str] | None = None,
     *,
     layers: Sequence[str] | None = None,
@@ -99,11 +106,12 @@ def look(
     threads: int | None = None,
     cache_limit: float | None = None,
     max_pixels: int | None = None,
+    trust: bool = False,
 ) -> Atlas:
     """Build the atlas of a network. An interrupted build resumes when called again.
 
     Args:
-        run: a run directory, or a model with its weights, as for `Classifier.load`.
+        run: a run directory, or a model with its weights, as for `Classifier.load`; a Classifier or an nn.Module.
         source: images, as for `train`; None for the test set of the run.
         layers: their names; None for every convolution.
         units: number of units per layer, the first ones; None for all.
@@ -114,6 +122,7 @@ def look(
         threads: CPU threads; None for all cores.
         cache_limit: size limit of the image cache, GB (10⁹ bytes); None for a share of the free disk.
         max_pixels: limit for an image that is read; None for `image_io.PIXEL_LIMIT`.
+        trust: as for `Classifier.load`.
 
     Raises:
         Interrupted: Ctrl-C; finished files are kept.
@@ -132,15 +141,16 @@ def look(
         source,
         pictures=pictures,
         include_training=include_training,
-        device=chosen_device,
         threads=num_threads,
         cache_limit=cache_bytes(cache_limit),
+        device=chosen_device,
         max_pixels=max_pixels,
+        trust=trust,
     )
     say(inputs.scope.sentence)
     traced = trace(inputs.classifier.network, inputs.input_shape)
     names = _select_layers(traced, layers)
-    path = _atlas_folder(run, output)
+    path = _atlas_folder(inputs.classifier, output)
     folder = ResumableFolder(path, inputs.fingerprint(FORMAT_VERSION, names, units))
     if folder.summary is None:
         try:
@@ -218,9 +228,9 @@ def _first_layer_filters(inputs: AtlasInputs) -> FirstLayerFilters | None:
         return None
 
 
-def _atlas_folder(run: str | PathLike[str], output: str | PathLike[str] | None) -> Path:
+def _atlas_folder(classifier: Classifier, output: str | PathLike[str] | None) -> Path:
     if output is not None:
         return parse_path(output)
-    if parse_path(run).is_dir():
-        return Run(run).folder / "atlas"
-    return Path(f"atlas-{fspath(run).partition(':')[0]}")
+    if parse_path(classifier.origin).is_dir():
+        return Run(classifier.origin).folder / "atlas"
+    return Path(f"atlas-{UNSAFE.sub('-', classifier.config.model)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from svertka.classifier import Classifier
 from svertka.data.dataset import Dataset, Ints, Pixels
@@ -109,7 +110,7 @@ class AtlasInputs:
 
 
 def open_inputs(
-    run: str | PathLike[str],
+    run: str | PathLike[str] | Classifier | nn.Module,
     source: str | PathLike[str] | None,
     *,
     pictures: int | None,
@@ -118,11 +119,12 @@ def open_inputs(
     threads: int,
     cache_limit: int | None,
     max_pixels: int | None = None,
+    trust: bool = False,
 ) -> AtlasInputs:
     """Load the classifier of `run` and open the images of `source`, or the test set of the run.
 
     Args:
-        run: as for `Classifier.load`.
+        run: as for `Classifier.open`.
         source: as for `train`; None for the source of the run.
         pictures: maximum number of images, drawn at random with a fixed seed; None for all.
         include_training: as for `select_images`.
@@ -130,6 +132,7 @@ def open_inputs(
         threads: for decoding.
         cache_limit: bytes of decoded images kept on disk.
         max_pixels: limit for an image that is read.
+        trust: as for `Classifier.load`.
 
     Raises:
         UsageError: no source is known, or it does not exist; `pictures` is below 1.
@@ -138,13 +141,14 @@ def open_inputs(
     """
     if pictures is not None and pictures < 1:
         raise UsageError(f"pictures={pictures} must be at least 1")
-    classifier = Classifier.load(run, device)
-    training_source = _training_source(run)
-    dataset = _open_dataset(run, source, training_source).with_decoding(Decoding.up_to(max_pixels))
+    classifier = Classifier.open(run, device, trust=trust)
+    origin = classifier.origin
+    training_source = _training_source(origin)
+    dataset = _open_dataset(origin, source, training_source).with_decoding(Decoding.up_to(max_pixels))
     names = tuple(class_name(name) for name in dataset.names)
     dataset = Dataset(dataset.source, names, dataset.images, dataset.labels, dataset.parts)
     selected = select_images(
-        [run],
+        [origin],
         dataset,
         classifier.preprocess,
         None,
