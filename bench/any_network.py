@@ -23,6 +23,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import svertka
+from svertka.graph.summary import trace
+from svertka.inspection.activations import convolution_names
 from svertka.models.builder import PACKAGES
 from svertka.serving.access_control import LOOPBACK
 from svertka.serving.app import App
@@ -54,7 +56,8 @@ class StrangeHead(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the scores (B, classes)."""
         features = self.body(images).mean((2, 3))
-        return -(features[:, None] - self.points[None]).square().sum(2)
+        scores: Tensor = -(features[:, None] - self.points[None]).square().sum(2)
+        return scores
 
 
 NETWORKS: dict[str, str | Callable[[], nn.Module] | type[nn.Module]] = {
@@ -83,6 +86,13 @@ def write_images(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / name / f"{image}.png")
 
 
+def look(classifier: svertka.Classifier) -> None:
+    """Build an atlas of two units of the first and of the last convolution."""
+    layers = trace(classifier.network, classifier.preprocess.input_shape).layers
+    names = convolution_names(list(layers))
+    svertka.look(classifier, layers=[names[0], names[-1]], units=2, pictures=8, threads=1)
+
+
 def serve(classifier: svertka.Classifier, image: Path) -> None:
     """Ask a server in this process for a prediction."""
     served = ServedModel(classifier, torch.device("cpu"))
@@ -98,15 +108,22 @@ def run_network(name: str, folder: Path, photos: Path) -> list[str]:
     model = given() if given is own_sequential else given
     own = not (isinstance(model, str) and model.partition(":")[0] in PACKAGES)
     first = folder / f"{name}-all"
-    frozen = {"unfreeze": "head"} | ({} if own else {"weights": first})
+    weights = None if own else first
     image = next((photos / "a").iterdir())
     steps: dict[str, Callable[[], object]] = {
         "train": lambda: svertka.train(photos, model=model, epochs=1, output=first, threads=1, val=0.2),
         "head": lambda: svertka.train(
-            photos, model=model, epochs=1, output=folder / f"{name}-head", threads=1, val=0.2, **frozen
+            photos,
+            model=model,
+            epochs=1,
+            output=folder / f"{name}-head",
+            threads=1,
+            val=0.2,
+            unfreeze="head",
+            weights=weights,
         ),
         "evaluate": lambda: svertka.evaluate(first, photos, threads=1, trust=True),
-        "look": lambda: svertka.look(first, units=2, pictures=8, threads=1, trust=True),
+        "look": lambda: look(svertka.Classifier.load(first, trust=True)),
         "export": lambda: svertka.export(first, folder / f"{name}.onnx", pictures=[image], trust=True),
         "serve": lambda: serve(svertka.Classifier.load(first, trust=True), image),
     }
@@ -130,7 +147,9 @@ def main(names: list[str]) -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         write_images(folder / "photos")
-        print("| network | train | head | evaluate | look | export | serve |\n|---|---|---|---|---|---|---|", flush=True)
+        print(
+            "| network | train | head | evaluate | look | export | serve |\n|---|---|---|---|---|---|---|", flush=True
+        )
         for name in names or NETWORKS:
             print(f"| {' | '.join(run_network(name, folder, folder / 'photos'))} |", flush=True)
     finally:

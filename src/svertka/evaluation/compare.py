@@ -91,7 +91,7 @@ def compare(
 
     opened = [Classifier.wrap(one) if isinstance(one, nn.Module) else one for one in runs]
     names = [one.origin if isinstance(one, Classifier) else fspath(one) for one in opened]
-    _check_runs(names)
+    _check_runs(names, [name for name, one in zip(names, opened, strict=True) if not isinstance(one, Classifier)])
     file = None if output is None else output_file(output, HTML, overwrite=overwrite)
     given = fspath(source) if source is not None else _common_source(names)
     joint = evaluate_jointly(
@@ -314,13 +314,13 @@ def runs_and_source(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     return runs, last
 
 
-def _check_runs(runs: Sequence[str]) -> None:
-    """Raise UsageError unless `runs` are 2 to 26 different names."""
+def _check_runs(runs: Sequence[str], loaded: Sequence[str]) -> None:
+    """Raise UsageError unless `runs` are 2 to 26 names, and those to be loaded, `loaded`, all differ."""
     if len(runs) < 2:
         raise UsageError(f"{' '.join(runs) or 'nothing'} has nothing to be compared with; name two runs or more")
     if len(runs) > len(ascii_uppercase):
         raise UsageError(f"{len(runs)} runs are too many to compare at once; name at most {len(ascii_uppercase)}")
-    repeated = next((run for run in runs if runs.count(run) > 1), None)
+    repeated = next((run for run in loaded if loaded.count(run) > 1), None)
     if repeated is not None:
         raise UsageError(f"{repeated} is named twice; name each run once")
 

@@ -177,7 +177,8 @@ class CutPoints:
         first = next((number for number in range(begin, end) if self._learns(number, number + 1)), begin)
         outside = {path for node in (*self.nodes[:begin], *self.nodes[end:]) for path in _around(node)}
         inside = [path for path in _around(self.nodes[first]) if path and path not in outside]
-        return inside[0] if inside else str(self.nodes[first].target)
+        node = self.nodes[first]
+        return inside[0] if inside else str(node.target) if node.op == "call_module" else node.name
 
     def at(self, name: str) -> Halves:
         """Return the two parts before the stage or module called `name`, as `cut_network` does."""
@@ -196,6 +197,10 @@ class CutPoints:
         if place not in (0, 1, *self.places):
             raise UsageError(f"{name} cannot be cut off, since more than one tensor flows into it; cut at {listed}")
         return self.halves(place)
+
+    def before_layer(self, path: str) -> Halves:
+        """Return the two parts right before the layer at `path`, even if a stage that begins further up has its name."""
+        return self.halves(next(number for number, node in enumerate(self.nodes) if node.target == path))
 
     def halves(self, place: int) -> Halves:
         """Return the two parts at one of the `places`."""

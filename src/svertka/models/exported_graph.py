@@ -1,6 +1,7 @@
 """The graph of a network in a file, from which it loads without the code that built it."""
 
 import io
+import warnings
 from pathlib import Path
 
 import torch
@@ -55,9 +56,27 @@ def read_graph(path: Path) -> nn.Module:
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error_reason(error)}); copy it back from the run") from error
     try:
-        module = torch.export.load(io.BytesIO(content)).module()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch about itself
+            module = torch.export.load(io.BytesIO(content)).module()
     except Exception as error:
         reason = to_printable(describe_error(error))[:150]
         raise RunError(f"{path} is damaged ({reason}); copy it back from the run") from error
-    # An exported module refuses eval(); one made of its graph is an ordinary module.
-    return fx.GraphModule(module, module.graph).eval()
+    return _ordinary_module(module).eval()
+
+
+def _ordinary_module(module: fx.GraphModule) -> nn.Module:
+    """Return an exported module as one that can be copied, put in evaluation mode and loaded with weights.
+
+    An exported module refuses eval(), checks the size of its input, which callers do, and packs its output in a pytree.
+    """
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op == "call_module" and not node.users:
+            graph.erase_node(node)
+    output = graph.output_node()
+    packed = output.args[0]
+    assert isinstance(packed, tuple | list)
+    output.args = (packed[0],)
+    graph.set_codegen(fx.graph.CodeGen())
+    return fx.GraphModule(module, graph)

@@ -1,11 +1,14 @@
 """The head computed from features before training, and the learning rate at which a head on features is stable."""
 
+import math
+
 import torch
 from torch import nn
 
 from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.errors import UsageError
+from svertka.graph.cut import CutPoints
 from svertka.models.heads import AdaptationHead, has_head, head_path
 from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits
@@ -13,6 +16,7 @@ from svertka.training.learner import optimize_frozen, store_features
 from svertka.training.lr_finder import stable_rate
 from svertka.training.recipe import Recipe
 from svertka.transfer import closed_form_heads, freeze
+from svertka.transfer.freeze import FrozenPrefix, PartiallyFrozen
 
 RATED_IMAGES = 64  # images whose features limit the learning rate
 RATED_AT_ONCE = 4  # of them per batch: 16 took 240 MB
@@ -48,7 +52,7 @@ def compute_head(classifier: Classifier, settings: Settings, parts: DataSplits, 
 
     Source: Kumar et al. 2022, "Fine-tuning can distort pretrained features and underperform out-of-distribution", §4.
     """
-    partial = freeze.split_at_frozen(classifier.network, freeze.HEAD, classifier.preprocess.input_shape)
+    partial = _split_before_head(classifier)
     batches = parts.eval_batches("train", classifier.preprocess, device, settings.layout)
     head = _find_head(classifier)
     assert partial is not None
@@ -110,11 +114,26 @@ def limit_learning_rate(classifier: Classifier, recipe: Recipe, images: torch.Te
 @torch.inference_mode()
 def _head_inputs(classifier: Classifier, images: torch.Tensor) -> torch.Tensor | None:
     """Return the inputs (B, D) of the dense layers at the end of the network; None if it ends in something else."""
-    partial = freeze.split_at_frozen(classifier.network, freeze.HEAD, classifier.preprocess.input_shape)
+    partial = _split_before_head(classifier)
     if partial is None or not isinstance(_find_head(classifier), nn.Linear | AdaptationHead):
         return None
     some = torch.split(images[:RATED_IMAGES], RATED_AT_ONCE)
     return torch.cat([partial.frozen(batch).flatten(1) for batch in some])
+
+
+def _split_before_head(classifier: Classifier) -> PartiallyFrozen | None:
+    """Split the network before its last stage, or right before its head if that stage computes more than the head.
+
+    That is so if dropout precedes pooling. None if it cannot be split.
+    """
+    network, shape, head = classifier.network, classifier.preprocess.input_shape, _find_head(classifier)
+    partial = freeze.split_at_frozen(network, freeze.HEAD, shape)
+    if partial is None or not isinstance(head, nn.Linear) or math.prod(partial.shape) == head.in_features:
+        return partial
+    path = head_path(classifier.model)
+    halves = CutPoints(network, shape).before_layer(path)
+    assert halves.prefix is not None
+    return PartiallyFrozen(FrozenPrefix(halves.prefix), halves.rest, halves.shape, path)
 
 
 def _solver(recipe: Recipe) -> str:
