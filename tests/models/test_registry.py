@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from svertka.errors import UsageError
-from svertka.models.registry import MODELS, find_model, list_models
+from svertka.models.external import list_models
+from svertka.models.registry import MODELS, find_model
 
 # Of the papers, or counted by hand in the docstrings; without auxiliary classifiers.
 PARAMETERS = {

@@ -199,7 +199,7 @@ class CutPoints:
         return self.halves(place)
 
     def before_layer(self, path: str) -> Halves:
-        """Return the two parts right before the layer at `path`, even if a stage that begins further up has its name."""
+        """Return the two parts right before the layer at `path`, also if a stage of that name begins earlier."""
         return self.halves(next(number for number, node in enumerate(self.nodes) if node.target == path))
 
     def halves(self, place: int) -> Halves:
