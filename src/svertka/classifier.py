@@ -280,7 +280,12 @@ class Classifier:
         Args:
             run: A run folder or "model:weights", as for `load`; a Classifier, which stays on its device; or a network,
                 as for `wrap`.
-            device, of_patches, trust: As for `load`.
+            device: As for `load`.
+            of_patches: As for `load`.
+            trust: As for `load`.
+
+        Returns:
+            The classifier, in evaluation mode.
 
         Raises:
             RunError, UsageError, FetchError: As `load` and `wrap`.

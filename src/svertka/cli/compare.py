@@ -43,7 +43,7 @@ def compare(
     output: Annotated[str | None, typer.Option(help="HTML file for the comparison.", rich_help_panel=OUTPUT)] = None,
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
-    trust_builder: TrustBuilder = False,
+    trust: TrustBuilder = False,
     device: Device = "auto",
     threads: Threads = None,
     cache_limit: CacheLimit = None,
@@ -71,7 +71,7 @@ def compare(
         threads=threads,
         cache_limit=cache_limit,
         max_pixels=pixel_count(max_pixels),
-        trust=trust_builder,
+        trust=trust,
     )
     if as_json:
         print_json(result.to_dict())

@@ -23,7 +23,7 @@ def export(
         bool,
         typer.Option("--preprocessing", help="Include the preprocessing in the file: uint8 RGB in, probabilities out."),
     ] = False,
-    trust_builder: TrustBuilder = False,
+    trust: TrustBuilder = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -34,9 +34,7 @@ def export(
     with loading():
         from svertka.exporters.export import export as write
 
-    written = write(
-        run, to, pictures=images or (), preprocessing=preprocessing, overwrite=overwrite, trust=trust_builder
-    )
+    written = write(run, to, pictures=images or (), preprocessing=preprocessing, overwrite=overwrite, trust=trust)
     if as_json:
         print_json(written.to_dict())
         return

@@ -36,7 +36,7 @@ def look(
         typer.Option(help="Folder for the atlas (default: RUN/atlas, or atlas-NAME).", rich_help_panel=OUTPUT),
     ] = None,
     max_pixels: MaxPixels = None,
-    trust_builder: TrustBuilder = False,
+    trust: TrustBuilder = False,
     device: Device = "auto",
     threads: Threads = None,
     cache_limit: CacheLimit = None,
@@ -62,7 +62,7 @@ def look(
         threads=threads,
         cache_limit=cache_limit,
         max_pixels=pixel_count(max_pixels),
-        trust=trust_builder,
+        trust=trust,
     )
     if as_json:
         print_json(atlas.to_dict())

@@ -15,7 +15,7 @@ def serve(
     ],
     host: Annotated[str, typer.Option(help="Address to bind to. Remote clients need the printed token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000,
-    trust_builder: TrustBuilder = False,
+    trust: TrustBuilder = False,
     device: Device = "auto",
     threads: Threads = None,
     root_path: Annotated[str, typer.Option(help="Path prefix behind a proxy, such as /svertka.")] = "",
@@ -54,6 +54,6 @@ def serve(
         threads=threads,
         root_path=root_path,
         allow_hosts=names,
-        trust=trust_builder,
+        trust=trust,
         ready=ready,
     )

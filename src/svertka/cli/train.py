@@ -211,7 +211,7 @@ def train(
         str | None,
         typer.Option(help="Run folder to continue. Give SOURCE only if its images have moved.", rich_help_panel=OUTPUT),
     ] = None,
-    trust_builder: TrustBuilder = False,
+    trust: TrustBuilder = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write TensorBoard logs.", rich_help_panel=OUTPUT)
     ] = False,
@@ -236,13 +236,13 @@ def train(
         with loading():
             from svertka.training.resume import resume as continue_run
 
-        run = continue_run(resume, source, boxes=boxes, tensorboard=tensorboard, trust=trust_builder)
+        run = continue_run(resume, source, boxes=boxes, tensorboard=tensorboard, trust=trust)
     else:
         with loading():
             from svertka.training.train import train as train_run
 
         options = {name: value for name, value in given.items() if name not in NOT_FOR_TRAIN}
-        run = train_run(str(source), **options | {"max_pixels": pixel_count(max_pixels), "trust": trust_builder})
+        run = train_run(str(source), **options | {"max_pixels": pixel_count(max_pixels)})
     from svertka import distributed
     from svertka.training.repeated_splits import Repeats
 
@@ -273,6 +273,6 @@ def _print_run(run: "Run") -> None:
 
 
 PARTS = {"val": "val_error", "test": "test_error"}
-RESUMABLE = ("source", "resume", "boxes", "tensorboard", "trust_builder", "as_json")
-NOT_FOR_TRAIN = {"source", "resume", "trust_builder", "as_json"}
+RESUMABLE = ("source", "resume", "boxes", "tensorboard", "trust", "as_json")
+NOT_FOR_TRAIN = {"source", "resume", "as_json"}
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
