@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from load import load, photographs, resident, served, spent
+from load_generator import load, photographs, resident, served, spent
 from svertka.classifier import Classifier, Config
 from svertka.compiler.optimize import optimize
 from svertka.data.image_io import read_image

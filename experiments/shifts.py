@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from learning import batches, error, learn, normalised, per_cent, pictures
 from record import COLOURS, figure, main, print_table
+from shared_training import batches, error, learn, normalised, per_cent, pictures
 from torch import nn
 
 from svertka.data.dataset import Ints, Pixels

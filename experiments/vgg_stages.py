@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from learning import batches, learn, normalised, pictures
 from record import COLOURS, figure, main, print_table
+from shared_training import batches, learn, normalised, pictures
 
 from svertka.data.loader import Batch
 from svertka.data.preprocessing import resize_central_square

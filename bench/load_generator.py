@@ -1,4 +1,4 @@
-"""A server of its own process, and the clients that keep it busy; for the benchmarks beside it."""
+"""A load generator: a server in its own process, and the clients that keep it busy. Used by serve.py."""
 
 import contextlib
 import http.client

@@ -7,8 +7,8 @@ convnet, whose passes take forty times as long; since the rate is constant, the 
 Errors on the images learnt from are those while they are learnt from; the held-out ones choose nothing. About six
 minutes. The second table needs no training.
 
-    SVERTKA_DATA=… python experiments/parameters.py [--seeds 0 1 2]
-    python experiments/parameters.py --draw      # the figure and the tables from what is there
+    SVERTKA_DATA=… python experiments/mlp_vs_convnet.py [--seeds 0 1 2]
+    python experiments/mlp_vs_convnet.py --draw      # the figure and the tables from what is there
 """
 
 import os
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning import per_cent
 from record import COLOURS, figure, main, print_table, trained
+from shared_training import per_cent
 
 from svertka.models.registry import MODELS, trace_model
 
@@ -41,7 +41,7 @@ def learn(network: str, seed: int) -> list[dict[str, Any]]:
     """The errors after each pass."""
     source = Path(os.environ["SVERTKA_DATA"]) / "cats-dogs"
     settings = SETTINGS | {"model": network, "seed": seed, "epochs": PASSES[network]}
-    run = trained(f"parameters-{network}-{seed}", source, **settings)
+    run = trained(f"mlp-vs-convnet-{network}-{seed}", source, **settings)
     return [
         {"network": network, "seed": seed} | {key: line[key] for key in ("epoch", "train_error", "val_error")}
         for line in run.history()
@@ -63,7 +63,7 @@ def measure(seed: int) -> list[dict[str, Any]]:
 def draw(lines: list[dict[str, Any]]) -> None:
     """The figure and the tables."""
     rows = []
-    with figure("parameters", panels=2) as (_, panels):
+    with figure("mlp_vs_convnet", panels=2) as (_, panels):
         for axes, network in zip(panels, PASSES, strict=True):
             own = [line for line in lines if line["network"] == network]
             seeds = sorted({line["seed"] for line in own})
@@ -104,4 +104,4 @@ def draw(lines: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main(__doc__, "parameters", measure, draw, SEEDS)
+    main(__doc__, "mlp_vs_convnet", measure, draw, SEEDS)

@@ -1,9 +1,9 @@
 """How the time of a network grows with batch, image size, threads and depth, and what bounds it.
 
-Drawn from what bench/growth.py measured; nothing is measured here.
+Drawn from what bench/inference_scaling.py measured; nothing is measured here.
 
-    python bench/growth.py --output experiments/metrics/growth.jsonl
-    python experiments/growth.py
+    python bench/inference_scaling.py --output experiments/metrics/inference_scaling.jsonl
+    python experiments/inference_scaling.py
 """
 
 import argparse
@@ -40,10 +40,10 @@ def position(value: int | str) -> int:
 
 def draw() -> None:
     """The figure and the tables."""
-    machine, *rows = read_metrics("growth")
+    machine, *rows = read_metrics("inference_scaling")
     print(machine)
 
-    with figure("growth", panels=2, rows=2, height=3.2) as (_, panels):
+    with figure("inference_scaling", panels=2, rows=2, height=3.2) as (_, panels):
         for axes, (axis, (label, others)) in zip(panels.flat, AXES.items(), strict=True):
             same = {key: value for key, value in (USUAL | others).items() if key != axis}
             along = {position(row[axis]): row for row in rows if same.items() <= row.items()}

@@ -14,7 +14,7 @@ own; stores take turns.
 
 Needs `make bench-peers` and SVERTKA_DATA, or `--images FOLDER`.
 
-    .venv-bench/bin/python bench/record_store.py
+    .venv-bench/bin/python bench/key_value_store.py
 """
 
 import argparse

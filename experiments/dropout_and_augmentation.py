@@ -5,16 +5,16 @@ units and the classes, dropout of a half before both dense layers. Fashion-MNIST
 10,000 test images, scored once at the end; 100 passes of recipe `plain` with products in bfloat16; augmentation is
 what AlexNet had for its size: shifts of up to 2 pixels, and mirroring. 3 seeds, one thread: about seven minutes.
 
-    SVERTKA_DATA=… python experiments/left_out.py [--seeds 0 1 2]
-    python experiments/left_out.py --draw      # the figure and the table from what is there
+    SVERTKA_DATA=… python experiments/dropout_and_augmentation.py [--seeds 0 1 2]
+    python experiments/dropout_and_augmentation.py --draw      # the figure and the table from what is there
 """
 
 from itertools import product
 from typing import Any
 
 import torch
-from learning import batches, error, learn, normalised, per_cent, pictures
 from record import COLOURS, figure, main, print_table
+from shared_training import batches, error, learn, normalised, per_cent, pictures
 from torch import nn
 
 from svertka.data.augmentation import Flip, PadCrop
@@ -85,7 +85,7 @@ def title(dropout: bool, augmentation: bool) -> str:
 def draw(rows: list[dict[str, Any]]) -> None:
     """The figure and the table."""
     table = []
-    with figure("left_out") as (_, axes):
+    with figure("dropout_and_augmentation") as (_, axes):
         for place, way in enumerate(WAYS):
             own = [row for row in rows if (row["dropout"], row["augmentation"]) == way]
             columns = [[row[key] for row in own] for key in ("train_error", "test_error")]
@@ -105,4 +105,4 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main(__doc__, "left_out", measure, draw, SEEDS)
+    main(__doc__, "dropout_and_augmentation", measure, draw, SEEDS)

@@ -7,8 +7,8 @@ and from the normal numbers of deviation 0.01 of the time. And after 20 steps of
 (rate 0.01, no augmentation, products in bfloat16): one network trained with the auxiliary losses, one without. 3 seeds,
 one thread: about three minutes.
 
-    SVERTKA_DATA=… python experiments/auxiliary.py [--seeds 0 1 2]
-    python experiments/auxiliary.py --draw      # the figure and the table from what is there
+    SVERTKA_DATA=… python experiments/auxiliary_gradients.py [--seeds 0 1 2]
+    python experiments/auxiliary_gradients.py --draw      # the figure and the table from what is there
 """
 
 from statistics import mean
@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from learning import batches, learn, normalised, pictures
 from record import COLOURS, figure, main, print_table
+from shared_training import batches, learn, normalised, pictures
 from torch import nn
 
 from svertka.models.initialization import init_weights
@@ -101,7 +101,7 @@ def measure(seed: int) -> list[dict[str, Any]]:
 def draw(rows: list[dict[str, Any]]) -> None:
     """The figure and the table."""
     table = []
-    with figure("auxiliary", panels=3, height=3.8) as (drawn, panels):
+    with figure("auxiliary_gradients", panels=3, height=3.8) as (drawn, panels):
         drawn.set_size_inches(12, 3.8)
         for axes, (when, title) in zip(panels, MOMENTS.items(), strict=True):
             firsts = {}
@@ -130,4 +130,4 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main(__doc__, "auxiliary", measure, draw, SEEDS)
+    main(__doc__, "auxiliary_gradients", measure, draw, SEEDS)

@@ -1,7 +1,7 @@
-"""Every layer of other people's networks: found, watched, and the network left bit for bit as it was.
+"""Coverage of the inspection: it reads every layer of torchvision's and timm's networks and leaves them bit-identical.
 
     python -m venv parity && parity/bin/pip install torch==2.14.1 torchvision==0.29.1 timm==1.0.31 .
-    parity/bin/python bench/watch.py [--only NAME…]
+    parity/bin/python bench/inspection_coverage.py [--only NAME…]
 
 An environment of its own, since torchvision pins its torch. Nothing is downloaded: the smallest network of each of
 torchvision's classification families, and 20 of timm, with random weights. Of each, in training mode with one module in

@@ -1,6 +1,6 @@
 """Peak memory of training on a folder, for all of cats-dogs and for ten times as many images.
 
-    python bench/memory.py [--epochs 1] [--json]
+    python bench/training_memory.py [--epochs 1] [--json]
 
 The others are the same photographs at half size with a pixel changed in each. Each training is a process of its own,
 from decoding to report; its peak is what the operating system counted. Real data: SVERTKA_DATA.

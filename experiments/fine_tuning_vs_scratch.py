@@ -6,16 +6,16 @@ from the bundled ImageNet weights: frozen but for the head (`frozen`), the last 
 (`fine-tuning`, for the last with rates that halve from stage to stage). Each picks its epoch on val and is scored on
 test once. 3 seeds, each with its own division: about fourteen minutes.
 
-    SVERTKA_DATA=… python experiments/carrying_over.py [--seeds 0 1 2]
-    python experiments/carrying_over.py --draw      # the figure and the table from what is there
+    SVERTKA_DATA=… python experiments/fine_tuning_vs_scratch.py [--seeds 0 1 2]
+    python experiments/fine_tuning_vs_scratch.py --draw      # the figure and the table from what is there
 """
 
 import os
 from pathlib import Path
 from typing import Any
 
-from learning import per_cent
 from record import COLOURS, figure, main, print_table, trained
+from shared_training import per_cent
 
 SEEDS = (0, 1, 2)
 BUDGET = "40s"
@@ -61,7 +61,7 @@ def measure(seed: int) -> list[dict[str, Any]]:
 def draw(rows: list[dict[str, Any]]) -> None:
     """The figure and the table."""
     table = []
-    with figure("carrying_over") as (_, axes):
+    with figure("fine_tuning_vs_scratch") as (_, axes):
         for way, colour in zip(WAYS, COLOURS, strict=False):
             own = [row for row in rows if row["way"] == way]
             for place, row in enumerate(own):
@@ -79,4 +79,4 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main(__doc__, "carrying_over", measure, draw, SEEDS)
+    main(__doc__, "fine_tuning_vs_scratch", measure, draw, SEEDS)

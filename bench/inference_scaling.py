@@ -1,8 +1,9 @@
 """How the time of a network grows with batch, image size, threads and depth: ours, three peers, and two bounds.
 
     pip install onnxruntime ncnn pnnx MNN
-    python bench/growth.py [--peers onnxruntime ncnn mnn] [--axes batch size threads depth] [--rounds 5] [--output FILE]
-    python experiments/growth.py                    # the figure and the tables, from experiments/metrics/growth.jsonl
+    python bench/inference_scaling.py [--peers onnxruntime ncnn mnn] [--axes batch size threads depth]
+                                      [--rounds 5] [--output FILE]
+    python experiments/inference_scaling.py    # the figure and the tables, from its metrics/inference_scaling.jsonl
 
 ResNet-18 in batches of 1 to 64, with images of 96 to 512 pixels, with 1 and 2 threads, and ResNet-18 to 152, in
 float32, random weights and images, the engines in turns as in bench/networks.py. A line of JSON each: what was run,

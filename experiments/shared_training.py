@@ -1,4 +1,4 @@
-"""What several experiments share: a part of a published data set in batches, and any network trained on it."""
+"""Training that several experiments share: a subset of a built-in data set in batches, and a loop for any network."""
 
 from collections.abc import Sequence
 

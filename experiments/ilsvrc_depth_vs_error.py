@@ -2,7 +2,7 @@
 
 Nothing is measured here: the figures are those that the papers report, from `svertka.models.ilsvrc_winners`.
 
-    python experiments/revolution.py
+    python experiments/ilsvrc_depth_vs_error.py
 """
 
 import argparse
@@ -15,7 +15,7 @@ from svertka.models.ilsvrc_winners import ILSVRC_RESULTS
 def draw() -> None:
     """The figure and the table."""
     places = range(len(ILSVRC_RESULTS))
-    with figure("revolution", panels=2, height=3) as (_, (errors, layers)):
+    with figure("ilsvrc_depth_vs_error", panels=2, height=3) as (_, (errors, layers)):
         bars = errors.barh(places, [one.top5_error for one in ILSVRC_RESULTS], 0.65, color=COLOURS[0])
         errors.bar_label(bars, [f"{one.top5_error:g} %" for one in ILSVRC_RESULTS], padding=3)
         errors.set_yticks(places, [f"{one.name}, {one.year}" for one in ILSVRC_RESULTS])

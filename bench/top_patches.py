@@ -1,6 +1,6 @@
 """The nine strongest patches of every unit of SqueezeNet 1.1, against a plain forward pass and the usual scripts.
 
-    python bench/atlas.py [--images 1400] [--threads 2] [--rounds 5] [--no-usual] [--json]
+    python bench/top_patches.py [--images 1400] [--threads 2] [--rounds 5] [--no-usual] [--json]
 
 All 26 convolutions over photographs of `imagenet-samples` and `cats-dogs`, which are decoded and normalised before
 anything is timed. What is timed takes turns; ratios to `plain` are the median of those of a round, and that of the best
