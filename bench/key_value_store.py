@@ -57,10 +57,10 @@ class Store(Protocol):
 
 
 class Svertka:
-    """`svertka.data.record_store`."""
+    """`svertka.data.key_value_store`."""
 
     def __init__(self, folder: Path) -> None:
-        from svertka.data.record_store import RecordStore  # imports torch, which the others do without
+        from svertka.data.key_value_store import RecordStore  # imports torch, which the others do without
 
         self.store = RecordStore(folder / "rows", limit=10**11)
 

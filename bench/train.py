@@ -28,7 +28,7 @@ from svertka.conv.accelerate import accelerate
 from svertka.data.builtin import open_builtin
 from svertka.data.dataset import ArrayImages, Dataset
 from svertka.data.folder_dataset import open_folder
-from svertka.data.image_cache import prepare_images
+from svertka.data.image_disk_cache import prepare_images
 from svertka.data.loader import BatchLoader
 from svertka.data.preprocessing import Preprocess
 from svertka.device import set_memory_format

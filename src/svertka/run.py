@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from svertka.classifier import CONFIG, WEIGHTS, Classifier, check_format_version
-from svertka.data.bounding_boxes import find_annotation_files
+from svertka.data.box_annotations import find_annotation_files
 from svertka.data.in_memory import IN_MEMORY
 from svertka.data.sources import Source, is_path, is_same_source
 from svertka.errors import RunError, SvertkaError

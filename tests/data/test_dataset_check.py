@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from svertka.data.dataset_check import check, describe
 from svertka.data.folder_dataset import open_folder
-from svertka.data.split import split
+from svertka.data.hash_split import split
 from svertka.errors import UsageError
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 import svertka
 from svertka.classifier import Classifier
 from svertka.cli.app import main
-from svertka.data.bounding_boxes import Box
+from svertka.data.box_annotations import Box
 from svertka.errors import DataError, UsageError
 
 Maker = Callable[..., Classifier]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from svertka.data.bounding_boxes import Annotation, Box
+from svertka.data.box_annotations import Annotation, Box
 from svertka.localization.heatmap import Region
 from svertka.localization.overlays import GREY, MAX_SIDE, VEIL, OverlayFolder, describe_pointing, draw_overlay
 from svertka.localization.pointing_game import PointingGame

@@ -14,8 +14,8 @@ from PIL import Image
 
 import svertka
 from svertka.classifier import Classifier
-from svertka.data.bounding_boxes import Annotation, Box, match_to_images, read_boxes
-from svertka.data.image_cache import prepare_images
+from svertka.data.box_annotations import Annotation, Box, match_to_images, read_boxes
+from svertka.data.image_disk_cache import prepare_images
 from svertka.data.preprocessing import Preprocess
 from svertka.data.sources import open_source
 from svertka.errors import DataError, UsageError

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svertka.data.bounding_boxes import Box
+from svertka.data.box_annotations import Box
 from svertka.errors import ImageError
 from svertka.localization.patch_grid import SCALES, label_patches, pyramid_levels
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from svertka.data.bounding_boxes import Annotation, Box
+from svertka.data.box_annotations import Annotation, Box
 from svertka.localization.pointing_game import PointingGame, covered_share
 
 

@@ -23,8 +23,8 @@ from svertka.data.image_io import read_image
 from svertka.errors import ImageError
 
 pytest.importorskip("fastapi")
-from svertka.serving import connection_limits, request_batching, request_limits
-from svertka.serving.request_limits import MAX_BODY_BYTES
+from svertka.serving import connection_limits, request_batching, request_body_limits
+from svertka.serving.request_body_limits import MAX_BODY_BYTES
 from svertka.serving.served_model import ServedModel
 
 JSON = {"Content-Type": "application/json"}
@@ -33,7 +33,7 @@ JSON = {"Content-Type": "application/json"}
 @pytest.fixture(scope="module")
 def server(small_run: Path, live: Callable[..., Any]) -> Iterator[Any]:
     patience = pytest.MonkeyPatch()
-    patience.setattr(request_limits, "BODY_SECONDS", 0.5)
+    patience.setattr(request_body_limits, "BODY_SECONDS", 0.5)
     patience.setattr(connection_limits, "HEADER_SECONDS", 0.5)
     patience.setattr(connection_limits, "REQUEST_SECONDS", 3.0)
     with live(ServedModel(small_run, torch.device("cpu"))) as running:
@@ -307,7 +307,7 @@ def test_a_full_queue_says_when_to_come_again(server: Any, jpeg: bytes, monkeypa
 
 
 def test_bodies_at_a_time_are_bounded(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_limits, "MAX_TOTAL_BYTES", 100_000)
+    monkeypatch.setattr(request_body_limits, "MAX_TOTAL_BYTES", 100_000)
     answer = server.ask("POST", "/predict", bytes(200_000))
     assert answer.status == 503
     assert answer.headers["retry-after"]

@@ -12,9 +12,9 @@ from svertka.data.loader import BatchLoader
 from svertka.progress import progress
 from svertka.run import Run
 from svertka.training.callbacks import Recorder, is_as_good
-from svertka.training.learner import Learner
 from svertka.training.metrics_log import Log
 from svertka.training.recipe import Recipe
+from svertka.training.training_inputs import TrainingInputs
 from svertka.training.training_loop import LOG_EVERY, State, fit, make_optimizer
 
 
@@ -74,14 +74,14 @@ def test_scores_that_die_behind_a_relu_are_said_after_the_first_batches(
     optimizer, state, run = make_optimizer(network, recipe), State(), Run(tmp_path)
     log = Log(run.metrics)
     with progress("training", batches.steps) as shown:
-        learner = Learner(network, batches, None)
+        inputs = TrainingInputs(network, batches, None)
         fit(
             network,
             optimizer,
             batches,
             recipe,
             state,
-            Recorder(run, classifier, learner, optimizer, recipe, state, log, shown),
+            Recorder(run, classifier, inputs, optimizer, recipe, state, log, shown),
         )
     log.close()
     found = [entry for entry in run.history() if entry["kind"] == "health" and entry["finding"] == "constant-scores"]

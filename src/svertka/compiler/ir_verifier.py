@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from svertka.compiler.ir import Concatenation, Elementwise, FusedConvolution, Normalization, Pool, Step
-from svertka.graph.operations import Constant
+from svertka.graph.operator_calls import Constant
 
 Sizes = tuple[int, ...]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from svertka.compiler.fusion import FusedNetwork, list_constants
 from svertka.compiler.ir import FusedConvolution
 from svertka.conv import native
-from svertka.graph.operations import Constant, iter_leaves
+from svertka.graph.operator_calls import Constant, iter_leaves
 
 MIN_WINOGRAD_CHANNELS = 16  # with fewer, transforming tiles costs more than it saves
 MAX_FLOAT32_INPUTS = 4  # kernels read images of so few channels in place, with float32 weights

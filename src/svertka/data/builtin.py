@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from svertka.data.dataset import ArrayImages, Dataset, Pixels
-from svertka.data.split import split
+from svertka.data.hash_split import split
 from svertka.download import download_file
 from svertka.errors import DataError, StorageError, UsageError
 from svertka.files import cache_folder, lock_file, write_atomic

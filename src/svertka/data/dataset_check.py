@@ -19,6 +19,7 @@ from svertka.data.deduplicated_split import DatasetSplit, split_dataset
 from svertka.data.file_accounting import FileAccount
 from svertka.data.filename_groups import assign_groups
 from svertka.data.folder_dataset import Listing, list_folder
+from svertka.data.hash_split import VAL_SHARE
 from svertka.data.image_io import NOT_INSTALLED, Decoding, detect_misnamed, measure_intensities, read_header, read_image
 from svertka.data.in_memory import IN_MEMORY, ItemImages
 from svertka.data.label_tables import parse_columns
@@ -27,7 +28,6 @@ from svertka.data.pixel_modes import FULL, Range
 from svertka.data.pixel_statistics import choose_intensity_range
 from svertka.data.preprocessing import discarded_share
 from svertka.data.sources import Source, check_exists, open_source
-from svertka.data.split import VAL_SHARE
 from svertka.device import preserves_settings
 from svertka.errors import DataError, ImageError
 from svertka.escaping import to_printable

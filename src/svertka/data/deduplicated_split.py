@@ -9,7 +9,7 @@ import numpy.typing as npt
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.file_accounting import FileAccount
 from svertka.data.group_split import split_groups
-from svertka.data.split import reseed, split
+from svertka.data.hash_split import reseed, split
 from svertka.escaping import join_first
 
 WARNED_SHARE = 0.01  # of a part may overlap with the training images without a warning

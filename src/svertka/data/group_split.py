@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.data.dataset import Dataset, Ints
-from svertka.data.split import check_shares
+from svertka.data.hash_split import check_shares
 from svertka.errors import DataError
 
 FOLDS = 20  # at most; shares are rounded to this many folds

@@ -4,13 +4,13 @@ import difflib
 from os import PathLike
 from typing import TypeGuard
 
-from svertka.data.box_labels import label_by_boxes
 from svertka.data.builtin import NAMES, open_builtin
 from svertka.data.dataset import Dataset
 from svertka.data.folder_dataset import open_folder
 from svertka.data.in_memory import IN_MEMORY, open_in_memory
 from svertka.data.in_memory import Source as Source
 from svertka.data.label_tables import parse_columns
+from svertka.data.labels_from_boxes import label_by_boxes
 from svertka.errors import UsageError
 from svertka.files import parse_path
 
@@ -26,7 +26,7 @@ def open_source(
             it is.
         to_train: Whether the images must suffice for training.
         columns: Which columns of a table hold what, such as "path=file,label=class".
-        boxes: As for `bounding_boxes.read_boxes`; they label the images of a folder without class folders.
+        boxes: As for `box_annotations.read_boxes`; they label the images of a folder without class folders.
 
     Raises:
         UsageError: The source is neither a name nor a path nor images; or `columns` are given without a table.

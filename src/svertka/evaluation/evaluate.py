@@ -21,12 +21,12 @@ from svertka.device import autocast, choose_device, get_device, preserves_settin
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first
 from svertka.evaluation.crop_protocols import CropProtocol, crop_protocol
+from svertka.evaluation.error_by_image_property import error_slices
 from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.evaluation.held_out import select_images
 from svertka.evaluation.metrics import Evaluation, MetricAccumulator
 from svertka.evaluation.predictor import Predictor, average_log_probabilities
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
-from svertka.evaluation.slices import error_slices
 from svertka.files import cache_bytes
 from svertka.output_paths import HTML, output_file
 from svertka.progress import progress

@@ -12,14 +12,14 @@ from svertka.classifier import Classifier
 from svertka.data.content_hash import hash_images, resolve_subset
 from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, Ints
 from svertka.data.deduplicated_split import split_by_content
-from svertka.data.image_cache import Rows, find_misnamed, prepare_images
+from svertka.data.hash_split import compute_fingerprint
+from svertka.data.image_disk_cache import Rows, find_misnamed, prepare_images
 from svertka.data.image_io import describe_misnamed, measure_intensities
 from svertka.data.in_memory import IN_MEMORY
 from svertka.data.near_duplicates import find_resembling
 from svertka.data.pixel_statistics import describe_intensity_mismatch
 from svertka.data.preprocessing import ImageLike, Preprocess
 from svertka.data.sources import is_same_source
-from svertka.data.split import compute_fingerprint
 from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError, RunError, UsageError
 from svertka.escaping import format_command

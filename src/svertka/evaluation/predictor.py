@@ -8,7 +8,7 @@ from torch import Tensor
 
 from svertka.classifier import Classifier
 from svertka.data.dataset import Dataset, Ints, Pixels
-from svertka.data.image_cache import PreparedImages, prepare_images
+from svertka.data.image_disk_cache import PreparedImages, prepare_images
 from svertka.data.parallel_map import map_chunks
 from svertka.device import autocast
 from svertka.errors import DataError, ImageError

@@ -12,11 +12,11 @@ from markupsafe import Markup
 
 from svertka.errors import ImageError
 from svertka.evaluation.confusion_plot import MAX_TABLE_CLASSES, confusion_html
+from svertka.evaluation.error_by_image_property import ErrorByProperty, slices_html
 from svertka.evaluation.evaluation_scope import PART_ADJECTIVES
 from svertka.evaluation.learning_curves import LearningCurves
 from svertka.evaluation.metrics import MISTAKES_KEPT, ClassMetrics, Evaluation, Mistake
 from svertka.evaluation.reliability_diagram import reliability_html
-from svertka.evaluation.slices import ErrorByProperty, slices_html
 from svertka.files import write_atomic
 from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import render_image, render_strip

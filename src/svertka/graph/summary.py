@@ -14,7 +14,7 @@ from svertka.conv_geometry import ConvShape, ReceptiveField
 from svertka.graph.capture import GraphCapture
 from svertka.graph.layer_calls import LayerCall, first_tensor
 from svertka.graph.network_copy import copy_without_values, named_tensors
-from svertka.graph.operations import Constant, Operation, Value, find_overload, iter_leaves, map_leaves
+from svertka.graph.operator_calls import Constant, Operation, Value, find_overload, iter_leaves, map_leaves
 from svertka.graph.receptive_field import FieldAxis, Operand, has_field_rule, propagate_field, unite_axes
 
 INPUT = "input"  # the name of the image among the inputs of layers

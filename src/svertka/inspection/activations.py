@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from svertka.errors import UsageError
 from svertka.graph.layer_calls import LayerCall, LayerTracker, first_tensor
 from svertka.graph.summary import Layer, trace
-from svertka.inspection.forward_pass import call_network, force_eager, prepare_input, unwrap_compiled
+from svertka.inspection.checked_forward_pass import call_network, force_eager, prepare_input, unwrap_compiled
 from svertka.type_checking import check_types
 
 LayerHook = Callable[[Tensor], None]

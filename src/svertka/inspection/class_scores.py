@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from svertka.errors import UsageError
-from svertka.inspection.forward_pass import call_network
+from svertka.inspection.checked_forward_pass import call_network
 
 ClassIndices = int | Sequence[int] | npt.NDArray[np.integer] | Tensor
 

@@ -31,11 +31,11 @@ from svertka.errors import UsageError
 from svertka.files import shorten
 from svertka.graph.network_copy import copy_without_values
 from svertka.graph.summary import Layer
-from svertka.inspection import forward_pass
+from svertka.inspection import checked_forward_pass
 from svertka.inspection.activations import feature_map_size, follow_to_relu, hook_layers, list_layers
 from svertka.inspection.backward_rules import ReLURule, backward
+from svertka.inspection.checked_forward_pass import StopForward, make_differentiable, prepare_input, unwrap_compiled
 from svertka.inspection.equivalent_crops import CropJobs, crops_for_positions, feature_map_size_in_crop
-from svertka.inspection.forward_pass import StopForward, make_differentiable, prepare_input, unwrap_compiled
 from svertka.type_checking import check_types
 
 Indices = int | Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer] | Tensor
@@ -119,7 +119,7 @@ class Deconvnet:
         def run(images: Tensor) -> Tensor:
             with suppress(_LayerReached):
                 # A clone, since a layer may modify its input in place.
-                forward_pass.call_network(self._network, images.clone(memory_format=torch.channels_last))
+                checked_forward_pass.call_network(self._network, images.clone(memory_format=torch.channels_last))
             return found.pop()
 
         with hook_layers(self._network, self._known, {layer.name: stop}):
@@ -268,7 +268,7 @@ def _project_batch(
         inputs = torch.stack([jobs.crop(images, job) for job in turns[0]]).requires_grad_()
         return run(inputs), inputs
 
-    outputs, inputs = forward_pass.run_with_gradients(network, forward)
+    outputs, inputs = checked_forward_pass.run_with_gradients(network, forward)
     found = {}
     for turn, job_of_crop in enumerate(turns):
         crops = np.flatnonzero(job_of_crop >= 0)

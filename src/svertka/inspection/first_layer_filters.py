@@ -9,7 +9,7 @@ from torch import nn
 
 from svertka.data.dataset import Ints
 from svertka.errors import UsageError
-from svertka.inspection.forward_pass import unwrap_compiled
+from svertka.inspection.checked_forward_pass import unwrap_compiled
 from svertka.type_checking import check_types
 
 Floats = npt.NDArray[np.float32]

@@ -24,7 +24,7 @@ from svertka.inspection.activations import (
     hook_layers,
     list_layers,
 )
-from svertka.inspection.forward_pass import StopForward, call_network, prepare_input, unwrap_compiled
+from svertka.inspection.checked_forward_pass import StopForward, call_network, prepare_input, unwrap_compiled
 from svertka.inspection.unit_statistics import UnitStatistics
 from svertka.type_checking import check_types
 

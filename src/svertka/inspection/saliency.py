@@ -9,14 +9,14 @@ from svertka.errors import UsageError
 from svertka.graph.summary import Layer
 from svertka.inspection.activations import convolution_names, hook_layers, list_layers
 from svertka.inspection.backward_rules import ReLURule, backward
-from svertka.inspection.class_scores import ClassIndices, compute_class_scores, parse_class_indices
-from svertka.inspection.forward_pass import (
+from svertka.inspection.checked_forward_pass import (
     floating_point_dtype,
     make_differentiable,
     prepare_input,
     run_with_gradients,
     unwrap_compiled,
 )
+from svertka.inspection.class_scores import ClassIndices, compute_class_scores, parse_class_indices
 from svertka.type_checking import check_types
 
 BATCH_SIZE = 16

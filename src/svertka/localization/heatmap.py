@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from svertka.data.bounding_boxes import Box
+from svertka.data.box_annotations import Box
 from svertka.localization.patch_grid import Floats
 from svertka.localization.score_maps import POWER, ScoreMap
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from svertka.classifier import Classifier
-from svertka.data.bounding_boxes import Annotation, check_classes, match_to_images, read_boxes
+from svertka.data.box_annotations import Annotation, check_classes, match_to_images, read_boxes
 from svertka.data.dataset import Pixels
 from svertka.data.image_io import Decoding, describe_misnamed
 from svertka.data.prediction_inputs import find_misnamed_files, list_inputs, load_pixels

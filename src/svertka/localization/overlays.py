@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from svertka.data.bounding_boxes import Annotation, Box
+from svertka.data.box_annotations import Annotation, Box
 from svertka.data.dataset import Pixels
 from svertka.files import storage_errors, write_atomic
 from svertka.localization.heatmap import HeatMap, Region

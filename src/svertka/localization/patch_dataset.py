@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from svertka.data.bounding_boxes import BACKGROUND, Annotation, Box
+from svertka.data.box_annotations import BACKGROUND, Annotation, Box
 from svertka.data.dataset import Dataset, Images, Ints, Pixels
 from svertka.data.parallel_map import map_chunks
 from svertka.data.pixel_statistics import Rows

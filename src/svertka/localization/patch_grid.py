@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from svertka.data.bounding_boxes import Box
+from svertka.data.box_annotations import Box
 from svertka.data.dataset import Ints
 from svertka.errors import ImageError
 

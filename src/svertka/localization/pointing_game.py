@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from svertka.data.bounding_boxes import Annotation, Box
+from svertka.data.box_annotations import Annotation, Box
 
 SMALL_SHARE = 0.25  # of an image: if its boxes cover less, pointing at the center is rarely right
 

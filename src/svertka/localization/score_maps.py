@@ -10,7 +10,7 @@ from torch import Tensor
 
 from svertka.classifier import Classifier
 from svertka.compiler.optimize import optimize_if_worthwhile
-from svertka.data.bounding_boxes import BACKGROUND
+from svertka.data.box_annotations import BACKGROUND
 from svertka.data.dataset import Pixels
 from svertka.data.preprocessing import Preprocess, resize_image
 from svertka.device import get_device

@@ -39,7 +39,7 @@ from svertka.serving.openapi import (
     error_responses,
 )
 from svertka.serving.request_batching import Batcher
-from svertka.serving.request_limits import BodyReader
+from svertka.serving.request_body_limits import BodyReader
 from svertka.serving.served_model import ServedModel
 from svertka.serving.uploads import decode_base64, parse_base64_list, parse_form
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from svertka.serving.request_limits import MAX_BODY_BYTES
+from svertka.serving.request_body_limits import MAX_BODY_BYTES
 from svertka.serving.served_model import MAX_PIXELS
 from svertka.serving.uploads import MAX_IMAGES
 

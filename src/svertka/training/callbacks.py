@@ -19,9 +19,9 @@ from svertka.signals import Stopped, StopRequest, defer_stop
 from svertka.standard_streams import stderr_failure
 from svertka.tensor_files import write_tensors
 from svertka.training import checkpoint, health
-from svertka.training.learner import Learner
 from svertka.training.metrics_log import Log
 from svertka.training.recipe import Recipe
+from svertka.training.training_inputs import TrainingInputs
 from svertka.training.training_loop import Callback, State, StepMetrics, gradient_ratios
 
 CHECKPOINT_EVERY = 30.0  # seconds between checkpoints, or
@@ -37,7 +37,7 @@ class Recorder(Callback):
     Args:
         run: The run.
         classifier: Its classifier.
-        learner: The trained part of the network, and the data.
+        inputs: The trained part of the network, and the data.
         optimizer: The optimizer.
         recipe: The recipe.
         state: Progress of the training.
@@ -49,7 +49,7 @@ class Recorder(Callback):
         self,
         run: Run,
         classifier: Classifier,
-        learner: Learner,
+        inputs: TrainingInputs,
         optimizer: torch.optim.Optimizer,
         recipe: Recipe,
         state: State,
@@ -57,8 +57,8 @@ class Recorder(Callback):
         progress: Progress,
     ) -> None:
         self.run, self.classifier, self.optimizer, self.recipe = run, classifier, optimizer, recipe
-        self.learner, self.state, self.log, self.progress = learner, state, log, progress
-        self._steps_per_epoch = learner.batches.steps
+        self.inputs, self.state, self.log, self.progress = inputs, state, log, progress
+        self._steps_per_epoch = inputs.batches.steps
         self._epoch_count = 1 if recipe.is_computed else math.ceil(recipe.epochs)
         self._request = StopRequest()
         before = run.history() if log else []
@@ -80,7 +80,7 @@ class Recorder(Callback):
         self.state.learning_seconds += elapsed
         rate = metrics.images / max(elapsed, 1e-9)
         self.progress.advance(
-            metrics.steps, f"{rate:,.0f} {self.learner.unit}/s, loss {metrics.loss:.3f}, error {metrics.error:.1%}"
+            metrics.steps, f"{rate:,.0f} {self.inputs.unit}/s, loss {metrics.loss:.3f}, error {metrics.error:.1%}"
         )
         if self.log:
             self.log.write(
@@ -100,9 +100,9 @@ class Recorder(Callback):
     def on_epoch_end(self, epoch: int, loss: float, error: float) -> bool:
         """Validate, keep the weights unless earlier ones are better, log the epoch, and report problems."""
         gradients = gradient_ratios(self.network)
-        val = self.learner.val
+        val = self.inputs.val
         distributed.broadcast_buffers(self.network)  # else each process would use its own
-        validation = evaluate_network(self.learner.network, val, self.classifier.names, "scoring val") if val else None
+        validation = evaluate_network(self.inputs.network, val, self.classifier.names, "scoring val") if val else None
         val_error = validation.top1_error if validation else None
         errors, losses = self.state.val_errors, self.state.val_losses
         if validation is not None:
@@ -136,8 +136,8 @@ class Recorder(Callback):
 
     def on_head_computed(self) -> None:
         """Evaluate a head in closed form on the training set, as the end of the only epoch."""
-        batches = self.learner.batches
-        judged = evaluate_network(self.learner.network, batches, self.classifier.names, "scoring train")
+        batches = self.inputs.batches
+        judged = evaluate_network(self.inputs.network, batches, self.classifier.names, "scoring train")
         self.state.step = self.state.looked = batches.steps
         self.state.pictures = judged.images
         self.state.learning_seconds = self._lap()
@@ -238,18 +238,18 @@ class Recorder(Callback):
         """Return the share of dead units after each ReLU, and the classes whose scores are constant."""
         images = self._probe()
         return {
-            "dead": health.measure_dead_units(self.learner.network, images),
+            "dead": health.measure_dead_units(self.inputs.network, images),
             "constant_scores": self._constant_scores(images),
         }
 
     def _probe(self) -> torch.Tensor:
         """Return images, or their features, on which units and scores are checked."""
-        return next((self.learner.val or self.learner.batches).epoch(0)).images[:PROBED]
+        return next((self.inputs.val or self.inputs.batches).epoch(0)).images[:PROBED]
 
     def _constant_scores(self, images: torch.Tensor) -> list[str]:
         """Return the names of the classes whose score is the same for all of `images`."""
         names = self.classifier.names
-        return [names[unit] for unit in health.find_constant_scores(self.learner.network, images)]
+        return [names[unit] for unit in health.find_constant_scores(self.inputs.network, images)]
 
     def _lap(self) -> float:
         """Return the seconds since the last call and add them to the total time."""

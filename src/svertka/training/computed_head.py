@@ -12,9 +12,9 @@ from svertka.graph.cut import CutPoints
 from svertka.models.heads import AdaptationHead, has_head, head_path
 from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits
-from svertka.training.learner import optimize_frozen, store_features
 from svertka.training.lr_finder import stable_rate
 from svertka.training.recipe import Recipe
+from svertka.training.training_inputs import optimize_frozen, store_features
 from svertka.transfer import closed_form_heads, freeze
 from svertka.transfer.freeze import FrozenPrefix, PartiallyFrozen
 

@@ -8,20 +8,20 @@ import torch
 
 from svertka import distributed
 from svertka.data.augmentation import Augmentation
-from svertka.data.bounding_boxes import BACKGROUND, Annotation, check_classes, match_to_images, read_boxes
+from svertka.data.box_annotations import BACKGROUND, Annotation, check_classes, match_to_images, read_boxes
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
 from svertka.data.dataset import BAD_SHARE, ArrayImages, Dataset, Ints, decoding_of
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
-from svertka.data.image_cache import PreparedImages, Rows, find_misnamed, prepare_images
+from svertka.data.hash_split import compute_fingerprint
+from svertka.data.image_disk_cache import PreparedImages, Rows, find_misnamed, prepare_images
 from svertka.data.image_io import NOT_INSTALLED, describe_misnamed
 from svertka.data.loader import BatchLoader
 from svertka.data.near_duplicates import find_near_duplicates
 from svertka.data.pixel_modes import Range
 from svertka.data.pixel_statistics import choose_intensity_range, measure_statistics
 from svertka.data.preprocessing import Fit, Preprocess, discarded_share
-from svertka.data.row_format import ImageInfo
-from svertka.data.split import compute_fingerprint
 from svertka.data.split_manifest import Manifest
+from svertka.data.stored_image_format import ImageInfo
 from svertka.errors import DataError
 from svertka.escaping import join_first, to_printable
 from svertka.localization.patch_dataset import PatchDataset, cut_patches
@@ -352,7 +352,7 @@ def use_patches(splits: DataSplits, boxes: str, preprocess: Preprocess, *, seed:
 
     Args:
         splits: The images.
-        boxes: As for `data.bounding_boxes.read_boxes`.
+        boxes: As for `data.box_annotations.read_boxes`.
         preprocess: The preprocessing.
         seed: Seed of the choice of patches.
         threads: Threads for decoding.

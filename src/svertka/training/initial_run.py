@@ -20,10 +20,10 @@ from svertka.training import checkpoint
 from svertka.training.computed_head import needs_computed_head
 from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits
-from svertka.training.learner import build_optimizer
 from svertka.training.lr_finder import RangeTest
 from svertka.training.metrics_log import Log
 from svertka.training.recipe import Recipe
+from svertka.training.training_inputs import build_optimizer
 from svertka.training.training_loop import State
 from svertka.transfer.freeze import ALL, HEAD
 

@@ -47,11 +47,11 @@ from svertka.training.initial_run import (
     create_run,
     describe_ignored,
 )
-from svertka.training.learner import estimate_evaluation_seconds, freeze_classifier, optimize_frozen
 from svertka.training.lr_finder import RangeTest, find_learning_rate
 from svertka.training.recipe import Recipe
 from svertka.training.resume import resumable, resume, train_to_the_end
 from svertka.training.run_lock import claimed
+from svertka.training.training_inputs import estimate_evaluation_seconds, freeze_classifier, optimize_frozen
 from svertka.transfer.feature_cache import available_bytes, row_bytes
 from svertka.transfer.freeze import PartiallyFrozen
 

@@ -34,15 +34,15 @@ from svertka.training.callbacks import Recorder
 from svertka.training.computed_head import compute_head, needs_computed_head
 from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits, split_data, use_patches
-from svertka.training.learner import (
-    build_learner,
+from svertka.training.metrics_log import Log
+from svertka.training.run_lock import in_use
+from svertka.training.training_inputs import (
     build_optimizer,
+    build_training_inputs,
     freeze_classifier,
     measure_val_error,
     prepare_evaluation,
 )
-from svertka.training.metrics_log import Log
-from svertka.training.run_lock import in_use
 from svertka.training.training_loop import State, count_steps, fit
 from svertka.transfer.freeze import PartiallyFrozen
 from svertka.type_checking import check_types
@@ -162,18 +162,18 @@ def train_to_the_end(
     with autotune.pin_choices(extra["convolutions"]):
         if state.step == 0 and needs_computed_head(classifier, settings.recipe):
             compute_head(classifier, settings, parts, place)
-        learner = build_learner(classifier, frozen, settings, parts, place)
-        batches = learner.batches
+        inputs = build_training_inputs(classifier, frozen, settings, parts, place)
+        batches = inputs.batches
         log = Log(run.metrics, extra.get("log", 0), tensorboard=tensorboard) if distributed.is_first() else None
         total = count_steps(settings.recipe, batches.steps)[0]
         with progress("training", total, "steps", done=state.step) as shown:
-            recorder = Recorder(run, classifier, learner, optimizer, settings.recipe, state, log, shown)
+            recorder = Recorder(run, classifier, inputs, optimizer, settings.recipe, state, log, shown)
             with recorder.stoppable(), _explained(run, classifier.model, settings, parts, state, log):
                 if settings.recipe.is_computed:
                     if not state.step:  # else it was interrupted afterwards
                         recorder.on_head_computed()
                 elif not recorder.is_out_of_patience():
-                    fit(learner.network, optimizer, batches, settings.recipe, state, recorder)
+                    fit(inputs.network, optimizer, batches, settings.recipe, state, recorder)
             recorder.save()
         if summary := recorder.summary():
             say(summary)

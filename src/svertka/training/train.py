@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from svertka.data.hash_split import VAL_SHARE
 from svertka.data.sources import Source, is_path
-from svertka.data.split import VAL_SHARE
 from svertka.device import preserves_settings
 from svertka.files import cache_bytes
 from svertka.run import Run

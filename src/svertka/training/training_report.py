@@ -3,10 +3,10 @@
 import torch
 
 from svertka.classifier import Classifier
-from svertka.data.bounding_boxes import BACKGROUND
+from svertka.data.box_annotations import BACKGROUND
+from svertka.evaluation.error_by_image_property import error_slices
 from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
-from svertka.evaluation.slices import error_slices
 from svertka.graph.summary import count_network
 from svertka.models.registry import Model
 from svertka.progress import duration

@@ -8,9 +8,9 @@ import torch
 
 from svertka import distributed
 from svertka.data.dataset import Ints
+from svertka.data.key_value_store import INDEX_ENTRY, ArrayStore, report_disk_use
 from svertka.data.loader import BatchLoader
 from svertka.data.per_image_random import PerImageRandom
-from svertka.data.record_store import INDEX_ENTRY, ArrayStore, report_disk_use
 from svertka.errors import StorageError
 from svertka.files import cache_folder, format_bytes
 from svertka.progress import progress

@@ -11,7 +11,7 @@ from torch import nn
 
 from svertka.classifier import Classifier
 from svertka.data.dataset import Dataset, Ints, Pixels
-from svertka.data.image_cache import Rows
+from svertka.data.image_disk_cache import Rows
 from svertka.data.image_io import Decoding
 from svertka.data.imagenet import class_name
 from svertka.data.loader import BatchLoader

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from svertka.graph.summary import Layer
 from svertka.inspection.activations import convolution_names, find_layer, follow_to_relu, hook_layers, list_layers
-from svertka.inspection.forward_pass import call_network, prepare_input, unwrap_compiled
+from svertka.inspection.checked_forward_pass import call_network, prepare_input, unwrap_compiled
 
 UNITS_PER_LAYER = 6
 MAX_FILE_SIZE = 1 << 26  # bytes of an atlas file that is read

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hostile import DEVICES, PATHS, csv_documents, files, json_documents, xml_documents
-from svertka.data.bounding_boxes import Annotation, Box, check_classes, match_to_images, read_boxes
+from svertka.data.box_annotations import Annotation, Box, check_classes, match_to_images, read_boxes
 from svertka.errors import DataError, SvertkaError, UsageError
 
 VOC = """<annotation><filename>a.jpg</filename><size><width>60</width><height>40</height></size>

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from svertka.data.record_store import INDEX_ENTRY, LIMIT, ArrayStore
+from svertka.data.key_value_store import INDEX_ENTRY, LIMIT, ArrayStore
 from svertka.errors import StorageError
 
 SHAPE = (8, 8, 3)

@@ -27,8 +27,8 @@ TIMED_READS = 4  # images by which reading is timed
 
 
 @dataclass(frozen=True, eq=False)
-class Learner:
-    """What the training loop trains.
+class TrainingInputs:
+    """The network that the training loop trains, and its batches.
 
     Attributes:
         network: The network, or its trainable part; its modules are those of the classifier.
@@ -64,9 +64,9 @@ def build_optimizer(classifier: Classifier, recipe: Recipe) -> torch.optim.Optim
     return make_optimizer(classifier.network, recipe, depths)
 
 
-def build_learner(
+def build_training_inputs(
     classifier: Classifier, partial: PartiallyFrozen | None, settings: Settings, parts: DataSplits, device: torch.device
-) -> Learner:
+) -> TrainingInputs:
     """Return what the training loop trains, after computing and storing features if the settings say so.
 
     Args:
@@ -85,12 +85,12 @@ def build_learner(
     )
     val = parts.eval_batches("val", preprocess, device, layout) if len(parts.indices["val"]) else None
     if partial is None:
-        return Learner(classifier.network, batches, val)
+        return TrainingInputs(classifier.network, batches, val)
     if settings.accelerate:
         optimize_frozen(partial, classifier, parts)
     if settings.cache is None:
-        return Learner(partial, batches, val)
-    return Learner(
+        return TrainingInputs(partial, batches, val)
+    return TrainingInputs(
         partial.trainable,
         store_features(partial, settings, parts, batches, "computing features"),
         val and store_features(partial, settings, parts, val, "computing features of val"),

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from svertka.data.bounding_boxes import BACKGROUND, Annotation, match_to_images, read_boxes
+from svertka.data.box_annotations import BACKGROUND, Annotation, match_to_images, read_boxes
 from svertka.data.dataset import PARTS, Dataset, FileImages
 from svertka.data.file_accounting import NO_BOXES, FileAccount, LeftOut, count_by_suffix
 from svertka.data.file_tree import FileTree, list_tree

@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 
 from svertka.data import dataset as dataset_module
-from svertka.data import image_cache
+from svertka.data import image_disk_cache
 from svertka.data.dataset import ArrayImages, Dataset, FileImages
-from svertka.data.image_cache import prepare_images
+from svertka.data.image_disk_cache import prepare_images
 from svertka.data.image_io import Decoded, Decoding, decode
+from svertka.data.key_value_store import INDEX_ENTRY
 from svertka.data.preprocessing import resize_central_square
-from svertka.data.record_store import INDEX_ENTRY
-from svertka.data.row_format import HEAD
+from svertka.data.stored_image_format import HEAD
 from svertka.errors import DataError
 from svertka.files import cache_folder
 
@@ -248,7 +248,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, opened):
 
 def test_a_disk_that_fills_while_storing(tmp_path, monkeypatch):
     dataset = folder_of(tmp_path / "photos", 40)
-    monkeypatch.setattr(image_cache, "CHUNK", 10)
+    monkeypatch.setattr(image_disk_cache, "CHUNK", 10)
     real = os.pwrite
 
     def full(file: int, data: memoryview, offset: int) -> int:
@@ -293,7 +293,7 @@ def test_arrays_stay_in_memory(channels, cache):
 
 
 def test_large_squares_of_arrays_are_made_when_needed_and_never_stored(monkeypatch, cache):
-    monkeypatch.setattr(image_cache, "IN_MEMORY", 10 * 40 * 40 * 3 - 1)
+    monkeypatch.setattr(image_disk_cache, "IN_MEMORY", 10 * 40 * 40 * 3 - 1)
     array = np.random.default_rng(1).integers(0, 256, (10, 28, 28, 3)).astype(np.uint8)
     dataset = Dataset("d", ("a", "b"), ArrayImages(array, "d"), np.zeros(10, np.int64), np.full(10, ""))
     prepared = prepare_images(dataset, 40, 3, threads=2)
@@ -312,15 +312,15 @@ PREPARE = """
 import sys
 from pathlib import Path
 import numpy as np
-from svertka.data import image_cache
+from svertka.data import image_disk_cache
 from svertka.data.dataset import Dataset, FileImages
-image_cache.CHUNK = 4
+image_disk_cache.CHUNK = 4
 root = Path({root!r})
 paths = sorted(path.name for path in root.iterdir())
 labels = np.zeros(len(paths), np.int64)
 dataset = Dataset("d", ("a",), FileImages(root, paths), labels, np.full(len(paths), ""))
 print("ready", flush=True)
-prepared = image_cache.prepare_images(dataset, 24, 3, threads=2)
+prepared = image_disk_cache.prepare_images(dataset, 24, 3, threads=2)
 print(prepared.stored, prepared.decoded, len(prepared.bad))
 """
 

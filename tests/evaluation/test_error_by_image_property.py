@@ -4,8 +4,8 @@ import pytest
 from sklearn.datasets import load_sample_image
 
 from svertka.errors import ImageError
+from svertka.evaluation.error_by_image_property import MAX_BINS, MAX_IMAGES, error_slices, image_properties, slices_html
 from svertka.evaluation.metrics import Evaluation, MetricAccumulator
-from svertka.evaluation.slices import MAX_BINS, MAX_IMAGES, error_slices, image_properties, slices_html
 
 Pixels = npt.NDArray[np.uint8]
 

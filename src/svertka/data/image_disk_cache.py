@@ -17,11 +17,11 @@ from svertka import distributed
 from svertka.data.content_hash import hash_images, resolve_subset
 from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, Ints, Pixels, decoding_of
 from svertka.data.image_io import SUFFIXES, Decoding, measure_intensities, read_header
+from svertka.data.key_value_store import INDEX_ENTRY, REPORTED_BYTES, RecordStore, report_disk_use
 from svertka.data.parallel_map import map_chunks
 from svertka.data.pixel_statistics import Rows
 from svertka.data.preprocessing import Fit
-from svertka.data.record_store import INDEX_ENTRY, REPORTED_BYTES, RecordStore, report_disk_use
-from svertka.data.row_format import HEAD, ImageInfo, RowLayout, StoredImage, read_info
+from svertka.data.stored_image_format import HEAD, ImageInfo, RowLayout, StoredImage, read_info
 from svertka.errors import DataError, ImageError, StorageError
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
 from svertka.progress import progress, say

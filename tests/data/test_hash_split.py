@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svertka.data.dataset import PARTS
-from svertka.data.split import hash_position, split
+from svertka.data.hash_split import hash_position, split
 from svertka.errors import UsageError
 
 few = settings(max_examples=60, deadline=None)  # a busy machine is no failure
