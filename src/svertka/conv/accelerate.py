@@ -14,7 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svertka import torch_internals
+from svertka.conv import aten, autotune
 from svertka.conv.api import conv2d, conv_transpose2d
+from svertka.conv.operator import is_fastest_in_pytorch
+from svertka.conv_geometry import ConvShape
 from svertka.errors import UsageError
 from svertka.type_checking import check_types
 
@@ -137,6 +140,9 @@ def _convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, 
     if _must_use_pytorch(layer, x, _CONVOLVES, CONVOLVES):
         result: Tensor = type(layer)._conv_forward(layer, x, weight, bias)
         return result
+    call = _describe_call(layer, x, weight, bias, strict=strict)
+    if call is not None and _is_fastest_in_pytorch(call, x, weight, strict=strict):
+        return _CONVOLVES(layer, x, weight, bias)
     padding: Any = layer.padding
     if layer.padding_mode != "zeros":  # read from the layer, where users change it
         x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
@@ -150,6 +156,53 @@ def _convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, 
         groups=layer.groups,
         strict=strict,
     )
+
+
+def _describe_call(
+    layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, *, strict: bool
+) -> tuple[Any, ...] | None:
+    """Return all that the choice of algorithms for a call depends on, or None if `conv2d` has to check the call."""
+    if (
+        type(x) is not Tensor
+        or type(weight) is not nn.Parameter
+        or (bias is not None and (type(bias) is not nn.Parameter or bias.dtype != x.dtype or not bias.is_cpu))
+        or x.dtype not in autotune.DTYPES
+        or weight.dtype != x.dtype
+        or x.dim() != 4
+        or not (x.is_cpu and weight.is_cpu)
+        or layer.padding_mode != "zeros"
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or torch_internals.has_transform()
+    ):
+        return None
+    derived = torch.is_grad_enabled()
+    return (
+        (tuple(x.shape), tuple(weight.shape), layer.stride, layer.padding, layer.dilation, layer.groups),
+        (x.stride(), weight.stride(), x.dtype, torch.get_num_threads(), strict),
+        (derived and x.requires_grad, derived and weight.requires_grad, bias is None or tuple(bias.shape)),
+    )
+
+
+def _is_fastest_in_pytorch(call: tuple[Any, ...], x: Tensor, weight: Tensor, *, strict: bool) -> bool:
+    """Return whether PyTorch's method is fastest for `call`, from memory after the first one."""
+    try:
+        return autotune.calls_left_to_pytorch[call]
+    except KeyError:
+        pass
+    except TypeError:  # a setting that is no number or tuple of numbers
+        return False
+    (inputs, weights, *settings), _, (*_, of_bias) = call
+    if not all(isinstance(one, tuple) for one in settings[:3]) or of_bias not in (True, weights[:1]):
+        return False
+    try:
+        shape = ConvShape.of(inputs, weights, *settings)
+    except UsageError:
+        return False
+    name = "strict" if strict else "auto"
+    left = not aten.corrupts_memory(shape) and is_fastest_in_pytorch(shape, x, weight, name)
+    autotune.calls_left_to_pytorch[call] = left
+    return left
 
 
 def _transpose(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from svertka import torch_internals
-from svertka.conv import autotune
+from svertka.conv import aten, autotune
 from svertka.conv.operator import convolve, dtype_here, transpose
 from svertka.conv.validation import check_bias, check_integer, check_memory, check_tensors
 from svertka.conv_geometry import ConvShape, pair
@@ -50,8 +50,8 @@ def conv2d(
             since they add before they multiply, values or results above 1e30 may overflow to inf or NaN.
 
     Returns:
-        (N, O, H', W') or (O, H', W'), in the dtype of `x`, or of autocast if it is enabled, on the device and in the
-        memory order of `x`.
+        (N, O, H', W') or (O, H', W'), in the dtype of `x`, or of autocast if it is enabled, on the device of `x`;
+        channels-last if `x` or `weight` is, as in PyTorch.
 
     Raises:
         UsageError: shapes, dtypes or devices do not match, or the algorithm does not support the convolution.
@@ -66,6 +66,8 @@ def conv2d(
     check_memory(x, shape)
     check_bias(bias, shape.out_channels)
     name = _name(algorithm, shape, x, strict=strict)
+    if aten.corrupts_memory(shape) and x.device.type == "cpu":
+        x, shape = aten.subsample(x, shape)
     if _is_transformed() or (algorithm == "auto" and not _has_algorithms(x)):
         return torch.conv2d(x, weight, bias, shape.stride, shape.padding, shape.dilation, groups)
     return convolve(x, weight, bias, shape, name)

@@ -43,10 +43,11 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, n
     elif _is_autocast(x):
         with torch.autocast(x.device.type, enabled=False):  # algorithms select their own dtype
             result = convolve(x, weight, bias, shape, name)
-    elif _is_fastest_in_aten(("forward", "input_gradient"), shape, x, weight, name):
+    elif is_fastest_in_pytorch(shape, x, weight, name):
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         result = torch.conv2d(x, weight, bias, *layout).contiguous(memory_format=_layout(x, weight))
     elif torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, weight, bias)):
+        x = x.contiguous(memory_format=_layout(x, weight))  # once, not again in each pass
         result = _Convolution.apply(x, weight, bias, (*layout, name))  # type: ignore[no-untyped-call]
     else:
         result = _convolution(x, weight, bias, *layout, name)
@@ -81,6 +82,11 @@ def transpose(
     return result if bias is None else result + bias[:, None, None].to(x.dtype)
 
 
+def is_fastest_in_pytorch(shape: ConvShape, x: Tensor, weight: Tensor, name: str) -> bool:
+    """Return whether PyTorch's function is fastest for the convolution and all derivatives that are needed."""
+    return _is_fastest_in_aten(("forward", "input_gradient"), shape, x, weight, name)
+
+
 def _is_fastest_in_aten(
     passes: tuple[autotune.Pass, autotune.Pass], shape: ConvShape, x: Tensor, weight: Tensor, name: str
 ) -> bool:
@@ -92,7 +98,7 @@ def _is_fastest_in_aten(
     wanted = [own]
     if torch.is_grad_enabled():
         wanted += [of_x] * x.requires_grad + ["weight_gradient"] * weight.requires_grad
-    return bool(x.numel()) and all(autotune.select_algorithm(name, one, shape, x) is aten for one in wanted)
+    return bool(x.numel()) and all(autotune.select_algorithm(name, one, shape, x, weight) is aten for one in wanted)
 
 
 def _is_autocast(x: Tensor) -> bool:
@@ -110,19 +116,10 @@ def _is_eager(*tensors: Tensor | None) -> bool:
 
 
 def _layout(x: Tensor, other: Tensor) -> torch.memory_format:
-    """Return the memory order of a result: that of `x`, or that of `other` if `x` is in both orders (one channel)."""
+    """Return the memory order of a result, as in PyTorch: channels-last if one of the two tensors is."""
     if _is_batched(x, other):  # batched tensors have no memory order
         return torch.contiguous_format
-    both = x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    last = _is_channels_last(x) or (both and _is_channels_last(other))
-    return torch.channels_last if last else torch.contiguous_format
-
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    """Return whether `tensor` is channels-last and, if it is also contiguous, has channels-last strides."""
-    if not tensor.is_contiguous(memory_format=torch.channels_last):
-        return False
-    return not tensor.is_contiguous() or (tensor.stride(1) == 1 and tensor.stride(3) == tensor.shape[1])
+    return autotune.memory_order(x, other)
 
 
 Pair = list[int] | tuple[int, int]
@@ -134,7 +131,7 @@ def _convolution(
     shape = _shape(x.shape, weight.shape, *map(tuple, (stride, padding, dilation)), groups)
     if not x.numel():
         return x.new_zeros(shape.output)
-    result = autotune.select_algorithm(name, "forward", shape, x).forward(x, weight, shape, bias)
+    result = autotune.select_algorithm(name, "forward", shape, x, weight).forward(x, weight, shape, bias)
     return result.contiguous(memory_format=_layout(x, weight))
 
 
@@ -145,7 +142,8 @@ def _input_gradient(
     shape = _shape(inputs, weight.shape, *map(tuple, (stride, padding, dilation)), groups)
     if not gradient.numel():
         return gradient.new_zeros(inputs)
-    result = autotune.select_algorithm(name, "input_gradient", shape, gradient).input_gradient(gradient, weight, shape)
+    algorithm = autotune.select_algorithm(name, "input_gradient", shape, gradient, weight)
+    result = algorithm.input_gradient(gradient, weight, shape)
     return result.contiguous(memory_format=_layout(gradient, weight))
 
 
@@ -157,7 +155,8 @@ def _weight_gradient(
     dtype = autotune.weight_dtype(x.dtype)
     if not x.numel():
         return x.new_zeros(weight, dtype=dtype)
-    result = autotune.select_algorithm(name, "weight_gradient", shape, x).weight_gradient(gradient, x, shape)
+    algorithm = autotune.select_algorithm(name, "weight_gradient", shape, x, gradient)
+    result = algorithm.weight_gradient(gradient, x, shape)
     return result.to(dtype).contiguous(memory_format=_layout(x, gradient))
 
 
