@@ -137,12 +137,9 @@ _CONVOLVES, _TRANSPOSES = nn.Conv2d._conv_forward, nn.ConvTranspose2d.forward
 
 
 def _convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, *, strict: bool = False) -> Tensor:
-    if _must_use_pytorch(layer, x, _CONVOLVES, CONVOLVES):
+    if _must_use_pytorch(layer, x, _CONVOLVES, CONVOLVES) or _is_left_to_pytorch(layer, x, weight, bias, strict=strict):
         result: Tensor = type(layer)._conv_forward(layer, x, weight, bias)
         return result
-    call = _describe_call(layer, x, weight, bias, strict=strict)
-    if call is not None and _is_fastest_in_pytorch(call, x, weight, strict=strict):
-        return _CONVOLVES(layer, x, weight, bias)
     padding: Any = layer.padding
     if layer.padding_mode != "zeros":  # read from the layer, where users change it
         x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
@@ -184,8 +181,11 @@ def _describe_call(
     )
 
 
-def _is_fastest_in_pytorch(call: tuple[Any, ...], x: Tensor, weight: Tensor, *, strict: bool) -> bool:
-    """Return whether PyTorch's method is fastest for `call`, from memory after the first one."""
+def _is_left_to_pytorch(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, *, strict: bool) -> bool:
+    """Return whether PyTorch's method is fastest for this call, from memory after the first such call."""
+    call = _describe_call(layer, x, weight, bias, strict=strict)
+    if call is None:
+        return False
     try:
         return autotune.calls_left_to_pytorch[call]
     except KeyError:
