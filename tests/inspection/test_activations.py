@@ -11,7 +11,7 @@ from svertka.inspection.activations import (
     convolution_names,
     feature_map_size,
     find_layer,
-    follow_to_relu,
+    follow_to_activation,
     hook_layers,
     layer_outputs,
     list_layers,
@@ -226,7 +226,7 @@ def test_units_are_read_after_their_relu(model, layer, expected):
     with torch.device("meta"):
         network = find_model(model).build()
     known = list_layers(network, (1, 3, 64, 64))
-    assert follow_to_relu(known, layer).name == expected
+    assert follow_to_activation(known, layer).name == expected
 
 
 class Tokens(nn.Module):
@@ -257,3 +257,56 @@ def test_layers_after_a_global_operation_still_have_feature_maps():
     known = list_layers(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReflectionPad2d(1), nn.Conv2d(4, 4, 3)), (1, 3, 6, 8))
     assert convolution_names(known) == ["0", "2"]
     assert feature_map_size(known[2]) == (6, 8)
+
+
+class CachedBias(nn.Module):
+    """A layer that looks its biases up once in inference, as LeViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.biases, self.cache, self.calls = nn.Parameter(torch.randn(3, 1, 1)), {}, 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        self.cache.setdefault("bias", self.biases * 2)
+        return inputs + self.cache["bias"]
+
+
+def test_what_a_network_caches_during_inspection_is_removed():
+    network = CachedBias()
+    with torch.inference_mode():
+        layer_outputs(network, torch.zeros(1, 3, 4, 4), ["CachedBias"])
+    assert (network.cache, network.calls) == ({}, 0)
+    network.eval()(torch.zeros(1, 3, 4, 4)).sum().backward()
+    assert network.biases.grad.flatten().tolist() == [32, 32, 32]
+
+
+ACTIVATIONS = [
+    (nn.SiLU, F.silu),
+    (nn.Hardswish, F.hardswish),
+    (nn.GELU, F.gelu),
+    (nn.Mish, F.mish),
+    (nn.LeakyReLU, F.leaky_relu),
+    (nn.ELU, F.elu),
+    (nn.ReLU6, F.relu6),
+    (nn.PReLU, lambda x: F.prelu(x, torch.full((1,), 0.25))),
+    (nn.Tanh, torch.tanh),
+    (nn.Sigmoid, Tensor.sigmoid),
+    (nn.SiLU, lambda x: F.silu(x, inplace=True)),
+]
+
+
+@pytest.mark.parametrize(("module", "function"), ACTIVATIONS)
+def test_units_are_read_after_any_activation_function(module: Callable[[], nn.Module], function: Callable[..., Any]):
+    class Functional(nn.Sequential):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return function(self[1](self[0](inputs)))
+
+    convolution = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)]
+    for network in (nn.Sequential(*convolution, module()), Functional(*convolution)):
+        known = list_layers(network, (1, 3, 8, 8))
+        assert follow_to_activation(known, "0").name == known[-1].name
+        network.eval()
+        images = torch.randn(2, 3, 8, 8)
+        output = layer_outputs(network, images, [known[-1].name])[known[-1].name]
+        assert torch.equal(output, network(images))

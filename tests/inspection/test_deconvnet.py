@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from svertka.errors import UsageError
 from svertka.inspection import deconvnet
-from svertka.inspection.activations import find_layer, follow_to_relu, list_layers
+from svertka.inspection.activations import find_layer, follow_to_activation, list_layers
 from svertka.inspection.backward_rules import ReLURule, backward
 from svertka.inspection.deconvnet import Deconvnet, describe_missing_layers, project, to_images
 
@@ -34,7 +34,7 @@ UNITS = 4  # of each layer
 
 def some(network: nn.Module, shape: tuple[int, ...], layer: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return units and positions of a layer, corners first."""
-    _, channels, rows, columns = follow_to_relu(list_layers(network, shape), layer).shape
+    _, channels, rows, columns = follow_to_activation(list_layers(network, shape), layer).shape
     random = np.random.default_rng(len(layer))
     places = np.stack([random.integers(0, rows, count), random.integers(0, columns, count)], axis=1)
     places[0], places[1:2] = 0, (rows - 1, columns - 1)
@@ -43,7 +43,7 @@ def some(network: nn.Module, shape: tuple[int, ...], layer: str, count: int) -> 
 
 def plainly(network: nn.Module, images: Tensor, layer: str, units: np.ndarray, places: np.ndarray) -> Tensor:
     """Project on whole images, one at a time."""
-    seen = follow_to_relu(list_layers(network, tuple(images.shape)), layer).name
+    seen = follow_to_activation(list_layers(network, tuple(images.shape)), layer).name
     found = []
     for image, unit, place in zip(images, units, places, strict=True):
         inputs = image[None].clone().requires_grad_()
@@ -70,7 +70,7 @@ def test_projections_match_captum(exact_network: Make, captum: Any, name: str, s
     network = exact_network(name, size)
     images = torch.randn(UNITS, 3, size, size, dtype=torch.float64)
     units, places = some(network, tuple(images.shape), layer, UNITS)
-    seen = follow_to_relu(list_layers(network, tuple(images.shape)), layer)
+    seen = follow_to_activation(list_layers(network, tuple(images.shape)), layer)
     *path, last = seen.name.split(".")
     # A function has no module; these are concatenations, which end theirs.
     module = network.get_submodule(".".join(path) if last == "cat" else seen.name)
@@ -99,7 +99,7 @@ def test_crops_give_the_same_projections_as_whole_images(exact_network: Make, na
     found = deconvnet.project(images, layer, units, places)
     assert min(one.pixels.shape[1] * one.pixels.shape[2] for one in found) < 0.5 * size * (size + 9)
     expected = plainly(
-        network, images, follow_to_relu(list_layers(network, tuple(images.shape)), layer).name, units, places
+        network, images, follow_to_activation(list_layers(network, tuple(images.shape)), layer).name, units, places
     )
     assert largest_difference(project(network, images, layer, units, places), expected) < 1e-12
 

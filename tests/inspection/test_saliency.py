@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svertka.errors import UsageError
-from svertka.inspection.activations import list_layers
+from svertka.inspection.activations import hook_layers, list_layers
 from svertka.inspection.saliency import grad_cam, guided_backpropagation, last_feature_map_layer, occlusion
 
 Make = Callable[[str, int], nn.Module]
@@ -43,7 +43,7 @@ def test_guided_backpropagation_matches_captum(exact_network: Make, captum: Any,
 def test_grad_cam_matches_captum_at_the_last_stage(exact_network: Make, captum: Any, name: str):
     size, stage = STAGES[name]
     network, images = exact_network(name, size), pictures(size)
-    assert last_feature_map_layer(list_layers(network, tuple(images.shape))).name == stage
+    assert last_feature_map_layer(list_layers(network, tuple(images.shape)))[0].name == stage
     module, classes = network.get_submodule(stage.removesuffix(".cat")), network(images).argmax(1)
     expected = captum.LayerGradCam(network, module).attribute(images, classes, relu_attributions=True)[:, 0]
     found = grad_cam(network, images, classes)
@@ -141,3 +141,99 @@ def test_grad_cam_rejects_networks_without_feature_maps():
     network = nn.Sequential(nn.Flatten(), nn.Linear(27, 4))
     with pytest.raises(UsageError, match="no convolution with feature maps"):
         grad_cam(network, torch.zeros(1, 3, 3, 3), 0)
+
+
+class SqueezeExcite(nn.Module):
+    """Gates computed by 1×1 convolutions of the mean."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce, self.expand = nn.Conv2d(channels, 2, 1), nn.Conv2d(2, channels, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps * self.expand(self.reduce(maps.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
+
+class ChannelsLast(nn.Module):
+    """A dense layer over channels-last maps, as in ConvNeXt and Swin."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm, self.dense = nn.LayerNorm(channels), nn.Linear(channels, channels)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        maps = maps.permute(0, 2, 3, 1)
+        return F.gelu(self.dense(self.norm(maps))).add(maps)
+
+
+class Tokens(nn.Module):
+    """A transformer with or without a class token, which alone is classified."""
+
+    def __init__(self, has_class_token: bool) -> None:
+        super().__init__()
+        self.has_class_token = has_class_token
+        self.patches, self.token = nn.Conv2d(3, 8, 4, stride=4), nn.Parameter(torch.randn(1, 1, 8))
+        self.blocks = nn.ModuleList(nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(2))
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        if self.has_class_token:
+            tokens = torch.cat([self.token.expand(len(tokens), -1, -1), tokens], 1)
+        for norm, block in zip(self.norms, self.blocks, strict=True):
+            inside = norm(tokens)
+            tokens = tokens + block(inside, inside, inside, need_weights=False)[0]
+        tokens = self.norm(tokens)
+        return self.head(tokens[:, 0] if self.has_class_token else tokens.mean(1))
+
+
+def pooled(*layers: nn.Module) -> nn.Module:
+    """`layers` and a head with a 1×1 convolution of 1×1 maps, as in MobileNetV3."""
+    head = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 6, 1), nn.Hardswish(), nn.Flatten(), nn.Linear(6, 4)]
+    return nn.Sequential(*layers, *head)
+
+
+CHOSEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "squeeze and excite": (lambda: pooled(nn.Conv2d(3, 8, 3), SqueezeExcite(8)), "1.mul"),
+    "head of 1×1 maps": (lambda: pooled(nn.Conv2d(3, 8, 3), nn.SiLU()), "1"),
+    "channels last": (
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 4, 4), ChannelsLast(8), nn.Flatten(), nn.Linear(128, 4)),
+        "1.add",
+    ),
+    "tokens": (lambda: Tokens(has_class_token=False), "norm"),
+    "class token": (lambda: Tokens(has_class_token=True), "norms.1"),
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_grad_cam_reads_the_last_maps_larger_than_one_pixel(name: str, assert_unchanged: Unchanged):
+    torch.manual_seed(3)
+    make, chosen = CHOSEN[name]
+    network, images, classes = make().double().eval(), pictures(16), torch.tensor([0, 3, 1])
+    known = list_layers(network, tuple(images.shape))
+    layer, maps = last_feature_map_layer(known)
+    assert layer.name == chosen
+    with assert_unchanged(network):
+        found = grad_cam(network, images, classes)
+    # Equations 1 and 2 of the paper, on the layer's own output.
+    outputs: list[Tensor] = []
+    with hook_layers(network, known, {chosen: outputs.append}):
+        score = network(images).gather(1, classes[:, None]).sum()
+    gradient, output = torch.autograd.grad(score, outputs[0])[0], outputs[0].detach()
+    if output.ndim == 4:
+        gradient, output = (one.flatten(2) if one.shape[1] == 8 else one.flatten(1, 2).mT for one in (gradient, output))
+    else:
+        gradient, output = (one[:, -16:].mT for one in (gradient, output))
+    expected = (gradient.mean(2, keepdim=True) * output).sum(1).relu()
+    assert found.shape == (3, *maps.size)
+    assert found.max() > 0
+    assert torch.allclose(found.flatten(1), expected, atol=1e-12)
+
+
+def test_grad_cam_rejects_maps_of_one_pixel_and_tokens_in_an_unknown_order():
+    shuffled = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (12, 16)), nn.Linear(16, 8), nn.Flatten(), nn.Linear(96, 4))
+    small = nn.Sequential(nn.Conv2d(3, 8, 8), nn.Flatten(), nn.Linear(8, 4))
+    for network in (shuffled, small):
+        with pytest.raises(UsageError, match="no convolution with feature maps larger than 1×1, and no tokens"):
+            grad_cam(network, torch.zeros(1, 3, 8, 8), 0)

@@ -241,7 +241,9 @@ RULES: dict[str, Rule] = {
     "native_layer_norm": _layer_norm,
     **dict.fromkeys(("hardswish", "hardswish_", "log_sigmoid_forward", "_prelu_kernel"), _pointwise),
     **dict.fromkeys(("expand", "clone", "_to_copy", "detach", "alias"), _pointwise),
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "_reshape_alias", "squeeze", "unsqueeze"), _same_order),
+    **dict.fromkeys(
+        ("view", "reshape", "unflatten", "_unsafe_view", "_reshape_alias", "squeeze", "unsqueeze"), _same_order
+    ),
     "permute": _permute,
     "transpose": _transpose,
     "slice": _slice,

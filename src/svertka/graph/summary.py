@@ -13,6 +13,14 @@ from torch.utils.flop_counter import flop_registry
 from svertka.conv_geometry import ConvShape, ReceptiveField
 from svertka.graph.capture import GraphCapture
 from svertka.graph.layer_calls import LayerCall, first_tensor
+from svertka.graph.map_layout import (
+    Layout,
+    MapLayout,
+    find_maps,
+    image_layout,
+    propagate_layout,
+    reads_positions,
+)
 from svertka.graph.network_copy import copy_without_values, named_tensors
 from svertka.graph.operator_calls import Constant, Operation, Value, find_overload, iter_leaves, map_leaves
 from svertka.graph.receptive_field import FieldAxis, Operand, has_field_rule, propagate_field, unite_axes
@@ -36,6 +44,7 @@ class Layer:
         inputs: names of the layers whose outputs it reads; `INPUT` is the image.
         call: identifies the call when the network runs: the name without suffix and the number of the call, from 1.
             None if the layer returns no tensor, or is an operation that is not called from Python.
+        maps: how to read the output as feature maps; None where it holds none, or where that is not known.
         conv_arguments: of its convolution, for `ConvShape.of`; None if it has none, or only a transposed one.
     """
 
@@ -47,6 +56,7 @@ class Layer:
     fields: tuple[ReceptiveField, ...]
     inputs: tuple[str, ...]
     call: tuple[str, int] | None
+    maps: MapLayout | None = field(default=None, repr=False)
     conv_arguments: tuple[Any, ...] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -203,8 +213,12 @@ class _LayerAnalysis:
         pixels = {size: ReceptiveField.of_pixels(size) for size in shape[2:]}
         axes = tuple(FieldAxis(pixels[size], dim) for dim, size in enumerate(shape) if dim >= 2)
         self._origins = {0: _Origin((self._image,), axes)}
+        self._layouts: dict[int, Layout | None] = {0: image_layout(shape)}
+        self._reads: list[tuple[Any, dict[str, Any], Operand, int]] = []  # an operation, its operand and its result
+        self._unused: set[int] = set()  # further results of operations, such as the means of a norm
         for operation in capture.operations:
             self._read(operation)
+        self._read_positions = self._find_read_positions()
 
     def layers(self) -> Iterator[Layer]:
         """Yield the layers in the order in which they run."""
@@ -228,6 +242,7 @@ class _LayerAnalysis:
                 fields=tuple(axis.field for axis in axes),
                 inputs=tuple(names[maker] for maker in draft.inputs),
                 call=call.key if call in self._capture.outputs else None,
+                maps=self._find_maps(number, axes),
                 conv_arguments=draft.convolution,
             )
 
@@ -237,6 +252,8 @@ class _LayerAnalysis:
         defaults = {argument.name: argument.default_value for argument in overload._schema.arguments}
         arguments = defaults | map_leaves(dict(operation.arguments), self._operand)
         operands = [leaf for leaf in iter_leaves(arguments) if isinstance(leaf, Operand)]
+        self._unused |= {number for number in operation.results[1:] if number is not None}
+        self._unused -= set(operation.inputs)
         origins = [self._origin(operand) for operand in operands]
         is_copy = overload.is_view or operation.name.partition(".")[0] in COPIES
         if call and not is_copy and any(origin.makers for origin in origins):
@@ -246,6 +263,10 @@ class _LayerAnalysis:
             if number is not None:
                 shape = self._capture.shapes[number]
                 origin = self._combine(overload, arguments, list(zip(operands, origins, strict=True)), shape)
+                self._layouts[number] = propagate_layout(
+                    overload, arguments, [(one, self._layout(one)) for one in operands], shape
+                )
+                self._reads += [(overload, arguments, one, number) for one in operands if self._layout(one)]
                 if call and draft:
                     origin = _Origin((call,) if origin.makers else (), origin.axes)
                 self._origins[number] = origin
@@ -270,6 +291,30 @@ class _LayerAnalysis:
             axes = tuple(propagate_field(overload, arguments, operand, axis, Operand(shape)) for axis in origin.axes)
             whole = whole.joined(_Origin(origin.makers, axes, origin.parameters))
         return whole
+
+    def _layout(self, operand: Operand) -> Layout | None:
+        symbol = operand.symbol
+        return self._layouts.get(symbol.number) if isinstance(symbol, Value) else None
+
+    def _find_maps(self, number: int | None, axes: tuple[FieldAxis, ...]) -> MapLayout | None:
+        """Return how to read a value with receptive fields `axes` as feature maps."""
+        if number is None:
+            return None
+        shape, layout = self._capture.shapes[number], self._layouts.get(number)
+        maps = layout and find_maps(layout, shape, is_read=number in self._read_positions)
+        # Otherwise the first dimension counts windows of the images, too.
+        return maps if maps and axes and shape[maps.dims[0]] == self._capture.shapes[0][0] else None
+
+    def _find_read_positions(self) -> set[int]:
+        """Return the numbers of the values whose positions the network reads."""
+        found: set[int] = set()
+        for overload, arguments, operand, result in reversed(self._reads):
+            layout = self._layout(operand)
+            if layout is None or result in self._unused:
+                continue
+            if reads_positions(overload, arguments, operand, layout, self._layouts.get(result), result in found):
+                found.add(operand.symbol.number)
+        return found
 
     def _operand(self, leaf: Any) -> Any:
         """Return the Operand for a Value or Constant; other arguments unchanged."""

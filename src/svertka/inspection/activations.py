@@ -4,6 +4,7 @@ Layers are named as in `svertka.graph.summary`: by the path of their module, or,
 calling module and the name of the function, such as "layer1.0.add". Repeated calls get the suffixes ":2", ":3".
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
@@ -20,10 +21,15 @@ from svertka.type_checking import check_types
 LayerHook = Callable[[Tensor], None]
 LayerKey = tuple[str, int]  # as `LayerCall.key`
 
-# Kinds of layers, as in `Layer.kind`.
-RELU_KINDS = ("ReLU", "relu", "ReLU6", "relu6", "hardtanh")
+# Kinds of layers, as in `Layer.kind`; of activation functions, in lower case without underscores.
+ACTIVATION_FUNCTIONS = {
+    *("relu", "relu6", "hardtanh", "threshold", "leakyrelu", "rrelu", "prelu", "elu", "celu", "selu", "softplus"),
+    *("silu", "swish", "swishme", "hardswish", "hardswishme", "mish", "mishme", "hardmish", "hardmishme"),
+    *("gelu", "gelutanh", "quickgelu", "tanh", "scaledtanh", "tanhshrink", "hardshrink", "softshrink", "softsign"),
+    *("sigmoid", "hardsigmoid", "hardsigmoidme"),
+}
 NORM_KINDS = ("BatchNorm2d", "SyncBatchNorm", "FrozenBatchNorm2d", "batch_norm")
-INFERENCE_NO_OPS = ("Dropout", "Dropout2d", "Identity")
+INFERENCE_NO_OPS = ("Dropout", "Dropout2d", "Identity", "StochasticDepth", "DropPath", "dropout", "dropout2d")
 
 
 @check_types
@@ -60,19 +66,26 @@ def find_layer(known: Sequence[Layer], name: str) -> Layer:
     raise UsageError(f"layer={name} is not in the network; " + (f"use {' or '.join(near)}" if near else "it has none"))
 
 
-def follow_to_relu(known: Sequence[Layer], name: str) -> Layer:
+def is_activation_function(layer: Layer) -> bool:
+    """Whether `layer` is an elementwise activation function such as ReLU, SiLU or GELU, as a module or a function."""
+    return layer.kind.lower().replace("_", "") in ACTIVATION_FUNCTIONS
+
+
+def follow_to_activation(known: Sequence[Layer], name: str) -> Layer:
     """Return the layer after which the units of layer `name` are inspected.
 
-    This is the ReLU that follows directly or after batch norm; otherwise the batch norm that follows; otherwise, or if
-    several layers read the output, layer `name` itself.
+    This is the activation function that follows directly or after batch norm; otherwise the batch norm that follows;
+    otherwise, or if several layers read the output, layer `name` itself.
 
     Raises:
         UsageError: there is no such layer.
     """
     found = layer = find_layer(known, name)
-    while layer.kind not in RELU_KINDS:
+    while not is_activation_function(layer):
         readers = [other for other in known if layer.name in other.inputs]
-        if len(readers) != 1 or readers[0].kind not in RELU_KINDS + NORM_KINDS + INFERENCE_NO_OPS:
+        if len(readers) != 1 or readers[0].shape != layer.shape:
+            break
+        if not (is_activation_function(readers[0]) or readers[0].kind in NORM_KINDS + INFERENCE_NO_OPS):
             break
         (layer,) = readers
         if layer.kind not in INFERENCE_NO_OPS:
@@ -89,7 +102,8 @@ def convolution_names(known: Sequence[Layer]) -> list[str]:
         layer.name
         for layer in known
         if layer.multiply_adds
-        and _has_feature_maps(layer)
+        and layer.maps
+        and layer.maps.is_standard
         and ("conv" in layer.kind.lower() or _num_positions(layer) != (1, 1))
     ]
 
@@ -100,21 +114,12 @@ def feature_map_size(layer: Layer) -> tuple[int, int]:
     Raises:
         UsageError: the output is not (N, C, H, W) with H and W along the axes of the image.
     """
-    if not _has_feature_maps(layer):
+    if not (layer.maps and layer.maps.is_standard):
         raise UsageError(
             f"layer={layer.name} has outputs of shape {'×'.join(map(str, layer.shape[1:]))}, not feature maps; "
             "use a layer before the global pooling or flattening, such as a convolution"
         )
-    return layer.shape[2], layer.shape[3]
-
-
-def _has_feature_maps(layer: Layer) -> bool:
-    positions, sizes = _num_positions(layer), layer.shape[2:]
-    # One receptive field for many positions: an operation with unknown dependencies, where each sees the whole image.
-    # No receptive field: the output does not depend on the image.
-    return len(sizes) == len(positions) == 2 and all(
-        known in (1, size) for known, size in zip(positions, sizes, strict=True)
-    )
+    return layer.maps.size
 
 
 def _num_positions(layer: Layer) -> tuple[int, ...]:
@@ -128,7 +133,7 @@ def hook_layers(network: nn.Module, known: Sequence[Layer], hooks: Mapping[str, 
     A hook receives the output tensor itself, before a later layer can modify it in place; of several tensors, the
     first. Its return value is ignored, and an exception ends the forward pass. In the body the network is in evaluation
     mode, and nn.MultiheadAttention does not use its fused path, which rounds differently. Afterwards the network is bit
-    for bit as before.
+    for bit as before, without what it has cached in the body.
 
     Args:
         network: any nn.Module.
@@ -140,16 +145,39 @@ def hook_layers(network: nn.Module, known: Sequence[Layer], hooks: Mapping[str, 
     """
     calls = {name: find_layer(known, name).call for name in hooks}
     hook_of_call = {call: hooks[name] for name, call in calls.items() if call}
-    training = {module: module.training for module in network.modules()}
     with ExitStack() as undo:
-        for module, was in training.items():
-            undo.callback(setattr, module, "training", was)
+        for module in network.modules():
+            undo.callback(_restore_attributes, module, *_attributes(module))
             module.training = False
         layer_hooks = _LayerHooks(network, hook_of_call)
         undo.callback(layer_hooks.remove_hooks)
         undo.enter_context(force_eager())
         undo.enter_context(layer_hooks)
         yield
+
+
+Attributes = dict[str, Any]
+
+
+def _attributes(module: nn.Module) -> tuple[Attributes, Attributes]:
+    """Return the attributes of a module, and copies of the lists, dicts and sets among them."""
+    attributes = dict(vars(module))
+    return attributes, {
+        name: copy.copy(value) for name, value in attributes.items() if isinstance(value, list | dict | set)
+    }
+
+
+def _restore_attributes(module: nn.Module, attributes: Attributes, contents: Attributes) -> None:
+    """Undo what a forward pass has stored in a module, such as the cached attention biases of LeViT."""
+    vars(module).clear()
+    vars(module).update(attributes)
+    for name, before in contents.items():
+        value = attributes[name]
+        if isinstance(value, list):
+            value[:] = before
+        else:
+            value.clear()
+            value.update(before)
 
 
 @check_types

@@ -32,7 +32,7 @@ from svertka.files import shorten
 from svertka.graph.network_copy import copy_without_values
 from svertka.graph.summary import Layer
 from svertka.inspection import checked_forward_pass
-from svertka.inspection.activations import feature_map_size, follow_to_relu, hook_layers, list_layers
+from svertka.inspection.activations import feature_map_size, follow_to_activation, hook_layers, list_layers
 from svertka.inspection.backward_rules import ReLURule, backward
 from svertka.inspection.checked_forward_pass import StopForward, make_differentiable, prepare_input, unwrap_compiled
 from svertka.inspection.equivalent_crops import CropJobs, crops_for_positions, feature_map_size_in_crop
@@ -82,7 +82,7 @@ class Deconvnet:
 
         Only the pixels in a unit's receptive field, and some around them, are computed.
         """
-        observed = follow_to_relu(self._known, layer)
+        observed = follow_to_activation(self._known, layer)
         size = feature_map_size(observed)
         which, channels = _pair(len(images), units, image_indices)
         _check_range(f"a unit of layer {layer}", channels, observed.shape[1])
@@ -151,9 +151,9 @@ def project(
 ) -> Tensor:
     """Project the activations of N units of `layer` back to pixels by deconvolution.
 
-    An activation of 1 is projected, after the ReLU of `layer` where one follows (`activations.follow_to_relu`); the
-    paper's projection is this one times the activation. The network runs in evaluation mode and is left unchanged. For
-    networks without ReLU or max-pooling, see `describe_missing_layers`.
+    An activation of 1 is projected, after the activation function of `layer` where one follows
+    (`activations.follow_to_activation`); the paper's projection is this one times the activation. The network runs in
+    evaluation mode and is left unchanged. For networks without ReLU or max-pooling, see `describe_missing_layers`.
 
     Args:
         network: any nn.Module.

@@ -20,7 +20,7 @@ from svertka.graph.summary import Layer
 from svertka.inspection.activations import (
     convolution_names,
     feature_map_size,
-    follow_to_relu,
+    follow_to_activation,
     hook_layers,
     list_layers,
 )
@@ -40,11 +40,12 @@ MAX_COUNT = 10_000  # patches per unit
 class LayerPatches:
     """The patches that activate the units of one layer most, and statistics of the units.
 
-    The activation of a unit in an image is the maximum of its feature map; values of 0 or less count as inactive.
+    The activation of a unit in an image is the maximum of its feature map; values of 0 or less count as inactive. That
+    is where a ReLU is 0, and where the output of SiLU, Hardswish, GELU or Mish stays within −0.31 and 0.
 
     Attributes:
         layer: the name that was asked for.
-        observed_layer: the layer whose output was read: the ReLU of `layer` where one follows.
+        observed_layer: the layer whose output was read: the activation function of `layer` where one follows.
         feature_map_size: (rows, columns).
         num_images: images in the data set.
         values: (units, k) float32, the activations in the `k` strongest images, strongest first, the first of equals
@@ -81,7 +82,7 @@ class LayerPatches:
 
     @property
     def is_dead(self) -> npt.NDArray[np.bool_]:
-        """(units,): whether no image activates the unit."""
+        """(units,): whether no image activates the unit: its output is never above 0."""
         return np.equal(self.activation_rate, 0)
 
 
@@ -106,8 +107,8 @@ def top_patches(
         network: any nn.Module.
         data: `BatchLoader`, one tensor (N, C, H, W), or an iterable of such tensors, alone or paired with labels (N,);
             all images of one shape.
-        layers: layer names as in `list_layers`; None for every convolution. Each is read after its ReLU where one
-            follows (`follow_to_relu`).
+        layers: layer names as in `list_layers`; None for every convolution. Each is read after its activation function
+            where one follows (`follow_to_activation`).
         count: patches per unit, 1 to `MAX_COUNT`, at most one from each image.
 
     Returns:
@@ -127,7 +128,7 @@ def top_patches(
         raise DataError("data contains no images; give at least one")
     known = list_layers(network, tuple(first.images.shape))
     names = convolution_names(known) if layers is None else [layers] if isinstance(layers, str) else layers
-    observed = {name: follow_to_relu(known, name) for name in names}
+    observed = {name: follow_to_activation(known, name) for name in names}
     for layer in observed.values():
         feature_map_size(layer)  # raises if the layer has no feature maps
     statistics = {layer.name: UnitStatistics(layer.shape[1], count) for layer in observed.values()}

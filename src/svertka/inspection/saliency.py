@@ -1,13 +1,15 @@
 """Saliency maps of a class score: guided backpropagation, Grad-CAM and occlusion."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from svertka.errors import UsageError
+from svertka.graph.map_layout import MapLayout
 from svertka.graph.summary import Layer
-from svertka.inspection.activations import convolution_names, hook_layers, list_layers
+from svertka.inspection.activations import hook_layers, list_layers
 from svertka.inspection.backward_rules import ReLURule, backward
 from svertka.inspection.checked_forward_pass import (
     floating_point_dtype,
@@ -66,11 +68,11 @@ def guided_backpropagation(network: nn.Module, images: Tensor, classes: ClassInd
 def grad_cam(network: nn.Module, images: Tensor, classes: ClassIndices) -> Tensor:
     """Return the Grad-CAM heat map of each image's class score.
 
-    The feature maps of the last convolutional stage (`last_feature_map_layer`), each weighted with the mean gradient of
-    the score over it, summed and rectified.
+    The feature maps of the last stage (`last_feature_map_layer`), each weighted with the mean gradient of the score
+    over it, summed and rectified. The tokens of a transformer are read as feature maps.
 
     Args:
-        network: any classifier with a convolution.
+        network: any classifier with a convolution, or a transformer.
         images: (N, C, H, W) or (C, H, W), as the network takes them.
         classes: (N,) or one index for all images.
 
@@ -78,8 +80,8 @@ def grad_cam(network: nn.Module, images: Tensor, classes: ClassIndices) -> Tenso
         (N, H', W') at the resolution of those feature maps, 0 or more.
 
     Raises:
-        UsageError: the network has no such class, does not return scores (N, K), cannot be traced, or has no
-            convolution with feature maps.
+        UsageError: the network has no such class, does not return scores (N, K), cannot be traced, or has no layer
+            with feature maps.
 
     Source: Selvaraju et al. 2017, "Grad-CAM: visual explanations from deep networks via gradient-based localization",
     eq. 1 and 2.
@@ -88,10 +90,10 @@ def grad_cam(network: nn.Module, images: Tensor, classes: ClassIndices) -> Tenso
     inputs = prepare_input(network, images)
     targets = parse_class_indices(classes, len(inputs))
     known = list_layers(network, tuple(inputs.shape))
-    last = last_feature_map_layer(known)
+    last, layout = last_feature_map_layer(known)
     outputs: list[Tensor] = []
     dtype = torch.promote_types(floating_point_dtype(network) or torch.float32, torch.float32)
-    found = [torch.zeros(0, *last.shape[2:], dtype=dtype, device=inputs.device)]
+    found = [torch.zeros(0, *layout.size, dtype=dtype, device=inputs.device)]
     hooks = {last.name: outputs.append}
     with hook_layers(network, known, hooks), torch.inference_mode(False), torch.enable_grad():
         inputs = make_differentiable(network, inputs)
@@ -103,25 +105,41 @@ def grad_cam(network: nn.Module, images: Tensor, classes: ClassIndices) -> Tenso
                 scores = compute_class_scores(network, leaf.clone(), batch_targets).select(batch_targets)
                 return scores, outputs.pop()
 
-            scores, maps = run_with_gradients(network, forward)
-            (gradients,) = torch.autograd.grad(scores.sum(), maps)
-            weights = gradients.to(dtype).mean((2, 3), keepdim=True)
-            found.append((weights * maps.to(dtype)).sum(1).clamp_min(0).detach())
+            scores, output = run_with_gradients(network, forward)
+            (gradients,) = torch.autograd.grad(scores.sum(), output)
+            weights = layout.to_maps(gradients).to(dtype).mean((2, 3), keepdim=True)
+            found.append((weights * layout.to_maps(output).to(dtype)).sum(1).clamp_min(0).detach())
     return torch.cat(found).to(images.device)
 
 
-def last_feature_map_layer(known: Sequence[Layer]) -> Layer:
-    """Return the last layer whose feature maps are as large as those of the last convolution.
+def last_feature_map_layer(known: Sequence[Layer]) -> tuple[Layer, MapLayout]:
+    """Return the layer that Grad-CAM reads, and how its output holds feature maps.
+
+    It is the last layer whose feature maps are as large as those of the last convolution or dense layer over positions,
+    and larger than 1×1. If the network reads only the class token there, it is the last layer of the same shape, not a
+    dense one, whose other tokens are read: the input of the last attention.
 
     Raises:
-        UsageError: no convolution among them has feature maps.
+        UsageError: no layer among them has such feature maps.
     """
-    names = convolution_names(known)
-    if not names:
-        raise UsageError("the network has no convolution with feature maps, which Grad-CAM needs")
-    last = next(index for index, layer in enumerate(known) if layer.name == names[-1])
-    (found,) = [layer for layer in known[last:] if layer.shape[2:] == known[last].shape[2:]][-1:]
-    return found
+    stages = [(layer, layer.maps) for layer in known if layer.maps and layer.call and math.prod(layer.maps.size) > 1]
+    multiplying = [index for index, (layer, _) in enumerate(stages) if layer.multiply_adds]
+    if not multiplying:
+        raise UsageError(
+            "the network has no convolution with feature maps larger than 1×1, and no tokens whose positions in the "
+            "image are known, which Grad-CAM needs; use a larger image, or occlusion"
+        )
+    of_last_stage = multiplying[-1]
+    size = stages[of_last_stage][1].size
+    last, maps = [(layer, maps) for layer, maps in stages[of_last_stage:] if maps.size == size][-1]
+    if maps.is_read:
+        return last, maps
+    read = [
+        (layer, maps)
+        for layer, maps in stages
+        if maps.is_read and layer.shape == last.shape and not layer.multiply_adds
+    ]
+    return read[-1] if read else (last, maps)
 
 
 @torch.inference_mode()

@@ -88,7 +88,7 @@ def build_diagram(trace: Trace) -> NetworkDiagram:
             name=group[0].name,
             kind=group[0].kind,
             members=tuple(layer.name for layer in group),
-            shape=group[-1].shape[1:],
+            shape=_channels_first(group[-1]),
             parameters=sum(layer.parameters for layer in group),
             multiply_adds=sum(layer.multiply_adds for layer in group),
             extent=tuple(field.extent for field in group[-1].fields),
@@ -98,6 +98,12 @@ def build_diagram(trace: Trace) -> NetworkDiagram:
         for k, group in enumerate(groups)
     ]
     return NetworkDiagram(tuple(nodes), tuple(edges))
+
+
+def _channels_first(layer: Layer) -> tuple[int, ...]:
+    if layer.maps is None or layer.maps.is_standard:
+        return layer.shape[1:]
+    return layer.shape[layer.maps.dims[1]], *layer.maps.size
 
 
 def _is_elementwise(layer: Layer, before: Layer) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from svertka.graph.summary import Layer
-from svertka.inspection.activations import convolution_names, find_layer, follow_to_relu, hook_layers, list_layers
+from svertka.inspection.activations import convolution_names, find_layer, follow_to_activation, hook_layers, list_layers
 from svertka.inspection.checked_forward_pass import call_network, prepare_input, unwrap_compiled
 
 UNITS_PER_LAYER = 6
@@ -57,7 +57,7 @@ def find_top_units(network: nn.Module, image: Tensor, largest: LargestActivation
     network = unwrap_compiled(network)
     known = list_layers(network, (1, *image.shape))
     names = [name for name in convolution_names(known) if not largest or name in largest]
-    observed = {name: follow_to_relu(known, name).name for name in names}
+    observed = {name: follow_to_activation(known, name).name for name in names}
     outputs: dict[str, Tensor] = {}
     with hook_layers(network, known, {name: _hook(outputs, name) for name in observed.values()}):
         call_network(network, prepare_input(network, image).clone())
