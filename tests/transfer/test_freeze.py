@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from svertka.data.loader import BatchLoader
 from svertka.errors import UsageError
@@ -139,3 +139,35 @@ def test_stages_unfreeze_one_per_epoch_with_lower_learning_rates(digit_batches: 
     fit(network, optimizer, digit_batches(128), recipe, State(), Watcher())
     assert changed == [{"linear"}, {"linear", "layer3"}]
     assert sorted({group["rate_factor"] for group in optimizer.param_groups}) == [0.125, 0.25, 0.5, 1]
+
+
+def test_any_module_can_be_the_lowest_trainable_one() -> None:
+    """Blocks of a transformer have outputs of one shape, so that they are a single stage."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.mix = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mixed: Tensor = x + self.mix(self.attention(x, x, x, need_weights=False)[0])
+            return mixed
+
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.head = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 2)
+            self.blocks = nn.Sequential(Block(), Block(), Block())
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores: Tensor = self.head(self.blocks(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+            return scores
+
+    network = Transformer().eval()
+    images = torch.rand(2, 3, 32, 32)
+    made = freeze(network, "blocks.2", (1, 3, 32, 32))
+    assert made is not None
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in network.named_parameters() if name.startswith(("blocks.2", "head"))}
+    with torch.no_grad():
+        torch.testing.assert_close(made(images), network(images))

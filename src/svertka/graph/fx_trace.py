@@ -13,11 +13,11 @@ SHAPE = "shape"  # key in a node's `meta`: the shape of its value, None if not a
 
 
 class LeafModuleTracer(fx.Tracer):
-    """An fx tracer that treats modules without children as single operations."""
+    """An fx tracer that treats modules without children, and attention, whose code branches, as single operations."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether `m` has no children."""
-        return next(m.children(), None) is None
+        """Whether `m` has no children, or is PyTorch's attention."""
+        return next(m.children(), None) is None or isinstance(m, nn.MultiheadAttention)
 
 
 def trace_to_fx(network: nn.Module, shape: tuple[int, ...]) -> fx.Graph:

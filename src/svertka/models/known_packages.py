@@ -4,6 +4,7 @@ import importlib
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,17 @@ def native_preprocess(package: str, name: str) -> Preprocess:
     transforms = weights.transforms()
     (size,), (resize,) = transforms.crop_size, transforms.resize_size
     return Preprocess(size=size, resize=resize, mean=tuple(transforms.mean), std=tuple(transforms.std))
+
+
+def describe_interpolation(package: str, name: str) -> str:
+    """Return a sentence if the published weights of `name` expect another interpolation than svertka's, else ""."""
+    if package == "timm":
+        kind = str(_timm_config(name).interpolation)
+    else:
+        kind = str(_torchvision_weights(name).transforms().interpolation.value)
+    if kind == "bilinear":
+        return ""
+    return f"{package}:{name} was trained on images resized with the {kind} filter; svertka's is bilinear, antialiased"
 
 
 def preprocess_of(config: Any) -> Preprocess | None:
@@ -176,7 +188,7 @@ def _torchvision_weights(name: str) -> Any:
     models = _package("torchvision.models")
     known = models.list_models(module=models)
     if name not in known:
-        raise UsageError(_unknown("torchvision", name, [one for one in known if name[:6] in one]))
+        raise UsageError(_unknown("torchvision", name, get_close_matches(name, known, 5)))
     return models.get_model_weights(name).DEFAULT
 
 

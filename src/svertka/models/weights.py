@@ -183,9 +183,13 @@ def load_pretrained(model: Model, text: str) -> Weights:
 
 def _published_by_package(model: Model, package: str) -> Weights:
     """Return the weights that timm or torchvision publishes for a network of theirs."""
-    tensors = known_packages.pretrained_state_dict(package, model.name.partition(":")[2])
+    name = model.name.partition(":")[2]
+    tensors, note = (
+        known_packages.pretrained_state_dict(package, name),
+        known_packages.describe_interpolation(package, name),
+    )
     assert model.preprocess is not None
-    found = Weights(model, tensors, model.preprocess, None, f"{known_packages.PRETRAINED} ({model.name})")
+    found = Weights(model, tensors, model.preprocess, None, f"{known_packages.PRETRAINED} ({model.name})", note)
     return _with_class_names(found, imagenet.NAMES)
 
 

@@ -103,7 +103,7 @@ def split_at_frozen(network: nn.Module, unfreeze: str, shape: tuple[int, ...]) -
 
     Args:
         network: The network.
-        unfreeze: As for `first_trainable_stage`.
+        unfreeze: As for `first_trainable_stage`, or the name of any module, such as a block of a transformer.
         shape: Shape of its input.
 
     Raises:
@@ -112,7 +112,9 @@ def split_at_frozen(network: nn.Module, unfreeze: str, shape: tuple[int, ...]) -
     if unfreeze == ALL:
         return None
     cuts = CutPoints(network, shape)
-    before = first_trainable_stage(cuts.stages, unfreeze)
+    is_stage = unfreeze.isdigit() or unfreeze in {HEAD, LAST, *(stage.name for stage in cuts.stages)}
+    is_module = not is_stage and unfreeze in dict(network.named_modules())
+    before = unfreeze if is_module else first_trainable_stage(cuts.stages, unfreeze)
     if before is None:
         return None
     halves = cuts.at(before)

@@ -1,0 +1,190 @@
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from svertka.errors import FetchError, UsageError
+from svertka.models import known_packages
+from svertka.models.external import open_model
+from svertka.models.heads import head_path
+from svertka.models.weights import load_pretrained
+from svertka.tensor_files import write_tensors
+
+# Packages with the functions of timm and torchvision that svertka calls, and one small network each.
+TIMM = """
+from torch import nn
+
+class Config:
+    fixed_input_size, interpolation, hf_hub_filename, hf_hub_id = True, "bicubic", None, "timm/small.a1_in1k"
+    def to_dict(self):
+        return {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 0.8}
+
+def is_model(name):
+    return name == "small"
+
+def list_models(pattern):
+    return ["small"]
+
+def list_pretrained(pattern):
+    return ["small.a1_in1k"]
+
+def create_model(name, pretrained, num_classes, in_chans=3, img_size=32):
+    layers = nn.Conv2d(in_chans, 4, 4, 4), nn.GELU(), nn.Flatten(), nn.Linear(4 * (img_size // 4) ** 2, num_classes)
+    return nn.Sequential(*layers)
+"""
+TIMM_MODELS = """
+from timm import Config
+
+def get_pretrained_cfg(name, allow_unregistered):
+    return Config() if name in ("small", "small.a1_in1k") else None
+"""
+TORCHVISION_MODELS = """
+from types import SimpleNamespace
+from torch import nn
+
+def list_models(module):
+    return ["small"]
+
+def get_model_weights(name):
+    sizes = {"crop_size": [32], "resize_size": [40], "interpolation": SimpleNamespace(value="bilinear")}
+    transforms = SimpleNamespace(mean=[0.4] * 3, std=[0.2] * 3, **sizes)
+    url = "http://localhost:9/models/small-0123abcd.pth"
+    return SimpleNamespace(DEFAULT=SimpleNamespace(url=url, transforms=lambda: transforms))
+
+def get_model(name, weights, num_classes):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+"""
+HUB = "def try_to_load_from_cache(repository, file):\n    return None\n"
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Put the packages on the search path, and hide installed ones."""
+    for name, text in (("timm", TIMM), ("torchvision", "")):
+        (tmp_path / "path" / name).mkdir(parents=True)
+        (tmp_path / "path" / name / "__init__.py").write_text(text)
+    (tmp_path / "path" / "timm" / "models.py").write_text(TIMM_MODELS)
+    (tmp_path / "path" / "torchvision" / "models.py").write_text(TORCHVISION_MODELS)
+    (tmp_path / "path" / "huggingface_hub.py").write_text(HUB)
+    ours = ("timm", "torchvision", "huggingface_hub")
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "resize", "mean", "head"), [("timm:small", 40, 0.5, "3"), ("torchvision:small", 40, 0.4, "3")]
+)
+def test_a_network_has_its_packages_input(packages: Path, name: str, resize: int, mean: float, head: str) -> None:
+    model = open_model(name)
+    assert model.preprocess is not None
+    assert (model.name, model.input_shape, model.resize, head_path(model)) == (name, (3, 32, 32), resize, head)
+    assert model.preprocess.mean == (mean,) * 3
+    assert not model.has_own_weights
+    assert model.build(5)(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+
+
+def test_a_network_of_fixed_size_is_built_for_other_images(packages: Path) -> None:
+    assert open_model("timm:small").build(5, 1, 64)(torch.zeros(2, 1, 64, 64)).shape == (2, 5)
+
+
+WRONG = {
+    "timm:smal": "model=timm:smal is not a network of timm; it has small; see timm's list_models()",
+    "timm:small.a2": "model=timm:small.a2 is not a network of timm; it has small.a1_in1k",
+    "torchvision:smallest": "model=torchvision:smallest is not a network of torchvision; it has small",
+    "timm:hf-hub:evil/network": "model=timm:hf-hub:evil/network is not a network of timm",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_network_that_the_package_lacks_is_refused(packages: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(WRONG[name])):
+        open_model(name)
+
+
+def test_weights_that_cannot_be_fetched_name_the_file_and_its_place(
+    packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(known_packages.urllib.request, "urlopen", unreachable)
+    places = {
+        "timm:small": ("model.safetensors", packages / "cache" / "svertka" / "weights" / "timm-small.safetensors"),
+        "torchvision:small": ("small-0123abcd.pth", packages / "torch" / "hub" / "checkpoints" / "small-0123abcd.pth"),
+    }
+    for name, (file, place) in places.items():
+        model = open_model(name)
+        with pytest.raises(
+            FetchError, match=f"cannot fetch {file} .*get it another way, from http.*put it at"
+        ) as error:
+            load_pretrained(model, "pretrained")
+        assert str(error.value).endswith(f"put it at {place}")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        network = model.build()
+        if place.suffix == ".pth":
+            torch.save(network.state_dict(), place)
+        else:
+            write_tensors(place, network.state_dict())
+        weights = load_pretrained(model, "pretrained")
+        assert all(torch.equal(weights.tensors[key], tensor) for key, tensor in network.state_dict().items())
+        assert weights.names is not None
+        assert len(weights.names) == 1000
+        assert ("bicubic" in weights.note) == (name == "timm:small")
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UsageError, match=r"^timm (is not installed; pip install 'svertka\[timm\]'|does not import)"):
+        open_model("timm:resnet18")
+
+
+def test_a_package_of_another_pytorch_is_one_sentence(packages: Path) -> None:
+    (packages / "path" / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator does not exist')\n")
+    with pytest.raises(UsageError, match=r"torchvision does not import beside PyTorch .* \(operator does not exist\)"):
+        open_model("torchvision:small")
+
+
+@pytest.mark.parametrize("config", [None, {}, {"input_size": (3, 8, 8)}, 3])
+def test_a_network_without_published_input(config: object) -> None:
+    assert known_packages.preprocess_of(config) is None
+
+
+def test_the_published_input_of_a_network() -> None:
+    config = {"input_size": (3, 224, 224), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1), "crop_pct": 0.875}
+    found = known_packages.preprocess_of(config)
+    assert found is not None
+    assert (found.size, found.resize, found.mean, found.std, found.fit) == (
+        224, 256, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), "crop",
+    )  # fmt: skip
+    squeezed = known_packages.preprocess_of(config | {"crop_mode": "squash"})
+    assert squeezed is not None
+    assert (squeezed.resize, squeezed.fit) == (224, "squeeze")
+    with pytest.raises(UsageError, match="images of 160×96 pixels, and svertka's are square"):
+        known_packages.preprocess_of(config | {"input_size": (3, 160, 96)})
+
+
+def test_networks_of_timm_itself() -> None:
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"timm does not import beside this PyTorch ({error})")
+    for name, head in (("mobilenetv3_small_100", "classifier"), ("vit_tiny_patch16_224", "head")):
+        model = open_model(f"timm:{name}")
+        assert model.preprocess is not None
+        assert (head_path(model), model.classes) == (head, 1000)
+        config = timm.get_pretrained_cfg(name)
+        assert (model.preprocess.mean, model.preprocess.std) == (config.mean, config.std)
+        assert isinstance(model.build(3).get_submodule(head), nn.Linear)
