@@ -62,7 +62,7 @@ def resumed(run: Path, _pictures: Path, _place: Path) -> None:
 
 
 def started_from(run: Path, _pictures: Path, _place: Path) -> None:
-    model = registry.find_model(model_of_run_weights(str(run)) or "resnet20")
+    model = model_of_run_weights(str(run)) or registry.find_model("resnet20")
     weights = load_initial_weights(model, str(run))
     with torch.device("meta"):
         weights.check(model.build(2, weights.preprocess.channels, weights.preprocess.size))
