@@ -31,6 +31,7 @@ from svertka.serving.app import App
 from svertka.serving.served_model import ServedModel
 
 CLASSES, IMAGES = "abc", 20
+SIZE = 96  # pixels; attention networks get other position embeddings for it
 
 
 def own_sequential() -> nn.Module:
@@ -111,7 +112,7 @@ def run_network(name: str, folder: Path, photos: Path) -> list[str]:
     weights = None if own else first
     image = next((photos / "a").iterdir())
     steps: dict[str, Callable[[], object]] = {
-        "train": lambda: svertka.train(photos, model=model, epochs=1, output=first, threads=1, val=0.2),
+        "train": lambda: svertka.train(photos, model=model, epochs=1, output=first, size=SIZE, threads=1, val=0.2),
         "head": lambda: svertka.train(
             photos,
             model=model,

@@ -99,7 +99,7 @@ def test_a_network_of_fixed_size_is_built_for_other_images(packages: Path) -> No
 
 
 WRONG = {
-    "timm:smal": "model=timm:smal is not a network of timm; it has small; see timm's list_models()",
+    "timm:tiny": "model=timm:tiny is not a network of timm; it has small; see timm's list_models()",
     "timm:small.a2": "model=timm:small.a2 is not a network of timm; it has small.a1_in1k",
     "torchvision:smallest": "model=torchvision:smallest is not a network of torchvision; it has small",
     "timm:hf-hub:evil/network": "model=timm:hf-hub:evil/network is not a network of timm",
