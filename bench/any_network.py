@@ -118,6 +118,7 @@ def run_network(name: str, folder: Path, photos: Path) -> list[str]:
             model=model,
             epochs=1,
             output=folder / f"{name}-head",
+            size=SIZE,
             threads=1,
             val=0.2,
             unfreeze="head",
