@@ -284,6 +284,8 @@ def test_missing_layers_are_described(exact_network: Make):
     assert "has neither ReLU nor max-pooling" in (describe_missing_layers(neither, shape) or "")
     functions = Written("function in place")
     assert describe_missing_layers(functions, shape) is None
+    in_place = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3), nn.MaxPool2d(2))
+    assert describe_missing_layers(in_place, shape) is None
 
 
 def test_projections_of_pretrained_weights(shared_data: Path, captum: Any):

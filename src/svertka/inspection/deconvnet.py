@@ -29,6 +29,7 @@ from svertka.data.dataset import Ints
 from svertka.device import has_values
 from svertka.errors import UsageError
 from svertka.files import shorten
+from svertka.graph.layer_calls import first_tensor
 from svertka.graph.network_copy import copy_without_values
 from svertka.graph.summary import Layer
 from svertka.inspection import checked_forward_pass
@@ -232,8 +233,9 @@ def describe_missing_layers(network: nn.Module, shape: tuple[int, ...]) -> str |
     copy = copy_without_values(network, hooks=False)[0]
     floating = next((one.dtype for one in copy.parameters() if one.is_floating_point()), None)
     with torch.inference_mode(False), torch.enable_grad(), torch.device("meta"):
-        output = copy(torch.empty(shape, dtype=floating, requires_grad=True))
-    kinds = _autograd_node_names(output[0] if isinstance(output, tuple) else output)
+        # A clone, since the first layer may modify its input in place.
+        output = first_tensor(copy(torch.empty(shape, dtype=floating, requires_grad=True).clone()))
+    kinds = _autograd_node_names(output)
     has_relu = any(kind.startswith(("Relu", "Threshold", "Hardtanh")) for kind in kinds)
     has_max_pooling = any("MaxPool" in kind for kind in kinds)
     name = type(network).__name__
@@ -344,9 +346,9 @@ def _check_range(what: str, numbers: Ints, count: int) -> None:
         raise UsageError(f"{wrong[0]} is not {what}; use 0 to {count - 1}")
 
 
-def _autograd_node_names(output: Tensor) -> set[str]:
+def _autograd_node_names(output: Tensor | None) -> set[str]:
     """Return the names of all nodes in the autograd graph of `output`."""
-    found, waiting, seen = set(), [output.grad_fn], set()
+    found, waiting, seen = set(), [None if output is None else output.grad_fn], set()
     while waiting:
         node = waiting.pop()
         if node is not None and node not in seen:
