@@ -7,13 +7,14 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from svertka.classifier import CONFIG, WEIGHTS, Classifier, check_format_version
+from svertka.classifier import CONFIG, WEIGHTS, Classifier, check_format_version, read_config
 from svertka.data.box_annotations import find_annotation_files
 from svertka.data.in_memory import IN_MEMORY
 from svertka.data.sources import Source, is_path, is_same_source
 from svertka.errors import RunError, SvertkaError
 from svertka.escaping import format_command
 from svertka.files import error_reason, open_regular, parse_path, read_json
+from svertka.models.builder import Builder
 from svertka.pages.notebook_block import Curve, NotebookBlock
 from svertka.tensor_files import unreadable
 
@@ -197,9 +198,27 @@ class Run:
     @property
     def resume_command(self) -> str:
         """The command line, or the call if it was trained on images in memory, that continues the training."""
-        if self._is_of_memory():
-            return f"svertka.resume({str(self.folder)!r}, source)"
-        return format_command("train", "--resume", self.folder)
+        builder = self._builder()
+        of_memory = self._is_of_memory()
+        if of_memory or (builder is not None and builder.is_graph):
+            source = ", source" if of_memory else ""
+            model = ", model=…" if builder is not None and builder.is_graph else ""
+            trust = ", trust=True" if builder is not None and builder.needs_consent and not builder.is_graph else ""
+            return f"svertka.resume({str(self.folder)!r}{source}{model}{trust})"
+        return format_command("train", "--resume", self.folder, *self.consent)
+
+    @property
+    def consent(self) -> list[str]:
+        """The option that commands need for this run, if code that is not svertka's builds its network; or nothing."""
+        builder = self._builder()
+        return ["--trust-builder"] if builder is not None and builder.needs_consent else []
+
+    def _builder(self) -> Builder | None:
+        """Return what config.json says of the builder; None for a network of the registry or a damaged file."""
+        try:
+            return read_config(self.folder).builder
+        except SvertkaError:
+            return None
 
     def _is_of_memory(self) -> bool:
         """Return whether the run was trained on images in memory."""

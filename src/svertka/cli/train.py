@@ -269,7 +269,7 @@ def _print_run(run: "Run") -> None:
         print_line(f"warning: {warning}")
     print_line(f"the run is in {run.folder}; open {run.report}")
     for verb, *arguments in (("predict", "IMAGE..."), ("look",), ("serve",)):
-        print_line(f"next: {format_command(verb, run.folder)} {' '.join(arguments)}".rstrip())
+        print_line(f"next: {format_command(verb, run.folder, *run.consent)} {' '.join(arguments)}".rstrip())
 
 
 PARTS = {"val": "val_error", "test": "test_error"}

@@ -53,6 +53,11 @@ class Builder(BaseModel):
         return self.target == GRAPH
 
     @property
+    def needs_consent(self) -> bool:
+        """Whether reading the network runs code of unknown origin."""
+        return self.package is None
+
+    @property
     def package(self) -> str | None:
         """The package of PACKAGES that builds the network; None for another builder."""
         package = self.target.partition(":")[0]
@@ -67,7 +72,7 @@ def require_consent(builder: Builder, origin: str, *, trust: bool) -> None:
         origin: the run folder, for the message.
         trust: whether the caller trusts it.
     """
-    if trust or builder.package is not None:
+    if trust or not builder.needs_consent:
         return
     target = shorten(builder.target, 200)
     what = (
