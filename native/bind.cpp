@@ -246,9 +246,6 @@ NB_MODULE(_kernels, module) {
     nb::class_<Normalization>(module, "Normalization")
         .def(nb::init<Size, Size, Size, Size, Size, Size, float>(), "batch"_a, "pixels"_a, "channels"_a, "groups"_a,
              "in_step"_a, "out_step"_a, "epsilon"_a);
-    module.def(
-        "computes_groups", [](Size in, Size out) { return in > 0 && out > 0 && used->direct.computes_groups(in, out); },
-        "in_channels"_a, "out_channels"_a);
     module.def("panel_width", [] { return used->direct.panel_width; });
 
     nb::class_<CheckedProgram>(module, "Program")

@@ -53,9 +53,9 @@ class CheckedProgram {
         check(shape);
         require_between("groups", groups, 1, std::min(shape.in_channels, shape.out_channels));
         const Size in = shape.in_channels / groups, out = shape.out_channels / groups;
-        require(in * groups == shape.in_channels && out * groups == shape.out_channels && direct_.computes_groups(in, out),
-             "the kernels do not compute " + std::to_string(groups) + " groups of " + std::to_string(shape.in_channels) +
-                 " input and " + std::to_string(shape.out_channels) + " output channels");
+        require(in * groups == shape.in_channels && out * groups == shape.out_channels,
+             std::to_string(groups) + " groups must divide " + std::to_string(shape.in_channels) + " input and " +
+                 std::to_string(shape.out_channels) + " output channels");
         const Size count = product({shape.y.taps, shape.x.taps, in, shape.out_channels});
         const auto numbers = static_cast<const float*>(kept(weights, count, Precision::float32));
         reads(input, reach(pixels_in(shape), shape.in_step, shape.in_channels));

@@ -36,9 +36,6 @@ struct Direct {
     void (*forward)(const Window&, const float* input, const void* weights, Precision, const Epilogue&, float* output,
                     int threads);
 
-    // Whether `grouped` supports groups of this many input and output channels; depthwise is always supported.
-    bool (*computes_groups)(std::ptrdiff_t in, std::ptrdiff_t out);
-
     // Grouped convolution. Weights: (tap in y, tap in x, input in group, output).
     void (*grouped)(const Window&, std::ptrdiff_t groups, const float* input, const float* weights, const Epilogue&,
                     float* output, int threads);
@@ -59,11 +56,10 @@ struct Direct {
     namespace instructions {                                                                                           \
     std::ptrdiff_t direct_panel_width();                                                                                     \
     void direct_forward(const Window&, const float*, const void*, Precision, const Epilogue&, float*, int);              \
-    bool computes_groups(std::ptrdiff_t, std::ptrdiff_t);                                                              \
     void grouped(const Window&, std::ptrdiff_t, const float*, const float*, const Epilogue&, float*, int);               \
     void pool(const Window&, Pooling, const float*, float*, int);                                                      \
     inline Direct direct_functions() {                                                                                 \
-        return {direct_panel_width(), direct_forward, computes_groups, grouped, pool, elementwise, normalize};                                  \
+        return {direct_panel_width(), direct_forward, grouped, pool, elementwise, normalize};                                  \
     }                                                                                                                  \
     }
 

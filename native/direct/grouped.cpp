@@ -1,13 +1,17 @@
-// Grouped convolution with small groups, down to depthwise.
+// Grouped convolution, down to depthwise.
 //
-// A vector holds neighbouring output channels, of one group or of several whole ones, and another one their inputs. What
-// number i of a group's inputs gives to them is, for each tap, one product of vectors: the weights times the input channels
-// with the i-th of each group in all places of its outputs. With groups of one channel these are the input's channels as
-// they lie; else they change places. Where groups do not fill a vector, the last places are not used.
+// Small groups: a vector holds neighbouring output channels, of one group or of several whole ones, and another one their
+// inputs. What number i of a group's inputs gives to them is, for each tap, one product of vectors: the weights times the
+// input channels with the i-th of each group in all places of its outputs. With groups of one channel these are the input's
+// channels as they lie; else they change places. Where groups do not fill a vector, the last places are not used.
+//
+// Wide groups, of more than 8 channels or than a vector holds: each input channel times vectors of weights, as in a product
+// of matrices.
 #include <omp.h>
 
 #include <cstring>
 
+#include "../gemm.h"
 #include "../vector_epilogue.h"
 #include "../scratch.h"
 #include "direct.h"
@@ -15,65 +19,84 @@
 namespace svertka::INSTRUCTIONS {
 namespace {
 
-// Channels that are computed together: a cache line, and at least one vector.
-constexpr Index chunk_width = max(lanes, 16), vectors = chunk_width / lanes;
+// Vectors of small groups that are computed together: a cache line of outputs, and at least one vector.
+constexpr Index vectors = max(16 / lanes, 1);
 
-// Outputs in x that share what they read; networks for photographs have lines of 7, 14, 28, 56 and 112.
-constexpr Index outputs_per_block = MR > 7 ? 7 : 4;
+// Outputs in x that share what they read; networks for photographs have lines of 7, 14, 28, 56 and 112, some of 8 and 16.
+constexpr Index small_block = MR > 7 ? 7 : 4, long_block = MR > 7 ? 8 : 6;
 
-// Values of a strip: about the size of the first-level cache.
+// Values that fit in the first-level cache beside the outputs.
 constexpr Index room = 8192;
 
-// Groups of `in` input and `out` output channels.
+constexpr Index round_up(Index size, Index part) { return ceil_div(size, part) * part; }
+
+inline Index span(const WindowAxis& axis) { return (axis.taps - 1) * axis.dilation + 1; }
+
+// Groups of `in` input and `out` output channels. They are computed in slices: some vectors of outputs of small groups with
+// one vector of inputs each, or one wide group with all of its inputs.
 struct Groups {
     Index in, out;
-    Index made = lanes / max(in, out) * out;  // outputs in a vector: of as many groups as it holds, and one of inputs
-    Index chunk = vectors * made;              // outputs that are computed together
+    bool wide = max(in, out) > min(lanes, 8);  // with more, many inputs change places
+    Index made = wide ? out : lanes / max(in, out) * out;  // outputs of a vector: of as many small groups as it holds
+    Index inputs = wide ? ceil_div(in, lanes) : vectors;   // vectors of inputs in a slice
+    Index slice = wide ? out : vectors * made;             // outputs in it
+    Index width = wide ? round_up(out, lanes) : vectors * lanes;  // and with unused places
     Bits places[lanes] = {};  // where in a vector of inputs the outputs in its places find input `number` of their group
 
     Groups(Index in, Index out) : in(in), out(out) {
+        if (wide) return;
         for (Index number = 0; number < in; ++number)
             for (Index lane = 0; lane < made; ++lane)
                 places[number][lane] = static_cast<std::uint32_t>(lane / out * in + number);
     }
 
-    // The first input channel that a vector of outputs from `channel` on reads; it reads the next `lanes` at most.
-    Index source(Index channel) const { return channel / out * in; }
+    Index slices(Index channels) const { return ceil_div(channels, slice); }
+
+    // The first input channel in vector `number` of those that the outputs from `channel` on read.
+    Index source(Index channel, Index number) const {
+        return wide ? channel / out * in + number * lanes : (channel + number * made) / out * in;
+    }
 };
 
-inline Index span(const WindowAxis& axis) { return (axis.taps - 1) * axis.dilation + 1; }
-
-// Some lines of a image, what a chunk of outputs reads of them and the zeros on the left and right, side by side: in the
-// image these lie so far apart that they displace one another in the cache.
+// The rows of an image that some rows of outputs read, for some vectors of channels, with the zeros on the left and right:
+// in the image pixels lie so far apart that they displace one another in the cache.
 struct Strip {
     const Window& shape;
-    Groups groups;
-    Index width = (ceil_div(shape.x.out_size, outputs_per_block) * outputs_per_block - 1) * shape.x.stride + span(shape.x);
-    // Lines of outputs for which there is room.
-    Index lines = max((room / (width * chunk_width) - span(shape.y)) / shape.y.stride + 1, 1);
-    Index size = ((lines - 1) * shape.y.stride + span(shape.y)) * width * chunk_width;
+    const Groups& groups;
+    Index block, of_factors;  // outputs in x that are computed together; weights of a slice
+    Index of_vector = ((round_up(shape.x.out_size, block) - 1) * shape.x.stride + span(shape.x)) * lanes;
+    Index of_slice = groups.inputs * of_vector;
+    // Rows of outputs, and slices, for which there is room, but enough rows that few are moved to the next ones:
+    // neighbouring channels share memory pages and cache lines.
+    Index out_rows =
+        min(max((room / of_slice - span(shape.y)) / shape.y.stride + 1, ceil_div(span(shape.y), 2)), shape.y.out_size);
+    Index rows = (out_rows - 1) * shape.y.stride + span(shape.y);
+    Index slices = groups.wide ? 1 : max(min(room / (rows * of_slice + of_factors), groups.slices(shape.out_channels)), 1);
+    Index of_row = slices * of_slice, size = rows * of_row;
+    Index before = min(shape.x.pad * lanes, of_vector);
+    Index pixels = max(min(of_vector / lanes - shape.x.pad, shape.x.size), 0);
 
-    // Lines `first` to `last`, those of them that there are, for the output channels from `channel` on; zeros in place of
-    // channels that are not there.
-    void fill(const float* image, Index first, Index last, Index channel, float* to) const {
-        const Index before = shape.x.pad, there = max(min(width - before, shape.x.size), 0), step = shape.in_step;
-        const bool simple = groups.in == groups.out && groups.made == lanes && channel + chunk_width <= shape.in_channels;
-        for (Index y = first; y < last; ++y, to += width * chunk_width) {
-            if (y < 0 || y >= shape.y.size) continue;
-            const float* from = image + y * shape.x.size * step;
-            std::memset(to, 0, min(before, width) * chunk_width * sizeof(float));
-            float* pixel = to + before * chunk_width;
-            if (simple)
-                for (Index x = 0; x < there; ++x, from += step, pixel += chunk_width)
-#pragma GCC unroll 4
-                    for (Index part = 0; part < chunk_width; part += lanes) store(pixel + part, load(from + channel + part));
-            else
-                for (Index x = 0; x < there; ++x, from += step, pixel += chunk_width)
-                    for (Index part = 0; part < chunk_width; part += lanes) {
-                        const Index source = groups.source(channel + part / lanes * groups.made);
-                        store(pixel + part, load_up_to(from + source, shape.in_channels - source));
-                    }
-            std::memset(pixel, 0, max(width - before - there, 0) * chunk_width * sizeof(float));
+    void fill_padding(float* to) const {
+        const Index end = before + pixels * lanes;
+        for (Index number = 0; number < rows * slices * groups.inputs; ++number, to += of_vector) {
+            std::memset(to, 0, before * sizeof(float));
+            std::memset(to + end, 0, (of_vector - end) * sizeof(float));
+        }
+    }
+
+    // Rows `first` to `last`, of what `count` slices of outputs from `channel` on read; zeros in place of channels that are
+    // not there.
+    void fill(const float* image, Index first, Index last, Index channel, Index count, float* to) const {
+        const Index step = shape.in_step, of_line = shape.x.size * step, numbers = count * groups.inputs;
+        for (Index number = 0; number < numbers; ++number) {
+            const Index source = groups.source(channel, number), left = shape.in_channels - source;
+            const float* line = image + first * of_line + source;
+            float* pixel = to + number * of_vector + before;
+            for (Index y = first; y < last; ++y, line += of_line, pixel += of_row)
+                if (left >= lanes)
+                    for (Index x = 0; x < pixels; ++x) store(pixel + x * lanes, load(line + x * step));
+                else
+                    for (Index x = 0; x < pixels; ++x) store(pixel + x * lanes, load_up_to(line + x * step, left));
         }
     }
 };
@@ -84,176 +107,268 @@ struct Pass {
     const float *input, *weights;
     const Epilogue& epilogue;
     float* output;
-    Strip strip{shape, groups};
-    Index of_factors = shape.y.taps * shape.x.taps * groups.in * chunk_width;
+    Index block = groups.wide ? 2 * wide_block() : small_block;
+    Index taps = shape.y.taps * shape.x.taps;
+    Index of_factors = taps * groups.in * groups.width;  // of a slice
+    Strip strip{shape, groups, block, of_factors};
 
-    // A line of outputs of a chunk of channels, whose windows begin at line `in_y` of the image and at `from`.
-    using Line = void (Pass::*)(const float* from, const float* factors, Index in_y, Index pixel, Index channel) const;
+    // Outputs in x that are computed together for two vectors of channels of a wide group; twice as many for one vector.
+    Index wide_block() const {
+        return round_up(shape.x.out_size, small_block) < round_up(shape.x.out_size, long_block) ? small_block : long_block;
+    }
 
-    // Lines `first` to `last` of image `number`, of channels `begin` to `end`; `memory`: room for a strip and the weights
-    // of its channels. `simple` is for channels that are all there, where nothing is added.
-    void lines(Index number, Index first, Index last, Index begin, Index end, float* memory, Line simple,
-               Line any) const {
+    // Rows of outputs of a slice: what they read, its weights, the row of the image where the first windows begin, the
+    // number of rows, and the first pixel and channel that they make.
+    struct Band {
+        const float *strip, *factors;
+        Index in_y, rows, pixel, channel;
+    };
+    using BandFunction = void (Pass::*)(Band) const;
+
+    // Rows `first` to `last` of image `number`, of slices `begin` to `end`; `memory`: room for a strip and the weights of
+    // its slices. `simple` is for small groups whose outputs fill vectors, where nothing is added.
+    void rows(Index number, Index first, Index last, Index begin, Index end, float* memory, BandFunction simple,
+              BandFunction any) const {
         const float* image = input + number * shape.y.size * shape.x.size * shape.in_step;
         float* const factors = memory + strip.size;
-        const Index stride = shape.y.stride;
-        for (Index channel = begin; channel < end; channel += groups.chunk) {
-            const Index count = shape.out_channels - channel;
-            for (Index tap = 0; tap < of_factors / chunk_width; ++tap)
-                for (Index part = 0; part < vectors; ++part) {
-                    const Index first = part * groups.made;
-                    store(factors + tap * chunk_width + part * lanes,
-                          load_up_to(weights + tap * shape.out_channels + channel + first, count - first));
-                }
-            const Line line = groups.made == lanes && count >= chunk_width && !epilogue.residual ? simple : any;
-            for (Index top = first; top < last; top += strip.lines) {
-                const Index bottom = min(top + strip.lines, last), in_top = top * stride - shape.y.pad;
-                strip.fill(image, in_top, (bottom - 1) * stride - shape.y.pad + span(shape.y), channel, memory);
-                for (Index y = top; y < bottom; ++y) {
-                    const Index in_y = y * stride - shape.y.pad, pixel = (number * shape.y.out_size + y) * shape.x.out_size;
-                    (this->*line)(memory + (in_y - in_top) * strip.width * chunk_width, factors, in_y, pixel, channel);
+        strip.fill_padding(memory);
+        for (; begin < end; begin += strip.slices) {
+            const Index count = min(strip.slices, end - begin), channel = begin * groups.slice;
+            for (Index slice = 0; slice < count; ++slice)
+                pack(channel + slice * groups.slice, factors + slice * of_factors);
+            Index there = 0;  // rows of the image from here on are not in the strip
+            for (Index y = first; y < last; y += strip.out_rows) {
+                const Index here = min(strip.out_rows, last - y), in_y = y * shape.y.stride - shape.y.pad;
+                const Index bottom = min(in_y + (here - 1) * shape.y.stride + span(shape.y), shape.y.size);
+                const Index top = max(in_y, 0);
+                if (there > top)  // the rows that the last band reads too
+                    std::memmove(memory + (top - in_y) * strip.of_row,
+                                 memory + (top - in_y + strip.out_rows * shape.y.stride) * strip.of_row,
+                                 (there - top) * strip.of_row * sizeof(float));
+                there = max(there, top);
+                strip.fill(image, there, bottom, channel, count, memory + (there - in_y) * strip.of_row);
+                there = bottom;
+                for (Index slice = 0; slice < count; ++slice) {
+                    const Index own = channel + slice * groups.slice;
+                    const bool whole = groups.made == lanes && own + groups.slice <= shape.out_channels;
+                    (this->*(whole && !epilogue.residual ? simple : any))(
+                        {memory + slice * strip.of_slice, factors + slice * of_factors, in_y, here,
+                         (number * shape.y.out_size + y) * shape.x.out_size, own});
                 }
             }
         }
     }
 
+    // The weights of the slice from `channel` on, to (panel of a wide group, tap, input in group, output).
+    void pack(Index channel, float* to) const {
+        const Index panel = groups.wide ? NR : groups.width, apart = groups.wide ? lanes : groups.made;
+        const Index end = min(channel + groups.slice, shape.out_channels);
+        for (Index done = 0; done < groups.width; done += panel, channel += panel / lanes * apart) {
+            const float* from = weights + channel;
+            for (Index step = 0; step < taps * groups.in; ++step, from += shape.out_channels)
+                for (Index first = 0; first < min(panel, groups.width - done) / lanes * apart; first += apart, to += lanes)
+                    store(to, load_up_to(from + first, min(end - channel - first, apart)));
+        }
+    }
+
     // For `taps` side by side, in groups of one or of several channels. What two outputs side by side read is read once.
     template <int taps, int stride, bool several, bool simple>
-    [[gnu::noinline]] void line_of(const float* from, const float* factors, Index in_y, Index pixel, Index channel) const {
-        constexpr Index reach = (outputs_per_block - 1) * stride + taps;
-        each_block<several, simple>(
-            from, factors, in_y, pixel, channel, stride,
-            [](const float* pixels, const float* weight, Index between, Bits places, auto& sums)
+    [[gnu::noinline]] void band_of(Band band) const {
+        constexpr Index reach = (small_block - 1) * stride + taps;
+        each_small_block<several, simple>(
+            band, stride,
+            [](const float* pixels, Index of_vector, const float* weight, Index between, Bits places, auto& sums)
                 __attribute__((always_inline)) {
 #pragma GCC unroll 32
                     for (Index place = 0; place < reach; ++place)
 #pragma GCC unroll 4
                         for (Index part = 0; part < vectors; ++part) {
-                            Vector one_pixel = load(pixels + place * chunk_width + part * lanes);
-                            if constexpr (several) one_pixel = permute(one_pixel, places);
+                            Vector pixel = load(pixels + part * of_vector + place * lanes);
+                            if constexpr (several) pixel = permute(pixel, places);
 #pragma GCC unroll 8
-                            for (Index one = 0; one < outputs_per_block; ++one)
+                            for (Index one = 0; one < small_block; ++one)
                                 if (place >= one * stride && place < one * stride + taps)
-                                    sums[one][part] +=
-                                        one_pixel * load(weight + (place - one * stride) * between + part * lanes);
+                                    sums[one][part] += pixel * load(weight + (place - one * stride) * between + part * lanes);
                         }
                 });
     }
 
     // For any number of taps, stride and dilation.
     template <bool several, bool simple>
-    [[gnu::noinline]] void line_of_any(const float* from, const float* factors, Index in_y, Index pixel,
-                                       Index channel) const {
-        const Index taps = shape.x.taps, stride = shape.x.stride, apart = shape.x.dilation * chunk_width;
-        each_block<several, simple>(
-            from, factors, in_y, pixel, channel, stride,
-            [=](const float* pixels, const float* weight, Index between, Bits places, auto& sums)
+    [[gnu::noinline]] void band_of_any(Band band) const {
+        const Index taps = shape.x.taps, stride = shape.x.stride, apart = shape.x.dilation * lanes;
+        each_small_block<several, simple>(
+            band, stride,
+            [=](const float* pixels, Index of_vector, const float* weight, Index between, Bits places, auto& sums)
                 __attribute__((always_inline)) {
                     for (Index tap = 0; tap < taps; ++tap, pixels += apart, weight += between)
 #pragma GCC unroll 4
                         for (Index part = 0; part < vectors; ++part) {
                             const Vector factor = load(weight + part * lanes);
 #pragma GCC unroll 8
-                            for (Index one = 0; one < outputs_per_block; ++one) {
-                                Vector one_pixel = load(pixels + one * stride * chunk_width + part * lanes);
-                                if constexpr (several) one_pixel = permute(one_pixel, places);
-                                sums[one][part] += one_pixel * factor;
+                            for (Index one = 0; one < small_block; ++one) {
+                                Vector pixel = load(pixels + part * of_vector + one * stride * lanes);
+                                if constexpr (several) pixel = permute(pixel, places);
+                                sums[one][part] += pixel * factor;
                             }
                         }
                 });
     }
 
-    // For every few outputs of a line, `add_row(pixels, weight, between, places, sums)` for each of their rows of taps and
-    // each input of a group, then the ending. `between`: numbers from one tap's weights to the next.
+    // For each block, `add_row(pixels, of_vector, weight, between, places, sums)` for each of its rows of taps and each input
+    // of a group. `between`: numbers from one tap's weights to the next.
     template <bool several, bool simple, class AddRow>
-    ALWAYS_INLINE void each_block(const float* from, const float* factors, Index in_y, Index pixel, Index channel,
-                                  Index stride, AddRow add_row) const {
-        const Index out_size = shape.x.out_size, of_line = strip.width * chunk_width * shape.y.dilation;
-        const Index begin = in_y < 0 ? ceil_div(-in_y, shape.y.dilation) : 0;
-        const Index end = in_y < shape.y.size ? min(ceil_div(shape.y.size - in_y, shape.y.dilation), shape.y.taps) : 0;
-        const Index inputs = several ? groups.in : 1, between = inputs * chunk_width, of_row = shape.x.taps * between;
+    ALWAYS_INLINE void each_small_block(Band band, Index stride, AddRow add_row) const {
+        const Index inputs = several ? groups.in : 1, between = inputs * vectors * lanes, of_taps = shape.x.taps * between;
+        const Index of_vector = strip.of_vector;
+        const float* const factors = band.factors;
+        each_block<small_block, vectors, simple>(
+            band, stride, groups.made, shape.out_channels - band.channel,
+            [=, this](const float* pixels, Index i, auto& sums) __attribute__((always_inline)) {
+                const float* const weight = factors + i * of_taps;
+                for (Index number = 0; number < inputs; ++number)
+                    add_row(pixels, of_vector, weight + number * vectors * lanes, between, groups.places[number], sums);
+            });
+    }
+
+    // For a wide group; `stride`: in x, or 0 for any.
+    template <Index block, int stride>
+    void band_of_wide(Band band) const {
+        for (Index done = 0; done < groups.out; done += NR, band.channel += NR, band.factors += taps * groups.in * NR) {
+            const Index left = groups.out - done;
+            if (left > lanes)
+                panel_of<block, 2, stride>(band, left);
+            else if (shape.x.out_size > block)
+                panel_of<2 * block, 1, stride>(band, left);
+            else
+                panel_of<block, 1, stride>(band, left);
+        }
+    }
+
+    template <Index block, Index width, int fixed>
+    [[gnu::noinline]] void panel_of(Band band, Index left) const {
+        const Index stride = fixed ? fixed : shape.x.stride, of_vector = strip.of_vector, in = groups.in;
+        const Index taps = shape.x.taps, apart = shape.x.dilation * lanes;
+        const float* const factors = band.factors;
+        each_block<block, width, false>(
+            band, stride, lanes, left, [=](const float* pixels, Index i, auto& sums) __attribute__((always_inline)) {
+                const float* weight = factors + i * taps * in * width * lanes;
+                for (Index tap = 0; tap < taps; ++tap, pixels += apart)
+                    for (Index done = 0; done < in; done += lanes) {
+                        const float* from = pixels + done / lanes * of_vector;
+                        for (Index k = 0; k < min(lanes, in - done); ++k, ++from, weight += width * lanes) {
+                            Vector factor[width];
+#pragma GCC unroll 2
+                            for (Index part = 0; part < width; ++part) factor[part] = load(weight + part * lanes);
+#pragma GCC unroll 16
+                            for (Index one = 0; one < block; ++one)
+#pragma GCC unroll 2
+                                for (Index part = 0; part < width; ++part)
+                                    sums[one][part] += from[one * stride * lanes] * factor[part];
+                        }
+                    }
+            });
+    }
+
+    // For every `block` outputs of a line, `add_row(pixels, i, sums)` for each of their rows of taps, then the epilogue.
+    // `apart`: channels from one vector to the next, of `left`.
+    template <Index block, Index width, bool simple, class AddRow>
+    ALWAYS_INLINE void each_block(Band band, Index stride, Index apart, Index left, AddRow add_row) const {
+        const Index out_size = shape.x.out_size, size = shape.y.size, taps = shape.y.taps, dilation = shape.y.dilation;
         Epilogue after = epilogue;
         if (simple) after.residual = nullptr;
         const bool later = after.in_two_passes();
-        VectorEpilogue<float> epilogues[vectors];
-        for (Index part = 0; part < vectors; ++part) {
-            const Index first = channel + part * groups.made;
-            const Index count = simple ? lanes : min(groups.made, shape.out_channels - first);
-            epilogues[part] = {after, output, shape.out_step, pixel, first, count};
+        VectorEpilogue<float> epilogues[width];
+        for (Index part = 0; part < width; ++part) {
+            const Index count = simple ? lanes : min(apart, left - part * apart);
+            epilogues[part] = {after, output, shape.out_step, band.pixel, band.channel + part * apart, count, out_size};
         }
-        for (Index x = 0; x < out_size; x += outputs_per_block, from += outputs_per_block * stride * chunk_width) {
-            Vector sums[outputs_per_block][vectors];
-#pragma GCC unroll 8
-            for (Index one = 0; one < outputs_per_block; ++one)
+        const Index next = dilation * strip.of_row;
+        for (Index y = 0; y < band.rows; ++y) {
+            const Index in_y = band.in_y + y * shape.y.stride;
+            const Index begin = in_y < 0 ? ceil_div(-in_y, dilation) : 0;
+            const Index end = in_y + span(shape.y) > size ? min(ceil_div(size - in_y, dilation), taps) : taps;
+            const float* from = band.strip + y * shape.y.stride * strip.of_row;
+            for (Index x = 0; x < out_size; x += block, from += block * stride * lanes) {
+                Vector sums[block][width];
+#pragma GCC unroll 16
+                for (Index one = 0; one < block; ++one)
 #pragma GCC unroll 4
-                for (Index part = 0; part < vectors; ++part) sums[one][part] = epilogues[part].bias;
-            for (Index i = begin; i < end; ++i)
-                for (Index number = 0; number < inputs; ++number)
-                    add_row(from + i * of_line, factors + i * of_row + number * chunk_width, between, groups.places[number],
-                            sums);
-            if (later) {
-                Vector kept[outputs_per_block][vectors];
-#pragma GCC unroll 8
-                for (Index one = 0; one < outputs_per_block; ++one)
+                    for (Index part = 0; part < width; ++part) sums[one][part] = epilogues[part].bias;
+                for (Index i = begin; i < end; ++i) add_row(from + i * next, i, sums);
+                if (later) {
+                    Vector kept[block][width];
+#pragma GCC unroll 16
+                    for (Index one = 0; one < block; ++one)
 #pragma GCC unroll 4
-                    for (Index part = 0; part < vectors; ++part) kept[one][part] = sums[one][part];
-                for (Index one = 0; one < min(outputs_per_block, out_size - x); ++one)
-                    for (Index part = 0; part < vectors; ++part) epilogues[part].finish(kept[one][part], x + one);
-                continue;
-            }
-#pragma GCC unroll 8
-            for (Index one = 0; one < outputs_per_block; ++one) {
-                if (x + one >= out_size) break;
+                        for (Index part = 0; part < width; ++part) kept[one][part] = sums[one][part];
+                    for (Index one = 0; one < min(block, out_size - x); ++one)
+                        for (Index part = 0; part < width; ++part) epilogues[part].finish(kept[one][part], x + one, y);
+                    continue;
+                }
+#pragma GCC unroll 16
+                for (Index one = 0; one < block; ++one) {
+                    if (x + one >= out_size) break;
 #pragma GCC unroll 4
-                for (Index part = 0; part < vectors; ++part) epilogues[part].store(sums[one][part], x + one);
+                    for (Index part = 0; part < width; ++part) epilogues[part].store(sums[one][part], x + one, y);
+                }
             }
         }
     }
 
-    struct Lines {
-        Line simple, any;
+    struct Functions {
+        BandFunction simple, any;
     };
 
+    Functions functions() const {
+        if (groups.wide) return block == 2 * small_block ? wide_functions<small_block>() : wide_functions<long_block>();
+        return max(groups.in, groups.out) > 1 ? small_functions<true>() : small_functions<false>();
+    }
+
+    template <Index block>
+    Functions wide_functions() const {
+        const BandFunction function = shape.x.stride == 1   ? &Pass::band_of_wide<block, 1>
+                                  : shape.x.stride == 2 ? &Pass::band_of_wide<block, 2>
+                                                        : &Pass::band_of_wide<block, 0>;
+        return {function, function};
+    }
+
     template <bool several>
-    Lines lines_of() const {
-        const bool square = shape.y.taps == shape.x.taps && shape.y.stride == shape.x.stride && shape.x.dilation == 1;
-        const Index taps = square ? shape.x.taps : 0, stride = shape.x.stride;
-        if (taps == 3 && stride == 1) return {&Pass::line_of<3, 1, several, true>, &Pass::line_of<3, 1, several, false>};
-        if (taps == 3 && stride == 2) return {&Pass::line_of<3, 2, several, true>, &Pass::line_of<3, 2, several, false>};
+    Functions small_functions() const {
+        const Index taps = shape.x.dilation == 1 ? shape.x.taps : 0, stride = shape.x.stride;
+        if (taps == 3 && stride == 1) return {&Pass::band_of<3, 1, several, true>, &Pass::band_of<3, 1, several, false>};
+        if (taps == 3 && stride == 2) return {&Pass::band_of<3, 2, several, true>, &Pass::band_of<3, 2, several, false>};
         if constexpr (!several) {
-            if (taps == 5 && stride == 1) return {&Pass::line_of<5, 1, false, true>, &Pass::line_of<5, 1, false, false>};
-            if (taps == 5 && stride == 2) return {&Pass::line_of<5, 2, false, true>, &Pass::line_of<5, 2, false, false>};
-            if (taps == 7 && stride == 1) return {&Pass::line_of<7, 1, false, true>, &Pass::line_of<7, 1, false, false>};
+            if (taps == 5 && stride == 1) return {&Pass::band_of<5, 1, false, true>, &Pass::band_of<5, 1, false, false>};
+            if (taps == 5 && stride == 2) return {&Pass::band_of<5, 2, false, true>, &Pass::band_of<5, 2, false, false>};
+            if (taps == 7 && stride == 1) return {&Pass::band_of<7, 1, false, true>, &Pass::band_of<7, 1, false, false>};
         }
-        return {&Pass::line_of_any<several, true>, &Pass::line_of_any<several, false>};
+        return {&Pass::band_of_any<several, true>, &Pass::band_of_any<several, false>};
     }
 };
 
 }  // namespace
 
-bool computes_groups(Index in, Index out) { return max(in, out) <= lanes; }
-
 void grouped(const Window& shape, std::ptrdiff_t count, const float* input, const float* weights, const Epilogue& epilogue,
              float* output, int threads) {
     if (shape.batch == 0) return;
     const Pass pass{shape, Groups(shape.in_channels / count, shape.out_channels / count), input, weights, epilogue, output};
-    const bool several = max(pass.groups.in, pass.groups.out) > 1;
-    const Pass::Lines lines = several ? pass.lines_of<true>() : pass.lines_of<false>();
-    const Index own = pass.strip.size + pass.of_factors;
+    const Pass::Functions functions = pass.functions();
+    const Index own = pass.strip.size + pass.strip.slices * pass.of_factors;
     float* const memory = scratch(threads * own);
-    // Some pieces of each image for every thread: channels, or where these are few bands of lines, but not more than
+    // Some pieces of each image for every thread: slices, or where these are few bands of rows, but not more than
     // needed, since what two of them read is read twice.
-    const Index wanted = threads == 1 ? 1 : ceil_div(4 * threads, shape.batch), chunk = pass.groups.chunk;
-    const Index all = ceil_div(shape.out_channels, chunk);
-    const bool by_channels = all >= 2 * wanted;
-    const Index pieces = by_channels ? wanted : min(wanted, shape.y.out_size);
-    const Index bands = by_channels ? 1 : pieces, shares = by_channels ? pieces : 1;
+    const Index wanted = threads == 1 ? 1 : ceil_div(4 * threads, shape.batch);
+    const Index all = pass.groups.slices(shape.out_channels);
+    const bool by_slices = all >= 2 * wanted;
+    const Index pieces = by_slices ? wanted : min(wanted, shape.y.out_size);
+    const Index bands = by_slices ? 1 : pieces, shares = by_slices ? pieces : 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (Index number = 0; number < shape.batch * pieces; ++number) {
         const Index image = number / pieces, band = number % bands, share = number % shares;
         const Index first = shape.y.out_size * band / bands, last = shape.y.out_size * (band + 1) / bands;
-        const Index begin = all * share / shares * chunk, end = all * (share + 1) / shares * chunk;
-        pass.lines(image, first, last, begin, end, memory + omp_get_thread_num() * own, lines.simple, lines.any);
+        const Index begin = all * share / shares, end = all * (share + 1) / shares;
+        pass.rows(image, first, last, begin, end, memory + omp_get_thread_num() * own, functions.simple, functions.any);
     }
 }
 

@@ -123,10 +123,13 @@ def test_few_inputs_stay_float32_without_bfloat16_instructions(multiplied: bool)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("size", [(70, 37, 3, 3), (33, 21, 5, 5), (40, 16, 2, 3), (24, 5, 3, 3), (9, 1, 3, 3)])
+@pytest.mark.parametrize(
+    "size",
+    [(70, 37, 3, 3), (33, 21, 5, 5), (40, 16, 2, 3), (24, 5, 3, 3), (9, 1, 3, 3), (80, 45, 3, 3), (150, 70, 2, 2)],
+)
 def test_unpack_inverts_packing(size: tuple[int, ...], dtype: torch.dtype) -> None:
     weight = torch.randn(size).to(dtype)
-    groups = {5: 2, 1: 9}.get(size[1], 1)
+    groups = {5: 2, 1: 9, 45: 2, 70: 2}.get(size[1], 1)
     step = FusedConvolution(0, 1, "w", None, (1, 1), (0, 0), (1, 1), groups)
     packed = PackedWeights.of(step, weight, dense=False)
     assert packed.kernel == select_kernel(step, size)
@@ -135,23 +138,35 @@ def test_unpack_inverts_packing(size: tuple[int, ...], dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize(
-    ("ins", "outs", "groups"),
-    [(90, 90, 30), (64, 32, 16), (32, 96, 32), (128, 32, 32), (60, 60, 12), (63, 63, 9), (48, 48, 4), (64, 64, 4)],
+    ("ins", "outs", "groups", "stride", "kernel"),
+    [
+        (90, 90, 30, 1, "grouped"),
+        (64, 32, 16, 1, "grouped"),
+        (128, 32, 32, 1, "grouped"),
+        (40, 80, 40, 1, "grouped"),
+        (46, 46, 2, 1, "grouped"),
+        (48, 48, 2, 1, "winograd"),
+        (48, 48, 2, 2, "grouped"),
+        (128, 128, 2, 2, "grouped"),
+        (130, 130, 2, 2, "direct"),
+        (40, 40, 40, 1, "depthwise"),
+    ],
 )
-def test_small_groups_use_grouped_kernels_below_the_vector_width(ins: int, outs: int, groups: int) -> None:
-    layer = nn.Conv2d(ins, outs, 3, padding=1, groups=groups)
-    step = FusedConvolution(0, 1, "w", None, (1, 1), (1, 1), (1, 1), groups)
-    for instructions in native.instruction_sets():
-        native.select_instruction_set(instructions)
-        lanes = {"baseline": 4, "avx2": 8}.get(instructions, 16)
-        kernel = "grouped" if max(ins, outs) // groups <= lanes else "direct"
-        assert select_kernel(step, tuple(layer.weight.shape)) == kernel
+def test_the_kernel_of_a_group_depends_on_its_channels(
+    ins: int, outs: int, groups: int, stride: int, kernel: str
+) -> None:
+    layer = nn.Conv2d(ins, outs, 3, stride, padding=1, groups=groups)
+    step = FusedConvolution(0, 1, "w", None, (stride, stride), (1, 1), (1, 1), groups)
+    assert select_kernel(step, tuple(layer.weight.shape)) == kernel
+    optimized, x = optimize(layer.eval(), torch.randn(2, ins, 9, 9)), torch.randn(2, ins, 9, 9)
+    with torch.inference_mode():
+        torch.testing.assert_close(optimized(x), layer(x), rtol=0, atol=1e-5 * max(1, ins / groups) ** 0.5)
 
 
 def test_a_file_is_read_with_other_instruction_sets(tmp_path: Path) -> None:
-    """What one instruction set computes in small groups, with float32, another does in bfloat16, group by group."""
+    """Weights of groups, float32 or bfloat16, are packed for the instruction set that reads them."""
     sets, x = native.instruction_sets(), torch.randn(2, 48, 9, 9)
-    groups = [nn.Conv2d(48, 48, 3, padding=1, groups=groups) for groups in (3, 6, 12, 16, 48)]
+    groups = [nn.Conv2d(48, 48, 3, padding=1, groups=groups) for groups in (2, 3, 6, 12, 16, 48)]
     network = nn.Sequential(*groups, nn.Conv2d(48, 20, 3)).eval()
     exact = copy.deepcopy(network).double()(x.double())
     for writes in sets:

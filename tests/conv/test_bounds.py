@@ -47,18 +47,24 @@ def drawn_layer(choose: random.Random) -> tuple[FusedConvolution, tuple[int, ...
     ins, outs = (choose.choice((1, 2, 3, 4, 5, 8, 16, 17, 24, 31, 32, 33, 40, 64, 65)) for _ in range(2))
     groups, taps = 1, (choose.choice((1, 1, 2, 3, 3, 3, 4, 7)),) * 2
     if choose.random() < 0.4 and ins > 1:
-        groups, group_ins, group_outs = ins, *choose.choice(((1, 1), (1, 1), (2, 2), (4, 4), (8, 8), (16, 16), (2, 4)))
+        groups, group_ins, group_outs = (
+            ins,
+            *choose.choice(((1, 1), (1, 1), (2, 2), (4, 4), (8, 8), (16, 16), (2, 4), (1, 3))),
+        )
         if choose.random() < 0.5:
-            group_ins, group_outs = choose.randint(1, 17), choose.randint(1, 17)
+            most = choose.choice((17, 17, 70))
+            group_ins, group_outs = choose.randint(1, most), choose.randint(1, most)
+            groups = min(groups, 256 // most)
         ins, outs = groups * group_ins, groups * group_outs
-        taps = choose.choice(((3, 3), (3, 3), (5, 5), (7, 7), (2, 2), (9, 9), (1, 1), (3, 5)))
+        taps = choose.choice(((3, 3), (3, 3), (5, 5), (7, 7), (2, 2), (9, 9), (1, 1), (3, 5), (1, 11), (11, 1), (4, 6)))
     elif choose.random() < 0.2:
         taps = choose.choice(((1, 3), (3, 1), (2, 5), (7, 1)))
     stride = (choose.choice((1, 1, 1, 2, 3)),) * 2
     dilation = (choose.choice((1, 1, 1, 2)),) * 2
     padding = choose.randint(0, taps[0]), choose.randint(0, taps[1])
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, taps, strict=True)]
-    sides = [max(1, r - 2 * p) + choose.randint(0, 18) for r, p in zip(reach, padding, strict=True)]
+    most = 18, choose.choice((18, 18, 18, 80))
+    sides = [max(1, r - 2 * p) + choose.randint(0, m) for r, p, m in zip(reach, padding, most, strict=True)]
     size = [(n + 2 * p - r) // s + 1 for n, p, r, s in zip(sides, padding, reach, stride, strict=True)]
     step = FusedConvolution(0, 1, "weight", "bias", stride, padding, dilation, groups)
     return step, (choose.randint(1, 3), ins, *sides), (outs, ins // groups, *taps), (size[0], size[1])
@@ -103,26 +109,23 @@ def test_convolutions_stay_inside(
             added.numbers if has_bias else None, place(2 if has_residual else -1), of_weight[0], low, high
         )
         program = kernels.Program()
-        if packed.kernel == "winograd":
-            sides = kernels.Convolution(shape[0], shape[1], of_weight[0], *shape[2:], *size, *step.padding)
-            sides.in_step, sides.out_step = shape[1], of_weight[0]
-            program.add_winograd(sides, place(0), numbers.numbers, packed.precision, ending, place(1))
-        else:
-            axes = [sliding(step, axis, shape[2 + axis], size[axis], of_weight[2 + axis]) for axis in (0, 1)]
+        axes = [sliding(step, axis, shape[2 + axis], size[axis], of_weight[2 + axis]) for axis in (0, 1)]
+        if packed.kernel in ("depthwise", "grouped"):
             window = kernels.Window(shape[0], shape[1], of_weight[0], *axes, shape[1], of_weight[0])
-            if packed.kernel in ("depthwise", "grouped"):
-                program.add_grouped(window, step.groups, place(0), numbers.numbers, ending, place(1))
-            else:  # where the kernels of an instruction set do not compute such groups
-                reads, writes = of_weight[1], of_weight[0] // step.groups
-                one = kernels.Window(shape[0], reads, writes, *axes, shape[1], of_weight[0])
-                each = numbers.numbers.reshape(packed.numbers.shape)
-                for group, part in enumerate(each):
-                    own = kernels.Epilogue(
-                        added.numbers[group * writes :] if has_bias else None,
-                        kernels.Place(2 if has_residual else -1, group * writes), of_weight[0], low, high,
-                    )  # fmt: skip
-                    program.add_direct(one, kernels.Place(0, group * reads), part, packed.precision, own,
-                                       kernels.Place(1, group * writes))  # fmt: skip
+            program.add_grouped(window, step.groups, place(0), numbers.numbers, ending, place(1))
+        else:
+            reads, writes = of_weight[1], of_weight[0] // step.groups
+            window = kernels.Window(shape[0], reads, writes, *axes, shape[1], of_weight[0])
+            sides = kernels.Convolution(shape[0], reads, writes, *shape[2:], *size, *step.padding)
+            sides.in_step, sides.out_step = shape[1], of_weight[0]
+            add, sizes = (program.add_winograd, sides) if packed.kernel == "winograd" else (program.add_direct, window)
+            for group, part in enumerate(numbers.numbers.reshape(packed.numbers.shape)):
+                own = kernels.Epilogue(
+                    added.numbers[group * writes :] if has_bias else None,
+                    kernels.Place(2 if has_residual else -1, group * writes), of_weight[0], low, high,
+                )  # fmt: skip
+                places = kernels.Place(0, group * reads), kernels.Place(1, group * writes)
+                add(sizes, places[0], part, packed.precision, own, places[1])
         program.run([source.numbers, target.numbers, more.numbers], 0, len(program), threads)
         exact = F.conv2d(
             x.double(), packed.unpack().double(), None, step.stride, step.padding, step.dilation, step.groups

@@ -226,7 +226,9 @@ class ExecutionPlan:
             self._add_chain(step)
         elif isinstance(step, FusedConvolution):
             x, residual, result = (self._where(value) for value in (step.x, step.residual, step.result))
-            if self.weights[step.weight].kernel == "winograd":
+            if self.weights[step.weight].kernel == "winograd" and step.groups > 1:
+                self._add_winograd_groups(step, x, residual, result)
+            elif self.weights[step.weight].kernel == "winograd":
                 self._add_winograd(step, x, residual, result)
             else:
                 before, after = self.maps[step.x], self.maps[step.result]
@@ -368,6 +370,20 @@ class ExecutionPlan:
             )
         if apart:
             self._add_late_residual(step)
+
+    def _add_winograd_groups(
+        self, step: FusedConvolution, x: MapLocation, residual: MapLocation, result: MapLocation
+    ) -> None:
+        """Add one 3×3 Winograd convolution for each group."""
+        packed, before, after = self.weights[step.weight], self.maps[step.x], self.maps[step.result]
+        reads, writes = packed.shape[1], packed.shape[0] // step.groups
+        sizes = before.height, before.width, after.height, after.width
+        shape = native.kernels.Convolution(before.batch, reads, writes, *sizes, *step.padding)
+        shape.in_step, shape.out_step = x.step, result.step
+        for group, numbers in enumerate(packed.numbers):
+            ending = self._make_epilogue(step, residual, group * writes)
+            places = x.place(group * reads), result.place(group * writes)
+            self.program.add_winograd(shape, places[0], numbers, packed.precision, ending, places[1])
 
     def _add_late_residual(self, step: FusedConvolution) -> None:
         """Apply the epilogue of `step`, without bias, to its result in memory."""

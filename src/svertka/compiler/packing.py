@@ -13,6 +13,8 @@ from svertka.conv import native
 from svertka.graph.operator_calls import Constant, iter_leaves
 
 MIN_WINOGRAD_CHANNELS = 16  # with fewer, transforming tiles costs more than it saves
+MIN_WINOGRAD_GROUP = 24  # the same in a group, against the grouped kernels
+MAX_GROUPED_CHANNELS = 64  # of a group: with more, its weights do not stay in the cache of the grouped kernels
 MAX_FLOAT32_INPUTS = 4  # kernels read images of so few channels in place, with float32 weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of weights, by precision
@@ -23,7 +25,7 @@ class PackedWeights:
     """Weights packed for one kind of kernel: "winograd", "direct", "depthwise" or "grouped".
 
     Winograd kernels have 3×3 taps. Kernels of 4×4 to 6×6 are padded with zeros to 6×6 and split into four of 3×3, whose
-    results are added.
+    results are added; those of groups are not split.
 
     Attributes:
         kernel: the kind of kernel.
@@ -59,7 +61,7 @@ class PackedWeights:
         panel = native.kernels.panel_width()
         order = (1, 2, 3, 0) if kernel == "winograd" else (2, 3, 1, 0)
         parts = []
-        for part in _split_into_3x3(weight) if kernel == "winograd" else weight.chunk(groups):
+        for part in _split_into_3x3(weight) if groups == 1 and kernel == "winograd" else weight.chunk(groups):
             matrix = part.permute(order).reshape(-1, len(part))
             side_by_side = 2 if narrow and kernel == "direct" else 1
             matrix = F.pad(matrix, (0, -len(part) % panel, 0, -len(matrix) % side_by_side))
@@ -74,9 +76,10 @@ class PackedWeights:
         # (group or kernel, output, summand)
         matrix = self.numbers.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)[:, : out_channels // self.groups]
         if self.kernel == "winograd":
-            side = 3 if len(matrix) == 1 else 6
-            parts = matrix.reshape(side // 3, side // 3, out_channels, in_channels, 3, 3).permute(2, 3, 0, 4, 1, 5)
-            return parts.reshape(out_channels, in_channels, side, side)[:, :, :height, :width]
+            if (height, width) == (3, 3):
+                return matrix.reshape(self.shape)
+            parts = matrix.reshape(2, 2, out_channels, in_channels, 3, 3).permute(2, 3, 0, 4, 1, 5)
+            return parts.reshape(out_channels, in_channels, 6, 6)[:, :, :height, :width]
         matrix = matrix.flatten(0, 1)[:, : in_channels * height * width]
         return matrix.reshape(out_channels, height, width, in_channels).permute(0, 3, 1, 2)
 
@@ -154,13 +157,12 @@ def select_kernel(step: FusedConvolution, shape: tuple[int, ...], *, strict: boo
     """
     if step.groups == shape[0] > 1 and shape[1] == 1:
         return "depthwise"
-    if step.groups > 1 and native.kernels.computes_groups(shape[1], shape[0] // step.groups):
-        return "grouped"
-    plain = step.stride == step.dilation == (1, 1) and step.groups == 1
-    sides = shape[2] == shape[3] and shape[2] in (3, 5)
-    if not strict and sides and plain and min(shape[:2]) >= MIN_WINOGRAD_CHANNELS:
+    channels = (shape[1], shape[0] // step.groups)
+    sides = shape[2:] == (3, 3) or (shape[2:] == (5, 5) and step.groups == 1)
+    fewest = MIN_WINOGRAD_CHANNELS if step.groups == 1 else MIN_WINOGRAD_GROUP
+    if not strict and sides and step.stride == step.dilation == (1, 1) and min(channels) >= fewest:
         return "winograd"
-    return "direct"
+    return "grouped" if step.groups > 1 and max(channels) <= MAX_GROUPED_CHANNELS else "direct"
 
 
 def _split_into_3x3(weight: Tensor) -> list[Tensor]:

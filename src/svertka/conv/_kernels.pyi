@@ -185,7 +185,6 @@ class Normalization:
         self, batch: int, pixels: int, channels: int, groups: int, in_step: int, out_step: int, epsilon: float
     ) -> None: ...
 
-def computes_groups(in_channels: int, out_channels: int) -> bool: ...  # channels per group
 def panel_width() -> int: ...
 
 class Program:
