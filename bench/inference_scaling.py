@@ -27,9 +27,9 @@ from torch import nn
 from networks import FLOAT32, compare
 from svertka.compiler.dynamic_batch import capture_graph
 from svertka.compiler.fusion import fuse
-from svertka.compiler.ir import BatchDependentSize, FusedConvolution, results_of
+from svertka.compiler.ir import BatchDependentSize, FusedConvolution, step_results
 from svertka.compiler.optimize import optimize
-from svertka.compiler.packing import is_dense, select_kernel
+from svertka.compiler.packing import is_linear_layer, select_kernel
 from svertka.device import cpu_name, set_threads
 from svertka.files import write_atomic
 from svertka.models.registry import find_model
@@ -70,11 +70,11 @@ def work(network: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
             batch, _, *window = (*sides(step.result), 1, 1)[:4]
             every = batch * prod(window) * prod(weight)
             defined += every
-            if not is_dense(steps, step) and select_kernel(step, tuple(weight)) == "winograd":
+            if not is_linear_layer(steps, step) and select_kernel(step, tuple(weight)) == "winograd":
                 kernels = ceil(weight[2] / 3) ** 2  # F(4,3) takes 6×6 products for 4×4 results
                 every = batch * prod(ceil(side / 4) for side in window) * 36 * weight[0] * weight[1] * kernels
             left += every
-    maps = sum(prod(sides(value)) for step in steps.steps for value in (*step.inputs, *results_of(step)))
+    maps = sum(prod(sides(value)) for step in steps.steps for value in (*step.inputs, *step_results(step)))
     weights = sum(tensor.numel() for tensor in steps.tensors.values())
     return {
         "multiplications": defined / 1e9,

@@ -30,7 +30,7 @@ import svertka
 from svertka.classifier import Classifier
 from svertka.data.dataset import Pixels
 from svertka.data.preprocessing import load_image
-from svertka.localization.heatmap import heat_map
+from svertka.localization.heatmap import make_heat_map
 from svertka.localization.score_maps import PatchScorer, ScoreMap, resize_to_level
 from turns import Way, in_turns, ratios
 
@@ -86,7 +86,7 @@ def speed(run: str, image: str, rounds: int) -> dict[str, Any]:
         "class": name,
         "spearman": float(spearmanr(*of_class).statistic),
         "spearman_of_heat": float(
-            spearmanr(*(heat_map(maps, index, *sides).ravel() for maps in (patches, dense))).statistic
+            spearmanr(*(make_heat_map(maps, index, *sides).ravel() for maps in (patches, dense))).statistic
         ),
     }
 

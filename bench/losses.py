@@ -77,7 +77,12 @@ def main() -> None:
             if not options.json:
                 print(f"seed {seed}  {way:16} {losses[-1]:.4f}", flush=True)
     if options.json:
-        here = {"processor": cpu_name(), "threads": threads, "instructions": native.used(), "torch": torch.__version__}
+        here = {
+            "processor": cpu_name(),
+            "threads": threads,
+            "instructions": native.selected_instruction_set(),
+            "torch": torch.__version__,
+        }
         print(json.dumps(here | {"steps": options.steps, "losses": found}))
 
 

@@ -19,7 +19,7 @@ from svertka import distributed
 from svertka.errors import UsageError
 from svertka.run import Run
 from svertka.tensor_files import read_tensors
-from svertka.training.time_estimate import check_batch_size
+from svertka.training.time_estimate import check_images_per_process
 
 OPTIONS = ["--model", "mlp", "--size", "8", "--batch-size", "32", "--lr", "0.05", "--threads", "1"]
 
@@ -182,10 +182,10 @@ sys.exit(main())
 def test_too_little_for_all_processes_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UsageError, match="batch_size=2 is less than the 3 processes, .*; use at least 3"):
-        check_batch_size(2, 100)
+        check_images_per_process(2, 100)
     with pytest.raises(UsageError, match="2 training images are too few for 3 processes; start fewer processes"):
-        check_batch_size(2, 2)
-    check_batch_size(3, 3)
+        check_images_per_process(2, 2)
+    check_images_per_process(3, 3)
 
 
 COLLECTIVES = """

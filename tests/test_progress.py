@@ -5,14 +5,14 @@ import time
 import pytest
 
 from svertka import progress as module
-from svertka.progress import duration, progress, say, working
+from svertka.progress import format_duration, progress, say, show_spinner
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.04, "0.0 s"), (8.04, "8.0 s"), (42.4, "42 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
 )
 def test_durations_are_as_people_say_them(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_elsewhere_than_on_a_terminal_there_are_lines(
@@ -64,7 +64,7 @@ def test_on_a_terminal_there_is_one_bar(monkeypatch: pytest.MonkeyPatch) -> None
         terminal.wait_for("2,000/3,000 images")
         terminal.wait_for("loss 0.1")
         shown.say("a line")
-        with progress("scoring", 0), working("reading"):
+        with progress("scoring", 0), show_spinner("reading"):
             terminal.wait_for("reading")
     assert "\x1b[2Ka line\n" in terminal.getvalue()
     assert "0/0" not in terminal.getvalue()
@@ -83,7 +83,7 @@ def test_an_update_replaces_the_one_before_and_the_last_stays(monkeypatch: pytes
 
 def test_a_short_job_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch)
-    with progress("decoding", 3) as shown, working("reading"):
+    with progress("decoding", 3) as shown, show_spinner("reading"):
         shown.advance(3)
     assert terminal.getvalue() == ""
 
@@ -107,7 +107,7 @@ def test_signs_that_an_encoding_lacks_are_replaced(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Terminal, "encoding", "ascii")
     say("32×32 → 16 … 犬")
     assert terminal.getvalue() == "32x32 -> 16 ... \\u72ac\n"
-    with working("loading 犬"):
+    with show_spinner("loading 犬"):
         terminal.wait_for("loading")
     assert terminal.getvalue().isascii()
 
@@ -130,10 +130,10 @@ def test_only_the_first_process_speaks(capsys: pytest.CaptureFixture[str], monke
 def test_what_nobody_knows_the_end_of_is_said_if_it_takes_long(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with working("quick"):
+    with show_spinner("quick"):
         pass
     monkeypatch.setattr(module, "WORKING_LINE", 0.0)
-    with working("writing the report"):
+    with show_spinner("writing the report"):
         deadline = time.monotonic() + 20
         err = ""
         while not err and time.monotonic() < deadline:

@@ -38,8 +38,8 @@ from svertka.models.heads import NATIVE_HEADS, HeadKind, head_path, replace_head
 from svertka.models.known_packages import PRETRAINED
 from svertka.models.weights import Weights
 from svertka.pages.notebook_block import THUMBNAIL_SIDE, NotebookBlock, Thumbnail, thumbnail_uri
-from svertka.progress import progress, say, working
-from svertka.tensor_files import not_finite, read_tensors, tensor_shapes, unreadable, write_tensors
+from svertka.progress import progress, say, show_spinner
+from svertka.tensor_files import describe_nonfinite, read_error, read_tensors, tensor_shapes, write_tensors
 from svertka.type_checking import check_types
 
 FORMAT = 1  # of config.json; a reader refuses what is newer
@@ -158,7 +158,7 @@ class Classifier:
 
     @classmethod
     @check_types
-    @working("loading the network")
+    @show_spinner("loading the network")
     def load(
         cls,
         path: str | PathLike[str],
@@ -625,7 +625,7 @@ def _finite(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     Raises:
         RunError: One of them contains NaN or infinity.
     """
-    bad = not_finite(tensors)
+    bad = describe_nonfinite(tensors)
     if bad:
         raise RunError(
             f"{path} holds NaN or infinity (in {bad}), and predicts nothing: its training diverged, or the file was "
@@ -683,7 +683,7 @@ def read_config(folder: Path) -> Config:
             f"{folder} holds no {CONFIG}, so it is not a run; name a folder that `svertka train` made"
         ) from error
     except (ValueError, OSError) as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
     check_format_version(path, content, FORMAT)
     try:
         config = Config.model_validate(content)

@@ -76,7 +76,11 @@ class ConvShape:
         >>> shape.multiply_adds
         1888223232
         """
-        stride, padding, dilation = pair("stride", stride), pair("padding", padding), pair("dilation", dilation)
+        stride, padding, dilation = (
+            to_pair("stride", stride),
+            to_pair("padding", padding),
+            to_pair("dilation", dilation),
+        )
         problem = _misfit(inputs, weight, stride, padding, dilation, groups)
         if problem:
             raise UsageError(
@@ -124,7 +128,7 @@ class ConvShape:
         return self.batch * self.out_channels * self.out_height * self.out_width * each
 
 
-def pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+def to_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     """`value` for both axes, (vertical, horizontal); `name`: of the argument.
 
     Raises:

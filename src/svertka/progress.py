@@ -57,7 +57,7 @@ def say_table(rows: list[tuple[str, str]]) -> None:
 
 
 class Progress:
-    """How far one job is; made by `progress` and `working`.
+    """How far one job is; made by `progress` and `show_spinner`.
 
     Args:
         title: What is done, such as "decoding".
@@ -87,7 +87,7 @@ class Progress:
             self._last_line = now
             remaining = self.seconds_left
             facts = [f"{self.done} of {self.total} {self.unit}".rstrip(), note]
-            facts.append("" if remaining is None else f"{duration(remaining)} left")
+            facts.append("" if remaining is None else f"{format_duration(remaining)} left")
             say(f"{self.title}: {', '.join(filter(None, facts))}")
 
     def say(self, text: str) -> None:
@@ -212,7 +212,7 @@ def progress(title: str, total: int, unit: str = "", done: int = 0) -> Iterator[
 
 
 @contextmanager
-def working(title: str) -> Iterator[None]:
+def show_spinner(title: str) -> Iterator[None]:
     """Show a spinner and the elapsed time while the body runs; elsewhere, a line if it takes long."""
     job = Progress(title, 0)
     with _displayed(job):
@@ -232,7 +232,7 @@ def is_live() -> bool:
     return _display is not None
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a time as people say it: "8.0 s", "3 min 20 s", "2 h 5 min"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
@@ -291,5 +291,5 @@ def _short_state(job: Progress) -> str:
 
 
 def _coarse_duration(seconds: float) -> str:
-    """Return `duration` without tenths, which would only flicker."""
-    return f"{seconds:.0f} s" if seconds < 10 else duration(seconds)
+    """Return `format_duration` without tenths, which would only flicker."""
+    return f"{seconds:.0f} s" if seconds < 10 else format_duration(seconds)

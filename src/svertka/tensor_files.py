@@ -52,14 +52,14 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """
     try:
         # One read: `safe_open` goes back to the path for its tensors, where a training may have put the next file.
-        content = read_regular(path, memory())
+        content = read_regular(path, total_memory())
         tensors = load(content)
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
         header = json.loads(metadata.get("svertka", "{}"))
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; copy it back or train again") from error
     except UNREADABLE as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
     if metadata.get("blake2b") != (_digest(tensors, metadata["svertka"]) if "svertka" in metadata else None):
         raise RunError(f"{path} is damaged (its digest does not match its content); copy it again or train again")
     if not isinstance(header, dict):
@@ -74,26 +74,26 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         RunError: as for `read_tensors`.
     """
     try:
-        with open_regular(path, memory()):  # else a pipe would be waited for
+        with open_regular(path, total_memory()):  # else a pipe would be waited for
             pass
         if not _is_text(path):  # safe_open takes no such path
-            return {name: tuple(tensor.shape) for name, tensor in load(read_regular(path, memory())).items()}
+            return {name: tuple(tensor.shape) for name, tensor in load(read_regular(path, total_memory())).items()}
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; copy it back or train again") from error
     except UNREADABLE as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
 
 
-def unreadable(path: Path, error: Exception) -> RunError:
+def read_error(path: Path, error: Exception) -> RunError:
     """Return the error to raise for a file of a run that raises `error` when it is read."""
     if isinstance(error, PermissionError):
         return RunError(f"{path} cannot be read: {error_reason(error)}; allow this user to read it")
     return RunError(f"{path} is damaged ({_reason(error)}); copy it again or train again")
 
 
-def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+def describe_nonfinite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     """Which of `tensors` hold NaN or infinity, the first few by name; None: none does."""
 
     def is_finite(tensor: torch.Tensor) -> bool:
@@ -104,7 +104,7 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     return join_first(bad) or None
 
 
-def memory() -> int:
+def total_memory() -> int:
     """Bytes of this machine's memory, more than which no file of tensors may have."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from svertka.cli.app import main
-from svertka.models.registry import MODELS, describe, trace_model
+from svertka.models.registry import MODELS, describe_model, trace_model
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_sizes_that_are_listed_are_those_of_the_networks(name: str) -> None:
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in MODELS[name].build().parameters())
-    trace, listed = trace_model(MODELS[name]), describe(MODELS[name])
+    trace, listed = trace_model(MODELS[name]), describe_model(MODELS[name])
     assert (listed["parameters"], listed["multiply_adds"]) == (trace.parameters, trace.multiply_adds)
     assert listed["training_parameters"] == parameters
 

@@ -8,7 +8,7 @@ import pytest
 
 import svertka
 from svertka.cli import check, compare, evaluate, look, train
-from svertka.training.pipeline import Options
+from svertka.training.pipeline import TrainingOptions
 from svertka.training.recipe import Recipe
 from svertka.training.train import RECIPE_SETTINGS
 
@@ -40,4 +40,4 @@ def test_the_options_of_a_training_are_all_passed_on() -> None:
     public = set(options(svertka.train)) - {"repeats"}
     settings = set(RECIPE_SETTINGS)
     assert settings <= Recipe.model_fields.keys()
-    assert {*inspect.signature(Options).parameters} - {"changes", "is_repeated"} == public - settings
+    assert {*inspect.signature(TrainingOptions).parameters} - {"changes", "is_repeated"} == public - settings

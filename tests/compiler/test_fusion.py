@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from svertka.compiler import reference
 from svertka.compiler.dynamic_batch import capture_graph
 from svertka.compiler.fusion import FusedNetwork, fuse
-from svertka.compiler.ir import Concatenation, Elementwise, FusedConvolution, Normalization, Pool, Step, results_of
+from svertka.compiler.ir import Concatenation, Elementwise, FusedConvolution, Normalization, Pool, Step, step_results
 from svertka.graph.operator_calls import Operation, Value
 from svertka.models.registry import MODELS
 
@@ -200,7 +200,7 @@ def test_every_step_reads_earlier_values() -> None:
         there = {0}
         for step in made.steps:
             assert there.issuperset(step.inputs)
-            there.update(results_of(step))
+            there.update(step_results(step))
         assert {leaf.number for leaf in made.output.leaves if isinstance(leaf, Value)} <= there
 
 

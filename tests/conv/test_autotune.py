@@ -11,7 +11,7 @@ from svertka.conv.autotune import (
     CACHE_FORMAT,
     FORMER_NAMES,
     Trial,
-    environment,
+    describe_environment,
     load_choices,
     save_choice,
     select_fastest,
@@ -19,7 +19,7 @@ from svertka.conv.autotune import (
 from svertka.conv_geometry import ConvShape
 
 SHAPE = ConvShape.of((2, 3, 9, 9), (4, 3, 3, 3), padding=1)
-PLACE = environment(["aten", "gemm"])
+PLACE = describe_environment(["aten", "gemm"])
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_cached_algorithm_that_no_longer_exists_is_timed_again(fresh, timed):
     fresh()
     autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
     (written,) = autotune.get_choices()
-    save_choice(environment(autotune.ALGORITHMS), written, "strassen")
+    save_choice(describe_environment(autotune.ALGORITHMS), written, "strassen")
     fresh()
     autotune.select_algorithm("auto", "forward", SHAPE, torch.zeros(SHAPE.input))
     assert len(timed) == 2
@@ -283,7 +283,7 @@ def test_a_cached_choice_holds_only_for_its_environment(cache_path):
     save_choice(PLACE, "y", "aten")
     load_choices.cache_clear()
     assert load_choices(PLACE) == {"x": "gemm", "y": "aten"}
-    assert load_choices(environment(["aten", "gemm", "fft"])) == {}
+    assert load_choices(describe_environment(["aten", "gemm", "fft"])) == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b'{"format": 1, "choices": 7}', b"\xff\x00"])
@@ -315,8 +315,8 @@ def test_an_unwritable_cache_is_kept_in_memory(cache_path, monkeypatch, tmp_path
 
 def test_a_cache_with_former_names_is_read(cache_path):
     former = {current: name for name, current in FORMER_NAMES.items()}
-    place = environment(autotune.ALGORITHMS)
-    before = environment(former.get(name, name) for name in autotune.ALGORITHMS)
+    place = describe_environment(autotune.ALGORITHMS)
+    before = describe_environment(former.get(name, name) for name in autotune.ALGORITHMS)
     cache_path.parent.mkdir(parents=True)
     content = {before: {"x": "native_phases", "y": "direct", "z": "fft"}, place: {"y": "gemm"}}
     cache_path.write_text(json.dumps({"format": CACHE_FORMAT, "choices": content}))

@@ -66,7 +66,7 @@ def test_error_at_256_channels(taps: int, out_channels: int, error) -> None:
 def test_good_sizes_are_the_next_without_large_factors() -> None:
     good = sorted(2**a * 3**b * 5**c for a in range(10) for b in range(7) for c in range(5))
     for least in range(1, 500):
-        assert fft.good_size(least) == next(size for size in good if size >= least)
+        assert fft.find_fft_size(least) == next(size for size in good if size >= least)
 
 
 def test_why_not() -> None:

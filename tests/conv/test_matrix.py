@@ -7,14 +7,14 @@ from svertka.conv_geometry import ConvShape
 
 def test_a_2x2_kernel_on_a_3x3_picture_is_the_matrix_written_by_hand() -> None:
     weight = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
-    written = matrix.matrix(weight, ConvShape.of((1, 1, 3, 3), weight.shape))
+    written = matrix.build_matrix(weight, ConvShape.of((1, 1, 3, 3), weight.shape))
     assert written.to_dense().tolist() == [
         [1, 2, 0, 3, 4, 0, 0, 0, 0],
         [0, 1, 2, 0, 3, 4, 0, 0, 0],
         [0, 0, 0, 1, 2, 0, 3, 4, 0],
         [0, 0, 0, 0, 1, 2, 0, 3, 4],
     ]
-    strided = matrix.matrix(weight, ConvShape.of((1, 1, 3, 3), weight.shape, stride=2, padding=1))
+    strided = matrix.build_matrix(weight, ConvShape.of((1, 1, 3, 3), weight.shape, stride=2, padding=1))
     assert strided.to_dense().tolist() == [
         [4, 0, 0, 0, 0, 0, 0, 0, 0],
         [0, 3, 4, 0, 0, 0, 0, 0, 0],
@@ -25,7 +25,7 @@ def test_a_2x2_kernel_on_a_3x3_picture_is_the_matrix_written_by_hand() -> None:
 
 def test_groups_make_blocks() -> None:
     weight = torch.tensor([2.0, 3.0]).reshape(2, 1, 1, 1)
-    written = matrix.matrix(weight, ConvShape.of((1, 2, 1, 2), weight.shape, groups=2))
+    written = matrix.build_matrix(weight, ConvShape.of((1, 2, 1, 2), weight.shape, groups=2))
     assert written.to_dense().tolist() == torch.diag(torch.tensor([2.0, 2.0, 3.0, 3.0])).tolist()
 
 
@@ -37,7 +37,7 @@ def test_it_is_the_convolution_of_pytorch_and_its_gradients(each_case) -> None:
         expected = result, *torch.autograd.grad(result, (x, weight), case.gradient)
         for ours, theirs in zip(case.passes(matrix), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-        entries = matrix.matrix(case.weight, shape)
+        entries = matrix.build_matrix(case.weight, shape)
         flat = torch.stack([entries @ picture.flatten() for picture in case.x]) if shape.batch else case.x.flatten(1)
         assert not shape.batch or torch.equal(flat.reshape(shape.output), case.passes(matrix)[0])
 
@@ -66,7 +66,7 @@ def test_adjoint_identity(each_case, adjoint) -> None:
 
 def test_without_padding_it_has_an_entry_for_each_multiplication() -> None:
     shape = ConvShape.of((1, 6, 13, 9), (4, 3, 3, 2), stride=(2, 1), dilation=(1, 3), groups=2)
-    assert len(matrix.matrix(torch.ones(shape.weight), shape).values()) == shape.multiply_adds
+    assert len(matrix.build_matrix(torch.ones(shape.weight), shape).values()) == shape.multiply_adds
 
 
 def test_why_not() -> None:

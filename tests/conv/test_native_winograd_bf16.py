@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svertka.conv import aten, native, native_winograd_bf16
-from svertka.conv.winograd import transforms
+from svertka.conv.winograd import make_transforms
 from svertka.conv_geometry import ConvShape
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
@@ -33,7 +33,7 @@ def rounding(outputs: int, taps: int) -> float:
     Relative to a result of normal numbers. Along an axis it is magnified √(Σₖ Aₖᵢ² ‖Gₖ‖² ‖Bₖ‖² / r) times for result i
     (`svertka.conv.winograd`); a factor is off by at most half a unit of eight digits, evenly distributed.
     """
-    one_axis = transforms(outputs, taps)
+    one_axis = make_transforms(outputs, taps)
     g, b = (torch.tensor([[float(x) for x in row] for row in matrix]) for matrix in (one_axis.kernel, one_axis.data))
     a = torch.tensor([[float(x) for x in row] for row in one_axis.inverse])
     magnified = (a.square() * (g.square().sum(1) * b.square().sum(1))[:, None]).sum(0).max() / taps  # squared

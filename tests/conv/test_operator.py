@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from svertka.conv import native, native_winograd_bf16
 from svertka.conv.api import conv2d, conv_transpose2d
 from svertka.conv.autotune import ALGORITHMS
-from svertka.conv.operator import transpose
+from svertka.conv.operator import convolve_transposed
 from svertka.conv_geometry import ConvShape
 
 NAMES = [name for name in ALGORITHMS if not native.why_not() or not name.startswith("native")]
@@ -34,7 +34,7 @@ def test_derivatives_of_the_transposed_one(name):
     x, weight, bias = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes)
 
     def transposed(*tensors):
-        return transpose(*tensors, shape, (1, 0), name)
+        return convolve_transposed(*tensors, shape, (1, 0), name)
 
     expected = F.conv_transpose2d(x, weight, bias, 2, 1, (1, 0))
     torch.testing.assert_close(transposed(x, weight, bias), expected)

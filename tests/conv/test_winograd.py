@@ -57,7 +57,7 @@ def test_no_points_near_those_chosen_round_much_better(outputs: int, taps: int, 
 
 def test_the_dyadic_points_are_exact_in_float32() -> None:
     for outputs, taps in ((2, 3), (4, 3), (2, 5), (4, 5), (2, 7)):
-        transforms = winograd.transforms(outputs, taps)
+        transforms = winograd.make_transforms(outputs, taps)
         for row in (*transforms.data, *transforms.inverse):
             assert all(Fraction(float(np.float32(entry))) == entry for entry in row)
 
@@ -107,7 +107,7 @@ def test_what_is_not_finite_spreads_over_its_tiles_only() -> None:
     ],
 )
 def test_error_at_256_channels(outputs: int, taps: int, points, stated: float, largest: float, error, large_count):
-    transforms = winograd.transforms(outputs, taps)
+    transforms = winograd.make_transforms(outputs, taps)
     if points:
         transforms = winograd.cook_toom(outputs, taps, [Fraction(point) for point in points])
     for seed in range(large_count(1, 4)):

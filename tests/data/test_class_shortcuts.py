@@ -7,7 +7,7 @@ from PIL import Image
 
 import svertka
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
-from svertka.data.dataset_check import describe
+from svertka.data.dataset_check import describe_findings
 
 PLAIN = FileProperties("JPEG", 8, (100, 80))
 Draw = Callable[[np.random.Generator], Image.Image]
@@ -53,7 +53,7 @@ def test_check_and_train_warn_of_files_that_tell_the_class(tmp_path: Path, kind:
     source = scenes(tmp_path / "source", classes)
     findings = svertka.check(source)
     assert any(warning.startswith(sentence) for warning in findings.to_dict()["warnings"])
-    assert any(line.startswith(f"warning: {sentence}") for line in describe(findings))
+    assert any(line.startswith(f"warning: {sentence}") for line in describe_findings(findings))
     run = svertka.train(source, model="mlp", size=8, epochs=1, output=tmp_path / "run", threads=1)
     assert any(warning.startswith(sentence) for warning in run.settings()["account"]["warnings"])
     assert sentence.partition(" (")[0] in run.report.read_text()

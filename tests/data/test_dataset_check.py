@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from svertka.data.dataset_check import check, describe
+from svertka.data.dataset_check import check, describe_findings
 from svertka.data.folder_dataset import open_folder
-from svertka.data.hash_split import split
+from svertka.data.hash_split import split_by_hash
 from svertka.errors import UsageError
 
 
@@ -40,13 +40,13 @@ def test_a_folder_in_order(photos: Path) -> None:
     assert all(getattr(findings, field) == () for field in nothing)
     assert findings.turned == 0
     assert (findings.misnamed, findings.outliers, findings.intensities) == ((), (), None)
-    assert len(describe(findings)) == 6
+    assert len(describe_findings(findings)) == 6
 
 
 def test_the_split_is_that_of_training(photos: Path) -> None:
     dataset = open_folder(photos)
     digests = [dataset.images.digest(index) for index in range(len(dataset))]
-    wanted = split(digests, dataset.labels, dataset.parts, 0.2, 0.1)
+    wanted = split_by_hash(digests, dataset.labels, dataset.parts, 0.2, 0.1)
     found = check(photos, val=0.2, test=0.1)
     assert found.to_dict()["split"] == {part: len(indices) for part, indices in wanted.items()}
     assert sum(found.split["val"].values()) > 0
@@ -69,7 +69,7 @@ def test_bad_files_by_path_and_reason(photos: Path) -> None:
     assert sum(findings.to_dict()["split"].values()) == 20  # what can be used
     assert findings.misnamed == ((str(photos / "dog" / "00.png"), "JPEG"),)
     assert findings.problems == ("3 of 23 images are bad, more than a tenth; mend or remove them",)
-    assert f"  {photos / 'cat' / '00.png'}: truncated" in describe(findings)
+    assert f"  {photos / 'cat' / '00.png'}: truncated" in describe_findings(findings)
 
 
 def test_exact_copies_across_classes_and_parts(photos: Path) -> None:
@@ -82,7 +82,7 @@ def test_exact_copies_across_classes_and_parts(photos: Path) -> None:
     assert across.across_classes
     assert across.classes == ("cat", "dog")
     assert not across.across_parts  # the split keeps copies together
-    line = next(line for line in describe(check(photos)) if "wrong" in line)
+    line = next(line for line in describe_findings(check(photos)) if "wrong" in line)
     assert line.endswith("across classes (cat, dog)")
 
 
@@ -163,7 +163,7 @@ def test_problems_are_reported_not_raised(photos: Path) -> None:
     assert "holds no image" in findings.problems[0]
     assert findings.to_dict()["split"] == {"train": 0, "val": 0, "test": 0}
     assert findings.imbalance is None
-    assert describe(findings)[-1].startswith("training would refuse: ")
+    assert describe_findings(findings)[-1].startswith("training would refuse: ")
     with pytest.raises(UsageError, match="no folder"):
         check(photos / "nowhere")
 
@@ -189,7 +189,7 @@ def test_json_is_json_and_has_the_promised_keys(photos: Path) -> None:
     assert value["near_duplicates"] == []
     assert set(value["split"]) == {"train", "val", "test"}
     assert value["exif_rotated"] == 0
-    "\n".join(describe(check(photos))).encode()  # can be printed
+    "\n".join(describe_findings(check(photos))).encode()  # can be printed
 
 
 def test_outliers_are_listed(photos: Path) -> None:
@@ -202,7 +202,7 @@ def test_outliers_are_listed(photos: Path) -> None:
     assert "mode P, where 24 are RGB" in found["text.gif"]
     assert "of one colour" in found["blank.png"]
     assert found["icon.png"].startswith("2×2 pixels, where the median is")
-    assert any("text.gif: mode P" in line for line in describe(findings))
+    assert any("text.gif: mode P" in line for line in describe_findings(findings))
 
 
 @pytest.mark.parametrize(("top", "taken"), [(65535, (0, 65535)), (4095, (0, 4095)), (1023, (0, 1023))])
@@ -214,7 +214,7 @@ def test_sixteen_bits_that_are_not_all_used(photos: Path, top: int, taken: tuple
     number, (low, high), used = findings.to_dict()["sixteen_bits"].values()
     assert (number, used) == (6, taken)
     assert low < high <= top
-    assert any(f"{taken[1]:,} for white" in line for line in describe(findings))
+    assert any(f"{taken[1]:,} for white" in line for line in describe_findings(findings))
 
 
 def test_the_share_that_the_central_square_leaves_out(tmp_path: Path) -> None:
@@ -224,13 +224,13 @@ def test_the_share_that_the_central_square_leaves_out(tmp_path: Path) -> None:
         noise(number).resize((width, height)).save(folder / f"{number}.png")
     findings = check(tmp_path)
     assert findings.discarded == (0.5, pytest.approx(2 / 3), str(tmp_path / "a" / "0.png"))
-    assert any("leaves out 50% of the median image and 67% of" in line for line in describe(findings))
+    assert any("leaves out 50% of the median image and 67% of" in line for line in describe_findings(findings))
 
 
 def test_long_lists_are_cut_in_the_terminal_only(photos: Path) -> None:
     for number in range(25):
         (photos / f"{number}.txt").write_text("x")
-    lines = describe(check(photos))
+    lines = describe_findings(check(photos))
     assert sum("txt" in line for line in lines) == 10
     assert "  and 15 more" in lines
     assert len(check(photos).others) == 25

@@ -1,6 +1,6 @@
 import json
 
-from svertka.data.file_accounting import OWN, FileAccount, LeftOut, count_by_suffix, suffix_of
+from svertka.data.file_accounting import OWN, FileAccount, LeftOut, count_by_suffix, get_suffix
 
 
 def test_left_out_files_are_counted_by_suffix_and_reason() -> None:
@@ -26,4 +26,4 @@ def test_left_out_files_are_counted_by_suffix_and_reason() -> None:
 
 def test_an_empty_account_has_no_sentences() -> None:
     assert FileAccount().sentences() == []
-    assert suffix_of("a.b/c") == "no suffix"
+    assert get_suffix("a.b/c") == "no suffix"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from svertka.data.folder_dataset import list_folder, natural_order, open_folder
+from svertka.data.folder_dataset import list_folder, natural_sort_key, open_folder
 from svertka.errors import DataError, ImageError, UsageError
 
 
@@ -209,9 +209,9 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_names_sort_as_people_sort(tmp_path: Path) -> None:
     names = ["10", "9", "b", "B", "a10", "a2", "a", "Ж", "日本"]
-    assert sorted(names, key=natural_order) == ["9", "10", "a", "a2", "a10", "B", "b", "Ж", "日本"]
+    assert sorted(names, key=natural_sort_key) == ["9", "10", "a", "a2", "a10", "B", "b", "Ж", "日本"]
     make(tmp_path, *(f"{name}/1.jpg" for name in names))
-    assert list(open_folder(tmp_path).names) == sorted(names, key=natural_order)
+    assert list(open_folder(tmp_path).names) == sorted(names, key=natural_sort_key)
 
 
 def test_the_order_of_creation_does_not_matter(tmp_path: Path) -> None:

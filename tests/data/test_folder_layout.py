@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from svertka.data.file_accounting import NO_PART
-from svertka.data.folder_dataset import Listing, list_folder, open_folder
+from svertka.data.folder_dataset import FolderListing, list_folder, open_folder
 from svertka.data.folder_layout import clean_name, normalize_class_name
 from svertka.errors import DataError
 
@@ -23,7 +23,7 @@ def each(*folders: str, images: int = 2) -> list[str]:
     return [f"{folder}/{number}.jpg" for folder in folders for number in range(images)]
 
 
-def counted(listing: Listing) -> dict[str, dict[str, int]]:
+def counted(listing: FolderListing) -> dict[str, dict[str, int]]:
     """Part -> class -> images."""
     found: dict[str, dict[str, int]] = {}
     for entry in listing.entries:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svertka.data.dataset import PARTS
-from svertka.data.hash_split import hash_position, split
+from svertka.data.hash_split import hash_position, split_by_hash
 from svertka.errors import UsageError
 
 few = settings(max_examples=60, deadline=None)  # a busy machine is no failure
@@ -26,7 +26,7 @@ def divide(some: Images, val: float = 0.1, test: float = 0.0, parts: list[str] |
     digests = [content(number) for number, _ in some]
     labels = np.array([label for _, label in some], dtype=np.int64)
     given_parts = np.array([""] * len(some) if parts is None else parts, dtype="<U5")
-    chosen = split(digests, labels, given_parts, val, test)
+    chosen = split_by_hash(digests, labels, given_parts, val, test)
     assert list(chosen) == list(PARTS)
     assert sorted(np.concatenate(list(chosen.values())).tolist()) == list(range(len(some)))
     assert all((np.diff(indices) > 0).all() and indices.dtype == np.int64 for indices in chosen.values())

@@ -19,7 +19,7 @@ from svertka.data import dataset as dataset_module
 from svertka.data import image_disk_cache
 from svertka.data.dataset import ArrayImages, Dataset, FileImages
 from svertka.data.image_disk_cache import prepare_images
-from svertka.data.image_io import Decoded, Decoding, decode
+from svertka.data.image_io import DecodedImage, Decoding, decode_image
 from svertka.data.key_value_store import INDEX_ENTRY
 from svertka.data.preprocessing import resize_central_square
 from svertka.data.stored_image_format import HEAD
@@ -42,11 +42,11 @@ def opened(monkeypatch) -> list[str]:
     """The first bytes of every image that is decoded."""
     calls: list[str] = []
 
-    def counted(data: bytes, *options: object) -> Decoded:
+    def counted(data: bytes, *options: object) -> DecodedImage:
         calls.append(data[:4].hex())
-        return decode(data, *options)
+        return decode_image(data, *options)
 
-    monkeypatch.setattr(dataset_module, "decode", counted)
+    monkeypatch.setattr(dataset_module, "decode_image", counted)
     return calls
 
 

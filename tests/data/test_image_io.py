@@ -21,8 +21,8 @@ from svertka.data.image_io import (
     PIXEL_LIMIT,
     SUFFIXES,
     Decoding,
+    detect_format,
     detect_misnamed,
-    format_of,
     measure_intensities,
     read_header,
     read_image,
@@ -504,7 +504,7 @@ def test_empty_and_foreign():
 def test_the_content_decides_and_a_wrong_suffix_is_reported():
     assert set(SUFFIXES.values()) == set(DECODERS)
     for name, data in ONE_OF_EACH.items():
-        assert format_of(data) == name
+        assert detect_format(data) == name
         for suffix, claimed in SUFFIXES.items():
             assert detect_misnamed(f"a/b{suffix.upper()}", data) == (None if claimed == name else name)
         assert detect_misnamed("a/b.image", data) is None

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from svertka.data.imagenet import CLASSES, DEVKIT, GROUND_TRUTH, NAMES, SENSES, class_name
+from svertka.data.imagenet import CLASSES, DEVKIT, GROUND_TRUTH, NAMES, SENSES, find_class_name
 from svertka.data.sources import open_source
 from svertka.errors import DataError
 from svertka.evaluation.evaluate import evaluate
@@ -35,7 +35,7 @@ def devkit(folder: Path, ids: list[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / GROUND_TRUTH).write_text("".join(f"{DEVKIT_NUMBER[wordnet]}\n" for wordnet in ids))
     kind = [("ILSVRC2012_ID", "f8"), ("WNID", "O"), ("words", "O"), ("num_children", "f8")]
-    rows = [(number, wordnet, class_name(wordnet), 0) for wordnet, number in DEVKIT_NUMBER.items()]
+    rows = [(number, wordnet, find_class_name(wordnet), 0) for wordnet, number in DEVKIT_NUMBER.items()]
     rows.append((1001, "n00001740", "entity", 82))
     savemat(folder / "meta.mat", {"synsets": np.array(rows, dtype=kind)[:, None]})
     return folder
@@ -51,10 +51,10 @@ def test_the_classes_are_in_the_order_of_the_published_networks() -> None:
 
 
 def test_a_wordnet_id_is_its_class_and_other_words_are_themselves() -> None:
-    assert class_name("n01440764") == "tench"
-    assert class_name("tench") == "tench"
-    assert class_name("n00000000") == "n00000000"
-    assert {class_name("n02012849"), class_name("n03126707")} == {"crane (bird)", "crane (machine)"}
+    assert find_class_name("n01440764") == "tench"
+    assert find_class_name("tench") == "tench"
+    assert find_class_name("n00000000") == "n00000000"
+    assert {find_class_name("n02012849"), find_class_name("n03126707")} == {"crane (bird)", "crane (machine)"}
 
 
 def test_the_names_are_the_published_ones_and_those_of_the_images(shared_data: Path) -> None:
@@ -66,7 +66,7 @@ def test_the_names_are_the_published_ones_and_those_of_the_images(shared_data: P
     assert len(images) == 63
     for image in images:
         wordnet, _, name = image.stem.partition("_")
-        assert class_name(wordnet).partition(" (")[0].replace(" ", "_") == name
+        assert find_class_name(wordnet).partition(" (")[0].replace(" ", "_") == name
 
 
 @pytest.mark.parametrize("place", [Path("val"), Path(), Path("val") / DEVKIT, DEVKIT])

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from hostile import DEVICES, PATHS, csv_documents, files
-from svertka.data.folder_dataset import Listing, list_folder
+from svertka.data.folder_dataset import FolderListing, list_folder
 from svertka.data.folder_layout import LabeledImage
 from svertka.data.label_tables import parse_columns, read_table
 from svertka.errors import DataError, SvertkaError, UsageError
@@ -17,7 +17,7 @@ def make(root: Path, *paths: str) -> Path:
     return root
 
 
-def found(listing: Listing) -> list[tuple[str, str, str]]:
+def found(listing: FolderListing) -> list[tuple[str, str, str]]:
     return [(entry.path, entry.label, entry.part) for entry in listing.entries]
 
 

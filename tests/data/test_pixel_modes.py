@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from svertka.data.image_io import Decoding, measure_intensities, read_image, to_rgb
-from svertka.data.pixel_modes import FULL, shades, to_16_bit
+from svertka.data.pixel_modes import FULL, make_shade_table, to_16_bit
 from svertka.errors import ImageError
 
 RANGES = [None, (0, 255), (0, 1023), (0, 4095), (0, 65535), (30_000, 31_000), (100, 140)]
@@ -152,6 +152,6 @@ def test_bands_that_are_no_image_are_named(values, kind, told):
 
 @pytest.mark.parametrize("used", RANGES[1:], ids=str)
 def test_values_that_have_given_shades(used):
-    shown = shades(used)[used[0] : used[1] + 1]
-    np.testing.assert_array_equal(shades(used)[to_16_bit(shown, used)], shown)
+    shown = make_shade_table(used)[used[0] : used[1] + 1]
+    np.testing.assert_array_equal(make_shade_table(used)[to_16_bit(shown, used)], shown)
     assert (shown[0], shown[-1]) == (0, 255)

@@ -1,6 +1,6 @@
 import pytest
 
-from svertka.data.split_names import part_of, parts_of
+from svertka.data.split_names import match_split_name, match_split_names
 
 
 @pytest.mark.parametrize(
@@ -21,9 +21,9 @@ from svertka.data.split_names import part_of, parts_of
     ],
 )
 def test_what_folders_beside_each_other_mean(names: list[str], parts: dict[str, str]) -> None:
-    assert parts_of(names) == parts
+    assert match_split_names(names) == parts
 
 
 def test_a_word_of_a_table() -> None:
     words = ["Train", "valid", "test set", "holdout", ""]
-    assert [part_of(word) for word in words] == ["train", "val", "test", None, None]
+    assert [match_split_name(word) for word in words] == ["train", "val", "test", None, None]

@@ -13,9 +13,9 @@ from svertka.classifier import Classifier
 from svertka.cli.app import main
 from svertka.data.folder_dataset import open_folder
 from svertka.errors import RunError, UsageError
-from svertka.evaluation.compare import compare, runs_and_source
+from svertka.evaluation.compare import compare, separate_runs_and_source
 from svertka.evaluation.confidence_intervals import paired_difference_interval
-from svertka.models.registry import describe, find_model
+from svertka.models.registry import describe_model, find_model
 
 Make = Callable[..., Path]
 
@@ -64,8 +64,8 @@ def test_size_and_speed_of_each_run(photographs: Path, fresh_run: Make) -> None:
     small, large = compare(runs, photographs, threads=1).runs
     assert (small.letter, large.letter, large.network) == ("A", "B", "resnet56")
     # The head is of two classes, where the paper's is of ten.
-    assert small.parameters == describe(find_model("resnet20"))["parameters"] - 8 * 65
-    assert large.multiply_adds == describe(find_model("resnet56"))["multiply_adds"] - 8 * 64
+    assert small.parameters == describe_model(find_model("resnet20"))["parameters"] - 8 * 65
+    assert large.multiply_adds == describe_model(find_model("resnet56"))["multiply_adds"] - 8 * 64
     assert min(small.speed.seconds, large.speed.seconds, small.speed.per_second, large.speed.per_second) > 0
 
 
@@ -139,15 +139,15 @@ def test_runs_that_cannot_be_compared_are_refused(
 
 def test_last_argument_is_a_source_unless_it_is_a_run(trained: list[Path], digit_folder: Path, tmp_path: Path) -> None:
     long, short = map(str, trained)
-    assert runs_and_source([long, short]) == ([long, short], None)
-    assert runs_and_source([long, "resnet50:imagenet"]) == ([long, "resnet50:imagenet"], None)
+    assert separate_runs_and_source([long, short]) == ([long, short], None)
+    assert separate_runs_and_source([long, "resnet50:imagenet"]) == ([long, "resnet50:imagenet"], None)
     for source in ("digits", str(digit_folder), str(tmp_path / "pictures.csv"), "data/a:b"):
-        assert runs_and_source([long, short, source]) == ([long, short], source)
-    assert runs_and_source([long]) == ([long], None)
+        assert separate_runs_and_source([long, short, source]) == ([long, short], source)
+    assert separate_runs_and_source([long]) == ([long], None)
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "training.json").write_text("{}")
-    assert runs_and_source([long, str(unfinished)]) == ([long, str(unfinished)], None)
+    assert separate_runs_and_source([long, str(unfinished)]) == ([long, str(unfinished)], None)
 
 
 @pytest.mark.usefixtures("quiet")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from svertka.evaluation.confidence_intervals import mcnemar_p, paired_difference_interval, wilson_interval
+from svertka.evaluation.confidence_intervals import mcnemar_p_value, paired_difference_interval, wilson_interval
 
 
 @given(images=st.integers(1, 60_000), share=st.floats(0, 1))
@@ -19,9 +19,9 @@ def test_wilson_interval_matches_scipy(images: int, share: float) -> None:
 @given(first=st.integers(0, 3000), second=st.integers(0, 3000))
 def test_mcnemar_matches_the_exact_binomial_test(first: int, second: int) -> None:
     if first + second == 0:
-        assert mcnemar_p(first, second) == 1
+        assert mcnemar_p_value(first, second) == 1
     else:
-        assert mcnemar_p(first, second) == pytest.approx(stats.binomtest(first, first + second).pvalue, rel=1e-10)
+        assert mcnemar_p_value(first, second) == pytest.approx(stats.binomtest(first, first + second).pvalue, rel=1e-10)
 
 
 @pytest.mark.parametrize(

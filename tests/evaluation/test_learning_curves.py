@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from svertka.evaluation.learning_curves import MAX_POINTS, LearningCurves, bucket_means, epoch_name, subsample
+from svertka.evaluation.learning_curves import MAX_POINTS, LearningCurves, bucket_means, format_epoch, subsample
 
 
 def epoch(number: float, **changes: Any) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def test_lr_finder_without_a_choice_draws_its_curve() -> None:
 
 
 def test_names_of_epochs() -> None:
-    assert (epoch_name(14.0), epoch_name(2.371), epoch_name(2.5)) == (
+    assert (format_epoch(14.0), format_epoch(2.371), format_epoch(2.5)) == (
         "epoch\u00a014",
         "epoch\u00a02.37",
         "epoch\u00a02.50",

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_sample_image
 
-from svertka.data.pixel_modes import Range, shades, to_16_bit
+from svertka.data.pixel_modes import Range, make_shade_table, to_16_bit
 from svertka.data.preprocessing import FITS, Fit, Preprocess
 
 pytest.importorskip("onnx")
@@ -71,7 +71,7 @@ def test_the_graph_brings_every_16_bit_value_to_the_shade_that_python_gives_it(v
     rgb = np.repeat(every[:, :, None], 3, axis=2)
     (found,) = session(one).run(None, {"in": rgb[None]})
     np.testing.assert_allclose(found[0], one(rgb).numpy(), atol=1e-6)
-    np.testing.assert_allclose(found[0][0] * 255, shades(values).reshape(256, 256), atol=1e-3)
+    np.testing.assert_allclose(found[0][0] * 255, make_shade_table(values).reshape(256, 256), atol=1e-3)
 
 
 def test_few_values_differ_in_a_photograph() -> None:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from svertka.localization.heatmap import CELLS, find_region, heat_map
+from svertka.localization.heatmap import CELLS, find_region, make_heat_map
 from svertka.localization.patch_grid import pyramid_levels
-from svertka.localization.score_maps import ScoreMap, class_scores
+from svertka.localization.score_maps import ScoreMap, average_class_scores
 
 
 def painted(height: int, width: int, box: tuple[float, float, float, float]) -> list[ScoreMap]:
@@ -24,7 +24,7 @@ def painted(height: int, width: int, box: tuple[float, float, float, float]) -> 
 @pytest.mark.parametrize("box", [(20, 30, 180, 200), (400, 100, 620, 300), (240, 180, 400, 330)])
 def test_the_hottest_region_is_where_the_object_is(box: tuple[int, int, int, int]) -> None:
     maps = painted(480, 640, box)
-    hot = heat_map(maps, 0, 480, 640)
+    hot = make_heat_map(maps, 0, 480, 640)
     assert hot.shape == (CELLS, 128)
     assert 0 <= hot.min() < hot.max() <= 1
     found = find_region(hot, "cat", 480, 640)
@@ -40,7 +40,7 @@ def test_the_hottest_region_is_where_the_object_is(box: tuple[int, int, int, int
 
 def test_heat_is_a_sum_over_the_patches_around_each_spot() -> None:
     maps = painted(96, 128, (10, 10, 50, 60))
-    hot = heat_map(maps, 0, 96, 128)  # a cell is a pixel
+    hot = make_heat_map(maps, 0, 96, 128)  # a cell is a pixel
     for y, x in ((0, 0), (40, 30), (95, 127), (60, 100)):
         shares = []
         for one in maps:
@@ -56,7 +56,7 @@ def test_heat_is_a_sum_over_the_patches_around_each_spot() -> None:
 def test_scores_are_means_of_fifth_powers() -> None:
     maps = painted(96, 128, (10, 10, 50, 60))
     every = np.concatenate([one.scores[1].ravel() for one in maps]).astype(float)
-    assert class_scores(maps)[1] == pytest.approx(sum(every**5) / len(every), rel=1e-5)
+    assert average_class_scores(maps)[1] == pytest.approx(sum(every**5) / len(every), rel=1e-5)
 
 
 def test_equal_heat_everywhere_is_the_whole_picture() -> None:

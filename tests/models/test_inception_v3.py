@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from svertka.graph.summary import count_network
-from svertka.models.inception_v3 import InceptionV3, avg_pool
+from svertka.models.inception_v3 import InceptionV3, make_avg_pool
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_each_layer_is_used_once(network):
 
 
 def test_average_pooling_counts_the_padding():
-    assert avg_pool()(torch.ones(1, 1, 5, 5))[0, 0, 0, 0] == pytest.approx(4 / 9)
+    assert make_avg_pool()(torch.ones(1, 1, 5, 5))[0, 0, 0, 0] == pytest.approx(4 / 9)
 
 
 def test_initial_weights_have_he_s_variance_and_the_auxiliary_s_are_small():

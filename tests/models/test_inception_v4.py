@@ -11,9 +11,9 @@ from svertka.models.inception_v4 import (
     InceptionResNetV2,
     InceptionV4,
     ScaledResidualBranches,
-    avg_pool_conv,
-    conv_chain,
     convert_timm_state_dict,
+    make_avg_pool_conv,
+    make_conv_chain,
 )
 
 BOTH = pytest.mark.parametrize("builder", [InceptionV4, InceptionResNetV2])
@@ -170,7 +170,7 @@ def test_scaled_residual_is_added_to_the_input():
 
 
 def test_the_last_convolution_of_a_chain_downsamples():
-    layers = conv_chain(8, (4, 1), (6, (1, 7)), (5, 3), downsample=True)
+    layers = make_conv_chain(8, (4, 1), (6, (1, 7)), (5, 3), downsample=True)
     assert all(isinstance(layer, ConvBNReLU) for layer in layers)
     assert [layer.conv.stride for layer in layers] == [(1, 1), (1, 1), (2, 2)]
     assert [layer.conv.padding for layer in layers] == [(0, 0), (0, 3), (0, 0)]
@@ -178,4 +178,4 @@ def test_the_last_convolution_of_a_chain_downsamples():
 
 
 def test_average_pooling_ignores_the_padding():
-    assert torch.equal(avg_pool_conv(1, 1)[0](torch.ones(1, 1, 5, 5)), torch.ones(1, 1, 5, 5))
+    assert torch.equal(make_avg_pool_conv(1, 1)[0](torch.ones(1, 1, 5, 5)), torch.ones(1, 1, 5, 5))

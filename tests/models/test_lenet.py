@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from svertka.graph.summary import trace
-from svertka.models.lenet import C3_CONNECTIONS, LeNet5, PartiallyConnectedConv2d, RadialBasisOutput, class_codes
+from svertka.models.lenet import C3_CONNECTIONS, LeNet5, PartiallyConnectedConv2d, RadialBasisOutput, make_class_codes
 
 # Table I as printed: a row for each feature map of S2, a column for each of C3.
 TABLE = """
@@ -66,15 +66,17 @@ def test_c3_is_a_convolution_over_the_connected_maps():
 def test_scores_are_negative_squared_distances():
     torch.manual_seed(2)
     states = torch.randn(5, 84)
-    logits = RadialBasisOutput(class_codes(10))(states)
-    assert torch.allclose(logits, -torch.cdist(states.double(), class_codes(10).double()).square().float(), rtol=1e-5)
+    logits = RadialBasisOutput(make_class_codes(10))(states)
+    assert torch.allclose(
+        logits, -torch.cdist(states.double(), make_class_codes(10).double()).square().float(), rtol=1e-5
+    )
     assert logits.max() <= 0
-    assert torch.equal(RadialBasisOutput(class_codes(10))(class_codes(10)).argmax(dim=1), torch.arange(10))
+    assert torch.equal(RadialBasisOutput(make_class_codes(10))(make_class_codes(10)).argmax(dim=1), torch.arange(10))
 
 
 @pytest.mark.parametrize("classes", [1, 2, 10, 37, 1000])
 def test_codes_are_plus_or_minus_one_and_far_apart(classes):
-    table = class_codes(classes)
+    table = make_class_codes(classes)
     assert table.shape == (classes, 84)
     assert table.abs().eq(1).all()
     differing = (84 - table @ table.T) / 2 + 84 * torch.eye(classes)
@@ -83,10 +85,10 @@ def test_codes_are_plus_or_minus_one_and_far_apart(classes):
 
 
 def test_a_class_keeps_its_code_whatever_the_count():
-    assert torch.equal(class_codes(100)[:7], class_codes(7))
+    assert torch.equal(make_class_codes(100)[:7], make_class_codes(7))
     # The rule by hand, `printf 'class 0' | sha256sum`: another Python or PyTorch must give the same network.
     bits = f"{0x47B2481D4655B4A3423CCD:088b}"[:84]
-    assert class_codes(2)[0].tolist() == [1.0 if bit == "1" else -1.0 for bit in bits]
+    assert make_class_codes(2)[0].tolist() == [1.0 if bit == "1" else -1.0 for bit in bits]
 
 
 def test_weights_start_uniform_within_their_bound(network):

@@ -15,9 +15,9 @@ from svertka.models.resnet import (
     CIFARResNet,
     ResNet,
     ZeroPadShortcut,
-    no_shortcut,
-    projection_shortcut,
-    zero_pad_shortcut,
+    make_identity_shortcut,
+    make_projection_shortcut,
+    make_zero_pad_shortcut,
 )
 
 
@@ -120,11 +120,11 @@ def test_zero_pad_shortcut_subsamples_and_pads_channels():
 
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
-@pytest.mark.parametrize("shortcut", [zero_pad_shortcut, projection_shortcut])
+@pytest.mark.parametrize("shortcut", [make_zero_pad_shortcut, make_projection_shortcut])
 def test_a_block_with_zero_residual_is_a_relu_of_its_shortcut(block, shortcut):
     width = 16 if block is BasicBlock else 4
     inputs = torch.randn(2, 16, 5, 5)
-    for made, expected in ((shortcut, inputs.clamp(min=0)), (no_shortcut, torch.zeros_like(inputs))):
+    for made, expected in ((shortcut, inputs.clamp(min=0)), (make_identity_shortcut, torch.zeros_like(inputs))):
         network = block(16, width, 1, made).eval()
         init_weights(network, "he")
         nn.init.zeros_((network.bn2 if block is BasicBlock else network.bn3).weight)

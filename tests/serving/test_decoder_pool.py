@@ -21,7 +21,7 @@ from svertka.data.image_io import read_image
 from svertka.data.preprocessing import crop_region
 from svertka.errors import FormatError, ImageError, SizeError
 from svertka.serving import decoder_pool as module
-from svertka.serving.decoder_pool import MAX_LARGE_WAITING, DecoderPool, DecodingUsage
+from svertka.serving.decoder_pool import MAX_LARGE_WAITING, DecoderPool, RequestDecoding
 from svertka.serving.decoder_process import DecodingSettings
 from svertka.serving.http_errors import HTTPError
 
@@ -69,8 +69,10 @@ def saved(width: int, height: int, kind: str, **options: Any) -> bytes:
 def test_pixels_are_those_that_are_decoded_here(kinds: dict[str, Path]) -> None:
     async def all_of_them(decoders: DecoderPool) -> list[Any]:
         return await asyncio.gather(
-            *(decoders.decode(path.read_bytes(), SETTINGS, DecodingUsage(), itself) for path in kinds.values()),
-            decoders.decode(kinds["plain.jpg"].read_bytes(), SETTINGS._replace(square=False), DecodingUsage(), itself),
+            *(decoders.decode(path.read_bytes(), SETTINGS, RequestDecoding(), itself) for path in kinds.values()),
+            decoders.decode(
+                kinds["plain.jpg"].read_bytes(), SETTINGS._replace(square=False), RequestDecoding(), itself
+            ),
         )
 
     *found, whole = run(all_of_them, processes=2)
@@ -96,13 +98,13 @@ def test_pixels_are_those_that_are_decoded_here(kinds: dict[str, Path]) -> None:
 )
 def test_what_cannot_be_read_says_why(data: bytes, error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
-        run(lambda decoders: decoders.decode(data, SETTINGS, DecodingUsage(), itself))
+        run(lambda decoders: decoders.decode(data, SETTINGS, RequestDecoding(), itself))
 
 
 def test_a_large_image_is_decoded_by_the_one_process_for_such() -> None:
     async def one(decoders: DecoderPool) -> Any:
         first = set(decoders.pids)
-        pixels = await decoders.decode(saved(2600, 2500, "WEBP", lossless=True), SETTINGS, DecodingUsage(), itself)
+        pixels = await decoders.decode(saved(2600, 2500, "WEBP", lossless=True), SETTINGS, RequestDecoding(), itself)
         return pixels, len(set(decoders.pids) - first)
 
     pixels, more = run(one)
@@ -115,16 +117,16 @@ def test_slow_images_hold_up_no_others(jpeg: bytes) -> None:
     slow = scans(1500, 60)
 
     async def beside(decoders: DecoderPool) -> tuple[int, int]:
-        hostile = DecodingUsage()
+        hostile = RequestDecoding()
         waiting = [asyncio.create_task(decoders.decode(slow, SETTINGS, hostile, itself)) for _ in range(40)]
         await asyncio.sleep(0)
         for _ in range(20):
-            await decoders.decode(jpeg, SETTINGS, DecodingUsage(), itself)
+            await decoders.decode(jpeg, SETTINGS, RequestDecoding(), itself)
         done = sum(task.done() for task in waiting)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        await decoders.decode(slow, SETTINGS, DecodingUsage(), itself)  # there is room again
+        await decoders.decode(slow, SETTINGS, RequestDecoding(), itself)  # there is room again
         return done, hostile.running
 
     done, running = run(beside)
@@ -139,8 +141,8 @@ def test_what_takes_too_long_ends_and_the_next_one_is_decoded(jpeg: bytes, monke
     async def slow_then_quick(decoders: DecoderPool) -> None:
         before = decoders.pids
         with pytest.raises(SizeError, match="takes more than .* seconds to decode"):
-            await decoders.decode(scans(3000, 90), SETTINGS, DecodingUsage(), itself)
-        await decoders.decode(saved(20, 20, "PNG"), SETTINGS, DecodingUsage(), itself)
+            await decoders.decode(scans(3000, 90), SETTINGS, RequestDecoding(), itself)
+        await decoders.decode(saved(20, 20, "PNG"), SETTINGS, RequestDecoding(), itself)
         assert not set(decoders.pids) & set(before)
 
     run(slow_then_quick)
@@ -151,7 +153,7 @@ def test_a_process_that_is_killed_is_replaced(jpeg: bytes) -> None:
         for _ in range(3):
             (pid,) = decoders.pids[:1]
             os.kill(pid, signal.SIGKILL)
-            await decoders.decode(jpeg, SETTINGS, DecodingUsage(), itself)
+            await decoders.decode(jpeg, SETTINGS, RequestDecoding(), itself)
 
     run(killed)
 
@@ -161,14 +163,14 @@ def test_whoever_gives_up_leaves_nothing(jpeg: bytes, monkeypatch: pytest.Monkey
     slow = scans(3000, 90)
 
     async def abandoned(decoders: DecoderPool) -> float:
-        tasks = [asyncio.create_task(decoders.decode(slow, SETTINGS, DecodingUsage(), itself)) for _ in range(6)]
+        tasks = [asyncio.create_task(decoders.decode(slow, SETTINGS, RequestDecoding(), itself)) for _ in range(6)]
         await asyncio.sleep(0.5)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         began = time.monotonic()
-        await asyncio.gather(*(decoders.decode(jpeg, SETTINGS, DecodingUsage(), itself) for _ in range(4)))
-        await decoders.decode(saved(2600, 2500, "WEBP", lossless=True), SETTINGS, DecodingUsage(), itself)
+        await asyncio.gather(*(decoders.decode(jpeg, SETTINGS, RequestDecoding(), itself) for _ in range(4)))
+        await decoders.decode(saved(2600, 2500, "WEBP", lossless=True), SETTINGS, RequestDecoding(), itself)
         return time.monotonic() - began
 
     run(abandoned)
@@ -178,11 +180,11 @@ def test_a_request_may_not_take_for_ever(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(module, "REQUEST_SECONDS", 0.0)
 
     async def two(decoders: DecoderPool) -> None:
-        account = DecodingUsage()
+        account = RequestDecoding()
         await decoders.decode(saved(20, 20, "PNG"), SETTINGS, account, itself)
         with pytest.raises(SizeError, match="the images of this request took more than 0 seconds"):
             await decoders.decode(saved(20, 20, "PNG"), SETTINGS, account, itself)
-        await decoders.decode(saved(20, 20, "PNG"), SETTINGS, DecodingUsage(), itself)
+        await decoders.decode(saved(20, 20, "PNG"), SETTINGS, RequestDecoding(), itself)
 
     run(two)
 
@@ -192,7 +194,7 @@ def test_too_many_large_images_are_told_to_come_again() -> None:
 
     async def crowd(decoders: DecoderPool) -> list[Any]:
         tasks = [
-            asyncio.create_task(decoders.decode(slow, SETTINGS, DecodingUsage(), itself))
+            asyncio.create_task(decoders.decode(slow, SETTINGS, RequestDecoding(), itself))
             for _ in range(MAX_LARGE_WAITING + 4)
         ]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -212,7 +214,7 @@ def test_large_images_of_one_request_wait_for_each_other() -> None:
     many = [saved(2450, 2450, "WEBP", lossless=True)] * (MAX_LARGE_WAITING + 3)
 
     async def all_of_them(decoders: DecoderPool) -> int:
-        account = DecodingUsage()
+        account = RequestDecoding()
         return len(await asyncio.gather(*(decoders.decode(one, SETTINGS, account, itself) for one in many)))
 
     assert run(all_of_them) == len(many)
@@ -232,7 +234,7 @@ def test_a_process_ends_with_its_server_and_imports_little() -> None:
 def test_a_process_that_does_not_start_is_said(jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     async def one(decoders: DecoderPool) -> None:
         with pytest.raises(HTTPError, match="the decoder process exited with status 1"):
-            await decoders.decode(jpeg, SETTINGS, DecodingUsage(), itself)
+            await decoders.decode(jpeg, SETTINGS, RequestDecoding(), itself)
 
     monkeypatch.setattr(module, "ORDINARY_LIMITS", module.ORDINARY_LIMITS._replace(memory="none"))
     run(one)
@@ -241,7 +243,7 @@ def test_a_process_that_does_not_start_is_said(jpeg: bytes, monkeypatch: pytest.
 def test_turns_of_those_who_give_up_go_to_others(jpeg: bytes) -> None:
     async def hurried(decoders: DecoderPool) -> int:
         for _ in range(30):
-            tasks = [asyncio.create_task(decoders.decode(jpeg, SETTINGS, DecodingUsage(), itself)) for _ in range(6)]
+            tasks = [asyncio.create_task(decoders.decode(jpeg, SETTINGS, RequestDecoding(), itself)) for _ in range(6)]
             await asyncio.sleep(0.003)
             for task in tasks[::2]:
                 task.cancel()

@@ -7,7 +7,7 @@ import torch
 from svertka.errors import RunError
 from svertka.run import Run
 from svertka.training.builtin_recipes import RECIPES
-from svertka.training.config import Settings, versions
+from svertka.training.config import Settings, get_versions
 
 SETTINGS = Settings(
     source="digits", fingerprint="ab", parts={"train": 3}, bad=[], val=0.1, test=0.0, model="mlp", recipe_name="photos",
@@ -21,7 +21,7 @@ def test_training_json_survives(tmp_path: Path) -> None:
     run.training.write_text(SETTINGS.model_dump_json())
     assert Settings.of(run) == SETTINGS
     assert Settings.of(run).layout == torch.channels_last
-    assert set(versions()) == {"svertka", "torch", "python"}
+    assert set(get_versions()) == {"svertka", "torch", "python"}
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ PHASES: dict[str, tuple[Any, str, int]] = {
     "last checkpoint": (checkpoint, "save", 2),
     "loading what was kept": (Classifier, "load", 1),
     "scoring": (resume, "prepare_evaluation", 1),
-    "the result": (metrics_log.Log, "close", 1),
+    "the result": (metrics_log.MetricsLog, "close", 1),
     "the report": (resume.training_report, "write_training_report", 1),
 }
 

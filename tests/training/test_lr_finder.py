@@ -6,7 +6,7 @@ import torch
 from svertka.data.loader import BatchLoader
 from svertka.errors import TrainingError
 from svertka.models.registry import MODELS
-from svertka.training.lr_finder import find_learning_rate, find_steepest_fall, stable_rate
+from svertka.training.lr_finder import find_learning_rate, find_stable_rate, find_steepest_fall
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import make_optimizer
 
@@ -49,7 +49,7 @@ def test_a_head_over_features_of_any_size_learns_at_the_stable_rate(scale: float
     torch.manual_seed(0)
     features = scale * torch.rand(64, 20, dtype=torch.float64)
     recipe = Recipe(lr=0.1, nesterov=nesterov)
-    rate = stable_rate(features, recipe)
+    rate = find_stable_rate(features, recipe)
     assert rate <= recipe.lr
     curvature = (features.T @ features) / 64 / 2
     weights = torch.randn(20, dtype=torch.float64, requires_grad=True)
@@ -66,5 +66,5 @@ def test_a_head_over_features_of_any_size_learns_at_the_stable_rate(scale: float
 
 
 def test_a_rate_that_is_stable_or_of_adamw_stays() -> None:
-    assert stable_rate(0.1 * torch.rand(64, 20), Recipe(lr=0.1)) == 0.1
-    assert stable_rate(1000 * torch.rand(64, 20), Recipe(lr=0.1, optimizer="adamw")) == 0.1
+    assert find_stable_rate(0.1 * torch.rand(64, 20), Recipe(lr=0.1)) == 0.1
+    assert find_stable_rate(1000 * torch.rand(64, 20), Recipe(lr=0.1, optimizer="adamw")) == 0.1

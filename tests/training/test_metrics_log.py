@@ -1,11 +1,11 @@
 import json
 from pathlib import Path
 
-from svertka.training.metrics_log import Log
+from svertka.training.metrics_log import MetricsLog
 
 
 def test_lines_are_json_and_what_is_not_a_number_is_null(tmp_path: Path) -> None:
-    log = Log(tmp_path / "metrics.jsonl")
+    log = MetricsLog(tmp_path / "metrics.jsonl")
     log.write("step", step=1, loss=float("nan"), error=0.5)
     log.write("health", sentence="naïve ☃")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -13,11 +13,11 @@ def test_lines_are_json_and_what_is_not_a_number_is_null(tmp_path: Path) -> None
 
 
 def test_a_resume_cuts_off_what_came_after_its_checkpoint(tmp_path: Path) -> None:
-    log = Log(tmp_path / "metrics.jsonl")
+    log = MetricsLog(tmp_path / "metrics.jsonl")
     log.write("step", step=1)
     offset = log.offset
     log.write("step", step=2)
-    Log(tmp_path / "metrics.jsonl", offset).write("step", step=3)
+    MetricsLog(tmp_path / "metrics.jsonl", offset).write("step", step=3)
     lines = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [1, 3]
 
@@ -25,7 +25,7 @@ def test_a_resume_cuts_off_what_came_after_its_checkpoint(tmp_path: Path) -> Non
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = Log(tmp_path / "metrics.jsonl", tensorboard=True)
+    log = MetricsLog(tmp_path / "metrics.jsonl", tensorboard=True)
     log.write("step", step=20, loss=0.25)
     log.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))

@@ -17,7 +17,7 @@ import svertka
 from svertka.errors import DataError, Interrupted, RunError, UsageError
 from svertka.run import Run
 from svertka.training import run_lock as module
-from svertka.training.run_lock import claimed, in_use
+from svertka.training.run_lock import claim_run_folder, lock_run
 
 OPTIONS = {"model": "mlp", "size": 8, "epochs": 1, "threads": 1}
 
@@ -35,16 +35,16 @@ def held_by_another(code: str, *arguments: object, folder: Path) -> Iterator[sub
 
 CLAIM = """
 import sys
-from svertka.training.run_lock import claimed
-with claimed("digits", "mlp", sys.argv[1] if len(sys.argv) > 1 else None) as folder:
+from svertka.training.run_lock import claim_run_folder
+with claim_run_folder("digits", "mlp", sys.argv[1] if len(sys.argv) > 1 else None) as folder:
     print(folder, flush=True)
     sys.stdin.read()
 """
 USE = """
 import sys
 from svertka.run import Run
-from svertka.training.run_lock import in_use
-with in_use(Run(sys.argv[1])):
+from svertka.training.run_lock import lock_run
+with lock_run(Run(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -54,22 +54,22 @@ def test_each_takes_its_own_name_before_it_has_anything(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     with ExitStack() as stack:
         stack.enter_context(held_by_another(CLAIM, folder=tmp_path))
-        names = [stack.enter_context(claimed("digits", "mlp", None)) for _ in range(3)]
+        names = [stack.enter_context(claim_run_folder("digits", "mlp", None)) for _ in range(3)]
         assert names == [Path(f"runs/digits-mlp-{number}") for number in (2, 3, 4)]
         with pytest.raises(RunError, match=rf"digits-mlp-3 is being trained by process {os.getpid()}; wait until"):
-            stack.enter_context(claimed("digits", "mlp", names[1]))
+            stack.enter_context(claim_run_folder("digits", "mlp", names[1]))
         for name in names[:2]:
             (name / "config.json").write_text("")
     assert sorted(path.name for path in Path("runs").iterdir()) == ["digits-mlp", "digits-mlp-2", "digits-mlp-3"]
     assert [path.name for path in names[0].iterdir()] == ["config.json"]
-    with claimed("digits", "mlp", None) as again:  # the name that a killed process had
+    with claim_run_folder("digits", "mlp", None) as again:  # the name that a killed process had
         assert again == Path("runs/digits-mlp")
 
 
 def test_the_name_is_short_enough_for_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("é" * 120).mkdir()
-    with claimed("é" * 120, "mlp", None) as folder:
+    with claim_run_folder("é" * 120, "mlp", None) as folder:
         assert folder.name == "é" * 80 + "-mlp"
 
 
@@ -92,7 +92,7 @@ def test_what_is_there_is_left_alone(tmp_path: Path, what: str) -> None:
     else:
         place.mkdir()
         (place / "mine").write_text("mine")
-    with pytest.raises(UsageError, match="place exists; choose another"), claimed("digits", "mlp", place):
+    with pytest.raises(UsageError, match="place exists; choose another"), claim_run_folder("digits", "mlp", place):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["place"]
 
@@ -150,7 +150,7 @@ def test_a_lock_that_names_nobody_still_keeps_others_out(tmp_path: Path, content
         file.write(content)
         file.flush()
         fcntl.flock(file.fileno(), fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="is being trained by another process"), in_use(run):
+        with pytest.raises(RunError, match="is being trained by another process"), lock_run(run):
             pass
 
 

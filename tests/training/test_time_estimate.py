@@ -9,8 +9,8 @@ from svertka.training.builtin_recipes import RECIPES
 from svertka.training.recipe import Recipe
 from svertka.training.time_estimate import (
     FrozenCost,
+    epochs_within_budget,
     estimate_epoch_seconds,
-    fit_epochs,
     parse_time,
     repeat_batch,
     time_steps,
@@ -52,8 +52,8 @@ def test_a_budget_becomes_epochs() -> None:
     )
     one = estimate_epoch_seconds(timing, steps=100, batch_size=8, val_images=80)
     assert one > 100 * timing.step
-    assert fit_epochs(10 * one, 0, 0, one) == 9
-    assert fit_epochs(10 * one + 70, 50, 20, one) == 9
+    assert epochs_within_budget(10 * one, 0, 0, one) == 9
+    assert epochs_within_budget(10 * one + 70, 50, 20, one) == 9
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,9 @@ def test_a_budget_becomes_epochs() -> None:
 )
 def test_a_budget_that_is_used_up_says_by_what(budget: float, spent: float, around: float) -> None:
     with pytest.raises(UsageError, match=r"time=.* is too short: the preparation took .*; allow .* or more") as caught:
-        fit_epochs(budget, spent, around, 10.0)
+        epochs_within_budget(budget, spent, around, 10.0)
     assert "-" not in str(caught.value).replace("--model", "")
-    assert fit_epochs(spent + around + 12, spent, around, 10.0) >= 0.9
+    assert epochs_within_budget(spent + around + 12, spent, around, 10.0) >= 0.9
 
 
 def test_a_batch_too_small_for_batch_norm_is_one_sentence() -> None:

@@ -17,8 +17,8 @@ from svertka.training.training_loop import (
     LOG_EVERY,
     Callback,
     Loss,
-    State,
     StepMetrics,
+    TrainingState,
     count_steps,
     fit,
     gradient_ratios,
@@ -55,7 +55,7 @@ def mlp() -> nn.Module:
 ])  # fmt: skip
 def test_it_computes_what_the_textbook_loop_computes(digit_batches: Callable[..., BatchLoader], recipe: Recipe) -> None:
     batches, network, watcher = digit_batches(), mlp(), Watcher()
-    fit(network, make_optimizer(network, recipe), batches, recipe, State(), watcher)
+    fit(network, make_optimizer(network, recipe), batches, recipe, TrainingState(), watcher)
 
     theirs = mlp()
     if recipe.optimizer == "sgd":
@@ -79,7 +79,7 @@ def test_it_computes_what_the_textbook_loop_computes(digit_batches: Callable[...
 
 def test_every_picture_is_counted_once_and_looks_come_when_promised(digit_batches: Callable[..., BatchLoader]) -> None:
     batches, network, watcher = digit_batches(pictures=1600), mlp(), Watcher()
-    recipe, state = Recipe(epochs=2, lr=0.0001), State()
+    recipe, state = Recipe(epochs=2, lr=0.0001), TrainingState()
     fit(network, make_optimizer(network, recipe), batches, recipe, state, watcher)
     assert [look.step for look in watcher.looks] == [20, 25, 40, 50]
     assert [look.steps for look in watcher.looks] == [20, 5, 15, 10]
@@ -90,7 +90,7 @@ def test_every_picture_is_counted_once_and_looks_come_when_promised(digit_batche
 def test_the_epochs_means_are_those_of_its_batches(digit_batches: Callable[..., BatchLoader]) -> None:
     batches, network, watcher = digit_batches(), mlp(), Watcher()
     recipe = Recipe(epochs=1, lr=1e-30, schedule=Constant())
-    fit(network, make_optimizer(network, recipe), batches, recipe, State(), watcher)
+    fit(network, make_optimizer(network, recipe), batches, recipe, TrainingState(), watcher)
     logits = torch.cat([network(batch.images) for batch in batches.epoch(0)])
     labels = torch.cat([batch.labels for batch in batches.epoch(0)])
     (_, loss, error) = watcher.epochs[0]
@@ -102,7 +102,14 @@ def test_what_is_shown_is_plain_cross_entropy_whatever_is_minimised(digit_batche
     shown = []
     for recipe in (Recipe(lr=1e-30), Recipe(lr=1e-30, label_smoothing=0.2, rubbish=3.0)):
         watcher, network = Watcher(), mlp()
-        fit(network, make_optimizer(network, recipe), digit_batches(), recipe.with_changes(epochs=1), State(), watcher)
+        fit(
+            network,
+            make_optimizer(network, recipe),
+            digit_batches(),
+            recipe.with_changes(epochs=1),
+            TrainingState(),
+            watcher,
+        )
         shown.append(watcher.epochs[0][1])
     assert shown[0] == pytest.approx(shown[1], rel=1e-6)
 
@@ -115,7 +122,7 @@ def test_rows_count_in_the_loss_as_they_are_weighted(
     batches.weights = torch.from_numpy(batches.labels == 0).float()  # zeros only
     recipe = Recipe(epochs=1, lr=0.1, schedule=Constant(), momentum=0, accumulate=accumulate)
     before = network.output.bias.detach().clone()
-    fit(network, make_optimizer(network, recipe), batches, recipe, State(), Callback())
+    fit(network, make_optimizer(network, recipe), batches, recipe, TrainingState(), Callback())
     change = network.output.bias.detach() - before
     assert change[0] > 0
     assert (change[1:] < 0).all()
@@ -136,7 +143,7 @@ def test_the_loss_with_a_rubbish_class_is_equation_9_of_the_paper() -> None:
 def test_divergence_names_the_steps(digit_batches: Callable[..., BatchLoader]) -> None:
     network = mlp()
     recipe = Recipe(epochs=9, lr=0.05, schedule=Constant())
-    state, batches = State(), digit_batches(pictures=1600)
+    state, batches = TrainingState(), digit_batches(pictures=1600)
 
     class Saboteur(Callback):
         def on_metrics(self, metrics: StepMetrics) -> None:
@@ -233,7 +240,7 @@ def test_a_training_that_looks_ahead_resumes_exactly(digit_batches: Callable[...
             if stop and state.step == 7:
                 checkpoint.save(tmp_path / "checkpoint" / "at", whole, optimizer, state)
 
-    state, whole = State(), network()
+    state, whole = TrainingState(), network()
     optimizer = make_optimizer(whole, recipe)
     fit(whole, optimizer, batches, recipe, state, Saver())
     resumed = network()

@@ -11,7 +11,13 @@ from torch import nn
 
 from svertka.data.loader import BatchLoader
 from svertka.transfer import closed_form_heads
-from svertka.transfer.closed_form_heads import SOLVERS, fit_head, gather_features, logistic_regression, nearest_mean
+from svertka.transfer.closed_form_heads import (
+    SOLVERS,
+    fit_head,
+    fit_logistic_regression,
+    fit_nearest_mean,
+    gather_features,
+)
 
 
 def digits(classes: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -24,7 +30,7 @@ def digits(classes: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("classes", [2, 5])
 def test_logistic_regression_is_optimal_for_one_strength(classes: int) -> None:
     features, labels = digits(classes)
-    weight, bias = logistic_regression(features, labels, classes)
+    weight, bias = fit_logistic_regression(features, labels, classes)
     scores = torch.from_numpy(features @ weight.T + bias).double()
     found = torch.softmax(scores, 1).numpy()
     standard = (features - features.mean(0)) / np.maximum(features.std(0), 1e-6)
@@ -48,7 +54,7 @@ def test_one_image_per_class_is_enough() -> None:
 
 def test_the_nearest_mean_has_the_highest_score() -> None:
     features, labels = digits(10, 1000)
-    weight, bias = nearest_mean(features, labels, 10)
+    weight, bias = fit_nearest_mean(features, labels, 10)
     means = np.stack([features[labels == one].mean(0) for one in range(10)]).astype(np.float64)
     nearest = np.square(features[:, None] - means).sum(2).argmin(1)
     assert ((features @ weight.T + bias).argmax(1) == nearest).all()
@@ -75,7 +81,7 @@ def test_estimated_iterations_match_those_taken(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(closed_form_heads, "_fit_logistic", counting)
     features, labels = digits(10, 600)
-    logistic_regression(
+    fit_logistic_regression(
         features + np.random.default_rng(0).normal(0, noise, features.shape).astype(np.float32), labels, 10
     )
     expected = closed_form_heads.MEAN_ITERATIONS * closed_form_heads.FOLDS * len(closed_form_heads.STRENGTHS)

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from svertka.cli.option_types import AsJson, Columns, Group, MaxPixels, Test, Val, pixel_count
-from svertka.cli.printing import loading, print_json, print_line
+from svertka.cli.option_types import AsJson, Columns, Group, MaxPixels, Test, Val, parse_pixel_count
+from svertka.cli.printing import print_json, print_line, show_loading
 
 
 def check(
@@ -21,12 +21,12 @@ def check(
 
     Example: svertka check photos/
     """
-    with loading():
+    with show_loading():
         from svertka.data import dataset_check as checking
 
-    findings = checking.check(source, val, test, columns=columns, group=group, max_pixels=pixel_count(max_pixels))
+    findings = checking.check(source, val, test, columns=columns, group=group, max_pixels=parse_pixel_count(max_pixels))
     if as_json:
         print_json(findings.to_dict())
     else:
-        for line in checking.describe(findings):
+        for line in checking.describe_findings(findings):
             print_line(line)

@@ -17,10 +17,10 @@ from svertka.cli.option_types import (
     Scales,
     Threads,
     TrustBuilder,
-    pixel_count,
-    whole_numbers,
+    parse_pixel_count,
+    parse_whole_numbers,
 )
-from svertka.cli.printing import loading, print_json, print_line, print_table
+from svertka.cli.printing import print_json, print_line, print_table, show_loading
 
 if TYPE_CHECKING:
     from svertka.evaluation.compare import ComparedRun
@@ -53,16 +53,16 @@ def compare(
 
     Example: svertka compare runs/photos-resnet18 runs/photos-vgg16 --output comparison.html
     """
-    with loading():
+    with show_loading():
         from svertka.evaluation.compare import compare as side_by_side
-        from svertka.evaluation.compare import runs_and_source
+        from svertka.evaluation.compare import separate_runs_and_source
 
-    runs, source = runs_and_source(run)
+    runs, source = separate_runs_and_source(run)
     result = side_by_side(
         runs,
         source,
         crops=crops,
-        scales=whole_numbers("--scales", scales),
+        scales=parse_whole_numbers("--scales", scales),
         part=part,
         include_training=include_training,
         output=output,
@@ -70,7 +70,7 @@ def compare(
         device=device,
         threads=threads,
         cache_limit=cache_limit,
-        max_pixels=pixel_count(max_pixels),
+        max_pixels=parse_pixel_count(max_pixels),
         trust=trust,
     )
     if as_json:

@@ -19,10 +19,10 @@ from svertka.cli.option_types import (
     Scales,
     Threads,
     TrustBuilder,
-    pixel_count,
-    whole_numbers,
+    parse_pixel_count,
+    parse_whole_numbers,
 )
-from svertka.cli.printing import loading, print_json, print_line, print_table
+from svertka.cli.printing import print_json, print_line, print_table, show_loading
 
 
 def evaluate(
@@ -49,14 +49,14 @@ def evaluate(
 
     Example: svertka evaluate runs/photos-resnet18 runs/photos-vgg16 photos/ --crops 10
     """
-    with loading():
+    with show_loading():
         from svertka.evaluation.evaluate import evaluate as judge
 
     result = judge(
         run,
         source,
         crops=crops,
-        scales=whole_numbers("--scales", scales),
+        scales=parse_whole_numbers("--scales", scales),
         part=part,
         include_training=include_training,
         output=output,
@@ -65,7 +65,7 @@ def evaluate(
         device=device,
         threads=threads,
         cache_limit=cache_limit,
-        max_pixels=pixel_count(max_pixels),
+        max_pixels=parse_pixel_count(max_pixels),
         trust=trust,
     )
     if as_json:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from svertka.cli.option_types import AsJson, Overwrite, RunArgument, TrustBuilder
-from svertka.cli.printing import loading, print_json, print_line
+from svertka.cli.printing import print_json, print_line, show_loading
 
 
 def export(
@@ -31,7 +31,7 @@ def export(
 
     Example: svertka export runs/photos-resnet18 --to model.onnx
     """
-    with loading():
+    with show_loading():
         from svertka.exporters.export import export as write
 
     written = write(run, to, pictures=images or (), preprocessing=preprocessing, overwrite=overwrite, trust=trust)

@@ -17,9 +17,9 @@ from svertka.cli.option_types import (
     RunArgument,
     Threads,
     TrustBuilder,
-    pixel_count,
+    parse_pixel_count,
 )
-from svertka.cli.printing import loading, print_json, print_line, print_table
+from svertka.cli.printing import print_json, print_line, print_table, show_loading
 from svertka.escaping import to_printable
 
 
@@ -49,7 +49,7 @@ def locate(
 
     Example: svertka locate runs/photos-efficientnet_lite0 album/ --output found
     """
-    with loading():
+    with show_loading():
         from svertka.localization.locate import locate as search
         from svertka.localization.overlays import describe_pointing
 
@@ -63,7 +63,7 @@ def locate(
         overwrite=overwrite,
         device=device,
         threads=threads,
-        max_pixels=pixel_count(max_pixels),
+        max_pixels=parse_pixel_count(max_pixels),
         trust=trust,
     )
     for image in located.images:

@@ -14,9 +14,9 @@ from svertka.cli.option_types import (
     RunArgument,
     Threads,
     TrustBuilder,
-    pixel_count,
+    parse_pixel_count,
 )
-from svertka.cli.printing import loading, print_json, print_line
+from svertka.cli.printing import print_json, print_line, show_loading
 
 
 def look(
@@ -46,7 +46,7 @@ def look(
 
     Example: svertka look runs/digits-lenet5
     """
-    with loading():
+    with show_loading():
         from svertka.inspection.atlas.build import look as make
 
     names = None if layers is None else [name.strip() for name in layers.split(",") if name.strip()]
@@ -61,7 +61,7 @@ def look(
         device=device,
         threads=threads,
         cache_limit=cache_limit,
-        max_pixels=pixel_count(max_pixels),
+        max_pixels=parse_pixel_count(max_pixels),
         trust=trust,
     )
     if as_json:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from svertka.cli.option_types import AsJson
-from svertka.cli.printing import loading, print_json, print_line, print_table
+from svertka.cli.printing import print_json, print_line, print_table, show_loading
 
 if TYPE_CHECKING:
     from svertka.graph.summary import Layer, Trace
@@ -25,7 +25,7 @@ def models(
 
     Example: svertka models vgg16
     """
-    with loading():
+    with show_loading():
         from svertka.models import external, registry
 
     if name is None:
@@ -47,7 +47,7 @@ def models(
         print_json(external.list_models(name)[0])
         return
     print_line(f"{name} on {'×'.join(map(str, model.input_shape))} pixels: {model.source}")
-    if reported := registry.describe(model)["published"]:
+    if reported := registry.describe_model(model)["published"]:
         print_line()
         print_line("Reported errors, %")
         header = ("top-1", "top-5", "crops", "of", "source", "note")

@@ -103,7 +103,7 @@ Overwrite = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
 
 
-def pixel_count(text: str | None) -> int | None:
+def parse_pixel_count(text: str | None) -> int | None:
     """Parse the value of --max-pixels, such as "200000000", "200M" or "0.2G"; None gives None."""
     if text is None:
         return None
@@ -118,7 +118,7 @@ def pixel_count(text: str | None) -> int | None:
     return round(count)
 
 
-def whole_numbers(option: str, text: str | None) -> list[int] | None:
+def parse_whole_numbers(option: str, text: str | None) -> list[int] | None:
     """Parse whole numbers separated by commas, the value of `option`; None gives None."""
     if text is None:
         return None

@@ -19,9 +19,9 @@ from svertka.cli.option_types import (
     RunArgument,
     Threads,
     TrustBuilder,
-    pixel_count,
+    parse_pixel_count,
 )
-from svertka.cli.printing import json_text, loading, print_table
+from svertka.cli.printing import print_table, show_loading, to_json
 from svertka.escaping import escape_csv_cell, escape_csv_path, to_printable
 
 Batch = list[dict[str, Any]]
@@ -45,10 +45,10 @@ def predict(
 
     Example: svertka predict runs/photos-resnet20 holiday.jpg album/
     """
-    with loading():
+    with show_loading():
         from svertka.classifier import predict_in_batches
 
-    failed, limit = False, pixel_count(max_pixels)
+    failed, limit = False, parse_pixel_count(max_pixels)
     form = _json_form if as_json else _csv_form if as_csv else _table_form
     with form() as write:
         for batch in predict_in_batches(
@@ -73,7 +73,7 @@ def _json_form() -> Iterator[Write]:
         nonlocal written
         for one in batch:
             print("[" if not written else ",")
-            print(textwrap.indent(json_text(one), "  "), end="")
+            print(textwrap.indent(to_json(one), "  "), end="")
             written += 1
 
     try:

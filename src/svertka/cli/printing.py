@@ -22,23 +22,23 @@ LEFT_TO_RIGHT_MARK = "\u200e"
 
 def print_json(value: Any) -> None:
     """Print one JSON value in ASCII, so that any name survives any terminal."""
-    print(json_text(value))
+    print(to_json(value))
 
 
-def json_text(value: Any) -> str:
+def to_json(value: Any) -> str:
     """Return `value` as strict JSON: null for NaN and infinity, escapes for bytes that are not UTF-8."""
     return json.dumps(_readable(value), indent=2, allow_nan=False)
 
 
 @contextmanager
-def loading() -> Iterator[None]:
+def show_loading() -> Iterator[None]:
     """Show a spinner while the body imports PyTorch and what needs it; elsewhere than on a terminal, nothing."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield
         return
-    from svertka.progress import working
+    from svertka.progress import show_spinner
 
-    with working("loading PyTorch"):
+    with show_spinner("loading PyTorch"):
         yield
 
 

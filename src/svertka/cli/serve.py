@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from svertka.cli.option_types import Device, Threads, TrustBuilder
-from svertka.cli.printing import loading, print_json, print_line
+from svertka.cli.printing import print_json, print_line, show_loading
 
 
 def serve(
@@ -34,7 +34,7 @@ def serve(
     # While they wait for one another or for work, threads of the network sleep: by themselves they spin, for which the
     # decoders of the next pictures wait. Read once, as PyTorch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    with loading():
+    with show_loading():
         from svertka.serving.serve import ServerAddress
         from svertka.serving.serve import serve as answer
 

@@ -20,9 +20,9 @@ from svertka.cli.option_types import (
     Threads,
     TrustBuilder,
     Val,
-    pixel_count,
+    parse_pixel_count,
 )
-from svertka.cli.printing import loading, print_json, print_line
+from svertka.cli.printing import print_json, print_line, show_loading
 from svertka.errors import UsageError
 from svertka.escaping import format_command
 
@@ -233,16 +233,16 @@ def train(
                 f"{option} cannot be given with --resume: the run goes on with its own settings; leave it out, or "
                 f"start a new run from its weights: {anew} …"
             )
-        with loading():
+        with show_loading():
             from svertka.training.resume import resume as continue_run
 
         run = continue_run(resume, source, boxes=boxes, tensorboard=tensorboard, trust=trust)
     else:
-        with loading():
+        with show_loading():
             from svertka.training.train import train as train_run
 
         options = {name: value for name, value in given.items() if name not in NOT_FOR_TRAIN}
-        run = train_run(str(source), **options | {"max_pixels": pixel_count(max_pixels)})
+        run = train_run(str(source), **options | {"max_pixels": parse_pixel_count(max_pixels)})
     from svertka import distributed
     from svertka.training.repeated_splits import Repeats
 

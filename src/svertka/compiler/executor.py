@@ -21,10 +21,10 @@ from svertka.compiler.ir import (
     FusedConvolution,
     Normalization,
     Pool,
-    results_of,
+    step_results,
 )
 from svertka.compiler.ir_verifier import check_step_shapes
-from svertka.compiler.layouts import Layouts, broadcast_strides, collapse_axes, row_step, values_of
+from svertka.compiler.layouts import Layouts, broadcast_strides, collapse_axes, row_step, step_values
 from svertka.compiler.memory_planner import FeatureMapSize, assign_offsets, find_concatenated_in_place, find_last_uses
 from svertka.compiler.output_structure import copy_for_caller
 from svertka.compiler.packing import PackedWeights
@@ -103,7 +103,7 @@ class ExecutionPlan:
                 self.parts.append((begin, len(self.program)))
                 begin = len(self.program)
             if step is not None:
-                values = [*step.inputs, *results_of(step)]
+                values = [*step.inputs, *step_results(step)]
                 self.parts.append(OperationCall(step, [value for value in values if last[value] <= number]))
         self._arenas: list[Tensor] = []  # unused; each call takes one, so threads do not share it
 
@@ -180,7 +180,7 @@ class ExecutionPlan:
 
     def _find_viewed(self, returned: Sequence[int]) -> list[int]:
         """Return the values whose memory other values share, so that it must be complete when it is computed."""
-        read = Counter(value for step in self.layouts.steps for value in values_of(step))
+        read = Counter(value for step in self.layouts.steps for value in step_values(step))
         roots = Counter(self.layouts.of[value].root for value in {*read, *returned} if value in self.layouts.of)
         return [root for root, count in roots.items() if count > 1]
 

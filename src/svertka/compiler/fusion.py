@@ -26,7 +26,7 @@ from svertka.compiler.ir import (
     Pool,
     Shape,
     Step,
-    results_of,
+    step_results,
 )
 from svertka.compiler.output_structure import OutputStructure
 from svertka.graph.operator_calls import Constant, Operation, Value, iter_leaves, map_leaves
@@ -66,7 +66,7 @@ def to_plain_tensor(tensor: Tensor) -> Tensor:
     return tensor.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
 
 
-class Assembly:
+class FusionState:
     """The steps built so far, which rules read and change."""
 
     def __init__(self, recording: CapturedGraph) -> None:
@@ -237,7 +237,7 @@ class Assembly:
 class Arguments:
     """The arguments of an operation with one input tensor and one result."""
 
-    def __init__(self, operation: Operation, assembly: Assembly) -> None:
+    def __init__(self, operation: Operation, assembly: FusionState) -> None:
         given = operation.arguments
         first = next((leaf for leaf in iter_leaves(given) if isinstance(leaf, Value)), None)
         self.place = operation.place
@@ -258,10 +258,10 @@ class Arguments:
         return value.name if isinstance(value, Constant) else None
 
 
-Rule = Callable[[Assembly, Arguments], bool]
+Rule = Callable[[FusionState, Arguments], bool]
 
 
-def _convolution(assembly: Assembly, given: Arguments) -> bool:
+def _convolution(assembly: FusionState, given: Arguments) -> bool:
     weight, bias = given.named("weight"), given.named("bias")
     if weight is None or (given.get("bias") is not None and bias is None) or not assembly.is_map(given.x):
         return False
@@ -299,7 +299,7 @@ def _only_adds_zeros(pad: Operation) -> bool:
     return len(width) == 4 and min(width) >= 0 and pad.arguments.get("mode", "constant") == "constant" and value == 0
 
 
-def _linear(assembly: Assembly, given: Arguments) -> bool:
+def _linear(assembly: FusionState, given: Arguments) -> bool:
     weight, bias = given.named("weight"), given.named("bias")
     if weight is None or (given.get("bias") is not None and bias is None):
         return False
@@ -322,7 +322,7 @@ def _linear(assembly: Assembly, given: Arguments) -> bool:
     return assembly.append(step, given.result)
 
 
-def _linear_of_rows(assembly: Assembly, given: Arguments, matrix: Tensor, bias: str | None) -> bool:
+def _linear_of_rows(assembly: FusionState, given: Arguments, matrix: Tensor, bias: str | None) -> bool:
     """Make a dense layer of (N, …, C) a convolution of the map with the same numbers in memory."""
     x = assembly.as_map(given.x, given.place)
     if x is None:
@@ -338,7 +338,7 @@ def _linear_of_rows(assembly: Assembly, given: Arguments, matrix: Tensor, bias: 
     return True
 
 
-def _permute(assembly: Assembly, given: Arguments) -> bool:
+def _permute(assembly: FusionState, given: Arguments) -> bool:
     """Remember which map has the same numbers in memory as (N, H, W, C), and remove permutations that undo another."""
     axes = [axis % 4 for axis in given.get("dims")]
     if axes == NHWC and assembly.is_map(given.x):
@@ -352,7 +352,7 @@ def _permute(assembly: Assembly, given: Arguments) -> bool:
     return True
 
 
-def _batch_norm(assembly: Assembly, given: Arguments) -> bool:
+def _batch_norm(assembly: FusionState, given: Arguments) -> bool:
     if given.get("training") or not (assembly.is_map(given.x) or assembly.is_rows(given.x)):
         return False
     mean, variance = given.named("running_mean"), given.named("running_var")
@@ -384,11 +384,11 @@ def _can_fold(step: Any) -> bool:
     return plain and step.activation == "NONE"
 
 
-def _channel_axis(assembly: Assembly, step: FusedConvolution, views: Sequence[Operation]) -> int | None:
+def _channel_axis(assembly: FusionState, step: FusedConvolution, views: Sequence[Operation]) -> int | None:
     """Return the axis of the last of `views` that holds the channels of `step`, if one axis holds exactly these."""
     axis, shape = 1, assembly.shapes[step.result]
     for view in views:
-        after = assembly.shapes[results_of(view)[0]]
+        after = assembly.shapes[step_results(view)[0]]
         if view.name == "permute.default":
             axis = [one % len(shape) for one in view.arguments["dims"]].index(axis)
         elif view.name in FLATTENS and axis == len(shape) - 1 and after[-1] == shape[-1]:
@@ -402,7 +402,7 @@ def _channel_axis(assembly: Assembly, step: FusedConvolution, views: Sequence[Op
 
 
 def _activation(name: str, slope: Callable[[Arguments], Any] = lambda _: 0.0) -> Any:
-    def rule(assembly: Assembly, given: Arguments) -> bool:
+    def rule(assembly: FusionState, given: Arguments) -> bool:
         factor = slope(given)
         if not assembly.is_nonempty(given.x) or not isinstance(factor, int | float) or not math.isfinite(factor):
             return False
@@ -415,19 +415,19 @@ def _activation(name: str, slope: Callable[[Arguments], Any] = lambda _: 0.0) ->
     return rule
 
 
-def _gelu(assembly: Assembly, given: Arguments) -> bool:
+def _gelu(assembly: FusionState, given: Arguments) -> bool:
     name = "GELU" if given.get("approximate", "none") == "none" else "GELU_TANH"
     return bool(_activation(name)(assembly, given))
 
 
-def _elu(assembly: Assembly, given: Arguments) -> bool:
+def _elu(assembly: FusionState, given: Arguments) -> bool:
     if given.get("scale", 1) != 1 or given.get("input_scale", 1) != 1:
         return False
     return bool(_activation("ELU", lambda _: given.get("alpha", 1.0))(assembly, given))
 
 
 def _bounds(lower: Callable[[Arguments], Any], upper: Callable[[Arguments], Any]) -> Any:
-    def rule(assembly: Assembly, given: Arguments) -> bool:
+    def rule(assembly: FusionState, given: Arguments) -> bool:
         low, high = lower(given), upper(given)
         low, high = -math.inf if low is None else low, math.inf if high is None else high
         numbers = all(isinstance(bound, int | float) and not math.isnan(bound) for bound in (low, high))
@@ -446,7 +446,7 @@ def _bounds(lower: Callable[[Arguments], Any], upper: Callable[[Arguments], Any]
 def _combination(name: str) -> Any:
     """The rule of an operation on two values, or on a value and a constant or number."""
 
-    def rule(assembly: Assembly, given: Arguments) -> bool:
+    def rule(assembly: FusionState, given: Arguments) -> bool:
         one, other = assembly.resolve(given.get("self")), assembly.resolve(given.get("other"))
         if given.get("alpha", 1) != 1 or given.get("rounding_mode") is not None:
             return False
@@ -471,7 +471,7 @@ def _combination(name: str) -> Any:
     return rule
 
 
-def _combine(assembly: Assembly, given: Arguments, name: str, one: Value, other: Value | Constant) -> bool:
+def _combine(assembly: FusionState, given: Arguments, name: str, one: Value, other: Value | Constant) -> bool:
     y: int | Constant
     if isinstance(other, Value):
         y = other.number
@@ -480,7 +480,7 @@ def _combine(assembly: Assembly, given: Arguments, name: str, one: Value, other:
     return assembly.append(Elementwise(one.number, given.result, y, name, place=given.place), given.result)
 
 
-def _fold_constant(assembly: Assembly, given: Arguments, name: str, one: Value, other: Constant) -> bool:
+def _fold_constant(assembly: FusionState, given: Arguments, name: str, one: Value, other: Constant) -> bool:
     """Whether a factor or summand of each channel was folded into the convolution that computes `one`."""
     before, views = assembly.find_epilogue(one)
     if not _can_fold(before) or assembly.shapes[one.number] != assembly.shapes[given.result]:
@@ -508,7 +508,7 @@ def _fold_constant(assembly: Assembly, given: Arguments, name: str, one: Value, 
     return assembly.extend(assembly.scale_convolution(before, given.result, *folds[name]()), given)
 
 
-def _add_residual(assembly: Assembly, given: Arguments, name: str, one: Value, other: Value) -> bool:
+def _add_residual(assembly: FusionState, given: Arguments, name: str, one: Value, other: Value) -> bool:
     """Whether one operand became the residual of the convolution that computes the other."""
     same = assembly.shapes[one.number] == assembly.shapes[other.number]
     if name not in ("ADD", "MULTIPLY") or one == other or not same:
@@ -533,21 +533,21 @@ def _add_residual(assembly: Assembly, given: Arguments, name: str, one: Value, o
         step = replace(before, residual=residual, residual_last=late, multiply=multiply)
         moved: list[Step] = [step, *views]
         for part in moved:  # after what computes the residual
-            assembly.replace_step(results_of(part)[0], part, results_of(part)[0])
+            assembly.replace_step(step_results(part)[0], part, step_results(part)[0])
         given.x = first
         return assembly.drop(given)
     return False
 
 
-def _layer_norm(assembly: Assembly, given: Arguments) -> bool:
+def _layer_norm(assembly: FusionState, given: Arguments) -> bool:
     return len(given.get("normalized_shape")) == 1 and _normalize(assembly, given, None)
 
 
-def _group_norm(assembly: Assembly, given: Arguments) -> bool:
+def _group_norm(assembly: FusionState, given: Arguments) -> bool:
     return assembly.is_map(given.x) and _normalize(assembly, given, given.get("num_groups"))
 
 
-def _normalize(assembly: Assembly, given: Arguments, groups: int | None) -> bool:
+def _normalize(assembly: FusionState, given: Arguments, groups: int | None) -> bool:
     if not assembly.is_nonempty(given.x) or not isinstance(assembly.shapes[given.x.number][-1], int):
         return False
     names: list[str | None] = []
@@ -563,7 +563,7 @@ def _normalize(assembly: Assembly, given: Arguments, groups: int | None) -> bool
 
 
 def _pool(kind: str) -> Any:
-    def rule(assembly: Assembly, given: Arguments) -> bool:
+    def rule(assembly: FusionState, given: Arguments) -> bool:
         if not assembly.is_map(given.x) or given.get("divisor_override") is not None:
             return False
         kernel = given.pair("kernel_size")
@@ -576,7 +576,7 @@ def _pool(kind: str) -> Any:
     return rule
 
 
-def _adaptive(assembly: Assembly, given: Arguments) -> bool:
+def _adaptive(assembly: FusionState, given: Arguments) -> bool:
     shape, result = assembly.shapes[given.x.number], assembly.shapes[given.result]
     if not assembly.is_map(given.x) or 0 in result or any(a % b for a, b in zip(shape[2:], result[2:], strict=True)):
         return False
@@ -590,7 +590,7 @@ def _adaptive(assembly: Assembly, given: Arguments) -> bool:
     return assembly.append(step, given.result)
 
 
-def _mean(assembly: Assembly, given: Arguments) -> bool:
+def _mean(assembly: FusionState, given: Arguments) -> bool:
     if (
         not assembly.is_map(given.x)
         or sorted(one % 4 for one in given.get("dim") or ()) != [2, 3]
@@ -602,7 +602,7 @@ def _mean(assembly: Assembly, given: Arguments) -> bool:
     return assembly.append(step, given.result)
 
 
-def _flat(assembly: Assembly, given: Arguments) -> bool:
+def _flat(assembly: FusionState, given: Arguments) -> bool:
     before, shape = assembly.find_producer(given.x), assembly.shapes[given.result]
     if not assembly.is_map(given.x) or assembly.shapes[given.x.number] != (*shape, 1, 1):
         return False
@@ -611,7 +611,7 @@ def _flat(assembly: Assembly, given: Arguments) -> bool:
     return assembly.replace_step(before.result, replace(before, result=given.result), given.result)
 
 
-def _cat(assembly: Assembly, given: Arguments) -> bool:
+def _cat(assembly: FusionState, given: Arguments) -> bool:
     parts = given.get("tensors")
     if given.get("dim", 0) not in (1, -3) or not all(assembly.is_map(part) for part in parts):
         return False
@@ -656,7 +656,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-class GraphFuser(Assembly):
+class GraphFuser(FusionState):
     """Applies the rules to a captured graph; operations without a matching rule remain."""
 
     def __init__(self, recording: CapturedGraph) -> None:
@@ -729,7 +729,7 @@ def _keep_needed(steps: Sequence[Any], output: OutputStructure) -> list[Any]:
     needed = {leaf.number for leaf in output.leaves if isinstance(leaf, Value)}
     kept = []
     for step in reversed(steps):
-        if needed.intersection(results_of(step)):
+        if needed.intersection(step_results(step)):
             kept.append(step)
             needed.update(step.inputs)
     return kept[::-1]

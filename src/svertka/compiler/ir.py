@@ -273,7 +273,7 @@ def clamp_to_bounds(values: Tensor, bounds: tuple[float, float]) -> Tensor:
     return values if bounds == UNBOUNDED else values.clamp(*bounds)
 
 
-def results_of(step: Step | Chain) -> tuple[int, ...]:
+def step_results(step: Step | Chain) -> tuple[int, ...]:
     """Return the numbers of the values that a step computes."""
     if isinstance(step, Operation):
         return tuple(number for number in step.results if number is not None)

@@ -22,7 +22,7 @@ from svertka.compiler.ir import (
     Normalization,
     Pool,
     Step,
-    results_of,
+    step_results,
 )
 from svertka.graph.operator_calls import Constant, Operation, Value, iter_leaves
 
@@ -54,7 +54,7 @@ def default_order(shape: Sizes) -> list[int]:
     return [0, 2, 3, 1] if len(shape) == 4 else list(range(len(shape)))
 
 
-def order_of(shape: Sizes, strides: Sizes) -> list[int]:
+def axis_order(shape: Sizes, strides: Sizes) -> list[int]:
     """Return the axes from the largest stride to the smallest; axes of one element, of arbitrary stride, first."""
     return sorted(range(len(shape)), key=lambda axis: (shape[axis] > 1, -strides[axis], axis))
 
@@ -226,7 +226,7 @@ class Layouts:
         if isinstance(step, Elementwise) or (isinstance(step, Normalization) and step.groups is None):
             for value in step.inputs:  # broadcast operands have fewer elements
                 if self.shapes[value] == shape:
-                    order = order_of(shape, self.of[value].strides)
+                    order = axis_order(shape, self.of[value].strides)
                     break
         return self._own(step.result, order)
 
@@ -275,7 +275,7 @@ def collapse_axes(shape: Sizes, operands: Sequence[Sizes]) -> tuple[list[int], l
     Returns:
         sizes, and for each operand its strides.
     """
-    axes = [axis for axis in order_of(shape, operands[0]) if shape[axis] != 1]
+    axes = [axis for axis in axis_order(shape, operands[0]) if shape[axis] != 1]
     sizes: list[int] = []
     strides: list[list[int]] = [[] for _ in operands]
     for axis in axes:
@@ -298,6 +298,6 @@ def broadcast_strides(shape: Sizes, of: Sizes, strides: Sizes) -> Sizes:
     return (0,) * missing + tuple(0 if size == 1 else stride for size, stride in zip(of, strides, strict=True))
 
 
-def values_of(step: Step | Chain) -> tuple[int, ...]:
+def step_values(step: Step | Chain) -> tuple[int, ...]:
     """Return the numbers of the values that a step reads and writes."""
-    return (*step.inputs, *results_of(step))
+    return (*step.inputs, *step_results(step))

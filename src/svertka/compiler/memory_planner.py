@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from svertka import torch_internals
-from svertka.compiler.ir import Chain, Concatenation, Step, results_of
+from svertka.compiler.ir import Chain, Concatenation, Step, step_results
 from svertka.graph.operator_calls import Operation, find_overload
 
 ALIGNMENT = 64  # numbers: a multiple of vector and cache line sizes
@@ -33,10 +33,10 @@ def find_last_uses(steps: Sequence[Step | Chain], kept: Iterable[int]) -> dict[i
         step = steps[number]
         until = number
         if isinstance(step, Operation) and may_alias(step.name):
-            until = max([number, *(last.get(result, number) for result in results_of(step))])
+            until = max([number, *(last.get(result, number) for result in step_results(step))])
         for value in step.inputs:
             last[value] = max(last.get(value, until), until)
-        for value in results_of(step):
+        for value in step_results(step):
             last.setdefault(value, number)
     return last
 
@@ -91,7 +91,7 @@ def assign_offsets(
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for number, step in enumerate(steps):
-        for value in (*results_of(step), *step.inputs):
+        for value in (*step_results(step), *step.inputs):
             if roots.get(value) in sizes:
                 first.setdefault(roots[value], number)
     for value, number in find_last_uses(steps, kept).items():

@@ -17,7 +17,7 @@ from svertka.compiler.executor import ExecutionPlan
 from svertka.compiler.fusion import FusedNetwork, fuse
 from svertka.compiler.input_conversion import is_traced, to_plain_images
 from svertka.compiler.ir import CapturedGraph, FusedConvolution
-from svertka.compiler.packing import DTYPES, PackedWeights, convert_weights, is_dense, separate_shared_weights
+from svertka.compiler.packing import DTYPES, PackedWeights, convert_weights, is_linear_layer, separate_shared_weights
 from svertka.compiler.serialize import OptimizedInfo
 from svertka.compiler.supported_networks import unwrap_network
 from svertka.conv import native
@@ -27,7 +27,7 @@ from svertka.graph.network_copy import copy_for_comparison
 from svertka.graph.trace_errors import TraceRunError
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import format_count
-from svertka.progress import working
+from svertka.progress import show_spinner
 
 MIN_NUM_IMAGES = 64  # fewer do not justify the second that optimizing takes
 MAX_PLANS = 8  # batch sizes for which memory is kept
@@ -147,7 +147,7 @@ def _check_example(example: Tensor) -> None:
         )
 
 
-@working("optimizing the network")
+@show_spinner("optimizing the network")
 def optimize_if_worthwhile(network: nn.Module, shape: tuple[int, ...], num_images: int) -> nn.Module:
     """Return `network` optimized if `num_images` images of `shape`, (C, H, W), justify it, otherwise `network`.
 
@@ -209,7 +209,9 @@ class Optimized(nn.Module):
         self._packed: Mapping[str, PackedWeights] = {}
         if not native.why_not():
             self._packed = {
-                name: PackedWeights.of(step, steps.tensors[name], dense=is_dense(steps, step), strict=info.strict)
+                name: PackedWeights.of(
+                    step, steps.tensors[name], dense=is_linear_layer(steps, step), strict=info.strict
+                )
                 for name, step in weights.items()
             }
         # Copies, because the network may be trained further; never inference tensors.

@@ -108,12 +108,12 @@ def convert_weights(fused: FusedNetwork, precision: str, dense: str) -> FusedNet
             shape = tuple(tensors[step.weight].shape)
             few = shape[1] <= MAX_FLOAT32_INPUTS and not native.multiplies_bfloat16()
             if not few and select_kernel(step, shape) not in ("depthwise", "grouped"):
-                wanted = DTYPES[dense if is_dense(fused, step) else precision]
+                wanted = DTYPES[dense if is_linear_layer(fused, step) else precision]
                 tensors[step.weight] = tensors[step.weight].to(wanted)
     return replace(fused, tensors=tensors)
 
 
-def is_dense(fused: FusedNetwork, step: FusedConvolution) -> bool:
+def is_linear_layer(fused: FusedNetwork, step: FusedConvolution) -> bool:
     """Whether `step` is a dense layer, whose results are vectors."""
     return len(fused.shapes[step.result]) == 2
 
@@ -132,7 +132,7 @@ def separate_shared_weights(fused: FusedNetwork) -> FusedNetwork:
         if isinstance(step, FusedConvolution):
             shape = tuple(tensors[step.weight].shape)
             way = (
-                is_dense(fused, step),
+                is_linear_layer(fused, step),
                 select_kernel(step, shape),
                 select_kernel(step, shape, strict=True),
                 step.groups,

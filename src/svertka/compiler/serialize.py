@@ -23,10 +23,10 @@ from svertka.compiler.ir import (
     Normalization,
     Pool,
     Step,
-    results_of,
+    step_results,
 )
 from svertka.compiler.output_structure import OutputStructure
-from svertka.compiler.packing import DTYPES, is_dense
+from svertka.compiler.packing import DTYPES, is_linear_layer
 from svertka.compiler.repeatable_capture import READS_MEMORY
 from svertka.errors import RunError, UsageError
 from svertka.graph.capture import READS_VALUES
@@ -320,7 +320,7 @@ def _check(fused: FusedNetwork, info: OptimizedInfo) -> None:
     batch_size, example = fused.batch_size, info.example
     if batch_size not in (None, example[0]) or len(example) != 4 or not all(0 < side < LARGEST for side in example):
         raise ValueError("the example is not what the network takes")
-    made = [value for step in fused.steps for value in results_of(step)]
+    made = [value for step in fused.steps for value in step_results(step)]
     if 0 in made or len(made) != len(set(made)):
         raise ValueError("two steps give the same value")
     for step in fused.steps:
@@ -328,7 +328,7 @@ def _check(fused: FusedNetwork, info: OptimizedInfo) -> None:
             _check_floats(fused, step)
     for step in fused.steps:
         if isinstance(step, FusedConvolution):
-            _check_weights(fused, step, DTYPES[info.dense if is_dense(fused, step) else info.precision])
+            _check_weights(fused, step, DTYPES[info.dense if is_linear_layer(fused, step) else info.precision])
     sides = [side.of(example[0]) if isinstance(side, BatchDependentSize) else side for side in fused.shapes[0]]
     if tuple(sides) != example or fused.dtypes[0] != torch.float32:
         raise ValueError("the example is not what the network takes")

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from svertka import torch_internals
 from svertka.conv import aten, autotune
-from svertka.conv.operator import convolve, dtype_here, transpose
+from svertka.conv.operator import convolve, convolve_transposed, dtype_here
 from svertka.conv.validation import check_bias, check_integer, check_memory, check_tensors
-from svertka.conv_geometry import ConvShape, pair
+from svertka.conv_geometry import ConvShape, to_pair
 from svertka.errors import UsageError
 
 # Padding modes by their names in layers, and in torch.nn.functional.pad.
@@ -60,7 +60,7 @@ def conv2d(
     x = x.to(dtype_here(x))
     if x.dim() == 3:
         return conv2d(x[None], weight, bias, stride, padding, padding_mode, dilation, groups, algorithm, strict)[0]
-    stride, dilation = pair("stride", stride), pair("dilation", dilation)
+    stride, dilation = to_pair("stride", stride), to_pair("dilation", dilation)
     x, pixels = _padded(x, weight, stride, padding, padding_mode, dilation)
     shape = _checked(x.shape, weight.shape, stride, pixels, dilation, check_integer("groups", groups))
     check_memory(x, shape)
@@ -118,8 +118,8 @@ def conv_transpose2d(
             f"an input of shape {tuple(x.shape)} and weights of shape {tuple(weight.shape)} do not fit: a transposed "
             "convolution takes (N, C, H, W) and (C, O / groups, kh, kw)"
         )
-    pairs = pair("stride", stride), pair("padding", padding), pair("dilation", dilation)
-    extra = pair("output_padding", output_padding)
+    pairs = to_pair("stride", stride), to_pair("padding", padding), to_pair("dilation", dilation)
+    extra = to_pair("output_padding", output_padding)
     if any(more < 0 or more >= max(step, apart) for more, step, apart in zip(extra, pairs[0], pairs[2], strict=True)):
         raise UsageError(
             f"{output_padding=} must be at least 0 and smaller than stride or dilation, {stride}, {dilation}"
@@ -139,7 +139,7 @@ def conv_transpose2d(
     name = _name("auto", shape, x, strict=strict)
     if _is_transformed() or not _has_algorithms(x):
         return torch.conv_transpose2d(x, weight, bias, shape.stride, shape.padding, extra, groups, shape.dilation)
-    return transpose(x, weight, bias, shape, extra, name)
+    return convolve_transposed(x, weight, bias, shape, extra, name)
 
 
 def _name(algorithm: str, shape: ConvShape, x: Tensor, *, strict: bool) -> str:
@@ -177,9 +177,9 @@ def _padded(
     elif isinstance(padding, str):
         raise UsageError(f"padding={padding} is not known; use pixels, same or valid")
     elif mode == "zeros":
-        return x, pair("padding", padding)
+        return x, to_pair("padding", padding)
     else:
-        vertical, horizontal = pair("padding", padding)
+        vertical, horizontal = to_pair("padding", padding)
         if min(vertical, horizontal) < 0:
             raise UsageError(f"{padding=} must be at least 0")
         around = [horizontal, horizontal, vertical, vertical]

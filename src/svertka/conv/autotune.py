@@ -358,7 +358,7 @@ def _time_and_save(key: Key) -> str:
         if name not in own:  # time the winner a second time, so that another program's load does not choose it
             again = time_algorithms(one_pass, shape, layout, dtype, strict=strict, only=(*own, name))
             name = select_fastest(again, one_pass)
-    save_choice(environment(ALGORITHMS), _describe(key), name)
+    save_choice(describe_environment(ALGORITHMS), _describe(key), name)
     return name
 
 
@@ -384,19 +384,19 @@ def _describe(key: Key) -> str:
 def _look_up(key: Key) -> str | None:
     """Return the pinned or cached choice for `key`, or None."""
     description = _describe(key)
-    name = _pinned.get(description) or load_choices(environment(ALGORITHMS)).get(description)
+    name = _pinned.get(description) or load_choices(describe_environment(ALGORITHMS)).get(description)
     return name if name in ALGORITHMS else None
 
 
 # The cache on disk: choices by environment, then by description of the convolution.
 
 
-def environment(names: Iterable[str]) -> str:
+def describe_environment(names: Iterable[str]) -> str:
     """Return what all timings depend on beside the shape: the CPU, PyTorch's version and the algorithms `names`."""
     return f"{cpu_name()}, torch {torch.__version__}, algorithms {', '.join(names)}"
 
 
-def with_current_names(choices: Mapping[str, Any]) -> dict[str, str]:
+def replace_former_names(choices: Mapping[str, Any]) -> dict[str, str]:
     """Return `choices` with algorithm names from earlier versions replaced by those of ALGORITHMS."""
     return {str(key): FORMER_NAMES.get(str(name), str(name)) for key, name in choices.items()}
 
@@ -425,7 +425,7 @@ def _choices_for(place: str, everything: dict[str, Any]) -> dict[str, str]:
         machine, separator, names = key.rpartition(", algorithms ")
         current = ", ".join(FORMER_NAMES.get(name, name) for name in names.split(", "))
         if machine + separator + current == place and isinstance(everything[key], dict):
-            found |= with_current_names(everything[key])
+            found |= replace_former_names(everything[key])
     return found
 
 

@@ -66,7 +66,7 @@ def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, shape: ConvShape) -
     return _invert(products, _circles(shape)).flatten(0, 1)[:, :, :span_height:dh, :span_width:dw]
 
 
-def good_size(least: int) -> int:
+def find_fft_size(least: int) -> int:
     """Return the smallest number from `least` ≥ 1 on that has no prime factor above 5.
 
     >>> [good_size(least) for least in (1, 7, 61, 121)]
@@ -84,7 +84,7 @@ def _circles(shape: ConvShape) -> tuple[int, int]:
     """Return the transform lengths of rows and columns."""
     height = max(shape.height + shape.padding[0], shape.span[0])
     width = max(shape.width + shape.padding[1], shape.span[1])
-    return good_size(height), good_size(width)
+    return find_fft_size(height), find_fft_size(width)
 
 
 def _places(shape: ConvShape, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,10 +33,10 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
     return None
 
 
-def matrix(weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
+def build_matrix(weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
     """Return the convolution of one image as a sparse matrix, (O · H' · W', C · H · W), in COO form.
 
-    `matrix(weight, shape) @ image.flatten()` is the result, flat.
+    `build_matrix(weight, shape) @ image.flatten()` is the result, flat.
 
     >>> weight = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
     >>> matrix(weight, ConvShape.of((1, 1, 3, 3), weight.shape)).to_dense().int()
@@ -54,12 +54,12 @@ def matrix(weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
 
 def forward(x: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
     """Return the convolution A x of `x`, (N, C, H, W), with `weight`, (O, C / groups, kh, kw): (N, O, H', W')."""
-    return (matrix(weight, shape) @ x.flatten(1).T).T.reshape(shape.output)
+    return (build_matrix(weight, shape) @ x.flatten(1).T).T.reshape(shape.output)
 
 
 def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, shape: ConvShape) -> torch.Tensor:
     """Return Aᵀ times `gradient`, that of the result: the gradient with respect to the input, (N, C, H, W)."""
-    return (matrix(weight, shape).T @ gradient.flatten(1).T).T.reshape(shape.input)
+    return (build_matrix(weight, shape).T @ gradient.flatten(1).T).T.reshape(shape.input)
 
 
 def weight_gradient(gradient: torch.Tensor, x: torch.Tensor, shape: ConvShape) -> torch.Tensor:

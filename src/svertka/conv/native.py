@@ -12,16 +12,16 @@ from svertka.errors import UsageError
 
 __all__ = [
     "DTYPES",
-    "channels_last",
-    "empty",
-    "floats",
+    "empty_channels_last",
     "instruction_sets",
     "kernels",
     "multiplies_bfloat16",
-    "numbers",
     "poison_scratch",
     "select_instruction_set",
-    "used",
+    "selected_instruction_set",
+    "to_channels_last",
+    "to_kernel_input",
+    "to_kernel_vector",
     "why_not",
 ]
 
@@ -64,7 +64,7 @@ def select_instruction_set(instructions: str) -> None:
     kernels.use(instructions)
 
 
-def used() -> str:
+def selected_instruction_set() -> str:
     """Return the selected instruction set."""
     return kernels.used()
 
@@ -80,7 +80,7 @@ def poison_scratch(on: bool) -> None:
         kernels.poison_scratch(on)
 
 
-def channels_last(tensor: Tensor) -> Tensor:
+def to_channels_last(tensor: Tensor) -> Tensor:
     """Return `tensor` in channels-last order, the only one that the kernels read."""
     if tensor.device.type != "cpu" or tensor.dtype not in DTYPES:
         raise UsageError(
@@ -91,16 +91,16 @@ def channels_last(tensor: Tensor) -> Tensor:
     return tensor.resolve_neg().contiguous(memory_format=torch.channels_last)
 
 
-def floats(tensor: Tensor) -> Tensor:
+def to_kernel_input(tensor: Tensor) -> Tensor:
     """Return `tensor` in channels-last order and float32."""
-    return channels_last(tensor).float()
+    return to_channels_last(tensor).float()
 
 
-def numbers(vector: Tensor) -> Tensor:
+def to_kernel_vector(vector: Tensor) -> Tensor:
     """Return a bias, (O), as the kernels read it: contiguous float32."""
     return vector.float().resolve_neg().contiguous()
 
 
-def empty(shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+def empty_channels_last(shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32) -> Tensor:
     """Return an uninitialized channels-last tensor, (N, C, H, W)."""
     return torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)

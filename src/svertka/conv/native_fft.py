@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from svertka.conv import native
-from svertka.conv.native import empty, floats
+from svertka.conv.native import empty_channels_last, to_kernel_input
 from svertka.conv_geometry import ConvShape
 
 MIN_TAPS = 25  # with fewer, a transform costs more than it saves
@@ -44,21 +44,21 @@ def why_not(shape: ConvShape, dtype: torch.dtype) -> str | None:
 
 def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
     """Return `x`, (N, C, H, W), convolved with `weight`, (O, C, kh, kw), plus `bias`, (O): (N, O, H', W')."""
-    images, weight, result = floats(x), floats(weight), empty(shape.output)
+    images, weight, result = to_kernel_input(x), to_kernel_input(weight), empty_channels_last(shape.output)
     native.kernels.fft_forward(_sizes(shape), images, weight, False, result, torch.get_num_threads())
     return (result if bias is None else result.add_(bias[:, None, None])).to(x.dtype)
 
 
 def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
     """Return the gradient with respect to the input, (N, C, H, W); `gradient`: of the result, (N, O, H', W')."""
-    upstream, weight, result = floats(gradient), floats(weight), empty(shape.input)
+    upstream, weight, result = to_kernel_input(gradient), to_kernel_input(weight), empty_channels_last(shape.input)
     native.kernels.fft_forward(_adjoint_sizes(shape), upstream, weight, True, result, torch.get_num_threads())
     return result.to(gradient.dtype)
 
 
 def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
     """Return the weight gradient, (O, C, kh, kw); `gradient`: of the result; `x`: the input."""
-    upstream, images, result = floats(gradient), floats(x), empty(shape.weight)
+    upstream, images, result = to_kernel_input(gradient), to_kernel_input(x), empty_channels_last(shape.weight)
     native.kernels.fft_weight_gradient(_sizes(shape), upstream, images, result, torch.get_num_threads())
     return result
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from svertka.conv import native
-from svertka.conv.native import channels_last, empty, floats, numbers
+from svertka.conv.native import empty_channels_last, to_channels_last, to_kernel_input, to_kernel_vector
 from svertka.conv_geometry import ConvShape
 
 IS_LOCAL = False  # whole tiles
@@ -39,13 +39,13 @@ def forward(x: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = N
     `pairs`: whether what is multiplied is bfloat16, as in `native_pairs`.
     """
     order = native.kernels.Order.PLAIN
-    return _forward(x, floats(weight), order, _sizes(shape), shape.output, bias, pairs=pairs)
+    return _forward(x, to_kernel_input(weight), order, _sizes(shape), shape.output, bias, pairs=pairs)
 
 
 def input_gradient(gradient: Tensor, weight: Tensor, shape: ConvShape, *, pairs: bool = False) -> Tensor:
     """Return the gradient with respect to the input, (N, C, H, W); `gradient`: of the result, (N, O, H', W')."""
     order = native.kernels.Order.ADJOINT
-    return _forward(gradient, floats(weight), order, _adjoint_sizes(shape), shape.input, pairs=pairs)
+    return _forward(gradient, to_kernel_input(weight), order, _adjoint_sizes(shape), shape.input, pairs=pairs)
 
 
 def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape, *, pairs: bool = False) -> Tensor:
@@ -53,7 +53,7 @@ def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape, *, pairs: boo
 
     The same numbers again with as many threads. `pairs`: of bfloat16 tensors only.
     """
-    gradient, x, result = channels_last(gradient), channels_last(x), empty(shape.weight)
+    gradient, x, result = to_channels_last(gradient), to_channels_last(x), empty_channels_last(shape.weight)
     native.kernels.winograd_weight_gradient(
         _sizes(shape),
         gradient,
@@ -68,8 +68,8 @@ def weight_gradient(gradient: Tensor, x: Tensor, shape: ConvShape, *, pairs: boo
 def pack(weight: Tensor) -> Tensor:
     """Return `weight`, (O, C, 3, 3), packed for `forward_fused`, with O rounded up to full vectors."""
     out_channels, in_channels = weight.shape[:2]
-    packed = empty((native.kernels.winograd_packed_size(in_channels, out_channels), 1, 1, 1))
-    native.kernels.winograd_pack(floats(weight), in_channels, out_channels, packed, torch.get_num_threads())
+    packed = empty_channels_last((native.kernels.winograd_packed_size(in_channels, out_channels), 1, 1, 1))
+    native.kernels.winograd_pack(to_kernel_input(weight), in_channels, out_channels, packed, torch.get_num_threads())
     return packed
 
 
@@ -101,9 +101,9 @@ def _forward(
     *,
     pairs: bool = False,
 ) -> Tensor:
-    x, output = channels_last(x), empty(shape, x.dtype)
-    bias = None if bias is None else numbers(bias)
-    residual = None if residual is None else floats(residual)
+    x, output = to_channels_last(x), empty_channels_last(shape, x.dtype)
+    bias = None if bias is None else to_kernel_vector(bias)
+    residual = None if residual is None else to_kernel_input(residual)
     native.kernels.winograd_forward(
         sizes,
         x,

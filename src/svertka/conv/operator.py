@@ -54,7 +54,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, n
     return result
 
 
-def transpose(
+def convolve_transposed(
     x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, extra: tuple[int, int], name: str
 ) -> Tensor:
     """Return the result of the operator `input_gradient` for `x`, the result of a convolution of `shape`, plus `bias`.
@@ -65,7 +65,7 @@ def transpose(
     eager = _is_eager(x, weight, bias)
     if eager and _is_autocast(x):
         with torch.autocast(x.device.type, enabled=False):
-            return transpose(x, weight, bias, shape, extra, name)
+            return convolve_transposed(x, weight, bias, shape, extra, name)
     if eager and _is_fastest_in_aten(("input_gradient", "forward"), shape, x, weight, name):
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         result = torch.conv_transpose2d(x, weight, bias, *layout[:2], extra, shape.groups, shape.dilation)

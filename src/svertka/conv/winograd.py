@@ -74,7 +74,7 @@ POINTS: dict[int, tuple[Fraction, ...]] = {
 
 
 @dataclass(frozen=True)
-class Transforms:
+class WinogradTransforms:
     """F(outputs, taps) along one axis: results = `inverse`ᵀ [(`kernel` · taps) ⊙ (`data` · pixels)], exactly.
 
     A row for each of the n = outputs + taps − 1 products. `inverse`: A, (n, outputs). `data`: B, (n, n); Lavin & Gray
@@ -96,7 +96,7 @@ class Transforms:
         return len(self.inverse[0])
 
 
-def cook_toom(outputs: int, taps: int, points: Sequence[Fraction]) -> Transforms:
+def cook_toom(outputs: int, taps: int, points: Sequence[Fraction]) -> WinogradTransforms:
     """Return F(outputs, taps) from `points`, outputs + taps − 2 different fractions, and ∞.
 
     >>> transforms = cook_toom(2, 3, [Fraction(0), Fraction(1), Fraction(-1)])
@@ -114,7 +114,7 @@ def cook_toom(outputs: int, taps: int, points: Sequence[Fraction]) -> Transforms
         divisor = prod((point - other for other in others), start=Fraction(1))
         kernel.append(tuple(power / divisor for power in powers))
     data.append(_with_roots(points))
-    return Transforms((*_powers(points, outputs), _leading(outputs)), tuple(data), (*kernel, _leading(taps)))
+    return WinogradTransforms((*_powers(points, outputs), _leading(outputs)), tuple(data), (*kernel, _leading(taps)))
 
 
 def _powers(points: Sequence[Fraction], count: int) -> Matrix:
@@ -136,14 +136,14 @@ def _with_roots(roots: Sequence[Fraction]) -> tuple[Fraction, ...]:
 
 
 @cache
-def transforms(outputs: int, taps: int) -> Transforms:
+def make_transforms(outputs: int, taps: int) -> WinogradTransforms:
     """Return F(outputs, taps) from the points with the least rounding error; outputs + taps − 1 is in POINTS."""
     return cook_toom(outputs, taps, POINTS[outputs + taps - 1])
 
 
-def choose_tile(size: int, taps: int) -> Transforms:
+def choose_tile(size: int, taps: int) -> WinogradTransforms:
     """Return F(2, taps) or F(4, taps), whichever needs fewer products for `size` results; F(1, 1) for one tap."""
-    candidates = [transforms(m, taps) for m in ((2, 4) if taps > 1 else (1,)) if m + taps - 1 in POINTS]
+    candidates = [make_transforms(m, taps) for m in ((2, 4) if taps > 1 else (1,)) if m + taps - 1 in POINTS]
     # Of equals, min returns the smaller tile, which rounds better.
     return min(candidates, key=lambda each: -(-size // each.outputs) * each.products)
 
@@ -206,7 +206,7 @@ def correlate(
     weight: torch.Tensor,
     before: tuple[int, int],
     size: tuple[int, int],
-    axes: tuple[Transforms, Transforms],
+    axes: tuple[WinogradTransforms, WinogradTransforms],
     groups: int,
 ) -> torch.Tensor:
     """Return the correlation of `x` and `weight`, (N, O, *size), from `before` pixels above and left of `x` on.
@@ -222,12 +222,12 @@ def correlate(
     return tiles.flatten(4, 5).flatten(2, 3)[:, :, : size[0], : size[1]]
 
 
-def _axes(shape: ConvShape, size: tuple[int, int]) -> tuple[Transforms, Transforms]:
+def _axes(shape: ConvShape, size: tuple[int, int]) -> tuple[WinogradTransforms, WinogradTransforms]:
     return choose_tile(size[0], shape.kernel[0]), choose_tile(size[1], shape.kernel[1])
 
 
 def _pixel_tiles(
-    x: torch.Tensor, before: tuple[int, int], axes: tuple[Transforms, Transforms], size: tuple[int, int]
+    x: torch.Tensor, before: tuple[int, int], axes: tuple[WinogradTransforms, WinogradTransforms], size: tuple[int, int]
 ) -> torch.Tensor:
     """Return B x Bᵀ of every tile that `size` results need, (a, b, C, N, down, across); a, b: products."""
     rows, columns = axes

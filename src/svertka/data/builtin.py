@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from svertka.data.dataset import ArrayImages, Dataset, Pixels
-from svertka.data.hash_split import split
+from svertka.data.hash_split import split_by_hash
 from svertka.download import download_file
 from svertka.errors import DataError, StorageError, UsageError
 from svertka.files import cache_folder, lock_file, write_atomic
@@ -186,7 +186,7 @@ def _digits() -> Dataset:
     digests = [images.digest(index) for index in range(len(images))]
     labels = bunch.target.astype(np.int64)
     unknown = np.full(len(labels), "", dtype="<U5")
-    test = split(digests, labels, unknown, val=0, test=DIGITS_TEST_SHARE)["test"]
+    test = split_by_hash(digests, labels, unknown, val=0, test=DIGITS_TEST_SHARE)["test"]
     parts = np.where(np.isin(np.arange(len(labels)), test), "test", "train")
     return _dataset("digits", tuple("0123456789"), pixels, labels, parts.tolist())
 

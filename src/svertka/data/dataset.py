@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from svertka.data import image_io
 from svertka.data.file_accounting import FileAccount
-from svertka.data.image_io import DEFAULT, Decoded, Decoding, decode, read_image_size
+from svertka.data.image_io import DEFAULT, DecodedImage, Decoding, decode_image, read_image_size
 from svertka.data.pixel_modes import Range
 
 Ints = npt.NDArray[np.int64]
@@ -122,9 +122,9 @@ class FileImages:
         """Return the decoded image; its format is that of the content, whatever its suffix."""
         return self.decode(index, min_side).pixels
 
-    def decode(self, index: int, min_side: int | None = None) -> Decoded:
+    def decode(self, index: int, min_side: int | None = None) -> DecodedImage:
         """Return the decoded image with its format and bit depth."""
-        return decode(self.read_bytes(index), min_side, self.decoding)
+        return decode_image(self.read_bytes(index), min_side, self.decoding)
 
     def read_bytes(self, index: int) -> bytes:
         """Return the bytes of the file."""
@@ -167,7 +167,7 @@ class Dataset:
 
     def with_intensity_range(self, intensity_range: Range | None) -> "Dataset":
         """Return the data set as a classifier with this range of 16-bit values sees it."""
-        return self.with_decoding(decoding_of(self.images).with_intensity_range(intensity_range))
+        return self.with_decoding(get_decoding(self.images).with_intensity_range(intensity_range))
 
     def take(self, indices: Ints) -> "Dataset":
         """Return the data set of the images at `indices`, in that order."""
@@ -215,7 +215,7 @@ def with_decoding(images: Images, decoding: Decoding) -> Images:
     return images
 
 
-def decoding_of(images: Images) -> Decoding:
+def get_decoding(images: Images) -> Decoding:
     """Return how files among `images` are decoded; the default for images in memory."""
     while isinstance(images, Subset):
         images = images.images

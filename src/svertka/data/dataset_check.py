@@ -18,7 +18,7 @@ from svertka.data.dataset import BAD_SHARE, PARTS, ArrayImages, Dataset, FileIma
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
 from svertka.data.file_accounting import FileAccount
 from svertka.data.filename_groups import assign_groups
-from svertka.data.folder_dataset import Listing, list_folder
+from svertka.data.folder_dataset import FolderListing, list_folder
 from svertka.data.hash_split import VAL_SHARE
 from svertka.data.image_io import NOT_INSTALLED, Decoding, detect_misnamed, measure_intensities, read_header, read_image
 from svertka.data.in_memory import IN_MEMORY, ItemImages
@@ -36,7 +36,7 @@ from svertka.progress import progress
 from svertka.type_checking import check_types
 
 AT_ONCE = 64  # images per thread between two updates of the progress bar
-SHOWN = 10  # items per kind in `describe`
+SHOWN = 10  # items per kind in `describe_findings`
 UNEVEN = 1.5  # ratio of the largest to the smallest class from which it is reported
 CROPPED = 0.05  # share of an image cut off from which it is reported
 FEWEST = 10  # images needed to call one unusual
@@ -134,7 +134,7 @@ class Findings:
         return f"Findings({self.source!r}: {counts}, {copies}, {len(self.problems):,} problems)"
 
     def _repr_html_(self) -> str:
-        title, *lines = describe(self)
+        title, *lines = describe_findings(self)
         rows = [
             (name, f"{count:,}", *(f"{self.split[part].get(name, 0):,}" for part in self.split))
             for name, count in self.classes.items()
@@ -258,14 +258,14 @@ def check(
     )
 
 
-def _open(source: Source, columns: str | None) -> tuple[Dataset, Listing, list[str]]:
+def _open(source: Source, columns: str | None) -> tuple[Dataset, FolderListing, list[str]]:
     """Return the data set, what its folder holds (empty without a folder), and why it cannot be trained on."""
     if isinstance(source, str | PathLike) and str(source) not in (*NAMES, *IN_MEMORY):
         check_exists(source)
         listing = list_folder(Path(source), parse_columns(columns))
         dataset, problems = listing.dataset(), listing.problems()
     else:
-        dataset, listing = open_source(source, columns=columns), Listing(Path(), Path(), ())
+        dataset, listing = open_source(source, columns=columns), FolderListing(Path(), Path(), ())
         one_class = f"{dataset.source} has one class only, {dataset.names[0]}; a classifier needs two or more"
         problems = [one_class] if len(dataset.names) < 2 else []
     return dataset, listing, problems
@@ -279,7 +279,7 @@ def _find_problems(dataset: Dataset, bad: dict[int, str], trained_on: dict[str, 
     return problems + [f"no image of {name} is left to train on; add some" for name, n in trained_on.items() if not n]
 
 
-def describe(findings: Findings) -> list[str]:
+def describe_findings(findings: Findings) -> list[str]:
     """Describe the findings in plain words, a line each."""
     images, classes = sum(findings.classes.values()), len(findings.classes)
     lines = [f"{findings.source}: {_count(images, 'image', 'images')}, {_count(classes, 'class', 'classes')}"]

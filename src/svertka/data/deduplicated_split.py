@@ -9,7 +9,7 @@ import numpy.typing as npt
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.file_accounting import FileAccount
 from svertka.data.group_split import split_groups
-from svertka.data.hash_split import reseed, split
+from svertka.data.hash_split import reseed, split_by_hash
 from svertka.escaping import join_first
 
 WARNED_SHARE = 0.01  # of a part may overlap with the training images without a warning
@@ -74,7 +74,7 @@ def split_by_content(
 ) -> DatasetSplit:
     """Split by content only, as runs did before they recorded their images."""
     contents = reseed([digests[i] for i in good.tolist()], turn)
-    chosen = split(contents, dataset.labels[good], dataset.parts[good], val, test)
+    chosen = split_by_hash(contents, dataset.labels[good], dataset.parts[good], val, test)
     return DatasetSplit({part: good[places] for part, places in chosen.items()})
 
 
@@ -99,7 +99,7 @@ def split_dataset(
         dataset: The images.
         digests: Content digest of each image.
         good: Indices of the readable images, (n,) int64.
-        val, test: Shares, as for `split`.
+        val, test: Shares, as for `split_by_hash`.
         alike: Groups of near-duplicates, indices.
         turn: Another number splits differently.
         inherited: Digests of images that the initial weights were trained on, which cannot judge.
@@ -110,7 +110,7 @@ def split_dataset(
     """
     contents = [digests[i] for i in good.tolist()]
     labels, named = dataset.labels[good], dataset.parts[good]
-    void = find_duplicate_parts(contents, named, inherited)
+    void = find_copied_parts(contents, named, inherited)
     named = np.where(np.isin(named, list(void)), COPIES, named)
     notes = _contradictions(dataset, good, contents)
     place_of = {int(index): place for place, index in enumerate(good)}
@@ -132,7 +132,7 @@ def split_dataset(
         are = "image trained" if learnt == 1 else "images trained"
         notes.append(f"{learnt:,} {are} the weights that it starts from, and cannot be taken for val or test")
     if groups is None:
-        chosen = split(reseed(keys, turn), labels, named, val, test, pinned=set(reseed(sorted(pinned), turn)))
+        chosen = split_by_hash(reseed(keys, turn), labels, named, val, test, pinned=set(reseed(sorted(pinned), turn)))
     else:
         notes.append(f"images of one group are kept in one part; there are {len(set(groups.tolist()) - {''}):,} groups")
         chosen = split_groups(dataset, keys, labels, named, val, test, turn=turn, pinned=pinned)
@@ -145,7 +145,7 @@ def split_dataset(
     return _without_copies(dataset, good, contents, chosen, together, groups, inherited, notes, void, drawn)
 
 
-def find_duplicate_parts(
+def find_copied_parts(
     contents: Sequence[bytes], named: npt.NDArray[np.str_], inherited: frozenset[bytes]
 ) -> dict[str, Ints]:
     """Find parts of the source that consist only of copies of training images.

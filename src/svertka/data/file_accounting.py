@@ -35,7 +35,7 @@ class LeftOut:
     @property
     def suffix(self) -> str:
         """Suffix by which files are counted: ".jpg", "no suffix", or "folder"."""
-        return suffix_of(self.path)
+        return get_suffix(self.path)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class FileAccount:
         }
 
 
-def suffix_of(path: str) -> str:
+def get_suffix(path: str) -> str:
     """Return the suffix of a path in lower case, "no suffix", or "folder" for a path that ends in a slash."""
     if path.endswith("/"):
         return "folder"
@@ -111,4 +111,4 @@ def _example(path: str) -> str:
 
 def count_by_suffix(paths: Iterable[str]) -> tuple[tuple[str, int], ...]:
     """Return the number of `paths` with each suffix, the most numerous first."""
-    return tuple(sorted(Counter(map(suffix_of, paths)).items(), key=lambda item: (-item[1], item[0])))
+    return tuple(sorted(Counter(map(get_suffix, paths)).items(), key=lambda item: (-item[1], item[0])))

@@ -19,7 +19,7 @@ from svertka.data.file_tree import SOME_SUFFIXES, FileTree, detect_output_kind, 
 from svertka.data.filename_label_hint import suggest_labeling
 from svertka.data.folder_layout import FolderLayout, LabeledImage, clean_name, detect_layout, merge_spellings
 from svertka.data.label_tables import TABLE_SUFFIXES, read_table
-from svertka.data.split_names import part_of
+from svertka.data.split_names import match_split_name
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first, quote_words
 from svertka.files import parse_path
@@ -32,7 +32,7 @@ CONTAINERS |= {".mat", ".pkl", ".pickle", ".pt", ".pth", ".idx", ".bin", ".mp4",
 
 
 @dataclass(frozen=True)
-class Listing:
+class FolderListing:
     """Contents of a folder or a table; all paths are relative to `root`.
 
     Attributes:
@@ -57,7 +57,7 @@ class Listing:
 
     def names(self) -> tuple[str, ...]:
         """Return the class names in natural order."""
-        return tuple(sorted({entry.label for entry in self.entries}, key=natural_order))
+        return tuple(sorted({entry.label for entry in self.entries}, key=natural_sort_key))
 
     def problems(self) -> list[str]:
         """Return why training is impossible, a sentence per problem; empty if it is possible."""
@@ -76,9 +76,9 @@ class Listing:
             for path, sentence in self._without_images().items()
             if len(names) < 2 or self._has_unread(path)
         ]
-        to_learn = [entry for entry in self.entries if part_of(entry.label) in (None, "train")] or self.entries
+        to_learn = [entry for entry in self.entries if match_split_name(entry.label) in (None, "train")] or self.entries
         first, in_names = to_learn[0].label, suggest_labeling([entry.path for entry in to_learn])
-        if all(part_of(name) for name in names):
+        if all(match_split_name(name) for name in names):
             to_do = in_names or (
                 f"put those of each class into a folder of its own, such as {first}/cat and {first}/dog, or list their "
                 "classes in a CSV file of path,label,part"
@@ -182,7 +182,7 @@ def open_folder(path: str | Path, *, to_train: bool = True, columns: Mapping[str
     return listing.dataset()
 
 
-def list_folder(path: str | Path, columns: Mapping[str, str] | None = None) -> Listing:
+def list_folder(path: str | Path, columns: Mapping[str, str] | None = None) -> FolderListing:
     """List a folder of images or a table that names them.
 
     Args:
@@ -208,10 +208,10 @@ def list_folder(path: str | Path, columns: Mapping[str, str] | None = None) -> L
         [LabeledImage(row.path, clean_name(row.label), row.part, row.group) for row in table.rows]
     )
     account = FileAccount(notes=(*table.notes, *notes), warnings=tuple(warnings))
-    return Listing(source=path, root=path.parent, entries=tuple(entries), account=account)
+    return FolderListing(source=path, root=path.parent, entries=tuple(entries), account=account)
 
 
-def _list_folder(path: Path, columns: Mapping[str, str]) -> Listing:
+def _list_folder(path: Path, columns: Mapping[str, str]) -> FolderListing:
     tree = list_tree(path)
     kind = detect_output_kind(path, {*tree.root.other, *(folder.name for folder in tree.root.folders)})
     if kind == "an atlas":
@@ -228,7 +228,7 @@ def _list_folder(path: Path, columns: Mapping[str, str]) -> Listing:
     )
     ignored = {*layout.ignored, *tree.empty} - set(layout.empty_classes)
     elsewhere = (HIDDEN, NO_PART, OWN)
-    return Listing(
+    return FolderListing(
         source=path,
         root=path,
         entries=tuple(sorted(layout.entries)),
@@ -260,10 +260,10 @@ def _unpack_command(path: Path) -> str:
 
 
 def _in_order(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names, key=natural_order))
+    return ", ".join(sorted(names, key=natural_sort_key))
 
 
-def natural_order(name: str) -> tuple[list[str | int], str]:
+def natural_sort_key(name: str) -> tuple[list[str | int], str]:
     """Return a key that sorts names as people do: ignoring case, numbers by value."""
     # Python converts at most 4300 digits to a number.
     pieces = re.split(r"(\d+)", name.casefold())  # strings and numbers alternate, so that keys are comparable

@@ -19,7 +19,7 @@ from svertka.data import imagenet
 from svertka.data.file_accounting import LISTED_ALREADY, NO_CLASS, NO_LABEL, NO_PART, LeftOut
 from svertka.data.file_tree import FileTree, Folder
 from svertka.data.label_tables import TABLE_SUFFIXES, Table, read_table
-from svertka.data.split_names import part_of, parts_of
+from svertka.data.split_names import match_split_name, match_split_names
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first
 
@@ -271,7 +271,7 @@ class _Reader:
         folder = root
         while True:
             tables = self._tables_in(folder)
-            parts = parts_of([table.file.stem for table in tables])
+            parts = match_split_names([table.file.stem for table in tables])
             if len(tables) > 1 and set(parts) != {table.file.stem for table in tables}:
                 named = ", ".join(table.file.name for table in tables)
                 raise DataError(
@@ -295,7 +295,7 @@ class _Reader:
                 table = read_table(folder.path / name, self.columns)
             except DataError as error:
                 if suffix != ".txt":  # a text file may be anything
-                    self.reasons.append((part_of(Path(name).stem) != "train", str(error)))
+                    self.reasons.append((match_split_name(Path(name).stem) != "train", str(error)))
                 continue
             if any(folder.inside(row.path) in images for row in table.rows):
                 found.append(table)
@@ -408,7 +408,7 @@ class _Reader:
 
 def _parts_in(folder: Folder) -> dict[str, str]:
     """Return the folders in `folder` that are parts, and which; none if its folders are classes."""
-    found = parts_of([one.name for one in folder.folders])
+    found = match_split_names([one.name for one in folder.folders])
     if not any(one.name in found for one in folder.full):
         return {}
     # "train" is a class beside "bus" and "car", and a part beside "val".
@@ -423,7 +423,7 @@ def _parts_inside_classes(top: Folder) -> list[tuple[Folder, Mapping[str, str]]]
     Their other subfolders, such as MVTec's ground_truth/, are in no part; but not beside a train/ alone.
     """
     found: list[tuple[Folder, Mapping[str, str]]] = [
-        (folder, parts_of([one.name for one in folder.full])) for folder in top.full
+        (folder, match_split_names([one.name for one in folder.full])) for folder in top.full
     ]
     if len(found) < 2 or any(folder.images or "train" not in parts.values() for folder, parts in found):
         return []
@@ -471,7 +471,7 @@ def _holds_classes(folder: Folder) -> bool:
 
 def _is_wrapper(folder: Folder, parent: Folder) -> bool:
     name = folder.name.lower()
-    return name in WRAPPERS or name == parent.name.lower() or part_of(name) is not None
+    return name in WRAPPERS or name == parent.name.lower() or match_split_name(name) is not None
 
 
 def _places(relative: str) -> list[PurePosixPath]:

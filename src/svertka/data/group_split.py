@@ -34,7 +34,7 @@ def split_groups(
         keys: Key of each image, (N,); images with equal keys stay in one part.
         labels: Class of each image, (N,) int64.
         parts: Part that the source names for each image, (N,).
-        val, test: Shares, as for `split`.
+        val, test: Shares, as for `split_by_hash`.
         turn: Another number splits differently.
         pinned: Keys of groups that must be in train.
 

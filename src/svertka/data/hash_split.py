@@ -12,7 +12,7 @@ from svertka.errors import UsageError
 VAL_SHARE = 0.1  # of the training images, if a source has no val part
 
 
-def split(
+def split_by_hash(
     digests: Sequence[bytes],
     labels: Ints,
     parts: npt.NDArray[np.str_],
@@ -81,7 +81,7 @@ def check_shares(val: float, test: float) -> None:
 
 
 def reseed(digests: Sequence[bytes], turn: int) -> Sequence[bytes]:
-    """Return other keys for `split`, so that each `turn` splits differently; turn 0 returns `digests`."""
+    """Return other keys for `split_by_hash`, so that each `turn` splits differently; turn 0 returns `digests`."""
     return [hashlib.blake2b(one + turn.to_bytes(4)).digest() for one in digests] if turn else digests
 
 

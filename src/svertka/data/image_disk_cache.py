@@ -15,7 +15,7 @@ import simplejpeg
 
 from svertka import distributed
 from svertka.data.content_hash import hash_images, resolve_subset
-from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, Ints, Pixels, decoding_of
+from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, Ints, Pixels, get_decoding
 from svertka.data.image_io import SUFFIXES, Decoding, measure_intensities, read_header
 from svertka.data.key_value_store import INDEX_ENTRY, REPORTED_BYTES, RecordStore, report_disk_use
 from svertka.data.parallel_map import map_chunks
@@ -28,7 +28,7 @@ from svertka.progress import progress, say
 
 __all__ = ["PreparedImages", "Rows", "prepare_images"]
 
-VERSION = 2  # of the results of `image_io.decode` and `StoredImage`; part of the folder's name
+VERSION = 2  # of the results of `image_io.decode_image` and `StoredImage`; part of the folder's name
 IN_MEMORY = 2**29  # bytes of squares of an array that are kept in memory; larger ones are computed when needed
 CHUNK_BYTES = 2**24  # of squares per write to the disk
 CHUNK = 256  # images per write at most: they are lost if the process is killed before
@@ -178,7 +178,7 @@ class _Squares:
     @property
     def decoding(self) -> Decoding:
         """How the files are decoded."""
-        return decoding_of(self.source)
+        return get_decoding(self.source)
 
     def row(self, index: int) -> StoredImage:
         """Return what is stored of image `index`.

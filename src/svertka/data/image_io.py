@@ -26,7 +26,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from svertka.data.decode_memory import WEBP_BYTES, DecodingBudget, count_scans, estimate_decoding_bytes
-from svertka.data.pixel_modes import Pixels, Range, RawImage, composite_on_white, shades
+from svertka.data.pixel_modes import Pixels, Range, RawImage, composite_on_white, make_shade_table
 from svertka.errors import FormatError, ImageError, SizeError, UsageError
 from svertka.escaping import join_first, to_printable
 from svertka.files import format_bytes, read_regular
@@ -152,7 +152,7 @@ DEFAULT = Decoding()
 
 
 @dataclass(frozen=True, eq=False)
-class Decoded:
+class DecodedImage:
     """Decoded image.
 
     Attributes:
@@ -167,11 +167,11 @@ class Decoded:
 
 
 def read_image(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAULT) -> Pixels:
-    """Decode the bytes of an image file and return its pixels, as `decode` does."""
-    return decode(data, min_side, decoding).pixels
+    """Decode the bytes of an image file and return its pixels, as `decode_image` does."""
+    return decode_image(data, min_side, decoding).pixels
 
 
-def decode(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAULT) -> Decoded:
+def decode_image(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAULT) -> DecodedImage:
     """Decode the bytes of an image file to RGB, rotated upright as EXIF says.
 
     Reads JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC, JPEG 2000 and PNM; of an animation the first frame. The content
@@ -190,27 +190,27 @@ def decode(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAUL
     with _image_errors(decoding):
         image, factor, cost = _plan(data, min_side, decoding)
         deep = decoding.intensity_range is not None
-        name = format_of(data) or ""
+        name = detect_format(data) or ""
         with _IN_USE.reserve(cost):
             if isinstance(image, JpegImageFile):
                 if (scans := count_scans(data)) > SCANS:
                     raise ImageError(f"{scans} scans, more than the limit of {SCANS}; save it again")
                 pixels = _decode_jpeg(data, image, factor)
                 if pixels is not None:
-                    return Decoded(_upright(pixels, image), name, deep=False)
+                    return DecodedImage(_upright(pixels, image), name, deep=False)
                 factor = 1  # Pillow decodes it reduced
             source = _load(RawImage.of(image), data, deep=deep)
-            return Decoded(_upright(source.pixels(factor, decoding.intensity_range), image), name, source.deep)
+            return DecodedImage(_upright(source.pixels(factor, decoding.intensity_range), image), name, source.deep)
 
 
 def estimate_memory(data: bytes, min_side: int | None = None, decoding: Decoding = DEFAULT) -> int:
-    """Estimate from the header the bytes that `decode` takes.
+    """Estimate from the header the bytes that `decode_image` takes.
 
     Raises:
         ImageError: The header shows that the image is refused.
     """
     with _image_errors(decoding):
-        if format_of(data) == "WebP":  # its decoder allocates as soon as it is created
+        if detect_format(data) == "WebP":  # its decoder allocates as soon as it is created
             return _webp_bytes(data, decoding.max_memory)
         return _plan(data, min_side, decoding)[2]
 
@@ -246,14 +246,14 @@ def read_bytes(path: str | Path, decoding: Decoding = DEFAULT) -> bytes:
         raise ImageError(str(error)) from error
 
 
-def format_of(data: bytes) -> str | None:
+def detect_format(data: bytes) -> str | None:
     """Return the format that `data` begins with, one of `DECODERS`; None if unknown."""
     return next((name for name, (start, _) in DECODERS.items() if start.match(data[:64])), None)
 
 
 def detect_misnamed(path: str | Path, data: bytes) -> str | None:
     """Return the format of `data` if the suffix of `path` names another one, else None."""
-    claimed, found = SUFFIXES.get(Path(path).suffix.lower()), format_of(data)
+    claimed, found = SUFFIXES.get(Path(path).suffix.lower()), detect_format(data)
     return found if claimed is not None and found != claimed else None
 
 
@@ -270,7 +270,7 @@ def describe_misnamed(found: Sequence[tuple[str, str]]) -> str | None:
 
 
 @dataclass(frozen=True)
-class Header:
+class ImageHeader:
     """Header of an image file.
 
     Attributes:
@@ -288,7 +288,7 @@ class Header:
     deep: bool
 
 
-def read_header(data: bytes, decoding: Decoding = DEFAULT) -> Header:
+def read_header(data: bytes, decoding: Decoding = DEFAULT) -> ImageHeader:
     """Read the header of an image file.
 
     Raises:
@@ -299,7 +299,7 @@ def read_header(data: bytes, decoding: Decoding = DEFAULT) -> Header:
         deep = RawImage.of(image).deep
         mode = f"{image.mode};16" if deep and not image.mode.startswith("I") else image.mode
         orientation = orientation if orientation in range(1, 9) else 1
-        return Header(format_of(data) or "", mode, image.size, orientation, deep)
+        return ImageHeader(detect_format(data) or "", mode, image.size, orientation, deep)
 
 
 def measure_intensities(data: bytes, decoding: Decoding = DEFAULT) -> Range | None:
@@ -392,7 +392,7 @@ def _array_to_rgb(array: npt.NDArray[np.generic], intensity_range: Range | None)
             f"an image of shape {array.shape} and dtype {array.dtype} is not supported; "
             "give (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of dtype uint8"
         )
-    shown: Pixels = array if array.dtype == np.uint8 else shades(intensity_range)[array]  # type: ignore[assignment]
+    shown: Pixels = array if array.dtype == np.uint8 else make_shade_table(intensity_range)[array]  # type: ignore[assignment]
     if shown.ndim == 2:
         shown = shown[:, :, None]
     if channels == 4:
@@ -404,7 +404,7 @@ def _open(data: bytes, max_memory: int) -> ImageFile:
     """Open the image in `data` with the decoder of its format, without loading it."""
     if not data:
         raise ImageError("empty file")
-    name = format_of(data)
+    name = detect_format(data)
     if name is None:
         raise FormatError(f"not an image ({', '.join(DECODERS)})")
     if name == "WebP":  # its decoder allocates for all pixels as soon as it is created

@@ -63,7 +63,7 @@ NAMES = tuple(one.name for one in CLASSES)
 _NAME_OF = {one.wordnet: one.name for one in CLASSES}
 
 
-def class_name(text: str) -> str:
+def find_class_name(text: str) -> str:
     """Return the class name of a WordNet id among the 1000; any other text unchanged.
 
     >>> class_name("n01440764")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from svertka.data.dataset import ArrayImages, Dataset, FileImages, Ints, Pixels
-from svertka.data.folder_dataset import natural_order
+from svertka.data.folder_dataset import natural_sort_key
 from svertka.errors import DataError, ImageError, UsageError
 from svertka.files import parse_path, shorten
 from svertka.progress import progress
@@ -212,7 +212,7 @@ def _dataset(source: str, images: Any, labels: list[Any]) -> Dataset:
     kinds = {type(value) for value in values}
     if len(kinds) > 1:
         raise UsageError("some labels are integers and some are strings; give one kind")
-    key: Callable[[Any], Any] = natural_order if str in kinds else int
+    key: Callable[[Any], Any] = natural_sort_key if str in kinds else int
     classes = sorted(set(values), key=key)
     number = {value: place for place, value in enumerate(classes)}
     indices: Ints = np.array([number[value] for value in values], dtype=np.int64)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from svertka.data.image_io import SUFFIXES
-from svertka.data.split_names import part_of
+from svertka.data.split_names import match_split_name
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first, quote_words
 from svertka.files import error_reason, read_regular, shorten
@@ -284,7 +284,7 @@ def _is_row(names: list[str], folder: Path) -> bool:
 
 def _places_without_header(first: list[str]) -> dict[str, int]:
     """Return meaning -> column of a table without a header; the third column is the part if it names one."""
-    return {"path": 0, "label": 1} | ({"part": 2} if len(first) > 2 and part_of(first[2]) else {})
+    return {"path": 0, "label": 1} | ({"part": 2} if len(first) > 2 and match_split_name(first[2]) else {})
 
 
 def _cells(line: list[str], width: int, places: Mapping[str, int], where: str) -> LabelRow:
@@ -313,12 +313,12 @@ def _on_unused(values: Mapping[str, set[str]], file: Path) -> list[str]:
     said = [f"unused columns of {file}: {shorten(', '.join(values), 200)}"]
     for name, found in values.items():
         words = {value.strip() for value in found} - {""}
-        if words and all(map(part_of, words)):
+        if words and all(map(match_split_name, words)):
             option = quote_words("--columns", f"part={name}")
             said.append(
                 f"the column {name} of {file} says {join_first(sorted(words))}: {option} splits the images by it"
             )
-        elif part_of(name.lower().removeprefix("is_")) and {word.lower() for word in words} <= BOOLEAN:
+        elif match_split_name(name.lower().removeprefix("is_")) and {word.lower() for word in words} <= BOOLEAN:
             said.append(f"the column {name} of {file} is not used: to split by it, write train, val or test in it")
     return said
 
@@ -371,7 +371,7 @@ def _row(values: Mapping[str, str], where: str) -> LabelRow:
             raise DataError(f"{where} has no {name}; fill it in or remove the line")
     if "\0" in path:
         raise DataError(f"{where} has a NUL character in its path; correct it")
-    known = part_of(part) if part else ""
+    known = match_split_name(part) if part else ""
     if known is None:
         raise DataError(f"{where} has part={shorten(part)}; use train, val, test or an empty cell")
     return LabelRow(path, label, known, "" if group.lower() in UNKNOWN else group, where)
@@ -488,7 +488,9 @@ def _belongs(base: str, file: Path) -> bool:
     first = base.partition("/")[0].lower()
     stem = file.stem.lower()
     return (
-        first == stem or (part_of(stem) is not None and part_of(first) == part_of(stem)) or first in ("images", "img")
+        first == stem
+        or (match_split_name(stem) is not None and match_split_name(first) == match_split_name(stem))
+        or first in ("images", "img")
     )
 
 

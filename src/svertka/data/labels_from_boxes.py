@@ -17,9 +17,9 @@ from svertka.data.box_annotations import BACKGROUND, Annotation, match_to_images
 from svertka.data.dataset import PARTS, Dataset, FileImages
 from svertka.data.file_accounting import NO_BOXES, FileAccount, LeftOut, count_by_suffix
 from svertka.data.file_tree import FileTree, list_tree
-from svertka.data.folder_dataset import Listing, list_folder, natural_order
+from svertka.data.folder_dataset import FolderListing, list_folder, natural_sort_key
 from svertka.data.folder_layout import WRAPPERS, clean_name
-from svertka.data.split_names import part_of
+from svertka.data.split_names import match_split_name
 from svertka.errors import DataError
 
 
@@ -44,7 +44,7 @@ def label_by_boxes(source: Path, boxes: Path, columns: Mapping[str, str]) -> Dat
     try:
         listing = list_folder(source, columns)
     except DataError:  # a table beside the images may be that of their boxes
-        listing = Listing(source, source, ())
+        listing = FolderListing(source, source, ())
     names = listing.names()
     if columns or (len(names) > 1 and not any(_is_no_class(name) for name in names)):
         return None
@@ -67,7 +67,7 @@ def label_by_boxes(source: Path, boxes: Path, columns: Mapping[str, str]) -> Dat
 
 def _is_no_class(name: str) -> bool:
     """Return whether a folder called `name` is more likely to hold images of all classes."""
-    return name.lower() in WRAPPERS or part_of(name) is not None
+    return name.lower() in WRAPPERS or match_split_name(name) is not None
 
 
 def _label(annotation: Annotation | None, folder: str | None) -> str | None:
@@ -81,7 +81,7 @@ def _label(annotation: Annotation | None, folder: str | None) -> str | None:
 
 
 def _dataset(tree: FileTree, labels: Mapping[str, str], found: Mapping[int, Annotation]) -> Dataset:
-    names = tuple(sorted(set(labels.values()), key=natural_order))
+    names = tuple(sorted(set(labels.values()), key=natural_sort_key))
     index, parts = {name: number for number, name in enumerate(names)}, _parts(list(labels))
     paths = sorted(labels, key=lambda path: (index[labels[path]], ("", *PARTS).index(parts[path]), path))
     left_out = [*tree.left_out, *(LeftOut(path, NO_BOXES) for path in tree.images() if path not in labels)]
@@ -104,6 +104,7 @@ def _dataset(tree: FileTree, labels: Mapping[str, str], found: Mapping[int, Anno
 def _parts(paths: Sequence[str]) -> dict[str, str]:
     """Return the part of each image by the first folder that names one; "" for all if there is no train part."""
     said = {
-        path: next(filter(None, (part_of(folder) for folder in PurePosixPath(path).parts[:-1])), "") for path in paths
+        path: next(filter(None, (match_split_name(folder) for folder in PurePosixPath(path).parts[:-1])), "")
+        for path in paths
     }
     return said if "train" in said.values() else dict.fromkeys(said, "")

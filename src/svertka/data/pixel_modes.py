@@ -21,14 +21,14 @@ STRIP = 2**20  # pixels converted at once
 _PHOTOMETRIC, _MIN_IS_WHITE = 262, 0
 
 
-def rawmode_of(image: Image.Image) -> str:
+def find_raw_mode(image: Image.Image) -> str:
     """Return how the file stores the pixels of an unloaded image, as Pillow's unpackers call it; "" if unknown."""
     tiles = getattr(image, "tile", None)
     args = tiles[0][3] if tiles else ""
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
-def shading(intensity_range: Range) -> tuple[int, int, int]:
+def intensity_to_shade_factors(intensity_range: Range) -> tuple[int, int, int]:
     """Return (a, b, c) such that a value v of the range has the shade ((v − low) a + b) // c, 0 to 255.
 
     A range of 256·n values, as sensors have, is shown by its upper 8 bits; another by the nearest shade.
@@ -38,13 +38,13 @@ def shading(intensity_range: Range) -> tuple[int, int, int]:
     return (256, 0, count) if count % 256 == 0 else (2 * 255, high - low, 2 * (high - low))
 
 
-def shades(intensity_range: Range | None) -> Pixels:
+def make_shade_table(intensity_range: Range | None) -> Pixels:
     """Return the 8-bit shade of every 16-bit value, (65536,) uint8.
 
     The range maps to 0 to 255; values outside are clipped. None is the full range.
     """
     low, high = intensity_range or FULL
-    factor, offset, divisor = shading((low, high))
+    factor, offset, divisor = intensity_to_shade_factors((low, high))
     values = np.arange(65536, dtype=np.int64).clip(low, high) - low
     return ((values * factor + offset) // divisor).astype(np.uint8)
 
@@ -57,7 +57,7 @@ def to_16_bit(pixels: Pixels, intensity_range: Range | None) -> Pixels | Deep:
     if intensity_range is None:
         return pixels
     low, high = intensity_range
-    factor, offset, divisor = shading(intensity_range)
+    factor, offset, divisor = intensity_to_shade_factors(intensity_range)
     wanted = pixels.astype(np.int64) * divisor - offset
     return (low - (-wanted // factor)).clip(low, high).astype(np.uint16)
 
@@ -68,7 +68,7 @@ class RawImage:
 
     Attributes:
         image: The image.
-        rawmode: How the file stores pixels, as `rawmode_of` returns it.
+        rawmode: How the file stores pixels, as `find_raw_mode` returns it.
         low: The lower 8 bits of a 16-bit color image, as an image of the same mode; `image` then has the upper ones.
         deep: Whether values have 16 bits of which the file does not say how many are used.
         min_is_white: Whether 0 is white.
@@ -83,7 +83,7 @@ class RawImage:
     @classmethod
     def of(cls, image: Image.Image) -> "RawImage":
         """Return the raw image of an image that is not loaded yet."""
-        rawmode = rawmode_of(image)
+        rawmode = find_raw_mode(image)
         scaled = bool(rawmode) and image.tile[0][0].startswith("ppm")  # type: ignore[attr-defined]
         grey = image.mode.startswith("I") and rawmode != "I;12"
         deep = not scaled and (grey or (image.mode in ("RGB", "RGBA") and re.search("^(RGBX?|RGBA|LA);16", rawmode)))
@@ -105,7 +105,7 @@ class RawImage:
             ImageError: The range of the values is unknown.
         """
         width, height = self.image.size
-        shade = shades(intensity_range if self.deep else None)
+        shade = make_shade_table(intensity_range if self.deep else None)
         rows = max(STRIP // width // factor, 1) * factor
         if rows >= height and factor == 1:
             return self._rgb(shade)

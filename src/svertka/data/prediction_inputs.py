@@ -12,7 +12,7 @@ import numpy.typing as npt
 from svertka.data.dataset import Pixels
 from svertka.data.file_accounting import FileAccount
 from svertka.data.file_tree import SOME_SUFFIXES, is_image_content, list_tree
-from svertka.data.image_io import DEFAULT, SUFFIXES, Decoding, format_of, measure_intensities, read_bytes
+from svertka.data.image_io import DEFAULT, SUFFIXES, Decoding, detect_format, measure_intensities, read_bytes
 from svertka.data.label_tables import TABLE_SUFFIXES
 from svertka.data.pixel_modes import Range
 from svertka.data.preprocessing import ImageLike, load_image
@@ -59,7 +59,7 @@ def find_misnamed_files(images: Iterable[Input]) -> list[tuple[str, str]]:
         if isinstance(image, str | PathLike):
             path = Path(image)
             with suppress(OSError, ValueError):
-                name = format_of(read_start(path))
+                name = detect_format(read_start(path))
                 if name is not None and path.suffix and SUFFIXES.get(path.suffix.lower()) != name:
                     found.append((str(image), name))
     return found

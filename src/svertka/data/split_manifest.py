@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from svertka.data.dataset import PARTS, Ints
-from svertka.data.deduplicated_split import COPIES, find_duplicate_parts
+from svertka.data.deduplicated_split import COPIES, find_copied_parts
 from svertka.errors import RunError
 from svertka.tensor_files import read_tensors, write_tensors
 
@@ -71,7 +71,7 @@ class Manifest:
         """
         contents = [digests[i] for i in good.tolist()]
         held, named = np.array([self.part_of(one) for one in contents], dtype="<U5"), parts[good]
-        named = np.where(np.isin(named, list(find_duplicate_parts(contents, named, self.inherited))), COPIES, named)
+        named = np.where(np.isin(named, list(find_copied_parts(contents, named, self.inherited))), COPIES, named)
         in_pool = (named == "") | (named == "train")
         return {
             part: good[(held == part) & ((named == part) if part != "train" and (named == part).any() else in_pool)]

@@ -14,7 +14,7 @@ EVALUATION = ("eval", "evaluation")
 FILLERS = {"set", "data", "images", "image", "imgs", "img", "split", "folder", "part", "photos", "pictures", "labels"}
 
 
-def part_of(name: str) -> str | None:
+def match_split_name(name: str) -> str | None:
     """Return the part that a folder or word called `name` means; None if it means none.
 
     >>> part_of("Training"), part_of("test_images"), part_of("seg_train"), part_of("trains")
@@ -24,7 +24,7 @@ def part_of(name: str) -> str | None:
     return found[0] if found and not found[1] else None
 
 
-def parts_of(names: Iterable[str]) -> dict[str, str]:
+def match_split_names(names: Iterable[str]) -> dict[str, str]:
     """Return the part that each of the sibling folders `names` means, without those that mean none.
 
     A further word that several share ("seg_train", "seg_test") is ignored. "evaluation" is the test part if there is

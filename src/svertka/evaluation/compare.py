@@ -19,7 +19,7 @@ from svertka.evaluation.confidence_intervals import (
     Interval,
     format_p,
     format_points,
-    mcnemar_p,
+    mcnemar_p_value,
     paired_difference_interval,
 )
 from svertka.evaluation.evaluate import JointEvaluation, evaluate_jointly
@@ -164,7 +164,7 @@ class Difference:
             only_first,
             (only_here - only_first) / here.images,
             paired_difference_interval(only_here, only_first, here.images),
-            mcnemar_p(only_here, only_first),
+            mcnemar_p_value(only_here, only_first),
         )
 
     @property
@@ -306,7 +306,7 @@ def _metrics_dict(evaluation: Evaluation) -> dict[str, Any]:
     return {key: value for key, value in replace(evaluation, scope=None).to_dict().items() if key != "images"}
 
 
-def runs_and_source(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+def separate_runs_and_source(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     """Split the arguments `RUN RUN... [SOURCE]`: the last one is a source unless it is a run."""
     *runs, last = arguments
     if not runs or is_classifier(last) or Run(last).training.exists():

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from svertka.errors import ImageError
 from svertka.evaluation.compare import ComparedRun, Comparison
 from svertka.evaluation.confidence_intervals import Interval, format_p, format_points
-from svertka.evaluation.learning_curves import LearningCurves, epoch_name, metric, subsample
+from svertka.evaluation.learning_curves import LearningCurves, format_epoch, read_metric, subsample
 from svertka.evaluation.metrics import ClassMetrics
 from svertka.evaluation.report_page import SHOWN_SIDE
 from svertka.files import write_atomic
@@ -19,7 +19,7 @@ from svertka.pages.inline_images import render_image
 from svertka.pages.number_format import MISSING, NBSP, format_brief, format_count, format_number, format_percent
 from svertka.pages.svg_curves import LINE_STYLES, Line, Panel, Reading, XAxis, render_curves
 from svertka.pages.templates import render_template
-from svertka.progress import duration, working
+from svertka.progress import format_duration, show_spinner
 from svertka.run import display_name
 
 HEIGHT = 224  # pixels of a panel of curves
@@ -30,7 +30,7 @@ MAX_CLASSES = 100  # rows of the table of classes
 Trained = Sequence[tuple[ComparedRun, Sequence[Mapping[str, Any]]]]
 
 
-@working("writing the page")
+@show_spinner("writing the page")
 def write_comparison(path: Path, comparison: Comparison) -> None:
     """Write `comparison` to `path` as one HTML file, atomically; some of the images are read again.
 
@@ -100,7 +100,7 @@ def _describe_run(one: ComparedRun, largest_error: float, reach: float) -> dict[
             f"{format_number(1000 * one.speed.seconds)}{NBSP}ms",
             f"{one.speed.per_second:,.0f}",
             f"{len(history.epochs):,}" if is_trained else MISSING,
-            duration(history.seconds) if is_trained else MISSING,
+            format_duration(history.seconds) if is_trained else MISSING,
         ),
     }
 
@@ -131,10 +131,10 @@ def _curves(trained: Trained) -> Markup:
         _panel(trained, "Validation error", "val_error", "root", lambda y: f"{100 * y:g}{NBSP}%"),
         _panel(trained, "Training loss, nats", "train_loss", "log", format_brief),
     ]
-    last = max(metric(epochs[-1], "epoch") for _, epochs in trained)
+    last = max(read_metric(epochs[-1], "epoch") for _, epochs in trained)
     scale = Scale("linear", 0.0, last)
     longest = max((epochs for _, epochs in trained), key=len)
-    readings = [_reading(trained, metric(line, "epoch")) for line in subsample(longest)]
+    readings = [_reading(trained, read_metric(line, "epoch")) for line in subsample(longest)]
     return render_curves(panels, XAxis("epoch", scale, scale.ticks(5, whole=last >= 2)), readings, None, "")
 
 
@@ -151,8 +151,8 @@ def _panel(
     lines = [
         Line(
             one.letter,
-            [metric(line, "epoch") for line in subsample(epochs)],
-            [metric(line, name) for line in subsample(epochs)],
+            [read_metric(line, "epoch") for line in subsample(epochs)],
+            [read_metric(line, name) for line in subsample(epochs)],
             LINE_STYLES[k % len(LINE_STYLES)],
         )
         for k, (one, epochs) in enumerate(trained)
@@ -162,10 +162,14 @@ def _panel(
 
 def _reading(trained: Trained, epoch: float) -> Reading:
     """Return the values of each run at `epoch`, or at its last epoch if that was earlier."""
-    reached = [(one, [line for line in epochs if metric(line, "epoch") <= epoch][-1:]) for one, epochs in trained]
-    errors = ", ".join(f"{one.letter} {format_percent(metric(line[0], 'val_error'))}" for one, line in reached if line)
-    losses = ", ".join(f"{one.letter} {format_number(metric(line[0], 'train_loss'))}" for one, line in reached if line)
-    return Reading(epoch, epoch_name(epoch), [errors, losses])
+    reached = [(one, [line for line in epochs if read_metric(line, "epoch") <= epoch][-1:]) for one, epochs in trained]
+    errors = ", ".join(
+        f"{one.letter} {format_percent(read_metric(line[0], 'val_error'))}" for one, line in reached if line
+    )
+    losses = ", ".join(
+        f"{one.letter} {format_number(read_metric(line[0], 'train_loss'))}" for one, line in reached if line
+    )
+    return Reading(epoch, format_epoch(epoch), [errors, losses])
 
 
 def _disagreements(comparison: Comparison) -> list[dict[str, Any]]:

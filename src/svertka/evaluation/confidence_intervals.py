@@ -52,7 +52,7 @@ def paired_difference_interval(only_first: int, only_second: int, images: int) -
     return max(-1.0, first - second - reach), min(1.0, first - second + reach)
 
 
-def mcnemar_p(only_first: int, only_second: int) -> float:
+def mcnemar_p_value(only_first: int, only_second: int) -> float:
     """Return the two-sided p-value of the exact McNemar test, 0 to 1.
 
     Args:

@@ -70,7 +70,9 @@ class ErrorByProperty:
     bins: tuple[PropertyBin, ...]
 
 
-def error_slices(evaluation: Evaluation, read: Callable[[int], Pixels], threads: int) -> tuple[ErrorByProperty, ...]:
+def errors_by_property(
+    evaluation: Evaluation, read: Callable[[int], Pixels], threads: int
+) -> tuple[ErrorByProperty, ...]:
     """Return the error by brightness, size and sharpness; a property that all images share is left out.
 
     Args:
@@ -85,7 +87,7 @@ def error_slices(evaluation: Evaluation, read: Callable[[int], Pixels], threads:
 
     def look(index: int) -> tuple[float, float, float] | None:
         try:
-            return image_properties(read(index))
+            return measure_image_properties(read(index))
         except ImageError:
             return None
 
@@ -105,7 +107,7 @@ def error_slices(evaluation: Evaluation, read: Callable[[int], Pixels], threads:
     return tuple(one for one in found if len(one.bins) > 1)
 
 
-def image_properties(picture: Pixels) -> tuple[float, float, float]:
+def measure_image_properties(picture: Pixels) -> tuple[float, float, float]:
     """Return brightness (%), shorter side (pixels) and sharpness (grey levels) of an image (H, W, 1 | 3) uint8."""
     grey = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else np.ascontiguousarray(picture)).convert("L")
     shorter = min(grey.size)
@@ -133,7 +135,7 @@ def _equal_bins(values: npt.NDArray[np.float64], wrong: npt.NDArray[np.bool_]) -
     )
 
 
-def slices_html(found: Sequence[ErrorByProperty], images: int) -> Markup:
+def errors_by_property_html(found: Sequence[ErrorByProperty], images: int) -> Markup:
     """Return the section as HTML, empty without slices; `images` is the number of evaluated images."""
     if not found:
         return Markup()

@@ -14,14 +14,14 @@ from svertka.classifier import Classifier
 from svertka.data.dataset import Dataset, Ints
 from svertka.data.folder_layout import normalize_class_name
 from svertka.data.image_io import Decoding
-from svertka.data.imagenet import class_name
+from svertka.data.imagenet import find_class_name
 from svertka.data.loader import BatchLoader
 from svertka.data.sources import Source, open_source
 from svertka.device import autocast, choose_device, get_device, preserves_settings, set_threads
 from svertka.errors import DataError, UsageError
 from svertka.escaping import join_first
 from svertka.evaluation.crop_protocols import CropProtocol, crop_protocol
-from svertka.evaluation.error_by_image_property import error_slices
+from svertka.evaluation.error_by_image_property import errors_by_property
 from svertka.evaluation.evaluation_scope import EvaluationScope
 from svertka.evaluation.held_out import select_images
 from svertka.evaluation.metrics import Evaluation, MetricAccumulator
@@ -153,7 +153,7 @@ class JointEvaluation:
             evaluation=self.ensemble,
             read_image=lambda index: pictures.read(index, SHOWN_SIDE),
             image_name=pictures.name,
-            slices=error_slices(self.ensemble, pictures.read, torch.get_num_threads()),
+            slices=errors_by_property(self.ensemble, pictures.read, torch.get_num_threads()),
         )
 
 
@@ -292,10 +292,12 @@ def match_class_names(names: tuple[str, ...], dataset: Dataset) -> Dataset:
     Raises:
         DataError: A class that has images is not among `names`.
     """
-    place = {class_name(name): index for index, name in enumerate(names)}
+    place = {find_class_name(name): index for index, name in enumerate(names)}
     place |= {name: index for index, name in enumerate(names)}
     place |= {
-        name: place[class_name(name)] for name in dataset.names if name not in place and class_name(name) in place
+        name: place[find_class_name(name)]
+        for name in dataset.names
+        if name not in place and find_class_name(name) in place
     }
     simplified = [normalize_class_name(name) for name in names]
     inexact = {
@@ -320,7 +322,7 @@ def match_class_names(names: tuple[str, ...], dataset: Dataset) -> Dataset:
 
 def _with_meaning(name: str) -> str:
     """Return the class `name`; a WordNet id is followed by the English name."""
-    meaning = class_name(name)
+    meaning = find_class_name(name)
     return name if meaning == name else f"{name} ({meaning})"
 
 

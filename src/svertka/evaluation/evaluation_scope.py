@@ -63,15 +63,19 @@ class EvaluationScope:
         if self.training_images and self.includes_training:
             said.append(f"{self.training_images:,} of these trained the network: the error is too low")
         elif self.training_images:
-            said.append(f"{count_images(self.training_images)} that trained the network left out (--include-training)")
+            said.append(
+                f"{format_image_count(self.training_images)} that trained the network left out (--include-training)"
+            )
         if self.near_duplicates:
             said.append(
-                f"{count_images(self.near_duplicates)} judged look the same as training images (near-duplicates)"
+                f"{format_image_count(self.near_duplicates)} judged look the same as training images (near-duplicates)"
             )
         if self.copies:
-            said.append(f"{count_images(self.copies)} judged are copies of others judged: the interval is too narrow")
+            said.append(
+                f"{format_image_count(self.copies)} judged are copies of others judged: the interval is too narrow"
+            )
         if self.unreadable:
-            said.append(f"{count_images(self.unreadable)} could not be read{self._names()}")
+            said.append(f"{format_image_count(self.unreadable)} could not be read{self._names()}")
         return (*said, *([self.note] if self.note else []), *self.account.sentences())
 
     def _names(self) -> str:
@@ -95,6 +99,6 @@ class EvaluationScope:
         } | ({"note": self.note} if self.note else {})
 
 
-def count_images(number: int) -> str:
+def format_image_count(number: int) -> str:
     """Return "1 image", "1,200 images" and so on."""
     return "1 image" if number == 1 else f"{number:,} images"

@@ -23,7 +23,7 @@ from svertka.data.sources import is_same_source
 from svertka.data.split_manifest import Manifest
 from svertka.errors import DataError, RunError, UsageError
 from svertka.escaping import format_command
-from svertka.evaluation.evaluation_scope import EvaluationScope, count_images
+from svertka.evaluation.evaluation_scope import EvaluationScope, format_image_count
 from svertka.progress import say
 from svertka.run import Run
 
@@ -35,7 +35,7 @@ NEW = "new"  # images unknown to the run, in no part of the source
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
+class ImageSelection:
     """The selected images of a data set that can be read.
 
     Attributes:
@@ -60,7 +60,7 @@ def select_images(
     include_training: bool = False,
     threads: int,
     cache_limit: int | None = None,
-) -> Selection:
+) -> ImageSelection:
     """Select and decode the images of `dataset` on which all of `runs` can be evaluated.
 
     Args:
@@ -119,7 +119,7 @@ def select_images(
         tuple((dataset.images.name(index), reason) for index, reason in sorted(prepared.bad.items())),
         dataset.account,
     )
-    return Selection(prepared.rows, good, digests, scope)
+    return ImageSelection(prepared.rows, good, digests, scope)
 
 
 def _choose(
@@ -162,7 +162,7 @@ def _near_duplicates(
         alike = find_resembling(dataset.images, contents, new, one.trained_on, threads)
         if alike is None:
             note = (
-                f"{count_images(len(new))} could not be compared with the training images of {one.run}: "
+                f"{format_image_count(len(new))} could not be compared with the training images of {one.run}: "
                 "if some are near-duplicates, the error is too low"
             )
         else:
@@ -178,7 +178,7 @@ def _other_intensities(pictures: Images, deep: list[int], preprocess: Preprocess
     some = deep[:: -(-len(deep) // MEASURED)]
     ranges = [measure_intensities(files.read_bytes(int(where[index])), files.decoding) for index in some]
     said = describe_intensity_mismatch([one for one in ranges if one is not None], preprocess.intensity_range)
-    return said and f"{count_images(len(deep))} judged have 16 bits and {said}"
+    return said and f"{format_image_count(len(deep))} judged have 16 bits and {said}"
 
 
 def read_manifest(run: str | PathLike[str]) -> Manifest | None:
@@ -350,7 +350,7 @@ def _check_command(source: str) -> str:
 def _nothing_left(source: str, runs: str, part: str | None, training: int) -> UsageError:
     if training:
         return UsageError(
-            f"{source} holds no new image for {runs}: {count_images(training)} trained the network; name other "
+            f"{source} holds no new image for {runs}: {format_image_count(training)} trained the network; name other "
             "images, or add --include-training"
         )
     return UsageError(f"{source} has no {part} part; leave --part out to evaluate on all new images")

@@ -11,7 +11,7 @@ from svertka.pages.axes import Scale, fit_scale
 from svertka.pages.number_format import MISSING, NBSP, format_brief, format_number, format_percent
 from svertka.pages.svg_curves import Line, Panel, Reading, XAxis, render_curves
 from svertka.pages.templates import render_template
-from svertka.progress import duration
+from svertka.progress import format_duration
 
 Entry = Mapping[str, Any]
 
@@ -33,26 +33,26 @@ class LearningCurves:
 
     def __init__(self, lines: Iterable[Entry]) -> None:
         self._lines = [line for line in lines if isinstance(line.get("kind"), str)]
-        self.epochs = [line for line in self._of("epoch") if math.isfinite(metric(line, "epoch"))]
-        self.steps = [line for line in self._of("step") if math.isfinite(metric(line, "epoch"))]
+        self.epochs = [line for line in self._of("epoch") if math.isfinite(read_metric(line, "epoch"))]
+        self.steps = [line for line in self._of("step") if math.isfinite(read_metric(line, "epoch"))]
 
     @property
     def seconds(self) -> float:
         """Duration of the training, seconds; 0 before it began."""
-        times = (metric(line, "seconds") for line in self.epochs + self.steps)
+        times = (read_metric(line, "seconds") for line in self.epochs + self.steps)
         return max((time for time in times if math.isfinite(time)), default=0.0)
 
     @property
     def best_epoch(self) -> Entry | None:
         """The epoch whose weights the run holds; None before the first epoch or without validation set."""
-        chosen = [line for line in self.epochs if line.get("kept") and math.isfinite(metric(line, "val_error"))]
+        chosen = [line for line in self.epochs if line.get("kept") and math.isfinite(read_metric(line, "val_error"))]
         return chosen[-1] if chosen else None
 
     def findings(self) -> list[tuple[str, str]]:
         """Return when each finding was made ("epoch 12") and its sentence, each sentence once."""
         said: dict[str, str] = {}
         for line in self._of("health"):
-            said.setdefault(str(line.get("sentence", "")), epoch_name(metric(line, "epoch")))
+            said.setdefault(str(line.get("sentence", "")), format_epoch(read_metric(line, "epoch")))
         return [(when, sentence) for sentence, when in said.items()][:MAX_FINDINGS]
 
     def curves_html(self) -> Markup:
@@ -68,12 +68,12 @@ class LearningCurves:
             _panel("Top-1 error", "error", epochs, smooth, "root", lambda error: f"{100 * error:g}{NBSP}%"),
             _rate_panel(rates),
         ]
-        last = max(metric(line, "epoch") for line in (*epochs, *rates))
+        last = max(read_metric(line, "epoch") for line in (*epochs, *rates))
         scale = Scale("linear", 0.0, last or 1.0)
         axis = XAxis("epoch", scale, scale.ticks(5, whole=scale.high >= 2))
         readings = [self._reading(line) for line in marks]
         mark = marks.index(self.best_epoch) if self.best_epoch is not None else None
-        label = f"kept: {epoch_name(metric(self.best_epoch, 'epoch'))}" if self.best_epoch is not None else ""
+        label = f"kept: {format_epoch(read_metric(self.best_epoch, 'epoch'))}" if self.best_epoch is not None else ""
         return render_curves(panels, axis, readings, mark, label)
 
     def table_html(self) -> Markup:
@@ -84,15 +84,15 @@ class LearningCurves:
         title = "The numbers" if len(shown) == len(self.epochs) else f"The numbers of {len(shown)} of these epochs"
         rows = [
             (
-                f"{metric(line, 'epoch'):g}",
+                f"{read_metric(line, 'epoch'):g}",
                 (
-                    format_number(metric(line, "train_loss")),
-                    format_number(metric(line, "val_loss")),
-                    format_percent(metric(line, "train_error")),
-                    format_percent(metric(line, "val_error")),
-                    format_brief(metric(line, "learning_rate")),
-                    _whole(metric(line, "images_per_second")),
-                    _time(metric(line, "seconds")),
+                    format_number(read_metric(line, "train_loss")),
+                    format_number(read_metric(line, "val_loss")),
+                    format_percent(read_metric(line, "train_error")),
+                    format_percent(read_metric(line, "val_error")),
+                    format_brief(read_metric(line, "learning_rate")),
+                    _whole(read_metric(line, "images_per_second")),
+                    _time(read_metric(line, "seconds")),
                 ),
             )
             for line in shown
@@ -124,24 +124,24 @@ class LearningCurves:
     def _reading(self, line: Entry) -> Reading:
         train_loss, train_error = ("loss", "error") if line["kind"] == "step" else ("train_loss", "train_error")
         return Reading(
-            metric(line, "epoch"),
-            epoch_name(metric(line, "epoch")),
+            read_metric(line, "epoch"),
+            format_epoch(read_metric(line, "epoch")),
             [
-                f"train {format_number(metric(line, train_loss))}"
-                + _also("val", format_number(metric(line, "val_loss"))),
-                f"train {format_percent(metric(line, train_error))}"
-                + _also("val", format_percent(metric(line, "val_error"))),
-                format_brief(metric(line, "learning_rate")),
+                f"train {format_number(read_metric(line, train_loss))}"
+                + _also("val", format_number(read_metric(line, "val_loss"))),
+                f"train {format_percent(read_metric(line, train_error))}"
+                + _also("val", format_percent(read_metric(line, "val_error"))),
+                format_brief(read_metric(line, "learning_rate")),
             ],
         )
 
 
-def metric(line: Entry, name: str) -> float:
+def read_metric(line: Entry, name: str) -> float:
     """Return the number called `name` in a line of metrics.jsonl; NaN if it is missing or null."""
     return _float(line.get(name))
 
 
-def epoch_name(epoch: float) -> str:
+def format_epoch(epoch: float) -> str:
     """Return "epoch 14", or "epoch 2.37" within an epoch; empty for NaN."""
     if not math.isfinite(epoch):
         return ""
@@ -164,7 +164,7 @@ def bucket_means(lines: Sequence[Entry], names: Sequence[str]) -> dict[str, list
     means: dict[str, list[float]] = {name: [] for name in names}
     for start, end in pairwise(ends):
         for name in names:
-            there = [x for line in lines[start:end] if math.isfinite(x := metric(line, name))]
+            there = [x for line in lines[start:end] if math.isfinite(x := read_metric(line, name))]
             means[name].append(sum(there) / len(there) if there else math.nan)
     return means
 
@@ -178,9 +178,9 @@ def _panel(
     text: Callable[[float], str],
 ) -> Panel:
     """Return the panel of `name` ("loss" or "error"): train and val by epoch over the faint curve of the steps."""
-    x = [metric(line, "epoch") for line in epochs]
-    train = [metric(line, f"train_{name}") for line in epochs]
-    val = [metric(line, f"val_{name}") for line in epochs]
+    x = [read_metric(line, "epoch") for line in epochs]
+    train = [read_metric(line, f"train_{name}") for line in epochs]
+    val = [read_metric(line, f"val_{name}") for line in epochs]
     steps = smooth[name]
     lines = [Line("train", x, train, "solid"), Line("val", x, val, "dashed")]
     if epochs:
@@ -194,10 +194,10 @@ def _panel(
 
 
 def _rate_panel(lines: Sequence[Entry]) -> Panel:
-    rates = [metric(line, "learning_rate") for line in lines]
+    rates = [read_metric(line, "learning_rate") for line in lines]
     finite = [rate for rate in rates if math.isfinite(rate)]
     scale = fit_scale(finite, "log") if len(set(finite)) <= FEW_RATES else Scale("linear", 0.0, max(finite))
-    line = Line("", [metric(line, "epoch") for line in lines], rates, "steps")
+    line = Line("", [read_metric(line, "epoch") for line in lines], rates, "steps")
     return Panel("Learning rate", scale, [line], format_brief, LOW_HEIGHT)
 
 
@@ -214,4 +214,4 @@ def _whole(value: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    return duration(seconds) if math.isfinite(seconds) else MISSING
+    return format_duration(seconds) if math.isfinite(seconds) else MISSING

@@ -17,7 +17,7 @@ from svertka.escaping import join_first
 from svertka.evaluation.calibration import Calibration, CalibrationAccumulator
 from svertka.evaluation.chance_level import chance_accuracy, is_at_chance
 from svertka.evaluation.confidence_intervals import Interval, wilson_interval
-from svertka.evaluation.evaluation_scope import EvaluationScope, count_images
+from svertka.evaluation.evaluation_scope import EvaluationScope, format_image_count
 from svertka.pages.notebook_block import NotebookBlock
 
 MISTAKES_KEPT = 24  # most confident mistakes, and as many near misses
@@ -124,7 +124,7 @@ class Evaluation:
         if self.top5_error is not None and self.top5_interval is not None:
             said.append(f"top-5 error {_with_interval(self.top5_error, self.top5_interval)}")
         calibration = f"calibration error {self.calibration.error:.2%}"
-        return f"{count_images(self.images)}: {', '.join(said)}, loss {self.loss:.4f}, {calibration}"
+        return f"{format_image_count(self.images)}: {', '.join(said)}, loss {self.loss:.4f}, {calibration}"
 
     def __repr__(self) -> str:
         return f"Evaluation({self.sentence})"

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from svertka.errors import ImageError
 from svertka.evaluation.confusion_plot import MAX_TABLE_CLASSES, confusion_html
-from svertka.evaluation.error_by_image_property import ErrorByProperty, slices_html
+from svertka.evaluation.error_by_image_property import ErrorByProperty, errors_by_property_html
 from svertka.evaluation.evaluation_scope import PART_ADJECTIVES
 from svertka.evaluation.learning_curves import LearningCurves
 from svertka.evaluation.metrics import MISTAKES_KEPT, ClassMetrics, Evaluation, Mistake
@@ -22,7 +22,7 @@ from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import render_image, render_strip
 from svertka.pages.number_format import NBSP, format_count, format_number, format_percent
 from svertka.pages.templates import render_template
-from svertka.progress import duration, working
+from svertka.progress import format_duration, show_spinner
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -76,14 +76,14 @@ class Report:
         else:
             training = ""
         if self.curves.seconds:
-            training += f", {duration(self.curves.seconds)}"
+            training += f", {format_duration(self.curves.seconds)}"
         if evaluation is None or not evaluation.images:
             return f"{what}: not evaluated yet{training}."
         pictures = format_count(evaluation.images, f"{PART_ADJECTIVES[self.part]}picture")
         return f"{what}: {format_percent(evaluation.top1_error)} of {pictures} wrong{training}."
 
 
-@working("writing the report")
+@show_spinner("writing the report")
 def write_report(path: Path, report: Report) -> None:
     """Write `report` to `path` as one HTML file, atomically.
 
@@ -145,7 +145,7 @@ def _describe(report: Report, evaluation: Evaluation) -> dict[str, Any]:
         "classes_without": len(classes) - len(with_images) if is_shortened else 0,
         "classes": _describe_classes(report, evaluation, with_images if is_shortened else classes),
         "reliability": reliability_html(evaluation.calibration),
-        "slices": slices_html(report.slices, evaluation.images),
+        "slices": errors_by_property_html(report.slices, evaluation.images),
     }
 
 

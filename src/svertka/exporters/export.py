@@ -26,7 +26,7 @@ from svertka.files import format_bytes, parse_path, write_atomic
 from svertka.output_paths import output_file, output_folder
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import format_count
-from svertka.progress import working
+from svertka.progress import show_spinner
 from svertka.run import Run, training_boxes, training_columns
 from svertka.type_checking import check_types
 
@@ -135,7 +135,7 @@ def export(
         raise UsageError(f"{error.name} is not installed; pip install 'svertka[onnx]'") from error
     seen_by = classifier.preprocess.intensity_range
     shown = _read_images(pictures, seen_by) if pictures else _read_training_images(origin, seen_by)
-    with working("converting and checking the network"):
+    with show_spinner("converting and checking the network"):
         model = convert_to_onnx(classifier, preprocessing=preprocessing)
         difference = check_onnx(model, classifier, shown)
     content = model.SerializeToString()

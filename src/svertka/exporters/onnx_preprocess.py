@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from svertka.data.pixel_modes import shading
+from svertka.data.pixel_modes import intensity_to_shade_factors
 from svertka.data.preprocessing import Preprocess
 
 PREFIX = "preprocess/"
@@ -45,7 +45,7 @@ class PreprocessingGraph:
         """Map uint16 values to (N, H, W, 3) int32 from 0 to 255, in integers, since float32 would round some."""
         values = self._node("Sub", [self._node("Cast", [pictures], to=TensorProto.INT32), self._int32(low)])
         values = self._node("Min", [self._node("Max", [values, self._int32(0)]), self._int32(high - low)])
-        factor, offset, divisor = shading((low, high))
+        factor, offset, divisor = intensity_to_shade_factors((low, high))
         scaled = self._node("Add", [self._node("Mul", [values, self._int32(factor)]), self._int32(offset)])
         return self._node("Div", [scaled, self._int32(divisor)])
 

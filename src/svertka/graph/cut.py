@@ -33,7 +33,7 @@ class Stage:
 
 
 @dataclass(frozen=True, eq=False)
-class Halves:
+class PrefixAndRest:
     """Two parts of a network, sharing its modules: in inference, `rest(prefix(x))` equals `network(x)`.
 
     Attributes:
@@ -60,7 +60,7 @@ def find_stages(network: nn.Module, shape: tuple[int, ...]) -> list[Stage]:
     return CutPoints(network, shape).stages
 
 
-def cut_network(network: nn.Module, before: str, shape: tuple[int, ...]) -> Halves:
+def cut_network(network: nn.Module, before: str, shape: tuple[int, ...]) -> PrefixAndRest:
     """Cut `network` in two; the second part begins with the stage or module called `before`.
 
     Neither part contains auxiliary classifiers, which only run in training.
@@ -180,7 +180,7 @@ class CutPoints:
         node = self.nodes[first]
         return inside[0] if inside else str(node.target) if node.op == "call_module" else node.name
 
-    def at(self, name: str) -> Halves:
+    def at(self, name: str) -> PrefixAndRest:
         """Return the two parts before the stage or module called `name`, as `cut_network` does."""
         named = {stage.name: begin for stage, begin in self._begun}
         place = named.get(name)
@@ -198,22 +198,22 @@ class CutPoints:
             raise UsageError(f"{name} cannot be cut off, since more than one tensor flows into it; cut at {listed}")
         return self.halves(place)
 
-    def before_layer(self, path: str) -> Halves:
+    def before_layer(self, path: str) -> PrefixAndRest:
         """Return the two parts right before the layer at `path`, also if a stage of that name begins earlier."""
         return self.halves(next(number for number, node in enumerate(self.nodes) if node.target == path))
 
-    def halves(self, place: int) -> Halves:
+    def halves(self, place: int) -> PrefixAndRest:
         """Return the two parts at one of the `places`."""
         if place <= 1:
             whole = fx.GraphModule(self.network, self.graph)
-            return Halves(None, whole, self.nodes[0].meta[SHAPE][1:])
+            return PrefixAndRest(None, whole, self.nodes[0].meta[SHAPE][1:])
         between = self.nodes[place - 1]
         before, after = fx.Graph(), fx.Graph()
         made = self._copy(self.nodes[:place], before, {})
         before.output(made[between])
         outputs = self.graph.find_nodes(op="output")
         self._copy([*self.nodes[place:], *outputs], after, {between: after.placeholder("features")})
-        return Halves(
+        return PrefixAndRest(
             fx.GraphModule(self.network, before), fx.GraphModule(self.network, after), between.meta[SHAPE][1:]
         )
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from svertka.graph.cut import CutPoints, Halves
+from svertka.graph.cut import CutPoints, PrefixAndRest
 from svertka.graph.fully_convolutional import output_grids, output_strides
 from svertka.graph.fx_trace import SHAPE
 from svertka.graph.summary import Trace, trace
@@ -36,7 +36,7 @@ class SharedCrops(nn.Module):
     """
 
     def __init__(
-        self, halves: Halves, window: tuple[int, int], stride: tuple[int, int], share: float, place: int
+        self, halves: PrefixAndRest, window: tuple[int, int], stride: tuple[int, int], share: float, place: int
     ) -> None:
         super().__init__()
         self.first = halves.prefix or nn.Identity()
@@ -104,7 +104,7 @@ def _of_maps(traced: Trace) -> int:
     return sum(layer.multiply_adds for layer in traced.layers if len(layer.shape) == 4)
 
 
-def _is_exact(halves: Halves, shape: tuple[int, ...]) -> bool:
+def _is_exact(halves: PrefixAndRest, shape: tuple[int, ...]) -> bool:
     """Whether the receptive fields of the prefix's outputs lie entirely inside an input of `shape`."""
     if halves.prefix is None:
         return True

@@ -30,7 +30,7 @@ class Region:
     box: Box
 
 
-def heat_map(maps: Sequence[ScoreMap], index: int, height: int, width: int) -> HeatMap:
+def make_heat_map(maps: Sequence[ScoreMap], index: int, height: int, width: int) -> HeatMap:
     """Return the heat map of one class over an image, as `combine_scales` of all patches.
 
     Args:

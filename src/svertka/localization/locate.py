@@ -18,10 +18,10 @@ from svertka.data.preprocessing import ImageLike
 from svertka.device import choose_device, preserves_settings, set_threads
 from svertka.errors import DataError, ImageError
 from svertka.evaluation.held_out import TrainingImageFilter
-from svertka.localization.heatmap import Region, find_region, heat_map
+from svertka.localization.heatmap import Region, find_region, make_heat_map
 from svertka.localization.overlays import PAGE, OverlayFolder, describe_pointing
 from svertka.localization.pointing_game import Point, PointingGame
-from svertka.localization.score_maps import PatchScorer, class_scores
+from svertka.localization.score_maps import PatchScorer, average_class_scores
 from svertka.output_paths import HTML, output_folder
 from svertka.pages.notebook_block import NotebookBlock, Thumbnail, thumbnail_uri
 from svertka.pages.number_format import format_count
@@ -37,7 +37,7 @@ class LocatedClass:
 
     Attributes:
         name: Class name.
-        score: Its score, 0 to 1, by `score_maps.class_scores`.
+        score: Its score, 0 to 1, by `score_maps.average_class_scores`.
         region: The region that shows it.
     """
 
@@ -229,15 +229,15 @@ def _locate_in_image(
     if annotation is not None:
         annotation.check(width, height)
     maps = scorer.score_maps(image)
-    of_all = class_scores(maps).tolist()
+    of_all = average_class_scores(maps).tolist()
     scores = {name: of_all[index] for name, index in scorer.index.items()}
     best = sorted(scores, key=lambda name: -scores[name])[:top]
-    heats = {name: heat_map(maps, scorer.index[name], height, width) for name in best}
+    heats = {name: make_heat_map(maps, scorer.index[name], height, width) for name in best}
     classes = tuple(LocatedClass(name, scores[name], find_region(heats[name], name, height, width)) for name in best)
     if annotation is not None and game is not None:
 
         def locate_class(name: str) -> Point:
-            heat = heats[name] if name in heats else heat_map(maps, scorer.index[name], height, width)
+            heat = heats[name] if name in heats else make_heat_map(maps, scorer.index[name], height, width)
             return find_region(heat, name, height, width).peak
 
         game.add(annotation, (width, height), scores, locate_class)

@@ -89,7 +89,7 @@ def resize_to_level(preprocess: Preprocess, image: Pixels, level: PyramidLevel) 
     return preprocess.standardise(pixels)
 
 
-def class_scores(maps: Sequence[ScoreMap]) -> npt.NDArray[np.float32]:
+def average_class_scores(maps: Sequence[ScoreMap]) -> npt.NDArray[np.float32]:
     """Return the score of each class in the image, (K,) in 0 to 1: the mean of yᵏ over all patches, k = 5.
 
     y is the probability of the class in a patch. The power lets a few patches decide, as suits small objects.

@@ -13,7 +13,7 @@ WIDTHS = (64, 256, 256)  # §3.1
 LOGIT_SCALE = 1 / 9  # §3.1
 
 
-def batch_norm(channels: int) -> nn.BatchNorm2d:
+def make_batch_norm(channels: int) -> nn.BatchNorm2d:
     """Return batch normalisation with a fixed scale of 1 and a trainable bias (§3.1), and the published constants.
 
     Running statistics keep 0.6 of their old value at each step, since training takes few steps.
@@ -33,10 +33,10 @@ class ConvGroup(nn.Module):
         super().__init__()
         self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.pool = nn.MaxPool2d(2)
-        self.bn1 = batch_norm(out_channels)
+        self.bn1 = make_batch_norm(out_channels)
         self.gelu1 = nn.GELU()
         self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = batch_norm(out_channels)
+        self.bn2 = make_batch_norm(out_channels)
         self.gelu2 = nn.GELU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from svertka.errors import UsageError
 from svertka.escaping import join_first, to_printable
 from svertka.files import format_bytes, shorten
 from svertka.progress import say
-from svertka.tensor_files import memory, not_finite, read_tensors
+from svertka.tensor_files import describe_nonfinite, read_tensors, total_memory
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".pth.tar", ".th", ".bin")
 # Keys under which training scripts save the state_dict, beside the epoch and the optimizer; the first that exists is
@@ -150,7 +150,7 @@ def _check_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         raise UsageError(
             f"{path} contains tensors of {format_bytes(size)}, far larger than the file; save contiguous tensors"
         )
-    bad = not_finite(tensors)
+    bad = describe_nonfinite(tensors)
     if bad:
         raise UsageError(f"{path} contains NaN or infinity (in {to_printable(bad)}); use weights that are finite")
 
@@ -227,5 +227,5 @@ def _refuse_bomb(path: Path) -> None:
             size = sum(one.file_size for one in archive.infolist())
         if size > MAX_EXPANSION * path.stat().st_size + EXPANSION_ALLOWANCE:
             raise UsageError(f"{path} unpacks to {format_bytes(size)}, which no PyTorch file does; replace it")
-    if size > memory():
+    if size > total_memory():
         raise UsageError(f"{path} contains {format_bytes(size)}, more than this machine's memory")

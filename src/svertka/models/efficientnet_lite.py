@@ -68,7 +68,7 @@ class StochasticDepth(nn.Module):
         return x * (kept / (1 - self.probability)).to(x.dtype)
 
 
-def batch_norm(channels: int) -> nn.BatchNorm2d:
+def make_batch_norm(channels: int) -> nn.BatchNorm2d:
     """Return batch normalisation with the constants of the authors' code (whose momentum is 1 less PyTorch's)."""
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
@@ -93,14 +93,14 @@ class InvertedResidual(nn.Module):
         self.has_expansion = expansion > 1
         if self.has_expansion:
             self.expand_conv = Conv2d(in_channels, width, 1, bias=False)
-            self.bn0 = batch_norm(width)
+            self.bn0 = make_batch_norm(width)
             self.relu0 = nn.ReLU6(inplace=True)
         self.pad = SamePadding(kernel, stride)
         self.depthwise_conv = Conv2d(width, width, kernel, stride, groups=width, bias=False)
-        self.bn1 = batch_norm(width)
+        self.bn1 = make_batch_norm(width)
         self.relu1 = nn.ReLU6(inplace=True)
         self.project_conv = Conv2d(width, out_channels, 1, bias=False)
-        self.bn2 = batch_norm(out_channels)
+        self.bn2 = make_batch_norm(out_channels)
         self.has_shortcut = stride == 1 and in_channels == out_channels
         if self.has_shortcut:
             self.stochastic_depth = StochasticDepth(drop_rate)
@@ -132,11 +132,11 @@ class EfficientNetLite0(nn.Module):
                 in_channels = out_channels
         self.pad = SamePadding(3, stride=2)
         self.conv_stem = Conv2d(channels, 32, 3, stride=2, bias=False)
-        self.bn0 = batch_norm(32)
+        self.bn0 = make_batch_norm(32)
         self.relu0 = nn.ReLU6(inplace=True)
         self.blocks = nn.Sequential(*blocks)
         self.conv_head = Conv2d(in_channels, 1280, 1, bias=False)
-        self.bn1 = batch_norm(1280)
+        self.bn1 = make_batch_norm(1280)
         self.relu1 = nn.ReLU6(inplace=True)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()

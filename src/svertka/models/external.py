@@ -28,7 +28,7 @@ from svertka.models.builder import (
     require_consent,
 )
 from svertka.models.exported_graph import read_graph
-from svertka.models.registry import MODELS, Model, describe, find_model, trace_model
+from svertka.models.registry import MODELS, Model, describe_model, find_model, trace_model
 from svertka.progress import say
 from svertka.type_checking import check_types
 
@@ -76,16 +76,16 @@ def list_models(name: str | nn.Module | None = None) -> list[dict[str, Any]]:
             "package.module:function" or "file.py:function", or an nn.Module; None: all networks of svertka.
 
     Returns:
-        One dict per network, as `describe` returns it; with `name`, also `layers`, one dict per layer.
+        One dict per network, as `describe_model` returns it; with `name`, also `layers`, one dict per layer.
 
     Raises:
         UsageError: there is no network called `name`, or it cannot be traced.
     """
     if name is None:
-        return [describe(model) for model in MODELS.values()]
+        return [describe_model(model) for model in MODELS.values()]
     model = open_model(name)
     layers = [layer.to_dict() for layer in trace_model(model).layers]
-    return [describe(model) | {"layers": layers}]
+    return [describe_model(model) | {"layers": layers}]
 
 
 def open_builder(builder: Builder, folder: Path, *, trust: bool, size: int, channels: int, classes: int) -> Model:

@@ -18,7 +18,7 @@ from svertka.models.initialization import InitScheme, init_weights
 INIT_SCHEME: InitScheme = "he"
 
 
-def avg_pool() -> nn.AvgPool2d:
+def make_avg_pool() -> nn.AvgPool2d:
     """3×3 average pooling that keeps the size and counts the zeros around the feature maps.
 
     The published weights were trained with it.
@@ -40,7 +40,7 @@ class InceptionA(nn.Module):
         self.branch3x3dbl_1 = ConvBNReLU(in_channels, 64, 1)
         self.branch3x3dbl_2 = ConvBNReLU(64, 96, 3)
         self.branch3x3dbl_3 = ConvBNReLU(96, 96, 3)
-        self.pool = avg_pool()
+        self.pool = make_avg_pool()
         self.branch_pool = ConvBNReLU(in_channels, pool_features, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -91,7 +91,7 @@ class InceptionC(nn.Module):
         self.branch7x7dbl_3 = ConvBNReLU(c7, c7, (1, 7))
         self.branch7x7dbl_4 = ConvBNReLU(c7, c7, (7, 1))
         self.branch7x7dbl_5 = ConvBNReLU(c7, 192, (1, 7))
-        self.pool = avg_pool()
+        self.pool = make_avg_pool()
         self.branch_pool = ConvBNReLU(in_channels, 192, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -144,7 +144,7 @@ class InceptionE(nn.Module):
         self.branch3x3dbl_2 = ConvBNReLU(448, 384, 3)
         self.branch3x3dbl_3a = ConvBNReLU(384, 384, (1, 3))
         self.branch3x3dbl_3b = ConvBNReLU(384, 384, (3, 1))
-        self.pool = avg_pool()
+        self.pool = make_avg_pool()
         self.branch_pool = ConvBNReLU(in_channels, 192, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -55,7 +55,9 @@ def _from_timm_name(name: str) -> str:
     return ".".join([TIMM_NAMES.get(stage, stage), *parts[length:]])
 
 
-def conv_chain(in_channels: int, *layers: tuple[int, int | tuple[int, int]], downsample: bool = False) -> nn.Sequential:
+def make_conv_chain(
+    in_channels: int, *layers: tuple[int, int | tuple[int, int]], downsample: bool = False
+) -> nn.Sequential:
     """Return consecutive convolutions; each of `layers` is (out_channels, kernel).
 
     With `downsample`, the last has stride 2 and no padding.
@@ -70,7 +72,7 @@ def conv_chain(in_channels: int, *layers: tuple[int, int | tuple[int, int]], dow
     return nn.Sequential(*convs)
 
 
-def avg_pool_conv(in_channels: int, out_channels: int) -> nn.Sequential:
+def make_avg_pool_conv(in_channels: int, out_channels: int) -> nn.Sequential:
     """Return 3×3 average pooling that keeps the size and ignores the padding, then a 1×1 convolution."""
     pool = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
     return nn.Sequential(pool, ConvBNReLU(in_channels, out_channels, 1))
@@ -102,12 +104,12 @@ class ReductionA(Branches):
     def __init__(self, in_channels: int, k: int, l: int, m: int, n: int) -> None:  # noqa: E741 - the paper's letter
         super().__init__(
             branch0=ConvBNReLU(in_channels, n, 3, stride=2, padding=0),
-            branch1=conv_chain(in_channels, (k, 1), (l, 3), (m, 3), downsample=True),
+            branch1=make_conv_chain(in_channels, (k, 1), (l, 3), (m, 3), downsample=True),
             branch2=nn.MaxPool2d(3, stride=2),
         )
 
 
-def inception_v4_stem(channels: int) -> nn.Sequential:
+def make_stem(channels: int) -> nn.Sequential:
     """Return the stem of Inception-v4: (B, channels, H, W) to 384 feature maps at an eighth of the size (figure 3)."""
     return nn.Sequential(
         ConvBNReLU(channels, 32, 3, stride=2, padding=0),
@@ -133,9 +135,9 @@ class InceptionV4A(Branches):
     def __init__(self) -> None:
         super().__init__(
             branch0=ConvBNReLU(384, 96, 1),
-            branch1=conv_chain(384, (64, 1), (96, 3)),
-            branch2=conv_chain(384, (64, 1), (96, 3), (96, 3)),
-            branch3=avg_pool_conv(384, 96),
+            branch1=make_conv_chain(384, (64, 1), (96, 3)),
+            branch2=make_conv_chain(384, (64, 1), (96, 3), (96, 3)),
+            branch3=make_avg_pool_conv(384, 96),
         )
 
 
@@ -145,9 +147,9 @@ class InceptionV4B(Branches):
     def __init__(self) -> None:
         super().__init__(
             branch0=ConvBNReLU(1024, 384, 1),
-            branch1=conv_chain(1024, (192, 1), (224, (1, 7)), (256, (7, 1))),
-            branch2=conv_chain(1024, (192, 1), (192, (7, 1)), (224, (1, 7)), (224, (7, 1)), (256, (1, 7))),
-            branch3=avg_pool_conv(1024, 128),
+            branch1=make_conv_chain(1024, (192, 1), (224, (1, 7)), (256, (7, 1))),
+            branch2=make_conv_chain(1024, (192, 1), (192, (7, 1)), (224, (1, 7)), (224, (7, 1)), (256, (1, 7))),
+            branch3=make_avg_pool_conv(1024, 128),
         )
 
 
@@ -156,8 +158,8 @@ class InceptionV4ReductionB(Branches):
 
     def __init__(self) -> None:
         super().__init__(
-            branch0=conv_chain(1024, (192, 1), (192, 3), downsample=True),
-            branch1=conv_chain(1024, (256, 1), (256, (1, 7)), (320, (7, 1)), (320, 3), downsample=True),
+            branch0=make_conv_chain(1024, (192, 1), (192, 3), downsample=True),
+            branch1=make_conv_chain(1024, (256, 1), (256, (1, 7)), (320, (7, 1)), (320, 3), downsample=True),
             branch2=nn.MaxPool2d(3, stride=2),
         )
 
@@ -176,7 +178,7 @@ class InceptionV4C(nn.Module):
         self.branch2_2 = ConvBNReLU(448, 512, (1, 3))
         self.branch2_3a = ConvBNReLU(512, 256, (1, 3))
         self.branch2_3b = ConvBNReLU(512, 256, (3, 1))
-        self.branch3 = avg_pool_conv(1536, 256)
+        self.branch3 = make_avg_pool_conv(1536, 256)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The outputs of the four branches, concatenated along the channels."""
@@ -199,7 +201,7 @@ class InceptionV4(nn.Module):
 
     def __init__(self, classes: int = 1000, channels: int = 3, size: int = 299) -> None:
         super().__init__()
-        self.stem = inception_v4_stem(channels)
+        self.stem = make_stem(channels)
         self.inception_a = nn.Sequential(*(InceptionV4A() for _ in range(4)))
         self.reduction_a = ReductionA(384, k=192, l=224, m=256, n=384)
         self.inception_b = nn.Sequential(*(InceptionV4B() for _ in range(7)))
@@ -255,8 +257,8 @@ class InceptionResNetA(ScaledResidualBranches):
             width=32 + 32 + 64,
             scale=0.17,
             branch0=ConvBNReLU(320, 32, 1),
-            branch1=conv_chain(320, (32, 1), (32, 3)),
-            branch2=conv_chain(320, (32, 1), (48, 3), (64, 3)),
+            branch1=make_conv_chain(320, (32, 1), (32, 3)),
+            branch2=make_conv_chain(320, (32, 1), (48, 3), (64, 3)),
         )
 
 
@@ -269,7 +271,7 @@ class InceptionResNetB(ScaledResidualBranches):
             width=192 + 192,
             scale=0.10,
             branch0=ConvBNReLU(1088, 192, 1),
-            branch1=conv_chain(1088, (128, 1), (160, (1, 7)), (192, (7, 1))),
+            branch1=make_conv_chain(1088, (128, 1), (160, (1, 7)), (192, (7, 1))),
         )
 
 
@@ -278,9 +280,9 @@ class InceptionResNetReductionB(Branches):
 
     def __init__(self) -> None:
         super().__init__(
-            branch0=conv_chain(1088, (256, 1), (384, 3), downsample=True),
-            branch1=conv_chain(1088, (256, 1), (288, 3), downsample=True),
-            branch2=conv_chain(1088, (256, 1), (288, 3), (320, 3), downsample=True),
+            branch0=make_conv_chain(1088, (256, 1), (384, 3), downsample=True),
+            branch1=make_conv_chain(1088, (256, 1), (288, 3), downsample=True),
+            branch2=make_conv_chain(1088, (256, 1), (288, 3), (320, 3), downsample=True),
             branch3=nn.MaxPool2d(3, stride=2),
         )
 
@@ -295,7 +297,7 @@ class InceptionResNetC(ScaledResidualBranches):
             scale=scale,
             activation=activation,
             branch0=ConvBNReLU(2080, 192, 1),
-            branch1=conv_chain(2080, (192, 1), (224, (1, 3)), (256, (3, 1))),
+            branch1=make_conv_chain(2080, (192, 1), (224, (1, 3)), (256, (3, 1))),
         )
 
 
@@ -322,9 +324,9 @@ class InceptionResNetV2(nn.Module):
             nn.MaxPool2d(3, stride=2),
             Branches(
                 branch0=ConvBNReLU(192, 96, 1),
-                branch1=conv_chain(192, (48, 1), (64, 5)),
-                branch2=conv_chain(192, (64, 1), (96, 3), (96, 3)),
-                branch3=avg_pool_conv(192, 64),
+                branch1=make_conv_chain(192, (48, 1), (64, 5)),
+                branch2=make_conv_chain(192, (64, 1), (96, 3), (96, 3)),
+                branch3=make_avg_pool_conv(192, 64),
             ),
         )
         self.inception_a = nn.Sequential(*(InceptionResNetA() for _ in range(10)))

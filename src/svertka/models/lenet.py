@@ -38,7 +38,7 @@ DIGIT_BITMAPS = """
 CODE_LENGTH = 7 * 12
 
 
-def class_codes(classes: int) -> torch.Tensor:
+def make_class_codes(classes: int) -> torch.Tensor:
     """Return the target state of F6 for each class, (classes, 84) float32 of ±1.
 
     Ten classes get the bitmaps of the digits. For any other number, class k gets the first 84 bits of the SHA-256 hash
@@ -130,7 +130,7 @@ class LeNet5(nn.Module):
         self.flatten = nn.Flatten()
         self.f6 = nn.Linear(120, CODE_LENGTH)
         self.tanh6 = ScaledTanh()
-        self.output = RadialBasisOutput(class_codes(classes))
+        self.output = RadialBasisOutput(make_class_codes(classes))
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 bound = 2.4 / layer.weight[0].numel()

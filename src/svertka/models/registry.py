@@ -96,7 +96,7 @@ class Model:
         return self.builder(classes, channels, size)
 
 
-def describe(model: Model) -> dict[str, Any]:
+def describe_model(model: Model) -> dict[str, Any]:
     """Return the JSON object of `svertka models` for a network as in its paper or package.
 
     Keys: name; parameters and multiply_adds in inference; training_parameters, including auxiliary classifiers; input,

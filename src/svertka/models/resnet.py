@@ -31,21 +31,21 @@ class ZeroPadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.padding))
 
 
-def zero_pad_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+def make_zero_pad_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     """Return the shortcut of option A, §3.3: the identity, padded with zeros where channels are added."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     return ZeroPadShortcut(out_channels - in_channels, stride)
 
 
-def projection_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+def make_projection_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     """Return the shortcut of option B, §3.3: the identity, or a 1×1 convolution where channels or size change."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     return nn.Sequential(Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
 
 
-def no_shortcut(in_channels: int, out_channels: int, stride: int) -> None:
+def make_identity_shortcut(in_channels: int, out_channels: int, stride: int) -> None:
     """Return None: the blocks of the plain networks of §4.1 have no shortcut."""
 
 
@@ -118,7 +118,9 @@ class Bottleneck(nn.Module):
 Block = type[BasicBlock] | type[Bottleneck]
 
 
-def stage(block: Block, in_channels: int, width: int, depth: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
+def make_stage(
+    block: Block, in_channels: int, width: int, depth: int, stride: int, shortcut: Shortcut
+) -> nn.Sequential:
     """Return `depth` blocks with block.expansion · width channels; the first block has the stride."""
     out_channels = block.expansion * width
     return nn.Sequential(
@@ -161,16 +163,16 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         small = size < SMALL
-        shortcut = projection_shortcut if shortcuts else no_shortcut
+        shortcut = make_projection_shortcut if shortcuts else make_identity_shortcut
         kernel, stride, padding = (3, 1, 1) if small else (7, 2, 3)
         self.conv1 = Conv2d(channels, 64, kernel, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = stage(block, 64, 64, depths[0], 1, shortcut)
-        self.layer2 = stage(block, 64 * block.expansion, 128, depths[1], 2, shortcut)
-        self.layer3 = stage(block, 128 * block.expansion, 256, depths[2], 2, shortcut)
-        self.layer4 = stage(block, 256 * block.expansion, 512, depths[3], 2, shortcut)
+        self.layer1 = make_stage(block, 64, 64, depths[0], 1, shortcut)
+        self.layer2 = make_stage(block, 64 * block.expansion, 128, depths[1], 2, shortcut)
+        self.layer3 = make_stage(block, 128 * block.expansion, 256, depths[2], 2, shortcut)
+        self.layer4 = make_stage(block, 256 * block.expansion, 512, depths[3], 2, shortcut)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.fc = Linear(512 * block.expansion, classes)
@@ -199,13 +201,13 @@ class CIFARResNet(nn.Module):
         self, depth: int, classes: int = 10, channels: int = 3, size: int = 32, *, shortcuts: bool = True
     ) -> None:
         super().__init__()
-        shortcut = zero_pad_shortcut if shortcuts else no_shortcut
+        shortcut = make_zero_pad_shortcut if shortcuts else make_identity_shortcut
         self.conv1 = Conv2d(channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = stage(BasicBlock, 16, 16, depth, 1, shortcut)
-        self.layer2 = stage(BasicBlock, 16, 32, depth, 2, shortcut)
-        self.layer3 = stage(BasicBlock, 32, 64, depth, 2, shortcut)
+        self.layer1 = make_stage(BasicBlock, 16, 16, depth, 1, shortcut)
+        self.layer2 = make_stage(BasicBlock, 16, 32, depth, 2, shortcut)
+        self.layer3 = make_stage(BasicBlock, 32, 64, depth, 2, shortcut)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.linear = Linear(64, classes)

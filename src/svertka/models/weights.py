@@ -99,8 +99,8 @@ class Weights:
         if heads.isdisjoint(self.tensors):
             network.load_state_dict(tensors | new_heads)
             return "the head is newly initialised"
-        old_names = [imagenet.class_name(name) for name in self.names_or_numbers]
-        new_names = [imagenet.class_name(name) for name in names]
+        old_names = [imagenet.find_class_name(name) for name in self.names_or_numbers]
+        new_names = [imagenet.find_class_name(name) for name in names]
         if self.names is None:
             new_names = old_names if len(new_names) == len(old_names) else [""] * len(new_names)
         old_row = {name: row for row, name in enumerate(old_names)}

@@ -25,7 +25,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from svertka.errors import FormatError, ImageError, RunError, SizeError
 from svertka.serving import docs_page, upload_page
 from svertka.serving.access_control import AccessControl
-from svertka.serving.decoder_pool import DecoderPool, DecodingUsage, Pixels
+from svertka.serving.decoder_pool import DecoderPool, Pixels, RequestDecoding
 from svertka.serving.http_errors import HTTPError
 from svertka.serving.openapi import (
     IMAGE_TYPES,
@@ -233,7 +233,7 @@ class App:
         content_type = _content_type(request)
         async with self._bodies.read(request) as body:
             wanted = await self._parse_body(request, body, options, content_type)
-            run, usage = self._find_run(wanted.options.run), DecodingUsage()
+            run, usage = self._find_run(wanted.options.run), RequestDecoding()
             with self._batchers[run.key].reserve(len(wanted.images)):
                 if wanted.is_single:
                     entry = await _cancel_on_disconnect(request, self._predict_one(run, wanted, 0, usage))
@@ -242,7 +242,7 @@ class App:
                 return ASCIIJSONResponse(await _cancel_on_disconnect(request, _gather(entries)))
 
     async def _try_one(
-        self, run: ServedModel, wanted: ImageRequest[PredictOptions], number: int, usage: DecodingUsage
+        self, run: ServedModel, wanted: ImageRequest[PredictOptions], number: int, usage: RequestDecoding
     ) -> dict[str, Any]:
         """Return the entry of image `number`, with `error` where it has no labels."""
         try:
@@ -251,7 +251,7 @@ class App:
             return wanted.entry(number, [], error=error.reason)
 
     async def _predict_one(
-        self, run: ServedModel, wanted: ImageRequest[PredictOptions], number: int, usage: DecodingUsage
+        self, run: ServedModel, wanted: ImageRequest[PredictOptions], number: int, usage: RequestDecoding
     ) -> dict[str, Any]:
         prepared = await self._decode(run, wanted.images[number], usage, run.prepared)
         row = await self._batchers[run.key].submit(prepared)
@@ -274,13 +274,13 @@ class App:
                 return ASCIIJSONResponse(await _cancel_on_disconnect(request, explained))
 
     async def _explain_one(self, run: ServedModel, image: EncodedImage, label: int | None) -> dict[str, Any]:
-        pixels = await self._decode(run, image, DecodingUsage(), lambda pixels: pixels)
+        pixels = await self._decode(run, image, RequestDecoding(), lambda pixels: pixels)
         work = partial(run.explain, pixels, label)
         with _convert_errors():
             return await asyncio.get_running_loop().run_in_executor(self._network, work)
 
     async def _decode(
-        self, run: ServedModel, image: EncodedImage, usage: DecodingUsage, then: Callable[[Pixels], Result]
+        self, run: ServedModel, image: EncodedImage, usage: RequestDecoding, then: Callable[[Pixels], Result]
     ) -> Result:
         """Return what `then` returns for the pixels of `image`."""
         await self._may_decode.wait()

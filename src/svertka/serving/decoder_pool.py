@@ -52,7 +52,7 @@ MAX_LARGE_WAITING = 8  # images; further ones get 503
 
 
 @dataclass
-class DecodingUsage:
+class RequestDecoding:
     """CPU time that decoding for one request has taken, and its images in progress.
 
     `large`: held by the one image of the request that is in the group for large images, or waits for it.
@@ -94,7 +94,7 @@ class DecoderPool:
         self,
         data: bytes | bytearray,
         settings: DecodingSettings,
-        account: DecodingUsage,
+        account: RequestDecoding,
         then: Callable[[Pixels], Result],
     ) -> Result:
         """Return what `then`, in a thread, returns for the pixels of the image in `data`; see `decode_image`.
@@ -123,7 +123,7 @@ class WorkerGroup:
         self.workers: set[Worker] = set()
         self._limits, self._processes, self._free, self._most_waiting = limits, processes, processes, waiting
         self._idle: list[Worker] = []
-        self._waiting: list[tuple[DecodingUsage, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[RequestDecoding, asyncio.Future[None]]] = []
         self._threads = ThreadPoolExecutor(processes, "decode")
         self._stopped = False
 
@@ -145,7 +145,7 @@ class WorkerGroup:
         self,
         data: bytes | bytearray,
         settings: DecodingSettings,
-        account: DecodingUsage,
+        account: RequestDecoding,
         then: Callable[[Pixels], Result],
     ) -> Result:
         """Return what `then` returns for the pixels of the image in `data`.
@@ -176,7 +176,7 @@ class WorkerGroup:
     def _finished(
         self,
         worker: "Worker",
-        account: DecodingUsage,
+        account: RequestDecoding,
         limit: asyncio.TimerHandle,
         future: asyncio.Future[Any],
     ) -> None:
@@ -192,7 +192,7 @@ class WorkerGroup:
                 self.start()
         self._release(account)
 
-    async def _turn(self, account: DecodingUsage) -> None:
+    async def _turn(self, account: RequestDecoding) -> None:
         """Wait for a process."""
         if self._free:
             self._free -= 1
@@ -211,7 +211,7 @@ class WorkerGroup:
                 self._release(account)
             raise
 
-    def _release(self, account: DecodingUsage) -> None:
+    def _release(self, account: RequestDecoding) -> None:
         """Assign the free process to the request with the fewest images in progress and the least CPU time."""
         account.running -= 1
         waiting = [

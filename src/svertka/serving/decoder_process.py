@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svertka.data.decode_memory import count_scans
-from svertka.data.image_io import Decoding, estimate_memory, format_of, read_header, read_image
+from svertka.data.image_io import Decoding, detect_format, estimate_memory, read_header, read_image
 from svertka.errors import FormatError, ImageError, SizeError
 
 JOB = struct.Struct("<IQ")  # size of the settings in JSON and size of the image in bytes; both follow
@@ -115,7 +115,7 @@ def _count_work(data: bytes, decoding: Decoding) -> int:
 
     So an image that would exceed the CPU time is known before it ends the process.
     """
-    kind = format_of(data)
+    kind = detect_format(data)
     if kind is None or (kind == "JPEG" and data.count(b"\xff\xda") < 2):
         return 0
     factor = count_scans(data) if kind == "JPEG" else JPEG_2000_WORK if kind == "JPEG 2000" else 1

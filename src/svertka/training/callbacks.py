@@ -13,16 +13,16 @@ from svertka import distributed
 from svertka.classifier import Classifier
 from svertka.errors import Interrupted
 from svertka.evaluation.evaluate import evaluate_network
-from svertka.progress import Progress, duration
+from svertka.progress import Progress, format_duration
 from svertka.run import Run
 from svertka.signals import Stopped, StopRequest, defer_stop
 from svertka.standard_streams import stderr_failure
 from svertka.tensor_files import write_tensors
 from svertka.training import checkpoint, health
-from svertka.training.metrics_log import Log
+from svertka.training.metrics_log import MetricsLog
 from svertka.training.recipe import Recipe
 from svertka.training.training_inputs import TrainingInputs
-from svertka.training.training_loop import Callback, State, StepMetrics, gradient_ratios
+from svertka.training.training_loop import Callback, StepMetrics, TrainingState, gradient_ratios
 
 CHECKPOINT_EVERY = 30.0  # seconds between checkpoints, or
 CHECKPOINT_COST = 20.0  # times the duration of the last one, whichever is longer
@@ -52,8 +52,8 @@ class Recorder(Callback):
         inputs: TrainingInputs,
         optimizer: torch.optim.Optimizer,
         recipe: Recipe,
-        state: State,
-        log: Log | None,
+        state: TrainingState,
+        log: MetricsLog | None,
         progress: Progress,
     ) -> None:
         self.run, self.classifier, self.optimizer, self.recipe = run, classifier, optimizer, recipe
@@ -125,7 +125,7 @@ class Recorder(Callback):
         if len(errors) < 2:
             return ""
         return (
-            f"{len(errors)} epochs in {duration(self.state.seconds)}: lowest val error {min(errors):.2%} "
+            f"{len(errors)} epochs in {format_duration(self.state.seconds)}: lowest val error {min(errors):.2%} "
             f"(epoch {errors.index(min(errors)) + 1}), kept epoch {self.state.kept_epoch}"
         )
 

@@ -16,10 +16,10 @@ from svertka.errors import RunError
 from svertka.files import shorten
 from svertka.tensor_files import read_tensors, write_tensors
 from svertka.training.recipe import first_validation_error
-from svertka.training.training_loop import State
+from svertka.training.training_loop import TrainingState
 
 # A file of unknown origin is checked before anything is computed with it.
-_STATE = TypeAdapter(State)
+_STATE = TypeAdapter(TrainingState)
 _NUMBERS = TypeAdapter(dict[str, float])
 _CHOICES = TypeAdapter(dict[str, str])
 ADAM = {"step", "exp_avg", "exp_avg_sq"}
@@ -30,7 +30,7 @@ SLOTS: dict[type, tuple[set[str], set[str]]] = {  # required and allowed state o
 MAX_STEPS = 2**53
 
 
-def save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state: State, **extra: Any) -> None:
+def save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, **extra: Any) -> None:
     """Write a checkpoint, atomically.
 
     Args:
@@ -59,7 +59,7 @@ def save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state
     write_tensors(path, tensors, header | extra)
 
 
-def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, Any]]:
+def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[TrainingState, dict[str, Any]]:
     """Restore a checkpoint into `network`, `optimizer` and PyTorch's random state.
 
     Returns:
@@ -73,7 +73,7 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tu
     try:
         state = _STATE.validate_python(header.pop("state"))
         numbers = _NUMBERS.validate_python(header.pop("optimizer"))
-        choices = autotune.with_current_names(_CHOICES.validate_python(header.pop("convolutions", {})))
+        choices = autotune.replace_former_names(_CHOICES.validate_python(header.pop("convolutions", {})))
         _check_state(state, choices)
         network.load_state_dict(_select("network.", tensors))
         _restore_optimizer(optimizer, _select("optimizer.", tensors) | dict(numbers))
@@ -92,7 +92,7 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tu
     return state, header | {"convolutions": choices}
 
 
-def _check_state(state: State, choices: Mapping[str, str]) -> None:
+def _check_state(state: TrainingState, choices: Mapping[str, str]) -> None:
     if unknown := set(choices.values()) - autotune.ALGORITHMS.keys():
         raise ValueError(f"convolutions by {unknown.pop()!r}")
     if len(state.sums) != 3 or len(state.recent) != 3 or state.step > MAX_STEPS:

@@ -12,7 +12,7 @@ from svertka.graph.cut import CutPoints
 from svertka.models.heads import AdaptationHead, has_head, head_path
 from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits
-from svertka.training.lr_finder import stable_rate
+from svertka.training.lr_finder import find_stable_rate
 from svertka.training.recipe import Recipe
 from svertka.training.training_inputs import optimize_frozen, store_features
 from svertka.transfer import closed_form_heads, freeze
@@ -103,7 +103,7 @@ def limit_learning_rate(classifier: Classifier, recipe: Recipe, images: torch.Te
         The recipe, and a sentence if its learning rate changed.
     """
     features = _head_inputs(classifier, images)
-    rate = distributed.broadcast(recipe.lr if features is None else stable_rate(features, recipe))
+    rate = distributed.broadcast(recipe.lr if features is None else find_stable_rate(features, recipe))
     if rate >= recipe.lr:
         return recipe, []
     return recipe.with_changes(lr=rate), [

@@ -16,7 +16,7 @@ MAX_SEED = 2**63 - 1  # PyTorch's limit
 MAX_SIDE = 3072  # pixels of a network's input; it is cut out of squares of up to 4096
 
 
-def versions() -> dict[str, str]:
+def get_versions() -> dict[str, str]:
     """Return the versions of the packages that results depend on."""
     return {"svertka": version("svertka"), "torch": torch.__version__, "python": platform.python_version()}
 
@@ -76,7 +76,7 @@ class Settings(BaseModel):
     cache: Cache | None = Field(default=None, description="stored features; None: frozen layers run in every step")
     cache_limit: int | None = Field(ge=0, description="bytes; None: a share of the free disk")
     max_pixels: int | None = Field(default=None, ge=1, description="the option max_pixels")
-    versions: dict[str, str] = Field(default_factory=versions)
+    versions: dict[str, str] = Field(default_factory=get_versions)
 
     @classmethod
     def of(cls, run: Run) -> "Settings":

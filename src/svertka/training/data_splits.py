@@ -10,7 +10,7 @@ from svertka import distributed
 from svertka.data.augmentation import Augmentation
 from svertka.data.box_annotations import BACKGROUND, Annotation, check_classes, match_to_images, read_boxes
 from svertka.data.class_shortcuts import FileProperties, describe_shortcuts
-from svertka.data.dataset import BAD_SHARE, ArrayImages, Dataset, Ints, decoding_of
+from svertka.data.dataset import BAD_SHARE, ArrayImages, Dataset, Ints, get_decoding
 from svertka.data.deduplicated_split import DatasetSplit, split_dataset
 from svertka.data.hash_split import compute_fingerprint
 from svertka.data.image_disk_cache import PreparedImages, Rows, find_misnamed, prepare_images
@@ -71,7 +71,7 @@ class DataSplits:
     @property
     def intensity_range(self) -> Range | None:
         """The 16-bit values that are black and white in the rows; None: all 16 bits."""
-        return decoding_of(self.dataset.images).intensity_range
+        return get_decoding(self.dataset.images).intensity_range
 
     def describe_misnamed(self) -> str | None:
         """Return a sentence on files whose suffix names another format; None without such files."""

@@ -21,10 +21,10 @@ from svertka.training.computed_head import needs_computed_head
 from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits
 from svertka.training.lr_finder import RangeTest
-from svertka.training.metrics_log import Log
+from svertka.training.metrics_log import MetricsLog
 from svertka.training.recipe import Recipe
 from svertka.training.training_inputs import build_optimizer
-from svertka.training.training_loop import State
+from svertka.training.training_loop import TrainingState
 from svertka.transfer.freeze import ALL, HEAD
 
 INIT_IMAGES = 5000  # training images, for networks that are initialized from data
@@ -164,13 +164,13 @@ def create_run(
         classifier.save(draft.folder)
         write_json(draft.training, settings.model_dump())
         manifest.write(draft.manifest)
-        log = Log(draft.metrics)
+        log = MetricsLog(draft.metrics)
         for sentence in settings.account.get("warnings", ()):
             log.write("health", epoch=None, step=0, finding="source", sentence=sentence)
         if found is not None:
             log.write("range_test", learning_rate=found.rates, loss=found.losses, chosen=found.chosen)
         optimizer = build_optimizer(classifier, settings.recipe)
-        checkpoint.save(draft.checkpoint, classifier.network, optimizer, State(), log=log.offset)
+        checkpoint.save(draft.checkpoint, classifier.network, optimizer, TrainingState(), log=log.offset)
         with storage_errors(run.folder):
             run.lock.rename(draft.lock)
             draft.folder.replace(run.folder)

@@ -89,7 +89,7 @@ def find_steepest_fall(rates: list[float], losses: list[float]) -> float:
     return float(f"{rates[best]:.2g}")
 
 
-def stable_rate(features: torch.Tensor, recipe: Recipe) -> float:
+def find_stable_rate(features: torch.Tensor, recipe: Recipe) -> float:
     """Return `recipe.lr`, or a lower learning rate at which a dense layer on frozen features does not diverge.
 
     Gradient descent with momentum β is stable up to a learning rate of 2 (1 + β) / λ, with Nesterov momentum up to that

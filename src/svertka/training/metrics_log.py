@@ -10,7 +10,7 @@ from svertka.errors import UsageError
 from svertka.files import storage_errors
 
 
-class Log:
+class MetricsLog:
     """A log that is appended to.
 
     Args:

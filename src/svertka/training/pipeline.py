@@ -27,7 +27,7 @@ from svertka.evaluation.held_out import read_manifest
 from svertka.graph.output_layer import count_classes
 from svertka.models.external import open_model
 from svertka.models.registry import Model
-from svertka.progress import say, say_table, working
+from svertka.progress import say, say_table, show_spinner
 from svertka.run import Run
 from svertka.training import time_estimate, training_report
 from svertka.training.builtin_recipes import BACKBONE, DEFAULTS, default_recipe, find_recipe
@@ -49,8 +49,8 @@ from svertka.training.initial_run import (
 )
 from svertka.training.lr_finder import RangeTest, find_learning_rate
 from svertka.training.recipe import Recipe
-from svertka.training.resume import resumable, resume, train_to_the_end
-from svertka.training.run_lock import claimed
+from svertka.training.resume import name_resume_command, resume, train_to_the_end
+from svertka.training.run_lock import claim_run_folder
 from svertka.training.training_inputs import estimate_evaluation_seconds, freeze_classifier, optimize_frozen
 from svertka.transfer.feature_cache import available_bytes, row_bytes
 from svertka.transfer.freeze import PartiallyFrozen
@@ -60,7 +60,7 @@ CUSTOM = "custom"  # name of a recipe that is given as an object
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class TrainingOptions:
     """The options of `svertka.train`, without `repeats`.
 
     Attributes:
@@ -103,7 +103,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resolved:
+class ResolvedOptions:
     """What is trained on what: the options with their defaults filled in, checked against one another.
 
     Attributes:
@@ -113,7 +113,7 @@ class Resolved:
         budget: seconds to train for; None: not given.
     """
 
-    options: Options
+    options: TrainingOptions
     began: float
     device: torch.device
     threads: int
@@ -127,7 +127,7 @@ class Resolved:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class PreparedTraining:
     """The divided images and the network with its first weights.
 
     Attributes:
@@ -148,7 +148,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MeasuredTraining:
     """How the training will run, decided by timing it.
 
     Attributes:
@@ -166,24 +166,24 @@ class Measured:
     notes: list[str]
 
 
-def train_run(options: Options) -> Run:
+def train_run(options: TrainingOptions) -> Run:
     """Train as `options` say and return the finished run.
 
     Raises:
         UsageError, DataError, TrainingError, Interrupted: as `svertka.train`.
     """
-    with working("reading the dataset"):
+    with show_spinner("reading the dataset"):
         resolved = resolve(options)
     place = resolved.device
     with (
         distributed.process_group(place),
-        claimed(resolved.dataset.source, resolved.model.name, options.output) as folder,
+        claim_run_folder(resolved.dataset.source, resolved.model.name, options.output) as folder,
     ):
         if resolved.recipe.start not in (None, resolved.model.name) and resolved.start_from is None:
             resolved = replace(resolved, start_from=str(_first_stage(resolved, folder).folder))
-        with working("preparing the data and the network"):
+        with show_spinner("preparing the data and the network"):
             prepared = prepare(resolved)
-        with working("timing the training"):
+        with show_spinner("timing the training"):
             measurement = measure(resolved, prepared)
         settings = _settings(resolved, prepared, measurement)
         parts, run = prepared.parts, Run(folder)
@@ -193,7 +193,7 @@ def train_run(options: Options) -> Run:
         notes = (*prepared.notes, *measurement.notes)
         for sentence in filter(None, (*parts.notes(), parts.describe_misnamed(), *notes, warning, parts.unstored)):
             say(sentence)
-        with resumable(run):
+        with name_resume_command(run):
             if distributed.is_first():
                 create_run(run, prepared.classifier, settings, parts.manifest, measurement.found)
             distributed.barrier()
@@ -208,7 +208,7 @@ def train_run(options: Options) -> Run:
             )
 
 
-def resolve(options: Options) -> Resolved:
+def resolve(options: TrainingOptions) -> ResolvedOptions:
     """Open the source, fill in what `options` leave open and check them against one another.
 
     Raises:
@@ -244,7 +244,7 @@ def resolve(options: Options) -> Resolved:
             f"time={options.time} and epochs={options.changes['epochs']} each say how long to train; leave one of them "
             "out"
         )
-    return Resolved(
+    return ResolvedOptions(
         options=options,
         began=began,
         device=place,
@@ -259,7 +259,9 @@ def resolve(options: Options) -> Resolved:
     )
 
 
-def _find_model(options: Options, dataset: Dataset, model: str | nn.Module | Callable[..., nn.Module] | Model) -> Model:
+def _find_model(
+    options: TrainingOptions, dataset: Dataset, model: str | nn.Module | Callable[..., nn.Module] | Model
+) -> Model:
     """Return the network that is trained; a function may be called, and a builder imported."""
     if isinstance(model, Model):
         return model
@@ -268,7 +270,7 @@ def _find_model(options: Options, dataset: Dataset, model: str | nn.Module | Cal
     return open_model(model, head_layer=options.head_layer, sizes=sizes)
 
 
-def _recipe(options: Options, source: str, model: str, *, trained: bool) -> tuple[str, Recipe]:
+def _recipe(options: TrainingOptions, source: str, model: str, *, trained: bool) -> tuple[str, Recipe]:
     """Return the name of the recipe and the recipe with the changes that the options ask for."""
     changes = dict(options.changes)
     if not options.augment or options.boxes is not None:  # patches overlap, which is augmentation enough
@@ -282,7 +284,7 @@ def _recipe(options: Options, source: str, model: str, *, trained: bool) -> tupl
     return name, recipe.with_changes(lr=time_estimate.parse_rate(options.lr), **changes)
 
 
-def prepare(resolved: Resolved) -> Prepared:
+def prepare(resolved: ResolvedOptions) -> PreparedTraining:
     """Decode and divide the images and build the network with its first weights.
 
     Raises:
@@ -322,11 +324,11 @@ def prepare(resolved: Resolved) -> Prepared:
     train_count = len(parts.indices["train"])
     if "batch_size" not in options.changes and not isinstance(options.recipe, Recipe):
         recipe = recipe.with_changes(batch_size=min(recipe.batch_size, train_count))
-    time_estimate.check_batch_size(recipe.batch_size, train_count)
+    time_estimate.check_images_per_process(recipe.batch_size, train_count)
     classifier, notes = build_initial_classifier(
         model, start, parts, preprocess, recipe, options.seed, place, may_reinitialize=options.recipe is None
     )
-    return Prepared(
+    return PreparedTraining(
         parts=parts,
         preprocess=preprocess,
         recipe=recipe,
@@ -348,7 +350,7 @@ def _check_classes(network: nn.Module, model: Model, dataset: Dataset, shape: tu
         )
 
 
-def measure(resolved: Resolved, prepared: Prepared) -> Measured:
+def measure(resolved: ResolvedOptions, prepared: PreparedTraining) -> MeasuredTraining:
     """Time the training on the real network, and decide what depends on it.
 
     The network is accelerated, and its frozen part optimized, as the training will use them; its weights stay as they
@@ -377,7 +379,7 @@ def measure(resolved: Resolved, prepared: Prepared) -> Measured:
             optimized_from = time.monotonic()
             optimize_frozen(frozen, classifier, parts)
             optimizing = time.monotonic() - optimized_from
-        a_picture, batch = time_estimate.time_frozen(frozen, batch, torch.channels_last)
+        a_picture, batch = time_estimate.time_frozen_layers(frozen, batch, torch.channels_last)
         batch = time_estimate.repeat_batch(batch, max(1, round(recipe.batch_size / timed.batch_size)))
     timing = time_estimate.time_steps(classifier.network if frozen is None else frozen.trainable, batch, recipe, label)
     sizes = len(parts.indices["train"]), len(parts.indices["val"])
@@ -403,9 +405,9 @@ def measure(resolved: Resolved, prepared: Prepared) -> Measured:
     around += estimate_evaluation_seconds(parts.whole_images(), forward)
     if resolved.budget is not None:
         spent = time.monotonic() - resolved.began
-        epochs = time_estimate.fit_epochs(resolved.budget, spent, around, one_epoch)
+        epochs = time_estimate.epochs_within_budget(resolved.budget, spent, around, one_epoch)
         recipe = recipe.with_changes(epochs=distributed.broadcast(epochs))
-    return Measured(
+    return MeasuredTraining(
         recipe=recipe,
         memory_format=timing.memory_format,
         accelerate=accelerated,
@@ -416,7 +418,7 @@ def measure(resolved: Resolved, prepared: Prepared) -> Measured:
     )
 
 
-def _settings(resolved: Resolved, prepared: Prepared, measurement: Measured) -> Settings:
+def _settings(resolved: ResolvedOptions, prepared: PreparedTraining, measurement: MeasuredTraining) -> Settings:
     """Collect the content of training.json."""
     options, parts, place = resolved.options, prepared.parts, resolved.device
     return Settings(
@@ -464,7 +466,7 @@ def _trained_on_before(weights: str | None) -> frozenset[bytes]:
     return frozenset()
 
 
-def _first_stage(resolved: Resolved, folder: Path) -> Run:
+def _first_stage(resolved: ResolvedOptions, folder: Path) -> Run:
     """Return the finished run of the network that the recipe starts from: trained, resumed or found beside `folder`."""
     options, model = resolved.options, str(resolved.recipe.start)
     if options.time is not None:

@@ -14,8 +14,8 @@ from svertka.evaluation.held_out import read_manifest
 from svertka.files import shorten, write_json
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.run import Run
-from svertka.training.pipeline import Options, train_run
-from svertka.training.run_lock import claimed
+from svertka.training.pipeline import TrainingOptions, train_run
+from svertka.training.run_lock import claim_run_folder
 
 MAX_REPEATS = 1000
 
@@ -79,7 +79,7 @@ class Repeats:
         }
 
 
-def train_repeatedly(options: Options, repeats: int) -> Repeats:
+def train_repeatedly(options: TrainingOptions, repeats: int) -> Repeats:
     """Train on `repeats` random splits of the images, each in a run folder OUTPUT/0, OUTPUT/1, …
 
     Val and test parts that the source names stay as they are. The result is also written to OUTPUT/repeats.json.
@@ -96,14 +96,14 @@ def train_repeatedly(options: Options, repeats: int) -> Repeats:
     if not is_path(options.source):  # opened once, not once per split
         options = replace(options, source=open_source(options.source))
     source, varies = _find_what_varies(options)
-    with claimed(source, "repeats", options.output) as folder:
+    with claim_run_folder(source, "repeats", options.output) as folder:
         runs = _train_all(options, repeats, source, folder)
         made = _summarize(runs, source, folder, varies)
         write_json(folder / "repeats.json", made.to_dict())
         return made
 
 
-def _find_what_varies(options: Options) -> tuple[str, str]:
+def _find_what_varies(options: TrainingOptions) -> tuple[str, str]:
     """Return the name of the source and what differs between splits, as `Repeats.varies`.
 
     Raises:
@@ -131,7 +131,7 @@ def _nothing_to_evaluate_on(source: str) -> UsageError:
     return UsageError(f"no image of {source} is left to evaluate on; set --test 0.3, or --val")
 
 
-def _train_all(options: Options, repeats: int, source: str, folder: Path) -> list[Run]:
+def _train_all(options: TrainingOptions, repeats: int, source: str, folder: Path) -> list[Run]:
     """Train on each split.
 
     Raises:

@@ -34,8 +34,8 @@ from svertka.training.callbacks import Recorder
 from svertka.training.computed_head import compute_head, needs_computed_head
 from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits, split_data, use_patches
-from svertka.training.metrics_log import Log
-from svertka.training.run_lock import in_use
+from svertka.training.metrics_log import MetricsLog
+from svertka.training.run_lock import lock_run
 from svertka.training.training_inputs import (
     build_optimizer,
     build_training_inputs,
@@ -43,7 +43,7 @@ from svertka.training.training_inputs import (
     measure_val_error,
     prepare_evaluation,
 )
-from svertka.training.training_loop import State, count_steps, fit
+from svertka.training.training_loop import TrainingState, count_steps, fit
 from svertka.transfer.freeze import PartiallyFrozen
 from svertka.type_checking import check_types
 
@@ -98,7 +98,7 @@ def resume(
         return run
     place = _device_of(run, settings)
     set_threads(settings.threads)
-    with distributed.process_group(place), in_use(run), resumable(run):
+    with distributed.process_group(place), lock_run(run), name_resume_command(run):
         moved = settings if boxes is None else settings.model_copy(update={"boxes": fspath(boxes)})
         dataset = _open(run, moved, source)
         if source is not None:
@@ -164,7 +164,7 @@ def train_to_the_end(
             compute_head(classifier, settings, parts, place)
         inputs = build_training_inputs(classifier, frozen, settings, parts, place)
         batches = inputs.batches
-        log = Log(run.metrics, extra.get("log", 0), tensorboard=tensorboard) if distributed.is_first() else None
+        log = MetricsLog(run.metrics, extra.get("log", 0), tensorboard=tensorboard) if distributed.is_first() else None
         total = count_steps(settings.recipe, batches.steps)[0]
         with progress("training", total, "steps", done=state.step) as shown:
             recorder = Recorder(run, classifier, inputs, optimizer, settings.recipe, state, log, shown)
@@ -209,7 +209,7 @@ def train_to_the_end(
 
 
 @contextmanager
-def resumable(run: Run) -> Iterator[None]:
+def name_resume_command(run: Run) -> Iterator[None]:
     """Turn an interruption of the body into Interrupted, with the command that continues `run`."""
     try:
         yield
@@ -224,7 +224,7 @@ def resumable(run: Run) -> Iterator[None]:
 
 @contextmanager
 def _explained(
-    run: Run, model: Model, settings: Settings, parts: DataSplits, state: State, log: Log | None
+    run: Run, model: Model, settings: Settings, parts: DataSplits, state: TrainingState, log: MetricsLog | None
 ) -> Iterator[None]:
     """Add to the errors of the body what is kept and what to try, also in the report."""
     try:

@@ -24,7 +24,7 @@ MARKS = re.compile(r"[^\w.-]+")  # in names of networks of others; not in those 
 
 
 @contextmanager
-def claimed(source: str, model: str, output: str | PathLike[str] | None) -> Iterator[Path]:
+def claim_run_folder(source: str, model: str, output: str | PathLike[str] | None) -> Iterator[Path]:
     """Create and lock the folder of a new run.
 
     The folder is removed at the end of the context if it is empty.
@@ -47,7 +47,7 @@ def claimed(source: str, model: str, output: str | PathLike[str] | None) -> Iter
 
 
 @contextmanager
-def in_use(run: Run) -> Iterator[None]:
+def lock_run(run: Run) -> Iterator[None]:
     """Lock an existing run, so that no other process trains it.
 
     Raises:

@@ -17,7 +17,7 @@ from svertka.device import cpu_name, set_memory_format
 from svertka.errors import StorageError, UsageError
 from svertka.files import cache_folder, format_bytes, lock_file, read_json, write_json
 from svertka.graph.network_copy import copy_network
-from svertka.progress import duration
+from svertka.progress import format_duration
 from svertka.training.config import Cache
 from svertka.training.recipe import Recipe
 from svertka.training.training_loop import Loss, make_optimizer, take_step
@@ -107,7 +107,7 @@ def _time(network: nn.Module, batch: Batch, recipe: Recipe, layout: torch.memory
     return median(times[1:])
 
 
-def check_batch_size(batch_size: int, images: int) -> None:
+def check_images_per_process(batch_size: int, images: int) -> None:
     """Raise UsageError if there are fewer training images, or images per batch, than processes."""
     world = distributed.world_size()
     if images < world:
@@ -133,7 +133,7 @@ def _explain_batch_norm_error(batch: Batch) -> Iterator[None]:
         ) from error
 
 
-def time_frozen(partial: PartiallyFrozen, batch: Batch, layout: torch.memory_format) -> tuple[float, Batch]:
+def time_frozen_layers(partial: PartiallyFrozen, batch: Batch, layout: torch.memory_format) -> tuple[float, Batch]:
     """Return the seconds per image of the frozen layers, and `batch` with features in place of images."""
     images = batch.images.contiguous(memory_format=layout)
     # Also chooses algorithms for batches of this size.
@@ -204,7 +204,7 @@ class FrozenCost:
         many = "as many as fit into the time" if is_timed and not recipe.is_computed else passes
         return Cache(variants=variants, half=half), (
             f"features are computed once and stored, {format_bytes(size)}{each}: a pass through the frozen layers "
-            f"takes {duration(once)}, and there are {many}"
+            f"takes {format_duration(once)}, and there are {many}"
         )
 
     def cost(self, cache: Cache | None) -> tuple[float, float]:
@@ -224,7 +224,7 @@ def estimate_forward_seconds(timing: Timing, images: int) -> float:
     return VAL_COST * timing.step / max(images, 1)
 
 
-def fit_epochs(budget: float, spent: float, around: float, one_epoch: float) -> float:
+def epochs_within_budget(budget: float, spent: float, around: float, one_epoch: float) -> float:
     """Return the number of epochs that fit into a time, less a tenth for what was not timed.
 
     Args:
@@ -238,10 +238,11 @@ def fit_epochs(budget: float, spent: float, around: float, one_epoch: float) -> 
     """
     epochs = 0.9 * (budget - spent - around) / one_epoch
     if epochs < 0.05:
-        needed, asked = spent + around + one_epoch / 0.9, duration(budget) if budget >= 1 else f"{budget:g} s"
+        needed, asked = spent + around + one_epoch / 0.9, format_duration(budget) if budget >= 1 else f"{budget:g} s"
         raise UsageError(
-            f"time={asked} is too short: the preparation took {duration(spent)}, an epoch takes {duration(one_epoch)} "
-            f"and the rest {duration(around)}; allow {duration(math.ceil(needed))} or more, or choose a smaller --model"
+            f"time={asked} is too short: the preparation took {format_duration(spent)}, an epoch takes "
+            f"{format_duration(one_epoch)} and the rest {format_duration(around)}; allow "
+            f"{format_duration(math.ceil(needed))} or more, or choose a smaller --model"
         )
     return round(epochs, 2)
 

@@ -12,7 +12,7 @@ from svertka.data.sources import Source, is_path
 from svertka.device import preserves_settings
 from svertka.files import cache_bytes
 from svertka.run import Run
-from svertka.training.pipeline import Options, train_run
+from svertka.training.pipeline import TrainingOptions, train_run
 from svertka.training.recipe import Recipe
 from svertka.training.repeated_splits import train_repeatedly
 from svertka.type_checking import check_types
@@ -159,7 +159,7 @@ def train(
     changes = {name: value for name in RECIPE_SETTINGS if (value := given.pop(name)) is not None}
     given |= {name: fspath(given[name]) for name in PATHS if given[name] is not None}
     given |= {"source": fspath(source) if is_path(source) else source, "cache_limit": cache_bytes(cache_limit)}
-    options = Options(**given, changes=changes)
+    options = TrainingOptions(**given, changes=changes)
     return train_run(options) if repeats is None else train_repeatedly(options, repeats)
 
 

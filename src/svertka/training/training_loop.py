@@ -22,7 +22,7 @@ DIVERGED = 10.0  # loss relative to the first reading
 
 
 @dataclass
-class State:
+class TrainingState:
     """Progress of a training; with the network and the optimizer, all that a resume needs.
 
     Attributes:
@@ -109,7 +109,7 @@ def fit(
     optimizer: torch.optim.Optimizer,
     batches: BatchLoader,
     recipe: Recipe,
-    state: State,
+    state: TrainingState,
     callback: Callback,
 ) -> None:
     """Train a network in place, from `state.step` to the end of the recipe.
@@ -362,7 +362,7 @@ def update_lookahead(optimizer: torch.optim.Optimizer, progress: float, steps: i
             weights.copy_(slow)
 
 
-def _read_metrics(state: State, sums: list[float], rate: float, callback: Callback) -> None:
+def _read_metrics(state: TrainingState, sums: list[float], rate: float, callback: Callback) -> None:
     """Check the loss of the last steps, add it to the sums of the epoch and pass the metrics on.
 
     Raises:

@@ -4,12 +4,12 @@ import torch
 
 from svertka.classifier import Classifier
 from svertka.data.box_annotations import BACKGROUND
-from svertka.evaluation.error_by_image_property import error_slices
+from svertka.evaluation.error_by_image_property import errors_by_property
 from svertka.evaluation.metrics import Evaluation
 from svertka.evaluation.report_page import SHOWN_SIDE, Report, write_report
 from svertka.graph.summary import count_network
 from svertka.models.registry import Model
-from svertka.progress import duration
+from svertka.progress import format_duration
 from svertka.run import Run
 from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits
@@ -46,7 +46,7 @@ def write_training_report(
         evaluation=evaluation,
         read_image=lambda index: pictures.read(index, SHOWN_SIDE),
         image_name=pictures.name,
-        slices=() if evaluation is None else error_slices(evaluation, pictures.read, torch.get_num_threads()),
+        slices=() if evaluation is None else errors_by_property(evaluation, pictures.read, torch.get_num_threads()),
     )
     write_report(run.report, report)
 
@@ -99,5 +99,5 @@ def describe_training(
         black, white = preprocess.intensity_range
         lines.insert(1, ("16 bits", f"{black:,} is black and {white:,} is white, as in the training images"))
     if seconds is not None:
-        lines.append(("time", f"about {duration(seconds)}"))
+        lines.append(("time", f"about {format_duration(seconds)}"))
     return lines

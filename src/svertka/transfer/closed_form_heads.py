@@ -38,7 +38,7 @@ def gather_features(batches: BatchLoader) -> tuple[Floats, Ints]:
     return features[order], labels[order]
 
 
-def logistic_regression(features: Floats, labels: Ints, classes: int) -> tuple[Floats, Floats]:
+def fit_logistic_regression(features: Floats, labels: Ints, classes: int) -> tuple[Floats, Floats]:
     """Return the optimum of multinomial logistic regression: weights (classes, D) and biases (classes,).
 
     Features are standardized. The L2 penalty with the best likelihood in 5-fold cross-validation is used, or the
@@ -120,7 +120,7 @@ def _fixed_seconds() -> float:
     return (time.perf_counter() - began) / max(int(model.n_iter_.max()), 1)
 
 
-def nearest_mean(features: Floats, labels: Ints, classes: int) -> tuple[Floats, Floats]:
+def fit_nearest_mean(features: Floats, labels: Ints, classes: int) -> tuple[Floats, Floats]:
     """Return weights (classes, D) and biases (classes,) of a nearest-class-mean classifier.
 
     Scores are log densities, up to a constant, of normal distributions around the class means with one variance in all
@@ -138,7 +138,7 @@ def nearest_mean(features: Floats, labels: Ints, classes: int) -> tuple[Floats, 
     return (means / spread).astype(np.float32), (-np.square(means).sum(1) / (2 * spread)).astype(np.float32)
 
 
-SOLVERS = {"logistic": logistic_regression, "nearest-mean": nearest_mean}
+SOLVERS = {"logistic": fit_logistic_regression, "nearest-mean": fit_nearest_mean}
 
 
 def fit_head(head: nn.Linear, solver: str, batches: BatchLoader, classes: int) -> None:

@@ -35,7 +35,7 @@ from svertka.inspection.deconvnet import Deconvnet, describe_missing_layers
 from svertka.inspection.first_layer_filters import FirstLayerFilters, get_first_layer_filters
 from svertka.pages.notebook_block import NotebookBlock
 from svertka.pages.number_format import format_count
-from svertka.progress import duration, progress, say
+from svertka.progress import format_duration, progress, say
 from svertka.run import Run
 from svertka.type_checking import check_types
 
@@ -189,7 +189,7 @@ def _build(
         note=describe_missing_layers(inputs.classifier.network, inputs.input_shape) or "",
     )
     remaining = RemainingTime(traced, layers, images, dataset_pass.seconds_per_image, inputs.image_size)
-    say(f"{page.headline} The rest takes about {duration(remaining.estimate(folder))}.")
+    say(f"{page.headline} The rest takes about {format_duration(remaining.estimate(folder))}.")
     deconvnet = Deconvnet(inputs.classifier.network, inputs.input_shape)
     with progress("drawing", 100, "%") as shown:
         for layer in layers:

@@ -13,7 +13,7 @@ from svertka.classifier import Classifier
 from svertka.data.dataset import Dataset, Ints, Pixels
 from svertka.data.image_disk_cache import Rows
 from svertka.data.image_io import Decoding
-from svertka.data.imagenet import class_name
+from svertka.data.imagenet import find_class_name
 from svertka.data.loader import BatchLoader
 from svertka.data.sources import open_source
 from svertka.errors import DataError, FetchError, RunError, UsageError
@@ -145,7 +145,7 @@ def open_inputs(
     origin = classifier.origin
     training_source = _training_source(origin)
     dataset = _open_dataset(origin, source, training_source).with_decoding(Decoding.up_to(max_pixels))
-    names = tuple(class_name(name) for name in dataset.names)
+    names = tuple(find_class_name(name) for name in dataset.names)
     dataset = Dataset(dataset.source, names, dataset.images, dataset.labels, dataset.parts)
     selected = select_images(
         [origin],
