@@ -362,7 +362,7 @@ import torch
 from svertka import distributed
 with distributed.process_group(torch.device("cpu")):
     exec({code!r})
-    from test_image_cache import everything, expected
+    from test_image_disk_cache import everything, expected
     good = np.array([i for i in range(len(dataset)) if i not in prepared.bad])
     assert (prepared.rows[good] == expected(dataset.take(good))).all()
     print(sorted(prepared.bad.items()), flush=True)

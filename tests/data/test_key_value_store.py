@@ -152,7 +152,7 @@ WRITER = """
 import sys
 import numpy as np
 sys.path[:0] = {path!r}
-from test_record_store import *
+from test_key_value_store import *
 store = ArrayStore(Path(sys.argv[1]), SHAPE, np.uint8)
 print("ready", flush=True)
 for start in range(1, 4001, 4):
