@@ -79,6 +79,7 @@ def test_feature_maps_are_found_where_they_are(name: str, batch: int):
     "step",
     [
         lambda x: x.permute(0, 2, 3, 1) + unwindows(attend(windows(x))),
+        lambda x: unwindows(attend(windows(x))) + x.permute(0, 2, 3, 1),
         lambda x: with_class_token(x) + attend(with_class_token(x)),
         lambda x: F.gelu(F.layer_norm(with_class_token(x), (5,))),
         lambda x: x.flatten(2).transpose(1, 2) + F.linear(x.flatten(2), torch.eye(24)).transpose(1, 2),
@@ -87,6 +88,17 @@ def test_feature_maps_are_found_where_they_are(name: str, batch: int):
 def test_a_residual_stream_keeps_its_positions(step: Callable[[Tensor], Tensor]):
     _, layer = marked(step)
     assert layer.maps.size == (ROWS, COLUMNS)
+
+
+def test_blocks_of_pixels_are_positions():
+    def merged(x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).reshape(len(x), 2, 2, 3, 2, 5).transpose(2, 3).flatten(3)
+
+    network, layer = marked(merged)
+    image = torch.randn(2, 5, ROWS, COLUMNS)
+    assert layer.maps == MapLayout((0, 3, 1, 2), (2, 3))
+    expected = F.pixel_unshuffle(image, 2).unflatten(1, (5, 4)).transpose(1, 2).flatten(1, 2)
+    assert torch.equal(layer.maps.to_maps(network.step(image)), expected)
 
 
 def test_attention_keeps_the_positions_of_its_queries():

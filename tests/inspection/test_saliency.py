@@ -237,3 +237,13 @@ def test_grad_cam_rejects_maps_of_one_pixel_and_tokens_in_an_unknown_order():
     for network in (shuffled, small):
         with pytest.raises(UsageError, match="no convolution with feature maps larger than 1×1, and no tokens"):
             grad_cam(network, torch.zeros(1, 3, 8, 8), 0)
+
+
+def test_grad_cam_rejects_a_last_stage_of_unknown_positions():
+    class Reordered(Tokens):
+        def forward(self, images: Tensor) -> Tensor:
+            tokens = self.patches(images).flatten(2).transpose(1, 2).roll(1, 1)
+            return self.head(self.norm(tokens)).mean(1)
+
+    with pytest.raises(UsageError, match="the positions of the outputs of layer=head in the image are not known"):
+        grad_cam(Reordered(has_class_token=False), torch.zeros(1, 3, 16, 16), 0)

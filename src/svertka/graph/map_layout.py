@@ -192,6 +192,11 @@ def _is_positions(parts: Dim) -> bool:
     return all(part.role in POSITIONS for part in parts)
 
 
+def _certainty(parts: Dim) -> int:
+    """Return 2 if the roles of all parts are known, 1 if some are, otherwise 0."""
+    return 0 if _is_other(parts) else 1 if any(part.role is Role.OTHER for part in parts) else 2
+
+
 def _is_other(parts: Dim) -> bool:
     return all(part.role is Role.OTHER for part in parts)
 
@@ -201,11 +206,11 @@ Rule = Callable[[Arguments, Sequence[Input], tuple[int, ...]], Layout | None]
 
 
 def _elementwise(_: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> Layout:
-    """Broadcasting aligns the last dimensions; each dimension is as in the first operand that knows it."""
+    """Broadcasting aligns the last dimensions; each dimension is as in the first operand that knows most of it."""
     found = list(_unknown(shape))
     for _given, layout in inputs:
         for place, parts in enumerate(layout, start=len(shape) - len(layout)):
-            if place >= 0 and _is_other(found[place]) and _size(parts) == shape[place]:
+            if place >= 0 and _certainty(parts) > _certainty(found[place]) and _size(parts) == shape[place]:
                 found[place] = parts
     return tuple(found)
 
@@ -239,7 +244,7 @@ def _convolution(arguments: Arguments, inputs: Sequence[Input], shape: tuple[int
 
 
 def _reshape(_: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> Layout | None:
-    """The parts in their order, in other products. Rows, columns and tokens are not divided; other parts are."""
+    """The parts in their order, in other products. Blocks of rows are rows of another size; tokens are not divided."""
     left = [part for parts in inputs[0][1] for part in parts]
     found: list[Dim] = []
     for place, size in enumerate(shape):
@@ -254,7 +259,7 @@ def _reshape(_: Arguments, inputs: Sequence[Input], shape: tuple[int, ...]) -> L
                 if part.size % needed:
                     return None
                 left.insert(0, Part(part.size // needed))
-                part = Part(needed)
+                part = Part(needed, part.role if part.role in (Role.ROWS, Role.COLUMNS) else Role.OTHER)
             taken = (*taken, part)
         if _size(taken) != size:
             return None

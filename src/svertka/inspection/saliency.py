@@ -120,7 +120,7 @@ def last_feature_map_layer(known: Sequence[Layer]) -> tuple[Layer, MapLayout]:
     dense one, whose other tokens are read: the input of the last attention.
 
     Raises:
-        UsageError: no layer among them has such feature maps.
+        UsageError: no layer among them has such feature maps, or a later stage has positions of unknown order.
     """
     stages = [(layer, layer.maps) for layer in known if layer.maps and layer.call and math.prod(layer.maps.size) > 1]
     multiplying = [index for index, (layer, _) in enumerate(stages) if layer.multiply_adds]
@@ -132,6 +132,12 @@ def last_feature_map_layer(known: Sequence[Layer]) -> tuple[Layer, MapLayout]:
     of_last_stage = multiplying[-1]
     size = stages[of_last_stage][1].size
     last, maps = [(layer, maps) for layer, maps in stages[of_last_stage:] if maps.size == size][-1]
+    unknown = [layer.name for layer in known[known.index(last) :] if _has_unknown_positions(layer)]
+    if unknown:
+        raise UsageError(
+            f"the positions of the outputs of layer={unknown[-1]} in the image are not known, which Grad-CAM needs of "
+            "the last stage; use occlusion"
+        )
     if maps.is_read:
         return last, maps
     read = [
@@ -140,6 +146,13 @@ def last_feature_map_layer(known: Sequence[Layer]) -> tuple[Layer, MapLayout]:
         if maps.is_read and layer.shape == last.shape and not layer.multiply_adds
     ]
     return read[-1] if read else (last, maps)
+
+
+def _has_unknown_positions(layer: Layer) -> bool:
+    """Whether `layer` is a dense layer or convolution over positions of unknown order."""
+    is_product = "matmul" in layer.kind or "attention" in layer.kind
+    sizes = [size for size in layer.shape[1:] if size > 1]
+    return bool(layer.multiply_adds) and not is_product and layer.maps is None and len(sizes) > 1
 
 
 @torch.inference_mode()
