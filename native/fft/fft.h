@@ -35,7 +35,7 @@ struct Fourier {
     void (*weight_gradient)(const Correlation&, const float* gradient, const float* input, float* result, int threads);
 };
 
-// One set of declarations per instruction set; defined in forward.cpp and weight.cpp.
+// One set of declarations per instruction set; defined in forward.cpp and weight_gradient.cpp.
 #define SVERTKA_FOURIER(instructions)                                                                                  \
     namespace instructions::fft {                                                                                      \
     void forward(const Correlation&, const float*, const float*, bool, float*, int);                                   \

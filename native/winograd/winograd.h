@@ -45,7 +45,7 @@ struct Winograd {
                                         float* result, int threads);
 };
 
-// One set of declarations per instruction set; defined in forward.cpp and weight.cpp.
+// One set of declarations per instruction set; defined in forward.cpp and weight_gradient.cpp.
 #define SVERTKA_WINOGRAD(instructions)                                                                                 \
     namespace instructions {                                                                                           \
     std::ptrdiff_t packed_size(std::ptrdiff_t, std::ptrdiff_t);                                                        \
