@@ -48,7 +48,7 @@ $(PEERS)/installed: bench/requirements.txt pyproject.toml constraints.txt $(NATI
 		--requirement bench/requirements.txt
 	touch $@
 
-# The kernels' tests and random networks with a build that finds accesses out of bounds and undefined behaviour.
+# The kernels' tests and random networks with a build that finds accesses out of bounds and undefined behavior.
 NETWORKS := 300
 sanitize: $(INSTALLED)
 	cmake -S native -B build/sanitize -DSVERTKA_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)

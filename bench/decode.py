@@ -48,7 +48,7 @@ class Way(Protocol):
 def plain(data: bytes, side: int) -> Pixels:
     """Pillow, the image decoded whole."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
-    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=centre(image.size)))
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=center(image.size)))
 
 
 def draft(data: bytes, side: int) -> Pixels:
@@ -56,7 +56,7 @@ def draft(data: bytes, side: int) -> Pixels:
     file = Image.open(io.BytesIO(data))
     file.draft("RGB", (side, side))
     image = file.convert("RGB")
-    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=centre(image.size)))
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=center(image.size)))
 
 
 def svertka(data: bytes, side: int) -> Pixels:
@@ -67,7 +67,7 @@ def svertka(data: bytes, side: int) -> Pixels:
 WAYS: dict[str, Way] = {"plain": plain, "draft": draft, "svertka": svertka}
 
 
-def centre(size: tuple[int, int]) -> tuple[int, int, int, int]:
+def center(size: tuple[int, int]) -> tuple[int, int, int, int]:
     """The central square of an image of `size` (width, height), as Pillow wants it."""
     width, height = size
     side = min(size)
@@ -79,7 +79,7 @@ def reference(data: bytes, side: int) -> npt.NDArray[np.float64]:
     """The central square resized with Lanczos's filter, unrounded, (side, side, 3)."""
     rgb = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float32)
     planes = [
-        Image.fromarray(rgb[:, :, c]).resize((side, side), Image.Resampling.LANCZOS, box=centre(rgb.shape[1::-1]))
+        Image.fromarray(rgb[:, :, c]).resize((side, side), Image.Resampling.LANCZOS, box=center(rgb.shape[1::-1]))
         for c in range(3)
     ]
     return np.stack([np.asarray(plane, np.float64) for plane in planes], axis=2).clip(0, 255)

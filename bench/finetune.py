@@ -6,7 +6,7 @@ EfficientNet-Lite0 with the bundled weights on `cats-dogs`, 100 images of each c
 out and judged once at the end; both sides have the same network, weights, images and threads, and judge as they are.
 
 - `head`: everything frozen but the head, 30 epochs. Theirs: SGD with momentum at batch 64, images decoded, cut to
-  224 pixels and normalised by two workers, which are kept between epochs. Ours: `svertka train`, as the command.
+  224 pixels and normalized by two workers, which are kept between epochs. Ours: `svertka train`, as the command.
 - `half`: ours with features stored as float16.
 - `last`: the last stage learns too, 10 epochs, mirrored at random.
 - `first`: ours on all 1,400 photographs, from the command to the error on val, with an empty cache.
@@ -44,7 +44,7 @@ EPOCHS = {"head": 30, "last": 10}
 
 
 class Photos(TorchDataset[tuple[torch.Tensor, int]]):
-    """A folder a class, resized to 256, the middle 224, normalised; mirrored at random where they are learnt from."""
+    """A folder a class, resized to 256, the middle 224, normalized; mirrored at random where they are learned from."""
 
     def __init__(self, root: Path, *, mirrored: bool) -> None:
         classes = sorted(root.iterdir())

@@ -96,9 +96,9 @@ def raccoons(folder: Path, only: str | None) -> dict[str, Any]:
     sources = data()
     images = sorted((sources / "raccoons" / "images").iterdir(), key=lambda path: int(path.stem.rpartition("-")[2]))
     drawn = np.random.default_rng(SEED).permutation(len(images))
-    learnt, asked = (sorted(drawn[some].tolist()) for some in (slice(TRAINED), slice(TRAINED, None)))
+    learned, asked = (sorted(drawn[some].tolist()) for some in (slice(TRAINED), slice(TRAINED, None)))
     photos, boxes, all_boxes = folder / "photos", folder / "annotations", sources / "raccoons" / "annotations"
-    for index in learnt:
+    for index in learned:
         link(images[index], photos / "raccoon")
         link(all_boxes / f"{images[index].stem}.xml", boxes)
     for animal in ("cat", "dog"):
@@ -169,7 +169,7 @@ def main() -> None:
                 f"{name}: trained in {one['train_seconds']:.0f} s, val error {one['result']['val_error']:.2%}; ", end=""
             )
             print(f"{one['locate_seconds_a_image']:.1f} s an image; inside a box {judged['hits']:.1%}", end="")
-            print(f" (the centre {judged['centre_hits']:.1%}, covered {judged['covered']:.1%})", end="")
+            print(f" (the center {judged['centre_hits']:.1%}, covered {judged['covered']:.1%})", end="")
             print(f"; boxes under a quarter, {small['pictures']}: {small['hits']:.1%} (covered {small['covered']:.1%})")
 
 

@@ -5,8 +5,8 @@
 
 `resnet18` with fresh weights, photographs of about 110 kB, loopback, 16 clients that each send the next image when
 they have the answer to the last (closed loop). Each server is a process of its own with the same threads, the clients
-are another on the same cores; the sides take turns. `network`: batches of 16 in memory, PyTorch's own and optimised;
-`decoding and network`: the same files decoded by as many threads, then the optimised network, in turns.
+are another on the same cores; the sides take turns. `network`: batches of 16 in memory, PyTorch's own and optimized;
+`decoding and network`: the same files decoded by as many threads, then the optimized network, in turns.
 Latency at half of the load that svertka took: requests evenly spaced, as wrk2 and k6 send them, and at random moments
 (Poisson), where even a server that never waits for anything has a queue: `ideal` is the 99th percentile of M/D/1.
 What is not installed is left out. `--soak`: seconds of full load at the end, with the memory at its begin and end.
@@ -41,7 +41,7 @@ IDEAL = 4.33  # services: 99th percentile of waiting and service in M/D/1 that i
 
 Command = Callable[[int], list[str]]
 
-# What people write: open, resize, crop, normalise, one image at a time.
+# What people write: open, resize, crop, normalize, one image at a time.
 HANDLER = """
 import io, sys, torch, numpy
 from PIL import Image
@@ -118,7 +118,7 @@ if __name__ == "__main__":
 
 
 def alone(run: Path, pictures: Sequence[bytes], seconds: float) -> dict[str, float]:
-    """Images a second of the network itself, in batches, in this process: PyTorch's own, optimised, with decoding."""
+    """Images a second of the network itself, in batches, in this process: PyTorch's own, optimized, with decoding."""
     classifier = Classifier.load(run)
     images = torch.randn(BATCH, 3, SIZE, SIZE)
     fast = optimize(classifier.network, images)
@@ -133,7 +133,7 @@ def alone(run: Path, pictures: Sequence[bytes], seconds: float) -> dict[str, flo
 
         ways: dict[str, Callable[[], object]] = {
             "network": lambda: classifier.network(images),
-            "network optimised": lambda: fast(images),
+            "network optimized": lambda: fast(images),
             "decoding and network": decoded,
         }
         return {name: _batches(way, seconds) * BATCH for name, way in ways.items()}

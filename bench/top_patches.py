@@ -2,7 +2,7 @@
 
     python bench/top_patches.py [--images 1400] [--threads 2] [--rounds 5] [--no-usual] [--json]
 
-All 26 convolutions over photographs of `imagenet-samples` and `cats-dogs`, which are decoded and normalised before
+All 26 convolutions over photographs of `imagenet-samples` and `cats-dogs`, which are decoded and normalized before
 anything is timed. What is timed takes turns; ratios to `plain` are the median of those of a round, and that of the best
 times (on a busy machine look at that). Memory is what the process grows by at its peak, beyond images and network.
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from record import COLOURS, figure, main, print_table
-from shared_training import batches, learn, normalised, pictures
+from record import COLORS, figure, main, print_table
+from shared_training import batches, learn, normalized, pictures
 from torch import nn
 
 from svertka.models.initialization import init_weights
@@ -35,8 +35,8 @@ MOMENTS = {
 }
 # After the steps, each network is judged by the loss that it was trained with.
 LOSSES = (
-    ("with", "with", COLOURS[1], "main and auxiliary losses"),
-    ("main", "without", COLOURS[0], "main loss alone"),
+    ("with", "with", COLORS[1], "main and auxiliary losses"),
+    ("main", "without", COLORS[0], "main loss alone"),
 )
 FIRST = ("conv1", "conv2", "conv3", "inception3a", "inception3b")
 
@@ -66,7 +66,7 @@ def gradients(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) ->
 def measure(seed: int) -> list[dict[str, Any]]:
     """At the start and after some steps."""
     images, labels = pictures("cifar10", "train", PROBED + STEPS * BATCH)
-    preprocess = normalised(images)
+    preprocess = normalized(images)
     probe = next(batches(images[:PROBED], labels[:PROBED], preprocess, batch_size=PROBED).epoch(0))
     rows = []
 
@@ -92,8 +92,8 @@ def measure(seed: int) -> list[dict[str, Any]]:
     note(network, "start, gaussian", None)
     for trained, weight in (("with", WEIGHT), ("without", 0.0)):
         network = fresh()
-        learnt = batches(images[PROBED:], labels[PROBED:], preprocess, batch_size=BATCH, seed=seed)
-        looks = learn(network, learnt, RECIPE.with_changes(auxiliary=weight, augmentations=()))
+        learned = batches(images[PROBED:], labels[PROBED:], preprocess, batch_size=BATCH, seed=seed)
+        looks = learn(network, learned, RECIPE.with_changes(auxiliary=weight, augmentations=()))
         note(network, "after", trained, looks[-1].loss)
     return rows
 
@@ -105,11 +105,11 @@ def draw(rows: list[dict[str, Any]]) -> None:
         drawn.set_size_inches(12, 3.8)
         for axes, (when, title) in zip(panels, MOMENTS.items(), strict=True):
             firsts = {}
-            for kind, trained, colour, label in LOSSES:
+            for kind, trained, color, label in LOSSES:
                 own = [row for row in rows if row["when"] == when and row["trained"] in (None, trained)]
                 for number, row in enumerate(own):
                     axes.semilogy(
-                        list(row[kind].values()), "o-", color=colour, ms=3, lw=1, label=None if number else label
+                        list(row[kind].values()), "o-", color=color, ms=3, lw=1, label=None if number else label
                     )
                 firsts[kind] = [mean(row[kind][part] for part in FIRST) for row in own]
                 means = [f"{mean(row[kind][part] for row in own):.2g}" for part in FIRST]

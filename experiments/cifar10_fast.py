@@ -2,7 +2,7 @@
 
 Three seeds; the settings were fixed before any was scored, and each is scored once. The views are those of Jordan 2024
 (§3.5): the image as it is, and moved by one pixel up and left, and down and right, each with its mirror image; the
-logits of the first pair count twice. 2 % of the training images are val, the others are learnt from.
+logits of the first pair count twice. 2 % of the training images are val, the others are learned from.
 
     python experiments/cifar10_fast.py [--seeds 0 1 2] [--threads N]
 """
@@ -22,7 +22,7 @@ MOVES = (((0, 0), 2), ((-1, -1), 1), ((1, 1), 1))  # (down, right) in pixels, an
 
 
 def averaged(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
-    """The logits of normalised `images` (B, 3, 32, 32), averaged over the views."""
+    """The logits of normalized `images` (B, 3, 32, 32), averaged over the views."""
     padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
     total = images.new_zeros(len(images), len(classifier.names))
     for (down, right), times in MOVES:
@@ -42,7 +42,7 @@ def error_over_views(classifier: Classifier) -> float:
     order = [dataset.names.index(name) for name in classifier.names]
     wrong = 0
     for some, theirs in zip(squares.split(500), labels.split(500), strict=True):
-        best = averaged(classifier, classifier.preprocess.normalise(some)).argmax(1)
+        best = averaged(classifier, classifier.preprocess.normalize(some)).argmax(1)
         wrong += int((torch.tensor(order)[best] != theirs).sum())
     return wrong / len(labels)
 

@@ -12,7 +12,7 @@ two passes, with products in bfloat16: about 65 minutes on one core.
 from statistics import mean
 from typing import Any
 
-from record import COLOURS, figure, main, print_table, trained
+from record import COLORS, figure, main, print_table, trained
 
 NETWORKS = ("plain20", "plain56", "resnet20", "resnet56")
 SEEDS = (0, 1, 2)
@@ -39,7 +39,7 @@ def draw(lines: list[dict[str, Any]]) -> None:
     seeds = sorted({line["seed"] for line in lines})
     with figure("depth", panels=2) as (_, (curves, gradients)):
         for network in NETWORKS:
-            colour, dashes = COLOURS["56" in network], "--" if network.startswith("plain") else "-"
+            color, dashes = COLORS["56" in network], "--" if network.startswith("plain") else "-"
             for seed in seeds:
                 own = [line for line in lines if (line["network"], line["seed"]) == (network, seed)]
                 steps = [line for line in own if line["kind"] == "step"]
@@ -47,7 +47,7 @@ def draw(lines: list[dict[str, Any]]) -> None:
                 curves.plot(
                     [line["step"] for line in steps],
                     smoothed([100 * line["error"] for line in steps]),
-                    color=colour,
+                    color=color,
                     linestyle=dashes,
                     linewidth=1,
                     label=label,
@@ -55,7 +55,7 @@ def draw(lines: list[dict[str, Any]]) -> None:
                 first = next((line for line in own if line["kind"] == "epoch"), None)
                 if first:
                     sizes = [ratio for name, ratio in first["gradients"].items() if "conv" in name]
-                    gradients.semilogy(sizes, color=colour, linestyle=dashes, linewidth=1, label=label)
+                    gradients.semilogy(sizes, color=color, linestyle=dashes, linewidth=1, label=label)
         curves.set(xlabel="step", ylabel="training error, %")
         curves.legend()
         gradients.set(xlabel="convolution, from the image", ylabel="gradient / weight, RMS, after one pass")
@@ -74,7 +74,7 @@ def draw(lines: list[dict[str, Any]]) -> None:
 
 
 def smoothed(values: list[float], width: int = 5) -> list[float]:
-    """Means over `width` neighbours."""
+    """Means over `width` neighbors."""
     return [mean(values[max(0, i - width // 2) : i + width // 2 + 1]) for i in range(len(values))]
 
 

@@ -13,8 +13,8 @@ from itertools import product
 from typing import Any
 
 import torch
-from record import COLOURS, figure, main, print_table
-from shared_training import batches, error, learn, normalised, per_cent, pictures
+from record import COLORS, figure, main, print_table
+from shared_training import batches, error, learn, normalized, per_cent, pictures
 from torch import nn
 
 from svertka.data.augmentation import Flip, PadCrop
@@ -22,7 +22,7 @@ from svertka.device import set_memory_format
 from svertka.training.builtin_recipes import find_recipe
 
 SEEDS = (0, 1, 2)
-LEARNT, JUDGED = 2_000, 10_000
+LEARNED, JUDGED = 2_000, 10_000
 RECIPE = find_recipe("plain").with_changes(epochs=100, bfloat16=True)
 AUGMENTATIONS = (PadCrop(pixels=2), Flip())
 WAYS = tuple(product((True, False), repeat=2))  # with dropout, with augmentation
@@ -42,15 +42,15 @@ def build(*, dropout: bool) -> nn.Sequential:
 
 def measure(seed: int) -> list[dict[str, Any]]:
     """All four ways."""
-    images, labels = pictures("fashion-mnist", "train", LEARNT)
+    images, labels = pictures("fashion-mnist", "train", LEARNED)
     others, other_labels = pictures("fashion-mnist", "test", JUDGED)
-    preprocess = normalised(images)
+    preprocess = normalized(images)
     rows = []
     for dropout, augmentation in WAYS:
         torch.manual_seed(seed)
         network = set_memory_format(build(dropout=dropout), torch.channels_last)
         augmentations = AUGMENTATIONS if augmentation else ()
-        learnt = batches(
+        learned = batches(
             images,
             labels,
             preprocess,
@@ -59,7 +59,7 @@ def measure(seed: int) -> list[dict[str, Any]]:
             augmentations=augmentations,
             memory_format=torch.channels_last,
         )
-        learn(network, learnt, RECIPE)
+        learn(network, learned, RECIPE)
         row = {
             "dropout": dropout,
             "augmentation": augmentation,
@@ -89,19 +89,19 @@ def draw(rows: list[dict[str, Any]]) -> None:
         for place, way in enumerate(WAYS):
             own = [row for row in rows if (row["dropout"], row["augmentation"]) == way]
             columns = [[row[key] for row in own] for key in ("train_error", "test_error")]
-            for offset, values, colour, label in zip(
-                (-0.19, 0.19), columns, COLOURS, ("images learnt from", "test images"), strict=False
+            for offset, values, color, label in zip(
+                (-0.19, 0.19), columns, COLORS, ("images learned from", "test images"), strict=False
             ):
                 heights = [100 * value for value in values]
                 mean = sum(heights) / len(heights)
-                axes.bar(place + offset, mean, 0.38, color=colour, label=None if place else label)
+                axes.bar(place + offset, mean, 0.38, color=color, label=None if place else label)
                 axes.plot([place + offset] * len(heights), heights, "o", color="black", markersize=3)
             table.append([title(*way), *(per_cent(values) for values in columns)])
         axes.set_xticks(range(len(WAYS)), [title(*way).replace(" ", "\n", 1) for way in WAYS])
         axes.set(ylabel="error, % (dots: the seeds)", ylim=(0, 27))
         axes.grid(axis="x", visible=False)
         axes.legend(loc="upper center", ncols=2, frameon=False)
-    print_table(["", "error on the images learnt from", "test error"], table)
+    print_table(["", "error on the images learned from", "test error"], table)
 
 
 if __name__ == "__main__":

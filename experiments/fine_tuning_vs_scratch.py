@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from record import COLOURS, figure, main, print_table, trained
+from record import COLORS, figure, main, print_table, trained
 from shared_training import per_cent
 
 SEEDS = (0, 1, 2)
@@ -62,14 +62,14 @@ def draw(rows: list[dict[str, Any]]) -> None:
     """The figure and the table."""
     table = []
     with figure("fine_tuning_vs_scratch") as (_, axes):
-        for way, colour in zip(WAYS, COLOURS, strict=False):
+        for way, color in zip(WAYS, COLORS, strict=False):
             own = [row for row in rows if row["way"] == way]
             for place, row in enumerate(own):
                 seconds, errors = zip(*row["curve"], strict=True)
                 percent = [100 * error for error in errors]
                 marker = "o" if len(percent) < 5 else None
                 label = None if place else way
-                axes.plot(seconds, percent, color=colour, linewidth=1, marker=marker, markersize=3, label=label)
+                axes.plot(seconds, percent, color=color, linewidth=1, marker=marker, markersize=3, label=label)
             epochs = ", ".join(f"{row['epochs']:.3g}" for row in own)
             table.append([way, epochs, per_cent([row["test_error"] for row in own])])
         axes.set_yscale("symlog", linthresh=1)  # some reach zero

@@ -7,7 +7,7 @@ Nothing is measured here: the figures are those that the papers report, from `sv
 
 import argparse
 
-from record import COLOURS, figure, print_table
+from record import COLORS, figure, print_table
 
 from svertka.models.ilsvrc_winners import ILSVRC_RESULTS
 
@@ -16,11 +16,11 @@ def draw() -> None:
     """The figure and the table."""
     places = range(len(ILSVRC_RESULTS))
     with figure("ilsvrc_depth_vs_error", panels=2, height=3) as (_, (errors, layers)):
-        bars = errors.barh(places, [one.top5_error for one in ILSVRC_RESULTS], 0.65, color=COLOURS[0])
+        bars = errors.barh(places, [one.top5_error for one in ILSVRC_RESULTS], 0.65, color=COLORS[0])
         errors.bar_label(bars, [f"{one.top5_error:g} %" for one in ILSVRC_RESULTS], padding=3)
         errors.set_yticks(places, [f"{one.name}, {one.year}" for one in ILSVRC_RESULTS])
         errors.set(xlabel="top-5 error, %", xlim=(0, 33))
-        bars = layers.barh(places, [one.layers or 0 for one in ILSVRC_RESULTS], 0.65, color=COLOURS[1])
+        bars = layers.barh(places, [one.layers or 0 for one in ILSVRC_RESULTS], 0.65, color=COLORS[1])
         layers.bar_label(bars, [str(one.layers or "shallow") for one in ILSVRC_RESULTS], padding=3)
         layers.set_yticks(places, [""] * len(ILSVRC_RESULTS))
         layers.set(xlabel="layers with weights", xlim=(0, 172))

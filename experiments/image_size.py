@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from record import COLOURS, figure, main, print_table
+from record import COLORS, figure, main, print_table
 
 from svertka.classifier import Classifier
 from svertka.data import imagenet
@@ -68,17 +68,17 @@ def measure() -> list[dict[str, Any]]:
 def draw(rows: list[dict[str, Any]]) -> None:
     """The figure and the table."""
     with figure("image_size", panels=2) as (_, (right, times)):
-        for network, colour in zip(NETWORKS, COLOURS, strict=False):
+        for network, color in zip(NETWORKS, COLORS, strict=False):
             own = [row for row in rows if row["network"] == network]
             sizes = [row["size"] for row in own]
-            right.plot(sizes, [100 * row["top5"] for row in own], "o--", ms=4, color=colour, label=f"{network}, top-5")
-            right.plot(sizes, [100 * row["top1"] for row in own], "o-", ms=4, color=colour, label=f"{network}, top-1")
+            right.plot(sizes, [100 * row["top5"] for row in own], "o--", ms=4, color=color, label=f"{network}, top-5")
+            right.plot(sizes, [100 * row["top1"] for row in own], "o-", ms=4, color=color, label=f"{network}, top-1")
             milliseconds = [1000 * row["seconds"]["median"] for row in own]
-            times.plot(sizes, milliseconds, "o-", ms=4, color=colour, label=network)
+            times.plot(sizes, milliseconds, "o-", ms=4, color=color, label=network)
         for axes in (right, times):
             axes.axvline(224, color="black", linewidth=0.8, linestyle=":")
             axes.set(xlabel="side of the image, pixels (dotted: as in training)", xticks=SIZES)
-        right.set(ylabel="of 63 photographs recognised, %", ylim=(0, 102))
+        right.set(ylabel="of 63 photographs recognized, %", ylim=(0, 102))
         right.legend(loc="lower right")
         times.set(ylabel="median processor time an image, ms", ylim=(0, None))
         times.legend(loc="upper left")

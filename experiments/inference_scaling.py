@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from record import COLOURS, figure, print_table, read_metrics
+from record import COLORS, figure, print_table, read_metrics
 
 Row = dict[str, Any]
 NAMES = {"ours": "svertka", "ncnn": "ncnn", "mnn": "MNN", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
@@ -49,9 +49,9 @@ def draw() -> None:
             along = {position(row[axis]): row for row in rows if same.items() <= row.items()}
             places, own = zip(*sorted(along.items()), strict=True)
             pictures = [row["batch"] for row in own]
-            for side, colour in zip(own[0]["sides"], COLOURS, strict=False):
+            for side, color in zip(own[0]["sides"], COLORS, strict=False):
                 times = [row["sides"][side]["ms"] / count for row, count in zip(own, pictures, strict=True)]
-                axes.plot(places, times, "o-", ms=4, color=colour, label=NAMES[side])
+                axes.plot(places, times, "o-", ms=4, color=color, label=NAMES[side])
             for number, (name, style) in enumerate((("multiplications left", "--"), ("bytes", ":"))):
                 least = [bounds(row, machine)[number] / count for row, count in zip(own, pictures, strict=True)]
                 axes.plot(places, least, style, color="black", linewidth=1, label=f"bound: {name}")

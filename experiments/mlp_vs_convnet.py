@@ -4,7 +4,7 @@ cats-dogs, 1,399 photographs, 30 % held out (the split depends on the images, no
 units) and `resnet20`, recipe `plain` without augmentation: batches of 32, a constant rate of 0.02 after one pass of
 warm-up, gradients clipped to 1, products in bfloat16, 3 seeds, one thread. 20 passes for the perceptron and 4 for the
 convnet, whose passes take forty times as long; since the rate is constant, the curves can be compared pass by pass.
-Errors on the images learnt from are those while they are learnt from; the held-out ones choose nothing. About six
+Errors on the images learned from are those while they are learned from; the held-out ones choose nothing. About six
 minutes. The second table needs no training.
 
     SVERTKA_DATA=… python experiments/mlp_vs_convnet.py [--seeds 0 1 2]
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import COLOURS, figure, main, print_table, trained
+from record import COLORS, figure, main, print_table, trained
 from shared_training import per_cent
 
 from svertka.models.registry import MODELS, trace_model
@@ -67,16 +67,16 @@ def draw(lines: list[dict[str, Any]]) -> None:
         for axes, network in zip(panels, PASSES, strict=True):
             own = [line for line in lines if line["network"] == network]
             seeds = sorted({line["seed"] for line in own})
-            for key, colour, label in (
-                ("train_error", COLOURS[0], "images learnt from"),
-                ("val_error", COLOURS[1], "held-out images"),
+            for key, color, label in (
+                ("train_error", COLORS[0], "images learned from"),
+                ("val_error", COLORS[1], "held-out images"),
             ):
                 for seed in seeds:
                     curve = [line for line in own if line["seed"] == seed]
                     axes.plot(
                         [line["epoch"] for line in curve],
                         [100 * line[key] for line in curve],
-                        color=colour,
+                        color=color,
                         linewidth=1,
                         label=label if seed == seeds[0] else None,
                     )
@@ -85,10 +85,10 @@ def draw(lines: list[dict[str, Any]]) -> None:
             axes.legend(loc=(0.4, 0.28))
             for passed in sorted({PASSES["resnet20"], PASSES[network]}):
                 at = [line for line in own if line["epoch"] == passed]
-                learnt, held = ([line[key] for line in at] for key in ("train_error", "val_error"))
-                gaps = [one - other for one, other in zip(held, learnt, strict=True)]
-                rows.append([network, f"{count(network):,}", passed, *map(per_cent, (learnt, held, gaps))])
-    print_table(["network", "parameters", "passes", "error, learnt from", "held out", "gap"], rows)
+                learned, held = ([line[key] for line in at] for key in ("train_error", "val_error"))
+                gaps = [one - other for one, other in zip(held, learned, strict=True)]
+                rows.append([network, f"{count(network):,}", passed, *map(per_cent, (learned, held, gaps))])
+    print_table(["network", "parameters", "passes", "error, learned from", "held out", "gap"], rows)
     print()
     first = None
     rows = []

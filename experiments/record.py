@@ -24,7 +24,7 @@ METRICS = ROOT / "metrics"
 RUNS = ROOT.parent / "runs"
 
 # Told apart by everybody, also in print: Okabe & Ito 2008.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def figure(name: str, panels: int = 1, height: float = 3.4, rows: int = 1) -> It
         "axes.grid": True,
         "grid.alpha": 0.3,
         "axes.axisbelow": True,
-        "axes.prop_cycle": plt.cycler(color=COLOURS),
+        "axes.prop_cycle": plt.cycler(color=COLORS),
         "figure.constrained_layout.use": True,
     }
     with plt.rc_context(style):

@@ -25,7 +25,7 @@ def pictures(source: str, part: str, count: int) -> tuple[Pixels, Ints]:
     return dataset.images.array[chosen], dataset.labels[chosen]
 
 
-def normalised(images: Pixels) -> Preprocess:
+def normalized(images: Pixels) -> Preprocess:
     """As they are, each channel with the mean and the deviation of `images`."""
     side, statistics = images.shape[1], measure_statistics(images, np.arange(len(images)))
     return Preprocess(size=side, resize=side, mean=statistics.mean, std=statistics.std)
@@ -66,10 +66,10 @@ class Looks(Callback):
         self.seen.append(metrics)
 
 
-def learn(network: nn.Module, learnt: BatchLoader, recipe: Recipe) -> list[StepMetrics]:
+def learn(network: nn.Module, learned: BatchLoader, recipe: Recipe) -> list[StepMetrics]:
     """Train `network` in place; returns the looks at it, one every 20 steps."""
     looks = Looks()
-    fit(network, make_optimizer(network, recipe), learnt, recipe, TrainingState(), looks)
+    fit(network, make_optimizer(network, recipe), learned, recipe, TrainingState(), looks)
     return looks.seen
 
 

@@ -13,7 +13,7 @@ recipe `plain` without augmentation, 3 seeds, one thread, two tasks:
 
     what    the ten classes. Test error, and how often the answer changes when a test image moves by one pixel, in any
             of the eight directions
-    where   every image, learnt from and judged, has been moved by −2, 0 or 2 pixels across and by as much down, at
+    where   every image, learned from and judged, has been moved by −2, 0 or 2 pixels across and by as much down, at
             random; which of the nine was it? Guessing is wrong 88.9 % of the time
 
 About three minutes.
@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from record import COLOURS, figure, main, print_table
-from shared_training import batches, error, learn, normalised, per_cent, pictures
+from record import COLORS, figure, main, print_table
+from shared_training import batches, error, learn, normalized, per_cent, pictures
 from torch import nn
 
 from svertka.data.dataset import Ints, Pixels
@@ -39,10 +39,10 @@ from svertka.training.builtin_recipes import find_recipe
 
 NETWORKS = ("max", "stride", "blur", "max overall")
 SEEDS = (0, 1, 2)
-LEARNT, JUDGED, FRAME = 5_000, 2_000, 2
+LEARNED, JUDGED, FRAME = 5_000, 2_000, 2
 RECIPE = find_recipe("plain").with_changes(epochs=4)
 MOVES = tuple(product((-2, 0, 2), repeat=2))
-NEIGHBOURS = tuple(move for move in product((-1, 0, 1), repeat=2) if move != (0, 0))
+NEIGHBORS = tuple(move for move in product((-1, 0, 1), repeat=2) if move != (0, 0))
 
 
 class Blur(nn.Module):
@@ -106,19 +106,19 @@ def answers(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def measure(seed: int) -> list[dict[str, Any]]:
     """Both tasks with every network."""
-    learnt, labels = pictures("fashion-mnist", "train", LEARNT)
+    learned, labels = pictures("fashion-mnist", "train", LEARNED)
     judged, judged_labels = pictures("fashion-mnist", "test", JUDGED)
-    learnt, judged = framed(learnt), framed(judged)
+    learned, judged = framed(learned), framed(judged)
     tasks = {
-        "what": (learnt, labels, judged, judged_labels),
-        "where": (*moved_at_random(learnt, seed), *moved_at_random(judged, 1_000 + seed)),
+        "what": (learned, labels, judged, judged_labels),
+        "where": (*moved_at_random(learned, seed), *moved_at_random(judged, 1_000 + seed)),
     }
     rows = []
     for network in NETWORKS:
         row: dict[str, Any] = {"network": network, "seed": seed}
         for task, (images, numbers, others, other_numbers) in tasks.items():
             classes = int(numbers.max()) + 1
-            preprocess = normalised(images)
+            preprocess = normalized(images)
             torch.manual_seed(seed)
             trained = set_memory_format(build(network, classes), torch.channels_last)
             batch_size, layout = RECIPE.batch_size, torch.channels_last
@@ -127,8 +127,8 @@ def measure(seed: int) -> list[dict[str, Any]]:
             row[f"{task}_error"] = error(trained, batches(others, other_numbers, preprocess), classes)
             if task == "what":
                 still, *beside = (
-                    answers(trained, preprocess.normalise(torch.from_numpy(moved(others, *move)).permute(0, 3, 1, 2)))
-                    for move in ((0, 0), *NEIGHBOURS)
+                    answers(trained, preprocess.normalize(torch.from_numpy(moved(others, *move)).permute(0, 3, 1, 2)))
+                    for move in ((0, 0), *NEIGHBORS)
                 )
                 row["changed"] = float(torch.stack([one != still for one in beside]).double().mean())
         print(row, flush=True)
@@ -149,7 +149,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
         for axes, (key, title) in zip(panels, columns.items(), strict=True):
             for place, network in enumerate(NETWORKS):
                 values = [100 * row[key] for row in rows if row["network"] == network]
-                axes.bar(place, sum(values) / len(values), 0.65, color=COLOURS[place])
+                axes.bar(place, sum(values) / len(values), 0.65, color=COLORS[place])
                 axes.plot([place] * len(values), values, "o", color="black", markersize=3)
             axes.set_xticks(range(len(NETWORKS)), [network.replace(" ", "\n") for network in NETWORKS])
             axes.set(title=title, ylim=(0, None))

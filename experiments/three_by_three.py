@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from record import COLOURS, figure, main, print_table
+from record import COLORS, figure, main, print_table
 from torch import nn
 
 from svertka.graph.summary import trace
@@ -90,7 +90,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
         for place, (name, value) in enumerate(quantities.items()):
             ratios = [value(three) / value(seven) for seven, three in pairs]
             at = [number + (place - 1.5) * width for number in range(len(pairs))]
-            bars = axes.bar(at, ratios, width, label=name, color=COLOURS[place])
+            bars = axes.bar(at, ratios, width, label=name, color=COLORS[place])
             axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=1)
         axes.axhline(1, color="black", linewidth=0.8)
         axes.annotate("one 7×7", (-0.4, 1.0), xytext=(0, 2), textcoords="offset points", fontsize=8)

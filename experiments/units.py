@@ -4,7 +4,7 @@ SqueezeNet 1.1 on the photographs of cats-dogs, LeNet-5 (trained here as `svertk
 set, ResNet-20 on CIFAR-10's. Of each layer six units are drawn, evenly spread over those that some image excites:
 none is picked. Each has its nine strongest patches, one an image, and below them their projections to pixels. The
 table counts, for all units of a layer: the pixels they see, those that nothing excites, in how many images the others
-are active, and how far their favourite class has more of what excites them than its share of the images.
+are active, and how far their favorite class has more of what excites them than its share of the images.
 
     SVERTKA_DATA=… python experiments/units.py
     python experiments/units.py --draw      # the table alone, from what is there
@@ -136,7 +136,7 @@ def mosaic(pictures: list[Pixels]) -> Pixels:
 def draw(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
     print_table(
-        ("network", "layer", "sees, pixels", "units", "dead", "active in", "favourite class, beyond its share"),
+        ("network", "layer", "sees, pixels", "units", "dead", "active in", "favorite class, beyond its share"),
         [
             (
                 one["network"],

@@ -9,7 +9,7 @@ minutes (the last block then sees one pixel); 160 steps of 64 images, 3 seeds:
     A, Gaussian        the shallow one from N(0, 0.01²), the paper's first stage
     D, Gaussian        the deep one as a whole from the same
 
-The rest is the same for all: normalised images, rate 0.01, momentum 0.9, weight decay 0.0005, gradients clipped to 1,
+The rest is the same for all: normalized images, rate 0.01, momentum 0.9, weight decay 0.0005, gradients clipped to 1,
 products in bfloat16, no augmentation, one thread. About nine minutes.
 
     SVERTKA_DATA=… python experiments/vgg_stages.py [--seeds 0 1 2]
@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from record import COLOURS, figure, main, print_table
-from shared_training import batches, learn, normalised, pictures
+from record import COLORS, figure, main, print_table
+from shared_training import batches, learn, normalized, pictures
 
 from svertka.data.loader import Batch
 from svertka.data.preprocessing import resize_central_square
@@ -58,7 +58,7 @@ def measure(seed: int) -> list[dict[str, Any]]:
     """All ways, in an order in which the second stage finds the first."""
     images, labels = pictures("cifar10", "train", STEPS * BATCH)
     images = np.stack([resize_central_square(image, SIDE, channels=3) for image in images])
-    preprocess = normalised(images)
+    preprocess = normalized(images)
     probe = next(batches(images, labels, preprocess, batch_size=BATCH).epoch(0))
     trained: dict[str, VGG] = {}
     rows = []
@@ -97,9 +97,9 @@ def draw(rows: list[dict[str, Any]]) -> None:
             dashes = "--" if way.startswith("A") else "-"
             for number, row in enumerate(own):
                 label = None if number else way
-                curves.plot(row["steps"], row["losses"], color=COLOURS[place], linestyle=dashes, lw=1.2, label=label)
+                curves.plot(row["steps"], row["losses"], color=COLORS[place], linestyle=dashes, lw=1.2, label=label)
                 ends = [row["gradient_before"], row["gradient_after"]]
-                norms.semilogy([place - 0.15, place + 0.15], ends, "o-", color=COLOURS[place], ms=4, lw=1)
+                norms.semilogy([place - 0.15, place + 0.15], ends, "o-", color=COLORS[place], ms=4, lw=1)
             table.append(
                 [
                     way,

@@ -1,4 +1,4 @@
-"""The kernels under test in a build that finds reads and writes out of bounds and undefined behaviour.
+"""The kernels under test in a build that finds reads and writes out of bounds and undefined behavior.
 
 `make sanitize` builds it and runs this: `python native/sanitized.py FOLDER [--networks N] [--large]`. FOLDER holds the
 sanitized module. First come the tests of the kernels and of `conv2d`, with scratch memory full of NaN, then N random

@@ -7,7 +7,7 @@
 
 namespace svertka::INSTRUCTIONS {
 
-// Covers the `count` channels from `channel` on, at most one vector, of `pixel` and its neighbours. All members are copies:
+// Covers the `count` channels from `channel` on, at most one vector, of `pixel` and its neighbors. All members are copies:
 // through references the compiler would have to assume that a store changes them, and reload them each time.
 template <class Number>
 struct VectorEpilogue {

@@ -77,7 +77,7 @@ def made() -> "Callable[..., Classifier]":
 
 @pytest.fixture(scope="session")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One photograph in many formats and modes: rotated, grey, CMYK, 16 bits, with alpha, …"""
+    """One photograph in many formats and modes: rotated, gray, CMYK, 16 bits, with alpha, …"""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_image
@@ -92,7 +92,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     files = {
         "plain.jpg": (photograph, {"quality": 95}),
         "turned.jpg": (photograph, {"exif": turned}),
-        "grey.png": (photograph.convert("L"), {}),
+        "gray.png": (photograph.convert("L"), {}),
         "cmyk.jpg": (photograph.convert("CMYK"), {}),
         "deep.png": (deep, {}),
         "alpha.png": (alpha, {}),
@@ -248,14 +248,14 @@ def contrasts() -> Callable[[Any, str], list[tuple[float, bool, str]]]:
     `contrasts(tab, selector)`: from 1 to 21, whether the element can be seen, and how its HTML begins.
     """
     script = """selector => {
-        const parse = colour => colour.match(/[\\d.]+/g).map(Number);
+        const parse = color => color.match(/[\\d.]+/g).map(Number);
         const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
             .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
             .reduce((sum, c, k) => sum + c * [0.2126, 0.7152, 0.0722][k], 0);
         const ground = element => {
             for (; element; element = element.parentElement) {
-                const colour = parse(getComputedStyle(element).backgroundColor);
-                if (colour.length < 4 || colour[3] > 0) return colour;
+                const color = parse(getComputedStyle(element).backgroundColor);
+                if (color.length < 4 || color[3] > 0) return color;
             }
         };
         return [...document.querySelectorAll(selector)].filter(element => !element.closest('svg')

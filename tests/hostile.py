@@ -22,7 +22,7 @@ from typing import Any
 DEEP = 100_000
 
 TEXTS = {
-    "colour": "\x1b[31mred\x1b[0m",
+    "color": "\x1b[31mred\x1b[0m",
     "title": "\x1b]0;title\x07",
     "clear": "\x1b[2J\x1b[H",
     "newline": "two\nlines",

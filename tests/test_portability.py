@@ -58,7 +58,7 @@ assert damaged.find(keys[:3]).tolist() == [0, -1, 2]
 new = ArrayStore(parent / "new", (30, 3), "uint8", 4000)
 assert new.room() == 4000 // (90 + key_value_store.INDEX_ENTRY.itemsize)
 assert (new.append(keys, rows) >= 0).all()
-assert not (parent / "old").exists()  # the neighbour made room; on Windows only because nobody has it open
+assert not (parent / "old").exists()  # the neighbor made room; on Windows only because nobody has it open
 assert (new.gather(new.find(keys)) == rows).all()
 print("stored")
 """

@@ -1,6 +1,6 @@
 // Grouped convolution, down to depthwise.
 //
-// Small groups: a vector holds neighbouring output channels, of one group or of several whole ones, and another one their
+// Small groups: a vector holds neighboring output channels, of one group or of several whole ones, and another one their
 // inputs. What number i of a group's inputs gives to them is, for each tap, one product of vectors: the weights times the
 // input channels with the i-th of each group in all places of its outputs. With groups of one channel these are the input's
 // channels as they lie; else they change places. Where groups do not fill a vector, the last places are not used.
@@ -67,7 +67,7 @@ struct Strip {
     Index of_vector = ((round_up(shape.x.out_size, block) - 1) * shape.x.stride + span(shape.x)) * lanes;
     Index of_slice = groups.inputs * of_vector;
     // Rows of outputs, and slices, for which there is room, but enough rows that few are moved to the next ones:
-    // neighbouring channels share memory pages and cache lines.
+    // neighboring channels share memory pages and cache lines.
     Index out_rows =
         min(max((room / of_slice - span(shape.y)) / shape.y.stride + 1, ceil_div(span(shape.y), 2)), shape.y.out_size);
     Index rows = (out_rows - 1) * shape.y.stride + span(shape.y);

@@ -56,7 +56,7 @@ inline void transform_tile(const Grid& grid, const Images<const float>& from, In
     else
         columns.by_index(grid.rows.size(), from.channels, place);
     for (Index m = 0; m < rows.count; m += 2) {
-        const Index both[] = {m, min(m + 1, rows.count - 1)};  // the last one may be its own neighbour
+        const Index both[] = {m, min(m + 1, rows.count - 1)};  // the last one may be its own neighbor
         const float* row[2];
         for (int i = 0; i < 2; ++i) {
             row[i] = from.row(image, rows.index[both[i]], group);

@@ -1,4 +1,4 @@
-"""Layers of the papers that PyTorch lacks: pooling, local response normalisation, scaled tanh."""
+"""Layers of the papers that PyTorch lacks: pooling, local response normalization, scaled tanh."""
 
 from collections.abc import Callable
 from functools import partial
@@ -46,14 +46,14 @@ class Subsampling(nn.Module):
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d with uninitialised parameters: the network that contains it initialises them as its paper does."""
+    """nn.Conv2d with uninitialized parameters: the network that contains it initializes them as its paper does."""
 
     def reset_parameters(self) -> None:
         """Do nothing."""
 
 
 class Linear(nn.Linear):
-    """nn.Linear with uninitialised parameters: the network that contains it initialises them as its paper does."""
+    """nn.Linear with uninitialized parameters: the network that contains it initializes them as its paper does."""
 
     def reset_parameters(self) -> None:
         """Do nothing."""
@@ -120,7 +120,7 @@ class ChannelPool(nn.Module):
 
 
 class LocalResponseNorm(nn.Module):
-    """AlexNet's local response normalisation: x / (k + alpha · sum of x² over `size` adjacent channels)^beta.
+    """AlexNet's local response normalization: x / (k + alpha · sum of x² over `size` adjacent channels)^beta.
 
     The shape (B, C, H, W) is kept. At the first and last channels the sum is over the channels that exist. As in the
     paper, `alpha` multiplies the sum; in torch.nn.LocalResponseNorm and Caffe it multiplies the mean, and has to be
@@ -138,11 +138,11 @@ class LocalResponseNorm(nn.Module):
     def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0) -> None:
         super().__init__()
         if size < 1 or size % 2 == 0:
-            raise UsageError(f"size={size} must be odd, so that the window has a centre; use {max(size, 0) + 1}")
+            raise UsageError(f"size={size} must be odd, so that the window has a center; use {max(size, 0) + 1}")
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The normalised feature maps."""
+        """The normalized feature maps."""
         outputs: torch.Tensor = _ResponseNorm.apply(x, self.size, self.alpha, self.beta, self.k)  # type: ignore[no-untyped-call]
         return outputs
 

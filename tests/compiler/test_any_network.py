@@ -241,7 +241,7 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     "has double weights": (nn.Conv2d(3, 4, 1).double(), r"its parameters are float64: call .float\(\) on it"),
     "has half weights": (nn.Conv2d(3, 4, 1).half(), r"its parameters are float16: call .float\(\) on it"),
     "is spread": (nn.DataParallel(nn.Conv2d(3, 4, 1)), "optimize its .module"),
-    "is lazy": (nn.LazyConv2d(8, 3), "weight is not initialised yet; run the network once"),
+    "is lazy": (nn.LazyConv2d(8, 3), "weight is not initialized yet; run the network once"),
     "has no values": (nn.Conv2d(3, 4, 1, device="meta"), "weight is on the meta device"),
     "takes two": (Two(), r"missing 1 required .* use an example such that network\(example\) runs"),
     "other channels": (

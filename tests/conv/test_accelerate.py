@@ -157,8 +157,8 @@ class Doubled(nn.Conv2d):
         return 2 * self._conv_forward(x, self.weight, self.bias)
 
 
-class Standardised(nn.Conv2d):
-    """By `_conv_forward`: weight standardisation."""
+class Standardized(nn.Conv2d):
+    """By `_conv_forward`: weight standardization."""
 
     def _conv_forward(self, x, weight, bias):
         weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / (weight.std((1, 2, 3), keepdim=True) + 1e-5)
@@ -241,7 +241,7 @@ def old_weight_norm(layer):
         return nn.utils.weight_norm(layer)
 
 
-KINDS = (nn.Conv2d, nn.ConvTranspose2d, Doubled, Standardised, Called, Shuffled, Same, TransposedOnce)
+KINDS = (nn.Conv2d, nn.ConvTranspose2d, Doubled, Standardized, Called, Shuffled, Same, TransposedOnce)
 CHANGES = {
     "nothing": lambda layer: layer,
     "wraps_sideways": wraps_sideways,

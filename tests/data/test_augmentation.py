@@ -7,7 +7,7 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from scipy import stats
 
-from svertka.data.augmentation import AreaCrop, Augmentation, Flip, PadCrop, PCAColour, RandomCrop, ScaleJitter, augment
+from svertka.data.augmentation import AreaCrop, Augmentation, Flip, PadCrop, PCAColor, RandomCrop, ScaleJitter, augment
 from svertka.data.per_image_random import PerImageRandom
 from svertka.data.pixel_statistics import Statistics
 from svertka.data.preprocessing import Preprocess
@@ -15,7 +15,7 @@ from svertka.errors import UsageError
 
 COVARIANCE = ((0.06, 0.05, 0.04), (0.05, 0.07, 0.05), (0.04, 0.05, 0.08))
 STATISTICS = Statistics(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), covariance=COVARIANCE)
-ALL = [PadCrop(), RandomCrop(), Flip(), PCAColour().fit(STATISTICS), ScaleJitter(), AreaCrop()]
+ALL = [PadCrop(), RandomCrop(), Flip(), PCAColor().fit(STATISTICS), ScaleJitter(), AreaCrop()]
 KINDS = [augmentation.kind for augmentation in ALL]
 
 
@@ -83,10 +83,10 @@ def test_half_of_the_images_are_mirrored():
     assert stats.binomtest(int(mirrored.sum()), 2000).pvalue > 1e-4
 
 
-def test_colours_shift_along_the_covariance_of_the_training_images():
+def test_colors_shift_along_the_covariance_of_the_training_images():
     count = 20_000
     images = torch.full((count, 3, 2, 2), 100, dtype=torch.uint8)
-    shifts = PCAColour(deviation=0.1).fit(STATISTICS)(images, draws(count), 2) - 100
+    shifts = PCAColor(deviation=0.1).fit(STATISTICS)(images, draws(count), 2) - 100
     assert torch.equal(shifts, shifts[:, :, :1, :1].expand_as(shifts))  # one for all pixels of a image
     # A sample of 20,000 knows a covariance to about 1 %.
     measured = np.cov((shifts[:, :, 0, 0].double() / 255).T)
@@ -94,9 +94,9 @@ def test_colours_shift_along_the_covariance_of_the_training_images():
     assert abs(float(shifts.mean())) < 0.1
 
 
-def test_pca_colour_needs_statistics():
+def test_pca_color_needs_statistics():
     with pytest.raises(UsageError, match="call fit"):
-        PCAColour()(random_images(1, 4), draws(1), 4)
+        PCAColor()(random_images(1, 4), draws(1), 4)
 
 
 def windows(augmentation, side, count):

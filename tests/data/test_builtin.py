@@ -125,7 +125,7 @@ def test_cifar10_as_published(shared_data: Path) -> None:
     assert images.shape == (60_000, 32, 32, 3)
     assert dataset.names == ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     assert np.bincount(dataset.labels[50_000:]).tolist() == [1000] * 10
-    # The means that everybody normalises with, which hold in any order but only with the right channels.
+    # The means that everybody normalizes with, which hold in any order but only with the right channels.
     mean = images[:50_000].reshape(-1, 3).mean(axis=0) / 255
     assert mean == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-5)
 

@@ -23,7 +23,7 @@ def test_counts(three: Dataset) -> None:
     assert three.take(np.array([1])).counts().tolist() == [1, 0]
 
 
-def test_grey_arrays_are_read_as_rgb(three: Dataset) -> None:
+def test_gray_arrays_are_read_as_rgb(three: Dataset) -> None:
     pixels = three.images.read(1)
     assert pixels.shape == (2, 2, 3)
     assert (pixels == np.array([[4, 5], [6, 7]])[..., None]).all()

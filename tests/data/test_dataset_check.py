@@ -14,7 +14,7 @@ from svertka.errors import UsageError
 
 
 def noise(seed: int, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
-    """An image like no other: 5×4 coloured fields."""
+    """An image like no other: 5×4 colored fields."""
     fields = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return Image.fromarray(fields).resize(size, Image.Resampling.NEAREST).convert(mode)
 
@@ -116,7 +116,7 @@ def test_near_duplicates_are_distinguished_from_copies(photos: Path, shared_data
 
 def test_modes_sizes_and_turned_images(photos: Path) -> None:
     noise(1, "CMYK", (300, 200)).save(photos / "cat" / "cmyk.jpg")
-    noise(2, "L", (5, 4)).save(photos / "cat" / "grey.png")
+    noise(2, "L", (5, 4)).save(photos / "cat" / "gray.png")
     noise(3, "P").save(photos / "cat" / "palette.gif")
     exif = Image.Exif()
     for orientation in (1, 6, 9):  # upright, turned, and a value that means nothing
@@ -200,7 +200,7 @@ def test_outliers_are_listed(photos: Path) -> None:
     found = {Path(path).name: why for path, why in findings.outliers}
     assert set(found) == {"text.gif", "blank.png", "icon.png"}
     assert "mode P, where 24 are RGB" in found["text.gif"]
-    assert "of one colour" in found["blank.png"]
+    assert "of one color" in found["blank.png"]
     assert found["icon.png"].startswith("2×2 pixels, where the median is")
     assert any("text.gif: mode P" in line for line in describe_findings(findings))
 
@@ -208,8 +208,8 @@ def test_outliers_are_listed(photos: Path) -> None:
 @pytest.mark.parametrize(("top", "taken"), [(65535, (0, 65535)), (4095, (0, 4095)), (1023, (0, 1023))])
 def test_sixteen_bits_that_are_not_all_used(photos: Path, top: int, taken: tuple[int, int]) -> None:
     for number in range(6):
-        grey = np.asarray(noise(50 + number).convert("L").resize((64, 64))) / 255
-        Image.fromarray((grey / grey.max() * top).astype(np.uint16)).save(photos / "cat" / f"deep{number}.png")
+        gray = np.asarray(noise(50 + number).convert("L").resize((64, 64))) / 255
+        Image.fromarray((gray / gray.max() * top).astype(np.uint16)).save(photos / "cat" / f"deep{number}.png")
     findings = check(photos)
     number, (low, high), used = findings.to_dict()["sixteen_bits"].values()
     assert (number, used) == (6, taken)

@@ -37,7 +37,7 @@ print(needed, now("VmHWM") - before, *shape)
 FORMATS = {
     "palette.png": lambda image: (image.quantize(16), {}),
     "one_bit.png": lambda image: (image.convert("1"), {}),
-    "colour.png": lambda image: (image, {"compress_level": 1}),
+    "color.png": lambda image: (image, {"compress_level": 1}),
     "alpha.png": lambda image: (image.convert("RGBA"), {"compress_level": 1}),
     "lossy.webp": lambda image: (image, {"method": 0}),
     "plain.jpg": lambda image: (image, {}),

@@ -211,12 +211,12 @@ def test_inherited_images_are_noted() -> None:
 def test_a_part_of_copies_alone_is_left_out_and_something_is_left_to_choose_by(
     part: str, test: float, grouped: bool
 ) -> None:
-    learnt: list[Image] = [(number, number % 3, "train", f"g{number // 3}", 0) for number in range(60)]
+    learned: list[Image] = [(number, number % 3, "train", f"g{number // 3}", 0) for number in range(60)]
     copies: list[Image] = [(number, number % 3, part, f"g{number // 3}", 0) for number in range(40)]
-    division = division_of([*learnt, *copies], 0.2, test, named=True, grouped=grouped)
+    division = division_of([*learned, *copies], 0.2, test, named=True, grouped=grouped)
     said = [one.sentence for one in division.overlaps]
     assert said[0].startswith(f"40 of 40 {part} images (100.0 %) are copies of training images and are left out")
-    held = {one: {[*learnt, *copies][i][0] for i in division.indices[one]} for one in PARTS}
+    held = {one: {[*learned, *copies][i][0] for i in division.indices[one]} for one in PARTS}
     assert all(index < 60 for some in division.indices.values() for index in some)
     assert len(held["val"]) >= 6
     assert (len(held["test"]) >= 6) == (test > 0)
@@ -226,9 +226,9 @@ def test_a_part_of_copies_alone_is_left_out_and_something_is_left_to_choose_by(
 
 
 def test_some_copies_in_test_leave_all_of_val() -> None:
-    learnt: list[Image] = [(number, number % 2, "train", "", 0) for number in range(60)]
+    learned: list[Image] = [(number, number % 2, "train", "", 0) for number in range(60)]
     tested: list[Image] = [(number, number % 2, "test", "", 0) for number in range(30, 90)]
-    division = division_of([*learnt, *tested], 0.2, 0.0, named=True, grouped=False)
-    alone = division_of(learnt, 0.2, 0.0, named=False, grouped=False)
+    division = division_of([*learned, *tested], 0.2, 0.0, named=True, grouped=False)
+    alone = division_of(learned, 0.2, 0.0, named=False, grouped=False)
     assert division.indices["val"].tolist() == alone.indices["val"].tolist()
     assert sorted(division.indices["test"].tolist()) == list(range(90, 120))

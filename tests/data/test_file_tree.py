@@ -234,10 +234,10 @@ def _check_account(root: Path) -> int:
     assert sum(number for _, number in listing.account.not_images) == len(others(tree))
 
     predicted = {os.path.realpath(path) for _, path in expand_inputs([root]) if isinstance(path, Path)}
-    unlabelled = (NO_CLASS, NO_PART, NO_LABEL, LISTED_ALREADY)
-    could = {os.path.realpath(root / one.path) for one in listing.account.left_out if one.reason in unlabelled}
-    learnt = {os.path.realpath(root / path) for path in entries}
-    assert learnt - {os.path.realpath(root / path) for path in absent} <= predicted <= learnt | could
+    unlabeled = (NO_CLASS, NO_PART, NO_LABEL, LISTED_ALREADY)
+    could = {os.path.realpath(root / one.path) for one in listing.account.left_out if one.reason in unlabeled}
+    learned = {os.path.realpath(root / path) for path in entries}
+    assert learned - {os.path.realpath(root / path) for path in absent} <= predicted <= learned | could
     if entries:
         assert len(open_folder(root, to_train=False)) == len(entries)
     if not listing.problems():

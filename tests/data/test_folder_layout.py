@@ -60,7 +60,7 @@ LAYOUTS: Mapping[str, tuple[list[str], dict[str, dict[str, int]]]] = {
     "boxes beside classes": ([*each("a", "b"), "annotations/1.xml"], {"": BOTH}),
     "folders in classes": (each("a/images", "b/images"), {"": BOTH}),
     "parts in classes": (each("a/train", "a/test", "b/train", "b/test"), {"train": BOTH, "test": BOTH}),
-    "unlabelled test": ([*each("train/a", "train/b"), *each("test")], {"train": BOTH}),
+    "unlabeled test": ([*each("train/a", "train/b"), *each("test")], {"train": BOTH}),
     "loose images": ([*each("a", "b"), "loose.jpg"], {"": BOTH}),
     "parts and something else": (
         [*each("train/a", "train/b", "val/a", "val/b"), *each("extra/a")],

@@ -49,7 +49,7 @@ def test_copies_are_never_on_both_sides(some: Images, val: float, test: float) -
 
 @few
 @given(images, st.sampled_from([0.05, 0.1, 0.3]), st.sampled_from([0.0, 0.1, 0.6]))
-def test_every_class_can_be_learnt_and_chosen_by(some: Images, val: float, test: float) -> None:
+def test_every_class_can_be_learned_and_chosen_by(some: Images, val: float, test: float) -> None:
     some = one_label_each(some)
     chosen = divide(some, val, test)
     for label in range(4):

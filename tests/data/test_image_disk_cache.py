@@ -224,10 +224,10 @@ def test_images_of_another_data_set_make_room(tmp_path, cache):
     prepared = prepare_images(dataset, SIDE, 3, threads=2, cache_limit=15 * COST)
     assert prepared.stored == 15
     np.testing.assert_array_equal(everything(prepared.rows), expected(dataset))
-    grey = prepare_images(
+    gray = prepare_images(
         dataset, SIDE, 1, threads=2, cache_limit=15 * COST
-    )  # there is room left beside: grey is a third
-    assert grey.stored == 0  # the colour ones are still in use, and fill it
+    )  # there is room left beside: gray is a third
+    assert gray.stored == 0  # the color ones are still in use, and fill it
     del prepared
     assert prepare_images(dataset, SIDE, 1, threads=2, cache_limit=15 * COST).stored == 15
     assert len(list((cache / "pictures").glob("squares-*"))) == 1
@@ -458,10 +458,10 @@ def deep_folder(root: Path, top: int) -> Dataset:
     dataset = folder_of(root, 8)
     paths = list(dataset.images.paths)
     for number in range(0, 8, 2):
-        grey = np.asarray(Image.open(root / paths[number]).convert("L")).astype(np.float64)
-        grey -= grey.min()
+        gray = np.asarray(Image.open(root / paths[number]).convert("L")).astype(np.float64)
+        gray -= gray.min()
         paths[number] = f"{number}.png"
-        Image.fromarray((grey / grey.max() * top).astype(np.uint16)).save(root / paths[number])
+        Image.fromarray((gray / gray.max() * top).astype(np.uint16)).save(root / paths[number])
     return dataset_of(root, paths)
 
 

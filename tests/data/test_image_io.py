@@ -63,16 +63,16 @@ def heic(image: Image.Image, **options: object) -> bytes:
     return file.getvalue()
 
 
-def png(rows: np.ndarray, depth: int, colour_type: int, orientation: int, transparent: bytes = b"") -> bytes:
+def png(rows: np.ndarray, depth: int, color_type: int, orientation: int, transparent: bytes = b"") -> bytes:
     """A PNG written by hand: bit depths that Pillow does not write. `rows`: (H, bytes a row) uint8."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour_type]
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[color_type]
     width = rows.shape[1] * 8 // (depth * channels)
     data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    header = struct.pack(">IIBBBBB", width, len(rows), depth, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, color_type, 0, 0, 0)
     extra = chunk(b"tRNS", transparent) if transparent else b""
     extra += chunk(b"eXIf", exif(orientation)[6:])
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
@@ -82,7 +82,7 @@ def noise(size: tuple[int, int], *channels: int, kind: type = np.uint8) -> np.nd
     return np.random.default_rng(7).integers(0, np.iinfo(kind).max + 1, (*size, *channels), kind)
 
 
-def grey(values: np.ndarray) -> np.ndarray:
+def gray(values: np.ndarray) -> np.ndarray:
     return np.repeat(values.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
@@ -108,41 +108,41 @@ def saved_by(format_name: str, mode: str, **options: object) -> Callable:
 
 def _bilevel(size):
     values = noise(size) > 127
-    return Image.fromarray(values), grey(values * 255)
+    return Image.fromarray(values), gray(values * 255)
 
 
 def _luminance(size):
     values = noise(size)
-    return Image.fromarray(values), grey(values)
+    return Image.fromarray(values), gray(values)
 
 
 def _keyed_luminance(size):
     values = noise(size) // 64 * 64
     image = Image.fromarray(values)
     image.info["transparency"] = 64
-    return image, grey(np.where(values == 64, 255, values))
+    return image, gray(np.where(values == 64, 255, values))
 
 
 def _luminance_alpha(size):
     values = noise(size, 2)
-    return Image.fromarray(values, "LA"), over_white(grey(values[..., 0]), values[..., 1])
+    return Image.fromarray(values, "LA"), over_white(gray(values[..., 0]), values[..., 1])
 
 
 def _sixteen(size):
     values = noise(size, kind=np.uint16)
-    return Image.fromarray(values), grey(values >> 8)
+    return Image.fromarray(values), gray(values >> 8)
 
 
 def _sixteen_big_endian(size):
     values = noise(size, kind=np.uint16)
-    return Image.frombytes("I;16B", size[::-1], values.astype(">u2").tobytes()), grey(values >> 8)
+    return Image.frombytes("I;16B", size[::-1], values.astype(">u2").tobytes()), gray(values >> 8)
 
 
 def _palette(size, alphas: np.ndarray | int | None = None):
-    colours, indices = noise((256,), 3), noise(size)
+    colors, indices = noise((256,), 3), noise(size)
     image = Image.fromarray(indices, "P")
-    image.putpalette(colours.tobytes())
-    expected = colours[indices]
+    image.putpalette(colors.tobytes())
+    expected = colors[indices]
     if isinstance(alphas, int):
         image.info["transparency"] = alphas
         expected = np.where(indices[..., None] == alphas, 255, expected).astype(np.uint8)
@@ -188,7 +188,7 @@ MODES = {
     "palette with a transparent index": lambda size: _palette(size, 9),
     "palette with alphas": lambda size: _palette(size, noise((256,))),
     "RGB": _rgb,
-    "RGB with a transparent colour": _keyed_rgb,
+    "RGB with a transparent color": _keyed_rgb,
     "RGBA": _rgba,
     "CMYK": _cmyk,
 }
@@ -204,25 +204,25 @@ def png_bits(depth: int, key: int | None = None) -> Callable:
         expected = padded * (255 // (2**depth - 1))
         if key is not None:
             expected = np.where(padded == key, 255, expected)
-        return png(rows, depth, 0, orientation, b"" if key is None else struct.pack(">H", key)), grey(expected)
+        return png(rows, depth, 0, orientation, b"" if key is None else struct.pack(">H", key)), gray(expected)
 
     return case
 
 
-def png_sixteen(colour_type: int, *, key: bool = False) -> Callable:
+def png_sixteen(color_type: int, *, key: bool = False) -> Callable:
     def case(size, orientation):
-        channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour_type]
+        channels = {0: 1, 2: 3, 4: 2, 6: 4}[color_type]
         values = noise(size, channels, kind=np.uint16)
         values[:2, :2] = 4711
         data = png(
             values.astype(">u2").view(np.uint8).reshape(size[0], -1),
             16,
-            colour_type,
+            color_type,
             orientation,
             struct.pack(">H", 4711) * channels if key else b"",
         )
         high = (values >> 8).astype(np.uint8)
-        expected = high[..., :3] if channels > 2 else grey(high[..., 0])
+        expected = high[..., :3] if channels > 2 else gray(high[..., 0])
         if channels in (2, 4):
             expected = over_white(expected, high[..., -1])
         if key:
@@ -236,8 +236,8 @@ TURNED = {  # formats that carry an orientation
     **{f"PNG {mode}": saved_by("PNG", mode) for mode in MODES if mode not in ("CMYK", "16 bits, big-endian")},
     **{f"PNG of {depth} bits": png_bits(depth) for depth in (1, 2, 4)},
     **{f"PNG of {depth} bits, keyed": png_bits(depth, key=1) for depth in (1, 2, 4)},
-    **{f"PNG of 16 bits, colour type {kind}": png_sixteen(kind) for kind in (0, 2, 4, 6)},
-    **{f"PNG of 16 bits, colour type {kind}, keyed": png_sixteen(kind, key=True) for kind in (0, 2)},
+    **{f"PNG of 16 bits, color type {kind}": png_sixteen(kind) for kind in (0, 2, 4, 6)},
+    **{f"PNG of 16 bits, color type {kind}, keyed": png_sixteen(kind, key=True) for kind in (0, 2)},
     **{
         f"TIFF {mode}": saved_by("TIFF", mode)
         for mode in ("bilevel", "L", "LA", "16 bits", "16 bits, big-endian", "palette", "RGB", "RGBA", "CMYK")
@@ -389,8 +389,8 @@ def test_cielab_tiff_is_close_to_the_formula():
     assert np.abs(read_image(data) - srgb)[inside].max() <= 1  # level
 
 
-def grey_tiff(body: bytes, width: int, height: int, bits: int, photometric: int) -> bytes:
-    """An uncompressed grey TIFF written by hand: kinds that Pillow does not write."""
+def gray_tiff(body: bytes, width: int, height: int, bits: int, photometric: int) -> bytes:
+    """An uncompressed gray TIFF written by hand: kinds that Pillow does not write."""
     tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 200, 277: 1, 278: height, 279: len(body)}
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     return (b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4)).ljust(200, b"\0") + body
@@ -398,24 +398,24 @@ def grey_tiff(body: bytes, width: int, height: int, bits: int, photometric: int)
 
 def test_min_is_white_tiff():
     wide, narrow = noise((4, 6), kind=np.uint16), noise((4, 6))
-    np.testing.assert_array_equal(read_image(grey_tiff(wide.tobytes(), 6, 4, 16, 1)), grey(wide >> 8))
-    np.testing.assert_array_equal(read_image(grey_tiff(wide.tobytes(), 6, 4, 16, 0)), grey((65535 - wide) >> 8))
-    np.testing.assert_array_equal(read_image(grey_tiff(narrow.tobytes(), 6, 4, 8, 0)), grey(255 - narrow))
+    np.testing.assert_array_equal(read_image(gray_tiff(wide.tobytes(), 6, 4, 16, 1)), gray(wide >> 8))
+    np.testing.assert_array_equal(read_image(gray_tiff(wide.tobytes(), 6, 4, 16, 0)), gray((65535 - wide) >> 8))
+    np.testing.assert_array_equal(read_image(gray_tiff(narrow.tobytes(), 6, 4, 8, 0)), gray(255 - narrow))
 
 
 def test_twelve_bit_tiff():
     values = noise((4, 6), kind=np.uint16) >> 4
     pairs = values.reshape(-1, 2).astype(np.int64)
     packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=1)
-    data = grey_tiff(packed.astype(np.uint8).tobytes(), 6, 4, 12, 1)
-    np.testing.assert_array_equal(read_image(data), grey(values >> 4))
+    data = gray_tiff(packed.astype(np.uint8).tobytes(), 6, 4, 12, 1)
+    np.testing.assert_array_equal(read_image(data), gray(values >> 4))
 
 
 def test_animation_gives_its_first_frame():
     frames = [Image.fromarray(noise((8, 8)) // 2 + shift) for shift in (0, 100)]
     for format_name, options in (("GIF", {}), ("WebP", {"lossless": True}), ("PNG", {}), ("TIFF", {})):
         data = save(frames[0], format_name, save_all=True, append_images=frames[1:], **options)
-        np.testing.assert_array_equal(read_image(data), grey(np.asarray(frames[0])))
+        np.testing.assert_array_equal(read_image(data), gray(np.asarray(frames[0])))
 
 
 @pytest.mark.parametrize("mode", ["RGBX", "HSV", "YCbCr", "I", "RGBa", "La", "PA", "1", "CMYK"])
@@ -425,7 +425,7 @@ def test_as_rgb_takes_every_mode(mode):
     for step in steps.get(mode, ("L", mode) if mode == "I" else (mode,)):
         image = image.convert(step)
     if mode == "I":
-        expected = grey(np.asarray(image) >> 8)
+        expected = gray(np.asarray(image) >> 8)
     elif mode in steps:
         expected = np.asarray(image.convert({"RGBa": "RGBA", "La": "LA", "PA": "RGBA"}[mode]).convert("RGB"))
     else:
@@ -435,8 +435,8 @@ def test_as_rgb_takes_every_mode(mode):
 
 def test_as_rgb_takes_arrays():
     rgba = noise((6, 9), 4)
-    np.testing.assert_array_equal(to_rgb(rgba[..., 0]), grey(rgba[..., 0]))
-    np.testing.assert_array_equal(to_rgb(rgba[..., :1]), grey(rgba[..., 0]))
+    np.testing.assert_array_equal(to_rgb(rgba[..., 0]), gray(rgba[..., 0]))
+    np.testing.assert_array_equal(to_rgb(rgba[..., :1]), gray(rgba[..., 0]))
     np.testing.assert_array_equal(to_rgb(rgba[..., :3]), rgba[..., :3])
     np.testing.assert_array_equal(to_rgb(rgba), over_white(rgba[..., :3], rgba[..., 3]))
     for wrong in (rgba[..., :2], rgba / 255, rgba[0, 0], rgba[:0], np.zeros((1, 2, 3, 3), np.uint8)):
@@ -575,7 +575,7 @@ def test_an_image_at_the_limit_is_read():
 
 
 def tiled_tiff(tile: int) -> bytes:
-    """A grey image of 16 × 16 in one compressed tile of `tile` × `tile`."""
+    """A gray image of 16 × 16 in one compressed tile of `tile` × `tile`."""
     body = zlib.compress(bytes(16 * 16))
     tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 200, 325: len(body)}
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())

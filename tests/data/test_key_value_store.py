@@ -214,7 +214,7 @@ def test_the_default_limit_is_a_quarter_of_what_is_free(tmp_path):
     assert store.limit == LIMIT or abs(store.limit - status.f_bavail * status.f_frsize / 4) < 2**30
 
 
-def test_the_least_recently_opened_neighbour_makes_room(tmp_path):
+def test_the_least_recently_opened_neighbor_makes_room(tmp_path):
     limit = 10 * COST
     for number, name in enumerate(("oldest", "middle", "newest")):
         store = ArrayStore(tmp_path / name, SHAPE, np.uint8, limit)

@@ -1,4 +1,4 @@
-"""Images labelled by their boxes, in the layouts of VOC, of annotation tools and of object detection tutorials."""
+"""Images labeled by their boxes, in the layouts of VOC, of annotation tools and of object detection tutorials."""
 
 import shutil
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ CAT, DOG = ("cat", 2, 2, 30, 30), ("dog", 1, 1, 12, 12)
 
 
 def image(path: Path, shade: int = 90) -> None:
-    """40×36 pixels of one grey."""
+    """40×36 pixels of one gray."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((36, 40, 3), shade, np.uint8)).save(path)
 
@@ -54,7 +54,7 @@ LAYOUTS = {  # images, annotations, SOURCE, --boxes
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_usual_layouts_are_labelled_by_their_boxes(layout: str, tmp_path: Path) -> None:
+def test_usual_layouts_are_labeled_by_their_boxes(layout: str, tmp_path: Path) -> None:
     images, annotations, source, boxes = LAYOUTS[layout]
     for number, drawn in enumerate([[CAT], [DOG], [CAT, DOG], []]):
         image(tmp_path / images / f"{number}.jpg", 10 * number)

@@ -63,11 +63,11 @@ def test_unshuffled_batches_come_as_they_stand_and_the_last_may_be_smaller(make)
 
 def test_images_are_what_prediction_would_give_the_network(make, rows):
     images, _, indices = gathered(make(shuffle=True))
-    centre = rows[indices, 2:14, 2:14].transpose(0, 3, 1, 2) / 255
+    center = rows[indices, 2:14, 2:14].transpose(0, 3, 1, 2) / 255
     mean, std = (np.array(values)[:, None, None] for values in (PREPROCESS.mean, PREPROCESS.std))
     assert images.dtype == torch.float32
     # float32: values up to 3
-    assert np.allclose(images.numpy(), (centre - mean) / std, rtol=0, atol=1e-6)
+    assert np.allclose(images.numpy(), (center - mean) / std, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("augmentations", [(), (PadCrop(), Flip(), RandomCrop())])
@@ -144,8 +144,8 @@ def test_memory_order_is_the_one_asked_for(rows, make):
     assert plain.stride() == (432, 144, 12, 1)
     assert last.stride() == (432, 1, 36, 3)
     assert torch.equal(plain, last)
-    grey = Preprocess(size=12, resize=16, mean=(0.5,), std=(0.5,))
-    batches = BatchLoader(rows[..., :1], np.zeros(COUNT, np.int64), np.arange(COUNT), grey, batch_size=4)
+    gray = Preprocess(size=12, resize=16, mean=(0.5,), std=(0.5,))
+    batches = BatchLoader(rows[..., :1], np.zeros(COUNT, np.int64), np.arange(COUNT), gray, batch_size=4)
     assert next(iter(batches.epoch(0))).images.stride() == (144, 144, 12, 1)
 
 

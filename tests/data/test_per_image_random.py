@@ -47,7 +47,7 @@ def test_whole_numbers_are_all_equally_likely():
     assert stats.chisquare(np.bincount(numbers.numpy(), minlength=9)).pvalue > 1e-4
 
 
-def test_seeds_epochs_places_streams_and_neighbours_are_independent():
+def test_seeds_epochs_places_streams_and_neighbors_are_independent():
     columns = [
         PerImageRandom(seed, epoch, INDICES).for_augmentation(place).uniform(stream).numpy()
         for seed, epoch, place, stream in itertools.product((0, 1), repeat=4)

@@ -25,7 +25,7 @@ CHANGES = {
     "lighter": lambda image: ImageEnhance.Brightness(image).enhance(1.2),
     "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.7),
     "contrast": lambda image: ImageEnhance.Contrast(image).enhance(1.3),
-    "grey": lambda image: image.convert("L").convert("RGB"),
+    "gray": lambda image: image.convert("L").convert("RGB"),
     "trimmed": lambda image: image.crop((4, 4, image.width - 4, image.height - 4)),
 }
 
@@ -95,7 +95,7 @@ def test_frames_of_a_film_are_one_group() -> None:
     assert find_look_alikes(frames, large(3000)) == [list(range(3000))]
 
 
-def test_single_colours_are_like_nothing() -> None:
+def test_single_colors_are_like_nothing() -> None:
     flat = np.full((3, SIDE, SIDE), 200, np.uint8)
     assert find_look_alikes(flat, large(3)) == []
 

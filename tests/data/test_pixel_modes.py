@@ -21,7 +21,7 @@ def chunk(name: bytes, body: bytes) -> bytes:
 
 
 def png(values: np.ndarray, key: tuple[int, ...] = ()) -> bytes:
-    """(H, W, 1 to 4) uint16 as a PNG of 16 bits: grey, grey and alpha, RGB, RGBA."""
+    """(H, W, 1 to 4) uint16 as a PNG of 16 bits: gray, gray and alpha, RGB, RGBA."""
     height, width, bands = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[bands], 0, 0, 0)
@@ -93,16 +93,16 @@ def test_all_16_bits_are_brought_to_8_by_the_range(kind, bands, used):
         np.testing.assert_array_equal(to_rgb(values, used), expected)
 
 
-def test_alpha_and_a_transparent_colour_of_16_bits():
+def test_alpha_and_a_transparent_color_of_16_bits():
     decoding = Decoding(intensity_range=(0, 1023))
     values = RNG.integers(0, 1024, (9, 7, 2)).astype(np.uint16)
     values[..., 1] = RNG.choice([0, 65535], (9, 7))
     expected = np.where(values[..., 1:] == 0, 255, shade(values[..., :1], (0, 1023)))
     np.testing.assert_array_equal(read_image(png(values), decoding=decoding), np.repeat(expected, 3, axis=2))
-    colours = RNG.integers(0, 2, (9, 7, 3)).astype(np.uint16) * 515  # of which two differ in the lower bits alone
-    colours[0, 0] = (515, 0, 516)
-    expected = np.where((colours == (515, 0, 515)).all(axis=2, keepdims=True), 255, shade(colours, (0, 1023)))
-    np.testing.assert_array_equal(read_image(png(colours, (515, 0, 515)), decoding=decoding), expected)
+    colors = RNG.integers(0, 2, (9, 7, 3)).astype(np.uint16) * 515  # of which two differ in the lower bits alone
+    colors[0, 0] = (515, 0, 516)
+    expected = np.where((colors == (515, 0, 515)).all(axis=2, keepdims=True), 255, shade(colors, (0, 1023)))
+    np.testing.assert_array_equal(read_image(png(colors, (515, 0, 515)), decoding=decoding), expected)
 
 
 def test_the_values_that_an_image_uses():

@@ -46,7 +46,7 @@ def test_very_many_images_are_sampled_and_the_sample_is_fixed(rows, monkeypatch)
     assert first == measure_statistics(rows, np.array(looked_at))
 
 
-def test_one_colour_can_be_divided_by_its_std():
+def test_one_color_can_be_divided_by_its_std():
     measured = measure_statistics(np.full((3, 4, 4, 1), 200, np.uint8), np.arange(3))
     assert measured.mean == pytest.approx([200 / 255])
     assert measured.std == pytest.approx([1 / 255])
@@ -69,7 +69,7 @@ def test_mnist_has_the_figures_that_everybody_writes():
         ([(0, 40_000)], None),
         ([(7, 65535)], None),
         ([(0, 30)], (0, 255)),  # dark, and stays so
-        ([(700, 700)], (0, 1023)),  # of one colour
+        ([(700, 700)], (0, 1023)),  # of one color
         ([(30_000, 31_000), (30_100, 30_900)], (30_000, 31_000)),  # far from 0, close together
         ([(500, 1000)] * 150 + [(0, 65535)], (0, 1023)),  # one in a hundred does not count
     ],

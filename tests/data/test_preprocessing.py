@@ -27,8 +27,8 @@ def image(height: int, width: int) -> np.ndarray:
 def triangle(before: int, after: int) -> np.ndarray:
     """Weights (after, before) of a resize with a triangle as wide as the reduction, at least one pixel to each side."""
     scale = max(before / after, 1.0)
-    centres = (np.arange(after) + 0.5) * before / after
-    distance = np.abs(centres[:, None] - (np.arange(before) + 0.5)) / scale
+    centers = (np.arange(after) + 0.5) * before / after
+    distance = np.abs(centers[:, None] - (np.arange(before) + 0.5)) / scale
     weights = np.clip(1 - distance, 0, None)
     return weights / weights.sum(axis=1, keepdims=True)
 
@@ -39,10 +39,10 @@ def test_square_is_the_triangle_filter_of_the_central_square(shape, resize):
     rgb = image(*shape)
     side = min(shape)
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
-    centre = rgb[top : top + side, left : left + side].astype(np.float64)
+    center = rgb[top : top + side, left : left + side].astype(np.float64)
     weights = triangle(side, resize)
     expected = np.einsum(
-        "ah,hbc->abc", weights, np.einsum("hwc,bw->hbc", centre, weights, optimize=True), optimize=True
+        "ah,hbc->abc", weights, np.einsum("hwc,bw->hbc", center, weights, optimize=True), optimize=True
     )
     square = resize_central_square(rgb, resize, 3)
     assert square.shape == (resize, resize, 3)
@@ -55,12 +55,12 @@ def test_square_is_the_triangle_filter_of_the_central_square(shape, resize):
 def test_without_resizing_every_pixel_is_itself():
     rgb = image(40, 41)
     np.testing.assert_array_equal(resize_central_square(rgb, 40, 3), rgb[:, :40])
-    grey = np.broadcast_to(image(28, 28)[:, :, :1], (28, 28, 3))
-    np.testing.assert_array_equal(resize_central_square(grey, 28, 1), grey[:, :, :1])
+    gray = np.broadcast_to(image(28, 28)[:, :, :1], (28, 28, 3))
+    np.testing.assert_array_equal(resize_central_square(gray, 28, 1), gray[:, :, :1])
 
 
 @pytest.mark.parametrize("resize", [20, 32])
-def test_grey_is_luma(resize):
+def test_gray_is_luma(resize):
     rgb = image(32, 32)
     square = resize_central_square(rgb, resize, 3)
     luma = resize_central_square(rgb, resize, 1)
@@ -107,15 +107,15 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @pytest.mark.parametrize(("size", "stored"), [(24, 24), (24, 32), (24, 27)])
-def test_normalise_takes_the_centre_and_units_of_full_scale(size, stored):
+def test_normalize_takes_the_center_and_units_of_full_scale(size, stored):
     preprocess = Preprocess(size=size, resize=stored, mean=MEAN, std=STD)
     squares = torch.from_numpy(np.stack([image(stored, stored) for _ in range(3)])).permute(0, 3, 1, 2)
     offset = (stored - size) // 2
-    centre = squares[:, :, offset : offset + size, offset : offset + size].double()
-    expected = (centre / 255 - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+    center = squares[:, :, offset : offset + size, offset : offset + size].double()
+    expected = (center / 255 - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
     before = squares.clone()
     for given in (squares, squares.float()):
-        got = preprocess.normalise(given)
+        got = preprocess.normalize(given)
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), expected.double(), rtol=0, atol=2e-6)  # float32 of values up to 2.7
     torch.testing.assert_close(squares, before, rtol=0, atol=0)
@@ -135,7 +135,7 @@ def test_path_image_and_array_give_the_same(tmp_path, channels, size, resize):
         torch.testing.assert_close(preprocess(same), got, rtol=0, atol=0)
     square = torch.from_numpy(preprocess.square(rgb)).permute(2, 0, 1)[None]
     assert square.shape[-1] == preprocess.side == max(size, resize)
-    torch.testing.assert_close(preprocess.normalise(square)[0], got, rtol=0, atol=0)
+    torch.testing.assert_close(preprocess.normalize(square)[0], got, rtol=0, atol=0)
 
 
 def test_images_in_memory_have_the_pixel_limit_of_files():
@@ -218,10 +218,10 @@ def test_what_came_later_is_written_only_where_it_changes_something():
 
 @pytest.mark.parametrize("top", [255, 1023, 4095, 65535])
 def test_16_bits_look_the_same_however_many_are_used(tmp_path, top):
-    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    deep = Image.fromarray((grey / 255 * top).astype(np.uint16))
+    gray = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    deep = Image.fromarray((gray / 255 * top).astype(np.uint16))
     deep.save(tmp_path / "deep.png")
-    Image.fromarray(grey).save(tmp_path / "flat.png")
+    Image.fromarray(gray).save(tmp_path / "flat.png")
     values = None if top == 65535 else (0, top)
     preprocess = Preprocess(size=16, resize=16, mean=(0.5,), std=(0.5,), intensity_range=values)
     wanted = preprocess(tmp_path / "flat.png")  # 8 bits stay what they are
@@ -248,7 +248,7 @@ def test_only_known_ways_are_asked_for(fit, boxed):
         {"std": (0.5,)},
         {"std": (0.5, 0.0, 0.5)},
         {"mean": (0.5, float("nan"), 0.5)},
-        {"colour": "bgr"},
+        {"color": "bgr"},
         {"fit": "stretch"},
         {"intensity_range": (5, 5)},
         {"intensity_range": (0, 70000)},

@@ -12,10 +12,10 @@ RNG = np.random.default_rng(1)
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("shape", [(64, 64), (20, 31), (8, 8), (90, 40), (300, 200), (1, 5)], ids=str)
-@pytest.mark.parametrize("grey", [False, True])
-def test_the_square_is_that_of_the_whole_image(fit, channels, shape, grey):
+@pytest.mark.parametrize("gray", [False, True])
+def test_the_square_is_that_of_the_whole_image(fit, channels, shape, gray):
     rgb = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
-    if grey:
+    if gray:
         rgb = np.repeat(rgb[..., :1], 3, axis=2)
     layout = RowLayout(56, channels, 60, fit)
     row = StoredImage.from_image(rgb, layout, "PNG", deep=True)
@@ -23,7 +23,7 @@ def test_the_square_is_that_of_the_whole_image(fit, channels, shape, grey):
     for one in (row, StoredImage.unpack(row.pack())):
         np.testing.assert_array_equal(one.square(layout), expected)
         assert one.info == ImageInfo("PNG", shape, True)
-    smallest = min(layout.bytes, crop_region(rgb, fit).size) // (3 if grey and channels == 3 else 1)
+    smallest = min(layout.bytes, crop_region(rgb, fit).size) // (3 if gray and channels == 3 else 1)
     assert len(row.pack()) - HEAD.size <= max(smallest / PAYS, min(layout.bytes, crop_region(rgb, fit).size))
 
 

@@ -31,9 +31,9 @@ def nearest_centre(digit_pictures: npt.NDArray[np.uint8]) -> Callable[[Sequence[
     def evaluate(names: Sequence[str]) -> Evaluation:
         classes = len(names)
         labels = torch.from_numpy((target + 10 * (np.arange(len(target)) % math.ceil(classes / 10))) % classes)
-        centres = torch.stack([flat[labels == k].mean(0) for k in range(classes)])
+        centers = torch.stack([flat[labels == k].mean(0) for k in range(classes)])
         tally = MetricAccumulator(classes)
-        tally.update(-(torch.cdist(flat, centres) ** 2), labels, torch.arange(len(labels)))
+        tally.update(-(torch.cdist(flat, centers) ** 2), labels, torch.arange(len(labels)))
         return tally.result(names)
 
     return evaluate

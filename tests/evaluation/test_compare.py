@@ -22,7 +22,7 @@ Make = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def trained(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two networks that learnt the same digits, one of them hardly."""
+    """Two networks that learned the same digits, one of them hardly."""
     folder = tmp_path_factory.mktemp("trained")
     for name, epochs in (("long", 8), ("short", 1)):
         svertka.train(digit_folder, model="mlp", size=8, epochs=epochs, output=folder / name, threads=1, test=0.3)

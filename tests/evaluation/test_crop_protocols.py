@@ -56,7 +56,7 @@ def test_single_crop_matches_predict() -> None:
     squares = torch.from_numpy(np.random.default_rng(1).integers(256, size=(2, 3, 256, 256), dtype=np.uint8))
     one = crop_views(CropProtocol("1", (256,)), PREPROCESS, [squares])
     ten = crop_views(CropProtocol("10", (256,)), PREPROCESS, [squares])
-    assert torch.equal(one[:, 0], PREPROCESS.normalise(squares))
+    assert torch.equal(one[:, 0], PREPROCESS.normalize(squares))
     assert torch.equal(ten[:, 4], one[:, 0])
 
 

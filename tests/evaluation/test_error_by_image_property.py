@@ -30,8 +30,8 @@ def evaluation(wrong: npt.NDArray[np.bool_]) -> Evaluation:
 def test_image_properties_follow_brightness_size_and_blur() -> None:
     photograph = load_sample_image("china.jpg")
     brightness, size, sharpness = measure_image_properties(photograph)
-    grey = photograph @ np.array([0.299, 0.587, 0.114])
-    assert brightness == pytest.approx(100 * grey.mean() / 255, abs=0.3)  # levels are rounded
+    gray = photograph @ np.array([0.299, 0.587, 0.114])
+    assert brightness == pytest.approx(100 * gray.mean() / 255, abs=0.3)  # levels are rounded
     assert size == 427
     darker = measure_image_properties((photograph // 2).astype(np.uint8))
     assert darker[0] == pytest.approx(brightness / 2, abs=0.3)

@@ -70,7 +70,7 @@ def test_classes_of_imagenet_are_matched_by_wordnet_id() -> None:
 
 
 def resnet20(tensors: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    """He et al.'s network of 20 layers, written out: logits (B, 10) of normalised pictures (B, 3, 32, 32)."""
+    """He et al.'s network of 20 layers, written out: logits (B, 10) of normalized pictures (B, 3, 32, 32)."""
 
     def layer(inputs: torch.Tensor, place: str, number: int, stride: int = 1) -> torch.Tensor:
         outputs = F.conv2d(inputs, tensors[f"{place}conv{number}.weight"], stride=stride, padding=1)

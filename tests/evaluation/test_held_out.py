@@ -164,10 +164,10 @@ def test_training_images_are_left_out(
         work.mkdir()
         source = layout(digit_folder, work, np.random.default_rng(number))
         there = {content(path) for path in (digit_folder if layout is in_csv else source).rglob("*.png")}
-        for run, error, learnt, scored in runs[every :: large_count(len(runs) - 2, 1)]:
+        for run, error, learned, scored in runs[every :: large_count(len(runs) - 2, 1)]:
             for part in (None, "all"):
                 judged = judged_contents(run, source, part=part)
-                assert not judged & learnt
+                assert not judged & learned
                 assert judged >= scored & there or layout is in_parts
             if layout in SAME:
                 judged_by_own = svertka.evaluate(run, source, threads=1)
@@ -183,16 +183,16 @@ def test_new_images_are_evaluated_and_counted(
     runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
 ) -> None:
     source = with_new_ones(digit_folder, tmp_path, np.random.default_rng(0))
-    run, _, learnt, scored = runs[1]
+    run, _, learned, scored = runs[1]
     scope = svertka.evaluate(run, source, threads=1).scope
     assert scope is not None
-    assert (scope.part, scope.training_images, scope.includes_training) == ("held-out", len(learnt), False)
-    assert f"held-out images; {len(learnt)} images that trained the network left out" in scope.sentence
+    assert (scope.part, scope.training_images, scope.includes_training) == ("held-out", len(learned), False)
+    assert f"held-out images; {len(learned)} images that trained the network left out" in scope.sentence
     assert len(judged_contents(run, source)) == len(scored) + 10
     for path in source.rglob("[0-9]*.png"):
         path.unlink()
     for name in ("one", "three"):
-        shutil.copy(next(p for p in (digit_folder / name).iterdir() if content(p) in learnt), source / name)
+        shutil.copy(next(p for p in (digit_folder / name).iterdir() if content(p) in learned), source / name)
     only_new = svertka.evaluate(run, source, threads=1)
     assert only_new.images == 10
     assert only_new.scope is not None
@@ -209,9 +209,9 @@ def test_near_duplicates_of_training_images_are_counted(tmp_path: Path) -> None:
             small = Image.fromarray(draws.integers(0, 255, (6, 6, 3), np.uint8))
             small.resize((96, 96), Image.Resampling.BICUBIC).save(tmp_path / "photos" / name / f"{number}.png")
     run = svertka.train(tmp_path / "photos", output=tmp_path / "run", **QUICK)
-    learnt, _ = trained_contents(tmp_path / "photos", run)
+    learned, _ = trained_contents(tmp_path / "photos", run)
     for path in (tmp_path / "photos").rglob("*.png"):
-        if content(path) in learnt and path.stem in ("1", "2", "3"):
+        if content(path) in learned and path.stem in ("1", "2", "3"):
             place = tmp_path / "anew" / path.parent.name / f"{path.stem}.jpg"
             place.parent.mkdir(parents=True, exist_ok=True)
             Image.open(path).save(place, quality=60)
@@ -243,32 +243,32 @@ def test_runs_with_different_paths_to_one_source_are_compared(digit_folder: Path
 def test_only_training_images_is_an_error(
     runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
 ) -> None:
-    run, _, learnt, _ = runs[1]
+    run, _, learned, _ = runs[1]
     for path in digit_folder.rglob("*.png"):
-        if content(path) in learnt:
+        if content(path) in learned:
             (tmp_path / "test" / path.parent.name).mkdir(parents=True, exist_ok=True)
             shutil.copy(path, tmp_path / "test" / path.parent.name)
     for part in (None, "test", "all"):
-        with pytest.raises(UsageError, match=rf"no new image for .*: {len(learnt)} images trained the network; name"):
+        with pytest.raises(UsageError, match=rf"no new image for .*: {len(learned)} images trained the network; name"):
             svertka.evaluate(run, tmp_path, part=part, threads=1)
     judged = svertka.evaluate(run, tmp_path, part="test", include_training=True, threads=1)
-    assert judged.images == len(learnt)
-    assert judged.to_dict()["training_images"] == len(learnt)
+    assert judged.images == len(learned)
+    assert judged.to_dict()["training_images"] == len(learned)
 
 
 @pytest.mark.usefixtures("quiet")
 def test_training_images_of_initial_weights_are_left_out(
     runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
 ) -> None:
-    first, _, learnt, _ = runs[2]
+    first, _, learned, _ = runs[2]
     options = QUICK | {"weights": first, "unfreeze": "all", "test": 0.3, "split_seed": 7}
     second = svertka.train(digit_folder, output=tmp_path / "second", **options)
-    assert not judged_contents(second, digit_folder) & learnt
+    assert not judged_contents(second, digit_folder) & learned
     inherited = Manifest.read(second.manifest).inherited
     assert inherited == Manifest.read(first.manifest).trained_on
     shutil.copytree(digit_folder, tmp_path / "copy")
     for path in (tmp_path / "copy").rglob("*.png"):
-        if content(path) not in learnt:
+        if content(path) not in learned:
             path.unlink()
     with pytest.raises(UsageError, match="images trained the network"):
         svertka.evaluate(second, tmp_path / "copy", threads=1)
@@ -278,11 +278,11 @@ def test_training_images_of_initial_weights_are_left_out(
 def test_runs_without_manifest_are_split_again_or_refused(
     runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
 ) -> None:
-    for number, (run, error, learnt, _) in enumerate(runs[1:4]):
+    for number, (run, error, learned, _) in enumerate(runs[1:4]):
         old = Run(shutil.copytree(run.folder, tmp_path / f"old-{number}"))
         old.manifest.unlink()
         assert svertka.evaluate(old, digit_folder, threads=1).top1_error == error
-        assert not judged_contents(old, digit_folder, part="all") & learnt
+        assert not judged_contents(old, digit_folder, part="all") & learned
     source = copied(digit_folder, tmp_path, np.random.default_rng(0))
     next(source.rglob("*.png")).unlink()
     scope = svertka.evaluate(old, source, threads=1).scope
@@ -302,16 +302,16 @@ def test_runs_without_manifest_are_split_again_or_refused(
 def test_comparison_leaves_out_training_images_of_all_runs(
     runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path
 ) -> None:
-    (one, _, learnt, _), (other, _, also_learnt, _) = runs[2], runs[3]
+    (one, _, learned, _), (other, _, also_learnt, _) = runs[2], runs[3]
     with pytest.raises(
         UsageError, match="were trained on different parts of .*leaves out the training images of all of them"
     ):
         svertka.compare([one, other], digit_folder, threads=1)
     compared = svertka.compare([one, other], digit_folder, part="all", threads=1)
     pictures, judged = compared.joint.dataset.images, compared.ensemble.pictures.tolist()
-    assert not {content(Path(pictures.name(i))) for i in judged} & (learnt | also_learnt)
-    assert compared.to_dict()["training_images"] == len(learnt | also_learnt)
-    assert f"{len(learnt | also_learnt)} images that trained the network left out" in compared.sentence
+    assert not {content(Path(pictures.name(i))) for i in judged} & (learned | also_learnt)
+    assert compared.to_dict()["training_images"] == len(learned | also_learnt)
+    assert f"{len(learned | also_learnt)} images that trained the network left out" in compared.sentence
 
 
 @pytest.mark.usefixtures("quiet")
@@ -322,27 +322,27 @@ def test_atlas_shows_held_out_images(
 
     from svertka.inspection.atlas.classifier_and_images import open_inputs
 
-    run, _, learnt, scored = runs[3]
+    run, _, learned, scored = runs[3]
     for source in (None, copied(digit_folder, tmp_path, np.random.default_rng(0))):
         options: dict[str, Any] = {"pictures": None, "device": torch.device("cpu"), "threads": 1, "cache_limit": None}
         subject = open_inputs(run, source, **options)
         shown = {content(Path(subject.dataset.images.name(i))) for i in range(len(subject))}
         assert shown == scored
-        assert len(open_inputs(run, source, include_training=True, **options)) == len(learnt) + len(scored)
+        assert len(open_inputs(run, source, include_training=True, **options)) == len(learned) + len(scored)
 
 
 @pytest.mark.usefixtures("quiet")
 def test_single_images_are_filtered_by_content(
     runs: list[tuple[Run, float, set[str], set[str]]], digit_folder: Path, tmp_path: Path
 ) -> None:
-    run, _, learnt, scored = runs[1]
+    run, _, learned, scored = runs[1]
     for number, path in enumerate(sorted(digit_folder.rglob("*.png"))):
         shutil.copy(path, tmp_path / f"{number}.png")
     admission = TrainingImageFilter(run, include_training=False)
     admitted = {content(path) for path in tmp_path.iterdir() if admission.is_allowed(path)}
-    assert not admitted & learnt
+    assert not admitted & learned
     assert admitted >= scored
-    assert admission.scope("x").training_images == len(learnt)
+    assert admission.scope("x").training_images == len(learned)
     everything = TrainingImageFilter(run, include_training=True)
     assert all(everything.is_allowed(path) for path in tmp_path.iterdir())
     assert everything.scope("x").includes_training
@@ -366,15 +366,15 @@ def test_commands_print_the_part_and_what_is_left_out(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run, _, learnt, _ = runs[0]
+    run, _, learned, _ = runs[0]
     alone = tmp_path / "alone"
     Classifier.load(run).save(alone)
     source = str(copied(digit_folder, tmp_path, np.random.default_rng(0)))
     assert main(["evaluate", str(run.folder), source, "--threads", "1"]) == 0
-    assert f"validation images; {len(learnt)} images that trained the network left out" in capsys.readouterr().out
+    assert f"validation images; {len(learned)} images that trained the network left out" in capsys.readouterr().out
     assert main(["evaluate", str(run.folder), source, "--threads", "1", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert (said["part"], said["training_images"], said["includes_training"]) == ("val", len(learnt), False)
+    assert (said["part"], said["training_images"], said["includes_training"]) == ("val", len(learned), False)
     assert main(["evaluate", str(run.folder), source, "--threads", "1", "--json", "--include-training"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["part"], said["images"], said["includes_training"]) == ("all", 240, True)

@@ -35,7 +35,7 @@ def whole(pixels: Tensor, scale: int) -> Tensor:
     return filtered(pixels, round(height * scale / short), round(width * scale / short))
 
 
-def normalised(preprocess: Preprocess, pixels: Tensor) -> Tensor:
+def normalized(preprocess: Preprocess, pixels: Tensor) -> Tensor:
     mean, std = (torch.tensor(one)[:, None, None] for one in (preprocess.mean, preprocess.std))
     return (pixels / 255 - mean) / std
 
@@ -96,7 +96,7 @@ def test_crops_match_a_plain_loop(
         said = []
         for crop in loop(pixels):
             with torch.no_grad():
-                said.append(classifier.network(normalised(classifier.preprocess, crop)[None])[0].double().softmax(0))
+                said.append(classifier.network(normalized(classifier.preprocess, crop)[None])[0].double().softmax(0))
         assert len(said) == views
         expected.append(torch.stack(said).mean(0))
         wrong.append(int(expected[-1].argmax()) != classifier.names.index(path.parent.name))
@@ -147,7 +147,7 @@ def test_dense_evaluation_matches_a_loop_over_positions(
         pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
         said = []
         for scale in (33, 37):
-            picture = normalised(classifier.preprocess, whole(pixels, scale))
+            picture = normalized(classifier.preprocess, whole(pixels, scale))
             with torch.no_grad():
                 scores = [loop(classifier.network, one, stride) for one in (picture, picture.flip(2))]
             said += [one.double().softmax(0) for one in scores]

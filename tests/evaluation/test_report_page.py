@@ -52,8 +52,8 @@ def epochs(count: int) -> list[dict[str, Any]]:
 def report(nearest_centre: Judge, digit_pictures: Pixels) -> Maker:
     """A report on the digits with some of its fields changed."""
     settings = {
-        "name": "digits-centres",
-        "network": "centres",
+        "name": "digits-centers",
+        "network": "centers",
         "source": "digits",
         "facts": [("Device", "cpu, 2 threads")],
         "history": epochs(20),
@@ -116,7 +116,7 @@ def test_sentence_contains_error_and_duration(written: Writer, report: Maker) ->
     one = report()
     wrong = 100 * one.evaluation.top1_error
     assert one.sentence == (
-        f"centres on digits: {wrong:.1f}\u00a0% of 1,797\u00a0test pictures wrong after 20\u00a0epochs, 12 s."
+        f"centers on digits: {wrong:.1f}\u00a0% of 1,797\u00a0test pictures wrong after 20\u00a0epochs, 12 s."
     )
     assert " ".join(one.sentence.split()) in Reader(written()).text()
 
@@ -126,9 +126,9 @@ def test_sentence_contains_error_and_duration(written: Writer, report: Maker) ->
     [
         (
             {"history": [], "evaluation": None},
-            "centres on digits: not evaluated yet before the end of the first epoch.",
+            "centers on digits: not evaluated yet before the end of the first epoch.",
         ),
-        ({"history": epochs(1), "evaluation": None}, "centres on digits: not evaluated yet after 1 epoch, 0.6 s."),
+        ({"history": epochs(1), "evaluation": None}, "centers on digits: not evaluated yet after 1 epoch, 0.6 s."),
     ],
 )
 def test_sentence_before_the_first_epoch(

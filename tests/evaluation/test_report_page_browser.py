@@ -48,7 +48,7 @@ def pages(
             folder / f"{name}.html",
             Report(
                 name=name,
-                network="centres",
+                network="centers",
                 source="digits",
                 facts=[("Device", "cpu, 2 threads")],
                 history=history(),
@@ -96,7 +96,7 @@ def test_it_follows_the_system_and_the_switch_is_remembered(
     ground = "getComputedStyle(document.body).backgroundColor"
     with opened(pages["digits"], color_scheme=scheme) as page:
         assert page.evaluate(ground) == grounds[scheme]
-        page.get_by_role("button", name=f"Switch to {other} colours").press("Enter")
+        page.get_by_role("button", name=f"Switch to {other} colors").press("Enter")
         assert page.evaluate(ground) == grounds[other]
         page.reload()
         assert page.evaluate(ground) == grounds[other]

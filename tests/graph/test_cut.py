@@ -109,9 +109,9 @@ def test_training_the_rest_trains_the_network() -> None:
     with torch.no_grad():
         features = halves.prefix(torch.rand(shape))
     halves.rest(features).sum().backward()
-    learnt = [name for name, one in network.named_parameters() if one.grad is not None]
-    assert learnt
-    assert all(name.startswith(("layer3", "linear")) for name in learnt)
+    learned = [name for name, one in network.named_parameters() if one.grad is not None]
+    assert learned
+    assert all(name.startswith(("layer3", "linear")) for name in learned)
 
 
 def test_a_module_with_two_inputs_cannot_be_cut_off() -> None:

@@ -256,8 +256,8 @@ def test_projections_become_images():
     assert pictures[0].tolist() == [[[128, 128, 128], [192, 128, 128]], [[128, 128, 1], [128, 128, 128]]]
     assert (pictures[1:3] == 255).all()
     assert (pictures[3] == 128).all()
-    grey = to_images(torch.tensor([[[[-2.0, 0.0, 1.0]]]]))
-    assert grey.tolist() == [[[[1] * 3, [128] * 3, [192] * 3]]]
+    gray = to_images(torch.tensor([[[[-2.0, 0.0, 1.0]]]]))
+    assert gray.tolist() == [[[[1] * 3, [128] * 3, [192] * 3]]]
 
 
 def test_outlier_does_not_reduce_the_contrast_of_other_values():

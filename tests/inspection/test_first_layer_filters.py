@@ -28,33 +28,33 @@ def test_first_layer_weights_become_images():
 
 
 def waves() -> FirstLayerFilters:
-    """Edges of 12 orientations with four phases and three colours each, and one zero filter, shuffled."""
+    """Edges of 12 orientations with four phases and three colors each, and one zero filter, shuffled."""
     y, x = np.mgrid[-3:4, -3:4]
     envelope = np.exp(-(x**2 + y**2) / 8)
-    kinds = [(direction, colour) for colour in range(3) for direction in range(12)]
+    kinds = [(direction, color) for color in range(3) for direction in range(12)]
     filters = []
-    for direction, colour in kinds:
+    for direction, color in kinds:
         for phase in range(4):
             angle = math.pi * direction / 12
             wave = envelope * np.cos(1.2 * (x * math.cos(angle) + y * math.sin(angle)) + phase * math.pi / 2)
-            filters.append(wave[..., None] * ([1, 1, 1], [1, -1, 0], [-0.5, -0.5, 1])[colour])
+            filters.append(wave[..., None] * ([1, 1, 1], [1, -1, 0], [-0.5, -0.5, 1])[color])
     filters.append(np.zeros((7, 7, 3)))
     return FirstLayerFilters("edges", np.array(filters, np.float32))
 
 
-def test_similarity_order_groups_orientations_and_colours():
+def test_similarity_order_groups_orientations_and_colors():
     every = waves()
     shuffled = np.random.default_rng(1).permutation(len(every.weights))
     order = shuffled[FirstLayerFilters("edges", every.weights[shuffled]).similarity_order]
     assert sorted(order) == list(range(len(order)))
     edges = order[order < 144]
-    colours = edges // 48
-    assert np.count_nonzero(np.diff(colours)) == 2  # three blocks
+    colors = edges // 48
+    assert np.count_nonzero(np.diff(colors)) == 2  # three blocks
     same_or_next = np.abs(np.diff(edges // 4 % 12)) % 11 <= 1
     assert same_or_next.mean() > 0.8  # 0.24 for a random order
 
 
-def test_similarity_order_of_grey_single_and_zero_filters():
+def test_similarity_order_of_gray_single_and_zero_filters():
     assert get_first_layer_filters(nn.Conv2d(1, 1, 5)).similarity_order.tolist() == [0]
     assert sorted(get_first_layer_filters(nn.Conv2d(1, 6, 5)).similarity_order) == list(range(6))
     assert sorted(FirstLayerFilters("dead", np.zeros((4, 3, 3, 1), np.float32)).similarity_order) == list(range(4))

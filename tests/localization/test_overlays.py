@@ -1,4 +1,4 @@
-"""Overlays: clear where it is hot, grey where it is cold, and a page that holds them."""
+"""Overlays: clear where it is hot, gray where it is cold, and a page that holds them."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from svertka.data.box_annotations import Annotation, Box
 from svertka.localization.heatmap import Region
-from svertka.localization.overlays import GREY, MAX_SIDE, VEIL, OverlayFolder, describe_pointing, draw_overlay
+from svertka.localization.overlays import GRAY, MAX_SIDE, VEIL, OverlayFolder, describe_pointing, draw_overlay
 from svertka.localization.pointing_game import PointingGame
 
 FOUND = Region((30.0, 20.0), Box("<b>", 20, 10, 40, 30))
@@ -18,7 +18,7 @@ def test_cold_is_veiled_and_hot_is_not() -> None:
     hot[0:4, 1:5] = 0.01  # only what it is beside the highest counts
     drawn = draw_overlay(rgb, hot, FOUND, ())
     assert drawn.shape == rgb.shape
-    np.testing.assert_allclose(drawn[50:, 60:], rgb[50:, 60:] * (1 - VEIL) + np.array(GREY) * VEIL, atol=1)
+    np.testing.assert_allclose(drawn[50:, 60:], rgb[50:, 60:] * (1 - VEIL) + np.array(GRAY) * VEIL, atol=1)
     assert np.array_equal(drawn[24:26, 24:26], rgb[24:26, 24:26])
     assert not np.array_equal(drawn[10, 20:40], rgb[10, 20:40])  # the box
 

@@ -105,7 +105,7 @@ FEW: dict[str, Any] = {"size": 16, "epochs": 6, "batch_size": 64, "threads": 1}
 
 @pytest.fixture(scope="module")
 def backbone(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """What is carried over: learnt from "one", "two", "three" and "four"."""
+    """What is carried over: learned from "one", "two", "three" and "four"."""
     output = tmp_path_factory.mktemp("runs") / "run"
     return svertka.train(digit_folder, output=output, model="resnet20", **(FEW | {"epochs": 4}))
 
@@ -168,7 +168,7 @@ def test_two_processes_learn_what_one_does(backbone: Run, scenes: Scenes, tmp_pa
     ],
 )
 @pytest.mark.usefixtures("quiet")
-def test_what_cannot_be_learnt_is_told(
+def test_what_cannot_be_learned_is_told(
     changes: dict[str, Any],
     rows: str,
     error: type[Exception],
@@ -185,7 +185,7 @@ def test_what_cannot_be_learnt_is_told(
 
 
 @pytest.mark.usefixtures("quiet")
-def test_one_class_is_learnt_against_background(backbone: Run, scenes: Scenes, tmp_path: Path) -> None:
+def test_one_class_is_learned_against_background(backbone: Run, scenes: Scenes, tmp_path: Path) -> None:
     images = tmp_path / "data" / "images"
     shutil.copytree(scenes[0] / "one", images)
     rows = [row for row in scenes[1].read_text().splitlines() if ",two," not in row]
@@ -196,7 +196,7 @@ def test_one_class_is_learnt_against_background(backbone: Run, scenes: Scenes, t
     account = run.settings()["account"]
     assert "labels are read from boxes: 24 images of one" in account["notes"]
     assert "not used: 1 of 25 annotations match no image (gone.png)" in account["notes"]
-    evaluation = svertka.evaluate(run, images.parent, include_training=True)  # labelled as they were for training
+    evaluation = svertka.evaluate(run, images.parent, include_training=True)  # labeled as they were for training
     assert evaluation.images == 24
     others = tmp_path / "others"
     shutil.copytree(scenes[0] / "one", others / "one")  # a class folder needs no boxes

@@ -11,7 +11,7 @@ from svertka.models.airbench import AirBench
 
 @pytest.fixture(scope="module")
 def images(request):
-    """300 training images of CIFAR-10, normalised, (300, 3, 32, 32)."""
+    """300 training images of CIFAR-10, normalized, (300, 3, 32, 32)."""
     request.getfixturevalue("shared_data")
     dataset = open_builtin("cifar10")
     rows = np.flatnonzero(dataset.parts == "train")[:300]

@@ -120,7 +120,7 @@ UNUSABLE: dict[str, tuple[Any, str]] = {
     "half precision": (half(), "Sequential has float16 parameters (0.weight); svertka needs float32"),
     "four channels": (
         small(3, channels=4),
-        "Sequential takes images of 4 channels; svertka's have 1 (grey) or 3 (RGB)",
+        "Sequential takes images of 4 channels; svertka's have 1 (gray) or 3 (RGB)",
     ),
     "a function that fails": (lambda classes: classes["x"], "(TypeError: 'int' object is not subscriptable)"),
     "a function of nothing": (lambda: small(), "fails for 3 classes (TypeError:"),

@@ -50,7 +50,7 @@ def test_config_alone_rebuilds_it(kind: HeadKind, tmp_path: Path) -> None:
 
     start = load_initial_weights(MODELS["resnet20"], str(tmp_path))  # what comes before the head starts any network
     network = MODELS["resnet20"].build(classes=5, size=32)
-    assert start.load_into(network, ("a", "b", "c", "d", "e")) == "the head is newly initialised"
+    assert start.load_into(network, ("a", "b", "c", "d", "e")) == "the head is newly initialized"
     assert not network.get_parameter("linear.weight").any()
     assert torch.equal(network.get_parameter("conv1.weight"), made.network.get_parameter("conv1.weight"))
 

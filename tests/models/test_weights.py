@@ -60,10 +60,10 @@ def test_a_file_gets_the_preprocessing_and_names_of_published_weights(cifar_file
     assert found.names_or_numbers == ("0", "1", "2", "3", "4", "5", "6")
 
 
-def test_unknown_normalisation_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_normalization_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(state_of("plain20"), tmp_path / "x.pth")
     assert load_pretrained(MODELS["plain20"], str(tmp_path / "x.pth")).preprocess.mean == (0.485, 0.456, 0.406)
-    assert "does not say how images are normalised; using mean" in capsys.readouterr().err
+    assert "does not say how images are normalized; using mean" in capsys.readouterr().err
     torch.save(state_of("lenet5"), tmp_path / "x.pth")
     assert load_pretrained(MODELS["lenet5"], str(tmp_path / "x.pth")).preprocess.std == (1 / 1.275,)
     assert capsys.readouterr().err == ""
@@ -89,7 +89,7 @@ def test_caffe_weights_are_converted_and_get_their_preprocessing(shared_data: Pa
     pixels = torch.randint(0, 256, (1, 3, 227, 227), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     bgr = pixels.flip(1).float() - torch.tensor([104.0, 117.0, 123.0])[:, None, None]
     first = F.conv2d(bgr, published["conv1.weight"], published["conv1.bias"], stride=2)
-    ours = network.get_submodule("features.0")(found.preprocess.normalise(pixels))
+    ours = network.get_submodule("features.0")(found.preprocess.normalize(pixels))
     assert torch.allclose(ours, first, rtol=1e-4, atol=1e-3)  # values up to several hundred
 
 
@@ -235,7 +235,7 @@ def test_rows_of_the_head_are_matched_by_class_name() -> None:
 def test_other_classes_get_a_new_head() -> None:
     network = RESNET20.build(2)
     said = weights_of(("a", "b", "c")).load_into(network, ("x", "y"))
-    assert said == "the head of 3 classes is replaced by one of 2, newly initialised"
+    assert said == "the head of 3 classes is replaced by one of 2, newly initialized"
     assert not network.state_dict()["linear.weight"].any()
 
 
@@ -252,7 +252,7 @@ def test_classes_without_names_are_matched_by_index() -> None:
     assert "has no class names; its head is used as it is" in weights_of(None).load_into(network, ("x", "y", "z"))
     assert network.state_dict()["linear.bias"].equal(weights_of(None).tensors["linear.bias"])
     network = RESNET20.build(2)
-    assert "newly initialised" in weights_of(None).load_into(network, ("0", "1"))
+    assert "newly initialized" in weights_of(None).load_into(network, ("0", "1"))
 
 
 def test_a_class_of_imagenet_has_two_names() -> None:
@@ -270,7 +270,7 @@ def test_counters_and_auxiliaries_may_be_missing() -> None:
     preprocess = PRETRAINED["googlenet_bn"]["imagenet"].preprocess
     old = Weights(MODELS["googlenet_bn"], short, preprocess, imagenet.NAMES, "old")
     network = MODELS["googlenet_bn"].build()
-    assert old.load_into(network, imagenet.NAMES) == "the auxiliary classifiers are newly initialised"
+    assert old.load_into(network, imagenet.NAMES) == "the auxiliary classifiers are newly initialized"
     assert network.state_dict()["fc.weight"].equal(state["fc.weight"])
 
 

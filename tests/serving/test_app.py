@@ -245,7 +245,7 @@ def test_a_stop_that_waits_too_long_answers_what_has_begun(
 
 
 def test_files_of_a_form_are_named_as_they_came(server: Any, kinds: dict[str, Path]) -> None:
-    names = ["plain.jpg", "grey.png", "lossy.webp"]
+    names = ["plain.jpg", "gray.png", "lossy.webp"]
     body = b"".join(
         f'--x\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode()
         + kinds[name].read_bytes()

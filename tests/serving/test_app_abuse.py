@@ -52,7 +52,7 @@ def still_serving(server: Any, jpeg: bytes) -> Iterator[None]:
 
 
 def png(width: int, height: int) -> bytes:
-    """One that is small in bytes, and of one colour."""
+    """One that is small in bytes, and of one color."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -149,7 +149,7 @@ ASKED: dict[str, tuple[str, str, Callable[[], bytes], dict[str, str], int]] = {
     "a page without origin": ("POST", "/predict", bytes, {"Origin": "null"}, 403),
     "a page of another port": ("POST", "/predict", bytes, {"Origin": "http://127.0.0.1:1"}, 403),
     "a foreign picture element": ("GET", "/health", bytes, {"Sec-Fetch-Site": "cross-site"}, 403),
-    "a neighbour's page": ("GET", "/health", bytes, {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}, 403),
+    "a neighbor's page": ("GET", "/health", bytes, {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}, 403),
     "a foreign form": ("POST", "/predict", bytes, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 403),
     "a verb that is not there": ("DELETE", "/predict", bytes, {}, 405),
     "an echo": ("TRACE", "/", bytes, {}, 405),

@@ -65,7 +65,7 @@ ALIKE = ("lenet5", "squeezenet1_1", "alexnet", "alexnet_owt", "zfnet", "googlene
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory, large_count: Callable[[int, int], int]) -> list[Path]:
-    """Parts of real photographs in every kind: turned by EXIF, grey, CMYK, 16 bits, alpha, palette …"""
+    """Parts of real photographs in every kind: turned by EXIF, gray, CMYK, 16 bits, alpha, palette …"""
     random = np.random.default_rng(3)
     root = tmp_path_factory.mktemp("pictures")
     photographs = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
@@ -173,7 +173,7 @@ def test_a_picture_has_one_answer(
             expected = classifier.network(torch.from_numpy(prepared)).softmax(1).numpy()
         assert np.abs(found - expected).max() <= LOGIT_TOLERANCE
 
-    # the server, which uses the optimised network
+    # the server, which uses the optimized network
     with live(ServedModel(folder, CPU)) as server:
         entries = []
         for first in range(0, len(pictures), 50):
@@ -230,8 +230,8 @@ def wide_pictures(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[i
             part = photograph[number * 30 :][:height, number * 40 :][:, :width]
             image = Image.fromarray(part)
             if number % 2 and values is not None:
-                grey = np.asarray(image.convert("L")) / 255
-                image = Image.fromarray((low + grey * (high - low)).astype(np.uint16))
+                gray = np.asarray(image.convert("L")) / 255
+                image = Image.fromarray((low + gray * (high - low)).astype(np.uint16))
             paths.append(root / f"{number}.png")
             image.save(paths[-1])
         return paths

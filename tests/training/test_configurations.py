@@ -1,6 +1,6 @@
 """A training of any small configuration ends with finite numbers, which `evaluate` finds again, or with one sentence.
 
-A configuration is drawn by its number: what is learnt from, by which network, for how long.
+A configuration is drawn by its number: what is learned from, by which network, for how long.
 """
 
 import json

@@ -29,7 +29,7 @@ def test_changes_leave_the_rest() -> None:
         ({"optimizer": "adam"}, "optimizer='adam': input should be 'sgd' or 'adamw'"),
         ({"schedule": "linear"}, "schedule.*'constant', 'step', 'plateau', 'cosine'"),
         ({"momentum": 1}, "momentum=1"),
-        ({"colour": "red"}, "colour"),
+        ({"color": "red"}, "color"),
     ],
 )
 def test_a_value_that_cannot_be_is_one_sentence(change: dict[str, object], sentence: str) -> None:

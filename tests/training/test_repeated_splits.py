@@ -118,8 +118,8 @@ def test_the_interval_covers_the_true_error_in_95_of_100_simulations() -> None:
         errors = []
         for _ in range(10):
             order = random.permutation(60)
-            learnt, judged = order[:40], order[40:]
-            threshold = (values[learnt][labels[learnt] == 0].mean() + values[learnt][labels[learnt] == 1].mean()) / 2
+            train, judged = order[:40], order[40:]
+            threshold = (values[train][labels[train] == 0].mean() + values[train][labels[train] == 1].mean()) / 2
             errors.append(float(((values[judged] > threshold) != labels[judged]).mean()))
         low, high = confidence_interval(tuple(errors), 20 / 40)
         held += low <= stats.norm.cdf(-0.5) + 0.01 and high >= stats.norm.cdf(-0.5)  # 40 numbers find nearly the best

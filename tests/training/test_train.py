@@ -216,7 +216,7 @@ def test_a_disk_that_fills_keeps_the_run(
         ({"output": "/proc/nowhere/run"}, StorageError, "free space or choose another folder"),
         ({"output": "/tmp"}, UsageError, r"/tmp exists; choose another --output"),
         ({"early_stop": 0}, UsageError, "early_stop=0"),
-        ({"colour": "red"}, TypeError, "colour"),
+        ({"color": "red"}, TypeError, "color"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(
@@ -429,7 +429,7 @@ def test_a_network_that_wants_to_see_pictures_first_does(digit_folder: Path, tmp
     images = torch.stack([classifier.preprocess(path) for path in sorted(digit_folder.rglob("*.png"))])
     with torch.inference_mode():
         values = classifier.network.get_submodule("whitening")(images)
-    strong = values[:, :3].transpose(0, 1).flatten(1).double()  # grey pictures vary in four directions only
+    strong = values[:, :3].transpose(0, 1).flatten(1).double()  # gray pictures vary in four directions only
     # Uncorrelated, of second moment 1; val's pictures are among these, the filters know the training ones only.
     assert (strong @ strong.T / strong.shape[1]).numpy() == pytest.approx(np.eye(3), abs=0.15)
 
@@ -440,11 +440,11 @@ def deep_digits(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     root = tmp_path_factory.mktemp("deep")
     for path in sorted(digit_folder.glob("*/*.png")):
         part, top = ("test", 65535) if path.stem >= "45" else ("train", 1023)
-        grey = np.zeros((8, 24))
-        grey[:, 8 * (int(path.stem) % 3) :][:, :8] = np.asarray(Image.open(path)) / 255
+        gray = np.zeros((8, 24))
+        gray[:, 8 * (int(path.stem) % 3) :][:, :8] = np.asarray(Image.open(path)) / 255
         place = root / part / path.parent.name
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((grey * top).astype(np.uint16)).save(place / path.name)
+        Image.fromarray((gray * top).astype(np.uint16)).save(place / path.name)
     return root
 
 

@@ -26,7 +26,7 @@ FEW: dict[str, Any] = {"epochs": 2, "batch_size": 32, "threads": 1}
 
 @pytest.fixture(scope="module")
 def trained(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """What is carried over: learnt from "one", "two", "three" and "four"."""
+    """What is carried over: learned from "one", "two", "three" and "four"."""
     return svertka.train(
         digit_folder,
         output=tmp_path_factory.mktemp("runs") / "run",
@@ -149,7 +149,7 @@ def test_pictures_of_one_s_own_start_from_the_bundled_backbone(
 def test_a_cache_that_cannot_be_written_is_a_warning(
     digit_folder: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever is wrong with it, the same is learnt."""
+    """Whatever is wrong with it, the same is learned."""
     torch.manual_seed(0)
     torch.save(MODELS["resnet20"].build().state_dict(), tmp_path / "x.pth")
     options: dict[str, Any] = {"weights": tmp_path / "x.pth", "model": "resnet20", "recipe": "frozen", "size": 8}
@@ -199,7 +199,7 @@ def test_a_last_layer_without_biases_is_not_computed(digit_folder: Path, tmp_pat
         with pytest.raises(UsageError, match=f"head={head} computes a dense layer with biases, and airbench"):
             svertka.train(digit_folder, output=tmp_path / head, head=head, **given)
     run = svertka.train(digit_folder, output=tmp_path / "tuned", unfreeze="all", **(given | {"epochs": 0.3}))
-    assert run.result()["val_error"] is not None  # its head is learnt from the start
+    assert run.result()["val_error"] is not None  # its head is learned from the start
 
 
 @pytest.mark.parametrize(("unfreeze", "again"), [("head", 0.0), ("last", 100.0)])

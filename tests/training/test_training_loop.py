@@ -98,7 +98,7 @@ def test_the_epochs_means_are_those_of_its_batches(digit_batches: Callable[..., 
     assert error == pytest.approx((logits.argmax(1) != labels).float().mean().item())
 
 
-def test_what_is_shown_is_plain_cross_entropy_whatever_is_minimised(digit_batches: Callable[..., BatchLoader]) -> None:
+def test_what_is_shown_is_plain_cross_entropy_whatever_is_minimized(digit_batches: Callable[..., BatchLoader]) -> None:
     shown = []
     for recipe in (Recipe(lr=1e-30), Recipe(lr=1e-30, label_smoothing=0.2, rubbish=3.0)):
         watcher, network = Watcher(), mlp()

@@ -16,7 +16,7 @@ def test_the_plan_says_what_on_what_how_where_and_how_long() -> None:
     config = Config(model="lenet5", names=tuple("0123456789"), preprocess=preprocess)
     lines = dict(describe_training(Classifier(config.build(), config), settings, seconds=75))
     assert lines["data"] == "digits: 1,233 train, 180 val; 10 classes; 1 bad left out"
-    assert lines["network"] == "lenet5, 32×32 grey, 60,000 parameters, 415,680 multiply-adds"
+    assert lines["network"] == "lenet5, 32×32 gray, 60,000 parameters, 415,680 multiply-adds"
     assert lines["recipe"].startswith("lenet5-digits: sgd, lr ")
     assert lines["recipe"].endswith(" epochs, pad crop")
     assert lines["device"].startswith("cpu, ")

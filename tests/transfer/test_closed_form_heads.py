@@ -38,7 +38,7 @@ def test_logistic_regression_is_optimal_for_one_strength(classes: int) -> None:
         LogisticRegression(C=10.0**power, max_iter=1000).fit(standard, labels).predict_proba(standard)
         for power in range(-4, 3)
     ]
-    assert min(float(np.abs(found - one).max()) for one in theirs) < 2e-3  # where the optimiser stops, and float32
+    assert min(float(np.abs(found - one).max()) for one in theirs) < 2e-3  # where the optimizer stops, and float32
     assert (found.argmax(1) == labels).mean() > 0.97
 
 

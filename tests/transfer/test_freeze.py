@@ -22,7 +22,7 @@ def resnet20() -> nn.Module:
     torch.manual_seed(0)
     network = MODELS["resnet20"].build(classes=10, channels=1, size=8)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):  # as though it had learnt
+        if isinstance(module, nn.BatchNorm2d):  # as though it had learned
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 2)
     return network

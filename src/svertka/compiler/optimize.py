@@ -57,7 +57,7 @@ def optimize(
     is (N, K), class scores, 99 % of the example's images must keep their class.
 
     Convolutions of 3×3 and 5×5 use Winograd tiles. A NaN, an infinity, or a value about 1e5 times as large as its
-    neighbours affects up to 3 pixels more than in PyTorch (5×5: up to 6). If values of a layer exceed 1e30, its results
+    neighbors affects up to 3 pixels more than in PyTorch (5×5: up to 6). If values of a layer exceed 1e30, its results
     may overflow, because tiles are sums of values. `Optimized.winograd_layers` names these layers; `strict` avoids
     Winograd.
 

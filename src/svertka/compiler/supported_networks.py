@@ -27,7 +27,7 @@ def unwrap_network(network: nn.Module) -> nn.Module:
 def _check_plain(name: str, tensor: Tensor) -> None:
     """Raise UsageError unless `tensor` is a dense tensor with values on the CPU."""
     if nn.parameter.is_lazy(tensor):
-        raise UsageError(f"{name} is not initialised yet; run the network once on an example, then optimize it")
+        raise UsageError(f"{name} is not initialized yet; run the network once on an example, then optimize it")
     if tensor.device.type == "meta":
         raise UsageError(f"{name} is on the meta device and has no values; load the weights first")
     if tensor.device.type != "cpu":

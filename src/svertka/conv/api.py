@@ -46,7 +46,7 @@ def conv2d(
         algorithm: a key of `autotune.ALGORITHMS`, or "auto" for the fastest, which is timed at the first call with a
             shape.
         strict: use only algorithms whose results depend on nothing outside their window; CPU only. The others transform
-            whole tiles (Winograd) or images (FFT): a NaN, infinite or huge value also affects neighbouring results, and
+            whole tiles (Winograd) or images (FFT): a NaN, infinite or huge value also affects neighboring results, and
             since they add before they multiply, values or results above 1e30 may overflow to inf or NaN.
 
     Returns:

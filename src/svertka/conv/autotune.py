@@ -65,7 +65,7 @@ class Algorithm(Protocol):
 
     `IS_LOCAL`: whether each value of a result or an input gradient depends only on the values inside its window, as in
     PyTorch's convolution. Algorithms that transform whole tiles or images are not local: a NaN or an infinite value
-    spreads to neighbouring results, and a single huge value costs its neighbours precision. `is_local` also considers
+    spreads to neighboring results, and a single huge value costs its neighbors precision. `is_local` also considers
     the dtype.
     """
 

@@ -1,4 +1,4 @@
-"""Winograd convolution F(m, r): m neighbouring results of an r-tap kernel from m + r − 1 products instead of m · r.
+"""Winograd convolution F(m, r): m neighboring results of an r-tap kernel from m + r − 1 products instead of m · r.
 
 **One axis.** The results yᵢ = Σⱼ gⱼ xᵢ₊ⱼ, i < m, j < r, of a tile of n = m + r − 1 pixels come from polynomials.
 
@@ -232,7 +232,7 @@ def _pixel_tiles(
     """Return B x Bᵀ of every tile that `size` results need, (a, b, C, N, down, across); a, b: products."""
     rows, columns = axes
     down, across = -(-size[0] // rows.outputs), -(-size[1] // columns.outputs)
-    # Neighbouring tiles share the pixels by which they are larger than their results. F.pad crops where it is negative.
+    # Neighboring tiles share the pixels by which they are larger than their results. F.pad crops where it is negative.
     below = (down - 1) * rows.outputs + rows.products - x.shape[2] - before[0]
     beside = (across - 1) * columns.outputs + columns.products - x.shape[3] - before[1]
     padded = F.pad(x, (before[1], beside, before[0], below))

@@ -2,7 +2,7 @@
 
 Each is called with `images` (B, C, S, S), uint8 or float32 in 0 to 255, on any device and in any memory format, with
 `draws`, the random numbers of those images, and with `size`, the side of the network's input in pixels. The dtype is
-kept, except by PCAColour, which returns float32.
+kept, except by PCAColor, which returns float32.
 """
 
 import math
@@ -99,7 +99,7 @@ class Flip(_Augmentation):
         return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
-class PCAColour(_Augmentation):
+class PCAColor(_Augmentation):
     """Random color shift along the principal components of the training images' colors.
 
     All pixels of an image shift by one color. The result is float32 and may exceed 0 to 255. Along each component the
@@ -180,7 +180,7 @@ class AreaCrop(_Augmentation):
 
 
 Augmentation = Annotated[
-    PadCrop | RandomCrop | Flip | PCAColour | ScaleJitter | AreaCrop,
+    PadCrop | RandomCrop | Flip | PCAColor | ScaleJitter | AreaCrop,
     Field(discriminator="kind"),
 ]
 

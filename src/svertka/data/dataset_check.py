@@ -380,7 +380,7 @@ def _outliers(seen: dict[int, _Seen]) -> dict[int, str]:
         if one.size[0] * one.size[1] * TINY < width * height:
             reasons.append(f"{one.size[0]}×{one.size[1]} pixels, where the median is {width}×{height}")
         if one.thumbnail.max() == one.thumbnail.min():
-            reasons.append("of one colour")
+            reasons.append("of one color")
         if reasons:
             odd[index] = "; ".join(reasons)
     return odd

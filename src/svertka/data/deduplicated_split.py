@@ -127,10 +127,10 @@ def split_dataset(
     units = _units(contents, [[place for place in group if in_pool[place]] for group in together], groups)
     keys = _keys(contents, units)
     pinned = {keys[place] for place, content in enumerate(contents) if content in inherited}
-    learnt = sum(in_pool[place] for place, content in enumerate(contents) if content in inherited)
-    if learnt and (val or test):
-        are = "image trained" if learnt == 1 else "images trained"
-        notes.append(f"{learnt:,} {are} the weights that it starts from, and cannot be taken for val or test")
+    learned = sum(in_pool[place] for place, content in enumerate(contents) if content in inherited)
+    if learned and (val or test):
+        are = "image trained" if learned == 1 else "images trained"
+        notes.append(f"{learned:,} {are} the weights that it starts from, and cannot be taken for val or test")
     if groups is None:
         chosen = split_by_hash(reseed(keys, turn), labels, named, val, test, pinned=set(reseed(sorted(pinned), turn)))
     else:
@@ -153,12 +153,12 @@ def find_copied_parts(
     Returns:
         Part -> places of its images.
     """
-    learnt = {content for content, part in zip(contents, named.tolist(), strict=True) if part in ("", "train")}
+    learned = {content for content, part in zip(contents, named.tolist(), strict=True) if part in ("", "train")}
     found = {part: np.flatnonzero(named == part).astype(np.int64) for part in ("val", "test")}
     return {
         part: places
         for part, places in found.items()
-        if len(places) and all(contents[place] in learnt | inherited for place in places.tolist())
+        if len(places) and all(contents[place] in learned | inherited for place in places.tolist())
     }
 
 
@@ -245,7 +245,7 @@ def _without_copies(
         note(part, LEFT_OUT, some.tolist(), total=len(some))
 
     look = {place: set(group) for group in alike for place in group}
-    learnt = set(chosen["train"].tolist())
+    learned = set(chosen["train"].tolist())
     groups_learnt = set() if groups is None else set(groups[chosen["train"]].tolist()) - {""}
     for part in ("val", "test"):
         places = chosen[part].tolist()
@@ -259,7 +259,7 @@ def _without_copies(
         note(part, LEFT_OUT, copies)
         note(part, "are copies of test images and are left out", of_test)
         left = kept[part].tolist()
-        note(part, "are near-duplicates of training images", [p for p in left if look.get(p, set()) & learnt])
+        note(part, "are near-duplicates of training images", [p for p in left if look.get(p, set()) & learned])
         if groups is not None:
             of_group = [place for place in left if groups[place] in groups_learnt]
             named = list(dict.fromkeys(str(groups[place]) for place in of_group))

@@ -64,10 +64,10 @@ class FolderListing:
         if not self.entries:
             left_out = self.account.sentence()
             left_out = "; ".join(filter(None, (left_out, self._containers())))
-            unlabelled = [one.path for one in self.account.left_out if one.reason in (NO_CLASS, NO_PART)]
+            unlabeled = [one.path for one in self.account.left_out if one.reason in (NO_CLASS, NO_PART)]
             return [
                 f"{self.source} holds no image ({SOME_SUFFIXES}) in a class folder; "
-                + (suggest_labeling(unlabelled) or OWN_FOLDERS)
+                + (suggest_labeling(unlabeled) or OWN_FOLDERS)
                 + (f" ({left_out})" if left_out else "")
             ]
         names = self.names()
@@ -217,7 +217,7 @@ def _list_folder(path: Path, columns: Mapping[str, str]) -> FolderListing:
     if kind == "an atlas":
         raise UsageError(f"{path} is {kind} that svertka wrote, not a source of images; give the folder of the images")
     file = imagenet.find_label_file(path) if tree.root.images and not tree.root.full and not columns else None
-    layout = detect_layout(tree, columns) if file is None else _labelled_flat(tree, file)
+    layout = detect_layout(tree, columns) if file is None else _labeled_flat(tree, file)
     left_out = tuple(sorted({*tree.left_out, *layout.left_out}))
     not_images = [folder.inside(name) for folder in tree.root.walk() for name in folder.other]
     notes = list(layout.notes)
@@ -240,7 +240,7 @@ def _list_folder(path: Path, columns: Mapping[str, str]) -> FolderListing:
     )
 
 
-def _labelled_flat(tree: FileTree, file: Path) -> FolderLayout:
+def _labeled_flat(tree: FileTree, file: Path) -> FolderLayout:
     """Return the images in the root of `tree`, labeled by ImageNet's label file."""
     found = zip(tree.root.images, imagenet.read_labels(file, tree.root.images), strict=True)
     return FolderLayout(entries=[LabeledImage(path, label, "") for path, label in found])

@@ -31,7 +31,7 @@ WRAPPERS = {"images", "image", "imgs", "img", "data", "dataset", "photos", "pict
 MASK_FOLDERS = {"mask", "masks", "ground_truth", "groundtruth", "gt", "segmentation", "segmentations", "seg", "trimaps"}
 MASK_FOLDERS |= {"segmentationclass", "segmentationobject", "labelmaps", "label_maps"}
 MASK = re.compile(r"(.+?)[ _.-](?:mask|masks|seg|segmentation|gt|groundtruth|ground_truth|label|labels)(?:[ _.-]?\d+)?")
-UNLABELLED = {"unknown", "unlabeled", "unlabelled", "unclassified"}  # folders of images without a class
+UNLABELED = {"unknown", "unlabeled", "unlabelled", "unclassified"}  # folders of images without a class
 EXAMPLE = re.compile(r"submission|sample", re.IGNORECASE)  # tables of a challenge, whose labels are placeholders
 SHOWN = 5  # names in a sentence
 PLAIN_PARTS = ("train", "val", "valid", "validation", "test")
@@ -148,7 +148,7 @@ class _Reader:
         top = self._unwrapped(self.tree.root)
         parts = _parts_in(top)
         inner = _parts_inside_classes(top)
-        if self.columns or not self._read_labelled_folders(top, parts, inner):
+        if self.columns or not self._read_labeled_folders(top, parts, inner):
             self._read_tables(self.tree.root)
             if not self.found and self.reasons:
                 raise DataError(min(self.reasons, key=lambda reason: reason[0])[1])
@@ -166,7 +166,7 @@ class _Reader:
         self._note_rest(top, parts)
         self._question_masks()
 
-    def _read_labelled_folders(
+    def _read_labeled_folders(
         self, top: Folder, parts: Mapping[str, str], inner: Sequence[tuple[Folder, Mapping[str, str]]]
     ) -> bool:
         """Read folders named after classes; return False if there are none."""
@@ -466,7 +466,7 @@ def _holds_classes(folder: Folder) -> bool:
     """Return whether the folders in `folder` are classes, not a single folder for all images."""
     full = folder.full
     alone = len(full) == 1 and bool(full[0].images)
-    return bool(full) and not (alone and (_is_wrapper(full[0], folder) or full[0].name.lower() in UNLABELLED))
+    return bool(full) and not (alone and (_is_wrapper(full[0], folder) or full[0].name.lower() in UNLABELED))
 
 
 def _is_wrapper(folder: Folder, parent: Folder) -> bool:

@@ -419,7 +419,7 @@ def _open(data: bytes, max_memory: int) -> ImageFile:
             and re.search("pixel mode|samples per pixel|organization", str(error))
             and (bands := _bands_of_tiff(data))
         ):
-            raise ImageError(f"unsupported: {bands}; save it with 1 (grey) or 3 (RGB) bands of 8 or 16 bits") from error
+            raise ImageError(f"unsupported: {bands}; save it with 1 (gray) or 3 (RGB) bands of 8 or 16 bits") from error
         if re.search("unsupported|not yet supported|unable to determine", str(error), re.IGNORECASE):
             raise ImageError(f"unsupported kind of {name}; save it as PNG") from error
         raise
@@ -536,17 +536,17 @@ def _lower_bits(source: RawImage, data: bytes) -> Image.Image:
     """Return the lower 8 bits of a 16-bit color image. Pillow keeps the upper ones, so swap the byte order."""
     image = _open(data, MEMORY_LIMIT)
     swapped = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
-    grey_alpha = source.rawmode == "LA;16B"
-    rawmode = "RGBA" if grey_alpha else source.rawmode[:-1] + swapped[source.rawmode[-1]]
+    gray_alpha = source.rawmode == "LA;16B"
+    rawmode = "RGBA" if gray_alpha else source.rawmode[:-1] + swapped[source.rawmode[-1]]
     image.tile = [
         tile._replace(args=(rawmode, *tile.args[1:]) if isinstance(tile.args, tuple) else rawmode)
         for tile in image.tile
     ]
     image.load()
-    if not grey_alpha:
+    if not gray_alpha:
         return image
-    _, grey, _, alpha = image.split()  # each of gray and alpha has its upper bits first
-    return Image.merge("RGBA", (grey, grey, grey, alpha))
+    _, gray, _, alpha = image.split()  # each of gray and alpha has its upper bits first
+    return Image.merge("RGBA", (gray, gray, gray, alpha))
 
 
 def _decode_jpeg(data: bytes, image: JpegImageFile, factor: int) -> Pixels | None:

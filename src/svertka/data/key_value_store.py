@@ -45,8 +45,8 @@ class RecordStore:
 
     Args:
         folder: Folder of the store; created if absent.
-        limit: Bytes that this store and its neighbours, the folders beside it, may take together. To make room,
-            neighbours that no process has open are removed, least recently opened first. None: 20 GB, or a quarter of
+        limit: Bytes that this store and its neighbors, the folders beside it, may take together. To make room,
+            neighbors that no process has open are removed, least recently opened first. None: 20 GB, or a quarter of
             the free space if that is less.
         layout: What `format.json` says of the rows; a store of another layout is emptied.
 
@@ -133,7 +133,7 @@ class RecordStore:
         return np.array([self._index[key] if self._has(key) else -1 for key in keys], dtype=np.int64)
 
     def room_for(self, row_bytes: int) -> int:
-        """Return how many rows of `row_bytes` fit within the limit after unused neighbours are removed."""
+        """Return how many rows of `row_bytes` fit within the limit after unused neighbors are removed."""
         with lock_file(self._lock):
             return self._space(self.limit, remove=False) // (row_bytes + INDEX_ENTRY.itemsize)
 
@@ -243,19 +243,19 @@ class RecordStore:
         self._verified[count:] = True
 
     def _space(self, wanted: int, *, remove: bool = True) -> int:
-        """Return the bytes that may still be written, after removing unused neighbours if `wanted` does not fit."""
+        """Return the bytes that may still be written, after removing unused neighbors if `wanted` does not fit."""
         left = self.limit - self._used_bytes()
-        for neighbour in sorted(self._neighbours(), key=_last_opening):
+        for neighbor in sorted(self._neighbors(), key=_last_opening):
             if left >= wanted:
                 break
-            left += _remove(neighbour, really=remove)
+            left += _remove(neighbor, really=remove)
         return max(left, 0)
 
-    def _neighbours(self) -> list[Path]:
+    def _neighbors(self) -> list[Path]:
         return [path for path in self.folder.parent.iterdir() if path.is_dir() and path != self.folder]
 
     def _used_bytes(self) -> int:
-        return sum(_size(folder) for folder in (self.folder, *self._neighbours()))
+        return sum(_size(folder) for folder in (self.folder, *self._neighbors()))
 
 
 class ArrayStore(RecordStore):
@@ -298,7 +298,7 @@ class ArrayStore(RecordStore):
         return self.append_bytes(keys, [row.reshape(-1).view(np.uint8) for row in rows])
 
     def room(self) -> int:
-        """Return how many rows fit within the limit after unused neighbours are removed."""
+        """Return how many rows fit within the limit after unused neighbors are removed."""
         return self.room_for(self.row_bytes)
 
 

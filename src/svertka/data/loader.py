@@ -157,7 +157,7 @@ class BatchLoader:
         draws = PerImageRandom(self.seed, epoch, indices)
         images = augment(images, self.augmentations, draws, self.preprocess.size)
         # Reordering is cheaper here, at one byte per value, than after normalization.
-        images = self.preprocess.normalise(images.contiguous(memory_format=self.memory_format))
+        images = self.preprocess.normalize(images.contiguous(memory_format=self.memory_format))
         if images.shape[1] == 1:
             # The strides of a single channel are ambiguous; make them those of a contiguous tensor.
             images = images.squeeze(1).unsqueeze(1)

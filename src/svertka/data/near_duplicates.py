@@ -78,14 +78,14 @@ def _resembling(
         return None
     try:
         positions = store.find(keys)
-        learnt = store.gather(positions[positions >= 0])
+        learned = store.gather(positions[positions >= 0])
     except StorageError:
         return None
-    if not len(learnt):
+    if not len(learned):
         return None
-    rows = np.concatenate([learnt, _thumbnails_of_files(images, digests, indices, threads)])
+    rows = np.concatenate([learned, _thumbnails_of_files(images, digests, indices, threads)])
     groups = find_look_alikes(rows[:, :-1].reshape(-1, SIDE, SIDE), rows[:, -1].astype(bool))
-    count = len(learnt)
+    count = len(learned)
     return sorted(indices[place - count] for group in groups if group[0] < count for place in group if place >= count)
 
 

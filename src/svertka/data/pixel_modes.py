@@ -85,8 +85,8 @@ class RawImage:
         """Return the raw image of an image that is not loaded yet."""
         rawmode = find_raw_mode(image)
         scaled = bool(rawmode) and image.tile[0][0].startswith("ppm")  # type: ignore[attr-defined]
-        grey = image.mode.startswith("I") and rawmode != "I;12"
-        deep = not scaled and (grey or (image.mode in ("RGB", "RGBA") and re.search("^(RGBX?|RGBA|LA);16", rawmode)))
+        gray = image.mode.startswith("I") and rawmode != "I;12"
+        deep = not scaled and (gray or (image.mode in ("RGB", "RGBA") and re.search("^(RGBX?|RGBA|LA);16", rawmode)))
         tiff = isinstance(image, TiffImageFile)
         inverted = tiff and image.mode.startswith("I") and image.tag_v2.get(_PHOTOMETRIC) == _MIN_IS_WHITE  # type: ignore[attr-defined]
         return cls(image, rawmode, deep=bool(deep), min_is_white=bool(inverted))
@@ -120,7 +120,7 @@ class RawImage:
     def deep_values(self) -> Iterator[Deep]:
         """Yield the values of a loaded deep image without alpha, strip by strip, each (n,) uint16."""
         for _, strip in self._strips(max(STRIP // self.image.width, 1)):
-            values = strip._grey_values() if strip.low is None else strip._join_bytes()[..., :3]
+            values = strip._gray_values() if strip.low is None else strip._join_bytes()[..., :3]
             yield values.reshape(-1)
 
     def _strips(self, rows: int) -> Iterator[tuple[int, "RawImage"]]:
@@ -137,7 +137,7 @@ class RawImage:
     def _rgb(self, shade: Pixels) -> Pixels:
         image, mode, key = self.image, self.image.mode, self.image.info.get("transparency")
         if self.low is not None:
-            return self._deep_colours(shade, key)
+            return self._deep_colors(shade, key)
         if mode in ("LA", "La", "RGBA", "RGBa", "PA", "P"):
             return composite_on_white(image)
         if mode == "F":
@@ -147,11 +147,11 @@ class RawImage:
             exact = ImageCms.Flags.NOOPTIMIZE  # without it a coarse table is up to 16 levels off
             image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB", flags=exact) or image
         if mode.startswith("I"):
-            values = self._grey_values()
-            grey = shade[values]
+            values = self._gray_values()
+            gray = shade[values]
             if isinstance(key, int):
-                grey[values == key] = 255
-            return np.broadcast_to(grey[:, :, None], (*grey.shape, 3))
+                gray[values == key] = 255
+            return np.broadcast_to(gray[:, :, None], (*gray.shape, 3))
         if mode == "L" and self.rawmode in ("L;2", "L;4") and isinstance(key, int):
             key *= (
                 85 if self.rawmode == "L;2" else 17
@@ -163,7 +163,7 @@ class RawImage:
             pixels = np.where(np.all(pixels == key, axis=2, keepdims=True), np.uint8(255), pixels)
         return pixels
 
-    def _grey_values(self) -> Deep:
+    def _gray_values(self) -> Deep:
         """Return the values (H, W) of a single-band image, which Pillow's own conversion clips at 255."""
         values = np.asarray(self.image)
         if self.image.mode == "I" and (values.min() < 0 or values.max() > 65535):
@@ -173,14 +173,14 @@ class RawImage:
             deep = np.uint16(65535) - deep
         return deep << np.uint16(4) if self.rawmode == "I;12" else deep
 
-    def _deep_colours(self, shade: Pixels, key: object) -> Pixels:
+    def _deep_colors(self, shade: Pixels, key: object) -> Pixels:
         values = self._join_bytes()
-        colours = shade[values[..., :3]]
+        colors = shade[values[..., :3]]
         if self.image.mode == "RGBA":
-            return composite_on_white(Image.fromarray(np.dstack([colours, (values[..., 3] >> 8).astype(np.uint8)])))
+            return composite_on_white(Image.fromarray(np.dstack([colors, (values[..., 3] >> 8).astype(np.uint8)])))
         if isinstance(key, tuple):
-            colours = np.where((values == key).all(axis=2, keepdims=True), np.uint8(255), colours)
-        return colours
+            colors = np.where((values == key).all(axis=2, keepdims=True), np.uint8(255), colors)
+        return colors
 
     def _join_bytes(self) -> Deep:
         """Return the 16-bit values of a color image, from its upper and lower bytes."""

@@ -146,8 +146,8 @@ def _read_array(path: Path) -> npt.NDArray[np.uint8]:
         raise UsageError(f"{path} cannot be read as an array ({reason}); save one of uint8 with numpy.save") from error
     if array.ndim == 3 and array.shape[2] in CHANNELS:  # one image, not many images three pixels wide
         array = array[None]
-    is_grey = array.ndim == 3 and array.shape[2] != 2
-    fits = array.dtype in (np.uint8, np.uint16) and (is_grey or (array.ndim == 4 and array.shape[3] in CHANNELS))
+    is_gray = array.ndim == 3 and array.shape[2] != 2
+    fits = array.dtype in (np.uint8, np.uint16) and (is_gray or (array.ndim == 4 and array.shape[3] in CHANNELS))
     if fits and len(array) > ARRAY_LIMIT:
         raise UsageError(f"{path} holds {len(array):,} images, more than the limit of {ARRAY_LIMIT:,}; split it")
     if not fits or not all(array.shape[1:]):

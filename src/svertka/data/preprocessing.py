@@ -111,7 +111,7 @@ class Preprocess(BaseModel):
         """
         return read_image(data, self.resize, decoding.with_intensity_range(self.intensity_range))
 
-    def normalise(self, squares: torch.Tensor) -> torch.Tensor:
+    def normalize(self, squares: torch.Tensor) -> torch.Tensor:
         """Crop squares to `size` and normalize them.
 
         Args:
@@ -121,9 +121,9 @@ class Preprocess(BaseModel):
             The network's input, (B, C, size, size) float32.
         """
         offset = (squares.shape[-1] - self.size) // 2
-        return self.standardise(squares[..., offset : offset + self.size, offset : offset + self.size])
+        return self.standardize(squares[..., offset : offset + self.size, offset : offset + self.size])
 
-    def standardise(self, images: torch.Tensor) -> torch.Tensor:
+    def standardize(self, images: torch.Tensor) -> torch.Tensor:
         """Return (x / 255 − mean) / std without cropping.
 
         Args:
@@ -150,7 +150,7 @@ class Preprocess(BaseModel):
             ImageError: The image cannot be read within the limits of `decoding`.
         """
         rgb = load_image(image, self.resize, decoding.with_intensity_range(self.intensity_range))
-        return self.normalise(torch.from_numpy(self.square(rgb)).permute(2, 0, 1)[None])[0]
+        return self.normalize(torch.from_numpy(self.square(rgb)).permute(2, 0, 1)[None])[0]
 
 
 _AS_EVER = (("fit", "crop"), ("intensity_range", None))

@@ -45,9 +45,9 @@ def open_source(
         raise UsageError(f"{source} were images in memory; pass them again in Python, or name a folder")
     check_exists(source)
     if boxes is not None and parse_path(source).is_dir():
-        labelled = label_by_boxes(parse_path(source), parse_path(boxes), meanings)
-        if labelled is not None:
-            return labelled
+        labeled = label_by_boxes(parse_path(source), parse_path(boxes), meanings)
+        if labeled is not None:
+            return labeled
     return open_folder(parse_path(source), to_train=to_train, columns=meanings)
 
 

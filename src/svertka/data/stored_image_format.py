@@ -83,10 +83,10 @@ class StoredImage:
         info = ImageInfo(format_name, (rgb.shape[0], rgb.shape[1]), deep)
         used = crop_region(rgb, layout.fit)
         if used.shape[0] * used.shape[1] <= PAYS * layout.bytes:  # it may still be smaller as grayscale
-            own = _without_colour(used)
+            own = _without_color(used)
             if own.size <= PAYS * layout.bytes:
                 return cls(info, own, own_size=True)
-        return cls(info, _without_colour(layout.square(used)))
+        return cls(info, _without_color(layout.square(used)))
 
     def square(self, layout: RowLayout) -> Pixels:
         """Return the square (S, S, C) uint8, bit for bit that of the whole image."""
@@ -117,7 +117,7 @@ def read_info(head: Pixels) -> ImageInfo:
     return ImageInfo(format_name, (tall, wide), bool(kind & DEEP), (low, high) if kind & SURVEYED else None)
 
 
-def _without_colour(pixels: Pixels) -> Pixels:
+def _without_color(pixels: Pixels) -> Pixels:
     """Return (H, W, 1) if all channels are equal, else `pixels`."""
     if pixels.shape[2] == 3 and (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all():
         return pixels[..., :1]

@@ -77,9 +77,9 @@ class CalibrationAccumulator:
         fold = indices % FOLDS
         ones = torch.ones(len(labels), dtype=torch.float64)
         for k, temperature in enumerate(TEMPERATURES):
-            normaliser = (below / temperature).exp_().sum(1).log_()
-            self._loss[k].index_add_(0, fold, (normaliser - own / temperature).double())
-            confidence = normaliser.neg_().exp_()
+            normalizer = (below / temperature).exp_().sum(1).log_()
+            self._loss[k].index_add_(0, fold, (normalizer - own / temperature).double())
+            confidence = normalizer.neg_().exp_()
             place = (confidence * BINS).long().clamp_(max=BINS - 1)
             rows = torch.stack([ones, confidence.double(), right.double()], 1)
             self._bins[k].index_add_(0, fold * BINS + place, rows)

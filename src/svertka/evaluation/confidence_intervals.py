@@ -23,9 +23,9 @@ def wilson_interval(count: int, images: int) -> Interval:
     if not images:
         return math.nan, math.nan
     share = count / images
-    centre = share + Z**2 / (2 * images)
+    center = share + Z**2 / (2 * images)
     reach = Z * math.sqrt(share * (1 - share) / images + Z**2 / (4 * images**2))
-    low, high = ((centre + side * reach) / (1 + Z**2 / images) for side in (-1, 1))
+    low, high = ((center + side * reach) / (1 + Z**2 / images) for side in (-1, 1))
     # Rounding would give 1e-17 instead of 0 at the ends.
     return (low if count else 0.0), (high if count < images else 1.0)
 

@@ -1,7 +1,7 @@
 """Crops of an image for evaluation, as in the papers.
 
-1      the centre crop, as `predict` uses
-10     four corners and the centre of the central square, and their mirror images (Krizhevsky et al. 2012, §4.1)
+1      the center crop, as `predict` uses
+10     four corners and the center of the central square, and their mirror images (Krizhevsky et al. 2012, §4.1)
 144    4 scales × 3 squares × 6 crops × 2 mirror images (Szegedy et al. 2014, §7)
 dense  all positions of the whole image and its mirror image at 3 scales (Simonyan & Zisserman 2014, §3.2): scores are
        averaged over positions, probabilities over the rest; He et al. 2015, §3.4, average scores over scales, too
@@ -93,8 +93,8 @@ def crop_views(protocol: CropProtocol, preprocess: Preprocess, pictures: Sequenc
         pictures: For each scale the central squares (B, C, S, S) uint8.
     """
     if protocol.crops == "1":
-        return torch.stack([preprocess.normalise(squares) for squares in pictures], 1)
-    return torch.cat([ten_crops(preprocess.standardise(squares), preprocess.size) for squares in pictures], 1)
+        return torch.stack([preprocess.normalize(squares) for squares in pictures], 1)
+    return torch.cat([ten_crops(preprocess.standardize(squares), preprocess.size) for squares in pictures], 1)
 
 
 def crop_views_144(preprocess: Preprocess, pictures: Sequence[Pixels]) -> Tensor:
@@ -116,7 +116,7 @@ def crop_views_144(preprocess: Preprocess, pictures: Sequence[Pixels]) -> Tensor
 
 
 def ten_crops(pictures: Tensor, size: int) -> Tensor:
-    """Return the corners and centre of images (B, C, H, W), then their mirror images, (B, 10, C, size, size)."""
+    """Return the corners and center of images (B, C, H, W), then their mirror images, (B, 10, C, size, size)."""
     height, width = pictures.shape[-2:]
     down, right = height - size, width - size
     places = ((0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2))
@@ -136,4 +136,4 @@ def three_squares(picture: Pixels) -> tuple[Pixels, Pixels, Pixels]:
 
 def to_batch(preprocess: Preprocess, pixels: Pixels) -> Tensor:
     """Return one image (H, W, C) uint8 as a normalized batch (1, C, H, W)."""
-    return preprocess.standardise(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    return preprocess.standardize(torch.from_numpy(pixels).permute(2, 0, 1)[None])

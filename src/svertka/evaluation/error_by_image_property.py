@@ -99,23 +99,23 @@ def errors_by_property(
     values = np.array([looked[k] for k in seen], dtype=np.float64)
     wrong = evaluation.wrong[places[seen]]
     kinds = (
-        ("Brightness", "%", "mean of the grey picture, of full scale"),
+        ("Brightness", "%", "mean of the gray picture, of full scale"),
         ("Size", "pixels", "the shorter side"),
-        ("Sharpness", "grey levels", f"standard deviation of the Laplacian at {SIDE} pixels; blurred is low"),
+        ("Sharpness", "gray levels", f"standard deviation of the Laplacian at {SIDE} pixels; blurred is low"),
     )
     found = (ErrorByProperty(*kind, _equal_bins(values[:, k], wrong)) for k, kind in enumerate(kinds))
     return tuple(one for one in found if len(one.bins) > 1)
 
 
 def measure_image_properties(picture: Pixels) -> tuple[float, float, float]:
-    """Return brightness (%), shorter side (pixels) and sharpness (grey levels) of an image (H, W, 1 | 3) uint8."""
-    grey = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else np.ascontiguousarray(picture)).convert("L")
-    shorter = min(grey.size)
-    brightness = 100 * float(np.asarray(grey).mean()) / 255
+    """Return brightness (%), shorter side (pixels) and sharpness (gray levels) of an image (H, W, 1 | 3) uint8."""
+    gray = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else np.ascontiguousarray(picture)).convert("L")
+    shorter = min(gray.size)
+    brightness = 100 * float(np.asarray(gray).mean()) / 255
     if shorter > SIDE:
         scale = SIDE / shorter
-        grey = grey.resize((round(grey.width * scale), round(grey.height * scale)), Image.Resampling.BOX)
-    levels = np.pad(np.asarray(grey, dtype=np.float32), 1, mode="edge")
+        gray = gray.resize((round(gray.width * scale), round(gray.height * scale)), Image.Resampling.BOX)
+    levels = np.pad(np.asarray(gray, dtype=np.float32), 1, mode="edge")
     middle = levels[1:-1, 1:-1]
     laplacian = levels[:-2, 1:-1] + levels[2:, 1:-1] + levels[1:-1, :-2] + levels[1:-1, 2:] - 4 * middle
     return brightness, float(shorter), float(laplacian.std())

@@ -135,7 +135,7 @@ class JointEvaluation:
         """Return the report on the ensemble; its images are read again."""
         pictures, protocol = self.dataset.images, self.protocols[0]
         scales = f" at {', '.join(map(str, protocol.scales))} pixels"
-        crops = {"1": "the centre", "dense": "all positions"}.get(protocol.crops, f"{protocol.crops} crops") + scales
+        crops = {"1": "the center", "dense": "all positions"}.get(protocol.crops, f"{protocol.crops} crops") + scales
         facts = [
             ("data", f"{self.dataset.source}, {self.part}"),
             *(("judged", remark) for remark in self.scope.remarks),

@@ -145,13 +145,13 @@ def _unseen(classifier: Classifier) -> list[str]:
 
 def _how(classifier: Classifier, folder: str) -> list[str]:
     one = classifier.preprocess
-    colour = "grey (ITU-R 601 luma)" if one.channels == 1 else "RGB"
+    color = "gray (ITU-R 601 luma)" if one.channels == 1 else "RGB"
     return [
         *_literal(["pip install svertka", format_command("predict", Path(f"{folder}/"), "image.jpg")]),
         "",
         *_literal(["import svertka", f"svertka.Classifier.load({json.dumps(folder + '/')}).predict('image.jpg')"]),
         "",
-        f"The network takes (N, {one.channels}, {one.size}, {one.size}) float32, {colour}: the image rotated "
+        f"The network takes (N, {one.channels}, {one.size}, {one.size}) float32, {color}: the image rotated "
         f"as its EXIF says, {one.describe()}, with an antialiased bilinear filter, and (x / 255 − mean) / std "
         f"with mean {list(one.mean)} and std {list(one.std)}. It gives logits.",
     ]

@@ -150,9 +150,9 @@ def _describe_input(classifier: Classifier, *, preprocessing: bool) -> str:
         known = one.intensity_range
         bits = "uint8" if known is None else f"uint16 ({known[0]} is black, {known[1]} white)"
         return f"pictures: (N, H, W, 3) {bits}, RGB, upright, of any size; all N of the same"
-    colour = "grey" if one.channels == 1 else "RGB"
+    color = "gray" if one.channels == 1 else "RGB"
     return (
-        f"images: (N, {one.channels}, {one.size}, {one.size}) float32, {colour}: {one.describe()}, "
+        f"images: (N, {one.channels}, {one.size}, {one.size}) float32, {color}: {one.describe()}, "
         "(x / 255 - mean) / std of bytes x"
     )
 

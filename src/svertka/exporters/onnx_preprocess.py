@@ -38,8 +38,8 @@ class PreprocessingGraph:
         else:
             side = self._whole([preprocess.resize])
             square = self._resized(planes, side, side)
-        coloured = self._grey(square) if preprocess.channels == 1 else square
-        self._normalised(self._fitted(coloured, preprocess), preprocess, images)
+        colored = self._gray(square) if preprocess.channels == 1 else square
+        self._normalized(self._fitted(colored, preprocess), preprocess, images)
 
     def _shades(self, pictures: str, low: int, high: int) -> str:
         """Map uint16 values to (N, H, W, 3) int32 from 0 to 255, in integers, since float32 would round some."""
@@ -84,8 +84,8 @@ class PreprocessingGraph:
             planes = self._node("Round", [self._node("Resize", [planes, "", "", side], **settings)])
         return planes
 
-    def _grey(self, coloured: str) -> str:
-        weighted = self._node("Mul", [coloured, self._real(np.array(LUMA).reshape(1, 3, 1, 1))])
+    def _gray(self, colored: str) -> str:
+        weighted = self._node("Mul", [colored, self._real(np.array(LUMA).reshape(1, 3, 1, 1))])
         luma = self._node("ReduceSum", [weighted, self._whole([1])], keepdims=1)
         rounded = self._node("Add", [luma, self._real(np.array(2.0**15))])
         return self._node("Floor", [self._node("Mul", [rounded, self._real(np.array(2.0**-16))])])
@@ -103,7 +103,7 @@ class PreprocessingGraph:
             return self._node("Slice", [square, *ends, self._whole([2, 3])])
         return square
 
-    def _normalised(self, pixels: str, preprocess: Preprocess, images: str) -> None:
+    def _normalized(self, pixels: str, preprocess: Preprocess, images: str) -> None:
         shape = (1, preprocess.channels, 1, 1)
         mean = np.array(preprocess.mean, np.float32).reshape(shape) * np.float32(255)
         scale = 1 / (np.array(preprocess.std, np.float32).reshape(shape) * np.float32(255))

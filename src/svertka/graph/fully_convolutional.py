@@ -28,7 +28,7 @@ class FullyConvolutional(nn.Module):
         gather: the layer that turns each window of feature maps into one vector, as a feature map.
         vectors: the layers after it, applied to each vector.
         window: height and width of the network's original input, in pixels.
-        stride: distance between neighbouring windows, in pixels.
+        stride: distance between neighboring windows, in pixels.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ image, and transposed, which is its derivative:
 - *batch norm*, in evaluation mode: multiplied by the scale of each channel, sign included.
 - *average pooling*: spread evenly over the window.
 - *residual sums*: to both branches, whose projections add up again; *concatenations*: to each branch its own channels.
-- *local response normalisation*: the scale of each value, and a small negative share to its neighbours. The paper does
+- *local response normalization*: the scale of each value, and a small negative share to its neighbors. The paper does
   not mention it, although the authors' network contains it.
 - *other activation functions*, such as SiLU or tanh: multiplied by the slope at the input.
 
@@ -192,13 +192,13 @@ def project(
 
 @check_types
 def to_images(projections: Tensor) -> npt.NDArray[np.uint8]:
-    """Convert projections to images: 0 becomes grey, and the contrast adapts to each projection.
+    """Convert projections to images: 0 becomes gray, and the contrast adapts to each projection.
 
     Full contrast is at four times the root mean square of the nonzero values. About one value in a hundred exceeds it
     and is clipped; in deep layers the largest value is ten times the others.
 
     Args:
-        projections: (N, C, H, W), floating point. One channel is shown in grey, and so is the mean of more than three.
+        projections: (N, C, H, W), floating point. One channel is shown in gray, and so is the mean of more than three.
 
     Returns:
         (N, H, W, 3) uint8.

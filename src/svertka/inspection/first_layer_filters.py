@@ -14,7 +14,7 @@ from svertka.type_checking import check_types
 
 Floats = npt.NDArray[np.float32]
 
-# Opponent colour axes: brightness, red-green, blue-yellow.
+# Opponent color axes: brightness, red-green, blue-yellow.
 OPPONENT_AXES = np.array([[1, 1, 1], [1, -1, 0], [-0.5, -0.5, 1]])
 OPPONENT_AXES /= np.linalg.norm(OPPONENT_AXES, axis=1, keepdims=True)
 
@@ -39,17 +39,17 @@ class FirstLayerFilters:
 
     @cached_property
     def similarity_order(self) -> Ints:
-        """(units,): an order in which neighbouring filters look alike, whatever their contrast, phase and sign.
+        """(units,): an order in which neighboring filters look alike, whatever their contrast, phase and sign.
 
         The similarity of two filters is the cosine of their amplitude spectra: shifting or inverting an edge does not
-        matter; its direction, width and colours do. The units are sorted by the second eigenvector of the similarity
+        matter; its direction, width and colors do. The units are sorted by the second eigenvector of the similarity
         graph's Laplacian, then 2-opt shortens the path through all filters.
 
         Source: Atkins, Boman & Hendrickson 1998, "A spectral algorithm for seriation and the consecutive ones problem";
         Croes 1958, "A method for solving traveling-salesman problems".
         """
         axes = self.weights @ OPPONENT_AXES.T if self.weights.shape[-1] == 3 else self.weights
-        # Zero-padding to twice the side: the frequencies of so few pixels do not separate neighbouring directions.
+        # Zero-padding to twice the side: the frequencies of so few pixels do not separate neighboring directions.
         sides = [2 * side for side in self.weights.shape[1:3]]
         spectra = np.abs(np.fft.rfft2(axes, s=sides, axes=(1, 2))).reshape(len(axes), -1)
         lengths = np.linalg.norm(spectra, axis=1, keepdims=True)
@@ -96,7 +96,7 @@ def get_first_layer_filters(network: nn.Module) -> FirstLayerFilters:
             if layer.weight.shape[1] not in (1, 3):
                 raise UsageError(
                     f"layer={name}, the first convolution of {type(network).__name__}, reads {layer.weight.shape[1]} "
-                    "channels, which cannot be shown as an image; give a network that reads 1 (grey) or 3 (RGB)"
+                    "channels, which cannot be shown as an image; give a network that reads 1 (gray) or 3 (RGB)"
                 )
             if layer.weight.is_meta:
                 raise UsageError(

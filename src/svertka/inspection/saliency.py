@@ -170,8 +170,8 @@ def occlusion(
         network: any classifier.
         images: (N, C, H, W) or (C, H, W), as the network takes them.
         classes: (N,) or one index for all images.
-        side: of the square, pixels. It is filled with 0, which is the mean colour of normalised inputs: the paper's
-            grey.
+        side: of the square, pixels. It is filled with 0, which is the mean color of normalized inputs: the paper's
+            gray.
         stride: distance between squares, pixels. The first is in the upper left corner; the last reach or cross the
             other borders.
         multilabel: each score decides about its class alone.

@@ -38,7 +38,7 @@ class UnitStatistics:
 
     def observe(self, output: Tensor) -> None:
         """Store the maxima of feature maps (N, num_units, H, W) until the next `update`."""
-        # In channels-last layout this is one vectorised pass for value and index, and ties go to the first position.
+        # In channels-last layout this is one vectorized pass for value and index, and ties go to the first position.
         # amax alone takes twice as long for 64 units and twenty times as long for 16.
         values, positions = F.adaptive_max_pool2d(output, 1, return_indices=True)
         self._pending.append((values.flatten(1), positions.flatten(1)))

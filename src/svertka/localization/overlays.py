@@ -25,8 +25,8 @@ from svertka.pages.templates import render_template
 PAGE = "index.html"
 MAX_SIDE = 1024  # pixels of an overlay
 SHOWN_SIDE = 288  # CSS pixels of an overlay on the page
-VEIL = 0.75  # opacity of the grey over the coldest parts
-GREY, WHITE, BLACK, BLUE = (128, 128, 128), (255, 255, 255), (0, 0, 0), (11, 92, 173)
+VEIL = 0.75  # opacity of the gray over the coldest parts
+GRAY, WHITE, BLACK, BLUE = (128, 128, 128), (255, 255, 255), (0, 0, 0), (11, 92, 173)
 
 
 class OverlayFolder:
@@ -114,7 +114,7 @@ def describe_pointing(judgement: dict[str, Any]) -> str:
 
 
 def draw_overlay(image: Pixels, heat: HeatMap, found: Region, boxes: tuple[Box, ...]) -> Pixels:
-    """Draw grey over the cold parts of `image`, and the region found.
+    """Draw gray over the cold parts of `image`, and the region found.
 
     Args:
         image: The image, (H, W, 3) uint8.
@@ -131,7 +131,7 @@ def draw_overlay(image: Pixels, heat: HeatMap, found: Region, boxes: tuple[Box, 
         Image.fromarray(heat / max(float(heat.max()), 1e-12)).resize((width, height), Image.Resampling.BILINEAR)
     )
     veil = VEIL * (1 - share.clip(0, 1))[..., None]
-    canvas = Image.fromarray(np.rint(small * (1 - veil) + np.array(GREY) * veil).astype(np.uint8))
+    canvas = Image.fromarray(np.rint(small * (1 - veil) + np.array(GRAY) * veil).astype(np.uint8))
     scale = width / image.shape[1], height / image.shape[0]
     draw, line = ImageDraw.Draw(canvas), math.ceil(max(width, height) / SHOWN_SIDE)  # at least one CSS pixel
     for box in boxes:

@@ -14,7 +14,7 @@ LOGIT_SCALE = 1 / 9  # §3.1
 
 
 def make_batch_norm(channels: int) -> nn.BatchNorm2d:
-    """Return batch normalisation with a fixed scale of 1 and a trainable bias (§3.1), and the published constants.
+    """Return batch normalization with a fixed scale of 1 and a trainable bias (§3.1), and the published constants.
 
     Running statistics keep 0.6 of their old value at each step, since training takes few steps.
     """
@@ -24,7 +24,7 @@ def make_batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 class ConvGroup(nn.Module):
-    """Two 3×3 convolutions with batch normalisation and GELU, and 2×2 max-pooling after the first (§3.1).
+    """Two 3×3 convolutions with batch normalization and GELU, and 2×2 max-pooling after the first (§3.1).
 
     (B, in_channels, H, W) to (B, out_channels, ⌊H/2⌋, ⌊W/2⌋).
     """
@@ -66,7 +66,7 @@ class AirBench(nn.Module):
         self.linear = Linear(WIDTHS[2], classes, bias=False)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
-                # PyTorch's default initialisation, which the paper keeps (§3.1)
+                # PyTorch's default initialization, which the paper keeps (§3.1)
                 bound = layer.weight[0].numel() ** -0.5
                 nn.init.uniform_(layer.weight, -bound, bound)
             if isinstance(layer, nn.Conv2d) and layer is not self.whitening:
@@ -91,7 +91,7 @@ class AirBench(nn.Module):
         The filters are the eigenvectors of the second moments of all 2×2 patches, those of largest variance first.
 
         Args:
-            images: (N, channels, H, W) float, normalised training images; a few thousand are enough.
+            images: (N, channels, H, W) float, normalized training images; a few thousand are enough.
             eps: added to the variance in each direction, so that rare directions are not amplified too much.
 
         Raises:

@@ -26,7 +26,7 @@ class AlexNet(nn.Module):
         size: height and width of the images, at least 8. Below 64 the first convolution is 5×5 with stride 1, as in
             the author's networks for CIFAR-10, and the hidden fully connected layers have 1024 units (7,561,610
             parameters for ten classes). Weights are then drawn from N(0, 2 / fan-in) (He et al. 2015, "Delving deep
-            into rectifiers", eq. 10) and biases are zero: with the paper's initialisation this form does not learn
+            into rectifiers", eq. 10) and biases are zero: with the paper's initialization this form does not learn
             within the hundreds of steps that small datasets take.
 
     Source: Krizhevsky et al. 2012, §3 and figure 2.
@@ -83,7 +83,7 @@ class AlexNet(nn.Module):
 class AlexNetOWT(nn.Module):
     """AlexNet of 2014: images (B, channels, H, W) to logits (B, classes); 61,100,840 parameters.
 
-    Without groups and local response normalisation. The architecture and the parameter names are those of the
+    Without groups and local response normalization. The architecture and the parameter names are those of the
     published PyTorch weights. They depart from the paper in the fourth convolution, with 256 feature maps where
     footnote 1 has 384, and apply dropout before each hidden fully connected layer.
 
@@ -98,7 +98,7 @@ class AlexNetOWT(nn.Module):
         super().__init__()
         small = size < SMALL
         grid, hidden = (3, 1024) if small else (6, 4096)
-        # PyTorch's default initialisation, from which the published weights were trained; the paper gives none.
+        # PyTorch's default initialization, from which the published weights were trained; the paper gives none.
         self.features = nn.Sequential(
             nn.Conv2d(channels, 64, 5, padding=2) if small else nn.Conv2d(channels, 64, 11, stride=4, padding=2),
             nn.ReLU(inplace=True),

@@ -69,7 +69,7 @@ class StochasticDepth(nn.Module):
 
 
 def make_batch_norm(channels: int) -> nn.BatchNorm2d:
-    """Return batch normalisation with the constants of the authors' code (whose momentum is 1 less PyTorch's)."""
+    """Return batch normalization with the constants of the authors' code (whose momentum is 1 less PyTorch's)."""
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
@@ -182,7 +182,7 @@ def bundled_weights() -> Path:
 def convert_bundled_state_dict(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the state_dict in `bundled_weights` under the parameter names used here.
 
-    `_blocks.0._bn1.weight` becomes `blocks.0.bn1.weight`. The weights expect images normalised as by
+    `_blocks.0._bn1.weight` becomes `blocks.0.bn1.weight`. The weights expect images normalized as by
     `Preprocess(size=224, resize=256, mean=(127/255,) * 3, std=(128/255,) * 3)`.
     """
     return {name.removeprefix("_").replace("._", "."): tensor for name, tensor in tensors.items()}

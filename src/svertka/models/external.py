@@ -315,7 +315,7 @@ def _channels(network: nn.Module, name: str) -> int:
     if first is None:
         return 3
     if first.in_channels not in (1, 3) and first.in_channels % 3:
-        raise UsageError(f"{name} takes images of {first.in_channels} channels; svertka's have 1 (grey) or 3 (RGB)")
+        raise UsageError(f"{name} takes images of {first.in_channels} channels; svertka's have 1 (gray) or 3 (RGB)")
     return 1 if first.in_channels == 1 else 3
 
 

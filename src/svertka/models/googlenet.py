@@ -1,4 +1,4 @@
-"""GoogLeNet, and its form with batch normalisation for which PyTorch weights are published.
+"""GoogLeNet, and its form with batch normalization for which PyTorch weights are published.
 
 Source: Szegedy, Liu, Jia, Sermanet, Reed, Anguelov, Erhan, Vanhoucke & Rabinovich 2014, "Going deeper with
 convolutions".
@@ -25,7 +25,7 @@ class ConvReLU(nn.Sequential):
 
 
 class ConvBNReLU(nn.Sequential):
-    """A convolution without bias, batch normalisation and ReLU.
+    """A convolution without bias, batch normalization and ReLU.
 
     Args:
         kernel: height and width, or one number for both; odd.
@@ -59,7 +59,7 @@ class Inception(nn.Module):
 
     Args:
         ch1x1, ch3x3red, ch3x3, ch5x5red, ch5x5, pool_proj: channels, in the order of table 1.
-        conv: ConvReLU, or ConvBNReLU for the form with batch normalisation.
+        conv: ConvReLU, or ConvBNReLU for the form with batch normalization.
         large_kernel: kernel of the branch that is 5×5 in the paper.
     """
 
@@ -137,7 +137,7 @@ class GoogLeNet(nn.Module):
     """GoogLeNet: images (B, channels, H, W) to logits (B, classes); in training (logits, aux1's, aux2's).
 
     22 layers with weights, and two auxiliary classifiers after modules 4a and 4d, whose losses the paper adds with
-    weight 0.3. The paper does not give the constants of its local response normalisation; AlexNet's are used.
+    weight 0.3. The paper does not give the constants of its local response normalization; AlexNet's are used.
 
     Args:
         size: height and width of the images. Below 64 the network is built for 32×32 images: the first convolution is
@@ -201,9 +201,9 @@ class GoogLeNet(nn.Module):
 
 
 class GoogLeNetBN(GoogLeNet):
-    """GoogLeNet with batch normalisation after each convolution instead of local response normalisation.
+    """GoogLeNet with batch normalization after each convolution instead of local response normalization.
 
-    The architecture and the parameter names are those of the published PyTorch weights. Besides the normalisation it
+    The architecture and the parameter names are those of the published PyTorch weights. Besides the normalization it
     departs from the paper in the 3×3 kernels where table 1 has 5×5, 2×2 in the last max-pooling, auxiliary classifiers
     on 4×4 averages of the whole feature map, and 20 % dropout. In the published weights the auxiliary classifiers are
     untrained: training with auxiliary losses trains them from scratch.

@@ -62,7 +62,7 @@ def trainable_head(model: Model, kind: HeadKind) -> HeadKind:
 
 
 def replace_head(network: nn.Module, model: Model, kind: HeadKind, classes: int) -> None:
-    """Replace the last layer of `network`, which `model` built, with a newly initialised head, in place.
+    """Replace the last layer of `network`, which `model` built, with a newly initialized head, in place.
 
     Auxiliary classifiers are unchanged.
 

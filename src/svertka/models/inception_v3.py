@@ -13,7 +13,7 @@ from svertka.models.googlenet import AuxAvgPool2d, ConvBNReLU
 from svertka.models.initialization import InitScheme, init_weights
 
 # The papers do not say. The authors' code (TF-Slim, `inception_arg_scope`) draws with He's variance from a normal
-# distribution truncated at two standard deviations. Truncation is left out: it is slow, and the batch normalisation
+# distribution truncated at two standard deviations. Truncation is left out: it is slow, and the batch normalization
 # after each convolution cancels any change of scale.
 INIT_SCHEME: InitScheme = "he"
 
@@ -74,7 +74,7 @@ class InceptionB(nn.Module):
 
 
 class InceptionC(nn.Module):
-    """7×7 convolutions factorised into 1×7 and 7×1 (§3.2, figure 6).
+    """7×7 convolutions factorized into 1×7 and 7×1 (§3.2, figure 6).
 
     (B, in_channels, H, W) to (B, 768, H, W). `channels_7x7`: channels between the factors.
     """
@@ -105,7 +105,7 @@ class InceptionC(nn.Module):
 
 
 class InceptionD(nn.Module):
-    """Grid size reduction with factorised 7×7 convolutions (§5, figure 10).
+    """Grid size reduction with factorized 7×7 convolutions (§5, figure 10).
 
     (B, in_channels, H, W) to (B, 512 + in_channels, ⌊(H − 1) / 2⌋, ⌊(W − 1) / 2⌋).
     """
@@ -159,7 +159,7 @@ class InceptionE(nn.Module):
 
 
 class InceptionV3Aux(nn.Module):
-    """An auxiliary classifier with batch normalisation, used in training only (figure 8).
+    """An auxiliary classifier with batch normalization, used in training only (figure 8).
 
     (B, in_channels, H, W) to logits (B, classes); 17×17 feature maps at the paper's image size.
     """

@@ -1,4 +1,4 @@
-"""Weight initialisation, as in the papers."""
+"""Weight initialization, as in the papers."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -12,9 +12,9 @@ HEAD_STD = 0.01  # of a head's initial weights, as in Krizhevsky et al. 2012, §
 
 
 def init_weights(network: nn.Module, scheme: InitScheme) -> None:
-    """Initialise the weights of every convolution and fully connected layer in place, and set their biases to 0.
+    """Initialize the weights of every convolution and fully connected layer in place, and set their biases to 0.
 
-    Other layers, such as batch normalisation, are unchanged.
+    Other layers, such as batch normalization, are unchanged.
 
     Args:
         scheme: "gaussian", normal with standard deviation 0.01 (Krizhevsky et al. 2012, §5; Simonyan & Zisserman 2014,
@@ -36,10 +36,10 @@ def init_weights(network: nn.Module, scheme: InitScheme) -> None:
 
 @torch.no_grad()
 def signal_vanishes(network: nn.Module, images: Tensor) -> bool:
-    """Whether the logits of a freshly initialised network hardly depend on `images`, (B, C, H, W) normalised.
+    """Whether the logits of a freshly initialized network hardly depend on `images`, (B, C, H, W) normalized.
 
     If each layer halves the signal, 1e-5 of it is left after twenty layers. Gradients are as small, and the network
-    stays at chance for tens of epochs. Always False for networks with batch normalisation, which rescales the signal.
+    stays at chance for tens of epochs. Always False for networks with batch normalization, which rescales the signal.
     """
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules()) or len(images) < 2:
         return False
@@ -50,7 +50,7 @@ def signal_vanishes(network: nn.Module, images: Tensor) -> bool:
 
 
 def init_head(network: nn.Module, tensors: Iterable[str]) -> None:
-    """Initialise the head in place, so that all classes start alike: weights from N(0, 0.01²), biases 0.
+    """Initialize the head in place, so that all classes start alike: weights from N(0, 0.01²), biases 0.
 
     Args:
         tensors: names of the head's tensors. Names of buffers are ignored: LeNet-5's last layer has nothing else.

@@ -107,7 +107,7 @@ class LeNet5(nn.Module):
     """LeNet-5: images (B, channels, size, size) to scores (B, classes), which are negative squared distances.
 
     60,000 trainable parameters for one channel and 32×32 pixels, for any number of classes. Units up to F6 apply
-    1.7159 tanh(2/3 a). Images should be normalised so that the background is −0.1 and the foreground 1.175 (§II.B).
+    1.7159 tanh(2/3 a). Images should be normalized so that the background is −0.1 and the foreground 1.175 (§II.B).
 
     Args:
         size: height and width of the images, at least 16. C5 covers all of S4, as in the paper, and grows with it.

@@ -39,9 +39,9 @@ class Model:
         resize: to which images are resized before they are cropped or padded to `size`, pixels.
         min_size: the smallest `size` that the network supports.
         source: paper, and where in it.
-        mean, std: normalisation of every channel, where 1 is full scale; None: computed from the training images.
+        mean, std: normalization of every channel, where 1 is full scale; None: computed from the training images.
         warm_start: (trained network, deeper network of the same family) → tensors that the deeper one starts from.
-        init_from_data: (network, training images (N, C, H, W), normalised) → None; initialises the network before the
+        init_from_data: (network, training images (N, C, H, W), normalized) → None; initializes the network before the
             first step.
         reference: of a network of somebody else, how config.json names it; None: a network of the registry.
         preprocess: of a network of somebody else, its published preprocessing; None: unknown.
@@ -92,7 +92,7 @@ class Model:
         if classes < 1:
             raise UsageError(f"classes={classes} must be at least 1")
         if channels not in (1, 3):
-            raise UsageError(f"channels={channels} must be 1 (grey) or 3 (RGB)")
+            raise UsageError(f"channels={channels} must be 1 (gray) or 3 (RGB)")
         return self.builder(classes, channels, size)
 
 

@@ -94,7 +94,7 @@ class SqueezeNet(nn.Module):
 def convert_caffe_state_dict(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the authors' Caffe weights under the parameter names used here; other names are kept.
 
-    The converted weights expect RGB images normalised by `Preprocess(mean=(123/255, 117/255, 104/255),
+    The converted weights expect RGB images normalized by `Preprocess(mean=(123/255, 117/255, 104/255),
     std=(1/255,) * 3)`.
 
     Args:

@@ -44,7 +44,7 @@ class VGG(nn.Module):
             for CIFAR (Liu & Deng 2015, "Very deep convolutional neural network based image classification using small
             training sample size") the hidden fully connected layers have 512 units instead of 4096 (15,245,130
             parameters for D and ten classes). Poolings then round up, so that images may have any size.
-        batch_norm: add batch normalisation after each convolution, as in the published `_bn` weights; it is younger
+        batch_norm: add batch normalization after each convolution, as in the published `_bn` weights; it is younger
             than the paper.
 
     Raises:
@@ -101,7 +101,7 @@ class VGG(nn.Module):
 def warm_start_tensors(shallow: VGG, deep: VGG) -> dict[str, torch.Tensor]:
     """Return the tensors with which `deep` starts from a trained `shallow`, by their names in `deep`'s state_dict.
 
-    They are those of `shallow`'s first four convolutions with their batch normalisation, each for the convolution at
+    They are those of `shallow`'s first four convolutions with their batch normalization, each for the convolution at
     the same position in the same block, and of all fully connected layers. Load them with `strict=False`.
 
     Raises:
@@ -118,7 +118,7 @@ def warm_start_tensors(shallow: VGG, deep: VGG) -> dict[str, torch.Tensor]:
                 "start it from VGG A"
             )
         names[f"features.{index}"] = f"features.{deep_convs[position]}"
-        # batch normalisation, or a ReLU, which has no tensors
+        # batch normalization, or a ReLU, which has no tensors
         names[f"features.{index + 1}"] = f"features.{deep_convs[position] + 1}"
     tensors, expected = {}, deep.state_dict()
     for old, new in names.items():
@@ -127,7 +127,7 @@ def warm_start_tensors(shallow: VGG, deep: VGG) -> dict[str, torch.Tensor]:
             if name not in expected or tuple(expected[name].shape) != shape:
                 raise UsageError(
                     f"{old}.{kind} {shape} of VGG {shallow.configuration} does not fit {name} of VGG "
-                    f"{deep.configuration}; train both with the same classes, channels, size and batch normalisation"
+                    f"{deep.configuration}; train both with the same classes, channels, size and batch normalization"
                 )
             tensors[name] = tensor
     return tensors

@@ -85,7 +85,7 @@ class Weights:
     def load_into(self, network: nn.Module, names: tuple[str, ...]) -> str:
         """Load the weights into `network`, whose classes are `names`; return a message about its head, or "".
 
-        A class keeps the rows of the head that belong to a class of the same name; other rows are newly initialised.
+        A class keeps the rows of the head that belong to a class of the same name; other rows are newly initialized.
         If the names of the weights' classes are unknown, all rows are kept if their number is that of `names`, and none
         otherwise.
 
@@ -98,7 +98,7 @@ class Weights:
         new_heads = {name: _initial_head(network, name, initial[name]) for name in heads & tensors.keys()}
         if heads.isdisjoint(self.tensors):
             network.load_state_dict(tensors | new_heads)
-            return "the head is newly initialised"
+            return "the head is newly initialized"
         old_names = [imagenet.find_class_name(name) for name in self.names_or_numbers]
         new_names = [imagenet.find_class_name(name) for name in names]
         if self.names is None:
@@ -112,7 +112,7 @@ class Weights:
         network.load_state_dict(tensors)
         messages = [self._head_message(len(names), len(old_names), [names[row] for row in kept])]
         if any(_is_auxiliary(network, name) and name not in self.tensors for name in initial):
-            messages.append("the auxiliary classifiers are newly initialised")
+            messages.append("the auxiliary classifiers are newly initialized")
         return "; ".join(filter(None, messages))
 
     def _complete(self, network: nn.Module) -> dict[str, torch.Tensor]:
@@ -132,7 +132,7 @@ class Weights:
             return "" if self.names else f"{self.title} has no class names; its head is used as it is"
         replaced = f"the head of {old_count:,} classes is replaced by one of {new_count:,}"
         if not kept:
-            return f"{replaced}, newly initialised"
+            return f"{replaced}, newly initialized"
         return f"{replaced}; {len(kept):,} of them keep the weights of the class of the same name ({join_first(kept)})"
 
 
@@ -223,12 +223,12 @@ def assumed_preprocess(model: Model, title: str) -> Preprocess:
     else:
         mean, std = (MEAN, STD) if model.channels == 3 else ((0.0,), (1.0,))
         if model.name not in CIFAR_RESNETS:
-            say(f"{title} does not say how images are normalised; using mean {mean} and std {std}")
+            say(f"{title} does not say how images are normalized; using mean {mean} and std {std}")
     return Preprocess(size=model.size, resize=model.resize, mean=mean, std=std)
 
 
 def _optional(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the tensors that a file may lack: counters of batch normalisation, and auxiliary classifiers."""
+    """Return the tensors that a file may lack: counters of batch normalization, and auxiliary classifiers."""
     return {
         name: tensor
         for name, tensor in network.state_dict().items()

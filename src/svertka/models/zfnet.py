@@ -17,7 +17,7 @@ class ZFNet(nn.Module):
 
     From 224×224 pixels figure 3 makes feature maps of 110, 55, 26, 13, 13, 13, 13 and 6. It does not give the padding
     that this takes: one pixel in conv1, none in conv2, and poolings that round up. Nor does it give the constants of
-    the contrast normalisation after the first two poolings; AlexNet's are used. `size` changes nothing.
+    the contrast normalization after the first two poolings; AlexNet's are used. `size` changes nothing.
     """
 
     def __init__(self, classes: int = 1000, channels: int = 3, size: int = 224) -> None:

@@ -88,7 +88,7 @@ def contact_sheet(images: Sequence[Pixels], columns: int, *, gap: int) -> Pixels
     """Arrange images in a grid of squares, each as large as the largest image.
 
     Args:
-        images: (h, w, 1 | 3 | 4) uint8, each centred in its square.
+        images: (h, w, 1 | 3 | 4) uint8, each centered in its square.
         columns: of the grid.
         gap: between the squares, pixels.
 

@@ -78,7 +78,7 @@ class ServedModel:
     def prepared(self, pixels: Pixels) -> Tensor:
         """Preprocess a decoded image, (H, W, 3) uint8, to (C, size, size) float32."""
         preprocess = self.classifier.preprocess
-        return preprocess.normalise(torch.from_numpy(preprocess.square(pixels)).permute(2, 0, 1)[None])[0]
+        return preprocess.normalize(torch.from_numpy(preprocess.square(pixels)).permute(2, 0, 1)[None])[0]
 
     @torch.inference_mode()
     def probabilities(self, pictures: Sequence[Tensor]) -> Tensor:
@@ -108,7 +108,7 @@ class ServedModel:
         square = preprocess.square(pixels)
         offset = (preprocess.side - preprocess.size) // 2
         seen = square[offset : offset + preprocess.size, offset : offset + preprocess.size]
-        image = preprocess.normalise(torch.from_numpy(square).permute(2, 0, 1)[None])
+        image = preprocess.normalize(torch.from_numpy(square).permute(2, 0, 1)[None])
         image = image.to(get_device(self.classifier.network) or self.device)
         probabilities = self.classifier.require_finite(self.classifier.probabilities([image[0]])[0])
         if label is None:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from svertka.data.augmentation import AreaCrop, Flip, PadCrop, PCAColour, RandomCrop, ScaleJitter
+from svertka.data.augmentation import AreaCrop, Flip, PadCrop, PCAColor, RandomCrop, ScaleJitter
 from svertka.errors import UsageError
 from svertka.models.registry import MODELS
 from svertka.training.lr_schedule import Cosine, Plateau, Polynomial, Step
@@ -32,7 +32,7 @@ RESNET_CIFAR = Recipe(
     weight_decay=1e-4,
     schedule=Step(at=(0.5, 0.75)),
     augmentations=(PadCrop(pixels=4), Flip()),
-    normalise="mean",
+    normalize="mean",
 )
 
 GOOGLENET = Recipe(
@@ -44,8 +44,8 @@ GOOGLENET = Recipe(
     weight_decay=2e-4,
     schedule=Step(at=tuple(k / 30 for k in range(1, 30)), factor=0.96),
     auxiliary=0.3,
-    augmentations=(AreaCrop(), Flip(), PCAColour()),
-    normalise="mean",
+    augmentations=(AreaCrop(), Flip(), PCAColor()),
+    normalize="mean",
 )
 
 PHOTOS = Recipe(
@@ -128,8 +128,8 @@ RECIPES = {
         lr=0.01,
         weight_decay=5e-4,
         schedule=Plateau(patience=5),
-        augmentations=(RandomCrop(), Flip(), PCAColour()),
-        normalise="mean",
+        augmentations=(RandomCrop(), Flip(), PCAColor()),
+        normalize="mean",
     ),
     "vgg": Recipe(
         source="Simonyan & Zisserman 2014 §3.1: net A from N(0, 0.01), the deeper ones from its first four "
@@ -141,8 +141,8 @@ RECIPES = {
         lr=0.01,
         weight_decay=5e-4,
         schedule=Plateau(patience=5),
-        augmentations=(ScaleJitter(), Flip(), PCAColour()),
-        normalise="mean",
+        augmentations=(ScaleJitter(), Flip(), PCAColor()),
+        normalize="mean",
     ),
     "googlenet": GOOGLENET,
     "googlenet-quick": GOOGLENET.with_changes(
@@ -160,8 +160,8 @@ RECIPES = {
         lr=0.1,
         weight_decay=1e-4,
         schedule=Plateau(patience=5),
-        augmentations=(ScaleJitter(high=480 / 224), Flip(), PCAColour()),
-        normalise="mean",
+        augmentations=(ScaleJitter(high=480 / 224), Flip(), PCAColor()),
+        normalize="mean",
     ),
     "resnet-cifar": RESNET_CIFAR,
     "resnet-cifar-110": RESNET_CIFAR.with_changes(

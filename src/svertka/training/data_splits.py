@@ -197,7 +197,7 @@ class DataSplits:
     def first_training_images(self, preprocess: Preprocess, count: int) -> torch.Tensor:
         """Return the first `count` training images as the finished classifier sees them, (N, C, S, S) float32."""
         squares = torch.from_numpy(self.eval_rows[self.indices["train"][:count]])
-        return preprocess.normalise(squares.permute(0, 3, 1, 2))
+        return preprocess.normalize(squares.permute(0, 3, 1, 2))
 
     def eval_batches(
         self, part: str, preprocess: Preprocess, place: torch.device, layout: torch.memory_format
@@ -472,7 +472,7 @@ def add_statistics(
         mean, std = given.mean, given.std
     elif facts.mean is not None and facts.std is not None:
         mean, std = (facts.mean,) * preprocess.channels, (facts.std,) * preprocess.channels
-    elif recipe.normalise == "mean":
+    elif recipe.normalize == "mean":
         std = (1 / 255,) * preprocess.channels
     fitted = tuple(one.fit(statistics) for one in recipe.augmentations)
     known = {"mean": mean, "std": std, "intensity_range": parts.intensity_range}

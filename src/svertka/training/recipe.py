@@ -80,7 +80,7 @@ class Recipe(BaseModel):
         default=None, ge=1, le=MANY, description="stop after this many epochs without a lower validation error"
     )
     augmentations: tuple[Augmentation, ...] = Field(default=(), description="random augmentations, in order")
-    normalise: Literal["mean", "mean-std"] = Field(
+    normalize: Literal["mean", "mean-std"] = Field(
         default="mean-std", description="statistics of the training set to normalize by, if the network names none"
     )
 

@@ -57,7 +57,7 @@ def describe_training(
     """Return what is trained on what, how and where, as (label, text); `seconds` is the estimated time."""
     recipe, preprocess = settings.recipe, classifier.preprocess
     size = count_network(classifier.network, preprocess.input_shape)
-    colour = "grey" if preprocess.channels == 1 else "RGB"
+    color = "gray" if preprocess.channels == 1 else "RGB"
     fit = {"crop": "", "pad": ", padded", "squeeze": ", squeezed"}[preprocess.fit]
     sizes = ", ".join(f"{number:,} {part}" for part, number in settings.parts.items() if number)
     left_out = f"; {len(settings.bad)} bad left out" if settings.bad else ""
@@ -66,7 +66,7 @@ def describe_training(
         ("data", f"{settings.source}: {sizes}; {len(classifier.config.of_whole_images().names)} classes{left_out}"),
         (
             "network",
-            f"{settings.model}, {preprocess.size}×{preprocess.size} {colour}{fit}, {size.parameters:,} parameters, "
+            f"{settings.model}, {preprocess.size}×{preprocess.size} {color}{fit}, {size.parameters:,} parameters, "
             f"{size.multiply_adds:,} multiply-adds",
         ),
         (

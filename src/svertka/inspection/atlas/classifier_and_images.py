@@ -82,12 +82,12 @@ class AtlasInputs:
         )
 
     def network_inputs(self, indices: Ints) -> torch.Tensor:
-        """Return the images at `indices` as network input, (N, C, size, size) float32, normalised."""
+        """Return the images at `indices` as network input, (N, C, size, size) float32, normalized."""
         squares = torch.from_numpy(self.rows[self.indices[indices]]).to(self.device).permute(0, 3, 1, 2)
-        return self.classifier.preprocess.normalise(squares)
+        return self.classifier.preprocess.normalize(squares)
 
     def pixels(self, indices: Ints) -> Pixels:
-        """Return the same images before normalisation, (N, size, size, 1 | 3) uint8."""
+        """Return the same images before normalization, (N, size, size, 1 | 3) uint8."""
         squares = self.rows[self.indices[indices]]
         offset = (squares.shape[1] - self.image_size) // 2
         return squares[:, offset : offset + self.image_size, offset : offset + self.image_size]
@@ -177,18 +177,18 @@ def _suggested_command(run: str | PathLike[str]) -> str:
     return f"{format_command('look', Path(run))} SOURCE"
 
 
-def _open_labelled(run: str | PathLike[str], source: str) -> Dataset:
+def _open_labeled(run: str | PathLike[str], source: str) -> Dataset:
     """Open `source` with labels as in the training of `run`."""
     return open_source(source, to_train=False, columns=training_columns(run, source), boxes=training_boxes(run, source))
 
 
 def _open_dataset(run: str | PathLike[str], source: str | PathLike[str] | None, training_source: str | None) -> Dataset:
     if source is not None:
-        return _open_labelled(run, fspath(source))
+        return _open_labeled(run, fspath(source))
     if training_source is None:
         raise UsageError(f"{fspath(run)} has no images of its own; name a source: {_suggested_command(run)}")
     try:
-        return _open_labelled(run, training_source)
+        return _open_labeled(run, training_source)
     except (UsageError, DataError, FetchError) as error:
         raise DataError(
             f"cannot open the images that {fspath(run)} was trained on ({error}); name another source: "

@@ -215,8 +215,8 @@ def occlusion_per_pixel(values: Tensor, side: int, stride: int, size: int) -> Te
 
 
 def encode_heatmap_overlay(values: Tensor) -> bytes:
-    """Encode a heat map (H, W) as a WebP overlay: grey where it is 0 or less, transparent at its maximum."""
+    """Encode a heat map (H, W) as a WebP overlay: gray where it is 0 or less, transparent at its maximum."""
     shares = (values / values.max().clamp_min(1e-12)).clamp(0, 1).cpu().numpy()
-    grey = np.full((*shares.shape, 4), 128, np.uint8)
-    grey[..., 3] = np.rint(255 * OVERLAY_OPACITY * (1 - shares))
-    return encode_webp(grey, exact=False)
+    gray = np.full((*shares.shape, 4), 128, np.uint8)
+    gray[..., 3] = np.rint(255 * OVERLAY_OPACITY * (1 - shares))
+    return encode_webp(gray, exact=False)

@@ -184,7 +184,7 @@ def _draw_projection(projection: Projection, box: Ints, tile: Tile) -> Pixels:
     inside[0, :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = pixels[
         :, rows.start - first_row : rows.stop - first_row, columns.start - first_column : columns.stop - first_column
     ]
-    if tile.kept < tile.window:  # resized before conversion: in bytes, neighbouring opposite signs would cancel to grey
+    if tile.kept < tile.window:  # resized before conversion: in bytes, neighboring opposite signs would cancel to gray
         size = [max(1, round(length * tile.kept / tile.window)) for length in inside.shape[2:]]
         inside = F.interpolate(inside, size, mode="bilinear", antialias=True)
     image: Pixels = to_images(inside)[0]

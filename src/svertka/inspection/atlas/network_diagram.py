@@ -17,7 +17,7 @@ MAX_LANES = 6  # further branches share the last lane
 
 @dataclass(frozen=True)
 class Node:
-    """A layer together with the element-wise layers that follow it: normalisation, activation function, dropout.
+    """A layer together with the element-wise layers that follow it: normalization, activation function, dropout.
 
     Attributes:
         name: of the first layer.

@@ -92,7 +92,7 @@
       keys: { ArrowLeft: () => step(-1), ArrowRight: () => step(1), p: cycle },
       content: [
         make("p", { class: "trail" }, make("a", { href: "#/pictures" }, "Pictures"),
-          make("span", {}, neighbour(pictures, picture, -1, "← previous"), " ", neighbour(pictures, picture, 1, "next →"))),
+          make("span", {}, neighbor(pictures, picture, -1, "← previous"), " ", neighbor(pictures, picture, 1, "next →"))),
         make("h1", { tabindex: -1 }, ...sentence(name, label, best)),
         make("div", { class: "picture-view" },
           make("figure", { class: "source" }, stage,
@@ -107,14 +107,14 @@
 
   const MAPS = {
     picture: { name: "Picture", said: () => "" },
-    saliency: { name: "Saliency", said: (guess) => `Guided backpropagation (Springenberg et al. 2014): the pixels that raise the score of ${guess}; grey has no influence.` },
+    saliency: { name: "Saliency", said: (guess) => `Guided backpropagation (Springenberg et al. 2014): the pixels that raise the score of ${guess}; gray has no influence.` },
     occlusion: { name: "Occlusion", said: (guess, { occlusion }) => occlusion ?
-      `Occlusion (Zeiler & Fergus 2014, §4.2): clear where covering the picture lowers the probability of ${guess} most, by up to ${atlas.percent(occlusion)}; grey where it does not.`
+      `Occlusion (Zeiler & Fergus 2014, §4.2): clear where covering the picture lowers the probability of ${guess} most, by up to ${atlas.percent(occlusion)}; gray where it does not.`
       : `Occlusion (Zeiler & Fergus 2014, §4.2): no covered part lowers the probability of ${guess}.` },
-    "grad-cam": { name: "Grad-CAM", said: (guess) => `Grad-CAM (Selvaraju et al. 2017): clear where the last feature maps support ${guess}; grey where they do not.` },
+    "grad-cam": { name: "Grad-CAM", said: (guess) => `Grad-CAM (Selvaraju et al. 2017): clear where the last feature maps support ${guess}; gray where they do not.` },
   };
 
-  function neighbour(pictures, picture, by, text) {
+  function neighbor(pictures, picture, by, text) {
     return pictures.names[picture + by]
       ? make("a", { href: atlas.address("picture", picture + by), "aria-label": `${by < 0 ? "Previous" : "Next"} picture` }, text)
       : make("span", { class: "quiet" }, text);

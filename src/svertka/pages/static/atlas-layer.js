@@ -8,9 +8,9 @@
   const scale = (low, high) => make("span", { class: "scale" }, `${low} `, make("i"), ` ${high}`);
   const LEGENDS = {
     patches: () => ["The nine patches that activate the unit most, from different pictures, the strongest first."],
-    projections: () => ["The pixels of each patch that activate the unit (deconvolution): ", scale("−", "+"), ", grey is 0."],
-    both: () => ["Each patch beside the pixels in it that activate the unit (deconvolution): ", scale("−", "+"), ", grey is 0."],
-    filters: () => ["The unit's weights: ", scale("−", "+"), ", grey is 0."],
+    projections: () => ["The pixels of each patch that activate the unit (deconvolution): ", scale("−", "+"), ", gray is 0."],
+    both: () => ["Each patch beside the pixels in it that activate the unit (deconvolution): ", scale("−", "+"), ", gray is 0."],
+    filters: () => ["The unit's weights: ", scale("−", "+"), ", gray is 0."],
   };
   // Kept as long as the page is open, so that a grid looks the same when one comes back.
   const chosen = { shown: "patches", order: "number", filter: {} };

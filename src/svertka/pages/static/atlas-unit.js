@@ -12,7 +12,7 @@
     const order = atlas.inChosenOrder(layer, data);
     const at = order.indexOf(unit);
     const step = (by) => { const next = order[at + by]; if (next !== undefined) location.hash = atlas.address("unit", layer.name, next); };
-    const neighbour = (by, text, label) => (order[at + by] === undefined ? make("span", { class: "quiet" }, text)
+    const neighbor = (by, text, label) => (order[at + by] === undefined ? make("span", { class: "quiet" }, text)
       : make("a", { href: atlas.address("unit", layer.name, order[at + by]), "aria-label": `${label} unit, ${order[at + by]}` }, text));
     const similar = data.similar[unit].filter((other) => other >= 0 && other < layer.units);
     const cards = similar.map((other) => atlas.card(layer, data, other));
@@ -23,10 +23,10 @@
       keys: { ArrowLeft: () => step(-1), ArrowRight: () => step(1) },
       content: [
         make("p", { class: "trail" }, make("a", { href: atlas.address("layer", layer.name) }, atlas.named(layer.name)),
-          make("span", {}, neighbour(-1, "← previous", "Previous"), " ", neighbour(1, "next →", "Next"))),
+          make("span", {}, neighbor(-1, "← previous", "Previous"), " ", neighbor(1, "next →", "Next"))),
         make("h1", { tabindex: -1 }, ...sentence(layer, data, unit)),
         ...(layer.dead.includes(unit) ? [make("p", { class: "how" }, "No picture of the data set activates it: its activation is never above zero.")] : [
-          atlas.how(`Each pair shows a patch and its projection: the pixels that activate the unit, on grey${layer.note ? `. ${layer.note.replace(/\.$/, "")}` : ""}`, atlas.PAPER, "Zeiler & Fergus 2014, §2.1"),
+          atlas.how(`Each pair shows a patch and its projection: the pixels that activate the unit, on gray${layer.note ? `. ${layer.note.replace(/\.$/, "")}` : ""}`, atlas.PAPER, "Zeiler & Fergus 2014, §2.1"),
           pairs(layer, data, unit, pictures)]),
         make("div", { class: "facts" },
           layer.dead.includes(unit) ? null : make("section", {}, make("h2", {}, "Activations"), histogram(data, unit)),

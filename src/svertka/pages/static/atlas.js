@@ -59,7 +59,7 @@
   }
 
   // Up and down move to the nearest card in the next row.
-  function neighbour(card, key) {
+  function neighbor(card, key) {
     const cards = [...card.closest(".units, .pictures").querySelectorAll("a.card")];
     const at = cards.indexOf(card);
     if (key === "ArrowLeft" || key === "ArrowRight") return cards[at + (key === "ArrowLeft" ? -1 : 1)];
@@ -104,7 +104,7 @@
         return;
       }
       if (card) {
-        const next = neighbour(card, key);
+        const next = neighbor(card, key);
         if (next) { next.focus(); next.scrollIntoView({ block: "nearest" }); }
         event.preventDefault();
         return;

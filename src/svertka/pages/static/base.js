@@ -1,4 +1,4 @@
-// Colour scheme, value readout in curves and matrices, sortable tables. Without scripts, pages show the same pictures and numbers.
+// Color scheme, value readout in curves and matrices, sortable tables. Without scripts, pages show the same pictures and numbers.
 "use strict";
 (() => {
   const root = document.documentElement;
@@ -17,7 +17,7 @@
     const isDark = () => (root.dataset.scheme || (systemDark.matches ? "dark" : "light")) === "dark";
     const label = () => {
       button.textContent = isDark() ? "Light" : "Dark";
-      button.setAttribute("aria-label", `Switch to ${isDark() ? "light" : "dark"} colours`);
+      button.setAttribute("aria-label", `Switch to ${isDark() ? "light" : "dark"} colors`);
     };
     button.addEventListener("click", () => {
       root.dataset.scheme = isDark() ? "light" : "dark";

@@ -115,7 +115,7 @@ document.addEventListener("DOMContentLoaded", () => {
         if (overlay) overlay.hidden = !where;
         [...controls.children].forEach((button, k) => button.setAttribute("aria-pressed", String((k === 1) === where)));
         explained.textContent = !overlay ? "The picture as the network sees it. This network has no feature maps for a Grad-CAM overlay."
-          : where ? `Grad-CAM (Selvaraju et al. 2017): clear where the last feature maps support ${label}; grey where they do not.`
+          : where ? `Grad-CAM (Selvaraju et al. 2017): clear where the last feature maps support ${label}; gray where they do not.`
           : "The picture as the network sees it.";
       };
       item.toggle = () => item.show(overlay ? overlay.hidden : false);
