@@ -1,12 +1,14 @@
 """Whole training steps: with our convolutions against the same network with PyTorch's own, channels-last, in turns.
 
-    python bench/train_step.py [--only resnet18 vgg16 alexnet_owt airbench lenet] [--precision fp32 | bf16]
+    python bench/train_step.py [--only resnet18 vgg16 alexnet_owt airbench lenet | families] [--precision fp32 | bf16]
                                [--threads 2] [--rounds 7] [--json]
 
 A step is forward, cross-entropy, backward and SGD with momentum, on random images. Speeds are ratios, PyTorch's
 seconds over ours: above 1 is faster than PyTorch. Algorithms are chosen before the clock runs. Gradients that are not
 finite end the comparison with exit code 1.
 `airbench`, whose recipe computes in bfloat16, is compared with that as well; `lenet`: that of bench/train.py on MNIST.
+`families`: 14 networks of torchvision and timm, which must be installed, with 8 images of 160 × 160; they are compared
+with PyTorch's contiguous layout, too.
 `--precision bf16`: both under torch.autocast("cpu", torch.bfloat16), also on processors that only imitate bfloat16;
 beside them the float32 steps of both, and how far the parameters' gradients of one step are from those of our step in
 float32, root mean square over that of the latter.
@@ -14,6 +16,7 @@ float32, root mean square over that of the latter.
 
 import argparse
 import copy
+import importlib
 import json
 import statistics
 from collections.abc import Callable
@@ -42,6 +45,7 @@ class Case:
     classes: int
     steps: int = 1
     bfloat16: bool = False
+    contiguous: bool = False
 
 
 def published(name: str, batch: int, *, bfloat16: bool = False) -> Case:
@@ -57,6 +61,32 @@ CASES = {
     "airbench": published("airbench", 512, bfloat16=True),
     "lenet": Case(lenet, 64, (1, 28, 28), 10, steps=50),
 }
+
+
+OWN = list(CASES)
+FAMILIES = {
+    "torchvision": (
+        *("resnet18", "vgg11", "efficientnet_b0", "regnet_y_400mf", "mobilenet_v3_large", "densenet121"),
+        *("convnext_tiny", "shufflenet_v2_x1_0", "squeezenet1_1", "resnext50_32x4d", "googlenet", "mnasnet1_0"),
+    ),
+    "timm": ("nf_regnet_b0", "mixnet_s"),
+}
+
+
+def other(library: str, name: str) -> Case:
+    """The network `name` of torchvision or timm, untrained and without auxiliary classifiers."""
+
+    def build() -> nn.Module:
+        settings: dict[str, Any] = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+        models: Any = importlib.import_module("timm" if library == "timm" else "torchvision.models")
+        make = models.create_model if library == "timm" else models.get_model
+        network: nn.Module = make(name, **settings)
+        return network
+
+    return Case(build, 8, (3, 160, 160), 1000, contiguous=True)
+
+
+CASES |= {f"{library}:{name}": other(library, name) for library, names in FAMILIES.items() for name in names}
 
 
 def training(network: nn.Module, images: Tensor, classes: int = 1000, *, bfloat16: bool = False) -> Step:
@@ -89,6 +119,9 @@ def compare(case: Case, rounds: int, *, bfloat16: bool = False) -> dict[str, Any
         "pytorch": training(network, images, case.classes, bfloat16=bfloat16),
     }
     networks, errors = {"ours": accelerated, "pytorch": network}, {}
+    if case.contiguous and not bfloat16:
+        networks["pytorch, contiguous"] = set_memory_format(copy.deepcopy(network), torch.contiguous_format)
+        once["pytorch, contiguous"] = training(networks["pytorch, contiguous"], images.contiguous(), case.classes)
     if bfloat16:
         networks["ours, float32"] = copy.deepcopy(accelerated)
         once["ours, float32"] = training(networks["ours, float32"], images, case.classes)
@@ -133,7 +166,7 @@ def repeated(step: Step, count: int) -> Way:
 def main() -> None:
     """Compare, print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--only", nargs="+", choices=[*CASES, "families"], default=OWN)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--threads", type=int, help="of the processor; unset: all cores")
     parser.add_argument("--rounds", type=int, default=7)
@@ -141,12 +174,13 @@ def main() -> None:
     options = parser.parse_args()
     threads = set_threads(options.threads)
     rows = []
-    for name in options.only:
+    families = [name for name in CASES if name not in OWN]
+    for name in families if "families" in options.only else options.only:
         found = compare(CASES[name], options.rounds, bfloat16=options.precision == "bf16")
         rows.append({"network": name, "batch": CASES[name].batch, "precision": options.precision} | found)
         for side, one in found.items():
             if not options.json:
-                line = f"{name:9} {side:18} {one['ms']:8.1f} ms (median {one['ms_median']:.1f})"
+                line = f"{name:30} {side:19} {one['ms']:8.1f} ms (median {one['ms_median']:.1f})"
                 if side != "ours":
                     line += "  {ratio_of_best:5.2f}× (median {ratio_median:.2f}, least {ratio_least:.2f})".format(**one)
                 if "gradient_error" in one:

@@ -145,6 +145,18 @@ void fft_weight_gradient(const Correlation& shape, nb::handle gradient, nb::hand
     used->fourier.weight_gradient(shape, upstream, from, sums, threads);
 }
 
+void grouped_forward(const Window& shape, Size groups, nb::handle input, nb::handle weights, nb::handle bias,
+                     nb::handle output, int threads) {
+    check(shape);
+    require_between("threads", threads, 1, max_threads);
+    const float* by = Tensor("weights", weights).numbers<float>(weights_of(shape, groups));
+    const float* from = Tensor("input", input).numbers<float>(reach(pixels_in(shape), shape.in_step, shape.in_channels));
+    float* to = Tensor("output", output).numbers<float>(reach(pixels_out(shape), shape.out_step, shape.out_channels));
+    const Epilogue epilogue{.bias = Tensor("bias", bias).numbers_if_any<float>(shape.out_channels)};
+    const nb::gil_scoped_release unlocked;
+    used->direct.grouped(shape, groups, from, by, epilogue, to, threads);
+}
+
 }  // namespace
 }  // namespace svertka
 
@@ -229,6 +241,8 @@ NB_MODULE(_kernels, module) {
     nb::class_<Window>(module, "Window")
         .def(nb::init<Size, Size, Size, WindowAxis, WindowAxis, Size, Size>(), "batch"_a, "in_channels"_a, "out_channels"_a,
              "y"_a, "x"_a, "in_step"_a, "out_step"_a);
+    module.def("grouped_forward", grouped_forward, "shape"_a, "groups"_a, "input"_a, "weights"_a, "bias"_a.none(),
+               "output"_a, "threads"_a);
     nb::class_<Place>(module, "Place").def(nb::init<int, Size>(), "memory"_a, "offset"_a);
     nb::class_<EpilogueSpec>(module, "Epilogue")
         .def(

@@ -51,12 +51,7 @@ class CheckedProgram {
     void add_grouped(const Window& shape, Size groups, Place input, const nb::object& weights, const EpilogueSpec& epilogue,
                      Place output) {
         check(shape);
-        require_between("groups", groups, 1, std::min(shape.in_channels, shape.out_channels));
-        const Size in = shape.in_channels / groups, out = shape.out_channels / groups;
-        require(in * groups == shape.in_channels && out * groups == shape.out_channels,
-             std::to_string(groups) + " groups must divide " + std::to_string(shape.in_channels) + " input and " +
-                 std::to_string(shape.out_channels) + " output channels");
-        const Size count = product({shape.y.taps, shape.x.taps, in, shape.out_channels});
+        const Size count = weights_of(shape, groups);
         const auto numbers = static_cast<const float*>(kept(weights, count, Precision::float32));
         reads(input, reach(pixels_in(shape), shape.in_step, shape.in_channels));
         const PlacedEpilogue after = place_epilogue(epilogue, pixels_out(shape), shape.out_channels);

@@ -2,6 +2,7 @@
 // trusts its caller, accesses any memory.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -112,6 +113,16 @@ inline void check(const Window& shape) {
 
 inline Size pixels_in(const Window& shape) { return product({shape.batch, shape.y.size, shape.x.size}); }
 inline Size pixels_out(const Window& shape) { return product({shape.batch, shape.y.out_size, shape.x.out_size}); }
+
+// Number of weights that `Direct::grouped` reads.
+inline Size weights_of(const Window& shape, Size groups) {
+    require_between("groups", groups, 1, std::min(shape.in_channels, shape.out_channels));
+    const Size in = shape.in_channels / groups, out = shape.out_channels / groups;
+    require(in * groups == shape.in_channels && out * groups == shape.out_channels,
+            std::to_string(groups) + " groups must divide " + std::to_string(shape.in_channels) + " input and " +
+                std::to_string(shape.out_channels) + " output channels");
+    return product({shape.y.taps, shape.x.taps, in, shape.out_channels});
+}
 
 // Number of weights that `Direct::forward` reads.
 inline Size weights_of(const Window& shape, Precision precision, Size panel_width) {

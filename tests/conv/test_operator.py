@@ -47,9 +47,11 @@ def test_derivatives_of_the_transposed_one(name):
 def test_every_algorithm_adds_the_bias(name):
     torch.manual_seed(6)
     side, stride = {"native_fft": (5, 1), "space_to_depth": (5, 2)}.get(name, (3, 1))
-    x, weight, bias = torch.randn(2, 4, 9, 8), torch.randn(5, 4, side, side), torch.randn(5, requires_grad=True)
-    expected = F.conv2d(x, weight, bias, stride, padding=1)
-    found = conv2d(x, weight, bias, stride, padding=1, algorithm=name)
+    groups = 2 if name == "native_grouped" else 1
+    x, bias = torch.randn(2, 4, 9, 8), torch.randn(6, requires_grad=True)
+    weight = torch.randn(6, 4 // groups, side, side)
+    expected = F.conv2d(x, weight, bias, stride, padding=1, groups=groups)
+    found = conv2d(x, weight, bias, stride, padding=1, groups=groups, algorithm=name)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     upstream = torch.randn_like(found)
     torch.testing.assert_close(torch.autograd.grad(found, bias, upstream)[0], upstream.sum((0, 2, 3)))

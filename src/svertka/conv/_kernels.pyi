@@ -123,6 +123,16 @@ class Window:
         self, batch: int, in_channels: int, out_channels: int, y: WindowAxis, x: WindowAxis, in_step: int, out_step: int
     ) -> None: ...
 
+def grouped_forward(
+    shape: Window,
+    groups: int,
+    input: Tensor,  # noqa: A002 - the kernels' own name
+    weights: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    threads: int,
+) -> None: ...
+
 class Place:
     """An offset in floats into one of the memories given to `Program.run`; memory −1 is none."""
 

@@ -21,6 +21,7 @@ from svertka.conv import (
     gemm,
     native,
     native_fft,
+    native_grouped,
     native_winograd,
     native_winograd_bf16,
     space_to_depth,
@@ -90,6 +91,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "native_winograd": native_winograd,
     "native_winograd_bf16": native_winograd_bf16,
     "native_fft": native_fft,
+    "native_grouped": native_grouped,
     "space_to_depth": space_to_depth,
     "winograd": winograd,
     "fft": fft,
@@ -336,6 +338,8 @@ def _too_slow(name: str, one_pass: Pass, shape: ConvShape, dtype: torch.dtype) -
     is_emulated = not (native.multiplies_bfloat16() if name == "native_winograd_bf16" else has_bfloat16())
     if dtype == torch.bfloat16 and name in ("aten", "gemm", "native_winograd_bf16") and is_emulated:
         return "this CPU emulates bfloat16"
+    if name == "native_grouped" and one_pass == "weight_gradient":
+        return "aten computes the same gradient"
     if name in PURE_TORCH and shape.in_channels == shape.groups:
         return "depthwise convolutions gain nothing from it"
     if name == "gemm" and one_pass == "forward" and shape.kernel == shape.stride == (1, 1):
