@@ -71,10 +71,16 @@ ALWAYS_INLINE void store_partial(float* to, Vector vector, Index count) {
 #endif
 }
 
-// Values limited to [low, high]; NaN stays NaN.
+// Values limited to [low, high]; NaN stays NaN, as min and max return their second operand then.
 ALWAYS_INLINE Vector clamp(Vector vector, float low, float high) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), (__m512)vector));
+#elif defined(__AVX__)
+    return (Vector)_mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), (__m256)vector));
+#else
     vector = vector < low ? low - Vector{} : vector;
     return vector > high ? high - Vector{} : vector;
+#endif
 }
 
 // Non-temporal store, where supported; `to` is aligned to a vector. Call store_fence before other threads read it.

@@ -49,17 +49,21 @@ struct VectorEpilogue {
 
     ALWAYS_INLINE void store(Vector sum, Index x, Index y = 0) const { store_up_to(address(x, y), apply(sum, x, y), count); }
 
-    // The second pass of two; `sum` includes the bias.
-    [[gnu::noinline]] void finish(const Vector& sum, Index x, Index y = 0) const {
-        Vector result = sum;
-        const auto combine = [&] {
-            const Vector other = load_up_to(residual + y * residual_line + x * residual_step, count);
-            result = multiply ? result * other : result + other;
-        };
-        if (residual && !residual_last) combine();
-        result = activate(result, activation, slope);
-        if (residual && residual_last) combine();
-        store_up_to(address(x, y), clamp(result, low, high), count);
+    // The second pass of two, for `pixels` pixels side by side, the first to the right and below by `x` and `y`; their sums,
+    // without bias, are `between` floats apart.
+    [[gnu::noinline]] void finish(const float* sums, Index between, Index pixels, Index x, Index y = 0) const {
+        with_activation(activation, [&](auto chosen) __attribute__((always_inline)) {
+            const VectorEpilogue self = *this;
+            for (Index pixel = 0; pixel < pixels; ++pixel) {
+                Vector result = load(sums + pixel * between) + self.bias, other{};
+                if (self.residual)
+                    other = load_up_to(self.residual + y * self.residual_line + (x + pixel) * self.residual_step, self.count);
+                if (self.residual && !self.residual_last) result = self.multiply ? result * other : result + other;
+                result = activate<chosen>(result, self.slope);
+                if (self.residual && self.residual_last) result = self.multiply ? result * other : result + other;
+                store_up_to(self.address(x + pixel, y), clamp(result, self.low, self.high), self.count);
+            }
+        });
     }
 };
 

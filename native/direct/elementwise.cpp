@@ -10,7 +10,7 @@
 namespace svertka::INSTRUCTIONS {
 namespace {
 
-constexpr Index piece = 4096;  // values of a row that a thread computes at a time
+constexpr Index piece = 4096;  // values that a thread computes at a time
 
 using Offsets = std::vector<std::int32_t>;
 
@@ -72,28 +72,30 @@ struct Pass {
     }
     Offsets of_input = offsets_of(shape.input), of_other = offsets_of(shape.other);
 
+    template <Activation activation>
+    ALWAYS_INLINE Vector finish(Vector value) const {
+        return clamp(activate<activation>(value, epilogue.slope), epilogue.low, epilogue.high);
+    }
+
+    template <Activation activation>
     void joined_row(const float* a, const float* b, float* to) const {
         const Index count = static_cast<Index>(of_input.size());
         for (Index k = 0; k < count; k += lanes) {
             const Index here = count - k;
             Vector value = gather(a, of_input.data() + k, here);
             if (b) value = combine(value, gather(b, of_other.data() + k, here), combination);
-            value = clamp(activate(value, epilogue.activation, epilogue.slope), epilogue.low, epilogue.high);
-            store_up_to(to + k, value, here);
+            store_up_to(to + k, finish<activation>(value), here);
         }
     }
 
-    template <bool activated>
+    template <Activation activation>
     void row(const float* a, const float* b, float* to, Index count) const {
         const Index step_a = shape.input[4], step_b = shape.other[4], step = shape.output[4];
-        const float low = epilogue.low, high = epilogue.high, slope = epilogue.slope;
-        const Activation activation = epilogue.activation;
         for (Index k = 0; k < count; k += lanes) {
             const Index here = count - k;
             Vector value = strided(a + k * step_a, step_a, here);
             if (b) value = combine(value, strided(b + k * step_b, step_b, here), combination);
-            if constexpr (activated) value = activate(value, activation, slope);
-            value = clamp(value, low, high);
+            value = finish<activation>(value);
             if (step == 1)
                 store_up_to(to + k, value, here);
             else
@@ -101,80 +103,85 @@ struct Pass {
         }
     }
 
-    // The number of pieces of all rows.
-    Index count() const {
-        Index all = of_input.empty() ? shape.sizes[3] * ceil_div(shape.sizes[4], piece) : 1;
-        for (int axis = 0; axis < 3; ++axis) all *= shape.sizes[axis];
-        return shape.sizes[3] * shape.sizes[4] == 0 ? 0 : all;
-    }
+    // Work is divided into units: pieces of one row, or some rows along axis 3, or all of them where rows are joined.
+    Index of_piece = min(shape.sizes[4], piece), of_rows = joined() ? shape.sizes[3] : max(piece / max(of_piece, 1), 1);
+    Index pieces = ceil_div(shape.sizes[4], max(of_piece, 1)), groups = ceil_div(shape.sizes[3], max(of_rows, 1));
 
-    // Pieces `first` to `last` of all rows.
-    void pieces(Index first, Index last) const {
-        const bool joined = !of_input.empty();
-        const Index of_row = joined ? 1 : ceil_div(shape.sizes[4], piece);
+    bool joined() const { return !of_input.empty(); }
+    Index units() const { return shape.sizes[0] * shape.sizes[1] * shape.sizes[2] * groups * pieces; }
+
+    // Units `first` to `last`.
+    template <Activation activation>
+    void compute(Index first, Index last) const {
         for (Index number = first; number < last; ++number) {
-            Index rest = number / of_row, a = 0, b = 0, to = 0;
-            for (int axis = joined ? 2 : 3; axis >= 0; --axis) {
+            const Index begin = number % pieces * of_piece, start = number / pieces % groups * of_rows;
+            Index rest = number / pieces / groups;
+            Index a = begin * shape.input[4] + start * shape.input[3], b = begin * shape.other[4] + start * shape.other[3];
+            Index to = begin * shape.output[4] + start * shape.output[3];
+            for (int axis = 2; axis >= 0; --axis) {
                 const Index place = rest % shape.sizes[axis];
                 rest /= shape.sizes[axis];
                 a += place * shape.input[axis], b += place * shape.other[axis], to += place * shape.output[axis];
             }
-            if (joined) {
-                joined_row(input + a, other ? other + b : nullptr, output + to);
+            if (joined()) {
+                joined_row<activation>(input + a, other ? other + b : nullptr, output + to);
                 continue;
             }
-            const Index begin = number % of_row * piece, count = min(piece, shape.sizes[4] - begin);
-            a += begin * shape.input[4], b += begin * shape.other[4], to += begin * shape.output[4];
-            const float* const second = other ? other + b : nullptr;
-            if (epilogue.activation == Activation::none)
-                row<false>(input + a, second, output + to, count);
-            else
-                row<true>(input + a, second, output + to, count);
+            const Index count = min(of_piece, shape.sizes[4] - begin), end = min(start + of_rows, shape.sizes[3]);
+            for (Index one = start; one < end; ++one) {
+                row<activation>(input + a, other ? other + b : nullptr, output + to, count);
+                a += shape.input[3], b += shape.other[3], to += shape.output[3];
+            }
         }
     }
 };
 
 float sum_of(Vector vector) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)vector);
+#else
     float sum = 0;
     for (Index i = 0; i < lanes; ++i) sum += vector[i];
     return sum;
+#endif
 }
 
-}  // namespace
-
-void elementwise(const Strided& shape, Combination combination, const float* input, const float* other,
-                 const Epilogue& epilogue, float* output, int threads) {
-    const Pass pass{shape, combination, input, other, epilogue, output};
-    const Index all = pass.count();
-    if (all == 0 || threads == 1) return pass.pieces(0, all);
-    const Index each = ceil_div(all, 4 * threads);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (Index first = 0; first < all; first += each) pass.pieces(first, min(first + each, all));
+// The first `count` lanes, then zeros.
+ALWAYS_INLINE Vector first_lanes(Vector vector, Index count) {
+    Bits places;
+    for (Index i = 0; i < lanes; ++i) places[i] = static_cast<std::uint32_t>(i);
+    return places < static_cast<std::uint32_t>(min(count, lanes)) ? vector : Vector{};
 }
 
-void normalize(const Normalization& shape, const float* input, const float* weight, const float* bias,
-               const Epilogue& epilogue, float* output, int threads) {
-    const Index channels = shape.channels / shape.groups;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (Index number = 0; number < shape.batch * shape.groups; ++number) {
+struct Normalizer {
+    const Normalization& shape;
+    const float *input, *weight, *bias;
+    const Epilogue& epilogue;
+    float* output;
+    Index channels = shape.channels / shape.groups;
+
+    // The mean of function(values, count) over the vectors of a group. Sums of a pixel are floats, others doubles.
+    template <class Function>
+    ALWAYS_INLINE double mean_of(const float* from, Function function) const {
+        double all = 0;
+        for (Index pixel = 0; pixel < shape.pixels; ++pixel, from += shape.in_step) {
+            Vector sums{};
+            for (Index k = 0; k < channels; k += lanes) sums += function(from + k, channels - k);
+            all += sum_of(sums);
+        }
+        return all / static_cast<double>(shape.pixels * channels);
+    }
+
+    template <Activation activation>
+    void compute(Index number) const {
         const Index image = number / shape.groups, channel = number % shape.groups * channels;
         const float* from = input + image * shape.pixels * shape.in_step + channel;
         float* to = output + image * shape.pixels * shape.out_step + channel;
-        // Sums of a pixel are floats, those of all pixels doubles.
-        const auto sum = [&](auto of) {
-            double all = 0;
-            for (Index pixel = 0; pixel < shape.pixels; ++pixel) {
-                Vector sums{};
-                for (Index k = 0; k < channels; k += lanes) sums += of(from + pixel * shape.in_step + k, channels - k);
-                all += sum_of(sums);
-            }
-            return all / static_cast<double>(shape.pixels * channels);
-        };
-        const float mean = static_cast<float>(sum([](const float* values, Index count) { return load_up_to(values, count); }));
-        const double variance = sum([&](const float* values, Index count) {
-            Vector centered = load_up_to(values, count) - mean;
-            if (count < lanes)  // lanes without a channel
-                for (Index i = count; i < lanes; ++i) centered[i] = 0;
+        const float mean = static_cast<float>(mean_of(from, [](const float* values, Index count) __attribute__((always_inline)) {
+            return load_up_to(values, count);
+        }));
+        const double variance = mean_of(from, [=](const float* values, Index count) __attribute__((always_inline)) {
+            const Vector centered = first_lanes(load_up_to(values, count) - mean, count);
             return centered * centered;
         });
         const float scale = static_cast<float>(1 / std::sqrt(variance + shape.epsilon));
@@ -184,10 +191,33 @@ void normalize(const Normalization& shape, const float* input, const float* weig
                 Vector value = (load_up_to(from + k, count) - mean) * scale;
                 if (weight) value *= load_up_to(weight + channel + k, count);
                 if (bias) value += load_up_to(bias + channel + k, count);
-                value = activate(value, epilogue.activation, epilogue.slope);
-                store_up_to(to + k, clamp(value, epilogue.low, epilogue.high), count);
+                value = clamp(activate<activation>(value, epilogue.slope), epilogue.low, epilogue.high);
+                store_up_to(to + k, value, count);
             }
     }
+};
+
+}  // namespace
+
+void elementwise(const Strided& shape, Combination combination, const float* input, const float* other,
+                 const Epilogue& epilogue, float* output, int threads) {
+    const Pass pass{shape, combination, input, other, epilogue, output};
+    const Index all = pass.units(), each = ceil_div(all, 4 * threads);
+    if (all == 0) return;
+    with_activation(epilogue.activation, [&](auto activation) {
+        if (threads == 1) return pass.compute<activation>(0, all);
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (Index first = 0; first < all; first += each) pass.compute<activation>(first, min(first + each, all));
+    });
+}
+
+void normalize(const Normalization& shape, const float* input, const float* weight, const float* bias,
+               const Epilogue& epilogue, float* output, int threads) {
+    const Normalizer normalizer{shape, input, weight, bias, epilogue, output};
+    with_activation(epilogue.activation, [&](auto activation) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (Index number = 0; number < shape.batch * shape.groups; ++number) normalizer.compute<activation>(number);
+    });
 }
 
 }  // namespace svertka::INSTRUCTIONS

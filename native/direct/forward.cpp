@@ -114,9 +114,7 @@ struct Pass {
                 last && !later ? epilogues[half].store(sum + epilogues[half].bias, row) : store(kept, sum);
             });
         if (last && later)
-            for (int row = 0; row < count; ++row)
-                for (int half = 0; half < vectors; ++half)
-                    epilogues[half].finish(load(products + row * NR + half * lanes) + epilogues[half].bias, row);
+            for (int half = 0; half < vectors; ++half) epilogues[half].finish(products + half * lanes, NR, count, 0);
     }
 
     // Whether im2col can be skipped: with few channels, consecutive rows of one line are a fixed distance apart.

@@ -279,9 +279,12 @@ struct Pass {
         if (simple) after.residual = nullptr;
         const bool later = after.in_two_passes();
         VectorEpilogue<float> epilogues[width];
+        Vector starts[width];
         for (Index part = 0; part < width; ++part) {
             const Index count = simple ? lanes : min(apart, left - part * apart);
             epilogues[part] = {after, output, shape.out_step, band.pixel, band.channel + part * apart, count, out_size};
+            starts[part] = epilogues[part].bias;
+            if (later) epilogues[part].bias = Vector{};  // the sums include it
         }
         const Index next = dilation * strip.of_row;
         for (Index y = 0; y < band.rows; ++y) {
@@ -294,16 +297,17 @@ struct Pass {
 #pragma GCC unroll 16
                 for (Index one = 0; one < block; ++one)
 #pragma GCC unroll 4
-                    for (Index part = 0; part < width; ++part) sums[one][part] = epilogues[part].bias;
+                    for (Index part = 0; part < width; ++part) sums[one][part] = starts[part];
                 for (Index i = begin; i < end; ++i) add_row(from + i * next, i, sums);
                 if (later) {
-                    Vector kept[block][width];
+                    float kept[block * width * lanes];
 #pragma GCC unroll 16
                     for (Index one = 0; one < block; ++one)
 #pragma GCC unroll 4
-                        for (Index part = 0; part < width; ++part) kept[one][part] = sums[one][part];
-                    for (Index one = 0; one < min(block, out_size - x); ++one)
-                        for (Index part = 0; part < width; ++part) epilogues[part].finish(kept[one][part], x + one, y);
+                        for (Index part = 0; part < width; ++part)
+                            store(kept + (one * width + part) * lanes, sums[one][part]);
+                    for (Index part = 0; part < width; ++part)
+                        epilogues[part].finish(kept + part * lanes, width * lanes, min(block, out_size - x), x, y);
                     continue;
                 }
 #pragma GCC unroll 16

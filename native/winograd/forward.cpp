@@ -127,12 +127,12 @@ struct Pass {
     template <class ProductAt>
     [[gnu::noinline]] static void store_in_two_passes(const VectorEpilogue<Number>& vector_epilogue, ProductAt product_at,
                                                       Index height, Index width) {
-        Vector sums[outputs][outputs];
+        float sums[outputs * outputs * lanes];
         transform<winograd::output_matrix>(product_at, [&](auto i, auto j, Vector vector) __attribute__((always_inline)) {
-            sums[i][j] = vector + vector_epilogue.bias;
+            store(sums + (i * outputs + j) * lanes, vector);
         });
         for (Index i = 0; i < height; ++i)
-            for (Index j = 0; j < width; ++j) vector_epilogue.finish(sums[i][j], j, i);
+            vector_epilogue.finish(sums + i * outputs * lanes, lanes, width, 0, i);
     }
 
     void store_block(Range here, const float* products, Index number) const {

@@ -21,7 +21,9 @@ def programs(draw: st.DrawFn) -> tuple[list[Step], Shapes]:
         some = st.integers(0, result - 1)
         kind, x = draw(st.sampled_from(("concatenation", "slice", "copy"))), draw(some)
         if kind == "concatenation":
-            parts = tuple(draw(st.lists(some, min_size=1, max_size=4)))
+            earlier = [step.inputs for step in steps if isinstance(step, Concatenation)]
+            begin = draw(st.sampled_from([(), *earlier]))
+            parts = (*begin, *draw(st.lists(some, min_size=1, max_size=4 if begin == () else 2)))
             steps.append(Concatenation(parts, result))
             channels[result] = sum(channels[part] for part in parts)
         elif kind == "slice":
@@ -96,5 +98,14 @@ def test_concatenated_values_are_written_in_place() -> None:
     assert [(layouts.of[part].root, layouts.of[part].offset) for part in (1, 2)] == [(3, 0), (3, 16)]
     assert layouts.step_of(1) == layouts.step_of(2) == 24
     assert total == 24 * 4
+    dense: list[Step] = [*steps, Elementwise(3, 4), Concatenation((1, 2, 4), 5)]  # as in DenseNet
+    layouts, _, total = lay_out(dense, shapes | {4: (1, 24, 2, 2), 5: (1, 48, 2, 2)}, 5)
+    assert [(layouts.of[part].root, layouts.of[part].offset) for part in (1, 2, 3, 4)] == [
+        (5, 0),
+        (5, 16),
+        (5, 0),
+        (5, 24),
+    ]
+    assert total == 48 * 4
     # A value cannot be in two places.
     assert find_concatenated_in_place([Elementwise(0, 1), Concatenation((1, 1), 2)], {1, 2}) == {}

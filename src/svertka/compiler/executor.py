@@ -78,7 +78,8 @@ class ExecutionPlan:
         for one in self.fused.steps:
             check_step_shapes(one, shapes, of_weights, of_tensors)
         self.output = self._find_direct_output(shapes)
-        made = {one.result for one in fused.steps if isinstance(one, FusedConvolution | Pool | Elementwise)}
+        kinds = FusedConvolution | Pool | Elementwise | Concatenation
+        made = {one.result for one in fused.steps if isinstance(one, kinds)}
         inner = find_concatenated_in_place(fused.steps, made - {self.output})
         self.inner = {part: outer for part, outer in inner.items() if len(shapes[part]) == 4}
         self.layouts = Layouts(fused.steps, shapes, fused.dtypes, batch_size, self.inner)
@@ -92,6 +93,7 @@ class ExecutionPlan:
         sizes = {root: math.prod(self.shapes[root]) for root in set(roots.values()) - elsewhere}
         self.offsets, self.size = assign_offsets(steps, sizes, roots, returned)
         self.program = native.kernels.Program()
+        self._copied: set[tuple[int, int]] = set()  # parts of concatenations: (concatenation, index)
         # Ranges of steps in the native program, and between them operations of PyTorch.
         self.parts: list[tuple[int, int] | OperationCall] = []
         last, begin = find_last_uses(steps, returned), 0
@@ -307,12 +309,15 @@ class ExecutionPlan:
         self.program.add_normalize(settings, before, weight, bias, _make_ending(step), after)
 
     def _add_concatenation(self, step: Concatenation) -> None:
-        channel = 0
+        """Copy the parts that are not computed in place, unless a concatenation that begins alike has copied them."""
+        whole = self.layouts.find_longest(step)
         memory, offset = self._locate(step.result)
         strides = self.layouts.of[step.result].strides
+        channel = 0
         for number, part in enumerate(step.inputs):
-            if self.inner.get(part) != (step.result, number):
-                shape = self.shapes[part]
+            shape = self.shapes[part]
+            if self.inner.get(part) != (whole, number) and (whole, number) not in self._copied:
+                self._copied.add((whole, number))
                 self._add_strided(
                     shape,
                     (self._locate(part), shape, self.layouts.of[part].strides),
@@ -321,7 +326,7 @@ class ExecutionPlan:
                     native.kernels.Combination.FIRST,
                     self._make_epilogue(None, NO_LOCATION),
                 )
-            channel += self.shapes[part][1]
+            channel += shape[1]
 
     def _add_direct(
         self,

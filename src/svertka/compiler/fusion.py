@@ -39,6 +39,9 @@ NO_OPS |= {"alias.default", "contiguous.default", "lift_fresh.default"}
 # Operations with one result that arrange the values of their input in another way.
 VIEWS = {"permute.default", "transpose.int", "reshape.default", "flatten.using_ints", "unflatten.int", "movedim.int"}
 VIEWS |= {"unsqueeze.default", "squeeze.dim", "squeeze.dims", "swapaxes.default", "view.default", "t.default"}
+# Operations that read only the shape and dtype of their input.
+FILLS = {"new_zeros.default", "new_ones.default", "new_full.default", "zeros_like.default", "ones_like.default"}
+FILLS |= {"full_like.default"}
 NHWC, NCHW = [0, 2, 3, 1], [0, 3, 1, 2]  # the axes of permutations between them
 EPILOGUES = FusedConvolution, Elementwise, Normalization  # steps that an activation function can extend
 
@@ -703,13 +706,25 @@ class GraphFuser(FusionState):
             return False
         if operation.name in NO_OPS and not operation.arguments.get("train"):
             self.same[one] = next(iter(operation.arguments.values()))
-        elif not any(isinstance(leaf, Value | BatchDependentSize) for leaf in given):
-            name = f"{operation.place}:{one}"
-            (self.tensors[name],) = operation.run(lambda x: self.tensors[x.name] if isinstance(x, Constant) else x)
-            self.same[one] = Constant(name)
-        else:
-            return False
-        return True
+            return True
+        fills = operation.name in FILLS and all(isinstance(side, int) for side in self.shapes[one])
+        if fills or not any(isinstance(leaf, Value | BatchDependentSize) for leaf in given):
+            self._compute(operation, one)
+            return True
+        return False
+
+    def _compute(self, operation: Operation, result: int) -> None:
+        """Make `result` a constant: it depends on no value, or only on the shape and dtype of one."""
+
+        def value(leaf: Any) -> Any:
+            if isinstance(leaf, Value):
+                sides = [side if isinstance(side, int) else 1 for side in self.shapes[leaf.number]]
+                return torch.empty(sides, dtype=self.dtypes[leaf.number], device="cpu")
+            return self.tensors[leaf.name] if isinstance(leaf, Constant) else leaf
+
+        name = f"{operation.place}:{result}"
+        (self.tensors[name],) = operation.run(value)
+        self.same[result] = Constant(name)
 
     def _try_fuse(self, operation: Operation) -> bool:
         """Whether a rule made the operation a step, or part of one."""

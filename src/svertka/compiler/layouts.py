@@ -128,6 +128,12 @@ class Layouts:
         assert step is not None
         return step
 
+    def find_longest(self, step: Concatenation) -> int:
+        """Return the concatenation that begins with the parts of `step` and contains it in memory, or its result."""
+        outer, number = self.inner.get(step.result, (step.result, 0))
+        begins_alike = number == 0 and self._parts[outer][: len(step.inputs)] == step.inputs
+        return outer if begins_alike else step.result
+
     def _add_operation(self, step: Operation) -> None:
         views = self._follow_views(step)
         if views is not None:

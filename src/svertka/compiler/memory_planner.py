@@ -57,18 +57,27 @@ class FeatureMapSize:
 
 
 def find_concatenated_in_place(steps: Sequence[Step | Chain], made: set[int]) -> dict[int, tuple[int, int]]:
-    """Return the values that kernels can write into a concatenation: value -> (concatenation, index of the part).
+    """Return the values that are parts of a concatenation in memory: value -> (concatenation, index of the part).
+
+    A concatenation that is the beginning of another one is its part 0. DenseNet concatenates the outputs of all earlier
+    layers of a block before each layer (Huang et al. 2017, equation 2); so each output is written only once.
 
     Args:
         steps: in the order in which they run.
         made: values that native kernels compute; only these can be written anywhere.
     """
+    concatenations = [step for step in steps if isinstance(step, Concatenation)]
     found: dict[int, tuple[int, int]] = {}
-    for step in steps:
-        if isinstance(step, Concatenation):
-            for number, part in enumerate(step.inputs):
-                if part in made and part not in found and step.inputs.count(part) == 1:
-                    found[part] = step.result, number
+    for step in concatenations:
+        longer = [one for one in concatenations if one is not step and one.inputs[: len(step.inputs)] == step.inputs]
+        whole = max(longer, key=lambda one: len(one.inputs), default=step)
+        if len(whole.inputs) > len(step.inputs) and step.result in made:
+            found[step.result] = whole.result, 0
+        else:
+            whole = step
+        for number, part in enumerate(step.inputs):
+            if part in made and part not in found and whole.inputs.count(part) == 1:
+                found[part] = whole.result, number
     return found
 
 
