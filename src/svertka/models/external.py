@@ -27,7 +27,7 @@ from svertka.models.builder import (
     import_function,
     require_consent,
 )
-from svertka.models.exported_graph import read_graph
+from svertka.models.exported_graph import allocated, read_graph
 from svertka.models.registry import MODELS, Model, describe_model, find_model, trace_model
 from svertka.progress import say
 from svertka.type_checking import check_types
@@ -106,7 +106,7 @@ def open_builder(builder: Builder, folder: Path, *, trust: bool, size: int, chan
         template = read_graph(folder / GRAPH)
 
         def rebuild(_: int) -> nn.Module:
-            return copy.deepcopy(template).to_empty(device="cpu")
+            return allocated(template)
 
         facts = _Facts("exported graph", size, channels, classes, builder.head_layer, None)
         return replace(_model(facts, builder, _Build(rebuild, None, classes), has_own_weights=True), is_exported=True)
