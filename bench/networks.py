@@ -207,7 +207,7 @@ def compare(
     exact = copy.deepcopy(network).double()(images[:1].double())
     with tempfile.TemporaryDirectory() as folder:
         sides = {side: maker(network, images, Path(folder)) for side, maker in makers.items()}
-        found = {side: {"error": _error(side, run(), exact)} for side, run in sides.items()}
+        found = {side: {"error": measure_error(side, run(), exact)} for side, run in sides.items()}
         for side, seconds in in_turns(sides, rounds, max(1, 5 // batch)).items():
             found[side] |= {"ms": 1e3 * min(seconds), "ms_median": 1e3 * statistics.median(seconds)}
     for side in found:
@@ -228,7 +228,8 @@ def in_turns(sides: dict[str, Run], rounds: int, runs: int) -> dict[str, list[fl
     return times
 
 
-def _error(side: str, scores: Any, exact: Tensor) -> float:
+def measure_error(side: str, scores: Any, exact: Tensor) -> float:
+    """Return the largest difference of a side's scores from `exact`, over the largest value, for the first image."""
     first = finite(side, torch.as_tensor(np.asarray(scores))).double().reshape(-1, exact.shape[1])[:1]
     return float((first - exact).abs().max() / exact.abs().max())
 
