@@ -118,8 +118,19 @@ def test_chains_compute_what_the_network_does(
         network.float()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiling, "MAX_TILE_NUMBERS", rows * 40 * sides[1])
+        patch.setattr(tiling, "MIN_TILED_NUMBERS", 0)
         found = optimize(network, x)(x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@kernels
+def test_maps_that_fit_in_the_cache_are_not_tiled() -> None:
+    parts = nn.Conv2d(8, 64, 1), nn.Conv2d(64, 64, 3, padding=1, groups=64), nn.Conv2d(64, 8, 1)
+    network = nn.Sequential(*parts).eval()
+    for side, tiled in ((16, False), (48, True)):
+        optimized = optimize(network, torch.randn(1, 8, side, side))
+        steps = form_chains(optimized._steps.steps, optimized._plan(1).maps, optimized._packed, [])
+        assert any(isinstance(step, Chain) for step in steps) == tiled
 
 
 @kernels
@@ -139,7 +150,9 @@ def test_intermediate_maps_need_no_arena_memory() -> None:
         ("weights larger", ["widen", "each"]),
     ],
 )
-def test_maps_with_other_readers_are_not_tiled(what: str, together: list[str]) -> None:
+def test_maps_with_other_readers_are_not_tiled(what: str, together: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiling, "MIN_TILED_NUMBERS", 0)
+
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -14,6 +14,7 @@ from svertka.compiler.ir import Chain, FusedConvolution, Step
 from svertka.compiler.memory_planner import ALIGNMENT, FeatureMapSize
 from svertka.compiler.packing import PackedWeights
 
+MIN_TILED_NUMBERS = 1 << 16  # smaller intermediate maps stay in the L2 cache as a whole
 MAX_TILE_NUMBERS = 1 << 18  # of intermediate rows per thread: about the size of an L2 cache
 
 
@@ -23,7 +24,8 @@ def form_chains(
     """Return `steps` with chains in place of runs of convolutions that are faster together.
 
     A chain contains depthwise convolutions and the direct convolutions around them. It is extended while the
-    intermediate map of one image is larger than the weights on both sides, which are read again for each image.
+    intermediate map of one image is larger than MIN_TILED_NUMBERS, and than the weights on both sides, which are read
+    again for each image.
 
     Args:
         steps: in the order in which they run.
@@ -42,7 +44,8 @@ def form_chains(
         by_definition = all(one.kernel == "depthwise" or (one.kernel == "direct" and one.groups == 1) for one in packed)
         between = maps[step.x]
         size = between.height * between.width * between.channels
-        return uses[step.x] == 1 and by_definition and size > sum(one.numbers.numel() for one in packed)
+        least = max(MIN_TILED_NUMBERS, sum(one.numbers.numel() for one in packed))
+        return uses[step.x] == 1 and by_definition and size > least
 
     runs: list[list[Step]] = []
     for step in steps:
