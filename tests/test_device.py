@@ -56,7 +56,8 @@ def test_layout_changes_strides_and_nothing_else() -> None:
 
 
 def test_descriptions_are_for_people() -> None:
-    assert describe_device(torch.device("cpu")) == f"cpu, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    assert describe_device(torch.device("cpu")) == f"cpu, {threads} thread{'s' * (threads != 1)}"
     assert cpu_name()
 
 

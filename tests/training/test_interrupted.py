@@ -33,7 +33,7 @@ PHASES: dict[str, tuple[Any, str, int]] = {
     "first checkpoint": (checkpoint, "write_tensors", 1),
     "the optimizer": (resume, "build_optimizer", 1),
     "computing the head": (resume, "compute_head", 1),
-    "computing features": (resume, "build_learner", 1),
+    "computing features": (resume, "build_training_inputs", 1),
     "a step": (training_loop, "take_step", 9),
     "scoring val": (callbacks, "evaluate_network", 2),
     "last checkpoint": (checkpoint, "save", 2),

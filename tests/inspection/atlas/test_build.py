@@ -166,7 +166,7 @@ def test_options_limit_layers_units_and_images(run: Run, tmp_path: Path) -> None
 def test_invalid_arguments_are_rejected(run: Run, tmp_path: Path, digit_folder: Path) -> None:
     for asked, sentence in [
         ({"layers": ["c33"]}, "c33.*c3"),
-        ({"layers": ["f6"]}, "f6"),
+        ({"layers": ["f6"]}, "tanh6 has outputs of shape 84"),
         ({"units": 0}, "units=0 must be at least 1"),
         ({"pictures": 0}, "pictures=0 must be at least 1"),
         ({"source": tmp_path / "nowhere"}, "there is no folder"),
