@@ -26,6 +26,7 @@ import numpy.typing as npt
 from svertka.data.decode_memory import count_scans
 from svertka.data.image_io import Decoding, detect_format, estimate_memory, read_header, read_image
 from svertka.errors import FormatError, ImageError, SizeError
+from svertka.malloc import give_back_freed_memory
 
 JOB = struct.Struct("<IQ")  # size of the settings in JSON and size of the image in bytes; both follow
 # AnswerKind, CPU seconds, then height and width of the pixels that follow; or bytes of the message that follows, and 0.
@@ -135,8 +136,8 @@ def main(limits: DecodingLimits) -> None:
         while head := jobs.read(JOB.size):
             count, size = JOB.unpack(head)
             settings = DecodingSettings(*json.loads(jobs.read(count)))
-            answer = partial(decode_image, jobs.read(size), settings, limits)
-            _answer(answer, answers, limits.seconds)
+            _answer(partial(decode_image, jobs.read(size), settings, limits), answers, limits.seconds)
+            give_back_freed_memory()  # some decoders leave hundreds of megabytes, as of JPEG 2000 with many tiles
 
 
 def _answer(decode: Callable[[], npt.NDArray[np.uint8]], answers: BinaryIO, seconds: float) -> None:
