@@ -141,7 +141,9 @@ def test_forward_mode_derivatives_are_pytorchs():
         torch.testing.assert_close(result.tangent, F.conv2d(tangent, weight, padding=1))
 
 
-@pytest.mark.parametrize("name", [*(name for name in NAMES if name not in ("winograd", "fft", "native_grouped")), "auto"])
+@pytest.mark.parametrize(
+    "name", [*(name for name in NAMES if name not in ("winograd", "fft", "native_grouped")), "auto"]
+)
 @pytest.mark.parametrize("within", [False, True])
 def test_autocast_computes_in_its_dtype(name, within):
     """`within`: whether derivatives are taken under autocast, too."""
