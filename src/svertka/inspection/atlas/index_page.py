@@ -73,13 +73,13 @@ class IndexPage:
 
     @property
     def headline(self) -> str:
-        """Summary, "lenet5, trained on digits: 3 layers with 142 units, 2 of them dead; patches from 361 pictures."."""
+        """Summary, "lenet5, trained on digits: 3 layers with 142 units, 2 of them dead; patches from 361 images."."""
         source = self.inputs.training_source
         trained = f", trained on {_last_part(source)}" if source else ""
         dead = f", {self.num_dead:,} of them dead" if self.num_dead else ""
         return (
             f"{self.name}{trained}: {format_count(len(self.layers), 'layer')} with "
-            f"{format_count(self.num_units, 'unit')}{dead}; patches from {format_count(len(self.inputs), 'picture')}."
+            f"{format_count(self.num_units, 'unit')}{dead}; patches from {format_count(len(self.inputs), 'image')}."
         )
 
     def render(self) -> str:
