@@ -328,6 +328,8 @@ def view(chance: random.Random, values: list[Tensor], before: list[nn.Module]) -
             Step(lambda _, x: torch.einsum("nchw->nhcw", x)),
             Step(lambda _, x: x.unsqueeze(2).squeeze(2)),
             Step(lambda _, x: x.movedim(1, -1).movedim(-1, 1)),
+            Step(lambda _, x: F.layer_norm(x, x.shape[3:])),
+            Step(lambda _, x: F.layer_norm(x.transpose(2, 3), x.shape[2:3]) + x.transpose(2, 3).relu()),
         ]
     )
 

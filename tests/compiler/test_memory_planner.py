@@ -43,7 +43,7 @@ def programs(draw: st.DrawFn) -> tuple[list[Step], Shapes]:
 def lay_out(steps: list[Step], shapes: Shapes, last: int) -> tuple[Layouts, dict[int, int], int]:
     made = {step.result for step in steps if isinstance(step, Elementwise | Concatenation)}
     inner = find_concatenated_in_place(steps, made - {last})
-    layouts = Layouts(steps, shapes, dict.fromkeys(shapes, torch.float32), 1, inner)
+    layouts = Layouts(steps, shapes, 1, inner)
     roots = {value: layout.root for value, layout in layouts.of.items()}
     sizes = {root: torch.Size(shapes[root]).numel() for root in set(roots.values()) - {0}}
     return layouts, *assign_offsets(layouts.steps, sizes, roots, [last])

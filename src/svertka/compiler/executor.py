@@ -56,6 +56,20 @@ NO_LOCATION = MapLocation(-1, 0, 0)
 MAX_AXES = 5  # of a strided kernel
 
 
+class Operand(NamedTuple):
+    """An operand or the result of a strided kernel: a location, (memory, offset), or a constant tensor."""
+
+    where: tuple[int, int] | Tensor
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def further(self, more: int) -> Any:
+        """Return where it begins, `more` numbers further on, as kernels take it."""
+        if isinstance(self.where, Tensor):
+            return self.where.as_strided((1,), (1,), self.where.storage_offset() + more)
+        return native.kernels.Place(self.where[0], self.where[1] + more)
+
+
 @dataclass(frozen=True)
 class OperationCall:
     """An operation of PyTorch, and the values that are no longer needed after it."""
@@ -82,7 +96,7 @@ class ExecutionPlan:
         made = {one.result for one in fused.steps if isinstance(one, kinds)}
         inner = find_concatenated_in_place(fused.steps, made - {self.output})
         self.inner = {part: outer for part, outer in inner.items() if len(shapes[part]) == 4}
-        self.layouts = Layouts(fused.steps, shapes, fused.dtypes, batch_size, self.inner)
+        self.layouts = Layouts(fused.steps, shapes, batch_size, self.inner)
         self.shapes = self.layouts.shapes
         self.maps = {value: self._find_map_size(value) for value in self.layouts.of}
         returned = [leaf.number for leaf in fused.output.leaves if isinstance(leaf, Value)]
@@ -210,12 +224,8 @@ class ExecutionPlan:
             return NO_LOCATION
         return MapLocation(*self._locate(value), self.layouts.step_of(value))
 
-    def _make_epilogue(
-        self, step: FusedConvolution | None, residual: MapLocation, more: int = 0
-    ) -> "native.kernels.Epilogue":
+    def _make_epilogue(self, step: FusedConvolution, residual: MapLocation, more: int = 0) -> "native.kernels.Epilogue":
         """What comes after the sum of each result, of the channels from `more` on."""
-        if step is None:
-            return native.kernels.Epilogue(None, residual.place(), residual.step, *UNBOUNDED)
         bias = self.fused.tensors[step.bias][more:] if step.bias else None
         activation = native.kernels.Activation[step.activation]
         return native.kernels.Epilogue(
@@ -246,50 +256,29 @@ class ExecutionPlan:
         else:
             self._add_concatenation(step)
 
+    def _operand(self, y: int | Constant) -> Operand:
+        if isinstance(y, Constant):
+            tensor = self.fused.tensors[y.name]
+            return Operand(tensor, tuple(tensor.shape), tensor.stride())
+        return Operand(self._locate(y), self.shapes[y], self.layouts.of[y].strides)
+
     def _add_elementwise(self, step: Elementwise) -> None:
-        y = self.fused.tensors[step.y.name] if isinstance(step.y, Constant) else step.y
-        other = None if y is None else (y.stride() if isinstance(y, Tensor) else self.layouts.of[y].strides)
-        of_other = () if y is None else (tuple(y.shape) if isinstance(y, Tensor) else self.shapes[y])
-        place = self._locate(y) if isinstance(y, int) else y
-        ending = _make_ending(step)
-        self._add_strided(
-            self.shapes[step.result],
-            (self._locate(step.x), self.shapes[step.x], self.layouts.of[step.x].strides),
-            (place, of_other, () if other is None else tuple(other)),
-            (self._locate(step.result), self.layouts.of[step.result].strides),
-            native.kernels.Combination[step.combination],
-            ending,
-        )
+        y = None if step.y is None else self._operand(step.y)
+        self._add_strided(self._operand(step.result), self._operand(step.x), y, step)
 
-    def _add_strided(
-        self,
-        shape: tuple[int, ...],
-        x: tuple[tuple[int, int], tuple[int, ...], tuple[int, ...]],
-        y: tuple[Any, tuple[int, ...], tuple[int, ...]],
-        result: tuple[tuple[int, int], tuple[int, ...]],
-        combination: "native.kernels.Combination",
-        ending: "native.kernels.Epilogue",
-    ) -> None:
-        """Add an elementwise operation.
-
-        Args:
-            shape: of the result.
-            x, y: location, shape and strides of the operands; y may be a tensor, or None.
-            result: location and strides.
-            combination: of the operands.
-            ending: what comes after it.
-        """
-        operands = [result[1], broadcast_strides(shape, *x[1:]), broadcast_strides(shape, *y[1:])]
-        sizes, strides = collapse_axes(shape, operands)
+    def _add_strided(self, result: Operand, x: Operand, y: Operand | None, step: Elementwise) -> None:
+        """Add the combination and the epilogue of `step`, for these operands instead of its own."""
+        strides_of_y = broadcast_strides(result.shape, (), ()) if y is None else broadcast_strides(result.shape, *y[1:])
+        operands = [result.strides, broadcast_strides(result.shape, *x[1:]), strides_of_y]
+        sizes, strides = collapse_axes(result.shape, operands)
         missing, more = max(MAX_AXES - len(sizes), 0), len(sizes) - min(MAX_AXES, len(sizes))
         axes = [[0] * missing + one[more:] for one in strides]
         strided = native.kernels.Strided([1] * missing + sizes[more:], axes[1], axes[2], axes[0])
+        combination, ending = native.kernels.Combination[step.combination], _make_ending(step)
         for index in itertools.product(*map(range, sizes[:more])):  # an operation for each index of further axes
             to, of_x, of_y = (sum(map(operator.mul, index, one)) for one in strides)
-            other = _further(y[0], of_y)
-            self.program.add_elementwise(
-                strided, combination, _further(x[0], of_x), other, ending, _further(result[0], to)
-            )
+            other = None if y is None else y.further(of_y)
+            self.program.add_elementwise(strided, combination, x.further(of_x), other, ending, result.further(to))
 
     def _add_normalization(self, step: Normalization) -> None:
         shape = self.shapes[step.x]
@@ -310,23 +299,16 @@ class ExecutionPlan:
 
     def _add_concatenation(self, step: Concatenation) -> None:
         """Copy the parts that are not computed in place, unless a concatenation that begins alike has copied them."""
-        whole = self.layouts.find_longest(step)
-        memory, offset = self._locate(step.result)
-        strides = self.layouts.of[step.result].strides
+        whole, result = self.layouts.find_longest(step), self._operand(step.result)
         channel = 0
         for number, part in enumerate(step.inputs):
-            shape = self.shapes[part]
+            one = self._operand(part)
             if self.inner.get(part) != (whole, number) and (whole, number) not in self._copied:
                 self._copied.add((whole, number))
-                self._add_strided(
-                    shape,
-                    (self._locate(part), shape, self.layouts.of[part].strides),
-                    (None, (), ()),
-                    ((memory, offset + channel * strides[1]), strides),
-                    native.kernels.Combination.FIRST,
-                    self._make_epilogue(None, NO_LOCATION),
-                )
-            channel += shape[1]
+                memory, offset = self._locate(step.result)
+                place = memory, offset + channel * result.strides[1]
+                self._add_strided(Operand(place, one.shape, result.strides), one, None, Elementwise(part, step.result))
+            channel += one.shape[1]
 
     def _add_direct(
         self,
@@ -394,11 +376,11 @@ class ExecutionPlan:
         """Apply the epilogue of `step`, without bias, to its result in memory."""
         assert step.residual is not None
         combination = "MULTIPLY" if step.multiply else "ADD"
-        activation = Elementwise(step.result, step.result, activation=step.activation, slope=step.slope)
+        activated = Elementwise(step.result, step.result, activation=step.activation, slope=step.slope)
         combined = Elementwise(step.result, step.result, step.residual, combination)
-        for one in (activation, combined) if step.residual_last else (combined, activation):
-            self._add_elementwise(one)
-        self._add_elementwise(Elementwise(step.result, step.result, bounds=step.bounds))
+        first, last = (activated, combined) if step.residual_last else (combined, activated)
+        self._add_elementwise(first)
+        self._add_elementwise(replace(last, bounds=step.bounds))
 
     def _add_chain(self, chain: Chain) -> None:
         steps = chain.steps
@@ -432,11 +414,10 @@ class ExecutionPlan:
             result = own.after((part.makes.start - part.first) * after.width)
             if part.below:
                 count, further = part.kept * after.width * after.channels, own.after(part.below * after.width)
-                ending = self._make_epilogue(None, NO_LOCATION)
-                line = [[1, 1, 1, 1, count], [0, 0, 0, 0, 1], [0] * 5, [0, 0, 0, 0, 1]]
-                first = native.kernels.Combination.FIRST
+                line = [[1, 1, 1, 1, count], [0, 0, 0, 0, 1], [0] * MAX_AXES, [0, 0, 0, 0, 1]]
+                copy, first = Elementwise(step.result, step.result), native.kernels.Combination.FIRST
                 program.add_elementwise(
-                    native.kernels.Strided(*line), first, further.place(), None, ending, own.place()
+                    native.kernels.Strided(*line), first, further.place(), None, _make_ending(copy), own.place()
                 )
         if not part.makes:
             return
@@ -452,13 +433,6 @@ class ExecutionPlan:
     def _locate_in_image(self, memory: int, value: int) -> MapLocation:
         """Return the location of `value` in `memory`, which begins at the current image."""
         return MapLocation(memory, 0, self._where(value).step)
-
-
-def _further(where: Any, more: int) -> Any:
-    """Return a location, (memory, offset), or a tensor, from `more` numbers further on; None stays None."""
-    if isinstance(where, Tensor):
-        return where.as_strided((1,), (1,), where.storage_offset() + more) if more else where
-    return None if where is None else native.kernels.Place(where[0], where[1] + more)
 
 
 def _make_ending(step: Elementwise | Normalization) -> "native.kernels.Epilogue":

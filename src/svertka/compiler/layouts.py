@@ -91,7 +91,6 @@ class Layouts:
     Args:
         steps: of the network.
         shapes: of its values, for this batch size.
-        dtypes: of its values.
         batch_size: the batch size.
         inner: values that lie inside a concatenation: value -> (concatenation, index of the part).
 
@@ -106,16 +105,15 @@ class Layouts:
         self,
         steps: Sequence[Step],
         shapes: Mapping[int, Sizes],
-        dtypes: Mapping[int, torch.dtype],
         batch_size: int,
         inner: Mapping[int, tuple[int, int]],
     ) -> None:
-        self.shapes, self.dtypes, self.batch_size, self.inner = dict(shapes), dtypes, batch_size, inner
+        self.shapes, self.batch_size, self.inner = dict(shapes), batch_size, inner
         self._parts = {step.result: step.inputs for step in steps if isinstance(step, Concatenation)}
         self.of = {0: Layout(0, 0, dense_strides(shapes[0], default_order(shapes[0])))}
         self.steps: list[Step] = []
         self.stored: set[int] = set()
-        self._copies: dict[int, int] = {}
+        self._copies: dict[tuple[int, Sizes], int] = {}  # (value, strides of the copy) -> the copy
         for step in steps:
             if isinstance(step, Operation):
                 self._add_operation(step)
@@ -199,15 +197,17 @@ class Layouts:
         if not found:
             return False
         _, layout, copied = min(found, key=lambda one: one[0])
-        copy = self._new_value(shape, Layout(result, 0, copied))
         self.of[result] = layout
-        self.steps.append(Elementwise(x, copy, place=place))
+        self._append_copy(x, copied, root=result, place=place)
         return True
 
-    def _new_value(self, shape: Sizes, layout: Layout) -> int:
-        number = max(self.shapes) + 1
-        self.shapes[number], self.of[number] = shape, layout
-        return number
+    def _append_copy(self, value: int, strides: Sizes, root: int | None = None, place: str = "") -> int:
+        """Append a copy of `value` with other strides, in the memory of `root` or in its own. Return its number."""
+        copy = max(self.shapes) + 1
+        self.shapes[copy] = self.shapes[value]
+        self.of[copy] = Layout(copy if root is None else root, 0, strides)
+        self.steps.append(Elementwise(value, copy, place=place))
+        return copy
 
     def _add_kernel(self, step: FusedConvolution | Pool | Elementwise | Normalization | Concatenation) -> None:
         for value in step.inputs:
@@ -262,13 +262,10 @@ class Layouts:
         return self._copy(value, range(len(shape)))
 
     def _copy(self, value: int, order: Iterable[int]) -> int:
-        if value not in self._copies:
-            shape = self.shapes[value]
-            copy = self._new_value(shape, Layout(-1, 0, ()))
-            self.of[copy] = self._own(copy, order)
-            self.steps.append(Elementwise(value, copy))
-            self._copies[value] = copy
-        return self._copies[value]
+        strides = dense_strides(self.shapes[value], order)
+        if (value, strides) not in self._copies:
+            self._copies[value, strides] = self._append_copy(value, strides)
+        return self._copies[value, strides]
 
 
 def collapse_axes(shape: Sizes, operands: Sequence[Sizes]) -> tuple[list[int], list[list[int]]]:
