@@ -215,7 +215,9 @@ def compare(
     return found
 
 
-def in_turns(sides: dict[str, Run], rounds: int, runs: int) -> dict[str, list[float]]:
+def in_turns(
+    sides: dict[str, Run], rounds: int, runs: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of `rounds` times `runs` runs of each side. Before each turn threads of the others come to rest, and one
     run that is not timed brings the side's weights into the caches.
     """
@@ -224,7 +226,7 @@ def in_turns(sides: dict[str, Run], rounds: int, runs: int) -> dict[str, list[fl
         for side in list(sides)[:: 1 if number % 2 else -1]:
             time.sleep(0.05)
             sides[side]()
-            times[side] += [seconds(sides[side]) for _ in range(runs)]
+            times[side] += [seconds(sides[side], clock) for _ in range(runs)]
     return times
 
 

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from networks import Run, channels_last, eager, measure_error, onnxruntime, openvino, ours
+from networks import FLOAT32, Run, in_turns, measure_error, ours
 from svertka.device import cpu_name, set_threads
 from svertka.errors import SvertkaError
 
@@ -49,7 +49,7 @@ TIMM = """
 """
 NETWORKS = [f"torchvision:{name}" for name in TORCHVISION.split()] + [f"timm:{name}" for name in TIMM.split()]
 ATTENTION = {"maxvit_t", "swin_t", "swin_v2_t", "vit_b_16", "levit_128s"}  # not counted as convolutional
-PEERS = {"pytorch": eager, "channels-last": channels_last, "onnxruntime": onnxruntime, "openvino": openvino}
+PEERS = {side: FLOAT32[side] for side in ("pytorch", "channels-last", "onnxruntime", "openvino")}
 
 
 def build(name: str) -> tuple[nn.Module, int]:
@@ -93,25 +93,13 @@ def compare(name: str, batch: int, threads: int, rounds: int) -> dict[str, Any]:
                 row[side] = {"refused": f"{type(reason).__name__}: {str(reason).splitlines()[0][:100]}"}
         for side, run in sides.items():
             row[side] = {"error": measure_error(side, run(), exact)}
-        times = take_turns(sides, rounds, clock)
+        times = in_turns(sides, rounds, 1, clock)
     for side, seconds in times.items():
         row[side] |= {"ms": 1e3 * min(seconds), "ms_median": 1e3 * statistics.median(seconds)}
     row["fastest_peer"] = min((side for side in sides if side != "ours"), key=lambda side: row[side]["ms"])
     row["ratio"] = row[row["fastest_peer"]]["ms"] / row["ours"]["ms"]
     row["ratio_to_pytorch"] = min(row[side]["ms"] for side in ("pytorch", "channels-last")) / row["ours"]["ms"]
     return row
-
-
-def take_turns(sides: dict[str, Run], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Return the seconds of `rounds` runs of each side, one after another; each goes first every other time."""
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(rounds):
-        for side in list(sides)[:: 1 if number % 2 else -1]:
-            sides[side]()  # brings its weights into the caches
-            began = clock()
-            sides[side]()
-            times[side].append(clock() - began)
-    return times
 
 
 def describe(row: dict[str, Any]) -> str:
