@@ -40,7 +40,7 @@ class AnswerKind(IntEnum):
     UNREADABLE = 1  # ImageError
     FORMAT = 2  # FormatError
     SIZE = 3  # SizeError
-    MORE = 4  # MoreError
+    MORE = 4  # LimitExceededError
 
 
 class DecodingLimits(NamedTuple):
@@ -64,6 +64,9 @@ ERROR_TYPES: dict[AnswerKind, type[Exception]] = {
 }
 USABLE_MEMORY = 0.75  # share of the memory limit that an image may need by estimate; the rest is a reserve
 JPEG_2000_WORK = 10  # times the work of other formats for a pixel
+# CPU seconds after which freed memory goes back: decoders of long images leave hundreds of megabytes, as of JPEG 2000
+# with many tiles. After a short one it would take a fifth of its time.
+LONG_SECONDS = 0.1
 
 
 class DecodingSettings(NamedTuple):
@@ -136,11 +139,13 @@ def main(limits: DecodingLimits) -> None:
         while head := jobs.read(JOB.size):
             count, size = JOB.unpack(head)
             settings = DecodingSettings(*json.loads(jobs.read(count)))
-            _answer(partial(decode_image, jobs.read(size), settings, limits), answers, limits.seconds)
-            give_back_freed_memory()  # some decoders leave hundreds of megabytes, as of JPEG 2000 with many tiles
+            took = _answer(partial(decode_image, jobs.read(size), settings, limits), answers, limits.seconds)
+            if took > LONG_SECONDS:
+                give_back_freed_memory()
 
 
-def _answer(decode: Callable[[], npt.NDArray[np.uint8]], answers: BinaryIO, seconds: float) -> None:
+def _answer(decode: Callable[[], npt.NDArray[np.uint8]], answers: BinaryIO, seconds: float) -> float:
+    """Write the image or the error that `decode` gives. Return the CPU time that it took, in seconds."""
     began = time.process_time()
     try:
         with _limit_cpu_time(seconds):
@@ -149,10 +154,13 @@ def _answer(decode: Callable[[], npt.NDArray[np.uint8]], answers: BinaryIO, seco
         kind = next(kind for kind in reversed(ERROR_TYPES) if isinstance(error, ERROR_TYPES[kind]))
         # A client cannot set options of the command line.
         message = re.sub(r" or raise --max-pixels( to \d+M)?", "", str(error)).encode(errors="replace")
-        _write(answers, ANSWER.pack(kind, time.process_time() - began, len(message), 0) + message)
+        took = time.process_time() - began
+        _write(answers, ANSWER.pack(kind, took, len(message), 0) + message)
     else:
-        _write(answers, ANSWER.pack(AnswerKind.PIXELS, time.process_time() - began, *pixels.shape[:2]))
+        took = time.process_time() - began
+        _write(answers, ANSWER.pack(AnswerKind.PIXELS, took, *pixels.shape[:2]))
         _write(answers, pixels.data.cast("B"))
+    return took
 
 
 def _write(file: BinaryIO, content: Any) -> None:
