@@ -161,16 +161,21 @@ def test_a_class_of_unsupported_formats_is_explained(tmp_path: Path) -> None:
         open_folder(tmp_path)
 
 
-def test_a_folder_that_cannot_be_listed_is_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(tmp_path, *each("a", "b", "secret"))
+def refuse_listing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let folders called `name` not be listed."""
     scandir = os.scandir
 
     def refusing(path: object) -> object:
-        if str(path).endswith("secret"):
+        if str(path).endswith(name):
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)  # type: ignore[call-overload]
 
     monkeypatch.setattr(os, "scandir", refusing)
+
+
+def test_a_folder_that_cannot_be_listed_is_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, *each("a", "b", "secret"))
+    refuse_listing(monkeypatch, "secret")
     listing = list_folder(tmp_path)
     assert counted(listing) == {"": BOTH}
     assert [(one.path, one.reason) for one in listing.account.left_out] == [
@@ -185,14 +190,7 @@ def test_a_folder_that_cannot_be_listed_is_left_out_and_named(tmp_path: Path, mo
 
 def test_a_part_that_cannot_be_listed_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, *each("train/a", "train/b", "test/a", "test/b"))
-    scandir = os.scandir
-
-    def refusing(path: object) -> object:
-        if str(path).endswith("test"):
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)  # type: ignore[call-overload]
-
-    monkeypatch.setattr(os, "scandir", refusing)
+    refuse_listing(monkeypatch, "test")
     listing = list_folder(tmp_path)
     assert listing.problems() == []
     assert listing.warnings() == [f"{tmp_path / 'test'} cannot be listed, so that its test part is not used"]

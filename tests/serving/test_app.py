@@ -196,23 +196,29 @@ def test_those_who_come_together_are_answered_together(
     assert max(sizes) <= 16
 
 
-def test_a_stop_finishes_what_has_begun(small_run: Path, live: Callable[..., Any], jpeg: bytes) -> None:
+def answer_while_stopping(run: Path, live: Callable[..., Any], image: bytes, seconds: float) -> Any:
+    """Return the answer to a request whose images take `seconds`, during which the server stops."""
     answers: list[Any] = []
-    served = ServedModel(small_run, torch.device("cpu"))
+    served = ServedModel(run, torch.device("cpu"))
     begun = threading.Event()
 
     def slow(pictures: Any) -> Any:
         begun.set()
-        time.sleep(0.5)
+        time.sleep(seconds)
         return ServedModel.probabilities(served, pictures)
 
     served.probabilities = slow  # type: ignore[method-assign]
     with live(served) as server:
-        thread = threading.Thread(target=lambda: answers.append(server.ask("POST", "/predict", jpeg)))
+        thread = threading.Thread(target=lambda: answers.append(server.ask("POST", "/predict", image)))
         thread.start()
         assert begun.wait(10)
     thread.join()
-    assert [one.status for one in answers] == [200]
+    (answer,) = answers
+    return answer
+
+
+def test_a_stop_finishes_what_has_begun(small_run: Path, live: Callable[..., Any], jpeg: bytes) -> None:
+    assert answer_while_stopping(small_run, live, jpeg, 0.5).status == 200
 
 
 def test_a_stop_that_waits_too_long_answers_what_has_begun(
@@ -223,22 +229,7 @@ def test_a_stop_that_waits_too_long_answers_what_has_begun(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(uvicorn_server, "STOP_SECONDS", 1)
-    answers: list[Any] = []
-    served = ServedModel(small_run, torch.device("cpu"))
-    begun = threading.Event()
-
-    def slow(pictures: Any) -> Any:
-        begun.set()
-        time.sleep(4)
-        return ServedModel.probabilities(served, pictures)
-
-    served.probabilities = slow  # type: ignore[method-assign]
-    with live(served) as server:
-        thread = threading.Thread(target=lambda: answers.append(server.ask("POST", "/predict", jpeg)))
-        thread.start()
-        assert begun.wait(10)
-    thread.join()
-    (answer,) = answers
+    answer = answer_while_stopping(small_run, live, jpeg, 4)
     assert answer.status == 503
     assert int(answer.headers["retry-after"]) > 0
     assert not any(record.exc_info for record in caplog.records)
