@@ -159,11 +159,15 @@ def test_factors_and_summands_of_channels_are_folded() -> None:
         lambda net, x: net.conv(x) * factors,
         lambda net, x: factors[None] * net.conv(x) - 0.5,
         lambda net, x: net.conv(x) / 3 + factors,
+        lambda net, x: net.conv(x).relu() * 0.3 - 0.5,  # a clamp to (-0.5, inf)
+        lambda net, x: F.hardtanh(net.conv(x)) / -0.3 + 0.1,
     ):
         assert isinstance(only(function), FusedConvolution)
     for function in (  # along another axis, after an activation function, or by zero
         lambda net, x: net.conv(x) * torch.linspace(0, 1, x.shape[3]),
         lambda net, x: net.conv(x).sigmoid() * factors,
+        lambda net, x: net.conv(x).relu() * factors,
+        lambda net, x: net.conv(x).relu() * 0,
     ):
         assert [type(step) for step in steps_of(function)] == [FusedConvolution, Elementwise]
 

@@ -381,10 +381,13 @@ def _batch_norm(assembly: FusionState, given: Arguments) -> bool:
     return assembly.append(step, given.result)
 
 
-def _can_fold(step: Any) -> bool:
-    """Whether factors and summands of channels can be folded into the weights of `step`: it has no epilogue yet."""
-    plain = isinstance(step, FusedConvolution) and step.bounds == UNBOUNDED and step.residual is None
-    return plain and step.activation == "NONE"
+def _can_fold(step: Any, *, with_bounds: bool = False) -> bool:
+    """Whether factors and summands of channels can be folded into the weights of `step`.
+
+    It has no epilogue yet, or, if `with_bounds`, only bounds.
+    """
+    plain = isinstance(step, FusedConvolution) and step.residual is None and step.activation == "NONE"
+    return plain and (with_bounds or step.bounds == UNBOUNDED)
 
 
 def _channel_axis(assembly: FusionState, step: FusedConvolution, views: Sequence[Operation]) -> int | None:
@@ -486,9 +489,10 @@ def _combine(assembly: FusionState, given: Arguments, name: str, one: Value, oth
 def _fold_constant(assembly: FusionState, given: Arguments, name: str, one: Value, other: Constant) -> bool:
     """Whether a factor or summand of each channel was folded into the convolution that computes `one`."""
     before, views = assembly.find_epilogue(one)
-    if not _can_fold(before) or assembly.shapes[one.number] != assembly.shapes[given.result]:
-        return False
     tensor = assembly.tensors[other.name].double()
+    can_fold = _can_fold(before, with_bounds=tensor.numel() == 1)
+    if not can_fold or assembly.shapes[one.number] != assembly.shapes[given.result]:
+        return False
     if not bool(tensor.isfinite().all()):
         return False
     if tensor.numel() > 1:
@@ -507,8 +511,15 @@ def _fold_constant(assembly: FusionState, given: Arguments, name: str, one: Valu
     }
     if name not in folds:
         return False
+    scale, shift = folds[name]()
+    step = assembly.scale_convolution(before, given.result, scale, shift)
+    if before.bounds != UNBOUNDED:  # s · clamp(x, low, high) + t is a clamp of s · x + t
+        if float(scale) == 0:
+            return False
+        low, high = sorted(bound * float(scale) + (0 if shift is None else float(shift)) for bound in before.bounds)
+        step = replace(step, bounds=(low, high))
     given.x = one
-    return assembly.extend(assembly.scale_convolution(before, given.result, *folds[name]()), given)
+    return assembly.extend(step, given)
 
 
 def _add_residual(assembly: FusionState, given: Arguments, name: str, one: Value, other: Value) -> bool:
