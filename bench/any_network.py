@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import svertka
 from svertka.graph.summary import trace
 from svertka.inspection.activations import convolution_names
-from svertka.models.builder import PACKAGES
+from svertka.models.external_builder import PACKAGES
 from svertka.serving.access_control import LOOPBACK
 from svertka.serving.app import App
 from svertka.serving.served_model import ServedModel

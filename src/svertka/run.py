@@ -14,7 +14,7 @@ from svertka.data.sources import Source, is_path, is_same_source
 from svertka.errors import RunError, SvertkaError
 from svertka.escaping import format_command
 from svertka.files import error_reason, open_regular, parse_path, read_json
-from svertka.models.builder import Builder
+from svertka.models.external_builder import Builder
 from svertka.pages.notebook_block import Curve, NotebookBlock
 from svertka.tensor_files import read_error
 

@@ -215,12 +215,12 @@ def test_names_of_any_kind_are_text_and_nothing_else(written: Writer, nearest_ce
 def test_any_number_of_epochs(count: int, written: Writer) -> None:
     document = written(history=epochs(count))
     assert len(document) < 400_000
-    assert ("Learning curves" in Reader(document).text()) == (count > 0)
+    assert ("Training curves" in Reader(document).text()) == (count > 0)
 
 
 def test_a_history_of_nothing_but_missing_values(written: Writer) -> None:
     history = [dict.fromkeys(line, None) | {"kind": "epoch", "epoch": line["epoch"]} for line in epochs(3)]
-    assert "Learning curves" in Reader(written(history=history)).text()
+    assert "Training curves" in Reader(written(history=history)).text()
 
 
 def test_findings_and_facts_are_shown(written: Writer) -> None:

@@ -19,7 +19,7 @@ from svertka.errors import RunError
 
 pytest.importorskip("fastapi")
 from svertka.serving import uvicorn_server
-from svertka.serving.openapi import Explanation, Health, ImageLabels, Unit
+from svertka.serving.schemas import Explanation, Health, ImageLabels, Unit
 from svertka.serving.served_model import ServedModel
 
 

@@ -14,7 +14,7 @@ from torch import nn
 import svertka
 from svertka.classifier import Classifier
 from svertka.errors import SvertkaError, UsageError
-from svertka.models.builder import GRAPH
+from svertka.models.external_builder import GRAPH
 from svertka.serving.served_model import ServedModel
 from svertka.tensor_files import read_tensors
 

@@ -9,9 +9,9 @@ from markupsafe import Markup
 from svertka.errors import ImageError
 from svertka.evaluation.compare import ComparedRun, Comparison
 from svertka.evaluation.confidence_intervals import Interval, format_p, format_points
-from svertka.evaluation.learning_curves import LearningCurves, format_epoch, read_metric, subsample
 from svertka.evaluation.metrics import ClassMetrics
 from svertka.evaluation.report_page import SHOWN_SIDE
+from svertka.evaluation.training_curves import TrainingCurves, format_epoch, read_metric, subsample
 from svertka.files import write_atomic
 from svertka.pages.axes import Scale, fit_scale
 from svertka.pages.html_page import render_page
@@ -48,7 +48,7 @@ def _body(comparison: Comparison) -> Markup:
     evaluations = [comparison.ensemble, *(one.evaluation for one in runs)]
     largest_error = max(one.top1_interval[1] for one in evaluations)
     reach = max((abs(end) for one in runs if one.difference for end in one.difference.interval), default=1.0)
-    trained = [(one, epochs) for one in runs if (epochs := LearningCurves(one.history).epochs)]
+    trained = [(one, epochs) for one in runs if (epochs := TrainingCurves(one.history).epochs)]
     classes = _classes_by_range(runs)
     return render_template(
         "comparison.html",
@@ -76,7 +76,7 @@ def _describe_run(one: ComparedRun, largest_error: float, reach: float) -> dict[
         largest_error: End of the axis of errors.
         reach: End of the axis of differences, in both directions.
     """
-    history = LearningCurves(one.history)
+    history = TrainingCurves(one.history)
     is_trained = bool(history.epochs)
     difference = one.difference
     return {
@@ -139,7 +139,7 @@ def _curves(trained: Trained) -> Markup:
 
 
 def _without_history(runs: Sequence[ComparedRun], trained: Trained) -> str:
-    """Return a sentence on the runs without learning curves; empty if there are none."""
+    """Return a sentence on the runs without training curves; empty if there are none."""
     known = {one.letter for one, _ in trained}
     without = [one.letter for one in runs if one.letter not in known]
     return f"No history: {', '.join(without)}." if without else ""

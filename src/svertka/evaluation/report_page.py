@@ -14,9 +14,9 @@ from svertka.errors import ImageError
 from svertka.evaluation.confusion_plot import MAX_TABLE_CLASSES, confusion_html
 from svertka.evaluation.error_by_image_property import ErrorByProperty, errors_by_property_html
 from svertka.evaluation.evaluation_scope import PART_ADJECTIVES
-from svertka.evaluation.learning_curves import LearningCurves
 from svertka.evaluation.metrics import MISTAKES_KEPT, ClassMetrics, Evaluation, Mistake
 from svertka.evaluation.reliability_diagram import reliability_html
+from svertka.evaluation.training_curves import TrainingCurves
 from svertka.files import write_atomic
 from svertka.pages.html_page import render_page
 from svertka.pages.inline_images import render_image, render_strip
@@ -43,7 +43,7 @@ class Report:
         facts: Pairs of label and text about how the run was made; texts with the same label are shown together.
         history: Lines of metrics.jsonl; empty if nothing was trained.
         part: Part of the data set that was evaluated ("test", "val").
-        evaluation: The evaluation; None shows the learning curves only.
+        evaluation: The evaluation; None shows the training curves only.
         read_image: Returns the image at an index, (H, W, 1 | 3) uint8; may raise ImageError.
         image_name: Returns its path, or the source and a number.
         slices: Error by image properties.
@@ -61,9 +61,9 @@ class Report:
     slices: Sequence[ErrorByProperty] = ()
 
     @cached_property
-    def curves(self) -> LearningCurves:
-        """The learning curves."""
-        return LearningCurves(self.history)
+    def curves(self) -> TrainingCurves:
+        """The training curves."""
+        return TrainingCurves(self.history)
 
     @property
     def sentence(self) -> str:

@@ -18,7 +18,8 @@ from svertka.graph.network_copy import copy_without_values
 from svertka.graph.output_layer import count_classes, find_output_layer, is_output_layer, resize_output_layer
 from svertka.graph.trace_errors import describe_error
 from svertka.models import known_packages
-from svertka.models.builder import (
+from svertka.models.exported_graph import allocated, read_graph
+from svertka.models.external_builder import (
     GRAPH,
     Builder,
     absolute_target,
@@ -27,7 +28,6 @@ from svertka.models.builder import (
     import_function,
     require_consent,
 )
-from svertka.models.exported_graph import allocated, read_graph
 from svertka.models.registry import MODELS, Model, describe_model, find_model, trace_model
 from svertka.progress import say
 from svertka.type_checking import check_types

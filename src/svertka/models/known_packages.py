@@ -16,8 +16,8 @@ from torch import nn
 from svertka.data.preprocessing import Preprocess
 from svertka.errors import FetchError, UsageError
 from svertka.files import cache_folder, shorten
-from svertka.models.builder import Argument
 from svertka.models.checkpoint_files import read_state_dict
+from svertka.models.external_builder import Argument
 
 TIMEOUT = 20.0  # seconds without an answer before a server counts as gone
 PRETRAINED = "pretrained"  # the name of the weights that a package publishes for a network

@@ -15,8 +15,8 @@ from svertka.errors import UsageError
 from svertka.graph.summary import Trace, trace
 from svertka.models.airbench import AirBench
 from svertka.models.alexnet import AlexNet, AlexNetOWT
-from svertka.models.builder import Builder
 from svertka.models.efficientnet_lite import EfficientNetLite0
+from svertka.models.external_builder import Builder
 from svertka.models.googlenet import GoogLeNet, GoogLeNetBN
 from svertka.models.inception_v3 import InceptionV3
 from svertka.models.inception_v4 import InceptionResNetV2, InceptionV4

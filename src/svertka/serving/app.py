@@ -27,7 +27,9 @@ from svertka.serving import docs_page, upload_page
 from svertka.serving.access_control import AccessControl
 from svertka.serving.decoder_pool import DecoderPool, Pixels, RequestDecoding
 from svertka.serving.http_errors import HTTPError
-from svertka.serving.openapi import (
+from svertka.serving.request_batching import Batcher
+from svertka.serving.request_body_limits import BodyReader
+from svertka.serving.schemas import (
     IMAGE_TYPES,
     ExplainOptions,
     Explanation,
@@ -38,8 +40,6 @@ from svertka.serving.openapi import (
     describe_body,
     error_responses,
 )
-from svertka.serving.request_batching import Batcher
-from svertka.serving.request_body_limits import BodyReader
 from svertka.serving.served_model import ServedModel
 from svertka.serving.uploads import decode_base64, parse_base64_list, parse_form
 

@@ -99,7 +99,7 @@ class ServedModel:
             label: index of the class; None for the most probable.
 
         Returns:
-            The fields of `openapi.Explanation`.
+            The fields of `schemas.Explanation`.
 
         Raises:
             RunError: the network computes NaN for it.

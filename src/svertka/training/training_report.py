@@ -26,7 +26,7 @@ def write_training_report(
         model: What builds its network.
         settings: Its settings.
         parts: Its data.
-        evaluation: The evaluation of its network on `part`; None shows the learning curves only.
+        evaluation: The evaluation of its network on `part`; None shows the training curves only.
         part: Part of the data ("val", "test").
 
     Raises:

@@ -1,4 +1,4 @@
-"""Learning curves as HTML, from the lines of metrics.jsonl."""
+"""Training curves as HTML, from the lines of metrics.jsonl."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,8 +24,8 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class LearningCurves:
-    """The learning curves of a training.
+class TrainingCurves:
+    """The training curves of a training.
 
     Args:
         lines: Lines of metrics.jsonl, oldest first; missing, null and NaN values are left out of the curves.

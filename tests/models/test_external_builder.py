@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from svertka.errors import UsageError
-from svertka.models.builder import (
+from svertka.models.external_builder import (
     GRAPH,
     Builder,
     absolute_target,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from svertka.evaluation.learning_curves import MAX_POINTS, LearningCurves, bucket_means, format_epoch, subsample
+from svertka.evaluation.training_curves import MAX_POINTS, TrainingCurves, bucket_means, format_epoch, subsample
 
 
 def epoch(number: float, **changes: Any) -> dict[str, Any]:
@@ -43,15 +43,15 @@ def readings(drawn: str) -> dict[str, Any]:
 
 
 def test_marked_epoch_is_the_best_epoch() -> None:
-    history = LearningCurves([epoch(1, kept=True), epoch(2, kept=True), epoch(3, kept=False), epoch(4, val_error=None)])
+    history = TrainingCurves([epoch(1, kept=True), epoch(2, kept=True), epoch(3, kept=False), epoch(4, val_error=None)])
     assert history.best_epoch["epoch"] == 2
     assert "kept: epoch\u00a02" in history.curves_html()
     assert readings(history.curves_html())["rest"] == 1
-    assert LearningCurves([epoch(1, val_error=None, kept=True)]).best_epoch is None
+    assert TrainingCurves([epoch(1, val_error=None, kept=True)]).best_epoch is None
 
 
 def test_without_validation_set_nothing_is_marked() -> None:
-    drawn = LearningCurves([epoch(k, val_error=None, val_loss=None) for k in (1, 2, 3)]).curves_html()
+    drawn = TrainingCurves([epoch(k, val_error=None, val_loss=None) for k in (1, 2, 3)]).curves_html()
     assert 'class="mark"' not in drawn
     assert ">val<" not in drawn
     assert readings(drawn)["texts"][-1] == ["train 0.667", "train 16.7\u00a0%", "0.1"]
@@ -79,7 +79,7 @@ def test_bucket_means_cover_all_steps() -> None:
 
 
 def test_steps_are_drawn_before_the_first_epoch() -> None:
-    history = LearningCurves([step(k, loss=2.3 - 0.1 * k) for k in range(1, 8)])
+    history = TrainingCurves([step(k, loss=2.3 - 0.1 * k) for k in range(1, 8)])
     drawn = history.curves_html()
     assert readings(drawn)["names"][0] == "epoch\u00a00.10"
     assert 'class="solid"' in drawn
@@ -89,7 +89,7 @@ def test_steps_are_drawn_before_the_first_epoch() -> None:
 
 def test_empty_history_draws_nothing() -> None:
     for lines in ([], [{"kind": "result"}], [{"no": "kind"}], [{"kind": "epoch"}], [{"kind": "range_test"}]):
-        history = LearningCurves(lines)
+        history = TrainingCurves(lines)
         assert (history.curves_html(), history.table_html(), history.lr_finder_html()) == ("", "", "")
         assert history.findings() == []
         assert history.seconds == 0
@@ -100,7 +100,7 @@ def test_missing_null_and_nan_values_leave_gaps() -> None:
     lines[2]["train_loss"] = None
     lines[3]["val_error"] = math.nan
     del lines[4]["learning_rate"]
-    drawn = LearningCurves(lines).curves_html()
+    drawn = TrainingCurves(lines).curves_html()
     assert "nan" not in drawn.lower().replace("nanc", "")
     solid = re.search(r'class="solid" d="([^"]*)"', drawn)[1]
     assert solid.count("M") == 2
@@ -110,12 +110,12 @@ def test_missing_null_and_nan_values_leave_gaps() -> None:
 
 @pytest.mark.parametrize("rate", [None, math.nan])
 def test_a_history_without_any_learning_rate_still_draws(rate: float | None) -> None:
-    assert "Top-1 error" in LearningCurves([epoch(k, learning_rate=rate) for k in (1, 2)]).curves_html()
+    assert "Top-1 error" in TrainingCurves([epoch(k, learning_rate=rate) for k in (1, 2)]).curves_html()
 
 
 def test_all_values_missing_still_draws() -> None:
     empty = dict.fromkeys(("train_loss", "train_error", "val_loss", "val_error", "learning_rate", "seconds"))
-    history = LearningCurves([epoch(k, **empty) for k in (1, 2)])
+    history = TrainingCurves([epoch(k, **empty) for k in (1, 2)])
     assert "Top-1 error" in history.curves_html()
     assert "–" in history.table_html()
 
@@ -124,12 +124,12 @@ def test_findings_are_unique_and_in_order() -> None:
     lines = [
         {"kind": "health", "epoch": k, "step": k, "finding": "dead", "sentence": s} for k, s in enumerate("abcab", 1)
     ]
-    assert LearningCurves(lines).findings() == [("epoch\u00a01", "a"), ("epoch\u00a02", "b"), ("epoch\u00a03", "c")]
+    assert TrainingCurves(lines).findings() == [("epoch\u00a01", "a"), ("epoch\u00a02", "b"), ("epoch\u00a03", "c")]
 
 
 def test_lr_finder_marks_the_chosen_rate() -> None:
     rates = [10 ** (k / 10 - 6) for k in range(60)]
-    drawn = LearningCurves(
+    drawn = TrainingCurves(
         [{"kind": "range_test", "learning_rate": rates, "loss": [2.3] * 59 + [None], "chosen": rates[30]}]
     ).lr_finder_html()
     assert readings(drawn)["rest"] == 30
@@ -137,7 +137,7 @@ def test_lr_finder_marks_the_chosen_rate() -> None:
 
 
 def test_lr_finder_without_a_choice_draws_its_curve() -> None:
-    drawn = LearningCurves(
+    drawn = TrainingCurves(
         [{"kind": "range_test", "learning_rate": [0.1, 1.0], "loss": [2.0, 1.0], "chosen": None}]
     ).lr_finder_html()
     assert "<path" in drawn
