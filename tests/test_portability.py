@@ -28,8 +28,8 @@ print(len(names))
 
 STORE = """
 import pathlib, types
-from svertka.data import key_value_store
-from svertka.data.key_value_store import ArrayStore
+from svertka.data import disk_cache
+from svertka.data.disk_cache import ArrayStore
 
 del sys.modules["fcntl"]  # to imitate the locks of Windows
 import fcntl
@@ -39,7 +39,7 @@ def locking(descriptor, mode, count):
 
 sys.modules["msvcrt"] = types.SimpleNamespace(locking=locking, LK_LOCK=1, LK_NBLCK=2)
 sys.platform = "win32"
-key_value_store.HAS_SHARED_LOCKS = False
+disk_cache.HAS_SHARED_LOCKS = False
 
 parent = pathlib.Path(sys.argv[1])
 keys = [bytes([number]) * 16 for number in range(20)]
@@ -56,7 +56,7 @@ path.write_bytes(content)
 damaged = ArrayStore(parent / "old", (30, 3), "uint8", 4000)
 assert damaged.find(keys[:3]).tolist() == [0, -1, 2]
 new = ArrayStore(parent / "new", (30, 3), "uint8", 4000)
-assert new.room() == 4000 // (90 + key_value_store.INDEX_ENTRY.itemsize)
+assert new.room() == 4000 // (90 + disk_cache.INDEX_ENTRY.itemsize)
 assert (new.append(keys, rows) >= 0).all()
 assert not (parent / "old").exists()  # the neighbor made room; on Windows only because nobody has it open
 assert (new.gather(new.find(keys)) == rows).all()

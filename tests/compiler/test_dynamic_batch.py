@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from svertka.compiler.dynamic_batch import capture_graph
 from svertka.compiler.ir import BatchDependentSize, CapturedGraph
 from svertka.errors import UsageError
-from svertka.graph.operator_calls import Constant, Operation, Value, iter_leaves
+from svertka.graph.captured_operations import Constant, Operation, Value, iter_leaves
 
 
 class Branches(nn.Module):

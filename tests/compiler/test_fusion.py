@@ -13,7 +13,7 @@ from svertka.compiler import reference
 from svertka.compiler.dynamic_batch import capture_graph
 from svertka.compiler.fusion import FusedNetwork, fuse
 from svertka.compiler.ir import Concatenation, Elementwise, FusedConvolution, Normalization, Pool, Step, step_results
-from svertka.graph.operator_calls import Operation, Value
+from svertka.graph.captured_operations import Operation, Value
 from svertka.models.registry import MODELS
 
 Function = Callable[[Any, Tensor], Tensor]

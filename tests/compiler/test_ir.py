@@ -3,7 +3,7 @@
 import torch
 
 from svertka.compiler.ir import BatchDependentSize
-from svertka.graph.operator_calls import Constant, Operation, Value, iter_leaves, map_leaves
+from svertka.graph.captured_operations import Constant, Operation, Value, iter_leaves, map_leaves
 
 
 def test_an_operation_computes_what_pytorch_does() -> None:

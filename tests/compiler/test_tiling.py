@@ -14,7 +14,7 @@ from svertka.compiler.memory_planner import FeatureMapSize
 from svertka.compiler.optimize import optimize
 from svertka.compiler.tiling import ChainTiling, find_input_rows, form_chains
 from svertka.conv import native
-from svertka.graph.operator_calls import Value
+from svertka.graph.captured_operations import Value
 
 kernels = pytest.mark.skipif(bool(native.why_not()), reason="no kernels here")
 

@@ -18,9 +18,9 @@ from PIL import Image
 from svertka.data import dataset as dataset_module
 from svertka.data import image_disk_cache
 from svertka.data.dataset import ArrayImages, Dataset, FileImages
+from svertka.data.disk_cache import INDEX_ENTRY
 from svertka.data.image_disk_cache import prepare_images
 from svertka.data.image_io import DecodedImage, Decoding, decode_image
-from svertka.data.key_value_store import INDEX_ENTRY
 from svertka.data.preprocessing import resize_central_square
 from svertka.data.stored_image_format import HEAD
 from svertka.errors import DataError

@@ -172,7 +172,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
             raise OSError(28, "No space left on device")
 
         shutil.rmtree(tmp_path / "cache")
-        monkeypatch.setattr("svertka.data.key_value_store._write", full)
+        monkeypatch.setattr("svertka.data.disk_cache._write", full)
         reason = "no space left on device"
     else:
         oddities: list[Callable[[Path], object]] = [Path.mkdir, lambda path: path.symlink_to(path.name), os.mkfifo]

@@ -30,7 +30,7 @@ from svertka.compiler.output_structure import copy_for_caller
 from svertka.compiler.packing import PackedWeights
 from svertka.compiler.tiling import ChainTiling, TileStep, form_chains
 from svertka.conv import native
-from svertka.graph.operator_calls import Constant, Operation, Value
+from svertka.graph.captured_operations import Constant, Operation, Value
 
 ARENA, INPUT, OUTPUT = range(3)  # the memories of a run
 OWN, BEFORE, AFTER, RESIDUALS = range(4)  # the memories of a tile step; further residuals follow

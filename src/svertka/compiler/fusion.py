@@ -29,7 +29,7 @@ from svertka.compiler.ir import (
     step_results,
 )
 from svertka.compiler.output_structure import OutputStructure
-from svertka.graph.operator_calls import Constant, Operation, Value, iter_leaves, map_leaves
+from svertka.graph.captured_operations import Constant, Operation, Value, iter_leaves, map_leaves
 
 FLATTENS = {"flatten.using_ints", "reshape.default", "squeeze.dims"}
 PADS = {"pad.default", "constant_pad_nd.default"}

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from svertka.graph.operator_calls import Constant, Operation
+from svertka.graph.captured_operations import Constant, Operation
 
 Pair = tuple[int, int]
 UNBOUNDED = (-math.inf, math.inf)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from svertka.compiler.ir import Concatenation, Elementwise, FusedConvolution, Normalization, Pool, Step
-from svertka.graph.operator_calls import Constant
+from svertka.graph.captured_operations import Constant
 
 Sizes = tuple[int, ...]
 

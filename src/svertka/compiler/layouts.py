@@ -24,7 +24,7 @@ from svertka.compiler.ir import (
     Step,
     step_results,
 )
-from svertka.graph.operator_calls import Constant, Operation, Value, iter_leaves
+from svertka.graph.captured_operations import Constant, Operation, Value, iter_leaves
 
 Sizes = tuple[int, ...]
 # Operations that may have to copy their input to return it in another shape.

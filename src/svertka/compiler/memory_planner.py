@@ -6,7 +6,7 @@ from functools import cache
 
 from svertka import torch_internals
 from svertka.compiler.ir import Chain, Concatenation, Step, step_results
-from svertka.graph.operator_calls import Operation, find_overload
+from svertka.graph.captured_operations import Operation, find_overload
 
 ALIGNMENT = 64  # numbers: a multiple of vector and cache line sizes
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from svertka.compiler.fusion import FusedNetwork, list_constants
 from svertka.compiler.ir import FusedConvolution
 from svertka.conv import native
-from svertka.graph.operator_calls import Constant, iter_leaves
+from svertka.graph.captured_operations import Constant, iter_leaves
 
 MIN_WINOGRAD_CHANNELS = 16  # with fewer, transforming tiles costs more than it saves
 MIN_WINOGRAD_GROUP = 24  # the same in a group, against the grouped kernels

@@ -9,7 +9,7 @@ from torch import Tensor
 from svertka.compiler.fusion import FusedNetwork
 from svertka.compiler.ir import BatchDependentSize, Elementwise, FusedConvolution, Normalization
 from svertka.compiler.output_structure import copy_for_caller
-from svertka.graph.operator_calls import Constant, Operation, Value
+from svertka.graph.captured_operations import Constant, Operation, Value
 
 
 def run_reference(fused: FusedNetwork, weight: Callable[[str], Tensor], x: Tensor) -> Any:

@@ -30,7 +30,7 @@ from svertka.compiler.packing import DTYPES, is_linear_layer
 from svertka.compiler.repeatable_capture import READS_MEMORY
 from svertka.errors import RunError, UsageError
 from svertka.graph.capture import READS_VALUES
-from svertka.graph.operator_calls import Constant, Operation, Value, find_overload
+from svertka.graph.captured_operations import Constant, Operation, Value, find_overload
 from svertka.tensor_files import read_tensors, write_tensors
 
 FORMAT = 4

@@ -21,7 +21,7 @@ from svertka.data.filename_groups import assign_groups
 from svertka.data.folder_dataset import FolderListing, list_folder
 from svertka.data.hash_split import VAL_SHARE
 from svertka.data.image_io import NOT_INSTALLED, Decoding, detect_misnamed, measure_intensities, read_header, read_image
-from svertka.data.in_memory import IN_MEMORY, ItemImages
+from svertka.data.in_memory_sources import IN_MEMORY, ItemImages
 from svertka.data.label_tables import parse_columns
 from svertka.data.perceptual_hash import SIDE, find_look_alikes, make_thumbnail
 from svertka.data.pixel_modes import FULL, Range

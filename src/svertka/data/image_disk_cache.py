@@ -16,8 +16,8 @@ import simplejpeg
 from svertka import distributed
 from svertka.data.content_hash import hash_images, resolve_subset
 from svertka.data.dataset import ArrayImages, Dataset, FileImages, Images, Ints, Pixels, get_decoding
+from svertka.data.disk_cache import INDEX_ENTRY, REPORTED_BYTES, RecordStore, report_disk_use
 from svertka.data.image_io import SUFFIXES, Decoding, measure_intensities, read_header
-from svertka.data.key_value_store import INDEX_ENTRY, REPORTED_BYTES, RecordStore, report_disk_use
 from svertka.data.parallel_map import map_chunks
 from svertka.data.pixel_statistics import Rows
 from svertka.data.preprocessing import Fit

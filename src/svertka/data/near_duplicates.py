@@ -9,7 +9,7 @@ import numpy.typing as npt
 from svertka import distributed
 from svertka.data.content_hash import resolve_subset
 from svertka.data.dataset import ArrayImages, Images, Ints, Pixels
-from svertka.data.key_value_store import ArrayStore
+from svertka.data.disk_cache import ArrayStore
 from svertka.data.parallel_map import map_chunks
 from svertka.data.perceptual_hash import SIDE, find_look_alikes, make_thumbnail
 from svertka.errors import ImageError, StorageError

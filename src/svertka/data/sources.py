@@ -7,8 +7,8 @@ from typing import TypeGuard
 from svertka.data.builtin import NAMES, open_builtin
 from svertka.data.dataset import Dataset
 from svertka.data.folder_dataset import open_folder
-from svertka.data.in_memory import IN_MEMORY, open_in_memory
-from svertka.data.in_memory import Source as Source
+from svertka.data.in_memory_sources import IN_MEMORY, open_in_memory
+from svertka.data.in_memory_sources import Source as Source
 from svertka.data.label_tables import parse_columns
 from svertka.data.labels_from_boxes import label_by_boxes
 from svertka.errors import UsageError

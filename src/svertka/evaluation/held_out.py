@@ -15,7 +15,7 @@ from svertka.data.deduplicated_split import split_by_content
 from svertka.data.hash_split import compute_fingerprint
 from svertka.data.image_disk_cache import Rows, find_misnamed, prepare_images
 from svertka.data.image_io import describe_misnamed, measure_intensities
-from svertka.data.in_memory import IN_MEMORY
+from svertka.data.in_memory_sources import IN_MEMORY
 from svertka.data.near_duplicates import find_resembling
 from svertka.data.pixel_statistics import describe_intensity_mismatch
 from svertka.data.preprocessing import ImageLike, Preprocess

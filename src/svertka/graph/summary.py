@@ -12,6 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 from svertka.conv_geometry import ConvShape, ReceptiveField
 from svertka.graph.capture import GraphCapture
+from svertka.graph.captured_operations import Constant, Operation, Value, find_overload, iter_leaves, map_leaves
 from svertka.graph.layer_calls import LayerCall, first_tensor
 from svertka.graph.map_layout import (
     Layout,
@@ -22,7 +23,6 @@ from svertka.graph.map_layout import (
     reads_positions,
 )
 from svertka.graph.network_copy import copy_without_values, named_tensors
-from svertka.graph.operator_calls import Constant, Operation, Value, find_overload, iter_leaves, map_leaves
 from svertka.graph.receptive_field import FieldAxis, Operand, has_field_rule, propagate_field, unite_axes
 
 INPUT = "input"  # the name of the image among the inputs of layers

@@ -8,7 +8,7 @@ import torch
 
 from svertka import distributed
 from svertka.data.dataset import Ints
-from svertka.data.key_value_store import INDEX_ENTRY, ArrayStore, report_disk_use
+from svertka.data.disk_cache import INDEX_ENTRY, ArrayStore, report_disk_use
 from svertka.data.loader import BatchLoader
 from svertka.data.per_image_random import PerImageRandom
 from svertka.errors import StorageError

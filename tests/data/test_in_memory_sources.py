@@ -15,11 +15,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.utils.data import Dataset, TensorDataset
 
-from svertka.data import in_memory
+from svertka.data import in_memory_sources
 from svertka.data.dataset import ArrayImages
 from svertka.data.dataset_check import check
 from svertka.data.folder_dataset import open_folder
-from svertka.data.in_memory import ItemImages, open_in_memory
+from svertka.data.in_memory_sources import ItemImages, open_in_memory
 from svertka.data.sources import open_source
 from svertka.errors import ImageError, SvertkaError, UsageError
 
@@ -92,7 +92,7 @@ def test_items_of_several_sizes_are_read_again_when_needed() -> None:
 
 
 def test_items_beyond_the_memory_limit_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_memory, "MAX_KEPT_BYTES", PHOTOGRAPHS[0].nbytes)
+    monkeypatch.setattr(in_memory_sources, "MAX_KEPT_BYTES", PHOTOGRAPHS[0].nbytes)
     pairs = Items(list(zip(PHOTOGRAPHS, "ab", strict=True)))
     assert isinstance(open_in_memory(pairs).images, ItemImages)
     monkeypatch.undo()

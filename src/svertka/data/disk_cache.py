@@ -1,4 +1,4 @@
-"""Rows on disk under 16-byte keys: several processes may use them, their size is bounded, every read is checked.
+"""A disk cache of rows under 16-byte keys: of bounded size, shared by processes, and checked at every read.
 
     PARENT/lock              held while anything under PARENT is opened, changed or removed
     PARENT/STORE/format.json version, row shape and dtype; a store of another format is emptied

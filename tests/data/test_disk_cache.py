@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from svertka.data.key_value_store import INDEX_ENTRY, LIMIT, ArrayStore
+from svertka.data.disk_cache import INDEX_ENTRY, LIMIT, ArrayStore
 from svertka.errors import StorageError
 
 SHAPE = (8, 8, 3)
@@ -152,7 +152,7 @@ WRITER = """
 import sys
 import numpy as np
 sys.path[:0] = {path!r}
-from test_key_value_store import *
+from test_disk_cache import *
 store = ArrayStore(Path(sys.argv[1]), SHAPE, np.uint8)
 print("ready", flush=True)
 for start in range(1, 4001, 4):

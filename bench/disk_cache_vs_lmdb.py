@@ -1,4 +1,4 @@
-"""The store of decoded images against SQLite and LMDB: writing, random reading, two processes, damage.
+"""The disk cache of decoded images against SQLite and LMDB: writing, random reading, two processes, damage.
 
 Rows are real images of 224 × 224 × 3 bytes under 16-byte keys. Every store checks a CRC-32 of key and row whenever it
 reads, appends 100 rows a transaction, and syncs each transaction to the disk. Each measurement runs in a process of its
@@ -14,7 +14,7 @@ own; stores take turns.
 
 Needs `make bench-peers` and SVERTKA_DATA, or `--images FOLDER`.
 
-    .venv-bench/bin/python bench/key_value_store.py
+    .venv-bench/bin/python bench/disk_cache_vs_lmdb.py
 """
 
 import argparse
@@ -57,10 +57,10 @@ class Store(Protocol):
 
 
 class Svertka:
-    """`svertka.data.key_value_store`."""
+    """`svertka.data.disk_cache`."""
 
     def __init__(self, folder: Path) -> None:
-        from svertka.data.key_value_store import RecordStore  # imports torch, which the others do without
+        from svertka.data.disk_cache import RecordStore  # imports torch, which the others do without
 
         self.store = RecordStore(folder / "rows", limit=10**11)
 
