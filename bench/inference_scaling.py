@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from networks import FLOAT32, compare
-from svertka.compiler.dynamic_batch import capture_graph
+from svertka.compiler.dynamic_batch_capture import capture_graph
 from svertka.compiler.fusion import fuse
 from svertka.compiler.ir import BatchDependentSize, FusedConvolution, step_results
 from svertka.compiler.optimize import optimize

@@ -156,7 +156,7 @@ def test_what_went_wrong_in_one_process_is_said_with_its_rank(digit_folder: Path
 import sys
 from svertka import distributed
 from svertka.cli.app import main
-from svertka.training.callbacks import Recorder
+from svertka.training.run_recorder import Recorder
 
 looked = Recorder.on_metrics
 

@@ -20,7 +20,7 @@ from svertka.models import registry
 from svertka.run import MAX_HISTORY_BYTES, Run
 from svertka.serving.served_model import ServedModel
 from svertka.tensor_files import read_tensors, write_tensors
-from svertka.training.callbacks import Recorder
+from svertka.training.run_recorder import Recorder
 
 OPTIONS: dict[str, Any] = {"model": "resnet20", "size": 8, "batch_size": 32, "threads": 1}
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svertka.compiler import reference
-from svertka.compiler.dynamic_batch import capture_graph
+from svertka.compiler.dynamic_batch_capture import capture_graph
 from svertka.compiler.fusion import FusedNetwork, fuse
 from svertka.compiler.ir import Concatenation, Elementwise, FusedConvolution, Normalization, Pool, Step, step_results
 from svertka.graph.captured_operations import Operation, Value

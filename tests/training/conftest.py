@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from svertka.run import Run
-from svertka.training.callbacks import Recorder
+from svertka.training.run_recorder import Recorder
 
 
 @pytest.fixture

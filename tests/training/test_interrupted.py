@@ -17,7 +17,7 @@ import svertka
 from svertka.classifier import Classifier
 from svertka.cli.app import main
 from svertka.run import Run
-from svertka.training import callbacks, checkpoint, metrics_log, pipeline, resume, training_loop
+from svertka.training import checkpoint, metrics_log, pipeline, resume, run_recorder, training_loop
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 PLAIN = ["--model", "mlp", "--size", "8", "--epochs", "2", "--threads", "1"]
@@ -35,7 +35,7 @@ PHASES: dict[str, tuple[Any, str, int]] = {
     "computing the head": (resume, "compute_head", 1),
     "computing features": (resume, "build_training_inputs", 1),
     "a step": (training_loop, "take_step", 9),
-    "scoring val": (callbacks, "evaluate_network", 2),
+    "scoring val": (run_recorder, "evaluate_network", 2),
     "last checkpoint": (checkpoint, "save", 2),
     "loading what was kept": (Classifier, "load", 1),
     "scoring": (resume, "prepare_evaluation", 1),

@@ -17,11 +17,11 @@ from svertka import progress
 from svertka.errors import SvertkaError
 from svertka.run import Run
 from svertka.tensor_files import read_tensors
-from svertka.training import callbacks, pipeline, training_loop
+from svertka.training import run_recorder, pipeline, training_loop
 
 source, folder, attempts = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 training_loop.LOG_EVERY = 1
-callbacks.CHECKPOINT_EVERY = callbacks.CHECKPOINT_COST = 0  # look, and save, after every step
+run_recorder.CHECKPOINT_EVERY = run_recorder.CHECKPOINT_COST = 0  # look, and save, after every step
 progress.say = pipeline.say = lambda *text: None
 progress.Progress.say = lambda *text: None
 torch.set_num_threads(1)

@@ -25,8 +25,8 @@ from svertka.cli.app import main
 from svertka.data.dataset import Ints
 from svertka.errors import Interrupted
 from svertka.run import Run
-from svertka.training import callbacks, pipeline, repeated_splits, resume, training_loop
 from svertka.training import data_splits as parts_module
+from svertka.training import pipeline, repeated_splits, resume, run_recorder, training_loop
 from svertka.training.data_splits import DataSplits
 
 QUICK: dict[str, Any] = {"model": "mlp", "size": 8, "epochs": 2, "batch_size": 32, "threads": 1}
@@ -102,7 +102,7 @@ def recorded() -> Iterator[Reads]:
         patch.setattr(module, name, _then(getattr(module, name), reads.of_parts))
     before(parts_module, "measure_statistics", lambda rows, indices: reads.note("statistics", indices))
     before(training_loop, "take_step", lambda network, optimizer, batch, *_: reads.note("fit", batch.indices))
-    before(callbacks, "evaluate_network", lambda network, batches, *_: reads.note("choice", batches.indices))
+    before(run_recorder, "evaluate_network", lambda network, batches, *_: reads.note("choice", batches.indices))
     before(resume, "prepare_evaluation", lambda *_: setattr(reads, "at_the_end", True))
     before(resume, "evaluate_network", judged)
     try:

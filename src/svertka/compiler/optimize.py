@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from svertka.compiler import reference, serialize
 from svertka.compiler.accuracy_check import measure_error, suggest_fix
-from svertka.compiler.dynamic_batch import CAPTURED_BATCH_SIZES, BatchSizeCheck, DynamicBatchCapture
+from svertka.compiler.dynamic_batch_capture import CAPTURED_BATCH_SIZES, BatchSizeCheck, DynamicBatchCapture
 from svertka.compiler.executor import ExecutionPlan
 from svertka.compiler.fusion import FusedNetwork, fuse
 from svertka.compiler.input_conversion import is_traced, to_plain_images

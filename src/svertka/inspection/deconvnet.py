@@ -36,7 +36,7 @@ from svertka.inspection import checked_forward_pass
 from svertka.inspection.activations import feature_map_size, follow_to_activation, hook_layers, list_layers
 from svertka.inspection.backward_rules import ReLURule, backward
 from svertka.inspection.checked_forward_pass import StopForward, make_differentiable, prepare_input, unwrap_compiled
-from svertka.inspection.equivalent_crops import CropJobs, crops_for_positions, feature_map_size_in_crop
+from svertka.inspection.receptive_field_crops import CropJobs, crops_for_positions, feature_map_size_in_crop
 from svertka.type_checking import check_types
 
 Indices = int | Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer] | Tensor

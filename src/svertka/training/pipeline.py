@@ -41,7 +41,7 @@ from svertka.training.data_splits import (
     split_data,
     use_patches,
 )
-from svertka.training.initial_run import (
+from svertka.training.initial_classifier import (
     build_initial_classifier,
     check_frozen_layers,
     create_run,

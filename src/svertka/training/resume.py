@@ -30,12 +30,12 @@ from svertka.progress import progress, say
 from svertka.run import Run
 from svertka.signals import Stopped, StopRequest
 from svertka.training import checkpoint, health, training_report
-from svertka.training.callbacks import Recorder
 from svertka.training.computed_head import compute_head, needs_computed_head
 from svertka.training.config import Settings
 from svertka.training.data_splits import DataSplits, split_data, use_patches
 from svertka.training.metrics_log import MetricsLog
 from svertka.training.run_lock import lock_run
+from svertka.training.run_recorder import Recorder
 from svertka.training.training_inputs import (
     build_optimizer,
     build_training_inputs,

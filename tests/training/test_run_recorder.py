@@ -11,9 +11,9 @@ from svertka.classifier import Classifier, Config
 from svertka.data.loader import BatchLoader
 from svertka.progress import progress
 from svertka.run import Run
-from svertka.training.callbacks import Recorder, is_as_good
 from svertka.training.metrics_log import MetricsLog
 from svertka.training.recipe import Recipe
+from svertka.training.run_recorder import Recorder, is_as_good
 from svertka.training.training_inputs import TrainingInputs
 from svertka.training.training_loop import LOG_EVERY, TrainingState, fit, make_optimizer
 

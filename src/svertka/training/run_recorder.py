@@ -1,4 +1,4 @@
-"""The callback of the training loop: validation, log, best weights, checkpoints, and stops on request."""
+"""The callback that records a run: validation, log, best weights, checkpoints, and stops on request."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""The start of a training: the network with its initial weights and head, and the run folder."""
+"""The initial classifier of a training: its network, weights and head; and the run folder that it is written to."""
 
 import os
 import shutil

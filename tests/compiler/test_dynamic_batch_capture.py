@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svertka.compiler.dynamic_batch import capture_graph
+from svertka.compiler.dynamic_batch_capture import capture_graph
 from svertka.compiler.ir import BatchDependentSize, CapturedGraph
 from svertka.errors import UsageError
 from svertka.graph.captured_operations import Constant, Operation, Value, iter_leaves

@@ -9,7 +9,7 @@ import pytest
 import svertka
 from svertka.errors import UsageError
 from svertka.training.builtin_recipes import RECIPES
-from svertka.training.initial_run import check_frozen_layers, describe_ignored
+from svertka.training.initial_classifier import check_frozen_layers, describe_ignored
 
 
 @pytest.mark.parametrize("unfreeze", ["head", "last", "2", "layer3"])

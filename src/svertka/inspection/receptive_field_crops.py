@@ -1,4 +1,4 @@
-"""Image crops large enough for single positions of a layer: the network computes the same values there as in the image.
+"""Image crops around the receptive fields of positions: the network computes the same values there as in the image.
 
 A crop starts at a multiple of the network's stride and is a whole number of strides smaller than the image. So every
 layer has its positions in the crop at the same pixels as in the image, the last ones included, and a position whose
