@@ -91,7 +91,7 @@ def look(classifier: svertka.Classifier) -> None:
     """Build an atlas of two units of the first and of the last convolution."""
     layers = trace(classifier.network, classifier.preprocess.input_shape).layers
     names = convolution_names(list(layers))
-    svertka.look(classifier, layers=[names[0], names[-1]], units=2, pictures=8, threads=1)
+    svertka.look(classifier, layers=[names[0], names[-1]], units=2, images=8, threads=1)
 
 
 def serve(classifier: svertka.Classifier, image: Path) -> None:
@@ -124,10 +124,10 @@ def run_network(name: str, folder: Path, photos: Path) -> list[str]:
             unfreeze="head",
             weights=weights,
         ),
-        "evaluate": lambda: svertka.evaluate(first, photos, threads=1, trust=True),
-        "look": lambda: look(svertka.Classifier.load(first, trust=True)),
-        "export": lambda: svertka.export(first, folder / f"{name}.onnx", pictures=[image], trust=True),
-        "serve": lambda: serve(svertka.Classifier.load(first, trust=True), image),
+        "evaluate": lambda: svertka.evaluate(first, photos, threads=1, trust_builder=True),
+        "look": lambda: look(svertka.Classifier.load(first, trust_builder=True)),
+        "export": lambda: svertka.export(first, folder / f"{name}.onnx", images=[image], trust_builder=True),
+        "serve": lambda: serve(svertka.Classifier.load(first, trust_builder=True), image),
     }
     cells = [name]
     for what, step in steps.items():

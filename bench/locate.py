@@ -170,7 +170,7 @@ def main() -> None:
             )
             print(f"{one['locate_seconds_a_image']:.1f} s an image; inside a box {judged['hits']:.1%}", end="")
             print(f" (the center {judged['centre_hits']:.1%}, covered {judged['covered']:.1%})", end="")
-            print(f"; boxes under a quarter, {small['pictures']}: {small['hits']:.1%} (covered {small['covered']:.1%})")
+            print(f"; boxes under a quarter, {small['images']}: {small['hits']:.1%} (covered {small['covered']:.1%})")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def subject(name: str) -> AtlasInputs:
             run, source = f"{name}:{data}/weights/resnet20-cifar10.safetensors", "cifar10"
         case _:
             run, source = trained(f"units-{name}", "mnist", val=0.03), "mnist"
-    return open_inputs(run, source, pictures=None, device=torch.device("cpu"), threads=1, cache_limit=None)
+    return open_inputs(run, source, images=None, device=torch.device("cpu"), threads=1, cache_limit=None)
 
 
 def measure() -> list[dict[str, Any]]:

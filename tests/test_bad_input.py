@@ -79,7 +79,7 @@ def public_calls(root: Path) -> dict[str, Call]:
         "evaluate": (svertka.evaluate, (run, photos), one),
         "export": (svertka.export, (run, str(root / "model.onnx")), {}),
         "locate": (svertka.locate, (run, image), one),
-        "look": (svertka.look, (run, photos), one | {"layers": ["features.0"], "units": 1, "pictures": 1}),
+        "look": (svertka.look, (run, photos), one | {"layers": ["features.0"], "units": 1, "images": 1}),
         "optimize": (svertka.optimize, (network, x), {}),
         "predict": (svertka.predict, (run, image), one),
         "resume": (svertka.resume, (run,), {}),

@@ -81,7 +81,7 @@ VERBS: dict[str, Verb] = {
     "result": lambda run, *_: json.dumps(Run(run).result(), allow_nan=False),
     "resume": resumed,
     "look": lambda run, pictures, place: svertka.look(
-        run, layers=["conv1"], units=1, pictures=2, output=place / "atlas", threads=1
+        run, layers=["conv1"], units=1, images=2, output=place / "atlas", threads=1
     ),
     "locate": lambda run, pictures, place: svertka.locate(
         run, str(pictures / "one" / "00.png"), output=place / "found", threads=1

@@ -89,18 +89,18 @@ class Config(BaseModel):
             update={"names": self.names[: len(self.names) - len(self.patches_only)], "patches_only": ()}
         )
 
-    def find_model(self, folder: Path, *, trust: bool = False) -> registry.Model:
+    def find_model(self, folder: Path, *, trust_builder: bool = False) -> registry.Model:
         """Return the model that builds the network of a run in `folder`.
 
         Raises:
-            UsageError: there is none, or its builder needs consent (`trust`), or cannot be imported.
+            UsageError: there is none, or its builder needs consent (`trust_builder`), or cannot be imported.
             RunError: the exported graph of the run is missing or damaged.
         """
         if self.builder is None:
             return registry.find_model(self.model)
         size, channels = self.preprocess.size, self.preprocess.channels
         model = external.open_builder(
-            self.builder, folder, trust=trust, size=size, channels=channels, classes=len(self.names)
+            self.builder, folder, trust_builder=trust_builder, size=size, channels=channels, classes=len(self.names)
         )
         return replace(model, name=self.model)
 
@@ -165,7 +165,7 @@ class Classifier:
         device: torch.device | str = "cpu",
         *,
         of_patches: bool = False,
-        trust: bool = False,
+        trust_builder: bool = False,
         model: registry.Model | None = None,
     ) -> Self:
         """Load a run or pretrained weights for inference.
@@ -177,8 +177,8 @@ class Classifier:
             device: Device of the network.
             of_patches: Whether to keep the classes that occur in patches only, such as the background of a run trained
                 with boxes; `locate` needs them.
-            trust: Whether the run may import the code that builds its network, or read an exported graph, if the
-                network is not one of svertka's, timm's or torchvision's.
+            trust_builder: Whether the run may import the code that builds its network, or read an exported graph, if
+                the network is not one of svertka's, timm's or torchvision's.
             model: What builds the network of a run, if that is known already. None: what its config.json says.
 
         Returns:
@@ -200,7 +200,7 @@ class Classifier:
                 raise UsageError(f"{name} is a network without weights; name some as in {_with_weights(name)}")
         config = read_config(folder)
         weights = folder / WEIGHTS
-        model = model or config.find_model(folder, trust=trust)
+        model = model or config.find_model(folder, trust_builder=trust_builder)
         # Shapes are compared on a meta network: a damaged config must not allocate terabytes.
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape) for name, tensor in config.build(model).state_dict().items()}
@@ -273,7 +273,7 @@ class Classifier:
         device: torch.device | str = "cpu",
         *,
         of_patches: bool = False,
-        trust: bool = False,
+        trust_builder: bool = False,
     ) -> "Classifier":
         """Return the classifier that the argument `run` of a command means.
 
@@ -282,7 +282,7 @@ class Classifier:
                 as for `wrap`.
             device: As for `load`.
             of_patches: As for `load`.
-            trust: As for `load`.
+            trust_builder: As for `load`.
 
         Returns:
             The classifier, in evaluation mode.
@@ -294,7 +294,7 @@ class Classifier:
             return run
         if isinstance(run, torch.nn.Module):
             return cls.wrap(run)
-        return cls.load(run, device, of_patches=of_patches, trust=trust)
+        return cls.load(run, device, of_patches=of_patches, trust_builder=trust_builder)
 
     @check_types
     def save(self, path: str | PathLike[str]) -> None:
@@ -438,7 +438,7 @@ def predict(
     device: str = "auto",
     threads: int | None = None,
     max_pixels: int | None = None,
-    trust: bool = False,
+    trust_builder: bool = False,
 ) -> "Predictions":
     """Classify images and return the most probable classes of each.
 
@@ -450,7 +450,7 @@ def predict(
         device: "auto", "cpu", "cuda", "cuda:1" or "mps"; a Classifier stays on its own device.
         threads: CPU threads. None: all cores.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
-        trust: As for `Classifier.load`.
+        trust_builder: As for `Classifier.load`.
 
     Returns:
         A list of dicts, one per image in the order given: `path`, and `labels`, a list of dicts with `name` and
@@ -463,7 +463,7 @@ def predict(
         FetchError: The weights cannot be downloaded.
     """
     torch_device, workers = choose_device(device), set_threads(threads)
-    classifier = Classifier.open(run, torch_device, trust=trust)
+    classifier = Classifier.open(run, torch_device, trust_builder=trust_builder)
     inputs, decoding = list_inputs(images), Decoding.up_to(max_pixels)
     batches = _predict_batches(classifier, inputs, decoding, workers, top)
     return Predictions([one for batch in batches for one in batch], [image for _, image in inputs], decoding)
@@ -537,14 +537,14 @@ def predict_in_batches(
     device: str = "auto",
     threads: int | None = None,
     max_pixels: int | None = None,
-    trust: bool = False,
+    trust_builder: bool = False,
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield what `predict` returns, batch by batch as they are computed, with progress on stderr.
 
     Arguments and errors are those of `predict`; errors are raised before the first batch.
     """
     torch_device, workers = choose_device(device), set_threads(threads)
-    classifier = Classifier.open(run, torch_device, trust=trust)
+    classifier = Classifier.open(run, torch_device, trust_builder=trust_builder)
     yield from _predict_batches(classifier, list_inputs(images), Decoding.up_to(max_pixels), workers, top)
 
 
@@ -634,18 +634,22 @@ def _finite(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return tensors
 
 
-def model_of_run_weights(text: str, *, trust: bool = False) -> registry.Model | None:
+def model_of_run_weights(text: str, *, trust_builder: bool = False) -> registry.Model | None:
     """Return the model that a run was trained with; None if `text` names no run.
 
     Args:
         text: A run folder, or anything else that names weights.
-        trust: As for `Classifier.load`.
+        trust_builder: As for `Classifier.load`.
 
     Raises:
         RunError: The run is damaged.
         UsageError: The network is built by code that is neither svertka's nor trusted.
     """
-    return read_config(parse_path(text)).find_model(parse_path(text), trust=trust) if _is_run(text) else None
+    return (
+        read_config(parse_path(text)).find_model(parse_path(text), trust_builder=trust_builder)
+        if _is_run(text)
+        else None
+    )
 
 
 def is_classifier(text: str) -> bool:

@@ -109,17 +109,17 @@ class Run:
         """The name of the folder."""
         return self.folder.resolve().name
 
-    def classifier(self, *, trust: bool = False) -> Classifier:
+    def classifier(self, *, trust_builder: bool = False) -> Classifier:
         """Return the best network of the run with its class names and preprocessing.
 
         Args:
-            trust: As for `Classifier.load`.
+            trust_builder: As for `Classifier.load`.
 
         Raises:
             RunError: A file of the run is missing or damaged.
             UsageError: The network is built by code that is neither svertka's nor trusted.
         """
-        return Classifier.load(self.folder, trust=trust)
+        return Classifier.load(self.folder, trust_builder=trust_builder)
 
     def settings(self) -> dict[str, Any]:
         """Return the content of training.json: source, recipe, parts, versions.
@@ -203,8 +203,9 @@ class Run:
         if of_memory or (builder is not None and builder.is_graph):
             source = ", source" if of_memory else ""
             model = ", model=…" if builder is not None and builder.is_graph else ""
-            trust = ", trust=True" if builder is not None and builder.needs_consent and not builder.is_graph else ""
-            return f"svertka.resume({str(self.folder)!r}{source}{model}{trust})"
+            is_code = builder is not None and builder.needs_consent and not builder.is_graph
+            consent = ", trust_builder=True" if is_code else ""
+            return f"svertka.resume({str(self.folder)!r}{source}{model}{consent})"
         return format_command("train", "--resume", self.folder, *self.consent)
 
     @property

@@ -20,7 +20,7 @@ NEEDED = {
     "evaluate": ["RUN", "PICTURES", "--threads", "1"],
     "compare": ["RUN", "TWIN", "PICTURES", "--part", "all", "--threads", "1"],
     "predict": ["RUN", "PICTURE", "--threads", "1"],
-    "look": ["RUN", "PICTURES", "--units", "1", "--pictures", "2", "--output", "NEW", "--threads", "1"],
+    "look": ["RUN", "PICTURES", "--units", "1", "--images", "2", "--output", "NEW", "--threads", "1"],
     "locate": ["RUN", "PICTURE", "--threads", "1"],
     "export": ["RUN", "--to", "NEW/"],
     "models": [],

@@ -1,43 +1,82 @@
-"""The options of a command are those of its function: the same names, the same defaults."""
+"""The options of every command are those of its function: same names, same defaults, all documented."""
 
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import typer
+from typer.core import TyperOption
 
 import svertka
-from svertka.cli import check, compare, evaluate, look, train
+from svertka.cli.app import app
 from svertka.training.pipeline import TrainingOptions
 from svertka.training.recipe import Recipe
 from svertka.training.train import RECIPE_SETTINGS
 
-PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "check": (check.check, svertka.check),
-    "compare": (compare.compare, svertka.compare),
-    "evaluate": (evaluate.evaluate, svertka.evaluate),
-    "look": (look.look, svertka.look),
-    "train": (train.train, svertka.train),
+COMMANDS = {str(command.callback.__name__): command.callback for command in app.registered_commands if command.callback}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    name: svertka.list_models if name == "models" else getattr(svertka, name)  # svertka.models is a package
+    for name in COMMANDS
 }
+PRINTING = {"as_json", "as_csv"}  # how the command line prints a result
 DIFFERENT = {
-    "compare": {"run", "runs", "source"},  # RUN RUN... [SOURCE] on the command line
-    "train": {"resume", "source"},  # svertka.resume is a function of its own, so that train always needs a source
+    "compare": {"source"},  # the last of RUN RUN... [SOURCE]
+    "serve": {"ready"},  # a callback; the command line prints the address
+    "train": {"resume"},  # svertka.resume, so that svertka.train always needs a source
 }
+OPTIONAL = {("train", "source")}  # not needed with --resume
+SPELLED = {"as_json": "--json", "as_csv": "--csv"}
+
+every_command = pytest.mark.parametrize("name", COMMANDS)
 
 
-def options(function: Callable[..., Any]) -> dict[str, Any]:
-    return {name: one.default for name, one in inspect.signature(function).parameters.items()}
+def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the default of each parameter; None where it is an empty tuple, which no option has."""
+    return {
+        name: None if one.default == () else one.default for name, one in inspect.signature(function).parameters.items()
+    }
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@every_command
 def test_a_command_and_its_function_have_the_same_options(name: str) -> None:
-    command, function = map(options, PAIRS[name])
-    different = {one for one, _ in command.items() ^ function.items()}
-    assert different == {"as_json"} | DIFFERENT.get(name, set())
+    command, function = defaults(COMMANDS[name]), defaults(FUNCTIONS[name])
+    assert (command.keys() ^ function.keys()) - PRINTING == DIFFERENT.get(name, set())
+
+
+@every_command
+def test_a_command_and_its_function_have_the_same_defaults(name: str) -> None:
+    command, function = defaults(COMMANDS[name]), defaults(FUNCTIONS[name])
+    shared = {one for one in command.keys() & function.keys() if (name, one) not in OPTIONAL}
+    assert {one: command[one] for one in shared} == {one: function[one] for one in shared}
+
+
+@every_command
+def test_an_option_is_spelled_as_its_argument_and_has_a_help_text(name: str) -> None:
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    for parameter in command.params:
+        assert parameter.help, parameter.name
+        if isinstance(parameter, TyperOption):
+            spelling = SPELLED.get(str(parameter.name), f"--{str(parameter.name).replace('_', '-')}")
+            assert spelling in parameter.opts, parameter.name
+
+
+@every_command
+def test_every_argument_of_a_function_has_a_type_and_is_documented(name: str) -> None:
+    documented = inspect.getdoc(FUNCTIONS[name]) or ""
+    for parameter in inspect.signature(FUNCTIONS[name]).parameters.values():
+        assert parameter.annotation is not parameter.empty, parameter.name
+        assert f"{parameter.name}: " in documented, parameter.name
+
+
+def test_every_command_is_compared() -> None:
+    assert set(COMMANDS) == {
+        "check", "train", "evaluate", "compare", "predict", "look", "locate", "export", "serve", "models", "tune",
+    }  # fmt: skip
 
 
 def test_the_options_of_a_training_are_all_passed_on() -> None:
-    public = set(options(svertka.train)) - {"repeats"}
+    public = set(defaults(svertka.train)) - {"repeats"}
     settings = set(RECIPE_SETTINGS)
     assert settings <= Recipe.model_fields.keys()
     assert {*inspect.signature(TrainingOptions).parameters} - {"changes", "is_repeated"} == public - settings

@@ -74,8 +74,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.chdir(root)
     try:
         run = svertka.train(".", model="lenet5", epochs=1, threads=1)
-        svertka.look(run, threads=1, pictures=2)
-        svertka.look(run, "a/..", threads=1, pictures=2, output="atlas of mine")
+        svertka.look(run, threads=1, images=2)
+        svertka.look(run, "a/..", threads=1, images=2, output="atlas of mine")
         svertka.locate(run.folder, "a", output="a/found", threads=1)
         svertka.export(run.folder, "a/exported/")
     finally:

@@ -74,7 +74,7 @@ def test_disagreements_are_images_that_one_run_gets_wrong(opened: Opened, drawn:
             const wall = title.nextElementSibling;
             return wall?.matches('.wall') ? [...wall.querySelectorAll('.quiet')].map(one => one.title) : [] })""")
     for (wrong, right), title, wall in zip(pairs, titles, walls, strict=True):
-        these = set(wrong.pictures[wrong.wrong & ~right.wrong].tolist())
+        these = set(wrong.indices[wrong.wrong & ~right.wrong].tolist())
         assert f": {len(these):,}\u00a0picture" in title
         shown = {int(re.sub(r"\D", "", name)) for name in wall}
         assert shown <= these

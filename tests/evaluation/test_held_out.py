@@ -61,7 +61,7 @@ def runs(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[t
 
 def judged_contents(run: Run, source: Path, **options: Any) -> set[str]:
     joint = evaluate_jointly(run, source, threads=1, **options)
-    return {content(Path(joint.dataset.images.name(i))) for i in joint.ensemble.pictures.tolist()}
+    return {content(Path(joint.dataset.images.name(i))) for i in joint.ensemble.indices.tolist()}
 
 
 def dotted(source: Path, work: Path, random: np.random.Generator) -> Path:
@@ -308,7 +308,7 @@ def test_comparison_leaves_out_training_images_of_all_runs(
     ):
         svertka.compare([one, other], digit_folder, threads=1)
     compared = svertka.compare([one, other], digit_folder, part="all", threads=1)
-    pictures, judged = compared.joint.dataset.images, compared.ensemble.pictures.tolist()
+    pictures, judged = compared.joint.dataset.images, compared.ensemble.indices.tolist()
     assert not {content(Path(pictures.name(i))) for i in judged} & (learned | also_learnt)
     assert compared.to_dict()["training_images"] == len(learned | also_learnt)
     assert f"{len(learned | also_learnt)} images that trained the network left out" in compared.sentence
@@ -324,7 +324,7 @@ def test_atlas_shows_held_out_images(
 
     run, _, learned, scored = runs[3]
     for source in (None, copied(digit_folder, tmp_path, np.random.default_rng(0))):
-        options: dict[str, Any] = {"pictures": None, "device": torch.device("cpu"), "threads": 1, "cache_limit": None}
+        options: dict[str, Any] = {"images": None, "device": torch.device("cpu"), "threads": 1, "cache_limit": None}
         subject = open_inputs(run, source, **options)
         shown = {content(Path(subject.dataset.images.name(i))) for i in range(len(subject))}
         assert shown == scored

@@ -173,7 +173,7 @@ def test_wrong_flags_match_each_image() -> None:
     for part in order.split(64):
         shuffled.update(logits[part], labels[part], part)
     found = shuffled.result(names(5))
-    assert found.pictures.tolist() == list(range(500))
+    assert found.indices.tolist() == list(range(500))
     assert found.wrong.tolist() == (logits.argmax(1) != labels).tolist()
 
 
@@ -277,7 +277,7 @@ with distributed.process_group(torch.device("cpu")):
     found = tally.all_reduce().result([f"class {k}" for k in range(logits.shape[1])])
     print(json.dumps([found.to_dict(), found.confusion.tolist(), [vars(m) for m in found.mistakes],
                       [one.examples for one in found.per_class], [one.index for one in found.near_misses],
-                      found.pictures[found.wrong].tolist()]))
+                      found.indices[found.wrong].tolist()]))
 """
 
 
@@ -305,7 +305,7 @@ def test_three_processes_with_uneven_shards_count_every_image_once(tmp_path: Pat
         assert figures == told
         assert [sorted(doubtful), sorted(wrong)] == [
             sorted(one.index for one in alone.near_misses),
-            alone.pictures[alone.wrong].tolist(),
+            alone.indices[alone.wrong].tolist(),
         ]
         assert confusion == alone.confusion.tolist()
         assert tuple(Mistake(**one) for one in mistakes) == alone.mistakes

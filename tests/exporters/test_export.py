@@ -40,7 +40,7 @@ def test_a_run_checks_itself_on_what_it_was_trained_on(
     assert main(["export", str(run.folder), "--to", str(path), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["path"] == str(path)
-    assert said["pictures"] == 32
+    assert said["images"] == 32
     assert said["bytes"] == path.stat().st_size
     assert 0 <= said["difference"] < 1e-4
     assert main(["export", str(run.folder), "--to", str(path), "--preprocessing"]) == 0
@@ -63,12 +63,12 @@ def test_the_file_alone_names_what_is_in_a_picture(run: Run, source: Path, tmp_p
 
 def test_given_pictures_are_checked_instead(run: Run, kinds: dict[str, Path], tmp_path: Path) -> None:
     folder = next(iter(kinds.values())).parent
-    assert svertka.export(run, tmp_path / "a.onnx", pictures=[folder]).pictures == len(kinds)
+    assert svertka.export(run, tmp_path / "a.onnx", images=[folder]).images == len(kinds)
     (tmp_path / "bad.png").write_bytes(b"no")
     with pytest.raises(DataError, match=r"can be read \(.*bad.png: not an image"):
-        svertka.export(run, tmp_path / "b.onnx", pictures=[tmp_path / "bad.png"])
+        svertka.export(run, tmp_path / "b.onnx", images=[tmp_path / "bad.png"])
     with pytest.raises(DataError, match="nowhere.png: no such file"):
-        svertka.export(run, tmp_path / "b.onnx", pictures=[tmp_path / "nowhere.png"])
+        svertka.export(run, tmp_path / "b.onnx", images=[tmp_path / "nowhere.png"])
     assert not (tmp_path / "b.onnx").exists()
 
 
@@ -116,12 +116,12 @@ def test_what_cannot_be_is_one_sentence(run: Run, to: str, options: dict[str, An
 
 def test_without_pictures_it_asks_for_some(run: Run, tmp_path: Path) -> None:
     svertka.export(run, tmp_path / "alone/")
-    with pytest.raises(UsageError, match=r"say which pictures to check it on: svertka export .*alone PICTURES --to"):
+    with pytest.raises(UsageError, match=r"name images to check the file on: svertka export .*alone IMAGE\.\.\. --to"):
         svertka.export(tmp_path / "alone", tmp_path / "model.onnx")
     shutil.copytree(run.folder, tmp_path / "moved")
     settings = json.loads((tmp_path / "moved" / "training.json").read_text())
     (tmp_path / "moved" / "training.json").write_text(json.dumps(settings | {"source": str(tmp_path / "gone")}))
-    with pytest.raises(DataError, match=r"was trained on are gone \(there is no folder .*gone.*\); give others"):
+    with pytest.raises(DataError, match=r"was trained on are gone \(there is no folder .*gone.*\); name others"):
         svertka.export(tmp_path / "moved", tmp_path / "model.onnx")
 
 

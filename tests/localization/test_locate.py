@@ -92,7 +92,7 @@ def test_the_command_says_the_same(lamp: Path, bright_or_dark: Maker, capsys: py
     assert said["page"] == str(album / "index.html")
     assert main(arguments) == 0
     assert "the point lies in a box in 100.0\u00a0% of 1 cases" in capsys.readouterr().out
-    with Image.open(said["pictures"][0]["overlay"]) as overlay:
+    with Image.open(said["images"][0]["overlay"]) as overlay:
         assert overlay.size == (160, 120)
 
 
@@ -107,4 +107,4 @@ def test_pictures_that_cannot_be_looked_at_are_told(
     shown = capsys.readouterr()
     assert "small.png: 40×31 pixels, too few for patches; it needs 32 a side or more" in shown.err
     assert "broken.png: not an image" in shown.err
-    assert [bool(one["classes"]) for one in json.loads(shown.out)["pictures"]] == [False, False, True]
+    assert [bool(one["classes"]) for one in json.loads(shown.out)["images"]] == [False, False, True]

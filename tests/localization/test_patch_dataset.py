@@ -251,7 +251,7 @@ def test_no_whole_image_is_named_background(boxed_run: Run, scenes: Scenes, tmp_
         ServedModel(certain, torch.device("cpu")).probabilities(list(images)), expected, atol=1e-5
     )
     for preprocessing in (False, True):
-        path = svertka.export(certain, tmp_path / "m.onnx", pictures=paths, preprocessing=preprocessing).path
+        path = svertka.export(certain, tmp_path / "m.onnx", images=paths, preprocessing=preprocessing).path
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         if preprocessing:
             given = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])

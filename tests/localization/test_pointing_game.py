@@ -21,12 +21,12 @@ def test_hits_are_counted_by_class_and_where_boxes_are_small() -> None:
         pointing.add(annotation, (100, 100), {"cat": cat, "dog": 0.5}, spots.__getitem__)
     said = pointing.to_dict()
     assert said["judged"] == 5
-    assert (said["pictures"], said["hits"], said["centre_hits"]) == (4, 3 / 4, 2 / 4)
-    assert said["small"] == {"pictures": 2, "hits": 1.0, "centre_hits": 0.0, "covered": (0.01 + 0.099) / 2}
+    assert (said["images"], said["hits"], said["centre_hits"]) == (4, 3 / 4, 2 / 4)
+    assert said["small"] == {"images": 2, "hits": 1.0, "centre_hits": 0.0, "covered": (0.01 + 0.099) / 2}
     assert said["classes"]["cat"]["hits"] == 2 / 3
     # Ranked by score: with, with, without, with, without; precisions 1, 1 and 3/4 at those that have a cat.
     assert said["classes"]["cat"]["average_precision"] == pytest.approx((1 + 1 + 3 / 4) / 3)
-    assert said["classes"]["dog"]["pictures"] == 1
+    assert said["classes"]["dog"]["images"] == 1
 
 
 def test_overlapping_boxes_cover_what_they_share_once() -> None:

@@ -86,16 +86,16 @@ def test_a_builder_that_cannot_be_imported_is_one_sentence(kind: str, file: Path
 def test_consent_is_asked_for_all_that_runs_code_of_unknown_origin() -> None:
     for target, what in (("evil:build", "with evil:build, whose code is run"), (GRAPH, "from its exported graph")):
         with pytest.raises(UsageError, match=f"runs/x builds its network {what}.*give --trust-builder"):
-            require_consent(Builder(target=target), "runs/x", trust=False)
-        require_consent(Builder(target=target), "runs/x", trust=True)
+            require_consent(Builder(target=target), "runs/x", trust_builder=False)
+        require_consent(Builder(target=target), "runs/x", trust_builder=True)
     for target in ("timm:resnet18", "torchvision:resnet18"):
-        require_consent(Builder(target=target), "runs/x", trust=False)
+        require_consent(Builder(target=target), "runs/x", trust_builder=False)
 
 
 @pytest.mark.parametrize("target", ["timm.evil:build", "./timm:x.py:build", "timmy:build", "torchvision_:x", " timm:x"])
 def test_only_the_packages_themselves_need_no_consent(target: str) -> None:
     with pytest.raises(UsageError, match="--trust-builder"):
-        require_consent(Builder(target=target), "runs/x", trust=False)
+        require_consent(Builder(target=target), "runs/x", trust_builder=False)
 
 
 def test_a_function_is_described_by_its_importable_name() -> None:

@@ -156,7 +156,7 @@ def test_an_export_shows_its_files_and_an_atlas_its_size(run: svertka.Run, tmp_p
     assert sum(one.stat().st_size for one in exported.files) == exported.bytes
     assert repr(exported).startswith(f"Export({str(tmp_path / 'hub')!r}, ")
     with_convolution = svertka.train("digits", epochs=1, output=tmp_path / "run", threads=1)
-    atlas = svertka.look(with_convolution, pictures=20, units=2, threads=1)
+    atlas = svertka.look(with_convolution, images=20, units=2, threads=1)
     assert f"{atlas.units:,}\u00a0units" in repr(atlas)
     assert str(atlas.page) in read(atlas._repr_html_()).text
 

@@ -290,7 +290,7 @@ def test_every_way_to_a_square_and_to_8_bits_is_one(
     for _ in range(2):  # decoded, and then read from the disk
         judged = svertka.evaluate(folder, source, device="cpu")
         assert (judged.images, judged.top1_error) == (len(paths), 0)
-    inputs = open_inputs(folder, source, pictures=None, device=CPU, threads=1, cache_limit=None)
+    inputs = open_inputs(folder, source, images=None, device=CPU, threads=1, cache_limit=None)
     seen = {inputs.image_name(i).split("/")[-1]: inputs.network_inputs(np.array([i]))[0] for i in range(len(inputs))}
     for path, image in zip(paths, images, strict=True):
         torch.testing.assert_close(seen[path.name], image, rtol=0, atol=0)

@@ -216,10 +216,10 @@ def test_of_two_that_start_at_once_on_one_port_one_says_so(small_run: Path) -> N
         ({"root_path": "/a//b"}, "root_path=/a//b is not a URL path"),
         ({"root_path": "/a?b"}, "is not a URL path"),
         ({"root_path": "/имя"}, "is not a URL path"),
-        ({"allow_hosts": ["a/b"]}, "allow_hosts=a/b is not a host name"),
-        ({"allow_hosts": "a b"}, "allow_hosts=a b is not a host name"),
-        ({"allow_hosts": ["*"]}, "is not a host name"),
-        ({"allow_hosts": [""]}, "is not a host name"),
+        ({"allow_host": ["a/b"]}, "allow_host=a/b is not a host name"),
+        ({"allow_host": "a b"}, "allow_host=a b is not a host name"),
+        ({"allow_host": ["*"]}, "is not a host name"),
+        ({"allow_host": [""]}, "is not a host name"),
     ],
 )
 def test_places_that_cannot_be(small_run: Path, options: dict[str, Any], sentence: str) -> None:

@@ -20,7 +20,7 @@ def server(
 ) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("runs") / "digits"
     svertka.train(digit_folder, model="lenet5", epochs=1, threads=1, output=folder)
-    svertka.look(folder, pictures=40, layers=["c1"], threads=1)
+    svertka.look(folder, images=40, layers=["c1"], threads=1)
     bare = folder.parent / "bare"
     shutil.copytree(small_run, bare, symlinks=True)
     shutil.rmtree(bare / "atlas")

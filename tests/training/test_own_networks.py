@@ -89,21 +89,26 @@ def forget(run: Path) -> Path:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    "evaluate": lambda run, photos, folder, **trust: svertka.evaluate(run, photos, threads=1, **trust),
-    "predict": lambda run, photos, folder, **trust: svertka.predict(run, photos / "a" / "0.png", threads=1, **trust),
-    "locate": lambda run, photos, folder, **trust: svertka.locate(run, photos / "a" / "0.png", threads=1, **trust),
-    "look": lambda run, photos, folder, **trust: svertka.look(
-        run, photos, units=1, pictures=4, include_training=True, output=folder / "atlas", threads=1, **trust
+    "evaluate": lambda run, photos, folder, **consent: svertka.evaluate(run, photos, threads=1, **consent),
+    "predict": lambda run, photos, folder, **consent: svertka.predict(
+        run, photos / "a" / "0.png", threads=1, **consent
     ),
-    "export": lambda run, photos, folder, **trust: svertka.export(
-        run, folder / "model.onnx", pictures=[photos / "a" / "0.png"], **trust
+    "locate": lambda run, photos, folder, **consent: svertka.locate(run, photos / "a" / "0.png", threads=1, **consent),
+    "look": lambda run, photos, folder, **consent: svertka.look(
+        run, photos, units=1, images=4, include_training=True, output=folder / "atlas", threads=1, **consent
     ),
-    "compare": lambda run, photos, folder, **trust: svertka.compare(
-        [run, "efficientnet_lite0:bundled"] if not trust else [run, run.parent / run.name], photos, threads=1, **trust
+    "export": lambda run, photos, folder, **consent: svertka.export(
+        run, folder / "model.onnx", images=[photos / "a" / "0.png"], **consent
     ),
-    "serve": lambda run, photos, folder, **trust: ServedModel(run, torch.device("cpu"), **trust).warm_up(),
-    "train": lambda run, photos, folder, **trust: svertka.train(
-        photos, weights=run, epochs=1, output=folder / "next", threads=1, **trust
+    "compare": lambda run, photos, folder, **consent: svertka.compare(
+        [run, "efficientnet_lite0:bundled"] if not consent else [run, run.parent / run.name],
+        photos,
+        threads=1,
+        **consent,
+    ),
+    "serve": lambda run, photos, folder, **consent: ServedModel(run, torch.device("cpu"), **consent).warm_up(),
+    "train": lambda run, photos, folder, **consent: svertka.train(
+        photos, weights=run, epochs=1, output=folder / "next", threads=1, **consent
     ),
 }
 
@@ -115,7 +120,7 @@ def test_nothing_is_imported_without_consent(
 ) -> None:
     run = request.getfixturevalue(kind)
     mark = forget(run) if kind == "of_file" else tmp_path / "none"
-    with pytest.raises(UsageError, match=r"builds its network .*; if you trust it, give --trust-builder \(trust=True"):
+    with pytest.raises(UsageError, match=r"builds its network .*; if you trust it, give --trust-builder \(trust_"):
         COMMANDS[command](run, photos, tmp_path)
     assert not mark.exists()
 
@@ -125,12 +130,12 @@ def test_nothing_is_imported_without_consent(
 def test_every_command_runs_with_consent(
     command: str, kind: str, photos: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    COMMANDS[command](request.getfixturevalue(kind), photos, tmp_path, trust=True)
+    COMMANDS[command](request.getfixturevalue(kind), photos, tmp_path, trust_builder=True)
 
 
 def test_a_run_of_a_file_is_the_start_of_another(of_file: Path, photos: Path, tmp_path: Path) -> None:
-    COMMANDS["train"](of_file, photos, tmp_path, trust=True)
-    assert Classifier.load(tmp_path / "next", trust=True).config.model == "own.py:build"
+    COMMANDS["train"](of_file, photos, tmp_path, trust_builder=True)
+    assert Classifier.load(tmp_path / "next", trust_builder=True).config.model == "own.py:build"
 
 
 HOSTILE = ["os:system", "timm.x:build", "subprocess:check_output", "builtins:exec", "../evil.py:build", "evil:build"]
@@ -158,15 +163,15 @@ def test_a_graph_that_is_no_graph_is_damaged(of_module: Path, tmp_path: Path) ->
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "run" / name).write_bytes((of_module / name).read_bytes())
     with pytest.raises(SvertkaError, match=r"graph.pt2 cannot be read \(no such file or directory\)"):
-        Classifier.load(tmp_path / "run", trust=True)
+        Classifier.load(tmp_path / "run", trust_builder=True)
     (tmp_path / "run" / GRAPH).write_bytes(b"no graph")
     with pytest.raises(SvertkaError, match=r"graph.pt2 is damaged \(.*\); copy it back from the run"):
-        Classifier.load(tmp_path / "run", trust=True)
+        Classifier.load(tmp_path / "run", trust_builder=True)
 
 
 def test_a_loaded_graph_computes_what_the_module_does(of_module: Path) -> None:
     """The oracle is the module itself with the weights of the run."""
-    classifier, images = Classifier.load(of_module, trust=True), torch.rand(5, 3, 64, 64)
+    classifier, images = Classifier.load(of_module, trust_builder=True), torch.rand(5, 3, 64, 64)
     network = own_network()
     network[8] = nn.Linear(16, 2)  # type: ignore[operator]
     network.load_state_dict(classifier.network.state_dict())
@@ -177,11 +182,11 @@ def test_a_loaded_graph_computes_what_the_module_does(of_module: Path) -> None:
 
 def test_a_changed_builder_is_a_warning(of_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = Path(json.loads((of_file / "config.json").read_text())["builder"]["target"].rpartition(":")[0])
-    Classifier.load(of_file, trust=True)
+    Classifier.load(of_file, trust_builder=True)
     assert "has changed" not in capsys.readouterr().err
     try:
         file.write_text(SOURCE + "# another line\n")
-        Classifier.load(of_file, trust=True)
+        Classifier.load(of_file, trust_builder=True)
     finally:
         file.write_text(SOURCE)
     assert f"own.py:build or a layer that it uses has changed since {of_file} was trained" in capsys.readouterr().err
@@ -190,7 +195,7 @@ def test_a_changed_builder_is_a_warning(of_file: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(("unfreeze", "frozen"), [("head", "0. 1. 3."), ("last", "0. 1."), ("2", "")])
 def test_layers_below_the_cut_keep_their_weights(trained: Callable[..., Path], unfreeze: str, frozen: str) -> None:
     network = own_network()
-    kept = Classifier.load(trained(network, unfreeze, unfreeze=unfreeze), trust=True).network.state_dict()
+    kept = Classifier.load(trained(network, unfreeze, unfreeze=unfreeze), trust_builder=True).network.state_dict()
     for name, tensor in network.state_dict().items():
         if name[:2] != "8.":
             assert torch.equal(kept[name], tensor) == (name[:2] in frozen.split()), name
@@ -219,17 +224,17 @@ def test_an_interrupted_run_of_a_module_continues_with_the_module(photos: Path, 
 
 
 def test_commands_take_a_classifier_or_a_module(of_module: Path, photos: Path, tmp_path: Path) -> None:
-    classifier = Classifier.load(of_module, trust=True)
-    by_path = svertka.evaluate(of_module, photos, threads=1, trust=True)
+    classifier = Classifier.load(of_module, trust_builder=True)
+    by_path = svertka.evaluate(of_module, photos, threads=1, trust_builder=True)
     by_object = svertka.evaluate(classifier, photos, threads=1)
     assert by_object.to_dict() == by_path.to_dict()  # training images are left out, too
     network = own_network().eval()
     (prediction,) = svertka.predict(network, photos / "a" / "0.png", top=10, threads=1)
     assert sorted(label["name"] for label in prediction["labels"]) == [str(one) for one in range(10)]
-    both = svertka.compare([classifier, Classifier.load(of_module, trust=True)], photos, threads=1)
+    both = svertka.compare([classifier, Classifier.load(of_module, trust_builder=True)], photos, threads=1)
     assert both.runs[1].difference is not None
     ServedModel(network, torch.device("cpu")).warm_up()
-    svertka.export(classifier, tmp_path / "classifier.onnx", pictures=[photos / "a" / "0.png"])
+    svertka.export(classifier, tmp_path / "classifier.onnx", images=[photos / "a" / "0.png"])
     with pytest.raises(UsageError, match=r"<Sequential> has no images of its own"):
         svertka.look(network, units=1)
 
@@ -248,11 +253,11 @@ def test_a_wrapped_network_shares_weights_and_is_not_changed(photos: Path) -> No
 
 
 def test_a_published_folder_has_a_graph_and_no_path(of_file: Path, tmp_path: Path) -> None:
-    svertka.export(of_file, tmp_path / "hub/", trust=True)
+    svertka.export(of_file, tmp_path / "hub/", trust_builder=True)
     text = (tmp_path / "hub" / "config.json").read_text()
     assert json.loads(text)["builder"]["target"] == GRAPH
     assert str(of_file.parent.parent) not in text
-    there, here = (Classifier.load(folder, trust=True).network for folder in (tmp_path / "hub", of_file))
+    there, here = (Classifier.load(folder, trust_builder=True).network for folder in (tmp_path / "hub", of_file))
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(there(images), here(images), rtol=0, atol=1e-6)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    run: Annotated[
+    runs: Annotated[
         list[str],
         typer.Argument(
             metavar="RUN RUN... [SOURCE]",
@@ -43,7 +43,7 @@ def compare(
     output: Annotated[str | None, typer.Option(help="HTML file for the comparison.", rich_help_panel=OUTPUT)] = None,
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
-    trust: TrustBuilder = False,
+    trust_builder: TrustBuilder = False,
     device: Device = "auto",
     threads: Threads = None,
     cache_limit: CacheLimit = None,
@@ -57,9 +57,9 @@ def compare(
         from svertka.evaluation.compare import compare as side_by_side
         from svertka.evaluation.compare import separate_runs_and_source
 
-    runs, source = separate_runs_and_source(run)
+    chosen, source = separate_runs_and_source(runs)
     result = side_by_side(
-        runs,
+        chosen,
         source,
         crops=crops,
         scales=parse_whole_numbers("--scales", scales),
@@ -71,7 +71,7 @@ def compare(
         threads=threads,
         cache_limit=cache_limit,
         max_pixels=parse_pixel_count(max_pixels),
-        trust=trust,
+        trust_builder=trust_builder,
     )
     if as_json:
         print_json(result.to_dict())

@@ -39,7 +39,7 @@ def evaluate(
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
     columns: Columns = None,
-    trust: TrustBuilder = False,
+    trust_builder: TrustBuilder = False,
     device: Device = "auto",
     threads: Threads = None,
     cache_limit: CacheLimit = None,
@@ -66,7 +66,7 @@ def evaluate(
         threads=threads,
         cache_limit=cache_limit,
         max_pixels=parse_pixel_count(max_pixels),
-        trust=trust,
+        trust_builder=trust_builder,
     )
     if as_json:
         print_json(result.to_dict())

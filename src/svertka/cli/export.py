@@ -23,7 +23,7 @@ def export(
         bool,
         typer.Option("--preprocessing", help="Include the preprocessing in the file: uint8 RGB in, probabilities out."),
     ] = False,
-    trust: TrustBuilder = False,
+    trust_builder: TrustBuilder = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -34,11 +34,13 @@ def export(
     with show_loading():
         from svertka.exporters.export import export as write
 
-    written = write(run, to, pictures=images or (), preprocessing=preprocessing, overwrite=overwrite, trust=trust)
+    written = write(
+        run, to, images=images or (), preprocessing=preprocessing, overwrite=overwrite, trust_builder=trust_builder
+    )
     if as_json:
         print_json(written.to_dict())
         return
     print_line(f"{written.path}, {written.bytes / 1e6:.1f} MB")
-    if written.pictures:
+    if written.images:
         what = "probabilities" if preprocessing else "logits"
-        print_line(f"checked in ONNX Runtime on {written.pictures} images: {what} within {written.difference:.1g}")
+        print_line(f"checked in ONNX Runtime on {written.images} images: {what} within {written.difference:.1g}")

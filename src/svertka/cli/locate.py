@@ -40,7 +40,7 @@ def locate(
     ] = None,
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
-    trust: TrustBuilder = False,
+    trust_builder: TrustBuilder = False,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -64,7 +64,7 @@ def locate(
         device=device,
         threads=threads,
         max_pixels=parse_pixel_count(max_pixels),
-        trust=trust,
+        trust_builder=trust_builder,
     )
     for image in located.images:
         if image.error:

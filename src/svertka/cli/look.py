@@ -29,14 +29,14 @@ def look(
         str | None, typer.Option(help="Names of layers, separated by commas (default: every convolution).")
     ] = None,
     units: Annotated[int | None, typer.Option(help="Number of units per layer (default: all).")] = None,
-    pictures: Annotated[int | None, typer.Option(help="Number of images, drawn at random (default: all).")] = None,
+    images: Annotated[int | None, typer.Option(help="Number of images, drawn at random (default: all).")] = None,
     include_training: IncludeTraining = False,
     output: Annotated[
         str | None,
         typer.Option(help="Folder for the atlas (default: RUN/atlas, or atlas-NAME).", rich_help_panel=OUTPUT),
     ] = None,
     max_pixels: MaxPixels = None,
-    trust: TrustBuilder = False,
+    trust_builder: TrustBuilder = False,
     device: Device = "auto",
     threads: Threads = None,
     cache_limit: CacheLimit = None,
@@ -55,14 +55,14 @@ def look(
         source,
         layers=names,
         units=units,
-        pictures=pictures,
+        images=images,
         include_training=include_training,
         output=output,
         device=device,
         threads=threads,
         cache_limit=cache_limit,
         max_pixels=parse_pixel_count(max_pixels),
-        trust=trust,
+        trust_builder=trust_builder,
     )
     if as_json:
         print_json(atlas.to_dict())

@@ -33,7 +33,7 @@ def predict(
     images: ImageArguments,
     top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
     max_pixels: MaxPixels = None,
-    trust: TrustBuilder = False,
+    trust_builder: TrustBuilder = False,
     device: Device = "auto",
     threads: Threads = None,
     as_csv: Annotated[
@@ -52,7 +52,7 @@ def predict(
     form = _json_form if as_json else _csv_form if as_csv else _table_form
     with form() as write:
         for batch in predict_in_batches(
-            run, *images, top=top, device=device, threads=threads, max_pixels=limit, trust=trust
+            run, *images, top=top, device=device, threads=threads, max_pixels=limit, trust_builder=trust_builder
         ):
             write(batch)
             sys.stdout.flush()

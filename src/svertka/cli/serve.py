@@ -9,13 +9,13 @@ from svertka.cli.printing import print_json, print_line, show_loading
 
 
 def serve(
-    run: Annotated[
+    runs: Annotated[
         list[str],
         typer.Argument(metavar="RUN...", help="Run folders, or networks with weights, such as resnet50:imagenet."),
     ],
     host: Annotated[str, typer.Option(help="Address to bind to. Remote clients need the printed token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000,
-    trust: TrustBuilder = False,
+    trust_builder: TrustBuilder = False,
     device: Device = "auto",
     threads: Threads = None,
     root_path: Annotated[str, typer.Option(help="Path prefix behind a proxy, such as /svertka.")] = "",
@@ -47,13 +47,13 @@ def serve(
 
     names = tuple(allow_host or ())
     answer(
-        *run,
+        *runs,
         host=host,
         port=port,
         device=device,
         threads=threads,
         root_path=root_path,
-        allow_hosts=names,
-        trust=trust,
+        allow_host=names,
+        trust_builder=trust_builder,
         ready=ready,
     )

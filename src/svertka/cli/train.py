@@ -211,7 +211,7 @@ def train(
         str | None,
         typer.Option(help="Run folder to continue. Give SOURCE only if its images have moved.", rich_help_panel=OUTPUT),
     ] = None,
-    trust: TrustBuilder = False,
+    trust_builder: TrustBuilder = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write TensorBoard logs.", rich_help_panel=OUTPUT)
     ] = False,
@@ -236,7 +236,7 @@ def train(
         with show_loading():
             from svertka.training.resume import resume as continue_run
 
-        run = continue_run(resume, source, boxes=boxes, tensorboard=tensorboard, trust=trust)
+        run = continue_run(resume, source, boxes=boxes, tensorboard=tensorboard, trust_builder=trust_builder)
     else:
         with show_loading():
             from svertka.training.train import train as train_run
@@ -273,6 +273,6 @@ def _print_run(run: "Run") -> None:
 
 
 PARTS = {"val": "val_error", "test": "test_error"}
-RESUMABLE = ("source", "resume", "boxes", "tensorboard", "trust", "as_json")
+RESUMABLE = ("source", "resume", "boxes", "tensorboard", "trust_builder", "as_json")
 NOT_FOR_TRAIN = {"source", "resume", "as_json"}
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}

@@ -56,7 +56,7 @@ def compare(
     threads: int | None = None,
     cache_limit: float | None = None,
     max_pixels: int | None = None,
-    trust: bool = False,
+    trust_builder: bool = False,
 ) -> "Comparison":
     """Compare runs on the same labeled images: errors, their differences from the first run, and speed.
 
@@ -73,7 +73,7 @@ def compare(
         threads: CPU threads. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
-        trust: As for `Classifier.load`.
+        trust_builder: As for `Classifier.load`.
 
     Returns:
         The runs in the order given, each with its evaluation, size, speed and difference from the first.
@@ -105,7 +105,7 @@ def compare(
         threads,
         cache_bytes(cache_limit),
         max_pixels,
-        trust=trust,
+        trust_builder=trust_builder,
     )
     torch_device = get_device(joint.classifiers[0].network) or choose_device(device)
     speeds = measure_speeds(joint.classifiers, torch_device)

@@ -178,7 +178,7 @@ def _disagreements(comparison: Comparison) -> list[dict[str, Any]]:
     walls = []
     for one in others:
         for wrong, right in ((one, first), (first, one)):
-            indices = wrong.evaluation.pictures[wrong.evaluation.wrong & ~right.evaluation.wrong].tolist()
+            indices = wrong.evaluation.indices[wrong.evaluation.wrong & ~right.evaluation.wrong].tolist()
             title = f"{wrong.letter} wrong, {right.letter} right: {format_count(len(indices), 'picture')}"
             if len(indices) > MAX_DISAGREEMENTS:
                 title += f", {MAX_DISAGREEMENTS} of them shown"

@@ -81,7 +81,7 @@ def errors_by_property(
             ImageError is left out.
         threads: Threads for reading.
     """
-    places = np.arange(len(evaluation.pictures))
+    places = np.arange(len(evaluation.indices))
     if len(places) > MAX_IMAGES:
         places = np.sort(np.random.default_rng(0).choice(places, MAX_IMAGES, replace=False))
 
@@ -92,7 +92,7 @@ def errors_by_property(
             return None
 
     with ThreadPoolExecutor(threads) as pool:
-        looked = list(pool.map(look, evaluation.pictures[places].tolist()))
+        looked = list(pool.map(look, evaluation.indices[places].tolist()))
     seen = [k for k, one in enumerate(looked) if one is not None]
     if not seen:
         return ()

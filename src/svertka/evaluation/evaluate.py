@@ -56,7 +56,7 @@ def evaluate(
     threads: int | None = None,
     cache_limit: float | None = None,
     max_pixels: int | None = None,
-    trust: bool = False,
+    trust_builder: bool = False,
 ) -> Evaluation:
     """Measure the error of a run, or of the mean of several, on labeled images.
 
@@ -81,7 +81,7 @@ def evaluate(
         threads: CPU threads. None: all cores.
         cache_limit: Size limit of the image cache, GB (10⁹ bytes). None: a share of the free disk.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
-        trust: As for `Classifier.load`.
+        trust_builder: As for `Classifier.load`.
 
     Returns:
         Errors, confusion matrix, calibration and mistakes.
@@ -97,7 +97,18 @@ def evaluate(
     file = None if output is None else output_file(output, HTML, overwrite=overwrite)
     limit = cache_bytes(cache_limit)
     joint = evaluate_jointly(
-        run, source, crops, scales, part, include_training, device, threads, limit, max_pixels, columns, trust=trust
+        run,
+        source,
+        crops,
+        scales,
+        part,
+        include_training,
+        device,
+        threads,
+        limit,
+        max_pixels,
+        columns,
+        trust_builder=trust_builder,
     )
     if file is not None:
         write_report(file, joint.report())
@@ -171,14 +182,14 @@ def evaluate_jointly(
     max_pixels: int | None = None,
     columns: str | None = None,
     *,
-    trust: bool = False,
+    trust_builder: bool = False,
 ) -> JointEvaluation:
     """Evaluate runs on the same images, each by itself and their mean; see `evaluate` for arguments and errors."""
     given = [run] if isinstance(run, str | PathLike | Classifier | nn.Module) else list(run)
     if not given:
         raise UsageError("there is no run to evaluate; name one")
     torch_device, num_threads = choose_device(device), set_threads(threads)
-    classifiers = [Classifier.open(one, torch_device, trust=trust) for one in given]
+    classifiers = [Classifier.open(one, torch_device, trust_builder=trust_builder) for one in given]
     torch_device = get_device(classifiers[0].network) or torch_device
     runs = [one.origin for one in classifiers]
     names = classifiers[0].names

@@ -88,7 +88,7 @@ class Evaluation:
         mistakes: Mistakes, most confident first; among them are the 24 most confident of all and the 8 most confident
             of each pair of classes.
         near_misses: The 24 mistakes with the smallest margin between the wrong and the true class, smallest first.
-        pictures: Indices of the evaluated images (N,) int64, ascending.
+        indices: Indices of the evaluated images (N,) int64, ascending.
         wrong: Whether each of them is a mistake, (N,) bool.
         calibration: Confidence against accuracy.
         scope: Which images these are; None if the caller chose them.
@@ -102,7 +102,7 @@ class Evaluation:
     confusion: npt.NDArray[np.int64]
     mistakes: tuple[Mistake, ...]
     near_misses: tuple[Mistake, ...]
-    pictures: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64]
     wrong: npt.NDArray[np.bool_]
     calibration: Calibration
     scope: EvaluationScope | None = None
@@ -316,7 +316,7 @@ class MetricAccumulator:
             confusion=confusion,
             mistakes=_as_mistakes(_worst(self._mistakes)),
             near_misses=_as_mistakes(self._near_misses),
-            pictures=outcomes // 2,
+            indices=outcomes // 2,
             wrong=outcomes % 2 == 1,
             calibration=self._confidence.result(),
         )

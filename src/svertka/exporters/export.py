@@ -40,7 +40,7 @@ class Export:
     Attributes:
         path: The ONNX file, or the folder.
         bytes: Its size.
-        pictures: Images on which ONNX Runtime was compared with the original; 0 for a folder.
+        images: Images on which ONNX Runtime was compared with the original; 0 for a folder.
         difference: The largest difference there: of probabilities if the file contains the preprocessing, else of
             logits, relative to the largest logit of an image, or absolute if that is below 1. 0 for a folder.
         seconds: Duration of the export.
@@ -48,7 +48,7 @@ class Export:
 
     path: Path
     bytes: int
-    pictures: int
+    images: int
     difference: float
     seconds: float
 
@@ -60,10 +60,11 @@ class Export:
     @property
     def sentence(self) -> str:
         """The check in words, such as "checked in ONNX Runtime on 32 images: largest difference 3e-06"."""
-        if not self.pictures:
+        if not self.images:
             return "a folder with the weights themselves; nothing to check"
-        images = format_count(self.pictures, "image")
-        return f"checked in ONNX Runtime on {images}: largest difference {self.difference:.1g}"
+        return (
+            f"checked in ONNX Runtime on {format_count(self.images, 'image')}: largest difference {self.difference:.1g}"
+        )
 
     def __repr__(self) -> str:
         return f"Export({str(self.path)!r}, {format_bytes(self.bytes)}; {self.sentence})"
@@ -80,24 +81,24 @@ class Export:
 @check_types
 def export(
     run: str | PathLike[str] | Classifier | nn.Module,
-    to: str | PathLike[str],
+    to: str | PathLike[str] = "model.onnx",
     *,
-    pictures: Sequence[ImageLike] = (),
+    images: Sequence[ImageLike] = (),
     preprocessing: bool = False,
     overwrite: bool = False,
-    trust: bool = False,
+    trust_builder: bool = False,
 ) -> Export:
     """Write a network to an ONNX file, or to a folder with weights, config.json and a model card.
 
     Args:
         run: A run folder, or a network with weights, as for `Classifier.load`; a Classifier or an nn.Module.
         to: A name that ends in .onnx, or a folder.
-        pictures: Images on which ONNX Runtime is compared with the original, as for `predict`. Empty: up to 32 of
+        images: Images on which ONNX Runtime is compared with the original, as for `predict`. Empty: up to 32 of
             the images that the run was trained on. A file that differs is not written.
         preprocessing: Whether the file includes the preprocessing: uint8 images of any size in, probabilities out,
             instead of prepared images in, logits out.
         overwrite: Whether `to` may replace what svertka did not write.
-        trust: As for `Classifier.load`.
+        trust_builder: As for `Classifier.load`.
 
     Returns:
         The files written and the result of the check.
@@ -111,15 +112,15 @@ def export(
     """
     began = time.monotonic()
     path = parse_path(to)
-    pictures = (pictures,) if isinstance(pictures, str) else pictures
+    images = (images,) if isinstance(images, str) else images
     is_file = path.suffix.lower() == ".onnx" and not path.is_dir()
     if not is_file and path.suffix and not path.is_dir() and not fspath(to).endswith("/"):
         raise UsageError(f"--to {fspath(to)} is neither an ONNX file nor a folder; end it in .onnx or in /")
-    if not is_file and (preprocessing or pictures):
+    if not is_file and (preprocessing or images):
         raise UsageError(f"--to {fspath(to)} is a folder, which has weights and no graph to check or to extend")
     if not is_file and Run(path).training.exists():
         raise UsageError(f"--to {fspath(to)} is a run itself; choose another folder")
-    classifier = Classifier.open(run, trust=trust)
+    classifier = Classifier.open(run, trust_builder=trust_builder)
     origin = classifier.origin
     if is_file:
         path = output_file(path, b"svertka", overwrite=overwrite)
@@ -134,7 +135,7 @@ def export(
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'svertka[onnx]'") from error
     seen_by = classifier.preprocess.intensity_range
-    shown = _read_images(pictures, seen_by) if pictures else _read_training_images(origin, seen_by)
+    shown = _read_images(images, seen_by) if images else _read_training_images(origin, seen_by)
     with show_spinner("converting and checking the network"):
         model = convert_to_onnx(classifier, preprocessing=preprocessing)
         difference = check_onnx(model, classifier, shown)
@@ -143,35 +144,36 @@ def export(
     return Export(path, len(content), len(shown), difference, time.monotonic() - began)
 
 
-def _read_images(pictures: Sequence[ImageLike], intensity_range: Range | None) -> list[Pixels]:
-    """The first CHECKED of `pictures`, whole."""
+def _read_images(images: Sequence[ImageLike], intensity_range: Range | None) -> list[Pixels]:
+    """Return the first `MAX_CHECKED_IMAGES` of `images` at full size, (H, W, 3) uint8."""
     found, reasons = [], []
-    for name, picture in islice(expand_inputs(pictures), MAX_CHECKED_IMAGES):
+    for name, image in islice(expand_inputs(images), MAX_CHECKED_IMAGES):
         try:
-            found.append(load_pixels(picture, Decoding(intensity_range=intensity_range)))
+            found.append(load_pixels(image, Decoding(intensity_range=intensity_range)))
         except ImageError as error:
             reasons.append(f"{name}: {error}")
     if not found:
         raise DataError(
-            f"none of the pictures to check with can be read ({'; '.join(reasons[:3]) or 'there is none'}); give others"
+            f"none of the images to check the file on can be read ({'; '.join(reasons[:3]) or 'there is none'}); "
+            "name others"
         )
     return found
 
 
 def _read_training_images(run: str | PathLike[str], intensity_range: Range | None) -> list[Pixels]:
-    """CHECKED pictures of the source that `run` was trained on, evenly spread over it, whole."""
+    """Return up to `MAX_CHECKED_IMAGES` images of the source of `run`, evenly spread over it, (H, W, 3) uint8."""
     try:
         source = str(Run(run).settings()["source"])
         how = {"columns": training_columns(run, source), "boxes": training_boxes(run, source)}
         dataset = open_source(source, to_train=False, **how).with_intensity_range(intensity_range)
     except (RunError, KeyError) as error:
         raise UsageError(
-            f"say which pictures to check it on: {format_command('export', Path(run))} PICTURES --to …"
+            f"name images to check the file on: {format_command('export', Path(run))} IMAGE... --to …"
         ) from error
     except (UsageError, DataError, FetchError) as error:
         raise DataError(
-            f"the pictures that {fspath(run)} was trained on are gone ({error}); "
-            f"give others: {format_command('export', Path(run))} PICTURES --to …"
+            f"the images that {fspath(run)} was trained on are gone ({error}); "
+            f"name others: {format_command('export', Path(run))} IMAGE... --to …"
         ) from error
 
     found = []
@@ -180,6 +182,6 @@ def _read_training_images(run: str | PathLike[str], intensity_range: Range | Non
             found.append(dataset.images.read(int(index)))
     if not found:
         raise DataError(
-            f"no picture of {source} can be read; give others: {format_command('export', Path(run))} PICTURES --to …"
+            f"no image of {source} can be read; name others: {format_command('export', Path(run))} IMAGE... --to …"
         )
     return found

@@ -123,7 +123,7 @@ class Located:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, as `svertka locate --json` prints them."""
         return {
-            "pictures": [one.to_dict() for one in self.images],
+            "images": [one.to_dict() for one in self.images],
             "judgement": self.judgement,
             "page": self.page and str(self.page),
         }
@@ -136,13 +136,13 @@ def locate(
     *images: ImageLike,
     boxes: str | PathLike[str] | None = None,
     include_training: bool = False,
-    top: int = 5,
+    top: int = 1,
     output: str | PathLike[str] | None = None,
     overwrite: bool = False,
     device: str = "auto",
     threads: int | None = None,
     max_pixels: int | None = None,
-    trust: bool = False,
+    trust_builder: bool = False,
 ) -> Located:
     """Locate the classes with the highest scores in images.
 
@@ -159,7 +159,7 @@ def locate(
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         threads: CPU threads. None: all cores.
         max_pixels: Largest image that is decoded, pixels. None: `data.image_io.PIXEL_LIMIT`.
-        trust: As for `Classifier.load`.
+        trust_builder: As for `Classifier.load`.
 
     Returns:
         The classes, their scores and regions in each image. Images that cannot be read have an `error`.
@@ -171,7 +171,7 @@ def locate(
         StorageError: The folder cannot be written.
     """
     torch_device, _ = choose_device(device), set_threads(threads)
-    classifier = Classifier.open(run, torch_device, of_patches=True, trust=trust)
+    classifier = Classifier.open(run, torch_device, of_patches=True, trust_builder=trust_builder)
     scorer = PatchScorer(classifier)
     inputs = list_inputs(images)
     annotations = _read_annotations(boxes, [path for path, _ in inputs], scorer.names)

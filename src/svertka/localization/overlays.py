@@ -94,17 +94,17 @@ def describe_pointing(judgement: dict[str, Any]) -> str:
     """Return a judgement of `Located` as a sentence without a capital letter and a period."""
     training = judgement.get("training_images", 0)
     left_out = format_count(training, "picture") + " that trained the network left out (--include-training)"
-    if not judgement["pictures"]:
+    if not judgement["images"]:
         reason = left_out if training else "no picture has a box"
         return f"{reason}, so nothing was evaluated"
     small = judgement["small"]
     text = (
-        f"the point lies in a box in {format_percent(judgement['hits'])} of {judgement['pictures']} cases; "
+        f"the point lies in a box in {format_percent(judgement['hits'])} of {judgement['images']} cases; "
         f"the center of the picture would in {format_percent(judgement['centre_hits'])}"
     )
-    if small["pictures"]:
+    if small["images"]:
         text += (
-            f"; where boxes cover less than a quarter, in {format_percent(small['hits'])} of {small['pictures']}, with "
+            f"; where boxes cover less than a quarter, in {format_percent(small['hits'])} of {small['images']}, with "
             f"{format_percent(small['covered'])} covered"
         )
     if training:

@@ -21,13 +21,13 @@ class PointingCounts:
     """Counts of the pointing game for one class.
 
     Attributes:
-        pictures: Images with a box of the class.
+        images: Images with a box of the class.
         hits: Images in which the point lies in a box.
         centre_hits: Images in which the center of the image lies in a box.
         covered: Sum of the shares of the images that the boxes cover: expected hits of random points.
     """
 
-    pictures: int = 0
+    images: int = 0
     hits: int = 0
     centre_hits: int = 0
     covered: float = 0.0
@@ -41,7 +41,7 @@ class PointingCounts:
             width: Width of the image, pixels.
             height: Height of the image, pixels.
         """
-        self.pictures += 1
+        self.images += 1
         self.hits += any(box.contains(*point) for box in boxes)
         self.centre_hits += any(box.contains(width / 2, height / 2) for box in boxes)
         self.covered += covered_share(boxes, width, height)
@@ -49,8 +49,8 @@ class PointingCounts:
     def to_dict(self) -> dict[str, Any]:
         """Return the number of images and the mean of each count, 0 to 1; None without images."""
         shares = {"hits": self.hits, "centre_hits": self.centre_hits, "covered": self.covered}
-        return {"pictures": self.pictures} | {
-            name: value / self.pictures if self.pictures else None for name, value in shares.items()
+        return {"images": self.images} | {
+            name: value / self.images if self.images else None for name, value in shares.items()
         }
 
 

@@ -88,20 +88,22 @@ def list_models(name: str | nn.Module | None = None) -> list[dict[str, Any]]:
     return [describe_model(model) | {"layers": layers}]
 
 
-def open_builder(builder: Builder, folder: Path, *, trust: bool, size: int, channels: int, classes: int) -> Model:
+def open_builder(
+    builder: Builder, folder: Path, *, trust_builder: bool, size: int, channels: int, classes: int
+) -> Model:
     """Return the model of a run in `folder`, if its builder needs no consent or is trusted.
 
     Args:
         builder: of config.json.
         folder: of the run.
-        trust: whether code that config.json names may run.
+        trust_builder: whether code that config.json names may run.
         size, channels, classes: of the run.
 
     Raises:
         UsageError: consent is needed, or the builder cannot be imported.
         RunError: the exported graph is missing or damaged.
     """
-    require_consent(builder, str(folder), trust=trust)
+    require_consent(builder, str(folder), trust_builder=trust_builder)
     if builder.is_graph:
         template = read_graph(folder / GRAPH)
 

@@ -64,15 +64,15 @@ class Builder(BaseModel):
         return package if package in PACKAGES else None
 
 
-def require_consent(builder: Builder, origin: str, *, trust: bool) -> None:
-    """Raise UsageError if reading the network would run code of unknown origin without `trust`.
+def require_consent(builder: Builder, origin: str, *, trust_builder: bool) -> None:
+    """Raise UsageError if reading the network would run code of unknown origin without `trust_builder`.
 
     Args:
         builder: what config.json says.
         origin: the run folder, for the message.
-        trust: whether the caller trusts it.
+        trust_builder: whether the caller trusts it.
     """
-    if trust or not builder.needs_consent:
+    if trust_builder or not builder.needs_consent:
         return
     target = shorten(builder.target, 200)
     what = (
@@ -80,7 +80,7 @@ def require_consent(builder: Builder, origin: str, *, trust: bool) -> None:
         if builder.is_graph
         else f"with {target}, whose code is run when it is imported"
     )
-    raise UsageError(f"{origin} builds its network {what}; if you trust it, give --trust-builder (trust=True)")
+    raise UsageError(f"{origin} builds its network {what}; if you trust it, give --trust-builder (trust_builder=True)")
 
 
 def import_function(target: str) -> Callable[..., Any]:

@@ -42,8 +42,8 @@ def serve(
     device: str = "auto",
     threads: int | None = None,
     root_path: str = "",
-    allow_hosts: str | Sequence[str] = (),
-    trust: bool = False,
+    allow_host: str | Sequence[str] = (),
+    trust_builder: bool = False,
     ready: Callable[[ServerAddress], object] = lambda place: say(f"open {place.url}"),
 ) -> None:
     """Serve runs as a page and an HTTP API until SIGINT, SIGTERM or SIGHUP; requests in progress are finished.
@@ -55,8 +55,8 @@ def serve(
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         threads: CPU threads. None: all cores.
         root_path: Path under which a proxy publishes the server, such as "/svertka"; the proxy may strip it or not.
-        allow_hosts: Further host names accepted in requests, such as that of the proxy, "photos.example.org".
-        trust: As for `Classifier.load`.
+        allow_host: Further host names accepted in requests, such as that of the proxy, "photos.example.org".
+        trust_builder: As for `Classifier.load`.
         ready: Called with the address as soon as the server answers.
 
     Raises:
@@ -66,7 +66,7 @@ def serve(
     """
     if not runs:
         raise UsageError("name a RUN to serve")
-    names = [allow_hosts] if isinstance(allow_hosts, str) else allow_hosts
+    names = [allow_host] if isinstance(allow_host, str) else allow_host
     root, allowed = _parse_root_path(root_path), frozenset(map(_parse_host_name, names))
     try:
         from svertka.serving.access_control import LOOPBACK
@@ -77,7 +77,7 @@ def serve(
     place, count = choose_device(device), set_threads(threads)
     served: list[ServedModel] = []
     for run in runs:
-        served.append(ServedModel(run, place, [one.key for one in served], trust=trust))
+        served.append(ServedModel(run, place, [one.key for one in served], trust_builder=trust_builder))
     with contextlib.closing(bind_socket(host, port)) as sock:
         for one in served:
             one.warm_up()
@@ -100,7 +100,7 @@ def _parse_host_name(name: str) -> str:
     """Return the host name in lowercase, without a port."""
     found = re.fullmatch(r"([a-z0-9_.-]{1,253}|\[[0-9a-f:.]+\])(:[0-9]+)?", name.lower())
     if found is None:
-        raise UsageError(f"allow_hosts={name} is not a host name; use one such as photos.example.org")
+        raise UsageError(f"allow_host={name} is not a host name; use one such as photos.example.org")
     return found[1].rstrip(".")
 
 

@@ -45,9 +45,9 @@ class ServedModel:
         device: torch.device,
         taken: Collection[str] = (),
         *,
-        trust: bool = False,
+        trust_builder: bool = False,
     ) -> None:
-        self.classifier = Classifier.open(run, device, trust=trust)
+        self.classifier = Classifier.open(run, device, trust_builder=trust_builder)
         self.device = get_device(self.classifier.network) or device
         run = self.classifier.origin
         self.folder = Run(run).folder if Path(run).is_dir() else None

@@ -72,7 +72,7 @@ class TrainingOptions:
     source: Source
     model: str | nn.Module | Callable[..., nn.Module] | None
     head_layer: str | None
-    trust: bool
+    trust_builder: bool
     weights: str | None
     recipe: str | Recipe | None
     changes: Mapping[str, Any]
@@ -225,7 +225,7 @@ def resolve(options: TrainingOptions) -> ResolvedOptions:
     model, start_from = options.model, options.weights
     if dataset.source not in DEFAULTS and model is None and start_from is None and options.recipe is None:
         model, start_from = BACKBONE
-    known = None if start_from is None else model_of_run_weights(start_from, trust=options.trust)
+    known = None if start_from is None else model_of_run_weights(start_from, trust_builder=options.trust_builder)
     found = _find_model(options, dataset, model or known or DEFAULTS.get(dataset.source, BACKBONE)[0])
     # The weights that a network comes with may be pretrained or not: all of it is trained by default.
     trained = start_from is not None or (found.has_own_weights and options.changes.get("unfreeze") is not None)

@@ -57,7 +57,7 @@ def resume(
     boxes: str | PathLike[str] | None = None,
     tensorboard: bool = False,
     model: nn.Module | Callable[..., nn.Module] | None = None,
-    trust: bool = False,
+    trust_builder: bool = False,
 ) -> Run:
     """Continue the interrupted run in `folder` and return it once it is finished.
 
@@ -70,7 +70,7 @@ def resume(
         boxes: where the bounding boxes are now, if they have moved.
         tensorboard: also write TensorBoard logs.
         model: the module or the function that the run was trained with, if its config.json names no importable builder.
-        trust: whether the run may import the code that builds its network, if it is not svertka's, timm's or
+        trust_builder: whether the run may import the code that builds its network, if it is not svertka's, timm's or
             torchvision's.
 
     Returns:
@@ -92,7 +92,7 @@ def resume(
             f"for inference only; pass the same: svertka.resume({str(run.folder)!r}, model=…)"
         )
     if run.is_finished:
-        run.classifier(trust=trust)  # which says what is damaged
+        run.classifier(trust_builder=trust_builder)  # which says what is damaged
         now = fspath(source) if source is not None and is_path(source) else settings.source
         say(f"{run.folder} has finished already; {_further(run, now)}")
         return run
@@ -114,7 +114,9 @@ def resume(
             parts.manifest.write(run.manifest)
         if moved != settings and distributed.is_first():
             write_json(run.training, moved.model_dump())  # where `evaluate` and `look` will find them
-        return train_to_the_end(run, moved, parts, place, tensorboard=tensorboard, model=known, trust=trust)
+        return train_to_the_end(
+            run, moved, parts, place, tensorboard=tensorboard, model=known, trust_builder=trust_builder
+        )
 
 
 def _given_model(model: nn.Module | Callable[..., nn.Module], config: Config) -> Model:
@@ -133,7 +135,7 @@ def train_to_the_end(
     classifier: Classifier | None = None,
     frozen: PartiallyFrozen | None = None,
     model: Model | None = None,
-    trust: bool = False,
+    trust_builder: bool = False,
 ) -> Run:
     """Train from the checkpoint in `run` to the last epoch, score the kept weights and write the report.
 
@@ -146,13 +148,13 @@ def train_to_the_end(
         classifier: the run's classifier in any state, accelerated if the settings say so; None: loaded from the run.
         frozen: its frozen part, from `freeze_classifier`, if it has any. Only with `classifier`.
         model: without `classifier`, what builds the network; None: what config.json says.
-        trust: without `classifier`, whether config.json may name code that is not svertka's.
+        trust_builder: without `classifier`, whether config.json may name code that is not svertka's.
 
     Returns:
         The finished run.
     """
     if classifier is None:
-        classifier = Classifier.load(run.folder, place, of_patches=True, trust=trust, model=model)
+        classifier = Classifier.load(run.folder, place, of_patches=True, trust_builder=trust_builder, model=model)
         frozen = freeze_classifier(classifier, settings.recipe)
         if settings.accelerate:
             accelerate(classifier.network)

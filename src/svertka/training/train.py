@@ -70,7 +70,7 @@ def train(
     cache_limit: float | None = None,
     output: str | PathLike[str] | None = None,
     tensorboard: bool = False,
-    trust: bool = False,
+    trust_builder: bool = False,
 ) -> Run | Any:  # a Repeats if `repeats` is given; as a union, every use of a Run would have to be narrowed
     """Train a network on `source` and return the finished run, or the runs if `repeats` is given.
 
@@ -142,8 +142,8 @@ def train(
             disk.
         output: run folder, or with `repeats` the folder of the runs; None: a free name under runs/.
         tensorboard: also write TensorBoard logs.
-        trust: whether a run that is given as `weights` may import the code that builds its network, if it is not
-            svertka's, timm's or torchvision's.
+        trust_builder: whether a run that is given as `weights` may import the code that builds its network, if it is
+            not svertka's, timm's or torchvision's.
 
     Returns:
         The finished `Run`; with `repeats`, a `Repeats` with the runs, their errors and their confidence interval.

@@ -53,7 +53,7 @@ def facts(atlas: Atlas) -> Any:
 
 def test_atlas_contains_every_unit_of_every_convolution(run: Run, atlas: Atlas) -> None:
     assert atlas.page == run.folder / "atlas" / "index.html"
-    assert (atlas.network, atlas.layers, atlas.units, atlas.pictures) == ("lenet5", 3, 6 + 16 + 120, 56)
+    assert (atlas.network, atlas.layers, atlas.units, atlas.images) == ("lenet5", 3, 6 + 16 + 120, 56)
     layers = facts(atlas)["layers"]
     assert [(one["name"], one["units"], one["sees"]) for one in layers] == [
         ("c1", 6, "5×5 pixels"), ("c3", 16, "14×14 pixels"), ("c5", 120, "the whole picture"),
@@ -155,8 +155,8 @@ def test_interrupted_build_resumes(run: Run, tmp_path: Path, monkeypatch: pytest
 
 
 def test_options_limit_layers_units_and_images(run: Run, tmp_path: Path) -> None:
-    some = look(run, layers=["c5", "c3"], units=4, pictures=20, output=tmp_path / "some", threads=1)
-    assert (some.layers, some.units, some.pictures) == (2, 8, 20)
+    some = look(run, layers=["c5", "c3"], units=4, images=20, output=tmp_path / "some", threads=1)
+    assert (some.layers, some.units, some.images) == (2, 8, 20)
     assert [one["name"] for one in facts(some)["layers"]] == ["c3", "c5"]  # as they run
     assert [one["all"] for one in facts(some)["layers"]] == [16, 120]
     with pytest.raises(UsageError, match="is an atlas of other weights, images or options"):
@@ -168,7 +168,7 @@ def test_invalid_arguments_are_rejected(run: Run, tmp_path: Path, digit_folder: 
         ({"layers": ["c33"]}, "c33.*c3"),
         ({"layers": ["f6"]}, "tanh6 has outputs of shape 84"),
         ({"units": 0}, "units=0 must be at least 1"),
-        ({"pictures": 0}, "pictures=0 must be at least 1"),
+        ({"images": 0}, "images=0 must be at least 1"),
         ({"source": tmp_path / "nowhere"}, "there is no folder"),
     ]:
         with pytest.raises(UsageError, match=sentence):
@@ -191,8 +191,8 @@ def test_run_whose_source_is_gone_needs_another_source(run: Run, tmp_path: Path,
     training.write_text(training.read_text().replace(str(digit_folder), str(tmp_path / "gone")))
     with pytest.raises(DataError, match=r"was trained on \(there is no folder .*name another source: svertka look"):
         look(tmp_path / "run", threads=1)
-    others = look(tmp_path / "run", digit_folder / "one" / "..", layers=["c1"], pictures=9, threads=1)
-    assert (others.page.parent, others.pictures) == (tmp_path / "run" / "atlas", 9)
+    others = look(tmp_path / "run", digit_folder / "one" / "..", layers=["c1"], images=9, threads=1)
+    assert (others.page.parent, others.images) == (tmp_path / "run" / "atlas", 9)
 
 
 def test_pretrained_model_needs_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from svertka.inspection.atlas.classifier_and_images import AtlasInputs, open_inp
 
 
 def opened(run: Path, source: Path | str | None, pictures: int | None = None) -> AtlasInputs:
-    return open_inputs(run, source, pictures=pictures, device=torch.device("cpu"), threads=1, cache_limit=None)
+    return open_inputs(run, source, images=pictures, device=torch.device("cpu"), threads=1, cache_limit=None)
 
 
 def test_pixels_and_network_inputs_match_the_preprocessing(squeezenet_run: Path, photographs: Path) -> None:

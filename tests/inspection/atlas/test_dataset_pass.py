@@ -17,7 +17,7 @@ def test_pass_runs_once_and_again_if_its_file_is_damaged(
     squeezenet_run: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, passes = torch.device("cpu"), [0]
-    inputs = open_inputs(squeezenet_run, photographs, pictures=6, device=place, threads=1, cache_limit=None)
+    inputs = open_inputs(squeezenet_run, photographs, images=6, device=place, threads=1, cache_limit=None)
     real = dataset_pass.top_patches
 
     def counted(*arguments: object) -> object:

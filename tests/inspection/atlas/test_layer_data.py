@@ -30,7 +30,7 @@ LAYER = "features.3.expand3x3"
 @pytest.fixture(scope="module")
 def inputs(squeezenet_run: Path, photographs: Path) -> AtlasInputs:
     place = torch.device("cpu")
-    return open_inputs(squeezenet_run, photographs, pictures=None, device=place, threads=1, cache_limit=None)
+    return open_inputs(squeezenet_run, photographs, images=None, device=place, threads=1, cache_limit=None)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ def test_progress_reaches_100_and_finished_files_are_not_counted(
     squeezenet_run: Path, photographs: Path, tmp_path: Path
 ) -> None:
     place = torch.device("cpu")
-    inputs = open_inputs(squeezenet_run, photographs, pictures=6, device=place, threads=1, cache_limit=None)
+    inputs = open_inputs(squeezenet_run, photographs, images=6, device=place, threads=1, cache_limit=None)
     network = inputs.classifier.network
     traced = trace(network, inputs.input_shape)
     found = top_patches(network, inputs.network_inputs(np.arange(6)))

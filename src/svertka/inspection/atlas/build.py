@@ -39,7 +39,7 @@ from svertka.progress import format_duration, progress, say
 from svertka.run import Run
 from svertka.type_checking import check_types
 
-FORMAT_VERSION = 1  # an unfinished atlas of another version is not resumed
+FORMAT_VERSION = 2  # an unfinished atlas of another version is not resumed
 PAGE = "index.html"
 
 
@@ -53,7 +53,7 @@ class Atlas:
         layers: number of layers.
         units: number of units.
         dead: number of units that no image activates.
-        pictures: number of images in the data set.
+        images: number of images in the data set.
         bytes: size of the folder.
         seconds: duration of this call.
         scope: which images of which source were used.
@@ -64,7 +64,7 @@ class Atlas:
     layers: int
     units: int
     dead: int
-    pictures: int
+    images: int
     bytes: int
     seconds: float
     scope: EvaluationScope
@@ -74,7 +74,7 @@ class Atlas:
         """Summary, "3 layers, 142 units, 1 dead, 384 images; 1.2 MB"."""
         dead = f", {self.dead:,} dead" if self.dead else ""
         counts = f"{format_count(self.layers, 'layer')}, {format_count(self.units, 'unit')}{dead}"
-        return f"{counts}, {format_count(self.pictures, 'image')}; {format_bytes(self.bytes)}"
+        return f"{counts}, {format_count(self.images, 'image')}; {format_bytes(self.bytes)}"
 
     def __repr__(self) -> str:
         return f"Atlas({str(self.page)!r}: {self.network}, {self.sentence})"
@@ -99,14 +99,14 @@ def look(
     *,
     layers: Sequence[str] | None = None,
     units: int | None = None,
-    pictures: int | None = None,
+    images: int | None = None,
     include_training: bool = False,
     output: str | PathLike[str] | None = None,
     device: str = "auto",
     threads: int | None = None,
     cache_limit: float | None = None,
     max_pixels: int | None = None,
-    trust: bool = False,
+    trust_builder: bool = False,
 ) -> Atlas:
     """Build the atlas of a network. An interrupted build resumes when called again.
 
@@ -115,14 +115,14 @@ def look(
         source: images, as for `train`; None for the test set of the run.
         layers: their names; None for every convolution.
         units: number of units per layer, the first ones; None for all.
-        pictures: number of images, drawn at random; None for all.
+        images: number of images, drawn at random; None for all.
         include_training: use images from the training set, too.
         output: folder for the atlas; None for RUN/atlas, or atlas-NAME for a pretrained model.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads; None for all cores.
         cache_limit: size limit of the image cache, GB (10⁹ bytes); None for a share of the free disk.
         max_pixels: limit for an image that is read; None for `image_io.PIXEL_LIMIT`.
-        trust: as for `Classifier.load`.
+        trust_builder: as for `Classifier.load`.
 
     Raises:
         Interrupted: Ctrl-C; finished files are kept.
@@ -139,13 +139,13 @@ def look(
     inputs = open_inputs(
         run,
         source,
-        pictures=pictures,
+        images=images,
         include_training=include_training,
         threads=num_threads,
         cache_limit=cache_bytes(cache_limit),
         device=chosen_device,
         max_pixels=max_pixels,
-        trust=trust,
+        trust_builder=trust_builder,
     )
     say(inputs.scope.sentence)
     traced = trace(inputs.classifier.network, inputs.input_shape)
@@ -203,7 +203,7 @@ def _build(
         "layers": len(layers),
         "units": page.num_units,
         "dead": page.num_dead,
-        "pictures": len(inputs),
+        "images": len(inputs),
         "bytes": folder.num_bytes(exclude=PASS_FILE),
     }
     folder.finish(summary, PASS_FILE)

@@ -113,35 +113,35 @@ def open_inputs(
     run: str | PathLike[str] | Classifier | nn.Module,
     source: str | PathLike[str] | None,
     *,
-    pictures: int | None,
+    images: int | None,
     include_training: bool = False,
     device: torch.device,
     threads: int,
     cache_limit: int | None,
     max_pixels: int | None = None,
-    trust: bool = False,
+    trust_builder: bool = False,
 ) -> AtlasInputs:
     """Load the classifier of `run` and open the images of `source`, or the test set of the run.
 
     Args:
         run: as for `Classifier.open`.
         source: as for `train`; None for the source of the run.
-        pictures: maximum number of images, drawn at random with a fixed seed; None for all.
+        images: maximum number of images, drawn at random with a fixed seed; None for all.
         include_training: as for `select_images`.
         device: for the network.
         threads: for decoding.
         cache_limit: bytes of decoded images kept on disk.
         max_pixels: limit for an image that is read.
-        trust: as for `Classifier.load`.
+        trust_builder: as for `Classifier.load`.
 
     Raises:
-        UsageError: no source is known, or it does not exist; `pictures` is below 1.
+        UsageError: no source is known, or it does not exist; `images` is below 1.
         DataError: there are no images, or the source of the run no longer exists.
         RunError: the run is missing or damaged.
     """
-    if pictures is not None and pictures < 1:
-        raise UsageError(f"pictures={pictures} must be at least 1")
-    classifier = Classifier.open(run, device, trust=trust)
+    if images is not None and images < 1:
+        raise UsageError(f"images={images} must be at least 1")
+    classifier = Classifier.open(run, device, trust_builder=trust_builder)
     origin = classifier.origin
     training_source = _training_source(origin)
     dataset = _open_dataset(origin, source, training_source).with_decoding(Decoding.up_to(max_pixels))
@@ -157,8 +157,8 @@ def open_inputs(
         cache_limit=cache_limit,
     )
     kept = np.arange(len(selected.indices))
-    if pictures is not None and pictures < len(kept):
-        kept = np.sort(np.random.default_rng(0).permutation(kept)[:pictures])
+    if images is not None and images < len(kept):
+        kept = np.sort(np.random.default_rng(0).permutation(kept)[:images])
     indices = selected.indices[kept]
     digests = [selected.digests[index] for index in kept]
     return AtlasInputs(
